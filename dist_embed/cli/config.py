@@ -1,0 +1,36 @@
+"""``dist-embed config``: the configuration's schema and a resolved configuration."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dist_embed.config.load import config_to_yaml, json_schema, load_config
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands."""
+    parser = commands.add_parser("config", help="show a resolved configuration, or the schema")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    show = actions.add_parser("show", help="print a configuration with every default spelled out")
+    add_config_arguments(show)
+    show.set_defaults(call=_show)
+    schema = actions.add_parser("schema", help="print the JSON schema, for editors")
+    schema.set_defaults(call=_schema)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """A configuration file and overrides."""
+    parser.add_argument("config", metavar="CONFIG", help="YAML file or URL")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key.sub=value", help="values that replace the file's"
+    )
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    print(config_to_yaml(load_config(arguments.config, arguments.overrides)), end="")
+
+
+def _schema(arguments: argparse.Namespace) -> None:
+    del arguments
+    print(json_schema(), end="")

@@ -1,0 +1,26 @@
+"""``dist-embed prepare``: corpora to tokenizer, vocabulary and token shards."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from dist_embed.cli.config import add_config_arguments
+from dist_embed.config.load import load_config
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands."""
+    parser = commands.add_parser("prepare", help="prepare the data of a configuration")
+    add_config_arguments(parser)
+    parser.add_argument("--force", action="store_true", help="prepare again what is there")
+    parser.set_defaults(call=_prepare)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from dist_embed.cluster.runs import ensure_data
+
+    config = load_config(arguments.config, arguments.overrides)
+    data = ensure_data(config, print, force=arguments.force)
+    sizes = ", ".join(f"{side} {size:,}" for side, size in data.vocabulary_size.items())
+    print(f"prepared in {config.data.uri}; vocabulary: {sizes}")

@@ -1,0 +1,56 @@
+"""The ``dist-embed`` command: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from dist_embed.cli import bench, checkpoint, config, data, run
+from dist_embed.config.errors import UserError
+from dist_embed.observe.quiet import quiet_environment, quiet_screen
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands."""
+    parser = argparse.ArgumentParser(
+        prog="dist-embed",
+        description="Train word embeddings whose tables are too large for one device.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for module in (run, data, checkpoint, bench, config):
+        module.add_commands(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for a failed run, 2 for a mistake in the input."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse stops taking overrides at the first option; those behind it are taken here.
+    if any(word.startswith("-") or not hasattr(arguments, "overrides") for word in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    quiet_environment()
+    quiet_screen()
+    try:
+        arguments.call(arguments)
+    except UserError as exc:
+        print(f"dist-embed: {exc}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dist-embed: interrupted; a run goes on from its newest checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        return 0
+    except Exception as exc:
+        if type(exc).__name__ != "RunFailed":  # imported lazily; see dist_embed.cluster.failure
+            raise
+        print(f"dist-embed: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,201 @@
+"""``dist-embed train``, ``evaluate``, ``translate`` and ``quickstart``."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from dist_embed.cli.config import add_config_arguments
+from dist_embed.config.errors import UserError
+from dist_embed.config.load import load_config
+from dist_embed.config.schema import Config
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands."""
+    train = commands.add_parser("train", help="train a run, from its newest checkpoint on")
+    add_config_arguments(train)
+    train.add_argument("--launcher", choices=("ray", "local"), help="instead of cluster.launcher")
+    train.add_argument(
+        "--force", action="store_true",
+        help="go on in a run folder whose configuration differs, with the new values",
+    )  # fmt: skip
+    train.set_defaults(call=lambda a: _train(a.config, a.overrides, a.launcher, a.force))
+
+    evaluate = commands.add_parser("evaluate", help="loss, BLEU and chrF of a run on a split")
+    _add_run_arguments(evaluate)
+    evaluate.add_argument("--split", default="test", help="test (default), validation or train")
+    evaluate.add_argument("--output", metavar="FILE", help="write the translations there")
+    evaluate.set_defaults(call=_evaluate)
+
+    translate = commands.add_parser("translate", help="translate lines of text with a run")
+    _add_run_arguments(translate)
+    translate.add_argument("--input", default="-", metavar="FILE", help="default: standard input")
+    translate.add_argument("--output", default="-", metavar="FILE", help="default: standard output")
+    translate.set_defaults(call=_translate)
+
+    quickstart = commands.add_parser("quickstart", help="train and evaluate the small example")
+    add_config_arguments(quickstart)
+    quickstart.set_defaults(call=_quickstart)
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="the run's folder or URL")
+    parser.add_argument("--step", type=int, help="checkpoint; default: lowest validation loss")
+    parser.add_argument("--workers", type=int, help="default: as many as trained it")
+    parser.add_argument("--launcher", choices=("ray", "local"), default="local")
+    parser.add_argument("--beam", type=int, help="instead of search.beam")
+
+
+def _train(
+    path: str, overrides: list[str], launcher: Any = None, force: bool = False
+) -> tuple[Config, dict[str, Any]]:
+    from dist_embed.cluster.launch import launch, under_torchrun
+    from dist_embed.cluster.runs import ensure_data, open_run
+    from dist_embed.data.token_shards import PreparedData
+    from dist_embed.observe.events import Screen
+    from dist_embed.train.worker import train_task
+
+    config = load_config(path, overrides)
+    if under_torchrun():  # data and run folder are made before the workers start
+        data = PreparedData.read(config.data.uri)
+    else:
+        data = ensure_data(config, print)
+        open_run(config, force=force)
+    screen = Screen()
+    try:
+        result = launch(
+            train_task, config, {}, vocabulary_size=data.vocabulary_size, on_event=screen.show,
+            launcher=launcher,
+        )  # fmt: skip
+    finally:
+        screen.close()
+    _print_training(config, result)
+    return config, result
+
+
+def _print_training(config: Config, result: dict[str, Any]) -> None:
+    if result["resumed_at"] == result["steps"]:
+        print(f"already trained: {result['steps']} steps in {config.run.uri}")
+        return
+    line = f"trained {result['steps'] - result['resumed_at']} steps"
+    speed = _tokens_per_second(config.run.uri)
+    if speed:
+        line += f" at {speed:,.0f} target tokens/s"
+    if result["skipped_steps"]:
+        line += f", {result['skipped_steps']} skipped as not finite"
+    print(f"{line}; peak memory of worker 0: {result['peak_memory_bytes'] / 2**30:.2f} GiB")
+
+
+def _tokens_per_second(run_uri: str) -> float | None:
+    """Median over the run's log lines."""
+    from dist_embed.observe.metrics import read_metrics
+
+    found = [line["tokens_per_second"] for line in read_metrics(run_uri) if "tokens_per_second" in line]
+    return statistics.median(found) if found else None
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from dist_embed.train.worker import evaluate_task
+
+    config = _run_config(arguments)
+    result = _on_workers(
+        evaluate_task, config, {"split": arguments.split, "step": arguments.step},
+        arguments.launcher,
+    )  # fmt: skip
+    _print_quality(result)
+    if arguments.output:
+        Path(arguments.output).write_text("".join(f"{t}\n" for t in result["translations"]))
+
+
+def _print_quality(result: dict[str, Any]) -> None:
+    print(
+        f"{result['split']}, checkpoint of step {result['step']}: loss {result['loss']:.4f}, "
+        f"perplexity {result['perplexity']:.2f}\n"
+        f"BLEU {result['bleu']:.2f}  chrF {result['chrf']:.2f}  "
+        f"({result['sentences']} sentences, {result['sentences_per_second']:.1f} sentences/s)\n"
+        f"BLEU is {result['bleu_signature']}"
+    )
+
+
+def _translate(arguments: argparse.Namespace) -> None:
+    from dist_embed.data.corpus import read_lines
+    from dist_embed.train.worker import translate_task
+
+    config = _run_config(arguments)
+    if arguments.input == "-":
+        texts = [line.rstrip("\r\n") for line in sys.stdin]
+    else:
+        texts = list(read_lines(arguments.input))
+    options = {"texts": texts, "step": arguments.step}
+    answers = _on_workers(translate_task, config, options, arguments.launcher) if texts else []
+    lines = "".join(f"{answer}\n" for answer in answers)
+    if arguments.output == "-":
+        sys.stdout.write(lines)
+    else:
+        Path(arguments.output).write_text(lines)
+
+
+def _run_config(arguments: argparse.Namespace) -> Config:
+    from dist_embed.cluster.runs import read_run_config
+
+    config = read_run_config(arguments.run)
+    if arguments.workers is not None:
+        if arguments.workers < 1:
+            raise UserError(f"--workers: {arguments.workers} is not allowed: at least 1")
+        cluster = config.cluster.model_copy(update={"num_workers": arguments.workers})
+        config = config.model_copy(update={"cluster": cluster})
+    if arguments.beam is not None:
+        if arguments.beam < 1:
+            raise UserError(f"--beam: {arguments.beam} is not allowed: at least 1")
+        search = config.search.model_copy(update={"beam": arguments.beam})
+        config = config.model_copy(update={"search": search})
+    return config
+
+
+def _on_workers(task: Any, config: Config, options: dict[str, Any], launcher: Any) -> Any:
+    """Run a task on a trained run; what it says goes to stderr, as stdout may be a result."""
+    from dist_embed.cluster.launch import launch
+    from dist_embed.data.prepare import load_tokenizers
+    from dist_embed.observe.events import Screen
+
+    try:
+        tokenizers = load_tokenizers(config.run.uri)
+    except FileNotFoundError as exc:
+        raise UserError(f"the run {config.run.uri} has no tokenizer: {exc}") from None
+    sizes = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
+    return launch(
+        task, config, options, vocabulary_size=sizes, on_event=Screen(sys.stderr).show,
+        launcher=launcher,
+    )  # fmt: skip
+
+
+def _quickstart(arguments: argparse.Namespace) -> None:
+    from dist_embed.data.token_shards import PreparedData, read_texts
+    from dist_embed.train.worker import evaluate_task
+
+    config, _ = _train(arguments.config, arguments.overrides)
+    print("\ntranslating the held-out test set")
+    result = _on_workers(evaluate_task, config, {"split": "test", "step": None}, "local")
+    data = PreparedData.read(config.data.uri)
+    sources, references = read_texts(config.data.uri, data.splits["test"])
+    for place in range(2):
+        print(f"  source       {sources[place]}")
+        print(f"  translation  {result['translations'][place]}")
+        print(f"  reference    {references[place]}")
+    _print_quality(result)
+    speed = _tokens_per_second(config.run.uri)
+    print(f"training: {speed:,.0f} target tokens/s" if speed else "")
+    run = config.run.uri
+    print(
+        "\nNext:\n"
+        f"  bash launch/run.sh checkpoint list {run}\n"
+        f"  head -3 {config.data.uri}/text/test.source.txt | bash launch/run.sh translate {run}\n"
+        f"  bash launch/run.sh train {arguments.config} model.share_embeddings=none "
+        f"run.uri={run}-untied\n"
+        "  bash launch/run.sh bench baseline configs/quickstart.yaml\n"
+        "  bash launch/test.sh"
+    )

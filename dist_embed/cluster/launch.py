@@ -1,0 +1,114 @@
+"""Starting a task on the configured workers, after the checks that can be made beforehand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, Literal
+
+from dist_embed.config.errors import UserError
+from dist_embed.config.schema import Config
+from dist_embed.embedding.lookup import table_specs
+from dist_embed.embedding.memory import GIB, available_bytes, worker_bytes
+from dist_embed.observe.events import Event
+from dist_embed.parallel.device import resolve_device
+from dist_embed.storage import uri as storage
+from dist_embed.train.assemble import rows_of_role
+from dist_embed.train.worker import Task, run_worker
+
+
+def launch(
+    task: Task,
+    config: Config,
+    options: dict[str, Any],
+    *,
+    vocabulary_size: dict[str, int],
+    on_event: Callable[[Event], None],
+    launcher: Literal["ray", "local"] | None = None,
+) -> Any:
+    """Run ``task`` on the workers of ``config.cluster`` and return worker 0's result.
+
+    Args:
+        task: a ``…_task`` function of `dist_embed.train.worker`.
+        config: the run's configuration.
+        options: the task's own arguments.
+        vocabulary_size: rows per side, for the memory check.
+        on_event: takes what is to be shown.
+        launcher: instead of ``config.cluster.launcher``.
+
+    Under ``torchrun`` (LOCAL_RANK and TORCHELASTIC_RUN_ID set) the process is a worker already and
+    runs the task itself.
+
+    Raises:
+        UserError: more workers than the machine can hold, or an error of the user in a worker.
+        RunFailed: a worker failed.
+    """
+    cluster = config.cluster
+    device = resolve_device(cluster.device)
+    args = (task, config.model_dump(), options)
+    log_folder = storage.join(config.run.uri, "logs")
+    if under_torchrun():
+        return run_worker(*args, on_event)
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    chosen = launcher or cluster.launcher
+    if chosen == "local" or not address:
+        _check_machine(config, vocabulary_size, device)
+    if chosen == "local":
+        # Only here, so that the local launcher runs where Ray is not installed.
+        from dist_embed.cluster.local import launch_local
+
+        return launch_local(
+            run_worker,
+            args,
+            num_workers=cluster.num_workers,
+            on_event=on_event,
+            log_folder=log_folder,
+        )
+    from dist_embed.cluster.ray_train import launch_ray
+
+    return launch_ray(
+        run_worker,
+        args,
+        num_workers=cluster.num_workers,
+        address=address,
+        use_gpu=device == "cuda",
+        timeout_seconds=cluster.timeout_seconds,
+        max_failures=cluster.max_failures,
+        on_event=on_event,
+        log_folder=log_folder,
+    )
+
+
+def under_torchrun() -> bool:
+    """Whether this process was started by torchrun and is a worker itself."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_RANK" in os.environ
+
+
+def _check_machine(config: Config, vocabulary_size: dict[str, int], device: str) -> None:
+    """Refuse more workers than this machine can hold, saying what is needed and what there is."""
+    workers = config.cluster.num_workers
+    if device == "cuda":
+        import torch
+
+        if workers > torch.cuda.device_count():
+            raise UserError(
+                f"cluster.num_workers={workers} needs {workers} GPUs (one per worker); "
+                f"this machine has {torch.cuda.device_count()}"
+            )
+        return
+    specs = table_specs(
+        rows_of_role(vocabulary_size), config.embedding.width, config.model.share_embeddings
+    )
+    each = worker_bytes(
+        list(specs.values()),
+        config.embedding.optimizer,
+        workers,
+        int(config.model.logits_block_mib * 2**20),
+    )
+    there = available_bytes()
+    if workers * each > there:
+        raise UserError(
+            f"cluster.num_workers={workers} needs about {workers * each / GIB:.1f} GiB of memory "
+            f"({each / GIB:.2f} GiB per worker); this machine has {there / GIB:.1f} GiB available. "
+            "Use fewer workers, a smaller vocabulary or width, or a cluster (cluster.address)"
+        )

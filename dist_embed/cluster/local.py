@@ -1,0 +1,147 @@
+"""Workers as plain processes of this machine, without Ray."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch.distributed as dist
+
+from dist_embed.cluster.failure import RunFailed, failure_event, raise_failure
+from dist_embed.observe.events import Event
+
+# After the first failure the others get this long to end by themselves, so that the cause, not
+# its echo, is found.
+GRACE_SECONDS = 10.0
+
+
+def launch_local(
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    *,
+    num_workers: int,
+    on_event: Callable[[Event], None],
+    log_folder: str,
+) -> Any:
+    """Run ``target(*args, emit)`` in ``num_workers`` processes; returns worker 0's result.
+
+    Each process gets the environment of ``torchrun`` (RANK, WORLD_SIZE, …). When one fails, the
+    others are ended.
+
+    Raises:
+        UserError: a worker raised one.
+        RunFailed: a worker failed or was killed.
+    """
+    # The launcher hosts the rendezvous store, so it outlives any worker and no port is guessed.
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    spawn = multiprocessing.get_context("spawn")
+    events: multiprocessing.Queue[Event] = spawn.Queue()
+    processes = [
+        spawn.Process(
+            target=_child, args=(target, args, rank, num_workers, store.port, events), daemon=True
+        )
+        for rank in range(num_workers)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        return _watch(processes, events, on_event, log_folder)
+    finally:
+        _end(processes)
+
+
+def _watch(
+    processes: list[BaseProcess],
+    events: multiprocessing.Queue[Event],
+    on_event: Callable[[Event], None],
+    log_folder: str,
+) -> Any:
+    """Pass on events until every worker is done or one has failed."""
+    failures: list[Event] = []
+    result: Any = None
+    give_up_at: float | None = None
+    while True:
+        # Look at the processes before the queue: what they sent before they ended is then in it.
+        alive = any(process.is_alive() for process in processes)
+        killed = [i for i, p in enumerate(processes) if p.exitcode not in (None, 0, 1)]
+        try:
+            event = events.get(timeout=0.1)
+        except queue.Empty:
+            event = None
+        if event is not None:
+            if event["kind"] == "failure":
+                failures.append(event)
+            elif event["kind"] == "result":
+                result = event["value"]
+            else:
+                on_event(event)
+            continue
+        if (failures or killed) and give_up_at is None:
+            give_up_at = time.monotonic() + GRACE_SECONDS
+        if not alive or (give_up_at is not None and time.monotonic() > give_up_at):
+            break
+    if killed:
+        code = processes[killed[0]].exitcode
+        raise RunFailed(
+            f"worker {killed[0]} was ended from outside (exit code {code}"
+            + ("; signal 9: killed, often for lack of memory" if code == -9 else "")
+            + f"); worker logs: {log_folder}"
+        )
+    if failures:
+        raise_failure(failures, log_folder)
+    return result
+
+
+def _end(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        if process.is_alive():
+            process.terminate()
+    for process in processes:
+        process.join(timeout=5)
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+def _child(
+    target: Callable[..., Any],
+    args: tuple[Any, ...],
+    rank: int,
+    num_workers: int,
+    store_port: int,
+    events: multiprocessing.Queue[Event],
+) -> None:
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(num_workers),
+        LOCAL_WORLD_SIZE=str(num_workers),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(store_port),
+        TORCHELASTIC_USE_AGENT_STORE="True",  # the launcher hosts the store
+    )
+    try:
+        value = target(*args, events.put)
+        if rank == 0:
+            events.put({"kind": "result", "value": value})
+    except BaseException as exc:
+        events.put(failure_event(rank, exc))
+        events.close()
+        events.join_thread()
+        os._exit(1)
+    events.close()
+    events.join_thread()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

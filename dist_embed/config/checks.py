@@ -1,0 +1,59 @@
+"""Combinations of settings that cannot work together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dist_embed.config.errors import ConfigError
+from dist_embed.config.schema import Config, CorpusSection
+
+
+def check(config: Config) -> None:
+    """Raise `ConfigError` with every impossible combination, one a line."""
+    problems = list(_problems(config))
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _problems(config: Config) -> Iterator[str]:
+    data, model, tokenizer = config.data, config.model, config.tokenizer
+    if model.width % model.heads:
+        yield (
+            f"model.heads: {model.heads} is not allowed: it must divide model.width={model.width}"
+        )
+    if model.width % 2:
+        yield f"model.width: {model.width} is not allowed: position vectors need an even width"
+    if config.embedding.width % 4:
+        yield (
+            f"embedding.width: {config.embedding.width} is not allowed: the lookup kernels need a "
+            f"multiple of 4, such as {-(-config.embedding.width // 4) * 4}"
+        )
+    if model.share_embeddings == "all" and not tokenizer.shared:
+        yield (
+            "model.share_embeddings: 'all' is not allowed with tokenizer.shared=false: source and "
+            "target would share a table but not a vocabulary; use 'decoder' or 'none'"
+        )
+    if config.embedding.optimizer == "adam" and config.cluster.device == "cpu":
+        yield (
+            "embedding.optimizer: 'adam' is not allowed with cluster.device=cpu: its fused kernel "
+            "needs CUDA; use rowwise_adagrad, adagrad or sgd"
+        )
+    if data.synthetic is None and data.train is None:
+        yield "data.train: missing; give data.train, or data.synthetic to generate a corpus"
+    if data.synthetic is not None:
+        for name in ("train", "validation", "test"):
+            if getattr(data, name) is not None:
+                yield f"data.{name}: not allowed beside data.synthetic, which generates it"
+    for name in ("train", "validation", "test"):
+        corpus = getattr(data, name)
+        if corpus is not None:
+            yield from _corpus_problems(f"data.{name}", corpus)
+
+
+def _corpus_problems(key: str, corpus: CorpusSection) -> Iterator[str]:
+    if corpus.pairs is not None:
+        if corpus.source is not None or corpus.target is not None:
+            yield f"{key}: give either `pairs`, or `source` and `target`, not both"
+    elif corpus.source is None or corpus.target is None:
+        missing = "source" if corpus.source is None else "target"
+        yield f"{key}.{missing}: missing; give `source` and `target`, or `pairs`"

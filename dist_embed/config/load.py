@@ -1,0 +1,159 @@
+"""From a YAML file and dotted overrides to a checked `Config`; every mistake is one clear message."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any, get_args
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from dist_embed.config.checks import check
+from dist_embed.config.errors import ConfigError
+from dist_embed.config.schema import Config
+from dist_embed.storage import uri as storage
+
+
+def load_config(path: str, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file (local or URL), apply ``key.sub=value`` overrides, resolve and check.
+
+    Raises:
+        ConfigError: names the key, its value, what is allowed and, for an unknown key, the
+            nearest valid one.
+    """
+    try:
+        text = storage.read_text(path)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"cannot read configuration {path!r}: {exc}") from exc
+    try:
+        loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+    except (yaml.YAMLError, OmegaConfBaseException) as exc:
+        raise ConfigError(f"{path}: not valid YAML: {exc}") from exc
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path}: expected a mapping of sections, found a list")
+    return _build(loaded, overrides or [], path)
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """A checked configuration from plain values, as `config_to_yaml` wrote them."""
+    return _build(OmegaConf.create(values), [], "configuration")
+
+
+def config_to_yaml(config: Config) -> str:
+    """The resolved configuration with every default spelled out."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> str:
+    """The JSON schema of the configuration file, for editors."""
+    schema = Config.model_json_schema()
+    _allow_interpolation(schema)
+    return json.dumps(schema, indent=1) + "\n"
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """The dotted keys whose values differ, with both values."""
+    before, after = _flat(old.model_dump()), _flat(new.model_dump())
+    return [
+        f"{key}: {before.get(key)!r} there, {after.get(key)!r} here"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _build(loaded: DictConfig, overrides: list[str], origin: str) -> Config:
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"override {override!r} is not of the form key.sub=value")
+        try:
+            # OmegaConf's own YAML reading, so that 1e-3 is a number.
+            parsed = OmegaConf.from_dotlist([f"x={value}"])._get_node("x")
+            OmegaConf.update(loaded, key, parsed, merge=False, force_add=True)
+        except (OmegaConfBaseException, yaml.YAMLError, AssertionError, AttributeError) as exc:
+            raise ConfigError(f"override {override!r} cannot be applied: {exc}") from exc
+    _add_interpolated_defaults(loaded)
+    try:
+        values = OmegaConf.to_container(loaded, resolve=True)
+    except OmegaConfBaseException as exc:
+        reason = str(exc).split("\n")[0]
+        raise ConfigError(f"{origin}: {exc.full_key or '?'}: {reason}") from exc
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as exc:
+        raise ConfigError("\n".join(_explain(error, origin) for error in exc.errors())) from None
+    check(config)
+    return config
+
+
+def _add_interpolated_defaults(loaded: DictConfig) -> None:
+    # The one default that refers to another key; it must be there before interpolation.
+    section = loaded.get("data") if isinstance(loaded.get("data", {}), DictConfig) else None
+    default = "${run.uri}/data"
+    if "data" not in loaded:
+        loaded["data"] = {"uri": default}
+    elif section is not None and "uri" not in section:
+        section["uri"] = default
+
+
+def _explain(error: Any, origin: str) -> str:
+    location = [part for part in error["loc"] if not str(part).startswith(("list[", "str"))]
+    key = ".".join(str(part) for part in location)
+    model, field = _model_at(location)
+    where = f"{origin}: {key}"
+    if error["type"] == "extra_forbidden":
+        names = list(model.model_fields) if model is not None else []
+        nearest = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+        hint = f"did you mean {'.'.join([*map(str, location[:-1]), nearest[0]])!r}? " if nearest else ""
+        return f"{where}: unknown key (value {error['input']!r}); {hint}valid here: {', '.join(names)}"
+    if error["type"] == "missing":
+        return f"{where}: missing; {_description(model, field)}"
+    allowed = error["msg"][0].lower() + error["msg"][1:]
+    return f"{where}: {error['input']!r} is not allowed: {allowed}; {_description(model, field)}"
+
+
+def _model_at(location: list[Any]) -> tuple[type[BaseModel] | None, str]:
+    """The section that holds the last part of a location, and that part's name."""
+    model: type[BaseModel] | None = Config
+    for part in location[:-1]:
+        if model is None or part not in model.model_fields:
+            return None, str(location[-1])
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *get_args(annotation)]
+        model = next(
+            (o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None
+        )
+    return model, str(location[-1])
+
+
+def _description(model: type[BaseModel] | None, field: str) -> str:
+    if model is None or field not in model.model_fields:
+        return "see docs/configuration.md"
+    return model.model_fields[field].description or (model.model_fields[field].title or field)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _allow_interpolation(node: Any) -> None:
+    """Let an editor accept ``${…}`` wherever a scalar is expected."""
+    if isinstance(node, dict):
+        if node.get("type") in ("integer", "number", "boolean") and "anyOf" not in node:
+            kept = {k: node.pop(k) for k in list(node) if k not in ("description", "default", "title")}
+            node["anyOf"] = [kept, {"type": "string", "pattern": r"\$\{.+\}"}]
+        for key, value in node.items():
+            if key != "anyOf":
+                _allow_interpolation(value)
+    elif isinstance(node, list):
+        for value in node:
+            _allow_interpolation(value)

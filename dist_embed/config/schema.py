@@ -1,0 +1,221 @@
+"""Every setting of a run: its type, unit, default and meaning.
+
+The classes are read where a run is assembled (`dist_embed.train.worker`); nothing below that takes
+a configuration object. `dist-embed config schema` prints the JSON schema made from here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+Files = str | list[str]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RunSection(Section):
+    """Where a run lives and what makes it reproducible."""
+
+    uri: str = Field(min_length=1, description="Folder or fsspec URL that holds the whole run.")
+    seed: int = Field(1, ge=0, description="Decides initial values, batch order and dropout.")
+
+
+class CorpusSection(Section):
+    """Parallel text: either two aligned lists of files, or files that hold both sides."""
+
+    source: Files | None = Field(
+        None, description="Source-side text files (.txt, .gz, .zst; paths, URLs or globs)."
+    )
+    target: Files | None = Field(None, description="Target-side files, aligned with `source`.")
+    pairs: Files | None = Field(
+        None, description="Instead: .tsv (may be .gz or .zst) or .parquet files with both sides."
+    )
+    source_column: str = Field("source", description="Column of `pairs` with the source text.")
+    target_column: str = Field("target", description="Column of `pairs` with the target text.")
+
+
+class SyntheticSection(Section):
+    """A generated corpus in which word order and agreement decide the translation."""
+
+    sentences: PositiveInt = Field(20000, description="Training sentence pairs.")
+    held_out: PositiveInt = Field(500, description="Validation pairs, and as many test pairs.")
+    nouns: PositiveInt = Field(120, description="Noun stems.")
+    verbs: PositiveInt = Field(60, description="Verb stems.")
+    adjectives: PositiveInt = Field(40, description="Adjective stems.")
+    seed: int = Field(1, ge=0, description="Decides lexicon and sentences.")
+
+
+class DataSection(Section):
+    """The corpora and how they are prepared."""
+
+    uri: str = Field(
+        "${run.uri}/data", min_length=1, description="Folder or URL of the prepared data."
+    )
+    synthetic: SyntheticSection | None = Field(
+        None, description="Generate the corpora instead of reading train, validation and test."
+    )
+    train: CorpusSection | None = Field(None, description="Training pairs.")
+    validation: CorpusSection | None = Field(None, description="Pairs for validation loss and BLEU.")
+    test: CorpusSection | None = Field(None, description="Held-out pairs for `evaluate`.")
+    max_tokens: Annotated[int, Field(gt=1)] = Field(
+        256, description="Longest sentence of a training pair, in tokens of either side."
+    )
+    too_long: Literal["drop", "cut"] = Field(
+        "drop", description="What happens to longer training pairs; both are counted."
+    )
+    num_processes: int = Field(0, ge=0, description="Processes that encode; 0: one per core.")
+    shard_sentences: PositiveInt = Field(100_000, description="Sentence pairs per token shard.")
+
+
+class TokenizerSection(Section):
+    """How text becomes tokens."""
+
+    kind: Literal["word", "bpe", "unigram"] = Field(
+        "word", description="`word`: every word its own id; `bpe`, `unigram`: learned pieces."
+    )
+    vocab_size: Annotated[int, Field(gt=4)] = Field(
+        10_000, description="Upper bound of the vocabulary, with its four special tokens."
+    )
+    min_count: PositiveInt = Field(1, description="`word`, `bpe`: rarer words or pairs are left out.")
+    shared: bool = Field(True, description="One vocabulary for both sides, or one for each.")
+    lowercase: bool = Field(False, description="Lowercase all text before anything else.")
+    split_punctuation: bool = Field(
+        True, description="`word`: make punctuation marks tokens; false for tokenised text."
+    )
+
+
+class EmbeddingSection(Section):
+    """The row-sharded tables."""
+
+    width: PositiveInt = Field(128, description="D, values per row; a multiple of 4.")
+    optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
+        "rowwise_adagrad", description="Fused into the tables' backward. `adam` needs CUDA."
+    )
+    learning_rate: PositiveFloat = Field(0.05, description="Peak rate of the tables.")
+    schedule: Literal["constant", "inverse_sqrt", "cosine", "linear"] = Field(
+        "constant", description="How the tables' rate changes after warm-up."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the tables' rate.")
+    eps: PositiveFloat = Field(1e-8, description="The optimizer's term against division by zero.")
+
+
+class ModelSection(Section):
+    """The translation model."""
+
+    width: PositiveInt = Field(128, description="Width of encoder and decoder; even.")
+    feed_forward: PositiveInt = Field(256, description="Inner width of feed-forward layers.")
+    heads: PositiveInt = Field(4, description="Attention heads; divides `width`.")
+    encoder_layers: PositiveInt = Field(4, description="Encoder layers.")
+    decoder_layers: PositiveInt = Field(4, description="Decoder layers.")
+    dropout: Probability = Field(0.1, description="On embeddings, residuals and feed-forward.")
+    attention_dropout: Probability = Field(0.0, description="On attention weights.")
+    share_embeddings: Literal["none", "decoder", "all"] = Field(
+        "decoder", description="Which of source, target and output use one table."
+    )
+    logits_block_mib: PositiveFloat = Field(
+        8.0, description="Largest block of logits held at once, MiB per worker."
+    )
+
+
+class TrainSection(Section):
+    """Optimisation of the dense part, and when things happen."""
+
+    max_steps: PositiveInt = Field(description="Optimizer steps of the whole run.")
+    batch_tokens: PositiveInt = Field(
+        4096,
+        description="Token budget of one global step: sentences × longest side, padding included.",
+    )
+    accumulate: PositiveInt = Field(
+        1, description="Micro-batches per worker and step; the step's result does not change."
+    )
+    learning_rate: PositiveFloat = Field(1e-3, description="Peak rate of the dense part (AdamW).")
+    schedule: Literal["constant", "inverse_sqrt", "cosine", "linear"] = Field(
+        "inverse_sqrt", description="How the dense rate changes after warm-up."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    beta1: Probability = Field(0.9, description="AdamW's decay of the first moment.")
+    beta2: Probability = Field(0.98, description="AdamW's decay of the second moment.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's decoupled weight decay.")
+    label_smoothing: Probability = Field(0.0, description="ε, spread evenly over the vocabulary.")
+    clip_norm: NonNegativeFloat = Field(
+        0.0, description="Largest global gradient norm, dense part and tables together; 0: no limit."
+    )
+    max_skipped_steps: PositiveInt = Field(
+        20, description="Stop after this many steps in a row with a non-finite loss or gradient."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="`auto`: bf16 where the device multiplies it natively, else fp32."
+    )
+    log_every: PositiveInt = Field(50, description="Steps between two lines of metrics.")
+    evaluate_every: PositiveInt = Field(500, description="Steps between two validations.")
+    translate_every: int = Field(
+        0, ge=0, description="Steps between two translations of the validation set (BLEU); 0: none."
+    )
+
+
+class SearchSection(Section):
+    """Beam search and scoring."""
+
+    beam: PositiveInt = Field(5, description="Hypotheses kept per sentence; 1 is greedy.")
+    length_penalty: NonNegativeFloat = Field(
+        1.0, description="α: hypotheses are ranked by log probability / length^α."
+    )
+    max_length_ratio: PositiveFloat = Field(
+        1.5, description="Longest translation: this × source tokens + 10."
+    )
+    batch_sentences: PositiveInt = Field(64, description="Sentences searched at once, per worker.")
+    bleu_tokenize: Literal["13a", "intl", "char", "none"] = Field(
+        "13a", description="sacrebleu's tokenizer; `none` for text that is tokenised."
+    )
+
+
+class CheckpointSection(Section):
+    """When checkpoints are written and which are kept."""
+
+    every_steps: PositiveInt = Field(500, description="Steps between two checkpoints.")
+    keep_last: PositiveInt = Field(3, description="Newest checkpoints kept.")
+    keep_best: int = Field(1, ge=0, description="Checkpoints with the lowest validation loss kept.")
+
+
+class ClusterSection(Section):
+    """The workers and who starts them."""
+
+    launcher: Literal["ray", "local"] = Field(
+        "ray", description="`ray`: Ray Train, here or on a cluster; `local`: plain processes."
+    )
+    num_workers: PositiveInt = Field(2, description="Worker processes; one GPU each on CUDA.")
+    address: str | None = Field(
+        None, description="Ray cluster to use; else RAY_ADDRESS; else a local Ray is started."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA if there.")
+    threads_per_worker: int = Field(0, ge=0, description="CPU threads; 0: cores / workers.")
+    timeout_seconds: PositiveFloat = Field(
+        600.0, description="Bound of every exchange between workers, seconds."
+    )
+    max_failures: int = Field(
+        0, ge=0, description="Times Ray restarts the workers from the newest checkpoint."
+    )
+
+
+class Config(Section):
+    """One run, whole."""
+
+    run: RunSection
+    data: DataSection = Field(default_factory=DataSection)
+    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection)
+    embedding: EmbeddingSection = Field(default_factory=EmbeddingSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    train: TrainSection
+    search: SearchSection = Field(default_factory=SearchSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    cluster: ClusterSection = Field(default_factory=ClusterSection)

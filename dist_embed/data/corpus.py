@@ -1,0 +1,154 @@
+"""Parallel text, read as a stream: never more than a few lines in memory."""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+from dist_embed.config.errors import UserError
+from dist_embed.storage import uri as storage
+
+Pair = tuple[str, str]
+
+
+class CorpusError(UserError):
+    """A corpus cannot be read; the message names the file and the line."""
+
+
+@dataclass(frozen=True)
+class ParallelText:
+    """Where the two sides of a corpus lie.
+
+    Attributes:
+        source: files or globs of the source side; empty where ``pairs`` is given.
+        target: files or globs of the target side, aligned file by file with ``source``.
+        pairs: TSV or Parquet files or globs with both sides in named columns.
+        columns: names of the source and the target column of ``pairs``.
+    """
+
+    source: tuple[str, ...] = ()
+    target: tuple[str, ...] = ()
+    pairs: tuple[str, ...] = ()
+    columns: tuple[str, str] = ("source", "target")
+
+
+def read_pairs(corpus: ParallelText) -> Iterator[Pair]:
+    """All sentence pairs in order, without line ends.
+
+    Raises:
+        CorpusError: a missing or unreadable file, invalid UTF-8, sides of different length, a
+            missing column.
+    """
+    if corpus.pairs:
+        for uri in _expand(corpus.pairs):
+            name = uri.removesuffix(".gz").removesuffix(".zst")
+            if name.endswith(".parquet"):
+                yield from _parquet_pairs(uri, corpus.columns)
+            else:
+                yield from _tsv_pairs(uri, corpus.columns)
+        return
+    sources, targets = _expand(corpus.source), _expand(corpus.target)
+    if len(sources) != len(targets):
+        raise CorpusError(
+            f"{len(sources)} source files but {len(targets)} target files: they must pair up; "
+            f"source: {', '.join(sources)}; target: {', '.join(targets)}"
+        )
+    for source, target in zip(sources, targets, strict=True):
+        yield from _aligned_lines(source, target)
+
+
+def read_lines(uri: str) -> Iterator[str]:
+    """The lines of a text file (``.gz`` and ``.zst`` are decompressed), without line ends.
+
+    Raises:
+        CorpusError: the file is missing or unreadable, or a line is not UTF-8.
+    """
+    with _open(uri) as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield line.rstrip(b"\r\n").decode()
+                except UnicodeDecodeError as exc:
+                    raise CorpusError(
+                        f"{uri}, line {number}: not valid UTF-8 (byte {exc.object[exc.start]:#04x} "
+                        f"at column {exc.start + 1})"
+                    ) from None
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as exc:
+            raise CorpusError(f"cannot read {uri}: {exc}") from exc
+
+
+def _expand(patterns: tuple[str, ...]) -> list[str]:
+    files: list[str] = []
+    for pattern in patterns:
+        found = storage.glob(pattern)
+        if not found:
+            raise CorpusError(f"no file matches {pattern!r}")
+        files += found
+    return files
+
+
+def _open(uri: str) -> IO[bytes]:
+    try:
+        file: IO[bytes] = fsspec.open(uri, "rb", compression="infer").open()
+    except (OSError, ValueError, ImportError) as exc:
+        reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
+        raise CorpusError(f"cannot read {uri}: {reason}") from exc
+    return file
+
+
+def _aligned_lines(source: str, target: str) -> Iterator[Pair]:
+    source_lines, target_lines = read_lines(source), read_lines(target)
+    count = 0
+    while True:
+        left, right = next(source_lines, None), next(target_lines, None)
+        if left is None or right is None:
+            break
+        count += 1
+        yield left, right
+    left_count = count + (left is not None) + sum(1 for _ in source_lines)
+    right_count = count + (right is not None) + sum(1 for _ in target_lines)
+    if left_count != right_count:
+        raise CorpusError(
+            f"source and target differ in length: {source} has {left_count} lines, "
+            f"{target} has {right_count}"
+        )
+
+
+def _tsv_pairs(uri: str, columns: tuple[str, str]) -> Iterator[Pair]:
+    rows = csv.reader(read_lines(uri), delimiter="\t", quoting=csv.QUOTE_NONE)
+    header = next(rows, [])
+    places = [_column(uri, header, name) for name in columns]
+    for number, row in enumerate(rows, start=2):
+        if len(row) <= max(places):
+            raise CorpusError(
+                f"{uri}, line {number}: {len(row)} columns, the header has {len(header)}"
+            )
+        yield row[places[0]], row[places[1]]
+
+
+def _parquet_pairs(uri: str, columns: tuple[str, str]) -> Iterator[Pair]:
+    with _open(uri) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+            for name in columns:
+                _column(uri, parquet.schema_arrow.names, name)
+            for batch in parquet.iter_batches(batch_size=4096, columns=list(columns)):
+                left, right = (batch.column(name).to_pylist() for name in columns)
+                for source, target in zip(left, right, strict=True):
+                    yield source or "", target or ""
+        except (pa.ArrowInvalid, OSError) as exc:
+            raise CorpusError(f"cannot read {uri}: {exc}") from exc
+
+
+def _column(uri: str, names: list[str], wanted: str) -> int:
+    if wanted not in names:
+        raise CorpusError(f"{uri}: no column {wanted!r}; there are {', '.join(names) or 'none'}")
+    return names.index(wanted)

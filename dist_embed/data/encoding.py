@@ -1,0 +1,171 @@
+"""Encoding a stream of sentence pairs on several processes, a bounded number of blocks at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_embed.data.corpus import Pair
+from dist_embed.data.token_shards import ShardInfo, write_shard
+from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.storage import uri as storage
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class LengthRule:
+    """What happens to a training pair with more than ``max_tokens`` tokens on either side."""
+
+    max_tokens: int
+    too_long: Literal["drop", "cut"]
+
+
+@dataclass
+class EncodedBlock:
+    """One written shard and what was left out of it."""
+
+    info: ShardInfo
+    dropped_empty: int = 0
+    dropped_long: int = 0
+    cut: int = 0
+
+
+class EncodingPool:
+    """Processes that each hold both tokenizers."""
+
+    def __init__(self, source: Tokenizer, target: Tokenizer, num_processes: int) -> None:
+        self.num_processes = num_processes
+        self._executor = ProcessPoolExecutor(
+            num_processes,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_load_tokenizers,
+            initargs=(source.to_json(), None if target is source else target.to_json()),
+        )
+
+    def count_tokens(self, pairs: Iterable[Pair], block: int) -> dict[str, NDArray[np.int64]]:
+        """How often each id occurs on each side."""
+        totals: dict[str, NDArray[np.int64]] = {}
+        for counts in self._map(_count_block, ((b,) for b in _blocks(pairs, block))):
+            for side, count in counts.items():
+                totals[side] = totals[side] + count if side in totals else count
+        return totals
+
+    def write_shards(
+        self,
+        pairs: Iterable[Pair],
+        data_uri: str,
+        split: str,
+        *,
+        shard_sentences: int,
+        rule: LengthRule | None,
+    ) -> Iterator[EncodedBlock]:
+        """Encode and write ``split``; in order. Without a rule (held-out data) nothing is left out
+        and the texts are stored too."""
+        arguments = (
+            (block, data_uri, f"{split}/shard-{number:05d}.parquet", rule)
+            for number, block in enumerate(_blocks(pairs, shard_sentences))
+        )
+        yield from self._map(_write_block, arguments)
+
+    def _map(
+        self, function: Callable[..., Result], arguments: Iterable[tuple[object, ...]]
+    ) -> Iterator[Result]:
+        """Like Executor.map, but with at most two blocks per process under way."""
+        under_way: deque[Future[Result]] = deque()
+        for args in arguments:
+            if len(under_way) >= 2 * self.num_processes:
+                yield under_way.popleft().result()
+            under_way.append(self._executor.submit(function, *args))
+        while under_way:
+            yield under_way.popleft().result()
+
+    def close(self) -> None:
+        """End the processes; blocks not yet begun are given up."""
+        self._executor.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def encoding_pool(
+    source: Tokenizer, target: Tokenizer, num_processes: int
+) -> Iterator[EncodingPool]:
+    """An `EncodingPool` for the length of a ``with`` block; 0 processes: one per core."""
+    pool = EncodingPool(source, target, num_processes or os.cpu_count() or 1)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _blocks(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
+    iterator = iter(pairs)
+    while block := list(islice(iterator, size)):
+        yield block
+
+
+# In the processes of the pool: the tokenizers of source and target.
+_tokenizers: list[Tokenizer] = []
+
+
+def _load_tokenizers(source: str, target: str | None) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    first = Tokenizer.from_json(source)
+    _tokenizers[:] = [first, first if target is None else Tokenizer.from_json(target)]
+
+
+def _encode(block: list[Pair]) -> tuple[list[list[int]], list[list[int]]]:
+    source, target = _tokenizers
+    return source.encode([s for s, _ in block]), target.encode([t for _, t in block])
+
+
+def _count_block(block: list[Pair]) -> dict[str, NDArray[np.int64]]:
+    counts = {}
+    for side, tokenizer, sentences in zip(
+        ("source", "target"), _tokenizers, _encode(block), strict=True
+    ):
+        flat = np.fromiter((i for ids in sentences for i in ids), dtype=np.int64)
+        counts[side] = np.bincount(flat, minlength=tokenizer.size).astype(np.int64)
+    return counts
+
+
+def _write_block(
+    block: list[Pair], data_uri: str, name: str, rule: LengthRule | None
+) -> EncodedBlock:
+    source, target = _encode(block)
+    result = EncodedBlock(ShardInfo(name, 0, 0, 0))
+    texts = None
+    if rule is None:
+        texts = ([s for s, _ in block], [t for _, t in block])
+    else:
+        source, target = _apply_rule(source, target, rule, result)
+    write_shard(storage.join(data_uri, name), source, target, texts)
+    result.info = ShardInfo(name, len(source), sum(map(len, source)), sum(map(len, target)))
+    return result
+
+
+def _apply_rule(
+    source: list[list[int]], target: list[list[int]], rule: LengthRule, result: EncodedBlock
+) -> tuple[list[list[int]], list[list[int]]]:
+    kept_source, kept_target = [], []
+    for left, right in zip(source, target, strict=True):
+        if not left or not right:
+            result.dropped_empty += 1
+            continue
+        if max(len(left), len(right)) > rule.max_tokens:
+            if rule.too_long == "drop":
+                result.dropped_long += 1
+                continue
+            result.cut += 1
+        kept_source.append(left[: rule.max_tokens])
+        kept_target.append(right[: rule.max_tokens])
+    return kept_source, kept_target

@@ -1,0 +1,183 @@
+"""From corpora to a tokenizer, a vocabulary with counts, and token shards.
+
+``data.json`` is written last: a folder without it is not prepared. Preparing again with the same
+settings gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dist_embed.config.errors import UserError
+from dist_embed.data.corpus import Pair, ParallelText, read_pairs
+from dist_embed.data.encoding import EncodingPool, LengthRule, encoding_pool
+from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData, Split
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Tokenizer
+from dist_embed.storage import uri as storage
+
+# Sentence pairs per block of the counting pass.
+COUNT_BLOCK = 20_000
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """How to learn the tokenizers."""
+
+    kind: Kind
+    vocab_size: int
+    min_count: int
+    shared: bool
+    lowercase: bool
+    split_punctuation: bool
+
+
+def prepare_data(
+    data_uri: str,
+    corpora: dict[str, ParallelText],
+    recipe: TokenizerRecipe,
+    rule: LengthRule,
+    *,
+    settings: dict[str, Any],
+    num_processes: int,
+    shard_sentences: int,
+    say: Callable[[str], None],
+) -> PreparedData:
+    """Prepare ``corpora`` (split name to text; ``train`` must be there) below ``data_uri``.
+
+    Args:
+        data_uri: where everything is written.
+        corpora: the text of each split.
+        recipe: how to learn the tokenizers from the training text.
+        rule: what happens to long training pairs.
+        settings: kept in ``data.json``, to tell whether the folder fits a configuration.
+        num_processes: processes that encode; 0: one per core.
+        shard_sentences: sentence pairs per token shard.
+        say: takes lines of progress.
+
+    Raises:
+        UserError: a corpus that cannot be used; ``data.json`` is then not written.
+    """
+    storage.remove(storage.join(data_uri, INDEX_NAME))
+    train = corpora["train"]
+    for text in corpora.values():
+        _check_readable(text)
+    say(f"learning the {recipe.kind} vocabulary")
+    if recipe.shared:
+        both = _train_tokenizer((text for pair in read_pairs(train) for text in pair), recipe)
+        tokenizers = {"source": both, "target": both}
+    else:
+        tokenizers = {
+            side: _train_tokenizer((pair[place] for pair in read_pairs(train)), recipe)
+            for place, side in enumerate(SIDES)
+        }
+    with encoding_pool(tokenizers["source"], tokenizers["target"], num_processes) as pool:
+        counts = pool.count_tokens(read_pairs(train), COUNT_BLOCK)
+    if recipe.shared:
+        counts = dict.fromkeys(SIDES, counts["source"] + counts["target"])
+    tokenizers = _order_by_frequency(tokenizers, counts, recipe.shared)
+    splits: dict[str, Split] = {}
+    with encoding_pool(tokenizers["source"], tokenizers["target"], num_processes) as pool:
+        for name, text in corpora.items():
+            say(f"encoding {name}")
+            splits[name] = _write_split(
+                pool, data_uri, name, read_pairs(text), rule if name == "train" else None,
+                shard_sentences,
+            )  # fmt: skip
+    if splits["train"].sentences == 0:
+        raise UserError(
+            f"no training pair is left: {splits['train'].dropped_empty} had an empty side, "
+            f"{splits['train'].dropped_long} were longer than data.max_tokens={rule.max_tokens}"
+        )
+    for side, tokenizer in tokenizers.items():
+        storage.write_text(storage.join(data_uri, tokenizer_name(side)), tokenizer.to_json())
+        _write_vocabulary(storage.join(data_uri, f"vocabulary.{side}.parquet"), tokenizer, counts[side])
+    data = PreparedData(
+        settings=settings,
+        vocabulary_size={side: tokenizer.size for side, tokenizer in tokenizers.items()},
+        shared_vocabulary=recipe.shared,
+        splits=splits,
+    )
+    storage.write_text(storage.join(data_uri, INDEX_NAME), data.to_json())
+    return data
+
+
+def tokenizer_name(side: str) -> str:
+    """File name of the tokenizer of ``source`` or ``target``."""
+    return f"tokenizer.{side}.json"
+
+
+def load_tokenizers(folder_uri: str) -> dict[str, Tokenizer]:
+    """The tokenizers of both sides from a data or run folder. Raises FileNotFoundError."""
+    return {
+        side: Tokenizer.from_json(storage.read_text(storage.join(folder_uri, tokenizer_name(side))))
+        for side in SIDES
+    }
+
+
+def _check_readable(text: ParallelText) -> None:
+    if next(read_pairs(text), None) is None:
+        files = ", ".join(text.pairs or (*text.source, *text.target))
+        raise UserError(f"the corpus is empty: {files}")
+
+
+def _train_tokenizer(texts: Iterator[str], recipe: TokenizerRecipe) -> Tokenizer:
+    return Tokenizer.train(
+        texts,
+        recipe.kind,
+        vocab_size=recipe.vocab_size,
+        min_count=recipe.min_count,
+        lowercase=recipe.lowercase,
+        split_punctuation=recipe.split_punctuation,
+    )
+
+
+def _order_by_frequency(
+    tokenizers: dict[str, Tokenizer], counts: dict[str, NDArray[np.int64]], shared: bool
+) -> dict[str, Tokenizer]:
+    """Renumber the ids; ``counts`` is brought into the new order."""
+    ordered: dict[str, Tokenizer] = {}
+    for side in SIDES:
+        if shared and ordered:
+            ordered[side], counts[side] = ordered["source"], counts["source"]
+            continue
+        count = counts[side]
+        ordered[side] = tokenizers[side].ordered_by(count.tolist())
+        num_special = len(SPECIAL_TOKENS)
+        counts[side] = np.concatenate(
+            [count[:num_special], -np.sort(-count[num_special:], kind="stable")]
+        )
+    return ordered
+
+
+def _write_split(
+    pool: EncodingPool,
+    data_uri: str,
+    name: str,
+    pairs: Iterable[Pair],
+    rule: LengthRule | None,
+    shard_sentences: int,
+) -> Split:
+    split = Split()
+    for block in pool.write_shards(
+        pairs, data_uri, name, shard_sentences=shard_sentences, rule=rule
+    ):
+        split.shards.append(block.info)
+        split.dropped_empty += block.dropped_empty
+        split.dropped_long += block.dropped_long
+        split.cut += block.cut
+    return split
+
+
+def _write_vocabulary(uri: str, tokenizer: Tokenizer, counts: NDArray[np.int64]) -> None:
+    """Columns ``token`` and ``count``; the row is the id."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"token": tokenizer.tokens(), "count": counts}), buffer)
+    storage.write_bytes(uri, buffer.getvalue())

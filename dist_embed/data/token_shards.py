@@ -1,0 +1,157 @@
+"""Prepared data: token shards in Parquet, and ``data.json``, written last, that lists them."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dist_embed.config.errors import UserError
+from dist_embed.storage import uri as storage
+
+FORMAT = 1
+INDEX_NAME = "data.json"
+SPLITS = ("train", "validation", "test")
+SIDES = ("source", "target")
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One token shard: its file below the data folder and what it holds."""
+
+    name: str
+    sentences: int
+    source_tokens: int
+    target_tokens: int
+
+
+@dataclass
+class Split:
+    """One part of the data: its shards and what was left out while writing them."""
+
+    shards: list[ShardInfo] = field(default_factory=list)
+    dropped_empty: int = 0
+    dropped_long: int = 0
+    cut: int = 0
+
+    @property
+    def sentences(self) -> int:
+        """Sentence pairs in all shards."""
+        return sum(shard.sentences for shard in self.shards)
+
+
+@dataclass
+class PreparedData:
+    """What ``data.json`` says.
+
+    Attributes:
+        settings: the settings that decided the content, dotted key to value.
+        vocabulary_size: V for source and target.
+        shared_vocabulary: whether both sides have one vocabulary.
+        splits: train and, where given, validation and test.
+    """
+
+    settings: dict[str, Any]
+    vocabulary_size: dict[str, int]
+    shared_vocabulary: bool
+    splits: dict[str, Split]
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """The content of ``data.json``."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def read(cls, data_uri: str) -> PreparedData:
+        """Read ``data.json``. Raises FileNotFoundError; UserError for another format."""
+        uri = storage.join(data_uri, INDEX_NAME)
+        values = json.loads(storage.read_text(uri))
+        if values.get("format") != FORMAT:
+            raise UserError(f"{uri}: format {values.get('format')!r}; this version reads {FORMAT}")
+        splits = {
+            name: Split(**(split | {"shards": [ShardInfo(**s) for s in split["shards"]]}))
+            for name, split in values.pop("splits").items()
+        }
+        return cls(splits=splits, **values)
+
+
+@dataclass
+class TokenPairs:
+    """Sentence pairs as flat token arrays; sentence i is ``tokens[offsets[i]:offsets[i + 1]]``."""
+
+    source_tokens: NDArray[np.int32]
+    source_offsets: NDArray[np.int64]
+    target_tokens: NDArray[np.int32]
+    target_offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.source_offsets) - 1
+
+    @property
+    def source_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each source sentence."""
+        return np.diff(self.source_offsets)
+
+    @property
+    def target_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each target sentence."""
+        return np.diff(self.target_offsets)
+
+
+def write_shard(
+    uri: str,
+    source: list[list[int]],
+    target: list[list[int]],
+    texts: tuple[list[str], list[str]] | None = None,
+) -> None:
+    """Write one shard: token lists, and the texts where they are needed again (held-out data)."""
+    ids = pa.list_(pa.int32())
+    columns = {"source": pa.array(source, ids), "target": pa.array(target, ids)}
+    if texts is not None:
+        columns |= {"source_text": pa.array(texts[0]), "target_text": pa.array(texts[1])}
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    storage.write_bytes(uri, buffer.getvalue())
+
+
+def read_tokens(data_uri: str, names: list[str]) -> TokenPairs:
+    """The token pairs of the named shards, one after the other.
+
+    Raises:
+        UserError: a shard is missing or damaged.
+    """
+    tables = [_read(data_uri, name, ["source", "target"]) for name in names]
+    table = pa.concat_tables(tables).combine_chunks()
+    flat: list[Any] = []
+    for side in SIDES:
+        column = table.column(side)
+        lists = column.chunk(0) if column.num_chunks else pa.array([], pa.list_(pa.int32()))
+        offsets = np.asarray(lists.offsets, dtype=np.int64)
+        # One chunk after combine_chunks, but its values may start behind an offset.
+        flat.append(np.asarray(lists.values, dtype=np.int32)[offsets[0] : offsets[-1]])
+        flat.append(offsets - offsets[0])
+    return TokenPairs(*flat)
+
+
+def read_texts(data_uri: str, split: Split) -> tuple[list[str], list[str]]:
+    """Source and target sentences of a held-out split."""
+    tables = [_read(data_uri, s.name, ["source_text", "target_text"]) for s in split.shards]
+    table = pa.concat_tables(tables)
+    return table.column("source_text").to_pylist(), table.column("target_text").to_pylist()
+
+
+def _read(data_uri: str, name: str, columns: list[str]) -> pa.Table:
+    uri = storage.join(data_uri, name)
+    try:
+        return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
+    except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as exc:
+        raise UserError(
+            f"token shard {uri} cannot be read ({exc}); prepare the data again with "
+            "`dist-embed prepare CONFIG --force`"
+        ) from exc

@@ -1,0 +1,128 @@
+"""Text to ids and back, through the Hugging Face `tokenizers` library.
+
+Every tokenizer starts with the same four special tokens; after them ids are ordered by frequency in
+the training text, most frequent first. Decoding is lossless for every text without unknown tokens
+and without the mark U+2581, which stands for a space.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+PAD, UNKNOWN, START, END = 0, 1, 2, 3
+SPECIAL_TOKENS = ["<pad>", "<unk>", "<s>", "</s>"]
+Kind = Literal["word", "bpe", "unigram"]
+
+
+class Tokenizer:
+    """A trained tokenizer; `to_json` and `from_json` store it as the library's ``tokenizer.json``."""
+
+    def __init__(self, inner: HFTokenizer) -> None:
+        self._inner = inner
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterator[str],
+        kind: Kind,
+        *,
+        vocab_size: int,
+        min_count: int,
+        lowercase: bool,
+        split_punctuation: bool,
+    ) -> Tokenizer:
+        """Learn a vocabulary from a stream of sentences.
+
+        Args:
+            texts: sentences.
+            kind: ``word`` keeps whole words, ``bpe`` (Sennrich et al. 2016, arXiv 1508.07909) and
+                ``unigram`` (Kudo 2018, arXiv 1804.10959) learn pieces of words.
+            vocab_size: upper bound, special tokens included.
+            min_count: rarer words or pairs are left out (not used by ``unigram``).
+            lowercase: lowercase all text first.
+            split_punctuation: ``word`` makes each punctuation mark a token of its own.
+        """
+        spaces = pre_tokenizers.Metaspace(prepend_scheme="always")
+        splitting: Any = spaces
+        if kind == "word" and split_punctuation:
+            splitting = pre_tokenizers.Sequence([spaces, pre_tokenizers.Punctuation("isolated")])
+        unknown = SPECIAL_TOKENS[UNKNOWN]
+        trainer: Any
+        if kind == "word":
+            inner = HFTokenizer(models.WordLevel({}, unk_token=unknown))
+            trainer = trainers.WordLevelTrainer(
+                vocab_size=vocab_size, min_frequency=min_count, special_tokens=SPECIAL_TOKENS,
+                show_progress=False,
+            )  # fmt: skip
+        elif kind == "bpe":
+            inner = HFTokenizer(models.BPE(unk_token=unknown))
+            trainer = trainers.BpeTrainer(
+                vocab_size=vocab_size, min_frequency=min_count, special_tokens=SPECIAL_TOKENS,
+                show_progress=False,
+            )  # fmt: skip
+        else:
+            inner = HFTokenizer(models.Unigram())
+            trainer = trainers.UnigramTrainer(
+                vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, unk_token=unknown,
+                show_progress=False,
+            )  # fmt: skip
+        inner.pre_tokenizer = splitting
+        inner.decoder = decoders.Metaspace(prepend_scheme="always")
+        if lowercase:
+            inner.normalizer = normalizers.Lowercase()
+        inner.train_from_iterator(texts, trainer)
+        return cls(inner)
+
+    @classmethod
+    def from_json(cls, text: str) -> Tokenizer:
+        """Read what `to_json` wrote."""
+        return cls(HFTokenizer.from_str(text))
+
+    def to_json(self) -> str:
+        """The content of ``tokenizer.json``."""
+        return self._inner.to_str()
+
+    @property
+    def size(self) -> int:
+        """V, special tokens included."""
+        return int(self._inner.get_vocab_size())
+
+    def tokens(self) -> list[str]:
+        """The token of every id."""
+        by_id = sorted(self._inner.get_vocab().items(), key=lambda item: item[1])
+        return [token for token, _ in by_id]
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each sentence, without special tokens."""
+        encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: list[list[int]]) -> list[str]:
+        """The sentence of each list of ids; unknown words show as ``<unk>``."""
+        drop = {PAD, START, END}
+        kept = [[i for i in sentence if i not in drop] for sentence in ids]
+        return self._inner.decode_batch(kept, skip_special_tokens=False)
+
+    def ordered_by(self, counts: list[int]) -> Tokenizer:
+        """The same tokenizer with ids ordered by ``counts`` (of each present id), highest first.
+
+        Special tokens keep the first places; ties keep the present order.
+        """
+        num_special = len(SPECIAL_TOKENS)
+        rest = sorted(range(num_special, self.size), key=lambda i: (-counts[i], i))
+        new_id = {old: new for new, old in enumerate([*range(num_special), *rest])}
+        description = json.loads(self._inner.to_str())
+        vocabulary = description["model"]["vocab"]
+        if isinstance(vocabulary, dict):  # WordLevel, BPE
+            renumbered: Any = dict(
+                sorted(((t, new_id[i]) for t, i in vocabulary.items()), key=lambda x: x[1])
+            )
+        else:  # Unigram: a list of [piece, score], the place is the id
+            renumbered = [vocabulary[old] for old in new_id]
+        description["model"]["vocab"] = renumbered
+        return Tokenizer.from_json(json.dumps(description, ensure_ascii=False))

@@ -1,0 +1,282 @@
+"""One lookup a step: every table row that a step needs, fetched by one exchange.
+
+The rows come back as autograd leaves. The dense half of the step runs forward and backward on the
+leaves; `StepRows.backward` then hands the leaves' gradients to the tables, whose fused optimizer
+updates the touched rows. A step that is dropped between the two leaves the tables untouched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dist_embed.embedding.initial_values import fill_initial_rows
+from dist_embed.embedding.tables import (
+    TABLE_OF_ROLE,
+    Shard,
+    ShareEmbeddings,
+    TableSpec,
+    build_sharded_tables,
+    shard_of,
+)
+from dist_embed.parallel.group import Group
+
+
+@dataclass
+class TableRows:
+    """What one step holds of one table.
+
+    Attributes:
+        rows: [U] distinct row numbers that this worker's tokens need.
+        vectors: [U, D] leaf with the vectors at ``rows``.
+        own: [R, D] leaf with the rows of this worker's own shard, or None where not asked for.
+    """
+
+    rows: Tensor
+    vectors: Tensor
+    own: Tensor | None
+    _looked_up: list[Tensor] = field(repr=False, default_factory=list)
+
+    def leaves(self) -> list[Tensor]:
+        """The leaves, in the order of ``_looked_up``."""
+        return [self.vectors] if self.own is None else [self.vectors, self.own]
+
+
+@dataclass
+class StepRows:
+    """The rows of one step: per table the leaves, per micro-batch where its tokens' vectors lie."""
+
+    tables: dict[str, TableRows]
+    table_of_role: dict[str, str]
+    source_index: list[Tensor]
+    target_index: list[Tensor]
+
+    def source_vectors(self, micro: int) -> Tensor:
+        """Vectors of the source tokens of micro-batch ``micro``: [B, S, D]."""
+        leaf = self.tables[self.table_of_role["source"]].vectors
+        return functional.embedding(self.source_index[micro], leaf)
+
+    def target_vectors(self, micro: int) -> Tensor:
+        """Vectors of the decoder's input tokens of micro-batch ``micro``: [B, T, D]."""
+        leaf = self.tables[self.table_of_role["target"]].vectors
+        return functional.embedding(self.target_index[micro], leaf)
+
+    def output_rows(self) -> Tensor:
+        """The output layer's rows of this worker's shard: [R, D]."""
+        own = self.tables[self.table_of_role["output"]].own
+        if own is None:
+            raise RuntimeError("this lookup was made without the output layer's rows")
+        return own
+
+    def backward(self) -> None:
+        """Second half of the step: give the leaves' gradients to the tables. Collective.
+
+        The fused optimizer updates every row that any worker touched, once, with the mean over
+        workers of their gradients (TorchRec divides by W, as DDP does).
+        """
+        outputs: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for table in self.tables.values():
+            for looked_up, leaf in zip(table._looked_up, table.leaves(), strict=True):
+                outputs.append(looked_up)
+                gradients.append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+        torch.autograd.backward(outputs, gradients)
+
+
+class RowLookup:
+    """The row-sharded tables of a model and the lookup in them.
+
+    Args:
+        rows_of_role: vocabulary rows V for the roles ``source``, ``target`` and ``output``.
+        width: D.
+        share: which roles use one table.
+        group: this worker and its peers.
+        optimizer: fused optimizer, see `dist_embed.embedding.tables.OPTIMIZERS`.
+        learning_rate: its first rate.
+        eps: its term against division by zero.
+        seed: initial rows come from (seed, table, row).
+        initial_scale: standard deviation of the initial rows.
+
+    Raises:
+        ValueError: roles with different V are to share a table.
+
+    The constructor is collective.
+    """
+
+    def __init__(
+        self,
+        rows_of_role: dict[str, int],
+        width: int,
+        share: ShareEmbeddings,
+        group: Group,
+        *,
+        optimizer: str,
+        learning_rate: float,
+        eps: float,
+        seed: int,
+        initial_scale: float,
+    ) -> None:
+        self.group = group
+        self.width = width
+        self.table_of_role = TABLE_OF_ROLE[share]
+        self.specs = table_specs(rows_of_role, width, share)
+        self.shards: dict[str, Shard] = {
+            name: shard_of(spec.num_rows, group.rank, group.num_workers)
+            for name, spec in self.specs.items()
+        }
+        self._orders = {name: spec.order for name, spec in self.specs.items()}
+        self._features = {name: [f"{name}/tokens"] for name in self.specs}
+        self._features[self.table_of_role["output"]].append(
+            f"{self.table_of_role['output']}/own"
+        )
+        self._module = build_sharded_tables(
+            list(self.specs.values()),
+            self._features,
+            group,
+            optimizer=optimizer,
+            learning_rate=learning_rate,
+            eps=eps,
+        )
+        for name, shard in self.shards.items():
+            self._physical_weight(name)[shard.num_rows :].zero_()
+            fill_initial_rows(
+                self.weight(name), seed=seed, table=name, first_row=shard.first_row,
+                scale=initial_scale,
+            )  # fmt: skip
+
+    def lookup(self, source: list[Tensor], target: list[Tensor], *, output: bool) -> StepRows:
+        """Fetch the rows of one step's micro-batches. Collective.
+
+        Args:
+            source: ids of the source tokens of each micro-batch, int64, any shape; may be empty.
+            target: ids of the decoder's input tokens of each micro-batch.
+            output: whether to fetch the output layer's rows of the own shard, for training.
+        """
+        ids_of_role = {"source": source, "target": target}
+        index: dict[str, list[Tensor]] = {}
+        rows: dict[str, Tensor] = {}
+        for table in self.specs:
+            roles = [role for role in ids_of_role if self.table_of_role[role] == table]
+            pieces = [ids for role in roles for ids in ids_of_role[role]]
+            unique, positions = self._distinct_rows(table, pieces)
+            rows[table] = unique
+            for role in roles:
+                index[role] = positions[: len(ids_of_role[role])]
+                positions = positions[len(ids_of_role[role]) :]
+        fetched = self._fetch(rows, output=output)
+        return StepRows(fetched, self.table_of_role, index["source"], index["target"])
+
+    def _distinct_rows(self, table: str, pieces: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        if not pieces:
+            return torch.empty(0, dtype=torch.int64, device=self.group.device), []
+        flat = torch.cat([piece.reshape(-1) for piece in pieces])
+        # Distinct ids first: a frequent word then crosses the network once.
+        unique, inverse = torch.unique(flat, return_inverse=True)
+        parts = inverse.split([piece.numel() for piece in pieces])
+        positions = [part.view(piece.shape) for part, piece in zip(parts, pieces, strict=True)]
+        return self._orders[table].rows_of(unique), positions
+
+    def _fetch(self, rows: dict[str, Tensor], *, output: bool) -> dict[str, TableRows]:
+        keys, values = [], []
+        for table in self.specs:
+            shard = self.shards[table]
+            wanted = [rows[table]]
+            if len(self._features[table]) > 1:
+                own_end = shard.end_row if output else shard.first_row
+                wanted.append(torch.arange(shard.first_row, own_end, device=self.group.device))
+            keys += self._features[table]
+            values += wanted
+        looked_up = self._module(
+            KeyedJaggedTensor.from_lengths_sync(
+                keys=keys,
+                values=torch.cat(values),
+                lengths=torch.tensor([v.numel() for v in values], device=self.group.device),
+            )
+        )
+        result: dict[str, TableRows] = {}
+        for table in self.specs:
+            outputs = [looked_up[key].values() for key in self._features[table]]
+            leaves = [out.detach().requires_grad_(torch.is_grad_enabled()) for out in outputs]
+            own = leaves[1] if output and len(leaves) > 1 else None
+            kept = outputs if own is not None else outputs[:1]
+            result[table] = TableRows(rows[table], leaves[0], own, kept)
+        return result
+
+    def weight(self, table: str) -> Tensor:
+        """Live view of this worker's logical rows of ``table``: [R, D]. Not collective."""
+        return self._physical_weight(table)[: self.shards[table].num_rows]
+
+    def output_weight(self) -> Tensor:
+        """Live view of this worker's rows of the output layer: [R, D]. Not collective."""
+        return self.weight(self.table_of_role["output"])
+
+    def optimizer_state(self, table: str) -> dict[str, Tensor]:
+        """Live views of the fused optimizer's state of this worker's logical rows.
+
+        Each is [R] (row-wise) or [R, D], by the optimizer's name for it. Not collective.
+        """
+        state = self._module.fused_optimizer.state_dict()["state"][f"embeddings.{table}.weight"]
+        shard = self.shards[table]
+        views: dict[str, Tensor] = {}
+        for name, value in state.items():
+            local = value.local_shards()[0].tensor
+            if local.dim() and local.shape[0] == shard.physical_rows:
+                views[name.removeprefix(f"{table}.")] = local[: shard.num_rows]
+        return views
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the fused optimizer's rate for the next `StepRows.backward`. Not collective."""
+        optimizer = self._module.fused_optimizer
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = learning_rate
+        optimizer.zero_grad()  # the rate reaches the kernel only here
+
+    def ids_of_own_output_rows(self) -> Tensor:
+        """The ids whose output rows this worker holds, in the order of its rows: [R]."""
+        table = self.table_of_role["output"]
+        shard = self.shards[table]
+        rows = torch.arange(shard.first_row, shard.end_row, device=self.group.device)
+        return self._orders[table].ids_of(rows)
+
+    def output_rows_of(self, ids: Tensor) -> Tensor:
+        """Row numbers of ``ids`` in the output layer's table, same shape."""
+        return self._orders[self.table_of_role["output"]].rows_of(ids)
+
+    @property
+    def output_shard(self) -> Shard:
+        """This worker's shard of the output layer's table."""
+        return self.shards[self.table_of_role["output"]]
+
+    @property
+    def num_output_rows(self) -> int:
+        """V of the output layer."""
+        return self.specs[self.table_of_role["output"]].num_rows
+
+    def _physical_weight(self, table: str) -> Tensor:
+        sharded = self._module.state_dict()[f"embeddings.{table}.weight"]
+        weight: Tensor = sharded.local_shards()[0].tensor
+        return weight
+
+
+def table_specs(
+    rows_of_role: dict[str, int], width: int, share: ShareEmbeddings
+) -> dict[str, TableSpec]:
+    """The tables that ``share`` asks for, by name.
+
+    Raises:
+        ValueError: roles with different vocabularies are to share a table.
+    """
+    specs: dict[str, TableSpec] = {}
+    for role, table in TABLE_OF_ROLE[share].items():
+        spec = TableSpec(table, rows_of_role[role], width)
+        if specs.setdefault(table, spec) != spec:
+            raise ValueError(
+                f"model.share_embeddings={share!r} lets {role} share table {table!r}, but their "
+                f"vocabularies differ: {spec.num_rows} rows against {specs[table].num_rows}; "
+                "set tokenizer.shared=true or model.share_embeddings to none or decoder"
+            )
+    return specs

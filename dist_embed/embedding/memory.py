@@ -1,0 +1,46 @@
+"""How much memory a worker needs, before it is started."""
+
+from __future__ import annotations
+
+from dist_embed.embedding.tables import TableSpec, shard_of
+
+# A worker process with torch, torchrec, fbgemm and ray loaded, before it holds anything: 0.6 GiB
+# measured on Linux x86-64 (docs/benchmarks/multi30k.md), and some for activations.
+PROCESS_BYTES = 768 * 2**20
+GIB = 2**30
+
+# Values of optimizer state per row of width D.
+_STATE_VALUES = {
+    "rowwise_adagrad": lambda width: 1,
+    "adagrad": lambda width: width,
+    "sgd": lambda width: 0,
+    "adam": lambda width: 2 * width,
+}
+
+
+def table_bytes(spec: TableSpec, optimizer: str, num_workers: int) -> int:
+    """Bytes of one worker's shard of a table with its optimizer's state, float32."""
+    values_per_row = spec.width + _STATE_VALUES[optimizer](spec.width)
+    return 4 * values_per_row * shard_of(spec.num_rows, 0, num_workers).physical_rows
+
+
+def worker_bytes(
+    specs: list[TableSpec], optimizer: str, num_workers: int, logits_block_bytes: int
+) -> int:
+    """Estimate of one worker's memory.
+
+    Process, tables with state, the looked-up copy of the output layer's shard with its gradient
+    (the largest table's size, as an upper bound), and three blocks of logits.
+    """
+    tables = [table_bytes(spec, optimizer, num_workers) for spec in specs]
+    largest = max(4 * spec.width * -(-spec.num_rows // num_workers) for spec in specs)
+    return PROCESS_BYTES + sum(tables) + 3 * largest + 3 * logits_block_bytes
+
+
+def available_bytes() -> int:
+    """Memory of this machine that new processes can use, as Linux estimates it."""
+    with open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo has no MemAvailable line")

@@ -1,0 +1,219 @@
+"""The exact output layer: softmax cross-entropy over a vocabulary that is sharded over workers.
+
+Every worker computes the logits of all workers' tokens against the rows of its own shard, block of
+tokens by block of tokens. Per block the workers exchange four numbers a token; with the global
+normaliser known, the block's gradients are formed at once, so no block of logits outlives its turn
+and nothing is computed twice. Parallel over the vocabulary as in Megatron-LM (Shoeybi et al. 2019,
+arXiv 1909.08053), in blocks with the gradient in the same pass as in Liger Kernel (Hsu et al.
+2024, arXiv 2410.10989).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_embed.parallel.collectives import gather_equal, gather_rows, sum_and_scatter_rows
+from dist_embed.parallel.group import Group
+
+
+@dataclass(frozen=True)
+class OutputShard:
+    """Which rows of the output layer this worker holds, and how to compute with them.
+
+    Attributes:
+        group: this worker and its peers.
+        first_row: row number of the first own row.
+        num_rows: V, rows over all shards.
+        block_bytes: upper bound for one block of float32 logits.
+        dtype: type of the matrix products' operands; sums are always float32.
+    """
+
+    group: Group
+    first_row: int
+    num_rows: int
+    block_bytes: int
+    dtype: torch.dtype = torch.float32
+
+    def block_tokens(self, own_rows: int) -> int:
+        """Tokens per block; the same on every worker, as every block is an exchange."""
+        del own_rows
+        longest_shard = -(-self.num_rows // self.group.num_workers)
+        return max(1, self.block_bytes // (4 * longest_shard))
+
+
+def sharded_cross_entropy(
+    hidden: Tensor,
+    target_rows: Tensor,
+    weight: Tensor,
+    shard: OutputShard,
+    counts: list[int],
+    label_smoothing: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Softmax cross-entropy of every worker's tokens over the whole vocabulary.
+
+    With smoothing ε a token's loss is (1 - ε) · -log p(target) + ε · mean over the vocabulary of
+    -log p, PyTorch's definition (Szegedy et al. 2016, arXiv 1512.00567).
+
+    Args:
+        hidden: [n, D] decoder outputs of this worker's tokens; n may be 0.
+        target_rows: [n] row numbers of the right answers.
+        weight: [R, D] the output layer's rows of this worker's shard; R may be 0.
+        shard: where those rows lie.
+        counts: n of every worker.
+        label_smoothing: ε.
+
+    Returns:
+        Two float32 scalars, the same on every worker: the sum over all workers' tokens of the
+        smoothed loss, with gradients to ``hidden`` and ``weight``, and of -log p(target).
+
+    Collective.
+    """
+    smoothed, nll = _ShardedCrossEntropy.apply(
+        hidden, weight, target_rows, shard, counts, label_smoothing
+    )
+    return smoothed, nll
+
+
+class _ShardedCrossEntropy(torch.autograd.Function):
+    """Loss and gradients in one forward pass; backward only scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        target_rows: Tensor,
+        shard: OutputShard,
+        counts: list[int],
+        label_smoothing: float,
+    ) -> tuple[Tensor, Tensor]:
+        want_gradient = any(ctx.needs_input_grad[:2])
+        all_hidden = gather_rows(hidden.detach(), counts, shard.group).to(shard.dtype)
+        all_targets = gather_rows(target_rows, counts, shard.group)
+        operand = weight.detach().to(shard.dtype)
+        # The sum of all logits of a token, for label smoothing, without the logits.
+        summed_rows = operand.sum(0, dtype=torch.float32).to(shard.dtype)
+        grad_hidden = torch.empty_like(all_hidden, dtype=torch.float32) if want_gradient else None
+        grad_weight = torch.zeros_like(weight) if want_gradient else None
+        smoothed = torch.zeros((), device=hidden.device)
+        nll = torch.zeros((), device=hidden.device)
+        step = shard.block_tokens(weight.shape[0])
+        for start in range(0, all_hidden.shape[0], step):
+            block = slice(start, start + step)
+            h = all_hidden[block]
+            logits = (h @ operand.t()).float()  # [b, R]
+            index = all_targets[block] - shard.first_row
+            here = ((index >= 0) & (index < weight.shape[0])).nonzero().squeeze(-1)
+            index = index[here]
+            stats = _block_statistics(logits, h @ summed_rows, here, index)
+            log_z, target_logit, logit_sum = _combine(gather_equal(stats, shard.group))
+            block_nll = log_z - target_logit
+            nll += block_nll.sum()
+            spread = log_z - logit_sum / shard.num_rows
+            smoothed += (
+                (1 - label_smoothing) * block_nll + label_smoothing * spread
+            ).sum()
+            if grad_hidden is None or grad_weight is None:
+                continue
+            # d loss / d logits = p - (1 - ε) onehot - ε / V
+            grad = logits.sub_(log_z.unsqueeze(1)).exp_()
+            if label_smoothing:
+                grad.sub_(label_smoothing / shard.num_rows)
+            grad[here, index] -= 1 - label_smoothing
+            grad = grad.to(shard.dtype)
+            grad_hidden[block] = grad @ operand
+            if shard.dtype == torch.float32:
+                grad_weight.addmm_(grad.t(), h)
+            else:
+                grad_weight += grad.t() @ h
+        if grad_hidden is not None and grad_weight is not None:
+            own_grad_hidden = sum_and_scatter_rows(grad_hidden, counts, shard.group)
+            ctx.save_for_backward(own_grad_hidden.to(hidden.dtype), grad_weight)
+        ctx.mark_non_differentiable(nll)
+        return smoothed, nll
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        grad_loss = grad_outputs[0]
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None
+
+
+def _block_statistics(logits: Tensor, logit_sum: Tensor, here: Tensor, index: Tensor) -> Tensor:
+    """What the other shards must know of this one, per token: [4, b].
+
+    The maximum, the sum of exponentials relative to it, the target's logit where it lies in this
+    shard (else 0), and the sum of the logits.
+    """
+    if logits.shape[1]:
+        maximum = logits.amax(1)
+        total = (logits - maximum.unsqueeze(1)).exp_().sum(1)
+    else:  # a worker without rows
+        maximum = logits.new_full((logits.shape[0],), float("-inf"))
+        total = torch.zeros_like(maximum)
+    target_logit = torch.zeros_like(maximum)
+    target_logit[here] = logits[here, index]
+    return torch.stack([maximum, total, target_logit, logit_sum.float()])
+
+
+def _combine(stats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All shards' statistics [W, 4, b] to log normaliser, target logit and logit sum, each [b]."""
+    maximum, total, target_logit, logit_sum = stats.unbind(1)
+    highest = maximum.amax(0)
+    log_z = highest + ((maximum - highest).exp() * total).sum(0).log()
+    return log_z, target_logit.sum(0), logit_sum.sum(0)
+
+
+def top_log_probabilities(
+    hidden: Tensor, weight: Tensor, own_ids: Tensor, shard: OutputShard, counts: list[int], k: int
+) -> tuple[Tensor, Tensor]:
+    """The k most probable next words of every token, over the whole vocabulary.
+
+    Args:
+        hidden: [n, D] of this worker's hypotheses; n may be 0.
+        weight: [R, D] the output layer's rows of this worker's shard.
+        own_ids: [R] the ids of those rows.
+        shard: where those rows lie.
+        counts: n of every worker.
+        k: words per token, at most V.
+
+    Returns:
+        log probabilities [n, k], highest first, and their ids [n, k] (int64). Of equal
+        probabilities the lower id counts as higher, for any number of workers.
+
+    Collective.
+    """
+    all_hidden = gather_rows(hidden, counts, shard.group).to(shard.dtype)
+    operand = weight.to(shard.dtype)
+    num_tokens = all_hidden.shape[0]
+    best = all_hidden.new_full((num_tokens, k), float("-inf"), dtype=torch.float32)
+    best_ids = torch.full((num_tokens, k), shard.num_rows, device=hidden.device)
+    stats = best.new_zeros((2, num_tokens))
+    step = shard.block_tokens(weight.shape[0])
+    for start in range(0, num_tokens, step):
+        block = slice(start, start + step)
+        logits = (all_hidden[block] @ operand.t()).float()
+        no_target = torch.empty(0, dtype=torch.int64, device=hidden.device)
+        stats[:, block] = _block_statistics(
+            logits, logits.new_zeros(logits.shape[0]), no_target, no_target
+        )[:2]
+        take = min(k, weight.shape[0])
+        values, index = logits.topk(take, dim=1)
+        best[block, :take] = values
+        best_ids[block, :take] = own_ids[index]
+    maximum, total = gather_equal(stats, shard.group).unbind(1)
+    highest = maximum.amax(0)
+    log_z = highest + ((maximum - highest).exp() * total).sum(0).log()
+    # [N, W * k] candidates; sorting by id first makes the stable sort by value break ties by id.
+    values = gather_equal(best, shard.group).transpose(0, 1).reshape(num_tokens, -1)
+    ids = gather_equal(best_ids, shard.group).transpose(0, 1).reshape(num_tokens, -1)
+    ids, by_id = ids.sort(dim=1, stable=True)
+    values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
+    start = sum(counts[: shard.group.rank])
+    mine = slice(start, start + counts[shard.group.rank])
+    log_probabilities = values[mine, :k] - log_z[mine].unsqueeze(1)
+    return log_probabilities, ids.gather(1, by_value)[mine, :k]

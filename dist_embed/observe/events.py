@@ -1,0 +1,93 @@
+"""What a run tells its user: lines and progress, from worker 0 to whatever screen there is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Any
+
+from tqdm import tqdm
+
+# An event is a plain dict, so that it can cross process and cluster borders:
+# {"kind": "line", "text": …} or {"kind": "progress", "step": …, "max_steps": …, …}.
+Event = dict[str, Any]
+Emit = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Sends events; workers other than the first hold one that drops them."""
+
+    emit: Emit
+
+    def line(self, text: str) -> None:
+        """A line for the user."""
+        self.emit({"kind": "line", "text": text})
+
+    def progress(self, **values: Any) -> None:
+        """Where training stands: step, max_steps, loss, tokens_per_second, eta_seconds."""
+        self.emit({"kind": "progress", **values})
+
+
+def silent_reporter() -> Reporter:
+    """Drops everything."""
+    return Reporter(lambda event: None)
+
+
+class Screen:
+    """Shows events: a bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        self._stream = stream or sys.stdout
+        self._bar: tqdm[Any] | None = None
+        self._is_terminal = self._stream.isatty()
+        self._last_line = 0.0
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        if event["kind"] == "line":
+            if self._bar is not None:
+                self._bar.write(event["text"], file=self._stream)
+            else:
+                print(event["text"], file=self._stream, flush=True)
+        elif event["kind"] == "progress":
+            self._show_progress(event)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show_progress(self, event: Event) -> None:
+        step, max_steps = event["step"], event["max_steps"]
+        if self._is_terminal:
+            if self._bar is None:
+                self._bar = tqdm(
+                    total=max_steps, initial=step, file=self._stream, unit="step",
+                    bar_format="{percentage:3.0f}%|{bar}| {n}/{total} {postfix}",
+                )  # fmt: skip
+            self._bar.n = step
+            self._bar.set_postfix_str(
+                f"loss {event['loss']:.3f}, {event['tokens_per_second']:,.0f} tokens/s, "
+                f"ETA {duration(event['eta_seconds'])}"
+            )
+            return
+        # At most a line every ten seconds, and the last one.
+        now = time.monotonic()
+        if now - self._last_line >= 10 or step == max_steps:
+            self._last_line = now
+            text = (
+                f"step {step}/{max_steps}  loss {event['loss']:.3f}  "
+                f"{event['tokens_per_second']:,.0f} tokens/s  ETA {duration(event['eta_seconds'])}"
+            )
+            print(text, file=self._stream, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Like 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

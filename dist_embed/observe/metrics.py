@@ -1,0 +1,94 @@
+"""A run's metrics: ``metrics.jsonl``, one JSON object a line, and TensorBoard events.
+
+Object stores cannot append. There the files grow in a local folder and are uploaded whole when
+`MetricsLog.flush` is called: at every checkpoint and at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from dist_embed.storage import uri as storage
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Worker 0's writer.
+
+    Args:
+        run_uri: the run's folder or URL.
+        after_step: lines of later steps are dropped: the run resumes there and repeats them.
+    """
+
+    def __init__(self, run_uri: str, after_step: int) -> None:
+        self._run_uri = run_uri
+        self._staging: tempfile.TemporaryDirectory[str] | None = None
+        if storage.is_local(run_uri):
+            self._folder = storage.local_path(run_uri)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        else:
+            self._staging = tempfile.TemporaryDirectory(prefix="dist_embed-metrics-")
+            self._folder = Path(self._staging.name)
+        kept = [json.dumps(line) for line in read_metrics(run_uri) if line["step"] <= after_step]
+        path = self._folder / METRICS_NAME
+        path.write_text("".join(f"{line}\n" for line in kept))
+        self._file = path.open("a")
+        self._tensorboard = SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=after_step + 1, flush_secs=30
+        )
+
+    def write(self, step: int, **values: float | int | None) -> None:
+        """One line: the step, the time of day (Unix seconds) and the values that are not None."""
+        known = {name: value for name, value in values.items() if value is not None}
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **known}) + "\n")
+        self._file.flush()
+        for name, value in known.items():
+            self._tensorboard.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Make what was written visible at the run's URI."""
+        self._tensorboard.flush()
+        if self._staging is None:
+            return
+        for path in self._folder.rglob("*"):
+            if path.is_file():
+                name = path.relative_to(self._folder).as_posix()
+                storage.write_bytes(storage.join(self._run_uri, name), path.read_bytes())
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._tensorboard.close()
+        self._file.close()
+        self.flush()
+        if self._staging is not None:
+            self._staging.cleanup()
+
+
+def read_metrics(run_uri: str) -> list[dict[str, Any]]:
+    """All lines of a run's metrics; none where there are none yet. A torn last line is left out."""
+    try:
+        text = storage.read_text(storage.join(run_uri, METRICS_NAME))
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue  # a killed run may leave half a line
+    return lines

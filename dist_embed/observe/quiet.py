@@ -1,0 +1,51 @@
+"""Third-party noise belongs in the run's log file, not on the user's screen."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+
+# Read by the libraries when they are first imported or started.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # reports to the vendor are on by default
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning on machines without GPUs
+    "TOKENIZERS_PARALLELISM": "true",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+}
+
+
+def quiet_environment() -> None:
+    """Set what libraries read from the environment; call before importing them."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def redirect_output(log_file: Path) -> None:
+    """Send this process's stdout and stderr, native code's too, to the end of ``log_file``.
+
+    For worker processes: what the user is to see goes through a `Reporter`.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+        force=True,
+    )
+    logging.captureWarnings(True)
+
+
+def quiet_screen() -> None:
+    """For the process that owns the screen: only errors of third parties are shown."""
+    logging.basicConfig(level=logging.ERROR, format="%(message)s", force=True)
+    warnings.simplefilter("ignore")

@@ -1,0 +1,54 @@
+"""Which device a worker computes on, and in which precision."""
+
+from __future__ import annotations
+
+import platform
+from typing import Literal
+
+import torch
+
+from dist_embed.config.errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """The device type to use. Raises UserError for CUDA on a machine without."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "cluster.device='cuda' is not possible here: PyTorch finds no CUDA device; "
+            "use 'cpu' or 'auto'"
+        )
+    return wanted
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 natively (CUDA from Ampere; AVX512-BF16; AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def resolve_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
+    """The type of matrix products: float32 or bfloat16."""
+    if wanted == "auto":
+        wanted = "bf16" if has_native_bf16(device) else "fp32"
+    return torch.bfloat16 if wanted == "bf16" else torch.float32
+
+
+def device_name(device: torch.device) -> str:
+    """A name a reader can compare figures by."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

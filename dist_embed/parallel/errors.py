@@ -1,0 +1,103 @@
+"""Errors that travel: what fails on one worker is raised on all, with its own traceback.
+
+Two cases. Where workers do something each on their own (read a file, write a checkpoint part),
+`all_or_none` closes the phase with one exchange, and raises on every worker when one has failed.
+Anywhere else a failing worker leaves its traceback in the group's store before it ends, and its
+peers, whose collectives then break, look there for the cause: `errors_shared`.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from dist_embed.parallel.collectives import gather_texts
+from dist_embed.parallel.group import Group
+
+# How long a worker whose collective broke waits for a peer to say why, and how long worker 0,
+# which may host the store, stays after its own failure so that peers can read it.
+CAUSE_WAIT_SECONDS = 5.0
+_KEY = "dist_embed/first_error"
+
+
+class WorkerError(RuntimeError):
+    """Another worker failed. ``rank`` says which; the message holds its traceback."""
+
+    def __init__(self, rank: int, trace: str) -> None:
+        self.rank = rank
+        self.trace = trace
+        super().__init__(f"worker {rank} failed:\n{trace}")
+
+    def __reduce__(self) -> tuple[type[WorkerError], tuple[int, str]]:
+        return type(self), (self.rank, self.trace)
+
+
+@contextmanager
+def all_or_none(group: Group) -> Iterator[None]:
+    """Run a block without collectives in it; if it fails anywhere, raise everywhere.
+
+    The failing worker raises its own error, the others a `WorkerError` with its traceback.
+    Collective at the end of the block.
+    """
+    error: BaseException | None = None
+    try:
+        yield
+    except Exception as exc:  # carried to every worker below
+        error = exc
+    trace = "".join(traceback.format_exception(error)) if error is not None else ""
+    traces = gather_texts(trace, group)
+    if error is not None:
+        raise error
+    for rank, peer_trace in enumerate(traces):
+        if peer_trace:
+            raise WorkerError(rank, peer_trace)
+
+
+@contextmanager
+def errors_shared(group: Group) -> Iterator[None]:
+    """Wrap a worker's whole run: its error reaches the peers, and a peer's error this worker.
+
+    Not collective: a worker that fails does not wait for the others.
+    """
+    store = dist.distributed_c10d._get_default_store()  # no public accessor exists
+    try:
+        yield
+    except WorkerError:
+        raise
+    except Exception as exc:
+        cause = _read_cause(store, group, wait=_is_broken_collective(exc))
+        if cause is not None and cause.rank != group.rank:
+            raise cause from exc
+        trace = "".join(traceback.format_exception(exc))
+        # compare_set: of several failures the first counts.
+        store.compare_set(_KEY, "", f"{group.rank}\n{trace}")
+        if group.is_first and group.num_workers > 1:
+            time.sleep(CAUSE_WAIT_SECONDS)
+        raise
+
+
+def _is_broken_collective(exc: BaseException) -> bool:
+    # A torch collective that a peer broke or left: DistError and its kin, or gloo's RuntimeError.
+    text = str(exc)
+    return isinstance(exc, RuntimeError) and any(
+        sign in text for sign in ("gloo", "NCCL", "Connection closed", "timeout", "Timed out")
+    )
+
+
+def _read_cause(store: dist.Store, group: Group, *, wait: bool) -> WorkerError | None:
+    if group.num_workers == 1:
+        return None
+    try:
+        if wait:
+            store.wait([_KEY], timedelta(seconds=CAUSE_WAIT_SECONDS))
+        elif not store.check([_KEY]):
+            return None
+        rank, trace = store.get(_KEY).decode().split("\n", 1)
+    except (RuntimeError, ValueError):  # nobody said anything, or the store died with its host
+        return None
+    return WorkerError(int(rank), trace)

@@ -1,0 +1,65 @@
+"""This worker's place among its peers, and joining and leaving the process group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Group:
+    """One worker (``rank``) of ``num_workers`` that train together, and its device."""
+
+    rank: int
+    num_workers: int
+    local_rank: int
+    num_local_workers: int
+    device: torch.device
+    process_group: dist.ProcessGroup
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is worker 0, which writes what is written once."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined_group(device_type: str, timeout_seconds: float) -> Iterator[Group]:
+    """Join the process group of this run for the length of a ``with`` block.
+
+    A launcher that has already initialised ``torch.distributed`` (Ray Train) keeps ownership of
+    the group. Otherwise the environment of ``torchrun`` (RANK, WORLD_SIZE, LOCAL_RANK,
+    MASTER_ADDR, MASTER_PORT) is read and the group is destroyed at the end of the block.
+    ``timeout_seconds`` bounds every collective. Collective.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device_type == "cuda":
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+    owned = not dist.is_initialized()
+    if owned:
+        dist.init_process_group(
+            "nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
+        )
+    try:
+        pg = dist.group.WORLD
+        assert pg is not None
+        yield Group(
+            rank=dist.get_rank(),
+            num_workers=dist.get_world_size(),
+            local_rank=local_rank,
+            num_local_workers=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
+            device=device,
+            process_group=pg,
+        )
+    finally:
+        if owned:
+            dist.destroy_process_group()

@@ -1,0 +1,141 @@
+"""Files at a local path or at any URL that fsspec knows (``s3://``, ``gs://``, ``memory://``, …).
+
+Credentials come from where the store's client looks for them: environment, profile, instance role.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import IO
+
+import fsspec
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of ``uri`` and the path in it. Raises ValueError for an unknown protocol."""
+    try:
+        fs, path = url_to_fs(uri)
+    except (ImportError, ValueError) as exc:
+        raise ValueError(f"cannot open {uri!r}: {exc}") from exc
+    return fs, path
+
+
+def join(uri: str, *parts: str) -> str:
+    """``uri`` with ``parts`` below it."""
+    return "/".join([uri.rstrip("/") or "/", *parts])
+
+
+def is_local(uri: str) -> bool:
+    """Whether ``uri`` lies on this machine's file system."""
+    return isinstance(filesystem(uri)[0], LocalFileSystem)
+
+
+def local_path(uri: str) -> Path:
+    """The path of a local ``uri``."""
+    return Path(filesystem(uri)[1])
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder lies there."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    return bool(fs.exists(path))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file. Raises FileNotFoundError."""
+    fs, path = filesystem(uri)
+    data: bytes = fs.cat_file(path)
+    return data
+
+
+def read_range(uri: str, start: int, end: int) -> bytes:
+    """Bytes ``start`` to ``end`` of the file."""
+    fs, path = filesystem(uri)
+    data: bytes = fs.cat_file(path, start=start, end=end)
+    return data
+
+
+def read_text(uri: str) -> str:
+    """The whole file as UTF-8 text. Raises FileNotFoundError."""
+    return read_bytes(uri).decode()
+
+
+def open_file(uri: str, mode: str = "rb") -> IO[bytes]:
+    """An open file, to read or write it in pieces."""
+    fs, path = filesystem(uri)
+    if "w" in mode and isinstance(fs, LocalFileSystem):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    handle: IO[bytes] = fs.open(path, mode)
+    return handle
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file so that a reader sees all of it or nothing.
+
+    Locally by writing beside it, fsync and rename; an object store's put has the property already.
+    """
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    sync_folder(target.parent)
+
+
+def write_text(uri: str, text: str) -> None:
+    """Like `write_bytes`, UTF-8."""
+    write_bytes(uri, text.encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a local folder's new names durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def list_names(uri: str) -> list[str]:
+    """Names directly below a folder, sorted; empty where there is no such folder."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    try:
+        found = fs.ls(path, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in found)
+
+
+def glob(uri: str) -> list[str]:
+    """The files that a pattern with ``*``, ``?`` or ``[]`` names, sorted, as URIs like ``uri``."""
+    fs, path = filesystem(uri)
+    if not any(sign in path for sign in "*?["):
+        return [uri]
+    local = isinstance(fs, LocalFileSystem)
+    return sorted(found if local else str(fs.unstrip_protocol(found)) for found in fs.glob(path))
+
+
+def remove(uri: str) -> None:
+    """Remove a file, or a folder with all below it; nothing happens where there is none."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache()
+    if fs.exists(path):
+        fs.rm(path, recursive=True)

@@ -1,0 +1,132 @@
+"""From a configuration to tables, model and output layer: the parts that training, evaluation and
+translation share. Configuration objects are read here and in `dist_embed.train.worker`; nothing
+below takes one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dist_embed.config.schema import Config
+from dist_embed.embedding.lookup import RowLookup
+from dist_embed.model.output import OutputShard
+from dist_embed.model.search import Searcher, SearchSettings
+from dist_embed.model.transformer import Transformer
+from dist_embed.parallel.device import resolve_dtype
+from dist_embed.parallel.group import Group
+
+
+@dataclass(frozen=True)
+class Translator:
+    """The whole model of one worker.
+
+    Attributes:
+        lookup: the row-sharded tables.
+        transformer: the replicated part.
+        shard: how the output layer is sharded.
+        compute_dtype: type of matrix products in training.
+    """
+
+    lookup: RowLookup
+    transformer: Transformer
+    shard: OutputShard
+    compute_dtype: torch.dtype
+
+    @property
+    def group(self) -> Group:
+        """This worker and its peers."""
+        return self.lookup.group
+
+
+def rows_of_role(vocabulary_size: dict[str, int]) -> dict[str, int]:
+    """Table rows for each role, from the vocabulary sizes of both sides."""
+    target = vocabulary_size["target"]
+    return {"source": vocabulary_size["source"], "target": target, "output": target}
+
+
+def build_translator(config: Config, vocabulary_size: dict[str, int], group: Group) -> Translator:
+    """Tables and model with fresh values that depend on the seed alone. Collective."""
+    embedding, model = config.embedding, config.model
+    dtype = resolve_dtype(config.train.precision, group.device)
+    lookup = RowLookup(
+        rows_of_role(vocabulary_size),
+        embedding.width,
+        model.share_embeddings,
+        group,
+        optimizer=embedding.optimizer,
+        learning_rate=embedding.learning_rate,
+        eps=embedding.eps,
+        seed=config.run.seed,
+        # Vectors are multiplied by √D on the way in (Vaswani et al. 2017, section 3.4).
+        initial_scale=embedding.width**-0.5,
+    )
+    torch.manual_seed(config.run.seed)
+    transformer = Transformer(
+        embedding_width=embedding.width,
+        width=model.width,
+        feed_forward=model.feed_forward,
+        heads=model.heads,
+        encoder_layers=model.encoder_layers,
+        decoder_layers=model.decoder_layers,
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+    ).to(group.device)
+    shard = OutputShard(
+        group,
+        lookup.output_shard.first_row,
+        lookup.num_output_rows,
+        int(model.logits_block_mib * 2**20),
+        dtype,
+    )
+    return Translator(lookup, transformer, shard, dtype)
+
+
+def build_searcher(config: Config, translator: Translator) -> Searcher:
+    """A beam search over the translator, always in float32. Collective."""
+    shard = translator.shard
+    exact = OutputShard(shard.group, shard.first_row, shard.num_rows, shard.block_bytes)
+    return Searcher(
+        translator.transformer,
+        translator.lookup,
+        exact,
+        SearchSettings(
+            config.search.beam,
+            config.search.length_penalty,
+            config.search.max_length_ratio,
+            config.search.batch_sentences,
+        ),
+    )
+
+
+def build_dense_optimizer(config: Config, transformer: Transformer) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only."""
+    matrices = [p for p in transformer.parameters() if p.dim() > 1]
+    vectors = [p for p in transformer.parameters() if p.dim() <= 1]
+    train = config.train
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": train.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        eps=1e-9,
+        fused=True,
+    )
+
+
+def dense_tensors(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Live views of the replicated parameters and of AdamW's state, by name, for a checkpoint."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        tensors[f"model.{name}"] = parameter.data
+        state = optimizer.state[parameter]
+        if not state:  # before the first step: what AdamW itself would create
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            tensors[f"optimizer.{name}.{key}"] = state[key]
+    return tensors

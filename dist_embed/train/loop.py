@@ -1,0 +1,181 @@
+"""When to step, log, validate, translate and save. Builds nothing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dist_embed.checkpoint.manager import METRIC, TrainingState
+from dist_embed.config.errors import UserError
+from dist_embed.data.loader import Loader, Position
+from dist_embed.observe.events import Reporter
+from dist_embed.observe.metrics import MetricsLog
+from dist_embed.parallel.group import Group
+from dist_embed.train.evaluate import Quality
+from dist_embed.train.step import StepResult, TrainStep
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """How often things happen, in steps; see the configuration's descriptions."""
+
+    max_steps: int
+    log_every: int
+    evaluate_every: int
+    translate_every: int
+    save_every: int
+    max_skipped_steps: int
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls; every one is collective.
+
+    Attributes:
+        validate: mean -log p per token of the validation set; None where there is none.
+        translate: quality on the validation set; None where there is none.
+        save: writes a checkpoint of the state and prunes.
+    """
+
+    validate: Callable[[], float] | None
+    translate: Callable[[], Quality] | None
+    save: Callable[[TrainingState], None]
+
+
+@dataclass
+class _Window:
+    """Sums over the steps since the last log line."""
+
+    loss: float = 0.0
+    nll: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+    steps: int = 0
+
+    def add(self, result: StepResult, seconds: float) -> None:
+        self.seconds += seconds
+        self.steps += 1
+        if not result.skipped:
+            self.loss += result.loss * result.tokens
+            self.nll += result.nll * result.tokens
+            self.tokens += result.tokens
+
+
+def train_loop(
+    state: TrainingState,
+    train_step: TrainStep,
+    loader: Loader,
+    rhythm: Rhythm,
+    hooks: Hooks,
+    *,
+    group: Group,
+    reporter: Reporter,
+    metrics: MetricsLog | None,
+) -> None:
+    """Train from ``state`` to ``max_steps``. ``metrics`` is given on worker 0 alone. Collective.
+
+    Raises:
+        UserError: too many steps in a row without a finite loss and gradient.
+    """
+    steps = loader.prefetched(Position(**state.scalars["position"]))
+    window = _Window()
+    skipped_in_a_row = 0
+    try:
+        while state.step < rhythm.max_steps:
+            started = time.perf_counter()
+            work = next(steps)
+            work.batches[:] = [batch.to(group.device) for batch in work.batches]
+            result = train_step.run(state.step + 1, work)
+            window.add(result, time.perf_counter() - started)
+            state.step += 1
+            state.scalars["position"] = work.after.to_dict()
+            skipped_in_a_row = _note_skip(state, result, skipped_in_a_row, rhythm, reporter)
+            last = state.step == rhythm.max_steps
+            if last or state.step % rhythm.log_every == 0:
+                _log(state, result, window, rhythm, reporter, metrics)
+                window = _Window()
+            if hooks.validate and (last or state.step % rhythm.evaluate_every == 0):
+                _validate(state, hooks.validate(), reporter, metrics)
+            if hooks.translate and rhythm.translate_every:
+                if last or state.step % rhythm.translate_every == 0:
+                    _report_quality(state, hooks.translate(), reporter, metrics)
+            if last or state.step % rhythm.save_every == 0:
+                if metrics is not None:
+                    metrics.flush()
+                hooks.save(state)
+    finally:
+        steps.close()
+
+
+def _note_skip(
+    state: TrainingState, result: StepResult, in_a_row: int, rhythm: Rhythm, reporter: Reporter
+) -> int:
+    if not result.skipped:
+        return 0
+    state.scalars["skipped_steps"] += 1
+    reporter.line(
+        f"step {state.step} skipped: loss {result.loss} or its gradient is not finite; "
+        f"nothing was changed ({state.scalars['skipped_steps']} skipped so far)"
+    )
+    if in_a_row + 1 >= rhythm.max_skipped_steps:
+        raise UserError(
+            f"{in_a_row + 1} steps in a row had a non-finite loss or gradient "
+            f"(train.max_skipped_steps={rhythm.max_skipped_steps}); lower train.learning_rate or "
+            "embedding.learning_rate, set train.clip_norm, or use train.precision=fp32"
+        )
+    return in_a_row + 1
+
+
+def _log(
+    state: TrainingState,
+    result: StepResult,
+    window: _Window,
+    rhythm: Rhythm,
+    reporter: Reporter,
+    metrics: MetricsLog | None,
+) -> None:
+    loss = window.loss / window.tokens if window.tokens else math.nan
+    nll = window.nll / window.tokens if window.tokens else math.nan
+    tokens_per_second = window.tokens / window.seconds
+    step_seconds = window.seconds / window.steps
+    if metrics is not None:
+        metrics.write(
+            state.step,
+            loss=loss if math.isfinite(loss) else None,
+            nll=nll if math.isfinite(nll) else None,
+            tokens_per_second=tokens_per_second,
+            step_seconds=step_seconds,
+            gradient_norm=result.gradient_norm,
+            skipped_steps=state.scalars["skipped_steps"],
+            epoch=state.scalars["position"]["epoch"],
+        )
+    reporter.progress(
+        step=state.step,
+        max_steps=rhythm.max_steps,
+        loss=loss,
+        tokens_per_second=tokens_per_second,
+        eta_seconds=(rhythm.max_steps - state.step) * step_seconds,
+    )
+
+
+def _validate(
+    state: TrainingState, loss: float, reporter: Reporter, metrics: MetricsLog | None
+) -> None:
+    state.scalars[METRIC] = loss
+    perplexity = math.exp(min(loss, 700.0))  # beyond that a float overflows
+    if metrics is not None:
+        metrics.write(state.step, validation_loss=loss, validation_perplexity=perplexity)
+    reporter.line(f"step {state.step}: validation loss {loss:.4f}, perplexity {perplexity:.2f}")
+
+
+def _report_quality(
+    state: TrainingState, quality: Quality, reporter: Reporter, metrics: MetricsLog | None
+) -> None:
+    if metrics is not None:
+        metrics.write(state.step, validation_bleu=quality.bleu, validation_chrf=quality.chrf)
+    reporter.line(
+        f"step {state.step}: validation BLEU {quality.bleu:.2f}, chrF {quality.chrf:.2f} "
+        f"({quality.sentences} sentences in {quality.seconds:.0f} s)"
+    )

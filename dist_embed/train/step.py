@@ -1,0 +1,175 @@
+"""One optimizer step in two halves: the dense part, then the tables."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_embed.data.loader import StepBatches
+from dist_embed.embedding.lookup import RowLookup, StepRows
+from dist_embed.model.output import OutputShard, sharded_cross_entropy
+from dist_embed.optim.gradient_norm import table_gradient_square_sum
+from dist_embed.optim.schedule import Schedule
+from dist_embed.parallel.collectives import sum_over_workers
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step found; the same on every worker.
+
+    Attributes:
+        loss: smoothed loss per target token.
+        nll: -log p of the right token, per target token.
+        tokens: target tokens of all workers.
+        skipped: whether loss or gradient was not finite, and nothing was changed.
+        gradient_norm: global norm before clipping; None where no clipping is asked for.
+    """
+
+    loss: float
+    nll: float
+    tokens: int
+    skipped: bool
+    gradient_norm: float | None
+
+
+class TrainStep:
+    """Runs steps on a model and its tables.
+
+    Args:
+        model: the dense part, under DDP when there are several workers.
+        lookup: the tables.
+        optimizer: of the dense part.
+        dense_schedule: learning rate of the dense part.
+        table_schedule: learning rate of the tables.
+        shard: how the output layer is sharded.
+        label_smoothing: ε.
+        clip_norm: largest global gradient norm; 0 for no limit.
+        compute_dtype: type of matrix products; parameters and sums stay float32.
+        seed: with step and rank, decides dropout, so that a resumed run draws the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        lookup: RowLookup,
+        optimizer: torch.optim.Optimizer,
+        dense_schedule: Schedule,
+        table_schedule: Schedule,
+        shard: OutputShard,
+        label_smoothing: float,
+        clip_norm: float,
+        compute_dtype: torch.dtype,
+        seed: int,
+    ) -> None:
+        self._model = model
+        self._lookup = lookup
+        self._optimizer = optimizer
+        self._dense_schedule = dense_schedule
+        self._table_schedule = table_schedule
+        self._shard = shard
+        self._label_smoothing = label_smoothing
+        self._clip_norm = clip_norm
+        self._compute_dtype = compute_dtype
+        self._seed = seed
+        self._group = lookup.group
+
+    def run(self, step: int, work: StepBatches) -> StepResult:
+        """Train on one step's batches; ``step`` counts from 1. Collective."""
+        torch.manual_seed(step_seed(self._seed, step, self._group.rank))
+        self._model.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        rows = self._lookup.lookup(
+            [batch.source for batch in work.batches],
+            [batch.target_input for batch in work.batches],
+            output=True,
+        )
+        loss, nll = self._dense_half(rows, work)
+        norm = self._gradient_norm(rows, loss)
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            self._clip(rows, norm)
+            for param_group in self._optimizer.param_groups:
+                param_group["lr"] = self._dense_schedule.rate(step)
+            self._optimizer.step()
+            self._lookup.set_learning_rate(self._table_schedule.rate(step))
+            rows.backward()
+        tokens = work.global_tokens
+        return StepResult(
+            loss=float(loss) / tokens,
+            nll=float(nll) / tokens,
+            tokens=tokens,
+            skipped=skipped,
+            gradient_norm=norm if self._clip_norm else None,
+        )
+
+    def _dense_half(self, rows: StepRows, work: StepBatches) -> tuple[Tensor, Tensor]:
+        """Forward and backward of every micro-batch onto the leaves and the dense part."""
+        device = self._group.device
+        total_loss = torch.zeros((), device=device)
+        total_nll = torch.zeros((), device=device)
+        # DDP and TorchRec both divide by W; the loss is multiplied by it.
+        scale = self._group.num_workers / work.global_tokens
+        for micro, batch in enumerate(work.batches):
+            last = micro + 1 == len(work.batches)
+            distributed = isinstance(self._model, DistributedDataParallel)
+            sync = nullcontext() if last or not distributed else self._model.no_sync()
+            with sync:
+                with torch.autocast(
+                    device.type, self._compute_dtype, enabled=self._compute_dtype != torch.float32
+                ):
+                    hidden = self._model(
+                        rows.source_vectors(micro),
+                        batch.source_lengths,
+                        rows.target_vectors(micro),
+                        batch.token_positions,
+                    )
+                loss, nll = sharded_cross_entropy(
+                    hidden.float(),
+                    self._lookup.output_rows_of(batch.target_output),
+                    rows.output_rows(),
+                    self._shard,
+                    work.token_counts[micro],
+                    self._label_smoothing,
+                )
+                (loss * scale).backward()
+            total_loss += loss.detach()
+            total_nll += nll
+        return total_loss, total_nll
+
+    def _gradient_norm(self, rows: StepRows, loss: Tensor) -> float:
+        """The global norm, or inf or nan where anything is not finite; the same on every worker.
+
+        Without clipping the parts of the tables' gradient are not brought together; the result
+        then only tells whether all is finite.
+        """
+        dense = [p.grad for p in self._model.parameters() if p.grad is not None]
+        square = torch.stack(torch._foreach_norm(dense)).square().sum()
+        if self._clip_norm:
+            square = square + table_gradient_square_sum(rows, self._lookup)
+        else:
+            leaves = [leaf.grad for t in rows.tables.values() for leaf in t.leaves()]
+            local = [g.square().sum() for g in leaves if g is not None]
+            square = square + sum_over_workers(torch.stack(local).sum(), self._group)
+        return float(square.sqrt() + 0 * loss)
+
+    def _clip(self, rows: StepRows, norm: float) -> None:
+        if not self._clip_norm or norm <= self._clip_norm:
+            return
+        factor = self._clip_norm / norm
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        gradients += [
+            leaf.grad for t in rows.tables.values() for leaf in t.leaves() if leaf.grad is not None
+        ]
+        torch._foreach_mul_(gradients, factor)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of a worker's random draws in one step; a resumed run needs no saved random state."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,330 @@
+"""What one worker process does, from its configuration to its result.
+
+`run_worker` is what every launcher calls: Ray Train, plain local processes, torchrun, the tests.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_embed.checkpoint.manager import (
+    TrainingState,
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from dist_embed.checkpoint.manifest import CheckpointError
+from dist_embed.config.errors import UserError
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
+from dist_embed.data.loader import Loader, Position
+from dist_embed.data.prepare import load_tokenizers
+from dist_embed.data.token_shards import PreparedData
+from dist_embed.embedding.memory import table_bytes
+from dist_embed.observe.events import Emit, Reporter, silent_reporter
+from dist_embed.observe.metrics import MetricsLog
+from dist_embed.observe.quiet import redirect_output
+from dist_embed.optim.schedule import Schedule
+from dist_embed.parallel.device import device_name, resolve_device
+from dist_embed.parallel.errors import all_or_none, errors_shared
+from dist_embed.parallel.group import Group, joined_group
+from dist_embed.storage import uri as storage
+from dist_embed.train.assemble import (
+    Translator,
+    build_dense_optimizer,
+    build_searcher,
+    build_translator,
+    dense_tensors,
+)
+from dist_embed.train.evaluate import (
+    Quality,
+    evaluate_translations,
+    exact_loss,
+    translate_texts,
+)
+from dist_embed.train.loop import Hooks, Rhythm, train_loop
+from dist_embed.train.step import TrainStep
+
+# What a worker is asked to do: a function of this module, which every launcher can name.
+Task = Callable[["Context"], Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a task gets: the configuration, this worker's place, and the line to the user."""
+
+    config: Config
+    group: Group
+    reporter: Reporter
+    options: dict[str, Any]
+
+
+def run_worker(
+    task: Task, config_values: dict[str, Any], options: dict[str, Any], emit: Emit
+) -> Any:
+    """Join the group, run ``task``, and return its result.
+
+    Args:
+        task: one of this module's ``…_task`` functions.
+        config_values: the configuration as plain values.
+        options: the task's own arguments.
+        emit: takes worker 0's events.
+
+    Collective. Whatever fails on one worker is raised on all of them.
+    """
+    config = config_from_dict(config_values)
+    _redirect_to_log(config)
+    torch.set_num_threads(threads_per_worker(config))
+    device = resolve_device(config.cluster.device)
+    with joined_group(device, config.cluster.timeout_seconds) as group, errors_shared(group):
+        reporter = Reporter(emit) if group.is_first else silent_reporter()
+        return task(Context(config, group, reporter, options))
+
+
+def threads_per_worker(config: Config) -> int:
+    """CPU threads of one worker."""
+    if config.cluster.threads_per_worker:
+        return config.cluster.threads_per_worker
+    local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", config.cluster.num_workers))
+    return max(1, len(os.sched_getaffinity(0)) // local_workers)
+
+
+def train_task(context: Context) -> dict[str, Any]:
+    """Train a run to its last step, from its newest checkpoint if there is one. Collective."""
+    config, group, reporter = context.config, context.group, context.reporter
+    run_uri, train = config.run.uri, config.train
+    with all_or_none(group):
+        data = PreparedData.read(config.data.uri)
+        tokenizers = load_tokenizers(run_uri)
+    translator = build_translator(config, data.vocabulary_size, group)
+    optimizer = build_dense_optimizer(config, translator.transformer)
+    state = TrainingState(
+        step=0,
+        lookup=translator.lookup,
+        dense=dense_tensors(translator.transformer, optimizer),
+        scalars={"position": Position().to_dict(), "skipped_steps": 0},
+    )
+    _describe(context, translator, data)
+    resumed_at = _resume(context, state)
+    searcher = build_searcher(config, translator)
+    train_step = TrainStep(
+        model=_distributed(translator.transformer, group),
+        lookup=translator.lookup,
+        optimizer=optimizer,
+        dense_schedule=Schedule(
+            train.learning_rate, train.schedule, train.warmup_steps, train.max_steps
+        ),
+        table_schedule=Schedule(
+            config.embedding.learning_rate,
+            config.embedding.schedule,
+            config.embedding.warmup_steps,
+            train.max_steps,
+        ),
+        shard=translator.shard,
+        label_smoothing=train.label_smoothing,
+        clip_norm=train.clip_norm,
+        compute_dtype=translator.compute_dtype,
+        seed=config.run.seed,
+    )
+    loader = Loader(
+        config.data.uri,
+        data.splits["train"].shards,
+        batch_tokens=train.batch_tokens,
+        seed=config.run.seed,
+        rank=group.rank,
+        num_workers=group.num_workers,
+        accumulate=train.accumulate,
+    )
+
+    def validate() -> float:
+        return exact_loss(translator, config.data.uri, data, "validation", train.batch_tokens)
+
+    def translate() -> Quality:
+        return evaluate_translations(
+            searcher, translator, tokenizers, config.data.uri, data, "validation",
+            bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
+        )  # fmt: skip
+
+    def save(state: TrainingState) -> None:
+        size = save_checkpoint(run_uri, state)
+        reporter.line(f"step {state.step}: checkpoint saved ({size / 2**20:.1f} MiB)")
+        with all_or_none(group):
+            if group.is_first:
+                kept = config.checkpoint
+                prune_checkpoints(run_uri, keep_last=kept.keep_last, keep_best=kept.keep_best)
+
+    with ExitStack() as stack:
+        metrics = stack.enter_context(MetricsLog(run_uri, state.step)) if group.is_first else None
+        held_out = "validation" in data.splits
+        train_loop(
+            state,
+            train_step,
+            loader,
+            Rhythm(
+                max_steps=train.max_steps,
+                log_every=train.log_every,
+                evaluate_every=train.evaluate_every,
+                translate_every=train.translate_every,
+                save_every=config.checkpoint.every_steps,
+                max_skipped_steps=train.max_skipped_steps,
+            ),
+            Hooks(validate if held_out else None, translate if held_out else None, save),
+            group=group,
+            reporter=reporter,
+            metrics=metrics,
+        )
+    return {
+        "steps": state.step,
+        "resumed_at": resumed_at,
+        "skipped_steps": state.scalars["skipped_steps"],
+        "peak_memory_bytes": peak_memory_bytes(group),
+    }
+
+
+def evaluate_task(context: Context) -> dict[str, Any]:
+    """Loss and translation quality of a run's checkpoint on a split. Collective.
+
+    Options: ``split``; ``step`` (None: the best checkpoint).
+    """
+    config, split = context.config, context.options["split"]
+    with all_or_none(context.group):
+        data = PreparedData.read(config.data.uri)
+        if split not in data.splits:
+            raise UserError(
+                f"split {split!r} is not in the prepared data {config.data.uri}; "
+                f"there are {', '.join(data.splits)}"
+            )
+        tokenizers = load_tokenizers(config.run.uri)
+    translator, step = _load_for_inference(context, data.vocabulary_size)
+    loss = exact_loss(translator, config.data.uri, data, split, config.train.batch_tokens)
+    quality = evaluate_translations(
+        build_searcher(config, translator), translator, tokenizers, config.data.uri, data, split,
+        bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
+    )  # fmt: skip
+    return {
+        "split": split,
+        "step": step,
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bleu": quality.bleu,
+        "chrf": quality.chrf,
+        "bleu_signature": quality.signature,
+        "sentences": quality.sentences,
+        "sentences_per_second": quality.sentences / quality.seconds,
+        "translations": quality.translations,
+    }
+
+
+def translate_task(context: Context) -> list[str]:
+    """Translations of ``options["texts"]`` by a run's checkpoint ``options["step"]``. Collective."""
+    with all_or_none(context.group):
+        tokenizers = load_tokenizers(context.config.run.uri)
+    sizes = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
+    translator, _ = _load_for_inference(context, sizes)
+    searcher = build_searcher(context.config, translator)
+    return translate_texts(searcher, translator, tokenizers, context.options["texts"])
+
+
+def peak_memory_bytes(group: Group) -> int:
+    """Most memory this process has held: resident on the CPU, allocated on CUDA."""
+    if group.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(group.device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _redirect_to_log(config: Config) -> None:
+    rank = os.environ.get("RANK", "0")
+    if storage.is_local(config.run.uri):
+        folder = storage.local_path(storage.join(config.run.uri, "logs"))
+    else:
+        folder = Path(tempfile.gettempdir()) / "dist_embed-logs"
+    redirect_output(folder / f"worker-{rank}.log")
+
+
+def _distributed(transformer: nn.Module, group: Group) -> nn.Module:
+    if group.num_workers == 1:
+        return transformer
+    return DistributedDataParallel(
+        transformer,
+        device_ids=[group.device] if group.device.type == "cuda" else None,
+        process_group=group.process_group,
+        gradient_as_bucket_view=True,
+    )
+
+
+def _resume(context: Context, state: TrainingState) -> int:
+    """Load the newest checkpoint, if any; returns its step, or 0. Collective."""
+    run_uri = context.config.run.uri
+    with all_or_none(context.group):
+        steps = list_checkpoints(run_uri)
+    if not steps:
+        context.reporter.line("starting from scratch")
+        return 0
+    load_checkpoint(run_uri, steps[-1], state)
+    context.reporter.line(f"resuming from the checkpoint of step {steps[-1]}")
+    return steps[-1]
+
+
+def _load_for_inference(
+    context: Context, vocabulary_size: dict[str, int]
+) -> tuple[Translator, int]:
+    """The translator of the wanted checkpoint. Collective."""
+    config = context.config
+    with all_or_none(context.group):
+        step = context.options.get("step")
+        there = list_checkpoints(config.run.uri)
+        if step is None:
+            step = best_checkpoint(config.run.uri)
+        if step is None or step not in there:
+            raise CheckpointError(
+                f"{config.run.uri} has no complete checkpoint"
+                + (f" of step {step}; there are {there}" if there else "")
+            )
+    translator = build_translator(config, vocabulary_size, context.group)
+    optimizer = build_dense_optimizer(config, translator.transformer)
+    state = TrainingState(0, translator.lookup, dense_tensors(translator.transformer, optimizer))
+    load_checkpoint(config.run.uri, step, state)
+    return translator, step
+
+
+def _describe(context: Context, translator: Translator, data: PreparedData) -> None:
+    config, group, say = context.config, context.group, context.reporter.line
+    precision = "bf16" if translator.compute_dtype == torch.bfloat16 else "fp32"
+    wanted = config.train.precision
+    say(
+        f"{group.num_workers} workers on {group.device.type} ({device_name(group.device)}, "
+        f"{torch.get_num_threads()} threads each), precision {precision}"
+        + (" (chosen by train.precision=auto)" if wanted == "auto" else "")
+    )
+    for spec in translator.lookup.specs.values():
+        size = table_bytes(spec, config.embedding.optimizer, group.num_workers)
+        say(
+            f"table {spec.name}: {spec.num_rows:,} rows × {spec.width}, "
+            f"{config.embedding.optimizer}, {size / 2**20:.1f} MiB per worker"
+        )
+    dense = sum(p.numel() for p in translator.transformer.parameters())
+    say(
+        f"model: {dense:,} replicated parameters, output: exact softmax over "
+        f"{translator.lookup.num_output_rows:,} words"
+    )
+    split = data.splits["train"]
+    left_out = split.dropped_long + split.dropped_empty
+    say(
+        f"data: {split.sentences:,} training pairs"
+        + (f", {left_out:,} left out" if left_out else "")
+        + (f", {split.cut:,} cut" if split.cut else "")
+    )

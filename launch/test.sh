@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Set up, then the checks and the tests. `--all` adds the heavy tests; other arguments go to pytest.
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+select=(-m "not heavy")
+if [ "${1:-}" = --all ]; then
+    select=()
+    shift
+fi
+ruff check .
+ruff format --check .
+mypy
+exec python -m pytest "${select[@]}" "$@"
