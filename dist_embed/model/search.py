@@ -149,7 +149,7 @@ class Searcher:
         total = (scores.view(-1, 1) + log_probs).view(len(active), -1)
         # Twice the beam: even if half of the candidates end, enough go on.
         values, place = total.topk(min(2 * beam, total.shape[1]), dim=1)
-        words = ids.view(len(active), -1).gather(1, place)
+        words = ids.reshape(len(active), -1).gather(1, place)
         parents = place // per_hypothesis
         ends = words == END
         length = prefixes.shape[1]  # tokens with the new one, without the start mark
