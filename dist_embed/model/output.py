@@ -38,9 +38,9 @@ class OutputShard:
     block_bytes: int
     dtype: torch.dtype = torch.float32
 
-    def block_tokens(self, own_rows: int) -> int:
+    @property
+    def block_tokens(self) -> int:
         """Tokens per block; the same on every worker, as every block is an exchange."""
-        del own_rows
         longest_shard = -(-self.num_rows // self.group.num_workers)
         return max(1, self.block_bytes // (4 * longest_shard))
 
@@ -94,42 +94,41 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         want_gradient = any(ctx.needs_input_grad[:2])
         all_hidden = gather_rows(hidden.detach(), counts, shard.group).to(shard.dtype)
         all_targets = gather_rows(target_rows, counts, shard.group)
-        operand = weight.detach().to(shard.dtype)
-        # The sum of all logits of a token, for label smoothing, without the logits.
-        summed_rows = operand.sum(0, dtype=torch.float32).to(shard.dtype)
+        blocks = _LogitBlocks(weight.detach(), shard)
+        # The sum of all logits of a token, for label smoothing, without a pass over the logits.
+        summed_rows = weight.detach().sum(0)
         grad_hidden = torch.empty_like(all_hidden, dtype=torch.float32) if want_gradient else None
         grad_weight = torch.zeros_like(weight) if want_gradient else None
         smoothed = torch.zeros((), device=hidden.device)
         nll = torch.zeros((), device=hidden.device)
-        step = shard.block_tokens(weight.shape[0])
-        for start in range(0, all_hidden.shape[0], step):
-            block = slice(start, start + step)
+        for start in range(0, all_hidden.shape[0], blocks.num_tokens):
+            block = slice(start, start + blocks.num_tokens)
             h = all_hidden[block]
-            logits = (h @ operand.t()).float()  # [b, R]
+            logits = blocks.logits(h)
             index = all_targets[block] - shard.first_row
             here = ((index >= 0) & (index < weight.shape[0])).nonzero().squeeze(-1)
             index = index[here]
-            stats = _block_statistics(logits, h @ summed_rows, here, index)
-            log_z, target_logit, logit_sum = _combine(gather_equal(stats, shard.group))
-            block_nll = log_z - target_logit
+            target_logit = logits.new_zeros(h.shape[0])
+            target_logit[here] = logits[here, index]
+            maximum, total = _exponentials(logits)
+            stats = torch.stack([maximum, total, target_logit, h.float() @ summed_rows])
+            stats = gather_equal(stats, shard.group)
+            log_z = _log_normaliser(stats[:, 0], stats[:, 1])
+            block_nll = log_z - stats[:, 2].sum(0)
+            spread = log_z - stats[:, 3].sum(0) / shard.num_rows
             nll += block_nll.sum()
-            spread = log_z - logit_sum / shard.num_rows
-            smoothed += (
-                (1 - label_smoothing) * block_nll + label_smoothing * spread
-            ).sum()
+            smoothed += ((1 - label_smoothing) * block_nll + label_smoothing * spread).sum()
             if grad_hidden is None or grad_weight is None:
                 continue
-            # d loss / d logits = p - (1 - ε) onehot - ε / V
-            grad = logits.sub_(log_z.unsqueeze(1)).exp_()
-            if label_smoothing:
-                grad.sub_(label_smoothing / shard.num_rows)
+            # d loss / d logits = p - (1 - ε) onehot - ε / V; the last term, the same for every
+            # word, is added below without touching the block.
+            grad = logits.mul_((maximum - log_z).exp().unsqueeze(1))
             grad[here, index] -= 1 - label_smoothing
-            grad = grad.to(shard.dtype)
-            grad_hidden[block] = grad @ operand
-            if shard.dtype == torch.float32:
-                grad_weight.addmm_(grad.t(), h)
-            else:
-                grad_weight += grad.t() @ h
+            blocks.add_gradients(grad, h, grad_hidden[block], grad_weight)
+        if grad_hidden is not None and grad_weight is not None and label_smoothing:
+            share = label_smoothing / shard.num_rows
+            grad_hidden -= share * summed_rows
+            grad_weight -= share * all_hidden.sum(0, dtype=torch.float32)
         if grad_hidden is not None and grad_weight is not None:
             own_grad_hidden = sum_and_scatter_rows(grad_hidden, counts, shard.group)
             ctx.save_for_backward(own_grad_hidden.to(hidden.dtype), grad_weight)
@@ -143,29 +142,51 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None
 
 
-def _block_statistics(logits: Tensor, logit_sum: Tensor, here: Tensor, index: Tensor) -> Tensor:
-    """What the other shards must know of this one, per token: [4, b].
+class _LogitBlocks:
+    """Logits of one block of tokens after the other, in one buffer that is used again."""
 
-    The maximum, the sum of exponentials relative to it, the target's logit where it lies in this
-    shard (else 0), and the sum of the logits.
-    """
-    if logits.shape[1]:
-        maximum = logits.amax(1)
-        total = (logits - maximum.unsqueeze(1)).exp_().sum(1)
-    else:  # a worker without rows
-        maximum = logits.new_full((logits.shape[0],), float("-inf"))
-        total = torch.zeros_like(maximum)
-    target_logit = torch.zeros_like(maximum)
-    target_logit[here] = logits[here, index]
-    return torch.stack([maximum, total, target_logit, logit_sum.float()])
+    def __init__(self, weight: Tensor, shard: OutputShard) -> None:
+        self.num_tokens = shard.block_tokens
+        self._operand = weight.to(shard.dtype)
+        size = (self.num_tokens, weight.shape[0])
+        self._buffer = torch.empty(size, device=weight.device)
+        self._narrow = (
+            None if shard.dtype == torch.float32 else torch.empty_like(self._buffer, dtype=shard.dtype)
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[b, D] to [b, R] float32, valid until the next call."""
+        out = self._buffer[: hidden.shape[0]]
+        if self._narrow is None:
+            return torch.mm(hidden, self._operand.t(), out=out)
+        return out.copy_(torch.mm(hidden, self._operand.t(), out=self._narrow[: hidden.shape[0]]))
+
+    def add_gradients(
+        self, grad: Tensor, hidden: Tensor, grad_hidden: Tensor, grad_weight: Tensor
+    ) -> None:
+        """From d loss / d logits [b, R]: set ``grad_hidden`` [b, D], add to ``grad_weight`` [R, D]."""
+        if self._narrow is None:
+            torch.mm(grad, self._operand, out=grad_hidden)
+            grad_weight.addmm_(grad.t(), hidden)
+            return
+        narrow = self._narrow[: hidden.shape[0]].copy_(grad)
+        grad_hidden.copy_(narrow @ self._operand)
+        grad_weight += narrow.t() @ hidden
 
 
-def _combine(stats: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All shards' statistics [W, 4, b] to log normaliser, target logit and logit sum, each [b]."""
-    maximum, total, target_logit, logit_sum = stats.unbind(1)
+def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace logits [b, R] by exp(logits - their maximum); returns maximum and sum, each [b]."""
+    if not logits.shape[1]:  # a worker without rows
+        nothing = logits.new_zeros(logits.shape[0])
+        return nothing.fill_(float("-inf")), torch.zeros_like(nothing)
+    maximum = logits.amax(1)
+    return maximum, logits.sub_(maximum.unsqueeze(1)).exp_().sum(1)
+
+
+def _log_normaliser(maximum: Tensor, total: Tensor) -> Tensor:
+    """log Σ exp(logit) over all shards from each shard's maximum and sum [W, b]: [b]."""
     highest = maximum.amax(0)
-    log_z = highest + ((maximum - highest).exp() * total).sum(0).log()
-    return log_z, target_logit.sum(0), logit_sum.sum(0)
+    return highest + ((maximum - highest).exp() * total).sum(0).log()
 
 
 def top_log_probabilities(
@@ -188,26 +209,21 @@ def top_log_probabilities(
     Collective.
     """
     all_hidden = gather_rows(hidden, counts, shard.group).to(shard.dtype)
-    operand = weight.to(shard.dtype)
+    blocks = _LogitBlocks(weight, shard)
     num_tokens = all_hidden.shape[0]
-    best = all_hidden.new_full((num_tokens, k), float("-inf"), dtype=torch.float32)
+    best = torch.full((num_tokens, k), float("-inf"), device=hidden.device)
     best_ids = torch.full((num_tokens, k), shard.num_rows, device=hidden.device)
     stats = best.new_zeros((2, num_tokens))
-    step = shard.block_tokens(weight.shape[0])
-    for start in range(0, num_tokens, step):
-        block = slice(start, start + step)
-        logits = (all_hidden[block] @ operand.t()).float()
-        no_target = torch.empty(0, dtype=torch.int64, device=hidden.device)
-        stats[:, block] = _block_statistics(
-            logits, logits.new_zeros(logits.shape[0]), no_target, no_target
-        )[:2]
-        take = min(k, weight.shape[0])
+    take = min(k, weight.shape[0])
+    for start in range(0, num_tokens, blocks.num_tokens):
+        block = slice(start, start + blocks.num_tokens)
+        logits = blocks.logits(all_hidden[block])
         values, index = logits.topk(take, dim=1)
         best[block, :take] = values
         best_ids[block, :take] = own_ids[index]
+        stats[0, block], stats[1, block] = _exponentials(logits)
     maximum, total = gather_equal(stats, shard.group).unbind(1)
-    highest = maximum.amax(0)
-    log_z = highest + ((maximum - highest).exp() * total).sum(0).log()
+    log_z = _log_normaliser(maximum, total)
     # [N, W * k] candidates; sorting by id first makes the stable sort by value break ties by id.
     values = gather_equal(best, shard.group).transpose(0, 1).reshape(num_tokens, -1)
     ids = gather_equal(best_ids, shard.group).transpose(0, 1).reshape(num_tokens, -1)
