@@ -1,0 +1,82 @@
+"""The whole model on one process in plain PyTorch: what the sharded one must equal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dist_embed.embedding.initial_values import fill_initial_rows
+from dist_embed.embedding.tables import TABLE_OF_ROLE
+from dist_embed.model.transformer import Transformer
+from tests.distributed.tiny import ADAM_EPS, EPS, TABLE_RATE, Tiny, build_transformer
+
+Pairs = list[tuple[list[int], list[int]]]
+
+
+class Reference:
+    """nn.Embedding tables, full softmax, row-wise Adagrad written out, AdamW."""
+
+    def __init__(self, tiny: Tiny) -> None:
+        self.tiny = tiny
+        self.table_of_role = TABLE_OF_ROLE[tiny.share]
+        rows = {"source": tiny.source_rows, "target": tiny.target_rows, "output": tiny.target_rows}
+        self.tables: dict[str, nn.Embedding] = {}
+        for role, table in self.table_of_role.items():
+            if table not in self.tables:
+                self.tables[table] = nn.Embedding(rows[role], tiny.width)
+                weight = self.tables[table].weight.data
+                by_row = torch.empty_like(weight)
+                fill_initial_rows(by_row, seed=tiny.seed, table=table, first_row=0, scale=0.1)
+                weight.copy_(by_row)
+        self.sums = {name: torch.zeros(t.num_embeddings) for name, t in self.tables.items()}
+        self.transformer: Transformer = build_transformer(tiny)
+        self.optimizer = torch.optim.AdamW(
+            self.transformer.parameters(), lr=tiny.dense_rate, betas=(0.9, 0.98), eps=ADAM_EPS,
+            weight_decay=0.0,
+        )  # fmt: skip
+
+    def rows_of(self, role: str, ids: Tensor) -> Tensor:
+        from dist_embed.embedding.row_order import RowOrder
+
+        return RowOrder(self.tables[self.table_of_role[role]].num_embeddings).rows_of(ids)
+
+    def loss(self, pairs: Pairs) -> Tensor:
+        """Smoothed loss per token; one sentence at a time, so nothing is ever padded."""
+        total, tokens = torch.zeros(()), 0
+        output = self.tables[self.table_of_role["output"]].weight
+        for source, target in pairs:
+            source_ids = torch.tensor([[*source, 3]])
+            input_ids, answers = torch.tensor([[2, *target]]), torch.tensor([*target, 3])
+            hidden = self.transformer(
+                self.tables[self.table_of_role["source"]](self.rows_of("source", source_ids)),
+                torch.tensor([source_ids.shape[1]]),
+                self.tables[self.table_of_role["target"]](self.rows_of("target", input_ids)),
+                torch.arange(len(answers)),
+            )
+            total = total + functional.cross_entropy(
+                hidden @ output.t(), self.rows_of("output", answers), reduction="sum",
+                label_smoothing=self.tiny.label_smoothing,
+            )  # fmt: skip
+            tokens += len(answers)
+        return total / tokens
+
+    def step(self, pairs: Pairs) -> float:
+        parameters = [*self.transformer.parameters(), *(t.weight for t in self.tables.values())]
+        for parameter in parameters:
+            parameter.grad = None
+        loss = self.loss(pairs)
+        loss.backward()
+        if self.tiny.clip_norm:
+            nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None],
+                                     self.tiny.clip_norm)  # fmt: skip
+        self.optimizer.step()
+        with torch.no_grad():
+            for name, table in self.tables.items():
+                gradient = table.weight.grad
+                if gradient is None:
+                    continue
+                # Row-wise Adagrad: one sum of mean squared gradients per row.
+                self.sums[name] += gradient.square().mean(1)
+                table.weight -= TABLE_RATE * gradient / (self.sums[name].sqrt() + EPS).unsqueeze(1)
+        return float(loss.detach())

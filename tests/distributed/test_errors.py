@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch
+
+from dist_embed.cluster.failure import RunFailed
+from dist_embed.cluster.local import launch_local
+from dist_embed.observe.events import Emit
+from dist_embed.parallel.collectives import (
+    exchange_rows,
+    gather_rows,
+    gather_texts,
+    same_text_from_first,
+    sum_and_scatter_rows,
+    sum_over_workers,
+)
+from dist_embed.parallel.errors import WorkerError, all_or_none, errors_shared
+from dist_embed.parallel.group import Group, joined_group
+from tests.distributed.pool import WorkerPool
+
+
+def fail_in_phase(group: Group, failing: int) -> tuple[str, str]:
+    try:
+        with all_or_none(group):
+            if group.rank == failing:
+                raise FileNotFoundError("part 7 is gone")
+    except Exception as exc:
+        return type(exc).__name__, str(exc)
+    return "nothing", ""
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_an_error_in_a_phase_is_raised_on_every_worker(workers: WorkerPool, failing: int) -> None:
+    for rank, (kind, text) in enumerate(workers.run(3, fail_in_phase, failing)):
+        assert kind == ("FileNotFoundError" if rank == failing else "WorkerError")
+        assert "part 7 is gone" in text
+        if rank != failing:
+            assert f"worker {failing} failed" in text
+            assert "Traceback" in text
+
+
+def fail_between_collectives(failing: int, emit: Emit) -> None:
+    with joined_group("cpu", 60.0) as group:
+        try:
+            with errors_shared(group):
+                sum_over_workers(torch.zeros(1), group)
+                if group.rank == failing:
+                    raise ZeroDivisionError("a bug on one worker")
+                sum_over_workers(torch.zeros(1), group)
+        except Exception as exc:
+            emit({"kind": "line", "rank": group.rank, "type": type(exc).__name__, "text": str(exc)})
+            raise
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_peers_of_a_failed_worker_raise_its_traceback(failing: int) -> None:
+    told: list[dict[str, Any]] = []
+    started = time.monotonic()
+    with pytest.raises(RunFailed, match=f"worker {failing} failed:(.|\n)*a bug on one worker"):
+        launch_local(
+            fail_between_collectives, (failing,), num_workers=3, on_event=told.append, log_folder=""
+        )
+    assert time.monotonic() - started < 50  # well below the collectives' own limit
+    assert sorted(event["rank"] for event in told) == [0, 1, 2]
+    for event in told:
+        assert "a bug on one worker" in event["text"]
+        assert event["type"] == ("ZeroDivisionError" if event["rank"] == failing else "WorkerError")
+
+
+def hang_forever(emit: Emit) -> None:
+    with joined_group("cpu", 3.0) as group:
+        if group.rank == 0:
+            sum_over_workers(torch.zeros(1), group)
+        time.sleep(60)
+
+
+def test_a_wait_has_a_limit() -> None:
+    started = time.monotonic()
+    with pytest.raises(RunFailed, match="worker 0 failed"):
+        launch_local(hang_forever, (), num_workers=2, on_event=print, log_folder="")
+    assert time.monotonic() - started < 50
+
+
+def die(emit: Emit) -> None:
+    with joined_group("cpu", 60.0) as group:
+        if group.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        sum_over_workers(torch.zeros(1), group)
+
+
+def test_a_killed_worker_is_named() -> None:
+    with pytest.raises(RunFailed, match="worker 1 was ended from outside.*killed"):
+        launch_local(die, (), num_workers=2, on_event=print, log_folder="")
+
+
+def test_a_worker_error_survives_pickling() -> None:
+    import pickle
+
+    copy = pickle.loads(pickle.dumps(WorkerError(3, "trace")))
+    assert (copy.rank, copy.trace) == (3, "trace")
+
+
+def exercise_collectives(group: Group) -> dict[str, object]:
+    counts = [2, 0, 3]
+    rows = torch.full((counts[group.rank], 2), float(group.rank + 1))
+    gathered = gather_rows(rows, counts, group)
+    parts = sum_and_scatter_rows(torch.arange(5.0).unsqueeze(1) + group.rank, counts, group)
+    # Worker r sends r + 1 rows to each worker.
+    sent = torch.full((3 * (group.rank + 1), 1), group.rank)
+    received = exchange_rows(sent, [group.rank + 1] * 3, [1, 2, 3], group)
+    return {
+        "gathered": gathered[:, 0].tolist(),
+        "parts": parts[:, 0].tolist(),
+        "received": received[:, 0].tolist(),
+        "texts": gather_texts(["ä", "", "xyz"][group.rank], group),
+        "first": same_text_from_first(f"from {group.rank}", group),
+    }
+
+
+def test_collectives(workers: WorkerPool) -> None:
+    results = workers.run(3, exercise_collectives)
+    for result in results:
+        assert result["gathered"] == [1, 1, 3, 3, 3]
+        assert result["received"] == [0, 1, 1, 2, 2, 2]
+        assert result["texts"] == ["ä", "", "xyz"]
+        assert result["first"] == "from 0"
+    assert [r["parts"] for r in results] == [[3, 6], [], [9, 12, 15]]

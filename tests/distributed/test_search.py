@@ -1,0 +1,94 @@
+"""Beam search against trying everything."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from dist_embed.data.tokenizer import END, PAD, START
+from dist_embed.model.search import Searcher, SearchSettings
+from dist_embed.parallel.group import Group
+from tests.distributed.pool import WorkerPool
+from tests.distributed.reference import Reference
+from tests.distributed.tiny import Sharded, Tiny
+
+TINY = Tiny(share="decoder", source_rows=9, target_rows=7, block_bytes=4 * 7 * 3)
+SOURCES = [[4, 5], [6], [8, 8, 7, 4], [5, 4, 6]]
+LONGEST = 4
+
+
+def settings(beam: int, alpha: float) -> SearchSettings:
+    # longest() is 0 × tokens + 10 there; the test wants fewer, so it subclasses.
+    return _ShortSettings(beam, alpha, 1.0, 3)
+
+
+class _ShortSettings(SearchSettings):
+    def longest(self, source_tokens: int) -> int:
+        return LONGEST
+
+
+def sharpen(parameter: torch.Tensor) -> None:
+    # Fresh weights give nearly equal probabilities; larger ones make a real choice.
+    parameter.mul_(2.5)
+
+
+def search(group: Group, beam: int, alpha: float) -> dict[int, list[int]]:
+    sharded = Sharded(TINY, group)
+    with torch.no_grad():
+        for parameter in sharded.transformer.parameters():
+            sharpen(parameter)
+        for name in sharded.lookup.specs:
+            sharpen(sharded.lookup.weight(name).mul_(5))
+    sharded.transformer.eval()
+    mine = list(range(len(SOURCES)))[group.rank :: group.num_workers]
+    searcher = Searcher(sharded.transformer, sharded.lookup, sharded.shard, settings(beam, alpha))
+    answers = searcher.translate([SOURCES[i] for i in mine])
+    return dict(zip(mine, answers, strict=True))
+
+
+def best_of_all(alpha: float) -> list[tuple[float, list[int]]]:
+    """Score of and the best of every sequence that ends within the limit."""
+    reference = Reference(TINY)
+    with torch.no_grad():
+        for parameter in reference.transformer.parameters():
+            sharpen(parameter)
+        for table in reference.tables.values():
+            sharpen(table.weight.data.mul_(5))
+    reference.transformer.eval()
+    words = [i for i in range(TINY.target_rows) if i not in (PAD, START, END)]
+    best = []
+    for source in SOURCES:
+        scored = []
+        for length in range(LONGEST):
+            for sequence in itertools.product(words, repeat=length):
+                with torch.no_grad():
+                    reference.tiny = Tiny(**{**TINY.__dict__, "label_smoothing": 0.0})
+                    mean_loss = float(reference.loss([(source, list(sequence))]))
+                tokens = length + 1
+                scored.append((-mean_loss * tokens / tokens**alpha, list(sequence)))
+        best.append(max(scored))
+    return best
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_wide_beam_finds_what_exhaustive_search_finds(workers: WorkerPool, alpha: float) -> None:
+    expected = [sequence for _, sequence in best_of_all(alpha)]
+    assert len({tuple(sequence) for sequence in expected}) > 1  # the sources matter
+    for num_workers in (1, 3):
+        found: dict[int, list[int]] = {}
+        for answers in workers.run(num_workers, search, 200, alpha):
+            found |= answers
+        assert [found[i] for i in range(len(SOURCES))] == expected
+
+
+def test_the_answer_does_not_depend_on_the_number_of_workers(workers: WorkerPool) -> None:
+    for beam in (1, 2, 5):
+        found = []
+        for num_workers in (1, 2, 4):
+            merged: dict[int, list[int]] = {}
+            for answers in workers.run(num_workers, search, beam, 1.0):
+                merged |= answers
+            found.append([merged[i] for i in range(len(SOURCES))])
+        assert found[0] == found[1] == found[2]

@@ -1,0 +1,69 @@
+"""Sharded training against a plain single-process reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dist_embed.parallel.group import Group
+from tests.distributed.pool import WorkerPool
+from tests.distributed.reference import Reference
+from tests.distributed.tiny import Pairs, Sharded, Tiny, joined, random_pairs
+
+TOLERANCE = 1e-6
+
+
+def train(group: Group, tiny: Tiny, steps: list[Pairs]) -> tuple[list[float], dict[str, Any], Any]:
+    sharded = Sharded(tiny, group)
+    losses = [sharded.step(number, pairs).loss for number, pairs in enumerate(steps, start=1)]
+    return losses, sharded.tables(), sharded.dense()
+
+
+def check_equal(workers: WorkerPool, num_workers: int, tiny: Tiny, steps: list[Pairs]) -> None:
+    reference = Reference(tiny)
+    expected = [reference.step(pairs) for pairs in steps]
+    results = workers.run(num_workers, train, tiny, steps)
+    for losses, _, dense in results:
+        assert losses == pytest.approx(expected, abs=TOLERANCE * 5)
+        for name, parameter in reference.transformer.named_parameters():
+            torch.testing.assert_close(
+                dense[f"model.{name}"], parameter.data, rtol=0, atol=TOLERANCE * 20
+            )
+    for table, embedding in reference.tables.items():
+        weight, state = joined([tables for _, tables, _ in results], table)
+        torch.testing.assert_close(weight, embedding.weight.data, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(state, reference.sums[table], rtol=0, atol=TOLERANCE)
+        assert not torch.equal(weight, Reference(tiny).tables[table].weight.data)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("share", ["none", "decoder", "all"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_three_steps(workers: WorkerPool, num_workers: int, share: Any, accumulate: int) -> None:
+    rows = 31 if share == "all" else 23
+    tiny = Tiny(share=share, source_rows=rows, accumulate=accumulate)
+    steps = [random_pairs(9, seed, rows, 31) for seed in range(3)]
+    check_equal(workers, num_workers, tiny, steps)
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_clipped_steps(workers: WorkerPool, num_workers: int) -> None:
+    tiny = Tiny(share="all", source_rows=31, clip_norm=0.3)
+    check_equal(workers, num_workers, tiny, [random_pairs(9, seed, 31, 31) for seed in range(3)])
+
+
+def test_fewer_rows_than_workers(workers: WorkerPool) -> None:
+    tiny = Tiny(share="all", source_rows=5, target_rows=5)
+    check_equal(workers, 4, tiny, [random_pairs(9, seed, 5, 5) for seed in range(3)])
+
+
+def test_fewer_sentences_than_workers_leaves_empty_batches(workers: WorkerPool) -> None:
+    tiny = Tiny(accumulate=2)
+    check_equal(workers, 3, tiny, [random_pairs(2, seed, 23, 31) for seed in range(3)])
+
+
+def test_repeated_ids(workers: WorkerPool) -> None:
+    pairs = [([4, 4, 4], [5, 5]), ([4, 6], [5, 5, 5, 5]), ([4], [5])]
+    check_equal(workers, 2, Tiny(), [pairs, pairs, pairs])

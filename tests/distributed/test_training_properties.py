@@ -1,0 +1,103 @@
+"""What must hold for any number of workers, without a reference."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from dist_embed.parallel.group import Group
+from tests.distributed.pool import WorkerPool
+from tests.distributed.tiny import Pairs, Sharded, Tiny, random_pairs
+
+STEPS = 50
+
+
+def losses_of_run(group: Group, tiny: Tiny, steps: list[Pairs]) -> tuple[list[float], Any]:
+    sharded = Sharded(tiny, group)
+    losses = [sharded.step(number, pairs).loss for number, pairs in enumerate(steps, start=1)]
+    return losses, sharded.tables()
+
+
+def many_steps() -> list[Pairs]:
+    return [random_pairs(7, seed, 23, 31) for seed in range(STEPS)]
+
+
+def test_fifty_steps_do_not_depend_on_the_number_of_workers(workers: WorkerPool) -> None:
+    runs = {w: workers.run(w, losses_of_run, Tiny(), many_steps())[0][0] for w in (1, 2, 3)}
+    assert runs[1][-1] < runs[1][0]
+    assert runs[2] == pytest.approx(runs[1], rel=1e-3)
+    assert runs[3] == pytest.approx(runs[1], rel=1e-3)
+
+
+def test_two_equal_runs_are_equal_bit_for_bit(workers: WorkerPool) -> None:
+    first = workers.run(2, losses_of_run, Tiny(clip_norm=0.5), many_steps())
+    second = workers.run(2, losses_of_run, Tiny(clip_norm=0.5), many_steps())
+    assert first[0][0] == second[0][0]
+    for rank in (0, 1):
+        for name, (_, weight, state) in first[rank][1].items():
+            assert torch.equal(weight, second[rank][1][name][1])
+            for key, value in state.items():
+                assert torch.equal(value, second[rank][1][name][2][key])
+
+
+def gradient_norms(group: Group, tiny: Tiny, steps: list[Pairs]) -> list[float | None]:
+    sharded = Sharded(tiny, group)
+    return [sharded.step(n, pairs).gradient_norm for n, pairs in enumerate(steps, start=1)]
+
+
+def test_the_clipping_norm_does_not_depend_on_the_number_of_workers(workers: WorkerPool) -> None:
+    tiny = Tiny(share="all", source_rows=31, clip_norm=0.1)
+    steps = [random_pairs(9, seed, 31, 31) for seed in range(4)]
+    alone = workers.run(1, gradient_norms, tiny, steps)[0]
+    assert all(norm is not None and norm > 0.1 for norm in alone)
+    for num_workers in (2, 4):
+        for norms in workers.run(num_workers, gradient_norms, tiny, steps):
+            assert norms == pytest.approx(alone, rel=1e-5)
+
+
+def poisoned_step(group: Group, tiny: Tiny, pairs: Pairs, poison: str) -> dict[str, Any]:
+    sharded = Sharded(tiny, group)
+    sharded.step(1, pairs)
+    before = (sharded.tables(), sharded.dense())
+    # Only the last worker is poisoned: the others must hear of it.
+    if poison == "gradient" and group.rank == group.num_workers - 1:
+        parameter = next(iter(sharded.transformer.parameters()))
+        handle = parameter.register_hook(lambda grad: grad * float("nan"))
+    elif poison == "rows" and group.rank == group.num_workers - 1:
+        weight = sharded.lookup.output_weight()
+        saved = weight[0].clone()
+        weight[0] = float("inf")
+    result = sharded.step(2, pairs)
+    if poison == "gradient" and group.rank == group.num_workers - 1:
+        handle.remove()
+    elif poison == "rows" and group.rank == group.num_workers - 1:
+        weight[0] = saved
+    after = (sharded.tables(), sharded.dense())
+    tables_same = all(
+        torch.equal(before[0][t][1], after[0][t][1])
+        and all(torch.equal(v, after[0][t][2][k]) for k, v in before[0][t][2].items())
+        for t in before[0]
+    )
+    dense_same = all(torch.equal(v, after[1][k]) for k, v in before[1].items())
+    good = sharded.step(3, pairs)
+    return {
+        "skipped": result.skipped, "tables": tables_same, "dense": dense_same,
+        "next_skipped": good.skipped, "next_loss": good.loss,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("poison", ["gradient", "rows"])
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_step_that_is_not_finite_changes_nothing(
+    workers: WorkerPool, poison: str, clip_norm: float
+) -> None:
+    pairs = random_pairs(6, 1, 23, 31)
+    for told in workers.run(3, poisoned_step, Tiny(clip_norm=clip_norm), pairs, poison):
+        assert told["skipped"]
+        assert told["tables"]
+        assert told["dense"]
+        assert not told["next_skipped"]
+        assert math.isfinite(told["next_loss"])

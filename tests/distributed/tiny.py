@@ -1,0 +1,142 @@
+"""A tiny model and its sharded assembly, for comparisons with `Reference`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_embed.data.batching import deal
+from dist_embed.data.loader import Position, StepBatches, build_batch
+from dist_embed.data.token_shards import TokenPairs
+from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.tables import ShareEmbeddings
+from dist_embed.model.output import OutputShard
+from dist_embed.model.transformer import Transformer
+from dist_embed.optim.schedule import Schedule
+from dist_embed.parallel.group import Group
+from dist_embed.train.assemble import dense_tensors
+from dist_embed.train.step import StepResult, TrainStep
+
+TABLE_RATE, EPS = 0.1, 1e-8
+# Key biases have a gradient of exactly zero; with a tiny eps Adam would blow its rounding up to a
+# full step, and no two summation orders would agree.
+ADAM_EPS = 1e-4
+Pairs = list[tuple[list[int], list[int]]]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Sizes of the tiny model."""
+
+    share: ShareEmbeddings = "decoder"
+    source_rows: int = 23
+    target_rows: int = 31
+    width: int = 8
+    accumulate: int = 1
+    label_smoothing: float = 0.1
+    clip_norm: float = 0.0
+    block_bytes: int = 4 * 31 * 5
+    seed: int = 7
+    dense_rate: float = 1e-3
+
+
+def build_transformer(tiny: Tiny) -> Transformer:
+    torch.manual_seed(tiny.seed)
+    return Transformer(
+        embedding_width=tiny.width, width=16, feed_forward=24, heads=2, encoder_layers=1,
+        decoder_layers=2, dropout=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+
+
+def token_pairs(pairs: Pairs) -> TokenPairs:
+    flat: list[Any] = []
+    for side in (0, 1):
+        lists = [pair[side] for pair in pairs]
+        flat.append(np.array([i for ids in lists for i in ids], dtype=np.int32))
+        flat.append(np.cumsum([0, *map(len, lists)]))
+    return TokenPairs(*flat)
+
+
+def random_pairs(count: int, seed: int, source_rows: int, target_rows: int) -> Pairs:
+    rng = np.random.default_rng(seed)
+    return [
+        (
+            rng.integers(0, source_rows, rng.integers(1, 6)).tolist(),
+            rng.integers(0, target_rows, rng.integers(1, 7)).tolist(),
+        )
+        for _ in range(count)
+    ]
+
+
+class Sharded:
+    """The tiny model on this worker."""
+
+    def __init__(self, tiny: Tiny, group: Group, compute_dtype: torch.dtype = torch.float32) -> None:
+        self.tiny, self.group = tiny, group
+        self.lookup = RowLookup(
+            {"source": tiny.source_rows, "target": tiny.target_rows, "output": tiny.target_rows},
+            tiny.width, tiny.share, group, optimizer="rowwise_adagrad", learning_rate=TABLE_RATE,
+            eps=EPS, seed=tiny.seed, initial_scale=0.1,
+        )  # fmt: skip
+        self.transformer = build_transformer(tiny).to(group.device)
+        self.optimizer = torch.optim.AdamW(
+            self.transformer.parameters(), lr=tiny.dense_rate, betas=(0.9, 0.98), eps=ADAM_EPS,
+            weight_decay=0.0,
+        )  # fmt: skip
+        self.shard = OutputShard(
+            group, self.lookup.output_shard.first_row, self.lookup.num_output_rows,
+            tiny.block_bytes, compute_dtype,
+        )  # fmt: skip
+        model: torch.nn.Module = self.transformer
+        if group.num_workers > 1:
+            model = DistributedDataParallel(model, process_group=group.process_group)
+        constant = Schedule(tiny.dense_rate, "constant", 0, 100)
+        self.train_step = TrainStep(
+            model=model, lookup=self.lookup, optimizer=self.optimizer, dense_schedule=constant,
+            table_schedule=Schedule(TABLE_RATE, "constant", 0, 100), shard=self.shard,
+            label_smoothing=tiny.label_smoothing, clip_norm=tiny.clip_norm,
+            compute_dtype=compute_dtype, seed=1,
+        )  # fmt: skip
+
+    def work(self, pairs: Pairs) -> StepBatches:
+        tokens = token_pairs(pairs)
+        parts = deal(
+            np.arange(len(pairs)), tokens.source_lengths + 1, tokens.target_lengths + 1,
+            self.group.num_workers * self.tiny.accumulate,
+        )  # fmt: skip
+        width = self.group.num_workers
+        micros = [parts[m * width : (m + 1) * width] for m in range(self.tiny.accumulate)]
+        lengths = tokens.target_lengths + 1
+        return StepBatches(
+            [build_batch(tokens, micro[self.group.rank]).to(self.group.device) for micro in micros],
+            [[int(lengths[part].sum()) for part in micro] for micro in micros],
+            Position(),
+        )
+
+    def step(self, number: int, pairs: Pairs) -> StepResult:
+        return self.train_step.run(number, self.work(pairs))
+
+    def tables(self) -> dict[str, tuple[int, torch.Tensor, dict[str, torch.Tensor]]]:
+        """First row, weights and optimizer state of this worker's shard of each table."""
+        return {
+            name: (
+                self.lookup.shards[name].first_row,
+                self.lookup.weight(name).detach().cpu().clone(),
+                {k: v.cpu().clone() for k, v in self.lookup.optimizer_state(name).items()},
+            )
+            for name in self.lookup.specs
+        }
+
+    def dense(self) -> dict[str, torch.Tensor]:
+        return {k: v.detach().clone() for k, v in dense_tensors(self.transformer, self.optimizer).items()}
+
+
+def joined(results: list[dict[str, Any]], table: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole weight and whole row-wise state of a table from every worker's `Sharded.tables`."""
+    weight = torch.cat([result[table][1] for result in results])
+    state = torch.cat([next(iter(result[table][2].values())) for result in results])
+    return weight, state
