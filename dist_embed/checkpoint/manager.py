@@ -55,9 +55,9 @@ def list_checkpoints(run_uri: str) -> list[int]:
     steps = []
     for name in storage.list_names(_root(run_uri)):
         number = name.removeprefix("step-")
-        if name.startswith("step-") and number.isdigit():
-            if storage.exists(storage.join(_root(run_uri), name, MANIFEST_NAME)):
-                steps.append(int(number))
+        manifest = storage.join(_root(run_uri), name, MANIFEST_NAME)
+        if name.startswith("step-") and number.isdigit() and storage.exists(manifest):
+            steps.append(int(number))
     return sorted(steps)
 
 
@@ -73,7 +73,8 @@ def read_manifest(run_uri: str, step: int) -> Manifest:
 
 def best_checkpoint(run_uri: str) -> int | None:
     """Step of the complete checkpoint with the lowest validation loss; without any loss, the
-    newest; None where there is no checkpoint."""
+    newest; None where there is no checkpoint.
+    """
     steps = list_checkpoints(run_uri)
     losses = {step: read_manifest(run_uri, step).scalars.get(METRIC) for step in steps}
     known = [(loss, step) for step, loss in losses.items() if loss is not None]
@@ -236,9 +237,7 @@ def _check_tables(manifest: Manifest, lookup: RowLookup, run_uri: str) -> None:
         )
 
 
-def _file(
-    files: dict[str, TensorFile], folder: str, manifest: Manifest, name: str
-) -> TensorFile:
+def _file(files: dict[str, TensorFile], folder: str, manifest: Manifest, name: str) -> TensorFile:
     if name not in files:
         info = manifest.object_named(name)
         files[name] = TensorFile(storage.join(folder, name), info.size_bytes)

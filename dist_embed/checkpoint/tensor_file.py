@@ -91,7 +91,9 @@ class TensorFile:
         if end == start:
             return torch.empty(shape, dtype=place.dtype)
         try:
-            return torch.frombuffer(bytearray(self._read(start, end)), dtype=place.dtype).view(shape)
+            return torch.frombuffer(bytearray(self._read(start, end)), dtype=place.dtype).view(
+                shape
+            )
         except (OSError, RuntimeError, ValueError) as exc:
             raise CheckpointError(f"cannot read {name} of {self._uri}: {exc}") from exc
 

@@ -2,8 +2,99 @@
 
 from __future__ import annotations
 
+import argparse
+import shlex
+import sys
+import tempfile
 from typing import Any
+
+from dist_embed.cli.config import add_config_arguments
+from dist_embed.config.load import load_config
 
 
 def add_commands(commands: Any) -> None:
     """Add this module's commands."""
+    parser = commands.add_parser("bench", help="measure speed on this machine")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT")
+    baseline = kinds.add_parser(
+        "baseline", help="training speed against a plain PyTorch DDP model, side by side"
+    )
+    _add_arguments(baseline, rounds=5, steps=20)
+    baseline.set_defaults(call=_baseline)
+    launchers = kinds.add_parser("launchers", help="time per step under Ray and under `local`")
+    _add_arguments(launchers, rounds=3, steps=100)
+    launchers.set_defaults(call=_launchers)
+
+
+def _add_arguments(parser: argparse.ArgumentParser, *, rounds: int, steps: int) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"default {rounds}")
+    parser.add_argument("--steps", type=int, default=steps, help=f"per round; default {steps}")
+    parser.add_argument("--json", metavar="FILE", help="write figures, machine and versions there")
+
+
+def _baseline(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from dist_embed.bench.baseline import baseline_task
+    from dist_embed.bench.report import print_table, write_json
+    from dist_embed.cluster.launch import launch
+    from dist_embed.cluster.runs import ensure_data
+    from dist_embed.parallel.device import has_native_bf16, resolve_device
+
+    config = load_config(arguments.config, arguments.overrides)
+    data = ensure_data(config, print)
+    bf16 = has_native_bf16(torch.device(resolve_device(config.cluster.device)))
+    options = {"rounds": arguments.rounds, "steps": arguments.steps, "bf16": bf16}
+    figures = launch(
+        baseline_task, config, options, vocabulary_size=data.vocabulary_size,
+        on_event=lambda event: print(event["text"]), launcher="local",
+    )  # fmt: skip
+    speeds = figures["tokens_per_second"]
+    plain = speeds["plain DDP fp32"]
+    rows = [
+        [
+            name,
+            f"{speed:,.0f}",
+            f"{min(figures['all_rounds'][name]):,.0f} to {max(figures['all_rounds'][name]):,.0f}",
+            f"{speed / plain:.2f}",
+        ]
+        for name, speed in speeds.items()
+    ]
+    print(
+        f"{figures['workers']} workers × {figures['threads_per_worker']} threads on "
+        f"{figures['device']}; median of {arguments.rounds} rounds of {arguments.steps} steps"
+    )
+    print_table(["", "target tokens/s", "range", "ratio to plain DDP fp32"], rows)
+    if arguments.json:
+        write_json(arguments.json, _command(), figures["device"], figures)
+
+
+def _launchers(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from dist_embed.bench.launchers import measure_launchers
+    from dist_embed.bench.report import print_table, write_json
+    from dist_embed.cluster.runs import ensure_data
+    from dist_embed.parallel.device import device_name, resolve_device
+
+    config = load_config(arguments.config, arguments.overrides)
+    data = ensure_data(config, print)
+    with tempfile.TemporaryDirectory(prefix="dist_embed-bench-") as folder:
+        figures = measure_launchers(
+            config, data.vocabulary_size, rounds=arguments.rounds, steps=arguments.steps,
+            folder_uri=folder, say=print,
+        )  # fmt: skip
+    seconds = figures["step_seconds"]
+    rows = [
+        [name, f"{value * 1000:.1f}", f"{value / seconds['local']:.3f}"]
+        for name, value in seconds.items()
+    ]
+    print_table(["launcher", "ms per step", "ratio to local"], rows)
+    if arguments.json:
+        device = torch.device(resolve_device(config.cluster.device))
+        write_json(arguments.json, _command(), device_name(device), figures)
+
+
+def _command() -> str:
+    return shlex.join(["dist-embed", *sys.argv[1:]])

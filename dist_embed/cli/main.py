@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for a failed run, 2 for a mistake in the input."""
+    """Run one command; returns the exit code: 0, 1 (the run failed) or 2 (bad input)."""
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse stops taking overrides at the first option; those behind it are taken here.

@@ -94,7 +94,9 @@ def _tokens_per_second(run_uri: str) -> float | None:
     """Median over the run's log lines."""
     from dist_embed.observe.metrics import read_metrics
 
-    found = [line["tokens_per_second"] for line in read_metrics(run_uri) if "tokens_per_second" in line]
+    found = [
+        line["tokens_per_second"] for line in read_metrics(run_uri) if "tokens_per_second" in line
+    ]
     return statistics.median(found) if found else None
 
 

@@ -7,11 +7,11 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_embed.cluster.failure import RunFailed, failure_event, raise_failure
 from dist_embed.observe.events import Event
@@ -39,7 +39,7 @@ def launch_local(
         RunFailed: a worker failed or was killed.
     """
     # The launcher hosts the rendezvous store, so it outlives any worker and no port is guessed.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     spawn = multiprocessing.get_context("spawn")
     events: multiprocessing.Queue[Event] = spawn.Queue()
     processes = [
@@ -57,7 +57,7 @@ def launch_local(
 
 
 def _watch(
-    processes: list[BaseProcess],
+    processes: Sequence[BaseProcess],
     events: multiprocessing.Queue[Event],
     on_event: Callable[[Event], None],
     log_folder: str,
@@ -98,7 +98,7 @@ def _watch(
     return result
 
 
-def _end(processes: list[BaseProcess]) -> None:
+def _end(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
         if process.is_alive():
             process.terminate()

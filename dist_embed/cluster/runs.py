@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import yaml
+
 from dist_embed.checkpoint.manager import list_checkpoints
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict, config_to_yaml, differences
@@ -22,8 +24,8 @@ Say = Callable[[str], None]
 # A run may go on with other values of these: they change neither what has been learned nor what
 # is to be learned next.
 CHANGEABLE = (
-    "run.uri", "data.uri", "data.num_processes", "train.max_steps", "train.log_every",
-    "train.evaluate_every", "train.translate_every", "train.max_skipped_steps", "model.logits_block_mib",
+    "run.uri", "data.uri", "data.num_processes", "model.logits_block_mib", "train.max_steps",
+    "train.log_every", "train.evaluate_every", "train.translate_every", "train.max_skipped_steps",
     "search.", "checkpoint.", "cluster.",
 )  # fmt: skip
 # Do not decide what prepared data holds.
@@ -121,8 +123,6 @@ def read_run_config(run_uri: str) -> Config:
     Raises:
         UserError: no run lies there.
     """
-    import yaml
-
     uri = storage.join(run_uri, CONFIG_NAME)
     try:
         values: dict[str, Any] = yaml.safe_load(storage.read_text(uri))

@@ -1,4 +1,4 @@
-"""From a YAML file and dotted overrides to a checked `Config`; every mistake is one clear message."""
+"""From a YAML file and dotted overrides to a checked `Config`; one clear message per mistake."""
 
 from __future__ import annotations
 
@@ -107,8 +107,14 @@ def _explain(error: Any, origin: str) -> str:
     if error["type"] == "extra_forbidden":
         names = list(model.model_fields) if model is not None else []
         nearest = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
-        hint = f"did you mean {'.'.join([*map(str, location[:-1]), nearest[0]])!r}? " if nearest else ""
-        return f"{where}: unknown key (value {error['input']!r}); {hint}valid here: {', '.join(names)}"
+        hint = (
+            f"did you mean {'.'.join([*map(str, location[:-1]), nearest[0]])!r}? "
+            if nearest
+            else ""
+        )
+        return (
+            f"{where}: unknown key (value {error['input']!r}); {hint}valid here: {', '.join(names)}"
+        )
     if error["type"] == "missing":
         return f"{where}: missing; {_description(model, field)}"
     allowed = error["msg"][0].lower() + error["msg"][1:]
@@ -123,9 +129,7 @@ def _model_at(location: list[Any]) -> tuple[type[BaseModel] | None, str]:
             return None, str(location[-1])
         annotation = model.model_fields[part].annotation
         options = [annotation, *get_args(annotation)]
-        model = next(
-            (o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None
-        )
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
     return model, str(location[-1])
 
 
@@ -149,7 +153,9 @@ def _allow_interpolation(node: Any) -> None:
     """Let an editor accept ``${…}`` wherever a scalar is expected."""
     if isinstance(node, dict):
         if node.get("type") in ("integer", "number", "boolean") and "anyOf" not in node:
-            kept = {k: node.pop(k) for k in list(node) if k not in ("description", "default", "title")}
+            kept = {
+                k: node.pop(k) for k in list(node) if k not in ("description", "default", "title")
+            }
             node["anyOf"] = [kept, {"type": "string", "pattern": r"\$\{.+\}"}]
         for key, value in node.items():
             if key != "anyOf":

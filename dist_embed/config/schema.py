@@ -65,7 +65,9 @@ class DataSection(Section):
         None, description="Generate the corpora instead of reading train, validation and test."
     )
     train: CorpusSection | None = Field(None, description="Training pairs.")
-    validation: CorpusSection | None = Field(None, description="Pairs for validation loss and BLEU.")
+    validation: CorpusSection | None = Field(
+        None, description="Pairs for validation loss and BLEU."
+    )
     test: CorpusSection | None = Field(None, description="Held-out pairs for `evaluate`.")
     max_tokens: Annotated[int, Field(gt=1)] = Field(
         256, description="Longest sentence of a training pair, in tokens of either side."
@@ -86,7 +88,9 @@ class TokenizerSection(Section):
     vocab_size: Annotated[int, Field(gt=4)] = Field(
         10_000, description="Upper bound of the vocabulary, with its four special tokens."
     )
-    min_count: PositiveInt = Field(1, description="`word`, `bpe`: rarer words or pairs are left out.")
+    min_count: PositiveInt = Field(
+        1, description="`word`, `bpe`: rarer words or pairs are left out."
+    )
     shared: bool = Field(True, description="One vocabulary for both sides, or one for each.")
     lowercase: bool = Field(False, description="Lowercase all text before anything else.")
     split_punctuation: bool = Field(
@@ -148,7 +152,8 @@ class TrainSection(Section):
     weight_decay: NonNegativeFloat = Field(0.0, description="AdamW's decoupled weight decay.")
     label_smoothing: Probability = Field(0.0, description="ε, spread evenly over the vocabulary.")
     clip_norm: NonNegativeFloat = Field(
-        0.0, description="Largest global gradient norm, dense part and tables together; 0: no limit."
+        0.0,
+        description="Largest global gradient norm, dense part and tables together; 0: no limit.",
     )
     max_skipped_steps: PositiveInt = Field(
         20, description="Stop after this many steps in a row with a non-finite loss or gradient."
@@ -211,11 +216,11 @@ class Config(Section):
     """One run, whole."""
 
     run: RunSection
-    data: DataSection = Field(default_factory=DataSection)
-    tokenizer: TokenizerSection = Field(default_factory=TokenizerSection)
-    embedding: EmbeddingSection = Field(default_factory=EmbeddingSection)
-    model: ModelSection = Field(default_factory=ModelSection)
+    data: DataSection = DataSection()
+    tokenizer: TokenizerSection = TokenizerSection()
+    embedding: EmbeddingSection = EmbeddingSection()
+    model: ModelSection = ModelSection()
     train: TrainSection
-    search: SearchSection = Field(default_factory=SearchSection)
-    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
-    cluster: ClusterSection = Field(default_factory=ClusterSection)
+    search: SearchSection = SearchSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    cluster: ClusterSection = ClusterSection()

@@ -1,4 +1,4 @@
-"""Encoding a stream of sentence pairs on several processes, a bounded number of blocks at a time."""
+"""Encoding a stream of sentence pairs on several processes, a few blocks at a time."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ class EncodingPool:
         rule: LengthRule | None,
     ) -> Iterator[EncodedBlock]:
         """Encode and write ``split``; in order. Without a rule (held-out data) nothing is left out
-        and the texts are stored too."""
+        and the texts are stored too.
+        """
         arguments = (
             (block, data_uri, f"{split}/shard-{number:05d}.parquet", rule)
             for number, block in enumerate(_blocks(pairs, shard_sentences))

@@ -98,7 +98,9 @@ def prepare_data(
         )
     for side, tokenizer in tokenizers.items():
         storage.write_text(storage.join(data_uri, tokenizer_name(side)), tokenizer.to_json())
-        _write_vocabulary(storage.join(data_uri, f"vocabulary.{side}.parquet"), tokenizer, counts[side])
+        _write_vocabulary(
+            storage.join(data_uri, f"vocabulary.{side}.parquet"), tokenizer, counts[side]
+        )
     data = PreparedData(
         settings=settings,
         vocabulary_size={side: tokenizer.size for side, tokenizer in tokenizers.items()},

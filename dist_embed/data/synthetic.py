@@ -18,8 +18,8 @@ from dist_embed.data.corpus import Pair
 
 T = TypeVar("T")
 
-_ONSETS = "b d f g k l m n p r s t v z br dr gr kl pl sk st tr".split()
-_VOWELS = "a e i o u".split()
+_ONSETS = [*"bdfgklmnprstvz", "br", "dr", "gr", "kl", "pl", "sk", "st", "tr"]
+_VOWELS = list("aeiou")
 _CODAS = ["", "", "", "l", "m", "n", "r", "s", "t"]
 
 # Target articles by (gender, plural, object case).

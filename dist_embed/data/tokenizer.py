@@ -20,7 +20,7 @@ Kind = Literal["word", "bpe", "unigram"]
 
 
 class Tokenizer:
-    """A trained tokenizer; `to_json` and `from_json` store it as the library's ``tokenizer.json``."""
+    """A trained tokenizer, stored as the library's ``tokenizer.json``."""
 
     def __init__(self, inner: HFTokenizer) -> None:
         self._inner = inner

@@ -130,9 +130,7 @@ class RowLookup:
         }
         self._orders = {name: spec.order for name, spec in self.specs.items()}
         self._features = {name: [f"{name}/tokens"] for name in self.specs}
-        self._features[self.table_of_role["output"]].append(
-            f"{self.table_of_role['output']}/own"
-        )
+        self._features[self.table_of_role["output"]].append(f"{self.table_of_role['output']}/own")
         self._module = build_sharded_tables(
             list(self.specs.values()),
             self._features,

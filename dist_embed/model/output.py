@@ -151,7 +151,9 @@ class _LogitBlocks:
         size = (self.num_tokens, weight.shape[0])
         self._buffer = torch.empty(size, device=weight.device)
         self._narrow = (
-            None if shard.dtype == torch.float32 else torch.empty_like(self._buffer, dtype=shard.dtype)
+            None
+            if shard.dtype == torch.float32
+            else torch.empty_like(self._buffer, dtype=shard.dtype)
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -164,7 +166,7 @@ class _LogitBlocks:
     def add_gradients(
         self, grad: Tensor, hidden: Tensor, grad_hidden: Tensor, grad_weight: Tensor
     ) -> None:
-        """From d loss / d logits [b, R]: set ``grad_hidden`` [b, D], add to ``grad_weight`` [R, D]."""
+        """From d loss / d logits [b, R]: set ``grad_hidden`` [b, D], add to the weights'."""
         if self._narrow is None:
             torch.mm(grad, self._operand, out=grad_hidden)
             grad_weight.addmm_(grad.t(), hidden)
@@ -184,7 +186,7 @@ def _exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_normaliser(maximum: Tensor, total: Tensor) -> Tensor:
-    """log Σ exp(logit) over all shards from each shard's maximum and sum [W, b]: [b]."""
+    """Log Σ exp(logit) over all shards from each shard's maximum and sum [W, b]: [b]."""
     highest = maximum.amax(0)
     return highest + ((maximum - highest).exp() * total).sum(0).log()
 

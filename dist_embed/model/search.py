@@ -88,9 +88,7 @@ class Searcher:
     def _counts(self, number: int) -> Tensor:
         return gather_equal(torch.tensor(number, device=self._device), self._shard.group)
 
-    def _search(
-        self, chosen: list[int], sources: list[list[int]]
-    ) -> list[tuple[int, list[int]]]:
+    def _search(self, chosen: list[int], sources: list[list[int]]) -> list[tuple[int, list[int]]]:
         beam = self._settings.beam
         active = [_Sentence(i, self._settings.longest(len(sources[i]))) for i in chosen]
         sentences = list(active)
@@ -107,7 +105,9 @@ class Searcher:
             if not active:
                 continue
             scores, parents, words = self._extend(scores, log_probs, ids, active, prefixes)
-            rows = (torch.arange(len(active), device=self._device).unsqueeze(1) * beam + parents).view(-1)
+            rows = (
+                torch.arange(len(active), device=self._device).unsqueeze(1) * beam + parents
+            ).view(-1)
             prefixes = torch.cat([prefixes[rows], words.view(-1, 1)], dim=1)
             length = prefixes.shape[1] - 1
             going = [
@@ -125,7 +125,9 @@ class Searcher:
                     if place not in going:
                         sentence.finished.append((float(scores[place, best]), ids_so_far))
             kept = torch.tensor(going, dtype=torch.int64, device=self._device)
-            rows_kept = (kept.unsqueeze(1) * beam + torch.arange(beam, device=self._device)).view(-1)
+            rows_kept = (kept.unsqueeze(1) * beam + torch.arange(beam, device=self._device)).view(
+                -1
+            )
             state = state.select(rows[rows_kept])
             prefixes, scores = prefixes[rows_kept], scores[kept]
             active = [active[place] for place in going]

@@ -22,7 +22,7 @@ def sum_over_workers(tensor: Tensor, group: Group) -> Tensor:
 
 
 def gather_equal(tensor: Tensor, group: Group) -> Tensor:
-    """Stack every worker's ``tensor`` (equal shapes) along a new first dim: [W, ...]. Collective."""
+    """Stack every worker's ``tensor`` (equal shapes) to [W, ...]. Collective."""
     if group.num_workers == 1:
         return tensor.unsqueeze(0)
     out = tensor.new_empty((group.num_workers, *tensor.shape))

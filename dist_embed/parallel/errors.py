@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -89,7 +90,7 @@ def _is_broken_collective(exc: BaseException) -> bool:
     )
 
 
-def _read_cause(store: dist.Store, group: Group, *, wait: bool) -> WorkerError | None:
+def _read_cause(store: Any, group: Group, *, wait: bool) -> WorkerError | None:
     if group.num_workers == 1:
         return None
     try:

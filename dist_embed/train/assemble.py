@@ -1,6 +1,7 @@
 """From a configuration to tables, model and output layer: the parts that training, evaluation and
 translation share. Configuration objects are read here and in `dist_embed.train.worker`; nothing
-below takes one."""
+below takes one.
+"""
 
 from __future__ import annotations
 

@@ -98,9 +98,9 @@ def train_loop(
                 window = _Window()
             if hooks.validate and (last or state.step % rhythm.evaluate_every == 0):
                 _validate(state, hooks.validate(), reporter, metrics)
-            if hooks.translate and rhythm.translate_every:
-                if last or state.step % rhythm.translate_every == 0:
-                    _report_quality(state, hooks.translate(), reporter, metrics)
+            due = rhythm.translate_every and (last or state.step % rhythm.translate_every == 0)
+            if hooks.translate and due:
+                _report_quality(state, hooks.translate(), reporter, metrics)
             if last or state.step % rhythm.save_every == 0:
                 if metrics is not None:
                     metrics.flush()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,9 +118,7 @@ class TrainStep:
         scale = self._group.num_workers / work.global_tokens
         for micro, batch in enumerate(work.batches):
             last = micro + 1 == len(work.batches)
-            distributed = isinstance(self._model, DistributedDataParallel)
-            sync = nullcontext() if last or not distributed else self._model.no_sync()
-            with sync:
+            with self._gradient_sync(last):
                 with torch.autocast(
                     device.type, self._compute_dtype, enabled=self._compute_dtype != torch.float32
                 ):
@@ -142,6 +140,12 @@ class TrainStep:
             total_loss += loss.detach()
             total_nll += nll
         return total_loss, total_nll
+
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
+        """DDP exchanges gradients in the last micro-batch only."""
+        if last or not isinstance(self._model, DistributedDataParallel):
+            return nullcontext()
+        return self._model.no_sync()
 
     def _gradient_norm(self, rows: StepRows, loss: Tensor) -> float:
         """The global norm, or inf or nan where anything is not finite; the same on every worker.

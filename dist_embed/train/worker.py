@@ -121,25 +121,7 @@ def train_task(context: Context) -> dict[str, Any]:
     _describe(context, translator, data)
     resumed_at = _resume(context, state)
     searcher = build_searcher(config, translator)
-    train_step = TrainStep(
-        model=_distributed(translator.transformer, group),
-        lookup=translator.lookup,
-        optimizer=optimizer,
-        dense_schedule=Schedule(
-            train.learning_rate, train.schedule, train.warmup_steps, train.max_steps
-        ),
-        table_schedule=Schedule(
-            config.embedding.learning_rate,
-            config.embedding.schedule,
-            config.embedding.warmup_steps,
-            train.max_steps,
-        ),
-        shard=translator.shard,
-        label_smoothing=train.label_smoothing,
-        clip_norm=train.clip_norm,
-        compute_dtype=translator.compute_dtype,
-        seed=config.run.seed,
-    )
+    train_step = build_train_step(config, translator, optimizer)
     loader = Loader(
         config.data.uri,
         data.splits["train"].shards,
@@ -230,7 +212,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
 
 
 def translate_task(context: Context) -> list[str]:
-    """Translations of ``options["texts"]`` by a run's checkpoint ``options["step"]``. Collective."""
+    """Translations of ``options["texts"]`` by the checkpoint ``options["step"]``. Collective."""
     with all_or_none(context.group):
         tokenizers = load_tokenizers(context.config.run.uri)
     sizes = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
@@ -253,6 +235,29 @@ def _redirect_to_log(config: Config) -> None:
     else:
         folder = Path(tempfile.gettempdir()) / "dist_embed-logs"
     redirect_output(folder / f"worker-{rank}.log")
+
+
+def build_train_step(
+    config: Config, translator: Translator, optimizer: torch.optim.AdamW
+) -> TrainStep:
+    """The step of a training run, its dense part under DDP. Collective."""
+    train, embedding = config.train, config.embedding
+    return TrainStep(
+        model=_distributed(translator.transformer, translator.group),
+        lookup=translator.lookup,
+        optimizer=optimizer,
+        dense_schedule=Schedule(
+            train.learning_rate, train.schedule, train.warmup_steps, train.max_steps
+        ),
+        table_schedule=Schedule(
+            embedding.learning_rate, embedding.schedule, embedding.warmup_steps, train.max_steps
+        ),
+        shard=translator.shard,
+        label_smoothing=train.label_smoothing,
+        clip_norm=train.clip_norm,
+        compute_dtype=translator.compute_dtype,
+        seed=config.run.seed,
+    )
 
 
 def _distributed(transformer: nn.Module, group: Group) -> nn.Module:

@@ -77,6 +77,7 @@ def save_where_worker_fails(group: Group, tiny: Tiny, uri: str, failing: int) ->
     save_checkpoint(uri, state)
     state.step = 2
     if group.rank == failing:
+
         def fail(name: str) -> Any:
             raise OSError(28, f"No space left on device (worker {group.rank}, {name})")
 

@@ -94,7 +94,7 @@ def die(emit: Emit) -> None:
 
 
 def test_a_killed_worker_is_named() -> None:
-    with pytest.raises(RunFailed, match="worker 1 was ended from outside.*killed"):
+    with pytest.raises(RunFailed, match=r"worker 1 was ended from outside.*killed"):
         launch_local(die, (), num_workers=2, on_event=print, log_folder="")
 
 

@@ -75,7 +75,9 @@ def random_pairs(count: int, seed: int, source_rows: int, target_rows: int) -> P
 class Sharded:
     """The tiny model on this worker."""
 
-    def __init__(self, tiny: Tiny, group: Group, compute_dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, tiny: Tiny, group: Group, compute_dtype: torch.dtype = torch.float32
+    ) -> None:
         self.tiny, self.group = tiny, group
         self.lookup = RowLookup(
             {"source": tiny.source_rows, "target": tiny.target_rows, "output": tiny.target_rows},
@@ -132,7 +134,10 @@ class Sharded:
         }
 
     def dense(self) -> dict[str, torch.Tensor]:
-        return {k: v.detach().clone() for k, v in dense_tensors(self.transformer, self.optimizer).items()}
+        return {
+            k: v.detach().clone()
+            for k, v in dense_tensors(self.transformer, self.optimizer).items()
+        }
 
 
 def joined(results: list[dict[str, Any]], table: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,120 @@
+"""Training speed of dist_embed and of a plain PyTorch DDP model, in turns."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_embed.bench.plain_model import PlainTranslator, plain_step
+from dist_embed.config.schema import Config
+from dist_embed.data.loader import Loader, Position, StepBatches
+from dist_embed.data.token_shards import PreparedData
+from dist_embed.parallel.collectives import sum_over_workers
+from dist_embed.parallel.device import device_name
+from dist_embed.parallel.group import Group
+from dist_embed.train.assemble import build_dense_optimizer, build_translator
+from dist_embed.train.worker import Context, build_train_step
+
+Step = Callable[[int, StepBatches], object]
+WARM_UP_STEPS = 3
+
+
+def baseline_task(context: Context) -> dict[str, Any]:
+    """Target tokens/s of each side. Collective.
+
+    Options: ``rounds`` of ``steps`` steps each; every round runs ours in float32, the plain model
+    in float32, then both in bfloat16 where ``bf16`` is set, on the same batches.
+    """
+    config, group, options = context.config, context.group, context.options
+    data = PreparedData.read(config.data.uri)
+    sides: dict[str, Step] = {}
+    precisions = ["fp32", "bf16"] if options["bf16"] else ["fp32"]
+    for precision in precisions:
+        sides[f"dist_embed {precision}"] = _our_step(config, data, group, precision)
+        sides[f"plain DDP {precision}"] = _plain_step(config, data, group, precision == "bf16")
+    speeds: dict[str, list[float]] = {name: [] for name in sides}
+    for step in sides.values():
+        _measure(step, _steps(config, data, group), WARM_UP_STEPS, group)
+    for number in range(options["rounds"]):
+        for name, step in sides.items():
+            speed = _measure(step, _steps(config, data, group), options["steps"], group)
+            speeds[name].append(speed)
+        context.reporter.line(f"round {number + 1} of {options['rounds']} done")
+    return {
+        "tokens_per_second": {name: median(found) for name, found in speeds.items()},
+        "all_rounds": speeds,
+        "workers": group.num_workers,
+        "threads_per_worker": torch.get_num_threads(),
+        "device": device_name(group.device),
+    }
+
+
+def _our_step(config: Config, data: PreparedData, group: Group, precision: str) -> Step:
+    train = config.train.model_copy(update={"precision": precision})
+    config = config.model_copy(update={"train": train})
+    translator = build_translator(config, data.vocabulary_size, group)
+    optimizer = build_dense_optimizer(config, translator.transformer)
+    return build_train_step(config, translator, optimizer).run
+
+
+def _plain_step(config: Config, data: PreparedData, group: Group, bf16: bool) -> Step:
+    torch.manual_seed(config.run.seed)
+    model: nn.Module = PlainTranslator(
+        source_rows=data.vocabulary_size["source"],
+        target_rows=data.vocabulary_size["target"],
+        width=config.model.width,
+        feed_forward=config.model.feed_forward,
+        heads=config.model.heads,
+        encoder_layers=config.model.encoder_layers,
+        decoder_layers=config.model.decoder_layers,
+        dropout=config.model.dropout,
+        share=config.model.share_embeddings,
+        label_smoothing=config.train.label_smoothing,
+    ).to(group.device)
+    if group.num_workers > 1:
+        model = DistributedDataParallel(model, process_group=group.process_group)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98), fused=True)
+
+    def run(number: int, work: StepBatches) -> None:
+        scale = group.num_workers / work.global_tokens
+        plain_step(model, optimizer, work.batches[0], scale, bf16)
+
+    return run
+
+
+def _steps(config: Config, data: PreparedData, group: Group) -> Iterator[StepBatches]:
+    loader = Loader(
+        config.data.uri,
+        data.splits["train"].shards,
+        batch_tokens=config.train.batch_tokens,
+        seed=config.run.seed,
+        rank=group.rank,
+        num_workers=group.num_workers,
+        accumulate=1,
+    )
+    for work in loader.steps(Position()):
+        yield StepBatches(
+            [batch.to(group.device) for batch in work.batches], work.token_counts, work.after
+        )
+
+
+def _measure(step: Step, steps: Iterator[StepBatches], count: int, group: Group) -> float:
+    """Target tokens/s over ``count`` steps; the batches are built before the clock starts."""
+    work = [next(steps) for _ in range(count)]
+    gc.collect()
+    barrier = torch.zeros(1, device=group.device)
+    sum_over_workers(barrier, group)
+    started = time.perf_counter()
+    for number, batches in enumerate(work, start=1):
+        step(number, batches)
+    sum_over_workers(barrier, group)
+    if group.device.type == "cuda":
+        torch.cuda.synchronize()
+    return sum(batches.global_tokens for batches in work) / (time.perf_counter() - started)

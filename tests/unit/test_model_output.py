@@ -1,0 +1,99 @@
+"""The exact output layer on one worker against PyTorch's cross-entropy."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from dist_embed.model.output import OutputShard, sharded_cross_entropy, top_log_probabilities
+from dist_embed.parallel.group import Group
+
+ALONE = Group(0, 1, 0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+TOKENS, ROWS, WIDTH = 37, 19, 8
+
+
+def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(TOKENS, WIDTH, generator=generator)
+    weight = torch.randn(ROWS, WIDTH, generator=generator)
+    target = torch.randint(0, ROWS, (TOKENS,), generator=generator)
+    return hidden.requires_grad_(), weight.requires_grad_(), target
+
+
+def shard_with_blocks_of(tokens: int, dtype: torch.dtype = torch.float32) -> OutputShard:
+    return OutputShard(ALONE, 0, ROWS, tokens * ROWS * 4, dtype)
+
+
+@pytest.mark.parametrize("block_tokens", [1, 5, 37, 1000])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_and_gradients_equal_pytorch(block_tokens: int, smoothing: float) -> None:
+    hidden, weight, target = problem()
+    loss, nll = sharded_cross_entropy(
+        hidden, target, weight, shard_with_blocks_of(block_tokens), [TOKENS], smoothing
+    )
+    (loss * 0.3).backward()
+    ours = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    logits = hidden @ weight.t()
+    expected = functional.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing)
+    (expected * 0.3).backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(nll, functional.cross_entropy(logits, target, reduction="sum"))
+    assert ours[0] is not None
+    assert ours[1] is not None
+    torch.testing.assert_close(ours[0], hidden.grad)
+    torch.testing.assert_close(ours[1], weight.grad)
+
+
+def test_huge_logits_stay_finite() -> None:
+    hidden, weight, target = problem()
+    loss, _ = sharded_cross_entropy(
+        hidden * 1e4, target, weight, shard_with_blocks_of(4), [TOKENS], 0.1
+    )
+    expected = functional.cross_entropy(
+        hidden * 1e4 @ weight.t(), target, reduction="sum", label_smoothing=0.1
+    )
+    torch.testing.assert_close(loss, expected)
+
+
+def test_bfloat16_products_come_close() -> None:
+    hidden, weight, target = problem()
+    exact, _ = sharded_cross_entropy(hidden, target, weight, shard_with_blocks_of(8), [TOKENS])
+    shard = shard_with_blocks_of(8, torch.bfloat16)
+    loss, _ = sharded_cross_entropy(hidden, target, weight, shard, [TOKENS])
+    assert loss.item() != exact.item()
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-2)
+
+
+def test_no_tokens_give_no_loss() -> None:
+    _, weight, _ = problem()
+    none = torch.empty(0, WIDTH, requires_grad=True)
+    loss, nll = sharded_cross_entropy(
+        none, torch.empty(0, dtype=torch.int64), weight, shard_with_blocks_of(4), [0], 0.1
+    )
+    loss.backward()
+    assert (loss.item(), nll.item()) == (0.0, 0.0)
+    assert none.grad is not None
+    assert none.grad.shape == (0, WIDTH)
+
+
+@pytest.mark.parametrize("k", [1, 4, ROWS])
+def test_top_words_equal_pytorch(k: int) -> None:
+    hidden, weight, _ = problem()
+    ids = torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
+    values, found = top_log_probabilities(
+        hidden.detach(), weight.detach(), ids, shard_with_blocks_of(6), [TOKENS], k
+    )
+    expected, rows = functional.log_softmax(hidden @ weight.t(), dim=1).topk(k, dim=1)
+    torch.testing.assert_close(values, expected)
+    assert torch.equal(found, ids[rows])
+
+
+def test_equal_probabilities_are_ordered_by_id() -> None:
+    weight = torch.ones(4, WIDTH)
+    shard = OutputShard(ALONE, 0, 4, 1000)
+    _, ids = top_log_probabilities(
+        torch.ones(1, WIDTH), weight, torch.tensor([3, 1, 2, 0]), shard, [1], 4
+    )
+    assert ids.tolist() == [[0, 1, 2, 3]]
