@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from dist_embed.config.load import config_to_yaml, json_schema, load_config
+from dist_embed.config.reference import configuration_page
 
 
 def add_commands(commands: Any) -> None:
@@ -17,6 +18,8 @@ def add_commands(commands: Any) -> None:
     show.set_defaults(call=_show)
     schema = actions.add_parser("schema", help="print the JSON schema, for editors")
     schema.set_defaults(call=_schema)
+    reference = actions.add_parser("reference", help="print docs/configuration.md")
+    reference.set_defaults(call=_reference)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,3 +37,8 @@ def _show(arguments: argparse.Namespace) -> None:
 def _schema(arguments: argparse.Namespace) -> None:
     del arguments
     print(json_schema(), end="")
+
+
+def _reference(arguments: argparse.Namespace) -> None:
+    del arguments
+    print(configuration_page(), end="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -55,39 +56,40 @@ def _train(
 ) -> tuple[Config, dict[str, Any]]:
     from dist_embed.cluster.launch import launch, under_torchrun
     from dist_embed.cluster.runs import ensure_data, open_run
-    from dist_embed.data.token_shards import PreparedData
     from dist_embed.observe.events import Screen
     from dist_embed.train.worker import train_task
 
     config = load_config(path, overrides)
-    if under_torchrun():  # data and run folder are made before the workers start
-        data = PreparedData.read(config.data.uri)
-    else:
-        data = ensure_data(config, print)
+    # Under torchrun this process is a worker, and its output will go to the run's log.
+    stream = os.fdopen(os.dup(1), "w", buffering=1) if under_torchrun() else sys.stdout
+    screen = Screen(stream)
+    vocabulary_size: dict[str, int] = {}
+    if not under_torchrun() or os.environ["RANK"] == "0":
+        # The other workers wait for worker 0 when they join the group.
+        vocabulary_size = ensure_data(config, lambda text: print(text, file=stream)).vocabulary_size
         open_run(config, force=force)
-    screen = Screen()
     try:
         result = launch(
-            train_task, config, {}, vocabulary_size=data.vocabulary_size, on_event=screen.show,
+            train_task, config, {}, vocabulary_size=vocabulary_size, on_event=screen.show,
             launcher=launcher,
         )  # fmt: skip
     finally:
         screen.close()
-    _print_training(config, result)
+    if vocabulary_size:
+        print(_training_summary(config, result), file=stream, flush=True)
     return config, result
 
 
-def _print_training(config: Config, result: dict[str, Any]) -> None:
+def _training_summary(config: Config, result: dict[str, Any]) -> str:
     if result["resumed_at"] == result["steps"]:
-        print(f"already trained: {result['steps']} steps in {config.run.uri}")
-        return
+        return f"already trained: {result['steps']} steps in {config.run.uri}"
     line = f"trained {result['steps'] - result['resumed_at']} steps"
     speed = _tokens_per_second(config.run.uri)
     if speed:
         line += f" at {speed:,.0f} target tokens/s"
     if result["skipped_steps"]:
         line += f", {result['skipped_steps']} skipped as not finite"
-    print(f"{line}; peak memory of worker 0: {result['peak_memory_bytes'] / 2**30:.2f} GiB")
+    return f"{line}; peak memory of worker 0: {result['peak_memory_bytes'] / 2**30:.2f} GiB"
 
 
 def _tokens_per_second(run_uri: str) -> float | None:

@@ -128,7 +128,11 @@ def read_run_config(run_uri: str) -> Config:
         values: dict[str, Any] = yaml.safe_load(storage.read_text(uri))
     except FileNotFoundError:
         raise UserError(f"no run in {run_uri!r}: {uri} does not exist") from None
-    values["run"]["uri"] = run_uri  # the folder may have been moved or copied
+    # The folder may have been moved or copied, with the data in it.
+    below = values["data"]["uri"].removeprefix(values["run"]["uri"])
+    if below != values["data"]["uri"] and below.startswith("/"):
+        values["data"]["uri"] = run_uri.rstrip("/") + below
+    values["run"]["uri"] = run_uri
     return config_from_dict(values)
 
 

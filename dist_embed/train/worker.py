@@ -39,6 +39,7 @@ from dist_embed.observe.events import Emit, Reporter, silent_reporter
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.quiet import redirect_output
 from dist_embed.optim.schedule import Schedule
+from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.errors import all_or_none, errors_shared
 from dist_embed.parallel.group import Group, joined_group
@@ -276,12 +277,14 @@ def _resume(context: Context, state: TrainingState) -> int:
     run_uri = context.config.run.uri
     with all_or_none(context.group):
         steps = list_checkpoints(run_uri)
-    if not steps:
+    # Worker 0 chooses, should a slow store show the workers different lists.
+    newest = int(same_text_from_first(str(steps[-1] if steps else 0), context.group))
+    if not newest:
         context.reporter.line("starting from scratch")
         return 0
-    load_checkpoint(run_uri, steps[-1], state)
-    context.reporter.line(f"resuming from the checkpoint of step {steps[-1]}")
-    return steps[-1]
+    load_checkpoint(run_uri, newest, state)
+    context.reporter.line(f"resuming from the checkpoint of step {newest}")
+    return newest
 
 
 def _load_for_inference(

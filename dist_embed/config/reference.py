@@ -1,0 +1,88 @@
+"""docs/configuration.md, written from the schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dist_embed.config.schema import Config
+
+_HEAD = """\
+# Configuration
+
+One YAML file describes a run; `dist-embed train CONFIG key.sub=value …` replaces single values.
+`${section.key}` refers to another key, `${oc.env:NAME}` to an environment variable. Unknown keys,
+wrong types and impossible combinations are refused with one message (exit code 2).
+
+This page is written by `dist-embed config reference`; the JSON schema for editors
+(`configs/schema.json`) by `dist-embed config schema`; `dist-embed config show CONFIG` prints a
+configuration with every default spelled out.
+
+Values under `run.uri`, `data.uri`, `data.num_processes`, `model.logits_block_mib`,
+`train.max_steps`, `train.*_every`, `train.max_skipped_steps`, `search`, `checkpoint` and `cluster`
+may change when a run is resumed. For all others `dist-embed train` refuses a run folder that was
+started with another value, and names the keys. `--force` goes on from the newest checkpoint with
+the new values; values that change the shape of a saved tensor are still refused.
+"""
+
+
+def configuration_page() -> str:
+    """The page in Markdown."""
+    schema = Config.model_json_schema()
+    definitions = schema["$defs"]
+    parts = [_HEAD]
+    for section, entry in schema["properties"].items():
+        definition = definitions[entry["$ref"].rsplit("/", 1)[-1]]
+        parts.append(f"## `{section}`\n\n{definition['description'].strip()}\n")
+        parts.append(_table(definition, definitions))
+        for key, value in definition["properties"].items():
+            nested = _nested(value, definitions)
+            if nested is not None and key not in ("validation", "test"):
+                also = ", `validation` and `test`" if key == "train" else ""
+                parts.append(f"### `{section}.{key}`{also}\n\n{nested['description'].strip()}\n")
+                parts.append(_table(nested, definitions))
+    return "\n".join(parts)
+
+
+def _table(definition: dict[str, Any], definitions: dict[str, Any]) -> str:
+    required = definition.get("required", [])
+    lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for key, value in definition["properties"].items():
+        if key in required:
+            default = "required"
+        elif value.get("default") is None:
+            default = "–"
+        else:
+            default = f"`{_as_yaml(value['default'])}`"
+        meaning = value.get("description", "")
+        lines.append(f"| `{key}` | {_type(value, definitions)} | {default} | {meaning} |")
+    return "\n".join(lines) + "\n"
+
+
+def _as_yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _nested(value: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:
+    for option in [value, *value.get("anyOf", [])]:
+        if "$ref" in option:
+            found: dict[str, Any] = definitions[option["$ref"].rsplit("/", 1)[-1]]
+            return found
+    return None
+
+
+def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
+    if _nested(value, definitions) is not None:
+        return "section, see below"
+    if "enum" in value:
+        return ", ".join(f"`{choice}`" for choice in value["enum"])
+    options = [o for o in value.get("anyOf", [value]) if o.get("type") != "null"]
+    names = []
+    for option in options:
+        name = {"array": "list of text", "string": "text", "boolean": "true or false"}.get(
+            option["type"], option["type"]
+        )
+        for sign, bound in (("≥", "minimum"), (">", "exclusiveMinimum"), ("<", "exclusiveMaximum")):
+            if bound in option:
+                name += f" {sign} {option[bound]:g}"
+        names.append(name)
+    return " or ".join(names)

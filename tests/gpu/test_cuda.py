@@ -1,0 +1,72 @@
+"""The same steps on a CUDA device as on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from dist_embed.embedding.lookup import RowLookup
+from dist_embed.parallel.group import Group, joined_group
+from tests.distributed.reference import Reference
+from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+@pytest.fixture
+def group() -> Iterator[Group]:
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT="29577")  # fmt: skip
+    with joined_group("cuda", 60.0) as joined_one:
+        yield joined_one
+
+
+@pytest.mark.parametrize("share", ["none", "decoder", "all"])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+def test_three_steps_equal_the_cpu_reference(group: Group, share: Any, clip_norm: float) -> None:
+    rows = 31 if share == "all" else 23
+    tiny = Tiny(share=share, source_rows=rows, clip_norm=clip_norm, accumulate=2)
+    reference, sharded = Reference(tiny), Sharded(tiny, group)
+    for number in range(1, 4):
+        pairs = random_pairs(9, number, rows, 31)
+        expected = reference.step(pairs)
+        assert sharded.step(number, pairs).loss == pytest.approx(expected, abs=1e-4)
+    for table, embedding in reference.tables.items():
+        weight, state = joined([sharded.tables()], table)
+        torch.testing.assert_close(weight, embedding.weight.data, rtol=0, atol=1e-4)
+        torch.testing.assert_close(state, reference.sums[table], rtol=0, atol=1e-4)
+
+
+def test_bfloat16_steps_come_close_to_float32(group: Group) -> None:
+    pairs = [random_pairs(30, seed, 23, 31) for seed in range(5)]
+    losses = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        sharded = Sharded(Tiny(), group, dtype)
+        losses[dtype] = [sharded.step(n, p).loss for n, p in enumerate(pairs, start=1)]
+    assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=2e-2)
+    assert losses[torch.bfloat16] != losses[torch.float32]
+
+
+def test_fused_adam_trains_on_cuda(group: Group) -> None:
+    lookup = RowLookup(
+        {"source": 11, "target": 11, "output": 11}, 8, "all", group, optimizer="adam",
+        learning_rate=0.1, eps=1e-8, seed=1, initial_scale=0.1,
+    )  # fmt: skip
+    before = lookup.weight("shared").clone()
+    ids = torch.tensor([4, 4, 7], device=group.device)
+    rows = lookup.lookup([ids], [], output=False)
+    rows.source_vectors(0).sum().backward()
+    rows.backward()
+    changed = (lookup.weight("shared") != before).any(1).nonzero().squeeze(1)
+    order = lookup.specs["shared"].order
+    assert sorted(order.ids_of(changed).tolist()) == [4, 7]
+    # Adam's first step has the size of the rate, whatever the gradient's size (4 came twice).
+    steps = (before - lookup.weight("shared"))[changed]
+    torch.testing.assert_close(steps, torch.full_like(steps, 0.1), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,217 @@
+"""The commands as a user gives them, on a tiny run with the local launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.integration.conftest import Command
+
+
+def metrics(folder: Path, key: str = "loss") -> dict[int, float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+def test_the_whole_path(config: str, dist_embed: Command, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    trained = dist_embed("train", config)
+    assert "starting from scratch" in trained.stdout
+    assert "step 8/8" in trained.stdout
+    assert "target tokens/s" in trained.stdout
+    for noise in ("TBE", "Warning", "INFO", "torchrec"):
+        assert noise not in trained.stdout + trained.stderr
+    names = {path.name for path in Path(run).iterdir()}
+    assert {"config.yaml", "tokenizer.source.json", "checkpoints", "metrics.jsonl", "tensorboard",
+            "logs", "data"} <= names  # fmt: skip
+    assert "TBE" in (Path(run) / "logs" / "worker-1.log").read_text()
+
+    listed = dist_embed("checkpoint", "list", run).stdout.splitlines()
+    assert [line.split()[0] for line in listed[1:]] == ["4", "8"]
+
+    evaluated = dist_embed("evaluate", run, "--output", str(tmp_path / "out.txt"))
+    assert "BLEU" in evaluated.stdout
+    assert "chrF" in evaluated.stdout
+    assert len((tmp_path / "out.txt").read_text().splitlines()) == 20
+
+    text = (Path(run) / "data" / "text" / "test.source.txt").read_text()
+    translated = dist_embed("translate", run, text=text)
+    assert translated.stdout == (tmp_path / "out.txt").read_text()
+    alone = dist_embed("translate", run, "--workers", "1", text=text)
+    assert alone.stdout == translated.stdout
+
+    again = dist_embed("train", config)
+    assert "already trained: 8 steps" in again.stdout
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    data = f"data.uri={tmp_path / 'data'}"
+    dist_embed("train", config, data, f"run.uri={tmp_path / 'whole'}")
+    dist_embed("train", config, data, f"run.uri={tmp_path / 'parts'}", "train.max_steps=5")
+    resumed = dist_embed("train", config, data, f"run.uri={tmp_path / 'parts'}")
+    assert "resuming from the checkpoint of step 5" in resumed.stdout
+    whole, parts = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
+    assert sorted(whole) == list(range(1, 9))
+    assert parts == whole
+
+
+def test_a_run_goes_on_with_another_number_of_workers(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    # Without dropout, whose draws belong to the worker.
+    same = (f"data.uri={tmp_path / 'data'}", "model.dropout=0.0")
+    dist_embed("train", config, *same, f"run.uri={tmp_path / 'two'}")
+    changing = f"run.uri={tmp_path / 'changing'}"
+    dist_embed("train", config, *same, changing, "train.max_steps=4")
+    dist_embed("train", config, *same, changing, "cluster.num_workers=3")
+    two, changed = metrics(tmp_path / "two"), metrics(tmp_path / "changing")
+    assert list(changed.values()) == pytest.approx(list(two.values()), rel=1e-3)
+
+
+def test_a_killed_worker_ends_the_run_and_the_run_resumes(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    data = f"data.uri={tmp_path / 'data'}"
+    dist_embed("train", config, data, f"run.uri={tmp_path / 'whole'}", "train.max_steps=300",
+               "train.evaluate_every=300", "checkpoint.every_steps=20")  # fmt: skip
+    arguments = ["train", config, data, f"run.uri={tmp_path / 'killed'}", "train.max_steps=300",
+                 "train.evaluate_every=300", "checkpoint.every_steps=20"]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-m", "dist_embed.cli.main", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        manifest = tmp_path / "killed" / "checkpoints" / "step-000000040" / "manifest.json"
+        deadline = time.monotonic() + 200
+        while not manifest.exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        workers = [
+            child for child in psutil.Process(process.pid).children()
+            if child.environ().get("RANK") == "1" or "spawn_main" in " ".join(child.cmdline())
+        ]  # fmt: skip
+        os.kill(workers[-1].pid, signal.SIGKILL)
+        _, complaint = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "was ended from outside" in complaint
+    resumed = dist_embed(*arguments)
+    assert "resuming from the checkpoint of step" in resumed.stdout
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    dist_embed("train", config, "train.max_steps=4")
+    # No file may grow beyond 8 KiB now: what a full disk does to the checkpoint's objects.
+    limited = subprocess.run(
+        ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", sys.executable, "-m", "dist_embed.cli.main",
+         "train", config],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert limited.returncode == 2, limited.stdout + limited.stderr
+    assert "cannot write" in limited.stderr
+    assert "Traceback" not in limited.stderr
+    listed = dist_embed("checkpoint", "list", str(run)).stdout.splitlines()
+    assert [line.split()[0] for line in listed[1:]] == ["4"]
+    assert "resuming from the checkpoint of step 4" in dist_embed("train", config).stdout
+
+
+def test_torchrun_enters_the_same_worker(config: str, dist_embed: Command, tmp_path: Path) -> None:
+    data = f"data.uri={tmp_path / 'data'}"
+    dist_embed("train", config, data)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
+         "-m", "dist_embed.cli.main", "train", config, data, f"run.uri={tmp_path / 'torchrun'}"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "step 8/8" in done.stdout
+    assert done.stdout.count("trained 8 steps") == 1
+    assert metrics(tmp_path / "torchrun") == metrics(tmp_path / "run")
+
+
+def test_a_run_that_never_is_finite_stops_and_says_why(config: str, dist_embed: Command) -> None:
+    failed = dist_embed(
+        "train", config, "train.learning_rate=1e30", "embedding.learning_rate=1e30",
+        "train.max_skipped_steps=3", code=2,
+    )  # fmt: skip
+    assert "steps in a row had a non-finite loss or gradient" in failed.stderr
+    assert "skipped" in failed.stdout
+
+
+def test_errors_of_use(config: str, dist_embed: Command, tmp_path: Path) -> None:
+    def refused(*arguments: str, **more: Any) -> str:
+        done = dist_embed(*arguments, code=2, **more)
+        assert "Traceback" not in done.stderr
+        return str(done.stderr)
+
+    assert "did you mean 'train.max_steps'" in refused("train", config, "train.max_stps=3")
+    assert "GiB per worker" in refused("train", config, "cluster.num_workers=5000")
+    assert "no run in" in refused("evaluate", str(tmp_path / "nothing"))
+    assert "cannot read configuration" in refused("train", str(tmp_path / "no.yaml"))
+    assert "unrecognized arguments" in refused("checkpoint", "list", "x", "--bogus")
+    dist_embed("train", config, "train.max_steps=2")
+    different = refused("train", config, "model.feed_forward=24", "train.learning_rate=1e-2")
+    assert "model.feed_forward: 16 there, 24 here" in different
+    assert "train.learning_rate: 0.001 there, 0.01 here" in different
+    assert "--force" in different
+    forced = dist_embed("train", config, "train.learning_rate=1e-2", "--force")
+    assert "resuming from the checkpoint of step 2" in forced.stdout
+    # --force takes new values, not another shape of the model.
+    shape = refused("train", config, "model.feed_forward=24", "train.max_steps=9", "--force")
+    assert "has shape" in shape
+    run = str(tmp_path / "run")
+    assert "no complete checkpoint of step 77" in refused("evaluate", run, "--step", "77")
+    assert "split 'other' is not in the prepared data" in refused(
+        "evaluate", run, "--split", "other"
+    )
+    assert "--workers: 0 is not allowed" in refused("translate", run, "--workers", "0")
+    assert "cannot read" in refused("translate", run, "--input", str(tmp_path / "absent.txt"))
+    vocabulary = refused("train", config, "tokenizer.kind=bpe", f"run.uri={tmp_path / 'b'}",
+                         f"data.uri={run}/data")  # fmt: skip
+    assert "tokenizer.kind: 'word' there, 'bpe' here" in vocabulary
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        (b"a b\nc d\n", b"x\n", "has 2 lines"),
+        (b"", b"", "the corpus is empty"),
+        (b"ok\n\xff\xfe\n", b"x\ny\n", "line 2: not valid UTF-8"),
+        (None, b"x\n", "no such file"),
+        (b"a b c d\n", b"x\n", "longer than data.max_tokens=2"),
+    ],
+)
+def test_bad_corpora_leave_nothing_prepared(
+    config: str,
+    dist_embed: Command,
+    tmp_path: Path,
+    source: bytes | None,
+    target: bytes,
+    message: str,
+) -> None:
+    left, right = tmp_path / "train.a", tmp_path / "train.b"
+    if source is not None:
+        left.write_bytes(source)
+    right.write_bytes(target)
+    refused = dist_embed(
+        "train", config, "data.synthetic=null", f"data.train.source={left}",
+        f"data.train.target={right}", "data.max_tokens=2", code=2,
+    )  # fmt: skip
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "run" / "data" / "data.json").exists()
+    assert not (tmp_path / "run" / "config.yaml").exists()

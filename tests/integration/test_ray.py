@@ -1,0 +1,81 @@
+"""The Ray launcher, and a job sent to a running cluster."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import Command
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_ray_trains_as_local_processes_do(config: str, dist_embed: Command, tmp_path: Path) -> None:
+    data = f"data.uri={tmp_path / 'data'}"
+    dist_embed("train", config, data, f"run.uri={tmp_path / 'local'}")
+    trained = dist_embed("train", config, data, "--launcher", "ray")
+    assert "step 8/8" in trained.stdout
+    for noise in ("ray", "INFO", "Warning", "pid="):
+        assert noise not in trained.stdout.replace(str(tmp_path), "")
+    assert trained.stderr == ""
+    assert losses(tmp_path / "run") == losses(tmp_path / "local")
+
+
+def test_an_error_in_a_ray_worker_reaches_the_user(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    dist_embed("prepare", config)
+    (tmp_path / "run" / "data" / "train" / "shard-00000.parquet").write_bytes(b"PAR1 not really")
+    failed = dist_embed("train", config, "--launcher", "ray", code=2)
+    assert "shard-00000.parquet cannot be read" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_no_cluster_at_the_address_is_said(config: str, dist_embed: Command) -> None:
+    failed = dist_embed(
+        "train", config, "cluster.address=127.0.0.1:1", "cluster.launcher=ray", code=2
+    )
+    assert "no Ray cluster answers at 127.0.0.1:1" in failed.stderr
+
+
+@pytest.fixture
+def cluster() -> Iterator[dict[str, str]]:
+    """A head node on this machine with its job server; the environment that reaches it."""
+    ray = str(Path(sys.executable).parent / "ray")
+    environment = {
+        **os.environ,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{Path(ray).parent}:{os.environ['PATH']}",
+    }
+    ports = ["--port=16379", "--dashboard-port=18265", "--dashboard-agent-listen-port=15365"]
+    subprocess.run(
+        [ray, "start", "--head", "--num-cpus=4", "--include-dashboard=true", *ports],
+        check=True, capture_output=True, env=environment, timeout=100,
+    )  # fmt: skip
+    yield {**environment, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:18265", "RAY": ray}
+    subprocess.run([ray, "stop", "--force"], capture_output=True, env=environment, timeout=60)
+
+
+def test_a_submitted_job_trains_on_the_cluster(
+    config: str, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    # The cluster was started from the environment of this test, so the job installs nothing.
+    done = subprocess.run(
+        [cluster["RAY"], "job", "submit", "--working-dir", ".", "--",
+         "bash", "launch/run.sh", "train", config, "cluster.launcher=ray"],
+        capture_output=True, text=True, env=cluster, timeout=300, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 8/8" in done.stdout
+    assert len(losses(tmp_path / "run")) == 8
