@@ -84,7 +84,7 @@ class Manifest:
                 for name, table in values.pop("tables").items()
             }
             return cls(objects=objects, tables=tables, **values)
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise CheckpointError(f"{origin}: not a checkpoint manifest: {exc!r}") from exc
 
     def object_named(self, name: str) -> ObjectInfo:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -56,8 +57,16 @@ class TensorFile:
                 for name, entry in header.items()
                 if name != "__metadata__"
             }
-        except (OSError, struct.error, ValueError, KeyError, TypeError) as exc:
+        except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError) as exc:
             raise CheckpointError(f"cannot read {uri}: {exc!r}") from exc
+        for name, place in self._places.items():
+            needed = math.prod(place.shape) * place.dtype.itemsize
+            if (
+                min(place.shape, default=0) < 0
+                or place.start < data
+                or place.end - place.start != needed
+            ):
+                raise CheckpointError(f"{uri}: offsets of {name} do not fit its shape")
         if any(place.end > size_bytes for place in self._places.values()):
             raise CheckpointError(f"{uri}: shorter than its header says")
 

@@ -1,4 +1,4 @@
-"""``dist-embed train``, ``evaluate``, ``translate`` and ``quickstart``."""
+"""``dist-embed train``, ``evaluate``, ``translate``, ``history`` and ``quickstart``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_commands(commands: Any) -> None:
 
     evaluate = commands.add_parser("evaluate", help="loss, BLEU and chrF of a run on a split")
     _add_run_arguments(evaluate)
-    evaluate.add_argument("--split", default="test", help="test (default), validation or train")
+    evaluate.add_argument("--split", default="test", help="test (default) or validation")
     evaluate.add_argument("--output", metavar="FILE", help="write the translations there")
     evaluate.set_defaults(call=_evaluate)
 
@@ -37,6 +37,10 @@ def add_commands(commands: Any) -> None:
     translate.add_argument("--input", default="-", metavar="FILE", help="default: standard input")
     translate.add_argument("--output", default="-", metavar="FILE", help="default: standard output")
     translate.set_defaults(call=_translate)
+
+    history = commands.add_parser("history", help="the course of a run: a row per validation")
+    history.add_argument("run", metavar="RUN", help="the run's folder or URL")
+    history.set_defaults(call=_history)
 
     quickstart = commands.add_parser("quickstart", help="train and evaluate the small example")
     add_config_arguments(quickstart)
@@ -175,6 +179,30 @@ def _on_workers(task: Any, config: Config, options: dict[str, Any], launcher: An
         task, config, options, vocabulary_size=sizes, on_event=Screen(sys.stderr).show,
         launcher=launcher,
     )  # fmt: skip
+
+
+def _history(arguments: argparse.Namespace) -> None:
+    from dist_embed.bench.report import print_table
+    from dist_embed.cluster.runs import read_run_config
+    from dist_embed.observe.history import course_of
+    from dist_embed.observe.metrics import read_metrics
+
+    read_run_config(arguments.run)  # a clear message where there is no run
+    print_table(
+        ["step", "epoch", "minutes in steps", "wall minutes", "tokens/s", "perplexity", "BLEU"],
+        [
+            [
+                f"{row.step:,}",
+                str(row.epoch),
+                f"{row.step_minutes:.1f}",
+                f"{row.wall_minutes:.1f}",
+                f"{row.tokens_per_second:,.0f}",
+                f"{row.perplexity:.2f}",
+                "" if row.bleu is None else f"{row.bleu:.2f}",
+            ]
+            for row in course_of(read_metrics(arguments.run))
+        ],
+    )
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:

@@ -21,8 +21,8 @@ from dist_embed.storage import uri as storage
 CONFIG_NAME = "config.yaml"
 Say = Callable[[str], None]
 
-# A run may go on with other values of these: they change neither what has been learned nor what
-# is to be learned next.
+# A run may go on with other values of these: they do not change what a step does. (max_steps is
+# where a cosine or linear schedule ends: a longer run goes on at that schedule's rate.)
 CHANGEABLE = (
     "run.uri", "data.uri", "data.num_processes", "model.logits_block_mib", "train.max_steps",
     "train.log_every", "train.evaluate_every", "train.translate_every", "train.max_skipped_steps",
@@ -125,15 +125,17 @@ def read_run_config(run_uri: str) -> Config:
     """
     uri = storage.join(run_uri, CONFIG_NAME)
     try:
-        values: dict[str, Any] = yaml.safe_load(storage.read_text(uri))
+        values: Any = yaml.safe_load(storage.read_text(uri))
+        # The folder may have been moved or copied, with the data in it.
+        below = values["data"]["uri"].removeprefix(values["run"]["uri"])
+        if below != values["data"]["uri"] and below.startswith("/"):
+            values["data"]["uri"] = run_uri.rstrip("/") + below
+        values["run"]["uri"] = run_uri
     except FileNotFoundError:
         raise UserError(f"no run in {run_uri!r}: {uri} does not exist") from None
-    # The folder may have been moved or copied, with the data in it.
-    below = values["data"]["uri"].removeprefix(values["run"]["uri"])
-    if below != values["data"]["uri"] and below.startswith("/"):
-        values["data"]["uri"] = run_uri.rstrip("/") + below
-    values["run"]["uri"] = run_uri
-    return config_from_dict(values)
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as exc:
+        raise UserError(f"{uri} is not a run's configuration: {exc!r}") from exc
+    return config_from_dict(values, uri)
 
 
 def _data_settings(config: Config) -> dict[str, Any]:

@@ -32,19 +32,22 @@ def load_config(path: str, overrides: list[str] | None = None) -> Config:
         loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
     except (yaml.YAMLError, OmegaConfBaseException) as exc:
         raise ConfigError(f"{path}: not valid YAML: {exc}") from exc
+    except AssertionError:  # OmegaConf's answer to a bare number
+        loaded = None
     if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path}: expected a mapping of sections, found a list")
+        raise ConfigError(f"{path}: expected a mapping of sections")
     return _build(loaded, overrides or [], path)
 
 
-def config_from_dict(values: dict[str, Any]) -> Config:
+def config_from_dict(values: dict[str, Any], origin: str = "configuration") -> Config:
     """A checked configuration from plain values, as `config_to_yaml` wrote them."""
-    return _build(OmegaConf.create(values), [], "configuration")
+    return _build(OmegaConf.create(values), [], origin)
 
 
 def config_to_yaml(config: Config) -> str:
     """The resolved configuration with every default spelled out."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    # OmegaConf quotes what its own, wider reading of numbers would take for one: 1e5.
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
 
 
 def json_schema() -> str:
@@ -91,6 +94,8 @@ def _build(loaded: DictConfig, overrides: list[str], origin: str) -> Config:
 
 def _add_interpolated_defaults(loaded: DictConfig) -> None:
     # The one default that refers to another key; it must be there before interpolation.
+    if OmegaConf.is_interpolation(loaded, "data"):
+        return
     section = loaded.get("data") if isinstance(loaded.get("data", {}), DictConfig) else None
     default = "${run.uri}/data"
     if "data" not in loaded:
@@ -100,7 +105,9 @@ def _add_interpolated_defaults(loaded: DictConfig) -> None:
 
 
 def _explain(error: Any, origin: str) -> str:
-    location = [part for part in error["loc"] if not str(part).startswith(("list[", "str"))]
+    location = list(error["loc"])
+    if error["type"] != "extra_forbidden":  # pydantic adds which member of a union it tried
+        location = [part for part in location if part not in ("str", "list[str]")]
     key = ".".join(str(part) for part in location)
     model, field = _model_at(location)
     where = f"{origin}: {key}"
@@ -152,7 +159,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _allow_interpolation(node: Any) -> None:
     """Let an editor accept ``${…}`` wherever a scalar is expected."""
     if isinstance(node, dict):
-        if node.get("type") in ("integer", "number", "boolean") and "anyOf" not in node:
+        if node.get("type") in ("integer", "number", "boolean") or "enum" in node:
             kept = {
                 k: node.pop(k) for k in list(node) if k not in ("description", "default", "title")
             }

@@ -140,7 +140,7 @@ class TrainSection(Section):
         description="Token budget of one global step: sentences × longest side, padding included.",
     )
     accumulate: PositiveInt = Field(
-        1, description="Micro-batches per worker and step; the step's result does not change."
+        1, description="Micro-batches per worker and step; but for dropout the result is the same."
     )
     learning_rate: PositiveFloat = Field(1e-3, description="Peak rate of the dense part (AdamW).")
     schedule: Literal["constant", "inverse_sqrt", "cosine", "linear"] = Field(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import io
+import lzma
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +13,6 @@ from typing import IO
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from dist_embed.config.errors import UserError
 from dist_embed.storage import uri as storage
@@ -75,20 +76,23 @@ def read_lines(uri: str) -> Iterator[str]:
         try:
             for number, line in enumerate(file, start=1):
                 try:
-                    yield line.rstrip(b"\r\n").decode()
+                    yield line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as exc:
                     raise CorpusError(
                         f"{uri}, line {number}: not valid UTF-8 (byte {exc.object[exc.start]:#04x} "
                         f"at column {exc.start + 1})"
                     ) from None
-        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as exc:
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as exc:
             raise CorpusError(f"cannot read {uri}: {exc}") from exc
 
 
 def _expand(patterns: tuple[str, ...]) -> list[str]:
     files: list[str] = []
     for pattern in patterns:
-        found = storage.glob(pattern)
+        try:
+            found = [pattern] if storage.exists(pattern) else storage.glob(pattern)
+        except ValueError as exc:
+            raise CorpusError(str(exc)) from exc
         if not found:
             raise CorpusError(f"no file matches {pattern!r}")
         files += found
@@ -97,8 +101,12 @@ def _expand(patterns: tuple[str, ...]) -> list[str]:
 
 def _open(uri: str) -> IO[bytes]:
     try:
+        if uri.endswith(".zst"):
+            # pyarrow's reader tells a truncated file and reads several frames; zstandard's cannot.
+            raw = pa.PythonFile(storage.open_file(uri), "r")
+            return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
         file: IO[bytes] = fsspec.open(uri, "rb", compression="infer").open()
-    except (OSError, ValueError, ImportError) as exc:
+    except (OSError, ValueError, ImportError, zipfile.BadZipFile) as exc:
         reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
         raise CorpusError(f"cannot read {uri}: {reason}") from exc
     return file
@@ -123,7 +131,7 @@ def _aligned_lines(source: str, target: str) -> Iterator[Pair]:
 
 
 def _tsv_pairs(uri: str, columns: tuple[str, str]) -> Iterator[Pair]:
-    rows = csv.reader(read_lines(uri), delimiter="\t", quoting=csv.QUOTE_NONE)
+    rows = (line.split("\t") for line in read_lines(uri))
     header = next(rows, [])
     places = [_column(uri, header, name) for name in columns]
     for number, row in enumerate(rows, start=2):
@@ -139,7 +147,11 @@ def _parquet_pairs(uri: str, columns: tuple[str, str]) -> Iterator[Pair]:
         try:
             parquet = pq.ParquetFile(file)
             for name in columns:
-                _column(uri, parquet.schema_arrow.names, name)
+                place = _column(uri, parquet.schema_arrow.names, name)
+                kind = parquet.schema_arrow.types[place]
+                kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    raise CorpusError(f"{uri}: column {name!r} holds {kind}, not text")
             for batch in parquet.iter_batches(batch_size=4096, columns=list(columns)):
                 left, right = (batch.column(name).to_pylist() for name in columns)
                 for source, target in zip(left, right, strict=True):

@@ -236,6 +236,7 @@ class PrefetchedSteps:
     def __next__(self) -> StepBatches:
         item = self._queue.get()
         if isinstance(item, BaseException):
+            self._queue.put(item)  # asked again, the answer is the same
             raise item
         return item
 

@@ -1,7 +1,8 @@
 """From corpora to a tokenizer, a vocabulary with counts, and token shards.
 
 ``data.json`` is written last: a folder without it is not prepared. Preparing again with the same
-settings gives the same bytes.
+settings gives the same bytes, except for ``unigram``, whose trainer in the library sums in an order
+that changes from run to run.
 """
 
 from __future__ import annotations

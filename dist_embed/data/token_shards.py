@@ -71,7 +71,14 @@ class PreparedData:
     def read(cls, data_uri: str) -> PreparedData:
         """Read ``data.json``. Raises FileNotFoundError; UserError for another format."""
         uri = storage.join(data_uri, INDEX_NAME)
-        values = json.loads(storage.read_text(uri))
+        text = storage.read_text(uri)
+        try:
+            return cls._from_dict(json.loads(text), uri)
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise UserError(f"{uri} is damaged ({exc!r}); prepare the data again") from exc
+
+    @classmethod
+    def _from_dict(cls, values: dict[str, Any], uri: str) -> PreparedData:
         if values.get("format") != FORMAT:
             raise UserError(f"{uri}: format {values.get('format')!r}; this version reads {FORMAT}")
         splits = {

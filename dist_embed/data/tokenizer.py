@@ -24,6 +24,8 @@ class Tokenizer:
 
     def __init__(self, inner: HFTokenizer) -> None:
         self._inner = inner
+        # Text that looks like a special token is text. Not stored by the library.
+        inner.encode_special_tokens = True
 
     @classmethod
     def train(
@@ -47,7 +49,9 @@ class Tokenizer:
             lowercase: lowercase all text first.
             split_punctuation: ``word`` makes each punctuation mark a token of its own.
         """
-        spaces = pre_tokenizers.Metaspace(prepend_scheme="always")
+        # The mark is put before the text by a normalizer: Metaspace's own "always" leaves it out
+        # where the text begins with a space, which decoding would then lose.
+        spaces = pre_tokenizers.Metaspace(prepend_scheme="never")
         splitting: Any = spaces
         if kind == "word" and split_punctuation:
             splitting = pre_tokenizers.Sequence([spaces, pre_tokenizers.Punctuation("isolated")])
@@ -73,9 +77,17 @@ class Tokenizer:
             )  # fmt: skip
         inner.pre_tokenizer = splitting
         inner.decoder = decoders.Metaspace(prepend_scheme="always")
-        if lowercase:
-            inner.normalizer = normalizers.Lowercase()
+        prepend = normalizers.Prepend("▁")
+        inner.normalizer = (
+            normalizers.Sequence([normalizers.Lowercase(), prepend]) if lowercase else prepend
+        )
         inner.train_from_iterator(texts, trainer)
+        if kind == "unigram":
+            # Its special tokens are pieces with the best score of all: text would match them.
+            description = json.loads(inner.to_str())
+            for place in range(len(SPECIAL_TOKENS)):
+                description["model"]["vocab"][place][1] = -1000.0
+            inner = HFTokenizer.from_str(json.dumps(description, ensure_ascii=False))
         return cls(inner)
 
     @classmethod
@@ -111,10 +123,11 @@ class Tokenizer:
     def ordered_by(self, counts: list[int]) -> Tokenizer:
         """The same tokenizer with ids ordered by ``counts`` (of each present id), highest first.
 
-        Special tokens keep the first places; ties keep the present order.
+        Special tokens keep the first places; equal counts are ordered by token.
         """
         num_special = len(SPECIAL_TOKENS)
-        rest = sorted(range(num_special, self.size), key=lambda i: (-counts[i], i))
+        tokens = self.tokens()
+        rest = sorted(range(num_special, self.size), key=lambda i: (-counts[i], tokens[i]))
         new_id = {old: new for new, old in enumerate([*range(num_special), *rest])}
         description = json.loads(self._inner.to_str())
         vocabulary = description["model"]["vocab"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class Screen:
         self._stream = stream or sys.stdout
         self._bar: tqdm[Any] | None = None
         self._is_terminal = self._stream.isatty()
-        self._last_line = 0.0
+        self._last_line = -math.inf
 
     def show(self, event: Event) -> None:
         """Show one event."""

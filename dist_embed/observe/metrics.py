@@ -7,6 +7,7 @@ Object stores cannot append. There the files grow in a local folder and are uplo
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -48,7 +49,9 @@ class MetricsLog:
     def write(self, step: int, **values: float | int | None) -> None:
         """One line: the step, the time of day (Unix seconds) and the values that are not None."""
         known = {name: value for name, value in values.items() if value is not None}
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **known}) + "\n")
+        # JSON has no NaN: a reader other than Python would refuse the line.
+        line = {name: value if math.isfinite(value) else None for name, value in known.items()}
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n")
         self._file.flush()
         for name, value in known.items():
             self._tensorboard.add_scalar(name, value, step)

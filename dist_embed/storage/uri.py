@@ -26,7 +26,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def join(uri: str, *parts: str) -> str:
     """``uri`` with ``parts`` below it."""
-    return "/".join([uri.rstrip("/") or "/", *parts])
+    if not uri.endswith("://"):
+        uri = uri.rstrip("/") + "/"
+    return uri + "/".join(parts)
 
 
 def is_local(uri: str) -> bool:

@@ -186,10 +186,11 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     config, split = context.config, context.options["split"]
     with all_or_none(context.group):
         data = PreparedData.read(config.data.uri)
-        if split not in data.splits:
+        held_out = [name for name in data.splits if name != "train"]
+        if split not in held_out:
             raise UserError(
-                f"split {split!r} is not in the prepared data {config.data.uri}; "
-                f"there are {', '.join(data.splits)}"
+                f"split {split!r} is not among the held-out data in {config.data.uri}; "
+                f"there are {', '.join(held_out) or 'none'}"
             )
         tokenizers = load_tokenizers(config.run.uri)
     translator, step = _load_for_inference(context, data.vocabulary_size)

@@ -175,7 +175,7 @@ def test_errors_of_use(config: str, dist_embed: Command, tmp_path: Path) -> None
     assert "has shape" in shape
     run = str(tmp_path / "run")
     assert "no complete checkpoint of step 77" in refused("evaluate", run, "--step", "77")
-    assert "split 'other' is not in the prepared data" in refused(
+    assert "split 'other' is not among the held-out data" in refused(
         "evaluate", run, "--split", "other"
     )
     assert "--workers: 0 is not allowed" in refused("translate", run, "--workers", "0")

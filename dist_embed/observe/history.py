@@ -1,0 +1,58 @@
+"""A run's course, read from its metrics: one row per validation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where a run stood at one validation.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: whole passes over the training data.
+        step_minutes: time spent in steps so far.
+        wall_minutes: time since the run's first log line, validations, saving and pauses included.
+        tokens_per_second: median over the log lines since the row before.
+        perplexity: of the validation set.
+        bleu: of the validation set, where it was translated.
+    """
+
+    step: int
+    epoch: int
+    step_minutes: float
+    wall_minutes: float
+    tokens_per_second: float
+    perplexity: float
+    bleu: float | None
+
+
+def course_of(lines: list[dict[str, Any]]) -> list[Course]:
+    """One row per validation, from the lines of ``metrics.jsonl``."""
+    rows: list[Course] = []
+    seconds, last_step, epoch = 0.0, 0, 0
+    speeds: list[float] = []
+    for line in lines:
+        if "step_seconds" in line:
+            seconds += line["step_seconds"] * (line["step"] - last_step)
+            last_step, epoch = line["step"], line["epoch"]
+            speeds.append(line["tokens_per_second"])
+        elif line.get("validation_perplexity") is not None:
+            rows.append(
+                Course(
+                    line["step"],
+                    epoch,
+                    seconds / 60,
+                    (line["time"] - lines[0]["time"]) / 60,
+                    median(speeds) if speeds else float("nan"),
+                    line["validation_perplexity"],
+                    None,
+                )
+            )
+            speeds = []
+        elif "validation_bleu" in line and rows and rows[-1].step == line["step"]:
+            rows[-1] = replace(rows[-1], bleu=line["validation_bleu"])
+    return rows

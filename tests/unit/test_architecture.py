@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "dist_embed"
+# A package may import itself and the packages before it.
+LAYERS = [
+    "storage", "config", "observe", "parallel", "data", "embedding", "model", "optim", "checkpoint",
+    "train", "cluster", "bench", "cli",
+]  # fmt: skip
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and full dotted name of everything imported, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def upward_imports(tree: ast.AST, package: str) -> list[str]:
+    """Imports of dist_embed that ``package`` may not make."""
+    allowed = LAYERS[: LAYERS.index(package) + 1]
+    return [
+        f"line {line}: {name}"
+        for line, name in imports(tree)
+        if name.split(".")[0] == "dist_embed" and name.split(".")[1] not in allowed
+    ]
+
+
+def code_runners(tree: ast.AST) -> list[str]:
+    """Everything in a module by which loaded data could run code."""
+    found = [
+        f"line {line}: imports {name}"
+        for line, name in imports(tree)
+        if name.split(".")[0] in MODULES_THAT_RUN_CODE
+    ]
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        if called in ("eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load"):
+            found.append(f"line {node.lineno}: calls {called}")
+        arguments = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        unsafe = arguments.get("weights_only", "True") != "True"
+        if unsafe or (called == "torch.load" and "weights_only" not in arguments):
+            found.append(f"line {node.lineno}: {called} without weights_only=True")
+    return found
+
+
+def test_every_package_has_its_layer() -> None:
+    packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert packages == set(LAYERS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_imports_point_only_to_layers_above(path: Path) -> None:
+    if path.parent != PACKAGE:
+        package = path.relative_to(PACKAGE).parts[0]
+        assert upward_imports(ast.parse(path.read_text()), package) == []
+
+
+def test_an_upward_import_is_found() -> None:
+    inside_a_function = "def f():\n    from dist_embed.train.step import TrainStep\n"
+    assert upward_imports(ast.parse(inside_a_function), "data") == [
+        "line 2: dist_embed.train.step.TrainStep"
+    ]
+    assert upward_imports(ast.parse(inside_a_function), "cli") == []
+
+
+def test_only_cluster_imports_ray() -> None:
+    importers = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in FILES
+        for _, name in imports(ast.parse(path.read_text()))
+        if name.split(".")[0] == "ray"
+    }
+    assert importers == {"cluster"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=name_of)
+def test_init_files_are_empty(path: Path) -> None:
+    assert path.read_text() == ""
+
+
+def test_no_module_is_named_after_nothing() -> None:
+    names = {part for path in FILES for part in path.relative_to(PACKAGE).with_suffix("").parts}
+    assert not names & {"utils", "util", "common", "helpers", "helper", "misc"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_loaded_can_run_code(path: Path) -> None:
+    assert code_runners(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import pickle", "from dill import load", "eval('1')", "yaml.load(x)", "torch.load(x)",
+     "torch.load(x, weights_only=False)"],
+)  # fmt: skip
+def test_code_runners_are_found(code: str) -> None:
+    assert len(code_runners(ast.parse(code))) == 1
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [
+        name_of(path)
+        for path in FILES
+        if path.name != "__init__.py" and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert silent == []

@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from dist_embed.config.errors import ConfigError
+from dist_embed.config.load import (
+    config_from_dict,
+    config_to_yaml,
+    differences,
+    json_schema,
+    load_config,
+)
+from dist_embed.config.schema import Config
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+SMALLEST = """
+run: {uri: runs/x}
+data: {synthetic: {sentences: 10}}
+train: {max_steps: 5}
+"""
+
+
+def loaded(folder: Path, text: str, *overrides: str) -> Config:
+    (folder / "c.yaml").write_text(text)
+    return load_config(str(folder / "c.yaml"), list(overrides))
+
+
+def refused(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        loaded(folder, text, *overrides)
+    return str(caught.value)
+
+
+def smallest(folder: Path, *overrides: str) -> Config:
+    return loaded(folder, SMALLEST, *overrides)
+
+
+def test_defaults_fill_what_is_not_given(tmp_path: Path) -> None:
+    config = smallest(tmp_path)
+    assert config.run.uri == "runs/x"
+    assert config.data.uri == "runs/x/data"
+    assert config.data.synthetic is not None
+    assert (config.data.synthetic.sentences, config.data.synthetic.held_out) == (10, 500)
+    assert config.cluster.launcher == "ray"
+
+
+def test_unknown_key_names_value_nearest_and_valid_keys(tmp_path: Path) -> None:
+    message = refused(tmp_path, SMALLEST, "train.max_stps=7")
+    assert "train.max_stps: unknown key (value 7)" in message
+    assert "did you mean 'train.max_steps'?" in message
+    assert "batch_tokens" in message
+    assert "\n" not in message
+    assert str(tmp_path / "c.yaml") in message
+
+
+def test_unknown_section_names_the_sections(tmp_path: Path) -> None:
+    message = refused(tmp_path, SMALLEST + "tokeniser: {kind: bpe}\n")
+    assert "tokeniser: unknown key (value {'kind': 'bpe'})" in message
+    assert "did you mean 'tokenizer'?" in message
+    assert "embedding" in message
+
+
+@pytest.mark.parametrize("key", ["strategy", "list[x]", "data.strategy", "train.strides"])
+def test_unknown_keys_of_any_name_are_named(tmp_path: Path, key: str) -> None:
+    *sections, last = key.split(".")
+    text = (
+        SMALLEST.replace(f"{sections[0]}: {{", f"{sections[0]}: {{{last}: 1, ")
+        if sections
+        else (f"{SMALLEST}{last!r}: 1\n")
+    )
+    assert f"{key}: unknown key (value 1)" in refused(tmp_path, text)
+
+
+def test_a_name_like_nothing_gets_no_guess(tmp_path: Path) -> None:
+    assert "did you mean" not in refused(tmp_path, SMALLEST, "train.qqqq=1")
+
+
+def test_unknown_key_in_a_corpus_names_its_keys(tmp_path: Path) -> None:
+    message = refused(tmp_path, SMALLEST, "data.train.sauce=x")
+    assert "data.train.sauce: unknown key (value 'x')" in message
+    assert "did you mean 'data.train.source'?" in message
+    assert "valid here: source, target, pairs" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.max_steps=many", ["train.max_steps: 'many'", "valid integer", "Optimizer steps"]),
+        ("train.max_steps=1.5", ["train.max_steps: 1.5", "valid integer"]),
+        ("train.max_steps=true", ["train.max_steps: True", "valid integer"]),
+        ("train.max_steps=0", ["train.max_steps: 0", "greater than 0"]),
+        ("model.dropout=1.0", ["model.dropout: 1.0", "less than 1"]),
+        ("run.seed=-1", ["run.seed: -1", "greater than or equal to 0"]),
+        ("run.uri=''", ["run.uri: ''", "at least 1 character"]),
+        ("tokenizer.kind=wrd", ["tokenizer.kind: 'wrd'", "'word', 'bpe' or 'unigram'"]),
+        ("tokenizer.shared=1", ["tokenizer.shared: 1", "valid boolean"]),
+        ("train.learning_rate=.inf", ["train.learning_rate: inf", "finite"]),
+        ("train.label_smoothing=.nan", ["train.label_smoothing: nan"]),
+        ("cluster.address=5", ["cluster.address: 5", "valid string", "RAY_ADDRESS"]),
+        ("data=null", ["data: None", "dictionary"]),
+        ("data.train.source=5", ["data.train.source: 5", "valid string", "valid list"]),
+        ("data.train.source=[a,5]", ["data.train.source.1: 5", "valid string"]),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_names_key_value_and_what_is_allowed(
+    tmp_path: Path, override: str, parts: list[str]
+) -> None:
+    message = refused(tmp_path, SMALLEST, override)
+    assert [part for part in parts if part not in message] == []
+
+
+def test_missing_sections_and_keys_are_told_apart(tmp_path: Path) -> None:
+    message = refused(tmp_path, "run: {uri: x}\ndata: {synthetic: {}}\n")
+    assert "train: missing" in message
+    message = refused(tmp_path, "run: {uri: x}\ndata: {synthetic: {}}\ntrain: {}\n")
+    assert "train.max_steps: missing; Optimizer steps of the whole run." in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "# nothing\n", "train: {max_steps: 1}\n", "run: {seed: 1}\ntrain: {max_steps: 1}\n"],
+)
+def test_a_missing_run_uri_is_named_as_such(tmp_path: Path, text: str) -> None:
+    assert "run.uri" in refused(tmp_path, text)
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    lines = refused(
+        tmp_path, SMALLEST, "train.max_stps=7", "model.width=wide", "data.uri=d", "run.seed=-1"
+    ).split("\n")
+    assert len(lines) == 3
+    assert all(line.startswith(str(tmp_path / "c.yaml")) for line in lines)
+    combinations = refused(tmp_path, SMALLEST, "model.heads=3", "embedding.width=6").split("\n")
+    assert [line.split(":")[0] for line in combinations] == ["model.heads", "embedding.width"]
+
+
+def test_interpolation_follows_keys_and_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIST_EMBED_TEST_DIR", "/corpora")
+    config = loaded(
+        tmp_path,
+        "run: {uri: '${oc.env:DIST_EMBED_TEST_DIR}/run'}\ntrain: {max_steps: 5}\n"
+        "data: {train: {source: '${run.uri}/a', target: '${run.uri}/b'}}\n"
+        "embedding: {width: '${model.width}'}\nmodel: {width: 64}\n",
+        "model.width=32",
+    )
+    assert config.run.uri == "/corpora/run"
+    assert config.data.uri == "/corpora/run/data"
+    assert config.data.train is not None
+    assert config.data.train.source == "/corpora/run/a"
+    assert config.embedding.width == 32
+
+
+@pytest.mark.parametrize("override", ["run.uri=${oc.env:NOT_SET_AT_ALL}/x", "run.uri=${no.such}"])
+def test_an_interpolation_without_value_names_key_and_reason(tmp_path: Path, override: str) -> None:
+    message = refused(tmp_path, SMALLEST, override)
+    assert "run.uri" in message
+    assert "NOT_SET_AT_ALL" in message or "no.such" in message
+
+
+@pytest.mark.parametrize("section", ["data", "train"])
+def test_a_section_that_cannot_be_interpolated_is_named(tmp_path: Path, section: str) -> None:
+    message = refused(tmp_path, SMALLEST, f"{section}=${{oc.env:NOT_SET_AT_ALL}}")
+    assert section in message
+    assert "NOT_SET_AT_ALL" in message
+
+
+def test_overrides_are_read_as_yaml(tmp_path: Path) -> None:
+    config = smallest(
+        tmp_path, "train.learning_rate=1e-3", "train.max_steps=7", "data.synthetic=null",
+        "data.train.source=[a.txt, b.txt]", "data.train.target=[c.txt,d.txt]",
+        "tokenizer.lowercase=true", "cluster.address=ray://h:1", "run.uri=s3://b/x?y=1",
+    )  # fmt: skip
+    assert config.train.learning_rate == 1e-3
+    assert config.train.max_steps == 7
+    assert config.data.synthetic is None
+    assert config.data.train is not None
+    assert config.data.train.source == ["a.txt", "b.txt"]
+    assert config.tokenizer.lowercase is True
+    assert config.cluster.address == "ray://h:1"
+    assert config.run.uri == "s3://b/x?y=1"
+
+
+def test_an_override_replaces_a_whole_section(tmp_path: Path) -> None:
+    config = smallest(tmp_path, "data.synthetic={sentences: 3}")
+    assert config.data.synthetic is not None
+    assert config.data.synthetic.sentences == 3
+
+
+def test_the_last_override_counts(tmp_path: Path) -> None:
+    assert smallest(tmp_path, "run.seed=2", "run.seed=3").run.seed == 3
+
+
+@pytest.mark.parametrize(
+    "override", ["train.max_steps", "=5", "train.max_steps:5", "a=[1,", "x=${"]
+)
+def test_a_malformed_override_is_quoted(tmp_path: Path, override: str) -> None:
+    assert repr(override) in refused(tmp_path, SMALLEST, override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["model.heads=3"], ["model.heads: 3", "model.width=128"]),
+        (["model.width=9", "model.heads=3"], ["model.width: 9", "even"]),
+        (["embedding.width=30"], ["embedding.width: 30", "multiple of 4", "32"]),
+        (["model.share_embeddings=all", "tokenizer.shared=false"],
+         ["model.share_embeddings: 'all'", "tokenizer.shared=false"]),
+        (["embedding.optimizer=adam", "cluster.device=cpu"],
+         ["embedding.optimizer: 'adam'", "cluster.device=cpu", "rowwise_adagrad"]),
+        (["data.synthetic=null"], ["data.train: missing", "data.synthetic"]),
+        (["data.train.pairs=x.tsv"], ["data.train", "data.synthetic"]),
+        (["data.synthetic=null", "data.train.pairs=a", "data.train.source=b"],
+         ["data.train", "`pairs`", "not both"]),
+        (["data.synthetic=null", "data.train.source=b"], ["data.train.target: missing"]),
+        (["data.synthetic=null", "data.train.pairs=a", "data.test.target=b"],
+         ["data.test.source: missing"]),
+    ],
+)  # fmt: skip
+def test_impossible_combinations_name_both_sides(
+    tmp_path: Path, overrides: list[str], parts: list[str]
+) -> None:
+    message = refused(tmp_path, SMALLEST, *overrides)
+    assert [part for part in parts if part not in message] == []
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.heads=8"],
+        ["embedding.width=32"],
+        ["model.share_embeddings=decoder", "tokenizer.shared=false"],
+        ["embedding.optimizer=adam", "cluster.device=cuda"],
+        ["data.synthetic=null", "data.train.pairs=a.tsv"],
+    ],
+)
+def test_possible_neighbours_of_impossible_combinations_load(
+    tmp_path: Path, overrides: list[str]
+) -> None:
+    smallest(tmp_path, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [("- a\n- b\n", "mapping"), ("a: [\n", "not valid YAML"), ("5\n", "mapping"),
+     ("run: {uri: a}\nrun: {uri: b}\n", "duplicate key run"), ("5: 1\n" + SMALLEST, "5")],
+)  # fmt: skip
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, part: str) -> None:
+    message = refused(tmp_path, text)
+    assert str(tmp_path / "c.yaml") in message
+    assert part in message
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"run: {uri: \xff}")
+    for path in (
+        str(tmp_path / "none.yaml"),
+        str(tmp_path),
+        str(tmp_path / "latin.yaml"),
+        "no://x",
+    ):
+        with pytest.raises(ConfigError, match="cannot read configuration") as caught:
+            load_config(path)
+        assert path in str(caught.value)
+
+
+def test_a_configuration_can_lie_at_a_url() -> None:
+    from dist_embed.storage import uri as storage
+
+    storage.write_text("memory://test-config/c.yaml", SMALLEST)
+    assert load_config("memory://test-config/c.yaml").train.max_steps == 5
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_stored_configurations_load(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MULTI30K_DIR", str(tmp_path))
+    config = load_config(str(path))
+    stored = config_from_dict(yaml.safe_load(config_to_yaml(config)))
+    assert stored == config
+    assert differences(config, stored) == []
+
+
+def test_yaml_spells_out_every_default(tmp_path: Path) -> None:
+    values = yaml.safe_load(config_to_yaml(smallest(tmp_path)))
+    assert values["search"]["beam"] == 5
+    assert values["data"]["uri"] == "runs/x/data"
+    assert set(values) == set(Config.model_fields)
+
+
+@pytest.mark.parametrize("name", ["grün", "a: b", "'quoted'", "null", "true", "12", "1e5", "# x"])
+def test_any_name_survives_the_stored_yaml(tmp_path: Path, name: str) -> None:
+    config = config_from_dict(
+        {"run": {"uri": name}, "data": {"synthetic": {}}, "train": {"max_steps": 1}}
+    )
+    assert config_from_dict(yaml.safe_load(config_to_yaml(config))) == config
+    assert loaded(tmp_path, config_to_yaml(config)) == config  # `train RUN/config.yaml` reads so
+
+
+def test_small_numbers_survive_the_stored_yaml(tmp_path: Path) -> None:
+    config = smallest(tmp_path, "embedding.eps=1e-12", "train.learning_rate=3e-05")
+    stored = config_from_dict(yaml.safe_load(config_to_yaml(config)))
+    assert (stored.embedding.eps, stored.train.learning_rate) == (1e-12, 3e-05)
+
+
+def test_differences_name_key_and_both_values(tmp_path: Path) -> None:
+    old = smallest(tmp_path)
+    new = smallest(tmp_path, "train.learning_rate=0.5", "data.synthetic.sentences=11")
+    assert differences(old, old) == []
+    assert differences(old, new) == [
+        "data.synthetic.sentences: 10 there, 11 here",
+        "train.learning_rate: 0.001 there, 0.5 here",
+    ]
+
+
+def test_differences_tell_sections_that_are_only_on_one_side(tmp_path: Path) -> None:
+    old = smallest(tmp_path)
+    new = smallest(tmp_path, "data.synthetic=null", "data.train.pairs=a.tsv")
+    lines = differences(old, new)
+    assert "data.synthetic.sentences: 10 there, None here" in lines
+    assert "data.train.pairs: None there, 'a.tsv' here" in lines
+
+
+def test_a_loaded_configuration_cannot_be_changed(tmp_path: Path) -> None:
+    config = smallest(tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.max_steps = 7
+
+
+def test_the_schema_file_is_up_to_date() -> None:
+    path = ROOT / "configs" / "schema.json"
+    command = "dist-embed config schema > configs/schema.json"
+    assert path.exists(), f"write it: {command}"
+    assert path.read_text() == json_schema(), f"write it again: {command}"
+
+
+def test_the_schema_describes_every_setting() -> None:
+    schema = json.loads(json_schema())
+    for section, definition in schema["$defs"].items():
+        for name, setting in definition["properties"].items():
+            assert setting.get("description"), f"{section}.{name} has no description"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_the_schema_accepts_the_stored_configurations(path: Path) -> None:
+    values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    jsonschema.validate(values, json.loads(json_schema()))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "accepted"),
+    [("max_steps", 5, True), ("max_steps", "${oc.env:STEPS}", True), ("max_steps", "five", False),
+     ("max_steps", 0, False), ("learning_rate", 1e-3, True), ("learning_rate", -1.0, False),
+     ("schedule", "cosine", True), ("schedule", "cosinus", False), ("max_stps", 1, False),
+     ("schedule", "${embedding.schedule}", True)],
+)  # fmt: skip
+def test_the_schema_judges_like_the_loader(key: str, value: object, accepted: bool) -> None:
+    values = {"run": {"uri": "x"}, "train": {"max_steps": 1} | {key: value}}
+    assert jsonschema.Draft202012Validator(json.loads(json_schema())).is_valid(values) == accepted
+
+
+def test_non_finite_numbers_never_reach_a_run() -> None:
+    for section, key in (("train", "clip_norm"), ("train", "beta1"), ("embedding", "eps")):
+        values = {"run": {"uri": "x"}, "data": {"synthetic": {}}, "train": {"max_steps": 1}}
+        values.setdefault(section, {})[key] = math.nan  # type: ignore[assignment]
+        with pytest.raises(ConfigError, match=f"{section}.{key}: nan"):
+            config_from_dict(values)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_embed.observe.events import Reporter, Screen, duration, silent_reporter
+
+
+def progress(step: int, **changes: Any) -> dict[str, Any]:
+    values = {"loss": 2.5, "tokens_per_second": 12345.6, "eta_seconds": 125.0, "max_steps": 100}
+    return {"kind": "progress", "step": step} | values | changes
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (5.4, "0:05"), (59.6, "1:00"), (123, "2:03"), (3599.9, "1:00:00"),
+     (3723, "1:02:03"), (360_000, "100:00:00")],
+)  # fmt: skip
+def test_durations_are_like_a_clock(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_lines_are_plain_where_there_is_no_terminal() -> None:
+    stream = io.StringIO()
+    screen = Screen(stream)
+    screen.show({"kind": "line", "text": "hello"})
+    screen.show(progress(100))
+    screen.close()
+    assert stream.getvalue() == ("hello\nstep 100/100  loss 2.500  12,346 tokens/s  ETA 2:05\n")
+
+
+def test_progress_is_a_line_every_ten_seconds_and_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stream = io.StringIO()
+    screen = Screen(stream)
+    for step in range(1, 101):
+        screen.show(progress(step))
+        now += 1.0
+    steps = [
+        int(line.split("/")[0].removeprefix("step ")) for line in stream.getvalue().splitlines()
+    ]
+    assert steps == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]
+
+
+def test_the_first_progress_shows_right_after_the_machine_has_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 3.0)  # seconds since boot
+    stream = io.StringIO()
+    Screen(stream).show(progress(1))
+    assert "step 1/100" in stream.getvalue()
+
+
+def test_a_terminal_shows_a_bar_and_lines_above_it() -> None:
+    outer, inner = os.openpty()
+    with os.fdopen(inner, "w") as stream:
+        screen = Screen(stream)
+        screen.show(progress(25))
+        screen.show({"kind": "line", "text": "a line between"})
+        screen.show(progress(50))
+        screen.close()
+        screen.close()  # twice does no harm
+        stream.flush()
+        shown = os.read(outer, 65536).decode()
+    os.close(outer)
+    assert "25%" in shown
+    assert "loss 2.500, 12,346 tokens/s, ETA 2:05" in shown
+    assert "a line between\r\n" in shown
+    assert "50/100" in shown
+
+
+def test_events_of_other_kinds_are_not_shown() -> None:
+    stream = io.StringIO()
+    Screen(stream).show({"kind": "failure", "text": "x"})
+    assert stream.getvalue() == ""
+
+
+def test_a_reporter_sends_plain_events() -> None:
+    sent: list[dict[str, Any]] = []
+    reporter = Reporter(sent.append)
+    reporter.line("x")
+    reporter.progress(step=1, max_steps=2)
+    assert sent == [
+        {"kind": "line", "text": "x"},
+        {"kind": "progress", "step": 1, "max_steps": 2},
+    ]
+
+
+def test_a_silent_reporter_drops_everything(capfd: pytest.CaptureFixture[str]) -> None:
+    silent_reporter().line("x")
+    silent_reporter().progress(step=1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_redirected_output_holds_native_writes_too(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "worker.log"
+    code = f"""
+import logging, os, sys, warnings
+from pathlib import Path
+from dist_embed.observe.quiet import redirect_output
+print("before")
+redirect_output(Path({str(log)!r}))
+os.write(1, b"native out\\n")
+os.write(2, b"native err\\n")
+os.system("echo from a child")
+print("python out")
+logging.getLogger("some.library").info("logged")
+warnings.warn("warned")
+sys.stdout.flush()
+1 / 0
+"""
+    log.parent.mkdir()
+    log.write_text("an earlier start\n")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("before\n", "", 1)
+    text = log.read_text()
+    assert text.startswith("an earlier start\n")
+    for part in (
+        "native out", "native err", "from a child", "python out", "some.library INFO logged",
+        "warned", "ZeroDivisionError",
+    ):  # fmt: skip
+        assert part in text
+
+
+def test_the_environment_of_a_user_is_not_overridden() -> None:
+    code = (
+        "import os; from dist_embed.observe.quiet import quiet_environment; quiet_environment();"
+        "print(os.environ['RAY_USAGE_STATS_ENABLED'], os.environ['RAY_DEDUP_LOGS'])"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=clean | {"RAY_DEDUP_LOGS": "1"},
+    )  # fmt: skip
+    assert done.stdout == "0 1\n"

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+
+from dist_embed.observe.history import course_of
+
+
+def test_a_row_per_validation_with_the_time_spent_in_steps() -> None:
+    lines = [
+        {"step": 10, "time": 100.0, "step_seconds": 2.0, "tokens_per_second": 50.0, "epoch": 0},
+        {"step": 20, "time": 130.0, "step_seconds": 1.0, "tokens_per_second": 70.0, "epoch": 1},
+        {"step": 20, "time": 160.0, "validation_loss": 1.0, "validation_perplexity": 2.7},
+        {"step": 20, "time": 190.0, "validation_bleu": 33.0, "validation_chrf": 60.0},
+        {"step": 30, "time": 220.0, "step_seconds": 3.0, "tokens_per_second": 40.0, "epoch": 1},
+        {"step": 30, "time": 250.0, "validation_loss": 0.9, "validation_perplexity": 2.5},
+    ]
+    first, second = course_of(lines)
+    assert (first.step, first.epoch, first.bleu, first.perplexity) == (20, 1, 33.0, 2.7)
+    assert first.step_minutes == pytest.approx(0.5)
+    assert first.wall_minutes == pytest.approx(1.0)
+    assert first.tokens_per_second == 60.0
+    assert (second.bleu, second.tokens_per_second) == (None, 40.0)
+    assert second.step_minutes == pytest.approx(1.0)
+    assert second.wall_minutes == pytest.approx(2.5)
+
+
+def test_no_lines_no_rows() -> None:
+    assert course_of([]) == []

@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import gzip
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dist_embed.config.errors import UserError
+from dist_embed.data.loader import (
+    Batch,
+    Loader,
+    Position,
+    PrefetchedSteps,
+    StepBatches,
+    build_batch,
+)
+from dist_embed.data.token_shards import ShardInfo, TokenPairs, read_tokens, write_shard
+from dist_embed.data.tokenizer import END, PAD, START, Tokenizer
+from tests.unit.small_corpus import Prepared, Sentence, count, sentences
+
+BATCH_TOKENS = 150
+POOL = 130  # two of the shared corpus's shards
+
+
+def loader(prepared: Prepared, rank: int = 0, num_workers: int = 1, **changes: int) -> Loader:
+    options = {"batch_tokens": BATCH_TOKENS, "seed": 5, "accumulate": 1, "pool_sentences": POOL}
+    return Loader(
+        prepared.uri, prepared.data.splits["train"].shards, rank=rank, num_workers=num_workers,
+        **(options | changes),
+    )  # fmt: skip
+
+
+def epoch_of(steps: Iterator[StepBatches], epoch: int = 0) -> list[StepBatches]:
+    """Steps up to the end of ``epoch``."""
+    found = []
+    for step in steps:
+        found.append(step)
+        if step.after.epoch > epoch:
+            return found
+    raise AssertionError("a loader never ends")
+
+
+def content(batch: Batch) -> list[Sentence]:
+    """The id pairs of a batch, without marks and padding."""
+    found, place = [], 0
+    targets = batch.target_output.tolist()
+    for row, length in zip(batch.source.tolist(), batch.source_lengths.tolist(), strict=True):
+        end = targets.index(END, place)
+        found.append((tuple(row[: length - 1]), tuple(targets[place:end])))
+        place = end + 1
+    assert place == len(targets)
+    return found
+
+
+def step_content(step: StepBatches) -> list[Sentence]:
+    return [sentence for batch in step.batches for sentence in content(batch)]
+
+
+def same(left: StepBatches, right: StepBatches) -> bool:
+    names = Batch.__dataclass_fields__
+    return (
+        left.after == right.after
+        and left.token_counts == right.token_counts
+        and len(left.batches) == len(right.batches)
+        and all(
+            torch.equal(getattr(a, name), getattr(b, name))
+            for a, b in zip(left.batches, right.batches, strict=True)
+            for name in names
+        )
+    )
+
+
+def everything(prepared: Prepared) -> Counter[Sentence]:
+    shards = prepared.data.splits["train"].shards
+    return count(sentences(read_tokens(prepared.uri, [shard.name for shard in shards])))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_sentence_comes_exactly_once_an_epoch(
+    prepared: Prepared, num_workers: int, accumulate: int
+) -> None:
+    for epoch in (0, 1):
+        seen: Counter[Sentence] = Counter()
+        for rank in range(num_workers):
+            worker = loader(prepared, rank, num_workers, accumulate=accumulate)
+            for step in epoch_of(worker.steps(Position(epoch)), epoch):
+                assert len(step.batches) == accumulate
+                seen.update(step_content(step))
+        assert seen == everything(prepared)
+
+
+@pytest.mark.parametrize(("num_workers", "accumulate"), [(2, 1), (3, 1), (2, 2), (1, 3), (7, 2)])
+def test_global_batches_are_the_same_for_any_number_of_workers(
+    prepared: Prepared, num_workers: int, accumulate: int
+) -> None:
+    alone = epoch_of(loader(prepared).steps(Position()))
+    workers = [
+        epoch_of(loader(prepared, rank, num_workers, accumulate=accumulate).steps(Position()))
+        for rank in range(num_workers)
+    ]
+    for expected, *parts in zip(alone, *workers, strict=True):
+        together = [sentence for part in parts for sentence in step_content(part)]
+        assert count(together) == count(step_content(expected))
+        assert {part.after for part in parts} == {expected.after}
+        assert {part.global_tokens for part in parts} == {expected.global_tokens}
+
+
+@pytest.mark.parametrize(("num_workers", "accumulate"), [(1, 1), (2, 1), (3, 2)])
+def test_token_counts_tell_what_every_worker_holds(
+    prepared: Prepared, num_workers: int, accumulate: int
+) -> None:
+    workers = [
+        epoch_of(loader(prepared, rank, num_workers, accumulate=accumulate).steps(Position()))
+        for rank in range(num_workers)
+    ]
+    for parts in zip(*workers, strict=True):
+        held = [
+            [parts[rank].batches[micro].num_tokens for rank in range(num_workers)]
+            for micro in range(accumulate)
+        ]
+        assert all(part.token_counts == held for part in parts)
+        assert parts[0].global_tokens == sum(map(sum, held))
+
+
+def test_epochs_and_seeds_have_their_own_order(prepared: Prepared) -> None:
+    def order(epoch: int, seed: int) -> list[Sentence]:
+        steps = epoch_of(loader(prepared, seed=seed).steps(Position(epoch)), epoch)
+        return [sentence for step in steps for sentence in step_content(step)]
+
+    orders = [order(0, 5), order(1, 5), order(2, 5), order(0, 6)]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+    assert order(1, 5) == orders[1]
+
+
+def test_global_batches_stay_within_the_budget(prepared: Prepared) -> None:
+    sizes = []
+    for step in epoch_of(loader(prepared).steps(Position())):
+        found = step_content(step)
+        sizes.append(len(found) * max(max(len(s), len(t)) + 1 for s, t in found))
+    assert max(sizes) <= BATCH_TOKENS
+    assert np.mean(sizes) > 0.75 * BATCH_TOKENS
+
+
+@pytest.mark.parametrize("pool", [1, POOL, 10_000])
+def test_any_position_continues_exactly(prepared: Prepared, pool: int) -> None:
+    # The last shard is shorter; pools of one, two and all shards.
+    whole = list(islice(loader(prepared, 1, 2, pool_sentences=pool).steps(Position()), 90))
+    assert whole[-1].after.epoch >= 1
+    for number in range(0, 85, 4):
+        start = whole[number].after
+        restored = Position(**start.to_dict())
+        again = loader(prepared, 1, 2, pool_sentences=pool).steps(restored)
+        for expected, found in zip(whole[number + 1 : number + 4], again, strict=False):
+            assert same(expected, found)
+
+
+def test_pools_are_really_divided(prepared: Prepared) -> None:
+    pools = {step.after.pool for step in epoch_of(loader(prepared).steps(Position()))}
+    assert len(pools) >= 3
+
+
+def test_an_uneven_end_gives_well_formed_empty_batches(prepared: Prepared) -> None:
+    # A budget of one token: every sentence a batch of its own, for three workers.
+    steps = [next(loader(prepared, rank, 3, batch_tokens=1).steps(Position())) for rank in range(3)]
+    empty = [step.batches[0] for step in steps if step.batches[0].num_tokens == 0]
+    assert len(empty) == 2
+    for batch in empty:
+        assert batch.source.shape == batch.target_input.shape == (0, 0)
+        assert batch.source_lengths.shape == batch.target_output.shape == (0,)
+        assert batch.token_positions.shape == (0,)
+        assert batch.source.dtype == batch.target_output.dtype == torch.int64
+        assert batch.real_tokens == batch.padded_tokens == 0
+        assert batch.to(torch.device("cpu")) is batch
+    assert sum(steps[0].token_counts[0]) == steps[0].global_tokens > 0
+
+
+def test_a_batch_holds_marks_padding_and_positions() -> None:
+    tokens = TokenPairs(
+        np.array([10, 11, 12, 20, 30, 31], dtype=np.int32), np.array([0, 3, 4, 6]),
+        np.array([50, 60, 61, 62, 70, 71], dtype=np.int32), np.array([0, 1, 4, 6]),
+    )  # fmt: skip
+    batch = build_batch(tokens, np.array([1, 0]))
+    assert batch.source.tolist() == [[20, END, PAD, PAD], [10, 11, 12, END]]
+    assert batch.source_lengths.tolist() == [2, 4]
+    assert batch.target_input.tolist() == [[START, 60, 61, 62], [START, 50, PAD, PAD]]
+    assert batch.target_output.tolist() == [60, 61, 62, END, 50, END]
+    assert batch.token_positions.tolist() == [0, 1, 2, 3, 4, 5]
+    assert (batch.num_tokens, batch.real_tokens, batch.padded_tokens) == (6, 12, 16)
+
+
+def test_positions_skip_padding() -> None:
+    tokens = TokenPairs(
+        np.array([10, 20], dtype=np.int32), np.array([0, 1, 2]),
+        np.array([50, 60, 61], dtype=np.int32), np.array([0, 1, 3]),
+    )  # fmt: skip
+    batch = build_batch(tokens, np.array([0, 1]))
+    assert batch.target_input.tolist() == [[START, 50, PAD], [START, 60, 61]]
+    assert batch.target_output.tolist() == [50, END, 60, 61, END]
+    assert batch.token_positions.tolist() == [0, 1, 3, 4, 5]
+
+
+def test_empty_sides_hold_their_end_mark_alone() -> None:
+    tokens = TokenPairs(
+        np.array([], dtype=np.int32), np.array([0, 0]),
+        np.array([], dtype=np.int32), np.array([0, 0]),
+    )  # fmt: skip
+    batch = build_batch(tokens, np.array([0]))
+    assert batch.source.tolist() == [[END]]
+    assert batch.target_input.tolist() == [[START]]
+    assert batch.target_output.tolist() == [END]
+
+
+def test_shards_without_sentences_are_passed_over(tmp_path: Path) -> None:
+    write_shard(str(tmp_path / "a"), [[5, 6], [7]], [[8], [9]])
+    write_shard(str(tmp_path / "b"), [], [])
+    shards = [ShardInfo("b", 0, 0, 0), ShardInfo("a", 2, 3, 2), ShardInfo("b", 0, 0, 0)]
+    for epoch in range(6):  # in every order of the shards
+        worker = Loader(
+            str(tmp_path), shards, batch_tokens=50, seed=1, rank=0, num_workers=1, accumulate=1,
+            pool_sentences=1,
+        )  # fmt: skip
+        first, second = islice(worker.steps(Position(epoch)), 2)
+        assert count(step_content(first)) == count(step_content(second))
+        assert same(next(worker.steps(first.after)), second)
+
+
+def test_a_missing_or_damaged_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_bytes(b"not parquet")
+    for name in ("gone", "bad"):
+        with pytest.raises(UserError, match=rf"{tmp_path}/{name}.*--force"):
+            read_tokens(str(tmp_path), [name])
+
+
+def test_prefetched_steps_are_the_same_steps(prepared: Prepared) -> None:
+    worker = loader(prepared, 0, 2)
+    start = Position(1, 1, 2)
+    ahead = worker.prefetched(start, ahead=2)
+    for expected, found in zip(islice(worker.steps(start), 40), ahead, strict=False):
+        assert same(expected, found)
+    ahead.close()
+
+
+def test_an_error_in_the_background_is_raised_in_front(prepared: Prepared) -> None:
+    def failing() -> Iterator[StepBatches]:
+        yield from islice(loader(prepared).steps(Position()), 2)
+        raise UserError("token shard lost")
+
+    steps = PrefetchedSteps(failing(), 1)
+    assert next(steps).after == Position(0, 0, 1)
+    next(steps)
+    with pytest.raises(UserError, match="token shard lost"):
+        next(steps)
+    steps.close()
+
+
+def test_close_ends_the_thread(prepared: Prepared) -> None:
+    before = set(threading.enumerate())
+    steps = loader(prepared).prefetched(Position(), ahead=2)
+    next(steps)
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.is_alive()
+    steps.close()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
+def test_no_more_than_so_many_steps_are_built_ahead() -> None:
+    built = []
+
+    def counting() -> Iterator[StepBatches]:
+        for number in range(100):
+            built.append(number)
+            yield StepBatches([], [], Position(number))
+
+    steps = PrefetchedSteps(counting(), 3)
+    deadline = time.monotonic() + 5
+    while len(built) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(built) == 4  # three in the queue, one in hand
+    steps.close()
+
+
+@pytest.mark.skipif("MULTI30K_DIR" not in os.environ, reason="MULTI30K_DIR is not set")
+def test_at_most_a_twentieth_of_multi30k_is_padding(tmp_path: Path) -> None:
+    folder = Path(os.environ["MULTI30K_DIR"])
+    texts = [
+        gzip.decompress((folder / f"train.lc.norm.tok.{side}.gz").read_bytes())
+        .decode()
+        .splitlines()
+        for side in ("en", "de")
+    ]
+    tokenizer = Tokenizer.train(
+        (text for pair in zip(*texts, strict=True) for text in pair), "bpe", vocab_size=10_000,
+        min_count=1, lowercase=False, split_punctuation=True,
+    )  # fmt: skip
+    source, target = (tokenizer.encode(side) for side in texts)
+    write_shard(str(tmp_path / "train"), source, target)
+    real = padded = held = 0
+    for rank in range(2):
+        worker = Loader(
+            str(tmp_path), [ShardInfo("train", len(source), 0, 0)], batch_tokens=4096, seed=1,
+            rank=rank, num_workers=2, accumulate=1,
+        )  # fmt: skip
+        for step in epoch_of(worker.steps(Position())):
+            real += step.batches[0].real_tokens
+            padded += step.batches[0].padded_tokens
+            held += len(step.batches[0].source_lengths)
+    assert held == 29_000
+    assert real == sum(map(len, source)) + sum(map(len, target)) + 2 * 29_000
+    assert 1 - real / padded <= 0.05

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dist_embed.embedding.memory import PROCESS_BYTES, available_bytes, table_bytes, worker_bytes
+from dist_embed.embedding.tables import OPTIMIZERS, TableSpec
+
+SPEC = TableSpec("t", 1000, 64)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "values_per_row"),
+    [("sgd", 64), ("rowwise_adagrad", 65), ("adagrad", 128), ("adam", 192)],
+)
+def test_a_row_costs_its_values_and_its_optimizer_state(
+    optimizer: str, values_per_row: int
+) -> None:
+    assert table_bytes(SPEC, optimizer, 1) == 1000 * values_per_row * 4
+    assert table_bytes(SPEC, optimizer, 3) == 334 * values_per_row * 4
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_is_known(optimizer: str) -> None:
+    assert table_bytes(SPEC, optimizer, 2) >= 500 * 64 * 4
+
+
+def test_more_workers_need_less_each() -> None:
+    needed = [worker_bytes([SPEC], "adagrad", workers, 2**20) for workers in (1, 2, 4, 8)]
+    assert needed == sorted(needed, reverse=True)
+    assert len(set(needed)) == 4
+    assert needed[-1] > PROCESS_BYTES + 3 * 2**20
+
+
+def test_every_table_and_the_logits_count() -> None:
+    one = worker_bytes([SPEC], "sgd", 2, 0)
+    two = worker_bytes([SPEC, TableSpec("u", 10, 64)], "sgd", 2, 0)
+    assert two - one == 5 * 64 * 4
+    assert worker_bytes([SPEC], "sgd", 2, 10) - one == 30
+
+
+def test_available_memory_is_a_part_of_the_machine() -> None:
+    line = next(s for s in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in s)
+    assert 2**20 < available_bytes() < int(line.split()[1]) * 1024

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import json
+import math
+import uuid
+from pathlib import Path
+
+import pytest
+
+from dist_embed.observe.metrics import METRICS_NAME, MetricsLog, read_metrics
+from dist_embed.storage import uri as storage
+
+
+@pytest.fixture(params=["local", "memory"])
+def run_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "run") if request.param == "local" else f"memory://m-{uuid.uuid4().hex}"
+
+
+def write_steps(run_uri: str, after_step: int, steps: range, loss: float) -> None:
+    with MetricsLog(run_uri, after_step) as log:
+        for step in steps:
+            log.write(step, loss=loss)
+
+
+def test_lines_hold_step_time_and_what_is_known(run_uri: str) -> None:
+    with MetricsLog(run_uri, 0) as log:
+        log.write(1, loss=2.5, bleu=None)
+        log.write(2, tokens=7)
+    first, second = read_metrics(run_uri)
+    assert (first.pop("time"), second.pop("time")) >= (1.7e9, 1.7e9)
+    assert first == {"step": 1, "loss": 2.5}
+    assert second == {"step": 2, "tokens": 7}
+
+
+def test_no_run_has_no_metrics(run_uri: str) -> None:
+    assert read_metrics(run_uri) == []
+
+
+def test_lines_after_the_resumed_step_are_dropped(run_uri: str) -> None:
+    write_steps(run_uri, 0, range(1, 8), loss=1.0)
+    write_steps(run_uri, 4, range(5, 7), loss=2.0)
+    assert [(line["step"], line["loss"]) for line in read_metrics(run_uri)] == [
+        (1, 1.0), (2, 1.0), (3, 1.0), (4, 1.0), (5, 2.0), (6, 2.0),
+    ]  # fmt: skip
+
+
+def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
+    write_steps(str(tmp_path), 0, range(1, 3), loss=1.0)
+    with (tmp_path / METRICS_NAME).open("a") as file:
+        file.write('{"step": 3, "ti')
+    assert [line["step"] for line in read_metrics(str(tmp_path))] == [1, 2]
+    write_steps(str(tmp_path), 2, range(3, 4), loss=1.0)
+    lines = (tmp_path / METRICS_NAME).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]
+
+
+def test_tensorboard_files_lie_in_the_run(run_uri: str) -> None:
+    write_steps(run_uri, 0, range(1, 3), loss=1.0)
+    folder = storage.join(run_uri, "tensorboard")
+    (name,) = storage.list_names(folder)
+    assert name.startswith("events.out.tfevents")
+    assert b"loss" in storage.read_bytes(storage.join(folder, name))
+
+
+def test_a_local_line_is_visible_at_once(tmp_path: Path) -> None:
+    with MetricsLog(str(tmp_path), 0) as log:
+        log.write(1, loss=1.0)
+        assert len(read_metrics(str(tmp_path))) == 1
+
+
+def test_an_object_store_has_the_lines_at_every_flush() -> None:
+    uri = f"memory://m-{uuid.uuid4().hex}"
+    with MetricsLog(uri, 0) as log:
+        log.write(1, loss=1.0)
+        log.flush()
+        assert [line["step"] for line in read_metrics(uri)] == [1]
+        log.write(2, loss=1.0)
+    assert [line["step"] for line in read_metrics(uri)] == [1, 2]
+
+
+def test_what_was_written_before_an_error_is_kept(run_uri: str) -> None:
+    def failing() -> None:
+        with MetricsLog(run_uri, 0) as log:
+            log.write(1, loss=1.0)
+            raise RuntimeError("worker lost")
+
+    with pytest.raises(RuntimeError, match="worker lost"):
+        failing()
+    assert len(read_metrics(run_uri)) == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_every_line_is_valid_json(tmp_path: Path, value: float) -> None:
+    # NaN and Infinity are Python's own: jq, JavaScript and BigQuery refuse the whole line.
+    with MetricsLog(str(tmp_path), 0) as log:
+        log.write(1, loss=value)
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"not JSON: {word}")
+
+    json.loads((tmp_path / METRICS_NAME).read_text(), parse_constant=refuse)

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from dist_embed.config.errors import UserError
+from dist_embed.data.corpus import CorpusError, Pair
+from dist_embed.data.encoding import LengthRule
+from dist_embed.data.prepare import load_tokenizers
+from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
+from tests.unit.small_corpus import (
+    SHARD_SENTENCES,
+    Prepared,
+    prepare,
+    sentences,
+    synthetic_corpora,
+    write_text,
+)
+
+MIXED: list[Pair] = [
+    ("a b c", "x y z"), ("", "x"), ("a", ""), ("", ""), ("a b c d e", "x"), ("a", "x y z x y"),
+    ("a a a a a a", "x x x x x x"), ("b", "y"), ("a b c d", "x y z x"),
+]  # fmt: skip
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def words(text: str) -> list[str]:
+    """A sentence's word tokens; a mark that stands alone leaves its space a token of its own."""
+    return [
+        token for word in text.split() for token in (["▁", "."] if word == "." else ["▁" + word])
+    ]
+
+
+def test_preparing_again_gives_the_same_bytes(prepared: Prepared, tmp_path: Path) -> None:
+    prepare(tmp_path / "again", prepared.corpora, num_processes=1)
+    again, first = files_below(tmp_path / "again"), files_below(Path(prepared.uri))
+    assert sorted(again) == sorted(first)
+    assert [name for name in first if again[name] != first[name]] == []
+
+
+def test_preparing_pieces_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    corpora, _ = synthetic_corpora(tmp_path / "text")
+    for name in ("one", "two"):
+        prepare(tmp_path / name, corpora, "bpe", vocab_size=200)
+    one, two = files_below(tmp_path / "one"), files_below(tmp_path / "two")
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+def test_shards_keep_the_order_of_the_text(prepared: Prepared) -> None:
+    tokenizer = load_tokenizers(prepared.uri)["source"]
+    for name, pairs in prepared.pairs.items():
+        split = prepared.data.splits[name]
+        full, rest = divmod(len(pairs), SHARD_SENTENCES)
+        assert [s.sentences for s in split.shards] == [SHARD_SENTENCES] * full + [rest] * bool(rest)
+        tokens = read_tokens(prepared.uri, [shard.name for shard in split.shards])
+        expected = zip(
+            tokenizer.encode([s for s, _ in pairs]), tokenizer.encode([t for _, t in pairs]),
+            strict=True,
+        )  # fmt: skip
+        assert sentences(tokens) == [(tuple(s), tuple(t)) for s, t in expected]
+
+
+def test_the_index_says_what_the_shards_hold(prepared: Prepared) -> None:
+    assert PreparedData.read(prepared.uri) == prepared.data
+    assert set(prepared.data.splits) == {"train", "validation", "test"}
+    for name, split in prepared.data.splits.items():
+        assert split.sentences == len(prepared.pairs[name])
+        for shard in split.shards:
+            tokens = read_tokens(prepared.uri, [shard.name])
+            assert len(tokens) == shard.sentences
+            assert len(tokens.source_tokens) == shard.source_tokens
+            assert len(tokens.target_tokens) == shard.target_tokens
+
+
+def test_held_out_texts_are_stored_and_training_texts_are_not(prepared: Prepared) -> None:
+    for name in ("validation", "test"):
+        texts = read_texts(prepared.uri, prepared.data.splits[name])
+        assert list(zip(*texts, strict=True)) == prepared.pairs[name]
+    with pytest.raises(UserError, match="source_text"):
+        read_texts(prepared.uri, prepared.data.splits["train"])
+
+
+def test_vocabulary_counts_equal_a_plain_count(prepared: Prepared) -> None:
+    counts = Counter(w for pair in prepared.pairs["train"] for text in pair for w in words(text))
+    for side in ("source", "target"):
+        table = pq.read_table(Path(prepared.uri) / f"vocabulary.{side}.parquet").to_pydict()
+        assert table["token"] == load_tokenizers(prepared.uri)[side].tokens()
+        found = dict(zip(table["token"], table["count"], strict=True))
+        assert {token: n for token, n in found.items() if n} == counts
+        assert table["count"][4:] == sorted(table["count"][4:], reverse=True)
+        assert len(table["token"]) == prepared.data.vocabulary_size[side]
+
+
+def test_separate_vocabularies_hold_their_own_side(prepared: Prepared, tmp_path: Path) -> None:
+    data = prepare(tmp_path, {"train": prepared.corpora["train"]}, shared=False)
+    tokenizers = load_tokenizers(str(tmp_path))
+    for place, side in enumerate(("source", "target")):
+        counts = Counter(w for pair in prepared.pairs["train"] for w in words(pair[place]))
+        table = pq.read_table(tmp_path / f"vocabulary.{side}.parquet").to_pydict()
+        found = dict(zip(table["token"], table["count"], strict=True))
+        assert {token: n for token, n in found.items() if n} == counts
+        assert set(tokenizers[side].tokens()[4:]) == set(counts)
+    assert not data.shared_vocabulary
+    assert data.vocabulary_size == {side: t.size for side, t in tokenizers.items()}
+    texts = [target for _, target in prepared.pairs["train"][:3]]
+    tokens = read_tokens(str(tmp_path), [data.splits["train"].shards[0].name])
+    found = [list(target) for _, target in sentences(tokens)[:3]]
+    assert tokenizers["target"].decode(found) == texts
+
+
+def test_shared_tokenizers_are_one(prepared: Prepared) -> None:
+    tokenizers = load_tokenizers(prepared.uri)
+    assert tokenizers["source"].to_json() == tokenizers["target"].to_json()
+    assert prepared.data.shared_vocabulary
+    assert len(set(prepared.data.vocabulary_size.values())) == 1
+
+
+@pytest.mark.parametrize("too_long", ["drop", "cut"])
+def test_long_and_empty_training_pairs_are_counted(tmp_path: Path, too_long: str) -> None:
+    corpora = {name: write_text(tmp_path, name, MIXED) for name in ("train", "test")}
+    rule = LengthRule(4, "drop" if too_long == "drop" else "cut")
+    data = prepare(tmp_path / "data", corpora, rule=rule, shard_sentences=4)
+    split = data.splits["train"]
+    assert split.dropped_empty == 3
+    assert (split.dropped_long, split.cut) == ((3, 0) if too_long == "drop" else (0, 3))
+    tokens = read_tokens(str(tmp_path / "data"), [shard.name for shard in split.shards])
+    tokenizer = load_tokenizers(str(tmp_path / "data"))["source"]
+    found = [tokenizer.decode([list(s), list(t)]) for s, t in sentences(tokens)]
+    kept = [pair for pair in MIXED if all(pair) and max(len(s.split()) for s in pair) <= 4]
+    cut = [tuple(" ".join(s.split()[:4]) for s in pair) for pair in MIXED if all(pair)]
+    assert [tuple(pair) for pair in found] == (kept if too_long == "drop" else cut)
+    # Held-out data are left whole: one answer per sentence.
+    assert data.splits["test"].sentences == len(MIXED)
+    assert data.splits["test"].dropped_empty == data.splits["test"].dropped_long == 0
+
+
+def test_a_corpus_that_fails_leaves_no_index(prepared: Prepared, tmp_path: Path) -> None:
+    prepare(tmp_path / "data", {"train": prepared.corpora["train"]})
+    assert (tmp_path / "data" / "data.json").exists()
+    broken = write_text(tmp_path, "broken", prepared.pairs["validation"])
+    with Path(broken.target[0]).open("a") as file:
+        file.write("one line more\n")
+    with pytest.raises(CorpusError, match=r"12 lines.*13"):
+        prepare(tmp_path / "data", {"train": prepared.corpora["train"], "test": broken})
+    assert not (tmp_path / "data" / "data.json").exists()
+    with pytest.raises(FileNotFoundError):
+        PreparedData.read(str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("empty", ["train", "test"])
+def test_an_empty_corpus_is_named(prepared: Prepared, tmp_path: Path, empty: str) -> None:
+    nothing = write_text(tmp_path, "nothing", [])
+    with pytest.raises(UserError, match=r"the corpus is empty: .*nothing\.source\.txt"):
+        prepare(tmp_path / "data", prepared.corpora | {empty: nothing})
+    assert not (tmp_path / "data").exists()
+
+
+def test_nothing_left_to_train_on_says_why(tmp_path: Path) -> None:
+    text = write_text(tmp_path, "x", [("a b c", "x"), ("", "y"), ("d e f", "z")])
+    with pytest.raises(UserError, match=r"1 had an empty side, 2 were longer.*max_tokens=2"):
+        prepare(tmp_path / "data", {"train": text}, rule=LengthRule(2, "drop"))
+    assert not (tmp_path / "data" / "data.json").exists()
+
+
+def test_another_format_is_refused(prepared: Prepared, tmp_path: Path) -> None:
+    values = json.loads((Path(prepared.uri) / "data.json").read_text()) | {"format": 99}
+    (tmp_path / "data.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=rf"{tmp_path}/data.json: format 99"):
+        PreparedData.read(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}'])
+def test_a_damaged_index_is_an_error_that_names_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(UserError, match=rf"{tmp_path}/data.json"):
+        PreparedData.read(str(tmp_path))

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dist_embed.cluster.runs import ensure_data, open_run, read_run_config
+from dist_embed.config.errors import UserError
+from dist_embed.config.load import load_config
+from dist_embed.config.schema import Config
+from dist_embed.storage import uri as storage
+from tests.unit.small_corpus import Prepared
+
+BASE = """
+data:
+  num_processes: 1
+  synthetic: {sentences: 30, held_out: 4, nouns: 6, verbs: 3, adjectives: 3}
+train: {max_steps: 5}
+"""
+
+
+def config_of(folder: Path, *overrides: str) -> Config:
+    path = folder / "c.yaml"
+    path.write_text(BASE)
+    return load_config(str(path), [f"run.uri={folder}/run", *overrides])
+
+
+def with_data(prepared: Prepared, folder: Path, *overrides: str) -> Config:
+    """A configuration whose data are there already."""
+    return config_of(folder, f"data.uri={prepared.uri}", *overrides)
+
+
+def add_checkpoint(run_uri: str) -> None:
+    storage.write_text(storage.join(run_uri, "checkpoints/step-000000003/manifest.json"), "{}")
+
+
+def test_a_new_run_holds_configuration_and_tokenizers(prepared: Prepared, tmp_path: Path) -> None:
+    config = with_data(prepared, tmp_path)
+    open_run(config, force=False)
+    assert read_run_config(config.run.uri) == config
+    for side in ("source", "target"):
+        name = f"tokenizer.{side}.json"
+        assert (tmp_path / "run" / name).read_text() == (Path(prepared.uri) / name).read_text()
+
+
+def test_another_configuration_is_refused_key_by_key(prepared: Prepared, tmp_path: Path) -> None:
+    config = with_data(prepared, tmp_path)
+    open_run(config, force=False)
+    add_checkpoint(config.run.uri)
+    other = with_data(prepared, tmp_path, "model.encoder_layers=2",
+                      "train.learning_rate=0.5", "train.max_steps=9")  # fmt: skip
+    with pytest.raises(UserError) as caught:
+        open_run(other, force=False)
+    message = str(caught.value)
+    assert config.run.uri in message
+    assert "model.encoder_layers: 4 there, 2 here" in message
+    assert "train.learning_rate: 0.001 there, 0.5 here" in message
+    assert "max_steps" not in message
+    assert "--force" in message
+    assert read_run_config(config.run.uri) == config
+
+
+def test_force_goes_on_with_the_new_configuration(prepared: Prepared, tmp_path: Path) -> None:
+    open_run(with_data(prepared, tmp_path), force=False)
+    add_checkpoint(str(tmp_path / "run"))
+    other = with_data(prepared, tmp_path, "train.learning_rate=0.5")
+    open_run(other, force=True)
+    assert read_run_config(other.run.uri) == other
+    assert storage.exists(str(tmp_path / "run/checkpoints/step-000000003/manifest.json"))
+
+
+def test_without_a_checkpoint_the_run_starts_anew(prepared: Prepared, tmp_path: Path) -> None:
+    open_run(with_data(prepared, tmp_path), force=False)
+    other = with_data(prepared, tmp_path, "train.learning_rate=0.5")
+    open_run(other, force=False)
+    assert read_run_config(other.run.uri) == other
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["train.max_steps=9", "train.log_every=3", "cluster.num_workers=1", "cluster.launcher=local",
+     "search.beam=2", "checkpoint.keep_last=7", "data.num_processes=2",
+     "model.logits_block_mib=2.5"],
+)  # fmt: skip
+def test_what_decides_nothing_learned_may_change(
+    prepared: Prepared, tmp_path: Path, override: str
+) -> None:
+    open_run(with_data(prepared, tmp_path), force=False)
+    add_checkpoint(str(tmp_path / "run"))
+    other = with_data(prepared, tmp_path, override)
+    open_run(other, force=False)
+    assert read_run_config(other.run.uri) == other
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["run.seed=2", "train.batch_tokens=99", "train.accumulate=2", "tokenizer.lowercase=true",
+     "embedding.learning_rate=0.5", "model.dropout=0.2", "data.shard_sentences=7",
+     "data.synthetic.seed=2", "train.precision=fp32", "train.schedule=cosine"],
+)  # fmt: skip
+def test_what_decides_the_result_may_not_change(
+    prepared: Prepared, tmp_path: Path, override: str
+) -> None:
+    open_run(with_data(prepared, tmp_path), force=False)
+    add_checkpoint(str(tmp_path / "run"))
+    with pytest.raises(UserError, match=override.split("=")[0]):
+        open_run(with_data(prepared, tmp_path, override), force=False)
+
+
+def test_a_moved_run_is_found_where_it_is(prepared: Prepared, tmp_path: Path) -> None:
+    config = with_data(prepared, tmp_path)
+    open_run(config, force=False)
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    moved = read_run_config(str(tmp_path / "elsewhere"))
+    assert moved.run.uri == str(tmp_path / "elsewhere")
+    assert moved.model_copy(update={"run": config.run}) == config
+
+
+def test_a_moved_run_finds_the_data_inside_it(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    assert config.data.uri == f"{tmp_path}/run/data"
+    ensure_data(config, lambda line: None)
+    open_run(config, force=False)
+    shutil.move(tmp_path / "run", tmp_path / "elsewhere")
+    assert read_run_config(str(tmp_path / "elsewhere")).data.uri == f"{tmp_path}/elsewhere/data"
+
+
+def test_no_run_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"no run in '{tmp_path}'.*config\.yaml"):
+        read_run_config(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "5\n", "run: [\n", "run: 7\n"])
+def test_a_damaged_run_configuration_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=rf"{tmp_path}/config\.yaml"):
+        read_run_config(str(tmp_path))
+
+
+def test_a_key_this_version_does_not_know_names_the_file(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    config = with_data(prepared, tmp_path)
+    open_run(config, force=False)
+    path = tmp_path / "run" / "config.yaml"
+    values = yaml.safe_load(path.read_text())
+    values["train"]["of_the_future"] = 1
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"train\.of_the_future") as caught:
+        read_run_config(config.run.uri)
+    assert str(path) in str(caught.value)
+
+
+def test_data_are_prepared_once_and_again_when_forced(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    said: list[str] = []
+    first = ensure_data(config, said.append)
+    assert first.splits["train"].sentences == 30
+    assert any(line.startswith("train: 30 pairs") for line in said)
+    said.clear()
+    assert ensure_data(config, said.append) == first
+    assert ensure_data(config_of(tmp_path, "data.num_processes=2"), said.append) == first
+    assert said == []
+
+    other = config_of(tmp_path, "tokenizer.min_count=2", "data.max_tokens=12")
+    with pytest.raises(UserError) as caught:
+        ensure_data(other, said.append)
+    message = str(caught.value)
+    assert f"{tmp_path}/run/data" in message
+    assert "tokenizer.min_count: 1 there, 2 here" in message
+    assert "data.max_tokens: 256 there, 12 here" in message
+    assert "--force" in message
+
+    said.clear()
+    forced = ensure_data(other, said.append, force=True)
+    assert forced.splits["train"].dropped_long > 0
+    assert any("dropped as longer than 12 tokens" in line for line in said)
+    assert ensure_data(other, said.append) == forced

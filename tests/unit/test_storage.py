@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from dist_embed.storage import uri as storage
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A fresh folder on each kind of store."""
+    return {
+        "local": str(tmp_path),
+        "file": f"file://{tmp_path}",
+        "memory": f"memory://storage-{uuid.uuid4().hex}",
+    }[request.param]
+
+
+def test_what_is_written_is_read(folder: str) -> None:
+    uri = storage.join(folder, "a", "b.bin")
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"0123456789")
+    assert storage.exists(uri)
+    assert storage.read_bytes(uri) == b"0123456789"
+    assert storage.read_range(uri, 2, 5) == b"234"
+    storage.write_text(uri, "grün")
+    assert storage.read_text(uri) == "grün"
+    assert storage.read_bytes(uri) == "grün".encode()
+
+
+def test_open_file_writes_and_reads_in_pieces(folder: str) -> None:
+    uri = storage.join(folder, "new", "pieces.txt")
+    with storage.open_file(uri, "wb") as file:
+        file.write(b"one ")
+        file.write(b"two")
+    with storage.open_file(uri) as file:
+        assert [file.read(4), file.read()] == [b"one ", b"two"]
+
+
+def test_names_are_those_directly_below_sorted(folder: str) -> None:
+    assert storage.list_names(storage.join(folder, "none")) == []
+    for name in ("z.txt", "a.txt", "sub/deep.txt"):
+        storage.write_text(storage.join(folder, "d", *name.split("/")), name)
+    assert storage.list_names(storage.join(folder, "d")) == ["a.txt", "sub", "z.txt"]
+    assert storage.list_names(storage.join(folder, "d") + "/") == ["a.txt", "sub", "z.txt"]
+
+
+def test_glob_gives_uris_that_can_be_read(folder: str) -> None:
+    for name in ("b.txt", "a.txt", "c.md"):
+        storage.write_text(storage.join(folder, name), name)
+    found = storage.glob(storage.join(folder, "*.txt"))
+    assert [storage.read_text(uri) for uri in found] == ["a.txt", "b.txt"]
+    assert storage.glob(storage.join(folder, "*.csv")) == []
+    assert storage.glob(storage.join(folder, "new.txt")) == [storage.join(folder, "new.txt")]
+
+
+def test_remove_takes_files_folders_and_nothing(folder: str) -> None:
+    storage.write_text(storage.join(folder, "d", "sub", "x"), "x")
+    storage.write_text(storage.join(folder, "y"), "y")
+    storage.remove(storage.join(folder, "d"))
+    storage.remove(storage.join(folder, "never-was"))
+    assert not storage.exists(storage.join(folder, "d", "sub", "x"))
+    storage.remove(storage.join(folder, "y"))
+    assert not storage.exists(storage.join(folder, "y"))
+
+
+def test_missing_files_are_told_apart(folder: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(folder, "missing"))
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path / "x")
+    storage.write_bytes(uri, b"old")
+
+    def disk_full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_bytes(uri, b"new and longer")
+    monkeypatch.undo()
+    assert storage.read_bytes(uri) == b"old"
+    assert storage.list_names(str(tmp_path)) == ["x"]
+
+
+def test_open_reader_keeps_the_old_content(tmp_path: Path) -> None:
+    uri = str(tmp_path / "x")
+    storage.write_bytes(uri, b"old")
+    with storage.open_file(uri) as reader:
+        storage.write_bytes(uri, b"new")
+        assert reader.read() == b"old"
+    assert storage.read_bytes(uri) == b"new"
+
+
+def test_others_may_read_what_is_written(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "x"), b"")
+    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+
+
+def test_unknown_protocol_is_named() -> None:
+    with pytest.raises(ValueError, match=r"cannot open 'nope://x'.*nope"):
+        storage.filesystem("nope://x")
+
+
+def test_local_uris_are_known() -> None:
+    assert storage.is_local("runs/a")
+    assert storage.is_local("file:///tmp/a")
+    assert not storage.is_local("memory://a")
+    assert storage.local_path("file:///tmp/a") == Path("/tmp/a")
+
+
+@pytest.mark.parametrize(
+    ("uri", "joined"),
+    [("a", "a/x/y"), ("a/", "a/x/y"), ("/tmp/", "/tmp/x/y"), ("s3://b", "s3://b/x/y"),
+     ("s3://b/k/", "s3://b/k/x/y")],
+)  # fmt: skip
+def test_join_adds_one_slash(uri: str, joined: str) -> None:
+    assert storage.join(uri, "x", "y") == joined
+
+
+def test_join_keeps_a_bare_protocol() -> None:
+    assert storage.join("memory://", "x") == "memory://x"
