@@ -133,7 +133,7 @@ def test_torchrun_enters_the_same_worker(config: str, dist_embed: Command, tmp_p
     data = f"data.uri={tmp_path / 'data'}"
     dist_embed("train", config, data)
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0",
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
          "-m", "dist_embed.cli.main", "train", config, data, f"run.uri={tmp_path / 'torchrun'}"],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
