@@ -12,6 +12,8 @@ install_into() { # VENV DEVICE
         echo "dist_embed needs Python 3.10 or newer; $python is $("$python" -V 2>&1)" >&2
         exit 2
     }
+    # Another device's builds install the same modules: never both in one environment.
+    [ "$(cut -d " " -f 1 "$venv/stamp" 2>/dev/null || echo "$device")" = "$device" ] || rm -rf "$venv"
     echo "setting up $venv for $device (once; a few minutes)"
     [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
     pip() { "$venv/bin/python" -m pip --disable-pip-version-check install -q "$@" >>"$log" 2>&1; }

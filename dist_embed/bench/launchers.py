@@ -42,10 +42,6 @@ def measure_launchers(
             }  # fmt: skip
             values["checkpoint"]["every_steps"] = steps + 1
             short = Config.model_validate(values)
-            for side in ("source", "target"):
-                file = f"tokenizer.{side}.json"
-                text = storage.read_text(storage.join(config.data.uri, file))
-                storage.write_text(storage.join(run_uri, file), text)
             launch(
                 train_task, short, {}, vocabulary_size=vocabulary_size, on_event=lambda _: None,
                 launcher=name,

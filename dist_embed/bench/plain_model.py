@@ -64,7 +64,9 @@ class PlainTranslator(nn.Module):
             self._embed(self.source, batch.source), src_key_padding_mask=source_padding
         )
         length = batch.target_input.shape[1]
-        causal = nn.Transformer.generate_square_subsequent_mask(length)
+        causal = nn.Transformer.generate_square_subsequent_mask(
+            length, device=batch.target_input.device
+        )
         hidden = self.decoder(
             self._embed(self.target, batch.target_input),
             memory,

@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from dist_embed.cli.config import add_config_arguments
@@ -28,9 +29,20 @@ def add_commands(commands: Any) -> None:
 
 def _add_arguments(parser: argparse.ArgumentParser, *, rounds: int, steps: int) -> None:
     add_config_arguments(parser)
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"default {rounds}")
-    parser.add_argument("--steps", type=int, default=steps, help=f"per round; default {steps}")
+    parser.add_argument("--rounds", type=_at_least(1), default=rounds, help=f"default {rounds}")
+    parser.add_argument(
+        "--steps", type=_at_least(20), default=steps, help=f"per round, 20 or more; default {steps}"
+    )
     parser.add_argument("--json", metavar="FILE", help="write figures, machine and versions there")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is not allowed: at least {least}")
+        return int(text)
+
+    return number
 
 
 def _baseline(arguments: argparse.Namespace) -> None:
@@ -39,10 +51,11 @@ def _baseline(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.baseline import baseline_task
     from dist_embed.bench.report import print_table, write_json
     from dist_embed.cluster.launch import launch
-    from dist_embed.cluster.runs import ensure_data
+    from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
     from dist_embed.parallel.device import has_native_bf16, resolve_device
 
     config = load_config(arguments.config, arguments.overrides)
+    config = with_absolute_paths(config, on_cluster=False)
     data = ensure_data(config, print)
     bf16 = has_native_bf16(torch.device(resolve_device(config.cluster.device)))
     options = {"rounds": arguments.rounds, "steps": arguments.steps, "bf16": bf16}
@@ -75,10 +88,11 @@ def _launchers(arguments: argparse.Namespace) -> None:
 
     from dist_embed.bench.launchers import measure_launchers
     from dist_embed.bench.report import print_table, write_json
-    from dist_embed.cluster.runs import ensure_data
+    from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
     from dist_embed.parallel.device import device_name, resolve_device
 
     config = load_config(arguments.config, arguments.overrides)
+    config = with_absolute_paths(config, on_cluster=False)
     data = ensure_data(config, print)
     with tempfile.TemporaryDirectory(prefix="dist_embed-bench-") as folder:
         figures = measure_launchers(

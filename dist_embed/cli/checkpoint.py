@@ -17,7 +17,7 @@ def add_commands(commands: Any) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     from dist_embed.checkpoint.manager import METRIC, list_checkpoints, read_manifest
-    from dist_embed.cluster.runs import read_run_config
+    from dist_embed.train.run_folder import read_run_config
 
     read_run_config(arguments.run)  # a clear message where there is no run
     steps = list_checkpoints(arguments.run)

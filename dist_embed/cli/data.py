@@ -18,9 +18,10 @@ def add_commands(commands: Any) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from dist_embed.cluster.runs import ensure_data
+    from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
 
     config = load_config(arguments.config, arguments.overrides)
+    config = with_absolute_paths(config, on_cluster=False)
     data = ensure_data(config, print, force=arguments.force)
     sizes = ", ".join(f"{side} {size:,}" for side, size in data.vocabulary_size.items())
     print(f"prepared in {config.data.uri}; vocabulary: {sizes}")

@@ -6,8 +6,9 @@ import argparse
 import sys
 
 from dist_embed.cli import bench, checkpoint, config, data, run
-from dist_embed.config.errors import UserError
+from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.observe.quiet import quiet_environment, quiet_screen
+from dist_embed.storage.uri import StorageError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     quiet_screen()
     try:
         arguments.call(arguments)
-    except UserError as exc:
+    except (UserError, StorageError) as exc:
         print(f"dist-embed: {exc}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -44,9 +45,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
         return 0
-    except Exception as exc:
-        if type(exc).__name__ != "RunFailed":  # imported lazily; see dist_embed.cluster.failure
-            raise
+    except OSError as exc:  # names the file and what the system has against it
+        print(f"dist-embed: {exc}", file=sys.stderr)
+        return 2
+    except RunFailed as exc:
         print(f"dist-embed: {exc}", file=sys.stderr)
         return 1
     return 0

@@ -13,6 +13,7 @@ from dist_embed.cli.config import add_config_arguments
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
+from dist_embed.storage import uri as storage
 
 
 def add_commands(commands: Any) -> None:
@@ -58,20 +59,25 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def _train(
     path: str, overrides: list[str], launcher: Any = None, force: bool = False
 ) -> tuple[Config, dict[str, Any]]:
-    from dist_embed.cluster.launch import launch, under_torchrun
-    from dist_embed.cluster.runs import ensure_data, open_run
+    from dist_embed.cluster.launch import cluster_address, launch, under_torchrun
+    from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
     from dist_embed.observe.events import Screen
+    from dist_embed.train.run_folder import check_run_folder
     from dist_embed.train.worker import train_task
 
     config = load_config(path, overrides)
-    # Under torchrun this process is a worker, and its output will go to the run's log.
-    stream = os.fdopen(os.dup(1), "w", buffering=1) if under_torchrun() else sys.stdout
+    config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
+    stream = sys.stdout
+    if under_torchrun():
+        # This process is a worker, whose output goes to the run's log; ours stays on the screen.
+        stream = os.fdopen(os.dup(1), "w", buffering=1)
+        sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     screen = Screen(stream)
     vocabulary_size: dict[str, int] = {}
     if not under_torchrun() or os.environ["RANK"] == "0":
         # The other workers wait for worker 0 when they join the group.
         vocabulary_size = ensure_data(config, lambda text: print(text, file=stream)).vocabulary_size
-        open_run(config, force=force)
+        check_run_folder(config, force=force)
     try:
         result = launch(
             train_task, config, {}, vocabulary_size=vocabulary_size, on_event=screen.show,
@@ -116,7 +122,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     _print_quality(result)
     if arguments.output:
-        Path(arguments.output).write_text("".join(f"{t}\n" for t in result["translations"]))
+        text = "".join(f"{translation}\n" for translation in result["translations"])
+        Path(arguments.output).write_text(text, encoding="utf-8")
 
 
 def _print_quality(result: dict[str, Any]) -> None:
@@ -130,27 +137,30 @@ def _print_quality(result: dict[str, Any]) -> None:
 
 
 def _translate(arguments: argparse.Namespace) -> None:
-    from dist_embed.data.corpus import read_lines
+    from dist_embed.data.corpus import decoded_lines, read_lines
     from dist_embed.train.worker import translate_task
 
     config = _run_config(arguments)
     if arguments.input == "-":
-        texts = [line.rstrip("\r\n") for line in sys.stdin]
+        texts = list(decoded_lines(sys.stdin.buffer, "standard input"))
     else:
         texts = list(read_lines(arguments.input))
     options = {"texts": texts, "step": arguments.step}
     answers = _on_workers(translate_task, config, options, arguments.launcher) if texts else []
     lines = "".join(f"{answer}\n" for answer in answers)
     if arguments.output == "-":
-        sys.stdout.write(lines)
+        sys.stdout.buffer.write(lines.encode())
+        sys.stdout.flush()
     else:
-        Path(arguments.output).write_text(lines)
+        Path(arguments.output).write_text(lines, encoding="utf-8")
 
 
 def _run_config(arguments: argparse.Namespace) -> Config:
-    from dist_embed.cluster.runs import read_run_config
+    from dist_embed.train.run_folder import read_run_config
 
-    config = read_run_config(arguments.run)
+    if arguments.output not in (None, "-") and not Path(arguments.output).parent.is_dir():
+        raise UserError(f"--output: {arguments.output!r} is not allowed: no such folder")
+    config = read_run_config(storage.absolute(arguments.run))
     if arguments.workers is not None:
         if arguments.workers < 1:
             raise UserError(f"--workers: {arguments.workers} is not allowed: at least 1")
@@ -183,9 +193,9 @@ def _on_workers(task: Any, config: Config, options: dict[str, Any], launcher: An
 
 def _history(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.report import print_table
-    from dist_embed.cluster.runs import read_run_config
     from dist_embed.observe.history import course_of
     from dist_embed.observe.metrics import read_metrics
+    from dist_embed.train.run_folder import read_run_config
 
     read_run_config(arguments.run)  # a clear message where there is no run
     print_table(

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
-from dist_embed.config.errors import UserError
-from dist_embed.parallel.errors import WorkerError
-
-
-class RunFailed(Exception):
-    """Workers failed; the message holds the traceback of the one that failed first."""
+from dist_embed.config.errors import RunFailed, UserError
+from dist_embed.parallel.errors import WorkerError, is_broken_collective
 
 
 def failure_event(rank: int, exc: BaseException) -> dict[str, Any]:
-    """What a failing worker sends to the launcher."""
-    relayed = isinstance(exc, WorkerError)
+    """What a failing worker sends to the launcher.
+
+    ``relayed``: the cause lies with another worker. ``user_message``: the message says all, as for
+    a `UserError`, or for an `OSError`, which names the file and what the system has against it.
+    """
+    if isinstance(exc, WorkerError):
+        return {
+            "kind": "failure", "rank": exc.rank, "relayed": True, "user_message": None,
+            "trace": exc.trace,
+        }  # fmt: skip
     return {
         "kind": "failure",
-        "rank": exc.rank if isinstance(exc, WorkerError) else rank,
-        "relayed": relayed,
-        "user_message": str(exc) if isinstance(exc, UserError) else None,
-        "trace": exc.trace if isinstance(exc, WorkerError) else "".join(
-            traceback.format_exception(exc)
-        ),
-    }  # fmt: skip
+        "rank": rank,
+        "relayed": is_broken_collective(exc),
+        "user_message": str(exc) if isinstance(exc, UserError | OSError) else None,
+        "trace": "".join(traceback.format_exception(exc)),
+    }
 
 
-def raise_failure(events: list[dict[str, Any]], log_folder: str) -> None:
+def raise_failure(events: list[dict[str, Any]], log_folder: str) -> NoReturn:
     """Raise the cause among the failures of several workers.
 
     Raises:

@@ -10,11 +10,11 @@ from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
 from dist_embed.embedding.lookup import table_specs
 from dist_embed.embedding.memory import GIB, available_bytes, worker_bytes
+from dist_embed.embedding.tables import CUDA_ONLY_OPTIMIZERS
 from dist_embed.observe.events import Event
 from dist_embed.parallel.device import resolve_device
-from dist_embed.storage import uri as storage
 from dist_embed.train.assemble import rows_of_role
-from dist_embed.train.worker import Task, run_worker
+from dist_embed.train.worker import Task, run_worker, worker_log_folder
 
 
 def launch(
@@ -44,22 +44,26 @@ def launch(
         RunFailed: a worker failed.
     """
     cluster = config.cluster
-    device = resolve_device(cluster.device)
-    args = (task, config.model_dump(), options)
-    log_folder = storage.join(config.run.uri, "logs")
+    log_folder = str(worker_log_folder(config.run.uri))
+
+    def arguments(device: str) -> tuple[Task, dict[str, Any], dict[str, Any]]:
+        """What `run_worker` gets on workers of one kind of device."""
+        _check_optimizer(config, device)
+        resolved = cluster.model_copy(update={"device": device})
+        return task, config.model_copy(update={"cluster": resolved}).model_dump(), options
+
     if under_torchrun():
-        return run_worker(*args, on_event)
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    chosen = launcher or cluster.launcher
-    if chosen == "local" or not address:
-        _check_machine(config, vocabulary_size, device)
-    if chosen == "local":
+        return run_worker(*arguments(resolve_device(cluster.device)), on_event)
+    address = cluster_address(config, launcher)
+    if address is None:
+        _check_machine(config, vocabulary_size, resolve_device(cluster.device))
+    if (launcher or cluster.launcher) == "local":
         # Only here, so that the local launcher runs where Ray is not installed.
         from dist_embed.cluster.local import launch_local
 
         return launch_local(
             run_worker,
-            args,
+            arguments(resolve_device(cluster.device)),
             num_workers=cluster.num_workers,
             on_event=on_event,
             log_folder=log_folder,
@@ -68,15 +72,32 @@ def launch(
 
     return launch_ray(
         run_worker,
-        args,
+        arguments,
         num_workers=cluster.num_workers,
         address=address,
-        use_gpu=device == "cuda",
+        # The workers' device, not this machine's: a cluster's head often has no GPU.
+        device=cluster.device if address else resolve_device(cluster.device),
         timeout_seconds=cluster.timeout_seconds,
         max_failures=cluster.max_failures,
         on_event=on_event,
         log_folder=log_folder,
     )
+
+
+def cluster_address(config: Config, launcher: Literal["ray", "local"] | None = None) -> str | None:
+    """The Ray cluster that a task would run on; None: this machine."""
+    if (launcher or config.cluster.launcher) == "local" or under_torchrun():
+        return None
+    return config.cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def _check_optimizer(config: Config, device: str) -> None:
+    optimizer = config.embedding.optimizer
+    if optimizer in CUDA_ONLY_OPTIMIZERS and device != "cuda":
+        raise UserError(
+            f"embedding.optimizer: {optimizer!r} is not allowed on {device}: its fused kernel "
+            "needs CUDA; use rowwise_adagrad, adagrad or sgd"
+        )
 
 
 def under_torchrun() -> bool:

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from dist_embed.cluster.failure import RunFailed, failure_event, raise_failure
+from dist_embed.cluster.failure import failure_event, raise_failure
+from dist_embed.config.errors import RunFailed
 from dist_embed.observe.events import Event
 
 # After the first failure the others get this long to end by themselves, so that the cause, not
@@ -69,7 +70,7 @@ def _watch(
     while True:
         # Look at the processes before the queue: what they sent before they ended is then in it.
         alive = any(process.is_alive() for process in processes)
-        killed = [i for i, p in enumerate(processes) if p.exitcode not in (None, 0, 1)]
+        ended = [i for i, p in enumerate(processes) if p.exitcode not in (None, 0)]
         try:
             event = events.get(timeout=0.1)
         except queue.Empty:
@@ -82,14 +83,20 @@ def _watch(
             else:
                 on_event(event)
             continue
-        if (failures or killed) and give_up_at is None:
+        if (failures or ended) and give_up_at is None:
             give_up_at = time.monotonic() + GRACE_SECONDS
         if not alive or (give_up_at is not None and time.monotonic() > give_up_at):
             break
-    if killed:
-        code = processes[killed[0]].exitcode
+    # A worker that said why it failed counts before one that was ended from outside, and both
+    # before one whose collective a peer broke.
+    if any(not failure["relayed"] for failure in failures):
+        raise_failure(failures, log_folder)
+    said = {failure["rank"] for failure in failures}
+    silent = [i for i in ended if i not in said]
+    if silent:
+        code = processes[silent[0]].exitcode
         raise RunFailed(
-            f"worker {killed[0]} was ended from outside (exit code {code}"
+            f"worker {silent[0]} was ended from outside (exit code {code}"
             + ("; signal 9: killed, often for lack of memory" if code == -9 else "")
             + f"); worker logs: {log_folder}"
         )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -16,11 +17,13 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from dist_embed.cluster.failure import RunFailed, failure_event, raise_failure
-from dist_embed.config.errors import UserError
+from dist_embed.cluster.failure import failure_event, raise_failure
+from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
 
 POLL_SECONDS = 0.2
+MAILBOX_SECONDS = 60.0
+CONNECT_SECONDS = 10.0
 
 
 class _Mailbox:
@@ -39,24 +42,24 @@ class _Mailbox:
 
 def launch_ray(
     target: Callable[..., Any],
-    args: tuple[Any, ...],
+    arguments: Callable[[str], tuple[Any, ...]],
     *,
     num_workers: int,
     address: str | None,
-    use_gpu: bool,
+    device: Literal["auto", "cpu", "cuda"],
     timeout_seconds: float,
     max_failures: int,
     on_event: Callable[[Event], None],
     log_folder: str,
 ) -> Any:
-    """Run ``target(*args, emit)`` in Ray Train workers; returns worker 0's result.
+    """Run ``target(*arguments(device), emit)`` in Ray Train workers; returns worker 0's result.
 
     Args:
         target: importable on every node.
-        args: its arguments; plain values.
+        arguments: its arguments, plain values, for workers on ``cpu`` or ``cuda``.
         num_workers: W.
-        address: cluster to use; None: RAY_ADDRESS, and without that a Ray of our own.
-        use_gpu: one GPU for each worker.
+        address: cluster to use; None: a Ray of our own on this machine.
+        device: ``auto``: CUDA where the cluster has a GPU for every worker.
         timeout_seconds: bound of every exchange between workers.
         max_failures: times Ray starts the workers again after a failure.
         on_event: takes worker 0's events.
@@ -66,14 +69,20 @@ def launch_ray(
         UserError: a worker raised one, or the cluster has too little for the workers.
         RunFailed: a worker failed or was lost.
     """
-    with _connected(address, num_workers):
+    with (
+        _connected(address, num_workers),
+        tempfile.TemporaryDirectory(prefix="dist_embed-ray-") as storage_path,
+    ):
+        use_gpu = device == "cuda" or (
+            device == "auto" and ray.cluster_resources().get("GPU", 0) >= num_workers
+        )
         _check_resources(num_workers, use_gpu)
         mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
         failures: list[Event] = []
         results: list[Any] = []
 
-        def deliver(events: list[Event]) -> None:
-            for event in events:
+        def deliver() -> None:
+            for event in ray.get(mailbox.take.remote(), timeout=MAILBOX_SECONDS):
                 if event["kind"] == "failure":
                     failures.append(event)
                 elif event["kind"] == "result":
@@ -83,28 +92,28 @@ def launch_ray(
 
         trainer = TorchTrainer(
             _ray_worker,
-            train_loop_config={"target": target, "args": args, "mailbox": mailbox},
+            train_loop_config={
+                "target": target,
+                "args": arguments("cuda" if use_gpu else "cpu"),
+                "mailbox": mailbox,
+            },
             torch_config=TorchConfig(
                 backend="nccl" if use_gpu else "gloo", timeout_s=int(timeout_seconds)
             ),
             scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
             run_config=RunConfig(
-                storage_path=tempfile.mkdtemp(prefix="dist_embed-ray-"),
-                failure_config=FailureConfig(max_failures=max_failures),
+                storage_path=storage_path, failure_config=FailureConfig(max_failures=max_failures)
             ),
         )
-        outcome = _fit_in_thread(trainer, mailbox, deliver)
-        deliver(ray.get(mailbox.take.remote()))
+        outcome = _fit_in_thread(trainer, deliver)
     if outcome is not None:
-        if failures:
-            raise_failure(failures, log_folder)
-        raise RunFailed(f"{outcome}\n(worker logs: {log_folder})") from outcome
+        if all(failure["relayed"] for failure in failures):  # nobody lived to tell
+            raise RunFailed(f"a worker was lost: {outcome}\n(worker logs: {log_folder})")
+        raise_failure(failures, log_folder)
     return results[-1] if results else None
 
 
-def _fit_in_thread(
-    trainer: TorchTrainer, mailbox: Any, deliver: Callable[[list[Event]], None]
-) -> Exception | None:
+def _fit_in_thread(trainer: TorchTrainer, deliver: Callable[[], None]) -> Exception | None:
     """Run the trainer while events are delivered; returns what it raised."""
     outcome: list[Exception] = []
 
@@ -118,7 +127,8 @@ def _fit_in_thread(
     thread.start()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
-        deliver(ray.get(mailbox.take.remote()))
+        deliver()
+    deliver()
     return outcome[0] if outcome else None
 
 
@@ -141,7 +151,12 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
 @contextmanager
 def _connected(address: str | None, num_workers: int) -> Iterator[None]:
     """A connection to a cluster, or a local Ray for the length of the block."""
-    where = address or os.environ.get("RAY_ADDRESS")
+    where = address
+    if where and not _answers(where):
+        raise UserError(
+            f"no Ray cluster answers at {where!r} (cluster.address or RAY_ADDRESS): nothing "
+            f"listens there within {CONNECT_SECONDS:.0f} s"
+        )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if where:
@@ -158,6 +173,21 @@ def _connected(address: str | None, num_workers: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at ``host:port``; ray.init itself would wait for minutes.
+
+    Other forms of an address (``auto``, ``local``) are Ray's to judge.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _check_resources(num_workers: int, use_gpu: bool) -> None:

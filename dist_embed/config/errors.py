@@ -1,8 +1,12 @@
-"""Mistakes of the user: one message, exit code 2, no traceback."""
+"""What ends a command with a message: mistakes of the user (exit code 2), failed runs (1)."""
 
 
 class UserError(Exception):
     """What was given cannot be used. The message names the thing, its value and what is allowed."""
+
+
+class RunFailed(Exception):
+    """Workers failed; the message holds the traceback of the one that failed first."""
 
 
 class ConfigError(UserError):

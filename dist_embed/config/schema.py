@@ -76,7 +76,7 @@ class DataSection(Section):
         "drop", description="What happens to longer training pairs; both are counted."
     )
     num_processes: int = Field(0, ge=0, description="Processes that encode; 0: one per core.")
-    shard_sentences: PositiveInt = Field(100_000, description="Sentence pairs per token shard.")
+    shard_sentences: PositiveInt = Field(50_000, description="Sentence pairs per token shard.")
 
 
 class TokenizerSection(Section):
@@ -121,7 +121,9 @@ class ModelSection(Section):
     heads: PositiveInt = Field(4, description="Attention heads; divides `width`.")
     encoder_layers: PositiveInt = Field(4, description="Encoder layers.")
     decoder_layers: PositiveInt = Field(4, description="Decoder layers.")
-    dropout: Probability = Field(0.1, description="On embeddings, residuals and feed-forward.")
+    dropout: Probability = Field(
+        0.1, description="On embeddings, residuals and feed-forward; rounded to 1/256."
+    )
     attention_dropout: Probability = Field(0.0, description="On attention weights.")
     share_embeddings: Literal["none", "decoder", "all"] = Field(
         "decoder", description="Which of source, target and output use one table."
@@ -208,7 +210,9 @@ class ClusterSection(Section):
         600.0, description="Bound of every exchange between workers, seconds."
     )
     max_failures: int = Field(
-        0, ge=0, description="Times Ray restarts the workers from the newest checkpoint."
+        0,
+        ge=0,
+        description="Ray only: times failed workers are started again.",
     )
 
 

@@ -6,7 +6,7 @@ import io
 import lzma
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
@@ -74,16 +74,21 @@ def read_lines(uri: str) -> Iterator[str]:
     """
     with _open(uri) as file:
         try:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as exc:
-                    raise CorpusError(
-                        f"{uri}, line {number}: not valid UTF-8 (byte {exc.object[exc.start]:#04x} "
-                        f"at column {exc.start + 1})"
-                    ) from None
+            yield from decoded_lines(file, uri)
         except (OSError, EOFError, zlib.error, lzma.LZMAError) as exc:
             raise CorpusError(f"cannot read {uri}: {exc}") from exc
+
+
+def decoded_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
+    """The UTF-8 lines of an open file, without line ends. Raises CorpusError naming the line."""
+    for number, line in enumerate(file, start=1):
+        try:
+            yield line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as exc:
+            raise CorpusError(
+                f"{name}, line {number}: not valid UTF-8 (byte {exc.object[exc.start]:#04x} "
+                f"at column {exc.start + 1})"
+            ) from None
 
 
 def _expand(patterns: tuple[str, ...]) -> list[str]:

@@ -82,10 +82,10 @@ class EncodingPool:
     def _map(
         self, function: Callable[..., Result], arguments: Iterable[tuple[object, ...]]
     ) -> Iterator[Result]:
-        """Like Executor.map, but with at most two blocks per process under way."""
+        """Like Executor.map, but with at most one block more than processes under way."""
         under_way: deque[Future[Result]] = deque()
         for args in arguments:
-            if len(under_way) >= 2 * self.num_processes:
+            if len(under_way) > self.num_processes:
                 yield under_way.popleft().result()
             under_way.append(self._executor.submit(function, *args))
         while under_way:

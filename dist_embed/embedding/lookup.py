@@ -139,8 +139,12 @@ class RowLookup:
             learning_rate=learning_rate,
             eps=eps,
         )
+        state = self._module.state_dict()  # of live views, so it need not be asked for again
+        self._weights: dict[str, Tensor] = {
+            name: state[f"embeddings.{name}.weight"].local_shards()[0].tensor for name in self.specs
+        }
         for name, shard in self.shards.items():
-            self._physical_weight(name)[shard.num_rows :].zero_()
+            self._weights[name][shard.num_rows :].zero_()
             fill_initial_rows(
                 self.weight(name), seed=seed, table=name, first_row=shard.first_row,
                 scale=initial_scale,
@@ -206,7 +210,7 @@ class RowLookup:
 
     def weight(self, table: str) -> Tensor:
         """Live view of this worker's logical rows of ``table``: [R, D]. Not collective."""
-        return self._physical_weight(table)[: self.shards[table].num_rows]
+        return self._weights[table][: self.shards[table].num_rows]
 
     def output_weight(self) -> Tensor:
         """Live view of this worker's rows of the output layer: [R, D]. Not collective."""
@@ -217,7 +221,8 @@ class RowLookup:
 
         Each is [R] (row-wise) or [R, D], by the optimizer's name for it. Not collective.
         """
-        state = self._module.fused_optimizer.state_dict()["state"][f"embeddings.{table}.weight"]
+        saved = self._module.fused_optimizer.state_dict()["state"]
+        state = saved.get(f"embeddings.{table}.weight", {})  # SGD has none
         shard = self.shards[table]
         views: dict[str, Tensor] = {}
         for name, value in state.items():
@@ -253,11 +258,6 @@ class RowLookup:
     def num_output_rows(self) -> int:
         """V of the output layer."""
         return self.specs[self.table_of_role["output"]].num_rows
-
-    def _physical_weight(self, table: str) -> Tensor:
-        sharded = self._module.state_dict()[f"embeddings.{table}.weight"]
-        weight: Tensor = sharded.local_shards()[0].tensor
-        return weight
 
 
 def table_specs(

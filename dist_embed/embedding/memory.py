@@ -30,11 +30,12 @@ def worker_bytes(
     """Estimate of one worker's memory.
 
     Process, tables with state, the looked-up copy of the output layer's shard with its gradient
-    (the largest table's size, as an upper bound), and three blocks of logits.
+    (the largest table's size, as an upper bound), three blocks of logits, and the bytes of the
+    shard while a checkpoint is written.
     """
     tables = [table_bytes(spec, optimizer, num_workers) for spec in specs]
     largest = max(4 * spec.width * -(-spec.num_rows // num_workers) for spec in specs)
-    return PROCESS_BYTES + sum(tables) + 3 * largest + 3 * logits_block_bytes
+    return PROCESS_BYTES + 2 * sum(tables) + 3 * largest + 3 * logits_block_bytes
 
 
 def available_bytes() -> int:

@@ -205,8 +205,8 @@ def top_log_probabilities(
         k: words per token, at most V.
 
     Returns:
-        log probabilities [n, k], highest first, and their ids [n, k] (int64). Of equal
-        probabilities the lower id counts as higher, for any number of workers.
+        log probabilities [n, k], highest first, and their ids [n, k] (int64), equal
+        probabilities in the order of ids (which of more than k equal ones are kept is open).
 
     Collective.
     """

@@ -40,7 +40,7 @@ class MetricsLog:
             self._folder = Path(self._staging.name)
         kept = [json.dumps(line) for line in read_metrics(run_uri) if line["step"] <= after_step]
         path = self._folder / METRICS_NAME
-        path.write_text("".join(f"{line}\n" for line in kept))
+        storage.write_text(str(path), "".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
         self._tensorboard = SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=after_step + 1, flush_secs=30

@@ -39,7 +39,7 @@ def redirect_output(log_file: Path) -> None:
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
-        stream=sys.stderr,
+        stream=os.fdopen(2, "w", buffering=1, closefd=False),
         force=True,
     )
     logging.captureWarnings(True)

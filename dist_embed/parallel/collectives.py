@@ -81,11 +81,13 @@ def gather_texts(text: str, group: Group) -> list[str]:
     """Every worker's ``text``, in the order of ranks. Collective."""
     if group.num_workers == 1:
         return [text]
-    data = torch.frombuffer(bytearray(text.encode() or b"\0"), dtype=torch.uint8)
-    size = len(text.encode())
-    data = data[:size].to(group.device)
+    # A traceback may hold what UTF-8 cannot, a file's name; failing here leaves peers waiting.
+    encoded = text.encode(errors="backslashreplace")
+    size = len(encoded)
+    data = torch.frombuffer(bytearray(encoded or b"\0"), dtype=torch.uint8)[:size]
+    data = data.to(group.device)
     sizes = gather_equal(torch.tensor(size, device=group.device), group).tolist()
-    joined = bytes(gather_rows(data, sizes, group).cpu().tolist())
+    joined = gather_rows(data, sizes, group).cpu().numpy().tobytes()
     texts, start = [], 0
     for length in sizes:
         texts.append(joined[start : start + length].decode())

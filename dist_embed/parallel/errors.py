@@ -71,7 +71,7 @@ def errors_shared(group: Group) -> Iterator[None]:
     except WorkerError:
         raise
     except Exception as exc:
-        cause = _read_cause(store, group, wait=_is_broken_collective(exc))
+        cause = _read_cause(store, group, wait=is_broken_collective(exc))
         if cause is not None and cause.rank != group.rank:
             raise cause from exc
         trace = "".join(traceback.format_exception(exc))
@@ -82,8 +82,8 @@ def errors_shared(group: Group) -> Iterator[None]:
         raise
 
 
-def _is_broken_collective(exc: BaseException) -> bool:
-    # A torch collective that a peer broke or left: DistError and its kin, or gloo's RuntimeError.
+def is_broken_collective(exc: BaseException) -> bool:
+    """Whether ``exc`` is a torch collective that a peer broke or left, or that timed out."""
     text = str(exc)
     return isinstance(exc, RuntimeError) and any(
         sign in text for sign in ("gloo", "NCCL", "Connection closed", "timeout", "Timed out")

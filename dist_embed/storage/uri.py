@@ -15,12 +15,16 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 
+class StorageError(ValueError):
+    """A URI of no known protocol, or of one whose package is missing."""
+
+
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of ``uri`` and the path in it. Raises ValueError for an unknown protocol."""
+    """The file system of ``uri`` and the path in it. Raises StorageError."""
     try:
         fs, path = url_to_fs(uri)
     except (ImportError, ValueError) as exc:
-        raise ValueError(f"cannot open {uri!r}: {exc}") from exc
+        raise StorageError(f"cannot open {uri!r}: {exc}") from exc
     return fs, path
 
 
@@ -39,6 +43,13 @@ def is_local(uri: str) -> bool:
 def local_path(uri: str) -> Path:
     """The path of a local ``uri``."""
     return Path(filesystem(uri)[1])
+
+
+def absolute(uri: str) -> str:
+    """``uri``, made absolute where it is a relative local path: workers may stand elsewhere."""
+    if "://" in uri or not is_local(uri):
+        return uri
+    return os.path.abspath(os.path.expanduser(uri))
 
 
 def exists(uri: str) -> bool:

@@ -91,6 +91,9 @@ def train_loop(
             window.add(result, time.perf_counter() - started)
             state.step += 1
             state.scalars["position"] = work.after.to_dict()
+            state.scalars.pop(
+                METRIC, None
+            )  # a checkpoint carries only what was measured at its step
             skipped_in_a_row = _note_skip(state, result, skipped_in_a_row, rhythm, reporter)
             last = state.step == rhythm.max_steps
             if last or state.step % rhythm.log_every == 0:
@@ -163,7 +166,8 @@ def _log(
 def _validate(
     state: TrainingState, loss: float, reporter: Reporter, metrics: MetricsLog | None
 ) -> None:
-    state.scalars[METRIC] = loss
+    if math.isfinite(loss):
+        state.scalars[METRIC] = loss
     perplexity = math.exp(min(loss, 700.0))  # beyond that a float overflows
     if metrics is not None:
         metrics.write(state.step, validation_loss=loss, validation_perplexity=perplexity)

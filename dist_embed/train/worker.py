@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import resource
@@ -58,6 +59,7 @@ from dist_embed.train.evaluate import (
     translate_texts,
 )
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
+from dist_embed.train.run_folder import write_run_folder
 from dist_embed.train.step import TrainStep
 
 # What a worker is asked to do: a function of this module, which every launcher can name.
@@ -88,7 +90,8 @@ def run_worker(
     Collective. Whatever fails on one worker is raised on all of them.
     """
     config = config_from_dict(config_values)
-    _redirect_to_log(config)
+    log_name = f"worker-{os.environ.get('RANK', '0')}.log"
+    redirect_output(worker_log_folder(config.run.uri) / log_name)
     torch.set_num_threads(threads_per_worker(config))
     device = resolve_device(config.cluster.device)
     with joined_group(device, config.cluster.timeout_seconds) as group, errors_shared(group):
@@ -110,7 +113,7 @@ def train_task(context: Context) -> dict[str, Any]:
     run_uri, train = config.run.uri, config.train
     with all_or_none(group):
         data = PreparedData.read(config.data.uri)
-        tokenizers = load_tokenizers(run_uri)
+        tokenizers = load_tokenizers(config.data.uri)
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
     state = TrainingState(
@@ -121,6 +124,9 @@ def train_task(context: Context) -> dict[str, Any]:
     )
     _describe(context, translator, data)
     resumed_at = _resume(context, state)
+    with all_or_none(group):
+        if group.is_first:
+            write_run_folder(config)
     searcher = build_searcher(config, translator)
     train_step = build_train_step(config, translator, optimizer)
     loader = Loader(
@@ -230,13 +236,14 @@ def peak_memory_bytes(group: Group) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _redirect_to_log(config: Config) -> None:
-    rank = os.environ.get("RANK", "0")
-    if storage.is_local(config.run.uri):
-        folder = storage.local_path(storage.join(config.run.uri, "logs"))
-    else:
-        folder = Path(tempfile.gettempdir()) / "dist_embed-logs"
-    redirect_output(folder / f"worker-{rank}.log")
+def worker_log_folder(run_uri: str) -> Path:
+    """Where the workers of a run write their logs: in its folder, or for a run at a URL in a
+    folder of each worker's machine.
+    """
+    if storage.is_local(run_uri):
+        return storage.local_path(storage.join(run_uri, "logs"))
+    name = hashlib.sha256(run_uri.encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"dist_embed-{os.getuid()}" / name
 
 
 def build_train_step(
@@ -294,15 +301,16 @@ def _load_for_inference(
     """The translator of the wanted checkpoint. Collective."""
     config = context.config
     with all_or_none(context.group):
-        step = context.options.get("step")
+        wanted = context.options.get("step")
         there = list_checkpoints(config.run.uri)
-        if step is None:
-            step = best_checkpoint(config.run.uri)
-        if step is None or step not in there:
+        chosen = best_checkpoint(config.run.uri) if wanted is None else wanted
+        if chosen is None or chosen not in there:
             raise CheckpointError(
                 f"{config.run.uri} has no complete checkpoint"
-                + (f" of step {step}; there are {there}" if there else "")
+                + (f" of step {chosen}; there are {there}" if there else "")
             )
+    # Worker 0 chooses: the run may still be training, and saving and pruning meanwhile.
+    step = int(same_text_from_first(str(chosen), context.group))
     translator = build_translator(config, vocabulary_size, context.group)
     optimizer = build_dense_optimizer(config, translator.transformer)
     state = TrainingState(0, translator.lookup, dense_tensors(translator.transformer, optimizer))

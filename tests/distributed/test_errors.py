@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dist_embed.cluster.failure import RunFailed
 from dist_embed.cluster.local import launch_local
+from dist_embed.config.errors import RunFailed
 from dist_embed.observe.events import Emit
 from dist_embed.parallel.collectives import (
     exchange_rows,

@@ -46,7 +46,7 @@ def test_no_cluster_at_the_address_is_said(config: str, dist_embed: Command) -> 
     failed = dist_embed(
         "train", config, "cluster.address=127.0.0.1:1", "cluster.launcher=ray", code=2
     )
-    assert "no Ray cluster answers at 127.0.0.1:1" in failed.stderr
+    assert "no Ray cluster answers at '127.0.0.1:1'" in failed.stderr
 
 
 @pytest.fixture
@@ -58,12 +58,14 @@ def cluster() -> Iterator[dict[str, str]]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{Path(ray).parent}:{os.environ['PATH']}",
     }
-    ports = ["--port=16379", "--dashboard-port=18265", "--dashboard-agent-listen-port=15365"]
-    subprocess.run(
+    # Beyond 10002 to 19999, which Ray keeps for its workers.
+    ports = ["--port=26379", "--dashboard-port=28265", "--dashboard-agent-listen-port=25365"]
+    started = subprocess.run(
         [ray, "start", "--head", "--num-cpus=4", "--include-dashboard=true", *ports],
-        check=True, capture_output=True, env=environment, timeout=100,
+        capture_output=True, text=True, env=environment, timeout=100,
     )  # fmt: skip
-    yield {**environment, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:18265", "RAY": ray}
+    assert started.returncode == 0, started.stdout + started.stderr
+    yield {**environment, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:28265", "RAY": ray}
     subprocess.run([ray, "stop", "--force"], capture_output=True, env=environment, timeout=60)
 
 

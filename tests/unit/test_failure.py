@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from dist_embed.cluster.failure import RunFailed, failure_event, raise_failure
-from dist_embed.config.errors import UserError
+from dist_embed.cluster.failure import failure_event, raise_failure
+from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.parallel.errors import WorkerError
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist_embed.cluster.runs import ensure_data, open_run, read_run_config
+from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.storage import uri as storage
+from dist_embed.train.run_folder import check_run_folder, read_run_config, write_run_folder
 from tests.unit.small_corpus import Prepared
 
 BASE = """
@@ -19,6 +20,11 @@ data:
   synthetic: {sentences: 30, held_out: 4, nouns: 6, verbs: 3, adjectives: 3}
 train: {max_steps: 5}
 """
+
+
+def open_run(config: Config, *, force: bool) -> None:
+    check_run_folder(config, force=force)
+    write_run_folder(config)
 
 
 def config_of(folder: Path, *overrides: str) -> Config:

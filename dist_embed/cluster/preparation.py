@@ -1,35 +1,41 @@
-"""What happens around a task on the launching side: preparing data and opening run folders."""
+"""What comes before the workers, on the launching side: absolute paths and prepared data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-
-from dist_embed.checkpoint.manager import list_checkpoints
 from dist_embed.config.errors import UserError
-from dist_embed.config.load import config_from_dict, config_to_yaml, differences
 from dist_embed.config.schema import Config, CorpusSection
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.encoding import LengthRule
-from dist_embed.data.prepare import TokenizerRecipe, prepare_data, tokenizer_name
+from dist_embed.data.prepare import TokenizerRecipe, prepare_data
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
 from dist_embed.storage import uri as storage
 
-CONFIG_NAME = "config.yaml"
 Say = Callable[[str], None]
 
-# A run may go on with other values of these: they do not change what a step does. (max_steps is
-# where a cosine or linear schedule ends: a longer run goes on at that schedule's rate.)
-CHANGEABLE = (
-    "run.uri", "data.uri", "data.num_processes", "model.logits_block_mib", "train.max_steps",
-    "train.log_every", "train.evaluate_every", "train.translate_every", "train.max_skipped_steps",
-    "search.", "checkpoint.", "cluster.",
-)  # fmt: skip
 # Do not decide what prepared data holds.
 _NOT_CONTENT = ("uri", "num_processes")
+
+
+def with_absolute_paths(config: Config, *, on_cluster: bool) -> Config:
+    """The configuration with local paths made absolute: workers run in folders of their own.
+
+    Raises:
+        UserError: a relative path is to be used on a cluster, where every node has another one.
+    """
+    for key, uri in (("run.uri", config.run.uri), ("data.uri", config.data.uri)):
+        if on_cluster and storage.absolute(uri) != uri:
+            raise UserError(
+                f"{key}: {uri!r} is not allowed on a Ray cluster: its nodes have no such folder in "
+                "common; give a URL (s3://…) or the absolute path of a shared folder"
+            )
+    values = config.model_dump()
+    values["run"]["uri"] = storage.absolute(config.run.uri)
+    values["data"]["uri"] = storage.absolute(config.data.uri)
+    return Config.model_validate(values)
 
 
 def ensure_data(config: Config, say: Say, *, force: bool = False) -> PreparedData:
@@ -88,54 +94,6 @@ def ensure_data(config: Config, say: Say, *, force: bool = False) -> PreparedDat
             + (f" ({', '.join(left_out)})" if left_out else "")
         )
     return data
-
-
-def open_run(config: Config, *, force: bool) -> None:
-    """Write the configuration and the tokenizers into the run's folder.
-
-    Raises:
-        UserError: the folder holds a run with another configuration (unless ``force``, which goes
-            on from its newest checkpoint with the new one).
-    """
-    uri = storage.join(config.run.uri, CONFIG_NAME)
-    if storage.exists(uri) and not force:
-        different = [
-            line
-            for line in differences(read_run_config(config.run.uri), config)
-            if not line.startswith(CHANGEABLE)
-        ]
-        if different and list_checkpoints(config.run.uri):
-            raise UserError(
-                f"{config.run.uri} holds a run with another configuration:\n  "
-                + "\n  ".join(different)
-                + "\nGive run.uri another folder, or go on from its newest checkpoint with the "
-                "new values: --force"
-            )
-    storage.write_text(uri, config_to_yaml(config))
-    for side in SIDES:
-        text = storage.read_text(storage.join(config.data.uri, tokenizer_name(side)))
-        storage.write_text(storage.join(config.run.uri, tokenizer_name(side)), text)
-
-
-def read_run_config(run_uri: str) -> Config:
-    """The configuration of the run in a folder; ``run.uri`` is where it was found.
-
-    Raises:
-        UserError: no run lies there.
-    """
-    uri = storage.join(run_uri, CONFIG_NAME)
-    try:
-        values: Any = yaml.safe_load(storage.read_text(uri))
-        # The folder may have been moved or copied, with the data in it.
-        below = values["data"]["uri"].removeprefix(values["run"]["uri"])
-        if below != values["data"]["uri"] and below.startswith("/"):
-            values["data"]["uri"] = run_uri.rstrip("/") + below
-        values["run"]["uri"] = run_uri
-    except FileNotFoundError:
-        raise UserError(f"no run in {run_uri!r}: {uri} does not exist") from None
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as exc:
-        raise UserError(f"{uri} is not a run's configuration: {exc!r}") from exc
-    return config_from_dict(values, uri)
 
 
 def _data_settings(config: Config) -> dict[str, Any]:

@@ -1,0 +1,94 @@
+"""A run's folder: its configuration and tokenizers, and whether a configuration may go on in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from dist_embed.checkpoint.manager import list_checkpoints
+from dist_embed.config.errors import UserError
+from dist_embed.config.load import config_from_dict, config_to_yaml, differences
+from dist_embed.config.schema import Config
+from dist_embed.data.prepare import tokenizer_name
+from dist_embed.data.token_shards import SIDES
+from dist_embed.storage import uri as storage
+
+CONFIG_NAME = "config.yaml"
+
+# A run may go on with other values of these: they do not change what a step does. (max_steps is
+# where a cosine or linear schedule ends: a longer run goes on at that schedule's rate.)
+CHANGEABLE = (
+    "run.uri", "data.uri", "data.num_processes", "model.logits_block_mib", "train.max_steps",
+    "train.log_every", "train.evaluate_every", "train.translate_every", "train.max_skipped_steps",
+    "search.", "checkpoint.", "cluster.",
+)  # fmt: skip
+
+
+def check_run_folder(config: Config, *, force: bool) -> None:
+    """Refuse to go on in a run's folder with what would not be the same run. Writes nothing.
+
+    Raises:
+        UserError: the folder holds checkpoints of a run with another configuration (unless
+            ``force``), or with another vocabulary than the prepared data (always: its rows would
+            belong to other words).
+    """
+    run_uri = config.run.uri
+    if not list_checkpoints(run_uri):
+        return
+    for side in SIDES:
+        ours = storage.join(run_uri, tokenizer_name(side))
+        theirs = storage.join(config.data.uri, tokenizer_name(side))
+        if storage.exists(ours) and storage.read_text(ours) != storage.read_text(theirs):
+            raise UserError(
+                f"the run in {run_uri} was trained with another {side} vocabulary than that of "
+                f"{config.data.uri}: its rows belong to other words. Give run.uri another folder, "
+                "or data.uri the data it was trained on"
+            )
+    if force or not storage.exists(storage.join(run_uri, CONFIG_NAME)):
+        return
+    different = [
+        line
+        for line in differences(read_run_config(run_uri), config)
+        if not line.startswith(CHANGEABLE)
+    ]
+    if different:
+        raise UserError(
+            f"{run_uri} holds a run with another configuration:\n  "
+            + "\n  ".join(different)
+            + "\nGive run.uri another folder, or go on from its newest checkpoint with the "
+            "new values: --force"
+        )
+
+
+def write_run_folder(config: Config) -> None:
+    """Write the configuration and the tokenizers of the prepared data into the run's folder.
+
+    Called by worker 0 once a checkpoint, if there is one, has been loaded: a configuration that
+    does not fit it is not written. Not collective.
+    """
+    for side in SIDES:
+        text = storage.read_text(storage.join(config.data.uri, tokenizer_name(side)))
+        storage.write_text(storage.join(config.run.uri, tokenizer_name(side)), text)
+    storage.write_text(storage.join(config.run.uri, CONFIG_NAME), config_to_yaml(config))
+
+
+def read_run_config(run_uri: str) -> Config:
+    """The configuration of the run in a folder; ``run.uri`` is where it was found.
+
+    Raises:
+        UserError: no run lies there.
+    """
+    uri = storage.join(run_uri, CONFIG_NAME)
+    try:
+        values: Any = yaml.safe_load(storage.read_text(uri))
+        # The folder may have been moved or copied, with the data in it.
+        below = values["data"]["uri"].removeprefix(values["run"]["uri"])
+        if below != values["data"]["uri"] and below.startswith("/"):
+            values["data"]["uri"] = run_uri.rstrip("/") + below
+        values["run"]["uri"] = run_uri
+    except FileNotFoundError:
+        raise UserError(f"no run in {run_uri!r}: {uri} does not exist") from None
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as exc:
+        raise UserError(f"{uri} is not a run's configuration: {exc!r}") from exc
+    return config_from_dict(values, uri)
