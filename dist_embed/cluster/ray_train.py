@@ -21,7 +21,7 @@ from dist_embed.cluster.failure import failure_event, raise_failure
 from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 1.0
 MAILBOX_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
 
