@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.conftest import Command
@@ -50,7 +55,7 @@ def test_no_cluster_at_the_address_is_said(config: str, dist_embed: Command) -> 
 
 
 @pytest.fixture
-def cluster() -> Iterator[dict[str, str]]:
+def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A head node on this machine with its job server; the environment that reaches it."""
     ray = str(Path(sys.executable).parent / "ray")
     environment = {
@@ -58,15 +63,43 @@ def cluster() -> Iterator[dict[str, str]]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{Path(ray).parent}:{os.environ['PATH']}",
     }
+    # Ray's job server asks for a token; the head and the sender of the job read the same file.
+    token = tmp_path / "token"
+    token.write_text(secrets.token_hex(32))
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     # Beyond 10002 to 19999, which Ray keeps for its workers.
     ports = ["--port=26379", "--dashboard-port=28265", "--dashboard-agent-listen-port=25365"]
-    started = subprocess.run(
-        [ray, "start", "--head", "--num-cpus=4", "--include-dashboard=true", *ports],
-        capture_output=True, text=True, env=environment, timeout=100,
-    )  # fmt: skip
-    assert started.returncode == 0, started.stdout + started.stderr
-    yield {**environment, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:28265", "RAY": ray}
-    subprocess.run([ray, "stop", "--force"], capture_output=True, env=environment, timeout=60)
+    log = tmp_path / "head.log"
+    with log.open("w") as output:
+        # A session of its own, so that this head alone is ended: `ray stop` would end every Ray.
+        head = subprocess.Popen(
+            [ray, "start", "--head", "--block", "--num-cpus=4", "--include-dashboard=true", *ports],
+            stdout=output, stderr=output, env=environment, start_new_session=True,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 120
+        while not _job_server_answers("http://127.0.0.1:28265/api/version"):
+            assert head.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield {**environment, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:28265", "RAY": ray}
+    finally:
+        children = psutil.Process(head.pid).children(recursive=True)
+        head.terminate()
+        head.wait(timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        for process in alive:
+            process.kill()
+
+
+def _job_server_answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError:  # it answers, but wants a token, which `ray job` knows
+        return True
+    except OSError:
+        return False
 
 
 def test_a_submitted_job_trains_on_the_cluster(
