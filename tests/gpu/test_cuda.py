@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,9 +21,15 @@ pytestmark = [
 
 
 @pytest.fixture
-def group() -> Iterator[Group]:
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1",
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT="29577")  # fmt: skip
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {
+        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
     with joined_group("cuda", 60.0) as joined_one:
         yield joined_one
 
