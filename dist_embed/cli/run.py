@@ -161,11 +161,12 @@ def _run_config(arguments: argparse.Namespace) -> Config:
     if arguments.output not in (None, "-") and not Path(arguments.output).parent.is_dir():
         raise UserError(f"--output: {arguments.output!r} is not allowed: no such folder")
     config = read_run_config(storage.absolute(arguments.run))
-    if arguments.workers is not None:
-        if arguments.workers < 1:
-            raise UserError(f"--workers: {arguments.workers} is not allowed: at least 1")
-        cluster = config.cluster.model_copy(update={"num_workers": arguments.workers})
-        config = config.model_copy(update={"cluster": cluster})
+    workers = arguments.workers if arguments.workers is not None else config.cluster.num_workers
+    if workers < 1:
+        raise UserError(f"--workers: {workers} is not allowed: at least 1")
+    # The machine here need not have the device that trained the run.
+    cluster = config.cluster.model_copy(update={"num_workers": workers, "device": "auto"})
+    config = config.model_copy(update={"cluster": cluster})
     if arguments.beam is not None:
         if arguments.beam < 1:
             raise UserError(f"--beam: {arguments.beam} is not allowed: at least 1")

@@ -68,7 +68,7 @@ class Screen:
             if self._bar is None:
                 self._bar = tqdm(
                     total=max_steps, initial=step, file=self._stream, unit="step",
-                    bar_format="{percentage:3.0f}%|{bar}| {n}/{total} {postfix}",
+                    bar_format="{percentage:3.0f}%|{bar}| {n}/{total}{postfix}",
                 )  # fmt: skip
             self._bar.n = step
             self._bar.set_postfix_str(

@@ -91,9 +91,7 @@ def train_loop(
             window.add(result, time.perf_counter() - started)
             state.step += 1
             state.scalars["position"] = work.after.to_dict()
-            state.scalars.pop(
-                METRIC, None
-            )  # a checkpoint carries only what was measured at its step
+            state.scalars.pop(METRIC, None)  # a checkpoint carries its own step's, or none
             skipped_in_a_row = _note_skip(state, result, skipped_in_a_row, rhythm, reporter)
             last = state.step == rhythm.max_steps
             if last or state.step % rhythm.log_every == 0:

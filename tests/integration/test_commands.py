@@ -79,16 +79,27 @@ def test_a_run_goes_on_with_another_number_of_workers(
     assert list(changed.values()) == pytest.approx(list(two.values()), rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("launcher", "process_name", "complaint"),
+    [
+        ("local", "spawn_main", "was ended from outside"),
+        ("ray", "RayTrainWorker", "a worker was lost"),
+    ],
+)
 def test_a_killed_worker_ends_the_run_and_the_run_resumes(
-    config: str, dist_embed: Command, tmp_path: Path
+    config: str,
+    dist_embed: Command,
+    tmp_path: Path,
+    launcher: str,
+    process_name: str,
+    complaint: str,
 ) -> None:
-    data = f"data.uri={tmp_path / 'data'}"
-    dist_embed("train", config, data, f"run.uri={tmp_path / 'whole'}", "train.max_steps=300",
-               "train.evaluate_every=300", "checkpoint.every_steps=20")  # fmt: skip
-    arguments = ["train", config, data, f"run.uri={tmp_path / 'killed'}", "train.max_steps=300",
-                 "train.evaluate_every=300", "checkpoint.every_steps=20"]  # fmt: skip
+    long = (f"data.uri={tmp_path / 'data'}", "train.max_steps=300", "train.evaluate_every=300",
+            "checkpoint.every_steps=20")  # fmt: skip
+    dist_embed("train", config, *long, f"run.uri={tmp_path / 'whole'}")
+    killed = ["train", config, *long, f"run.uri={tmp_path / 'killed'}"]
     with subprocess.Popen(
-        [sys.executable, "-m", "dist_embed.cli.main", *arguments],
+        [sys.executable, "-m", "dist_embed.cli.main", *killed, "--launcher", launcher],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         manifest = tmp_path / "killed" / "checkpoints" / "step-000000040" / "manifest.json"
@@ -98,14 +109,15 @@ def test_a_killed_worker_ends_the_run_and_the_run_resumes(
             assert time.monotonic() < deadline
             time.sleep(0.05)
         workers = [
-            child for child in psutil.Process(process.pid).children()
-            if child.environ().get("RANK") == "1" or "spawn_main" in " ".join(child.cmdline())
-        ]  # fmt: skip
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if process_name in " ".join(child.cmdline())
+        ]
         os.kill(workers[-1].pid, signal.SIGKILL)
-        _, complaint = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=200)
     assert process.returncode == 1
-    assert "was ended from outside" in complaint
-    resumed = dist_embed(*arguments)
+    assert complaint in said
+    resumed = dist_embed(*killed)
     assert "resuming from the checkpoint of step" in resumed.stdout
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
