@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -76,7 +76,8 @@ def errors_shared(group: Group) -> Iterator[None]:
             raise cause from exc
         trace = "".join(traceback.format_exception(exc))
         # compare_set: of several failures the first counts.
-        store.compare_set(_KEY, "", f"{group.rank}\n{trace}")
+        with suppress(RuntimeError):  # the store may have died with its host
+            store.compare_set(_KEY, "", f"{group.rank}\n{trace}")
         if group.is_first and group.num_workers > 1:
             time.sleep(CAUSE_WAIT_SECONDS)
         raise
@@ -85,9 +86,8 @@ def errors_shared(group: Group) -> Iterator[None]:
 def is_broken_collective(exc: BaseException) -> bool:
     """Whether ``exc`` is a torch collective that a peer broke or left, or that timed out."""
     text = str(exc)
-    return isinstance(exc, RuntimeError) and any(
-        sign in text for sign in ("gloo", "NCCL", "Connection closed", "timeout", "Timed out")
-    )
+    signs = ("gloo", "NCCL", "Connection", "Broken pipe", "timeout", "Timed out")
+    return isinstance(exc, RuntimeError) and any(sign in text for sign in signs)
 
 
 def _read_cause(store: Any, group: Group, *, wait: bool) -> WorkerError | None:
