@@ -13,7 +13,8 @@ def attend(
     """Scaled dot-product attention of [B, heads, T, d] queries over [B, heads, S, d] keys.
 
     On a CPU the products are done in float32 whatever the inputs: PyTorch's bfloat16 CPU kernel
-    for attention is several times slower than its float32 one (docs/benchmarks/speed.md).
+    for attention is several times slower than its float32 one
+    (docs/decisions/0006-attention-in-float32-on-cpu.md).
     """
     dtype = query.dtype
     if query.device.type == "cpu":

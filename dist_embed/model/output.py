@@ -10,7 +10,7 @@ arXiv 1909.08053), in blocks with the gradient in the same pass as in Liger Kern
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,10 @@ class OutputShard:
     num_rows: int
     block_bytes: int
     dtype: torch.dtype = torch.float32
+
+    def in_float32(self) -> OutputShard:
+        """The same shard with float32 products: for evaluation and search."""
+        return replace(self, dtype=torch.float32)
 
     @property
     def block_tokens(self) -> int:

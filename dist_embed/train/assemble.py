@@ -86,12 +86,10 @@ def build_translator(config: Config, vocabulary_size: dict[str, int], group: Gro
 
 def build_searcher(config: Config, translator: Translator) -> Searcher:
     """A beam search over the translator, always in float32. Collective."""
-    shard = translator.shard
-    exact = OutputShard(shard.group, shard.first_row, shard.num_rows, shard.block_bytes)
     return Searcher(
         translator.transformer,
         translator.lookup,
-        exact,
+        translator.shard.in_float32(),
         SearchSettings(
             config.search.beam,
             config.search.length_penalty,

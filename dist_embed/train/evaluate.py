@@ -12,7 +12,7 @@ import torch
 from dist_embed.data.loader import Loader, Position
 from dist_embed.data.token_shards import SIDES, PreparedData, read_texts, read_tokens
 from dist_embed.data.tokenizer import Tokenizer
-from dist_embed.model.output import OutputShard, sharded_cross_entropy
+from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.model.search import Searcher
 from dist_embed.parallel.collectives import gather_texts
 from dist_embed.parallel.group import Group
@@ -55,8 +55,7 @@ def exact_loss(
         num_workers=group.num_workers,
         accumulate=1,
     )
-    shard = translator.shard
-    exact = OutputShard(group, shard.first_row, shard.num_rows, shard.block_bytes)
+    exact = translator.shard.in_float32()
     translator.transformer.eval()
     total, tokens = 0.0, 0
     for work in loader.steps(Position()):
