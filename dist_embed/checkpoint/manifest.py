@@ -1,100 +1,213 @@
-"""What a checkpoint consists of. The manifest is written last: a checkpoint exists when it does."""
+"""What a checkpoint consists of.
+
+    manifest    one per checkpoint, written last: step, tensors, digests of the indexes
+      index     a few per worker: its chunks, digests of their blocks, where which rows lie
+        chunk   about 64 MiB of rows in safetensors form
+
+Each level carries the SHA-256 of the next, and the manifest its own, so what hangs on a proven
+manifest is proven. Everything is JSON or raw numbers; every field is checked when read, because
+whoever can write to the store can write anything.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
 
 from dist_embed.config.errors import UserError
 
-FORMAT = 1
-MANIFEST_NAME = "manifest.json"
+FORMAT = 2
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_INDEX_BYTES = 64 * 2**20
+MANIFESTS = "manifests"
+OBJECTS = "objects"
+
+_FILE_NAME = re.compile(r"step-(\d{9,15})-(\d{1,4})\.manifest")
 
 
 class CheckpointError(UserError):
     """A checkpoint cannot be written, read or used."""
 
 
-@dataclass(frozen=True)
-class ObjectInfo:
-    """One object below the checkpoint's folder."""
-
-    name: str
-    size_bytes: int
-    sha256: str
+class CheckpointDamaged(CheckpointError):
+    """A checkpoint's bytes are not those that were saved, or some are missing."""
 
 
-@dataclass(frozen=True)
-class TablePart:
-    """Rows ``first_row`` to ``first_row + num_rows`` of a table, in one object."""
-
-    object_name: str
-    first_row: int
-    num_rows: int
+class CheckpointConflict(CheckpointError):
+    """Another writer has saved the same step of the same run."""
 
 
-@dataclass(frozen=True)
-class TableInfo:
-    """One table: V rows of D values, and the row-wise state tensors saved with them."""
-
-    num_rows: int
-    width: int
-    tensors: list[str]
-    parts: list[TablePart]
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The content of ``manifest.json``.
+P = TypeVar("P", bound=_Part)
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,199}$")]
+AttemptName = Annotated[str, StringConstraints(pattern=r"^step-\d{9,15}-\d{8}T\d{6}Z-[0-9a-f]{8}$")]
+TensorName = Annotated[str, StringConstraints(min_length=1, max_length=400)]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+
+
+class TensorInfo(_Part):
+    """A whole tensor, all workers' rows together."""
+
+    dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"]
+    shape: Annotated[list[Count], Field(max_length=8)]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows, the length of the first dim; a single value counts as one row."""
+        return self.shape[0] if self.shape else 1
+
+
+class IndexInfo(_Part):
+    """One index object, and which rows of which tensors the chunks it lists hold."""
+
+    name: Name
+    size_bytes: Annotated[int, Field(ge=0, le=MAX_INDEX_BYTES)]
+    sha256: Digest
+    num_chunks: Count
+    chunk_bytes: Count
+    rows: dict[TensorName, Annotated[list[Count], Field(min_length=2, max_length=2)]]
+
+
+class Manifest(_Part):
+    """The content of a manifest.
 
     Attributes:
         step: optimizer steps done.
+        attempt: folder of its objects; no other attempt, of this step or any, shares it.
+        created: UTC time, ISO 8601.
         num_workers: workers that wrote it; any number may load it.
-        objects: every object.
-        dense_object: name of the object with the replicated tensors.
-        tables: the tables by name.
+        fingerprint: SHA-256 of the settings that decide what a step does.
+        block_bytes: bytes of a chunk that one digest covers.
+        tensors: all tensors by name.
+        row_multipliers: for each table m of ``row = (id * m) mod rows``.
+        indexes: the index objects.
         scalars: counters, loader position, metrics: plain JSON values.
     """
 
-    step: int
-    num_workers: int
-    objects: list[ObjectInfo]
-    dense_object: str
-    tables: dict[str, TableInfo]
-    scalars: dict[str, Any] = field(default_factory=dict)
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        """The file's content."""
-        return json.dumps(asdict(self), indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, origin: str) -> Manifest:
-        """Read what `to_json` wrote. Raises CheckpointError naming ``origin``."""
-        try:
-            values = json.loads(text)
-            if values["format"] != FORMAT:
-                raise CheckpointError(
-                    f"{origin}: format {values['format']!r}; this version reads {FORMAT}"
-                )
-            objects = [ObjectInfo(**o) for o in values.pop("objects")]
-            tables = {
-                name: TableInfo(**(table | {"parts": [TablePart(**p) for p in table["parts"]]}))
-                for name, table in values.pop("tables").items()
-            }
-            return cls(objects=objects, tables=tables, **values)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-            raise CheckpointError(f"{origin}: not a checkpoint manifest: {exc!r}") from exc
-
-    def object_named(self, name: str) -> ObjectInfo:
-        """The object's entry. Raises CheckpointError."""
-        for info in self.objects:
-            if info.name == name:
-                return info
-        raise CheckpointError(f"the manifest of step {self.step} names no object {name!r}")
+    format: Literal[2] = 2
+    step: Count
+    attempt: AttemptName
+    created: Annotated[str, StringConstraints(max_length=40)]
+    num_workers: Annotated[int, Field(ge=1, le=2**31)]
+    fingerprint: Annotated[str, StringConstraints(max_length=64)]
+    block_bytes: Annotated[int, Field(ge=2**10, le=2**26)]
+    tensors: dict[TensorName, TensorInfo]
+    row_multipliers: dict[TensorName, Count]
+    indexes: list[IndexInfo]
+    scalars: dict[str, JsonValue]
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all objects."""
-        return sum(info.size_bytes for info in self.objects)
+        """Bytes of all objects but the manifest."""
+        return sum(index.size_bytes + index.chunk_bytes for index in self.indexes)
+
+    def object_name(self, name: str) -> str:
+        """Where one of its objects lies, below the run's ``checkpoints`` folder."""
+        return f"{OBJECTS}/{self.attempt}/{name}"
+
+
+class PieceInfo(_Part):
+    """Consecutive rows of one tensor in a chunk."""
+
+    tensor: TensorName
+    first_row: Count
+    num_rows: Count
+    offset: Count  # of their first byte in the chunk
+
+
+class ChunkInfo(_Part):
+    """One chunk.
+
+    Attributes:
+        name: below the attempt's folder.
+        size_bytes: its size.
+        blocks: the SHA-256 of every block in turn, in hex.
+        sha256: SHA-256 of those digests' bytes (a hash tree of depth one).
+        pieces: the rows in it.
+    """
+
+    name: Name
+    size_bytes: Count
+    sha256: Digest
+    blocks: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})*$")]
+    pieces: list[PieceInfo]
+
+    def block_digest(self, number: int) -> bytes:
+        """Digest of block ``number``."""
+        return bytes.fromhex(self.blocks[64 * number : 64 * (number + 1)])
+
+
+class Index(_Part):
+    """The content of an index object."""
+
+    chunks: list[ChunkInfo]
+
+
+@dataclass(frozen=True, order=True)
+class ManifestName:
+    """Where a manifest lies.
+
+    ``generation`` counts manifests of one step: a run that fell back past a damaged checkpoint and
+    reaches its step again writes the next one. The highest counts.
+    """
+
+    step: int
+    generation: int
+
+    @property
+    def path(self) -> str:
+        """Name below the run's ``checkpoints`` folder."""
+        return f"{MANIFESTS}/step-{self.step:09d}-{self.generation}.manifest"
+
+    @classmethod
+    def parse(cls, file_name: str) -> ManifestName | None:
+        """The name, or None where ``file_name`` is no manifest's."""
+        match = _FILE_NAME.fullmatch(file_name)
+        return cls(int(match[1]), int(match[2])) if match else None
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The file: the manifest as one line of JSON, then a line with its SHA-256."""
+    line = manifest.model_dump_json().encode()
+    seal = json.dumps({"sha256": hashlib.sha256(line).hexdigest()}).encode()
+    data = line + b"\n" + seal + b"\n"
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise CheckpointError(f"a manifest of {len(data)} bytes; at most {MAX_MANIFEST_BYTES}")
+    return data
+
+
+def parse_manifest(data: bytes | bytearray, origin: str) -> Manifest:
+    """Read what `manifest_bytes` wrote. Raises CheckpointDamaged naming ``origin``."""
+    line, _, seal = bytes(data).partition(b"\n")
+    expected = json.dumps({"sha256": hashlib.sha256(line).hexdigest()}).encode() + b"\n"
+    if seal != expected:
+        raise CheckpointDamaged(f"{origin}: not the manifest that was written (wrong SHA-256)")
+    found = re.match(rb'\{"format":(\d{1,9}),', line)
+    if found and int(found[1]) != FORMAT:
+        raise CheckpointError(f"{origin}: format {int(found[1])}; this version reads {FORMAT}")
+    return _parse(Manifest, line, origin)
+
+
+def parse_index(data: bytes | bytearray, origin: str) -> Index:
+    """Read an index object whose digest has been checked. Raises CheckpointDamaged."""
+    return _parse(Index, bytes(data), origin)
+
+
+def _parse(kind: type[P], data: bytes, origin: str) -> P:
+    try:
+        return kind.model_validate_json(data)
+    except (ValidationError, ValueError, RecursionError) as exc:
+        what: Any = exc.errors()[0]["msg"] if isinstance(exc, ValidationError) else exc
+        where = exc.errors()[0]["loc"] if isinstance(exc, ValidationError) else ""
+        raise CheckpointDamaged(
+            f"{origin}: not a checkpoint's {kind.__name__.lower()}: {where} {str(what)[:200]}"
+        ) from exc

@@ -25,6 +25,18 @@ def add_commands(commands: Any) -> None:
     launchers = kinds.add_parser("launchers", help="time per step under Ray and under `local`")
     _add_arguments(launchers, rounds=3, steps=100)
     launchers.set_defaults(call=_launchers)
+    checkpoint = kinds.add_parser(
+        "checkpoint", help="saving and loading a table, against the store's client and DCP"
+    )
+    checkpoint.add_argument(
+        "uris", nargs="+", metavar="URI", help="folders or URLs to write below, each measured"
+    )
+    checkpoint.add_argument("--rows", type=_at_least(1), default=10_000_000, help="default 10⁷")
+    checkpoint.add_argument("--width", type=_at_least(1), default=64, help="default 64")
+    checkpoint.add_argument("--workers", type=_at_least(1), default=2, help="default 2")
+    checkpoint.add_argument("--rounds", type=_at_least(1), default=3, help="default 3")
+    _add_json(checkpoint)
+    checkpoint.set_defaults(call=_checkpoint)
 
 
 def _add_arguments(parser: argparse.ArgumentParser, *, rounds: int, steps: int) -> None:
@@ -33,6 +45,10 @@ def _add_arguments(parser: argparse.ArgumentParser, *, rounds: int, steps: int) 
     parser.add_argument(
         "--steps", type=_at_least(20), default=steps, help=f"per round, 20 or more; default {steps}"
     )
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="write figures, machine and versions there")
 
 
@@ -108,6 +124,55 @@ def _launchers(arguments: argparse.Namespace) -> None:
     if arguments.json:
         device = torch.device(resolve_device(config.cluster.device))
         write_json(arguments.json, _command(), device_name(device), figures)
+
+
+def _checkpoint(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from dist_embed.bench.checkpoint import measure_checkpoint
+    from dist_embed.bench.report import print_table, write_json
+    from dist_embed.embedding.memory import GIB
+    from dist_embed.parallel.device import device_name
+    from dist_embed.storage.uri import absolute
+
+    figures = measure_checkpoint(
+        [absolute(uri) for uri in arguments.uris], num_rows=arguments.rows, width=arguments.width,
+        num_workers=arguments.workers, rounds=arguments.rounds, say=print,
+    )  # fmt: skip
+    print(
+        f"{figures['rows']:,} rows × {figures['width']} with optimizer state, "
+        f"{figures['total_bytes'] / GIB:.2f} GiB, {figures['workers']} workers; "
+        f"median of {arguments.rounds} rounds"
+    )
+    rows = []
+    for uri, found in figures["stores"].items():
+        store = uri.split("://")[0] if "://" in uri else "local"
+        for what, seconds in found["seconds"].items():
+            speed = "" if "stall" in what else f"{figures['total_bytes'] / GIB / seconds:.2f}"
+            extra = f"{found['extra_bytes'][what] / GIB:.2f}"
+            rows.append([store, what, f"{seconds:.2f}", speed, _compared(what, found), extra])
+    print_table(["store", "", "seconds", "GiB/s", "compared", "extra GiB per worker"], rows)
+    print(f"a worker's shard: {figures['shard_bytes'] / GIB:.2f} GiB")
+    for uri, found in figures["stores"].items():
+        print(
+            f"{uri}: bytes read / needed by one worker more: {found['bytes_read_per_needed']:.4f}"
+        )
+    if arguments.json:
+        write_json(arguments.json, _command(), device_name(torch.device("cpu")), figures)
+
+
+_STALLS = ("stall, first", "stall")
+
+
+def _compared(what: str, found: dict[str, Any]) -> str:
+    """A row's time beside that of what it is to be compared with."""
+    if what not in ("save", "load", "DCP save", "DCP load", *_STALLS):
+        return ""
+    against = "save" if what in _STALLS else "client get" if "load" in what else "client put"
+    ratio = found["seconds"][against] / found["seconds"][what]
+    if what in _STALLS:
+        return f"{1 / ratio:.1%} of the time of {against}"
+    return f"{ratio:.2f} × the speed of {against}"
 
 
 def _command() -> str:

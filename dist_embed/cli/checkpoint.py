@@ -1,8 +1,10 @@
-"""``dist-embed checkpoint``: what checkpoints a run has."""
+"""``dist-embed checkpoint``: list, verify, prune, inspect and export a run's checkpoints."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
@@ -10,25 +12,202 @@ def add_commands(commands: Any) -> None:
     """Add this module's commands."""
     parser = commands.add_parser("checkpoint", help="look at a run's checkpoints")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="the complete checkpoints of a run")
-    listing.add_argument("run", metavar="RUN", help="the run's folder or URL")
-    listing.set_defaults(call=_list)
+
+    def add(name: str, call: Callable[[argparse.Namespace], None], text: str) -> Any:
+        action = actions.add_parser(name, help=text, description=text)
+        action.add_argument("run", metavar="RUN", help="the run's folder or URL")
+        action.set_defaults(call=call)
+        return action
+
+    add("list", _list, "the complete checkpoints of a run")
+    verify = add("verify", _verify, "read and prove every byte")
+    verify.add_argument("--step", type=int, help="this checkpoint; default: all")
+    prune = add("prune", _prune, "remove checkpoints that the run need not keep")
+    prune.add_argument("--keep-last", type=int, help="instead of checkpoint.keep_last")
+    prune.add_argument("--keep-best", type=int, help="instead of checkpoint.keep_best")
+    prune.add_argument("--keep-every", type=int, help="instead of checkpoint.keep_every")
+    prune.add_argument("--leftover-hours", type=float, help="instead of checkpoint.leftover_hours")
+    prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    inspect = add("inspect", _inspect, "what a checkpoint holds")
+    inspect.add_argument("--step", type=int, help="default: the newest")
+    export = add("export", _export, "write the weights into one safetensors file")
+    export.add_argument("output", metavar="FILE", help="the file to write")
+    export.add_argument("--step", type=int, help="default: lowest validation loss")
+    export.add_argument(
+        "--table", metavar="NAME", help="this table alone, as nn.Embedding's `weight`"
+    )
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from dist_embed.checkpoint.manager import METRIC, list_checkpoints, read_manifest
-    from dist_embed.train.run_folder import read_run_config
+    from dist_embed.bench.report import print_table
+    from dist_embed.checkpoint.catalogue import (
+        current_names,
+        loss_of,
+        open_checkpoints,
+        read_manifest,
+    )
+    from dist_embed.checkpoint.manifest import CheckpointDamaged
 
-    read_run_config(arguments.run)  # a clear message where there is no run
-    steps = list_checkpoints(arguments.run)
-    if not steps:
+    _check_run(arguments.run)
+    store = open_checkpoints(arguments.run)
+    names = current_names(store)
+    if not names:
         print(f"no complete checkpoint in {arguments.run}")
         return
-    print(f"{'step':>10}  {'workers':>7}  {'MiB':>9}  validation loss")
-    for step in steps:
-        manifest = read_manifest(arguments.run, step)
-        loss = manifest.scalars.get(METRIC)
-        print(
-            f"{step:>10}  {manifest.num_workers:>7}  {manifest.size_bytes / 2**20:>9.1f}  "
-            + ("-" if loss is None else f"{loss:.4f}")
+    rows = []
+    for name in names:
+        try:
+            manifest = read_manifest(store, name)
+        except CheckpointDamaged:
+            rows.append([str(name.step), "", "", "", "manifest damaged"])
+            continue
+        loss = loss_of(manifest)
+        rows.append(
+            [
+                str(name.step),
+                manifest.created,
+                str(manifest.num_workers),
+                f"{manifest.size_bytes / 2**20:.1f}",
+                "" if loss is None else f"{loss:.4f}",
+            ]
         )
+    print_table(["step", "saved (UTC)", "workers", "MiB", "validation loss"], rows)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from dist_embed.checkpoint.catalogue import (
+        current_names,
+        name_of_step,
+        open_checkpoints,
+        read_manifest,
+    )
+    from dist_embed.checkpoint.manifest import CheckpointDamaged, CheckpointError
+    from dist_embed.checkpoint.read import CheckpointReader
+
+    _check_run(arguments.run)
+    store = open_checkpoints(arguments.run)
+    names = current_names(store)
+    if arguments.step is not None:
+        names = [name_of_step(arguments.run, arguments.step)]
+    damaged = 0
+    for name in names:
+        try:
+            reader = CheckpointReader(store, read_manifest(store, name))
+            reader.verify()
+            print(f"step {name.step}: sound, {reader.bytes_read / 2**20:.1f} MiB read and proven")
+        except CheckpointDamaged as exc:
+            damaged += 1
+            print(f"step {name.step}: DAMAGED: {exc}")
+    if not names:
+        print(f"no complete checkpoint in {arguments.run}")
+    if damaged:
+        raise CheckpointError(f"{damaged} of {len(names)} checkpoints are damaged")
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    from dist_embed.checkpoint.catalogue import open_checkpoints
+    from dist_embed.checkpoint.retention import Pruner, Retention
+    from dist_embed.config.errors import UserError
+
+    configured = _check_run(arguments.run).checkpoint
+    given = {
+        name: getattr(configured, name) if value is None else value
+        for name, value in (
+            ("keep_last", arguments.keep_last),
+            ("keep_best", arguments.keep_best),
+            ("keep_every", arguments.keep_every),
+            ("leftover_hours", arguments.leftover_hours),
+        )
+    }
+    for name, value in given.items():
+        if value < 0:
+            raise UserError(f"--{name.replace('_', '-')}: {value} is not allowed; at least 0")
+    if not given["keep_last"] and not given["keep_best"]:
+        raise UserError("--keep-last 0 with --keep-best 0 would leave no checkpoint to resume from")
+    store = open_checkpoints(arguments.run)
+    pruned = Pruner(store, Retention(**given)).prune(dry=arguments.dry_run)
+    verb = "would remove" if arguments.dry_run else "removed"
+    for step in pruned.steps:
+        print(f"{verb} the checkpoint of step {step}")
+    for attempt in pruned.leftovers:
+        print(f"{verb} {attempt}, left behind by an unfinished save")
+    if not pruned.steps and not pruned.leftovers:
+        print("nothing to remove")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from dist_embed.bench.report import print_table
+    from dist_embed.checkpoint.catalogue import (
+        current_names,
+        name_of_step,
+        open_checkpoints,
+        read_manifest,
+    )
+    from dist_embed.checkpoint.manifest import CheckpointError
+    from dist_embed.checkpoint.read import describe_tensor
+
+    _check_run(arguments.run)
+    store = open_checkpoints(arguments.run)
+    if arguments.step is None:
+        names = current_names(store)
+        if not names:
+            raise CheckpointError(f"{arguments.run} has no complete checkpoint")
+        name = names[-1]
+    else:
+        name = name_of_step(arguments.run, arguments.step)
+    manifest = read_manifest(store, name)
+    print(f"manifest     {store.uri}/{name.path}")
+    print(
+        f"step         {manifest.step}, saved {manifest.created} by {manifest.num_workers} workers"
+    )
+    print(f"format       {manifest.format}, a SHA-256 for every {manifest.block_bytes:,} bytes")
+    print(f"settings     fingerprint {manifest.fingerprint}")
+    chunks = sum(index.num_chunks for index in manifest.indexes)
+    print(f"objects      {chunks} chunks, {len(manifest.indexes)} indexes in {manifest.attempt}")
+    print(f"bytes        {manifest.size_bytes:,}")
+    print(f"values       {manifest.scalars}\n")
+    print_table(
+        ["tensor", "type and shape", "rows in indexes"],
+        [
+            [
+                tensor,
+                describe_tensor(info),
+                ", ".join(
+                    f"{index.rows[tensor][0]:,}–{index.rows[tensor][1]:,}"
+                    for index in manifest.indexes
+                    if tensor in index.rows
+                ),
+            ]
+            for tensor, info in manifest.tensors.items()
+        ],
+    )
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from dist_embed.checkpoint.catalogue import (
+        best_step,
+        name_of_step,
+        open_checkpoints,
+        read_manifest,
+    )
+    from dist_embed.checkpoint.export import export_checkpoint
+    from dist_embed.checkpoint.manifest import CheckpointError
+    from dist_embed.checkpoint.read import describe_tensor
+
+    _check_run(arguments.run)
+    step = best_step(arguments.run) if arguments.step is None else arguments.step
+    if step is None:
+        raise CheckpointError(f"{arguments.run} has no complete checkpoint")
+    store = open_checkpoints(arguments.run)
+    manifest = read_manifest(store, name_of_step(arguments.run, step))
+    written = export_checkpoint(store, manifest, Path(arguments.output), table=arguments.table)
+    print(f"step {step} of {arguments.run} → {arguments.output}")
+    for name, info in written.items():
+        print(f"  {name}  {describe_tensor(info)}")
+
+
+def _check_run(run_uri: str) -> Any:
+    """The run's configuration; a clear message where there is no run."""
+    from dist_embed.train.run_folder import read_run_config
+
+    return read_run_config(run_uri)

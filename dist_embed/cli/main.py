@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from dist_embed.cli import bench, checkpoint, config, data, run
-from dist_embed.config.errors import RunFailed, UserError
+from dist_embed.config.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe.quiet import quiet_environment, quiet_screen
 from dist_embed.storage.uri import StorageError
 
@@ -24,7 +24,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (the run failed) or 2 (bad input)."""
+    """Run one command; returns the exit code: 0, 1 (the run failed), 2 (bad input), 130 or 143
+    (interrupted or asked to stop).
+    """
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse stops taking overrides at the first option; those behind it are taken here.
@@ -48,6 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as exc:  # names the file and what the system has against it
         print(f"dist-embed: {exc}", file=sys.stderr)
         return 2
+    except RunStopped as exc:
+        print(f"dist-embed: {exc}", file=sys.stderr)
+        return 143
     except RunFailed as exc:
         print(f"dist-embed: {exc}", file=sys.stderr)
         return 1

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from dist_embed.cli.config import add_config_arguments
-from dist_embed.config.errors import UserError
+from dist_embed.config.errors import RunStopped, UserError
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.storage import uri as storage
+
+# What a step, or a validation, may still take after the run was asked to stop.
+STEP_SECONDS = 60.0
 
 
 def add_commands(commands: Any) -> None:
@@ -81,12 +84,16 @@ def _train(
     try:
         result = launch(
             train_task, config, {}, vocabulary_size=vocabulary_size, on_event=screen.show,
-            launcher=launcher,
+            launcher=launcher, stop_seconds=2 * config.checkpoint.drain_seconds + STEP_SECONDS,
         )  # fmt: skip
     finally:
         screen.close()
     if vocabulary_size:
         print(_training_summary(config, result), file=stream, flush=True)
+    if result["stopped"]:
+        raise RunStopped(
+            f"stopped as asked after step {result['steps']}; the same command goes on from there"
+        )
     return config, result
 
 

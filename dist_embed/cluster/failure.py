@@ -44,3 +44,11 @@ def raise_failure(events: list[dict[str, Any]], log_folder: str) -> NoReturn:
     raise RunFailed(
         f"worker {first['rank']} failed:\n{first['trace'].rstrip()}\n(worker logs: {log_folder})"
     )
+
+
+def stopped_too_late(seconds: float) -> str:
+    """What is said when workers that were asked to stop did not end in time."""
+    return (
+        f"asked to stop, but the workers did not end within {seconds:.0f} s and were killed; the "
+        "run goes on from its newest checkpoint"
+    )

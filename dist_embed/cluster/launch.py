@@ -25,6 +25,7 @@ def launch(
     vocabulary_size: dict[str, int],
     on_event: Callable[[Event], None],
     launcher: Literal["ray", "local"] | None = None,
+    stop_seconds: float = 0.0,
 ) -> Any:
     """Run ``task`` on the workers of ``config.cluster`` and return worker 0's result.
 
@@ -35,6 +36,7 @@ def launch(
         vocabulary_size: rows per side, for the memory check.
         on_event: takes what is to be shown.
         launcher: instead of ``config.cluster.launcher``.
+        stop_seconds: how long a task gets to end by itself on SIGTERM; 0: none.
 
     Under ``torchrun`` (LOCAL_RANK and TORCHELASTIC_RUN_ID set) the process is a worker already and
     runs the task itself.
@@ -67,6 +69,7 @@ def launch(
             num_workers=cluster.num_workers,
             on_event=on_event,
             log_folder=log_folder,
+            stop_seconds=stop_seconds,
         )
     from dist_embed.cluster.ray_train import launch_ray
 
@@ -81,6 +84,7 @@ def launch(
         max_failures=cluster.max_failures,
         on_event=on_event,
         log_folder=log_folder,
+        stop_seconds=stop_seconds,
     )
 
 

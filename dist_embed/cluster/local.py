@@ -8,14 +8,16 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from dist_embed.cluster.failure import failure_event, raise_failure
+from dist_embed.cluster.failure import failure_event, raise_failure, stopped_too_late
 from dist_embed.config.errors import RunFailed
 from dist_embed.observe.events import Event
+from dist_embed.parallel.stop import stop_on_sigterm, stop_requested
 
 # After the first failure the others get this long to end by themselves, so that the cause, not
 # its echo, is found.
@@ -29,11 +31,13 @@ def launch_local(
     num_workers: int,
     on_event: Callable[[Event], None],
     log_folder: str,
+    stop_seconds: float = 0.0,
 ) -> Any:
     """Run ``target(*args, emit)`` in ``num_workers`` processes; returns worker 0's result.
 
     Each process gets the environment of ``torchrun`` (RANK, WORLD_SIZE, …). When one fails, the
-    others are ended.
+    others are ended. With ``stop_seconds`` a SIGTERM is passed on to the workers, which get that
+    long to end by themselves.
 
     Raises:
         UserError: a worker raised one.
@@ -52,7 +56,8 @@ def launch_local(
     for process in processes:
         process.start()
     try:
-        return _watch(processes, events, on_event, log_folder)
+        with stop_on_sigterm() if stop_seconds else nullcontext():
+            return _watch(processes, events, on_event, log_folder, stop_seconds)
     finally:
         _end(processes)
 
@@ -62,12 +67,18 @@ def _watch(
     events: multiprocessing.Queue[Event],
     on_event: Callable[[Event], None],
     log_folder: str,
+    stop_seconds: float,
 ) -> Any:
     """Pass on events until every worker is done or one has failed."""
+    stop_until: float | None = None
     failures: list[Event] = []
     result: Any = None
     give_up_at: float | None = None
     while True:
+        if stop_seconds and stop_requested() and stop_until is None:
+            stop_until = time.monotonic() + stop_seconds
+            for process in processes:
+                process.terminate()
         # Look at the processes before the queue: what they sent before they ended is then in it.
         alive = any(process.is_alive() for process in processes)
         ended = [i for i, p in enumerate(processes) if p.exitcode not in (None, 0)]
@@ -85,6 +96,8 @@ def _watch(
             continue
         if (failures or ended) and give_up_at is None:
             give_up_at = time.monotonic() + GRACE_SECONDS
+        if stop_until is not None and time.monotonic() > stop_until:
+            raise RunFailed(stopped_too_late(stop_seconds))
         if not alive or (give_up_at is not None and time.monotonic() > give_up_at):
             break
     # A worker that said why it failed counts before one that was ended from outside, and both
@@ -107,13 +120,9 @@ def _watch(
 
 def _end(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
-        if process.is_alive():
-            process.terminate()
+        process.kill()
     for process in processes:
-        process.join(timeout=5)
-        if process.is_alive():
-            process.kill()
-            process.join()
+        process.join()
 
 
 def _child(

@@ -7,8 +7,9 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Literal
 
 import ray
@@ -17,9 +18,10 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from dist_embed.cluster.failure import failure_event, raise_failure
+from dist_embed.cluster.failure import failure_event, raise_failure, stopped_too_late
 from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
+from dist_embed.parallel.stop import request_stop, stop_on_sigterm, stop_requested
 
 POLL_SECONDS = 1.0
 MAILBOX_SECONDS = 60.0
@@ -27,10 +29,13 @@ CONNECT_SECONDS = 10.0
 
 
 class _Mailbox:
-    """Actor that carries events from workers to the launcher, wherever they run."""
+    """Actor between workers and launcher, wherever they run: events go one way, the request to
+    stop goes the other.
+    """
 
     def __init__(self) -> None:
         self._events: list[Event] = []
+        self._stop = False
 
     def put(self, event: Event) -> None:
         self._events.append(event)
@@ -38,6 +43,12 @@ class _Mailbox:
     def take(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+    def stop(self) -> None:
+        self._stop = True
+
+    def is_stopped(self) -> bool:
+        return self._stop
 
 
 def launch_ray(
@@ -51,6 +62,7 @@ def launch_ray(
     max_failures: int,
     on_event: Callable[[Event], None],
     log_folder: str,
+    stop_seconds: float = 0.0,
 ) -> Any:
     """Run ``target(*arguments(device), emit)`` in Ray Train workers; returns worker 0's result.
 
@@ -64,6 +76,8 @@ def launch_ray(
         max_failures: times Ray starts the workers again after a failure.
         on_event: takes worker 0's events.
         log_folder: named in error messages.
+        stop_seconds: a SIGTERM to this process is passed on to the workers, which get this long
+            to end by themselves; 0: it ends the process at once.
 
     Raises:
         UserError: a worker raised one, or the cluster has too little for the workers.
@@ -105,7 +119,8 @@ def launch_ray(
                 storage_path=storage_path, failure_config=FailureConfig(max_failures=max_failures)
             ),
         )
-        outcome = _fit_in_thread(trainer, deliver)
+        with stop_on_sigterm() if stop_seconds else nullcontext():
+            outcome = _fit_in_thread(trainer, deliver, mailbox.stop.remote, stop_seconds)
     if outcome is not None:
         if all(failure["relayed"] for failure in failures):  # nobody lived to tell
             raise RunFailed(f"a worker was lost: {outcome}\n(worker logs: {log_folder})")
@@ -113,8 +128,14 @@ def launch_ray(
     return results[-1] if results else None
 
 
-def _fit_in_thread(trainer: TorchTrainer, deliver: Callable[[], None]) -> Exception | None:
+def _fit_in_thread(
+    trainer: TorchTrainer,
+    deliver: Callable[[], None],
+    ask_to_stop: Callable[[], Any],
+    stop_seconds: float,
+) -> Exception | None:
     """Run the trainer while events are delivered; returns what it raised."""
+    stop_until: float | None = None
     outcome: list[Exception] = []
 
     def fit() -> None:
@@ -128,6 +149,11 @@ def _fit_in_thread(trainer: TorchTrainer, deliver: Callable[[], None]) -> Except
     while thread.is_alive():
         thread.join(POLL_SECONDS)
         deliver()
+        if stop_seconds and stop_requested() and stop_until is None:
+            stop_until = time.monotonic() + stop_seconds
+            ask_to_stop()
+        if stop_until is not None and time.monotonic() > stop_until:
+            raise RunFailed(stopped_too_late(stop_seconds))
     deliver()
     return outcome[0] if outcome else None
 
@@ -139,13 +165,26 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     def emit(event: Event) -> None:
         mailbox.put.remote(event)
 
+    ended = threading.Event()
+    if rank == 0:  # one worker that knows is enough
+        threading.Thread(target=_listen_for_stop, args=(mailbox, ended), daemon=True).start()
     try:
         value = loop_config["target"](*loop_config["args"], emit)
     except Exception as exc:
         ray.get(mailbox.put.remote(failure_event(rank, exc)))
         raise
+    finally:
+        ended.set()
     if rank == 0:
         ray.get(mailbox.put.remote({"kind": "result", "value": value}))
+
+
+def _listen_for_stop(mailbox: Any, ended: threading.Event) -> None:
+    with suppress(RayError):  # without a launcher nobody asks
+        while not ended.wait(POLL_SECONDS):
+            if ray.get(mailbox.is_stopped.remote(), timeout=MAILBOX_SECONDS):
+                request_stop()
+                return
 
 
 @contextmanager

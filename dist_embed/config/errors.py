@@ -1,4 +1,8 @@
-"""What ends a command with a message: mistakes of the user (exit code 2), failed runs (1)."""
+"""What ends a command with a message.
+
+Mistakes of the user (exit code 2), failed runs (1), runs that were asked to stop (143, as of a
+process that SIGTERM ends).
+"""
 
 
 class UserError(Exception):
@@ -7,6 +11,10 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """Workers failed; the message holds the traceback of the one that failed first."""
+
+
+class RunStopped(Exception):
+    """A run ended early because it was asked to; the message says where it goes on."""
 
 
 class ConfigError(UserError):

@@ -192,6 +192,27 @@ class CheckpointSection(Section):
     every_steps: PositiveInt = Field(500, description="Steps between two checkpoints.")
     keep_last: PositiveInt = Field(3, description="Newest checkpoints kept.")
     keep_best: int = Field(1, ge=0, description="Checkpoints with the lowest validation loss kept.")
+    keep_every: int = Field(
+        0, ge=0, description="Checkpoints of steps divisible by this are kept for ever; 0: none."
+    )
+    asynchronous: bool = Field(
+        True, description="Write behind training, from a copy in host memory; else training waits."
+    )
+    max_failures: int = Field(
+        2, ge=0, description="Failed saves in a row that a run goes on with; a full disk stops it."
+    )
+    retry_seconds: NonNegativeFloat = Field(
+        120.0, description="How long a call that an object store fails is repeated."
+    )
+    timeout_seconds: PositiveFloat = Field(
+        1800.0, description="Within which every worker must have written its part, seconds."
+    )
+    drain_seconds: NonNegativeFloat = Field(
+        60.0, description="How long a run that is stopped or fails waits for its last checkpoint."
+    )
+    leftover_hours: NonNegativeFloat = Field(
+        24.0, description="Age at which what unfinished saves left behind is removed."
+    )
 
 
 class ClusterSection(Section):

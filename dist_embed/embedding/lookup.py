@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
 from torch import Tensor
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -139,6 +142,13 @@ class RowLookup:
             learning_rate=learning_rate,
             eps=eps,
         )
+        # Kernels that count steps for themselves, for Adam's bias correction.
+        self._counting = [
+            module
+            for lookup in self._module._lookups  # a plain list: modules() does not descend into it
+            for module in lookup.modules()
+            if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen) and optimizer == "adam"
+        ]
         state = self._module.state_dict()  # of live views, so it need not be asked for again
         self._weights: dict[str, Tensor] = {
             name: state[f"embeddings.{name}.weight"].local_shards()[0].tensor for name in self.specs
@@ -237,6 +247,16 @@ class RowLookup:
         for param_group in optimizer.param_groups:
             param_group["lr"] = learning_rate
         optimizer.zero_grad()  # the rate reaches the kernel only here
+
+    def set_step(self, step: int) -> None:
+        """Set the number of the step, from 1, whose rows the next `lookup` fetches for training.
+
+        A fused Adam takes its bias correction from it. By itself FBGEMM counts every forward pass,
+        validations too, and a checkpoint does not hold the count. Not collective.
+        """
+        for kernel in self._counting:
+            kernel.iter_cpu.fill_(step - 1)  # the forward adds 1
+            kernel.iter.fill_(step - 1)
 
     def ids_of_own_output_rows(self) -> Tensor:
         """The ids whose output rows this worker holds, in the order of its rows: [R]."""

@@ -7,12 +7,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dist_embed.checkpoint.manager import METRIC, TrainingState
+import torch
+
+from dist_embed.checkpoint.saver import Saver
+from dist_embed.checkpoint.state import METRIC, TrainingState
 from dist_embed.config.errors import UserError
 from dist_embed.data.loader import Loader, Position
 from dist_embed.observe.events import Reporter
 from dist_embed.observe.metrics import MetricsLog
+from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.group import Group
+from dist_embed.parallel.stop import stop_requested
 from dist_embed.train.evaluate import Quality
 from dist_embed.train.step import StepResult, TrainStep
 
@@ -27,6 +32,7 @@ class Rhythm:
     translate_every: int
     save_every: int
     max_skipped_steps: int
+    drain_seconds: float
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,10 @@ class Hooks:
     Attributes:
         validate: mean -log p per token of the validation set; None where there is none.
         translate: quality on the validation set; None where there is none.
-        save: writes a checkpoint of the state and prunes.
     """
 
     validate: Callable[[], float] | None
     translate: Callable[[], Quality] | None
-    save: Callable[[TrainingState], None]
 
 
 @dataclass
@@ -69,21 +73,31 @@ def train_loop(
     loader: Loader,
     rhythm: Rhythm,
     hooks: Hooks,
+    saver: Saver,
     *,
-    group: Group,
     reporter: Reporter,
     metrics: MetricsLog | None,
-) -> None:
-    """Train from ``state`` to ``max_steps``. ``metrics`` is given on worker 0 alone. Collective.
+) -> bool:
+    """Train from ``state`` to ``max_steps``, or until any worker is asked to stop.
+
+    The last checkpoint is written when this returns. ``metrics`` is given on worker 0 alone.
+    Returns whether the run was stopped early. Collective.
 
     Raises:
         UserError: too many steps in a row without a finite loss and gradient.
+        CheckpointError: saving failed in a way that a run does not go on with; see `Saver`.
     """
+    group = state.group
     steps = loader.prefetched(Position(**state.scalars["position"]))
     window = _Window()
     skipped_in_a_row = 0
+    first_step = state.step
+    stopped = False
     try:
         while state.step < rhythm.max_steps:
+            stopped = _between_steps(saver, group)
+            if stopped:
+                break
             started = time.perf_counter()
             work = next(steps)
             work.batches[:] = [batch.to(group.device) for batch in work.batches]
@@ -105,9 +119,30 @@ def train_loop(
             if last or state.step % rhythm.save_every == 0:
                 if metrics is not None:
                     metrics.flush()
-                hooks.save(state)
+                saver.save(state)
+        saver.wait(rhythm.drain_seconds if stopped else None)
+        if stopped and state.step not in (first_step, saver.saved_step):
+            reporter.line(f"asked to stop: saving step {state.step}")
+            saver.save(state)
+            saver.wait(rhythm.drain_seconds)
+        if state.step != first_step:
+            saver.require(state.step)
     finally:
+        saver.close()
         steps.close()
+    return stopped
+
+
+def _between_steps(saver: Saver, group: Group) -> bool:
+    """Take in a save that has ended everywhere; returns whether any worker is asked to stop.
+
+    Collective.
+    """
+    flags = torch.tensor([stop_requested(), saver.has_ended], dtype=torch.int32)
+    stops, ended = sum_over_workers(flags.to(group.device), group).tolist()
+    if ended == group.num_workers:
+        saver.conclude()
+    return bool(stops)
 
 
 def _note_skip(

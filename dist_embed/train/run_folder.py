@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import yaml
 
-from dist_embed.checkpoint.manager import list_checkpoints
+from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict, config_to_yaml, differences
 from dist_embed.config.schema import Config
@@ -34,7 +36,7 @@ def check_run_folder(config: Config, *, force: bool) -> None:
             belong to other words).
     """
     run_uri = config.run.uri
-    if not list_checkpoints(run_uri):
+    if not list_steps(run_uri):
         return
     for side in SIDES:
         ours = storage.join(run_uri, tokenizer_name(side))
@@ -59,6 +61,17 @@ def check_run_folder(config: Config, *, force: bool) -> None:
             + "\nGive run.uri another folder, or go on from its newest checkpoint with the "
             "new values: --force"
         )
+
+
+def fingerprint(config: Config) -> str:
+    """SHA-256 of the settings that decide what a step does, in hex."""
+    values = {
+        f"{section}.{key}": value
+        for section, settings in config.model_dump().items()
+        for key, value in settings.items()
+        if not f"{section}.{key}".startswith(CHANGEABLE)
+    }
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def write_run_folder(config: Config) -> None:

@@ -85,6 +85,7 @@ class TrainStep:
         torch.manual_seed(step_seed(self._seed, step, self._group.rank))
         self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
+        self._lookup.set_step(step)
         rows = self._lookup.lookup(
             [batch.source for batch in work.batches],
             [batch.target_input for batch in work.batches],

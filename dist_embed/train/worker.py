@@ -20,15 +20,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_embed.checkpoint.manager import (
-    TrainingState,
-    best_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
-from dist_embed.checkpoint.manifest import CheckpointError
+from dist_embed.checkpoint.catalogue import best_step, name_of_step, open_checkpoints
+from dist_embed.checkpoint.load import Loaded, load_checkpoint, load_newest
+from dist_embed.checkpoint.manifest import CheckpointError, ManifestName
+from dist_embed.checkpoint.retention import Pruner, Retention
+from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.state import TrainingState
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
@@ -44,13 +41,17 @@ from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.errors import all_or_none, errors_shared
 from dist_embed.parallel.group import Group, joined_group
+from dist_embed.parallel.stop import stop_on_sigterm
 from dist_embed.storage import uri as storage
+from dist_embed.storage.objects import ObjectStore
 from dist_embed.train.assemble import (
     Translator,
     build_dense_optimizer,
     build_searcher,
     build_translator,
     dense_tensors,
+    live_tensors,
+    row_multipliers,
 )
 from dist_embed.train.evaluate import (
     Quality,
@@ -59,7 +60,7 @@ from dist_embed.train.evaluate import (
     translate_texts,
 )
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
-from dist_embed.train.run_folder import write_run_folder
+from dist_embed.train.run_folder import fingerprint, write_run_folder
 from dist_embed.train.step import TrainStep
 
 # What a worker is asked to do: a function of this module, which every launcher can name.
@@ -117,13 +118,16 @@ def train_task(context: Context) -> dict[str, Any]:
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
     state = TrainingState(
+        group=group,
         step=0,
-        lookup=translator.lookup,
-        dense=dense_tensors(translator.transformer, optimizer),
+        tensors=live_tensors(translator.lookup, dense_tensors(translator.transformer, optimizer)),
+        row_multipliers=row_multipliers(translator.lookup),
         scalars={"position": Position().to_dict(), "skipped_steps": 0},
+        fingerprint=fingerprint(config),
     )
     _describe(context, translator, data)
-    resumed_at = _resume(context, state)
+    store = open_checkpoints(run_uri, retry_seconds=config.checkpoint.retry_seconds)
+    loaded = _resume(context, store, state)
     with all_or_none(group):
         if group.is_first:
             write_run_folder(config)
@@ -148,18 +152,12 @@ def train_task(context: Context) -> dict[str, Any]:
             bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
         )  # fmt: skip
 
-    def save(state: TrainingState) -> None:
-        size = save_checkpoint(run_uri, state)
-        reporter.line(f"step {state.step}: checkpoint saved ({size / 2**20:.1f} MiB)")
-        with all_or_none(group):
-            if group.is_first:
-                kept = config.checkpoint
-                prune_checkpoints(run_uri, keep_last=kept.keep_last, keep_best=kept.keep_best)
-
+    saver = _build_saver(context, store, loaded)
     with ExitStack() as stack:
         metrics = stack.enter_context(MetricsLog(run_uri, state.step)) if group.is_first else None
         held_out = "validation" in data.splits
-        train_loop(
+        stack.enter_context(stop_on_sigterm())
+        stopped = train_loop(
             state,
             train_step,
             loader,
@@ -170,15 +168,17 @@ def train_task(context: Context) -> dict[str, Any]:
                 translate_every=train.translate_every,
                 save_every=config.checkpoint.every_steps,
                 max_skipped_steps=train.max_skipped_steps,
+                drain_seconds=config.checkpoint.drain_seconds,
             ),
-            Hooks(validate if held_out else None, translate if held_out else None, save),
-            group=group,
+            Hooks(validate if held_out else None, translate if held_out else None),
+            saver,
             reporter=reporter,
             metrics=metrics,
         )
     return {
         "steps": state.step,
-        "resumed_at": resumed_at,
+        "resumed_at": loaded.step,
+        "stopped": stopped,
         "skipped_steps": state.scalars["skipped_steps"],
         "peak_memory_bytes": peak_memory_bytes(group),
     }
@@ -280,19 +280,34 @@ def _distributed(transformer: nn.Module, group: Group) -> nn.Module:
     )
 
 
-def _resume(context: Context, state: TrainingState) -> int:
-    """Load the newest checkpoint, if any; returns its step, or 0. Collective."""
-    run_uri = context.config.run.uri
-    with all_or_none(context.group):
-        steps = list_checkpoints(run_uri)
-    # Worker 0 chooses, should a slow store show the workers different lists.
-    newest = int(same_text_from_first(str(steps[-1] if steps else 0), context.group))
-    if not newest:
+def _resume(context: Context, store: ObjectStore, state: TrainingState) -> Loaded:
+    """Load the newest sound checkpoint, if any. Collective."""
+    loaded = load_newest(store, state, context.reporter.line)
+    if loaded.step:
+        context.reporter.line(f"resuming from the checkpoint of step {loaded.step}")
+    else:
         context.reporter.line("starting from scratch")
-        return 0
-    load_checkpoint(run_uri, newest, state)
-    context.reporter.line(f"resuming from the checkpoint of step {newest}")
-    return newest
+    return loaded
+
+
+def _build_saver(context: Context, store: ObjectStore, loaded: Loaded) -> Saver:
+    """What saves the run. Collective."""
+    kept = context.config.checkpoint
+    return Saver(
+        store,
+        context.group,
+        SaverSettings(
+            asynchronous=kept.asynchronous,
+            max_failures=kept.max_failures,
+            timeout_seconds=kept.timeout_seconds,
+            drain_seconds=kept.drain_seconds,
+        ),
+        Pruner(
+            store, Retention(kept.keep_last, kept.keep_best, kept.keep_every, kept.leftover_hours)
+        ),
+        damaged=loaded.damaged,
+        report=context.reporter.line,
+    )
 
 
 def _load_for_inference(
@@ -300,21 +315,26 @@ def _load_for_inference(
 ) -> tuple[Translator, int]:
     """The translator of the wanted checkpoint. Collective."""
     config = context.config
+    run_uri = config.run.uri
+    found: ManifestName | None = None
     with all_or_none(context.group):
-        wanted = context.options.get("step")
-        there = list_checkpoints(config.run.uri)
-        chosen = best_checkpoint(config.run.uri) if wanted is None else wanted
-        if chosen is None or chosen not in there:
-            raise CheckpointError(
-                f"{config.run.uri} has no complete checkpoint"
-                + (f" of step {chosen}; there are {there}" if there else "")
-            )
-    # Worker 0 chooses: the run may still be training, and saving and pruning meanwhile.
-    step = int(same_text_from_first(str(chosen), context.group))
+        if context.group.is_first:  # chooses for all: the run may be saving and pruning meanwhile
+            wanted = context.options.get("step")
+            step = best_step(run_uri) if wanted is None else wanted
+            if step is None:
+                raise CheckpointError(f"{run_uri} has no complete checkpoint")
+            found = name_of_step(run_uri, step)
+    chosen = f"{found.step} {found.generation}" if found else ""
+    step, generation = map(int, same_text_from_first(chosen, context.group).split())
     translator = build_translator(config, vocabulary_size, context.group)
-    optimizer = build_dense_optimizer(config, translator.transformer)
-    state = TrainingState(0, translator.lookup, dense_tensors(translator.transformer, optimizer))
-    load_checkpoint(config.run.uri, step, state)
+    dense = {f"model.{name}": p.data for name, p in translator.transformer.named_parameters()}
+    state = TrainingState(
+        group=context.group,
+        step=0,
+        tensors=live_tensors(translator.lookup, dense, optimizer_state=False),
+        row_multipliers=row_multipliers(translator.lookup),
+    )
+    load_checkpoint(open_checkpoints(run_uri), ManifestName(step, generation), state, partial=True)
     return translator, step
 
 

@@ -15,6 +15,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def workers() -> Iterator[WorkerPool]:
-    pool = WorkerPool(4)
+    pool = WorkerPool()
     yield pool
     pool.close()

@@ -22,22 +22,28 @@ class RemoteError(AssertionError):
 
 
 class WorkerPool:
-    """Runs functions on 1 to ``size`` gloo workers."""
+    """Runs functions on any number of gloo workers; processes are started when first needed."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._spawn = multiprocessing.get_context("spawn")
+    def __init__(self) -> None:
+        # Forked from a server that has imported everything: a start costs a fraction of a second.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["tests.distributed.tiny", "dist_embed.train.worker"])
         self._start()
 
     def _start(self) -> None:
-        self._answers = self._spawn.Queue()
-        self._orders = [self._spawn.Queue() for _ in range(self.size)]
-        self._processes = [
-            self._spawn.Process(target=_serve, args=(orders, self._answers), daemon=True)
-            for orders in self._orders
-        ]
-        for process in self._processes:
+        self._answers = self._context.Queue()
+        self._orders: list[Any] = []
+        self._processes: list[Any] = []
+
+    def _grow(self, num_workers: int) -> None:
+        while len(self._processes) < num_workers:
+            orders = self._context.Queue()
+            process = self._context.Process(
+                target=_serve, args=(orders, self._answers), daemon=True
+            )
             process.start()
+            self._orders.append(orders)
+            self._processes.append(process)
 
     def run(self, num_workers: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         """``function(group, *args)`` on every worker; the results in the order of ranks.
@@ -45,6 +51,7 @@ class WorkerPool:
         Raises:
             RemoteError: a worker raised; all tracebacks are in the message.
         """
+        self._grow(num_workers)
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank in range(num_workers):
             self._orders[rank].put((function, args, rank, num_workers, store.port))

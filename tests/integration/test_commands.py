@@ -36,7 +36,7 @@ def test_the_whole_path(config: str, dist_embed: Command, tmp_path: Path) -> Non
     assert "TBE" in (Path(run) / "logs" / "worker-1.log").read_text()
 
     listed = dist_embed("checkpoint", "list", run).stdout.splitlines()
-    assert [line.split()[0] for line in listed[1:]] == ["4", "8"]
+    assert [line.split()[1] for line in listed[2:]] == ["4", "8"]
 
     evaluated = dist_embed("evaluate", run, "--output", str(tmp_path / "out.txt"))
     assert "BLEU" in evaluated.stdout
@@ -102,7 +102,7 @@ def test_a_killed_worker_ends_the_run_and_the_run_resumes(
         [sys.executable, "-m", "dist_embed.cli.main", *killed, "--launcher", launcher],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
-        manifest = tmp_path / "killed" / "checkpoints" / "step-000000040" / "manifest.json"
+        manifest = tmp_path / "killed/checkpoints/manifests/step-000000040-0.manifest"
         deadline = time.monotonic() + 200
         while not manifest.exists():
             assert process.poll() is None, process.communicate()
@@ -134,10 +134,11 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint(
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert limited.returncode == 2, limited.stdout + limited.stderr
-    assert "cannot write" in limited.stderr
+    assert "the checkpoint of step 8 could not be saved: worker" in limited.stderr
+    assert "File too large" in limited.stderr
     assert "Traceback" not in limited.stderr
     listed = dist_embed("checkpoint", "list", str(run)).stdout.splitlines()
-    assert [line.split()[0] for line in listed[1:]] == ["4"]
+    assert [line.split()[1] for line in listed[2:]] == ["4"]
     assert "resuming from the checkpoint of step 4" in dist_embed("train", config).stdout
 
 

@@ -54,7 +54,7 @@ def test_a_run_lives_on_s3(config: str, dist_embed: Command, s3: dict[str, str])
     resumed = dist_embed("train", config, f"run.uri={run}", **s3)
     assert "resuming from the checkpoint of step 4" in resumed.stdout
     listed = dist_embed("checkpoint", "list", run, **s3).stdout.splitlines()
-    assert [line.split()[0] for line in listed[1:]] == ["4", "8"]
+    assert [line.split()[1] for line in listed[2:]] == ["4", "8"]
     assert "BLEU" in dist_embed("evaluate", run, "--workers", "1", **s3).stdout
     store = s3fs.S3FileSystem(
         key="testkey", secret="testsecret", client_kwargs={"endpoint_url": s3["AWS_ENDPOINT_URL"]}

@@ -39,7 +39,9 @@ def with_data(prepared: Prepared, folder: Path, *overrides: str) -> Config:
 
 
 def add_checkpoint(run_uri: str) -> None:
-    storage.write_text(storage.join(run_uri, "checkpoints/step-000000003/manifest.json"), "{}")
+    storage.write_text(
+        storage.join(run_uri, "checkpoints/manifests/step-000000003-0.manifest"), "{}"
+    )
 
 
 def test_a_new_run_holds_configuration_and_tokenizers(prepared: Prepared, tmp_path: Path) -> None:
@@ -74,7 +76,7 @@ def test_force_goes_on_with_the_new_configuration(prepared: Prepared, tmp_path: 
     other = with_data(prepared, tmp_path, "train.learning_rate=0.5")
     open_run(other, force=True)
     assert read_run_config(other.run.uri) == other
-    assert storage.exists(str(tmp_path / "run/checkpoints/step-000000003/manifest.json"))
+    assert storage.exists(str(tmp_path / "run/checkpoints/manifests/step-000000003-0.manifest"))
 
 
 def test_without_a_checkpoint_the_run_starts_anew(prepared: Prepared, tmp_path: Path) -> None:

@@ -1,0 +1,244 @@
+"""Saving and loading a row-sharded table: this project, the store's client alone, PyTorch's DCP."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from dist_embed.checkpoint.catalogue import current_names, open_checkpoints, read_manifest
+from dist_embed.checkpoint.chunk import Rows, byte_view, cut_into_chunks
+from dist_embed.checkpoint.load import load_newest
+from dist_embed.checkpoint.read import READ_THREADS, CheckpointReader
+from dist_embed.checkpoint.retention import Pruner, Retention
+from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.state import LiveTensor, TrainingState
+from dist_embed.checkpoint.write import WRITE_THREADS
+from dist_embed.cluster.local import launch_local
+from dist_embed.embedding.tables import shard_of
+from dist_embed.observe.events import Event
+from dist_embed.parallel.group import Group, joined_group
+from dist_embed.storage import uri as storage
+
+TIMEOUT_SECONDS = 900.0
+Emit = Callable[[Event], None]
+
+
+def measure_checkpoint(
+    uris: list[str], *, num_rows: int, width: int, num_workers: int, rounds: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
+    """Seconds and memory of every way of saving and loading, on each of ``uris`` in turns.
+
+    A table of ``num_rows`` × ``width`` float32 with one float32 of optimizer state per row, split
+    over ``num_workers`` processes of one thread. Of several rounds the median counts.
+    """
+    figures: dict[str, Any] = launch_local(
+        _measure,
+        (uris, num_rows, width, rounds),
+        num_workers=num_workers,
+        on_event=lambda event: say(event["text"]),
+        log_folder="this screen",
+    )
+    return figures
+
+
+@dataclass
+class _Bench:
+    """One worker's state and what it has measured: {store: {what: values}}."""
+
+    group: Group
+    emit: Emit
+    weight: Tensor
+    momentum: Tensor
+    num_rows: int
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    memory: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def first_row(self) -> int:
+        return shard_of(self.num_rows, self.group.rank, self.group.num_workers).first_row
+
+    @property
+    def pieces(self) -> list[list[Rows]]:
+        """This worker's rows in chunks, as a save cuts them."""
+        rows = [Rows("weight", 0, self.weight), Rows("momentum", 0, self.momentum)]
+        return list(cut_into_chunks(rows))
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Seconds until the slowest worker is done, and the most memory a worker takes for it."""
+        gc.collect()
+        dist.barrier(self.group.process_group)
+        before = _reset_peak()
+        started = time.perf_counter()
+        yield
+        dist.barrier(self.group.process_group)
+        seconds = time.perf_counter() - started
+        extra = torch.tensor(float(_peak_bytes() - before))
+        dist.all_reduce(extra, op=dist.ReduceOp.MAX, group=self.group.process_group)
+        self.seconds.setdefault(what, []).append(seconds)
+        self.memory.setdefault(what, []).append(float(extra))
+        if self.group.is_first:
+            self.emit({"kind": "line", "text": f"  {what}: {seconds:.2f} s"})
+
+
+def _measure(uris: list[str], num_rows: int, width: int, rounds: int, emit: Emit) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    with joined_group("cpu", TIMEOUT_SECONDS) as group:
+        shard = shard_of(num_rows, group.rank, group.num_workers)
+        torch.manual_seed(group.rank)
+        weight = torch.randn(shard.num_rows, width)
+        momentum = torch.rand(shard.num_rows)
+        found: dict[str, Any] = {}
+        for uri in uris:
+            bench = _Bench(group, emit, weight, momentum, num_rows)
+            extra: dict[str, Any] = {}
+            for number in range(rounds):
+                if group.is_first:
+                    emit({"kind": "line", "text": f"{uri}, round {number + 1}"})
+                _raw_client(bench, storage.join(uri, "raw"))
+                _ours(bench, storage.join(uri, "ours"), extra)
+                _dcp(bench, storage.join(uri, "dcp"))
+            found[uri] = {
+                "seconds": {what: median(values) for what, values in bench.seconds.items()},
+                "all_rounds": bench.seconds,
+                "extra_bytes": {what: max(values) for what, values in bench.memory.items()},
+                **extra,
+            }
+        total = 4 * num_rows * (width + 1)
+        return {
+            "rows": num_rows, "width": width, "workers": group.num_workers, "total_bytes": total,
+            "shard_bytes": weight.nbytes + momentum.nbytes, "stores": found,
+        }  # fmt: skip
+
+
+def _raw_client(bench: _Bench, uri: str) -> None:
+    """The same bytes in the same pieces and threads through the client alone, nothing checked."""
+    fs, root = storage.filesystem(uri)
+    local = storage.is_local(uri)
+    names = [f"{root}/{bench.group.rank}-{n}" for n in range(len(bench.pieces))]
+    if local:
+        os.makedirs(root, exist_ok=True)
+
+    def put(name: str, piece: list[Rows]) -> None:
+        if local:
+            with open(name, "wb", buffering=0) as file:
+                for rows in piece:
+                    file.write(byte_view(rows.data))
+                os.fsync(file.fileno())
+        else:
+            fs.pipe_file(name, b"".join(byte_view(rows.data) for rows in piece), chunksize=2**29)
+
+    with bench.timed("client put"), ThreadPoolExecutor(WRITE_THREADS) as threads:
+        list(threads.map(put, names, bench.pieces))
+    with bench.timed("client get"), ThreadPoolExecutor(READ_THREADS) as threads:
+        for size in threads.map(lambda name: len(fs.cat_file(name)), names):
+            assert size
+    _remove(bench.group, uri)
+
+
+def _ours(bench: _Bench, uri: str, extra: dict[str, Any]) -> None:
+    group = bench.group
+    store = open_checkpoints(uri)
+    live = {
+        "table.t.weight": LiveTensor(bench.weight, bench.first_row, bench.num_rows, False),
+        "table.t.momentum1": LiveTensor(bench.momentum, bench.first_row, bench.num_rows, False),
+    }
+
+    def saver(asynchronous: bool) -> Saver:
+        settings = SaverSettings(asynchronous, 0, TIMEOUT_SECONDS, TIMEOUT_SECONDS)
+        return Saver(
+            store, group, settings, Pruner(store, Retention(9, 0, 0, 24.0)), report=lambda _: None
+        )
+
+    synchronous = saver(False)
+    with bench.timed("save"):
+        synchronous.save(TrainingState(group, 1, live))
+    behind = saver(True)
+    for step, what in ((2, "stall, first"), (3, "stall")):
+        with bench.timed(what):
+            behind.save(TrainingState(group, step, live))
+        with bench.timed(f"{what}: until written"):
+            behind.wait()
+    del behind
+    before = bench.weight.clone()
+    bench.weight.zero_()
+    with bench.timed("load"):
+        load_newest(store, TrainingState(group, 0, live), lambda _: None)
+    assert torch.equal(before, bench.weight), "what was loaded is not what was saved"
+    del before
+    manifest = read_manifest(store, current_names(store)[-1])
+    parts = group.num_workers + 1
+    reader = CheckpointReader(store, manifest)
+    shards = [
+        shard_of(bench.num_rows, part, parts)
+        for part in range(group.rank, parts, group.num_workers)
+    ]
+    needed = 0
+    with bench.timed(f"load by {parts} workers"):
+        for shard in shards:
+            rows = [
+                Rows(name, shard.first_row, torch.empty(shard.num_rows, *tensor.data.shape[1:]))
+                for name, tensor in live.items()
+            ]
+            needed += sum(r.size_bytes for r in rows)
+            reader.fill(rows)
+            del rows
+    ratio = torch.tensor(reader.bytes_read / needed)
+    dist.all_reduce(ratio, op=dist.ReduceOp.MAX, group=group.process_group)
+    extra["bytes_read_per_needed"] = float(ratio)
+    _remove(group, uri)
+
+
+def _dcp(bench: _Bench, uri: str) -> None:
+    mesh = init_device_mesh("cpu", (bench.group.num_workers,))
+    state = {
+        "weight": DTensor.from_local(bench.weight, mesh, [Shard(0)], run_check=False),
+        "momentum": DTensor.from_local(bench.momentum, mesh, [Shard(0)], run_check=False),
+    }
+    with bench.timed("DCP save"):
+        state_dict_saver.save(state, storage_writer=FsspecWriter(uri, thread_count=WRITE_THREADS))
+    with bench.timed("DCP load"):
+        state_dict_loader.load(state, storage_reader=FsspecReader(uri))
+    _remove(bench.group, uri)
+
+
+def _remove(group: Group, uri: str) -> None:
+    dist.barrier(group.process_group)
+    if group.is_first:
+        storage.remove(uri)
+    dist.barrier(group.process_group)
+
+
+def _reset_peak() -> int:
+    """Forget this process's peak of resident memory; returns what is resident now."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return _status("VmRSS")
+
+
+def _peak_bytes() -> int:
+    return _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {key} line")

@@ -1,0 +1,144 @@
+"""A checkpoint as one safetensors file, for use without dist_embed."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dist_embed.checkpoint.chunk import byte_view, row_bytes
+from dist_embed.checkpoint.manifest import CheckpointError, Manifest, TensorInfo
+from dist_embed.checkpoint.read import CheckpointReader
+from dist_embed.embedding.row_order import RowOrder
+from dist_embed.storage import uri as storage
+from dist_embed.storage.objects import ObjectStore
+
+# Read at once. With the reader's own buffers this bounds the memory, however large the table.
+STRIP_BYTES = 32 * 2**20
+
+
+def export_checkpoint(
+    store: ObjectStore,
+    manifest: Manifest,
+    output: Path,
+    *,
+    table: str | None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> dict[str, TensorInfo]:
+    """Write a checkpoint's weights into one safetensors file.
+
+    Tables are written in the order of ids, row i for id i, and without their optimizer's state.
+
+    Args:
+        store: the run's ``checkpoints`` folder.
+        manifest: a proven one.
+        output: the file; appears when it is whole, replaces one of that name.
+        table: write this table alone, as ``weight``: what ``nn.Embedding.load_state_dict`` takes.
+            None: all tables, as ``table.NAME.weight``, and the model, as ``model.…``.
+        on_bytes: is told the bytes of each strip written.
+
+    Returns the tensors written. Raises CheckpointError, where there is no such table or the
+    checkpoint is damaged. Holds a strip of rows at a time. Not collective.
+    """
+    names = _names(manifest, table)
+    header: dict[str, Any] = {"__metadata__": {"step": str(manifest.step)}}
+    offset = 0
+    places: dict[str, int] = {}
+    for name, saved in names.items():
+        info = manifest.tensors[saved]
+        size = math.prod(info.shape[1:] or [1]) * info.num_rows
+        size *= row_bytes(info) // max(1, math.prod(info.shape[1:]))
+        header[name] = {
+            "dtype": info.dtype, "shape": info.shape, "data_offsets": [offset, offset + size]
+        }  # fmt: skip
+        places[name] = offset
+        offset += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    prefix = struct.pack("<Q", len(text)) + text
+    output.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
+    try:
+        with open(handle, "r+b") as file:
+            file.write(prefix)
+            file.truncate(len(prefix) + offset)
+            file.flush()
+            reader = CheckpointReader(store, manifest)
+            for name, saved in names.items():
+                _write_tensor(file.fileno(), len(prefix) + places[name], reader, saved, on_bytes)
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, output)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    storage.sync_folder(output.parent)
+    return {name: manifest.tensors[saved] for name, saved in names.items()}
+
+
+def _names(manifest: Manifest, table: str | None) -> dict[str, str]:
+    """Name in the file → name in the checkpoint."""
+    if table is None:
+        return {
+            name: name
+            for name in manifest.tensors
+            if name.startswith("model.") or (name.startswith("table.") and name.endswith(".weight"))
+        }
+    if table not in manifest.row_multipliers:
+        raise CheckpointError(
+            f"the checkpoint of step {manifest.step} has no table {table!r}; it has "
+            + ", ".join(manifest.row_multipliers)
+        )
+    return {"weight": f"table.{table}.weight"}
+
+
+def _write_tensor(
+    handle: int,
+    offset: int,
+    reader: CheckpointReader,
+    name: str,
+    on_bytes: Callable[[int], None] | None,
+) -> None:
+    """Write one tensor at ``offset``: strips in the checkpoint's order, each row to its place."""
+    info = reader.manifest.tensors[name]
+    per_row = row_bytes(info)
+    total = info.num_rows * per_row
+    if not total:
+        return
+    strip_rows = max(1, STRIP_BYTES // per_row)
+    order = None
+    if name.startswith("table."):
+        order = RowOrder(info.num_rows)
+        table = name.removeprefix("table.").removesuffix(".weight")
+        if order.multiplier != reader.manifest.row_multipliers.get(table):
+            raise CheckpointError(f"{name} was written with another order of rows")
+    for first in range(0, info.num_rows, strip_rows):
+        count = min(strip_rows, info.num_rows - first)
+        data = byte_view(reader.rows(name, first, count))
+        if order is None:
+            os.pwrite(handle, data, offset + first * per_row)
+        else:
+            ids = order.ids_of(torch.arange(first, first + count)).numpy()
+            _scatter(handle, offset, total, np.asarray(data).reshape(count, per_row), ids)
+        if on_bytes:
+            on_bytes(len(data))
+
+
+def _scatter(handle: int, offset: int, total: int, rows: Any, ids: Any) -> None:
+    """Write rows to the places of their ids. The file is mapped anew for each strip, so that the
+    pages it touches are the system's to keep or write, not this process's memory.
+    """
+    page = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    with mmap.mmap(handle, offset - page + total, offset=page) as mapped:
+        view: Any = np.frombuffer(mapped, dtype=np.uint8, offset=offset - page, count=total)
+        view.reshape(-1, rows.shape[1])[ids] = rows
+        del view

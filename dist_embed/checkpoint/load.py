@@ -1,0 +1,160 @@
+"""Loading a checkpoint into live tensors: staged and proven as a whole, then copied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from dist_embed.checkpoint.catalogue import manifest_names, read_manifest
+from dist_embed.checkpoint.chunk import Rows
+from dist_embed.checkpoint.manifest import (
+    CheckpointDamaged,
+    CheckpointError,
+    Manifest,
+    ManifestName,
+    manifest_bytes,
+    parse_manifest,
+)
+from dist_embed.checkpoint.read import CheckpointReader, describe_tensor
+from dist_embed.checkpoint.state import TrainingState
+from dist_embed.parallel.collectives import gather_texts, same_text_from_first
+from dist_embed.parallel.errors import all_or_none
+from dist_embed.storage.objects import ObjectStore
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was loaded.
+
+    Attributes:
+        step: of the loaded checkpoint; 0 where the run has none.
+        damaged: newer ones that were refused.
+        bytes_read: by this worker.
+    """
+
+    step: int
+    damaged: frozenset[ManifestName]
+    bytes_read: int
+
+
+def load_newest(store: ObjectStore, state: TrainingState, report: Callable[[str], None]) -> Loaded:
+    """Load the newest checkpoint whose every byte needed is proven.
+
+    Damaged ones are passed over, which ``report`` is told. A store that does not answer is no
+    damage: that raises.
+
+    Raises:
+        CheckpointError: on every worker, when all are damaged, or the newest sound one does not
+            fit the state.
+
+    Collective.
+    """
+    with all_or_none(state.group):
+        names = manifest_names(store) if state.group.is_first else []
+    damaged: list[ManifestName] = []
+    reasons: list[str] = []
+    lines = same_text_from_first("\n".join(f"{n.step} {n.generation}" for n in names), state.group)
+    for line in reversed(lines.splitlines()):
+        step, generation = map(int, line.split())
+        name = ManifestName(step, generation)
+        try:
+            read = load_checkpoint(store, name, state)
+        except CheckpointDamaged as exc:
+            damaged.append(name)
+            reasons.append(str(exc))
+            report(f"the checkpoint of step {step} is damaged and not used: {exc}")
+            continue
+        return Loaded(step, frozenset(damaged), read)
+    if damaged:
+        raise CheckpointError(
+            f"every checkpoint in {store.uri} is damaged:\n  " + "\n  ".join(reasons) + "\n"
+            "Give run.uri another folder to train from scratch"
+        )
+    return Loaded(0, frozenset(), 0)
+
+
+def load_checkpoint(
+    store: ObjectStore, name: ManifestName, state: TrainingState, *, partial: bool = False
+) -> int:
+    """Load one checkpoint, written by any number of workers, into ``state``, in place.
+
+    With ``partial`` it may hold more tensors than the state, as for translation, which needs no
+    optimizer. Every worker reads and proves what it needs into memory of its own; only when all
+    have, live tensors change. Returns the bytes this worker read.
+
+    Raises, on every worker and with ``state`` as it was:
+        CheckpointDamaged: something is missing or not what was saved.
+        CheckpointError: it does not fit the state.
+        StoreUnavailable, OSError: it could not be read.
+
+    Collective.
+    """
+    group = state.group
+    staged: list[Rows] = []
+    bytes_read = 0
+    damage = ""
+    manifest: Manifest | None = None
+    text = ""
+    with all_or_none(group):
+        if group.is_first:
+            try:
+                manifest = read_manifest(store, name)
+                text = manifest_bytes(manifest).decode()
+            except CheckpointDamaged as exc:
+                damage = str(exc)
+    _raise_damage(gather_texts(damage, group))
+    # One read for all, and surely the same for all.
+    text = same_text_from_first(text, group)
+    with all_or_none(group):
+        manifest = manifest or parse_manifest(text.encode(), f"{store.uri}/{name.path}")
+        _check_fits(manifest, state, store, partial)
+        reader = CheckpointReader(store, manifest)
+        staged = [
+            Rows(key, tensor.first_row, torch.empty(tensor.data.shape, dtype=tensor.data.dtype))
+            for key, tensor in state.tensors.items()
+        ]
+        try:
+            reader.fill(staged)
+        except CheckpointDamaged as exc:
+            damage = str(exc)
+        bytes_read = reader.bytes_read
+    _raise_damage(gather_texts(damage, group))
+    assert manifest is not None
+    for rows in staged:
+        state.tensors[rows.tensor].data.copy_(rows.data)
+    state.step = manifest.step
+    state.scalars = dict(manifest.scalars)
+    return bytes_read
+
+
+def _raise_damage(texts: list[str]) -> None:
+    """Raise the first worker's finding, on every worker."""
+    for text in texts:
+        if text:
+            raise CheckpointDamaged(text)
+
+
+def _check_fits(
+    manifest: Manifest, state: TrainingState, store: ObjectStore, partial: bool
+) -> None:
+    saved, wanted = manifest.tensors, {name: t.info for name, t in state.tensors.items()}
+    where = f"the checkpoint of step {manifest.step} in {store.uri}"
+    for name in {**saved, **wanted}:
+        if name not in wanted:
+            if partial:
+                continue
+            raise CheckpointError(f"{where} holds {name}, which the configured model has not")
+        if name not in saved:
+            raise CheckpointError(f"{where} has no {name}, which the configured model needs")
+        if saved[name] != wanted[name]:
+            raise CheckpointError(
+                f"{where} holds {name} as {describe_tensor(saved[name])}; the configuration asks "
+                f"for {describe_tensor(wanted[name])}"
+            )
+    if manifest.row_multipliers != state.row_multipliers:
+        raise CheckpointError(
+            f"{where} was written with another order of rows: {manifest.row_multipliers}; "
+            f"this version uses {state.row_multipliers}"
+        )

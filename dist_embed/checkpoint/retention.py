@@ -1,0 +1,130 @@
+"""Which checkpoints stay, and removing the others and what dead attempts left behind.
+
+A manifest goes first, then the objects: what is half removed is no checkpoint. Nothing here is
+collective; worker 0 calls it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+from dist_embed.checkpoint.catalogue import loss_of, manifest_names, read_manifest
+from dist_embed.checkpoint.manifest import (
+    OBJECTS,
+    CheckpointDamaged,
+    Manifest,
+    ManifestName,
+)
+from dist_embed.storage.objects import ObjectStore
+
+_ATTEMPT = re.compile(r"step-(\d{9,15})-(\d{8}T\d{6}Z)-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What stays: the union of these.
+
+    Attributes:
+        keep_last: newest checkpoints.
+        keep_best: those with the lowest validation loss.
+        keep_every: those of steps divisible by it; 0 for none.
+        leftover_hours: objects that no manifest refers to are removed at this age.
+    """
+
+    keep_last: int
+    keep_best: int
+    keep_every: int
+    leftover_hours: float
+
+    def kept(self, losses: dict[int, float | None]) -> set[int]:
+        """Which of the steps, given with their validation losses, stay."""
+        steps = sorted(losses)
+        kept = set(steps[-self.keep_last :]) if self.keep_last else set()
+        known = sorted((loss, step) for step, loss in losses.items() if loss is not None)
+        kept |= {step for _, step in known[: self.keep_best]}
+        if self.keep_every:
+            kept |= {step for step in steps if step % self.keep_every == 0}
+        return kept
+
+
+@dataclass
+class Pruned:
+    """What was removed: steps of checkpoints, names of attempts."""
+
+    steps: list[int] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+
+
+class Pruner:
+    """Prunes one run's checkpoints, reading each manifest once however often it is called."""
+
+    def __init__(self, store: ObjectStore, retention: Retention) -> None:
+        self._store = store
+        self._retention = retention
+        self._known: dict[ManifestName, Manifest] = {}
+
+    def prune(self, damaged: frozenset[ManifestName] = frozenset(), *, dry: bool = False) -> Pruned:
+        """Remove what need not stay; with ``dry`` only say what that would be.
+
+        Args:
+            damaged: manifests that a run found damaged and went on without: they do not count and
+                are removed. Others that cannot be proven are left alone, with their objects.
+        """
+        # Attempts first: one that is published in between is then found among the manifests.
+        attempts = self._store.names(OBJECTS)
+        names = manifest_names(self._store)
+        unreadable = self._read(names)
+        current = {name.step: name for name in names if name in self._known and name not in damaged}
+        kept = self._retention.kept(
+            {step: loss_of(self._known[name]) for step, name in current.items()}
+        )
+        pruned = Pruned()
+        for name in names:
+            if name in unreadable and name not in damaged:
+                continue
+            if name.step not in kept or current.get(name.step) != name:
+                pruned.steps.append(name.step)
+                if not dry:
+                    self._remove(name)
+        referred = {m.attempt for m in self._known.values()}
+        protected = {name.step for name in unreadable - damaged}
+        for attempt in attempts:
+            if attempt not in referred and self._is_leftover(attempt, protected):
+                pruned.leftovers.append(attempt)
+                if not dry:
+                    self._store.remove_folder(f"{OBJECTS}/{attempt}")
+        return pruned
+
+    def _read(self, names: list[ManifestName]) -> set[ManifestName]:
+        """Read the manifests not read before; returns those that cannot be proven."""
+        unreadable = set()
+        for gone in set(self._known) - set(names):
+            del self._known[gone]
+        for name in names:
+            if name not in self._known:
+                try:
+                    self._known[name] = read_manifest(self._store, name)
+                except CheckpointDamaged:
+                    unreadable.add(name)
+        return unreadable
+
+    def _remove(self, name: ManifestName) -> None:
+        self._store.remove(name.path)
+        manifest = self._known.pop(name, None)
+        if manifest is not None:
+            self._store.remove_folder(f"{OBJECTS}/{manifest.attempt}")
+
+    def _is_leftover(self, attempt: str, protected: set[int]) -> bool:
+        """Whether an attempt without a manifest is dead: begun, and last written to, long ago."""
+        match = _ATTEMPT.fullmatch(attempt)
+        if match is None or int(match[1]) in protected:
+            return False
+        before = time.time() - self._retention.leftover_hours * 3600
+        began = datetime.strptime(match[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
+        if began.timestamp() > before:
+            return False
+        entries = self._store.entries(f"{OBJECTS}/{attempt}")
+        return all(entry.modified < before for entry in entries)

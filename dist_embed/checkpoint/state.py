@@ -1,0 +1,106 @@
+"""What a checkpoint is taken of and loaded into: live tensors by name, and plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_embed.checkpoint.chunk import Rows, dtype_name
+from dist_embed.checkpoint.manifest import TensorInfo
+from dist_embed.parallel.group import Group
+
+METRIC = "validation_loss"
+
+
+@dataclass(frozen=True)
+class LiveTensor:
+    """This worker's part of a tensor; written in place when a checkpoint is loaded.
+
+    Attributes:
+        data: [R, ...] the rows held here, or a single value.
+        first_row: number of the first of them in the whole tensor.
+        num_rows: rows of the whole tensor.
+        replicated: whether every worker holds all rows, equal on all.
+    """
+
+    data: Tensor
+    first_row: int
+    num_rows: int
+    replicated: bool
+
+    @classmethod
+    def whole(cls, data: Tensor) -> LiveTensor:
+        """A tensor that every worker holds."""
+        return cls(data, 0, data.shape[0] if data.dim() else 1, replicated=True)
+
+    @property
+    def info(self) -> TensorInfo:
+        """The whole tensor."""
+        shape = [self.num_rows, *self.data.shape[1:]] if self.data.dim() else []
+        return TensorInfo(dtype=dtype_name(self.data.dtype), shape=shape)  # type: ignore[arg-type]
+
+
+@dataclass
+class TrainingState:
+    """All that a run needs to go on.
+
+    Attributes:
+        group: this worker and its peers.
+        step: optimizer steps done.
+        tensors: model, tables and optimizers' state; the same names in the same order everywhere.
+        row_multipliers: for each table m of ``row = (id * m) mod rows``.
+        scalars: counters, the loader's position, metrics.
+        fingerprint: of the settings that decide what a step does.
+    """
+
+    group: Group
+    step: int
+    tensors: dict[str, LiveTensor]
+    row_multipliers: dict[str, int] = field(default_factory=dict)
+    scalars: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+
+def rows_to_save(state: TrainingState) -> list[Rows]:
+    """What this worker writes: its rows of split tensors, and its share of the replicated ones.
+
+    The replicated tensors are dealt to the workers by bytes.
+    """
+    group = state.group
+    replicated = [tensor for tensor in state.tensors.values() if tensor.replicated]
+    total = sum(tensor.data.nbytes for tensor in replicated)
+    rows: list[Rows] = []
+    before = 0
+    for name, tensor in state.tensors.items():
+        if tensor.replicated:
+            owner = before * group.num_workers // max(1, total)
+            before += tensor.data.nbytes
+            if owner != group.rank:
+                continue
+        rows.append(Rows(name, tensor.first_row, tensor.data))
+    return rows
+
+
+class HostCopy:
+    """A copy of this worker's rows in host memory, in buffers that are kept for the next one."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, rows: list[Rows]) -> list[Rows]:
+        """Copy ``rows``; the result is valid until the next call."""
+        copied = []
+        for r in rows:
+            buffer = self._buffers.get(r.tensor)
+            if buffer is None or buffer.shape != r.data.shape:
+                pinned = r.data.device.type == "cuda"
+                buffer = torch.empty(r.data.shape, dtype=r.data.dtype, pin_memory=pinned)
+                self._buffers[r.tensor] = buffer
+            buffer.copy_(r.data.detach(), non_blocking=True)
+            copied.append(Rows(r.tensor, r.first_row, buffer))
+        if any(r.data.device.type == "cuda" for r in rows):
+            torch.cuda.synchronize()
+        return copied

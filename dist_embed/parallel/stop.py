@@ -1,0 +1,47 @@
+"""A request to end early, which a machine about to be taken away makes with SIGTERM.
+
+The request is a flag of this process. The training loop asks for it between steps, so that all
+workers end after the same step, with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_requested = threading.Event()
+
+
+def request_stop() -> None:
+    """Ask this process's worker to end after its step."""
+    _requested.set()
+
+
+def stop_requested() -> bool:
+    """Whether this process has been asked to end."""
+    return _requested.is_set()
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """For the length of a block SIGTERM makes the request instead of ending the process.
+
+    In any but the main thread, where Python takes no signals, only the flag is cleared.
+    """
+    _requested.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        request_stop()
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,337 @@
+"""Objects that are written once, under new names, and read back by ranges.
+
+What checkpoints lie on. On an object store every call is repeated while the store fails, up to a
+time limit; on a local disk an error counts at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fsspec.implementations.local import LocalFileSystem
+
+from dist_embed.storage.uri import StorageError, filesystem, join, sync_folder
+
+T = TypeVar("T")
+Buffer = bytes | bytearray | memoryview
+
+RETRY_SECONDS = 120.0
+FIRST_WAIT_SECONDS = 0.2
+LONGEST_WAIT_SECONDS = 10.0
+# Above any chunk: an interrupted upload of one part leaves nothing behind on S3, one of several
+# parts leaves them, invisible and paid for.
+SINGLE_PUT_BYTES = 512 * 2**20
+
+_NAME = re.compile(r"[a-z0-9][A-Za-z0-9._-]{0,199}(/[a-z0-9][A-Za-z0-9._-]{0,199}){0,7}")
+_FINAL = (
+    FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError,
+)  # fmt: skip
+# Packages whose exceptions come from talking to a store. Not all of them are OSErrors.
+_CLIENTS = {
+    "botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "google", "requests",
+    "urllib3", "asyncio", "concurrent", "fsspec",
+}  # fmt: skip
+_MISCONFIGURED = {
+    "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError",
+    "TokenRetrievalError", "InvalidRegionError", "ParamValidationError",
+}  # fmt: skip
+
+
+class StoreUnavailable(StorageError):
+    """The store did not do what it was asked to within the time limit."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object found by `ObjectStore.entries`."""
+
+    name: str
+    size_bytes: int
+    modified: float  # seconds since the epoch, by the store's clock; 0 where it keeps none
+
+
+class ObjectStore:
+    """The objects below one folder or URL, by relative names.
+
+    Args:
+        uri: the folder; need not exist.
+        retry_seconds: how long a call on a remote store is repeated.
+
+    May be used from several threads. Nothing here is collective.
+    """
+
+    def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
+        self.uri = uri
+        self._fs, self._root = filesystem(uri)
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+        self._retry_seconds = retry_seconds
+
+    def put(self, name: str, parts: Iterable[Buffer]) -> None:
+        """Write a new object from ``parts``, which are taken one after the other.
+
+        When it returns the object is durable; when it raises there may be a part of it. Raises
+        OSError (local) or StoreUnavailable.
+        """
+        path = self._path(name)
+        if self.is_local:
+            _put_local(Path(path), parts)
+            return
+        data = b"".join(parts)
+        self._retried(f"write {name}", lambda: self._pipe(path, data, mode="overwrite"))
+
+    def create(self, name: str, data: bytes) -> None:
+        """Write an object only if none has that name; its content must be unique.
+
+        Locally by a link, elsewhere by a conditional put. A store that ignores the condition
+        keeps the last of two simultaneous writers, whole; the other one is told here.
+
+        Raises:
+            FileExistsError: another object has the name.
+            OSError, StoreUnavailable: it could not be written.
+        """
+        path = self._path(name)
+        if self.is_local:
+            _create_local(Path(path), data)
+            return
+
+        def attempt() -> None:
+            # Read first and last: a reply may be lost after the store has written.
+            found = self._content(path)
+            if found is None:
+                with suppress(FileExistsError):
+                    self._pipe(path, data, mode="create")
+                found = self._content(path)
+            if found != data:
+                raise FileExistsError(errno.EEXIST, "another writer has written", name)
+
+        self._retried(f"create {name}", attempt)
+
+    def read(self, name: str, start: int = 0, end: int | None = None) -> bytes | bytearray:
+        """Bytes ``start`` to ``end`` of an object; fewer where it ends before.
+
+        Raises FileNotFoundError, OSError (local) or StoreUnavailable.
+        """
+        path = self._path(name)
+        if end is not None and end <= start:
+            return b""
+        if self.is_local:
+            return _read_local(Path(self._root), Path(path), start, end)
+
+        def attempt() -> bytes:
+            try:
+                data: bytes = self._fs.cat_file(path, start=start or None, end=end)
+            except OSError as exc:
+                # S3 refuses a range that begins behind the end, instead of giving nothing.
+                if exc.errno != errno.EINVAL or self._size(path) > start:
+                    raise
+                return b""
+            return data
+
+        return self._retried(f"read {name}", attempt)
+
+    def size(self, name: str) -> int:
+        """Bytes of an object. Raises like `read`."""
+        path = self._path(name)
+
+        return self._retried(f"look at {name}", lambda: self._size(path))
+
+    def names(self, folder: str) -> list[str]:
+        """Names directly below ``folder``, objects and folders, sorted; empty where it is none."""
+        path = self._path(folder)
+
+        def attempt() -> list[str]:
+            self._fs.invalidate_cache()
+            try:
+                found = self._fs.ls(path, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in found}
+            return sorted(names - {""})
+
+        return self._retried(f"list {folder}", attempt)
+
+    def entries(self, folder: str) -> list[Entry]:
+        """Every object below ``folder``, however deep."""
+        path = self._path(folder)
+
+        def attempt() -> list[Entry]:
+            self._fs.invalidate_cache()
+            found = self._fs.find(path, detail=True)
+            below = path.rstrip("/") + "/"
+            return [
+                Entry(f"{folder}/{where.removeprefix(below)}", int(info["size"]), _modified(info))
+                for where, info in sorted(found.items())
+            ]
+
+        return self._retried(f"list {folder}", attempt)
+
+    def remove(self, name: str) -> None:
+        """Remove an object; nothing happens where there is none."""
+        path = self._path(name)
+
+        def attempt() -> None:
+            self._fs.invalidate_cache()
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(path)
+
+        self._retried(f"remove {name}", attempt)
+        if self.is_local:
+            sync_folder(Path(path).parent)
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove all objects below ``folder``."""
+        path = self._path(folder)
+        if self.is_local:
+            if os.path.lexists(path):
+                shutil.rmtree(path)
+            return
+
+        def attempt() -> None:
+            self._fs.invalidate_cache()
+            with suppress(FileNotFoundError):
+                self._fs.rm(path, recursive=True)
+
+        self._retried(f"remove {folder}", attempt)
+
+    def _path(self, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise StorageError(f"{name[:80]!r} is not a name of an object below {self.uri}")
+        return join(self._root, name)
+
+    def _pipe(self, path: str, data: bytes, *, mode: str) -> None:
+        if "s3" in self._protocols():
+            self._pipe_s3(path, data, mode=mode)
+            return
+        try:
+            self._fs.pipe_file(path, data, mode=mode)
+        except (TypeError, NotImplementedError):  # a file system without conditional puts
+            self._fs.pipe_file(path, data)
+
+    def _pipe_s3(self, path: str, data: bytes, *, mode: str) -> None:
+        try:
+            self._fs.pipe_file(path, data, mode=mode, chunksize=SINGLE_PUT_BYTES)
+        except OSError as exc:
+            if mode != "create" or exc.errno != errno.ENOSYS:
+                raise
+            # "501 Not Implemented": a server without conditional puts.
+            self._fs.pipe_file(path, data, chunksize=SINGLE_PUT_BYTES)
+
+    def _size(self, path: str) -> int:
+        self._fs.invalidate_cache()
+        return int(self._fs.info(path)["size"])
+
+    def _content(self, path: str) -> bytes | None:
+        self._fs.invalidate_cache()
+        try:
+            data: bytes = self._fs.cat_file(path)
+        except FileNotFoundError:
+            return None
+        return data
+
+    def _protocols(self) -> tuple[str, ...]:
+        protocol = self._fs.protocol
+        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+    def _retried(self, what: str, operation: Callable[[], T]) -> T:
+        give_up_at = time.monotonic() + self._retry_seconds
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            try:
+                return operation()
+            except _FINAL:
+                raise
+            except Exception as exc:
+                if self.is_local or not _comes_from_the_store(exc):
+                    raise
+                if type(exc).__name__ in _MISCONFIGURED:
+                    raise StorageError(f"cannot {what} in {self.uri}: {exc}") from exc
+                if time.monotonic() + wait > give_up_at:
+                    raise StoreUnavailable(
+                        f"could not {what} in {self.uri} within {self._retry_seconds:.0f} s; "
+                        f"the last error: {type(exc).__name__}: {exc}"
+                    ) from exc
+            # Spread out: thousands of workers meet the same 503.
+            time.sleep(wait * random.uniform(0.5, 1.0))
+            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+
+
+def _comes_from_the_store(exc: Exception) -> bool:
+    return isinstance(exc, (OSError, TimeoutError)) or any(
+        kind.__module__.split(".")[0] in _CLIENTS for kind in type(exc).__mro__
+    )
+
+
+def _put_local(path: Path, parts: Iterable[Buffer]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    try:
+        with open(handle, "wb", buffering=0) as file:
+            for part in parts:
+                view = memoryview(part)
+                while view.nbytes:
+                    view = view[file.write(view) :]
+            os.fsync(handle)
+    except OSError as exc:  # says what is wrong, but not with which file
+        raise OSError(exc.errno, exc.strerror, str(path)) from exc
+    sync_folder(path.parent)
+
+
+def _create_local(path: Path, data: bytes) -> None:
+    """Publish a whole file under a name that nothing has, by linking an unnamed one to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        handle = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o644)
+    except OSError as exc:
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+        # No unnamed files here (NFS). The name is still only ours, but a crash may leave it torn.
+        _put_local(path, [data])
+        return
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(handle)
+            # Relative to an open folder: only then does os.link follow the link in /proc.
+            os.link(f"/proc/self/fd/{handle}", path.name, dst_dir_fd=folder)
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read_local(root: Path, path: Path, start: int, end: int | None) -> bytes | bytearray:
+    """Read a regular file that lies below ``root``; a link that leads elsewhere is refused."""
+    if not os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
+        raise PermissionError(errno.EPERM, f"leads out of {root}", str(path))
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would block
+    with open(handle, "rb", buffering=0) as file:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise PermissionError(errno.EPERM, "not a regular file", str(path))
+        end = status.st_size if end is None else min(end, status.st_size)
+        data = bytearray(max(0, end - start))
+        view, got = memoryview(data), 0
+        file.seek(start)
+        while got < len(data):
+            count = file.readinto(view[got:])
+            if not count:
+                break
+            got += count
+    return data[:got] if got < len(data) else data
+
+
+def _modified(info: dict[str, Any]) -> float:
+    value = info.get("mtime", info.get("LastModified", info.get("created", 0.0)))
+    return float(value.timestamp()) if hasattr(value, "timestamp") else float(value or 0.0)
