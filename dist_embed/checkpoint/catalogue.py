@@ -13,7 +13,8 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.checkpoint.state import METRIC
 from dist_embed.storage import uri as storage
-from dist_embed.storage.objects import RETRY_SECONDS, ObjectStore
+from dist_embed.storage.objects import ObjectStore
+from dist_embed.storage.retry import RETRY_SECONDS
 
 
 def open_checkpoints(run_uri: str, *, retry_seconds: float = RETRY_SECONDS) -> ObjectStore:

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
@@ -28,7 +28,7 @@ from dist_embed.parallel.collectives import gather_texts
 from dist_embed.parallel.errors import WorkerError, all_or_none
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
-from dist_embed.storage.uri import StorageError
+from dist_embed.storage.retry import StorageError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -60,7 +60,7 @@ class _Save:
     thread: threading.Thread | None = None
     manifest: Manifest | None = None
     error: Exception | None = None
-    notes: str = ""
+    notes: list[str] = field(default_factory=list)
     ended: float = 0.0
 
 
@@ -74,6 +74,7 @@ class Saver:
         pruner: removes old checkpoints after each save; used on worker 0.
         damaged: manifests that the run went on without, see `load_newest`.
         report: takes lines for the user.
+        beforehand: is called before each save's bytes are written, behind training, on worker 0.
 
     The constructor is collective.
     """
@@ -87,6 +88,7 @@ class Saver:
         *,
         damaged: frozenset[ManifestName] = frozenset(),
         report: Callable[[str], None],
+        beforehand: Callable[[], None] | None = None,
     ) -> None:
         self._store = store
         self._group = group
@@ -94,6 +96,7 @@ class Saver:
         self._pruner = pruner
         self._damaged = damaged
         self._report = report
+        self._beforehand = beforehand
         self._copy = HostCopy()
         self._under_way: _Save | None = None
         self._failures = 0
@@ -128,11 +131,13 @@ class Saver:
 
         def write() -> None:
             try:
+                if self._group.is_first:
+                    save.notes += self._flush()
                 save.manifest = write_checkpoint(
                     self._store, description, rows, self._writers, superseded=self._damaged
                 )
                 if self._group.is_first:
-                    save.notes = self._prune()
+                    save.notes += self._prune()
             except Exception as exc:  # raised where the training can bear it: in `_conclude`
                 save.error = exc
             save.ended = time.monotonic()
@@ -216,8 +221,8 @@ class Saver:
                 f"step {save.step}: checkpoint saved ({save.manifest.size_bytes / 2**20:.1f} MiB "
                 f"in {save.ended - save.started:.1f} s, training stood {save.stood_seconds:.2f} s)"
             )
-            if save.notes:
-                self._report(save.notes)
+            for note in save.notes:
+                self._report(note)
             return
         self._failures += 1
         self._last_reason = reason
@@ -251,15 +256,24 @@ class Saver:
         by = f"worker {rank}: " if self._group.num_workers > 1 else ""
         return by + said[rank], any(flag[1] == "1" for flag in flags)
 
-    def _prune(self) -> str:
+    def _flush(self) -> list[str]:
+        """What is to be written before the checkpoint; a failure is only noted."""
+        try:
+            if self._beforehand is not None:
+                self._beforehand()
+        except Exception as exc:
+            return [f"the metrics could not be written: {_message(exc)}"]
+        return []
+
+    def _prune(self) -> list[str]:
         """Remove old checkpoints; a failure is only noted, it harms nothing but space."""
         try:
             pruned = self._pruner.prune(self._damaged)
         except Exception as exc:
-            return f"old checkpoints could not be removed: {_message(exc)}"
+            return [f"old checkpoints could not be removed: {_message(exc)}"]
         if pruned.leftovers:
-            return f"removed what {len(pruned.leftovers)} unfinished saves had left behind"
-        return ""
+            return [f"removed what {len(pruned.leftovers)} unfinished saves had left behind"]
+        return []
 
 
 def _message(error: Exception) -> str:

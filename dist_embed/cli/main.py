@@ -8,7 +8,7 @@ import sys
 from dist_embed.cli import bench, checkpoint, config, data, run
 from dist_embed.config.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe.quiet import quiet_environment, quiet_screen
-from dist_embed.storage.uri import StorageError
+from dist_embed.storage.retry import StorageError
 
 
 def build_parser() -> argparse.ArgumentParser:

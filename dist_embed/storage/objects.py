@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import re
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,35 +19,17 @@ from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from dist_embed.storage.uri import StorageError, filesystem, join, sync_folder
+from dist_embed.storage.retry import RETRY_SECONDS, StorageError, retried
+from dist_embed.storage.uri import filesystem, join, sync_folder
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
-RETRY_SECONDS = 120.0
-FIRST_WAIT_SECONDS = 0.2
-LONGEST_WAIT_SECONDS = 10.0
 # Above any chunk: an interrupted upload of one part leaves nothing behind on S3, one of several
 # parts leaves them, invisible and paid for.
 SINGLE_PUT_BYTES = 512 * 2**20
 
 _NAME = re.compile(r"[a-z0-9][A-Za-z0-9._-]{0,199}(/[a-z0-9][A-Za-z0-9._-]{0,199}){0,7}")
-_FINAL = (
-    FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError,
-)  # fmt: skip
-# Packages whose exceptions come from talking to a store. Not all of them are OSErrors.
-_CLIENTS = {
-    "botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "google", "requests",
-    "urllib3", "asyncio", "concurrent", "fsspec",
-}  # fmt: skip
-_MISCONFIGURED = {
-    "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError",
-    "TokenRetrievalError", "InvalidRegionError", "ParamValidationError",
-}  # fmt: skip
-
-
-class StoreUnavailable(StorageError):
-    """The store did not do what it was asked to within the time limit."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +119,6 @@ class ObjectStore:
             return data
 
         return self._retried(f"read {name}", attempt)
-
-    def size(self, name: str) -> int:
-        """Bytes of an object. Raises like `read`."""
-        path = self._path(name)
-
-        return self._retried(f"look at {name}", lambda: self._size(path))
 
     def names(self, folder: str) -> list[str]:
         """Names directly below ``folder``, objects and folders, sorted; empty where it is none."""
@@ -244,32 +218,12 @@ class ObjectStore:
         return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
     def _retried(self, what: str, operation: Callable[[], T]) -> T:
-        give_up_at = time.monotonic() + self._retry_seconds
-        wait = FIRST_WAIT_SECONDS
-        while True:
-            try:
-                return operation()
-            except _FINAL:
-                raise
-            except Exception as exc:
-                if self.is_local or not _comes_from_the_store(exc):
-                    raise
-                if type(exc).__name__ in _MISCONFIGURED:
-                    raise StorageError(f"cannot {what} in {self.uri}: {exc}") from exc
-                if time.monotonic() + wait > give_up_at:
-                    raise StoreUnavailable(
-                        f"could not {what} in {self.uri} within {self._retry_seconds:.0f} s; "
-                        f"the last error: {type(exc).__name__}: {exc}"
-                    ) from exc
-            # Spread out: thousands of workers meet the same 503.
-            time.sleep(wait * random.uniform(0.5, 1.0))
-            wait = min(2 * wait, LONGEST_WAIT_SECONDS)
-
-
-def _comes_from_the_store(exc: Exception) -> bool:
-    return isinstance(exc, (OSError, TimeoutError)) or any(
-        kind.__module__.split(".")[0] in _CLIENTS for kind in type(exc).__mro__
-    )
+        """On a local disk an error counts at once."""
+        return (
+            operation()
+            if self.is_local
+            else retried(what, self.uri, operation, self._retry_seconds)
+        )
 
 
 def _put_local(path: Path, parts: Iterable[Buffer]) -> None:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from dist_embed.storage.retry import StorageError, retried
 
-class StorageError(ValueError):
-    """A URI of no known protocol, or of one whose package is missing."""
+T = TypeVar("T")
 
 
 # Checksums in headers that S3-compatible servers lack or get wrong in replies to ranged reads; what
@@ -68,21 +69,18 @@ def absolute(uri: str) -> str:
 def exists(uri: str) -> bool:
     """Whether a file or folder lies there."""
     fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    return bool(fs.exists(path))
+
+    def look() -> bool:
+        fs.invalidate_cache()
+        return bool(fs.exists(path))
+
+    return _called(fs, "look at", uri, look)
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole file. Raises FileNotFoundError."""
+    """The whole file. Raises FileNotFoundError, or StoreUnavailable from an object store."""
     fs, path = filesystem(uri)
-    data: bytes = fs.cat_file(path)
-    return data
-
-
-def read_range(uri: str, start: int, end: int) -> bytes:
-    """Bytes ``start`` to ``end`` of the file."""
-    fs, path = filesystem(uri)
-    data: bytes = fs.cat_file(path, start=start, end=end)
+    data: bytes = _called(fs, "read", uri, lambda: fs.cat_file(path))
     return data
 
 
@@ -107,7 +105,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     """
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, data)
+        _called(fs, "write", uri, lambda: fs.pipe_file(path, data))
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -142,12 +140,16 @@ def sync_folder(folder: Path) -> None:
 def list_names(uri: str) -> list[str]:
     """Names directly below a folder, sorted; empty where there is no such folder."""
     fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    try:
-        found = fs.ls(path, detail=False)
-    except FileNotFoundError:
-        return []
-    return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in found)
+
+    def look() -> list[str]:
+        fs.invalidate_cache()
+        try:
+            found = fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in found)
+
+    return _called(fs, "list", uri, look)
 
 
 def glob(uri: str) -> list[str]:
@@ -165,3 +167,8 @@ def remove(uri: str) -> None:
     fs.invalidate_cache()
     if fs.exists(path):
         fs.rm(path, recursive=True)
+
+
+def _called(fs: fsspec.AbstractFileSystem, what: str, uri: str, operation: Callable[[], T]) -> T:
+    """On a local disk an error counts at once; an object store gets some time."""
+    return operation() if isinstance(fs, LocalFileSystem) else retried(what, uri, operation)

@@ -117,8 +117,6 @@ def train_loop(
             if hooks.translate and due:
                 _report_quality(state, hooks.translate(), reporter, metrics)
             if last or state.step % rhythm.save_every == 0:
-                if metrics is not None:
-                    metrics.flush()
                 saver.save(state)
         saver.wait(rhythm.drain_seconds if stopped else None)
         if stopped and state.step not in (first_step, saver.saved_step):

@@ -152,9 +152,9 @@ def train_task(context: Context) -> dict[str, Any]:
             bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
         )  # fmt: skip
 
-    saver = _build_saver(context, store, loaded)
     with ExitStack() as stack:
         metrics = stack.enter_context(MetricsLog(run_uri, state.step)) if group.is_first else None
+        saver = _build_saver(context, store, loaded, metrics)
         held_out = "validation" in data.splits
         stack.enter_context(stop_on_sigterm())
         stopped = train_loop(
@@ -290,7 +290,9 @@ def _resume(context: Context, store: ObjectStore, state: TrainingState) -> Loade
     return loaded
 
 
-def _build_saver(context: Context, store: ObjectStore, loaded: Loaded) -> Saver:
+def _build_saver(
+    context: Context, store: ObjectStore, loaded: Loaded, metrics: MetricsLog | None
+) -> Saver:
     """What saves the run. Collective."""
     kept = context.config.checkpoint
     return Saver(
@@ -307,6 +309,8 @@ def _build_saver(context: Context, store: ObjectStore, loaded: Loaded) -> Saver:
         ),
         damaged=loaded.damaged,
         report=context.reporter.line,
+        # So that a run that resumes there finds the metrics of all steps before.
+        beforehand=metrics.flush if metrics else None,
     )
 
 
