@@ -26,7 +26,10 @@ def add_commands(commands: Any) -> None:
     prune.add_argument("--keep-last", type=int, help="instead of checkpoint.keep_last")
     prune.add_argument("--keep-best", type=int, help="instead of checkpoint.keep_best")
     prune.add_argument("--keep-every", type=int, help="instead of checkpoint.keep_every")
-    prune.add_argument("--leftover-hours", type=float, help="instead of checkpoint.leftover_hours")
+    prune.add_argument(
+        "--leftover-hours", type=float,
+        help="instead of checkpoint.leftover_hours; 0 only while no run saves there",
+    )  # fmt: skip
     prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     inspect = add("inspect", _inspect, "what a checkpoint holds")
     inspect.add_argument("--step", type=int, help="default: the newest")

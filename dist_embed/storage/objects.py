@@ -53,7 +53,7 @@ class ObjectStore:
 
     def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self.uri = uri
-        self._fs, self._root = filesystem(uri)
+        self._fs, self._root = filesystem(uri, retries=False)
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self._retry_seconds = retry_seconds
 

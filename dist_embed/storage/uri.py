@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -22,23 +22,32 @@ T = TypeVar("T")
 
 # Checksums in headers that S3-compatible servers lack or get wrong in replies to ranged reads; what
 # must be proven here carries SHA-256 of its own.
-_S3_OPTIONS = {
-    "config_kwargs": {
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-        "connect_timeout": 10,
-        "read_timeout": 60,
-    }
+_S3_CONFIG: dict[str, Any] = {
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+    "connect_timeout": 10,
+    "read_timeout": 60,
 }
 
 
-def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of ``uri`` and the path in it. Raises StorageError."""
-    options = _S3_OPTIONS if uri.startswith(("s3://", "s3a://")) else {}
+def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of ``uri`` and the path in it.
+
+    Without ``retries`` S3's client makes one attempt of every request: for callers that repeat
+    calls themselves, and whose limit its attempts would stretch. Raises StorageError.
+    """
+    options: dict[str, Any] = {}
+    is_s3 = uri.startswith(("s3://", "s3a://"))
+    if is_s3:
+        options["config_kwargs"] = dict(_S3_CONFIG)
+        if not retries:
+            options["config_kwargs"]["retries"] = {"total_max_attempts": 1}
     try:
         fs, path = url_to_fs(uri, **options)
     except (ImportError, ValueError) as exc:
         raise StorageError(f"cannot open {uri!r}: {exc}") from exc
+    if is_s3 and not retries:
+        fs.retries = 1
     return fs, path
 
 
