@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -62,6 +63,7 @@ class CheckpointReader:
         self._store = store
         self.manifest = manifest
         self._indexes: dict[str, Index] = {}
+        self._thread = threading.local()
         self.bytes_read = 0
 
     def fill(self, wanted: list[Rows]) -> None:
@@ -196,27 +198,34 @@ class CheckpointReader:
             raise CheckpointDamaged(
                 f"{self._store.uri}/{name}: bytes {span[0]} to {span[1]} are not those written"
             )
-        view = memoryview(data)
         for wish in wishes:
             start, end = max(wish.start, span[0]), min(wish.end, span[1])
-            wish.target[start - wish.start : end - wish.start] = view[
+            wish.target[start - wish.start : end - wish.start] = data[
                 start - span[0] : end - span[0]
             ]
         return len(data)
 
-    def _read_proven(
-        self, name: str, chunk: ChunkInfo, span: tuple[int, int]
-    ) -> bytes | bytearray | None:
-        """The span's bytes, or None where they are not those that were written."""
+    def _read_proven(self, name: str, chunk: ChunkInfo, span: tuple[int, int]) -> memoryview | None:
+        """The span's bytes, or None where they are not those that were written.
+
+        They lie in a buffer of this thread, which its next call fills anew.
+        """
         start, end = span
         # One byte more at the chunk's end shows a longer object than was written.
-        last = end == chunk.size_bytes
-        data = self._read(name, start, end + 1 if last else end)
-        if len(data) != end - start:
+        wanted = end - start + (end == chunk.size_bytes)
+        if not hasattr(self._thread, "buffer"):
+            # Kept: fresh memory for every span costs more than reading it.
+            self._thread.buffer = memoryview(bytearray(max(SPAN_BYTES, self._block) + 1))
+        buffer: memoryview = self._thread.buffer[:wanted]
+        try:
+            count = self._store.read_into(name, start, buffer)
+        except (FileNotFoundError, PermissionError) as exc:
+            raise CheckpointDamaged(f"{self._store.uri}/{name}: {exc}") from exc
+        if count != end - start:
             return None
-        view = memoryview(data)
-        for offset in range(0, end - start, self._block):
-            digest = hashlib.sha256(view[offset : offset + self._block]).digest()
+        data = buffer[:count]
+        for offset in range(0, count, self._block):
+            digest = hashlib.sha256(data[offset : offset + self._block]).digest()
             if digest != chunk.block_digest((start + offset) // self._block):
                 return None
         return data

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -106,7 +106,11 @@ class ObjectStore:
         if end is not None and end <= start:
             return b""
         if self.is_local:
-            return _read_local(Path(self._root), Path(path), start, end)
+            with _open_local(Path(self._root), Path(path)) as file:
+                size = os.fstat(file.fileno()).st_size
+                data = bytearray(max(0, (size if end is None else min(end, size)) - start))
+                file.seek(start)
+                return data[: _read_fully(file, memoryview(data))]
 
         def attempt() -> bytes:
             try:
@@ -119,6 +123,17 @@ class ObjectStore:
             return data
 
         return self._retried(f"read {name}", attempt)
+
+    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
+        """Like `read`, into ``buffer``, as far as it reaches; returns the bytes read."""
+        if self.is_local:
+            path = Path(self._path(name))
+            with _open_local(Path(self._root), path) as file:
+                file.seek(start)
+                return _read_fully(file, buffer)
+        data = self.read(name, start, start + len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def names(self, folder: str) -> list[str]:
         """Names directly below ``folder``, objects and folders, sorted; empty where it is none."""
@@ -265,25 +280,26 @@ def _create_local(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
-def _read_local(root: Path, path: Path, start: int, end: int | None) -> bytes | bytearray:
-    """Read a regular file that lies below ``root``; a link that leads elsewhere is refused."""
+def _open_local(root: Path, path: Path) -> IO[bytes]:
+    """Open a regular file that lies below ``root``; a link that leads elsewhere is refused."""
     if not os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
         raise PermissionError(errno.EPERM, f"leads out of {root}", str(path))
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would block
-    with open(handle, "rb", buffering=0) as file:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode):
-            raise PermissionError(errno.EPERM, "not a regular file", str(path))
-        end = status.st_size if end is None else min(end, status.st_size)
-        data = bytearray(max(0, end - start))
-        view, got = memoryview(data), 0
-        file.seek(start)
-        while got < len(data):
-            count = file.readinto(view[got:])
-            if not count:
-                break
-            got += count
-    return data[:got] if got < len(data) else data
+    file = open(handle, "rb", buffering=0)  # noqa: SIM115 - the caller's to close
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        file.close()
+        raise PermissionError(errno.EPERM, "not a regular file", str(path))
+    return file
+
+
+def _read_fully(file: Any, buffer: memoryview) -> int:
+    got = 0
+    while got < len(buffer):
+        count = file.readinto(buffer[got:])
+        if not count:
+            break
+        got += count
+    return got
 
 
 def _modified(info: dict[str, Any]) -> float:
