@@ -16,7 +16,6 @@ from dist_embed.checkpoint.chunk import BLOCK_BYTES, CHUNK_BYTES, ChunkWriter, R
 from dist_embed.checkpoint.manifest import (
     OBJECTS,
     CheckpointConflict,
-    CheckpointError,
     ChunkInfo,
     Index,
     IndexInfo,
@@ -156,7 +155,6 @@ def _rows_of(chunks: list[ChunkInfo]) -> dict[str, list[int]]:
 
 
 def _publish(store: ObjectStore, manifest: Manifest, superseded: frozenset[ManifestName]) -> None:
-    _check_objects(store, manifest)
     there = [name for name in manifest_names(store) if name.step == manifest.step]
     unknown = [name for name in there if name not in superseded]
     generation = max((name.generation for name in there), default=-1) + 1
@@ -169,15 +167,3 @@ def _publish(store: ObjectStore, manifest: Manifest, superseded: frozenset[Manif
             f"another writer has saved step {manifest.step} in {store.uri}; its checkpoint stays. "
             "Is a second job training the same run.uri?"
         ) from None
-
-
-def _check_objects(store: ObjectStore, manifest: Manifest) -> None:
-    """That the store has every object of the attempt, whole, before they are promised."""
-    found = store.entries(f"{OBJECTS}/{manifest.attempt}")
-    wanted = sum(index.num_chunks + 1 for index in manifest.indexes)
-    size = sum(entry.size_bytes for entry in found)
-    if len(found) != wanted or size != manifest.size_bytes:
-        raise CheckpointError(
-            f"{store.uri}/{OBJECTS}/{manifest.attempt} holds {len(found)} objects, {size} bytes; "
-            f"written were {wanted}, {manifest.size_bytes} bytes. Does another process clean up?"
-        )

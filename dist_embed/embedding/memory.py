@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dist_embed.embedding.tables import TableSpec, shard_of
 
 # A worker process with torch, torchrec and fbgemm loaded, and some for activations. A whole run
@@ -38,10 +40,30 @@ def worker_bytes(
     return PROCESS_BYTES + 2 * sum(tables) + 3 * largest + 3 * logits_block_bytes
 
 
-def available_bytes() -> int:
-    """Memory of this machine that new processes can use, as Linux estimates it."""
-    with open("/proc/meminfo") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo has no MemAvailable line")
+def available_bytes(root: Path = Path("/")) -> int:
+    """Memory that new processes can use here: what Linux estimates for the machine, or what is
+    left of this container's limit, whichever is less.
+    """
+    with (root / "proc/meminfo").open() as file:
+        machine = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
+    return min([machine * 1024, *_left_of_limits(root)])
+
+
+def _left_of_limits(root: Path) -> list[int]:
+    """Bytes left of a limit of control groups, version 2 or 1; the files' cache counts as free."""
+    group = root / "sys/fs/cgroup"
+    left = []
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            allowed = (group / limit).read_text().strip()
+            if not allowed.isdigit():  # "max"
+                continue
+            statistics = ((group / limit).parent / "memory.stat").read_text().splitlines()
+            cached = sum(int(line.split()[1]) for line in statistics if line.split()[0] == cache)
+            left.append(max(0, int(allowed) - int((group / used).read_text()) + cached))
+        except (OSError, ValueError):  # no such group
+            continue
+    return left

@@ -43,3 +43,33 @@ def test_every_table_and_the_logits_count() -> None:
 def test_available_memory_is_a_part_of_the_machine() -> None:
     line = next(s for s in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in s)
     assert 2**20 < available_bytes() < int(line.split()[1]) * 1024
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "available"),
+    [
+        ({}, 1000 * 1024),
+        ({"memory.max": "max\n", "memory.current": "7"}, 1000 * 1024),
+        (
+            {"memory.max": "500000\n", "memory.current": "300000\n",
+             "memory.stat": "anon 1\ninactive_file 50000\n"},
+            250_000,
+        ),
+        ({"memory.max": "900000000\n", "memory.current": "1", "memory.stat": ""}, 1000 * 1024),
+        (
+            {"memory/memory.limit_in_bytes": "4000\n", "memory/memory.usage_in_bytes": "5000\n",
+             "memory/memory.stat": "total_inactive_file 1500\n"},
+            500,
+        ),
+    ],
+)  # fmt: skip
+def test_a_containers_limit_counts(tmp_path: Path, files: dict[str, str], available: int) -> None:
+    write(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 1000 kB\n")
+    for name, text in files.items():
+        write(tmp_path / "sys/fs/cgroup" / name, text)
+    assert available_bytes(tmp_path) == available
