@@ -13,7 +13,7 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.checkpoint.state import METRIC
 from dist_embed.storage import uri as storage
-from dist_embed.storage.objects import ObjectStore
+from dist_embed.storage.objects import ForeignObject, ObjectStore
 from dist_embed.storage.retry import RETRY_SECONDS
 
 
@@ -49,8 +49,10 @@ def read_manifest(store: ObjectStore, name: ManifestName) -> Manifest:
     origin = f"{store.uri}/{name.path}"
     try:
         data = store.read(name.path, 0, MAX_MANIFEST_BYTES + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointDamaged(f"{origin} does not exist") from None
+    except ForeignObject as exc:
+        raise CheckpointDamaged(f"{origin}: {exc}") from exc
     if len(data) > MAX_MANIFEST_BYTES:
         raise CheckpointDamaged(f"{origin}: larger than any manifest ({MAX_MANIFEST_BYTES} bytes)")
     manifest = parse_manifest(data, origin)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_embed.checkpoint.manifest import ChunkInfo, PieceInfo, TensorInfo
+from dist_embed.checkpoint.manifest import ChunkInfo, DType, PieceInfo, TensorInfo
 
 CHUNK_BYTES = 64 * 2**20
 # What one digest covers. A reader of some rows reads at most a block too much at either end.
 BLOCK_BYTES = 2**20
 
-DTYPES = {
+DTYPES: dict[DType, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
@@ -44,7 +44,7 @@ class Rows:
         return self.data.numel() * self.data.element_size()
 
 
-def dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> DType:
     """The safetensors name of a type. Raises KeyError."""
     return _NAMES[dtype]
 
@@ -75,7 +75,7 @@ def cut_into_chunks(rows: list[Rows], chunk_bytes: int = CHUNK_BYTES) -> Iterato
         per_row = whole.size_bytes // whole.num_rows
         done = 0
         while done < whole.num_rows:
-            fitting = room // per_row
+            fitting = max(0, room) // per_row  # a larger row may have left less than none
             if not fitting and chunk:
                 yield chunk
                 chunk, room = [], chunk_bytes
@@ -139,7 +139,11 @@ class ChunkWriter:
         for r in self._rows:
             pieces.append(
                 PieceInfo(
-                    tensor=r.tensor, first_row=r.first_row, num_rows=r.num_rows, offset=offset
+                    tensor=r.tensor,
+                    dtype=dtype_name(r.data.dtype),
+                    first_row=r.first_row,
+                    num_rows=r.num_rows,
+                    offset=offset,
                 )
             )
             offset += r.size_bytes

@@ -17,7 +17,15 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 
 from dist_embed.config.errors import UserError
 
@@ -27,7 +35,7 @@ MAX_INDEX_BYTES = 64 * 2**20
 MANIFESTS = "manifests"
 OBJECTS = "objects"
 
-_FILE_NAME = re.compile(r"step-(\d{9,15})-(\d{1,4})\.manifest")
+_FILE_NAME = re.compile(r"step-(\d{9,15})-(\d{1,4})\.manifest", re.ASCII)
 
 
 class CheckpointError(UserError):
@@ -52,12 +60,13 @@ AttemptName = Annotated[str, StringConstraints(pattern=r"^step-\d{9,15}-\d{8}T\d
 TensorName = Annotated[str, StringConstraints(min_length=1, max_length=400)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**62)]
+DType = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"]
 
 
 class TensorInfo(_Part):
     """A whole tensor, all workers' rows together."""
 
-    dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"]
+    dtype: DType
     shape: Annotated[list[Count], Field(max_length=8)]
 
     @property
@@ -105,6 +114,12 @@ class Manifest(_Part):
     indexes: list[IndexInfo]
     scalars: dict[str, JsonValue]
 
+    @field_validator("scalars")
+    @classmethod
+    def _finite(cls, scalars: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        json.dumps(scalars, allow_nan=False)  # JSON has none; a reader may put up with them
+        return scalars
+
     @property
     def size_bytes(self) -> int:
         """Bytes of all objects but the manifest."""
@@ -119,6 +134,7 @@ class PieceInfo(_Part):
     """Consecutive rows of one tensor in a chunk."""
 
     tensor: TensorName
+    dtype: DType
     first_row: Count
     num_rows: Count
     offset: Count  # of their first byte in the chunk
@@ -151,6 +167,26 @@ class Index(_Part):
 
     chunks: list[ChunkInfo]
 
+    def rows(self) -> dict[str, list[int]]:
+        """First and end row of each tensor in the chunks."""
+        found: dict[str, list[int]] = {}
+        for piece in (piece for chunk in self.chunks for piece in chunk.pieces):
+            end = piece.first_row + piece.num_rows
+            span = found.get(piece.tensor, [piece.first_row, end])
+            found[piece.tensor] = [min(span[0], piece.first_row), max(span[1], end)]
+        return found
+
+    def info(self, name: str, data: bytes | bytearray) -> IndexInfo:
+        """What the manifest says of this index, whose bytes are ``data``."""
+        return IndexInfo(
+            name=name,
+            size_bytes=len(data),
+            sha256=hashlib.sha256(data).hexdigest(),
+            num_chunks=len(self.chunks),
+            chunk_bytes=sum(chunk.size_bytes for chunk in self.chunks),
+            rows=self.rows(),
+        )
+
 
 @dataclass(frozen=True, order=True)
 class ManifestName:
@@ -172,7 +208,9 @@ class ManifestName:
     def parse(cls, file_name: str) -> ManifestName | None:
         """The name, or None where ``file_name`` is no manifest's."""
         match = _FILE_NAME.fullmatch(file_name)
-        return cls(int(match[1]), int(match[2])) if match else None
+        name = cls(int(match[1]), int(match[2])) if match else None
+        # A name with other zeros would be taken for the one without.
+        return name if name and name.path == f"{MANIFESTS}/{file_name}" else None
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:
@@ -209,5 +247,6 @@ def _parse(kind: type[P], data: bytes, origin: str) -> P:
         what: Any = exc.errors()[0]["msg"] if isinstance(exc, ValidationError) else exc
         where = exc.errors()[0]["loc"] if isinstance(exc, ValidationError) else ""
         raise CheckpointDamaged(
-            f"{origin}: not a checkpoint's {kind.__name__.lower()}: {where} {str(what)[:200]}"
+            f"{origin}: not a checkpoint's {kind.__name__.lower()}: "
+            f"{str(where)[:200]} {str(what)[:200]}"
         ) from exc

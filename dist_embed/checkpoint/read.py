@@ -23,7 +23,7 @@ from dist_embed.checkpoint.manifest import (
     TensorInfo,
     parse_index,
 )
-from dist_embed.storage.objects import ObjectStore
+from dist_embed.storage.objects import ForeignObject, ObjectStore
 
 READ_THREADS = 4
 # Read at once: enough for an object store to be fast, and with all threads 32 MiB of memory.
@@ -117,6 +117,8 @@ class CheckpointReader:
         if len(data) != info.size_bytes or hashlib.sha256(data).hexdigest() != info.sha256:
             raise CheckpointDamaged(f"{self._store.uri}/{name}: not the bytes that were written")
         index = parse_index(data, f"{self._store.uri}/{name}")
+        if index.info(info.name, data) != info:
+            raise CheckpointDamaged(f"{self._store.uri}/{name}: the manifest says otherwise of it")
         for chunk in index.chunks:
             self._check_chunk(chunk)
         self._indexes[info.name] = index
@@ -132,7 +134,11 @@ class CheckpointReader:
             raise CheckpointDamaged(f"{origin}: digests of the blocks are not those written")
         for piece in chunk.pieces:
             info = self.manifest.tensors.get(piece.tensor)
-            if info is None or piece.first_row + piece.num_rows > info.num_rows:
+            if (
+                info is None
+                or piece.dtype != info.dtype
+                or piece.first_row + piece.num_rows > info.num_rows
+            ):
                 raise CheckpointDamaged(f"{origin}: holds rows that {piece.tensor!r} has not")
             if piece.offset + piece.num_rows * row_bytes(info) > chunk.size_bytes:
                 raise CheckpointDamaged(f"{origin}: ends before the rows of {piece.tensor!r}")
@@ -219,7 +225,7 @@ class CheckpointReader:
         buffer: memoryview = self._thread.buffer[:wanted]
         try:
             count = self._store.read_into(name, start, buffer)
-        except (FileNotFoundError, PermissionError) as exc:
+        except (FileNotFoundError, NotADirectoryError, ForeignObject) as exc:
             raise CheckpointDamaged(f"{self._store.uri}/{name}: {exc}") from exc
         if count != end - start:
             return None
@@ -233,7 +239,7 @@ class CheckpointReader:
     def _read(self, name: str, start: int, end: int) -> bytes | bytearray:
         try:
             return self._store.read(name, start, end)
-        except (FileNotFoundError, PermissionError) as exc:
+        except (FileNotFoundError, NotADirectoryError, ForeignObject) as exc:
             raise CheckpointDamaged(f"{self._store.uri}/{name}: {exc}") from exc
 
     def _check_wanted(self, rows: Rows) -> None:

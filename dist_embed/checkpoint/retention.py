@@ -81,6 +81,7 @@ class Pruner:
         kept = self._retention.kept(
             {step: loss_of(self._known[name]) for step, name in current.items()}
         )
+        referred = {m.attempt for m in self._known.values()}
         pruned = Pruned()
         for name in names:
             if name in unreadable and name not in damaged:
@@ -89,7 +90,6 @@ class Pruner:
                 pruned.steps.append(name.step)
                 if not dry:
                     self._remove(name)
-        referred = {m.attempt for m in self._known.values()}
         protected = {name.step for name in unreadable - damaged}
         for attempt in attempts:
             if attempt not in referred and self._is_leftover(attempt, protected):

@@ -40,7 +40,7 @@ class LiveTensor:
     def info(self) -> TensorInfo:
         """The whole tensor."""
         shape = [self.num_rows, *self.data.shape[1:]] if self.data.dim() else []
-        return TensorInfo(dtype=dtype_name(self.data.dtype), shape=shape)  # type: ignore[arg-type]
+        return TensorInfo(dtype=dtype_name(self.data.dtype), shape=shape)
 
 
 @dataclass

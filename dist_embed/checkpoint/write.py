@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import time
@@ -127,31 +126,12 @@ def _write_rows(
     indexes = []
     for first in range(0, len(chunks), CHUNKS_PER_INDEX):
         part = chunks[first : first + CHUNKS_PER_INDEX]
-        data = Index(chunks=part).model_dump_json().encode()
+        index = Index(chunks=part)
+        data = index.model_dump_json().encode()
         name = f"index-{rank:05d}-{first // CHUNKS_PER_INDEX:04d}.json"
         store.put(f"{OBJECTS}/{attempt}/{name}", [data])
-        indexes.append(
-            IndexInfo(
-                name=name,
-                size_bytes=len(data),
-                sha256=hashlib.sha256(data).hexdigest(),
-                num_chunks=len(part),
-                chunk_bytes=sum(chunk.size_bytes for chunk in part),
-                rows=_rows_of(part),
-            )
-        )
+        indexes.append(index.info(name, data))
     return indexes
-
-
-def _rows_of(chunks: list[ChunkInfo]) -> dict[str, list[int]]:
-    """First and end row of each tensor in ``chunks``."""
-    found: dict[str, list[int]] = {}
-    for chunk in chunks:
-        for piece in chunk.pieces:
-            end = piece.first_row + piece.num_rows
-            span = found.setdefault(piece.tensor, [piece.first_row, end])
-            found[piece.tensor] = [min(span[0], piece.first_row), max(span[1], end)]
-    return found
 
 
 def _publish(store: ObjectStore, manifest: Manifest, superseded: frozenset[ManifestName]) -> None:

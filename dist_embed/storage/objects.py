@@ -32,6 +32,10 @@ SINGLE_PUT_BYTES = 512 * 2**20
 _NAME = re.compile(r"[a-z0-9][A-Za-z0-9._-]{0,199}(/[a-z0-9][A-Za-z0-9._-]{0,199}){0,7}")
 
 
+class ForeignObject(StorageError):
+    """What has an object's name is a link out of the folder, or no regular file."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One object found by `ObjectStore.entries`."""
@@ -145,8 +149,8 @@ class ObjectStore:
                 found = self._fs.ls(path, detail=False)
             except (FileNotFoundError, NotADirectoryError):
                 return []
-            names = {entry.rstrip("/").rsplit("/", 1)[-1] for entry in found}
-            return sorted(names - {""})
+            below = (entry.rstrip("/") for entry in found)  # an object lists itself
+            return sorted(entry.rsplit("/", 1)[-1] for entry in below if entry != path)
 
         return self._retried(f"list {folder}", attempt)
 
@@ -175,7 +179,7 @@ class ObjectStore:
                 self._fs.rm_file(path)
 
         self._retried(f"remove {name}", attempt)
-        if self.is_local:
+        if self.is_local and Path(path).parent.exists():
             sync_folder(Path(path).parent)
 
     def remove_folder(self, folder: str) -> None:
@@ -283,12 +287,12 @@ def _create_local(path: Path, data: bytes) -> None:
 def _open_local(root: Path, path: Path) -> IO[bytes]:
     """Open a regular file that lies below ``root``; a link that leads elsewhere is refused."""
     if not os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
-        raise PermissionError(errno.EPERM, f"leads out of {root}", str(path))
+        raise ForeignObject(f"{path} leads out of {root}")
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would block
     file = open(handle, "rb", buffering=0)  # noqa: SIM115 - the caller's to close
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         file.close()
-        raise PermissionError(errno.EPERM, "not a regular file", str(path))
+        raise ForeignObject(f"{path} is not a regular file")
     return file
 
 

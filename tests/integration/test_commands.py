@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.integration.conftest import Command
 
@@ -51,6 +53,53 @@ def test_the_whole_path(config: str, dist_embed: Command, tmp_path: Path) -> Non
 
     again = dist_embed("train", config)
     assert "already trained: 8 steps" in again.stdout
+
+
+def test_a_runs_checkpoints_are_proven_pruned_and_exported(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    run, exported = tmp_path / "run", tmp_path / "table.safetensors"
+    dist_embed("train", config, "checkpoint.every_steps=2")
+    verified = dist_embed("checkpoint", "verify", str(run)).stdout.splitlines()
+    assert [line.split(",")[0] for line in verified] == [
+        "step 4: sound", "step 6: sound", "step 8: sound"
+    ]  # fmt: skip
+    inspected = dist_embed("checkpoint", "inspect", str(run), "--step", "6").stdout
+    assert "step         6, saved" in inspected
+    assert "by 2 workers" in inspected
+    assert "table.shared.weight" in inspected
+
+    told = dist_embed("checkpoint", "export", str(run), str(exported), "--table", "shared").stdout
+    table = load_file(exported)
+    rows, width = table["weight"].shape
+    assert f"weight  F32 {rows} × {width}" in told
+    embedding = torch.nn.Embedding(rows, width)
+    embedding.load_state_dict(table)
+    assert embedding.weight.abs().sum() > 0
+    refused = dist_embed("checkpoint", "export", str(run), "x", "--table", "gone", code=2)
+    assert "has no table 'gone'; it has shared" in refused.stderr
+
+    newest = max((run / "checkpoints/objects").iterdir())
+    chunk = next(newest.glob("chunk-00001-*"))
+    data = bytearray(chunk.read_bytes())
+    data[-1] ^= 1
+    chunk.write_bytes(data)
+    damaged = dist_embed("checkpoint", "verify", str(run), code=2)
+    assert "step 8: DAMAGED" in damaged.stdout
+    assert "1 of 3 checkpoints are damaged" in damaged.stderr
+    assert "are not those written" in dist_embed("evaluate", str(run), code=2).stderr
+    again = dist_embed("train", config, "checkpoint.every_steps=2")
+    assert "the checkpoint of step 8 is damaged and not used" in again.stdout
+    assert "resuming from the checkpoint of step 6" in again.stdout
+    assert "step 8: sound" in dist_embed("checkpoint", "verify", str(run), "--step", "8").stdout
+
+    pruned = dist_embed("checkpoint", "prune", str(run), "--keep-last", "1", "--keep-best", "0")
+    assert "removed the checkpoint of step 6" in pruned.stdout
+    listed = dist_embed("checkpoint", "list", str(run)).stdout.splitlines()
+    assert [line.split()[1] for line in listed[2:]] == ["8"]
+    none_left = ("--keep-last", "0", "--keep-best", "0")
+    refused = dist_embed("checkpoint", "prune", str(run), *none_left, code=2)
+    assert "would leave no checkpoint" in refused.stderr
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(
