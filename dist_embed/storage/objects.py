@@ -288,7 +288,12 @@ def _open_local(root: Path, path: Path) -> IO[bytes]:
     """Open a regular file that lies below ``root``; a link that leads elsewhere is refused."""
     if not os.path.realpath(path).startswith(os.path.realpath(root) + os.sep):
         raise ForeignObject(f"{path} leads out of {root}")
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would block
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe would block
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise ForeignObject(f"{path} is a link to itself") from exc
+        raise
     file = open(handle, "rb", buffering=0)  # noqa: SIM115 - the caller's to close
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         file.close()

@@ -1,0 +1,107 @@
+"""Killing what Ray runs, and the driver asked to stop; the same command goes on."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dist_embed.checkpoint.catalogue import list_steps
+from tests.integration.conftest import Command
+from tests.integration.test_commands import metrics
+
+pytestmark = pytest.mark.heavy
+
+
+class Training:
+    """Two equal runs: one that nothing befell, and one under Ray that something is done to."""
+
+    def __init__(self, config: str, dist_embed: Command, folder: Path) -> None:
+        settings = [
+            config, f"data.uri={folder / 'data'}", "train.max_steps=400",
+            "train.evaluate_every=400", "checkpoint.every_steps=20", "cluster.max_failures=1",
+        ]  # fmt: skip
+        dist_embed("train", *settings, f"run.uri={folder / 'whole'}")
+        self._whole = folder / "whole"
+        self.run = folder / "run"
+        self._command = ["train", *settings, f"run.uri={self.run}", "--launcher", "ray"]
+        self._dist_embed = dist_embed
+
+    @contextmanager
+    def under_way(self) -> Iterator[subprocess.Popen[str]]:
+        """The command, after some steps; in the end nothing that it has started is left."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "dist_embed.cli.main", *self._command],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            deadline = time.monotonic() + 200
+            while 40 not in list_steps(str(self.run)):
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            started = psutil.Process(process.pid).children(recursive=True)
+            yield process
+        _, left = psutil.wait_procs(started, timeout=60)
+        for orphan in left:
+            orphan.kill()
+        assert not left
+
+    def goes_on(self) -> None:
+        """The same command resumes from the newest checkpoint and ends as the other run did."""
+        newest = list_steps(str(self.run))[-1]
+        resumed = self._dist_embed(*self._command)
+        assert f"resuming from the checkpoint of step {newest}\n" in resumed.stdout
+        self.is_as_if_not()
+
+    def is_as_if_not(self) -> None:
+        assert metrics(self.run) == metrics(self._whole)
+        assert list_steps(str(self.run))[-1] == 400
+
+
+@pytest.fixture
+def training(config: str, dist_embed: Command, tmp_path: Path) -> Training:
+    return Training(config, dist_embed, tmp_path)
+
+
+def _child(process: subprocess.Popen[str], name: str) -> psutil.Process:
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if name in " ".join(child.cmdline()):
+            return child
+    raise AssertionError(f"no {name} below {process.pid}")
+
+
+def test_a_killed_controller_ends_the_run(training: Training) -> None:
+    with training.under_way() as process:
+        _child(process, "TrainController").kill()
+        _, said = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "a worker was lost" in said
+    training.goes_on()
+
+
+def test_a_killed_worker_is_replaced(training: Training) -> None:
+    with training.under_way() as process:
+        _child(process, "RayTrainWorker").kill()
+        said, complaint = process.communicate(timeout=200)
+    assert process.returncode == 0, complaint
+    assert said.count("resuming from the checkpoint of step") == 1
+    training.is_as_if_not()
+
+
+def test_a_driver_asked_to_stop_ends_with_a_checkpoint(training: Training) -> None:
+    with training.under_way() as process:
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=200)
+    assert process.returncode == 143
+    found = re.search(r"stopped as asked after step (\d+)", said)
+    assert found, said
+    assert list_steps(str(training.run))[-1] == int(found[1])
+    training.goes_on()

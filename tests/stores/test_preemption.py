@@ -1,0 +1,215 @@
+"""SIGTERM: all workers end after the same step, with a checkpoint, within a limit."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import s3fs
+import yaml
+
+from dist_embed.checkpoint.catalogue import current_names, open_checkpoints, read_manifest
+from dist_embed.config.schema import Config
+from tests.stores.fault_proxy import Fault, FaultProxy
+from tests.stores.killing import (
+    OLD,
+    Kill,
+    Material,
+    Place,
+    Whole,
+    check_committed,
+    check_goes_on,
+    losses,
+    material,
+    saved,
+    train,
+)
+from tests.stores.s3_server import S3Server, environment
+
+STEPS = 300
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Material:
+    return material(tmp_path_factory.getbasetemp() / "killing")
+
+
+@pytest.fixture(scope="module")
+def long(shared: Material, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A run of ``STEPS`` steps that nothing befell."""
+    folder = tmp_path_factory.mktemp("long") / "run"
+    place = Place(str(folder), folder)
+    return Whole.train(shared.configuration(place, max_steps=STEPS, every_steps=STEPS))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(str(tmp_path / "run"), tmp_path / "run")
+
+
+@dataclass(frozen=True)
+class Command:
+    """``dist-embed train`` under way."""
+
+    process: subprocess.Popen[str]
+
+    @classmethod
+    def start(cls, config: Config, folder: Path, **environment: str) -> Command:
+        path = folder / "config.yaml"
+        path.write_text(yaml.safe_dump(config.model_dump()))
+        arguments = ["-m", "dist_embed.cli.main", "train", str(path), "--launcher", "local"]
+        return cls(
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                env={**psutil.Process().environ(), **environment},
+            )
+        )  # fmt: skip
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 200
+        while not reached():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def ended(self, code: int) -> str:
+        """What it said; it must end with ``code``."""
+        said, complaint = self.process.communicate(timeout=200)
+        assert self.process.returncode == code, f"{said}\n{complaint}"
+        return said + complaint
+
+
+@pytest.mark.parametrize("who", ["launcher", pytest.param("worker", marks=pytest.mark.heavy)])
+def test_a_run_asked_to_stop_goes_on_as_if_not(
+    who: str, shared: Material, long: Whole, place: Place, tmp_path: Path
+) -> None:
+    config = shared.configuration(place, max_steps=STEPS, every_steps=50)
+    command = Command.start(config, tmp_path)
+    command.wait_until(lambda: len(losses(place.uri)) > 5)
+    asked = psutil.Process(command.process.pid)
+    if who == "worker":
+        workers = [c for c in asked.children() if "spawn_main" in " ".join(c.cmdline())]
+        assert len(workers) == 2
+        asked = workers[1]
+    asked.send_signal(signal.SIGTERM)
+    said = command.ended(143)
+    found = re.search(r"stopped as asked after step (\d+); the same command goes on", said)
+    assert found, said
+    step = int(found[1])
+    assert 5 < step < STEPS
+    store = open_checkpoints(place.uri)
+    newest = current_names(store)[-1]
+    assert newest.step == step
+    saved(store, read_manifest(store, newest))
+    assert losses(place.uri) == long.losses[:step]
+    assert f"resuming from the checkpoint of step {step}" in Command.start(config, tmp_path).ended(
+        0
+    )
+    assert losses(place.uri) == long.losses
+    last = read_manifest(store, current_names(store)[-1])
+    assert saved(store, last) == long.saved[STEPS]
+
+
+@pytest.mark.parametrize(
+    ("asked", "asynchronous"),
+    [
+        ((1,), True),
+        ((0, 1), False),
+        pytest.param((1,), False, marks=pytest.mark.heavy),
+        pytest.param((0,), True, marks=pytest.mark.heavy),
+        pytest.param((0,), False, marks=pytest.mark.heavy),
+        pytest.param((0, 1), True, marks=pytest.mark.heavy),
+    ],
+)
+def test_one_worker_asked_to_stop_stops_all_after_the_same_step(
+    asked: tuple[int, ...], asynchronous: bool, shared: Material, place: Place
+) -> None:
+    place.fill(shared.base)
+    config = shared.configuration(place, asynchronous=asynchronous)
+    ended = train(config, {}, Kill("amid a step", 0, asked, signal=signal.SIGTERM))
+    assert ended.result is not None, ended.traces
+    assert ended.codes == [0, 0]
+    assert ended.result["stopped"]
+    assert ended.result["steps"] == 5
+    assert check_committed(place.uri, shared.whole) == (4, 5)
+    check_goes_on(config, place, shared.whole, 5)
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.heavy)])
+def test_a_save_that_hangs_does_not_hold_up_the_end(
+    rank: int, shared: Material, place: Place
+) -> None:
+    place.fill(shared.base)
+    # Many steps after the save begins, so that none waits for it before the request is seen.
+    config = shared.configuration(place, max_steps=STEPS, every_steps=100, drain_seconds=1.0)
+    hanging = Kill("amid a chunk", rank, (0, 1), signal=signal.SIGTERM, hang=3600.0)
+    ended = train(config, {}, hanging)
+    assert ended.codes == [1, 1], ended.traces
+    for trace in ended.traces:
+        assert "the checkpoint of step 100 was not written within 1 s" in trace
+    assert check_committed(place.uri, shared.whole) == OLD
+    check_goes_on(shared.configuration(place), place, shared.whole, OLD[-1])
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("asynchronous", "limit", "code", "message"),
+    [
+        (True, 2 * 3, 2, "the checkpoint of step 300 was not written within 3 s"),
+        # Training stands while it saves: only the launcher can end it, a minute later.
+        (False, 2 * 3 + 60, 1, "the workers did not end within 66 s and were killed"),
+    ],
+)
+def test_a_command_whose_store_hangs_ends_in_time(
+    asynchronous: bool,
+    limit: float,
+    code: int,
+    message: str,
+    shared: Material,
+    s3: S3Server,
+    s3_root: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    over = threading.Event()
+    hanging = threading.Event()
+
+    def hang(request: object) -> None:
+        hanging.set()
+        over.wait(300)
+
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    behind = s3.folder("bucket") / s3_root.removeprefix("s3://bucket/") / "run"
+    place = Place(f"{s3_root}/run", behind, s3.environment)
+    place.fill(shared.base)
+    config = shared.configuration(
+        place, max_steps=50_000, every_steps=300, drain_seconds=3.0, asynchronous=asynchronous
+    )
+    with FaultProxy(s3.url) as proxy:
+        proxy.add(Fault("PUT", r"step-000000300-.*/chunk-", times=None, call=hang))
+        command = Command.start(config, tmp_path, **environment(proxy.url))
+        try:
+            command.wait_until(hanging.is_set)
+            asked = time.monotonic()
+            command.process.send_signal(signal.SIGTERM)
+            said = command.ended(code)
+            took = time.monotonic() - asked
+        finally:
+            over.set()
+    assert message in said
+    assert took < limit + 20, said
+    assert check_committed(place.uri, shared.whole) == OLD
+    check_goes_on(shared.configuration(place), place, shared.whole, OLD[-1])
+    s3fs.S3FileSystem.clear_instance_cache()

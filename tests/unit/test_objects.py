@@ -1,0 +1,557 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fsspec.exceptions import FSTimeoutError
+from fsspec.implementations.memory import MemoryFileSystem
+
+from dist_embed.storage import retry
+from dist_embed.storage.objects import ForeignObject, ObjectStore
+from dist_embed.storage.retry import StorageError, StoreUnavailable
+
+
+def memory_store(retry_seconds: float = 60.0) -> ObjectStore:
+    return ObjectStore(f"memory://objects-{uuid.uuid4().hex}", retry_seconds=retry_seconds)
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """A store in a fresh folder that is not there yet."""
+    if request.param == "memory":
+        return memory_store()
+    return ObjectStore(f"{'file://' if request.param == 'file' else ''}{tmp_path}/run")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> ObjectStore:
+    return ObjectStore(str(tmp_path / "run"))
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+    """A store that is no local disk, with short pauses between attempts."""
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "LONGEST_WAIT_SECONDS", 0.004)
+    return memory_store()
+
+
+class Calls:
+    """Replaces a method of the file system below `remote` by one that fails first."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+        self.count = 0
+        self.errors: list[BaseException] = []
+        # What to do in a call, instead of the method itself, which is its first argument.
+        self.instead: Callable[..., Any] = lambda whole, *args, **kwargs: whole(*args, **kwargs)
+        original = getattr(MemoryFileSystem, method)
+
+        def call(fs: Any, *args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            if self.errors:
+                raise self.errors.pop(0)
+
+            def whole(*args: Any, **kwargs: Any) -> Any:
+                return original(fs, *args, **kwargs)
+
+            return self.instead(whole, *args, **kwargs)
+
+        monkeypatch.setattr(MemoryFileSystem, method, call)
+
+
+def test_what_is_put_is_read(store: ObjectStore) -> None:
+    store.put("objects/a/x", [b"0123", bytearray(b"45"), memoryview(b""), memoryview(b"6789")])
+    assert store.read("objects/a/x") == b"0123456789"
+    store.put("empty", [])
+    assert store.read("empty") == b""
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [(0, 10, b"0123456789"), (0, None, b"0123456789"), (3, 7, b"3456"), (9, 10, b"9"),
+     (8, 20, b"89"), (10, 12, b""), (12, 14, b""), (3, None, b"3456789"), (5, 5, b""), (6, 5, b"")],
+)  # fmt: skip
+def test_ranges(store: ObjectStore, start: int, end: int | None, expected: bytes) -> None:
+    store.put("x", [b"0123456789"])
+    assert store.read("x", start, end) == expected
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "expected"),
+    [(0, 10, b"0123456789"), (3, 4, b"3456"), (8, 9, b"89"), (10, 3, b""), (12, 3, b"")],
+)
+def test_ranges_into_a_buffer(store: ObjectStore, start: int, length: int, expected: bytes) -> None:
+    store.put("x", [b"0123456789"])
+    buffer = bytearray(b"#" * length)
+    assert store.read_into("x", start, memoryview(buffer)) == len(expected)
+    assert buffer == expected.ljust(length, b"#")
+    with pytest.raises(FileNotFoundError):
+        store.read_into("missing", start, memoryview(buffer))
+
+
+def test_what_is_missing_is_told_apart(store: ObjectStore) -> None:
+    for neighbour in ("x", "y"):  # without the folder, and with it
+        for start, end in ((0, None), (2, 5)):
+            with pytest.raises(FileNotFoundError):
+                store.read("a/missing", start, end)
+        store.put(f"a/{neighbour}", [b"1"])
+
+
+def test_names_and_entries(store: ObjectStore) -> None:
+    assert store.names("a") == []
+    assert store.entries("a") == []
+    began = time.time()
+    for name in ("a/z", "a/b/deep/y", "a/b/x", "ab/other"):
+        store.put(name, [name.encode()])
+    assert store.names("a") == ["b", "z"]
+    found = store.entries("a")
+    assert {entry.name: entry.size_bytes for entry in found} == {
+        "a/b/deep/y": 10, "a/b/x": 5, "a/z": 3,
+    }  # fmt: skip
+    # Some file systems keep times that are a tick behind the clock.
+    assert all(began - 1 < entry.modified < time.time() + 1 for entry in found)
+
+
+def test_names_see_what_another_writer_has_written(store: ObjectStore) -> None:
+    other = ObjectStore(store.uri)
+    store.put("a/x", [b""])
+    assert other.names("a") == ["x"]
+    store.put("a/y", [b""])
+    assert other.names("a") == ["x", "y"]
+    store.remove("a/x")
+    assert other.names("a") == ["y"]
+
+
+def test_an_object_has_no_names_below_it(store: ObjectStore) -> None:
+    store.put("a", [b""])
+    assert store.names("a") == []
+
+
+def test_remove_takes_objects_and_folders_and_nothing_else(store: ObjectStore) -> None:
+    for name in ("a/x", "a/y", "a/b/z", "ab/x"):
+        store.put(name, [b"1"])
+    store.remove("a/x")
+    store.remove("a/x")
+    assert store.names("a") == ["b", "y"]
+    store.remove_folder("a")
+    store.remove_folder("a")
+    assert store.entries("a") == []
+    assert store.read("ab/x") == b"1"
+
+
+def test_remove_does_nothing_where_there_is_no_folder(local: ObjectStore) -> None:
+    local.remove("nowhere/x")
+
+
+BAD_NAMES = [
+    "", ".", "..", "/", "/x", "../x", "a/..", "a/../x", "a/./x", "a//x", "a/", "x\0", "x\n", "a b",
+    "~", "~/x", ".x", "a/.x", "-x", "X", "a/X", "x*", "a/?", "[x]", "a\\x", "a:x", "a%2e", "é",
+    "x" * 201, "/".join("a" * 9), "memory://x", "file:///etc/passwd",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=lambda name: ascii(name)[:25])
+def test_names_that_lead_elsewhere_are_refused(store: ObjectStore, name: str) -> None:
+    calls: list[Callable[[str], object]] = [
+        lambda n: store.put(n, [b"x"]), lambda n: store.create(n, b"x"), store.read, store.names,
+        lambda n: store.read_into(n, 0, memoryview(bytearray(1))),
+        store.entries, store.remove, store.remove_folder,
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(StorageError, match="not a name of an object below"):
+            call(name)
+
+
+def test_names_that_stay_below_are_taken(store: ObjectStore) -> None:
+    for name in ("0", "x" * 200, "a/b.c_D-9", "step-000000001/x..y", "/".join("a" * 8)):
+        store.put(name, [name.encode()])
+        assert store.read(name) == name.encode()
+        store.remove_folder(name.split("/")[0]) if "/" in name else store.remove(name)
+
+
+def test_create_writes_once(store: ObjectStore) -> None:
+    store.create("a/x", b"first")
+    with pytest.raises(FileExistsError):
+        store.create("a/x", b"second")
+    assert store.read("a/x") == b"first"
+    assert store.names("a") == ["x"]
+
+
+# --- local disks ---
+
+
+def test_put_refuses_a_name_that_is_taken(local: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "outside").write_bytes(b"untouched")
+    (tmp_path / "run" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "run" / "dangling").symlink_to(tmp_path / "new")
+    local.put("x", [b"first"])
+    for name in ("x", "link", "dangling"):
+        with pytest.raises(FileExistsError):
+            local.put(name, [b"second"])
+        with pytest.raises(FileExistsError):
+            local.create(name, b"second")
+    assert local.read("x") == b"first"
+    assert (tmp_path / "outside").read_bytes() == b"untouched"
+    assert not (tmp_path / "new").exists()
+
+
+def test_links_that_lead_out_are_not_followed(local: ObjectStore, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "x").write_bytes(b"secret")
+    run = tmp_path / "run"
+    run.mkdir()
+    # Its name begins like that of the folder itself.
+    (tmp_path / "run-2").write_bytes(b"secret")
+    (run / "file").symlink_to(outside / "x")
+    (run / "folder").symlink_to(outside)
+    (run / "relative").symlink_to("../run-2")
+    for name in ("file", "folder/x", "relative"):
+        with pytest.raises(ForeignObject, match="leads out of"):
+            local.read(name)
+        with pytest.raises(ForeignObject, match="leads out of"):
+            local.read_into(name, 0, memoryview(bytearray(1)))
+    (run / "here").write_bytes(b"0123")
+    (run / "inner").symlink_to("here")
+    assert local.read("inner", 1, 3) == b"12"
+
+
+def test_a_store_may_lie_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    store = ObjectStore(str(tmp_path / "run"))
+    store.put("a/x", [b"1"])
+    assert store.read("a/x") == b"1"
+
+
+@pytest.mark.timeout(30)
+def test_what_is_no_file_is_not_read(local: ObjectStore, tmp_path: Path) -> None:
+    (tmp_path / "run" / "folder").mkdir(parents=True)
+    os.mkfifo(tmp_path / "run" / "pipe")
+    (tmp_path / "run" / "loop").symlink_to("loop")
+    for name in ("pipe", "folder", "loop"):
+        with pytest.raises(ForeignObject, match=r"regular file|link to itself"):
+            local.read(name)
+        with pytest.raises(ForeignObject, match=r"regular file|link to itself"):
+            local.read_into(name, 0, memoryview(bytearray(1)))
+
+
+def test_put_and_create_are_durable(local: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def record(handle: int) -> None:
+        kind = "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file"
+        size = "" if kind == "folder" else f" of {os.fstat(handle).st_size}"
+        synced.append(kind + size)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    local.put("a/x", [b"123", b"4"])
+    assert synced == ["file of 4", "folder"]
+    local.create("a/y", b"12345")
+    assert synced[2:] == ["file of 5", "folder"]
+
+
+def test_a_full_disk_is_told_with_the_name(local: ObjectStore) -> None:
+    def parts() -> Iterator[bytes]:
+        yield b"x"
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: .*a/x") as caught:
+        local.put("a/x", parts())
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("unnamed_files", [True, False])
+def test_only_one_of_many_creates(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch, unnamed_files: bool
+) -> None:
+    original = os.open
+
+    def without(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "as on NFS")
+        return original(path, flags, *args, **kwargs)
+
+    if not unnamed_files:
+        monkeypatch.setattr(os, "open", without)
+    outcomes: dict[int, bool] = {}
+    together = threading.Barrier(8)
+
+    def create(number: int) -> None:
+        together.wait()
+        try:
+            local.create("a/x", b"%d" % number)
+            outcomes[number] = True
+        except FileExistsError:
+            outcomes[number] = False
+
+    threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 8
+    (winner,) = (number for number, won in outcomes.items() if won)
+    assert local.read("a/x") == b"%d" % winner
+    assert local.names("a") == ["x"]
+
+
+def test_a_create_that_fails_leaves_nothing(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.put("a/other", [b""])
+
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        local.create("a/x", b"1")
+    monkeypatch.undo()
+    assert local.names("a") == ["other"]
+    local.create("a/x", b"2")
+    assert local.read("a/x") == b"2"
+
+
+def test_an_error_of_a_local_disk_counts_at_once(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.put("a/x", [b""])
+    tries = 0
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        local.names("a")
+    assert tries == 1
+
+
+# --- object stores ---
+
+TRANSIENT = [
+    OSError(errno.EBUSY, "Please reduce your request rate."),
+    OSError(errno.EREMOTEIO, "We encountered an internal error."),
+    TimeoutError("timed out"),
+    ConnectionResetError(errno.ECONNRESET, "reset"),
+    FSTimeoutError(),
+]
+
+
+@pytest.mark.parametrize("method", ["pipe_file", "cat_file", "ls", "find", "rm_file", "rm"])
+def test_calls_are_repeated_while_the_store_fails(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    calls = Calls(monkeypatch, method)
+    remote.put("d/a", [b"1"])
+    for call in (
+        lambda: remote.put("d/b", [b"12"]), lambda: remote.create("d/c", b"123"),
+        lambda: remote.read("d/b", 1, 2), lambda: remote.names("d"), lambda: remote.entries("d"),
+        lambda: remote.remove("d/a"),
+    ):  # fmt: skip
+        calls.errors = list(TRANSIENT)
+        call()
+    assert remote.names("d") == ["b", "c"]
+    assert (remote.read("d/b"), remote.read("d/c")) == (b"12", b"123")
+    calls.errors = list(TRANSIENT)
+    remote.remove_folder("d")
+    calls.errors = []
+    assert remote.names("d") == []
+    assert calls.count > len(TRANSIENT)
+
+
+class Clock:
+    """Stands in for the module ``time``: sleeping costs nothing."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.pauses: list[float] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+def test_a_store_that_stays_away_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, remote: ObjectStore
+) -> None:
+    monkeypatch.setattr(retry, "time", Clock())
+    calls = Calls(monkeypatch, "cat_file")
+    calls.errors = [OSError(errno.EBUSY, "Please reduce your request rate.")] * 1000
+    impatient = ObjectStore(remote.uri, retry_seconds=0.05)
+    with pytest.raises(
+        StoreUnavailable,
+        match=rf"could not read a/x in {remote.uri} within 0 s.*OSError: .*reduce your request",
+    ) as caught:
+        impatient.read("a/x")
+    assert 10 < calls.count < 100
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_pauses_grow_and_end_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(retry, "time", clock)
+    calls = Calls(monkeypatch, "ls")
+    calls.errors = [OSError(errno.EBUSY, "busy")] * 1000
+    with pytest.raises(StoreUnavailable, match="within 120 s"):
+        memory_store(retry_seconds=120.0).names("a")
+    assert calls.count == len(clock.pauses) + 1
+    assert sum(clock.pauses) <= 120.0
+    assert clock.pauses[0] <= retry.FIRST_WAIT_SECONDS
+    assert all(retry.LONGEST_WAIT_SECONDS / 2 <= pause <= retry.LONGEST_WAIT_SECONDS
+               for pause in clock.pauses[6:])  # fmt: skip
+    assert len(set(clock.pauses)) == len(clock.pauses)
+
+
+class NoCredentialsError(Exception):
+    """As botocore's."""
+
+
+NoCredentialsError.__module__ = "botocore.exceptions"
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(FileNotFoundError("gone"), FileNotFoundError), (PermissionError("403"), PermissionError),
+     (ValueError("a mistake of ours"), ValueError), (KeyError("x"), KeyError),
+     (NoCredentialsError("Unable to locate credentials"), StorageError)],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)  # fmt: skip
+def test_what_repeating_does_not_change_counts_at_once(
+    remote: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    raised: type[Exception],
+) -> None:
+    calls = Calls(monkeypatch, "cat_file")
+    calls.errors = [error]
+    with pytest.raises(raised) as caught:
+        remote.read("x")
+    assert calls.count == 1
+    assert not isinstance(caught.value, StoreUnavailable)
+
+
+def test_a_range_behind_the_end_is_empty_where_the_store_refuses_it(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.put("x", [b"0123"])
+    calls = Calls(monkeypatch, "cat_file")
+    refused = OSError(errno.EINVAL, "The requested range is not satisfiable")
+    calls.errors = [refused]
+    assert remote.read("x", 4, 9) == b""
+    # Within the object the same answer is an error like any other.
+    calls.errors = [refused, refused]
+    assert remote.read("x", 1, 3) == b"12"
+    assert calls.count == 4
+
+
+def test_create_survives_a_lost_reply(remote: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch, "pipe_file")
+
+    def write_then_fail(whole: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        whole(*args, **kwargs)
+        raise ConnectionResetError("the reply was lost")
+
+    calls.instead = write_then_fail
+    remote.create("m/x", b"mine")
+    assert calls.count == 1
+    assert remote.read("m/x") == b"mine"
+    calls.instead = lambda whole, *args, **kwargs: whole(*args, **kwargs)
+    remote.put("m/y", [b"another's"])
+    calls.instead = write_then_fail
+    with pytest.raises(FileExistsError, match="another writer"):
+        remote.create("m/y", b"mine")
+    assert calls.count == 2
+    assert remote.read("m/y") == b"another's"
+
+
+def test_create_tells_a_lost_reply_from_another_writer(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one came first; the store refused, and the refusal was lost."""
+    calls = Calls(monkeypatch, "pipe_file")
+
+    def other_then_lost(whole: Callable[..., None], path: str, *args: Any, **kwargs: Any) -> None:
+        if calls.count == 1:
+            whole(path, b"another's")
+            raise ConnectionResetError("the reply was lost")
+        whole(path, *args, **kwargs)
+
+    calls.instead = other_then_lost
+    with pytest.raises(FileExistsError, match="another writer"):
+        remote.create("m/x", b"mine")
+    assert remote.read("m/x") == b"another's"
+    assert calls.count == 1
+
+
+@pytest.mark.parametrize("refusal", [FileExistsError("exists"), None])
+def test_create_tells_the_one_who_came_second(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, refusal: Exception | None
+) -> None:
+    """The other one comes in after the look and before the put, or right after it where the file
+    system ignores that the put is conditional.
+    """
+    calls = Calls(monkeypatch, "pipe_file")
+
+    def other_comes_in(whole: Callable[..., None], path: str, *args: Any, **kwargs: Any) -> None:
+        whole(path, b"another's")
+        if refusal is not None:
+            raise refusal
+
+    calls.instead = other_comes_in
+    with pytest.raises(FileExistsError, match="another writer"):
+        remote.create("m/x", b"mine")
+    assert remote.read("m/x") == b"another's"
+
+
+@pytest.mark.parametrize("error", [TypeError("unexpected keyword 'mode'"), NotImplementedError()])
+def test_a_file_system_without_conditions_is_written_to_without(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    calls = Calls(monkeypatch, "pipe_file")
+    modes: list[object] = []
+
+    def old(whole: Callable[..., None], path: str, data: bytes, **kwargs: Any) -> None:
+        modes.append(kwargs.get("mode"))
+        if kwargs:
+            raise error
+        whole(path, data)
+
+    calls.instead = old
+    remote.create("m/x", b"mine")
+    assert modes == ["create", None]
+    assert remote.read("m/x") == b"mine"
+    with pytest.raises(FileExistsError):
+        remote.create("m/x", b"other")
+    assert remote.read("m/x") == b"mine"
+
+
+def test_create_is_conditional(remote: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch, "pipe_file")
+    modes: list[object] = []
+
+    def record(whole: Callable[..., None], path: str, data: bytes, **kwargs: Any) -> None:
+        modes.append(kwargs.get("mode"))
+        whole(path, data, **kwargs)
+
+    calls.instead = record
+    remote.put("m/x", [b"1"])
+    remote.create("m/y", b"2")
+    assert modes == ["overwrite", "create"]

@@ -1,0 +1,357 @@
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dist_embed.checkpoint.catalogue import manifest_names
+from dist_embed.checkpoint.load import load_checkpoint
+from dist_embed.checkpoint.manifest import OBJECTS, CheckpointError, ManifestName
+from dist_embed.checkpoint.retention import Pruner, Retention
+from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.state import LiveTensor, TrainingState
+from dist_embed.parallel.group import Group
+from dist_embed.storage.objects import Buffer, ObjectStore
+from dist_embed.storage.retry import StoreUnavailable
+
+ONE = Group(0, 1, 0, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
+
+
+class GatedStore(ObjectStore):
+    """Waits in `put` while the gate is closed, and raises what it is told to."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.error: Exception | None = None
+        # For each attempt, the manifests that there were when it began to write.
+        self.manifests_before: dict[str, list[str]] = {}
+
+    def put(self, name: str, parts: Iterable[Buffer]) -> None:
+        self.manifests_before.setdefault(name.split("/")[1], self.names("manifests"))
+        assert self.gate.wait(60)
+        if self.error is not None:
+            raise self.error
+        super().put(name, parts)
+
+    @property
+    def steps(self) -> list[int]:
+        return [name.step for name in manifest_names(self)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[GatedStore]:
+    store = GatedStore(str(tmp_path / "checkpoints"))
+    yield store
+    store.gate.set()
+
+
+def state_of(step: int) -> TrainingState:
+    tensors = {
+        "table.t.weight": LiveTensor(torch.full((50, 4), float(step)), 0, 50, replicated=False),
+        "model.x": LiveTensor.whole(torch.tensor([step + 0.5, 2.0 + step])),
+        "model.step": LiveTensor.whole(torch.tensor(float(step))),
+    }
+    return TrainingState(ONE, step, tensors, {"t": 31}, {"position": {"batch": step}})
+
+
+def saver_of(
+    store: ObjectStore,
+    reports: list[str] | None = None,
+    *,
+    asynchronous: bool = True,
+    max_failures: int = 2,
+    timeout_seconds: float = 30.0,
+    drain_seconds: float = 30.0,
+    keep_last: int = 9,
+    **kwargs: Any,
+) -> Saver:
+    return Saver(
+        store, ONE, SaverSettings(asynchronous, max_failures, timeout_seconds, drain_seconds),
+        Pruner(store, Retention(keep_last, 0, 0, 1.0)),
+        report=(reports if reports is not None else []).append, **kwargs,
+    )  # fmt: skip
+
+
+def check_saved(store: ObjectStore, step: int, generation: int = 0) -> None:
+    """That the checkpoint of a step holds what `state_of` it does."""
+    state, expected = state_of(0), state_of(step)
+    load_checkpoint(store, ManifestName(step, generation), state)
+    assert state.step == step
+    assert state.scalars == expected.scalars
+    for name, tensor in expected.tensors.items():
+        assert torch.equal(state.tensors[name].data, tensor.data), name
+
+
+def train_on(state: TrainingState) -> None:
+    """Change everything in place."""
+    for tensor in state.tensors.values():
+        tensor.data.add_(1.0)
+    state.step += 1
+    state.scalars["position"]["batch"] += 1
+
+
+def test_what_is_saved_is_the_state_at_the_time_of_the_call(store: GatedStore) -> None:
+    saver, state = saver_of(store), state_of(5)
+    for step in (5, 6):  # the second copy goes into the buffers of the first
+        store.gate.clear()
+        saver.save(state)
+        train_on(state)
+        assert saver.is_under_way
+        assert not saver.has_ended
+        assert ManifestName(step, 0) not in manifest_names(store)
+        store.gate.set()
+        saver.wait()
+        assert not saver.is_under_way
+        assert saver.saved_step == step
+    assert store.steps == [5, 6]
+    for step in (5, 6):
+        check_saved(store, step)
+
+
+def test_a_synchronous_save_is_done_when_it_returns(store: GatedStore) -> None:
+    reports: list[str] = []
+    saver, state = saver_of(store, reports, asynchronous=False), state_of(5)
+    saver.save(state)
+    assert not saver.is_under_way
+    train_on(state)
+    check_saved(store, 5)
+    assert len(reports) == 1
+    assert reports[0].startswith("step 5: checkpoint saved (0.0 MiB in ")
+
+
+def test_one_save_at_a_time(store: GatedStore) -> None:
+    saver = saver_of(store)
+    store.gate.clear()
+    saver.save(state_of(1))
+    threading.Timer(0.3, store.gate.set).start()
+    saver.save(state_of(2))  # waits for the first
+    assert saver.saved_step == 1
+    saver.save(state_of(3))
+    saver.wait()
+    assert [len(before) for before in store.manifests_before.values()] == [0, 1, 2]
+    for step in (1, 2, 3):
+        check_saved(store, step)
+
+
+def test_old_checkpoints_go_after_the_new_one_is_there(store: GatedStore) -> None:
+    saver = saver_of(store, keep_last=1)
+    for step in (1, 2):
+        saver.save(state_of(step))
+        saver.wait()
+    assert store.steps == [2]
+    assert len(store.names(OBJECTS)) == 1
+    store.error = StoreUnavailable("no answer")
+    saver.save(state_of(3))
+    saver.wait()
+    assert store.steps == [2]
+    check_saved(store, 2)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_failures_are_reported_and_borne_up_to_their_limit(
+    store: GatedStore, asynchronous: bool
+) -> None:
+    reports: list[str] = []
+    saver = saver_of(store, reports, asynchronous=asynchronous, max_failures=2)
+
+    def save(step: int) -> None:
+        saver.save(state_of(step))
+        saver.wait()
+
+    store.error = StoreUnavailable("could not write x within 5 s")
+    for step in (1, 2):
+        save(step)
+    assert reports == [
+        line for step in (1, 2) for line in (
+            f"step {step}: checkpoint NOT saved: could not write x within 5 s",
+            "training goes on; the next checkpoint is tried when it is due",
+        )
+    ]  # fmt: skip
+    assert store.steps == []
+    with pytest.raises(CheckpointError, match="step 2 is trained but not saved: could not write x"):
+        saver.require(2)
+    # One that goes well ends the row.
+    store.error = None
+    save(3)
+    saver.require(3)
+    store.error = OSError(errno.EIO, "Input/output error")
+    save(4)
+    save(5)
+    with pytest.raises(
+        CheckpointError,
+        match=r"step 6 could not be saved: .*Input/output error.*newest checkpoint is that of ste"
+        r"p 3",
+    ) as caught:
+        save(6)
+    assert caught.value.__cause__ is store.error
+    assert store.steps == [3]
+    check_saved(store, 3)
+    # It can be tried once more, as the end of a run does.
+    store.error = None
+    save(7)
+    check_saved(store, 7)
+
+
+def test_a_failure_of_an_earlier_save_is_raised_by_the_next(store: GatedStore) -> None:
+    saver = saver_of(store, max_failures=0)
+    store.error = StoreUnavailable("no answer")
+    saver.save(state_of(1))
+    with pytest.raises(CheckpointError, match="step 1 could not be saved: no answer"):
+        saver.save(state_of(2))
+    assert not saver.is_under_way
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_full_disk_ends_the_run_at_once(
+    store: GatedStore, number: int, asynchronous: bool
+) -> None:
+    saver = saver_of(store, asynchronous=asynchronous, max_failures=99)
+
+    def save(step: int) -> None:
+        saver.save(state_of(step))
+        saver.wait()
+
+    save(1)
+    store.error = OSError(number, "the disk is full", "chunk-0")
+    with pytest.raises(CheckpointError, match=r"step 2 could not be saved: .*disk is full.*step 1"):
+        save(2)
+    assert store.steps == [1]
+    check_saved(store, 1)
+
+
+def test_another_writer_ends_the_run_at_once(store: GatedStore) -> None:
+    other = saver_of(ObjectStore(store.uri), asynchronous=False)
+    other.save(state_of(1))
+    saver = saver_of(store, max_failures=99)
+    late = state_of(1)
+    train_on(late)
+    late.step = 1
+    saver.save(late)
+    with pytest.raises(CheckpointError, match=r"another writer has saved step 1 .*run\.uri\?"):
+        saver.wait()
+    check_saved(store, 1)
+
+
+def test_another_writer_that_comes_in_between_ends_the_run_too(store: GatedStore) -> None:
+    saver = saver_of(store, max_failures=99)
+    store.gate.clear()
+    saver.save(state_of(1))
+    saver_of(ObjectStore(store.uri), asynchronous=False).save(state_of(1))
+    store.gate.set()
+    with pytest.raises(CheckpointError, match="another writer has saved step 1"):
+        saver.wait()
+    assert len(manifest_names(store)) == 1
+    check_saved(store, 1)
+
+
+def test_a_damaged_one_is_followed_by_the_next_generation_and_removed(store: GatedStore) -> None:
+    saver_of(store, asynchronous=False).save(state_of(1))
+    damaged = frozenset({ManifestName(1, 0)})
+    saver = saver_of(store, damaged=damaged)
+    saver.save(state_of(1))
+    saver.wait()
+    assert manifest_names(store) == [ManifestName(1, 1)]
+    assert len(store.names(OBJECTS)) == 1
+    check_saved(store, 1, generation=1)
+    # Its excuse is used up.
+    saver.save(state_of(1))
+    with pytest.raises(CheckpointError, match="another writer"):
+        saver.wait()
+
+
+def test_a_wait_has_a_limit(store: GatedStore) -> None:
+    saver = saver_of(store, timeout_seconds=0.1)
+    store.gate.clear()
+    saver.save(state_of(1))
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="step 1 was not written within 0 s"):
+        saver.wait(0.05)
+    with pytest.raises(CheckpointError, match="step 1 was not written within 0 s"):
+        saver.wait()  # twice the time-out
+    assert time.monotonic() - began > 0.2
+    assert saver.is_under_way
+    store.gate.set()
+    saver.wait(30)
+    check_saved(store, 1)
+
+
+def test_close_gives_the_last_save_its_time_and_no_more(store: GatedStore) -> None:
+    saver = saver_of(store, drain_seconds=0.05)
+    saver.close()
+    store.gate.clear()
+    saver.save(state_of(1))
+    saver.close()
+    assert store.steps == []
+    patient = saver_of(store)
+    patient.save(state_of(2))
+    threading.Timer(0.1, store.gate.set).start()
+    patient.close()
+    assert 2 in store.steps
+    check_saved(store, 2)
+
+
+def test_conclude_takes_in_a_save_that_has_ended(store: GatedStore) -> None:
+    reports: list[str] = []
+    saver = saver_of(store, reports)
+    saver.save(state_of(1))
+    deadline = time.monotonic() + 60
+    while not saver.has_ended and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert saver.is_under_way
+    assert reports == []
+    saver.conclude()
+    assert not saver.is_under_way
+    assert reports[0].startswith("step 1: checkpoint saved")
+
+
+def test_what_fails_beside_the_save_is_only_noted(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[str] = []
+    order: list[str] = []
+
+    def flush() -> None:
+        order.append(f"flushed before {len(store.manifests_before)} attempts")
+        raise OSError(errno.EIO, "no metrics")
+
+    def fail(*args: Any) -> Any:
+        raise StoreUnavailable("no listing")
+
+    monkeypatch.setattr(Pruner, "prune", fail)
+    saver = saver_of(store, reports, beforehand=flush)
+    saver.save(state_of(1))
+    saver.wait()
+    assert order == ["flushed before 0 attempts"]
+    check_saved(store, 1)
+    assert reports[0].startswith("step 1: checkpoint saved")
+    assert "no metrics" in reports[1]
+    assert reports[2] == "old checkpoints could not be removed: no listing"
+
+
+def test_leftovers_that_were_removed_are_told(store: GatedStore) -> None:
+    (Path(store.uri) / OBJECTS / "step-000000001-20200102T030405Z-0123abcd").mkdir(parents=True)
+    reports: list[str] = []
+    saver_of(store, reports, asynchronous=False).save(state_of(1))
+    assert reports[1:] == ["removed what 1 unfinished saves had left behind"]
+
+
+def test_values_that_no_manifest_may_hold_are_refused_before_anything_is_written(
+    store: GatedStore,
+) -> None:
+    saver, state = saver_of(store), state_of(1)
+    state.scalars["loss"] = float("nan")
+    with pytest.raises(ValueError, match="JSON"):
+        saver.save(state)
+    assert store.names(OBJECTS) == []
+    saver.save(state_of(1))
+    saver.wait()
+    check_saved(store, 1)
