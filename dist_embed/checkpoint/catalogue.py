@@ -88,4 +88,7 @@ def best_step(run_uri: str) -> int | None:
 def loss_of(manifest: Manifest) -> float | None:
     """The validation loss saved with a checkpoint, if any."""
     loss = manifest.scalars.get(METRIC)
-    return float(loss) if isinstance(loss, (int, float)) else None
+    try:
+        return float(loss) if isinstance(loss, (int, float)) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None

@@ -50,6 +50,8 @@ def export_checkpoint(
     checkpoint is damaged. Holds a strip of rows at a time. Not collective.
     """
     names = _names(manifest, table)
+    reader = CheckpointReader(store, manifest)
+    reader.check_complete()  # before a file of the size that the manifest says is made
     header: dict[str, Any] = {"__metadata__": {"step": str(manifest.step)}}
     offset = 0
     places: dict[str, int] = {}
@@ -72,7 +74,6 @@ def export_checkpoint(
             file.write(prefix)
             file.truncate(len(prefix) + offset)
             file.flush()
-            reader = CheckpointReader(store, manifest)
             for name, saved in names.items():
                 _write_tensor(file.fileno(), len(prefix) + places[name], reader, saved, on_bytes)
             os.fsync(file.fileno())

@@ -176,16 +176,15 @@ class Index(_Part):
             found[piece.tensor] = [min(span[0], piece.first_row), max(span[1], end)]
         return found
 
-    def info(self, name: str, data: bytes | bytearray) -> IndexInfo:
-        """What the manifest says of this index, whose bytes are ``data``."""
-        return IndexInfo(
-            name=name,
-            size_bytes=len(data),
-            sha256=hashlib.sha256(data).hexdigest(),
-            num_chunks=len(self.chunks),
-            chunk_bytes=sum(chunk.size_bytes for chunk in self.chunks),
-            rows=self.rows(),
-        )
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of all chunks."""
+        return sum(chunk.size_bytes for chunk in self.chunks)
+
+    def is_described_by(self, info: IndexInfo) -> bool:
+        """Whether what the manifest says of the chunks holds."""
+        said = (info.num_chunks, info.chunk_bytes, info.rows)
+        return said == (len(self.chunks), self.chunk_bytes, self.rows())
 
 
 @dataclass(frozen=True, order=True)

@@ -93,7 +93,7 @@ class CheckpointReader:
 
         ``on_chunk`` is told the bytes of each chunk read.
         """
-        self._check_rows_complete()
+        self.check_complete()
         with ThreadPoolExecutor(READ_THREADS, "checkpoint-read") as threads:
             for info in self.manifest.indexes:
                 for chunk in self._index(info).chunks:
@@ -117,7 +117,7 @@ class CheckpointReader:
         if len(data) != info.size_bytes or hashlib.sha256(data).hexdigest() != info.sha256:
             raise CheckpointDamaged(f"{self._store.uri}/{name}: not the bytes that were written")
         index = parse_index(data, f"{self._store.uri}/{name}")
-        if index.info(info.name, data) != info:
+        if not index.is_described_by(info):
             raise CheckpointDamaged(f"{self._store.uri}/{name}: the manifest says otherwise of it")
         for chunk in index.chunks:
             self._check_chunk(chunk)
@@ -248,7 +248,8 @@ class CheckpointReader:
         if DTYPES[info.dtype] != rows.data.dtype or shape != list(rows.data.shape):
             raise ValueError(f"{rows.tensor} is saved as {info}, wanted as {rows.data.shape}")
 
-    def _check_rows_complete(self) -> None:
+    def check_complete(self) -> None:
+        """Prove the indexes, and that they name every row of every tensor, each once."""
         found: dict[str, list[tuple[int, int]]] = {name: [] for name in self.manifest.tensors}
         for info in self.manifest.indexes:
             for chunk in self._index(info).chunks:
@@ -257,8 +258,8 @@ class CheckpointReader:
                     found[piece.tensor].append((piece.first_row, end))
             self._indexes.clear()
         for name, tensor in self.manifest.tensors.items():
-            if tensor.num_rows * row_bytes(tensor):
-                self._check_tiled(name, found[name], 0, tensor.num_rows)
+            rows = tensor.num_rows if row_bytes(tensor) else 0
+            self._check_tiled(name, found[name], 0, rows)
 
     def _check_tiled(self, name: str, parts: list[tuple[int, int]], first: int, end: int) -> None:
         """That ``parts`` are rows ``first`` to ``end``, each once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 import time
@@ -130,7 +131,16 @@ def _write_rows(
         data = index.model_dump_json().encode()
         name = f"index-{rank:05d}-{first // CHUNKS_PER_INDEX:04d}.json"
         store.put(f"{OBJECTS}/{attempt}/{name}", [data])
-        indexes.append(index.info(name, data))
+        indexes.append(
+            IndexInfo(
+                name=name,
+                size_bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                num_chunks=len(part),
+                chunk_bytes=index.chunk_bytes,
+                rows=index.rows(),
+            )
+        )
     return indexes
 
 

@@ -186,7 +186,9 @@ class ObjectStore:
         """Remove all objects below ``folder``."""
         path = self._path(folder)
         if self.is_local:
-            if os.path.lexists(path):
+            if os.path.islink(path) or os.path.isfile(path):
+                os.unlink(path)  # the link, not what it leads to
+            elif os.path.lexists(path):
                 shutil.rmtree(path)
             return
 
@@ -294,11 +296,10 @@ def _open_local(root: Path, path: Path) -> IO[bytes]:
         if exc.errno == errno.ELOOP:
             raise ForeignObject(f"{path} is a link to itself") from exc
         raise
-    file = open(handle, "rb", buffering=0)  # noqa: SIM115 - the caller's to close
     if not stat.S_ISREG(os.fstat(handle).st_mode):
-        file.close()
+        os.close(handle)
         raise ForeignObject(f"{path} is not a regular file")
-    return file
+    return open(handle, "rb", buffering=0)
 
 
 def _read_fully(file: Any, buffer: memoryview) -> int:

@@ -67,6 +67,7 @@ def test_pieces_say_where_the_rows_lie() -> None:
         assert (piece.tensor, piece.first_row, piece.num_rows) == (
             rows.tensor, rows.first_row, rows.num_rows,
         )  # fmt: skip
+        assert DTYPES[piece.dtype] == rows.data.dtype
         assert data[piece.offset : piece.offset + rows.size_bytes] == bytes(byte_view(rows.data))
 
 

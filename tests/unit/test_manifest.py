@@ -49,6 +49,7 @@ INDEX = Index(chunks=[
     ChunkInfo(name="c", size_bytes=3, sha256="0" * 64, blocks="1" * 64 + "2" * 64,
               pieces=[PieceInfo(tensor="t", dtype="F32", first_row=0, num_rows=1, offset=2)])
 ])  # fmt: skip
+PIECE = {"tensor": "t", "dtype": "F32", "first_row": 0, "num_rows": 1, "offset": 0}
 
 
 def sealed(text: str) -> bytes:
@@ -181,10 +182,11 @@ def test_a_message_is_short_whatever_was_written() -> None:
 def test_an_index_is_read_and_checked() -> None:
     assert parse_index(INDEX.model_dump_json().encode(), "here") == INDEX
     values = json.loads(INDEX.model_dump_json())
+    piece = values["chunks"][0]["pieces"][0]
     for key, value in [
         ("name", "../c"), ("size_bytes", -3), ("blocks", "1" * 65), ("pieces", None), ("new", 1),
-        ("pieces", [{"tensor": "t", "dtype": "F32", "first_row": -1, "num_rows": 1, "offset": 0}]),
-        ("pieces", [{"tensor": "t", "dtype": "F32", "first_row": 0, "num_rows": 1, "offset": 2**62}]),
+        ("pieces", [piece | {"first_row": -1}]), ("pieces", [piece | {"offset": 2**62}]),
+        ("pieces", [piece | {"dtype": "F31"}]), ("pieces", [{"tensor": "t"}]),
     ]:  # fmt: skip
         changed = {"chunks": [values["chunks"][0] | {key: value}]}
         with pytest.raises(CheckpointDamaged, match=f"here: not a checkpoint's index.*{key}"):
