@@ -366,6 +366,9 @@ EDITS: dict[str, Callable[[dict[str, Any], Run], None]] = {
     "a row more": set_tensor(WEIGHT, "shape", [301, 8]),
     "a row less": set_tensor(WEIGHT, "shape", [299, 8]),
     "wider rows": set_tensor(WEIGHT, "shape", [300, 9]),
+    "narrower rows": set_tensor(WEIGHT, "shape", [300, 7]),
+    "rows of another shape": set_tensor(WEIGHT, "shape", [300, 4, 2]),
+    "rows of no bytes": set_tensor(WEIGHT, "shape", [300, 0]),
     "a wider type": set_tensor(WEIGHT, "dtype", "F64"),
     "a tensor less": lambda values, run: values["tensors"].pop("model.scale"),
     "a tensor more": lambda values, run: values["tensors"].update(
@@ -397,7 +400,15 @@ def test_a_sealed_edit_that_contradicts_the_objects_is_not_loaded(run: Run, name
     run.check_sound()
 
 
-@pytest.mark.parametrize("name", EDITS)
+# Rows of fewer bytes lie in the same chunks, and only their own headers say how long they are.
+NOT_VERIFIED = {"narrower rows", "rows of another shape"}
+UNKNOWN_WIDTH = pytest.mark.xfail(strict=True, reason="a piece does not say how long its rows are")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[UNKNOWN_WIDTH] if name in NOT_VERIFIED else []) for name in EDITS],
+)
 def test_a_sealed_edit_that_contradicts_the_objects_is_found_by_verify(run: Run, name: str) -> None:
     changes = other_seal(run, EDITS[name])
     run.put(changes)

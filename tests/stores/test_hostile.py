@@ -31,6 +31,7 @@ from dist_embed.checkpoint.catalogue import (
     open_checkpoints,
     read_manifest,
 )
+from dist_embed.checkpoint.chunk import byte_view
 from dist_embed.checkpoint.export import export_checkpoint
 from dist_embed.checkpoint.load import load_checkpoint, load_newest
 from dist_embed.checkpoint.manifest import (
@@ -243,7 +244,7 @@ ATTEMPTS = [
     "..", "", "/", f"{ATTEMPT}\n", f"{ATTEMPT}\0", f"{ATTEMPT}/.", ATTEMPT.replace("10-", "10/"),
     ATTEMPT.replace("0", "\u0660"), f"{ATTEMPT[:-8]}{'a' * 5000}", None, 10, [ATTEMPT],
 ]  # fmt: skip
-NUMBERS = [-1, 2**62, 2**64, 10**400, 0.5, 1e300, True, None, "1", [1], {}]
+NUMBERS: list[Any] = [-1, 2**62, 2**64, 10**400, 0.5, 1e300, True, None, "1", [1], {}]
 
 
 def set_to(value: Any, *place: Any) -> Edit:
@@ -309,6 +310,10 @@ def forged_manifests() -> Iterator[tuple[str, Edit]]:
     )
 
 
+def unsolved(reason: str) -> pytest.MarkDecorator:
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
 SHAPES: list[Any] = [
     [2**62 - 1], [2**62 - 1, 8], [300, 2**50], [2**62 - 1] * 8, [2**31, 8], [1, 2**40], [2**33],
     [300] * 8, [0], [], [0, 8], [300, 0],
@@ -328,6 +333,7 @@ def forged_indexes() -> Iterator[tuple[str, Edit]]:
         yield f"size_bytes {number}", set_to(number, "chunks", 2, "size_bytes")
     for size in (0, 1, 1023):
         yield f"size_bytes {size}", set_to(size, "chunks", 2, "size_bytes")
+    blocks: Any
     for blocks in ("", "0" * 64, "0" * 63, "z" * 64, "0" * 640, "\u0660" * 64, None, [], 0):
         yield f"blocks {short(blocks)}", set_to(blocks, "chunks", 2, "blocks")
 
@@ -340,8 +346,10 @@ def forged_indexes() -> Iterator[tuple[str, Edit]]:
             yield f"blocks {short(blocks)} and their sum", with_sum
     for tensor in ("", "table.words.momentum1", "no such", "__class__", "x" * 401, None, 5):
         yield f"piece of {short(tensor)}", set_to(tensor, "chunks", 2, "pieces", 0, "tensor")
+    pieces: Any
     for pieces in ([], [{}], [None], {}, None, "x", [[]]):
         yield f"pieces {pieces!r}", set_to(pieces, "chunks", 2, "pieces")
+    chunks: Any
     for chunks in ([], [{}], [None], {}, None, "x"):
         yield f"chunks {chunks!r}", set_to(chunks, "chunks")
     yield "a key more", set_to(1, "__init__")
@@ -443,12 +451,44 @@ def test_forged_shapes_are_not_exported(hostile: Hostile, name: str, shape: list
         hostile.export()
 
 
+@unsolved("KeyError: a table is looked for among the multipliers, not among the tensors")
 def test_a_table_without_rows_is_not_exported(hostile: Hostile) -> None:
     hostile.forge(set_to(1, "row_multipliers", "tags"))
     manifest = read_manifest(hostile.store, NEWER)
     with pytest.raises(REFUSED):
         export_checkpoint(hostile.store, manifest, hostile.folder / "o", table="tags")
     assert not (hostile.folder / "o").exists()
+
+
+def pickled_numbers(hostile: Hostile) -> None:
+    """A pickle with the right sums where the numbers of some rows should be."""
+
+    def edit(index: Values) -> None:
+        chunk = index["chunks"][2]
+        sound = hostile.run.files[name_of_chunk(hostile)]
+        code = (hostile.outside / "pickle").read_bytes()
+        start = chunk["pieces"][0]["offset"]
+        data = sound[:start] + code + sound[start + len(code) :]
+        assert len(data) == len(sound)
+        digest = hashlib.sha256(data).digest()
+        chunk.update(blocks=digest.hex(), sha256=hashlib.sha256(digest).hexdigest())
+        hostile.chunk_path.write_bytes(data)
+
+    hostile.forge(index=edit)
+
+
+def name_of_chunk(hostile: Hostile) -> str:
+    return hostile.chunk_path.relative_to(hostile.run.folder).as_posix()
+
+
+def test_a_pickle_with_right_sums_is_just_numbers(hostile: Hostile) -> None:
+    pickled_numbers(hostile)
+    hostile.verify()
+    state = state_of(0)
+    assert load_newest(hostile.store, state, pytest.fail).step == 10
+    code = (hostile.outside / "pickle").read_bytes()
+    assert any(code in bytes(byte_view(t.data)) for t in state.tensors.values())
+    hostile.check_untouched()
 
 
 DEEP = b"[" * 10_000 + b"]" * 10_000
@@ -570,10 +610,15 @@ def test_an_attempt_that_is_no_folder_of_ours_is_damage(hostile: Hostile, replac
     falls_back(hostile)
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("kind", [*KINDS, "attempt"])
-@pytest.mark.parametrize("replace", [out, loop, pipe, folder, pickled],
-                         ids=lambda replace: replace.__name__)  # fmt: skip
+PIPE = unsolved("shutil.rmtree opens a named pipe and waits for ever")
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize(
+    ("kind", "replace"),
+    [pytest.param(kind, replace, marks=[PIPE] if (kind, replace) == ("attempt", pipe) else [])
+     for kind in [*KINDS, "attempt"] for replace in (out, loop, pipe, folder, pickled)],
+)  # fmt: skip
 def test_what_is_no_object_does_not_keep_others_from_being_pruned(
     hostile: Hostile, kind: str, replace: Replace
 ) -> None:
@@ -606,6 +651,10 @@ def assert_loads(store: ObjectStore, step: int) -> None:
     assert_holds(state, step)
 
 
+SHARED = unsolved("what a pruned manifest names is removed, whoever else names it too")
+
+
+@SHARED
 def test_an_older_manifest_cannot_take_the_objects_of_another(own: ObjectStore) -> None:
     """It names their attempt as its own, and is pruned."""
     newer = save(own, state_of(10), 4000)
@@ -616,6 +665,7 @@ def test_an_older_manifest_cannot_take_the_objects_of_another(own: ObjectStore) 
     assert_loads(own, 10)
 
 
+@SHARED
 def test_a_copy_of_a_manifest_as_the_next_generation_takes_nothing(own: ObjectStore) -> None:
     shutil.copy(Path(own.uri) / ManifestName(5, 0).path, Path(own.uri) / ManifestName(5, 1).path)
     prune(own)
@@ -650,6 +700,27 @@ def test_a_leftover_that_is_a_link_is_not_followed(own: ObjectStore, outside: Pa
     assert_loads(own, 5)
 
 
+def prune_under_watch(run: str) -> list[str]:
+    store = open_checkpoints(run)
+    leftover = Path(store.uri) / OBJECTS / OLD_ATTEMPT
+    leftover.mkdir()
+    prune(store)  # what is imported when it is first needed has been
+    link(leftover, Path(run).parent / "outside")
+    watch = Watch([Path(run)])
+    watch.active = True
+    with suppress(OSError):
+        prune(store)
+    watch.active = False
+    return watch.found
+
+
+@unsolved("the times of objects are looked for behind the link")
+def test_a_leftover_that_is_a_link_is_not_listed(own: ObjectStore, outside: Path) -> None:
+    outcome = apart(prune_under_watch, str(Path(own.uri).parent))
+    assert outcome.error == ""
+    assert outcome.value == []
+
+
 def test_links_in_a_leftover_are_not_followed(own: ObjectStore, outside: Path) -> None:
     leftover = Path(own.uri) / OBJECTS / OLD_ATTEMPT
     leftover.mkdir()
@@ -662,6 +733,10 @@ def test_links_in_a_leftover_are_not_followed(own: ObjectStore, outside: Path) -
     assert_loads(own, 5)
 
 
+ELSEWHERE = unsolved("only reading asks where a path leads; writing and removing follow it")
+
+
+@ELSEWHERE
 def test_objects_elsewhere_are_not_pruned(own: ObjectStore, outside: Path) -> None:
     objects = Path(own.uri) / OBJECTS
     shutil.rmtree(objects)
@@ -671,6 +746,7 @@ def test_objects_elsewhere_are_not_pruned(own: ObjectStore, outside: Path) -> No
     assert_still_there(outside)
 
 
+@ELSEWHERE
 def test_a_checkpoint_is_not_written_elsewhere(own: ObjectStore, outside: Path) -> None:
     objects = Path(own.uri) / OBJECTS
     shutil.rmtree(objects)
@@ -680,7 +756,13 @@ def test_a_checkpoint_is_not_written_elsewhere(own: ObjectStore, outside: Path) 
     assert sorted(path.name for path in outside.iterdir()) == [OLD_ATTEMPT, "x"]
 
 
-@pytest.mark.parametrize("what", ["link", "file", "pipe", "no date", "other digits"])
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize(
+    "what",
+    ["link", "file", pytest.param("pipe", marks=PIPE),
+     pytest.param("no date", marks=unsolved("ValueError from strptime")),
+     pytest.param("other digits", marks=unsolved("these are digits to the pattern too"))],
+)  # fmt: skip
 def test_a_strange_leftover_does_not_keep_others_from_being_pruned(
     own: ObjectStore, outside: Path, what: str
 ) -> None:
@@ -851,16 +933,12 @@ def huge_blocks(hostile: Hostile) -> int:
 
     hostile.forge(lambda values: values.update(block_bytes=2**26), edit)
     values = json.loads(hostile.manifest_path.read_bytes().splitlines()[0])
-    values["indexes"][0]["chunk_bytes"] += 2**30 - len(hostile.run.files[chunk_name(hostile)])
+    values["indexes"][0]["chunk_bytes"] += 2**30 - len(hostile.run.files[name_of_chunk(hostile)])
     hostile.seal(json.dumps(values, separators=(",", ":")).encode())
     hostile.chunk_path.unlink()
     with hostile.chunk_path.open("wb") as file:
         file.truncate(2**30)
     return 0
-
-
-def chunk_name(hostile: Hostile) -> str:
-    return hostile.chunk_path.relative_to(hostile.run.folder).as_posix()
 
 
 # What to write, and how much memory on top of that of the bytes themselves. A parsed manifest or
@@ -881,7 +959,17 @@ FLOODS: dict[str, tuple[Callable[[Hostile], int], int]] = {
 TIMES_ITS_BYTES = 64
 
 
-@pytest.mark.parametrize("flood", FLOODS)
+ALL_MISTAKES = unsolved("pydantic keeps every mistake, of which one is told")
+UNBOUNDED = {
+    "many wrong indexes": ALL_MISTAKES, "many wrong pieces": ALL_MISTAKES,
+    "one index often": unsolved("an index may be listed many times; each time its pieces add up"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [pytest.param(name, marks=[UNBOUNDED[name]] if name in UNBOUNDED else []) for name in FLOODS],
+)
 def test_a_flood_takes_bounded_memory_and_time(hostile: Hostile, flood: str) -> None:
     prepare, most = FLOODS[flood]
     most += TIMES_ITS_BYTES * prepare(hostile)
@@ -1031,6 +1119,7 @@ def attacked_under_watch(path: str) -> tuple[int, list[str]]:
         *((f"{kind}: {replace.__name__}", partial(put_in_place, hostile, kind, replace))
           for kind in KINDS for replace in REPLACEMENTS),
         ("deep", lambda: hostile.seal(DEEP)),
+        ("numbers that are a pickle", lambda: pickled_numbers(hostile)),
     ]  # fmt: skip
     entries = (hostile.load, hostile.load_newest, hostile.verify, hostile.export, hostile.prune)
     watch = Watch([hostile.folder / "run", hostile.folder / "exported"])

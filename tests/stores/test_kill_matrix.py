@@ -26,6 +26,9 @@ from tests.stores.killing import (
 )
 from tests.stores.s3_server import S3Server
 
+# Minutes: not in the default tier yet.
+pytestmark = pytest.mark.heavy
+
 Places = Callable[[str], Place]
 
 
@@ -104,7 +107,7 @@ def test_killed_at_a_point(
     # A worker whose peer is gone says so; it does not go on alone.
     assert 0 not in ended.codes, ended.traces
     expected = POINTS[point].leaves if rank in victims else POINTS[point].spares
-    committed = check_committed(place.uri, shared.whole)
+    committed = check_committed(place, shared.whole)
     assert committed in expected
     check_goes_on(config, place, shared.whole, committed[-1])
 
@@ -129,7 +132,7 @@ def test_killed_at_random(seed: int, shared: Material, place_in: Places) -> None
         delay = chance.uniform(0.0, 1.5 * shared.whole.seconds)
         ended = train(config, place.environment, Kill("", rank, victims, delay))
         _settle(place)
-        committed = check_committed(place.uri, shared.whole)
+        committed = check_committed(place, shared.whole)
         assert max(committed, default=0) >= newest, ended
         newest = max(committed, default=0)
         if ended.result is not None:
@@ -187,4 +190,4 @@ def test_killed_while_a_damaged_checkpoint_is_replaced(
     ended = train(config, place.environment)
     assert ended.result is not None, ended.traces
     assert ended.result["resumed_at"] == (4 if (4, 1) in names else 2)
-    assert check_committed(place.uri, shared.whole) == (6, 8)
+    assert check_committed(place, shared.whole) == (6, 8)

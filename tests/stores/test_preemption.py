@@ -35,6 +35,9 @@ from tests.stores.killing import (
 )
 from tests.stores.s3_server import S3Server, environment
 
+# Minutes: not in the default tier yet.
+pytestmark = pytest.mark.heavy
+
 STEPS = 300
 
 
@@ -141,7 +144,7 @@ def test_one_worker_asked_to_stop_stops_all_after_the_same_step(
     assert ended.codes == [0, 0]
     assert ended.result["stopped"]
     assert ended.result["steps"] == 5
-    assert check_committed(place.uri, shared.whole) == (4, 5)
+    assert check_committed(place, shared.whole) == (4, 5)
     check_goes_on(config, place, shared.whole, 5)
 
 
@@ -157,7 +160,7 @@ def test_a_save_that_hangs_does_not_hold_up_the_end(
     assert ended.codes == [1, 1], ended.traces
     for trace in ended.traces:
         assert "the checkpoint of step 100 was not written within 1 s" in trace
-    assert check_committed(place.uri, shared.whole) == OLD
+    assert check_committed(place, shared.whole) == OLD
     check_goes_on(shared.configuration(place), place, shared.whole, OLD[-1])
 
 
@@ -210,6 +213,6 @@ def test_a_command_whose_store_hangs_ends_in_time(
             over.set()
     assert message in said
     assert took < limit + 20, said
-    assert check_committed(place.uri, shared.whole) == OLD
+    assert check_committed(place, shared.whole) == OLD
     check_goes_on(shared.configuration(place), place, shared.whole, OLD[-1])
     s3fs.S3FileSystem.clear_instance_cache()

@@ -49,7 +49,6 @@ INDEX = Index(chunks=[
     ChunkInfo(name="c", size_bytes=3, sha256="0" * 64, blocks="1" * 64 + "2" * 64,
               pieces=[PieceInfo(tensor="t", dtype="F32", first_row=0, num_rows=1, offset=2)])
 ])  # fmt: skip
-PIECE = {"tensor": "t", "dtype": "F32", "first_row": 0, "num_rows": 1, "offset": 0}
 
 
 def sealed(text: str) -> bytes:
