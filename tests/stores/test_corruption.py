@@ -156,7 +156,7 @@ Damage = tuple[str, dict[str, bytes | None]]
 def flips(run: Run, draw: random.Random) -> Iterator[Damage]:
     """Single bits: of the first and the last byte, and anywhere between."""
     for name, data in run.files.items():
-        bits = {0, 8 * len(data) - 1, *draw.sample(range(8 * len(data)), 35)}
+        bits = {0, 8 * len(data) - 1, *draw.sample(range(8 * len(data)), 32)}
         for bit in sorted(bits):
             flipped = bytearray(data)
             flipped[bit // 8] ^= 1 << bit % 8
@@ -251,7 +251,7 @@ def test_damage_on_a_local_disk_is_refused(
     for number, (label, changes) in enumerate(found):
         print(label)  # shown where it fails
         run.check_refused(changes)
-        if number % 4 == 0:
+        if number % 8 == 0:
             run.check_passed_over(changes)
     assert found
     run.check_sound()
