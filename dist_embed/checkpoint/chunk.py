@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,26 @@ def cut_into_chunks(rows: list[Rows], chunk_bytes: int = CHUNK_BYTES) -> Iterato
         yield chunk
 
 
+def hashed(
+    parts: Iterable[memoryview], block_bytes: int, digests: list[bytes]
+) -> Iterator[memoryview]:
+    """Pass on the bytes of ``parts`` in pieces that each lie in one block, and add the SHA-256 of
+    every block to ``digests``; that of the last one once all pieces have been taken.
+    """
+    digest, room = hashlib.sha256(), block_bytes
+    for part in parts:
+        while part.nbytes:
+            piece, part = part[:room], part[room:]
+            digest.update(piece)
+            room -= piece.nbytes
+            if not room:
+                digests.append(digest.digest())
+                digest, room = hashlib.sha256(), block_bytes
+            yield piece
+    if room < block_bytes:
+        digests.append(digest.digest())
+
+
 class ChunkWriter:
     """Produces one chunk's bytes and their digests in the same pass.
 
@@ -119,18 +139,8 @@ class ChunkWriter:
 
     def blocks(self) -> Iterator[memoryview]:
         """The chunk's bytes, in parts of at most a block. Take them all, then ask for `info`."""
-        digest, room = hashlib.sha256(), BLOCK_BYTES
-        for part in self._parts():
-            while part.nbytes:
-                piece, part = part[:room], part[room:]
-                digest.update(piece)
-                room -= piece.nbytes
-                if not room:
-                    self._digests.append(digest.digest())
-                    digest, room = hashlib.sha256(), BLOCK_BYTES
-                yield piece
-        if room < BLOCK_BYTES:
-            self._digests.append(digest.digest())
+        self._digests = []
+        return hashed(self._parts(), BLOCK_BYTES, self._digests)
 
     def info(self) -> ChunkInfo:
         """The chunk's entry in the index, once all `blocks` have been taken."""
@@ -141,8 +151,8 @@ class ChunkWriter:
                 PieceInfo(
                     tensor=r.tensor,
                     dtype=dtype_name(r.data.dtype),
+                    shape=list(r.data.shape),
                     first_row=r.first_row,
-                    num_rows=r.num_rows,
                     offset=offset,
                 )
             )

@@ -63,11 +63,14 @@ Count = Annotated[int, Field(ge=0, lt=2**62)]
 DType = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"]
 
 
+Shape = Annotated[list[Count], Field(max_length=8)]
+
+
 class TensorInfo(_Part):
     """A whole tensor, all workers' rows together."""
 
     dtype: DType
-    shape: Annotated[list[Count], Field(max_length=8)]
+    shape: Shape
 
     @property
     def num_rows(self) -> int:
@@ -135,9 +138,14 @@ class PieceInfo(_Part):
 
     tensor: TensorName
     dtype: DType
+    shape: Shape  # of these rows; empty for a single value
     first_row: Count
-    num_rows: Count
     offset: Count  # of their first byte in the chunk
+
+    @property
+    def num_rows(self) -> int:
+        """Rows; a single value counts as one."""
+        return self.shape[0] if self.shape else 1
 
 
 class ChunkInfo(_Part):

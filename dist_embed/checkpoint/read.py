@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dist_embed.checkpoint.chunk import DTYPES, Rows, byte_view, row_bytes
+from dist_embed.checkpoint.chunk import DTYPES, Rows, byte_view, hashed, row_bytes
 from dist_embed.checkpoint.manifest import (
     MAX_INDEX_BYTES,
     CheckpointDamaged,
@@ -132,15 +132,20 @@ class CheckpointReader:
             raise CheckpointDamaged(f"{origin}: digests do not fit {chunk.size_bytes} bytes")
         if hashlib.sha256(digests).hexdigest() != chunk.sha256:
             raise CheckpointDamaged(f"{origin}: digests of the blocks are not those written")
+        reached = 0
         for piece in chunk.pieces:
             info = self.manifest.tensors.get(piece.tensor)
             if (
                 info is None
-                or piece.dtype != info.dtype
+                or (piece.dtype, piece.shape[1:]) != (info.dtype, info.shape[1:])
+                or bool(piece.shape) != bool(info.shape)
                 or piece.first_row + piece.num_rows > info.num_rows
             ):
                 raise CheckpointDamaged(f"{origin}: holds rows that {piece.tensor!r} has not")
-            if piece.offset + piece.num_rows * row_bytes(info) > chunk.size_bytes:
+            if piece.offset < reached:
+                raise CheckpointDamaged(f"{origin}: rows of {piece.tensor!r} lie over others")
+            reached = piece.offset + piece.num_rows * row_bytes(info)
+            if reached > chunk.size_bytes:
                 raise CheckpointDamaged(f"{origin}: ends before the rows of {piece.tensor!r}")
 
     def _plan(self, wanted: list[Rows]) -> list[tuple[ChunkInfo, tuple[int, int], list[_Wish]]]:
@@ -198,43 +203,52 @@ class CheckpointReader:
     def _read_span(self, chunk: ChunkInfo, span: tuple[int, int], wishes: list[_Wish]) -> int:
         """Read whole blocks, prove them, and hand out what was wished for."""
         name = self.manifest.object_name(chunk.name)
+        parts = self._parts(span, wishes)
         # What was damaged on its way here may come well the second time.
-        data = self._read_proven(name, chunk, span) or self._read_proven(name, chunk, span)
-        if data is None:
+        if not any(self._is_proven(name, chunk, span, parts) for _ in range(2)):
             raise CheckpointDamaged(
                 f"{self._store.uri}/{name}: bytes {span[0]} to {span[1]} are not those written"
             )
-        for wish in wishes:
-            start, end = max(wish.start, span[0]), min(wish.end, span[1])
-            wish.target[start - wish.start : end - wish.start] = data[
-                start - span[0] : end - span[0]
-            ]
-        return len(data)
+        return span[1] - span[0]
 
-    def _read_proven(self, name: str, chunk: ChunkInfo, span: tuple[int, int]) -> memoryview | None:
-        """The span's bytes, or None where they are not those that were written.
-
-        They lie in a buffer of this thread, which its next call fills anew.
+    def _parts(self, span: tuple[int, int], wishes: list[_Wish]) -> list[memoryview]:
+        """Where the span's bytes go, in turn: what is wished for straight to its target, the rest
+        to a buffer of this thread.
         """
-        start, end = span
-        # One byte more at the chunk's end shows a longer object than was written.
-        wanted = end - start + (end == chunk.size_bytes)
         if not hasattr(self._thread, "buffer"):
             # Kept: fresh memory for every span costs more than reading it.
-            self._thread.buffer = memoryview(bytearray(max(SPAN_BYTES, self._block) + 1))
-        buffer: memoryview = self._thread.buffer[:wanted]
+            self._thread.buffer = memoryview(bytearray(max(SPAN_BYTES, self._block)))
+        rest: memoryview = self._thread.buffer
+        parts: list[memoryview] = []
+        reached = span[0]
+        for wish in wishes:
+            start, end = max(wish.start, span[0]), min(wish.end, span[1])
+            if start > reached:
+                parts.append(rest[reached - span[0] : start - span[0]])
+            parts.append(wish.target[start - wish.start : end - wish.start])
+            reached = end
+        if span[1] > reached:
+            parts.append(rest[reached - span[0] : span[1] - span[0]])
+        return parts
+
+    def _is_proven(
+        self, name: str, chunk: ChunkInfo, span: tuple[int, int], parts: list[memoryview]
+    ) -> bool:
+        """Read the span into ``parts``; whether the bytes are those that were written."""
+        start, end = span
+        # One byte more at the chunk's end shows a longer object than was written.
+        over = [memoryview(bytearray(1))] if end == chunk.size_bytes else []
         try:
-            count = self._store.read_into(name, start, buffer)
+            count = self._store.read_into(name, start, [*parts, *over])
         except (FileNotFoundError, NotADirectoryError, ForeignObject) as exc:
             raise CheckpointDamaged(f"{self._store.uri}/{name}: {exc}") from exc
         if count != end - start:
-            return None
-        data = buffer[:count]
-        for offset in range(0, count, self._block):
-            digest = hashlib.sha256(data[offset : offset + self._block]).digest()
-            if digest != chunk.block_digest((start + offset) // self._block):
-                return None
-        return data
+            return False
+        digests: list[bytes] = []
+        for _ in hashed(parts, self._block, digests):
+            pass
+        first = start // self._block
+        return all(d == chunk.block_digest(first + n) for n, d in enumerate(digests))
 
     def _read(self, name: str, start: int, end: int) -> bytes | bytearray:
         try:

@@ -6,25 +6,26 @@ import traceback
 from typing import Any, NoReturn
 
 from dist_embed.config.errors import RunFailed, UserError
-from dist_embed.parallel.errors import WorkerError, is_broken_collective
+from dist_embed.parallel.errors import WorkerError, is_broken_collective, user_message
 
 
 def failure_event(rank: int, exc: BaseException) -> dict[str, Any]:
     """What a failing worker sends to the launcher.
 
-    ``relayed``: the cause lies with another worker. ``user_message``: the message says all, as for
-    a `UserError`, or for an `OSError`, which names the file and what the system has against it.
+    ``rank``: who failed first, as far as is known. ``is_cause``: what is told is that worker's own
+    error, not a collective that somebody else broke. ``relayed``: a peer tells it.
     """
     if isinstance(exc, WorkerError):
         return {
-            "kind": "failure", "rank": exc.rank, "relayed": True, "user_message": None,
-            "trace": exc.trace,
+            "kind": "failure", "rank": exc.rank, "relayed": True, "is_cause": exc.is_cause,
+            "user_message": exc.user_message, "trace": exc.trace,
         }  # fmt: skip
     return {
         "kind": "failure",
         "rank": rank,
-        "relayed": is_broken_collective(exc),
-        "user_message": str(exc) if isinstance(exc, UserError | OSError) else None,
+        "relayed": False,
+        "is_cause": not is_broken_collective(exc),
+        "user_message": user_message(exc),
         "trace": "".join(traceback.format_exception(exc)),
     }
 
@@ -39,8 +40,8 @@ def raise_failure(events: list[dict[str, Any]], log_folder: str) -> NoReturn:
     for event in events:
         if event["user_message"] is not None:
             raise UserError(event["user_message"])
-    # A worker's own error before one that only passes on what a peer said.
-    first = next((event for event in events if not event["relayed"]), events[0])
+    # A worker's own error before what a peer tells of it, and both before a broken collective.
+    first = min(events, key=lambda event: (not event["is_cause"], event["relayed"]))
     raise RunFailed(
         f"worker {first['rank']} failed:\n{first['trace'].rstrip()}\n(worker logs: {log_folder})"
     )

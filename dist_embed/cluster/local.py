@@ -102,7 +102,7 @@ def _watch(
             break
     # A worker that said why it failed counts before one that was ended from outside, and both
     # before one whose collective a peer broke.
-    if any(not failure["relayed"] for failure in failures):
+    if any(failure["is_cause"] for failure in failures):
         raise_failure(failures, log_folder)
     said = {failure["rank"] for failure in failures}
     silent = [i for i in ended if i not in said]

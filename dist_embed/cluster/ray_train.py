@@ -122,7 +122,7 @@ def launch_ray(
         with stop_on_sigterm() if stop_seconds else nullcontext():
             outcome = _fit_in_thread(trainer, deliver, mailbox.stop.remote, stop_seconds)
     if outcome is not None:
-        if all(failure["relayed"] for failure in failures):  # nobody lived to tell
+        if not any(failure["is_cause"] for failure in failures):  # nobody lived to tell
             raise RunFailed(f"a worker was lost: {outcome}\n(worker logs: {log_folder})")
         raise_failure(failures, log_folder)
     return results[-1] if results else None

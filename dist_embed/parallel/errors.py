@@ -8,6 +8,7 @@ peers, whose collectives then break, look there for the cause: `errors_shared`.
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from dist_embed.config.errors import UserError
 from dist_embed.parallel.collectives import gather_texts
 from dist_embed.parallel.group import Group
 
@@ -27,15 +29,33 @@ _KEY = "dist_embed/first_error"
 
 
 class WorkerError(RuntimeError):
-    """Another worker failed. ``rank`` says which; the message holds its traceback."""
+    """Another worker failed; the message holds its traceback.
 
-    def __init__(self, rank: int, trace: str) -> None:
+    Attributes:
+        rank: which worker.
+        trace: its traceback.
+        user_message: see the function of that name.
+        is_cause: whether the error is that worker's own, not a collective that a third one broke.
+    """
+
+    def __init__(
+        self, rank: int, trace: str, user_message: str | None = None, is_cause: bool = True
+    ) -> None:
         self.rank = rank
         self.trace = trace
+        self.user_message = user_message
+        self.is_cause = is_cause
         super().__init__(f"worker {rank} failed:\n{trace}")
 
-    def __reduce__(self) -> tuple[type[WorkerError], tuple[int, str]]:
-        return type(self), (self.rank, self.trace)
+    def __reduce__(self) -> tuple[type[WorkerError], tuple[int, str, str | None, bool]]:
+        return type(self), (self.rank, self.trace, self.user_message, self.is_cause)
+
+
+def user_message(exc: BaseException) -> str | None:
+    """The message, where it says all that a user needs: of a `UserError`, and of an `OSError`,
+    which names the file and what the system has against it.
+    """
+    return str(exc) if isinstance(exc, UserError | OSError) else None
 
 
 @contextmanager
@@ -50,13 +70,12 @@ def all_or_none(group: Group) -> Iterator[None]:
         yield
     except Exception as exc:  # carried to every worker below
         error = exc
-    trace = "".join(traceback.format_exception(error)) if error is not None else ""
-    traces = gather_texts(trace, group)
+    told = gather_texts("" if error is None else _account(group.rank, error), group)
     if error is not None:
         raise error
-    for rank, peer_trace in enumerate(traces):
-        if peer_trace:
-            raise WorkerError(rank, peer_trace)
+    for account in told:
+        if account:
+            raise WorkerError(**json.loads(account))
 
 
 @contextmanager
@@ -74,10 +93,9 @@ def errors_shared(group: Group) -> Iterator[None]:
         cause = _read_cause(store, group, wait=is_broken_collective(exc))
         if cause is not None and cause.rank != group.rank:
             raise cause from exc
-        trace = "".join(traceback.format_exception(exc))
         # compare_set: of several failures the first counts.
         with suppress(RuntimeError):  # the store may have died with its host
-            store.compare_set(_KEY, "", f"{group.rank}\n{trace}")
+            store.compare_set(_KEY, "", _account(group.rank, exc))
         if group.is_first and group.num_workers > 1:
             time.sleep(CAUSE_WAIT_SECONDS)
         raise
@@ -98,7 +116,18 @@ def _read_cause(store: Any, group: Group, *, wait: bool) -> WorkerError | None:
             store.wait([_KEY], timedelta(seconds=CAUSE_WAIT_SECONDS))
         elif not store.check([_KEY]):
             return None
-        rank, trace = store.get(_KEY).decode().split("\n", 1)
+        return WorkerError(**json.loads(store.get(_KEY)))
     except (RuntimeError, ValueError):  # nobody said anything, or the store died with its host
         return None
-    return WorkerError(int(rank), trace)
+
+
+def _account(rank: int, error: BaseException) -> str:
+    """The arguments of the `WorkerError` that peers raise."""
+    return json.dumps(
+        {
+            "rank": rank,
+            "trace": "".join(traceback.format_exception(error)),
+            "user_message": user_message(error),
+            "is_cause": not is_broken_collective(error),
+        }
+    )

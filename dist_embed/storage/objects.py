@@ -29,6 +29,9 @@ Buffer = bytes | bytearray | memoryview
 # parts leaves them, invisible and paid for.
 SINGLE_PUT_BYTES = 512 * 2**20
 
+# Linux reads into at most so many with one call.
+_MOST_BUFFERS = 1024
+
 _NAME = re.compile(r"[a-z0-9][A-Za-z0-9._-]{0,199}(/[a-z0-9][A-Za-z0-9._-]{0,199}){0,7}")
 
 
@@ -113,8 +116,7 @@ class ObjectStore:
             with _open_local(Path(self._root), Path(path)) as file:
                 size = os.fstat(file.fileno()).st_size
                 data = bytearray(max(0, (size if end is None else min(end, size)) - start))
-                file.seek(start)
-                return data[: _read_fully(file, memoryview(data))]
+                return data[: _read_fully(file, start, [memoryview(data)])]
 
         def attempt() -> bytes:
             try:
@@ -128,16 +130,19 @@ class ObjectStore:
 
         return self._retried(f"read {name}", attempt)
 
-    def read_into(self, name: str, start: int, buffer: memoryview) -> int:
-        """Like `read`, into ``buffer``, as far as it reaches; returns the bytes read."""
+    def read_into(self, name: str, start: int, buffers: list[memoryview]) -> int:
+        """Like `read`, into ``buffers`` in turn, as far as it reaches; returns the bytes read."""
         if self.is_local:
             path = Path(self._path(name))
             with _open_local(Path(self._root), path) as file:
-                file.seek(start)
-                return _read_fully(file, buffer)
-        data = self.read(name, start, start + len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+                return _read_fully(file, start, buffers)
+        data = memoryview(self.read(name, start, start + sum(map(len, buffers))))
+        done = 0
+        for buffer in buffers:
+            part = data[done : done + len(buffer)]
+            buffer[: len(part)] = part
+            done += len(part)
+        return done
 
     def names(self, folder: str) -> list[str]:
         """Names directly below ``folder``, objects and folders, sorted; empty where it is none."""
@@ -302,13 +307,19 @@ def _open_local(root: Path, path: Path) -> IO[bytes]:
     return open(handle, "rb", buffering=0)
 
 
-def _read_fully(file: Any, buffer: memoryview) -> int:
+def _read_fully(file: IO[bytes], start: int, buffers: list[memoryview]) -> int:
+    """Fill ``buffers`` in turn from byte ``start`` on; fewer bytes where the file ends."""
+    left = [buffer for buffer in buffers if len(buffer)]
     got = 0
-    while got < len(buffer):
-        count = file.readinto(buffer[got:])
+    while left:
+        count = os.preadv(file.fileno(), left[:_MOST_BUFFERS], start + got)
         if not count:
             break
         got += count
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if count:
+            left[0] = left[0][count:]
     return got
 
 

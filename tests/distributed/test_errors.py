@@ -24,24 +24,25 @@ from dist_embed.parallel.group import Group, joined_group
 from tests.distributed.pool import WorkerPool
 
 
-def fail_in_phase(group: Group, failing: int) -> tuple[str, str]:
+def fail_in_phase(group: Group, failing: int) -> tuple[str, str, str | None]:
     try:
         with all_or_none(group):
             if group.rank == failing:
                 raise FileNotFoundError("part 7 is gone")
     except Exception as exc:
-        return type(exc).__name__, str(exc)
-    return "nothing", ""
+        return type(exc).__name__, str(exc), getattr(exc, "user_message", None)
+    return "nothing", "", None
 
 
 @pytest.mark.parametrize("failing", [0, 2])
 def test_an_error_in_a_phase_is_raised_on_every_worker(workers: WorkerPool, failing: int) -> None:
-    for rank, (kind, text) in enumerate(workers.run(3, fail_in_phase, failing)):
+    for rank, (kind, text, for_user) in enumerate(workers.run(3, fail_in_phase, failing)):
         assert kind == ("FileNotFoundError" if rank == failing else "WorkerError")
         assert "part 7 is gone" in text
         if rank != failing:
             assert f"worker {failing} failed" in text
             assert "Traceback" in text
+            assert for_user == "part 7 is gone"
 
 
 def fail_between_collectives(failing: int, emit: Emit) -> None:
@@ -101,8 +102,8 @@ def test_a_killed_worker_is_named() -> None:
 def test_a_worker_error_survives_pickling() -> None:
     import pickle
 
-    copy = pickle.loads(pickle.dumps(WorkerError(3, "trace")))
-    assert (copy.rank, copy.trace) == (3, "trace")
+    error = WorkerError(3, "trace", "for the user", is_cause=False)
+    assert vars(pickle.loads(pickle.dumps(error))) == vars(error)
 
 
 def exercise_collectives(group: Group) -> dict[str, object]:

@@ -132,7 +132,9 @@ def test_a_run_goes_on_with_another_number_of_workers(
     ("launcher", "process_name", "complaint"),
     [
         ("local", "spawn_main", "was ended from outside"),
-        ("ray", "RayTrainWorker", "a worker was lost"),
+        pytest.param(
+            "ray", "RayTrainWorker", "a worker was lost", marks=pytest.mark.xdist_group("ray")
+        ),
     ],
 )
 def test_a_killed_worker_ends_the_run_and_the_run_resumes(

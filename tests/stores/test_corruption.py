@@ -400,15 +400,7 @@ def test_a_sealed_edit_that_contradicts_the_objects_is_not_loaded(run: Run, name
     run.check_sound()
 
 
-# Rows of fewer bytes lie in the same chunks, and only their own headers say how long they are.
-NOT_VERIFIED = {"narrower rows", "rows of another shape"}
-UNKNOWN_WIDTH = pytest.mark.xfail(strict=True, reason="a piece does not say how long its rows are")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[UNKNOWN_WIDTH] if name in NOT_VERIFIED else []) for name in EDITS],
-)
+@pytest.mark.parametrize("name", EDITS)
 def test_a_sealed_edit_that_contradicts_the_objects_is_found_by_verify(run: Run, name: str) -> None:
     changes = other_seal(run, EDITS[name])
     run.put(changes)

@@ -325,14 +325,14 @@ def forged_indexes() -> Iterator[tuple[str, Edit]]:
     for name in NAMES:
         yield f"chunk {short(name)}", set_to(name, "chunks", 2, "name")
     for number in NUMBERS:
-        for place in (("chunks", 2, "size_bytes"), *(("chunks", 2, "pieces", 0, key) for key in
-                      ("first_row", "num_rows", "offset"))):  # fmt: skip
+        for place in (("chunks", 2, "size_bytes"), *(("chunks", 2, "pieces", 0, *key) for key in
+                      (["first_row"], ["shape", 0], ["shape", 1], ["offset"]))):  # fmt: skip
             yield f"{place[-1]} {short(number)}", set_to(number, *place)
     for number in OTHERS:
         yield f"offset {short(number)}", set_to(number, "chunks", 2, "pieces", 0, "offset")
     for number in (2**61, 2**62 - 1, 10**5):
-        for key in ("first_row", "num_rows", "offset"):
-            yield f"{key} {number}", set_to(number, "chunks", 2, "pieces", 0, key)
+        for key in (["first_row"], ["shape", 0], ["offset"]):
+            yield f"{key[0]} {number}", set_to(number, "chunks", 2, "pieces", 0, *key)
         yield f"size_bytes {number}", set_to(number, "chunks", 2, "size_bytes")
     for size in (0, 1, 1023):
         yield f"size_bytes {size}", set_to(size, "chunks", 2, "size_bytes")
@@ -369,9 +369,15 @@ def forged_indexes() -> Iterator[tuple[str, Edit]]:
         "rows of its neighbour",
         lambda index: piece(index).update(first_row=index["chunks"][1]["pieces"][0]["first_row"]),
     )
-    yield "a row too few", lambda index: piece(index).update(num_rows=piece(index)["num_rows"] - 1)
-    yield "a row too many", lambda index: piece(index).update(num_rows=piece(index)["num_rows"] + 1)
-    yield "no rows", lambda index: piece(index).update(num_rows=0)
+    for label, more in (("a row too few", -1), ("a row too many", 1)):
+        yield (
+            label,
+            lambda index, more=more: piece(index).update(
+                shape=[piece(index)["shape"][0] + more, *piece(index)["shape"][1:]]
+            ),
+        )
+    yield "no rows", set_to(0, "chunks", 2, "pieces", 0, "shape", 0)
+    yield "rows of other lengths", set_to([3], "chunks", 2, "pieces", 0, "shape")
     yield (
         "rows that overlap by one",
         lambda index: piece(index).update(first_row=piece(index)["first_row"] - 1),
@@ -898,7 +904,7 @@ def many_pieces(count: int, **changes: int) -> Callable[[Hostile], int]:
 
 
 def one_index_often(hostile: Hostile) -> int:
-    many_pieces(1000, first_row=0, num_rows=1)(hostile)
+    many_pieces(1000, first_row=0)(hostile)
     values = json.loads(hostile.manifest_path.read_bytes().splitlines()[0])
     values["indexes"] *= 150
     line = json.dumps(values, separators=(",", ":")).encode()
@@ -956,7 +962,7 @@ FLOODS: dict[str, tuple[Callable[[Hostile], int], int]] = {
     "many scalars": (many_scalars, 64 * MIB),
     "many wrong indexes": (many("indexes", 100_000, b"0"), 64 * MIB),
     "many wrong pieces": (many_pieces(30_000), 64 * MIB),
-    "many pieces": (many_pieces(30_000, first_row=0, num_rows=1), 64 * MIB),
+    "many pieces": (many_pieces(30_000, first_row=0), 64 * MIB),
     "one index often": (one_index_often, 64 * MIB),
 }
 TIMES_ITS_BYTES = 64

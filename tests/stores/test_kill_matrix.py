@@ -26,9 +26,6 @@ from tests.stores.killing import (
 )
 from tests.stores.s3_server import S3Server
 
-# Minutes: not in the default tier yet.
-pytestmark = pytest.mark.heavy
-
 Places = Callable[[str], Place]
 
 

@@ -39,6 +39,23 @@ def test_a_mistake_of_the_user_is_told_without_a_traceback() -> None:
     assert str(caught.value) == "no such split 'tset'"
 
 
+def test_a_mistake_of_the_user_is_told_by_a_peer_that_alone_lives() -> None:
+    with pytest.raises(UserError) as caught:
+        raise_failure([event_of(1, WorkerError(0, "trace", "no such split 'tset'"))], "/logs")
+    assert str(caught.value) == "no such split 'tset'"
+
+
+def test_a_broken_collective_is_told_only_where_nobody_knows_better() -> None:
+    broken = event_of(0, RuntimeError("[gloo] Connection closed by peer"))
+    passed_on = event_of(1, WorkerError(2, "gloo trace", is_cause=False))
+    known = event_of(3, WorkerError(4, "the cause"))
+    assert [event["is_cause"] for event in (broken, passed_on, known)] == [False, False, True]
+    with pytest.raises(RunFailed, match="worker 4 failed:\nthe cause"):
+        raise_failure([broken, passed_on, known], "")
+    with pytest.raises(RunFailed, match="worker 0 failed"):
+        raise_failure([passed_on, broken], "")
+
+
 def test_events_can_cross_process_borders() -> None:
     event = event_of(1, ValueError("x"))
     assert json.loads(json.dumps(event)) == event

@@ -47,7 +47,7 @@ MANIFEST = Manifest.model_validate(VALUES)
 DATA = manifest_bytes(MANIFEST)
 INDEX = Index(chunks=[
     ChunkInfo(name="c", size_bytes=3, sha256="0" * 64, blocks="1" * 64 + "2" * 64,
-              pieces=[PieceInfo(tensor="t", dtype="F32", first_row=0, num_rows=1, offset=2)])
+              pieces=[PieceInfo(tensor="t", dtype="F32", shape=[1], first_row=0, offset=2)])
 ])  # fmt: skip
 
 

@@ -26,8 +26,8 @@ def chunk(number: int, first_row: int, num_rows: int, size: int) -> ChunkInfo:
     return ChunkInfo(
         name=f"chunk-00000-{number:06d}.safetensors", size_bytes=size, sha256="0" * 64,
         blocks="0" * 64 * -(-size // BLOCK_BYTES),
-        pieces=[PieceInfo(tensor="table.shared.weight", dtype="F32", first_row=first_row,
-                          num_rows=num_rows, offset=120)],
+        pieces=[PieceInfo(tensor="table.shared.weight", dtype="F32",
+                          shape=[num_rows, WIDTH], first_row=first_row, offset=120)],
     )  # fmt: skip
 
 

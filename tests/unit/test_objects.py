@@ -91,10 +91,10 @@ def test_ranges(store: ObjectStore, start: int, end: int | None, expected: bytes
 def test_ranges_into_a_buffer(store: ObjectStore, start: int, length: int, expected: bytes) -> None:
     store.put("x", [b"0123456789"])
     buffer = bytearray(b"#" * length)
-    assert store.read_into("x", start, memoryview(buffer)) == len(expected)
+    assert store.read_into("x", start, [memoryview(buffer)]) == len(expected)
     assert buffer == expected.ljust(length, b"#")
     with pytest.raises(FileNotFoundError):
-        store.read_into("missing", start, memoryview(buffer))
+        store.read_into("missing", start, [memoryview(buffer)])
 
 
 def test_what_is_missing_is_told_apart(store: ObjectStore) -> None:
@@ -162,7 +162,7 @@ BAD_NAMES = [
 def test_names_that_lead_elsewhere_are_refused(store: ObjectStore, name: str) -> None:
     calls: list[Callable[[str], object]] = [
         lambda n: store.put(n, [b"x"]), lambda n: store.create(n, b"x"), store.read, store.names,
-        lambda n: store.read_into(n, 0, memoryview(bytearray(1))),
+        lambda n: store.read_into(n, 0, [memoryview(bytearray(1))]),
         store.entries, store.remove, store.remove_folder,
     ]  # fmt: skip
     for call in calls:
@@ -219,7 +219,7 @@ def test_links_that_lead_out_are_not_followed(local: ObjectStore, tmp_path: Path
         with pytest.raises(ForeignObject, match="leads out of"):
             local.read(name)
         with pytest.raises(ForeignObject, match="leads out of"):
-            local.read_into(name, 0, memoryview(bytearray(1)))
+            local.read_into(name, 0, [memoryview(bytearray(1))])
     (run / "here").write_bytes(b"0123")
     (run / "inner").symlink_to("here")
     assert local.read("inner", 1, 3) == b"12"
@@ -242,7 +242,7 @@ def test_what_is_no_file_is_not_read(local: ObjectStore, tmp_path: Path) -> None
         with pytest.raises(ForeignObject, match=r"regular file|link to itself"):
             local.read(name)
         with pytest.raises(ForeignObject, match=r"regular file|link to itself"):
-            local.read_into(name, 0, memoryview(bytearray(1)))
+            local.read_into(name, 0, [memoryview(bytearray(1))])
 
 
 def test_put_and_create_are_durable(local: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
