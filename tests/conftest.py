@@ -5,7 +5,7 @@ import pytest
 # Two local clusters of Ray disturb each other.
 USES_RAY = ("test_ray.py", "test_ray_kill.py", "test_quickstart.py")
 # Whole commands, each on its own; elsewhere the tests of a file share servers or workers.
-INDEPENDENT = ("test_commands.py",)
+INDEPENDENT = ("test_commands.py", "test_large_vocabulary.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -15,11 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 from dist_embed.bench.plain_model import PlainTranslator, plain_step
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import Loader, Position, StepBatches
+from dist_embed.data.prepare import read_counts
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.device import device_name
 from dist_embed.parallel.group import Group
-from dist_embed.train.assemble import build_dense_optimizer, build_translator
+from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translator
 from dist_embed.train.worker import Context, build_train_step
 
 Step = Callable[[int, StepBatches], object]
@@ -61,7 +63,8 @@ def _our_step(config: Config, data: PreparedData, group: Group, precision: str) 
     config = config.model_copy(update={"train": train})
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
-    return build_train_step(config, translator, optimizer).run
+    output = build_output(config, translator, partial(read_counts, config.data.uri, "target"))
+    return build_train_step(config, translator, output, optimizer).run
 
 
 def _plain_step(config: Config, data: PreparedData, group: Group, bf16: bool) -> Step:

@@ -131,6 +131,20 @@ class ModelSection(Section):
     logits_block_mib: PositiveFloat = Field(
         8.0, description="Largest block of logits held at once, MiB per worker."
     )
+    output: Literal["exact", "sampled"] = Field(
+        "exact",
+        description="`exact`: softmax over the vocabulary in every step; `sampled`: over the right "
+        "word and `num_samples` others, at a cost that does not grow with the vocabulary.",
+    )
+    num_samples: PositiveInt = Field(
+        8192, description="`sampled`: negatives that all tokens of a step share."
+    )
+    sampler: Literal["log_uniform", "unigram"] = Field(
+        "log_uniform", description="`sampled`: by rank (Zipf's law), or by count^`sampler_power`."
+    )
+    sampler_power: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.75, description="`unigram`: the power α; 0 draws evenly, 1 by frequency."
+    )
 
 
 class TrainSection(Section):

@@ -99,9 +99,7 @@ def prepare_data(
         )
     for side, tokenizer in tokenizers.items():
         storage.write_text(storage.join(data_uri, tokenizer_name(side)), tokenizer.to_json())
-        _write_vocabulary(
-            storage.join(data_uri, f"vocabulary.{side}.parquet"), tokenizer, counts[side]
-        )
+        _write_vocabulary(_vocabulary_uri(data_uri, side), tokenizer, counts[side])
     data = PreparedData(
         settings=settings,
         vocabulary_size={side: tokenizer.size for side, tokenizer in tokenizers.items()},
@@ -123,6 +121,21 @@ def load_tokenizers(folder_uri: str) -> dict[str, Tokenizer]:
         side: Tokenizer.from_json(storage.read_text(storage.join(folder_uri, tokenizer_name(side))))
         for side in SIDES
     }
+
+
+def read_counts(data_uri: str, side: str) -> NDArray[np.int64]:
+    """[V] how often each id of ``source`` or ``target`` occurs in the training data.
+
+    Raises FileNotFoundError.
+    """
+    content = io.BytesIO(storage.read_bytes(_vocabulary_uri(data_uri, side)))
+    column = pq.read_table(content, columns=["count"]).column("count")
+    counts: NDArray[np.int64] = column.to_numpy()
+    return counts
+
+
+def _vocabulary_uri(data_uri: str, side: str) -> str:
+    return storage.join(data_uri, f"vocabulary.{side}.parquet")
 
 
 def _check_readable(text: ParallelText) -> None:

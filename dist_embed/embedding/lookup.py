@@ -51,22 +51,16 @@ class TableRows:
 
 @dataclass
 class StepRows:
-    """The rows of one step: per table the leaves, per micro-batch where its tokens' vectors lie."""
+    """The rows of one step: per table the leaves, per role where the vectors of its ids lie."""
 
     tables: dict[str, TableRows]
     table_of_role: dict[str, str]
-    source_index: list[Tensor]
-    target_index: list[Tensor]
+    _index: dict[str, list[Tensor]] = field(repr=False)
 
-    def source_vectors(self, micro: int) -> Tensor:
-        """Vectors of the source tokens of micro-batch ``micro``: [B, S, D]."""
-        leaf = self.tables[self.table_of_role["source"]].vectors
-        return functional.embedding(self.source_index[micro], leaf)
-
-    def target_vectors(self, micro: int) -> Tensor:
-        """Vectors of the decoder's input tokens of micro-batch ``micro``: [B, T, D]."""
-        leaf = self.tables[self.table_of_role["target"]].vectors
-        return functional.embedding(self.target_index[micro], leaf)
+    def vectors(self, role: str, number: int) -> Tensor:
+        """Vectors of the ids that were given as ``ids[role][number]``: their shape + [D]."""
+        leaf = self.tables[self.table_of_role[role]].vectors
+        return functional.embedding(self._index[role][number], leaf)
 
     def output_rows(self) -> Tensor:
         """The output layer's rows of this worker's shard: [R, D]."""
@@ -103,6 +97,7 @@ class RowLookup:
         eps: its term against division by zero.
         seed: initial rows come from (seed, table, row).
         initial_scale: standard deviation of the initial rows.
+        own_output: whether lookups may ask for all output rows of the own shard.
 
     Raises:
         ValueError: roles with different V are to share a table.
@@ -122,6 +117,7 @@ class RowLookup:
         eps: float,
         seed: int,
         initial_scale: float,
+        own_output: bool = True,
     ) -> None:
         self.group = group
         self.width = width
@@ -133,7 +129,9 @@ class RowLookup:
         }
         self._orders = {name: spec.order for name, spec in self.specs.items()}
         self._features = {name: [f"{name}/tokens"] for name in self.specs}
-        self._features[self.table_of_role["output"]].append(f"{self.table_of_role['output']}/own")
+        if own_output:
+            table = self.table_of_role["output"]
+            self._features[table].append(f"{table}/own")
         self._module = build_sharded_tables(
             list(self.specs.values()),
             self._features,
@@ -160,27 +158,25 @@ class RowLookup:
                 scale=initial_scale,
             )  # fmt: skip
 
-    def lookup(self, source: list[Tensor], target: list[Tensor], *, output: bool) -> StepRows:
-        """Fetch the rows of one step's micro-batches. Collective.
+    def lookup(self, ids: dict[str, list[Tensor]], *, own_output: bool = False) -> StepRows:
+        """Fetch the rows of one step. Collective.
 
         Args:
-            source: ids of the source tokens of each micro-batch, int64, any shape; may be empty.
-            target: ids of the decoder's input tokens of each micro-batch.
-            output: whether to fetch the output layer's rows of the own shard, for training.
+            ids: for roles (``source``: the encoder's input, ``target``: the decoder's, ``output``:
+                words to be scored) any number of id tensors, int64, of any shape, also empty.
+            own_output: whether to fetch the output layer's rows of the own shard, for training.
         """
-        ids_of_role = {"source": source, "target": target}
         index: dict[str, list[Tensor]] = {}
         rows: dict[str, Tensor] = {}
         for table in self.specs:
-            roles = [role for role in ids_of_role if self.table_of_role[role] == table]
-            pieces = [ids for role in roles for ids in ids_of_role[role]]
+            roles = [role for role in ids if self.table_of_role[role] == table]
+            pieces = [piece for role in roles for piece in ids[role]]
             unique, positions = self._distinct_rows(table, pieces)
             rows[table] = unique
             for role in roles:
-                index[role] = positions[: len(ids_of_role[role])]
-                positions = positions[len(ids_of_role[role]) :]
-        fetched = self._fetch(rows, output=output)
-        return StepRows(fetched, self.table_of_role, index["source"], index["target"])
+                index[role] = positions[: len(ids[role])]
+                positions = positions[len(ids[role]) :]
+        return StepRows(self._fetch(rows, own_output), self.table_of_role, index)
 
     def _distinct_rows(self, table: str, pieces: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if not pieces:
@@ -192,13 +188,13 @@ class RowLookup:
         positions = [part.view(piece.shape) for part, piece in zip(parts, pieces, strict=True)]
         return self._orders[table].rows_of(unique), positions
 
-    def _fetch(self, rows: dict[str, Tensor], *, output: bool) -> dict[str, TableRows]:
+    def _fetch(self, rows: dict[str, Tensor], own_output: bool) -> dict[str, TableRows]:
         keys, values = [], []
         for table in self.specs:
             shard = self.shards[table]
             wanted = [rows[table]]
             if len(self._features[table]) > 1:
-                own_end = shard.end_row if output else shard.first_row
+                own_end = shard.end_row if own_output else shard.first_row
                 wanted.append(torch.arange(shard.first_row, own_end, device=self.group.device))
             keys += self._features[table]
             values += wanted
@@ -213,7 +209,7 @@ class RowLookup:
         for table in self.specs:
             outputs = [looked_up[key].values() for key in self._features[table]]
             leaves = [out.detach().requires_grad_(torch.is_grad_enabled()) for out in outputs]
-            own = leaves[1] if output and len(leaves) > 1 else None
+            own = leaves[1] if own_output and len(leaves) > 1 else None
             kept = outputs if own is not None else outputs[:1]
             result[table] = TableRows(rows[table], leaves[0], own, kept)
         return result

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dist_embed.data.tokenizer import END, PAD, START
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.model.output import OutputShard, top_log_probabilities
+from dist_embed.model.output import OutputShard
+from dist_embed.model.top_words import top_log_probabilities
 from dist_embed.model.transformer import DecoderState, Transformer
 from dist_embed.parallel.collectives import gather_equal
 
@@ -175,9 +176,9 @@ class Searcher:
         ids = torch.tensor(padded, dtype=torch.int64, device=self._device).view(len(sources), -1)
         if not sources:
             ids = ids.new_empty((0, 0))
-        rows = self._lookup.lookup([ids], [], output=False)
+        rows = self._lookup.lookup({"source": [ids]})
         real = torch.tensor(lengths, dtype=torch.int64, device=self._device)
-        state = self._model.start(rows.source_vectors(0), real)
+        state = self._model.start(rows.vectors("source", 0), real)
         beams = torch.arange(len(sources), device=self._device).repeat_interleave(
             self._settings.beam
         )
@@ -186,10 +187,10 @@ class Searcher:
     def _next_words(
         self, words: Tensor, state: DecoderState, counts: list[int]
     ) -> tuple[Tensor, Tensor]:
-        rows = self._lookup.lookup([], [words], output=False)
+        rows = self._lookup.lookup({"target": [words]})
         hidden = words.new_empty((0, self._lookup.width), dtype=torch.float32)
         if len(words):
-            hidden = self._model.step(rows.target_vectors(0), state)
+            hidden = self._model.step(rows.vectors("target", 0), state)
         return top_log_probabilities(
             hidden,
             self._lookup.output_weight(),

@@ -5,15 +5,21 @@ below takes one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dist_embed.checkpoint.state import LiveTensor
+from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.model.output import OutputShard
+from dist_embed.model.output_layer import ExactOutput, OutputLayer, SampledOutput
+from dist_embed.model.sampler import LogUniformSampler, Sampler, UnigramSampler
 from dist_embed.model.search import Searcher, SearchSettings
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.device import resolve_dtype
@@ -63,6 +69,7 @@ def build_translator(config: Config, vocabulary_size: dict[str, int], group: Gro
         seed=config.run.seed,
         # Vectors are multiplied by √D on the way in (Vaswani et al. 2017, section 3.4).
         initial_scale=embedding.width**-0.5,
+        own_output=model.output == "exact",
     )
     torch.manual_seed(config.run.seed)
     transformer = Transformer(
@@ -83,6 +90,36 @@ def build_translator(config: Config, vocabulary_size: dict[str, int], group: Gro
         dtype,
     )
     return Translator(lookup, transformer, shard, dtype)
+
+
+def build_output(
+    config: Config, translator: Translator, read_counts: Callable[[], NDArray[np.int64]]
+) -> OutputLayer:
+    """The output layer that training uses.
+
+    Args:
+        config: the run's.
+        translator: tables and model.
+        read_counts: gives [V] how often each id of the target side occurs in the training data;
+            called where the sampler needs it.
+
+    Raises:
+        UserError: as many samples as words, or more.
+    """
+    model, num_words = config.model, translator.shard.num_rows
+    if model.output == "exact":
+        return ExactOutput(translator.lookup, translator.shard)
+    if model.num_samples >= num_words:
+        raise UserError(
+            f"model.num_samples: {model.num_samples} is not allowed: the vocabulary has "
+            f"{num_words} words. Take fewer samples, or model.output=exact"
+        )
+    sampler: Sampler = (
+        UnigramSampler(read_counts(), model.sampler_power, model.num_samples)
+        if model.sampler == "unigram"
+        else LogUniformSampler(num_words, model.num_samples)
+    )
+    return SampledOutput(sampler, config.run.seed, translator.shard)
 
 
 def build_searcher(config: Config, translator: Translator) -> Searcher:

@@ -60,11 +60,11 @@ def exact_loss(
     total, tokens = 0.0, 0
     for work in loader.steps(Position()):
         batch = work.batches[0].to(group.device)
-        rows = lookup.lookup([batch.source], [batch.target_input], output=False)
+        rows = lookup.lookup({"source": [batch.source], "target": [batch.target_input]})
         hidden = translator.transformer(
-            rows.source_vectors(0),
+            rows.vectors("source", 0),
             batch.source_lengths,
-            rows.target_vectors(0),
+            rows.vectors("target", 0),
             batch.token_positions,
         )
         _, nll = sharded_cross_entropy(

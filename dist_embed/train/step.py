@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.data.loader import StepBatches
 from dist_embed.embedding.lookup import RowLookup, StepRows
-from dist_embed.model.output import OutputShard, sharded_cross_entropy
+from dist_embed.model.output_layer import OutputLayer
 from dist_embed.optim.gradient_norm import table_gradient_square_sum
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.collectives import sum_over_workers
@@ -47,7 +47,7 @@ class TrainStep:
         optimizer: of the dense part.
         dense_schedule: learning rate of the dense part.
         table_schedule: learning rate of the tables.
-        shard: how the output layer is sharded.
+        output: the output layer.
         label_smoothing: ε.
         clip_norm: largest global gradient norm; 0 for no limit.
         compute_dtype: type of matrix products; parameters and sums stay float32.
@@ -62,7 +62,7 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         dense_schedule: Schedule,
         table_schedule: Schedule,
-        shard: OutputShard,
+        output: OutputLayer,
         label_smoothing: float,
         clip_norm: float,
         compute_dtype: torch.dtype,
@@ -73,7 +73,7 @@ class TrainStep:
         self._optimizer = optimizer
         self._dense_schedule = dense_schedule
         self._table_schedule = table_schedule
-        self._shard = shard
+        self._output = output
         self._label_smoothing = label_smoothing
         self._clip_norm = clip_norm
         self._compute_dtype = compute_dtype
@@ -86,10 +86,14 @@ class TrainStep:
         self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
         self._lookup.set_step(step)
+        targets = [batch.target_output for batch in work.batches]
         rows = self._lookup.lookup(
-            [batch.source for batch in work.batches],
-            [batch.target_input for batch in work.batches],
-            output=True,
+            {
+                "source": [batch.source for batch in work.batches],
+                "target": [batch.target_input for batch in work.batches],
+                "output": self._output.words(step, targets),
+            },
+            own_output=self._output.own_rows,
         )
         loss, nll = self._dense_half(rows, work)
         norm = self._gradient_norm(rows, loss)
@@ -124,16 +128,16 @@ class TrainStep:
                     device.type, self._compute_dtype, enabled=self._compute_dtype != torch.float32
                 ):
                     hidden = self._model(
-                        rows.source_vectors(micro),
+                        rows.vectors("source", micro),
                         batch.source_lengths,
-                        rows.target_vectors(micro),
+                        rows.vectors("target", micro),
                         batch.token_positions,
                     )
-                loss, nll = sharded_cross_entropy(
+                loss, nll = self._output.loss(
                     hidden.float(),
-                    self._lookup.output_rows_of(batch.target_output),
-                    rows.output_rows(),
-                    self._shard,
+                    rows,
+                    micro,
+                    batch.target_output,
                     work.token_counts[micro],
                     self._label_smoothing,
                 )

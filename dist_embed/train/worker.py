@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,12 @@ from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
-from dist_embed.config.schema import Config
+from dist_embed.config.schema import Config, ModelSection
 from dist_embed.data.loader import Loader, Position
-from dist_embed.data.prepare import load_tokenizers
+from dist_embed.data.prepare import load_tokenizers, read_counts
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.embedding.memory import table_bytes
+from dist_embed.model.output_layer import OutputLayer
 from dist_embed.observe.events import Emit, Reporter, silent_reporter
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.quiet import redirect_output
@@ -47,6 +49,7 @@ from dist_embed.storage.objects import ObjectStore
 from dist_embed.train.assemble import (
     Translator,
     build_dense_optimizer,
+    build_output,
     build_searcher,
     build_translator,
     dense_tensors,
@@ -132,7 +135,9 @@ def train_task(context: Context) -> dict[str, Any]:
         if group.is_first:
             write_run_folder(config)
     searcher = build_searcher(config, translator)
-    train_step = build_train_step(config, translator, optimizer)
+    with all_or_none(group):
+        output = build_output(config, translator, partial(read_counts, config.data.uri, "target"))
+    train_step = build_train_step(config, translator, output, optimizer)
     loader = Loader(
         config.data.uri,
         data.splits["train"].shards,
@@ -247,7 +252,7 @@ def worker_log_folder(run_uri: str) -> Path:
 
 
 def build_train_step(
-    config: Config, translator: Translator, optimizer: torch.optim.AdamW
+    config: Config, translator: Translator, output: OutputLayer, optimizer: torch.optim.AdamW
 ) -> TrainStep:
     """The step of a training run, its dense part under DDP. Collective."""
     train, embedding = config.train, config.embedding
@@ -261,7 +266,7 @@ def build_train_step(
         table_schedule=Schedule(
             embedding.learning_rate, embedding.schedule, embedding.warmup_steps, train.max_steps
         ),
-        shard=translator.shard,
+        output=output,
         label_smoothing=train.label_smoothing,
         clip_norm=train.clip_norm,
         compute_dtype=translator.compute_dtype,
@@ -342,6 +347,12 @@ def _load_for_inference(
     return translator, step
 
 
+def _describe_output(model: ModelSection) -> str:
+    if model.output == "exact":
+        return "exact softmax over"
+    return f"sampled softmax, {model.num_samples:,} {model.sampler} negatives a step of"
+
+
 def _describe(context: Context, translator: Translator, data: PreparedData) -> None:
     config, group, say = context.config, context.group, context.reporter.line
     precision = "bf16" if translator.compute_dtype == torch.bfloat16 else "fp32"
@@ -359,7 +370,7 @@ def _describe(context: Context, translator: Translator, data: PreparedData) -> N
         )
     dense = sum(p.numel() for p in translator.transformer.parameters())
     say(
-        f"model: {dense:,} replicated parameters, output: exact softmax over "
+        f"model: {dense:,} replicated parameters, output: {_describe_output(config.model)} "
         f"{translator.lookup.num_output_rows:,} words"
     )
     split = data.splits["train"]

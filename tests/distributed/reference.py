@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.tables import TABLE_OF_ROLE
+from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.model.transformer import Transformer
 from tests.distributed.tiny import ADAM_EPS, EPS, TABLE_RATE, Tiny, build_transformer
 
@@ -30,6 +31,7 @@ class Reference:
                 fill_initial_rows(by_row, seed=tiny.seed, table=table, first_row=0, scale=0.1)
                 weight.copy_(by_row)
         self.sums = {name: torch.zeros(t.num_embeddings) for name, t in self.tables.items()}
+        self.steps = 0
         self.transformer: Transformer = build_transformer(tiny)
         self.optimizer = torch.optim.AdamW(
             self.transformer.parameters(), lr=tiny.dense_rate, betas=(0.9, 0.98), eps=ADAM_EPS,
@@ -43,6 +45,7 @@ class Reference:
 
     def loss(self, pairs: Pairs) -> Tensor:
         """Smoothed loss per token; one sentence at a time, so nothing is ever padded."""
+        self.steps += 1
         total, tokens = torch.zeros(()), 0
         output = self.tables[self.table_of_role["output"]].weight
         for source, target in pairs:
@@ -54,12 +57,28 @@ class Reference:
                 self.tables[self.table_of_role["target"]](self.rows_of("target", input_ids)),
                 torch.arange(len(answers)),
             )
-            total = total + functional.cross_entropy(
-                hidden @ output.t(), self.rows_of("output", answers), reduction="sum",
-                label_smoothing=self.tiny.label_smoothing,
-            )  # fmt: skip
+            rows = self.rows_of("output", torch.arange(self.tiny.target_rows))
+            total = total + self.output_loss(hidden @ output[rows].t(), answers)
             tokens += len(answers)
         return total / tokens
+
+    def output_loss(self, logits: Tensor, answers: Tensor) -> Tensor:
+        """Of logits [n, V] in the order of ids."""
+        smoothing = self.tiny.label_smoothing
+        if not self.tiny.num_samples:
+            return functional.cross_entropy(
+                logits, answers, reduction="sum", label_smoothing=smoothing
+            )
+        sampler = LogUniformSampler(logits.shape[1], self.tiny.num_samples)
+        negatives = sampler.draw(self.tiny.seed, self.steps)
+        # How many words each word stands for: none, 1 / π, or 1 for the right answer.
+        times = torch.zeros_like(logits)
+        times[:, negatives.ids] = (-negatives.log_probability).exp()
+        times[torch.arange(len(answers)), answers] = 1.0
+        log_z = (times * logits.exp()).sum(1).log()
+        own = logits.gather(1, answers.unsqueeze(1)).squeeze(1)
+        mean = (times * logits).sum(1) / logits.shape[1]
+        return (log_z - (1 - smoothing) * own - smoothing * mean).sum()
 
     def step(self, pairs: Pairs) -> float:
         parameters = [*self.transformer.parameters(), *(t.weight for t in self.tables.values())]

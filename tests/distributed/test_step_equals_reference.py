@@ -54,6 +54,21 @@ def test_clipped_steps(workers: WorkerPool, num_workers: int) -> None:
     check_equal(workers, num_workers, tiny, [random_pairs(9, seed, 31, 31) for seed in range(3)])
 
 
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("share", ["none", "decoder", "all"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_sampled_steps(workers: WorkerPool, num_workers: int, share: Any, accumulate: int) -> None:
+    tiny = Tiny(share=share, source_rows=31, accumulate=accumulate, num_samples=9, clip_norm=0.9)
+    steps = [random_pairs(9, seed, 31, 31) for seed in range(3)]
+    check_equal(workers, num_workers, tiny, steps)
+
+
+def test_steps_of_the_exact_layer_by_tiles(workers: WorkerPool) -> None:
+    """Blocks of whole logits would hold one token: the layer goes by tiles."""
+    tiny = Tiny(block_bytes=64)
+    check_equal(workers, 2, tiny, [random_pairs(9, seed, 23, 31) for seed in range(3)])
+
+
 def test_fewer_rows_than_workers(workers: WorkerPool) -> None:
     tiny = Tiny(share="all", source_rows=5, target_rows=5)
     check_equal(workers, 4, tiny, [random_pairs(9, seed, 5, 5) for seed in range(3)])

@@ -15,6 +15,8 @@ from dist_embed.data.token_shards import TokenPairs
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.tables import ShareEmbeddings
 from dist_embed.model.output import OutputShard
+from dist_embed.model.output_layer import ExactOutput, OutputLayer, SampledOutput
+from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.model.transformer import Transformer
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.group import Group
@@ -42,6 +44,7 @@ class Tiny:
     block_bytes: int = 4 * 31 * 5
     seed: int = 7
     dense_rate: float = 1e-3
+    num_samples: int = 0  # of the sampled output layer; 0: the exact one
 
 
 def build_transformer(tiny: Tiny) -> Transformer:
@@ -82,7 +85,7 @@ class Sharded:
         self.lookup = RowLookup(
             {"source": tiny.source_rows, "target": tiny.target_rows, "output": tiny.target_rows},
             tiny.width, tiny.share, group, optimizer="rowwise_adagrad", learning_rate=TABLE_RATE,
-            eps=EPS, seed=tiny.seed, initial_scale=0.1,
+            eps=EPS, seed=tiny.seed, initial_scale=0.1, own_output=not tiny.num_samples,
         )  # fmt: skip
         self.transformer = build_transformer(tiny).to(group.device)
         self.optimizer = torch.optim.AdamW(
@@ -93,13 +96,17 @@ class Sharded:
             group, self.lookup.output_shard.first_row, self.lookup.num_output_rows,
             tiny.block_bytes, compute_dtype,
         )  # fmt: skip
+        output: OutputLayer = ExactOutput(self.lookup, self.shard)
+        if tiny.num_samples:
+            sampler = LogUniformSampler(tiny.target_rows, tiny.num_samples)
+            output = SampledOutput(sampler, tiny.seed, self.shard)
         model: torch.nn.Module = self.transformer
         if group.num_workers > 1:
             model = DistributedDataParallel(model, process_group=group.process_group)
         constant = Schedule(tiny.dense_rate, "constant", 0, 100)
         self.train_step = TrainStep(
             model=model, lookup=self.lookup, optimizer=self.optimizer, dense_schedule=constant,
-            table_schedule=Schedule(TABLE_RATE, "constant", 0, 100), shard=self.shard,
+            table_schedule=Schedule(TABLE_RATE, "constant", 0, 100), output=output,
             label_smoothing=tiny.label_smoothing, clip_norm=tiny.clip_norm,
             compute_dtype=compute_dtype, seed=1,
         )  # fmt: skip

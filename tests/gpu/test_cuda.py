@@ -67,12 +67,12 @@ def test_fused_adam_trains_on_cuda(group: Group) -> None:
     )  # fmt: skip
     with torch.no_grad():  # FBGEMM counts these too; the step's number is what counts for us
         for _ in range(50):
-            lookup.lookup([torch.tensor([1], device=group.device)], [], output=False)
+            lookup.lookup({"source": [torch.tensor([1], device=group.device)]})
     before = lookup.weight("shared").clone()
     lookup.set_step(1)
     ids = torch.tensor([4, 4, 7], device=group.device)
-    rows = lookup.lookup([ids], [], output=False)
-    rows.source_vectors(0).sum().backward()
+    rows = lookup.lookup({"source": [ids]})
+    rows.vectors("source", 0).sum().backward()
     rows.backward()
     changed = (lookup.weight("shared") != before).any(1).nonzero().squeeze(1)
     order = lookup.specs["shared"].order

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.unit.small_corpus import Prepared, prepare, synthetic_corpora
+
+# Threads that wait for each other are slow where another process has a core.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

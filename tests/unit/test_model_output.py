@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dist_embed.model.output import OutputShard, sharded_cross_entropy, top_log_probabilities
+from dist_embed.model.output import OutputShard, sharded_cross_entropy
+from dist_embed.model.top_words import top_log_probabilities
 from dist_embed.parallel.group import Group
 
 ALONE = Group(0, 1, 0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]

@@ -1,0 +1,59 @@
+"""Matrix products of the output layers, block by block, and sums of exponentials over shards."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class LogitBlocks:
+    """Logits of one block of tokens after the other, in one buffer that is used again.
+
+    Args:
+        weight: [R, D] rows of the output layer.
+        num_tokens: tokens per block.
+        dtype: type of the matrix products' operands; the logits are float32.
+    """
+
+    def __init__(self, weight: Tensor, num_tokens: int, dtype: torch.dtype) -> None:
+        self.num_tokens = num_tokens
+        self._operand = weight.to(dtype)
+        size = (self.num_tokens, weight.shape[0])
+        self._buffer = torch.empty(size, device=weight.device)
+        self._narrow = (
+            None if dtype == torch.float32 else torch.empty_like(self._buffer, dtype=dtype)
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[b, D] to [b, R] float32, valid until the next call."""
+        out = self._buffer[: hidden.shape[0]]
+        if self._narrow is None:
+            return torch.mm(hidden, self._operand.t(), out=out)
+        return out.copy_(torch.mm(hidden, self._operand.t(), out=self._narrow[: hidden.shape[0]]))
+
+    def add_gradients(
+        self, grad: Tensor, hidden: Tensor, grad_hidden: Tensor, grad_weight: Tensor
+    ) -> None:
+        """From d loss / d logits [b, R]: set ``grad_hidden`` [b, D], add to the weights'."""
+        if self._narrow is None:
+            torch.mm(grad, self._operand, out=grad_hidden)
+            grad_weight.addmm_(grad.t(), hidden)
+            return
+        narrow = self._narrow[: hidden.shape[0]].copy_(grad)
+        grad_hidden.copy_(narrow @ self._operand)
+        grad_weight += narrow.t() @ hidden
+
+
+def exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Replace logits [b, R] by exp(logits - their maximum); returns maximum and sum, each [b]."""
+    if not logits.shape[1]:  # a worker without rows
+        nothing = logits.new_zeros(logits.shape[0])
+        return nothing.fill_(float("-inf")), torch.zeros_like(nothing)
+    maximum = logits.amax(1)
+    return maximum, logits.sub_(maximum.unsqueeze(1)).exp_().sum(1)
+
+
+def log_normaliser(maximum: Tensor, total: Tensor) -> Tensor:
+    """Log Σ exp(logit) over all shards from each shard's maximum and sum [W, b]: [b]."""
+    highest = maximum.amax(0)
+    return highest + ((maximum - highest).exp() * total).sum(0).log()

@@ -1,0 +1,72 @@
+"""The exact layer by tiles, on one worker, against PyTorch's cross-entropy and against one pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from dist_embed.model import logit_tiles, output
+from dist_embed.model.logit_tiles import LogitTiles
+from dist_embed.model.output import sharded_cross_entropy
+from dist_embed.model.top_words import top_log_probabilities
+from tests.unit.test_model_output import ALONE, ROWS, TOKENS, problem, shard_with_blocks_of
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logit_tiles, "TILE_TOKENS", 8)
+    monkeypatch.setattr(output, "LEAST_BLOCK_TOKENS", 10**6)
+
+
+# Tiles of 1, 4 and 19 rows × 8 tokens.
+@pytest.mark.parametrize("tile_bytes", [1, 4 * 8 * 4, 10**6])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_loss_and_gradients_equal_pytorch(tile_bytes: int, smoothing: float) -> None:
+    hidden, weight, target = problem()
+    shard = output.OutputShard(ALONE, 0, ROWS, tile_bytes)
+    loss, nll = sharded_cross_entropy(hidden, target, weight, shard, [TOKENS], smoothing)
+    (loss * 0.3).backward()
+    ours = hidden.grad, weight.grad
+    hidden.grad = weight.grad = None
+    logits = hidden @ weight.t()
+    expected = functional.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing)
+    (expected * 0.3).backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(nll, functional.cross_entropy(logits, target, reduction="sum"))
+    torch.testing.assert_close(ours, (hidden.grad, weight.grad))
+
+
+def test_huge_logits_stay_finite() -> None:
+    hidden, weight, target = problem()
+    loss, _ = sharded_cross_entropy(hidden * 1e4, target, weight, shard_with_blocks_of(1), [TOKENS])
+    expected = functional.cross_entropy(hidden * 1e4 @ weight.t(), target, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+
+
+def test_no_tile_is_larger_than_allowed() -> None:
+    hidden, weight, _ = problem()
+    sizes = [tuple(t.shape) for *_, t in LogitTiles(hidden.detach(), weight.detach(), 160).tiles()]
+    assert set(sizes) == {(8, 5), (8, 4), (5, 5), (5, 4)}
+    assert sum(a * b for a, b in sizes) == TOKENS * ROWS
+
+
+def test_no_tokens_and_no_rows() -> None:
+    hidden, weight, target = problem()
+    assert list(LogitTiles(hidden[:0], weight, 100).tiles()) == []
+    hidden = hidden.detach()
+    maximum, total, _ = LogitTiles(hidden, weight[:0], 100).statistics(target)
+    assert (maximum == float("-inf")).all()
+    assert (total == 0).all()
+
+
+@pytest.mark.parametrize("tile_bytes", [1, 4 * 8 * 4, 10**6])
+def test_the_best_words_are_found_across_tiles(tile_bytes: int) -> None:
+    hidden, weight, _ = problem()
+    shard = output.OutputShard(ALONE, 0, ROWS, tile_bytes)
+    values, ids = top_log_probabilities(
+        hidden.detach(), weight.detach(), torch.arange(ROWS), shard, [TOKENS], 6
+    )
+    expected = (hidden @ weight.t()).log_softmax(1).topk(6)
+    torch.testing.assert_close(values, expected.values.detach())
+    assert torch.equal(ids, expected.indices)
