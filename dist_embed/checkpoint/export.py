@@ -94,7 +94,7 @@ def _names(manifest: Manifest, table: str | None) -> dict[str, str]:
             for name in manifest.tensors
             if name.startswith("model.") or (name.startswith("table.") and name.endswith(".weight"))
         }
-    if table not in manifest.row_multipliers:
+    if f"table.{table}.weight" not in manifest.tensors:
         raise CheckpointError(
             f"the checkpoint of step {manifest.step} has no table {table!r}; it has "
             + ", ".join(manifest.row_multipliers)

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     JsonValue,
     StringConstraints,
@@ -55,6 +56,9 @@ class _Part(BaseModel):
 
 
 P = TypeVar("P", bound=_Part)
+Item = TypeVar("Item")
+# One mistake is told; thousands would only take memory.
+Items = Annotated[list[Item], FailFast()]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]{0,199}$")]
 AttemptName = Annotated[str, StringConstraints(pattern=r"^step-\d{9,15}-\d{8}T\d{6}Z-[0-9a-f]{8}$")]
 TensorName = Annotated[str, StringConstraints(min_length=1, max_length=400)]
@@ -114,7 +118,7 @@ class Manifest(_Part):
     block_bytes: Annotated[int, Field(ge=2**10, le=2**26)]
     tensors: dict[TensorName, TensorInfo]
     row_multipliers: dict[TensorName, Count]
-    indexes: list[IndexInfo]
+    indexes: Items[IndexInfo]
     scalars: dict[str, JsonValue]
 
     @field_validator("scalars")
@@ -122,6 +126,13 @@ class Manifest(_Part):
     def _finite(cls, scalars: dict[str, JsonValue]) -> dict[str, JsonValue]:
         json.dumps(scalars, allow_nan=False)  # JSON has none; a reader may put up with them
         return scalars
+
+    @field_validator("indexes")
+    @classmethod
+    def _distinct(cls, indexes: list[IndexInfo]) -> list[IndexInfo]:
+        if len({index.name for index in indexes}) < len(indexes):
+            raise ValueError("an index is listed twice")
+        return indexes
 
     @property
     def size_bytes(self) -> int:
@@ -163,7 +174,7 @@ class ChunkInfo(_Part):
     size_bytes: Count
     sha256: Digest
     blocks: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{64})*$")]
-    pieces: list[PieceInfo]
+    pieces: Items[PieceInfo]
 
     def block_digest(self, number: int) -> bytes:
         """Digest of block ``number``."""
@@ -173,7 +184,7 @@ class ChunkInfo(_Part):
 class Index(_Part):
     """The content of an index object."""
 
-    chunks: list[ChunkInfo]
+    chunks: Items[ChunkInfo]
 
     def rows(self) -> dict[str, list[int]]:
         """First and end row of each tensor in the chunks."""

@@ -20,7 +20,7 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.storage.objects import ObjectStore
 
-_ATTEMPT = re.compile(r"step-(\d{9,15})-(\d{8}T\d{6}Z)-[0-9a-f]{8}")
+_ATTEMPT = re.compile(r"step-(\d{9,15})-(\d{8}T\d{6}Z)-[0-9a-f]{8}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ class Pruner:
     def _remove(self, name: ManifestName) -> None:
         self._store.remove(name.path)
         manifest = self._known.pop(name, None)
-        if manifest is not None:
+        # Only a forged manifest names the objects of another.
+        others = {other.attempt for other in self._known.values()}
+        if manifest is not None and manifest.attempt not in others:
             self._store.remove_folder(f"{OBJECTS}/{manifest.attempt}")
 
     def _is_leftover(self, attempt: str, protected: set[int]) -> bool:
@@ -123,7 +125,10 @@ class Pruner:
         if match is None or int(match[1]) in protected:
             return False
         before = time.time() - self._retention.leftover_hours * 3600
-        began = datetime.strptime(match[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
+        try:
+            began = datetime.strptime(match[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
+        except ValueError:  # no date: not a name of ours
+            return False
         if began.timestamp() > before:
             return False
         entries = self._store.entries(f"{OBJECTS}/{attempt}")

@@ -72,6 +72,7 @@ class ObjectStore:
         """
         path = self._path(name)
         if self.is_local:
+            self._check_inside(path)
             _put_local(Path(path), parts)
             return
         data = b"".join(parts)
@@ -89,6 +90,7 @@ class ObjectStore:
         """
         path = self._path(name)
         if self.is_local:
+            self._check_inside(path)
             _create_local(Path(path), data)
             return
 
@@ -160,8 +162,10 @@ class ObjectStore:
         return self._retried(f"list {folder}", attempt)
 
     def entries(self, folder: str) -> list[Entry]:
-        """Every object below ``folder``, however deep."""
+        """Every object below ``folder``, however deep; none behind a link that leads elsewhere."""
         path = self._path(folder)
+        if self.is_local and os.path.islink(path):
+            return []
 
         def attempt() -> list[Entry]:
             self._fs.invalidate_cache()
@@ -177,6 +181,7 @@ class ObjectStore:
     def remove(self, name: str) -> None:
         """Remove an object; nothing happens where there is none."""
         path = self._path(name)
+        self._check_inside(path)
 
         def attempt() -> None:
             self._fs.invalidate_cache()
@@ -190,11 +195,13 @@ class ObjectStore:
     def remove_folder(self, folder: str) -> None:
         """Remove all objects below ``folder``."""
         path = self._path(folder)
+        self._check_inside(path)
         if self.is_local:
-            if os.path.islink(path) or os.path.isfile(path):
-                os.unlink(path)  # the link, not what it leads to
-            elif os.path.lexists(path):
-                shutil.rmtree(path)
+            with suppress(FileNotFoundError):
+                if stat.S_ISDIR(os.lstat(path).st_mode):
+                    shutil.rmtree(path)
+                else:
+                    os.unlink(path)  # a link, not what it leads to; or a file, or a pipe
             return
 
         def attempt() -> None:
@@ -208,6 +215,16 @@ class ObjectStore:
         if not _NAME.fullmatch(name):
             raise StorageError(f"{name[:80]!r} is not a name of an object below {self.uri}")
         return join(self._root, name)
+
+    def _check_inside(self, path: str) -> None:
+        """Refuse to write or remove where a link in the folder leads out of it."""
+        if not self.is_local:
+            return
+        root = os.path.realpath(self._root)
+        if not os.path.join(os.path.realpath(os.path.dirname(path)), "").startswith(
+            os.path.join(root, "")
+        ):
+            raise ForeignObject(f"{path} leads out of {self._root}")
 
     def _pipe(self, path: str, data: bytes, *, mode: str) -> None:
         if "s3" in self._protocols():

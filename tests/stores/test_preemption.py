@@ -35,9 +35,6 @@ from tests.stores.killing import (
 )
 from tests.stores.s3_server import S3Server, environment
 
-# Minutes: not in the default tier yet.
-pytestmark = pytest.mark.heavy
-
 STEPS = 300
 
 
