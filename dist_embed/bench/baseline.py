@@ -10,10 +10,8 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from dist_embed.bench.plain_model import PlainTranslator, plain_step
+from dist_embed.bench.plain_model import plain_training_step
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.data.prepare import read_counts
@@ -40,7 +38,10 @@ def baseline_task(context: Context) -> dict[str, Any]:
     precisions = ["fp32", "bf16"] if options["bf16"] else ["fp32"]
     for precision in precisions:
         sides[f"dist_embed {precision}"] = _our_step(config, data, group, precision)
-        sides[f"plain DDP {precision}"] = _plain_step(config, data, group, precision == "bf16")
+        sides[f"plain DDP {precision}"] = plain_training_step(
+            config, data.vocabulary_size["source"], data.vocabulary_size["target"], group,
+            bf16=precision == "bf16",
+        )  # fmt: skip
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for step in sides.values():
         _measure(step, _steps(config, data, group), WARM_UP_STEPS, group)
@@ -65,31 +66,6 @@ def _our_step(config: Config, data: PreparedData, group: Group, precision: str) 
     optimizer = build_dense_optimizer(config, translator.transformer)
     output = build_output(config, translator, partial(read_counts, config.data.uri, "target"))
     return build_train_step(config, translator, output, optimizer).run
-
-
-def _plain_step(config: Config, data: PreparedData, group: Group, bf16: bool) -> Step:
-    torch.manual_seed(config.run.seed)
-    model: nn.Module = PlainTranslator(
-        source_rows=data.vocabulary_size["source"],
-        target_rows=data.vocabulary_size["target"],
-        width=config.model.width,
-        feed_forward=config.model.feed_forward,
-        heads=config.model.heads,
-        encoder_layers=config.model.encoder_layers,
-        decoder_layers=config.model.decoder_layers,
-        dropout=config.model.dropout,
-        share=config.model.share_embeddings,
-        label_smoothing=config.train.label_smoothing,
-    ).to(group.device)
-    if group.num_workers > 1:
-        model = DistributedDataParallel(model, process_group=group.process_group)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98), fused=True)
-
-    def run(number: int, work: StepBatches) -> None:
-        scale = group.num_workers / work.global_tokens
-        plain_step(model, optimizer, work.batches[0], scale, bf16)
-
-    return run
 
 
 def _steps(config: Config, data: PreparedData, group: Group) -> Iterator[StepBatches]:

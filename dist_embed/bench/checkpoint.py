@@ -20,6 +20,7 @@ from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, Fsspec
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from dist_embed.bench.memory import peak_bytes, reset_peak
 from dist_embed.checkpoint.catalogue import current_names, open_checkpoints, read_manifest
 from dist_embed.checkpoint.chunk import Rows, byte_view, cut_into_chunks
 from dist_embed.checkpoint.load import load_newest
@@ -84,12 +85,12 @@ class _Bench:
         """Seconds until the slowest worker is done, and the most memory a worker takes for it."""
         gc.collect()
         dist.barrier(self.group.process_group)
-        before = _reset_peak()
+        before = reset_peak()
         started = time.perf_counter()
         yield
         dist.barrier(self.group.process_group)
         seconds = time.perf_counter() - started
-        extra = torch.tensor(float(_peak_bytes() - before))
+        extra = torch.tensor(float(peak_bytes() - before))
         dist.all_reduce(extra, op=dist.ReduceOp.MAX, group=self.group.process_group)
         self.seconds.setdefault(what, []).append(seconds)
         self.memory.setdefault(what, []).append(float(extra))
@@ -223,22 +224,3 @@ def _remove(group: Group, uri: str) -> None:
     if group.is_first:
         storage.remove(uri)
     dist.barrier(group.process_group)
-
-
-def _reset_peak() -> int:
-    """Forget this process's peak of resident memory; returns what is resident now."""
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    return _status("VmRSS")
-
-
-def _peak_bytes() -> int:
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith(f"{key}:"):
-                return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {key} line")

@@ -7,15 +7,19 @@ over the whole vocabulary by `functional.cross_entropy`, Adam on everything, DDP
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
-from dist_embed.data.loader import Batch
+from dist_embed.config.schema import Config
+from dist_embed.data.loader import Batch, StepBatches
 from dist_embed.data.tokenizer import PAD
 from dist_embed.model.transformer import positions
+from dist_embed.parallel.group import Group
 
 
 class PlainTranslator(nn.Module):
@@ -90,12 +94,33 @@ class PlainTranslator(nn.Module):
         return embedded
 
 
-def plain_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, scale: float, bf16: bool
-) -> None:
-    """One training step of the baseline."""
-    optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(batch.source.device.type, torch.bfloat16, enabled=bf16):
-        loss = model(batch)
-    (loss * scale).backward()
-    optimizer.step()
+def plain_training_step(
+    config: Config, source_rows: int, target_rows: int, group: Group, *, bf16: bool
+) -> Callable[[int, StepBatches], None]:
+    """What runs one training step of the baseline, in the sizes of ``config``. Collective."""
+    torch.manual_seed(config.run.seed)
+    model: nn.Module = PlainTranslator(
+        source_rows=source_rows,
+        target_rows=target_rows,
+        width=config.model.width,
+        feed_forward=config.model.feed_forward,
+        heads=config.model.heads,
+        encoder_layers=config.model.encoder_layers,
+        decoder_layers=config.model.decoder_layers,
+        dropout=config.model.dropout,
+        share=config.model.share_embeddings,
+        label_smoothing=config.train.label_smoothing,
+    ).to(group.device)
+    if group.num_workers > 1:
+        model = DistributedDataParallel(model, process_group=group.process_group)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98), fused=True)
+
+    def run(number: int, work: StepBatches) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        batch = work.batches[0]
+        with torch.autocast(batch.source.device.type, torch.bfloat16, enabled=bf16):
+            loss = model(batch)
+        (loss * group.num_workers / work.global_tokens).backward()
+        optimizer.step()
+
+    return run

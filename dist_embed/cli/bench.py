@@ -37,6 +37,33 @@ def add_commands(commands: Any) -> None:
     checkpoint.add_argument("--rounds", type=_at_least(1), default=3, help="default 3")
     _add_json(checkpoint)
     checkpoint.set_defaults(call=_checkpoint)
+    vocabulary = kinds.add_parser(
+        "vocabulary", help="a whole training step by the size of the vocabulary, beside PyTorch's"
+    )
+    positive = _at_least(1)
+    vocabulary.add_argument(
+        "--words", type=_at_least(2), nargs="+", default=[100_000, 10_000_000], metavar="V",
+        help="sizes of source, target and output table; default 10⁵ and 10⁷",
+    )  # fmt: skip
+    vocabulary.add_argument(
+        "--widths", type=positive, nargs="+", default=[64, 128], metavar="D",
+        help="default 64 and 128",
+    )  # fmt: skip
+    vocabulary.add_argument(
+        "--against", type=int, default=1_000_000, metavar="V",
+        help="size at which nn.Embedding does the same; 0: nowhere; default 10⁶",
+    )  # fmt: skip
+    vocabulary.add_argument("--tokens", type=positive, default=2048, help="per worker; 2048")
+    vocabulary.add_argument(
+        "--full-tokens", type=positive, default=128,
+        help="per worker where the full softmax is compared, whose logits take memory; 128",
+    )  # fmt: skip
+    vocabulary.add_argument("--samples", type=positive, default=8192, help="default 8192")
+    vocabulary.add_argument("--workers", type=positive, default=2, help="default 2")
+    vocabulary.add_argument("--rounds", type=positive, default=3, help="default 3")
+    vocabulary.add_argument("--steps", type=positive, default=20, help="per round; default 20")
+    _add_json(vocabulary)
+    vocabulary.set_defaults(call=_vocabulary)
 
 
 def _add_arguments(parser: argparse.ArgumentParser, *, rounds: int, steps: int) -> None:
@@ -159,6 +186,25 @@ def _checkpoint(arguments: argparse.Namespace) -> None:
         )
     if arguments.json:
         write_json(arguments.json, _command(), device_name(torch.device("cpu")), figures)
+
+
+def _vocabulary(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from dist_embed.bench.report import print_table, write_json
+    from dist_embed.bench.vocabulary import vocabulary_report
+    from dist_embed.parallel.device import device_name
+
+    figures = vocabulary_report(
+        arguments.words, arguments.widths, against=arguments.against, tokens=arguments.tokens,
+        full_tokens=arguments.full_tokens, num_samples=arguments.samples,
+        num_workers=arguments.workers, rounds=arguments.rounds, steps=arguments.steps, say=print,
+    )  # fmt: skip
+    for title, header, rows in figures.tables():
+        print(f"\n{title}\n")
+        print_table(header, rows)
+    if arguments.json:
+        write_json(arguments.json, _command(), device_name(torch.device("cpu")), figures.to_dict())
 
 
 _STALLS = ("stall, first", "stall")
