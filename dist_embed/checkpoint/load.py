@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from dist_embed.checkpoint.catalogue import manifest_names, read_manifest
 from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.manifest import (
@@ -18,7 +16,7 @@ from dist_embed.checkpoint.manifest import (
     parse_manifest,
 )
 from dist_embed.checkpoint.read import CheckpointReader, describe_tensor
-from dist_embed.checkpoint.state import TrainingState
+from dist_embed.checkpoint.state import HostCopy, TrainingState
 from dist_embed.parallel.collectives import gather_texts, same_text_from_first
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage.objects import ObjectStore
@@ -39,11 +37,17 @@ class Loaded:
     bytes_read: int
 
 
-def load_newest(store: ObjectStore, state: TrainingState, report: Callable[[str], None]) -> Loaded:
+def load_newest(
+    store: ObjectStore,
+    state: TrainingState,
+    report: Callable[[str], None],
+    *,
+    staging: HostCopy | None = None,
+) -> Loaded:
     """Load the newest checkpoint whose every byte needed is proven.
 
     Damaged ones are passed over, which ``report`` is told. A store that does not answer is no
-    damage: that raises.
+    damage: that raises. ``staging``: see `load_checkpoint`.
 
     Raises:
         CheckpointError: on every worker, when all are damaged, or the newest sound one does not
@@ -60,7 +64,7 @@ def load_newest(store: ObjectStore, state: TrainingState, report: Callable[[str]
         step, generation = map(int, line.split())
         name = ManifestName(step, generation)
         try:
-            read = load_checkpoint(store, name, state)
+            read = load_checkpoint(store, name, state, staging=staging)
         except CheckpointDamaged as exc:
             damaged.append(name)
             reasons.append(str(exc))
@@ -76,13 +80,18 @@ def load_newest(store: ObjectStore, state: TrainingState, report: Callable[[str]
 
 
 def load_checkpoint(
-    store: ObjectStore, name: ManifestName, state: TrainingState, *, partial: bool = False
+    store: ObjectStore,
+    name: ManifestName,
+    state: TrainingState,
+    *,
+    partial: bool = False,
+    staging: HostCopy | None = None,
 ) -> int:
     """Load one checkpoint, written by any number of workers, into ``state``, in place.
 
     With ``partial`` it may hold more tensors than the state, as for translation, which needs no
-    optimizer. Every worker reads and proves what it needs into memory of its own; only when all
-    have, live tensors change. Returns the bytes this worker read.
+    optimizer. Every worker reads and proves what it needs into memory of its own, ``staging``'s if
+    given; only when all have, live tensors change. Returns the bytes this worker read.
 
     Raises, on every worker and with ``state`` as it was:
         CheckpointDamaged: something is missing or not what was saved.
@@ -111,10 +120,8 @@ def load_checkpoint(
         manifest = manifest or parse_manifest(text.encode(), f"{store.uri}/{name.path}")
         _check_fits(manifest, state, store, partial)
         reader = CheckpointReader(store, manifest)
-        staged = [
-            Rows(key, tensor.first_row, torch.empty(tensor.data.shape, dtype=tensor.data.dtype))
-            for key, tensor in state.tensors.items()
-        ]
+        live = [Rows(key, tensor.first_row, tensor.data) for key, tensor in state.tensors.items()]
+        staged = (staging or HostCopy()).room_for(live)
         try:
             reader.fill(staged)
         except CheckpointDamaged as exc:

@@ -74,6 +74,7 @@ class Saver:
         pruner: removes old checkpoints after each save; used on worker 0.
         damaged: manifests that the run went on without, see `load_newest`.
         report: takes lines for the user.
+        copy: host memory to copy into, which a load may have used.
         beforehand: is called before each save's bytes are written, behind training, on worker 0.
 
     The constructor is collective.
@@ -88,6 +89,7 @@ class Saver:
         *,
         damaged: frozenset[ManifestName] = frozenset(),
         report: Callable[[str], None],
+        copy: HostCopy | None = None,
         beforehand: Callable[[], None] | None = None,
     ) -> None:
         self._store = store
@@ -97,7 +99,7 @@ class Saver:
         self._damaged = damaged
         self._report = report
         self._beforehand = beforehand
-        self._copy = HostCopy()
+        self._copy = copy or HostCopy()
         self._under_way: _Save | None = None
         self._failures = 0
         self._last_reason = ""
@@ -105,6 +107,9 @@ class Saver:
         # The writers meet in a group of their own: the training's exchanges go on meanwhile.
         self._writers = group
         if settings.asynchronous and group.num_workers > 1:
+            # A peer that is gone is found here: the rendezvous below would wait for it as long as
+            # writers may take.
+            gather_texts("", group)
             timeout = timedelta(seconds=settings.timeout_seconds)
             pg = dist.new_group(backend="gloo", timeout=timeout)
             self._writers = replace(group, device=torch.device("cpu"), process_group=pg)

@@ -85,22 +85,30 @@ def rows_to_save(state: TrainingState) -> list[Rows]:
 
 
 class HostCopy:
-    """A copy of this worker's rows in host memory, in buffers that are kept for the next one."""
+    """A copy of this worker's rows in host memory, in buffers that are kept for the next one.
+
+    A load stages in it, then every save copies into it: memory that has not been touched yet can
+    take longer to get than to fill.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, rows: list[Rows]) -> list[Rows]:
         """Copy ``rows``; the result is valid until the next call."""
-        copied = []
-        for r in rows:
-            buffer = self._buffers.get(r.tensor)
-            if buffer is None or buffer.shape != r.data.shape:
-                pinned = r.data.device.type == "cuda"
-                buffer = torch.empty(r.data.shape, dtype=r.data.dtype, pin_memory=pinned)
-                self._buffers[r.tensor] = buffer
-            buffer.copy_(r.data.detach(), non_blocking=True)
-            copied.append(Rows(r.tensor, r.first_row, buffer))
+        copied = self.room_for(rows)
+        for r, copy in zip(rows, copied, strict=True):
+            copy.data.copy_(r.data.detach(), non_blocking=True)
         if any(r.data.device.type == "cuda" for r in rows):
             torch.cuda.synchronize()
         return copied
+
+    def room_for(self, rows: list[Rows]) -> list[Rows]:
+        """Tensors like those of ``rows``, not filled; valid until the next call."""
+        for r in rows:
+            buffer = self._buffers.get(r.tensor)
+            if buffer is None or (buffer.shape, buffer.dtype) != (r.data.shape, r.data.dtype):
+                pinned = r.data.device.type == "cuda"
+                buffer = torch.empty(r.data.shape, dtype=r.data.dtype, pin_memory=pinned)
+                self._buffers[r.tensor] = buffer
+        return [Rows(r.tensor, r.first_row, self._buffers[r.tensor]) for r in rows]

@@ -212,7 +212,7 @@ _STALLS = ("stall, first", "stall")
 
 def _compared(what: str, found: dict[str, Any]) -> str:
     """A row's time beside that of what it is to be compared with."""
-    if what not in ("save", "load", "DCP save", "DCP load", *_STALLS):
+    if what not in ("save", "load", "load, first", "DCP save", "DCP load", *_STALLS):
         return ""
     against = "save" if what in _STALLS else "client get" if "load" in what else "client put"
     ratio = found["seconds"][against] / found["seconds"][what]

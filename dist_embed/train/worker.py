@@ -26,7 +26,7 @@ from dist_embed.checkpoint.load import Loaded, load_checkpoint, load_newest
 from dist_embed.checkpoint.manifest import CheckpointError, ManifestName
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
-from dist_embed.checkpoint.state import TrainingState
+from dist_embed.checkpoint.state import HostCopy, TrainingState
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config, ModelSection
@@ -130,7 +130,9 @@ def train_task(context: Context) -> dict[str, Any]:
     )
     _describe(context, translator, data)
     store = open_checkpoints(run_uri, retry_seconds=config.checkpoint.retry_seconds)
-    loaded = _resume(context, store, state)
+    # A run that saves behind training keeps the memory that it is loaded through.
+    copy = HostCopy() if config.checkpoint.asynchronous else None
+    loaded = _resume(context, store, state, copy)
     with all_or_none(group):
         if group.is_first:
             write_run_folder(config)
@@ -159,7 +161,7 @@ def train_task(context: Context) -> dict[str, Any]:
 
     with ExitStack() as stack:
         metrics = stack.enter_context(MetricsLog(run_uri, state.step)) if group.is_first else None
-        saver = _build_saver(context, store, loaded, metrics)
+        saver = _build_saver(context, store, loaded, copy, metrics)
         held_out = "validation" in data.splits
         stack.enter_context(stop_on_sigterm())
         stopped = train_loop(
@@ -285,9 +287,11 @@ def _distributed(transformer: nn.Module, group: Group) -> nn.Module:
     )
 
 
-def _resume(context: Context, store: ObjectStore, state: TrainingState) -> Loaded:
+def _resume(
+    context: Context, store: ObjectStore, state: TrainingState, copy: HostCopy | None
+) -> Loaded:
     """Load the newest sound checkpoint, if any. Collective."""
-    loaded = load_newest(store, state, context.reporter.line)
+    loaded = load_newest(store, state, context.reporter.line, staging=copy)
     if loaded.step:
         context.reporter.line(f"resuming from the checkpoint of step {loaded.step}")
     else:
@@ -296,7 +300,11 @@ def _resume(context: Context, store: ObjectStore, state: TrainingState) -> Loade
 
 
 def _build_saver(
-    context: Context, store: ObjectStore, loaded: Loaded, metrics: MetricsLog | None
+    context: Context,
+    store: ObjectStore,
+    loaded: Loaded,
+    copy: HostCopy | None,
+    metrics: MetricsLog | None,
 ) -> Saver:
     """What saves the run. Collective."""
     kept = context.config.checkpoint
@@ -314,6 +322,7 @@ def _build_saver(
         ),
         damaged=loaded.damaged,
         report=context.reporter.line,
+        copy=copy,
         # So that a run that resumes there finds the metrics of all steps before.
         beforehand=metrics.flush if metrics else None,
     )
