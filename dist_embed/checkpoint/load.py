@@ -43,11 +43,12 @@ def load_newest(
     report: Callable[[str], None],
     *,
     staging: HostCopy | None = None,
+    in_place: bool = False,
 ) -> Loaded:
     """Load the newest checkpoint whose every byte needed is proven.
 
     Damaged ones are passed over, which ``report`` is told. A store that does not answer is no
-    damage: that raises. ``staging``: see `load_checkpoint`.
+    damage: that raises. ``staging``, ``in_place``: see `load_checkpoint`.
 
     Raises:
         CheckpointError: on every worker, when all are damaged, or the newest sound one does not
@@ -64,7 +65,7 @@ def load_newest(
         step, generation = map(int, line.split())
         name = ManifestName(step, generation)
         try:
-            read = load_checkpoint(store, name, state, staging=staging)
+            read = load_checkpoint(store, name, state, staging=staging, in_place=in_place)
         except CheckpointDamaged as exc:
             damaged.append(name)
             reasons.append(str(exc))
@@ -86,14 +87,18 @@ def load_checkpoint(
     *,
     partial: bool = False,
     staging: HostCopy | None = None,
+    in_place: bool = False,
 ) -> int:
     """Load one checkpoint, written by any number of workers, into ``state``, in place.
 
     With ``partial`` it may hold more tensors than the state, as for translation, which needs no
     optimizer. Every worker reads and proves what it needs into memory of its own, ``staging``'s if
-    given; only when all have, live tensors change. Returns the bytes this worker read.
+    given; only when all have, live tensors change. With ``in_place`` it takes no such memory: it
+    reads everything twice, first to prove it, then, proving it again, into the live tensors on the
+    CPU. Returns the bytes this worker read.
 
-    Raises, on every worker and with ``state`` as it was:
+    Raises, on every worker and with ``state`` as it was (unless, with ``in_place``, the store has
+    changed between the two readings):
         CheckpointDamaged: something is missing or not what was saved.
         CheckpointError: it does not fit the state.
         StoreUnavailable, OSError: it could not be read.
@@ -102,7 +107,6 @@ def load_checkpoint(
     """
     group = state.group
     staged: list[Rows] = []
-    bytes_read = 0
     damage = ""
     manifest: Manifest | None = None
     text = ""
@@ -121,19 +125,38 @@ def load_checkpoint(
         _check_fits(manifest, state, store, partial)
         reader = CheckpointReader(store, manifest)
         live = [Rows(key, tensor.first_row, tensor.data) for key, tensor in state.tensors.items()]
-        staged = (staging or HostCopy()).room_for(live)
         try:
-            reader.fill(staged)
+            if in_place:
+                reader.prove(live)
+            else:
+                staged = (staging or HostCopy()).room_for(live)
+                reader.fill(staged)
         except CheckpointDamaged as exc:
             damage = str(exc)
-        bytes_read = reader.bytes_read
     _raise_damage(gather_texts(damage, group))
     assert manifest is not None
+    if in_place:
+        with all_or_none(group):
+            try:
+                _fill_in_place(reader, live)
+            except CheckpointDamaged as exc:
+                damage = str(exc)
+        _raise_damage(gather_texts(damage, group))
     for rows in staged:
         state.tensors[rows.tensor].data.copy_(rows.data)
     state.step = manifest.step
     state.scalars = dict(manifest.scalars)
-    return bytes_read
+    return reader.bytes_read
+
+
+def _fill_in_place(reader: CheckpointReader, live: list[Rows]) -> None:
+    """Fill live tensors; those that are not on the CPU one after the other through a copy."""
+    reader.fill([rows for rows in live if rows.data.device.type == "cpu"])
+    for rows in live:
+        if rows.data.device.type != "cpu":
+            staged = HostCopy().room_for([rows])
+            reader.fill(staged)
+            rows.data.copy_(staged[0].data)
 
 
 def _raise_damage(texts: list[str]) -> None:

@@ -45,6 +45,10 @@ class _ChunkWishes:
     wishes: list[_Wish] = field(default_factory=list)
 
 
+# A chunk, bytes of it, and the wishes that lie in them.
+_Job = tuple[ChunkInfo, tuple[int, int], list[_Wish]]
+
+
 class CheckpointReader:
     """Reads the tensors of one checkpoint.
 
@@ -71,8 +75,14 @@ class CheckpointReader:
 
         Their content is undefined when this raises; the caller gives tensors of its own.
         """
+        self._run(self._plan(wanted))
+
+    def prove(self, wanted: list[Rows]) -> None:
+        """Read and prove what `fill` would read, and leave ``wanted`` as it is."""
+        self._run([(chunk, span, []) for chunk, span, _ in self._plan(wanted)])
+
+    def _run(self, jobs: list[_Job]) -> None:
         with ThreadPoolExecutor(READ_THREADS, "checkpoint-read") as threads:
-            jobs = self._plan(wanted)
             try:
                 for count in threads.map(self._read_span, *zip(*jobs, strict=True)) if jobs else ():
                     self.bytes_read += count
@@ -114,6 +124,7 @@ class CheckpointReader:
             return self._indexes[info.name]
         name = self.manifest.object_name(info.name)
         data = self._read(name, 0, min(info.size_bytes, MAX_INDEX_BYTES) + 1)
+        self.bytes_read += len(data)
         if len(data) != info.size_bytes or hashlib.sha256(data).hexdigest() != info.sha256:
             raise CheckpointDamaged(f"{self._store.uri}/{name}: not the bytes that were written")
         index = parse_index(data, f"{self._store.uri}/{name}")
@@ -148,7 +159,7 @@ class CheckpointReader:
             if reached > chunk.size_bytes:
                 raise CheckpointDamaged(f"{origin}: ends before the rows of {piece.tensor!r}")
 
-    def _plan(self, wanted: list[Rows]) -> list[tuple[ChunkInfo, tuple[int, int], list[_Wish]]]:
+    def _plan(self, wanted: list[Rows]) -> list[_Job]:
         """The spans to read, each with the wishes that lie in it."""
         for rows in wanted:
             self._check_wanted(rows)
@@ -182,9 +193,7 @@ class CheckpointReader:
                 self._check_tiled(name, parts, rows.first_row, rows.first_row + rows.num_rows)
         return [job for wishes in chunks.values() for job in self._jobs(wishes)]
 
-    def _jobs(
-        self, wishes: _ChunkWishes
-    ) -> Iterator[tuple[ChunkInfo, tuple[int, int], list[_Wish]]]:
+    def _jobs(self, wishes: _ChunkWishes) -> Iterator[_Job]:
         """Spans of whole blocks that cover the wishes of one chunk, none read twice."""
         ordered = sorted(wishes.wishes, key=lambda wish: wish.start)
         merged: list[tuple[int, int]] = []

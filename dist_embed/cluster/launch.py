@@ -129,11 +129,14 @@ def _check_machine(config: Config, vocabulary_size: dict[str, int], device: str)
         config.embedding.optimizer,
         workers,
         int(config.model.logits_block_mib * 2**20),
+        exact_output=config.model.output == "exact",
+        low_memory=config.checkpoint.low_memory,
     )
     there = available_bytes()
     if workers * each > there:
         raise UserError(
             f"cluster.num_workers={workers} needs about {workers * each / GIB:.1f} GiB of memory "
             f"({each / GIB:.2f} GiB per worker); this machine has {there / GIB:.1f} GiB available. "
-            "Use fewer workers, a smaller vocabulary or width, or a cluster (cluster.address)"
+            "Use fewer workers, a smaller vocabulary or width, model.output=sampled, "
+            "checkpoint.low_memory=true, or a cluster (cluster.address)"
         )

@@ -38,6 +38,11 @@ def _problems(config: Config) -> Iterator[str]:
             "embedding.optimizer: 'adam' is not allowed with cluster.device=cpu: its fused kernel "
             "needs CUDA; use rowwise_adagrad, adagrad or sgd"
         )
+    if config.checkpoint.low_memory and config.checkpoint.asynchronous:
+        yield (
+            "checkpoint.low_memory: true is not allowed with checkpoint.asynchronous=true, which "
+            "copies the tables; set checkpoint.asynchronous=false"
+        )
     if data.synthetic is None and data.train is None:
         yield "data.train: missing; give data.train, or data.synthetic to generate a corpus"
     if data.synthetic is not None:

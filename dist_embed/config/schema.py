@@ -212,6 +212,11 @@ class CheckpointSection(Section):
     asynchronous: bool = Field(
         True, description="Write behind training, from a copy in host memory; else training waits."
     )
+    low_memory: bool = Field(
+        False,
+        description="Without a copy of the tables: `asynchronous` must be false, and a load reads "
+        "everything twice, first to prove it.",
+    )
     max_failures: int = Field(
         2, ge=0, description="Failed saves in a row that a run goes on with; a full disk stops it."
     )

@@ -27,17 +27,26 @@ def table_bytes(spec: TableSpec, optimizer: str, num_workers: int) -> int:
 
 
 def worker_bytes(
-    specs: list[TableSpec], optimizer: str, num_workers: int, logits_block_bytes: int
+    specs: list[TableSpec],
+    optimizer: str,
+    num_workers: int,
+    logits_block_bytes: int,
+    *,
+    exact_output: bool,
+    low_memory: bool,
 ) -> int:
     """Estimate of one worker's memory.
 
-    Process, tables with state, the looked-up copy of the output layer's shard with its gradient
-    (the largest table's size, as an upper bound), three blocks of logits, and the bytes of the
-    shard while a checkpoint is written.
+    Process, tables with state, three blocks of logits; for the exact output layer the looked-up
+    copy of its shard with its gradient (the largest table's size, as an upper bound); and but for
+    ``low_memory`` the copy of the shard through which checkpoints are saved and loaded.
     """
-    tables = [table_bytes(spec, optimizer, num_workers) for spec in specs]
+    tables = sum(table_bytes(spec, optimizer, num_workers) for spec in specs)
     largest = max(4 * spec.width * -(-spec.num_rows // num_workers) for spec in specs)
-    return PROCESS_BYTES + 2 * sum(tables) + 3 * largest + 3 * logits_block_bytes
+    needed = PROCESS_BYTES + tables + 3 * logits_block_bytes
+    if exact_output:
+        needed += 3 * largest
+    return needed if low_memory else needed + tables
 
 
 def available_bytes(root: Path = Path("/")) -> int:

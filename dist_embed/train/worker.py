@@ -291,7 +291,8 @@ def _resume(
     context: Context, store: ObjectStore, state: TrainingState, copy: HostCopy | None
 ) -> Loaded:
     """Load the newest sound checkpoint, if any. Collective."""
-    loaded = load_newest(store, state, context.reporter.line, staging=copy)
+    low_memory = context.config.checkpoint.low_memory
+    loaded = load_newest(store, state, context.reporter.line, staging=copy, in_place=low_memory)
     if loaded.step:
         context.reporter.line(f"resuming from the checkpoint of step {loaded.step}")
     else:
@@ -352,7 +353,10 @@ def _load_for_inference(
         tensors=live_tensors(translator.lookup, dense, optimizer_state=False),
         row_multipliers=row_multipliers(translator.lookup),
     )
-    load_checkpoint(open_checkpoints(run_uri), ManifestName(step, generation), state, partial=True)
+    load_checkpoint(
+        open_checkpoints(run_uri), ManifestName(step, generation), state, partial=True,
+        in_place=config.checkpoint.low_memory,
+    )  # fmt: skip
     return translator, step
 
 

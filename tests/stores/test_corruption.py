@@ -118,9 +118,10 @@ class Run:
         """With ``changes`` the newer one is neither loaded nor found sound."""
         self.put(changes)
         state = state_of(0)
-        with pytest.raises(CheckpointDamaged):
-            load_checkpoint(self.store, NEWER, state)
-        assert_holds(state, 0)
+        for in_place in (False, True):
+            with pytest.raises(CheckpointDamaged):
+                load_checkpoint(self.store, NEWER, state, in_place=in_place)
+            assert_holds(state, 0)
         with pytest.raises(CheckpointDamaged):
             CheckpointReader(self.store, read_manifest(self.store, NEWER)).verify()
         self.mend(changes)

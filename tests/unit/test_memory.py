@@ -26,18 +26,31 @@ def test_every_optimizer_is_known(optimizer: str) -> None:
     assert table_bytes(SPEC, optimizer, 2) >= 500 * 64 * 4
 
 
+def needed(specs: list[TableSpec], optimizer: str, workers: int, block: int, **how: bool) -> int:
+    how = {"exact_output": True, "low_memory": False} | how
+    return worker_bytes(specs, optimizer, workers, block, **how)
+
+
 def test_more_workers_need_less_each() -> None:
-    needed = [worker_bytes([SPEC], "adagrad", workers, 2**20) for workers in (1, 2, 4, 8)]
-    assert needed == sorted(needed, reverse=True)
-    assert len(set(needed)) == 4
-    assert needed[-1] > PROCESS_BYTES + 3 * 2**20
+    found = [needed([SPEC], "adagrad", workers, 2**20) for workers in (1, 2, 4, 8)]
+    assert found == sorted(found, reverse=True)
+    assert len(set(found)) == 4
+    assert found[-1] > PROCESS_BYTES + 3 * 2**20
 
 
 def test_every_table_and_the_logits_count() -> None:
-    one = worker_bytes([SPEC], "sgd", 2, 0)
-    two = worker_bytes([SPEC, TableSpec("u", 10, 64)], "sgd", 2, 0)
+    one = needed([SPEC], "sgd", 2, 0)
+    two = needed([SPEC, TableSpec("u", 10, 64)], "sgd", 2, 0)
     assert two - one == 2 * 5 * 64 * 4  # held, and written while saving
-    assert worker_bytes([SPEC], "sgd", 2, 10) - one == 30
+    assert needed([SPEC], "sgd", 2, 10) - one == 30
+
+
+def test_what_is_not_copied_does_not_count() -> None:
+    shard = 500 * 64 * 4
+    everything = needed([SPEC], "sgd", 2, 0)
+    assert everything == PROCESS_BYTES + 5 * shard
+    assert needed([SPEC], "sgd", 2, 0, exact_output=False) == everything - 3 * shard
+    assert needed([SPEC], "sgd", 2, 0, low_memory=True) == everything - shard
 
 
 def test_available_memory_is_a_part_of_the_machine() -> None:
