@@ -9,6 +9,7 @@ import hashlib
 import json
 import random
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,7 +41,7 @@ from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.storage.retry import StoreUnavailable
-from tests.stores.s3_server import MotoServer, S3Server, connect
+from tests.stores.s3_server import FORGETS_SECONDS, MotoServer, S3Server, connect
 
 ONE = Group(0, 1, 0, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 OLDER, NEWER = ManifestName(5, 0), ManifestName(10, 0)
@@ -103,6 +104,8 @@ class Run:
                 (self.folder / name).unlink()
             else:
                 (self.folder / name).write_bytes(data)
+        if not self.store.is_local:
+            time.sleep(5 * FORGETS_SECONDS)  # until the server looks again
 
     def mend(self, changes: dict[str, bytes | None]) -> None:
         self.put({name: self.files[name] for name in changes})

@@ -14,7 +14,7 @@ from aiohttp import ClientPayloadError
 from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
 
 from tests.stores.fault_proxy import Fault, FaultProxy, Request
-from tests.stores.s3_server import MotoServer, S3Server, connect
+from tests.stores.s3_server import FORGETS_SECONDS, MotoServer, S3Server, connect
 
 DATA = bytes(range(256)) * 4000
 # aiohttp itself repeats, once, a GET, HEAD, PUT or DELETE whose connection breaks.
@@ -224,14 +224,17 @@ def test_a_killed_server_is_gone_and_comes_back_with_its_objects(
     assert store.cat_file(key) == DATA
 
 
-def test_what_happens_to_the_files_shows_at_once(s3: S3Server, key: str, stored: Path) -> None:
+def test_what_happens_to_the_files_shows_soon(s3: S3Server, key: str, stored: Path) -> None:
     store = connect(s3.url)
     assert store.cat_file(key) == DATA
     stored.write_bytes(DATA[::-1])
+    time.sleep(5 * FORGETS_SECONDS)
     assert store.cat_file(key) == DATA[::-1]
     (stored.parent / "added").write_bytes(b"more")
+    time.sleep(5 * FORGETS_SECONDS)
     assert [path.rsplit("/", 1)[-1] for path in store.ls(key.rsplit("/", 1)[0])] == [
         "added", "object",
     ]  # fmt: skip
     stored.unlink()
+    time.sleep(5 * FORGETS_SECONDS)
     assert not store.exists(key)

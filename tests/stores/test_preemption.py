@@ -89,7 +89,8 @@ class Command:
         return said + complaint
 
 
-@pytest.mark.parametrize("who", ["launcher", pytest.param("worker", marks=pytest.mark.heavy)])
+@pytest.mark.heavy
+@pytest.mark.parametrize("who", ["launcher", "worker"])
 def test_a_run_asked_to_stop_goes_on_as_if_not(
     who: str, shared: Material, long: Whole, place: Place, tmp_path: Path
 ) -> None:
