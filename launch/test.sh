@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set up, then the checks and the tests. `--all` adds the heavy tests; other arguments go to pytest.
-# Three processes, whatever the machine: most tests start workers of their own, or wait.
+# Two processes, whatever the machine: most tests start workers of their own, or wait. Three take
+# longer on two cores.
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 select=(-m "not heavy")
 if [ "${1:-}" = --all ]; then
@@ -10,4 +11,4 @@ fi
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest -n 3 --dist loadgroup "${select[@]}" "$@"
+exec python -m pytest -n 2 --dist loadgroup "${select[@]}" "$@"
