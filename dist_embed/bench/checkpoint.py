@@ -112,8 +112,8 @@ def _measure(uris: list[str], num_rows: int, width: int, rounds: int, emit: Emit
             for number in range(rounds):
                 if group.is_first:
                     emit({"kind": "line", "text": f"{uri}, round {number + 1}"})
-                # Each is first, second and last in turn: a disk that has just been written to is
-                # slower than one that has rested.
+                # Each is first, second and last in turn: who comes first may find the freed blocks
+                # of the disk, and blocks never written before can be three times slower.
                 for place in range(len(_SIDES)):
                     name, side = _SIDES[(place + number) % len(_SIDES)]
                     side(bench, storage.join(uri, name))

@@ -139,7 +139,7 @@ class ChunkWriter:
 
     def blocks(self) -> Iterator[memoryview]:
         """The chunk's bytes, in parts of at most a block. Take them all, then ask for `info`."""
-        self._digests = []
+        self._digests.clear()
         return hashed(self._parts(), BLOCK_BYTES, self._digests)
 
     def info(self) -> ChunkInfo:

@@ -145,7 +145,7 @@ def load_checkpoint(
     for rows in staged:
         state.tensors[rows.tensor].data.copy_(rows.data)
     state.step = manifest.step
-    state.scalars = dict(manifest.scalars)
+    state.scalars = manifest.scalars | state.must_equal
     return reader.bytes_read
 
 
@@ -182,6 +182,12 @@ def _check_fits(
             raise CheckpointError(
                 f"{where} holds {name} as {describe_tensor(saved[name])}; the configuration asks "
                 f"for {describe_tensor(wanted[name])}"
+            )
+    for name, value in state.must_equal.items():
+        if manifest.scalars.get(name, value) != value:  # older ones do not say
+            raise CheckpointError(
+                f"{where} was trained with another {name} than the run has now: its rows belong "
+                "to other words"
             )
     if manifest.row_multipliers != state.row_multipliers:
         raise CheckpointError(

@@ -54,6 +54,8 @@ class TrainingState:
         row_multipliers: for each table m of ``row = (id * m) mod rows``.
         scalars: counters, the loader's position, metrics.
         fingerprint: of the settings that decide what a step does.
+        must_equal: values by name that are saved among the scalars; a checkpoint that was saved
+            with others does not fit.
     """
 
     group: Group
@@ -62,6 +64,10 @@ class TrainingState:
     row_multipliers: dict[str, int] = field(default_factory=dict)
     scalars: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    must_equal: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scalars |= self.must_equal
 
 
 def rows_to_save(state: TrainingState) -> list[Rows]:

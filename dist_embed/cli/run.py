@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_embed.cli.config import add_config_arguments
+from dist_embed.config.checks import check
 from dist_embed.config.errors import RunStopped, UserError
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
@@ -57,18 +58,29 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="default: as many as trained it")
     parser.add_argument("--launcher", choices=("ray", "local"), default="local")
     parser.add_argument("--beam", type=int, help="instead of search.beam")
+    parser.add_argument(
+        "--candidates", type=int, help="instead of search.candidates; 0: the whole vocabulary"
+    )
+    parser.add_argument(
+        "--replace-unknown", choices=("no", "copy", "lexicon"),
+        help="instead of search.replace_unknown",
+    )  # fmt: skip
 
 
 def _train(
     path: str, overrides: list[str], launcher: Any = None, force: bool = False
 ) -> tuple[Config, dict[str, Any]]:
+    from dist_embed.cluster.fork_server import start_ahead
+
+    config = load_config(path, overrides)
+    if (launcher or config.cluster.launcher) == "local" and "LOCAL_RANK" not in os.environ:
+        start_ahead(config.cluster.device)
     from dist_embed.cluster.launch import cluster_address, launch, under_torchrun
     from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
     from dist_embed.observe.events import Screen
     from dist_embed.train.run_folder import check_run_folder
     from dist_embed.train.worker import train_task
 
-    config = load_config(path, overrides)
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     stream = sys.stdout
     if under_torchrun():
@@ -174,16 +186,24 @@ def _run_config(arguments: argparse.Namespace) -> Config:
     # The machine here need not have the device that trained the run.
     cluster = config.cluster.model_copy(update={"num_workers": workers, "device": "auto"})
     config = config.model_copy(update={"cluster": cluster})
-    if arguments.beam is not None:
-        if arguments.beam < 1:
-            raise UserError(f"--beam: {arguments.beam} is not allowed: at least 1")
-        search = config.search.model_copy(update={"beam": arguments.beam})
+    for option, least in (("beam", 1), ("candidates", 0), ("replace_unknown", None)):
+        value = getattr(arguments, option)
+        if value is None:
+            continue
+        if least is not None and value < least:
+            raise UserError(f"--{option}: {value} is not allowed: at least {least}")
+        search = config.search.model_copy(update={option: value})
         config = config.model_copy(update={"search": search})
+    check(config)
     return config
 
 
 def _on_workers(task: Any, config: Config, options: dict[str, Any], launcher: Any) -> Any:
     """Run a task on a trained run; what it says goes to stderr, as stdout may be a result."""
+    from dist_embed.cluster.fork_server import start_ahead
+
+    if launcher == "local":
+        start_ahead(config.cluster.device)
     from dist_embed.cluster.launch import launch
     from dist_embed.data.prepare import load_tokenizers
     from dist_embed.observe.events import Screen

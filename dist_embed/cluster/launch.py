@@ -70,6 +70,7 @@ def launch(
             on_event=on_event,
             log_folder=log_folder,
             stop_seconds=stop_seconds,
+            device=resolve_device(cluster.device),
         )
     from dist_embed.cluster.ray_train import launch_ray
 
@@ -122,7 +123,7 @@ def _check_machine(config: Config, vocabulary_size: dict[str, int], device: str)
             )
         return
     specs = table_specs(
-        rows_of_role(vocabulary_size), config.embedding.width, config.model.share_embeddings
+        rows_of_role(config, vocabulary_size), config.embedding.width, config.model.share_embeddings
     )
     each = worker_bytes(
         list(specs.values()),

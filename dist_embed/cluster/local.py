@@ -15,6 +15,7 @@ from typing import Any
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_embed.cluster.failure import failure_event, raise_failure, stopped_too_late
+from dist_embed.cluster.fork_server import accept_sigterm, worker_context
 from dist_embed.config.errors import RunFailed
 from dist_embed.observe.events import Event
 from dist_embed.parallel.stop import stop_on_sigterm, stop_requested
@@ -32,6 +33,7 @@ def launch_local(
     on_event: Callable[[Event], None],
     log_folder: str,
     stop_seconds: float = 0.0,
+    device: str = "cpu",
 ) -> Any:
     """Run ``target(*args, emit)`` in ``num_workers`` processes; returns worker 0's result.
 
@@ -45,10 +47,10 @@ def launch_local(
     """
     # The launcher hosts the rendezvous store, so it outlives any worker and no port is guessed.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    spawn = multiprocessing.get_context("spawn")
-    events: multiprocessing.Queue[Event] = spawn.Queue()
+    context = worker_context(device)
+    events: multiprocessing.Queue[Event] = context.Queue()
     processes = [
-        spawn.Process(
+        context.Process(
             target=_child, args=(target, args, rank, num_workers, store.port, events), daemon=True
         )
         for rank in range(num_workers)
@@ -133,6 +135,7 @@ def _child(
     store_port: int,
     events: multiprocessing.Queue[Event],
 ) -> None:
+    accept_sigterm()
     threading.Thread(target=_die_with_parent, daemon=True).start()
     os.environ.update(
         RANK=str(rank),

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from dist_embed.config.errors import UserError
-from dist_embed.config.schema import Config, CorpusSection
+from dist_embed.config.schema import Config, CorpusSection, TokenizerSection
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.encoding import LengthRule
+from dist_embed.data.lexicon import ensure_lexicon
 from dist_embed.data.prepare import TokenizerRecipe, prepare_data
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
@@ -17,7 +18,7 @@ from dist_embed.storage import uri as storage
 Say = Callable[[str], None]
 
 # Do not decide what prepared data holds.
-_NOT_CONTENT = ("uri", "num_processes")
+_NOT_CONTENT = ("uri", "num_processes", "lexicon_translations")
 
 
 def with_absolute_paths(config: Config, *, on_cluster: bool) -> Config:
@@ -45,22 +46,41 @@ def ensure_data(config: Config, say: Say, *, force: bool = False) -> PreparedDat
         UserError: the folder holds data prepared with other settings (unless ``force``).
     """
     settings = _data_settings(config)
-    index = storage.join(config.data.uri, INDEX_NAME)
-    if not force and storage.exists(index):
+    if not force and storage.exists(storage.join(config.data.uri, INDEX_NAME)):
         data = PreparedData.read(config.data.uri)
-        different = [
-            f"{key}: {data.settings.get(key)!r} there, {settings.get(key)!r} here"
-            for key in sorted({*data.settings, *settings})
-            if data.settings.get(key) != settings.get(key)
-        ]
-        if different:
-            raise UserError(
-                f"{config.data.uri} holds data prepared with other settings:\n  "
-                + "\n  ".join(different)
-                + "\nGive data.uri another folder, or prepare it again: "
-                "dist-embed prepare CONFIG --force"
-            )
-        return data
+        _check_settings(config, data, settings)
+    else:
+        data = _prepare(config, settings, say)
+    if config.data.lexicon_translations:
+        ensure_lexicon(
+            config.data.uri,
+            data,
+            translations=config.data.lexicon_translations,
+            num_processes=config.data.num_processes,
+            say=say,
+        )
+    return data
+
+
+def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]) -> None:
+    # Keys that came later: prepared then as their defaults prepare now.
+    there = {f"tokenizer.{k}": v for k, v in TokenizerSection().model_dump().items()}
+    there |= data.settings
+    different = [
+        f"{key}: {there.get(key)!r} there, {settings.get(key)!r} here"
+        for key in sorted({*there, *settings})
+        if there.get(key) != settings.get(key)
+    ]
+    if different:
+        raise UserError(
+            f"{config.data.uri} holds data prepared with other settings:\n  "
+            + "\n  ".join(different)
+            + "\nGive data.uri another folder, or prepare it again: "
+            "dist-embed prepare CONFIG --force"
+        )
+
+
+def _prepare(config: Config, settings: dict[str, Any], say: Say) -> PreparedData:
     data = prepare_data(
         config.data.uri,
         _corpora(config, say),
@@ -71,6 +91,7 @@ def ensure_data(config: Config, say: Say, *, force: bool = False) -> PreparedDat
             config.tokenizer.shared,
             config.tokenizer.lowercase,
             config.tokenizer.split_punctuation,
+            config.tokenizer.oov_buckets,
         ),
         LengthRule(config.data.max_tokens, config.data.too_long),
         settings=settings,

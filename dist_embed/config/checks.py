@@ -43,6 +43,7 @@ def _problems(config: Config) -> Iterator[str]:
             "checkpoint.low_memory: true is not allowed with checkpoint.asynchronous=true, which "
             "copies the tables; set checkpoint.asynchronous=false"
         )
+    yield from _word_problems(config)
     if data.synthetic is None and data.train is None:
         yield "data.train: missing; give data.train, or data.synthetic to generate a corpus"
     if data.synthetic is not None:
@@ -53,6 +54,37 @@ def _problems(config: Config) -> Iterator[str]:
         corpus = getattr(data, name)
         if corpus is not None:
             yield from _corpus_problems(f"data.{name}", corpus)
+
+
+def _word_problems(config: Config) -> Iterator[str]:
+    """What asks for a word vocabulary, or for a lexicon."""
+    tokenizer, search, kept = config.tokenizer, config.search, config.data.lexicon_translations
+    if tokenizer.oov_buckets and tokenizer.kind != "word":
+        yield (
+            f"tokenizer.oov_buckets: {tokenizer.oov_buckets} is not allowed with tokenizer.kind="
+            f"{tokenizer.kind}, whose pieces spell any word; set it to 0, or kind to word"
+        )
+    if tokenizer.oov_buckets and config.model.share_embeddings == "all":
+        yield (
+            f"tokenizer.oov_buckets: {tokenizer.oov_buckets} is not allowed with "
+            "model.share_embeddings=all: hashed rows are the source's alone; use decoder or none"
+        )
+    if search.replace_unknown != "no" and tokenizer.kind != "word":
+        yield (
+            f"search.replace_unknown: {search.replace_unknown!r} is not allowed with "
+            f"tokenizer.kind={tokenizer.kind}: only whole words can be replaced; set it to no"
+        )
+    if search.replace_unknown == "lexicon" and not kept:
+        yield (
+            "search.replace_unknown: 'lexicon' is not allowed with data.lexicon_translations=0, "
+            "which learns no lexicon; set that to 1 or more"
+        )
+    if search.candidates and search.candidate_translations > kept:
+        yield (
+            f"search.candidate_translations: {search.candidate_translations} is not allowed with "
+            f"data.lexicon_translations={kept}: the lexicon has no more; set that to "
+            f"{search.candidate_translations} or more"
+        )
 
 
 def _corpus_problems(key: str, corpus: CorpusSection) -> Iterator[str]:

@@ -77,6 +77,12 @@ class DataSection(Section):
     )
     num_processes: int = Field(0, ge=0, description="Processes that encode; 0: one per core.")
     shard_sentences: PositiveInt = Field(50_000, description="Sentence pairs per token shard.")
+    lexicon_translations: int = Field(
+        0,
+        ge=0,
+        description="Translations per source word in a lexicon learned from the training pairs, "
+        "for `search`; 0: no lexicon.",
+    )
 
 
 class TokenizerSection(Section):
@@ -92,6 +98,12 @@ class TokenizerSection(Section):
         1, description="`word`, `bpe`: rarer words or pairs are left out."
     )
     shared: bool = Field(True, description="One vocabulary for both sides, or one for each.")
+    oov_buckets: int = Field(
+        0,
+        ge=0,
+        description="`word`: rows that source words outside the vocabulary are hashed to; 0: all "
+        "of them are one word.",
+    )
     lowercase: bool = Field(False, description="Lowercase all text before anything else.")
     split_punctuation: bool = Field(
         True, description="`word`: make punctuation marks tokens; false for tokenised text."
@@ -195,6 +207,20 @@ class SearchSection(Section):
         1.5, description="Longest translation: this × source tokens + 10."
     )
     batch_sentences: PositiveInt = Field(64, description="Sentences searched at once, per worker.")
+    candidates: int = Field(
+        0,
+        ge=0,
+        description="Search only these many most frequent words and the likely translations of "
+        "the sentence's words, at a cost that does not grow with the vocabulary; 0: all words.",
+    )
+    candidate_translations: PositiveInt = Field(
+        10, description="`candidates`: translations of each source word, from the lexicon."
+    )
+    replace_unknown: Literal["no", "copy", "lexicon"] = Field(
+        "no",
+        description="What `<unk>` in a translation becomes: the source word it looks at (`copy`), "
+        "or that word's translation where the lexicon has one (`lexicon`).",
+    )
     bleu_tokenize: Literal["13a", "intl", "char", "none"] = Field(
         "13a", description="sacrebleu's tokenizer; `none` for text that is tokenised."
     )

@@ -69,12 +69,14 @@ class EncodingPool:
         *,
         shard_sentences: int,
         rule: LengthRule | None,
+        oov_buckets: int = 0,
     ) -> Iterator[EncodedBlock]:
         """Encode and write ``split``; in order. Without a rule (held-out data) nothing is left out
-        and the texts are stored too.
+        and the texts are stored too. Unknown source words are hashed to ``oov_buckets`` ids; 0:
+        they are one word.
         """
         arguments = (
-            (block, data_uri, f"{split}/shard-{number:05d}.parquet", rule)
+            (block, data_uri, f"{split}/shard-{number:05d}.parquet", rule, oov_buckets)
             for number, block in enumerate(_blocks(pairs, shard_sentences))
         )
         yield from self._map(_write_block, arguments)
@@ -124,9 +126,11 @@ def _load_tokenizers(source: str, target: str | None) -> None:
     _tokenizers[:] = [first, first if target is None else Tokenizer.from_json(target)]
 
 
-def _encode(block: list[Pair]) -> tuple[list[list[int]], list[list[int]]]:
+def _encode(block: list[Pair], oov_buckets: int = 0) -> tuple[list[list[int]], list[list[int]]]:
     source, target = _tokenizers
-    return source.encode([s for s, _ in block]), target.encode([t for _, t in block])
+    sources = [s for s, _ in block]
+    ids = source.encode_hashed(sources, oov_buckets) if oov_buckets else source.encode(sources)
+    return ids, target.encode([t for _, t in block])
 
 
 def _count_block(block: list[Pair]) -> dict[str, NDArray[np.int64]]:
@@ -140,9 +144,9 @@ def _count_block(block: list[Pair]) -> dict[str, NDArray[np.int64]]:
 
 
 def _write_block(
-    block: list[Pair], data_uri: str, name: str, rule: LengthRule | None
+    block: list[Pair], data_uri: str, name: str, rule: LengthRule | None, oov_buckets: int
 ) -> EncodedBlock:
-    source, target = _encode(block)
+    source, target = _encode(block, oov_buckets)
     result = EncodedBlock(ShardInfo(name, 0, 0, 0))
     texts = None
     if rule is None:

@@ -109,6 +109,7 @@ class Loader:
         rank: this worker.
         num_workers: W.
         accumulate: micro-batches per worker and step.
+        num_ids: for each side the number of ids that its table has rows for.
         pool_sentences: sentences read and ordered together.
 
     Not collective: workers agree because they compute the same plan.
@@ -124,6 +125,7 @@ class Loader:
         rank: int,
         num_workers: int,
         accumulate: int,
+        num_ids: dict[str, int] | None = None,
         pool_sentences: int = POOL_SENTENCES,
     ) -> None:
         self._data_uri = data_uri
@@ -133,6 +135,7 @@ class Loader:
         self._rank = rank
         self._num_workers = num_workers
         self._accumulate = accumulate
+        self._num_ids = num_ids
         self._pool_sentences = pool_sentences
 
     def steps(self, start: Position) -> Iterator[StepBatches]:
@@ -141,7 +144,7 @@ class Loader:
         while True:
             pools = self._pools(epoch)
             for pool in range(first_pool, len(pools)):
-                tokens = read_tokens(self._data_uri, pools[pool])
+                tokens = read_tokens(self._data_uri, pools[pool], self._num_ids)
                 source_lengths = tokens.source_lengths + 1  # the end mark
                 target_lengths = tokens.target_lengths + 1
                 rng = np.random.default_rng([self._seed, epoch, 1 + pool])

@@ -38,6 +38,7 @@ class TokenizerRecipe:
     shared: bool
     lowercase: bool
     split_punctuation: bool
+    oov_buckets: int = 0
 
 
 def prepare_data(
@@ -90,7 +91,7 @@ def prepare_data(
             say(f"encoding {name}")
             splits[name] = _write_split(
                 pool, data_uri, name, read_pairs(text), rule if name == "train" else None,
-                shard_sentences,
+                shard_sentences, recipe.oov_buckets,
             )  # fmt: skip
     if splits["train"].sentences == 0:
         raise UserError(
@@ -180,10 +181,11 @@ def _write_split(
     pairs: Iterable[Pair],
     rule: LengthRule | None,
     shard_sentences: int,
+    oov_buckets: int,
 ) -> Split:
     split = Split()
     for block in pool.write_shards(
-        pairs, data_uri, name, shard_sentences=shard_sentences, rule=rule
+        pairs, data_uri, name, shard_sentences=shard_sentences, rule=rule, oov_buckets=oov_buckets
     ):
         split.shards.append(block.info)
         split.dropped_empty += block.dropped_empty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass, field
@@ -67,6 +68,10 @@ class PreparedData:
         """The content of ``data.json``."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
+    def digest(self) -> str:
+        """SHA-256 of ``data.json``, in hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
     @classmethod
     def read(cls, data_uri: str) -> PreparedData:
         """Read ``data.json``. Raises FileNotFoundError; UserError for another format."""
@@ -127,23 +132,53 @@ def write_shard(
     storage.write_bytes(uri, buffer.getvalue())
 
 
-def read_tokens(data_uri: str, names: list[str]) -> TokenPairs:
+def read_tokens(
+    data_uri: str, names: list[str], num_ids: dict[str, int] | None = None
+) -> TokenPairs:
     """The token pairs of the named shards, one after the other.
 
+    Args:
+        data_uri: the prepared data.
+        names: at least one shard.
+        num_ids: for each side the number of ids there are; None: not looked at.
+
     Raises:
-        UserError: a shard is missing or damaged.
+        UserError: a shard is missing or damaged, or holds an id that is none.
     """
-    tables = [_read(data_uri, name, ["source", "target"]) for name in names]
-    table = pa.concat_tables(tables).combine_chunks()
+    ids: dict[str, list[NDArray[np.int32]]] = {side: [] for side in SIDES}
+    lengths: dict[str, list[NDArray[np.int64]]] = {side: [] for side in SIDES}
+    for name in names:
+        table = _read(data_uri, name, list(SIDES)).combine_chunks()
+        for side in SIDES:
+            column = table.column(side)
+            lists = column.chunk(0) if column.num_chunks else pa.array([], pa.list_(pa.int32()))
+            offsets = np.asarray(lists.offsets, dtype=np.int64)
+            # One chunk after combine_chunks, but its values may start behind an offset.
+            tokens = np.asarray(lists.values, dtype=np.int32)[offsets[0] : offsets[-1]]
+            if num_ids is not None:
+                _check_ids(tokens, offsets - offsets[0], num_ids[side], side, data_uri, name)
+            ids[side].append(tokens)
+            lengths[side].append(np.diff(offsets))
     flat: list[Any] = []
     for side in SIDES:
-        column = table.column(side)
-        lists = column.chunk(0) if column.num_chunks else pa.array([], pa.list_(pa.int32()))
-        offsets = np.asarray(lists.offsets, dtype=np.int64)
-        # One chunk after combine_chunks, but its values may start behind an offset.
-        flat.append(np.asarray(lists.values, dtype=np.int32)[offsets[0] : offsets[-1]])
-        flat.append(offsets - offsets[0])
+        flat.append(np.concatenate(ids[side]))
+        flat.append(np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths[side]])))
     return TokenPairs(*flat)
+
+
+def _check_ids(
+    tokens: NDArray[np.int32], offsets: NDArray[np.int64], num_ids: int, side: str, data_uri: str,
+    name: str,
+) -> None:  # fmt: skip
+    if not len(tokens) or (tokens.min() >= 0 and tokens.max() < num_ids):
+        return
+    place = int(np.flatnonzero((tokens < 0) | (tokens >= num_ids))[0])
+    sentence = int(np.searchsorted(offsets, place, side="right")) - 1
+    raise UserError(
+        f"token shard {storage.join(data_uri, name)}: {side} token {place - offsets[sentence] + 1} "
+        f"of sentence {sentence + 1} is id {tokens[place]}, but the {side} table has ids 0 to "
+        f"{num_ids - 1}; prepare the data again with `dist-embed prepare CONFIG --force`"
+    )
 
 
 def read_texts(data_uri: str, split: Split) -> tuple[list[str], list[str]]:

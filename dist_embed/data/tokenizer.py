@@ -7,8 +7,10 @@ and without the mark U+2581, which stands for a space.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Literal
 
 from tokenizers import Tokenizer as HFTokenizer
@@ -99,7 +101,7 @@ class Tokenizer:
         """The content of ``tokenizer.json``."""
         return self._inner.to_str()
 
-    @property
+    @cached_property
     def size(self) -> int:
         """V, special tokens included."""
         return int(self._inner.get_vocab_size())
@@ -109,10 +111,43 @@ class Tokenizer:
         by_id = sorted(self._inner.get_vocab().items(), key=lambda item: item[1])
         return [token for token, _ in by_id]
 
+    def digest(self) -> str:
+        """SHA-256 of the tokens in the order of their ids, in hex."""
+        return hashlib.sha256("\0".join(self.tokens()).encode()).hexdigest()
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each sentence, without special tokens."""
         encodings = self._inner.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_hashed(self, texts: list[str], num_buckets: int) -> list[list[int]]:
+        """Like `encode`, with V + hash(word) mod ``num_buckets`` for every unknown word.
+
+        For kind ``word`` only. The hash does not depend on process or machine.
+        """
+        sentences = self.encode(texts)
+        for text, ids in zip(texts, sentences, strict=True):
+            if UNKNOWN in ids:
+                for place, word in enumerate(self.split(text)):
+                    if ids[place] == UNKNOWN:
+                        ids[place] = self.size + _bucket_of(word, num_buckets)
+        return sentences
+
+    def split(self, text: str) -> list[str]:
+        """The words of a sentence as the tokenizer sees them, known or not; kind ``word`` only.
+
+        One for each id of `encode`; a word with a space before it begins with the mark U+2581.
+        """
+        normal = self._inner.normalizer.normalize_str(text)
+        return [word for word, _ in self._inner.pre_tokenizer.pre_tokenize_str(normal)]
+
+    def join(self, words: list[str]) -> str:
+        """The text of words as `split` and `tokens` give them."""
+        return str(self._inner.decoder.decode(words))
+
+    def token(self, i: int) -> str:
+        """The token of one id."""
+        return str(self._inner.id_to_token(i))
 
     def decode(self, ids: list[list[int]]) -> list[str]:
         """The sentence of each list of ids; unknown words show as ``<unk>``."""
@@ -139,3 +174,8 @@ class Tokenizer:
             renumbered = [vocabulary[old] for old in new_id]
         description["model"]["vocab"] = renumbered
         return Tokenizer.from_json(json.dumps(description, ensure_ascii=False))
+
+
+def _bucket_of(word: str, num_buckets: int) -> int:
+    digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % num_buckets

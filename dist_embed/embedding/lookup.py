@@ -123,6 +123,7 @@ class RowLookup:
         self.width = width
         self.table_of_role = TABLE_OF_ROLE[share]
         self.specs = table_specs(rows_of_role, width, share)
+        self.rows_of_role = rows_of_role
         self.shards: dict[str, Shard] = {
             name: shard_of(spec.num_rows, group.rank, group.num_workers)
             for name, spec in self.specs.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -87,3 +89,11 @@ class CrossAttention(_Heads):
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
         """[B, T, D] over ``memory_heads``; ``mask`` [B, 1, 1, S] is True on real tokens."""
         return self.finish(self.split(self.query(x)), memory[0], memory[1], mask, False)
+
+    def weights(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
+        """How much of its attention each place pays to each of the source, heads averaged:
+        [B, T, S].
+        """
+        query = self.split(self.query(x))
+        scores = query @ memory[0].transpose(2, 3) / math.sqrt(query.shape[-1])
+        return scores.masked_fill(~mask, float("-inf")).softmax(-1).mean(1)

@@ -1,4 +1,4 @@
-"""Beam search over a sharded vocabulary, several sentences at a time on every worker.
+"""Beam search, several sentences at a time on every worker.
 
 Hypotheses are ranked by log probability divided by length^α (Wu et al. 2016, arXiv 1609.08144,
 without the constant). A sentence is done when ``beam`` hypotheses have ended among the best
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from dist_embed.data.tokenizer import END, PAD, START
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.model.output import OutputShard
-from dist_embed.model.top_words import top_log_probabilities
+from dist_embed.model.next_words import NextWords
 from dist_embed.model.transformer import DecoderState, Transformer
 from dist_embed.parallel.collectives import gather_equal
 
@@ -51,7 +50,7 @@ class Searcher:
     Args:
         model: the replicated part, in evaluation mode.
         lookup: the tables.
-        shard: how the output layer is sharded.
+        next_words: what may follow a hypothesis.
         settings: beam width and limits.
     """
 
@@ -59,15 +58,14 @@ class Searcher:
         self,
         model: Transformer,
         lookup: RowLookup,
-        shard: OutputShard,
+        next_words: NextWords,
         settings: SearchSettings,
     ) -> None:
         self._model = model
         self._lookup = lookup
-        self._shard = shard
+        self._next = next_words
         self._settings = settings
         self._device = lookup.group.device
-        self._own_ids = lookup.ids_of_own_output_rows()
 
     @torch.no_grad()
     def translate(self, sources: list[list[int]]) -> list[list[int]]:
@@ -75,6 +73,7 @@ class Searcher:
 
         Collective: every worker calls it, with as many sentences of its own as it likes, also none.
         """
+        self._next.open(sources)
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
         size = self._settings.batch_sentences
         batches = [order[i : i + size] for i in range(0, len(order), size)]
@@ -87,13 +86,14 @@ class Searcher:
         return answers
 
     def _counts(self, number: int) -> Tensor:
-        return gather_equal(torch.tensor(number, device=self._device), self._shard.group)
+        return gather_equal(torch.tensor(number, device=self._device), self._lookup.group)
 
     def _search(self, chosen: list[int], sources: list[list[int]]) -> list[tuple[int, list[int]]]:
         beam = self._settings.beam
         active = [_Sentence(i, self._settings.longest(len(sources[i]))) for i in chosen]
         sentences = list(active)
         state = self._start([sources[i] for i in chosen])
+        self._next.begin([sources[i] for i in chosen], beam)
         prefixes = torch.full((len(active) * beam, 1), START, device=self._device)
         # Only the first of the equal start hypotheses counts.
         scores = torch.full((len(active), beam), NEG_INF, device=self._device)
@@ -132,6 +132,7 @@ class Searcher:
             state = state.select(rows[rows_kept])
             prefixes, scores = prefixes[rows_kept], scores[kept]
             active = [active[place] for place in going]
+            self._next.keep(going)
         return [(s.number, max(s.finished, key=lambda f: f[0])[1]) for s in sentences]
 
     def _extend(
@@ -191,11 +192,4 @@ class Searcher:
         hidden = words.new_empty((0, self._lookup.width), dtype=torch.float32)
         if len(words):
             hidden = self._model.step(rows.vectors("target", 0), state)
-        return top_log_probabilities(
-            hidden,
-            self._lookup.output_weight(),
-            self._own_ids,
-            self._shard,
-            counts,
-            min(2 * self._settings.beam, self._shard.num_rows),
-        )
+        return self._next.top(hidden, counts, 2 * self._settings.beam)

@@ -73,6 +73,13 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(self.attention(self.attention_norm(x), causal=True))
         return self._over_source(x, memory, mask)
 
+    def attention_over_source(
+        self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor
+    ) -> Tensor:
+        """The weights that `forward` attends to the source with: [B, T, S]."""
+        x = x + self.attention(self.attention_norm(x), causal=True)
+        return self.cross.weights(self.cross_norm(x), memory, mask)
+
     def step(
         self, x: Tensor, past: Tensor | None, memory: tuple[Tensor, Tensor], mask: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -184,6 +191,28 @@ class Transformer(nn.Module):
             assert isinstance(layer, DecoderLayer)
             x = layer(x, layer.cross.memory_heads(memory), mask)
         return self._leave(x.flatten(0, 1).index_select(0, token_positions))
+
+    def attention_over_source(
+        self, source_vectors: Tensor, source_lengths: Tensor, target_vectors: Tensor
+    ) -> Tensor:
+        """Where the decoder looks in the source when it predicts each target word: [B, T, S].
+
+        Mean over the heads of the last layer but one, which aligns words best without having been
+        trained to (Garg et al. 2019, arXiv 1909.02074, section 3). In evaluation mode only.
+
+        Args:
+            source_vectors: [B, S, E].
+            source_lengths: [B] real tokens of each source sentence.
+            target_vectors: [B, T, E] of the decoder's input.
+        """
+        memory, mask = self.encode(source_vectors, source_lengths)
+        x = self._enter(target_vectors, self.target_projection, 0)
+        layers = [layer for layer in self.decoder if isinstance(layer, DecoderLayer)]
+        looking = max(0, len(layers) - 2)
+        for layer in layers[:looking]:
+            x = layer(x, layer.cross.memory_heads(memory), mask)
+        layer = layers[looking]
+        return layer.attention_over_source(x, layer.cross.memory_heads(memory), mask)
 
     def encode(self, vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """[B, S, E] to the encoder's output [B, S, D] and its mask [B, 1, 1, S]."""

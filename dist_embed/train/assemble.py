@@ -1,12 +1,13 @@
-"""From a configuration to tables, model and output layer: the parts that training, evaluation and
-translation share. Configuration objects are read here and in `dist_embed.train.worker`; nothing
-below takes one.
+"""From a configuration to tables, model, output layer and search: the parts that training,
+evaluation and translation share. Configuration objects are read here and in
+`dist_embed.train.worker`; nothing below takes one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,14 +17,21 @@ from torch import Tensor, nn
 from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
+from dist_embed.data.lexicon import Lexicon
+from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.lookup import RowLookup
+from dist_embed.model.candidates import CandidateWords
+from dist_embed.model.next_words import ExactWords, NextWords
 from dist_embed.model.output import OutputShard
 from dist_embed.model.output_layer import ExactOutput, OutputLayer, SampledOutput
 from dist_embed.model.sampler import LogUniformSampler, Sampler, UnigramSampler
 from dist_embed.model.search import Searcher, SearchSettings
 from dist_embed.model.transformer import Transformer
+from dist_embed.model.unknown_words import UnknownWords
 from dist_embed.parallel.device import resolve_dtype
+from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
+from dist_embed.train.translation import Encode, Translation
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,11 @@ class Translator:
         return self.lookup.group
 
 
-def rows_of_role(vocabulary_size: dict[str, int]) -> dict[str, int]:
+def rows_of_role(config: Config, vocabulary_size: dict[str, int]) -> dict[str, int]:
     """Table rows for each role, from the vocabulary sizes of both sides."""
+    source = vocabulary_size["source"] + config.tokenizer.oov_buckets
     target = vocabulary_size["target"]
-    return {"source": vocabulary_size["source"], "target": target, "output": target}
+    return {"source": source, "target": target, "output": target}
 
 
 def build_translator(config: Config, vocabulary_size: dict[str, int], group: Group) -> Translator:
@@ -59,7 +68,7 @@ def build_translator(config: Config, vocabulary_size: dict[str, int], group: Gro
     embedding, model = config.embedding, config.model
     dtype = resolve_dtype(config.train.precision, group.device)
     lookup = RowLookup(
-        rows_of_role(vocabulary_size),
+        rows_of_role(config, vocabulary_size),
         embedding.width,
         model.share_embeddings,
         group,
@@ -122,19 +131,63 @@ def build_output(
     return SampledOutput(sampler, config.run.seed, translator.shard)
 
 
-def build_searcher(config: Config, translator: Translator) -> Searcher:
-    """A beam search over the translator, always in float32. Collective."""
-    return Searcher(
+def build_translation(
+    config: Config, translator: Translator, tokenizers: dict[str, Tokenizer]
+) -> Translation:
+    """What translates texts with the translator, always in float32. Collective.
+
+    Raises:
+        UserError: the search asks for a lexicon, and the run's folder has none.
+    """
+    search, lookup = config.search, translator.lookup
+    candidates = 0 < search.candidates < translator.shard.num_rows
+    with all_or_none(translator.group):
+        wanted = candidates or search.replace_unknown == "lexicon"
+        lexicon = _open_lexicon(config.run.uri) if wanted else None
+    exact = translator.shard.in_float32()
+    words: NextWords = ExactWords(lookup, exact)
+    if candidates and lexicon:
+        words = CandidateWords(
+            lookup, search.candidates, search.candidate_translations, lexicon.translations,
+            exact.block_bytes,
+        )  # fmt: skip
+    searcher = Searcher(
         translator.transformer,
-        translator.lookup,
-        translator.shard.in_float32(),
+        lookup,
+        words,
         SearchSettings(
-            config.search.beam,
-            config.search.length_penalty,
-            config.search.max_length_ratio,
-            config.search.batch_sentences,
+            search.beam,
+            search.length_penalty,
+            search.max_length_ratio,
+            search.batch_sentences,
         ),
     )
+    unknown_words = None
+    if search.replace_unknown != "no":
+        unknown_words = UnknownWords(
+            translator.transformer, lookup, tokenizers,
+            lexicon.translations if lexicon and search.replace_unknown == "lexicon" else None,
+            search.batch_sentences,
+        )  # fmt: skip
+    encode: Encode = tokenizers["source"].encode
+    if config.tokenizer.oov_buckets:
+        encode = partial(
+            tokenizers["source"].encode_hashed, num_buckets=config.tokenizer.oov_buckets
+        )
+    return Translation(
+        translator.transformer, translator.group, searcher, encode, tokenizers["target"],
+        unknown_words,
+    )  # fmt: skip
+
+
+def _open_lexicon(run_uri: str) -> Lexicon:
+    try:
+        return Lexicon(run_uri)
+    except FileNotFoundError:
+        raise UserError(
+            f"{run_uri} has no lexicon, which search.candidates and search.replace_unknown="
+            "lexicon ask for; train it with data.lexicon_translations=10 or more"
+        ) from None
 
 
 def build_dense_optimizer(config: Config, transformer: Transformer) -> torch.optim.AdamW:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 
@@ -10,13 +9,10 @@ import sacrebleu
 import torch
 
 from dist_embed.data.loader import Loader, Position
-from dist_embed.data.token_shards import SIDES, PreparedData, read_texts, read_tokens
-from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.model.output import sharded_cross_entropy
-from dist_embed.model.search import Searcher
-from dist_embed.parallel.collectives import gather_texts
-from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import Translator
+from dist_embed.train.translation import Translation
 
 
 @dataclass(frozen=True)
@@ -54,6 +50,7 @@ def exact_loss(
         rank=group.rank,
         num_workers=group.num_workers,
         accumulate=1,
+        num_ids=lookup.rows_of_role,
     )
     exact = translator.shard.in_float32()
     translator.transformer.eval()
@@ -80,21 +77,8 @@ def exact_loss(
     return total / tokens
 
 
-def translate_texts(
-    searcher: Searcher,
-    translator: Translator,
-    tokenizers: dict[str, Tokenizer],
-    texts: list[str],
-) -> list[str]:
-    """Translations of ``texts``, in order, on every worker. Collective: equal texts everywhere."""
-    sources = tokenizers["source"].encode(texts)
-    return _translate_ids(searcher, translator, tokenizers["target"], sources)
-
-
 def evaluate_translations(
-    searcher: Searcher,
-    translator: Translator,
-    tokenizers: dict[str, Tokenizer],
+    translation: Translation,
     data_uri: str,
     data: PreparedData,
     split: str,
@@ -103,41 +87,19 @@ def evaluate_translations(
     lowercase: bool,
 ) -> Quality:
     """Translate a held-out split and score it, on every worker. Collective."""
-    part = data.splits[split]
-    tokens = read_tokens(data_uri, [shard.name for shard in part.shards])
-    offsets = tokens.source_offsets
-    sources = [
-        tokens.source_tokens[offsets[i] : offsets[i + 1]].tolist() for i in range(len(tokens))
-    ]
+    sources, references = read_texts(data_uri, data.splits[split])
     started = time.perf_counter()
-    translations = _translate_ids(searcher, translator, tokenizers["target"], sources)
+    translations = translation.of(sources)
     seconds = time.perf_counter() - started
-    references = [read_texts(data_uri, part)[SIDES.index("target")]]
     # force: sacrebleu warns about tokenised text, which bleu_tokenize=none asks for.
     bleu = sacrebleu.BLEU(tokenize=bleu_tokenize, lowercase=lowercase, force=True)
     chrf = sacrebleu.CHRF(lowercase=lowercase)
-    score = bleu.corpus_score(translations, references)
+    score = bleu.corpus_score(translations, [references])
     return Quality(
         bleu=score.score,
-        chrf=chrf.corpus_score(translations, references).score,
+        chrf=chrf.corpus_score(translations, [references]).score,
         signature=str(bleu.get_signature()),
         sentences=len(translations),
         seconds=seconds,
         translations=translations,
     )
-
-
-def _translate_ids(
-    searcher: Searcher, translator: Translator, tokenizer: Tokenizer, sources: list[list[int]]
-) -> list[str]:
-    group: Group = translator.group
-    translator.transformer.eval()
-    # Neighbours in length go to different workers, so that all have equal work.
-    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
-    mine = order[group.rank :: group.num_workers]
-    answers = tokenizer.decode(searcher.translate([sources[i] for i in mine]))
-    gathered = gather_texts(json.dumps(dict(zip(mine, answers, strict=True))), group)
-    by_place: dict[int, str] = {}
-    for text in gathered:
-        by_place |= {int(place): answer for place, answer in json.loads(text).items()}
-    return [by_place[place] for place in range(len(sources))]

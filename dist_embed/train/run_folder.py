@@ -12,6 +12,7 @@ from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict, config_to_yaml, differences
 from dist_embed.config.schema import Config
+from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepare import tokenizer_name
 from dist_embed.data.token_shards import SIDES
 from dist_embed.storage import uri as storage
@@ -21,9 +22,9 @@ CONFIG_NAME = "config.yaml"
 # A run may go on with other values of these: they do not change what a step does. (max_steps is
 # where a cosine or linear schedule ends: a longer run goes on at that schedule's rate.)
 CHANGEABLE = (
-    "run.uri", "data.uri", "data.num_processes", "model.logits_block_mib", "train.max_steps",
-    "train.log_every", "train.evaluate_every", "train.translate_every", "train.max_skipped_steps",
-    "search.", "checkpoint.", "cluster.",
+    "run.uri", "data.uri", "data.num_processes", "data.lexicon_translations",
+    "model.logits_block_mib", "train.max_steps", "train.log_every", "train.evaluate_every",
+    "train.translate_every", "train.max_skipped_steps", "search.", "checkpoint.", "cluster.",
 )  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def fingerprint(config: Config) -> str:
 
 
 def write_run_folder(config: Config) -> None:
-    """Write the configuration and the tokenizers of the prepared data into the run's folder.
+    """Write configuration, and tokenizers and lexicon of the prepared data, into the run's folder.
 
     Called by worker 0 once a checkpoint, if there is one, has been loaded: a configuration that
     does not fit it is not written. Not collective.
@@ -83,6 +84,8 @@ def write_run_folder(config: Config) -> None:
     for side in SIDES:
         text = storage.read_text(storage.join(config.data.uri, tokenizer_name(side)))
         storage.write_text(storage.join(config.run.uri, tokenizer_name(side)), text)
+    if config.data.lexicon_translations:
+        Lexicon(config.data.uri).copy_to(config.run.uri)
     storage.write_text(storage.join(config.run.uri, CONFIG_NAME), config_to_yaml(config))
 
 

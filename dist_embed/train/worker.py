@@ -32,7 +32,8 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config, ModelSection
 from dist_embed.data.loader import Loader, Position
 from dist_embed.data.prepare import load_tokenizers, read_counts
-from dist_embed.data.token_shards import PreparedData
+from dist_embed.data.token_shards import SIDES, PreparedData
+from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.memory import table_bytes
 from dist_embed.model.output_layer import OutputLayer
 from dist_embed.observe.events import Emit, Reporter, silent_reporter
@@ -50,18 +51,13 @@ from dist_embed.train.assemble import (
     Translator,
     build_dense_optimizer,
     build_output,
-    build_searcher,
+    build_translation,
     build_translator,
     dense_tensors,
     live_tensors,
     row_multipliers,
 )
-from dist_embed.train.evaluate import (
-    Quality,
-    evaluate_translations,
-    exact_loss,
-    translate_texts,
-)
+from dist_embed.train.evaluate import Quality, evaluate_translations, exact_loss
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
 from dist_embed.train.run_folder import fingerprint, write_run_folder
 from dist_embed.train.step import TrainStep
@@ -118,6 +114,7 @@ def train_task(context: Context) -> dict[str, Any]:
     with all_or_none(group):
         data = PreparedData.read(config.data.uri)
         tokenizers = load_tokenizers(config.data.uri)
+    vocabularies = vocabulary_digests(tokenizers, group)
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
     state = TrainingState(
@@ -127,6 +124,7 @@ def train_task(context: Context) -> dict[str, Any]:
         row_multipliers=row_multipliers(translator.lookup),
         scalars={"position": Position().to_dict(), "skipped_steps": 0},
         fingerprint=fingerprint(config),
+        must_equal=vocabularies,
     )
     _describe(context, translator, data)
     store = open_checkpoints(run_uri, retry_seconds=config.checkpoint.retry_seconds)
@@ -136,7 +134,7 @@ def train_task(context: Context) -> dict[str, Any]:
     with all_or_none(group):
         if group.is_first:
             write_run_folder(config)
-    searcher = build_searcher(config, translator)
+    translation = build_translation(config, translator, tokenizers)
     with all_or_none(group):
         output = build_output(config, translator, partial(read_counts, config.data.uri, "target"))
     train_step = build_train_step(config, translator, output, optimizer)
@@ -148,6 +146,7 @@ def train_task(context: Context) -> dict[str, Any]:
         rank=group.rank,
         num_workers=group.num_workers,
         accumulate=train.accumulate,
+        num_ids=translator.lookup.rows_of_role,
     )
 
     def validate() -> float:
@@ -155,7 +154,7 @@ def train_task(context: Context) -> dict[str, Any]:
 
     def translate() -> Quality:
         return evaluate_translations(
-            searcher, translator, tokenizers, config.data.uri, data, "validation",
+            translation, config.data.uri, data, "validation",
             bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
         )  # fmt: skip
 
@@ -206,10 +205,10 @@ def evaluate_task(context: Context) -> dict[str, Any]:
                 f"there are {', '.join(held_out) or 'none'}"
             )
         tokenizers = load_tokenizers(config.run.uri)
-    translator, step = _load_for_inference(context, data.vocabulary_size)
+    translator, step = _load_for_inference(context, tokenizers)
     loss = exact_loss(translator, config.data.uri, data, split, config.train.batch_tokens)
     quality = evaluate_translations(
-        build_searcher(config, translator), translator, tokenizers, config.data.uri, data, split,
+        build_translation(config, translator, tokenizers), config.data.uri, data, split,
         bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
     )  # fmt: skip
     return {
@@ -230,10 +229,9 @@ def translate_task(context: Context) -> list[str]:
     """Translations of ``options["texts"]`` by the checkpoint ``options["step"]``. Collective."""
     with all_or_none(context.group):
         tokenizers = load_tokenizers(context.config.run.uri)
-    sizes = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
-    translator, _ = _load_for_inference(context, sizes)
-    searcher = build_searcher(context.config, translator)
-    return translate_texts(searcher, translator, tokenizers, context.options["texts"])
+    translator, _ = _load_for_inference(context, tokenizers)
+    translation = build_translation(context.config, translator, tokenizers)
+    return translation.of(context.options["texts"])
 
 
 def peak_memory_bytes(group: Group) -> int:
@@ -329,8 +327,18 @@ def _build_saver(
     )
 
 
+def vocabulary_digests(tokenizers: dict[str, Tokenizer], group: Group) -> dict[str, str]:
+    """What tells the vocabularies from others, for the checkpoints. Collective."""
+    digests: list[str] = []
+    with all_or_none(group):
+        if group.is_first:  # a large vocabulary takes seconds, and memory, to look at
+            digests = [tokenizers[side].digest() for side in SIDES]
+    digests = same_text_from_first(" ".join(digests), group).split()
+    return {f"{side} vocabulary": digest for side, digest in zip(SIDES, digests, strict=True)}
+
+
 def _load_for_inference(
-    context: Context, vocabulary_size: dict[str, int]
+    context: Context, tokenizers: dict[str, Tokenizer]
 ) -> tuple[Translator, int]:
     """The translator of the wanted checkpoint. Collective."""
     config = context.config
@@ -345,6 +353,7 @@ def _load_for_inference(
             found = name_of_step(run_uri, step)
     chosen = f"{found.step} {found.generation}" if found else ""
     step, generation = map(int, same_text_from_first(chosen, context.group).split())
+    vocabulary_size = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
     translator = build_translator(config, vocabulary_size, context.group)
     dense = {f"model.{name}": p.data for name, p in translator.transformer.named_parameters()}
     state = TrainingState(
@@ -352,6 +361,7 @@ def _load_for_inference(
         step=0,
         tensors=live_tensors(translator.lookup, dense, optimizer_state=False),
         row_multipliers=row_multipliers(translator.lookup),
+        must_equal=vocabulary_digests(tokenizers, context.group),
     )
     load_checkpoint(
         open_checkpoints(run_uri), ManifestName(step, generation), state, partial=True,

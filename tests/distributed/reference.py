@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -43,8 +45,11 @@ class Reference:
 
         return RowOrder(self.tables[self.table_of_role[role]].num_embeddings).rows_of(ids)
 
-    def loss(self, pairs: Pairs) -> Tensor:
-        """Smoothed loss per token; one sentence at a time, so nothing is ever padded."""
+    def loss(self, pairs: Pairs, allowed: Iterable[int] | None = None) -> Tensor:
+        """Smoothed loss per token; one sentence at a time, so nothing is ever padded.
+
+        ``allowed``: the words the softmax is over, instead of all.
+        """
         self.steps += 1
         total, tokens = torch.zeros(()), 0
         output = self.tables[self.table_of_role["output"]].weight
@@ -58,7 +63,12 @@ class Reference:
                 torch.arange(len(answers)),
             )
             rows = self.rows_of("output", torch.arange(self.tiny.target_rows))
-            total = total + self.output_loss(hidden @ output[rows].t(), answers)
+            logits = hidden @ output[rows].t()
+            if allowed is not None:
+                others = torch.ones(self.tiny.target_rows, dtype=torch.bool)
+                others[list(allowed)] = False
+                logits = logits.masked_fill(others, float("-inf"))
+            total = total + self.output_loss(logits, answers)
             tokens += len(answers)
         return total / tokens
 

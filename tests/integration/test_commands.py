@@ -131,7 +131,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
 @pytest.mark.parametrize(
     ("launcher", "process_name", "complaint"),
     [
-        ("local", "spawn_main", "was ended from outside"),
+        ("local", "forkserver", "was ended from outside"),
         pytest.param(
             "ray", "RayTrainWorker", "a worker was lost", marks=pytest.mark.xdist_group("ray")
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tests.integration.conftest import Command
@@ -31,3 +32,65 @@ def test_as_many_samples_as_words_are_refused(config: str, dist_embed: Command) 
     refused = dist_embed("train", config, "model.output=sampled", "model.num_samples=146", code=2)
     assert refused.stderr.count("\n") == 1
     assert "model.num_samples: 146 is not allowed: the vocabulary has 146 words" in refused.stderr
+
+
+LARGE = [
+    "tokenizer.vocab_size=30", "tokenizer.shared=false", "tokenizer.oov_buckets=7",
+    "model.share_embeddings=decoder", "model.output=sampled", "model.num_samples=15",
+    "data.lexicon_translations=5", "search.candidates=10", "search.candidate_translations=5",
+    "search.replace_unknown=lexicon", "checkpoint.asynchronous=false", "checkpoint.low_memory=true",
+]  # fmt: skip
+
+
+def test_candidate_lists_hashed_rows_and_replaced_words(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    started = dist_embed("train", config, *LARGE, "train.max_steps=4", "train.translate_every=4")
+    assert "learning the lexicon" in started.stdout
+    assert "table source: 37 rows" in started.stdout
+    assert "table decoder: 30 rows" in started.stdout
+    resumed = dist_embed("train", config, *LARGE, "cluster.num_workers=3")
+    assert "resuming from the checkpoint of step 4" in resumed.stdout
+    assert "learning the lexicon" not in resumed.stdout
+
+    text = (run / "data" / "text" / "test.source.txt").read_text()
+    answers = dist_embed("translate", str(run), text=text).stdout
+    alone = dist_embed("translate", str(run), "--workers", "1", text=text).stdout
+    assert alone == answers
+    assert "<unk>" not in answers
+    raw = dist_embed("translate", str(run), "--replace-unknown", "no", text=text).stdout
+    assert "<unk>" in raw
+    everything = dist_embed(
+        "translate", str(run), "--candidates", "0", "--replace-unknown", "no", text=text
+    ).stdout
+    every_word = dist_embed(
+        "translate", str(run), "--candidates", "30", "--replace-unknown", "no", text=text
+    ).stdout
+    assert every_word == everything
+    refused = dist_embed("translate", str(run), "--candidates", "-1", text=text, code=2)
+    assert "--candidates: -1 is not allowed" in refused.stderr
+
+
+def test_a_run_without_a_lexicon_says_so(config: str, dist_embed: Command, tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    dist_embed("train", config, "train.max_steps=1")
+    refused = dist_embed("translate", run, "--replace-unknown", "lexicon", text="a\n", code=2)
+    assert "data.lexicon_translations=0" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    dist_embed("train", config, "train.max_steps=2", "checkpoint.every_steps=2")
+    tokenizer = run / "tokenizer.target.json"
+    words = json.loads(tokenizer.read_text())
+    vocabulary = words["model"]["vocab"]
+    first, second = list(vocabulary)[10:12]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    tokenizer.write_text(json.dumps(words))
+    refused = dist_embed("evaluate", str(run), code=2)
+    assert "was trained with another target vocabulary" in refused.stderr
+    assert "Traceback" not in refused.stderr

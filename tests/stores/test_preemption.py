@@ -99,7 +99,9 @@ def test_a_run_asked_to_stop_goes_on_as_if_not(
     command.wait_until(lambda: len(losses(place.uri)) > 5)
     asked = psutil.Process(command.process.pid)
     if who == "worker":
-        workers = [c for c in asked.children() if "spawn_main" in " ".join(c.cmdline())]
+        # Forked from a child of the launcher.
+        workers = [w for c in asked.children() if "forkserver" in " ".join(c.cmdline())
+                   for w in c.children()]  # fmt: skip
         assert len(workers) == 2
         asked = workers[1]
     asked.send_signal(signal.SIGTERM)

@@ -217,6 +217,8 @@ def test_a_malformed_override_is_quoted(tmp_path: Path, override: str) -> None:
          ["model.share_embeddings: 'all'", "tokenizer.shared=false"]),
         (["embedding.optimizer=adam", "cluster.device=cpu"],
          ["embedding.optimizer: 'adam'", "cluster.device=cpu", "rowwise_adagrad"]),
+        (["checkpoint.low_memory=true"],
+         ["checkpoint.low_memory: true", "checkpoint.asynchronous=false"]),
         (["data.synthetic=null"], ["data.train: missing", "data.synthetic"]),
         (["data.train.pairs=x.tsv"], ["data.train", "data.synthetic"]),
         (["data.synthetic=null", "data.train.pairs=a", "data.train.source=b"],

@@ -101,3 +101,19 @@ def test_an_error_while_reading_ends_the_processes() -> None:
 
     with pytest.raises(OSError, match="disk gone"):
         count_all()
+
+
+def test_unknown_source_words_are_hashed(pool: EncodingPool, tmp_path: Path) -> None:
+    pairs = [("w1 new w2", "w1 new"), ("other new", "w3")]
+    block = next(
+        pool.write_shards(
+            iter(pairs), str(tmp_path), "test", shard_sentences=9, rule=None, oov_buckets=5000
+        )
+    )
+    tokens = read_tokens(str(tmp_path), [block.info.name])
+    source = words(ALL_WORDS)
+    assert sentences(tokens)[0][0] == tuple(source.encode_hashed([pairs[0][0]], 5000)[0])
+    new, other, again = tokens.source_tokens[[1, 3, 4]].tolist()
+    assert new == again != other
+    assert min(new, other) >= source.size
+    assert tokens.target_tokens[1] == UNKNOWN

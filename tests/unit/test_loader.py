@@ -240,6 +240,22 @@ def test_a_missing_or_damaged_shard_is_named(tmp_path: Path) -> None:
             read_tokens(str(tmp_path), [name])
 
 
+@pytest.mark.parametrize(
+    ("side", "num_ids", "found"),
+    [("source", {"source": 9, "target": 11}, "source token 2 of sentence 2 is id 9"),
+     ("target", {"source": 11, "target": 11}, "target token 1 of sentence 3 is id -1")],
+)  # fmt: skip
+def test_an_id_without_a_row_is_named(
+    tmp_path: Path, side: str, num_ids: dict[str, int], found: str
+) -> None:
+    write_shard(str(tmp_path / "good"), [[4, 8]], [[7]])
+    write_shard(str(tmp_path / "bad"), [[4], [8, 9], [10]], [[5], [7], [-1, 8]])
+    assert len(read_tokens(str(tmp_path), ["good"], num_ids)) == 1
+    told = f"{tmp_path}/bad: {found}, but the {side} table has ids 0 to {num_ids[side] - 1};"
+    with pytest.raises(UserError, match=told):
+        read_tokens(str(tmp_path), ["good", "bad"], num_ids)
+
+
 def test_prefetched_steps_are_the_same_steps(prepared: Prepared) -> None:
     worker = loader(prepared, 0, 2)
     start = Position(1, 1, 2)

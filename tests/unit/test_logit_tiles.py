@@ -10,7 +10,14 @@ from dist_embed.model import logit_tiles, output
 from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.model.top_words import top_log_probabilities
-from tests.unit.test_model_output import ALONE, ROWS, TOKENS, problem, shard_with_blocks_of
+from tests.unit.test_model_output import (
+    ALONE,
+    ROWS,
+    TOKENS,
+    check_equals_pytorch,
+    problem,
+    shard_with_blocks_of,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -23,18 +30,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("tile_bytes", [1, 4 * 8 * 4, 10**6])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_and_gradients_equal_pytorch(tile_bytes: int, smoothing: float) -> None:
-    hidden, weight, target = problem()
-    shard = output.OutputShard(ALONE, 0, ROWS, tile_bytes)
-    loss, nll = sharded_cross_entropy(hidden, target, weight, shard, [TOKENS], smoothing)
-    (loss * 0.3).backward()
-    ours = hidden.grad, weight.grad
-    hidden.grad = weight.grad = None
-    logits = hidden @ weight.t()
-    expected = functional.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing)
-    (expected * 0.3).backward()
-    torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(nll, functional.cross_entropy(logits, target, reduction="sum"))
-    torch.testing.assert_close(ours, (hidden.grad, weight.grad))
+    check_equals_pytorch(output.OutputShard(ALONE, 0, ROWS, tile_bytes), smoothing)
 
 
 def test_huge_logits_stay_finite() -> None:

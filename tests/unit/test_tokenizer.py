@@ -200,3 +200,44 @@ def test_training_again_gives_the_same_bytes(kind: Kind) -> None:
     texts = [s for s, _ in SyntheticLanguage(40, 20, 15, seed=1).pairs(300, "train", 1)]
     stored = {ordered(train(kind, texts), texts)[0].to_json() for _ in range(3)}
     assert len(stored) == 1
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_words_are_split_as_they_are_encoded(split: bool, lowercase: bool) -> None:
+    texts = [
+        "Hello, world!  It's  Bob's",
+        " odd\u3000spaces\u00a0here ",
+        "<unk> and <s>.",
+        "",
+        "▁ a",
+    ]
+    tokenizer = Tokenizer.train(
+        iter(texts), "word", vocab_size=90, min_count=1, lowercase=lowercase,
+        split_punctuation=split,
+    )  # fmt: skip
+    for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+        pieces = tokenizer.split(text)
+        assert pieces == [tokenizer.token(i) for i in ids]
+        assert tokenizer.join(pieces) == tokenizer.decode([ids])[0]
+
+
+def test_unknown_words_are_hashed_each_to_its_own_place() -> None:
+    tokenizer = Tokenizer.train(
+        iter(["a b, c"]), "word", vocab_size=50, min_count=1, lowercase=False,
+        split_punctuation=True,
+    )  # fmt: skip
+    texts = ["a x, b y", "a b", "y x", "<unk>"]
+    plain, hashed = tokenizer.encode(texts), tokenizer.encode_hashed(texts, 10**6)
+    for before, after in zip(plain, hashed, strict=True):
+        assert [i if i < tokenizer.size else UNKNOWN for i in after] == before
+    x, y = hashed[0][1], hashed[0][4]
+    assert hashed[2][1] == x
+    assert x != y
+    # "y" is the first word of the third text; every word of a sentence has its mark.
+    assert hashed[2][0] == y
+    assert tokenizer.encode_hashed(texts, 10**6) == hashed
+    # The hash is fixed for ever: it decides which row a word has trained.
+    assert tokenizer.encode_hashed(["zebra"], 1000) == [[tokenizer.size + 164]]
+    few = tokenizer.encode_hashed([" ".join(f"w{i}" for i in range(500))], 4)[0]
+    assert set(few) == {tokenizer.size + i for i in range(4)}

@@ -1,0 +1,46 @@
+"""The process from which local CPU workers are forked.
+
+Importing what a worker needs takes seconds of a core. The server imports it once for all workers,
+and beside the launching process, which imports much of it too. CUDA cannot be used in a process
+that was forked from one that has touched it: there workers are started anew ("spawn").
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, SpawnContext
+
+_IMPORTED = ["dist_embed.train.worker"]
+
+
+def worker_context(device: str) -> SpawnContext | ForkServerContext:
+    """How to start workers for ``cpu`` or ``cuda``."""
+    if device == "cuda":
+        return multiprocessing.get_context("spawn")
+    _start()
+    return multiprocessing.get_context("forkserver")
+
+
+def start_ahead(device: str) -> None:
+    """Start the server already, if workers on ``cpu``, ``cuda`` or ``auto`` will be forked."""
+    if device == "cpu" or (device == "auto" and not os.path.exists("/proc/driver/nvidia")):
+        _start()
+
+
+def accept_sigterm() -> None:
+    """To be called first in a forked worker: the server is deaf to SIGTERM, see `_start`."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def _start() -> None:
+    forkserver.set_forkserver_preload(_IMPORTED)
+    # A SIGTERM to the whole process group asks the workers to save and stop. The server must
+    # outlive them: through it the launcher learns how they ended. A blocked signal is inherited.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

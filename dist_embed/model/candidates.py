@@ -1,0 +1,118 @@
+"""Candidate lists: search among the frequent words and the translations of the sentence's words.
+
+As in Jean et al. 2015 (arXiv 1412.2007, section 3.3): the K most frequent target words, the same
+for all sentences, and up to K' likely translations of each word of the sentence. Probabilities are
+those of the softmax over the list. The rows of the list are fetched once for a search; a step of it
+then costs what the list costs, whatever the vocabulary, and asks no other worker for logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_embed.data.tokenizer import PAD
+from dist_embed.embedding.lookup import RowLookup
+
+# Target ids of source ids, strongest first, at most so many of each:
+# `dist_embed.data.lexicon.Lexicon.translations`.
+Translations = Callable[[NDArray[np.int64], int], dict[int, NDArray[np.int32]]]
+
+
+class CandidateWords:
+    """A `NextWords` over candidate lists.
+
+    Args:
+        lookup: the tables.
+        num_frequent: K, at most V; ids are ordered by frequency, special tokens first.
+        num_translations: K'.
+        translations: the lexicon.
+        block_bytes: upper bound for one block of logits.
+
+    The constructor is collective.
+    """
+
+    def __init__(
+        self,
+        lookup: RowLookup,
+        num_frequent: int,
+        num_translations: int,
+        translations: Translations,
+        block_bytes: int,
+    ) -> None:
+        self._lookup = lookup
+        self._num_frequent = min(num_frequent, lookup.num_output_rows)
+        self._num_translations = num_translations
+        self._translations = translations
+        self._block_bytes = block_bytes
+        self._known: dict[int, NDArray[np.int32]] = {}
+        self._frequent = self._vectors(torch.arange(self._num_frequent))
+        self._beam = 1
+        # Of the sentences of the search under way: ids [B, L] of their own candidates, -1 behind
+        # the last, and their vectors [B, L, D].
+        self._ids = torch.empty((0, 0), dtype=torch.int64)
+        self._own = self._frequent.new_empty((0, 0, lookup.width))
+
+    def open(self, sources: list[list[int]]) -> None:
+        """Read the translations of all words of the sentences. Collective, as it may fail."""
+        words = np.fromiter((word for ids in sources for word in ids), dtype=np.int64)
+        self._known = self._translations(words, self._num_translations)
+
+    def begin(self, sources: list[list[int]], beam: int) -> None:
+        """Fetch the rows of the sentences' own candidates. Collective."""
+        self._beam = beam
+        own = [self.own_candidates(ids) for ids in sources]
+        longest = max(map(len, own), default=0)
+        padded = np.full((len(own), longest), -1, dtype=np.int64)
+        for row, ids in zip(padded, own, strict=True):
+            row[: len(ids)] = ids
+        self._ids = torch.from_numpy(padded).to(self._frequent.device)
+        self._own = self._vectors(self._ids.clamp(min=0))
+
+    def own_candidates(self, source: list[int]) -> NDArray[np.int64]:
+        """Translations of a sentence's words that are not among the frequent ones, ascending."""
+        found = [self._known[word] for word in set(source) if word in self._known]
+        ids = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+        return ids[ids >= self._num_frequent]
+
+    def keep(self, places: list[int]) -> None:
+        """See `NextWords.keep`."""
+        index = torch.tensor(places, dtype=torch.int64, device=self._ids.device)
+        self._ids, self._own = self._ids.index_select(0, index), self._own.index_select(0, index)
+
+    def top(self, hidden: Tensor, counts: list[int], k: int) -> tuple[Tensor, Tensor]:
+        """See `NextWords.top`; needs no other worker."""
+        sentences, own = self._ids.shape
+        width = self._num_frequent + own
+        step = max(1, self._block_bytes // (4 * width * self._beam))
+        by_sentence = hidden.view(sentences, self._beam, hidden.shape[1])
+        found = [
+            self._top(by_sentence[first : first + step], slice(first, first + step), min(k, width))
+            for first in range(0, sentences, step)
+        ]
+        if not found:
+            return hidden.new_empty((0, min(k, width))), self._ids.new_empty((0, min(k, width)))
+        values, ids = zip(*found, strict=True)
+        return torch.cat(values), torch.cat(ids)
+
+    def _top(self, hidden: Tensor, sentences: slice, k: int) -> tuple[Tensor, Tensor]:
+        ids, own = self._ids[sentences], self._own[sentences]
+        logits = torch.cat([hidden @ self._frequent.t(), hidden @ own.transpose(1, 2)], dim=2)
+        logits[:, :, self._num_frequent :].masked_fill_(ids.unsqueeze(1) < 0, float("-inf"))
+        values, place = logits.log_softmax(2).topk(k, dim=2)
+        behind = (place - self._num_frequent).clamp(min=0)
+        if ids.shape[1]:
+            # Behind the last of a shorter list: impossible words, which must still be ids.
+            chosen = ids.clamp(min=PAD).unsqueeze(1).expand(-1, self._beam, -1).gather(2, behind)
+            place = torch.where(place < self._num_frequent, place, chosen)
+        return values.flatten(0, 1), place.flatten(0, 1)
+
+    def _vectors(self, ids: Tensor) -> Tensor:
+        """Output rows of ``ids``: their shape + [D]. Collective."""
+        with torch.no_grad():
+            rows = self._lookup.lookup({"output": [ids.to(self._lookup.group.device)]})
+            return rows.vectors("output", 0)

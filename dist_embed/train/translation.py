@@ -1,0 +1,69 @@
+"""From source text to target text, on all workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.model.search import Searcher
+from dist_embed.model.transformer import Transformer
+from dist_embed.model.unknown_words import UnknownWords
+from dist_embed.parallel.collectives import gather_texts
+from dist_embed.parallel.group import Group
+
+# Ids of sentences: `Tokenizer.encode`, or `encode_hashed` where the source has hashed rows.
+Encode = Callable[[list[str]], list[list[int]]]
+
+
+class Translation:
+    """Translates texts with a model whose tables are sharded.
+
+    Args:
+        transformer: the replicated part.
+        group: this worker and its peers.
+        searcher: beam search over model and tables.
+        encode: how source texts become ids.
+        target: the target side's tokenizer.
+        unknown_words: replaces unknown words of translations; None: they stay ``<unk>``.
+    """
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        group: Group,
+        searcher: Searcher,
+        encode: Encode,
+        target: Tokenizer,
+        unknown_words: UnknownWords | None,
+    ) -> None:
+        self._transformer = transformer
+        self._group = group
+        self._searcher = searcher
+        self._encode = encode
+        self._target = target
+        self._unknown_words = unknown_words
+
+    def of(self, texts: list[str]) -> list[str]:
+        """Translations of ``texts``, in order, on every worker.
+
+        Collective: equal texts everywhere.
+        """
+        group = self._group
+        self._transformer.eval()
+        sources = self._encode(texts)
+        # Neighbours in length go to different workers, so that all have equal work.
+        order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+        mine = order[group.rank :: group.num_workers]
+        answers = self._searcher.translate([sources[i] for i in mine])
+        if self._unknown_words is None:
+            written = self._target.decode(answers)
+        else:
+            written = self._unknown_words.texts(
+                [texts[i] for i in mine], [sources[i] for i in mine], answers
+            )
+        gathered = gather_texts(json.dumps(dict(zip(mine, written, strict=True))), group)
+        by_place: dict[int, str] = {}
+        for part in gathered:
+            by_place |= {int(place): answer for place, answer in json.loads(part).items()}
+        return [by_place[place] for place in range(len(sources))]

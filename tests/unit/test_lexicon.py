@@ -1,0 +1,140 @@
+"""The bilingual lexicon against counting by hand."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_embed.config.errors import UserError
+from dist_embed.data.lexicon import Lexicon, ensure_lexicon, log_likelihood_ratio
+from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
+
+SOURCE_WORDS, TARGET_WORDS = 24, 30
+
+
+def prepared(folder: Path, seed: int = 0, sentences: int = 60) -> tuple[PreparedData, list]:
+    """Random pairs in three shards, with special tokens, hashed rows and empty sides in them."""
+    draw = np.random.default_rng(seed)
+    pairs = []
+    for _ in range(sentences):
+        source = draw.integers(0, SOURCE_WORDS + 5, draw.integers(0, 7)).tolist()
+        target = draw.integers(0, TARGET_WORDS, draw.integers(0, 9)).tolist()
+        # Word 20 means word 25.
+        meant = draw.random() < 0.2
+        pairs.append(([*source, 20], [*target, 25]) if meant else (source, target))
+    shards = []
+    for number in range(3):
+        part = pairs[number::3]
+        name = f"train/shard-{number:05d}.parquet"
+        write_shard(str(folder / name), [s for s, _ in part], [t for _, t in part])
+        tokens = [sum(len(pair[side]) for pair in part) for side in (0, 1)]
+        shards.append(ShardInfo(name, len(part), *tokens))
+    sizes = {"source": SOURCE_WORDS, "target": TARGET_WORDS}
+    return PreparedData({}, sizes, False, {"train": Split(shards)}), pairs
+
+
+def by_hand(pairs: list, translations: int) -> dict[int, list[int]]:
+    """The same lexicon, word by word."""
+    together: Counter = Counter()
+    of_source: Counter = Counter()
+    of_target: Counter = Counter()
+    for source, target in pairs:
+        left = {i for i in source if 4 <= i < SOURCE_WORDS}
+        right = {i for i in target if i >= 4}
+        of_source.update(left)
+        of_target.update(right)
+        together.update((s, t) for s in left for t in right)
+    scored = defaultdict(list)
+    for (s, t), n in together.items():
+        ratio = ratio_by_hand(n, of_source[s], of_target[t], len(pairs))
+        if ratio > 0:
+            scored[s].append((-round(ratio, 9), t))
+    return {s: [t for _, t in sorted(found)[:translations]] for s, found in scored.items()}
+
+
+def ratio_by_hand(both: int, source: int, target: int, total: int) -> float:
+    cells = [
+        (both, source * target),
+        (source - both, source * (total - target)),
+        (target - both, (total - source) * target),
+        (total - source - target + both, (total - source) * (total - target)),
+    ]
+    ratio = 2 * sum(o * math.log(o * total / e) for o, e in cells if o)
+    return ratio if both * total > source * target else -ratio
+
+
+def learn(folder: Path, data: PreparedData, translations: int = 3, **how: int) -> list[str]:
+    said: list[str] = []
+    ensure_lexicon(
+        str(folder), data, translations=translations, num_processes=how.pop("processes", 1),
+        say=said.append, **how,
+    )  # fmt: skip
+    return said
+
+
+def test_the_ratio_is_dunnings() -> None:
+    both, source, target = (
+        np.array([10, 1, 5, 0]),
+        np.array([10, 20, 10, 5]),
+        np.array([12, 40, 50, 9]),
+    )
+    found = log_likelihood_ratio(both, source, target, 100)
+    expected = [ratio_by_hand(*case, 100) for case in zip(both, source, target, strict=True)]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+    assert found[0] > 20
+    assert found[1] < 0  # less often than by chance
+    assert abs(found[2]) < 1e-9  # exactly as often
+
+
+@pytest.mark.parametrize(("processes", "block_pairs"), [(1, 10**6), (2, 40), (1, 200)])
+def test_it_equals_counting_by_hand(tmp_path: Path, processes: int, block_pairs: int) -> None:
+    data, pairs = prepared(tmp_path)
+    learn(tmp_path, data, processes=processes, block_pairs=block_pairs)
+    lexicon = Lexicon(str(tmp_path))
+    assert (lexicon.index.parts > 1) == (block_pairs < 1000)
+    everything = np.arange(SOURCE_WORDS + 5)
+    found = {s: t.tolist() for s, t in lexicon.translations(everything, 3).items()}
+    assert found == by_hand(pairs, 3)
+    assert found[20][0] == 25
+    fewer = lexicon.translations(np.array([20, 7, 20, SOURCE_WORDS + 1]), 1)
+    assert {s: t.tolist() for s, t in fewer.items()} == {s: found[s][:1] for s in (7, 20)}
+    assert lexicon.index.entries == sum(map(len, found.values()))
+
+
+def test_it_is_learned_again_only_where_something_changed(tmp_path: Path) -> None:
+    data, _ = prepared(tmp_path)
+    assert learn(tmp_path, data)[0] == "learning the lexicon"
+    assert learn(tmp_path, data) == []
+    assert learn(tmp_path, data, translations=2)[0] == "learning the lexicon"
+    data, pairs = prepared(tmp_path, seed=1)
+    data.settings["changed"] = True
+    assert learn(tmp_path, data, translations=2)[0] == "learning the lexicon"
+    found = Lexicon(str(tmp_path)).translations(np.arange(SOURCE_WORDS), 2)
+    assert {s: t.tolist() for s, t in found.items()} == by_hand(pairs, 2)
+
+
+def test_a_copy_says_the_same(tmp_path: Path) -> None:
+    data, pairs = prepared(tmp_path)
+    learn(tmp_path, data, block_pairs=50)
+    Lexicon(str(tmp_path)).copy_to(str(tmp_path / "run"))
+    found = Lexicon(str(tmp_path / "run")).translations(np.arange(SOURCE_WORDS), 3)
+    assert {s: t.tolist() for s, t in found.items()} == by_hand(pairs, 3)
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Lexicon(str(tmp_path))
+    data, _ = prepared(tmp_path)
+    learn(tmp_path, data)
+    lexicon = Lexicon(str(tmp_path))
+    part = tmp_path / "lexicon" / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    with pytest.raises(UserError, match="part-00000"):
+        lexicon.translations(np.array([5]), 1)
+    (tmp_path / "lexicon" / "lexicon.json").write_text('{"format": 9}')
+    with pytest.raises(UserError, match=r"lexicon\.json"):
+        Lexicon(str(tmp_path))
