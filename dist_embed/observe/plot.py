@@ -1,0 +1,129 @@
+"""What all plots share: one quiet style, direct labels, and equal files for equal data.
+
+Nothing here touches matplotlib's global state for longer than a plot is drawn, and matplotlib is
+imported only then: commands without a plot start as fast as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dist_embed.config.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+
+INK = "#1a1a1a"
+GREY = "#8a8a8a"  # light enough to differ from INK in black and white, dark enough to be read
+ENDINGS = (".svg", ".png")
+_LABEL_POINTS = 11.0  # from one label to the next above it
+_STYLE: dict[str, Any] = {
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "lines.linewidth": 1.0,
+    "lines.markersize": 4,
+    "xtick.color": INK,
+    "xtick.major.width": 0.6,
+    "ytick.color": INK,
+    "ytick.major.width": 0.6,
+    "savefig.bbox": "tight",  # labels may stand outside the axes
+    "savefig.dpi": 200,
+    "svg.fonttype": "none",  # text stays text: a third of the bytes, and it can be searched
+    "svg.hashsalt": "dist_embed",  # without it the ids in an SVG are random
+}
+
+
+def check_plot_path(path: str) -> None:
+    """Refuse a file that could not be drawn, before anything long is done for it.
+
+    Raises:
+        UserError: another ending than those of `ENDINGS`, or a folder that does not exist.
+    """
+    if Path(path).suffix not in ENDINGS:
+        raise UserError(f"{path}: a plot is written to a file that ends in {' or '.join(ENDINGS)}")
+    if not Path(path).parent.is_dir():
+        raise UserError(f"{path}: the folder {Path(path).parent} does not exist")
+
+
+@contextmanager
+def plot_into(path: str, *, width: float = 5.6, height: float = 3.6) -> Iterator[Axes]:
+    """Axes to draw into, written to ``path`` when the block has ended without an error.
+
+    Equal calls write equal bytes with one version of matplotlib, whatever the user's own settings
+    of it are.
+
+    Args:
+        path: an SVG or PNG file.
+        width: inches, without what stands outside the axes.
+        height: inches.
+
+    Raises:
+        UserError: see `check_plot_path`.
+    """
+    check_plot_path(path)
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style.context(_STYLE, after_reset=True):
+        figure = Figure(figsize=(width, height))
+        FigureCanvasAgg(figure)
+        yield figure.add_subplot()
+        nothing = {"Date": None, "Creator": None} if path.endswith(".svg") else {"Software": None}
+        figure.savefig(path, metadata=nothing)
+
+
+def log_axis(axes: Axes, name: Literal["x", "y"], ticks: Sequence[float] | None = None) -> None:
+    """Make an axis logarithmic, with plain numbers at 1, 2, 5, 10, … or at ``ticks``."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+    if name == "x":
+        axes.set_xscale("log")
+    else:
+        axes.set_yscale("log")
+    axis: Axis = axes.xaxis if name == "x" else axes.yaxis
+    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def label_ends(axes: Axes, x: float, labels: Sequence[tuple[float, str]]) -> None:
+    """Write each of ``labels`` (y, text) to the right of (x, y), without one covering another.
+
+    The limits of the axes must be set before.
+    """
+    points = 72 / axes.figure.dpi
+    ordered = sorted(labels)
+    wanted = [float(axes.transData.transform((x, y))[1]) * points for y, _ in ordered]
+    for (y, text), want, place in zip(ordered, wanted, spread(wanted, _LABEL_POINTS), strict=True):
+        axes.annotate(
+            text, (x, y), xytext=(14, place - want), textcoords="offset points", va="center"
+        )
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """The ascending ``places``, moved as little as it takes to lie ``gap`` apart.
+
+    Places that are too close form a block around their mean; blocks that meet become one.
+    """
+    blocks: list[list[float]] = []
+
+    def lowest(block: list[float]) -> float:
+        return sum(block) / len(block) - gap * (len(block) - 1) / 2
+
+    for place in places:
+        blocks.append([place])
+        while len(blocks) > 1 and lowest(blocks[-1]) < lowest(blocks[-2]) + gap * len(blocks[-2]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    return [lowest(block) + gap * number for block in blocks for number in range(len(block))]
