@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dist_embed.bench.memory import peak_bytes
 from dist_embed.bench.plain_model import plain_training_step
 from dist_embed.bench.plain_sparse import SparseSampled
+from dist_embed.bench.zipf import zipf
 from dist_embed.cluster.local import launch_local
 from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.config.load import config_from_dict
@@ -263,12 +264,6 @@ def batches(case: Case, group: Group, count: int) -> list[StepBatches]:
         counts = [[sentences * SENTENCE_TOKENS] * group.num_workers]
         found.append(StepBatches([build_batch(pairs, np.arange(sentences))], counts, Position()))
     return found
-
-
-def zipf(draw: np.random.Generator, num_words: int, count: int) -> NDArray[np.int32]:
-    """Ids with p(i) ∝ log((i + 2) / (i + 1)), most frequent first."""
-    ids = np.exp(draw.random(count) * np.log(num_words + 1)).astype(np.int64) - 1
-    return ids.clip(0, num_words - 1).astype(np.int32)
 
 
 def _timed(step: Step, work: list[StepBatches], group: Group) -> list[float]:

@@ -64,6 +64,22 @@ def add_commands(commands: Any) -> None:
     vocabulary.add_argument("--steps", type=positive, default=20, help="per round; default 20")
     _add_json(vocabulary)
     vocabulary.set_defaults(call=_vocabulary)
+    balance = kinds.add_parser(
+        "balance", help="how evenly the lookups of a step fall on the shards (a simulation)"
+    )
+    balance.add_argument(
+        "--rows", type=positive, nargs="+", default=[1_000_000, 10_000_000], metavar="V",
+        help="sizes of the table; default 10⁶ and 10⁷",
+    )  # fmt: skip
+    balance.add_argument(
+        "--shards", type=positive, nargs="+", default=[2, 8, 64, 1024], metavar="W",
+        help="default 2, 8, 64 and 1024",
+    )  # fmt: skip
+    balance.add_argument("--tokens", type=positive, default=8192, help="per worker; default 8192")
+    balance.add_argument("--steps", type=positive, default=20, help="default 20")
+    balance.add_argument("--plot", metavar="FILE", help="draw the worst steps there; .svg or .png")
+    _add_json(balance)
+    balance.set_defaults(call=_balance)
 
 
 def _add_arguments(parser: argparse.ArgumentParser, *, rounds: int, steps: int) -> None:
@@ -205,6 +221,37 @@ def _vocabulary(arguments: argparse.Namespace) -> None:
         print_table(header, rows)
     if arguments.json:
         write_json(arguments.json, _command(), device_name(torch.device("cpu")), figures.to_dict())
+
+
+def _balance(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from dist_embed.bench.balance import (
+        balance_figures,
+        balance_report,
+        balance_table,
+        plot_balance,
+    )
+    from dist_embed.bench.report import print_table, write_json
+    from dist_embed.observe.plot import check_plot_path
+    from dist_embed.parallel.device import device_name
+
+    if arguments.plot:
+        check_plot_path(arguments.plot)
+    found = balance_report(
+        arguments.rows, arguments.shards, tokens=arguments.tokens, steps=arguments.steps,
+        say=print,
+    )  # fmt: skip
+    print(
+        "rows asked of the fullest shard ÷ mean over shards; "
+        f"{arguments.tokens:,} tokens a worker, {arguments.steps} steps"
+    )
+    print_table(*balance_table(found))
+    if arguments.json:
+        figures = balance_figures(found, arguments.tokens)
+        write_json(arguments.json, _command(), device_name(torch.device("cpu")), figures)
+    if arguments.plot:
+        plot_balance(found, arguments.plot)
 
 
 _STALLS = ("stall, first", "stall")

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_embed.bench.balance import Balance, plot_balance
+from dist_embed.config.errors import UserError
+from dist_embed.observe.plot import check_plot_path, plot_into, spread
+
+FOUND = [
+    Balance(rows, shards, 1.0, [1 + shards / 1e4, 1.0], [shards / 2 + rows / 1e7, 1.0])
+    for rows in (1000, 1_000_000)
+    for shards in (2, 64, 1024)
+]
+
+
+@pytest.mark.parametrize("ending", [".svg", ".png"])
+def test_equal_data_gives_equal_bytes(tmp_path: Path, ending: str) -> None:
+    import matplotlib
+
+    plot_balance(FOUND, str(tmp_path / f"first{ending}"))
+    with matplotlib.rc_context({"axes.grid": True, "svg.hashsalt": None}):  # a user's own settings
+        plot_balance(FOUND, str(tmp_path / f"second{ending}"))
+    plot_balance(FOUND[1:], str(tmp_path / f"other{ending}"))
+    first, second, other = ((tmp_path / f"{n}{ending}").read_bytes() for n in
+                            ("first", "second", "other"))  # fmt: skip
+    assert first == second
+    assert first != other
+    assert b"<dc:date>" not in first
+    assert matplotlib.__version__.encode() not in first
+
+
+def test_global_state_stays_as_it_was(tmp_path: Path) -> None:
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plot_balance(FOUND, str(tmp_path / "plot.svg"))
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_matplotlib_is_imported_only_for_a_plot() -> None:
+    code = (
+        "import sys, dist_embed.cli.main, dist_embed.bench.balance, dist_embed.observe.plot\n"
+        "dist_embed.cli.main.build_parser()\n"
+        "sys.exit('matplotlib' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom dist_embed.observe.plot import plot_into\n"
+        f"with plot_into({str(tmp_path / 'plot.png')!r}) as axes:\n    axes.plot([1, 2])\n"
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_written_where_drawing_fails(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), plot_into(str(tmp_path / "plot.svg")):
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["plot", "plot.pdf", "svg", "missing/plot.svg"])
+def test_files_that_cannot_be_drawn_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        check_plot_path(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        ([], []),
+        ([3, 30], [3, 30]),
+        ([3, 4], [-1.5, 8.5]),
+        ([0, 0, 0], [-10, 0, 10]),
+        ([0, 9, 11], [-10 / 3, 20 / 3, 50 / 3]),  # two pairs that meet become one block
+    ],
+)
+def test_labels_are_moved_apart(places: list[float], expected: list[float]) -> None:
+    assert spread(places, 10) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(-1e3, 1e3)))
+def test_labels_keep_their_order_and_their_middle(places: list[float]) -> None:
+    places = sorted(places)
+    found = spread(places, 10)
+    assert all(b - a >= 10 - 1e-6 for a, b in pairwise(found))
+    assert sum(found) == pytest.approx(sum(places), abs=1e-6)
