@@ -62,6 +62,10 @@ def add_commands(commands: Any) -> None:
     vocabulary.add_argument("--workers", type=positive, default=2, help="default 2")
     vocabulary.add_argument("--rounds", type=positive, default=3, help="default 3")
     vocabulary.add_argument("--steps", type=positive, default=20, help="per round; default 20")
+    vocabulary.add_argument(
+        "--largest", action="store_true",
+        help="also find the largest vocabulary of each kind by filling this machine's memory",
+    )  # fmt: skip
     _add_json(vocabulary)
     vocabulary.set_defaults(call=_vocabulary)
     balance = kinds.add_parser(
@@ -214,7 +218,8 @@ def _vocabulary(arguments: argparse.Namespace) -> None:
     figures = vocabulary_report(
         arguments.words, arguments.widths, against=arguments.against, tokens=arguments.tokens,
         full_tokens=arguments.full_tokens, num_samples=arguments.samples,
-        num_workers=arguments.workers, rounds=arguments.rounds, steps=arguments.steps, say=print,
+        num_workers=arguments.workers, rounds=arguments.rounds, steps=arguments.steps,
+        find_largest=arguments.largest, say=print,
     )  # fmt: skip
     for title, header, rows in figures.tables():
         print(f"\n{title}\n")

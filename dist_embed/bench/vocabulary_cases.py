@@ -1,0 +1,124 @@
+"""Ways to train one size of vocabulary: this project's, and two of plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_embed.bench.plain_model import plain_training_step
+from dist_embed.bench.plain_sparse import SparseSampled
+from dist_embed.bench.zipf import zipf
+from dist_embed.checkpoint.state import LiveTensor
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
+from dist_embed.data.loader import Position, StepBatches, build_batch
+from dist_embed.data.token_shards import TokenPairs
+from dist_embed.parallel.group import Group
+from dist_embed.train.assemble import (
+    build_dense_optimizer,
+    build_output,
+    build_translator,
+    dense_tensors,
+    live_tensors,
+)
+from dist_embed.train.worker import build_train_step
+
+SENTENCE_TOKENS = 32  # with the end mark
+Kind = Literal["dist_embed, sampled", "nn.Embedding(sparse), sampled", "nn.Embedding, full softmax"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SAMPLED, SPARSE, FULL = KINDS
+Step = Callable[[int, StepBatches], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train one size.
+
+    Attributes:
+        kind: who does the step.
+        num_words: V of source, target and output, each a table of its own.
+        width: D, of tables and model.
+        tokens: target tokens of each worker.
+        num_samples: S.
+    """
+
+    kind: Kind
+    num_words: int
+    width: int
+    tokens: int
+    num_samples: int
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the three tables with row-wise optimizer state, float32, all workers."""
+        return 3 * 4 * self.num_words * (self.width + 1)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One case on this worker.
+
+    Attributes:
+        step: runs one training step; collective.
+        live: what a checkpoint is taken of; of this project's case only.
+    """
+
+    step: Step
+    live: dict[str, LiveTensor] = field(default_factory=dict)
+
+
+def build_trainer(case: Case, group: Group) -> Trainer:
+    """Tables, model and optimizers of the case. Collective."""
+    config = case_config(case)
+    if case.kind == SAMPLED:
+        size = {"source": case.num_words, "target": case.num_words}
+        translator = build_translator(config, size, group)
+        output = build_output(config, translator, _no_counts)
+        optimizer = build_dense_optimizer(config, translator.transformer)
+        step = build_train_step(config, translator, output, optimizer).run
+        dense = dense_tensors(translator.transformer, optimizer)
+        return Trainer(step, live_tensors(translator.lookup, dense))
+    if case.kind == SPARSE:
+        return Trainer(SparseSampled(config, case.num_words, group).run)
+    return Trainer(plain_training_step(config, case.num_words, case.num_words, group, bf16=False))
+
+
+def case_config(case: Case) -> Config:
+    """Two layers on either side, dropout off, no smoothing: what is not the tables is small."""
+    return config_from_dict(
+        {
+            "run": {"uri": "/nowhere"},
+            "data": {"synthetic": {}},
+            "tokenizer": {"shared": False},
+            "embedding": {"width": case.width},
+            "model": {
+                "width": case.width, "feed_forward": 4 * case.width, "encoder_layers": 2,
+                "decoder_layers": 2, "dropout": 0.0, "share_embeddings": "none",
+                "output": "sampled", "num_samples": case.num_samples,
+            },
+            "train": {"max_steps": 1000, "precision": "fp32"},
+        }
+    )  # fmt: skip
+
+
+def batches(case: Case, group: Group, count: int) -> list[StepBatches]:
+    """Steps of sentences of equal length whose words follow Zipf's law by rank."""
+    sentences = case.tokens // SENTENCE_TOKENS
+    length = SENTENCE_TOKENS - 1
+    offsets = np.arange(sentences + 1, dtype=np.int64) * length
+    found = []
+    for number in range(count):
+        draw = np.random.default_rng([number, group.rank])
+        source, target = (zipf(draw, case.num_words, sentences * length) for _ in range(2))
+        pairs = TokenPairs(source, offsets, target, offsets)
+        counts = [[sentences * SENTENCE_TOKENS] * group.num_workers]
+        found.append(StepBatches([build_batch(pairs, np.arange(sentences))], counts, Position()))
+    return found
+
+
+def _no_counts() -> NDArray[np.int64]:
+    raise AssertionError("the log-uniform sampler asks for none")
