@@ -150,10 +150,22 @@ class Tokenizer:
         return str(self._inner.id_to_token(i))
 
     def decode(self, ids: list[list[int]]) -> list[str]:
-        """The sentence of each list of ids; unknown words show as ``<unk>``."""
+        """The sentence of each list of ids; unknown words show as ``<unk>``, a word of its own."""
         drop = {PAD, START, END}
         kept = [[i for i in sentence if i not in drop] for sentence in ids]
-        return self._inner.decode_batch(kept, skip_special_tokens=False)
+        texts: list[str] = self._inner.decode_batch(kept, skip_special_tokens=False)
+        if isinstance(self._inner.model, models.WordLevel):
+            # The space before an unknown word went with it; without one the word before would not
+            # be itself any more.
+            for place, sentence in enumerate(kept):
+                if UNKNOWN in sentence:
+                    texts[place] = self._decode_unknown(sentence)
+        return texts
+
+    def _decode_unknown(self, ids: list[int]) -> str:
+        unknown = "▁" + SPECIAL_TOKENS[UNKNOWN]
+        tokens = [unknown if i == UNKNOWN else self._inner.id_to_token(i) for i in ids]
+        return str(self._inner.decoder.decode(tokens))
 
     def ordered_by(self, counts: list[int]) -> Tokenizer:
         """The same tokenizer with ids ordered by ``counts`` (of each present id), highest first.

@@ -162,7 +162,8 @@ def test_an_unknown_word_is_one_unknown_id(split: bool) -> None:
     tokenizer = trained("word", split)
     ids = tokenizer.encode(["The unheard-of cat" if not split else "The unheardof cat"])[0]
     assert [i == UNKNOWN for i in ids] == [False, True, False]
-    assert "<unk>" in tokenizer.decode([ids])[0]
+    assert tokenizer.decode([ids, ids[1:], ids[:2]]) == ["The <unk> cat", "<unk> cat", "The <unk>"]
+    assert tokenizer.decode([[START, *ids, ids[1], END, PAD]]) == ["The <unk> cat <unk>"]
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
