@@ -6,9 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from dist_embed.config.errors import UserError
-from dist_embed.config.schema import Config, CorpusSection, TokenizerSection
+from dist_embed.config.schema import (
+    Config,
+    CorpusSection,
+    InflectedSection,
+    SyntheticSection,
+    TokenizerSection,
+)
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.encoding import LengthRule
+from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.data.lexicon import ensure_lexicon
 from dist_embed.data.prepare import TokenizerRecipe, prepare_data
 from dist_embed.data.synthetic import SyntheticLanguage
@@ -120,7 +127,7 @@ def _prepare(config: Config, settings: dict[str, Any], say: Say) -> PreparedData
 def _data_settings(config: Config) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     data = config.data.model_dump()
-    for name in ("train", "validation", "test", "synthetic"):
+    for name in ("train", "validation", "test", "synthetic", "inflected"):
         for key, value in (data.pop(name) or {}).items():
             settings[f"data.{name}.{key}"] = value
     settings |= {f"data.{key}": v for key, v in data.items() if key not in _NOT_CONTENT}
@@ -128,8 +135,9 @@ def _data_settings(config: Config) -> dict[str, Any]:
 
 
 def _corpora(config: Config, say: Say) -> dict[str, ParallelText]:
-    if config.data.synthetic is not None:
-        return _generate(config, say)
+    generated = config.data.synthetic or config.data.inflected
+    if generated is not None:
+        return _generate(generated, config.data.uri, say)
     found = {
         "train": config.data.train,
         "validation": config.data.validation,
@@ -150,16 +158,21 @@ def _parallel_text(corpus: CorpusSection) -> ParallelText:
     )
 
 
-def _generate(config: Config, say: Say) -> dict[str, ParallelText]:
-    """Write the synthetic corpora as text files, where a user can look at them."""
-    wanted = config.data.synthetic
-    assert wanted is not None
+def _generate(
+    wanted: SyntheticSection | InflectedSection, data_uri: str, say: Say
+) -> dict[str, ParallelText]:
+    """Write the generated corpora as text files, where a user can look at them."""
     say(f"generating {wanted.sentences:,} synthetic sentence pairs")
-    language = SyntheticLanguage(wanted.nouns, wanted.verbs, wanted.adjectives, wanted.seed)
+    stems = (wanted.nouns, wanted.verbs, wanted.adjectives)
+    language: SyntheticLanguage | InflectedLanguage = (
+        InflectedLanguage(*stems, exponent=wanted.exponent, seed=wanted.seed)
+        if isinstance(wanted, InflectedSection)
+        else SyntheticLanguage(*stems, wanted.seed)
+    )
     sizes = {"train": wanted.sentences, "validation": wanted.held_out, "test": wanted.held_out}
     corpora = {}
     for name, count in sizes.items():
-        uris = [storage.join(config.data.uri, "text", f"{name}.{side}.txt") for side in SIDES]
+        uris = [storage.join(data_uri, "text", f"{name}.{side}.txt") for side in SIDES]
         with storage.open_file(uris[0], "wb") as left, storage.open_file(uris[1], "wb") as right:
             for source, target in language.pairs(count, name, wanted.seed):
                 left.write(f"{source}\n".encode())

@@ -44,12 +44,17 @@ def _problems(config: Config) -> Iterator[str]:
             "copies the tables; set checkpoint.asynchronous=false"
         )
     yield from _word_problems(config)
-    if data.synthetic is None and data.train is None:
-        yield "data.train: missing; give data.train, or data.synthetic to generate a corpus"
-    if data.synthetic is not None:
-        for name in ("train", "validation", "test"):
-            if getattr(data, name) is not None:
-                yield f"data.{name}: not allowed beside data.synthetic, which generates it"
+    generated = [name for name in ("synthetic", "inflected") if getattr(data, name) is not None]
+    if len(generated) > 1:
+        yield "data.inflected: not allowed beside data.synthetic, which generates the corpora too"
+    elif not generated and data.train is None:
+        yield (
+            "data.train: missing; give data.train, or data.synthetic or data.inflected to generate "
+            "a corpus"
+        )
+    for name in ("train", "validation", "test"):
+        if generated and getattr(data, name) is not None:
+            yield f"data.{name}: not allowed beside data.{generated[0]}, which generates it"
     for name in ("train", "validation", "test"):
         corpus = getattr(data, name)
         if corpus is not None:

@@ -55,6 +55,25 @@ class SyntheticSection(Section):
     seed: int = Field(1, ge=0, description="Decides lexicon and sentences.")
 
 
+class InflectedSection(Section):
+    """A generated corpus in two languages with many forms of many stems: with these defaults over a
+    million words on each side, most of them rare. A stem has one translation that nothing but
+    itself tells; its ending and its place follow from the sentence.
+    """
+
+    sentences: PositiveInt = Field(1_000_000, description="Training sentence pairs.")
+    held_out: PositiveInt = Field(2000, description="Validation pairs, and as many test pairs.")
+    nouns: PositiveInt = Field(220_000, description="Noun stems; 10 forms each, 8 in the target.")
+    verbs: PositiveInt = Field(60_000, description="Verb stems; 3 forms each, 6 in the target.")
+    adjectives: PositiveInt = Field(
+        40_000, description="Adjective stems; 2 forms each, 6 in the target."
+    )
+    exponent: NonNegativeFloat = Field(
+        0.8, description="A class's stem number r is drawn with a probability ∝ 1 / r^`exponent`."
+    )
+    seed: int = Field(1, ge=0, description="Decides lexicon and sentences.")
+
+
 class DataSection(Section):
     """The corpora and how they are prepared."""
 
@@ -63,6 +82,9 @@ class DataSection(Section):
     )
     synthetic: SyntheticSection | None = Field(
         None, description="Generate the corpora instead of reading train, validation and test."
+    )
+    inflected: InflectedSection | None = Field(
+        None, description="Or generate these, with over a million words on each side."
     )
     train: CorpusSection | None = Field(None, description="Training pairs.")
     validation: CorpusSection | None = Field(

@@ -221,6 +221,10 @@ def test_a_malformed_override_is_quoted(tmp_path: Path, override: str) -> None:
          ["checkpoint.low_memory: true", "checkpoint.asynchronous=false"]),
         (["data.synthetic=null"], ["data.train: missing", "data.synthetic"]),
         (["data.train.pairs=x.tsv"], ["data.train", "data.synthetic"]),
+        (["data.inflected={}"], ["data.inflected: not allowed beside data.synthetic"]),
+        (["data.synthetic=null", "data.inflected={}", "data.test.pairs=x.tsv"],
+         ["data.test: not allowed beside data.inflected"]),
+        (["data.synthetic.exponent=1.0"], ["data.synthetic.exponent: unknown key"]),
         (["data.synthetic=null", "data.train.pairs=a", "data.train.source=b"],
          ["data.train", "`pairs`", "not both"]),
         (["data.synthetic=null", "data.train.source=b"], ["data.train.target: missing"]),
@@ -244,6 +248,7 @@ def test_impossible_combinations_name_both_sides(
         ["model.share_embeddings=decoder", "tokenizer.shared=false"],
         ["embedding.optimizer=adam", "cluster.device=cuda"],
         ["data.synthetic=null", "data.train.pairs=a.tsv"],
+        ["data.synthetic=null", "data.inflected.exponent=1.0"],
     ],
 )
 def test_possible_neighbours_of_impossible_combinations_load(

@@ -10,6 +10,7 @@ from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
+from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import check_run_folder, read_run_config, write_run_folder
 from tests.unit.small_corpus import Prepared
@@ -159,6 +160,23 @@ def test_a_key_this_version_does_not_know_names_the_file(
     with pytest.raises(UserError, match=r"train\.of_the_future") as caught:
         read_run_config(config.run.uri)
     assert str(path) in str(caught.value)
+
+
+def test_inflected_data_are_generated_and_known_by_their_settings(tmp_path: Path) -> None:
+    few = "{sentences: 30, held_out: 4, nouns: 9, verbs: 3, adjectives: 3, exponent: 1.0, seed: 2}"
+    chosen = ("data.synthetic=null", f"data.inflected={few}", "tokenizer.shared=false",
+              "model.share_embeddings=none")  # fmt: skip
+    data = ensure_data(config_of(tmp_path, *chosen), lambda line: None)
+    assert {name: split.sentences for name, split in data.splits.items()} == {
+        "train": 30, "validation": 4, "test": 4
+    }  # fmt: skip
+    language = InflectedLanguage(9, 3, 3, exponent=1.0, seed=2)
+    for split, count in (("train", 30), ("test", 4)):
+        for place, side in enumerate(("source", "target")):
+            text = (tmp_path / "run" / "data" / "text" / f"{split}.{side}.txt").read_text()
+            assert text.splitlines() == [pair[place] for pair in language.pairs(count, split, 2)]
+    with pytest.raises(UserError, match=r"data\.inflected\.exponent: 1.0 there, 0.5 here"):
+        ensure_data(config_of(tmp_path, *chosen, "data.inflected.exponent=0.5"), lambda line: None)
 
 
 def test_data_are_prepared_once_and_again_when_forced(tmp_path: Path) -> None:
