@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from dist_embed.cli.config import add_config_arguments
-from dist_embed.config.checks import check
-from dist_embed.config.errors import RunStopped, UserError
+from dist_embed.cli.trained_run import add_worker_options, check_output, on_workers, run_config
+from dist_embed.config.errors import RunStopped
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
-from dist_embed.storage import uri as storage
 
 # What a step, or a validation, may still take after the run was asked to stop.
 STEP_SECONDS = 60.0
@@ -55,16 +54,7 @@ def add_commands(commands: Any) -> None:
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder or URL")
     parser.add_argument("--step", type=int, help="checkpoint; default: lowest validation loss")
-    parser.add_argument("--workers", type=int, help="default: as many as trained it")
-    parser.add_argument("--launcher", choices=("ray", "local"), default="local")
-    parser.add_argument("--beam", type=int, help="instead of search.beam")
-    parser.add_argument(
-        "--candidates", type=int, help="instead of search.candidates; 0: the whole vocabulary"
-    )
-    parser.add_argument(
-        "--replace-unknown", choices=("no", "copy", "lexicon"),
-        help="instead of search.replace_unknown",
-    )  # fmt: skip
+    add_worker_options(parser)
 
 
 def _train(
@@ -134,8 +124,9 @@ def _tokens_per_second(run_uri: str) -> float | None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from dist_embed.train.worker import evaluate_task
 
-    config = _run_config(arguments)
-    result = _on_workers(
+    check_output(arguments.output)
+    config = run_config(arguments.run, arguments)
+    result = on_workers(
         evaluate_task, config, {"split": arguments.split, "step": arguments.step},
         arguments.launcher,
     )  # fmt: skip
@@ -159,64 +150,20 @@ def _translate(arguments: argparse.Namespace) -> None:
     from dist_embed.data.corpus import decoded_lines, read_lines
     from dist_embed.train.worker import translate_task
 
-    config = _run_config(arguments)
+    check_output(arguments.output)
+    config = run_config(arguments.run, arguments)
     if arguments.input == "-":
         texts = list(decoded_lines(sys.stdin.buffer, "standard input"))
     else:
         texts = list(read_lines(arguments.input))
     options = {"texts": texts, "step": arguments.step}
-    answers = _on_workers(translate_task, config, options, arguments.launcher) if texts else []
+    answers = on_workers(translate_task, config, options, arguments.launcher) if texts else []
     lines = "".join(f"{answer}\n" for answer in answers)
     if arguments.output == "-":
         sys.stdout.buffer.write(lines.encode())
         sys.stdout.flush()
     else:
         Path(arguments.output).write_text(lines, encoding="utf-8")
-
-
-def _run_config(arguments: argparse.Namespace) -> Config:
-    from dist_embed.train.run_folder import read_run_config
-
-    if arguments.output not in (None, "-") and not Path(arguments.output).parent.is_dir():
-        raise UserError(f"--output: {arguments.output!r} is not allowed: no such folder")
-    config = read_run_config(storage.absolute(arguments.run))
-    workers = arguments.workers if arguments.workers is not None else config.cluster.num_workers
-    if workers < 1:
-        raise UserError(f"--workers: {workers} is not allowed: at least 1")
-    # The machine here need not have the device that trained the run.
-    cluster = config.cluster.model_copy(update={"num_workers": workers, "device": "auto"})
-    config = config.model_copy(update={"cluster": cluster})
-    for option, least in (("beam", 1), ("candidates", 0), ("replace_unknown", None)):
-        value = getattr(arguments, option)
-        if value is None:
-            continue
-        if least is not None and value < least:
-            raise UserError(f"--{option}: {value} is not allowed: at least {least}")
-        search = config.search.model_copy(update={option: value})
-        config = config.model_copy(update={"search": search})
-    check(config)
-    return config
-
-
-def _on_workers(task: Any, config: Config, options: dict[str, Any], launcher: Any) -> Any:
-    """Run a task on a trained run; what it says goes to stderr, as stdout may be a result."""
-    from dist_embed.cluster.fork_server import start_ahead
-
-    if launcher == "local":
-        start_ahead(config.cluster.device)
-    from dist_embed.cluster.launch import launch
-    from dist_embed.data.prepare import load_tokenizers
-    from dist_embed.observe.events import Screen
-
-    try:
-        tokenizers = load_tokenizers(config.run.uri)
-    except FileNotFoundError as exc:
-        raise UserError(f"the run {config.run.uri} has no tokenizer: {exc}") from None
-    sizes = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
-    return launch(
-        task, config, options, vocabulary_size=sizes, on_event=Screen(sys.stderr).show,
-        launcher=launcher,
-    )  # fmt: skip
 
 
 def _history(arguments: argparse.Namespace) -> None:
@@ -249,7 +196,7 @@ def _quickstart(arguments: argparse.Namespace) -> None:
 
     config, _ = _train(arguments.config, arguments.overrides)
     print("\ntranslating the held-out test set")
-    result = _on_workers(evaluate_task, config, {"split": "test", "step": None}, "local")
+    result = on_workers(evaluate_task, config, {"split": "test", "step": None}, "local")
     data = PreparedData.read(config.data.uri)
     sources, references = read_texts(config.data.uri, data.splits["test"])
     for place in range(2):

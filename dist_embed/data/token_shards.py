@@ -64,6 +64,16 @@ class PreparedData:
     splits: dict[str, Split]
     format: int = FORMAT
 
+    def held_out(self, name: str, data_uri: str) -> Split:
+        """The split of that name. Raises UserError where there is none, or it is for training."""
+        names = [split for split in self.splits if split != "train"]
+        if name not in names:
+            raise UserError(
+                f"split {name!r} is not among the held-out data in {data_uri}; "
+                f"there are {', '.join(names) or 'none'}"
+            )
+        return self.splits[name]
+
     def to_json(self) -> str:
         """The content of ``data.json``."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"

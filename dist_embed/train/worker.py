@@ -27,7 +27,6 @@ from dist_embed.checkpoint.manifest import CheckpointError, ManifestName
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import HostCopy, TrainingState
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config, ModelSection
 from dist_embed.data.loader import Loader, Position
@@ -198,12 +197,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     config, split = context.config, context.options["split"]
     with all_or_none(context.group):
         data = PreparedData.read(config.data.uri)
-        held_out = [name for name in data.splits if name != "train"]
-        if split not in held_out:
-            raise UserError(
-                f"split {split!r} is not among the held-out data in {config.data.uri}; "
-                f"there are {', '.join(held_out) or 'none'}"
-            )
+        data.held_out(split, config.data.uri)
         tokenizers = load_tokenizers(config.run.uri)
     translator, step = _load_for_inference(context, tokenizers)
     loss = exact_loss(translator, config.data.uri, data, split, config.train.batch_tokens)

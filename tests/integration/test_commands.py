@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,65 @@ def test_the_whole_path(config: str, dist_embed: Command, tmp_path: Path) -> Non
 
     again = dist_embed("train", config)
     assert "already trained: 8 steps" in again.stdout
+
+
+def test_runs_are_compared_by_the_words_they_find(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    whole, small, other = (str(tmp_path / name) for name in ("whole", "small", "other"))
+    dist_embed("train", config, f"run.uri={whole}", "tokenizer.shared=false",
+               "model.share_embeddings=decoder", "train.max_steps=60", "train.evaluate_every=60",
+               "checkpoint.every_steps=60", "train.learning_rate=1e-2")  # fmt: skip
+    dist_embed("train", config, f"run.uri={small}", "tokenizer.vocab_size=30",
+               "cluster.num_workers=1", "train.max_steps=4")  # fmt: skip
+    output = tmp_path / "out.json"
+    compared = dist_embed("compare", small, whole, "--output", str(output)).stdout
+    figures = json.loads(output.read_text())["figures"]
+
+    text = (tmp_path / "whole/data/text/test.target.txt").read_text()
+    trained = Counter((tmp_path / "whole/data/text/train.target.txt").read_text().split())
+    bins = figures["runs"][whole]["recall"]
+    assert sum(one["words"] for one in bins) == len(text.split())
+    for one in bins:
+        most = math.inf if one["most"] is None else one["most"]
+        assert one["words"] == sum(one["least"] <= trained[word] <= most for word in text.split())
+    assert [one["words"] for one in figures["runs"][small]["recall"]] == [
+        one["words"] for one in bins
+    ]
+    assert figures["counted_in"] == whole
+    assert figures["unknown_share"] == 0
+    assert figures["runs"][small]["target_vocabulary"] == 30
+    found = figures["runs"][whole]
+    told = dist_embed("evaluate", whole, "--output", str(tmp_path / "out.txt")).stdout
+    assert f"BLEU {found['bleu']:.2f}  chrF {found['chrf']:.2f}" in told
+    assert f"perplexity {found['perplexity']:.2f}" in told
+    recalled = sum(
+        (Counter(reference.split()) & Counter(translation.split())).total()
+        for reference, translation in zip(
+            text.splitlines(), (tmp_path / "out.txt").read_text().splitlines(), strict=True
+        )
+    )
+    assert sum(one["found"] for one in found["recall"]) == recalled > 0
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in compared.splitlines()[:15]]
+    assert rows[0] == ["", "words", small, whole]
+    assert ["target vocabulary", "", "30"] in [row[:3] for row in rows]
+    assert [row[0] for row in rows[-7:]] == [
+        f"recall of words seen {span}"
+        for span in ("0", "1–2", "3–5", "6–20", "21–100", "101–1,000", "> 1,000")
+    ]
+    assert [row[1] for row in rows[-7:]] == [f"{one['words']:,}" for one in bins]
+    assert f"counted in the training text of {whole}" in compared
+
+    dist_embed("prepare", config, f"run.uri={other}", "data.synthetic.seed=2")
+    shutil.copy(tmp_path / "small" / "config.yaml", tmp_path / "other")
+    refused = dist_embed("compare", whole, other, code=2)
+    assert f"{whole} and {other} cannot be compared: their test sentences" in refused.stderr
+    assert (
+        "'train' is not among the held-out data"
+        in dist_embed("compare", whole, "--split", "train", code=2).stderr
+    )
+    nowhere = str(tmp_path / "nowhere" / "x.json")
+    assert "no such folder" in dist_embed("compare", whole, "--output", nowhere, code=2).stderr
 
 
 def test_a_runs_checkpoints_are_proven_pruned_and_exported(

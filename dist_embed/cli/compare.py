@@ -1,0 +1,138 @@
+"""``dist-embed compare``: runs side by side, and how they translate rare words."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from dist_embed.cli.trained_run import add_worker_options, check_output, on_workers, run_config
+from dist_embed.config.errors import UserError
+from dist_embed.config.schema import Config
+
+if TYPE_CHECKING:
+    from dist_embed.train.word_recall import Recall
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands."""
+    text = "translate a split with each run; quality, and recall of words by how rare they are"
+    parser = commands.add_parser("compare", help=text, description=text)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="the runs' folders or URLs")
+    parser.add_argument("--split", default="test", help="test (default) or validation")
+    add_worker_options(parser)
+    parser.add_argument("--output", metavar="FILE", help="write the figures there, as JSON")
+    parser.set_defaults(call=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from dist_embed.bench.report import write_json
+    from dist_embed.data.training_words import count_target_words, unknown_share
+    from dist_embed.parallel.device import device_name, resolve_device
+    from dist_embed.train.word_recall import recall_by_count
+
+    check_output(arguments.output)
+    configs = {run: run_config(run, arguments) for run in arguments.runs}
+    lowercase = any(config.tokenizer.lowercase for config in configs.values())
+
+    def in_common_case(texts: list[str]) -> list[str]:
+        return [text.lower() for text in texts] if lowercase else texts
+
+    references = in_common_case(_common_references(configs, arguments.split))
+    # The same counts for all runs: those of the run that knows most of its training text.
+    unknown = {run: unknown_share(config.data.uri) for run, config in configs.items()}
+    counted = min(unknown, key=lambda run: unknown[run])
+    counts = count_target_words(configs[counted].data.uri, lowercase=lowercase)
+    runs: dict[str, dict[str, Any]] = {}
+    recalls: dict[str, list[Recall]] = {}
+    for run, config in configs.items():
+        runs[run] = _evaluated(run, config, arguments)
+        translations = in_common_case(runs[run].pop("translations"))
+        recalls[run] = recall_by_count(translations, references, counts)
+    _print_table(runs, recalls)
+    print(
+        f"\n{arguments.split}: {len(references):,} sentences. "
+        "Perplexities of different vocabularies cannot be compared.\n"
+        "Recall: the share of a bin's reference words that stand in the translation of their "
+        f"sentence{', all in lowercase' if lowercase else ''}.\n"
+        f"Words are counted in the training text of {counted}; what its vocabulary lacks "
+        f"({unknown[counted]:.2%} of its tokens) counts as seen 0 times."
+    )
+    for signature in sorted({found["bleu_signature"] for found in runs.values()}):
+        print(f"BLEU is {signature}")
+    if arguments.output:
+        figures = {
+            "counted_in": counted,
+            "unknown_share": unknown[counted],
+            "lowercase": lowercase,
+            "runs": {
+                run: found | {"recall": [asdict(one) for one in recalls[run]]}
+                for run, found in runs.items()
+            },
+        }
+        device = device_name(torch.device(resolve_device("auto")))
+        write_json(arguments.output, shlex.join(["dist-embed", *sys.argv[1:]]), device, figures)
+
+
+def _evaluated(run: str, config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    from dist_embed.data.prepare import load_tokenizers
+    from dist_embed.train.worker import evaluate_task
+
+    print(f"translating with {run}", file=sys.stderr, flush=True)
+    options = {"split": arguments.split, "step": None}
+    result = on_workers(evaluate_task, config, options, arguments.launcher)
+    return {
+        "tokenizer": config.tokenizer.kind,
+        "target_vocabulary": load_tokenizers(config.run.uri)["target"].size,
+        **result,
+    }
+
+
+def _common_references(configs: dict[str, Config], split: str) -> list[str]:
+    """The references of a split, which must be those of all runs, and so must its sources."""
+    from dist_embed.data.token_shards import PreparedData, read_texts
+
+    texts: dict[str, tuple[list[str], list[str]]] = {}
+    for run, config in configs.items():
+        part = PreparedData.read(config.data.uri).held_out(split, config.data.uri)
+        texts[run] = read_texts(config.data.uri, part)
+    first = next(iter(texts))
+    for run, found in texts.items():
+        if found != texts[first]:
+            raise UserError(
+                f"{first} and {run} cannot be compared: their {split} sentences are not the same "
+                f"({len(texts[first][0]):,} and {len(found[0]):,} pairs, prepared in "
+                f"{configs[first].data.uri} and {configs[run].data.uri})"
+            )
+    return texts[first][1]
+
+
+def _print_table(runs: dict[str, dict[str, Any]], recalls: dict[str, list[Recall]]) -> None:
+    from dist_embed.bench.report import print_table
+
+    def row(name: str, key: str, form: str) -> list[str]:
+        return [name, "", *(format(found[key], form) for found in runs.values())]
+
+    rows = [
+        row("checkpoint of step", "step", ","),
+        row("tokenizer", "tokenizer", ""),
+        row("target vocabulary", "target_vocabulary", ","),
+        row("perplexity", "perplexity", ".2f"),
+        row("BLEU", "bleu", ".2f"),
+        row("chrF", "chrf", ".2f"),
+    ]
+    for bins in zip(*recalls.values(), strict=True):
+        one = bins[0]
+        shares = ["" if r.share is None else f"{r.share:.1%}" for r in bins]
+        rows.append([f"recall of words seen {_span(one)}", f"{one.words:,}", *shares])
+    print_table(["", "words", *runs], rows)
+
+
+def _span(one: Recall) -> str:
+    if one.most is None:
+        return f"> {one.least - 1:,}"
+    return f"{one.least:,}" if one.least == one.most else f"{one.least:,}–{one.most:,}"

@@ -1,0 +1,48 @@
+"""How often words occur in the target side of a training text, from its prepared tokens.
+
+A word is what stands between spaces, so these counts suit tokenizers of any kind: pieces and
+punctuation are put together again. What was unknown when the data were prepared stays unknown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from dist_embed.data.prepare import load_tokenizers
+from dist_embed.data.token_shards import PreparedData, TokenPairs, read_tokens
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN
+
+
+def unknown_share(data_uri: str) -> float:
+    """The share of unknown ones among the target tokens of the training text."""
+    unknown = total = 0
+    for tokens in _training_tokens(data_uri):
+        unknown += int(np.count_nonzero(tokens.target_tokens == UNKNOWN))
+        total += len(tokens.target_tokens)
+    return unknown / total
+
+
+def count_target_words(data_uri: str, *, lowercase: bool) -> Counter[str]:
+    """The words of the training text's target side; those with an unknown part are left out.
+
+    Memory: some 100 bytes for each distinct word.
+    """
+    tokenizer = load_tokenizers(data_uri)["target"]
+    counts: Counter[str] = Counter()
+    for tokens in _training_tokens(data_uri):
+        ids = tokens.target_tokens.tolist()
+        sentences = [ids[a:b] for a, b in pairwise(tokens.target_offsets.tolist())]
+        for text in tokenizer.decode(sentences):
+            counts.update((text.lower() if lowercase else text).split())
+    for word in [word for word in counts if SPECIAL_TOKENS[UNKNOWN] in word]:
+        del counts[word]
+    return counts
+
+
+def _training_tokens(data_uri: str) -> Iterator[TokenPairs]:
+    for shard in PreparedData.read(data_uri).splits["train"].shards:
+        yield read_tokens(data_uri, [shard.name])

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dist_embed.data.corpus import Pair
+from dist_embed.data.tokenizer import Kind
+from dist_embed.data.training_words import count_target_words, unknown_share
+from tests.unit.small_corpus import Prepared, prepare, write_text
+
+PAIRS: list[Pair] = [("x", "Alt, neu."), ("x y", "alt neu alt"), ("Alt", "so weit")]
+
+
+def test_counts_are_those_of_the_text(prepared: Prepared) -> None:
+    text = Counter(word for _, target in prepared.pairs["train"] for word in target.split())
+    assert count_target_words(prepared.uri, lowercase=False) == text
+    assert unknown_share(prepared.uri) == 0
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_pieces_and_marks_are_put_together(tmp_path: Path, kind: Kind, shared: bool) -> None:
+    corpora = {"train": write_text(tmp_path, "train", PAIRS)}
+    prepare(tmp_path / "data", corpora, kind, shared=shared, shard_sentences=2)
+    counts = {"Alt,": 1, "neu.": 1, "alt": 2, "neu": 1, "so": 1, "weit": 1}
+    assert count_target_words(str(tmp_path / "data"), lowercase=False) == counts
+
+
+def test_cases_are_counted_together_where_asked(tmp_path: Path) -> None:
+    pairs = [("x", "Alt alt"), ("x", "ALT Neu")]
+    prepare(tmp_path / "data", {"train": write_text(tmp_path, "train", pairs)})
+    assert count_target_words(str(tmp_path / "data"), lowercase=True) == {"alt": 3, "neu": 1}
+
+
+def test_what_the_vocabulary_lacks_is_not_counted(tmp_path: Path) -> None:
+    pairs = [("x", "a a a b c"), ("x", "a b b d e")]
+    corpora = {"train": write_text(tmp_path, "train", pairs)}
+    prepare(tmp_path / "data", corpora, shared=False, vocab_size=6)
+    assert count_target_words(str(tmp_path / "data"), lowercase=False) == {"a": 4, "b": 3}
+    assert unknown_share(str(tmp_path / "data")) == pytest.approx(0.3)
