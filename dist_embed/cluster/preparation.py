@@ -17,9 +17,10 @@ from dist_embed.data.corpus import ParallelText
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.data.lexicon import ensure_lexicon
-from dist_embed.data.prepare import TokenizerRecipe, prepare_data
+from dist_embed.data.prepare import prepare_data
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
+from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.storage import uri as storage
 
 Say = Callable[[str], None]

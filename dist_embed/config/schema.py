@@ -97,7 +97,9 @@ class DataSection(Section):
     too_long: Literal["drop", "cut"] = Field(
         "drop", description="What happens to longer training pairs; both are counted."
     )
-    num_processes: int = Field(0, ge=0, description="Processes that encode; 0: one per core.")
+    num_processes: int = Field(
+        0, ge=0, description="Processes that count words and encode; 0: one per core."
+    )
     shard_sentences: PositiveInt = Field(50_000, description="Sentence pairs per token shard.")
     lexicon_translations: int = Field(
         0,

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal, TypeVar
+from itertools import chain, islice
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_embed.data.corpus import Pair
+from dist_embed.data.processes import Processes
 from dist_embed.data.token_shards import ShardInfo, write_shard
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.storage import uri as storage
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -42,21 +37,24 @@ class EncodedBlock:
 
 
 class EncodingPool:
-    """Processes that each hold both tokenizers."""
+    """Processes that each hold both tokenizers; 0: one per core."""
 
     def __init__(self, source: Tokenizer, target: Tokenizer, num_processes: int) -> None:
-        self.num_processes = num_processes
-        self._executor = ProcessPoolExecutor(
+        self._processes = Processes(
             num_processes,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_load_tokenizers,
-            initargs=(source.to_json(), None if target is source else target.to_json()),
+            _load_tokenizers,
+            (source.to_json(), None if target is source else target.to_json()),
         )
+
+    @property
+    def num_processes(self) -> int:
+        """How many there are."""
+        return self._processes.number
 
     def count_tokens(self, pairs: Iterable[Pair], block: int) -> dict[str, NDArray[np.int64]]:
         """How often each id occurs on each side."""
         totals: dict[str, NDArray[np.int64]] = {}
-        for counts in self._map(_count_block, ((b,) for b in _blocks(pairs, block))):
+        for counts in self._processes.map(_count_block, ((b,) for b in _blocks(pairs, block))):
             for side, count in counts.items():
                 totals[side] = totals[side] + count if side in totals else count
         return totals
@@ -79,23 +77,11 @@ class EncodingPool:
             (block, data_uri, f"{split}/shard-{number:05d}.parquet", rule, oov_buckets)
             for number, block in enumerate(_blocks(pairs, shard_sentences))
         )
-        yield from self._map(_write_block, arguments)
-
-    def _map(
-        self, function: Callable[..., Result], arguments: Iterable[tuple[object, ...]]
-    ) -> Iterator[Result]:
-        """Like Executor.map, but with at most one block more than processes under way."""
-        under_way: deque[Future[Result]] = deque()
-        for args in arguments:
-            if len(under_way) > self.num_processes:
-                yield under_way.popleft().result()
-            under_way.append(self._executor.submit(function, *args))
-        while under_way:
-            yield under_way.popleft().result()
+        yield from self._processes.map(_write_block, arguments)
 
     def close(self) -> None:
         """End the processes; blocks not yet begun are given up."""
-        self._executor.shutdown(cancel_futures=True)
+        self._processes.close()
 
 
 @contextmanager
@@ -103,7 +89,7 @@ def encoding_pool(
     source: Tokenizer, target: Tokenizer, num_processes: int
 ) -> Iterator[EncodingPool]:
     """An `EncodingPool` for the length of a ``with`` block; 0 processes: one per core."""
-    pool = EncodingPool(source, target, num_processes or os.cpu_count() or 1)
+    pool = EncodingPool(source, target, num_processes)
     try:
         yield pool
     finally:
@@ -121,7 +107,6 @@ _tokenizers: list[Tokenizer] = []
 
 
 def _load_tokenizers(source: str, target: str | None) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     first = Tokenizer.from_json(source)
     _tokenizers[:] = [first, first if target is None else Tokenizer.from_json(target)]
 
@@ -138,7 +123,7 @@ def _count_block(block: list[Pair]) -> dict[str, NDArray[np.int64]]:
     for side, tokenizer, sentences in zip(
         ("source", "target"), _tokenizers, _encode(block), strict=True
     ):
-        flat = np.fromiter((i for ids in sentences for i in ids), dtype=np.int64)
+        flat = np.fromiter(chain.from_iterable(sentences), dtype=np.int64)
         counts[side] = np.bincount(flat, minlength=tokenizer.size).astype(np.int64)
     return counts
 

@@ -8,8 +8,7 @@ that changes from run to run.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -21,24 +20,9 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import Pair, ParallelText, read_pairs
 from dist_embed.data.encoding import EncodingPool, LengthRule, encoding_pool
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData, Split
-from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Tokenizer
+from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.vocabulary import TokenizerRecipe, learn_vocabularies
 from dist_embed.storage import uri as storage
-
-# Sentence pairs per block of the counting pass.
-COUNT_BLOCK = 20_000
-
-
-@dataclass(frozen=True)
-class TokenizerRecipe:
-    """How to learn the tokenizers."""
-
-    kind: Kind
-    vocab_size: int
-    min_count: int
-    shared: bool
-    lowercase: bool
-    split_punctuation: bool
-    oov_buckets: int = 0
 
 
 def prepare_data(
@@ -60,7 +44,7 @@ def prepare_data(
         recipe: how to learn the tokenizers from the training text.
         rule: what happens to long training pairs.
         settings: kept in ``data.json``, to tell whether the folder fits a configuration.
-        num_processes: processes that encode; 0: one per core.
+        num_processes: processes that count and encode; 0: one per core.
         shard_sentences: sentence pairs per token shard.
         say: takes lines of progress.
 
@@ -71,20 +55,8 @@ def prepare_data(
     train = corpora["train"]
     for text in corpora.values():
         _check_readable(text)
-    say(f"learning the {recipe.kind} vocabulary")
-    if recipe.shared:
-        both = _train_tokenizer((text for pair in read_pairs(train) for text in pair), recipe)
-        tokenizers = {"source": both, "target": both}
-    else:
-        tokenizers = {
-            side: _train_tokenizer((pair[place] for pair in read_pairs(train)), recipe)
-            for place, side in enumerate(SIDES)
-        }
-    with encoding_pool(tokenizers["source"], tokenizers["target"], num_processes) as pool:
-        counts = pool.count_tokens(read_pairs(train), COUNT_BLOCK)
-    if recipe.shared:
-        counts = dict.fromkeys(SIDES, counts["source"] + counts["target"])
-    tokenizers = _order_by_frequency(tokenizers, counts, recipe.shared)
+    vocabularies = learn_vocabularies(train, recipe, num_processes, say)
+    tokenizers = vocabularies.tokenizers
     splits: dict[str, Split] = {}
     with encoding_pool(tokenizers["source"], tokenizers["target"], num_processes) as pool:
         for name, text in corpora.items():
@@ -100,7 +72,7 @@ def prepare_data(
         )
     for side, tokenizer in tokenizers.items():
         storage.write_text(storage.join(data_uri, tokenizer_name(side)), tokenizer.to_json())
-        _write_vocabulary(_vocabulary_uri(data_uri, side), tokenizer, counts[side])
+        _write_vocabulary(_vocabulary_uri(data_uri, side), tokenizer, vocabularies.counts[side])
     data = PreparedData(
         settings=settings,
         vocabulary_size={side: tokenizer.size for side, tokenizer in tokenizers.items()},
@@ -143,35 +115,6 @@ def _check_readable(text: ParallelText) -> None:
     if next(read_pairs(text), None) is None:
         files = ", ".join(text.pairs or (*text.source, *text.target))
         raise UserError(f"the corpus is empty: {files}")
-
-
-def _train_tokenizer(texts: Iterator[str], recipe: TokenizerRecipe) -> Tokenizer:
-    return Tokenizer.train(
-        texts,
-        recipe.kind,
-        vocab_size=recipe.vocab_size,
-        min_count=recipe.min_count,
-        lowercase=recipe.lowercase,
-        split_punctuation=recipe.split_punctuation,
-    )
-
-
-def _order_by_frequency(
-    tokenizers: dict[str, Tokenizer], counts: dict[str, NDArray[np.int64]], shared: bool
-) -> dict[str, Tokenizer]:
-    """Renumber the ids; ``counts`` is brought into the new order."""
-    ordered: dict[str, Tokenizer] = {}
-    for side in SIDES:
-        if shared and ordered:
-            ordered[side], counts[side] = ordered["source"], counts["source"]
-            continue
-        count = counts[side]
-        ordered[side] = tokenizers[side].ordered_by(count.tolist())
-        num_special = len(SPECIAL_TOKENS)
-        counts[side] = np.concatenate(
-            [count[:num_special], -np.sort(-count[num_special:], kind="stable")]
-        )
-    return ordered
 
 
 def _write_split(

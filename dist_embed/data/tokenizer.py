@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
+SPACE = "▁"  # U+2581
 SPECIAL_TOKENS = ["<pad>", "<unk>", "<s>", "</s>"]
 Kind = Literal["word", "bpe", "unigram"]
 
@@ -51,12 +52,6 @@ class Tokenizer:
             lowercase: lowercase all text first.
             split_punctuation: ``word`` makes each punctuation mark a token of its own.
         """
-        # The mark is put before the text by a normalizer: Metaspace's own "always" leaves it out
-        # where the text begins with a space, which decoding would then lose.
-        spaces = pre_tokenizers.Metaspace(prepend_scheme="never")
-        splitting: Any = spaces
-        if kind == "word" and split_punctuation:
-            splitting = pre_tokenizers.Sequence([spaces, pre_tokenizers.Punctuation("isolated")])
         unknown = SPECIAL_TOKENS[UNKNOWN]
         trainer: Any
         if kind == "word":
@@ -77,12 +72,7 @@ class Tokenizer:
                 vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, unk_token=unknown,
                 show_progress=False,
             )  # fmt: skip
-        inner.pre_tokenizer = splitting
-        inner.decoder = decoders.Metaspace(prepend_scheme="always")
-        prepend = normalizers.Prepend("▁")
-        inner.normalizer = (
-            normalizers.Sequence([normalizers.Lowercase(), prepend]) if lowercase else prepend
-        )
+        _set_text_path(inner, kind, lowercase, split_punctuation)
         inner.train_from_iterator(texts, trainer)
         if kind == "unigram":
             # Its special tokens are pieces with the best score of all: text would match them.
@@ -90,6 +80,20 @@ class Tokenizer:
             for place in range(len(SPECIAL_TOKENS)):
                 description["model"]["vocab"][place][1] = -1000.0
             inner = HFTokenizer.from_str(json.dumps(description, ensure_ascii=False))
+        return cls(inner)
+
+    @classmethod
+    def from_words(cls, words: list[str], *, lowercase: bool, split_punctuation: bool) -> Tokenizer:
+        """The ``word`` tokenizer whose ids are the special tokens and then ``words``, in order.
+
+        ``words`` are distinct, and as this tokenizer splits them: a word begins with U+2581 or is
+        what a punctuation mark split off, so none reads like a special token.
+        """
+        tokens = [*SPECIAL_TOKENS, *words]
+        vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
+        inner = HFTokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS[UNKNOWN]))
+        inner.add_special_tokens(SPECIAL_TOKENS)
+        _set_text_path(inner, "word", lowercase, split_punctuation)
         return cls(inner)
 
     @classmethod
@@ -164,8 +168,7 @@ class Tokenizer:
 
     def _decode_unknown(self, ids: list[int]) -> str:
         unknown = "▁" + SPECIAL_TOKENS[UNKNOWN]
-        tokens = [unknown if i == UNKNOWN else self._inner.id_to_token(i) for i in ids]
-        return str(self._inner.decoder.decode(tokens))
+        return self.join([unknown if i == UNKNOWN else self.token(i) for i in ids])
 
     def ordered_by(self, counts: list[int]) -> Tokenizer:
         """The same tokenizer with ids ordered by ``counts`` (of each present id), highest first.
@@ -191,3 +194,21 @@ class Tokenizer:
 def _bucket_of(word: str, num_buckets: int) -> int:
     digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % num_buckets
+
+
+def _set_text_path(
+    inner: HFTokenizer, kind: Kind, lowercase: bool, split_punctuation: bool
+) -> None:
+    """What comes before the model (normalizer, splitting) and after it (decoder)."""
+    # The mark is put before the text by a normalizer: Metaspace's own "always" leaves it out
+    # where the text begins with a space, which decoding would then lose.
+    spaces = pre_tokenizers.Metaspace(prepend_scheme="never")
+    splitting: Any = spaces
+    if kind == "word" and split_punctuation:
+        splitting = pre_tokenizers.Sequence([spaces, pre_tokenizers.Punctuation("isolated")])
+    prepend = normalizers.Prepend(SPACE)
+    inner.pre_tokenizer = splitting
+    inner.decoder = decoders.Metaspace(prepend_scheme="always")
+    inner.normalizer = (
+        normalizers.Sequence([normalizers.Lowercase(), prepend]) if lowercase else prepend
+    )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_embed.data.corpus import Pair, ParallelText
 from dist_embed.data.encoding import LengthRule
-from dist_embed.data.prepare import TokenizerRecipe, prepare_data
+from dist_embed.data.prepare import prepare_data
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import PreparedData, TokenPairs
 from dist_embed.data.tokenizer import Kind
+from dist_embed.data.vocabulary import TokenizerRecipe
 
 SHARD_SENTENCES = 60
 KEEP_ALL = LengthRule(1000, "drop")
@@ -53,11 +55,12 @@ def prepare(
     rule: LengthRule = KEEP_ALL,
     num_processes: int = 1,
     shard_sentences: int = SHARD_SENTENCES,
+    say: Callable[[str], None] = lambda line: None,
     **changes: Any,
 ) -> PreparedData:
     return prepare_data(
         str(uri), corpora, recipe(kind, **changes), rule, settings={"tokenizer.kind": kind},
-        num_processes=num_processes, shard_sentences=shard_sentences, say=lambda line: None,
+        num_processes=num_processes, shard_sentences=shard_sentences, say=say,
     )  # fmt: skip
 
 

@@ -2,8 +2,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,11 +15,15 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import CorpusError, Pair
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.prepare import load_tokenizers
+from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
+from dist_embed.data.tokenizer import Kind, Tokenizer
+from dist_embed.data.vocabulary import TokenizerRecipe
 from tests.unit.small_corpus import (
     SHARD_SENTENCES,
     Prepared,
     prepare,
+    recipe,
     sentences,
     synthetic_corpora,
     write_text,
@@ -124,6 +132,91 @@ def test_shared_tokenizers_are_one(prepared: Prepared) -> None:
     assert tokenizers["source"].to_json() == tokenizers["target"].to_json()
     assert prepared.data.shared_vocabulary
     assert len(set(prepared.data.vocabulary_size.values())) == 1
+
+
+def learned_in_memory(texts: list[str], recipe: TokenizerRecipe) -> tuple[Tokenizer, list[int]]:
+    """A `word` tokenizer by the library's trainer, ids by frequency, and how often each occurs."""
+    trained = Tokenizer.train(
+        iter(texts), "word", vocab_size=recipe.vocab_size, min_count=recipe.min_count,
+        lowercase=recipe.lowercase, split_punctuation=recipe.split_punctuation,
+    )  # fmt: skip
+    counts = Counter(i for ids in trained.encode(texts) for i in ids)
+    numbers = [counts[i] for i in range(trained.size)]
+    return trained.ordered_by(numbers), [*numbers[:4], *sorted(numbers[4:], reverse=True)]
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "min_count", "shared", "lowercase", "split_punctuation", "num_processes"),
+    [(60, 1, True, False, True, 2), (400, 3, False, True, False, 1), (50, 1, False, True, True, 1)],
+)
+def test_words_are_those_of_the_librarys_trainer(
+    tmp_path: Path,
+    vocab_size: int,
+    min_count: int,
+    shared: bool,
+    lowercase: bool,
+    split_punctuation: bool,
+    num_processes: int,
+) -> None:
+    language = SyntheticLanguage(nouns=20, verbs=10, adjectives=8, seed=4)
+    pairs = [
+        *language.pairs(200, "train", 4), *MIXED, ("Isn't it <unk>?  «Yes»", "▁ <s></s> a\u00a0b "),
+    ]  # fmt: skip
+    how = recipe(
+        "word", vocab_size=vocab_size, min_count=min_count, shared=shared, lowercase=lowercase,
+        split_punctuation=split_punctuation,
+    )  # fmt: skip
+    prepare(
+        tmp_path / "data", {"train": write_text(tmp_path, "train", pairs)}, "word",
+        num_processes=num_processes, **{k: v for k, v in asdict(how).items() if k != "kind"},
+    )  # fmt: skip
+    for place, side in enumerate(("source", "target")):
+        texts = [text for pair in pairs for text in (pair if shared else [pair[place]])]
+        expected, counts = learned_in_memory(texts, how)
+        assert (tmp_path / "data" / f"tokenizer.{side}.json").read_text() == expected.to_json()
+        pq.write_table(
+            pa.table({"token": expected.tokens(), "count": np.array(counts)}), tmp_path / "expected"
+        )
+        found = (tmp_path / "data" / f"vocabulary.{side}.parquet").read_bytes()
+        assert found == (tmp_path / "expected").read_bytes()
+
+
+def test_the_number_of_processes_changes_no_byte(tmp_path: Path) -> None:
+    corpora, _ = synthetic_corpora(tmp_path / "text")
+    for number in (1, 3):
+        prepare(tmp_path / str(number), corpora, shared=False, num_processes=number)
+    one, three = files_below(tmp_path / "1"), files_below(tmp_path / "3")
+    assert sorted(one) == sorted(three)
+    assert [name for name in one if one[name] != three[name]] == []
+
+
+def test_the_size_of_the_vocabulary_is_said(tmp_path: Path) -> None:
+    train = {"train": write_text(tmp_path, "train", [("a b a c", "x y"), ("a b", "x x x x")])}
+
+    def said(kind: Kind = "word", **changes: Any) -> list[str]:
+        lines: list[str] = []
+        prepare(tmp_path / "data", train, kind, say=lines.append, **changes)
+        return [line for line in lines if "vocabulary of" in line or " vocabulary: " in line]
+
+    assert said(vocab_size=8) == [
+        "vocabulary of both sides: 8 words, 4 special tokens among them; the text has 5 different "
+        "words, and 1 of its 12 running words (8.33%) are outside the vocabulary"
+    ]
+    assert said(shared=False, vocab_size=6) == [
+        "source vocabulary: 6 words, 4 special tokens among them; the text has 3 different words, "
+        "and 1 of its 6 running words (16.67%) are outside the vocabulary",
+        "target vocabulary: 6 words, 4 special tokens among them; the text has 2 different words, "
+        "and 0 of its 6 running words (0.00%) are outside the vocabulary",
+    ]
+    assert said(vocab_size=90, min_count=2) == [
+        "vocabulary of both sides: 7 words, 4 special tokens among them "
+        "(tokenizer.vocab_size=90 allows more); the text has 5 different words, and 2 of its 12 "
+        "running words (16.67%) are outside the vocabulary"
+    ]
+    assert said("bpe", vocab_size=90, shared=False)[1] == (
+        "target vocabulary: 9 pieces, 4 special tokens among them "
+        "(tokenizer.vocab_size=90 allows more)"
+    )
 
 
 @pytest.mark.parametrize("too_long", ["drop", "cut"])

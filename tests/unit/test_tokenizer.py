@@ -176,6 +176,15 @@ def test_an_unknown_character_spoils_only_its_place(kind: Kind) -> None:
     assert text.endswith("cat")
 
 
+@pytest.mark.parametrize("lowercase", [False, True])
+@pytest.mark.parametrize("split", [False, True])
+def test_a_tokenizer_of_words_is_the_trained_one(split: bool, lowercase: bool) -> None:
+    trained, _ = ordered(train("word", split_punctuation=split, lowercase=lowercase))
+    built = Tokenizer.from_words(trained.tokens()[4:], lowercase=lowercase, split_punctuation=split)
+    assert built.to_json() == trained.to_json()
+    assert built.encode(TEXTS) == trained.encode(TEXTS)
+
+
 def test_rare_words_are_left_out_and_size_is_bounded() -> None:
     texts = ["a a a b b c"]
     assert train("word", texts, min_count=2).tokens()[4:] == ["▁a", "▁b"]

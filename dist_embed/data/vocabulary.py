@@ -1,0 +1,155 @@
+"""The vocabularies of both sides, learned from the training text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_embed.data.corpus import ParallelText, read_pairs
+from dist_embed.data.encoding import encoding_pool
+from dist_embed.data.token_shards import SIDES
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Tokenizer
+from dist_embed.data.word_counts import WordCounts, count_words
+from dist_embed.data.word_runs import WordSplitting
+
+# Sentence pairs per block when pieces are counted.
+COUNT_BLOCK = 20_000
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """How to learn the tokenizers, and to how many ids unknown source words are hashed."""
+
+    kind: Kind
+    vocab_size: int
+    min_count: int
+    shared: bool
+    lowercase: bool
+    split_punctuation: bool
+    oov_buckets: int = 0
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """A tokenizer for ``source`` and ``target``, and [V] how often each id occurs in the text.
+
+    Where the vocabulary is shared, both have the same tokenizer and the counts of both sides.
+    """
+
+    tokenizers: dict[str, Tokenizer]
+    counts: dict[str, NDArray[np.int64]]
+
+
+def learn_vocabularies(
+    text: ParallelText, recipe: TokenizerRecipe, num_processes: int, say: Say
+) -> Vocabularies:
+    """Learn tokenizers whose ids are ordered by frequency, and say how large they became.
+
+    Args:
+        text: the training text; read several times for ``bpe`` and ``unigram``.
+        recipe: what to learn.
+        num_processes: processes that split and count; 0: one per core.
+        say: takes lines of progress.
+    """
+    say(f"learning the {recipe.kind} vocabulary")
+    learn = _words if recipe.kind == "word" else _pieces
+    return learn(text, recipe, num_processes, say)
+
+
+def _words(
+    text: ParallelText, recipe: TokenizerRecipe, num_processes: int, say: Say
+) -> Vocabularies:
+    found = count_words(
+        read_pairs(text),
+        WordSplitting(recipe.lowercase, recipe.split_punctuation),
+        shared=recipe.shared,
+        keep=recipe.vocab_size - len(SPECIAL_TOKENS),
+        min_count=recipe.min_count,
+        num_processes=num_processes,
+    )
+    tokenizers: dict[str, Tokenizer] = {}
+    for side, words in found.items():
+        if recipe.shared and tokenizers:
+            tokenizers[side] = tokenizers["source"]
+            continue
+        tokenizers[side] = Tokenizer.from_words(
+            words.words, lowercase=recipe.lowercase, split_punctuation=recipe.split_punctuation
+        )
+        say(f"{_name(side, recipe)}: {_size(tokenizers[side], recipe)}; {_left_out(words)}")
+    return Vocabularies(tokenizers, {side: words.by_id() for side, words in found.items()})
+
+
+def _pieces(
+    text: ParallelText, recipe: TokenizerRecipe, num_processes: int, say: Say
+) -> Vocabularies:
+    if recipe.shared:
+        both = _train((sentence for pair in read_pairs(text) for sentence in pair), recipe)
+        tokenizers = {"source": both, "target": both}
+    else:
+        tokenizers = {
+            side: _train((pair[place] for pair in read_pairs(text)), recipe)
+            for place, side in enumerate(SIDES)
+        }
+    with encoding_pool(tokenizers["source"], tokenizers["target"], num_processes) as pool:
+        counts = pool.count_tokens(read_pairs(text), COUNT_BLOCK)
+    if recipe.shared:
+        counts = dict.fromkeys(SIDES, counts["source"] + counts["target"])
+    tokenizers = _order_by_frequency(tokenizers, counts, recipe.shared)
+    for side in SIDES[: 1 if recipe.shared else 2]:
+        say(f"{_name(side, recipe)}: {_size(tokenizers[side], recipe)}")
+    return Vocabularies(tokenizers, counts)
+
+
+def _train(texts: Iterator[str], recipe: TokenizerRecipe) -> Tokenizer:
+    return Tokenizer.train(
+        texts,
+        recipe.kind,
+        vocab_size=recipe.vocab_size,
+        min_count=recipe.min_count,
+        lowercase=recipe.lowercase,
+        split_punctuation=recipe.split_punctuation,
+    )
+
+
+def _order_by_frequency(
+    tokenizers: dict[str, Tokenizer], counts: dict[str, NDArray[np.int64]], shared: bool
+) -> dict[str, Tokenizer]:
+    """Renumber the ids; ``counts`` is brought into the new order."""
+    ordered: dict[str, Tokenizer] = {}
+    for side in SIDES:
+        if shared and ordered:
+            ordered[side], counts[side] = ordered["source"], counts["source"]
+            continue
+        count = counts[side]
+        ordered[side] = tokenizers[side].ordered_by(count.tolist())
+        num_special = len(SPECIAL_TOKENS)
+        counts[side] = np.concatenate(
+            [count[:num_special], -np.sort(-count[num_special:], kind="stable")]
+        )
+    return ordered
+
+
+def _name(side: str, recipe: TokenizerRecipe) -> str:
+    return "vocabulary of both sides" if recipe.shared else f"{side} vocabulary"
+
+
+def _size(tokenizer: Tokenizer, recipe: TokenizerRecipe) -> str:
+    """How large it became, and that a larger one was allowed."""
+    what = "words" if recipe.kind == "word" else "pieces"
+    learned = f"{tokenizer.size:,} {what}, {len(SPECIAL_TOKENS)} special tokens among them"
+    if tokenizer.size < recipe.vocab_size:
+        return f"{learned} (tokenizer.vocab_size={recipe.vocab_size} allows more)"
+    return learned
+
+
+def _left_out(words: WordCounts) -> str:
+    share = words.outside / max(words.running, 1)
+    return (
+        f"the text has {words.distinct:,} different words, and {words.outside:,} of its "
+        f"{words.running:,} running words ({share:.2%}) are outside the vocabulary"
+    )

@@ -1,0 +1,212 @@
+"""How often each word of a corpus occurs, and which words are kept.
+
+Millions of distinct words do not fit every machine, so no process holds them all. Processes count
+blocks of text and write what they found to *runs* on local disk (`word_runs`). Then the runs are
+summed, some partitions of the words at a time. A histogram of the sums tells how often a word must
+occur to be kept; no other word is read back.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dist_embed.config.errors import UserError
+from dist_embed.data.corpus import Pair
+from dist_embed.data.processes import Processes, processes
+from dist_embed.data.token_shards import SIDES
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN
+from dist_embed.data.word_runs import (
+    PARTITIONS,
+    ROWS,
+    Run,
+    Sums,
+    WordSplitting,
+    read_sums,
+    sum_partitions,
+    write_run,
+)
+
+# Characters per block of text.
+BLOCK_CHARACTERS = 8_000_000
+# Rows of runs that a process sums at once.
+SUM_ROWS = 2_000_000
+
+
+@dataclass(frozen=True)
+class WordCounts:
+    """The words that are kept, most frequent first, equal counts by word.
+
+    Attributes:
+        words: the words, without special tokens.
+        counts: how often each occurs.
+        distinct: how many different words the text has, those left out among them.
+        running: how many words the text has.
+    """
+
+    words: list[str]
+    counts: NDArray[np.int64]
+    distinct: int
+    running: int
+
+    @property
+    def outside(self) -> int:
+        """How many words of the text are none of ``words``."""
+        return self.running - int(self.counts.sum())
+
+    def by_id(self) -> NDArray[np.int64]:
+        """[V] the counts with those of the special tokens before them."""
+        special = np.zeros(len(SPECIAL_TOKENS), dtype=np.int64)
+        special[UNKNOWN] = self.outside
+        return np.concatenate([special, self.counts])
+
+
+def count_words(
+    pairs: Iterable[Pair],
+    splitting: WordSplitting,
+    *,
+    shared: bool,
+    keep: int,
+    min_count: int,
+    num_processes: int,
+    block_characters: int = BLOCK_CHARACTERS,
+    sum_rows: int = SUM_ROWS,
+) -> dict[str, WordCounts]:
+    """The ``keep`` most frequent words of each side; of both sides as one where ``shared``.
+
+    The result does not depend on the number of processes. Memory, here and in each process, is for
+    some blocks, ``sum_rows`` rows and ``keep`` words; all else lies in the folder for temporary
+    files until this returns.
+
+    Args:
+        pairs: the text; read once.
+        splitting: how text becomes words.
+        shared: count both sides as one.
+        keep: upper bound of the words that are kept.
+        min_count: rarer words are left out.
+        num_processes: 0: one per core.
+        block_characters: size of a block of text.
+        sum_rows: rows of runs that a process sums at once.
+
+    Raises:
+        UserError: the folder for temporary files is full.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="dist-embed-words-") as folder,
+        _full_disk_is_named(folder),
+        processes(num_processes) as pool,
+    ):
+        blocks = enumerate(_blocks(pairs, block_characters))
+        written = pool.map(
+            _write_runs,
+            ((block, splitting, shared, os.path.join(folder, f"run-{i}")) for i, block in blocks),
+        )
+        runs: dict[str, list[Run]] = {side: [] for side in SIDES[: 1 if shared else 2]}
+        for of_block in written:
+            for side, run in of_block.items():
+                runs[side].append(run)
+        counts = {}
+        for side, of_side in runs.items():
+            sums = _sum_all(pool, of_side, min_count, sum_rows, os.path.join(folder, side))
+            kept = most_frequent(sums, keep)
+            counts[side] = WordCounts(
+                kept.column("word").to_pylist(),
+                kept.column("count").to_numpy(),
+                sum(part.distinct for part in sums),
+                sum(run.running for run in of_side),
+            )
+        return {side: counts[side if side in counts else "source"] for side in SIDES}
+
+
+@contextmanager
+def _full_disk_is_named(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"no space is left for {folder}, where the words of the corpus are counted; the "
+            "environment variable TMPDIR chooses the folder of temporary files"
+        ) from exc
+
+
+def _blocks(pairs: Iterable[Pair], characters: int) -> Iterator[list[Pair]]:
+    block: list[Pair] = []
+    size = 0
+    for pair in pairs:
+        block.append(pair)
+        size += len(pair[0]) + len(pair[1]) + 2
+        if size >= characters:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _write_runs(
+    block: list[Pair], splitting: WordSplitting, shared: bool, path: str
+) -> dict[str, Run]:
+    """A run per side, or one of both, called the source's."""
+    if shared:
+        return {"source": write_run([text for pair in block for text in pair], splitting, path)}
+    return {
+        side: write_run([pair[place] for pair in block], splitting, f"{path}-{side}")
+        for place, side in enumerate(SIDES)
+    }
+
+
+def _sum_all(
+    pool: Processes, runs: list[Run], min_count: int, sum_rows: int, path: str
+) -> list[Sums]:
+    """All partitions, as many at a time as have about ``sum_rows`` rows."""
+    paths = [run.path for run in runs]
+    tasks = max(1, min(PARTITIONS, sum(run.rows for run in runs) // sum_rows))
+    bounds = [PARTITIONS * i // tasks for i in range(tasks + 1)]
+    arguments = (
+        (paths, first, end, min_count, sum_rows, f"{path}-sum-{first}")
+        for first, end in itertools.pairwise(bounds)
+    )
+    return list(pool.map(sum_partitions, arguments))
+
+
+def most_frequent(sums: list[Sums], keep: int) -> pa.Table:
+    """The ``keep`` rows that come first by (-count, word), in this order.
+
+    What is held at once: the rows of one part, those kept, and as many as are still wanted of the
+    words that occur equally often where the vocabulary ends.
+    """
+    least, last, room = _threshold([part.histogram for part in sums], keep)
+    kept, ties = [ROWS.empty_table()], ROWS.empty_table()
+    for part in sums:
+        words = read_sums(part.path)
+        kept.append(words.filter(pc.field("count") >= least))
+        more = words.filter(pc.field("count") == last)
+        if ties.num_rows == room and room:
+            more = more.filter(pc.field("word") < ties.column("word")[-1])
+        ties = pa.concat_tables([ties, more]).sort_by("word").slice(0, room)
+    order = [("count", "descending"), ("word", "ascending")]
+    return pa.concat_tables([*kept, ties]).sort_by(order)
+
+
+def _threshold(histograms: list[pa.Table], keep: int) -> tuple[int, int, int]:
+    """``least, last, room``: words with ``least`` and more are kept, and ``room`` with ``last``."""
+    sums = pa.concat_tables(histograms).group_by("count").aggregate([("words", "sum")])
+    sums = sums.sort_by([("count", "descending")])
+    counts = sums.column("count").to_numpy()
+    up_to = np.cumsum(sums.column("words_sum").to_numpy())
+    whole = int(np.searchsorted(up_to, keep, side="right"))  # counts whose words all fit
+    least = int(counts[whole - 1]) if whole else 1 << 62
+    if whole == len(counts):
+        return least, 0, 0
+    return least, int(counts[whole]), keep - (int(up_to[whole - 1]) if whole else 0)

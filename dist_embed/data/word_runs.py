@@ -1,0 +1,150 @@
+"""Runs: the counted words of a block of text, on disk, and their sums.
+
+A run has a record batch per partition, and a hash of the word says which partition it is in. So the
+words of a corpus can be summed over all runs some partitions at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dist_embed.data.tokenizer import SPACE, Tokenizer
+
+# Into how many pieces the summing can be divided.
+PARTITIONS = 256
+
+ROWS = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
+
+
+@dataclass(frozen=True)
+class WordSplitting:
+    """How the ``word`` tokenizer splits text: see `Tokenizer.train`."""
+
+    lowercase: bool
+    split_punctuation: bool
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its file, its rows, and how many words the block has."""
+
+    path: str
+    rows: int
+    running: int
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Some partitions, summed over all runs.
+
+    Attributes:
+        path: a file with the words that occur often enough.
+        distinct: how many different words there are, the rare ones among them.
+        histogram: columns ``count`` and ``words``: so many words of the file occur so often.
+    """
+
+    path: str
+    distinct: int
+    histogram: pa.Table
+
+
+def split_and_count(texts: list[str], splitting: WordSplitting) -> pa.RecordBatch:
+    """The words of ``texts``, columns ``word`` and ``count``; a word may have several rows.
+
+    The tokenizer puts U+2581 before a text, makes every space one, splits before each, and looks at
+    single characters for all else. So what stands between two spaces, a *stretch*, is split alike
+    wherever it stands, and is one word if no character of it is changed or split off. Which those
+    are, and how stretches with them are split, the tokenizer says; the rest is for Arrow.
+    """
+    tokenizer = Tokenizer.from_words(
+        [], lowercase=splitting.lowercase, split_punctuation=splitting.split_punctuation
+    )
+    # An empty text has no word, but an empty stretch is one: U+2581 alone.
+    not_empty = pa.array([text for text in texts if text], pa.large_string())
+    found = pc.value_counts(pc.list_flatten(pc.split_pattern(not_empty, " ")))
+    stretches, times = found.field("values"), found.field("counts")
+    is_word = _of_plain_characters(stretches, tokenizer)
+    words = pc.binary_join_element_wise(_text(SPACE), stretches.filter(is_word), _text(""))
+    others = pc.invert(is_word)
+    parts = [tokenizer.split(stretch) for stretch in stretches.filter(others).to_pylist()]
+    lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
+    more_words = pa.array(list(chain.from_iterable(parts)), pa.large_string())
+    more_counts = pa.array(np.repeat(times.filter(others).to_numpy(), lengths))
+    return pa.record_batch(
+        [
+            pa.concat_arrays([words, more_words]),
+            pa.concat_arrays([times.filter(is_word), more_counts]),
+        ],
+        schema=ROWS,
+    )
+
+
+def _of_plain_characters(stretches: pa.Array, tokenizer: Tokenizer) -> pa.Array:
+    """Whether the tokenizer leaves each stretch as it is."""
+    characters: set[str] = set().union(*stretches.to_pylist())
+    special = {c for c in characters if tokenizer.split(f"a{c}a") != [f"{SPACE}a{c}a"]} | {SPACE}
+    in_hex = "".join(f"\\x{{{ord(c):x}}}" for c in sorted(special))
+    return pc.invert(pc.match_substring_regex(stretches, f"[{in_hex}]"))
+
+
+def _text(value: str) -> pa.Scalar:
+    return pa.scalar(value, pa.large_string())
+
+
+def write_run(texts: list[str], splitting: WordSplitting, path: str) -> Run:
+    """Count ``texts`` and write a run to ``path``."""
+    batch = split_and_count(texts, splitting)
+    words = batch.column("word").cast(pa.large_binary()).to_pylist()
+    # Not Python's own hash, which every process draws anew.
+    partition = np.fromiter(map(crc32, words), dtype=np.int64, count=len(words)) % PARTITIONS
+    order = np.argsort(partition)
+    starts = np.searchsorted(partition[order], np.arange(PARTITIONS + 1)).tolist()
+    batch = batch.take(order)
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, ROWS) as writer:
+        for start, end in pairwise(starts):
+            writer.write_batch(batch.slice(start, end - start))
+    return Run(path, batch.num_rows, int(batch.column("count").to_numpy().sum()))
+
+
+def sum_partitions(
+    runs: list[str], first: int, end: int, min_count: int, sum_rows: int, path: str
+) -> Sums:
+    """Sum partitions ``first`` to ``end - 1`` over the ``runs`` and write the words to ``path``.
+
+    Words with less than ``min_count`` are left out. About twice ``sum_rows`` rows are held at once,
+    or as many as the partitions have different words.
+    """
+    total, more, rows = ROWS.empty_table(), [], 0
+    for run in runs:
+        with pa.OSFile(run) as file:
+            reader = pa.ipc.open_file(file)
+            for number in range(first, end):
+                more.append(reader.get_batch(number))
+                rows += more[-1].num_rows
+                # As many new rows as there are sums, or every few rows would sum all again.
+                if rows >= max(sum_rows, total.num_rows):
+                    total, more, rows = _added(total, more), [], 0
+    total = _added(total, more)
+    kept = total.filter(pc.field("count") >= min_count)
+    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, ROWS) as writer:
+        writer.write_table(kept)
+    histogram = kept.group_by("count", use_threads=False).aggregate([([], "count_all")])
+    return Sums(path, total.num_rows, histogram.rename_columns(["count", "words"]))
+
+
+def read_sums(path: str) -> pa.Table:
+    """Columns ``word`` and ``count`` of a file of `sum_partitions`."""
+    with pa.OSFile(path) as file:
+        return pa.ipc.open_file(file).read_all()
+
+
+def _added(total: pa.Table, more: list[pa.RecordBatch]) -> pa.Table:
+    rows = pa.concat_tables([total, pa.Table.from_batches(more, ROWS)])
+    sums = rows.group_by("word", use_threads=False).aggregate([("count", "sum")])
+    return sums.rename_columns(["word", "count"])

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import errno
+import itertools
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_embed.config.errors import UserError
+from dist_embed.data.corpus import Pair
+from dist_embed.data.synthetic import SyntheticLanguage
+from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.word_counts import count_words, most_frequent
+from dist_embed.data.word_runs import (
+    PARTITIONS,
+    WordSplitting,
+    split_and_count,
+    sum_partitions,
+    write_run,
+)
+
+SPLITTINGS = [WordSplitting(lower, split) for lower in (False, True) for split in (False, True)]
+PLAIN = WordSplitting(lowercase=False, split_punctuation=True)
+# Letters that change their number in lower case, spaces that are none to the tokenizer, its mark,
+# marks of several alphabets, joiners, and what reads like special tokens.
+ODD = [
+    *"aAbßİΣςǅ7", *"  \t\n\r\v\x85\u00a0\u2003\u3000\u200b\ufeff\x00", "▁",
+    *".,;-'\"«»…—¿。<>/|$+^`~",
+    "\u0301", "\u200d", "👍🏽", "<unk>", "<s>", "</s>", "<pad>", " <unk> ", "▁<s>",
+]  # fmt: skip
+odd_texts = st.lists(st.lists(st.sampled_from(ODD), max_size=12).map("".join), max_size=8)
+
+
+def plain_count(texts: Iterable[str], splitting: WordSplitting) -> Counter[str]:
+    """What the tokenizer itself makes of each text."""
+    tokenizer = Tokenizer.from_words(
+        [], lowercase=splitting.lowercase, split_punctuation=splitting.split_punctuation
+    )._inner
+    return Counter(
+        word
+        for text in texts
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
+            tokenizer.normalizer.normalize_str(text)
+        )
+    )
+
+
+def plain_choice(counts: Counter[str], keep: int, min_count: int) -> list[tuple[str, int]]:
+    often = [(word, n) for word, n in counts.items() if n >= min_count]
+    return sorted(often, key=lambda row: (-row[1], row[0]))[:keep]
+
+
+def rows(table: pa.Table | pa.RecordBatch) -> list[tuple[str, int]]:
+    return list(zip(*table.to_pydict().values(), strict=True))
+
+
+@pytest.mark.parametrize("splitting", SPLITTINGS)
+@settings(max_examples=150, deadline=None)
+@given(odd_texts)
+def test_words_are_split_as_the_tokenizer_splits_them(
+    splitting: WordSplitting, texts: list[str]
+) -> None:
+    found: Counter[str] = Counter()
+    for word, count in rows(split_and_count(texts, splitting)):
+        found[word] += count
+    assert found == plain_count(texts, splitting)
+
+
+@pytest.mark.parametrize("splitting", SPLITTINGS)
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(max_size=20), max_size=5))
+def test_any_text_is_split_as_the_tokenizer_splits_it(
+    splitting: WordSplitting, texts: list[str]
+) -> None:
+    found: Counter[str] = Counter()
+    for word, count in rows(split_and_count(texts, splitting)):
+        found[word] += count
+    assert found == plain_count(texts, splitting)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    blocks=st.lists(odd_texts, max_size=4),
+    keep=st.integers(1, 12),
+    min_count=st.integers(1, 3),
+    parts=st.integers(1, 5),
+    sum_rows=st.integers(1, 40),
+)
+def test_sums_of_runs_are_a_plain_count(
+    blocks: list[list[str]], keep: int, min_count: int, parts: int, sum_rows: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [
+            write_run(texts, PLAIN, f"{folder}/run-{number}") for number, texts in enumerate(blocks)
+        ]
+        bounds = [PARTITIONS * i // parts for i in range(parts + 1)]
+        sums = [
+            sum_partitions(
+                [run.path for run in runs], first, end, min_count, sum_rows, f"{folder}/sum-{first}"
+            )
+            for first, end in itertools.pairwise(bounds)
+        ]
+        kept = rows(most_frequent(sums, keep))
+    counts = plain_count((text for texts in blocks for text in texts), PLAIN)
+    assert kept == plain_choice(counts, keep, min_count)
+    assert sum(part.distinct for part in sums) == len(counts)
+    assert sum(run.running for run in runs) == counts.total()
+
+
+def test_a_word_is_in_the_same_partition_of_every_run(tmp_path: Path) -> None:
+    words = [f"w{i}" for i in range(2000)]
+    runs = [
+        write_run([" ".join(part)], PLAIN, str(tmp_path / f"run-{number}"))
+        for number, part in enumerate((words, words[::-1], words[500:]))
+    ]
+    where: dict[str, set[int]] = {}
+    for run in runs:
+        with pa.OSFile(run.path) as file:
+            reader = pa.ipc.open_file(file)
+            assert reader.num_record_batches == PARTITIONS
+            for number in range(PARTITIONS):
+                for word in reader.get_batch(number).column("word").to_pylist():
+                    where.setdefault(word, set()).add(number)
+    assert {len(numbers) for numbers in where.values()} == {1}
+    assert len({number for numbers in where.values() for number in numbers}) > PARTITIONS * 0.9
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[Pair]:
+    texts = list(SyntheticLanguage(60, 30, 20, seed=5).pairs(400, "x", 5))
+    return [("", "a"), *texts, ("<unk> <s>", ""), ("  two", "▁ \u2003"), ("", "")]
+
+
+@pytest.mark.parametrize(
+    ("shared", "keep", "min_count", "num_processes"),
+    [(True, 70, 1, 1), (True, 10_000, 3, 3), (False, 50, 2, 2), (False, 10_000, 1, 1)],
+)
+def test_words_of_a_corpus_are_counted(
+    pairs: list[Pair], shared: bool, keep: int, min_count: int, num_processes: int
+) -> None:
+    found = count_words(
+        iter(pairs), PLAIN, shared=shared, keep=keep, min_count=min_count,
+        num_processes=num_processes, block_characters=1000, sum_rows=700,
+    )  # fmt: skip
+    for place, side in enumerate(("source", "target")):
+        texts = [text for pair in pairs for text in (pair if shared else [pair[place]])]
+        counts = plain_count(texts, PLAIN)
+        words = found[side]
+        kept = plain_choice(counts, keep, min_count)
+        assert list(zip(words.words, words.counts.tolist(), strict=True)) == kept
+        assert (words.distinct, words.running) == (len(counts), counts.total())
+        assert words.outside == counts.total() - sum(n for _, n in kept)
+        assert words.by_id().tolist() == [0, words.outside, 0, 0, *(n for _, n in kept)]
+
+
+def test_a_text_without_words_has_none() -> None:
+    for pairs in ([], [("", "")]):
+        found = count_words(
+            pairs, PLAIN, shared=False, keep=5, min_count=1, num_processes=1
+        )  # fmt: skip
+        for words in found.values():
+            assert (words.words, words.distinct, words.running) == ([], 0, 0)
+            assert words.by_id().tolist() == [0, 0, 0, 0]
+
+
+def count_in(folder: Path, pairs: Iterable[Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    count_words(
+        pairs, PLAIN, shared=True, keep=9, min_count=1, num_processes=1, block_characters=10
+    )
+
+
+def test_temporary_files_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def watching() -> Iterator[Pair]:
+        for _ in range(20):
+            yield "some text", "more text"
+            seen.append(sum(1 for path in tmp_path.rglob("*") if path.is_file()))
+
+    count_in(tmp_path, watching(), monkeypatch)
+    assert max(seen) > 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_temporary_files_are_removed_after_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing() -> Iterator[Pair]:
+        for _ in range(20):
+            yield "some text", "more text"
+        assert any(tmp_path.iterdir())
+        raise OSError("disk gone")
+
+    with pytest.raises(OSError, match="disk gone"):
+        count_in(tmp_path, failing(), monkeypatch)
+    assert list(tmp_path.iterdir()) == []
+    # In a process of the pool: this is no text.
+    with pytest.raises(UnicodeEncodeError):
+        count_in(tmp_path, [("some text", "more text")] * 9 + [("\ud800", "x")], monkeypatch)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OSError, match="No space left") as full:
+        write_run(["a"], PLAIN, "/dev/full")
+    assert full.value.errno == errno.ENOSPC
+
+    def failing() -> Iterator[Pair]:
+        yield "a", "b"
+        raise full.value
+
+    with pytest.raises(UserError, match=rf"no space.*{tmp_path}.*TMPDIR"):
+        count_in(tmp_path, failing(), monkeypatch)
+    assert list(tmp_path.iterdir()) == []
