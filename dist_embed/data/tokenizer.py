@@ -167,7 +167,7 @@ class Tokenizer:
         return texts
 
     def _decode_unknown(self, ids: list[int]) -> str:
-        unknown = "▁" + SPECIAL_TOKENS[UNKNOWN]
+        unknown = SPACE + SPECIAL_TOKENS[UNKNOWN]
         return self.join([unknown if i == UNKNOWN else self.token(i) for i in ids])
 
     def ordered_by(self, counts: list[int]) -> Tokenizer:
