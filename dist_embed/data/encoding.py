@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_embed.data.corpus import Pair
 from dist_embed.data.processes import Processes
-from dist_embed.data.token_shards import ShardInfo, write_shard
+from dist_embed.data.stretches import encode_column
+from dist_embed.data.token_shards import SIDES, ShardInfo, write_shard
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.storage import uri as storage
 
@@ -111,21 +114,19 @@ def _load_tokenizers(source: str, target: str | None) -> None:
     _tokenizers[:] = [first, first if target is None else Tokenizer.from_json(target)]
 
 
-def _encode(block: list[Pair], oov_buckets: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+def _encode(block: list[Pair], oov_buckets: int = 0) -> tuple[pa.ListArray, pa.ListArray]:
     source, target = _tokenizers
-    sources = [s for s, _ in block]
-    ids = source.encode_hashed(sources, oov_buckets) if oov_buckets else source.encode(sources)
-    return ids, target.encode([t for _, t in block])
+    return (
+        encode_column(source, [text for text, _ in block], oov_buckets),
+        encode_column(target, [text for _, text in block]),
+    )
 
 
 def _count_block(block: list[Pair]) -> dict[str, NDArray[np.int64]]:
-    counts = {}
-    for side, tokenizer, sentences in zip(
-        ("source", "target"), _tokenizers, _encode(block), strict=True
-    ):
-        flat = np.fromiter(chain.from_iterable(sentences), dtype=np.int64)
-        counts[side] = np.bincount(flat, minlength=tokenizer.size).astype(np.int64)
-    return counts
+    return {
+        side: np.bincount(ids.flatten(), minlength=tokenizer.size).astype(np.int64)
+        for side, tokenizer, ids in zip(SIDES, _tokenizers, _encode(block), strict=True)
+    }
 
 
 def _write_block(
@@ -139,23 +140,26 @@ def _write_block(
     else:
         source, target = _apply_rule(source, target, rule, result)
     write_shard(storage.join(data_uri, name), source, target, texts)
-    result.info = ShardInfo(name, len(source), sum(map(len, source)), sum(map(len, target)))
+    tokens = (int(_lengths(side).sum()) for side in (source, target))
+    result.info = ShardInfo(name, len(source), *tokens)
     return result
 
 
 def _apply_rule(
-    source: list[list[int]], target: list[list[int]], rule: LengthRule, result: EncodedBlock
-) -> tuple[list[list[int]], list[list[int]]]:
-    kept_source, kept_target = [], []
-    for left, right in zip(source, target, strict=True):
-        if not left or not right:
-            result.dropped_empty += 1
-            continue
-        if max(len(left), len(right)) > rule.max_tokens:
-            if rule.too_long == "drop":
-                result.dropped_long += 1
-                continue
-            result.cut += 1
-        kept_source.append(left[: rule.max_tokens])
-        kept_target.append(right[: rule.max_tokens])
-    return kept_source, kept_target
+    source: pa.ListArray, target: pa.ListArray, rule: LengthRule, result: EncodedBlock
+) -> tuple[pa.ListArray, pa.ListArray]:
+    left, right = _lengths(source), _lengths(target)
+    kept = np.minimum(left, right) > 0
+    too_long = kept & (np.maximum(left, right) > rule.max_tokens)
+    result.dropped_empty = int((~kept).sum())
+    if rule.too_long == "drop":
+        result.dropped_long = int(too_long.sum())
+        kept &= ~too_long
+    else:
+        result.cut = int(too_long.sum())
+    source, target = (side.filter(pa.array(kept)) for side in (source, target))
+    return pc.list_slice(source, 0, rule.max_tokens), pc.list_slice(target, 0, rule.max_tokens)
+
+
+def _lengths(ids: pa.ListArray) -> NDArray[np.int32]:
+    return pc.list_value_length(ids).to_numpy()

@@ -128,17 +128,19 @@ class TokenPairs:
 
 def write_shard(
     uri: str,
-    source: list[list[int]],
-    target: list[list[int]],
+    source: pa.ListArray | list[list[int]],
+    target: pa.ListArray | list[list[int]],
     texts: tuple[list[str], list[str]] | None = None,
 ) -> None:
     """Write one shard: token lists, and the texts where they are needed again (held-out data)."""
-    ids = pa.list_(pa.int32())
-    columns = {"source": pa.array(source, ids), "target": pa.array(target, ids)}
+    ids, text = pa.list_(pa.int32()), pa.string()
+    columns: dict[str, Any] = {"source": source, "target": target}
+    schema = {"source": ids, "target": ids}
     if texts is not None:
-        columns |= {"source_text": pa.array(texts[0]), "target_text": pa.array(texts[1])}
+        columns |= {"source_text": texts[0], "target_text": texts[1]}
+        schema |= {"source_text": text, "target_text": text}
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, compression="zstd")
+    pq.write_table(pa.table(columns, pa.schema(schema)), buffer, compression="zstd")
     storage.write_bytes(uri, buffer.getvalue())
 
 

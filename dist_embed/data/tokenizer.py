@@ -34,33 +34,25 @@ class Tokenizer:
     def train(
         cls,
         texts: Iterator[str],
-        kind: Kind,
+        kind: Literal["bpe", "unigram"],
         *,
         vocab_size: int,
         min_count: int,
         lowercase: bool,
-        split_punctuation: bool,
     ) -> Tokenizer:
-        """Learn a vocabulary from a stream of sentences.
+        """Learn pieces of words from a stream of sentences.
 
         Args:
             texts: sentences.
-            kind: ``word`` keeps whole words, ``bpe`` (Sennrich et al. 2016, arXiv 1508.07909) and
-                ``unigram`` (Kudo 2018, arXiv 1804.10959) learn pieces of words.
+            kind: ``bpe`` (Sennrich et al. 2016, arXiv 1508.07909) or ``unigram`` (Kudo 2018, arXiv
+                1804.10959).
             vocab_size: upper bound, special tokens included.
-            min_count: rarer words or pairs are left out (not used by ``unigram``).
+            min_count: rarer pairs are left out (not used by ``unigram``).
             lowercase: lowercase all text first.
-            split_punctuation: ``word`` makes each punctuation mark a token of its own.
         """
         unknown = SPECIAL_TOKENS[UNKNOWN]
         trainer: Any
-        if kind == "word":
-            inner = HFTokenizer(models.WordLevel({}, unk_token=unknown))
-            trainer = trainers.WordLevelTrainer(
-                vocab_size=vocab_size, min_frequency=min_count, special_tokens=SPECIAL_TOKENS,
-                show_progress=False,
-            )  # fmt: skip
-        elif kind == "bpe":
+        if kind == "bpe":
             inner = HFTokenizer(models.BPE(unk_token=unknown))
             trainer = trainers.BpeTrainer(
                 vocab_size=vocab_size, min_frequency=min_count, special_tokens=SPECIAL_TOKENS,
@@ -72,7 +64,7 @@ class Tokenizer:
                 vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, unk_token=unknown,
                 show_progress=False,
             )  # fmt: skip
-        _set_text_path(inner, kind, lowercase, split_punctuation)
+        _set_text_path(inner, lowercase, split_punctuation=False)
         inner.train_from_iterator(texts, trainer)
         if kind == "unigram":
             # Its special tokens are pieces with the best score of all: text would match them.
@@ -86,14 +78,17 @@ class Tokenizer:
     def from_words(cls, words: list[str], *, lowercase: bool, split_punctuation: bool) -> Tokenizer:
         """The ``word`` tokenizer whose ids are the special tokens and then ``words``, in order.
 
-        ``words`` are distinct, and as this tokenizer splits them: a word begins with U+2581 or is
-        what a punctuation mark split off, so none reads like a special token.
+        Args:
+            words: distinct, and as `split` makes them. None reads like a special token: it begins
+                with U+2581, or ``split_punctuation`` has parted the letters from the brackets.
+            lowercase: lowercase all text first.
+            split_punctuation: make each punctuation mark a token of its own.
         """
         tokens = [*SPECIAL_TOKENS, *words]
         vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
         inner = HFTokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS[UNKNOWN]))
         inner.add_special_tokens(SPECIAL_TOKENS)
-        _set_text_path(inner, "word", lowercase, split_punctuation)
+        _set_text_path(inner, lowercase, split_punctuation)
         return cls(inner)
 
     @classmethod
@@ -134,8 +129,13 @@ class Tokenizer:
             if UNKNOWN in ids:
                 for place, word in enumerate(self.split(text)):
                     if ids[place] == UNKNOWN:
-                        ids[place] = self.size + _bucket_of(word, num_buckets)
+                        ids[place] = self.hashed(word, num_buckets)
         return sentences
+
+    def hashed(self, word: str, num_buckets: int) -> int:
+        """The id of an unknown word as `split` gives it: V + hash(word) mod ``num_buckets``."""
+        digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+        return self.size + int.from_bytes(digest, "little") % num_buckets
 
     def split(self, text: str) -> list[str]:
         """The words of a sentence as the tokenizer sees them, known or not; kind ``word`` only.
@@ -153,12 +153,21 @@ class Tokenizer:
         """The token of one id."""
         return str(self._inner.id_to_token(i))
 
+    @property
+    def knows_words(self) -> bool:
+        """Whether each part that `split` finds is one token or unknown."""
+        return isinstance(self._inner.model, models.WordLevel)
+
+    def ids_of(self, tokens: list[str]) -> list[int]:
+        """The id of each token, `UNKNOWN` where it has none."""
+        return [UNKNOWN if i is None else i for i in map(self._inner.token_to_id, tokens)]
+
     def decode(self, ids: list[list[int]]) -> list[str]:
         """The sentence of each list of ids; unknown words show as ``<unk>``, a word of its own."""
         drop = {PAD, START, END}
         kept = [[i for i in sentence if i not in drop] for sentence in ids]
         texts: list[str] = self._inner.decode_batch(kept, skip_special_tokens=False)
-        if isinstance(self._inner.model, models.WordLevel):
+        if self.knows_words:
             # The space before an unknown word went with it; without one the word before would not
             # be itself any more.
             for place, sentence in enumerate(kept):
@@ -191,24 +200,21 @@ class Tokenizer:
         return Tokenizer.from_json(json.dumps(description, ensure_ascii=False))
 
 
-def _bucket_of(word: str, num_buckets: int) -> int:
-    digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % num_buckets
+def _set_text_path(inner: HFTokenizer, lowercase: bool, split_punctuation: bool) -> None:
+    """What comes before the model (normalizer, splitting) and after it (decoder).
 
-
-def _set_text_path(
-    inner: HFTokenizer, kind: Kind, lowercase: bool, split_punctuation: bool
-) -> None:
-    """What comes before the model (normalizer, splitting) and after it (decoder)."""
+    `stretches` relies on it: but for the mark before the text, nothing looks beyond a character.
+    """
     # The mark is put before the text by a normalizer: Metaspace's own "always" leaves it out
     # where the text begins with a space, which decoding would then lose.
-    spaces = pre_tokenizers.Metaspace(prepend_scheme="never")
-    splitting: Any = spaces
-    if kind == "word" and split_punctuation:
-        splitting = pre_tokenizers.Sequence([spaces, pre_tokenizers.Punctuation("isolated")])
     prepend = normalizers.Prepend(SPACE)
-    inner.pre_tokenizer = splitting
-    inner.decoder = decoders.Metaspace(prepend_scheme="always")
     inner.normalizer = (
         normalizers.Sequence([normalizers.Lowercase(), prepend]) if lowercase else prepend
     )
+    spaces = pre_tokenizers.Metaspace(prepend_scheme="never")
+    inner.pre_tokenizer = (
+        pre_tokenizers.Sequence([spaces, pre_tokenizers.Punctuation("isolated")])
+        if split_punctuation
+        else spaces
+    )
+    inner.decoder = decoders.Metaspace(prepend_scheme="always")

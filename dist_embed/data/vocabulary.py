@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +58,9 @@ def learn_vocabularies(
         say: takes lines of progress.
     """
     say(f"learning the {recipe.kind} vocabulary")
-    learn = _words if recipe.kind == "word" else _pieces
-    return learn(text, recipe, num_processes, say)
+    if recipe.kind == "word":
+        return _words(text, recipe, num_processes, say)
+    return _pieces(recipe.kind, text, recipe, num_processes, say)
 
 
 def _words(
@@ -85,14 +87,24 @@ def _words(
 
 
 def _pieces(
-    text: ParallelText, recipe: TokenizerRecipe, num_processes: int, say: Say
+    kind: Literal["bpe", "unigram"],
+    text: ParallelText,
+    recipe: TokenizerRecipe,
+    num_processes: int,
+    say: Say,
 ) -> Vocabularies:
+    def train(texts: Iterator[str]) -> Tokenizer:
+        return Tokenizer.train(
+            texts, kind, vocab_size=recipe.vocab_size, min_count=recipe.min_count,
+            lowercase=recipe.lowercase,
+        )  # fmt: skip
+
     if recipe.shared:
-        both = _train((sentence for pair in read_pairs(text) for sentence in pair), recipe)
+        both = train(sentence for pair in read_pairs(text) for sentence in pair)
         tokenizers = {"source": both, "target": both}
     else:
         tokenizers = {
-            side: _train((pair[place] for pair in read_pairs(text)), recipe)
+            side: train(pair[place] for pair in read_pairs(text))
             for place, side in enumerate(SIDES)
         }
     with encoding_pool(tokenizers["source"], tokenizers["target"], num_processes) as pool:
@@ -103,17 +115,6 @@ def _pieces(
     for side in SIDES[: 1 if recipe.shared else 2]:
         say(f"{_name(side, recipe)}: {_size(tokenizers[side], recipe)}")
     return Vocabularies(tokenizers, counts)
-
-
-def _train(texts: Iterator[str], recipe: TokenizerRecipe) -> Tokenizer:
-    return Tokenizer.train(
-        texts,
-        recipe.kind,
-        vocab_size=recipe.vocab_size,
-        min_count=recipe.min_count,
-        lowercase=recipe.lowercase,
-        split_punctuation=recipe.split_punctuation,
-    )
 
 
 def _order_by_frequency(

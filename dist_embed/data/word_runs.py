@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.data.stretches import Stretches, words_of
+from dist_embed.data.tokenizer import Tokenizer
 
 # Into how many pieces the summing can be divided.
 PARTITIONS = 256
@@ -55,46 +56,20 @@ class Sums:
 
 
 def split_and_count(texts: list[str], splitting: WordSplitting) -> pa.RecordBatch:
-    """The words of ``texts``, columns ``word`` and ``count``; a word may have several rows.
-
-    The tokenizer puts U+2581 before a text, makes every space one, splits before each, and looks at
-    single characters for all else. So what stands between two spaces, a *stretch*, is split alike
-    wherever it stands, and is one word if no character of it is changed or split off. Which those
-    are, and how stretches with them are split, the tokenizer says; the rest is for Arrow.
-    """
+    """The words of ``texts``, columns ``word`` and ``count``; a word may have several rows."""
     tokenizer = Tokenizer.from_words(
         [], lowercase=splitting.lowercase, split_punctuation=splitting.split_punctuation
     )
-    # An empty text has no word, but an empty stretch is one: U+2581 alone.
-    not_empty = pa.array([text for text in texts if text], pa.large_string())
-    found = pc.value_counts(pc.list_flatten(pc.split_pattern(not_empty, " ")))
-    stretches, times = found.field("values"), found.field("counts")
-    is_word = _of_plain_characters(stretches, tokenizer)
-    words = pc.binary_join_element_wise(_text(SPACE), stretches.filter(is_word), _text(""))
-    others = pc.invert(is_word)
-    parts = [tokenizer.split(stretch) for stretch in stretches.filter(others).to_pylist()]
+    stretches = Stretches.of(texts)
+    times = np.bincount(stretches.which, minlength=len(stretches.distinct))
+    are_words = stretches.are_words(tokenizer)
+    words = words_of(stretches.distinct.filter(pa.array(are_words)))
+    others = stretches.distinct.filter(pa.array(~are_words)).to_pylist()
+    parts = [tokenizer.split(stretch) for stretch in others]
     lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
-    more_words = pa.array(list(chain.from_iterable(parts)), pa.large_string())
-    more_counts = pa.array(np.repeat(times.filter(others).to_numpy(), lengths))
-    return pa.record_batch(
-        [
-            pa.concat_arrays([words, more_words]),
-            pa.concat_arrays([times.filter(is_word), more_counts]),
-        ],
-        schema=ROWS,
-    )
-
-
-def _of_plain_characters(stretches: pa.Array, tokenizer: Tokenizer) -> pa.Array:
-    """Whether the tokenizer leaves each stretch as it is."""
-    characters: set[str] = set().union(*stretches.to_pylist())
-    special = {c for c in characters if tokenizer.split(f"a{c}a") != [f"{SPACE}a{c}a"]} | {SPACE}
-    in_hex = "".join(f"\\x{{{ord(c):x}}}" for c in sorted(special))
-    return pc.invert(pc.match_substring_regex(stretches, f"[{in_hex}]"))
-
-
-def _text(value: str) -> pa.Scalar:
-    return pa.scalar(value, pa.large_string())
+    more = pa.array(list(chain.from_iterable(parts)), pa.large_string())
+    counts = np.concatenate([times[are_words], np.repeat(times[~are_words], lengths)])
+    return pa.record_batch([pa.concat_arrays([words, more]), pa.array(counts)], schema=ROWS)
 
 
 def write_run(texts: list[str], splitting: WordSplitting, path: str) -> Run:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from hypothesis import strategies as st
 
 from dist_embed.data.corpus import Pair, ParallelText
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.prepare import prepare_data
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import PreparedData, TokenPairs
-from dist_embed.data.tokenizer import Kind
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Tokenizer
 from dist_embed.data.vocabulary import TokenizerRecipe
 
 SHARD_SENTENCES = 60
 KEEP_ALL = LengthRule(1000, "drop")
+# Letters that change their number in lower case, spaces that are none to the tokenizer, its mark,
+# marks of several alphabets, joiners, and what reads like special tokens.
+ODD = [
+    *"aAbßİΣςǅ7", *"  \t\n\r\v\x85\u00a0\u2003\u3000\u200b\ufeff\x00", "▁", "▁▁",
+    *".,;-'\"«»…—¿。<>/|$+^`~", "\u0301", "\u200d", "👍🏽", "<unk>", "<s>", "</s>", "<pad>",
+    " <unk> ", "▁<s>",
+]  # fmt: skip
+odd_texts = st.lists(st.lists(st.sampled_from(ODD), max_size=12).map("".join), max_size=8)
 Sentence = tuple[tuple[int, ...], tuple[int, ...]]
 
 
@@ -37,6 +47,28 @@ def recipe(kind: Kind = "word", **changes: Any) -> TokenizerRecipe:
         "split_punctuation": True,
     }  # fmt: skip
     return TokenizerRecipe(kind, **(values | changes))
+
+
+def train_tokenizer(kind: Kind, texts: Iterable[str], **changes: Any) -> Tokenizer:
+    """A tokenizer of any kind; of ``word``, with ids by frequency."""
+    options: dict[str, Any] = {
+        "vocab_size": 300, "min_count": 1, "lowercase": False, "split_punctuation": True,
+    }  # fmt: skip
+    options |= changes
+    if kind != "word":
+        del options["split_punctuation"]
+        return Tokenizer.train(iter(texts), kind, **options)
+    vocab_size, min_count = options.pop("vocab_size"), options.pop("min_count")
+    counts = count_words(texts, **options)
+    often = [word for word, n in counts.items() if n >= min_count]
+    words = sorted(often, key=lambda word: (-counts[word], word))
+    return Tokenizer.from_words(words[: vocab_size - len(SPECIAL_TOKENS)], **options)
+
+
+def count_words(texts: Iterable[str], *, lowercase: bool, split_punctuation: bool) -> Counter[str]:
+    """The words of each text by itself."""
+    tokenizer = Tokenizer.from_words([], lowercase=lowercase, split_punctuation=split_punctuation)
+    return Counter(word for text in texts for word in tokenizer.split(text))
 
 
 def write_text(folder: Path, name: str, pairs: list[Pair]) -> ParallelText:

@@ -11,16 +11,14 @@ from dist_embed.data.corpus import Pair
 from dist_embed.data.encoding import EncodingPool, LengthRule, encoding_pool
 from dist_embed.data.token_shards import read_tokens
 from dist_embed.data.tokenizer import UNKNOWN, Tokenizer
-from tests.unit.small_corpus import sentences
+from tests.unit.small_corpus import sentences, train_tokenizer
 
 PAIRS = [(f"w{i % 7} w{i % 3}", f"w{i % 5}") for i in range(50)]
 ALL_WORDS = [f"w{i}" for i in range(7)]
 
 
 def words(texts: list[str]) -> Tokenizer:
-    return Tokenizer.train(
-        iter(texts), "word", vocab_size=50, min_count=1, lowercase=False, split_punctuation=True
-    )
+    return train_tokenizer("word", texts, vocab_size=50)
 
 
 @pytest.fixture(scope="module")

@@ -317,7 +317,7 @@ def test_at_most_a_twentieth_of_multi30k_is_padding(tmp_path: Path) -> None:
     ]
     tokenizer = Tokenizer.train(
         (text for pair in zip(*texts, strict=True) for text in pair), "bpe", vocab_size=10_000,
-        min_count=1, lowercase=False, split_punctuation=True,
+        min_count=1, lowercase=False,
     )  # fmt: skip
     source, target = (tokenizer.encode(side) for side in texts)
     write_shard(str(tmp_path / "train"), source, target)

@@ -10,6 +10,7 @@ from dist_embed.data.tokenizer import UNKNOWN, Tokenizer
 from dist_embed.model.transformer import DecoderLayer, Transformer
 from dist_embed.model.unknown_words import UnknownWords
 from dist_embed.parallel.group import Group
+from tests.unit.small_corpus import train_tokenizer
 
 
 def transformer(heads: int, layers: int) -> Transformer:
@@ -77,9 +78,7 @@ class LooksAt(Transformer):
 
 
 def words(*texts: str) -> Tokenizer:
-    return Tokenizer.train(
-        iter(texts), "word", vocab_size=50, min_count=1, lowercase=False, split_punctuation=True
-    )
+    return train_tokenizer("word", texts)
 
 
 class NoRows:

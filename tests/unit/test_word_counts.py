@@ -5,6 +5,7 @@ import itertools
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import Pair
 from dist_embed.data.synthetic import SyntheticLanguage
-from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.word_counts import count_words, most_frequent
 from dist_embed.data.word_runs import (
     PARTITIONS,
@@ -24,31 +24,15 @@ from dist_embed.data.word_runs import (
     sum_partitions,
     write_run,
 )
+from tests.unit import small_corpus
+from tests.unit.small_corpus import odd_texts
 
 SPLITTINGS = [WordSplitting(lower, split) for lower in (False, True) for split in (False, True)]
 PLAIN = WordSplitting(lowercase=False, split_punctuation=True)
-# Letters that change their number in lower case, spaces that are none to the tokenizer, its mark,
-# marks of several alphabets, joiners, and what reads like special tokens.
-ODD = [
-    *"aAbßİΣςǅ7", *"  \t\n\r\v\x85\u00a0\u2003\u3000\u200b\ufeff\x00", "▁",
-    *".,;-'\"«»…—¿。<>/|$+^`~",
-    "\u0301", "\u200d", "👍🏽", "<unk>", "<s>", "</s>", "<pad>", " <unk> ", "▁<s>",
-]  # fmt: skip
-odd_texts = st.lists(st.lists(st.sampled_from(ODD), max_size=12).map("".join), max_size=8)
 
 
 def plain_count(texts: Iterable[str], splitting: WordSplitting) -> Counter[str]:
-    """What the tokenizer itself makes of each text."""
-    tokenizer = Tokenizer.from_words(
-        [], lowercase=splitting.lowercase, split_punctuation=splitting.split_punctuation
-    )._inner
-    return Counter(
-        word
-        for text in texts
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(
-            tokenizer.normalizer.normalize_str(text)
-        )
-    )
+    return small_corpus.count_words(texts, **asdict(splitting))
 
 
 def plain_choice(counts: Counter[str], keep: int, min_count: int) -> list[tuple[str, int]]:
@@ -62,20 +46,8 @@ def rows(table: pa.Table | pa.RecordBatch) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("splitting", SPLITTINGS)
 @settings(max_examples=150, deadline=None)
-@given(odd_texts)
+@given(st.one_of(odd_texts, st.lists(st.text(max_size=20), max_size=5)))
 def test_words_are_split_as_the_tokenizer_splits_them(
-    splitting: WordSplitting, texts: list[str]
-) -> None:
-    found: Counter[str] = Counter()
-    for word, count in rows(split_and_count(texts, splitting)):
-        found[word] += count
-    assert found == plain_count(texts, splitting)
-
-
-@pytest.mark.parametrize("splitting", SPLITTINGS)
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.text(max_size=20), max_size=5))
-def test_any_text_is_split_as_the_tokenizer_splits_it(
     splitting: WordSplitting, texts: list[str]
 ) -> None:
     found: Counter[str] = Counter()
