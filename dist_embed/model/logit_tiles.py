@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dist_embed.embedding.tables import lies_in_host_memory
 from dist_embed.model.logit_blocks import LogitBlocks, exponentials
 
 # Enough for the matrix product to be fast; the rows of a tile follow from its bytes.
@@ -24,8 +25,9 @@ class LogitTiles:
 
     Args:
         hidden: [N, D] in the type of the matrix products' operands.
-        weight: [R, D] this worker's rows; R may be 0.
-        tile_bytes: upper bound for one tile of float32 logits.
+        weight: [R, D] this worker's rows, of any type; R may be 0. A tile's rows are copied where
+            their type is another, or where they lie in host memory: each is fetched once, then.
+        tile_bytes: upper bound for one tile of float32 logits, and for such a copy.
 
     Nothing here is collective.
     """
@@ -34,7 +36,11 @@ class LogitTiles:
         self._hidden = hidden
         self._weight = weight
         self._tokens = max(1, min(TILE_TOKENS, hidden.shape[0]))
-        self._rows = max(1, tile_bytes // (4 * self._tokens))
+        self._copied = weight.dtype != hidden.dtype or lies_in_host_memory(weight)
+        row_bytes = 4 * self._tokens
+        if self._copied:
+            row_bytes = max(row_bytes, weight.shape[1] * hidden.element_size())
+        self._rows = max(1, tile_bytes // row_bytes)
 
     def statistics(self, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maximum, Σ exp(logit - maximum) and the target's logit of every token, each [N] float32.
@@ -86,6 +92,8 @@ class LogitTiles:
     def _row_blocks(self) -> Iterator[tuple[int, LogitBlocks]]:
         for first_row in range(0, self._weight.shape[0], self._rows):
             rows = self._weight[first_row : first_row + self._rows]
+            if self._copied:
+                rows = rows.to(self._hidden.dtype, copy=True)
             yield first_row, LogitBlocks(rows, self._tokens, self._hidden.dtype)
 
     def _token_blocks(self) -> Iterator[slice]:

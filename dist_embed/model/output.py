@@ -24,6 +24,7 @@ from dist_embed.parallel.group import Group
 
 # Matrix products with fewer tokens are slow, and every block is an exchange.
 LEAST_BLOCK_TOKENS = 32
+SUMMED_ROWS = 65536
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def sharded_cross_entropy(
     Args:
         hidden: [n, D] decoder outputs of this worker's tokens; n may be 0.
         target_rows: [n] row numbers of the right answers.
-        weight: [R, D] the output layer's rows of this worker's shard; R may be 0.
+        weight: [R, D] the output layer's rows of this worker's shard; R may be 0. Of any type.
         shard: where those rows lie.
         counts: n of every worker.
         label_smoothing: ε.
@@ -148,7 +149,10 @@ class _Tokens:
 
     def __post_init__(self) -> None:
         # The sum of all logits of a token, for label smoothing, without a pass over the logits.
-        self._summed_rows = self.weight.sum(0)
+        self._summed_rows = torch.zeros(self.weight.shape[1], device=self.weight.device)
+        if self.smoothing:
+            for rows in self.weight.split(SUMMED_ROWS):  # narrow ones are never copied whole
+                self._summed_rows += rows.sum(0, dtype=torch.float32)
 
     def in_one_pass(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Smoothed loss, -log p, and this shard's part of their gradients but for smoothing.
@@ -157,7 +161,7 @@ class _Tokens:
         """
         blocks = LogitBlocks(self.weight, self.shard.block_tokens, self.shard.dtype)
         grad_hidden = torch.empty_like(self.hidden, dtype=torch.float32)
-        grad_weight = torch.zeros_like(self.weight)
+        grad_weight = torch.zeros_like(self.weight, dtype=torch.float32)
         smoothed = torch.zeros((), device=self.hidden.device)
         nll = torch.zeros((), device=self.hidden.device)
         for start in range(0, self.hidden.shape[0], blocks.num_tokens):
