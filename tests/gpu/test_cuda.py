@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.parallel.group import Group, joined_group
+from dist_embed.embedding.tiers import Memory
+from dist_embed.parallel.group import Group
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs
 
@@ -20,25 +19,14 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for name, value in {
-        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    with joined_group("cuda", 60.0) as joined_one:
-        yield joined_one
-
-
 @pytest.mark.parametrize("share", ["none", "decoder", "all"])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])
-def test_three_steps_equal_the_cpu_reference(group: Group, share: Any, clip_norm: float) -> None:
+@pytest.mark.parametrize("memory", ["device", "uvm", "uvm_caching"])
+def test_three_steps_equal_the_cpu_reference(
+    group: Group, share: Any, clip_norm: float, memory: Memory
+) -> None:
     rows = 31 if share == "all" else 23
-    tiny = Tiny(share=share, source_rows=rows, clip_norm=clip_norm, accumulate=2)
+    tiny = Tiny(share=share, source_rows=rows, clip_norm=clip_norm, accumulate=2, memory=memory)
     reference, sharded = Reference(tiny), Sharded(tiny, group)
     for number in range(1, 4):
         pairs = random_pairs(9, number, rows, 31)
