@@ -144,6 +144,7 @@ def load_checkpoint(
         _raise_damage(gather_texts(damage, group))
     for rows in staged:
         state.tensors[rows.tensor].data.copy_(rows.data)
+    state.after_writing()
     state.step = manifest.step
     state.scalars = manifest.scalars | state.must_equal
     return reader.bytes_read
@@ -179,9 +180,11 @@ def _check_fits(
         if name not in saved:
             raise CheckpointError(f"{where} has no {name}, which the configured model needs")
         if saved[name] != wanted[name]:
+            type_alone = saved[name].shape == wanted[name].shape
             raise CheckpointError(
                 f"{where} holds {name} as {describe_tensor(saved[name])}; the configuration asks "
                 f"for {describe_tensor(wanted[name])}"
+                + (" (embedding.weights is the type of tables' rows)" if type_alone else "")
             )
     for name, value in state.must_equal.items():
         if manifest.scalars.get(name, value) != value:  # older ones do not say

@@ -122,6 +122,7 @@ class Saver:
         """
         self.wait()
         started = time.monotonic()
+        state.before_reading()
         rows = rows_to_save(state)
         if self._settings.asynchronous:
             rows = self._copy.take(rows)

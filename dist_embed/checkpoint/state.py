@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +57,8 @@ class TrainingState:
         fingerprint: of the settings that decide what a step does.
         must_equal: values by name that are saved among the scalars; a checkpoint that was saved
             with others does not fit.
+        before_reading: brings tensors up to date whose newest values lie elsewhere, in a cache.
+        after_writing: is told that the tensors have other values now.
     """
 
     group: Group
@@ -65,6 +68,8 @@ class TrainingState:
     scalars: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     must_equal: dict[str, str] = field(default_factory=dict)
+    before_reading: Callable[[], None] = lambda: None
+    after_writing: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self.scalars |= self.must_equal

@@ -37,7 +37,11 @@ def run_config(run_uri: str, arguments: argparse.Namespace) -> Config:
         raise UserError(f"--workers: {workers} is not allowed: at least 1")
     # The machine here need not have the device that trained the run.
     cluster = config.cluster.model_copy(update={"num_workers": workers, "device": "auto"})
-    config = config.model_copy(update={"cluster": cluster})
+    # Nothing is trained: an optimizer without state, which every device has.
+    embedding = config.embedding.model_copy(
+        update={"memory": "auto", "exchange": "fp32", "optimizer": "sgd"}
+    )
+    config = config.model_copy(update={"cluster": cluster, "embedding": embedding})
     for option, least in (("beam", 1), ("candidates", 0), ("replace_unknown", None)):
         value = getattr(arguments, option)
         if value is None:

@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
+from dist_embed.config.checks import check
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
 from dist_embed.embedding.lookup import table_specs
 from dist_embed.embedding.memory import GIB, available_bytes, worker_bytes
-from dist_embed.embedding.tables import CUDA_ONLY_OPTIMIZERS
+from dist_embed.embedding.tables import Tier
 from dist_embed.observe.events import Event
 from dist_embed.parallel.device import resolve_device
 from dist_embed.train.assemble import rows_of_role
@@ -50,9 +51,10 @@ def launch(
 
     def arguments(device: str) -> tuple[Task, dict[str, Any], dict[str, Any]]:
         """What `run_worker` gets on workers of one kind of device."""
-        _check_optimizer(config, device)
-        resolved = cluster.model_copy(update={"device": device})
-        return task, config.model_copy(update={"cluster": resolved}).model_dump(), options
+        on_device = cluster.model_copy(update={"device": device})
+        resolved = config.model_copy(update={"cluster": on_device})
+        check(resolved)  # what `auto` has become may be too little for other settings
+        return task, resolved.model_dump(), options
 
     if under_torchrun():
         return run_worker(*arguments(resolve_device(cluster.device)), on_event)
@@ -96,15 +98,6 @@ def cluster_address(config: Config, launcher: Literal["ray", "local"] | None = N
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
 
-def _check_optimizer(config: Config, device: str) -> None:
-    optimizer = config.embedding.optimizer
-    if optimizer in CUDA_ONLY_OPTIMIZERS and device != "cuda":
-        raise UserError(
-            f"embedding.optimizer: {optimizer!r} is not allowed on {device}: its fused kernel "
-            "needs CUDA; use rowwise_adagrad, adagrad or sgd"
-        )
-
-
 def under_torchrun() -> bool:
     """Whether this process was started by torchrun and is a worker itself."""
     return "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_RANK" in os.environ
@@ -112,7 +105,8 @@ def under_torchrun() -> bool:
 
 def _check_machine(config: Config, vocabulary_size: dict[str, int], device: str) -> None:
     """Refuse more workers than this machine can hold, saying what is needed and what there is."""
-    workers = config.cluster.num_workers
+    workers, memory = config.cluster.num_workers, config.embedding.memory
+    tier: Tier | None = None
     if device == "cuda":
         import torch
 
@@ -121,7 +115,7 @@ def _check_machine(config: Config, vocabulary_size: dict[str, int], device: str)
                 f"cluster.num_workers={workers} needs {workers} GPUs (one per worker); "
                 f"this machine has {torch.cuda.device_count()}"
             )
-        return
+        tier = "device" if memory == "auto" else memory  # what `auto` needs at least
     specs = table_specs(
         rows_of_role(config, vocabulary_size), config.embedding.width, config.model.share_embeddings
     )
@@ -132,6 +126,8 @@ def _check_machine(config: Config, vocabulary_size: dict[str, int], device: str)
         int(config.model.logits_block_mib * 2**20),
         exact_output=config.model.output == "exact",
         low_memory=config.checkpoint.low_memory,
+        weights=config.embedding.weights,
+        tier=tier,
     )
     there = available_bytes()
     if workers * each > there:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dist_embed.config.cuda_only import problems_without_cuda
 from dist_embed.config.errors import ConfigError
 from dist_embed.config.schema import Config, CorpusSection
 
@@ -33,10 +34,13 @@ def _problems(config: Config) -> Iterator[str]:
             "model.share_embeddings: 'all' is not allowed with tokenizer.shared=false: source and "
             "target would share a table but not a vocabulary; use 'decoder' or 'none'"
         )
-    if config.embedding.optimizer == "adam" and config.cluster.device == "cpu":
-        yield (
-            "embedding.optimizer: 'adam' is not allowed with cluster.device=cpu: its fused kernel "
-            "needs CUDA; use rowwise_adagrad, adagrad or sgd"
+    if config.cluster.device == "cpu":
+        embedding = config.embedding
+        yield from problems_without_cuda(
+            optimizer=embedding.optimizer,
+            memory=embedding.memory,
+            weights=embedding.weights,
+            exchange=embedding.exchange,
         )
     if config.checkpoint.low_memory and config.checkpoint.asynchronous:
         yield (

@@ -147,6 +147,22 @@ class EmbeddingSection(Section):
     )
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up of the tables' rate.")
     eps: PositiveFloat = Field(1e-8, description="The optimizer's term against division by zero.")
+    memory: Literal["auto", "device", "uvm", "uvm_caching"] = Field(
+        "auto",
+        description="Where the rows lie. `device`: on the GPU, or with the CPU; `uvm`: in host "
+        "memory, which the GPU reads; `uvm_caching`: there, with a cache on the GPU; `auto`: "
+        "`device` if they fit there on every worker, else `uvm_caching`. `uvm…` need CUDA.",
+    )
+    weights: Literal["fp32", "fp16"] = Field(
+        "fp32",
+        description="Type of the rows. `fp16` rounds stochastically and needs CUDA; the "
+        "optimizer's state stays fp32. (FBGEMM cannot train bf16 rows.)",
+    )
+    exchange: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="Type in which looked-up vectors and their gradients cross the network; "
+        "`fp16` sends the gradients in bf16, for its range. Both need CUDA.",
+    )
 
 
 class ModelSection(Section):

@@ -7,6 +7,7 @@ updates the touched rows. A step that is dropped between the two leaves the tabl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,12 +21,15 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.tables import (
     TABLE_OF_ROLE,
+    Exchange,
     Shard,
     ShareEmbeddings,
     TableSpec,
+    Weights,
     build_sharded_tables,
     shard_of,
 )
+from dist_embed.embedding.tiers import Memory, find_tier
 from dist_embed.parallel.group import Group
 
 
@@ -56,6 +60,7 @@ class StepRows:
     tables: dict[str, TableRows]
     table_of_role: dict[str, str]
     _index: dict[str, list[Tensor]] = field(repr=False)
+    _before_update: Callable[[], None] = field(repr=False)
 
     def vectors(self, role: str, number: int) -> Tensor:
         """Vectors of the ids that were given as ``ids[role][number]``: their shape + [D]."""
@@ -75,6 +80,7 @@ class StepRows:
         The fused optimizer updates every row that any worker touched, once, with the mean over
         workers of their gradients (TorchRec divides by W, as DDP does).
         """
+        self._before_update()
         outputs: list[Tensor] = []
         gradients: list[Tensor] = []
         for table in self.tables.values():
@@ -98,9 +104,14 @@ class RowLookup:
         seed: initial rows come from (seed, table, row).
         initial_scale: standard deviation of the initial rows.
         own_output: whether lookups may ask for all output rows of the own shard.
+        memory: where the rows lie; the attribute ``tier`` tells what ``auto`` has become.
+        weights: type of the rows; lookups give float32 in any case.
+        exchange: type in which vectors and gradients cross the network.
+        beside_bytes: what a step needs of a GPU beside the tables.
 
     Raises:
         ValueError: roles with different V are to share a table.
+        UserError: the tables cannot be on this device, or do not fit.
 
     The constructor is collective.
     """
@@ -118,6 +129,10 @@ class RowLookup:
         seed: int,
         initial_scale: float,
         own_output: bool = True,
+        memory: Memory = "auto",
+        weights: Weights = "fp32",
+        exchange: Exchange = "fp32",
+        beside_bytes: int = 0,
     ) -> None:
         self.group = group
         self.width = width
@@ -133,21 +148,29 @@ class RowLookup:
         if own_output:
             table = self.table_of_role["output"]
             self._features[table].append(f"{table}/own")
+        specs = list(self.specs.values())
+        self.tier, room = find_tier(memory, specs, optimizer, weights, beside_bytes, group)
         self._module = build_sharded_tables(
-            list(self.specs.values()),
+            specs,
             self._features,
             group,
             optimizer=optimizer,
             learning_rate=learning_rate,
             eps=eps,
+            tier=self.tier,
+            weights=weights,
+            exchange=exchange,
+            room_bytes=room,
         )
-        # Kernels that count steps for themselves, for Adam's bias correction.
-        self._counting = [
+        self._kernels = [
             module
             for lookup in self._module._lookups  # a plain list: modules() does not descend into it
             for module in lookup.modules()
-            if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen) and optimizer == "adam"
+            if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)
         ]
+        # They count steps for themselves, for Adam's bias correction.
+        self._counting = self._kernels if optimizer == "adam" else []
+        self._cache_is_newer = False
         state = self._module.state_dict()  # of live views, so it need not be asked for again
         self._weights: dict[str, Tensor] = {
             name: state[f"embeddings.{name}.weight"].local_shards()[0].tensor for name in self.specs
@@ -158,6 +181,7 @@ class RowLookup:
                 self.weight(name), seed=seed, table=name, first_row=shard.first_row,
                 scale=initial_scale,
             )  # fmt: skip
+        self.after_writing()
 
     def lookup(self, ids: dict[str, list[Tensor]], *, own_output: bool = False) -> StepRows:
         """Fetch the rows of one step. Collective.
@@ -177,7 +201,8 @@ class RowLookup:
             for role in roles:
                 index[role] = positions[: len(ids[role])]
                 positions = positions[len(ids[role]) :]
-        return StepRows(self._fetch(rows, own_output), self.table_of_role, index)
+        fetched = self._fetch(rows, own_output)
+        return StepRows(fetched, self.table_of_role, index, self._note_update)
 
     def _distinct_rows(self, table: str, pieces: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if not pieces:
@@ -216,12 +241,36 @@ class RowLookup:
         return result
 
     def weight(self, table: str) -> Tensor:
-        """Live view of this worker's logical rows of ``table``: [R, D]. Not collective."""
+        """Live view of this worker's logical rows of ``table``: [R, D], up to date on return.
+
+        Whoever keeps it over a step calls `before_reading` before it is read again, and whoever
+        writes to it `after_writing`. Not collective.
+        """
+        self.before_reading()
         return self._weights[table][: self.shards[table].num_rows]
 
     def output_weight(self) -> Tensor:
         """Live view of this worker's rows of the output layer: [R, D]. Not collective."""
         return self.weight(self.table_of_role["output"])
+
+    def before_reading(self) -> None:
+        """Bring the tables up to date: a cache on the GPU may hold newer rows. Not collective."""
+        if self._cache_is_newer:
+            for kernel in self._kernels:
+                kernel.flush()
+            self._cache_is_newer = False
+
+    def after_writing(self) -> None:
+        """Drop what a cache on the GPU holds: the tables are newer.
+
+        Not between a `lookup` and the `StepRows.backward` of its rows. Not collective.
+        """
+        for kernel in self._kernels:
+            kernel.reset_cache_states()
+        self._cache_is_newer = False
+
+    def _note_update(self) -> None:
+        self._cache_is_newer = self.tier == "uvm_caching"
 
     def optimizer_state(self, table: str) -> dict[str, Tensor]:
         """Live views of the fused optimizer's state of this worker's logical rows.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dist_embed.embedding.tables import TableSpec, shard_of
+from dist_embed.embedding.tables import TableSpec, Tier, Weights, shard_of
 
 # A worker process with torch, torchrec and fbgemm loaded, and some for activations. A whole run
 # with a table of 146 rows peaked at 0.46 GiB ("peak memory of worker 0" at the end of `train`).
@@ -18,12 +18,43 @@ _STATE_VALUES = {
     "sgd": lambda width: 0,
     "adam": lambda width: 2 * width,
 }
+# Bytes of a value of a row; the optimizer's state is float32 whatever the rows are.
+_VALUE_BYTES: dict[Weights, int] = {"fp32": 4, "fp16": 2}
 
 
-def table_bytes(spec: TableSpec, optimizer: str, num_workers: int) -> int:
-    """Bytes of one worker's shard of a table with its optimizer's state, float32."""
-    values_per_row = spec.width + _STATE_VALUES[optimizer](spec.width)
-    return 4 * values_per_row * shard_of(spec.num_rows, 0, num_workers).physical_rows
+def table_bytes(
+    spec: TableSpec, optimizer: str, num_workers: int, weights: Weights = "fp32"
+) -> int:
+    """Bytes of one worker's shard of a table with its optimizer's state."""
+    per_row = _VALUE_BYTES[weights] * spec.width + 4 * _STATE_VALUES[optimizer](spec.width)
+    return per_row * shard_of(spec.num_rows, 0, num_workers).physical_rows
+
+
+def host_table_bytes(
+    spec: TableSpec, optimizer: str, num_workers: int, weights: Weights, tier: Tier
+) -> int:
+    """What of `table_bytes` lies in host memory where the worker has a GPU.
+
+    FBGEMM keeps a state of one value per row on the device in every tier.
+    """
+    if tier == "device":
+        return 0
+    whole = table_bytes(spec, optimizer, num_workers, weights)
+    if _STATE_VALUES[optimizer](spec.width) != 1:
+        return whole
+    return whole - 4 * shard_of(spec.num_rows, 0, num_workers).physical_rows
+
+
+def beside_tables_bytes(
+    specs: list[TableSpec], num_workers: int, logits_block_bytes: int, *, exact_output: bool
+) -> int:
+    """Bytes that a training step needs beside the tables, as far as they can be foretold.
+
+    Three blocks of logits; for the exact output layer the looked-up copy of its shard with its
+    gradient, float32 (the largest table's size, as an upper bound).
+    """
+    largest = max(4 * spec.width * -(-spec.num_rows // num_workers) for spec in specs)
+    return 3 * logits_block_bytes + (3 * largest if exact_output else 0)
 
 
 def worker_bytes(
@@ -34,19 +65,24 @@ def worker_bytes(
     *,
     exact_output: bool,
     low_memory: bool,
+    weights: Weights = "fp32",
+    tier: Tier | None = None,
 ) -> int:
-    """Estimate of one worker's memory.
+    """Estimate of the host memory of one worker: on the CPU, or with a GPU and ``tier``.
 
-    Process, tables with state, three blocks of logits; for the exact output layer the looked-up
-    copy of its shard with its gradient (the largest table's size, as an upper bound); and but for
-    ``low_memory`` the copy of the shard through which checkpoints are saved and loaded.
+    Process, tables with state and what a step needs beside them, where they are in host memory;
+    and but for ``low_memory`` the copy of the shard through which checkpoints are saved and loaded.
     """
-    tables = sum(table_bytes(spec, optimizer, num_workers) for spec in specs)
-    largest = max(4 * spec.width * -(-spec.num_rows // num_workers) for spec in specs)
-    needed = PROCESS_BYTES + tables + 3 * logits_block_bytes
-    if exact_output:
-        needed += 3 * largest
-    return needed if low_memory else needed + tables
+    whole = sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs)
+    needed = PROCESS_BYTES + (0 if low_memory else whole)
+    if tier is None:
+        step = beside_tables_bytes(
+            specs, num_workers, logits_block_bytes, exact_output=exact_output
+        )
+        return needed + whole + step
+    return needed + sum(
+        host_table_bytes(spec, optimizer, num_workers, weights, tier) for spec in specs
+    )
 
 
 def available_bytes(root: Path = Path("/")) -> int:

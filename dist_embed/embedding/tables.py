@@ -15,11 +15,20 @@ import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import Tensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.fbgemm_qcomm_codec import (
+    CommType,
+    QCommsConfig,
+    get_qcomm_codecs_registry,
+)
 from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
-from torchrec.distributed.types import ShardingEnv
+from torchrec.distributed.types import QuantizedCommCodecs, ShardingEnv
 from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.types import DataType
 
+from dist_embed.config.cuda_only import problems_without_cuda
+from dist_embed.config.errors import UserError
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
 
@@ -38,12 +47,30 @@ OPTIMIZERS: dict[str, EmbOptimType] = {
     "sgd": EmbOptimType.EXACT_SGD,
     "adam": EmbOptimType.ADAM,
 }
-CUDA_ONLY_OPTIMIZERS = ("adam",)  # FBGEMM asserts on CPU
+
+# Where the rows lie: on the device, in host memory that a GPU reads, or there with a cache on it.
+Tier = Literal["device", "uvm", "uvm_caching"]
+KERNELS: dict[Tier, EmbeddingComputeKernel] = {
+    "device": EmbeddingComputeKernel.FUSED,
+    "uvm": EmbeddingComputeKernel.FUSED_UVM,
+    "uvm_caching": EmbeddingComputeKernel.FUSED_UVM_CACHING,
+}
+# FBGEMM's CUDA kernels have no bfloat16 rows (docs/decisions/0011-memory-tiers.md).
+Weights = Literal["fp32", "fp16"]
+WEIGHT_TYPES: dict[Weights, DataType] = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+# Types of vectors and of gradients on the network. A gradient is divided by the number of tokens:
+# it lies below fp16's range, and TorchRec's loss scale does not help, as it is undone in fp16.
+Exchange = Literal["fp32", "fp16", "bf16"]
+EXCHANGES: dict[Exchange, tuple[CommType, CommType]] = {
+    "fp32": (CommType.FP32, CommType.FP32),
+    "fp16": (CommType.FP16, CommType.BF16),
+    "bf16": (CommType.BF16, CommType.BF16),
+}
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One logical table: V = ``num_rows`` rows of D = ``width`` float32 values."""
+    """One logical table: V = ``num_rows`` rows of D = ``width`` values."""
 
     name: str
     num_rows: int
@@ -84,6 +111,10 @@ def build_sharded_tables(
     optimizer: str,
     learning_rate: float,
     eps: float,
+    tier: Tier = "device",
+    weights: Weights = "fp32",
+    exchange: Exchange = "fp32",
+    room_bytes: int = 0,
 ) -> ShardedEmbeddingCollection:
     """Build the tables from the meta device, so that no process ever holds more than its shard.
 
@@ -94,18 +125,23 @@ def build_sharded_tables(
         optimizer: key of `OPTIMIZERS`, fused into the tables' backward.
         learning_rate: rate of the fused optimizer; see `RowLookup.set_learning_rate`.
         eps: the optimizer's term against division by zero.
+        tier: where the rows lie.
+        weights: type of the rows; those of fp16 are rounded stochastically when updated.
+        exchange: type in which vectors cross the network; key of `EXCHANGES`.
+        room_bytes: what tables of the tier ``uvm_caching`` may take of the device. Their cache
+            holds a fifth of the rows (FBGEMM's choice), or what fits there.
 
     Raises:
-        ValueError: an optimizer that needs CUDA on another device.
+        UserError: something that needs CUDA on another device. Nothing has been allocated.
 
     Collective: every worker calls it with equal arguments.
     """
-    if optimizer in CUDA_ONLY_OPTIMIZERS and group.device.type != "cuda":
-        allowed = sorted(set(OPTIMIZERS) - set(CUDA_ONLY_OPTIMIZERS))
-        raise ValueError(
-            f"embedding.optimizer={optimizer!r} needs CUDA (FBGEMM has no CPU kernel for it); "
-            f"on this device choose one of {allowed}"
+    if group.device.type != "cuda":
+        problems = problems_without_cuda(
+            optimizer=optimizer, memory=tier, weights=weights, exchange=exchange
         )
+        if problems:
+            raise UserError("\n".join(problems))
     module = EmbeddingCollection(
         device=torch.device("meta"),
         tables=[
@@ -116,20 +152,28 @@ def build_sharded_tables(
                 embedding_dim=spec.width,
                 feature_names=features[spec.name],
                 init_fn=_leave_as_is,  # filled by `fill_initial_rows` or a checkpoint
+                data_type=WEIGHT_TYPES[weights],
             )
             for spec in specs
         ],
     )
+    fused_params = {
+        "optimizer": OPTIMIZERS[optimizer],
+        "learning_rate": learning_rate,
+        "eps": eps,
+        "stochastic_rounding": True,  # of rows that are not float32
+    }
+    if tier == "uvm_caching":
+        # FBGEMM takes the device's memory, less what PyTorch holds of it, for free but for this.
+        free = torch.cuda.get_device_properties(group.device).total_memory
+        free -= torch.cuda.memory_reserved(group.device)
+        fused_params["cache_reserved_memory"] = float(free - room_bytes)
     sharder = EmbeddingCollectionSharder(
-        fused_params={
-            "optimizer": OPTIMIZERS[optimizer],
-            "learning_rate": learning_rate,
-            "eps": eps,
-        }
+        fused_params=fused_params, qcomm_codecs_registry=exchange_codecs(exchange, group.device)
     )
     plan = construct_module_sharding_plan(
         module,
-        {spec.name: row_wise(compute_kernel="fused") for spec in specs},
+        {spec.name: row_wise(compute_kernel=KERNELS[tier].value) for spec in specs},
         sharder=sharder,
         local_size=group.num_local_workers,
         world_size=group.num_workers,
@@ -138,6 +182,22 @@ def build_sharded_tables(
     return sharder.shard(
         module, plan, ShardingEnv.from_process_group(group.process_group), device=group.device
     )
+
+
+def exchange_codecs(
+    exchange: Exchange, device: torch.device
+) -> dict[str, QuantizedCommCodecs] | None:
+    """What turns vectors and gradients into their type on the network, by kind of exchange."""
+    forward, backward = EXCHANGES[exchange]
+    codecs: dict[str, QuantizedCommCodecs] | None = get_qcomm_codecs_registry(
+        QCommsConfig(forward_precision=forward, backward_precision=backward), device=device
+    )
+    return codecs
+
+
+def lies_in_host_memory(tensor: Tensor) -> bool:
+    """Whether a GPU's tensor is in memory of the host: a view of a table of the tiers ``uvm…``."""
+    return tensor.is_cuda and bool(torch.ops.fbgemm.is_uvm_tensor(tensor))
 
 
 def _leave_as_is(tensor: Tensor) -> None:

@@ -21,6 +21,14 @@ def sum_over_workers(tensor: Tensor, group: Group) -> Tensor:
     return tensor
 
 
+def least_over_workers(value: int, group: Group) -> int:
+    """The least of every worker's ``value``. Collective."""
+    least = torch.tensor(value, device=group.device)
+    if group.num_workers > 1:
+        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group.process_group)
+    return int(least)
+
+
 def gather_equal(tensor: Tensor, group: Group) -> Tensor:
     """Stack every worker's ``tensor`` (equal shapes) to [W, ...]. Collective."""
     if group.num_workers == 1:

@@ -19,7 +19,8 @@ from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.tokenizer import Tokenizer
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.lookup import RowLookup, table_specs
+from dist_embed.embedding.memory import beside_tables_bytes
 from dist_embed.model.candidates import CandidateWords
 from dist_embed.model.next_words import ExactWords, NextWords
 from dist_embed.model.output import OutputShard
@@ -67,8 +68,11 @@ def build_translator(config: Config, vocabulary_size: dict[str, int], group: Gro
     """Tables and model with fresh values that depend on the seed alone. Collective."""
     embedding, model = config.embedding, config.model
     dtype = resolve_dtype(config.train.precision, group.device)
+    exact, block_bytes = model.output == "exact", int(model.logits_block_mib * 2**20)
+    rows = rows_of_role(config, vocabulary_size)
+    specs = list(table_specs(rows, embedding.width, model.share_embeddings).values())
     lookup = RowLookup(
-        rows_of_role(config, vocabulary_size),
+        rows,
         embedding.width,
         model.share_embeddings,
         group,
@@ -78,7 +82,11 @@ def build_translator(config: Config, vocabulary_size: dict[str, int], group: Gro
         seed=config.run.seed,
         # Vectors are multiplied by √D on the way in (Vaswani et al. 2017, section 3.4).
         initial_scale=embedding.width**-0.5,
-        own_output=model.output == "exact",
+        own_output=exact,
+        memory=embedding.memory,
+        weights=embedding.weights,
+        exchange=embedding.exchange,
+        beside_bytes=beside_tables_bytes(specs, group.num_workers, block_bytes, exact_output=exact),
     )
     torch.manual_seed(config.run.seed)
     transformer = Transformer(
@@ -95,7 +103,7 @@ def build_translator(config: Config, vocabulary_size: dict[str, int], group: Gro
         group,
         lookup.output_shard.first_row,
         lookup.num_output_rows,
-        int(model.logits_block_mib * 2**20),
+        block_bytes,
         dtype,
     )
     return Translator(lookup, transformer, shard, dtype)

@@ -23,8 +23,9 @@ CONFIG_NAME = "config.yaml"
 # where a cosine or linear schedule ends: a longer run goes on at that schedule's rate.)
 CHANGEABLE = (
     "run.uri", "data.uri", "data.num_processes", "data.lexicon_translations",
-    "model.logits_block_mib", "train.max_steps", "train.log_every", "train.evaluate_every",
-    "train.translate_every", "train.max_skipped_steps", "search.", "checkpoint.", "cluster.",
+    "embedding.memory", "model.logits_block_mib", "train.max_steps", "train.log_every",
+    "train.evaluate_every", "train.translate_every", "train.max_skipped_steps", "search.",
+    "checkpoint.", "cluster.",
 )  # fmt: skip
 
 

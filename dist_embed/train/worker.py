@@ -34,6 +34,7 @@ from dist_embed.data.prepare import load_tokenizers, read_counts
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.memory import table_bytes
+from dist_embed.embedding.tiers import tier_line
 from dist_embed.model.output_layer import OutputLayer
 from dist_embed.observe.events import Emit, Reporter, silent_reporter
 from dist_embed.observe.metrics import MetricsLog
@@ -124,6 +125,8 @@ def train_task(context: Context) -> dict[str, Any]:
         scalars={"position": Position().to_dict(), "skipped_steps": 0},
         fingerprint=fingerprint(config),
         must_equal=vocabularies,
+        before_reading=translator.lookup.before_reading,
+        after_writing=translator.lookup.after_writing,
     )
     _describe(context, translator, data)
     store = open_checkpoints(run_uri, retry_seconds=config.checkpoint.retry_seconds)
@@ -356,6 +359,8 @@ def _load_for_inference(
         tensors=live_tensors(translator.lookup, dense, optimizer_state=False),
         row_multipliers=row_multipliers(translator.lookup),
         must_equal=vocabulary_digests(tokenizers, context.group),
+        before_reading=translator.lookup.before_reading,
+        after_writing=translator.lookup.after_writing,
     )
     load_checkpoint(
         open_checkpoints(run_uri), ManifestName(step, generation), state, partial=True,
@@ -379,12 +384,19 @@ def _describe(context: Context, translator: Translator, data: PreparedData) -> N
         f"{torch.get_num_threads()} threads each), precision {precision}"
         + (" (chosen by train.precision=auto)" if wanted == "auto" else "")
     )
+    embedding = config.embedding
     for spec in translator.lookup.specs.values():
-        size = table_bytes(spec, config.embedding.optimizer, group.num_workers)
+        size = table_bytes(spec, embedding.optimizer, group.num_workers, embedding.weights)
         say(
             f"table {spec.name}: {spec.num_rows:,} rows × {spec.width}, "
-            f"{config.embedding.optimizer}, {size / 2**20:.1f} MiB per worker"
+            f"{embedding.optimizer}, {size / 2**20:.1f} MiB per worker"
         )
+    say(
+        tier_line(
+            embedding.memory, translator.lookup.tier, embedding.weights, embedding.exchange,
+            group.device.type,
+        )
+    )  # fmt: skip
     dense = sum(p.numel() for p in translator.transformer.parameters())
     say(
         f"model: {dense:,} replicated parameters, output: {_describe_output(config.model)} "

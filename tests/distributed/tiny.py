@@ -13,7 +13,8 @@ from dist_embed.data.batching import deal
 from dist_embed.data.loader import Position, StepBatches, build_batch
 from dist_embed.data.token_shards import TokenPairs
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.tables import ShareEmbeddings
+from dist_embed.embedding.tables import Exchange, ShareEmbeddings, Weights
+from dist_embed.embedding.tiers import Memory
 from dist_embed.model.output import OutputShard
 from dist_embed.model.output_layer import ExactOutput, OutputLayer, SampledOutput
 from dist_embed.model.sampler import LogUniformSampler
@@ -45,6 +46,9 @@ class Tiny:
     seed: int = 7
     dense_rate: float = 1e-3
     num_samples: int = 0  # of the sampled output layer; 0: the exact one
+    memory: Memory = "device"
+    weights: Weights = "fp32"
+    exchange: Exchange = "fp32"
 
 
 def build_transformer(tiny: Tiny) -> Transformer:
@@ -86,6 +90,7 @@ class Sharded:
             {"source": tiny.source_rows, "target": tiny.target_rows, "output": tiny.target_rows},
             tiny.width, tiny.share, group, optimizer="rowwise_adagrad", learning_rate=TABLE_RATE,
             eps=EPS, seed=tiny.seed, initial_scale=0.1, own_output=not tiny.num_samples,
+            memory=tiny.memory, weights=tiny.weights, exchange=tiny.exchange,
         )  # fmt: skip
         self.transformer = build_transformer(tiny).to(group.device)
         self.optimizer = torch.optim.AdamW(

@@ -4,8 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from dist_embed.embedding.memory import PROCESS_BYTES, available_bytes, table_bytes, worker_bytes
-from dist_embed.embedding.tables import OPTIMIZERS, TableSpec
+from dist_embed.embedding.memory import (
+    PROCESS_BYTES,
+    available_bytes,
+    host_table_bytes,
+    table_bytes,
+    worker_bytes,
+)
+from dist_embed.embedding.tables import OPTIMIZERS, TableSpec, Tier
 
 SPEC = TableSpec("t", 1000, 64)
 
@@ -19,6 +25,36 @@ def test_a_row_costs_its_values_and_its_optimizer_state(
 ) -> None:
     assert table_bytes(SPEC, optimizer, 1) == 1000 * values_per_row * 4
     assert table_bytes(SPEC, optimizer, 3) == 334 * values_per_row * 4
+
+
+def test_narrow_rows_have_wide_state() -> None:
+    assert table_bytes(SPEC, "sgd", 1, "fp16") == 1000 * 64 * 2
+    assert table_bytes(SPEC, "rowwise_adagrad", 1, "fp16") == 1000 * (64 * 2 + 4)
+    assert table_bytes(SPEC, "adam", 1, "fp16") == 1000 * (64 * 2 + 2 * 64 * 4)
+
+
+@pytest.mark.parametrize("tier", ["uvm", "uvm_caching"])
+def test_with_a_gpu_all_but_rowwise_state_can_lie_in_host_memory(tier: Tier) -> None:
+    for optimizer in OPTIMIZERS:
+        assert host_table_bytes(SPEC, optimizer, 2, "fp32", "device") == 0
+    assert host_table_bytes(SPEC, "rowwise_adagrad", 2, "fp16", tier) == 500 * 64 * 2
+    assert host_table_bytes(SPEC, "adagrad", 2, "fp16", tier) == 500 * (64 * 2 + 64 * 4)
+    assert host_table_bytes(SPEC, "sgd", 2, "fp32", tier) == 500 * 64 * 4
+
+
+def test_a_worker_with_a_gpu_holds_its_copy_and_what_lies_in_host_memory() -> None:
+    shard = 500 * 64 * 2
+
+    def host(tier: Tier, low_memory: bool) -> int:
+        return worker_bytes(
+            [SPEC], "sgd", 2, 2**20, exact_output=True, low_memory=low_memory, weights="fp16",
+            tier=tier,
+        )  # fmt: skip
+
+    assert host("device", True) == PROCESS_BYTES
+    assert host("device", False) == PROCESS_BYTES + shard
+    assert host("uvm", True) == PROCESS_BYTES + shard
+    assert host("uvm_caching", False) == PROCESS_BYTES + 2 * shard
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

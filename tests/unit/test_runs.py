@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dist_embed.cli.run import _run_config
 from dist_embed.cluster.preparation import ensure_data
+from dist_embed.config.checks import check
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
@@ -52,6 +55,26 @@ def test_a_new_run_holds_configuration_and_tokenizers(prepared: Prepared, tmp_pa
     for side in ("source", "target"):
         name = f"tokenizer.{side}.json"
         assert (tmp_path / "run" / name).read_text() == (Path(prepared.uri) / name).read_text()
+
+
+def test_a_run_trained_on_gpus_is_used_on_any_device(prepared: Prepared, tmp_path: Path) -> None:
+    config = with_data(
+        prepared, tmp_path, "cluster.device=cuda", "embedding.memory=uvm_caching",
+        "embedding.optimizer=adam", "embedding.exchange=bf16",
+    )  # fmt: skip
+    open_run(config, force=False)
+    used = _run_config(Namespace(run=config.run.uri, output=None, workers=1, beam=None))
+    on_cpu = used.cluster.model_copy(update={"device": "cpu"})
+    check(used.model_copy(update={"cluster": on_cpu}))
+    assert used.embedding.width == config.embedding.width
+
+
+def test_where_rows_lie_may_change_in_a_run(prepared: Prepared, tmp_path: Path) -> None:
+    open_run(with_data(prepared, tmp_path), force=False)
+    add_checkpoint(f"{tmp_path}/run")
+    check_run_folder(with_data(prepared, tmp_path, "embedding.memory=uvm"), force=False)
+    with pytest.raises(UserError, match=r"embedding.weights: 'fp32' there, 'fp16' here"):
+        check_run_folder(with_data(prepared, tmp_path, "embedding.weights=fp16"), force=False)
 
 
 def test_another_configuration_is_refused_key_by_key(prepared: Prepared, tmp_path: Path) -> None:

@@ -116,6 +116,47 @@ def test_what_is_saved_is_the_state_at_the_time_of_the_call(store: GatedStore) -
         check_saved(store, step)
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_tensors_are_brought_up_to_date_before_they_are_read(
+    store: GatedStore, asynchronous: bool
+) -> None:
+    saver, state = saver_of(store, asynchronous=asynchronous), state_of(5)
+    # As of rows whose newest values lie in a cache: here, those of the next step.
+    state.before_reading = lambda: train_on(state)
+    saver.save(state)
+    saver.wait()
+    check_saved(store, 6)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_load_tells_that_the_tensors_have_other_values(store: GatedStore, in_place: bool) -> None:
+    saver, state = saver_of(store), state_of(5)
+    saver.save(state)
+    saver.wait()
+    loaded, seen = state_of(0), []
+    loaded.after_writing = lambda: seen.append(loaded.tensors["table.t.weight"].data[49, 3].item())
+    load_checkpoint(store, ManifestName(5, 0), loaded, in_place=in_place)
+    assert seen == [5.0]
+
+
+def test_narrow_rows_are_saved_as_they_are_and_load_as_nothing_else(store: GatedStore) -> None:
+    rows = torch.randn(50, 4).half()
+    narrow = TrainingState(ONE, 1, {"table.t.weight": LiveTensor(rows, 0, 50, replicated=False)})
+    saver = saver_of(store)
+    saver.save(narrow)
+    saver.wait()
+    again = torch.zeros(50, 4, dtype=torch.float16)
+    into = {"table.t.weight": LiveTensor(again, 0, 50, replicated=False)}
+    load_checkpoint(store, ManifestName(1, 0), TrainingState(ONE, 0, into))
+    assert torch.equal(again, rows)
+    wide = {"table.t.weight": LiveTensor(again.float(), 0, 50, replicated=False)}
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(store, ManifestName(1, 0), TrainingState(ONE, 0, wide))
+    assert "table.t.weight as F16 50 × 4" in str(caught.value)
+    assert "asks for F32 50 × 4" in str(caught.value)
+    assert "embedding.weights" in str(caught.value)
+
+
 def test_a_synchronous_save_is_done_when_it_returns(store: GatedStore) -> None:
     reports: list[str] = []
     saver, state = saver_of(store, reports, asynchronous=False), state_of(5)

@@ -1,11 +1,24 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_embed.embedding.lookup import table_specs
-from dist_embed.embedding.tables import Shard, TableSpec, shard_of
+from dist_embed.config.errors import UserError
+from dist_embed.embedding import tables
+from dist_embed.embedding.lookup import RowLookup, table_specs
+from dist_embed.embedding.tables import (
+    Exchange,
+    Shard,
+    TableSpec,
+    exchange_codecs,
+    lies_in_host_memory,
+    shard_of,
+)
+from dist_embed.parallel.group import Group
 
 ROWS = {"source": 7, "target": 9, "output": 9}
 
@@ -51,3 +64,42 @@ def test_sharing_names_a_table_for_several_roles() -> None:
 def test_sharing_different_vocabularies_is_refused() -> None:
     with pytest.raises(ValueError, match=r"share_embeddings='all'.*9 rows against 7.*shared=true"):
         table_specs(ROWS, 4, "all")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [({"memory": "uvm"}, "embedding.memory: 'uvm'"),
+     ({"memory": "uvm_caching"}, "embedding.memory: 'uvm_caching'"),
+     ({"weights": "fp16"}, "embedding.weights: 'fp16'"),
+     ({"exchange": "bf16"}, "embedding.exchange: 'bf16'"),
+     ({"optimizer": "adam"}, "embedding.optimizer: 'adam'")],
+)  # fmt: skip
+def test_what_needs_cuda_is_refused_before_anything_is_allocated(
+    monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], said: str
+) -> None:
+    monkeypatch.setattr(tables, "EmbeddingCollection", None)  # calling it would fail
+    cpu = Group(0, 1, 0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    with pytest.raises(UserError) as caught:
+        RowLookup(
+            ROWS, 4, "none", cpu, learning_rate=0.1, eps=1e-8, seed=1, initial_scale=0.1,
+            **({"optimizer": "sgd"} | how),
+        )  # fmt: skip
+    assert str(caught.value).startswith(f"{said} is not allowed on the CPU")
+    assert "\n" not in str(caught.value)
+
+
+def test_gradients_keep_their_range_on_the_network() -> None:
+    small = torch.tensor([1e-8, 3e-20, -2.5, 1e30])
+    sent: dict[Exchange, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+    for exchange, dtype in sent.items():
+        codecs = exchange_codecs(exchange, torch.device("cuda"))
+        assert codecs is not None
+        codec = codecs["SEQUENCE_EMBEDDINGS_ALL_TO_ALL"]
+        assert codec.forward.encode(small).dtype == dtype
+        back = codec.backward.decode(codec.backward.encode(small))
+        torch.testing.assert_close(back, small, rtol=2**-8, atol=0)
+    assert exchange_codecs("fp32", torch.device("cuda")) is None
+
+
+def test_rows_of_the_cpu_are_no_unified_memory() -> None:
+    assert not lies_in_host_memory(torch.zeros(3))

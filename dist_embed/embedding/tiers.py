@@ -1,0 +1,146 @@
+"""Choosing where the tables' rows lie: on the device, or in host memory with a cache on the device.
+
+What follows from sizes alone is in plain functions; `find_tier` asks the devices and agrees with
+the other workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from dist_embed.config.errors import UserError
+from dist_embed.embedding.memory import GIB, available_bytes, host_table_bytes, table_bytes
+from dist_embed.embedding.tables import Exchange, TableSpec, Tier, Weights, shard_of
+from dist_embed.parallel.collectives import least_over_workers
+from dist_embed.parallel.errors import all_or_none
+from dist_embed.parallel.group import Group
+
+Memory = Literal["auto", "device", "uvm", "uvm_caching"]
+
+# Of a device's memory beside what can be foretold. The rest is for the dense model, activations,
+# the exchange, and what allocators leave unused: a choice, not a measurement.
+TABLES_SHARE = 0.8
+# PyTorch takes memory by segments of up to 20 MiB; FBGEMM counts them whole.
+_SEGMENTS = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of one worker's shards of all tables, with the optimizer's state.
+
+    Attributes:
+        whole: all of it.
+        in_host: what of it lies in host memory in the tiers ``uvm`` and ``uvm_caching``.
+        bookkeeping: what the device holds beside it in the tier ``uvm_caching``, without the cache.
+    """
+
+    whole: int
+    in_host: int
+    bookkeeping: int
+
+
+def sizes_of(specs: list[TableSpec], optimizer: str, num_workers: int, weights: Weights) -> Sizes:
+    """The sizes of every worker's shards."""
+    rows = sum(shard_of(spec.num_rows, 0, num_workers).physical_rows for spec in specs)
+    return Sizes(
+        whole=sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs),
+        in_host=sum(
+            host_table_bytes(spec, optimizer, num_workers, weights, "uvm") for spec in specs
+        ),
+        bookkeeping=4 * rows + _SEGMENTS,  # FBGEMM's cache_index_table_map, int32, for each row
+    )
+
+
+def room_for_tables(free_bytes: int, beside_bytes: int) -> int:
+    """Bytes of a device that tables may take, of ``free_bytes`` less what a step needs."""
+    return max(0, int(TABLES_SHARE * (free_bytes - beside_bytes)))
+
+
+def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
+    """The tier that is used.
+
+    Args:
+        wanted: ``embedding.memory``.
+        sizes: of a worker's shards.
+        room_bytes: what tables may take of the fullest device; None on the CPU, where rows lie in
+            host memory in any case.
+
+    Raises:
+        UserError: a cache is needed and there is no room for any.
+    """
+    if wanted != "auto":
+        tier: Tier = wanted
+    elif room_bytes is None or sizes.whole <= room_bytes:
+        tier = "device"
+    else:
+        tier = "uvm_caching"
+    if tier == "uvm_caching" and room_bytes is not None:
+        least = sizes.whole - sizes.in_host + sizes.bookkeeping
+        if least >= room_bytes:
+            raise UserError(
+                f"embedding.memory: {wanted!r} is not possible here: a cache needs more than "
+                f"{least / GIB:.2f} GiB of every GPU for its tables, and the fullest has room for "
+                f"{room_bytes / GIB:.2f} GiB beside the training step. Use more workers, a smaller "
+                "embedding.width, model.output=sampled, a smaller model.logits_block_mib, or "
+                "embedding.memory=uvm"
+            )
+    return tier
+
+
+def check_host_memory(in_host: int, workers_here: int, available: int) -> None:
+    """Raise UserError where this machine's memory cannot hold its workers' shards."""
+    if workers_here * in_host > available:
+        raise UserError(
+            f"the tables need {workers_here * in_host / GIB:.1f} GiB of host memory here "
+            f"({in_host / GIB:.2f} GiB for each of {workers_here} workers), and "
+            f"{available / GIB:.1f} GiB are available. Use more machines, a smaller vocabulary or "
+            "embedding.width, or embedding.weights=fp16"
+        )
+
+
+def find_tier(
+    wanted: Memory,
+    specs: list[TableSpec],
+    optimizer: str,
+    weights: Weights,
+    beside_bytes: int,
+    group: Group,
+) -> tuple[Tier, int]:
+    """The tier that all workers use, and the bytes that tables may take of each device.
+
+    ``beside_bytes`` is what a step needs of a device beside the tables. Collective.
+
+    Raises:
+        UserError: on every worker, where the rows fit neither way.
+    """
+    sizes = sizes_of(specs, optimizer, group.num_workers, weights)
+    if group.device.type != "cuda":
+        return choose_tier(wanted, sizes, None), 0
+    room = least_over_workers(room_for_tables(free_bytes(group.device), beside_bytes), group)
+    tier = choose_tier(wanted, sizes, room)
+    with all_or_none(group):
+        if tier != "device":
+            check_host_memory(sizes.in_host, group.num_local_workers, available_bytes())
+    return tier, room
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a CUDA device, with what PyTorch holds of it without using it."""
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free + unused)
+
+
+def tier_line(wanted: Memory, tier: Tier, weights: Weights, exchange: Exchange, device: str) -> str:
+    """One line for the user: where the rows lie, and in which types they are held and sent."""
+    place = {
+        "device": "on the GPU" if device == "cuda" else "in host memory",
+        "uvm": "in host memory, read by the GPU",
+        "uvm_caching": "in host memory with a cache on the GPU",
+    }[tier]
+    chosen = " (chosen by embedding.memory=auto)" if wanted == "auto" and device == "cuda" else ""
+    rounding = " rounded stochastically" if weights != "fp32" else ""
+    return f"tables: {place}{chosen}, rows in {weights}{rounding}, exchanged in {exchange}"

@@ -1,0 +1,90 @@
+"""What is refused before any worker starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dist_embed.cluster import launch as launching
+from dist_embed.config.errors import UserError
+from dist_embed.config.load import config_from_dict
+from dist_embed.embedding.memory import GIB, PROCESS_BYTES
+
+VOCABULARY = {"source": 2**20, "target": 2**20}
+
+
+def launch(monkeypatch: pytest.MonkeyPatch, **sections: dict[str, Any]) -> list[Any]:
+    """The arguments that the workers of two local processes would get."""
+    values: dict[str, Any] = {
+        "run": {"uri": "memory://x"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
+        "cluster": {"launcher": "local"},
+    }  # fmt: skip
+    for section, settings in sections.items():
+        values[section] = values.get(section, {}) | settings
+    started: list[Any] = []
+    monkeypatch.setattr(
+        "dist_embed.cluster.local.launch_local", lambda task, given, **how: started.append(given)
+    )
+    launching.launch(
+        lambda context: None, config_from_dict(values), {}, vocabulary_size=VOCABULARY,
+        on_event=lambda event: None,
+    )  # fmt: skip
+    return started
+
+
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def with_gpus(monkeypatch: pytest.MonkeyPatch, host_bytes: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(launching, "available_bytes", lambda: host_bytes)
+
+
+@pytest.mark.parametrize(
+    "embedding",
+    [{"optimizer": "adam"}, {"memory": "uvm"}, {"weights": "fp16"}, {"exchange": "bf16"}],
+)
+def test_what_auto_has_become_is_checked_against_the_tables(
+    monkeypatch: pytest.MonkeyPatch, embedding: dict[str, str]
+) -> None:
+    without_gpu(monkeypatch)
+    ((key, value),) = embedding.items()
+    with pytest.raises(UserError, match=f"^embedding.{key}: '{value}' is not allowed on the CPU"):
+        launch(monkeypatch, embedding=embedding)
+
+
+def test_workers_are_told_the_device_that_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_gpu(monkeypatch)
+    ((_, values, _),) = launch(monkeypatch)
+    assert values["cluster"]["device"] == "cpu"
+    with_gpus(monkeypatch, 10**15)
+    ((_, values, _),) = launch(monkeypatch, embedding={"memory": "uvm", "weights": "fp16"})
+    assert values["cluster"]["device"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("embedding", "low_memory", "tables"),
+    # Two tables of 2^20 rows of 256 values, by rows over two workers.
+    [({"memory": "uvm", "width": 256}, True, 2 * GIB),
+     ({"memory": "uvm_caching", "width": 256, "weights": "fp16"}, True, GIB),
+     ({"memory": "uvm", "width": 256}, False, 4 * GIB),
+     ({"memory": "device", "width": 256}, False, 2 * GIB),
+     ({"memory": "auto", "width": 256}, True, 0)],
+)  # fmt: skip
+def test_host_memory_of_workers_with_gpus(
+    monkeypatch: pytest.MonkeyPatch, embedding: dict[str, Any], low_memory: bool, tables: int
+) -> None:
+    sections: dict[str, Any] = {
+        "embedding": embedding | {"optimizer": "sgd"},
+        "checkpoint": {"asynchronous": False, "low_memory": low_memory},
+    }
+    needed = 2 * PROCESS_BYTES + tables
+    with_gpus(monkeypatch, needed)
+    assert launch(monkeypatch, **sections)
+    with_gpus(monkeypatch, needed - 1)
+    with pytest.raises(UserError, match=r"cluster.num_workers=2 needs about"):
+        launch(monkeypatch, **sections)

@@ -1,0 +1,115 @@
+"""Where the rows lie, as it follows from sizes; the devices are made up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dist_embed.config.errors import UserError
+from dist_embed.embedding import tiers
+from dist_embed.embedding.tables import TableSpec, Tier
+from dist_embed.embedding.tiers import (
+    Memory,
+    Sizes,
+    check_host_memory,
+    choose_tier,
+    find_tier,
+    room_for_tables,
+    sizes_of,
+    tier_line,
+)
+from dist_embed.parallel.group import Group
+
+GIB = 2**30
+SIZES = Sizes(whole=10 * GIB, in_host=9 * GIB, bookkeeping=GIB)
+
+
+@pytest.mark.parametrize(
+    ("room", "tier"),
+    [(11 * GIB, "device"), (10 * GIB, "device"), (10 * GIB - 1, "uvm_caching"),
+     (2 * GIB + 1, "uvm_caching"), (None, "device")],
+)  # fmt: skip
+def test_auto_takes_the_device_where_the_shards_fit(room: int | None, tier: Tier) -> None:
+    assert choose_tier("auto", SIZES, room) == tier
+
+
+@pytest.mark.parametrize("room", [0, 5 * GIB, 100 * GIB, None])
+def test_what_is_asked_for_is_done(room: int | None) -> None:
+    assert choose_tier("device", SIZES, room) == "device"
+    assert choose_tier("uvm", SIZES, room) == "uvm"
+    if room != 0:
+        assert choose_tier("uvm_caching", SIZES, room) == "uvm_caching"
+
+
+@pytest.mark.parametrize("wanted", ["auto", "uvm_caching"])
+def test_a_cache_without_room_is_refused(wanted: Memory) -> None:
+    with pytest.raises(UserError) as caught:
+        choose_tier(wanted, SIZES, 2 * GIB)
+    message = str(caught.value)
+    assert message.startswith(f"embedding.memory: '{wanted}' is not possible here")
+    assert "more than 2.00 GiB" in message
+    assert "room for 2.00 GiB" in message
+    assert "embedding.memory=uvm" in message
+
+
+def test_a_step_and_a_share_of_the_rest_are_left_to_others() -> None:
+    assert room_for_tables(101 * GIB, GIB) == int(0.8 * 100 * GIB)
+    assert room_for_tables(GIB, 2 * GIB) == 0
+
+
+def test_sizes_follow_from_all_tables() -> None:
+    specs = [TableSpec("a", 1000, 64), TableSpec("b", 11, 8)]
+    found = sizes_of(specs, "rowwise_adagrad", 2, "fp16")
+    assert found.whole == 500 * (64 * 2 + 4) + 6 * (8 * 2 + 4)
+    assert found.whole - found.in_host == 4 * 506
+    more = sizes_of([TableSpec("a", 3000, 64), specs[1]], "rowwise_adagrad", 2, "fp16")
+    assert more.bookkeeping - found.bookkeeping == 4 * 1000
+
+
+def test_host_memory_holds_the_shards_of_all_workers_of_the_machine() -> None:
+    check_host_memory(3 * GIB, 4, 12 * GIB)
+    with pytest.raises(UserError, match=r"need 12.0 GiB .*3.00 GiB for each of 4 .*11.0 GiB are"):
+        check_host_memory(3 * GIB, 4, 11 * GIB)
+
+
+def test_on_the_cpu_no_device_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "free_bytes", None)
+    cpu = Group(0, 1, 0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    specs = [TableSpec("a", 10**9, 64)]
+    assert find_tier("auto", specs, "sgd", "fp32", 0, cpu) == ("device", 0)
+
+
+def find_on_cuda(
+    monkeypatch: pytest.MonkeyPatch, wanted: Memory, free: int, host: int, rows: int
+) -> tuple[Tier, int]:
+    """On one worker with a made-up GPU."""
+    monkeypatch.setattr(tiers, "free_bytes", lambda device: free)
+    monkeypatch.setattr(tiers, "available_bytes", lambda: host)
+    monkeypatch.setattr(tiers, "least_over_workers", lambda value, group: value)
+    cuda = Group(0, 1, 0, 1, torch.device("cuda"), None)  # type: ignore[arg-type]
+    return find_tier(wanted, [TableSpec("a", rows, 256)], "sgd", "fp32", GIB, cuda)
+
+
+def test_with_a_gpu_its_memory_decides_and_then_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = 10 * 2**20  # of a KiB each
+    free = 11 * GIB
+    assert find_on_cuda(monkeypatch, "auto", free, 0, rows * 7 // 10)[0] == "device"
+    assert find_on_cuda(monkeypatch, "auto", free, 20 * GIB, rows) == ("uvm_caching", 8 * GIB)
+    assert find_on_cuda(monkeypatch, "uvm", free, 20 * GIB, rows)[0] == "uvm"
+    for wanted in ("auto", "uvm", "uvm_caching"):
+        with pytest.raises(UserError, match=r"need 10.0 GiB of host memory here"):
+            find_on_cuda(monkeypatch, wanted, free, 9 * GIB, rows)  # type: ignore[arg-type]
+
+
+def test_the_user_is_told_in_one_line() -> None:
+    assert tier_line("auto", "uvm_caching", "fp16", "bf16", "cuda") == (
+        "tables: in host memory with a cache on the GPU (chosen by embedding.memory=auto), "
+        "rows in fp16 rounded stochastically, exchanged in bf16"
+    )
+    assert tier_line("device", "device", "fp32", "fp32", "cuda") == (
+        "tables: on the GPU, rows in fp32, exchanged in fp32"
+    )
+    assert tier_line("uvm", "uvm", "fp32", "fp32", "cuda").startswith(
+        "tables: in host memory, read by the GPU, "
+    )
+    assert tier_line("auto", "device", "fp32", "fp32", "cpu").startswith("tables: in host memory,")
