@@ -83,7 +83,7 @@ class InflectedLanguage:
     """A lexicon and the grammar above, decided by ``seed``.
 
     Noun number r of ``nouns`` is used with a probability ∝ 1 / r^``exponent``; so are verbs and
-    adjectives. Memory: some 60 bytes a stem, and a block of sentences.
+    adjectives. Memory: some 50 bytes a stem (100 while the lexicon is made), and some sentences.
     """
 
     def __init__(
