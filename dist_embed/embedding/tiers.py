@@ -85,7 +85,7 @@ def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
                 f"{least / GIB:.2f} GiB of every GPU for its tables, and the fullest has room for "
                 f"{room_bytes / GIB:.2f} GiB beside the training step. Use more workers, a smaller "
                 "embedding.width, model.output=sampled, a smaller model.logits_block_mib, or "
-                "embedding.memory=uvm"
+                "embedding.memory=uvm (or device, where this estimate is too careful)"
             )
     return tier
 
