@@ -30,7 +30,7 @@ from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import HostCopy, LiveTensor, TrainingState
 from dist_embed.checkpoint.write import WRITE_THREADS
 from dist_embed.cluster.local import launch_local
-from dist_embed.embedding.tables import shard_of
+from dist_embed.embedding.plan import shard_of
 from dist_embed.observe.events import Event
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.storage import uri as storage

@@ -111,10 +111,10 @@ def _at_least(least: int) -> Callable[[str], int]:
 def _baseline(arguments: argparse.Namespace) -> None:
     import torch
 
-    from dist_embed.bench.baseline import baseline_task
     from dist_embed.bench.report import print_table, write_json
     from dist_embed.cluster.launch import launch
     from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
+    from dist_embed.cluster.work import BASELINE
     from dist_embed.parallel.device import has_native_bf16, resolve_device
 
     config = load_config(arguments.config, arguments.overrides)
@@ -123,7 +123,7 @@ def _baseline(arguments: argparse.Namespace) -> None:
     bf16 = has_native_bf16(torch.device(resolve_device(config.cluster.device)))
     options = {"rounds": arguments.rounds, "steps": arguments.steps, "bf16": bf16}
     figures = launch(
-        baseline_task, config, options, vocabulary_size=data.vocabulary_size,
+        BASELINE, config, options, vocabulary_size=data.vocabulary_size,
         on_event=lambda event: print(event["text"]), launcher="local",
     )  # fmt: skip
     speeds = figures["tokens_per_second"]

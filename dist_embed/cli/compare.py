@@ -79,12 +79,12 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _evaluated(run: str, config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+    from dist_embed.cluster.work import EVALUATE
     from dist_embed.data.prepare import load_tokenizers
-    from dist_embed.train.worker import evaluate_task
 
     print(f"translating with {run}", file=sys.stderr, flush=True)
     options = {"split": arguments.split, "step": None}
-    result = on_workers(evaluate_task, config, options, arguments.launcher)
+    result = on_workers(EVALUATE, config, options, arguments.launcher)
     return {
         "tokenizer": config.tokenizer.kind,
         "target_vocabulary": load_tokenizers(config.run.uri)["target"].size,

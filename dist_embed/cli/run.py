@@ -67,9 +67,9 @@ def _train(
         start_ahead(config.cluster.device)
     from dist_embed.cluster.launch import cluster_address, launch, under_torchrun
     from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
+    from dist_embed.cluster.work import TRAIN
     from dist_embed.observe.events import Screen
     from dist_embed.train.run_folder import check_run_folder
-    from dist_embed.train.worker import train_task
 
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     stream = sys.stdout
@@ -85,7 +85,7 @@ def _train(
         check_run_folder(config, force=force)
     try:
         result = launch(
-            train_task, config, {}, vocabulary_size=vocabulary_size, on_event=screen.show,
+            TRAIN, config, {}, vocabulary_size=vocabulary_size, on_event=screen.show,
             launcher=launcher, stop_seconds=2 * config.checkpoint.drain_seconds + STEP_SECONDS,
         )  # fmt: skip
     finally:
@@ -122,12 +122,12 @@ def _tokens_per_second(run_uri: str) -> float | None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from dist_embed.train.worker import evaluate_task
+    from dist_embed.cluster.work import EVALUATE
 
     check_output(arguments.output)
     config = run_config(arguments.run, arguments)
     result = on_workers(
-        evaluate_task, config, {"split": arguments.split, "step": arguments.step},
+        EVALUATE, config, {"split": arguments.split, "step": arguments.step},
         arguments.launcher,
     )  # fmt: skip
     _print_quality(result)
@@ -147,8 +147,8 @@ def _print_quality(result: dict[str, Any]) -> None:
 
 
 def _translate(arguments: argparse.Namespace) -> None:
+    from dist_embed.cluster.work import TRANSLATE
     from dist_embed.data.corpus import decoded_lines, read_lines
-    from dist_embed.train.worker import translate_task
 
     check_output(arguments.output)
     config = run_config(arguments.run, arguments)
@@ -157,7 +157,7 @@ def _translate(arguments: argparse.Namespace) -> None:
     else:
         texts = list(read_lines(arguments.input))
     options = {"texts": texts, "step": arguments.step}
-    answers = on_workers(translate_task, config, options, arguments.launcher) if texts else []
+    answers = on_workers(TRANSLATE, config, options, arguments.launcher) if texts else []
     lines = "".join(f"{answer}\n" for answer in answers)
     if arguments.output == "-":
         sys.stdout.buffer.write(lines.encode())
@@ -191,12 +191,12 @@ def _history(arguments: argparse.Namespace) -> None:
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:
+    from dist_embed.cluster.work import EVALUATE
     from dist_embed.data.token_shards import PreparedData, read_texts
-    from dist_embed.train.worker import evaluate_task
 
     config, _ = _train(arguments.config, arguments.overrides)
     print("\ntranslating the held-out test set")
-    result = on_workers(evaluate_task, config, {"split": "test", "step": None}, "local")
+    result = on_workers(EVALUATE, config, {"split": "test", "step": None}, "local")
     data = PreparedData.read(config.data.uri)
     sources, references = read_texts(config.data.uri, data.splits["test"])
     for place in range(2):

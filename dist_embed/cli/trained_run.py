@@ -60,7 +60,7 @@ def check_output(path: str | None) -> None:
         raise UserError(f"--output: {path!r} is not allowed: no such folder")
 
 
-def on_workers(task: Any, config: Config, options: dict[str, Any], launcher: Any) -> Any:
+def on_workers(task: str, config: Config, options: dict[str, Any], launcher: Any) -> Any:
     """Run a task on a trained run; what it says goes to stderr, as stdout may be a result."""
     from dist_embed.cluster.fork_server import start_ahead
 

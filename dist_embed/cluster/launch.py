@@ -6,20 +6,19 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
+from dist_embed.cluster.work import work
 from dist_embed.config.checks import check
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
-from dist_embed.embedding.lookup import table_specs
 from dist_embed.embedding.memory import GIB, available_bytes, worker_bytes
-from dist_embed.embedding.tables import Tier
+from dist_embed.embedding.plan import Tier, rows_of_role, table_specs
 from dist_embed.observe.events import Event
+from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.parallel.device import resolve_device
-from dist_embed.train.assemble import rows_of_role
-from dist_embed.train.worker import Task, run_worker, worker_log_folder
 
 
 def launch(
-    task: Task,
+    task: str,
     config: Config,
     options: dict[str, Any],
     *,
@@ -31,7 +30,7 @@ def launch(
     """Run ``task`` on the workers of ``config.cluster`` and return worker 0's result.
 
     Args:
-        task: a ``…_task`` function of `dist_embed.train.worker`.
+        task: one of `dist_embed.cluster.work`.
         config: the run's configuration.
         options: the task's own arguments.
         vocabulary_size: rows per side, for the memory check.
@@ -49,15 +48,15 @@ def launch(
     cluster = config.cluster
     log_folder = str(worker_log_folder(config.run.uri))
 
-    def arguments(device: str) -> tuple[Task, dict[str, Any], dict[str, Any]]:
-        """What `run_worker` gets on workers of one kind of device."""
+    def arguments(device: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """What `work` gets on workers of one kind of device."""
         on_device = cluster.model_copy(update={"device": device})
         resolved = config.model_copy(update={"cluster": on_device})
         check(resolved)  # what `auto` has become may be too little for other settings
         return task, resolved.model_dump(), options
 
     if under_torchrun():
-        return run_worker(*arguments(resolve_device(cluster.device)), on_event)
+        return work(*arguments(resolve_device(cluster.device)), on_event)
     address = cluster_address(config, launcher)
     if address is None:
         _check_machine(config, vocabulary_size, resolve_device(cluster.device))
@@ -66,7 +65,7 @@ def launch(
         from dist_embed.cluster.local import launch_local
 
         return launch_local(
-            run_worker,
+            work,
             arguments(resolve_device(cluster.device)),
             num_workers=cluster.num_workers,
             on_event=on_event,
@@ -77,7 +76,7 @@ def launch(
     from dist_embed.cluster.ray_train import launch_ray
 
     return launch_ray(
-        run_worker,
+        work,
         arguments,
         num_workers=cluster.num_workers,
         address=address,
@@ -117,7 +116,9 @@ def _check_machine(config: Config, vocabulary_size: dict[str, int], device: str)
             )
         tier = "device" if memory == "auto" else memory  # what `auto` needs at least
     specs = table_specs(
-        rows_of_role(config, vocabulary_size), config.embedding.width, config.model.share_embeddings
+        rows_of_role(vocabulary_size, config.tokenizer.oov_buckets),
+        config.embedding.width,
+        config.model.share_embeddings,
     )
     each = worker_bytes(
         list(specs.values()),

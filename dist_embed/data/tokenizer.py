@@ -107,8 +107,8 @@ class Tokenizer:
 
     def tokens(self) -> list[str]:
         """The token of every id."""
-        by_id = sorted(self._inner.get_vocab().items(), key=lambda item: item[1])
-        return [token for token, _ in by_id]
+        ids = self._inner.get_vocab()
+        return sorted(ids, key=ids.__getitem__)
 
     def digest(self) -> str:
         """SHA-256 of the tokens in the order of their ids, in hex."""

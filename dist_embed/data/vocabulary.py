@@ -80,7 +80,9 @@ def _words(
             tokenizers[side] = tokenizers["source"]
             continue
         tokenizers[side] = Tokenizer.from_words(
-            words.words, lowercase=recipe.lowercase, split_punctuation=recipe.split_punctuation
+            words.words.to_pylist(),
+            lowercase=recipe.lowercase,
+            split_punctuation=recipe.split_punctuation,
         )
         say(f"{_name(side, recipe)}: {_size(tokenizers[side], recipe)}; {_left_out(words)}")
     return Vocabularies(tokenizers, {side: words.by_id() for side, words in found.items()})

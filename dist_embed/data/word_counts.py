@@ -38,9 +38,9 @@ from dist_embed.data.word_runs import (
 )
 
 # Characters per block of text.
-BLOCK_CHARACTERS = 8_000_000
+BLOCK_CHARACTERS = 4_000_000
 # Rows of runs that a process sums at once.
-SUM_ROWS = 2_000_000
+SUM_ROWS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class WordCounts:
     """The words that are kept, most frequent first, equal counts by word.
 
     Attributes:
-        words: the words, without special tokens.
+        words: the words, without special tokens, as an array of Arrow.
         counts: how often each occurs.
         distinct: how many different words the text has, those left out among them.
         running: how many words the text has.
     """
 
-    words: list[str]
+    words: pa.Array
     counts: NDArray[np.int64]
     distinct: int
     running: int
@@ -120,7 +120,7 @@ def count_words(
             sums = _sum_all(pool, of_side, min_count, sum_rows, os.path.join(folder, side))
             kept = most_frequent(sums, keep)
             counts[side] = WordCounts(
-                kept.column("word").to_pylist(),
+                kept.column("word").combine_chunks(),
                 kept.column("count").to_numpy(),
                 sum(part.distinct for part in sums),
                 sum(run.running for run in of_side),

@@ -25,7 +25,7 @@ ROWS = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
 
 @dataclass(frozen=True)
 class WordSplitting:
-    """How the ``word`` tokenizer splits text: see `Tokenizer.train`."""
+    """How the ``word`` tokenizer splits text: see `Tokenizer.from_words`."""
 
     lowercase: bool
     split_punctuation: bool

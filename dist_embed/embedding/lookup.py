@@ -19,16 +19,16 @@ from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dist_embed.embedding.initial_values import fill_initial_rows
-from dist_embed.embedding.tables import (
+from dist_embed.embedding.plan import (
     TABLE_OF_ROLE,
     Exchange,
     Shard,
     ShareEmbeddings,
-    TableSpec,
     Weights,
-    build_sharded_tables,
     shard_of,
+    table_specs,
 )
+from dist_embed.embedding.tables import build_sharded_tables
 from dist_embed.embedding.tiers import Memory, find_tier
 from dist_embed.parallel.group import Group
 
@@ -324,23 +324,3 @@ class RowLookup:
     def num_output_rows(self) -> int:
         """V of the output layer."""
         return self.specs[self.table_of_role["output"]].num_rows
-
-
-def table_specs(
-    rows_of_role: dict[str, int], width: int, share: ShareEmbeddings
-) -> dict[str, TableSpec]:
-    """The tables that ``share`` asks for, by name.
-
-    Raises:
-        ValueError: roles with different vocabularies are to share a table.
-    """
-    specs: dict[str, TableSpec] = {}
-    for role, table in TABLE_OF_ROLE[share].items():
-        spec = TableSpec(table, rows_of_role[role], width)
-        if specs.setdefault(table, spec) != spec:
-            raise ValueError(
-                f"model.share_embeddings={share!r} lets {role} share table {table!r}, but their "
-                f"vocabularies differ: {spec.num_rows} rows against {specs[table].num_rows}; "
-                "set tokenizer.shared=true or model.share_embeddings to none or decoder"
-            )
-    return specs

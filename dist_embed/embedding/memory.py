@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dist_embed.embedding.tables import TableSpec, Tier, Weights, shard_of
+from dist_embed.embedding.plan import TableSpec, Tier, Weights, shard_of
 
 # A worker process with torch, torchrec and fbgemm loaded, and some for activations. A whole run
 # with a table of 146 rows peaked at 0.46 GiB ("peak memory of worker 0" at the end of `train`).

@@ -1,15 +1,6 @@
-"""Which tables a model has, which rows each worker holds, and the sharded module that holds them.
-
-A table is split by rows into contiguous, equally long shards, one per worker. Row-wise shards of
-TorchRec have ``ceil(rows / workers)`` rows, which can leave the last worker with none; FBGEMM's CPU
-kernel crashes on an empty shard. The physical table is therefore padded to a multiple of the number
-of workers. Padding rows are never looked up, trained, saved or counted.
-"""
+"""The sharded module that holds the tables' rows, made by TorchRec."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -29,17 +20,8 @@ from torchrec.types import DataType
 
 from dist_embed.config.cuda_only import problems_without_cuda
 from dist_embed.config.errors import UserError
-from dist_embed.embedding.row_order import RowOrder
+from dist_embed.embedding.plan import Exchange, TableSpec, Tier, Weights, shard_of
 from dist_embed.parallel.group import Group
-
-ShareEmbeddings = Literal["none", "decoder", "all"]
-ROLES = ("source", "target", "output")
-# Which table plays which role. Tying is naming the same table twice.
-TABLE_OF_ROLE: dict[ShareEmbeddings, dict[str, str]] = {
-    "none": {"source": "source", "target": "target", "output": "output"},
-    "decoder": {"source": "source", "target": "decoder", "output": "decoder"},
-    "all": {"source": "shared", "target": "shared", "output": "shared"},
-}
 
 OPTIMIZERS: dict[str, EmbOptimType] = {
     "rowwise_adagrad": EmbOptimType.EXACT_ROWWISE_ADAGRAD,
@@ -48,59 +30,19 @@ OPTIMIZERS: dict[str, EmbOptimType] = {
     "adam": EmbOptimType.ADAM,
 }
 
-# Where the rows lie: on the device, in host memory that a GPU reads, or there with a cache on it.
-Tier = Literal["device", "uvm", "uvm_caching"]
 KERNELS: dict[Tier, EmbeddingComputeKernel] = {
     "device": EmbeddingComputeKernel.FUSED,
     "uvm": EmbeddingComputeKernel.FUSED_UVM,
     "uvm_caching": EmbeddingComputeKernel.FUSED_UVM_CACHING,
 }
-# FBGEMM's CUDA kernels have no bfloat16 rows (docs/decisions/0011-memory-tiers.md).
-Weights = Literal["fp32", "fp16"]
 WEIGHT_TYPES: dict[Weights, DataType] = {"fp32": DataType.FP32, "fp16": DataType.FP16}
 # Types of vectors and of gradients on the network. A gradient is divided by the number of tokens:
 # it lies below fp16's range, and TorchRec's loss scale does not help, as it is undone in fp16.
-Exchange = Literal["fp32", "fp16", "bf16"]
 EXCHANGES: dict[Exchange, tuple[CommType, CommType]] = {
     "fp32": (CommType.FP32, CommType.FP32),
     "fp16": (CommType.FP16, CommType.BF16),
     "bf16": (CommType.BF16, CommType.BF16),
 }
-
-
-@dataclass(frozen=True)
-class TableSpec:
-    """One logical table: V = ``num_rows`` rows of D = ``width`` values."""
-
-    name: str
-    num_rows: int
-    width: int
-
-    @property
-    def order(self) -> RowOrder:
-        """The bijection between ids and rows."""
-        return RowOrder(self.num_rows)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The rows of one table that one worker holds: ``[first_row, first_row + num_rows)``."""
-
-    first_row: int
-    num_rows: int
-    physical_rows: int  # with padding; the same on every worker, at least 1
-
-    @property
-    def end_row(self) -> int:
-        """One past the last row."""
-        return self.first_row + self.num_rows
-
-
-def shard_of(num_rows: int, rank: int, num_workers: int) -> Shard:
-    """The shard of worker ``rank`` of a table with ``num_rows`` logical rows; may hold no row."""
-    physical = -(-num_rows // num_workers)
-    first = min(rank * physical, num_rows)
-    return Shard(first, min(physical, num_rows - first), physical)
 
 
 def build_sharded_tables(

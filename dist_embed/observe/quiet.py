@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from pathlib import Path
+
+from dist_embed.storage import uri as storage
 
 # Read by the libraries when they are first imported or started.
 _ENVIRONMENT = {
@@ -49,6 +53,16 @@ def redirect_output(log_file: Path) -> None:
         force=True,
     )
     logging.captureWarnings(True)
+
+
+def worker_log_folder(run_uri: str) -> Path:
+    """Where the workers of a run write their logs: in its folder, or for a run at a URL in a
+    folder of each worker's machine.
+    """
+    if storage.is_local(run_uri):
+        return storage.local_path(storage.join(run_uri, "logs"))
+    name = hashlib.sha256(run_uri.encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"dist_embed-{os.getuid()}" / name
 
 
 def quiet_screen() -> None:

@@ -19,8 +19,9 @@ from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.tokenizer import Tokenizer
-from dist_embed.embedding.lookup import RowLookup, table_specs
+from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.memory import beside_tables_bytes
+from dist_embed.embedding.plan import rows_of_role, table_specs
 from dist_embed.model.candidates import CandidateWords
 from dist_embed.model.next_words import ExactWords, NextWords
 from dist_embed.model.output import OutputShard
@@ -57,19 +58,12 @@ class Translator:
         return self.lookup.group
 
 
-def rows_of_role(config: Config, vocabulary_size: dict[str, int]) -> dict[str, int]:
-    """Table rows for each role, from the vocabulary sizes of both sides."""
-    source = vocabulary_size["source"] + config.tokenizer.oov_buckets
-    target = vocabulary_size["target"]
-    return {"source": source, "target": target, "output": target}
-
-
 def build_translator(config: Config, vocabulary_size: dict[str, int], group: Group) -> Translator:
     """Tables and model with fresh values that depend on the seed alone. Collective."""
     embedding, model = config.embedding, config.model
     dtype = resolve_dtype(config.train.precision, group.device)
     exact, block_bytes = model.output == "exact", int(model.logits_block_mib * 2**20)
-    rows = rows_of_role(config, vocabulary_size)
+    rows = rows_of_role(vocabulary_size, config.tokenizer.oov_buckets)
     specs = list(table_specs(rows, embedding.width, model.share_embeddings).values())
     lookup = RowLookup(
         rows,

@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import resource
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,14 +35,13 @@ from dist_embed.embedding.tiers import tier_line
 from dist_embed.model.output_layer import OutputLayer
 from dist_embed.observe.events import Emit, Reporter, silent_reporter
 from dist_embed.observe.metrics import MetricsLog
-from dist_embed.observe.quiet import redirect_output
+from dist_embed.observe.quiet import redirect_output, worker_log_folder
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.errors import all_or_none, errors_shared
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.parallel.stop import stop_on_sigterm
-from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.train.assemble import (
     Translator,
@@ -236,16 +232,6 @@ def peak_memory_bytes(group: Group) -> int:
     if group.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(group.device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def worker_log_folder(run_uri: str) -> Path:
-    """Where the workers of a run write their logs: in its folder, or for a run at a URL in a
-    folder of each worker's machine.
-    """
-    if storage.is_local(run_uri):
-        return storage.local_path(storage.join(run_uri, "logs"))
-    name = hashlib.sha256(run_uri.encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"dist_embed-{os.getuid()}" / name
 
 
 def build_train_step(

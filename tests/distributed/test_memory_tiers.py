@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dist_embed.embedding import tables
-from dist_embed.embedding.tables import Exchange
+from dist_embed.embedding.plan import Exchange
 from dist_embed.parallel.collectives import least_over_workers
 from dist_embed.parallel.group import Group
 from tests.distributed.pool import WorkerPool

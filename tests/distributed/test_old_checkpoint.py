@@ -17,8 +17,8 @@ from dist_embed.checkpoint.catalogue import current_names, open_checkpoints, rea
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
+from dist_embed.embedding.plan import shard_of
 from dist_embed.embedding.row_order import RowOrder
-from dist_embed.embedding.tables import shard_of
 from dist_embed.parallel.group import Group
 from tests.distributed.pool import WorkerPool
 from tests.distributed.test_checkpoint_resharding import saver_of

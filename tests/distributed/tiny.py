@@ -13,7 +13,7 @@ from dist_embed.data.batching import deal
 from dist_embed.data.loader import Position, StepBatches, build_batch
 from dist_embed.data.token_shards import TokenPairs
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.tables import Exchange, ShareEmbeddings, Weights
+from dist_embed.embedding.plan import Exchange, ShareEmbeddings, Weights
 from dist_embed.embedding.tiers import Memory
 from dist_embed.model.output import OutputShard
 from dist_embed.model.output_layer import ExactOutput, OutputLayer, SampledOutput

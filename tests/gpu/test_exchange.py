@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dist_embed.embedding.tables import Exchange
+from dist_embed.embedding.plan import Exchange
 from dist_embed.parallel.group import joined_group
 from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs
 

@@ -195,7 +195,10 @@ def test_a_run_goes_on_with_another_number_of_workers(
     [
         ("local", "forkserver", "was ended from outside"),
         pytest.param(
-            "ray", "RayTrainWorker", "a worker was lost", marks=pytest.mark.xdist_group("ray")
+            "ray",
+            "RayTrainWorker",
+            "a worker was lost",
+            marks=[pytest.mark.xdist_group("ray"), pytest.mark.heavy],
         ),
     ],
 )

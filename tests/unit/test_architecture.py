@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,3 +124,14 @@ def test_every_module_says_what_it_is_for() -> None:
         if path.name != "__init__.py" and not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [("dist_embed.cluster.launch", "torchrec fbgemm_gpu ray"), ("dist_embed.cli.main", "torch"),
+     ("dist_embed.cluster.preparation", "torch"), ("dist_embed.checkpoint.catalogue", "torchrec")],
+)  # fmt: skip
+def test_what_starts_quickly_imports_little(module: str, without: str) -> None:
+    code = f"import sys, {module}; print(*({set(without.split())} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_embed.embedding.initial_values import BLOCK_ROWS, fill_initial_rows
-from dist_embed.embedding.tables import shard_of
+from dist_embed.embedding.plan import shard_of
 
 
 def initial(first: int, rows: int, seed: int = 1, table: str = "t", width: int = 4) -> torch.Tensor:

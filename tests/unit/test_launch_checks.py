@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dist_embed.cluster import launch as launching
+from dist_embed.cluster.work import TRAIN
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.embedding.memory import GIB, PROCESS_BYTES
@@ -28,7 +29,7 @@ def launch(monkeypatch: pytest.MonkeyPatch, **sections: dict[str, Any]) -> list[
         "dist_embed.cluster.local.launch_local", lambda task, given, **how: started.append(given)
     )
     launching.launch(
-        lambda context: None, config_from_dict(values), {}, vocabulary_size=VOCABULARY,
+        TRAIN, config_from_dict(values), {}, vocabulary_size=VOCABULARY,
         on_event=lambda event: None,
     )  # fmt: skip
     return started

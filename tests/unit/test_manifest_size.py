@@ -17,7 +17,7 @@ from dist_embed.checkpoint.manifest import (
     manifest_bytes,
 )
 from dist_embed.checkpoint.write import CHUNKS_PER_INDEX
-from dist_embed.embedding.tables import shard_of
+from dist_embed.embedding.plan import shard_of
 
 ROWS, WIDTH = 10**9, 512
 

@@ -11,7 +11,8 @@ from dist_embed.embedding.memory import (
     table_bytes,
     worker_bytes,
 )
-from dist_embed.embedding.tables import OPTIMIZERS, TableSpec, Tier
+from dist_embed.embedding.plan import TableSpec, Tier
+from dist_embed.embedding.tables import OPTIMIZERS
 
 SPEC = TableSpec("t", 1000, 64)
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_embed.embedding.plan import shard_of
 from dist_embed.embedding.row_order import RowOrder
-from dist_embed.embedding.tables import shard_of
 
 
 @pytest.mark.parametrize("num_rows", [*range(1, 65), 1000, 1024, 9973, 10_000, 30_030])

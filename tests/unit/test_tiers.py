@@ -7,7 +7,7 @@ import torch
 
 from dist_embed.config.errors import UserError
 from dist_embed.embedding import tiers
-from dist_embed.embedding.tables import TableSpec, Tier
+from dist_embed.embedding.plan import TableSpec, Tier
 from dist_embed.embedding.tiers import (
     Memory,
     Sizes,

@@ -125,7 +125,7 @@ def test_words_of_a_corpus_are_counted(
         counts = plain_count(texts, PLAIN)
         words = found[side]
         kept = plain_choice(counts, keep, min_count)
-        assert list(zip(words.words, words.counts.tolist(), strict=True)) == kept
+        assert list(zip(words.words.to_pylist(), words.counts.tolist(), strict=True)) == kept
         assert (words.distinct, words.running) == (len(counts), counts.total())
         assert words.outside == counts.total() - sum(n for _, n in kept)
         assert words.by_id().tolist() == [0, words.outside, 0, 0, *(n for _, n in kept)]
@@ -137,7 +137,7 @@ def test_a_text_without_words_has_none() -> None:
             pairs, PLAIN, shared=False, keep=5, min_count=1, num_processes=1
         )  # fmt: skip
         for words in found.values():
-            assert (words.words, words.distinct, words.running) == ([], 0, 0)
+            assert (words.words.to_pylist(), words.distinct, words.running) == ([], 0, 0)
             assert words.by_id().tolist() == [0, 0, 0, 0]
 
 

@@ -1,0 +1,92 @@
+"""Which tables a model has, and which rows of them each worker holds.
+
+A table is split by rows into contiguous, equally long shards, one per worker. Row-wise shards of
+TorchRec have ``ceil(rows / workers)`` rows, which can leave the last worker with none; FBGEMM's CPU
+kernel crashes on an empty shard. The physical table is therefore padded to a multiple of the number
+of workers. Padding rows are never looked up, trained, saved or counted.
+
+Nothing here imports TorchRec, which takes seconds: the launching process uses it too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dist_embed.embedding.row_order import RowOrder
+
+ShareEmbeddings = Literal["none", "decoder", "all"]
+ROLES = ("source", "target", "output")
+# Which table plays which role. Tying is naming the same table twice.
+TABLE_OF_ROLE: dict[ShareEmbeddings, dict[str, str]] = {
+    "none": {"source": "source", "target": "target", "output": "output"},
+    "decoder": {"source": "source", "target": "decoder", "output": "decoder"},
+    "all": {"source": "shared", "target": "shared", "output": "shared"},
+}
+
+# Where the rows lie: on the device, in host memory that a GPU reads, or there with a cache on it.
+Tier = Literal["device", "uvm", "uvm_caching"]
+# FBGEMM's CUDA kernels have no bfloat16 rows (docs/decisions/0011-memory-tiers.md).
+Weights = Literal["fp32", "fp16"]
+Exchange = Literal["fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """One logical table: V = ``num_rows`` rows of D = ``width`` values."""
+
+    name: str
+    num_rows: int
+    width: int
+
+    @property
+    def order(self) -> RowOrder:
+        """The bijection between ids and rows."""
+        return RowOrder(self.num_rows)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The rows of one table that one worker holds: ``[first_row, first_row + num_rows)``."""
+
+    first_row: int
+    num_rows: int
+    physical_rows: int  # with padding; the same on every worker, at least 1
+
+    @property
+    def end_row(self) -> int:
+        """One past the last row."""
+        return self.first_row + self.num_rows
+
+
+def shard_of(num_rows: int, rank: int, num_workers: int) -> Shard:
+    """The shard of worker ``rank`` of a table with ``num_rows`` logical rows; may hold no row."""
+    physical = -(-num_rows // num_workers)
+    first = min(rank * physical, num_rows)
+    return Shard(first, min(physical, num_rows - first), physical)
+
+
+def rows_of_role(vocabulary_size: dict[str, int], oov_buckets: int) -> dict[str, int]:
+    """Table rows for each role, from the vocabulary sizes of both sides and hashed source rows."""
+    target = vocabulary_size["target"]
+    return {"source": vocabulary_size["source"] + oov_buckets, "target": target, "output": target}
+
+
+def table_specs(
+    rows_of_role: dict[str, int], width: int, share: ShareEmbeddings
+) -> dict[str, TableSpec]:
+    """The tables that ``share`` asks for, by name.
+
+    Raises:
+        ValueError: roles with different vocabularies are to share a table.
+    """
+    specs: dict[str, TableSpec] = {}
+    for role, table in TABLE_OF_ROLE[share].items():
+        spec = TableSpec(table, rows_of_role[role], width)
+        if specs.setdefault(table, spec) != spec:
+            raise ValueError(
+                f"model.share_embeddings={share!r} lets {role} share table {table!r}, but their "
+                f"vocabularies differ: {spec.num_rows} rows against {specs[table].num_rows}; "
+                "set tokenizer.shared=true or model.share_embeddings to none or decoder"
+            )
+    return specs
