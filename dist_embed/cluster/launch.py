@@ -135,6 +135,7 @@ def _check_machine(config: Config, vocabulary_size: dict[str, int], device: str)
         raise UserError(
             f"cluster.num_workers={workers} needs about {workers * each / GIB:.1f} GiB of memory "
             f"({each / GIB:.2f} GiB per worker); this machine has {there / GIB:.1f} GiB available. "
-            "Use fewer workers, a smaller vocabulary or width, model.output=sampled, "
+            "Use fewer workers, a smaller vocabulary, embedding.width or model.logits_block_mib "
+            f"({config.model.logits_block_mib:g} MiB), model.output=sampled, "
             "checkpoint.low_memory=true, or a cluster (cluster.address)"
         )

@@ -89,3 +89,9 @@ def test_host_memory_of_workers_with_gpus(
     with_gpus(monkeypatch, needed - 1)
     with pytest.raises(UserError, match=r"cluster.num_workers=2 needs about"):
         launch(monkeypatch, **sections)
+
+
+def test_a_block_of_logits_larger_than_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_gpu(monkeypatch)
+    with pytest.raises(UserError, match=r"needs about.*model.logits_block_mib \(1e\+07 MiB\)"):
+        launch(monkeypatch, model={"logits_block_mib": 1e7})
