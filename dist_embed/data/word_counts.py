@@ -3,7 +3,7 @@
 Millions of distinct words do not fit every machine, so no process holds them all. Processes count
 blocks of text and write what they found to *runs* on local disk (`word_runs`). Then the runs are
 summed, some partitions of the words at a time. A histogram of the sums tells how often a word must
-occur to be kept; no other word is read back.
+occur to be kept, and the sums are filtered by it one after the other.
 """
 
 from __future__ import annotations
