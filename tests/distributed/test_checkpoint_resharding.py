@@ -71,7 +71,7 @@ def load(group: Group, tiny: Tiny, uri: str) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("saved_by", COUNTS)
-@pytest.mark.parametrize("rows", [31, 3])
+@pytest.mark.parametrize("rows", [31, pytest.param(3, marks=pytest.mark.heavy)])
 def test_every_count_loads_on_every_count(
     workers: WorkerPool, tmp_path: Path, saved_by: int, rows: int
 ) -> None:

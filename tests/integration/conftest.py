@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dist_embed.cli.main import main
+
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 
 TINY = {
@@ -57,5 +59,29 @@ def dist_embed() -> Command:
         )  # fmt: skip
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
+
+    return run
+
+
+@pytest.fixture
+def at_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Runs the command in this process, for what is refused (exit code 2) before any worker starts;
+    gives what it complains of. A process of its own takes seconds to import what it needs.
+    """
+    # Of this process, which is the tests'.
+    monkeypatch.setattr("dist_embed.cli.main.quiet_screen", lambda: None)
+    monkeypatch.setattr("dist_embed.cluster.fork_server.start_ahead", lambda device: None)
+
+    def run(*arguments: str) -> str:
+        try:
+            code = main(list(arguments))
+        except SystemExit as exc:  # by argparse
+            code = exc.code
+        said = capsys.readouterr()
+        assert code == 2, f"exit code {code}\n{said.out}\n{said.err}"
+        assert "Traceback" not in said.err
+        return said.err
 
     return run

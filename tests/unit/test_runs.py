@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist_embed.cli.run import _run_config
+from dist_embed.cli.trained_run import run_config
 from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.checks import check
 from dist_embed.config.errors import UserError
@@ -63,7 +63,9 @@ def test_a_run_trained_on_gpus_is_used_on_any_device(prepared: Prepared, tmp_pat
         "embedding.optimizer=adam", "embedding.exchange=bf16",
     )  # fmt: skip
     open_run(config, force=False)
-    used = _run_config(Namespace(run=config.run.uri, output=None, workers=1, beam=None))
+    used = run_config(
+        config.run.uri, Namespace(workers=1, beam=None, candidates=None, replace_unknown=None)
+    )
     on_cpu = used.cluster.model_copy(update={"device": "cpu"})
     check(used.model_copy(update={"cluster": on_cpu}))
     assert used.embedding.width == config.embedding.width
