@@ -15,13 +15,9 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
+from dist_embed.data.processes import processes
 from dist_embed.data.token_shards import (
     SIDES,
     PreparedData,
@@ -156,15 +153,13 @@ def ensure_lexicon(
         if (index.translations, index.data) == (translations, digest):
             return index
     except (FileNotFoundError, UserError):
-        pass
+        pass  # none, or none that can be read: it is learned, as one that does not fit
     say("learning the lexicon")
     storage.remove(storage.join(data_uri, FOLDER, INDEX_NAME))
     shards = data.splits["train"].shards
     with (
         tempfile.TemporaryDirectory(prefix="dist_embed-lexicon-") as folder,
-        ProcessPoolExecutor(
-            num_processes or os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn")
-        ) as pool,
+        processes(num_processes) as pool,
     ):
         statistics = _Statistics(
             Path(folder), _num_parts(shards, block_pairs), block_pairs,
@@ -172,18 +167,14 @@ def ensure_lexicon(
             data.vocabulary_size["source"], data.vocabulary_size["target"],
         )  # fmt: skip
         totals = [np.zeros(data.vocabulary_size[side], np.int64) for side in SIDES]
-        numbers = range(len(shards))
-        for occurrences in pool.map(
-            _count_shard, repeat(statistics), repeat(data_uri), [s.name for s in shards], numbers
-        ):
+        arguments = ((statistics, data_uri, s.name, number) for number, s in enumerate(shards))
+        for occurrences in pool.map(_count_shard, arguments):
             for total, (words, counts) in zip(totals, occurrences, strict=True):
                 total[words] += counts
         np.save(statistics.folder / "source.npy", totals[0])
         np.save(statistics.folder / "target.npy", totals[1])
-        parts = range(statistics.parts)
-        entries = sum(
-            pool.map(_score_part, repeat(statistics), repeat(data_uri), parts, repeat(translations))
-        )
+        parts = ((statistics, data_uri, part, translations) for part in range(statistics.parts))
+        entries = sum(pool.map(_score_part, parts))
     index = LexiconIndex(translations, entries, statistics.parts, digest)
     text = json.dumps(asdict(index), indent=1) + "\n"
     storage.write_text(storage.join(data_uri, FOLDER, INDEX_NAME), text)

@@ -32,8 +32,6 @@ class CandidateWords:
         num_translations: K'.
         translations: the lexicon.
         block_bytes: upper bound for one block of logits.
-
-    The constructor is collective.
     """
 
     def __init__(
@@ -50,7 +48,8 @@ class CandidateWords:
         self._translations = translations
         self._block_bytes = block_bytes
         self._known: dict[int, NDArray[np.int32]] = {}
-        self._frequent = self._vectors(torch.arange(self._num_frequent))
+        # [K, D] rows of the frequent words, of `open`: training goes on between two searches.
+        self._frequent = torch.empty((0, lookup.width), device=lookup.group.device)
         self._beam = 1
         # Of the sentences of the search under way: ids [B, L] of their own candidates, -1 behind
         # the last, and their vectors [B, L, D].
@@ -58,7 +57,11 @@ class CandidateWords:
         self._own = self._frequent.new_empty((0, 0, lookup.width))
 
     def open(self, sources: list[list[int]]) -> None:
-        """Read the translations of all words of the sentences. Collective, as it may fail."""
+        """Fetch the frequent words' rows; read the translations of all words of the sentences.
+
+        Collective.
+        """
+        self._frequent = self._vectors(torch.arange(self._num_frequent))
         words = np.fromiter((word for ids in sources for word in ids), dtype=np.int64)
         self._known = self._translations(words, self._num_translations)
 

@@ -43,11 +43,6 @@ def search(
     group: Group, beam: int, alpha: float, frequent: int = 0, lexicon: dict[int, list[int]] = NONE
 ) -> dict[int, list[int]]:
     sharded = Sharded(TINY, group)
-    with torch.no_grad():
-        for parameter in sharded.transformer.parameters():
-            sharpen(parameter)
-        for name in sharded.lookup.specs:
-            sharpen(sharded.lookup.weight(name).mul_(5))
     sharded.transformer.eval()
     mine = list(range(len(SOURCES)))[group.rank :: group.num_workers]
     words: NextWords = ExactWords(sharded.lookup, sharded.shard)
@@ -57,6 +52,12 @@ def search(
             sharded.lookup, frequent, 2, partial(translations, lexicon), 4 * TINY.target_rows * beam
         )
     searcher = Searcher(sharded.transformer, sharded.lookup, words, settings(beam, alpha))
+    # Behind the searcher's back, as training changes them between two validations.
+    with torch.no_grad():
+        for parameter in sharded.transformer.parameters():
+            sharpen(parameter)
+        for name in sharded.lookup.specs:
+            sharpen(sharded.lookup.weight(name).mul_(5))
     answers = searcher.translate([SOURCES[i] for i in mine])
     return dict(zip(mine, answers, strict=True))
 
