@@ -61,13 +61,13 @@ def _train(
     path: str, overrides: list[str], launcher: Any = None, force: bool = False
 ) -> tuple[Config, dict[str, Any]]:
     from dist_embed.cluster.fork_server import start_ahead
+    from dist_embed.cluster.work import TRAIN, under_torchrun
 
     config = load_config(path, overrides)
-    if (launcher or config.cluster.launcher) == "local" and "LOCAL_RANK" not in os.environ:
+    if (launcher or config.cluster.launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)
-    from dist_embed.cluster.launch import cluster_address, launch, under_torchrun
+    from dist_embed.cluster.launch import cluster_address, launch
     from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
-    from dist_embed.cluster.work import TRAIN
     from dist_embed.observe.events import Screen
     from dist_embed.train.run_folder import check_run_folder
 

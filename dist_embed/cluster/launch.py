@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from dist_embed.cluster.work import work
+from dist_embed.cluster.work import under_torchrun, work
 from dist_embed.config.checks import check
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
@@ -95,11 +95,6 @@ def cluster_address(config: Config, launcher: Literal["ray", "local"] | None = N
     if (launcher or config.cluster.launcher) == "local" or under_torchrun():
         return None
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
-
-
-def under_torchrun() -> bool:
-    """Whether this process was started by torchrun and is a worker itself."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_RANK" in os.environ
 
 
 def _check_machine(config: Config, vocabulary_size: dict[str, int], device: str) -> None:

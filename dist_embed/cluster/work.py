@@ -6,6 +6,7 @@ takes seconds.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -24,3 +25,8 @@ def work(task: str, config_values: dict[str, Any], options: dict[str, Any], emit
 
     module, name = task.split(":")
     return run_worker(getattr(import_module(module), name), config_values, options, emit)
+
+
+def under_torchrun() -> bool:
+    """Whether this process was started by torchrun and is a worker itself."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and "LOCAL_RANK" in os.environ
