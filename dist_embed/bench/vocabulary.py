@@ -39,6 +39,7 @@ from dist_embed.data.loader import StepBatches
 from dist_embed.embedding.memory import GIB
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import redirect_output
+from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.group import Group, joined_group
 
@@ -86,7 +87,7 @@ class Report:
             for case, seconds in group
         ]  # fmt: skip
         return (
-            "Time of a whole training step, in turns in the same processes:",
+            "Time of a whole training step, in turns, each time in processes of its own:",
             ["", "words", "width", "tokens per worker", "ms per step", "range", "ratio"],
             rows,
         )
@@ -151,7 +152,7 @@ def vocabulary_report(
     speeds = []
     for group in groups:
         alive = [one for one in group if one not in failed]
-        seconds = measure_together(
+        seconds = measure_in_turns(
             alive, num_workers=num_workers, rounds=rounds, steps=steps, say=say
         )
         speeds.append(list(zip(alive, seconds, strict=True)))
@@ -170,37 +171,41 @@ def _sized(case: Case, num_words: int) -> Case:
     return replace(case, num_words=num_words)
 
 
-def measure_together(
+def measure_in_turns(
     cases: list[Case], *, num_workers: int, rounds: int, steps: int, say: Say
 ) -> list[list[float]]:
-    """Seconds per step of each case, round by round, in turns in the same processes."""
-    if not cases:
-        return []
-    found: list[list[float]] = launch_local(
-        _measure, (cases, rounds, steps), num_workers=num_workers,
-        on_event=lambda event: say(event["text"]), log_folder=str(LOG_FOLDER),
-    )  # fmt: skip
+    """Seconds per step of each case, round by round, in turns.
+
+    Every time in processes of its own: what one case leaves in the allocator changes how fast the
+    next one is.
+    """
+    found: list[list[float]] = [[] for _ in cases]
+    for number in range(rounds):
+        for case, seconds in zip(cases, found, strict=True):
+            seconds.append(
+                launch_local(
+                    _measure, (case, steps), num_workers=num_workers,
+                    on_event=lambda event: say(event["text"]), log_folder=str(LOG_FOLDER),
+                )
+            )  # fmt: skip
+            say(
+                f"round {number + 1}: {case.kind}, {case.num_words:,} words, width {case.width}, "
+                f"{case.tokens} tokens: {seconds[-1] * 1e3:.1f} ms"
+            )
     return found
 
 
-def _measure(cases: list[Case], rounds: int, steps: int, emit: Emit) -> list[list[float]]:
+def _measure(case: Case, steps: int, emit: Emit) -> float:
+    """The median of ``steps`` steps' seconds."""
     torch.set_num_threads(1)
+    if case.kind == SAMPLED:
+        keep_freed_memory()  # as every run's workers do
     redirect_output(LOG_FOLDER / f"worker-{os.environ['RANK']}.log")
     with joined_group("cpu", TIMEOUT_SECONDS) as group:
-        trainers = [build_trainer(case, group) for case in cases]
-        work = [batches(case, group, WARM_UP_STEPS + steps) for case in cases]
-        seconds: list[list[float]] = [[] for _ in cases]
-        for trainer, some in zip(trainers, work, strict=True):
-            _timed(trainer.step, some[:WARM_UP_STEPS], group)
-        for number in range(rounds):
-            for place, case in enumerate(cases):
-                taken = _timed(trainers[place].step, work[place][WARM_UP_STEPS:], group)
-                seconds[place].append(median(taken))
-                if group.is_first:
-                    text = f"round {number + 1}: {case.kind}, {case.num_words:,} words, width "
-                    text += f"{case.width}, {case.tokens} tokens: {seconds[place][-1] * 1e3:.1f} ms"
-                    emit({"kind": "line", "text": text})
-        return seconds
+        trainer = build_trainer(case, group)
+        work = batches(case, group, WARM_UP_STEPS + steps)
+        _timed(trainer.step, work[:WARM_UP_STEPS], group)
+        return median(_timed(trainer.step, work[WARM_UP_STEPS:], group))
 
 
 def _timed(step: Step, work: list[StepBatches], group: Group) -> list[float]:

@@ -55,8 +55,8 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     vocabulary.add_argument("--tokens", type=positive, default=2048, help="per worker; 2048")
     vocabulary.add_argument(
-        "--full-tokens", type=positive, default=128,
-        help="per worker where the full softmax is compared, whose logits take memory; 128",
+        "--full-tokens", type=positive, default=256,
+        help="per worker where the full softmax is compared, whose logits take memory; 256",
     )  # fmt: skip
     vocabulary.add_argument("--samples", type=positive, default=8192, help="default 8192")
     vocabulary.add_argument("--workers", type=positive, default=2, help="default 2")

@@ -6,33 +6,36 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from dist_embed.embedding.lookup import RowLookup, StepRows
 from dist_embed.model.output import OutputShard, sharded_cross_entropy
 from dist_embed.model.sampled_output import sampled_cross_entropy
 from dist_embed.model.sampler import Negatives, Sampler
-from dist_embed.parallel.collectives import sum_over_workers
+from dist_embed.parallel.collectives import gather_rows, sum_and_scatter_rows
 
 
 class OutputLayer(Protocol):
     """What a training step asks of an output layer."""
 
     own_rows: bool  # whether a step fetches all rows of the own shard
+    counts_own_tokens: bool  # whether `loss` gives sums of this worker's tokens, or of all workers'
 
     def words(self, step: int, targets: list[Tensor]) -> list[Tensor]:
         """Ids whose output rows step ``step`` looks up, given its micro-batches' right answers.
 
-        Called once a step, before its losses. Not collective.
+        Called once a step, before `start`. Not collective.
         """
+
+    def start(self, rows: StepRows) -> None:
+        """Before the step's first loss, given what it has looked up. Collective."""
 
     def loss(
         self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor, counts: list[int],
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Sums over all workers' tokens of the smoothed loss and of -log p, the same on every
-        worker; the gradients are those of this worker's tokens and rows. Collective.
+        """Sums over tokens (see ``counts_own_tokens``) of the smoothed loss and of -log p; the
+        gradients are those of this worker's tokens and rows. Collective.
 
         Args:
             hidden: [n, D] float32 of this worker's tokens.
@@ -41,6 +44,12 @@ class OutputLayer(Protocol):
             targets: [n] ids of its right answers.
             counts: n of every worker.
             label_smoothing: ε.
+        """
+
+    def finish(self, rows: StepRows) -> None:
+        """After the backward of the step's last loss: all gradients are on the leaves of ``rows``.
+
+        Collective.
         """
 
 
@@ -53,6 +62,7 @@ class ExactOutput:
     """
 
     own_rows = True
+    counts_own_tokens = False
 
     def __init__(self, lookup: RowLookup, shard: OutputShard) -> None:
         self._lookup = lookup
@@ -61,6 +71,9 @@ class ExactOutput:
     def words(self, step: int, targets: list[Tensor]) -> list[Tensor]:
         """None by id: the whole shard comes."""
         return []
+
+    def start(self, rows: StepRows) -> None:
+        """Nothing to do."""
 
     def loss(
         self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor, counts: list[int],
@@ -72,9 +85,16 @@ class ExactOutput:
             label_smoothing,
         )  # fmt: skip
 
+    def finish(self, rows: StepRows) -> None:
+        """Nothing to do."""
+
 
 class SampledOutput:
     """The softmax over the right answer and negatives that all tokens of a step share.
+
+    Each worker looks up a part of the negatives, all gather them, and their gradients go back the
+    same way. If every worker looked up all of them, a shard would be asked for each of its rows
+    among them by every worker, and update it with as many parts of its gradient.
 
     Args:
         sampler: draws the negatives.
@@ -83,29 +103,47 @@ class SampledOutput:
     """
 
     own_rows = False
+    counts_own_tokens = True
 
     def __init__(self, sampler: Sampler, seed: int, shard: OutputShard) -> None:
         self._sampler = sampler
         self._seed = seed
         self._shard = shard
         self._negatives: Negatives | None = None
+        self._vectors: Tensor | None = None
+        self._counts: list[int] = []  # negatives that each worker looks up
 
     def words(self, step: int, targets: list[Tensor]) -> list[Tensor]:
-        """The right answers of every micro-batch, then the step's negatives."""
-        self._negatives = self._sampler.draw(self._seed, step).to(self._shard.group.device)
-        return [*targets, self._negatives.ids]
+        """The right answers of every micro-batch, then this worker's part of the negatives."""
+        group = self._shard.group
+        self._negatives = self._sampler.draw(self._seed, step).to(group.device)
+        parts = self._negatives.ids.tensor_split(group.num_workers)
+        self._counts = [part.numel() for part in parts]
+        return [*targets, parts[group.rank]]
+
+    def start(self, rows: StepRows) -> None:
+        """Bring the negatives' vectors together: [S, D] on every worker."""
+        own = rows.vectors("output", -1).detach()
+        self._vectors = gather_rows(own, self._counts, self._shard.group).requires_grad_()
 
     def loss(
         self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor, counts: list[int],
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """See `OutputLayer.loss` and `sampled_cross_entropy`."""
+        """See `OutputLayer.loss` and `sampled_cross_entropy`. Not collective."""
         assert self._negatives is not None, "words() comes first"
-        smoothed, nll = sampled_cross_entropy(
-            hidden, rows.vectors("output", micro), rows.vectors("output", -1), targets,
-            self._negatives, num_words=self._shard.num_rows, block_bytes=self._shard.block_bytes,
+        assert self._vectors is not None, "start() comes first"
+        return sampled_cross_entropy(
+            hidden, rows.vectors("output", micro), self._vectors, targets, self._negatives,
+            num_words=self._shard.num_rows, block_bytes=self._shard.block_bytes,
             dtype=self._shard.dtype, label_smoothing=label_smoothing,
         )  # fmt: skip
-        everywhere = sum_over_workers(torch.stack([smoothed.detach(), nll]), self._shard.group)
-        # All workers' value with this worker's gradient.
-        return smoothed + (everywhere[0] - smoothed.detach()), everywhere[1]
+
+    def finish(self, rows: StepRows) -> None:
+        """Hand the sum over workers of each negative's gradient to who has looked it up."""
+        assert self._vectors is not None, "start() comes first"
+        gradient = self._vectors.grad
+        assert gradient is not None, "no loss has been differentiated"
+        own = sum_and_scatter_rows(gradient, self._counts, self._shard.group)
+        rows.vectors("output", -1).backward(own)
+        self._vectors = None

@@ -48,6 +48,8 @@ def gather_rows(rows: Tensor, counts: list[int], group: Group) -> Tensor:
     if group.num_workers == 1:
         return rows
     longest = max(counts)
+    if longest == min(counts):
+        return gather_equal(rows, group).flatten(0, 1)
     padded = rows.new_zeros((longest, *rows.shape[1:]))
     padded[: rows.shape[0]] = rows
     gathered = gather_equal(padded, group)

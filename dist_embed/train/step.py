@@ -95,8 +95,8 @@ class TrainStep:
             },
             own_output=self._output.own_rows,
         )
-        loss, nll = self._dense_half(rows, work)
-        norm = self._gradient_norm(rows, loss)
+        sums = self._dense_half(rows, work)
+        norm = self._gradient_norm(rows, sums)
         skipped = not math.isfinite(norm)
         if not skipped:
             self._clip(rows, norm)
@@ -107,18 +107,21 @@ class TrainStep:
             rows.backward()
         tokens = work.global_tokens
         return StepResult(
-            loss=float(loss) / tokens,
-            nll=float(nll) / tokens,
+            loss=float(sums[0]) / tokens,
+            nll=float(sums[1]) / tokens,
             tokens=tokens,
             skipped=skipped,
             gradient_norm=norm if self._clip_norm else None,
         )
 
-    def _dense_half(self, rows: StepRows, work: StepBatches) -> tuple[Tensor, Tensor]:
-        """Forward and backward of every micro-batch onto the leaves and the dense part."""
+    def _dense_half(self, rows: StepRows, work: StepBatches) -> Tensor:
+        """Forward and backward of every micro-batch onto the leaves and the dense part.
+
+        Returns the sums of loss and -log p, of the tokens that the output layer counts: [2].
+        """
         device = self._group.device
-        total_loss = torch.zeros((), device=device)
-        total_nll = torch.zeros((), device=device)
+        sums = torch.zeros(2, device=device)
+        self._output.start(rows)
         # DDP and TorchRec both divide by W; the loss is multiplied by it.
         scale = self._group.num_workers / work.global_tokens
         for micro, batch in enumerate(work.batches):
@@ -142,9 +145,9 @@ class TrainStep:
                     self._label_smoothing,
                 )
                 (loss * scale).backward()
-            total_loss += loss.detach()
-            total_nll += nll
-        return total_loss, total_nll
+            sums += torch.stack([loss.detach(), nll])
+        self._output.finish(rows)
+        return sums
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         """DDP exchanges gradients in the last micro-batch only."""
@@ -152,21 +155,29 @@ class TrainStep:
             return nullcontext()
         return self._model.no_sync()
 
-    def _gradient_norm(self, rows: StepRows, loss: Tensor) -> float:
+    def _gradient_norm(self, rows: StepRows, sums: Tensor) -> float:
         """The global norm, or inf or nan where anything is not finite; the same on every worker.
 
-        Without clipping the parts of the tables' gradient are not brought together; the result
-        then only tells whether all is finite.
+        ``sums`` become those of all workers' tokens. Without clipping the parts of the tables'
+        gradient are not brought together; the result then only tells whether all is finite.
         """
         dense = [p.grad for p in self._model.parameters() if p.grad is not None]
         square = torch.stack(torch._foreach_norm(dense)).square().sum()
+        added_up = [sums] if self._output.counts_own_tokens else []
         if self._clip_norm:
             square = square + table_gradient_square_sum(rows, self._lookup)
         else:
             leaves = [leaf.grad for t in rows.tables.values() for leaf in t.leaves()]
-            local = [g.square().sum() for g in leaves if g is not None]
-            square = square + sum_over_workers(torch.stack(local).sum(), self._group)
-        return float(square.sqrt() + 0 * loss)
+            norms = torch._foreach_norm([g for g in leaves if g is not None])
+            added_up.append(torch.stack(norms).square().sum().unsqueeze(0))
+        if added_up:
+            # One exchange: each waits for the slowest worker.
+            everywhere = sum_over_workers(torch.cat(added_up), self._group)
+            if self._output.counts_own_tokens:
+                sums.copy_(everywhere[:2])
+            if not self._clip_norm:
+                square = square + everywhere[-1]
+        return float(square.sqrt() + 0 * sums[0])
 
     def _clip(self, rows: StepRows, norm: float) -> None:
         if not self._clip_norm or norm <= self._clip_norm:

@@ -37,6 +37,7 @@ from dist_embed.observe.events import Emit, Reporter, silent_reporter
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.quiet import redirect_output, worker_log_folder
 from dist_embed.optim.schedule import Schedule
+from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.errors import all_or_none, errors_shared
@@ -89,6 +90,7 @@ def run_worker(
     log_name = f"worker-{os.environ.get('RANK', '0')}.log"
     redirect_output(worker_log_folder(config.run.uri) / log_name)
     torch.set_num_threads(threads_per_worker(config))
+    keep_freed_memory()
     device = resolve_device(config.cluster.device)
     with joined_group(device, config.cluster.timeout_seconds) as group, errors_shared(group):
         reporter = Reporter(emit) if group.is_first else silent_reporter()
