@@ -29,6 +29,9 @@ class Group:
         return self.rank == 0
 
 
+_last_joined: list[dist.ProcessGroup] = []  # kept beyond `joined_group`; see its end
+
+
 @contextmanager
 def joined_group(device_type: str, timeout_seconds: float) -> Iterator[Group]:
     """Join the process group of this run for the length of a ``with`` block.
@@ -60,6 +63,11 @@ def joined_group(device_type: str, timeout_seconds: float) -> Iterator[Group]:
             device=device,
             process_group=pg,
         )
+        # A DistributedDataParallel may outlive this block. If it held the last reference, it would
+        # wait for gloo's threads while it holds the interpreter's lock, which they may need to let
+        # go of their last tensors: a deadlock (pytorch/pytorch, issue 56297). After a failure
+        # peers are to notice that this worker's connections close.
+        _last_joined[:] = [pg]
     finally:
         if owned:
             dist.destroy_process_group()
