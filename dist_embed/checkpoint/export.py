@@ -7,7 +7,6 @@ import math
 import mmap
 import os
 import struct
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,22 +66,12 @@ def export_checkpoint(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     prefix = struct.pack("<Q", len(text)) + text
-    output.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.")
-    try:
-        with open(handle, "r+b") as file:
-            file.write(prefix)
-            file.truncate(len(prefix) + offset)
-            file.flush()
-            for name, saved in names.items():
-                _write_tensor(file.fileno(), len(prefix) + places[name], reader, saved, on_bytes)
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, output)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    storage.sync_folder(output.parent)
+    with storage.whole_file(str(output)) as file:
+        file.write(prefix)
+        file.truncate(len(prefix) + offset)
+        file.flush()
+        for name, saved in names.items():
+            _write_tensor(file.fileno(), len(prefix) + places[name], reader, saved, on_bytes)
     return {name: manifest.tensors[saved] for name, saved in names.items()}
 
 

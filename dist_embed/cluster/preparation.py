@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import (
     Config,
     CorpusSection,
+    DataSection,
     InflectedSection,
     SyntheticSection,
     TokenizerSection,
@@ -44,6 +48,11 @@ def with_absolute_paths(config: Config, *, on_cluster: bool) -> Config:
     values = config.model_dump()
     values["run"]["uri"] = storage.absolute(config.run.uri)
     values["data"]["uri"] = storage.absolute(config.data.uri)
+    for settings in values["embedding"]["tables"].values():
+        file = (settings or {}).get("pretrained") or {}
+        for key in ("uri", "words"):
+            if file.get(key):
+                file[key] = storage.absolute(file[key])
     return Config.model_validate(values)
 
 
@@ -73,6 +82,7 @@ def ensure_data(config: Config, say: Say, *, force: bool = False) -> PreparedDat
 def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]) -> None:
     # Keys that came later: prepared then as their defaults prepare now.
     there = {f"tokenizer.{k}": v for k, v in TokenizerSection().model_dump().items()}
+    there |= {"data.max_sentences": DataSection().max_sentences}
     there |= data.settings
     different = [
         f"{key}: {there.get(key)!r} there, {settings.get(key)!r} here"
@@ -89,9 +99,12 @@ def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]
 
 
 def _prepare(config: Config, settings: dict[str, Any], say: Say) -> PreparedData:
+    corpora = _corpora(config, say)
+    if config.data.max_sentences:
+        corpora["train"] = replace(corpora["train"], limit=config.data.max_sentences)
     data = prepare_data(
         config.data.uri,
-        _corpora(config, say),
+        corpora,
         TokenizerRecipe(
             config.tokenizer.kind,
             config.tokenizer.vocab_size,
@@ -123,6 +136,12 @@ def _prepare(config: Config, settings: dict[str, Any], say: Say) -> PreparedData
             + (f" ({', '.join(left_out)})" if left_out else "")
         )
     return data
+
+
+def data_digest(config: Config) -> str:
+    """What tells prepared data from others: equal for configurations that can share them."""
+    settings = _data_settings(config)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _data_settings(config: Config) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def _problems(config: Config) -> Iterator[str]:
             "copies the tables; set checkpoint.asynchronous=false"
         )
     yield from _word_problems(config)
+    yield from _table_problems(config)
     generated = [name for name in ("synthetic", "inflected") if getattr(data, name) is not None]
     if len(generated) > 1:
         yield "data.inflected: not allowed beside data.synthetic, which generates the corpora too"
@@ -94,6 +95,54 @@ def _word_problems(config: Config) -> Iterator[str]:
             f"data.lexicon_translations={kept}: the lexicon has no more; set that to "
             f"{search.candidate_translations} or more"
         )
+
+
+def _table_problems(config: Config) -> Iterator[str]:
+    """Settings of single tables."""
+    tables, share = config.embedding.tables, config.model.share_embeddings
+    given = {
+        role: settings
+        for role in ("source", "target", "output")
+        if (settings := getattr(tables, role)) is not None
+    }
+    together = {"none": (), "decoder": ("target", "output"), "all": ("source", "target", "output")}
+    sharing = [role for role in together[share] if role in given]
+    for role in sharing[1:]:
+        if given[role] != given[sharing[0]]:
+            yield (
+                f"embedding.tables.{role}: not allowed beside embedding.tables.{sharing[0]}, which "
+                f"says otherwise: with model.share_embeddings={share} they are one table"
+            )
+    for role, settings in given.items():
+        key = f"embedding.tables.{role}"
+        if settings.freeze and settings.freeze_until_step:
+            yield (
+                f"{key}.freeze_until_step: {settings.freeze_until_step} is not allowed beside "
+                f"{key}.freeze=true, which freezes the table for good"
+            )
+        file = settings.pretrained
+        if file is None:
+            continue
+        is_matrix = file.format in ("npy", "safetensors")
+        if is_matrix and file.words is None:
+            yield f"{key}.pretrained.words: missing; {file.format} holds no words"
+        if file.words is not None and not is_matrix and file.format != "auto":
+            yield (
+                f"{key}.pretrained.words: {file.words!r} is not allowed with format={file.format}, "
+                "which holds the words"
+            )
+        if file.tensor is not None and file.format not in ("safetensors", "auto"):
+            yield (
+                f"{key}.pretrained.tensor: {file.tensor!r} is not allowed with "
+                f"format={file.format}: it names a tensor of a safetensors file"
+            )
+        if file.missing == "subword" and file.format not in ("fasttext-bin", "auto"):
+            yield (
+                f"{key}.pretrained.missing: 'subword' is not allowed with format={file.format}, "
+                "which knows no parts of words; use random or mean, or a fasttext-bin model"
+            )
+        if len(set(file.match)) < len(file.match):
+            yield f"{key}.pretrained.match: {file.match} is not allowed: each at most once"
 
 
 def _corpus_problems(key: str, corpus: CorpusSection) -> Iterator[str]:

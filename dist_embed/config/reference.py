@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from dist_embed.config.schema import Config
@@ -35,13 +36,30 @@ def configuration_page() -> str:
         definition = definitions[entry["$ref"].rsplit("/", 1)[-1]]
         parts.append(f"## `{section}`\n\n{definition['description'].strip()}\n")
         parts.append(_table(definition, definitions))
-        for key, value in definition["properties"].items():
-            nested = _nested(value, definitions)
-            if nested is not None and key not in ("validation", "test"):
-                also = ", `validation` and `test`" if key == "train" else ""
-                parts.append(f"### `{section}.{key}`{also}\n\n{nested['description'].strip()}\n")
-                parts.append(_table(nested, definitions))
+        parts += _nested_parts(section, definition, definitions)
     return "\n".join(parts)
+
+
+# Sections of one form are told once, under the first key, with the others beside it.
+_SAME_FORM = {"train": "validation", "validation": "test", "source": "target", "target": "output"}
+
+
+def _nested_parts(
+    path: str, definition: dict[str, Any], definitions: dict[str, Any]
+) -> Iterator[str]:
+    """The sections inside a section, at any depth."""
+    for key, value in definition["properties"].items():
+        nested = _nested(value, definitions)
+        if nested is None or key in _SAME_FORM.values():
+            continue
+        also = ""
+        other = _SAME_FORM.get(key)
+        while other:
+            also += f", `{other}`"
+            other = _SAME_FORM.get(other)
+        yield f"### `{path}.{key}`{also}\n\n{nested['description'].strip()}\n"
+        yield _table(nested, definitions)
+        yield from _nested_parts(f"{path}.{key}", nested, definitions)
 
 
 def _table(definition: dict[str, Any], definitions: dict[str, Any]) -> str:
@@ -50,7 +68,7 @@ def _table(definition: dict[str, Any], definitions: dict[str, Any]) -> str:
     for key, value in definition["properties"].items():
         if key in required:
             default = "required"
-        elif value.get("default") is None:
+        elif value.get("default") is None or _nested(value, definitions) is not None:
             default = "–"
         else:
             default = f"`{_as_yaml(value['default'])}`"
@@ -79,10 +97,17 @@ def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
     options = [o for o in value.get("anyOf", [value]) if o.get("type") != "null"]
     names = []
     for option in options:
+        if option["type"] == "array" and "enum" in option["items"]:
+            chosen = ", ".join(f"`{choice}`" for choice in option["items"]["enum"])
+            names.append(f"list of {chosen}")
+            continue
         name = {"array": "list of text", "string": "text", "boolean": "true or false"}.get(
             option["type"], option["type"]
         )
-        for sign, bound in (("≥", "minimum"), (">", "exclusiveMinimum"), ("<", "exclusiveMaximum")):
+        for sign, bound in (
+            ("≥", "minimum"), (">", "exclusiveMinimum"),
+            ("≤", "maximum"), ("<", "exclusiveMaximum"),
+        ):  # fmt: skip
             if bound in option:
                 name += f" {sign} {option[bound]:g}"
         names.append(name)

@@ -91,6 +91,9 @@ class DataSection(Section):
         None, description="Pairs for validation loss and BLEU."
     )
     test: CorpusSection | None = Field(None, description="Held-out pairs for `evaluate`.")
+    max_sentences: int = Field(
+        0, ge=0, description="Only so many training pairs, the first ones; 0: all."
+    )
     max_tokens: Annotated[int, Field(gt=1)] = Field(
         256, description="Longest sentence of a training pair, in tokens of either side."
     )
@@ -134,6 +137,69 @@ class TokenizerSection(Section):
     )
 
 
+class PretrainedSection(Section):
+    """Vectors that a table's rows start from, where a run starts from scratch."""
+
+    uri: str = Field(min_length=1, description="The file: a path or URL, may be .gz or .zst.")
+    format: Literal[
+        "auto", "word2vec", "word2vec-bin", "glove", "fasttext-bin", "npy", "safetensors"
+    ] = Field(
+        "auto",
+        description="`word2vec`: text with a header, fastText's .vec too; `glove`: text without. "
+        "`auto` looks at the first bytes.",
+    )
+    words: str | None = Field(
+        None, description="`npy`, `safetensors`: the file with the rows' words, one a line."
+    )
+    tensor: str | None = Field(
+        None, description="`safetensors`: which tensor, where it holds more than one matrix."
+    )
+    match: list[Literal["lowercase", "nfc", "digits"]] = Field(
+        [],
+        description="What is done to a word of the vocabulary, one after the other, until the file "
+        "has it: `lowercase`; `nfc`, Unicode's composed form; `digits`, each becomes 0.",
+    )
+    missing: Literal["random", "mean", "subword"] = Field(
+        "random",
+        description="What words outside the file start from: `random` values spread as the vectors "
+        "found, their `mean`, or the `subword` vectors of a binary fastText model.",
+    )
+    project: Literal["no", "pca", "random"] = Field(
+        "no", description="How vectors of another width than `embedding.width` are brought to it."
+    )
+    rescale: bool = Field(
+        False,
+        description="Multiply all rows by one number, so that their values are as large as those "
+        "of fresh rows.",
+    )
+    min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Least share of the training data's running words that must be found."
+    )
+
+
+class TableSection(Section):
+    """What one side's table does otherwise than the rest."""
+
+    pretrained: PretrainedSection | None = Field(
+        None, description="Start from the vectors of a file."
+    )
+    freeze: bool = Field(False, description="Leave the rows as they start.")
+    freeze_until_step: int = Field(
+        0, ge=0, description="Leave the rows as they start for this many steps."
+    )
+    learning_rate: PositiveFloat | None = Field(
+        None, description="Peak rate of this table, instead of `embedding.learning_rate`."
+    )
+
+
+class TablesSection(Section):
+    """Settings of single tables, by what they are for; sides that share a table share them."""
+
+    source: TableSection | None = Field(None, description="The encoder's input.")
+    target: TableSection | None = Field(None, description="The decoder's input.")
+    output: TableSection | None = Field(None, description="The output layer.")
+
+
 class EmbeddingSection(Section):
     """The row-sharded tables."""
 
@@ -163,6 +229,7 @@ class EmbeddingSection(Section):
         description="Type in which looked-up vectors and their gradients cross the network; "
         "`fp16` sends the gradients in bf16, for its range. Both need CUDA.",
     )
+    tables: TablesSection = Field(TablesSection(), description="Settings of single tables.")
 
 
 class ModelSection(Section):

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import io
-import lzma
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import IO
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_embed.config.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, open_decompressed
 
 Pair = tuple[str, str]
 
@@ -33,21 +30,27 @@ class ParallelText:
         target: files or globs of the target side, aligned file by file with ``source``.
         pairs: TSV or Parquet files or globs with both sides in named columns.
         columns: names of the source and the target column of ``pairs``.
+        limit: sentence pairs that are read, the first ones; None: all.
     """
 
     source: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
     columns: tuple[str, str] = ("source", "target")
+    limit: int | None = None
 
 
 def read_pairs(corpus: ParallelText) -> Iterator[Pair]:
-    """All sentence pairs in order, without line ends.
+    """The sentence pairs in order, without line ends.
 
     Raises:
         CorpusError: a missing or unreadable file, invalid UTF-8, sides of different length, a
             missing column.
     """
+    return islice(_all_pairs(corpus), corpus.limit)
+
+
+def _all_pairs(corpus: ParallelText) -> Iterator[Pair]:
     if corpus.pairs:
         for uri in _expand(corpus.pairs):
             name = uri.removesuffix(".gz").removesuffix(".zst")
@@ -75,7 +78,7 @@ def read_lines(uri: str) -> Iterator[str]:
     with _open(uri) as file:
         try:
             yield from decoded_lines(file, uri)
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as exc:
+        except READ_ERRORS as exc:
             raise CorpusError(f"cannot read {uri}: {exc}") from exc
 
 
@@ -106,15 +109,10 @@ def _expand(patterns: tuple[str, ...]) -> list[str]:
 
 def _open(uri: str) -> IO[bytes]:
     try:
-        if uri.endswith(".zst"):
-            # pyarrow's reader tells a truncated file and reads several frames; zstandard's cannot.
-            raw = pa.PythonFile(storage.open_file(uri), "r")
-            return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
-        file: IO[bytes] = fsspec.open(uri, "rb", compression="infer").open()
-    except (OSError, ValueError, ImportError, zipfile.BadZipFile) as exc:
+        return open_decompressed(uri)
+    except OPEN_ERRORS as exc:
         reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
         raise CorpusError(f"cannot read {uri}: {reason}") from exc
-    return file
 
 
 def _aligned_lines(source: str, target: str) -> Iterator[Pair]:

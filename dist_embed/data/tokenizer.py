@@ -153,6 +153,11 @@ class Tokenizer:
         """The token of one id."""
         return str(self._inner.id_to_token(i))
 
+    def id_of(self, token: str) -> int | None:
+        """The id of one token, with its mark; None where there is none."""
+        found: int | None = self._inner.token_to_id(token)
+        return found
+
     @property
     def knows_words(self) -> bool:
         """Whether each part that `split` finds is one token or unknown."""

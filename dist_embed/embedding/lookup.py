@@ -108,6 +108,7 @@ class RowLookup:
         weights: type of the rows; lookups give float32 in any case.
         exchange: type in which vectors and gradients cross the network.
         beside_bytes: what a step needs of a GPU beside the tables.
+        own_rates: first rates of tables that have another.
 
     Raises:
         ValueError: roles with different V are to share a table.
@@ -133,9 +134,11 @@ class RowLookup:
         weights: Weights = "fp32",
         exchange: Exchange = "fp32",
         beside_bytes: int = 0,
+        own_rates: dict[str, float] | None = None,
     ) -> None:
         self.group = group
         self.width = width
+        self.initial_scale = initial_scale
         self.table_of_role = TABLE_OF_ROLE[share]
         self.specs = table_specs(rows_of_role, width, share)
         self.rows_of_role = rows_of_role
@@ -155,7 +158,7 @@ class RowLookup:
             self._features,
             group,
             optimizer=optimizer,
-            learning_rate=learning_rate,
+            learning_rates=dict.fromkeys(self.specs, learning_rate) | (own_rates or {}),
             eps=eps,
             tier=self.tier,
             weights=weights,
@@ -171,6 +174,7 @@ class RowLookup:
         # They count steps for themselves, for Adam's bias correction.
         self._counting = self._kernels if optimizer == "adam" else []
         self._cache_is_newer = False
+        self._frozen: frozenset[str] = frozenset()
         state = self._module.state_dict()  # of live views, so it need not be asked for again
         self._weights: dict[str, Tensor] = {
             name: state[f"embeddings.{name}.weight"].local_shards()[0].tensor for name in self.specs
@@ -234,7 +238,8 @@ class RowLookup:
         result: dict[str, TableRows] = {}
         for table in self.specs:
             outputs = [looked_up[key].values() for key in self._features[table]]
-            leaves = [out.detach().requires_grad_(torch.is_grad_enabled()) for out in outputs]
+            trained = torch.is_grad_enabled() and table not in self._frozen
+            leaves = [out.detach().requires_grad_(trained) for out in outputs]
             own = leaves[1] if own_output and len(leaves) > 1 else None
             kept = outputs if own is not None else outputs[:1]
             result[table] = TableRows(rows[table], leaves[0], own, kept)
@@ -287,12 +292,33 @@ class RowLookup:
                 views[name.removeprefix(f"{table}.")] = local[: shard.num_rows]
         return views
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the fused optimizer's rate for the next `StepRows.backward`. Not collective."""
-        optimizer = self._module.fused_optimizer
-        for param_group in optimizer.param_groups:
-            param_group["lr"] = learning_rate
-        optimizer.zero_grad()  # the rate reaches the kernel only here
+    def set_learning_rate(
+        self, learning_rate: float, own_rates: dict[str, float] | None = None
+    ) -> None:
+        """Set the fused optimizer's rate for the next `StepRows.backward`.
+
+        Args:
+            learning_rate: of all tables but
+            own_rates: those that were built with rates of their own. Tables that were built with
+                equal rates share a kernel, and have equal rates for ever.
+
+        Not collective.
+        """
+        for _, kernel in self._module.fused_optimizer.optimizers:
+            names = [name.split(".")[1] for name in kernel.params]
+            rates = {(own_rates or {}).get(name, learning_rate) for name in names}
+            if len(rates) > 1:
+                raise ValueError(f"tables {names} share a kernel, but not their rates: {rates}")
+            for param_group in kernel.param_groups:
+                param_group["lr"] = next(iter(rates))
+        self._module.fused_optimizer.zero_grad()  # the rates reach the kernels only here
+
+    def freeze(self, tables: frozenset[str]) -> None:
+        """Leave ``tables``, and no others, as they are from the next `lookup` on.
+
+        Their leaves ask for no gradient, and none reaches their optimizer. Not collective.
+        """
+        self._frozen = tables
 
     def set_step(self, step: int) -> None:
         """Set the number of the step, from 1, whose rows the next `lookup` fetches for training.

@@ -51,7 +51,7 @@ def build_sharded_tables(
     group: Group,
     *,
     optimizer: str,
-    learning_rate: float,
+    learning_rates: dict[str, float],
     eps: float,
     tier: Tier = "device",
     weights: Weights = "fp32",
@@ -65,7 +65,8 @@ def build_sharded_tables(
         features: for each table the names under which ids are looked up in it.
         group: this worker and its peers.
         optimizer: key of `OPTIMIZERS`, fused into the tables' backward.
-        learning_rate: rate of the fused optimizer; see `RowLookup.set_learning_rate`.
+        learning_rates: first rate of the fused optimizer for each table. Tables with equal rates
+            get one kernel; see `RowLookup.set_learning_rate`.
         eps: the optimizer's term against division by zero.
         tier: where the rows lie.
         weights: type of the rows; those of fp16 are rounded stochastically when updated.
@@ -99,9 +100,12 @@ def build_sharded_tables(
             for spec in specs
         ],
     )
+    for name, table in module.embeddings.items():
+        # Where TorchRec looks for what one table's optimizer does otherwise.
+        table.weight._optimizer_classes = [None]
+        table.weight._optimizer_kwargs = [{"learning_rate": learning_rates[name]}]
     fused_params = {
         "optimizer": OPTIMIZERS[optimizer],
-        "learning_rate": learning_rate,
         "eps": eps,
         "stochastic_rounding": True,  # of rows that are not float32
     }

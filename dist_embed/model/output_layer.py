@@ -145,5 +145,7 @@ class SampledOutput:
         gradient = self._vectors.grad
         assert gradient is not None, "no loss has been differentiated"
         own = sum_and_scatter_rows(gradient, self._counts, self._shard.group)
-        rows.vectors("output", -1).backward(own)
+        looked_up = rows.vectors("output", -1)
+        if looked_up.requires_grad:  # unless the table is frozen
+            looked_up.backward(own)
         self._vectors = None

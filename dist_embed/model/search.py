@@ -192,4 +192,5 @@ class Searcher:
         hidden = words.new_empty((0, self._lookup.width), dtype=torch.float32)
         if len(words):
             hidden = self._model.step(rows.vectors("target", 0), state)
-        return self._next.top(hidden, counts, 2 * self._settings.beam)
+        # Two more than can go on: padding and start mark may be among them, and never follow.
+        return self._next.top(hidden, counts, 2 * self._settings.beam + 2)

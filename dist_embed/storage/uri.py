@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -116,12 +117,33 @@ def write_bytes(uri: str, data: bytes) -> None:
     if not isinstance(fs, LocalFileSystem):
         _called(fs, "write", uri, lambda: fs.pipe_file(path, data))
         return
+    with whole_file(uri) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(uri: str) -> Iterator[IO[bytes]]:
+    """A file to write in pieces, which appears under its name when the block has ended well.
+
+    It replaces one of that name, and leaves it as it was after an error. A local one has a file
+    number that may be read from, too.
+    """
+    fs, path = filesystem(uri)
+    if not isinstance(fs, LocalFileSystem):
+        remote = fs.open(path, "wb")
+        try:
+            yield remote
+        except BaseException:
+            remote.discard()
+            raise
+        remote.close()
+        return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -33,6 +33,7 @@ from dist_embed.model.unknown_words import UnknownWords
 from dist_embed.parallel.device import resolve_dtype
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
+from dist_embed.train.single_tables import own_rates
 from dist_embed.train.translation import Encode, Translation
 
 
@@ -81,6 +82,7 @@ def build_translator(config: Config, vocabulary_size: dict[str, int], group: Gro
         weights=embedding.weights,
         exchange=embedding.exchange,
         beside_bytes=beside_tables_bytes(specs, group.num_workers, block_bytes, exact_output=exact),
+        own_rates=own_rates(config),
     )
     torch.manual_seed(config.run.seed)
     transformer = Transformer(

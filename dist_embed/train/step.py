@@ -52,6 +52,8 @@ class TrainStep:
         clip_norm: largest global gradient norm; 0 for no limit.
         compute_dtype: type of matrix products; parameters and sums stay float32.
         seed: with step and rank, decides dropout, so that a resumed run draws the same.
+        own_schedules: learning rates of tables that have one of their own.
+        frozen_until: tables that stay as they are, with the last step of it.
     """
 
     def __init__(
@@ -67,12 +69,16 @@ class TrainStep:
         clip_norm: float,
         compute_dtype: torch.dtype,
         seed: int,
+        own_schedules: dict[str, Schedule] | None = None,
+        frozen_until: dict[str, float] | None = None,
     ) -> None:
         self._model = model
         self._lookup = lookup
         self._optimizer = optimizer
         self._dense_schedule = dense_schedule
         self._table_schedule = table_schedule
+        self._own_schedules = own_schedules or {}
+        self._frozen_until = frozen_until or {}
         self._output = output
         self._label_smoothing = label_smoothing
         self._clip_norm = clip_norm
@@ -86,6 +92,9 @@ class TrainStep:
         self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
         self._lookup.set_step(step)
+        self._lookup.freeze(
+            frozenset(name for name, last in self._frozen_until.items() if step <= last)
+        )
         targets = [batch.target_output for batch in work.batches]
         rows = self._lookup.lookup(
             {
@@ -103,7 +112,10 @@ class TrainStep:
             for param_group in self._optimizer.param_groups:
                 param_group["lr"] = self._dense_schedule.rate(step)
             self._optimizer.step()
-            self._lookup.set_learning_rate(self._table_schedule.rate(step))
+            self._lookup.set_learning_rate(
+                self._table_schedule.rate(step),
+                {name: schedule.rate(step) for name, schedule in self._own_schedules.items()},
+            )
             rows.backward()
         tokens = work.global_tokens
         return StepResult(
@@ -168,8 +180,9 @@ class TrainStep:
             square = square + table_gradient_square_sum(rows, self._lookup)
         else:
             leaves = [leaf.grad for t in rows.tables.values() for leaf in t.leaves()]
-            norms = torch._foreach_norm([g for g in leaves if g is not None])
-            added_up.append(torch.stack(norms).square().sum().unsqueeze(0))
+            norms = [torch.linalg.vector_norm(g) for g in leaves if g is not None]
+            local = torch.stack([*norms, torch.zeros((), device=self._group.device)])
+            added_up.append(local.square().sum().unsqueeze(0))
         if added_up:
             # One exchange: each waits for the slowest worker.
             everywhere = sum_over_workers(torch.cat(added_up), self._group)

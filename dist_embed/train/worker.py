@@ -57,6 +57,12 @@ from dist_embed.train.assemble import (
 from dist_embed.train.evaluate import Quality, evaluate_translations, exact_loss
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
 from dist_embed.train.run_folder import fingerprint, write_run_folder
+from dist_embed.train.single_tables import (
+    frozen_until,
+    own_schedules,
+    start_tables,
+    write_coverages,
+)
 from dist_embed.train.step import TrainStep
 
 # What a worker is asked to do: a function of this module, which every launcher can name.
@@ -131,9 +137,13 @@ def train_task(context: Context) -> dict[str, Any]:
     # A run that saves behind training keeps the memory that it is loaded through.
     copy = HostCopy() if config.checkpoint.asynchronous else None
     loaded = _resume(context, store, state, copy)
+    coverages = {}
+    if not loaded.step:
+        coverages = start_tables(config, translator.lookup, tokenizers, reporter.line)
     with all_or_none(group):
         if group.is_first:
             write_run_folder(config)
+            write_coverages(run_uri, coverages)
     translation = build_translation(config, translator, tokenizers)
     with all_or_none(group):
         output = build_output(config, translator, partial(read_counts, config.data.uri, "target"))
@@ -256,6 +266,8 @@ def build_train_step(
         clip_norm=train.clip_norm,
         compute_dtype=translator.compute_dtype,
         seed=config.run.seed,
+        own_schedules=own_schedules(config),
+        frozen_until=frozen_until(config),
     )
 
 

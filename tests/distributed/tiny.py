@@ -49,6 +49,8 @@ class Tiny:
     memory: Memory = "device"
     weights: Weights = "fp32"
     exchange: Exchange = "fp32"
+    own_rates: tuple[tuple[str, float], ...] = ()  # table and rate
+    frozen_until: tuple[tuple[str, float], ...] = ()  # table and last step
 
 
 def build_transformer(tiny: Tiny) -> Transformer:
@@ -91,6 +93,7 @@ class Sharded:
             tiny.width, tiny.share, group, optimizer="rowwise_adagrad", learning_rate=TABLE_RATE,
             eps=EPS, seed=tiny.seed, initial_scale=0.1, own_output=not tiny.num_samples,
             memory=tiny.memory, weights=tiny.weights, exchange=tiny.exchange,
+            own_rates=dict(tiny.own_rates),
         )  # fmt: skip
         self.transformer = build_transformer(tiny).to(group.device)
         self.optimizer = torch.optim.AdamW(
@@ -114,6 +117,10 @@ class Sharded:
             table_schedule=Schedule(TABLE_RATE, "constant", 0, 100), output=output,
             label_smoothing=tiny.label_smoothing, clip_norm=tiny.clip_norm,
             compute_dtype=compute_dtype, seed=1,
+            own_schedules={
+                table: Schedule(rate, "constant", 0, 100) for table, rate in tiny.own_rates
+            },
+            frozen_until=dict(tiny.frozen_until),
         )  # fmt: skip
 
     def work(self, pairs: Pairs) -> StepBatches:

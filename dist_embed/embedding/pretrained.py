@@ -1,0 +1,419 @@
+"""Rows that start from a file of word vectors, each worker's part of the file to everyone's rows.
+
+Every worker reads its own part of the file, matches its words with the vocabulary, parses the
+vectors of those that match, and sends each to the worker that holds the row. So the file is read
+and parsed once by all workers together, and nobody ever holds more of it than a stretch
+(docs/decisions/0014-pretrained-vectors.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_embed.config.errors import UserError
+from dist_embed.data.tokenizer import END, PAD, SPACE, START, Tokenizer
+from dist_embed.embedding.initial_values import fill_initial_rows
+from dist_embed.embedding.plan import Shard, TableSpec
+from dist_embed.parallel.collectives import (
+    exchange_rows,
+    gather_equal,
+    gather_rows,
+    sum_over_workers,
+)
+from dist_embed.parallel.errors import all_or_none
+from dist_embed.parallel.group import Group
+from dist_embed.vectors.coverage import COMPOSED, NOT_FOUND, Coverage, coverage_of
+from dist_embed.vectors.fasttext_binary import FastTextBinary
+from dist_embed.vectors.file import VectorFile, Vectors, check_count
+from dist_embed.vectors.match import Form, VocabularyKeys, word_of
+
+Missing = Literal["random", "mean", "subword"]
+Project = Literal["no", "pca", "random"]
+# An entry's priority: its rank, then its place in the file; the lowest wins.
+_RANK_SHIFT = 48
+_NONE = np.iinfo(np.int64).max
+_FILL_ROWS = 2**14
+_COMPOSED_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class StartSettings:
+    """How rows start from vectors.
+
+    Attributes:
+        forms: what is tried where a word itself is not in the file.
+        missing: what other rows start from. ``random``: normal values with mean and standard
+            deviation of the vectors found, of each column; ``mean``: their mean; ``subword``: the
+            parts of the word that a fastText model knows, then as ``random``.
+        project: how vectors of another width are brought to the table's.
+        rescale: whether all vectors are multiplied by one number, so that their root mean square
+            is that of fresh rows.
+        min_coverage: least share of running words that must be found.
+    """
+
+    forms: tuple[Form, ...] = ()
+    missing: Missing = "random"
+    project: Project = "no"
+    rescale: bool = False
+    min_coverage: float = 0.0
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Entries of the file that are wanted.
+
+    Attributes:
+        rows: [n] rows of the whole table.
+        priorities: [n].
+        vectors: [n, D of the file].
+    """
+
+    rows: NDArray[np.int64]
+    priorities: NDArray[np.int64]
+    vectors: Vectors
+
+
+class TableStart:
+    """Fills this worker's rows of one table from a file.
+
+    Args:
+        weight: [R, D] live view of the rows of this worker's shard.
+        spec: the table.
+        shard: which rows they are.
+        group: this worker and its peers.
+        tokenizer: whose id i is id i of the table; ids behind its vocabulary have no word.
+        settings: how.
+        seed: with table and row decides random values, as for fresh rows.
+        fresh_scale: standard deviation of fresh rows.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        spec: TableSpec,
+        shard: Shard,
+        group: Group,
+        tokenizer: Tokenizer,
+        settings: StartSettings,
+        *,
+        seed: int,
+        fresh_scale: float,
+    ) -> None:
+        self._weight, self._spec, self.shard, self._group = weight, spec, shard, group
+        self._tokenizer, self._settings = tokenizer, settings
+        self._seed, self._fresh_scale = seed, fresh_scale
+        self._best = np.full(shard.num_rows, _NONE, dtype=np.int64)
+        self._same_rank = np.zeros(shard.num_rows, dtype=np.int64)
+        self._entries = 0
+        self._saw_pieces = False
+
+    def fill(self, file: VectorFile | FastTextBinary, counts: NDArray[np.int64] | None) -> Coverage:
+        """Fill every row. Collective.
+
+        Args:
+            file: the vectors.
+            counts: [V] how often each id occurs in the training data; asked of worker 0 alone.
+
+        Returns what was found, on every worker.
+
+        Raises:
+            UserError: the file cannot be used with this table and these settings, or knows too
+                few of its words. Rows may have been written: the run must not go on.
+        """
+        self._check_settings(file)
+        keys = VocabularyKeys(self._tokenizer, self._settings.forms)
+        basis = None
+        if file.width != self._spec.width:
+            basis = self._basis(file, keys)
+        entries = self.wanted(file, keys)
+        done = False
+        while not done:
+            with all_or_none(self._group):
+                some = next(entries, None)
+                if some is not None and basis is not None:
+                    projected = (some.vectors - basis[0]) @ basis[1]
+                    some = Entries(some.rows, some.priorities, projected.astype(np.float32))
+            done = self._deliver(some)
+        self._drop_words_that_look_like_pieces()
+        total = self._sum([self._entries, self._duplicates])
+        if not isinstance(file, FastTextBinary):
+            check_count(file, int(total[0]))
+        self._finish_rows(file)
+        return self._coverage(file, counts, int(total[0]), int(total[1]))
+
+    def _check_settings(self, file: VectorFile | FastTextBinary) -> None:
+        settings, width = self._settings, self._spec.width
+        where = f"embedding.tables: {self._spec.name} from {file.uri}"
+        if file.width != width and settings.project == "no":
+            raise UserError(
+                f"{where}: its vectors have width {file.width}, the table has {width}; set "
+                f"embedding.width={file.width}, or `project` to pca or random"
+            )
+        if settings.project == "pca" and file.width < width:
+            raise UserError(
+                f"{where}: `project: pca` cannot widen vectors, from {file.width} to {width}; set "
+                "it to random"
+            )
+        if settings.missing == "subword" and not isinstance(file, FastTextBinary):
+            raise UserError(
+                f"{where}: `missing: subword` needs a binary fastText model, which knows the parts "
+                "of words; set it to random or mean"
+            )
+
+    def wanted(self, file: VectorFile | FastTextBinary, keys: VocabularyKeys) -> Iterator[Entries]:
+        """What this worker has to deliver. Not collective."""
+        if isinstance(file, FastTextBinary):
+            yield from self._composed(file, keys)
+            return
+        for stretch in file.stretches(self._group.rank, self._group.num_workers):
+            self.count_entries(len(stretch.words))
+            self._saw_pieces |= any(word.startswith(SPACE) for word in stretch.words)
+            found = keys.match(stretch.words)
+            chosen, of_pair = np.unique(found.places, return_inverse=True)
+            vectors = stretch.vectors(chosen.tolist())
+            yield Entries(
+                self.rows_of(found.ids),
+                (found.ranks << _RANK_SHIFT) + stretch.origin + found.places,
+                vectors[of_pair],
+            )
+
+    def count_entries(self, count: int) -> None:
+        """Note entries of the file that this worker has seen."""
+        self._entries += count
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is worker 0."""
+        return self._group.is_first
+
+    def _composed(self, file: FastTextBinary, keys: VocabularyKeys) -> Iterator[Entries]:
+        """The rows of this worker's shard, each put together from its parts."""
+        self._entries = len(file.words) if self._group.is_first else 0
+        shard = self.shard
+        listed = np.full(shard.num_rows, -1, dtype=np.int64)
+        best = np.full(shard.num_rows, _NONE, dtype=np.int64)
+        for first in range(0, len(file.words), 2**16):
+            found = keys.match(file.words[first : first + 2**16])
+            rows = self.rows_of(found.ids) - shard.first_row
+            mine = (rows >= 0) & (rows < shard.num_rows)
+            rows, places = rows[mine], found.places[mine] + first
+            priorities = (found.ranks[mine] << _RANK_SHIFT) + places
+            order = np.argsort(-priorities)  # the best is written last
+            rows, places, priorities = rows[order], places[order], priorities[order]
+            better = priorities < best[rows]
+            best[rows[better]] = priorities[better]
+            listed[rows[better]] = places[better]
+        ids = self._own_ids()
+        group = max(1, _COMPOSED_BYTES // (4 * file.width))
+        for first in range(0, shard.num_rows, group):
+            part = slice(first, min(first + group, shard.num_rows))
+            words = [self._composed_word(file, *pair) for pair in zip(
+                listed[part].tolist(), ids[part].tolist(), strict=True
+            )]  # fmt: skip
+            parts = file.parts_of(words, listed[part])
+            sums = np.zeros((len(words), file.width), dtype=np.float32)
+            for of_word, vectors in file.add_up(parts):
+                torch.from_numpy(sums).index_add_(
+                    0, torch.from_numpy(of_word), torch.from_numpy(np.ascontiguousarray(vectors))
+                )
+            there = parts.counts.nonzero()[0]
+            rank = np.where(listed[part] >= 0, best[part], COMPOSED << _RANK_SHIFT)
+            yield Entries(
+                there + first + shard.first_row,
+                rank[there],
+                (sums[there] / parts.counts[there, None]).astype(np.float32),
+            )
+
+    def _composed_word(self, file: FastTextBinary, listed: int, i: int) -> str:
+        """The word whose n-grams count: the model's own spelling where it lists the word."""
+        if listed >= 0:
+            return file.words[listed]
+        if self._settings.missing != "subword" or i >= self._tokenizer.size:
+            return ""
+        token = self._tokenizer.token(i)
+        return word_of(token, whole_words=self._tokenizer.knows_words) or ""
+
+    def _deliver(self, some: Entries | None) -> bool:
+        """Exchange one round's entries, and keep those of own rows; True where nobody had any.
+
+        Collective.
+        """
+        group, device = self._group, self._group.device
+        width = self._spec.width
+        if some is None:
+            nothing = np.empty(0, dtype=np.int64)
+            entries = Entries(nothing, nothing, np.empty((0, width), np.float32))
+        else:
+            entries = some
+        owner = entries.rows // self.shard.physical_rows
+        order = owner.argsort(kind="stable")
+        counts = np.bincount(owner, minlength=group.num_workers)
+        plan = gather_equal(
+            torch.tensor([*counts.tolist(), int(some is None)], device=device), group
+        ).cpu()
+        if bool(plan[:, -1].all()):
+            return True
+        send, receive = plan[group.rank, :-1].tolist(), plan[:, group.rank].tolist()
+        numbers = np.stack([entries.rows, entries.priorities], axis=1)[order]
+        got = exchange_rows(torch.from_numpy(numbers).to(device), send, receive, group)
+        vectors = torch.from_numpy(np.ascontiguousarray(entries.vectors[order])).to(device)
+        self._keep(got.cpu().numpy(), exchange_rows(vectors, send, receive, group))
+        return False
+
+    def _keep(self, numbers: NDArray[np.int64], vectors: Tensor) -> None:
+        """Write those that are better than what their rows have: the first in the file."""
+        rows, priorities = numbers[:, 0] - self.shard.first_row, numbers[:, 1]
+        order = np.argsort(priorities, kind="stable")
+        rows, priorities = rows[order], priorities[order]
+        ranks = priorities >> _RANK_SHIFT
+        for rank in np.unique(ranks).tolist():
+            here = rows[ranks == rank]
+            before = self._best[here] >> _RANK_SHIFT
+            self._same_rank[here[before > rank]] = 0
+            np.add.at(self._same_rank, here[before >= rank], 1)
+            first_rows, place = np.unique(here, return_index=True)
+            chosen = (ranks == rank).nonzero()[0][place]
+            better = priorities[chosen] < self._best[first_rows]
+            chosen, first_rows = chosen[better], first_rows[better]
+            self._best[first_rows] = priorities[chosen]
+            at = torch.from_numpy(first_rows).to(self._weight.device)
+            taken = vectors[torch.from_numpy(order[chosen]).to(vectors.device)]
+            self._weight[at] = taken.to(self._weight)
+
+    @property
+    def _duplicates(self) -> int:
+        return int(np.maximum(self._same_rank - 1, 0).sum())
+
+    def _drop_words_that_look_like_pieces(self) -> None:
+        """A piece inside a word is not the word that is written the same; that is found only in a
+        file of pieces. Collective.
+        """
+        tokenizer = self._tokenizer
+        if tokenizer.knows_words or self._sum([self._saw_pieces])[0]:
+            return
+        ids = self._own_ids()
+        for row in (self._best != _NONE).nonzero()[0].tolist():
+            if word_of(tokenizer.token(int(ids[row])), whole_words=False) is None:
+                self._best[row] = _NONE
+                self._same_rank[row] = 0
+
+    def _finish_rows(self, file: VectorFile | FastTextBinary) -> None:
+        """Scale the rows found, and start the others. Collective."""
+        found = torch.from_numpy(self._best != _NONE)
+        width = self._spec.width
+        sums = torch.zeros(3, width, dtype=torch.float64)  # count, sum, sum of squares
+        for part in self._parts():
+            values = self._weight[part][found[part].to(self._weight.device)].double().cpu()
+            sums[0] += len(values)
+            sums[1] += values.sum(0)
+            sums[2] += values.square().sum(0)
+        sums = sum_over_workers(sums.to(self._group.device), self._group).cpu()
+        if not sums[0, 0]:
+            raise UserError(f"{file.uri}: holds none of the words of table {self._spec.name}")
+        mean = sums[1] / sums[0]
+        spread = (sums[2] / sums[0] - mean.square()).clamp(min=0).sqrt()
+        root_mean_square = math.sqrt(float(sums[2].sum() / sums[0].sum()))
+        factor = 1.0
+        if self._settings.rescale and root_mean_square:
+            factor = self._fresh_scale / root_mean_square
+        ids = self._own_ids()
+        has_word = (ids < self._tokenizer.size) & ~np.isin(ids, (PAD, START, END))
+        for part in self._parts():
+            rows = self._weight[part]
+            fresh = torch.empty(len(rows), width)
+            first_row = self.shard.first_row + part.start
+            fill_initial_rows(
+                fresh, seed=self._seed, table=self._spec.name, first_row=first_row, scale=1.0
+            )
+            fresh = fresh * spread.float() + mean.float()
+            if self._settings.missing == "mean":
+                fresh[torch.from_numpy(has_word[part])] = mean.float()
+            kept = found[part].unsqueeze(1).to(rows.device)
+            rows.copy_(torch.where(kept, rows, fresh.to(rows)) * factor)
+
+    def _coverage(
+        self,
+        file: VectorFile | FastTextBinary,
+        counts: NDArray[np.int64] | None,
+        entries: int,
+        duplicates: int,
+    ) -> Coverage:
+        """Sum up on worker 0, and tell everyone. Collective."""
+        settings, group = self._settings, self._group
+        ranks = np.where(self._best == _NONE, NOT_FOUND, self._best >> _RANK_SHIFT)
+        physical, total = self.shard.physical_rows, self._spec.num_rows
+        rows_of_worker = [
+            max(0, min(physical, total - w * physical)) for w in range(group.num_workers)
+        ]
+        own = torch.from_numpy(ranks.astype(np.int8)).to(group.device)
+        by_row = gather_rows(own, rows_of_worker, group).cpu().numpy()
+        by_id = by_row[self.rows_of(np.arange(self._tokenizer.size))].astype(np.int64)
+        with all_or_none(group):
+            found = coverage_of(
+                self._tokenizer,
+                counts if counts is not None else np.zeros(self._tokenizer.size, np.int64),
+                by_id, settings.forms, table=self._spec.name, uri=file.uri, entries=entries,
+                duplicates=duplicates, policy=settings.missing,
+            )  # fmt: skip
+            if counts is not None and found.token_share < settings.min_coverage:
+                raise UserError(
+                    f"{file.uri} knows {found.token_share:.1%} of the running words of table "
+                    f"{self._spec.name}; min_coverage asks for {settings.min_coverage:.1%}. Most "
+                    "frequent without a vector: " + ", ".join(word for word, _ in found.missing)
+                )
+        return found
+
+    def _basis(
+        self, file: VectorFile | FastTextBinary, keys: VocabularyKeys
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What is taken from a vector, and the matrix [D of the file, D] it is multiplied by.
+
+        ``random``: normal values of variance 1 / D, which keep lengths and angles on average.
+        ``pca``: the D directions in which the vectors that are wanted vary most. Collective.
+        """
+        width, narrow = file.width, self._spec.width
+        if self._settings.project == "random":
+            generator = torch.Generator().manual_seed(self._seed)
+            matrix = torch.randn(width, narrow, generator=generator, dtype=torch.float64)
+            return np.zeros(width), (matrix / math.sqrt(narrow)).numpy()
+        count, total, squares = 0, np.zeros(width), np.zeros((width, width))
+        with all_or_none(self._group):
+            for some in self.wanted(file, keys):
+                vectors = some.vectors.astype(np.float64)
+                count += len(vectors)
+                total += vectors.sum(0)
+                squares += vectors.T @ vectors
+        self._entries = 0
+        sums = self._sum([count, *total.tolist(), *squares.ravel().tolist()])
+        mean = sums[1 : width + 1] / max(1.0, float(sums[0]))
+        spread = sums[width + 1 :].view(width, width) / max(1.0, float(sums[0]))
+        spread -= torch.outer(mean, mean)
+        directions = torch.linalg.eigh(spread).eigenvectors.flip(1)[:, :narrow]  # largest first
+        # Machines may disagree on the directions' signs.
+        directions = gather_equal(directions.to(self._group.device), self._group)[0].cpu()
+        return mean.numpy(), directions.numpy()
+
+    def _sum(self, values: list[float]) -> Tensor:
+        """Sums over workers, float64. Collective."""
+        own = torch.tensor(values, dtype=torch.float64, device=self._group.device)
+        return sum_over_workers(own, self._group).cpu()
+
+    def _parts(self) -> Iterator[slice]:
+        for first in range(0, self.shard.num_rows, _FILL_ROWS):
+            yield slice(first, min(first + _FILL_ROWS, self.shard.num_rows))
+
+    def rows_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where ids lie in the whole table."""
+        return self._spec.order.rows_of(torch.from_numpy(ids)).numpy()
+
+    def _own_ids(self) -> NDArray[np.int64]:
+        rows = torch.arange(self.shard.first_row, self.shard.end_row)
+        return self._spec.order.ids_of(rows).numpy()

@@ -1,0 +1,138 @@
+"""What single tables do otherwise than the rest: start from a file, stay frozen, own rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_embed.config.schema import Config, PretrainedSection, TableSection
+from dist_embed.data.prepare import read_counts
+from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.plan import TABLE_OF_ROLE
+from dist_embed.embedding.pretrained import StartSettings, TableStart
+from dist_embed.optim.schedule import Schedule
+from dist_embed.parallel.errors import all_or_none
+from dist_embed.storage import uri as storage
+from dist_embed.vectors.coverage import Coverage
+from dist_embed.vectors.formats import open_vectors
+
+SIDE_OF_ROLE = {"source": "source", "target": "target", "output": "target"}
+
+
+def coverage_name(table: str) -> str:
+    """The file in a run's folder that tells what a table has started from."""
+    return f"pretrained.{table}.json"
+
+
+def table_settings(config: Config) -> dict[str, TableSection]:
+    """By table what is configured for it; tables without settings of their own are left out."""
+    found: dict[str, TableSection] = {}
+    for role, table in TABLE_OF_ROLE[config.model.share_embeddings].items():
+        settings = getattr(config.embedding.tables, role)
+        if settings is not None:
+            found[table] = settings
+    return found
+
+
+def own_rates(config: Config) -> dict[str, float]:
+    """The peak rates of tables that have one of their own."""
+    return {
+        table: settings.learning_rate
+        for table, settings in table_settings(config).items()
+        if settings.learning_rate is not None
+    }
+
+
+def own_schedules(config: Config) -> dict[str, Schedule]:
+    """Their schedules: as that of the other tables, with another peak."""
+    embedding = config.embedding
+    return {
+        table: Schedule(rate, embedding.schedule, embedding.warmup_steps, config.train.max_steps)
+        for table, rate in own_rates(config).items()
+    }
+
+
+def frozen_until(config: Config) -> dict[str, float]:
+    """The last step in which each frozen table stays as it is."""
+    found = {
+        table: math.inf if settings.freeze else float(settings.freeze_until_step)
+        for table, settings in table_settings(config).items()
+    }
+    return {table: last for table, last in found.items() if last}
+
+
+def start_tables(
+    config: Config, lookup: RowLookup, tokenizers: dict[str, Tokenizer], say: Callable[[str], None]
+) -> dict[str, Coverage]:
+    """Fill the tables that start from files. Collective.
+
+    Args:
+        config: the run's.
+        lookup: the tables, with fresh rows.
+        tokenizers: of both sides.
+        say: takes worker 0's lines about what was found.
+
+    Returns what each table has taken.
+
+    Raises:
+        UserError: a file cannot be used. The run must not go on.
+    """
+    side_of_table = {lookup.table_of_role[role]: side for role, side in SIDE_OF_ROLE.items()}
+    coverages: dict[str, Coverage] = {}
+    for table, settings in table_settings(config).items():
+        if settings.pretrained is None:
+            continue
+        side = side_of_table[table]
+        found = _start_table(config, settings.pretrained, lookup, table, tokenizers[side], side)
+        for line in found.lines():
+            say(line)
+        coverages[table] = found
+    lookup.after_writing()
+    return coverages
+
+
+def _start_table(
+    config: Config,
+    wanted: PretrainedSection,
+    lookup: RowLookup,
+    table: str,
+    tokenizer: Tokenizer,
+    side: str,
+) -> Coverage:
+    counts: NDArray[np.int64] | None = None
+    with all_or_none(lookup.group):
+        file = open_vectors(
+            wanted.uri,
+            None if wanted.format == "auto" else wanted.format,
+            words=wanted.words,
+            tensor=wanted.tensor,
+        )
+        if lookup.group.is_first:
+            counts = read_counts(config.data.uri, side)
+    start = TableStart(
+        lookup.weight(table),
+        lookup.specs[table],
+        lookup.shards[table],
+        lookup.group,
+        tokenizer,
+        StartSettings(
+            forms=tuple(wanted.match),
+            missing=wanted.missing,
+            project=wanted.project,
+            rescale=wanted.rescale,
+            min_coverage=wanted.min_coverage,
+        ),
+        seed=config.run.seed,
+        fresh_scale=lookup.initial_scale,
+    )
+    return start.fill(file, counts)
+
+
+def write_coverages(run_uri: str, coverages: dict[str, Coverage]) -> None:
+    """Keep what was found in the run's folder. Not collective."""
+    for table, coverage in coverages.items():
+        storage.write_text(storage.join(run_uri, coverage_name(table)), coverage.to_json())

@@ -1,0 +1,132 @@
+"""How much of a vocabulary a file of vectors knows: by words, and by how often they occur."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from dist_embed.vectors.match import Form, word_of
+
+MISSING_SHOWN = 20
+# How an id was found, beside the ranks of `match`.
+COMPOSED, NOT_FOUND = 100, 127
+
+
+@dataclass
+class Coverage:
+    """What a table has taken of a file.
+
+    Attributes:
+        table: the table.
+        uri: the file.
+        entries: vectors in the file.
+        duplicates: entries for a word that had come before; the first counts.
+        words: of the vocabulary, without special tokens.
+        tokens: how often they occur in the training data.
+        found_words: by the way they were found: as they are, or after which form.
+        found_tokens: occurrences of the words found.
+        composed_words: words that are not in the file but whose parts are (fastText).
+        composed_tokens: their occurrences.
+        missing: the most frequent words without a vector, with their occurrences.
+        policy: what the rows without a vector start from.
+    """
+
+    table: str
+    uri: str
+    entries: int
+    duplicates: int
+    words: int
+    tokens: int
+    found_words: dict[str, int]
+    found_tokens: int
+    composed_words: int
+    composed_tokens: int
+    policy: str
+    missing: list[tuple[str, int]] = field(default_factory=list)
+
+    @property
+    def token_share(self) -> float:
+        """The share of running words whose word was found in the file."""
+        return self.found_tokens / max(1, self.tokens)
+
+    def to_json(self) -> str:
+        """For the run's folder."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=1) + "\n"
+
+    def lines(self) -> list[str]:
+        """For people."""
+        found = sum(self.found_words.values())
+        ways = ", ".join(f"{count:,} {way}" for way, count in self.found_words.items() if count)
+        lines = [
+            f"table {self.table}: {found:,} of {self.words:,} words ({_share(found, self.words)}) "
+            f"and {_share(self.found_tokens, self.tokens)} of running words start from {self.uri} "
+            f"({self.entries:,} vectors; {ways or 'none'}"
+            + (f"; {self.duplicates:,} duplicates passed over)" if self.duplicates else ")")
+        ]
+        if self.composed_words:
+            lines.append(
+                f"table {self.table}: {self.composed_words:,} more words "
+                f"({_share(self.composed_tokens, self.tokens)} of running words) from their parts"
+            )
+        if self.missing:
+            shown = ", ".join(f"{word} ({count:,})" for word, count in self.missing)
+            lines.append(f"table {self.table}: without a vector ({self.policy}): {shown}")
+        return lines
+
+
+def coverage_of(
+    tokenizer: Tokenizer,
+    counts: NDArray[np.int64],
+    ranks: NDArray[np.int64],
+    forms: Sequence[Form],
+    *,
+    table: str,
+    uri: str,
+    entries: int,
+    duplicates: int,
+    policy: str,
+) -> Coverage:
+    """Sum up.
+
+    Args:
+        tokenizer: the vocabulary.
+        counts: [V] occurrences of each id.
+        ranks: [V] how each id was found: a rank of `match`, `COMPOSED` or `NOT_FOUND`.
+        forms: what the ranks from 2 on stand for.
+        table: see `Coverage`.
+        uri: see `Coverage`.
+        entries: see `Coverage`.
+        duplicates: see `Coverage`.
+        policy: see `Coverage`.
+    """
+    first = len(SPECIAL_TOKENS)
+    counts, ranks = counts[first:], ranks[first:]
+    found = (ranks >= 0) & (ranks < COMPOSED)
+    composed = ranks == COMPOSED
+    ways: dict[str, int] = {"as written": int((found & (ranks < 2)).sum())}
+    for number, form in enumerate(forms, start=2):
+        ways[f"after {form}"] = int((ranks == number).sum())
+    lacking = (ranks == NOT_FOUND).nonzero()[0]
+    most = lacking[np.argsort(-counts[lacking], kind="stable")[:MISSING_SHOWN]]
+    return Coverage(
+        table=table, uri=uri, entries=entries, duplicates=duplicates,
+        words=len(ranks), tokens=int(counts.sum()),
+        found_words=ways, found_tokens=int(counts[found].sum()),
+        composed_words=int(composed.sum()), composed_tokens=int(counts[composed].sum()),
+        policy=policy,
+        missing=[(_word(tokenizer, first + int(i)), int(counts[i])) for i in most],
+    )  # fmt: skip
+
+
+def _word(tokenizer: Tokenizer, i: int) -> str:
+    token = tokenizer.token(i)
+    return word_of(token, whole_words=tokenizer.knows_words) or token
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / max(1, whole):.1f} %"

@@ -1,0 +1,125 @@
+"""What every file of word vectors offers: its words in order, and the vectors of chosen ones.
+
+A file is read by several workers at once. Each takes its own part of it, in stretches that fit
+into memory many times over; together they see every entry once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_embed.config.errors import UserError
+
+Vectors = NDArray[np.float32]
+# Read at once; the memory of a stretch is a few times as much.
+BLOCK_BYTES = 4 * 2**20
+
+
+class VectorFileError(UserError):
+    """A file of word vectors cannot be used; the message names the file and the place in it."""
+
+
+class Stretch(Protocol):
+    """Some consecutive entries.
+
+    Attributes:
+        origin: a number that is higher than that of every entry before this stretch. Entry i of it
+            has ``origin + i``; so the numbers of all entries are in the file's order.
+        words: the word of each entry.
+    """
+
+    @property
+    def origin(self) -> int: ...
+    @property
+    def words(self) -> list[str]: ...
+
+    def vectors(self, chosen: Sequence[int]) -> Vectors:
+        """The vectors of the entries ``chosen``, ascending: [n, D], finite.
+
+        Raises:
+            VectorFileError: an entry is no vector of the file's width, or not finite.
+        """
+
+
+class VectorFile(Protocol):
+    """A file of word vectors.
+
+    Attributes:
+        uri: where it lies.
+        width: D.
+        num_stated: how many entries its header promises; None without one.
+    """
+
+    uri: str
+    width: int
+    num_stated: int | None
+
+    def stretches(self, part: int, num_parts: int) -> Iterator[Stretch]:
+        """The entries of one of ``num_parts`` parts, in the file's order.
+
+        Raises:
+            VectorFileError: the file is damaged or cannot be read.
+        """
+
+
+@dataclass(frozen=True)
+class HeldStretch:
+    """A stretch whose vectors are in memory already.
+
+    Attributes:
+        uri: the file, for messages.
+        origin: see `Stretch`.
+        words: see `Stretch`.
+        values: [n, D].
+        first: number of the first entry, from 1, for messages.
+    """
+
+    uri: str
+    origin: int
+    words: list[str]
+    values: NDArray[np.floating]
+    first: int
+
+    def vectors(self, chosen: Sequence[int]) -> Vectors:
+        """See `Stretch.vectors`."""
+        found = self.values[np.asarray(chosen, dtype=np.int64)].astype(np.float32)
+        wrong = ~np.isfinite(found).all(1)
+        if wrong.any():
+            place = chosen[int(wrong.argmax())]
+            raise VectorFileError(
+                f"{self.uri}, entry {self.first + place} ({self.words[place]!r}): a value is not "
+                "finite"
+            )
+        return found
+
+
+def check_count(file: VectorFile, found: int) -> None:
+    """Refuse a file that holds another number of entries than its header says, or none.
+
+    Raises VectorFileError.
+    """
+    if not found:
+        raise VectorFileError(f"{file.uri}: holds no vectors")
+    if file.num_stated not in (None, found):
+        raise VectorFileError(
+            f"{file.uri}: the header promises {file.num_stated:,} vectors, the file holds {found:,}"
+        )
+
+
+def decode_word(raw: bytes, place: str) -> str:
+    """A word's bytes as text. Raises VectorFileError, naming ``place``."""
+    try:
+        word = raw.decode()
+    except UnicodeDecodeError as exc:
+        raise VectorFileError(
+            f"{place}: the word is not valid UTF-8 (byte {exc.object[exc.start]:#04x} at "
+            f"column {exc.start + 1})"
+        ) from None
+    if not word:
+        raise VectorFileError(f"{place}: no word before the numbers")
+    return word

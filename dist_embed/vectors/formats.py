@@ -1,0 +1,78 @@
+"""Which format a file of vectors has, and what reads it."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from dist_embed.storage.compressed import is_compressed
+from dist_embed.vectors.arrays import ArrayVectors
+from dist_embed.vectors.fasttext_binary import MAGIC, FastTextBinary
+from dist_embed.vectors.file import VectorFile, VectorFileError
+from dist_embed.vectors.stream import open_stream, read_up_to
+from dist_embed.vectors.text import TextVectors, parse_header
+from dist_embed.vectors.word2vec_binary import Word2VecBinary
+
+# `word2vec` is text with a header, as fastText's .vec is too.
+Format = Literal["word2vec", "word2vec-bin", "glove", "fasttext-bin", "npy", "safetensors"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+_LOOKED_AT = 2**20
+
+
+def open_vectors(
+    uri: str, format: Format | None, *, words: str | None = None, tensor: str | None = None
+) -> VectorFile | FastTextBinary:
+    """The reader of a file.
+
+    Args:
+        uri: the file, a local path or URL; decompressed by its ending.
+        format: None to find it out.
+        words: list of words beside a matrix.
+        tensor: which tensor of a safetensors file.
+
+    Raises:
+        VectorFileError: it cannot be read, or not as this format.
+    """
+    found = format or detect_format(uri)
+    if found in ("npy", "safetensors"):
+        if words is None:
+            raise VectorFileError(f"{uri}: a matrix needs the list of its words beside it")
+        return ArrayVectors(uri, words, tensor)
+    if words is not None:
+        raise VectorFileError(f"{uri}: a list of words belongs to a matrix, this is {found}")
+    if found == "fasttext-bin":
+        return FastTextBinary(uri)
+    if found == "word2vec-bin":
+        return Word2VecBinary(uri)
+    return TextVectors(uri, has_header=found == "word2vec")
+
+
+def detect_format(uri: str) -> Format:
+    """The format of a file by its first bytes. Raises VectorFileError."""
+    with open_stream(uri) as file:
+        head = read_up_to(file, _LOOKED_AT, uri)
+    if not head:
+        raise VectorFileError(f"{uri}: is empty")
+    if head.startswith(b"\x93NUMPY"):
+        return "npy"
+    if head.startswith(MAGIC):
+        return "fasttext-bin"
+    if head[8:9] == b"{" and (uri.rpartition(".")[0] if is_compressed(uri) else uri).endswith(
+        ".safetensors"
+    ):
+        return "safetensors"
+    first, _, rest = head.partition(b"\n")
+    header = parse_header(first)
+    if header is None:
+        return "glove"
+    return "word2vec" if _is_text(rest, header[1]) else "word2vec-bin"
+
+
+def _is_text(data: bytes, width: int) -> bool:
+    """Whether ``data`` begins with a line that ends in ``width`` numbers."""
+    fields = data.partition(b"\n")[0].split()
+    try:
+        for text in fields[-width:]:
+            float(text)
+    except ValueError:
+        return False
+    return len(fields) > width > 0

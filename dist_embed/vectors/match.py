@@ -1,0 +1,121 @@
+"""Which words of a file are which tokens of a vocabulary: exactly, or by a chain of likenesses."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_embed.data.tokenizer import SPACE, SPECIAL_TOKENS, Tokenizer
+
+Form = Literal["lowercase", "nfc", "digits"]
+FORMS: dict[Form, Callable[[str], str]] = {
+    "lowercase": str.lower,
+    "nfc": lambda word: unicodedata.normalize("NFC", word),
+    "digits": lambda word: re.sub(r"\d", "0", word),  # as word2vec's Google News vectors have them
+}
+_BLOCK = 2**16
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Pairs of a file's word and a token. The arrays have one entry for each pair.
+
+    Attributes:
+        places: which of the words that were asked for.
+        ids: the token.
+        ranks: 0 where token and word are written the same, 1 where the word is the token without
+            the mark of a space, 2 and more after so many forms less one have been applied.
+    """
+
+    places: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+
+
+class VocabularyKeys:
+    """Looks words of a file up in a vocabulary.
+
+    A token is looked for as it is, then as the word it stands for, then after each of ``forms``
+    was applied to that word, one after the other. What is compared with is the file's word as it
+    is written there. Memory: 24 bytes for each different spelling, none for their letters.
+
+    Args:
+        tokenizer: the vocabulary.
+        forms: what is tried where the word itself is not in the file.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, forms: Sequence[Form]) -> None:
+        self._tokenizer = tokenizer
+        self._forms = [FORMS[form] for form in forms]
+        hashes, ids, ranks = [], [], []
+        for first in range(0, tokenizer.size, _BLOCK):
+            block = range(first, min(first + _BLOCK, tokenizer.size))
+            spellings = [self.spellings(tokenizer.token(i)) for i in block]
+            for rank in range(2 + len(forms)):
+                chosen = [
+                    (i, word)
+                    for i, words in zip(block, spellings, strict=True)
+                    if (word := words[rank]) is not None
+                ]
+                hashes.append(_hashes([word for _, word in chosen]))
+                ids.append(np.fromiter((i for i, _ in chosen), np.int64, len(chosen)))
+                ranks.append(np.full(len(chosen), rank))
+        all_hashes = np.concatenate(hashes)
+        order = all_hashes.argsort(kind="stable")
+        self._hashes = all_hashes[order]
+        self._ids = np.concatenate(ids)[order]
+        self._ranks = np.concatenate(ranks)[order]
+
+    def spellings(self, token: str) -> list[str | None]:
+        """What the token is looked for as, by rank; None where a rank adds nothing."""
+        found: list[str | None] = [token]
+        word = word_of(token, whole_words=self._tokenizer.knows_words)
+        found.append(None if word == token else word)
+        for form in self._forms:
+            spelled = None if word is None else form(word)
+            found.append(None if spelled == word else spelled)
+            word = spelled  # the next form goes on from here
+        return found
+
+    def match(self, words: Sequence[str]) -> Matches:
+        """All tokens that ``words`` stand for."""
+        hashes = _hashes(words)
+        begin = np.searchsorted(self._hashes, hashes, side="left")
+        end = np.searchsorted(self._hashes, hashes, side="right")
+        places, ids, ranks = [], [], []
+        for place in (end > begin).nonzero()[0].tolist():
+            for at in range(begin[place], end[place]):
+                i, rank = int(self._ids[at]), int(self._ranks[at])
+                # Two spellings may have one hash.
+                if self.spellings(self._tokenizer.token(i))[rank] == words[place]:
+                    places.append(place)
+                    ids.append(i)
+                    ranks.append(rank)
+        return Matches(
+            np.array(places, np.int64), np.array(ids, np.int64), np.array(ranks, np.int64)
+        )
+
+
+def word_of(token: str, *, whole_words: bool) -> str | None:
+    """The word that a token stands for; None for a special token, or a piece inside a word.
+
+    Args:
+        token: as the tokenizer has it.
+        whole_words: whether every token is a word; else only those that begin with the mark of a
+            space begin one.
+    """
+    if token in SPECIAL_TOKENS:
+        return None
+    if token.startswith(SPACE):
+        return token[len(SPACE) :] or None
+    return token if whole_words else None
+
+
+def _hashes(words: Sequence[str]) -> NDArray[np.int64]:
+    return np.fromiter(map(hash, words), np.int64, len(words))

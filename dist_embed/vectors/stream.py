@@ -1,0 +1,50 @@
+"""The bytes of a file of vectors, decompressed by its ending; problems become one kind of error."""
+
+from __future__ import annotations
+
+from typing import IO
+
+from dist_embed.storage import uri as storage
+from dist_embed.storage.compressed import (
+    OPEN_ERRORS,
+    READ_ERRORS,
+    is_compressed,
+    open_decompressed,
+)
+from dist_embed.vectors.file import VectorFileError
+
+
+def open_stream(uri: str) -> IO[bytes]:
+    """What a file holds; can jump where it is not compressed. Raises VectorFileError."""
+    try:
+        return open_decompressed(uri) if is_compressed(uri) else storage.open_file(uri)
+    except OPEN_ERRORS as exc:
+        reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
+        raise VectorFileError(f"cannot read {uri}: {reason}") from exc
+
+
+def read_up_to(file: IO[bytes], count: int, uri: str) -> bytes:
+    """The next ``count`` bytes; fewer only where the file ends. Raises VectorFileError."""
+    parts = []
+    try:
+        while count > 0 and (data := file.read(min(count, 2**24))):
+            parts.append(data)
+            count -= len(data)
+    except READ_ERRORS as exc:
+        raise VectorFileError(f"cannot read {uri}: {exc}") from exc
+    return b"".join(parts)
+
+
+def go_to(file: IO[bytes], at: int, wanted: int, uri: str) -> None:
+    """Move from byte ``at`` on to ``wanted``; a compressed file is read up to there.
+
+    Raises VectorFileError.
+    """
+    if not is_compressed(uri):
+        file.seek(wanted)
+        return
+    while at < wanted:
+        data = read_up_to(file, min(wanted - at, 2**24), uri)
+        if not data:
+            raise VectorFileError(f"{uri}: ends before byte {wanted}")
+        at += len(data)

@@ -1,0 +1,247 @@
+"""Vectors as text: one line for each word, ``word number number …``.
+
+The word2vec tool and fastText (``.vec``) write a first line with the number of words and the
+width; GloVe writes none, and its words may contain spaces.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv
+
+from dist_embed.storage.compressed import is_compressed
+from dist_embed.vectors.file import BLOCK_BYTES, VectorFileError, Vectors, decode_word
+from dist_embed.vectors.stream import open_stream, read_up_to
+
+# Lines from whose lengths the width is taken where no header tells it.
+_SAMPLE_LINES = 1000
+_SPACES = b" \t\r"
+
+
+class TextVectors:
+    """A text file of vectors; see `dist_embed.vectors.file.VectorFile`.
+
+    Args:
+        uri: the file, a local path or URL; decompressed by its ending.
+        has_header: whether the first line gives number and width.
+
+    Raises:
+        VectorFileError: the file is empty, cannot be read, or its first lines are no vectors.
+    """
+
+    def __init__(self, uri: str, *, has_header: bool) -> None:
+        self.uri = uri
+        self.num_stated: int | None = None
+        self._first_byte = 0
+        self._first_line = 1
+        with open_stream(self.uri) as file:
+            head = read_up_to(file, BLOCK_BYTES, uri)
+        if not head.strip():
+            raise VectorFileError(f"{uri}: is empty")
+        if has_header:
+            first, end, _ = head.partition(b"\n")
+            stated = parse_header(first)
+            if stated is None or not stated[1]:
+                raise VectorFileError(
+                    f"{uri}, line 1: expected the number of words and the width, found "
+                    f"{first[:80].decode(errors='replace')!r}"
+                )
+            self.num_stated, self.width = stated
+            self._first_byte, self._first_line = len(first) + len(end), 2
+        else:
+            self.width = _usual_width(head, uri)
+
+    def stretches(self, part: int, num_parts: int) -> Iterator[_TextStretch]:
+        """See `VectorFile.stretches`: every ``num_parts``-th block of lines.
+
+        A compressed file is decompressed by everyone; of others each reads only its part.
+        """
+        blocks = self._all_blocks if is_compressed(self.uri) else self._own_blocks
+        for offset, block in blocks(part, num_parts):
+            skipped = max(0, self._first_byte - offset)
+            yield self._stretch(offset + skipped, block[skipped:])
+
+    def _all_blocks(self, part: int, num_parts: int) -> Iterator[tuple[int, bytes]]:
+        offset = number = 0
+        rest = b""
+        with open_stream(self.uri) as file:
+            while data := read_up_to(file, BLOCK_BYTES, self.uri):
+                cut = data.rfind(b"\n") + 1
+                if not cut:
+                    rest += data
+                    continue
+                if number % num_parts == part:
+                    yield offset, rest + data[:cut]
+                offset += len(rest) + cut
+                rest = data[cut:]
+                number += 1
+        if rest and number % num_parts == part:
+            yield offset, rest
+
+    def _own_blocks(self, part: int, num_parts: int) -> Iterator[tuple[int, bytes]]:
+        """A line belongs to the block in which it begins."""
+        with open_stream(self.uri) as file:
+            size = file.seek(0, 2)
+            for begin in range(part * BLOCK_BYTES, size, num_parts * BLOCK_BYTES):
+                before = 1 if begin else 0
+                file.seek(begin - before)
+                data = read_up_to(file, BLOCK_BYTES + before, self.uri)
+                # The byte before tells whether a line begins with the block.
+                skipped = data.find(b"\n") + 1 if before else 0
+                if before and not skipped:
+                    continue
+                while not data.endswith(b"\n") and (more := read_up_to(file, 2**16, self.uri)):
+                    end = more.find(b"\n") + 1
+                    data += more[: end or None]
+                    if end:
+                        break
+                if len(data) > skipped:
+                    yield begin - before + skipped, data[skipped:]
+
+    def _stretch(self, offset: int, block: bytes) -> _TextStretch:
+        lines = block.split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        found = _TextStretch(self, offset)
+        width, words, numbers = self.width, found.words, found.numbers
+        for number, line in enumerate(lines):
+            line = line.rstrip(_SPACES)
+            if line.count(b" ") == width:
+                word, _, rest = line.partition(b" ")
+            else:
+                word, rest = self._unusual(line, offset, number)
+            try:
+                words.append(word.decode())
+            except UnicodeDecodeError:
+                words.append(decode_word(word, self._place(offset, number)))
+            numbers.append(rest)
+        if "" in words:
+            decode_word(b"", self._place(offset, words.index("")))
+        return found
+
+    def _unusual(self, line: bytes, offset: int, number: int) -> tuple[bytes, bytes]:
+        """Word and numbers of a line that has not one space before each number."""
+        fields = line.replace(b"\t", b" ").split(b" ")
+        there = len(fields) - 1
+        if there < self.width:
+            raise VectorFileError(
+                f"{self._place(offset, number)}: {there} numbers, the width is {self.width}"
+                + ("" if there else f" (the line is {line[:80].decode(errors='replace')!r})")
+            )
+        words = fields[: -self.width]
+        if len(words) > 1 and _is_fraction(words[-1]):
+            numbers = sum(1 for _ in _trailing_fractions(fields))
+            raise VectorFileError(
+                f"{self._place(offset, number)}: {numbers} numbers, the width is {self.width}"
+            )
+        return b" ".join(words), b" ".join(fields[-self.width :])
+
+    def _place(self, offset: int, number: int) -> str:
+        return f"{self.uri}, line {self._line_at(offset) + number}"
+
+    def _line_at(self, offset: int) -> int:
+        """The number of the line that begins at ``offset``; reads the file, for a message."""
+        line = 1
+        with open_stream(self.uri) as file:
+            while offset > 0 and (data := read_up_to(file, min(offset, BLOCK_BYTES), self.uri)):
+                line += data.count(b"\n")
+                offset -= len(data)
+        return line
+
+
+@dataclass
+class _TextStretch:
+    """Lines, split but not parsed: only the numbers of chosen words are."""
+
+    file: TextVectors
+    origin: int  # a line is longer than a byte, so line i of it may have origin + i
+    words: list[str] = field(default_factory=list)
+    numbers: list[bytes] = field(default_factory=list)
+
+    def vectors(self, chosen: Sequence[int]) -> Vectors:
+        """See `Stretch.vectors`."""
+        lines = [self.numbers[place] for place in chosen]
+        try:
+            found = _parse(lines, self.file.width)
+            if np.isfinite(found).all():
+                return found
+        except pa.ArrowInvalid:
+            pass
+        raise self._first_mistake(chosen)
+
+    def _first_mistake(self, chosen: Sequence[int]) -> VectorFileError:
+        for place in chosen:
+            for text in self.numbers[place].split(b" "):
+                problem = "is not a number"
+                try:
+                    if np.isfinite(np.float32(_parse([text], 1)[0, 0])):
+                        continue
+                    problem = "is not finite"
+                except pa.ArrowInvalid:
+                    pass
+                where = self.file._place(self.origin, place)
+                return VectorFileError(
+                    f"{where} ({self.words[place]!r}): "
+                    f"{text[:40].decode(errors='replace')!r} {problem}"
+                )
+        return VectorFileError(f"{self.file.uri}: cannot be parsed near byte {self.origin}")
+
+
+def parse_header(line: bytes) -> tuple[int, int] | None:
+    """Number and width from a first line; None where it is none."""
+    fields = line.split()
+    if len(fields) != 2 or not all(text.isdigit() for text in fields):
+        return None
+    return int(fields[0]), int(fields[1])
+
+
+def _parse(lines: list[bytes], width: int) -> Vectors:
+    """[n, width] from lines of numbers. Raises pa.ArrowInvalid."""
+    if not lines:
+        return np.empty((0, width), dtype=np.float32)
+    names = [str(column) for column in range(width)]
+    table = csv.read_csv(
+        pa.py_buffer(b"\n".join(lines) + b"\n"),
+        read_options=csv.ReadOptions(use_threads=False, column_names=names),
+        parse_options=csv.ParseOptions(delimiter=" ", quote_char=False, ignore_empty_lines=False),
+        convert_options=csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.float32()), null_values=[]
+        ),
+    )
+    return np.stack([column.to_numpy() for column in table.columns], axis=1)
+
+
+def _usual_width(head: bytes, uri: str) -> int:
+    """The width that most of the first lines have, counting one field as the word."""
+    lines = head.split(b"\n")
+    if len(lines) > 1:
+        lines.pop()  # may be cut, or is what follows the last line's end
+    spaces = Counter(line.rstrip(_SPACES).count(b" ") for line in lines[:_SAMPLE_LINES])
+    width = spaces.most_common(1)[0][0]
+    if not width:
+        raise VectorFileError(
+            f"{uri}, line 1: expected a word and numbers, found "
+            f"{lines[0][:80].decode(errors='replace')!r}"
+        )
+    return width
+
+
+def _is_fraction(text: bytes) -> bool:
+    """Whether a field is a number with a fractional part, so hardly a part of a word."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return b"." in text
+
+
+def _trailing_fractions(fields: list[bytes]) -> Iterator[bytes]:
+    for text in reversed(fields):
+        if not _is_fraction(text):
+            return
+        yield text

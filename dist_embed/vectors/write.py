@@ -1,0 +1,93 @@
+"""Writing vectors in the formats that others read, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import IO, Literal, NamedTuple, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from dist_embed.storage import uri as storage
+
+WrittenFormat = Literal["word2vec", "word2vec-bin", "glove", "parquet"]
+WRITTEN_FORMATS: tuple[WrittenFormat, ...] = get_args(WrittenFormat)
+
+
+class Block(NamedTuple):
+    """Some words in the order of their ids.
+
+    Attributes:
+        words: n of them, without spaces and line ends.
+        counts: [n] how often each occurs in the training data.
+        vectors: [n, D] float32.
+    """
+
+    words: list[str]
+    counts: NDArray[np.int64]
+    vectors: NDArray[np.float32]
+
+
+def write_vectors(
+    uri: str, format: WrittenFormat, blocks: Iterable[Block], *, num_words: int, width: int
+) -> None:
+    """Write a file that appears when it is whole, and replaces one of that name.
+
+    Text holds the shortest decimal numbers that give the same float32 back. Parquet has the columns
+    ``id``, ``word``, ``count`` and ``vector``, a list of D float32.
+
+    Args:
+        uri: the file, a local path or URL.
+        format: of `WRITTEN_FORMATS`.
+        blocks: all words in the order of their ids.
+        num_words: how many there are.
+        width: D.
+
+    Raises OSError.
+    """
+    with storage.whole_file(uri) as file:
+        if format == "parquet":
+            _write_parquet(file, blocks, width)
+            return
+        if format != "glove":
+            file.write(f"{num_words} {width}\n".encode())
+        for block in blocks:
+            lines = _binary(block) if format == "word2vec-bin" else _text(block)
+            file.write(b"".join(lines))
+
+
+def _text(block: Block) -> Iterator[bytes]:
+    names = [str(column) for column in range(block.vectors.shape[1])]
+    table = pa.table([pa.array(column) for column in block.vectors.T.copy()], names=names)
+    sink = pa.BufferOutputStream()
+    csv.write_csv(table, sink, csv.WriteOptions(include_header=False, delimiter=" "))
+    numbers = sink.getvalue().to_pybytes().split(b"\n")
+    for word, line in zip(block.words, numbers, strict=False):  # an empty one follows the last
+        yield b"%b %b\n" % (word.encode(), line)
+
+
+def _binary(block: Block) -> Iterator[bytes]:
+    for word, row in zip(block.words, block.vectors.astype("<f4"), strict=True):
+        yield b"%b %b\n" % (word.encode(), row.tobytes())
+
+
+def _write_parquet(file: IO[bytes], blocks: Iterable[Block], width: int) -> None:
+    schema = pa.schema(
+        [
+            ("id", pa.int64()),
+            ("word", pa.string()),
+            ("count", pa.int64()),
+            ("vector", pa.list_(pa.float32(), width)),
+        ]
+    )
+    first = 0
+    with pq.ParquetWriter(file, schema) as writer:
+        for block in blocks:
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(block.vectors.ravel()), width)
+            ids = pa.array(range(first, first + len(block.words)), pa.int64())
+            columns = [ids, pa.array(block.words), pa.array(block.counts), vectors]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+            first += len(block.words)

@@ -1,0 +1,274 @@
+"""Rows that start from files, compared with one process that holds everything in plain lists."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.embedding.initial_values import fill_initial_rows
+from dist_embed.embedding.plan import TableSpec, shard_of
+from dist_embed.embedding.pretrained import StartSettings, TableStart
+from dist_embed.parallel.group import Group
+from dist_embed.vectors import arrays, text, word2vec_binary
+from dist_embed.vectors.coverage import Coverage
+from dist_embed.vectors.formats import open_vectors
+from tests.distributed.pool import RemoteError, WorkerPool
+
+WIDTH, BUCKETS, SEED, FRESH = 4, 5, 3, 0.25
+WORDS = ["the", "The", "THE", "2024", "2000", "cafe\u0301", "naïve", ".", "rare", "Straße", "ä1"]
+FILE: list[tuple[str, list[float]]] = [
+    ("the", [1, 2, 3, 4]),
+    ("2000", [2, 2, 2, 2]),
+    ("0000", [5, -1, 0.5, 8]),
+    ("the", [9, 9, 9, 9]),
+    ("café", [0.1, 0.2, 0.3, 0.4]),
+    ("unknown", [7, 7, 7, 7]),
+    (".", [-1, -2, -3, -4]),
+    ("ä0", [3, 1, 4, 1]),
+    ("straße", [2, 7, 1, 8]),
+]
+
+
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_words(
+        [*(SPACE + word for word in WORDS), "."], lowercase=False, split_punctuation=True
+    )
+
+
+def counts() -> NDArray[np.int64]:
+    return np.arange(tokenizer().size, 0, -1, dtype=np.int64)
+
+
+def write(folder: Path, width: int = WIDTH) -> str:
+    uri = folder / "vectors.txt"
+    lines = [f"{word} {' '.join(map(str, (row * 4)[:width]))}" for word, row in FILE]
+    uri.write_text("\n".join(lines) + "\n")
+    return str(uri)
+
+
+def start(
+    group: Group, uri: str, settings: StartSettings, json: str, options: dict[str, Any]
+) -> tuple[int, torch.Tensor, Coverage]:
+    """On a worker: its first row, its rows, and what was found."""
+    for module in (text, word2vec_binary, arrays):
+        module.BLOCK_BYTES = options.get("block", 20)  # type: ignore[attr-defined]
+    vocabulary = Tokenizer.from_json(json)
+    spec = TableSpec("source", vocabulary.size + BUCKETS, options.get("width", WIDTH))
+    shard = shard_of(spec.num_rows, group.rank, group.num_workers)
+    weight = torch.full((shard.num_rows, spec.width), torch.nan)
+    table = TableStart(
+        weight, spec, shard, group, vocabulary, settings, seed=SEED, fresh_scale=FRESH
+    )
+    file = open_vectors(uri, None, words=options.get("words"))
+    found = table.fill(file, options["counts"] if group.is_first else None)
+    return shard.first_row, weight, found
+
+
+def by_id(results: list[Any], num_rows: int) -> NDArray[np.float32]:
+    rows = torch.cat([weight for _, weight, _ in sorted(results, key=lambda r: r[0])])
+    assert len(rows) == num_rows
+    return rows[TableSpec("source", num_rows, 1).order.rows_of(torch.arange(num_rows))].numpy()
+
+
+def run(
+    workers: WorkerPool, num_workers: int, uri: str, settings: StartSettings, **options: Any
+) -> tuple[NDArray[np.float32], Coverage]:
+    vocabulary = options.pop("vocabulary", tokenizer())
+    options.setdefault("counts", np.arange(vocabulary.size, 0, -1, dtype=np.int64))
+    results = workers.run(num_workers, start, uri, settings, vocabulary.to_json(), options)
+    return by_id(results, vocabulary.size + BUCKETS), results[0][2]
+
+
+FORMS = {
+    "lowercase": str.lower,
+    "nfc": lambda w: unicodedata.normalize("NFC", w),
+    "digits": lambda w: re.sub(r"\d", "0", w),
+}
+
+
+def expected(forms: tuple[str, ...]) -> dict[int, list[float]]:
+    """By id the vector it should have: of its token, its word, then the forms in turn."""
+    first: dict[str, list[float]] = {}
+    for word, row in FILE:
+        first.setdefault(word, row)
+    found = {}
+    vocabulary = tokenizer()
+    for i in range(4, vocabulary.size):
+        word = vocabulary.token(i).removeprefix(SPACE)
+        spellings = [word]
+        for form in forms:
+            spellings.append(FORMS[form](spellings[-1]))
+        row = next((first[spelling] for spelling in spellings if spelling in first), None)
+        if row is not None:
+            found[i] = row
+    return found
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize("missing", ["random", "mean"])
+@pytest.mark.parametrize(
+    "forms", [(), ("lowercase",), ("lowercase", "nfc", "digits"), ("digits", "nfc")]
+)
+def test_rows_are_those_of_the_file_and_the_rest_follows_them(
+    workers: WorkerPool, tmp_path: Path, num_workers: int, missing: Any, forms: tuple[Any, ...]
+) -> None:
+    rows, coverage = run(
+        workers, num_workers, write(tmp_path), StartSettings(forms=forms, missing=missing)
+    )
+    wanted = expected(forms)
+    assert 3 <= len(wanted) < tokenizer().size - 4
+    table = np.array([wanted[i] for i in sorted(wanted)], dtype=np.float64)
+    fresh = torch.empty(len(rows), WIDTH)
+    fill_initial_rows(fresh, seed=SEED, table="source", first_row=0, scale=1.0)
+    order = TableSpec("source", len(rows), 1).order
+    for i, row in enumerate(rows):
+        if i in wanted:
+            np.testing.assert_array_equal(row, np.array(wanted[i], np.float32))
+            continue
+        drawn = fresh[int(order.rows_of(torch.tensor(i)))].numpy() * table.std(0) + table.mean(0)
+        # Hashed rows and <pad>, <s>, </s> are never equal to each other.
+        mean = missing == "mean" and i < tokenizer().size and i not in (0, 2, 3)
+        np.testing.assert_allclose(row, table.mean(0) if mean else drawn, rtol=1e-5)
+    assert coverage.words == tokenizer().size - 4
+    assert sum(coverage.found_words.values()) == len(wanted)
+    assert coverage.tokens == counts()[4:].sum()
+    assert coverage.found_tokens == sum(int(counts()[i]) for i in wanted)
+    assert (coverage.entries, coverage.duplicates) == (len(FILE), 1 if "lowercase" not in forms
+                                                       else coverage.duplicates)  # fmt: skip
+    lacking = [i for i in range(4, tokenizer().size) if i not in wanted]
+    assert coverage.missing == [
+        (tokenizer().token(i).removeprefix(SPACE), int(counts()[i])) for i in lacking
+    ]
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_duplicates_are_counted_and_the_first_wins_wherever_it_is_read(
+    workers: WorkerPool, tmp_path: Path, num_workers: int
+) -> None:
+    lines = [f"w{n % 3} {n} 1 1 1" for n in range(30)]
+    uri = tmp_path / "v.txt"
+    uri.write_text("\n".join(lines))
+    words = Tokenizer.from_words(
+        [SPACE + f"w{n}" for n in range(3)], lowercase=False, split_punctuation=False
+    )
+    for block in (10, 25, 1000):
+        rows, coverage = run(
+            workers, num_workers, str(uri), StartSettings(), vocabulary=words, block=block
+        )
+        assert rows[4:7, 0].tolist() == [0, 1, 2]
+        assert (coverage.entries, coverage.duplicates) == (30, 27)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_projections_keep_what_they_promise(
+    workers: WorkerPool, tmp_path: Path, num_workers: int
+) -> None:
+    generator = np.random.default_rng(0)
+    count, wide = 300, 12
+    data = generator.standard_normal((count, 3)) @ generator.standard_normal((3, wide)) + 5
+    uri = tmp_path / "v.txt"
+    uri.write_text(
+        "\n".join(f"w{n} {' '.join(map(str, row))}" for n, row in enumerate(data.astype("f4")))
+    )
+    words = Tokenizer.from_words(
+        [SPACE + f"w{n}" for n in range(count)], lowercase=False, split_punctuation=False
+    )
+    rows, _ = run(
+        workers, num_workers, str(uri), StartSettings(project="pca"), vocabulary=words, block=999
+    )
+    # Three directions hold all there is: distances are kept exactly.
+    centred = data - data.mean(0)
+    got = rows[4 : 4 + count].astype(np.float64)
+    np.testing.assert_allclose(got @ got.T, centred @ centred.T, atol=2e-3)
+    spread = got.var(0)
+    assert all(spread[n] >= spread[n + 1] for n in range(3))
+    for width in (8, 16):
+        rows, _ = run(
+            workers, num_workers, str(uri), StartSettings(project="random"), vocabulary=words,
+            block=999, width=width,
+        )  # fmt: skip
+        got = rows[4 : 4 + count].astype(np.float64)
+        lengths = np.square(got).sum(1).mean() / np.square(data).sum(1).mean()
+        assert 0.3 < lengths < 3
+        # One linear map for all words.
+        solved, _, rank, _ = np.linalg.lstsq(data, got, rcond=None)
+        assert rank == 4
+        np.testing.assert_allclose(data @ solved, got, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_rescaled_rows_are_as_large_as_fresh_ones(
+    workers: WorkerPool, tmp_path: Path, num_workers: int
+) -> None:
+    plain, _ = run(workers, num_workers, write(tmp_path), StartSettings())
+    scaled, _ = run(workers, num_workers, write(tmp_path), StartSettings(rescale=True))
+    ids = sorted(expected(()))
+    assert np.sqrt(np.square(scaled[ids]).mean()) == pytest.approx(FRESH, rel=1e-5)
+    factor = scaled / plain
+    np.testing.assert_allclose(factor, factor[0, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize(
+    ("settings", "width", "said"),
+    [
+        (StartSettings(), 3, "its vectors have width 3, the table has 4; set embedding.width=3"),
+        (StartSettings(project="pca"), 3, "cannot widen"),
+        (StartSettings(missing="subword"), 4, "needs a binary fastText model"),
+        (StartSettings(min_coverage=0.99), 4, r"min_coverage asks for 99.0%.*rare"),
+    ],
+)
+def test_what_does_not_fit_is_refused_on_every_worker(
+    workers: WorkerPool, tmp_path: Path, num_workers: int, settings: Any, width: int, said: str
+) -> None:
+    with pytest.raises(RemoteError, match=said) as caught:
+        run(workers, num_workers, write(tmp_path, width), settings)
+    assert str(caught.value).count("UserError") >= 1
+    assert all(f"worker {rank}:" in str(caught.value) for rank in range(num_workers))
+
+
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_a_mistake_in_one_workers_part_is_raised_on_all(
+    workers: WorkerPool, tmp_path: Path, num_workers: int
+) -> None:
+    uri = tmp_path / "v.txt"
+    uri.write_text("the 1 2 3 4\nrare 1 nan 3 4\n2024 1 2 3 4\n")
+    with pytest.raises(RemoteError, match=r"line 2 \('rare'\): 'nan' is not finite") as caught:
+        run(workers, num_workers, str(uri), StartSettings())
+    assert all(f"worker {rank}:" in str(caught.value) for rank in range(num_workers))
+    uri.write_text("x 1 2 3 4\ny 1 2 3 4\n")
+    with pytest.raises(RemoteError, match="holds none of the words of table source"):
+        run(workers, num_workers, str(uri), StartSettings())
+
+
+@pytest.mark.parametrize("has_pieces", [True, False])
+def test_a_piece_inside_a_word_is_no_word(
+    workers: WorkerPool, tmp_path: Path, has_pieces: bool
+) -> None:
+    texts = ["going going gone sing ring king " * 3] * 5
+    pieces = Tokenizer.train(iter(texts), "bpe", vocab_size=30, min_count=1, lowercase=False)
+    inner = [t for t in pieces.tokens()[4:] if not t.startswith(SPACE)]
+    begin = [t for t in pieces.tokens()[4:] if t.startswith(SPACE) and len(t) > 1]
+    assert inner
+    assert begin
+    mark = SPACE if has_pieces else ""
+    lines = [f"{token} 1 2 3 4" for token in inner]
+    lines += [f"{mark}{token.removeprefix(SPACE)} 5 6 7 8" for token in begin]
+    uri = tmp_path / "v.txt"
+    uri.write_text("\n".join(lines))
+    rows, coverage = run(workers, 2, str(uri), StartSettings(missing="mean"), vocabulary=pieces)
+    ids = {token: i for i, token in enumerate(pieces.tokens())}
+    for token in begin:
+        if has_pieces or token.removeprefix(SPACE) not in inner:
+            assert rows[ids[token]].tolist() == [5, 6, 7, 8]
+    for token in inner:
+        assert (rows[ids[token]].tolist() == [1, 2, 3, 4]) == has_pieces
+    assert sum(coverage.found_words.values()) == len(begin) + (len(inner) if has_pieces else 0)

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from dist_embed.vectors import arrays, text, word2vec_binary
+from dist_embed.vectors.fasttext_binary import FastTextBinary
+from dist_embed.vectors.file import VectorFile, VectorFileError, check_count
+from dist_embed.vectors.formats import detect_format, open_vectors
+
+WORDS = ["the", ",", "über", "a" * 300, "東京", "naïve"]
+
+
+def vectors_of(count: int, width: int, seed: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((count, width)).astype(np.float32)
+
+
+def as_text(words: Sequence[str], vectors: NDArray[np.float32], header: bool = False) -> bytes:
+    lines = [f"{len(words)} {vectors.shape[1]}"] if header else []
+    lines += [f"{w} {' '.join(map(str, row))}" for w, row in zip(words, vectors, strict=True)]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def as_binary(words: Sequence[str], vectors: NDArray[np.float32], end: bytes = b"\n") -> bytes:
+    parts = [f"{len(words)} {vectors.shape[1]}\n".encode()]
+    for word, row in zip(words, vectors, strict=True):
+        parts += [word.encode(), b" ", row.astype("<f4").tobytes(), end]
+    return b"".join(parts)
+
+
+def read(file: VectorFile, num_parts: int = 1) -> tuple[list[str], NDArray[np.float32]]:
+    """Every entry, as the workers together see them, brought into the file's order."""
+    entries: list[tuple[int, str, NDArray[np.float32]]] = []
+    for part in range(num_parts):
+        last = -1
+        for stretch in file.stretches(part, num_parts):
+            assert stretch.origin > last
+            last = stretch.origin + len(stretch.words) - 1
+            rows = stretch.vectors(range(len(stretch.words)))
+            entries += [
+                (stretch.origin + n, word, row)
+                for n, (word, row) in enumerate(zip(stretch.words, rows, strict=True))
+            ]
+    entries.sort(key=lambda entry: entry[0])
+    assert len({number for number, _, _ in entries}) == len(entries)
+    return [word for _, word, _ in entries], np.array([row for _, _, row in entries])
+
+
+def read_whole(uri: str) -> None:
+    file = open_vectors(uri, None)
+    assert not isinstance(file, FastTextBinary)
+    check_count(file, len(read(file)[0]))
+
+
+def saved(folder: Path, name: str, content: bytes) -> str:
+    path = folder / name
+    path.write_bytes(content)
+    return str(path)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3])
+@pytest.mark.parametrize("block", [16, 50, 333, 2**22])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
+def test_the_parts_of_a_text_file_are_its_lines_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_parts: int, block: int, name: str
+) -> None:
+    import zstandard
+
+    monkeypatch.setattr(text, "BLOCK_BYTES", 2**22)
+    vectors = vectors_of(len(WORDS), 5)
+    for header in (False, True):
+        content = as_text(WORDS, vectors, header)
+        packed = {
+            ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress
+        }.get(name[-4:].lstrip("t"), lambda data: data)(content)  # fmt: skip
+        file = text.TextVectors(saved(tmp_path, name, packed), has_header=header)
+        with monkeypatch.context() as small:
+            small.setattr(text, "BLOCK_BYTES", block)
+            words, found = read(file, num_parts)
+        assert words == WORDS
+        np.testing.assert_array_equal(found, vectors)
+        assert file.width == 5
+        check_count(file, len(words))
+
+
+word = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=8)
+number = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_text_gives_back_every_word_and_number(data: Any) -> None:
+    width = data.draw(st.integers(1, 4))
+    words = data.draw(st.lists(word, min_size=1, max_size=6))
+    values = data.draw(
+        st.lists(st.lists(number, min_size=width, max_size=width), min_size=len(words),
+                 max_size=len(words))
+    )  # fmt: skip
+    vectors = np.array(values, dtype=np.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            uri = saved(Path(folder), "v.txt", as_text(words, vectors, header=True))
+            file = text.TextVectors(uri, has_header=True)
+            patch.setattr(text, "BLOCK_BYTES", data.draw(st.integers(1, 100)))
+            found_words, found = read(file, data.draw(st.integers(1, 3)))
+    assert found_words == words
+    np.testing.assert_array_equal(found, vectors)
+
+
+def test_glove_words_may_contain_spaces(tmp_path: Path) -> None:
+    words = ["the", ". . .", "at name@domain.com", "1 1/2", "of"]
+    vectors = vectors_of(5, 4)
+    uri = saved(tmp_path, "glove.txt", as_text(words, vectors))
+    assert detect_format(uri) == "glove"
+    found_words, found = read(text.TextVectors(uri, has_header=False))
+    assert found_words == words
+    np.testing.assert_array_equal(found, vectors)
+
+
+def test_spaces_at_the_end_and_windows_line_ends_do_not_count(tmp_path: Path) -> None:
+    uri = saved(tmp_path, "v.vec", b"2 2\r\nyes 1 2 \r\nno 3 4 \r\n")
+    assert read(open_vectors(uri, None))[0] == ["yes", "no"]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_binary_word2vec(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes, num_parts: int
+) -> None:
+    monkeypatch.setattr(word2vec_binary, "BLOCK_BYTES", 50)
+    vectors = vectors_of(len(WORDS), 5)
+    for name, pack in (("v.bin", bytes), ("v.bin.gz", gzip.compress)):
+        uri = saved(tmp_path, name, pack(as_binary(WORDS, vectors, end)))
+        assert detect_format(uri) == "word2vec-bin"
+        words, found = read(word2vec_binary.Word2VecBinary(uri), num_parts)
+        assert words == WORDS
+        np.testing.assert_array_equal(found, vectors)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+def test_matrices_with_a_list_of_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_parts: int, dtype: str
+) -> None:
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 40)
+    values = torch.from_numpy(vectors_of(len(WORDS), 5)).to(getattr(torch, dtype))
+    words_uri = saved(tmp_path, "words.txt", "\n".join(WORDS).encode() + b"\n")
+    names = ["v.safetensors"] + ([] if dtype == "bfloat16" else ["v.npy", "v.npy.gz"])
+    for name in names:
+        uri = str(tmp_path / name)
+        if name == "v.safetensors":
+            save_file({"weight": values, "bias": torch.zeros(3)}, uri)
+        else:
+            buffer = io.BytesIO()
+            np.save(buffer, values.numpy())
+            content = buffer.getvalue()
+            saved(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
+        file = open_vectors(uri, None, words=words_uri)
+        assert not isinstance(file, FastTextBinary)
+        words, found = read(file, num_parts)
+        assert words == WORDS
+        np.testing.assert_array_equal(found, values.float().numpy())
+
+
+VECTORS = vectors_of(3, 4)
+GOOD = as_text(["a", "b", "c"], VECTORS, header=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("e.txt", b"", "is empty"),
+        ("e.txt", b"\n\n", "is empty"),
+        ("h.txt", b"word\n", "line 1: expected a word and numbers"),
+        ("n.txt", b"a 1 2\nb 3\nc 4 5\n", "line 2: 1 numbers, the width is 2"),
+        ("n.txt", b"a 1 2\nb 3.5 4.5 5.5\nc 4 5\n", "line 2: 3 numbers, the width is 2"),
+        ("n.txt", b"a 1 2\nb\nc 4 5\n", "line 2: 0 numbers"),
+        ("n.txt", b"a 1 2\nb 3 x\nc 4 5\n", r"line 2 \('b'\): 'x' is not a number"),
+        ("n.txt", b"a 1 2\nb 3 nan\nc 4 5\n", r"line 2 \('b'\): 'nan' is not finite"),
+        ("n.txt", b"a 1 2\nb 3 4\nc -inf 5\n", r"line 3 \('c'\): '-inf' is not finite"),
+        ("n.txt", b"a 1 2\nb 3 1e60\nc 4 5\n", r"line 2 \('b'\): '1e60' is not finite"),
+        ("n.txt", b"a 1 2\n\xff\xfe 3 4\nc 4 5\n", "line 2: the word is not valid UTF-8"),
+        ("n.txt", b"a 1 2\n 3 4\nc 4 5\n", "line 2: no word before the numbers|line 2: 1 numbers"),
+        ("n.vec", b"3 2\na 1 2\nb 3 4\n", "promises 3 vectors, the file holds 2"),
+        ("n.vec", b"1 2\na 1 2\nb 3 4\n", "promises 1 vectors, the file holds 2"),
+        ("n.vec", b"2 3\na 1 2 3\nb 3 4\n", "line 3: 2 numbers, the width is 3"),
+        ("t.txt.gz", gzip.compress(GOOD)[:-12], "cannot read"),
+        ("t.txt.gz", b"no gzip at all", "cannot read"),
+        ("b.bin", as_binary(["a", "b"], VECTORS[:2])[:-6], "entry 2: the file ends before it"),
+        ("b.bin", as_binary(["a", "b"], VECTORS[:2]) + b"more of it", "goes on behind them"),
+        ("b.bin", as_binary(["a", "b"], np.full((2, 4), np.nan, np.float32)), "is not finite"),
+        ("b.bin", as_binary(["a", ""], VECTORS[:2]), "entry 2: no word"),
+        ("b.bin", b"1 4\n\xff " + bytes(16), "not valid UTF-8"),
+        ("b.bin", struct.pack("<ii", 793712314, 11) + bytes(400), "version 11"),
+        ("b.bin", struct.pack("<ii", 793712314, 12) + bytes(10), "ends at byte"),
+        ("v.npy", b"\x93NUMPY\x01\x00", "needs the list of its words"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_file_is_said(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    uri = saved(tmp_path, name, content)
+    with pytest.raises(VectorFileError, match=said) as caught:
+        read_whole(uri)
+    assert uri in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_matrix_and_its_words_must_fit(tmp_path: Path) -> None:
+    uri = str(tmp_path / "v.npy")
+    np.save(uri, vectors_of(3, 4))
+    few = saved(tmp_path, "few.txt", b"a\nb\n")
+    many = saved(tmp_path, "many.txt", b"a\nb\nc\nd\n")
+    file = open_vectors(uri, None, words=few)
+    assert not isinstance(file, FastTextBinary)
+    with pytest.raises(VectorFileError, match="promises 3 vectors, the file holds 2"):
+        check_count(file, len(read(file)[0]))
+    file = open_vectors(uri, None, words=many)
+    assert not isinstance(file, FastTextBinary)
+    with pytest.raises(VectorFileError, match="more words than the 3 rows"):
+        read(file)
+    np.save(str(tmp_path / "o.npy"), np.array([["a"]], dtype=object), allow_pickle=True)
+    with pytest.raises(VectorFileError, match="expected a matrix"):
+        open_vectors(str(tmp_path / "o.npy"), "npy", words=few)
+    save_file({"x": torch.zeros(3, 4), "y": torch.zeros(3, 4)}, tmp_path / "two.safetensors")
+    with pytest.raises(VectorFileError, match="more than one matrix, name one; it holds x, y"):
+        open_vectors(str(tmp_path / "two.safetensors"), None, words=few)
+    with pytest.raises(VectorFileError, match="no matrix 'z'"):
+        open_vectors(str(tmp_path / "two.safetensors"), None, words=few, tensor="z")
+    with pytest.raises(VectorFileError, match="no such file"):
+        open_vectors(str(tmp_path / "none.txt"), None)
