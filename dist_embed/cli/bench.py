@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -68,6 +69,22 @@ def add_commands(commands: Any) -> None:
     )  # fmt: skip
     _add_json(vocabulary)
     vocabulary.set_defaults(call=_vocabulary)
+    pretrained = kinds.add_parser(
+        "pretrained", help="how fast a table starts from a file of vectors, and in what memory"
+    )
+    pretrained.add_argument("--words", type=positive, default=1_000_000, help="default 10⁶")
+    pretrained.add_argument("--width", type=positive, default=300, help="default 300")
+    pretrained.add_argument(
+        "--format", choices=("glove", "word2vec", "word2vec-bin"), default="glove",
+        help="of the file that is written for it; default glove",
+    )  # fmt: skip
+    pretrained.add_argument(
+        "--folder", metavar="DIR", help="for the file; default: a temporary one"
+    )
+    pretrained.add_argument("--workers", type=positive, default=2, help="default 2")
+    pretrained.add_argument("--rounds", type=positive, default=3, help="default 3")
+    _add_json(pretrained)
+    pretrained.set_defaults(call=_pretrained)
     balance = kinds.add_parser(
         "balance", help="how evenly the lookups of a step fall on the shards (a simulation)"
     )
@@ -226,6 +243,35 @@ def _vocabulary(arguments: argparse.Namespace) -> None:
         print_table(header, rows)
     if arguments.json:
         write_json(arguments.json, _command(), device_name(torch.device("cpu")), figures.to_dict())
+
+
+def _pretrained(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from dist_embed.bench.pretrained import measure_pretrained
+    from dist_embed.bench.report import print_table, write_json
+    from dist_embed.embedding.memory import GIB
+    from dist_embed.parallel.device import device_name
+
+    with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="dist_embed-bench-") as folder:
+        figures = measure_pretrained(
+            folder, num_words=arguments.words, width=arguments.width, format=arguments.format,
+            num_workers=arguments.workers, rounds=arguments.rounds, say=print,
+        )  # fmt: skip
+    print(
+        f"{figures['words']:,} vectors of width {figures['width']} as {figures['format']}, "
+        f"{figures['file_bytes'] / GIB:.2f} GiB, {figures['workers']} workers; "
+        f"median of {arguments.rounds} rounds"
+    )
+    rows = [
+        [way, f"{statistics.median(found['seconds']):.1f}",
+         f"{figures['rows_per_second'][way]:,.0f}",
+         f"{max(found['extra_bytes']) / 2**20:,.0f}"]
+        for way, found in figures["ways"].items()
+    ]  # fmt: skip
+    print_table(["who reads", "seconds", "rows/s", "MiB per worker beyond its shard"], rows)
+    if arguments.json:
+        write_json(arguments.json, _command(), device_name(torch.device("cpu")), figures)
 
 
 def _balance(arguments: argparse.Namespace) -> None:

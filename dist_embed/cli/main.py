@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from dist_embed.cli import bench, checkpoint, compare, config, data, run
+from dist_embed.cli import bench, checkpoint, compare, config, data, embeddings, run, study
 from dist_embed.config.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe.quiet import quiet_environment, quiet_screen
 from dist_embed.storage.retry import StorageError
@@ -18,7 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train word embeddings whose tables are too large for one device.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run, compare, data, checkpoint, bench, config):
+    for module in (run, compare, embeddings, study, data, checkpoint, bench, config):
         module.add_commands(commands)
     return parser
 

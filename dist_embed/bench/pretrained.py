@@ -1,0 +1,155 @@
+"""How fast a sharded table starts from a file of vectors, and what memory that takes."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from dist_embed.bench.memory import peak_bytes, reset_peak
+from dist_embed.cluster.local import launch_local
+from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.embedding.plan import TableSpec, shard_of
+from dist_embed.embedding.pretrained import Entries, StartSettings, TableStart
+from dist_embed.observe.events import Event
+from dist_embed.observe.quiet import redirect_output
+from dist_embed.parallel.allocator import keep_freed_memory
+from dist_embed.parallel.collectives import sum_over_workers
+from dist_embed.parallel.group import joined_group
+from dist_embed.vectors.fasttext_binary import FastTextBinary
+from dist_embed.vectors.file import VectorFile
+from dist_embed.vectors.formats import open_vectors
+from dist_embed.vectors.match import VocabularyKeys
+from dist_embed.vectors.write import Block, write_vectors
+
+Way = Literal["each its part", "everyone all"]
+WAYS: tuple[Way, ...] = ("each its part", "everyone all")
+LOG_FOLDER = Path(tempfile.gettempdir()) / f"dist_embed-{os.getuid()}" / "bench"
+TIMEOUT_SECONDS = 900.0
+_BLOCK_ROWS = 10_000
+Say = Callable[[str], None]
+MeasuredFormat = Literal["glove", "word2vec", "word2vec-bin"]
+
+
+class EveryoneReadsAll(TableStart):
+    """The other way: every worker reads the whole file and parses the vectors of its own rows;
+    nothing is exchanged.
+    """
+
+    def wanted(self, file: VectorFile | FastTextBinary, keys: VocabularyKeys) -> Iterator[Entries]:
+        """The entries of own rows."""
+        assert not isinstance(file, FastTextBinary)
+        shard = self.shard
+        for stretch in file.stretches(0, 1):
+            found = keys.match(stretch.words)
+            rows = self.rows_of(found.ids)
+            mine = (rows >= shard.first_row) & (rows < shard.end_row)
+            yield Entries(
+                rows[mine],
+                stretch.origin + found.places[mine],
+                stretch.vectors(found.places[mine].tolist()),
+            )
+            self.count_entries(len(stretch.words) if self.is_first else 0)
+
+
+def measure_pretrained(
+    folder: str, *, num_words: int, width: int, format: MeasuredFormat, num_workers: int,
+    rounds: int, say: Say,
+) -> dict[str, Any]:  # fmt: skip
+    """Write a file of ``num_words`` vectors, and fill a table of as many words from it; all are
+    found.
+
+    Args:
+        folder: where the file and the vocabulary are written.
+        num_words: V, and vectors in the file.
+        width: D.
+        format: of the file.
+        num_workers: W.
+        rounds: times each way is measured, in turns.
+        say: takes lines of progress.
+
+    Returns seconds and extra bytes of the fullest worker by way, and the sizes.
+    """
+    uri, vocabulary = f"{folder}/vectors", f"{folder}/tokenizer.json"
+    say(f"writing {num_words:,} × {width} as {format}")
+    write_vectors(uri, format, _random_blocks(num_words, width), num_words=num_words, width=width)
+    words = [f"{SPACE}{word}" for word in _words(0, num_words)]
+    tokenizer = Tokenizer.from_words(words, lowercase=False, split_punctuation=False)
+    Path(vocabulary).write_text(tokenizer.to_json(), encoding="utf-8")
+    del words, tokenizer
+    found: dict[str, dict[str, list[float]]] = {
+        way: {"seconds": [], "extra_bytes": []} for way in WAYS
+    }
+    for number in range(rounds):
+        for way in WAYS:
+            seconds, extra = launch_local(
+                _measure, (way, uri, vocabulary, format, width), num_workers=num_workers,
+                on_event=lambda event: say(event["text"]), log_folder=str(LOG_FOLDER),
+            )  # fmt: skip
+            found[way]["seconds"].append(seconds)
+            found[way]["extra_bytes"].append(extra)
+            say(f"round {number + 1}, {way}: {seconds:.1f} s")
+    return {
+        "words": num_words, "width": width, "format": format, "workers": num_workers,
+        "file_bytes": os.path.getsize(uri), "ways": found,
+        "shard_bytes": shard_of(num_words + 4, 0, num_workers).num_rows * width * 4,
+        "rows_per_second": {
+            way: num_words / median(values["seconds"]) for way, values in found.items()
+        },
+    }  # fmt: skip
+
+
+def _measure(
+    way: Way, uri: str, vocabulary: str, format: MeasuredFormat, width: int,
+    emit: Callable[[Event], None],
+) -> tuple[float, float]:  # fmt: skip
+    """Seconds, and bytes of the fullest worker beyond shard and vocabulary."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    redirect_output(LOG_FOLDER / f"worker-{os.environ['RANK']}.log")
+    with joined_group("cpu", TIMEOUT_SECONDS) as group:
+        tokenizer = Tokenizer.from_json(Path(vocabulary).read_text(encoding="utf-8"))
+        spec = TableSpec("source", tokenizer.size, width)
+        shard = shard_of(spec.num_rows, group.rank, group.num_workers)
+        weight = torch.zeros(shard.num_rows, width)
+        weight.fill_(1.0)  # so that its memory is there before
+        kind = TableStart if way == "each its part" else EveryoneReadsAll
+        start = kind(
+            weight, spec, shard, group, tokenizer, StartSettings(), seed=1, fresh_scale=1.0
+        )
+        sum_over_workers(torch.zeros(1), group)
+        before = reset_peak()
+        started = time.perf_counter()
+        file = open_vectors(uri, format)
+        counts = np.ones(tokenizer.size, dtype=np.int64) if group.is_first else None
+        coverage = start.fill(file, counts)
+        sum_over_workers(torch.zeros(1), group)
+        seconds = time.perf_counter() - started
+        assert coverage.entries == tokenizer.size - 4
+        assert sum(coverage.found_words.values()) == coverage.words
+        extra = torch.tensor(float(peak_bytes() - before))
+        torch.distributed.all_reduce(
+            extra, torch.distributed.ReduceOp.MAX, group=group.process_group
+        )
+        return seconds, float(extra)
+
+
+def _words(first: int, end: int) -> list[str]:
+    return [f"w{number:x}" for number in range(first, end)]
+
+
+def _random_blocks(num_words: int, width: int) -> Iterator[Block]:
+    generator = np.random.default_rng(1)
+    for first in range(0, num_words, _BLOCK_ROWS):
+        end = min(first + _BLOCK_ROWS, num_words)
+        # Five decimals, as GloVe's files have them.
+        vectors = np.round(generator.standard_normal((end - first, width)) * 0.4, 5)
+        counts = np.zeros(end - first, dtype=np.int64)
+        yield Block(_words(first, end), counts, vectors.astype(np.float32))

@@ -1,0 +1,213 @@
+"""A trained translator as a model of the CTranslate2 engine, which translates without PyTorch.
+
+The engine's Transformer is ours: pre-norm, ReLU, keys and queries scaled by √d. What it has no
+place for goes into its matrices: the scale of the vectors and the projections between the tables'
+width and the model's are multiplied into embeddings and output layer, positions are written out,
+and a bias keeps the search from padding and start marks, as ours does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_embed.config.errors import UserError
+from dist_embed.config.schema import Config
+from dist_embed.data.prepare import tokenizer_name
+from dist_embed.data.token_shards import SIDES
+from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, UNKNOWN
+from dist_embed.embedding.memory import GIB, available_bytes
+from dist_embed.explore.table import RunTable
+from dist_embed.model.transformer import positions
+from dist_embed.storage import uri as storage
+from dist_embed.train.run_folder import read_run_config
+
+if TYPE_CHECKING:
+    from ctranslate2.specs import TransformerSpec
+
+Quantization = Literal["int8", "int16", "float16", "bfloat16"]
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+MAX_POSITIONS = 2048  # tokens of the longest sentence that the engine can read or write
+_NEVER = -1e9
+SETTINGS_NAME = "translation.json"
+
+
+def export_ctranslate2(
+    run_uri: str, output: Path, *, step: int | None, quantization: Quantization | None
+) -> RunTable:
+    """Write the model, its vocabularies and both tokenizers into a new folder.
+
+    The folder appears when it is whole. ``translation.json`` in it holds the run's settings of the
+    search under the names of ``Translator.translate_batch``.
+
+    Args:
+        run_uri: the run's folder or URL.
+        output: the folder; must not exist.
+        step: of which checkpoint; None: that with the lowest validation loss.
+        quantization: of the weights; None: float32.
+
+    Returns the output layer's table. Holds the three tables in memory, twice. Not collective.
+
+    Raises:
+        UserError: the engine cannot express this model, or it does not fit into this memory.
+    """
+    if output.exists():
+        raise UserError(f"{output}: is there already")
+    if not output.parent.is_dir():
+        raise UserError(f"{output}: the folder {output.parent} is not there")
+    config = read_run_config(run_uri)
+    tables = {role: RunTable(run_uri, role, step) for role in ("source", "target", "output")}
+    _check_expressible(config, tables)
+    spec = _spec(config, tables)
+    spec.validate()
+    spec.optimize(quantization=quantization)
+    scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        spec.save(str(scratch))
+        for side in SIDES:
+            text = storage.read_text(storage.join(run_uri, tokenizer_name(side)))
+            (scratch / tokenizer_name(side)).write_text(text, encoding="utf-8")
+        search = config.search
+        settings = {
+            "beam_size": search.beam,
+            "length_penalty": search.length_penalty,
+            "max_decoding_length": MAX_POSITIONS - 1,
+        }
+        (scratch / SETTINGS_NAME).write_text(json.dumps(settings, indent=1) + "\n")
+        scratch.chmod(0o755)
+        scratch.rename(output)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return tables["output"]
+
+
+def _check_expressible(config: Config, tables: dict[str, RunTable]) -> None:
+    """Raises UserError for what the engine has no form for, or this machine no room."""
+    if config.tokenizer.oov_buckets:
+        raise UserError(
+            f"{config.run.uri}: unknown source words are hashed to {config.tokenizer.oov_buckets:,}"
+            " rows (tokenizer.oov_buckets), which CTranslate2 cannot do; a model trained without "
+            "them can be exported"
+        )
+    width = max(config.model.width, config.embedding.width)
+    needed = 2 * 4 * width * sum(table.num_words for table in tables.values())
+    there = available_bytes()
+    if needed > there:
+        words = ", ".join(f"{role} {table.num_words:,}" for role, table in tables.items())
+        raise UserError(
+            f"{config.run.uri}: CTranslate2 holds every row in one memory and scores every word; "
+            f"{words} words of width {width} need about {needed / GIB:.1f} GiB to export, this "
+            f"machine has {there / GIB:.1f} GiB available. A vocabulary of this size is translated "
+            "by `dist-embed translate`, with search.candidates"
+        )
+
+
+def _spec(config: Config, tables: dict[str, RunTable]) -> TransformerSpec:
+    from ctranslate2.specs import Activation
+    from ctranslate2.specs import TransformerSpec as Spec
+
+    model, dense = config.model, _Dense(tables["output"])
+    spec = Spec.from_config(
+        (model.encoder_layers, model.decoder_layers), model.heads, pre_norm=True,
+        activation=Activation.RELU,
+    )  # fmt: skip
+    matrices = {role: _in_order_of_ids(table) for role, table in tables.items()}
+    scale = math.sqrt(config.embedding.width)
+    place = positions(0, MAX_POSITIONS, model.width, torch.device("cpu")).numpy()
+    sides: list[tuple[Any, str]] = [(spec.encoder, "source"), (spec.decoder, "target")]
+    for side, role in sides:
+        side.scale_embeddings = False
+        side.position_encodings.encodings = place
+        embeddings = side.embeddings[0] if isinstance(side.embeddings, list) else side.embeddings
+        embeddings.weight = dense.into_model(matrices[role] * scale, f"{role}_projection")
+    spec.decoder.projection.weight, bias = dense.out_of_model(matrices["output"])
+    for i in (PAD, START):
+        bias[i] = _NEVER
+    spec.decoder.projection.bias = bias
+    for number, layer in enumerate(spec.encoder.layer):
+        dense.attention(layer.self_attention, f"encoder.{number}.attention")
+        dense.feed_forward(layer.ffn, f"encoder.{number}")
+    for number, layer in enumerate(spec.decoder.layer):
+        dense.attention(layer.self_attention, f"decoder.{number}.attention")
+        dense.cross(layer.attention, f"decoder.{number}.cross")
+        dense.feed_forward(layer.ffn, f"decoder.{number}")
+    dense.norm(spec.encoder.layer_norm, "encoder_norm")
+    dense.norm(spec.decoder.layer_norm, "decoder_norm")
+    spec.register_source_vocabulary(tables["source"].tokenizer.tokens())
+    spec.register_target_vocabulary(tables["output"].tokenizer.tokens())
+    spec.config.unk_token = SPECIAL_TOKENS[UNKNOWN]
+    spec.config.bos_token = spec.config.decoder_start_token = SPECIAL_TOKENS[START]
+    spec.config.eos_token = SPECIAL_TOKENS[END]
+    spec.config.add_source_eos = True
+    spec.config.layer_norm_epsilon = 1e-5  # torch.nn.LayerNorm's
+    return spec
+
+
+class _Dense:
+    """The replicated parameters of a checkpoint, put where the engine has them."""
+
+    def __init__(self, table: RunTable) -> None:
+        self._table = table
+
+    def has(self, name: str) -> bool:
+        return f"model.{name}" in self._table.manifest.tensors
+
+    def get(self, name: str) -> Tensor:
+        return self._table.parameter(f"model.{name}")
+
+    def linear(self, spec: Any, name: str) -> None:
+        spec.weight = self.get(f"{name}.weight").numpy()
+        spec.bias = self.get(f"{name}.bias").numpy()
+
+    def norm(self, spec: Any, name: str) -> None:
+        spec.gamma = self.get(f"{name}.weight").numpy()
+        spec.beta = self.get(f"{name}.bias").numpy()
+
+    def attention(self, spec: Any, name: str) -> None:
+        """Keys, queries and values come from one product in both."""
+        self.norm(spec.layer_norm, f"{name}_norm")
+        self.linear(spec.linear[0], f"{name}.query_key_value")
+        self.linear(spec.linear[1], f"{name}.out")
+
+    def cross(self, spec: Any, name: str) -> None:
+        self.norm(spec.layer_norm, f"{name}_norm")
+        self.linear(spec.linear[0], f"{name}.query")
+        self.linear(spec.linear[1], f"{name}.key_value")
+        self.linear(spec.linear[2], f"{name}.out")
+
+    def feed_forward(self, spec: Any, name: str) -> None:
+        self.norm(spec.layer_norm, f"{name}.feed_forward_norm")
+        self.linear(spec.linear_0, f"{name}.feed_forward.0")
+        self.linear(spec.linear_1, f"{name}.feed_forward.3")
+
+    def into_model(self, vectors: Tensor, name: str) -> Any:
+        """[V, E] to [V, D]."""
+        if not self.has(f"{name}.weight"):
+            return vectors.numpy()
+        weight, bias = self.get(f"{name}.weight"), self.get(f"{name}.bias")
+        return torch.addmm(bias, vectors, weight.T).numpy()
+
+    def out_of_model(self, vectors: Tensor) -> tuple[Any, Any]:
+        """Matrix [V, D] and bias [V] that give the logits from the decoder's last norm."""
+        name = "output_projection"
+        if not self.has(f"{name}.weight"):
+            return vectors.numpy(), np.zeros(len(vectors), dtype=np.float32)
+        weight, bias = self.get(f"{name}.weight"), self.get(f"{name}.bias")
+        return (vectors @ weight).numpy(), (vectors @ bias).numpy()
+
+
+def _in_order_of_ids(table: RunTable) -> Tensor:
+    """[V, E]."""
+    matrix = torch.empty(table.num_words, table.width)
+    for ids, vectors in table.strips():
+        matrix[ids] = vectors
+    return matrix

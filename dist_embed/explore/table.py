@@ -1,0 +1,142 @@
+"""One table of a trained run, read from a checkpoint in strips, however large it is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dist_embed.checkpoint.catalogue import (
+    best_step,
+    name_of_step,
+    open_checkpoints,
+    read_manifest,
+)
+from dist_embed.checkpoint.chunk import DTYPES
+from dist_embed.checkpoint.manifest import CheckpointError
+from dist_embed.checkpoint.read import CheckpointReader
+from dist_embed.config.errors import UserError
+from dist_embed.data.prepare import load_tokenizers
+from dist_embed.data.tokenizer import SPACE, SPECIAL_TOKENS
+from dist_embed.embedding.plan import TABLE_OF_ROLE
+from dist_embed.embedding.row_order import RowOrder
+from dist_embed.train.run_folder import read_run_config
+from dist_embed.train.single_tables import SIDE_OF_ROLE
+
+Role = Literal["source", "target", "output"]
+STRIP_BYTES = 32 * 2**20
+# More than these are found by reading the whole table once.
+_FEW_ROWS = 64
+
+
+class RunTable:
+    """The words of one side of a run and their vectors.
+
+    Args:
+        run_uri: the run's folder or URL.
+        role: which of the run's tables.
+        step: of which checkpoint; None: that with the lowest validation loss.
+
+    Attributes:
+        run_uri: see above.
+        role: see above.
+        table: the table's name in the checkpoint.
+        step: the checkpoint's.
+        num_words: V of the vocabulary.
+        num_rows: of the table; more than ``num_words`` where unknown words are hashed to rows.
+        width: D.
+        itemsize: bytes of a value in the checkpoint, 4 or 2.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or it does not fit the run's vocabulary.
+
+    Nothing here is collective.
+    """
+
+    def __init__(self, run_uri: str, role: Role, step: int | None = None) -> None:
+        config = read_run_config(run_uri)
+        chosen = best_step(run_uri) if step is None else step
+        if chosen is None:
+            raise CheckpointError(f"{run_uri} has no complete checkpoint")
+        self.run_uri, self.role, self.step = run_uri, role, chosen
+        self.table = TABLE_OF_ROLE[config.model.share_embeddings][role]
+        self.tokenizer = load_tokenizers(run_uri)[SIDE_OF_ROLE[role]]
+        self.store = open_checkpoints(run_uri)
+        self.manifest = read_manifest(self.store, name_of_step(run_uri, chosen))
+        self._name = f"table.{self.table}.weight"
+        self._reader = CheckpointReader(self.store, self.manifest)
+        info = self.manifest.tensors[self._name]
+        self._order = RowOrder(info.num_rows)
+        if self._order.multiplier != self.manifest.row_multipliers[self.table]:
+            raise CheckpointError(f"{self._name} was written with another order of rows")
+        self.num_words, self.width = self.tokenizer.size, info.shape[1]
+        self.num_rows, self.itemsize = info.num_rows, DTYPES[info.dtype].itemsize
+        if self.num_words > info.num_rows:
+            raise UserError(
+                f"{run_uri}: the {SIDE_OF_ROLE[role]} vocabulary has {self.num_words:,} words, "
+                f"table {self.table} {info.num_rows:,} rows"
+            )
+
+    def id_of(self, word: str) -> int:
+        """The id of a word. Raises UserError with what is near, where it is not known."""
+        for token in (SPACE + word, word):
+            found = self.tokenizer.id_of(token)
+            if found is not None:
+                return found
+        near = [
+            self.word(i)
+            for i in range(len(SPECIAL_TOKENS), min(self.num_words, 50_000))
+            if self.word(i)[:1].lower() == word[:1].lower()
+        ]
+        close = difflib.get_close_matches(word, near, n=3)
+        raise UserError(
+            f"{word!r} is not in the {SIDE_OF_ROLE[self.role]} vocabulary of {self.run_uri} "
+            f"({self.num_words:,} words)"
+            + (f"; near it: {', '.join(close)}" if close else "")
+        )  # fmt: skip
+
+    def word(self, i: int) -> str:
+        """What the id stands for, to be shown and to be written into files: different for each id.
+
+        A word without the mark of the space before it, unless the vocabulary has both; pieces of
+        words with it.
+        """
+        token = self.tokenizer.token(i)
+        if not self.tokenizer.knows_words or not token.startswith(SPACE):
+            return token
+        word = token[len(SPACE) :]
+        return token if not word or self.tokenizer.id_of(word) is not None else word
+
+    def rows_of(self, ids: Sequence[int]) -> Tensor:
+        """The vectors of some ids: [n, D] float32."""
+        rows = self._order.rows_of(torch.tensor(list(ids), dtype=torch.int64)).tolist()
+        if len(rows) <= _FEW_ROWS:
+            found = [self._reader.rows(self._name, row, 1).float() for row in rows]
+            return torch.cat(found) if found else torch.empty(0, self.width)
+        place = {i: n for n, i in enumerate(ids)}
+        result = torch.empty(len(place), self.width)
+        wanted = torch.tensor(sorted(place))
+        for strip_ids, vectors in self.strips():
+            inside = torch.isin(strip_ids, wanted).nonzero().squeeze(1)
+            for at in inside.tolist():
+                result[place[int(strip_ids[at])]] = vectors[at]
+        return result
+
+    def parameter(self, name: str) -> Tensor:
+        """A replicated parameter of the model, by its name in the checkpoint. Float32."""
+        info = self.manifest.tensors[name]
+        return self._reader.rows(name, 0, info.num_rows).float()
+
+    def strips(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The whole table: ids [n] and their vectors [n, D] float32, each word once."""
+        info = self.manifest.tensors[self._name]
+        strip = max(1, STRIP_BYTES // (4 * self.width))
+        for first in range(0, info.num_rows, strip):
+            count = min(strip, info.num_rows - first)
+            vectors = self._reader.rows(self._name, first, count).float()
+            ids = self._order.ids_of(torch.arange(first, first + count))
+            known = ids < self.num_words
+            yield ids[known], vectors[known]

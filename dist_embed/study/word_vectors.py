@@ -1,0 +1,51 @@
+"""word2vec vectors of a text, trained by gensim once for all runs of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from dist_embed.config.errors import UserError
+from dist_embed.data.corpus import read_lines
+from dist_embed.storage import uri as storage
+from dist_embed.study.plan import WordVectors
+from dist_embed.vectors.write import Block, write_vectors
+
+
+class _Sentences:
+    """The sentences of some files, as often as they are asked for."""
+
+    def __init__(self, files: list[str]) -> None:
+        self._files = files
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for file in self._files:
+            for line in read_lines(file):
+                yield line.split()
+
+
+def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], None]) -> None:
+    """Train the vectors (skip-gram, Mikolov et al. 2013) unless their file is there.
+
+    One thread, so that equal texts give equal vectors.
+
+    Raises UserError where gensim is not installed, or a file cannot be read.
+    """
+    output = storage.join(folder, wanted.output)
+    if storage.exists(output):
+        return
+    try:
+        from gensim.models import Word2Vec
+    except ImportError:
+        raise UserError(
+            "this study trains vectors with gensim: pip install 'dist_embed[dev]'"
+        ) from None
+    files = [wanted.text] if isinstance(wanted.text, str) else wanted.text
+    say(f"training vectors of {', '.join(files)}")
+    model = Word2Vec(
+        _Sentences(files), vector_size=wanted.width, window=wanted.window, sg=1,
+        min_count=wanted.min_count, epochs=wanted.epochs, workers=1, seed=wanted.seed,
+    )  # fmt: skip
+    words = list(model.wv.index_to_key)
+    block = Block(words, model.wv.expandos["count"], model.wv.vectors)
+    write_vectors(output, "word2vec", [block], num_words=len(words), width=wanted.width)
+    say(f"{len(words):,} vectors → {output}")

@@ -1,0 +1,157 @@
+"""The exported translator against ours, sentence by sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer as HFTokenizer
+
+from dist_embed.config.errors import UserError
+from dist_embed.data.tokenizer import END, PAD, START, Tokenizer
+from dist_embed.explore import ctranslate2_model
+from dist_embed.explore.ctranslate2_model import export_ctranslate2
+from dist_embed.explore.table import RunTable
+from dist_embed.model.transformer import Transformer
+from dist_embed.observe.events import silent_reporter
+from dist_embed.parallel.group import Group
+from dist_embed.train.run_folder import read_run_config
+from dist_embed.train.worker import Context, translate_task
+from tests.distributed.pool import WorkerPool
+from tests.unit.small_run import small_run, word_tokenizer
+
+ctranslate2 = pytest.importorskip("ctranslate2")
+SOURCE = [f"s{n}" for n in range(40)]
+TARGET = [f"t{n}" for n in range(30)]
+MODEL = {"feed_forward": 24, "heads": 2, "encoder_layers": 2, "decoder_layers": 3, "dropout": 0.0}
+
+
+def tokenizers(share: str) -> dict[str, Tokenizer]:
+    if share == "all":
+        return dict.fromkeys(("source", "target"), word_tokenizer(SOURCE))
+    return {"source": word_tokenizer(SOURCE), "target": word_tokenizer(TARGET)}
+
+
+def make_run(folder: Path, share: Any, width: int, embedding_width: int) -> str:
+    """A model with random parameters, so strong ones that the best translation is clear."""
+    torch.manual_seed(4)
+    model = Transformer(
+        embedding_width=embedding_width, width=width, attention_dropout=0.0, **MODEL,  # type: ignore[arg-type]
+    )  # fmt: skip
+    dense = {name: p.detach() + 0.05 * torch.randn_like(p) for name, p in model.named_parameters()}
+    sizes = {side: tokenizer.size for side, tokenizer in tokenizers(share).items()}
+    rows = {"none": {"source": sizes["source"], "target": sizes["target"],
+                     "output": sizes["target"]},
+            "decoder": {"source": sizes["source"], "decoder": sizes["target"]},
+            "all": {"shared": sizes["source"]}}[share]  # fmt: skip
+    vectors = {table: torch.randn(count, embedding_width) for table, count in rows.items()}
+    return small_run(
+        folder, tokenizers(share), vectors, share=share, dense=dense,
+        settings={"model": {"width": width, **MODEL}, "tokenizer": {"shared": share == "all"},
+                  "search": {"beam": 1}, "cluster": {"device": "cpu", "num_workers": 1}},
+    )  # fmt: skip
+
+
+def ours(group: Group, run: str, texts: list[str]) -> list[str]:
+    options = {"texts": texts, "step": None}
+    return translate_task(Context(read_run_config(run), group, silent_reporter(), options))
+
+
+def theirs(folder: Path, texts: list[str], beam: int = 1) -> list[str]:
+    source = HFTokenizer.from_file(str(folder / "tokenizer.source.json"))
+    target = HFTokenizer.from_file(str(folder / "tokenizer.target.json"))
+    translator = ctranslate2.Translator(str(folder), device="cpu", intra_threads=1)
+    tokens = [source.encode(text, add_special_tokens=False).tokens for text in texts]
+    results = translator.translate_batch(tokens, beam_size=beam, max_decoding_length=60)
+    return [
+        target.decode([target.token_to_id(t) for t in result.hypotheses[0]]) for result in results
+    ]
+
+
+SHAPES = [("none", 16, 16), ("decoder", 16, 8), ("all", 16, 16), ("none", 16, 24)]
+
+
+@pytest.mark.parametrize(("share", "width", "embedding_width"), SHAPES)
+def test_the_engine_gives_every_token_the_probability_that_we_do(
+    tmp_path: Path, share: Any, width: int, embedding_width: int
+) -> None:
+    run = make_run(tmp_path, share, width, embedding_width)
+    export_ctranslate2(run, tmp_path / "model", step=None, quantization=None)
+    assert not list(tmp_path.glob(".model*"))
+    tables = {role: RunTable(run, role) for role in ("source", "target", "output")}  # type: ignore[arg-type]
+    rows = {role: table.rows_of(range(table.num_words)) for role, table in tables.items()}
+    model = Transformer(
+        embedding_width=embedding_width, width=width, attention_dropout=0.0, **MODEL,  # type: ignore[arg-type]
+    ).eval()  # fmt: skip
+    model.load_state_dict(
+        {name: tables["source"].parameter(f"model.{name}") for name, _ in model.named_parameters()}
+    )
+    translator = ctranslate2.Translator(str(tmp_path / "model"), device="cpu", intra_threads=1)
+    generator = np.random.default_rng(0)
+    for length in (1, 3, 12, 50):
+        source = generator.integers(4, tables["source"].num_words, length).tolist()
+        target = generator.integers(4, tables["output"].num_words, length + 1).tolist()
+        with torch.no_grad():
+            hidden = model(
+                rows["source"][torch.tensor([[*source, END]])], torch.tensor([length + 1]),
+                rows["target"][torch.tensor([[START, *target]])], torch.arange(length + 2),
+            )  # fmt: skip
+            logits = hidden @ rows["output"].T
+        logits[:, [PAD, START]] = float("-inf")  # as neither search ever writes them
+        expected = logits.log_softmax(1)[torch.arange(length + 2), [*target, END]]
+        tokens = [[tables["source"].tokenizer.token(i) for i in source]]
+        answers = [[tables["output"].tokenizer.token(i) for i in target]]
+        found = translator.score_batch(tokens, answers)[0].log_probs
+        np.testing.assert_allclose(found, expected.numpy(), atol=2e-4)
+
+
+@pytest.mark.parametrize(("share", "width", "embedding_width"), SHAPES[:3])
+def test_the_engine_reads_texts_as_we_do(
+    workers: WorkerPool, tmp_path: Path, share: str, width: int, embedding_width: int
+) -> None:
+    run = make_run(tmp_path, share, width, embedding_width)
+    generator = np.random.default_rng(0)
+    texts = [
+        " ".join(generator.choice([*SOURCE, "unheard"], generator.integers(3, 20)))
+        for _ in range(20)
+    ]
+    export_ctranslate2(run, tmp_path / "model", step=None, quantization=None)
+    expected = workers.run(1, ours, run, texts)[0]
+    found = theirs(tmp_path / "model", texts)
+    # Ours ends sooner by its limit, which follows from the source's length. Of two nearly equal
+    # words rounding may choose either.
+    same = [other.split()[: len(one.split())] == one.split()
+            for one, other in zip(expected, found, strict=True)]  # fmt: skip
+    assert sum(same) >= 18
+    assert len(set(expected)) > 3
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int16", "float16"])
+def test_narrow_weights_make_a_smaller_model_that_translates(
+    tmp_path: Path, quantization: Any
+) -> None:
+    run = make_run(tmp_path, "decoder", 16, 16)
+    export_ctranslate2(run, tmp_path / "whole", step=None, quantization=None)
+    export_ctranslate2(run, tmp_path / "narrow", step=None, quantization=quantization)
+    sizes = [(tmp_path / name / "model.bin").stat().st_size for name in ("whole", "narrow")]
+    assert sizes[1] < sizes[0]
+    assert len(theirs(tmp_path / "narrow", ["s1 s2 s3"])) == 1
+
+
+def test_what_cannot_be_exported_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, "none", 16, 16)
+    there = tmp_path / "there"
+    there.mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        export_ctranslate2(run, there, step=None, quantization=None)
+    monkeypatch.setattr(ctranslate2_model, "available_bytes", lambda: 1000)
+    with pytest.raises(UserError, match=r"source 44.*GiB to export.*search.candidates"):
+        export_ctranslate2(run, tmp_path / "model", step=None, quantization=None)
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(text.replace("oov_buckets: 0", "oov_buckets: 9"))
+    with pytest.raises(UserError, match="hashed to 9 rows"):
+        export_ctranslate2(run, tmp_path / "model", step=None, quantization=None)
+    assert not (tmp_path / "model").exists()

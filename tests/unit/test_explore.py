@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from dist_embed.cli.main import main
+from dist_embed.config.errors import UserError
+from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.explore import table as table_module
+from dist_embed.explore.export import EXPORT_FORMATS, export_embeddings
+from dist_embed.explore.flat_map import METHODS, draw_map, flat_map
+from dist_embed.explore.map_page import map_page, projector_files
+from dist_embed.explore.nearest import analogy, neighbors
+from dist_embed.explore.similarity import similarity_agreement
+from dist_embed.explore.table import RunTable
+from dist_embed.vectors.file import VectorFile
+from dist_embed.vectors.formats import open_vectors
+from dist_embed.vectors.write import Block, write_vectors
+from tests.unit.small_run import small_run, word_tokenizer
+from tests.unit.test_vector_files import read
+
+SOURCE = [f"s{n}" for n in range(150)] + ["naïve", "東京", "a<b>", "</script>"]
+TARGET = [f"t{n}" for n in range(40)]
+WIDTH = 8
+HASHED = 7
+
+
+@pytest.fixture(scope="module")
+def vectors() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return {
+        "source": torch.randn(len(SOURCE) + 4 + HASHED, WIDTH, generator=generator),
+        "decoder": torch.randn(len(TARGET) + 4, WIDTH, generator=generator),
+    }
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, vectors: dict[str, Tensor]) -> str:
+    tokenizers = {"source": word_tokenizer(SOURCE), "target": word_tokenizer(TARGET)}
+    return small_run(tmp_path_factory.mktemp("explore"), tokenizers, vectors)
+
+
+@pytest.fixture(params=[10, 100_000])
+def strip_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table_module, "STRIP_BYTES", request.param)
+
+
+def cosines(by_id: Tensor, query: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(by_id, query.unsqueeze(0))
+
+
+@pytest.mark.usefixtures("strip_bytes")
+@pytest.mark.parametrize("count", [1, 10, 1000])
+def test_neighbors_are_those_of_a_whole_table(
+    run: str, vectors: dict[str, Tensor], count: int
+) -> None:
+    for role, words in (("source", SOURCE), ("target", TARGET), ("output", TARGET)):
+        table = RunTable(run, role)  # type: ignore[arg-type]
+        by_id = vectors["source" if role == "source" else "decoder"][: len(words) + 4]
+        asked = [words[0], words[17]]
+        found = neighbors(table, asked, count)
+        for word in asked:
+            own = words.index(word)
+            values = cosines(by_id, by_id[own + 4])[4:]
+            order = [i for i in values.argsort(descending=True).tolist() if i != own][:count]
+            assert [other for other, _ in found[word]] == [words[i] for i in order]
+            np.testing.assert_allclose(
+                [cosine for _, cosine in found[word]], values[order], rtol=1e-5, atol=1e-6
+            )
+
+
+@pytest.mark.usefixtures("strip_bytes")
+def test_an_analogy_is_completed_by_another_word(tmp_path: Path) -> None:
+    words = ["man", "woman", "king", "queen", "tree"]
+    by_id = torch.zeros(9, 4)
+    by_id[4:] = torch.tensor(
+        [[1.0, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1.1, 0], [0, 0, 0, 1]]
+    )
+    tokenizer = word_tokenizer(words)
+    run = small_run(tmp_path, dict.fromkeys(("source", "target"), tokenizer), {"shared": by_id},
+                    share="all")  # fmt: skip
+    found = analogy(RunTable(run, "target"), "man", "woman", "king", 3)
+    assert found[0][0] == "queen"
+    assert [word for word, _ in found] == ["queen", "tree"]  # special tokens are zero here
+
+
+def test_an_unknown_word_is_named_with_what_is_near(run: str) -> None:
+    with pytest.raises(UserError, match=r"'naive' is not in the source vocabulary.*near it: naïve"):
+        neighbors(RunTable(run, "source"), ["naive"], 3)
+    with pytest.raises(UserError, match="step 77"):
+        RunTable(run, "source", 77)
+    with pytest.raises(UserError, match="no run in"):
+        RunTable(run + "x", "source")
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", " ", "; "])
+def test_agreement_with_judgements_is_spearmans(
+    run: str, vectors: dict[str, Tensor], tmp_path: Path, separator: str
+) -> None:
+    generator = np.random.default_rng(1)
+    pairs = generator.integers(0, 30, (40, 2))
+    judged = np.round(generator.uniform(0, 10, 40), 1)
+    lines = ["word1,word2,score", "# a comment"]
+    lines += [separator.join([f"s{a}", f"s{b}", str(j)])
+              for (a, b), j in zip(pairs, judged, strict=True)]  # fmt: skip
+    lines.append(separator.join(["s1", "unheard", "3"]))
+    uri = tmp_path / "pairs.txt"
+    uri.write_text("\n".join(lines))
+    found = similarity_agreement(RunTable(run, "source"), str(uri))
+    by_id = vectors["source"][4:]
+    ours = [float(cosines(by_id[a : a + 1], by_id[b])) for a, b in pairs]
+    assert found.spearman == pytest.approx(spearmanr(ours, judged).statistic, abs=1e-9)
+    assert (found.pairs, found.unknown) == (40, 1)
+    uri.write_text("s1 s2 3\ns2 s3\n")
+    with pytest.raises(UserError, match="line 2: expected two words and a number"):
+        similarity_agreement(RunTable(run, "source"), str(uri))
+    uri.write_text("s1 unheard 3\n")
+    with pytest.raises(UserError, match="knows 0 of its pairs"):
+        similarity_agreement(RunTable(run, "source"), str(uri))
+
+
+@pytest.mark.usefixtures("strip_bytes")
+@pytest.mark.parametrize("format", EXPORT_FORMATS)
+def test_what_is_exported_reads_back_to_the_same_values(
+    run: str, vectors: dict[str, Tensor], tmp_path: Path, format: Any
+) -> None:
+    for role, table_name, words in (("source", "source", SOURCE), ("target", "decoder", TARGET)):
+        table = RunTable(run, role)  # type: ignore[arg-type]
+        output = str(tmp_path / f"{role}.{format}")
+        all_words = ["<pad>", "<unk>", "<s>", "</s>", *words]
+        by_id = vectors[table_name][: len(all_words)].numpy()
+        if format == "safetensors" and role == "source":
+            with pytest.raises(UserError, match="7 hashed rows"):
+                export_embeddings(table, output, format)
+            continue
+        written = export_embeddings(table, output, format)
+        assert sorted(path.name for path in tmp_path.glob(".*")) == []
+        if format == "parquet":
+            columns = pq.read_table(output).to_pydict()
+            assert columns["word"] == all_words
+            assert columns["id"] == list(range(len(all_words)))
+            np.testing.assert_array_equal(np.array(columns["vector"], dtype=np.float32), by_id)
+            continue
+        if format == "safetensors":
+            np.testing.assert_array_equal(load_file(output)["weight"].numpy(), by_id)
+            output, list_of_words = written
+            file = open_vectors(output, None, words=list_of_words)
+        else:
+            file = open_vectors(output, None)
+        found_words, found = read(as_file(file))
+        assert found_words == all_words
+        np.testing.assert_array_equal(found, by_id)
+
+
+def as_file(file: Any) -> VectorFile:
+    found: VectorFile = file
+    return found
+
+
+@pytest.mark.parametrize("format", ["word2vec", "word2vec-bin"])
+def test_gensim_reads_what_is_exported(
+    run: str, vectors: dict[str, Tensor], tmp_path: Path, format: Any
+) -> None:
+    keyed = pytest.importorskip("gensim.models").KeyedVectors
+    output = str(tmp_path / "out")
+    export_embeddings(RunTable(run, "source"), output, format)
+    theirs = keyed.load_word2vec_format(output, binary=format.endswith("bin"))
+    assert theirs.index_to_key == ["<pad>", "<unk>", "<s>", "</s>", *SOURCE]
+    np.testing.assert_array_equal(
+        theirs.vectors, vectors["source"][: len(theirs.index_to_key)].numpy()
+    )
+    nearest = theirs.most_similar("s3", topn=3)
+    ours = neighbors(RunTable(run, "source"), ["s3"], 3)["s3"]
+    without_marks = [pair for pair in nearest if pair[0] in SOURCE]
+    assert [word for word, _ in without_marks] == [word for word, _ in ours][: len(without_marks)]
+
+
+word = st.text(st.characters(exclude_categories=["Cs", "Cc", "Z"]), min_size=1, max_size=6)
+number = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_every_written_format_gives_every_float_back(data: Any) -> None:
+    import tempfile
+
+    width = data.draw(st.integers(1, 5))
+    words = data.draw(st.lists(word, min_size=1, max_size=8, unique=True))
+    rows = data.draw(
+        st.lists(st.lists(number, min_size=width, max_size=width), min_size=len(words),
+                 max_size=len(words))
+    )  # fmt: skip
+    vectors = np.array(rows, dtype=np.float32)
+    format = data.draw(st.sampled_from(["word2vec", "word2vec-bin"]))
+    block = Block(words, np.ones(len(words), dtype=np.int64), vectors)
+    with tempfile.TemporaryDirectory() as folder:
+        uri = f"{folder}/v"
+        write_vectors(uri, format, [block], num_words=len(words), width=width)
+        found_words, found = read(as_file(open_vectors(uri, format)))
+    assert found_words == words
+    np.testing.assert_array_equal(found, vectors)
+    assert np.signbit(found).tolist() == np.signbit(vectors).tolist()
+
+
+def test_words_are_told_apart_by_the_mark_where_both_are_there(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_words(
+        [SPACE + "a", SPACE + ".", ".", SPACE + "b"], lowercase=False, split_punctuation=True
+    )
+    run = small_run(tmp_path, dict.fromkeys(("source", "target"), tokenizer),
+                    {"shared": torch.randn(8, 4)}, share="all")  # fmt: skip
+    table = RunTable(run, "source")
+    assert [table.word(i) for i in range(4, 8)] == ["a", SPACE + ".", ".", "b"]
+    assert table.id_of("a") == 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_words_that_are_alike_lie_together(method: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.eye(3, 10) * 10
+    groups = torch.arange(60) % 3
+    vectors = centres[groups] + torch.randn(60, 10, generator=generator)
+    places = flat_map(vectors, method, seed=1)
+    assert places.shape == (60, 2)
+    again = flat_map(vectors, method, seed=1)
+    np.testing.assert_array_equal(places, again)
+    distance = np.linalg.norm(places[:, None] - places[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    assert (groups[distance.argmin(1)] == groups).all()
+
+
+def test_the_page_holds_its_words_as_data_and_nothing_else(tmp_path: Path) -> None:
+    words = ["</script><b>", "a&b", '"x"', "東京", "@DATA@"]
+    vectors = torch.eye(5, 6)
+    page = map_page(np.random.default_rng(0).random((5, 2)), words, vectors, "<t> & @x")
+    script = page.split("<script>")[1].split("</script>")[0]
+    found = re.search(r"^const data = (.*);$", script, re.MULTILINE)
+    assert found
+    data = json.loads(found[1])
+    assert data["words"] == words
+    assert all(0 <= x <= 1 for place in data["places"] for x in place)
+    assert all(len(near) == 4 for near in data["near"])
+    assert page.count("</script>") == 1
+    assert "<title>&lt;t&gt; &amp; @x</title>" in page
+    assert not re.search(r"""(src|href)\s*=|https?:|@import|url\(""", page)
+
+
+def test_projector_files_have_a_line_for_each_word() -> None:
+    files = projector_files(["a", "b"], np.array([3, 1]), torch.tensor([[1.0, 0.5], [2, 3]]), "x")
+    assert files["vectors.tsv"] == "1\t0.5\n2\t3\n"
+    assert files["metadata.tsv"] == "word\tcount\na\t3\nb\t1\n"
+    assert 'tensor_path: "vectors.tsv"' in files["projector_config.pbtxt"]
+
+
+def test_a_map_is_drawn(tmp_path: Path) -> None:
+    places = np.random.default_rng(0).random((30, 2))
+    words = [f"w{n}$_x$" for n in range(30)]
+    for name in ("map.png", "map.svg"):
+        draw_map(str(tmp_path / name), places, words, "title")
+        assert (tmp_path / name).stat().st_size > 1000
+    assert "w0$_x$" in (tmp_path / "map.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["neighbors", "RUN", "s1", "--count", "0"], "--count: 0 is not allowed"),
+        (["neighbors", "RUN", "unheard"], "'unheard' is not in the source vocabulary"),
+        (["analogy", "RUN", "s1", "s2", "unheard"], "'unheard' is not in"),
+        (["embeddings", "plot", "RUN", "map.pdf"], "ends in .png, .svg, .html"),
+        (["embeddings", "plot", "RUN", "none/map.png"], "folder none is not there"),
+        (["embeddings", "plot", "RUN", "map.png", "--count", "3"], "at least 4"),
+        (["embeddings", "similarity", "RUN", "no.txt"], "cannot read no.txt"),
+        (["export", "RUN", "none/model"], "the folder none is not there"),
+    ],
+)
+def test_errors_of_use(
+    run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("dist_embed.cli.main.quiet_screen", lambda: None)
+    assert main([run if word == "RUN" else word for word in arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_commands_print_what_was_found(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_embed.cli.main.quiet_screen", lambda: None)
+    judged = tmp_path / "pairs.txt"
+    judged.write_text("s1 s2 3\ns3 s4 1\ns5 s6 2\n")
+    shown = tmp_path / "words.txt"
+    shown.write_text("\n".join(SOURCE[:20]))
+    for arguments, said in (
+        (["neighbors", run, "s1", "東京", "--count", "2"], "東京"),
+        (["analogy", run, "s1", "s2", "s3", "--role", "source"], "s1 is to s2 as s3 is to"),
+        (["embeddings", "similarity", run, str(judged)], "over 3 pairs"),
+        (["embeddings", "plot", run, str(tmp_path / "m.html"), "--words", str(shown)], "20 words"),
+        (["embeddings", "plot", run, str(tmp_path / "m.png"), "--method", "pca"], "154 words"),
+        (["embeddings", "projector", run, str(tmp_path / "p"), "--count", "9"], "9 words"),
+        (["embeddings", "export", run, str(tmp_path / "v.txt"), "--format", "glove"], "158 words"),
+    ):
+        assert main(arguments) == 0
+        assert said in capsys.readouterr().out
+    assert len((tmp_path / "p" / "vectors.tsv").read_text().splitlines()) == 9
