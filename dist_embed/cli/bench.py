@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dist_embed.cli.config import add_config_arguments
+from dist_embed.cli.trained_run import add_worker_options, on_workers, run_config
 from dist_embed.config.load import load_config
 
 
@@ -85,6 +86,15 @@ def add_commands(commands: Any) -> None:
     pretrained.add_argument("--rounds", type=positive, default=3, help="default 3")
     _add_json(pretrained)
     pretrained.set_defaults(call=_pretrained)
+    export = kinds.add_parser(
+        "export", help="a run's translator in CTranslate2, float32 and int8, beside ours"
+    )
+    export.add_argument("run", metavar="RUN", help="the run's folder or URL")
+    export.add_argument("--split", default="test", help="test (default) or validation")
+    export.add_argument("--step", type=int, help="checkpoint; default: lowest validation loss")
+    add_worker_options(export)
+    _add_json(export)
+    export.set_defaults(call=_export)
     balance = kinds.add_parser(
         "balance", help="how evenly the lookups of a step fall on the shards (a simulation)"
     )
@@ -271,6 +281,44 @@ def _pretrained(arguments: argparse.Namespace) -> None:
     ]  # fmt: skip
     print_table(["who reads", "seconds", "rows/s", "MiB per worker beyond its shard"], rows)
     if arguments.json:
+        write_json(arguments.json, _command(), device_name(torch.device("cpu")), figures)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    import torch
+
+    from dist_embed.bench.export import measure_engine
+    from dist_embed.bench.report import print_table, write_json
+    from dist_embed.cluster.work import EVALUATE
+    from dist_embed.data.token_shards import PreparedData, read_texts
+    from dist_embed.parallel.device import device_name
+
+    config = run_config(arguments.run, arguments)
+    options = {"split": arguments.split, "step": arguments.step}
+    result = on_workers(EVALUATE, config, options, arguments.launcher)
+    data = PreparedData.read(config.data.uri)
+    sources, references = read_texts(config.data.uri, data.splits[arguments.split])
+    found = measure_engine(
+        config, result["step"], sources, references, result["translations"], [None, "int8"]
+    )
+    print(
+        f"{arguments.split} of {arguments.run}, checkpoint of step {result['step']}: "
+        f"{len(sources):,} sentences, beam {config.search.beam}"
+    )
+    rows = [
+        [f"dist_embed, {config.cluster.num_workers} workers", "", f"{result['bleu']:.2f}",
+         f"{result['sentences_per_second']:.1f}", ""],
+        *([f"CTranslate2 {one.kind}", f"{100 * one.same / len(sources):.1f} %", f"{one.bleu:.2f}",
+           f"{one.sentences_per_second:.1f}", f"{one.model_bytes / 2**20:.1f}"] for one in found),
+    ]  # fmt: skip
+    print_table(["", "translated as by us", "BLEU", "sentences/s", "MiB"], rows)
+    if arguments.json:
+        figures = {
+            "ours": {key: result[key] for key in ("bleu", "sentences_per_second", "step")},
+            "engine": [asdict(one) for one in found],
+        }
         write_json(arguments.json, _command(), device_name(torch.device("cpu")), figures)
 
 

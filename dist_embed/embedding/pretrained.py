@@ -122,7 +122,7 @@ class TableStart:
             file: the vectors.
             counts: [V] how often each id occurs in the training data; asked of worker 0 alone.
 
-        Returns what was found, on every worker.
+        Returns what was found; how often words occur is known on worker 0 alone.
 
         Raises:
             UserError: the file cannot be used with this table and these settings, or knows too

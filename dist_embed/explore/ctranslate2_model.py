@@ -79,7 +79,10 @@ def export_ctranslate2(
         settings = {
             "beam_size": search.beam,
             "length_penalty": search.length_penalty,
-            "max_decoding_length": MAX_POSITIONS - 1,
+            # Ours follows from each sentence's length; the engine has one limit for all.
+            "max_decoding_length": min(
+                int(search.max_length_ratio * config.data.max_tokens) + 10, MAX_POSITIONS
+            ),
         }
         (scratch / SETTINGS_NAME).write_text(json.dumps(settings, indent=1) + "\n")
         scratch.chmod(0o755)

@@ -90,7 +90,8 @@ def run_one_hot(study: OneHotStudy, say: Say) -> list[OneHotFigures]:
 
 def by_one_hot(ids: Tensor, matrix: Tensor) -> Tensor:
     """[N] and [V, D] to [N, D] by the product [N, V] × [V, D]."""
-    return functional.one_hot(ids, len(matrix)).to(matrix.dtype) @ matrix
+    one_hot = torch.zeros(len(ids), len(matrix), dtype=matrix.dtype, device=matrix.device)
+    return one_hot.scatter_(1, ids.unsqueeze(1), 1.0) @ matrix
 
 
 def by_lookup(ids: Tensor, matrix: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def run_study(study: TrainingStudy, on_event: Callable[[Event], None]) -> list[O
     chosen = [(c, seed) for c in combinations(study) for seed in study.seeds]
     for number, (combination, seed) in enumerate(chosen, start=1):
         name = f"{combination.key}_seed{seed}"
-        config = _config(study, combination, seed, name)
+        config = config_of(study, combination, seed)
         kept = storage.join(study.folder, "results", f"{name}.json")
         outcome = _read(kept)
         if outcome is None or outcome.fingerprint != fingerprint(config):
@@ -75,7 +75,9 @@ def run_study(study: TrainingStudy, on_event: Callable[[Event], None]) -> list[O
     return outcomes
 
 
-def _config(study: TrainingStudy, combination: Combination, seed: int, name: str) -> Config:
+def config_of(study: TrainingStudy, combination: Combination, seed: int) -> Config:
+    """The configuration of one run. Raises ConfigError."""
+    name = f"{combination.key}_seed{seed}"
     keys = overrides_of(study, combination) | {
         "run.uri": storage.join(study.folder, "runs", name), "run.seed": seed,
     }  # fmt: skip

@@ -20,7 +20,8 @@ from dist_embed.config.load import (
 from dist_embed.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+# Those of runs; a study is another kind of file (test_study.py).
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "studies")
 SMALLEST = """
 run: {uri: runs/x}
 data: {synthetic: {sentences: 10}}

@@ -25,8 +25,9 @@ from dist_embed.study.plan import (
     overrides_of,
 )
 from dist_embed.study.report import draw_study, study_page, summaries
-from dist_embed.study.run import Outcome
+from dist_embed.study.run import Outcome, config_of
 
+ROOT = Path(__file__).parents[2]
 STUDY: dict[str, Any] = {
     "title": "Starts", "question": "Does a start help?", "folder": "/f", "base": "base.yaml",
     "seeds": [1, 2], "set": {"train.max_steps": 5, "model.width": 16},
@@ -92,6 +93,19 @@ def test_all_combinations_with_their_keys(tmp_path: Path) -> None:
     last = combinations(found)[-1]
     assert overrides_of(found, last) == {"train.max_steps": 5, "model.width": 32, "a.b": "c"}
     assert found.base == str(tmp_path / "base.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/studies/*.yaml")), ids=lambda p: p.name)
+def test_the_stored_studies_and_all_their_runs_are_sound(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MULTI30K_DIR", "/nowhere")
+    found = load_study(str(path))
+    if isinstance(found, OneHotStudy):
+        return
+    runs = [config_of(found, one, seed) for one in combinations(found) for seed in found.seeds]
+    assert len({config.run.uri for config in runs}) == len(runs)
+    assert len(found.seeds) >= 3
 
 
 def test_means_and_spreads_over_seeds(tmp_path: Path) -> None:
