@@ -70,6 +70,9 @@ def draw_map(path: str, places: NDArray[np.float64], words: Sequence[str], title
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_visible(False)
+        # Where a place lies on the page is known only once the limits are.
+        axes.set_xlim(axes.get_xlim())
+        axes.set_ylim(axes.get_ylim())
         to_points = 72 / axes.figure.dpi
         taken: list[tuple[float, float, float, float]] = []
         at = axes.transData.transform(places) * to_points

@@ -270,6 +270,11 @@ def test_a_map_is_drawn(tmp_path: Path) -> None:
         draw_map(str(tmp_path / name), places, words, "title")
         assert (tmp_path / name).stat().st_size > 1000
     assert "w0$_x$" in (tmp_path / "map.svg").read_text()
+    # Words that lie together leave room for the first of them alone.
+    crowd = np.concatenate([places[:29] * 1e-3, [[1.0, 1.0]]])
+    draw_map(str(tmp_path / "crowd.svg"), crowd, words, "title")
+    text = (tmp_path / "crowd.svg").read_text()
+    assert [word for word in words if f">{word}<" in text] == [words[0], words[29]]
 
 
 @pytest.mark.parametrize(
