@@ -72,6 +72,17 @@ def name_of_step(run_uri: str, step: int) -> ManifestName:
     return names[step]
 
 
+def name_of_choice(run_uri: str, step: int | None) -> ManifestName:
+    """The manifest that counts of ``step``, or of `best_step` where that is None.
+
+    Raises CheckpointError where there is none.
+    """
+    chosen = best_step(run_uri) if step is None else step
+    if chosen is None:
+        raise CheckpointError(f"{run_uri} has no complete checkpoint")
+    return name_of_step(run_uri, chosen)
+
+
 def best_step(run_uri: str) -> int | None:
     """Step of the checkpoint with the lowest validation loss; without any loss, the newest; None
     where there is no checkpoint.

@@ -188,23 +188,18 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     from dist_embed.checkpoint.catalogue import (
-        best_step,
-        name_of_step,
+        name_of_choice,
         open_checkpoints,
         read_manifest,
     )
     from dist_embed.checkpoint.export import export_checkpoint
-    from dist_embed.checkpoint.manifest import CheckpointError
     from dist_embed.checkpoint.read import describe_tensor
 
     _check_run(arguments.run)
-    step = best_step(arguments.run) if arguments.step is None else arguments.step
-    if step is None:
-        raise CheckpointError(f"{arguments.run} has no complete checkpoint")
     store = open_checkpoints(arguments.run)
-    manifest = read_manifest(store, name_of_step(arguments.run, step))
+    manifest = read_manifest(store, name_of_choice(arguments.run, arguments.step))
     written = export_checkpoint(store, manifest, Path(arguments.output), table=arguments.table)
-    print(f"step {step} of {arguments.run} → {arguments.output}")
+    print(f"step {manifest.step} of {arguments.run} → {arguments.output}")
     for name, info in written.items():
         print(f"  {name}  {describe_tensor(info)}")
 

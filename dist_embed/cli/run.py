@@ -15,9 +15,6 @@ from dist_embed.config.errors import RunStopped
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 
-# What a step, or a validation, may still take after the run was asked to stop.
-STEP_SECONDS = 60.0
-
 
 def add_commands(commands: Any) -> None:
     """Add this module's commands."""
@@ -66,7 +63,7 @@ def _train(
     config = load_config(path, overrides)
     if (launcher or config.cluster.launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)
-    from dist_embed.cluster.launch import cluster_address, launch
+    from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
     from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
     from dist_embed.observe.events import Screen
     from dist_embed.train.run_folder import check_run_folder
@@ -86,7 +83,7 @@ def _train(
     try:
         result = launch(
             TRAIN, config, {}, vocabulary_size=vocabulary_size, on_event=screen.show,
-            launcher=launcher, stop_seconds=2 * config.checkpoint.drain_seconds + STEP_SECONDS,
+            launcher=launcher, stop_seconds=stop_seconds(config),
         )  # fmt: skip
     finally:
         screen.close()

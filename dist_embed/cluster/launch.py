@@ -16,6 +16,9 @@ from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.parallel.device import resolve_device
 
+# What a step, or a validation, may still take after the run was asked to stop.
+STEP_SECONDS = 60.0
+
 
 def launch(
     task: str,
@@ -88,6 +91,11 @@ def launch(
         log_folder=log_folder,
         stop_seconds=stop_seconds,
     )
+
+
+def stop_seconds(config: Config) -> float:
+    """How long a training gets to end by itself when it is asked to stop."""
+    return 2 * config.checkpoint.drain_seconds + STEP_SECONDS
 
 
 def cluster_address(config: Config, launcher: Literal["ray", "local"] | None = None) -> str | None:

@@ -25,7 +25,7 @@ from dist_embed.data.prepare import tokenizer_name
 from dist_embed.data.token_shards import SIDES
 from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, UNKNOWN
 from dist_embed.embedding.memory import GIB, available_bytes
-from dist_embed.explore.table import RunTable
+from dist_embed.explore.table import Role, RunTable
 from dist_embed.model.transformer import positions
 from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import read_run_config
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 Quantization = Literal["int8", "int16", "float16", "bfloat16"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+ROLES: tuple[Role, ...] = get_args(Role)
 MAX_POSITIONS = 2048  # tokens of the longest sentence that the engine can read or write
 _NEVER = -1e9
 SETTINGS_NAME = "translation.json"
@@ -54,7 +55,8 @@ def export_ctranslate2(
         step: of which checkpoint; None: that with the lowest validation loss.
         quantization: of the weights; None: float32.
 
-    Returns the output layer's table. Holds the three tables in memory, twice. Not collective.
+    Returns the output layer's table. Holds every table in memory, and the engine's matrices beside
+    them. Not collective.
 
     Raises:
         UserError: the engine cannot express this model, or it does not fit into this memory.
@@ -64,7 +66,8 @@ def export_ctranslate2(
     if not output.parent.is_dir():
         raise UserError(f"{output}: the folder {output.parent} is not there")
     config = read_run_config(run_uri)
-    tables = {role: RunTable(run_uri, role, step) for role in ("source", "target", "output")}
+    first = RunTable(run_uri, "source", step)  # chooses for all: the run may be saving meanwhile
+    tables = {role: RunTable(run_uri, role, first.step) for role in ROLES} | {"source": first}
     _check_expressible(config, tables)
     spec = _spec(config, tables)
     spec.validate()
@@ -93,7 +96,7 @@ def export_ctranslate2(
     return tables["output"]
 
 
-def _check_expressible(config: Config, tables: dict[str, RunTable]) -> None:
+def _check_expressible(config: Config, tables: dict[Role, RunTable]) -> None:
     """Raises UserError for what the engine has no form for, or this machine no room."""
     if config.tokenizer.oov_buckets:
         raise UserError(
@@ -114,7 +117,7 @@ def _check_expressible(config: Config, tables: dict[str, RunTable]) -> None:
         )
 
 
-def _spec(config: Config, tables: dict[str, RunTable]) -> TransformerSpec:
+def _spec(config: Config, tables: dict[Role, RunTable]) -> TransformerSpec:
     from ctranslate2.specs import Activation
     from ctranslate2.specs import TransformerSpec as Spec
 
@@ -123,10 +126,12 @@ def _spec(config: Config, tables: dict[str, RunTable]) -> TransformerSpec:
         (model.encoder_layers, model.decoder_layers), model.heads, pre_norm=True,
         activation=Activation.RELU,
     )  # fmt: skip
-    matrices = {role: _in_order_of_ids(table) for role, table in tables.items()}
+    by_table = {table.table: table for table in tables.values()}
+    read = {name: _in_order_of_ids(table) for name, table in by_table.items()}
+    matrices = {role: read[table.table] for role, table in tables.items()}
     scale = math.sqrt(config.embedding.width)
     place = positions(0, MAX_POSITIONS, model.width, torch.device("cpu")).numpy()
-    sides: list[tuple[Any, str]] = [(spec.encoder, "source"), (spec.decoder, "target")]
+    sides: list[tuple[Any, Role]] = [(spec.encoder, "source"), (spec.decoder, "target")]
     for side, role in sides:
         side.scale_embeddings = False
         side.position_encodings.encodings = place

@@ -55,18 +55,16 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
             if number == 1:
                 continue
             raise UserError(f"{uri}, line {number}: expected two words and a number: {line!r}")
-        try:
-            pairs.append((table.id_of(fields[0]), table.id_of(fields[1])))
-        except UserError:
+        first, second = table.find(fields[0]), table.find(fields[1])
+        if first is None or second is None:
             unknown += 1
             continue
+        pairs.append((first, second))
         judged.append(value)
     if len(pairs) < 2:
         raise UserError(f"{uri}: the vocabulary knows {len(pairs)} of its pairs, 2 are needed")
-    ids = sorted({i for pair in pairs for i in pair})
-    place = {i: n for n, i in enumerate(ids)}
-    vectors = functional.normalize(table.rows_of(ids))
-    cosines = [float(vectors[place[a]] @ vectors[place[b]]) for a, b in pairs]
+    vectors = functional.normalize(table.rows_of([i for pair in pairs for i in pair]))
+    cosines = (vectors[0::2] * vectors[1::2]).sum(1).numpy()
     return Agreement(float(spearmanr(cosines, judged).statistic), len(pairs), unknown)
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from dist_embed.checkpoint.catalogue import (
-    best_step,
-    name_of_step,
+    name_of_choice,
     open_checkpoints,
     read_manifest,
 )
@@ -58,14 +57,12 @@ class RunTable:
 
     def __init__(self, run_uri: str, role: Role, step: int | None = None) -> None:
         config = read_run_config(run_uri)
-        chosen = best_step(run_uri) if step is None else step
-        if chosen is None:
-            raise CheckpointError(f"{run_uri} has no complete checkpoint")
-        self.run_uri, self.role, self.step = run_uri, role, chosen
+        self.run_uri, self.role = run_uri, role
         self.table = TABLE_OF_ROLE[config.model.share_embeddings][role]
         self.tokenizer = load_tokenizers(run_uri)[SIDE_OF_ROLE[role]]
         self.store = open_checkpoints(run_uri)
-        self.manifest = read_manifest(self.store, name_of_step(run_uri, chosen))
+        self.manifest = read_manifest(self.store, name_of_choice(run_uri, step))
+        self.step = self.manifest.step
         self._name = f"table.{self.table}.weight"
         self._reader = CheckpointReader(self.store, self.manifest)
         info = self.manifest.tensors[self._name]
@@ -80,12 +77,16 @@ class RunTable:
                 f"table {self.table} {info.num_rows:,} rows"
             )
 
+    def find(self, word: str) -> int | None:
+        """The id of a word; None where it is not known."""
+        found = self.tokenizer.id_of(SPACE + word)
+        return self.tokenizer.id_of(word) if found is None else found
+
     def id_of(self, word: str) -> int:
         """The id of a word. Raises UserError with what is near, where it is not known."""
-        for token in (SPACE + word, word):
-            found = self.tokenizer.id_of(token)
-            if found is not None:
-                return found
+        found = self.find(word)
+        if found is not None:
+            return found
         near = [
             self.word(i)
             for i in range(len(SPECIAL_TOKENS), min(self.num_words, 50_000))
@@ -112,18 +113,16 @@ class RunTable:
 
     def rows_of(self, ids: Sequence[int]) -> Tensor:
         """The vectors of some ids: [n, D] float32."""
-        rows = self._order.rows_of(torch.tensor(list(ids), dtype=torch.int64)).tolist()
-        if len(rows) <= _FEW_ROWS:
-            found = [self._reader.rows(self._name, row, 1).float() for row in rows]
-            return torch.cat(found) if found else torch.empty(0, self.width)
-        place = {i: n for n, i in enumerate(ids)}
-        result = torch.empty(len(place), self.width)
-        wanted = torch.tensor(sorted(place))
-        for strip_ids, vectors in self.strips():
-            inside = torch.isin(strip_ids, wanted).nonzero().squeeze(1)
-            for at in inside.tolist():
-                result[place[int(strip_ids[at])]] = vectors[at]
-        return result
+        wanted, place = torch.tensor(list(ids), dtype=torch.int64).unique(return_inverse=True)
+        found = torch.empty(len(wanted), self.width)
+        if len(wanted) <= _FEW_ROWS:
+            for at, row in enumerate(self._order.rows_of(wanted).tolist()):
+                found[at] = self._reader.rows(self._name, row, 1)[0]
+        else:
+            for strip_ids, vectors in self.strips():
+                inside = torch.isin(strip_ids, wanted)
+                found[torch.searchsorted(wanted, strip_ids[inside])] = vectors[inside]
+        return found[place]
 
     def parameter(self, name: str) -> Tensor:
         """A replicated parameter of the model, by its name in the checkpoint. Float32."""

@@ -21,6 +21,10 @@ from dist_embed.study.plan import (
 )
 from dist_embed.study.run import Outcome
 
+LOWER_IS_BETTER: tuple[Measure, ...] = (
+    "validation_perplexity", "gap", "parameters", "best_step", "steps_to_reference",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -182,11 +186,6 @@ def _judged(study: TrainingStudy, found: dict[str, dict[Measure, Summary]]) -> l
             f"({_named(expected.better)}) against {worse.text(form)} ({_named(expected.worse)})."
         )
     return lines
-
-
-LOWER_IS_BETTER: tuple[Measure, ...] = (
-    "validation_perplexity", "gap", "parameters", "best_step", "steps_to_reference",
-)  # fmt: skip
 
 
 def _named(levels: dict[str, str]) -> str:

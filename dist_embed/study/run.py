@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read_manifest
-from dist_embed.cluster.launch import cluster_address, launch
+from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
 from dist_embed.cluster.preparation import data_digest, ensure_data, with_absolute_paths
 from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.errors import RunStopped
@@ -88,7 +88,7 @@ def config_of(study: TrainingStudy, combination: Combination, seed: int) -> Conf
     config = load_config(study.base, overrides)
     # Runs that need the same data share it.
     data = storage.join(study.folder, "data", data_digest(config))
-    config = load_config(study.base, [*overrides, f"data.uri={data}"])
+    config = config.model_copy(update={"data": config.data.model_copy(update={"uri": data})})
     return with_absolute_paths(config, on_cluster=bool(cluster_address(config)))
 
 
@@ -97,10 +97,9 @@ def _train_and_score(
 ) -> Outcome:
     data = ensure_data(config, lambda text: on_event({"kind": "line", "text": text}))
     check_run_folder(config, force=False)
-    drain = 2 * config.checkpoint.drain_seconds + 60.0
     result = launch(
         TRAIN, config, {}, vocabulary_size=data.vocabulary_size, on_event=on_event,
-        stop_seconds=drain,
+        stop_seconds=stop_seconds(config),
     )  # fmt: skip
     if result["stopped"]:
         raise RunStopped(f"stopped as asked after step {result['steps']} of {config.run.uri}")
@@ -108,16 +107,23 @@ def _train_and_score(
         EVALUATE, config, {"split": "test", "step": None},
         vocabulary_size=data.vocabulary_size, on_event=on_event,
     )  # fmt: skip
-    return Outcome(
-        levels, seed, fingerprint(config), _measures(config.run.uri, found),
-        _validations(config.run.uri),
-    )  # fmt: skip
+    lines = read_metrics(config.run.uri)
+    validations = [
+        (line["step"], line["validation_loss"])
+        for line in lines
+        if line.get("validation_loss") is not None
+    ]
+    measures = _measures(config.run.uri, found, lines, dict(validations))
+    return Outcome(levels, seed, fingerprint(config), measures, validations)
 
 
-def _measures(run_uri: str, found: dict[str, Any]) -> dict[str, float]:
-    lines = read_metrics(run_uri)
+def _measures(
+    run_uri: str,
+    found: dict[str, Any],
+    lines: list[dict[str, Any]],
+    validations: dict[int, float],
+) -> dict[str, float]:
     step = int(found["step"])
-    validations = dict(_validations(run_uri))
     loss = validations[step]
     before = max((s for s in validations if s < step), default=0)
     trained = [line["nll"] for line in lines if "nll" in line and before < line["step"] <= step]
@@ -137,14 +143,6 @@ def _measures(run_uri: str, found: dict[str, Any]) -> dict[str, float]:
         "tokens_per_second": statistics.median(speeds),
         "best_step": step,
     }
-
-
-def _validations(run_uri: str) -> list[tuple[int, float]]:
-    return [
-        (line["step"], line["validation_loss"])
-        for line in read_metrics(run_uri)
-        if line.get("validation_loss") is not None
-    ]
 
 
 def _read(uri: str) -> Outcome | None:

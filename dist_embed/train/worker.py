@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_embed.checkpoint.catalogue import best_step, name_of_step, open_checkpoints
+from dist_embed.checkpoint.catalogue import name_of_choice, open_checkpoints
 from dist_embed.checkpoint.load import Loaded, load_checkpoint, load_newest
-from dist_embed.checkpoint.manifest import CheckpointError, ManifestName
+from dist_embed.checkpoint.manifest import ManifestName
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import HostCopy, TrainingState
@@ -343,11 +343,7 @@ def _load_for_inference(
     found: ManifestName | None = None
     with all_or_none(context.group):
         if context.group.is_first:  # chooses for all: the run may be saving and pruning meanwhile
-            wanted = context.options.get("step")
-            step = best_step(run_uri) if wanted is None else wanted
-            if step is None:
-                raise CheckpointError(f"{run_uri} has no complete checkpoint")
-            found = name_of_step(run_uri, step)
+            found = name_of_choice(run_uri, context.options.get("step"))
     chosen = f"{found.step} {found.generation}" if found else ""
     step, generation = map(int, same_text_from_first(chosen, context.group).split())
     vocabulary_size = {side: tokenizer.size for side, tokenizer in tokenizers.items()}

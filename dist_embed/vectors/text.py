@@ -38,7 +38,6 @@ class TextVectors:
         self.uri = uri
         self.num_stated: int | None = None
         self._first_byte = 0
-        self._first_line = 1
         with open_stream(self.uri) as file:
             head = read_up_to(file, BLOCK_BYTES, uri)
         if not head.strip():
@@ -52,7 +51,7 @@ class TextVectors:
                     f"{first[:80].decode(errors='replace')!r}"
                 )
             self.num_stated, self.width = stated
-            self._first_byte, self._first_line = len(first) + len(end), 2
+            self._first_byte = len(first) + len(end)
         else:
             self.width = _usual_width(head, uri)
 

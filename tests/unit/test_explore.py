@@ -96,6 +96,16 @@ def test_an_analogy_is_completed_by_another_word(tmp_path: Path) -> None:
     assert [word for word, _ in found] == ["queen", "tree"]  # special tokens are zero here
 
 
+@pytest.mark.usefixtures("strip_bytes")
+@pytest.mark.parametrize("count", [5, 300])
+def test_rows_come_as_they_are_asked_for_also_twice(
+    run: str, vectors: dict[str, Tensor], count: int
+) -> None:
+    ids = np.random.default_rng(0).integers(0, len(SOURCE) + 4, count).tolist()
+    ids[-1] = ids[0]
+    assert torch.equal(RunTable(run, "source").rows_of(ids), vectors["source"][ids])
+
+
 def test_an_unknown_word_is_named_with_what_is_near(run: str) -> None:
     with pytest.raises(UserError, match=r"'naive' is not in the source vocabulary.*near it: naïve"):
         neighbors(RunTable(run, "source"), ["naive"], 3)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dist_embed.cluster import launch as launching
+from dist_embed.cluster.preparation import with_absolute_paths
 from dist_embed.cluster.work import TRAIN
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
@@ -95,3 +96,20 @@ def test_a_block_of_logits_larger_than_memory_is_refused(monkeypatch: pytest.Mon
     without_gpu(monkeypatch)
     with pytest.raises(UserError, match=r"needs about.*model.logits_block_mib \(1e\+07 MiB\)"):
         launch(monkeypatch, model={"logits_block_mib": 1e7})
+
+
+def test_files_of_vectors_are_found_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/tmp")
+    file = {"uri": "v.npy", "words": "s3://bucket/words.txt", "format": "npy"}
+    config = config_from_dict(
+        {"run": {"uri": "s3://bucket/run"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
+         "embedding": {"tables": {"source": {"pretrained": file}}}}
+    )  # fmt: skip
+    source = with_absolute_paths(config, on_cluster=False).embedding.tables.source
+    assert source is not None
+    assert source.pretrained is not None
+    assert (source.pretrained.uri, source.pretrained.words) == ("/tmp/v.npy", file["words"])
+    with pytest.raises(
+        UserError, match=r"tables\.source\.pretrained\.uri: 'v\.npy' is not allowed"
+    ):
+        with_absolute_paths(config, on_cluster=True)
