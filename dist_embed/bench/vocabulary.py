@@ -130,8 +130,10 @@ def vocabulary_report(
     """Time ``words`` at each of ``widths``, and at ``against`` words plain PyTorch beside us.
 
     Raises:
-        UserError: fewer words than samples.
+        UserError: fewer words than samples, or nothing to do.
     """
+    if not words and not against and not find_largest:
+        raise UserError("--words: no size is given, and --against 0 leaves nothing to measure")
     for num_words in (*words, *([against] if against else [])):
         if num_words <= num_samples:
             raise UserError(f"--samples: {num_samples} is not allowed with {num_words} words")

@@ -1,0 +1,162 @@
+"""``dist-embed bench`` of what is read and written: checkpoint, pretrained, export."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from typing import Any
+
+from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
+from dist_embed.cli.trained_run import add_worker_options, on_workers, run_config
+
+
+def add_kinds(kinds: Any) -> None:
+    """Add this module's measurements."""
+    for add in (_add_checkpoint, _add_pretrained, _add_export):
+        add(kinds)
+
+
+def _add_checkpoint(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "checkpoint", help="saving and loading a table, against the store's client and DCP"
+    )
+    parser.add_argument(
+        "uris", nargs="+", metavar="URI", help="folders or URLs to write below, each measured"
+    )
+    parser.add_argument("--rows", type=at_least(1), default=10_000_000, help="default 10⁷")
+    parser.add_argument("--width", type=at_least(1), default=64, help="default 64")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="default 2")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
+    add_json_option(parser)
+    parser.set_defaults(call=_checkpoint)
+
+
+def _checkpoint(arguments: argparse.Namespace) -> None:
+    from dist_embed.bench.checkpoint import measure_checkpoint
+    from dist_embed.bench.report import print_table
+    from dist_embed.embedding.memory import GIB
+    from dist_embed.storage.uri import absolute
+
+    figures = measure_checkpoint(
+        [absolute(uri) for uri in arguments.uris], num_rows=arguments.rows, width=arguments.width,
+        num_workers=arguments.workers, rounds=arguments.rounds, say=print,
+    )  # fmt: skip
+    print(
+        f"{figures['rows']:,} rows × {figures['width']} with optimizer state, "
+        f"{figures['total_bytes'] / GIB:.2f} GiB, {figures['workers']} workers; "
+        f"median of {arguments.rounds} rounds"
+    )
+    rows = []
+    for uri, found in figures["stores"].items():
+        store = uri.split("://")[0] if "://" in uri else "local"
+        for what, seconds in found["seconds"].items():
+            speed = "" if "stall" in what else f"{figures['total_bytes'] / GIB / seconds:.2f}"
+            extra = f"{found['extra_bytes'][what] / GIB:.2f}"
+            rows.append([store, what, f"{seconds:.2f}", speed, _compared(what, found), extra])
+    print_table(["store", "", "seconds", "GiB/s", "compared", "extra GiB per worker"], rows)
+    print(f"a worker's shard: {figures['shard_bytes'] / GIB:.2f} GiB")
+    for uri, found in figures["stores"].items():
+        print(
+            f"{uri}: bytes read / needed by one worker more: {found['bytes_read_per_needed']:.4f}"
+        )
+    write_figures(arguments, figures)
+
+
+_STALLS = ("stall, first", "stall")
+
+
+def _compared(what: str, found: dict[str, Any]) -> str:
+    """A row's time beside that of what it is to be compared with."""
+    if what not in ("save", "load", "load, first", "DCP save", "DCP load", *_STALLS):
+        return ""
+    against = "save" if what in _STALLS else "client get" if "load" in what else "client put"
+    ratio = found["seconds"][against] / found["seconds"][what]
+    if what in _STALLS:
+        return f"{1 / ratio:.1%} of the time of {against}"
+    return f"{ratio:.2f} × the speed of {against}"
+
+
+def _add_pretrained(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "pretrained", help="how fast a table starts from a file of vectors, and in what memory"
+    )
+    parser.add_argument("--words", type=at_least(1), default=1_000_000, help="default 10⁶")
+    parser.add_argument("--width", type=at_least(1), default=300, help="default 300")
+    parser.add_argument(
+        "--format", choices=("glove", "word2vec", "word2vec-bin"), default="glove",
+        help="of the file that is written for it; default glove",
+    )  # fmt: skip
+    parser.add_argument("--folder", metavar="DIR", help="for the file; default: a temporary one")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="default 2")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
+    add_json_option(parser)
+    parser.set_defaults(call=_pretrained)
+
+
+def _pretrained(arguments: argparse.Namespace) -> None:
+    from dist_embed.bench.pretrained import measure_pretrained
+    from dist_embed.bench.report import print_table
+    from dist_embed.embedding.memory import GIB
+
+    with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="dist_embed-bench-") as folder:
+        figures = measure_pretrained(
+            folder, num_words=arguments.words, width=arguments.width, format=arguments.format,
+            num_workers=arguments.workers, rounds=arguments.rounds, say=print,
+        )  # fmt: skip
+    print(
+        f"{figures['words']:,} vectors of width {figures['width']} as {figures['format']}, "
+        f"{figures['file_bytes'] / GIB:.2f} GiB, {figures['workers']} workers; "
+        f"median of {arguments.rounds} rounds"
+    )
+    rows = [
+        [way, f"{statistics.median(found['seconds']):.1f}",
+         f"{figures['rows_per_second'][way]:,.0f}",
+         f"{max(found['extra_bytes']) / 2**20:,.0f}"]
+        for way, found in figures["ways"].items()
+    ]  # fmt: skip
+    print_table(["who reads", "seconds", "rows/s", "MiB per worker beyond its shard"], rows)
+    write_figures(arguments, figures)
+
+
+def _add_export(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "export", help="a run's translator in CTranslate2, float32 and int8, beside ours"
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's folder or URL")
+    parser.add_argument("--split", default="test", help="test (default) or validation")
+    parser.add_argument("--step", type=int, help="checkpoint; default: lowest validation loss")
+    add_worker_options(parser)
+    add_json_option(parser)
+    parser.set_defaults(call=_export)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from dist_embed.bench.export import measure_engine
+    from dist_embed.bench.report import print_table
+    from dist_embed.cluster.work import EVALUATE
+    from dist_embed.data.token_shards import PreparedData, read_texts
+
+    config = run_config(arguments.run, arguments)
+    options = {"split": arguments.split, "step": arguments.step}
+    result = on_workers(EVALUATE, config, options, arguments.launcher)
+    data = PreparedData.read(config.data.uri)
+    sources, references = read_texts(config.data.uri, data.splits[arguments.split])
+    found = measure_engine(
+        config, result["step"], sources, references, result["translations"], [None, "int8"]
+    )
+    print(
+        f"{arguments.split} of {arguments.run}, checkpoint of step {result['step']}: "
+        f"{len(sources):,} sentences, beam {config.search.beam}"
+    )
+    rows = [
+        [f"dist_embed, {config.cluster.num_workers} workers", "", f"{result['bleu']:.2f}",
+         f"{result['sentences_per_second']:.1f}", ""],
+        *([f"CTranslate2 {one.kind}", f"{100 * one.same / len(sources):.1f} %", f"{one.bleu:.2f}",
+           f"{one.sentences_per_second:.1f}", f"{one.model_bytes / 2**20:.1f}"] for one in found),
+    ]  # fmt: skip
+    print_table(["", "translated as by us", "BLEU", "sentences/s", "MiB"], rows)
+    ours = {key: result[key] for key in ("bleu", "sentences_per_second", "step")}
+    write_figures(arguments, {"ours": ours, "engine": [asdict(one) for one in found]})

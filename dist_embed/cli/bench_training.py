@@ -1,0 +1,197 @@
+"""``dist-embed bench`` of training steps: baseline, launchers, vocabulary, balance."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from typing import Any
+
+from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
+from dist_embed.cli.config import add_config_arguments
+from dist_embed.config.load import load_config
+
+
+def add_kinds(kinds: Any) -> None:
+    """Add this module's measurements."""
+    for add in (_add_baseline, _add_launchers, _add_vocabulary, _add_balance):
+        add(kinds)
+
+
+def _add_baseline(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "baseline", help="training speed against a plain PyTorch DDP model, side by side"
+    )
+    _add_run_options(parser, rounds=5, steps=20)
+    parser.set_defaults(call=_baseline)
+
+
+def _baseline(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from dist_embed.bench.report import print_table
+    from dist_embed.cluster.launch import launch
+    from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
+    from dist_embed.cluster.work import BASELINE
+    from dist_embed.parallel.device import has_native_bf16, resolve_device
+
+    config = load_config(arguments.config, arguments.overrides)
+    config = with_absolute_paths(config, on_cluster=False)
+    data = ensure_data(config, print)
+    bf16 = has_native_bf16(torch.device(resolve_device(config.cluster.device)))
+    options = {"rounds": arguments.rounds, "steps": arguments.steps, "bf16": bf16}
+    figures = launch(
+        BASELINE, config, options, vocabulary_size=data.vocabulary_size,
+        on_event=lambda event: print(event["text"]), launcher="local",
+    )  # fmt: skip
+    speeds = figures["tokens_per_second"]
+    plain = speeds["plain DDP fp32"]
+    rows = [
+        [
+            name,
+            f"{speed:,.0f}",
+            f"{min(figures['all_rounds'][name]):,.0f} to {max(figures['all_rounds'][name]):,.0f}",
+            f"{speed / plain:.2f}",
+        ]
+        for name, speed in speeds.items()
+    ]
+    print(
+        f"{figures['workers']} workers × {figures['threads_per_worker']} threads on "
+        f"{figures['device']}; median of {arguments.rounds} rounds of {arguments.steps} steps"
+    )
+    print_table(["", "target tokens/s", "range", "ratio to plain DDP fp32"], rows)
+    write_figures(arguments, figures, device=figures["device"])
+
+
+def _add_launchers(kinds: Any) -> None:
+    parser = kinds.add_parser("launchers", help="time per step under Ray and under `local`")
+    _add_run_options(parser, rounds=3, steps=100)
+    parser.set_defaults(call=_launchers)
+
+
+def _launchers(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from dist_embed.bench.launchers import measure_launchers
+    from dist_embed.bench.report import print_table
+    from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
+    from dist_embed.parallel.device import device_name, resolve_device
+
+    config = load_config(arguments.config, arguments.overrides)
+    config = with_absolute_paths(config, on_cluster=False)
+    data = ensure_data(config, print)
+    with tempfile.TemporaryDirectory(prefix="dist_embed-bench-") as folder:
+        figures = measure_launchers(
+            config, data.vocabulary_size, rounds=arguments.rounds, steps=arguments.steps,
+            folder_uri=folder, say=print,
+        )  # fmt: skip
+    seconds = figures["step_seconds"]
+    rows = [
+        [name, f"{value * 1000:.1f}", f"{value / seconds['local']:.3f}"]
+        for name, value in seconds.items()
+    ]
+    print_table(["launcher", "ms per step", "ratio to local"], rows)
+    device = torch.device(resolve_device(config.cluster.device))
+    write_figures(arguments, figures, device=device_name(device))
+
+
+def _add_run_options(parser: argparse.ArgumentParser, *, rounds: int, steps: int) -> None:
+    add_config_arguments(parser)
+    parser.add_argument("--rounds", type=at_least(1), default=rounds, help=f"default {rounds}")
+    parser.add_argument(
+        "--steps", type=at_least(20), default=steps, help=f"per round, 20 or more; default {steps}"
+    )
+    add_json_option(parser)
+
+
+def _add_vocabulary(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "vocabulary", help="a whole training step by the size of the vocabulary, beside PyTorch's"
+    )
+    parser.add_argument(
+        "--words", type=at_least(2), nargs="*", default=[100_000, 10_000_000], metavar="V",
+        help="sizes of source, target and output table; default 10⁵ and 10⁷; none: see --against",
+    )  # fmt: skip
+    parser.add_argument(
+        "--widths", type=at_least(1), nargs="+", default=[64, 128], metavar="D",
+        help="default 64 and 128",
+    )  # fmt: skip
+    parser.add_argument(
+        "--against", type=int, default=1_000_000, metavar="V",
+        help="size at which nn.Embedding does the same; 0: nowhere; default 10⁶",
+    )  # fmt: skip
+    parser.add_argument("--tokens", type=at_least(1), default=2048, help="per worker; 2048")
+    parser.add_argument(
+        "--full-tokens", type=at_least(1), default=256,
+        help="per worker where the full softmax is compared, whose logits take memory; 256",
+    )  # fmt: skip
+    parser.add_argument("--samples", type=at_least(1), default=8192, help="default 8192")
+    parser.add_argument("--workers", type=at_least(1), default=2, help="default 2")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
+    parser.add_argument("--steps", type=at_least(1), default=20, help="per round; default 20")
+    parser.add_argument(
+        "--largest", action="store_true",
+        help="also find the largest vocabulary of each kind by filling this machine's memory",
+    )  # fmt: skip
+    add_json_option(parser)
+    parser.set_defaults(call=_vocabulary)
+
+
+def _vocabulary(arguments: argparse.Namespace) -> None:
+    from dist_embed.bench.report import print_table
+    from dist_embed.bench.vocabulary import vocabulary_report
+
+    figures = vocabulary_report(
+        arguments.words, arguments.widths, against=arguments.against, tokens=arguments.tokens,
+        full_tokens=arguments.full_tokens, num_samples=arguments.samples,
+        num_workers=arguments.workers, rounds=arguments.rounds, steps=arguments.steps,
+        find_largest=arguments.largest, say=print,
+    )  # fmt: skip
+    for title, header, rows in figures.tables():
+        print(f"\n{title}\n")
+        print_table(header, rows)
+    write_figures(arguments, figures.to_dict())
+
+
+def _add_balance(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "balance", help="how evenly the lookups of a step fall on the shards (a simulation)"
+    )
+    parser.add_argument(
+        "--rows", type=at_least(1), nargs="+", default=[1_000_000, 10_000_000], metavar="V",
+        help="sizes of the table; default 10⁶ and 10⁷",
+    )  # fmt: skip
+    parser.add_argument(
+        "--shards", type=at_least(1), nargs="+", default=[2, 8, 64, 1024], metavar="W",
+        help="default 2, 8, 64 and 1024",
+    )  # fmt: skip
+    parser.add_argument("--tokens", type=at_least(1), default=8192, help="per worker; default 8192")
+    parser.add_argument("--steps", type=at_least(1), default=20, help="default 20")
+    parser.add_argument("--plot", metavar="FILE", help="draw the worst steps there; .svg or .png")
+    add_json_option(parser)
+    parser.set_defaults(call=_balance)
+
+
+def _balance(arguments: argparse.Namespace) -> None:
+    from dist_embed.bench.balance import (
+        balance_figures,
+        balance_report,
+        balance_table,
+        plot_balance,
+    )
+    from dist_embed.bench.report import print_table
+    from dist_embed.observe.plot import check_plot_path
+
+    if arguments.plot:
+        check_plot_path(arguments.plot)
+    found = balance_report(
+        arguments.rows, arguments.shards, tokens=arguments.tokens, steps=arguments.steps,
+        say=print,
+    )  # fmt: skip
+    print(
+        "rows asked of the fullest shard ÷ mean over shards; "
+        f"{arguments.tokens:,} tokens a worker, {arguments.steps} steps"
+    )
+    print_table(*balance_table(found))
+    write_figures(arguments, balance_figures(found, arguments.tokens))
+    if arguments.plot:
+        plot_balance(found, arguments.plot)

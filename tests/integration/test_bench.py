@@ -1,0 +1,83 @@
+"""The benchmarks, so small that their figures mean nothing: they run, and say what they promise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import Command
+
+FEW = ["--workers", "2", "--rounds", "1"]
+
+
+def figures_of(path: Path) -> Any:
+    return json.loads(path.read_text())["figures"]
+
+
+@pytest.mark.heavy
+def test_vocabulary_alone_and_beside_plain_pytorch(dist_embed: Command, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    shown = dist_embed(
+        "bench", "vocabulary", "--words", "600", "900", "--widths", "8", "--against", "700",
+        "--tokens", "64", "--full-tokens", "32", "--samples", "50", "--steps", "2", *FEW,
+        "--json", str(out),
+    ).stdout  # fmt: skip
+    found = figures_of(out)
+    assert [[one["case"]["num_words"] for one in group] for group in found["speeds"]] == [
+        [600, 900], [700, 700], [700, 700],
+    ]  # fmt: skip
+    for kind in ("dist_embed, sampled", "nn.Embedding(sparse), sampled", "full softmax"):
+        assert kind in shown
+    phases = [set(one["peaks"]) for one in found["memory"]]
+    assert {"built", "trained", "saved", "loaded"} in phases  # ours
+    assert {"built", "trained"} in phases  # theirs
+
+
+def test_a_benchmark_of_nothing_is_refused(at_once: Callable[..., str]) -> None:
+    said = at_once("bench", "vocabulary", "--words", "--against", "0")
+    assert "--words: no size is given" in said
+    assert "0 is not allowed: at least 1" in at_once("bench", "vocabulary", "--rounds", "0")
+
+
+@pytest.mark.heavy
+def test_checkpoint_beside_the_stores_client(dist_embed: Command, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    uri = str(tmp_path / "store")
+    dist_embed("bench", "checkpoint", uri, "--rows", "2000", "--width", "8", *FEW,
+               "--json", str(out))  # fmt: skip
+    store = figures_of(out)["stores"][uri]
+    assert {"save", "load", "stall", "DCP save", "DCP load"} <= set(store["seconds"])
+    assert store["bytes_read_per_needed"] >= 1
+
+
+@pytest.mark.heavy
+def test_steps_beside_plain_ddp(config: str, dist_embed: Command, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    dist_embed("bench", "baseline", config, "--rounds", "1", "--json", str(out))
+    speeds = figures_of(out)["tokens_per_second"]
+    assert speeds["plain DDP fp32"] > 0
+    assert len(speeds) > 1
+
+
+@pytest.mark.heavy
+def test_benchmarks_of_what_goes_in_and_out(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    loaded = tmp_path / "loaded.json"
+    dist_embed("bench", "pretrained", "--words", "3000", "--width", "8", "--rounds", "1",
+               "--folder", str(tmp_path), "--json", str(loaded))  # fmt: skip
+    figures = json.loads(loaded.read_text())["figures"]
+    assert set(figures["rows_per_second"]) == {"each its part", "everyone all"}
+    assert all(speed > 0 for speed in figures["rows_per_second"].values())
+    dist_embed("train", config)
+    written = tmp_path / "engine.json"
+    dist_embed("bench", "export", str(tmp_path / "run"), "--json", str(written))
+    engine = json.loads(written.read_text())["figures"]["engine"]
+    assert [one["kind"] for one in engine] == ["float32", "int8"]
+    # So short a run writes sentences up to the limits of length, which differ.
+    assert all(0 <= one["bleu"] <= 100 and one["sentences_per_second"] > 0 for one in engine)
+    assert engine[1]["model_bytes"] < engine[0]["model_bytes"]
