@@ -78,17 +78,16 @@ class Report:
             yield "Largest vocabulary of this machine:", ["", "trains", "does not"], rows
 
     def _speed_table(self, group: list[tuple[Case, list[float]]]) -> Table:
-        first = median(group[0][1])
+        first = group[0][1]
         rows = [
             [case.kind, f"{case.num_words:,}", str(case.width), str(case.tokens),
              f"{median(seconds) * 1e3:.1f}",
-             f"{min(seconds) * 1e3:.1f} to {max(seconds) * 1e3:.1f}",
-             f"{median(seconds) / first:.2f}"]
+             f"{min(seconds) * 1e3:.1f} to {max(seconds) * 1e3:.1f}", *_compared(seconds, first)]
             for case, seconds in group
         ]  # fmt: skip
         return (
             "Time of a whole training step, in turns, each time in processes of its own:",
-            ["", "words", "width", "tokens per worker", "ms per step", "range", "ratio"],
+            ["", "words", "width", "tokens per worker", "ms per step", "range", "ratio", "range"],
             rows,
         )
 
@@ -144,6 +143,7 @@ def vocabulary_report(
     groups = [[case(SAMPLED, n, width, tokens) for n in words] for width in widths]
     if against:
         groups.append([case(k, against, widths[0], tokens) for k in (SAMPLED, SPARSE)])
+    if against and full_tokens:
         groups.append([case(k, against, widths[0], full_tokens) for k in (SAMPLED, FULL)])
     memory: list[tuple[Case, Peaks | None]] = []
     for one in dict.fromkeys(one for group in groups for one in group):
@@ -160,13 +160,22 @@ def vocabulary_report(
         speeds.append(list(zip(alive, seconds, strict=True)))
     found_largest: dict[str, tuple[int, int]] = {}
     if find_largest:
-        for kind in KINDS:
+        for kind in KINDS if full_tokens else (SAMPLED, SPARSE):
             of_tokens = full_tokens if kind == FULL else tokens
             found_largest[kind] = largest(
                 partial(_sized, case(kind, 0, widths[0], of_tokens)), num_workers=num_workers,
                 say=say,
             )  # fmt: skip
     return Report(num_workers, [group for group in speeds if group], memory, found_largest)
+
+
+def _compared(seconds: list[float], first: list[float]) -> list[str]:
+    """The median over rounds of the ratio to the first case of the same round, and its range.
+
+    The machine's speed may change between rounds; within one it hardly has the time to.
+    """
+    ratios = [one / other for one, other in zip(seconds, first, strict=True)]
+    return [f"{median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"]
 
 
 def _sized(case: Case, num_words: int) -> Case:

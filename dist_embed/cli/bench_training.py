@@ -121,8 +121,9 @@ def _add_vocabulary(kinds: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--tokens", type=at_least(1), default=2048, help="per worker; 2048")
     parser.add_argument(
-        "--full-tokens", type=at_least(1), default=256,
-        help="per worker where the full softmax is compared, whose logits take memory; 256",
+        "--full-tokens", type=at_least(0), default=256,
+        help="per worker where the full softmax is compared, whose logits take memory; 0: not "
+        "compared; default 256",
     )  # fmt: skip
     parser.add_argument("--samples", type=at_least(1), default=8192, help="default 8192")
     parser.add_argument("--workers", type=at_least(1), default=2, help="default 2")
