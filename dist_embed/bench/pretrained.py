@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from dist_embed.observe.quiet import redirect_output
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.group import joined_group
-from dist_embed.vectors.fasttext_binary import FastTextBinary
+from dist_embed.vectors.fasttext_binary import MAGIC
 from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.match import VocabularyKeys
@@ -35,7 +36,9 @@ LOG_FOLDER = Path(tempfile.gettempdir()) / f"dist_embed-{os.getuid()}" / "bench"
 TIMEOUT_SECONDS = 900.0
 _BLOCK_ROWS = 10_000
 Say = Callable[[str], None]
-MeasuredFormat = Literal["glove", "word2vec", "word2vec-bin"]
+MeasuredFormat = Literal["glove", "word2vec", "word2vec-bin", "fasttext-bin"]
+
+FASTTEXT_BUCKETS = 500_000
 
 
 class EveryoneReadsAll(TableStart):
@@ -43,9 +46,8 @@ class EveryoneReadsAll(TableStart):
     nothing is exchanged.
     """
 
-    def wanted(self, file: VectorFile | FastTextBinary, keys: VocabularyKeys) -> Iterator[Entries]:
+    def wanted(self, file: VectorFile, keys: VocabularyKeys) -> Iterator[Entries]:
         """The entries of own rows."""
-        assert not isinstance(file, FastTextBinary)
         shard = self.shard
         for stretch in file.stretches(0, 1):
             found = keys.match(stretch.words)
@@ -54,6 +56,7 @@ class EveryoneReadsAll(TableStart):
             yield Entries(
                 rows[mine],
                 stretch.origin + found.places[mine],
+                found.counted[mine],
                 stretch.vectors(found.places[mine].tolist()),
             )
             self.count_entries(len(stretch.words) if self.is_first else 0)
@@ -75,20 +78,28 @@ def measure_pretrained(
         rounds: times each way is measured, in turns.
         say: takes lines of progress.
 
+    A fastText model is read by every worker in any case, so there is one way; its words have
+    n-grams of three letters in `FASTTEXT_BUCKETS` buckets.
+
     Returns seconds and extra bytes of the fullest worker by way, and the sizes.
     """
     uri, vocabulary = f"{folder}/vectors", f"{folder}/tokenizer.json"
     say(f"writing {num_words:,} × {width} as {format}")
-    write_vectors(uri, format, _random_blocks(num_words, width), num_words=num_words, width=width)
+    if format == "fasttext-bin":
+        _write_fasttext(uri, num_words, width)
+    else:
+        blocks = _random_blocks(num_words, width)
+        write_vectors(uri, format, blocks, num_words=num_words, width=width)
     words = [f"{SPACE}{word}" for word in _words(0, num_words)]
     tokenizer = Tokenizer.from_words(words, lowercase=False, split_punctuation=False)
     Path(vocabulary).write_text(tokenizer.to_json(), encoding="utf-8")
     del words, tokenizer
+    ways: tuple[Way, ...] = ("everyone all",) if format == "fasttext-bin" else WAYS
     found: dict[str, dict[str, list[float]]] = {
-        way: {"seconds": [], "extra_bytes": []} for way in WAYS
+        way: {"seconds": [], "extra_bytes": []} for way in ways
     }
     for number in range(rounds):
-        for way in WAYS:
+        for way in ways:
             seconds, extra = launch_local(
                 _measure, (way, uri, vocabulary, format, width), num_workers=num_workers,
                 on_event=lambda event: say(event["text"]), log_folder=str(LOG_FOLDER),
@@ -120,7 +131,8 @@ def _measure(
         shard = shard_of(spec.num_rows, group.rank, group.num_workers)
         weight = torch.zeros(shard.num_rows, width)
         weight.fill_(1.0)  # so that its memory is there before
-        kind = TableStart if way == "each its part" else EveryoneReadsAll
+        changed = way == "everyone all" and format != "fasttext-bin"
+        kind = EveryoneReadsAll if changed else TableStart
         start = kind(
             weight, spec, shard, group, tokenizer, StartSettings(), seed=1, fresh_scale=1.0
         )
@@ -132,7 +144,7 @@ def _measure(
         coverage = start.fill(file, counts)
         sum_over_workers(torch.zeros(1), group)
         seconds = time.perf_counter() - started
-        assert coverage.entries == tokenizer.size - 4
+        assert coverage.entries == coverage.words
         assert sum(coverage.found_words.values()) == coverage.words
         extra = torch.tensor(float(peak_bytes() - before))
         torch.distributed.all_reduce(
@@ -143,6 +155,24 @@ def _measure(
 
 def _words(first: int, end: int) -> list[str]:
     return [f"w{number:x}" for number in range(first, end)]
+
+
+def _write_fasttext(uri: str, num_words: int, width: int) -> None:
+    """A model of random values."""
+    with open(uri, "wb") as file:
+        # Magic, version; width, window, epochs, least count, negatives, n-grams of words, loss,
+        # model, buckets, shortest and longest n-gram, updates; sampling threshold.
+        settings = (width, 5, 5, 1, 5, 1, 1, 2, FASTTEXT_BUCKETS, 3, 3, 100, 1e-4)
+        file.write(MAGIC + struct.pack("<i12id", 12, *settings))
+        file.write(struct.pack("<iiiqq", num_words, num_words, 0, num_words, -1))
+        for word in _words(0, num_words):
+            file.write(word.encode() + b"\0" + struct.pack("<qb", 1, 0))
+        rows = num_words + FASTTEXT_BUCKETS
+        file.write(struct.pack("<?qq", False, rows, width))
+        generator = np.random.default_rng(1)
+        for first in range(0, rows, _BLOCK_ROWS):
+            count = min(_BLOCK_ROWS, rows - first)
+            file.write(generator.standard_normal((count, width), dtype=np.float32).tobytes())
 
 
 def _random_blocks(num_words: int, width: int) -> Iterator[Block]:

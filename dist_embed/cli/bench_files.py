@@ -84,7 +84,8 @@ def _add_pretrained(kinds: Any) -> None:
     parser.add_argument("--words", type=at_least(1), default=1_000_000, help="default 10⁶")
     parser.add_argument("--width", type=at_least(1), default=300, help="default 300")
     parser.add_argument(
-        "--format", choices=("glove", "word2vec", "word2vec-bin"), default="glove",
+        "--format", choices=("glove", "word2vec", "word2vec-bin", "fasttext-bin"),
+        default="glove",
         help="of the file that is written for it; default glove",
     )  # fmt: skip
     parser.add_argument("--folder", metavar="DIR", help="for the file; default: a temporary one")

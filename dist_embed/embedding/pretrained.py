@@ -3,14 +3,15 @@
 Every worker reads its own part of the file, matches its words with the vocabulary, parses the
 vectors of those that match, and sends each to the worker that holds the row. So the file is read
 and parsed once by all workers together, and nobody ever holds more of it than a stretch
-(docs/decisions/0014-pretrained-vectors.md).
+(docs/decisions/0014-pretrained-vectors.md). A fastText model is another matter:
+`dist_embed.embedding.composed_rows`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_embed.config.errors import UserError
-from dist_embed.data.tokenizer import END, PAD, SPACE, START, Tokenizer
+from dist_embed.data.tokenizer import END, PAD, SPACE, SPECIAL_TOKENS, START, Tokenizer
+from dist_embed.embedding.composed_rows import Basis, ComposedRows
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import Shard, TableSpec
 from dist_embed.parallel.collectives import (
@@ -41,7 +43,7 @@ Project = Literal["no", "pca", "random"]
 _RANK_SHIFT = 48
 _NONE = np.iinfo(np.int64).max
 _FILL_ROWS = 2**14
-_COMPOSED_BYTES = 64 * 2**20
+_BASIS_ROWS = 2**14  # of each worker, where a fastText model's vectors are projected
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,35 @@ class Entries:
     Attributes:
         rows: [n] rows of the whole table.
         priorities: [n].
+        counted: [n] whether the pair of entry and row is the one by which the entry is counted.
         vectors: [n, D of the file].
     """
 
     rows: NDArray[np.int64]
     priorities: NDArray[np.int64]
+    counted: NDArray[np.bool_]
     vectors: Vectors
+
+
+class Spread:
+    """Sums of which the main directions of some vectors follow.
+
+    Attributes:
+        count: vectors.
+        total: [D] their sum.
+        squares: [D, D] sum of their outer products with themselves.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count, self.total, self.squares = 0, np.zeros(width), np.zeros((width, width))
+
+    def add(self, vectors: Vectors) -> None:
+        """Add some: [n, D]."""
+        for first in range(0, len(vectors), 2**12):
+            some = vectors[first : first + 2**12].astype(np.float64)
+            self.count += len(some)
+            self.total += some.sum(0)
+            self.squares += some.T @ some
 
 
 class TableStart:
@@ -111,7 +136,8 @@ class TableStart:
         self._tokenizer, self._settings = tokenizer, settings
         self._seed, self._fresh_scale = seed, fresh_scale
         self._best = np.full(shard.num_rows, _NONE, dtype=np.int64)
-        self._same_rank = np.zeros(shard.num_rows, dtype=np.int64)
+        # Entries by rank and row: each pair of them stands for one way to write a word.
+        self._seen = np.zeros((2 + len(settings.forms), shard.num_rows), dtype=np.int32)
         self._entries = 0
         self._saw_pieces = False
 
@@ -130,24 +156,28 @@ class TableStart:
         """
         self._check_settings(file)
         keys = VocabularyKeys(self._tokenizer, self._settings.forms)
-        basis = None
-        if file.width != self._spec.width:
-            basis = self._basis(file, keys)
+        if isinstance(file, FastTextBinary):
+            self._compose(file, keys)
+        else:
+            self._read(file, keys)
+        self._drop_words_that_look_like_pieces()
+        total = self._sum([self._entries, int(np.maximum(self._seen - 1, 0).sum())])
+        if not isinstance(file, FastTextBinary):
+            check_count(file, int(total[0]))
+        self._finish_rows(file)
+        return self._coverage(file, counts, int(total[0]), int(total[1]))
+
+    def _read(self, file: VectorFile, keys: VocabularyKeys) -> None:
+        """Write the vectors of the words found to their rows. Collective."""
+        basis = self._basis(file, keys) if file.width != self._spec.width else None
         entries = self.wanted(file, keys)
         done = False
         while not done:
             with all_or_none(self._group):
                 some = next(entries, None)
                 if some is not None and basis is not None:
-                    projected = (some.vectors - basis[0]) @ basis[1]
-                    some = Entries(some.rows, some.priorities, projected.astype(np.float32))
+                    some = replace(some, vectors=basis.project(some.vectors))
             done = self._deliver(some)
-        self._drop_words_that_look_like_pieces()
-        total = self._sum([self._entries, self._duplicates])
-        if not isinstance(file, FastTextBinary):
-            check_count(file, int(total[0]))
-        self._finish_rows(file)
-        return self._coverage(file, counts, int(total[0]), int(total[1]))
 
     def _check_settings(self, file: VectorFile | FastTextBinary) -> None:
         settings, width = self._settings, self._spec.width
@@ -168,11 +198,8 @@ class TableStart:
                 "of words; set it to random or mean"
             )
 
-    def wanted(self, file: VectorFile | FastTextBinary, keys: VocabularyKeys) -> Iterator[Entries]:
+    def wanted(self, file: VectorFile, keys: VocabularyKeys) -> Iterator[Entries]:
         """What this worker has to deliver. Not collective."""
-        if isinstance(file, FastTextBinary):
-            yield from self._composed(file, keys)
-            return
         for stretch in file.stretches(self._group.rank, self._group.num_workers):
             self.count_entries(len(stretch.words))
             self._saw_pieces |= any(word.startswith(SPACE) for word in stretch.words)
@@ -182,6 +209,7 @@ class TableStart:
             yield Entries(
                 self.rows_of(found.ids),
                 (found.ranks << _RANK_SHIFT) + stretch.origin + found.places,
+                found.counted,
                 vectors[of_pair],
             )
 
@@ -194,52 +222,19 @@ class TableStart:
         """Whether this is worker 0."""
         return self._group.is_first
 
-    def _composed(self, file: FastTextBinary, keys: VocabularyKeys) -> Iterator[Entries]:
-        """The rows of this worker's shard, each put together from its parts."""
-        self._entries = len(file.words) if self._group.is_first else 0
-        shard = self.shard
-        listed = np.full(shard.num_rows, -1, dtype=np.int64)
-        best = np.full(shard.num_rows, _NONE, dtype=np.int64)
-        for first in range(0, len(file.words), 2**16):
-            found = keys.match(file.words[first : first + 2**16])
-            rows = self.rows_of(found.ids) - shard.first_row
-            mine = (rows >= 0) & (rows < shard.num_rows)
-            rows, places = rows[mine], found.places[mine] + first
-            priorities = (found.ranks[mine] << _RANK_SHIFT) + places
-            order = np.argsort(-priorities)  # the best is written last
-            rows, places, priorities = rows[order], places[order], priorities[order]
-            better = priorities < best[rows]
-            best[rows[better]] = priorities[better]
-            listed[rows[better]] = places[better]
-        ids = self._own_ids()
-        group = max(1, _COMPOSED_BYTES // (4 * file.width))
-        for first in range(0, shard.num_rows, group):
-            part = slice(first, min(first + group, shard.num_rows))
-            words = [self._composed_word(file, *pair) for pair in zip(
-                listed[part].tolist(), ids[part].tolist(), strict=True
-            )]  # fmt: skip
-            parts = file.parts_of(words, listed[part])
-            sums = np.zeros((len(words), file.width), dtype=np.float32)
-            for of_word, vectors in file.add_up(parts):
-                torch.from_numpy(sums).index_add_(
-                    0, torch.from_numpy(of_word), torch.from_numpy(np.ascontiguousarray(vectors))
-                )
-            there = parts.counts.nonzero()[0]
-            rank = np.where(listed[part] >= 0, best[part], COMPOSED << _RANK_SHIFT)
-            yield Entries(
-                there + first + shard.first_row,
-                rank[there],
-                (sums[there] / parts.counts[there, None]).astype(np.float32),
-            )
-
-    def _composed_word(self, file: FastTextBinary, listed: int, i: int) -> str:
-        """The word whose n-grams count: the model's own spelling where it lists the word."""
-        if listed >= 0:
-            return file.words[listed]
-        if self._settings.missing != "subword" or i >= self._tokenizer.size:
-            return ""
-        token = self._tokenizer.token(i)
-        return word_of(token, whole_words=self._tokenizer.knows_words) or ""
+    def _compose(self, file: FastTextBinary, keys: VocabularyKeys) -> None:
+        """Put the rows of this worker's shard together from their parts. Collective."""
+        with all_or_none(self._group):
+            model = ComposedRows(file, self._own_ids(), self._tokenizer, keys)
+            self._entries = len(file.words) if self.is_first else 0
+            self._saw_pieces = model.saw_pieces
+            if self._settings.missing == "subword":
+                model.compose_others()
+        basis = self._basis_of_model(model) if file.width != self._spec.width else None
+        with all_or_none(self._group):
+            found = model.write_to(self._weight, basis)
+        rank = np.where(model.listed >= 0, model.ranks, COMPOSED) << _RANK_SHIFT
+        self._best[found] = rank[found]
 
     def _deliver(self, some: Entries | None) -> bool:
         """Exchange one round's entries, and keep those of own rows; True where nobody had any.
@@ -250,7 +245,9 @@ class TableStart:
         width = self._spec.width
         if some is None:
             nothing = np.empty(0, dtype=np.int64)
-            entries = Entries(nothing, nothing, np.empty((0, width), np.float32))
+            entries = Entries(
+                nothing, nothing, nothing.astype(bool), np.empty((0, width), np.float32)
+            )
         else:
             entries = some
         owner = entries.rows // self.shard.physical_rows
@@ -262,7 +259,7 @@ class TableStart:
         if bool(plan[:, -1].all()):
             return True
         send, receive = plan[group.rank, :-1].tolist(), plan[:, group.rank].tolist()
-        numbers = np.stack([entries.rows, entries.priorities], axis=1)[order]
+        numbers = np.stack([entries.rows, entries.priorities, entries.counted], axis=1)[order]
         got = exchange_rows(torch.from_numpy(numbers).to(device), send, receive, group)
         vectors = torch.from_numpy(np.ascontiguousarray(entries.vectors[order])).to(device)
         self._keep(got.cpu().numpy(), exchange_rows(vectors, send, receive, group))
@@ -271,26 +268,17 @@ class TableStart:
     def _keep(self, numbers: NDArray[np.int64], vectors: Tensor) -> None:
         """Write those that are better than what their rows have: the first in the file."""
         rows, priorities = numbers[:, 0] - self.shard.first_row, numbers[:, 1]
+        counted = numbers[:, 2].astype(bool)
+        np.add.at(self._seen, (priorities[counted] >> _RANK_SHIFT, rows[counted]), 1)
         order = np.argsort(priorities, kind="stable")
-        rows, priorities = rows[order], priorities[order]
-        ranks = priorities >> _RANK_SHIFT
-        for rank in np.unique(ranks).tolist():
-            here = rows[ranks == rank]
-            before = self._best[here] >> _RANK_SHIFT
-            self._same_rank[here[before > rank]] = 0
-            np.add.at(self._same_rank, here[before >= rank], 1)
-            first_rows, place = np.unique(here, return_index=True)
-            chosen = (ranks == rank).nonzero()[0][place]
-            better = priorities[chosen] < self._best[first_rows]
-            chosen, first_rows = chosen[better], first_rows[better]
-            self._best[first_rows] = priorities[chosen]
-            at = torch.from_numpy(first_rows).to(self._weight.device)
-            taken = vectors[torch.from_numpy(order[chosen]).to(vectors.device)]
-            self._weight[at] = taken.to(self._weight)
-
-    @property
-    def _duplicates(self) -> int:
-        return int(np.maximum(self._same_rank - 1, 0).sum())
+        first_rows, place = np.unique(rows[order], return_index=True)
+        chosen = order[place]
+        better = priorities[chosen] < self._best[first_rows]
+        chosen, first_rows = chosen[better], first_rows[better]
+        self._best[first_rows] = priorities[chosen]
+        at = torch.from_numpy(first_rows).to(self._weight.device)
+        taken = vectors[torch.from_numpy(chosen).to(vectors.device)]
+        self._weight[at] = taken.to(self._weight)
 
     def _drop_words_that_look_like_pieces(self) -> None:
         """A piece inside a word is not the word that is written the same; that is found only in a
@@ -300,10 +288,11 @@ class TableStart:
         if tokenizer.knows_words or self._sum([self._saw_pieces])[0]:
             return
         ids = self._own_ids()
-        for row in (self._best != _NONE).nonzero()[0].tolist():
+        pieces = (self._best != _NONE) & (ids >= len(SPECIAL_TOKENS))
+        for row in pieces.nonzero()[0].tolist():
             if word_of(tokenizer.token(int(ids[row])), whole_words=False) is None:
                 self._best[row] = _NONE
-                self._same_rank[row] = 0
+                self._seen[:, row] = 0
 
     def _finish_rows(self, file: VectorFile | FastTextBinary) -> None:
         """Scale the rows found, and start the others. Collective."""
@@ -318,6 +307,11 @@ class TableStart:
         sums = sum_over_workers(sums.to(self._group.device), self._group).cpu()
         if not sums[0, 0]:
             raise UserError(f"{file.uri}: holds none of the words of table {self._spec.name}")
+        if not sums.isfinite().all():
+            raise UserError(
+                f"{file.uri}: a value of its vectors is too large for the rows of table "
+                f"{self._spec.name}, which are {str(self._weight.dtype).removeprefix('torch.')}"
+            )
         mean = sums[1] / sums[0]
         spread = (sums[2] / sums[0] - mean.square()).clamp(min=0).sqrt()
         root_mean_square = math.sqrt(float(sums[2].sum() / sums[0].sum()))
@@ -371,35 +365,44 @@ class TableStart:
                 )
         return found
 
-    def _basis(
-        self, file: VectorFile | FastTextBinary, keys: VocabularyKeys
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """What is taken from a vector, and the matrix [D of the file, D] it is multiplied by.
-
-        ``random``: normal values of variance 1 / D, which keep lengths and angles on average.
-        ``pca``: the D directions in which the vectors that are wanted vary most. Collective.
-        """
-        width, narrow = file.width, self._spec.width
+    def _basis(self, file: VectorFile, keys: VocabularyKeys) -> Basis:
+        """How vectors are brought to the table's width. Reads the file for `pca`. Collective."""
         if self._settings.project == "random":
-            generator = torch.Generator().manual_seed(self._seed)
-            matrix = torch.randn(width, narrow, generator=generator, dtype=torch.float64)
-            return np.zeros(width), (matrix / math.sqrt(narrow)).numpy()
-        count, total, squares = 0, np.zeros(width), np.zeros((width, width))
+            return self._random_basis(file.width)
         with all_or_none(self._group):
+            spread = Spread(file.width)
             for some in self.wanted(file, keys):
-                vectors = some.vectors.astype(np.float64)
-                count += len(vectors)
-                total += vectors.sum(0)
-                squares += vectors.T @ vectors
+                spread.add(some.vectors)
         self._entries = 0
-        sums = self._sum([count, *total.tolist(), *squares.ravel().tolist()])
+        return self._main_directions(spread)
+
+    def _basis_of_model(self, model: ComposedRows) -> Basis:
+        """The same for a fastText model, `pca` from a part of the rows. Collective."""
+        if self._settings.project == "random":
+            return self._random_basis(model.width)
+        with all_or_none(self._group):
+            spread = Spread(model.width)
+            spread.add(model.sample(_BASIS_ROWS))
+        return self._main_directions(spread)
+
+    def _random_basis(self, width: int) -> Basis:
+        """Normal values of variance 1 / D, which keep lengths and angles on average."""
+        narrow = self._spec.width
+        generator = torch.Generator().manual_seed(self._seed)
+        matrix = torch.randn(width, narrow, generator=generator, dtype=torch.float64)
+        return Basis(np.zeros(width), (matrix / math.sqrt(narrow)).numpy())
+
+    def _main_directions(self, own: Spread) -> Basis:
+        """The D directions in which the vectors of all workers vary most. Collective."""
+        width = len(own.total)
+        sums = self._sum([own.count, *own.total.tolist(), *own.squares.ravel().tolist()])
         mean = sums[1 : width + 1] / max(1.0, float(sums[0]))
         spread = sums[width + 1 :].view(width, width) / max(1.0, float(sums[0]))
         spread -= torch.outer(mean, mean)
-        directions = torch.linalg.eigh(spread).eigenvectors.flip(1)[:, :narrow]  # largest first
+        directions = torch.linalg.eigh(spread).eigenvectors.flip(1)  # largest first
+        directions = directions[:, : self._spec.width].to(self._group.device)
         # Machines may disagree on the directions' signs.
-        directions = gather_equal(directions.to(self._group.device), self._group)[0].cpu()
-        return mean.numpy(), directions.numpy()
+        return Basis(mean.numpy(), gather_equal(directions, self._group)[0].cpu().numpy())
 
     def _sum(self, values: list[float]) -> Tensor:
         """Sums over workers, float64. Collective."""

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from dist_embed.storage.compressed import READ_ERRORS, is_compressed
+from dist_embed.storage.compressed import READ_ERRORS
 from dist_embed.vectors.file import BLOCK_BYTES, HeldStretch, VectorFileError, decode_word
 from dist_embed.vectors.stream import go_to, open_stream, read_up_to
 
 _MAX_HEADER_BYTES = 100 * 2**20
+_NPY_HEADER_BYTES = 2**16 + 12
 _TORCH_TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
 }  # fmt: skip
@@ -39,7 +41,8 @@ class ArrayVectors:
     """A matrix file with a list of words; see `dist_embed.vectors.file.VectorFile`.
 
     Args:
-        uri: ``.npy`` or ``.safetensors``; a compressed one is read by everyone from its beginning.
+        uri: the matrix; a compressed one is read by everyone from its beginning.
+        format: of the matrix.
         words_uri: the words, one a line, in the order of the rows.
         tensor: which tensor of a safetensors file; None where it holds one matrix.
 
@@ -47,11 +50,17 @@ class ArrayVectors:
         VectorFileError: the file cannot be read or holds no such matrix.
     """
 
-    def __init__(self, uri: str, words_uri: str, tensor: str | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        format: Literal["npy", "safetensors"],
+        words_uri: str,
+        tensor: str | None = None,
+    ) -> None:
         self.uri = uri
         self._words_uri = words_uri
         with open_stream(uri) as file:
-            if _without_compression(uri).endswith(".npy"):
+            if format == "npy":
                 self._matrix = _npy_matrix(file, uri)
             else:
                 self._matrix = _safetensors_matrix(file, uri, tensor)
@@ -87,6 +96,10 @@ class ArrayVectors:
                     yield HeldStretch(self.uri, first, words, values, first + 1)
                 first += len(lines)
                 number += 1
+        if first < matrix.num_rows:
+            raise VectorFileError(
+                f"{self._words_uri}: {first:,} words for the {matrix.num_rows:,} rows of {self.uri}"
+            )
 
 
 def _values(data: bytes, matrix: _Matrix) -> NDArray[np.floating]:
@@ -95,24 +108,25 @@ def _values(data: bytes, matrix: _Matrix) -> NDArray[np.floating]:
 
 
 def _npy_matrix(file: IO[bytes], uri: str) -> _Matrix:
+    start = io.BytesIO(read_up_to(file, _NPY_HEADER_BYTES, uri))
     try:
-        version = npy_format.read_magic(file)
+        version = npy_format.read_magic(start)
         read: Any = (
             npy_format.read_array_header_1_0
             if version == (1, 0)
             else npy_format.read_array_header_2_0
         )
-        shape, fortran_order, dtype = read(file)
-    except (ValueError, *READ_ERRORS) as exc:
+        shape, fortran_order, dtype = read(start)
+    except ValueError as exc:
         raise VectorFileError(f"{uri}: not a .npy file: {exc}") from exc
-    if len(shape) != 2 or fortran_order or dtype.str not in ("<f2", "<f4", "<f8"):
+    if len(shape) != 2 or not shape[1] or fortran_order or dtype.str not in ("<f2", "<f4", "<f8"):
         order = " in Fortran order" if fortran_order else ""
         raise VectorFileError(
             f"{uri}: holds {dtype} of shape {shape}{order}; expected a matrix of float16, float32 "
             "or float64 in C order"
         )
     torch_type = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}[dtype.str]
-    return _Matrix(file.tell(), shape[0], shape[1], torch_type)
+    return _Matrix(start.tell(), shape[0], shape[1], torch_type)
 
 
 def _safetensors_matrix(file: IO[bytes], uri: str, wanted: str | None) -> _Matrix:
@@ -147,13 +161,14 @@ def _safetensors_matrix(file: IO[bytes], uri: str, wanted: str | None) -> _Matri
     return _Matrix(8 + size + begin, rows, width, dtype)
 
 
-def _without_compression(uri: str) -> str:
-    return uri.rpartition(".")[0] if is_compressed(uri) else uri
-
-
 def _lines(file: IO[bytes], uri: str) -> Iterator[bytes]:
     try:
         for line in file:
             yield line.rstrip(b"\r\n")
     except READ_ERRORS as exc:
         raise VectorFileError(f"cannot read {uri}: {exc}") from exc
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins with ``head`` has a header as a safetensors file has."""
+    return head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= _MAX_HEADER_BYTES

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import IO
 
 import numpy as np
@@ -18,27 +17,15 @@ from numpy.typing import NDArray
 from dist_embed.storage.compressed import is_compressed
 from dist_embed.vectors.file import BLOCK_BYTES, VectorFileError, Vectors, decode_word
 from dist_embed.vectors.stream import go_to, open_stream, read_up_to
+from dist_embed.vectors.word_list import WordList
 
 MAGIC = struct.pack("<i", 793712314)
 _VERSION = 12
 _END_OF_SENTENCE = "</s>"  # fastText gives it no n-grams
 _FNV_OFFSET, _FNV_PRIME = np.uint32(2166136261), np.uint32(16777619)
 _MAX_WIDTH = 2**16
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Which rows of the model's matrix make up each of some words.
-
-    Attributes:
-        rows: [P] matrix rows, ascending.
-        words: [P] which word each belongs to.
-        counts: [n] how many each word has; 0 where the model knows nothing of it.
-    """
-
-    rows: NDArray[np.int64]
-    words: NDArray[np.int64]
-    counts: NDArray[np.int64]
+_ROW_SHIFT = 32
+_COPIED_ROWS = 2**13  # of the matrix, at once
 
 
 class FastTextBinary:
@@ -76,32 +63,36 @@ class FastTextBinary:
         self._data = b""
         self._check_end()
 
-    def parts_of(self, words: Sequence[str], listed: NDArray[np.int64]) -> Parts:
-        """The matrix rows that make up ``words``.
+    def parts_of(
+        self, words: Sequence[str], listed: NDArray[np.int64], first: int
+    ) -> NDArray[np.int64]:
+        """The matrix rows that make up ``words``, of which word i is to be called ``first + i``.
 
         Args:
-            words: n of them.
+            words: n of them; an empty one has no parts.
             listed: [n] each one's place in the model's list, or -1.
+            first: see above.
+
+        Returns numbers to be sorted and given to `vectors_of`: row × 2³² + word.
         """
         grams, of_word = self._grams(words)
         own = (listed >= 0).nonzero()[0]
         rows = np.concatenate([listed[own], grams])
-        of_word = np.concatenate([own, of_word])
-        order = rows.argsort(kind="stable")
-        counts = np.bincount(of_word, minlength=len(words))
-        return Parts(rows[order], of_word[order], counts)
+        return (rows << _ROW_SHIFT) + first + np.concatenate([own, of_word])
 
-    def add_up(self, parts: Parts) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
-        """The rows of ``parts`` in blocks of the file: (words, vectors), to be added up by word.
+    def vectors_of(self, parts: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Vectors]]:
+        """The vectors of ``parts``, ascending, in one pass over the file: (words [n], [n, D]).
 
-        A word may come several times. Raises VectorFileError.
+        A word comes as often as it has parts. Raises VectorFileError.
         """
         per_row = 4 * self.width
         group = max(1, BLOCK_BYTES // per_row)
         at = 0
         with open_stream(self.uri) as file:
             for first in range(0, self._num_rows, group):
-                begin, end = np.searchsorted(parts.rows, (first, first + group))
+                begin, end = np.searchsorted(
+                    parts, (first << _ROW_SHIFT, (first + group) << _ROW_SHIFT)
+                ).tolist()
                 if begin == end:
                     continue
                 count = min(group, self._num_rows - first)
@@ -114,14 +105,17 @@ class FastTextBinary:
                         f"{self.uri}: ends before row {first + count:,} of {self._num_rows:,}"
                     )
                 values = np.frombuffer(data, dtype="<f4").reshape(count, self.width)
-                chosen = values[parts.rows[begin:end] - first]
-                if not np.isfinite(chosen).all():
-                    place = int(np.isfinite(chosen).all(1).argmin())
-                    raise VectorFileError(
-                        f"{self.uri}, matrix row {parts.rows[begin + place] + 1}: a value is not "
-                        "finite"
-                    )
-                yield parts.words[begin:end], chosen
+                for some in range(begin, end, _COPIED_ROWS):
+                    chosen = parts[some : min(some + _COPIED_ROWS, end)]
+                    rows = chosen >> _ROW_SHIFT
+                    vectors = values[rows - first]
+                    finite = np.isfinite(vectors).all(1)
+                    if not finite.all():
+                        raise VectorFileError(
+                            f"{self.uri}, matrix row {rows[int(finite.argmin())] + 1}: a value is "
+                            "not finite"
+                        )
+                    yield chosen & (2**_ROW_SHIFT - 1), vectors
 
     def _header(self) -> None:
         if self._take(4) != MAGIC:
@@ -141,7 +135,7 @@ class FastTextBinary:
 
     def _dictionary(self) -> None:
         size, num_words, _, _, num_pruned = self._unpack("<iiiqq")
-        self.words: list[str] = []
+        self.words = WordList()
         for number in range(size):
             raw = self._until_zero(f"{self.uri}, entry {number + 1}")
             _, kind = self._unpack("<qb")
@@ -174,7 +168,8 @@ class FastTextBinary:
         """Matrix rows of all n-grams of ``words``, and which word each belongs to."""
         if not self._num_buckets or self._longest < 1:
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        wrapped = [b"" if w == _END_OF_SENTENCE else b"<%b>" % w.encode() for w in words]
+        without = ("", _END_OF_SENTENCE)
+        wrapped = [b"" if word in without else b"<%b>" % word.encode() for word in words]
         hashes, of_word = gram_hashes(wrapped, self._shortest, self._longest)
         return hashes % self._num_buckets + len(self.words), of_word
 

@@ -17,7 +17,7 @@ Form = Literal["lowercase", "nfc", "digits"]
 FORMS: dict[Form, Callable[[str], str]] = {
     "lowercase": str.lower,
     "nfc": lambda word: unicodedata.normalize("NFC", word),
-    "digits": lambda word: re.sub(r"\d", "0", word),  # as word2vec's Google News vectors have them
+    "digits": lambda word: re.sub(r"\d", "0", word),
 }
 _BLOCK = 2**16
 
@@ -31,11 +31,13 @@ class Matches:
         ids: the token.
         ranks: 0 where token and word are written the same, 1 where the word is the token without
             the mark of a space, 2 and more after so many forms less one have been applied.
+        counted: whether the pair is the one of its word by which the word is counted.
     """
 
     places: NDArray[np.int64]
     ids: NDArray[np.int64]
     ranks: NDArray[np.int64]
+    counted: NDArray[np.bool_]
 
 
 class VocabularyKeys:
@@ -88,18 +90,22 @@ class VocabularyKeys:
         hashes = _hashes(words)
         begin = np.searchsorted(self._hashes, hashes, side="left")
         end = np.searchsorted(self._hashes, hashes, side="right")
-        places, ids, ranks = [], [], []
+        found: list[tuple[int, int, int, bool]] = []
         for place in (end > begin).nonzero()[0].tolist():
-            for at in range(begin[place], end[place]):
-                i, rank = int(self._ids[at]), int(self._ranks[at])
-                # Two spellings may have one hash.
-                if self.spellings(self._tokenizer.token(i))[rank] == words[place]:
-                    places.append(place)
-                    ids.append(i)
-                    ranks.append(rank)
-        return Matches(
-            np.array(places, np.int64), np.array(ids, np.int64), np.array(ranks, np.int64)
-        )
+            pairs = [
+                (int(self._ranks[at]), int(self._ids[at])) for at in range(begin[place], end[place])
+            ]
+            # Two spellings may have one hash.
+            pairs = [
+                (rank, i)
+                for rank, i in pairs
+                if self.spellings(self._tokenizer.token(i))[rank] == words[place]
+            ]
+            # The highest rank, because a piece that is written as the word has the lowest, and may
+            # turn out not to be the word.
+            found += [(place, i, rank, (rank, i) == max(pairs)) for rank, i in pairs]
+        columns = np.array(found, dtype=np.int64).reshape(-1, 4)
+        return Matches(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3].astype(bool))
 
 
 def word_of(token: str, *, whole_words: bool) -> str | None:

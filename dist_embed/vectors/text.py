@@ -124,21 +124,24 @@ class TextVectors:
         return found
 
     def _unusual(self, line: bytes, offset: int, number: int) -> tuple[bytes, bytes]:
-        """Word and numbers of a line that has not one space before each number."""
+        """Word and numbers of a line that has not one space before each number.
+
+        Only words of a file without a header may hold spaces. What looks like a line of too many
+        numbers is taken for one.
+        """
         fields = line.replace(b"\t", b" ").split(b" ")
+        if self.num_stated is not None:
+            fields = [text for text in fields if text]
         there = len(fields) - 1
-        if there < self.width:
+        too_many = there > self.width and (
+            self.num_stated is not None or all(map(_is_number, fields[1:]))
+        )
+        if there < self.width or too_many:
             raise VectorFileError(
-                f"{self._place(offset, number)}: {there} numbers, the width is {self.width}"
-                + ("" if there else f" (the line is {line[:80].decode(errors='replace')!r})")
+                f"{self._place(offset, number)}: {max(0, there)} numbers, the width is {self.width}"
+                + ("" if there > 0 else f" (the line is {line[:80].decode(errors='replace')!r})")
             )
-        words = fields[: -self.width]
-        if len(words) > 1 and _is_fraction(words[-1]):
-            numbers = sum(1 for _ in _trailing_fractions(fields))
-            raise VectorFileError(
-                f"{self._place(offset, number)}: {numbers} numbers, the width is {self.width}"
-            )
-        return b" ".join(words), b" ".join(fields[-self.width :])
+        return b" ".join(fields[: -self.width]), b" ".join(fields[-self.width :])
 
     def _place(self, offset: int, number: int) -> str:
         return f"{self.uri}, line {self._line_at(offset) + number}"
@@ -230,17 +233,9 @@ def _usual_width(head: bytes, uri: str) -> int:
     return width
 
 
-def _is_fraction(text: bytes) -> bool:
-    """Whether a field is a number with a fractional part, so hardly a part of a word."""
+def _is_number(text: bytes) -> bool:
     try:
         float(text)
     except ValueError:
         return False
-    return b"." in text
-
-
-def _trailing_fractions(fields: list[bytes]) -> Iterator[bytes]:
-    for text in reversed(fields):
-        if not _is_fraction(text):
-            return
-        yield text
+    return True

@@ -13,6 +13,7 @@ from dist_embed.vectors.stream import open_stream, read_up_to
 from dist_embed.vectors.text import parse_header
 
 _MAX_WORD_BYTES = 4096
+_MAX_WIDTH = 2**16
 
 
 class Word2VecBinary:
@@ -32,9 +33,10 @@ class Word2VecBinary:
         self.uri = uri
         with _Bytes(uri) as data:
             stated = parse_header(data.line())
-        if stated is None or not stated[1]:
+        if stated is None or not 0 < stated[1] <= _MAX_WIDTH:
             raise VectorFileError(
-                f"{uri}, line 1: expected the number of words and the width in digits"
+                f"{uri}, line 1: expected the number of words and the width (up to {_MAX_WIDTH:,}) "
+                "in digits"
             )
         self.num_stated: int | None
         self.num_stated, self.width = stated

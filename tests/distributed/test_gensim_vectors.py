@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding.pretrained import StartSettings
-from tests.distributed.pool import WorkerPool
+from tests.distributed.pool import RemoteError, WorkerPool
 from tests.distributed.test_pretrained import run
 
 gensim = pytest.importorskip("gensim")
@@ -57,24 +58,29 @@ def test_word2vec_files(
         np.testing.assert_array_equal(rows[i], model.wv[word])
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
-@pytest.mark.parametrize(("shortest", "longest", "buckets"), [(3, 6, 500), (1, 2, 50), (2, 4, 1)])
-def test_fasttext_models_and_the_words_outside_them(
-    workers: WorkerPool, tmp_path: Path, sentences: Any, vocabulary: Tokenizer, num_workers: int,
-    shortest: int, longest: int, buckets: int,
-) -> None:  # fmt: skip
+def saved_model(path: Path, sentences: Any, **settings: Any) -> Any:
+    """A fastText model in the form of Facebook's program; what gensim reads from it."""
     from gensim.models.fasttext import FastText, load_facebook_vectors, save_facebook_model
 
     model = FastText(
-        sentences, vector_size=WIDTH, min_count=2, epochs=1, workers=1, seed=1, min_n=shortest,
-        max_n=longest, bucket=buckets,
-    )  # fmt: skip
-    uri = str(tmp_path / "model.bin")
-    save_facebook_model(model, uri)
-    theirs = load_facebook_vectors(uri)
+        sentences, vector_size=WIDTH, min_count=2, epochs=1, workers=1, seed=1, **settings
+    )
+    save_facebook_model(model, str(path))
+    return load_facebook_vectors(str(path))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("missing", ["subword", "random", "mean"])
+@pytest.mark.parametrize(("shortest", "longest", "buckets"), [(3, 6, 500), (1, 2, 50), (2, 4, 1)])
+def test_fasttext_models_and_the_words_outside_them(
+    workers: WorkerPool, tmp_path: Path, sentences: Any, vocabulary: Tokenizer, num_workers: int,
+    missing: Any, shortest: int, longest: int, buckets: int,
+) -> None:  # fmt: skip
+    uri = tmp_path / "model.bin"
+    theirs = saved_model(uri, sentences, min_n=shortest, max_n=longest, bucket=buckets)
     rows, coverage = run(
-        workers, num_workers, uri, StartSettings(missing="subword"), vocabulary=vocabulary,
-        width=WIDTH,
+        workers, num_workers, str(uri), StartSettings(missing=missing), vocabulary=vocabulary,
+        width=WIDTH, parts=40, block=200,
     )  # fmt: skip
     words = words_of(vocabulary)
     known = [word for word in words if word in theirs.key_to_index]
@@ -82,28 +88,89 @@ def test_fasttext_models_and_the_words_outside_them(
     assert sum(coverage.found_words.values()) == len(known)
     for word in known:
         np.testing.assert_allclose(rows[words[word]], theirs[word], rtol=1e-5, atol=1e-7)
-    # gensim leaves the n-grams of one sign at a word's edge in.
-    for word in OUTSIDE if shortest > 1 else ():
-        np.testing.assert_allclose(rows[words[word]], theirs[word], rtol=1e-5, atol=1e-7)
-    assert coverage.composed_words == len(words) - len(known)
+    others = [i for word, i in words.items() if word not in known]
+    if missing == "subword":
+        # gensim leaves the n-grams of one sign at a word's edge in.
+        for word in OUTSIDE if shortest > 1 else ():
+            np.testing.assert_allclose(rows[words[word]], theirs[word], rtol=1e-5, atol=1e-7)
+        assert coverage.composed_words == len(others)
+    else:
+        assert coverage.composed_words == 0
+        assert len(coverage.missing) == len(others)
+        assert (len(np.unique(rows[others], axis=0)) == 1) == (missing == "mean")
+    # Those of no word are never equal: <pad>, <s>, </s>, and the hashed rows.
+    wordless = [0, 2, 3, *range(vocabulary.size, len(rows))]
+    assert len(np.unique(rows[wordless], axis=0)) == len(wordless)
 
 
-def test_without_subwords_a_fasttext_model_gives_the_words_it_lists(
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("project", ["pca", "random"])
+def test_a_fasttext_model_of_another_width(
+    workers: WorkerPool, tmp_path: Path, sentences: Any, vocabulary: Tokenizer, num_workers: int,
+    project: Any,
+) -> None:  # fmt: skip
+    uri = tmp_path / "model.bin"
+    theirs = saved_model(uri, sentences, bucket=100)
+    settings = StartSettings(missing="subword", project=project)
+    rows, _ = run(workers, num_workers, str(uri), settings, vocabulary=vocabulary, width=5, parts=9)
+    words = words_of(vocabulary)
+    wide = np.array([theirs[word] for word in words], dtype=np.float64)
+    got = rows[list(words.values())].astype(np.float64)
+    # One linear map, and a shift, for all words.
+    wide = np.concatenate([wide, np.ones((len(wide), 1))], axis=1)
+    solved, *_ = np.linalg.lstsq(wide, got, rcond=None)
+    np.testing.assert_allclose(wide @ solved, got, atol=1e-6)
+    if project == "pca":
+        np.testing.assert_allclose(got.mean(0), 0, atol=1e-6)
+        spread = got.T @ got
+        np.testing.assert_allclose(spread, np.diag(np.diag(spread)), atol=1e-6)
+
+
+def test_a_compressed_model_is_the_same_model(
     workers: WorkerPool, tmp_path: Path, sentences: Any, vocabulary: Tokenizer
 ) -> None:
-    from gensim.models.fasttext import FastText, save_facebook_model
+    uri = tmp_path / "model.bin"
+    saved_model(uri, sentences, bucket=100)
+    packed = tmp_path / "model.bin.gz"
+    packed.write_bytes(gzip.compress(uri.read_bytes()))
+    settings = StartSettings(missing="subword")
+    plain, _ = run(workers, 2, str(uri), settings, vocabulary=vocabulary, width=WIDTH)
+    unpacked, _ = run(workers, 2, str(packed), settings, vocabulary=vocabulary, width=WIDTH)
+    np.testing.assert_array_equal(plain, unpacked)
 
-    model = FastText(sentences, vector_size=WIDTH, min_count=2, epochs=1, workers=1, bucket=100)
-    uri = str(tmp_path / "model.bin")
-    save_facebook_model(model, uri)
-    rows, coverage = run(
-        workers, 2, uri, StartSettings(missing="mean"), vocabulary=vocabulary, width=WIDTH
-    )
-    assert coverage.composed_words == 0
-    words = words_of(vocabulary)
-    np.testing.assert_array_equal(rows[words["überall"]], rows[words["東京"]])
+
+def test_a_model_of_pieces_has_them_inside_words_too(
+    workers: WorkerPool, tmp_path: Path, sentences: Any
+) -> None:
+    texts = [" ".join(sentence) for sentence in sentences]
+    pieces = Tokenizer.train(iter(texts), "bpe", vocab_size=60, min_count=1, lowercase=False)
+    cut = pieces.encode(texts)
+    names = pieces.tokens()
+    uri = tmp_path / "model.bin"
+    theirs = saved_model(uri, [[names[i] for i in ids] for ids in cut], bucket=50)
+    rows, coverage = run(workers, 2, str(uri), StartSettings(), vocabulary=pieces, width=WIDTH)
+    known = [i for i in range(4, pieces.size) if names[i] in theirs.key_to_index]
+    assert any(not names[i].startswith(SPACE) for i in known)
+    assert sum(coverage.found_words.values()) == len(known)
+    for i in known:
+        np.testing.assert_allclose(rows[i], theirs[names[i]], rtol=1e-5, atol=1e-7)
+
+
+def test_damaged_models_are_refused(
+    workers: WorkerPool, tmp_path: Path, sentences: Any, vocabulary: Tokenizer
+) -> None:
+    uri = tmp_path / "model.bin"
+    theirs = saved_model(uri, sentences, bucket=100)
+    whole = uri.read_bytes()
+    broken = tmp_path / "cut.bin"
     for cut in (100, 5000, -3):
-        broken = tmp_path / "cut.bin"
-        broken.write_bytes(Path(uri).read_bytes()[:cut])
-        with pytest.raises(AssertionError, match=r"cut\.bin.*ends"):
+        broken.write_bytes(whole[:cut])
+        with pytest.raises(RemoteError, match=r"cut\.bin.*ends"):
+            run(workers, 2, str(broken), StartSettings(), vocabulary=vocabulary, width=WIDTH)
+    first = theirs.vectors_vocab[0].astype("<f4").tobytes()
+    at, size = whole.index(first), len(first) * (len(theirs.vectors_vocab) + 100)
+    for value, said in ((np.nan, "matrix row 1: a value is not finite"), (3e38, "too large")):
+        matrix = np.full(size // 4, value, "<f4").tobytes()
+        broken.write_bytes(whole[:at] + matrix + whole[at + size :])
+        with pytest.raises(RemoteError, match=said):
             run(workers, 2, str(broken), StartSettings(), vocabulary=vocabulary, width=WIDTH)

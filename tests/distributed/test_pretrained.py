@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.embedding import composed_rows
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import TableSpec, shard_of
 from dist_embed.embedding.pretrained import StartSettings, TableStart
 from dist_embed.parallel.group import Group
-from dist_embed.vectors import arrays, text, word2vec_binary
+from dist_embed.vectors import arrays, fasttext_binary, text, word2vec_binary
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.formats import open_vectors
 from tests.distributed.pool import RemoteError, WorkerPool
@@ -58,12 +59,14 @@ def start(
     group: Group, uri: str, settings: StartSettings, json: str, options: dict[str, Any]
 ) -> tuple[int, torch.Tensor, Coverage]:
     """On a worker: its first row, its rows, and what was found."""
-    for module in (text, word2vec_binary, arrays):
+    for module in (text, word2vec_binary, arrays, fasttext_binary):
         module.BLOCK_BYTES = options.get("block", 20)  # type: ignore[attr-defined]
+    composed_rows.PARTS_AT_ONCE = options.get("parts", 2**24)
     vocabulary = Tokenizer.from_json(json)
     spec = TableSpec("source", vocabulary.size + BUCKETS, options.get("width", WIDTH))
     shard = shard_of(spec.num_rows, group.rank, group.num_workers)
-    weight = torch.full((shard.num_rows, spec.width), torch.nan)
+    dtype = options.get("dtype", torch.float32)
+    weight = torch.full((shard.num_rows, spec.width), torch.nan, dtype=dtype)
     table = TableStart(
         weight, spec, shard, group, vocabulary, settings, seed=SEED, fresh_scale=FRESH
     )
@@ -141,8 +144,7 @@ def test_rows_are_those_of_the_file_and_the_rest_follows_them(
     assert sum(coverage.found_words.values()) == len(wanted)
     assert coverage.tokens == counts()[4:].sum()
     assert coverage.found_tokens == sum(int(counts()[i]) for i in wanted)
-    assert (coverage.entries, coverage.duplicates) == (len(FILE), 1 if "lowercase" not in forms
-                                                       else coverage.duplicates)  # fmt: skip
+    assert (coverage.entries, coverage.duplicates) == (len(FILE), 1)
     lacking = [i for i in range(4, tokenizer().size) if i not in wanted]
     assert coverage.missing == [
         (tokenizer().token(i).removeprefix(SPACE), int(counts()[i])) for i in lacking
@@ -156,15 +158,52 @@ def test_duplicates_are_counted_and_the_first_wins_wherever_it_is_read(
     lines = [f"w{n % 3} {n} 1 1 1" for n in range(30)]
     uri = tmp_path / "v.txt"
     uri.write_text("\n".join(lines))
+    # A word of the file that is several tokens' is one all the same.
     words = Tokenizer.from_words(
-        [SPACE + f"w{n}" for n in range(3)], lowercase=False, split_punctuation=False
-    )
+        [*(SPACE + f"w{n}" for n in range(3)), "w0", SPACE + "W0"], lowercase=False,
+        split_punctuation=True,
+    )  # fmt: skip
     for block in (10, 25, 1000):
+        for forms in ((), ("lowercase",)):
+            rows, coverage = run(
+                workers, num_workers, str(uri), StartSettings(forms=forms),  # type: ignore[arg-type]
+                vocabulary=words, block=block,
+            )  # fmt: skip
+            assert rows[4:8, 0].tolist() == [0, 1, 2, 0]
+            assert (rows[8, 0] == 0) == bool(forms)
+            assert (coverage.entries, coverage.duplicates) == (30, 27)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_special_tokens_start_from_what_the_file_has_under_their_names(
+    workers: WorkerPool, tmp_path: Path, num_workers: int
+) -> None:
+    uri = tmp_path / "v.vec"
+    uri.write_text("3 4\n</s> 1 2 3 4\nthe 5 6 7 8\n<unk> 9 9 9 9\n")
+    pieces = Tokenizer.train(
+        iter(["the them"] * 9), "bpe", vocab_size=12, min_count=1, lowercase=False
+    )
+    for vocabulary in (tokenizer(), pieces):
         rows, coverage = run(
-            workers, num_workers, str(uri), StartSettings(), vocabulary=words, block=block
+            workers, num_workers, str(uri), StartSettings(missing="mean"), vocabulary=vocabulary
         )
-        assert rows[4:7, 0].tolist() == [0, 1, 2]
-        assert (coverage.entries, coverage.duplicates) == (30, 27)
+        assert rows[3].tolist() == [1, 2, 3, 4]
+        assert rows[1].tolist() == [9, 9, 9, 9]
+        assert sum(coverage.found_words.values()) == 1
+        assert coverage.words == vocabulary.size - 4
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_values_too_large_for_the_rows_are_refused(
+    workers: WorkerPool, tmp_path: Path, num_workers: int, rescale: bool
+) -> None:
+    uri = tmp_path / "v.txt"
+    uri.write_text("the 70000 1 1 1\n2000 1 1 1 1\n")
+    settings = StartSettings(rescale=rescale)
+    run(workers, num_workers, str(uri), settings)
+    with pytest.raises(RemoteError, match=r"too large for the rows of table source, .* float16"):
+        run(workers, num_workers, str(uri), settings, dtype=torch.float16)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -12,7 +12,7 @@ from tests.distributed.pool import WorkerPool
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
 
 PAIRS = random_pairs(12, 3, 23, 31)
-Tables = dict[str, tuple[torch.Tensor, torch.Tensor]]
+Tables = dict[str, tuple[torch.Tensor, ...]]
 
 
 def tables_after(group: Group, tiny: Tiny, steps: int) -> list[Tables]:
@@ -21,7 +21,7 @@ def tables_after(group: Group, tiny: Tiny, steps: int) -> list[Tables]:
 
     def now() -> Tables:
         return {
-            name: (weight.clone(), state["momentum1"].clone())
+            name: (weight.clone(), *(value.clone() for value in state.values()))
             for name, (_, weight, state) in model.tables().items()
         }
 
@@ -55,6 +55,17 @@ def test_a_frozen_table_stays_as_it_is_for_so_long_and_others_train(
         for step in range(1, 4):
             for name in history[0]:
                 stays = step <= frozen.get(name, 0)
+                assert same(history[step - 1][name], history[step][name]) == stays, (name, step)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
+def test_so_it_does_with_the_other_optimizers(workers: WorkerPool, optimizer: str) -> None:
+    tiny = Tiny(share="none", optimizer=optimizer, frozen_until=(("source", 2.0),))
+    for history in workers.run(2, tables_after, tiny, 3):
+        assert len(history[0]["source"]) == (1 if optimizer == "sgd" else 2)
+        for step in range(1, 4):
+            for name in history[0]:
+                stays = name == "source" and step <= 2
                 assert same(history[step - 1][name], history[step][name]) == stays, (name, step)
 
 

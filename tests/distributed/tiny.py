@@ -49,6 +49,7 @@ class Tiny:
     memory: Memory = "device"
     weights: Weights = "fp32"
     exchange: Exchange = "fp32"
+    optimizer: str = "rowwise_adagrad"  # of the tables
     own_rates: tuple[tuple[str, float], ...] = ()  # table and rate
     frozen_until: tuple[tuple[str, float], ...] = ()  # table and last step
 
@@ -90,7 +91,7 @@ class Sharded:
         self.tiny, self.group = tiny, group
         self.lookup = RowLookup(
             {"source": tiny.source_rows, "target": tiny.target_rows, "output": tiny.target_rows},
-            tiny.width, tiny.share, group, optimizer="rowwise_adagrad", learning_rate=TABLE_RATE,
+            tiny.width, tiny.share, group, optimizer=tiny.optimizer, learning_rate=TABLE_RATE,
             eps=EPS, seed=tiny.seed, initial_scale=0.1, own_output=not tiny.num_samples,
             memory=tiny.memory, weights=tiny.weights, exchange=tiny.exchange,
             own_rates=dict(tiny.own_rates),

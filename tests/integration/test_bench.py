@@ -68,15 +68,19 @@ def test_benchmarks_of_what_goes_in_and_out(
     config: str, dist_embed: Command, tmp_path: Path
 ) -> None:
     loaded = tmp_path / "loaded.json"
-    dist_embed("bench", "pretrained", "--words", "3000", "--width", "8", "--rounds", "1",
-               "--folder", str(tmp_path), "--json", str(loaded))  # fmt: skip
-    figures = json.loads(loaded.read_text())["figures"]
-    assert set(figures["rows_per_second"]) == {"each its part", "everyone all"}
-    assert all(speed > 0 for speed in figures["rows_per_second"].values())
+    for format, ways in (("glove", {"each its part", "everyone all"}),
+                         ("fasttext-bin", {"everyone all"})):  # fmt: skip
+        dist_embed(
+            "bench", "pretrained", "--words", "3000", "--width", "8", "--rounds", "1",
+            "--format", format, "--folder", str(tmp_path), "--json", str(loaded),
+        )  # fmt: skip
+        figures = figures_of(loaded)
+        assert set(figures["rows_per_second"]) == ways
+        assert all(speed > 0 for speed in figures["rows_per_second"].values())
     dist_embed("train", config)
     written = tmp_path / "engine.json"
     dist_embed("bench", "export", str(tmp_path / "run"), "--json", str(written))
-    engine = json.loads(written.read_text())["figures"]["engine"]
+    engine = figures_of(written)["engine"]
     assert [one["kind"] for one in engine] == ["float32", "int8"]
     # So short a run writes sentences up to the limits of length, which differ.
     assert all(0 <= one["bleu"] <= 100 and one["sentences_per_second"] > 0 for one in engine)

@@ -7,19 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from dist_embed.vectors import arrays, text, word2vec_binary
 from dist_embed.vectors.fasttext_binary import FastTextBinary
 from dist_embed.vectors.file import VectorFile, VectorFileError, check_count
 from dist_embed.vectors.formats import detect_format, open_vectors
 
+PACKED = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 WORDS = ["the", ",", "über", "a" * 300, "東京", "naïve"]
 
 
@@ -76,15 +79,11 @@ def saved(folder: Path, name: str, content: bytes) -> str:
 def test_the_parts_of_a_text_file_are_its_lines_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_parts: int, block: int, name: str
 ) -> None:
-    import zstandard
-
     monkeypatch.setattr(text, "BLOCK_BYTES", 2**22)
     vectors = vectors_of(len(WORDS), 5)
     for header in (False, True):
         content = as_text(WORDS, vectors, header)
-        packed = {
-            ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress
-        }.get(name[-4:].lstrip("t"), lambda data: data)(content)  # fmt: skip
+        packed = PACKED[name.removeprefix("a.txt")](content)
         file = text.TextVectors(saved(tmp_path, name, packed), has_header=header)
         with monkeypatch.context() as small:
             small.setattr(text, "BLOCK_BYTES", block)
@@ -159,21 +158,42 @@ def test_matrices_with_a_list_of_words(
     monkeypatch.setattr(arrays, "BLOCK_BYTES", 40)
     values = torch.from_numpy(vectors_of(len(WORDS), 5)).to(getattr(torch, dtype))
     words_uri = saved(tmp_path, "words.txt", "\n".join(WORDS).encode() + b"\n")
-    names = ["v.safetensors"] + ([] if dtype == "bfloat16" else ["v.npy", "v.npy.gz"])
-    for name in names:
-        uri = str(tmp_path / name)
-        if name == "v.safetensors":
-            save_file({"weight": values, "bias": torch.zeros(3)}, uri)
-        else:
-            buffer = io.BytesIO()
-            np.save(buffer, values.numpy())
-            content = buffer.getvalue()
-            saved(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
+    contents = {"safetensors": save({"weight": values, "bias": torch.zeros(3)})}
+    if dtype != "bfloat16":
+        buffer = io.BytesIO()
+        np.save(buffer, values.numpy())
+        contents["npy"] = buffer.getvalue()
+    # A file need not be named after its format.
+    files = [(f"{name}{ending}", kind) for kind in contents for name in (f"v.{kind}", "matrix")
+             for ending in PACKED]  # fmt: skip
+    for name, kind in files:
+        pack = PACKED[name[name.rfind(".") :] if name.endswith((".gz", ".zst")) else ""]
+        uri = saved(tmp_path, name, pack(contents[kind]))
+        assert detect_format(uri) == kind
         file = open_vectors(uri, None, words=words_uri)
         assert not isinstance(file, FastTextBinary)
         words, found = read(file, num_parts)
         assert words == WORDS
         np.testing.assert_array_equal(found, values.float().numpy())
+
+
+def test_any_url_that_fsspec_knows_is_read() -> None:
+    vectors = vectors_of(len(WORDS), 5)
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    contents = {"v.txt": as_text(WORDS, vectors), "v.bin": as_binary(WORDS, vectors),
+                "v.txt.gz": gzip.compress(as_text(WORDS, vectors)), "v.npy": buffer.getvalue(),
+                "words": "\n".join(WORDS).encode()}  # fmt: skip
+    for name, content in contents.items():
+        with fsspec.open(f"memory://vectors/{name}", "wb") as out:
+            out.write(content)
+    for name in ("v.txt", "v.bin", "v.txt.gz", "v.npy"):
+        words_uri = "memory://vectors/words" if name == "v.npy" else None
+        file = open_vectors(f"memory://vectors/{name}", None, words=words_uri)
+        assert not isinstance(file, FastTextBinary)
+        words, found = read(file, 2)
+        assert words == WORDS
+        np.testing.assert_array_equal(found, vectors)
 
 
 VECTORS = vectors_of(3, 4)
@@ -188,6 +208,8 @@ GOOD = as_text(["a", "b", "c"], VECTORS, header=True)
         ("h.txt", b"word\n", "line 1: expected a word and numbers"),
         ("n.txt", b"a 1 2\nb 3\nc 4 5\n", "line 2: 1 numbers, the width is 2"),
         ("n.txt", b"a 1 2\nb 3.5 4.5 5.5\nc 4 5\n", "line 2: 3 numbers, the width is 2"),
+        ("n.txt", b"a 1.5 2.5\nb 3.5 4 5\nc 4 5\n", "line 2: 3 numbers, the width is 2"),
+        ("n.txt", b"a 1 2\nb 3 4 5\nc 4 5\n", "line 2: 3 numbers, the width is 2"),
         ("n.txt", b"a 1 2\nb\nc 4 5\n", "line 2: 0 numbers"),
         ("n.txt", b"a 1 2\nb 3 x\nc 4 5\n", r"line 2 \('b'\): 'x' is not a number"),
         ("n.txt", b"a 1 2\nb 3 nan\nc 4 5\n", r"line 2 \('b'\): 'nan' is not finite"),
@@ -198,6 +220,13 @@ GOOD = as_text(["a", "b", "c"], VECTORS, header=True)
         ("n.vec", b"3 2\na 1 2\nb 3 4\n", "promises 3 vectors, the file holds 2"),
         ("n.vec", b"1 2\na 1 2\nb 3 4\n", "promises 1 vectors, the file holds 2"),
         ("n.vec", b"2 3\na 1 2 3\nb 3 4\n", "line 3: 2 numbers, the width is 3"),
+        ("n.vec", b"2 3\na 1 2\nb 1 2 3\n", "line 2: 2 numbers, the width is 3"),
+        ("n.vec", b"2 2\na 1 2\nb 3 4 5\n", "line 3: 3 numbers, the width is 2"),
+        ("n.vec", b"2 2\na 1 2\nb 1e-05 4.5 5.5\n", "line 3: 3 numbers, the width is 2"),
+        ("n.vec", b"2 2\na b 1 2\nc 3 4\n", "line 2: 3 numbers, the width is 2"),
+        ("n.vec", b"2 2\na 1 x\nb 1 2\n", r"line 2 \('a'\): 'x' is not a number"),
+        ("n.vec", b"20 9\n" + b"a 1 2 3 4 5 6 7 8\n" * 20, "line 2: 8 numbers, the width is 9"),
+        ("b.bin", b"2 99999999999999\na " + bytes(99), "line 1: expected .* the width"),
         ("t.txt.gz", gzip.compress(GOOD)[:-12], "cannot read"),
         ("t.txt.gz", b"no gzip at all", "cannot read"),
         ("b.bin", as_binary(["a", "b"], VECTORS[:2])[:-6], "entry 2: the file ends before it"),
@@ -227,12 +256,31 @@ def test_a_matrix_and_its_words_must_fit(tmp_path: Path) -> None:
     many = saved(tmp_path, "many.txt", b"a\nb\nc\nd\n")
     file = open_vectors(uri, None, words=few)
     assert not isinstance(file, FastTextBinary)
-    with pytest.raises(VectorFileError, match="promises 3 vectors, the file holds 2"):
-        check_count(file, len(read(file)[0]))
+    with pytest.raises(VectorFileError, match=r"few\.txt: 2 words for the 3 rows of .*v\.npy"):
+        read(file)
     file = open_vectors(uri, None, words=many)
     assert not isinstance(file, FastTextBinary)
     with pytest.raises(VectorFileError, match="more words than the 3 rows"):
         read(file)
+    right = saved(tmp_path, "words.txt", b"a\nb\nc\n")
+    for name, format in (("v.npy", "npy"), ("v.safetensors", "safetensors")):
+        matrix = vectors_of(3, 4)
+        matrix[2, 1] = np.inf
+        if format == "npy":
+            np.save(tmp_path / name, matrix)
+        else:
+            save_file({"x": torch.from_numpy(matrix)}, tmp_path / name)
+        broken = str(tmp_path / name)
+        file = open_vectors(broken, format, words=right)  # type: ignore[arg-type]
+        assert not isinstance(file, FastTextBinary)
+        with pytest.raises(VectorFileError, match=r"entry 3 \('c'\): a value is not finite"):
+            read(file)
+        saved(tmp_path, name, Path(broken).read_bytes()[:-5])
+        with pytest.raises(VectorFileError, match="ends before row 3"):
+            read(file)
+    np.save(str(tmp_path / "e.npy"), np.zeros((3, 0), np.float32))
+    with pytest.raises(VectorFileError, match="expected a matrix"):
+        open_vectors(str(tmp_path / "e.npy"), None, words=few)
     np.save(str(tmp_path / "o.npy"), np.array([["a"]], dtype=object), allow_pickle=True)
     with pytest.raises(VectorFileError, match="expected a matrix"):
         open_vectors(str(tmp_path / "o.npy"), "npy", words=few)
