@@ -159,7 +159,10 @@ def _plot(arguments: argparse.Namespace) -> None:
 def _projector(arguments: argparse.Namespace) -> None:
     from dist_embed.explore.export import word_counts
     from dist_embed.explore.map_page import projector_files
+    from dist_embed.storage import uri as storage
 
+    if not storage.is_local(arguments.output):
+        raise UserError(f"{arguments.output}: the files are written to a folder of this machine")
     table = _table(arguments)
     ids, words = _chosen(table, arguments)
     files = projector_files(

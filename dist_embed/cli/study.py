@@ -26,10 +26,13 @@ def add_commands(commands: Any) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> None:
+    from dist_embed.storage import uri as storage
     from dist_embed.study.plan import TrainingStudy, load_study
 
     study = load_study(arguments.study)
-    page = Path(arguments.page or f"{study.folder}/page.md")
+    if not arguments.page and not storage.is_local(study.folder):
+        raise UserError(f"--page is needed: {study.folder} is no folder of this machine")
+    page = Path(arguments.page or f"{storage.local_path(study.folder)}/page.md")
     if arguments.page and (page.suffix != ".md" or not page.parent.is_dir()):
         raise UserError(f"--page: {arguments.page!r} is not allowed: a .md file in a folder")
     if isinstance(study, TrainingStudy):
@@ -57,16 +60,15 @@ def _training(study: TrainingStudy, page: Path) -> str:
         plot = page.with_suffix(".svg")
         draw_study(study, outcomes, str(plot))
     return study_page(
-        study, outcomes, command=command_of(sys.argv[1:]), machine=_machine(),
-        plot_name=plot.name if plot else None,
-    )  # fmt: skip
+        study, outcomes, command=command_of(sys.argv[1:]), plot_name=plot.name if plot else None
+    )
 
 
 def _one_hot(study: OneHotStudy, page: Path) -> str:
     from dist_embed.study.one_hot import draw_one_hot, one_hot_table, run_one_hot
     from dist_embed.study.report import command_of, made_on
 
-    figures = run_one_hot(study, print)
+    figures, machine = run_one_hot(study, print)
     page.parent.mkdir(parents=True, exist_ok=True)
     plot = page.with_suffix(".svg")
     draw_one_hot(figures, str(plot))
@@ -77,18 +79,9 @@ def _one_hot(study: OneHotStudy, page: Path) -> str:
             f"```bash\n{command_of(sys.argv[1:])}\n```\n",
             f"A batch of {study.tokens:,} words drawn by Zipf's law, vectors of width "
             f"{study.width}, float32; forward and backward, the median of {study.rounds}. Memory "
-            "is the peak with matrix and gradient. Each size in a process of its own.\n",
+            "is the peak with matrix and gradient. Each way and size in a process of its own.\n",
             one_hot_table(figures),
             f"![milliseconds of a batch]({plot.name})\n",
-            made_on(_machine()),
+            made_on([machine]),
         ]
     )
-
-
-def _machine() -> dict[str, Any]:
-    import torch
-
-    from dist_embed.bench.report import machine
-    from dist_embed.parallel.device import device_name, resolve_device
-
-    return machine(device_name(torch.device(resolve_device("auto"))))

@@ -46,6 +46,11 @@ class Split:
         """Sentence pairs in all shards."""
         return sum(shard.sentences for shard in self.shards)
 
+    @property
+    def target_tokens(self) -> int:
+        """Tokens that a model has to predict in one epoch, the ends of sentences among them."""
+        return sum(shard.target_tokens + shard.sentences for shard in self.shards)
+
 
 @dataclass
 class PreparedData:

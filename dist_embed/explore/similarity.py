@@ -34,9 +34,10 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
 
     Args:
         table: the table.
-        uri: lines of two words and a number, separated by tabs, commas or spaces, as WordSim-353
-            and SimLex-999 have them. A first line without a number is taken for a header, lines
-            that begin with ``#`` are passed over.
+        uri: lines of two words and a judgement, separated by tabs, commas or spaces, as
+            WordSim-353 and SimLex-999 have them: the first number behind the words is it. A first
+            line without a number is taken for a header, lines that begin with ``#`` are passed
+            over.
 
     Raises:
         UserError: the file cannot be read, or fewer than two of its pairs are known.
@@ -50,7 +51,7 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
         fields = [field for field in _FIELDS.split(line.strip()) if field]
         if not fields or line.startswith("#"):
             continue
-        value = _number(fields[2]) if len(fields) > 2 else None
+        value = next((v for v in map(_number, fields[2:]) if v is not None), None)
         if value is None:
             if number == 1:
                 continue

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,14 +22,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_embed.bench.memory import peak_bytes, reset_peak
+from dist_embed.bench.report import machine
 from dist_embed.bench.zipf import zipf
 from dist_embed.embedding.memory import GIB
 from dist_embed.observe.plot import GREY, INK, label_ends, log_axis, plot_into
+from dist_embed.parallel.device import device_name
 from dist_embed.storage import uri as storage
 from dist_embed.study.plan import OneHotStudy
 
 Say = Callable[[str], None]
 LIMIT_SECONDS = 600.0
+NO_ROOM = "does not fit"
 
 
 @dataclass(frozen=True)
@@ -50,42 +55,46 @@ class OneHotFigures:
 
     Attributes:
         words: V.
-        one_hot: None where it did not fit into this machine.
-        lookup: rows of the matrix by their numbers, the gradient sparse.
+        one_hot: its cost, or why there is none.
+        lookup: of rows of the matrix by their numbers, the gradient sparse; the same.
         output_difference: largest absolute difference of the outputs; None without one-hot.
         gradient_difference: of the matrix' gradients.
     """
 
     words: int
-    one_hot: Cost | None
-    lookup: Cost | None
+    one_hot: Cost | str
+    lookup: Cost | str
     output_difference: float | None
     gradient_difference: float | None
 
 
-def run_one_hot(study: OneHotStudy, say: Say) -> list[OneHotFigures]:
-    """Measure every size; kept in the study's folder, so that it is done once."""
+def run_one_hot(study: OneHotStudy, say: Say) -> tuple[list[OneHotFigures], dict[str, Any]]:
+    """Measure every size; kept in the study's folder, so that one machine does it once.
+
+    Returns the figures, and machine and versions.
+    """
     kept = storage.join(study.folder, "figures.json")
-    settings = study.model_dump(mode="json")
+    settings, here = study.model_dump(mode="json"), machine(device_name(torch.device("cpu")))
     if storage.exists(kept):
         there = json.loads(storage.read_text(kept))
-        if there["study"] == settings:
-            return [_from_dict(entry) for entry in there["figures"]]
+        if (there["study"], there["machine"]) == (settings, here):
+            return [_from_dict(entry) for entry in there["figures"]], here
     figures = []
     for words in study.words:
         say(f"{words:,} words")
-        costs = {}
+        costs: dict[str, Cost | str] = {}
         for way in ("lookup", "one_hot"):
             costs[way] = _apart(_cost, way, words, study.width, study.tokens, study.rounds)
-            say(f"  {way}: " + (_told(costs[way]) if costs[way] else "does not fit"))
-        differences = None
-        if costs["one_hot"]:
-            differences = _apart(_differences, words, study.width, study.tokens)
-        output, gradient = differences or (None, None)
+            say(f"  {way}: {_told(costs[way])}")
+        output = gradient = None
+        if isinstance(costs["one_hot"], Cost):
+            found = _apart(_differences, words, study.width, study.tokens)
+            # With both gradients at once it may not fit where one way alone does.
+            output, gradient = (None, None) if isinstance(found, str) else found
         figures.append(OneHotFigures(words, costs["one_hot"], costs["lookup"], output, gradient))
-    content = {"study": settings, "figures": [asdict(one) for one in figures]}
+    content = {"study": settings, "machine": here, "figures": [asdict(one) for one in figures]}
     storage.write_text(kept, json.dumps(content, indent=1) + "\n")
-    return figures
+    return figures, here
 
 
 def by_one_hot(ids: Tensor, matrix: Tensor) -> Tensor:
@@ -141,7 +150,10 @@ def _batch(words: int, width: int, tokens: int) -> tuple[Tensor, nn.Parameter, T
 
 
 def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result from a process of its own; None where that ends without one."""
+    """The function's result from a process of its own, or, as text, why it gave none.
+
+    Raises RuntimeError where the function fails for anything but lack of memory.
+    """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, function, arguments))
@@ -149,22 +161,32 @@ def _apart(function: Callable[..., Any], *arguments: Any) -> Any:
     theirs.close()
     try:
         if not ours.poll(LIMIT_SECONDS):
-            return None
-        return ours.recv()
+            return f"over {LIMIT_SECONDS:.0f} s"
+        result, failure = ours.recv()
     except EOFError:
-        return None
+        process.join()
+        if process.exitcode != -signal.SIGKILL:  # by the kernel, for its memory
+            raise RuntimeError(f"a process ended with code {process.exitcode}") from None
+        return NO_ROOM
     finally:
         process.kill()
         process.join()
+    if failure:
+        raise RuntimeError(failure)
+    return result
 
 
 def _answer(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     # Where memory ends, the kernel is to end this process and no other.
     Path("/proc/self/oom_score_adj").write_text("1000")
     try:
-        pipe.send(function(*arguments))
-    except (RuntimeError, MemoryError):  # torch could not allocate
-        pipe.close()
+        pipe.send((function(*arguments), None))
+    except Exception as exc:
+        # PyTorch says it in words only.
+        if isinstance(exc, MemoryError) or "allocate memory" in str(exc):
+            pipe.send((NO_ROOM, None))
+        else:
+            pipe.send((None, traceback.format_exc()))
 
 
 def one_hot_table(figures: list[OneHotFigures]) -> str:
@@ -175,17 +197,16 @@ def one_hot_table(figures: list[OneHotFigures]) -> str:
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for one in figures:
-        dense, sparse = one.one_hot, one.lookup
+        costs = [one.one_hot, one.lookup]
+        times = [c if isinstance(c, str) else f"{c.seconds * 1e3:,.1f}" for c in costs]
+        sizes = ["" if isinstance(c, str) else f"{c.peak_bytes / GIB:.2f}" for c in costs]
+        known = [c.seconds for c in costs if isinstance(c, Cost)]
+        ratio = f"{known[0] / known[1]:,.0f}" if len(known) == 2 else ""
         cells = [
-            f"{one.words:,}",
-            f"{dense.seconds * 1e3:,.1f}" if dense else "does not fit",
-            f"{sparse.seconds * 1e3:,.1f}" if sparse else "does not fit",
-            f"{dense.seconds / sparse.seconds:,.0f}" if dense and sparse else "",
-            f"{dense.peak_bytes / GIB:.2f}" if dense else "",
-            f"{sparse.peak_bytes / GIB:.2f}" if sparse else "",
+            f"{one.words:,}", *times, ratio, *sizes,
             "" if one.output_difference is None else f"{one.output_difference:.1e}",
             "" if one.gradient_difference is None else f"{one.gradient_difference:.1e}",
-        ]
+        ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -198,7 +219,9 @@ def draw_one_hot(figures: list[OneHotFigures], path: str) -> None:
             costs = [
                 (one.words, one.one_hot if name == "one-hot" else one.lookup) for one in figures
             ]
-            points = [(words, cost.seconds * 1e3) for words, cost in costs if cost]
+            points = [
+                (words, cost.seconds * 1e3) for words, cost in costs if isinstance(cost, Cost)
+            ]
             if points:
                 axes.plot(*zip(*points, strict=True), color=color, marker="o")
                 ends.append((points[-1][1], name))
@@ -209,12 +232,15 @@ def draw_one_hot(figures: list[OneHotFigures], path: str) -> None:
         label_ends(axes, figures[-1].words, ends)
 
 
-def _told(cost: Cost) -> str:
+def _told(cost: Cost | str) -> str:
+    if isinstance(cost, str):
+        return cost
     return f"{cost.seconds * 1e3:.1f} ms, {cost.peak_bytes / GIB:.2f} GiB"
 
 
 def _from_dict(entry: dict[str, Any]) -> OneHotFigures:
     costs = {
-        way: None if entry[way] is None else Cost(**entry[way]) for way in ("one_hot", "lookup")
+        way: entry[way] if isinstance(entry[way], str) else Cost(**entry[way])
+        for way in ("one_hot", "lookup")
     }
     return OneHotFigures(**{**entry, **costs})

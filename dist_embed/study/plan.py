@@ -18,7 +18,7 @@ from dist_embed.storage import uri as storage
 
 Measure = Literal[
     "validation_perplexity", "bleu", "chrf", "gap", "parameters", "tokens_per_second",
-    "best_step", "steps_to_reference",
+    "sentences_per_second", "epochs", "best_step", "steps_to_reference",
 ]  # fmt: skip
 # What each measure is, for the page, and how it is written.
 MEASURES: dict[Measure, tuple[str, str]] = {
@@ -28,6 +28,8 @@ MEASURES: dict[Measure, tuple[str, str]] = {
     "gap": ("train–validation gap", "{:.3f}"),
     "parameters": ("parameters", "{:,.0f}"),
     "tokens_per_second": ("target tokens/s", "{:,.0f}"),
+    "sentences_per_second": ("sentence pairs/s", "{:,.0f}"),
+    "epochs": ("epochs", "{:.1f}"),
     "best_step": ("best step", "{:,.0f}"),
     "steps_to_reference": ("steps to reference", "{:,.0f}"),
 }
@@ -67,6 +69,7 @@ class Expectation(Section):
     measure: Measure = Field(description="What is compared.")
     better: dict[str, str] = Field(description="Factor to level: what should do better.")
     worse: dict[str, str] = Field(description="Factor to level: than what.")
+    held: bool = Field(True, description="false: it is expected not to do better.")
 
 
 class Plot(Section):
@@ -83,7 +86,7 @@ class Reference(Section):
     """Whose best validation loss others are to reach, for `steps_to_reference`."""
 
     factor: str = Field(description="In which factor.")
-    level: str = Field(description="The level whose mean best loss is the aim.")
+    level: str = Field(description="The level; the aim is the best loss of its worst seed.")
 
 
 class TrainingStudy(Section):
@@ -94,7 +97,9 @@ class TrainingStudy(Section):
     question: str = Field(min_length=1, description="What it is about.")
     folder: str = Field(min_length=1, description="Where runs and results lie; a path or URL.")
     base: str = Field(min_length=1, description="The configuration, beside the study's file.")
-    seeds: Annotated[list[int], Field(min_length=1)] = Field(description="One run for each.")
+    seeds: Annotated[list[int], Field(min_length=1)] = Field(
+        description="One run for each; with fewer than three nothing can be told from chance."
+    )
     set: dict[str, Any] = Field({}, description="Keys of the configuration for all runs.")
     factors: list[Factor] = Field(min_length=1, description="All combinations are trained.")
     word_vectors: list[WordVectors] = Field([], description="Made before the runs.")
@@ -114,7 +119,7 @@ class OneHotStudy(Section):
     words: list[PositiveInt] = Field(min_length=1, description="Sizes of the vocabulary.")
     width: PositiveInt = Field(128, description="Values per word.")
     tokens: PositiveInt = Field(4096, description="Words of a batch.")
-    rounds: PositiveInt = Field(5, description="Times measured, in turns.")
+    rounds: PositiveInt = Field(5, description="Times that each is measured.")
 
 
 Study = TrainingStudy | OneHotStudy
@@ -196,6 +201,10 @@ def _check(study: TrainingStudy, path: str) -> None:
     """Names that refer to nothing. Raises ConfigError."""
     levels = {f.name: {level.name for level in f.levels} for f in study.factors}
     problems = []
+    if len(levels) < len(study.factors):
+        problems.append("two factors have one name")
+    if len(set(study.seeds)) < len(study.seeds):
+        problems.append(f"seeds: {study.seeds} has one twice")
     for factor in study.factors:
         if len(levels[factor.name]) < len(factor.levels):
             problems.append(f"factor {factor.name!r} has two levels of one name")
@@ -221,6 +230,8 @@ def _check(study: TrainingStudy, path: str) -> None:
         for name in drawn:
             if name not in levels:
                 problems.append(f"plot: there is no factor {name!r}")
+        others = [name for name in levels if name not in drawn and len(levels[name]) > 1]
+        problems += [f"plot: factor {name!r} is neither `x` nor `lines`" for name in others]
         along = next((f for f in study.factors if f.name == study.plot.x), None)
         if along and any(level.x is None for level in along.levels):
             problems.append(f"plot: every level of {study.plot.x!r} needs `x`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 from collections.abc import Sequence
@@ -14,16 +15,19 @@ from dist_embed.observe.plot import GREY, INK, label_ends, log_axis, plot_into
 from dist_embed.study.plan import (
     MEASURES,
     Combination,
+    Expectation,
     Measure,
     TrainingStudy,
     combinations,
     level_of,
 )
-from dist_embed.study.run import Outcome
+from dist_embed.study.run import TRAINING_TOKENS, Outcome
 
 LOWER_IS_BETTER: tuple[Measure, ...] = (
-    "validation_perplexity", "gap", "parameters", "best_step", "steps_to_reference",
+    "validation_perplexity", "gap", "parameters", "epochs", "best_step", "steps_to_reference",
 )  # fmt: skip
+# A verdict is given where chance would bring as clear an order of the seeds this seldom.
+_CHANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -31,31 +35,35 @@ class Summary:
     """A measure over the seeds of a combination.
 
     Attributes:
-        values: one for each seed that has one.
-        lacking: seeds that have none, as runs that never reached the reference.
+        values: one for each seed; infinite for a run that never reached the reference.
     """
 
     values: list[float]
-    lacking: int = 0
+
+    @property
+    def finite(self) -> list[float]:
+        """Those that are."""
+        return [value for value in self.values if math.isfinite(value)]
 
     @property
     def mean(self) -> float:
-        """NaN without values."""
-        return mean(self.values) if self.values else math.nan
+        """Of the finite values; NaN without any."""
+        return mean(self.finite) if self.finite else math.nan
 
     @property
     def spread(self) -> float:
-        """The sample's standard deviation; NaN for fewer than two values."""
-        return stdev(self.values) if len(self.values) > 1 else math.nan
+        """The sample's standard deviation; NaN for fewer than two finite values."""
+        return stdev(self.finite) if len(self.finite) > 1 else math.nan
 
     def text(self, form: str) -> str:
-        """Mean ± spread."""
-        if not self.values:
-            return "never"
+        """Mean ± spread, and how many are not in it."""
+        never = sum(map(math.isinf, self.values))
+        if not self.finite:
+            return "never" if never else "no value"
         told = form.format(self.mean)
-        if len(self.values) > 1 and self.spread:
+        if len(self.finite) > 1 and self.spread:
             told += f" ± {form.format(self.spread)}"
-        return told + (f" ({self.lacking} never)" if self.lacking else "")
+        return told + (f" ({never} of {len(self.values)} never)" if never else "")
 
 
 def summaries(
@@ -81,16 +89,43 @@ def _steps_to_reference(
     own: Sequence[Outcome],
     outcomes: Sequence[Outcome],
 ) -> Summary:
-    """Steps of the first validation at or below the mean best loss of the reference's seeds."""
+    """Steps of the first validation at or below the aim: the best loss of the reference's worst
+    seed, so that every seed of it has reached that.
+    """
     assert study.reference is not None
     levels = {**combination, study.reference.factor: study.reference.level}
-    best = [min(loss for _, loss in o.validations) for o in outcomes if o.levels == levels]
-    aim = mean(best)
-    reached = [
-        next((step for step, loss in outcome.validations if loss <= aim), None) for outcome in own
+    best = [min((loss for _, loss in o.validations), default=math.nan)
+            for o in outcomes if o.levels == levels]  # fmt: skip
+    aim = max(best)
+    return Summary(
+        [
+            next((float(step) for step, loss in outcome.validations if loss <= aim), math.inf)
+            for outcome in own
+        ]
+    )
+
+
+def chance(better: Sequence[float], worse: Sequence[float]) -> float:
+    """How probable so clear an order is if both sides are alike: a permutation test, one-sided.
+
+    The statistic is Mann and Whitney's (1947): pairs in which the value of ``better`` is the
+    higher one, an equal pair half. It needs no distribution, and infinite values are as good as
+    others. With three values on each side at least 1/20.
+    """
+
+    def won(side: Sequence[float], other: Sequence[float]) -> float:
+        return sum((a > b) + (a == b) / 2 for a in side for b in other)
+
+    together = [*better, *worse]
+    if any(map(math.isnan, together)):
+        return math.nan
+    there = won(better, worse)
+    everyone = set(range(len(together)))
+    splits = [
+        won([together[i] for i in side], [together[i] for i in everyone - set(side)])
+        for side in itertools.combinations(range(len(together)), len(better))
     ]
-    steps = [float(step) for step in reached if step is not None]
-    return Summary(steps, len(reached) - len(steps))
+    return sum(count >= there for count in splits) / len(splits)
 
 
 def study_page(
@@ -98,7 +133,6 @@ def study_page(
     outcomes: Sequence[Outcome],
     *,
     command: str,
-    machine: dict[str, Any],
     plot_name: str | None,
 ) -> str:
     """The page in Markdown."""
@@ -110,17 +144,38 @@ def study_page(
         _set_up(study),
         _table(study, found),
     ]
-    if study.reference:
-        parts.append(
-            f"*Steps to reference*: until the validation loss is at or below the mean best loss of "
-            f"{study.reference.factor} “{study.reference.level}” in the same row group.\n"
-        )
+    parts += _notes(study)
     if plot_name and study.plot:
         parts.append(f"![{MEASURES[study.plot.measure][0]}]({plot_name})\n")
     if study.expectations:
-        parts.append("## What was expected\n\n" + "\n".join(_judged(study, found)) + "\n")
-    parts.append(made_on(machine))
+        judged = [_judged(study, expected, found) for expected in study.expectations]
+        parts += ["## What was expected\n", _RULE, "\n".join(judged) + "\n"]
+    parts.append(made_on([outcome.machine for outcome in outcomes]))
     return "\n".join(parts)
+
+
+_RULE = (
+    "A difference counts where chance would order the seeds of both sides as clearly in at most "
+    "one of twenty cases (permutation test, one-sided); with three seeds that is where all of one "
+    "side are better than all of the other.\n"
+)
+
+
+def _notes(study: TrainingStudy) -> list[str]:
+    """What some columns are."""
+    notes = []
+    if "gap" in study.measures:
+        notes.append(
+            "*Train–validation gap*: validation loss less the loss of "
+            f"{TRAINING_TOKENS:,} tokens of the training data, of the same checkpoint, both "
+            "without dropout.\n"
+        )
+    if study.reference:
+        notes.append(
+            f"*Steps to reference*: until the validation loss is at or below the best one of the "
+            f"worst seed of {study.reference.factor} “{study.reference.level}” in the same rows.\n"
+        )
+    return notes
 
 
 def _set_up(study: TrainingStudy) -> str:
@@ -159,33 +214,35 @@ def _table(study: TrainingStudy, found: dict[str, dict[Measure, Summary]]) -> st
     return "\n".join(lines) + "\n"
 
 
-def _judged(study: TrainingStudy, found: dict[str, dict[Measure, Summary]]) -> list[str]:
-    """Each expectation with what was found; the difference is told from chance by the spreads."""
-    lines = []
-    for expected in study.expectations:
-        name, form = MEASURES[expected.measure]
-        better, worse = (
-            found[Combination({f.name: levels[f.name] for f in study.factors}).key][
-                expected.measure
-            ]
-            for levels in (expected.better, expected.worse)
-        )
-        gain = better.mean - worse.mean
-        if expected.measure in LOWER_IS_BETTER:
-            gain = -gain
-        noise = math.hypot(*(0.0 if math.isnan(s.spread) else s.spread for s in (better, worse)))
-        verdict = "no difference beyond the spread of the seeds"
-        if math.isnan(gain):
-            verdict = "cannot be said: a value is missing"
-        elif gain > noise:
-            verdict = "**holds here**"
-        elif gain < -noise:
-            verdict = "**the opposite was found here**"
-        lines.append(
-            f"- {expected.text.strip()} — {verdict}: {name} {better.text(form)} "
-            f"({_named(expected.better)}) against {worse.text(form)} ({_named(expected.worse)})."
-        )
-    return lines
+def _judged(
+    study: TrainingStudy, expected: Expectation, found: dict[str, dict[Measure, Summary]]
+) -> str:
+    """An expectation with what was found."""
+    name, form = MEASURES[expected.measure]
+    better, worse = (
+        found[Combination({f.name: levels[f.name] for f in study.factors}).key][expected.measure]
+        for levels in (expected.better, expected.worse)
+    )
+    high, low = better.values, worse.values
+    if expected.measure in LOWER_IS_BETTER:
+        high, low = [-value for value in high], [-value for value in low]
+    verdict = verdict_of(high, low, held=expected.held)
+    return (
+        f"- {expected.text.strip()} — {verdict}: {name} {better.text(form)} "
+        f"({_named(expected.better)}) against {worse.text(form)} ({_named(expected.worse)})."
+    )
+
+
+def verdict_of(better: Sequence[float], worse: Sequence[float], *, held: bool) -> str:
+    """Whether ``better`` (higher values are better ones) is so, as expected or not (``held``)."""
+    for_it, against_it = chance(better, worse), chance(worse, better)
+    if math.isnan(for_it):
+        return "cannot be told: a value is missing"
+    if for_it <= _CHANCE:
+        return "**holds here**" if held else "**does not hold here**"
+    if against_it <= _CHANCE:
+        return "**the opposite was found here**" if held else "**holds here**"
+    return "no difference that these seeds could tell from chance"
 
 
 def _named(levels: dict[str, str]) -> str:
@@ -236,13 +293,20 @@ def command_of(arguments: Sequence[str]) -> str:
     return "bash launch/run.sh " + shlex.join(arguments)
 
 
-def made_on(machine: dict[str, Any]) -> str:
-    """Machine and versions, for the end of a page."""
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+def made_on(machines: Sequence[dict[str, Any]]) -> str:
+    """Machines and versions of the measurements, for the end of a page."""
+    told: list[str] = []
+    for machine in machines:
+        versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+        line = (
+            f"{machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['device']}; "
+            f"{versions}"
+        )
+        if line not in told:
+            told.append(line)
     return (
-        f"Written by the command above. Machine: {machine['cores']} cores, "
-        f"{machine['memory_gib']:g} GiB, {machine['device']}; {versions}. Speeds of single runs "
-        "share the machine with whatever else it did; compare them with care.\n"
+        f"Written by the command above. Measured on: {'; and on: '.join(told)}. Speeds share the "
+        "machine with whatever else it did; compare them with care.\n"
     )
 
 

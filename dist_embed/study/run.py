@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from dist_embed.bench.report import machine
 from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read_manifest
 from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
 from dist_embed.cluster.preparation import data_digest, ensure_data, with_absolute_paths
@@ -16,16 +20,19 @@ from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.errors import RunStopped
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
+from dist_embed.data.token_shards import PreparedData
 from dist_embed.observe.events import Event
 from dist_embed.observe.metrics import read_metrics
+from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.storage import uri as storage
 from dist_embed.study.plan import Combination, TrainingStudy, combinations, overrides_of
 from dist_embed.study.word_vectors import ensure_word_vectors
-from dist_embed.train.run_folder import check_run_folder, fingerprint
 
 Say = Callable[[str], None]
 # Stands for the study's folder in values of keys.
 FOLDER_MARK = "{study}"
+# Of the training data, whose loss the gap is measured from; always the same ones.
+TRAINING_TOKENS = 20_000
 
 
 @dataclass(frozen=True)
@@ -35,68 +42,110 @@ class Outcome:
     Attributes:
         levels: factor to level.
         seed: of the run.
-        fingerprint: of what decides its steps, to tell whether it is still the same run.
         measures: see `dist_embed.study.plan.MEASURES`; without ``steps_to_reference``.
         validations: steps and validation losses.
+        machine: where it ran, see `dist_embed.bench.report.machine`.
     """
 
     levels: dict[str, str]
     seed: int
-    fingerprint: str
     measures: dict[str, float]
     validations: list[tuple[int, float]]
+    machine: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run to be trained.
+
+    Attributes:
+        name: of its folder and its result; with a digest of all that decides what it does.
+        combination: factor to level.
+        seed: of the run.
+        config: of the run.
+    """
+
+    name: str
+    combination: Combination
+    seed: int
+    config: Config
 
 
 def run_study(study: TrainingStudy, on_event: Callable[[Event], None]) -> list[Outcome]:
     """Train and score every run that has no result yet; returns all results.
 
+    Seed after seed: what the machine does meanwhile then falls on all combinations.
+
     Raises:
-        UserError: a configuration that cannot be.
+        UserError: a configuration that cannot be; said before anything is trained.
         RunFailed, RunStopped: a run failed, or was asked to stop; the same call goes on there.
     """
 
     def say(text: str) -> None:
         on_event({"kind": "line", "text": text})
 
+    runs = planned_runs(study)
     for vectors in study.word_vectors:
         ensure_word_vectors(vectors, study.folder, say)
     outcomes = []
-    chosen = [(c, seed) for c in combinations(study) for seed in study.seeds]
-    for number, (combination, seed) in enumerate(chosen, start=1):
-        name = f"{combination.key}_seed{seed}"
-        config = config_of(study, combination, seed)
-        kept = storage.join(study.folder, "results", f"{name}.json")
-        outcome = _read(kept)
-        if outcome is None or outcome.fingerprint != fingerprint(config):
-            say(f"run {number} of {len(chosen)}: {name}")
-            outcome = _train_and_score(config, dict(combination), seed, on_event)
-            storage.write_text(kept, json.dumps(asdict(outcome), indent=1) + "\n")
-        outcomes.append(outcome)
+    for number, run in enumerate(runs, start=1):
+        kept = storage.join(study.folder, "results", f"{run.name}.json")
+        values = _read(kept)
+        if values is None:
+            say(f"run {number} of {len(runs)}: {run.name}")
+            values = _train_and_score(run.config, on_event)
+            storage.write_text(kept, json.dumps(values, indent=1) + "\n")
+        validations = [(step, loss) for step, loss in values["validations"]]
+        outcomes.append(
+            Outcome(
+                dict(run.combination), run.seed, values["measures"], validations, values["machine"]
+            )
+        )
     return outcomes
 
 
-def config_of(study: TrainingStudy, combination: Combination, seed: int) -> Config:
-    """The configuration of one run. Raises ConfigError."""
-    name = f"{combination.key}_seed{seed}"
-    keys = overrides_of(study, combination) | {
-        "run.uri": storage.join(study.folder, "runs", name), "run.seed": seed,
-    }  # fmt: skip
+def planned_runs(study: TrainingStudy) -> list[PlannedRun]:
+    """All runs, the first seed's first. Raises ConfigError."""
+    return [
+        _planned(study, combination, seed)
+        for seed in study.seeds
+        for combination in combinations(study)
+    ]
+
+
+def _planned(study: TrainingStudy, combination: Combination, seed: int) -> PlannedRun:
+    keys = overrides_of(study, combination) | {"run.uri": study.folder, "run.seed": seed}
     written = {key: json.dumps(value, ensure_ascii=False) for key, value in keys.items()}
     overrides = [
         f"{key}={value.replace(FOLDER_MARK, study.folder)}" for key, value in written.items()
     ]
     config = load_config(study.base, overrides)
+    name = f"{combination.key}_seed{seed}_{_digest(study, config)}"
     # Runs that need the same data share it.
-    data = storage.join(study.folder, "data", data_digest(config))
-    config = config.model_copy(update={"data": config.data.model_copy(update={"uri": data})})
-    return with_absolute_paths(config, on_cluster=bool(cluster_address(config)))
+    uris = {
+        "run": storage.join(study.folder, "runs", name),
+        "data": storage.join(study.folder, "data", data_digest(config)),
+    }
+    config = config.model_copy(
+        update={part: getattr(config, part).model_copy(update={"uri": uris[part]}) for part in uris}
+    )
+    config = with_absolute_paths(config, on_cluster=bool(cluster_address(config)))
+    return PlannedRun(name, combination, seed, config)
 
 
-def _train_and_score(
-    config: Config, levels: dict[str, str], seed: int, on_event: Callable[[Event], None]
-) -> Outcome:
+def _digest(study: TrainingStudy, config: Config) -> str:
+    """Of the configuration, and of how word vectors are made: with other ones a run is another.
+
+    What files hold is not looked at.
+    """
+    values = config.model_dump(mode="json")
+    del values["run"]["uri"], values["data"]["uri"]
+    content = [values, [vectors.model_dump(mode="json") for vectors in study.word_vectors]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[str, Any]:
     data = ensure_data(config, lambda text: on_event({"kind": "line", "text": text}))
-    check_run_folder(config, force=False)
     result = launch(
         TRAIN, config, {}, vocabulary_size=data.vocabulary_size, on_event=on_event,
         stop_seconds=stop_seconds(config),
@@ -104,7 +153,7 @@ def _train_and_score(
     if result["stopped"]:
         raise RunStopped(f"stopped as asked after step {result['steps']} of {config.run.uri}")
     found = launch(
-        EVALUATE, config, {"split": "test", "step": None},
+        EVALUATE, config, {"split": "test", "step": None, "training_tokens": TRAINING_TOKENS},
         vocabulary_size=data.vocabulary_size, on_event=on_event,
     )  # fmt: skip
     lines = read_metrics(config.run.uri)
@@ -113,42 +162,52 @@ def _train_and_score(
         for line in lines
         if line.get("validation_loss") is not None
     ]
-    measures = _measures(config.run.uri, found, lines, dict(validations))
-    return Outcome(levels, seed, fingerprint(config), measures, validations)
+    device = torch.device(resolve_device(config.cluster.device))
+    return {
+        "measures": _measures(config, data, found, lines, dict(validations)),
+        "validations": validations,
+        "machine": machine(device_name(device)),
+    }
 
 
 def _measures(
-    run_uri: str,
+    config: Config,
+    data: PreparedData,
     found: dict[str, Any],
     lines: list[dict[str, Any]],
     validations: dict[int, float],
 ) -> dict[str, float]:
     step = int(found["step"])
-    loss = validations[step]
-    before = max((s for s in validations if s < step), default=0)
-    trained = [line["nll"] for line in lines if "nll" in line and before < line["step"] <= step]
+    loss = validations.get(step, math.nan)
+    run_uri = config.run.uri
     manifest = read_manifest(open_checkpoints(run_uri), name_of_step(run_uri, step))
     values = sum(
         math.prod(info.shape)
         for name, info in manifest.tensors.items()
         if name.startswith("model.") or name.endswith(".weight")
     )
-    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+    steps = [line for line in lines if "tokens_per_second" in line]
+    speed = statistics.median(line["tokens_per_second"] for line in steps)
+    step_tokens = statistics.mean(
+        line["tokens_per_second"] * line["step_seconds"] for line in steps
+    )
+    train = data.splits["train"]
     return {
         "validation_perplexity": math.exp(loss),
         "bleu": found["bleu"],
         "chrf": found["chrf"],
-        "gap": loss - statistics.mean(trained),
+        "gap": loss - found["training_loss"],
         "parameters": values,
-        "tokens_per_second": statistics.median(speeds),
+        "tokens_per_second": speed,
+        "sentences_per_second": speed * train.sentences / train.target_tokens,
+        "epochs": config.train.max_steps * step_tokens / train.target_tokens,
         "best_step": step,
     }
 
 
-def _read(uri: str) -> Outcome | None:
+def _read(uri: str) -> dict[str, Any] | None:
     try:
-        values = json.loads(storage.read_text(uri))
+        values: dict[str, Any] = json.loads(storage.read_text(uri))
     except FileNotFoundError:
         return None
-    values["validations"] = [tuple(pair) for pair in values["validations"]]
-    return Outcome(**values)
+    return values

@@ -24,14 +24,15 @@ class _Sentences:
 
 
 def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], None]) -> None:
-    """Train the vectors (skip-gram, Mikolov et al. 2013) unless their file is there.
+    """Train the vectors (skip-gram, Mikolov et al. 2013) unless they are there, made like this.
 
-    One thread, so that equal texts give equal vectors.
+    One thread, so that equal texts give equal vectors. What the texts hold is not looked at.
 
     Raises UserError where gensim is not installed, or a file cannot be read.
     """
     output = storage.join(folder, wanted.output)
-    if storage.exists(output):
+    recipe, recipe_uri = wanted.model_dump_json(indent=1) + "\n", f"{output}.json"
+    if storage.exists(recipe_uri) and storage.read_text(recipe_uri) == recipe:
         return
     try:
         from gensim.models import Word2Vec
@@ -47,5 +48,7 @@ def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], N
     )  # fmt: skip
     words = list(model.wv.index_to_key)
     block = Block(words, model.wv.expandos["count"], model.wv.vectors)
+    storage.write_text(recipe_uri, "")  # those that were there go
     write_vectors(output, "word2vec", [block], num_words=len(words), width=wanted.width)
+    storage.write_text(recipe_uri, recipe)
     say(f"{len(words):,} vectors → {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -38,9 +39,24 @@ class Quality:
 
 @torch.no_grad()
 def exact_loss(
-    translator: Translator, data_uri: str, data: PreparedData, split: str, batch_tokens: int
+    translator: Translator,
+    data_uri: str,
+    data: PreparedData,
+    split: str,
+    batch_tokens: int,
+    *,
+    at_least: float = math.inf,
 ) -> float:
-    """Mean -log p per target token over a split, exact, in float32. Collective."""
+    """Mean -log p per target token over a split, exact, in float32. Collective.
+
+    Args:
+        translator: model and tables.
+        data_uri: the prepared data.
+        data: its index.
+        split: which part of it.
+        batch_tokens: budget of a step.
+        at_least: so many target tokens of the split, always the same ones; all where it has fewer.
+    """
     group, lookup = translator.group, translator.lookup
     loader = Loader(
         data_uri,
@@ -72,7 +88,7 @@ def exact_loss(
             work.token_counts[0],
         )
         total, tokens = total + float(nll), tokens + work.global_tokens
-        if work.after.epoch > 0:
+        if work.after.epoch > 0 or tokens >= at_least:
             break
     return total / tokens
 

@@ -203,7 +203,8 @@ def train_task(context: Context) -> dict[str, Any]:
 def evaluate_task(context: Context) -> dict[str, Any]:
     """Loss and translation quality of a run's checkpoint on a split. Collective.
 
-    Options: ``split``; ``step`` (None: the best checkpoint).
+    Options: ``split``; ``step`` (None: the best checkpoint); ``training_tokens``, if given: also
+    the loss of so many tokens of the training data.
     """
     config, split = context.config, context.options["split"]
     with all_or_none(context.group):
@@ -216,10 +217,16 @@ def evaluate_task(context: Context) -> dict[str, Any]:
         build_translation(config, translator, tokenizers), config.data.uri, data, split,
         bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
     )  # fmt: skip
+    training_tokens = context.options.get("training_tokens")
+    training_loss = training_tokens and exact_loss(
+        translator, config.data.uri, data, "train", config.train.batch_tokens,
+        at_least=training_tokens,
+    )  # fmt: skip
     return {
         "split": split,
         "step": step,
         "loss": loss,
+        "training_loss": training_loss,
         "perplexity": math.exp(min(loss, 700.0)),
         "bleu": quality.bleu,
         "chrf": quality.chrf,

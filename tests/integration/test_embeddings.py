@@ -66,6 +66,9 @@ def test_vectors_go_in_stay_frozen_and_come_out(
     written = {line.split(" ")[0]: line.split(" ")[1:] for line in lines[1:]}
     for word in known:
         assert np.array_equal(np.array(written[word], dtype=np.float32), vectors[word])
+    dist_embed("export", str(run), str(tmp_path / "model"), "--quantization", "int8")
+    assert (tmp_path / "model/model.bin").stat().st_size > 0
+    assert (tmp_path / "model/tokenizer.source.json").is_file()
 
 
 @pytest.mark.heavy
@@ -93,8 +96,8 @@ expectations:
     )
     page = tmp_path / "width.md"
     first = dist_embed("study", str(study), "--page", str(page))
-    assert first.stdout.count("trained") == 0
     assert "run 4 of 4: 16_seed2" in first.stdout
+    assert "nan" not in page.read_text()
     text = page.read_text()
     assert text.count("±") >= 8
     assert (tmp_path / "width.svg").exists()
@@ -103,3 +106,8 @@ expectations:
     again = dist_embed("study", str(study), "--page", str(page))
     assert "run 1 of 4" not in again.stdout
     assert page.read_text() == text
+    # Other settings are other runs, which begin from scratch.
+    study.write_text(study.read_text().replace("train.max_steps: 4", "train.max_steps: 5"))
+    longer = dist_embed("study", str(study), "--page", str(page))
+    assert longer.stdout.count("starting from scratch") == 4
+    assert "`train.max_steps=5`" in page.read_text()

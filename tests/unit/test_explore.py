@@ -133,6 +133,12 @@ def test_agreement_with_judgements_is_spearmans(
     ours = [float(cosines(by_id[a : a + 1], by_id[b])) for a, b in pairs]
     assert found.spearman == pytest.approx(spearmanr(ours, judged).statistic, abs=1e-9)
     assert (found.pairs, found.unknown) == (40, 1)
+    uri.write_text(
+        "word1\tword2\tPOS\tSimLex999\tconc(w1)\n"
+        + "".join(f"s{a}\ts{b}\tA\t{value}\t2.5\n"
+                  for (a, b), value in zip(pairs, judged, strict=True))
+    )  # fmt: skip
+    assert similarity_agreement(RunTable(run, "source"), str(uri)).spearman == found.spearman
     uri.write_text("s1 s2 3\ns2 s3\n")
     with pytest.raises(UserError, match="line 2: expected two words and a number"):
         similarity_agreement(RunTable(run, "source"), str(uri))

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import math
+import os
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 import yaml
 
@@ -12,6 +17,7 @@ from dist_embed.config.errors import ConfigError
 from dist_embed.study import one_hot
 from dist_embed.study.one_hot import (
     WAYS,
+    Cost,
     OneHotFigures,
     draw_one_hot,
     one_hot_table,
@@ -20,17 +26,26 @@ from dist_embed.study.one_hot import (
 from dist_embed.study.plan import (
     OneHotStudy,
     TrainingStudy,
+    WordVectors,
     combinations,
     load_study,
     overrides_of,
 )
-from dist_embed.study.report import draw_study, study_page, summaries
-from dist_embed.study.run import Outcome, config_of
+from dist_embed.study.report import (
+    Summary,
+    chance,
+    draw_study,
+    study_page,
+    summaries,
+    verdict_of,
+)
+from dist_embed.study.run import Outcome, planned_runs
+from dist_embed.study.word_vectors import ensure_word_vectors
 
 ROOT = Path(__file__).parents[2]
 STUDY: dict[str, Any] = {
     "title": "Starts", "question": "Does a start help?", "folder": "/f", "base": "base.yaml",
-    "seeds": [1, 2], "set": {"train.max_steps": 5, "model.width": 16},
+    "seeds": [1, 2, 3], "set": {"train.max_steps": 5, "model.width": 16},
     "factors": [
         {"name": "pairs", "levels": [
             {"name": "1 k", "set": {"data.max_sentences": 1000}, "x": 1000},
@@ -50,6 +65,11 @@ STUDY: dict[str, Any] = {
          "worse": {"pairs": "5 k", "start": "random"}},
         {"text": "Equal", "measure": "chrf", "better": {"pairs": "5 k", "start": "vectors"},
          "worse": {"pairs": "1 k", "start": "vectors"}},
+        {"text": "No worse", "measure": "bleu", "better": {"pairs": "1 k", "start": "random"},
+         "worse": {"pairs": "1 k", "start": "vectors"}, "held": False},
+        {"text": "Sooner", "measure": "steps_to_reference",
+         "better": {"pairs": "1 k", "start": "vectors"},
+         "worse": {"pairs": "1 k", "start": "random"}},
     ],
 }  # fmt: skip
 MACHINE = {"cores": 2, "memory_gib": 23.0, "device": "a CPU", "versions": {"torch": "9"}}
@@ -69,20 +89,21 @@ def study(folder: Path) -> TrainingStudy:
 
 def outcome(pairs: str, start: str, seed: int, bleu: float, losses: list[float]) -> Outcome:
     measures = {"bleu": bleu, "validation_perplexity": math.exp(min(losses)), "chrf": 50.0,
-                "gap": 0.1, "parameters": 10, "tokens_per_second": 5.0, "best_step": 3}  # fmt: skip
+                "gap": 0.1, "parameters": 10, "tokens_per_second": 5.0, "epochs": 2.0,
+                "sentences_per_second": 1.0, "best_step": 3}  # fmt: skip
     steps = [(10 * n, loss) for n, loss in enumerate(losses, start=1)]
-    return Outcome({"pairs": pairs, "start": start}, seed, "f", measures, steps)
+    return Outcome({"pairs": pairs, "start": start}, seed, measures, steps, MACHINE)
 
 
 OUTCOMES = [
     outcome("1 k", "random", 1, 10.0, [3.0, 2.0, 1.0]),
     outcome("1 k", "random", 2, 12.0, [3.0, 2.5, 2.0]),
+    outcome("1 k", "random", 3, 11.0, [3.0, 1.9, 1.8]),
     outcome("1 k", "vectors", 1, 20.0, [2.0, 1.4, 1.2]),
     outcome("1 k", "vectors", 2, 22.0, [3.0, 2.0, 1.6]),
-    outcome("5 k", "random", 1, 30.0, [1.0, 0.9]),
-    outcome("5 k", "random", 2, 30.0, [1.0, 0.9]),
-    outcome("5 k", "vectors", 1, 30.0, [1.5, 1.4]),
-    outcome("5 k", "vectors", 2, 30.0, [1.5, 1.4]),
+    outcome("1 k", "vectors", 3, 21.0, [3.0, 2.4, 2.1]),
+    *(outcome("5 k", "random", seed, 30.0, [1.0, 0.9]) for seed in (1, 2, 3)),
+    *(outcome("5 k", "vectors", seed, 30.0, [1.5, 1.4]) for seed in (1, 2, 3)),
 ]
 
 
@@ -103,38 +124,137 @@ def test_the_stored_studies_and_all_their_runs_are_sound(
     found = load_study(str(path))
     if isinstance(found, OneHotStudy):
         return
-    runs = [config_of(found, one, seed) for one in combinations(found) for seed in found.seeds]
-    assert len({config.run.uri for config in runs}) == len(runs)
+    runs = planned_runs(found)
+    assert len({run.config.run.uri for run in runs}) == len(runs)
     assert len(found.seeds) >= 3
+    # What the machine does meanwhile is to fall on all alike.
+    assert len({run.seed for run in runs[: len(combinations(found))]}) == 1
 
 
 def test_means_and_spreads_over_seeds(tmp_path: Path) -> None:
     found = summaries(study(tmp_path), OUTCOMES)
     bleu = found["1-k_random"]["bleu"]
-    assert (bleu.mean, bleu.spread) == (11.0, pytest.approx(math.sqrt(2)))
-    assert bleu.text("{:.2f}") == "11.00 ± 1.41"
-    # The reference's mean best loss is 1.5: reached at step 20 by one seed, never by the other.
+    assert (bleu.mean, bleu.spread) == (11.0, 1.0)
+    assert bleu.text("{:.2f}") == "11.00 ± 1.00"
+    # The worst seed of the reference has 2.0 as its best loss.
+    assert found["1-k_random"]["steps_to_reference"].values == [20.0, 30.0, 20.0]
     steps = found["1-k_vectors"]["steps_to_reference"]
-    assert (steps.values, steps.lacking) == ([20.0], 1)
-    assert steps.text("{:.0f}") == "20 (1 never)"
+    assert steps.values == [10.0, 20.0, math.inf]
+    assert steps.text("{:.0f}") == "15 ± 7 (1 of 3 never)"
     assert found["5-k_vectors"]["steps_to_reference"].text("{:.0f}") == "never"
-    assert found["5-k_random"]["steps_to_reference"].values == [20.0, 20.0]
+    assert found["5-k_random"]["steps_to_reference"].values == [20.0] * 3
+    assert Summary([]).text("{:.0f}") == Summary([math.nan]).text("{:.0f}") == "no value"
+
+
+def test_chance_is_that_of_every_split_of_the_values() -> None:
+    assert chance([4, 5, 6], [1, 2, 3]) == 1 / 20
+    assert chance([1, 2, 3], [4, 5, 6]) == 1
+    assert chance([2], [1]) == 1 / 2
+    assert chance([3, 4], [1, 2]) == 1 / 6
+    assert chance([7, 7, 7], [7, 7, 7]) == 1
+    assert chance([4, 5, math.inf], [1, 2, 3]) == 1 / 20
+    assert chance([3, 5, 6], [1, 2, 4]) == 2 / 20
+    generator = np.random.default_rng(0)
+    for shift in (0.0, 0.7, 2.0):
+        a, b = (generator.normal(s, 1, 5).round(1).tolist() for s in (shift, 0.0))
+        everyone = scipy.stats.permutation_test(
+            (a, b), lambda x, y: scipy.stats.mannwhitneyu(x, y).statistic,
+            alternative="greater", n_resamples=np.inf,
+        )  # fmt: skip
+        assert chance(a, b) == pytest.approx(everyone.pvalue)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "held", "said"),
+    [
+        ([4, 5, 6], [1, 2, 3], True, "**holds here**"),
+        ([4, 5, 6], [1, 2, 3], False, "**does not hold here**"),
+        ([1, 2, 3], [4, 5, 6], True, "**the opposite was found here**"),
+        ([1, 2, 3], [4, 5, 6], False, "**holds here**"),
+        ([3, 5, 6], [1, 2, 4], True, "no difference that these seeds could tell"),
+        ([9], [1], True, "no difference that these seeds could tell"),
+        ([9, 8, math.nan], [1, 2, 3], True, "cannot be told"),
+        # Runs that never arrive, as negative infinities.
+        ([-20, -math.inf, -math.inf], [-30, -math.inf, -20], True, "no difference"),
+        ([-math.inf] * 3, [-30, -30, -20], True, "**the opposite was found here**"),
+        ([-math.inf] * 3, [-math.inf] * 3, True, "no difference"),
+    ],
+)
+def test_verdicts_need_more_than_chance(
+    better: list[float], worse: list[float], held: bool, said: str
+) -> None:
+    assert verdict_of(better, worse, held=held).startswith(said)
 
 
 def test_the_page_tells_what_was_run_and_whether_expectations_held(tmp_path: Path) -> None:
     page = study_page(
-        study(tmp_path), OUTCOMES, command="bash launch/run.sh study x", machine=MACHINE,
-        plot_name="x.svg",
-    )  # fmt: skip
-    assert "| 1 k | random | 11.00 ± 1.41 |" in page
+        study(tmp_path), OUTCOMES, command="bash launch/run.sh study x", plot_name="x.svg"
+    )
+    assert "| 1 k | random | 11.00 ± 1.00 |" in page
     assert "`train.max_steps=5`" in page
     assert "| vectors | `a.b=c` |" in page
     assert "![test BLEU](x.svg)" in page
     lines = [line for line in page.splitlines() if line.startswith("- ")]
     assert "**holds here**" in lines[0]
     assert "**the opposite was found here**" in lines[1]
-    assert "no difference beyond the spread" in lines[2]
-    assert "2 cores, 23 GiB, a CPU; torch 9" in page
+    assert "no difference that these seeds could tell" in lines[2]
+    assert "**holds here**" in lines[3]
+    assert "no difference" in lines[4]
+    assert "(1 of 3 never)" in lines[4]
+    assert page.count("2 cores, 23 GiB, a CPU; torch 9") == 1
+    other = replace(OUTCOMES[0], machine=MACHINE | {"cores": 99})
+    assert "2 cores, 23 GiB, a CPU; torch 9; and on: 99 cores" in study_page(
+        study(tmp_path), [*OUTCOMES, other], command="x", plot_name=None
+    )
+
+
+def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("run: {uri: x}\ndata: {synthetic: {}}\ntrain: {max_steps: 9}\n")
+    plain = {"set": {"train.max_steps": 5}, "factors": [STUDY["factors"][0]], "expectations": [],
+             "reference": None, "measures": ["bleu"], "plot": None}  # fmt: skip
+    vectors = {"text": "a.txt", "output": "v.txt", "width": 4}
+
+    def names(**changes: Any) -> set[str]:
+        found = load_study(written(tmp_path, **(plain | changes)))
+        assert isinstance(found, TrainingStudy)
+        return {run.name for run in planned_runs(found)}
+
+    first = names()
+    assert names() == first
+    assert len(first) == 6
+    for changes in (
+        {"set": {"train.max_steps": 6}},
+        {"set": {"train.max_steps": 5, "search.beam": 1}},
+        {"set": {"train.max_steps": 5, "train.evaluate_every": 2}},
+        {"set": {"train.max_steps": 5, "cluster.num_workers": 3}},
+        {"word_vectors": [vectors]},
+        {"word_vectors": [vectors | {"epochs": 7}]},
+    ):
+        assert not names(**changes) & first, changes
+    assert not names(word_vectors=[vectors]) & names(word_vectors=[vectors | {"epochs": 7}])
+    levels = [{"name": "x"}, {"name": "y", "set": {"modl.width": 1}}]
+    with pytest.raises(ConfigError, match="modl"):
+        names(factors=[{"name": "a", "levels": levels}])
+
+
+def test_word_vectors_are_made_once_and_again_when_told_otherwise(tmp_path: Path) -> None:
+    pytest.importorskip("gensim")
+    text = tmp_path / "text.txt"
+    text.write_text("a b c a b\nb c a c\n" * 20)
+    wanted = WordVectors(text=str(text), output="v.txt", width=4, epochs=1)
+    said: list[str] = []
+    ensure_word_vectors(wanted, str(tmp_path), said.append)
+    first = (tmp_path / "v.txt").read_text()
+    assert first.splitlines()[0] == "3 4"
+    assert len(said) == 2
+    ensure_word_vectors(wanted, str(tmp_path), said.append)
+    assert len(said) == 2
+    ensure_word_vectors(wanted.model_copy(update={"epochs": 9}), str(tmp_path), said.append)
+    assert len(said) == 4
+    assert (tmp_path / "v.txt").read_text() != first
+    ensure_word_vectors(wanted, str(tmp_path), said.append)
+    assert (tmp_path / "v.txt").read_text() == first
 
 
 def test_the_plot_has_a_line_for_each_level(tmp_path: Path) -> None:
@@ -150,6 +270,10 @@ def test_the_plot_has_a_line_for_each_level(tmp_path: Path) -> None:
     [
         ({"kind": "trainin"}, "kind: 'trainin' is not allowed.*did you mean 'training'"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 2, 1]}, r"seeds: \[1, 2, 1\] has one twice"),
+        ({"factors": [*STUDY["factors"], STUDY["factors"][0]]}, "two factors have one name"),
+        ({"factors": [*STUDY["factors"], {"name": "c", "levels": [{"name": "x"}, {"name": "y"}]}]},
+         "factor 'c' is neither `x` nor `lines`"),
         ({"measures": ["bleus"]}, r"measures\.0"),
         ({"colour": 1}, "colour"),
         ({"reference": None}, "steps_to_reference needs `reference`"),
@@ -189,22 +313,30 @@ def test_one_hot_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     # In this process: what a process of its own is for is tried below.
     monkeypatch.setattr(one_hot, "_apart", lambda function, *arguments: function(*arguments))
     said: list[str] = []
-    figures = run_one_hot(wanted, said.append)
+    figures, machine = run_one_hot(wanted, said.append)
     for one in figures:
-        assert one.one_hot is not None
-        assert one.lookup is not None
+        assert isinstance(one.one_hot, Cost)
         assert one.output_difference == 0
         assert one.gradient_difference is not None
         assert one.gradient_difference < 1e-4
     assert len(said) == 6
-    assert run_one_hot(wanted, said.append) == figures
+    assert run_one_hot(wanted, said.append) == (figures, machine)
     assert len(said) == 6
-    none = OneHotFigures(10**9, None, figures[0].lookup, None, None)
+    monkeypatch.setattr(one_hot, "machine", lambda device: machine | {"cores": -1})
+    run_one_hot(wanted, said.append)
+    assert len(said) == 12  # figures of another machine are not taken
+    none = OneHotFigures(10**9, "does not fit", figures[0].lookup, None, None)
     assert "| 1,000,000,000 | does not fit |" in one_hot_table([*figures, none])
     draw_one_hot([*figures, none], str(tmp_path / "p.svg"))
     assert "one-hot" in (tmp_path / "p.svg").read_text()
 
 
-def test_what_does_not_fit_ends_its_own_process() -> None:
+def test_why_there_is_no_cost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     # 2⁴⁰ words of 64 values: no machine has as much.
-    assert one_hot._apart(one_hot._cost, "one_hot", 2**40, 64, 1, 1) is None
+    assert one_hot._apart(one_hot._cost, "one_hot", 2**40, 64, 1, 1) == "does not fit"
+    with pytest.raises(RuntimeError, match="KeyError: 'no way'"):
+        one_hot._apart(one_hot._cost, "no way", 10, 4, 1, 1)
+    with pytest.raises(RuntimeError, match="ended with code 3"):
+        one_hot._apart(os._exit, 3)
+    monkeypatch.setattr(one_hot, "LIMIT_SECONDS", 0.1)
+    assert one_hot._apart(time.sleep, 60) == "over 0 s"
