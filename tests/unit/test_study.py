@@ -131,6 +131,15 @@ def test_the_stored_studies_and_all_their_runs_are_sound(
     assert len({run.seed for run in runs[: len(combinations(found))]}) == 1
 
 
+def test_the_example_of_the_documentation_is_a_study(tmp_path: Path) -> None:
+    example = (ROOT / "docs/studies/README.md").read_text().split("```yaml\n")[1].split("```")[0]
+    path = tmp_path / "study.yaml"
+    path.write_text(example.replace("../quickstart.yaml", str(ROOT / "configs/quickstart.yaml")))
+    found = load_study(str(path))
+    assert isinstance(found, TrainingStudy)
+    assert len(planned_runs(found)) == 6
+
+
 def test_means_and_spreads_over_seeds(tmp_path: Path) -> None:
     found = summaries(study(tmp_path), OUTCOMES)
     bleu = found["1-k_random"]["bleu"]
