@@ -4,6 +4,7 @@ the loss that follows from them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -12,7 +13,7 @@ from dist_embed.embedding.lookup import RowLookup, StepRows
 from dist_embed.model.output import OutputShard, sharded_cross_entropy
 from dist_embed.model.sampled_output import sampled_cross_entropy
 from dist_embed.model.sampler import Negatives, Sampler
-from dist_embed.parallel.collectives import gather_rows, sum_and_scatter_rows
+from dist_embed.parallel.collectives import start_gather_rows, start_sum_and_scatter_rows
 
 
 class OutputLayer(Protocol):
@@ -94,7 +95,9 @@ class SampledOutput:
 
     Each worker looks up a part of the negatives, all gather them, and their gradients go back the
     same way. If every worker looked up all of them, a shard would be asked for each of its rows
-    among them by every worker, and update it with as many parts of its gradient.
+    among them by every worker, and update it with as many parts of its gradient. Both exchanges go
+    on beside the model: the vectors travel during its first forward, the gradients during its last
+    backward, which begins with them.
 
     Args:
         sampler: draws the negatives.
@@ -110,8 +113,11 @@ class SampledOutput:
         self._seed = seed
         self._shard = shard
         self._negatives: Negatives | None = None
-        self._vectors: Tensor | None = None
         self._counts: list[int] = []  # negatives that each worker looks up
+        self._backwards = 0  # that are still to come in this step
+        self._arriving: Callable[[], Tensor] | None = None
+        self._vectors: Tensor | None = None
+        self._leaving: Callable[[], Tensor] | None = None
 
     def words(self, step: int, targets: list[Tensor]) -> list[Tensor]:
         """The right answers of every micro-batch, then this worker's part of the negatives."""
@@ -119,20 +125,25 @@ class SampledOutput:
         self._negatives = self._sampler.draw(self._seed, step).to(group.device)
         parts = self._negatives.ids.tensor_split(group.num_workers)
         self._counts = [part.numel() for part in parts]
+        self._backwards = len(targets)
         return [*targets, parts[group.rank]]
 
     def start(self, rows: StepRows) -> None:
-        """Bring the negatives' vectors together: [S, D] on every worker."""
+        """Begin to bring the negatives' vectors together: [S, D] on every worker."""
         own = rows.vectors("output", -1).detach()
-        self._vectors = gather_rows(own, self._counts, self._shard.group).requires_grad_()
+        self._arriving = start_gather_rows(own, self._counts, self._shard.group)
 
     def loss(
         self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor, counts: list[int],
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """See `OutputLayer.loss` and `sampled_cross_entropy`. Not collective."""
+        """See `OutputLayer.loss` and `sampled_cross_entropy`; the last backward is collective."""
         assert self._negatives is not None, "words() comes first"
-        assert self._vectors is not None, "start() comes first"
+        if self._vectors is None:
+            assert self._arriving is not None, "start() comes first"
+            self._vectors = self._arriving().requires_grad_()
+            self._vectors.register_post_accumulate_grad_hook(self._after_backward)
+            self._arriving = None
         return sampled_cross_entropy(
             hidden, rows.vectors("output", micro), self._vectors, targets, self._negatives,
             num_words=self._shard.num_rows, block_bytes=self._shard.block_bytes,
@@ -141,11 +152,17 @@ class SampledOutput:
 
     def finish(self, rows: StepRows) -> None:
         """Hand the sum over workers of each negative's gradient to who has looked it up."""
-        assert self._vectors is not None, "start() comes first"
-        gradient = self._vectors.grad
-        assert gradient is not None, "no loss has been differentiated"
-        own = sum_and_scatter_rows(gradient, self._counts, self._shard.group)
+        assert self._leaving is not None, "a loss has not been differentiated"
+        own = self._leaving()
         looked_up = rows.vectors("output", -1)
         if looked_up.requires_grad:  # unless the table is frozen
             looked_up.backward(own)
-        self._vectors = None
+        self._vectors = self._leaving = None
+
+    def _after_backward(self, vectors: Tensor) -> None:
+        self._backwards -= 1
+        if not self._backwards:
+            assert vectors.grad is not None
+            self._leaving = start_sum_and_scatter_rows(
+                vectors.grad, self._counts, self._shard.group
+            )

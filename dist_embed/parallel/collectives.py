@@ -7,6 +7,8 @@ known to every worker beforehand, so that a gather is one exchange.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -45,15 +47,31 @@ def gather_rows(rows: Tensor, counts: list[int], group: Group) -> Tensor:
         rows: [counts[rank], ...].
         counts: rows of each worker, the same list on every worker.
     """
+    return start_gather_rows(rows, counts, group)()
+
+
+def start_gather_rows(rows: Tensor, counts: list[int], group: Group) -> Callable[[], Tensor]:
+    """`gather_rows`, whose result is there once it is called for. Collective.
+
+    It may be called for at another time on each worker, but once on all of them.
+    """
     if group.num_workers == 1:
-        return rows
+        return lambda: rows
     longest = max(counts)
-    if longest == min(counts):
-        return gather_equal(rows, group).flatten(0, 1)
-    padded = rows.new_zeros((longest, *rows.shape[1:]))
-    padded[: rows.shape[0]] = rows
-    gathered = gather_equal(padded, group)
-    return torch.cat([gathered[rank, :count] for rank, count in enumerate(counts)])
+    padded = rows.contiguous()
+    if longest > min(counts):
+        padded = rows.new_zeros((longest, *rows.shape[1:]))
+        padded[: rows.shape[0]] = rows
+    out = rows.new_empty((group.num_workers, longest, *rows.shape[1:]))
+    work = dist.all_gather(list(out.unbind(0)), padded, group=group.process_group, async_op=True)
+
+    def gathered() -> Tensor:
+        work.wait()
+        if longest == min(counts):
+            return out.flatten(0, 1)
+        return torch.cat([out[rank, :count] for rank, count in enumerate(counts)])
+
+    return gathered
 
 
 def sum_and_scatter_rows(rows: Tensor, counts: list[int], group: Group) -> Tensor:
@@ -68,11 +86,30 @@ def sum_and_scatter_rows(rows: Tensor, counts: list[int], group: Group) -> Tenso
 
     Collective.
     """
+    return start_sum_and_scatter_rows(rows, counts, group)()
+
+
+def start_sum_and_scatter_rows(
+    rows: Tensor, counts: list[int], group: Group
+) -> Callable[[], Tensor]:
+    """`sum_and_scatter_rows`, whose result is there once it is called for. Collective.
+
+    As with `start_gather_rows`. ``rows`` must stay as they are until then.
+    """
     if group.num_workers == 1:
-        return rows
+        return lambda: rows
     mine = counts[group.rank]
-    received = exchange_rows(rows, counts, [mine] * group.num_workers, group)
-    return received.view(group.num_workers, mine, *rows.shape[1:]).sum(0)
+    out = rows.new_empty((group.num_workers * mine, *rows.shape[1:]))
+    work = dist.all_to_all_single(
+        out, rows.contiguous(), [mine] * group.num_workers, counts, group=group.process_group,
+        async_op=True,
+    )  # fmt: skip
+
+    def summed() -> Tensor:
+        work.wait()
+        return out.view(group.num_workers, mine, *rows.shape[1:]).sum(0)
+
+    return summed
 
 
 def exchange_rows(rows: Tensor, send: list[int], receive: list[int], group: Group) -> Tensor:
