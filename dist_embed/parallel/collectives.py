@@ -33,11 +33,27 @@ def least_over_workers(value: int, group: Group) -> int:
 
 def gather_equal(tensor: Tensor, group: Group) -> Tensor:
     """Stack every worker's ``tensor`` (equal shapes) to [W, ...]. Collective."""
+    return start_gather_equal(tensor, group)()
+
+
+def start_gather_equal(tensor: Tensor, group: Group) -> Callable[[], Tensor]:
+    """`gather_equal`, whose result is there once it is called for. Collective.
+
+    Only the start is: workers may call for the result at different times, once each. ``tensor``
+    must stay as it is until then.
+    """
     if group.num_workers == 1:
-        return tensor.unsqueeze(0)
+        return lambda: tensor.unsqueeze(0)
     out = tensor.new_empty((group.num_workers, *tensor.shape))
-    dist.all_gather(list(out.unbind(0)), tensor.contiguous(), group=group.process_group)
-    return out
+    work = dist.all_gather(
+        list(out.unbind(0)), tensor.contiguous(), group=group.process_group, async_op=True
+    )
+
+    def gathered() -> Tensor:
+        work.wait()
+        return out
+
+    return gathered
 
 
 def gather_rows(rows: Tensor, counts: list[int], group: Group) -> Tensor:
@@ -51,25 +67,23 @@ def gather_rows(rows: Tensor, counts: list[int], group: Group) -> Tensor:
 
 
 def start_gather_rows(rows: Tensor, counts: list[int], group: Group) -> Callable[[], Tensor]:
-    """`gather_rows`, whose result is there once it is called for. Collective.
+    """`gather_rows`, whose result is there once it is called for; see `start_gather_equal`.
 
-    It may be called for at another time on each worker, but once on all of them.
+    Collective.
     """
     if group.num_workers == 1:
         return lambda: rows
     longest = max(counts)
-    padded = rows.contiguous()
-    if longest > min(counts):
-        padded = rows.new_zeros((longest, *rows.shape[1:]))
-        padded[: rows.shape[0]] = rows
-    out = rows.new_empty((group.num_workers, longest, *rows.shape[1:]))
-    work = dist.all_gather(list(out.unbind(0)), padded, group=group.process_group, async_op=True)
+    if longest == min(counts):
+        equal = start_gather_equal(rows, group)
+        return lambda: equal().flatten(0, 1)
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: rows.shape[0]] = rows
+    arriving = start_gather_equal(padded, group)
 
     def gathered() -> Tensor:
-        work.wait()
-        if longest == min(counts):
-            return out.flatten(0, 1)
-        return torch.cat([out[rank, :count] for rank, count in enumerate(counts)])
+        parts = arriving()
+        return torch.cat([parts[rank, :count] for rank, count in enumerate(counts)])
 
     return gathered
 
@@ -92,24 +106,14 @@ def sum_and_scatter_rows(rows: Tensor, counts: list[int], group: Group) -> Tenso
 def start_sum_and_scatter_rows(
     rows: Tensor, counts: list[int], group: Group
 ) -> Callable[[], Tensor]:
-    """`sum_and_scatter_rows`, whose result is there once it is called for. Collective.
-
-    As with `start_gather_rows`. ``rows`` must stay as they are until then.
+    """`sum_and_scatter_rows`, whose result is there once it is called for; see
+    `start_gather_equal`. Collective.
     """
     if group.num_workers == 1:
         return lambda: rows
     mine = counts[group.rank]
-    out = rows.new_empty((group.num_workers * mine, *rows.shape[1:]))
-    work = dist.all_to_all_single(
-        out, rows.contiguous(), [mine] * group.num_workers, counts, group=group.process_group,
-        async_op=True,
-    )  # fmt: skip
-
-    def summed() -> Tensor:
-        work.wait()
-        return out.view(group.num_workers, mine, *rows.shape[1:]).sum(0)
-
-    return summed
+    arriving = start_exchange_rows(rows, counts, [mine] * group.num_workers, group)
+    return lambda: arriving().view(group.num_workers, mine, *rows.shape[1:]).sum(0)
 
 
 def exchange_rows(rows: Tensor, send: list[int], receive: list[int], group: Group) -> Tensor:
@@ -117,11 +121,28 @@ def exchange_rows(rows: Tensor, send: list[int], receive: list[int], group: Grou
 
     Returns [sum(receive), ...], parts in the order of the senders' ranks. Collective.
     """
+    return start_exchange_rows(rows, send, receive, group)()
+
+
+def start_exchange_rows(
+    rows: Tensor, send: list[int], receive: list[int], group: Group
+) -> Callable[[], Tensor]:
+    """`exchange_rows`, whose result is there once it is called for; see `start_gather_equal`.
+
+    Collective.
+    """
     if group.num_workers == 1:
-        return rows
+        return lambda: rows
     out = rows.new_empty((sum(receive), *rows.shape[1:]))
-    dist.all_to_all_single(out, rows.contiguous(), receive, send, group=group.process_group)
-    return out
+    work = dist.all_to_all_single(
+        out, rows.contiguous(), receive, send, group=group.process_group, async_op=True
+    )
+
+    def exchanged() -> Tensor:
+        work.wait()
+        return out
+
+    return exchanged
 
 
 def gather_texts(text: str, group: Group) -> list[str]:

@@ -186,11 +186,7 @@ def _measures(
         for name, info in manifest.tensors.items()
         if name.startswith("model.") or name.endswith(".weight")
     )
-    steps = [line for line in lines if "tokens_per_second" in line]
-    speed = statistics.median(line["tokens_per_second"] for line in steps)
-    step_tokens = statistics.mean(
-        line["tokens_per_second"] * line["step_seconds"] for line in steps
-    )
+    speed, step_tokens = speed_of(lines)
     train = data.splits["train"]
     return {
         "validation_perplexity": math.exp(loss),
@@ -203,6 +199,21 @@ def _measures(
         "epochs": config.train.max_steps * step_tokens / train.target_tokens,
         "best_step": step,
     }
+
+
+def speed_of(lines: list[dict[str, Any]]) -> tuple[float, float]:
+    """Target tokens per second (median) and per step (mean) of a run's metrics.
+
+    NaN where the run has logged none, as when ``train.log_every`` is more than its steps: a trained
+    run is not to be lost for it.
+    """
+    steps = [line for line in lines if "tokens_per_second" in line]
+    if not steps:
+        return math.nan, math.nan
+    return (
+        statistics.median(line["tokens_per_second"] for line in steps),
+        statistics.mean(line["tokens_per_second"] * line["step_seconds"] for line in steps),
+    )
 
 
 def _read(uri: str) -> dict[str, Any] | None:

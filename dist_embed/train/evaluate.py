@@ -55,7 +55,8 @@ def exact_loss(
         data: its index.
         split: which part of it.
         batch_tokens: budget of a step.
-        at_least: so many target tokens of the split, always the same ones; all where it has fewer.
+        at_least: so many target tokens of the split, the same ones for equal data and budget; all
+            where it has fewer.
     """
     group, lookup = translator.group, translator.lookup
     loader = Loader(

@@ -39,7 +39,7 @@ from dist_embed.study.report import (
     summaries,
     verdict_of,
 )
-from dist_embed.study.run import Outcome, planned_runs
+from dist_embed.study.run import Outcome, planned_runs, speed_of
 from dist_embed.study.word_vectors import ensure_word_vectors
 
 ROOT = Path(__file__).parents[2]
@@ -245,6 +245,14 @@ def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
     levels = [{"name": "x"}, {"name": "y", "set": {"modl.width": 1}}]
     with pytest.raises(ConfigError, match="modl"):
         names(factors=[{"name": "a", "levels": levels}])
+
+
+def test_a_run_that_logged_no_speed_has_none_and_is_kept() -> None:
+    lines = [{"step": 2, "tokens_per_second": 10.0, "step_seconds": 0.5}, {"step": 2, "loss": 1.0},
+             {"step": 4, "tokens_per_second": 20.0, "step_seconds": 0.5}]  # fmt: skip
+    assert speed_of(lines) == (15.0, 7.5)
+    assert all(math.isnan(value) for value in speed_of(lines[1:2]))
+    assert Summary(list(speed_of([]))).text("{:.0f}") == "no value"
 
 
 def test_word_vectors_are_made_once_and_again_when_told_otherwise(tmp_path: Path) -> None:
