@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from itertools import zip_longest
 from statistics import median
 from typing import Any
 
 import torch
 
-from dist_embed.bench.plain_model import plain_training_step
+from dist_embed.bench.plain_model import Step, plain_training_step
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.data.prepare import read_counts
@@ -22,7 +23,6 @@ from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translator
 from dist_embed.train.worker import Context, build_train_step
 
-Step = Callable[[int, StepBatches], object]
 WARM_UP_STEPS = 3
 
 
@@ -91,8 +91,8 @@ def _measure(step: Step, steps: Iterator[StepBatches], count: int, group: Group)
     barrier = torch.zeros(1, device=group.device)
     sum_over_workers(barrier, group)
     started = time.perf_counter()
-    for number, batches in enumerate(work, start=1):
-        step(number, batches)
+    for number, (batches, following) in enumerate(zip_longest(work, work[1:]), start=1):
+        step(number, batches, following)
     sum_over_workers(barrier, group)
     if group.device.type == "cuda":
         torch.cuda.synchronize()

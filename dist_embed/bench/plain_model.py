@@ -21,6 +21,9 @@ from dist_embed.data.tokenizer import PAD
 from dist_embed.model.transformer import positions
 from dist_embed.parallel.group import Group
 
+# Runs one training step: its number, its work, and the next one's where that is known.
+Step = Callable[[int, StepBatches, StepBatches | None], object]
+
 
 class PlainTranslator(nn.Module):
     """Sizes as in `dist_embed.model.transformer.Transformer`; embedding and model width are one."""
@@ -96,7 +99,7 @@ class PlainTranslator(nn.Module):
 
 def plain_training_step(
     config: Config, source_rows: int, target_rows: int, group: Group, *, bf16: bool
-) -> Callable[[int, StepBatches], None]:
+) -> Step:
     """What runs one training step of the baseline, in the sizes of ``config``. Collective."""
     torch.manual_seed(config.run.seed)
     model: nn.Module = PlainTranslator(
@@ -115,7 +118,7 @@ def plain_training_step(
         model = DistributedDataParallel(model, process_group=group.process_group)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98), fused=True)
 
-    def run(number: int, work: StepBatches) -> None:
+    def run(number: int, work: StepBatches, following: StepBatches | None) -> None:
         optimizer.zero_grad(set_to_none=True)
         batch = work.batches[0]
         with torch.autocast(batch.source.device.type, torch.bfloat16, enabled=bf16):

@@ -43,7 +43,7 @@ class SparseSampled:
             torch.optim.Adagrad(tables, lr=0.05, eps=1e-8),
         ]
 
-    def run(self, step: int, work: StepBatches) -> None:
+    def run(self, step: int, work: StepBatches, following: StepBatches | None) -> None:
         """One training step."""
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
 from typing import Any
-
-import torch
 
 from dist_embed.bench.vocabulary_cases import (
     FULL,
@@ -21,31 +16,12 @@ from dist_embed.bench.vocabulary_cases import (
     SPARSE,
     Case,
     Kind,
-    Step,
-    batches,
-    build_trainer,
 )
-from dist_embed.bench.vocabulary_memory import (
-    LOG_FOLDER,
-    PHASES,
-    TIMEOUT_SECONDS,
-    Peaks,
-    largest,
-    measure_memory,
-)
-from dist_embed.cluster.local import launch_local
+from dist_embed.bench.vocabulary_memory import PHASES, Peaks, largest, measure_memory
+from dist_embed.bench.vocabulary_speed import Say, measure_apart, measure_side_by_side
 from dist_embed.config.errors import UserError
-from dist_embed.data.loader import StepBatches
 from dist_embed.embedding.memory import GIB
-from dist_embed.observe.events import Event
-from dist_embed.observe.quiet import redirect_output
-from dist_embed.parallel.allocator import keep_freed_memory
-from dist_embed.parallel.collectives import sum_over_workers
-from dist_embed.parallel.group import Group, joined_group
 
-WARM_UP_STEPS = 3
-Emit = Callable[[Event], None]
-Say = Callable[[str], None]
 Table = tuple[str, list[str], list[list[str]]]  # title, header, rows
 
 
@@ -86,7 +62,7 @@ class Report:
             for case, seconds in group
         ]  # fmt: skip
         return (
-            "Time of a whole training step, in turns, each time in processes of its own:",
+            "Time of a whole training step, in turns:",
             ["", "words", "width", "tokens per worker", "ms per step", "range", "ratio", "range"],
             rows,
         )
@@ -154,9 +130,9 @@ def vocabulary_report(
     speeds = []
     for group in groups:
         alive = [one for one in group if one not in failed]
-        seconds = measure_in_turns(
-            alive, num_workers=num_workers, rounds=rounds, steps=steps, say=say
-        )
+        beside = {one.kind for one in alive} == {SAMPLED, SPARSE}
+        measure = measure_side_by_side if beside else measure_apart
+        seconds = measure(alive, num_workers=num_workers, rounds=rounds, steps=steps, say=say)
         speeds.append(list(zip(alive, seconds, strict=True)))
     found_largest: dict[str, tuple[int, int]] = {}
     if find_largest:
@@ -180,54 +156,3 @@ def _compared(seconds: list[float], first: list[float]) -> list[str]:
 
 def _sized(case: Case, num_words: int) -> Case:
     return replace(case, num_words=num_words)
-
-
-def measure_in_turns(
-    cases: list[Case], *, num_workers: int, rounds: int, steps: int, say: Say
-) -> list[list[float]]:
-    """Seconds per step of each case, round by round, in turns.
-
-    Every time in processes of its own: what one case leaves in the allocator changes how fast the
-    next one is.
-    """
-    found: list[list[float]] = [[] for _ in cases]
-    for number in range(rounds):
-        for case, seconds in zip(cases, found, strict=True):
-            seconds.append(
-                launch_local(
-                    _measure, (case, steps), num_workers=num_workers,
-                    on_event=lambda event: say(event["text"]), log_folder=str(LOG_FOLDER),
-                )
-            )  # fmt: skip
-            say(
-                f"round {number + 1}: {case.kind}, {case.num_words:,} words, width {case.width}, "
-                f"{case.tokens} tokens: {seconds[-1] * 1e3:.1f} ms"
-            )
-    return found
-
-
-def _measure(case: Case, steps: int, emit: Emit) -> float:
-    """The median of ``steps`` steps' seconds."""
-    torch.set_num_threads(1)
-    if case.kind == SAMPLED:
-        keep_freed_memory()  # as every run's workers do
-    redirect_output(LOG_FOLDER / f"worker-{os.environ['RANK']}.log")
-    with joined_group("cpu", TIMEOUT_SECONDS) as group:
-        trainer = build_trainer(case, group)
-        work = batches(case, group, WARM_UP_STEPS + steps)
-        _timed(trainer.step, work[:WARM_UP_STEPS], group)
-        return median(_timed(trainer.step, work[WARM_UP_STEPS:], group))
-
-
-def _timed(step: Step, work: list[StepBatches], group: Group) -> list[float]:
-    """Seconds of each step, until the slowest worker is done."""
-    gc.collect()
-    barrier = torch.zeros(1)
-    taken = []
-    for number, some in enumerate(work, start=1):
-        sum_over_workers(barrier, group)
-        started = time.perf_counter()
-        step(number, some)
-        sum_over_workers(barrier, group)
-        taken.append(time.perf_counter() - started)
-    return taken

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.bench.plain_model import plain_training_step
+from dist_embed.bench.plain_model import Step, plain_training_step
 from dist_embed.bench.plain_sparse import SparseSampled
 from dist_embed.bench.zipf import zipf
 from dist_embed.checkpoint.state import LiveTensor
@@ -31,7 +30,6 @@ SENTENCE_TOKENS = 32  # with the end mark
 Kind = Literal["dist_embed, sampled", "nn.Embedding(sparse), sampled", "nn.Embedding, full softmax"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SAMPLED, SPARSE, FULL = KINDS
-Step = Callable[[int, StepBatches], object]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -85,8 +86,9 @@ def _measure(case: Case, folder: str | None, emit: Callable[[Event], None]) -> P
         reset_peak()
         trainer = build_trainer(case, group)
         peaks["built"] = _fullest(group)
-        for number, work in enumerate(batches(case, group, STEPS), start=1):
-            trainer.step(number, work)
+        work = batches(case, group, STEPS + 1)
+        for number, (this, following) in enumerate(pairwise(work), start=1):
+            trainer.step(number, this, following)
         peaks["trained"] = _fullest(group)
         if trainer.live and folder is not None:
             _save_and_load(trainer, group, folder, peaks)

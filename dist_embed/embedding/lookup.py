@@ -1,23 +1,18 @@
 """One lookup a step: every table row that a step needs, fetched by one exchange.
 
-The rows come back as autograd leaves. The dense half of the step runs forward and backward on the
-leaves; `StepRows.backward` then hands the leaves' gradients to the tables, whose fused optimizer
-updates the touched rows. A step that is dropped between the two leaves the tables untouched.
+What comes back is in `dist_embed.embedding.step_rows`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 from torch import Tensor
-from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import (
     TABLE_OF_ROLE,
@@ -28,66 +23,10 @@ from dist_embed.embedding.plan import (
     shard_of,
     table_specs,
 )
+from dist_embed.embedding.step_rows import RowRequest, StepRows, TableRows
 from dist_embed.embedding.tables import build_sharded_tables
 from dist_embed.embedding.tiers import Memory, find_tier
 from dist_embed.parallel.group import Group
-
-
-@dataclass
-class TableRows:
-    """What one step holds of one table.
-
-    Attributes:
-        rows: [U] distinct row numbers that this worker's tokens need.
-        vectors: [U, D] leaf with the vectors at ``rows``.
-        own: [R, D] leaf with the rows of this worker's own shard, or None where not asked for.
-    """
-
-    rows: Tensor
-    vectors: Tensor
-    own: Tensor | None
-    _looked_up: list[Tensor] = field(repr=False, default_factory=list)
-
-    def leaves(self) -> list[Tensor]:
-        """The leaves, in the order of ``_looked_up``."""
-        return [self.vectors] if self.own is None else [self.vectors, self.own]
-
-
-@dataclass
-class StepRows:
-    """The rows of one step: per table the leaves, per role where the vectors of its ids lie."""
-
-    tables: dict[str, TableRows]
-    table_of_role: dict[str, str]
-    _index: dict[str, list[Tensor]] = field(repr=False)
-    _before_update: Callable[[], None] = field(repr=False)
-
-    def vectors(self, role: str, number: int) -> Tensor:
-        """Vectors of the ids that were given as ``ids[role][number]``: their shape + [D]."""
-        leaf = self.tables[self.table_of_role[role]].vectors
-        return functional.embedding(self._index[role][number], leaf)
-
-    def output_rows(self) -> Tensor:
-        """The output layer's rows of this worker's shard: [R, D]."""
-        own = self.tables[self.table_of_role["output"]].own
-        if own is None:
-            raise RuntimeError("this lookup was made without the output layer's rows")
-        return own
-
-    def backward(self) -> None:
-        """Second half of the step: give the leaves' gradients to the tables. Collective.
-
-        The fused optimizer updates every row that any worker touched, once, with the mean over
-        workers of their gradients (TorchRec divides by W, as DDP does).
-        """
-        self._before_update()
-        outputs: list[Tensor] = []
-        gradients: list[Tensor] = []
-        for table in self.tables.values():
-            for looked_up, leaf in zip(table._looked_up, table.leaves(), strict=True):
-                outputs.append(looked_up)
-                gradients.append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
-        torch.autograd.backward(outputs, gradients)
 
 
 class RowLookup:
@@ -171,6 +110,9 @@ class RowLookup:
             for module in lookup.modules()
             if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)
         ]
+        if group.device.type == "cpu":
+            for kernel in self._kernels:
+                kernel.forward = CpuRows(kernel)
         # They count steps for themselves, for Adam's bias correction.
         self._counting = self._kernels if optimizer == "adam" else []
         self._cache_is_newer = False
@@ -188,7 +130,14 @@ class RowLookup:
         self.after_writing()
 
     def lookup(self, ids: dict[str, list[Tensor]], *, own_output: bool = False) -> StepRows:
-        """Fetch the rows of one step. Collective.
+        """Fetch the rows of one step: `request`, then `fetch`. Collective."""
+        return self.fetch(self.request(ids, own_output=own_output))
+
+    def request(self, ids: dict[str, list[Tensor]], *, own_output: bool = False) -> RowRequest:
+        """Begin to send a step's ids to the workers that hold their rows. Collective.
+
+        The rows are not looked at before `fetch`, so a step's request may go out while the one
+        before is still computing.
 
         Args:
             ids: for roles (``source``: the encoder's input, ``target``: the decoder's, ``output``:
@@ -205,8 +154,22 @@ class RowLookup:
             for role in roles:
                 index[role] = positions[: len(ids[role])]
                 positions = positions[len(ids[role]) :]
-        fetched = self._fetch(rows, own_output)
-        return StepRows(fetched, self.table_of_role, index, self._note_update)
+        context = self._module.create_context()
+        travelling = self._module.input_dist(context, self._wanted(rows, own_output))
+        return RowRequest(rows, own_output, index, context, travelling)
+
+    def fetch(self, request: RowRequest) -> StepRows:
+        """The rows as they are now. Collective. A request is fetched once."""
+        looked_up = self._module.compute_and_output_dist(request.context, request.arrived())
+        fetched: dict[str, TableRows] = {}
+        for table in self.specs:
+            outputs = [looked_up[key].values() for key in self._features[table]]
+            trained = torch.is_grad_enabled() and table not in self._frozen
+            leaves = [out.detach().requires_grad_(trained) for out in outputs]
+            own = leaves[1] if request.own_output and len(leaves) > 1 else None
+            kept = outputs if own is not None else outputs[:1]
+            fetched[table] = TableRows(request.rows[table], leaves[0], own, kept)
+        return StepRows(fetched, self.table_of_role, request.index, self._note_update)
 
     def _distinct_rows(self, table: str, pieces: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if not pieces:
@@ -218,7 +181,8 @@ class RowLookup:
         positions = [part.view(piece.shape) for part, piece in zip(parts, pieces, strict=True)]
         return self._orders[table].rows_of(unique), positions
 
-    def _fetch(self, rows: dict[str, Tensor], own_output: bool) -> dict[str, TableRows]:
+    def _wanted(self, rows: dict[str, Tensor], own_output: bool) -> KeyedJaggedTensor:
+        """Row numbers by the names under which TorchRec looks them up."""
         keys, values = [], []
         for table in self.specs:
             shard = self.shards[table]
@@ -228,22 +192,11 @@ class RowLookup:
                 wanted.append(torch.arange(shard.first_row, own_end, device=self.group.device))
             keys += self._features[table]
             values += wanted
-        looked_up = self._module(
-            KeyedJaggedTensor.from_lengths_sync(
-                keys=keys,
-                values=torch.cat(values),
-                lengths=torch.tensor([v.numel() for v in values], device=self.group.device),
-            )
+        return KeyedJaggedTensor.from_lengths_sync(
+            keys=keys,
+            values=torch.cat(values),
+            lengths=torch.tensor([v.numel() for v in values], device=self.group.device),
         )
-        result: dict[str, TableRows] = {}
-        for table in self.specs:
-            outputs = [looked_up[key].values() for key in self._features[table]]
-            trained = torch.is_grad_enabled() and table not in self._frozen
-            leaves = [out.detach().requires_grad_(trained) for out in outputs]
-            own = leaves[1] if own_output and len(leaves) > 1 else None
-            kept = outputs if own is not None else outputs[:1]
-            result[table] = TableRows(rows[table], leaves[0], own, kept)
-        return result
 
     def weight(self, table: str) -> Tensor:
         """Live view of this worker's logical rows of ``table``: [R, D], up to date on return.

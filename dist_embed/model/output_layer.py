@@ -9,7 +9,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dist_embed.embedding.lookup import RowLookup, StepRows
+from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.step_rows import StepRows
 from dist_embed.model.output import OutputShard, sharded_cross_entropy
 from dist_embed.model.sampled_output import sampled_cross_entropy
 from dist_embed.model.sampler import Negatives, Sampler
@@ -25,7 +26,8 @@ class OutputLayer(Protocol):
     def words(self, step: int, targets: list[Tensor]) -> list[Tensor]:
         """Ids whose output rows step ``step`` looks up, given its micro-batches' right answers.
 
-        Called once a step, before `start`. Not collective.
+        Called for one step after the other, before `start` and after `finish` of the step before.
+        Not collective.
         """
 
     def start(self, rows: StepRows) -> None:
@@ -153,10 +155,7 @@ class SampledOutput:
     def finish(self, rows: StepRows) -> None:
         """Hand the sum over workers of each negative's gradient to who has looked it up."""
         assert self._leaving is not None, "a loss has not been differentiated"
-        own = self._leaving()
-        looked_up = rows.vectors("output", -1)
-        if looked_up.requires_grad:  # unless the table is frozen
-            looked_up.backward(own)
+        rows.add_gradient("output", -1, self._leaving())
         self._vectors = self._leaving = None
 
     def _after_backward(self, vectors: Tensor) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dist_embed.embedding.lookup import RowLookup, StepRows, TableRows
+from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Shard
+from dist_embed.embedding.step_rows import StepRows, TableRows
 from dist_embed.parallel.collectives import exchange_rows, gather_equal, sum_over_workers
 from dist_embed.parallel.group import Group
 

@@ -18,9 +18,23 @@ from dist_embed.parallel.group import Group
 
 def sum_over_workers(tensor: Tensor, group: Group) -> Tensor:
     """Sum ``tensor`` over all workers, in place; returned for convenience. Collective."""
-    if group.num_workers > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group.process_group)
-    return tensor
+    return start_sum_over_workers(tensor, group)()
+
+
+def start_sum_over_workers(tensor: Tensor, group: Group) -> Callable[[], Tensor]:
+    """`sum_over_workers`, whose result is there once it is called for; see `start_gather_equal`.
+
+    Collective.
+    """
+    if group.num_workers == 1:
+        return lambda: tensor
+    work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group.process_group, async_op=True)
+
+    def summed() -> Tensor:
+        work.wait()
+        return tensor
+
+    return summed
 
 
 def least_over_workers(value: int, group: Group) -> int:

@@ -40,6 +40,17 @@ def resolve_dtype(wanted: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted == "bf16" else torch.float32
 
 
+def seed_random_draws(seed: int, device: torch.device) -> None:
+    """Seed what draws on ``device``, and on the CPU.
+
+    `torch.manual_seed` also keeps a traceback for each kind of device that is not in use, which
+    takes a millisecond: too long for something that is done in every step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def device_name(device: torch.device) -> str:
     """A name a reader can compare figures by."""
     if device.type == "cuda":

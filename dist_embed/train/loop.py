@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import METRIC, TrainingState
 from dist_embed.config.errors import UserError
-from dist_embed.data.loader import Loader, Position
+from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.parallel.collectives import sum_over_workers
@@ -93,15 +93,16 @@ def train_loop(
     skipped_in_a_row = 0
     first_step = state.step
     stopped = False
+    following: StepBatches | None = None
     try:
         while state.step < rhythm.max_steps:
             stopped = _between_steps(saver, group)
             if stopped:
                 break
             started = time.perf_counter()
-            work = next(steps)
-            work.batches[:] = [batch.to(group.device) for batch in work.batches]
-            result = train_step.run(state.step + 1, work)
+            work = following or _next(steps, group)
+            following = _next(steps, group) if state.step + 1 < rhythm.max_steps else None
+            result = train_step.run(state.step + 1, work, following)
             window.add(result, time.perf_counter() - started)
             state.step += 1
             state.scalars["position"] = work.after.to_dict()
@@ -129,6 +130,13 @@ def train_loop(
         saver.close()
         steps.close()
     return stopped
+
+
+def _next(steps: Iterator[StepBatches], group: Group) -> StepBatches:
+    """The next step's work, on this worker's device."""
+    work = next(steps)
+    work.batches[:] = [batch.to(group.device) for batch in work.batches]
+    return work
 
 
 def _between_steps(saver: Saver, group: Group) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.data.loader import StepBatches
-from dist_embed.embedding.lookup import RowLookup, StepRows
+from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.step_rows import RowRequest, StepRows
 from dist_embed.model.output_layer import OutputLayer
 from dist_embed.optim.gradient_norm import table_gradient_square_sum
 from dist_embed.optim.schedule import Schedule
-from dist_embed.parallel.collectives import sum_over_workers
+from dist_embed.parallel.collectives import start_sum_over_workers
+from dist_embed.parallel.device import seed_random_draws
 
 
 @dataclass(frozen=True)
@@ -85,33 +88,41 @@ class TrainStep:
         self._compute_dtype = compute_dtype
         self._seed = seed
         self._group = lookup.group
+        self._transformer = model.module if isinstance(model, DistributedDataParallel) else model
+        self._parameters = list(model.parameters())
+        self._requested: tuple[int, StepBatches, RowRequest] | None = None
 
-    def run(self, step: int, work: StepBatches) -> StepResult:
-        """Train on one step's batches; ``step`` counts from 1. Collective."""
-        torch.manual_seed(step_seed(self._seed, step, self._group.rank))
-        self._model.train()
+    def run(self, step: int, work: StepBatches, following: StepBatches | None = None) -> StepResult:
+        """Train on one step's batches. Collective.
+
+        Args:
+            step: its number, from 1.
+            work: its batches.
+            following: those of the next step, where they are known: their ids then travel while
+                this step updates parameters and tables. Given on all workers or on none.
+        """
+        seed_random_draws(step_seed(self._seed, step, self._group.rank), self._group.device)
+        if not self._transformer.training:  # set by a validation, below DDP
+            self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
         self._lookup.set_step(step)
         self._lookup.freeze(
             frozenset(name for name, last in self._frozen_until.items() if step <= last)
         )
-        targets = [batch.target_output for batch in work.batches]
-        rows = self._lookup.lookup(
-            {
-                "source": [batch.source for batch in work.batches],
-                "target": [batch.target_input for batch in work.batches],
-                "output": self._output.words(step, targets),
-            },
-            own_output=self._output.own_rows,
-        )
+        rows = self._lookup.fetch(self._request(step, work))
         sums = self._dense_half(rows, work)
-        norm = self._gradient_norm(rows, sums)
+        gradient_norm = self._start_gradient_norm(rows, sums)
+        if following is not None:
+            self._requested = step + 1, following, self._request(step + 1, following)
+        norm = gradient_norm()
         skipped = not math.isfinite(norm)
         if not skipped:
             self._clip(rows, norm)
             for param_group in self._optimizer.param_groups:
                 param_group["lr"] = self._dense_schedule.rate(step)
             self._optimizer.step()
+            if self._requested:
+                self._requested[2].send()
             self._lookup.set_learning_rate(
                 self._table_schedule.rate(step),
                 {name: schedule.rate(step) for name, schedule in self._own_schedules.items()},
@@ -124,6 +135,21 @@ class TrainStep:
             tokens=tokens,
             skipped=skipped,
             gradient_norm=norm if self._clip_norm else None,
+        )
+
+    def _request(self, step: int, work: StepBatches) -> RowRequest:
+        """Ask for the rows of a step, unless the step before has done it. Collective."""
+        requested, self._requested = self._requested, None
+        if requested is not None and requested[0] == step and requested[1] is work:
+            return requested[2]
+        targets = [batch.target_output for batch in work.batches]
+        return self._lookup.request(
+            {
+                "source": [batch.source for batch in work.batches],
+                "target": [batch.target_input for batch in work.batches],
+                "output": self._output.words(step, targets),
+            },
+            own_output=self._output.own_rows,
         )
 
     def _dense_half(self, rows: StepRows, work: StepBatches) -> Tensor:
@@ -167,13 +193,14 @@ class TrainStep:
             return nullcontext()
         return self._model.no_sync()
 
-    def _gradient_norm(self, rows: StepRows, sums: Tensor) -> float:
+    def _start_gradient_norm(self, rows: StepRows, sums: Tensor) -> Callable[[], float]:
         """The global norm, or inf or nan where anything is not finite; the same on every worker.
 
-        ``sums`` become those of all workers' tokens. Without clipping the parts of the tables'
-        gradient are not brought together; the result then only tells whether all is finite.
+        It is there once the result is called; ``sums`` then are those of all workers' tokens.
+        Without clipping the parts of the tables' gradient are not brought together; the norm then
+        only tells whether all is finite. Collective; calling the result is not.
         """
-        dense = [p.grad for p in self._model.parameters() if p.grad is not None]
+        dense = [p.grad for p in self._parameters if p.grad is not None]
         square = torch.stack(torch._foreach_norm(dense)).square().sum()
         added_up = [sums] if self._output.counts_own_tokens else []
         if self._clip_norm:
@@ -183,20 +210,26 @@ class TrainStep:
             norms = [torch.linalg.vector_norm(g) for g in leaves if g is not None]
             local = torch.stack([*norms, torch.zeros((), device=self._group.device)])
             added_up.append(local.square().sum().unsqueeze(0))
-        if added_up:
-            # One exchange: each waits for the slowest worker.
-            everywhere = sum_over_workers(torch.cat(added_up), self._group)
-            if self._output.counts_own_tokens:
-                sums.copy_(everywhere[:2])
-            if not self._clip_norm:
-                square = square + everywhere[-1]
-        return float(square.sqrt() + 0 * sums[0])
+        # One exchange: each waits for the slowest worker.
+        adding_up = start_sum_over_workers(torch.cat(added_up), self._group) if added_up else None
+
+        def norm() -> float:
+            whole = square
+            if adding_up:
+                everywhere = adding_up()
+                if self._output.counts_own_tokens:
+                    sums.copy_(everywhere[:2])
+                if not self._clip_norm:
+                    whole = square + everywhere[-1]
+            return float(whole.sqrt() + 0 * sums[0])
+
+        return norm
 
     def _clip(self, rows: StepRows, norm: float) -> None:
         if not self._clip_norm or norm <= self._clip_norm:
             return
         factor = self._clip_norm / norm
-        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         gradients += [
             leaf.grad for t in rows.tables.values() for leaf in t.leaves() if leaf.grad is not None
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -17,11 +18,33 @@ TOLERANCE = 1e-6
 
 def train(group: Group, tiny: Tiny, steps: list[Pairs]) -> tuple[list[float], dict[str, Any], Any]:
     sharded = Sharded(tiny, group)
-    losses = [sharded.step(number, pairs).loss for number, pairs in enumerate(steps, start=1)]
+    work = [sharded.work(pairs) for pairs in steps]
+    losses = [
+        sharded.train_step.run(number, this, following).loss
+        for number, (this, following) in enumerate(zip_longest(work, work[1:]), start=1)
+    ]
     return losses, sharded.tables(), sharded.dense()
 
 
-def check_equal(workers: WorkerPool, num_workers: int, tiny: Tiny, steps: list[Pairs]) -> None:
+def train_after_detours(
+    group: Group, tiny: Tiny, steps: list[Pairs]
+) -> tuple[list[float], dict[str, Any], Any]:
+    """Announces other work than comes, and looks rows up between announcement and step."""
+    sharded = Sharded(tiny, group)
+    losses = []
+    for number, pairs in enumerate(steps, start=1):
+        announced = sharded.work(steps[number % len(steps)][::-1])
+        losses.append(sharded.train_step.run(number, sharded.work(pairs), announced).loss)
+        with torch.no_grad():
+            sharded.lookup.lookup({"source": [torch.arange(group.rank, 9)], "output": []})
+        sharded.transformer.eval()
+    assert sharded.transformer.training is False
+    return losses, sharded.tables(), sharded.dense()
+
+
+def check_equal(
+    workers: WorkerPool, num_workers: int, tiny: Tiny, steps: list[Pairs], train: Any = train
+) -> None:
     reference = Reference(tiny)
     expected = [reference.step(pairs) for pairs in steps]
     results = workers.run(num_workers, train, tiny, steps)
@@ -61,6 +84,13 @@ def test_sampled_steps(workers: WorkerPool, num_workers: int, share: Any, accumu
     tiny = Tiny(share=share, source_rows=31, accumulate=accumulate, num_samples=9, clip_norm=0.9)
     steps = [random_pairs(9, seed, 31, 31) for seed in range(3)]
     check_equal(workers, num_workers, tiny, steps)
+
+
+@pytest.mark.parametrize("num_samples", [0, 9])
+def test_what_was_announced_need_not_come(workers: WorkerPool, num_samples: int) -> None:
+    tiny = Tiny(accumulate=2, num_samples=num_samples)
+    steps = [random_pairs(9, seed, 23, 31) for seed in range(3)]
+    check_equal(workers, 2, tiny, steps, train_after_detours)
 
 
 def test_steps_of_the_exact_layer_by_tiles(workers: WorkerPool) -> None:

@@ -1,0 +1,134 @@
+"""Rows looked up and updated on the CPU: what FBGEMM's kernels compute, in less time.
+
+FBGEMM's backward on the CPU, of lookups that are not pooled, collects the gradient of every row in
+a vector of its own, found by a hash map. A few operations of PyTorch do the same several times as
+fast; see docs/decisions/0015-updates-on-the-cpu.md. The tables and the optimizer's state stay
+FBGEMM's, so that nothing else knows of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor
+
+# Of a table's rows, all different: weight [R, D], the optimizer's state [R] or [R, D] or none, the
+# rows' numbers [n], their gradients [n, D], learning rate, ε.
+Update = Callable[[Tensor, list[Tensor], Tensor, Tensor, float, float], None]
+
+
+def rowwise_adagrad(
+    weight: Tensor, states: list[Tensor], rows: Tensor, gradient: Tensor, rate: float, eps: float
+) -> None:
+    """Adagrad with one sum for a row, of its gradient's mean square."""
+    (sums,) = states
+    square = torch.linalg.vector_norm(gradient, dim=1).square_().div_(gradient.shape[1])
+    total = square.add_(sums.index_select(0, rows))
+    sums.index_copy_(0, rows, total)
+    factor = -rate / (total.sqrt() + eps)
+    weight.index_add_(0, rows, gradient * factor.unsqueeze(1))
+
+
+def adagrad(
+    weight: Tensor, states: list[Tensor], rows: Tensor, gradient: Tensor, rate: float, eps: float
+) -> None:
+    """Adagrad (Duchi et al. 2011): a sum for each value."""
+    (sums,) = states
+    total = gradient.square().add_(sums.view_as(weight).index_select(0, rows))
+    sums.view_as(weight).index_copy_(0, rows, total)
+    weight.index_add_(0, rows, gradient / total.sqrt_().add_(eps), alpha=-rate)
+
+
+def sgd(
+    weight: Tensor, states: list[Tensor], rows: Tensor, gradient: Tensor, rate: float, eps: float
+) -> None:
+    """Gradient descent without state."""
+    del states, eps
+    weight.index_add_(0, rows, gradient, alpha=-rate)
+
+
+UPDATES: dict[EmbOptimType, Update] = {
+    EmbOptimType.EXACT_ROWWISE_ADAGRAD: rowwise_adagrad,
+    EmbOptimType.EXACT_ADAGRAD: adagrad,
+    EmbOptimType.EXACT_SGD: sgd,
+}
+
+
+class CpuRows:
+    """Takes the place of a kernel's forward.
+
+    Args:
+        kernel: whose float32 tables of one width, state and learning rate are used.
+    """
+
+    def __init__(self, kernel: SplitTableBatchedEmbeddingBagsCodegen) -> None:
+        self._kernel = kernel
+        self._update = UPDATES[kernel.optimizer]
+        self._tables: list[Tensor] = kernel.split_embedding_weights()
+        stateless = kernel.optimizer == EmbOptimType.EXACT_SGD
+        self._states: list[list[Tensor]] = (
+            [[] for _ in self._tables] if stateless else kernel.split_optimizer_states()
+        )
+        self._anchor = torch.empty(0, requires_grad=True)
+
+    def __call__(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        """The rows of every feature, one after the other: [N, D].
+
+        Args:
+            indices: [N] rows of the features' tables.
+            offsets: [F · B + 1], as of a `KeyedJaggedTensor`.
+        """
+        features: list[int] = self._kernel.feature_table_map
+        ends = offsets.view(-1)[:: (offsets.numel() - 1) // len(features)].tolist()
+        parts = [
+            (table, indices[begin:end])
+            for table, begin, end in zip(features, ends[:-1], ends[1:], strict=True)
+        ]
+        rows: Tensor = _Rows.apply(self._anchor, self, parts)
+        return rows
+
+    def take(self, parts: list[tuple[int, Tensor]]) -> Tensor:
+        """The rows of each part of (table, rows)."""
+        counts = [rows.numel() for _, rows in parts]
+        taken = self._tables[0].new_empty(sum(counts), self._tables[0].shape[1])
+        for (table, rows), into in zip(parts, taken.split(counts), strict=True):
+            torch.index_select(self._tables[table], 0, rows, out=into)
+        return taken
+
+    def update(self, parts: list[tuple[int, Tensor]], gradient: Tensor) -> None:
+        """One step of the optimizer with the sum of each row's gradients: [N, D]."""
+        rate, eps = self._kernel.get_learning_rate(), self._kernel.optimizer_args.eps
+        gradients = gradient.split([rows.numel() for _, rows in parts])
+        for number, (weight, states) in enumerate(zip(self._tables, self._states, strict=True)):
+            own = [place for place, (table, _) in enumerate(parts) if table == number]
+            rows = torch.cat([parts[place][1] for place in own])
+            if not rows.numel():
+                continue
+            distinct, place_of = rows.unique(return_inverse=True)
+            summed = gradient.new_zeros(distinct.numel(), gradient.shape[1])
+            places = place_of.split([parts[place][1].numel() for place in own])
+            for place, into in zip(own, places, strict=True):
+                summed.index_add_(0, into, gradients[place])
+            self._update(weight, states, distinct, summed, rate, eps)
+
+
+class _Rows(torch.autograd.Function):
+    """Forward takes rows; backward updates them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, kernel: CpuRows, parts: list[tuple[int, Tensor]]
+    ) -> Tensor:
+        ctx.kernel, ctx.parts = kernel, parts
+        return kernel.take(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        ctx.kernel.update(ctx.parts, grad_outputs[0])
+        return None, None, None

@@ -1,0 +1,116 @@
+"""What one step holds of the tables, and what it has asked for.
+
+Rows come as autograd leaves. The dense half of the step runs forward and backward on the leaves;
+`StepRows.backward` then hands the leaves' gradients to the tables, whose fused optimizer updates
+the touched rows. A step that is dropped between the two leaves the tables untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass
+class RowRequest:
+    """Row numbers on their way to the workers that hold the rows.
+
+    They travel in two exchanges: how many each worker is asked for, then the numbers.
+
+    Attributes:
+        rows: by table [U] distinct row numbers that this worker's tokens need.
+        own_output: whether the output layer's rows of the own shard are wanted.
+        index: by role where the vectors of the ids will lie.
+        context: TorchRec's, of this lookup.
+    """
+
+    rows: dict[str, Tensor]
+    own_output: bool
+    index: dict[str, list[Tensor]]
+    context: Any
+    _counts: Any = field(repr=False)
+    _numbers: Any = field(default=None, repr=False)
+
+    def send(self) -> None:
+        """Begin the second exchange. Waits for the first; does nothing when called again.
+
+        Collective.
+        """
+        if self._numbers is None:
+            self._numbers = self._counts.wait()
+
+    def arrived(self) -> Any:
+        """What the workers ask this one for. Collective."""
+        self.send()
+        return self._numbers.wait()
+
+
+@dataclass
+class TableRows:
+    """What one step holds of one table.
+
+    Attributes:
+        rows: [U] distinct row numbers that this worker's tokens need.
+        vectors: [U, D] leaf with the vectors at ``rows``.
+        own: [R, D] leaf with the rows of this worker's own shard, or None where not asked for.
+    """
+
+    rows: Tensor
+    vectors: Tensor
+    own: Tensor | None
+    _looked_up: list[Tensor] = field(repr=False, default_factory=list)
+
+    def leaves(self) -> list[Tensor]:
+        """The leaves, in the order of ``_looked_up``."""
+        return [self.vectors] if self.own is None else [self.vectors, self.own]
+
+
+@dataclass
+class StepRows:
+    """The rows of one step: per table the leaves, per role where the vectors of its ids lie."""
+
+    tables: dict[str, TableRows]
+    table_of_role: dict[str, str]
+    _index: dict[str, list[Tensor]] = field(repr=False)
+    _before_update: Callable[[], None] = field(repr=False)
+
+    def vectors(self, role: str, number: int) -> Tensor:
+        """Vectors of the ids that were given as ``ids[role][number]``: their shape + [D]."""
+        leaf = self.tables[self.table_of_role[role]].vectors
+        return functional.embedding(self._index[role][number], leaf)
+
+    def add_gradient(self, role: str, number: int, gradient: Tensor) -> None:
+        """Add the gradient of `vectors` by hand; nothing where the table is frozen."""
+        leaf = self.tables[self.table_of_role[role]].vectors
+        if not leaf.requires_grad:
+            return
+        if leaf.grad is None:
+            leaf.grad = torch.zeros_like(leaf)
+        leaf.grad.index_add_(0, self._index[role][number].flatten(), gradient.flatten(0, -2))
+
+    def output_rows(self) -> Tensor:
+        """The output layer's rows of this worker's shard: [R, D]."""
+        own = self.tables[self.table_of_role["output"]].own
+        if own is None:
+            raise RuntimeError("this lookup was made without the output layer's rows")
+        return own
+
+    def backward(self) -> None:
+        """Second half of the step: give the leaves' gradients to the tables. Collective.
+
+        The fused optimizer updates every row that any worker touched, once, with the mean over
+        workers of their gradients (TorchRec divides by W, as DDP does).
+        """
+        self._before_update()
+        outputs: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for table in self.tables.values():
+            for looked_up, leaf in zip(table._looked_up, table.leaves(), strict=True):
+                outputs.append(looked_up)
+                gradients.append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+        torch.autograd.backward(outputs, gradients)
