@@ -78,8 +78,9 @@ def _one_hot(study: OneHotStudy, page: Path) -> str:
             study.question.strip() + "\n",
             f"```bash\n{command_of(sys.argv[1:])}\n```\n",
             f"A batch of {study.tokens:,} words drawn by Zipf's law, vectors of width "
-            f"{study.width}, float32; forward and backward, the median of {study.rounds}. Memory "
-            "is the peak with matrix and gradient. Each way and size in a process of its own.\n",
+            f"{study.width}, float32; forward and backward, the median of {study.rounds} after "
+            "one that is not counted. Memory is the peak with matrix and gradient. Each way and "
+            "size in a process of its own.\n",
             one_hot_table(figures),
             f"![milliseconds of a batch]({plot.name})\n",
             made_on([machine]),

@@ -22,7 +22,7 @@ from torch import Tensor
 from dist_embed.config.errors import UserError
 from dist_embed.data.tokenizer import END, PAD, SPACE, SPECIAL_TOKENS, START, Tokenizer
 from dist_embed.embedding.composed_rows import Basis, ComposedRows
-from dist_embed.embedding.initial_values import fill_initial_rows
+from dist_embed.embedding.initial_values import BLOCK_ROWS, fill_initial_rows
 from dist_embed.embedding.plan import Shard, TableSpec
 from dist_embed.parallel.collectives import (
     exchange_rows,
@@ -42,7 +42,7 @@ Project = Literal["no", "pca", "random"]
 # An entry's priority: its rank, then its place in the file; the lowest wins.
 _RANK_SHIFT = 48
 _NONE = np.iinfo(np.int64).max
-_FILL_ROWS = 2**14
+_FILL_ROWS = 4 * BLOCK_ROWS
 _BASIS_ROWS = 2**14  # of each worker, where a fastText model's vectors are projected
 
 
@@ -410,8 +410,13 @@ class TableStart:
         return sum_over_workers(own, self._group).cpu()
 
     def _parts(self) -> Iterator[slice]:
-        for first in range(0, self.shard.num_rows, _FILL_ROWS):
-            yield slice(first, min(first + _FILL_ROWS, self.shard.num_rows))
+        """Own rows, cut where blocks of fresh rows begin."""
+        for end in range(
+            _FILL_ROWS - self.shard.first_row % _FILL_ROWS,
+            self.shard.num_rows + _FILL_ROWS,
+            _FILL_ROWS,
+        ):
+            yield slice(max(0, end - _FILL_ROWS), min(end, self.shard.num_rows))
 
     def rows_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where ids lie in the whole table."""

@@ -94,8 +94,16 @@ def log_axis(axes: Axes, name: Literal["x", "y"], ticks: Sequence[float] | None 
         axes.set_yscale("log")
     axis: Axis = axes.xaxis if name == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.12g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     axis.set_minor_locator(NullLocator())
+
+
+def short_number(value: float) -> str:
+    """As few letters as an axis has room for: 2,048, but 10 k and 4 M."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if value >= 1e4 and value >= size:
+            return f"{value / size:.12g} {unit}"
+    return f"{value:,.12g}"
 
 
 def label_ends(axes: Axes, x: float, labels: Sequence[tuple[float, str]]) -> None:

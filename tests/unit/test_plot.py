@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dist_embed.bench.balance import Balance, plot_balance
 from dist_embed.config.errors import UserError
-from dist_embed.observe.plot import check_plot_path, plot_into, spread
+from dist_embed.observe.plot import check_plot_path, plot_into, short_number, spread
 
 FOUND = [
     Balance(rows, shards, 1.0, [1 + shards / 1e4, 1.0], [shards / 2 + rows / 1e7, 1.0])
@@ -97,3 +97,10 @@ def test_labels_keep_their_order_and_their_middle(places: list[float]) -> None:
     found = spread(places, 10)
     assert all(b - a >= 10 - 1e-6 for a, b in pairwise(found))
     assert sum(found) == pytest.approx(sum(places), abs=1e-6)
+
+
+def test_numbers_on_an_axis_are_short() -> None:
+    values = [0.25, 5, 1000, 2048, 9999, 10_000, 250_000, 1_000_000, 8_000_000, 1.5e9]
+    assert [short_number(value) for value in values] == [
+        "0.25", "5", "1,000", "2,048", "9,999", "10 k", "250 k", "1 M", "8 M", "1500 M",
+    ]  # fmt: skip
