@@ -20,7 +20,7 @@ from dist_embed.bench.vocabulary_cases import (
 from dist_embed.bench.vocabulary_memory import PHASES, Peaks, largest, measure_memory
 from dist_embed.bench.vocabulary_speed import Say, measure_apart, measure_side_by_side
 from dist_embed.config.errors import UserError
-from dist_embed.embedding.memory import GIB
+from dist_embed.embedding.memory import GIB, available_bytes
 
 Table = tuple[str, list[str], list[list[str]]]  # title, header, rows
 
@@ -131,7 +131,9 @@ def vocabulary_report(
     for group in groups:
         alive = [one for one in group if one not in failed]
         beside = {one.kind for one in alive} == {SAMPLED, SPARSE}
-        measure = measure_side_by_side if beside else measure_apart
+        peaks = [max(found.values()) for one, found in memory if found and one in alive]
+        fits = num_workers * sum(peaks) <= available_bytes()
+        measure = measure_side_by_side if beside and fits else measure_apart
         seconds = measure(alive, num_workers=num_workers, rounds=rounds, steps=steps, say=say)
         speeds.append(list(zip(alive, seconds, strict=True)))
     found_largest: dict[str, tuple[int, int]] = {}

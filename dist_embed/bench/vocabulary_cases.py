@@ -103,13 +103,16 @@ def case_config(case: Case) -> Config:
     )  # fmt: skip
 
 
-def batches(case: Case, group: Group, count: int) -> list[StepBatches]:
-    """Steps of sentences of equal length whose words follow Zipf's law by rank."""
+def batches(case: Case, group: Group, count: int, first: int = 0) -> list[StepBatches]:
+    """Steps of sentences of equal length whose words follow Zipf's law by rank.
+
+    Those that follow the first ``first`` ones of all.
+    """
     sentences = case.tokens // SENTENCE_TOKENS
     length = SENTENCE_TOKENS - 1
     offsets = np.arange(sentences + 1, dtype=np.int64) * length
     found = []
-    for number in range(count):
+    for number in range(first, first + count):
         draw = np.random.default_rng([number, group.rank])
         source, target = (zipf(draw, case.num_words, sentences * length) for _ in range(2))
         pairs = TokenPairs(source, offsets, target, offsets)

@@ -83,14 +83,15 @@ def _measure_side_by_side(
     keep_freed_memory()
     redirect_output(LOG_FOLDER / f"worker-{os.environ['RANK']}.log")
     with joined_group("cpu", TIMEOUT_SECONDS) as group:
-        sides = [(case, build_trainer(case, group), batches(case, group, steps)) for case in cases]
-        for _, trainer, work in sides:
-            _timed(trainer.step, 0, work[:WARM_UP_STEPS], group)
+        sides = [(case, build_trainer(case, group)) for case in cases]
+        for case, trainer in sides:
+            _timed(trainer.step, 0, batches(case, group, WARM_UP_STEPS), group)
         found: list[list[float]] = [[] for _ in cases]
         for number in range(rounds):
             turns = list(zip(sides, found, strict=True))
-            for (case, trainer, work), seconds in turns if number % 2 == 0 else turns[::-1]:
+            for (case, trainer), seconds in turns if number % 2 == 0 else turns[::-1]:
                 before = WARM_UP_STEPS + number * steps
+                work = batches(case, group, steps, before)
                 seconds.append(median(_timed(trainer.step, before, work, group)))
                 if group.is_first:
                     emit({"kind": "line", "text": _told(number, case, seconds[-1])})

@@ -1,9 +1,9 @@
 """Rows looked up and updated on the CPU: what FBGEMM's kernels compute, in less time.
 
 FBGEMM's backward on the CPU, of lookups that are not pooled, collects the gradient of every row in
-a vector of its own, found by a hash map. A few operations of PyTorch do the same several times as
-fast; see docs/decisions/0015-updates-on-the-cpu.md. The tables and the optimizer's state stay
-FBGEMM's, so that nothing else knows of this.
+a vector of its own, found by a hash map. A few operations of PyTorch do the same in less than half
+the time; see docs/decisions/0015-ids-ahead-and-updates-on-the-cpu.md. The tables and the
+optimizer's state stay FBGEMM's, so that nothing else knows of this.
 """
 
 from __future__ import annotations
@@ -75,10 +75,13 @@ class CpuRows:
         self._states: list[list[Tensor]] = (
             [[] for _ in self._tables] if stateless else kernel.split_optimizer_states()
         )
+        # Rows are no autograd leaves here; something must ask for the backward that updates them.
         self._anchor = torch.empty(0, requires_grad=True)
 
     def __call__(self, indices: Tensor, offsets: Tensor) -> Tensor:
-        """The rows of every feature, one after the other: [N, D].
+        """The rows of every feature, one after the other: [N, D]. Not collective.
+
+        Raises IndexError for a row that is not in its table.
 
         Args:
             indices: [N] rows of the features' tables.
@@ -94,15 +97,28 @@ class CpuRows:
         return rows
 
     def take(self, parts: list[tuple[int, Tensor]]) -> Tensor:
-        """The rows of each part of (table, rows)."""
+        """The rows of each part of (table, rows). Not collective."""
         counts = [rows.numel() for _, rows in parts]
         taken = self._tables[0].new_empty(sum(counts), self._tables[0].shape[1])
         for (table, rows), into in zip(parts, taken.split(counts), strict=True):
-            torch.index_select(self._tables[table], 0, rows, out=into)
+            try:
+                torch.index_select(self._tables[table], 0, rows, out=into)
+            except IndexError:
+                count = self._tables[table].shape[0]
+                wrong = rows[(rows < 0) | (rows >= count)]
+                raise IndexError(
+                    f"table {table} of a kernel: row {int(wrong[0])} of its shard is not there; "
+                    f"allowed are 0 to {count - 1}"
+                ) from None
         return taken
 
     def update(self, parts: list[tuple[int, Tensor]], gradient: Tensor) -> None:
-        """One step of the optimizer with the sum of each row's gradients: [N, D]."""
+        """One step of the optimizer with the sum of each row's gradients. Not collective.
+
+        Args:
+            parts: as they were taken.
+            gradient: [N, D] of what was taken.
+        """
         rate, eps = self._kernel.get_learning_rate(), self._kernel.optimizer_args.eps
         gradients = gradient.split([rows.numel() for _, rows in parts])
         for number, (weight, states) in enumerate(zip(self._tables, self._states, strict=True)):

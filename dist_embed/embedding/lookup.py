@@ -221,7 +221,7 @@ class RowLookup:
     def after_writing(self) -> None:
         """Drop what a cache on the GPU holds: the tables are newer.
 
-        Not between a `lookup` and the `StepRows.backward` of its rows. Not collective.
+        Not between a `fetch` and the `StepRows.backward` of its rows. Not collective.
         """
         for kernel in self._kernels:
             kernel.reset_cache_states()
@@ -267,14 +267,14 @@ class RowLookup:
         self._module.fused_optimizer.zero_grad()  # the rates reach the kernels only here
 
     def freeze(self, tables: frozenset[str]) -> None:
-        """Leave ``tables``, and no others, as they are from the next `lookup` on.
+        """Leave ``tables``, and no others, as they are from the next `fetch` on.
 
         Their leaves ask for no gradient, and none reaches their optimizer. Not collective.
         """
         self._frozen = tables
 
     def set_step(self, step: int) -> None:
-        """Set the number of the step, from 1, whose rows the next `lookup` fetches for training.
+        """Set the number of the step, from 1, whose rows the next `fetch` is to train.
 
         A fused Adam takes its bias correction from it. By itself FBGEMM counts every forward pass,
         validations too, and a checkpoint does not hold the count. Not collective.

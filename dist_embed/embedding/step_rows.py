@@ -85,7 +85,10 @@ class StepRows:
         return functional.embedding(self._index[role][number], leaf)
 
     def add_gradient(self, role: str, number: int, gradient: Tensor) -> None:
-        """Add the gradient of `vectors` by hand; nothing where the table is frozen."""
+        """Add the gradient of `vectors` by hand; nothing where the table is frozen.
+
+        Not collective.
+        """
         leaf = self.tables[self.table_of_role[role]].vectors
         if not leaf.requires_grad:
             return

@@ -133,7 +133,11 @@ def train_loop(
 
 
 def _next(steps: Iterator[StepBatches], group: Group) -> StepBatches:
-    """The next step's work, on this worker's device."""
+    """The next step's work, on this worker's device.
+
+    Data that cannot be read are an error one step before they are needed; what has been saved by
+    then is kept.
+    """
     work = next(steps)
     work.batches[:] = [batch.to(group.device) for batch in work.batches]
     return work

@@ -115,14 +115,14 @@ class TrainStep:
         if following is not None:
             self._requested = step + 1, following, self._request(step + 1, following)
         norm = gradient_norm()
+        if self._requested:
+            self._requested[2].send()  # here a GPU's host has just waited anyway
         skipped = not math.isfinite(norm)
         if not skipped:
             self._clip(rows, norm)
             for param_group in self._optimizer.param_groups:
                 param_group["lr"] = self._dense_schedule.rate(step)
             self._optimizer.step()
-            if self._requested:
-                self._requested[2].send()
             self._lookup.set_learning_rate(
                 self._table_schedule.rate(step),
                 {name: schedule.rate(step) for name, schedule in self._own_schedules.items()},
@@ -138,7 +138,10 @@ class TrainStep:
         )
 
     def _request(self, step: int, work: StepBatches) -> RowRequest:
-        """Ask for the rows of a step, unless the step before has done it. Collective."""
+        """Ask for the rows of a step, unless the step before has done it. Collective.
+
+        `RowLookup.freeze` and `set_step` may follow: they count when the rows are fetched.
+        """
         requested, self._requested = self._requested, None
         if requested is not None and requested[0] == step and requested[1] is work:
             return requested[2]

@@ -112,7 +112,10 @@ def test_the_engine_gives_every_token_the_probability_that_we_do(
         np.testing.assert_allclose(found, expected.numpy(), atol=2e-4)
 
 
-@pytest.mark.parametrize(("share", "width", "embedding_width"), SHAPES[:3])
+@pytest.mark.parametrize(
+    ("share", "width", "embedding_width"),
+    [SHAPES[0], *(pytest.param(*shape, marks=pytest.mark.heavy) for shape in SHAPES[1:3])],
+)
 def test_the_engine_reads_texts_as_we_do(
     workers: WorkerPool, tmp_path: Path, share: str, width: int, embedding_width: int,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],

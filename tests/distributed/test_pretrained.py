@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dist_embed.data.tokenizer import SPACE, Tokenizer
-from dist_embed.embedding import composed_rows
+from dist_embed.embedding import composed_rows, pretrained
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import TableSpec, shard_of
 from dist_embed.embedding.pretrained import StartSettings, TableStart
@@ -61,6 +61,7 @@ def start(
     """On a worker: its first row, its rows, and what was found."""
     for module in (text, word2vec_binary, arrays, fasttext_binary):
         module.BLOCK_BYTES = options.get("block", 20)  # type: ignore[attr-defined]
+    pretrained._FILL_ROWS = 4
     composed_rows.PARTS_AT_ONCE = options.get("parts", 2**24)
     vocabulary = Tokenizer.from_json(json)
     spec = TableSpec("source", vocabulary.size + BUCKETS, options.get("width", WIDTH))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.parallel.group import Group
 from tests.distributed.pool import WorkerPool
 from tests.distributed.reference import Reference
@@ -18,11 +19,13 @@ TOLERANCE = 1e-6
 
 def train(group: Group, tiny: Tiny, steps: list[Pairs]) -> tuple[list[float], dict[str, Any], Any]:
     sharded = Sharded(tiny, group)
-    work = [sharded.work(pairs) for pairs in steps]
     losses = [
-        sharded.train_step.run(number, this, following).loss
-        for number, (this, following) in enumerate(zip_longest(work, work[1:]), start=1)
+        sharded.step(number, pairs, following).loss
+        for number, (pairs, following) in enumerate(zip_longest(steps, steps[1:]), start=1)
     ]
+    kernels = sharded.lookup._kernels
+    assert kernels
+    assert all(isinstance(kernel.forward, CpuRows) for kernel in kernels)
     return losses, sharded.tables(), sharded.dense()
 
 
@@ -31,14 +34,16 @@ def train_after_detours(
 ) -> tuple[list[float], dict[str, Any], Any]:
     """Announces other work than comes, and looks rows up between announcement and step."""
     sharded = Sharded(tiny, group)
-    losses = []
+    losses, training = [], []
+    sharded.transformer.register_forward_hook(lambda module, *_: training.append(module.training))
     for number, pairs in enumerate(steps, start=1):
-        announced = sharded.work(steps[number % len(steps)][::-1])
-        losses.append(sharded.train_step.run(number, sharded.work(pairs), announced).loss)
+        announced = steps[number % len(steps)][::-1]
+        losses.append(sharded.step(number, pairs, announced).loss)
         with torch.no_grad():
             sharded.lookup.lookup({"source": [torch.arange(group.rank, 9)], "output": []})
         sharded.transformer.eval()
-    assert sharded.transformer.training is False
+    assert len(training) == len(steps) * tiny.accumulate
+    assert all(training)
     return losses, sharded.tables(), sharded.dense()
 
 

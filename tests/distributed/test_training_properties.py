@@ -60,7 +60,7 @@ def test_the_clipping_norm_does_not_depend_on_the_number_of_workers(workers: Wor
 
 def poisoned_step(group: Group, tiny: Tiny, pairs: Pairs, poison: str) -> dict[str, Any]:
     sharded = Sharded(tiny, group)
-    sharded.step(1, pairs)
+    sharded.step(1, pairs, pairs)
     before = (sharded.tables(), sharded.dense())
     # Only the last worker is poisoned: the others must hear of it.
     if poison == "gradient" and group.rank == group.num_workers - 1:
@@ -70,7 +70,7 @@ def poisoned_step(group: Group, tiny: Tiny, pairs: Pairs, poison: str) -> dict[s
         weight = sharded.lookup.output_weight()
         saved = weight[0].clone()
         weight[0] = float("inf")
-    result = sharded.step(2, pairs)
+    result = sharded.step(2, pairs, pairs)
     if poison == "gradient" and group.rank == group.num_workers - 1:
         handle.remove()
     elif poison == "rows" and group.rank == group.num_workers - 1:
@@ -89,13 +89,14 @@ def poisoned_step(group: Group, tiny: Tiny, pairs: Pairs, poison: str) -> dict[s
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("poison", ["gradient", "rows"])
+@pytest.mark.parametrize(("poison", "num_samples"), [("gradient", 0), ("rows", 0), ("gradient", 9)])
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 def test_a_step_that_is_not_finite_changes_nothing(
-    workers: WorkerPool, poison: str, clip_norm: float
+    workers: WorkerPool, poison: str, num_samples: int, clip_norm: float
 ) -> None:
     pairs = random_pairs(6, 1, 23, 31)
-    for told in workers.run(3, poisoned_step, Tiny(clip_norm=clip_norm), pairs, poison):
+    tiny = Tiny(clip_norm=clip_norm, num_samples=num_samples)
+    for told in workers.run(3, poisoned_step, tiny, pairs, poison):
         assert told["skipped"]
         assert told["tables"]
         assert told["dense"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 import pytest
@@ -28,10 +29,13 @@ def test_three_steps_equal_the_cpu_reference(
     rows = 31 if share == "all" else 23
     tiny = Tiny(share=share, source_rows=rows, clip_norm=clip_norm, accumulate=2, memory=memory)
     reference, sharded = Reference(tiny), Sharded(tiny, group)
-    for number in range(1, 4):
-        pairs = random_pairs(9, number, rows, 31)
+    steps = [random_pairs(9, number, rows, 31) for number in range(1, 4)]
+    for number, (pairs, following) in enumerate(zip_longest(steps, steps[1:]), start=1):
         expected = reference.step(pairs)
-        assert sharded.step(number, pairs).loss == pytest.approx(expected, abs=1e-4)
+        result = sharded.step(number, pairs, following)
+        with torch.no_grad():  # as a validation between the two steps does
+            sharded.lookup.lookup({"source": [torch.arange(9, device=group.device)]})
+        assert result.loss == pytest.approx(expected, abs=1e-4)
     for table, embedding in reference.tables.items():
         weight, state = joined([sharded.tables()], table)
         torch.testing.assert_close(weight, embedding.weight.data, rtol=0, atol=1e-4)

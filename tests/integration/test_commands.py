@@ -262,6 +262,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_checkpoint(
     assert "resuming from the checkpoint of step 4" in dist_embed("train", config).stdout
 
 
+@pytest.mark.heavy
 def test_torchrun_enters_the_same_worker(config: str, dist_embed: Command, tmp_path: Path) -> None:
     data = f"data.uri={tmp_path / 'data'}"
     dist_embed("train", config, data)

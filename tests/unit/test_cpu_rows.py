@@ -12,7 +12,9 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor
 
+from dist_embed.config.cuda_only import problems_without_cuda
 from dist_embed.embedding.cpu_rows import UPDATES, CpuRows
+from dist_embed.embedding.tables import OPTIMIZERS
 
 ROWS, WIDTH = [11, 7], 8
 TABLE_OF_FEATURE = [0, 0, 1]
@@ -75,6 +77,17 @@ def test_rows_and_state_are_those_of_fbgemm(optimizer: EmbOptimType) -> None:
         assert set(changed) == rows
 
 
+def test_every_optimizer_that_the_cpu_may_have_is_there() -> None:
+    on_cpu = {
+        kind
+        for name, kind in OPTIMIZERS.items()
+        if not problems_without_cuda(
+            optimizer=name, memory="device", weights="fp32", exchange="fp32"
+        )
+    }
+    assert on_cpu == set(UPDATES)
+
+
 def test_no_ids_at_all() -> None:
     kernel = build_kernel(EmbOptimType.EXACT_SGD)
     kernel.forward = CpuRows(kernel)  # type: ignore[method-assign]
@@ -84,5 +97,5 @@ def test_no_ids_at_all() -> None:
 def test_a_row_outside_the_table_is_an_error_and_no_crash() -> None:
     kernel = build_kernel(EmbOptimType.EXACT_SGD)
     kernel.forward = CpuRows(kernel)  # type: ignore[method-assign]
-    with pytest.raises(IndexError, match="out of range"):
+    with pytest.raises(IndexError, match=r"table 0 .* row 11 .* 0 to 10"):
         step(kernel, [[[11]], [[]], [[]]], 0)
