@@ -31,12 +31,11 @@ from dist_embed.checkpoint.state import HostCopy, LiveTensor, TrainingState
 from dist_embed.checkpoint.write import WRITE_THREADS
 from dist_embed.cluster.local import launch_local
 from dist_embed.embedding.plan import shard_of
-from dist_embed.observe.events import Event
+from dist_embed.observe.events import Emit
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.storage import uri as storage
 
 TIMEOUT_SECONDS = 900.0
-Emit = Callable[[Event], None]
 
 
 def measure_checkpoint(

@@ -17,8 +17,8 @@ from dist_embed.bench.vocabulary_cases import (
     Case,
     Kind,
 )
-from dist_embed.bench.vocabulary_memory import PHASES, Peaks, largest, measure_memory
-from dist_embed.bench.vocabulary_speed import Say, measure_apart, measure_side_by_side
+from dist_embed.bench.vocabulary_memory import PHASES, Peaks, Say, largest, measure_memory
+from dist_embed.bench.vocabulary_speed import measure_apart, measure_side_by_side
 from dist_embed.config.errors import UserError
 from dist_embed.embedding.memory import GIB, available_bytes
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable
 from itertools import zip_longest
 from statistics import median
 
@@ -13,18 +12,16 @@ import torch
 
 from dist_embed.bench.plain_model import Step
 from dist_embed.bench.vocabulary_cases import SAMPLED, Case, batches, build_trainer
-from dist_embed.bench.vocabulary_memory import LOG_FOLDER, TIMEOUT_SECONDS
+from dist_embed.bench.vocabulary_memory import LOG_FOLDER, TIMEOUT_SECONDS, Say
 from dist_embed.cluster.local import launch_local
 from dist_embed.data.loader import StepBatches
-from dist_embed.observe.events import Event
+from dist_embed.observe.events import Emit
 from dist_embed.observe.quiet import redirect_output
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.group import Group, joined_group
 
 WARM_UP_STEPS = 3
-Emit = Callable[[Event], None]
-Say = Callable[[str], None]
 
 
 def measure_apart(
@@ -37,13 +34,8 @@ def measure_apart(
     found: list[list[float]] = [[] for _ in cases]
     for number in range(rounds):
         for case, seconds in zip(cases, found, strict=True):
-            seconds.append(
-                launch_local(
-                    _measure, (case, steps), num_workers=num_workers,
-                    on_event=lambda event: say(event["text"]), log_folder=str(LOG_FOLDER),
-                )
-            )  # fmt: skip
-            say(_told(number, case, seconds[-1]))
+            ((one,),) = _launch([case], range(number, number + 1), steps, num_workers, say)
+            seconds.append(one)
     return found
 
 
@@ -55,39 +47,32 @@ def measure_side_by_side(
     A round takes seconds, and every case has the same processor, memory and allocator: smaller
     differences can be told than by `measure_apart`. All cases must fit into memory together.
     """
+    return _launch(cases, range(rounds), steps, num_workers, say)
+
+
+def _launch(
+    cases: list[Case], rounds: range, steps: int, num_workers: int, say: Say
+) -> list[list[float]]:
+    """`_measure` on workers of this machine."""
     found: list[list[float]] = launch_local(
-        _measure_side_by_side, (cases, rounds, steps), num_workers=num_workers,
+        _measure, (cases, rounds, steps), num_workers=num_workers,
         on_event=lambda event: say(event["text"]), log_folder=str(LOG_FOLDER),
     )  # fmt: skip
     return found
 
 
-def _measure(case: Case, steps: int, emit: Emit) -> float:
-    """The median of ``steps`` steps' seconds."""
+def _measure(cases: list[Case], rounds: range, steps: int, emit: Emit) -> list[list[float]]:
+    """By case the median of ``steps`` steps' seconds of each round. Collective."""
     torch.set_num_threads(1)
-    if case.kind == SAMPLED:
+    if any(case.kind == SAMPLED for case in cases):
         keep_freed_memory()  # as every run's workers do
-    redirect_output(LOG_FOLDER / f"worker-{os.environ['RANK']}.log")
-    with joined_group("cpu", TIMEOUT_SECONDS) as group:
-        trainer = build_trainer(case, group)
-        work = batches(case, group, WARM_UP_STEPS + steps)
-        _timed(trainer.step, 0, work[:WARM_UP_STEPS], group)
-        return median(_timed(trainer.step, WARM_UP_STEPS, work[WARM_UP_STEPS:], group))
-
-
-def _measure_side_by_side(
-    cases: list[Case], rounds: int, steps: int, emit: Emit
-) -> list[list[float]]:
-    """By case the median of ``steps`` steps' seconds of each round."""
-    torch.set_num_threads(1)
-    keep_freed_memory()
     redirect_output(LOG_FOLDER / f"worker-{os.environ['RANK']}.log")
     with joined_group("cpu", TIMEOUT_SECONDS) as group:
         sides = [(case, build_trainer(case, group)) for case in cases]
         for case, trainer in sides:
             _timed(trainer.step, 0, batches(case, group, WARM_UP_STEPS), group)
         found: list[list[float]] = [[] for _ in cases]
-        for number in range(rounds):
+        for number in rounds:
             turns = list(zip(sides, found, strict=True))
             for (case, trainer), seconds in turns if number % 2 == 0 else turns[::-1]:
                 before = WARM_UP_STEPS + number * steps

@@ -89,8 +89,7 @@ class Sharded:
         self, tiny: Tiny, group: Group, compute_dtype: torch.dtype = torch.float32
     ) -> None:
         self.tiny, self.group = tiny, group
-        self.announced: StepBatches | None = None
-        self.announced_pairs: Pairs | None = None
+        self.announced: tuple[Pairs, StepBatches] | None = None
         self.lookup = RowLookup(
             {"source": tiny.source_rows, "target": tiny.target_rows, "output": tiny.target_rows},
             tiny.width, tiny.share, group, optimizer=tiny.optimizer, learning_rate=TABLE_RATE,
@@ -143,11 +142,10 @@ class Sharded:
 
     def step(self, number: int, pairs: Pairs, following: Pairs | None = None) -> StepResult:
         """A step on what the step before has announced, where that is ``pairs``."""
-        announced, self.announced = self.announced, following and self.work(following)
-        if announced is None or self.announced_pairs is not pairs:
-            announced = self.work(pairs)
-        self.announced_pairs = following
-        return self.train_step.run(number, announced, self.announced)
+        announced = self.announced
+        work = announced[1] if announced and announced[0] is pairs else self.work(pairs)
+        self.announced = following and (following, self.work(following))
+        return self.train_step.run(number, work, self.announced and self.announced[1])
 
     def tables(self) -> dict[str, tuple[int, torch.Tensor, dict[str, torch.Tensor]]]:
         """First row, weights and optimizer state of this worker's shard of each table."""
