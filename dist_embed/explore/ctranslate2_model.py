@@ -1,9 +1,9 @@
 """A trained translator as a model of the CTranslate2 engine, which translates without PyTorch.
 
-The engine's Transformer is ours: pre-norm, ReLU, keys and queries scaled by √d. What it has no
-place for goes into its matrices: the scale of the vectors and the projections between the tables'
-width and the model's are multiplied into embeddings and output layer, positions are written out,
-and a bias keeps the search from padding and start marks, as ours does.
+The engine's Transformer is ours: pre-norm, ReLU, vectors, keys and queries scaled by the root of
+their width. What it has no place for goes into its matrices: projections between the tables' width
+and the model's are multiplied into embeddings and output layer, positions are written out, and a
+bias keeps the search from padding and start marks, as ours does. Equal matrices are stored once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import math
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -33,11 +34,15 @@ from dist_embed.train.run_folder import read_run_config
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
 
+Rounding = Callable[[Any], tuple[Any, Any]]
 Quantization = Literal["int8", "int16", "float16", "bfloat16"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 ROLES: tuple[Role, ...] = get_args(Role)
 MAX_POSITIONS = 2048  # tokens of the longest sentence that the engine can read or write
-_NEVER = -1e9
+# Of an int8 weight. Processors without VNNI instructions add products of pairs in 16 bits:
+# 2 · 255 · 64 just fits, the usual 127 is cut off (docs/decisions/0016-int8-weights.md).
+INT8_TOP = 64
+_NEVER = -30_000.0  # float16 holds it
 SETTINGS_NAME = "translation.json"
 
 
@@ -53,7 +58,7 @@ def export_ctranslate2(
         run_uri: the run's folder or URL.
         output: the folder; must not exist.
         step: of which checkpoint; None: that with the lowest validation loss.
-        quantization: of the weights; None: float32.
+        quantization: of the weights; None: float32. int8: each row of a matrix has a scale.
 
     Returns the output layer's table. Holds every table in memory, and the engine's matrices beside
     them. Not collective.
@@ -69,9 +74,9 @@ def export_ctranslate2(
     first = RunTable(run_uri, "source", step)  # chooses for all: the run may be saving meanwhile
     tables = {role: RunTable(run_uri, role, first.step) for role in ROLES} | {"source": first}
     _check_expressible(config, tables)
-    spec = _spec(config, tables)
+    spec = _spec(config, tables, _int8 if quantization == "int8" else None)
     spec.validate()
-    spec.optimize(quantization=quantization)
+    spec.optimize(quantization=None if quantization == "int8" else quantization)
     scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
         spec.save(str(scratch))
@@ -117,11 +122,13 @@ def _check_expressible(config: Config, tables: dict[Role, RunTable]) -> None:
         )
 
 
-def _spec(config: Config, tables: dict[Role, RunTable]) -> TransformerSpec:
+def _spec(
+    config: Config, tables: dict[Role, RunTable], rounded: Rounding | None
+) -> TransformerSpec:
     from ctranslate2.specs import Activation
     from ctranslate2.specs import TransformerSpec as Spec
 
-    model, dense = config.model, _Dense(tables["output"])
+    model, dense = config.model, _Dense(tables["output"], rounded)
     spec = Spec.from_config(
         (model.encoder_layers, model.decoder_layers), model.heads, pre_norm=True,
         activation=Activation.RELU,
@@ -129,15 +136,15 @@ def _spec(config: Config, tables: dict[Role, RunTable]) -> TransformerSpec:
     by_table = {table.table: table for table in tables.values()}
     read = {name: _in_order_of_ids(table) for name, table in by_table.items()}
     matrices = {role: read[table.table] for role, table in tables.items()}
-    scale = math.sqrt(config.embedding.width)
     place = positions(0, MAX_POSITIONS, model.width, torch.device("cpu")).numpy()
     sides: list[tuple[Any, Role]] = [(spec.encoder, "source"), (spec.decoder, "target")]
     for side, role in sides:
-        side.scale_embeddings = False
         side.position_encodings.encodings = place
         embeddings = side.embeddings[0] if isinstance(side.embeddings, list) else side.embeddings
-        embeddings.weight = dense.into_model(matrices[role] * scale, f"{role}_projection")
-    spec.decoder.projection.weight, bias = dense.out_of_model(matrices["output"])
+        side.scale_embeddings = not dense.has(f"{role}_projection.weight")
+        dense.matrix(embeddings, dense.into_model(matrices[role], f"{role}_projection"))
+    matrix, bias = dense.out_of_model(matrices["output"])
+    dense.matrix(spec.decoder.projection, matrix)
     for i in (PAD, START):
         bias[i] = _NEVER
     spec.decoder.projection.bias = bias
@@ -163,8 +170,9 @@ def _spec(config: Config, tables: dict[Role, RunTable]) -> TransformerSpec:
 class _Dense:
     """The replicated parameters of a checkpoint, put where the engine has them."""
 
-    def __init__(self, table: RunTable) -> None:
+    def __init__(self, table: RunTable, rounded: Rounding | None) -> None:
         self._table = table
+        self._rounded = rounded
 
     def has(self, name: str) -> bool:
         return f"model.{name}" in self._table.manifest.tensors
@@ -172,8 +180,14 @@ class _Dense:
     def get(self, name: str) -> Tensor:
         return self._table.parameter(f"model.{name}")
 
+    def matrix(self, spec: Any, values: Any) -> None:
+        if self._rounded:
+            spec.weight, spec.weight_scale = self._rounded(values)
+        else:
+            spec.weight = values
+
     def linear(self, spec: Any, name: str) -> None:
-        spec.weight = self.get(f"{name}.weight").numpy()
+        self.matrix(spec, self.get(f"{name}.weight").numpy())
         spec.bias = self.get(f"{name}.bias").numpy()
 
     def norm(self, spec: Any, name: str) -> None:
@@ -198,11 +212,11 @@ class _Dense:
         self.linear(spec.linear_1, f"{name}.feed_forward.3")
 
     def into_model(self, vectors: Tensor, name: str) -> Any:
-        """[V, E] to [V, D]."""
+        """[V, E] to [V, D]; scaled by √E where they are projected, as the engine scales by √D."""
         if not self.has(f"{name}.weight"):
             return vectors.numpy()
         weight, bias = self.get(f"{name}.weight"), self.get(f"{name}.bias")
-        return torch.addmm(bias, vectors, weight.T).numpy()
+        return torch.addmm(bias, vectors, weight.T, alpha=math.sqrt(vectors.shape[1])).numpy()
 
     def out_of_model(self, vectors: Tensor) -> tuple[Any, Any]:
         """Matrix [V, D] and bias [V] that give the logits from the decoder's last norm."""
@@ -211,6 +225,13 @@ class _Dense:
             return vectors.numpy(), np.zeros(len(vectors), dtype=np.float32)
         weight, bias = self.get(f"{name}.weight"), self.get(f"{name}.bias")
         return (vectors @ weight).numpy(), (vectors @ bias).numpy()
+
+
+def _int8(matrix: Any) -> tuple[Any, Any]:
+    """Whole numbers and the factor [rows] that each row was multiplied with."""
+    highest = np.abs(matrix).max(axis=1)
+    scale = INT8_TOP / np.maximum(highest, np.float32(1e-30))  # a row may be zero
+    return np.rint(matrix * scale[:, None]).astype(np.int8), scale
 
 
 def _in_order_of_ids(table: RunTable) -> Tensor:
