@@ -117,8 +117,8 @@ class Saver:
     def save(self, state: TrainingState) -> None:
         """Begin to save ``state``; returns as soon as it may change again.
 
-        A save still under way is waited for first. A failure is reported, and raised once
-        ``max_failures`` saves in a row have failed, or when the disk is full. Collective.
+        A save still under way is waited for first. A failure is reported, and raised where more
+        than ``max_failures`` saves in a row have failed, or the disk is full. Collective.
         """
         self.wait()
         started = time.monotonic()

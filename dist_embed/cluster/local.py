@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_embed.cluster.failure import failure_event, raise_failure, stopped_too_late
 from dist_embed.cluster.fork_server import accept_sigterm, worker_context
-from dist_embed.config.errors import RunFailed
+from dist_embed.config.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
 from dist_embed.parallel.stop import stop_on_sigterm, stop_requested
 
@@ -44,6 +45,7 @@ def launch_local(
     Raises:
         UserError: a worker raised one.
         RunFailed: a worker failed or was killed.
+        RunStopped: asked to stop, workers ended that were not ready yet to do so by themselves.
     """
     # The launcher hosts the rendezvous store, so it outlives any worker and no port is guessed.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -108,6 +110,8 @@ def _watch(
         raise_failure(failures, log_folder)
     said = {failure["rank"] for failure in failures}
     silent = [i for i in ended if i not in said]
+    if stop_until and any(processes[i].exitcode == -signal.SIGTERM for i in silent):
+        raise RunStopped("stopped as asked, before the workers had begun")
     if silent:
         code = processes[silent[0]].exitcode
         raise RunFailed(

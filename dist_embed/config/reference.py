@@ -18,12 +18,12 @@ This page is written by `dist-embed config reference`; the JSON schema for edito
 (`configs/schema.json`) by `dist-embed config schema`; `dist-embed config show CONFIG` prints a
 configuration with every default spelled out.
 
-Values under `run.uri`, `data.uri`, `data.num_processes`, `embedding.memory`,
-`model.logits_block_mib`, `train.max_steps`, `train.*_every`, `train.max_skipped_steps`, `search`,
-`checkpoint` and `cluster` may change when a run is resumed. For all others `dist-embed train`
-refuses a run folder that was started with another value, and names the keys. `--force` goes on from
-the newest checkpoint with the new values; values that change shape or type of a saved tensor are
-still refused.
+Values under `run.uri`, `data.uri`, `data.num_processes`, `data.lexicon_translations`,
+`embedding.memory`, `model.logits_block_mib`, `train.max_steps`, `train.*_every`,
+`train.max_skipped_steps`, `search`, `checkpoint` and `cluster` may change when a run is resumed.
+For all others `dist-embed train` refuses a run folder that was started with another value, and
+names the keys. `--force` goes on from the newest checkpoint with the new values; values that change
+shape or type of a saved tensor are still refused.
 """
 
 

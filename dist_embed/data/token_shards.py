@@ -18,7 +18,6 @@ from dist_embed.storage import uri as storage
 
 FORMAT = 1
 INDEX_NAME = "data.json"
-SPLITS = ("train", "validation", "test")
 SIDES = ("source", "target")
 
 

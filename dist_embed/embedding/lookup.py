@@ -269,7 +269,8 @@ class RowLookup:
     def freeze(self, tables: frozenset[str]) -> None:
         """Leave ``tables``, and no others, as they are from the next `fetch` on.
 
-        Their leaves ask for no gradient, and none reaches their optimizer. Not collective.
+        Their leaves ask for no gradient, and nothing but zeros reaches their optimizer. That leaves
+        rows as they are; but Adam moves those that it has moments of. Not collective.
         """
         self._frozen = tables
 

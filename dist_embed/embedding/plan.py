@@ -16,7 +16,6 @@ from typing import Literal
 from dist_embed.embedding.row_order import RowOrder
 
 ShareEmbeddings = Literal["none", "decoder", "all"]
-ROLES = ("source", "target", "output")
 # Which table plays which role. Tying is naming the same table twice.
 TABLE_OF_ROLE: dict[ShareEmbeddings, dict[str, str]] = {
     "none": {"source": "source", "target": "target", "output": "output"},

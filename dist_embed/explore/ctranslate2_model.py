@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 Rounding = Callable[[Any], tuple[Any, Any]]
 Quantization = Literal["int8", "int16", "float16", "bfloat16"]
-QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 ROLES: tuple[Role, ...] = get_args(Role)
 MAX_POSITIONS = 2048  # tokens of the longest sentence that the engine can read or write
 # Of an int8 weight. Processors without VNNI instructions add products of pairs in 16 bits:

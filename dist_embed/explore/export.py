@@ -35,9 +35,9 @@ def export_embeddings(table: RunTable, output: str, format: ExportFormat) -> lis
 
     Every word of the vocabulary is written, special tokens too; hashed rows have no word and are
     not. ``safetensors`` holds them as the matrix ``weight``, row i for id i, with the list of words
-    in a file beside it. The others read a checkpoint in the order of its rows first, into a file
-    beside the output that has no name and is gone afterwards: twice the room on the disk, a strip
-    of rows in memory.
+    in a file beside it. The others read a checkpoint in the order of its rows first, into a
+    temporary folder, beside the output where that is local: twice the room on the disk, a strip of
+    rows in memory.
 
     Args:
         table: the table.

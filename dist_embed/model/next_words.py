@@ -12,7 +12,7 @@ from dist_embed.model.top_words import top_log_probabilities
 
 
 class NextWords(Protocol):
-    """Scores the words that may follow. Every method is collective."""
+    """Scores the words that may follow. Every method but `keep` is collective."""
 
     def open(self, sources: list[list[int]]) -> None:
         """Get ready for sentences (source ids) that this worker will translate."""

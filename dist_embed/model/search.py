@@ -173,10 +173,10 @@ class Searcher:
 
     def _start(self, sources: list[list[int]]) -> DecoderState:
         lengths = [len(ids) + 1 for ids in sources]
-        padded = [ids + [END] + [PAD] * (max(lengths) - len(ids) - 1) for ids in sources]
-        ids = torch.tensor(padded, dtype=torch.int64, device=self._device).view(len(sources), -1)
-        if not sources:
-            ids = ids.new_empty((0, 0))
+        longest = max(lengths, default=0)
+        padded = [ids + [END] + [PAD] * (longest - len(ids) - 1) for ids in sources]
+        ids = torch.tensor(padded, dtype=torch.int64, device=self._device)
+        ids = ids.view(len(sources), longest)
         rows = self._lookup.lookup({"source": [ids]})
         real = torch.tensor(lengths, dtype=torch.int64, device=self._device)
         state = self._model.start(rows.vectors("source", 0), real)

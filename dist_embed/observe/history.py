@@ -15,7 +15,7 @@ class Course:
         step: optimizer steps done.
         epoch: whole passes over the training data.
         step_minutes: time spent in steps so far.
-        wall_minutes: time since the run's first log line, validations, saving and pauses included.
+        wall_minutes: time since the run's first step, validations, saving and pauses included.
         tokens_per_second: median over the log lines since the row before.
         perplexity: of the validation set.
         bleu: of the validation set, where it was translated.
@@ -35,6 +35,8 @@ def course_of(lines: list[dict[str, Any]]) -> list[Course]:
     rows: list[Course] = []
     seconds, last_step, epoch = 0.0, 0, 0
     speeds: list[float] = []
+    # The first line is written after its steps.
+    began = lines[0]["time"] - lines[0].get("step_seconds", 0.0) * lines[0]["step"] if lines else 0
     for line in lines:
         if "step_seconds" in line:
             seconds += line["step_seconds"] * (line["step"] - last_step)
@@ -46,7 +48,7 @@ def course_of(lines: list[dict[str, Any]]) -> list[Course]:
                     line["step"],
                     epoch,
                     seconds / 60,
-                    (line["time"] - lines[0]["time"]) / 60,
+                    (line["time"] - began) / 60,
                     median(speeds) if speeds else float("nan"),
                     line["validation_perplexity"],
                     None,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INK = "#1a1a1a"
 GREY = "#8a8a8a"  # light enough to differ from INK in black and white, dark enough to be read
 ENDINGS = (".svg", ".png")
-_LABEL_POINTS = 11.0  # from one label to the next above it
+LABEL_POINTS = 11.0  # from one label to the next above it
 _STYLE: dict[str, Any] = {
     "font.size": 9,
     "text.color": INK,
@@ -109,12 +109,13 @@ def short_number(value: float) -> str:
 def label_ends(axes: Axes, x: float, labels: Sequence[tuple[float, str]]) -> None:
     """Write each of ``labels`` (y, text) to the right of (x, y), without one covering another.
 
-    The limits of the axes must be set before.
+    To be called when all is drawn: what is drawn decides the limits of the axes, which stay.
     """
+    axes.set_ylim(axes.get_ylim())
     points = 72 / axes.figure.dpi
     ordered = sorted(labels)
     wanted = [float(axes.transData.transform((x, y))[1]) * points for y, _ in ordered]
-    for (y, text), want, place in zip(ordered, wanted, spread(wanted, _LABEL_POINTS), strict=True):
+    for (y, text), want, place in zip(ordered, wanted, spread(wanted, LABEL_POINTS), strict=True):
         axes.annotate(
             text, (x, y), xytext=(14, place - want), textcoords="offset points", va="center"
         )

@@ -18,7 +18,6 @@ class Group:
 
     rank: int
     num_workers: int
-    local_rank: int
     num_local_workers: int
     device: torch.device
     process_group: dist.ProcessGroup
@@ -58,7 +57,6 @@ def joined_group(device_type: str, timeout_seconds: float) -> Iterator[Group]:
         yield Group(
             rank=dist.get_rank(),
             num_workers=dist.get_world_size(),
-            local_rank=local_rank,
             num_local_workers=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
             device=device,
             process_group=pg,

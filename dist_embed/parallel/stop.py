@@ -29,19 +29,19 @@ def stop_requested() -> bool:
 def stop_on_sigterm() -> Iterator[None]:
     """For the length of a block SIGTERM makes the request instead of ending the process.
 
-    In any but the main thread, where Python takes no signals, only the flag is cleared.
+    A request counts to the block's end, one made before it too. In any but the main thread Python
+    takes no signals: there somebody else makes it.
     """
-    _requested.clear()
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del number, frame
         request_stop()
 
-    before = signal.signal(signal.SIGTERM, on_signal)
+    takes_signals = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, on_signal) if takes_signals else None
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if takes_signals:
+            signal.signal(signal.SIGTERM, before)
+        _requested.clear()

@@ -168,21 +168,6 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def list_names(uri: str) -> list[str]:
-    """Names directly below a folder, sorted; empty where there is no such folder."""
-    fs, path = filesystem(uri)
-
-    def look() -> list[str]:
-        fs.invalidate_cache()
-        try:
-            found = fs.ls(path, detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in found)
-
-    return _called(fs, "list", uri, look)
-
-
 def glob(uri: str) -> list[str]:
     """The files that a pattern with ``*``, ``?`` or ``[]`` names, sorted, as URIs like ``uri``."""
     fs, path = filesystem(uri)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import posixpath
 from itertools import product
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -142,8 +142,9 @@ def load_study(path: str) -> Study:
     try:
         loaded = OmegaConf.create(storage.read_text(path))
         values: Any = OmegaConf.to_container(loaded, resolve=True)  # ${oc.env:NAME}
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as exc:
-        reason = str(exc).split("\n")[0]
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, AssertionError) as exc:
+        # OmegaConf asserts that it is given no bare number.
+        reason = str(exc).split("\n")[0] or "expected a mapping"
         raise ConfigError(f"cannot read study {path!r}: {reason}") from exc
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping")
@@ -158,12 +159,7 @@ def load_study(path: str) -> Study:
     try:
         study = kinds[kind].model_validate(values)
     except ValidationError as exc:
-        lines = [
-            f"{path}: {'.'.join(map(str, error['loc']))}: {error['input']!r} is not allowed: "
-            f"{error['msg'][0].lower()}{error['msg'][1:]}"
-            for error in exc.errors()
-        ]
-        raise ConfigError("\n".join(lines)) from None
+        raise ConfigError("\n".join(_explain(error, path) for error in exc.errors())) from None
     if isinstance(study, TrainingStudy):
         study = study.model_copy(update={"base": _beside(path, study.base)})
         _check(study, path)
@@ -191,10 +187,20 @@ def overrides_of(study: TrainingStudy, combination: Combination) -> dict[str, An
     return merged
 
 
+def _explain(error: Any, path: str) -> str:
+    where = f"{path}: {'.'.join(map(str, error['loc']))}"
+    if error["type"] == "missing":
+        return f"{where}: missing"
+    return (
+        f"{where}: {error['input']!r} is not allowed: {error['msg'][0].lower()}{error['msg'][1:]}"
+    )
+
+
 def _beside(path: str, base: str) -> str:
     if "://" in base or base.startswith("/"):
         return base
-    return str(Path(path).parent / base)
+    protocol, sign, rest = path.rpartition("://")
+    return protocol + sign + posixpath.normpath(posixpath.join(posixpath.dirname(rest), base))
 
 
 def _check(study: TrainingStudy, path: str) -> None:
@@ -219,8 +225,15 @@ def _check(study: TrainingStudy, path: str) -> None:
                 problems.append(f"expectations.{number}.{side}: no level of {', '.join(missing)}")
     if study.reference:
         named.append(("reference", {study.reference.factor: study.reference.level}))
-    elif "steps_to_reference" in study.measures:
-        problems.append("measures: steps_to_reference needs `reference`")
+    else:
+        used = [("measures", measure) for measure in study.measures]
+        used += [("plot.measure", study.plot.measure)] if study.plot else []
+        used += [(f"expectations.{i}.measure", e.measure) for i, e in enumerate(study.expectations)]
+        problems += [
+            f"{where}: steps_to_reference needs `reference`"
+            for where, measure in used
+            if measure == "steps_to_reference"
+        ]
     for where, chosen in named:
         for factor_name, level_name in chosen.items():
             if level_name not in levels.get(factor_name, set()):

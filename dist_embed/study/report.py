@@ -96,7 +96,7 @@ def _steps_to_reference(
     levels = {**combination, study.reference.factor: study.reference.level}
     best = [min((loss for _, loss in o.validations), default=math.nan)
             for o in outcomes if o.levels == levels]  # fmt: skip
-    aim = max(best)
+    aim = math.nan if any(map(math.isnan, best)) else max(best)
     return Summary(
         [
             next((float(step) for step, loss in outcome.validations if loss <= aim), math.inf)
@@ -282,7 +282,7 @@ def draw_study(study: TrainingStudy, outcomes: Sequence[Outcome], path: str) -> 
                 marker=markers[number % len(markers)], capsize=2, elinewidth=0.6,
                 linestyle=("-", "--", ":", "-.")[number % 4],
             )  # fmt: skip
-            ends.append((y[-1], "" if line is None else line))
+            ends.append((y[x.index(max(x))], "" if line is None else line))
         axes.set_xlabel(plot.label)
         axes.set_title(MEASURES[plot.measure][0])
         label_ends(axes, max(places), [(y, text) for y, text in ends if not math.isnan(y)])

@@ -17,7 +17,7 @@ from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read
 from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
 from dist_embed.cluster.preparation import data_digest, ensure_data, with_absolute_paths
 from dist_embed.cluster.work import EVALUATE, TRAIN
-from dist_embed.config.errors import RunStopped
+from dist_embed.config.errors import ConfigError, RunStopped
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData
@@ -120,6 +120,11 @@ def _planned(study: TrainingStudy, combination: Combination, seed: int) -> Plann
         f"{key}={value.replace(FOLDER_MARK, study.folder)}" for key, value in written.items()
     ]
     config = load_config(study.base, overrides)
+    missing = [split for split in ("validation", "test") if not _has(config, split)]
+    if missing:
+        raise ConfigError(
+            f"{study.base}: data.{missing[0]}: missing; a study scores its runs with it"
+        )
     name = f"{combination.key}_seed{seed}_{_digest(study, config)}"
     # Runs that need the same data share it.
     uris = {
@@ -131,6 +136,11 @@ def _planned(study: TrainingStudy, combination: Combination, seed: int) -> Plann
     )
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config)))
     return PlannedRun(name, combination, seed, config)
+
+
+def _has(config: Config, split: str) -> bool:
+    data = config.data
+    return bool(data.synthetic or data.inflected or getattr(data, split))
 
 
 def _digest(study: TrainingStudy, config: Config) -> str:
@@ -189,7 +199,7 @@ def _measures(
     speed, step_tokens = speed_of(lines)
     train = data.splits["train"]
     return {
-        "validation_perplexity": math.exp(loss),
+        "validation_perplexity": math.exp(min(loss, 700.0)),  # beyond that a float overflows
         "bleu": found["bleu"],
         "chrf": found["chrf"],
         "gap": loss - found["training_loss"],

@@ -38,7 +38,8 @@ def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], N
         from gensim.models import Word2Vec
     except ImportError:
         raise UserError(
-            "this study trains vectors with gensim: pip install 'dist_embed[dev]'"
+            "this study trains vectors with gensim, which is not installed: bash launch/setup.sh "
+            "installs it (the extra `dev`)"
         ) from None
     files = [wanted.text] if isinstance(wanted.text, str) else wanted.text
     say(f"training vectors of {', '.join(files)}")

@@ -40,15 +40,7 @@ def check_run_folder(config: Config, *, force: bool) -> None:
     run_uri = config.run.uri
     if not list_steps(run_uri):
         return
-    for side in SIDES:
-        ours = storage.join(run_uri, tokenizer_name(side))
-        theirs = storage.join(config.data.uri, tokenizer_name(side))
-        if storage.exists(ours) and storage.read_text(ours) != storage.read_text(theirs):
-            raise UserError(
-                f"the run in {run_uri} was trained with another {side} vocabulary than that of "
-                f"{config.data.uri}: its rows belong to other words. Give run.uri another folder, "
-                "or data.uri the data it was trained on"
-            )
+    check_vocabularies(run_uri, config.data.uri)
     if force or not storage.exists(storage.join(run_uri, CONFIG_NAME)):
         return
     different = [
@@ -63,6 +55,23 @@ def check_run_folder(config: Config, *, force: bool) -> None:
             + "\nGive run.uri another folder, or go on from its newest checkpoint with the "
             "new values: --force"
         )
+
+
+def check_vocabularies(run_uri: str, data_uri: str) -> None:
+    """Refuse prepared data whose ids are not those of the run in a folder.
+
+    Raises:
+        UserError: they have another vocabulary; the run's rows would belong to other words.
+    """
+    for side in SIDES:
+        ours = storage.join(run_uri, tokenizer_name(side))
+        theirs = storage.join(data_uri, tokenizer_name(side))
+        if storage.exists(ours) and storage.read_text(ours) != storage.read_text(theirs):
+            raise UserError(
+                f"the run in {run_uri} was trained with another {side} vocabulary than that of "
+                f"{data_uri}: its rows belong to other words. Give run.uri another folder, or "
+                "data.uri the data it was trained on"
+            )
 
 
 def fingerprint(config: Config) -> str:

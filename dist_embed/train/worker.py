@@ -56,7 +56,7 @@ from dist_embed.train.assemble import (
 )
 from dist_embed.train.evaluate import Quality, evaluate_translations, exact_loss
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
-from dist_embed.train.run_folder import fingerprint, write_run_folder
+from dist_embed.train.run_folder import check_vocabularies, fingerprint, write_run_folder
 from dist_embed.train.single_tables import (
     frozen_until,
     own_schedules,
@@ -111,8 +111,12 @@ def threads_per_worker(config: Config) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_workers)
 
 
+@stop_on_sigterm()
 def train_task(context: Context) -> dict[str, Any]:
-    """Train a run to its last step, from its newest checkpoint if there is one. Collective."""
+    """Train a run to its last step, from its newest checkpoint if there is one. Collective.
+
+    A request to stop that comes while tables are built and loaded is met before the first step.
+    """
     config, group, reporter = context.config, context.group, context.reporter
     run_uri, train = config.run.uri, config.train
     with all_or_none(group):
@@ -172,7 +176,6 @@ def train_task(context: Context) -> dict[str, Any]:
         metrics = stack.enter_context(MetricsLog(run_uri, state.step)) if group.is_first else None
         saver = _build_saver(context, store, loaded, copy, metrics)
         held_out = "validation" in data.splits
-        stack.enter_context(stop_on_sigterm())
         stopped = train_loop(
             state,
             train_step,
@@ -210,6 +213,8 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     with all_or_none(context.group):
         data = PreparedData.read(config.data.uri)
         data.held_out(split, config.data.uri)
+        if context.group.is_first:
+            check_vocabularies(config.run.uri, config.data.uri)
         tokenizers = load_tokenizers(config.run.uri)
     translator, step = _load_for_inference(context, tokenizers)
     loss = exact_loss(translator, config.data.uri, data, split, config.train.batch_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from dist_embed.vectors.arrays import ArrayVectors, is_safetensors
 from dist_embed.vectors.fasttext_binary import MAGIC, FastTextBinary
@@ -13,7 +13,6 @@ from dist_embed.vectors.word2vec_binary import Word2VecBinary
 
 # `word2vec` is text with a header, as fastText's .vec is too.
 Format = Literal["word2vec", "word2vec-bin", "glove", "fasttext-bin", "npy", "safetensors"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 _LOOKED_AT = 2**14
 
 

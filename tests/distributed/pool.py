@@ -90,7 +90,7 @@ def _serve(orders: Any, answers: Any) -> None:
             )  # fmt: skip
             pg = dist.group.WORLD
             assert pg is not None
-            group = Group(rank, num_workers, rank, num_workers, torch.device("cpu"), pg)
+            group = Group(rank, num_workers, num_workers, torch.device("cpu"), pg)
             value = function(group, *args)
         except BaseException:
             trace = traceback.format_exc()

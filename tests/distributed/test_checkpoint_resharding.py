@@ -270,7 +270,7 @@ def test_pruning_keeps_the_newest_and_the_best(workers: WorkerPool, tmp_path: Pa
 
 def race(group: Group, tiny: Tiny, uri: str) -> str:
     """Each worker as a run of its own, all saving one step of one folder at the same time."""
-    alone = Group(0, 1, 0, 1, group.device, group.process_group)
+    alone = Group(0, 1, 1, group.device, group.process_group)
     sharded_rows = torch.full((50, 4), float(group.rank))
     from dist_embed.checkpoint.state import LiveTensor, rows_to_save
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dist_embed.cluster.local import launch_local
-from dist_embed.config.errors import RunFailed
-from dist_embed.observe.events import Emit
+from dist_embed.config.errors import RunFailed, RunStopped
+from dist_embed.observe.events import Emit, Event
 from dist_embed.parallel.collectives import (
     exchange_rows,
     gather_rows,
@@ -97,6 +97,25 @@ def die(emit: Emit) -> None:
 def test_a_killed_worker_is_named() -> None:
     with pytest.raises(RunFailed, match=r"worker 1 was ended from outside.*killed"):
         launch_local(die, (), num_workers=2, on_event=print, log_folder="")
+
+
+def wait_for_the_end(emit: Emit) -> None:
+    # SIGTERM ends a process that has not said otherwise.
+    if os.environ["RANK"] == "0":
+        emit({"kind": "ready"})
+    time.sleep(60)
+
+
+def test_workers_that_are_not_ready_to_stop_by_themselves_are_no_failure() -> None:
+    def stop(event: Event) -> None:
+        assert event["kind"] == "ready"
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(RunStopped, match="before the workers had begun"):
+        launch_local(
+            wait_for_the_end, (), num_workers=2, on_event=stop, log_folder="",
+            stop_seconds=30.0,
+        )  # fmt: skip
 
 
 def test_a_worker_error_survives_pickling() -> None:

@@ -24,12 +24,8 @@ SOURCES = [[4, 5], [6], [8, 8, 7, 4], [5, 4, 6]]
 LONGEST = 4
 
 
-def settings(beam: int, alpha: float) -> SearchSettings:
-    # longest() is 0 × tokens + 10 there; the test wants fewer, so it subclasses.
-    return _ShortSettings(beam, alpha, 1.0, 3)
-
-
 class _ShortSettings(SearchSettings):
+    # That of SearchSettings is 10 at least.
     def longest(self, source_tokens: int) -> int:
         return LONGEST
 
@@ -40,18 +36,21 @@ def sharpen(parameter: torch.Tensor) -> None:
 
 
 def search(
-    group: Group, beam: int, alpha: float, frequent: int = 0, lexicon: dict[int, list[int]] = NONE
-) -> dict[int, list[int]]:
+    group: Group, beam: int, alpha: float, frequent: int = 0, lexicon: dict[int, list[int]] = NONE,
+    *, sentences: int = len(SOURCES), batch: int = 3,
+) -> dict[int, list[int]]:  # fmt: skip
     sharded = Sharded(TINY, group)
     sharded.transformer.eval()
-    mine = list(range(len(SOURCES)))[group.rank :: group.num_workers]
+    mine = list(range(sentences))[group.rank :: group.num_workers]
     words: NextWords = ExactWords(sharded.lookup, sharded.shard)
     if frequent:
         # Blocks of one sentence or two.
         words = CandidateWords(
             sharded.lookup, frequent, 2, partial(translations, lexicon), 4 * TINY.target_rows * beam
         )
-    searcher = Searcher(sharded.transformer, sharded.lookup, words, settings(beam, alpha))
+    searcher = Searcher(
+        sharded.transformer, sharded.lookup, words, _ShortSettings(beam, alpha, 1.0, batch)
+    )
     # Behind the searcher's back, as training changes them between two validations.
     with torch.no_grad():
         for parameter in sharded.transformer.parameters():
@@ -116,6 +115,24 @@ def test_the_answer_does_not_depend_on_the_number_of_workers(workers: WorkerPool
                 merged |= answers
             found.append([merged[i] for i in range(len(SOURCES))])
         assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("frequent", [0, 5])
+@pytest.mark.parametrize(
+    ("sentences", "batch"),
+    [(len(SOURCES), 1), (2, 3), (0, 3)],
+    ids=["rounds differ", "fewer sentences than workers", "no sentence"],
+)
+def test_a_worker_without_sentences_takes_part(
+    workers: WorkerPool, sentences: int, batch: int, frequent: int
+) -> None:
+    how = partial(search, sentences=sentences, batch=batch)
+    alone = workers.run(1, how, 2, 1.0, frequent, LEXICON)[0]
+    found: dict[int, list[int]] = {}
+    for answers in workers.run(3, how, 2, 1.0, frequent, LEXICON):
+        found |= answers
+    assert found == alone
+    assert len(found) == sentences
 
 
 # Target words 4 (frequent) to 6; of 6, only the second translation counts (K' = 2).

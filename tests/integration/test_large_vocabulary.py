@@ -73,12 +73,18 @@ def test_another_vocabulary_of_the_same_size_is_refused(
 ) -> None:
     run = tmp_path / "run"
     dist_embed("train", config, "train.max_steps=2", "checkpoint.every_steps=2")
-    tokenizer = run / "tokenizer.target.json"
-    words = json.loads(tokenizer.read_text())
-    vocabulary = words["model"]["vocab"]
-    first, second = list(vocabulary)[10:12]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    tokenizer.write_text(json.dumps(words))
-    refused = dist_embed("evaluate", str(run), code=2)
-    assert "was trained with another target vocabulary" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    # The run's own, beside its checkpoint; and that of the prepared data, whose ids are evaluated.
+    for tokenizer, command in (
+        (run / "tokenizer.target.json", "translate"),
+        (run / "data" / "tokenizer.target.json", "evaluate"),
+    ):
+        before = tokenizer.read_text()
+        words = json.loads(before)
+        vocabulary = words["model"]["vocab"]
+        first, second = list(vocabulary)[10:12]
+        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+        tokenizer.write_text(json.dumps(words))
+        refused = dist_embed(command, str(run), code=2, text="a b\n")
+        assert "was trained with another target vocabulary" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        tokenizer.write_text(before)

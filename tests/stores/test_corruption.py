@@ -43,7 +43,7 @@ from dist_embed.storage.objects import ObjectStore
 from dist_embed.storage.retry import StoreUnavailable
 from tests.stores.s3_server import FORGETS_SECONDS, MotoServer, S3Server, connect
 
-ONE = Group(0, 1, 0, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
+ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 OLDER, NEWER = ManifestName(5, 0), ManifestName(10, 0)
 
 

@@ -148,6 +148,23 @@ def test_one_worker_asked_to_stop_stops_all_after_the_same_step(
     check_goes_on(config, place, shared.whole, 5)
 
 
+@pytest.mark.parametrize(
+    "point", ["amid reading chunks", pytest.param("loaded", marks=pytest.mark.heavy)]
+)
+def test_a_run_asked_to_stop_before_its_first_step_ends_where_it_began(
+    point: str, shared: Material, place: Place
+) -> None:
+    place.fill(shared.base)
+    config = shared.configuration(place)
+    ended = train(config, {}, Kill(point, 1, (1,), signal=signal.SIGTERM))
+    assert ended.codes == [0, 0], ended.traces
+    assert ended.result is not None
+    assert ended.result["stopped"]
+    assert ended.result["steps"] == OLD[-1]
+    assert check_committed(place, shared.whole) == OLD
+    check_goes_on(config, place, shared.whole, OLD[-1])
+
+
 @pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.heavy)])
 def test_a_save_that_hangs_does_not_hold_up_the_end(
     rank: int, shared: Material, place: Place

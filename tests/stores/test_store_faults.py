@@ -24,7 +24,7 @@ from dist_embed.storage.retry import StoreUnavailable
 from tests.stores.fault_proxy import Fault, FaultProxy
 from tests.stores.s3_server import S3Server, environment
 
-ALONE = Group(0, 1, 0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 CHUNK, INDEX, MANIFEST = r"chunk-", r"index-", r"\.manifest"
 
 

@@ -19,7 +19,7 @@ from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
 
-ONE = Group(0, 1, 0, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
+ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 
 
 def word_tokenizer(words: list[str], *, split_punctuation: bool = False) -> Tokenizer:

@@ -17,7 +17,9 @@ from dist_embed.config.load import (
     json_schema,
     load_config,
 )
+from dist_embed.config.reference import configuration_page
 from dist_embed.config.schema import Config
+from dist_embed.train.run_folder import CHANGEABLE
 
 ROOT = Path(__file__).parents[2]
 # Those of runs; a study is another kind of file (test_study.py).
@@ -394,3 +396,10 @@ def test_non_finite_numbers_never_reach_a_run() -> None:
         values.setdefault(section, {})[key] = math.nan  # type: ignore[assignment]
         with pytest.raises(ConfigError, match=f"{section}.{key}: nan"):
             config_from_dict(values)
+
+
+def test_the_page_names_every_key_that_may_change_when_a_run_is_resumed() -> None:
+    head = configuration_page().split("\n## ")[0]
+    for key in CHANGEABLE:
+        named = "train.*_every" if key.endswith("_every") else key.rstrip(".")
+        assert f"`{named}`" in head

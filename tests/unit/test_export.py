@@ -28,7 +28,7 @@ from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 
-ONE = Group(0, 1, 0, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
+ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 ROWS, WIDTH = 107, 6
 EMBEDDING = torch.randn(ROWS, WIDTH)  # row i is that of id i
 MODEL = {

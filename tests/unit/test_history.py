@@ -17,11 +17,11 @@ def test_a_row_per_validation_with_the_time_spent_in_steps() -> None:
     first, second = course_of(lines)
     assert (first.step, first.epoch, first.bleu, first.perplexity) == (20, 1, 33.0, 2.7)
     assert first.step_minutes == pytest.approx(0.5)
-    assert first.wall_minutes == pytest.approx(1.0)
+    assert first.wall_minutes == pytest.approx((60 + 20) / 60)
     assert first.tokens_per_second == 60.0
     assert (second.bleu, second.tokens_per_second) == (None, 40.0)
     assert second.step_minutes == pytest.approx(1.0)
-    assert second.wall_minutes == pytest.approx(2.5)
+    assert second.wall_minutes == pytest.approx((150 + 20) / 60)
 
 
 def test_no_lines_no_rows() -> None:

@@ -10,7 +10,7 @@ from dist_embed.model.output import OutputShard, sharded_cross_entropy
 from dist_embed.model.top_words import top_log_probabilities
 from dist_embed.parallel.group import Group
 
-ALONE = Group(0, 1, 0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 TOKENS, ROWS, WIDTH = 37, 19, 8
 
 

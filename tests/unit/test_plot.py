@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from dist_embed.bench.balance import Balance, plot_balance
 from dist_embed.config.errors import UserError
-from dist_embed.observe.plot import check_plot_path, plot_into, short_number, spread
+from dist_embed.observe.plot import (
+    LABEL_POINTS,
+    check_plot_path,
+    label_ends,
+    plot_into,
+    short_number,
+    spread,
+)
 
 FOUND = [
     Balance(rows, shards, 1.0, [1 + shards / 1e4, 1.0], [shards / 2 + rows / 1e7, 1.0])
@@ -75,6 +82,22 @@ def test_nothing_is_written_where_drawing_fails(tmp_path: Path) -> None:
 def test_files_that_cannot_be_drawn_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=name):
         check_plot_path(str(tmp_path / name))
+
+
+def test_labels_at_the_ends_of_lines_lie_apart_as_drawn(tmp_path: Path) -> None:
+    # 33.0 and 33.2 are nearly one place on an axis from 10 to 40, far apart on one from 0 to 1.
+    with plot_into(str(tmp_path / "plot.png")) as axes:
+        for last in (33.0, 33.2, 12.0):
+            axes.errorbar([1, 2], [10.0, last], yerr=[0.0, 0.0])
+        label_ends(axes, 2, [(33.0, "a"), (33.2, "b"), (12.0, "c")])
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    points = 72 / axes.figure.dpi
+    found = sorted(
+        float(axes.transData.transform((0, text.xy[1]))[1]) * points + text.xyann[1]
+        for text in axes.texts  # type: ignore[attr-defined]
+    )
+    assert found[2] - found[1] == pytest.approx(LABEL_POINTS)
+    assert found[1] - found[0] > 5 * LABEL_POINTS
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.storage.retry import StoreUnavailable
 
-ONE = Group(0, 1, 0, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
+ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 NEWEST = Retention(keep_last=1, keep_best=0, keep_every=0, leftover_hours=1.0)
 OLD = "step-000000003-20200102T030405Z-0123abcd"
 

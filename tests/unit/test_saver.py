@@ -20,7 +20,7 @@ from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import Buffer, ObjectStore
 from dist_embed.storage.retry import StoreUnavailable
 
-ONE = Group(0, 1, 0, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
+ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 
 
 class GatedStore(ObjectStore):

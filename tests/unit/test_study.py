@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from dist_embed.config.errors import ConfigError
+from dist_embed.storage import uri as storage
 from dist_embed.study import one_hot
 from dist_embed.study.one_hot import (
     WAYS,
@@ -293,7 +294,12 @@ def test_the_plot_has_a_line_for_each_level(tmp_path: Path) -> None:
          "factor 'c' is neither `x` nor `lines`"),
         ({"measures": ["bleus"]}, r"measures\.0"),
         ({"colour": 1}, "colour"),
-        ({"reference": None}, "steps_to_reference needs `reference`"),
+        ({"reference": None}, "measures: steps_to_reference needs `reference`"),
+        ({"reference": None, "measures": ["bleu"]},
+         r"expectations\.4\.measure: steps_to_reference needs `reference`"),
+        ({"reference": None, "measures": ["bleu"], "expectations": [],
+          "plot": STUDY["plot"] | {"measure": "steps_to_reference"}},
+         r"plot\.measure: steps_to_reference needs `reference`"),
         ({"reference": {"factor": "start", "level": "x"}}, "reference: there is no 'start' 'x'"),
         ({"plot": STUDY["plot"] | {"x": "no"}}, "plot: there is no factor 'no'"),
         ({"plot": STUDY["plot"] | {"x": "start"}}, "every level of 'start' needs `x`"),
@@ -307,6 +313,40 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, changes: Any, said: str) 
         load_study(written(tmp_path, **changes))
     with pytest.raises(ConfigError, match="cannot read study"):
         load_study(str(tmp_path / "none.yaml"))
+
+
+def test_what_is_missing_in_a_study_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in STUDY.items() if k != "question"}))
+    with pytest.raises(ConfigError) as caught:
+        load_study(str(path))
+    assert str(caught.value) == f"{path}: question: missing"
+    for text in ("7", "- 7"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"study\.yaml.*expected a mapping"):
+            load_study(str(path))
+
+
+@pytest.mark.parametrize("missing", ["validation", "test"])
+def test_a_base_without_data_to_score_is_refused_before_anything_is_trained(
+    tmp_path: Path, missing: str
+) -> None:
+    corpora = {s: {"source": "a", "target": "b"} for s in ("train", "validation", "test")}
+    del corpora[missing]
+    base = {"run": {"uri": "x"}, "data": corpora, "train": {"max_steps": 9}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    plain = {"set": {}, "factors": [STUDY["factors"][0]], "expectations": [], "plot": None}
+    found = load_study(written(tmp_path, **plain, reference=None, measures=["bleu"]))
+    assert isinstance(found, TrainingStudy)
+    with pytest.raises(ConfigError, match=rf"base\.yaml: data\.{missing}: missing"):
+        planned_runs(found)
+
+
+def test_a_study_at_a_url_has_its_base_beside_it() -> None:
+    storage.write_text("memory://studies/s.yaml", yaml.safe_dump(STUDY | {"base": "../b/c.yaml"}))
+    found = load_study("memory://studies/s.yaml")
+    assert isinstance(found, TrainingStudy)
+    assert found.base == "memory://b/c.yaml"
 
 
 def test_a_one_hot_product_is_a_lookup() -> None:

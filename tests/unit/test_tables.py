@@ -72,7 +72,7 @@ def test_what_needs_cuda_is_refused_before_anything_is_allocated(
     monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], said: str
 ) -> None:
     monkeypatch.setattr(tables, "EmbeddingCollection", None)  # calling it would fail
-    cpu = Group(0, 1, 0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    cpu = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
     with pytest.raises(UserError) as caught:
         RowLookup(
             ROWS, 4, "none", cpu, learning_rate=0.1, eps=1e-8, seed=1, initial_scale=0.1,

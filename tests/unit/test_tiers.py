@@ -74,7 +74,7 @@ def test_host_memory_holds_the_shards_of_all_workers_of_the_machine() -> None:
 
 def test_on_the_cpu_no_device_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiers, "free_bytes", None)
-    cpu = Group(0, 1, 0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    cpu = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
     specs = [TableSpec("a", 10**9, 64)]
     assert find_tier("auto", specs, "sgd", "fp32", 0, cpu) == ("device", 0)
 
@@ -86,7 +86,7 @@ def find_on_cuda(
     monkeypatch.setattr(tiers, "free_bytes", lambda device: free)
     monkeypatch.setattr(tiers, "available_bytes", lambda: host)
     monkeypatch.setattr(tiers, "least_over_workers", lambda value, group: value)
-    cuda = Group(0, 1, 0, 1, torch.device("cuda"), None)  # type: ignore[arg-type]
+    cuda = Group(0, 1, 1, torch.device("cuda"), None)  # type: ignore[arg-type]
     return find_tier(wanted, [TableSpec("a", rows, 256)], "sgd", "fp32", GIB, cuda)
 
 

@@ -84,7 +84,7 @@ def words(*texts: str) -> Tokenizer:
 class NoRows:
     """Stands for the tables: nobody looks at the vectors."""
 
-    group = Group(0, 1, 0, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    group = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 
     def lookup(self, ids: dict[str, list[torch.Tensor]]) -> NoRows:
         self.shapes = {role: tensors[0].shape for role, tensors in ids.items()}
