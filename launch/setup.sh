@@ -6,6 +6,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Whether an environment is whole: neither half made, nor of a Python that is another by now.
+has_pip() { "$1/bin/python" -c "import pip" 2>/dev/null; }
+
 install_into() { # VENV DEVICE
     local venv=$1 device=$2 log=$1/setup.log python=${PYTHON:-python3}
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
@@ -13,9 +16,10 @@ install_into() { # VENV DEVICE
         exit 2
     }
     # Another device's builds install the same modules: never both in one environment.
-    [ "$(cut -d " " -f 1 "$venv/stamp" 2>/dev/null || echo "$device")" = "$device" ] || rm -rf "$venv"
+    [ "$(cat "$venv/device" 2>/dev/null || echo "$device")" = "$device" ] || rm -rf "$venv"
     echo "setting up $venv for $device (once; a few minutes)"
-    [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+    has_pip "$venv" || "$python" -m venv --clear "$venv"
+    echo "$device" >"$venv/device"
     pip() { "$venv/bin/python" -m pip --disable-pip-version-check install -q "$@" >>"$log" 2>&1; }
     # torch first: what follows must not bring another build of it. torchrec and fbgemm without
     # their own requirements: torchrec asks for the CUDA build of fbgemm by name.
@@ -53,9 +57,15 @@ else
     stamp=$(cat pyproject.toml launch/constraints/common.txt "launch/constraints/$device.txt" launch/setup.sh |
         sha256sum)
     stamp="$device $PWD ${stamp%% *}"
-    if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$stamp" ]; then
-        install_into "$venv" "$device"
-        echo "$stamp" >"$venv/stamp"
+    fits() { [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ] && has_pip "$venv"; }
+    if ! fits; then
+        # Two first runs at once: the second one waits, and finds it done.
+        if command -v flock >/dev/null; then exec 9<. && flock 9; fi
+        if ! fits; then
+            install_into "$venv" "$device"
+            echo "$stamp" >"$venv/stamp"
+        fi
+        exec 9<&-
     fi
     export PATH="$venv/bin:$PATH"
 fi

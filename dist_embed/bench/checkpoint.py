@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from dist_embed.checkpoint.write import WRITE_THREADS
 from dist_embed.cluster.local import launch_local
 from dist_embed.embedding.plan import shard_of
 from dist_embed.observe.events import Emit
+from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.storage import uri as storage
 
@@ -106,7 +108,9 @@ def _measure(uris: list[str], num_rows: int, width: int, rounds: int, emit: Emit
         weight = torch.randn(shard.num_rows, width)
         momentum = torch.rand(shard.num_rows)
         found: dict[str, Any] = {}
+        folder = same_text_from_first(f"dist_embed-bench-{secrets.token_hex(4)}", group)
         for uri in uris:
+            own = storage.join(uri, folder)  # nothing else there is ours to remove
             bench = _Bench(group, emit, weight, momentum, num_rows)
             for number in range(rounds):
                 if group.is_first:
@@ -115,7 +119,9 @@ def _measure(uris: list[str], num_rows: int, width: int, rounds: int, emit: Emit
                 # of the disk, and blocks never written before can be three times slower.
                 for place in range(len(_SIDES)):
                     name, side = _SIDES[(place + number) % len(_SIDES)]
-                    side(bench, storage.join(uri, name))
+                    side(bench, storage.join(own, name))
+            if group.is_first:
+                storage.remove(own)
             found[uri] = {
                 "seconds": {what: median(values) for what, values in bench.seconds.items()},
                 "all_rounds": bench.seconds,

@@ -58,7 +58,6 @@ def measure_engine(
 
     tokenizers = load_tokenizers(config.run.uri)
     source, target = tokenizers["source"], tokenizers["target"]
-    tokens = [[source.token(i) for i in ids] for ids in source.encode(sources)]
     bleu = sacrebleu.BLEU(
         tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase, force=True
     )
@@ -72,15 +71,16 @@ def measure_engine(
                 str(model), device="cpu", inter_threads=len(os.sched_getaffinity(0)),
                 intra_threads=1, compute_type=kind or "float32",
             )  # fmt: skip
-            started = time.perf_counter()
+            started = time.perf_counter()  # from text to text, as ours
+            tokens = [[source.token(i) for i in ids] for ids in source.encode(sources)]
             results = engine.translate_batch(
                 tokens, beam_size=config.search.beam, length_penalty=config.search.length_penalty,
                 max_batch_size=config.search.batch_sentences,
             )  # fmt: skip
+            ids = [[target.id_of(t) or 0 for t in result.hypotheses[0]] for result in results]
+            written = target.decode(ids)
             seconds = time.perf_counter() - started
             del engine
-        ids = [[target.id_of(t) or 0 for t in result.hypotheses[0]] for result in results]
-        written = target.decode(ids)
         found.append(
             EngineFigures(
                 kind or "float32",

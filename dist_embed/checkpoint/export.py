@@ -68,8 +68,9 @@ def export_checkpoint(
     prefix = struct.pack("<Q", len(text)) + text
     with storage.whole_file(str(output)) as file:
         file.write(prefix)
-        file.truncate(len(prefix) + offset)
         file.flush()
+        # With its blocks: on a full disk writing to mapped memory would end the process (SIGBUS).
+        os.posix_fallocate(file.fileno(), 0, len(prefix) + offset)
         for name, saved in names.items():
             _write_tensor(file.fileno(), len(prefix) + places[name], reader, saved, on_bytes)
     return {name: manifest.tensors[saved] for name, saved in names.items()}

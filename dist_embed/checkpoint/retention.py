@@ -25,7 +25,7 @@ _ATTEMPT = re.compile(r"step-(\d{9,15})-(\d{8}T\d{6}Z)-[0-9a-f]{8}", re.ASCII)
 
 @dataclass(frozen=True)
 class Retention:
-    """What stays: the union of these.
+    """What stays: the union of these; never nothing, but then the newest.
 
     Attributes:
         keep_last: newest checkpoints.
@@ -47,7 +47,7 @@ class Retention:
         kept |= {step for _, step in known[: self.keep_best]}
         if self.keep_every:
             kept |= {step for step in steps if step % self.keep_every == 0}
-        return kept
+        return kept or set(steps[-1:])
 
 
 @dataclass

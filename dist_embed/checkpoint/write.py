@@ -16,6 +16,7 @@ from dist_embed.checkpoint.chunk import BLOCK_BYTES, CHUNK_BYTES, ChunkWriter, R
 from dist_embed.checkpoint.manifest import (
     OBJECTS,
     CheckpointConflict,
+    CheckpointError,
     ChunkInfo,
     Index,
     IndexInfo,
@@ -93,6 +94,7 @@ def write_checkpoint(
     )
     with all_or_none(group):
         if group.is_first:
+            _check_all_there(store, manifest)
             _publish(store, manifest, superseded)
     return manifest
 
@@ -142,6 +144,19 @@ def _write_rows(
             )
         )
     return indexes
+
+
+def _check_all_there(store: ObjectStore, manifest: Manifest) -> None:
+    """Raises CheckpointError where others have written to a place that this worker cannot see."""
+    folder = f"{OBJECTS}/{manifest.attempt}"
+    there = {entry.name: entry.size_bytes for entry in store.entries(folder)}
+    for index in manifest.indexes:
+        if there.get(f"{folder}/{index.name}") != index.size_bytes:
+            raise CheckpointError(
+                f"{store.uri}: worker 0 does not find what another worker has written there "
+                f"({folder}/{index.name}). Is it a folder of each machine's own? All workers need "
+                "the same one: shared, or a URL"
+            )
 
 
 def _publish(store: ObjectStore, manifest: Manifest, superseded: frozenset[ManifestName]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 
@@ -194,11 +193,16 @@ def _export(arguments: argparse.Namespace) -> None:
     )
     from dist_embed.checkpoint.export import export_checkpoint
     from dist_embed.checkpoint.read import describe_tensor
+    from dist_embed.config.errors import UserError
+    from dist_embed.storage import uri as storage
 
     _check_run(arguments.run)
+    if not storage.is_local(arguments.output):
+        raise UserError(f"{arguments.output!r} is not allowed: safetensors go to a local path")
+    output = storage.local_path(arguments.output)
     store = open_checkpoints(arguments.run)
     manifest = read_manifest(store, name_of_choice(arguments.run, arguments.step))
-    written = export_checkpoint(store, manifest, Path(arguments.output), table=arguments.table)
+    written = export_checkpoint(store, manifest, output, table=arguments.table)
     print(f"step {manifest.step} of {arguments.run} → {arguments.output}")
     for name, info in written.items():
         print(f"  {name}  {describe_tensor(info)}")

@@ -6,6 +6,7 @@ import argparse
 import os
 import statistics
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,8 @@ def _train(
     vocabulary_size: dict[str, int] = {}
     if not under_torchrun() or os.environ["RANK"] == "0":
         # The other workers wait for worker 0 when they join the group.
-        vocabulary_size = ensure_data(config, lambda text: print(text, file=stream)).vocabulary_size
+        data = ensure_data(config, lambda text: screen.show({"kind": "line", "text": text}))
+        vocabulary_size = data.vocabulary_size
         check_run_folder(config, force=force)
     try:
         result = launch(
@@ -87,7 +89,7 @@ def _train(
         )  # fmt: skip
     finally:
         screen.close()
-    if vocabulary_size:
+    if vocabulary_size and not (result["stopped"] and result["resumed_at"] == result["steps"]):
         print(_training_summary(config, result), file=stream, flush=True)
     if result["stopped"]:
         raise RunStopped(
@@ -196,10 +198,11 @@ def _quickstart(arguments: argparse.Namespace) -> None:
     result = on_workers(EVALUATE, config, {"split": "test", "step": None}, "local")
     data = PreparedData.read(config.data.uri)
     sources, references = read_texts(config.data.uri, data.splits["test"])
-    for place in range(2):
-        print(f"  source       {sources[place]}")
-        print(f"  translation  {result['translations'][place]}")
-        print(f"  reference    {references[place]}")
+    examples = zip(sources, result["translations"], references, strict=True)
+    for source, translation, reference in islice(examples, 2):
+        print(f"  source       {source}")
+        print(f"  translation  {translation}")
+        print(f"  reference    {reference}")
     _print_quality(result)
     speed = _tokens_per_second(config.run.uri)
     print(f"training: {speed:,.0f} target tokens/s" if speed else "")

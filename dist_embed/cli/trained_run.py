@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,14 @@ def run_config(run_uri: str, arguments: argparse.Namespace) -> Config:
 
 def check_output(path: str | None) -> None:
     """Refuse a file that cannot be written, before the work. Raises UserError."""
-    if path not in (None, "-") and not Path(path).parent.is_dir():
+    if path is None or path == "-":
+        return
+    if not Path(path).parent.is_dir():
         raise UserError(f"--output: {path!r} is not allowed: no such folder")
+    if Path(path).is_dir():
+        raise UserError(f"--output: {path!r} is not allowed: that is a folder")
+    if not os.access(path if Path(path).exists() else Path(path).parent, os.W_OK):
+        raise UserError(f"--output: {path!r} is not allowed: it may not be written")
 
 
 def on_workers(task: str, config: Config, options: dict[str, Any], launcher: Any) -> Any:

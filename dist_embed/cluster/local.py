@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import queue
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from dist_embed.cluster.failure import failure_event, raise_failure, stopped_too
 from dist_embed.cluster.fork_server import accept_sigterm, worker_context
 from dist_embed.config.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
+from dist_embed.parallel.parent import end_with_parent
 from dist_embed.parallel.stop import stop_on_sigterm, stop_requested
 
 # After the first failure the others get this long to end by themselves, so that the cause, not
@@ -140,7 +140,7 @@ def _child(
     events: multiprocessing.Queue[Event],
 ) -> None:
     accept_sigterm()
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -161,10 +161,3 @@ def _child(
         os._exit(1)
     events.close()
     events.join_thread()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

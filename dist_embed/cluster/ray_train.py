@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import tempfile
@@ -14,9 +15,10 @@ from typing import Any, Literal
 
 import ray
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_embed.cluster.failure import failure_event, raise_failure, stopped_too_late
 from dist_embed.config.errors import RunFailed, UserError
@@ -26,6 +28,7 @@ from dist_embed.parallel.stop import request_stop, stop_on_sigterm, stop_request
 POLL_SECONDS = 1.0
 MAILBOX_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
+START_SECONDS = 60.0  # that Ray Train waits for room for all workers before it tries again
 
 
 class _Mailbox:
@@ -72,7 +75,7 @@ def launch_ray(
         num_workers: W.
         address: cluster to use; None: a Ray of our own on this machine.
         device: ``auto``: CUDA where the cluster has a GPU for every worker.
-        timeout_seconds: bound of every exchange between workers.
+        timeout_seconds: bound of every exchange between workers, and of the wait for room for them.
         max_failures: times Ray starts the workers again after a failure.
         on_event: takes worker 0's events.
         log_folder: named in error messages.
@@ -91,12 +94,20 @@ def launch_ray(
             device == "auto" and ray.cluster_resources().get("GPU", 0) >= num_workers
         )
         _check_resources(num_workers, use_gpu)
-        mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
+        # On this node, whose end is the command's too; without CPUs Ray would choose any.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
         failures: list[Event] = []
         results: list[Any] = []
 
         def deliver() -> None:
-            for event in ray.get(mailbox.take.remote(), timeout=MAILBOX_SECONDS):
+            try:
+                events = ray.get(mailbox.take.remote(), timeout=MAILBOX_SECONDS)
+            except GetTimeoutError:  # Ray is busy; next time
+                return
+            except RayError as exc:
+                raise RunFailed(f"the launcher has lost its workers: {exc}") from exc
+            for event in events:
                 if event["kind"] == "failure":
                     failures.append(event)
                 elif event["kind"] == "result":
@@ -116,14 +127,21 @@ def launch_ray(
             ),
             scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
             run_config=RunConfig(
-                storage_path=storage_path, failure_config=FailureConfig(max_failures=max_failures)
+                storage_path=storage_path,
+                failure_config=FailureConfig(
+                    max_failures=max_failures,
+                    # Each is a wait of a minute for room for the workers.
+                    controller_failure_limit=math.ceil(timeout_seconds / START_SECONDS),
+                ),
             ),
         )
         with stop_on_sigterm() if stop_seconds else nullcontext():
             outcome = _fit_in_thread(trainer, deliver, mailbox.stop.remote, stop_seconds)
     if outcome is not None:
         if not any(failure["is_cause"] for failure in failures):  # nobody lived to tell
-            raise RunFailed(f"a worker was lost: {outcome}\n(worker logs: {log_folder})")
+            raise RunFailed(
+                f"a worker was lost, or found no room: {outcome}\n(worker logs: {log_folder})"
+            )
         raise_failure(failures, log_folder)
     return results[-1] if results else None
 
@@ -182,9 +200,10 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
 def _listen_for_stop(mailbox: Any, ended: threading.Event) -> None:
     with suppress(RayError):  # without a launcher nobody asks
         while not ended.wait(POLL_SECONDS):
-            if ray.get(mailbox.is_stopped.remote(), timeout=MAILBOX_SECONDS):
-                request_stop()
-                return
+            with suppress(GetTimeoutError):
+                if ray.get(mailbox.is_stopped.remote(), timeout=MAILBOX_SECONDS):
+                    request_stop()
+                    return
 
 
 @contextmanager

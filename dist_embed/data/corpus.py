@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -15,6 +16,7 @@ from dist_embed.storage import uri as storage
 from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, open_decompressed
 
 Pair = tuple[str, str]
+_LINE_ENDS = re.compile(r"[\r\n]+")
 
 
 class CorpusError(UserError):
@@ -158,9 +160,13 @@ def _parquet_pairs(uri: str, columns: tuple[str, str]) -> Iterator[Pair]:
             for batch in parquet.iter_batches(batch_size=4096, columns=list(columns)):
                 left, right = (batch.column(name).to_pylist() for name in columns)
                 for source, target in zip(left, right, strict=True):
-                    yield source or "", target or ""
+                    yield _one_line(source), _one_line(target)
         except (pa.ArrowInvalid, OSError) as exc:
             raise CorpusError(f"cannot read {uri}: {exc}") from exc
+
+
+def _one_line(cell: str | None) -> str:
+    return _LINE_ENDS.sub(" ", cell or "")
 
 
 def _column(uri: str, names: list[str], wanted: str) -> int:

@@ -49,12 +49,13 @@ def prepare_data(
         say: takes lines of progress.
 
     Raises:
-        UserError: a corpus that cannot be used; ``data.json`` is then not written.
+        UserError: a corpus that cannot be used; ``data.json`` is then not written. Where not even
+            its first line can be read, what was there stays.
     """
-    storage.remove(storage.join(data_uri, INDEX_NAME))
     train = corpora["train"]
     for text in corpora.values():
         _check_readable(text)
+    storage.remove(storage.join(data_uri, INDEX_NAME))
     vocabularies = learn_vocabularies(train, recipe, num_processes, say)
     tokenizers = vocabularies.tokenizers
     splits: dict[str, Split] = {}

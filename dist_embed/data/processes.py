@@ -10,6 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from dist_embed.parallel.parent import end_with_parent
+
 Result = TypeVar("Result")
 
 
@@ -58,6 +60,7 @@ def processes(number: int) -> Iterator[Processes]:
 
 
 def _start(initializer: Callable[..., None] | None, arguments: tuple[object, ...]) -> None:
+    end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     if initializer is not None:
         initializer(*arguments)

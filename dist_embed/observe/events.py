@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -47,7 +48,15 @@ class Screen:
         self._last_line = -math.inf
 
     def show(self, event: Event) -> None:
-        """Show one event."""
+        """Show one event; nobody need look (``train … | head``): the run goes on without."""
+        try:
+            self._show(event)
+        except BrokenPipeError:
+            self._bar = None
+            self._is_terminal = False
+            self._stream = open(os.devnull, "w")  # noqa: SIM115
+
+    def _show(self, event: Event) -> None:
         if event["kind"] == "line":
             if self._bar is not None:
                 self._bar.write(event["text"], file=self._stream)

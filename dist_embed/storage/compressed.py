@@ -8,15 +8,15 @@ import zipfile
 import zlib
 from typing import IO
 
-import fsspec
 import pyarrow as pa
+from fsspec.core import OpenFile, get_compression
 
 from dist_embed.storage import uri as storage
 
 ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".zip")
 # What opening raises, and what reading a damaged or truncated file does.
 OPEN_ERRORS = (OSError, ValueError, ImportError, zipfile.BadZipFile)
-READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 def is_compressed(uri: str) -> bool:
@@ -25,10 +25,20 @@ def is_compressed(uri: str) -> bool:
 
 
 def open_decompressed(uri: str) -> IO[bytes]:
-    """What a file holds; decompressed by its ending. Raises one of `OPEN_ERRORS`."""
+    """What a file holds, a .zip its only file; decompressed by its ending.
+
+    Raises one of `OPEN_ERRORS`.
+    """
     if uri.endswith(".zst"):
         # pyarrow's reader tells a truncated file and reads several frames; zstandard's cannot.
         raw = pa.PythonFile(storage.open_file(uri), "r")
         return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
-    file: IO[bytes] = fsspec.open(uri, "rb", compression="infer").open()
+    if uri.endswith(".zip"):
+        archive = zipfile.ZipFile(storage.open_file(uri))
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+        if len(names) != 1:
+            raise ValueError(f"{len(names)} files in it; a .zip with one is read: unpack it")
+        return archive.open(names[0])
+    fs, path = storage.filesystem(uri)
+    file: IO[bytes] = OpenFile(fs, path, "rb", get_compression(path, "infer")).open()
     return file

@@ -5,6 +5,7 @@ Credentials come from where the store's client looks for them: environment, prof
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -70,9 +71,11 @@ def local_path(uri: str) -> Path:
 
 
 def absolute(uri: str) -> str:
-    """``uri``, made absolute where it is a relative local path: workers may stand elsewhere."""
+    """``uri`` without a slash at its end, made absolute where it is a relative local path: workers
+    may stand elsewhere.
+    """
     if "://" in uri or not is_local(uri):
-        return uri
+        return uri if uri.endswith("://") else uri.rstrip("/")
     return os.path.abspath(os.path.expanduser(uri))
 
 
@@ -104,7 +107,7 @@ def open_file(uri: str, mode: str = "rb") -> IO[bytes]:
     fs, path = filesystem(uri)
     if "w" in mode and isinstance(fs, LocalFileSystem):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handle: IO[bytes] = fs.open(path, mode)
+    handle: IO[bytes] = _called(fs, "open", uri, lambda: fs.open(path, mode))
     return handle
 
 
@@ -139,6 +142,8 @@ def whole_file(uri: str) -> Iterator[IO[bytes]]:
         remote.close()
         return
     target = Path(path)
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "not a regular file; a whole file can only replace one", path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:

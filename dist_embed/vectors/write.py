@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import csv
 
+from dist_embed.config.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.compressed import is_compressed
 
 WrittenFormat = Literal["word2vec", "word2vec-bin", "glove", "parquet"]
 WRITTEN_FORMATS: tuple[WrittenFormat, ...] = get_args(WrittenFormat)
@@ -46,8 +48,10 @@ def write_vectors(
         num_words: how many there are.
         width: D.
 
-    Raises OSError.
+    Raises UserError, OSError.
     """
+    if is_compressed(uri):
+        raise UserError(f"{uri!r} is not allowed: vectors are written without compression")
     with storage.whole_file(uri) as file:
         if format == "parquet":
             _write_parquet(file, blocks, width)

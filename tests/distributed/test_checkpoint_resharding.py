@@ -229,6 +229,25 @@ def test_too_many_failures_stop_every_worker_at_the_same_step(
     assert list_steps(str(tmp_path)) == []
 
 
+def save_each_at_home(group: Group, folder: str) -> list[str]:
+    home = f"{folder}/machine-{group.rank}"
+    told: list[str] = []
+    saver = saver_of(group, home, told, max_failures=1)
+    saver.save(state_of(Sharded(Tiny(), group), 1))
+    saver.wait()
+    return told
+
+
+def test_a_folder_that_is_not_one_for_all_is_said_and_nothing_published(
+    workers: WorkerPool, tmp_path: Path
+) -> None:
+    # An absolute path names a folder on each of several machines.
+    for told in workers.run(2, save_each_at_home, str(tmp_path)):
+        assert "checkpoint NOT saved" in told[0]
+        assert "does not find what another worker has written" in told[0]
+    assert list_steps(str(tmp_path / "machine-0")) == list_steps(str(tmp_path / "machine-1")) == []
+
+
 def load_other_model(group: Group, tiny: Tiny, uri: str) -> None:
     sharded = Sharded(tiny, group)
     before = sharded.tables()

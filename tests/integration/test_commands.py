@@ -119,7 +119,7 @@ def test_runs_are_compared_by_the_words_they_find(
 
 
 def test_a_runs_checkpoints_are_proven_pruned_and_exported(
-    config: str, dist_embed: Command, tmp_path: Path
+    config: str, dist_embed: Command, at_once: Callable[..., str], tmp_path: Path
 ) -> None:
     run, exported = tmp_path / "run", tmp_path / "table.safetensors"
     dist_embed("train", config, "checkpoint.every_steps=2")
@@ -141,6 +141,11 @@ def test_a_runs_checkpoints_are_proven_pruned_and_exported(
     assert embedding.weight.abs().sum() > 0
     refused = dist_embed("checkpoint", "export", str(run), "x", "--table", "gone", code=2)
     assert "has no table 'gone'; it has shared" in refused.stderr
+    assert "go to a local path" in at_once("checkpoint", "export", str(run), "memory://b/x.st")
+    locked = tmp_path / "folder"
+    locked.mkdir()
+    for command in ("evaluate", "translate"):
+        assert "that is a folder" in at_once(command, str(run), "--output", str(locked))
 
     newest = max((run / "checkpoints/objects").iterdir())
     chunk = next(newest.glob("chunk-00001-*"))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,6 +47,25 @@ def test_text_is_read_compressed_or_not(tmp_path: Path, ending: str) -> None:
     source = put(tmp_path / f"s.txt{ending}", COMPRESS[ending](lines_of(PAIRS, 0)))
     target = put(tmp_path / f"t.txt{ending}", COMPRESS[ending](lines_of(PAIRS, 1)))
     assert list(read_pairs(ParallelText((source,), (target,)))) == PAIRS
+
+
+def zipped(**files: str) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("folder/", "")
+        for name, text in files.items():
+            archive.writestr(f"folder/{name}", text)
+    return packed.getvalue()
+
+
+def test_a_zip_is_read_if_it_holds_one_file(tmp_path: Path) -> None:
+    assert list(read_lines(put(tmp_path / "one.zip", zipped(a="x\ny\n")))) == ["x", "y"]
+    for files in ({}, {"a": "x\n", "b": "y\n"}):
+        path = put(tmp_path / "other.zip", zipped(**files))
+        with pytest.raises(CorpusError, match=rf"{len(files)} files in it"):
+            list(read_lines(path))
+    with pytest.raises(CorpusError, match=r"broken\.zip"):
+        list(read_lines(put(tmp_path / "broken.zip", b"no zip")))
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
@@ -122,6 +143,15 @@ def test_parquet_columns_are_found_by_name(tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / f"x-{number}.parquet", row_group_size=3)
     corpus = ParallelText(pairs=(str(tmp_path / "*.parquet"),), columns=("en", "de"))
     assert list(read_pairs(corpus)) == PAIRS * 2
+
+
+def test_line_ends_in_parquet_cells_are_spaces(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table({"source": ["one\ntwo", "a\r\n\r\nb"], "target": ["x", "y\u2028z"]}),
+        tmp_path / "x.parquet",
+    )
+    corpus = ParallelText(pairs=(str(tmp_path / "x.parquet"),))
+    assert list(read_pairs(corpus)) == [("one two", "x"), ("a b", "y\u2028z")]
 
 
 def test_parquet_nulls_are_empty_sides(tmp_path: Path) -> None:

@@ -37,6 +37,21 @@ def test_lines_are_plain_where_there_is_no_terminal() -> None:
     assert stream.getvalue() == ("hello\nstep 100/100  loss 2.500  12,346 tokens/s  ETA 2:05\n")
 
 
+def test_a_run_goes_on_when_nobody_reads_what_it_shows() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", closefd=False) as stream:
+        screen = Screen(stream)
+        for step in (1, 100):
+            screen.show({"kind": "line", "text": "hello"})
+            screen.show(progress(step))
+        screen.close()
+        with pytest.raises(BrokenPipeError):
+            stream.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # what is left can be written there
+    os.close(writer)
+
+
 def test_progress_is_a_line_every_ten_seconds_and_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

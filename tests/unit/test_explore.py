@@ -147,6 +147,12 @@ def test_agreement_with_judgements_is_spearmans(
         similarity_agreement(RunTable(run, "source"), str(uri))
 
 
+def test_a_name_that_promises_compression_is_refused(run: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"v\.vec\.gz' is not allowed: .* without compression"):
+        export_embeddings(RunTable(run, "target"), str(tmp_path / "v.vec.gz"), "word2vec")
+    assert list(tmp_path.glob("*.gz")) == []
+
+
 @pytest.mark.usefixtures("strip_bytes")
 @pytest.mark.parametrize("format", EXPORT_FORMATS)
 def test_what_is_exported_reads_back_to_the_same_values(

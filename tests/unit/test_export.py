@@ -155,6 +155,25 @@ def test_another_order_of_rows_is_not_taken_for_this_one(tmp_path: Path) -> None
     export_checkpoint(store, manifest, tmp_path / "o", table="tags")
 
 
+def test_a_file_takes_all_its_room_before_rows_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pages of a mapped file that find no room would end the process.
+    store, manifest = save(str(tmp_path / "run"))
+
+    def full(handle: int, offset: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_checkpoint(store, manifest, tmp_path / "out" / "o", table="words")
+    assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.undo()
+    export_checkpoint(store, manifest, tmp_path / "out" / "o", table="words")
+    taken = (tmp_path / "out" / "o").stat()
+    assert taken.st_blocks * 512 >= taken.st_size
+
+
 def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store, manifest = save(str(tmp_path / "run"))
 

@@ -13,7 +13,7 @@ import pytest
 from tokenizers.trainers import WordLevelTrainer
 
 from dist_embed.config.errors import UserError
-from dist_embed.data.corpus import CorpusError, Pair
+from dist_embed.data.corpus import CorpusError, Pair, ParallelText
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.prepare import load_tokenizers
 from dist_embed.data.synthetic import SyntheticLanguage
@@ -56,6 +56,17 @@ def test_preparing_again_gives_the_same_bytes(prepared: Prepared, tmp_path: Path
     again, first = files_below(tmp_path / "again"), files_below(Path(prepared.uri))
     assert sorted(again) == sorted(first)
     assert [name for name in first if again[name] != first[name]] == []
+
+
+def test_what_was_prepared_stays_where_new_texts_cannot_be_read(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    prepare(tmp_path / "data", prepared.corpora, num_processes=1)
+    before = files_below(tmp_path / "data")
+    gone = ParallelText((str(tmp_path / "gone.txt"),), (str(tmp_path / "gone.txt"),))
+    with pytest.raises(UserError, match=r"gone\.txt"):
+        prepare(tmp_path / "data", {**prepared.corpora, "validation": gone}, num_processes=1)
+    assert files_below(tmp_path / "data") == before
 
 
 def test_preparing_pieces_again_gives_the_same_bytes(tmp_path: Path) -> None:

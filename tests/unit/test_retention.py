@@ -83,11 +83,16 @@ def spoil(store: ObjectStore, name: ManifestName) -> None:
     ("retention", "kept"),
     [((1, 0, 0), {50}), ((3, 0, 0), {30, 40, 50}), ((9, 0, 0), {10, 20, 30, 40, 50}),
      ((0, 1, 0), {20}), ((0, 3, 0), {20, 10, 50}), ((0, 9, 0), {20, 10, 50, 40}),
-     ((0, 0, 20), {20, 40}), ((1, 1, 30), {50, 20, 30}), ((0, 0, 0), set())],
+     ((0, 0, 20), {20, 40}), ((1, 1, 30), {50, 20, 30}), ((0, 0, 0), {50}),
+     ((0, 0, 7), {50})],
 )  # fmt: skip
 def test_what_stays(retention: tuple[int, int, int], kept: set[int]) -> None:
     losses = {40: 4.0, 10: 1.0, 20: 0.5, 30: None, 50: 2.0}
     assert Retention(*retention, leftover_hours=1.0).kept(losses) == kept
+
+
+def test_the_newest_stays_where_no_loss_is_known() -> None:
+    assert Retention(0, 1, 0, 1.0).kept({100: None, 200: None}) == {200}
 
 
 def test_of_equal_losses_the_earlier_stays() -> None:
@@ -103,6 +108,7 @@ def test_the_rules_add_up(
 ) -> None:
     kept = Retention(last, best, every, 1.0).kept(losses)
     assert kept <= set(losses)
+    assert kept or not losses
     gone = set(losses) - kept
     assert len(kept) >= min(last, len(losses))
     assert all(sum(other > step for other in losses) >= last for step in gone)

@@ -80,6 +80,21 @@ def test_failed_write_leaves_the_old_file_and_no_other(
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "null", "folder"):
+        with pytest.raises(OSError, match=f"not a regular file.*{name}"):
+            storage.write_bytes(str(tmp_path / name), b"x")
+    assert sorted(os.listdir(tmp_path)) == ["folder", "null", "pipe"]
+
+
+def test_a_url_has_one_name() -> None:
+    assert storage.absolute("s3://bucket/run/") == storage.absolute("s3://bucket/run")
+    assert storage.absolute("memory://") == "memory://"
+
+
 def test_open_reader_keeps_the_old_content(tmp_path: Path) -> None:
     uri = str(tmp_path / "x")
     storage.write_bytes(uri, b"old")
