@@ -29,6 +29,7 @@ LOG_FOLDER = Path(tempfile.gettempdir()) / f"dist_embed-{os.getuid()}" / "bench"
 PHASES = ("built", "trained", "saved", "loaded")
 STEPS = 3
 FIRST_WORDS = 250_000
+LEAST_WORDS = 10_000  # where fewer are needed, something else than memory is wrong
 Say = Callable[[str], None]
 Peaks = dict[str, int]
 
@@ -56,17 +57,22 @@ def measure_memory(case: Case, *, num_workers: int, folder: str | None, say: Say
 def largest(case_of: Callable[[int], Case], *, num_workers: int, say: Say) -> tuple[int, int]:
     """The most words that train `STEPS` steps here, and the fewest that did not, found by trying.
 
-    Sizes are doubled until one fails; then the gap is halved twice.
+    Sizes are doubled until one fails, or halved until one does not; then the gap is halved twice.
     """
 
     def trains(num_words: int) -> bool:
         case = case_of(num_words)
         return measure_memory(case, num_workers=num_workers, folder=None, say=say) is not None
 
-    failed = FIRST_WORDS
-    while trains(failed):
-        failed *= 2
-    held = failed // 2
+    held = failed = FIRST_WORDS
+    if trains(FIRST_WORDS):
+        while trains(failed := 2 * held):
+            held = failed
+    else:
+        while not trains(held := failed // 2):
+            failed = held
+            if failed < LEAST_WORDS:
+                raise RunFailed(f"not even {failed:,} words train here, see above")
     for _ in range(2):
         middle = (held + failed) // 2
         if trains(middle):

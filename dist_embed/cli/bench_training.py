@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
 from dist_embed.cli.config import add_config_arguments
+from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
 
 
@@ -140,7 +141,15 @@ def _add_vocabulary(kinds: Any) -> None:
 def _vocabulary(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.report import print_table
     from dist_embed.bench.vocabulary import vocabulary_report
+    from dist_embed.bench.vocabulary_cases import SENTENCE_TOKENS
 
+    for option in ("tokens", "full_tokens"):
+        value = getattr(arguments, option)
+        if value % SENTENCE_TOKENS:
+            raise UserError(
+                f"--{option.replace('_', '-')}: {value} is not allowed: sentences have "
+                f"{SENTENCE_TOKENS} tokens, so a multiple of that"
+            )
     figures = vocabulary_report(
         arguments.words, arguments.widths, against=arguments.against, tokens=arguments.tokens,
         full_tokens=arguments.full_tokens, num_samples=arguments.samples,

@@ -61,7 +61,8 @@ def _list(arguments: argparse.Namespace) -> None:
         try:
             manifest = read_manifest(store, name)
         except CheckpointDamaged:
-            rows.append([str(name.step), "", "", "", "manifest damaged"])
+            if name in current_names(store):  # else the run has pruned it meanwhile
+                rows.append([str(name.step), "", "", "", "manifest damaged"])
             continue
         loss = loss_of(manifest)
         rows.append(
@@ -98,6 +99,9 @@ def _verify(arguments: argparse.Namespace) -> None:
             reader.verify()
             print(f"step {name.step}: sound, {reader.bytes_read / 2**20:.1f} MiB read and proven")
         except CheckpointDamaged as exc:
+            if name not in current_names(store):
+                print(f"step {name.step}: removed meanwhile")
+                continue
             damaged += 1
             print(f"step {name.step}: DAMAGED: {exc}")
     if not names:

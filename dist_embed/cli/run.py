@@ -102,7 +102,7 @@ def _training_summary(config: Config, result: dict[str, Any]) -> str:
     if result["resumed_at"] == result["steps"]:
         return f"already trained: {result['steps']} steps in {config.run.uri}"
     line = f"trained {result['steps'] - result['resumed_at']} steps"
-    speed = _tokens_per_second(config.run.uri)
+    speed = _tokens_per_second(config.run.uri, after_step=result["resumed_at"])
     if speed:
         line += f" at {speed:,.0f} target tokens/s"
     if result["skipped_steps"]:
@@ -110,12 +110,14 @@ def _training_summary(config: Config, result: dict[str, Any]) -> str:
     return f"{line}; peak memory of worker 0: {result['peak_memory_bytes'] / 2**30:.2f} GiB"
 
 
-def _tokens_per_second(run_uri: str) -> float | None:
-    """Median over the run's log lines."""
+def _tokens_per_second(run_uri: str, after_step: int = 0) -> float | None:
+    """Median over the run's log lines of later steps."""
     from dist_embed.observe.metrics import read_metrics
 
     found = [
-        line["tokens_per_second"] for line in read_metrics(run_uri) if "tokens_per_second" in line
+        line["tokens_per_second"]
+        for line in read_metrics(run_uri)
+        if "tokens_per_second" in line and line["step"] > after_step
     ]
     return statistics.median(found) if found else None
 

@@ -296,7 +296,9 @@ class TrainSection(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="`auto`: bf16 where the device multiplies it natively, else fp32."
     )
-    log_every: PositiveInt = Field(50, description="Steps between two lines of metrics.")
+    log_every: PositiveInt = Field(
+        50, description="Steps between two lines of metrics; each validation has one too."
+    )
     evaluate_every: PositiveInt = Field(500, description="Steps between two validations.")
     translate_every: int = Field(
         0, ge=0, description="Steps between two translations of the validation set (BLEU); 0: none."

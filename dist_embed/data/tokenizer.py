@@ -16,6 +16,8 @@ from typing import Any, Literal
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from dist_embed.config.errors import UserError
+
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPACE = "▁"  # U+2581
 SPECIAL_TOKENS = ["<pad>", "<unk>", "<s>", "</s>"]
@@ -46,9 +48,12 @@ class Tokenizer:
             texts: sentences.
             kind: ``bpe`` (Sennrich et al. 2016, arXiv 1508.07909) or ``unigram`` (Kudo 2018, arXiv
                 1804.10959).
-            vocab_size: upper bound, special tokens included.
+            vocab_size: upper bound, special tokens included. Where a text has more characters,
+                ``bpe`` leaves the rarest out.
             min_count: rarer pairs are left out (not used by ``unigram``).
             lowercase: lowercase all text first.
+
+        Raises UserError where ``unigram`` needs more than ``vocab_size`` for the characters alone.
         """
         unknown = SPECIAL_TOKENS[UNKNOWN]
         trainer: Any
@@ -56,7 +61,8 @@ class Tokenizer:
             inner = HFTokenizer(models.BPE(unk_token=unknown))
             trainer = trainers.BpeTrainer(
                 vocab_size=vocab_size, min_frequency=min_count, special_tokens=SPECIAL_TOKENS,
-                show_progress=False,
+                # Without it every character gets an id, whatever the bound.
+                limit_alphabet=vocab_size - len(SPECIAL_TOKENS), show_progress=False,
             )  # fmt: skip
         else:
             inner = HFTokenizer(models.Unigram())
@@ -65,13 +71,24 @@ class Tokenizer:
                 show_progress=False,
             )  # fmt: skip
         _set_text_path(inner, lowercase, split_punctuation=False)
-        inner.train_from_iterator(texts, trainer)
+        too_small = (
+            f"tokenizer.vocab_size: {vocab_size} is not allowed with tokenizer.kind={kind} for "
+            "this text: its characters alone are more"
+        )
+        try:
+            inner.train_from_iterator(texts, trainer)
+        except Exception as exc:  # the library's errors have no type of their own
+            if "not large enough to contain all chars" in str(exc):
+                raise UserError(too_small) from None
+            raise
         if kind == "unigram":
             # Its special tokens are pieces with the best score of all: text would match them.
             description = json.loads(inner.to_str())
             for place in range(len(SPECIAL_TOKENS)):
                 description["model"]["vocab"][place][1] = -1000.0
             inner = HFTokenizer.from_str(json.dumps(description, ensure_ascii=False))
+            if inner.get_vocab_size() > vocab_size:
+                raise UserError(too_small)
         return cls(inner)
 
     @classmethod

@@ -10,6 +10,7 @@ import json
 import math
 import tempfile
 import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from dist_embed.storage import uri as storage
+from dist_embed.storage.retry import StorageError
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -77,7 +79,9 @@ class MetricsLog:
     ) -> None:
         self._tensorboard.close()
         self._file.close()
-        self.flush()
+        # An error that ends the run is told, not that of the store that it may have come from.
+        with suppress(StorageError, OSError) if exc else nullcontext():
+            self.flush()
         if self._staging is not None:
             self._staging.cleanup()
 

@@ -141,6 +141,7 @@ def train_task(context: Context) -> dict[str, Any]:
     # A run that saves behind training keeps the memory that it is loaded through.
     copy = HostCopy() if config.checkpoint.asynchronous else None
     loaded = _resume(context, store, state, copy)
+    skipped_before = state.scalars["skipped_steps"]
     coverages = {}
     if not loaded.step:
         coverages = start_tables(config, translator.lookup, tokenizers, reporter.line)
@@ -198,7 +199,7 @@ def train_task(context: Context) -> dict[str, Any]:
         "steps": state.step,
         "resumed_at": loaded.step,
         "stopped": stopped,
-        "skipped_steps": state.scalars["skipped_steps"],
+        "skipped_steps": state.scalars["skipped_steps"] - skipped_before,
         "peak_memory_bytes": peak_memory_bytes(group),
     }
 

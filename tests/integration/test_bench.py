@@ -41,17 +41,25 @@ def test_a_benchmark_of_nothing_is_refused(at_once: Callable[..., str]) -> None:
     said = at_once("bench", "vocabulary", "--words", "--against", "0")
     assert "--words: no size is given" in said
     assert "0 is not allowed: at least 1" in at_once("bench", "vocabulary", "--rounds", "0")
+    said = at_once("bench", "vocabulary", "--full-tokens", "100")
+    assert "--full-tokens: 100 is not allowed: sentences have 32 tokens" in said
 
 
 @pytest.mark.heavy
 def test_checkpoint_beside_the_stores_client(dist_embed: Command, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     uri = str(tmp_path / "store")
+    mine = [tmp_path / "store" / name / "mine.txt" for name in ("raw", "ours", "dcp")]
+    for path in mine:
+        path.parent.mkdir(parents=True)
+        path.write_text("not a benchmark's")
     dist_embed("bench", "checkpoint", uri, "--rows", "2000", "--width", "8", *FEW,
                "--json", str(out))  # fmt: skip
     store = figures_of(out)["stores"][uri]
     assert {"save", "load", "stall", "DCP save", "DCP load"} <= set(store["seconds"])
     assert store["bytes_read_per_needed"] >= 1
+    assert all(path.exists() for path in mine)
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["dcp", "ours", "raw"]
 
 
 @pytest.mark.heavy

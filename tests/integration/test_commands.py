@@ -122,7 +122,10 @@ def test_a_runs_checkpoints_are_proven_pruned_and_exported(
     config: str, dist_embed: Command, at_once: Callable[..., str], tmp_path: Path
 ) -> None:
     run, exported = tmp_path / "run", tmp_path / "table.safetensors"
-    dist_embed("train", config, "checkpoint.every_steps=2")
+    dist_embed("train", config, "checkpoint.every_steps=2", "train.log_every=50")
+    course = [line.split() for line in dist_embed("history", str(run)).stdout.splitlines()[2:]]
+    assert [row[1] for row in course] == ["4", "8"]
+    assert all(float(row[9].replace(",", "")) > 0 for row in course)  # tokens/s of steps before it
     verified = dist_embed("checkpoint", "verify", str(run)).stdout.splitlines()
     assert [line.split(",")[0] for line in verified] == [
         "step 4: sound", "step 6: sound", "step 8: sound"

@@ -24,5 +24,16 @@ def test_a_row_per_validation_with_the_time_spent_in_steps() -> None:
     assert second.wall_minutes == pytest.approx((150 + 20) / 60)
 
 
+def test_a_validation_knows_the_time_that_its_steps_have_taken() -> None:
+    # The loop writes a line of steps before each validation, whatever train.log_every.
+    lines = [
+        {"step": 10, "time": 100.0, "step_seconds": 2.0, "tokens_per_second": 50.0, "epoch": 0},
+        {"step": 10, "time": 103.0, "validation_loss": 1.0, "validation_perplexity": 2.7},
+    ]
+    (only,) = course_of(lines)
+    assert only.step_minutes == pytest.approx(20 / 60)
+    assert only.wall_minutes == pytest.approx(23 / 60)
+
+
 def test_no_lines_no_rows() -> None:
     assert course_of([]) == []

@@ -9,6 +9,7 @@ import pytest
 
 from dist_embed.observe.metrics import METRICS_NAME, MetricsLog, read_metrics
 from dist_embed.storage import uri as storage
+from dist_embed.storage.retry import StoreUnavailable
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -87,6 +88,25 @@ def test_what_was_written_before_an_error_is_kept(run_uri: str) -> None:
     with pytest.raises(RuntimeError, match="worker lost"):
         failing()
     assert len(read_metrics(run_uri)) == 1
+
+
+def test_a_store_that_fails_at_the_end_does_not_hide_why_the_run_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(uri: str, data: bytes) -> None:
+        raise StoreUnavailable("no answer")
+
+    def run(fails: bool) -> None:
+        with MetricsLog(f"memory://m-{uuid.uuid4().hex}", 0) as log:
+            log.write(1, loss=1.0)
+            monkeypatch.setattr(storage, "write_bytes", gone)
+            if fails:
+                raise RuntimeError("could not be saved")
+
+    for fails, said in ((True, "could not be saved"), (False, "no answer")):
+        with pytest.raises(Exception, match=said):
+            run(fails)
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.trainers import WordLevelTrainer
 
+from dist_embed.config.errors import UserError
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, UNKNOWN, Kind, Tokenizer
 from tests.unit.small_corpus import train_tokenizer
@@ -197,6 +198,16 @@ def test_rare_words_are_left_out_and_size_is_bounded() -> None:
     assert train("word", texts, vocab_size=6).tokens()[4:] == ["▁a", "▁b"]
     assert train("bpe", vocab_size=120).size <= 120
     assert train("unigram", vocab_size=120).size <= 120
+
+
+def test_the_size_is_bounded_where_a_text_has_more_characters() -> None:
+    texts = ["".join(chr(0x4E00 + n) for n in range(100)) + "丁丁丁"] * 2
+    tokenizer = train("bpe", texts, vocab_size=24)
+    assert tokenizer.size == 24
+    assert "丁" in tokenizer.tokens()  # the most frequent one
+    assert UNKNOWN in tokenizer.encode(texts[:1])[0]
+    with pytest.raises(UserError, match=r"vocab_size: 24 is not allowed .* characters alone"):
+        train("unigram", texts, vocab_size=24)
 
 
 def test_decoding_drops_padding_and_marks() -> None:

@@ -1,0 +1,36 @@
+"""The search for the largest vocabulary that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dist_embed.bench import vocabulary_memory
+from dist_embed.bench.vocabulary_memory import FIRST_WORDS, largest
+from dist_embed.config.errors import RunFailed
+
+
+def found(limit: int, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[int, int], list[int]]:
+    tried: list[int] = []
+
+    def measure(num_words: int, **_: Any) -> Any:
+        tried.append(num_words)
+        return {} if num_words <= limit else None
+
+    monkeypatch.setattr(vocabulary_memory, "measure_memory", measure)
+    sizes = largest(lambda num_words: num_words, num_workers=2, say=print)  # type: ignore[arg-type, return-value]
+    return sizes, tried
+
+
+@pytest.mark.parametrize("limit", [30_000, 70_000, FIRST_WORDS - 1, FIRST_WORDS, 1_900_000])
+def test_both_sizes_were_tried(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    (held, failed), tried = found(limit, monkeypatch)
+    assert {held, failed} <= set(tried)
+    assert held <= limit < failed
+    assert failed - held <= held / 4
+
+
+def test_where_nothing_trains_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunFailed, match="not even"):
+        found(10, monkeypatch)
