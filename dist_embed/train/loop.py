@@ -109,12 +109,13 @@ def train_loop(
             state.scalars.pop(METRIC, None)  # a checkpoint carries its own step's, or none
             skipped_in_a_row = _note_skip(state, result, skipped_in_a_row, rhythm, reporter)
             last = state.step == rhythm.max_steps
-            validating = last or state.step % rhythm.evaluate_every == 0
-            if validating or state.step % rhythm.log_every == 0:
+            evaluating = last or state.step % rhythm.evaluate_every == 0
+            validate = hooks.validate if evaluating else None
+            if last or validate or state.step % rhythm.log_every == 0:
                 _log(state, result, window, rhythm, reporter, metrics)
                 window = _Window()
-            if hooks.validate and validating:
-                _validate(state, hooks.validate(), reporter, metrics)
+            if validate:
+                _validate(state, validate(), reporter, metrics)
             due = rhythm.translate_every and (last or state.step % rhythm.translate_every == 0)
             if hooks.translate and due:
                 _report_quality(state, hooks.translate(), reporter, metrics)
