@@ -19,6 +19,9 @@ def add_commands(commands: Any) -> None:
     schema = actions.add_parser("schema", help="print the JSON schema, for editors")
     schema.set_defaults(call=_schema)
     reference = actions.add_parser("reference", help="print docs/configuration.md")
+    reference.add_argument(
+        "--study", action="store_true", help="docs/studies/keys.md instead: keys of a study's file"
+    )
     reference.set_defaults(call=_reference)
 
 
@@ -40,5 +43,9 @@ def _schema(arguments: argparse.Namespace) -> None:
 
 
 def _reference(arguments: argparse.Namespace) -> None:
-    del arguments
-    print(configuration_page(), end="")
+    if arguments.study:
+        from dist_embed.study.plan import study_keys_page
+
+        print(study_keys_page(), end="")
+    else:
+        print(configuration_page(), end="")

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from dist_embed.explore.table import RunTable
 
 FIRST_WORDS = 1000
-_MAP_ENDINGS = (".png", ".svg", ".html")
 
 
 def add_commands(commands: Any) -> None:
@@ -134,16 +133,9 @@ def _similarity(arguments: argparse.Namespace) -> None:
 def _plot(arguments: argparse.Namespace) -> None:
     from dist_embed.explore.flat_map import draw_map, flat_map
     from dist_embed.explore.map_page import map_page
+    from dist_embed.observe.plot import ENDINGS, check_plot_path, without_letters
 
-    if Path(arguments.output).suffix not in _MAP_ENDINGS:
-        raise UserError(
-            f"{arguments.output}: a map is written to a file that ends in "
-            + ", ".join(_MAP_ENDINGS)
-        )
-    if not Path(arguments.output).parent.is_dir():
-        raise UserError(
-            f"{arguments.output}: the folder {Path(arguments.output).parent} is not there"
-        )
+    check_plot_path(arguments.output, (*ENDINGS, ".html"))
     table = _table(arguments)
     ids, words = _chosen(table, arguments)
     vectors = table.rows_of(ids)
@@ -154,6 +146,11 @@ def _plot(arguments: argparse.Namespace) -> None:
     else:
         draw_map(arguments.output, places, words, _described(table))
     print(f"{_described(table)}: {len(words):,} words by {arguments.method} → {arguments.output}")
+    if arguments.output.endswith(".png") and (boxes := without_letters(words)):
+        print(
+            f"{len(boxes):,} of them, {boxes[0]!r} for one, have letters that the picture's font "
+            "lacks, and are drawn as boxes; .svg and .html show them"
+        )
 
 
 def _projector(arguments: argparse.Namespace) -> None:

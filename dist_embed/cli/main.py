@@ -8,6 +8,7 @@ import sys
 from dist_embed.cli import bench, checkpoint, compare, config, data, embeddings, run, study
 from dist_embed.config.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe.quiet import quiet_environment, quiet_screen
+from dist_embed.parallel.stop import exit_on_sigterm
 from dist_embed.storage.retry import StorageError
 
 
@@ -37,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     quiet_environment()
     quiet_screen()
     try:
-        arguments.call(arguments)
+        with exit_on_sigterm():
+            arguments.call(arguments)
     except (UserError, StorageError) as exc:
         print(f"dist-embed: {exc}", file=sys.stderr)
         return 2

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import statistics
 import sys
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ def _train(
     from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
     from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
     from dist_embed.observe.events import Screen
-    from dist_embed.train.run_folder import check_run_folder
+    from dist_embed.train.run_folder import check_run_folder, only_training
 
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     stream = sys.stdout
@@ -77,18 +79,20 @@ def _train(
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     screen = Screen(stream)
     vocabulary_size: dict[str, int] = {}
-    if not under_torchrun() or os.environ["RANK"] == "0":
-        # The other workers wait for worker 0 when they join the group.
-        data = ensure_data(config, lambda text: screen.show({"kind": "line", "text": text}))
-        vocabulary_size = data.vocabulary_size
-        check_run_folder(config, force=force)
-    try:
-        result = launch(
-            TRAIN, config, {}, vocabulary_size=vocabulary_size, on_event=screen.show,
-            launcher=launcher, stop_seconds=stop_seconds(config),
-        )  # fmt: skip
-    finally:
-        screen.close()
+    is_first = not under_torchrun() or os.environ["RANK"] == "0"
+    with only_training(config.run.uri) if is_first else nullcontext():
+        if is_first:
+            # The other workers wait for worker 0 when they join the group.
+            data = ensure_data(config, lambda text: screen.show({"kind": "line", "text": text}))
+            vocabulary_size = data.vocabulary_size
+            check_run_folder(config, force=force)
+        try:
+            result = launch(
+                TRAIN, config, {}, vocabulary_size=vocabulary_size, on_event=screen.show,
+                launcher=launcher, stop_seconds=stop_seconds(config),
+            )  # fmt: skip
+        finally:
+            screen.close()
     if vocabulary_size and not (result["stopped"] and result["resumed_at"] == result["steps"]):
         print(_training_summary(config, result), file=stream, flush=True)
     if result["stopped"]:
@@ -208,13 +212,14 @@ def _quickstart(arguments: argparse.Namespace) -> None:
     _print_quality(result)
     speed = _tokens_per_second(config.run.uri)
     print(f"training: {speed:,.0f} target tokens/s" if speed else "")
-    run = config.run.uri
+    run, untied = (shlex.quote(f"{config.run.uri}{ending}") for ending in ("", "-untied"))
+    texts = shlex.quote(f"{config.data.uri}/text/test.source.txt")
     print(
         "\nNext:\n"
         f"  bash launch/run.sh checkpoint list {run}\n"
-        f"  head -3 {config.data.uri}/text/test.source.txt | bash launch/run.sh translate {run}\n"
-        f"  bash launch/run.sh train {arguments.config} model.share_embeddings=none "
-        f"run.uri={run}-untied\n"
+        f"  head -3 {texts} | bash launch/run.sh translate {run}\n"
+        f"  bash launch/run.sh train {shlex.quote(arguments.config)} model.share_embeddings=none "
+        f"run.uri={untied}\n"
         "  bash launch/run.sh bench baseline configs/quickstart.yaml\n"
         "  bash launch/test.sh"
     )

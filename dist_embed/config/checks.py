@@ -8,6 +8,9 @@ from dist_embed.config.cuda_only import problems_without_cuda
 from dist_embed.config.errors import ConfigError
 from dist_embed.config.schema import Config, CorpusSection
 
+# As many as there are special tokens; data.tokenizer is a layer below.
+LEAST_CANDIDATES = 4
+
 
 def check(config: Config) -> None:
     """Raise `ConfigError` with every impossible combination, one a line."""
@@ -46,6 +49,11 @@ def _problems(config: Config) -> Iterator[str]:
         yield (
             "checkpoint.low_memory: true is not allowed with checkpoint.asynchronous=true, which "
             "copies the tables; set checkpoint.asynchronous=false"
+        )
+    if config.train.translate_every and not (data.validation or data.synthetic or data.inflected):
+        yield (
+            f"train.translate_every: {config.train.translate_every} is not allowed without "
+            "data.validation, which it translates; set it to 0"
         )
     yield from _word_problems(config)
     yield from _table_problems(config)
@@ -88,6 +96,11 @@ def _word_problems(config: Config) -> Iterator[str]:
         yield (
             "search.replace_unknown: 'lexicon' is not allowed with data.lexicon_translations=0, "
             "which learns no lexicon; set that to 1 or more"
+        )
+    if 0 < search.candidates < LEAST_CANDIDATES:
+        yield (
+            f"search.candidates: {search.candidates} is not allowed: 0 for all words, or at least "
+            f"{LEAST_CANDIDATES}: the special tokens count, and with them the end of a sentence"
         )
     if search.candidates and search.candidate_translations > kept:
         yield (
@@ -146,6 +159,9 @@ def _table_problems(config: Config) -> Iterator[str]:
 
 
 def _corpus_problems(key: str, corpus: CorpusSection) -> Iterator[str]:
+    for name in ("source", "target", "pairs"):
+        if getattr(corpus, name) == []:
+            yield f"{key}.{name}: [] is not allowed: at least one file"
     if corpus.pairs is not None:
         if corpus.source is not None or corpus.target is not None:
             yield f"{key}: give either `pairs`, or `source` and `target`, not both"

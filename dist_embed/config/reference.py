@@ -1,9 +1,11 @@
-"""docs/configuration.md, written from the schema."""
+"""Pages of all keys, written from the schemas: docs/configuration.md, docs/studies/keys.md."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+
+from pydantic import BaseModel
 
 from dist_embed.config.schema import Config
 
@@ -40,6 +42,13 @@ def configuration_page() -> str:
     return "\n".join(parts)
 
 
+def keys_page(head: str, model: type[BaseModel]) -> str:
+    """A page of one section and those in it, in Markdown: ``head``, then tables of the keys."""
+    schema = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+    return "\n".join([head, _table(schema, definitions), *_nested_parts("", schema, definitions)])
+
+
 # Sections of one form are told once, under the first key, with the others beside it.
 _SAME_FORM = {"train": "validation", "validation": "test", "source": "target", "target": "output"}
 
@@ -57,9 +66,10 @@ def _nested_parts(
         while other:
             also += f", `{other}`"
             other = _SAME_FORM.get(other)
-        yield f"### `{path}.{key}`{also}\n\n{nested['description'].strip()}\n"
+        place = f"{path}.{key}" if path else key
+        yield f"### `{place}`{also}\n\n{nested['description'].strip()}\n"
         yield _table(nested, definitions)
-        yield from _nested_parts(f"{path}.{key}", nested, definitions)
+        yield from _nested_parts(place, nested, definitions)
 
 
 def _table(definition: dict[str, Any], definitions: dict[str, Any]) -> str:
@@ -82,7 +92,8 @@ def _as_yaml(value: Any) -> str:
 
 
 def _nested(value: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any] | None:
-    for option in [value, *value.get("anyOf", [])]:
+    options = [value, *value.get("anyOf", [])]
+    for option in [*options, *(option["items"] for option in options if "items" in option)]:
         if "$ref" in option:
             found: dict[str, Any] = definitions[option["$ref"].rsplit("/", 1)[-1]]
             return found
@@ -91,7 +102,9 @@ def _nested(value: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
 
 def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
     if _nested(value, definitions) is not None:
-        return "section, see below"
+        return "list of sections, see below" if "items" in value else "section, see below"
+    if "const" in value:
+        return f"`{value['const']}`"
     if "enum" in value:
         return ", ".join(f"`{choice}`" for choice in value["enum"])
     options = [o for o in value.get("anyOf", [value]) if o.get("type") != "null"]
@@ -101,9 +114,7 @@ def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
             chosen = ", ".join(f"`{choice}`" for choice in option["items"]["enum"])
             names.append(f"list of {chosen}")
             continue
-        name = {"array": "list of text", "string": "text", "boolean": "true or false"}.get(
-            option["type"], option["type"]
-        )
+        name = _name(option)
         for sign, bound in (
             ("≥", "minimum"), (">", "exclusiveMinimum"),
             ("≤", "maximum"), ("<", "exclusiveMaximum"),
@@ -112,3 +123,10 @@ def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
                 name += f" {sign} {option[bound]:g}"
         names.append(name)
     return " or ".join(names)
+
+
+def _name(option: dict[str, Any]) -> str:
+    if option["type"] == "array":
+        return f"list of {_name(option['items'])}"
+    names = {"string": "text", "boolean": "true or false", "object": "mapping"}
+    return names.get(option["type"], str(option["type"]))

@@ -1,20 +1,29 @@
 """Every setting of a run: its type, unit, default and meaning.
 
-The classes are read where a run is assembled (`dist_embed.train.worker`); nothing below that takes
-a configuration object. `dist-embed config schema` prints the JSON schema made from here.
+The classes are read where a run is assembled, in `dist_embed.train` and `dist_embed.cluster`;
+nothing in the layers below takes a configuration object. `dist-embed config schema` prints the JSON
+schema made from here.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Files = str | list[str]
+
+
+def _no(value: Any) -> Any:
+    return "no" if value is False else value
+
+
+# YAML reads a bare `no` as false.
+MaybeNo = BeforeValidator(_no)
 
 
 class Section(BaseModel):
@@ -27,7 +36,9 @@ class RunSection(Section):
     """Where a run lives and what makes it reproducible."""
 
     uri: str = Field(min_length=1, description="Folder or fsspec URL that holds the whole run.")
-    seed: int = Field(1, ge=0, description="Decides initial values, batch order and dropout.")
+    seed: int = Field(
+        1, ge=0, lt=2**63, description="Decides initial values, batch order and dropout."
+    )
 
 
 class CorpusSection(Section):
@@ -164,7 +175,7 @@ class PretrainedSection(Section):
         description="What words outside the file start from: `random` values spread as the vectors "
         "found, their `mean`, or the `subword` vectors of a binary fastText model.",
     )
-    project: Literal["no", "pca", "random"] = Field(
+    project: Annotated[Literal["no", "pca", "random"], MaybeNo] = Field(
         "no", description="How vectors of another width than `embedding.width` are brought to it."
     )
     rescale: bool = Field(
@@ -173,7 +184,7 @@ class PretrainedSection(Section):
         "of fresh rows.",
     )
     min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="Least share of the training data's running words that must be found."
+        0.0, description="Least share of the vocabulary's running words that must be found."
     )
 
 
@@ -269,7 +280,10 @@ class ModelSection(Section):
 class TrainSection(Section):
     """Optimisation of the dense part, and when things happen."""
 
-    max_steps: PositiveInt = Field(description="Optimizer steps of the whole run.")
+    max_steps: PositiveInt = Field(
+        description="Optimizer steps of the whole run. `cosine` and `linear` schedules end here: a "
+        "run that goes on with a larger value takes up the longer schedule where it stands."
+    )
     batch_tokens: PositiveInt = Field(
         4096,
         description="Token budget of one global step: sentences × longest side, padding included.",
@@ -325,7 +339,7 @@ class SearchSection(Section):
     candidate_translations: PositiveInt = Field(
         10, description="`candidates`: translations of each source word, from the lexicon."
     )
-    replace_unknown: Literal["no", "copy", "lexicon"] = Field(
+    replace_unknown: Annotated[Literal["no", "copy", "lexicon"], MaybeNo] = Field(
         "no",
         description="What `<unk>` in a translation becomes: the source word it looks at (`copy`), "
         "or that word's translation where the lexicon has one (`lexicon`).",
@@ -340,7 +354,12 @@ class CheckpointSection(Section):
 
     every_steps: PositiveInt = Field(500, description="Steps between two checkpoints.")
     keep_last: PositiveInt = Field(3, description="Newest checkpoints kept.")
-    keep_best: int = Field(1, ge=0, description="Checkpoints with the lowest validation loss kept.")
+    keep_best: int = Field(
+        1,
+        ge=0,
+        description="Checkpoints with the lowest validation loss kept. Only one saved at a step "
+        "that was validated has a loss: let `train.evaluate_every` be a multiple of `every_steps`.",
+    )
     keep_every: int = Field(
         0, ge=0, description="Checkpoints of steps divisible by this are kept for ever; 0: none."
     )
@@ -382,7 +401,9 @@ class ClusterSection(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto`: CUDA if there.")
     threads_per_worker: int = Field(0, ge=0, description="CPU threads; 0: cores / workers.")
     timeout_seconds: PositiveFloat = Field(
-        600.0, description="Bound of every exchange between workers, seconds."
+        600.0,
+        description="Longest wait, seconds: of an exchange between workers; under Ray for free "
+        "slots; under torchrun for worker 0 to prepare the data.",
     )
     max_failures: int = Field(
         0,

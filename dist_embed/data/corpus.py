@@ -58,8 +58,13 @@ def _all_pairs(corpus: ParallelText) -> Iterator[Pair]:
             name = uri.removesuffix(".gz").removesuffix(".zst")
             if name.endswith(".parquet"):
                 yield from _parquet_pairs(uri, corpus.columns)
-            else:
+            elif name.endswith(".tsv"):
                 yield from _tsv_pairs(uri, corpus.columns)
+            else:
+                raise CorpusError(
+                    f"{uri}: a file of pairs ends in .tsv (with a header) or .parquet, and may be "
+                    "compressed (.gz, .zst)"
+                )
         return
     sources, targets = _expand(corpus.source), _expand(corpus.target)
     if len(sources) != len(targets):
@@ -140,7 +145,7 @@ def _tsv_pairs(uri: str, columns: tuple[str, str]) -> Iterator[Pair]:
     header = next(rows, [])
     places = [_column(uri, header, name) for name in columns]
     for number, row in enumerate(rows, start=2):
-        if len(row) <= max(places):
+        if len(row) != len(header):
             raise CorpusError(
                 f"{uri}, line {number}: {len(row)} columns, the header has {len(header)}"
             )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +22,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
 from dist_embed.data.processes import processes
+from dist_embed.data.scratch import scratch_folder
 from dist_embed.data.token_shards import (
     SIDES,
     PreparedData,
@@ -158,7 +159,7 @@ def ensure_lexicon(
     storage.remove(storage.join(data_uri, FOLDER, INDEX_NAME))
     shards = data.splits["train"].shards
     with (
-        tempfile.TemporaryDirectory(prefix="dist_embed-lexicon-") as folder,
+        scratch_folder("dist_embed-lexicon-", "the lexicon is learned") as folder,
         processes(num_processes) as pool,
     ):
         statistics = _Statistics(
@@ -171,8 +172,8 @@ def ensure_lexicon(
         for occurrences in pool.map(_count_shard, arguments):
             for total, (words, counts) in zip(totals, occurrences, strict=True):
                 total[words] += counts
-        np.save(statistics.folder / "source.npy", totals[0])
-        np.save(statistics.folder / "target.npy", totals[1])
+        _save(statistics.folder / "source.npy", totals[0])
+        _save(statistics.folder / "target.npy", totals[1])
         parts = ((statistics, data_uri, part, translations) for part in range(statistics.parts))
         entries = sum(pool.map(_score_part, parts))
     index = LexiconIndex(translations, entries, statistics.parts, digest)
@@ -224,11 +225,18 @@ def _count_shard(
         part = ((keys >> _SOURCE_BITS) % statistics.parts).astype(np.int32)
         order = np.argsort(part, kind="stable")
         path = statistics.folder / f"{number:05d}-{block:05d}"
-        np.save(path.with_suffix(".keys.npy"), keys[order])
-        np.save(path.with_suffix(".counts.npy"), counts[order].astype(np.int32))
+        _save(path.with_suffix(".keys.npy"), keys[order])
+        _save(path.with_suffix(".counts.npy"), counts[order].astype(np.int32))
         starts = np.searchsorted(part[order], np.arange(statistics.parts + 1))
-        np.save(path.with_suffix(".starts.npy"), starts)
+        _save(path.with_suffix(".starts.npy"), starts)
     return [np.unique(words, return_counts=True) for _, words in sides]
+
+
+def _save(path: Path, array: NDArray[np.signedinteger]) -> None:
+    """As np.save, which does not say why a write failed."""
+    with open(path, "wb") as file:
+        npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
+        file.write(array.tobytes())
 
 
 Words = tuple[NDArray[np.int64], NDArray[np.int64]]  # number of the sentence, word; both ordered

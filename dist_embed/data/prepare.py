@@ -24,6 +24,8 @@ from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.vocabulary import TokenizerRecipe, learn_vocabularies
 from dist_embed.storage import uri as storage
 
+_SPLITS = ("train", "validation", "test")
+
 
 def prepare_data(
     data_uri: str,
@@ -81,7 +83,17 @@ def prepare_data(
         splits=splits,
     )
     storage.write_text(storage.join(data_uri, INDEX_NAME), data.to_json())
+    _remove_shards_of_before(data_uri, data)
     return data
+
+
+def _remove_shards_of_before(data_uri: str, data: PreparedData) -> None:
+    """What an earlier preparation left in the folder, with the texts that it stored."""
+    kept = {shard.name for split in data.splits.values() for shard in split.shards}
+    for split in _SPLITS:
+        for uri in storage.glob(storage.join(data_uri, split, "shard-*.parquet")):
+            if f"{split}/{uri.rsplit('/', 1)[-1]}" not in kept:
+                storage.remove(uri)
 
 
 def tokenizer_name(side: str) -> str:

@@ -7,16 +7,18 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
+from dist_embed.config.errors import UserError
 from dist_embed.parallel.parent import end_with_parent
 
 Result = TypeVar("Result")
 
 
 class Processes:
-    """Processes that work on one block of a stream each; 0: one process per core."""
+    """Processes that work on one block of a stream each; 0: one for each core that we may use."""
 
     def __init__(
         self,
@@ -24,7 +26,7 @@ class Processes:
         initializer: Callable[..., None] | None = None,
         arguments: tuple[object, ...] = (),
     ) -> None:
-        self.number = number or os.cpu_count() or 1
+        self.number = number or len(os.sched_getaffinity(0))
         self._executor = ProcessPoolExecutor(
             self.number,
             mp_context=multiprocessing.get_context("spawn"),
@@ -35,14 +37,23 @@ class Processes:
     def map(
         self, function: Callable[..., Result], arguments: Iterable[tuple[object, ...]]
     ) -> Iterator[Result]:
-        """Like Executor.map, but with at most one block more than processes under way."""
+        """Like Executor.map, but with at most one block more than processes under way.
+
+        Raises what the function raises, and UserError where a process was ended from outside.
+        """
         under_way: deque[Future[Result]] = deque()
-        for args in arguments:
-            if len(under_way) > self.number:
+        try:
+            for args in arguments:
+                if len(under_way) > self.number:
+                    yield under_way.popleft().result()
+                under_way.append(self._executor.submit(function, *args))
+            while under_way:
                 yield under_way.popleft().result()
-            under_way.append(self._executor.submit(function, *args))
-        while under_way:
-            yield under_way.popleft().result()
+        except BrokenProcessPool as exc:
+            raise UserError(
+                f"one of {self.number} processes that prepare data was ended from outside, often "
+                "for lack of memory; set data.num_processes to fewer"
+            ) from exc
 
     def close(self) -> None:
         """End the processes; blocks not yet begun are given up."""

@@ -185,7 +185,9 @@ class Tokenizer:
         return [UNKNOWN if i is None else i for i in map(self._inner.token_to_id, tokens)]
 
     def decode(self, ids: list[list[int]]) -> list[str]:
-        """The sentence of each list of ids; unknown words show as ``<unk>``, a word of its own."""
+        """The sentence of each list of ids. What is unknown shows as ``<unk>``; of kind ``word`` it
+        is a word of its own.
+        """
         drop = {PAD, START, END}
         kept = [[i for i in sentence if i not in drop] for sentence in ids]
         texts: list[str] = self._inner.decode_batch(kept, skip_special_tokens=False)

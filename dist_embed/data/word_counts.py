@@ -8,12 +8,9 @@ occur to be kept, and the sums are filtered by it one after the other.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import Pair
 from dist_embed.data.processes import Processes, processes
+from dist_embed.data.scratch import scratch_folder
 from dist_embed.data.token_shards import SIDES
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN
 from dist_embed.data.word_runs import (
@@ -102,8 +99,7 @@ def count_words(
         UserError: the folder for temporary files is full.
     """
     with (
-        tempfile.TemporaryDirectory(prefix="dist-embed-words-") as folder,
-        _full_disk_is_named(folder),
+        scratch_folder("dist_embed-words-", "the words of the corpus are counted") as folder,
         processes(num_processes) as pool,
     ):
         blocks = enumerate(_blocks(pairs, block_characters))
@@ -126,19 +122,6 @@ def count_words(
                 sum(run.running for run in of_side),
             )
         return {side: counts[side if side in counts else "source"] for side in SIDES}
-
-
-@contextmanager
-def _full_disk_is_named(folder: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno != errno.ENOSPC:
-            raise
-        raise UserError(
-            f"no space is left for {folder}, where the words of the corpus are counted; the "
-            "environment variable TMPDIR chooses the folder of temporary files"
-        ) from exc
 
 
 def _blocks(pairs: Iterable[Pair], characters: int) -> Iterator[list[Pair]]:

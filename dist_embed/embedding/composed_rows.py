@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.vectors.fasttext_binary import FastTextBinary
 from dist_embed.vectors.file import Vectors
 from dist_embed.vectors.match import VocabularyKeys, word_of
@@ -51,12 +51,12 @@ class ComposedRows:
         ids: [R] of the shard's rows.
         tokenizer: their words.
         keys: the same, to be looked up.
+        others: whether words that the model does not list have the vectors of their n-grams.
 
     Attributes:
         width: D of the model.
         listed: [R] the place in the model's list of the word that a row stands for, or -1.
         ranks: [R] how it was found, see `Matches`.
-        saw_pieces: whether the model lists pieces, with the mark of a space.
     """
 
     def __init__(
@@ -65,19 +65,17 @@ class ComposedRows:
         ids: NDArray[np.int64],
         tokenizer: Tokenizer,
         keys: VocabularyKeys,
+        *,
+        others: bool,
     ) -> None:
-        self._file, self._ids, self._tokenizer = file, ids, tokenizer
-        self._others = False
+        self._file, self._ids, self._tokenizer, self._others = file, ids, tokenizer, others
         self.width = file.width
-        self.saw_pieces = False
         self.listed = np.full(len(ids), -1, dtype=np.int64)
         self.ranks = np.full(len(ids), np.iinfo(np.int64).max, dtype=np.int64)
         row_of = np.full(int(ids.max(initial=0)) + 1, -1, dtype=np.int64)
         row_of[ids] = np.arange(len(ids))
         for first in range(0, len(file.words), _LISTED_AT_ONCE):
-            words = file.words.part(first, first + _LISTED_AT_ONCE)
-            self.saw_pieces |= any(word.startswith(SPACE) for word in words)
-            found = keys.match(words)
+            found = keys.match(file.words.part(first, first + _LISTED_AT_ONCE))
             own = found.ids < len(row_of)
             rows, ranks = row_of[found.ids[own]], found.ranks[own]
             places = found.places[own] + first
@@ -87,10 +85,6 @@ class ComposedRows:
                 better[better] = rank < self.ranks[rows[better]]
                 self.ranks[rows[better]] = rank
                 self.listed[rows[better]] = places[better]
-
-    def compose_others(self) -> None:
-        """Let words that the model does not list have their n-grams' vectors."""
-        self._others = True
 
     def write_to(self, weight: Tensor, basis: Basis | None) -> NDArray[np.int64]:
         """Overwrite ``weight`` [R, D]; rows of which the model knows nothing become 0.

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_embed.config.errors import UserError
-from dist_embed.data.tokenizer import END, PAD, SPACE, SPECIAL_TOKENS, START, Tokenizer
+from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, Tokenizer
 from dist_embed.embedding.composed_rows import Basis, ComposedRows
 from dist_embed.embedding.initial_values import BLOCK_ROWS, fill_initial_rows
 from dist_embed.embedding.plan import Shard, TableSpec
@@ -58,7 +58,7 @@ class StartSettings:
         project: how vectors of another width are brought to the table's.
         rescale: whether all vectors are multiplied by one number, so that their root mean square
             is that of fresh rows.
-        min_coverage: least share of running words that must be found.
+        min_coverage: least share of the vocabulary's running words that must be found.
     """
 
     forms: tuple[Form, ...] = ()
@@ -139,7 +139,6 @@ class TableStart:
         # Entries by rank and row: each pair of them stands for one way to write a word.
         self._seen = np.zeros((2 + len(settings.forms), shard.num_rows), dtype=np.int32)
         self._entries = 0
-        self._saw_pieces = False
 
     def fill(self, file: VectorFile | FastTextBinary, counts: NDArray[np.int64] | None) -> Coverage:
         """Fill every row. Collective.
@@ -202,7 +201,6 @@ class TableStart:
         """What this worker has to deliver. Not collective."""
         for stretch in file.stretches(self._group.rank, self._group.num_workers):
             self.count_entries(len(stretch.words))
-            self._saw_pieces |= any(word.startswith(SPACE) for word in stretch.words)
             found = keys.match(stretch.words)
             chosen, of_pair = np.unique(found.places, return_inverse=True)
             vectors = stretch.vectors(chosen.tolist())
@@ -225,11 +223,9 @@ class TableStart:
     def _compose(self, file: FastTextBinary, keys: VocabularyKeys) -> None:
         """Put the rows of this worker's shard together from their parts. Collective."""
         with all_or_none(self._group):
-            model = ComposedRows(file, self._own_ids(), self._tokenizer, keys)
+            others = self._settings.missing == "subword"
+            model = ComposedRows(file, self._own_ids(), self._tokenizer, keys, others=others)
             self._entries = len(file.words) if self.is_first else 0
-            self._saw_pieces = model.saw_pieces
-            if self._settings.missing == "subword":
-                model.compose_others()
         basis = self._basis_of_model(model) if file.width != self._spec.width else None
         with all_or_none(self._group):
             found = model.write_to(self._weight, basis)
@@ -282,17 +278,24 @@ class TableStart:
 
     def _drop_words_that_look_like_pieces(self) -> None:
         """A piece inside a word is not the word that is written the same; that is found only in a
-        file of pieces. Collective.
+        file of pieces: one in which more words stand with the mark of a space than without.
+        Collective.
         """
         tokenizer = self._tokenizer
-        if tokenizer.knows_words or self._sum([self._saw_pieces])[0]:
+        if tokenizer.knows_words:
             return
         ids = self._own_ids()
-        pieces = (self._best != _NONE) & (ids >= len(SPECIAL_TOKENS))
-        for row in pieces.nonzero()[0].tolist():
-            if word_of(tokenizer.token(int(ids[row])), whole_words=False) is None:
-                self._best[row] = _NONE
-                self._seen[:, row] = 0
+        rows = ((self._best != _NONE) & (ids >= len(SPECIAL_TOKENS))).nonzero()[0]
+        inner = np.array(
+            [word_of(tokenizer.token(int(i)), whole_words=False) is None for i in ids[rows]],
+            dtype=bool,
+        )
+        ranks = self._best[rows[~inner]] >> _RANK_SHIFT
+        marked, unmarked = self._sum([int((ranks == 0).sum()), int((ranks == 1).sum())]).tolist()
+        if marked > unmarked:
+            return
+        self._best[rows[inner]] = _NONE
+        self._seen[:, rows[inner]] = 0
 
     def _finish_rows(self, file: VectorFile | FastTextBinary) -> None:
         """Scale the rows found, and start the others. Collective."""
@@ -356,10 +359,11 @@ class TableStart:
                 counts if counts is not None else np.zeros(self._tokenizer.size, np.int64),
                 by_id, settings.forms, table=self._spec.name, uri=file.uri, entries=entries,
                 duplicates=duplicates, policy=settings.missing,
+                unreadable=file.unreadable if isinstance(file, FastTextBinary) else 0,
             )  # fmt: skip
             if counts is not None and found.token_share < settings.min_coverage:
                 raise UserError(
-                    f"{file.uri} knows {found.token_share:.1%} of the running words of table "
+                    f"{file.uri} knows {found.token_share:.1%} of the running words in table "
                     f"{self._spec.name}; min_coverage asks for {settings.min_coverage:.1%}. Most "
                     "frequent without a vector: " + ", ".join(word for word, _ in found.missing)
                 )

@@ -16,7 +16,7 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import read_counts
 from dist_embed.explore.table import RunTable
 from dist_embed.storage import uri as storage
-from dist_embed.train.run_folder import read_run_config
+from dist_embed.train.run_folder import check_vocabularies, read_run_config
 from dist_embed.train.single_tables import SIDE_OF_ROLE
 from dist_embed.vectors.write import (
     WRITTEN_FORMATS,
@@ -70,13 +70,14 @@ def export_embeddings(table: RunTable, output: str, format: ExportFormat) -> lis
         path = Path(scratch) / "rows.safetensors"
         export_checkpoint(table.store, table.manifest, path, table=table.table)
         write_vectors(
-            output, written, _blocks(table, path), num_words=table.num_words, width=table.width
-        )
+            output, written, _blocks(table, path, written), num_words=table.num_words,
+            width=table.width,
+        )  # fmt: skip
     return [output]
 
 
-def _blocks(table: RunTable, path: Path) -> Iterator[Block]:
-    counts = word_counts(table)
+def _blocks(table: RunTable, path: Path, format: WrittenFormat) -> Iterator[Block]:
+    counts = word_counts(table) if format == "parquet" else np.zeros(table.num_words, np.int64)
     per_block = max(1, _BLOCK_BYTES // (4 * table.width))
     with open(path, "rb") as file:
         header = 8 + int.from_bytes(file.read(8), "little")
@@ -94,8 +95,13 @@ def _blocks(table: RunTable, path: Path) -> Iterator[Block]:
 
 
 def word_counts(table: RunTable) -> NDArray[np.int64]:
-    """How often each word occurs in the training data; 0 where that is gone."""
+    """How often each word occurs in the training data; 0 where that is gone.
+
+    Raises UserError where the folder holds other data by now.
+    """
+    data_uri = read_run_config(table.run_uri).data.uri
     try:
-        return read_counts(read_run_config(table.run_uri).data.uri, SIDE_OF_ROLE[table.role])
+        check_vocabularies(table.run_uri, data_uri)
+        return read_counts(data_uri, SIDE_OF_ROLE[table.role])
     except FileNotFoundError:
         return np.zeros(table.num_words, dtype=np.int64)

@@ -11,7 +11,7 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import read_lines
 from dist_embed.explore.table import RunTable
 
-_FIELDS = re.compile(r"[\t,;]\s*|\s+")
+_BLANKS, _SIGNS = re.compile(r"\s+"), re.compile(r"[,;]")
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,35 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
 
     Args:
         table: the table.
-        uri: lines of two words and a judgement, separated by tabs, commas or spaces, as
-            WordSim-353 and SimLex-999 have them: the first number behind the words is it. A first
-            line without a number is taken for a header, lines that begin with ``#`` are passed
-            over.
+        uri: lines of two words and a judgement, separated by tabs, else by commas or semicolons,
+            else by blanks, as WordSim-353 and SimLex-999 have them. The judgement is the first
+            column behind the words that is a number in the second line; if it is none in the
+            first, that is a header. Lines that begin with ``#`` are passed over.
 
     Raises:
         UserError: the file cannot be read, or fewer than two of its pairs are known.
     """
     from scipy.stats import spearmanr
 
+    lines = [
+        (number, _fields(line))
+        for number, line in enumerate(read_lines(uri), start=1)
+        if line.strip() and not line.startswith("#")
+    ]
+    example = lines[min(1, len(lines) - 1)][1] if lines else []
+    column = next((i for i, text in enumerate(example) if i > 1 and _number(text) is not None), 2)
     pairs: list[tuple[int, int]] = []
     judged: list[float] = []
     unknown = 0
-    for number, line in enumerate(read_lines(uri), start=1):
-        fields = [field for field in _FIELDS.split(line.strip()) if field]
-        if not fields or line.startswith("#"):
-            continue
-        value = next((v for v in map(_number, fields[2:]) if v is not None), None)
+    for place, (number, fields) in enumerate(lines):
+        value = _number(fields[column]) if column < len(fields) else None
         if value is None:
-            if number == 1:
+            if place == 0:
                 continue
-            raise UserError(f"{uri}, line {number}: expected two words and a number: {line!r}")
+            raise UserError(
+                f"{uri}, line {number}: expected two words and a number, as column {column + 1}: "
+                f"{' | '.join(fields)!r}"
+            )
         first, second = table.find(fields[0]), table.find(fields[1])
         if first is None or second is None:
             unknown += 1
@@ -67,6 +74,14 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
     vectors = functional.normalize(table.rows_of([i for pair in pairs for i in pair]))
     cosines = (vectors[0::2] * vectors[1::2]).sum(1).numpy()
     return Agreement(float(spearmanr(cosines, judged).statistic), len(pairs), unknown)
+
+
+def _fields(line: str) -> list[str]:
+    if "\t" in line:
+        found = line.split("\t")
+    else:
+        found = (_SIGNS if _SIGNS.search(line) else _BLANKS).split(line.strip())
+    return [field.strip() for field in found]
 
 
 def _number(text: str) -> float | None:

@@ -59,9 +59,10 @@ class UnknownWords:
         """
         written = self._target.decode(answers)
         unknown = [place for place, ids in enumerate(answers) if UNKNOWN in ids]
+        # Of all sentences at once: the lexicon's files are read whole.
+        words = np.array([w for place in unknown for w in sources[place]], dtype=np.int64)
+        known = self._translations(words, 1) if self._translations and len(words) else {}
         for places, looked_at in self._looked_at(unknown, sources, answers):
-            words = np.array([w for place in places for w in sources[place]], dtype=np.int64)
-            known = self._translations(words, 1) if self._translations else {}
             for place, attended in zip(places, looked_at, strict=True):
                 source_words = self._source.split(texts[place])
                 pieces = [

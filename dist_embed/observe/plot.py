@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 INK = "#1a1a1a"
 GREY = "#8a8a8a"  # light enough to differ from INK in black and white, dark enough to be read
-ENDINGS = (".svg", ".png")
+ENDINGS: tuple[str, ...] = (".svg", ".png")
 LABEL_POINTS = 11.0  # from one label to the next above it
 _STYLE: dict[str, Any] = {
     "font.size": 9,
@@ -44,14 +44,14 @@ _STYLE: dict[str, Any] = {
 }
 
 
-def check_plot_path(path: str) -> None:
+def check_plot_path(path: str, endings: tuple[str, ...] = ENDINGS) -> None:
     """Refuse a file that could not be drawn, before anything long is done for it.
 
     Raises:
-        UserError: another ending than those of `ENDINGS`, or a folder that does not exist.
+        UserError: another ending than ``endings``, or a folder that does not exist.
     """
-    if Path(path).suffix not in ENDINGS:
-        raise UserError(f"{path}: a plot is written to a file that ends in {' or '.join(ENDINGS)}")
+    if Path(path).suffix not in endings:
+        raise UserError(f"{path}: a plot is written to a file that ends in {' or '.join(endings)}")
     if not Path(path).parent.is_dir():
         raise UserError(f"{path}: the folder {Path(path).parent} does not exist")
 
@@ -82,6 +82,14 @@ def plot_into(path: str, *, width: float = 5.6, height: float = 3.6) -> Iterator
         yield figure.add_subplot()
         nothing = {"Date": None, "Creator": None} if path.endswith(".svg") else {"Software": None}
         figure.savefig(path, metadata=nothing)
+
+
+def without_letters(words: Sequence[str]) -> list[str]:
+    """Those of ``words`` of which matplotlib's font lacks a letter; a PNG has a box for it."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties(family=["sans-serif"]))).get_charmap()
+    return [word for word in words if any(ord(letter) not in known for letter in word)]
 
 
 def log_axis(axes: Axes, name: Literal["x", "y"], ticks: Sequence[float] | None = None) -> None:

@@ -26,6 +26,24 @@ def stop_requested() -> bool:
 
 
 @contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """For the length of a block SIGTERM ends the process as an error would, with exit code 143.
+
+    So temporary folders and processes go with it. For the main thread.
+    """
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del frame
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stop_on_sigterm() -> Iterator[None]:
     """For the length of a block SIGTERM makes the request instead of ending the process.
 

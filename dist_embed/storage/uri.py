@@ -102,12 +102,16 @@ def read_text(uri: str) -> str:
     return read_bytes(uri).decode()
 
 
-def open_file(uri: str, mode: str = "rb") -> IO[bytes]:
-    """An open file, to read or write it in pieces."""
+def open_file(uri: str, mode: str = "rb", *, read_ahead: bool = True) -> IO[bytes]:
+    """An open file, to read or write it in pieces.
+
+    With ``read_ahead`` a store's client fetches more than was asked for, s3fs 50 MiB more.
+    """
     fs, path = filesystem(uri)
+    options = {} if read_ahead or isinstance(fs, LocalFileSystem) else {"cache_type": "none"}
     if "w" in mode and isinstance(fs, LocalFileSystem):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handle: IO[bytes] = _called(fs, "open", uri, lambda: fs.open(path, mode))
+    handle: IO[bytes] = _called(fs, "open", uri, lambda: fs.open(path, mode, **options))
     return handle
 
 

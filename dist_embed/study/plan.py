@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
 from dist_embed.config.errors import ConfigError
+from dist_embed.config.reference import keys_page
 from dist_embed.config.schema import PositiveInt, Section
 from dist_embed.storage import uri as storage
 
@@ -39,8 +40,12 @@ class Level(Section):
     """One choice of a factor."""
 
     name: str = Field(min_length=1, description="As the page calls it.")
-    set: dict[str, Any] = Field({}, description="Keys of the configuration, dotted, and values.")
-    x: float | None = Field(None, description="Its place on the plot's axis.")
+    set: dict[str, Any] = Field(
+        {}, description="Keys of the configuration, dotted, and values; `{study}`: its folder."
+    )
+    x: float | None = Field(
+        None, description="Its place on the plot's axis; levels without stand side by side."
+    )
 
 
 class Factor(Section):
@@ -53,7 +58,9 @@ class Factor(Section):
 class WordVectors(Section):
     """word2vec vectors that gensim trains before the runs, from one side of a text."""
 
-    text: str | list[str] = Field(description="Files of one sentence a line, tokens by spaces.")
+    text: str | list[str] = Field(
+        description="File or files of one sentence a line, tokens by spaces; path or URL."
+    )
     output: str = Field(min_length=1, description="The file, below the study's folder.")
     width: PositiveInt = Field(description="Values per word.")
     epochs: PositiveInt = Field(5, description="Passes over the text.")
@@ -75,9 +82,9 @@ class Expectation(Section):
 class Plot(Section):
     """The figure: a measure over one factor, a line for each level of another."""
 
-    x: str = Field(description="The factor along the axis; its levels need `x`.")
+    x: str = Field(description="The factor along the axis: all or none of its levels have `x`.")
     label: str = Field(description="What the axis says.")
-    logarithmic: bool = Field(False, description="Whether the axis is.")
+    logarithmic: bool = Field(False, description="Whether the axis is; levels need `x` then.")
     measure: Measure = Field(description="What is drawn upwards.")
     lines: str | None = Field(None, description="The factor that has a line for each level.")
 
@@ -92,11 +99,13 @@ class Reference(Section):
 class TrainingStudy(Section):
     """Runs of one configuration that differ in some keys, several seeds each."""
 
-    kind: Literal["training"] = "training"
+    kind: Literal["training"] = Field("training", description="What kind of study it is.")
     title: str = Field(min_length=1, description="Of the page.")
     question: str = Field(min_length=1, description="What it is about.")
     folder: str = Field(min_length=1, description="Where runs and results lie; a path or URL.")
-    base: str = Field(min_length=1, description="The configuration, beside the study's file.")
+    base: str = Field(
+        min_length=1, description="The configuration; a path is relative to the study's file."
+    )
     seeds: Annotated[list[int], Field(min_length=1)] = Field(
         description="One run for each; with fewer than three nothing can be told from chance."
     )
@@ -112,7 +121,7 @@ class TrainingStudy(Section):
 class OneHotStudy(Section):
     """The same first layer as one-hot vectors times a matrix, and as a lookup."""
 
-    kind: Literal["one_hot"]
+    kind: Literal["one_hot"] = Field(description="What kind of study it is.")
     title: str = Field(min_length=1, description="Of the page.")
     question: str = Field(min_length=1, description="What it is about.")
     folder: str = Field(min_length=1, description="Where results lie.")
@@ -177,6 +186,20 @@ def level_of(study: TrainingStudy, factor: str, level: str) -> Level:
     """One level by its names."""
     found = next(f for f in study.factors if f.name == factor)
     return next(one for one in found.levels if one.name == level)
+
+
+_KEYS_HEAD = """\
+# Keys of a study's file
+
+Of a study that trains. `kind: one_hot` has keys of its own, at the end. This page is written by
+`dist-embed config reference --study`.
+"""
+
+
+def study_keys_page() -> str:
+    """docs/studies/keys.md: all keys of a study's file, in Markdown."""
+    one_hot = "## `kind: one_hot`\n\n" + str(OneHotStudy.__doc__) + "\n"
+    return keys_page(_KEYS_HEAD, TrainingStudy) + "\n" + keys_page(one_hot, OneHotStudy)
 
 
 def overrides_of(study: TrainingStudy, combination: Combination) -> dict[str, Any]:
@@ -246,7 +269,8 @@ def _check(study: TrainingStudy, path: str) -> None:
         others = [name for name in levels if name not in drawn and len(levels[name]) > 1]
         problems += [f"plot: factor {name!r} is neither `x` nor `lines`" for name in others]
         along = next((f for f in study.factors if f.name == study.plot.x), None)
-        if along and any(level.x is None for level in along.levels):
-            problems.append(f"plot: every level of {study.plot.x!r} needs `x`")
+        without = [level.name for level in along.levels if level.x is None] if along else []
+        if along and without and (study.plot.logarithmic or len(without) < len(along.levels)):
+            problems.append(f"plot: {without[0]!r} of {study.plot.x!r} needs `x`")
     if problems:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))

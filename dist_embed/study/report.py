@@ -19,7 +19,6 @@ from dist_embed.study.plan import (
     Measure,
     TrainingStudy,
     combinations,
-    level_of,
 )
 from dist_embed.study.run import TRAINING_TOKENS, Outcome
 
@@ -257,12 +256,21 @@ def draw_study(study: TrainingStudy, outcomes: Sequence[Outcome], path: str) -> 
     assert study.plot is not None
     plot, found = study.plot, summaries(study, outcomes)
     along = next(f for f in study.factors if f.name == plot.x)
+    # Without places the levels stand side by side, and no line leads from one to the next.
+    by_name = all(level.x is None for level in along.levels)
+    place_of = {
+        level.name: float(number) if level.x is None else level.x
+        for number, level in enumerate(along.levels)
+    }
     lines = [None] if plot.lines is None else [
         level.name for f in study.factors if f.name == plot.lines for level in f.levels
     ]  # fmt: skip
     with plot_into(path) as axes:
-        places = [level.x for level in along.levels if level.x is not None]
-        if plot.logarithmic:
+        places = list(place_of.values())
+        if by_name:
+            axes.set_xticks(places, list(place_of))
+            axes.margins(x=0.15)
+        elif plot.logarithmic:
             log_axis(axes, "x", places)
         else:
             axes.set_xticks(places)
@@ -270,17 +278,14 @@ def draw_study(study: TrainingStudy, outcomes: Sequence[Outcome], path: str) -> 
         markers = ("o", "s", "^", "D", "v")
         for number, line in enumerate(lines):
             own = [c for c in combinations(study) if line is None or c[plot.lines or ""] == line]
-            points = [
-                (level_of(study, plot.x, c[plot.x]).x or 0.0, found[c.key][plot.measure])
-                for c in own
-            ]
+            points = [(place_of[c[plot.x]], found[c.key][plot.measure]) for c in own]
             x = [place for place, _ in points]
             y = [summary.mean for _, summary in points]
             bars = [0.0 if math.isnan(s.spread) else s.spread for _, s in points]
             axes.errorbar(
                 x, y, yerr=bars, color=INK if number == 0 else GREY,
                 marker=markers[number % len(markers)], capsize=2, elinewidth=0.6,
-                linestyle=("-", "--", ":", "-.")[number % 4],
+                linestyle="" if by_name else ("-", "--", ":", "-.")[number % 4],
             )  # fmt: skip
             ends.append((y[x.index(max(x))], "" if line is None else line))
         axes.set_xlabel(plot.label)

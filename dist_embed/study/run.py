@@ -27,6 +27,7 @@ from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.storage import uri as storage
 from dist_embed.study.plan import Combination, TrainingStudy, combinations, overrides_of
 from dist_embed.study.word_vectors import ensure_word_vectors
+from dist_embed.train.run_folder import only_training
 
 Say = Callable[[str], None]
 # Stands for the study's folder in values of keys.
@@ -155,11 +156,12 @@ def _digest(study: TrainingStudy, config: Config) -> str:
 
 
 def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[str, Any]:
-    data = ensure_data(config, lambda text: on_event({"kind": "line", "text": text}))
-    result = launch(
-        TRAIN, config, {}, vocabulary_size=data.vocabulary_size, on_event=on_event,
-        stop_seconds=stop_seconds(config),
-    )  # fmt: skip
+    with only_training(config.run.uri):
+        data = ensure_data(config, lambda text: on_event({"kind": "line", "text": text}))
+        result = launch(
+            TRAIN, config, {}, vocabulary_size=data.vocabulary_size, on_event=on_event,
+            stop_seconds=stop_seconds(config),
+        )  # fmt: skip
     if result["stopped"]:
         raise RunStopped(f"stopped as asked after step {result['steps']} of {config.run.uri}")
     found = launch(

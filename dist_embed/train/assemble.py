@@ -1,6 +1,5 @@
 """From a configuration to tables, model, output layer and search: the parts that training,
-evaluation and translation share. Configuration objects are read here and in
-`dist_embed.train.worker`; nothing below takes one.
+evaluation and translation share.
 """
 
 from __future__ import annotations

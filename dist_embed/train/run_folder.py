@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -27,6 +32,37 @@ CHANGEABLE = (
     "train.evaluate_every", "train.translate_every", "train.max_skipped_steps", "search.",
     "checkpoint.", "cluster.",
 )  # fmt: skip
+
+
+@contextmanager
+def only_training(run_uri: str) -> Iterator[None]:
+    """Refuse a second training in a local run's folder for the length of a ``with`` block.
+
+    Checkpoints of two stay apart, but of the metrics one would overwrite the other's. The system
+    gives the folder free when this process ends, however it ends. Where there are no locks (a URL,
+    some network file systems) nothing is held. Not collective: for the launching process.
+
+    Raises:
+        UserError: another process trains there.
+    """
+    if not storage.is_local(run_uri):
+        yield
+        return
+    folder = storage.local_path(run_uri)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if exc.errno == errno.EWOULDBLOCK:
+                raise UserError(
+                    f"another process is training in {run_uri}; wait for it or stop it, or give "
+                    "run.uri another folder"
+                ) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def check_run_folder(config: Config, *, force: bool) -> None:

@@ -65,7 +65,7 @@ from dist_embed.train.single_tables import (
 )
 from dist_embed.train.step import TrainStep
 
-# What a worker is asked to do: a function of this module, which every launcher can name.
+# What a worker is asked to do: a function that every launcher can name (`cluster/work.py`).
 Task = Callable[["Context"], Any]
 
 
@@ -85,7 +85,7 @@ def run_worker(
     """Join the group, run ``task``, and return its result.
 
     Args:
-        task: one of this module's ``…_task`` functions.
+        task: such as the ``…_task`` functions of this module.
         config_values: the configuration as plain values.
         options: the task's own arguments.
         emit: takes worker 0's events.

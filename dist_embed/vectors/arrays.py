@@ -17,7 +17,13 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from dist_embed.storage.compressed import READ_ERRORS
-from dist_embed.vectors.file import BLOCK_BYTES, HeldStretch, VectorFileError, decode_word
+from dist_embed.vectors.file import (
+    BLOCK_BYTES,
+    BYTE_ORDER_MARK,
+    HeldStretch,
+    VectorFileError,
+    decode_word,
+)
 from dist_embed.vectors.stream import go_to, open_stream, read_up_to
 
 _MAX_HEADER_BYTES = 100 * 2**20
@@ -73,7 +79,10 @@ class ArrayVectors:
         per_row = matrix.width * matrix.dtype.itemsize
         group = max(1, BLOCK_BYTES // per_row)
         first = number = 0
-        with open_stream(self._words_uri) as list_file, open_stream(self.uri) as file:
+        with (
+            open_stream(self._words_uri) as list_file,
+            open_stream(self.uri, read_ahead=False) as file,
+        ):
             passed = 0
             while lines := list(islice(_lines(list_file, self._words_uri), group)):
                 if first + len(lines) > matrix.num_rows:
@@ -93,7 +102,7 @@ class ArrayVectors:
                         raise VectorFileError(f"{self.uri}: ends before row {first + len(lines)}")
                     passed = at + len(data)
                     values = _values(data, matrix)
-                    yield HeldStretch(self.uri, first, words, values, first + 1)
+                    yield HeldStretch(self.uri, first, words, values)
                 first += len(lines)
                 number += 1
         if first < matrix.num_rows:
@@ -162,9 +171,17 @@ def _safetensors_matrix(file: IO[bytes], uri: str, wanted: str | None) -> _Matri
 
 
 def _lines(file: IO[bytes], uri: str) -> Iterator[bytes]:
+    """The words; empty lines behind the last one are passed over."""
+    empty = 0
     try:
-        for line in file:
-            yield line.rstrip(b"\r\n")
+        for number, line in enumerate(file):
+            word = (line if number else line.removeprefix(BYTE_ORDER_MARK)).rstrip(b"\r\n")
+            if not word:
+                empty += 1
+            elif empty:
+                raise VectorFileError(f"{uri}, line {number + 1 - empty}: is empty, not a word")
+            else:
+                yield word
     except READ_ERRORS as exc:
         raise VectorFileError(f"cannot read {uri}: {exc}") from exc
 

@@ -26,8 +26,10 @@ class Coverage:
         uri: the file.
         entries: vectors in the file.
         duplicates: entries for a word that had come before; the first counts.
+        unreadable: entries whose word is not UTF-8 (fastText models only).
         words: of the vocabulary, without special tokens.
-        tokens: how often they occur in the training data.
+        tokens: how often they occur in the training data; what is outside the vocabulary is not
+            counted.
         found_words: by the way they were found: as they are, or after which form.
         found_tokens: occurrences of the words found.
         composed_words: words that are not in the file but whose parts are (fastText).
@@ -40,6 +42,7 @@ class Coverage:
     uri: str
     entries: int
     duplicates: int
+    unreadable: int
     words: int
     tokens: int
     found_words: dict[str, int]
@@ -51,7 +54,7 @@ class Coverage:
 
     @property
     def token_share(self) -> float:
-        """The share of running words whose word was found in the file."""
+        """The share of the vocabulary's running words whose word was found in the file."""
         return self.found_tokens / max(1, self.tokens)
 
     def to_json(self) -> str:
@@ -64,14 +67,17 @@ class Coverage:
         ways = ", ".join(f"{count:,} {way}" for way, count in self.found_words.items() if count)
         lines = [
             f"table {self.table}: {found:,} of {self.words:,} words ({_share(found, self.words)}) "
-            f"and {_share(self.found_tokens, self.tokens)} of running words start from {self.uri} "
-            f"({self.entries:,} vectors; {ways or 'none'}"
-            + (f"; {self.duplicates:,} duplicates passed over)" if self.duplicates else ")")
+            f"and {_share(self.found_tokens, self.tokens)} of their running words start from "
+            f"{self.uri} ({self.entries:,} vectors; {ways or 'none'}"
+            + (f"; {self.duplicates:,} duplicates passed over" if self.duplicates else "")
+            + (f"; {self.unreadable:,} words are not UTF-8" if self.unreadable else "")
+            + ")"
         ]
         if self.composed_words:
             lines.append(
                 f"table {self.table}: {self.composed_words:,} more words "
-                f"({_share(self.composed_tokens, self.tokens)} of running words) from their parts"
+                f"({_share(self.composed_tokens, self.tokens)} of the running words) from their "
+                "parts"
             )
         if self.missing:
             shown = ", ".join(f"{word} ({count:,})" for word, count in self.missing)
@@ -89,6 +95,7 @@ def coverage_of(
     uri: str,
     entries: int,
     duplicates: int,
+    unreadable: int,
     policy: str,
 ) -> Coverage:
     """Sum up.
@@ -102,6 +109,7 @@ def coverage_of(
         uri: see `Coverage`.
         entries: see `Coverage`.
         duplicates: see `Coverage`.
+        unreadable: see `Coverage`.
         policy: see `Coverage`.
     """
     first = len(SPECIAL_TOKENS)
@@ -114,7 +122,7 @@ def coverage_of(
     lacking = (ranks == NOT_FOUND).nonzero()[0]
     most = lacking[np.argsort(-counts[lacking], kind="stable")[:MISSING_SHOWN]]
     return Coverage(
-        table=table, uri=uri, entries=entries, duplicates=duplicates,
+        table=table, uri=uri, entries=entries, duplicates=duplicates, unreadable=unreadable,
         words=len(ranks), tokens=int(counts.sum()),
         found_words=ways, found_tokens=int(counts[found].sum()),
         composed_words=int(composed.sum()), composed_tokens=int(counts[composed].sum()),

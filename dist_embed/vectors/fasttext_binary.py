@@ -38,6 +38,8 @@ class FastTextBinary:
         uri: the file.
         width: D.
         words: what the model lists, in its order.
+        unreadable: how many of them are not UTF-8. Models that fastText's authors publish have a
+            few, and cannot be mended by hand; no word of a text is written like one.
 
     Raises:
         VectorFileError: no such model, one that is quantised, or one that ends too early.
@@ -47,7 +49,8 @@ class FastTextBinary:
         self.uri = uri
         self._file = open_stream(uri)
         with self._file:
-            self._at = 0
+            self._at = self._place = 0
+            self._data = b""
             self._header()
             self._dictionary()
             quantised = self._unpack("<?")[0]
@@ -135,12 +138,22 @@ class FastTextBinary:
 
     def _dictionary(self) -> None:
         size, num_words, _, _, num_pruned = self._unpack("<iiiqq")
-        self.words = WordList()
+        self.words, self.unreadable = WordList(), 0
         for number in range(size):
-            raw = self._until_zero(f"{self.uri}, entry {number + 1}")
+            where = f"{self.uri}, entry {number + 1}"
+            raw = self._until_zero(where)
             _, kind = self._unpack("<qb")
-            if kind == 0:  # not a label
-                self.words.append(decode_word(raw, f"{self.uri}, entry {number + 1}"))
+            if kind:  # a label
+                continue
+            try:
+                self.words.append(decode_word(raw, where))
+            except VectorFileError:
+                if not raw:
+                    raise
+                self.unreadable += 1
+                self.words.append(raw.decode(errors="backslashreplace"))
+        if self.unreadable and self.unreadable == len(self.words):
+            raise VectorFileError(f"{self.uri}: none of its words is valid UTF-8")
         if len(self.words) != num_words or num_words < 0:
             raise VectorFileError(
                 f"{self.uri}: promises {num_words:,} words, lists {len(self.words):,}"
@@ -176,9 +189,6 @@ class FastTextBinary:
     def _unpack(self, layout: str) -> tuple[int, ...]:
         data = self._take(struct.calcsize(layout))
         return struct.unpack(layout, data)
-
-    _data = b""
-    _place = 0
 
     def _take(self, count: int) -> bytes:
         if len(self._data) - self._place < count:

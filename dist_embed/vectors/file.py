@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dist_embed.config.errors import UserError
 
 Vectors = NDArray[np.float32]
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows' editors begin a text with it
 # Read at once; the memory of a stretch is a few times as much.
 BLOCK_BYTES = 4 * 2**20
 
@@ -73,17 +74,15 @@ class HeldStretch:
 
     Attributes:
         uri: the file, for messages.
-        origin: see `Stretch`.
+        origin: the number of the first entry, from 0.
         words: see `Stretch`.
         values: [n, D].
-        first: number of the first entry, from 1, for messages.
     """
 
     uri: str
     origin: int
     words: list[str]
     values: NDArray[np.floating]
-    first: int
 
     def vectors(self, chosen: Sequence[int]) -> Vectors:
         """See `Stretch.vectors`."""
@@ -92,8 +91,8 @@ class HeldStretch:
         if wrong.any():
             place = chosen[int(wrong.argmax())]
             raise VectorFileError(
-                f"{self.uri}, entry {self.first + place} ({self.words[place]!r}): a value is not "
-                "finite"
+                f"{self.uri}, entry {self.origin + place + 1} ({self.words[place]!r}): a value is "
+                "not finite"
             )
         return found
 

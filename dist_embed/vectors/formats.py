@@ -6,7 +6,7 @@ from typing import Literal
 
 from dist_embed.vectors.arrays import ArrayVectors, is_safetensors
 from dist_embed.vectors.fasttext_binary import MAGIC, FastTextBinary
-from dist_embed.vectors.file import VectorFile, VectorFileError
+from dist_embed.vectors.file import BYTE_ORDER_MARK, VectorFile, VectorFileError
 from dist_embed.vectors.stream import open_stream, read_up_to
 from dist_embed.vectors.text import TextVectors, parse_header
 from dist_embed.vectors.word2vec_binary import Word2VecBinary
@@ -46,7 +46,7 @@ def open_vectors(
 
 def detect_format(uri: str) -> Format:
     """The format of a file by its first bytes. Raises VectorFileError."""
-    with open_stream(uri) as file:
+    with open_stream(uri, read_ahead=False) as file:
         head = read_up_to(file, _LOOKED_AT, uri)
     if not head:
         raise VectorFileError(f"{uri}: is empty")
@@ -56,7 +56,7 @@ def detect_format(uri: str) -> Format:
         return "fasttext-bin"
     if is_safetensors(head):
         return "safetensors"
-    first, _, rest = head.partition(b"\n")
+    first, _, rest = head.removeprefix(BYTE_ORDER_MARK).partition(b"\n")
     if parse_header(first) is None:
         return "glove"
     return "word2vec" if _is_text(rest) else "word2vec-bin"

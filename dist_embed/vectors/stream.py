@@ -14,10 +14,16 @@ from dist_embed.storage.compressed import (
 from dist_embed.vectors.file import VectorFileError
 
 
-def open_stream(uri: str) -> IO[bytes]:
-    """What a file holds; can jump where it is not compressed. Raises VectorFileError."""
+def open_stream(uri: str, *, read_ahead: bool = True) -> IO[bytes]:
+    """What a file holds; can jump where it is not compressed. Raises VectorFileError.
+
+    Without ``read_ahead`` just what is asked for is fetched: for readers of large blocks that skip
+    others.
+    """
     try:
-        return open_decompressed(uri) if is_compressed(uri) else storage.open_file(uri)
+        if is_compressed(uri):
+            return open_decompressed(uri)
+        return storage.open_file(uri, read_ahead=read_ahead)
     except OPEN_ERRORS as exc:
         reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
         raise VectorFileError(f"cannot read {uri}: {reason}") from exc

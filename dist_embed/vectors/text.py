@@ -15,12 +15,20 @@ import pyarrow as pa
 from pyarrow import csv
 
 from dist_embed.storage.compressed import is_compressed
-from dist_embed.vectors.file import BLOCK_BYTES, VectorFileError, Vectors, decode_word
+from dist_embed.vectors.file import (
+    BLOCK_BYTES,
+    BYTE_ORDER_MARK,
+    VectorFileError,
+    Vectors,
+    decode_word,
+)
 from dist_embed.vectors.stream import open_stream, read_up_to
 
 # Lines from whose lengths the width is taken where no header tells it.
 _SAMPLE_LINES = 1000
 _SPACES = b" \t\r"
+# Read with a block, to have the end of its last line.
+_TAIL_BYTES = 2**16
 
 
 class TextVectors:
@@ -37,9 +45,10 @@ class TextVectors:
     def __init__(self, uri: str, *, has_header: bool) -> None:
         self.uri = uri
         self.num_stated: int | None = None
-        self._first_byte = 0
-        with open_stream(self.uri) as file:
+        with open_stream(self.uri, read_ahead=False) as file:
             head = read_up_to(file, BLOCK_BYTES, uri)
+        self._first_byte = len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0
+        head = head[self._first_byte :]
         if not head.strip():
             raise VectorFileError(f"{uri}: is empty")
         if has_header:
@@ -51,7 +60,7 @@ class TextVectors:
                     f"{first[:80].decode(errors='replace')!r}"
                 )
             self.num_stated, self.width = stated
-            self._first_byte = len(first) + len(end)
+            self._first_byte += len(first) + len(end)
         else:
             self.width = _usual_width(head, uri)
 
@@ -84,33 +93,33 @@ class TextVectors:
 
     def _own_blocks(self, part: int, num_parts: int) -> Iterator[tuple[int, bytes]]:
         """A line belongs to the block in which it begins."""
-        with open_stream(self.uri) as file:
+        with open_stream(self.uri, read_ahead=False) as file:
             size = file.seek(0, 2)
             for begin in range(part * BLOCK_BYTES, size, num_parts * BLOCK_BYTES):
+                # The byte before tells whether a line begins with the block.
                 before = 1 if begin else 0
                 file.seek(begin - before)
-                data = read_up_to(file, BLOCK_BYTES + before, self.uri)
-                # The byte before tells whether a line begins with the block.
-                skipped = data.find(b"\n") + 1 if before else 0
+                inside = before + BLOCK_BYTES
+                data = read_up_to(file, inside + _TAIL_BYTES, self.uri)
+                skipped = data.find(b"\n", 0, inside) + 1 if before else 0
                 if before and not skipped:
                     continue
-                while not data.endswith(b"\n") and (more := read_up_to(file, 2**16, self.uri)):
-                    end = more.find(b"\n") + 1
-                    data += more[: end or None]
-                    if end:
-                        break
-                if len(data) > skipped:
-                    yield begin - before + skipped, data[skipped:]
+                while not (end := data.find(b"\n", inside - 1) + 1) and (
+                    more := read_up_to(file, _TAIL_BYTES, self.uri)
+                ):
+                    data += more
+                if (end or len(data)) > skipped:
+                    yield begin - before + skipped, data[skipped : end or None]
 
     def _stretch(self, offset: int, block: bytes) -> _TextStretch:
         lines = block.split(b"\n")
-        if not lines[-1]:
-            lines.pop()
+        while lines and not lines[-1]:
+            lines.pop()  # what follows the last line's end, and empty lines behind it
         found = _TextStretch(self, offset)
         width, words, numbers = self.width, found.words, found.numbers
         for number, line in enumerate(lines):
             line = line.rstrip(_SPACES)
-            if line.count(b" ") == width:
+            if line.count(b" ") == width and b"\t" not in line:
                 word, _, rest = line.partition(b" ")
             else:
                 word, rest = self._unusual(line, offset, number)
@@ -220,7 +229,7 @@ def _parse(lines: list[bytes], width: int) -> Vectors:
 
 def _usual_width(head: bytes, uri: str) -> int:
     """The width that most of the first lines have, counting one field as the word."""
-    lines = head.split(b"\n")
+    lines = head.replace(b"\t", b" ").split(b"\n")
     if len(lines) > 1:
         lines.pop()  # may be cut, or is what follows the last line's end
     spaces = Counter(line.rstrip(_SPACES).count(b" ") for line in lines[:_SAMPLE_LINES])

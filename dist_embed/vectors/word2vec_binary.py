@@ -62,7 +62,7 @@ class Word2VecBinary:
                         words.append(decode_word(word.lstrip(b"\n"), where))
                         values[place] = np.frombuffer(vector, dtype="<f4")
                 if mine:
-                    yield HeldStretch(self.uri, first, words, values, first + 1)
+                    yield HeldStretch(self.uri, first, words, values)
             if data.rest().strip(b"\n"):
                 raise VectorFileError(
                     f"{self.uri}: the header promises {self.num_stated:,} vectors of width "

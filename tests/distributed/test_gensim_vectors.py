@@ -103,6 +103,28 @@ def test_fasttext_models_and_the_words_outside_them(
     assert len(np.unique(rows[wordless], axis=0)) == len(wordless)
 
 
+def test_words_of_a_model_that_are_not_utf8_are_passed_over_and_counted(
+    workers: WorkerPool, tmp_path: Path, sentences: Any, vocabulary: Tokenizer
+) -> None:
+    uri = tmp_path / "model.bin"
+    theirs = saved_model(uri, sentences, bucket=100)
+    spoiled = theirs.index_to_key[2]
+    word = spoiled.encode() + b"\0"
+    content = uri.read_bytes()
+    assert content.count(b"\0" + word) <= 1
+    uri.write_bytes(content.replace(word, b"\xba" + word[1:], 1))
+    rows, coverage = run(
+        workers, 2, str(uri), StartSettings(), vocabulary=vocabulary, width=WIDTH, block=200
+    )
+    words = words_of(vocabulary)
+    known = [word for word in words if word in theirs.key_to_index and word != spoiled]
+    for word in known:
+        np.testing.assert_allclose(rows[words[word]], theirs[word], rtol=1e-5, atol=1e-7)
+    assert sum(coverage.found_words.values()) == len(known)
+    assert (coverage.entries, coverage.unreadable) == (len(theirs.key_to_index), 1)
+    assert "; 1 words are not UTF-8)" in coverage.lines()[0]
+
+
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("project", ["pca", "random"])
 def test_a_fasttext_model_of_another_width(

@@ -289,9 +289,11 @@ def test_a_mistake_in_one_workers_part_is_raised_on_all(
         run(workers, num_workers, str(uri), StartSettings())
 
 
-@pytest.mark.parametrize("has_pieces", [True, False])
+@pytest.mark.parametrize(
+    ("has_pieces", "more"), [(True, []), (False, []), (False, ["▁▂▃▄ 9 9 9 9", "▁. 9 9 9 9"])]
+)
 def test_a_piece_inside_a_word_is_no_word(
-    workers: WorkerPool, tmp_path: Path, has_pieces: bool
+    workers: WorkerPool, tmp_path: Path, has_pieces: bool, more: list[str]
 ) -> None:
     texts = ["going going gone sing ring king " * 3] * 5
     pieces = Tokenizer.train(iter(texts), "bpe", vocab_size=30, min_count=1, lowercase=False)
@@ -303,7 +305,7 @@ def test_a_piece_inside_a_word_is_no_word(
     lines = [f"{token} 1 2 3 4" for token in inner]
     lines += [f"{mark}{token.removeprefix(SPACE)} 5 6 7 8" for token in begin]
     uri = tmp_path / "v.txt"
-    uri.write_text("\n".join(lines))
+    uri.write_text("\n".join(lines + more))
     rows, coverage = run(workers, 2, str(uri), StartSettings(missing="mean"), vocabulary=pieces)
     ids = {token: i for i, token in enumerate(pieces.tokens())}
     for token in begin:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dist_embed.train.run_folder import only_training
 from tests.integration.conftest import Command
 
 
@@ -315,6 +316,8 @@ def test_errors_of_use_of_a_run(
     assert "model.feed_forward: 16 there, 24 here" in different
     assert "train.learning_rate: 0.001 there, 0.01 here" in different
     assert "--force" in different
+    with only_training(str(tmp_path / "run")):
+        assert "another process is training in" in at_once("train", config)
     forced = dist_embed("train", config, "train.learning_rate=1e-2", "--force")
     assert "resuming from the checkpoint of step 2" in forced.stdout
     # --force takes new values, not another shape of the model.

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import jsonschema
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from pydantic import BaseModel
 
 from dist_embed.config.errors import ConfigError
 from dist_embed.config.load import (
@@ -163,6 +166,41 @@ def test_interpolation_follows_keys_and_the_environment(
     assert config.embedding.width == 32
 
 
+def choices(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key that is one of some words, with each of them."""
+    for name, field in model.model_fields.items():
+        for option in (field.annotation, *get_args(field.annotation)):
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                yield from choices(option, f"{prefix}{name}.")
+        if get_origin(field.annotation) is Literal:
+            yield from ((f"{prefix}{name}", value) for value in get_args(field.annotation))
+
+
+def test_the_configuration_in_the_readme_is_sound(tmp_path: Path) -> None:
+    (block,) = (ROOT / "README.md").read_text().split("```yaml\n")[1:]
+    config = loaded(tmp_path, block.split("```")[0])
+    assert config.model.output == "sampled"
+
+
+@pytest.mark.parametrize(("key", "value"), list(choices(Config)))
+def test_every_word_that_a_key_allows_can_be_written_plainly(
+    tmp_path: Path, key: str, value: str
+) -> None:
+    override = f"{key}={value}"
+    found: Any
+    try:
+        found = smallest(tmp_path, override)
+    except ConfigError as exc:
+        found = str(exc)
+    if isinstance(found, str):
+        # It does not go with this configuration's other values, but was read as the word it is.
+        assert "input should be" not in found
+        return
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
 @pytest.mark.parametrize("override", ["run.uri=${oc.env:NOT_SET_AT_ALL}/x", "run.uri=${no.such}"])
 def test_an_interpolation_without_value_names_key_and_reason(tmp_path: Path, override: str) -> None:
     message = refused(tmp_path, SMALLEST, override)
@@ -241,6 +279,13 @@ def test_a_malformed_override_is_quoted(tmp_path: Path, override: str) -> None:
         (["data.synthetic=null", "data.train.source=b"], ["data.train.target: missing"]),
         (["data.synthetic=null", "data.train.pairs=a", "data.test.target=b"],
          ["data.test.source: missing"]),
+        (["data.synthetic=null", "data.train.pairs=[]"], ["data.train.pairs: []", "one file"]),
+        (["data.synthetic=null", "data.train.source=[]", "data.train.target=b"],
+         ["data.train.source: []", "one file"]),
+        (["data.synthetic=null", "data.train.pairs=a", "train.translate_every=10"],
+         ["train.translate_every: 10", "data.validation"]),
+        (["search.candidates=3", "data.lexicon_translations=10"],
+         ["search.candidates: 3", "at least 4"]),
     ],
 )  # fmt: skip
 def test_impossible_combinations_name_both_sides(
@@ -262,6 +307,14 @@ def test_impossible_combinations_name_both_sides(
         ["embedding.memory=uvm_caching", "embedding.weights=fp16", "embedding.exchange=fp16"],
         ["data.synthetic=null", "data.train.pairs=a.tsv"],
         ["data.synthetic=null", "data.inflected.exponent=1.0"],
+        [
+            "data.synthetic=null",
+            "data.train.pairs=a",
+            "data.validation.pairs=b",
+            "train.translate_every=10",
+        ],
+        ["train.translate_every=10"],
+        ["search.candidates=4", "data.lexicon_translations=10"],
     ],
 )
 def test_possible_neighbours_of_impossible_combinations_load(
@@ -396,6 +449,12 @@ def test_non_finite_numbers_never_reach_a_run() -> None:
         values.setdefault(section, {})[key] = math.nan  # type: ignore[assignment]
         with pytest.raises(ConfigError, match=f"{section}.{key}: nan"):
             config_from_dict(values)
+
+
+def test_the_page_of_keys_is_that_of_the_schema() -> None:
+    path = ROOT / "docs" / "configuration.md"
+    command = "dist-embed config reference > docs/configuration.md"
+    assert path.read_text() == configuration_page(), f"write it again: {command}"
 
 
 def test_the_page_names_every_key_that_may_change_when_a_run_is_resumed() -> None:

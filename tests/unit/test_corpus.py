@@ -136,6 +136,18 @@ def test_a_short_tsv_row_is_named(tmp_path: Path) -> None:
     assert f"{path}, line 3: 1 columns, the header has 2" in message
 
 
+def test_a_long_tsv_row_is_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "x.tsv", "source\ttarget\na\tb\nI like\ttea .\tIch mag Tee .\n")
+    message = refused(ParallelText(pairs=(path,)))
+    assert f"{path}, line 3: 3 columns, the header has 2" in message
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl.gz", "x.PARQUET", "x"])
+def test_other_files_of_pairs_are_refused(tmp_path: Path, name: str) -> None:
+    path = put(tmp_path / name, "source,target\na,b\n")
+    assert f"{path}: a file of pairs ends in .tsv" in refused(ParallelText(pairs=(path,)))
+
+
 def test_parquet_columns_are_found_by_name(tmp_path: Path) -> None:
     source, target = zip(*PAIRS, strict=True)
     for number in (1, 2):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dist_embed.cli.main import main
 from dist_embed.config.errors import UserError
+from dist_embed.data.prepare import tokenizer_name
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.explore import table as table_module
 from dist_embed.explore.export import EXPORT_FORMATS, export_embeddings
@@ -25,6 +26,8 @@ from dist_embed.explore.map_page import map_page, projector_files
 from dist_embed.explore.nearest import analogy, neighbors
 from dist_embed.explore.similarity import similarity_agreement
 from dist_embed.explore.table import RunTable
+from dist_embed.observe.plot import without_letters
+from dist_embed.train.run_folder import read_run_config
 from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.write import Block, write_vectors
@@ -139,6 +142,15 @@ def test_agreement_with_judgements_is_spearmans(
                   for (a, b), value in zip(pairs, judged, strict=True))
     )  # fmt: skip
     assert similarity_agreement(RunTable(run, "source"), str(uri)).spearman == found.spearman
+    # WordSim-353's own headers have numbers, as words and as names of columns.
+    for header in ("s1 1,s2 2,Human (mean)", "s1 1,s2 2,Human (mean),1,2,3"):
+        uri.write_text(
+            f"{header}\n"
+            + "".join(f"s{a},s{b},{value},7,8,9\n"
+                      for (a, b), value in zip(pairs, judged, strict=True))
+        )  # fmt: skip
+        again = similarity_agreement(RunTable(run, "source"), str(uri))
+        assert (again.spearman, again.pairs, again.unknown) == (found.spearman, 40, 0)
     uri.write_text("s1 s2 3\ns2 s3\n")
     with pytest.raises(UserError, match="line 2: expected two words and a number"):
         similarity_agreement(RunTable(run, "source"), str(uri))
@@ -299,14 +311,40 @@ def test_a_map_is_drawn(tmp_path: Path) -> None:
     assert [word for word in words if f">{word}<" in text] == [words[0], words[29]]
 
 
+def test_words_that_a_picture_cannot_show_are_told() -> None:
+    assert without_letters(["house", "東京", "naïve", "хлеб", "हिन्दी"]) == ["東京", "हिन्दी"]
+
+
+def test_counts_of_other_data_are_not_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_embed.cli.main.quiet_screen", lambda: None)
+    tokenizer = word_tokenizer(["a", "b", "c", "d"])
+    run = small_run(tmp_path, dict.fromkeys(("source", "target"), tokenizer),
+                    {"shared": torch.randn(8, 4)}, share="all")  # fmt: skip
+    data = Path(read_run_config(run).data.uri)
+    data.mkdir(exist_ok=True)
+    for side in ("source", "target"):
+        (data / tokenizer_name(side)).write_text(word_tokenizer(["a", "b"]).to_json())
+    for words in (
+        ["embeddings", "export", run, str(tmp_path / "v.parquet"), "--format", "parquet"],
+        ["embeddings", "projector", run, str(tmp_path / "p")],
+    ):
+        assert main(words) == 2
+        assert "another source vocabulary" in capsys.readouterr().err
+    assert not (tmp_path / "v.parquet").exists()
+    words = ["embeddings", "export", run, str(tmp_path / "v.txt"), "--format", "word2vec"]
+    assert main(words) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["neighbors", "RUN", "s1", "--count", "0"], "--count: 0 is not allowed"),
         (["neighbors", "RUN", "unheard"], "'unheard' is not in the source vocabulary"),
         (["analogy", "RUN", "s1", "s2", "unheard"], "'unheard' is not in"),
-        (["embeddings", "plot", "RUN", "map.pdf"], "ends in .png, .svg, .html"),
-        (["embeddings", "plot", "RUN", "none/map.png"], "folder none is not there"),
+        (["embeddings", "plot", "RUN", "map.pdf"], "ends in .svg or .png or .html"),
+        (["embeddings", "plot", "RUN", "none/map.png"], "folder none does not exist"),
         (["embeddings", "plot", "RUN", "map.png", "--count", "3"], "at least 4"),
         (["embeddings", "similarity", "RUN", "no.txt"], "cannot read no.txt"),
         (["export", "RUN", "none/model"], "the folder none is not there"),

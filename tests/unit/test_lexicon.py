@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from dist_embed.config.errors import UserError
+from dist_embed.data import lexicon as lexicon_module
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon, log_likelihood_ratio
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
 
@@ -88,6 +90,20 @@ def test_the_ratio_is_dunnings() -> None:
     assert found[0] > 20
     assert found[1] < 0  # less often than by chance
     assert abs(found[2]) < 1e-9  # exactly as often
+
+
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, _ = prepared(tmp_path)
+    with pytest.raises(OSError, match="No space left") as full:
+        lexicon_module._save(Path("/dev/full"), np.arange(9))
+    assert full.value.errno == errno.ENOSPC
+
+    def failing(*_: object) -> None:
+        raise full.value
+
+    monkeypatch.setattr(lexicon_module, "_save", failing)
+    with pytest.raises(UserError, match=r"no space is left for .*lexicon.*TMPDIR"):
+        learn(tmp_path, data)
 
 
 @pytest.mark.parametrize(("processes", "block_pairs"), [(1, 10**6), (2, 40), (1, 200)])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,15 @@ def test_what_was_prepared_stays_where_new_texts_cannot_be_read(
     with pytest.raises(UserError, match=r"gone\.txt"):
         prepare(tmp_path / "data", {**prepared.corpora, "validation": gone}, num_processes=1)
     assert files_below(tmp_path / "data") == before
+
+
+def test_nothing_of_an_earlier_preparation_stays(prepared: Prepared, tmp_path: Path) -> None:
+    prepare(tmp_path / "data", prepared.corpora, num_processes=1)
+    few = {"train": replace(prepared.corpora["train"], limit=SHARD_SENTENCES)}
+    data = prepare(tmp_path / "data", few, num_processes=1)
+    listed = {shard.name for split in data.splits.values() for shard in split.shards}
+    there = {name for name in files_below(tmp_path / "data") if "shard-" in name}
+    assert there == listed == {"train/shard-00000.parquet"}
 
 
 def test_preparing_pieces_again_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -15,7 +15,12 @@ from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.storage import uri as storage
-from dist_embed.train.run_folder import check_run_folder, read_run_config, write_run_folder
+from dist_embed.train.run_folder import (
+    check_run_folder,
+    only_training,
+    read_run_config,
+    write_run_folder,
+)
 from tests.unit.small_corpus import Prepared
 
 BASE = """
@@ -24,6 +29,19 @@ data:
   synthetic: {sentences: 30, held_out: 4, nouns: 6, verbs: 3, adjectives: 3}
 train: {max_steps: 5}
 """
+
+
+def test_one_training_at_a_time_in_a_local_folder(tmp_path: Path) -> None:
+    uri = str(tmp_path / "run")
+    with (
+        only_training(uri),
+        only_training(str(tmp_path / "other")),
+        pytest.raises(UserError, match=f"another process is training in {uri}"),
+        only_training(uri),
+    ):
+        pass
+    with only_training(uri), only_training("memory://run"), only_training("memory://run"):
+        pass
 
 
 def open_run(config: Config, *, force: bool) -> None:

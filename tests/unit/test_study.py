@@ -31,6 +31,7 @@ from dist_embed.study.plan import (
     combinations,
     load_study,
     overrides_of,
+    study_keys_page,
 )
 from dist_embed.study.report import (
     Summary,
@@ -283,6 +284,23 @@ def test_the_plot_has_a_line_for_each_level(tmp_path: Path) -> None:
         assert f">{word}<" in text
 
 
+def test_levels_without_a_place_stand_side_by_side(tmp_path: Path) -> None:
+    plot = {"x": "start", "label": "start", "measure": "bleu", "lines": "pairs"}
+    found = load_study(written(tmp_path, plot=plot))
+    assert isinstance(found, TrainingStudy)
+    path = tmp_path / "x.svg"
+    draw_study(found, OUTCOMES, str(path))
+    text = path.read_text()
+    for word in ("random", "vectors", "1 k", "5 k", "test BLEU"):
+        assert f">{word}<" in text
+
+
+def test_the_page_of_keys_is_that_of_the_study() -> None:
+    path = ROOT / "docs" / "studies" / "keys.md"
+    command = "dist-embed config reference --study > docs/studies/keys.md"
+    assert path.read_text() == study_keys_page(), f"write it again: {command}"
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -302,7 +320,12 @@ def test_the_plot_has_a_line_for_each_level(tmp_path: Path) -> None:
          r"plot\.measure: steps_to_reference needs `reference`"),
         ({"reference": {"factor": "start", "level": "x"}}, "reference: there is no 'start' 'x'"),
         ({"plot": STUDY["plot"] | {"x": "no"}}, "plot: there is no factor 'no'"),
-        ({"plot": STUDY["plot"] | {"x": "start"}}, "every level of 'start' needs `x`"),
+        ({"plot": STUDY["plot"] | {"x": "start", "lines": "pairs"}},
+         "plot: 'random' of 'start' needs `x`"),
+        ({"factors": [STUDY["factors"][0], {"name": "start", "levels": [
+            {"name": "random", "x": 1}, {"name": "vectors"}]}],
+          "plot": {"x": "start", "label": "s", "measure": "bleu", "lines": "pairs"}},
+         "plot: 'vectors' of 'start' needs `x`"),
         ({"expectations": [STUDY["expectations"][0] | {"better": {"pairs": "1 k"}}]},
          "no level of start"),
         ({"factors": [{"name": "a", "levels": [{"name": "x"}, {"name": "x"}]}]}, "two levels"),

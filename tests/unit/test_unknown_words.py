@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from dist_embed.data.tokenizer import UNKNOWN, Tokenizer
 from dist_embed.model.transformer import DecoderLayer, Transformer
@@ -107,12 +108,17 @@ def test_unknown_words_become_what_they_look_at(batch_sentences: int, lexicon: b
     answers = [
         [die[0], UNKNOWN, sah[0], UNKNOWN, comma[1], UNKNOWN], [UNKNOWN], die, [UNKNOWN],
     ]  # fmt: skip
+    asked: list[list[int]] = []
+
+    def translations(ids: NDArray[np.int64], most: int) -> dict[int, NDArray[np.int32]]:
+        asked.append(ids.tolist())
+        return {cat: np.array([katze], np.int32)} if cat in ids and most == 1 else {}
+
     replaced = UnknownWords(
         LooksAt({6: [0, 1, 2, 3, 4, 5], 1: [0]}), NoRows(),
-        {"source": source, "target": target},
-        (lambda ids, most: {cat: np.array([katze], np.int32)} if cat in ids and most == 1 else {})
-        if lexicon else None,
-        batch_sentences,
+        {"source": source, "target": target}, translations if lexicon else None, batch_sentences,
     ).texts(texts, sources, answers)  # fmt: skip
+    # The lexicon's files are read once, for the sentences with an unknown word.
+    assert asked == ([[*sources[0], *sources[1]]] if lexicon else [])
     animal = "Katze" if lexicon else "cat"
     assert replaced == [f"die {animal} sah Xu, Yo", animal, "die", "<unk>"]

@@ -5,13 +5,14 @@ import io
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
 import pytest
 import torch
 import zstandard
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -196,6 +197,82 @@ def test_any_url_that_fsspec_knows_is_read() -> None:
         np.testing.assert_array_equal(found, vectors)
 
 
+class CountedFile(AbstractBufferedFile):  # type: ignore[misc]
+    """A file of a store, read through fsspec's cache; as much read ahead as s3fs does, scaled."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        self.fs.fetched += min(end, self.size) - start
+        return bytes(self.fs.files[self.path][start:end])
+
+
+class CountedStore(AbstractFileSystem):  # type: ignore[misc]
+    """A store that counts the bytes fetched from it."""
+
+    protocol = "counted"
+    files: ClassVar[dict[str, bytes]] = {}
+    fetched = 0
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        return {"name": path, "size": len(self.files[path]), "type": "file"}
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> CountedFile:
+        options["block_size"] = 50 * 2**10
+        return CountedFile(self, path, mode, **options)
+
+
+@pytest.mark.parametrize("name", ["v.txt", "v.npy"])
+def test_all_workers_together_fetch_a_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for module in (text, arrays):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 4 * 2**10)
+    monkeypatch.setattr(text, "_TAIL_BYTES", 64)
+    fsspec.register_implementation("counted", CountedStore, clobber=True)
+    store = fsspec.filesystem("counted")
+    vectors, words = vectors_of(20_000, 4), [f"w{n}" for n in range(20_000)]
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    store.files |= {"v.txt": as_text(words, vectors), "v.npy": buffer.getvalue()}
+    listed = saved(tmp_path, "words", "\n".join(words).encode()) if name == "v.npy" else None
+    file = open_vectors(f"counted://{name}", None, words=listed)
+    assert not isinstance(file, FastTextBinary)
+    store.fetched = 0
+    found_words, found = read(file, 8)
+    assert found_words == words
+    np.testing.assert_array_equal(found, vectors)
+    assert store.fetched <= 1.1 * len(store.files[name])
+
+
+@pytest.mark.parametrize("header", [b"", b"2 3\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n\n"])
+@pytest.mark.parametrize("first", [b"a 1 2 3", b"a\t1\t2\t3", b"a\t1 2 3"])
+def test_marks_tabs_and_empty_lines_at_the_end_do_not_matter(
+    tmp_path: Path, header: bytes, mark: bytes, end: bytes, first: bytes
+) -> None:
+    second = first.replace(b"a", b"b").replace(b"1", b"4")
+    uri = saved(tmp_path, "v.txt", mark + header + first + b"\n" + second + end)
+    file = open_vectors(uri, None)
+    assert not isinstance(file, FastTextBinary)
+    words, found = read(file, 2)
+    assert words == ["a", "b"]
+    assert found.tolist() == [[1, 2, 3], [4, 2, 3]]
+    np.save(tmp_path / "v.npy", found)
+    listed = saved(tmp_path, "words.txt", mark + b"a\nb" + end)
+    file = open_vectors(str(tmp_path / "v.npy"), None, words=listed)
+    assert not isinstance(file, FastTextBinary)
+    assert read(file)[0] == ["a", "b"]
+
+
+def test_tabs_behind_a_word_with_spaces(tmp_path: Path) -> None:
+    uri = saved(tmp_path, "v.txt", b"house\t1 2\nNew York\t3 4\nthe\t5 6\n")
+    file = open_vectors(uri, "glove")
+    assert not isinstance(file, FastTextBinary)
+    words, found = read(file)
+    assert words == ["house", "New York", "the"]
+    assert found.tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
 VECTORS = vectors_of(3, 4)
 GOOD = as_text(["a", "b", "c"], VECTORS, header=True)
 
@@ -211,6 +288,7 @@ GOOD = as_text(["a", "b", "c"], VECTORS, header=True)
         ("n.txt", b"a 1.5 2.5\nb 3.5 4 5\nc 4 5\n", "line 2: 3 numbers, the width is 2"),
         ("n.txt", b"a 1 2\nb 3 4 5\nc 4 5\n", "line 2: 3 numbers, the width is 2"),
         ("n.txt", b"a 1 2\nb\nc 4 5\n", "line 2: 0 numbers"),
+        ("n.txt", b"a 1 2\n\nc 4 5\n", "line 2: 0 numbers"),
         ("n.txt", b"a 1 2\nb 3 x\nc 4 5\n", r"line 2 \('b'\): 'x' is not a number"),
         ("n.txt", b"a 1 2\nb 3 nan\nc 4 5\n", r"line 2 \('b'\): 'nan' is not finite"),
         ("n.txt", b"a 1 2\nb 3 4\nc -inf 5\n", r"line 3 \('c'\): '-inf' is not finite"),
@@ -254,6 +332,11 @@ def test_a_matrix_and_its_words_must_fit(tmp_path: Path) -> None:
     np.save(uri, vectors_of(3, 4))
     few = saved(tmp_path, "few.txt", b"a\nb\n")
     many = saved(tmp_path, "many.txt", b"a\nb\nc\nd\n")
+    empty = saved(tmp_path, "empty.txt", b"a\n\nc\n")
+    file = open_vectors(uri, None, words=empty)
+    assert not isinstance(file, FastTextBinary)
+    with pytest.raises(VectorFileError, match=r"empty\.txt, line 2: is empty, not a word"):
+        read(file)
     file = open_vectors(uri, None, words=few)
     assert not isinstance(file, FastTextBinary)
     with pytest.raises(VectorFileError, match=r"few\.txt: 2 words for the 3 rows of .*v\.npy"):

@@ -1,0 +1,34 @@
+"""A folder for temporary files, whose full disk is told as one."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dist_embed.config.errors import UserError
+
+
+@contextmanager
+def scratch_folder(prefix: str, what: str) -> Iterator[str]:
+    """A new folder for the length of a ``with`` block.
+
+    Args:
+        prefix: its name begins so.
+        what: is done there, for the message.
+
+    Raises:
+        UserError: it is full. What writes there must raise OSErrors with a number, as plain files
+            do and ``np.save`` does not.
+    """
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+        try:
+            yield folder
+        except OSError as exc:
+            if exc.errno != errno.ENOSPC:
+                raise
+            raise UserError(
+                f"no space is left for {folder}, where {what}; the environment variable TMPDIR "
+                "chooses the folder of temporary files"
+            ) from exc
