@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+from hypothesis import settings
 
-# Two local clusters of Ray disturb each other.
-USES_RAY = ("test_ray.py", "test_ray_kill.py", "test_quickstart.py")
+# No limit of time for an example, on a busy machine; the same examples in every run.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes (``-n``), those of a file stay together: they share
-    servers and workers, and whole commands are slow beside each other.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group"):
-            continue
-        group = "ray" if item.path.name in USES_RAY else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.fixture
+def ray_alone() -> Iterator[None]:
+    """To be used by tests that start a Ray: two clusters on one machine disturb each other."""
+    path = Path(tempfile.gettempdir()) / f"dist_embed-tests-ray-{os.getuid()}.lock"
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import nullcontext
 
 from dist_embed.cli import bench, checkpoint, compare, config, data, embeddings, run, study
+from dist_embed.cluster.work import under_torchrun
 from dist_embed.config.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe.quiet import quiet_environment, quiet_screen
 from dist_embed.parallel.stop import exit_on_sigterm
@@ -38,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     quiet_environment()
     quiet_screen()
     try:
-        with exit_on_sigterm():
+        # torchrun waits for workers that it asks to end, and a worker that waits for others in
+        # native code would not hear the signal.
+        with nullcontext() if under_torchrun() else exit_on_sigterm():
             arguments.call(arguments)
     except (UserError, StorageError) as exc:
         print(f"dist-embed: {exc}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -216,6 +217,7 @@ def _connected(address: str | None, num_workers: int) -> Iterator[None]:
             f"listens there within {CONNECT_SECONDS:.0f} s"
         )
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if where:
             ray.init(address=where, **quiet)
@@ -228,6 +230,8 @@ def _connected(address: str | None, num_workers: int) -> Iterator[None]:
     for name in ("ray", "ray.train", "ray.data", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place
         yield
     finally:
         ray.shutdown()

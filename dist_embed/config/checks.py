@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from dist_embed.config.cuda_only import problems_without_cuda
 from dist_embed.config.errors import ConfigError
@@ -14,9 +14,28 @@ LEAST_CANDIDATES = 4
 
 def check(config: Config) -> None:
     """Raise `ConfigError` with every impossible combination, one a line."""
-    problems = list(_problems(config))
-    if problems:
-        raise ConfigError("\n".join(problems))
+    _raise(_problems(config))
+
+
+def check_written(config: Config) -> None:
+    """The same for what a user has just written, and what would do nothing."""
+    _raise([*_problems(config), *_without_effect(config)])
+
+
+def _raise(problems: Iterable[str]) -> None:
+    found = list(problems)
+    if found:
+        raise ConfigError("\n".join(found))
+
+
+def _without_effect(config: Config) -> Iterator[str]:
+    """What runs that there are may have: they can be used all the same."""
+    data, every = config.data, config.train.translate_every
+    if every and not (data.validation or data.synthetic or data.inflected):
+        yield (
+            f"train.translate_every: {every} is not allowed without data.validation, which it "
+            "translates; set it to 0"
+        )
 
 
 def _problems(config: Config) -> Iterator[str]:
@@ -49,11 +68,6 @@ def _problems(config: Config) -> Iterator[str]:
         yield (
             "checkpoint.low_memory: true is not allowed with checkpoint.asynchronous=true, which "
             "copies the tables; set checkpoint.asynchronous=false"
-        )
-    if config.train.translate_every and not (data.validation or data.synthetic or data.inflected):
-        yield (
-            f"train.translate_every: {config.train.translate_every} is not allowed without "
-            "data.validation, which it translates; set it to 0"
         )
     yield from _word_problems(config)
     yield from _table_problems(config)

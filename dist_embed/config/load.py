@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from dist_embed.config.checks import check
+from dist_embed.config.checks import check, check_written
 from dist_embed.config.errors import ConfigError
 from dist_embed.config.schema import Config
 from dist_embed.storage import uri as storage
@@ -36,12 +36,23 @@ def load_config(path: str, overrides: list[str] | None = None) -> Config:
         loaded = None
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of sections")
-    return _build(loaded, overrides or [], path)
+    config = _build(loaded, overrides or [], path)
+    check_written(config)
+    return config
 
 
-def config_from_dict(values: dict[str, Any], origin: str = "configuration") -> Config:
-    """A checked configuration from plain values, as `config_to_yaml` wrote them."""
-    return _build(OmegaConf.create(values), [], origin)
+def config_from_dict(
+    values: dict[str, Any], origin: str = "configuration", *, combinations: bool = True
+) -> Config:
+    """A checked configuration from plain values, as `config_to_yaml` wrote them.
+
+    Without ``combinations`` each value is checked by itself alone: a later version may refuse what
+    a run was trained with, and the run is there all the same.
+    """
+    config = _build(OmegaConf.create(values), [], origin)
+    if combinations:
+        check(config)
+    return config
 
 
 def config_to_yaml(config: Config) -> str:
@@ -85,11 +96,9 @@ def _build(loaded: DictConfig, overrides: list[str], origin: str) -> Config:
         reason = str(exc).split("\n")[0]
         raise ConfigError(f"{origin}: {exc.full_key or '?'}: {reason}") from exc
     try:
-        config = Config.model_validate(values)
+        return Config.model_validate(values)
     except ValidationError as exc:
         raise ConfigError("\n".join(_explain(error, origin) for error in exc.errors())) from None
-    check(config)
-    return config
 
 
 def _add_interpolated_defaults(loaded: DictConfig) -> None:

@@ -37,7 +37,7 @@ class RunSection(Section):
 
     uri: str = Field(min_length=1, description="Folder or fsspec URL that holds the whole run.")
     seed: int = Field(
-        1, ge=0, lt=2**63, description="Decides initial values, batch order and dropout."
+        1, ge=0, lt=2**64, description="Decides initial values, batch order and dropout."
     )
 
 

@@ -56,15 +56,10 @@ def _all_pairs(corpus: ParallelText) -> Iterator[Pair]:
     if corpus.pairs:
         for uri in _expand(corpus.pairs):
             name = uri.removesuffix(".gz").removesuffix(".zst")
-            if name.endswith(".parquet"):
+            if name.lower().endswith(".parquet"):
                 yield from _parquet_pairs(uri, corpus.columns)
-            elif name.endswith(".tsv"):
-                yield from _tsv_pairs(uri, corpus.columns)
             else:
-                raise CorpusError(
-                    f"{uri}: a file of pairs ends in .tsv (with a header) or .parquet, and may be "
-                    "compressed (.gz, .zst)"
-                )
+                yield from _tsv_pairs(uri, corpus.columns)
         return
     sources, targets = _expand(corpus.source), _expand(corpus.target)
     if len(sources) != len(targets):
@@ -143,6 +138,12 @@ def _aligned_lines(source: str, target: str) -> Iterator[Pair]:
 def _tsv_pairs(uri: str, columns: tuple[str, str]) -> Iterator[Pair]:
     rows = (line.split("\t") for line in read_lines(uri))
     header = next(rows, [])
+    if len(header) == 1:
+        raise CorpusError(
+            f"{uri}, line 1: expected names of columns with tabs between them, among them "
+            f"{columns[0]!r} and {columns[1]!r}, found {header[0][:80]!r}; other files of pairs "
+            "end in .parquet"
+        )
     places = [_column(uri, header, name) for name in columns]
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):

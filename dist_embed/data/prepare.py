@@ -91,9 +91,9 @@ def _remove_shards_of_before(data_uri: str, data: PreparedData) -> None:
     """What an earlier preparation left in the folder, with the texts that it stored."""
     kept = {shard.name for split in data.splits.values() for shard in split.shards}
     for split in _SPLITS:
-        for uri in storage.glob(storage.join(data_uri, split, "shard-*.parquet")):
-            if f"{split}/{uri.rsplit('/', 1)[-1]}" not in kept:
-                storage.remove(uri)
+        for name in storage.names_in(storage.join(data_uri, split)):
+            if name.startswith("shard-") and f"{split}/{name}" not in kept:
+                storage.remove(storage.join(data_uri, split, name))
 
 
 def tokenizer_name(side: str) -> str:

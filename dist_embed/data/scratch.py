@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dist_embed.config.errors import UserError
+
+_FULL_BYTES = 2**26  # less is left of a full disk: no more is written at once
 
 
 @contextmanager
@@ -19,14 +22,15 @@ def scratch_folder(prefix: str, what: str) -> Iterator[str]:
         what: is done there, for the message.
 
     Raises:
-        UserError: it is full. What writes there must raise OSErrors with a number, as plain files
-            do and ``np.save`` does not.
+        UserError: its disk is full. What writes there must raise OSErrors with a number, as plain
+            files do and ``np.save`` does not.
     """
     with tempfile.TemporaryDirectory(prefix=prefix) as folder:
         try:
             yield folder
         except OSError as exc:
-            if exc.errno != errno.ENOSPC:
+            # Another disk that is written to meanwhile may be the full one.
+            if exc.errno != errno.ENOSPC or shutil.disk_usage(folder).free > _FULL_BYTES:
                 raise
             raise UserError(
                 f"no space is left for {folder}, where {what}; the environment variable TMPDIR "

@@ -11,7 +11,7 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import read_lines
 from dist_embed.explore.table import RunTable
 
-_BLANKS, _SIGNS = re.compile(r"\s+"), re.compile(r"[,;]")
+_SEPARATORS = [re.compile(signs) for signs in ("\t", "[,;]", r"[\s,;]+")]
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
     Args:
         table: the table.
         uri: lines of two words and a judgement, separated by tabs, else by commas or semicolons,
-            else by blanks, as WordSim-353 and SimLex-999 have them. The judgement is the first
-            column behind the words that is a number in the second line; if it is none in the
-            first, that is a header. Lines that begin with ``#`` are passed over.
+            else by any of these or blanks, as WordSim-353 and SimLex-999 have them. The judgement
+            is the first column behind the words that is a number in the second line; if it is none
+            in the first, that is a header. Lines that begin with ``#`` are passed over.
 
     Raises:
         UserError: the file cannot be read, or fewer than two of its pairs are known.
@@ -77,11 +77,12 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
 
 
 def _fields(line: str) -> list[str]:
-    if "\t" in line:
-        found = line.split("\t")
-    else:
-        found = (_SIGNS if _SIGNS.search(line) else _BLANKS).split(line.strip())
-    return [field.strip() for field in found]
+    found: list[str] = []
+    for separators in _SEPARATORS:
+        found = [field for text in separators.split(line) if (field := text.strip())]
+        if len(found) > 2:
+            break
+    return found
 
 
 def _number(text: str) -> float | None:

@@ -9,7 +9,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -108,10 +108,14 @@ def open_file(uri: str, mode: str = "rb", *, read_ahead: bool = True) -> IO[byte
     With ``read_ahead`` a store's client fetches more than was asked for, s3fs 50 MiB more.
     """
     fs, path = filesystem(uri)
-    options = {} if read_ahead or isinstance(fs, LocalFileSystem) else {"cache_type": "none"}
     if "w" in mode and isinstance(fs, LocalFileSystem):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handle: IO[bytes] = _called(fs, "open", uri, lambda: fs.open(path, mode, **options))
+    handle: IO[bytes]
+    if not (read_ahead or isinstance(fs, LocalFileSystem)):
+        with suppress(TypeError):  # not all file systems have a cache that can be chosen
+            handle = _called(fs, "open", uri, lambda: fs.open(path, mode, cache_type="none"))
+            return handle
+    handle = _called(fs, "open", uri, lambda: fs.open(path, mode))
     return handle
 
 
@@ -184,6 +188,21 @@ def glob(uri: str) -> list[str]:
         return [uri]
     local = isinstance(fs, LocalFileSystem)
     return sorted(found if local else str(fs.unstrip_protocol(found)) for found in fs.glob(path))
+
+
+def names_in(uri: str) -> list[str]:
+    """The names of what lies in a folder, sorted; none where there is no such folder."""
+    fs, path = filesystem(uri)
+
+    def look() -> list[str]:
+        fs.invalidate_cache()
+        try:
+            found = fs.ls(path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
+
+    return _called(fs, "list", uri, look)
 
 
 def remove(uri: str) -> None:

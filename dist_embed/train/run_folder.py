@@ -153,4 +153,4 @@ def read_run_config(run_uri: str) -> Config:
         raise UserError(f"no run in {run_uri!r}: {uri} does not exist") from None
     except (yaml.YAMLError, KeyError, TypeError, AttributeError) as exc:
         raise UserError(f"{uri} is not a run's configuration: {exc!r}") from exc
-    return config_from_dict(values, uri)
+    return config_from_dict(values, uri, combinations=False)

@@ -84,7 +84,8 @@ class ArrayVectors:
             open_stream(self.uri, read_ahead=False) as file,
         ):
             passed = 0
-            while lines := list(islice(_lines(list_file, self._words_uri), group)):
+            all_lines = _lines(list_file, self._words_uri)
+            while lines := list(islice(all_lines, group)):
                 if first + len(lines) > matrix.num_rows:
                     raise VectorFileError(
                         f"{self._words_uri}: more words than the {matrix.num_rows:,} rows of "

@@ -6,6 +6,7 @@ width; GloVe writes none, and its words may contain spaces.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -112,13 +113,13 @@ class TextVectors:
                     yield begin - before + skipped, data[skipped : end or None]
 
     def _stretch(self, offset: int, block: bytes) -> _TextStretch:
-        lines = block.split(b"\n")
-        while lines and not lines[-1]:
-            lines.pop()  # what follows the last line's end, and empty lines behind it
         found = _TextStretch(self, offset)
         width, words, numbers = self.width, found.words, found.numbers
-        for number, line in enumerate(lines):
+        for number, line in enumerate(block.split(b"\n")):
             line = line.rstrip(_SPACES)
+            if not line:  # also what follows the last line's end
+                found.empty.append(len(words))
+                continue
             if line.count(b" ") == width and b"\t" not in line:
                 word, _, rest = line.partition(b" ")
             else:
@@ -129,7 +130,7 @@ class TextVectors:
                 words.append(decode_word(word, self._place(offset, number)))
             numbers.append(rest)
         if "" in words:
-            decode_word(b"", self._place(offset, words.index("")))
+            decode_word(b"", found.place(words.index("")))
         return found
 
     def _unusual(self, line: bytes, offset: int, number: int) -> tuple[bytes, bytes]:
@@ -167,12 +168,17 @@ class TextVectors:
 
 @dataclass
 class _TextStretch:
-    """Lines, split but not parsed: only the numbers of chosen words are."""
+    """Lines, split but not parsed: only the numbers of chosen words are. No empty ones."""
 
     file: TextVectors
     origin: int  # a line is longer than a byte, so line i of it may have origin + i
     words: list[str] = field(default_factory=list)
     numbers: list[bytes] = field(default_factory=list)
+    empty: list[int] = field(default_factory=list)  # how many words stand before each empty line
+
+    def place(self, entry: int) -> str:
+        """File and line of an entry, for messages."""
+        return self.file._place(self.origin, entry + bisect_right(self.empty, entry))
 
     def vectors(self, chosen: Sequence[int]) -> Vectors:
         """See `Stretch.vectors`."""
@@ -195,9 +201,8 @@ class _TextStretch:
                     problem = "is not finite"
                 except pa.ArrowInvalid:
                     pass
-                where = self.file._place(self.origin, place)
                 return VectorFileError(
-                    f"{where} ({self.words[place]!r}): "
+                    f"{self.place(place)} ({self.words[place]!r}): "
                     f"{text[:40].decode(errors='replace')!r} {problem}"
                 )
         return VectorFileError(f"{self.file.uri}: cannot be parsed near byte {self.origin}")
@@ -232,11 +237,12 @@ def _usual_width(head: bytes, uri: str) -> int:
     lines = head.replace(b"\t", b" ").split(b"\n")
     if len(lines) > 1:
         lines.pop()  # may be cut, or is what follows the last line's end
-    spaces = Counter(line.rstrip(_SPACES).count(b" ") for line in lines[:_SAMPLE_LINES])
+    lines = [text for line in lines[:_SAMPLE_LINES] if (text := line.rstrip(_SPACES))] or [head]
+    spaces = Counter(line.count(b" ") for line in lines)
     width = spaces.most_common(1)[0][0]
     if not width:
         raise VectorFileError(
-            f"{uri}, line 1: expected a word and numbers, found "
+            f"{uri}: expected lines of a word and numbers, found "
             f"{lines[0][:80].decode(errors='replace')!r}"
         )
     return width

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import queue
 import traceback
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from dist_embed.parallel.group import Group
+from tests.forks import forking
 
 TIMEOUT_SECONDS = 90.0
 
@@ -26,8 +26,7 @@ class WorkerPool:
 
     def __init__(self) -> None:
         # Forked from a server that has imported everything: a start costs a fraction of a second.
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["tests.distributed.tiny", "dist_embed.train.worker"])
+        self._context = forking()
         self._start()
 
     def _start(self) -> None:

@@ -43,6 +43,20 @@ def test_two_equal_runs_are_equal_bit_for_bit(workers: WorkerPool) -> None:
                 assert torch.equal(value, second[rank][1][name][2][key])
 
 
+def losses_in(group: Group, dtype: torch.dtype, steps: list[Pairs]) -> list[float]:
+    sharded = Sharded(Tiny(), group, dtype)
+    return [sharded.step(number, pairs).loss for number, pairs in enumerate(steps, start=1)]
+
+
+def test_bfloat16_steps_come_close_to_float32(workers: WorkerPool) -> None:
+    steps = [random_pairs(30, seed, 23, 31) for seed in range(5)]
+    exact, rounded = (
+        workers.run(2, losses_in, dtype, steps)[0] for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert rounded == pytest.approx(exact, rel=2e-2)
+    assert rounded != exact
+
+
 def gradient_norms(group: Group, tiny: Tiny, steps: list[Pairs]) -> list[float | None]:
     sharded = Sharded(tiny, group)
     return [sharded.step(n, pairs).gradient_norm for n, pairs in enumerate(steps, start=1)]

@@ -19,6 +19,7 @@ from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Tier, Weights
 from dist_embed.embedding.tables import lies_in_host_memory
 from dist_embed.model.logit_tiles import LogitTiles
+from dist_embed.model.next_words import ExactWords
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.model.search import Searcher, SearchSettings
 from dist_embed.parallel.group import Group
@@ -289,8 +290,9 @@ def check_search(sharded: Sharded) -> None:
         one.lookup.after_writing()
         one.transformer.eval()
         searcher = Searcher(
-            one.transformer, one.lookup, one.shard.in_float32(), SearchSettings(3, 1.0, 1.0, 2)
-        )
+            one.transformer, one.lookup, ExactWords(one.lookup, one.shard.in_float32()),
+            SearchSettings(3, 1.0, 1.0, 2),
+        )  # fmt: skip
         answers.append(searcher.translate([[4, 5], [6], [8, 8, 7, 4]]))
     assert answers[0] == answers[1]
 

@@ -24,7 +24,8 @@ TINY = {
     "data.max_tokens": 100,
     "search": {"beam": 2},
     "checkpoint": {"every_steps": 4},
-    "cluster": {"launcher": "local", "num_workers": 2, "timeout_seconds": 60.0},
+    "cluster": {"launcher": "local", "num_workers": 2, "timeout_seconds": 60.0,
+                "device": "cpu"},
 }  # fmt: skip
 
 

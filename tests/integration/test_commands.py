@@ -206,14 +206,11 @@ def test_a_run_goes_on_with_another_number_of_workers(
     ("launcher", "process_name", "complaint"),
     [
         ("local", "forkserver", "was ended from outside"),
-        pytest.param(
-            "ray",
-            "RayTrainWorker",
-            "a worker was lost",
-            marks=pytest.mark.xdist_group("ray"),
-        ),
+        ("ray", "RayTrainWorker", "a worker was lost"),
     ],
 )
+@pytest.mark.usefixtures("ray_alone")
+@pytest.mark.timeout(400, func_only=True)
 def test_a_killed_worker_ends_the_run_and_the_run_resumes(
     config: str,
     dist_embed: Command,

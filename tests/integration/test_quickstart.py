@@ -48,7 +48,8 @@ def write_own_text(folder: Path) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("ray_alone")
+@pytest.mark.timeout(1500, func_only=True)
 def test_the_quickstart_learns_and_the_commands_of_the_readme_run(
     dist_embed: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -18,6 +20,7 @@ import pytest
 
 from tests.integration.conftest import Command
 
+pytestmark = [pytest.mark.usefixtures("ray_alone"), pytest.mark.timeout(400, func_only=True)]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -67,8 +70,9 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     token = tmp_path / "token"
     token.write_text(secrets.token_hex(32))
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    # Beyond 10002 to 19999, which Ray keeps for its workers.
-    ports = ["--port=26379", "--dashboard-port=28265", "--dashboard-agent-listen-port=25365"]
+    port, dashboard, agent = free_ports(3)
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}",
+             f"--dashboard-agent-listen-port={agent}"]  # fmt: skip
     log = tmp_path / "head.log"
     with log.open("w") as output:
         # A session of its own, so that this head alone is ended: `ray stop` would end every Ray.
@@ -78,18 +82,29 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 120
-        while not _job_server_answers("http://127.0.0.1:28265/api/version"):
+        while not _job_server_answers(f"http://127.0.0.1:{dashboard}/api/version"):
             assert head.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-        yield {**environment, "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:28265", "RAY": ray}
+        address = f"http://127.0.0.1:{dashboard}"
+        yield {**environment, "RAY_API_SERVER_ADDRESS": address, "RAY": ray}
     finally:
-        children = psutil.Process(head.pid).children(recursive=True)
-        head.terminate()
+        # Not terminated: `ray start --block` takes half a minute to end.
+        processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait(timeout=60)
-        _, alive = psutil.wait_procs(children, timeout=10)
-        for process in alive:
-            process.kill()
+        psutil.wait_procs(processes, timeout=10)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at; the system gives them beyond those that Ray keeps."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in found:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in found]
 
 
 def _job_server_answers(url: str) -> bool:

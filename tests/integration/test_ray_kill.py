@@ -18,7 +18,10 @@ from dist_embed.checkpoint.catalogue import list_steps
 from tests.integration.conftest import Command
 from tests.integration.test_commands import metrics
 
-pytestmark = pytest.mark.heavy
+pytestmark = [
+    pytest.mark.heavy, pytest.mark.usefixtures("ray_alone"),
+    pytest.mark.timeout(400, func_only=True),
+]  # fmt: skip
 
 
 class Training:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -59,6 +58,7 @@ from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import Buffer, ObjectStore
 from dist_embed.train import worker
 from dist_embed.train.step import TrainStep
+from tests.forks import forking
 from tests.integration.conftest import TINY
 from tests.stores.s3_server import KEY, SECRET
 
@@ -68,10 +68,6 @@ LAST_STEP = 8
 CHUNK_BYTES = 12 * 2**10
 END_SECONDS = 150.0
 # What workers import, and what that imports on its first use.
-PRELOADED = [
-    "torch", "torchrec", "fbgemm_gpu", "torch.profiler", "pandas", "pyarrow.dataset",
-    "pyarrow.parquet", "s3fs", "aiobotocore.session", "pytest", "tests.stores.killing",
-]  # fmt: skip
 
 Steps = tuple[int, ...]
 Do = Callable[[], None]
@@ -372,8 +368,7 @@ class Ended:
 def train(config: Config, environment: dict[str, str], kill: Kill | None = None) -> Ended:
     """Train with ``WORKERS`` workers; returns when all have ended. None of them may hang."""
     quiet_environment()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = forking()
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     pipes = [context.Pipe(duplex=False) for _ in range(WORKERS)]
     processes = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import pickle
 import resource
@@ -44,6 +43,7 @@ from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.storage.retry import StorageError
+from tests.forks import forking
 from tests.stores.test_corruption import NEWER, Run, assert_holds, run_at, save, state_of
 
 REFUSED = (CheckpointError, StorageError)
@@ -611,7 +611,7 @@ def test_an_attempt_that_is_no_folder_of_ours_is_damage(hostile: Hostile, replac
     falls_back(hostile)
 
 
-@pytest.mark.timeout(5)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("kind", "replace"),
     [(kind, replace) for kind in [*KINDS, "attempt"]
@@ -743,7 +743,7 @@ def test_a_checkpoint_is_not_written_elsewhere(own: ObjectStore, outside: Path) 
     assert sorted(path.name for path in outside.iterdir()) == [OLD_ATTEMPT, "x"]
 
 
-@pytest.mark.timeout(5)
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("what", ["link", "file", "pipe", "no date", "other digits"])
 def test_a_strange_leftover_does_not_keep_others_from_being_pruned(
     own: ObjectStore, outside: Path, what: str
@@ -812,8 +812,7 @@ def _serve(answers: Connection, function: Callable[..., Any], args: tuple[Any, .
 
 def apart(function: Callable[..., Any], *args: Any) -> Outcome:
     """``function(*args)`` in a process of its own, which has everything imported."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stores.test_hostile"])
+    context = forking()
     mine, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(theirs, function, args), daemon=True)
     process.start()

@@ -151,6 +151,12 @@ def test_agreement_with_judgements_is_spearmans(
         )  # fmt: skip
         again = similarity_agreement(RunTable(run, "source"), str(uri))
         assert (again.spearman, again.pairs, again.unknown) == (found.spearman, 40, 0)
+    for form in ("s{}\t\ts{}\t{}\n", "s{} s{}\t{}\n", "s{} s{}, {}\n"):
+        uri.write_text(
+            "".join(form.format(a, b, value) for (a, b), value in zip(pairs, judged, strict=True))
+        )
+        again = similarity_agreement(RunTable(run, "source"), str(uri))
+        assert (again.spearman, again.pairs, again.unknown) == (found.spearman, 40, 0)
     uri.write_text("s1 s2 3\ns2 s3\n")
     with pytest.raises(UserError, match="line 2: expected two words and a number"):
         similarity_agreement(RunTable(run, "source"), str(uri))
@@ -331,7 +337,7 @@ def test_counts_of_other_data_are_not_taken(
         ["embeddings", "projector", run, str(tmp_path / "p")],
     ):
         assert main(words) == 2
-        assert "another source vocabulary" in capsys.readouterr().err
+        assert "holds other data by now than the run" in capsys.readouterr().err
     assert not (tmp_path / "v.parquet").exists()
     words = ["embeddings", "export", run, str(tmp_path / "v.txt"), "--format", "word2vec"]
     assert main(words) == 0

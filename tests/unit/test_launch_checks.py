@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +11,12 @@ import torch
 
 from dist_embed.cluster import launch as launching
 from dist_embed.cluster.preparation import with_absolute_paths
+from dist_embed.cluster.ray_train import _check_resources
 from dist_embed.cluster.work import TRAIN
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.embedding.memory import GIB, PROCESS_BYTES
+from dist_embed.observe.quiet import worker_log_folder
 
 VOCABULARY = {"source": 2**20, "target": 2**20}
 
@@ -96,6 +100,35 @@ def test_a_block_of_logits_larger_than_memory_is_refused(monkeypatch: pytest.Mon
     without_gpu(monkeypatch)
     with pytest.raises(UserError, match=r"needs about.*model.logits_block_mib \(1e\+07 MiB\)"):
         launch(monkeypatch, model={"logits_block_mib": 1e7})
+
+
+@pytest.mark.parametrize("key", ["run.uri", "data.uri"])
+def test_folders_on_a_cluster_are_the_same_for_all_nodes(key: str) -> None:
+    uris = {"run.uri": "/shared/run", "data.uri": "s3://bucket/data"} | {key: "runs/x"}
+    config = config_from_dict(
+        {"run": {"uri": uris["run.uri"]}, "data": {"uri": uris["data.uri"], "synthetic": {}},
+         "train": {"max_steps": 1}}
+    )  # fmt: skip
+    with pytest.raises(UserError, match=rf"{key}: 'runs/x' is not allowed on a Ray cluster"):
+        with_absolute_paths(config, on_cluster=True)
+
+
+@pytest.mark.parametrize(("use_gpu", "kind"), [(False, "CPU"), (True, "GPU")])
+def test_a_cluster_with_too_few_slots_is_refused(
+    monkeypatch: pytest.MonkeyPatch, use_gpu: bool, kind: str
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {kind: 3.0})
+    _check_resources(3, use_gpu)
+    with pytest.raises(UserError, match=rf"num_workers=4 needs 4 {kind}s .* cluster has 3"):
+        _check_resources(4, use_gpu)
+
+
+def test_logs_of_a_run_at_a_url_lie_on_the_workers_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert worker_log_folder("/runs/one") == Path("/runs/one/logs")
+    monkeypatch.setattr("tempfile.tempdir", "/scratch")
+    one, other = (worker_log_folder(f"s3://bucket/{name}") for name in ("one", "other"))
+    assert one != other
+    assert one.parent == other.parent == Path(f"/scratch/dist_embed-{os.getuid()}")
 
 
 def test_files_of_vectors_are_found_from_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:

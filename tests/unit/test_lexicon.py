@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+from argparse import Namespace
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise full.value
 
     monkeypatch.setattr(lexicon_module, "_save", failing)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Namespace(free=4096))
     with pytest.raises(UserError, match=r"no space is left for .*lexicon.*TMPDIR"):
         learn(tmp_path, data)
 

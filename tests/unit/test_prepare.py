@@ -70,12 +70,15 @@ def test_what_was_prepared_stays_where_new_texts_cannot_be_read(
 
 
 def test_nothing_of_an_earlier_preparation_stays(prepared: Prepared, tmp_path: Path) -> None:
-    prepare(tmp_path / "data", prepared.corpora, num_processes=1)
+    for name in ("data[12]", "data1"):
+        prepare(tmp_path / name, prepared.corpora, num_processes=1)
+    beside = files_below(tmp_path / "data1")
     few = {"train": replace(prepared.corpora["train"], limit=SHARD_SENTENCES)}
-    data = prepare(tmp_path / "data", few, num_processes=1)
+    data = prepare(tmp_path / "data[12]", few, num_processes=1)
     listed = {shard.name for split in data.splits.values() for shard in split.shards}
-    there = {name for name in files_below(tmp_path / "data") if "shard-" in name}
+    there = {name for name in files_below(tmp_path / "data[12]") if "shard-" in name}
     assert there == listed == {"train/shard-00000.parquet"}
+    assert files_below(tmp_path / "data1") == beside
 
 
 def test_preparing_pieces_again_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -44,6 +44,22 @@ def test_one_training_at_a_time_in_a_local_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_a_run_with_what_is_refused_by_now_can_still_be_used(tmp_path: Path) -> None:
+    uri = str(tmp_path / "run")
+    values = {
+        "run": {"uri": uri}, "train": {"max_steps": 5, "translate_every": 2},
+        "data": {"uri": f"{uri}/data", "train": {"pairs": "a.tsv"}, "lexicon_translations": 10},
+        "search": {"candidates": 2},
+    }  # fmt: skip
+    storage.write_text(f"{uri}/config.yaml", yaml.safe_dump(values))
+    assert read_run_config(uri).train.translate_every == 2
+    options = Namespace(workers=1, beam=None, candidates=None, replace_unknown=None)
+    with pytest.raises(UserError, match=r"search.candidates: 2 is not allowed"):
+        run_config(uri, options)
+    options.candidates = 0
+    assert run_config(uri, options).search.candidates == 0
+
+
 def open_run(config: Config, *, force: bool) -> None:
     check_run_folder(config, force=force)
     write_run_folder(config)

@@ -30,6 +30,21 @@ def test_what_is_written_is_read(folder: str) -> None:
     assert storage.read_bytes(uri) == "grün".encode()
 
 
+@pytest.mark.parametrize("folder", ["{tmp}/a[1]", "memory://names[1]"])
+def test_names_in_a_folder(tmp_path: Path, folder: str) -> None:
+    uri = folder.format(tmp=tmp_path)
+    assert storage.names_in(uri) == []
+    for name in ("b", "a*", "c/d"):
+        storage.write_text(storage.join(uri, name), "x")
+    assert storage.names_in(uri) == ["a*", "b", "c"]
+
+
+def test_a_file_system_that_takes_no_kind_of_cache_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"text")
+    with storage.open_file(f"blockcache::file://{tmp_path}/x", read_ahead=False) as file:
+        assert file.read() == b"text"
+
+
 def test_open_file_writes_and_reads_in_pieces(folder: str) -> None:
     uri = storage.join(folder, "new", "pieces.txt")
     with storage.open_file(uri, "wb") as file:

@@ -245,7 +245,7 @@ def test_all_workers_together_fetch_a_file_once(
 
 @pytest.mark.parametrize("header", [b"", b"2 3\n"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n\n"])
+@pytest.mark.parametrize("end", [b"", b"\n", b"\n\n\n", b"\r\n\r\n \r\n"])
 @pytest.mark.parametrize("first", [b"a 1 2 3", b"a\t1\t2\t3", b"a\t1 2 3"])
 def test_marks_tabs_and_empty_lines_at_the_end_do_not_matter(
     tmp_path: Path, header: bytes, mark: bytes, end: bytes, first: bytes
@@ -258,7 +258,7 @@ def test_marks_tabs_and_empty_lines_at_the_end_do_not_matter(
     assert words == ["a", "b"]
     assert found.tolist() == [[1, 2, 3], [4, 2, 3]]
     np.save(tmp_path / "v.npy", found)
-    listed = saved(tmp_path, "words.txt", mark + b"a\nb" + end)
+    listed = saved(tmp_path, "words.txt", mark + b"a\nb" + end.replace(b" ", b""))
     file = open_vectors(str(tmp_path / "v.npy"), None, words=listed)
     assert not isinstance(file, FastTextBinary)
     assert read(file)[0] == ["a", "b"]
@@ -282,13 +282,14 @@ GOOD = as_text(["a", "b", "c"], VECTORS, header=True)
     [
         ("e.txt", b"", "is empty"),
         ("e.txt", b"\n\n", "is empty"),
-        ("h.txt", b"word\n", "line 1: expected a word and numbers"),
+        ("h.txt", b"word\n", "expected lines of a word and numbers"),
         ("n.txt", b"a 1 2\nb 3\nc 4 5\n", "line 2: 1 numbers, the width is 2"),
         ("n.txt", b"a 1 2\nb 3.5 4.5 5.5\nc 4 5\n", "line 2: 3 numbers, the width is 2"),
         ("n.txt", b"a 1.5 2.5\nb 3.5 4 5\nc 4 5\n", "line 2: 3 numbers, the width is 2"),
         ("n.txt", b"a 1 2\nb 3 4 5\nc 4 5\n", "line 2: 3 numbers, the width is 2"),
         ("n.txt", b"a 1 2\nb\nc 4 5\n", "line 2: 0 numbers"),
-        ("n.txt", b"a 1 2\n\nc 4 5\n", "line 2: 0 numbers"),
+        ("n.txt", b"\na 1 2\n\n\nc 4 5\nd 6 x\n", r"line 6 \('d'\): 'x' is not a number"),
+        ("n.txt", b"a 1 2\n\n\nc 4 5 6\n", "line 4: 3 numbers"),
         ("n.txt", b"a 1 2\nb 3 x\nc 4 5\n", r"line 2 \('b'\): 'x' is not a number"),
         ("n.txt", b"a 1 2\nb 3 nan\nc 4 5\n", r"line 2 \('b'\): 'nan' is not finite"),
         ("n.txt", b"a 1 2\nb 3 4\nc -inf 5\n", r"line 3 \('c'\): '-inf' is not finite"),
@@ -327,16 +328,18 @@ def test_what_is_wrong_with_a_file_is_said(
     assert "\n" not in str(caught.value)
 
 
-def test_a_matrix_and_its_words_must_fit(tmp_path: Path) -> None:
+def test_a_matrix_and_its_words_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = str(tmp_path / "v.npy")
     np.save(uri, vectors_of(3, 4))
     few = saved(tmp_path, "few.txt", b"a\nb\n")
     many = saved(tmp_path, "many.txt", b"a\nb\nc\nd\n")
-    empty = saved(tmp_path, "empty.txt", b"a\n\nc\n")
-    file = open_vectors(uri, None, words=empty)
-    assert not isinstance(file, FastTextBinary)
-    with pytest.raises(VectorFileError, match=r"empty\.txt, line 2: is empty, not a word"):
-        read(file)
+    empty = saved(tmp_path, "empty.txt", b"a\nb\n\nc\n")
+    for block in (16, 2**22):  # a group of one row, and of many
+        monkeypatch.setattr(arrays, "BLOCK_BYTES", block)
+        file = open_vectors(uri, None, words=empty)
+        assert not isinstance(file, FastTextBinary)
+        with pytest.raises(VectorFileError, match=r"empty\.txt, line 3: is empty, not a word"):
+            read(file)
     file = open_vectors(uri, None, words=few)
     assert not isinstance(file, FastTextBinary)
     with pytest.raises(VectorFileError, match=r"few\.txt: 2 words for the 3 rows of .*v\.npy"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import itertools
 import tempfile
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -188,6 +189,9 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         yield "a", "b"
         raise full.value
 
+    with pytest.raises(OSError, match="No space left"):  # on another disk
+        count_in(tmp_path, failing(), monkeypatch)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Namespace(free=4096))
     with pytest.raises(UserError, match=rf"no space.*{tmp_path}.*TMPDIR"):
         count_in(tmp_path, failing(), monkeypatch)
     assert list(tmp_path.iterdir()) == []

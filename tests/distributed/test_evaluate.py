@@ -1,0 +1,122 @@
+"""Validation loss and translation quality, whatever the number of workers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sacrebleu
+import torch
+
+from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
+from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.model.transformer import Transformer
+from dist_embed.parallel.group import Group
+from dist_embed.train.assemble import Translator
+from dist_embed.train.evaluate import evaluate_translations, exact_loss
+from dist_embed.train.translation import Translation
+from tests.distributed.pool import WorkerPool
+from tests.distributed.reference import Reference
+from tests.distributed.tiny import Pairs, Sharded, Tiny, random_pairs
+
+BATCH_TOKENS = 60
+LARGER = 20.0  # rows so many times as large make rounding show
+
+
+def written(folder: Path, pairs: Pairs, tiny: Tiny) -> PreparedData:
+    """The pairs as the validation split, in shards of ten."""
+    split = Split()
+    for first in range(0, len(pairs), 10):
+        source, target = ([pair[side] for pair in pairs[first : first + 10]] for side in (0, 1))
+        name = f"validation/shard-{first:05d}.parquet"
+        texts = ([f"source {first + n}" for n in range(len(source))],
+                 [f"the right answer {first + n} of all" for n in range(len(source))])  # fmt: skip
+        write_shard(str(folder / name), source, target, texts)
+        counts = (sum(map(len, side)) for side in (source, target))
+        split.shards.append(ShardInfo(name, len(source), *counts))
+    sizes = {"source": tiny.source_rows, "target": tiny.target_rows}
+    return PreparedData({}, sizes, False, {"validation": split})
+
+
+def loss_on(group: Group, tiny: Tiny, folder: str, data: PreparedData) -> float:
+    sharded = Sharded(tiny, group, torch.bfloat16)
+    for table in sharded.lookup.specs:
+        sharded.lookup.weight(table).mul_(LARGER)
+    sharded.lookup.after_writing()
+    dropping = Transformer(
+        embedding_width=tiny.width, width=16, feed_forward=24, heads=2, encoder_layers=1,
+        decoder_layers=2, dropout=0.5, attention_dropout=0.5,
+    )  # fmt: skip
+    dropping.load_state_dict(sharded.transformer.state_dict())
+    dropping.train()
+    translator = Translator(sharded.lookup, dropping, sharded.shard, torch.bfloat16)
+    return exact_loss(translator, folder, data, "validation", BATCH_TOKENS)
+
+
+@pytest.mark.parametrize("num_samples", [0, 5])
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_the_validation_loss_is_exact_over_every_sentence_once(
+    workers: WorkerPool, tmp_path: Path, num_workers: int, num_samples: int
+) -> None:
+    tiny = Tiny(num_samples=num_samples)
+    pairs = random_pairs(43, 5, tiny.source_rows, tiny.target_rows)
+    data = written(tmp_path, pairs, tiny)
+    reference = Reference(replace(tiny, num_samples=0, label_smoothing=0.0))
+    with torch.no_grad():
+        for table in reference.tables.values():
+            table.weight *= LARGER
+        expected = float(reference.loss(pairs))
+    for found in workers.run(num_workers, loss_on, tiny, str(tmp_path), data):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+class Echo:
+    """A search whose translations are the sources."""
+
+    def translate(self, sources: list[list[int]]) -> list[list[int]]:
+        return sources
+
+
+def echoed(group: Group, texts: list[str]) -> list[str]:
+    words = Tokenizer.from_words(
+        [f"▁{word}" for text in texts for word in text.split()],
+        lowercase=False, split_punctuation=False,
+    )  # fmt: skip
+    model: Any = torch.nn.Identity()
+    search: Any = Echo()
+    return Translation(model, group, search, words.encode, words, None).of(texts)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+def test_every_translation_comes_back_to_its_place(workers: WorkerPool, num_workers: int) -> None:
+    texts = [" ".join(f"w{n}x{i}" for i in range(n % 4)) for n in range(14)]
+    for count in (14, 2, 1):
+        for found in workers.run(num_workers, echoed, texts[:count]):
+            assert found == texts[:count]
+
+
+def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) -> None:
+    tiny = Tiny()
+    data = written(tmp_path, random_pairs(25, 6, tiny.source_rows, tiny.target_rows), tiny)
+    asked: list[list[str]] = []
+
+    class Given:
+        def of(self, texts: list[str]) -> list[str]:
+            asked.append(texts)
+            return [f"the right Answer {n} of all, nearly" for n in range(len(texts))]
+
+    given: Any = Given()
+    references = [f"the right answer {n} of all" for n in range(25)]
+    for lowercase in (False, True):
+        found = evaluate_translations(
+            given, str(tmp_path), data, "validation", bleu_tokenize="13a", lowercase=lowercase
+        )
+        expected = sacrebleu.corpus_bleu(
+            found.translations, [references], lowercase=lowercase, tokenize="13a"
+        )
+        assert 0 < found.bleu < 100
+        assert found.bleu == pytest.approx(expected.score)
+        assert found.sentences == 25
+    assert asked[0] == [f"source {n}" for n in range(25)]
