@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_embed.storage.compressed import is_compressed
 from dist_embed.vectors.file import BLOCK_BYTES, VectorFileError, Vectors, decode_word
-from dist_embed.vectors.stream import go_to, open_stream, read_up_to
+from dist_embed.vectors.stream import Forward, go_to, open_stream, read_up_to
 from dist_embed.vectors.word_list import WordList
 
 MAGIC = struct.pack("<i", 793712314)
@@ -24,6 +23,7 @@ _VERSION = 12
 _END_OF_SENTENCE = "</s>"  # fastText gives it no n-grams
 _FNV_OFFSET, _FNV_PRIME = np.uint32(2166136261), np.uint32(16777619)
 _MAX_WIDTH = 2**16
+_MAX_WORD_BYTES = 2**16
 _ROW_SHIFT = 32
 _COPIED_ROWS = 2**13  # of the matrix, at once
 
@@ -47,10 +47,7 @@ class FastTextBinary:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        self._file = open_stream(uri)
-        with self._file:
-            self._at = self._place = 0
-            self._data = b""
+        with Forward(uri) as self._file:
             self._header()
             self._dictionary()
             quantised = self._unpack("<?")[0]
@@ -62,8 +59,7 @@ class FastTextBinary:
                 f"{uri}: a matrix of {rows:,} × {width:,} does not fit {len(self.words):,} words, "
                 f"{self._num_buckets:,} buckets and width {self.width}"
             )
-        self._num_rows, self._first_byte = rows, self._at
-        self._data = b""
+        self._num_rows, self._first_byte = rows, self._file.at
         self._check_end()
 
     def parts_of(
@@ -141,7 +137,9 @@ class FastTextBinary:
         self.words, self.unreadable = WordList(), 0
         for number in range(size):
             where = f"{self.uri}, entry {number + 1}"
-            raw = self._until_zero(where)
+            raw = self._file.until(b"\0", _MAX_WORD_BYTES)
+            if raw is None:
+                raise VectorFileError(f"{where}: no end of the word found")
             _, kind = self._unpack("<qb")
             if kind:  # a label
                 continue
@@ -191,27 +189,10 @@ class FastTextBinary:
         return struct.unpack(layout, data)
 
     def _take(self, count: int) -> bytes:
-        if len(self._data) - self._place < count:
-            self._more(count)
-            if len(self._data) < count:
-                raise VectorFileError(f"{self.uri}: ends at byte {self._at + len(self._data):,}")
-        self._place += count
-        self._at += count
-        return self._data[self._place - count : self._place]
-
-    def _until_zero(self, where: str) -> bytes:
-        end = self._data.find(b"\0", self._place)
-        if end < 0:
-            self._more(2**16)
-            end = self._data.find(b"\0", self._place)
-            if end < 0:
-                raise VectorFileError(f"{where}: no end of the word found")
-        return self._take(end + 1 - self._place)[:-1]
-
-    def _more(self, count: int) -> None:
-        rest = self._data[self._place :]
-        file: IO[bytes] = self._file
-        self._data, self._place = rest + read_up_to(file, max(count, 2**16), self.uri), 0
+        data = self._file.take(count)
+        if len(data) < count:
+            raise VectorFileError(f"{self.uri}: ends at byte {self._file.at:,}")
+        return data
 
 
 def gram_hashes(
