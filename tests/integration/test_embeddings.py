@@ -41,7 +41,7 @@ def test_vectors_go_in_stay_frozen_and_come_out(
     assert "min_coverage asks for 100.0%" in refused.stderr
     assert not (run / "checkpoints").exists()
     trained = dist_embed("train", config, *settings)
-    assert f"of running words start from {uri}" in trained.stdout
+    assert f"of their running words start from {uri}" in trained.stdout
     assert "without a vector (mean)" in trained.stdout
     told = json.loads((run / "pretrained.source.json").read_text())
     assert told["found_words"] == {"as written": len(known)}
