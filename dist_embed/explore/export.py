@@ -102,15 +102,12 @@ def word_counts(table: RunTable) -> NDArray[np.int64]:
     data_uri = read_run_config(table.run_uri).data.uri
     try:
         check_vocabularies(table.run_uri, data_uri)
+        return read_counts(data_uri, SIDE_OF_ROLE[table.role])
+    except FileNotFoundError:
+        return np.zeros(table.num_words, dtype=np.int64)
     except UserError:
         raise UserError(
             f"{data_uri} holds other data by now than the run {table.run_uri} was trained on, so "
             "that its words' counts are not known: move it away, and they are written as 0, or "
             "export to a format without counts (word2vec, glove, safetensors)"
         ) from None
-    except FileNotFoundError:
-        pass
-    try:
-        return read_counts(data_uri, SIDE_OF_ROLE[table.role])
-    except FileNotFoundError:
-        return np.zeros(table.num_words, dtype=np.int64)
