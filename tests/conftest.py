@@ -14,6 +14,11 @@ settings.register_profile("tests", deadline=None, derandomize=True, database=Non
 settings.load_profile("tests")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: packed ones may hold the time, and each worker collects."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture
 def ray_alone() -> Iterator[None]:
     """To be used by tests that start a Ray: two clusters on one machine disturb each other."""
