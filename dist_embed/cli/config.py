@@ -44,7 +44,7 @@ def _schema(arguments: argparse.Namespace) -> None:
 
 def _reference(arguments: argparse.Namespace) -> None:
     if arguments.study:
-        from dist_embed.study.plan import study_keys_page
+        from dist_embed.study.schema import study_keys_page
 
         print(study_keys_page(), end="")
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dist_embed.config.errors import UserError
 
 if TYPE_CHECKING:
-    from dist_embed.study.plan import OneHotStudy, TrainingStudy
+    from dist_embed.study.schema import OneHotStudy, TrainingStudy
 
 
 def add_commands(commands: Any) -> None:
@@ -27,7 +27,8 @@ def add_commands(commands: Any) -> None:
 
 def _study(arguments: argparse.Namespace) -> None:
     from dist_embed.storage import uri as storage
-    from dist_embed.study.plan import TrainingStudy, load_study
+    from dist_embed.study.plan import load_study
+    from dist_embed.study.schema import TrainingStudy
 
     study = load_study(arguments.study)
     if not arguments.page and not storage.is_local(study.folder):
@@ -46,7 +47,8 @@ def _study(arguments: argparse.Namespace) -> None:
 
 def _training(study: TrainingStudy, page: Path) -> str:
     from dist_embed.observe.events import Screen
-    from dist_embed.study.report import command_of, draw_study, study_page
+    from dist_embed.study.plot import draw_study
+    from dist_embed.study.report import command_of, study_page
     from dist_embed.study.run import run_study
 
     screen = Screen(sys.stdout)

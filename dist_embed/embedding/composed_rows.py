@@ -8,7 +8,6 @@ what it needs of it to its rows where they are.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.embedding.projection import Basis
 from dist_embed.vectors.fasttext_binary import FastTextBinary
 from dist_embed.vectors.file import Vectors
 from dist_embed.vectors.match import VocabularyKeys, word_of
@@ -24,23 +24,6 @@ from dist_embed.vectors.match import VocabularyKeys, word_of
 PARTS_AT_ONCE = 2**24
 _WORDS_AT_ONCE = 2**12
 _LISTED_AT_ONCE = 2**16
-
-
-@dataclass(frozen=True)
-class Basis:
-    """A linear map to another width.
-
-    Attributes:
-        origin: [D of the file], taken from a vector before.
-        matrix: [D of the file, D].
-    """
-
-    origin: NDArray[np.float64]
-    matrix: NDArray[np.float64]
-
-    def project(self, vectors: Vectors) -> Vectors:
-        """[n, D of the file] → [n, D]."""
-        return ((vectors - self.origin) @ self.matrix).astype(np.float32)
 
 
 class ComposedRows:

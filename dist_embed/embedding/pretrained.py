@@ -21,9 +21,10 @@ from torch import Tensor
 
 from dist_embed.config.errors import UserError
 from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, Tokenizer
-from dist_embed.embedding.composed_rows import Basis, ComposedRows
+from dist_embed.embedding.composed_rows import ComposedRows
 from dist_embed.embedding.initial_values import BLOCK_ROWS, fill_initial_rows
 from dist_embed.embedding.plan import Shard, TableSpec
+from dist_embed.embedding.projection import Basis, Spread, random_basis
 from dist_embed.parallel.collectives import (
     exchange_rows,
     gather_equal,
@@ -83,27 +84,6 @@ class Entries:
     priorities: NDArray[np.int64]
     counted: NDArray[np.bool_]
     vectors: Vectors
-
-
-class Spread:
-    """Sums of which the main directions of some vectors follow.
-
-    Attributes:
-        count: vectors.
-        total: [D] their sum.
-        squares: [D, D] sum of their outer products with themselves.
-    """
-
-    def __init__(self, width: int) -> None:
-        self.count, self.total, self.squares = 0, np.zeros(width), np.zeros((width, width))
-
-    def add(self, vectors: Vectors) -> None:
-        """Add some: [n, D]."""
-        for first in range(0, len(vectors), 2**12):
-            some = vectors[first : first + 2**12].astype(np.float64)
-            self.count += len(some)
-            self.total += some.sum(0)
-            self.squares += some.T @ some
 
 
 class TableStart:
@@ -372,41 +352,22 @@ class TableStart:
     def _basis(self, file: VectorFile, keys: VocabularyKeys) -> Basis:
         """How vectors are brought to the table's width. Reads the file for `pca`. Collective."""
         if self._settings.project == "random":
-            return self._random_basis(file.width)
+            return random_basis(file.width, self._spec.width, seed=self._seed)
         with all_or_none(self._group):
             spread = Spread(file.width)
             for some in self.wanted(file, keys):
                 spread.add(some.vectors)
         self._entries = 0
-        return self._main_directions(spread)
+        return spread.main_directions(self._spec.width, self._group)
 
     def _basis_of_model(self, model: ComposedRows) -> Basis:
         """The same for a fastText model, `pca` from a part of the rows. Collective."""
         if self._settings.project == "random":
-            return self._random_basis(model.width)
+            return random_basis(model.width, self._spec.width, seed=self._seed)
         with all_or_none(self._group):
             spread = Spread(model.width)
             spread.add(model.sample(_BASIS_ROWS))
-        return self._main_directions(spread)
-
-    def _random_basis(self, width: int) -> Basis:
-        """Normal values of variance 1 / D, which keep lengths and angles on average."""
-        narrow = self._spec.width
-        generator = torch.Generator().manual_seed(self._seed)
-        matrix = torch.randn(width, narrow, generator=generator, dtype=torch.float64)
-        return Basis(np.zeros(width), (matrix / math.sqrt(narrow)).numpy())
-
-    def _main_directions(self, own: Spread) -> Basis:
-        """The D directions in which the vectors of all workers vary most. Collective."""
-        width = len(own.total)
-        sums = self._sum([own.count, *own.total.tolist(), *own.squares.ravel().tolist()])
-        mean = sums[1 : width + 1] / max(1.0, float(sums[0]))
-        spread = sums[width + 1 :].view(width, width) / max(1.0, float(sums[0]))
-        spread -= torch.outer(mean, mean)
-        directions = torch.linalg.eigh(spread).eigenvectors.flip(1)  # largest first
-        directions = directions[:, : self._spec.width].to(self._group.device)
-        # Machines may disagree on the directions' signs.
-        return Basis(mean.numpy(), gather_equal(directions, self._group)[0].cpu().numpy())
+        return spread.main_directions(self._spec.width, self._group)
 
     def _sum(self, values: list[float]) -> Tensor:
         """Sums over workers, float64. Collective."""

@@ -28,7 +28,7 @@ from dist_embed.embedding.memory import GIB
 from dist_embed.observe.plot import GREY, INK, label_ends, log_axis, plot_into
 from dist_embed.parallel.device import device_name
 from dist_embed.storage import uri as storage
-from dist_embed.study.plan import OneHotStudy
+from dist_embed.study.schema import OneHotStudy
 
 Say = Callable[[str], None]
 LIMIT_SECONDS = 600.0

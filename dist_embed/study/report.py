@@ -2,129 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
-from dist_embed.observe.plot import GREY, INK, label_ends, log_axis, plot_into
-from dist_embed.study.plan import (
-    MEASURES,
-    Combination,
-    Expectation,
-    Measure,
-    TrainingStudy,
-    combinations,
-)
+from dist_embed.study.plan import Combination, combinations
 from dist_embed.study.run import TRAINING_TOKENS, Outcome
-
-LOWER_IS_BETTER: tuple[Measure, ...] = (
-    "validation_perplexity", "gap", "parameters", "epochs", "best_step", "steps_to_reference",
-)  # fmt: skip
-# A verdict is given where chance would bring as clear an order of the seeds this seldom.
-_CHANCE = 0.05
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A measure over the seeds of a combination.
-
-    Attributes:
-        values: one for each seed; infinite for a run that never reached the reference.
-    """
-
-    values: list[float]
-
-    @property
-    def finite(self) -> list[float]:
-        """Those that are."""
-        return [value for value in self.values if math.isfinite(value)]
-
-    @property
-    def mean(self) -> float:
-        """Of the finite values; NaN without any."""
-        return mean(self.finite) if self.finite else math.nan
-
-    @property
-    def spread(self) -> float:
-        """The sample's standard deviation; NaN for fewer than two finite values."""
-        return stdev(self.finite) if len(self.finite) > 1 else math.nan
-
-    def text(self, form: str) -> str:
-        """Mean ± spread, and how many are not in it."""
-        never = sum(map(math.isinf, self.values))
-        if not self.finite:
-            return "never" if never else "no value"
-        told = form.format(self.mean)
-        if len(self.finite) > 1 and self.spread:
-            told += f" ± {form.format(self.spread)}"
-        return told + (f" ({never} of {len(self.values)} never)" if never else "")
-
-
-def summaries(
-    study: TrainingStudy, outcomes: Sequence[Outcome]
-) -> dict[str, dict[Measure, Summary]]:
-    """By combination's key each of the study's measures."""
-    found: dict[str, dict[Measure, Summary]] = {}
-    for combination in combinations(study):
-        own = [outcome for outcome in outcomes if outcome.levels == combination]
-        found[combination.key] = {
-            measure: _steps_to_reference(study, combination, own, outcomes)
-            if measure == "steps_to_reference"
-            else Summary([outcome.measures[measure] for outcome in own])
-            for measure in MEASURES
-            if measure != "steps_to_reference" or study.reference
-        }
-    return found
-
-
-def _steps_to_reference(
-    study: TrainingStudy,
-    combination: Combination,
-    own: Sequence[Outcome],
-    outcomes: Sequence[Outcome],
-) -> Summary:
-    """Steps of the first validation at or below the aim: the best loss of the reference's worst
-    seed, so that every seed of it has reached that.
-    """
-    assert study.reference is not None
-    levels = {**combination, study.reference.factor: study.reference.level}
-    best = [min((loss for _, loss in o.validations), default=math.nan)
-            for o in outcomes if o.levels == levels]  # fmt: skip
-    aim = math.nan if any(map(math.isnan, best)) else max(best)
-    return Summary(
-        [
-            next((float(step) for step, loss in outcome.validations if loss <= aim), math.inf)
-            for outcome in own
-        ]
-    )
-
-
-def chance(better: Sequence[float], worse: Sequence[float]) -> float:
-    """How probable so clear an order is if both sides are alike: a permutation test, one-sided.
-
-    The statistic is Mann and Whitney's (1947): pairs in which the value of ``better`` is the
-    higher one, an equal pair half. It needs no distribution, and infinite values are as good as
-    others. With three values on each side at least 1/20.
-    """
-
-    def won(side: Sequence[float], other: Sequence[float]) -> float:
-        return sum((a > b) + (a == b) / 2 for a in side for b in other)
-
-    together = [*better, *worse]
-    if any(map(math.isnan, together)):
-        return math.nan
-    there = won(better, worse)
-    everyone = set(range(len(together)))
-    splits = [
-        won([together[i] for i in side], [together[i] for i in everyone - set(side)])
-        for side in itertools.combinations(range(len(together)), len(better))
-    ]
-    return sum(count >= there for count in splits) / len(splits)
+from dist_embed.study.schema import MEASURES, Expectation, Measure, TrainingStudy
+from dist_embed.study.summary import LOWER_IS_BETTER, Summary, summaries, verdict_of
 
 
 def study_page(
@@ -232,65 +118,8 @@ def _judged(
     )
 
 
-def verdict_of(better: Sequence[float], worse: Sequence[float], *, held: bool) -> str:
-    """Whether ``better`` (higher values are better ones) is so, as expected or not (``held``)."""
-    for_it, against_it = chance(better, worse), chance(worse, better)
-    if math.isnan(for_it):
-        return "cannot be told: a value is missing"
-    if for_it <= _CHANCE:
-        return "**holds here**" if held else "**does not hold here**"
-    if against_it <= _CHANCE:
-        return "**the opposite was found here**" if held else "**holds here**"
-    return "no difference that these seeds could tell from chance"
-
-
 def _named(levels: dict[str, str]) -> str:
     return ", ".join(f"{factor} {level}" for factor, level in levels.items())
-
-
-def draw_study(study: TrainingStudy, outcomes: Sequence[Outcome], path: str) -> None:
-    """The plot of the study: a mean and a bar of one standard deviation at each place.
-
-    Raises UserError for a file that cannot be drawn.
-    """
-    assert study.plot is not None
-    plot, found = study.plot, summaries(study, outcomes)
-    along = next(f for f in study.factors if f.name == plot.x)
-    # Without places the levels stand side by side, and no line leads from one to the next.
-    by_name = all(level.x is None for level in along.levels)
-    place_of = {
-        level.name: float(number) if level.x is None else level.x
-        for number, level in enumerate(along.levels)
-    }
-    lines = [None] if plot.lines is None else [
-        level.name for f in study.factors if f.name == plot.lines for level in f.levels
-    ]  # fmt: skip
-    with plot_into(path) as axes:
-        places = list(place_of.values())
-        if by_name:
-            axes.set_xticks(places, list(place_of))
-            axes.margins(x=0.15)
-        elif plot.logarithmic:
-            log_axis(axes, "x", places)
-        else:
-            axes.set_xticks(places)
-        ends = []
-        markers = ("o", "s", "^", "D", "v")
-        for number, line in enumerate(lines):
-            own = [c for c in combinations(study) if line is None or c[plot.lines or ""] == line]
-            points = [(place_of[c[plot.x]], found[c.key][plot.measure]) for c in own]
-            x = [place for place, _ in points]
-            y = [summary.mean for _, summary in points]
-            bars = [0.0 if math.isnan(s.spread) else s.spread for _, s in points]
-            axes.errorbar(
-                x, y, yerr=bars, color=INK if number == 0 else GREY,
-                marker=markers[number % len(markers)], capsize=2, elinewidth=0.6,
-                linestyle="" if by_name else ("-", "--", ":", "-.")[number % 4],
-            )  # fmt: skip
-            ends.append((y[x.index(max(x))], "" if line is None else line))
-        axes.set_xlabel(plot.label)
-        axes.set_title(MEASURES[plot.measure][0])
-        label_ends(axes, max(places), [(y, text) for y, text in ends if not math.isnan(y)])
 
 
 def command_of(arguments: Sequence[str]) -> str:

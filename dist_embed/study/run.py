@@ -25,7 +25,8 @@ from dist_embed.observe.events import Event
 from dist_embed.observe.metrics import read_metrics
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.storage import uri as storage
-from dist_embed.study.plan import Combination, TrainingStudy, combinations, overrides_of
+from dist_embed.study.plan import Combination, combinations, overrides_of
+from dist_embed.study.schema import TrainingStudy
 from dist_embed.study.word_vectors import ensure_word_vectors
 from dist_embed.train.run_folder import only_training
 
@@ -43,7 +44,7 @@ class Outcome:
     Attributes:
         levels: factor to level.
         seed: of the run.
-        measures: see `dist_embed.study.plan.MEASURES`; without ``steps_to_reference``.
+        measures: see `dist_embed.study.schema.MEASURES`; without ``steps_to_reference``.
         validations: steps and validation losses.
         machine: where it ran, see `dist_embed.bench.report.machine`.
     """

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import read_lines
 from dist_embed.storage import uri as storage
-from dist_embed.study.plan import WordVectors
+from dist_embed.study.schema import WordVectors
 from dist_embed.vectors.write import Block, write_vectors
 
 

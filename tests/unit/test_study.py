@@ -24,24 +24,12 @@ from dist_embed.study.one_hot import (
     one_hot_table,
     run_one_hot,
 )
-from dist_embed.study.plan import (
-    OneHotStudy,
-    TrainingStudy,
-    WordVectors,
-    combinations,
-    load_study,
-    overrides_of,
-    study_keys_page,
-)
-from dist_embed.study.report import (
-    Summary,
-    chance,
-    draw_study,
-    study_page,
-    summaries,
-    verdict_of,
-)
+from dist_embed.study.plan import combinations, load_study, overrides_of
+from dist_embed.study.plot import draw_study
+from dist_embed.study.report import study_page
 from dist_embed.study.run import Outcome, planned_runs, speed_of
+from dist_embed.study.schema import OneHotStudy, TrainingStudy, WordVectors, study_keys_page
+from dist_embed.study.summary import Summary, chance, summaries, verdict_of
 from dist_embed.study.word_vectors import ensure_word_vectors
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,80 @@
+"""Vectors brought to the width of a table: `project: pca` and `project: random`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dist_embed.parallel.collectives import gather_equal, sum_over_workers
+from dist_embed.parallel.group import Group
+from dist_embed.vectors.file import Vectors
+
+_VECTORS_AT_ONCE = 2**12
+
+
+@dataclass(frozen=True)
+class Basis:
+    """A linear map to another width.
+
+    Attributes:
+        origin: [D of the file], taken from a vector before.
+        matrix: [D of the file, D].
+    """
+
+    origin: NDArray[np.float64]
+    matrix: NDArray[np.float64]
+
+    def project(self, vectors: Vectors) -> Vectors:
+        """[n, D of the file] → [n, D]."""
+        return ((vectors - self.origin) @ self.matrix).astype(np.float32)
+
+
+class Spread:
+    """Sums of which the main directions of some vectors follow.
+
+    Args:
+        width: of the vectors, D of the file.
+
+    Attributes:
+        count: vectors.
+        total: [D of the file] their sum.
+        squares: [D of the file, D of the file] sum of their outer products with themselves.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count, self.total, self.squares = 0, np.zeros(width), np.zeros((width, width))
+
+    def add(self, vectors: Vectors) -> None:
+        """Add some: [n, D of the file]. Not collective."""
+        for first in range(0, len(vectors), _VECTORS_AT_ONCE):
+            some = vectors[first : first + _VECTORS_AT_ONCE].astype(np.float64)
+            self.count += len(some)
+            self.total += some.sum(0)
+            self.squares += some.T @ some
+
+    def main_directions(self, width: int, group: Group) -> Basis:
+        """The ``width`` directions in which the vectors of all workers vary most. Collective."""
+        own = np.concatenate([[self.count], self.total, self.squares.ravel()])
+        sums = sum_over_workers(torch.from_numpy(own).to(group.device), group).cpu()
+        wide = len(self.total)
+        mean = sums[1 : wide + 1] / max(1.0, float(sums[0]))
+        spread = sums[wide + 1 :].view(wide, wide) / max(1.0, float(sums[0]))
+        spread -= torch.outer(mean, mean)
+        directions = torch.linalg.eigh(spread).eigenvectors.flip(1)  # largest first
+        directions = directions[:, :width].to(group.device)
+        # Machines may disagree on the directions' signs.
+        return Basis(mean.numpy(), gather_equal(directions, group)[0].cpu().numpy())
+
+
+def random_basis(wide: int, width: int, *, seed: int) -> Basis:
+    """Normal values of variance 1 / ``width``, which keep lengths and angles on average.
+
+    The same on every worker, and for every table of a run.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(wide, width, generator=generator, dtype=torch.float64)
+    return Basis(np.zeros(wide), (matrix / math.sqrt(width)).numpy())

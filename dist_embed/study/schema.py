@@ -1,0 +1,140 @@
+"""What a study's file holds, and its page of keys."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from dist_embed.config.reference import keys_page
+from dist_embed.config.schema import PositiveInt, Section
+
+Measure = Literal[
+    "validation_perplexity", "bleu", "chrf", "gap", "parameters", "tokens_per_second",
+    "sentences_per_second", "epochs", "best_step", "steps_to_reference",
+]  # fmt: skip
+# What each measure is, for the page, and how it is written.
+MEASURES: dict[Measure, tuple[str, str]] = {
+    "validation_perplexity": ("validation perplexity", "{:.2f}"),
+    "bleu": ("test BLEU", "{:.2f}"),
+    "chrf": ("test chrF", "{:.2f}"),
+    "gap": ("train–validation gap", "{:.3f}"),
+    "parameters": ("parameters", "{:,.0f}"),
+    "tokens_per_second": ("target tokens/s", "{:,.0f}"),
+    "sentences_per_second": ("sentence pairs/s", "{:,.0f}"),
+    "epochs": ("epochs", "{:.1f}"),
+    "best_step": ("best step", "{:,.0f}"),
+    "steps_to_reference": ("steps to reference", "{:,.0f}"),
+}
+
+
+class Level(Section):
+    """One choice of a factor."""
+
+    name: str = Field(min_length=1, description="As the page calls it.")
+    set: dict[str, Any] = Field(
+        {}, description="Keys of the configuration, dotted, and values; `{study}`: its folder."
+    )
+    x: float | None = Field(
+        None, description="Its place on the plot's axis; levels without stand side by side."
+    )
+
+
+class Factor(Section):
+    """What the runs differ in."""
+
+    name: str = Field(min_length=1, description="As the page calls it.")
+    levels: list[Level] = Field(min_length=1, description="The choices.")
+
+
+class WordVectors(Section):
+    """word2vec vectors that gensim trains before the runs, from one side of a text."""
+
+    text: str | list[str] = Field(
+        description="File or files of one sentence a line, tokens by spaces; path or URL."
+    )
+    output: str = Field(min_length=1, description="The file, below the study's folder.")
+    width: PositiveInt = Field(description="Values per word.")
+    epochs: PositiveInt = Field(5, description="Passes over the text.")
+    window: PositiveInt = Field(5, description="Words on either side.")
+    min_count: PositiveInt = Field(2, description="Rarer words get no vector.")
+    seed: int = Field(1, ge=0, description="With one thread the vectors are reproducible.")
+
+
+class Expectation(Section):
+    """What the field expects; the page says whether it held here."""
+
+    text: str = Field(min_length=1, description="In words, with the source.")
+    measure: Measure = Field(description="What is compared.")
+    better: dict[str, str] = Field(description="Factor to level: what should do better.")
+    worse: dict[str, str] = Field(description="Factor to level: than what.")
+    held: bool = Field(True, description="false: it is expected not to do better.")
+
+
+class Plot(Section):
+    """The figure: a measure over one factor, a line for each level of another."""
+
+    x: str = Field(description="The factor along the axis: all or none of its levels have `x`.")
+    label: str = Field(description="What the axis says.")
+    logarithmic: bool = Field(False, description="Whether the axis is; levels need `x` then.")
+    measure: Measure = Field(description="What is drawn upwards.")
+    lines: str | None = Field(None, description="The factor that has a line for each level.")
+
+
+class Reference(Section):
+    """Whose best validation loss others are to reach, for `steps_to_reference`."""
+
+    factor: str = Field(description="In which factor.")
+    level: str = Field(description="The level; the aim is the best loss of its worst seed.")
+
+
+class TrainingStudy(Section):
+    """Runs of one configuration that differ in some keys, several seeds each."""
+
+    kind: Literal["training"] = Field("training", description="What kind of study it is.")
+    title: str = Field(min_length=1, description="Of the page.")
+    question: str = Field(min_length=1, description="What it is about.")
+    folder: str = Field(min_length=1, description="Where runs and results lie; a path or URL.")
+    base: str = Field(
+        min_length=1, description="The configuration; a path is relative to the study's file."
+    )
+    seeds: Annotated[list[int], Field(min_length=1)] = Field(
+        description="One run for each; with fewer than three nothing can be told from chance."
+    )
+    set: dict[str, Any] = Field({}, description="Keys of the configuration for all runs.")
+    factors: list[Factor] = Field(min_length=1, description="All combinations are trained.")
+    word_vectors: list[WordVectors] = Field([], description="Made before the runs.")
+    measures: list[Measure] = Field(min_length=1, description="Columns of the table.")
+    reference: Reference | None = Field(None, description="For `steps_to_reference`.")
+    plot: Plot | None = Field(None, description="The figure.")
+    expectations: list[Expectation] = Field([], description="What should come out.")
+
+
+class OneHotStudy(Section):
+    """The same first layer as one-hot vectors times a matrix, and as a lookup."""
+
+    kind: Literal["one_hot"] = Field(description="What kind of study it is.")
+    title: str = Field(min_length=1, description="Of the page.")
+    question: str = Field(min_length=1, description="What it is about.")
+    folder: str = Field(min_length=1, description="Where results lie.")
+    words: list[PositiveInt] = Field(min_length=1, description="Sizes of the vocabulary.")
+    width: PositiveInt = Field(128, description="Values per word.")
+    tokens: PositiveInt = Field(4096, description="Words of a batch.")
+    rounds: PositiveInt = Field(5, description="Times that each is measured.")
+
+
+Study = TrainingStudy | OneHotStudy
+
+
+_KEYS_HEAD = """\
+# Keys of a study's file
+
+Of a study that trains. `kind: one_hot` has keys of its own, at the end. This page is written by
+`dist-embed config reference --study`.
+"""
+
+
+def study_keys_page() -> str:
+    """docs/studies/keys.md: all keys of a study's file, in Markdown."""
+    one_hot = "## `kind: one_hot`\n\n" + str(OneHotStudy.__doc__) + "\n"
+    return keys_page(_KEYS_HEAD, TrainingStudy) + "\n" + keys_page(one_hot, OneHotStudy)
