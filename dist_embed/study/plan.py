@@ -65,17 +65,16 @@ def combinations(study: TrainingStudy) -> list[Combination]:
     return [Combination(zip(names, chosen, strict=True)) for chosen in product(*levels)]
 
 
-def level_of(study: TrainingStudy, factor: str, level: str) -> Level:
-    """One level by its names."""
-    found = next(f for f in study.factors if f.name == factor)
-    return next(one for one in found.levels if one.name == level)
+def levels_of(study: TrainingStudy, factor: str) -> list[Level]:
+    """The levels of a factor, by its name."""
+    return next(found.levels for found in study.factors if found.name == factor)
 
 
 def overrides_of(study: TrainingStudy, combination: Combination) -> dict[str, Any]:
     """The keys that the runs of a combination set."""
     merged = dict(study.set)
     for factor, level in combination.items():
-        merged |= level_of(study, factor, level).set
+        merged |= next(one.set for one in levels_of(study, factor) if one.name == level)
     return merged
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from dist_embed.observe.plot import GREY, INK, label_ends, log_axis, plot_into
-from dist_embed.study.plan import combinations
+from dist_embed.study.plan import combinations, levels_of
 from dist_embed.study.run import Outcome
 from dist_embed.study.schema import MEASURES, TrainingStudy
 from dist_embed.study.summary import summaries
@@ -19,16 +19,14 @@ def draw_study(study: TrainingStudy, outcomes: Sequence[Outcome], path: str) -> 
     """
     assert study.plot is not None
     plot, found = study.plot, summaries(study, outcomes)
-    along = next(f for f in study.factors if f.name == plot.x)
+    along = levels_of(study, plot.x)
     # Without places the levels stand side by side, and no line leads from one to the next.
-    by_name = all(level.x is None for level in along.levels)
+    by_name = all(level.x is None for level in along)
     place_of = {
         level.name: float(number) if level.x is None else level.x
-        for number, level in enumerate(along.levels)
+        for number, level in enumerate(along)
     }
-    lines = [None] if plot.lines is None else [
-        level.name for f in study.factors if f.name == plot.lines for level in f.levels
-    ]  # fmt: skip
+    lines = [level.name for level in levels_of(study, plot.lines)] if plot.lines else [None]
     with plot_into(path) as axes:
         places = list(place_of.values())
         if by_name:
