@@ -10,10 +10,12 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 from torch import Tensor
+from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
+from dist_embed.embedding.own_rows import OwnRowsKernel
 from dist_embed.embedding.plan import (
     TABLE_OF_ROLE,
     Exchange,
@@ -24,7 +26,7 @@ from dist_embed.embedding.plan import (
     table_specs,
 )
 from dist_embed.embedding.step_rows import RowRequest, StepRows, TableRows
-from dist_embed.embedding.tables import build_sharded_tables
+from dist_embed.embedding.tables import build_sharded_tables, feature_of
 from dist_embed.embedding.tiers import Memory, find_tier
 from dist_embed.parallel.group import Group
 
@@ -42,7 +44,8 @@ class RowLookup:
         eps: its term against division by zero.
         seed: initial rows come from (seed, table, row).
         initial_scale: standard deviation of the initial rows.
-        own_output: whether lookups may ask for all output rows of the own shard.
+        own_output: whether training takes all output rows of the own shard, as the exact output
+            layer does: see `dist_embed.embedding.own_rows`.
         memory: where the rows lie; the attribute ``tier`` tells what ``auto`` has become.
         weights: type of the rows; lookups give float32 in any case.
         exchange: type in which vectors and gradients cross the network.
@@ -68,7 +71,7 @@ class RowLookup:
         eps: float,
         seed: int,
         initial_scale: float,
-        own_output: bool = True,
+        own_output: bool = False,
         memory: Memory = "auto",
         weights: Weights = "fp32",
         exchange: Exchange = "fp32",
@@ -86,15 +89,11 @@ class RowLookup:
             for name, spec in self.specs.items()
         }
         self._orders = {name: spec.order for name, spec in self.specs.items()}
-        self._features = {name: [f"{name}/tokens"] for name in self.specs}
-        if own_output:
-            table = self.table_of_role["output"]
-            self._features[table].append(f"{table}/own")
+        output_table = self.table_of_role["output"]
         specs = list(self.specs.values())
         self.tier, room = find_tier(memory, specs, optimizer, weights, beside_bytes, group)
         self._module = build_sharded_tables(
             specs,
-            self._features,
             group,
             optimizer=optimizer,
             learning_rates=dict.fromkeys(self.specs, learning_rate) | (own_rates or {}),
@@ -103,15 +102,16 @@ class RowLookup:
             weights=weights,
             exchange=exchange,
             room_bytes=room,
+            trained_whole=output_table if own_output else None,
         )
-        self._kernels = [
-            module
-            for lookup in self._module._lookups  # a plain list: modules() does not descend into it
-            for module in lookup.modules()
-            if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen)
-        ]
-        if group.device.type == "cpu":
-            for kernel in self._kernels:
+        tables_of_kernels = self._tables_of_kernels()
+        self._kernels = [kernel for kernel, _ in tables_of_kernels]
+        self._own: OwnRowsKernel | None = None
+        for kernel, tables in tables_of_kernels:
+            if own_output and output_table in tables:
+                self._own = OwnRowsKernel(kernel, self.shards[output_table].num_rows)
+                kernel.forward = self._own
+            elif group.device.type == "cpu":
                 kernel.forward = CpuRows(kernel)
         # They count steps for themselves, for Adam's bias correction.
         self._counting = self._kernels if optimizer == "adam" else []
@@ -129,11 +129,20 @@ class RowLookup:
             )  # fmt: skip
         self.after_writing()
 
-    def lookup(self, ids: dict[str, list[Tensor]], *, own_output: bool = False) -> StepRows:
-        """Fetch the rows of one step: `request`, then `fetch`. Collective."""
-        return self.fetch(self.request(ids, own_output=own_output))
+    def _tables_of_kernels(self) -> list[tuple[SplitTableBatchedEmbeddingBagsCodegen, list[str]]]:
+        """FBGEMM's kernels with the names of the tables that each holds."""
+        return [
+            (module.emb_module, [table.name for table in module.config.embedding_tables])
+            for lookup in self._module._lookups  # a plain list: modules() does not descend into it
+            for module in lookup.modules()
+            if isinstance(module, BatchedFusedEmbedding)
+        ]
 
-    def request(self, ids: dict[str, list[Tensor]], *, own_output: bool = False) -> RowRequest:
+    def lookup(self, ids: dict[str, list[Tensor]]) -> StepRows:
+        """Fetch the rows of one step: `request`, then `fetch`. Collective."""
+        return self.fetch(self.request(ids))
+
+    def request(self, ids: dict[str, list[Tensor]]) -> RowRequest:
         """Begin to send a step's ids to the workers that hold their rows. Collective.
 
         The rows are not looked at before `fetch`, so a step's request may go out while the one
@@ -142,7 +151,6 @@ class RowLookup:
         Args:
             ids: for roles (``source``: the encoder's input, ``target``: the decoder's, ``output``:
                 words to be scored) any number of id tensors, int64, of any shape, also empty.
-            own_output: whether to fetch the output layer's rows of the own shard, for training.
         """
         index: dict[str, list[Tensor]] = {}
         rows: dict[str, Tensor] = {}
@@ -155,21 +163,22 @@ class RowLookup:
                 index[role] = positions[: len(ids[role])]
                 positions = positions[len(ids[role]) :]
         context = self._module.create_context()
-        travelling = self._module.input_dist(context, self._wanted(rows, own_output))
-        return RowRequest(rows, own_output, index, context, travelling)
+        travelling = self._module.input_dist(context, self._wanted(rows))
+        return RowRequest(rows, index, context, travelling)
 
     def fetch(self, request: RowRequest) -> StepRows:
         """The rows as they are now. Collective. A request is fetched once."""
         looked_up = self._module.compute_and_output_dist(request.context, request.arrived())
+        training = torch.is_grad_enabled()
         fetched: dict[str, TableRows] = {}
         for table in self.specs:
-            outputs = [looked_up[key].values() for key in self._features[table]]
-            trained = torch.is_grad_enabled() and table not in self._frozen
-            leaves = [out.detach().requires_grad_(trained) for out in outputs]
-            own = leaves[1] if request.own_output and len(leaves) > 1 else None
-            kept = outputs if own is not None else outputs[:1]
-            fetched[table] = TableRows(request.rows[table], leaves[0], own, kept)
-        return StepRows(fetched, self.table_of_role, request.index, self._note_update)
+            values = looked_up[feature_of(table)].values()
+            leaf = values.detach().requires_grad_(training and table not in self._frozen)
+            fetched[table] = TableRows(request.rows[table], leaf, values)
+        own = None
+        if self._own is not None and training:
+            own = self._own.begin_step(trained=self.table_of_role["output"] not in self._frozen)
+        return StepRows(fetched, own, self.table_of_role, request.index, self._note_update)
 
     def _distinct_rows(self, table: str, pieces: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         if not pieces:
@@ -181,21 +190,12 @@ class RowLookup:
         positions = [part.view(piece.shape) for part, piece in zip(parts, pieces, strict=True)]
         return self._orders[table].rows_of(unique), positions
 
-    def _wanted(self, rows: dict[str, Tensor], own_output: bool) -> KeyedJaggedTensor:
+    def _wanted(self, rows: dict[str, Tensor]) -> KeyedJaggedTensor:
         """Row numbers by the names under which TorchRec looks them up."""
-        keys, values = [], []
-        for table in self.specs:
-            shard = self.shards[table]
-            wanted = [rows[table]]
-            if len(self._features[table]) > 1:
-                own_end = shard.end_row if own_output else shard.first_row
-                wanted.append(torch.arange(shard.first_row, own_end, device=self.group.device))
-            keys += self._features[table]
-            values += wanted
         return KeyedJaggedTensor.from_lengths_sync(
-            keys=keys,
-            values=torch.cat(values),
-            lengths=torch.tensor([v.numel() for v in values], device=self.group.device),
+            keys=[feature_of(table) for table in rows],
+            values=torch.cat(list(rows.values())),
+            lengths=torch.tensor([v.numel() for v in rows.values()], device=self.group.device),
         )
 
     def weight(self, table: str) -> Tensor:
@@ -248,7 +248,10 @@ class RowLookup:
     def set_learning_rate(
         self, learning_rate: float, own_rates: dict[str, float] | None = None
     ) -> None:
-        """Set the fused optimizer's rate for the next `StepRows.backward`.
+        """Set the fused optimizer's rate for the backward of the rows that are fetched next.
+
+        FBGEMM's kernels take the rate when rows are fetched, not when they are updated (fbgemm-gpu
+        1.8.0, embedding_split_host_pt2_autograd_template.cpp).
 
         Args:
             learning_rate: of all tables but
@@ -270,7 +273,8 @@ class RowLookup:
         """Leave ``tables``, and no others, as they are from the next `fetch` on.
 
         Their leaves ask for no gradient, and nothing but zeros reaches their optimizer. That leaves
-        rows as they are; but Adam moves those that it has moments of. Not collective.
+        rows as they are; but Adam moves those that it has moments of, unless training takes the
+        whole table: that is not updated at all. Not collective.
         """
         self._frozen = tables
 
@@ -280,6 +284,8 @@ class RowLookup:
         A fused Adam takes its bias correction from it. By itself FBGEMM counts every forward pass,
         validations too, and a checkpoint does not hold the count. Not collective.
         """
+        if self._own is not None:
+            self._own.step = step
         for kernel in self._counting:
             kernel.iter_cpu.fill_(step - 1)  # the forward adds 1
             kernel.iter.fill_(step - 1)

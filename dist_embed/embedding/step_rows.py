@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dist_embed.embedding.own_rows import OwnRows
+
 
 @dataclass
 class RowRequest:
@@ -24,13 +26,11 @@ class RowRequest:
 
     Attributes:
         rows: by table [U] distinct row numbers that this worker's tokens need.
-        own_output: whether the output layer's rows of the own shard are wanted.
         index: by role where the vectors of the ids will lie.
         context: TorchRec's, of this lookup.
     """
 
     rows: dict[str, Tensor]
-    own_output: bool
     index: dict[str, list[Tensor]]
     context: Any
     _counts: Any = field(repr=False)
@@ -57,24 +57,22 @@ class TableRows:
     Attributes:
         rows: [U] distinct row numbers that this worker's tokens need.
         vectors: [U, D] leaf with the vectors at ``rows``.
-        own: [R, D] leaf with the rows of this worker's own shard, or None where not asked for.
     """
 
     rows: Tensor
     vectors: Tensor
-    own: Tensor | None
-    _looked_up: list[Tensor] = field(repr=False, default_factory=list)
-
-    def leaves(self) -> list[Tensor]:
-        """The leaves, in the order of ``_looked_up``."""
-        return [self.vectors] if self.own is None else [self.vectors, self.own]
+    _looked_up: Tensor = field(repr=False)
 
 
 @dataclass
 class StepRows:
-    """The rows of one step: per table the leaves, per role where the vectors of its ids lie."""
+    """The rows of one step: per table the leaves, per role where the vectors of its ids lie.
+
+    ``own_output``: the output layer's rows of this worker's shard, where training takes them all.
+    """
 
     tables: dict[str, TableRows]
+    own_output: OwnRows | None
     table_of_role: dict[str, str]
     _index: dict[str, list[Tensor]] = field(repr=False)
     _before_update: Callable[[], None] = field(repr=False)
@@ -96,24 +94,31 @@ class StepRows:
             leaf.grad = torch.zeros_like(leaf)
         leaf.grad.index_add_(0, self._index[role][number].flatten(), gradient.flatten(0, -2))
 
-    def output_rows(self) -> Tensor:
-        """The output layer's rows of this worker's shard: [R, D]."""
-        own = self.tables[self.table_of_role["output"]].own
-        if own is None:
-            raise RuntimeError("this lookup was made without the output layer's rows")
-        return own
+    def own_gradient(self, table: str) -> Tensor | None:
+        """The gradient of all rows of this worker's shard of ``table``: [R, D]; None where training
+        does not take them all, or leaves them as they are.
+        """
+        if self.own_output is None or table != self.table_of_role["output"]:
+            return None
+        gradient = self.own_output.gradient
+        return None if gradient is None else gradient.whole()
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients that are there, of all tables."""
+        found = [table.vectors.grad for table in self.tables.values()]
+        found += [self.own_gradient(table) for table in self.tables]
+        return [gradient for gradient in found if gradient is not None]
 
     def backward(self) -> None:
-        """Second half of the step: give the leaves' gradients to the tables. Collective.
+        """Second half of the step: give the gradients to the tables. Collective.
 
         The fused optimizer updates every row that any worker touched, once, with the mean over
-        workers of their gradients (TorchRec divides by W, as DDP does).
+        workers of their leaves' gradients (TorchRec divides by W, as DDP does), and with
+        ``own_output`` every row of that table.
         """
         self._before_update()
-        outputs: list[Tensor] = []
-        gradients: list[Tensor] = []
-        for table in self.tables.values():
-            for looked_up, leaf in zip(table._looked_up, table.leaves(), strict=True):
-                outputs.append(looked_up)
-                gradients.append(torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
-        torch.autograd.backward(outputs, gradients)
+        leaves = [table.vectors for table in self.tables.values()]
+        torch.autograd.backward(
+            [table._looked_up for table in self.tables.values()],
+            [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves],
+        )

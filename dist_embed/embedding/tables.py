@@ -6,6 +6,7 @@ import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import Tensor
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.embedding_sharding import USE_ONE_TBE_PER_TABLE
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.fbgemm_qcomm_codec import (
     CommType,
@@ -47,7 +48,6 @@ EXCHANGES: dict[Exchange, tuple[CommType, CommType]] = {
 
 def build_sharded_tables(
     specs: list[TableSpec],
-    features: dict[str, list[str]],
     group: Group,
     *,
     optimizer: str,
@@ -57,12 +57,12 @@ def build_sharded_tables(
     weights: Weights = "fp32",
     exchange: Exchange = "fp32",
     room_bytes: int = 0,
+    trained_whole: str | None = None,
 ) -> ShardedEmbeddingCollection:
     """Build the tables from the meta device, so that no process ever holds more than its shard.
 
     Args:
-        specs: the logical tables.
-        features: for each table the names under which ids are looked up in it.
+        specs: the logical tables; ids are looked up in each under `feature_of` its name.
         group: this worker and its peers.
         optimizer: key of `OPTIMIZERS`, fused into the tables' backward.
         learning_rates: first rate of the fused optimizer for each table. Tables with equal rates
@@ -73,6 +73,8 @@ def build_sharded_tables(
         exchange: type in which vectors cross the network; key of `EXCHANGES`.
         room_bytes: what tables of the tier ``uvm_caching`` may take of the device. Their cache
             holds a fifth of the rows (FBGEMM's choice), or what fits there.
+        trained_whole: the table of which every step reads and trains all rows of the own shard. It
+            gets a kernel for itself, and no cache: none could hold what every step needs.
 
     Raises:
         UserError: something that needs CUDA on another device. Nothing has been allocated.
@@ -93,7 +95,7 @@ def build_sharded_tables(
                 num_embeddings=shard_of(spec.num_rows, 0, group.num_workers).physical_rows
                 * group.num_workers,
                 embedding_dim=spec.width,
-                feature_names=features[spec.name],
+                feature_names=[feature_of(spec.name)],
                 init_fn=_leave_as_is,  # filled by `fill_initial_rows` or a checkpoint
                 data_type=WEIGHT_TYPES[weights],
             )
@@ -104,6 +106,8 @@ def build_sharded_tables(
         # Where TorchRec looks for what one table's optimizer does otherwise.
         table.weight._optimizer_classes = [None]
         table.weight._optimizer_kwargs = [{"learning_rate": learning_rates[name]}]
+        if name == trained_whole:
+            table.weight._optimizer_kwargs[0][USE_ONE_TBE_PER_TABLE] = True
     fused_params = {
         "optimizer": OPTIMIZERS[optimizer],
         "eps": eps,
@@ -117,9 +121,12 @@ def build_sharded_tables(
     sharder = EmbeddingCollectionSharder(
         fused_params=fused_params, qcomm_codecs_registry=exchange_codecs(exchange, group.device)
     )
+    tiers = dict.fromkeys((spec.name for spec in specs), tier)
+    if trained_whole and tier == "uvm_caching":
+        tiers[trained_whole] = "uvm"
     plan = construct_module_sharding_plan(
         module,
-        {spec.name: row_wise(compute_kernel=KERNELS[tier].value) for spec in specs},
+        {name: row_wise(compute_kernel=KERNELS[its].value) for name, its in tiers.items()},
         sharder=sharder,
         local_size=group.num_local_workers,
         world_size=group.num_workers,
@@ -128,6 +135,11 @@ def build_sharded_tables(
     return sharder.shard(
         module, plan, ShardingEnv.from_process_group(group.process_group), device=group.device
     )
+
+
+def feature_of(table: str) -> str:
+    """The name under which TorchRec looks ids up in a table."""
+    return f"{table}/tokens"
 
 
 def exchange_codecs(

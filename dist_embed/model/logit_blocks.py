@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Of a narrow product that is added to float32: a part of the weights' gradient at a time.
+PRODUCT_ROWS = 16384
+
 
 class LogitBlocks:
     """Logits of one block of tokens after the other, in one buffer that is used again.
@@ -32,16 +35,27 @@ class LogitBlocks:
         return out.copy_(torch.mm(hidden, self._operand.t(), out=self._narrow[: hidden.shape[0]]))
 
     def add_gradients(
-        self, grad: Tensor, hidden: Tensor, grad_hidden: Tensor, grad_weight: Tensor
+        self,
+        grad: Tensor,
+        hidden: Tensor,
+        grad_hidden: Tensor,
+        grad_weight: Tensor | None,
+        weight_scale: float = 1.0,
     ) -> None:
-        """From d loss / d logits [b, R]: set ``grad_hidden`` [b, D], add to the weights'."""
+        """From d loss / d logits [b, R]: set ``grad_hidden`` [b, D], add ``weight_scale`` times the
+        weights' to ``grad_weight`` [R, D], unless that is None.
+        """
         if self._narrow is None:
             torch.mm(grad, self._operand, out=grad_hidden)
-            grad_weight.addmm_(grad.t(), hidden)
+            if grad_weight is not None:
+                grad_weight.addmm_(grad.t(), hidden, alpha=weight_scale)
             return
         narrow = self._narrow[: hidden.shape[0]].copy_(grad)
         grad_hidden.copy_(narrow @ self._operand)
-        grad_weight += narrow.t() @ hidden
+        if grad_weight is not None:
+            for first in range(0, len(grad_weight), PRODUCT_ROWS):
+                rows = slice(first, first + PRODUCT_ROWS)
+                grad_weight[rows].add_(narrow[:, rows].t() @ hidden, alpha=weight_scale)
 
 
 def exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:

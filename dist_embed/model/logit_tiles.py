@@ -57,20 +57,26 @@ class LogitTiles:
         return maximum, total, target_logit
 
     def gradients(
-        self, targets: Tensor, log_z: Tensor, target_share: float
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        targets: Tensor,
+        log_z: Tensor,
+        target_share: float,
+        grad_weight: Tensor | None,
+        weight_scale: float,
+    ) -> Tensor:
         """Σ over tokens of d/d(hidden, weight) for d loss / d logits = p - target_share · onehot.
 
         Args:
             targets: as in `statistics`.
             log_z: [N] log of the whole vocabulary's normaliser.
             target_share: 1 - ε.
+            grad_weight: [R, D] float32, to which the weights' is added; None: it is not wanted.
+            weight_scale: what it is multiplied by.
 
         Returns:
-            float32 [N, D], this shard's part, and [R, D].
+            float32 [N, D], this shard's part of the gradient of the hidden states.
         """
         grad_hidden = torch.zeros_like(self._hidden, dtype=torch.float32)
-        grad_weight = torch.zeros_like(self._weight, dtype=torch.float32)
         part = grad_hidden.new_empty((self._tokens, grad_hidden.shape[1]))
         for first_row, blocks in self._row_blocks():
             rows = slice(first_row, first_row + self._rows)
@@ -79,9 +85,10 @@ class LogitTiles:
                 grad = blocks.logits(h).sub_(log_z[block].unsqueeze(1)).exp_()
                 here, index = _within(targets[block] - first_row, grad.shape[1])
                 grad[here, index] -= target_share
-                blocks.add_gradients(grad, h, part[: h.shape[0]], grad_weight[rows])
+                into = None if grad_weight is None else grad_weight[rows]
+                blocks.add_gradients(grad, h, part[: h.shape[0]], into, weight_scale)
                 grad_hidden[block] += part[: h.shape[0]]
-        return grad_hidden, grad_weight
+        return grad_hidden
 
     def tiles(self) -> Iterator[tuple[slice, int, Tensor]]:
         """(tokens, first row, logits [b, r], valid until the next tile), row blocks outermost."""

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_embed.embedding.own_rows import OwnGradient
+from dist_embed.embedding.tables import lies_in_host_memory
 from dist_embed.model.logit_blocks import LogitBlocks, exponentials, log_normaliser
 from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.parallel.collectives import gather_equal, gather_rows, sum_and_scatter_rows
@@ -63,6 +65,8 @@ def sharded_cross_entropy(
     shard: OutputShard,
     counts: list[int],
     label_smoothing: float = 0.0,
+    weight_gradient: OwnGradient | None = None,
+    weight_scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy of every worker's tokens over the whole vocabulary.
 
@@ -76,21 +80,25 @@ def sharded_cross_entropy(
         shard: where those rows lie.
         counts: n of every worker.
         label_smoothing: ε.
+        weight_gradient: takes ``weight_scale`` times d loss / d ``weight`` at once, whether
+            a backward follows or not; None: it is not wanted.
+        weight_scale: see there.
 
     Returns:
         Two float32 scalars, the same on every worker: the sum over all workers' tokens of the
-        smoothed loss, with gradients to ``hidden`` and ``weight``, and of -log p(target).
+        smoothed loss, with a gradient to ``hidden``, and of -log p(target).
 
     Collective.
     """
     smoothed, nll = _ShardedCrossEntropy.apply(
-        hidden, weight, target_rows, shard, counts, label_smoothing
-    )
+        hidden, weight.detach(), target_rows, shard, counts, label_smoothing, weight_gradient,
+        weight_scale,
+    )  # fmt: skip
     return smoothed, nll
 
 
 class _ShardedCrossEntropy(torch.autograd.Function):
-    """Loss and gradients in one forward pass; backward only scales them."""
+    """Loss and gradients in one forward pass; backward only scales that of the hidden states."""
 
     @staticmethod
     def forward(
@@ -101,34 +109,38 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         shard: OutputShard,
         counts: list[int],
         label_smoothing: float,
+        weight_gradient: OwnGradient | None,
+        weight_scale: float,
     ) -> tuple[Tensor, Tensor]:
-        want_gradient = any(ctx.needs_input_grad[:2])
+        want_gradient = ctx.needs_input_grad[0] or weight_gradient is not None
         tokens = _Tokens(
             gather_rows(hidden.detach(), counts, shard.group).to(shard.dtype),
             gather_rows(target_rows, counts, shard.group) - shard.first_row,
-            weight.detach(),
+            weight,
             shard,
             label_smoothing,
+            weight_scale,
         )
+        into: Tensor | None = None
+        if weight_gradient is not None:
+            into = tokens.begin_weight_gradient(weight_gradient)
         if want_gradient and shard.block_tokens >= LEAST_BLOCK_TOKENS:
-            smoothed, nll, grad_hidden, grad_weight = tokens.in_one_pass()
+            smoothed, nll, grad_hidden = tokens.in_one_pass(into)
         else:
             smoothed, nll, log_z = tokens.loss_by_tiles()
             if want_gradient:
-                grad_hidden, grad_weight = tokens.gradients_by_tiles(log_z)
+                grad_hidden = tokens.gradients_by_tiles(log_z, into)
         if want_gradient:
-            if label_smoothing:
-                tokens.add_smoothing(grad_hidden, grad_weight)
+            grad_hidden -= tokens.smoothing_share * tokens.summed_rows
             own_grad_hidden = sum_and_scatter_rows(grad_hidden, counts, shard.group)
-            ctx.save_for_backward(own_grad_hidden.to(hidden.dtype), grad_weight)
+            ctx.save_for_backward(own_grad_hidden.to(hidden.dtype))
         ctx.mark_non_differentiable(nll)
         return smoothed, nll
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        grad_loss = grad_outputs[0]
-        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None
+        (grad_hidden,) = ctx.saved_tensors
+        return grad_hidden * grad_outputs[0], *[None] * 7
 
 
 @dataclass
@@ -139,6 +151,9 @@ class _Tokens:
         hidden: [N, D] in the type of the products' operands.
         index: [N] row of the right answer, counted from this shard's first.
         weight: [R, D].
+        weight_scale: what the weights' gradient is multiplied by.
+        summed_rows: [D] for label smoothing: times a hidden state the sum of all logits of its
+            token, without a pass over the logits; zeros without smoothing.
     """
 
     hidden: Tensor
@@ -146,22 +161,35 @@ class _Tokens:
     weight: Tensor
     shard: OutputShard
     smoothing: float
+    weight_scale: float
 
     def __post_init__(self) -> None:
-        # The sum of all logits of a token, for label smoothing, without a pass over the logits.
-        self._summed_rows = torch.zeros(self.weight.shape[1], device=self.weight.device)
+        self.summed_rows = torch.zeros(self.weight.shape[1], device=self.weight.device)
         if self.smoothing:
             for rows in self.weight.split(SUMMED_ROWS):  # narrow ones are never copied whole
-                self._summed_rows += rows.sum(0, dtype=torch.float32)
+                self.summed_rows += rows.sum(0, dtype=torch.float32)
 
-    def in_one_pass(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Smoothed loss, -log p, and this shard's part of their gradients but for smoothing.
+    @property
+    def smoothing_share(self) -> float:
+        """ε / V: what smoothing takes from d loss / d logits of every word."""
+        return self.smoothing / self.shard.num_rows
+
+    def begin_weight_gradient(self, gradient: OwnGradient) -> Tensor:
+        """Put the part of smoothing, the same for every word, where the rest is added: [R, D]."""
+        share = self.weight_scale * self.smoothing_share
+        return gradient.begin_part(self.hidden.sum(0, dtype=torch.float32) * -share)
+
+    def in_one_pass(self, grad_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Smoothed loss, -log p, and this shard's part of the gradient of the hidden states, both
+        gradients but for smoothing; the weights' is added to ``grad_weight``.
 
         Collective, once per block of tokens.
         """
-        blocks = LogitBlocks(self.weight, self.shard.block_tokens, self.shard.dtype)
+        weight = self.weight
+        if lies_in_host_memory(weight):  # every block reads it
+            weight = weight.to(self.shard.dtype, copy=True)
+        blocks = LogitBlocks(weight, self.shard.block_tokens, self.shard.dtype)
         grad_hidden = torch.empty_like(self.hidden, dtype=torch.float32)
-        grad_weight = torch.zeros_like(self.weight, dtype=torch.float32)
         smoothed = torch.zeros((), device=self.hidden.device)
         nll = torch.zeros((), device=self.hidden.device)
         for start in range(0, self.hidden.shape[0], blocks.num_tokens):
@@ -179,8 +207,8 @@ class _Tokens:
             # word, is added afterwards without touching the block.
             grad = logits.mul_((maximum - log_z).exp().unsqueeze(1))
             grad[here, index] -= 1 - self.smoothing
-            blocks.add_gradients(grad, h, grad_hidden[block], grad_weight)
-        return smoothed, nll, grad_hidden, grad_weight
+            blocks.add_gradients(grad, h, grad_hidden[block], grad_weight, self.weight_scale)
+        return smoothed, nll, grad_hidden
 
     def loss_by_tiles(self) -> tuple[Tensor, Tensor, Tensor]:
         """Smoothed loss, -log p, and the normaliser log Z [N]. Collective."""
@@ -188,16 +216,12 @@ class _Tokens:
         (smoothed, nll), log_z = self._losses(self.hidden, *tiles.statistics(self.index))
         return smoothed, nll, log_z
 
-    def gradients_by_tiles(self, log_z: Tensor) -> tuple[Tensor, Tensor]:
-        """This shard's part of the gradients, but for smoothing. Not collective."""
+    def gradients_by_tiles(self, log_z: Tensor, grad_weight: Tensor | None) -> Tensor:
+        """As `in_one_pass` gives them. Not collective."""
         tiles = LogitTiles(self.hidden, self.weight, self.shard.block_bytes)
-        return tiles.gradients(self.index, log_z, 1 - self.smoothing)
-
-    def add_smoothing(self, grad_hidden: Tensor, grad_weight: Tensor) -> None:
-        """Add the part -ε / V of d loss / d logits, which is the same for every word."""
-        share = self.smoothing / self.shard.num_rows
-        grad_hidden -= share * self._summed_rows
-        grad_weight -= share * self.hidden.sum(0, dtype=torch.float32)
+        return tiles.gradients(
+            self.index, log_z, 1 - self.smoothing, grad_weight, self.weight_scale
+        )
 
     def _losses(
         self, hidden: Tensor, maximum: Tensor, total: Tensor, target_logit: Tensor
@@ -205,7 +229,7 @@ class _Tokens:
         """Sums over tokens of smoothed loss and -log p, and log Z [n], from what this shard has
         found. Collective.
         """
-        stats = torch.stack([maximum, total, target_logit, hidden.float() @ self._summed_rows])
+        stats = torch.stack([maximum, total, target_logit, hidden.float() @ self.summed_rows])
         stats = gather_equal(stats, self.shard.group)
         log_z = log_normaliser(stats[:, 0], stats[:, 1])
         nll = log_z - stats[:, 2].sum(0)

@@ -20,7 +20,6 @@ from dist_embed.parallel.collectives import start_gather_rows, start_sum_and_sca
 class OutputLayer(Protocol):
     """What a training step asks of an output layer."""
 
-    own_rows: bool  # whether a step fetches all rows of the own shard
     counts_own_tokens: bool  # whether `loss` gives sums of this worker's tokens, or of all workers'
 
     def words(self, step: int, targets: list[Tensor]) -> list[Tensor]:
@@ -30,8 +29,10 @@ class OutputLayer(Protocol):
         Not collective.
         """
 
-    def start(self, rows: StepRows) -> None:
-        """Before the step's first loss, given what it has looked up. Collective."""
+    def start(self, rows: StepRows, scale: float) -> None:
+        """Before the step's first loss, given what it has looked up, and what each loss is
+        multiplied by before its backward. Collective.
+        """
 
     def loss(
         self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor, counts: list[int],
@@ -50,7 +51,7 @@ class OutputLayer(Protocol):
         """
 
     def finish(self, rows: StepRows) -> None:
-        """After the backward of the step's last loss: all gradients are on the leaves of ``rows``.
+        """After the backward of the step's last loss: all gradients are on ``rows``.
 
         Collective.
         """
@@ -60,32 +61,35 @@ class ExactOutput:
     """The softmax over the whole vocabulary; a step reads and trains every row.
 
     Args:
-        lookup: the tables.
+        lookup: the tables, with ``own_output``.
         shard: how the output layer is sharded.
     """
 
-    own_rows = True
     counts_own_tokens = False
 
     def __init__(self, lookup: RowLookup, shard: OutputShard) -> None:
         self._lookup = lookup
         self._shard = shard
+        self._weight_scale = 1.0
 
     def words(self, step: int, targets: list[Tensor]) -> list[Tensor]:
         """None by id: the whole shard comes."""
         return []
 
-    def start(self, rows: StepRows) -> None:
-        """Nothing to do."""
+    def start(self, rows: StepRows, scale: float) -> None:
+        """Note the scale: of the loss, and not of W times the loss, as on the leaves."""
+        self._weight_scale = scale / self._shard.group.num_workers
 
     def loss(
         self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor, counts: list[int],
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """See `OutputLayer.loss` and `sharded_cross_entropy`."""
+        own = rows.own_output
+        assert own is not None, "the lookup was built without own_output"
         return sharded_cross_entropy(
-            hidden, self._lookup.output_rows_of(targets), rows.output_rows(), self._shard, counts,
-            label_smoothing,
+            hidden, self._lookup.output_rows_of(targets), own.weight, self._shard, counts,
+            label_smoothing, own.gradient, self._weight_scale,
         )  # fmt: skip
 
     def finish(self, rows: StepRows) -> None:
@@ -107,7 +111,6 @@ class SampledOutput:
         shard: whose words, block size, type and group are used.
     """
 
-    own_rows = False
     counts_own_tokens = True
 
     def __init__(self, sampler: Sampler, seed: int, shard: OutputShard) -> None:
@@ -130,8 +133,9 @@ class SampledOutput:
         self._backwards = len(targets)
         return [*targets, parts[group.rank]]
 
-    def start(self, rows: StepRows) -> None:
+    def start(self, rows: StepRows, scale: float) -> None:
         """Begin to bring the negatives' vectors together: [S, D] on every worker."""
+        del scale
         own = rows.vectors("output", -1).detach()
         self._arriving = start_gather_rows(own, self._counts, self._shard.group)
 

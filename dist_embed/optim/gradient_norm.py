@@ -21,16 +21,17 @@ from dist_embed.parallel.group import Group
 def table_gradient_square_sum(rows: StepRows, lookup: RowLookup) -> Tensor:
     """Sum of squares of the tables' gradients, the same on every worker: scalar, float32.
 
-    The leaves' gradients are W times a worker's part, as `StepRows.backward` expects. Collective.
+    The leaves' gradients are W times a worker's part, as `StepRows.backward` expects, that of all
+    own rows is the sum itself. Collective.
     """
     group = lookup.group
     total = torch.zeros((), device=group.device)
     for name, table in rows.tables.items():
-        total += _owned_square_sum(table, lookup.shards[name], group)
-    return sum_over_workers(total, group) / group.num_workers**2
+        total += _owned_square_sum(table, rows.own_gradient(name), lookup.shards[name], group)
+    return sum_over_workers(total, group)
 
 
-def _owned_square_sum(table: TableRows, shard: Shard, group: Group) -> Tensor:
+def _owned_square_sum(table: TableRows, own: Tensor | None, shard: Shard, group: Group) -> Tensor:
     """Sum of squares of the summed gradients of the rows that this worker owns."""
     gradient = table.vectors.grad
     if gradient is None:
@@ -38,13 +39,12 @@ def _owned_square_sum(table: TableRows, shard: Shard, group: Group) -> Tensor:
     row_numbers, parts = _parts_at_owner(table.rows, gradient, shard, group)
     touched, place = torch.unique(row_numbers, return_inverse=True)
     sums = torch.zeros((len(touched), gradient.shape[1]), device=gradient.device)
-    sums.index_add_(0, place, parts)
-    if table.own is None or table.own.grad is None:
+    sums.index_add_(0, place, parts, alpha=1 / group.num_workers)
+    if own is None:
         return sums.square().sum()
-    own = table.own.grad
     # |own + sums|² without a copy of own: |own|² + sums · (sums + 2 own) on the touched rows.
     cross = sums * (sums + 2 * own[touched - shard.first_row])
-    return own.square().sum() + cross.sum()
+    return torch.linalg.vector_norm(own).square() + cross.sum()
 
 
 def _parts_at_owner(

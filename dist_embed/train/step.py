@@ -106,6 +106,11 @@ class TrainStep:
             self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
         self._lookup.set_step(step)
+        # Before the rows are fetched: FBGEMM's kernels take the rate with them.
+        self._lookup.set_learning_rate(
+            self._table_schedule.rate(step),
+            {name: schedule.rate(step) for name, schedule in self._own_schedules.items()},
+        )
         self._lookup.freeze(
             frozenset(name for name, last in self._frozen_until.items() if step <= last)
         )
@@ -123,10 +128,6 @@ class TrainStep:
             for param_group in self._optimizer.param_groups:
                 param_group["lr"] = self._dense_schedule.rate(step)
             self._optimizer.step()
-            self._lookup.set_learning_rate(
-                self._table_schedule.rate(step),
-                {name: schedule.rate(step) for name, schedule in self._own_schedules.items()},
-            )
             rows.backward()
         tokens = work.global_tokens
         return StepResult(
@@ -151,20 +152,19 @@ class TrainStep:
                 "source": [batch.source for batch in work.batches],
                 "target": [batch.target_input for batch in work.batches],
                 "output": self._output.words(step, targets),
-            },
-            own_output=self._output.own_rows,
+            }
         )
 
     def _dense_half(self, rows: StepRows, work: StepBatches) -> Tensor:
-        """Forward and backward of every micro-batch onto the leaves and the dense part.
+        """Forward and backward of every micro-batch onto the rows and the dense part.
 
         Returns the sums of loss and -log p, of the tokens that the output layer counts: [2].
         """
         device = self._group.device
         sums = torch.zeros(2, device=device)
-        self._output.start(rows)
         # DDP and TorchRec both divide by W; the loss is multiplied by it.
         scale = self._group.num_workers / work.global_tokens
+        self._output.start(rows, scale)
         for micro, batch in enumerate(work.batches):
             last = micro + 1 == len(work.batches)
             with self._gradient_sync(last):
@@ -209,8 +209,7 @@ class TrainStep:
         if self._clip_norm:
             square = square + table_gradient_square_sum(rows, self._lookup)
         else:
-            leaves = [leaf.grad for t in rows.tables.values() for leaf in t.leaves()]
-            norms = [torch.linalg.vector_norm(g) for g in leaves if g is not None]
+            norms = [torch.linalg.vector_norm(gradient) for gradient in rows.gradients()]
             local = torch.stack([*norms, torch.zeros((), device=self._group.device)])
             added_up.append(local.square().sum().unsqueeze(0))
         # One exchange: each waits for the slowest worker.
@@ -232,11 +231,8 @@ class TrainStep:
         if not self._clip_norm or norm <= self._clip_norm:
             return
         factor = self._clip_norm / norm
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        gradients += [
-            leaf.grad for t in rows.tables.values() for leaf in t.leaves() if leaf.grad is not None
-        ]
-        torch._foreach_mul_(gradients, factor)
+        dense = [p.grad for p in self._parameters if p.grad is not None]
+        torch._foreach_mul_([*dense, *rows.gradients()], factor)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dist_embed.embedding import tables
+from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Exchange
 from dist_embed.parallel.collectives import least_over_workers
 from dist_embed.parallel.group import Group
@@ -28,7 +29,7 @@ def test_all_workers_find_the_least_value(workers: WorkerPool) -> None:
 
 def calls_to_a_cache(group: Group) -> dict[str, list[str]]:
     """What a cache is told in the life of the tables, by what is done with them."""
-    sharded = Sharded(Tiny(), group)
+    sharded = Sharded(Tiny(num_samples=9), group)
     lookup, calls = sharded.lookup, []
     lookup.tier = "uvm_caching"  # the CPU's kernels have no cache: they are asked all the same
     for kernel in lookup._kernels:
@@ -94,6 +95,37 @@ def train_with(group: Group, exchange: Exchange) -> Any:
     for number in (1, 2, 3):
         sharded.step(number, random_pairs(6, number, 23, 31))
     return sharded.tables()
+
+
+def own_rows_with(group: Group, exchange: Exchange) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """How far a step's own rows differ from the table; a gradient, and what it has moved."""
+    allowed, tables.problems_without_cuda = tables.problems_without_cuda, lambda **how: []
+    try:
+        lookup = RowLookup(
+            dict.fromkeys(("source", "target", "output"), 50), 8, "all", group, optimizer="sgd",
+            learning_rate=1.0, eps=1e-8, seed=1, initial_scale=1.0, own_output=True,
+            exchange=exchange,
+        )  # fmt: skip
+    finally:
+        tables.problems_without_cuda = allowed
+    rows = lookup.lookup({"source": [torch.tensor([4])]})
+    before = lookup.output_weight().clone()
+    assert rows.own_output is not None
+    assert rows.own_output.gradient is not None
+    difference = float((rows.own_output.weight - before).abs().max())
+    gradient = torch.randn(8, generator=torch.Generator().manual_seed(group.rank))
+    rows.own_output.gradient.begin_part(gradient)
+    rows.backward()
+    return difference, gradient, before - lookup.output_weight()
+
+
+@pytest.mark.parametrize("exchange", ["fp32", "fp16", "bf16"])
+def test_own_rows_and_their_gradients_do_not_cross_the_network(
+    workers: WorkerPool, exchange: Exchange
+) -> None:
+    for difference, gradient, moved in workers.run(2, own_rows_with, exchange):
+        assert difference == 0
+        torch.testing.assert_close(moved, gradient.expand_as(moved), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

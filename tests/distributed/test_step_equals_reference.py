@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dist_embed.embedding.cpu_rows import CpuRows
+from dist_embed.embedding.own_rows import OwnRowsKernel
 from dist_embed.parallel.group import Group
 from tests.distributed.pool import WorkerPool
 from tests.distributed.reference import Reference
@@ -23,9 +24,12 @@ def train(group: Group, tiny: Tiny, steps: list[Pairs]) -> tuple[list[float], di
         sharded.step(number, pairs, following).loss
         for number, (pairs, following) in enumerate(zip_longest(steps, steps[1:]), start=1)
     ]
-    kernels = sharded.lookup._kernels
-    assert kernels
-    assert all(isinstance(kernel.forward, CpuRows) for kernel in kernels)
+    forwards = [type(kernel.forward) for kernel in sharded.lookup._kernels]
+    exact, tables = not tiny.num_samples, len(sharded.lookup.specs)
+    # With the exact layer the output's table has a kernel for itself.
+    assert forwards.count(OwnRowsKernel) == exact
+    assert forwards.count(CpuRows) == (not exact or tables > 1)
+    assert len(forwards) == 1 + (exact and tables > 1)
     return losses, sharded.tables(), sharded.dense()
 
 

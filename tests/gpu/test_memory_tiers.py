@@ -67,10 +67,13 @@ def train(lookup: RowLookup, first: int, last: int) -> None:
         }
         torch.manual_seed(step)
         lookup.set_step(step)
-        fetched = lookup.lookup(ids, own_output=step % 2 == 0)
+        fetched = lookup.lookup(ids)
         for table in fetched.tables.values():
-            for leaf in table.leaves():
-                leaf.grad = torch.randn(leaf.shape, generator=draw).to(device)
+            table.vectors.grad = torch.randn(table.vectors.shape, generator=draw).to(device)
+        if fetched.own_output is not None:
+            assert fetched.own_output.gradient is not None
+            whole = fetched.own_output.gradient.begin_part(torch.zeros(1, device=device))
+            whole += torch.randn(whole.shape, generator=draw).to(device)
         fetched.backward()
 
 

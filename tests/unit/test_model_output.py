@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from dist_embed.embedding.own_rows import OwnGradient
 from dist_embed.model.output import OutputShard, sharded_cross_entropy
 from dist_embed.model.top_words import top_log_probabilities
 from dist_embed.parallel.group import Group
@@ -28,10 +29,23 @@ def shard_with_blocks_of(tokens: int, dtype: torch.dtype = torch.float32) -> Out
 
 def check_equals_pytorch(shard: OutputShard, smoothing: float) -> None:
     hidden, weight, target = problem()
-    loss, nll = sharded_cross_entropy(hidden, target, weight, shard, [TOKENS], smoothing)
+    # What a buffer holds before the first part, and where no gradient is wanted, is of no account.
+    gradient = OwnGradient(torch.full_like(weight, float("nan")))
+    found = [
+        sharded_cross_entropy(
+            hidden, target, weight, shard, [TOKENS], smoothing, gradient, weight_scale
+        )
+        for weight_scale in (0.1, 0.2)
+    ]
+    loss, nll = found[1]
     (loss * 0.3).backward()
-    ours = hidden.grad, weight.grad
-    hidden.grad = weight.grad = None
+    assert weight.grad is None
+    ours = hidden.grad, gradient.whole()
+    hidden.grad = None
+    again, _ = sharded_cross_entropy(hidden, target, weight, shard, [TOKENS], smoothing)
+    (again * 0.3).backward()
+    torch.testing.assert_close(hidden.grad, ours[0])
+    hidden.grad = None
     logits = hidden @ weight.t()
     expected = functional.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing)
     (expected * 0.3).backward()

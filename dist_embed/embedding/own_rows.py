@@ -1,0 +1,230 @@
+"""All rows of a worker's shard of one table, read and trained where they lie.
+
+The exact output layer reads every row of the own shard and trains every one, in every step. These
+rows have no way to go: the layer reads the table itself and sums up its gradient in one buffer,
+which is kept from step to step. Words are looked up in that table through TorchRec as in all; what
+arrives of their gradients at the rows' owner is added to the buffer, and one dense update follows
+(docs/decisions/0017-own-rows-stay.md). The same on the CPU and on CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor
+
+# Rows are updated by parts, so that what is computed on the way takes little memory: on the CPU it
+# stays in a core's cache, on CUDA a part is large enough to keep the device busy.
+PART_BYTES = {"cpu": 2**20, "cuda": 2**26}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What an update needs beside rows, state and gradient; ``step`` counts from 1."""
+
+    rate: float
+    eps: float
+    beta1: float
+    beta2: float
+    step: int
+
+
+# Of all rows of a part: weight [r, D] float32, the optimizer's state, [r] or [r, D] or none, and
+# the gradient [r, D]. What FBGEMM's kernels of the same names compute.
+Update = Callable[[Tensor, list[Tensor], Tensor, Constants], None]
+
+
+def rowwise_adagrad(weight: Tensor, states: list[Tensor], gradient: Tensor, c: Constants) -> None:
+    """Adagrad with one sum for a row, of its gradient's mean square."""
+    (sums,) = states
+    sums += torch.linalg.vector_norm(gradient, dim=1).square_().div_(gradient.shape[1])
+    weight.addcmul_(gradient, (-c.rate / (sums.sqrt() + c.eps)).unsqueeze(1))
+
+
+def adagrad(weight: Tensor, states: list[Tensor], gradient: Tensor, c: Constants) -> None:
+    """Adagrad (Duchi et al. 2011): a sum for each value."""
+    (sums,) = states
+    sums.addcmul_(gradient, gradient)
+    weight.addcdiv_(gradient, sums.sqrt().add_(c.eps), value=-c.rate)
+
+
+def sgd(weight: Tensor, states: list[Tensor], gradient: Tensor, c: Constants) -> None:
+    """Gradient descent without state."""
+    del states
+    weight.add_(gradient, alpha=-c.rate)
+
+
+def adam(weight: Tensor, states: list[Tensor], gradient: Tensor, c: Constants) -> None:
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980) with bias correction."""
+    mean, square = states
+    mean.lerp_(gradient, 1 - c.beta1)
+    square.mul_(c.beta2).addcmul_(gradient, gradient, value=1 - c.beta2)
+    root = (square / (1 - c.beta2**c.step)).sqrt_().add_(c.eps)
+    weight.addcdiv_(mean, root, value=-c.rate / (1 - c.beta1**c.step))
+
+
+UPDATES: dict[EmbOptimType, Update] = {
+    EmbOptimType.EXACT_ROWWISE_ADAGRAD: rowwise_adagrad,
+    EmbOptimType.EXACT_ADAGRAD: adagrad,
+    EmbOptimType.EXACT_SGD: sgd,
+    EmbOptimType.ADAM: adam,
+}
+
+
+class OwnGradient:
+    """The gradient of all rows of the own shard, summed over a step's micro-batches.
+
+    Attributes:
+        values: [R, D] float32, a buffer that is used again; holds nothing before `begin_part`.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._begun = False
+
+    def begin_part(self, every_row: Tensor) -> Tensor:
+        """Add ``every_row`` [D] to the gradient of each row; returns ``values``, to add more to.
+
+        The first part of a step is written over what the step before has left.
+        """
+        if self._begun:
+            self.values += every_row
+        else:
+            self.values.copy_(every_row.expand_as(self.values))
+            self._begun = True
+        return self.values
+
+    def whole(self) -> Tensor:
+        """The sum of all parts: ``values``, zeros where there was none."""
+        return self.values if self._begun else self.begin_part(self.values.new_zeros(1))
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """The rows of the own shard as one step has them.
+
+    Attributes:
+        weight: [R, D] live view of the table, in the type of its rows.
+        gradient: where d loss / d weight is summed up, of all workers' tokens and of the loss
+            itself, not of W times the loss, as on the leaves. None where it is not trained.
+    """
+
+    weight: Tensor
+    gradient: OwnGradient | None
+
+
+class OwnRowsKernel:
+    """Takes the place of the forward of a kernel with one table.
+
+    Args:
+        kernel: whose table, state and learning rate are used. It has no cache.
+        num_rows: R, logical rows of the own shard.
+
+    Nothing here is collective.
+    """
+
+    def __init__(self, kernel: SplitTableBatchedEmbeddingBagsCodegen, num_rows: int) -> None:
+        (weight,) = kernel.split_embedding_weights()  # a kernel with more tables raises ValueError
+        stateless = kernel.optimizer == EmbOptimType.EXACT_SGD
+        states = [] if stateless else kernel.split_optimizer_states()[0]
+        self.weight = weight[:num_rows]
+        self.step = 1  # of which the next update is, for Adam's bias correction
+        self._states = [
+            (state if state.dim() == 1 and len(state) == len(weight) else state.view_as(weight))[
+                :num_rows
+            ]
+            for state in states
+        ]
+        self._kernel = kernel
+        self._update = UPDATES[kernel.optimizer]
+        self._values: Tensor | None = None  # made for the first step that trains
+        # Rows are no autograd leaves here; something must ask for the backward that updates them.
+        self._anchor = torch.empty(0, device=weight.device, requires_grad=True)
+        self._gradient: OwnGradient | None = None
+
+    def begin_step(self, *, trained: bool) -> OwnRows:
+        """The rows for one step; ``trained``: whether its backward is to change them."""
+        self._gradient = None
+        if trained:
+            if self._values is None:
+                self._values = torch.empty_like(self.weight, dtype=torch.float32)
+            self._gradient = OwnGradient(self._values)
+        return OwnRows(self.weight, self._gradient)
+
+    def __call__(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        """The rows ``indices`` [N] of the own shard: [N, D] float32.
+
+        In their backward all rows are updated, with the gradient of `begin_step` and theirs.
+        """
+        del offsets  # one table: its rows as they come
+        rows: Tensor = _LookedUp.apply(self._anchor, self, indices)
+        return rows
+
+    def take(self, rows: Tensor) -> Tensor:
+        """The rows, float32: [N, D]."""
+        return self.weight.index_select(0, rows).float()
+
+    def update(self, rows: Tensor, gradient: Tensor) -> None:
+        """One step of the optimizer for every row of the shard, unless the table is frozen.
+
+        Args:
+            rows: [N] that were looked up, repeated or not.
+            gradient: [N, D] their gradients, to be added to those of `begin_step`.
+        """
+        if self._gradient is None:
+            return
+        whole = self._gradient.whole().index_add_(0, rows, gradient)
+        arguments = self._kernel.optimizer_args
+        constants = Constants(
+            self._kernel.get_learning_rate(), arguments.eps, arguments.beta1, arguments.beta2,
+            self.step,
+        )  # fmt: skip
+        part = max(1, PART_BYTES[whole.device.type] // (4 * whole.shape[1]))
+        for first in range(0, len(whole), part):
+            chosen = slice(first, first + part)
+            self._update_part(
+                self.weight[chosen], [s[chosen] for s in self._states], whole[chosen], constants
+            )
+        self._gradient = None
+
+    def _update_part(
+        self, weight: Tensor, states: list[Tensor], gradient: Tensor, constants: Constants
+    ) -> None:
+        if weight.dtype == torch.float32:
+            self._update(weight, states, gradient, constants)
+            return
+        wide = weight.float()
+        self._update(wide, states, gradient, constants)
+        weight.copy_(round_stochastically(wide))
+
+
+def round_stochastically(values: Tensor) -> Tensor:
+    """float32 to float16, up or down with the chances that make the mean right.
+
+    As FBGEMM does it: 13 random bits are added below float16's last one, then they are cut off.
+    Values below 6·10⁻⁵, where float16 has fewer bits, are rounded to the nearest afterwards.
+    """
+    bits = values.view(torch.int32)
+    noise = torch.randint_like(bits, 1 << 13)
+    return ((bits + noise) & -(1 << 13)).view(torch.float32).half()
+
+
+class _LookedUp(torch.autograd.Function):
+    """Forward takes rows; backward updates the shard."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, kernel: OwnRowsKernel, rows: Tensor) -> Tensor:
+        ctx.kernel, ctx.rows = kernel, rows
+        return kernel.take(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        ctx.kernel.update(ctx.rows, grad_outputs[0])
+        return None, None, None
