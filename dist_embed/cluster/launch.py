@@ -6,15 +6,16 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from dist_embed.cluster.work import under_torchrun, work
+from dist_embed.cluster.work import INFERENCE, under_torchrun, work
 from dist_embed.config.checks import check
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
-from dist_embed.embedding.memory import GIB, available_bytes, worker_bytes
-from dist_embed.embedding.plan import Tier, rows_of_role, table_specs
+from dist_embed.embedding.memory import GIB, available_bytes
+from dist_embed.embedding.plan import Tier
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
-from dist_embed.parallel.device import resolve_device
+from dist_embed.parallel.device import resolve_device, resolve_dtype
+from dist_embed.train.needs import host_bytes
 
 # What a step, or a validation, may still take after the run was asked to stop.
 STEP_SECONDS = 60.0
@@ -62,7 +63,7 @@ def launch(
         return work(*arguments(resolve_device(cluster.device)), on_event)
     address = cluster_address(config, launcher)
     if address is None:
-        _check_machine(config, vocabulary_size, resolve_device(cluster.device))
+        _check_machine(task, config, vocabulary_size, resolve_device(cluster.device))
     if (launcher or cluster.launcher) == "local":
         # Only here, so that the local launcher runs where Ray is not installed.
         from dist_embed.cluster.local import launch_local
@@ -105,34 +106,26 @@ def cluster_address(config: Config, launcher: Literal["ray", "local"] | None = N
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
 
-def _check_machine(config: Config, vocabulary_size: dict[str, int], device: str) -> None:
+def _check_machine(task: str, config: Config, vocabulary_size: dict[str, int], device: str) -> None:
     """Refuse more workers than this machine can hold, saying what is needed and what there is."""
+    import torch
+
     workers, memory = config.cluster.num_workers, config.embedding.memory
     tier: Tier | None = None
     if device == "cuda":
-        import torch
-
         if workers > torch.cuda.device_count():
             raise UserError(
                 f"cluster.num_workers={workers} needs {workers} GPUs (one per worker); "
                 f"this machine has {torch.cuda.device_count()}"
             )
         tier = "device" if memory == "auto" else memory  # what `auto` needs at least
-    specs = table_specs(
-        rows_of_role(vocabulary_size, config.tokenizer.oov_buckets),
-        config.embedding.width,
-        config.model.share_embeddings,
-    )
-    each = worker_bytes(
-        list(specs.values()),
-        config.embedding.optimizer,
-        workers,
-        int(config.model.logits_block_mib * 2**20),
-        exact_output=config.model.output == "exact",
-        low_memory=config.checkpoint.low_memory,
-        weights=config.embedding.weights,
-        tier=tier,
-    )
+    # With a GPU the products are in its memory: it is not asked here, which would take some of it.
+    on_cpu = torch.device("cpu")
+    narrow = device == "cpu" and resolve_dtype(config.train.precision, on_cpu) != torch.float32
+    each = host_bytes(
+        config, vocabulary_size, training=task not in INFERENCE,
+        narrow_products=narrow, tier=tier,
+    )  # fmt: skip
     there = available_bytes()
     if workers * each > there:
         raise UserError(

@@ -16,6 +16,7 @@ from dist_embed.observe.events import Emit
 TRAIN = "dist_embed.train.worker:train_task"
 EVALUATE = "dist_embed.train.worker:evaluate_task"
 TRANSLATE = "dist_embed.train.worker:translate_task"
+INFERENCE = (EVALUATE, TRANSLATE)  # read the tables alone
 BASELINE = "dist_embed.bench.baseline:baseline_task"
 
 

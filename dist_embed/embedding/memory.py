@@ -1,15 +1,35 @@
-"""How much memory a worker needs, before it is started."""
+"""How much memory a worker needs, before it is started.
+
+tests/distributed/test_memory_foretold.py holds it against what workers take. Free of torch: the
+launching process asks.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dist_embed.embedding.plan import TableSpec, Tier, Weights, shard_of
 
 # A worker process with torch, torchrec and fbgemm loaded, and some for activations. A whole run
 # with a table of 146 rows peaked at 0.46 GiB ("peak memory of worker 0" at the end of `train`).
-PROCESS_BYTES = 768 * 2**20
+PROCESS_BYTES = 512 * 2**20
 GIB = 2**30
+
+# The exact layer computes whole logits of blocks of tokens. Where a block would hold fewer tokens
+# than these, matrix products are slow and every block is an exchange: it goes by tiles instead.
+LEAST_BLOCK_TOKENS = 32
+# Bytes a word: what counts of words and the sampler made of them hold at once, and what stays.
+SAMPLER_BUILDING_BYTES, SAMPLER_BYTES = 26, 8
+
+# How a worker saves and loads: "behind" training, from a copy of its rows that is kept; "standing",
+# with a copy only while a checkpoint is loaded; "in place", without any.
+Saving = Literal["behind", "standing", "in place"]
+# What reading a checkpoint leaves held of buffers (`checkpoint/read.py`) and client, and what
+# writing one takes: on its way to a store each of two chunks of 64 MiB is there twice.
+READING_BYTES = {"local": 32 * 2**20, "remote": 96 * 2**20}
+WRITING_BYTES = {"local": 0, "remote": 256 * 2**20}
 
 # Values of optimizer state per row of width D.
 _STATE_VALUES = {
@@ -45,44 +65,102 @@ def host_table_bytes(
     return whole - 4 * shard_of(spec.num_rows, 0, num_workers).physical_rows
 
 
-def beside_tables_bytes(
-    specs: list[TableSpec], num_workers: int, logits_block_bytes: int, *, exact_output: bool
-) -> int:
+def block_tokens(block_bytes: int, num_rows: int, num_workers: int) -> int:
+    """Tokens whose float32 logits against the longest shard of ``num_rows`` fill a block."""
+    return max(1, block_bytes // (4 * shard_of(num_rows, 0, num_workers).physical_rows))
+
+
+@dataclass(frozen=True)
+class OutputNeeds:
+    """What the output layer is, as far as it decides about memory.
+
+    Attributes:
+        table: the output layer's.
+        exact: whether training takes all of its rows; else negatives.
+        block_bytes: of a block of float32 logits.
+        narrow_products: whether they are bfloat16.
+        sampler_words: V where the sampler holds a number a word, else 0.
+    """
+
+    table: TableSpec
+    exact: bool
+    block_bytes: int
+    narrow_products: bool = False
+    sampler_words: int = 0
+
+
+def beside_tables_bytes(output: OutputNeeds, num_workers: int, *, copied: bool = False) -> int:
     """Bytes that a training step needs beside the tables, as far as they can be foretold.
 
-    Three blocks of logits; for the exact output layer the looked-up copy of its shard with its
-    gradient, float32 (the largest table's size, as an upper bound).
+    Three blocks of logits; for the exact output layer the gradient of its shard, float32, and where
+    it goes by blocks, of rows that are ``copied`` from the host or of another type than the
+    products, the copy.
     """
-    largest = max(4 * spec.width * -(-spec.num_rows // num_workers) for spec in specs)
-    return 3 * logits_block_bytes + (3 * largest if exact_output else 0)
+    needed = 3 * output.block_bytes
+    if output.exact:
+        shard = shard_of(output.table.num_rows, 0, num_workers).physical_rows * output.table.width
+        needed += 4 * shard
+        tokens = block_tokens(output.block_bytes, output.table.num_rows, num_workers)
+        if tokens >= LEAST_BLOCK_TOKENS and (copied or output.narrow_products):
+            needed += (2 if output.narrow_products else 4) * shard
+    return needed
 
 
 def worker_bytes(
     specs: list[TableSpec],
     optimizer: str,
     num_workers: int,
-    logits_block_bytes: int,
+    output: OutputNeeds,
     *,
-    exact_output: bool,
-    low_memory: bool,
+    saving: Saving,
+    store: Literal["local", "remote"] = "local",
     weights: Weights = "fp32",
     tier: Tier | None = None,
 ) -> int:
-    """Estimate of the host memory of one worker: on the CPU, or with a GPU and ``tier``.
+    """Estimate of the host memory of a worker that trains: on the CPU, or with a GPU and ``tier``.
 
-    Process, tables with state and what a step needs beside them, where they are in host memory;
-    and but for ``low_memory`` the copy of the shard through which checkpoints are saved and loaded.
+    Process, tables with state, the copy through which checkpoints are saved and loaded, and what
+    the sampler and a step need: the most that is held at once, of loading, building the sampler and
+    training.
     """
     whole = sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs)
-    needed = PROCESS_BYTES + (0 if low_memory else whole)
+    loading = 0 if saving == "in place" else whole
+    kept = whole if saving == "behind" else 0
     if tier is None:
-        step = beside_tables_bytes(
-            specs, num_workers, logits_block_bytes, exact_output=exact_output
-        )
-        return needed + whole + step
-    return needed + sum(
-        host_table_bytes(spec, optimizer, num_workers, weights, tier) for spec in specs
+        step = beside_tables_bytes(output, num_workers)
+        held = whole
+    else:
+        step = 0
+        held = sum(host_table_bytes(spec, optimizer, num_workers, weights, tier) for spec in specs)
+    words = output.sampler_words
+    most = max(
+        loading,
+        kept + SAMPLER_BUILDING_BYTES * words,
+        kept + SAMPLER_BYTES * words + step + WRITING_BYTES[store],
     )
+    return PROCESS_BYTES + READING_BYTES[store] + held + most
+
+
+def inference_bytes(
+    specs: list[TableSpec],
+    num_workers: int,
+    block_bytes: int,
+    *,
+    in_place: bool,
+    store: Literal["local", "remote"] = "local",
+    weights: Weights = "fp32",
+    tier: Tier | None = None,
+) -> int:
+    """Estimate of the host memory of one worker that evaluates or translates.
+
+    Process and rows without an optimizer's state; they are loaded through a copy unless
+    ``in_place``. Blocks of logits come when that is gone.
+    """
+    whole = sum(table_bytes(spec, "sgd", num_workers, weights) for spec in specs)
+    copy = 0 if in_place else whole
+    held = 0 if tier == "device" else whole
+    scoring = 3 * block_bytes if tier is None else 0
+    return PROCESS_BYTES + READING_BYTES[store] + held + max(copy, scoring)
 
 
 def available_bytes(root: Path = Path("/")) -> int:

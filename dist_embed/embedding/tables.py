@@ -30,6 +30,7 @@ OPTIMIZERS: dict[str, EmbOptimType] = {
     "sgd": EmbOptimType.EXACT_SGD,
     "adam": EmbOptimType.ADAM,
 }
+STATELESS = "sgd"  # of tables that are only read: rows without an optimizer's state
 
 KERNELS: dict[Tier, EmbeddingComputeKernel] = {
     "device": EmbeddingComputeKernel.FUSED,

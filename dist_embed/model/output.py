@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_embed.embedding.memory import LEAST_BLOCK_TOKENS, block_tokens
 from dist_embed.embedding.own_rows import OwnGradient
 from dist_embed.embedding.tables import lies_in_host_memory
 from dist_embed.model.logit_blocks import LogitBlocks, exponentials, log_normaliser
@@ -24,8 +25,6 @@ from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.parallel.collectives import gather_equal, gather_rows, sum_and_scatter_rows
 from dist_embed.parallel.group import Group
 
-# Matrix products with fewer tokens are slow, and every block is an exchange.
-LEAST_BLOCK_TOKENS = 32
 SUMMED_ROWS = 65536
 
 
@@ -54,8 +53,7 @@ class OutputShard:
     @property
     def block_tokens(self) -> int:
         """Tokens per block; the same on every worker, as every block is an exchange."""
-        longest_shard = -(-self.num_rows // self.group.num_workers)
-        return max(1, self.block_bytes // (4 * longest_shard))
+        return block_tokens(self.block_bytes, self.num_rows, self.group.num_workers)
 
 
 def sharded_cross_entropy(

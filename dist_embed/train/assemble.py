@@ -20,7 +20,8 @@ from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.memory import beside_tables_bytes
-from dist_embed.embedding.plan import rows_of_role, table_specs
+from dist_embed.embedding.plan import rows_of_role
+from dist_embed.embedding.tables import STATELESS
 from dist_embed.model.candidates import CandidateWords
 from dist_embed.model.next_words import ExactWords, NextWords
 from dist_embed.model.output import OutputShard
@@ -32,6 +33,7 @@ from dist_embed.model.unknown_words import UnknownWords
 from dist_embed.parallel.device import resolve_dtype
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
+from dist_embed.train.needs import output_needs
 from dist_embed.train.single_tables import own_rates
 from dist_embed.train.translation import Encode, Translation
 
@@ -58,29 +60,32 @@ class Translator:
         return self.lookup.group
 
 
-def build_translator(config: Config, vocabulary_size: dict[str, int], group: Group) -> Translator:
-    """Tables and model with fresh values that depend on the seed alone. Collective."""
+def build_translator(
+    config: Config, vocabulary_size: dict[str, int], group: Group, *, training: bool = True
+) -> Translator:
+    """Tables and model with fresh values that depend on the seed alone. Collective.
+
+    Without ``training`` the tables have no optimizer's state, which may be larger than they are.
+    """
     embedding, model = config.embedding, config.model
     dtype = resolve_dtype(config.train.precision, group.device)
-    exact, block_bytes = model.output == "exact", int(model.logits_block_mib * 2**20)
-    rows = rows_of_role(vocabulary_size, config.tokenizer.oov_buckets)
-    specs = list(table_specs(rows, embedding.width, model.share_embeddings).values())
+    output = output_needs(config, vocabulary_size, narrow_products=dtype != torch.float32)
     lookup = RowLookup(
-        rows,
+        rows_of_role(vocabulary_size, config.tokenizer.oov_buckets),
         embedding.width,
         model.share_embeddings,
         group,
-        optimizer=embedding.optimizer,
+        optimizer=embedding.optimizer if training else STATELESS,
         learning_rate=embedding.learning_rate,
         eps=embedding.eps,
         seed=config.run.seed,
         # Vectors are multiplied by √D on the way in (Vaswani et al. 2017, section 3.4).
         initial_scale=embedding.width**-0.5,
-        own_output=exact,
+        own_output=output.exact,
         memory=embedding.memory,
         weights=embedding.weights,
         exchange=embedding.exchange,
-        beside_bytes=beside_tables_bytes(specs, group.num_workers, block_bytes, exact_output=exact),
+        beside_bytes=beside_tables_bytes(output, group.num_workers, copied=True),
         own_rates=own_rates(config),
     )
     torch.manual_seed(config.run.seed)
@@ -98,7 +103,7 @@ def build_translator(config: Config, vocabulary_size: dict[str, int], group: Gro
         group,
         lookup.output_shard.first_row,
         lookup.num_output_rows,
-        block_bytes,
+        output.block_bytes,
         dtype,
     )
     return Translator(lookup, transformer, shard, dtype)

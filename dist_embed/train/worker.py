@@ -360,7 +360,7 @@ def _load_for_inference(
     chosen = f"{found.step} {found.generation}" if found else ""
     step, generation = map(int, same_text_from_first(chosen, context.group).split())
     vocabulary_size = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
-    translator = build_translator(config, vocabulary_size, context.group)
+    translator = build_translator(config, vocabulary_size, context.group, training=False)
     dense = {f"model.{name}": p.data for name, p in translator.transformer.named_parameters()}
     state = TrainingState(
         group=context.group,

@@ -82,6 +82,23 @@ def random_pairs(count: int, seed: int, source_rows: int, target_rows: int) -> P
     ]
 
 
+def work_for(pairs: Pairs, group: Group, accumulate: int) -> StepBatches:
+    """This worker's part of a step on ``pairs``."""
+    tokens = token_pairs(pairs)
+    parts = deal(
+        np.arange(len(pairs)), tokens.source_lengths + 1, tokens.target_lengths + 1,
+        group.num_workers * accumulate,
+    )  # fmt: skip
+    width = group.num_workers
+    micros = [parts[m * width : (m + 1) * width] for m in range(accumulate)]
+    lengths = tokens.target_lengths + 1
+    return StepBatches(
+        [build_batch(tokens, micro[group.rank]).to(group.device) for micro in micros],
+        [[int(lengths[part].sum()) for part in micro] for micro in micros],
+        Position(),
+    )
+
+
 class Sharded:
     """The tiny model on this worker."""
 
@@ -126,19 +143,7 @@ class Sharded:
         )  # fmt: skip
 
     def work(self, pairs: Pairs) -> StepBatches:
-        tokens = token_pairs(pairs)
-        parts = deal(
-            np.arange(len(pairs)), tokens.source_lengths + 1, tokens.target_lengths + 1,
-            self.group.num_workers * self.tiny.accumulate,
-        )  # fmt: skip
-        width = self.group.num_workers
-        micros = [parts[m * width : (m + 1) * width] for m in range(self.tiny.accumulate)]
-        lengths = tokens.target_lengths + 1
-        return StepBatches(
-            [build_batch(tokens, micro[self.group.rank]).to(self.group.device) for micro in micros],
-            [[int(lengths[part].sum()) for part in micro] for micro in micros],
-            Position(),
-        )
+        return work_for(pairs, self.group, self.tiny.accumulate)
 
     def step(self, number: int, pairs: Pairs, following: Pairs | None = None) -> StepResult:
         """A step on what the step before has announced, where that is ``pairs``."""

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dist_embed.embedding.memory import (
     PROCESS_BYTES,
+    READING_BYTES,
+    WRITING_BYTES,
+    OutputNeeds,
+    Saving,
     available_bytes,
+    beside_tables_bytes,
     host_table_bytes,
+    inference_bytes,
     table_bytes,
     worker_bytes,
 )
@@ -15,6 +23,8 @@ from dist_embed.embedding.plan import TableSpec, Tier
 from dist_embed.embedding.tables import OPTIMIZERS
 
 SPEC = TableSpec("t", 1000, 64)
+BLOCK = 4 * 500 * 32  # of 32 tokens, on two workers
+EXACT, SAMPLED = OutputNeeds(SPEC, True, BLOCK), OutputNeeds(SPEC, False, BLOCK)
 
 
 @pytest.mark.parametrize(
@@ -46,16 +56,15 @@ def test_with_a_gpu_all_but_rowwise_state_can_lie_in_host_memory(tier: Tier) -> 
 def test_a_worker_with_a_gpu_holds_its_copy_and_what_lies_in_host_memory() -> None:
     shard = 500 * 64 * 2
 
-    def host(tier: Tier, low_memory: bool) -> int:
+    def host(tier: Tier, saving: Saving) -> int:
         return worker_bytes(
-            [SPEC], "sgd", 2, 2**20, exact_output=True, low_memory=low_memory, weights="fp16",
-            tier=tier,
-        )  # fmt: skip
+            [SPEC], "sgd", 2, EXACT, saving=saving, weights="fp16", tier=tier
+        ) - READING_BYTES["local"]  # fmt: skip
 
-    assert host("device", True) == PROCESS_BYTES
-    assert host("device", False) == PROCESS_BYTES + shard
-    assert host("uvm", True) == PROCESS_BYTES + shard
-    assert host("uvm_caching", False) == PROCESS_BYTES + 2 * shard
+    assert host("device", "in place") == PROCESS_BYTES
+    assert host("device", "behind") == PROCESS_BYTES + shard
+    assert host("uvm", "in place") == PROCESS_BYTES + shard
+    assert host("uvm_caching", "standing") == PROCESS_BYTES + 2 * shard
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -63,31 +72,74 @@ def test_every_optimizer_is_known(optimizer: str) -> None:
     assert table_bytes(SPEC, optimizer, 2) >= 500 * 64 * 4
 
 
-def needed(specs: list[TableSpec], optimizer: str, workers: int, block: int, **how: bool) -> int:
-    how = {"exact_output": True, "low_memory": False} | how
-    return worker_bytes(specs, optimizer, workers, block, **how)
+SHARD = 500 * 64 * 4
+TOLD = PROCESS_BYTES + READING_BYTES["local"]
+
+
+def needed(
+    specs: list[TableSpec], optimizer: str, workers: int, output: OutputNeeds, **how: Any
+) -> int:
+    return worker_bytes(specs, optimizer, workers, output, **{"saving": "behind", **how}) - TOLD
 
 
 def test_more_workers_need_less_each() -> None:
-    found = [needed([SPEC], "adagrad", workers, 2**20) for workers in (1, 2, 4, 8)]
+    found = [needed([SPEC], "adagrad", workers, EXACT) for workers in (1, 2, 4, 8)]
     assert found == sorted(found, reverse=True)
     assert len(set(found)) == 4
-    assert found[-1] > PROCESS_BYTES + 3 * 2**20
 
 
-def test_every_table_and_the_logits_count() -> None:
-    one = needed([SPEC], "sgd", 2, 0)
-    two = needed([SPEC, TableSpec("u", 10, 64)], "sgd", 2, 0)
-    assert two - one == 2 * 5 * 64 * 4  # held, and written while saving
-    assert needed([SPEC], "sgd", 2, 10) - one == 30
+def test_every_table_counts_and_the_output_layer_only_for_its_own() -> None:
+    large = TableSpec("large", 10**6, 64)
+    one = needed([SPEC], "sgd", 2, EXACT)
+    assert needed([SPEC, large], "sgd", 2, EXACT) - one == 2 * 500_000 * 64 * 4
 
 
-def test_what_is_not_copied_does_not_count() -> None:
-    shard = 500 * 64 * 4
-    everything = needed([SPEC], "sgd", 2, 0)
-    assert everything == PROCESS_BYTES + 5 * shard
-    assert needed([SPEC], "sgd", 2, 0, exact_output=False) == everything - 3 * shard
-    assert needed([SPEC], "sgd", 2, 0, low_memory=True) == everything - shard
+@pytest.mark.parametrize(
+    ("output", "saving", "expected"),
+    [
+        # Tables, their copy, the gradient, three blocks of logits.
+        (EXACT, "behind", 3 * SHARD + 3 * BLOCK),
+        (EXACT, "standing", 2 * SHARD + 3 * BLOCK),
+        (EXACT, "in place", 2 * SHARD + 3 * BLOCK),
+        (SAMPLED, "behind", 2 * SHARD + 3 * BLOCK),
+        (SAMPLED, "in place", SHARD + 3 * BLOCK),
+        # A block holds 32 tokens, or 31: with narrow products only the first copies the rows.
+        (replace(EXACT, narrow_products=True), "in place", 2.5 * SHARD + 3 * BLOCK),
+        (replace(EXACT, narrow_products=True, block_bytes=BLOCK - 1), "in place",
+         2 * SHARD + 3 * (BLOCK - 1)),
+        # Counts of words while the sampler is built, the sampler afterwards; loading.
+        (replace(SAMPLED, sampler_words=100_000), "in place", SHARD + 26 * 100_000),
+        (replace(SAMPLED, sampler_words=100_000), "behind", 2 * SHARD + 26 * 100_000),
+        (replace(SAMPLED, sampler_words=1), "in place", SHARD + 3 * BLOCK + 8),
+        (replace(SAMPLED, block_bytes=1), "standing", 2 * SHARD),
+    ],
+)  # fmt: skip
+def test_the_most_that_is_held_at_once(
+    output: OutputNeeds, saving: Saving, expected: float
+) -> None:
+    assert needed([SPEC], "sgd", 2, output, saving=saving) == expected
+
+
+def test_at_a_store_chunks_on_their_way_count() -> None:
+    at_store = needed([SPEC], "sgd", 2, EXACT, store="remote") - READING_BYTES["remote"]
+    local = needed([SPEC], "sgd", 2, EXACT) - READING_BYTES["local"]
+    assert at_store - local == WRITING_BYTES["remote"]
+
+
+def test_a_step_on_a_gpu_copies_rows_that_lie_in_host_memory_where_it_goes_by_blocks() -> None:
+    assert beside_tables_bytes(EXACT, 2) == SHARD + 3 * BLOCK
+    assert beside_tables_bytes(EXACT, 2, copied=True) == 2 * SHARD + 3 * BLOCK
+    assert beside_tables_bytes(SAMPLED, 2, copied=True) == 3 * BLOCK
+
+
+@pytest.mark.parametrize(
+    ("tier", "in_place", "expected"),
+    [(None, True, SHARD + 3 * BLOCK), (None, False, 2 * SHARD), ("device", True, 0),
+     ("device", False, SHARD), ("uvm", True, SHARD), ("uvm_caching", False, 2 * SHARD)],
+)  # fmt: skip
+def test_who_only_reads_holds_no_state(tier: Tier | None, in_place: bool, expected: int) -> None:
+    block = BLOCK if in_place else 1
+    assert inference_bytes([SPEC], 2, block, in_place=in_place, tier=tier) == TOLD + expected
 
 
 def test_available_memory_is_a_part_of_the_machine() -> None:

@@ -1,0 +1,69 @@
+"""From a configuration to the memory of a worker. Free of torch: the launching process asks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dist_embed.config.schema import Config
+from dist_embed.embedding.memory import OutputNeeds, Saving, inference_bytes, worker_bytes
+from dist_embed.embedding.plan import TABLE_OF_ROLE, TableSpec, Tier, rows_of_role, table_specs
+from dist_embed.storage.uri import is_local
+
+
+def output_needs(
+    config: Config, vocabulary_size: dict[str, int], *, narrow_products: bool
+) -> OutputNeeds:
+    """What decides how much memory the output layer takes.
+
+    ``narrow_products``: whether matrix products are bfloat16 (`train.precision`).
+    """
+    model = config.model
+    counted = model.output == "sampled" and model.sampler == "unigram"
+    return OutputNeeds(
+        _specs(config, vocabulary_size)[TABLE_OF_ROLE[model.share_embeddings]["output"]],
+        exact=model.output == "exact",
+        block_bytes=int(model.logits_block_mib * 2**20),
+        narrow_products=narrow_products,
+        sampler_words=vocabulary_size["target"] if counted else 0,
+    )
+
+
+def host_bytes(
+    config: Config,
+    vocabulary_size: dict[str, int],
+    *,
+    training: bool,
+    narrow_products: bool,
+    tier: Tier | None,
+) -> int:
+    """Estimate of the host memory of one of the configured workers, see `embedding.memory`.
+
+    ``training``: else it evaluates or translates. ``tier``: None on the CPU.
+    """
+    specs = list(_specs(config, vocabulary_size).values())
+    output = output_needs(config, vocabulary_size, narrow_products=narrow_products)
+    workers, weights = config.cluster.num_workers, config.embedding.weights
+    store: Literal["local", "remote"] = "local" if is_local(config.run.uri) else "remote"
+    if not training:
+        return inference_bytes(
+            specs, workers, output.block_bytes, in_place=config.checkpoint.low_memory,
+            store=store, weights=weights, tier=tier,
+        )  # fmt: skip
+    return worker_bytes(
+        specs, config.embedding.optimizer, workers, output, saving=_saving(config),
+        store=store, weights=weights, tier=tier,
+    )  # fmt: skip
+
+
+def _specs(config: Config, vocabulary_size: dict[str, int]) -> dict[str, TableSpec]:
+    return table_specs(
+        rows_of_role(vocabulary_size, config.tokenizer.oov_buckets),
+        config.embedding.width,
+        config.model.share_embeddings,
+    )
+
+
+def _saving(config: Config) -> Saving:
+    if config.checkpoint.low_memory:
+        return "in place"
+    return "behind" if config.checkpoint.asynchronous else "standing"

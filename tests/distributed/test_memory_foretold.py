@@ -1,0 +1,220 @@
+"""What `dist_embed.embedding.memory` foretells against what workers take: the growth of anonymous
+memory over a worker with hardly any table, in a run that starts, saves and goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from dist_embed.checkpoint.catalogue import open_checkpoints
+from dist_embed.checkpoint.state import HostCopy, TrainingState
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
+from dist_embed.embedding.memory import PROCESS_BYTES
+from dist_embed.observe.events import silent_reporter
+from dist_embed.parallel.allocator import keep_freed_memory
+from dist_embed.parallel.group import Group
+from dist_embed.train.assemble import (
+    build_dense_optimizer,
+    build_output,
+    build_translator,
+    dense_tensors,
+    live_tensors,
+    row_multipliers,
+)
+from dist_embed.train.needs import host_bytes
+from dist_embed.train.worker import Context, _build_saver, _resume, build_train_step
+from tests.distributed.tiny import random_pairs, work_for
+from tests.forks import forking
+from tests.stores.s3_server import MotoServer, moto_missing
+
+pytestmark = [pytest.mark.distributed, pytest.mark.heavy, pytest.mark.timeout(300)]
+
+WIDTH = 64
+LIMIT_SECONDS = 120.0
+Sizes = dict[str, int]
+# A shard of 300,000 rows × 64 float32 is 73 MiB: with the smallest state 256 MiB in three tables.
+LARGE: Sizes = {"source": 350_000, "target": 350_000}
+SMALL: Sizes = {"source": 64, "target": 64}
+SAVING: dict[str, dict[str, bool]] = {
+    "behind": {},
+    "standing": {"asynchronous": False},
+    "in place": {"asynchronous": False, "low_memory": True},
+}
+
+
+def configured(
+    folder: Path | str, num_workers: int, saving: str, **sections: dict[str, Any]
+) -> Config:
+    values: dict[str, Any] = {
+        "run": {"uri": str(folder)}, "data": {"synthetic": {}}, "train": {"max_steps": 9},
+        "cluster": {"launcher": "local", "num_workers": num_workers},
+        "embedding": {"width": WIDTH},
+        "model": {"width": 32, "feed_forward": 32, "heads": 2, "encoder_layers": 1,
+                  "decoder_layers": 1, "num_samples": 16},
+        "checkpoint": SAVING[saving],
+    }  # fmt: skip
+    for section, settings in sections.items():
+        values[section] = values.get(section, {}) | settings
+    return config_from_dict(values)
+
+
+def run(
+    rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, environment: dict[str, str]
+) -> None:
+    """A worker's life: build, load what there is, two steps, a save beside a third."""
+    os.environ.update(environment)
+    config = config_from_dict(values)
+    num_workers = config.cluster.num_workers
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_workers)
+    pg = dist.group.WORLD
+    assert pg is not None
+    group = Group(rank, num_workers, num_workers, torch.device("cpu"), pg)
+    context = Context(config, group, silent_reporter(), {})
+    translator = build_translator(config, vocabulary, group)
+    optimizer = build_dense_optimizer(config, translator.transformer)
+    state = TrainingState(
+        group,
+        0,
+        live_tensors(translator.lookup, dense_tensors(translator.transformer, optimizer)),
+        row_multipliers(translator.lookup),
+    )
+    checkpoints = open_checkpoints(config.run.uri)
+    copy = HostCopy() if config.checkpoint.asynchronous else None
+    loaded = _resume(context, checkpoints, state, copy)
+    output = build_output(
+        config, translator, lambda: np.ones(translator.lookup.num_output_rows, dtype=np.int64)
+    )
+    step = build_train_step(config, translator, output, optimizer)
+    saver = _build_saver(context, checkpoints, loaded, copy, None)
+    for number in range(loaded.step + 1, loaded.step + 4):
+        pairs = random_pairs(8, number, 60, 60)
+        step.run(number, work_for(pairs, group, 1))
+        state.step = number
+        if number == loaded.step + 2:
+            saver.save(state)
+    saver.wait()
+    os._exit(0)
+
+
+def anonymous_bytes(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def peak_bytes(config: Config, vocabulary: Sizes, **environment: str) -> int:
+    """The most anonymous memory of a worker, in a run and in one that goes on from it."""
+    peak = 0
+    for _ in range(2):
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        processes = [
+            forking().Process(
+                target=run,
+                daemon=True,
+                args=(rank, store.port, config.model_dump(), vocabulary, environment),
+            )
+            for rank in range(config.cluster.num_workers)
+        ]
+        for process in processes:
+            process.start()
+        give_up_at = time.monotonic() + LIMIT_SECONDS
+        while any(process.is_alive() for process in processes):
+            assert time.monotonic() < give_up_at
+            for process in processes:
+                if process.is_alive() and process.pid is not None:
+                    try:
+                        peak = max(peak, anonymous_bytes(process.pid))
+                    except OSError:  # just ended
+                        continue
+            time.sleep(0.0005)
+        assert [process.exitcode for process in processes] == [0] * len(processes)
+    return peak
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """Of a worker with hardly any table, which reads, writes and scores hardly anything."""
+    config = configured(
+        tmp_path_factory.mktemp("base"), 1, "behind", model={"logits_block_mib": 0.01}
+    )
+    return peak_bytes(config, SMALL)
+
+
+def told(config: Config, vocabulary: Sizes) -> int:
+    needed = host_bytes(
+        config, vocabulary, training=True, tier=None,
+        narrow_products=config.train.precision == "bf16",
+    )  # fmt: skip
+    return needed - PROCESS_BYTES
+
+
+def check(config: Config, vocabulary: Sizes, base: int, **environment: str) -> None:
+    expected = told(config, vocabulary)
+    assert expected > 256 * 2**20
+    growth = peak_bytes(config, vocabulary, **environment) - base
+    print(f"{growth / 2**20:.0f} MiB, foretold {expected / 2**20:.0f}: {expected / growth:.3f}")
+    assert growth == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("saving", SAVING)
+@pytest.mark.parametrize("output", ["exact", "sampled"])
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
+def test_a_worker_takes_what_is_foretold(
+    tmp_path: Path, base: int, optimizer: str, output: str, saving: str, num_workers: int
+) -> None:
+    config = configured(
+        tmp_path, num_workers, saving, embedding={"optimizer": optimizer, "width": WIDTH},
+        model={"output": output, "share_embeddings": "none"}, train={"precision": "fp32"},
+    )  # fmt: skip
+    check(config, {side: rows * num_workers for side, rows in LARGE.items()}, base)
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "sections"),
+    [
+        # A small table of the output layer beside a large one.
+        ({"source": 1_500_000, "target": 64}, {}),
+        # One table for all.
+        ({"source": 900_000, "target": 900_000}, {"model": {"share_embeddings": "all"}}),
+        # Whole logits of blocks of tokens, and bfloat16 products of them.
+        (LARGE, {"model": {"logits_block_mib": 64}}),
+        (LARGE, {"model": {"logits_block_mib": 64}, "train": {"precision": "bf16"}}),
+        (LARGE, {"train": {"precision": "bf16"}}),
+        (LARGE, {"train": {"clip_norm": 0.01}}),
+        ({"source": 64, "target": 900_000}, {"model": {"output": "sampled", "sampler": "unigram"}}),
+    ],
+)  # fmt: skip
+def test_so_it_does_with_other_tables_and_products(
+    tmp_path: Path, base: int, vocabulary: Sizes, sections: dict[str, dict[str, Any]]
+) -> None:
+    given = {"train": {"precision": "fp32"}} | sections
+    check(configured(tmp_path, 1, "in place", **given), vocabulary, base)
+
+
+@pytest.mark.parametrize("saving", SAVING)
+def test_so_it_does_at_a_store(
+    tmp_path_factory: pytest.TempPathFactory, base: int, saving: str
+) -> None:
+    if reason := moto_missing():
+        pytest.skip(reason)
+    with MotoServer(tmp_path_factory.mktemp("moto")) as server:
+        server.make_bucket("bucket")
+        config = configured(
+            "s3://bucket/run", 2, saving, model={"share_embeddings": "none"},
+            train={"precision": "fp32"},
+        )  # fmt: skip
+        check(config, {"source": 10**6, "target": 10**6}, base, **server.environment)
