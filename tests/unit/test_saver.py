@@ -364,7 +364,7 @@ def test_what_fails_beside_the_save_is_only_noted(
         order.append(f"flushed before {len(store.manifests_before)} attempts")
         raise OSError(errno.EIO, "no metrics")
 
-    def fail(*args: Any) -> Any:
+    def fail(*args: Any, **more: Any) -> Any:
         raise StoreUnavailable("no listing")
 
     monkeypatch.setattr(Pruner, "prune", fail)
