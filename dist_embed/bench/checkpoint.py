@@ -28,7 +28,7 @@ from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.read import READ_THREADS, CheckpointReader
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
-from dist_embed.checkpoint.state import HostCopy, LiveTensor, TrainingState
+from dist_embed.checkpoint.state import HostBuffers, LiveTensor, TrainingState
 from dist_embed.checkpoint.write import WRITE_THREADS
 from dist_embed.cluster.local import launch_local
 from dist_embed.embedding.plan import shard_of
@@ -168,18 +168,18 @@ def _ours(bench: _Bench, uri: str) -> None:
         "table.t.momentum1": LiveTensor(bench.momentum, bench.first_row, bench.num_rows, False),
     }
 
-    def saver(asynchronous: bool, copy: HostCopy | None = None) -> Saver:
+    def saver(asynchronous: bool, buffers: HostBuffers | None = None) -> Saver:
         settings = SaverSettings(asynchronous, 0, TIMEOUT_SECONDS, TIMEOUT_SECONDS)
         return Saver(
-            store, group, settings, Pruner(store, Retention(9, 0, 0, 24.0)), copy=copy,
+            store, group, settings, Pruner(store, Retention(9, 0, 0, 24.0)), buffers=buffers,
             report=lambda _: None,
         )  # fmt: skip
 
     synchronous = saver(False)
     with bench.timed("save"):
         synchronous.save(TrainingState(group, 1, live))
-    copy = HostCopy()
-    behind = saver(True, copy)
+    buffers = HostBuffers()
+    behind = saver(True, buffers)
     for step, what in ((2, "stall, first"), (3, "stall")):
         with bench.timed(what):
             behind.save(TrainingState(group, step, live))
@@ -188,9 +188,9 @@ def _ours(bench: _Bench, uri: str) -> None:
     probe = bench.weight[:: max(1, len(bench.weight) // 1000)].clone()
     bench.weight.zero_()
     with bench.timed("load"):  # through the copy's memory, as a run does that loads again
-        load_newest(store, TrainingState(group, 0, live), lambda _: None, staging=copy)
+        load_newest(store, TrainingState(group, 0, live), lambda _: None, buffers=buffers)
     assert torch.equal(probe, bench.weight[:: max(1, len(bench.weight) // 1000)])
-    del behind, synchronous, copy
+    del behind, synchronous, buffers
     with bench.timed("load, first"):
         load_newest(store, TrainingState(group, 0, live), lambda _: None)
     manifest = read_manifest(store, current_names(store)[-1])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 from dist_embed.checkpoint.manifest import (
     MANIFESTS,
     MAX_MANIFEST_BYTES,
@@ -15,6 +18,10 @@ from dist_embed.checkpoint.state import METRIC
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import ForeignObject, ObjectStore
 from dist_embed.storage.retry import RETRY_SECONDS
+
+# How often manifests are listed until one of them can be read. Each time a training must have
+# pruned all that were listed before.
+LISTINGS = 5
 
 
 def open_checkpoints(run_uri: str, *, retry_seconds: float = RETRY_SECONDS) -> ObjectStore:
@@ -72,28 +79,50 @@ def name_of_step(run_uri: str, step: int) -> ManifestName:
     return names[step]
 
 
-def name_of_choice(run_uri: str, step: int | None) -> ManifestName:
-    """The manifest that counts of ``step``, or of `best_step` where that is None.
+def name_of_choice(
+    run_uri: str, step: int | None, report: Callable[[str], None] | None = None
+) -> ManifestName:
+    """The manifest that counts of ``step``; where that is None, the one with the lowest validation
+    loss, or where none has a loss, the newest.
 
-    Raises CheckpointError where there is none.
+    Without a step only manifests that can be proven are chosen from; ``report`` (default: to
+    standard error) is told of the others. Raises CheckpointError where there is none.
     """
-    chosen = best_step(run_uri) if step is None else step
-    if chosen is None:
+    if step is not None:
+        return name_of_step(run_uri, step)
+    sound = _sound_manifests(open_checkpoints(run_uri), report or _say)
+    if not sound:
         raise CheckpointError(f"{run_uri} has no complete checkpoint")
-    return name_of_step(run_uri, chosen)
+    losses = {name: loss_of(manifest) for name, manifest in sound.items()}
+    known = [(loss, name) for name, loss in losses.items() if loss is not None]
+    return min(known)[1] if known else max(sound)
 
 
-def best_step(run_uri: str) -> int | None:
-    """Step of the checkpoint with the lowest validation loss; without any loss, the newest; None
-    where there is no checkpoint.
-    """
-    store = open_checkpoints(run_uri)
-    names = current_names(store)
-    losses = [(loss_of(read_manifest(store, name)), name.step) for name in names]
-    known = [(loss, step) for loss, step in losses if loss is not None]
-    if known:
-        return min(known)[1]
-    return names[-1].step if names else None
+def _sound_manifests(
+    store: ObjectStore, report: Callable[[str], None]
+) -> dict[ManifestName, Manifest]:
+    """Of each step the newest manifest that can be proven."""
+    names = manifest_names(store)
+    for _ in range(LISTINGS):
+        sound: dict[int, tuple[ManifestName, Manifest]] = {}
+        damaged: dict[ManifestName, CheckpointDamaged] = {}
+        for name in names:
+            try:
+                sound[name.step] = name, read_manifest(store, name)
+            except CheckpointDamaged as exc:
+                damaged[name] = exc
+        # Beside a training that prunes, what has been listed may be gone before it is read.
+        listed, names = names, manifest_names(store) if damaged else names
+        if sound or names == listed:
+            break
+    for name, why in damaged.items():
+        if name in names:
+            report(f"the checkpoint of step {name.step} is damaged and not considered: {why}")
+    return dict(sound.values())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def loss_of(manifest: Manifest) -> float | None:

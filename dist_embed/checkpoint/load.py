@@ -16,7 +16,7 @@ from dist_embed.checkpoint.manifest import (
     parse_manifest,
 )
 from dist_embed.checkpoint.read import CheckpointReader, describe_tensor
-from dist_embed.checkpoint.state import HostCopy, TrainingState
+from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.parallel.collectives import gather_texts, same_text_from_first
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage.objects import ObjectStore
@@ -42,13 +42,13 @@ def load_newest(
     state: TrainingState,
     report: Callable[[str], None],
     *,
-    staging: HostCopy | None = None,
+    buffers: HostBuffers | None = None,
     in_place: bool = False,
 ) -> Loaded:
     """Load the newest checkpoint whose every byte needed is proven.
 
     Damaged ones are passed over, which ``report`` is told. A store that does not answer is no
-    damage: that raises. ``staging``, ``in_place``: see `load_checkpoint`.
+    damage: that raises. ``buffers``, ``in_place``: see `load_checkpoint`.
 
     Raises:
         CheckpointError: on every worker, when all are damaged, or the newest sound one does not
@@ -65,7 +65,7 @@ def load_newest(
         step, generation = map(int, line.split())
         name = ManifestName(step, generation)
         try:
-            read = load_checkpoint(store, name, state, staging=staging, in_place=in_place)
+            read = load_checkpoint(store, name, state, buffers=buffers, in_place=in_place)
         except CheckpointDamaged as exc:
             damaged.append(name)
             reasons.append(str(exc))
@@ -86,16 +86,16 @@ def load_checkpoint(
     state: TrainingState,
     *,
     partial: bool = False,
-    staging: HostCopy | None = None,
+    buffers: HostBuffers | None = None,
     in_place: bool = False,
 ) -> int:
     """Load one checkpoint, written by any number of workers, into ``state``, in place.
 
     With ``partial`` it may hold more tensors than the state, as for translation, which needs no
-    optimizer. Every worker reads and proves what it needs into memory of its own, ``staging``'s if
-    given; only when all have, live tensors change. With ``in_place`` it takes no such memory: it
-    reads everything twice, first to prove it, then, proving it again, into the live tensors on the
-    CPU. Returns the bytes this worker read.
+    optimizer. Every worker reads and proves what it needs into memory of its own, that of
+    ``buffers`` if given; only when all have, live tensors change. With ``in_place`` it takes no
+    such memory: it reads everything twice, first to prove it, then, proving it again, into the live
+    tensors on the CPU. Returns the bytes this worker read.
 
     Raises, on every worker and with ``state`` as it was (unless, with ``in_place``, the store has
     changed between the two readings):
@@ -129,7 +129,7 @@ def load_checkpoint(
             if in_place:
                 reader.prove(live)
             else:
-                staged = (staging or HostCopy()).room_for(live)
+                staged = (buffers or HostBuffers()).unfilled(live)
                 reader.fill(staged)
         except CheckpointDamaged as exc:
             damage = str(exc)
@@ -155,7 +155,7 @@ def _fill_in_place(reader: CheckpointReader, live: list[Rows]) -> None:
     reader.fill([rows for rows in live if rows.data.device.type == "cpu"])
     for rows in live:
         if rows.data.device.type != "cpu":
-            staged = HostCopy().room_for([rows])
+            staged = HostBuffers().unfilled([rows])
             reader.fill(staged)
             rows.data.copy_(staged[0].data)
 

@@ -158,6 +158,11 @@ class PieceInfo(_Part):
         """Rows; a single value counts as one."""
         return self.shape[0] if self.shape else 1
 
+    @property
+    def end_row(self) -> int:
+        """The row after the last one."""
+        return self.first_row + self.num_rows
+
 
 class ChunkInfo(_Part):
     """One chunk.
@@ -190,9 +195,8 @@ class Index(_Part):
         """First and end row of each tensor in the chunks."""
         found: dict[str, list[int]] = {}
         for piece in (piece for chunk in self.chunks for piece in chunk.pieces):
-            end = piece.first_row + piece.num_rows
-            span = found.get(piece.tensor, [piece.first_row, end])
-            found[piece.tensor] = [min(span[0], piece.first_row), max(span[1], end)]
+            first, end = found.get(piece.tensor, [piece.first_row, piece.end_row])
+            found[piece.tensor] = [min(first, piece.first_row), max(end, piece.end_row)]
         return found
 
     @property

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from dist_embed.checkpoint.manifest import (
     Index,
     IndexInfo,
     Manifest,
+    PieceInfo,
     TensorInfo,
     parse_index,
 )
@@ -27,26 +27,31 @@ from dist_embed.storage.objects import ForeignObject, ObjectStore
 
 READ_THREADS = 4
 # Read at once: enough for an object store to be fast, and with all threads 32 MiB of memory.
-SPAN_BYTES = 8 * 2**20
+READ_BYTES = 8 * 2**20
 
 
-@dataclass
-class _Wish:
-    """Bytes ``start`` to ``end`` of a chunk, and where they go."""
+@dataclass(frozen=True)
+class _Target:
+    """Where the bytes of a chunk from ``start`` on belong."""
 
     start: int
-    end: int
-    target: memoryview
+    memory: memoryview
+
+    @property
+    def end(self) -> int:
+        return self.start + self.memory.nbytes
 
 
-@dataclass
-class _ChunkWishes:
+@dataclass(frozen=True)
+class _Read:
+    """Whole blocks of a chunk, bytes ``start`` to ``end``, read at once and proven; what belongs to
+    ``targets``, which lie in the chunk's order, goes there.
+    """
+
     chunk: ChunkInfo
-    wishes: list[_Wish] = field(default_factory=list)
-
-
-# A chunk, bytes of it, and the wishes that lie in them.
-_Job = tuple[ChunkInfo, tuple[int, int], list[_Wish]]
+    start: int
+    end: int
+    targets: list[_Target]
 
 
 class CheckpointReader:
@@ -71,24 +76,18 @@ class CheckpointReader:
         self.bytes_read = 0
 
     def fill(self, wanted: list[Rows]) -> None:
-        """Fill the tensors of ``wanted`` with the saved rows that they stand for.
+        """Fill the tensors of ``wanted``, each named once, with the saved rows they stand for.
 
         Their content is undefined when this raises; the caller gives tensors of its own.
         """
-        self._run(self._plan(wanted))
+        with self._threads() as threads:
+            self._carry_out(self._reads_of(wanted), threads)
 
     def prove(self, wanted: list[Rows]) -> None:
         """Read and prove what `fill` would read, and leave ``wanted`` as it is."""
-        self._run([(chunk, span, []) for chunk, span, _ in self._plan(wanted)])
-
-    def _run(self, jobs: list[_Job]) -> None:
-        with ThreadPoolExecutor(READ_THREADS, "checkpoint-read") as threads:
-            try:
-                for count in threads.map(self._read_span, *zip(*jobs, strict=True)) if jobs else ():
-                    self.bytes_read += count
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+        reads = [replace(read, targets=[]) for read in self._reads_of(wanted)]
+        with self._threads() as threads:
+            self._carry_out(reads, threads)
 
     def rows(self, tensor: str, first_row: int, num_rows: int) -> Tensor:
         """Rows of one tensor: [num_rows, ...]; the value itself for a single value."""
@@ -104,15 +103,25 @@ class CheckpointReader:
         ``on_chunk`` is told the bytes of each chunk read.
         """
         self.check_complete()
-        with ThreadPoolExecutor(READ_THREADS, "checkpoint-read") as threads:
+        with self._threads() as threads:
             for info in self.manifest.indexes:
                 for chunk in self._index(info).chunks:
-                    spans = list(_spans(0, chunk.size_bytes, self._block))
-                    read = partial(self._read_span, chunk, wishes=[])
-                    self.bytes_read += sum(threads.map(read, spans))
+                    blocks = range(-(-chunk.size_bytes // self._block))
+                    self._carry_out(list(self._reads(chunk, blocks, [])), threads)
                     if on_chunk:
                         on_chunk(chunk.size_bytes)
                 self._indexes.clear()  # one at a time in memory
+
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(READ_THREADS, "checkpoint-read")
+
+    def _carry_out(self, reads: list[_Read], threads: ThreadPoolExecutor) -> None:
+        try:
+            for read, _ in zip(reads, threads.map(self._read_blocks, reads), strict=True):
+                self.bytes_read += read.end - read.start
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
 
     @property
     def _block(self) -> int:
@@ -159,105 +168,110 @@ class CheckpointReader:
             if reached > chunk.size_bytes:
                 raise CheckpointDamaged(f"{origin}: ends before the rows of {piece.tensor!r}")
 
-    def _plan(self, wanted: list[Rows]) -> list[_Job]:
-        """The spans to read, each with the wishes that lie in it."""
+    def _reads_of(self, wanted: list[Rows]) -> list[_Read]:
+        """What to read so that ``wanted`` is filled: no block twice, and none in vain."""
+        reads: list[_Read] = []
+        rows_of = {rows.tensor: rows for rows in wanted}
+        found: dict[str, list[tuple[int, int]]] = {name: [] for name in rows_of}
         for rows in wanted:
             self._check_wanted(rows)
-        by_tensor = {rows.tensor: rows for rows in wanted}
-        chunks: dict[str, _ChunkWishes] = {}
-        found: dict[str, list[tuple[int, int]]] = {name: [] for name in by_tensor}
         for info in self.manifest.indexes:
-            spans = ((by_tensor[n], span) for n, span in info.rows.items() if n in by_tensor)
-            if not any(_overlap(rows, span[0], span[1]) for rows, span in spans):
+            if not any(
+                _common_rows(rows_of[name], first, end)
+                for name, (first, end) in info.rows.items()
+                if name in rows_of
+            ):
                 continue
             for chunk in self._index(info).chunks:
+                targets: list[_Target] = []
                 for piece in chunk.pieces:
-                    if piece.tensor not in by_tensor:
+                    if piece.tensor not in rows_of:
                         continue
-                    rows = by_tensor[piece.tensor]
-                    end_row = piece.first_row + piece.num_rows
-                    common = _overlap(rows, piece.first_row, end_row)
-                    if common is None:
-                        continue
-                    found[piece.tensor].append(common)
-                    per_row = row_bytes(self.manifest.tensors[piece.tensor])
-                    start = piece.offset + (common[0] - piece.first_row) * per_row
-                    at = (common[0] - rows.first_row) * per_row
-                    size = (common[1] - common[0]) * per_row
-                    chunks.setdefault(chunk.name, _ChunkWishes(chunk)).wishes.append(
-                        _Wish(start, start + size, byte_view(rows.data)[at : at + size])
-                    )
-        for name, parts in found.items():
-            rows = by_tensor[name]
+                    rows = rows_of[piece.tensor]
+                    common = _common_rows(rows, piece.first_row, piece.end_row)
+                    if common:
+                        found[piece.tensor].append((common.start, common.stop))
+                        targets.append(self._target(rows, piece, common))
+                reads += self._reads(chunk, self._blocks_of(targets), targets)
+        for rows in wanted:
             if rows.size_bytes:
-                self._check_tiled(name, parts, rows.first_row, rows.first_row + rows.num_rows)
-        return [job for wishes in chunks.values() for job in self._jobs(wishes)]
+                end = rows.first_row + rows.num_rows
+                self._check_tiled(rows.tensor, found[rows.tensor], rows.first_row, end)
+        return reads
 
-    def _jobs(self, wishes: _ChunkWishes) -> Iterator[_Job]:
-        """Spans of whole blocks that cover the wishes of one chunk, none read twice."""
-        ordered = sorted(wishes.wishes, key=lambda wish: wish.start)
-        merged: list[tuple[int, int]] = []
-        for wish in ordered:
-            start = wish.start // self._block * self._block
-            end = min(-(-wish.end // self._block) * self._block, wishes.chunk.size_bytes)
-            if merged and start <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(merged[-1][1], end))
-            else:
-                merged.append((start, end))
-        for first, last in merged:
-            for span in _spans(first, last, self._block):
-                inside = [w for w in ordered if w.start < span[1] and w.end > span[0]]
-                yield wishes.chunk, span, inside
+    def _target(self, rows: Rows, piece: PieceInfo, common: range) -> _Target:
+        """Where rows that ``piece`` and ``rows`` have in common lie in the chunk, and belong."""
+        per_row = row_bytes(self.manifest.tensors[rows.tensor])
+        at = (common.start - rows.first_row) * per_row
+        memory = byte_view(rows.data)[at : at + len(common) * per_row]
+        return _Target(piece.offset + (common.start - piece.first_row) * per_row, memory)
 
-    def _read_span(self, chunk: ChunkInfo, span: tuple[int, int], wishes: list[_Wish]) -> int:
-        """Read whole blocks, prove them, and hand out what was wished for."""
-        name = self.manifest.object_name(chunk.name)
-        parts = self._parts(span, wishes)
+    def _blocks_of(self, targets: list[_Target]) -> list[int]:
+        """The blocks that any of these bytes lie in, ascending."""
+        blocks: set[int] = set()
+        for target in targets:
+            blocks.update(range(target.start // self._block, -(-target.end // self._block)))
+        return sorted(blocks)
+
+    def _reads(
+        self, chunk: ChunkInfo, blocks: Sequence[int], targets: list[_Target]
+    ) -> Iterator[_Read]:
+        """Reads of ``blocks``, ascending: of neighbours together, up to `READ_BYTES`."""
+        most = max(1, READ_BYTES // self._block)
+        first = 0  # place in `blocks`
+        for place in range(1, len(blocks) + 1):
+            count = place - first
+            if place < len(blocks) and blocks[place] == blocks[first] + count and count < most:
+                continue
+            start = blocks[first] * self._block
+            end = min(start + count * self._block, chunk.size_bytes)
+            inside = [target for target in targets if target.start < end and start < target.end]
+            yield _Read(chunk, start, end, inside)
+            first = place
+
+    def _read_blocks(self, read: _Read) -> None:
+        """Carry out one read. Raises CheckpointDamaged."""
+        name = self.manifest.object_name(read.chunk.name)
+        memory = self._memory(read)
         # What was damaged on its way here may come well the second time.
-        if not any(self._is_proven(name, chunk, span, parts) for _ in range(2)):
+        if not any(self._is_proven(name, read, memory) for _ in range(2)):
             raise CheckpointDamaged(
-                f"{self._store.uri}/{name}: bytes {span[0]} to {span[1]} are not those written"
+                f"{self._store.uri}/{name}: bytes {read.start} to {read.end} are not those written"
             )
-        return span[1] - span[0]
 
-    def _parts(self, span: tuple[int, int], wishes: list[_Wish]) -> list[memoryview]:
-        """Where the span's bytes go, in turn: what is wished for straight to its target, the rest
-        to a buffer of this thread.
+    def _memory(self, read: _Read) -> list[memoryview]:
+        """Where the bytes of a read go, in turn: to the targets, what lies between them to a buffer
+        of this thread.
         """
         if not hasattr(self._thread, "buffer"):
-            # Kept: fresh memory for every span costs more than reading it.
-            self._thread.buffer = memoryview(bytearray(max(SPAN_BYTES, self._block)))
+            # Kept: fresh memory for every read costs more than reading it.
+            self._thread.buffer = memoryview(bytearray(max(READ_BYTES, self._block)))
         rest: memoryview = self._thread.buffer
-        parts: list[memoryview] = []
-        reached = span[0]
-        for wish in wishes:
-            start, end = max(wish.start, span[0]), min(wish.end, span[1])
-            if start > reached:
-                parts.append(rest[reached - span[0] : start - span[0]])
-            parts.append(wish.target[start - wish.start : end - wish.start])
+        memory: list[memoryview] = []
+        reached = read.start
+        for target in read.targets:
+            start, end = max(target.start, read.start), min(target.end, read.end)
+            memory.append(rest[reached - read.start : start - read.start])
+            memory.append(target.memory[start - target.start : end - target.start])
             reached = end
-        if span[1] > reached:
-            parts.append(rest[reached - span[0] : span[1] - span[0]])
-        return parts
+        memory.append(rest[reached - read.start : read.end - read.start])
+        return memory
 
-    def _is_proven(
-        self, name: str, chunk: ChunkInfo, span: tuple[int, int], parts: list[memoryview]
-    ) -> bool:
-        """Read the span into ``parts``; whether the bytes are those that were written."""
-        start, end = span
+    def _is_proven(self, name: str, read: _Read, memory: list[memoryview]) -> bool:
+        """Read into ``memory``; whether the bytes are those that were written."""
         # One byte more at the chunk's end shows a longer object than was written.
-        over = [memoryview(bytearray(1))] if end == chunk.size_bytes else []
+        over = [memoryview(bytearray(1))] if read.end == read.chunk.size_bytes else []
         try:
-            count = self._store.read_into(name, start, [*parts, *over])
+            count = self._store.read_into(name, read.start, [*memory, *over])
         except (FileNotFoundError, NotADirectoryError, ForeignObject) as exc:
             raise CheckpointDamaged(f"{self._store.uri}/{name}: {exc}") from exc
-        if count != end - start:
+        if count != read.end - read.start:
             return False
         digests: list[bytes] = []
-        for _ in hashed(parts, self._block, digests):
+        for _ in hashed(memory, self._block, digests):
             pass
-        first = start // self._block
-        return all(d == chunk.block_digest(first + n) for n, d in enumerate(digests))
+        first = read.start // self._block
+        return all(d == read.chunk.block_digest(first + n) for n, d in enumerate(digests))
 
     def _read(self, name: str, start: int, end: int) -> bytes | bytearray:
         try:
@@ -277,8 +291,7 @@ class CheckpointReader:
         for info in self.manifest.indexes:
             for chunk in self._index(info).chunks:
                 for piece in chunk.pieces:
-                    end = piece.first_row + piece.num_rows
-                    found[piece.tensor].append((piece.first_row, end))
+                    found[piece.tensor].append((piece.first_row, piece.end_row))
             self._indexes.clear()
         for name, tensor in self.manifest.tensors.items():
             rows = tensor.num_rows if row_bytes(tensor) else 0
@@ -303,14 +316,6 @@ def describe_tensor(info: TensorInfo) -> str:
     return f"{info.dtype} {' × '.join(f'{n:,}' for n in info.shape) or 'single value'}"
 
 
-def _spans(start: int, end: int, block: int) -> Iterator[tuple[int, int]]:
-    """Cut [start, end) into pieces of whole blocks; ``start`` lies at the start of a block."""
-    step = max(block, SPAN_BYTES // block * block)
-    for first in range(start, end, step):
-        yield first, min(first + step, end)
-
-
-def _overlap(rows: Rows, first_row: int, end_row: int) -> tuple[int, int] | None:
-    start = max(rows.first_row, first_row)
-    end = min(rows.first_row + rows.num_rows, end_row)
-    return (start, end) if start < end else None
+def _common_rows(rows: Rows, first_row: int, end_row: int) -> range:
+    """Which of rows ``first_row`` to ``end_row`` are among ``rows``."""
+    return range(max(rows.first_row, first_row), min(rows.first_row + rows.num_rows, end_row))

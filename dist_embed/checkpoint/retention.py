@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -15,6 +16,7 @@ from dist_embed.checkpoint.catalogue import loss_of, manifest_names, read_manife
 from dist_embed.checkpoint.manifest import (
     OBJECTS,
     CheckpointDamaged,
+    CheckpointError,
     Manifest,
     ManifestName,
 )
@@ -66,12 +68,24 @@ class Pruner:
         self._retention = retention
         self._known: dict[ManifestName, Manifest] = {}
 
-    def prune(self, damaged: frozenset[ManifestName] = frozenset(), *, dry: bool = False) -> Pruned:
+    def prune(
+        self,
+        damaged: frozenset[ManifestName] = frozenset(),
+        *,
+        dry: bool = False,
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> Pruned:
         """Remove what need not stay; with ``dry`` only say what that would be.
 
         Args:
             damaged: manifests that a run found damaged and went on without: they do not count and
                 are removed. Others that cannot be proven are left alone, with their objects.
+            dry: remove nothing.
+            go_on: is asked before each removal.
+
+        Raises:
+            CheckpointError: it was not to go on; some may be removed.
+            StoreUnavailable, OSError: as the store does.
         """
         # Attempts first: one that is published in between is then found among the manifests.
         attempts = self._store.names(OBJECTS)
@@ -89,12 +103,14 @@ class Pruner:
             if name.step not in kept or current.get(name.step) != name:
                 pruned.steps.append(name.step)
                 if not dry:
+                    _ask(go_on)
                     self._remove(name)
         protected = {name.step for name in unreadable - damaged}
         for attempt in attempts:
             if attempt not in referred and self._is_leftover(attempt, protected):
                 pruned.leftovers.append(attempt)
                 if not dry:
+                    _ask(go_on)
                     self._store.remove_folder(f"{OBJECTS}/{attempt}")
         return pruned
 
@@ -133,3 +149,8 @@ class Pruner:
             return False
         entries = self._store.entries(f"{OBJECTS}/{attempt}")
         return all(entry.modified < before for entry in entries)
+
+
+def _ask(go_on: Callable[[], bool]) -> None:
+    if not go_on():
+        raise CheckpointError("broken off, there was no time for it")

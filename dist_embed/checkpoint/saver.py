@@ -8,29 +8,42 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 
+from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.manifest import (
     CheckpointConflict,
     CheckpointError,
+    IndexInfo,
     Manifest,
     ManifestName,
 )
+from dist_embed.checkpoint.parts import PartMissing, Parts
 from dist_embed.checkpoint.retention import Pruner
-from dist_embed.checkpoint.state import HostCopy, TrainingState, rows_to_save
-from dist_embed.checkpoint.write import Description, write_checkpoint
+from dist_embed.checkpoint.state import HostBuffers, TrainingState, rows_to_save
+from dist_embed.checkpoint.write import (
+    Description,
+    manifest_of,
+    new_attempt,
+    publish,
+    write_rows,
+)
 from dist_embed.config.errors import UserError
-from dist_embed.parallel.collectives import gather_texts
-from dist_embed.parallel.errors import WorkerError, all_or_none
+from dist_embed.parallel.collectives import (
+    gather_texts,
+    same_text_from_first,
+    sum_over_workers,
+)
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.storage.retry import StorageError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# While workers wait for a save they meet as often, so that none waits in an exchange for as long as
+# another one writes or prunes.
+MEETING_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,7 @@ class SaverSettings:
     Attributes:
         asynchronous: write behind training; else training waits.
         max_failures: failed saves in a row that are borne; then the run stops.
-        timeout_seconds: within which all workers must have written.
+        timeout_seconds: within which the other workers must have written, once worker 0 has.
         drain_seconds: how long the end of a run waits for the last save.
     """
 
@@ -52,16 +65,32 @@ class SaverSettings:
 
 @dataclass
 class _Save:
-    """One save under way: a thread of its own, and what came of it."""
+    """One save under way: a thread of its own, and what has come of it on this worker.
+
+    Attributes:
+        step: that is saved.
+        attempt: its name.
+        started: when the call began; ``stood_seconds`` later training went on.
+        hurried: set when nobody has time to wait for what can be left out.
+        manifest: on worker 0, once it is published, at ``published``.
+        error: why it has failed.
+        notes: for the user.
+    """
 
     step: int
-    stood_seconds: float
+    attempt: str
     started: float
+    stood_seconds: float
+    hurried: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
     manifest: Manifest | None = None
+    published: float = 0.0
     error: Exception | None = None
     notes: list[str] = field(default_factory=list)
-    ended: float = 0.0
+
+    @property
+    def has_ended(self) -> bool:
+        return self.thread is not None and not self.thread.is_alive()
 
 
 class Saver:
@@ -74,10 +103,8 @@ class Saver:
         pruner: removes old checkpoints after each save; used on worker 0.
         damaged: manifests that the run went on without, see `load_newest`.
         report: takes lines for the user.
-        copy: host memory to copy into, which a load may have used.
+        buffers: host memory to copy into, which a load may have used.
         beforehand: is called before each save's bytes are written, behind training, on worker 0.
-
-    The constructor is collective.
     """
 
     def __init__(
@@ -89,30 +116,26 @@ class Saver:
         *,
         damaged: frozenset[ManifestName] = frozenset(),
         report: Callable[[str], None],
-        copy: HostCopy | None = None,
+        buffers: HostBuffers | None = None,
         beforehand: Callable[[], None] | None = None,
     ) -> None:
         self._store = store
         self._group = group
         self._settings = settings
         self._pruner = pruner
+        # Those that are still there: they may be followed, and are removed.
         self._damaged = damaged
+        # Told as failed; of one whose reply was lost the manifest may be there.
+        self._failed_attempts: set[str] = set()
         self._report = report
         self._beforehand = beforehand
-        self._copy = copy or HostCopy()
+        self._buffers = buffers or HostBuffers()
         self._under_way: _Save | None = None
+        self._before: _Save | None = None  # the one before; its thread may still prune
+        self._parts: Parts | None = None
         self._failures = 0
         self._last_reason = ""
         self.saved_step = 0  # of the newest checkpoint that this saver has published
-        # The writers meet in a group of their own: the training's exchanges go on meanwhile.
-        self._writers = group
-        if settings.asynchronous and group.num_workers > 1:
-            # A peer that is gone is found here: the rendezvous below would wait for it as long as
-            # writers may take.
-            gather_texts("", group)
-            timeout = timedelta(seconds=settings.timeout_seconds)
-            pg = dist.new_group(backend="gloo", timeout=timeout)
-            self._writers = replace(group, device=torch.device("cpu"), process_group=pg)
 
     def save(self, state: TrainingState) -> None:
         """Begin to save ``state``; returns as soon as it may change again.
@@ -125,7 +148,7 @@ class Saver:
         state.before_reading()
         rows = rows_to_save(state)
         if self._settings.asynchronous:
-            rows = self._copy.take(rows)
+            rows = self._buffers.copies(rows)
         description = Description(
             step=state.step,
             fingerprint=state.fingerprint,
@@ -133,29 +156,15 @@ class Saver:
             row_multipliers=state.row_multipliers,
             scalars_json=json.dumps(state.scalars, allow_nan=False),
         )
-        save = _Save(state.step, time.monotonic() - started, started)
-
-        def write() -> None:
-            try:
-                if self._group.is_first:
-                    save.notes += self._flush()
-                save.manifest = write_checkpoint(
-                    self._store, description, rows, self._writers, superseded=self._damaged
-                )
-                if self._group.is_first:
-                    save.notes += self._prune()
-            except Exception as exc:  # raised where the training can bear it: in `_conclude`
-                save.error = exc
-            save.ended = time.monotonic()
-
+        attempt = same_text_from_first(new_attempt(state.step), self._group)
+        save = _Save(state.step, attempt, started, time.monotonic() - started)
+        save.thread = threading.Thread(
+            target=self._carry_out, args=(save, description, rows), name="checkpoint", daemon=True
+        )
         self._under_way = save
-        if self._settings.asynchronous:
-            save.thread = threading.Thread(target=write, name="checkpoint", daemon=True)
-            save.thread.start()
-        else:
-            write()
-            save.stood_seconds = save.ended - started
-            self._conclude()
+        save.thread.start()
+        if not self._settings.asynchronous:
+            self.wait()
 
     @property
     def is_under_way(self) -> bool:
@@ -165,37 +174,43 @@ class Saver:
     @property
     def has_ended(self) -> bool:
         """Whether this worker's part in the save under way has ended, well or not."""
-        save = self._under_way
-        return save is not None and (save.thread is None or not save.thread.is_alive())
-
-    def conclude(self) -> None:
-        """Take in the save under way, which has ended on every worker. Raises as `save` does.
-
-        Collective.
-        """
-        self._conclude()
+        return self._under_way is not None and self._under_way.has_ended
 
     def wait(self, limit_seconds: float | None = None) -> None:
         """Wait for the save under way, if any; raises as `save` does.
 
+        Pruning is waited for too; if it takes longer than the limit it is broken off.
+
         Raises:
-            CheckpointError: it did not end within ``limit_seconds`` (default: twice the time-out of
-                the writers) on some worker.
+            CheckpointError: the save did not end within ``limit_seconds`` (default: twice
+                ``timeout_seconds``).
 
         Collective.
         """
         save = self._under_way
         if save is None:
             return
+        assert save.thread is not None
         limit = 2 * self._settings.timeout_seconds if limit_seconds is None else limit_seconds
-        if save.thread is not None:
-            save.thread.join(limit)
-        with all_or_none(self._group):
-            if not self.has_ended:
+        deadline = time.monotonic() + limit
+        while True:
+            left = deadline - time.monotonic()
+            save.thread.join(max(0.0, min(left, MEETING_SECONDS)))
+            flags = [save.has_ended, left <= 0, save.manifest is not None]
+            ended, late, published = sum_over_workers(
+                torch.tensor(flags, dtype=torch.int32).to(self._group.device), self._group
+            ).tolist()
+            if ended == self._group.num_workers:
+                break
+            if late and published:
+                save.hurried.set()
+                save.notes.append("old checkpoints are still being removed; it is broken off")
+                break
+            if late:
                 raise CheckpointError(
                     f"the checkpoint of step {save.step} was not written within {limit:.0f} s"
                 )
-        self._conclude()
+        self.conclude()
 
     def require(self, step: int) -> None:
         """Raise CheckpointError unless ``step`` has been saved: a run does not end well without its
@@ -211,56 +226,85 @@ class Saver:
         """Give the save under way its time, when the run ends by an error. Not collective."""
         save = self._under_way
         if save is not None and save.thread is not None:
+            save.hurried.set()
             save.thread.join(self._settings.drain_seconds)
 
-    def _conclude(self) -> None:
+    def conclude(self) -> None:
+        """Take in the save under way, which has ended on every worker. Raises as `save` does.
+
+        Collective.
+        """
         save = self._under_way
         assert save is not None
-        self._under_way = None
-        reason, fatal = self._why_failed(save)
-        if not reason:
-            assert save.manifest is not None
+        self._under_way, self._before = None, save
+        error = save.error
+        if error is not None:
+            logging.getLogger(__name__).error("step %d not saved", save.step, exc_info=error)
+        outcomes = [
+            _Outcome(**json.loads(text))
+            for text in gather_texts(json.dumps(vars(_outcome_of(save))), self._group)
+        ]
+        if outcomes[0].saved:
             self._failures = 0
-            self._damaged = frozenset()
             self.saved_step = save.step
-            self._report(
-                f"step {save.step}: checkpoint saved ({save.manifest.size_bytes / 2**20:.1f} MiB "
-                f"in {save.ended - save.started:.1f} s, training stood {save.stood_seconds:.2f} s)"
-            )
+            self._report(f"step {save.step}: checkpoint saved ({outcomes[0].saved})")
             for note in save.notes:
                 self._report(note)
             return
         self._failures += 1
-        self._last_reason = reason
+        self._failed_attempts.add(save.attempt)
+        # A worker's own error says more than what worker 0 has heard of it.
+        rank, worst = min(
+            ((rank, outcome) for rank, outcome in enumerate(outcomes) if outcome.error),
+            key=lambda found: found[1].relayed,
+        )
+        by = f"worker {rank}: " if self._group.num_workers > 1 else ""
+        reason = self._last_reason = by + worst.error
         self._report(f"step {save.step}: checkpoint NOT saved: {reason}")
+        fatal = any(outcome.fatal for outcome in outcomes)
         if fatal or self._failures > self._settings.max_failures:
             newest = f"the newest checkpoint is that of step {self.saved_step}"
             raise CheckpointError(
                 f"the checkpoint of step {save.step} could not be saved: {reason}; "
                 + (newest if self.saved_step else "earlier checkpoints are as they were")
-            ) from save.error
+            ) from error
         self._report("training goes on; the next checkpoint is tried when it is due")
 
-    def _why_failed(self, save: _Save) -> tuple[str, bool]:
-        """The reason, empty where the save went well, and whether to stop for it; the same on
-        every worker. Collective.
-        """
-        error = save.error
-        if error is not None:
-            logging.getLogger(__name__).error("step %d not saved", save.step, exc_info=error)
-        relayed = isinstance(error, WorkerError)
-        full = isinstance(error, OSError) and error.errno in _NO_ROOM
-        fatal = full or isinstance(error, CheckpointConflict)
-        said = gather_texts("" if error is None else _message(error), self._group)
-        flags = gather_texts(f"{int(relayed)}{int(fatal)}", self._group)
-        failed = [rank for rank, text in enumerate(said) if text]
-        # A worker's own error says more than what its peers heard of it.
-        failed.sort(key=lambda rank: flags[rank][0])
-        if not failed:
-            return "", False
-        rank = failed[0]
-        by = f"worker {rank}: " if self._group.num_workers > 1 else ""
-        return by + said[rank], any(flag[1] == "1" for flag in flags)
+    def _carry_out(self, save: _Save, description: Description, rows: list[Rows]) -> None:
+        """What the thread of a save does: write, publish, prune. Errors wait for `conclude`."""
+        try:
+            if self._group.is_first:
+                save.notes += self._flush()
+            indexes = self._write(save, rows)
+            if not self._group.is_first:
+                return
+            manifest = manifest_of(description, save.attempt, self._group.num_workers, indexes)
+            publish(self._store, manifest, damaged=self._damaged, own=self._failed_attempts)
+            save.published = time.monotonic()
+            if not self._settings.asynchronous:
+                save.stood_seconds = save.published - save.started
+            save.manifest = manifest
+        except Exception as exc:
+            save.error = exc
+            return
+        save.notes += self._prune(save)
+
+    def _write(self, save: _Save, rows: list[Rows]) -> list[IndexInfo]:
+        """Write this worker's part; on worker 0 returns all workers' indexes."""
+        if self._group.num_workers == 1:
+            return write_rows(self._store, save.attempt, rows, 0)
+        parts = self._parts = Parts(save.attempt, self._group, self._parts)
+        try:
+            indexes = write_rows(
+                self._store, save.attempt, rows, self._group.rank, on_chunk=parts.note_progress
+            )
+        except Exception:
+            parts.note_failed()
+            raise
+        parts.note_written(indexes)
+        if not self._group.is_first:
+            return indexes
+        return parts.collect(self._settings.timeout_seconds, save.hurried)
 
     def _flush(self) -> list[str]:
         """What is to be written before the checkpoint; a failure is only noted."""
@@ -271,20 +315,57 @@ class Saver:
             return [f"the metrics could not be written: {_message(exc)}"]
         return []
 
-    def _prune(self) -> list[str]:
+    def _prune(self, save: _Save) -> list[str]:
         """Remove old checkpoints; a failure is only noted, it harms nothing but space."""
+        if self._before is not None and not self._before.has_ended:
+            return ["old checkpoints are not removed: the store has not answered yet"]
         try:
-            pruned = self._pruner.prune(self._damaged)
+            pruned = self._pruner.prune(self._damaged, go_on=lambda: not save.hurried.is_set())
         except Exception as exc:
             return [f"old checkpoints could not be removed: {_message(exc)}"]
+        self._damaged = frozenset()
         if pruned.leftovers:
             return [f"removed what {len(pruned.leftovers)} unfinished saves had left behind"]
         return []
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What a worker tells of a save that has ended.
+
+    Attributes:
+        saved: on worker 0, if it is published: how large it is, how long it took.
+        error: why it has failed.
+        relayed: whether the cause is another worker's.
+        fatal: whether the run is to stop for it.
+    """
+
+    saved: str
+    error: str
+    relayed: bool
+    fatal: bool
+
+
+def _outcome_of(save: _Save) -> _Outcome:
+    error, saved = save.error, ""
+    if save.manifest is not None:
+        saved = (
+            f"{save.manifest.size_bytes / 2**20:.1f} MiB in {save.published - save.started:.1f} s, "
+            f"training stood {save.stood_seconds:.2f} s"
+        )
+    full = isinstance(error, OSError) and error.errno in _NO_ROOM
+    return _Outcome(
+        saved=saved,
+        error="" if error is None else _message(error),
+        relayed=isinstance(error, PartMissing),
+        fatal=full or isinstance(error, CheckpointConflict),
+    )
+
+
 def _message(error: Exception) -> str:
-    """One line; of another worker's error the last of its traceback."""
-    if isinstance(error, WorkerError):
-        return error.trace.strip().rsplit("\n", 1)[-1]
+    """One line."""
     plain = isinstance(error, UserError | StorageError | OSError)
-    return str(error) if plain and str(error) else f"{type(error).__name__}: {error}"
+    if plain and str(error):
+        return str(error)
+    # What torch raises ends with a trace of its own.
+    return f"{type(error).__name__}: {error}".split("\n")[0]

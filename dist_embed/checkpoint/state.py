@@ -95,27 +95,27 @@ def rows_to_save(state: TrainingState) -> list[Rows]:
     return rows
 
 
-class HostCopy:
-    """A copy of this worker's rows in host memory, in buffers that are kept for the next one.
+class HostBuffers:
+    """Host memory for this worker's rows, kept from one use to the next.
 
-    A load stages in it, then every save copies into it: memory that has not been touched yet can
+    A load reads into it, then every save copies into it: memory that has not been touched yet can
     take longer to get than to fill.
     """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
-    def take(self, rows: list[Rows]) -> list[Rows]:
-        """Copy ``rows``; the result is valid until the next call."""
-        copied = self.room_for(rows)
+    def copies(self, rows: list[Rows]) -> list[Rows]:
+        """Copies of ``rows``; valid until the next call."""
+        copied = self.unfilled(rows)
         for r, copy in zip(rows, copied, strict=True):
             copy.data.copy_(r.data.detach(), non_blocking=True)
         if any(r.data.device.type == "cuda" for r in rows):
             torch.cuda.synchronize()
         return copied
 
-    def room_for(self, rows: list[Rows]) -> list[Rows]:
-        """Tensors like those of ``rows``, not filled; valid until the next call."""
+    def unfilled(self, rows: list[Rows]) -> list[Rows]:
+        """Rows like ``rows``, with any content; valid until the next call."""
         for r in rows:
             buffer = self._buffers.get(r.tensor)
             if buffer is None or (buffer.shape, buffer.dtype) != (r.data.shape, r.data.dtype):

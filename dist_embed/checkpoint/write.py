@@ -1,21 +1,26 @@
-"""Writing one checkpoint: every worker its chunks and index, then worker 0 the manifest."""
+"""Writing one checkpoint: every worker its chunks and indexes, then worker 0 the manifest.
+
+Nothing here is collective; how worker 0 learns what the others have written is `parts.py`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import time
+from collections import Counter
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter
-
-from dist_embed.checkpoint.catalogue import manifest_names
+from dist_embed.checkpoint.catalogue import manifest_names, read_manifest
 from dist_embed.checkpoint.chunk import BLOCK_BYTES, CHUNK_BYTES, ChunkWriter, Rows, cut_into_chunks
 from dist_embed.checkpoint.manifest import (
     OBJECTS,
     CheckpointConflict,
+    CheckpointDamaged,
     CheckpointError,
     ChunkInfo,
     Index,
@@ -25,16 +30,13 @@ from dist_embed.checkpoint.manifest import (
     TensorInfo,
     manifest_bytes,
 )
-from dist_embed.parallel.collectives import gather_texts, same_text_from_first
-from dist_embed.parallel.errors import all_or_none
-from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 
 # Two, so that one chunk is hashed while another is on its way; more would only take memory.
 WRITE_THREADS = 2
 # An index of 64 GiB of float32 rows stays near 4 MiB.
 CHUNKS_PER_INDEX = 1024
-_INDEXES = TypeAdapter(list[IndexInfo])
+_CHUNK = re.compile(r"chunk-(\d{5,})-(\d{6,})\.safetensors", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -48,67 +50,39 @@ class Description:
     scalars_json: str
 
 
-def write_checkpoint(
-    store: ObjectStore,
-    description: Description,
-    rows: list[Rows],
-    group: Group,
-    *,
-    superseded: frozenset[ManifestName] = frozenset(),
-    chunk_bytes: int = CHUNK_BYTES,
-) -> Manifest:
-    """Write and publish one checkpoint.
-
-    Args:
-        store: the run's ``checkpoints`` folder.
-        description: the same on every worker.
-        rows: what this worker writes.
-        group: this worker and its peers.
-        superseded: manifests known to be damaged, which this one may follow.
-        chunk_bytes: largest chunk.
-
-    Raises:
-        Exception: on every worker when any of them failed. Nothing is published then; what was
-            written lies under a name that nothing refers to.
-
-    Collective.
+def new_attempt(step: int) -> str:
+    """A name for one try to save a step: no other has it; says when it began, for whoever cleans
+    up.
     """
-    attempt = same_text_from_first(_attempt_name(description.step), group)
-    with all_or_none(group):
-        written = _write_rows(store, attempt, rows, group.rank, chunk_bytes)
-    gathered = gather_texts(_INDEXES.dump_json(written).decode(), group)
-    indexes = [index for text in gathered for index in _INDEXES.validate_json(text)]
-    manifest = Manifest.model_validate(
-        {
-            "step": description.step,
-            "attempt": attempt,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "num_workers": group.num_workers,
-            "fingerprint": description.fingerprint,
-            "block_bytes": BLOCK_BYTES,
-            "tensors": description.tensors,
-            "row_multipliers": description.row_multipliers,
-            "indexes": indexes,
-            "scalars": json.loads(description.scalars_json),
-        }
-    )
-    with all_or_none(group):
-        if group.is_first:
-            _check_all_there(store, manifest)
-            _publish(store, manifest, superseded)
-    return manifest
-
-
-def _attempt_name(step: int) -> str:
-    """Unique; says when it began, for whoever cleans up."""
     began = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     return f"step-{step:09d}-{began}-{secrets.token_hex(4)}"
 
 
-def _write_rows(
-    store: ObjectStore, attempt: str, rows: list[Rows], rank: int, chunk_bytes: int
+def _index_name(rank: int, number: int) -> str:
+    return f"index-{rank:05d}-{number:04d}.json"
+
+
+def write_rows(
+    store: ObjectStore,
+    attempt: str,
+    rows: list[Rows],
+    rank: int,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
+    on_chunk: Callable[[], None] = lambda: None,
 ) -> list[IndexInfo]:
-    """Write this worker's chunks and their indexes."""
+    """Write one worker's part of an attempt: its chunks, then their indexes.
+
+    Args:
+        store: the run's ``checkpoints`` folder.
+        attempt: its name, the same on every worker.
+        rows: what this worker writes.
+        rank: of this worker.
+        chunk_bytes: largest chunk.
+        on_chunk: is called after each chunk, by one thread at a time.
+
+    Returns the indexes, for the manifest. Raises OSError, StoreUnavailable.
+    """
 
     def write(number: int, chunk: list[Rows]) -> ChunkInfo:
         name = f"chunk-{rank:05d}-{number:06d}.safetensors"
@@ -116,13 +90,16 @@ def _write_rows(
         store.put(f"{OBJECTS}/{attempt}/{name}", writer.blocks())
         return writer.info()
 
+    chunks = []
     with ThreadPoolExecutor(WRITE_THREADS, "checkpoint-write") as threads:
         pending = [
             threads.submit(write, number, chunk)
             for number, chunk in enumerate(cut_into_chunks(rows, chunk_bytes))
         ]
         try:
-            chunks = [future.result() for future in pending]
+            for future in pending:
+                chunks.append(future.result())
+                on_chunk()
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
@@ -131,7 +108,7 @@ def _write_rows(
         part = chunks[first : first + CHUNKS_PER_INDEX]
         index = Index(chunks=part)
         data = index.model_dump_json().encode()
-        name = f"index-{rank:05d}-{first // CHUNKS_PER_INDEX:04d}.json"
+        name = _index_name(rank, first // CHUNKS_PER_INDEX)
         store.put(f"{OBJECTS}/{attempt}/{name}", [data])
         indexes.append(
             IndexInfo(
@@ -146,29 +123,97 @@ def _write_rows(
     return indexes
 
 
-def _check_all_there(store: ObjectStore, manifest: Manifest) -> None:
-    """Raises CheckpointError where others have written to a place that this worker cannot see."""
-    folder = f"{OBJECTS}/{manifest.attempt}"
-    there = {entry.name: entry.size_bytes for entry in store.entries(folder)}
-    for index in manifest.indexes:
-        if there.get(f"{folder}/{index.name}") != index.size_bytes:
-            raise CheckpointError(
-                f"{store.uri}: worker 0 does not find what another worker has written there "
-                f"({folder}/{index.name}). Is it a folder of each machine's own? All workers need "
-                "the same one: shared, or a URL"
-            )
+def manifest_of(
+    description: Description, attempt: str, num_workers: int, indexes: list[IndexInfo]
+) -> Manifest:
+    """The manifest of an attempt that all workers have written their parts of."""
+    return Manifest.model_validate(
+        {
+            "step": description.step,
+            "attempt": attempt,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "num_workers": num_workers,
+            "fingerprint": description.fingerprint,
+            "block_bytes": BLOCK_BYTES,
+            "tensors": description.tensors,
+            "row_multipliers": description.row_multipliers,
+            "indexes": indexes,
+            "scalars": json.loads(description.scalars_json),
+        }
+    )
 
 
-def _publish(store: ObjectStore, manifest: Manifest, superseded: frozenset[ManifestName]) -> None:
+def publish(
+    store: ObjectStore,
+    manifest: Manifest,
+    *,
+    damaged: Collection[ManifestName] = (),
+    own: Collection[str] = (),
+) -> ManifestName:
+    """Make an attempt a checkpoint: write its manifest, once all that it names is there.
+
+    Args:
+        store: the run's ``checkpoints`` folder.
+        manifest: of the attempt.
+        damaged: manifests known to be damaged, which this one may follow.
+        own: earlier attempts of this writer that were told as failed. A manifest of one of them is
+            there where only the reply was lost; this one may follow it.
+
+    Returns its name, which none of ``damaged`` has or had.
+
+    Raises:
+        CheckpointError: an object is missing or has another size. Nothing is published.
+        CheckpointConflict: another writer has saved the step.
+        OSError, StoreUnavailable: it could not be written; it may be there all the same.
+    """
+    _check_all_there(store, manifest)
     there = [name for name in manifest_names(store) if name.step == manifest.step]
-    unknown = [name for name in there if name not in superseded]
-    generation = max((name.generation for name in there), default=-1) + 1
+    taken = {*there, *(name for name in damaged if name.step == manifest.step)}
+    name = ManifestName(manifest.step, max((n.generation for n in taken), default=-1) + 1)
     try:
-        if unknown:
+        if any(n not in damaged and not _is_of(store, n, own) for n in there):
             raise FileExistsError
-        store.create(ManifestName(manifest.step, generation).path, manifest_bytes(manifest))
+        store.create(name.path, manifest_bytes(manifest))
     except FileExistsError:
         raise CheckpointConflict(
             f"another writer has saved step {manifest.step} in {store.uri}; its checkpoint stays. "
             "Is a second job training the same run.uri?"
         ) from None
+    return name
+
+
+def _is_of(store: ObjectStore, name: ManifestName, attempts: Collection[str]) -> bool:
+    """Whether a manifest is that of one of these attempts."""
+    try:
+        return bool(attempts) and read_manifest(store, name).attempt in attempts
+    except CheckpointDamaged:
+        return False
+
+
+def _check_all_there(store: ObjectStore, manifest: Manifest) -> None:
+    """Compare what workers say to have written with one listing of the attempt's folder: every
+    index by its size, and the chunks of each by count and bytes.
+    """
+    folder = f"{OBJECTS}/{manifest.attempt}"
+    sizes = {
+        entry.name.removeprefix(f"{folder}/"): entry.size_bytes for entry in store.entries(folder)
+    }
+    counts: Counter[str] = Counter()
+    chunk_bytes: Counter[str] = Counter()
+    for name, size in sizes.items():
+        if chunk := _CHUNK.fullmatch(name):
+            lists_it = _index_name(int(chunk[1]), int(chunk[2]) // CHUNKS_PER_INDEX)
+            counts[lists_it] += 1
+            chunk_bytes[lists_it] += size
+    for index in manifest.indexes:
+        found = (sizes.get(index.name), counts[index.name], chunk_bytes[index.name])
+        written = (index.size_bytes, index.num_chunks, index.chunk_bytes)
+        if found != written:
+            writer = int(index.name.split("-")[1])
+            raise CheckpointError(
+                f"{store.uri}: worker 0 does not find what worker {writer} has written there "
+                f"(bytes of {folder}/{index.name}, its chunks, their bytes: {found} instead of "
+                f"{written}). Is it a folder of each machine's own? All workers need the same one: "
+                "shared, or a URL. Or did somebody prune with --leftover-hours below the time that "
+                "a save takes?"
+            )

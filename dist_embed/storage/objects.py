@@ -29,6 +29,9 @@ Buffer = bytes | bytearray | memoryview
 # parts leaves them, invisible and paid for.
 SINGLE_PUT_BYTES = 512 * 2**20
 
+# How often a folder is tried to be removed that others remove from.
+_REMOVALS = 100
+
 # Linux reads into at most so many with one call.
 _MOST_BUFFERS = 1024
 
@@ -197,11 +200,7 @@ class ObjectStore:
         path = self._path(folder)
         self._check_inside(path)
         if self.is_local:
-            with suppress(FileNotFoundError):
-                if stat.S_ISDIR(os.lstat(path).st_mode):
-                    shutil.rmtree(path)
-                else:
-                    os.unlink(path)  # a link, not what it leads to; or a file, or a pipe
+            _remove_local(path)
             return
 
         def attempt() -> None:
@@ -269,8 +268,37 @@ class ObjectStore:
         )
 
 
+def _remove_local(path: str) -> None:
+    """Remove a folder with all below it, beside others who may be doing the same."""
+    for _ in range(_REMOVALS):
+        try:
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)  # a link, not what it leads to; or a file, or a pipe
+        except FileNotFoundError:
+            # Of the folder itself, or (Python 3.10 to 3.12) of something below it that another
+            # has removed first: then `rmtree` has left the rest.
+            if not os.path.lexists(path):
+                return
+        else:
+            return
+    raise OSError(errno.EBUSY, "others are changing it; it was not removed", path)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder, and durable the names of all folders that were made on the way to it."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        sync_folder(made.parent)
+
+
 def _put_local(path: Path, parts: Iterable[Buffer]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     try:
         with open(handle, "wb", buffering=0) as file:
@@ -286,14 +314,20 @@ def _put_local(path: Path, parts: Iterable[Buffer]) -> None:
 
 def _create_local(path: Path, data: bytes) -> None:
     """Publish a whole file under a name that nothing has, by linking an unnamed one to it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     try:
         handle = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o644)
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
         # No unnamed files here (NFS). The name is still only ours, but a crash may leave it torn.
-        _put_local(path, [data])
+        try:
+            _put_local(path, [data])
+        except FileExistsError:
+            raise
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
         return
     folder = os.open(path.parent, os.O_RDONLY)
     try:

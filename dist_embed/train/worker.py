@@ -23,7 +23,7 @@ from dist_embed.checkpoint.load import Loaded, load_checkpoint, load_newest
 from dist_embed.checkpoint.manifest import ManifestName
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
-from dist_embed.checkpoint.state import HostCopy, TrainingState
+from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config, ModelSection
 from dist_embed.data.loader import Loader, Position
@@ -139,8 +139,8 @@ def train_task(context: Context) -> dict[str, Any]:
     _describe(context, translator, data)
     store = open_checkpoints(run_uri, retry_seconds=config.checkpoint.retry_seconds)
     # A run that saves behind training keeps the memory that it is loaded through.
-    copy = HostCopy() if config.checkpoint.asynchronous else None
-    loaded = _resume(context, store, state, copy)
+    buffers = HostBuffers() if config.checkpoint.asynchronous else None
+    loaded = _resume(context, store, state, buffers)
     skipped_before = state.scalars["skipped_steps"]
     coverages = {}
     if not loaded.step:
@@ -175,7 +175,7 @@ def train_task(context: Context) -> dict[str, Any]:
 
     with ExitStack() as stack:
         metrics = stack.enter_context(MetricsLog(run_uri, state.step)) if group.is_first else None
-        saver = _build_saver(context, store, loaded, copy, metrics)
+        saver = _build_saver(context, store, loaded, buffers, metrics)
         held_out = "validation" in data.splits
         stopped = train_loop(
             state,
@@ -296,11 +296,11 @@ def _distributed(transformer: nn.Module, group: Group) -> nn.Module:
 
 
 def _resume(
-    context: Context, store: ObjectStore, state: TrainingState, copy: HostCopy | None
+    context: Context, store: ObjectStore, state: TrainingState, buffers: HostBuffers | None
 ) -> Loaded:
     """Load the newest sound checkpoint, if any. Collective."""
     low_memory = context.config.checkpoint.low_memory
-    loaded = load_newest(store, state, context.reporter.line, staging=copy, in_place=low_memory)
+    loaded = load_newest(store, state, context.reporter.line, buffers=buffers, in_place=low_memory)
     if loaded.step:
         context.reporter.line(f"resuming from the checkpoint of step {loaded.step}")
     else:
@@ -312,10 +312,10 @@ def _build_saver(
     context: Context,
     store: ObjectStore,
     loaded: Loaded,
-    copy: HostCopy | None,
+    buffers: HostBuffers | None,
     metrics: MetricsLog | None,
 ) -> Saver:
-    """What saves the run. Collective."""
+    """What saves the run."""
     kept = context.config.checkpoint
     return Saver(
         store,
@@ -331,7 +331,7 @@ def _build_saver(
         ),
         damaged=loaded.damaged,
         report=context.reporter.line,
-        copy=copy,
+        buffers=buffers,
         # So that a run that resumes there finds the metrics of all steps before.
         beforehand=metrics.flush if metrics else None,
     )

@@ -10,9 +10,9 @@ import torch
 
 from dist_embed.checkpoint import write
 from dist_embed.checkpoint.catalogue import (
-    best_step,
     current_names,
     list_steps,
+    name_of_choice,
     open_checkpoints,
     read_manifest,
 )
@@ -24,6 +24,7 @@ from dist_embed.checkpoint.state import TrainingState
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.train.assemble import dense_tensors, live_tensors, row_multipliers
+from tests.checkpoints import write_checkpoint
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs
 
@@ -244,7 +245,7 @@ def test_a_folder_that_is_not_one_for_all_is_said_and_nothing_published(
     # An absolute path names a folder on each of several machines.
     for told in workers.run(2, save_each_at_home, str(tmp_path)):
         assert "checkpoint NOT saved" in told[0]
-        assert "does not find what another worker has written" in told[0]
+        assert "worker 0 does not find what worker 1 has written there" in told[0]
     assert list_steps(str(tmp_path / "machine-0")) == list_steps(str(tmp_path / "machine-1")) == []
 
 
@@ -278,7 +279,7 @@ def save_many(group: Group, tiny: Tiny, uri: str, losses: list[float]) -> None:
 def test_pruning_keeps_the_newest_and_the_best(workers: WorkerPool, tmp_path: Path) -> None:
     uri = str(tmp_path)
     workers.run(1, save_many, Tiny(), uri, [3.0, 1.0, 2.0, 2.5, 2.6])
-    assert best_step(uri) == 2
+    assert name_of_choice(uri, None).step == 2
     store = open_checkpoints(uri)
     assert Pruner(store, Retention(2, 1, 0, 24.0)).prune().steps == [1, 3]
     assert list_steps(uri) == [2, 4, 5]
@@ -297,7 +298,7 @@ def race(group: Group, tiny: Tiny, uri: str) -> str:
     description = write.Description(5, "", {"t": state.tensors["t"].info}, {}, "{}")
     torch.distributed.barrier(group.process_group)
     try:
-        write.write_checkpoint(open_checkpoints(uri), description, rows_to_save(state), alone)
+        write_checkpoint(open_checkpoints(uri), description, rows_to_save(state))
     except Exception as exc:
         return f"{type(exc).__name__}: {exc}"
     return "saved"

@@ -34,7 +34,7 @@ from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
 from botocore.credentials import Credentials  # type: ignore[import-untyped]
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from dist_embed.checkpoint import load, saver
+from dist_embed.checkpoint import load, parts, saver
 from dist_embed.checkpoint.catalogue import (
     current_names,
     list_steps,
@@ -46,8 +46,8 @@ from dist_embed.checkpoint.chunk import DTYPES, Rows, byte_view
 from dist_embed.checkpoint.manifest import OBJECTS, Manifest, ManifestName
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.state import HostCopy
-from dist_embed.checkpoint.write import write_checkpoint
+from dist_embed.checkpoint.state import HostBuffers
+from dist_embed.checkpoint.write import write_rows
 from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
@@ -223,14 +223,14 @@ def amid_removal(pattern: str) -> Arm:
 
 
 def amid_host_copy(kill: Do) -> None:
-    original = HostCopy.take
+    original = HostBuffers.copies
 
-    def patched(self: HostCopy, rows: list[Any]) -> list[Any]:
+    def patched(self: HostBuffers, rows: list[Any]) -> list[Any]:
         original(self, rows[: len(rows) // 2])
         kill()
         return original(self, rows)
 
-    HostCopy.take = patched  # type: ignore[method-assign]
+    HostBuffers.copies = patched  # type: ignore[method-assign]
 
 
 class _Reached(dict[str, Any]):
@@ -286,7 +286,7 @@ POINTS = {
         after(TrainStep, "_dense_half", nth=3), modes=(True,), leaves=_ANY, spares=_ANY
     ),
     # Saving.
-    "before the host copy": Point(before(HostCopy, "take"), modes=(True,)),
+    "before the host copy": Point(before(HostBuffers, "copies"), modes=(True,)),
     "amid the host copy": Point(amid_host_copy, modes=(True,)),
     "before the metrics are uploaded": Point(before(MetricsLog, "flush"), first_only=True),
     "before the first chunk": Point(before(ObjectStore, "put", "/chunk-")),
@@ -330,7 +330,7 @@ POINTS = {
     "after pruning": _published(after(Pruner, "prune"), leaves=(NEW,), spares=(NEW,)),
     # Worker 0 may still prune when worker 1 is here.
     "saved, nobody told": Point(
-        before(saver.Saver, "_conclude"), leaves=_COMMITTED, spares=_COMMITTED
+        before(saver.Saver, "conclude"), leaves=_COMMITTED, spares=_COMMITTED
     ),
 }
 
@@ -422,8 +422,9 @@ def _work(
         LOCAL_WORLD_SIZE=str(WORKERS), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         TORCHELASTIC_USE_AGENT_STORE="True",
     )  # fmt: skip
-    vars(saver)["write_checkpoint"] = partial(write_checkpoint, chunk_bytes=CHUNK_BYTES)
+    vars(saver)["write_rows"] = partial(write_rows, chunk_bytes=CHUNK_BYTES)
     errors.CAUSE_WAIT_SECONDS = 0.2  # nobody reads the causes here
+    parts.QUIET_SECONDS = 0.2  # who says nothing has been killed
     if kill is not None:
         end = _end_of(kill, rank, TCPStore("127.0.0.1", port, is_master=False))
         if not kill.point:

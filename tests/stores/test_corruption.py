@@ -36,11 +36,12 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.state import LiveTensor, TrainingState, rows_to_save
-from dist_embed.checkpoint.write import Description, write_checkpoint
+from dist_embed.checkpoint.write import Description
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.storage.retry import StoreUnavailable
+from tests.checkpoints import write_checkpoint
 from tests.stores.s3_server import FORGETS_SECONDS, MotoServer, S3Server, connect
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
@@ -65,7 +66,7 @@ def save(store: ObjectStore, state: TrainingState, chunk_bytes: int) -> Manifest
         state.step, state.fingerprint, {name: t.info for name, t in state.tensors.items()},
         state.row_multipliers, json.dumps(state.scalars),
     )  # fmt: skip
-    return write_checkpoint(store, description, rows_to_save(state), ONE, chunk_bytes=chunk_bytes)
+    return write_checkpoint(store, description, rows_to_save(state), chunk_bytes=chunk_bytes)
 
 
 def assert_holds(state: TrainingState, step: int) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.state import LiveTensor
-from dist_embed.checkpoint.write import Description, write_checkpoint
+from dist_embed.checkpoint.write import Description
 from dist_embed.config.load import config_from_dict, config_to_yaml
 from dist_embed.data.prepare import tokenizer_name
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
+from tests.checkpoints import write_checkpoint
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 
@@ -69,7 +70,7 @@ def small_run(
     multipliers = {table: RowOrder(len(by_id)).multiplier for table, by_id in vectors.items()}
     write_checkpoint(
         store, Description(5, "", infos, multipliers, "{}"),
-        [Rows(name, 0, data) for name, data in tensors.items()], ONE, chunk_bytes=4000,
+        [Rows(name, 0, data) for name, data in tensors.items()], chunk_bytes=4000,
     )  # fmt: skip
     for side, tokenizer in tokenizers.items():
         (folder / "run" / tokenizer_name(side)).write_text(tokenizer.to_json(), encoding="utf-8")

@@ -23,10 +23,11 @@ from dist_embed.checkpoint.manifest import (
     TensorInfo,
 )
 from dist_embed.checkpoint.state import LiveTensor
-from dist_embed.checkpoint.write import Description, write_checkpoint
+from dist_embed.checkpoint.write import Description
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
+from tests.checkpoints import write_checkpoint
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 ROWS, WIDTH = 107, 6
@@ -61,7 +62,7 @@ def save(uri: str, row_multipliers: dict[str, int] = MULTIPLIERS) -> tuple[Objec
     infos = {name: LiveTensor.whole(data).info for name, data in TENSORS.items()}
     rows = [Rows(name, 0, data) for name, data in TENSORS.items()]
     description = Description(7, "", infos, row_multipliers, json.dumps({}))
-    return store, write_checkpoint(store, description, rows, ONE, chunk_bytes=1000)
+    return store, write_checkpoint(store, description, rows, chunk_bytes=1000)
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -246,20 +246,36 @@ def test_what_is_no_file_is_not_read(local: ObjectStore, tmp_path: Path) -> None
 
 
 def test_put_and_create_are_durable(local: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(local.uri)
     synced: list[str] = []
     fsync = os.fsync
 
     def record(handle: int) -> None:
-        kind = "folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file"
-        size = "" if kind == "folder" else f" of {os.fstat(handle).st_size}"
-        synced.append(kind + size)
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            # Said of a folder: whose names of folders in it are durable now.
+            place = Path(os.readlink(f"/proc/self/fd/{handle}"))
+            inside = sorted(p.name for p in place.iterdir() if p.is_dir())
+            synced.append(f"{place.relative_to(root.parent)} {inside}")
+        else:
+            synced.append(f"file of {status.st_size}")
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", record)
-    local.put("a/x", [b"123", b"4"])
-    assert synced == ["file of 4", "folder"]
-    local.create("a/y", b"12345")
-    assert synced[2:] == ["file of 5", "folder"]
+    # Each folder that is made on the way, before anything is written in it.
+    made = [". ['run']", "run ['a']", "run/a ['b']"]
+    local.put("a/b/x", [b"123", b"4"])
+    assert synced == [*made, "file of 4", "run/a/b []"]
+    synced.clear()
+    local.put("a/b/y", [b"123"])
+    assert synced == ["file of 3", "run/a/b []"]
+    synced.clear()
+    local.create("m/x", b"12345")
+    assert synced == ["run ['a', 'm']", "file of 5", "run/m []"]
+    synced.clear()
+    local.create("m/y", b"1")
+    local.remove("m/y")
+    assert synced == ["file of 1", "run/m []", "run/m []"]
 
 
 def test_a_full_disk_is_told_with_the_name(local: ObjectStore) -> None:

@@ -22,10 +22,11 @@ from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.manifest import OBJECTS, Manifest, ManifestName, TensorInfo
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.retention import Pruned, Pruner, Retention
-from dist_embed.checkpoint.write import Description, write_checkpoint
+from dist_embed.checkpoint.write import Description
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.storage.retry import StoreUnavailable
+from tests.checkpoints import write_checkpoint
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 NEWEST = Retention(keep_last=1, keep_best=0, keep_every=0, leftover_hours=1.0)
@@ -41,13 +42,13 @@ def save(
     store: ObjectStore,
     step: int,
     loss: float | None = None,
-    superseded: frozenset[ManifestName] = frozenset(),
+    damaged: frozenset[ManifestName] = frozenset(),
 ) -> Manifest:
     scalars: dict[str, Any] = {} if loss is None else {"validation_loss": loss}
     tensors = {"model.x": TensorInfo(dtype="F32", shape=[4])}
     return write_checkpoint(
         store, Description(step, "", tensors, {}, json.dumps(scalars)),
-        [Rows("model.x", 0, torch.full((4,), float(step)))], ONE, superseded=superseded,
+        [Rows("model.x", 0, torch.full((4,), float(step)))], damaged=damaged,
     )  # fmt: skip
 
 
@@ -257,7 +258,7 @@ def test_damaged_ones_are_removed_and_do_not_count(store: ObjectStore, manifest_
 def test_superseded_generations_are_removed(store: ObjectStore) -> None:
     first = save(store, 5)
     names = {ManifestName(5, 0)}
-    second = save(store, 5, superseded=frozenset(names))
+    second = save(store, 5, damaged=frozenset(names))
     assert manifest_names(store) == [ManifestName(5, 0), ManifestName(5, 1)]
     assert Pruner(store, Retention(9, 0, 5, 1.0)).prune() == Pruned([5], [])
     assert manifest_names(store) == [ManifestName(5, 1)]
@@ -266,7 +267,7 @@ def test_superseded_generations_are_removed(store: ObjectStore) -> None:
 
 def test_a_generation_that_cannot_be_proven_supersedes_nothing(store: ObjectStore) -> None:
     first = save(store, 5)
-    save(store, 5, superseded=frozenset({ManifestName(5, 0)}))
+    save(store, 5, damaged=frozenset({ManifestName(5, 0)}))
     spoil(store, ManifestName(5, 1))
     assert Pruner(store, NEWEST).prune() == Pruned([], [])
     assert first.attempt in attempts(store)

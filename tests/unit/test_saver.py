@@ -1,23 +1,28 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from dist_embed.checkpoint import saver as saver_module
+from dist_embed.checkpoint import write
 from dist_embed.checkpoint.catalogue import manifest_names
-from dist_embed.checkpoint.load import load_checkpoint
+from dist_embed.checkpoint.load import load_checkpoint, load_newest
 from dist_embed.checkpoint.manifest import OBJECTS, CheckpointError, ManifestName
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
 from dist_embed.parallel.group import Group
-from dist_embed.storage.objects import Buffer, ObjectStore
+from dist_embed.storage.objects import Buffer, Entry, ObjectStore
 from dist_embed.storage.retry import StoreUnavailable
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
@@ -31,8 +36,13 @@ class GatedStore(ObjectStore):
         self.gate = threading.Event()
         self.gate.set()
         self.error: Exception | None = None
+        self.before_listing: Callable[[], None] = lambda: None
         # For each attempt, the manifests that there were when it began to write.
         self.manifests_before: dict[str, list[str]] = {}
+
+    def entries(self, folder: str) -> list[Entry]:
+        self.before_listing()
+        return super().entries(folder)
 
     def put(self, name: str, parts: Iterable[Buffer]) -> None:
         self.manifests_before.setdefault(name.split("/")[1], self.names("manifests"))
@@ -309,6 +319,172 @@ def test_a_damaged_one_is_followed_by_the_next_generation_and_removed(store: Gat
         saver.wait()
 
 
+def damaged_run(store: GatedStore) -> frozenset[ManifestName]:
+    """A run whose checkpoints of steps 2 and 3 are damaged; it goes on from step 1."""
+    saver = saver_of(store, asynchronous=False)
+    for step in (1, 2, 3):
+        saver.save(state_of(step))
+    for step in (2, 3):
+        for chunk in Path(store.uri).glob(f"{OBJECTS}/step-{step:09d}*/chunk*"):
+            chunk.write_bytes(b"x")
+    loaded = load_newest(store, state_of(0), lambda line: None)
+    assert loaded.step == 1
+    return loaded.damaged
+
+
+def fail_once(
+    monkeypatch: pytest.MonkeyPatch, owner: type, method: str, *, after: bool = False, nth: int = 1
+) -> None:
+    """Let the nth call of a method raise, before it has done anything or after."""
+    original, calls = getattr(owner, method), itertools.count(1)
+
+    def patched(*args: Any, **more: Any) -> Any:
+        failing = next(calls) == nth
+        if failing and not after:
+            raise OSError(errno.EIO, "Input/output error")
+        value = original(*args, **more)
+        if failing:
+            raise OSError(errno.EIO, "Input/output error")
+        return value
+
+    monkeypatch.setattr(owner, method, patched)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "nth"),
+    # Before anything is removed; a manifest gone, its objects not; both gone, another not.
+    [(Pruner, "prune", 1), (ObjectStore, "remove_folder", 1), (ObjectStore, "remove", 2)],
+)
+def test_damaged_ones_are_remembered_until_they_are_removed(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch, owner: type, method: str, nth: int
+) -> None:
+    reports: list[str] = []
+    saver = saver_of(store, reports, asynchronous=False, damaged=damaged_run(store))
+    fail_once(monkeypatch, owner, method, nth=nth)
+    saver.save(state_of(2))
+    assert "old checkpoints could not be removed: " in reports[1]
+    saver.save(state_of(3))
+    # What follows a damaged one is never taken for it.
+    saver.save(state_of(4))
+    names = [ManifestName(1, 0), ManifestName(2, 1), ManifestName(3, 1), ManifestName(4, 0)]
+    assert manifest_names(store) == names
+    for name in names:
+        check_saved(store, name.step, name.generation)
+    assert [line.split(" (")[0] for line in reports[2:]] == [
+        f"step {step}: checkpoint saved" for step in (3, 4)
+    ]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_checkpoint_that_was_told_as_failed_is_no_second_job_s(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """The manifest's write failed, or only its confirmation; then the step is saved again."""
+    reports: list[str] = []
+    saver = saver_of(store, reports, asynchronous=False)
+    fail_once(monkeypatch, ObjectStore, "create", after=there)
+    saver.save(state_of(1))
+    assert "NOT saved" in reports[0]
+    assert store.steps == [1] * there
+    saver.save(state_of(1))
+    saver.require(1)
+    assert manifest_names(store) == [ManifestName(1, int(there))]
+    check_saved(store, 1, generation=int(there))
+    # Of others it still is one.
+    for other in (saver_of(store, asynchronous=False), saver):
+        with pytest.raises(CheckpointError, match="another writer has saved step 1"):
+            other.save(state_of(1))
+
+
+def test_a_failure_of_one_s_own_excuses_nobody_else(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = saver_of(store, asynchronous=False)
+    fail_once(monkeypatch, ObjectStore, "create")
+    saver.save(state_of(1))
+    saver_of(store, asynchronous=False).save(state_of(1))
+    for spoiled in (False, True):
+        if spoiled:
+            path = Path(store.uri) / ManifestName(1, 0).path
+            path.write_bytes(path.read_bytes()[:-5])
+        with pytest.raises(CheckpointError, match="another writer has saved step 1"):
+            saver.save(state_of(1))
+
+
+@pytest.mark.parametrize("how", ["removed", "shortened", "lengthened"])
+def test_nothing_is_published_unless_all_that_it_names_is_there(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """As where somebody prunes with 0 hours, or the folder is another on each machine."""
+    monkeypatch.setattr(write, "CHUNKS_PER_INDEX", 2)
+    monkeypatch.setattr(saver_module, "write_rows", partial(write.write_rows, chunk_bytes=300))
+
+    def damage(name: str) -> None:
+        (path,) = Path(store.uri).glob(f"{OBJECTS}/*/{name}")
+        data = path.read_bytes()
+        path.unlink()
+        if how != "removed":
+            path.write_bytes(data[:-1] if how == "shortened" else data + b"x")
+
+    reports: list[str] = []
+    saver = saver_of(store, reports, asynchronous=False, max_failures=9)
+    for name, index in (
+        ("index-00000-0000.json", "0000"), ("index-00000-0001.json", "0001"),
+        ("chunk-00000-000001.safetensors", "0000"), ("chunk-00000-000002.safetensors", "0001"),
+    ):  # fmt: skip
+        saver.save(state_of(1))
+        assert "step 1: checkpoint NOT saved: " in reports[-2]
+        assert "does not find what worker 0 has written there" in reports[-2]
+        assert f"/index-00000-{index}.json, " in reports[-2]
+        shutil.rmtree(Path(store.uri) / OBJECTS)
+    assert store.steps == []
+    store.before_listing = lambda: None
+    saver.save(state_of(2))
+    check_saved(store, 2)
+
+
+def test_a_prune_that_takes_too_long_is_broken_off_and_the_save_counts(store: GatedStore) -> None:
+    reports: list[str] = []
+    began, answer = threading.Event(), threading.Event()
+
+    class Hanging(ObjectStore):
+        def remove(self, name: str) -> None:
+            began.set()
+            assert answer.wait(60)
+            super().remove(name)
+
+    earlier = saver_of(store, asynchronous=False)
+    for step in (1, 2, 3):
+        earlier.save(state_of(step))
+    pruner = Pruner(Hanging(store.uri), Retention(1, 0, 0, 1.0))
+    saver = Saver(store, ONE, SaverSettings(True, 0, 30.0, 30.0), pruner, report=reports.append)
+    saver.save(state_of(4))
+    assert began.wait(30)
+    assert not saver.has_ended
+    saver.wait(0.1)
+    assert saver.saved_step == 4
+    hung = saver._before
+    assert hung is not None
+    # The next one goes well, and leaves pruning to the one after it.
+    saver.save(state_of(5))
+    saver.wait()
+    answer.set()
+    assert hung.thread is not None
+    hung.thread.join(30)
+    assert "could not be removed: broken off" in hung.notes[-1]
+    assert store.steps == [2, 3, 4, 5]
+    saver.save(state_of(6))
+    saver.wait()
+    assert store.steps == [6]
+    assert [line.split(" (")[0] for line in reports] == [
+        "step 4: checkpoint saved",
+        "old checkpoints are still being removed; it is broken off",
+        "step 5: checkpoint saved",
+        "old checkpoints are not removed: the store has not answered yet",
+        "step 6: checkpoint saved",
+    ]
+
+
 def test_a_wait_has_a_limit(store: GatedStore) -> None:
     saver = saver_of(store, timeout_seconds=0.1)
     store.gate.clear()
@@ -364,7 +540,7 @@ def test_what_fails_beside_the_save_is_only_noted(
         order.append(f"flushed before {len(store.manifests_before)} attempts")
         raise OSError(errno.EIO, "no metrics")
 
-    def fail(*args: Any) -> Any:
+    def fail(*args: Any, **more: Any) -> Any:
         raise StoreUnavailable("no listing")
 
     monkeypatch.setattr(Pruner, "prune", fail)
