@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
 from typing import Any, NoReturn
 
 from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.parallel.errors import WorkerError, is_broken_collective, user_message
+from dist_embed.parallel.stop import taken_signal
 
 
 def failure_event(rank: int, exc: BaseException) -> dict[str, Any]:
@@ -45,6 +47,12 @@ def raise_failure(events: list[dict[str, Any]], log_folder: str) -> NoReturn:
     raise RunFailed(
         f"worker {first['rank']} failed:\n{first['trace'].rstrip()}\n(worker logs: {log_folder})"
     )
+
+
+def asked_to_stop() -> dict[str, Any]:
+    """The line that is shown when a run's workers are asked to stop."""
+    again = "; Ctrl-C again ends it at once" if taken_signal() == signal.SIGINT else ""
+    return {"kind": "line", "text": f"asked to stop: the run ends after its step{again}"}
 
 
 def stopped_too_late(seconds: float) -> str:

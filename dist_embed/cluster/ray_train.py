@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,10 +19,12 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dist_embed.cluster.failure import failure_event, raise_failure, stopped_too_late
+from dist_embed.cluster.failure import asked_to_stop, failure_event, raise_failure, stopped_too_late
+from dist_embed.cluster.ray_head import HeadFailed, own_ray
 from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
-from dist_embed.parallel.stop import request_stop, stop_on_sigterm, stop_requested
+from dist_embed.parallel.stop import request_stop, stop_on_signals, stop_requested
+from dist_embed.storage.temporary import temporary_folder
 
 POLL_SECONDS = 1.0
 MAILBOX_SECONDS = 60.0
@@ -89,7 +89,7 @@ def launch_ray(
     """
     with (
         _connected(address, num_workers),
-        tempfile.TemporaryDirectory(prefix="dist_embed-ray-") as storage_path,
+        temporary_folder("dist_embed-ray-") as storage_path,
     ):
         use_gpu = device == "cuda" or (
             device == "auto" and ray.cluster_resources().get("GPU", 0) >= num_workers
@@ -136,8 +136,8 @@ def launch_ray(
                 ),
             ),
         )
-        with stop_on_sigterm() if stop_seconds else nullcontext():
-            outcome = _fit_in_thread(trainer, deliver, mailbox.stop.remote, stop_seconds)
+        with stop_on_signals() if stop_seconds else nullcontext():
+            outcome = _fit_in_thread(trainer, deliver, on_event, mailbox.stop.remote, stop_seconds)
     if outcome is not None:
         if not any(failure["is_cause"] for failure in failures):  # nobody lived to tell
             raise RunFailed(
@@ -150,6 +150,7 @@ def launch_ray(
 def _fit_in_thread(
     trainer: TorchTrainer,
     deliver: Callable[[], None],
+    show: Callable[[Event], None],
     ask_to_stop: Callable[[], Any],
     stop_seconds: float,
 ) -> Exception | None:
@@ -170,6 +171,7 @@ def _fit_in_thread(
         deliver()
         if stop_seconds and stop_requested() and stop_until is None:
             stop_until = time.monotonic() + stop_seconds
+            show(asked_to_stop())
             ask_to_stop()
         if stop_until is not None and time.monotonic() > stop_until:
             raise RunFailed(stopped_too_late(stop_seconds))
@@ -209,29 +211,49 @@ def _listen_for_stop(mailbox: Any, ended: threading.Event) -> None:
 
 @contextmanager
 def _connected(address: str | None, num_workers: int) -> Iterator[None]:
-    """A connection to a cluster, or a local Ray for the length of the block."""
-    where = address
-    if where and not _answers(where):
+    """A connection to a cluster, or to a Ray of our own for the length of the block."""
+    if address and not _answers(address):
         raise UserError(
-            f"no Ray cluster answers at {where!r} (cluster.address or RAY_ADDRESS): nothing "
+            f"no Ray cluster answers at {address!r} (cluster.address or RAY_ADDRESS): nothing "
             f"listens there within {CONNECT_SECONDS:.0f} s"
         )
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    # As many CPU slots as workers: more workers than cores is slow, not wrong.
+    cores = max(os.cpu_count() or 1, num_workers)
     try:
-        if where:
-            ray.init(address=where, **quiet)
-        else:
-            # As many CPU slots as workers: more workers than cores is slow, not wrong.
-            cores = max(os.cpu_count() or 1, num_workers)
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-    except (ConnectionError, RayError, ValueError, RuntimeError) as exc:
-        raise UserError(f"no Ray cluster answers at {where or 'this machine'}: {exc}") from exc
-    for name in ("ray", "ray.train", "ray.data", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        with nullcontext(address) if address else own_ray(cores) as where, _driver(where):
+            yield
+    except HeadFailed as exc:
+        raise UserError(f"no Ray could be started on this machine: {exc}") from exc
+
+
+@contextmanager
+def _driver(address: str) -> Iterator[None]:
+    """This process as a driver of the Ray at an address."""
+    failed: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as exc:  # handed to the caller
+            failed.append(exc)
+
+    # In the main thread Ray would put a handler of SIGTERM in place of ours, and a signal would
+    # break off what cannot be taken up again.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
     try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place
+        try:
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+        finally:
+            thread.join(CONNECT_SECONDS)
+        if failed:
+            if isinstance(failed[0], ConnectionError | RayError | ValueError | RuntimeError):
+                raise UserError(f"no Ray cluster answers at {address}: {failed[0]}") from failed[0]
+            raise failed[0]
+        for name in ("ray", "ray.train", "ray.data", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         yield
     finally:
         ray.shutdown()

@@ -42,7 +42,7 @@ from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.errors import all_or_none, errors_shared
 from dist_embed.parallel.group import Group, joined_group
-from dist_embed.parallel.stop import stop_on_sigterm
+from dist_embed.parallel.stop import stop_on_signals
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.train.assemble import (
     Translator,
@@ -111,7 +111,7 @@ def threads_per_worker(config: Config) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_workers)
 
 
-@stop_on_sigterm()
+@stop_on_signals()
 def train_task(context: Context) -> dict[str, Any]:
     """Train a run to its last step, from its newest checkpoint if there is one. Collective.
 
