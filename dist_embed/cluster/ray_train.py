@@ -14,12 +14,19 @@ from typing import Any, Literal
 
 import ray
 import ray.train
+import ray.util
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dist_embed.cluster.failure import asked_to_stop, failure_event, raise_failure, stopped_too_late
+from dist_embed.cluster.failure import (
+    Attempts,
+    asked_to_stop,
+    failure_event,
+    raise_failure,
+    stopped_too_late,
+)
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
 from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
@@ -77,7 +84,7 @@ def launch_ray(
         address: cluster to use; None: a Ray of our own on this machine.
         device: ``auto``: CUDA where the cluster has a GPU for every worker.
         timeout_seconds: bound of every exchange between workers, and of the wait for room for them.
-        max_failures: times Ray starts the workers again after a failure.
+        max_failures: times Ray starts the workers again after a failure that may pass.
         on_event: takes worker 0's events.
         log_folder: named in error messages.
         stop_seconds: a SIGTERM to this process is passed on to the workers, which get this long
@@ -98,8 +105,7 @@ def launch_ray(
         # On this node, whose end is the command's too; without CPUs Ray would choose any.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
-        failures: list[Event] = []
-        results: list[Any] = []
+        attempts = Attempts()
 
         def deliver() -> None:
             try:
@@ -109,12 +115,9 @@ def launch_ray(
             except RayError as exc:
                 raise RunFailed(f"the launcher has lost its workers: {exc}") from exc
             for event in events:
-                if event["kind"] == "failure":
-                    failures.append(event)
-                elif event["kind"] == "result":
-                    results.append(event["value"])
-                else:
-                    on_event(event)
+                shown = attempts.take(event)
+                if shown is not None:
+                    on_event(shown)
 
         trainer = TorchTrainer(
             _ray_worker,
@@ -137,24 +140,31 @@ def launch_ray(
             ),
         )
         with stop_on_signals() if stop_seconds else nullcontext():
-            outcome = _fit_in_thread(trainer, deliver, on_event, mailbox.stop.remote, stop_seconds)
-    if outcome is not None:
-        if not any(failure["is_cause"] for failure in failures):  # nobody lived to tell
-            raise RunFailed(
-                f"a worker was lost, or found no room: {outcome}\n(worker logs: {log_folder})"
+            outcome = _fit_in_thread(
+                trainer, attempts, deliver, on_event, mailbox.stop.remote, stop_seconds
             )
-        raise_failure(failures, log_folder)
-    return results[-1] if results else None
+    if any(failure["is_cause"] for failure in attempts.failures):
+        raise_failure(attempts.failures, log_folder)
+    if outcome is not None:  # nobody lived to tell
+        raise RunFailed(
+            f"a worker was lost, or found no room: {outcome}\n(worker logs: {log_folder})"
+        )
+    return attempts.results[-1] if attempts.results else None
 
 
 def _fit_in_thread(
     trainer: TorchTrainer,
+    attempts: Attempts,
     deliver: Callable[[], None],
     show: Callable[[Event], None],
     ask_to_stop: Callable[[], Any],
     stop_seconds: float,
 ) -> Exception | None:
-    """Run the trainer while events are delivered; returns what it raised."""
+    """Run the trainer while events are delivered; returns what it raised.
+
+    A failure that would come again is not left to Ray, which starts workers again after any: this
+    returns, and they end with our connection.
+    """
     stop_until: float | None = None
     outcome: list[Exception] = []
 
@@ -168,7 +178,10 @@ def _fit_in_thread(
     thread.start()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
+        was_final = attempts.is_final
         deliver()
+        if was_final and attempts.is_final:  # others had their time to tell
+            return None
         if stop_seconds and stop_requested() and stop_until is None:
             stop_until = time.monotonic() + stop_seconds
             show(asked_to_stop())
@@ -183,21 +196,29 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     mailbox = loop_config["mailbox"]
     rank = ray.train.get_context().get_world_rank()
 
+    # A new one for each start of the workers. (Train's own name of an attempt is private.)
+    group = ray.util.get_current_placement_group()
+    attempt = group.id.hex() if group is not None else ""
+
     def emit(event: Event) -> None:
         mailbox.put.remote(event)
 
+    def tell(event: Event) -> None:
+        ray.get(mailbox.put.remote(event | {"attempt": attempt}))
+
+    tell({"kind": "begin"})
     ended = threading.Event()
     if rank == 0:  # one worker that knows is enough
         threading.Thread(target=_listen_for_stop, args=(mailbox, ended), daemon=True).start()
     try:
         value = loop_config["target"](*loop_config["args"], emit)
     except Exception as exc:
-        ray.get(mailbox.put.remote(failure_event(rank, exc)))
+        tell(failure_event(rank, exc))
         raise
     finally:
         ended.set()
     if rank == 0:
-        ray.get(mailbox.put.remote({"kind": "result", "value": value}))
+        tell({"kind": "result", "value": value})
 
 
 def _listen_for_stop(mailbox: Any, ended: threading.Event) -> None:
