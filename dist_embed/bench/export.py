@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import sacrebleu
 from dist_embed.config.schema import Config
 from dist_embed.data.prepare import load_tokenizers
 from dist_embed.explore.ctranslate2_model import Quantization, export_ctranslate2
+from dist_embed.storage.temporary import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def measure_engine(
     )
     found = []
     for kind in kinds:
-        with tempfile.TemporaryDirectory(prefix="dist_embed-bench-") as folder:
+        with temporary_folder("dist_embed-bench-") as folder:
             model = Path(folder) / "model"
             export_ctranslate2(config.run.uri, model, step=step, quantization=kind)
             size = (model / "model.bin").stat().st_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,6 +20,7 @@ from dist_embed.bench.vocabulary_memory import PHASES, Peaks, Say, largest, meas
 from dist_embed.bench.vocabulary_speed import measure_apart, measure_side_by_side
 from dist_embed.config.errors import UserError
 from dist_embed.embedding.memory import GIB, available_bytes
+from dist_embed.storage.temporary import temporary_folder
 
 Table = tuple[str, list[str], list[list[str]]]  # title, header, rows
 
@@ -123,7 +123,7 @@ def vocabulary_report(
         groups.append([case(k, against, widths[0], full_tokens) for k in (SAMPLED, FULL)])
     memory: list[tuple[Case, Peaks | None]] = []
     for one in dict.fromkeys(one for group in groups for one in group):
-        with tempfile.TemporaryDirectory(prefix="dist_embed-bench-") as folder:
+        with temporary_folder("dist_embed-bench-") as folder:
             found = measure_memory(one, num_workers=num_workers, folder=folder, say=say)
         memory.append((one, found))
     failed = {one for one, found in memory if found is None}

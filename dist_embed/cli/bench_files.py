@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 from typing import Any
 
 from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
 from dist_embed.cli.trained_run import add_worker_options, on_workers, run_config
+from dist_embed.storage.temporary import temporary_folder
 
 
 def add_kinds(kinds: Any) -> None:
@@ -100,7 +100,7 @@ def _pretrained(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.report import print_table
     from dist_embed.embedding.memory import GIB
 
-    with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="dist_embed-bench-") as folder:
+    with temporary_folder("dist_embed-bench-", arguments.folder) as folder:
         figures = measure_pretrained(
             folder, num_words=arguments.words, width=arguments.width, format=arguments.format,
             num_workers=arguments.workers, rounds=arguments.rounds, say=print,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from typing import Any
 
 from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
 from dist_embed.cli.config import add_config_arguments
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
+from dist_embed.storage.temporary import temporary_folder
 
 
 def add_kinds(kinds: Any) -> None:
@@ -80,7 +80,7 @@ def _launchers(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     config = with_absolute_paths(config, on_cluster=False)
     data = ensure_data(config, print)
-    with tempfile.TemporaryDirectory(prefix="dist_embed-bench-") as folder:
+    with temporary_folder("dist_embed-bench-") as folder:
         figures = measure_launchers(
             config, data.vocabulary_size, rounds=arguments.rounds, steps=arguments.steps,
             folder_uri=folder, say=print,

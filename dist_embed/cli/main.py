@@ -1,17 +1,22 @@
-"""The ``dist-embed`` command: parse, call, print."""
+"""The ``dist-embed`` command: parse, call, print.
+
+What takes long to import is imported when signals are handled already.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 
-from dist_embed.cli import bench, checkpoint, compare, config, data, embeddings, run, study
 from dist_embed.cluster.work import under_torchrun
-from dist_embed.config.errors import RunFailed, RunStopped, UserError
-from dist_embed.observe.quiet import quiet_environment, quiet_screen
-from dist_embed.parallel.stop import exit_on_sigterm
-from dist_embed.storage.retry import StorageError
+from dist_embed.parallel.stop import ending_signal, exit_on_signals, ignore_signals, taken_signal
+
+_MODULES = ("run", "compare", "embeddings", "study", "data", "checkpoint", "bench", "config")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,15 +26,56 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train word embeddings whose tables are too large for one device.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (run, compare, embeddings, study, data, checkpoint, bench, config):
-        module.add_commands(commands)
+    for name in _MODULES:
+        import_module(f"dist_embed.cli.{name}").add_commands(commands)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (the run failed), 2 (bad input), 130 or 143
-    (interrupted or asked to stop).
+    """Run one command; returns the exit code: 0, 1 (the run failed), 2 (bad input), or 128 and the
+    number of the signal that ended it or asked it to stop: 143 (SIGTERM), 130 (SIGINT), 129
+    (SIGHUP).
+
+    Without ``argv`` it is the process's own command, which signals no longer end when it is done.
     """
+    with _signals_handled():
+        code = _command(argv)
+    if argv is None:
+        ignore_signals()
+        _let_go_of_output()
+    return code
+
+
+@contextmanager
+def _signals_handled() -> Iterator[None]:
+    if under_torchrun():
+        # torchrun waits for workers that it asks to end, and a worker that waits for others in
+        # native code would not hear the signal.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        yield
+        return
+    with exit_on_signals():
+        yield
+
+
+def _command(argv: list[str] | None) -> int:
+    try:
+        _run(argv)
+    except BaseException as exc:
+        # Whatever it has become on its way: libraries turn what ends an import, or a wait, into
+        # errors of their own.
+        number = ending_signal()
+        if number is None:
+            return _code_of(exc)
+        _complain(
+            f"ended by {signal.Signals(number).name}; a run goes on from its newest checkpoint"
+        )
+        return 128 + number
+    return 0
+
+
+def _run(argv: list[str] | None) -> None:
     parser = build_parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse stops taking overrides at the first option; those behind it are taken here.
@@ -37,32 +83,42 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
-    quiet_environment()
-    quiet_screen()
-    try:
-        # torchrun waits for workers that it asks to end, and a worker that waits for others in
-        # native code would not hear the signal.
-        with nullcontext() if under_torchrun() else exit_on_sigterm():
-            arguments.call(arguments)
-    except (UserError, StorageError) as exc:
-        print(f"dist-embed: {exc}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("dist-embed: interrupted; a run goes on from its newest checkpoint", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
+    from dist_embed.observe import quiet
+
+    quiet.quiet_environment()
+    quiet.quiet_screen()
+    arguments.call(arguments)
+
+
+def _code_of(exc: BaseException) -> int:
+    """The exit code of a command that ended with an error, which is told; raises what is a bug."""
+    from dist_embed.config.errors import RunFailed, RunStopped, UserError
+    from dist_embed.storage.retry import StorageError
+
+    if isinstance(exc, BrokenPipeError):  # the reader of our output has seen enough
         return 0
-    except OSError as exc:  # names the file and what the system has against it
-        print(f"dist-embed: {exc}", file=sys.stderr)
-        return 2
-    except RunStopped as exc:
-        print(f"dist-embed: {exc}", file=sys.stderr)
-        return 143
-    except RunFailed as exc:
-        print(f"dist-embed: {exc}", file=sys.stderr)
-        return 1
-    return 0
+    if not isinstance(exc, UserError | StorageError | OSError | RunStopped | RunFailed):
+        raise exc
+    _complain(str(exc))
+    if isinstance(exc, RunStopped):
+        return 128 + (taken_signal() or signal.SIGTERM)  # none: a worker alone was asked
+    return 1 if isinstance(exc, RunFailed) else 2  # an OSError names the file and what is wrong
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # a terminal that has closed
+        print(f"dist-embed: {text}", file=sys.stderr, flush=True)
+
+
+def _let_go_of_output() -> None:
+    """Where nobody reads it any more: the interpreter's last flush would change the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def _train(
         finally:
             screen.close()
     if vocabulary_size and not (result["stopped"] and result["resumed_at"] == result["steps"]):
-        print(_training_summary(config, result), file=stream, flush=True)
+        screen.show({"kind": "line", "text": _training_summary(config, result)})
     if result["stopped"]:
         raise RunStopped(
             f"stopped as asked after step {result['steps']}; the same command goes on from there"

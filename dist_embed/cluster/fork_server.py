@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
+
+from dist_embed.parallel.stop import deaf_children
 
 _IMPORTED = ["dist_embed.train.worker"]
 
@@ -30,17 +31,9 @@ def start_ahead(device: str) -> None:
         _start()
 
 
-def accept_sigterm() -> None:
-    """To be called first in a forked worker: the server is deaf to SIGTERM, see `_start`."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
 def _start() -> None:
     forkserver.set_forkserver_preload(_IMPORTED)
     # A SIGTERM to the whole process group asks the workers to save and stop. The server must
-    # outlive them: through it the launcher learns how they ended. A blocked signal is inherited.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    try:
+    # outlive them: through it the launcher learns how they ended.
+    with deaf_children():
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -14,12 +14,22 @@ from typing import Any
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from dist_embed.cluster.failure import failure_event, raise_failure, stopped_too_late
-from dist_embed.cluster.fork_server import accept_sigterm, worker_context
+from dist_embed.cluster.failure import (
+    asked_to_stop,
+    failure_event,
+    raise_failure,
+    stopped_too_late,
+)
+from dist_embed.cluster.fork_server import worker_context
 from dist_embed.config.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
 from dist_embed.parallel.parent import end_with_parent
-from dist_embed.parallel.stop import stop_on_sigterm, stop_requested
+from dist_embed.parallel.stop import (
+    deaf_children,
+    hear_sigterm,
+    stop_on_signals,
+    stop_requested,
+)
 
 # After the first failure the others get this long to end by themselves, so that the cause, not
 # its echo, is found.
@@ -39,8 +49,8 @@ def launch_local(
     """Run ``target(*args, emit)`` in ``num_workers`` processes; returns worker 0's result.
 
     Each process gets the environment of ``torchrun`` (RANK, WORLD_SIZE, …). When one fails, the
-    others are ended. With ``stop_seconds`` a SIGTERM is passed on to the workers, which get that
-    long to end by themselves.
+    others are ended. With ``stop_seconds`` a signal that asks this process to stop is passed on to
+    the workers as SIGTERM, and they get that long to end by themselves.
 
     Raises:
         UserError: a worker raised one.
@@ -57,13 +67,14 @@ def launch_local(
         )
         for rank in range(num_workers)
     ]
-    for process in processes:
-        process.start()
-    try:
-        with stop_on_sigterm() if stop_seconds else nullcontext():
+    with stop_on_signals() if stop_seconds else nullcontext():
+        try:
+            for process in processes:
+                with deaf_children():
+                    process.start()
             return _watch(processes, events, on_event, log_folder, stop_seconds)
-    finally:
-        _end(processes)
+        finally:
+            _end(processes)
 
 
 def _watch(
@@ -81,6 +92,7 @@ def _watch(
     while True:
         if stop_seconds and stop_requested() and stop_until is None:
             stop_until = time.monotonic() + stop_seconds
+            on_event(asked_to_stop())
             for process in processes:
                 process.terminate()
         # Look at the processes before the queue: what they sent before they ended is then in it.
@@ -125,9 +137,10 @@ def _watch(
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:
-    for process in processes:
+    started = [process for process in processes if process.pid is not None]
+    for process in started:
         process.kill()
-    for process in processes:
+    for process in started:
         process.join()
 
 
@@ -139,7 +152,7 @@ def _child(
     store_port: int,
     events: multiprocessing.Queue[Event],
 ) -> None:
-    accept_sigterm()
+    hear_sigterm()
     end_with_parent()
     os.environ.update(
         RANK=str(rank),

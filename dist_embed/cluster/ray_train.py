@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,15 +14,24 @@ from typing import Any, Literal
 
 import ray
 import ray.train
+import ray.util
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dist_embed.cluster.failure import failure_event, raise_failure, stopped_too_late
+from dist_embed.cluster.failure import (
+    Attempts,
+    asked_to_stop,
+    failure_event,
+    raise_failure,
+    stopped_too_late,
+)
+from dist_embed.cluster.ray_head import HeadFailed, own_ray
 from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
-from dist_embed.parallel.stop import request_stop, stop_on_sigterm, stop_requested
+from dist_embed.parallel.stop import request_stop, stop_on_signals, stop_requested
+from dist_embed.storage.temporary import temporary_folder
 
 POLL_SECONDS = 1.0
 MAILBOX_SECONDS = 60.0
@@ -77,7 +84,7 @@ def launch_ray(
         address: cluster to use; None: a Ray of our own on this machine.
         device: ``auto``: CUDA where the cluster has a GPU for every worker.
         timeout_seconds: bound of every exchange between workers, and of the wait for room for them.
-        max_failures: times Ray starts the workers again after a failure.
+        max_failures: times Ray starts the workers again after a failure that may pass.
         on_event: takes worker 0's events.
         log_folder: named in error messages.
         stop_seconds: a SIGTERM to this process is passed on to the workers, which get this long
@@ -89,7 +96,7 @@ def launch_ray(
     """
     with (
         _connected(address, num_workers),
-        tempfile.TemporaryDirectory(prefix="dist_embed-ray-") as storage_path,
+        temporary_folder("dist_embed-ray-") as storage_path,
     ):
         use_gpu = device == "cuda" or (
             device == "auto" and ray.cluster_resources().get("GPU", 0) >= num_workers
@@ -98,8 +105,7 @@ def launch_ray(
         # On this node, whose end is the command's too; without CPUs Ray would choose any.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
-        failures: list[Event] = []
-        results: list[Any] = []
+        attempts = Attempts()
 
         def deliver() -> None:
             try:
@@ -109,12 +115,9 @@ def launch_ray(
             except RayError as exc:
                 raise RunFailed(f"the launcher has lost its workers: {exc}") from exc
             for event in events:
-                if event["kind"] == "failure":
-                    failures.append(event)
-                elif event["kind"] == "result":
-                    results.append(event["value"])
-                else:
-                    on_event(event)
+                shown = attempts.take(event)
+                if shown is not None:
+                    on_event(shown)
 
         trainer = TorchTrainer(
             _ray_worker,
@@ -136,24 +139,32 @@ def launch_ray(
                 ),
             ),
         )
-        with stop_on_sigterm() if stop_seconds else nullcontext():
-            outcome = _fit_in_thread(trainer, deliver, mailbox.stop.remote, stop_seconds)
-    if outcome is not None:
-        if not any(failure["is_cause"] for failure in failures):  # nobody lived to tell
-            raise RunFailed(
-                f"a worker was lost, or found no room: {outcome}\n(worker logs: {log_folder})"
+        with stop_on_signals() if stop_seconds else nullcontext():
+            outcome = _fit_in_thread(
+                trainer, attempts, deliver, on_event, mailbox.stop.remote, stop_seconds
             )
-        raise_failure(failures, log_folder)
-    return results[-1] if results else None
+    if any(failure["is_cause"] for failure in attempts.failures):
+        raise_failure(attempts.failures, log_folder)
+    if outcome is not None:  # nobody lived to tell
+        raise RunFailed(
+            f"a worker was lost, or found no room: {outcome}\n(worker logs: {log_folder})"
+        )
+    return attempts.results[-1] if attempts.results else None
 
 
 def _fit_in_thread(
     trainer: TorchTrainer,
+    attempts: Attempts,
     deliver: Callable[[], None],
+    show: Callable[[Event], None],
     ask_to_stop: Callable[[], Any],
     stop_seconds: float,
 ) -> Exception | None:
-    """Run the trainer while events are delivered; returns what it raised."""
+    """Run the trainer while events are delivered; returns what it raised.
+
+    A failure that would come again is not left to Ray, which starts workers again after any: this
+    returns, and they end with our connection.
+    """
     stop_until: float | None = None
     outcome: list[Exception] = []
 
@@ -167,9 +178,13 @@ def _fit_in_thread(
     thread.start()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
+        was_final = attempts.is_final
         deliver()
+        if was_final and attempts.is_final:  # others had their time to tell
+            return None
         if stop_seconds and stop_requested() and stop_until is None:
             stop_until = time.monotonic() + stop_seconds
+            show(asked_to_stop())
             ask_to_stop()
         if stop_until is not None and time.monotonic() > stop_until:
             raise RunFailed(stopped_too_late(stop_seconds))
@@ -181,21 +196,29 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     mailbox = loop_config["mailbox"]
     rank = ray.train.get_context().get_world_rank()
 
+    # A new one for each start of the workers. (Train's own name of an attempt is private.)
+    group = ray.util.get_current_placement_group()
+    attempt = group.id.hex() if group is not None else ""
+
     def emit(event: Event) -> None:
         mailbox.put.remote(event)
 
+    def tell(event: Event) -> None:
+        ray.get(mailbox.put.remote(event | {"attempt": attempt}))
+
+    tell({"kind": "begin"})
     ended = threading.Event()
     if rank == 0:  # one worker that knows is enough
         threading.Thread(target=_listen_for_stop, args=(mailbox, ended), daemon=True).start()
     try:
         value = loop_config["target"](*loop_config["args"], emit)
     except Exception as exc:
-        ray.get(mailbox.put.remote(failure_event(rank, exc)))
+        tell(failure_event(rank, exc))
         raise
     finally:
         ended.set()
     if rank == 0:
-        ray.get(mailbox.put.remote({"kind": "result", "value": value}))
+        tell({"kind": "result", "value": value})
 
 
 def _listen_for_stop(mailbox: Any, ended: threading.Event) -> None:
@@ -209,29 +232,49 @@ def _listen_for_stop(mailbox: Any, ended: threading.Event) -> None:
 
 @contextmanager
 def _connected(address: str | None, num_workers: int) -> Iterator[None]:
-    """A connection to a cluster, or a local Ray for the length of the block."""
-    where = address
-    if where and not _answers(where):
+    """A connection to a cluster, or to a Ray of our own for the length of the block."""
+    if address and not _answers(address):
         raise UserError(
-            f"no Ray cluster answers at {where!r} (cluster.address or RAY_ADDRESS): nothing "
+            f"no Ray cluster answers at {address!r} (cluster.address or RAY_ADDRESS): nothing "
             f"listens there within {CONNECT_SECONDS:.0f} s"
         )
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    # As many CPU slots as workers: more workers than cores is slow, not wrong.
+    cores = max(os.cpu_count() or 1, num_workers)
     try:
-        if where:
-            ray.init(address=where, **quiet)
-        else:
-            # As many CPU slots as workers: more workers than cores is slow, not wrong.
-            cores = max(os.cpu_count() or 1, num_workers)
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-    except (ConnectionError, RayError, ValueError, RuntimeError) as exc:
-        raise UserError(f"no Ray cluster answers at {where or 'this machine'}: {exc}") from exc
-    for name in ("ray", "ray.train", "ray.data", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        with nullcontext(address) if address else own_ray(cores) as where, _driver(where):
+            yield
+    except HeadFailed as exc:
+        raise UserError(f"no Ray could be started on this machine: {exc}") from exc
+
+
+@contextmanager
+def _driver(address: str) -> Iterator[None]:
+    """This process as a driver of the Ray at an address."""
+    failed: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as exc:  # handed to the caller
+            failed.append(exc)
+
+    # In the main thread Ray would put a handler of SIGTERM in place of ours, and a signal would
+    # break off what cannot be taken up again.
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
     try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put its own in its place
+        try:
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+        finally:
+            thread.join(CONNECT_SECONDS)
+        if failed:
+            if isinstance(failed[0], ConnectionError | RayError | ValueError | RuntimeError):
+                raise UserError(f"no Ray cluster answers at {address}: {failed[0]}") from failed[0]
+            raise failed[0]
+        for name in ("ray", "ray.train", "ray.data", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
         yield
     finally:
         ray.shutdown()

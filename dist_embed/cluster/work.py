@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dist_embed.observe.events import Emit
+if TYPE_CHECKING:
+    from dist_embed.observe.events import Emit
 
 # "module:function"; the function takes a `dist_embed.train.worker.Context`.
 TRAIN = "dist_embed.train.worker:train_task"

@@ -1,7 +1,7 @@
 """What ends a command with a message.
 
-Mistakes of the user (exit code 2), failed runs (1), runs that were asked to stop (143, as of a
-process that SIGTERM ends).
+Mistakes of the user (exit code 2), failed runs (1), runs that were asked to stop (128 and the
+number of the signal that asked, as of a process that it ends).
 """
 
 

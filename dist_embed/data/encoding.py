@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_embed.data.corpus import Pair
-from dist_embed.data.processes import Processes
+from dist_embed.data.processes import Processes, ended
 from dist_embed.data.stretches import encode_column
 from dist_embed.data.token_shards import SIDES, ShardInfo, write_shard
 from dist_embed.data.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ class EncodingPool:
     """Processes that each hold both tokenizers; 0: one per core."""
 
     def __init__(self, source: Tokenizer, target: Tokenizer, num_processes: int) -> None:
-        self._processes = Processes(
+        self.processes = Processes(
             num_processes,
             _load_tokenizers,
             (source.to_json(), None if target is source else target.to_json()),
@@ -52,12 +52,12 @@ class EncodingPool:
     @property
     def num_processes(self) -> int:
         """How many there are."""
-        return self._processes.number
+        return self.processes.number
 
     def count_tokens(self, pairs: Iterable[Pair], block: int) -> dict[str, NDArray[np.int64]]:
         """How often each id occurs on each side."""
         totals: dict[str, NDArray[np.int64]] = {}
-        for counts in self._processes.map(_count_block, ((b,) for b in _blocks(pairs, block))):
+        for counts in self.processes.map(_count_block, ((b,) for b in _blocks(pairs, block))):
             for side, count in counts.items():
                 totals[side] = totals[side] + count if side in totals else count
         return totals
@@ -80,11 +80,7 @@ class EncodingPool:
             (block, data_uri, f"{split}/shard-{number:05d}.parquet", rule, oov_buckets)
             for number, block in enumerate(_blocks(pairs, shard_sentences))
         )
-        yield from self._processes.map(_write_block, arguments)
-
-    def close(self) -> None:
-        """End the processes; blocks not yet begun are given up."""
-        self._processes.close()
+        yield from self.processes.map(_write_block, arguments)
 
 
 @contextmanager
@@ -93,10 +89,8 @@ def encoding_pool(
 ) -> Iterator[EncodingPool]:
     """An `EncodingPool` for the length of a ``with`` block; 0 processes: one per core."""
     pool = EncodingPool(source, target, num_processes)
-    try:
+    with ended(pool.processes):
         yield pool
-    finally:
-        pool.close()
 
 
 def _blocks(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:

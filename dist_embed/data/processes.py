@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from dist_embed.config.errors import UserError
 from dist_embed.parallel.parent import end_with_parent
+from dist_embed.parallel.stop import deaf_children
 
 Result = TypeVar("Result")
 
@@ -46,7 +47,9 @@ class Processes:
             for args in arguments:
                 if len(under_way) > self.number:
                     yield under_way.popleft().result()
-                under_way.append(self._executor.submit(function, *args))
+                # The main process alone acts upon a signal to the whole group, and ends them.
+                with deaf_children():
+                    under_way.append(self._executor.submit(function, *args))
             while under_way:
                 yield under_way.popleft().result()
         except BrokenProcessPool as exc:
@@ -55,19 +58,31 @@ class Processes:
                 "for lack of memory; set data.num_processes to fewer"
             ) from exc
 
-    def close(self) -> None:
-        """End the processes; blocks not yet begun are given up."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End the processes. Blocks not yet begun are given up, ``at_once`` the others too."""
+        if at_once:
+            # No public call ends them before Python 3.14 (`kill_workers`).
+            for process in list((self._executor._processes or {}).values()):
+                process.kill()
         self._executor.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def processes(number: int) -> Iterator[Processes]:
     """`Processes` for the length of a ``with`` block; 0: one per core."""
-    pool = Processes(number)
+    with ended(Processes(number)) as pool:
+        yield pool
+
+
+@contextmanager
+def ended(pool: Processes) -> Iterator[Processes]:
+    """End them with a ``with`` block, after an error or a signal without waiting for any block."""
     try:
         yield pool
-    finally:
-        pool.close()
+    except BaseException:
+        pool.close(at_once=True)
+        raise
+    pool.close()
 
 
 def _start(initializer: Callable[..., None] | None, arguments: tuple[object, ...]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dist_embed.config.errors import UserError
+from dist_embed.storage.temporary import temporary_folder
 
 _FULL_BYTES = 2**26  # less is left of a full disk: no more is written at once
 
@@ -25,7 +25,7 @@ def scratch_folder(prefix: str, what: str) -> Iterator[str]:
         UserError: its disk is full. What writes there must raise OSErrors with a number, as plain
             files do and ``np.save`` does not.
     """
-    with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+    with temporary_folder(prefix) as folder:
         try:
             yield folder
         except OSError as exc:

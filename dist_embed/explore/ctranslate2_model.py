@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -29,6 +27,7 @@ from dist_embed.embedding.memory import GIB, available_bytes
 from dist_embed.explore.table import Role, RunTable
 from dist_embed.model.transformer import positions
 from dist_embed.storage import uri as storage
+from dist_embed.storage.temporary import temporary_folder
 from dist_embed.train.run_folder import read_run_config
 
 if TYPE_CHECKING:
@@ -76,8 +75,8 @@ def export_ctranslate2(
     spec = _spec(config, tables, _int8 if quantization == "int8" else None)
     spec.validate()
     spec.optimize(quantization=None if quantization == "int8" else quantization)
-    scratch = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
+    with temporary_folder(f".{output.name}.", output.parent) as folder:
+        scratch = Path(folder)
         spec.save(str(scratch))
         for side in SIDES:
             text = storage.read_text(storage.join(run_uri, tokenizer_name(side)))
@@ -94,9 +93,6 @@ def export_ctranslate2(
         (scratch / SETTINGS_NAME).write_text(json.dumps(settings, indent=1) + "\n")
         scratch.chmod(0o755)
         scratch.rename(output)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
     return tables["output"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,6 +15,7 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import read_counts
 from dist_embed.explore.table import RunTable
 from dist_embed.storage import uri as storage
+from dist_embed.storage.temporary import temporary_folder
 from dist_embed.train.run_folder import check_vocabularies, read_run_config
 from dist_embed.train.single_tables import SIDE_OF_ROLE
 from dist_embed.vectors.write import (
@@ -66,7 +66,7 @@ def export_embeddings(table: RunTable, output: str, format: ExportFormat) -> lis
     folder = storage.local_path(output).parent if storage.is_local(output) else None
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".dist_embed-export-") as scratch:
+    with temporary_folder(".dist_embed-export-", folder) as scratch:
         path = Path(scratch) / "rows.safetensors"
         export_checkpoint(table.store, table.manifest, path, table=table.table)
         write_vectors(

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -48,10 +49,12 @@ class Screen:
         self._last_line = -math.inf
 
     def show(self, event: Event) -> None:
-        """Show one event; nobody need look (``train … | head``): the run goes on without."""
+        """Show one event. Nobody need look (``train … | head``, a terminal that has closed, a full
+        disk that it goes to): the run goes on without.
+        """
         try:
             self._show(event)
-        except BrokenPipeError:
+        except OSError:
             self._bar = None
             self._is_terminal = False
             self._stream = open(os.devnull, "w")  # noqa: SIM115
@@ -68,7 +71,8 @@ class Screen:
     def close(self) -> None:
         """End the bar."""
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()
             self._bar = None
 
     def _show_progress(self, event: Event) -> None:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 import time
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +18,7 @@ from tensorboardX import SummaryWriter
 
 from dist_embed.storage import uri as storage
 from dist_embed.storage.retry import StorageError
+from dist_embed.storage.temporary import temporary_folder
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -33,13 +33,14 @@ class MetricsLog:
 
     def __init__(self, run_uri: str, after_step: int) -> None:
         self._run_uri = run_uri
-        self._staging: tempfile.TemporaryDirectory[str] | None = None
+        self._staging: ExitStack | None = None
         if storage.is_local(run_uri):
             self._folder = storage.local_path(run_uri)
             self._folder.mkdir(parents=True, exist_ok=True)
         else:
-            self._staging = tempfile.TemporaryDirectory(prefix="dist_embed-metrics-")
-            self._folder = Path(self._staging.name)
+            self._staging = ExitStack()
+            folder = self._staging.enter_context(temporary_folder("dist_embed-metrics-"))
+            self._folder = Path(folder)
         kept = [json.dumps(line) for line in read_metrics(run_uri) if line["step"] <= after_step]
         path = self._folder / METRICS_NAME
         storage.write_text(str(path), "".join(f"{line}\n" for line in kept))
@@ -83,7 +84,7 @@ class MetricsLog:
         with suppress(StorageError, OSError) if exc else nullcontext():
             self.flush()
         if self._staging is not None:
-            self._staging.cleanup()
+            self._staging.close()
 
 
 def read_metrics(run_uri: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from dist_embed.config.errors import UserError
 from dist_embed.parallel.collectives import gather_texts
 from dist_embed.parallel.group import Group
-from dist_embed.storage.retry import StorageError
+from dist_embed.storage.retry import StorageError, StoreUnavailable
 
 # How long a worker whose collective broke waits for a peer to say why, and how long worker 0,
 # which may host the store, stays after its own failure so that peers can read it.
@@ -37,19 +37,27 @@ class WorkerError(RuntimeError):
         trace: its traceback.
         user_message: see the function of that name.
         is_cause: whether the error is that worker's own, not a collective that a third one broke.
+        is_passing: see the function of that name.
     """
 
     def __init__(
-        self, rank: int, trace: str, user_message: str | None = None, is_cause: bool = True
+        self,
+        rank: int,
+        trace: str,
+        user_message: str | None = None,
+        is_cause: bool = True,
+        is_passing: bool = False,
     ) -> None:
         self.rank = rank
         self.trace = trace
         self.user_message = user_message
         self.is_cause = is_cause
+        self.is_passing = is_passing
         super().__init__(f"worker {rank} failed:\n{trace}")
 
-    def __reduce__(self) -> tuple[type[WorkerError], tuple[int, str, str | None, bool]]:
-        return type(self), (self.rank, self.trace, self.user_message, self.is_cause)
+    def __reduce__(self) -> tuple[type[WorkerError], tuple[Any, ...]]:
+        values = (self.rank, self.trace, self.user_message, self.is_cause, self.is_passing)
+        return type(self), values
 
 
 def user_message(exc: BaseException) -> str | None:
@@ -109,6 +117,20 @@ def is_broken_collective(exc: BaseException) -> bool:
     return isinstance(exc, RuntimeError) and any(sign in text for sign in signs)
 
 
+def is_passing(exc: BaseException) -> bool:
+    """Whether the same may go well when it is tried again: a peer or a connection was lost, or a
+    store was unavailable. Errors of data, configuration or code come again.
+    """
+    step: BaseException | None = exc
+    while step is not None:
+        if isinstance(step, WorkerError):
+            return step.is_passing
+        if isinstance(step, StoreUnavailable | ConnectionError) or is_broken_collective(step):
+            return True
+        step = step.__cause__
+    return False
+
+
 def _read_cause(store: Any, group: Group, *, wait: bool) -> WorkerError | None:
     if group.num_workers == 1:
         return None
@@ -130,5 +152,6 @@ def _account(rank: int, error: BaseException) -> str:
             "trace": "".join(traceback.format_exception(error)),
             "user_message": user_message(error),
             "is_cause": not is_broken_collective(error),
+            "is_passing": is_passing(error),
         }
     )

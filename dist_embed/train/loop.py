@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import METRIC, TrainingState
@@ -16,10 +17,13 @@ from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.parallel.collectives import sum_over_workers
+from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 from dist_embed.parallel.stop import stop_requested
 from dist_embed.train.evaluate import Quality
 from dist_embed.train.step import StepResult, TrainStep
+
+_BLOCK = 2**20  # values that are looked at together
 
 
 @dataclass(frozen=True)
@@ -37,15 +41,17 @@ class Rhythm:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls; every one is collective.
+    """What the loop calls; the first two are collective.
 
     Attributes:
         validate: mean -log p per token of the validation set; None where there is none.
         translate: quality on the validation set; None where there is none.
+        before_save: raises, on some worker, where saving would be in vain.
     """
 
     validate: Callable[[], float] | None
     translate: Callable[[], Quality] | None
+    before_save: Callable[[], None] = lambda: None
 
 
 @dataclass
@@ -84,7 +90,8 @@ def train_loop(
     Returns whether the run was stopped early. Collective.
 
     Raises:
-        UserError: too many steps in a row without a finite loss and gradient.
+        UserError: too many steps in a row without a finite loss and gradient; a validation loss, or
+            a value to be saved, that is not finite; what ``hooks.before_save`` raises.
         CheckpointError: saving failed in a way that a run does not go on with; see `Saver`.
     """
     group = state.group
@@ -115,16 +122,16 @@ def train_loop(
                 _log(state, result, window, rhythm, reporter, metrics)
                 window = _Window()
             if validate:
-                _validate(state, validate(), reporter, metrics)
+                _validate(state, validate(), saver, reporter, metrics)
             due = rhythm.translate_every and (last or state.step % rhythm.translate_every == 0)
             if hooks.translate and due:
                 _report_quality(state, hooks.translate(), reporter, metrics)
             if last or state.step % rhythm.save_every == 0:
-                saver.save(state)
+                _save(state, hooks, saver)
         saver.wait(rhythm.drain_seconds if stopped else None)
         if stopped and state.step not in (first_step, saver.saved_step):
             reporter.line(f"asked to stop: saving step {state.step}")
-            saver.save(state)
+            _save(state, hooks, saver)
             saver.wait(rhythm.drain_seconds)
         if state.step != first_step:
             saver.require(state.step)
@@ -209,14 +216,63 @@ def _log(
 
 
 def _validate(
-    state: TrainingState, loss: float, reporter: Reporter, metrics: MetricsLog | None
+    state: TrainingState,
+    loss: float,
+    saver: Saver,
+    reporter: Reporter,
+    metrics: MetricsLog | None,
 ) -> None:
-    if math.isfinite(loss):
-        state.scalars[METRIC] = loss
+    """Note a validation loss.
+
+    One that is not finite ends the run before its step is saved (decision 19). Not collective, but
+    the same on every worker.
+    """
     perplexity = math.exp(min(loss, 700.0))  # beyond that a float overflows
     if metrics is not None:
         metrics.write(state.step, validation_loss=loss, validation_perplexity=perplexity)
     reporter.line(f"step {state.step}: validation loss {loss:.4f}, perplexity {perplexity:.2f}")
+    if not math.isfinite(loss):
+        raise UserError(f"step {state.step}: the validation loss is {loss}; {_ruined(saver)}")
+    state.scalars[METRIC] = loss
+
+
+def _save(state: TrainingState, hooks: Hooks, saver: Saver) -> None:
+    """Begin to save, if all that is to be saved is finite and somewhere to go. Collective."""
+    state.before_reading()
+    with all_or_none(state.group):
+        hooks.before_save()
+        for name, tensor in state.tensors.items():
+            if not is_finite(tensor.data):
+                raise UserError(
+                    f"step {state.step}: {name} holds values that are not finite; {_ruined(saver)}"
+                )
+    saver.save(state)
+
+
+def _ruined(saver: Saver) -> str:
+    newest = (
+        f"the newest checkpoint is that of step {saver.saved_step}"
+        if saver.saved_step
+        else "checkpoints of earlier runs are as they were"
+    )
+    return (
+        f"the model is of no use any more and is not saved ({newest}). Lower train.learning_rate "
+        "or embedding.learning_rate, set train.clip_norm, raise embedding.eps, or use "
+        "train.precision=fp32; --force goes on from there with the new values"
+    )
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all of them are; takes one pass and memory for a block."""
+    if not values.is_floating_point():
+        return True
+    blocks = values.detach().reshape(-1).split(_BLOCK)
+    # One look for all blocks. Times 0 a finite sum is 0, and any other NaN.
+    found = torch.zeros((), device=values.device)
+    for block in blocks:
+        found += block.sum(dtype=torch.float32) * 0
+    # A sum of large values overflows.
+    return bool(found == 0) or all(bool(torch.isfinite(block).all()) for block in blocks)
 
 
 def _report_quality(

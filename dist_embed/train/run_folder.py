@@ -135,6 +135,56 @@ def write_run_folder(config: Config) -> None:
     storage.write_text(storage.join(config.run.uri, CONFIG_NAME), config_to_yaml(config))
 
 
+class RunFolder:
+    """A run's folder while it is trained there, by which it is known again. On worker 0."""
+
+    def __init__(self, run_uri: str) -> None:
+        self._uri = run_uri
+        self._is_local = storage.is_local(run_uri)
+        self._known = self._look()
+
+    def check(self) -> None:
+        """Look whether a local folder is still the same one, so that a run does not train for days
+        towards nothing, or into another one's folder. Not collective.
+
+        Raises:
+            UserError: it was removed, moved away or replaced.
+        """
+        if self._look() != self._known:
+            raise UserError(
+                f"{self._uri} was removed, moved or replaced while the run trained in it: its "
+                "checkpoints, metrics and configuration are gone from there. Move it back and the "
+                "same command goes on, or the run begins anew"
+            )
+
+    def check_end(self, step: int) -> None:
+        """Look whether what a run is to end with lies there: ``step``'s checkpoint, if it is not 0.
+
+        Not collective.
+
+        Raises:
+            UserError: it does not.
+        """
+        self.check()
+        gone = [CONFIG_NAME] if not storage.exists(storage.join(self._uri, CONFIG_NAME)) else []
+        if step and step not in list_steps(self._uri):
+            gone.append(f"the checkpoint of step {step}")
+        if gone:
+            raise UserError(
+                f"{self._uri} lacks {' and '.join(gone)}, written by this run and removed since "
+                "by something else"
+            )
+
+    def _look(self) -> tuple[int, int] | None:
+        if not self._is_local:
+            return None
+        try:
+            found = os.stat(storage.local_path(self._uri))
+        except FileNotFoundError:
+            return (0, 0)
+        return found.st_dev, found.st_ino
+
+
 def read_run_config(run_uri: str) -> Config:
     """The configuration of the run in a folder; ``run.uri`` is where it was found.
 

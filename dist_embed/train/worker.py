@@ -42,7 +42,7 @@ from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.errors import all_or_none, errors_shared
 from dist_embed.parallel.group import Group, joined_group
-from dist_embed.parallel.stop import stop_on_sigterm
+from dist_embed.parallel.stop import stop_on_signals
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.train.assemble import (
     Translator,
@@ -56,7 +56,12 @@ from dist_embed.train.assemble import (
 )
 from dist_embed.train.evaluate import Quality, evaluate_translations, exact_loss
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
-from dist_embed.train.run_folder import check_vocabularies, fingerprint, write_run_folder
+from dist_embed.train.run_folder import (
+    RunFolder,
+    check_vocabularies,
+    fingerprint,
+    write_run_folder,
+)
 from dist_embed.train.single_tables import (
     frozen_until,
     own_schedules,
@@ -111,7 +116,7 @@ def threads_per_worker(config: Config) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_workers)
 
 
-@stop_on_sigterm()
+@stop_on_signals()
 def train_task(context: Context) -> dict[str, Any]:
     """Train a run to its last step, from its newest checkpoint if there is one. Collective.
 
@@ -143,12 +148,14 @@ def train_task(context: Context) -> dict[str, Any]:
     loaded = _resume(context, store, state, buffers)
     skipped_before = state.scalars["skipped_steps"]
     coverages = {}
+    folder: RunFolder | None = None  # worker 0 looks after it
     if not loaded.step:
         coverages = start_tables(config, translator.lookup, tokenizers, reporter.line)
     with all_or_none(group):
         if group.is_first:
             write_run_folder(config)
             write_coverages(run_uri, coverages)
+            folder = RunFolder(run_uri)
     translation = build_translation(config, translator, tokenizers)
     with all_or_none(group):
         output = build_output(config, translator, partial(read_counts, config.data.uri, "target"))
@@ -190,11 +197,18 @@ def train_task(context: Context) -> dict[str, Any]:
                 max_skipped_steps=train.max_skipped_steps,
                 drain_seconds=config.checkpoint.drain_seconds,
             ),
-            Hooks(validate if held_out else None, translate if held_out else None),
+            Hooks(
+                validate if held_out else None,
+                translate if held_out else None,
+                folder.check if folder else lambda: None,
+            ),
             saver,
             reporter=reporter,
             metrics=metrics,
         )
+    with all_or_none(group):
+        if folder:
+            folder.check_end(state.step)
     return {
         "steps": state.step,
         "resumed_at": loaded.step,

@@ -121,7 +121,7 @@ def test_workers_that_are_not_ready_to_stop_by_themselves_are_no_failure() -> No
 def test_a_worker_error_survives_pickling() -> None:
     import pickle
 
-    error = WorkerError(3, "trace", "for the user", is_cause=False)
+    error = WorkerError(3, "trace", "for the user", is_cause=False, is_passing=True)
     assert vars(pickle.loads(pickle.dumps(error))) == vars(error)
 
 

@@ -72,7 +72,7 @@ def at_once(
     gives what it complains of. A process of its own takes seconds to import what it needs.
     """
     # Of this process, which is the tests'.
-    monkeypatch.setattr("dist_embed.cli.main.quiet_screen", lambda: None)
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
     monkeypatch.setattr("dist_embed.cluster.fork_server.start_ahead", lambda device: None)
 
     def run(*arguments: str) -> str:

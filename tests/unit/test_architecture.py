@@ -128,7 +128,9 @@ def test_every_module_says_what_it_is_for() -> None:
 
 @pytest.mark.parametrize(
     ("module", "without"),
-    [("dist_embed.cluster.launch", "torchrec fbgemm_gpu ray"), ("dist_embed.cli.main", "torch"),
+    [("dist_embed.cluster.launch", "torchrec fbgemm_gpu ray"),
+     ("dist_embed.cli.main", "torch pydantic fsspec omegaconf tqdm numpy"),
+     ("dist_embed.cli.main; dist_embed.cli.main.build_parser()", "torch"),
      ("dist_embed.cluster.preparation", "torch"), ("dist_embed.checkpoint.catalogue", "torchrec")],
 )  # fmt: skip
 def test_what_starts_quickly_imports_little(module: str, without: str) -> None:

@@ -324,7 +324,7 @@ def test_words_that_a_picture_cannot_show_are_told() -> None:
 def test_counts_of_other_data_are_not_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dist_embed.cli.main.quiet_screen", lambda: None)
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
     tokenizer = word_tokenizer(["a", "b", "c", "d"])
     run = small_run(tmp_path, dict.fromkeys(("source", "target"), tokenizer),
                     {"shared": torch.randn(8, 4)}, share="all")  # fmt: skip
@@ -360,7 +360,7 @@ def test_errors_of_use(
     run: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
     arguments: list[str], said: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("dist_embed.cli.main.quiet_screen", lambda: None)
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
     assert main([run if word == "RUN" else word for word in arguments]) == 2
     assert said in capsys.readouterr().err
 
@@ -368,7 +368,7 @@ def test_errors_of_use(
 def test_the_commands_print_what_was_found(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dist_embed.cli.main.quiet_screen", lambda: None)
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
     judged = tmp_path / "pairs.txt"
     judged.write_text("s1 s2 3\ns3 s4 1\ns5 s6 2\n")
     shown = tmp_path / "words.txt"

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import errno
 import json
 from typing import Any
 
 import pytest
 
-from dist_embed.cluster.failure import failure_event, raise_failure
+from dist_embed.checkpoint.manifest import CheckpointError
+from dist_embed.cluster.failure import Attempts, failure_event, raise_failure
 from dist_embed.config.errors import RunFailed, UserError
-from dist_embed.parallel.errors import WorkerError
+from dist_embed.parallel.errors import WorkerError, _account, is_passing
+from dist_embed.storage.retry import StorageError, StoreUnavailable
 
 
 def event_of(rank: int, error: Exception) -> dict[str, Any]:
@@ -60,3 +63,87 @@ def test_events_can_cross_process_borders() -> None:
     event = event_of(1, ValueError("x"))
     assert json.loads(json.dumps(event)) == event
     assert (event["kind"], event["rank"], event["relayed"]) == ("failure", 1, False)
+
+
+def told(name: str, error: Exception | None = None, rank: int = 0) -> dict[str, Any]:
+    event = {"kind": "begin"} if error is None else event_of(rank, error)
+    return event | {"attempt": name}
+
+
+BROKEN = RuntimeError("[gloo] Connection closed by peer")
+PASSING = StoreUnavailable("could not write x within 120 s")
+
+
+def test_the_failure_of_an_earlier_attempt_is_no_cause_of_a_later_one() -> None:
+    attempts = Attempts()
+    assert attempts.take(told("a")) is None
+    assert attempts.take(told("a")) is None  # the second worker
+    attempts.take(told("a", PASSING, rank=1))
+    assert attempts.take({"kind": "result", "value": 1, "attempt": "a"}) is None
+    assert [event["rank"] for event in attempts.failures] == [1]
+    assert attempts.results == [1]
+    again = attempts.take(told("b"))
+    assert again is not None
+    assert again["kind"] == "line"
+    assert again["text"].startswith("workers are started again: worker 1 failed: ")
+    assert again["text"].endswith("could not write x within 120 s")
+    assert attempts.failures == attempts.results == []
+    attempts.take(told("a", ZeroDivisionError()))  # late
+    assert attempts.failures == []
+    attempts.take(told("b", BROKEN))
+    assert [event["is_cause"] for event in attempts.failures] == [False]
+    again = attempts.take(told("c"))
+    assert again == {"kind": "line", "text": "workers are started again: one was lost"}
+
+
+def test_lines_are_shown_whatever_the_attempt() -> None:
+    line = {"kind": "line", "text": "step 5"}
+    assert Attempts().take(line) is line
+
+
+@pytest.mark.parametrize(
+    ("errors", "final"),
+    [
+        ([], False),
+        ([BROKEN], False),
+        ([PASSING], False),
+        ([UserError("no such file")], True),
+        ([ZeroDivisionError("a bug")], True),
+        ([BROKEN, UserError("no such file")], True),
+        ([WorkerError(1, "", "no such file"), BROKEN], True),
+        ([PASSING, UserError("not written")], False),
+        ([WorkerError(1, "", is_passing=True)], False),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(errors: list[Exception], final: bool) -> None:
+    attempts = Attempts()
+    attempts.take(told("a"))
+    for error in errors:
+        attempts.take(told("a", error))
+    assert attempts.is_final == final
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [
+        (BROKEN, True),
+        (ConnectionResetError("by peer"), True),
+        (PASSING, True),
+        (caused(CheckpointError("not written"), PASSING), True),
+        (caused(CheckpointError("not written"), WorkerError(1, "", is_passing=True)), True),
+        (caused(CheckpointError("full"), OSError(errno.ENOSPC, "no space")), False),
+        (caused(WorkerError(1, "its own mistake"), BROKEN), False),
+        (StorageError("no credentials"), False),
+        (FileNotFoundError("x"), False),
+        (UserError("x"), False),
+    ],
+)
+def test_what_may_pass(error: Exception, passing: bool) -> None:
+    assert is_passing(error) == passing
+    assert failure_event(0, error)["is_passing"] == passing
+    assert json.loads(_account(0, error))["is_passing"] == passing

@@ -1,4 +1,4 @@
-"""The request to end early."""
+"""Signals that end a command, and the request to end early."""
 
 from __future__ import annotations
 
@@ -7,65 +7,172 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dist_embed.parallel import stop
 from dist_embed.parallel.stop import (
-    exit_on_sigterm,
+    SIGNALS,
+    deaf_children,
+    ending_signal,
+    exit_on_signals,
     request_stop,
-    stop_on_sigterm,
+    stop_on_signals,
     stop_requested,
+    taken_signal,
 )
 
-
-def test_sigterm_ends_a_command_as_an_error_would() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as ended, exit_on_sigterm():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert ended.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) == before
+ROOT = Path(__file__).parents[2]
 
 
-def test_preparing_leaves_no_temporary_files_when_it_is_stopped(tmp_path: Path) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    text = tmp_path / "text.txt"
-    text.write_bytes(b"some words of a text that is counted for many seconds\n" * 1_000_000)
-    config = tmp_path / "config.yaml"
-    config.write_text(
-        f"run: {{uri: {tmp_path}/run}}\ntrain: {{max_steps: 1}}\n"
-        f"data: {{num_processes: 1, train: {{source: {text}, target: {text}}}}}\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dist_embed.cli.main", "prepare", str(config)],
-        cwd=Path(__file__).parents[2], env=os.environ | {"TMPDIR": str(temporary)},
-    )  # fmt: skip
-    try:
-        limit = time.monotonic() + 60
-        while not list(temporary.glob("dist_embed-words-*")) and time.monotonic() < limit:
-            time.sleep(0.05)
-        assert list(temporary.glob("dist_embed-words-*"))
-        process.terminate()
-        assert process.wait(60) == 143
-    finally:
-        process.kill()
-    assert not list(temporary.glob("dist_embed-*"))
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[dict[int, object]]:
+    """Those of the tests' own process, which are there again afterwards."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield dict(before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_sigterm_is_a_request_within_the_block_and_gone_after_it() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with stop_on_sigterm():
-        assert not stop_requested()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop_requested()
+def take(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def handled() -> dict[int, object]:
+    return {number: signal.getsignal(number) for number in SIGNALS}
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_a_command_as_an_error_would(
+    number: int, code: int, handlers: dict[int, object]
+) -> None:
+    with pytest.raises(SystemExit) as ended, exit_on_signals():  # noqa: PT012
+        assert ending_signal() is None
+        take(number)
+    assert ended.value.code == code
+    assert ending_signal() == taken_signal() == number
+    assert handled() == handlers
+
+
+def test_what_is_being_ended_is_not_interrupted_by_further_signals() -> None:
+    cleaned = []
+    with pytest.raises(SystemExit) as ended, exit_on_signals():  # noqa: PT012
+        try:
+            take(signal.SIGINT)
+        finally:
+            take(signal.SIGINT)
+            take(signal.SIGTERM)
+            cleaned.append(1)
+    assert ended.value.code == 130
+    assert cleaned == [1]
+
+
+def test_a_signal_that_a_library_has_swallowed_counts_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with pytest.raises(SystemExit), exit_on_signals():  # noqa: PT012
+        with pytest.raises(SystemExit):
+            take(signal.SIGTERM)
+        with stop_on_signals():  # a run that begins all the same
+            assert stop_requested()
+        now[0] += stop.CLEAN_UP_SECONDS + 0.1
+        take(signal.SIGTERM)
     assert not stop_requested()
-    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("block", [exit_on_signals, stop_on_signals])
+def test_what_is_ignored_stays_so(block: object) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with block():  # type: ignore[operator]
+        take(signal.SIGHUP)
+        assert not stop_requested()
+        assert taken_signal() is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    with exit_on_signals():
+        yield
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_a_request_within_the_block_and_gone_after_it(number: int) -> None:
+    with stop_on_signals():
+        assert not stop_requested()
+        take(number)
+        assert stop_requested()
+        assert taken_signal() == number
+        take(number)  # `timeout` sends it twice, and a launcher passes on what the group has got
+    assert not stop_requested()
+    take(number)  # too late to matter: what was asked for has been done
+    assert ending_signal() is None
+
+
+def test_without_a_request_the_handlers_are_those_of_before(handlers: dict[int, object]) -> None:
+    with stop_on_signals():
+        assert handled() != handlers
+    assert handled() == handlers
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_second_ctrl_c_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    cleaned = []
+    with pytest.raises(SystemExit) as ended, stop_on_signals():  # noqa: PT012
+        take(signal.SIGTERM)
+        now[0] += 10
+        take(signal.SIGINT)  # the first Ctrl-C
+        now[0] += stop.REPEAT_SECONDS
+        take(signal.SIGINT)  # the same, sent twice
+        now[0] += 0.1
+        try:
+            take(signal.SIGINT)
+        finally:
+            now[0] += 60
+            take(signal.SIGINT)
+            cleaned.append(1)
+    assert ended.value.code == 130
+    assert ending_signal() == signal.SIGINT
+    assert cleaned == [1]
 
 
 def test_a_request_made_before_the_block_counts_in_it() -> None:
     # Under Ray a thread listens for the launcher's request before the worker's task begins.
     request_stop()
-    with stop_on_sigterm():
+    with stop_on_signals():
         assert stop_requested()
     assert not stop_requested()
+
+
+def test_children_are_deaf_and_this_process_is_not() -> None:
+    # A new process: it has no resource tracker yet, whose start unblocks signals.
+    code = (
+        "import signal, subprocess, sys\n"
+        "from dist_embed.parallel.stop import deaf_children\n"
+        "show = [sys.executable, '-S', '-c', 'import signal; "
+        "print(sorted(map(int, signal.pthread_sigmask(0, ()))))']\n"
+        "with deaf_children():\n"
+        "    subprocess.run(show)\n"
+        "print(signal.pthread_sigmask(signal.SIG_BLOCK, ()), flush=True)\n"
+        "subprocess.run(show)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout
+    assert said.splitlines() == ["[1, 2, 15]", "set()", "[]"]
+
+
+def test_the_mask_is_that_of_before_after_an_error() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with pytest.raises(ZeroDivisionError), deaf_children():
+        raise ZeroDivisionError
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

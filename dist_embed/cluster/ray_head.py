@@ -1,0 +1,110 @@
+"""A Ray of our own on this machine, in a session of its own.
+
+Ray starts its processes as children of the one that calls `ray.init`, where a signal to the process
+group, or to every process of a Slurm step or a Ray job, reaches them too: without them no worker
+can save. So a process between us starts them: deaf to the signals that ask a command to end, as all
+below it are, and away from our terminal. They end with this process however that ends: the head
+reads a pipe that closes then, and ends its whole session; if the head is killed, the kernel ends
+Ray's node and this its workers (Ray 2.60, services.py:start_ray_process, `fate_share`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from dist_embed.parallel.stop import deaf_children
+
+END_SECONDS = 20.0
+
+
+class HeadFailed(Exception):
+    """Ray could not be started; the message says why."""
+
+
+@contextmanager
+def own_ray(num_cpus: int) -> Iterator[str]:
+    """A Ray with so many CPU slots for the length of a ``with`` block; gives its address.
+
+    Raises:
+        HeadFailed: it did not start.
+    """
+    command = [sys.executable, "-m", "dist_embed.cluster.ray_head", str(num_cpus)]
+    with deaf_children():
+        head = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, start_new_session=True,
+        )  # fmt: skip
+    assert head.stdin is not None
+    assert head.stdout is not None
+    assert head.stderr is not None
+    try:
+        address = head.stdout.readline().strip()
+        if not address:
+            raise HeadFailed(head.stderr.read().strip() or f"exit code {head.wait()}")
+        yield address
+    finally:
+        with suppress(BrokenPipeError):
+            head.stdin.close()
+        try:
+            head.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            _kill_session(head.pid)
+            head.wait()
+        head.stdout.close()
+        head.stderr.close()
+
+
+def main() -> None:
+    """Start Ray, print its address, and end with the process that started this one."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # What libraries print is not the address.
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    import ray
+
+    context = ray.init(
+        address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False,
+        logging_level=logging.ERROR,
+    )  # fmt: skip
+    print(context.address_info["gcs_address"], file=answer, flush=True)
+    threading.Event().wait()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    _kill_session(os.getpid())
+    os._exit(0)
+
+
+def _kill_session(session: int) -> None:
+    """End all processes of a session but this one; those that they start meanwhile too."""
+    give_up_at = time.monotonic() + END_SECONDS / 2
+    while (members := _members(session)) and time.monotonic() < give_up_at:
+        for pid in members:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _members(session: int) -> list[int]:
+    """The living processes of a session but this one."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            with open(f"/proc/{name}/stat") as file:
+                state, _, _, its_session = file.read().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z" and int(name) != os.getpid():
+                found.append(int(name))
+    return found
+
+
+if __name__ == "__main__":
+    main()

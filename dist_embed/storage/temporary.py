@@ -1,0 +1,82 @@
+"""Folders for temporary files that do not stay for ever, however their process ends.
+
+SIGKILL leaves a process no time to remove them; the next one that makes such a folder does. Which
+process a folder belongs to is told by a lock on it, which the kernel gives free: process ids are
+given anew, and differ between containers that share a folder. A lock may not be seen by other
+machines that share it, so the folder's name holds which kernel can tell (its boot id); folders of
+others are left alone, those of this machine before it was started anew among them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@contextmanager
+def temporary_folder(prefix: str, parent: str | Path | None = None) -> Iterator[str]:
+    """A new folder for the length of a ``with`` block, removed with all that is in it.
+
+    Folders with the same prefix that killed processes of this machine have left are removed first.
+
+    Args:
+        prefix: its name begins so.
+        parent: is in it; None: the system's folder of temporary files.
+    """
+    parent = parent or tempfile.gettempdir()
+    prefix = f"{prefix}{_this_kernel()}-"
+    _remove_abandoned(prefix, parent)
+    folder, lock = _locked_folder(prefix, parent)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _this_kernel() -> str:
+    try:
+        return _BOOT_ID.read_text()[:8]
+    except OSError:
+        return f"pid{os.getpid()}"  # nobody can tell: nobody removes it
+
+
+def _locked_folder(prefix: str, parent: str | Path) -> tuple[str, int]:
+    """A new folder and the handle through which this process holds it."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
+        lock = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if exc.errno != errno.EWOULDBLOCK:
+                return folder, lock  # there are no locks here: nobody takes it for abandoned
+        else:
+            if os.path.exists(folder):
+                return folder, lock
+        os.close(lock)  # another process took it for abandoned before it was locked
+
+
+def _remove_abandoned(prefix: str, parent: str | Path) -> None:
+    with suppress(OSError):
+        names = [entry.name for entry in os.scandir(parent) if entry.name.startswith(prefix)]
+        for name in names:
+            _remove_if_abandoned(os.path.join(parent, name))
+
+
+def _remove_if_abandoned(folder: str) -> None:
+    with suppress(OSError):  # gone, or another user's
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(lock)

@@ -1,0 +1,75 @@
+"""Whole trainings that must not end well."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_embed.checkpoint.catalogue import list_steps
+from dist_embed.cluster.local import launch_local
+from dist_embed.cluster.preparation import ensure_data
+from dist_embed.config.errors import UserError
+from dist_embed.config.schema import Config
+from dist_embed.observe.events import Emit
+from dist_embed.train import worker
+from tests.stores.killing import configuration
+
+
+@pytest.fixture(scope="module")
+def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("data"))
+    ensure_data(configuration(uri, uri), lambda line: None)
+    return uri
+
+
+def train_and_remove(values: dict[str, Any], function: str, folder: str, emit: Emit) -> Any:
+    """Train; on worker 0 the folder is removed after a function of the worker's module."""
+    original = getattr(worker, function)
+
+    def patched(*args: Any, **more: Any) -> Any:
+        value = original(*args, **more)
+        if args[0].group.is_first if function == "_build_saver" else more["metrics"]:
+            shutil.rmtree(folder)
+        return value
+
+    setattr(worker, function, patched)
+    return worker.run_worker(worker.train_task, values, {}, emit)
+
+
+def run(target: Callable[..., Any], config: Config, *arguments: str) -> list[str]:
+    lines: list[str] = []
+    launch_local(
+        target, (config.model_dump(), *arguments), num_workers=2, log_folder="",
+        on_event=lambda event: lines.append(str(event.get("text"))),
+    )  # fmt: skip
+    return lines
+
+
+@pytest.mark.parametrize("function", ["_build_saver", "train_loop"])
+def test_a_run_whose_folder_is_removed_ends_with_an_error(
+    function: str, data_uri: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(UserError, match=rf"{folder} was removed, moved or replaced while the run"):
+        run(train_and_remove, configuration(data_uri, str(folder)), function, str(folder))
+    assert not (folder / "checkpoints").exists()
+
+
+def train(values: dict[str, Any], emit: Emit) -> Any:
+    return worker.run_worker(worker.train_task, values, {}, emit)
+
+
+def test_a_run_whose_model_is_ruined_ends_with_an_error_and_is_not_saved(
+    data_uri: str, tmp_path: Path
+) -> None:
+    values = configuration(data_uri, str(tmp_path / "run")).model_dump()
+    values["embedding"] |= {"eps": 1e-300, "learning_rate": 1e6}
+    values["train"] |= {"learning_rate": 1e6, "max_steps": 3, "evaluate_every": 3}
+    values["checkpoint"]["every_steps"] = 3
+    with pytest.raises(UserError, match="step 3: the validation loss is nan; the model is of no"):
+        run(train, Config.model_validate(values))
+    assert list_steps(str(tmp_path / "run")) == []
