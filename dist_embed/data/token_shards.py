@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
 
 FORMAT = 1
 INDEX_NAME = "data.json"
@@ -143,9 +142,7 @@ def write_shard(
     if texts is not None:
         columns |= {"source_text": texts[0], "target_text": texts[1]}
         schema |= {"source_text": text, "target_text": text}
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, pa.schema(schema)), buffer, compression="zstd")
-    storage.write_bytes(uri, buffer.getvalue())
+    write_parquet(uri, pa.table(columns, pa.schema(schema)), compression="zstd")
 
 
 def read_tokens(
@@ -207,8 +204,8 @@ def read_texts(data_uri: str, split: Split) -> tuple[list[str], list[str]]:
 def _read(data_uri: str, name: str, columns: list[str]) -> pa.Table:
     uri = storage.join(data_uri, name)
     try:
-        return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
-    except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as exc:
+        return read_parquet(uri, columns)
+    except (OSError, ParquetError) as exc:
         raise UserError(
             f"token shard {uri} cannot be read ({exc}); prepare the data again with "
             "`dist-embed prepare CONFIG --force`"
