@@ -44,6 +44,15 @@ class Split:
         """Sentence pairs in all shards."""
         return sum(shard.sentences for shard in self.shards)
 
+    def identity(self) -> str:
+        """What tells these sentences and their order from others, wherever the folder lies: their
+        number, and a digest of the shards' names and counts. The same text prepared again with the
+        same settings has the same.
+        """
+        shards = [[s.name, s.sentences, s.source_tokens, s.target_tokens] for s in self.shards]
+        digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+        return f"{self.sentences:,} pairs in {len(shards):,} shards ({digest[:16]})"
+
     @property
     def target_tokens(self) -> int:
         """Tokens that a model has to predict in one epoch, the ends of sentences among them."""
