@@ -10,8 +10,8 @@ import multiprocessing
 from multiprocessing.context import ForkServerContext
 
 _IMPORTED = [
-    "torch", "torchrec", "fbgemm_gpu", "torch.profiler", "pandas", "pyarrow.dataset",
-    "pyarrow.parquet", "s3fs", "aiobotocore.session", "pytest", "dist_embed.train.worker",
+    "torch", "torchrec", "fbgemm_gpu", "torch.profiler", "pandas", "pyarrow.parquet",
+    "s3fs", "aiobotocore.session", "pytest", "dist_embed.train.worker",
     "tests.distributed.tiny", "tests.stores.killing", "tests.stores.test_hostile",
 ]  # fmt: skip
 

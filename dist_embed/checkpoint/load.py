@@ -146,7 +146,7 @@ def load_checkpoint(
         state.tensors[rows.tensor].data.copy_(rows.data)
     state.after_writing()
     state.step = manifest.step
-    state.scalars = manifest.scalars | state.must_equal
+    state.scalars = manifest.scalars | state.fixed_scalars
     return reader.bytes_read
 
 
@@ -186,12 +186,10 @@ def _check_fits(
                 f"for {describe_tensor(wanted[name])}"
                 + (" (embedding.weights is the type of tables' rows)" if type_alone else "")
             )
-    for name, value in state.must_equal.items():
-        if manifest.scalars.get(name, value) != value:  # older ones do not say
-            raise CheckpointError(
-                f"{where} was trained with another {name} than the run has now: its rows belong "
-                "to other words"
-            )
+    for name, fixed in state.must_equal.items():
+        there = str(manifest.scalars.get(name, fixed.value))  # older ones do not say
+        if there != fixed.value:
+            raise CheckpointError(f"{where} {fixed.otherwise(there)}")
     if manifest.row_multipliers != state.row_multipliers:
         raise CheckpointError(
             f"{where} was written with another order of rows: {manifest.row_multipliers}; "

@@ -44,6 +44,20 @@ class LiveTensor:
         return TensorInfo(dtype=dtype_name(self.data.dtype), shape=shape)
 
 
+@dataclass(frozen=True)
+class Fixed:
+    """What a run may not change.
+
+    Attributes:
+        value: is saved among the scalars.
+        otherwise: says of a checkpoint, whose value it is given, why it is not used; the end of a
+            message.
+    """
+
+    value: str
+    otherwise: Callable[[str], str]
+
+
 @dataclass
 class TrainingState:
     """All that a run needs to go on.
@@ -55,8 +69,8 @@ class TrainingState:
         row_multipliers: for each table m of ``row = (id * m) mod rows``.
         scalars: counters, the loader's position, metrics.
         fingerprint: of the settings that decide what a step does.
-        must_equal: values by name that are saved among the scalars; a checkpoint that was saved
-            with others does not fit.
+        must_equal: by name; a checkpoint that was saved with another value does not fit, one that
+            has none does.
         before_reading: brings tensors up to date whose newest values lie elsewhere, in a cache.
         after_writing: is told that the tensors have other values now.
     """
@@ -67,12 +81,17 @@ class TrainingState:
     row_multipliers: dict[str, int] = field(default_factory=dict)
     scalars: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
-    must_equal: dict[str, str] = field(default_factory=dict)
+    must_equal: dict[str, Fixed] = field(default_factory=dict)
     before_reading: Callable[[], None] = lambda: None
     after_writing: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self.scalars |= self.must_equal
+        self.scalars |= self.fixed_scalars
+
+    @property
+    def fixed_scalars(self) -> dict[str, str]:
+        """What is saved of `must_equal`."""
+        return {name: fixed.value for name, fixed in self.must_equal.items()}
 
 
 def rows_to_save(state: TrainingState) -> list[Rows]:

@@ -25,7 +25,8 @@ Values under `run.uri`, `data.uri`, `data.num_processes`, `data.lexicon_translat
 `train.max_skipped_steps`, `search`, `checkpoint` and `cluster` may change when a run is resumed.
 For all others `dist-embed train` refuses a run folder that was started with another value, and
 names the keys. `--force` goes on from the newest checkpoint with the new values; values that change
-shape or type of a saved tensor are still refused.
+shape or type of a saved tensor, or the training data, are still refused. Prepared data may be
+moved, and prepared again with other held-out texts.
 """
 
 

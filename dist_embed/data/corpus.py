@@ -9,11 +9,11 @@ from itertools import islice
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dist_embed.config.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, open_decompressed
+from dist_embed.storage.parquet import ParquetError, ParquetReader
 
 Pair = tuple[str, str]
 _LINE_ENDS = re.compile(r"[\r\n]+")
@@ -156,18 +156,18 @@ def _tsv_pairs(uri: str, columns: tuple[str, str]) -> Iterator[Pair]:
 def _parquet_pairs(uri: str, columns: tuple[str, str]) -> Iterator[Pair]:
     with _open(uri) as file:
         try:
-            parquet = pq.ParquetFile(file)
+            parquet = ParquetReader(file)
             for name in columns:
-                place = _column(uri, parquet.schema_arrow.names, name)
-                kind = parquet.schema_arrow.types[place]
+                place = _column(uri, parquet.schema.names, name)
+                kind = parquet.schema.types[place]
                 kind = kind.value_type if pa.types.is_dictionary(kind) else kind
                 if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
                     raise CorpusError(f"{uri}: column {name!r} holds {kind}, not text")
-            for batch in parquet.iter_batches(batch_size=4096, columns=list(columns)):
+            for batch in parquet.batches(columns, rows=4096):
                 left, right = (batch.column(name).to_pylist() for name in columns)
                 for source, target in zip(left, right, strict=True):
                     yield _one_line(source), _one_line(target)
-        except (pa.ArrowInvalid, OSError) as exc:
+        except (ParquetError, OSError) as exc:
             raise CorpusError(f"cannot read {uri}: {exc}") from exc
 
 

@@ -13,7 +13,6 @@ remainder. A process holds one block of pairs, or one part, whatever the corpus.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
@@ -37,6 +35,7 @@ from dist_embed.data.token_shards import (
 )
 from dist_embed.data.tokenizer import SPECIAL_TOKENS
 from dist_embed.storage import uri as storage
+from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
 
 FORMAT = 1
 FOLDER = "lexicon"
@@ -122,9 +121,8 @@ class Lexicon:
     def _read(self, part: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         uri = storage.join(self._uri, _part_name(part))
         try:
-            content = io.BytesIO(storage.read_bytes(uri))
-            table = pq.read_table(content, columns=["source", "target"])
-        except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as exc:
+            table = read_parquet(uri, ["source", "target"])
+        except (OSError, ParquetError) as exc:
             raise UserError(f"lexicon part {uri} cannot be read ({exc})") from exc
         return table.column("source").to_numpy(), table.column("target").to_numpy()
 
@@ -307,9 +305,8 @@ def _score_part(statistics: _Statistics, data_uri: str, part: int, translations:
             "sentences": counts[kept].astype(np.int32),
         }
     )
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    storage.write_bytes(storage.join(data_uri, FOLDER, _part_name(part)), buffer.getvalue())
+    uri = storage.join(data_uri, FOLDER, _part_name(part))
+    write_parquet(uri, table, compression="zstd")
     return len(kept)
 
 

@@ -6,6 +6,7 @@ holds one pool of the corpus (and, while it prefetches, the next).
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Iterator
@@ -206,7 +207,11 @@ class Loader:
 
 
 class PrefetchedSteps:
-    """Iterator over steps that a thread builds ahead. `close` ends the thread."""
+    """Iterator over steps that a thread builds ahead. `close` ends the thread.
+
+    A daemon's thread that is computing while the interpreter ends may abort the process, so at its
+    exit the process waits up to 30 s for a pool that is being read.
+    """
 
     def __init__(self, steps: Iterator[StepBatches], ahead: int) -> None:
         self._queue: queue.Queue[StepBatches | BaseException] = queue.Queue(maxsize=ahead)
@@ -214,6 +219,7 @@ class PrefetchedSteps:
         self._thread = threading.Thread(
             target=self._fill, args=(steps,), name="prefetch", daemon=True
         )
+        atexit.register(self.close, 30)
         self._thread.start()
 
     def _fill(self, steps: Iterator[StepBatches]) -> None:
@@ -243,10 +249,12 @@ class PrefetchedSteps:
             raise item
         return item
 
-    def close(self) -> None:
-        """End the background thread."""
+    def close(self, seconds: float = 5) -> None:
+        """End the background thread; wait so long for it at most."""
         self._closed.set()
-        self._thread.join(timeout=5)
+        self._thread.join(seconds)
+        if not self._thread.is_alive():
+            atexit.unregister(self.close)
 
 
 def build_batch(tokens: TokenPairs, sentences: Indices) -> Batch:

@@ -7,13 +7,11 @@ that changes from run to run.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
@@ -23,6 +21,7 @@ from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData, Split
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.vocabulary import TokenizerRecipe, learn_vocabularies
 from dist_embed.storage import uri as storage
+from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
 
 _SPLITS = ("train", "validation", "test")
 
@@ -112,11 +111,16 @@ def load_tokenizers(folder_uri: str) -> dict[str, Tokenizer]:
 def read_counts(data_uri: str, side: str) -> NDArray[np.int64]:
     """[V] how often each id of ``source`` or ``target`` occurs in the training data.
 
-    Raises FileNotFoundError.
+    Raises FileNotFoundError; UserError where the file is damaged.
     """
-    content = io.BytesIO(storage.read_bytes(_vocabulary_uri(data_uri, side)))
-    column = pq.read_table(content, columns=["count"]).column("count")
-    counts: NDArray[np.int64] = column.to_numpy()
+    uri = _vocabulary_uri(data_uri, side)
+    try:
+        counts: NDArray[np.int64] = read_parquet(uri, ["count"]).column("count").to_numpy()
+    except ParquetError as exc:
+        raise UserError(
+            f"{uri} cannot be read ({exc}); prepare the data again with "
+            "`dist-embed prepare CONFIG --force`"
+        ) from exc
     return counts
 
 
@@ -152,6 +156,4 @@ def _write_split(
 
 def _write_vocabulary(uri: str, tokenizer: Tokenizer, counts: NDArray[np.int64]) -> None:
     """Columns ``token`` and ``count``; the row is the id."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.table({"token": tokenizer.tokens(), "count": counts}), buffer)
-    storage.write_bytes(uri, buffer.getvalue())
+    write_parquet(uri, pa.table({"token": tokenizer.tokens(), "count": counts}))

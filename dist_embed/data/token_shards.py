@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
 
 FORMAT = 1
 INDEX_NAME = "data.json"
@@ -44,6 +43,15 @@ class Split:
     def sentences(self) -> int:
         """Sentence pairs in all shards."""
         return sum(shard.sentences for shard in self.shards)
+
+    def identity(self) -> str:
+        """What tells these sentences and their order from others, wherever the folder lies: their
+        number, and a digest of the shards' names and counts. The same text prepared again with the
+        same settings has the same.
+        """
+        shards = [[s.name, s.sentences, s.source_tokens, s.target_tokens] for s in self.shards]
+        digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+        return f"{self.sentences:,} pairs in {len(shards):,} shards ({digest[:16]})"
 
     @property
     def target_tokens(self) -> int:
@@ -143,9 +151,7 @@ def write_shard(
     if texts is not None:
         columns |= {"source_text": texts[0], "target_text": texts[1]}
         schema |= {"source_text": text, "target_text": text}
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, pa.schema(schema)), buffer, compression="zstd")
-    storage.write_bytes(uri, buffer.getvalue())
+    write_parquet(uri, pa.table(columns, pa.schema(schema)), compression="zstd")
 
 
 def read_tokens(
@@ -207,8 +213,8 @@ def read_texts(data_uri: str, split: Split) -> tuple[list[str], list[str]]:
 def _read(data_uri: str, name: str, columns: list[str]) -> pa.Table:
     uri = storage.join(data_uri, name)
     try:
-        return pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=columns)
-    except (OSError, pa.ArrowInvalid, pa.ArrowKeyError) as exc:
+        return read_parquet(uri, columns)
+    except (OSError, ParquetError) as exc:
         raise UserError(
             f"token shard {uri} cannot be read ({exc}); prepare the data again with "
             "`dist-embed prepare CONFIG --force`"

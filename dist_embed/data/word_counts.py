@@ -173,19 +173,24 @@ def most_frequent(sums: list[Sums], keep: int) -> pa.Table:
     kept, ties = [ROWS.empty_table()], ROWS.empty_table()
     for part in sums:
         words = read_sums(part.path)
-        kept.append(words.filter(pc.field("count") >= least))
-        more = words.filter(pc.field("count") == last)
+        counts = words.column("count")
+        # Masks and sorted indices: expressions and `sort_by` are computed by threads of Arrow.
+        kept.append(words.filter(pc.greater_equal(counts, least)))
+        more = words.filter(pc.equal(counts, last))
         if ties.num_rows == room and room:
-            more = more.filter(pc.field("word") < ties.column("word")[-1])
-        ties = pa.concat_tables([ties, more]).sort_by("word").slice(0, room)
-    order = [("count", "descending"), ("word", "ascending")]
-    return pa.concat_tables([*kept, ties]).sort_by(order)
+            more = more.filter(pc.less(more.column("word"), ties.column("word")[-1]))
+        ties = _sorted(pa.concat_tables([ties, more]), ("word", "ascending")).slice(0, room)
+    return _sorted(pa.concat_tables([*kept, ties]), ("count", "descending"), ("word", "ascending"))
+
+
+def _sorted(table: pa.Table, *keys: tuple[str, str]) -> pa.Table:
+    return table.take(pc.sort_indices(table, sort_keys=list(keys)))
 
 
 def _threshold(histograms: list[pa.Table], keep: int) -> tuple[int, int, int]:
     """``least, last, room``: words with ``least`` and more are kept, and ``room`` with ``last``."""
-    sums = pa.concat_tables(histograms).group_by("count").aggregate([("words", "sum")])
-    sums = sums.sort_by([("count", "descending")])
+    histogram = pa.concat_tables(histograms).group_by("count", use_threads=False)
+    sums = _sorted(histogram.aggregate([("words", "sum")]), ("count", "descending"))
     counts = sums.column("count").to_numpy()
     up_to = np.cumsum(sums.column("words_sum").to_numpy())
     whole = int(np.searchsorted(up_to, keep, side="right"))  # counts whose words all fit

@@ -106,7 +106,7 @@ def sum_partitions(
                 if rows >= max(sum_rows, total.num_rows):
                     total, more, rows = _added(total, more), [], 0
     total = _added(total, more)
-    kept = total.filter(pc.field("count") >= min_count)
+    kept = total.filter(pc.greater_equal(total.column("count"), min_count))
     with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, ROWS) as writer:
         writer.write_table(kept)
     histogram = kept.group_by("count", use_threads=False).aggregate([([], "count_all")])

@@ -23,7 +23,7 @@ from dist_embed.checkpoint.load import Loaded, load_checkpoint, load_newest
 from dist_embed.checkpoint.manifest import ManifestName
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
-from dist_embed.checkpoint.state import HostBuffers, TrainingState
+from dist_embed.checkpoint.state import Fixed, HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config, ModelSection
 from dist_embed.data.loader import Loader, Position
@@ -127,7 +127,7 @@ def train_task(context: Context) -> dict[str, Any]:
     with all_or_none(group):
         data = PreparedData.read(config.data.uri)
         tokenizers = load_tokenizers(config.data.uri)
-    vocabularies = vocabulary_digests(tokenizers, group)
+    must_equal = vocabularies(tokenizers, group) | training_data(config.data.uri, data)
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
     state = TrainingState(
@@ -137,7 +137,7 @@ def train_task(context: Context) -> dict[str, Any]:
         row_multipliers=row_multipliers(translator.lookup),
         scalars={"position": Position().to_dict(), "skipped_steps": 0},
         fingerprint=fingerprint(config),
-        must_equal=vocabularies,
+        must_equal=must_equal,
         before_reading=translator.lookup.before_reading,
         after_writing=translator.lookup.after_writing,
     )
@@ -351,14 +351,35 @@ def _build_saver(
     )
 
 
-def vocabulary_digests(tokenizers: dict[str, Tokenizer], group: Group) -> dict[str, str]:
+def vocabularies(tokenizers: dict[str, Tokenizer], group: Group) -> dict[str, Fixed]:
     """What tells the vocabularies from others, for the checkpoints. Collective."""
     digests: list[str] = []
     with all_or_none(group):
         if group.is_first:  # a large vocabulary takes seconds, and memory, to look at
             digests = [tokenizers[side].digest() for side in SIDES]
     digests = same_text_from_first(" ".join(digests), group).split()
-    return {f"{side} vocabulary": digest for side, digest in zip(SIDES, digests, strict=True)}
+
+    def fixed(name: str, digest: str) -> Fixed:
+        why = "than the run has now: its rows belong to other words"
+        return Fixed(digest, lambda there: f"was trained with another {name} {why}")
+
+    names = [f"{side} vocabulary" for side in SIDES]
+    return {name: fixed(name, digest) for name, digest in zip(names, digests, strict=True)}
+
+
+def training_data(data_uri: str, data: PreparedData) -> dict[str, Fixed]:
+    """What tells the training data from others, for the checkpoints. Not collective."""
+    here = data.splits["train"].identity()
+    return {
+        "training data": Fixed(
+            here,
+            lambda there: (
+                f"was trained on {there}, and {data_uri} holds {here}: its position in the data "
+                "would mean nothing. Give data.uri the data it was trained on, in whatever folder, "
+                "or run.uri another folder"
+            ),
+        )
+    }
 
 
 def _load_for_inference(
@@ -381,7 +402,7 @@ def _load_for_inference(
         step=0,
         tensors=live_tensors(translator.lookup, dense, optimizer_state=False),
         row_multipliers=row_multipliers(translator.lookup),
-        must_equal=vocabulary_digests(tokenizers, context.group),
+        must_equal=vocabularies(tokenizers, context.group),
         before_reading=translator.lookup.before_reading,
         after_writing=translator.lookup.after_writing,
     )

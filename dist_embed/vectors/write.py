@@ -7,13 +7,13 @@ from typing import IO, Literal, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import csv
 
 from dist_embed.config.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.compressed import is_compressed
+from dist_embed.storage.parquet import parquet_writer
 
 WrittenFormat = Literal["word2vec", "word2vec-bin", "glove", "parquet"]
 WRITTEN_FORMATS: tuple[WrittenFormat, ...] = get_args(WrittenFormat)
@@ -88,7 +88,7 @@ def _write_parquet(file: IO[bytes], blocks: Iterable[Block], width: int) -> None
         ]
     )
     first = 0
-    with pq.ParquetWriter(file, schema) as writer:
+    with parquet_writer(file, schema) as writer:
         for block in blocks:
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(block.vectors.ravel()), width)
             ids = pa.array(range(first, first + len(block.words)), pa.int64())

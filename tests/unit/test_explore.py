@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,6 +26,7 @@ from dist_embed.explore.nearest import analogy, neighbors
 from dist_embed.explore.similarity import similarity_agreement
 from dist_embed.explore.table import RunTable
 from dist_embed.observe.plot import without_letters
+from dist_embed.storage.parquet import read_parquet
 from dist_embed.train.run_folder import read_run_config
 from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors
@@ -188,7 +188,7 @@ def test_what_is_exported_reads_back_to_the_same_values(
         written = export_embeddings(table, output, format)
         assert sorted(path.name for path in tmp_path.glob(".*")) == []
         if format == "parquet":
-            columns = pq.read_table(output).to_pydict()
+            columns = read_parquet(output).to_pydict()
             assert columns["word"] == all_words
             assert columns["id"] == list(range(len(all_words)))
             np.testing.assert_array_equal(np.array(columns["vector"], dtype=np.float32), by_id)

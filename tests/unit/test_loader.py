@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import atexit
 import gzip
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -287,6 +289,27 @@ def test_close_ends_the_thread(prepared: Prepared) -> None:
     steps.close()
     thread.join(5)
     assert not thread.is_alive()
+
+
+def test_a_process_that_ends_waits_for_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_exit: list[Callable[..., None]] = []
+    monkeypatch.setattr(atexit, "register", lambda function, *args: at_exit.append(
+        partial(function, *args)))  # fmt: skip
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow() -> Iterator[StepBatches]:
+        reading.set()
+        go_on.wait(20)
+        yield StepBatches([], [], Position())
+
+    steps = PrefetchedSteps(slow(), 1)
+    reading.wait(20)
+    steps.close(0)
+    assert steps._thread.is_alive()
+    threading.Timer(0.2, go_on.set).start()
+    (wait,) = at_exit
+    wait()
+    assert not steps._thread.is_alive()
 
 
 def test_no_more_than_so_many_steps_are_built_ahead() -> None:

@@ -20,6 +20,7 @@ from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Kind, Tokenizer
 from dist_embed.data.vocabulary import TokenizerRecipe
+from dist_embed.storage.parquet import read_parquet
 from tests.unit.small_corpus import (
     SHARD_SENTENCES,
     Prepared,
@@ -126,7 +127,7 @@ def test_held_out_texts_are_stored_and_training_texts_are_not(prepared: Prepared
 def test_vocabulary_counts_equal_a_plain_count(prepared: Prepared) -> None:
     counts = Counter(w for pair in prepared.pairs["train"] for text in pair for w in words(text))
     for side in ("source", "target"):
-        table = pq.read_table(Path(prepared.uri) / f"vocabulary.{side}.parquet").to_pydict()
+        table = read_parquet(f"{prepared.uri}/vocabulary.{side}.parquet").to_pydict()
         assert table["token"] == load_tokenizers(prepared.uri)[side].tokens()
         found = dict(zip(table["token"], table["count"], strict=True))
         assert {token: n for token, n in found.items() if n} == counts
@@ -139,7 +140,7 @@ def test_separate_vocabularies_hold_their_own_side(prepared: Prepared, tmp_path:
     tokenizers = load_tokenizers(str(tmp_path))
     for place, side in enumerate(("source", "target")):
         counts = Counter(w for pair in prepared.pairs["train"] for w in words(pair[place]))
-        table = pq.read_table(tmp_path / f"vocabulary.{side}.parquet").to_pydict()
+        table = read_parquet(str(tmp_path / f"vocabulary.{side}.parquet")).to_pydict()
         found = dict(zip(table["token"], table["count"], strict=True))
         assert {token: n for token, n in found.items() if n} == counts
         assert set(tokenizers[side].tokens()[4:]) == set(counts)

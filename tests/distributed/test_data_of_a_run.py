@@ -1,0 +1,91 @@
+"""A run goes on with the training data that it was trained on, wherever they lie."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_embed.config.load import config_from_dict
+from dist_embed.data.token_shards import ShardInfo, Split
+from dist_embed.observe.events import silent_reporter
+from dist_embed.parallel.group import Group
+from dist_embed.train import worker
+from tests.distributed.pool import RemoteError, WorkerPool
+from tests.unit.small_corpus import prepare, synthetic_corpora
+
+
+def train(group: Group, run: str, data: str, steps: int, *, says_its_data: bool = True) -> int:
+    """Train to so many steps; returns where it was resumed."""
+    config = config_from_dict(
+        {
+            "run": {"uri": run},
+            "data": {"synthetic": {}, "uri": data},
+            "model": {"width": 8, "feed_forward": 8, "heads": 1, "encoder_layers": 1,
+                      "decoder_layers": 1},
+            "embedding": {"width": 8},
+            "train": {"max_steps": steps, "batch_tokens": 60},
+        }
+    )  # fmt: skip
+    told = worker.training_data
+    try:
+        if not says_its_data:  # as runs of before
+            worker.training_data = lambda *_: {}  # type: ignore[assignment]
+        result: dict[str, Any] = worker.train_task(
+            worker.Context(config, group, silent_reporter(), {})
+        )
+    finally:
+        worker.training_data = told
+    return int(result["resumed_at"])
+
+
+def test_other_training_data_are_refused_and_moved_ones_are_not(
+    workers: WorkerPool, tmp_path: Path
+) -> None:
+    corpora, _ = synthetic_corpora(tmp_path / "text")
+    few = {"train": corpora["train"], "validation": corpora["test"]}
+    run, here, other, moved = (str(tmp_path / name) for name in ("run", "a", "b", "moved"))
+    prepare(Path(here), {**few, "validation": corpora["validation"]})
+    prepare(Path(other), few, shard_sentences=100)
+    for name in ("tokenizer.source.json", "tokenizer.target.json"):
+        assert (Path(here) / name).read_text() == (Path(other) / name).read_text()
+
+    def resumed_at(data: str, steps: int, num_workers: int = 1) -> int:
+        return workers.run(num_workers, train, run, data, steps)[0]
+
+    # A checkpoint that does not say which data it was trained on goes on, and the next one says.
+    assert workers.run(1, train_without_saying, run, here, 1) == [0]
+    assert resumed_at(here, 2) == 1
+    with pytest.raises(RemoteError) as caught:
+        resumed_at(other, 3, num_workers=2)
+    told = str(caught.value)
+    assert "was trained on 290 pairs in 5 shards (" in told
+    assert f"{other} holds 290 pairs in 3 shards (" in told
+    assert "Give data.uri the data it was trained on" in told
+    assert told.count("CheckpointError") >= 2
+    # Prepared again elsewhere, with other held-out data.
+    prepare(Path(moved), few)
+    shutil.rmtree(here)
+    assert resumed_at(moved, 3) == 2
+
+
+def train_without_saying(group: Group, run: str, data: str, steps: int) -> int:
+    return train(group, run, data, steps, says_its_data=False)
+
+
+def test_what_tells_training_data_apart() -> None:
+    shards = [ShardInfo("train/a", 3, 7, 8), ShardInfo("train/b", 2, 4, 5)]
+    same = Split(shards, dropped_empty=4).identity()
+    assert same == Split(list(shards), cut=1).identity()
+    assert same.startswith("5 pairs in 2 shards (")
+    changed = [
+        replace(shards[1], **change)
+        for change in ({"name": "train/c"}, {"sentences": 3}, {"source_tokens": 3},
+                       {"target_tokens": 6})
+    ]  # fmt: skip
+    others = [[shards[0], shard] for shard in changed] + [shards[::-1], shards[:1]]
+    found = {Split(other).identity() for other in others}
+    assert len(found | {same}) == 1 + len(others)
