@@ -274,7 +274,12 @@ def test_a_line_has_the_means_of_the_steps_since_the_last(clocked: Callable[[Run
     }  # fmt: skip
     # Step 3 is logged as it is validated: nothing but a skipped step.
     third = run.metrics[1]
-    assert (third["step"], third["loss"], third["nll"], third["skipped_steps"]) == (3, None, None, 5)
+    assert (third["step"], third["loss"], third["nll"], third["skipped_steps"]) == (
+        3,
+        None,
+        None,
+        5,
+    )
     assert third["tokens_per_second"] == 0
     assert math.isnan(run.progress[1]["loss"])
     fourth = run.metrics[3]
@@ -309,7 +314,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
     assert [event[1] for event in run.happened("save")] == [1, 2, 3, 4, 5]
     assert run.course[-2:] == [("close",), ("close",)]
     once = Run(results=skips(1))
-    with pytest.raises(UserError, match="^1 steps in a row"):
+    with pytest.raises(UserError, match=r"^1 steps in a row"):
         once.train(max_skipped_steps=1)
 
 
