@@ -1,0 +1,415 @@
+"""Every setting takes effect: what runs are built from it, and that they are as it says.
+
+`train_task` is called as a launcher calls it, with a loop that runs a few steps and looks at what
+it was given. What a setting does to the numbers is compared with `tests.distributed.configured`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
+from unittest import mock
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from dist_embed.cluster.preparation import ensure_data
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
+from dist_embed.data.loader import Position
+from dist_embed.data.token_shards import PreparedData
+from dist_embed.model.attention import CrossAttention, SelfAttention
+from dist_embed.model.dropout import Dropout
+from dist_embed.observe.events import Reporter
+from dist_embed.parallel.group import Group
+from dist_embed.train import assemble, worker
+from dist_embed.train.worker import Context, train_task
+from tests.distributed.configured import ConfiguredRun, Step
+from tests.distributed.pool import WorkerPool
+
+STEPS = 4
+ATOL = 2e-5
+Values = dict[str, dict[str, Any]]
+
+DATA: Values = {
+    "data": {"synthetic": {"sentences": 90, "held_out": 7, "nouns": 9, "verbs": 4, "adjectives": 3,
+                           "seed": 5},
+             "num_processes": 1, "shard_sentences": 40, "lexicon_translations": 4},
+    "tokenizer": {"shared": False, "vocab_size": 40, "oov_buckets": 5, "lowercase": True},
+}  # fmt: skip
+# No value is a default, and no two of one kind are equal.
+EXACT: Values = {
+    "run": {"seed": 2**40 + 12345},
+    "embedding": {
+        "width": 8, "optimizer": "rowwise_adagrad", "learning_rate": 0.3, "schedule": "linear",
+        "warmup_steps": 3, "eps": 0.02, "memory": "device",
+        "tables": {"source": {"learning_rate": 0.11}, "target": {"freeze_until_step": 2}},
+    },
+    "model": {
+        "width": 12, "feed_forward": 20, "heads": 3, "encoder_layers": 2, "decoder_layers": 3,
+        "dropout": 0.3, "attention_dropout": 0.2, "share_embeddings": "none",
+        "logits_block_mib": 0.001, "output": "exact",
+    },
+    "train": {
+        "max_steps": 7, "batch_tokens": 50, "accumulate": 2, "learning_rate": 0.004,
+        "schedule": "inverse_sqrt", "warmup_steps": 2, "beta1": 0.7, "beta2": 0.93,
+        "weight_decay": 0.6, "label_smoothing": 0.15, "clip_norm": 1.1, "max_skipped_steps": 17,
+        "precision": "fp32", "log_every": 11, "evaluate_every": 13, "translate_every": 19,
+    },
+    "search": {
+        "beam": 2, "length_penalty": 0.7, "max_length_ratio": 0.4, "batch_sentences": 6,
+        "candidates": 9, "candidate_translations": 3, "replace_unknown": "lexicon",
+        "bleu_tokenize": "char",
+    },
+    "checkpoint": {
+        "every_steps": 23, "keep_last": 5, "keep_best": 4, "keep_every": 29, "max_failures": 6,
+        "asynchronous": False, "low_memory": True, "retry_seconds": 61.0, "timeout_seconds": 67.0,
+        "drain_seconds": 71.0, "leftover_hours": 73.0,
+    },
+    "cluster": {"device": "cpu", "num_workers": 2, "launcher": "local"},
+}  # fmt: skip
+# What of it differs in other runs.
+SAMPLED: Values = {
+    "embedding": {"optimizer": "adagrad", "schedule": "cosine", "eps": 0.05,
+                  "tables": {"source": {"freeze": True}}},
+    "model": {"share_embeddings": "decoder", "output": "sampled", "num_samples": 15,
+              "sampler": "unigram", "sampler_power": 0.4, "logits_block_mib": 0.5},
+    "train": {"schedule": "linear", "clip_norm": 0.0, "accumulate": 1},
+    "search": {"candidates": 0, "replace_unknown": "no", "bleu_tokenize": "intl"},
+    "checkpoint": {"asynchronous": True, "low_memory": False},
+}  # fmt: skip
+PLAIN: Values = {
+    "embedding": {"optimizer": "sgd", "schedule": "inverse_sqrt", "warmup_steps": 3,
+                  "tables": {}},
+    "model": {"output": "sampled", "num_samples": 11, "sampler": "log_uniform"},
+    "train": {"schedule": "cosine"},
+    "search": {"replace_unknown": "copy"},
+}  # fmt: skip
+NARROW: Values = {"train": {"precision": "bf16"}}
+
+# Keys whose value is an argument of what `train_task` builds.
+ARRIVE = {
+    "run.uri": "MetricsLog.run_uri", "run.seed": "Loader.seed", "data.uri": "Loader.data_uri",
+    "embedding.memory": "RowLookup.memory", "embedding.weights": "RowLookup.weights",
+    "embedding.exchange": "RowLookup.exchange",
+    "model.dropout": "Transformer.dropout",
+    "model.attention_dropout": "Transformer.attention_dropout",
+    "model.logits_block_mib": "OutputShard.block_bytes", "train.precision": "OutputShard.dtype",
+    "train.max_steps": "Rhythm.max_steps", "train.log_every": "Rhythm.log_every",
+    "train.evaluate_every": "Rhythm.evaluate_every",
+    "train.translate_every": "Rhythm.translate_every",
+    "train.max_skipped_steps": "Rhythm.max_skipped_steps",
+    "train.accumulate": "Loader.accumulate", "train.batch_tokens": "Loader.batch_tokens",
+    "search.beam": "SearchSettings.beam", "search.length_penalty": "SearchSettings.length_penalty",
+    "search.max_length_ratio": "SearchSettings.max_length_ratio",
+    "search.batch_sentences": "SearchSettings.batch_sentences",
+    "search.candidates": "CandidateWords.num_frequent",
+    "search.candidate_translations": "CandidateWords.num_translations",
+    "search.bleu_tokenize": "evaluate_translations.bleu_tokenize",
+    "tokenizer.lowercase": "evaluate_translations.lowercase",
+    "checkpoint.every_steps": "Rhythm.save_every", "checkpoint.keep_last": "Retention.keep_last",
+    "checkpoint.keep_best": "Retention.keep_best", "checkpoint.keep_every": "Retention.keep_every",
+    "checkpoint.leftover_hours": "Retention.leftover_hours",
+    "checkpoint.asynchronous": "SaverSettings.asynchronous",
+    "checkpoint.max_failures": "SaverSettings.max_failures",
+    "checkpoint.timeout_seconds": "SaverSettings.timeout_seconds",
+    "checkpoint.drain_seconds": "SaverSettings.drain_seconds",
+    "checkpoint.retry_seconds": "open_checkpoints.retry_seconds",
+    "checkpoint.low_memory": "load_newest.in_place",
+}  # fmt: skip
+# More of them, where a value goes two ways.
+ARRIVE_TOO = {
+    "run.uri": "open_checkpoints.run_uri", "train.precision": "TrainStep.compute_dtype",
+    "checkpoint.drain_seconds": "Rhythm.drain_seconds",
+    "search.batch_sentences": "UnknownWords.batch_sentences",
+}  # fmt: skip
+CONVERTED: dict[str, Callable[[Any], Any]] = {
+    "model.logits_block_mib": lambda mib: int(mib * 2**20),
+    "train.precision": lambda name: {"fp32": torch.float32, "bf16": torch.bfloat16}[name],
+}
+# Keys that decide a run's numbers, with another value, which must give others: of the run `EXACT`,
+EXACT_NUMBERS: dict[str, Any] = {
+    "run.seed": 2**41 + 12345,
+    "embedding.width": 12, "embedding.optimizer": "adagrad", "embedding.learning_rate": 0.31,
+    "embedding.schedule": "cosine", "embedding.warmup_steps": 2, "embedding.eps": 0.03,
+    "embedding.tables.source.learning_rate": 0.12, "embedding.tables.target.freeze_until_step": 1,
+    "model.width": 18, "model.feed_forward": 16, "model.heads": 2, "model.encoder_layers": 1,
+    "model.decoder_layers": 2, "model.share_embeddings": "decoder",
+    "train.max_steps": 8, "train.batch_tokens": 60, "train.learning_rate": 0.005,
+    "train.schedule": "linear", "train.warmup_steps": 1, "train.beta1": 0.8, "train.beta2": 0.9,
+    "train.weight_decay": 0.4, "train.label_smoothing": 0.1, "train.clip_norm": 1.2,
+}  # fmt: skip
+# and of the run `SAMPLED`.
+SAMPLED_NUMBERS: dict[str, Any] = {
+    "embedding.tables.source.freeze": False, "model.output": "exact", "model.num_samples": 14,
+    "model.sampler": "log_uniform", "model.sampler_power": 0.5,
+}  # fmt: skip
+# What other tests look at.
+ELSEWHERE = {
+    "tests/unit/test_settings.py": [
+        "data.", "tokenizer.", "cluster.", "search.replace_unknown", "embedding.tables.",
+    ],
+}  # fmt: skip
+
+
+def merged(*parts: Values) -> Values:
+    values: Values = {}
+    for part in parts:
+        for section, settings in part.items():
+            values[section] = values.get(section, {}) | settings
+    return values
+
+
+def value_of(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+@pytest.fixture(scope="module")
+def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("settings") / "data")
+    base: Values = {"run": {"uri": "/nowhere"}, "data": {"uri": uri}}
+    ensure_data(config_from_dict(merged(DATA, EXACT, base)), lambda line: None)
+    return uri
+
+
+def config_of(folder: Path, data_uri: str, *parts: Values) -> Config:
+    place: Values = {"run": {"uri": str(folder / "run")}, "data": {"uri": data_uri}}
+    return config_from_dict(merged(DATA, EXACT, *parts, place))
+
+
+def recorded(
+    stack: ExitStack, calls: dict[str, Any], module: ModuleType, *names: str
+) -> dict[str, Any]:
+    """Keep with which arguments these of a module are called last."""
+    for name in names:
+        function = getattr(module, name)
+        signature = inspect.signature(function)
+
+        def call(
+            *args: Any, _name: str = name, _function: Any = function,
+            _signature: inspect.Signature = signature, **kwargs: Any,
+        ) -> Any:  # fmt: skip
+            bound = _signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            for argument, value in bound.arguments.items():
+                calls[f"{_name}.{argument}"] = value
+            return _function(*args, **kwargs)
+
+        stack.enter_context(mock.patch.object(module, name, call))
+    return calls
+
+
+def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> dict[str, Any]:
+    """What `train_task` gives its loop, and what some steps then do."""
+    calls: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    lines: list[str] = []
+    built: list[assemble.Translator] = []
+
+    def build(*args: Any) -> assemble.Translator:
+        built.append(assemble.build_translator(*args))
+        return built[-1]
+
+    def loop(
+        state: Any, step: Any, loader: Any, rhythm: Any, hooks: Any, *_: Any, **__: Any
+    ) -> bool:
+        modules = list(built[0].transformer.modules())
+        attentions = [m for m in modules if isinstance(m, SelfAttention | CrossAttention)]
+        dropouts = [m for m in modules if isinstance(m, Dropout)]
+        found["dropouts"] = {m.threshold / 256 for m in dropouts}, {m.dropout for m in attentions}
+        for module in dropouts:
+            module.threshold = 0
+        for attention in attentions:
+            attention.dropout = 0.0
+        works = list(islice(loader.steps(Position(**state.scalars["position"])), STEPS + 1))
+        found["micro_batches"] = {len(work.batches) for work in works}
+        found["steps"] = []
+        for number in range(1, STEPS + 1):
+            result = step.run(number, works[number - 1], works[number])
+            tables = {
+                name.split(".")[1]: tensor.data.clone()
+                for name, tensor in state.tensors.items()
+                if name.startswith("table.") and name.endswith(".weight")
+            }
+            found["steps"].append(
+                Step(result.loss, result.nll, result.gradient_norm or 0.0, tables)
+            )
+        found["dense"] = {
+            name: tensor.data.clone() for name, tensor in state.tensors.items()
+            if name.startswith("model.")
+        }  # fmt: skip
+        if validate:
+            found["validation"] = hooks.validate()
+            found["quality"] = hooks.translate()
+        return False
+
+    with ExitStack() as stack:
+        recorded(
+            stack, calls, worker, "Loader", "MetricsLog", "Rhythm", "Retention", "SaverSettings",
+            "open_checkpoints", "load_newest", "TrainStep", "evaluate_translations",
+        )  # fmt: skip
+        recorded(
+            stack, calls, assemble, "RowLookup", "Transformer", "OutputShard", "SearchSettings",
+            "CandidateWords", "UnknownWords",
+        )  # fmt: skip
+        stack.enter_context(mock.patch.object(worker, "build_translator", build))
+        stack.enter_context(mock.patch.object(worker, "train_loop", loop))
+        train_task(
+            Context(
+                config_from_dict(values), group, Reporter(lambda e: lines.append(e["text"])), {}
+            )
+        )
+    wanted = {*ARRIVE.values(), *ARRIVE_TOO.values()}
+    found["calls"] = {name: value for name, value in calls.items() if name in wanted}
+    found["called"] = {name.split(".")[0] for name in calls}
+    found["lines"] = lines
+    return found
+
+
+def check_arrived(config: Config, calls: dict[str, Any], *, first: bool) -> None:
+    for key, argument in [*ARRIVE.items(), *ARRIVE_TOO.items()]:
+        rare = ("CandidateWords", "UnknownWords", "evaluate_translations")
+        absent = argument.startswith(rare) or (argument.startswith("MetricsLog") and not first)
+        if argument not in calls and absent:
+            continue
+        wanted = value_of(config, key)
+        assert calls[argument] == CONVERTED.get(key, lambda value: value)(wanted), key
+
+
+def check_numbers(found: list[dict[str, Any]], expected: ConfiguredRun) -> None:
+    steps = expected.train(STEPS)
+    clips = bool(expected.config.train.clip_norm)
+    for one in found:
+        for step, reference in zip(one["steps"], steps, strict=True):
+            assert step.loss == pytest.approx(reference.loss, abs=ATOL)
+            assert step.nll == pytest.approx(reference.nll, abs=ATOL)
+            assert step.norm == (pytest.approx(reference.norm, rel=1e-4) if clips else 0)
+        for name, parameter in expected.transformer.named_parameters():
+            # A bias of keys has no gradient but rounding, which Adam blows up; nothing follows.
+            mine, other = one["dense"][f"model.{name}"], parameter.detach()
+            if name.endswith("query_key_value.bias"):
+                mine, other = (part.view(3, -1)[[0, 2]] for part in (mine, other))
+            elif name.endswith("key_value.bias"):
+                mine, other = (part.chunk(2)[1] for part in (mine, other))
+            torch.testing.assert_close(mine, other, rtol=0, atol=ATOL, msg=lambda m: f"{name}: {m}")  # noqa: B023
+    for number, reference in enumerate(steps):
+        for table, whole in reference.tables.items():
+            mine = torch.cat([one["steps"][number].tables[table] for one in found])
+            torch.testing.assert_close(mine, whole, rtol=0, atol=ATOL)
+
+
+def dump(config: Config) -> dict[str, Any]:
+    return config.model_dump()
+
+
+def test_an_exact_run_is_as_it_is_configured(
+    workers: WorkerPool, tmp_path: Path, data_uri: str
+) -> None:
+    config = config_of(tmp_path, data_uri)
+    found = workers.run(2, trained, dump(config))
+    reference = ConfiguredRun(config, PreparedData.read(data_uri))
+    check_numbers(found, reference)
+    for rank, one in enumerate(found):
+        check_arrived(config, one["calls"], first=rank == 0)
+        assert one["called"] >= {"CandidateWords", "UnknownWords", "evaluate_translations"}
+        assert one["dropouts"] == ({round(0.3 * 256) / 256}, {0.2})
+        assert one["micro_batches"] == {2}
+        assert one["validation"] == pytest.approx(reference.validation_loss(), abs=ATOL)
+        quality = one["quality"]
+        assert quality.sentences == len(quality.translations) == 7
+        assert "tok:char" in quality.signature
+        assert "case:lc" in quality.signature
+
+
+def test_a_sampled_run_is_as_it_is_configured(
+    workers: WorkerPool, tmp_path: Path, data_uri: str
+) -> None:
+    config = config_of(tmp_path, data_uri, SAMPLED)
+    found = workers.run(2, trained, dump(config))
+    reference = ConfiguredRun(config, PreparedData.read(data_uri))
+    check_numbers(found, reference)
+    for rank, one in enumerate(found):
+        check_arrived(config, one["calls"], first=rank == 0)
+        assert not one["called"] & {"CandidateWords", "UnknownWords"}
+        assert one["micro_batches"] == {1}
+        assert one["validation"] == pytest.approx(reference.validation_loss(), abs=ATOL)
+        assert "tok:intl" in one["quality"].signature
+
+
+def test_a_plain_run_is_as_it_is_configured(
+    workers: WorkerPool, tmp_path: Path, data_uri: str
+) -> None:
+    config = config_of(tmp_path, data_uri, SAMPLED, PLAIN)
+    (one,) = workers.run(1, trained, dump(config))
+    check_numbers([one], ConfiguredRun(config, PreparedData.read(data_uri)))
+    check_arrived(config, one["calls"], first=True)
+    assert "UnknownWords" in one["called"]
+    narrow = config_of(tmp_path / "narrow", data_uri, SAMPLED, PLAIN, NARROW)
+    (other,) = workers.run(1, partial_without_validation, dump(narrow))
+    check_arrived(narrow, other["calls"], first=True)
+    for step, wide in zip(other["steps"], one["steps"], strict=True):
+        assert step.loss == pytest.approx(wide.loss, rel=0.03)
+        assert step.loss != wide.loss
+
+
+def partial_without_validation(group: Group, values: dict[str, Any]) -> dict[str, Any]:
+    return trained(group, values, validate=False)
+
+
+def changed(config: Config, key: str, value: Any) -> Config:
+    """The configuration with another value; unchecked."""
+    name, _, rest = key.partition(".")
+    part = getattr(config, name)
+    return config.model_copy(update={name: changed(part, rest, value) if rest else value})
+
+
+@pytest.mark.parametrize(
+    ("parts", "numbers"),
+    [((), EXACT_NUMBERS), ((SAMPLED,), SAMPLED_NUMBERS)],
+    ids=["exact", "sampled"],
+)
+def test_runs_that_ignored_a_setting_would_not_equal_their_reference(
+    tmp_path: Path, data_uri: str, parts: tuple[Values, ...], numbers: dict[str, Any]
+) -> None:
+    config, data = config_of(tmp_path, data_uri, *parts), PreparedData.read(data_uri)
+    usual = ConfiguredRun(config, data).train(STEPS)
+    for key, value in numbers.items():
+        assert value != value_of(config, key), key
+        other = ConfiguredRun(changed(config, key, value), data)
+        found = zip(usual, other.train_on(STEPS), strict=True)
+        assert any(differ(*steps) for steps in found), key
+
+
+def differ(left: Step, right: Step) -> bool:
+    """By far more than the runs may differ from their references."""
+    return abs(left.loss - right.loss) > 10 * ATOL or any(
+        float((left.tables[name] - right.tables[name]).abs().max()) > 10 * ATOL
+        for name in left.tables
+    )
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All keys of a section, those of sections in it with a dot."""
+    for name, setting in model.model_fields.items():
+        options = [setting.annotation, *get_args(setting.annotation)]
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if sections:
+            yield from keys_of(sections[0], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_every_key_of_the_configuration_is_looked_at() -> None:
+    looked_at = {*ARRIVE, *EXACT_NUMBERS, *SAMPLED_NUMBERS}
+    others = tuple(key for keys in ELSEWHERE.values() for key in keys)
+    for key in keys_of(Config):
+        assert key in looked_at or key.startswith(others), f"no test looks at {key}"
+    assert looked_at <= set(keys_of(Config))

@@ -1,0 +1,229 @@
+"""Settings of data, tokenizer, cluster and single tables reach what they are for; those of the run
+itself are looked at in `tests.distributed.test_settings`.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dist_embed.cluster import launch as launching
+from dist_embed.cluster import preparation
+from dist_embed.cluster.work import TRAIN
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
+from dist_embed.data.corpus import ParallelText
+from dist_embed.data.encoding import LengthRule
+from dist_embed.data.token_shards import PreparedData
+from dist_embed.data.vocabulary import TokenizerRecipe
+from dist_embed.optim.schedule import Schedule
+from dist_embed.train import single_tables, worker
+from dist_embed.train.single_tables import frozen_until, own_rates, own_schedules, table_settings
+
+CORPUS = {"pairs": ["a.tsv", "b.tsv"], "source_column": "left", "target_column": "right"}
+TOKENIZER = {
+    "kind": "word", "vocab_size": 77, "min_count": 3, "shared": False, "oov_buckets": 5,
+    "lowercase": True, "split_punctuation": False,
+}  # fmt: skip
+
+
+def config_of(**sections: dict[str, Any]) -> Config:
+    least: dict[str, Any] = {"run": {"uri": "memory://settings"}, "train": {"max_steps": 9}}
+    return config_from_dict({"data": {"synthetic": {}}} | least | sections)
+
+
+def prepared_with(monkeypatch: pytest.MonkeyPatch, config: Config) -> dict[str, Any]:
+    """What `prepare_data` and `ensure_lexicon` are given."""
+    given: dict[str, Any] = {}
+
+    def prepare(uri: str, corpora: Any, recipe: Any, rule: Any, **options: Any) -> PreparedData:
+        given.update(options, uri=uri, corpora=corpora, recipe=recipe, rule=rule)
+        return PreparedData({}, {"source": 1, "target": 1}, False, {})
+
+    monkeypatch.setattr(preparation, "prepare_data", prepare)
+    monkeypatch.setattr(
+        preparation, "ensure_lexicon", lambda uri, data, **options: given.update(lexicon=options)
+    )
+    preparation.ensure_data(config, lambda line: None)
+    return given
+
+
+def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(
+        data={
+            "uri": "memory://settings-data", "train": CORPUS,
+            "validation": {"source": "v.en", "target": ["v.de", "w.de"]}, "test": {"pairs": "t"},
+            "max_sentences": 31, "max_tokens": 17, "too_long": "cut", "num_processes": 3,
+            "shard_sentences": 41, "lexicon_translations": 6,
+        },
+        tokenizer=TOKENIZER, model={"share_embeddings": "none"},
+    )  # fmt: skip
+    given = prepared_with(monkeypatch, config)
+    usual = ("source", "target")
+    assert given["corpora"] == {
+        "train": ParallelText((), (), ("a.tsv", "b.tsv"), ("left", "right"), limit=31),
+        "validation": ParallelText(("v.en",), ("v.de", "w.de"), (), usual),
+        "test": ParallelText((), (), ("t",), usual),
+    }
+    assert given["uri"] == "memory://settings-data"
+    assert given["recipe"] == TokenizerRecipe("word", 77, 3, False, True, False, 5)
+    assert given["rule"] == LengthRule(17, "cut")
+    assert (given["num_processes"], given["shard_sentences"]) == (3, 41)
+    lexicon = given["lexicon"]
+    assert (lexicon["translations"], lexicon["num_processes"]) == (6, 3)
+    settings = given["settings"]
+    assert settings["data.train.source_column"] == "left"
+    assert settings["data.max_tokens"] == 17
+    assert settings["tokenizer.min_count"] == 3
+    assert not settings.keys() & {
+        "data.uri", "data.num_processes", "data.lexicon_translations"
+    }  # fmt: skip
+
+
+def test_without_a_limit_or_a_lexicon_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"uri": "memory://settings-none", "train": {"pairs": "a"}}
+    given = prepared_with(monkeypatch, config_of(data=data))
+    assert given["corpora"] == {"train": ParallelText((), (), ("a",), ("source", "target"))}
+    assert "lexicon" not in given
+
+
+GENERATED = {
+    "synthetic": {"sentences": 11, "held_out": 3, "nouns": 7, "verbs": 5, "adjectives": 2,
+                  "seed": 13},
+    "inflected": {"sentences": 11, "held_out": 3, "nouns": 7, "verbs": 5, "adjectives": 2,
+                  "exponent": 0.6, "seed": 13},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GENERATED)
+def test_corpora_are_generated_as_configured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    made: list[Any] = []
+    wanted: list[Any] = []
+
+    class Language:
+        def __init__(self, *stems: int, **options: Any) -> None:
+            made.append((stems, options))
+
+        def pairs(self, count: int, name: str, seed: int) -> list[tuple[str, str]]:
+            wanted.append((count, name, seed))
+            return [("a", "b")] * count
+
+    monkeypatch.setattr(preparation, "SyntheticLanguage", Language)
+    monkeypatch.setattr(preparation, "InflectedLanguage", Language)
+    given = prepared_with(
+        monkeypatch, config_of(data={"uri": str(tmp_path), kind: GENERATED[kind]})
+    )
+    stems: tuple[int, ...] = (7, 5, 2)
+    assert made == (
+        [((*stems, 13), {})] if kind == "synthetic" else [(stems, {"exponent": 0.6, "seed": 13})]
+    )
+    assert wanted == [(11, "train", 13), (3, "validation", 13), (3, "test", 13)]
+    assert given["corpora"]["test"].source == (f"{tmp_path}/text/test.source.txt",)
+    assert (tmp_path / "text" / "train.target.txt").read_text() == "b\n" * 11
+
+
+CLUSTER = {
+    "num_workers": 3, "address": "ray://there", "threads_per_worker": 5, "timeout_seconds": 77.0,
+    "max_failures": 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_ray_is_asked_for_workers_as_configured(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "dist_embed.cluster.ray_train.launch_ray",
+        lambda task, arguments, **options: given.update(options, arguments=arguments),
+    )
+    config = config_of(cluster=CLUSTER | {"device": device}, checkpoint={"drain_seconds": 10.0})
+    launching.launch(
+        TRAIN, config, {"a": 1}, vocabulary_size={"source": 9, "target": 9},
+        on_event=lambda event: None, stop_seconds=launching.stop_seconds(config),
+    )  # fmt: skip
+    for key in ("num_workers", "address", "timeout_seconds", "max_failures"):
+        assert given[key] == CLUSTER[key], key
+    assert given["device"] == device
+    assert given["stop_seconds"] == 2 * 10.0 + launching.STEP_SECONDS
+    task, values, options = given["arguments"]("cpu")
+    assert (task, options) == (TRAIN, {"a": 1})
+    assert (
+        values
+        == config.model_copy(
+            update={"cluster": config.cluster.model_copy(update={"device": "cpu"})}
+        ).model_dump()
+    )
+
+
+def test_threads_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker.os, "sched_getaffinity", lambda process: set(range(7)))
+    assert worker.threads_per_worker(config_of(cluster=CLUSTER)) == 5
+    of_its_own = config_of(cluster={"num_workers": 3})
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert worker.threads_per_worker(of_its_own) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "7")
+    assert worker.threads_per_worker(of_its_own) == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
+    assert worker.threads_per_worker(of_its_own) == 1
+
+
+def test_a_worker_joins_with_the_configured_time_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    joined: list[Any] = []
+    threads: list[int] = []
+
+    class Stop(Exception):
+        pass
+
+    def join(device: str, seconds: float) -> Any:
+        joined.append((device, seconds))
+        raise Stop
+
+    monkeypatch.setattr(worker, "joined_group", join)
+    monkeypatch.setattr(worker, "redirect_output", joined.append)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(worker, "keep_freed_memory", lambda: None)
+    monkeypatch.setenv("RANK", "6")
+    config = config_of(run={"uri": str(tmp_path)}, cluster=CLUSTER | {"device": "cpu"})
+    with pytest.raises(Stop):
+        worker.run_worker(worker.train_task, config.model_dump(), {}, lambda event: None)
+    assert joined == [tmp_path / "logs" / "worker-6.log", ("cpu", 77.0)]
+    assert threads == [5]
+
+
+TABLES = {
+    "source": {"learning_rate": 0.5, "freeze_until_step": 3},
+    "target": {"freeze": True},
+    "output": {"learning_rate": 0.25},
+}
+
+
+def test_settings_of_single_tables_are_theirs() -> None:
+    embedding = {"tables": TABLES, "schedule": "cosine", "warmup_steps": 4, "learning_rate": 0.125}
+    config = config_of(embedding=embedding, model={"share_embeddings": "none"})
+    assert list(table_settings(config)) == ["source", "target", "output"]
+    assert own_rates(config) == {"source": 0.5, "output": 0.25}
+    assert own_schedules(config) == {
+        "source": Schedule(0.5, "cosine", 4, 9), "output": Schedule(0.25, "cosine", 4, 9)
+    }  # fmt: skip
+    assert frozen_until(config) == {"source": 3.0, "target": math.inf}
+
+
+@pytest.mark.parametrize(("share", "role", "table"), [("decoder", "output", "decoder"),
+                                                      ("decoder", "target", "decoder"),
+                                                      ("decoder", "source", "source"),
+                                                      ("all", "target", "shared")])  # fmt: skip
+def test_sides_that_share_a_table_share_its_settings(share: str, role: str, table: str) -> None:
+    embedding = {"tables": {role: {"learning_rate": 0.5, "freeze": True}}}
+    config = config_of(embedding=embedding, model={"share_embeddings": share})
+    assert own_rates(config) == {table: 0.5}
+    assert frozen_until(config) == {table: math.inf}
+    assert single_tables.coverage_name(table) == f"pretrained.{table}.json"

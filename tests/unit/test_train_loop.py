@@ -1,0 +1,377 @@
+"""When a run steps, logs, validates, translates, saves and stops: the loop among stand-ins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from dist_embed.checkpoint.state import METRIC, TrainingState
+from dist_embed.config.errors import UserError
+from dist_embed.data.loader import Position, StepBatches
+from dist_embed.observe.events import Reporter
+from dist_embed.parallel.group import Group
+from dist_embed.train import loop
+from dist_embed.train.evaluate import Quality
+from dist_embed.train.loop import Hooks, Rhythm, train_loop
+from dist_embed.train.step import StepResult
+
+ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+STEP_SECONDS = 2.0
+OTHER_SECONDS = 100.0  # what a validation, a translation and a save take
+
+
+def after(number: int) -> Position:
+    """Where the batch of a number, from 0, ends; ten are an epoch."""
+    return Position((number + 1) // 10, 3, (number + 1) % 10)
+
+
+@dataclass
+class Given:
+    """A batch that tells where it has been sent."""
+
+    course: list[Any]
+
+    def to(self, device: torch.device) -> Given:
+        self.course.append(("to", device.type))
+        return self
+
+
+@dataclass
+class Run:
+    """The loop's surroundings; ``course`` is what happened, in order.
+
+    Attributes:
+        results: by step, what it finds; else a loss of 1.0 of ten tokens.
+        asked_after: the step in which this process is asked to stop; -1: never.
+        ended_after: the step after which the save under way has ended.
+        losses: by step, what a validation finds.
+    """
+
+    group: Group = ALONE
+    results: dict[int, StepResult] = field(default_factory=dict)
+    asked_after: int = -1
+    ended_after: int = -1
+    losses: dict[int, float] = field(default_factory=dict)
+    first_step: int = 0
+    position: Position = field(default_factory=Position)
+    course: list[Any] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    progress: list[dict[str, Any]] = field(default_factory=list)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    now: float = 0.0
+    saved_step: int = 0
+    concluded: bool = False
+    publishes: bool = True
+
+    def __post_init__(self) -> None:
+        self.state = TrainingState(
+            self.group, self.first_step, {},
+            scalars={"position": self.position.to_dict(), "skipped_steps": 4},
+        )  # fmt: skip
+
+    # The loader.
+    def prefetched(self, start: Position) -> Run:
+        self.course.append(("from", start))
+        self._works = self._all_works()
+        return self
+
+    def _all_works(self) -> Iterator[StepBatches]:
+        number = 10 * self.position.epoch + self.position.batch
+        while True:
+            batches: Any = [Given(self.course)]
+            yield StepBatches(batches, [[10]], after(number))
+            number += 1
+
+    def __next__(self) -> StepBatches:
+        return next(self._works)
+
+    # The step.
+    def run(self, step: int, work: StepBatches, following: StepBatches | None) -> StepResult:
+        self.course.append(("step", step, work.after, following and following.after))
+        self.now += STEP_SECONDS
+        return self.results.get(step, StepResult(1.0, 0.5, 10, False, None))
+
+    # The saver, and the end of loader and saver.
+    @property
+    def has_ended(self) -> bool:
+        return not self.concluded and 0 <= self.ended_after <= self.state.step
+
+    def conclude(self) -> None:
+        self.concluded = True
+        self.course.append(("concluded", self.state.step))
+
+    def save(self, state: TrainingState) -> None:
+        self.now += OTHER_SECONDS
+        self.course.append(("save", state.step, state.scalars.get(METRIC)))
+        if self.publishes:
+            self.saved_step = state.step
+
+    def wait(self, limit: float | None = None) -> None:
+        self.course.append(("wait", limit))
+
+    def require(self, step: int) -> None:
+        self.course.append(("require", step))
+
+    def close(self) -> None:
+        self.course.append(("close",))
+
+    # What the user and the metrics get.
+    def emit(self, event: dict[str, Any]) -> None:
+        if event["kind"] == "line":
+            self.lines.append(event["text"])
+        else:
+            self.progress.append(event)
+
+    def write(self, step: int, **values: Any) -> None:
+        self.course.append(("metrics", step, *sorted(values)[:1]))
+        self.metrics.append({"step": step, **values})
+
+    # The hooks.
+    def validate(self) -> float:
+        self.now += OTHER_SECONDS
+        self.course.append(("validate", self.state.step))
+        return self.losses.get(self.state.step, float(self.state.step))
+
+    def translate(self) -> Quality:
+        self.now += OTHER_SECONDS
+        self.course.append(("translate", self.state.step))
+        return Quality(21.5, 43.25, "", 17, 3.4, [])
+
+    def train(
+        self, patched: Callable[[str, Any], None] = lambda name, value: None, *,
+        held_out: bool = True, **rhythm: Any,
+    ) -> bool:  # fmt: skip
+        patched("stop_requested", lambda: 0 <= self.asked_after <= self.state.step)
+        never = {
+            "max_steps": 12, "log_every": 100, "evaluate_every": 100, "translate_every": 0,
+            "save_every": 100, "max_skipped_steps": 3, "drain_seconds": 7.0,
+        }  # fmt: skip
+        self_: Any = self
+        hooks = Hooks(self.validate, self.translate) if held_out else Hooks(None, None)
+        return train_loop(
+            self.state, self_, self_, Rhythm(**(never | rhythm)), hooks, self_,
+            reporter=Reporter(self.emit), metrics=self_ if self.group.is_first else None,
+        )  # fmt: skip
+
+    def happened(self, *kinds: str) -> list[Any]:
+        return [event for event in self.course if event[0] in kinds]
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
+    return lambda name, value: monkeypatch.setattr(loop, name, value)
+
+
+@pytest.fixture
+def clocked(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
+    return lambda run: monkeypatch.setattr(loop.time, "perf_counter", lambda: run.now)
+
+
+def test_everything_has_its_own_rhythm() -> None:
+    run = Run()
+    assert not run.train(log_every=5, evaluate_every=4, translate_every=6, save_every=3)
+    assert [event[1] for event in run.happened("step")] == list(range(1, 13))
+    assert [event["step"] for event in run.progress] == [4, 5, 8, 10, 12]
+    assert [event[1] for event in run.happened("validate")] == [4, 8, 12]
+    assert [event[1] for event in run.happened("translate")] == [6, 12]
+    assert [event[1] for event in run.happened("save")] == [3, 6, 9, 12]
+    assert all(event["max_steps"] == 12 for event in run.progress)
+
+
+def test_the_last_step_has_everything_in_this_order_and_the_end_waits_for_its_save() -> None:
+    run = Run()
+    run.train(max_steps=2, translate_every=50)
+    at_the_end = run.course[run.course.index(("step", 2, after(1), None)) + 1 :]
+    assert at_the_end == [
+        ("metrics", 2, "epoch"), ("validate", 2), ("metrics", 2, "validation_loss"),
+        ("translate", 2), ("metrics", 2, "validation_bleu"), ("save", 2, 2.0), ("wait", None),
+        ("require", 2), ("close",), ("close",),
+    ]  # fmt: skip
+
+
+def test_without_held_out_data_nothing_is_validated_or_translated() -> None:
+    run = Run()
+    run.train(evaluate_every=2, translate_every=3, held_out=False)
+    assert run.happened("validate", "translate") == []
+    assert [event["step"] for event in run.progress] == [12]
+    none = Run()
+    none.train(translate_every=0)
+    assert none.happened("translate") == []
+
+
+def test_each_step_gets_its_batches_and_those_of_the_next() -> None:
+    run = Run(first_step=3, position=Position(2, 0, 7))
+    run.train(max_steps=6)
+    assert run.course[0] == ("from", Position(2, 0, 7))
+    assert run.happened("step") == [
+        ("step", 4, after(27), after(28)), ("step", 5, after(28), after(29)),
+        ("step", 6, after(29), None),
+    ]  # fmt: skip
+    assert len(run.happened("to")) == 3  # what no step needs is not sent to the device
+    assert run.state.step == 6
+    assert run.state.scalars["position"] == after(29).to_dict()
+
+
+def test_the_position_saved_is_that_behind_the_step() -> None:
+    run, saved = Run(), []
+    save = run.save
+    run.save = lambda state: (saved.append(dict(state.scalars)), save(state))  # type: ignore[assignment, func-returns-value]
+    run.train(max_steps=4, save_every=2)
+    assert [scalars["position"] for scalars in saved] == [after(1).to_dict(), after(3).to_dict()]
+
+
+def test_a_checkpoint_has_the_metric_of_its_own_step_or_none() -> None:
+    run = Run(losses={2: 3.25, 4: math.nan, 6: 2.5})
+    run.state.scalars[METRIC] = 9.0  # of the checkpoint that the run goes on from
+    run.train(max_steps=7, evaluate_every=2, save_every=1, translate_every=0)
+    assert [event[2] for event in run.happened("save")] == [None, 3.25, None, None, None, 2.5, 7.0]
+
+
+def test_a_validation_is_told_and_written() -> None:
+    run = Run(losses={1: 2.0, 2: 1e9})
+    run.train(max_steps=2, evaluate_every=1)
+    assert run.metrics[1] == {
+        "step": 1, "validation_loss": 2.0, "validation_perplexity": math.exp(2.0)
+    }  # fmt: skip
+    assert run.metrics[3]["validation_perplexity"] == math.exp(700.0)
+    assert run.lines[0] == "step 1: validation loss 2.0000, perplexity 7.39"
+
+
+def test_a_translation_is_told_and_written() -> None:
+    run = Run()
+    run.train(max_steps=1, translate_every=1)
+    assert run.metrics[-1] == {"step": 1, "validation_bleu": 21.5, "validation_chrf": 43.25}
+    assert run.lines[-1] == (
+        "step 1: validation BLEU 21.50, chrF 43.25 (17 sentences in 3 s)"
+    )  # fmt: skip
+
+
+def test_a_line_has_the_means_of_the_steps_since_the_last(clocked: Callable[[Run], None]) -> None:
+    run = Run(
+        results={
+            1: StepResult(4.0, 3.0, 10, False, 0.5),
+            2: StepResult(1.0, 2.0, 30, False, 0.25),
+            3: StepResult(math.nan, math.nan, 500, True, math.nan),
+            4: StepResult(8.0, 6.0, 20, False, 7.5),
+        }
+    )
+    clocked(run)
+    run.train(max_steps=10, log_every=2, save_every=1, evaluate_every=3)
+    known = {key: run.metrics[0][key] for key in run.metrics[0] if key != "step"}
+    assert known == {
+        "loss": (4.0 * 10 + 1.0 * 30) / 40, "nll": (3.0 * 10 + 2.0 * 30) / 40,
+        "tokens_per_second": 40 / (2 * STEP_SECONDS), "step_seconds": STEP_SECONDS,
+        "gradient_norm": 0.25, "skipped_steps": 4, "epoch": 0,
+    }  # fmt: skip
+    assert run.progress[0] == {
+        "kind": "progress", "step": 2, "max_steps": 10, "loss": 1.75,
+        "tokens_per_second": 10.0, "eta_seconds": 8 * STEP_SECONDS,
+    }  # fmt: skip
+    # Step 3 is logged as it is validated: nothing but a skipped step.
+    third = run.metrics[1]
+    assert (third["step"], third["loss"], third["nll"], third["skipped_steps"]) == (
+        3,
+        None,
+        None,
+        5,
+    )
+    assert third["tokens_per_second"] == 0
+    assert math.isnan(run.progress[1]["loss"])
+    fourth = run.metrics[3]
+    assert (fourth["loss"], fourth["nll"], fourth["gradient_norm"]) == (8.0, 6.0, 7.5)
+    assert fourth["tokens_per_second"] == 20 / STEP_SECONDS
+    assert run.metrics[-2]["epoch"] == 1
+
+
+def skips(*steps: int) -> dict[int, StepResult]:
+    return {step: StepResult(math.inf, math.nan, 10, True, math.inf) for step in steps}
+
+
+def test_skipped_steps_are_counted_and_told() -> None:
+    run = Run(results=skips(2, 3, 5, 6))
+    run.train(max_steps=7, max_skipped_steps=3)
+    assert run.state.scalars["skipped_steps"] == 8
+    assert run.state.step == 7
+    assert run.lines[0] == (
+        "step 2 skipped: loss inf or its gradient is not finite; nothing was changed "
+        "(5 skipped so far)"
+    )
+    assert [line.split(" skipped")[0] for line in run.lines[:-1]] == [
+        "step 2", "step 3", "step 5", "step 6"
+    ]  # fmt: skip
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run() -> None:
+    run = Run(results=skips(1, 2, 4, 5, 6))
+    with pytest.raises(UserError, match=r"^3 steps in a row .*max_skipped_steps=3.*clip_norm"):
+        run.train(max_skipped_steps=3, save_every=1)
+    assert run.happened("step")[-1][1] == 6
+    assert [event[1] for event in run.happened("save")] == [1, 2, 3, 4, 5]
+    assert run.course[-2:] == [("close",), ("close",)]
+    once = Run(results=skips(1))
+    with pytest.raises(UserError, match=r"^1 steps in a row"):
+        once.train(max_skipped_steps=1)
+
+
+@pytest.mark.parametrize("save_every", [100, 3])
+def test_a_run_that_is_asked_to_stop_saves_the_step_it_has_done(
+    patched: Callable[[str, Any], None], save_every: int
+) -> None:
+    run = Run(asked_after=3)
+    assert run.train(patched, save_every=save_every)
+    assert run.happened("step")[-1][1] == 3
+    end = run.course[run.course.index(run.happened("step")[-1]) + 1 :]
+    saved, again = ("save", 3, None), [("save", 3, None), ("wait", 7.0)]
+    assert end == [
+        *([saved] if save_every == 3 else []), ("wait", 7.0), *(again if save_every == 100 else []),
+        ("require", 3), ("close",), ("close",),
+    ]  # fmt: skip
+    assert run.lines == ([] if save_every == 3 else ["asked to stop: saving step 3"])
+
+
+def test_a_run_asked_to_stop_saves_again_what_could_not_be_saved(
+    patched: Callable[[str, Any], None],
+) -> None:
+    run = Run(asked_after=3, publishes=False)
+    assert run.train(patched, save_every=3)
+    assert len(run.happened("save")) == 2
+
+
+def test_a_run_asked_to_stop_before_its_first_step_saves_nothing(
+    patched: Callable[[str, Any], None],
+) -> None:
+    run = Run(asked_after=5, first_step=5)
+    assert run.train(patched)
+    assert run.happened("step", "save", "require") == []
+
+
+def test_a_run_that_is_done_does_nothing_more() -> None:
+    run = Run(first_step=12)
+    assert not run.train()
+    assert run.course == [("from", Position()), ("wait", None), ("close",), ("close",)]
+
+
+def test_a_save_that_has_ended_is_taken_in_between_two_steps() -> None:
+    run = Run(ended_after=2)
+    run.train(max_steps=5)
+    assert run.happened("concluded") == [("concluded", 2)]
+    names = [event[0] for event in run.course if event[0] in ("step", "concluded")]
+    assert names == ["step", "step", "concluded", "step", "step", "step"]
+
+
+def test_an_error_of_a_step_closes_loader_and_saver() -> None:
+    run = Run()
+
+    def failing(*_: Any) -> StepResult:
+        raise RuntimeError("no room")
+
+    run.run = failing  # type: ignore[method-assign]
+    with pytest.raises(RuntimeError, match="no room"):
+        run.train()
+    assert run.course[-2:] == [("close",), ("close",)]
+    assert run.happened("save", "wait") == []
