@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from dist_embed.checkpoint.catalogue import open_checkpoints
-from dist_embed.checkpoint.state import HostCopy, TrainingState
+from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import PROCESS_BYTES
@@ -91,7 +91,7 @@ def run(
         row_multipliers(translator.lookup),
     )
     checkpoints = open_checkpoints(config.run.uri)
-    copy = HostCopy() if config.checkpoint.asynchronous else None
+    copy = HostBuffers() if config.checkpoint.asynchronous else None
     loaded = _resume(context, checkpoints, state, copy)
     output = build_output(
         config, translator, lambda: np.ones(translator.lookup.num_output_rows, dtype=np.int64)
