@@ -19,6 +19,7 @@ from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import PROCESS_BYTES
+from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.group import Group
@@ -70,7 +71,7 @@ def configured(
 def run(
     rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, environment: dict[str, str]
 ) -> None:
-    """A worker's life: build, load what there is, two steps, a save beside a third."""
+    """A worker's life: build, load what there is, two steps, a save beside a third, a validation."""
     os.environ.update(environment)
     config = config_from_dict(values)
     num_workers = config.cluster.num_workers
@@ -105,6 +106,11 @@ def run(
         if number == loaded.step + 2:
             saver.save(state)
     saver.wait()
+    with torch.no_grad():
+        sharded_cross_entropy(
+            torch.randn(300, WIDTH), torch.arange(300) % 60, translator.lookup.output_weight(),
+            translator.shard.in_float32(), [300] * num_workers,
+        )  # fmt: skip
     os._exit(0)
 
 

@@ -1,0 +1,35 @@
+"""On a GPU: the table of the exact layer, trained whole, against FBGEMM's kernels."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.parallel.group import Group
+from tests.distributed.own_rows_case import STEPS, trained_twice
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+
+# Adam moves the rows of a frozen table that is looked up, and not those of one trained whole: the
+# source's table, which is never frozen, is compared with it too.
+@pytest.mark.parametrize("tier", ["device", "uvm", "uvm_caching"])
+@pytest.mark.parametrize("weights", ["fp32", "fp16"])
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd", "adam"])
+def test_a_table_trained_whole_is_as_if_all_rows_were_looked_up(
+    group: Group, optimizer: str, weights: Weights, tier: Tier
+) -> None:
+    before, whole, looked_up = trained_twice(group, optimizer, tier, weights)
+    # Values below 2 are at most 2^-10 apart in float16; each update rounds up or down once.
+    tolerance = 1e-5 if weights == "fp32" else STEPS * 2**-10
+    for name, value in whole.items():
+        assert not torch.equal(value, before[name]), name
+        if optimizer == "adam" and name.startswith("decoder"):
+            continue
+        torch.testing.assert_close(
+            value.float(), looked_up[name].float(), rtol=0, atol=tolerance, msg=f"{name} differs"
+        )
