@@ -71,7 +71,7 @@ def configured(
 def run(
     rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, environment: dict[str, str]
 ) -> None:
-    """A worker's life: build, load what there is, two steps, a save beside a third, a validation."""
+    """A life: build, load what there is, two steps, a save beside a third, a validation."""
     os.environ.update(environment)
     config = config_from_dict(values)
     num_workers = config.cluster.num_workers
