@@ -378,7 +378,9 @@ class CheckpointSection(Section):
         120.0, description="How long a call that an object store fails is repeated."
     )
     timeout_seconds: PositiveFloat = Field(
-        1800.0, description="Within which every worker must have written its part, seconds."
+        1800.0,
+        description="Within which every worker must have written its part, once worker 0 has, "
+        "seconds. A run waits twice as long for a save before the next.",
     )
     drain_seconds: NonNegativeFloat = Field(
         60.0, description="How long a run that is stopped or fails waits for its last checkpoint."

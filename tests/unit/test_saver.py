@@ -432,6 +432,7 @@ def test_nothing_is_published_unless_all_that_it_names_is_there(
         ("index-00000-0000.json", "0000"), ("index-00000-0001.json", "0001"),
         ("chunk-00000-000001.safetensors", "0000"), ("chunk-00000-000002.safetensors", "0001"),
     ):  # fmt: skip
+        store.before_listing = partial(damage, name)
         saver.save(state_of(1))
         assert "step 1: checkpoint NOT saved: " in reports[-2]
         assert "does not find what worker 0 has written there" in reports[-2]
