@@ -70,10 +70,15 @@ def main() -> None:
     os.dup2(2, 1)
     import ray
 
-    context = ray.init(
-        address="local", num_cpus=int(sys.argv[1]), include_dashboard=False, log_to_driver=False,
-        logging_level=logging.ERROR,
-    )  # fmt: skip
+    try:
+        context = ray.init(
+            address="local", num_cpus=int(sys.argv[1]), include_dashboard=False,
+            log_to_driver=False, logging_level=logging.ERROR,
+        )  # fmt: skip
+    except Exception as exc:  # told by the process that started this one
+        print(f"{type(exc).__name__}: {exc}", file=sys.stderr, flush=True)
+        _kill_session(os.getpid())
+        os._exit(1)
     print(context.address_info["gcs_address"], file=answer, flush=True)
     threading.Event().wait()
 

@@ -2,8 +2,8 @@
 
 Two cases. Where workers do something each on their own (read a file, write a checkpoint part),
 `all_or_none` closes the phase with one exchange, and raises on every worker when one has failed.
-Anywhere else a failing worker leaves its traceback in the group's store before it ends, and its
-peers, whose collectives then break, look there for the cause: `errors_shared`.
+Anywhere else a failing worker leaves its traceback in the group's store and breaks its connections,
+and its peers, whose collectives then break, look there for the cause: `errors_shared`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from dist_embed.config.errors import UserError
@@ -24,9 +25,11 @@ from dist_embed.parallel.group import Group
 from dist_embed.storage.retry import StorageError, StoreUnavailable
 
 # How long a worker whose collective broke waits for a peer to say why, and how long worker 0,
-# which may host the store, stays after its own failure so that peers can read it.
+# which may host the store, stays at most after its own failure so that peers can read it.
 CAUSE_WAIT_SECONDS = 5.0
 _KEY = "dist_embed/first_error"
+_READERS = "dist_embed/first_error_readers"
+_TAG = 19_000_001  # of messages that nobody sends
 
 
 class WorkerError(RuntimeError):
@@ -105,8 +108,9 @@ def errors_shared(group: Group) -> Iterator[None]:
         # compare_set: of several failures the first counts.
         with suppress(RuntimeError):  # the store may have died with its host
             store.compare_set(_KEY, "", _account(group.rank, exc))
-        if group.is_first and group.num_workers > 1:
-            time.sleep(CAUSE_WAIT_SECONDS)
+            _break_connections(group)
+            if group.is_first:
+                _wait_for_readers(store, group)
         raise
 
 
@@ -139,9 +143,32 @@ def _read_cause(store: Any, group: Group, *, wait: bool) -> WorkerError | None:
             store.wait([_KEY], timedelta(seconds=CAUSE_WAIT_SECONDS))
         elif not store.check([_KEY]):
             return None
-        return WorkerError(**json.loads(store.get(_KEY)))
+        cause = WorkerError(**json.loads(store.get(_KEY)))
+        store.add(_READERS, 1)
+        return cause
     except (RuntimeError, ValueError):  # nobody said anything, or the store died with its host
         return None
+
+
+def _break_connections(group: Group) -> None:
+    """Make collectives that peers wait in for this worker fail now.
+
+    Else they fail when this process ends, and with it the store if it is hosted here. gloo closes
+    all connections of a group in which one wait has run out, and has no other call for it.
+    """
+    if group.num_workers == 1 or group.device.type != "cpu":
+        return
+    peer = (group.rank + 1) % group.num_workers
+    with suppress(RuntimeError):
+        waiting = group.process_group.recv([torch.zeros(1)], peer, _TAG)
+        waiting.wait(timedelta(milliseconds=1))
+
+
+def _wait_for_readers(store: Any, group: Group) -> None:
+    """Give all peers the time to read what has been left in the store."""
+    give_up_at = time.monotonic() + CAUSE_WAIT_SECONDS
+    while store.add(_READERS, 0) < group.num_workers - 1 and time.monotonic() < give_up_at:
+        time.sleep(0.02)
 
 
 def _account(rank: int, error: BaseException) -> str:

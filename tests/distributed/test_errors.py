@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_embed.cluster.local import launch_local
 from dist_embed.config.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Emit, Event
+from dist_embed.parallel import errors, stop
 from dist_embed.parallel.collectives import (
     exchange_rows,
     gather_rows,
@@ -21,6 +26,7 @@ from dist_embed.parallel.collectives import (
 )
 from dist_embed.parallel.errors import WorkerError, all_or_none, errors_shared
 from dist_embed.parallel.group import Group, joined_group
+from dist_embed.parallel.stop import exit_on_signals, stop_on_signals, stop_requested
 from tests.distributed.pool import WorkerPool
 
 
@@ -73,6 +79,46 @@ def test_peers_of_a_failed_worker_raise_its_traceback(failing: int) -> None:
         assert event["type"] == ("ZeroDivisionError" if event["rank"] == failing else "WorkerError")
 
 
+def fail_as_the_host_of_the_store(emit: Emit) -> None:
+    rank = int(os.environ["RANK"])
+    launchers = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False)
+    if rank == 0:
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        launchers.set("port", str(store.port))
+    else:
+        store = TCPStore("127.0.0.1", int(launchers.get("port")), is_master=False)
+    dist.init_process_group(
+        "gloo", store=store, rank=rank, world_size=3, timeout=timedelta(seconds=60)
+    )
+    assert dist.group.WORLD is not None
+    group = Group(rank, 3, 3, torch.device("cpu"), dist.group.WORLD)
+    started = time.monotonic()
+    try:
+        with errors_shared(group):
+            if rank == 0:
+                raise ZeroDivisionError("only worker 0 knows")
+            sum_over_workers(torch.zeros(1), group)  # for which it never comes
+    except Exception as exc:
+        took = time.monotonic() - started
+        emit({"kind": "line", "type": type(exc).__name__, "text": str(exc), "took": took})
+        if rank > 0:  # worker 0 dies unheard by the launcher
+            raise
+        os._exit(1)
+
+
+def test_a_worker_0_that_hosts_the_store_and_fails_is_heard() -> None:
+    told: list[dict[str, Any]] = []
+    with pytest.raises(RunFailed, match=r"worker 0 failed:(.|\n)*only worker 0 knows"):
+        launch_local(
+            fail_as_the_host_of_the_store, (), num_workers=3, on_event=told.append, log_folder=""
+        )
+    heard = [event for event in told if event["type"] == "WorkerError"]
+    assert len(heard) == 2
+    for event in heard:
+        assert "only worker 0 knows" in event["text"]
+        assert event["took"] < errors.CAUSE_WAIT_SECONDS
+
+
 def hang_forever(emit: Emit) -> None:
     with joined_group("cpu", 3.0) as group:
         if group.rank == 0:
@@ -108,14 +154,82 @@ def wait_for_the_end(emit: Emit) -> None:
 
 def test_workers_that_are_not_ready_to_stop_by_themselves_are_no_failure() -> None:
     def stop(event: Event) -> None:
-        assert event["kind"] == "ready"
-        os.kill(os.getpid(), signal.SIGTERM)
+        if event["kind"] == "ready":
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(RunStopped, match="before the workers had begun"):
+    with exit_on_signals(), pytest.raises(RunStopped, match="before the workers had begun"):
         launch_local(
             wait_for_the_end, (), num_workers=2, on_event=stop, log_folder="",
             stop_seconds=30.0,
         )  # fmt: skip
+
+
+def stop_when_asked(emit: Emit) -> str:
+    """As a training does that ends quickly; it has left its block when SIGTERM comes again."""
+    with stop_on_signals():
+        emit({"kind": "ready", "pid": os.getpid()})
+        while not stop_requested():
+            time.sleep(0.01)
+    time.sleep(1)
+    return "saved"
+
+
+def test_a_worker_that_gets_the_signal_twice_is_not_ended_by_it() -> None:
+    lines = []
+
+    def ask(event: Event) -> None:
+        if event["kind"] == "ready":  # the group's, then the launcher's
+            os.kill(event["pid"], signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            lines.append(event["text"])
+
+    with exit_on_signals():
+        result = launch_local(
+            stop_when_asked, (), num_workers=1, on_event=ask, log_folder="", stop_seconds=30.0
+        )
+    assert result == "saved"
+    assert lines == ["asked to stop: the run ends after its step"]
+
+
+def hear_nothing(emit: Emit) -> None:
+    """A worker that is asked to stop and does not."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.environ["RANK"] == "0":
+        emit({"kind": "ready"})
+    time.sleep(60)
+
+
+def test_a_second_ctrl_c_ends_the_workers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "REPEAT_SECONDS", 0.0)
+    lines = []
+
+    def interrupt(event: Event) -> None:
+        lines.append(event.get("text"))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as ended, exit_on_signals():
+        launch_local(
+            hear_nothing, (), num_workers=2, on_event=interrupt, log_folder="", stop_seconds=50.0
+        )
+    assert ended.value.code == 130
+    assert lines[0] is None
+    assert str(lines[1]).endswith("after its step; Ctrl-C again ends it at once")
+    assert time.monotonic() - started < 45
+
+
+def test_workers_that_do_not_stop_in_time_are_killed() -> None:
+    def interrupt(event: Event) -> None:
+        if event["kind"] == "ready":
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = set(multiprocessing.active_children())
+    with exit_on_signals(), pytest.raises(RunFailed, match="did not end within 1 s and were kil"):
+        launch_local(
+            hear_nothing, (), num_workers=2, on_event=interrupt, log_folder="", stop_seconds=1.0
+        )
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_worker_error_survives_pickling() -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dist_embed.checkpoint.catalogue import list_steps
 from tests.integration.conftest import Command
 
 pytestmark = [pytest.mark.usefixtures("ray_alone"), pytest.mark.timeout(400, func_only=True)]
@@ -29,25 +34,58 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_ray_trains_as_local_processes_do(config: str, dist_embed: Command, tmp_path: Path) -> None:
-    data = f"data.uri={tmp_path / 'data'}"
-    dist_embed("train", config, data, f"run.uri={tmp_path / 'local'}")
-    trained = dist_embed("train", config, data, "--launcher", "ray")
-    assert "step 8/8" in trained.stdout
+def test_ray_trains_as_local_processes_do_and_stops_as_asked(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    same = (f"data.uri={tmp_path / 'data'}", "train.schedule=constant",
+            "embedding.schedule=constant", "train.evaluate_every=100000")  # fmt: skip
+    dist_embed("train", config, *same, f"run.uri={tmp_path / 'local'}")
+    # Of a short path: there Ray puts sockets, whose names may have 107 bytes.
+    temporary = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    run = tmp_path / "run"
+    command = ["train", config, *same, "train.max_steps=100000", "checkpoint.every_steps=100000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "dist_embed.cli.main", *command, "--launcher", "ray"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(temporary)}, start_new_session=True,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 200
+        while not (run / "metrics.jsonl").exists() or len(losses(run)) < 8:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        this = psutil.Process(process.pid)
+        started = this.children(recursive=True)
+        # To every process, as the end of a Slurm step and `ray job stop` do, and twice.
+        for receiver in [this, *started, this]:
+            receiver.send_signal(signal.SIGTERM)
+        said, complaint = process.communicate(timeout=200)
+    assert process.returncode == 143, complaint
+    found = re.fullmatch(
+        r"dist-embed: stopped as asked after step (\d+); the same command goes on from there\n",
+        complaint,
+    )
+    assert found, complaint
+    assert list_steps(str(run)) == [int(found[1])]
     for noise in ("ray", "INFO", "Warning", "pid="):
-        assert noise not in trained.stdout.replace(str(tmp_path), "")
-    assert trained.stderr == ""
-    assert losses(tmp_path / "run") == losses(tmp_path / "local")
+        assert noise not in said.replace(str(tmp_path), "")
+    assert losses(run)[:8] == losses(tmp_path / "local")
+    assert len(losses(run)) == int(found[1])
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert left == []
+    assert not list(temporary.glob("dist_embed-*"))
+    shutil.rmtree(temporary)
 
 
-def test_an_error_in_a_ray_worker_reaches_the_user(
+def test_an_error_in_a_ray_worker_reaches_the_user_at_once(
     config: str, dist_embed: Command, tmp_path: Path
 ) -> None:
     dist_embed("prepare", config)
     (tmp_path / "run" / "data" / "train" / "shard-00000.parquet").write_bytes(b"PAR1 not really")
-    failed = dist_embed("train", config, "--launcher", "ray", code=2)
+    failed = dist_embed("train", config, "cluster.max_failures=2", "--launcher", "ray", code=2)
     assert "shard-00000.parquet cannot be read" in failed.stderr
     assert "Traceback" not in failed.stderr
+    assert "workers are started again" not in failed.stdout
 
 
 def test_no_cluster_at_the_address_is_said(config: str, dist_embed: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -43,7 +44,7 @@ class Training:
         """The command, after some steps; in the end nothing that it has started is left."""
         with subprocess.Popen(
             [sys.executable, "-m", "dist_embed.cli.main", *self._command],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         ) as process:  # fmt: skip
             deadline = time.monotonic() + 200
             while 40 not in list_steps(str(self.run)):
@@ -99,12 +100,36 @@ def test_a_killed_worker_is_replaced(training: Training) -> None:
     training.is_as_if_not()
 
 
-def test_a_driver_asked_to_stop_ends_with_a_checkpoint(training: Training) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_command_that_is_interrupted_ends_with_a_checkpoint(
+    training: Training, number: int, code: int
+) -> None:
     with training.under_way() as process:
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, number)
         _, said = process.communicate(timeout=200)
-    assert process.returncode == 143
+    assert process.returncode == code
     found = re.search(r"stopped as asked after step (\d+)", said)
     assert found, said
     assert list_steps(str(training.run))[-1] == int(found[1])
     training.goes_on()
+
+
+def test_a_second_ctrl_c_ends_the_run_at_once(training: Training) -> None:
+    with training.under_way() as process:
+        controller = _child(process, "TrainController")
+        workers = [w for w in psutil.Process(process.pid).children(recursive=True)
+                   if "RayTrainWorker" in " ".join(w.cmdline())]  # fmt: skip
+        for worker in workers:
+            worker.suspend()  # they do not end by themselves
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert not controller.is_running()
+
+
+def test_a_killed_command_leaves_no_process_behind(training: Training) -> None:
+    with training.under_way() as process:
+        process.kill()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import fcntl
+import os
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -61,19 +63,31 @@ class Command:
     """``dist-embed train`` under way."""
 
     process: subprocess.Popen[str]
+    terminal: int | None = None
 
     @classmethod
-    def start(cls, config: Config, folder: Path, **environment: str) -> Command:
+    def start(
+        cls, config: Config, folder: Path, *, on_terminal: bool = False, **environment: str
+    ) -> Command:
         path = folder / "config.yaml"
         path.write_text(yaml.safe_dump(config.model_dump()))
         arguments = ["-m", "dist_embed.cli.main", "train", str(path), "--launcher", "local"]
-        return cls(
-            subprocess.Popen(
-                [sys.executable, *arguments],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                env={**psutil.Process().environ(), **environment},
-            )
+        ours, its = os.openpty() if on_terminal else (None, subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, *arguments], start_new_session=True, text=True,
+            stdin=its if on_terminal else None, stdout=its, stderr=its,
+            env={**psutil.Process().environ(), **environment},
+            # The terminal that this process is the first one of.
+            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if on_terminal else None,
         )  # fmt: skip
+        if ours is not None:
+            os.close(its)
+        return cls(process, ours)
+
+    def close_terminal(self) -> None:
+        """Hang up: its processes get SIGHUP, and what they write fails from then on."""
+        assert self.terminal is not None
+        os.close(self.terminal)
 
     def wait_until(self, reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 200
@@ -86,38 +100,73 @@ class Command:
         """What it said; it must end with ``code``."""
         said, complaint = self.process.communicate(timeout=200)
         assert self.process.returncode == code, f"{said}\n{complaint}"
-        return said + complaint
+        return f"{said}{complaint}"
 
 
-@pytest.mark.heavy
-@pytest.mark.parametrize("who", ["launcher", "worker"])
+# Who gets which signal, and what the command ends with.
+ASKED = {
+    "the group twice": (signal.SIGTERM, 143),  # as `timeout` sends it
+    "the launcher": (signal.SIGTERM, 143),
+    "a worker": (signal.SIGTERM, 143),
+    "every process": (signal.SIGTERM, 143),  # as the end of a Slurm step
+    "the group": (signal.SIGINT, 130),  # Ctrl-C
+    "a terminal that closes": (signal.SIGHUP, 129),
+}
+
+
+@pytest.mark.parametrize(
+    "who",
+    [
+        "the group twice",
+        "a terminal that closes",
+        *(pytest.param(who, marks=pytest.mark.heavy) for who in list(ASKED)[1:-1]),
+    ],
+)
 def test_a_run_asked_to_stop_goes_on_as_if_not(
     who: str, shared: Material, long: Whole, place: Place, tmp_path: Path
 ) -> None:
+    number, code = ASKED[who]
     config = shared.configuration(place, max_steps=STEPS, every_steps=50)
-    command = Command.start(config, tmp_path)
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    command = Command.start(
+        config, tmp_path, on_terminal=who == "a terminal that closes", TMPDIR=str(folder)
+    )
     command.wait_until(lambda: len(losses(place.uri)) > 5)
-    asked = psutil.Process(command.process.pid)
-    if who == "worker":
+    this = psutil.Process(command.process.pid)
+    started = this.children(recursive=True)
+    if who == "a worker":
         # Forked from a child of the launcher.
-        workers = [w for c in asked.children() if "forkserver" in " ".join(c.cmdline())
+        workers = [w for c in this.children() if "forkserver" in " ".join(c.cmdline())
                    for w in c.children()]  # fmt: skip
         assert len(workers) == 2
-        asked = workers[1]
-    asked.send_signal(signal.SIGTERM)
-    said = command.ended(143)
-    found = re.search(r"stopped as asked after step (\d+); the same command goes on", said)
-    assert found, said
-    step = int(found[1])
-    assert 5 < step < STEPS
+        workers[1].send_signal(number)
+    elif who == "a terminal that closes":
+        command.close_terminal()
+    elif who == "every process":
+        for process in [this, *started]:
+            process.send_signal(number)
+    else:
+        send = os.kill if who == "the launcher" else os.killpg
+        for _ in range(2 if who == "the group twice" else 1):
+            send(this.pid, number)
+    said = command.ended(code)
     store = open_checkpoints(place.uri)
     newest = current_names(store)[-1]
-    assert newest.step == step
+    step = newest.step
+    assert 5 < step < STEPS
+    if who != "a terminal that closes":
+        assert f"stopped as asked after step {step}; the same command goes on" in said
+        assert ("Ctrl-C again ends it at once" in said) == (number == signal.SIGINT)
     saved(store, read_manifest(store, newest))
     assert losses(place.uri) == long.losses[:step]
-    assert f"resuming from the checkpoint of step {step}" in Command.start(config, tmp_path).ended(
-        0
-    )
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert left == []
+    assert not [path for path in folder.iterdir() if path.name.startswith(("pymp", "dist_embed"))]
+    if who == "the group twice":
+        return  # what follows is the same for all
+    resumed = Command.start(config, tmp_path).ended(0)
+    assert f"resuming from the checkpoint of step {step}" in resumed
     assert losses(place.uri) == long.losses
     last = read_manifest(store, current_names(store)[-1])
     assert saved(store, last) == long.saved[STEPS]

@@ -1,0 +1,180 @@
+"""Exit codes and messages of the command."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dist_embed.cli import main as module
+from dist_embed.cli.main import main
+from dist_embed.config.errors import RunFailed, RunStopped, UserError
+from dist_embed.observe import quiet
+from dist_embed.parallel.stop import SIGNALS, stop_on_signals
+from dist_embed.storage.retry import StoreUnavailable
+
+Doing = Callable[[Callable[[], None]], int]
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    assert {number: signal.getsignal(number) for number in SIGNALS} == before
+
+
+@pytest.fixture
+def doing(monkeypatch: pytest.MonkeyPatch) -> Doing:
+    """The exit code of a command ``act`` that does what it is given."""
+    monkeypatch.setattr(quiet, "quiet_screen", lambda: None)  # of this process, the tests'
+
+    def run(act: Callable[[], None]) -> int:
+        def add_commands(commands: Any) -> None:
+            commands.add_parser("act").set_defaults(call=lambda _: act())
+
+        monkeypatch.setattr(
+            module, "import_module", lambda name: SimpleNamespace(add_commands=add_commands)
+        )
+        monkeypatch.setattr(module, "_MODULES", ("one",))
+        return main(["act"])
+
+    return run
+
+
+def raising(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+def taking(*numbers: int) -> None:
+    for number in numbers:
+        os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("no such split"), 2, "dist-embed: no such split\n"),
+        (StoreUnavailable("s3 is silent"), 2, "dist-embed: s3 is silent\n"),
+        (OSError(errno.ENOSPC, "no space", "/x"), 2, "dist-embed: [Errno 28] no space: '/x'\n"),
+        (RunFailed("worker 1 failed"), 1, "dist-embed: worker 1 failed\n"),
+        (RunStopped("after step 5"), 143, "dist-embed: after step 5\n"),  # a worker was asked
+        (BrokenPipeError(), 0, ""),
+    ],
+)
+def test_errors_have_their_exit_codes(
+    error: Exception, code: int, said: str, doing: Doing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doing(raising(error)) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_command_that_ends_well() -> None:
+    assert main(["config", "schema"]) == 0
+
+
+def test_a_bug_keeps_its_traceback(doing: Doing) -> None:
+    with pytest.raises(ZeroDivisionError):
+        doing(raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [
+        (signal.SIGTERM, 143, "SIGTERM"),
+        (signal.SIGINT, 130, "SIGINT"),
+        (signal.SIGHUP, 129, "SIGHUP"),
+    ],
+)
+def test_a_signal_ends_a_command_without_a_traceback(
+    number: int, code: int, name: str, doing: Doing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doing(lambda: taking(number)) == code
+    said = f"dist-embed: ended by {name}; a run goes on from its newest checkpoint\n"
+    assert capsys.readouterr().err == said
+
+    def stopped() -> None:
+        with stop_on_signals():
+            taking(number)
+        taking(number)
+        raise RunStopped("stopped as asked after step 5")
+
+    assert doing(stopped) == code
+    assert capsys.readouterr().err == "dist-embed: stopped as asked after step 5\n"
+
+
+@pytest.mark.parametrize("becomes", [ImportError, UserError, KeyboardInterrupt])
+def test_what_a_library_makes_of_a_signal_is_told_as_the_signal(
+    becomes: type[BaseException], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def importing(name: str) -> None:
+        try:
+            taking(signal.SIGINT)
+        except SystemExit as exc:
+            raise becomes("a module of C could not be loaded") from exc
+
+    monkeypatch.setattr(module, "import_module", importing)
+    assert main(["config", "schema"]) == 130
+    assert capsys.readouterr().err.startswith("dist-embed: ended by SIGINT")
+
+
+def test_a_failure_after_a_request_to_stop_is_told_as_the_failure(
+    doing: Doing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing() -> None:
+        with stop_on_signals():
+            taking(signal.SIGINT)
+            raise RunFailed("the workers did not end")
+
+    assert doing(failing) == 1
+    assert capsys.readouterr().err == "dist-embed: the workers did not end\n"
+
+
+def test_a_worker_of_torchrun_is_ended_by_the_signal_itself() -> None:
+    code = (
+        "import signal\n"
+        "from dist_embed.cli.main import main\n"
+        "main(['config', 'schema'])\n"
+        "print('ready', flush=True)\n"
+        "signal.raise_signal(signal.SIGINT)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True,
+        env={**os.environ, "TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0"},
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGINT
+    assert "ready" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("stream", "command", "code"),
+    [("stdout", ["config", "schema"], 0), ("stderr", ["history", "/nowhere"], 2)],
+)
+def test_nobody_need_read_what_the_command_says(stream: str, command: list[str], code: int) -> None:
+    # Without a reader the interpreter's own last flush would end with 120.
+    text = (
+        "import signal, sys\n"
+        "from dist_embed.cli.main import main\n"
+        f"sys.argv[1:] = {command}\n"
+        "code = main()\n"
+        "for number in (1, 2, 15):\n"
+        "    signal.raise_signal(number)\n"  # too late
+        "sys.exit(code)\n"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    done = subprocess.run([sys.executable, "-c", text], **{**streams, stream: writer})
+    os.close(writer)
+    assert done.returncode == code, done.stderr
