@@ -55,6 +55,7 @@ class EveryoneReadsAll(TableStart):
             mine = (rows >= shard.first_row) & (rows < shard.end_row)
             yield Entries(
                 rows[mine],
+                found.ranks[mine],
                 stretch.origin + found.places[mine],
                 found.counted[mine],
                 stretch.vectors(found.places[mine].tolist()),

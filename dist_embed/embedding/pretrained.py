@@ -24,7 +24,7 @@ from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, Tokenizer
 from dist_embed.embedding.composed_rows import ComposedRows
 from dist_embed.embedding.initial_values import BLOCK_ROWS, fill_initial_rows
 from dist_embed.embedding.plan import Shard, TableSpec
-from dist_embed.embedding.projection import Basis, Spread, random_basis
+from dist_embed.embedding.projection import Basis, Moments, random_basis
 from dist_embed.parallel.collectives import (
     exchange_rows,
     gather_equal,
@@ -40,9 +40,6 @@ from dist_embed.vectors.match import Form, VocabularyKeys, word_of
 
 Missing = Literal["random", "mean", "subword"]
 Project = Literal["no", "pca", "random"]
-# An entry's priority: its rank, then its place in the file; the lowest wins.
-_RANK_SHIFT = 48
-_NONE = np.iinfo(np.int64).max
 _FILL_ROWS = 4 * BLOCK_ROWS
 _BASIS_ROWS = 2**14  # of each worker, where a fastText model's vectors are projected
 
@@ -71,19 +68,28 @@ class StartSettings:
 
 @dataclass(frozen=True)
 class Entries:
-    """Entries of the file that are wanted.
+    """Entries of the file, each with a row that wants it.
 
     Attributes:
-        rows: [n] rows of the whole table.
-        priorities: [n].
+        rows: [n] numbers of rows in the whole table.
+        ranks: [n] how the word was found, see `Matches`; a row takes what has the lowest,
+        numbers: [n] and of equal ranks the entry with the lowest number, see `Stretch`.
         counted: [n] whether the pair of entry and row is the one by which the entry is counted.
         vectors: [n, D of the file].
     """
 
     rows: NDArray[np.int64]
-    priorities: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    numbers: NDArray[np.int64]
     counted: NDArray[np.bool_]
     vectors: Vectors
+
+    @classmethod
+    def none(cls, width: int) -> Entries:
+        """No entry, with vectors of ``width``."""
+        nothing = np.empty(0, dtype=np.int64)
+        vectors = np.empty((0, width), dtype=np.float32)
+        return cls(nothing, nothing, nothing, nothing.astype(bool), vectors)
 
 
 class TableStart:
@@ -115,7 +121,9 @@ class TableStart:
         self._weight, self._spec, self.shard, self._group = weight, spec, shard, group
         self._tokenizer, self._settings = tokenizer, settings
         self._seed, self._fresh_scale = seed, fresh_scale
-        self._best = np.full(shard.num_rows, _NONE, dtype=np.int64)
+        # Of the entry that each own row has taken; `Entries` says which is better.
+        self._ranks = np.full(shard.num_rows, NOT_FOUND, dtype=np.int8)
+        self._numbers = np.zeros(shard.num_rows, dtype=np.int64)
         # Entries by rank and row: each pair of them stands for one way to write a word.
         self._seen = np.zeros((2 + len(settings.forms), shard.num_rows), dtype=np.int32)
         self._entries = 0
@@ -186,7 +194,8 @@ class TableStart:
             vectors = stretch.vectors(chosen.tolist())
             yield Entries(
                 self.rows_of(found.ids),
-                (found.ranks << _RANK_SHIFT) + stretch.origin + found.places,
+                found.ranks,
+                stretch.origin + found.places,
                 found.counted,
                 vectors[of_pair],
             )
@@ -209,8 +218,7 @@ class TableStart:
         basis = self._basis_of_model(model) if file.width != self._spec.width else None
         with all_or_none(self._group):
             found = model.write_to(self._weight, basis)
-        rank = np.where(model.listed >= 0, model.ranks, COMPOSED) << _RANK_SHIFT
-        self._best[found] = rank[found]
+        self._ranks[found] = np.where(model.listed >= 0, model.ranks, COMPOSED)[found]
 
     def _deliver(self, some: Entries | None) -> bool:
         """Exchange one round's entries, and keep those of own rows; True where nobody had any.
@@ -218,43 +226,46 @@ class TableStart:
         Collective.
         """
         group, device = self._group, self._group.device
-        width = self._spec.width
-        if some is None:
-            nothing = np.empty(0, dtype=np.int64)
-            entries = Entries(
-                nothing, nothing, nothing.astype(bool), np.empty((0, width), np.float32)
-            )
-        else:
-            entries = some
+        entries = Entries.none(self._spec.width) if some is None else some
         owner = entries.rows // self.shard.physical_rows
-        order = owner.argsort(kind="stable")
-        counts = np.bincount(owner, minlength=group.num_workers)
+        by_owner = owner.argsort(kind="stable")
+        to_each = np.bincount(owner, minlength=group.num_workers)
         plan = gather_equal(
-            torch.tensor([*counts.tolist(), int(some is None)], device=device), group
+            torch.tensor([*to_each.tolist(), int(some is None)], device=device), group
         ).cpu()
         if bool(plan[:, -1].all()):
             return True
         send, receive = plan[group.rank, :-1].tolist(), plan[:, group.rank].tolist()
-        numbers = np.stack([entries.rows, entries.priorities, entries.counted], axis=1)[order]
-        got = exchange_rows(torch.from_numpy(numbers).to(device), send, receive, group)
-        vectors = torch.from_numpy(np.ascontiguousarray(entries.vectors[order])).to(device)
-        self._keep(got.cpu().numpy(), exchange_rows(vectors, send, receive, group))
+        about = np.stack([entries.rows, entries.ranks, entries.numbers, entries.counted], axis=1)
+        got = exchange_rows(torch.from_numpy(about[by_owner]).to(device), send, receive, group)
+        vectors = torch.from_numpy(np.ascontiguousarray(entries.vectors[by_owner])).to(device)
+        rows, ranks, numbers, counted = got.cpu().numpy().T
+        rows = rows - self.shard.first_row
+        is_counted = counted.astype(bool)
+        np.add.at(self._seen, (ranks[is_counted], rows[is_counted]), 1)
+        self._take(rows, ranks, numbers, exchange_rows(vectors, send, receive, group))
         return False
 
-    def _keep(self, numbers: NDArray[np.int64], vectors: Tensor) -> None:
-        """Write those that are better than what their rows have: the first in the file."""
-        rows, priorities = numbers[:, 0] - self.shard.first_row, numbers[:, 1]
-        counted = numbers[:, 2].astype(bool)
-        np.add.at(self._seen, (priorities[counted] >> _RANK_SHIFT, rows[counted]), 1)
-        order = np.argsort(priorities, kind="stable")
-        first_rows, place = np.unique(rows[order], return_index=True)
-        chosen = order[place]
-        better = priorities[chosen] < self._best[first_rows]
-        chosen, first_rows = chosen[better], first_rows[better]
-        self._best[first_rows] = priorities[chosen]
-        at = torch.from_numpy(first_rows).to(self._weight.device)
+    def _take(
+        self,
+        rows: NDArray[np.int64],
+        ranks: NDArray[np.int64],
+        numbers: NDArray[np.int64],
+        vectors: Tensor,
+    ) -> None:
+        """Write to each of the own ``rows`` its best entry, where that is better than what it has:
+        found by a lower rank, or by the same and earlier in the file.
+        """
+        best_first = np.lexsort((numbers, ranks, rows))
+        rows, first = np.unique(rows[best_first], return_index=True)
+        chosen = best_first[first]
+        ranks, numbers = ranks[chosen], numbers[chosen]
+        earlier = (ranks == self._ranks[rows]) & (numbers < self._numbers[rows])
+        better = (ranks < self._ranks[rows]) | earlier
+        rows, chosen = rows[better], chosen[better]
+        self._ranks[rows], self._numbers[rows] = ranks[better], numbers[better]
         taken = vectors[torch.from_numpy(chosen).to(vectors.device)]
-        self._weight[at] = taken.to(self._weight)
+        self._weight[torch.from_numpy(rows).to(self._weight.device)] = taken.to(self._weight)
 
     def _drop_words_that_look_like_pieces(self) -> None:
         """A piece inside a word is not the word that is written the same; that is found only in a
@@ -265,21 +276,21 @@ class TableStart:
         if tokenizer.knows_words:
             return
         ids = self._own_ids()
-        rows = ((self._best != _NONE) & (ids >= len(SPECIAL_TOKENS))).nonzero()[0]
+        rows = ((self._ranks != NOT_FOUND) & (ids >= len(SPECIAL_TOKENS))).nonzero()[0]
         inner = np.array(
             [word_of(tokenizer.token(int(i)), whole_words=False) is None for i in ids[rows]],
             dtype=bool,
         )
-        ranks = self._best[rows[~inner]] >> _RANK_SHIFT
+        ranks = self._ranks[rows[~inner]]
         marked, unmarked = self._sum([int((ranks == 0).sum()), int((ranks == 1).sum())]).tolist()
         if marked > unmarked:
             return
-        self._best[rows[inner]] = _NONE
+        self._ranks[rows[inner]] = NOT_FOUND
         self._seen[:, rows[inner]] = 0
 
     def _finish_rows(self, file: VectorFile | FastTextBinary) -> None:
         """Scale the rows found, and start the others. Collective."""
-        found = torch.from_numpy(self._best != _NONE)
+        found = torch.from_numpy(self._ranks != NOT_FOUND)
         width = self._spec.width
         sums = torch.zeros(3, width, dtype=torch.float64)  # count, sum, sum of squares
         for part in self._parts():
@@ -296,7 +307,7 @@ class TableStart:
                 f"{self._spec.name}, which are {str(self._weight.dtype).removeprefix('torch.')}"
             )
         mean = sums[1] / sums[0]
-        spread = (sums[2] / sums[0] - mean.square()).clamp(min=0).sqrt()
+        deviation = (sums[2] / sums[0] - mean.square()).clamp(min=0).sqrt()
         root_mean_square = math.sqrt(float(sums[2].sum() / sums[0].sum()))
         factor = 1.0
         if self._settings.rescale and root_mean_square:
@@ -304,17 +315,17 @@ class TableStart:
         ids = self._own_ids()
         has_word = (ids < self._tokenizer.size) & ~np.isin(ids, (PAD, START, END))
         for part in self._parts():
-            rows = self._weight[part]
-            fresh = torch.empty(len(rows), width)
+            vectors = self._weight[part]
+            fresh = torch.empty(len(vectors), width)
             first_row = self.shard.first_row + part.start
             fill_initial_rows(
                 fresh, seed=self._seed, table=self._spec.name, first_row=first_row, scale=1.0
             )
-            fresh = fresh * spread.float() + mean.float()
+            fresh = fresh * deviation.float() + mean.float()
             if self._settings.missing == "mean":
                 fresh[torch.from_numpy(has_word[part])] = mean.float()
-            kept = found[part].unsqueeze(1).to(rows.device)
-            rows.copy_(torch.where(kept, rows, fresh.to(rows)) * factor)
+            kept = found[part].unsqueeze(1).to(vectors.device)
+            vectors.copy_(torch.where(kept, vectors, fresh.to(vectors)) * factor)
 
     def _coverage(
         self,
@@ -325,12 +336,11 @@ class TableStart:
     ) -> Coverage:
         """Sum up on worker 0, and tell everyone. Collective."""
         settings, group = self._settings, self._group
-        ranks = np.where(self._best == _NONE, NOT_FOUND, self._best >> _RANK_SHIFT)
         physical, total = self.shard.physical_rows, self._spec.num_rows
         rows_of_worker = [
             max(0, min(physical, total - w * physical)) for w in range(group.num_workers)
         ]
-        own = torch.from_numpy(ranks.astype(np.int8)).to(group.device)
+        own = torch.from_numpy(self._ranks).to(group.device)
         by_row = gather_rows(own, rows_of_worker, group).cpu().numpy()
         by_id = by_row[self.rows_of(np.arange(self._tokenizer.size))].astype(np.int64)
         with all_or_none(group):
@@ -354,20 +364,20 @@ class TableStart:
         if self._settings.project == "random":
             return random_basis(file.width, self._spec.width, seed=self._seed)
         with all_or_none(self._group):
-            spread = Spread(file.width)
+            moments = Moments(file.width)
             for some in self.wanted(file, keys):
-                spread.add(some.vectors)
+                moments.add(some.vectors)
         self._entries = 0
-        return spread.main_directions(self._spec.width, self._group)
+        return moments.main_directions(self._spec.width, self._group)
 
     def _basis_of_model(self, model: ComposedRows) -> Basis:
         """The same for a fastText model, `pca` from a part of the rows. Collective."""
         if self._settings.project == "random":
             return random_basis(model.width, self._spec.width, seed=self._seed)
         with all_or_none(self._group):
-            spread = Spread(model.width)
-            spread.add(model.sample(_BASIS_ROWS))
-        return spread.main_directions(self._spec.width, self._group)
+            moments = Moments(model.width)
+            moments.add(model.sample(_BASIS_ROWS))
+        return moments.main_directions(self._spec.width, self._group)
 
     def _sum(self, values: list[float]) -> Tensor:
         """Sums over workers, float64. Collective."""

@@ -33,7 +33,7 @@ class Basis:
         return ((vectors - self.origin) @ self.matrix).astype(np.float32)
 
 
-class Spread:
+class Moments:
     """Sums of which the main directions of some vectors follow.
 
     Args:
@@ -62,9 +62,9 @@ class Spread:
         sums = sum_over_workers(torch.from_numpy(own).to(group.device), group).cpu()
         wide = len(self.total)
         mean = sums[1 : wide + 1] / max(1.0, float(sums[0]))
-        spread = sums[wide + 1 :].view(wide, wide) / max(1.0, float(sums[0]))
-        spread -= torch.outer(mean, mean)
-        directions = torch.linalg.eigh(spread).eigenvectors.flip(1)  # largest first
+        covariance = sums[wide + 1 :].view(wide, wide) / max(1.0, float(sums[0]))
+        covariance -= torch.outer(mean, mean)
+        directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)  # largest first
         directions = directions[:, :width].to(group.device)
         # Machines may disagree on the directions' signs.
         return Basis(mean.numpy(), gather_equal(directions, group)[0].cpu().numpy())

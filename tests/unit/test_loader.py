@@ -143,6 +143,51 @@ def test_epochs_and_seeds_have_their_own_order(prepared: Prepared) -> None:
     assert order(1, 5) == orders[1]
 
 
+def test_one_shard_has_a_new_order_every_epoch_too(prepared: Prepared) -> None:
+    shards = prepared.data.splits["train"].shards[:1]
+
+    def order(epoch: int, seed: int = 5) -> list[list[Sentence]]:
+        worker = Loader(
+            prepared.uri, shards, batch_tokens=BATCH_TOKENS, seed=seed, rank=0, num_workers=1,
+            accumulate=1,
+        )  # fmt: skip
+        return [step_content(step) for step in epoch_of(worker.steps(Position(epoch)), epoch)]
+
+    orders = [order(0), order(1), order(2), order(0, seed=6)]
+    for number, one in enumerate(orders):
+        for other in orders[:number]:
+            assert one != other
+            # Other sentences stand together: equal lengths are shuffled too.
+            assert {count(batch).total() for batch in one} == {len(batch) for batch in one}
+            assert [sorted(batch) for batch in one] != [sorted(batch) for batch in other]
+            assert sorted(map(sorted, one)) != sorted(map(sorted, other))
+            assert count([s for b in one for s in b]) == count([s for b in other for s in b])
+
+
+def test_pools_have_a_new_order_every_epoch_and_each_its_own(prepared: Prepared) -> None:
+    shards = prepared.data.splits["train"].shards
+
+    def pools(shards: list[ShardInfo], epoch: int) -> list[list[Sentence]]:
+        worker = Loader(
+            prepared.uri, shards, batch_tokens=BATCH_TOKENS, seed=5, rank=0, num_workers=1,
+            accumulate=1, pool_sentences=1,
+        )  # fmt: skip
+        found: list[list[Sentence]] = [[] for _ in shards]
+        pool = 0
+        for step in epoch_of(worker.steps(Position(epoch)), epoch):
+            found[pool] += step_content(step)
+            pool = step.after.pool
+        return found
+
+    orders = [[frozenset(pool) for pool in pools(shards, epoch)] for epoch in range(4)]
+    assert len(set(map(tuple, orders))) > 2
+    assert {frozenset(order) for order in orders} == {frozenset(orders[0])}
+    # The same sentences twice in an epoch do not come in the same order.
+    first, second = pools([shards[0]] * 2, 0)
+    assert count(first) == count(second)
+    assert first != second
+
+
 def test_global_batches_stay_within_the_budget(prepared: Prepared) -> None:
     sizes = []
     for step in epoch_of(loader(prepared).steps(Position())):
@@ -165,9 +210,22 @@ def test_any_position_continues_exactly(prepared: Prepared, pool: int) -> None:
             assert same(expected, found)
 
 
-def test_pools_are_really_divided(prepared: Prepared) -> None:
-    pools = {step.after.pool for step in epoch_of(loader(prepared).steps(Position()))}
-    assert len(pools) >= 3
+@pytest.mark.parametrize(
+    ("bound", "sizes"),
+    [(1, [60, 60, 60, 60]), (119, [60, 60, 60, 60]), (120, [120, 120]), (179, [120, 120]),
+     (180, [180, 60]), (240, [240])],
+)  # fmt: skip
+def test_a_pool_holds_the_shards_that_fit(prepared: Prepared, bound: int, sizes: list[int]) -> None:
+    worker = Loader(
+        prepared.uri, prepared.data.splits["train"].shards[:4], batch_tokens=BATCH_TOKENS, seed=5,
+        rank=0, num_workers=1, accumulate=1, pool_sentences=bound,
+    )  # fmt: skip
+    found: Counter[int] = Counter()
+    pool = 0
+    for step in epoch_of(worker.steps(Position())):
+        found[pool] += len(step_content(step))
+        pool = step.after.pool
+    assert [found[pool] for pool in sorted(found)] == sizes
 
 
 def test_an_uneven_end_gives_well_formed_empty_batches(prepared: Prepared) -> None:
@@ -286,6 +344,7 @@ def test_close_ends_the_thread(prepared: Prepared) -> None:
     next(steps)
     (thread,) = set(threading.enumerate()) - before
     assert thread.is_alive()
+    assert thread.daemon  # what is never closed holds no process
     steps.close()
     thread.join(5)
     assert not thread.is_alive()

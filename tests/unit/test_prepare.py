@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, replace
@@ -291,6 +292,62 @@ def test_nothing_left_to_train_on_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 had an empty side, 2 were longer.*max_tokens=2"):
         prepare(tmp_path / "data", {"train": text}, rule=LengthRule(2, "drop"))
     assert not (tmp_path / "data" / "data.json").exists()
+
+
+def test_an_index_as_it_was_ever_written_is_read(tmp_path: Path) -> None:
+    """Its text is also what a lexicon knows its data by."""
+    text = """{
+ "settings": {
+  "tokenizer.kind": "wörd"
+ },
+ "vocabulary_size": {
+  "source": 9,
+  "target": 8
+ },
+ "shared_vocabulary": false,
+ "splits": {
+  "train": {
+   "shards": [
+    {
+     "name": "train/shard-00000.parquet",
+     "sentences": 3,
+     "source_tokens": 7,
+     "target_tokens": 9
+    },
+    {
+     "name": "train/shard-00001.parquet",
+     "sentences": 2,
+     "source_tokens": 4,
+     "target_tokens": 5
+    }
+   ],
+   "dropped_empty": 1,
+   "dropped_long": 2,
+   "cut": 0
+  }
+ },
+ "format": 1
+}
+"""
+    (tmp_path / "data.json").write_text(text)
+    data = PreparedData.read(str(tmp_path))
+    assert data.to_json() == text
+    assert data.digest() == hashlib.sha256(text.encode()).hexdigest()
+    train = data.splits["train"]
+    assert (train.sentences, train.target_tokens) == (5, 9 + 5 + 5)  # with ends of sentences
+    assert (data.vocabulary_size, data.shared_vocabulary) == ({"source": 9, "target": 8}, False)
+
+
+def test_what_is_trained_on_is_not_held_out(prepared: Prepared) -> None:
+    for name in ("validation", "test"):
+        assert prepared.data.held_out(name, "there") is prepared.data.splits[name]
+    for name in ("train", "other"):
+        told = f"split '{name}' is not among the held-out data in there; there are validation, test"
+        with pytest.raises(UserError, match=told):
+            prepared.data.held_out(name, "there")
+    alone = replace(prepared.data, splits={"train": prepared.data.splits["train"]})
+    with pytest.raises(UserError, match="there are none"):
+        alone.held_out("test", "there")
 
 
 def test_another_format_is_refused(prepared: Prepared, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from dist_embed.config.schema import Config
 from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import (
+    CHANGEABLE,
     check_run_folder,
+    fingerprint,
     only_training,
     read_run_config,
     write_run_folder,
@@ -58,6 +60,9 @@ def test_a_run_with_what_is_refused_by_now_can_still_be_used(tmp_path: Path) -> 
         run_config(uri, options)
     options.candidates = 0
     assert run_config(uri, options).search.candidates == 0
+    options.beam, options.replace_unknown = 7, "copy"
+    changed = run_config(uri, options).search
+    assert (changed.candidates, changed.beam, changed.replace_unknown) == (0, 7, "copy")
 
 
 def open_run(config: Config, *, force: bool) -> None:
@@ -175,6 +180,24 @@ def test_what_decides_the_result_may_not_change(
     add_checkpoint(str(tmp_path / "run"))
     with pytest.raises(UserError, match=override.split("=")[0]):
         open_run(with_data(prepared, tmp_path, override), force=False)
+
+
+def test_the_fingerprint_is_of_what_a_step_depends_on(tmp_path: Path) -> None:
+    before = fingerprint(config_of(tmp_path))
+    free = ["run.uri=/elsewhere", "data.uri=/there", "data.num_processes=3",
+            "data.lexicon_translations=7", "embedding.memory=uvm", "model.logits_block_mib=2.5",
+            "train.max_steps=9", "train.log_every=3", "train.evaluate_every=3",
+            "train.translate_every=3", "train.max_skipped_steps=3", "search.beam=2",
+            "search.length_penalty=0.3", "checkpoint.every_steps=7", "checkpoint.keep_last=7",
+            "cluster.num_workers=1", "cluster.threads_per_worker=3"]  # fmt: skip
+    assert {key.split("=")[0] for key in free} >= {k for k in CHANGEABLE if not k.endswith(".")}
+    for override in free:
+        assert fingerprint(config_of(tmp_path, override)) == before, override
+    bound = ["run.seed=2", "train.batch_tokens=99", "train.accumulate=2", "model.dropout=0.2",
+             "tokenizer.lowercase=true", "embedding.width=64", "embedding.optimizer=sgd",
+             "data.synthetic.seed=2", "train.learning_rate=0.5"]  # fmt: skip
+    found = {fingerprint(config_of(tmp_path, override)) for override in bound}
+    assert len(found | {before}) == len(bound) + 1
 
 
 def test_a_moved_run_is_found_where_it_is(prepared: Prepared, tmp_path: Path) -> None:

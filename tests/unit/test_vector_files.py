@@ -264,6 +264,32 @@ def test_marks_tabs_and_empty_lines_at_the_end_do_not_matter(
     assert read(file)[0] == ["a", "b"]
 
 
+def test_runs_of_blanks_under_a_header_are_one(tmp_path: Path) -> None:
+    uri = saved(tmp_path, "v.vec", b"3 2\na   1  2\nb\t\t3 \t4  \n  c 5    6\n")
+    file = open_vectors(uri, None)
+    assert not isinstance(file, FastTextBinary)
+    words, found = read(file)
+    assert words == ["a", "b", "c"]
+    assert found.tolist() == [[1, 2], [3, 4], [5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (np.zeros(4, np.float32), r"float32 of shape \(4,\); expected a matrix"),
+        (np.zeros((2, 2, 2), np.float32), r"float32 of shape \(2, 2, 2\); expected a matrix"),
+        (np.zeros((2, 3), np.float32, order="F"), r"shape \(2, 3\) in Fortran order; expected"),
+        (np.zeros((2, 3), np.int64), r"int64 of shape \(2, 3\); expected"),
+        (np.zeros((2, 3), ">f4"), r">f4 of shape \(2, 3\); expected"),
+    ],
+)
+def test_an_array_that_is_no_matrix_is_refused(tmp_path: Path, values: Any, said: str) -> None:
+    np.save(tmp_path / "v.npy", values)
+    words = saved(tmp_path, "words", b"a\nb\nc\nd\n")
+    with pytest.raises(VectorFileError, match=said):
+        open_vectors(str(tmp_path / "v.npy"), None, words=words)
+
+
 def test_tabs_behind_a_word_with_spaces(tmp_path: Path) -> None:
     uri = saved(tmp_path, "v.txt", b"house\t1 2\nNew York\t3 4\nthe\t5 6\n")
     file = open_vectors(uri, "glove")

@@ -1,0 +1,189 @@
+"""Beam search over words whose probabilities a test writes down, and candidate lists."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dist_embed.data.tokenizer import END, PAD, START
+from dist_embed.model.candidates import CandidateWords
+from dist_embed.model.search import Searcher, SearchSettings
+from dist_embed.parallel.group import Group
+from tests.unit.small_run import ONE
+
+WORD, OTHER = 4, 5
+V, D = 12, 6
+
+
+class Tables:
+    """Stands for the tables: row i of ``values`` is the vector of id i."""
+
+    group: Group = ONE
+    num_output_rows = V
+    width = D
+
+    def __init__(self) -> None:
+        self.values = torch.randn(V, D, generator=torch.Generator().manual_seed(1))
+
+    def lookup(self, ids: dict[str, list[Tensor]]) -> Tables:
+        (self._wanted,) = next(iter(ids.values()))
+        return self
+
+    def vectors(self, role: str, number: int) -> Tensor:
+        return self.values[self._wanted]
+
+
+class State:
+    def select(self, index: Tensor) -> State:
+        return self
+
+    select_past = select
+
+
+class Model:
+    """Says at which step of a search it is."""
+
+    def start(self, vectors: Tensor, lengths: Tensor) -> State:
+        self.number = 0
+        return State()
+
+    def step(self, vectors: Tensor, state: State) -> Tensor:
+        self.number += 1
+        return torch.zeros(len(vectors), D)
+
+
+class Script:
+    """By the number of the step the log probability of each word that may follow; no other may."""
+
+    def __init__(self, steps: list[dict[int, float]], last: dict[int, float]) -> None:
+        self.steps, self.last, self.number = steps, last, 0
+
+    def open(self, sources: list[list[int]]) -> None:
+        pass
+
+    def begin(self, sources: list[list[int]], beam: int) -> None:
+        self.number = 0
+
+    def keep(self, places: list[int]) -> None:
+        pass
+
+    def top(self, hidden: Tensor, counts: list[int], k: int) -> tuple[Tensor, Tensor]:
+        at = self.steps[self.number] if self.number < len(self.steps) else self.last
+        self.number += 1
+        words = sorted(at, key=at.__getitem__, reverse=True)[:k]
+        values = torch.tensor([at[word] for word in words]).expand(len(hidden), -1)
+        return values, torch.tensor(words).expand(len(hidden), -1)
+
+
+def found(
+    steps: list[dict[int, float]], last: dict[int, float], sources: list[list[int]] | None = None,
+    *, beam: int = 1, alpha: float = 1.0, ratio: float = 0.5, batch: int = 9,
+) -> list[list[int]]:  # fmt: skip
+    searcher: Any = Searcher(
+        Model(), Tables(), Script(steps, last), SearchSettings(beam, alpha, ratio, batch),  # type: ignore[arg-type]
+    )  # fmt: skip
+    return searcher.translate(sources or [[7]])
+
+
+def test_the_longest_translation_follows_from_its_sentence() -> None:
+    settings = SearchSettings(1, 1.0, 1.5, 1)
+    assert [settings.longest(n) for n in (0, 1, 2, 3, 100)] == [10, 11, 13, 14, 160]
+
+
+def test_the_limit_of_length_is_kept_to_the_token() -> None:
+    only_word, ends = {WORD: -1.0}, {WORD: -1.0, END: -0.1}
+    # 0.5 × 1 + 10 tokens, the end mark included.
+    assert found([only_word] * 9 + [ends], only_word) == [[WORD] * 9]
+    # One later it comes too late: the best that has not ended is as long as is allowed.
+    assert found([only_word] * 10 + [ends], only_word) == [[WORD] * 10]
+    # Each sentence of a batch has its own limit, whatever its neighbours', and its own place.
+    sources = [[7] * 4, [7], [7] * 8]
+    assert found([], only_word, sources) == [[WORD] * n for n in (12, 10, 14)]
+    assert found([], only_word, sources, batch=2) == [[WORD] * n for n in (12, 10, 14)]
+    assert found([only_word] * 11 + [ends], only_word, sources, beam=2) == [
+        [WORD] * 11, [WORD] * 10, [WORD] * 11
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("third", "alpha", "tokens"),
+    # Two tokens with log probability -2 against three with -1.2 + third.
+    [(-1.9, 1.0, 2), (-1.7, 1.0, 3), (-0.7, 0.0, 3), (-0.9, 0.0, 2), (-2.4, 2.0, 3),
+     (-1.2, 0.5, 3), (-1.3, 0.5, 2)],
+)  # fmt: skip
+def test_scores_are_divided_by_the_length_with_its_end_mark(
+    third: float, alpha: float, tokens: int
+) -> None:
+    steps = [{WORD: -0.5, OTHER: -50.0}, {END: -1.5, WORD: -0.7}, {END: third, WORD: -60.0}]
+    expected = [WORD] * (tokens - 1)
+    assert found(steps, {END: -9.0, WORD: -9.0}, beam=2, alpha=alpha) == [expected]
+
+
+def test_only_what_is_among_the_best_of_its_step_ends() -> None:
+    # With one hypothesis the second best word is not taken, though it would end best.
+    steps = [{WORD: -0.5, END: -0.6}, {END: -5.0, WORD: -6.0}]
+    assert found(steps, {WORD: -1.0}) == [[WORD]]
+    assert found(steps, {END: -5.0, WORD: -6.0}, beam=2) == [[]]
+
+
+def test_padding_and_start_mark_never_follow() -> None:
+    steps = [{PAD: -0.1, START: -0.2, WORD: -3.0, END: -4.0}, {PAD: 0.0, START: 0.0, END: -1.0}]
+    assert found(steps, {END: -1.0}) == [[WORD]]
+    assert found([{END: -0.1}], {END: -0.1}, beam=3) == [[]]  # fewer words than hypotheses
+
+
+def candidate_words(tables: Tables, lexicon: dict[int, list[int]], sentences: int) -> Any:
+    def translations(words: NDArray[np.int64], most: int) -> dict[int, NDArray[np.int32]]:
+        return {
+            word: np.array(lexicon[word][:most], np.int32)
+            for word in set(words.tolist()) & lexicon.keys()
+        }
+
+    block_bytes = 4 * 2 * (6 + 3) * sentences  # of two hypotheses, six and three words
+    return CandidateWords(tables, 6, 2, translations, block_bytes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 9])
+def test_lists_of_unequal_length_are_each_its_own_softmax(at_once: int) -> None:
+    """Of six frequent words and 0, 3, 1 and 2 more; the place of padding counts for nothing."""
+    tables = Tables()
+    lexicon = {20: [7, 2, 9], 21: [8, 10], 22: [11], 23: [3, 0], 24: [9, 7]}
+    sources = [[23], [20, 21, 20], [22, 30], [24]]
+    own: list[list[int]] = [[], [7, 8, 10], [11], [7, 9]]
+    words = candidate_words(tables, lexicon, at_once)
+    words.open(sources)
+    words.begin(sources, 2)
+    hidden = torch.randn(8, D, generator=torch.Generator().manual_seed(2))
+    for kept in ([0, 1, 2, 3], [0, 2, 3]):
+        if len(kept) == 3:  # only these go on
+            words.keep(kept)
+            hidden = hidden[[0, 1, 4, 5, 6, 7]]
+        # All nine places are asked for; fewer come where the lists are shorter.
+        values, ids = words.top(hidden, [len(hidden)], 11)
+        width = 6 + max(len(own[sentence]) for sentence in kept)
+        for row, state in enumerate(hidden):
+            allowed = [*range(6), *own[kept[row // 2]]]
+            expected = (tables.values[allowed] @ state).log_softmax(0)
+            order = expected.argsort(descending=True)
+            assert ids[row, : len(allowed)].tolist() == [allowed[i] for i in order]
+            torch.testing.assert_close(values[row, : len(allowed)], expected[order])
+            assert (values[row, len(allowed) :] == -math.inf).all()
+            assert ((ids[row] >= 0) & (ids[row] < V)).all()
+        assert ids.shape[1] == values.shape[1] >= width
+        two, _ = words.top(hidden, [len(hidden)], 2)
+        torch.testing.assert_close(two, values[:, :2])
+
+
+def test_no_sentence_has_no_candidates() -> None:
+    words = candidate_words(Tables(), {}, 1)
+    words.open([])
+    words.begin([], 2)
+    values, ids = words.top(torch.empty(0, D), [0], 4)
+    assert values.shape == ids.shape == (0, 4)
+    assert ids.dtype == torch.int64
