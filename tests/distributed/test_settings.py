@@ -15,20 +15,28 @@ from types import ModuleType
 from typing import Any, get_args
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel
 
+from dist_embed.checkpoint.load import Loaded
+from dist_embed.checkpoint.manifest import ManifestName
+from dist_embed.checkpoint.state import TrainingState
 from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.loader import Position
+from dist_embed.data.prepare import load_tokenizers
 from dist_embed.data.token_shards import PreparedData
+from dist_embed.data.tokenizer import SPACE, UNKNOWN, Tokenizer
 from dist_embed.model.attention import CrossAttention, SelfAttention
 from dist_embed.model.dropout import Dropout
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.train import assemble, worker
+from dist_embed.train.run_folder import read_run_config
 from dist_embed.train.worker import Context, train_task
 from tests.distributed.configured import ConfiguredRun, Step
 from tests.distributed.pool import WorkerPool
@@ -362,6 +370,113 @@ def test_a_plain_run_is_as_it_is_configured(
 
 def partial_without_validation(group: Group, values: dict[str, Any]) -> dict[str, Any]:
     return trained(group, values, validate=False)
+
+
+def resumed(group: Group, values: dict[str, Any], lost: int) -> dict[str, Any]:
+    """The result of `train_task` where a checkpoint of step 5 is there and 4 steps are trained."""
+    started: list[int] = []
+    calls: dict[str, Any] = {}
+
+    def load(store: Any, state: TrainingState, *_: Any, **__: Any) -> Loaded:
+        state.step = 5
+        state.scalars["skipped_steps"] = 3
+        return Loaded(5, frozenset({ManifestName(6, 0)}), 0)
+
+    def loop(state: Any, *_: Any, **__: Any) -> bool:
+        state.step += 4
+        state.scalars["skipped_steps"] += lost
+        return bool(lost)
+
+    with ExitStack() as stack:
+        recorded(stack, calls, worker, "MetricsLog", "Saver")
+        stack.enter_context(mock.patch.object(worker, "load_newest", load))
+        stack.enter_context(mock.patch.object(worker, "train_loop", loop))
+        stack.enter_context(mock.patch.object(worker, "start_tables", started.append))
+        lines: list[str] = []
+        reporter = Reporter(lambda event: lines.append(event["text"]))
+        result = train_task(Context(config_from_dict(values), group, reporter, {}))
+    return result | {
+        "started": started, "after_step": calls.get("MetricsLog.after_step"),
+        "damaged": calls["Saver.damaged"], "flushes": calls["Saver.beforehand"] is not None,
+        "lines": lines,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+def test_a_run_that_goes_on_tells_what_it_has_done(
+    workers: WorkerPool, tmp_path: Path, data_uri: str, lost: int
+) -> None:
+    config = config_of(tmp_path, data_uri)
+    for rank, found in enumerate(workers.run(2, resumed, dump(config), lost)):
+        assert found.pop("peak_memory_bytes") > 10**7
+        lines = found.pop("lines")
+        assert found == {
+            "steps": 9, "resumed_at": 5, "stopped": lost > 0, "skipped_steps": lost, "started": [],
+            "after_step": 5 if rank == 0 else None, "damaged": {ManifestName(6, 0)},
+            "flushes": rank == 0,
+        }  # fmt: skip
+        assert "resuming from the checkpoint of step 5" in lines
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {
+        "config.yaml", "tokenizer.source.json", "tokenizer.target.json", "metrics.jsonl"
+    }  # fmt: skip
+    assert read_run_config(str(tmp_path / "run")) == config
+
+
+def translated(
+    group: Group, values: dict[str, Any], texts: list[str]
+) -> tuple[list[str], list[list[int]]]:
+    """Translations by a model that says nothing but ``<unk>``, and the sources' ids."""
+    config = config_from_dict(values)
+    calls: dict[str, Any] = {}
+    tokenizers = load_tokenizers(config.data.uri)
+    sizes = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
+    translator = assemble.build_translator(config, sizes, group)
+    with torch.no_grad():
+        translator.transformer.decoder_norm.weight.zero_()
+        translator.transformer.decoder_norm.bias.fill_(1.0)
+        best = translator.lookup.ids_of_own_output_rows() == UNKNOWN
+        translator.lookup.output_weight().copy_(torch.where(best, 1.0, -1.0).unsqueeze(1))
+    with ExitStack() as stack:
+        recorded(stack, calls, assemble, "Translation")
+        translation = assemble.build_translation(config, translator, tokenizers)
+    return translation.of(texts), calls["Translation.encode"](texts)
+
+
+@pytest.mark.parametrize("replace_unknown", ["no", "copy", "lexicon"])
+def test_unknown_words_become_what_is_configured(
+    workers: WorkerPool, tmp_path: Path, data_uri: str, replace_unknown: str
+) -> None:
+    search = {"replace_unknown": replace_unknown, "candidates": 9, "max_length_ratio": 1.75}
+    config = config_of(tmp_path, data_uri, {"model": {"width": 8, "heads": 2}, "search": search})
+    Lexicon(data_uri).copy_to(config.run.uri)
+    tokenizers = load_tokenizers(data_uri)
+    known = [word for n, word in enumerate(words_of(tokenizers["source"])) if n % 5 == 0]
+    texts = [" ".join(known), f"{known[0]} Nowhere {known[1]}", known[2]]
+    lexicon = Lexicon(data_uri).translations(np.arange(tokenizers["source"].size), 4)
+    for found, ids in workers.run(2, translated, dump(config), texts):
+        # Hashed ids lie behind the vocabulary.
+        assert [i >= tokenizers["source"].size for i in ids[1]] == [False, True, False]
+        for text, source, translation in zip(texts, ids, found, strict=True):
+            words = translation.split()
+            assert len(words) == int(1.75 * len(source)) + 10
+            if replace_unknown == "no":
+                assert set(words) == {"<unk>"}
+                continue
+            there = set(text.lower().split())
+            if replace_unknown == "copy":
+                assert {word.lower() for word in words} <= there
+                continue
+            means = {
+                tokenizers["target"].token(int(t)).removeprefix(SPACE)
+                for i in source for t in lexicon.get(i, [])[:1]
+            }  # fmt: skip
+            assert means
+            assert {word.lower() for word in words} <= means | {"nowhere"}
+
+
+def words_of(tokenizer: Tokenizer) -> list[str]:
+    tokens = tokenizer.tokens()[4:]
+    return [t.removeprefix(SPACE) for t in tokens if t.startswith(SPACE) and t != SPACE]
 
 
 def changed(config: Config, key: str, value: Any) -> Config:

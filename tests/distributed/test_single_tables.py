@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from dist_embed.cluster.preparation import ensure_data
+from dist_embed.config.load import config_from_dict
+from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.token_shards import PreparedData
+from dist_embed.data.tokenizer import SPACE
+from dist_embed.embedding.plan import TABLE_OF_ROLE
+from dist_embed.embedding.pretrained import StartSettings, TableStart
+from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
+from dist_embed.train import single_tables
+from dist_embed.train.assemble import build_translator
+from dist_embed.train.single_tables import start_tables, write_coverages
+from dist_embed.vectors.coverage import Coverage
 from tests.distributed.pool import WorkerPool
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
 
@@ -87,3 +105,156 @@ def test_a_tables_own_rate_is_its_alone(
         assert not same(one[rank]["source"], usual[rank]["source"])
         for name in ("target", "output"):
             assert same(one[rank][name], usual[rank][name])
+
+
+WIDTH, SEED = 8, 2**35 + 3
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data with two vocabularies, and vectors of both sides' words."""
+    folder = tmp_path_factory.mktemp("vectors")
+    synthetic = {"sentences": 60, "held_out": 3, "nouns": 9, "verbs": 4, "adjectives": 3}
+    values = {
+        "run": {"uri": str(folder / "run")}, "train": {"max_steps": 9},
+        "data": {"synthetic": synthetic, "uri": str(folder / "data"), "num_processes": 1},
+        "tokenizer": {"shared": False, "vocab_size": 40},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(values))
+    ensure_data(config_from_dict(values), lambda line: None)
+    (folder / "source.txt").write_text(
+        "".join(f"{w} {' '.join(map(str, v))}\n" for w, v in source_vectors(folder).items())
+    )
+    words = words_of(folder, "target")[::2]
+    (folder / "words.txt").write_text("".join(f"{word}\n" for word in words))
+    torch.manual_seed(0)
+    matrices = {name: torch.randn(len(words), 6) for name in ("a", "b")}
+    save_file(matrices, folder / "target.safetensors")
+    return folder
+
+
+def words_of(folder: Path, side: str) -> list[str]:
+    tokens = load_tokenizers(str(folder / "data"))[side].tokens()[4:]
+    return [
+        token.removeprefix(SPACE) for token in tokens if token.startswith(SPACE) and token != SPACE
+    ]
+
+
+def source_vectors(folder: Path) -> dict[str, list[float]]:
+    """Every third word has none; the others are written in small letters."""
+    known = [word for n, word in enumerate(words_of(folder, "source")) if n % 3]
+    return {word.lower(): [float(n), 0.5, *[-float(n)] * 6] for n, word in enumerate(known)}
+
+
+def started(
+    group: Group, values: dict[str, Any], share: str
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Coverage], list[str], list[Any]]:
+    """Rows of this worker before and after, what was found, was said and was asked for."""
+    asked: list[Any] = []
+    said: list[str] = []
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            asked.append((name, args, options))
+            return function(*args, **options)
+
+        return call
+
+    config = config_from_dict(values | {"model": {"share_embeddings": share}})
+    vocabulary_size = PreparedData.read(config.data.uri).vocabulary_size
+    lookup = build_translator(config, vocabulary_size, group).lookup
+    before = {name: lookup.weight(name).clone() for name in lookup.specs}
+    written = mock.Mock(wraps=lookup.after_writing)
+    with (
+        mock.patch.object(single_tables, "TableStart", noted("start", TableStart)),
+        mock.patch.object(single_tables, "open_vectors", noted("open", single_tables.open_vectors)),
+        mock.patch.object(lookup, "after_writing", written),
+    ):
+        tokenizers = load_tokenizers(config.data.uri)
+        found = start_tables(config, lookup, tokenizers, said.append)
+    assert written.call_count == 1
+    after = {name: lookup.weight(name).clone() for name in lookup.specs}
+    plain = [
+        (args, options) if name == "open" else (args[5], args[6:], options)
+        for name, args, options in asked
+    ]
+    return before, after, found, said, plain
+
+
+@pytest.mark.parametrize("share", ["none", "decoder"])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_tables_start_from_their_own_files(
+    workers: WorkerPool, files: Path, share: Any, num_workers: int
+) -> None:
+    source = {"uri": str(files / "source.txt"), "match": ["lowercase"], "missing": "mean"}
+    output = {
+        "uri": str(files / "target.safetensors"), "format": "safetensors", "tensor": "b",
+        "words": str(files / "words.txt"), "project": "random", "rescale": True,
+        "min_coverage": 0.01,
+    }  # fmt: skip
+    values = json.loads((files / "config.json").read_text())
+    values["run"]["seed"] = SEED
+    values["embedding"] = {
+        "width": WIDTH,
+        "tables": {"source": {"pretrained": source}, "output": {"pretrained": output}},
+    }
+    results = workers.run(num_workers, started, values, share)
+    before, after = (
+        {name: torch.cat([result[place][name] for result in results]) for name in results[0][0]}
+        for place in (0, 1)
+    )
+    tables = TABLE_OF_ROLE[share]
+
+    order = RowOrder(len(after["source"]))
+    by_id = after["source"][order.rows_of(torch.arange(len(after["source"])))]
+    vectors, tokens = source_vectors(files), load_tokenizers(str(files / "data"))["source"].tokens()
+    mean = torch.tensor(list(vectors.values())).mean(0)
+    for i, token in enumerate(tokens[4:], start=4):
+        wanted = vectors.get(token.removeprefix(SPACE).lower())
+        torch.testing.assert_close(by_id[i], mean if wanted is None else torch.tensor(wanted))
+
+    for name in before:
+        changed = name in (tables["source"], tables["output"])
+        assert torch.equal(before[name], after[name]) != changed, name
+    words = words_of(files, "target")[::2]
+    place = {
+        token: i for i, token in enumerate(load_tokenizers(str(files / "data"))["target"].tokens())
+    }
+    ids = torch.tensor([place[SPACE + word] for word in words])
+    output_rows = after[tables["output"]]
+    found_rows = output_rows[RowOrder(len(output_rows)).rows_of(ids)]
+    # As large as fresh rows, whose standard deviation is 1 / √D.
+    assert float(found_rows.square().mean()) == pytest.approx(1 / WIDTH, rel=1e-5)
+
+    for rank, (*_, coverages, said, asked) in enumerate(results):
+        assert list(coverages) == [tables["source"], tables["output"]]
+        assert coverages["source"].found_words["after lowercase"] + sum(
+            word in vectors for word in words_of(files, "source")
+        ) == len(vectors)
+        assert [line.split(":")[0] for line in said if " start from " in line] == [
+            f"table {name}" for name in coverages
+        ]
+        assert asked == [
+            ((source["uri"], None), {"words": None, "tensor": None}),
+            (StartSettings(("lowercase",), "mean", "no", False, 0.0), (),
+             {"seed": SEED, "fresh_scale": WIDTH**-0.5}),
+            ((output["uri"], "safetensors"), {"words": output["words"], "tensor": "b"}),
+            (StartSettings((), "random", "random", True, 0.01), (),
+             {"seed": SEED, "fresh_scale": WIDTH**-0.5}),
+        ]  # fmt: skip
+        if rank == 0:  # who alone knows how often words occur
+            for role, side in (("source", "source"), ("output", "target")):
+                counts = read_counts(str(files / "data"), side)[4:]
+                assert coverages[tables[role]].tokens == counts.sum()
+
+    write_coverages(str(files / "run"), results[0][2])
+    for name, coverage in results[0][2].items():
+        assert (files / "run" / f"pretrained.{name}.json").read_text() == coverage.to_json()
+
+
+def test_without_files_no_table_is_touched(workers: WorkerPool, files: Path) -> None:
+    values = json.loads((files / "config.json").read_text())
+    values["embedding"] = {"width": WIDTH, "tables": {"source": {"freeze": True}}}
+    ((before, after, coverages, said, asked),) = workers.run(1, started, values, "none")
+    assert (coverages, said, asked) == ({}, [], [])
+    assert all(torch.equal(before[name], after[name]) for name in before)

@@ -12,7 +12,7 @@ from dist_embed.parallel.group import Group
 from tests.distributed.pool import WorkerPool
 from tests.distributed.tiny import Pairs, Sharded, Tiny, random_pairs
 
-STEPS = 50
+STEPS = 20
 
 
 def losses_of_run(group: Group, tiny: Tiny, steps: list[Pairs]) -> tuple[list[float], Any]:
@@ -25,7 +25,7 @@ def many_steps() -> list[Pairs]:
     return [random_pairs(7, seed, 23, 31) for seed in range(STEPS)]
 
 
-def test_fifty_steps_do_not_depend_on_the_number_of_workers(workers: WorkerPool) -> None:
+def test_twenty_steps_do_not_depend_on_the_number_of_workers(workers: WorkerPool) -> None:
     runs = {w: workers.run(w, losses_of_run, Tiny(), many_steps())[0][0] for w in (1, 2, 3)}
     assert runs[1][-1] < runs[1][0]
     assert runs[2] == pytest.approx(runs[1], rel=1e-3)
@@ -116,3 +116,24 @@ def test_a_step_that_is_not_finite_changes_nothing(
         assert told["dense"]
         assert not told["next_skipped"]
         assert math.isfinite(told["next_loss"])
+
+
+def draws(group: Group, steps: list[int], seed: int) -> list[list[float]]:
+    """What dropout would draw first in each of the steps."""
+    sharded = Sharded(Tiny(step_seed=seed), group)
+    found: list[list[float]] = []
+    sharded.transformer.register_forward_pre_hook(
+        lambda *_: found.append(torch.rand(3).tolist())  # of the generator that dropout draws from
+    )
+    for step in steps:
+        sharded.step(step, random_pairs(4, 1, 23, 31))
+    return found
+
+
+def test_dropout_differs_by_worker_and_step_and_seed_and_is_repeated(workers: WorkerPool) -> None:
+    first = workers.run(2, draws, [1, 2, 3], 5)
+    other = workers.run(2, draws, [1, 2, 3], 6)
+    everything = [tuple(one) for worker in (*first, *other) for one in worker]
+    assert len(set(everything)) == len(everything) == 12
+    # A run that resumes behind step 1 draws as one that was never interrupted.
+    assert workers.run(2, draws, [2, 3], 5) == [worker[1:] for worker in first]

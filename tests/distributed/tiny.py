@@ -44,6 +44,7 @@ class Tiny:
     clip_norm: float = 0.0
     block_bytes: int = 4 * 31 * 5
     seed: int = 7
+    step_seed: int = 1  # of dropout
     dense_rate: float = 1e-3
     num_samples: int = 0  # of the sampled output layer; 0: the exact one
     memory: Memory = "device"
@@ -135,7 +136,7 @@ class Sharded:
             model=model, lookup=self.lookup, optimizer=self.optimizer, dense_schedule=constant,
             table_schedule=Schedule(TABLE_RATE, "constant", 0, 100), output=output,
             label_smoothing=tiny.label_smoothing, clip_norm=tiny.clip_norm,
-            compute_dtype=compute_dtype, seed=1,
+            compute_dtype=compute_dtype, seed=tiny.step_seed,
             own_schedules={
                 table: Schedule(rate, "constant", 0, 100) for table, rate in tiny.own_rates
             },

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -56,3 +58,16 @@ def test_a_shard_of_a_larger_tensor_can_be_filled() -> None:
     fill_initial_rows(physical[:4], seed=1, table="t", first_row=2, scale=0.1)
     assert torch.equal(physical[:4], initial(2, 4))
     assert physical[4:].eq(0).all()
+
+
+def test_values_written_out() -> None:
+    """A fresh run starts as it always has: block by block of 1024 rows, by SHA-256 of its name."""
+    out = torch.empty(3, 4)
+    fill_initial_rows(out, seed=7, table="decoder", first_row=2047, scale=0.25)
+    expected = []
+    for block, rows in ((1, [1023]), (2, [0, 1])):
+        digest = hashlib.sha256(f"7/decoder/{block}".encode()).digest()
+        seed = int.from_bytes(digest[:8], "little") // 2
+        values = torch.randn(1024, 4, generator=torch.Generator().manual_seed(seed))
+        expected += [values[row] * 0.25 for row in rows]
+    assert torch.equal(out, torch.stack(expected))

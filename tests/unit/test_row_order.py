@@ -69,3 +69,11 @@ def test_the_order_is_fixed_for_stored_models() -> None:
     # A change here makes every stored checkpoint decode to other words.
     assert RowOrder(10).rows_of(torch.arange(10)).tolist() == [0, 7, 4, 1, 8, 5, 2, 9, 6, 3]
     assert RowOrder(10_000).multiplier == 6181
+
+
+def test_rows_written_out() -> None:
+    # 10 · 0.618 = 6.18: 6 shares a divisor with 10, and 7 is nearer than 5 by the sign tried first.
+    assert RowOrder(10).rows_of(torch.arange(10)).tolist() == [0, 7, 4, 1, 8, 5, 2, 9, 6, 3]
+    # 16 · 0.618 = 9.9, 10 is even: 11.
+    assert RowOrder(16).rows_of(torch.tensor([[1, 2], [3, 15]])).tolist() == [[11, 6], [1, 5]]
+    assert RowOrder(1).rows_of(torch.tensor([0])).tolist() == [0]
