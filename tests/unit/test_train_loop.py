@@ -226,10 +226,10 @@ def test_the_position_saved_is_that_behind_the_step() -> None:
 
 
 def test_a_checkpoint_has_the_metric_of_its_own_step_or_none() -> None:
-    run = Run(losses={2: 3.25, 4: math.nan, 6: 2.5})
+    run = Run(losses={2: 3.25, 4: 2.5})
     run.state.scalars[METRIC] = 9.0  # of the checkpoint that the run goes on from
-    run.train(max_steps=7, evaluate_every=2, save_every=1, translate_every=0)
-    assert [event[2] for event in run.happened("save")] == [None, 3.25, None, None, None, 2.5, 7.0]
+    run.train(max_steps=5, evaluate_every=2, save_every=1, translate_every=0)
+    assert [event[2] for event in run.happened("save")] == [None, 3.25, None, 2.5, 5.0]
 
 
 def test_a_validation_is_told_and_written() -> None:
