@@ -49,7 +49,7 @@ class RowLookup:
         memory: where the rows lie; the attribute ``tier`` tells what ``auto`` has become.
         weights: type of the rows; lookups give float32 in any case.
         exchange: type in which vectors and gradients cross the network.
-        beside_bytes: what a step needs of a GPU beside the tables.
+        step_bytes: what a step needs of a GPU beside the tables.
         own_rates: first rates of tables that have another.
 
     Raises:
@@ -75,7 +75,7 @@ class RowLookup:
         memory: Memory = "auto",
         weights: Weights = "fp32",
         exchange: Exchange = "fp32",
-        beside_bytes: int = 0,
+        step_bytes: int = 0,
         own_rates: dict[str, float] | None = None,
     ) -> None:
         self.group = group
@@ -91,7 +91,7 @@ class RowLookup:
         self._orders = {name: spec.order for name, spec in self.specs.items()}
         output_table = self.table_of_role["output"]
         specs = list(self.specs.values())
-        self.tier, room = find_tier(memory, specs, optimizer, weights, beside_bytes, group)
+        self.tier, room = find_tier(memory, specs, optimizer, weights, step_bytes, group)
         self._module = build_sharded_tables(
             specs,
             group,

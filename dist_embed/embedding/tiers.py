@@ -54,9 +54,9 @@ def sizes_of(specs: list[TableSpec], optimizer: str, num_workers: int, weights: 
     )
 
 
-def room_for_tables(free_bytes: int, beside_bytes: int) -> int:
+def room_for_tables(free_bytes: int, step_bytes: int) -> int:
     """Bytes of a device that tables may take, of ``free_bytes`` less what a step needs."""
-    return max(0, int(TABLES_SHARE * (free_bytes - beside_bytes)))
+    return max(0, int(TABLES_SHARE * (free_bytes - step_bytes)))
 
 
 def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
@@ -106,12 +106,12 @@ def find_tier(
     specs: list[TableSpec],
     optimizer: str,
     weights: Weights,
-    beside_bytes: int,
+    step_bytes: int,
     group: Group,
 ) -> tuple[Tier, int]:
     """The tier that all workers use, and the bytes that tables may take of each device.
 
-    ``beside_bytes`` is what a step needs of a device beside the tables. Collective.
+    ``step_bytes`` is what a step needs of a device beside the tables. Collective.
 
     Raises:
         UserError: on every worker, where the rows fit neither way.
@@ -119,7 +119,7 @@ def find_tier(
     sizes = sizes_of(specs, optimizer, group.num_workers, weights)
     if group.device.type != "cuda":
         return choose_tier(wanted, sizes, None), 0
-    room = least_over_workers(room_for_tables(free_bytes(group.device), beside_bytes), group)
+    room = least_over_workers(room_for_tables(free_bytes(group.device), step_bytes), group)
     tier = choose_tier(wanted, sizes, room)
     with all_or_none(group):
         if tier != "device":

@@ -231,6 +231,6 @@ class _Tokens:
         stats = gather_equal(stats, self.shard.group)
         log_z = log_normaliser(stats[:, 0], stats[:, 1])
         nll = log_z - stats[:, 2].sum(0)
-        spread = log_z - stats[:, 3].sum(0) / self.shard.num_rows
-        smoothed = (1 - self.smoothing) * nll + self.smoothing * spread
+        mean_nll = log_z - stats[:, 3].sum(0) / self.shard.num_rows  # over the vocabulary
+        smoothed = (1 - self.smoothing) * nll + self.smoothing * mean_nll
         return (smoothed.sum(), nll.sum()), log_z

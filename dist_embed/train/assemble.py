@@ -85,7 +85,7 @@ def build_translator(
         memory=embedding.memory,
         weights=embedding.weights,
         exchange=embedding.exchange,
-        beside_bytes=beside_tables_bytes(output, group.num_workers, copied=True),
+        step_bytes=beside_tables_bytes(output, group.num_workers, copied=True),
         own_rates=own_rates(config),
     )
     torch.manual_seed(config.run.seed)
