@@ -105,11 +105,7 @@ class CpuRows:
                 torch.index_select(self._tables[table], 0, rows, out=into)
             except IndexError:
                 count = self._tables[table].shape[0]
-                wrong = rows[(rows < 0) | (rows >= count)]
-                raise IndexError(
-                    f"table {table} of a kernel: row {int(wrong[0])} of its shard is not there; "
-                    f"allowed are 0 to {count - 1}"
-                ) from None
+                raise no_such_row(f"table {table} of a kernel", rows, count) from None
         return taken
 
     def update(self, parts: list[tuple[int, Tensor]], gradient: Tensor) -> None:
@@ -132,6 +128,14 @@ class CpuRows:
             for place, into in zip(own, places, strict=True):
                 summed.index_add_(0, into, gradients[place])
             self._update(weight, states, distinct, summed, rate, eps)
+
+
+def no_such_row(table: str, rows: Tensor, count: int) -> IndexError:
+    """The error that names the first of ``rows`` that a shard of ``count`` rows has not."""
+    wrong = rows[(rows < 0) | (rows >= count)]
+    return IndexError(
+        f"{table}: row {int(wrong[0])} of its shard is not there; allowed are 0 to {count - 1}"
+    )
 
 
 class _Rows(torch.autograd.Function):

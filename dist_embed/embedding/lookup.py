@@ -91,7 +91,8 @@ class RowLookup:
         self._orders = {name: spec.order for name, spec in self.specs.items()}
         output_table = self.table_of_role["output"]
         specs = list(self.specs.values())
-        self.tier, room = find_tier(memory, specs, optimizer, weights, step_bytes, group)
+        whole = output_table if own_output else None
+        self.tier, room = find_tier(memory, specs, optimizer, weights, step_bytes, group, whole)
         self._module = build_sharded_tables(
             specs,
             group,
@@ -102,7 +103,7 @@ class RowLookup:
             weights=weights,
             exchange=exchange,
             room_bytes=room,
-            trained_whole=output_table if own_output else None,
+            trained_whole=whole,
         )
         tables_of_kernels = self._tables_of_kernels()
         self._kernels = [kernel for kernel, _ in tables_of_kernels]
@@ -167,17 +168,19 @@ class RowLookup:
         return RowRequest(rows, index, context, travelling)
 
     def fetch(self, request: RowRequest) -> StepRows:
-        """The rows as they are now. Collective. A request is fetched once."""
+        """The rows as they are now. Collective. A request is fetched once.
+
+        With ``own_output`` only the rows that were last fetched for training can be trained.
+        """
+        training, own = torch.is_grad_enabled(), None
+        if self._own is not None and training:
+            own = self._own.begin_step(trained=self.table_of_role["output"] not in self._frozen)
         looked_up = self._module.compute_and_output_dist(request.context, request.arrived())
-        training = torch.is_grad_enabled()
         fetched: dict[str, TableRows] = {}
         for table in self.specs:
             values = looked_up[feature_of(table)].values()
             leaf = values.detach().requires_grad_(training and table not in self._frozen)
             fetched[table] = TableRows(request.rows[table], leaf, values)
-        own = None
-        if self._own is not None and training:
-            own = self._own.begin_step(trained=self.table_of_role["output"] not in self._frozen)
         return StepRows(fetched, own, self.table_of_role, request.index, self._note_update)
 
     def _distinct_rows(self, table: str, pieces: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

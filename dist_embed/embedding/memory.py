@@ -14,7 +14,9 @@ from dist_embed.embedding.plan import TableSpec, Tier, Weights, shard_of
 
 # A worker process with torch, torchrec and fbgemm loaded, and some for activations. A whole run
 # with a table of 146 rows peaked at 0.46 GiB ("peak memory of worker 0" at the end of `train`).
+# CUDA takes host memory too: how much has not been measured.
 PROCESS_BYTES = 512 * 2**20
+CUDA_PROCESS_BYTES = 768 * 2**20
 GIB = 2**30
 
 # The exact layer computes whole logits of blocks of tokens. Where a block would hold fewer tokens
@@ -89,15 +91,17 @@ class OutputNeeds:
     sampler_words: int = 0
 
 
-def beside_tables_bytes(output: OutputNeeds, num_workers: int, *, copied: bool = False) -> int:
-    """Bytes that a training step needs beside the tables, as far as they can be foretold.
+def beside_tables_bytes(
+    output: OutputNeeds, num_workers: int, *, training: bool = True, copied: bool = False
+) -> int:
+    """Bytes that a step needs beside the tables, as far as they can be foretold.
 
-    Three blocks of logits; for the exact output layer the gradient of its shard, float32, and where
-    it goes by blocks, of rows that are ``copied`` from the host or of another type than the
-    products, the copy.
+    Three blocks of logits; where the exact output layer is trained, the gradient of its shard,
+    float32, and where it goes by blocks of rows that are ``copied`` from the host or of another
+    type than the products, the copy.
     """
     needed = 3 * output.block_bytes
-    if output.exact:
+    if training and output.exact:
         shard = shard_of(output.table.num_rows, 0, num_workers).physical_rows * output.table.width
         needed += 4 * shard
         tokens = block_tokens(output.block_bytes, output.table.num_rows, num_workers)
@@ -138,7 +142,7 @@ def worker_bytes(
         kept + SAMPLER_BUILDING_BYTES * words,
         kept + SAMPLER_BYTES * words + step + WRITING_BYTES[store],
     )
-    return PROCESS_BYTES + READING_BYTES[store] + held + most
+    return _process_bytes(tier) + READING_BYTES[store] + held + most
 
 
 def inference_bytes(
@@ -160,7 +164,11 @@ def inference_bytes(
     copy = 0 if in_place else whole
     held = 0 if tier == "device" else whole
     scoring = 3 * block_bytes if tier is None else 0
-    return PROCESS_BYTES + READING_BYTES[store] + held + max(copy, scoring)
+    return _process_bytes(tier) + READING_BYTES[store] + held + max(copy, scoring)
+
+
+def _process_bytes(tier: Tier | None) -> int:
+    return PROCESS_BYTES if tier is None else CUDA_PROCESS_BYTES
 
 
 def available_bytes(root: Path = Path("/")) -> int:

@@ -20,6 +20,9 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor
 
+from dist_embed.embedding.cpu_rows import no_such_row
+
+LARGEST = 65504.0  # of float16
 # Rows are updated by parts, so that what is computed on the way takes little memory: on the CPU it
 # stays in a core's cache, on CUDA a part is large enough to keep the device busy.
 PART_BYTES = {"cpu": 2**20, "cuda": 2**26}
@@ -89,21 +92,23 @@ class OwnGradient:
         self.values = values
         self._begun = False
 
-    def begin_part(self, every_row: Tensor) -> Tensor:
-        """Add ``every_row`` [D] to the gradient of each row; returns ``values``, to add more to.
+    def begin_part(self, every_row: Tensor | None = None) -> Tensor:
+        """Add ``every_row`` [D], if any, to the gradient of each row; returns ``values``, to which
+        the rest of the part is added.
 
         The first part of a step is written over what the step before has left.
         """
         if self._begun:
-            self.values += every_row
+            if every_row is not None:
+                self.values += every_row
         else:
-            self.values.copy_(every_row.expand_as(self.values))
+            self.values[:] = 0 if every_row is None else every_row
             self._begun = True
         return self.values
 
     def whole(self) -> Tensor:
-        """The sum of all parts: ``values``, zeros where there was none."""
-        return self.values if self._begun else self.begin_part(self.values.new_zeros(1))
+        """The sum of all parts: ``values``, which become zeros where there was none."""
+        return self.values if self._begun else self.begin_part()
 
 
 @dataclass(frozen=True)
@@ -164,23 +169,32 @@ class OwnRowsKernel:
         In their backward all rows are updated, with the gradient of `begin_step` and theirs.
         """
         del offsets  # one table: its rows as they come
-        rows: Tensor = _LookedUp.apply(self._anchor, self, indices)
+        rows: Tensor = _LookedUp.apply(self._anchor, self, indices, self._gradient)
         return rows
 
     def take(self, rows: Tensor) -> Tensor:
-        """The rows, float32: [N, D]."""
-        return self.weight.index_select(0, rows).float()
+        """The rows, float32: [N, D]. Raises IndexError for one that is not there (on the CPU)."""
+        try:
+            return self.weight.index_select(0, rows).float()
+        except IndexError:
+            raise no_such_row("the output layer's table", rows, len(self.weight)) from None
 
-    def update(self, rows: Tensor, gradient: Tensor) -> None:
-        """One step of the optimizer for every row of the shard, unless the table is frozen.
+    def update(self, own: OwnGradient | None, rows: Tensor, gradient: Tensor) -> None:
+        """One step of the optimizer for every row of the shard.
 
         Args:
+            own: the gradient of `begin_step`; None: the table is frozen, nothing happens.
             rows: [N] that were looked up, repeated or not.
-            gradient: [N, D] their gradients, to be added to those of `begin_step`.
+            gradient: [N, D] their gradients, to be added.
+
+        Raises:
+            RuntimeError: another step has begun since: the buffer is its by now.
         """
-        if self._gradient is None:
+        if own is None:
             return
-        whole = self._gradient.whole().index_add_(0, rows, gradient)
+        if own is not self._gradient:
+            raise RuntimeError("rows were fetched for training again before these were updated")
+        whole = own.whole().index_add_(0, rows, gradient)
         arguments = self._kernel.optimizer_args
         constants = Constants(
             self._kernel.get_learning_rate(), arguments.eps, arguments.beta1, arguments.beta2,
@@ -192,7 +206,6 @@ class OwnRowsKernel:
             self._update_part(
                 self.weight[chosen], [s[chosen] for s in self._states], whole[chosen], constants
             )
-        self._gradient = None
 
     def _update_part(
         self, weight: Tensor, states: list[Tensor], gradient: Tensor, constants: Constants
@@ -208,23 +221,27 @@ class OwnRowsKernel:
 def round_stochastically(values: Tensor) -> Tensor:
     """float32 to float16, up or down with the chances that make the mean right.
 
-    As FBGEMM does it: 13 random bits are added below float16's last one, then they are cut off.
-    Values below 6·10⁻⁵, where float16 has fewer bits, are rounded to the nearest afterwards.
+    As FBGEMM does it: 13 random bits are added below float16's last one, then they are cut off;
+    finite values stay finite. Those below 6·10⁻⁵, where float16 has fewer bits, are rounded to the
+    nearest afterwards (FBGEMM: towards zero). What is not finite stays as it is.
     """
     bits = values.view(torch.int32)
     noise = torch.randint_like(bits, 1 << 13)
-    return ((bits + noise) & -(1 << 13)).view(torch.float32).half()
+    rounded = ((bits + noise) & -(1 << 13)).view(torch.float32).clamp_(-LARGEST, LARGEST)
+    return torch.where(values.isfinite(), rounded, values).half()
 
 
 class _LookedUp(torch.autograd.Function):
     """Forward takes rows; backward updates the shard."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, kernel: OwnRowsKernel, rows: Tensor) -> Tensor:
-        ctx.kernel, ctx.rows = kernel, rows
+    def forward(
+        ctx: Any, anchor: Tensor, kernel: OwnRowsKernel, rows: Tensor, own: OwnGradient | None
+    ) -> Tensor:
+        ctx.kernel, ctx.rows, ctx.own = kernel, rows, own
         return kernel.take(rows)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        ctx.kernel.update(ctx.rows, grad_outputs[0])
-        return None, None, None
+        ctx.kernel.update(ctx.own, ctx.rows, grad_outputs[0])
+        return None, None, None, None

@@ -95,8 +95,8 @@ class StepRows:
         leaf.grad.index_add_(0, self._index[role][number].flatten(), gradient.flatten(0, -2))
 
     def own_gradient(self, table: str) -> Tensor | None:
-        """The gradient of all rows of this worker's shard of ``table``: [R, D]; None where training
-        does not take them all, or leaves them as they are.
+        """The gradient of all rows of this worker's shard of ``table``: [R, D], zeros where nothing
+        has been added; None where training does not take them all, or leaves them as they are.
         """
         if self.own_output is None or table != self.table_of_role["output"]:
             return None
@@ -106,7 +106,7 @@ class StepRows:
     def gradients(self) -> list[Tensor]:
         """The gradients that are there, of all tables."""
         found = [table.vectors.grad for table in self.tables.values()]
-        found += [self.own_gradient(table) for table in self.tables]
+        found.append(self.own_gradient(self.table_of_role["output"]))
         return [gradient for gradient in found if gradient is not None]
 
     def backward(self) -> None:

@@ -75,7 +75,7 @@ def build_sharded_tables(
         room_bytes: what tables of the tier ``uvm_caching`` may take of the device. Their cache
             holds a fifth of the rows (FBGEMM's choice), or what fits there.
         trained_whole: the table of which every step reads and trains all rows of the own shard. It
-            gets a kernel for itself, and no cache: none could hold what every step needs.
+            gets a kernel for itself, and no cache.
 
     Raises:
         UserError: something that needs CUDA on another device. Nothing has been allocated.
@@ -122,12 +122,14 @@ def build_sharded_tables(
     sharder = EmbeddingCollectionSharder(
         fused_params=fused_params, qcomm_codecs_registry=exchange_codecs(exchange, group.device)
     )
-    tiers = dict.fromkeys((spec.name for spec in specs), tier)
-    if trained_whole and tier == "uvm_caching":
-        tiers[trained_whole] = "uvm"
     plan = construct_module_sharding_plan(
         module,
-        {name: row_wise(compute_kernel=KERNELS[its].value) for name, its in tiers.items()},
+        {
+            spec.name: row_wise(
+                compute_kernel=KERNELS[tier_of_table(spec.name, tier, trained_whole)].value
+            )
+            for spec in specs
+        },
         sharder=sharder,
         local_size=group.num_local_workers,
         world_size=group.num_workers,
@@ -136,6 +138,13 @@ def build_sharded_tables(
     return sharder.shard(
         module, plan, ShardingEnv.from_process_group(group.process_group), device=group.device
     )
+
+
+def tier_of_table(table: str, tier: Tier, trained_whole: str | None) -> Tier:
+    """Where the rows of one table lie: no cache could hold what every step needs of one that is
+    trained whole.
+    """
+    return "uvm" if table == trained_whole and tier == "uvm_caching" else tier
 
 
 def feature_of(table: str) -> str:

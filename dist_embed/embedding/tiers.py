@@ -34,7 +34,8 @@ class Sizes:
     Attributes:
         whole: all of it.
         in_host: what of it lies in host memory in the tiers ``uvm`` and ``uvm_caching``.
-        bookkeeping: what the device holds beside it in the tier ``uvm_caching``, without the cache.
+        bookkeeping: what the device holds beside it in the tier ``uvm_caching``, without the cache;
+            0 where no table can have one.
     """
 
     whole: int
@@ -42,15 +43,23 @@ class Sizes:
     bookkeeping: int
 
 
-def sizes_of(specs: list[TableSpec], optimizer: str, num_workers: int, weights: Weights) -> Sizes:
-    """The sizes of every worker's shards."""
-    rows = sum(shard_of(spec.num_rows, 0, num_workers).physical_rows for spec in specs)
+def sizes_of(
+    specs: list[TableSpec],
+    optimizer: str,
+    num_workers: int,
+    weights: Weights,
+    trained_whole: str | None = None,
+) -> Sizes:
+    """The sizes of every worker's shards. The table that is ``trained_whole`` never has a cache."""
+    cached = [spec for spec in specs if spec.name != trained_whole]
+    rows = sum(shard_of(spec.num_rows, 0, num_workers).physical_rows for spec in cached)
     return Sizes(
         whole=sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs),
         in_host=sum(
             host_table_bytes(spec, optimizer, num_workers, weights, "uvm") for spec in specs
         ),
-        bookkeeping=4 * rows + _SEGMENTS,  # FBGEMM's cache_index_table_map, int32, for each row
+        # FBGEMM's cache_index_table_map, int32, for each row.
+        bookkeeping=4 * rows + _SEGMENTS if cached else 0,
     )
 
 
@@ -77,6 +86,8 @@ def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
         tier = "device"
     else:
         tier = "uvm_caching"
+    if tier == "uvm_caching" and not sizes.bookkeeping:
+        tier = "uvm"
     if tier == "uvm_caching" and room_bytes is not None:
         least = sizes.whole - sizes.in_host + sizes.bookkeeping
         if least >= room_bytes:
@@ -108,15 +119,17 @@ def find_tier(
     weights: Weights,
     step_bytes: int,
     group: Group,
+    trained_whole: str | None = None,
 ) -> tuple[Tier, int]:
     """The tier that all workers use, and the bytes that tables may take of each device.
 
-    ``step_bytes`` is what a step needs of a device beside the tables. Collective.
+    ``step_bytes`` is what a step needs of a device beside the tables; ``trained_whole``: see
+    `dist_embed.embedding.tables.build_sharded_tables`. Collective.
 
     Raises:
         UserError: on every worker, where the rows fit neither way.
     """
-    sizes = sizes_of(specs, optimizer, group.num_workers, weights)
+    sizes = sizes_of(specs, optimizer, group.num_workers, weights, trained_whole)
     if group.device.type != "cuda":
         return choose_tier(wanted, sizes, None), 0
     room = least_over_workers(room_for_tables(free_bytes(group.device), step_bytes), group)

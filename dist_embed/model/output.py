@@ -174,6 +174,8 @@ class _Tokens:
 
     def begin_weight_gradient(self, gradient: OwnGradient) -> Tensor:
         """Put the part of smoothing, the same for every word, where the rest is added: [R, D]."""
+        if not self.smoothing:
+            return gradient.begin_part()
         share = self.weight_scale * self.smoothing_share
         return gradient.begin_part(self.hidden.sum(0, dtype=torch.float32) * -share)
 

@@ -65,7 +65,8 @@ def build_translator(
 ) -> Translator:
     """Tables and model with fresh values that depend on the seed alone. Collective.
 
-    Without ``training`` the tables have no optimizer's state, which may be larger than they are.
+    Without ``training`` the tables have no optimizer's state, which may be larger than they are,
+    and the exact layer's is one like the others.
     """
     embedding, model = config.embedding, config.model
     dtype = resolve_dtype(config.train.precision, group.device)
@@ -81,11 +82,11 @@ def build_translator(
         seed=config.run.seed,
         # Vectors are multiplied by √D on the way in (Vaswani et al. 2017, section 3.4).
         initial_scale=embedding.width**-0.5,
-        own_output=output.exact,
+        own_output=training and output.exact,
         memory=embedding.memory,
         weights=embedding.weights,
         exchange=embedding.exchange,
-        step_bytes=beside_tables_bytes(output, group.num_workers, copied=True),
+        step_bytes=beside_tables_bytes(output, group.num_workers, training=training, copied=True),
         own_rates=own_rates(config),
     )
     torch.manual_seed(config.run.seed)

@@ -21,11 +21,15 @@ Values = dict[str, Tensor]
 
 
 def trained_twice(
-    group: Group, optimizer: str, memory: Memory = "device", weights: Weights = "fp32"
+    group: Group,
+    optimizer: str,
+    memory: Memory = "device",
+    weights: Weights = "fp32",
+    freeze: bool = True,
 ) -> tuple[Values, Values, Values]:
     """Rows and state of this worker's shards before, trained whole, and trained by looking up.
 
-    One step finds the output's table frozen, one is dropped between its halves.
+    With ``freeze`` one step finds the output's table frozen; one is dropped between its halves.
     """
     lookups = [
         RowLookup(
@@ -37,7 +41,7 @@ def trained_twice(
     before = values_of(lookups[0])
     for lookup in lookups:
         for step in range(1, STEPS + 1):
-            _step(lookup, step)
+            _step(lookup, step, frozen=freeze and step == FROZEN_STEP)
     return before, values_of(lookups[0]), values_of(lookups[1])
 
 
@@ -50,11 +54,10 @@ def values_of(lookup: RowLookup) -> Values:
     return values
 
 
-def _step(lookup: RowLookup, step: int) -> None:
+def _step(lookup: RowLookup, step: int, *, frozen: bool) -> None:
     group, device = lookup.group, lookup.group.device
     lookup.set_step(step)
     lookup.set_learning_rate(0.1 / step)
-    frozen = step == FROZEN_STEP
     lookup.freeze(frozenset({"decoder"} if frozen else ()))
     draw = torch.Generator().manual_seed(100 * step + group.rank)
     num_ids = 5 * (group.rank + step % 2)  # none on worker 0 in every second step

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from dist_embed.config.load import config_from_dict
+from dist_embed.embedding.lookup import RowLookup
+from dist_embed.optim.gradient_norm import table_gradient_square_sum
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import build_translator
 from tests.distributed.own_rows_case import trained_twice
 from tests.distributed.pool import WorkerPool
+from tests.distributed.tiny import Sharded, Tiny, random_pairs
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
@@ -22,10 +27,8 @@ def test_a_table_trained_whole_is_as_if_all_rows_were_looked_up(
             assert not torch.equal(value, before[name])
 
 
-def held_for_reading(group: Group) -> tuple[list[int], list[int], bool]:
-    """How many states a table's optimizer has, in training and in evaluation; whether a lookup in
-    an evaluation has made room for a gradient.
-    """
+def held_for_reading(group: Group) -> tuple[list[int], list[int]]:
+    """How many states a table's optimizer has, in training and in evaluation."""
     config = config_from_dict(
         {"run": {"uri": "/nowhere"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
          "embedding": {"optimizer": "adagrad", "width": 8}, "model": {"width": 8, "heads": 2}}
@@ -38,15 +41,62 @@ def held_for_reading(group: Group) -> tuple[list[int], list[int], bool]:
         [len(translator.lookup.optimizer_state(table)) for table in translator.lookup.specs]
         for translator in translators
     )
-    lookup = translators[1].lookup
-    with torch.no_grad():
-        assert lookup.lookup({"source": [torch.tensor([1])]}).own_output is None
-    assert lookup._own is not None
-    return trained, read, lookup._own._values is not None
+    for translator in translators:
+        with torch.no_grad():
+            assert translator.lookup.lookup({"source": [torch.tensor([1])]}).own_output is None
+    (trains, reads) = (translator.lookup._own for translator in translators)
+    assert reads is None
+    assert trains is not None
+    assert trains._values is None  # no room for a gradient before the first step that trains
+    translators[0].lookup.set_step(7)
+    assert trains.step == 7
+    return trained, read
 
 
 def test_who_only_reads_has_no_optimizers_state_and_no_gradient(workers: WorkerPool) -> None:
-    ((trained, read, has_gradient),) = workers.run(1, held_for_reading)
+    ((trained, read),) = workers.run(1, held_for_reading)
     assert set(trained) == {1}
     assert set(read) == {0}
-    assert not has_gradient
+
+
+def order_of_a_step(group: Group) -> list[str]:
+    sharded, order = Sharded(Tiny(), group), []
+    lookup = sharded.lookup
+    set_rate, fetch = lookup.set_learning_rate, lookup.fetch
+
+    def noted_rate(*rates: Any) -> None:
+        order.append("rate")
+        set_rate(*rates)
+
+    def noted_fetch(request: Any) -> Any:
+        order.append("fetch")
+        return fetch(request)
+
+    lookup.set_learning_rate, lookup.fetch = noted_rate, noted_fetch
+    sharded.step(1, random_pairs(6, 1, 23, 31))
+    return order
+
+
+def test_the_rate_is_set_before_rows_are_fetched(workers: WorkerPool) -> None:
+    """FBGEMM's kernels take it with them."""
+    assert workers.run(1, order_of_a_step) == [["rate", "fetch"]]
+
+
+def norm_of_many_rows(group: Group) -> tuple[float, float]:
+    rows = 300_000
+    lookup = RowLookup(
+        {"source": 9, "target": rows, "output": rows}, 64, "none", group, optimizer="sgd",
+        learning_rate=0.1, eps=1e-8, seed=1, initial_scale=0.1, own_output=True,
+    )  # fmt: skip
+    fetched = lookup.lookup({"source": [], "target": [], "output": []})
+    assert fetched.own_output is not None
+    assert fetched.own_output.gradient is not None
+    values = fetched.own_output.gradient.begin_part()
+    values.normal_(generator=torch.Generator().manual_seed(1))
+    return float(table_gradient_square_sum(fetched, lookup)), float(values.double().square().sum())
+
+
+def test_the_norm_of_a_large_shard_is_that_of_float64(workers: WorkerPool) -> None:
+    """Summed up naively in float32 it would be off by 2 in a thousand."""
+    ((found, expected),) = workers.run(1, norm_of_many_rows)
+    assert found == pytest.approx(expected, rel=1e-5)

@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 # A step looks up more rows than the cache of a fifth of them has room for: some are pushed out,
-# some never come in. The output's table has two features, `tokens` and `own`.
+# some never come in. The output's table is trained whole, unless said otherwise.
 ROWS = {"source": 2000, "target": 700, "output": 1100}
 WIDTH = 16
 TIERS: list[Tier] = ["device", "uvm", "uvm_caching"]
@@ -48,11 +48,12 @@ def lookup_of(
     width: int = WIDTH,
     optimizer: str = "rowwise_adagrad",
     learning_rate: float = 0.1,
+    own_output: bool = True,
     **how: Any,
 ) -> RowLookup:
     return RowLookup(
         rows, width, "none", group, optimizer=optimizer, learning_rate=learning_rate, eps=1e-8,
-        seed=3, initial_scale=0.1, **how,
+        seed=3, initial_scale=0.1, own_output=own_output, **how,
     )  # fmt: skip
 
 
@@ -314,7 +315,7 @@ def test_auto_takes_the_device_where_there_is_room(
     assert lookup_of(group, memory="auto").tier == "device"
     rows = {"source": 400_000, "target": 64, "output": 64}  # 98 MiB, with state 99
     made_up(monkeypatch, 120 * 2**20)  # of which tables may take 96
-    found = lookup_of(group, rows, width=64, memory="auto")
+    found = lookup_of(group, rows, width=64, memory="auto", own_output=False)
     assert found.tier == "uvm_caching"
     assert lies_in_host_memory(found.weight("source"))
     ids = torch.arange(1000, device=group.device)
@@ -325,10 +326,10 @@ def test_auto_takes_the_device_where_there_is_room(
 def test_a_cache_takes_no_more_than_its_room(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"source": 800_000, "target": 64, "output": 64}  # a fifth of them are 156 MiB
     made_up(monkeypatch, 130 * 2**20)  # of which tables may take 104
-    lookup = lookup_of(group, rows, width=256, memory="uvm_caching")
+    lookup = lookup_of(group, rows, width=256, memory="uvm_caching", own_output=False)
     (kernel,) = lookup._kernels
     assert 0 < kernel.lxu_cache_weights.nbytes <= 104 * 2**20
     made_up(monkeypatch, 2**40)
-    lookup = lookup_of(group, memory="uvm_caching")
+    lookup = lookup_of(group, memory="uvm_caching", own_output=False)
     (kernel,) = lookup._kernels
     assert kernel.lxu_cache_weights.shape[0] == pytest.approx(sum(ROWS.values()) / 5, abs=32)

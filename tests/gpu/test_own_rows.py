@@ -15,21 +15,19 @@ pytestmark = [
 ]
 
 
-# Adam moves the rows of a frozen table that is looked up, and not those of one trained whole: the
-# source's table, which is never frozen, is compared with it too.
 @pytest.mark.parametrize("tier", ["device", "uvm", "uvm_caching"])
 @pytest.mark.parametrize("weights", ["fp32", "fp16"])
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd", "adam"])
 def test_a_table_trained_whole_is_as_if_all_rows_were_looked_up(
     group: Group, optimizer: str, weights: Weights, tier: Tier
 ) -> None:
-    before, whole, looked_up = trained_twice(group, optimizer, tier, weights)
+    # Adam moves the rows of a frozen table that is looked up, and not those of one trained whole.
+    freeze = optimizer != "adam"
+    before, whole, looked_up = trained_twice(group, optimizer, tier, weights, freeze)
     # Values below 2 are at most 2^-10 apart in float16; each update rounds up or down once.
     tolerance = 1e-5 if weights == "fp32" else STEPS * 2**-10
     for name, value in whole.items():
         assert not torch.equal(value, before[name]), name
-        if optimizer == "adam" and name.startswith("decoder"):
-            continue
         torch.testing.assert_close(
-            value.float(), looked_up[name].float(), rtol=0, atol=tolerance, msg=f"{name} differs"
+            value.float(), looked_up[name].float(), rtol=1e-6, atol=tolerance, msg=f"{name} differs"
         )

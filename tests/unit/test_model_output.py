@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
 
 from dist_embed.embedding.own_rows import OwnGradient
+from dist_embed.model import logit_blocks, output
 from dist_embed.model.output import OutputShard, sharded_cross_entropy
 from dist_embed.model.top_words import top_log_probabilities
 from dist_embed.parallel.group import Group
@@ -78,6 +82,44 @@ def test_bfloat16_products_come_close() -> None:
     loss, _ = sharded_cross_entropy(hidden, target, weight, shard, [TOKENS])
     assert loss.item() != exact.item()
     assert loss.item() == pytest.approx(exact.item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("least_block_tokens", [1, 10**6])  # by blocks, by tiles
+def test_gradients_of_bfloat16_products_come_close(
+    monkeypatch: pytest.MonkeyPatch, least_block_tokens: int
+) -> None:
+    monkeypatch.setattr(output, "LEAST_BLOCK_TOKENS", least_block_tokens)
+    monkeypatch.setattr(logit_blocks, "PRODUCT_ROWS", 3)  # several parts, and a rest
+    hidden, weight, target = problem()
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        gradient = OwnGradient(torch.empty_like(weight))
+        sharded_cross_entropy(
+            hidden, target, weight, shard_with_blocks_of(8, dtype), [TOKENS], 0.1, gradient, 0.3
+        )
+        found.append(gradient.whole())
+    assert not torch.equal(*found)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0.02 * float(found[0].abs().max()))
+
+
+def test_rows_in_host_memory_are_copied_once_for_all_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hidden, weight, target = problem()
+    shard = replace(shard_with_blocks_of(40), block_bytes=40 * ROWS * 4)
+    used: list[int] = []
+    real = logit_blocks.LogitBlocks
+
+    def noted(rows: torch.Tensor, *how: Any) -> Any:
+        used.append(rows.data_ptr())
+        return real(rows, *how)
+
+    monkeypatch.setattr(output, "LogitBlocks", noted)
+    for in_host in (False, True):
+        monkeypatch.setattr(output, "lies_in_host_memory", lambda rows, told=in_host: told)
+        sharded_cross_entropy(hidden, target, weight, shard, [TOKENS])
+    assert used[0] == weight.data_ptr()
+    assert used[1] != weight.data_ptr()
 
 
 def test_no_tokens_give_no_loss() -> None:

@@ -16,7 +16,13 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor
 
 from dist_embed.embedding import own_rows
-from dist_embed.embedding.own_rows import UPDATES, Constants, OwnRowsKernel, round_stochastically
+from dist_embed.embedding.own_rows import (
+    UPDATES,
+    Constants,
+    OwnGradient,
+    OwnRowsKernel,
+    round_stochastically,
+)
 from dist_embed.embedding.tables import OPTIMIZERS
 
 ROWS, WIDTH = 11, 8
@@ -104,6 +110,22 @@ def test_a_step_is_that_of_fbgemm_with_every_row(
 
 
 def test_adam_is_pytorchs() -> None:
+    kernel = build_kernel(EmbOptimType.ADAM)
+    parameter = kernel.split_embedding_weights()[0].clone().requires_grad_()
+    adam = torch.optim.Adam([parameter], betas=(0.8, 0.95), eps=1e-3)
+    own = OwnRowsKernel(kernel, ROWS)
+    for step, looked_up in enumerate(LOOKED_UP, start=1):
+        adam.param_groups[0]["lr"] = 0.3 / step
+        parameter.grad = whole_gradient(step, looked_up)
+        adam.step()
+        train(own, step, looked_up)
+    weight, mean, square = values_of(kernel)
+    torch.testing.assert_close(weight, parameter.detach())
+    torch.testing.assert_close(mean.view(ROWS, WIDTH), adam.state[parameter]["exp_avg"])
+    torch.testing.assert_close(square.view(ROWS, WIDTH), adam.state[parameter]["exp_avg_sq"])
+
+
+def test_a_step_of_adam_counts_from_one() -> None:
     parameter = torch.randn(ROWS, WIDTH).requires_grad_()
     weight = parameter.detach().clone()
     mean, square = torch.zeros_like(weight), torch.zeros_like(weight)
@@ -184,3 +206,48 @@ def test_rounding_is_unbiased_and_to_a_neighbour() -> None:
     assert torch.equal(round_stochastically(-rounded.float()), -rounded)
     special = torch.tensor([0.0, float("inf"), float("-inf"), float("nan")])
     assert round_stochastically(special).nan_to_num(7, 8, 9).tolist() == [0, 8, 9, 7]
+    # CUDA's own NaN has all bits: adding to them must not make a number of it.
+    bits = torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32)
+    assert round_stochastically(bits.view(torch.float32).repeat(100)).isnan().all()
+    large = torch.tensor([65_510.0, -65_510.0]).repeat(100)
+    assert set(round_stochastically(large).tolist()) == {65_504.0, -65_504.0}
+
+
+def test_rows_of_float16_are_rounded_stochastically() -> None:
+    """Steps of a quarter of the distance of neighbours: to nearest, no row would ever move."""
+    kernel = build_kernel(EmbOptimType.EXACT_SGD, SparseType.FP16)
+    kernel.split_embedding_weights()[0].fill_(1.0)
+    kernel.set_learning_rate(1.0)
+    own = OwnRowsKernel(kernel, ROWS)
+    for seed in range(64):
+        torch.manual_seed(seed)
+        gradient = own.begin_step(trained=True).gradient
+        assert gradient is not None
+        gradient.begin_part(torch.full((WIDTH,), 2**-13))
+        own(torch.tensor([], dtype=torch.int64), torch.empty(0)).sum().backward()
+    moved = 1 - kernel.split_embedding_weights()[0].double().mean().item()
+    # 64 steps of 88 values: the standard deviation of the mean is 3 % of it.
+    assert moved == pytest.approx(64 * 2**-13, rel=0.1)
+
+
+def test_a_gradient_that_nothing_was_added_to_is_zero() -> None:
+    gradient = OwnGradient(torch.full((3, 2), float("nan")))
+    assert not gradient.whole().any()
+    assert gradient.begin_part(torch.tensor([1.0, 2.0])).tolist() == [[1, 2]] * 3
+    assert gradient.begin_part().tolist() == [[1, 2]] * 3
+    assert OwnGradient(torch.full((1, 1), float("nan"))).begin_part().tolist() == [[0]]
+
+
+def test_only_rows_that_were_fetched_last_can_be_updated() -> None:
+    own = OwnRowsKernel(build_kernel(EmbOptimType.EXACT_SGD), ROWS)
+    own.begin_step(trained=True)
+    rows = own(torch.tensor([1]), torch.empty(0))
+    own.begin_step(trained=True)
+    with pytest.raises(RuntimeError, match="fetched for training again"):
+        rows.sum().backward()
+
+
+def test_a_row_outside_the_shard_is_named() -> None:
+    own = OwnRowsKernel(build_kernel(EmbOptimType.EXACT_SGD), ROWS - 1)
+    with pytest.raises(IndexError, match=r"output layer's table: row 10 .* 0 to 9"):
+        own(torch.tensor([3, ROWS - 1]), torch.empty(0))

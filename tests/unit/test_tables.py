@@ -11,7 +11,7 @@ from dist_embed.config.errors import UserError
 from dist_embed.embedding import tables
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Exchange, Shard, TableSpec, shard_of, table_specs
-from dist_embed.embedding.tables import exchange_codecs, lies_in_host_memory
+from dist_embed.embedding.tables import exchange_codecs, lies_in_host_memory, tier_of_table
 from dist_embed.parallel.group import Group
 
 ROWS = {"source": 7, "target": 9, "output": 9}
@@ -93,6 +93,13 @@ def test_gradients_keep_their_range_on_the_network() -> None:
         back = codec.backward.decode(codec.backward.encode(small))
         torch.testing.assert_close(back, small, rtol=2**-8, atol=0)
     assert exchange_codecs("fp32", torch.device("cuda")) is None
+
+
+def test_a_table_that_is_trained_whole_has_no_cache() -> None:
+    assert tier_of_table("output", "uvm_caching", "output") == "uvm"
+    assert tier_of_table("source", "uvm_caching", "output") == "uvm_caching"
+    assert tier_of_table("output", "device", "output") == "device"
+    assert tier_of_table("output", "uvm_caching", None) == "uvm_caching"
 
 
 def test_rows_of_the_cpu_are_no_unified_memory() -> None:
