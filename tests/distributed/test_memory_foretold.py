@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dist_embed.checkpoint.catalogue import open_checkpoints
+from dist_embed.checkpoint.catalogue import manifest_names, open_checkpoints
+from dist_embed.checkpoint.load import load_checkpoint
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
@@ -24,6 +25,7 @@ from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import (
+    Translator,
     build_dense_optimizer,
     build_output,
     build_translator,
@@ -68,20 +70,32 @@ def configured(
     return config_from_dict(values)
 
 
+def joined(rank: int, port: int, config: Config) -> Group:
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    store = dist.TCPStore("127.0.0.1", port, is_master=False)
+    num_workers = config.cluster.num_workers
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_workers)
+    pg = dist.group.WORLD
+    assert pg is not None
+    return Group(rank, num_workers, num_workers, torch.device("cpu"), pg)
+
+
+@torch.no_grad()
+def score(translator: Translator) -> None:
+    sharded_cross_entropy(
+        torch.randn(300, WIDTH), torch.arange(300) % 60, translator.lookup.output_weight(),
+        translator.shard.in_float32(), [300] * translator.group.num_workers,
+    )  # fmt: skip
+
+
 def run(
     rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, environment: dict[str, str]
 ) -> None:
     """A life: build, load what there is, two steps, a save beside a third, a validation."""
     os.environ.update(environment)
     config = config_from_dict(values)
-    num_workers = config.cluster.num_workers
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    store = dist.TCPStore("127.0.0.1", port, is_master=False)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=num_workers)
-    pg = dist.group.WORLD
-    assert pg is not None
-    group = Group(rank, num_workers, num_workers, torch.device("cpu"), pg)
+    group = joined(rank, port, config)
     context = Context(config, group, silent_reporter(), {})
     translator = build_translator(config, vocabulary, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
@@ -106,11 +120,7 @@ def run(
         if number == loaded.step + 2:
             saver.save(state)
     saver.wait()
-    with torch.no_grad():
-        sharded_cross_entropy(
-            torch.randn(300, WIDTH), torch.arange(300) % 60, translator.lookup.output_weight(),
-            translator.shard.in_float32(), [300] * num_workers,
-        )  # fmt: skip
+    score(translator)
     os._exit(0)
 
 
@@ -121,14 +131,16 @@ def anonymous_bytes(pid: int) -> int:
     return 0
 
 
-def peak_bytes(config: Config, vocabulary: Sizes, **environment: str) -> int:
+def peak_bytes(
+    config: Config, vocabulary: Sizes, *, life: Any = run, lives: int = 2, **environment: str
+) -> int:
     """The most anonymous memory of a worker, in a run and in one that goes on from it."""
     peak = 0
-    for _ in range(2):
+    for _ in range(lives):
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         processes = [
             forking().Process(
-                target=run,
+                target=life,
                 daemon=True,
                 args=(rank, store.port, config.model_dump(), vocabulary, environment),
             )
@@ -212,6 +224,38 @@ def test_so_it_does_with_other_tables_and_products(
 ) -> None:
     given = {"train": {"precision": "fp32"}} | sections
     check(configured(tmp_path, 1, "in place", **given), vocabulary, base)
+
+
+def read(rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, *_: Any) -> None:
+    """A worker that evaluates: build, load, score."""
+    config = config_from_dict(values)
+    group = joined(rank, port, config)
+    translator = build_translator(config, vocabulary, group, training=False)
+    state = TrainingState(
+        group,
+        0,
+        live_tensors(translator.lookup, {}, optimizer_state=False),
+        row_multipliers(translator.lookup),
+    )
+    (name,) = manifest_names(open_checkpoints(config.run.uri))
+    load_checkpoint(
+        open_checkpoints(config.run.uri), name, state, partial=True,
+        in_place=config.checkpoint.low_memory,
+    )  # fmt: skip
+    score(translator)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("saving", ["standing", "in place"])
+def test_so_it_does_where_a_worker_only_reads(tmp_path: Path, base: int, saving: str) -> None:
+    config = configured(
+        tmp_path, 1, saving, embedding={"optimizer": "adagrad"},
+        model={"share_embeddings": "none"}, train={"precision": "fp32"},
+    )  # fmt: skip
+    peak_bytes(config, LARGE, lives=1)
+    expected = host_bytes(config, LARGE, training=False, narrow_products=False, tier=None)
+    growth = peak_bytes(config, LARGE, life=read, lives=1) - base
+    assert growth == pytest.approx(expected - PROCESS_BYTES, rel=0.1)
 
 
 @pytest.mark.parametrize("saving", SAVING)

@@ -15,7 +15,7 @@ from dist_embed.cluster.ray_train import _check_resources
 from dist_embed.cluster.work import TRAIN
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
-from dist_embed.embedding.memory import GIB, PROCESS_BYTES, READING_BYTES
+from dist_embed.embedding.memory import CUDA_PROCESS_BYTES, GIB, READING_BYTES
 from dist_embed.observe.quiet import worker_log_folder
 
 VOCABULARY = {"source": 2**20, "target": 2**20}
@@ -88,7 +88,7 @@ def test_host_memory_of_workers_with_gpus(
         "embedding": embedding | {"optimizer": "sgd"},
         "checkpoint": {"asynchronous": False, "low_memory": low_memory},
     }
-    needed = 2 * (PROCESS_BYTES + READING_BYTES["local"]) + tables
+    needed = 2 * (CUDA_PROCESS_BYTES + READING_BYTES["local"]) + tables
     with_gpus(monkeypatch, needed)
     assert launch(monkeypatch, **sections)
     with_gpus(monkeypatch, needed - 1)

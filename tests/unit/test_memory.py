@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dist_embed.embedding.memory import (
+    CUDA_PROCESS_BYTES,
     PROCESS_BYTES,
     READING_BYTES,
     WRITING_BYTES,
@@ -59,12 +60,12 @@ def test_a_worker_with_a_gpu_holds_its_copy_and_what_lies_in_host_memory() -> No
     def host(tier: Tier, saving: Saving) -> int:
         return worker_bytes(
             [SPEC], "sgd", 2, EXACT, saving=saving, weights="fp16", tier=tier
-        ) - READING_BYTES["local"]  # fmt: skip
+        ) - READING_BYTES["local"] - CUDA_PROCESS_BYTES  # fmt: skip
 
-    assert host("device", "in place") == PROCESS_BYTES
-    assert host("device", "behind") == PROCESS_BYTES + shard
-    assert host("uvm", "in place") == PROCESS_BYTES + shard
-    assert host("uvm_caching", "standing") == PROCESS_BYTES + 2 * shard
+    assert host("device", "in place") == 0
+    assert host("device", "behind") == shard
+    assert host("uvm", "in place") == shard
+    assert host("uvm_caching", "standing") == 2 * shard
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -130,6 +131,7 @@ def test_a_step_on_a_gpu_copies_rows_that_lie_in_host_memory_where_it_goes_by_bl
     assert beside_tables_bytes(EXACT, 2) == SHARD + 3 * BLOCK
     assert beside_tables_bytes(EXACT, 2, copied=True) == 2 * SHARD + 3 * BLOCK
     assert beside_tables_bytes(SAMPLED, 2, copied=True) == 3 * BLOCK
+    assert beside_tables_bytes(EXACT, 2, training=False, copied=True) == 3 * BLOCK
 
 
 @pytest.mark.parametrize(
@@ -139,7 +141,9 @@ def test_a_step_on_a_gpu_copies_rows_that_lie_in_host_memory_where_it_goes_by_bl
 )  # fmt: skip
 def test_who_only_reads_holds_no_state(tier: Tier | None, in_place: bool, expected: int) -> None:
     block = BLOCK if in_place else 1
-    assert inference_bytes([SPEC], 2, block, in_place=in_place, tier=tier) == TOLD + expected
+    process = PROCESS_BYTES if tier is None else CUDA_PROCESS_BYTES
+    found = inference_bytes([SPEC], 2, block, in_place=in_place, tier=tier)
+    assert found == process + READING_BYTES["local"] + expected
 
 
 def test_available_memory_is_a_part_of_the_machine() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -64,6 +66,19 @@ def test_sizes_follow_from_all_tables() -> None:
     assert found.whole - found.in_host == 4 * 506
     more = sizes_of([TableSpec("a", 3000, 64), specs[1]], "rowwise_adagrad", 2, "fp16")
     assert more.bookkeeping - found.bookkeeping == 4 * 1000
+
+
+def test_a_table_that_is_trained_whole_takes_no_part_in_the_cache() -> None:
+    specs = [TableSpec("a", 2000, 64), TableSpec("b", 1000, 64)]
+    apart = sizes_of(specs, "sgd", 2, "fp32", "b")
+    assert apart == replace(
+        sizes_of(specs, "sgd", 2, "fp32"),
+        bookkeeping=sizes_of(specs[:1], "sgd", 2, "fp32").bookkeeping,
+    )
+    alone = sizes_of(specs[1:], "sgd", 2, "fp32", "b")
+    assert alone.bookkeeping == 0
+    for wanted in ("auto", "uvm_caching"):
+        assert choose_tier(wanted, alone, 0) == "uvm"  # where no cache could be, none is missed
 
 
 def test_host_memory_holds_the_shards_of_all_workers_of_the_machine() -> None:

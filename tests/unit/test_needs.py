@@ -1,0 +1,159 @@
+"""From a configuration to what is asked of `dist_embed.embedding.memory`, and who asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dist_embed.cluster import launch as launching
+from dist_embed.cluster.work import BASELINE, EVALUATE, TRAIN, TRANSLATE
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
+from dist_embed.embedding.memory import (
+    OutputNeeds,
+    beside_tables_bytes,
+    inference_bytes,
+    worker_bytes,
+)
+from dist_embed.embedding.plan import TableSpec
+from dist_embed.parallel.group import Group
+from dist_embed.train import assemble, worker
+from dist_embed.train.needs import host_bytes, output_needs
+
+VOCABULARY = {"source": 70_000, "target": 3_000}
+# What the tables are with 11 rows for hashed words of the source side.
+SPECS = [
+    TableSpec("source", 70_011, 12),
+    TableSpec("target", 3_000, 12),
+    TableSpec("output", 3_000, 12),
+]
+BLOCK = 3 * 2**20
+
+
+def configured(**sections: dict[str, Any]) -> Config:
+    values: dict[str, Any] = {
+        "run": {"uri": "/shared/run"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
+        "cluster": {"num_workers": 3, "launcher": "local", "device": "cpu"},
+        "embedding": {"width": 12, "optimizer": "adagrad"},
+        "model": {"width": 12, "heads": 2, "logits_block_mib": 3, "share_embeddings": "none"},
+        "tokenizer": {"oov_buckets": 11},
+    }  # fmt: skip
+    for section, settings in sections.items():
+        values[section] = values.get(section, {}) | settings
+    return config_from_dict(values)
+
+
+UNIGRAM = {"model": {"output": "sampled", "sampler": "unigram"}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "narrow", "expected"),
+    [
+        ({}, False, OutputNeeds(SPECS[2], True, BLOCK)),
+        ({}, True, OutputNeeds(SPECS[2], True, BLOCK, narrow_products=True)),
+        ({"model": {"share_embeddings": "decoder"}}, False,
+         OutputNeeds(TableSpec("decoder", 3_000, 12), True, BLOCK)),
+        ({"model": {"output": "sampled"}}, False, OutputNeeds(SPECS[2], False, BLOCK)),
+        (UNIGRAM, False, OutputNeeds(SPECS[2], False, BLOCK, sampler_words=3_000)),
+        # The exact layer has no sampler, whatever is configured.
+        ({"model": {"sampler": "unigram"}}, False, OutputNeeds(SPECS[2], True, BLOCK)),
+    ],
+)  # fmt: skip
+def test_what_the_output_layer_is(
+    sections: dict[str, Any], narrow: bool, expected: OutputNeeds
+) -> None:
+    assert output_needs(configured(**sections), VOCABULARY, narrow_products=narrow) == expected
+
+
+@pytest.mark.parametrize(
+    ("sections", "how"),
+    [
+        ({}, {"saving": "behind", "store": "local"}),
+        ({"checkpoint": {"asynchronous": False}}, {"saving": "standing", "store": "local"}),
+        ({"checkpoint": {"asynchronous": False, "low_memory": True}, "run": {"uri": "s3://b/run"}},
+         {"saving": "in place", "store": "remote"}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("narrow", [False, True])
+def test_what_a_worker_that_trains_is_charged(
+    sections: dict[str, Any], how: dict[str, Any], narrow: bool
+) -> None:
+    config = configured(**sections)
+    output = output_needs(config, VOCABULARY, narrow_products=narrow)
+    assert host_bytes(
+        config, VOCABULARY, training=True, narrow_products=narrow, tier=None
+    ) == worker_bytes(SPECS, "adagrad", 3, output, **how)
+    with_gpu = host_bytes(config, VOCABULARY, training=True, narrow_products=False, tier="uvm")
+    expected = output_needs(config, VOCABULARY, narrow_products=False)
+    assert with_gpu == worker_bytes(SPECS, "adagrad", 3, expected, tier="uvm", **how)
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize(("uri", "store"), [("/shared/run", "local"), ("s3://b/run", "remote")])
+def test_what_a_worker_that_reads_is_charged(low_memory: bool, uri: str, store: Any) -> None:
+    config = configured(
+        checkpoint={"asynchronous": False, "low_memory": low_memory}, run={"uri": uri}
+    )
+    assert host_bytes(
+        config, VOCABULARY, training=False, narrow_products=False, tier=None
+    ) == inference_bytes(SPECS, 3, BLOCK, in_place=low_memory, store=store)
+
+
+@pytest.mark.parametrize(
+    ("task", "training"),
+    [(TRAIN, True), (BASELINE, True), (EVALUATE, False), (TRANSLATE, False)],
+)
+@pytest.mark.parametrize(("precision", "narrow"), [("fp32", False), ("bf16", True)])
+def test_a_launch_asks_for_what_its_task_takes(
+    monkeypatch: pytest.MonkeyPatch, task: str, training: bool, precision: str, narrow: bool
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def noted(config: Config, vocabulary_size: dict[str, int], **how: Any) -> int:
+        asked.append(how)
+        return 0
+
+    monkeypatch.setattr(launching, "host_bytes", noted)
+    monkeypatch.setattr("dist_embed.cluster.local.launch_local", lambda *given, **how: None)
+    launching.launch(
+        task, configured(train={"precision": precision}), {}, vocabulary_size=VOCABULARY,
+        on_event=lambda event: None,
+    )  # fmt: skip
+    assert asked == [{"training": training, "narrow_products": narrow, "tier": None}]
+
+
+class Asked(Exception):
+    """Raised by what is asked, with what it is asked for."""
+
+
+def raising(*given: Any, **how: Any) -> Any:
+    raise Asked(given, how)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("output", ["exact", "sampled"])
+def test_tables_are_built_for_what_is_done_with_them(
+    monkeypatch: pytest.MonkeyPatch, training: bool, output: str
+) -> None:
+    monkeypatch.setattr(assemble, "RowLookup", raising)
+    alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    config = configured(model={"output": output}, train={"precision": "bf16"})
+    with pytest.raises(Asked) as caught:
+        assemble.build_translator(config, VOCABULARY, alone, training=training)
+    (_, how) = caught.value.args
+    assert how["optimizer"] == ("adagrad" if training else "sgd")
+    assert how["own_output"] == (training and output == "exact")
+    needs = output_needs(config, VOCABULARY, narrow_products=True)
+    assert how["step_bytes"] == beside_tables_bytes(needs, 1, training=training, copied=True)
+
+
+def test_who_evaluates_or_translates_only_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "build_translator", raising)
+    monkeypatch.setattr(worker, "name_of_choice", lambda *given, **how: worker.ManifestName(5, 0))
+    alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    context = worker.Context(configured(), alone, worker.silent_reporter(), {})
+    with pytest.raises(Asked) as caught:
+        worker._load_for_inference(context, {})
+    assert caught.value.args[1] == {"training": False}
