@@ -285,8 +285,7 @@ POINTS = {
     "amid a step with a save behind it": Point(
         after(TrainStep, "_dense_half", nth=3), modes=(True,), leaves=_ANY, spares=_ANY
     ),
-    # Saving. When worker 1 is killed it may have written its part: then worker 0 publishes, if it has
-    # the time.
+    # Saving. When worker 1 is killed it may have written its part: then worker 0 may publish.
     "before the host copy": Point(before(HostBuffers, "copies"), modes=(True,)),
     "amid the host copy": Point(amid_host_copy, modes=(True,)),
     "before the metrics are uploaded": Point(
