@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dist_embed.checkpoint.catalogue import manifest_names, read_manifest
+from dist_embed.checkpoint.catalogue import (
+    LISTINGS,
+    manifest_names,
+    name_of_choice,
+    open_checkpoints,
+    read_manifest,
+)
 from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.manifest import (
     CheckpointDamaged,
@@ -78,6 +84,42 @@ def load_newest(
             "Give run.uri another folder to train from scratch"
         )
     return Loaded(0, frozenset(), 0)
+
+
+def load_chosen(
+    run_uri: str,
+    step: int | None,
+    state: TrainingState,
+    report: Callable[[str], None],
+    *,
+    in_place: bool = False,
+) -> int:
+    """Load what inference needs of a run's checkpoint: that of ``step``, or where that is None the
+    one that `name_of_choice` takes. If a training prunes that one meanwhile, another is chosen.
+
+    Returns the step. Raises as `name_of_choice` and `load_checkpoint`. Collective.
+    """
+    store, group = open_checkpoints(run_uri), state.group
+    left = LISTINGS
+    while True:
+        left -= 1
+        text = ""
+        with all_or_none(group):
+            if group.is_first:  # for all: the run may be saving and pruning
+                found = name_of_choice(run_uri, step, report)
+                text = f"{found.step} {found.generation}"
+        name = ManifestName(*map(int, same_text_from_first(text, group).split()))
+        try:
+            load_checkpoint(store, name, state, partial=True, in_place=in_place)
+        except CheckpointDamaged:
+            gone = ""
+            with all_or_none(group):
+                if group.is_first and name not in manifest_names(store):
+                    gone = "gone"
+            if not left or step is not None or not same_text_from_first(gone, group):
+                raise
+        else:
+            return name.step
 
 
 def load_checkpoint(

@@ -123,8 +123,7 @@ class Saver:
         self._group = group
         self._settings = settings
         self._pruner = pruner
-        # Those that are still there: they may be followed, and are removed.
-        self._damaged = damaged
+        self._damaged = damaged  # until they are removed
         # Told as failed; of one whose reply was lost the manifest may be there.
         self._failed_attempts: set[str] = set()
         self._report = report

@@ -18,9 +18,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_embed.checkpoint.catalogue import name_of_choice, open_checkpoints
-from dist_embed.checkpoint.load import Loaded, load_checkpoint, load_newest
-from dist_embed.checkpoint.manifest import ManifestName
+from dist_embed.checkpoint.catalogue import open_checkpoints
+from dist_embed.checkpoint.load import Loaded, load_chosen, load_newest
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import Fixed, HostBuffers, TrainingState
@@ -387,13 +386,6 @@ def _load_for_inference(
 ) -> tuple[Translator, int]:
     """The translator of the wanted checkpoint. Collective."""
     config = context.config
-    run_uri = config.run.uri
-    found: ManifestName | None = None
-    with all_or_none(context.group):
-        if context.group.is_first:  # chooses for all: the run may be saving and pruning meanwhile
-            found = name_of_choice(run_uri, context.options.get("step"))
-    chosen = f"{found.step} {found.generation}" if found else ""
-    step, generation = map(int, same_text_from_first(chosen, context.group).split())
     vocabulary_size = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
     translator = build_translator(config, vocabulary_size, context.group, training=False)
     dense = {f"model.{name}": p.data for name, p in translator.transformer.named_parameters()}
@@ -406,8 +398,8 @@ def _load_for_inference(
         before_reading=translator.lookup.before_reading,
         after_writing=translator.lookup.after_writing,
     )
-    load_checkpoint(
-        open_checkpoints(run_uri), ManifestName(step, generation), state, partial=True,
+    step = load_chosen(
+        config.run.uri, context.options.get("step"), state, context.reporter.line,
         in_place=config.checkpoint.low_memory,
     )  # fmt: skip
     return translator, step

@@ -77,11 +77,11 @@ def check_loads(group: Group, uri: str, step: int) -> None:
     assert torch.equal(state.tensors["t"].data, state_of(group, step).tensors["t"].data)
 
 
-def save_with_one_late(group: Group, uri: str, late: int) -> list[str]:
-    """In the first save one worker is late by more than the others wait for it."""
+def save_with_some_late(group: Group, uri: str, late: tuple[int, ...]) -> list[str]:
+    """In the first save some workers are late by more than worker 0 waits for them."""
 
     def act(group: Group, number: int) -> None:
-        if number == 1 and group.rank == late:
+        if number == 1 and group.rank in late:
             time.sleep(0.8)
 
     before_writing(act, group)
@@ -97,14 +97,16 @@ def save_with_one_late(group: Group, uri: str, late: int) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize(("num_workers", "late"), [(2, 1), (3, 2)])
+@pytest.mark.parametrize(
+    ("num_workers", "late", "told"), [(2, (1,), "worker 1"), (3, (1, 2), "workers 1, 2")]
+)
 def test_after_a_time_out_between_writers_the_next_save_goes_well(
-    workers: WorkerPool, tmp_path: Path, num_workers: int, late: int
+    workers: WorkerPool, tmp_path: Path, num_workers: int, late: tuple[int, ...], told: str
 ) -> None:
-    for lines in workers.run(num_workers, save_with_one_late, str(tmp_path), late):
+    for lines in workers.run(num_workers, save_with_some_late, str(tmp_path), late):
         assert [line.split(" (")[0] for line in lines] == [
             "step 10: checkpoint NOT saved: worker 0: "
-            f"worker {late} had not written all 0 s after worker 0",
+            f"{told} had not written all 0 s after worker 0",
             "training goes on; the next checkpoint is tried when it is due",
             "step 20: checkpoint saved",
             "step 30: checkpoint saved",

@@ -285,16 +285,18 @@ POINTS = {
     "amid a step with a save behind it": Point(
         after(TrainStep, "_dense_half", nth=3), modes=(True,), leaves=_ANY, spares=_ANY
     ),
-    # Saving.
+    # Saving. When worker 1 is killed it may have written its part: then worker 0 may publish.
     "before the host copy": Point(before(HostBuffers, "copies"), modes=(True,)),
     "amid the host copy": Point(amid_host_copy, modes=(True,)),
-    "before the metrics are uploaded": Point(before(MetricsLog, "flush"), first_only=True),
-    "before the first chunk": Point(before(ObjectStore, "put", "/chunk-")),
-    "amid a chunk": Point(amid_put("/chunk-")),
-    "between chunks": Point(after(ObjectStore, "put", "/chunk-", nth=2)),
-    "before the index": Point(before(ObjectStore, "put", "/index-")),
-    "amid the index": Point(amid_put("/index-")),
-    "after the index": Point(after(ObjectStore, "put", "/index-")),
+    "before the metrics are uploaded": Point(
+        before(MetricsLog, "flush"), first_only=True, spares=_ANY
+    ),
+    "before the first chunk": Point(before(ObjectStore, "put", "/chunk-"), spares=_ANY),
+    "amid a chunk": Point(amid_put("/chunk-"), spares=_ANY),
+    "between chunks": Point(after(ObjectStore, "put", "/chunk-", nth=2), spares=_ANY),
+    "before the index": Point(before(ObjectStore, "put", "/index-"), spares=_ANY),
+    "amid the index": Point(amid_put("/index-"), spares=_ANY),
+    "after the index": Point(after(ObjectStore, "put", "/index-"), spares=_ANY),
     "before looking who has saved this step": Point(
         before(ObjectStore, "names", "manifests", nth=2), first_only=True, spares=_COMMITTED
     ),
@@ -312,10 +314,10 @@ POINTS = {
         amid_create(stored=True), spares=_COMMITTED, stores=("s3",)
     ),
     "after the manifest": _published(after(ObjectStore, "create"), spares=_COMMITTED),
-    # Pruning; worker 1 need not be there.
-    "before pruning": _published(before(Pruner, "prune"), spares=(NEW,)),
+    # Pruning; worker 1 need not be there, but a run that ends by an error breaks it off.
+    "before pruning": _published(before(Pruner, "prune"), spares=_COMMITTED),
     "amid reading manifests to prune": _published(
-        before(ObjectStore, "read", "manifests/", nth=3), spares=(NEW,)
+        before(ObjectStore, "read", "manifests/", nth=3), spares=_COMMITTED
     ),
     "before the old manifest is removed": _published(before(ObjectStore, "remove"), spares=(NEW,)),
     "old manifest removed, its objects not": _published(

@@ -264,8 +264,9 @@ def test_a_command_whose_store_hangs_ends_in_time(
     place = Place(f"{s3_root}/run", behind, s3.environment)
     place.fill(shared.base)
     config = shared.configuration(
-        place, max_steps=50_000, every_steps=300, drain_seconds=3.0, asynchronous=asynchronous
-    )
+        place, max_steps=50_000, every_steps=300, drain_seconds=3.0, asynchronous=asynchronous,
+        timeout_seconds=300.0,
+    )  # fmt: skip
     with FaultProxy(s3.url) as proxy:
         proxy.add(Fault("PUT", r"step-000000300-.*/chunk-", times=None, call=hang))
         command = Command.start(config, tmp_path, **environment(proxy.url))

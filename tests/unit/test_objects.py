@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import threading
 import time
@@ -338,6 +339,85 @@ def test_a_create_that_fails_leaves_nothing(
     assert local.names("a") == ["other"]
     local.create("a/x", b"2")
     assert local.read("a/x") == b"2"
+
+
+def test_a_create_that_fails_without_unnamed_files_leaves_nothing_and_takes_nothing(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, where the manifest is written under its name."""
+    original = os.open
+
+    def without(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "as on NFS")
+        return original(path, flags, *args, **kwargs)
+
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    local.put("a/other", [b""])
+    monkeypatch.setattr(os, "open", without)
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            local.create("a/x", b"1")
+        assert local.names("a") == ["other"]
+    local.create("a/x", b"2")
+    with pytest.raises(FileExistsError):
+        local.create("a/x", b"3")
+    assert local.read("a/x") == b"2"
+
+
+@pytest.mark.parametrize("vanishing", ["file", "folder", "all"])
+def test_a_folder_is_removed_beside_others_who_remove_it(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch, vanishing: str
+) -> None:
+    for name in ("a/b/x", "a/b/y", "a/c/z", "a/w"):
+        local.put(name, [b"1"])
+    root, original, done = Path(local.uri), os.scandir, []
+
+    def scandir(place: Any) -> Any:
+        """Another removes what has just been listed."""
+        found = list(original(place))
+        if not done and any(entry.name == ("y" if vanishing == "file" else "b") for entry in found):
+            done.append(vanishing)
+            if vanishing == "file":
+                (root / "a" / "b" / "y").unlink()
+            elif vanishing == "folder":
+                shutil.rmtree(root / "a" / "b")
+            else:
+                shutil.rmtree(root / "a")
+        return closing_iterator(found)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    local.remove_folder("a")
+    assert done
+    monkeypatch.undo()
+    assert not (root / "a").exists()
+
+
+class closing_iterator(list[Any]):
+    """What `os.scandir` gives: it may be used in a ``with`` block."""
+
+    def __enter__(self) -> Any:
+        return iter(self)
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_a_folder_that_will_not_go_is_an_error(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local.put("a/x", [b"1"])
+
+    def rmtree(path: Any) -> None:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    with pytest.raises(OSError, match="others are changing it"):
+        local.remove_folder("a")
+    assert local.names("a") == ["x"]
 
 
 def test_an_error_of_a_local_disk_counts_at_once(

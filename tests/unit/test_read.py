@@ -303,3 +303,15 @@ def test_chunks_of_more_than_is_read_at_once_by_the_sizes_that_are_used(
     for name, data in filled(CheckpointReader(recorder.store, manifest), ranges).items():
         assert torch.equal(data, tensors[name][slice(*ranges[name])])
     check_reads(recorder, needed, 2**20, 8 * 2**20)
+
+
+def test_blocks_larger_than_what_is_read_at_once_are_read_one_by_one(
+    checkpoint: tuple[Recorder, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_module, "READ_BYTES", BLOCK // 2)
+    recorder, manifest = checkpoint
+    recorder.reads.clear()
+    data = filled(CheckpointReader(recorder.store, manifest), {"wide": (0, 90)})["wide"]
+    assert torch.equal(data, TENSORS["wide"])
+    assert {start % BLOCK for _, start, _ in recorder.reads} == {0}
+    assert max(size for _, _, size in recorder.reads) <= BLOCK + 1

@@ -19,7 +19,13 @@ from dist_embed.checkpoint.catalogue import (
     read_manifest,
 )
 from dist_embed.checkpoint.chunk import Rows
-from dist_embed.checkpoint.manifest import OBJECTS, Manifest, ManifestName, TensorInfo
+from dist_embed.checkpoint.manifest import (
+    OBJECTS,
+    CheckpointError,
+    Manifest,
+    ManifestName,
+    TensorInfo,
+)
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.retention import Pruned, Pruner, Retention
 from dist_embed.checkpoint.write import Description
@@ -297,6 +303,22 @@ def test_an_attempt_with_a_manifest_is_no_leftover_however_old(store: ObjectStor
         os.utime(path, (1, 1))
     assert Pruner(store, Retention(1, 0, 0, -9.0)).prune() == Pruned([], [])
     assert attempts(store) == [saved.attempt]
+
+
+def test_nothing_more_is_removed_when_it_is_not_to_go_on(store: ObjectStore) -> None:
+    for step in (1, 2, 3):
+        save(store, step)
+    attempt_of(store, OLD, hours=9)
+    for removals, left in ((0, [1, 2, 3]), (1, [2, 3]), (1, [3])):
+        chances = iter([True] * removals + [False])
+        pruner = Pruner(store, NEWEST)
+        with pytest.raises(CheckpointError, match="broken off"):
+            pruner.prune(go_on=lambda: next(chances))  # noqa: B023
+        assert steps(store) == left
+    with pytest.raises(CheckpointError, match="broken off"):
+        Pruner(store, NEWEST).prune(go_on=lambda: False)
+    assert OLD in attempts(store)
+    assert Pruner(store, NEWEST).prune() == Pruned([], [OLD])
 
 
 def test_an_empty_attempt_is_a_leftover(store: ObjectStore) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import re
 import shutil
 import threading
 import time
@@ -170,12 +171,82 @@ def test_narrow_rows_are_saved_as_they_are_and_load_as_nothing_else(store: Gated
 def test_a_synchronous_save_is_done_when_it_returns(store: GatedStore) -> None:
     reports: list[str] = []
     saver, state = saver_of(store, reports, asynchronous=False), state_of(5)
+    store.gate.clear()
+    threading.Timer(0.2, store.gate.set).start()
     saver.save(state)
     assert not saver.is_under_way
     train_on(state)
     check_saved(store, 5)
     assert len(reports) == 1
-    assert reports[0].startswith("step 5: checkpoint saved (0.0 MiB in ")
+    found = re.fullmatch(
+        r"step 5: checkpoint saved \(0\.0 MiB in (.*) s, training stood (.*) s\)", reports[0]
+    )
+    assert found
+    assert 0.15 < float(found[2]) < float(found[1]) + 0.06  # the same, rounded otherwise
+
+
+def test_the_size_and_the_times_of_a_save_are_told(store: GatedStore) -> None:
+    reports: list[str] = []
+    saver, state = saver_of(store, reports), state_of(1)
+    state.tensors["model.large"] = LiveTensor.whole(torch.zeros(2**20))
+    store.gate.clear()
+    began = time.monotonic()
+    saver.save(state)
+    stood = time.monotonic() - began
+    time.sleep(0.2)
+    store.gate.set()
+    saver.wait()
+    took = time.monotonic() - began
+    found = re.fullmatch(
+        r"step 1: checkpoint saved \(4\.0 MiB in (.*) s, training stood (.*) s\)", reports[0]
+    )
+    assert found
+    assert 0.1 <= float(found[1]) <= took + 0.1
+    assert float(found[2]) <= stood + 0.01
+
+
+def test_what_went_wrong_is_told_in_a_line_and_logged_with_its_trace(
+    store: GatedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    reports: list[str] = []
+    saver = saver_of(store, reports, max_failures=0, asynchronous=False)
+    store.error = RuntimeError("Timed out\nframe #0: of another language")
+    with pytest.raises(CheckpointError, match="earlier checkpoints are as they were"):
+        saver.save(state_of(1))
+    assert reports == ["step 1: checkpoint NOT saved: RuntimeError: Timed out"]
+    assert "step 1 not saved" in caplog.text
+    assert "in put" in caplog.text
+    store.error = OSError()
+    with pytest.raises(CheckpointError, match="OSError: "):
+        saver.save(state_of(2))
+
+
+def test_after_a_chunk_that_fails_no_more_are_written(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saver_module, "write_rows", partial(write.write_rows, chunk_bytes=16))
+    store.error, puts = OSError(errno.EIO, "Input/output error"), list[str]()
+    put = store.put
+
+    def slowly(name: str, parts: Iterable[Buffer]) -> None:
+        puts.append(name)
+        time.sleep(0.01)
+        put(name, parts)
+
+    monkeypatch.setattr(store, "put", slowly)
+    saver_of(store, asynchronous=False).save(state_of(1))
+    assert len(puts) < 20  # of 52
+
+
+def test_nobody_waits_for_a_thread_at_the_interpreter_s_end(store: GatedStore) -> None:
+    saver = saver_of(store, drain_seconds=0.0)
+    store.gate.clear()
+    saver.save(state_of(1))
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "checkpoint")
+    assert thread.daemon
+    store.gate.set()
+    saver.wait()
+    thread.join(30)
 
 
 def test_one_save_at_a_time(store: GatedStore) -> None:
@@ -260,8 +331,10 @@ def test_a_failure_of_an_earlier_save_is_raised_by_the_next(store: GatedStore) -
     assert not saver.is_under_way
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize(
+    ("number", "asynchronous"),
+    [(errno.ENOSPC, True), (errno.EDQUOT, False), (errno.EFBIG, True)],
+)
 def test_a_full_disk_ends_the_run_at_once(
     store: GatedStore, number: int, asynchronous: bool
 ) -> None:
