@@ -40,7 +40,7 @@ def launch(
         vocabulary_size: rows per side, for the memory check.
         on_event: takes what is to be shown.
         launcher: instead of ``config.cluster.launcher``.
-        stop_seconds: how long a task gets to end by itself on SIGTERM; 0: none.
+        stop_seconds: how long a task gets to end by itself when a signal asks it to; 0: none.
 
     Under ``torchrun`` (LOCAL_RANK and TORCHELASTIC_RUN_ID set) the process is a worker already and
     runs the task itself.

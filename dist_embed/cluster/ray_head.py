@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -37,29 +38,30 @@ def own_ray(num_cpus: int) -> Iterator[str]:
         HeadFailed: it did not start.
     """
     command = [sys.executable, "-m", "dist_embed.cluster.ray_head", str(num_cpus)]
-    with deaf_children():
-        head = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, start_new_session=True,
-        )  # fmt: skip
-    assert head.stdin is not None
-    assert head.stdout is not None
-    assert head.stderr is not None
-    try:
-        address = head.stdout.readline().strip()
-        if not address:
-            raise HeadFailed(head.stderr.read().strip() or f"exit code {head.wait()}")
-        yield address
-    finally:
-        with suppress(BrokenPipeError):
-            head.stdin.close()
+    with tempfile.TemporaryFile("w+") as complaints:  # a pipe that nobody reads would fill up
+        with deaf_children():
+            head = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints,
+                text=True, start_new_session=True,
+            )  # fmt: skip
+        assert head.stdin is not None
+        assert head.stdout is not None
         try:
-            head.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            _kill_session(head.pid)
-            head.wait()
-        head.stdout.close()
-        head.stderr.close()
+            address = head.stdout.readline().strip()
+            if not address:
+                code = head.wait()
+                complaints.seek(0)
+                raise HeadFailed(complaints.read().strip() or f"exit code {code}")
+            yield address
+        finally:
+            with suppress(BrokenPipeError):
+                head.stdin.close()
+            try:
+                head.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:
+                _kill_session(head.pid)
+                head.wait()
+            head.stdout.close()
 
 
 def main() -> None:

@@ -87,8 +87,8 @@ def launch_ray(
         max_failures: times Ray starts the workers again after a failure that may pass.
         on_event: takes worker 0's events.
         log_folder: named in error messages.
-        stop_seconds: a SIGTERM to this process is passed on to the workers, which get this long
-            to end by themselves; 0: it ends the process at once.
+        stop_seconds: a signal that asks this process to stop is passed on to the workers, which
+            get this long to end by themselves; 0: it ends the process at once.
 
     Raises:
         UserError: a worker raised one, or the cluster has too little for the workers.

@@ -144,7 +144,8 @@ def _read_cause(store: Any, group: Group, *, wait: bool) -> WorkerError | None:
         elif not store.check([_KEY]):
             return None
         cause = WorkerError(**json.loads(store.get(_KEY)))
-        store.add(_READERS, 1)
+        with suppress(RuntimeError):  # its host may have ended meanwhile
+            store.add(_READERS, 1)
         return cause
     except (RuntimeError, ValueError):  # nobody said anything, or the store died with its host
         return None

@@ -219,6 +219,17 @@ def test_a_second_ctrl_c_ends_the_workers_at_once(monkeypatch: pytest.MonkeyPatc
     assert time.monotonic() - started < 45
 
 
+def test_workers_of_a_task_that_cannot_stop_are_ended_at_once() -> None:
+    before = set(multiprocessing.active_children())
+    with pytest.raises(SystemExit) as ended, exit_on_signals():
+        launch_local(
+            hear_nothing, (), num_workers=2, log_folder="",
+            on_event=lambda event: os.kill(os.getpid(), signal.SIGTERM),
+        )  # fmt: skip
+    assert ended.value.code == 143
+    assert set(multiprocessing.active_children()) <= before
+
+
 def test_workers_that_do_not_stop_in_time_are_killed() -> None:
     def interrupt(event: Event) -> None:
         if event["kind"] == "ready":

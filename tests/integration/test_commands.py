@@ -18,7 +18,10 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import LaunchConfig
+from torch.distributed.run import config_from_args, get_args_parser
 
+from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.train.run_folder import only_training
 from tests.integration.conftest import Command
 
@@ -281,6 +284,47 @@ def test_torchrun_enters_the_same_worker(config: str, dist_embed: Command, tmp_p
     assert "step 8/8" in done.stdout
     assert done.stdout.count("trained 8 steps") == 1
     assert metrics(tmp_path / "torchrun") == metrics(tmp_path / "run")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_torchrun_asked_to_stop_ends_with_1_and_the_run_is_saved(
+    number: int, config: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         "--shutdown-timeout=180", "-m", "dist_embed.cli.main", "train", config,
+         "train.max_steps=100000", "train.evaluate_every=100000", "checkpoint.every_steps=100000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 200
+        while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 5:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        workers = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        said, complaint = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "SignalException" in complaint
+    steps = list_steps(str(run))
+    assert len(steps) == 1
+    assert f"asked to stop: saving step {steps[0]}" in said
+    assert f"stopped as asked after step {steps[0]}" in complaint
+    assert len(metrics(run)) == steps[0]
+    _, left = psutil.wait_procs(workers, timeout=60)
+    assert left == []
+
+
+def test_torchrun_gives_workers_as_long_to_save_as_the_documentation_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert LaunchConfig(1, 1, 1).shutdown_timeout == 30
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "180")
+    assert LaunchConfig(1, 1, 1).shutdown_timeout == 180
+    arguments = get_args_parser().parse_args(["--shutdown-timeout", "170", "script"])
+    assert config_from_args(arguments)[0].shutdown_timeout == 170
 
 
 def test_a_run_that_never_is_finite_stops_and_says_why(config: str, dist_embed: Command) -> None:

@@ -131,9 +131,9 @@ def test_a_second_ctrl_c_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatc
         take(signal.SIGTERM)
         now[0] += 10
         take(signal.SIGINT)  # the first Ctrl-C
-        now[0] += stop.REPEAT_SECONDS
+        now[0] += 0.2
         take(signal.SIGINT)  # the same, sent twice
-        now[0] += 0.1
+        now[0] += 0.8
         try:
             take(signal.SIGINT)
         finally:

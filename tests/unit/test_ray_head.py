@@ -1,0 +1,120 @@
+"""The process that starts a Ray of our own; here a module that starts a process stands for Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dist_embed.cluster import ray_head
+from dist_embed.cluster.ray_head import HeadFailed, own_ray
+
+ROOT = Path(__file__).parents[2]
+RAY = """
+import os, subprocess, types
+def init(**settings):
+    print("noise", flush=True)
+    # In a group of its own, as Ray's workers are.
+    child = subprocess.Popen(["sleep", "1000"], preexec_fn=os.setpgrp)
+    with open(os.environ["CHILD"], "w") as file:
+        file.write(str(child.pid))
+    if settings["num_cpus"] == 13:
+        raise RuntimeError("no room for the store")
+    if settings["num_cpus"] == 14:
+        import time; time.sleep(1000)
+    assert settings["address"] == "local" and settings["include_dashboard"] is False
+    return types.SimpleNamespace(address_info={"gcs_address": f"here:{settings['num_cpus']}"})
+"""
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file that names the process which the head has started."""
+    (tmp_path / "ray.py").write_text(RAY)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    monkeypatch.setenv("CHILD", str(tmp_path / "child"))
+    yield tmp_path / "child"
+    with pytest.raises((psutil.NoSuchProcess, FileNotFoundError)):
+        psutil.Process(int((tmp_path / "child").read_text())).kill()
+
+
+def ended(child: Path) -> bool:
+    pid = int(child.read_text())
+    limit = time.monotonic() + 30
+    while psutil.pid_exists(pid) and time.monotonic() < limit:
+        time.sleep(0.01)
+    return not psutil.pid_exists(pid)
+
+
+def test_it_is_in_a_session_of_its_own_and_deaf(child: Path) -> None:
+    with own_ray(3) as address:
+        assert address == "here:3"
+        pid = int(child.read_text())
+        head = psutil.Process(pid).ppid()
+        assert os.getsid(pid) == os.getsid(head) == head
+        for process in (pid, head):
+            status = Path(f"/proc/{process}/status").read_text().split()
+            blocked = int(status[status.index("SigBlk:") + 1], 16)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                assert blocked >> (number - 1) & 1
+    assert ended(child)
+    assert not psutil.pid_exists(head)
+
+
+def test_why_it_could_not_be_started_is_told(child: Path) -> None:
+    with pytest.raises(HeadFailed, match="RuntimeError: no room for the store"), own_ray(13):
+        pass
+    assert ended(child)
+
+
+def test_an_interrupted_start_leaves_nothing(child: Path) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise SystemExit(130)
+
+    def wait_and_interrupt() -> None:
+        while not (child.exists() and child.read_text()):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        threading.Thread(target=wait_and_interrupt, daemon=True).start()
+        with pytest.raises(SystemExit), own_ray(14):
+            pass
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert ended(child)
+
+
+def test_it_ends_with_a_command_that_is_killed(child: Path) -> None:
+    code = (
+        "from dist_embed.cluster.ray_head import own_ray\n"
+        "with own_ray(2):\n"
+        "    print('up', flush=True)\n"
+        "    input()\n"
+    )
+    command = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert command.stdout is not None
+    assert command.stdout.readline() == b"up\n"
+    command.kill()
+    command.communicate()
+    assert ended(child)
+
+
+def test_one_that_does_not_end_is_killed(child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_head, "END_SECONDS", 0.2)
+    with own_ray(2):
+        head = psutil.Process(int(child.read_text())).ppid()
+        os.kill(head, signal.SIGSTOP)
+    assert ended(child)
+    assert not psutil.pid_exists(head)
