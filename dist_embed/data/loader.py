@@ -209,8 +209,8 @@ class Loader:
 class PrefetchedSteps:
     """Iterator over steps that a thread builds ahead. `close` ends the thread.
 
-    A daemon's thread that is computing while the interpreter ends may abort the process, so at its
-    exit the process waits up to 30 s for a pool that is being read.
+    A daemon thread that is computing while the interpreter ends may abort the process: before it
+    ends, it waits up to 30 s for a pool that is being read.
     """
 
     def __init__(self, steps: Iterator[StepBatches], ahead: int) -> None:

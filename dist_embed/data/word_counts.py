@@ -174,7 +174,7 @@ def most_frequent(sums: list[Sums], keep: int) -> pa.Table:
     for part in sums:
         words = read_sums(part.path)
         counts = words.column("count")
-        # Masks and sorted indices: expressions and `sort_by` are computed by threads of Arrow.
+        # Masks, because expressions are computed by threads of Arrow (see `storage.parquet`).
         kept.append(words.filter(pc.greater_equal(counts, least)))
         more = words.filter(pc.equal(counts, last))
         if ties.num_rows == room and room:

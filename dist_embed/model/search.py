@@ -163,13 +163,7 @@ class Searcher:
             active[row].finished.append((score, prefix))
         going_on = ends.to(torch.int8).argsort(dim=1, stable=True)[:, :beam]
         values = values.masked_fill(ends, NEG_INF).gather(1, going_on)
-        parents, words = parents.gather(1, going_on), words.gather(1, going_on)
-        missing = beam - values.shape[1]  # a vocabulary smaller than the beam
-        if missing > 0:
-            values = torch.nn.functional.pad(values, (0, missing), value=NEG_INF)
-            parents = torch.nn.functional.pad(parents, (0, missing))
-            words = torch.nn.functional.pad(words, (0, missing), value=PAD)
-        return values, parents, words
+        return values, parents.gather(1, going_on), words.gather(1, going_on)
 
     def _start(self, sources: list[list[int]]) -> DecoderState:
         lengths = [len(ids) + 1 for ids in sources]

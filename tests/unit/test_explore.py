@@ -18,6 +18,7 @@ from dist_embed.cli.main import main
 from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import tokenizer_name
 from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.explore import export as export_module
 from dist_embed.explore import table as table_module
 from dist_embed.explore.export import EXPORT_FORMATS, export_embeddings
 from dist_embed.explore.flat_map import METHODS, draw_map, flat_map
@@ -58,6 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, vectors: dict[str, Tensor]) ->
 @pytest.fixture(params=[10, 100_000])
 def strip_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_module, "STRIP_BYTES", request.param)
+    monkeypatch.setattr(export_module, "_BLOCK_BYTES", 7 * request.param)  # blocks of two words
 
 
 def cosines(by_id: Tensor, query: Tensor) -> Tensor:
@@ -174,8 +176,15 @@ def test_a_name_that_promises_compression_is_refused(run: str, tmp_path: Path) -
 @pytest.mark.usefixtures("strip_bytes")
 @pytest.mark.parametrize("format", EXPORT_FORMATS)
 def test_what_is_exported_reads_back_to_the_same_values(
-    run: str, vectors: dict[str, Tensor], tmp_path: Path, format: Any
+    run: str,
+    vectors: dict[str, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    format: Any,
 ) -> None:
+    monkeypatch.setattr(
+        export_module, "word_counts", lambda table: 5 * np.arange(table.num_words) + 3
+    )
     for role, table_name, words in (("source", "source", SOURCE), ("target", "decoder", TARGET)):
         table = RunTable(run, role)  # type: ignore[arg-type]
         output = str(tmp_path / f"{role}.{format}")
@@ -191,6 +200,7 @@ def test_what_is_exported_reads_back_to_the_same_values(
             columns = read_parquet(output).to_pydict()
             assert columns["word"] == all_words
             assert columns["id"] == list(range(len(all_words)))
+            assert columns["count"] == [5 * i + 3 for i in range(len(all_words))]
             np.testing.assert_array_equal(np.array(columns["vector"], dtype=np.float32), by_id)
             continue
         if format == "safetensors":

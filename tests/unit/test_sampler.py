@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_embed.model.sampler import LogUniformSampler, Negatives, Sampler, UnigramSampler
+from dist_embed.model.sampler import (
+    LogUniformSampler,
+    Negatives,
+    Sampler,
+    UnigramSampler,
+    _negatives,
+)
 
 COUNTS = np.array([0, 7, 0, 900, 512, 300, 40, 39, 8, 2, 1, 1, 1, 0] + [1] * 86)
 
@@ -37,6 +43,25 @@ def test_a_draw_holds_s_different_ids_of_the_vocabulary(num_ids: int, data: st.D
         assert pi.min() > 0
         assert pi.max() <= 1 + 1e-9
         np.testing.assert_allclose(drawn.log_probability, np.log(pi[drawn.ids]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("drawn", "expected"),
+    [
+        ([4, 4, 10], [4, 5, 9]),
+        ([8, 9, 9], [7, 8, 9]),
+        ([0, 0, 0], [0, 1, 2]),
+        ([1, 5, 9], [1, 5, 9]),
+    ],
+)
+def test_ids_that_rounding_brings_together_are_parted(
+    drawn: list[int], expected: list[int]
+) -> None:
+    sampler = LogUniformSampler(10, 3)
+    found = _negatives(sampler, np.array(drawn), 10)
+    assert found.ids.tolist() == expected
+    pi = sampler.probability_of(np.array(expected))
+    np.testing.assert_allclose(found.log_probability, np.log(pi), rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_ids", [1, 2, 50, 1000])

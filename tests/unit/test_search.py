@@ -135,7 +135,13 @@ def test_only_what_is_among_the_best_of_its_step_ends() -> None:
 def test_padding_and_start_mark_never_follow() -> None:
     steps = [{PAD: -0.1, START: -0.2, WORD: -3.0, END: -4.0}, {PAD: 0.0, START: 0.0, END: -1.0}]
     assert found(steps, {END: -1.0}) == [[WORD]]
-    assert found([{END: -0.1}], {END: -0.1}, beam=3) == [[]]  # fewer words than hypotheses
+    assert found([{END: -0.1}], {END: -0.1}, beam=3) == [[]]
+
+
+@pytest.mark.parametrize("beam", [2, 5])
+def test_fewer_words_than_hypotheses_are_enough(beam: int) -> None:
+    assert found([{WORD: -1.0}] * 3, {END: -0.1}, beam=beam) == [[WORD] * 3]
+    assert found([], {WORD: -1.0}, beam=beam) == [[WORD] * 10]
 
 
 def candidate_words(tables: Tables, lexicon: dict[int, list[int]], sentences: int) -> Any:
@@ -153,9 +159,10 @@ def candidate_words(tables: Tables, lexicon: dict[int, list[int]], sentences: in
 def test_lists_of_unequal_length_are_each_its_own_softmax(at_once: int) -> None:
     """Of six frequent words and 0, 3, 1 and 2 more; the place of padding counts for nothing."""
     tables = Tables()
-    lexicon = {20: [7, 2, 9], 21: [8, 10], 22: [11], 23: [3, 0], 24: [9, 7]}
-    sources = [[23], [20, 21, 20], [22, 30], [24]]
-    own: list[list[int]] = [[], [7, 8, 10], [11], [7, 9]]
+    # Ids up to 5 are among the frequent ones; the third of a word is one too many.
+    lexicon = {20: [6, 2, 9], 21: [8, 10], 22: [11], 23: [3, 0], 24: [9, 7], 25: [5]}
+    sources = [[23], [20, 21, 20], [22, 30], [24, 25]]
+    own: list[list[int]] = [[], [6, 8, 10], [11], [7, 9]]
     words = candidate_words(tables, lexicon, at_once)
     words.open(sources)
     words.begin(sources, 2)

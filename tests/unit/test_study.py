@@ -142,6 +142,8 @@ def test_means_and_spreads_over_seeds(tmp_path: Path) -> None:
     assert steps.text("{:.0f}") == "15 ± 7 (1 of 3 never)"
     assert found["5-k_vectors"]["steps_to_reference"].text("{:.0f}") == "never"
     assert found["5-k_random"]["steps_to_reference"].values == [20.0] * 3
+    assert Summary([3.0]).text("{:.1f}") == Summary([3.0, 3.0]).text("{:.1f}") == "3.0"
+    assert Summary([3.0, math.inf]).text("{:.1f}") == "3.0 (1 of 2 never)"
     assert Summary([]).text("{:.0f}") == Summary([math.nan]).text("{:.0f}") == "no value"
 
 

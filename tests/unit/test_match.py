@@ -1,0 +1,124 @@
+"""Which words of a file are which tokens, and how much of a vocabulary was found."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.vectors import match
+from dist_embed.vectors.coverage import COMPOSED, NOT_FOUND, coverage_of
+from dist_embed.vectors.match import FORMS, VocabularyKeys, word_of
+from dist_embed.vectors.word_list import WordList
+
+# Id 4 and on; the last two are marks without a space before them.
+WORDS = ["The", "the", "X1", "Cafe\u0301", "rare", "A"]
+TOKENS = [*(SPACE + word for word in WORDS), "A", "."]
+
+
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_words(TOKENS, lowercase=False, split_punctuation=True)
+
+
+@pytest.mark.parametrize("block", [1, 3, 100])
+@pytest.mark.parametrize("collide", [False, True])
+def test_words_are_matched_by_the_first_likeness(
+    monkeypatch: pytest.MonkeyPatch, block: int, collide: bool
+) -> None:
+    monkeypatch.setattr(match, "_BLOCK", block)
+    if collide:  # two spellings may have one hash: here all have
+        monkeypatch.setattr(match, "_hashes", lambda words: np.zeros(len(words), np.int64))
+    keys = VocabularyKeys(tokenizer(), ("lowercase", "nfc", "digits"))
+    asked = ["none", "the", "x0", "A", SPACE + "A", "caf\u00e9", "X1", "cafe\u0301", ".", "<unk>"]
+    found = keys.match(asked)
+    pairs = sorted(
+        (asked[place], i, rank, counted)
+        for place, i, rank, counted in zip(
+            found.places.tolist(), found.ids.tolist(), found.ranks.tolist(),
+            found.counted.tolist(), strict=True,
+        )
+    )  # fmt: skip
+    # Rank 0: as the token; 1: as its word; then after lower case, composed, digits.
+    expected = [
+        ("<unk>", 1, 0, True),
+        (".", 11, 0, True),
+        ("A", 9, 1, True),
+        ("A", 10, 0, False),
+        ("X1", 6, 1, True),
+        ("caf\u00e9", 7, 3, True),
+        ("cafe\u0301", 7, 2, True),
+        ("the", 4, 2, True),
+        ("the", 5, 1, False),
+        ("x0", 6, 4, True),
+        (SPACE + "A", 9, 0, True),
+    ]
+    assert pairs == sorted(expected)
+
+
+def test_spellings_by_rank() -> None:
+    keys = VocabularyKeys(tokenizer(), ("lowercase", "digits"))
+    assert keys.spellings(SPACE + "X1") == [SPACE + "X1", "X1", "x1", "x0"]
+    assert keys.spellings(SPACE + "the") == [SPACE + "the", "the", None, None]
+    assert keys.spellings("A") == ["A", None, "a", None]
+    assert keys.spellings("<pad>") == ["<pad>", None, None, None]
+    assert VocabularyKeys(tokenizer(), ()).spellings("A") == ["A", None]
+    assert FORMS["digits"]("a1b22") == "a0b00"
+
+
+def test_what_word_a_token_stands_for() -> None:
+    for token, whole, word in [
+        (SPACE + "a", True, "a"), (SPACE + "a", False, "a"), ("a", True, "a"), ("a", False, None),
+        (SPACE, True, None), ("<unk>", True, None), ("</s>", False, None),
+    ]:  # fmt: skip
+        assert word_of(token, whole_words=whole) == word
+
+
+def test_coverage_counts_words_and_how_often_they_occur() -> None:
+    names = [f"w{n}" for n in range(40)]
+    vocabulary = Tokenizer.from_words(
+        [SPACE + name for name in names], lowercase=False, split_punctuation=False
+    )
+    ranks = np.full(44, NOT_FOUND)
+    ranks[[0, 1]] = 0  # special tokens are no words
+    ranks[[4, 5]], ranks[6], ranks[7], ranks[8], ranks[[9, 10]] = 1, 0, 2, 3, COMPOSED
+    counts = np.zeros(44, dtype=np.int64)
+    counts[:4], counts[4:] = 10**6, np.arange(40) + 1
+    how: Any = {"table": "t", "uri": "u", "duplicates": 2, "unreadable": 0, "policy": "mean"}
+    found = coverage_of(vocabulary, counts, ranks, ("lowercase", "digits"), entries=99, **how)
+    assert found.words == 40
+    assert found.tokens == sum(range(1, 41))
+    assert found.found_words == {"as written": 3, "after lowercase": 1, "after digits": 1}
+    assert found.found_tokens == 1 + 2 + 3 + 4 + 5
+    assert (found.composed_words, found.composed_tokens) == (2, 6 + 7)
+    # The most frequent of 33, the first of equal ones first.
+    assert found.missing == [(f"w{n}", n + 1) for n in range(39, 19, -1)]
+    assert found.token_share == 15 / 820
+    assert found.lines()[0] == (
+        "table t: 5 of 40 words (12.5 %) and 1.8 % of their running words start from u "
+        "(99 vectors; 3 as written, 1 after lowercase, 1 after digits; 2 duplicates passed over)"
+    )
+    assert found.lines()[1] == (
+        "table t: 2 more words (1.6 % of the running words) from their parts"
+    )
+    assert found.lines()[2].startswith("table t: without a vector (mean): w39 (40), w38 (39),")
+    assert json.loads(found.to_json())["found_tokens"] == 15
+    none = coverage_of(
+        vocabulary, 0 * counts, ranks, (), entries=1, **(how | {"unreadable": 3, "duplicates": 0})
+    )
+    assert none.token_share == 0
+    assert "3 words are not UTF-8" in none.lines()[0]
+    assert "duplicates" not in none.lines()[0]
+    assert none.missing[:2] == [("w7", 0), ("w8", 0)]
+
+
+def test_a_list_of_words_gives_each_back() -> None:
+    words = WordList()
+    for word in ("", "東京", "a", "naïve"):
+        words.append(word)
+    assert len(words) == 4
+    assert [words[place] for place in range(4)] == ["", "東京", "a", "naïve"]
+    assert words.part(1, 3) == ["東京", "a"]
+    assert words.part(2, 99) == ["a", "naïve"]
