@@ -27,11 +27,26 @@ from dist_embed.model.sampler import LogUniformSampler, Sampler, UnigramSampler
 from dist_embed.model.transformer import Transformer
 from tests.unit.test_loader import step_content
 
+Values = dict[str, dict[str, Any]]  # a configuration, or a part of one
 TABLES = {
     "none": {"source": "source", "target": "target", "output": "output"},
     "decoder": {"source": "source", "target": "decoder", "output": "decoder"},
 }
+DATA: Values = {
+    "data": {"synthetic": {"sentences": 90, "held_out": 7, "nouns": 9, "verbs": 4, "adjectives": 3,
+                           "seed": 5},
+             "num_processes": 1, "shard_sentences": 40, "lexicon_translations": 4},
+    "tokenizer": {"shared": False, "vocab_size": 40, "oov_buckets": 5, "lowercase": True},
+}  # fmt: skip
 Pairs = list[tuple[tuple[int, ...], tuple[int, ...]]]
+
+
+def merged(*parts: Values) -> Values:
+    values: Values = {}
+    for part in parts:
+        for section, settings in part.items():
+            values[section] = values.get(section, {}) | settings
+    return values
 
 
 def rate(peak: float, shape: str, warmup: int, last: int, step: int) -> float:

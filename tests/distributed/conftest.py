@@ -5,6 +5,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from dist_embed.cluster.preparation import ensure_data
+from dist_embed.config.load import config_from_dict
+from tests.distributed.configured import DATA, Values, merged
 from tests.distributed.pool import WorkerPool
 
 # Of the references: threads that wait for each other are slow where another process has a core.
@@ -22,3 +25,14 @@ def workers() -> Iterator[WorkerPool]:
     pool = WorkerPool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small corpus with two vocabularies and a lexicon, see `configured.DATA`; to be read."""
+    uri = str(tmp_path_factory.mktemp("configured") / "data")
+    least: Values = {
+        "run": {"uri": "/nowhere"}, "data": {"uri": uri}, "train": {"max_steps": 1},
+    }  # fmt: skip
+    ensure_data(config_from_dict(merged(DATA, least)), lambda line: None)
+    return uri

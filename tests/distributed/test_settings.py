@@ -23,7 +23,6 @@ from pydantic import BaseModel
 from dist_embed.checkpoint.load import Loaded
 from dist_embed.checkpoint.manifest import ManifestName
 from dist_embed.checkpoint.state import TrainingState
-from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
@@ -38,19 +37,12 @@ from dist_embed.parallel.group import Group
 from dist_embed.train import assemble, worker
 from dist_embed.train.run_folder import read_run_config
 from dist_embed.train.worker import Context, train_task
-from tests.distributed.configured import ConfiguredRun, Step
+from tests.distributed.configured import DATA, ConfiguredRun, Step, Values, merged
 from tests.distributed.pool import WorkerPool
 
 STEPS = 4
 ATOL = 2e-5
-Values = dict[str, dict[str, Any]]
 
-DATA: Values = {
-    "data": {"synthetic": {"sentences": 90, "held_out": 7, "nouns": 9, "verbs": 4, "adjectives": 3,
-                           "seed": 5},
-             "num_processes": 1, "shard_sentences": 40, "lexicon_translations": 4},
-    "tokenizer": {"shared": False, "vocab_size": 40, "oov_buckets": 5, "lowercase": True},
-}  # fmt: skip
 # No value is a default, and no two of one kind are equal.
 EXACT: Values = {
     "run": {"seed": 2**40 + 12345},
@@ -166,26 +158,10 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-def merged(*parts: Values) -> Values:
-    values: Values = {}
-    for part in parts:
-        for section, settings in part.items():
-            values[section] = values.get(section, {}) | settings
-    return values
-
-
 def value_of(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = getattr(config, part)
     return config
-
-
-@pytest.fixture(scope="module")
-def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    uri = str(tmp_path_factory.mktemp("settings") / "data")
-    base: Values = {"run": {"uri": "/nowhere"}, "data": {"uri": uri}}
-    ensure_data(config_from_dict(merged(DATA, EXACT, base)), lambda line: None)
-    return uri
 
 
 def config_of(folder: Path, data_uri: str, *parts: Values) -> Config:

@@ -137,3 +137,28 @@ def test_dropout_differs_by_worker_and_step_and_seed_and_is_repeated(workers: Wo
     assert len(set(everything)) == len(everything) == 12
     # A run that resumes behind step 1 draws as one that was never interrupted.
     assert workers.run(2, draws, [2, 3], 5) == [worker[1:] for worker in first]
+
+
+def requests(group: Group, announced: list[int]) -> int:
+    """How often rows are asked for in four steps, some of which are announced by the one before."""
+    sharded, count = Sharded(Tiny(), group), 0
+    request = sharded.lookup.request
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        return request(*args, **options)
+
+    sharded.lookup.request = counted  # type: ignore[method-assign]
+    steps = [random_pairs(4, seed, 23, 31) for seed in range(5)]
+    for number in range(1, 5):
+        following = steps[number] if number + 1 in announced else None
+        sharded.step(number, steps[number - 1], following)
+    return count
+
+
+@pytest.mark.parametrize("announced", [[], [2, 4], [2, 3, 4]])
+def test_rows_of_an_announced_step_are_asked_for_once(
+    workers: WorkerPool, announced: list[int]
+) -> None:
+    assert workers.run(2, requests, announced) == [4, 4]

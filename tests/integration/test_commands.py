@@ -177,19 +177,6 @@ def test_a_runs_checkpoints_are_proven_pruned_and_exported(
     assert "would leave no checkpoint" in refused.stderr
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    config: str, dist_embed: Command, tmp_path: Path
-) -> None:
-    data = f"data.uri={tmp_path / 'data'}"
-    dist_embed("train", config, data, f"run.uri={tmp_path / 'whole'}")
-    dist_embed("train", config, data, f"run.uri={tmp_path / 'parts'}", "train.max_steps=5")
-    resumed = dist_embed("train", config, data, f"run.uri={tmp_path / 'parts'}")
-    assert "resuming from the checkpoint of step 5" in resumed.stdout
-    whole, parts = metrics(tmp_path / "whole"), metrics(tmp_path / "parts")
-    assert sorted(whole) == list(range(1, 9))
-    assert parts == whole
-
-
 @pytest.mark.heavy
 def test_a_run_goes_on_with_another_number_of_workers(
     config: str, dist_embed: Command, tmp_path: Path

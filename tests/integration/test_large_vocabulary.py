@@ -31,12 +31,6 @@ def test_a_sampled_run_trains_resumes_and_is_evaluated_exactly(
     assert "BLEU" in dist_embed("evaluate", str(tmp_path / "whole")).stdout
 
 
-def test_as_many_samples_as_words_are_refused(config: str, dist_embed: Command) -> None:
-    refused = dist_embed("train", config, "model.output=sampled", "model.num_samples=146", code=2)
-    assert refused.stderr.count("\n") == 1
-    assert "model.num_samples: 146 is not allowed: the vocabulary has 146 words" in refused.stderr
-
-
 LARGE = [
     "tokenizer.vocab_size=30", "tokenizer.shared=false", "tokenizer.oov_buckets=7",
     "model.share_embeddings=decoder", "model.output=sampled", "model.num_samples=15",
@@ -59,9 +53,9 @@ def test_candidate_lists_hashed_rows_and_replaced_words(
 
     text = (run / "data" / "text" / "test.source.txt").read_text()
     answers = dist_embed("translate", str(run), text=text).stdout
+    assert len(answers.splitlines()) == len(text.splitlines())
+    # `tests.distributed.test_settings` has a model that says nothing but unknown words.
     assert "<unk>" not in answers
-    listed = dist_embed("translate", str(run), "--workers", "1", text=text).stdout
-    assert listed == answers
 
 
 def test_another_vocabulary_of_the_same_size_is_refused(

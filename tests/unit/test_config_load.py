@@ -315,6 +315,13 @@ def test_impossible_combinations_name_both_sides(
         ],
         ["train.translate_every=10"],
         ["search.candidates=4", "data.lexicon_translations=10"],
+        ["embedding.tables.source.pretrained={uri: a, format: glove}"],
+        ["embedding.tables.source.pretrained={uri: a, format: npy, words: b}"],
+        ["embedding.tables.source.pretrained={uri: a, words: b, tensor: c, missing: subword}"],
+        ["embedding.tables.source.pretrained={uri: a, format: safetensors, words: b, tensor: c}"],
+        ["embedding.tables.source.pretrained={uri: a, format: fasttext-bin, missing: subword}"],
+        ["embedding.tables.source={freeze: true}", "embedding.tables.target={freeze: true}"],
+        ["embedding.tables.source={freeze_until_step: 3}"],
     ],
 )
 def test_possible_neighbours_of_impossible_combinations_load(

@@ -47,6 +47,15 @@ def test_no_tile_is_larger_than_allowed() -> None:
     assert sum(a * b for a, b in sizes) == TOKENS * ROWS
 
 
+def test_no_copy_of_rows_of_another_type_is_larger_than_allowed() -> None:
+    hidden, weight = torch.ones(TOKENS, 64, dtype=torch.bfloat16), torch.ones(ROWS, 64)
+    # A row's copy has 128 bytes, its 8 logits 32.
+    sizes = {tuple(t.shape) for *_, t in LogitTiles(hidden, weight, 5 * 128).tiles()}
+    assert sizes == {(8, 5), (8, 4), (5, 5), (5, 4)}
+    narrow = {tuple(t.shape)[1] for *_, t in LogitTiles(hidden, weight.bfloat16(), 5 * 32).tiles()}
+    assert narrow == {5, 4}  # nothing is copied
+
+
 def test_no_tokens_and_no_rows() -> None:
     hidden, weight, target = problem()
     assert list(LogitTiles(hidden[:0], weight, 100).tiles()) == []

@@ -153,3 +153,24 @@ def test_equal_probabilities_are_ordered_by_id() -> None:
         torch.ones(1, WIDTH), weight, torch.tensor([3, 1, 2, 0]), shard, [1], 4
     )
     assert ids.tolist() == [[0, 1, 2, 3]]
+
+
+@pytest.mark.parametrize("block_tokens", [31, 32])
+@pytest.mark.parametrize("trains", [True, False])
+def test_small_blocks_and_what_needs_no_gradient_go_by_tiles(
+    monkeypatch: pytest.MonkeyPatch, block_tokens: int, trains: bool
+) -> None:
+    ways: list[str] = []
+    for name in ("LogitBlocks", "LogitTiles"):
+        way = getattr(output, name)
+
+        def noted(*args: Any, _name: str = name, _way: Any = way) -> Any:
+            ways.append(_name)
+            return _way(*args)
+
+        monkeypatch.setattr(output, name, noted)
+    hidden, weight, target = problem()
+    if not trains:
+        hidden, weight = hidden.detach(), weight.detach()
+    sharded_cross_entropy(hidden, target, weight, shard_with_blocks_of(block_tokens), [TOKENS])
+    assert set(ways) == {"LogitBlocks" if trains and block_tokens == 32 else "LogitTiles"}

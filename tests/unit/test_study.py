@@ -5,6 +5,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,13 @@ import scipy.stats
 import torch
 import yaml
 
-from dist_embed.config.errors import ConfigError
+from dist_embed.cluster.work import EVALUATE, TRAIN
+from dist_embed.config.errors import ConfigError, RunStopped
+from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
+from dist_embed.observe.metrics import MetricsLog
 from dist_embed.storage import uri as storage
 from dist_embed.study import one_hot
+from dist_embed.study import run as study_run
 from dist_embed.study.one_hot import (
     WAYS,
     Cost,
@@ -65,8 +70,8 @@ STUDY: dict[str, Any] = {
 MACHINE = {"cores": 2, "memory_gib": 23.0, "device": "a CPU", "versions": {"torch": "9"}}
 
 
-def written(folder: Path, **changes: Any) -> str:
-    path = folder / "study.yaml"
+def written(to: Path, **changes: Any) -> str:
+    path = to / "study.yaml"
     path.write_text(yaml.safe_dump(STUDY | changes))
     return str(path)
 
@@ -266,6 +271,82 @@ def test_word_vectors_are_made_once_and_again_when_told_otherwise(tmp_path: Path
     assert (tmp_path / "v.txt").read_text() == first
 
 
+def test_a_factor_of_one_level_need_not_be_drawn(tmp_path: Path) -> None:
+    one = {"name": "size", "levels": [{"name": "small"}]}
+    found = load_study(written(tmp_path, factors=[*STUDY["factors"], one], expectations=[]))
+    assert isinstance(found, TrainingStudy)
+    assert combinations(found)[0].key == "1-k_random_small"
+
+
+def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("run: {uri: x}\ndata: {synthetic: {}}\ntrain: {max_steps: 9}\n"
+                    "cluster: {launcher: local, device: cpu}\n")  # fmt: skip
+    plain = {"set": {}, "seeds": [4], "folder": str(tmp_path / "study"), "reference": None,
+             "factors": [{"name": "a", "levels": [{"name": "b"}]}], "expectations": [],
+             "measures": ["bleu"], "plot": None}  # fmt: skip
+    wanted = load_study(written(tmp_path, **plain))
+    assert isinstance(wanted, TrainingStudy)
+    (planned,) = planned_runs(wanted)
+    run_uri = planned.config.run.uri
+    shards = [ShardInfo("s", 30, 100, 170)]  # 170 tokens and 30 ends of sentences
+    data = PreparedData({}, {"source": 9, "target": 9}, True, {"train": Split(shards=shards)})
+    asked: list[Any] = []
+    found = {"step": 4, "bleu": 12.5, "chrf": 30.0, "training_loss": 0.75}
+    stopped = {"steps": 2, "stopped": True}
+
+    def launch(task: str, config: Any, options: Any, **how: Any) -> Any:
+        assert (config.run.uri, how["vocabulary_size"]) == (run_uri, data.vocabulary_size)
+        asked.append((task, options, how.get("stop_seconds")))
+        return found if task == EVALUATE else stopped
+
+    monkeypatch.setattr(study_run, "launch", launch)
+    monkeypatch.setattr(study_run, "ensure_data", lambda config, say: say("prepared") or data)
+    said: list[str] = []
+
+    def run() -> list[Outcome]:
+        return study_run.run_study(wanted, lambda event: said.append(event["text"]))
+
+    with pytest.raises(RunStopped, match="stopped as asked after step 2"):
+        run()
+    assert asked == [(TRAIN, {}, 180.0)]
+    stopped = {"steps": 9, "stopped": False}
+    info = {
+        "model.x": (3, 5),
+        "table.a.weight": (7, 2),
+        "table.a.momentum1": (7,),
+        "optimizer.y": (3,),
+    }
+    manifest = SimpleNamespace(
+        tensors={name: SimpleNamespace(shape=list(shape)) for name, shape in info.items()}
+    )
+    monkeypatch.setattr(study_run, "name_of_step", lambda uri, step: (uri, step))
+    monkeypatch.setattr(
+        study_run, "read_manifest", lambda store, name: {(run_uri, 4): manifest}[name]
+    )
+    with MetricsLog(run_uri, 0) as log:
+        log.write(2, tokens_per_second=100.0, step_seconds=0.5)
+        log.write(2, validation_loss=math.nan)
+        log.write(4, tokens_per_second=200.0, step_seconds=0.5)
+        log.write(4, validation_loss=1.25)
+    asked.clear()
+    (outcome_,) = run()
+    evaluated = {"split": "test", "step": None, "training_tokens": 20_000}
+    assert asked == [(TRAIN, {}, 180.0), (EVALUATE, evaluated, None)]
+    assert outcome_.measures == {
+        "validation_perplexity": math.exp(1.25), "bleu": 12.5, "chrf": 30.0, "gap": 0.5,
+        "parameters": 15 + 14, "tokens_per_second": 150.0, "sentences_per_second": 150 * 30 / 200,
+        "epochs": 9 * 75 / 200, "best_step": 4,
+    }  # fmt: skip
+    assert (outcome_.levels, outcome_.seed) == ({"a": "b"}, 4)
+    assert outcome_.validations == [(4, 1.25)]
+    assert outcome_.machine["cores"] >= 1
+    assert said[-2:] == [f"run 1 of 1: {planned.name}", "prepared"]
+    asked.clear()
+    assert run() == [outcome_]
+    assert asked == []
+
+
 def test_the_plot_has_a_line_for_each_level(tmp_path: Path) -> None:
     path = tmp_path / "x.svg"
     draw_study(study(tmp_path), OUTCOMES, str(path))
@@ -301,6 +382,9 @@ def test_the_page_of_keys_is_that_of_the_study() -> None:
         ({"factors": [*STUDY["factors"], {"name": "c", "levels": [{"name": "x"}, {"name": "y"}]}]},
          "factor 'c' is neither `x` nor `lines`"),
         ({"measures": ["bleus"]}, r"measures\.0"),
+        ({"factors": [STUDY["factors"][0], STUDY["factors"][1] | {"name": "other"}],
+          "reference": None, "measures": ["bleu"], "expectations": []},
+         "plot: there is no factor 'start'"),
         ({"colour": 1}, "colour"),
         ({"reference": None}, "measures: steps_to_reference needs `reference`"),
         ({"reference": None, "measures": ["bleu"]},

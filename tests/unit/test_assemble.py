@@ -1,0 +1,82 @@
+"""What is refused where a model is put together."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dist_embed.config.errors import UserError
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
+from dist_embed.model.output_layer import ExactOutput, SampledOutput
+from dist_embed.model.transformer import Transformer
+from dist_embed.parallel.group import Group
+from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translation
+
+ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+
+
+def config_of(**sections: dict[str, Any]) -> Config:
+    return config_from_dict(
+        {"run": {"uri": "memory://no-lexicon"}, "train": {"max_steps": 1},
+         "data": {"synthetic": {}, "lexicon_translations": 10}} | sections
+    )  # fmt: skip
+
+
+def translator(num_rows: int) -> Any:
+    shard = SimpleNamespace(num_rows=num_rows, group=ALONE)
+    return SimpleNamespace(shard=shard, lookup=None, group=ALONE)
+
+
+def test_fewer_samples_than_words_are_needed() -> None:
+    def counts() -> Any:
+        asked.append(True)
+        return np.ones(10, np.int64)
+
+    asked: list[bool] = []
+    for sampler in ("unigram", "log_uniform"):
+        model = {"output": "sampled", "num_samples": 9, "sampler": sampler}
+        assert isinstance(
+            build_output(config_of(model=model), translator(10), counts), SampledOutput
+        )
+        with pytest.raises(UserError) as caught:
+            build_output(config_of(model=model), translator(9), counts)
+        assert str(caught.value) == (
+            "model.num_samples: 9 is not allowed: the vocabulary has 9 words. Take fewer samples, "
+            "or model.output=exact"
+        )
+    # Counts are read where they are needed alone: by the exact layer not either.
+    assert isinstance(build_output(config_of(), translator(9), counts), ExactOutput)
+    assert asked == [True]
+
+
+@pytest.mark.parametrize(
+    "search", [{"candidates": 8}, {"candidates": 8, "replace_unknown": "copy"},
+               {"replace_unknown": "lexicon"}],
+)  # fmt: skip
+def test_a_search_that_needs_a_lexicon_says_so(search: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="memory://no-lexicon has no lexicon, which search"):
+        build_translation(config_of(search=search), translator(9), {})
+
+
+def test_the_dense_optimizer_is_as_configured() -> None:
+    train = {
+        "max_steps": 1, "learning_rate": 0.25, "beta1": 0.5, "beta2": 0.75, "weight_decay": 0.125
+    }  # fmt: skip
+    transformer = Transformer(
+        embedding_width=4, width=8, feed_forward=8, heads=2, encoder_layers=1, decoder_layers=1,
+        dropout=0.0, attention_dropout=0.0,
+    )  # fmt: skip
+    optimizer = build_dense_optimizer(config_of(train=train), transformer)
+    matrices, vectors = optimizer.param_groups
+    assert {p.dim() for p in matrices["params"]} == {2}
+    assert {p.dim() for p in vectors["params"]} == {1}
+    assert len(matrices["params"]) + len(vectors["params"]) == len(list(transformer.parameters()))
+    for group, decay in ((matrices, 0.125), (vectors, 0.0)):
+        assert (group["lr"], group["betas"], group["eps"]) == (0.25, (0.5, 0.75), 1e-9)
+        assert group["weight_decay"] == decay
+        assert group["fused"]

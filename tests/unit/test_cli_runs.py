@@ -1,0 +1,325 @@
+"""The commands on runs, in this process, with workers that give a fixed result."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from dist_embed.cli.main import main
+from dist_embed.cluster.work import EVALUATE, TRAIN, TRANSLATE
+from dist_embed.config.errors import RunFailed, RunStopped, UserError
+from dist_embed.observe.metrics import MetricsLog
+from dist_embed.storage.retry import StoreUnavailable
+from tests.unit.small_corpus import Prepared
+from tests.unit.small_run import small_run, word_tokenizer
+
+WORDS = ["a", "b", "c", "d"]
+QUALITY = {
+    "split": "test", "step": 5, "loss": 1.25, "training_loss": None, "perplexity": 3.4903,
+    "bleu": 12.345, "chrf": 45.678, "bleu_signature": "nrefs:1|tok:13a", "sentences": 2,
+    "sentences_per_second": 7.25, "translations": ["ein", "zwei"],
+}  # fmt: skip
+TOLD = """\
+test, checkpoint of step 5: loss 1.2500, perplexity 3.49
+BLEU 12.35  chrF 45.68  (2 sentences, 7.2 sentences/s)
+BLEU is nrefs:1|tok:13a
+"""
+Calls = list[tuple[str, Any, dict[str, Any], dict[str, Any]]]
+Launched = Callable[[Any], Calls]
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
+    """Workers answer with what is given; what was asked of them comes back."""
+    monkeypatch.setattr("dist_embed.cli.main.quiet_screen", lambda: None)
+
+    def answering(answer: Any) -> Calls:
+        calls: Calls = []
+
+        def launch(task: str, config: Any, options: dict[str, Any], **how: Any) -> Any:
+            how.pop("on_event")({"kind": "line", "text": f"{task} begins"})
+            calls.append((task, config, options, how))
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer[task] if isinstance(answer, dict) and task in answer else answer
+
+        monkeypatch.setattr("dist_embed.cluster.launch.launch", launch)
+        monkeypatch.setattr(
+            "dist_embed.cluster.fork_server.start_ahead",
+            lambda device: calls.append(("ahead", device, {}, {})),
+        )
+        return calls
+
+    return answering
+
+
+@pytest.fixture
+def run_uri(tmp_path: Path) -> str:
+    tokenizer = word_tokenizer(WORDS)
+    vectors = {"shared": torch.zeros(tokenizer.size, 4)}
+    settings = {"cluster": {"num_workers": 3}}
+    return small_run(
+        tmp_path, {"source": tokenizer, "target": tokenizer}, vectors, share="all",
+        settings=settings,
+    )  # fmt: skip
+
+
+def test_evaluate(
+    launched: Launched, run_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = launched(QUALITY)
+    out = tmp_path / "out.txt"
+    options = ["--split", "validation", "--step", "5", "--output", str(out), "--beam", "7"]
+    assert main(["evaluate", run_uri, *options]) == 0
+    assert out.read_text() == "ein\nzwei\n"
+    said = capsys.readouterr()
+    assert said.out == TOLD
+    assert said.err == f"{EVALUATE} begins\n"
+    ahead, (task, config, given, how) = calls
+    assert ahead[:2] == ("ahead", "auto")
+    assert (task, given) == (EVALUATE, {"split": "validation", "step": 5})
+    assert how == {"launcher": "local", "vocabulary_size": {"source": 8, "target": 8}}
+    assert (config.search.beam, config.cluster.num_workers) == (7, 3)
+    assert config.embedding.optimizer == "sgd"
+
+    calls = launched(QUALITY)
+    assert main(["evaluate", run_uri, "--workers", "1", "--launcher", "ray"]) == 0
+    ((_, config, given, how),) = calls
+    assert given == {"split": "test", "step": None}
+    assert (how["launcher"], config.cluster.num_workers, config.search.beam) == ("ray", 1, 5)
+
+
+def test_translate(
+    launched: Launched,
+    run_uri: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = launched(["ä", "b"])
+    texts = tmp_path / "in.txt"
+    texts.write_text("a b\nc\n")
+    out = tmp_path / "out.txt"
+    assert main(["translate", run_uri, "--input", str(texts), "--output", str(out)]) == 0
+    assert out.read_text(encoding="utf-8") == "ä\nb\n"
+    assert calls[-1][0] == TRANSLATE
+    assert calls[-1][2] == {"texts": ["a b", "c"], "step": None}
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\n\ny\n")))
+    assert main(["translate", run_uri, "--step", "5"]) == 0
+    assert calls[-1][2] == {"texts": ["x", "", "y"], "step": 5}
+    assert capsys.readouterr().out == "ä\nb\n"
+    before = len(calls)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    assert main(["translate", run_uri]) == 0
+    assert len(calls) == before
+    assert capsys.readouterr().out == ""
+
+
+def test_history(run_uri: str, launched: Launched, capsys: pytest.CaptureFixture[str]) -> None:
+    launched(None)
+    with MetricsLog(run_uri, 0) as log:
+        log.write(1000, tokens_per_second=1234.6, step_seconds=0.06, epoch=2)
+        log.write(1000, validation_loss=1.0, validation_perplexity=math.e)
+        log.write(1000, validation_bleu=21.555, validation_chrf=1.0)
+        log.write(2000, validation_loss=1.0, validation_perplexity=2.0)
+    assert main(["history", run_uri]) == 0
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in capsys.readouterr().out.splitlines()
+    ]
+    assert rows[0] == [
+        "step", "epoch", "minutes in steps", "wall minutes", "tokens/s", "perplexity", "BLEU"
+    ]  # fmt: skip
+    assert rows[2] == ["1,000", "2", "1.0", "1.0", "1,235", "2.72", "21.55"]
+    assert rows[3][:3] + rows[3][4:] == ["2,000", "2", "1.0", "nan", "2.00", ""]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> str:
+    """A configuration whose run lies beside it and whose data are prepared already."""
+    path = tmp_path / "c.yaml"
+    values = {
+        "run": {"uri": str(tmp_path / "trained")}, "train": {"max_steps": 9},
+        "data": {"synthetic": {}, "uri": prepared.uri},
+        "checkpoint": {"drain_seconds": 5.0}, "cluster": {"device": "cpu"},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(values))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def ensure_data(config: Any, say: Callable[[str], None], *, force: bool = False) -> Any:
+        say(f"preparing {config.data.uri}, forced: {force}")
+        return prepared.data
+
+    monkeypatch.setattr("dist_embed.cluster.preparation.ensure_data", ensure_data)
+    return str(path)
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    return {
+        "steps": 9, "resumed_at": 0, "stopped": False, "skipped_steps": 0,
+        "peak_memory_bytes": 3 * 2**29,
+    } | changes  # fmt: skip
+
+
+def test_train(
+    launched: Launched, config: str, prepared: Prepared, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    checked: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        "dist_embed.train.run_folder.check_run_folder",
+        lambda config, *, force: checked.append((config.run.uri, force)),
+    )
+    calls = launched(result())
+    assert main(["train", config, "train.max_steps=7", "--launcher", "local", "--force",
+                 "model.heads=2"]) == 0  # fmt: skip
+    ahead, (task, configured, options, how) = calls
+    assert ahead[:2] == ("ahead", "cpu")
+    assert (task, options) == (TRAIN, {})
+    assert (configured.train.max_steps, configured.model.heads) == (7, 2)
+    assert how == {
+        "launcher": "local", "stop_seconds": 2 * 5.0 + 60.0,
+        "vocabulary_size": prepared.data.vocabulary_size,
+    }  # fmt: skip
+    assert checked == [(str(tmp_path / "trained"), True)]
+    said = capsys.readouterr().out.splitlines()
+    assert said == [
+        f"preparing {prepared.uri}, forced: False", f"{TRAIN} begins",
+        "trained 9 steps; peak memory of worker 0: 1.50 GiB",
+    ]  # fmt: skip
+
+    calls = launched(result())
+    assert main(["train", config]) == 0
+    assert [call[0] for call in calls] == [TRAIN]  # Ray: nothing is forked here
+    assert calls[0][3]["launcher"] is None
+    assert checked[-1][1] is False
+
+
+def test_what_a_training_has_done_is_told(
+    launched: Launched, config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(answer: Any, code: int = 0) -> tuple[str, str]:
+        launched(answer)
+        capsys.readouterr()
+        assert main(["train", config]) == code
+        said = capsys.readouterr()
+        return said.out.splitlines()[-1], said.err
+
+    with MetricsLog(str(tmp_path / "trained"), 0) as log:
+        for step, speed in ((3, 1000.0), (4, 10.0), (5, 30.4), (9, 20.0)):
+            log.write(step, tokens_per_second=speed)
+        log.write(9, validation_loss=1.0)
+    assert told(result(resumed_at=3, skipped_steps=2))[0] == (
+        "trained 6 steps at 20 target tokens/s, 2 skipped as not finite; "
+        "peak memory of worker 0: 1.50 GiB"
+    )
+    assert told(result(resumed_at=9))[0] == f"already trained: 9 steps in {tmp_path}/trained"
+    line, complaint = told(result(steps=4, stopped=True), 143)
+    assert line.startswith("trained 4 steps at 25 ")
+    assert "stopped as asked after step 4; the same command goes on from there" in complaint
+    line, _ = told(result(steps=4, resumed_at=4, stopped=True), 143)
+    assert line == f"{TRAIN} begins"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("no such thing"), 2, "dist-embed: no such thing\n"),
+        (StoreUnavailable("no answer"), 2, "dist-embed: no answer\n"),
+        (FileNotFoundError(2, "No such file", "x"), 2, "No such file: 'x'"),
+        (RunFailed("worker 1 failed"), 1, "dist-embed: worker 1 failed\n"),
+        (RunStopped("stopped"), 143, "dist-embed: stopped\n"),
+        (KeyboardInterrupt(), 130, "interrupted; a run goes on"),
+    ],
+)
+def test_errors_become_exit_codes(
+    launched: Launched, run_uri: str, capsys: pytest.CaptureFixture[str],
+    error: BaseException, code: int, said: str,
+) -> None:  # fmt: skip
+    launched(error)
+    assert main(["evaluate", run_uri]) == code
+    assert said in capsys.readouterr().err
+
+
+def test_quickstart(
+    launched: Launched, config: str, prepared: Prepared, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    calls = launched(
+        {TRAIN: result(), EVALUATE: QUALITY | {"translations": [f"x{n}" for n in range(1, 131)]}}
+    )
+    with MetricsLog(str(tmp_path / "trained"), 0) as log:
+        log.write(9, tokens_per_second=1500.0)
+    tokenizer = word_tokenizer(WORDS)
+    for side in ("source", "target"):
+        (tmp_path / "trained" / f"tokenizer.{side}.json").write_text(tokenizer.to_json())
+    assert main(["quickstart", config, "cluster.launcher=local"]) == 0
+    assert [call[0] for call in calls] == ["ahead", TRAIN, "ahead", EVALUATE]
+    assert calls[-1][2:] == (
+        {"split": "test", "step": None},
+        {"launcher": "local", "vocabulary_size": {"source": 8, "target": 8}},
+    )
+    said = capsys.readouterr().out
+    for place, name in enumerate(("source", "reference")):
+        found = [line for line in said.splitlines() if line.startswith(f"  {name} ")]
+        assert found == [f"  {name:<12} {pair[place]}" for pair in prepared.pairs["test"][:2]]
+    assert [line for line in said.splitlines() if "  translation" in line] == [
+        "  translation  x1", "  translation  x2"
+    ]  # fmt: skip
+    assert TOLD in said
+    assert "training: 1,500 target tokens/s\n" in said
+    assert f"translate {tmp_path}/trained\n" in said
+    assert f"run.uri={tmp_path}/trained-untied\n" in said
+
+
+def test_config_shows_its_pages(
+    config: str, launched: Launched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(None)
+    shown = {}
+    for name, arguments in {
+        "show": ["show", config, "search.beam=9"], "schema": ["schema"],
+        "reference": ["reference"], "keys": ["reference", "--study"],
+    }.items():  # fmt: skip
+        assert main(["config", *arguments]) == 0
+        shown[name] = capsys.readouterr().out
+    assert yaml.safe_load(shown["show"])["search"]["beam"] == 9
+    assert json.loads(shown["schema"])["title"] == "Config"
+    assert shown["reference"].startswith("# Configuration\n")
+    assert "word_vectors" in shown["keys"]
+    assert "word_vectors" not in shown["reference"]
+
+
+def test_prepare(
+    config: str, launched: Launched, prepared: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(None)
+    sizes = ", ".join(f"{side} {size}" for side, size in prepared.data.vocabulary_size.items())
+    for force in (False, True):
+        assert main(["prepare", config, *(["--force"] if force else [])]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            f"preparing {prepared.uri}, forced: {force}",
+            f"prepared in {prepared.uri}; vocabulary: {sizes}",
+        ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["evaluate", "x", "y=1"], ["train", "c.yaml", "--bogus"], ["prepare"]]
+)
+def test_what_no_command_takes_is_refused(
+    arguments: list[str], launched: Launched, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(None)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage: dist-embed" in capsys.readouterr().err
