@@ -22,7 +22,7 @@ from tests.unit.small_corpus import Prepared
 ROOT = Path(__file__).parents[2]
 ONLY = ROOT / "dist_embed/storage/parquet.py"
 # Of Arrow, and started by these whatever they are told.
-STARTERS = {"read_table", "read_pandas", "ParquetDataset", "read_csv", "open_csv", "field"}
+STARTERS = {"read_table", "read_pandas", "ParquetDataset", "read_csv", "open_csv"}
 ELSEWHERE = tuple(f"pyarrow.{name}" for name in ("parquet", "dataset", "acero", "feather", "orc"))
 TABLE = pa.table(
     {"ids": pa.array([[1, 2], [], [3]], pa.list_(pa.int32())), "ids_text": ["a b", "", "c"],
@@ -96,7 +96,8 @@ def thread_starters(tree: ast.AST, *, reads_parquet: bool = False) -> list[str]:
         called = node.func.attr
         threads = given.get("use_threads", "True") != "False"
         if (
-            (called in STARTERS and ast.unparse(node.func.value) in ("pq", "csv", "pc", "pa"))
+            (called in STARTERS and ast.unparse(node.func.value) in ("pq", "csv"))
+            or ast.unparse(node.func) == "pc.field"
             or called == "sort_by"
             or (called == "group_by" and threads)
             or (called in ("iter_batches", "read_row_group", "read_row_groups") and threads)
