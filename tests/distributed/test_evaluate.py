@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import sacrebleu
 import torch
 
+from dist_embed.data.loader import Loader, Position
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.model.transformer import Transformer
@@ -20,6 +23,7 @@ from dist_embed.train.translation import Translation
 from tests.distributed.pool import WorkerPool
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Pairs, Sharded, Tiny, random_pairs
+from tests.unit.test_loader import step_content
 
 BATCH_TOKENS = 60
 LARGER = 20.0  # rows so many times as large make rounding show
@@ -40,7 +44,9 @@ def written(folder: Path, pairs: Pairs, tiny: Tiny) -> PreparedData:
     return PreparedData({}, sizes, False, {"validation": split})
 
 
-def loss_on(group: Group, tiny: Tiny, folder: str, data: PreparedData) -> float:
+def loss_on(
+    group: Group, tiny: Tiny, folder: str, data: PreparedData, at_least: float = math.inf
+) -> float:
     sharded = Sharded(tiny, group, torch.bfloat16)
     for table in sharded.lookup.specs:
         sharded.lookup.weight(table).mul_(LARGER)
@@ -52,7 +58,7 @@ def loss_on(group: Group, tiny: Tiny, folder: str, data: PreparedData) -> float:
     dropping.load_state_dict(sharded.transformer.state_dict())
     dropping.train()
     translator = Translator(sharded.lookup, dropping, sharded.shard, torch.bfloat16)
-    return exact_loss(translator, folder, data, "validation", BATCH_TOKENS)
+    return exact_loss(translator, folder, data, "validation", BATCH_TOKENS, at_least=at_least)
 
 
 @pytest.mark.parametrize("num_samples", [0, 5])
@@ -70,6 +76,36 @@ def test_the_validation_loss_is_exact_over_every_sentence_once(
         expected = float(reference.loss(pairs))
     for found in workers.run(num_workers, loss_on, tiny, str(tmp_path), data):
         assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_of_so_many_tokens_is_that_of_the_first_batches(
+    workers: WorkerPool, tmp_path: Path
+) -> None:
+    tiny = Tiny()
+    pairs = [  # 3 ends a sentence
+        ([i + (i == 3) for i in source], [i + (i == 3) for i in target])
+        for source, target in random_pairs(43, 5, tiny.source_rows, tiny.target_rows)
+    ]
+    data = written(tmp_path, pairs, tiny)
+    loader = Loader(
+        str(tmp_path), data.splits["validation"].shards, batch_tokens=BATCH_TOKENS, seed=0, rank=0,
+        num_workers=1, accumulate=1,
+    )  # fmt: skip
+    first, second, third = islice(loader.steps(Position()), 3)
+    reference = Reference(replace(tiny, label_smoothing=0.0))
+    with torch.no_grad():
+        for table in reference.tables.values():
+            table.weight *= LARGER
+        losses = [
+            float(reference.loss([(list(s), list(t)) for s, t in some]))
+            for some in (step_content(first), [*step_content(first), *step_content(second)])
+        ]
+    assert third.after.epoch == 0
+    for at_least, expected in (
+        (first.global_tokens, losses[0]), (first.global_tokens + 1, losses[1]),
+    ):  # fmt: skip
+        for found in workers.run(2, loss_on, tiny, str(tmp_path), data, at_least):
+            assert found == pytest.approx(expected, rel=1e-5)
 
 
 class Echo:

@@ -358,23 +358,31 @@ def resumed(group: Group, values: dict[str, Any], lost: int) -> dict[str, Any]:
         state.scalars["skipped_steps"] = 3
         return Loaded(5, frozenset({ManifestName(6, 0)}), 0)
 
-    def loop(state: Any, *_: Any, **__: Any) -> bool:
+    def loop(
+        state: Any, step: Any, loader: Any, rhythm: Any, hooks: Any, *_: Any, **__: Any
+    ) -> bool:
         state.step += 4
         state.scalars["skipped_steps"] += lost
+        calls["hooks"] = hooks.validate is not None, hooks.translate is not None
         return bool(lost)
+
+    data = PreparedData.read(values["data"]["uri"])
+    if lost:
+        del data.splits["validation"]
 
     with ExitStack() as stack:
         recorded(stack, calls, worker, "MetricsLog", "Saver")
         stack.enter_context(mock.patch.object(worker, "load_newest", load))
         stack.enter_context(mock.patch.object(worker, "train_loop", loop))
         stack.enter_context(mock.patch.object(worker, "start_tables", started.append))
+        stack.enter_context(mock.patch.object(PreparedData, "read", return_value=data))
         lines: list[str] = []
         reporter = Reporter(lambda event: lines.append(event["text"]))
         result = train_task(Context(config_from_dict(values), group, reporter, {}))
     return result | {
         "started": started, "after_step": calls.get("MetricsLog.after_step"),
         "damaged": calls["Saver.damaged"], "flushes": calls["Saver.beforehand"] is not None,
-        "lines": lines,
+        "lines": lines, "hooks": calls["hooks"],
     }  # fmt: skip
 
 
@@ -390,6 +398,7 @@ def test_a_run_that_goes_on_tells_what_it_has_done(
             "steps": 9, "resumed_at": 5, "stopped": lost > 0, "skipped_steps": lost, "started": [],
             "after_step": 5 if rank == 0 else None, "damaged": {ManifestName(6, 0)},
             "flushes": rank == 0,
+            "hooks": (not lost, not lost),  # without a validation split there is nothing to look at
         }  # fmt: skip
         assert "resuming from the checkpoint of step 5" in lines
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {
