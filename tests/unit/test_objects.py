@@ -470,6 +470,27 @@ def test_calls_are_repeated_while_the_store_fails(
     assert calls.count > len(TRANSIENT)
 
 
+def test_no_listing_is_an_old_one(remote: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client such as s3fs keeps listings; another writer's objects are to be seen."""
+    order: list[str] = []
+    for method in ("ls", "find", "rm_file", "rm", "invalidate_cache"):
+        original = getattr(MemoryFileSystem, method)
+
+        def call(*args: Any, _method: str = method, _original: Any = original, **more: Any) -> Any:
+            order.append(_method)
+            return _original(*args, **more)
+
+        monkeypatch.setattr(MemoryFileSystem, method, call)
+    for act, method in (
+        (remote.names, "ls"), (remote.entries, "find"), (remote.remove, "rm_file"),
+        (remote.remove_folder, "rm"),
+    ):  # fmt: skip
+        remote.put("d/x", [b"1"])
+        order.clear()
+        act("d/x" if method == "rm_file" else "d")
+        assert order[: 1 + order.index(method)][-2:] == ["invalidate_cache", method]
+
+
 class Clock:
     """Stands in for the module ``time``: sleeping costs nothing."""
 
