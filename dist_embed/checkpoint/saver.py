@@ -134,6 +134,7 @@ class Saver:
         self._parts: Parts | None = None
         self._failures = 0
         self._last_reason = ""
+        self._last_error: Exception | None = None
         self.saved_step = 0  # of the newest checkpoint that this saver has published
 
     def save(self, state: TrainingState) -> None:
@@ -219,7 +220,7 @@ class Saver:
             raise CheckpointError(
                 f"step {step} is trained but not saved: {self._last_reason}. The same command "
                 "trains it again, from the newest checkpoint there is"
-            )
+            ) from self._last_error
 
     def close(self) -> None:
         """Give the save under way its time, when the run ends by an error. Not collective."""
@@ -250,7 +251,7 @@ class Saver:
             for note in save.notes:
                 self._report(note)
             return
-        self._failures += 1
+        self._failures, self._last_error = self._failures + 1, error
         self._failed_attempts.add(save.attempt)
         # A worker's own error says more than what worker 0 has heard of it.
         rank, worst = min(

@@ -298,8 +298,12 @@ def test_failures_are_reported_and_borne_up_to_their_limit(
         )
     ]  # fmt: skip
     assert store.steps == []
-    with pytest.raises(CheckpointError, match="step 2 is trained but not saved: could not write x"):
+    with pytest.raises(
+        CheckpointError, match="step 2 is trained but not saved: could not write x"
+    ) as caught:
         saver.require(2)
+    # By the cause is told whether it may go well when it is tried again (under Ray).
+    assert caught.value.__cause__ is store.error
     # One that goes well ends the row.
     store.error = None
     save(3)
