@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from dist_embed.parallel.stop import forget_signals
+
 # No limit of time for an example, on a busy machine; the same examples in every run.
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
@@ -17,6 +19,13 @@ settings.load_profile("tests")
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name bytes by their argument: packed ones may hold the time, and each worker collects."""
     return argname if isinstance(val, bytes) else None
+
+
+@pytest.fixture(autouse=True)
+def no_signal_was_taken() -> Iterator[None]:
+    """What a test has sent its own process is nothing to the next one."""
+    yield
+    forget_signals()
 
 
 @pytest.fixture

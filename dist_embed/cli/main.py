@@ -14,7 +14,12 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 
 from dist_embed.cluster.work import under_torchrun
-from dist_embed.parallel.stop import ending_signal, exit_on_signals, ignore_signals, taken_signal
+from dist_embed.parallel.stop import (
+    end_at_once_with,
+    ending_signal,
+    exit_on_signals,
+    taken_signal,
+)
 
 _MODULES = ("run", "compare", "embeddings", "study", "data", "checkpoint", "bench", "config")
 
@@ -36,18 +41,19 @@ def main(argv: list[str] | None = None) -> int:
     number of the signal that ended it or asked it to stop: 143 (SIGTERM), 130 (SIGINT), 129
     (SIGHUP).
 
-    Without ``argv`` it is the process's own command, which signals no longer end when it is done.
+    Without ``argv`` it is the process's own command: when it is done, signals end what is left of
+    it, with this exit code. For the main thread.
     """
-    with _signals_handled():
+    with _signals_handled(for_good=argv is None):
         code = _command(argv)
     if argv is None:
-        ignore_signals()
+        end_at_once_with(code)
         _let_go_of_output()
     return code
 
 
 @contextmanager
-def _signals_handled() -> Iterator[None]:
+def _signals_handled(*, for_good: bool) -> Iterator[None]:
     if under_torchrun():
         # torchrun waits for workers that it asks to end, and a worker that waits for others in
         # native code would not hear the signal.
@@ -55,7 +61,7 @@ def _signals_handled() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         yield
         return
-    with exit_on_signals():
+    with exit_on_signals(for_good=for_good):
         yield
 
 
@@ -113,9 +119,11 @@ def _complain(text: str) -> None:
 def _let_go_of_output() -> None:
     """Where nobody reads it any more: the interpreter's last flush would change the exit code."""
     for stream in (sys.stdout, sys.stderr):
+        if stream is None or stream.closed:  # as `>&-` leaves it
+            continue
         try:
             stream.flush()
-        except (OSError, ValueError):
+        except OSError:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)

@@ -17,6 +17,7 @@ from dist_embed.cli.trained_run import add_worker_options, check_output, on_work
 from dist_embed.config.errors import RunStopped
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
+from dist_embed.parallel.stop import taken_signal
 
 
 def add_commands(commands: Any) -> None:
@@ -200,6 +201,8 @@ def _quickstart(arguments: argparse.Namespace) -> None:
     from dist_embed.data.token_shards import PreparedData, read_texts
 
     config, _ = _train(arguments.config, arguments.overrides)
+    if taken_signal():  # in the last step
+        raise RunStopped("trained; stopped as asked before the test set was translated")
     print("\ntranslating the held-out test set")
     result = on_workers(EVALUATE, config, {"split": "test", "step": None}, "local")
     data = PreparedData.read(config.data.uri)

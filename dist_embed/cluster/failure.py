@@ -46,7 +46,8 @@ class Attempts:
         self.results: list[Any] = []
 
     def take(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        """Take in an event: what earlier attempts have told counts no more once another begins.
+        """Take in an event: what earlier attempts have told counts no more once another begins,
+        unless they have failed for good.
 
         Returns what is to be shown, if anything.
         """
@@ -55,6 +56,8 @@ class Attempts:
         name = event["attempt"]
         again = None
         if name not in self._names:
+            if self.is_final:  # Ray has begun again before it could be ended
+                return None
             if self._names:
                 again = {"kind": "line", "text": f"workers are started again: {self._why()}"}
             self._names.append(name)

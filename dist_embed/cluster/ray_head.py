@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from contextlib import contextmanager, suppress
 
 from dist_embed.parallel.stop import deaf_children
 
+START_SECONDS = 300.0  # Ray's own limits are below
 END_SECONDS = 20.0
 
 
@@ -47,20 +49,22 @@ def own_ray(num_cpus: int) -> Iterator[str]:
         assert head.stdin is not None
         assert head.stdout is not None
         try:
+            if not select.select([head.stdout], [], [], START_SECONDS)[0]:
+                raise HeadFailed(f"it has not answered within {START_SECONDS:.0f} s")
             address = head.stdout.readline().strip()
             if not address:
-                code = head.wait()
+                code = head.wait(END_SECONDS)
                 complaints.seek(0)
                 raise HeadFailed(complaints.read().strip() or f"exit code {code}")
             yield address
         finally:
             with suppress(BrokenPipeError):
                 head.stdin.close()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 head.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
+            if head.returncode != 0:  # it did not end by itself, and has left others perhaps
                 _kill_session(head.pid)
-                head.wait()
+                head.wait(END_SECONDS)
             head.stdout.close()
 
 

@@ -30,12 +30,18 @@ from dist_embed.cluster.failure import (
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
 from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
-from dist_embed.parallel.stop import request_stop, stop_on_signals, stop_requested
+from dist_embed.parallel.stop import (
+    handle_again,
+    request_stop,
+    stop_on_signals,
+    stop_requested,
+)
 from dist_embed.storage.temporary import temporary_folder
 
 POLL_SECONDS = 1.0
 MAILBOX_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
+INIT_SECONDS = 300.0  # Ray's own limits are below
 START_SECONDS = 60.0  # that Ray Train waits for room for all workers before it tries again
 
 
@@ -95,8 +101,9 @@ def launch_ray(
         RunFailed: a worker failed or was lost.
     """
     with (
-        _connected(address, num_workers),
+        # Workers write there until the connection ends.
         temporary_folder("dist_embed-ray-") as storage_path,
+        _connected(address, num_workers),
     ):
         use_gpu = device == "cuda" or (
             device == "auto" and ray.cluster_resources().get("GPU", 0) >= num_workers
@@ -196,15 +203,16 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     mailbox = loop_config["mailbox"]
     rank = ray.train.get_context().get_world_rank()
 
-    # A new one for each start of the workers. (Train's own name of an attempt is private.)
+    # Train V2 makes a new one for each start of the workers. (Its name of an attempt is private.)
     group = ray.util.get_current_placement_group()
-    attempt = group.id.hex() if group is not None else ""
+    assert group is not None
+    attempt = group.id.hex()
 
     def emit(event: Event) -> None:
         mailbox.put.remote(event)
 
     def tell(event: Event) -> None:
-        ray.get(mailbox.put.remote(event | {"attempt": attempt}))
+        ray.get(mailbox.put.remote(event | {"attempt": attempt}), timeout=MAILBOX_SECONDS)
 
     tell({"kind": "begin"})
     ended = threading.Event()
@@ -244,7 +252,7 @@ def _connected(address: str | None, num_workers: int) -> Iterator[None]:
         with nullcontext(address) if address else own_ray(cores) as where, _driver(where):
             yield
     except HeadFailed as exc:
-        raise UserError(f"no Ray could be started on this machine: {exc}") from exc
+        raise RunFailed(f"no Ray could be started on this machine: {exc}") from exc
 
 
 @contextmanager
@@ -258,17 +266,23 @@ def _driver(address: str) -> Iterator[None]:
         except Exception as exc:  # handed to the caller
             failed.append(exc)
 
-    # In the main thread Ray would put a handler of SIGTERM in place of ours, and a signal would
-    # break off what cannot be taken up again.
+    # In a thread: in the main one a signal would break off what cannot be taken up again.
     logging.getLogger("ray").setLevel(logging.ERROR)
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     try:
         try:
-            while thread.is_alive():
+            give_up_at = time.monotonic() + INIT_SECONDS
+            while thread.is_alive() and time.monotonic() < give_up_at:
                 thread.join(POLL_SECONDS)
         finally:
             thread.join(CONNECT_SECONDS)
+            if threading.current_thread() is threading.main_thread():
+                # Ray has put a handler of SIGTERM in front of ours, which prints a trace and sets
+                # an alarm that aborts 3 s later (2.60, C++, in whichever thread it is connected).
+                handle_again()
+        if thread.is_alive():
+            raise RunFailed(f"Ray at {address} has not answered within {INIT_SECONDS:.0f} s")
         if failed:
             if isinstance(failed[0], ConnectionError | RayError | ValueError | RuntimeError):
                 raise UserError(f"no Ray cluster answers at {address}: {failed[0]}") from failed[0]

@@ -8,6 +8,7 @@ and its peers, whose collectives then break, look there for the cause: `errors_s
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 import traceback
@@ -29,6 +30,7 @@ from dist_embed.storage.retry import StorageError, StoreUnavailable
 CAUSE_WAIT_SECONDS = 5.0
 _KEY = "dist_embed/first_error"
 _READERS = "dist_embed/first_error_readers"
+_NETWORK_FAULTS = (errno.ETIMEDOUT, errno.ESTALE)  # of a shared file system
 _TAG = 19_000_001  # of messages that nobody sends
 
 
@@ -122,14 +124,18 @@ def is_broken_collective(exc: BaseException) -> bool:
 
 
 def is_passing(exc: BaseException) -> bool:
-    """Whether the same may go well when it is tried again: a peer or a connection was lost, or a
-    store was unavailable. Errors of data, configuration or code come again.
+    """Whether the same may go well when it is tried again: a peer, a connection or a device was
+    lost, or a store was unavailable. Errors of data, configuration or code come again.
     """
     step: BaseException | None = exc
     while step is not None:
         if isinstance(step, WorkerError):
             return step.is_passing
         if isinstance(step, StoreUnavailable | ConnectionError) or is_broken_collective(step):
+            return True
+        if isinstance(step, OSError) and step.errno in _NETWORK_FAULTS:
+            return True
+        if isinstance(step, torch.AcceleratorError):  # a fault of the device
             return True
         step = step.__cause__
     return False

@@ -12,12 +12,17 @@ launcher passes on what the group has got already.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from signal import _HANDLER as Handler
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # A second SIGINT within this time is the first one sent twice, not a second Ctrl-C.
@@ -26,8 +31,10 @@ REPEAT_SECONDS = 0.5
 CLEAN_UP_SECONDS = 10.0
 
 _requested = threading.Event()
-_taken: list[int] = []  # the first signal that this process has taken since `exit_on_signals`
-_ending: list[int] = []  # the same, of those that it ends by
+_taken: int | None = None  # the first signal that this process has taken
+_ending: int | None = None  # the first by which it ends
+_last_taken_at = -math.inf
+_exits: Handler = None  # the handler of `exit_on_signals`, while it is one
 
 
 def request_stop() -> None:
@@ -41,86 +48,112 @@ def stop_requested() -> bool:
 
 
 def taken_signal() -> int | None:
-    """The first signal that this process has taken, as a request or to end by it."""
-    return _taken[0] if _taken else None
+    """The first signal that this process has taken, as a request or to end by it, since the last
+    `exit_on_signals` began.
+    """
+    return _taken
 
 
 def ending_signal() -> int | None:
     """The signal by which this process is ending, if it is."""
-    return _ending[0] if _ending else None
+    return _ending
+
+
+def forget_signals() -> None:
+    """As if none had been taken."""
+    global _taken, _ending, _last_taken_at
+    _taken = _ending = None
+    _last_taken_at = -math.inf
 
 
 @contextmanager
-def exit_on_signals() -> Iterator[None]:
-    """For the length of a block `SIGNALS` end the process as an error would.
+def exit_on_signals(*, for_good: bool = False) -> Iterator[None]:
+    """For the length of a block `SIGNALS` end the process as an error would; ``for_good``: beyond
+    its end too.
 
-    They raise ``SystemExit(128 + number)``, once in `CLEAN_UP_SECONDS`. What was ignored before
-    stays so: SIGHUP under ``nohup``, SIGINT of a script's background command. For the main thread.
+    They raise ``SystemExit(128 + number)``, but not within `CLEAN_UP_SECONDS` after the last that
+    did, or that made a request: it has come twice. What was ignored before stays so: SIGHUP under
+    ``nohup``, SIGINT of a script's background command. For the main thread.
     """
-    _taken.clear()
-    _ending.clear()
-    raised_at = -math.inf
+    global _exits
+    forget_signals()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal raised_at
         del frame
-        _taken.append(number)
+        repeated = time.monotonic() - _last_taken_at <= CLEAN_UP_SECONDS
         request_stop()  # for a run that begins after all, as a library has swallowed what is raised
-        now = time.monotonic()
-        if now - raised_at > CLEAN_UP_SECONDS:
-            raised_at = now
+        if not repeated:
+            _note(number)
             _end_by(number)
 
     before = _handle(on_signal)
+    _exits = on_signal
     try:
         yield
     finally:
-        _restore(before)
+        if not for_good:
+            _exits = None
+            _restore(before)
         _requested.clear()
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[None]:
+def stop_on_signals(*, second_ends: bool = True) -> Iterator[None]:
     """For the length of a block `SIGNALS` make the request instead of ending the process.
 
-    A second Ctrl-C, `REPEAT_SECONDS` after the first, ends the process at once, as
-    `exit_on_signals` does. A request counts to the block's end, one made before it too. Beyond that
-    end a signal that made it is ignored: it comes again, or too late. What was ignored before
-    stays so. In any but the main thread Python takes no signals: there somebody else makes the
-    request.
+    With ``second_ends`` a second Ctrl-C, `REPEAT_SECONDS` after the first, ends the process at
+    once, as `exit_on_signals` does. A request counts to the block's end, one made before it too.
+    Beyond that end what was handled before is handled so again; but in a process without
+    `exit_on_signals`, a worker, a signal that has made the request is ignored, for its launcher
+    passes on what the whole group has got. What was ignored before stays so. In any but the main
+    thread Python takes no signals: there somebody else makes the request.
     """
     interrupted_at: float | None = None
+    ended, taken = False, False
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted_at
+        nonlocal interrupted_at, ended, taken
         del frame
-        _taken.append(number)
-        now = time.monotonic()
+        taken = True
+        _note(number)
         request_stop()
-        if number != signal.SIGINT:
+        if number != signal.SIGINT or ended or not second_ends:
             return
-        if interrupted_at is not None and now - interrupted_at > REPEAT_SECONDS:
-            interrupted_at = math.inf  # no third one interrupts what the second one ends
-            _end_by(number)
-        elif interrupted_at is None:
+        now = time.monotonic()
+        if interrupted_at is None:
             interrupted_at = now
+        elif now - interrupted_at > REPEAT_SECONDS:
+            ended = True  # no third one interrupts what the second one ends
+            _end_by(number)
 
     before = _handle(on_signal) if threading.current_thread() is threading.main_thread() else {}
-    taken_before = len(_taken)
     try:
         yield
     finally:
-        if len(_taken) > taken_before:
-            ignore_signals(tuple(before))
+        if taken and _exits is None:
+            _restore(dict.fromkeys(before, signal.SIG_IGN))
         else:
             _restore(before)
         _requested.clear()
 
 
-def ignore_signals(numbers: tuple[int, ...] = SIGNALS) -> None:
-    """From now on they do nothing: what they would end has ended."""
-    for number in numbers:
-        signal.signal(number, signal.SIG_IGN)
+def end_at_once_with(code: int) -> None:
+    """From now on `SIGNALS` end this process without further ado, with an exit code of its own."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        os._exit(code)
+
+    _handle(on_signal)
+
+
+def handle_again() -> None:
+    """Set the handlers of `SIGNALS` anew, behind the back of whom a library has put its own, and
+    stop the alarm clock of such a one. For the main thread.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.getsignal(number))
+    signal.alarm(0)
 
 
 @contextmanager
@@ -135,8 +168,9 @@ def deaf_children() -> Iterator[None]:
     # anything else starts it first (Python 3.10 to 3.13, resource_tracker.py:ensure_running).
     from multiprocessing import resource_tracker
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
@@ -150,17 +184,24 @@ def hear_sigterm() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 
 
+def _note(number: int) -> None:
+    global _taken, _last_taken_at
+    _taken = number if _taken is None else _taken
+    _last_taken_at = time.monotonic()
+
+
 def _end_by(number: int) -> None:
-    _ending.append(number)
+    global _ending
+    _ending = number if _ending is None else _ending
     raise SystemExit(128 + number)
 
 
-def _handle(handler: signal._HANDLER) -> dict[int, signal._HANDLER]:
+def _handle(handler: Handler) -> dict[int, Handler]:
     """Set the handler of all signals that are not ignored; returns what they had before."""
     heard = [n for n in SIGNALS if signal.getsignal(n) != signal.SIG_IGN]
     return {number: signal.signal(number, handler) for number in heard}
 
 
-def _restore(before: dict[int, signal._HANDLER]) -> None:
+def _restore(before: dict[int, Handler]) -> None:
     for number, handler in before.items():
         signal.signal(number, handler)

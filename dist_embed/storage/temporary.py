@@ -53,7 +53,10 @@ def _locked_folder(prefix: str, parent: str | Path) -> tuple[str, int]:
     """A new folder and the handle through which this process holds it."""
     while True:
         folder = tempfile.mkdtemp(prefix=prefix, dir=parent)
-        lock = os.open(folder, os.O_RDONLY)
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # another process took it for abandoned
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:

@@ -24,6 +24,7 @@ from dist_embed.data.token_shards import PreparedData
 from dist_embed.observe.events import Event
 from dist_embed.observe.metrics import read_metrics
 from dist_embed.parallel.device import device_name, resolve_device
+from dist_embed.parallel.stop import taken_signal
 from dist_embed.storage import uri as storage
 from dist_embed.study.plan import Combination, combinations, overrides_of
 from dist_embed.study.schema import TrainingStudy
@@ -163,7 +164,7 @@ def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[
             TRAIN, config, {}, vocabulary_size=data.vocabulary_size, on_event=on_event,
             stop_seconds=stop_seconds(config),
         )  # fmt: skip
-    if result["stopped"]:
+    if result["stopped"] or taken_signal():  # the latter in the last step
         raise RunStopped(f"stopped as asked after step {result['steps']} of {config.run.uri}")
     found = launch(
         EVALUATE, config, {"split": "test", "step": None, "training_tokens": TRAINING_TOKENS},

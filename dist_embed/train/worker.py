@@ -115,7 +115,7 @@ def threads_per_worker(config: Config) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_workers)
 
 
-@stop_on_signals()
+@stop_on_signals(second_ends=False)  # torchrun passes on what the terminal has sent already
 def train_task(context: Context) -> dict[str, Any]:
     """Train a run to its last step, from its newest checkpoint if there is one. Collective.
 
