@@ -80,11 +80,11 @@ def exit_on_signals(*, for_good: bool = False) -> Iterator[None]:
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         del frame
-        repeated = time.monotonic() - _last_taken_at <= CLEAN_UP_SECONDS
+        if time.monotonic() - _last_taken_at <= CLEAN_UP_SECONDS:
+            return
+        _note(number)
         request_stop()  # for a run that begins after all, as a library has swallowed what is raised
-        if not repeated:
-            _note(number)
-            _end_by(number)
+        _end_by(number)
 
     before = _handle(on_signal)
     _exits = on_signal

@@ -193,6 +193,28 @@ def test_a_worker_that_gets_the_signal_twice_is_not_ended_by_it() -> None:
     assert lines == ["asked to stop: the run ends after its step"]
 
 
+def end_by_the_signal(emit: Emit) -> str:
+    """Worker 0 has its result; SIGTERM then ends worker 1 in the middle of its farewell."""
+    if os.environ["RANK"] == "1":
+        emit({"kind": "ready"})
+        time.sleep(60)
+    return "saved"
+
+
+def test_a_run_that_is_complete_is_told_so_whatever_ends_its_workers() -> None:
+    def ask(event: Event) -> None:
+        if event["kind"] == "ready":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with exit_on_signals():
+        assert (
+            launch_local(
+                end_by_the_signal, (), num_workers=2, on_event=ask, log_folder="", stop_seconds=30.0
+            )
+            == "saved"
+        )
+
+
 def hear_nothing(emit: Emit) -> None:
     """A worker that is asked to stop and does not."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -40,7 +40,7 @@ Launched = Callable[[Any], Calls]
 @pytest.fixture
 def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
     """Workers answer with what is given; what was asked of them comes back."""
-    monkeypatch.setattr("dist_embed.cli.main.quiet_screen", lambda: None)
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
 
     def answering(answer: Any) -> Calls:
         calls: Calls = []
@@ -238,7 +238,6 @@ def test_what_a_training_has_done_is_told(
         (FileNotFoundError(2, "No such file", "x"), 2, "No such file: 'x'"),
         (RunFailed("worker 1 failed"), 1, "dist-embed: worker 1 failed\n"),
         (RunStopped("stopped"), 143, "dist-embed: stopped\n"),
-        (KeyboardInterrupt(), 130, "interrupted; a run goes on"),
     ],
 )
 def test_errors_become_exit_codes(
@@ -248,6 +247,17 @@ def test_errors_become_exit_codes(
     launched(error)
     assert main(["evaluate", run_uri]) == code
     assert said in capsys.readouterr().err
+
+
+def test_a_quickstart_that_was_asked_to_stop_in_its_last_step_ends_there(
+    launched: Launched, config: str, prepared: Prepared, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    calls = launched({TRAIN: result()})
+    monkeypatch.setattr("dist_embed.cli.run.taken_signal", lambda: 15)
+    assert main(["quickstart", config, "cluster.launcher=local"]) == 143
+    assert [call[0] for call in calls] == ["ahead", TRAIN]
+    assert "trained; stopped as asked before the test set" in capsys.readouterr().err
 
 
 def test_quickstart(

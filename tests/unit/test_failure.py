@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 
 from dist_embed.checkpoint.manifest import CheckpointError
 from dist_embed.cluster.failure import Attempts, failure_event, raise_failure
@@ -123,6 +124,17 @@ def test_only_what_may_pass_is_tried_again(errors: list[Exception], final: bool)
     assert attempts.is_final == final
 
 
+def test_a_failure_that_is_final_stays_so_though_ray_begins_again() -> None:
+    attempts = Attempts()
+    attempts.take(told("a"))
+    attempts.take(told("a", UserError("no such file")))
+    assert attempts.take(told("b")) is None
+    assert attempts.take(told("b", BROKEN)) is None
+    assert attempts.is_final
+    (failure,) = attempts.failures
+    assert failure["user_message"] == "no such file"
+
+
 def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
@@ -139,6 +151,10 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (caused(CheckpointError("full"), OSError(errno.ENOSPC, "no space")), False),
         (caused(WorkerError(1, "its own mistake"), BROKEN), False),
         (StorageError("no credentials"), False),
+        (OSError(errno.ESTALE, "stale file handle"), True),
+        (OSError(errno.ETIMEDOUT, "timed out"), True),
+        (OSError(errno.EACCES, "denied"), False),
+        (torch.AcceleratorError("uncorrectable ECC error"), True),
         (FileNotFoundError("x"), False),
         (UserError("x"), False),
     ],

@@ -157,6 +157,14 @@ def test_a_worker_of_torchrun_is_ended_by_the_signal_itself() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_outputs_are_no_error(closed: str) -> None:
+    command = f"exec {sys.executable} -m dist_embed.cli.main config schema {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("stream", "call", "code"),
     [("stdout", "lambda _: print('little')", 0), ("stderr", "lambda _: open('/nowhere')", 2)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -114,6 +115,79 @@ def test_a_signal_is_a_request_within_the_block_and_gone_after_it(number: int) -
     assert not stop_requested()
     take(number)  # too late to matter: what was asked for has been done
     assert ending_signal() is None
+
+
+@pytest.mark.usefixtures("alone")
+def test_what_follows_a_request_hears_signals_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a study does that goes on after a run whose last step was asked to stop."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    before = handled()
+    with stop_on_signals():
+        take(signal.SIGTERM)
+    assert handled() == before
+    now[0] += stop.CLEAN_UP_SECONDS - 0.1
+    take(signal.SIGTERM)  # the same, sent twice
+    now[0] += 0.2
+    with stop_on_signals():
+        assert not stop_requested()
+        take(signal.SIGINT)
+        assert stop_requested()
+    now[0] += stop.CLEAN_UP_SECONDS + 0.1
+    with pytest.raises(SystemExit) as ended:
+        take(signal.SIGHUP)
+    assert ended.value.code == 129
+    assert taken_signal() == signal.SIGTERM
+
+
+def test_a_worker_ignores_what_comes_after_its_request() -> None:
+    with stop_on_signals():
+        take(signal.SIGTERM)
+    assert set(handled().values()) == {signal.SIG_IGN}
+
+
+@pytest.mark.usefixtures("alone")
+def test_under_torchrun_a_second_ctrl_c_is_the_first_one_passed_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with stop_on_signals(second_ends=False):
+        take(signal.SIGINT)
+        now[0] += 5
+        take(signal.SIGINT)
+        assert stop_requested()
+    assert ending_signal() is None
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_handler_that_a_library_has_put_before_ours_is_put_behind_it() -> None:
+    """As Ray does, in native code: Python does not know of it."""
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(int(signal.SIGTERM), ctypes.c_void_p(1))  # SIG_IGN
+    signal.alarm(100)
+    take(signal.SIGTERM)
+    assert taken_signal() is None
+    stop.handle_again()
+    assert signal.alarm(0) == 0
+    with pytest.raises(SystemExit):
+        take(signal.SIGTERM)
+
+
+def test_when_a_command_is_done_signals_end_what_is_left_with_its_code() -> None:
+    code = (
+        "import signal, threading, time\n"
+        "from dist_embed.parallel.stop import end_at_once_with, exit_on_signals\n"
+        "with exit_on_signals(for_good=True):\n"
+        "    pass\n"
+        "assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL\n"
+        "end_at_once_with(5)\n"
+        "threading.Thread(target=time.sleep, args=(60,)).start()\n"  # what is waited for
+        "signal.raise_signal(signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30, check=False)
+    assert done.returncode == 5
 
 
 def test_without_a_request_the_handlers_are_those_of_before(handlers: dict[int, object]) -> None:

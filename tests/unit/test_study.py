@@ -311,6 +311,11 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
         run()
     assert asked == [(TRAIN, {}, 180.0)]
     stopped = {"steps": 9, "stopped": False}
+    with monkeypatch.context() as patched:  # asked in its last step
+        patched.setattr(study_run, "taken_signal", lambda: 15)
+        with pytest.raises(RunStopped, match="stopped as asked after step 9"):
+            run()
+    assert [task for task, *_ in asked] == [TRAIN, TRAIN]
     info = {
         "model.x": (3, 5),
         "table.a.weight": (7, 2),

@@ -97,6 +97,22 @@ def test_a_folder_that_was_taken_for_abandoned_before_it_was_locked_is_made_anew
         assert list(tmp_path.iterdir()) == [Path(folder)]
 
 
+def test_a_folder_that_was_taken_for_abandoned_at_once_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, made = tempfile.mkdtemp, []
+
+    def made_and_gone(**where: str) -> str:
+        made.append(make(**where))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made_and_gone)
+    with temporary_folder("x-", tmp_path) as folder:
+        assert folder == made[1] != made[0]
+
+
 def test_a_folder_that_another_process_is_removing_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
