@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 
+from dist_embed.config.errors import UserError
 from dist_embed.parallel.stop import deaf_children
 
+_SOCKET_BYTES = 107  # of Linux, unix(7)
 _IMPORTED = ["dist_embed.train.worker"]
 
 
@@ -35,5 +38,13 @@ def _start() -> None:
     forkserver.set_forkserver_preload(_IMPORTED)
     # A SIGTERM to the whole process group asks the workers to save and stop. The server must
     # outlive them: through it the launcher learns how they ended.
-    with deaf_children():
-        forkserver.ensure_running()
+    try:
+        with deaf_children():
+            forkserver.ensure_running()
+    except OSError as exc:
+        if "AF_UNIX path too long" not in str(exc):
+            raise
+        raise UserError(
+            f"TMPDIR: {tempfile.gettempdir()!r} is too long for a socket in it, whose path may "
+            f"have {_SOCKET_BYTES} bytes; set it to a shorter one, such as /tmp"
+        ) from exc

@@ -351,6 +351,7 @@ def partial_without_validation(group: Group, values: dict[str, Any]) -> dict[str
 def resumed(group: Group, values: dict[str, Any], lost: int) -> dict[str, Any]:
     """The result of `train_task` where a checkpoint of step 5 is there and 4 steps are trained."""
     started: list[int] = []
+    ended: list[int] = []  # with which checkpoint the run is said to end, on worker 0
     calls: dict[str, Any] = {}
 
     def load(store: Any, state: TrainingState, *_: Any, **__: Any) -> Loaded:
@@ -375,6 +376,7 @@ def resumed(group: Group, values: dict[str, Any], lost: int) -> dict[str, Any]:
         stack.enter_context(mock.patch.object(worker, "load_newest", load))
         stack.enter_context(mock.patch.object(worker, "train_loop", loop))
         stack.enter_context(mock.patch.object(worker, "start_tables", started.append))
+        stack.enter_context(mock.patch.object(worker.RunFolder, "check_end", ended.append))
         stack.enter_context(mock.patch.object(PreparedData, "read", return_value=data))
         lines: list[str] = []
         reporter = Reporter(lambda event: lines.append(event["text"]))
@@ -382,7 +384,7 @@ def resumed(group: Group, values: dict[str, Any], lost: int) -> dict[str, Any]:
     return result | {
         "started": started, "after_step": calls.get("MetricsLog.after_step"),
         "damaged": calls["Saver.damaged"], "flushes": calls["Saver.beforehand"] is not None,
-        "lines": lines, "hooks": calls["hooks"],
+        "lines": lines, "hooks": calls["hooks"], "ended": ended,
     }  # fmt: skip
 
 
@@ -397,7 +399,7 @@ def test_a_run_that_goes_on_tells_what_it_has_done(
         assert found == {
             "steps": 9, "resumed_at": 5, "stopped": lost > 0, "skipped_steps": lost, "started": [],
             "after_step": 5 if rank == 0 else None, "damaged": {ManifestName(6, 0)},
-            "flushes": rank == 0,
+            "flushes": rank == 0, "ended": [9] if rank == 0 else [],
             "hooks": (not lost, not lost),  # without a validation split there is nothing to look at
         }  # fmt: skip
         assert "resuming from the checkpoint of step 5" in lines

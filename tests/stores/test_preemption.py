@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import termios
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,13 @@ class Command:
         return f"{said}{complaint}"
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder for temporary files with a short name: a socket's path has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="de-", dir="/tmp") as made:
+        yield Path(made)
+
+
 # Who gets which signal, and what the command ends with.
 ASKED = {
     "the group twice": (signal.SIGTERM, 143),  # as `timeout` sends it
@@ -123,12 +131,10 @@ ASKED = {
     ],
 )
 def test_a_run_asked_to_stop_goes_on_as_if_not(
-    who: str, shared: Material, long: Whole, place: Place, tmp_path: Path
+    who: str, shared: Material, long: Whole, place: Place, tmp_path: Path, folder: Path
 ) -> None:
     number, code = ASKED[who]
     config = shared.configuration(place, max_steps=STEPS, every_steps=50)
-    folder = tmp_path / "tmp"
-    folder.mkdir()
     command = Command.start(
         config, tmp_path, on_terminal=who == "a terminal that closes", TMPDIR=str(folder)
     )

@@ -19,12 +19,16 @@ from dist_embed.checkpoint.manifest import (
     ManifestName,
 )
 from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.state import LiveTensor, TrainingState, rows_to_save
+from dist_embed.checkpoint.state import Fixed, LiveTensor, TrainingState, rows_to_save
 from dist_embed.checkpoint.write import Description
 from dist_embed.parallel.group import Group
 from tests.checkpoints import write_checkpoint
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
+
+
+def fixed(value: str) -> Fixed:
+    return Fixed(value, lambda there: f"says {there}, not {value}")
 
 
 def state_of(step: int, **more: torch.Tensor) -> TrainingState:
@@ -33,7 +37,7 @@ def state_of(step: int, **more: torch.Tensor) -> TrainingState:
         "model.x": LiveTensor.whole(torch.full((3,), step + 0.5)),
         **{name: LiveTensor.whole(data) for name, data in more.items()},
     }
-    must_equal = {"source vocabulary": "abc"}
+    must_equal = {"source vocabulary": fixed("abc")}
     scalars = {"validation_loss": 9.0 - step}
     return TrainingState(ONE, step, tensors, {"t": 7}, scalars, must_equal=must_equal)
 
@@ -139,14 +143,14 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     half = refused(state_of(5, **{"optimizer.x": torch.zeros(3).half()}))
     assert "embedding.weights" in half
     other = state_of(5, **optimizer)
-    other.must_equal = {"source vocabulary": "abd"}
-    assert "trained with another source vocabulary" in refused(other)
+    other.must_equal = {"source vocabulary": fixed("abd")}
+    assert "says abc, not abd" in refused(other)
     order = state_of(5, **optimizer)
     order.row_multipliers = {"t": 5}
     assert "another order of rows: {'t': 7}; this version uses {'t': 5}" in refused(order)
     # Older ones do not say which vocabularies they were trained with.
     silent = state_of(5, **optimizer)
-    silent.must_equal = {"target vocabulary": "x"}
+    silent.must_equal = {"target vocabulary": fixed("x")}
     assert load_newest(store, silent, pytest.fail).step == 1
     assert silent.scalars == {
         "validation_loss": 8.0, "source vocabulary": "abc", "target vocabulary": "x",

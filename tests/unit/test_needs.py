@@ -151,7 +151,6 @@ def test_tables_are_built_for_what_is_done_with_them(
 
 def test_who_evaluates_or_translates_only_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "build_translator", raising)
-    monkeypatch.setattr(worker, "name_of_choice", lambda *given, **how: worker.ManifestName(5, 0))
     alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
     context = worker.Context(configured(), alone, worker.silent_reporter(), {})
     with pytest.raises(Asked) as caught:
