@@ -70,8 +70,8 @@ class ObjectStore:
     def put(self, name: str, parts: Iterable[Buffer]) -> None:
         """Write a new object from ``parts``, which are taken one after the other.
 
-        When it returns the object is durable; when it raises there may be a part of it. Raises
-        OSError (local) or StoreUnavailable.
+        When it returns the object is durable; when it raises there may be a part of it. What
+        another writer has put there stays. Raises OSError (local) or StoreUnavailable.
         """
         path = self._path(name)
         if self.is_local:
@@ -307,9 +307,12 @@ def _put_local(path: Path, parts: Iterable[Buffer]) -> None:
                 while view.nbytes:
                     view = view[file.write(view) :]
             os.fsync(handle)
-    except OSError as exc:  # says what is wrong, but not with which file
+        sync_folder(path.parent)
+    except OSError as exc:
+        with suppress(OSError):  # the first error is the cause
+            path.unlink()  # this call has made it
+        # Says what is wrong, but not with which file.
         raise OSError(exc.errno, exc.strerror, str(path)) from exc
-    sync_folder(path.parent)
 
 
 def _create_local(path: Path, data: bytes) -> None:
@@ -321,13 +324,7 @@ def _create_local(path: Path, data: bytes) -> None:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
         # No unnamed files here (NFS). The name is still only ours, but a crash may leave it torn.
-        try:
-            _put_local(path, [data])
-        except FileExistsError:
-            raise
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
+        _put_local(path, [data])
         return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
