@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.storage.retry import RETRY_SECONDS, StorageError, retried
-from dist_embed.storage.uri import filesystem, join, sync_folder
+from dist_embed.storage.uri import filesystem, join, make_folder, sync_folder
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
@@ -286,19 +286,8 @@ def _remove_local(path: str) -> None:
     raise OSError(errno.EBUSY, "others are changing it; it was not removed", path)
 
 
-def _make_folder(folder: Path) -> None:
-    """Make a folder, and durable the names of all folders that were made on the way to it."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for made in reversed(missing):
-        made.mkdir(exist_ok=True)
-        sync_folder(made.parent)
-
-
 def _put_local(path: Path, parts: Iterable[Buffer]) -> None:
-    _make_folder(path.parent)
+    make_folder(path.parent)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     try:
         with open(handle, "wb", buffering=0) as file:
@@ -317,7 +306,7 @@ def _put_local(path: Path, parts: Iterable[Buffer]) -> None:
 
 def _create_local(path: Path, data: bytes) -> None:
     """Publish a whole file under a name that nothing has, by linking an unnamed one to it."""
-    _make_folder(path.parent)
+    make_folder(path.parent)
     try:
         handle = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o644)
     except OSError as exc:
