@@ -267,8 +267,8 @@ class Saver:
             save.thread.join(self._settings.drain_seconds)
         finally:
             # A daemon thread that comes back from a call of the group's store while the
-            # interpreter ends takes the process down (torch 2.13, Python 3.11: "terminate called
-            # without an active exception", SIGABRT). So it makes no more of them.
+            # interpreter ends takes the process down (SIGABRT; torch 2.13, Python 3.11). So it
+            # makes no more of them.
             save.given_up.set()
             save.thread.join(GIVE_UP_SECONDS)
 
