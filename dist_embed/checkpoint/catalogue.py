@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from dist_embed.checkpoint.manifest import (
     MANIFESTS,
@@ -18,6 +19,8 @@ from dist_embed.checkpoint.state import METRIC
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import ForeignObject, ObjectStore
 from dist_embed.storage.retry import RETRY_SECONDS
+
+T = TypeVar("T")
 
 # How often manifests are listed until one of them can be read. Each time a training must have
 # pruned all that were listed before.
@@ -96,6 +99,26 @@ def name_of_choice(
     losses = {name: loss_of(manifest) for name, manifest in sound.items()}
     known = [(loss, name) for name, loss in losses.items() if loss is not None]
     return min(known)[1] if known else max(sound)
+
+
+def use_choice(run_uri: str, step: int | None, use: Callable[[ObjectStore, ManifestName], T]) -> T:
+    """What ``use`` returns for the manifest that `name_of_choice` takes.
+
+    If no step is asked for and a training prunes that one meanwhile, another is chosen, and ``use``
+    called anew.
+
+    Raises as `name_of_choice` and ``use``. Not collective.
+    """
+    store = open_checkpoints(run_uri)
+    left = LISTINGS
+    while True:
+        left -= 1
+        name = name_of_choice(run_uri, step)
+        try:
+            return use(store, name)
+        except CheckpointDamaged:
+            if not left or step is not None or name in manifest_names(store):
+                raise
 
 
 def _sound_manifests(

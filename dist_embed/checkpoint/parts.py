@@ -18,9 +18,6 @@ from pydantic import TypeAdapter
 from dist_embed.checkpoint.manifest import CheckpointError, IndexInfo
 from dist_embed.parallel.group import Group
 
-# Without any news for so long worker 0 gives up waiting, where the run ends by an error: a worker
-# that was killed says nothing.
-QUIET_SECONDS = 10.0
 _POLL_SECONDS = 0.05
 # A store takes no value above 8 MiB (torch 2.13, TCPStore: it closes the connection).
 _PIECE_BYTES = 2**20
@@ -32,14 +29,17 @@ class PartMissing(CheckpointError):
 
 
 class Parts:
-    """The parts of one attempt to save. Nothing here is collective.
+    """The parts of one attempt to save; connects to the group's store. Nothing here is collective.
 
     Args:
         attempt: its name, the same on every worker.
         group: this worker and its peers.
         earlier: of the save before, whose notes of this worker are removed.
 
-    Every method may raise RuntimeError, where the store is gone or does not answer.
+    Every method raises RuntimeError where the store's process has ended, and this constructor
+    ValueError where the process group has. Where that process or its machine only stands still,
+    each of them, the constructor too, blocks beyond any time-out that the store was given
+    (torch 2.13). What bounds that is who waits for the thread: `Saver.wait` and `Saver.close`.
     """
 
     def __init__(self, attempt: str, group: Group, earlier: Parts | None = None) -> None:
@@ -68,12 +68,21 @@ class Parts:
         """Say that this worker's part cannot be written."""
         self._leave(self._end(self._group.rank), "0")
 
-    def collect(self, timeout_seconds: float, hurried: threading.Event) -> list[IndexInfo]:
+    def collect(
+        self,
+        timeout_seconds: float,
+        quiet_seconds: float,
+        *,
+        hurried: threading.Event,
+        given_up: threading.Event,
+    ) -> list[IndexInfo]:
         """All workers' indexes, in the order of ranks; for worker 0.
 
         Args:
             timeout_seconds: how long it waits for the others.
+            quiet_seconds: and without any progress of theirs, once it is hurried.
             hurried: once set, it waits only while there is progress.
+            given_up: once set, it waits no more.
 
         Raises PartMissing.
         """
@@ -81,13 +90,17 @@ class Parts:
         ends = [self._end(rank) for rank in ranks]
         began = heard = time.monotonic()
         progress = -1
-        while not self._store.check(ends):
+        while True:
+            if given_up.is_set():
+                raise PartMissing("the run has ended before the other workers had written")
+            if self._store.check(ends):
+                break
             now = time.monotonic()
             if hurried.is_set():
                 seen = sum(self._store.add(self._progress(rank), 0) for rank in ranks)
                 if seen != progress:
                     progress, heard = seen, now
-            quiet = hurried.is_set() and now - heard > QUIET_SECONDS
+            quiet = hurried.is_set() and now - heard > quiet_seconds
             if quiet or now - began > timeout_seconds:
                 late = [rank for rank in ranks if not self._store.check([ends[rank]])]
                 raise PartMissing(

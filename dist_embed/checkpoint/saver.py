@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -37,6 +38,7 @@ from dist_embed.parallel.collectives import (
     sum_over_workers,
 )
 from dist_embed.parallel.group import Group
+from dist_embed.parallel.stop import stop_requested
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.storage.retry import StorageError
 
@@ -44,6 +46,12 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # While workers wait for a save they meet as often, so that none waits in an exchange for as long as
 # another one writes or prunes.
 MEETING_SECONDS = 0.5
+# Without any news for so long worker 0 gives up waiting for the others, where the run ends by an
+# error: a worker that was killed says nothing. Longer where there is more time to drain: it must be
+# enough for a chunk.
+QUIET_SECONDS = 10.0
+# What a thread that is given up has to come to its end, between two calls of the group's store.
+GIVE_UP_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class SaverSettings:
         asynchronous: write behind training; else training waits.
         max_failures: failed saves in a row that are borne; then the run stops.
         timeout_seconds: within which the other workers must have written, once worker 0 has.
-        drain_seconds: how long the end of a run waits for the last save.
+        drain_seconds: how long a run that is asked to stop, or ends by an error, waits for a save.
     """
 
     asynchronous: bool
@@ -72,6 +80,8 @@ class _Save:
         attempt: its name.
         started: when the call began; ``stood_seconds`` later training went on.
         hurried: set when nobody has time to wait for what can be left out.
+        given_up: set when nobody waits for it any more: its thread ends as soon as it sees that.
+        num_chunks: written by this worker so far.
         manifest: on worker 0, once it is published, at ``published``.
         error: why it has failed.
         notes: for the user.
@@ -82,6 +92,8 @@ class _Save:
     started: float
     stood_seconds: float
     hurried: threading.Event = field(default_factory=threading.Event)
+    given_up: threading.Event = field(default_factory=threading.Event)
+    num_chunks: int = 0
     thread: threading.Thread | None = None
     manifest: Manifest | None = None
     published: float = 0.0
@@ -130,22 +142,25 @@ class Saver:
         self._beforehand = beforehand
         self._buffers = buffers or HostBuffers()
         self._under_way: _Save | None = None
-        self._before: _Save | None = None  # the one before; its thread may still prune
+        # Concluded; its thread may still prune. While it does no other one takes its place.
+        self._before: _Save | None = None
         self._parts: Parts | None = None
         self._failures = 0
         self._last_reason = ""
         self._last_error: Exception | None = None
         self.saved_step = 0  # of the newest checkpoint that this saver has published
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: TrainingState, check: Callable[[], None] = lambda: None) -> None:
         """Begin to save ``state``; returns as soon as it may change again.
 
-        A save still under way is waited for first. A failure is reported, and raised where more
-        than ``max_failures`` saves in a row have failed, or the disk is full. Collective.
+        ``check`` is called once the tensors are up to date; nothing is saved where it raises. A
+        save still under way is waited for first. A failure is reported, and raised where more than
+        ``max_failures`` saves in a row have failed, or the disk is full. Collective.
         """
+        state.before_reading()
+        check()
         self.wait()
         started = time.monotonic()
-        state.before_reading()
         rows = rows_to_save(state)
         if self._settings.asynchronous:
             rows = self._buffers.copies(rows)
@@ -161,8 +176,8 @@ class Saver:
         save.thread = threading.Thread(
             target=self._carry_out, args=(save, description, rows), name="checkpoint", daemon=True
         )
+        save.thread.start()  # raises where there is room for no more threads
         self._under_way = save
-        save.thread.start()
         if not self._settings.asynchronous:
             self.wait()
 
@@ -179,11 +194,13 @@ class Saver:
     def wait(self, limit_seconds: float | None = None) -> None:
         """Wait for the save under way, if any; raises as `save` does.
 
-        Pruning is waited for too; if it takes longer than the limit it is broken off.
+        Pruning is waited for too; if it takes longer than the limit it is broken off. Once any
+        worker is asked to stop there are ``drain_seconds`` left, if not less.
 
         Raises:
-            CheckpointError: the save did not end within ``limit_seconds`` (default: twice
-                ``timeout_seconds``).
+            CheckpointError: the save did not end within ``limit_seconds``; where that is None,
+                within twice ``timeout_seconds`` after the last chunk that any worker has written: a
+                slow store gets its time, one that hangs does not.
 
         Collective.
         """
@@ -193,15 +210,28 @@ class Saver:
         assert save.thread is not None
         limit = 2 * self._settings.timeout_seconds if limit_seconds is None else limit_seconds
         deadline = time.monotonic() + limit
+        stopping, seen = False, 0
         while True:
             left = deadline - time.monotonic()
             save.thread.join(max(0.0, min(left, MEETING_SECONDS)))
-            flags = [save.has_ended, left <= 0, save.manifest is not None]
-            ended, late, published = sum_over_workers(
-                torch.tensor(flags, dtype=torch.int32).to(self._group.device), self._group
+            flags = [
+                save.has_ended, left <= 0, save.manifest is not None, stop_requested(),
+                save.num_chunks,
+            ]  # fmt: skip
+            ended, late, published, stops, num_chunks = sum_over_workers(
+                torch.tensor(flags, dtype=torch.int64).to(self._group.device), self._group
             ).tolist()
             if ended == self._group.num_workers:
                 break
+            now = time.monotonic()
+            if stops and not stopping:
+                stopping = True
+                if now + self._settings.drain_seconds < deadline:
+                    limit = self._settings.drain_seconds
+                    deadline = now + limit
+            elif num_chunks > seen and limit_seconds is None and not stopping:
+                deadline, late = now + limit, 0
+            seen = num_chunks
             if late and published:
                 save.hurried.set()
                 save.notes.append("old checkpoints are still being removed; it is broken off")
@@ -210,6 +240,8 @@ class Saver:
                 raise CheckpointError(
                     f"the checkpoint of step {save.step} was not written within {limit:.0f} s"
                 )
+        if not self._settings.asynchronous:
+            save.stood_seconds = time.monotonic() - save.started
         self.conclude()
 
     def require(self, step: int) -> None:
@@ -223,11 +255,22 @@ class Saver:
             ) from self._last_error
 
     def close(self) -> None:
-        """Give the save under way its time, when the run ends by an error. Not collective."""
+        """Give the save under way its time, when the run ends by an error; then it is given up.
+
+        Not collective.
+        """
         save = self._under_way
-        if save is not None and save.thread is not None:
-            save.hurried.set()
+        if save is None or save.thread is None:
+            return
+        save.hurried.set()
+        try:
             save.thread.join(self._settings.drain_seconds)
+        finally:
+            # A daemon thread that comes back from a call of the group's store while the
+            # interpreter ends takes the process down (SIGABRT; torch 2.13, Python 3.11). So it
+            # makes no more of them.
+            save.given_up.set()
+            save.thread.join(GIVE_UP_SECONDS)
 
     def conclude(self) -> None:
         """Take in the save under way, which has ended on every worker. Raises as `save` does.
@@ -236,7 +279,10 @@ class Saver:
         """
         save = self._under_way
         assert save is not None
-        self._under_way, self._before = None, save
+        self._under_way = None
+        self._tell_late_notes()
+        if self._before is None or self._before.has_ended:
+            self._before = save
         error = save.error
         if error is not None:
             logging.getLogger(__name__).error("step %d not saved", save.step, exc_info=error)
@@ -248,8 +294,8 @@ class Saver:
             self._failures = 0
             self.saved_step = save.step
             self._report(f"step {save.step}: checkpoint saved ({outcomes[0].saved})")
-            for note in save.notes:
-                self._report(note)
+            while save.notes:
+                self._report(save.notes.pop(0))
             return
         self._failures, self._last_error = self._failures + 1, error
         self._failed_attempts.add(save.attempt)
@@ -281,8 +327,6 @@ class Saver:
             manifest = manifest_of(description, save.attempt, self._group.num_workers, indexes)
             publish(self._store, manifest, damaged=self._damaged, own=self._failed_attempts)
             save.published = time.monotonic()
-            if not self._settings.asynchronous:
-                save.stood_seconds = save.published - save.started
             save.manifest = manifest
         except Exception as exc:
             save.error = exc
@@ -291,20 +335,38 @@ class Saver:
 
     def _write(self, save: _Save, rows: list[Rows]) -> list[IndexInfo]:
         """Write this worker's part; on worker 0 returns all workers' indexes."""
-        if self._group.num_workers == 1:
-            return write_rows(self._store, save.attempt, rows, 0)
-        parts = self._parts = Parts(save.attempt, self._group, self._parts)
+        parts: Parts | None = None
+        if self._group.num_workers > 1:
+            parts = self._parts = Parts(save.attempt, self._group, self._parts)
+
+        def on_chunk() -> None:
+            save.num_chunks += 1
+            _go_on(save)
+            if parts is not None:
+                with suppress(RuntimeError):  # only the last note decides
+                    parts.note_progress()
+
         try:
             indexes = write_rows(
-                self._store, save.attempt, rows, self._group.rank, on_chunk=parts.note_progress
+                self._store, save.attempt, rows, self._group.rank, on_chunk=on_chunk
             )
         except Exception:
-            parts.note_failed()
+            if parts is not None and not save.given_up.is_set():
+                with suppress(RuntimeError):  # what has failed first is the cause
+                    parts.note_failed()
             raise
+        if parts is None:
+            return indexes
+        _go_on(save)
         parts.note_written(indexes)
         if not self._group.is_first:
             return indexes
-        return parts.collect(self._settings.timeout_seconds, save.hurried)
+        return parts.collect(
+            self._settings.timeout_seconds,
+            max(QUIET_SECONDS, self._settings.drain_seconds / 2),
+            hurried=save.hurried,
+            given_up=save.given_up,
+        )
 
     def _flush(self) -> list[str]:
         """What is to be written before the checkpoint; a failure is only noted."""
@@ -314,6 +376,12 @@ class Saver:
         except Exception as exc:
             return [f"the metrics could not be written: {_message(exc)}"]
         return []
+
+    def _tell_late_notes(self) -> None:
+        """How pruning that was broken off has ended, which nobody has waited for."""
+        before = self._before
+        while before is not None and before.has_ended and before.notes:
+            self._report(f"step {before.step}: {before.notes.pop(0)}")
 
     def _prune(self, save: _Save) -> list[str]:
         """Remove old checkpoints; a failure is only noted, it harms nothing but space."""
@@ -327,6 +395,11 @@ class Saver:
         if pruned.leftovers:
             return [f"removed what {len(pruned.leftovers)} unfinished saves had left behind"]
         return []
+
+
+def _go_on(save: _Save) -> None:
+    if save.given_up.is_set():
+        raise CheckpointError(f"the checkpoint of step {save.step} was given up: the run has ended")
 
 
 @dataclass(frozen=True)

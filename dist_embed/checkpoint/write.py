@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from dist_embed.checkpoint.catalogue import manifest_names, read_manifest
@@ -36,6 +37,8 @@ from dist_embed.storage.objects import ObjectStore
 WRITE_THREADS = 2
 # An index of 64 GiB of float32 rows stays near 4 MiB.
 CHUNKS_PER_INDEX = 1024
+# How often manifests are listed until one can be written under the next name.
+_LISTINGS = 3
 _CHUNK = re.compile(r"chunk-(\d{5,})-(\d{6,})\.safetensors", re.ASCII)
 
 
@@ -167,19 +170,20 @@ def publish(
         OSError, StoreUnavailable: it could not be written; it may be there all the same.
     """
     _check_all_there(store, manifest)
-    there = [name for name in manifest_names(store) if name.step == manifest.step]
-    taken = {*there, *(name for name in damaged if name.step == manifest.step)}
-    name = ManifestName(manifest.step, max((n.generation for n in taken), default=-1) + 1)
-    try:
+    for _ in range(_LISTINGS):
+        there = [name for name in manifest_names(store) if name.step == manifest.step]
         if any(n not in damaged and not _is_of(store, n, own) for n in there):
-            raise FileExistsError
-        store.create(name.path, manifest_bytes(manifest))
-    except FileExistsError:
-        raise CheckpointConflict(
-            f"another writer has saved step {manifest.step} in {store.uri}; its checkpoint stays. "
-            "Is a second job training the same run.uri?"
-        ) from None
-    return name
+            break
+        taken = {*there, *(name for name in damaged if name.step == manifest.step)}
+        name = ManifestName(manifest.step, max((n.generation for n in taken), default=-1) + 1)
+        # What has come in between may be one of our own: a put whose caller has long given it up.
+        with suppress(FileExistsError):
+            store.create(name.path, manifest_bytes(manifest))
+            return name
+    raise CheckpointConflict(
+        f"another writer has saved step {manifest.step} in {store.uri}; its checkpoint stays. "
+        "Is a second job training the same run.uri?"
+    )
 
 
 def _is_of(store: ObjectStore, name: ManifestName, attempts: Collection[str]) -> bool:
@@ -210,10 +214,15 @@ def _check_all_there(store: ObjectStore, manifest: Manifest) -> None:
         written = (index.size_bytes, index.num_chunks, index.chunk_bytes)
         if found != written:
             writer = int(index.name.split("-")[1])
+            what = ("bytes of it", "chunks listed in it", "bytes of these chunks")
+            different = ", ".join(
+                f"{said}: {'none' if there is None else f'{there:,}'} instead of {told:,}"
+                for said, there, told in zip(what, found, written, strict=True)
+                if there != told
+            )
             raise CheckpointError(
                 f"{store.uri}: worker 0 does not find what worker {writer} has written there "
-                f"(bytes of {folder}/{index.name}, its chunks, their bytes: {found} instead of "
-                f"{written}). Is it a folder of each machine's own? All workers need the same one: "
-                "shared, or a URL. Or did somebody prune with --leftover-hours below the time that "
-                "a save takes?"
+                f"({folder}/{index.name}, {different}). Is it a folder of each machine's own? All "
+                "workers need the same one: shared, or a URL. Or did somebody prune with "
+                "--leftover-hours below the time that a save takes?"
             )

@@ -190,24 +190,25 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from dist_embed.checkpoint.catalogue import (
-        name_of_choice,
-        open_checkpoints,
-        read_manifest,
-    )
+    from dist_embed.checkpoint.catalogue import read_manifest, use_choice
     from dist_embed.checkpoint.export import export_checkpoint
+    from dist_embed.checkpoint.manifest import ManifestName, TensorInfo
     from dist_embed.checkpoint.read import describe_tensor
     from dist_embed.config.errors import UserError
     from dist_embed.storage import uri as storage
+    from dist_embed.storage.objects import ObjectStore
 
     _check_run(arguments.run)
     if not storage.is_local(arguments.output):
         raise UserError(f"{arguments.output!r} is not allowed: safetensors go to a local path")
     output = storage.local_path(arguments.output)
-    store = open_checkpoints(arguments.run)
-    manifest = read_manifest(store, name_of_choice(arguments.run, arguments.step))
-    written = export_checkpoint(store, manifest, output, table=arguments.table)
-    print(f"step {manifest.step} of {arguments.run} → {arguments.output}")
+
+    def export(store: ObjectStore, name: ManifestName) -> tuple[int, dict[str, TensorInfo]]:
+        manifest = read_manifest(store, name)
+        return name.step, export_checkpoint(store, manifest, output, table=arguments.table)
+
+    step, written = use_choice(arguments.run, arguments.step, export)
+    print(f"step {step} of {arguments.run} → {arguments.output}")
     for name, info in written.items():
         print(f"  {name}  {describe_tensor(info)}")
 

@@ -380,7 +380,8 @@ class CheckpointSection(Section):
     timeout_seconds: PositiveFloat = Field(
         1800.0,
         description="Within which every worker must have written its part, once worker 0 has, "
-        "seconds. A run waits twice as long for a save before the next.",
+        "seconds. A run that waits for a save gives up when no chunk of it was written for twice "
+        "as long.",
     )
     drain_seconds: NonNegativeFloat = Field(
         60.0, description="How long a run that is stopped or fails waits for its last checkpoint."

@@ -9,11 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dist_embed.checkpoint.catalogue import (
-    name_of_choice,
-    open_checkpoints,
-    read_manifest,
-)
+from dist_embed.checkpoint.catalogue import open_checkpoints, read_manifest, use_choice
 from dist_embed.checkpoint.chunk import DTYPES
 from dist_embed.checkpoint.manifest import CheckpointError
 from dist_embed.checkpoint.read import CheckpointReader
@@ -62,7 +58,7 @@ class RunTable:
         self.table = TABLE_OF_ROLE[config.model.share_embeddings][role]
         self.tokenizer = load_tokenizers(run_uri)[SIDE_OF_ROLE[role]]
         self.store = open_checkpoints(run_uri)
-        self.manifest = read_manifest(self.store, name_of_choice(run_uri, step))
+        self.manifest = use_choice(run_uri, step, read_manifest)
         self.step = self.manifest.step
         self._name = f"table.{self.table}.weight"
         self._reader = CheckpointReader(self.store, self.manifest)

@@ -36,7 +36,7 @@ class MetricsLog:
         self._staging: ExitStack | None = None
         if storage.is_local(run_uri):
             self._folder = storage.local_path(run_uri)
-            self._folder.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(self._folder)
         else:
             self._staging = ExitStack()
             folder = self._staging.enter_context(temporary_folder("dist_embed-metrics-"))

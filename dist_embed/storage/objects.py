@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.storage.retry import RETRY_SECONDS, StorageError, retried
-from dist_embed.storage.uri import filesystem, join, sync_folder
+from dist_embed.storage.uri import filesystem, join, make_folder, sync_folder
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
@@ -70,8 +70,8 @@ class ObjectStore:
     def put(self, name: str, parts: Iterable[Buffer]) -> None:
         """Write a new object from ``parts``, which are taken one after the other.
 
-        When it returns the object is durable; when it raises there may be a part of it. Raises
-        OSError (local) or StoreUnavailable.
+        When it returns the object is durable; when it raises there may be a part of it. What
+        another writer has put there stays. Raises OSError (local) or StoreUnavailable.
         """
         path = self._path(name)
         if self.is_local:
@@ -286,19 +286,8 @@ def _remove_local(path: str) -> None:
     raise OSError(errno.EBUSY, "others are changing it; it was not removed", path)
 
 
-def _make_folder(folder: Path) -> None:
-    """Make a folder, and durable the names of all folders that were made on the way to it."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for made in reversed(missing):
-        made.mkdir(exist_ok=True)
-        sync_folder(made.parent)
-
-
 def _put_local(path: Path, parts: Iterable[Buffer]) -> None:
-    _make_folder(path.parent)
+    make_folder(path.parent)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
     try:
         with open(handle, "wb", buffering=0) as file:
@@ -307,27 +296,24 @@ def _put_local(path: Path, parts: Iterable[Buffer]) -> None:
                 while view.nbytes:
                     view = view[file.write(view) :]
             os.fsync(handle)
-    except OSError as exc:  # says what is wrong, but not with which file
+        sync_folder(path.parent)
+    except OSError as exc:
+        with suppress(OSError):  # the first error is the cause
+            path.unlink()  # this call has made it
+        # Says what is wrong, but not with which file.
         raise OSError(exc.errno, exc.strerror, str(path)) from exc
-    sync_folder(path.parent)
 
 
 def _create_local(path: Path, data: bytes) -> None:
     """Publish a whole file under a name that nothing has, by linking an unnamed one to it."""
-    _make_folder(path.parent)
+    make_folder(path.parent)
     try:
         handle = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o644)
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise
         # No unnamed files here (NFS). The name is still only ours, but a crash may leave it torn.
-        try:
-            _put_local(path, [data])
-        except FileExistsError:
-            raise
-        except OSError:
-            path.unlink(missing_ok=True)
-            raise
+        _put_local(path, [data])
         return
     folder = os.open(path.parent, os.O_RDONLY)
     try:

@@ -109,7 +109,7 @@ def open_file(uri: str, mode: str = "rb", *, read_ahead: bool = True) -> IO[byte
     """
     fs, path = filesystem(uri)
     if "w" in mode and isinstance(fs, LocalFileSystem):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(path).parent)
     handle: IO[bytes]
     if not (read_ahead or isinstance(fs, LocalFileSystem)):
         with suppress(TypeError):  # not all file systems have a cache that can be chosen
@@ -152,7 +152,7 @@ def whole_file(uri: str) -> Iterator[IO[bytes]]:
     target = Path(path)
     if target.exists() and not target.is_file():
         raise OSError(errno.EINVAL, "not a regular file; a whole file can only replace one", path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -179,6 +179,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a local folder, and durable the names of all folders that were made on the way to it.
+
+    Raises FileExistsError, NotADirectoryError where something else has such a name.
+    """
+    missing, there = [], folder
+    while not there.is_dir():
+        missing.append(there)
+        there = there.parent
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        sync_folder(made.parent)
 
 
 def glob(uri: str) -> list[str]:

@@ -238,15 +238,18 @@ def _validate(
 
 def _save(state: TrainingState, hooks: Hooks, saver: Saver) -> None:
     """Begin to save, if all that is to be saved is finite and somewhere to go. Collective."""
-    state.before_reading()
-    with all_or_none(state.group):
-        hooks.before_save()
-        for name, tensor in state.tensors.items():
-            if not is_finite(tensor.data):
-                raise UserError(
-                    f"step {state.step}: {name} holds values that are not finite; {_ruined(saver)}"
-                )
-    saver.save(state)
+
+    def check() -> None:
+        with all_or_none(state.group):
+            hooks.before_save()
+            for name, tensor in state.tensors.items():
+                if not is_finite(tensor.data):
+                    raise UserError(
+                        f"step {state.step}: {name} holds values that are not finite; "
+                        + _ruined(saver)
+                    )
+
+    saver.save(state, check)
 
 
 def _ruined(saver: Saver) -> str:

@@ -49,7 +49,7 @@ def only_training(run_uri: str) -> Iterator[None]:
         yield
         return
     folder = storage.local_path(run_uri)
-    folder.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:

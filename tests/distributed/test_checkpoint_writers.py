@@ -14,7 +14,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dist_embed.checkpoint import parts as parts_module
 from dist_embed.checkpoint import saver as saver_module
 from dist_embed.checkpoint.catalogue import list_steps, open_checkpoints
 from dist_embed.checkpoint.load import load_newest
@@ -77,8 +76,13 @@ def check_loads(group: Group, uri: str, step: int) -> None:
     assert torch.equal(state.tensors["t"].data, state_of(group, step).tensors["t"].data)
 
 
-def save_with_some_late(group: Group, uri: str, late: tuple[int, ...]) -> list[str]:
-    """In the first save some workers are late by more than worker 0 waits for them."""
+def save_with_some_late(
+    group: Group, uri: str, late: tuple[int, ...]
+) -> tuple[list[str], list[int]]:
+    """In the first save some workers are late by more than worker 0 waits for them.
+
+    Returns what is told, and how many notes there are after each save.
+    """
 
     def act(group: Group, number: int) -> None:
         if number == 1 and group.rank in late:
@@ -87,14 +91,17 @@ def save_with_some_late(group: Group, uri: str, late: tuple[int, ...]) -> list[s
     before_writing(act, group)
     lines: list[str] = []
     saver = saver_of(group, uri, lines, timeout_seconds=0.2, max_failures=1)
+    keys = []
     try:
         for step in (10, 20, 30):
             saver.save(state_of(group, step))
             saver.wait(30.0)
+            keys.append(dist.distributed_c10d._get_default_store().num_keys())
+            dist.barrier(group.process_group)
     finally:
         restore()
     check_loads(group, uri, 30)
-    return lines
+    return lines, keys
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,8 @@ def save_with_some_late(group: Group, uri: str, late: tuple[int, ...]) -> list[s
 def test_after_a_time_out_between_writers_the_next_save_goes_well(
     workers: WorkerPool, tmp_path: Path, num_workers: int, late: tuple[int, ...], told: str
 ) -> None:
-    for lines in workers.run(num_workers, save_with_some_late, str(tmp_path), late):
+    for lines, keys in workers.run(num_workers, save_with_some_late, str(tmp_path), late):
+        assert keys[2] == keys[1]  # those of the save before are removed
         assert [line.split(" (")[0] for line in lines] == [
             "step 10: checkpoint NOT saved: worker 0: "
             f"{told} had not written all 0 s after worker 0",
@@ -188,7 +196,7 @@ def test_a_wait_that_is_too_short_on_one_worker_is_so_on_all(
 
 def end_by_an_error(group: Group, uri: str, killed: bool) -> tuple[float, list[int]]:
     """A run that fails while worker 1 writes, or, as if it were killed, says nothing more."""
-    parts_module.QUIET_SECONDS = 0.5
+    saver_module.QUIET_SECONDS = 0.5
     over = threading.Event()
 
     def act(group: Group, number: int) -> None:
@@ -196,7 +204,7 @@ def end_by_an_error(group: Group, uri: str, killed: bool) -> tuple[float, list[i
             assert over.wait(30 if killed else 0.1) == killed
 
     before_writing(act, group)
-    saver = saver_of(group, uri, [])
+    saver = saver_of(group, uri, [], drain_seconds=1.0 if killed else 20.0)
     try:
         saver.save(state_of(group, 1))
         began = time.monotonic()
@@ -208,7 +216,7 @@ def end_by_an_error(group: Group, uri: str, killed: bool) -> tuple[float, list[i
         saver.close()  # no thread is to outlive the test
     finally:
         restore()
-        parts_module.QUIET_SECONDS = 10.0
+        saver_module.QUIET_SECONDS = 10.0
     return took, list_steps(uri)
 
 
@@ -223,21 +231,24 @@ def test_at_an_error_the_save_under_way_is_ended_unless_nobody_is_heard_of(
 
 def make_progress(group: Group) -> list[str]:
     """Worker 1 takes longer than is waited for without news, and is heard of meanwhile."""
-    parts_module.QUIET_SECONDS = 0.5
-    try:
-        parts = Parts("an attempt", group)
-        if group.rank == 1:
-            for _ in range(12):
-                time.sleep(0.1)
-                parts.note_progress()
-        parts.note_written([index_of(f"index-0000{group.rank}-0000.json")])
-        if group.rank == 1:
-            return []
-        hurried = threading.Event()
-        hurried.set()
-        return [index.name for index in parts.collect(30.0, hurried)]
-    finally:
-        parts_module.QUIET_SECONDS = 10.0
+    parts = Parts("an attempt", group)
+    if group.rank == 1:
+        for _ in range(12):
+            time.sleep(0.1)
+            parts.note_progress()
+    parts.note_written([index_of(f"index-0000{group.rank}-0000.json")])
+    if group.rank == 1:
+        return []
+    return [index.name for index in collect(parts, 30.0, 0.5, hurried=True)]
+
+
+def collect(
+    parts: Parts, timeout_seconds: float, quiet_seconds: float, *, hurried: bool
+) -> list[IndexInfo]:
+    event = threading.Event()
+    if hurried:
+        event.set()
+    return parts.collect(timeout_seconds, quiet_seconds, hurried=event, given_up=threading.Event())
 
 
 def index_of(name: str, **rows: list[int]) -> IndexInfo:
@@ -270,7 +281,7 @@ def leave_notes(group: Group) -> tuple[bool, list[str], list[int]]:
             parts.note_written(long if number == group.rank else [])
         if group.is_first:
             try:
-                found = parts.collect(20.0, threading.Event())
+                found = collect(parts, 20.0, 10.0, hurried=False)
                 told.append("all there")
                 if number == 0:
                     arrived = found == long

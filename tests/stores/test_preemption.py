@@ -241,8 +241,7 @@ def test_a_save_that_hangs_does_not_hold_up_the_end(
     ("asynchronous", "limit", "code", "message"),
     [
         (True, 2 * 3, 2, "the checkpoint of step 300 was not written within 3 s"),
-        # Training stands while it saves: only the launcher can end it, a minute later.
-        (False, 2 * 3 + 60, 1, "the workers did not end within 66 s and were killed"),
+        (False, 2 * 3, 2, "the checkpoint of step 300 was not written within 3 s"),
     ],
 )
 def test_a_command_whose_store_hangs_ends_in_time(

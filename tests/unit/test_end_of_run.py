@@ -49,7 +49,9 @@ class Run:
         self.at_step(step)
         return StepResult(1.0, 1.0, 10, skipped=False, gradient_norm=None)
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: TrainingState, check: Callable[[], None]) -> None:
+        state.before_reading()
+        check()
         self.saved.append((state.step, state.scalars.get(METRIC)))
         self.saved_step = state.step
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from dist_embed.checkpoint import catalogue
+from dist_embed.checkpoint.catalogue import name_of_choice
+from dist_embed.checkpoint.manifest import CheckpointDamaged, ManifestName
+from dist_embed.cli.checkpoint import _export
 from dist_embed.cli.main import main
 from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import tokenizer_name
@@ -109,6 +115,35 @@ def test_rows_come_as_they_are_asked_for_also_twice(
     ids = np.random.default_rng(0).integers(0, len(SOURCE) + 4, count).tolist()
     ids[-1] = ids[0]
     assert torch.equal(RunTable(run, "source").rows_of(ids), vectors["source"][ids])
+
+
+def test_a_checkpoint_that_a_training_prunes_meanwhile_is_passed_over(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = list[int | None]()
+
+    def choose(run_uri: str, step: int | None, *args: Any) -> ManifestName:
+        chosen.append(step)
+        gone = len(chosen) == 1 or step == 77
+        return ManifestName(77, 0) if gone else name_of_choice(run_uri, step, *args)
+
+    monkeypatch.setattr(catalogue, "name_of_choice", choose)
+    step = RunTable(run, "source").step
+    assert chosen == [None, None]
+    chosen.clear()
+    asked = Namespace(run=run, step=None, output=str(tmp_path / "x"), table=None)
+    _export(asked)
+    assert chosen == [None, None]
+    assert safe_open(asked.output, "pt").metadata() == {"step": str(step)}
+    # Not one that was asked for; and there is an end.
+    for step, choices in ((77, 1), (None, catalogue.LISTINGS)):
+        chosen.clear()
+        monkeypatch.setattr(
+            catalogue, "name_of_choice", lambda *_: chosen.append(0) or ManifestName(77, 0)
+        )
+        with pytest.raises(CheckpointDamaged, match="does not exist"):
+            RunTable(run, "source", step)
+        assert len(chosen) == choices
 
 
 def test_an_unknown_word_is_named_with_what_is_near(run: str) -> None:

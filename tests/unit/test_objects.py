@@ -368,6 +368,41 @@ def test_a_create_that_fails_without_unnamed_files_leaves_nothing_and_takes_noth
     assert local.read("a/x") == b"2"
 
 
+def test_a_create_that_cannot_open_takes_nothing_of_another(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on NFS, when the server fails in the call that would make the file."""
+    original = os.open
+
+    def fail(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, "as on NFS")
+        if flags & os.O_CREAT:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(path, flags, *args, **kwargs)
+
+    local.create("a/x", b"another writer's")
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        local.create("a/x", b"1")
+    assert local.read("a/x") == b"another writer's"
+
+
+def test_the_cause_is_told_where_cleaning_up_fails_too(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    def parts() -> Iterator[bytes]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(OSError, match=r"No space left on device: .*a/x"):
+        local.put("a/x", parts())
+
+
 @pytest.mark.parametrize("vanishing", ["file", "folder", "all"])
 def test_a_folder_is_removed_beside_others_who_remove_it(
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch, vanishing: str

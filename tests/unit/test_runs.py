@@ -46,6 +46,21 @@ def test_one_training_at_a_time_in_a_local_folder(tmp_path: Path) -> None:
         pass
 
 
+def test_the_name_of_a_run_s_folder_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(storage, "sync_folder", lambda folder: synced.append(folder.name))
+    with only_training(str(tmp_path / "runs" / "first")):
+        assert synced == [tmp_path.name, "runs"]
+    with only_training(str(tmp_path / "runs" / "first")):
+        assert len(synced) == 2
+    storage.write_bytes(str(tmp_path / "other" / "x"), b"1")
+    assert synced[2:] == [tmp_path.name, "other"]
+    with pytest.raises(FileExistsError), only_training(str(tmp_path / "other" / "x")):
+        pass
+
+
 def test_a_run_with_what_is_refused_by_now_can_still_be_used(tmp_path: Path) -> None:
     uri = str(tmp_path / "run")
     values = {

@@ -105,7 +105,8 @@ class Run:
         self.concluded = True
         self.course.append(("concluded", self.state.step))
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: TrainingState, check: Callable[[], None]) -> None:
+        check()
         self.now += OTHER_SECONDS
         self.course.append(("save", state.step, state.scalars.get(METRIC)))
         if self.publishes:
@@ -220,7 +221,7 @@ def test_each_step_gets_its_batches_and_those_of_the_next() -> None:
 def test_the_position_saved_is_that_behind_the_step() -> None:
     run, saved = Run(), []
     save = run.save
-    run.save = lambda state: (saved.append(dict(state.scalars)), save(state))  # type: ignore[assignment, func-returns-value]
+    run.save = lambda state, check: (saved.append(dict(state.scalars)), save(state, check))  # type: ignore[assignment, func-returns-value]
     run.train(max_steps=4, save_every=2)
     assert [scalars["position"] for scalars in saved] == [after(1).to_dict(), after(3).to_dict()]
 
