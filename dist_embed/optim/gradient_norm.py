@@ -39,7 +39,7 @@ def _owned_square_sum(table: TableRows, own: Tensor | None, shard: Shard, group:
     row_numbers, parts = _parts_at_owner(table.rows, gradient, shard, group)
     touched, place = torch.unique(row_numbers, return_inverse=True)
     sums = torch.zeros((len(touched), gradient.shape[1]), device=gradient.device)
-    sums.index_add_(0, place, parts, alpha=1 / group.num_workers)
+    sums.index_add_(0, place, parts).div_(group.num_workers)  # `alpha` takes three times as long
     if own is None:
         return sums.square().sum()
     # |own + sums|² without a copy of own: |own|² + sums · (sums + 2 own) on the touched rows.
