@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -59,21 +61,24 @@ def start(
     group: Group, uri: str, settings: StartSettings, json: str, options: dict[str, Any]
 ) -> tuple[int, torch.Tensor, Coverage]:
     """On a worker: its first row, its rows, and what was found."""
-    for module in (text, word2vec_binary, arrays, fasttext_binary):
-        module.BLOCK_BYTES = options.get("block", 20)  # type: ignore[attr-defined]
-    pretrained._FILL_ROWS = 4
-    composed_rows.PARTS_AT_ONCE = options.get("parts", 2**24)
-    vocabulary = Tokenizer.from_json(json)
-    spec = TableSpec("source", vocabulary.size + BUCKETS, options.get("width", WIDTH))
-    shard = shard_of(spec.num_rows, group.rank, group.num_workers)
-    dtype = options.get("dtype", torch.float32)
-    weight = torch.full((shard.num_rows, spec.width), torch.nan, dtype=dtype)
-    table = TableStart(
-        weight, spec, shard, group, vocabulary, settings, seed=SEED, fresh_scale=FRESH
-    )
-    file = open_vectors(uri, None, words=options.get("words"))
-    found = table.fill(file, options["counts"] if group.is_first else None)
-    return shard.first_row, weight, found
+    with ExitStack() as stack:  # the process serves other tests too
+        for module in (text, word2vec_binary, arrays, fasttext_binary):
+            block = mock.patch.object(module, "BLOCK_BYTES", options.get("block", 20))
+            stack.enter_context(block)
+        stack.enter_context(mock.patch.object(pretrained, "_FILL_ROWS", 4))
+        parts = options.get("parts", 2**24)
+        stack.enter_context(mock.patch.object(composed_rows, "PARTS_AT_ONCE", parts))
+        vocabulary = Tokenizer.from_json(json)
+        spec = TableSpec("source", vocabulary.size + BUCKETS, options.get("width", WIDTH))
+        shard = shard_of(spec.num_rows, group.rank, group.num_workers)
+        dtype = options.get("dtype", torch.float32)
+        weight = torch.full((shard.num_rows, spec.width), torch.nan, dtype=dtype)
+        table = TableStart(
+            weight, spec, shard, group, vocabulary, settings, seed=SEED, fresh_scale=FRESH
+        )
+        file = open_vectors(uri, None, words=options.get("words"))
+        found = table.fill(file, options["counts"] if group.is_first else None)
+        return shard.first_row, weight, found
 
 
 def by_id(results: list[Any], num_rows: int) -> NDArray[np.float32]:

@@ -996,6 +996,8 @@ class Watch:
         libraries = [sys.prefix, sys.base_prefix, str(Path(__file__).parents[2])]
         self._writable = [os.path.realpath(path) for path in inside]
         self._readable = [*self._writable, *map(os.path.realpath, libraries)]
+        # Opened, and no more, so that the names of the folders in them are durable.
+        self._synced = {os.path.dirname(path) for path in self._writable}
         self.active = False
         self.found: list[str] = []
         sys.addaudithook(self._note)
@@ -1008,6 +1010,8 @@ class Watch:
         elif event == "open":
             path, mode, flags = args
             writing = bool((flags or 0) & TO_WRITE) or any(c in (mode or "") for c in "wax+")
+            if not writing and isinstance(path, str) and os.path.realpath(path) in self._synced:
+                return
             self._check(event, path, None, self._writable if writing else self._readable)
         elif event in READS and args:
             self._check(event, args[0], None, self._readable)
