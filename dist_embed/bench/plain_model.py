@@ -39,16 +39,16 @@ class PlainTranslator(nn.Module):
         encoder_layers: int,
         decoder_layers: int,
         dropout: float,
-        share: Literal["none", "decoder", "all"],
+        sharing: Literal["none", "decoder", "all"],
         label_smoothing: float,
     ) -> None:
         super().__init__()
         self.width = width
         self.label_smoothing = label_smoothing
         self.source = nn.Embedding(source_rows, width)
-        self.target = self.source if share == "all" else nn.Embedding(target_rows, width)
+        self.target = self.source if sharing == "all" else nn.Embedding(target_rows, width)
         self.output = nn.Linear(width, target_rows, bias=False)
-        if share != "none":
+        if sharing != "none":
             self.output.weight = self.target.weight
         encoder_layer = nn.TransformerEncoderLayer(
             width, heads, feed_forward, dropout, batch_first=True, norm_first=True
@@ -111,7 +111,7 @@ def plain_training_step(
         encoder_layers=config.model.encoder_layers,
         decoder_layers=config.model.decoder_layers,
         dropout=config.model.dropout,
-        share=config.model.share_embeddings,
+        sharing=config.model.share_embeddings,
         label_smoothing=config.train.label_smoothing,
     ).to(group.device)
     if group.num_workers > 1:

@@ -37,7 +37,7 @@ class RowLookup:
     Args:
         rows_of_role: vocabulary rows V for the roles ``source``, ``target`` and ``output``.
         width: D.
-        share: which roles use one table.
+        sharing: which roles use one table.
         group: this worker and its peers.
         optimizer: fused optimizer, see `dist_embed.embedding.tables.OPTIMIZERS`.
         learning_rate: its first rate.
@@ -63,7 +63,7 @@ class RowLookup:
         self,
         rows_of_role: dict[str, int],
         width: int,
-        share: ShareEmbeddings,
+        sharing: ShareEmbeddings,
         group: Group,
         *,
         optimizer: str,
@@ -81,8 +81,8 @@ class RowLookup:
         self.group = group
         self.width = width
         self.initial_scale = initial_scale
-        self.table_of_role = TABLE_OF_ROLE[share]
-        self.specs = table_specs(rows_of_role, width, share)
+        self.table_of_role = TABLE_OF_ROLE[sharing]
+        self.specs = table_specs(rows_of_role, width, sharing)
         self.rows_of_role = rows_of_role
         self.shards: dict[str, Shard] = {
             name: shard_of(spec.num_rows, group.rank, group.num_workers)

@@ -72,19 +72,19 @@ def rows_of_role(vocabulary_size: dict[str, int], oov_buckets: int) -> dict[str,
 
 
 def table_specs(
-    rows_of_role: dict[str, int], width: int, share: ShareEmbeddings
+    rows_of_role: dict[str, int], width: int, sharing: ShareEmbeddings
 ) -> dict[str, TableSpec]:
-    """The tables that ``share`` asks for, by name.
+    """The tables that ``sharing`` asks for, by name.
 
     Raises:
         ValueError: roles with different vocabularies are to share a table.
     """
     specs: dict[str, TableSpec] = {}
-    for role, table in TABLE_OF_ROLE[share].items():
+    for role, table in TABLE_OF_ROLE[sharing].items():
         spec = TableSpec(table, rows_of_role[role], width)
         if specs.setdefault(table, spec) != spec:
             raise ValueError(
-                f"model.share_embeddings={share!r} lets {role} share table {table!r}, but their "
+                f"model.share_embeddings={sharing!r} lets {role} share table {table!r}, but their "
                 f"vocabularies differ: {spec.num_rows} rows against {specs[table].num_rows}; "
                 "set tokenizer.shared=true or model.share_embeddings to none or decoder"
             )

@@ -27,8 +27,8 @@ from dist_embed.embedding.plan import Shard, TableSpec
 from dist_embed.embedding.projection import Basis, Moments, random_basis
 from dist_embed.parallel.collectives import (
     exchange_rows,
-    gather_equal,
     gather_rows,
+    stack_over_workers,
     sum_over_workers,
 )
 from dist_embed.parallel.errors import all_or_none
@@ -230,7 +230,7 @@ class TableStart:
         owner = entries.rows // self.shard.physical_rows
         by_owner = owner.argsort(kind="stable")
         to_each = np.bincount(owner, minlength=group.num_workers)
-        plan = gather_equal(
+        plan = stack_over_workers(
             torch.tensor([*to_each.tolist(), int(some is None)], device=device), group
         ).cpu()
         if bool(plan[:, -1].all()):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dist_embed.parallel.collectives import gather_equal, sum_over_workers
+from dist_embed.parallel.collectives import stack_over_workers, sum_over_workers
 from dist_embed.parallel.group import Group
 from dist_embed.vectors.file import Vectors
 
@@ -67,7 +67,7 @@ class Moments:
         directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)  # largest first
         directions = directions[:, :width].to(group.device)
         # Machines may disagree on the directions' signs.
-        return Basis(mean.numpy(), gather_equal(directions, group)[0].cpu().numpy())
+        return Basis(mean.numpy(), stack_over_workers(directions, group)[0].cpu().numpy())
 
 
 def random_basis(wide: int, width: int, *, seed: int) -> Basis:

@@ -87,7 +87,7 @@ class CandidateWords:
         index = torch.tensor(places, dtype=torch.int64, device=self._ids.device)
         self._ids, self._own = self._ids.index_select(0, index), self._own.index_select(0, index)
 
-    def top(self, hidden: Tensor, counts: list[int], k: int) -> tuple[Tensor, Tensor]:
+    def top(self, hidden: Tensor, tokens_of_worker: list[int], k: int) -> tuple[Tensor, Tensor]:
         """See `NextWords.top`; needs no other worker."""
         sentences, own = self._ids.shape
         width = self._num_frequent + own

@@ -23,12 +23,12 @@ class NextWords(Protocol):
     def keep(self, places: list[int]) -> None:
         """Go on with these of the sentences only. Not collective."""
 
-    def top(self, hidden: Tensor, counts: list[int], k: int) -> tuple[Tensor, Tensor]:
+    def top(self, hidden: Tensor, tokens_of_worker: list[int], k: int) -> tuple[Tensor, Tensor]:
         """The k best words of every hypothesis.
 
         Args:
             hidden: [n, D]; n is the number of sentences × ``beam``, also 0.
-            counts: n of every worker.
+            tokens_of_worker: n of every worker.
             k: words wanted of each.
 
         Returns:
@@ -58,9 +58,9 @@ class ExactWords:
     def keep(self, places: list[int]) -> None:
         """Nothing to do."""
 
-    def top(self, hidden: Tensor, counts: list[int], k: int) -> tuple[Tensor, Tensor]:
+    def top(self, hidden: Tensor, tokens_of_worker: list[int], k: int) -> tuple[Tensor, Tensor]:
         """See `NextWords.top` and `top_log_probabilities`."""
         return top_log_probabilities(
-            hidden, self._lookup.output_weight(), self._own_ids, self._shard, counts,
+            hidden, self._lookup.output_weight(), self._own_ids, self._shard, tokens_of_worker,
             min(k, self._shard.num_rows),
         )  # fmt: skip

@@ -22,7 +22,7 @@ from dist_embed.embedding.own_rows import OwnGradient
 from dist_embed.embedding.tables import lies_in_host_memory
 from dist_embed.model.logit_blocks import LogitBlocks, exponentials, log_normaliser
 from dist_embed.model.logit_tiles import LogitTiles
-from dist_embed.parallel.collectives import gather_equal, gather_rows, sum_and_scatter_rows
+from dist_embed.parallel.collectives import gather_rows, stack_over_workers, sum_and_scatter_rows
 from dist_embed.parallel.group import Group
 
 SUMMED_ROWS = 65536
@@ -61,7 +61,7 @@ def sharded_cross_entropy(
     target_rows: Tensor,
     weight: Tensor,
     shard: OutputShard,
-    counts: list[int],
+    tokens_of_worker: list[int],
     label_smoothing: float = 0.0,
     weight_gradient: OwnGradient | None = None,
     weight_scale: float = 1.0,
@@ -76,7 +76,7 @@ def sharded_cross_entropy(
         target_rows: [n] row numbers of the right answers.
         weight: [R, D] the output layer's rows of this worker's shard; R may be 0. Of any type.
         shard: where those rows lie.
-        counts: n of every worker.
+        tokens_of_worker: n of every worker.
         label_smoothing: ε.
         weight_gradient: takes ``weight_scale`` times d loss / d ``weight`` at once, whether
             a backward follows or not; None: it is not wanted.
@@ -89,8 +89,8 @@ def sharded_cross_entropy(
     Collective.
     """
     smoothed, nll = _ShardedCrossEntropy.apply(
-        hidden, weight.detach(), target_rows, shard, counts, label_smoothing, weight_gradient,
-        weight_scale,
+        hidden, weight.detach(), target_rows, shard, tokens_of_worker, label_smoothing,
+        weight_gradient, weight_scale,
     )  # fmt: skip
     return smoothed, nll
 
@@ -105,15 +105,15 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         weight: Tensor,
         target_rows: Tensor,
         shard: OutputShard,
-        counts: list[int],
+        tokens_of_worker: list[int],
         label_smoothing: float,
         weight_gradient: OwnGradient | None,
         weight_scale: float,
     ) -> tuple[Tensor, Tensor]:
         want_gradient = ctx.needs_input_grad[0] or weight_gradient is not None
         tokens = _Tokens(
-            gather_rows(hidden.detach(), counts, shard.group).to(shard.dtype),
-            gather_rows(target_rows, counts, shard.group) - shard.first_row,
+            gather_rows(hidden.detach(), tokens_of_worker, shard.group).to(shard.dtype),
+            gather_rows(target_rows, tokens_of_worker, shard.group) - shard.first_row,
             weight,
             shard,
             label_smoothing,
@@ -130,7 +130,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
                 grad_hidden = tokens.gradients_by_tiles(log_z, into)
         if want_gradient:
             grad_hidden -= tokens.smoothing_share * tokens.summed_rows
-            own_grad_hidden = sum_and_scatter_rows(grad_hidden, counts, shard.group)
+            own_grad_hidden = sum_and_scatter_rows(grad_hidden, tokens_of_worker, shard.group)
             ctx.save_for_backward(own_grad_hidden.to(hidden.dtype))
         ctx.mark_non_differentiable(nll)
         return smoothed, nll
@@ -230,7 +230,7 @@ class _Tokens:
         found. Collective.
         """
         stats = torch.stack([maximum, total, target_logit, hidden.float() @ self.summed_rows])
-        stats = gather_equal(stats, self.shard.group)
+        stats = stack_over_workers(stats, self.shard.group)
         log_z = log_normaliser(stats[:, 0], stats[:, 1])
         nll = log_z - stats[:, 2].sum(0)
         mean_nll = log_z - stats[:, 3].sum(0) / self.shard.num_rows  # over the vocabulary

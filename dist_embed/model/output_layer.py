@@ -35,8 +35,8 @@ class OutputLayer(Protocol):
         """
 
     def loss(
-        self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor, counts: list[int],
-        label_smoothing: float,
+        self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor,
+        tokens_of_worker: list[int], label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Sums over tokens (see ``counts_own_tokens``) of the smoothed loss and of -log p; the
         gradients are those of this worker's tokens and rows. Collective.
@@ -46,7 +46,7 @@ class OutputLayer(Protocol):
             rows: what the step has looked up.
             micro: number of the micro-batch.
             targets: [n] ids of its right answers.
-            counts: n of every worker.
+            tokens_of_worker: n of every worker.
             label_smoothing: ε.
         """
 
@@ -81,14 +81,14 @@ class ExactOutput:
         self._weight_scale = scale / self._shard.group.num_workers
 
     def loss(
-        self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor, counts: list[int],
-        label_smoothing: float,
+        self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor,
+        tokens_of_worker: list[int], label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """See `OutputLayer.loss` and `sharded_cross_entropy`."""
         own = rows.own_output
         assert own is not None, "the lookup was built without own_output"
         return sharded_cross_entropy(
-            hidden, self._lookup.output_rows_of(targets), own.weight, self._shard, counts,
+            hidden, self._lookup.output_rows_of(targets), own.weight, self._shard, tokens_of_worker,
             label_smoothing, own.gradient, self._weight_scale,
         )  # fmt: skip
 
@@ -118,7 +118,7 @@ class SampledOutput:
         self._seed = seed
         self._shard = shard
         self._negatives: Negatives | None = None
-        self._counts: list[int] = []  # negatives that each worker looks up
+        self._negatives_of_worker: list[int] = []  # negatives that each worker looks up
         self._backwards = 0  # that are still to come in this step
         self._arriving: Callable[[], Tensor] | None = None
         self._vectors: Tensor | None = None
@@ -129,7 +129,7 @@ class SampledOutput:
         group = self._shard.group
         self._negatives = self._sampler.draw(self._seed, step).to(group.device)
         parts = self._negatives.ids.tensor_split(group.num_workers)
-        self._counts = [part.numel() for part in parts]
+        self._negatives_of_worker = [part.numel() for part in parts]
         self._backwards = len(targets)
         return [*targets, parts[group.rank]]
 
@@ -137,11 +137,11 @@ class SampledOutput:
         """Begin to bring the negatives' vectors together: [S, D] on every worker."""
         del scale
         own = rows.vectors("output", -1).detach()
-        self._arriving = start_gather_rows(own, self._counts, self._shard.group)
+        self._arriving = start_gather_rows(own, self._negatives_of_worker, self._shard.group)
 
     def loss(
-        self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor, counts: list[int],
-        label_smoothing: float,
+        self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor,
+        tokens_of_worker: list[int], label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """See `OutputLayer.loss` and `sampled_cross_entropy`; the last backward is collective."""
         assert self._negatives is not None, "words() comes first"
@@ -167,5 +167,5 @@ class SampledOutput:
         if not self._backwards:
             assert vectors.grad is not None
             self._leaving = start_sum_and_scatter_rows(
-                vectors.grad, self._counts, self._shard.group
+                vectors.grad, self._negatives_of_worker, self._shard.group
             )

@@ -16,7 +16,7 @@ from dist_embed.data.tokenizer import END, PAD, START
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.model.next_words import NextWords
 from dist_embed.model.transformer import DecoderState, Transformer
-from dist_embed.parallel.collectives import gather_equal
+from dist_embed.parallel.collectives import stack_over_workers
 
 NEG_INF = float("-inf")
 
@@ -77,7 +77,7 @@ class Searcher:
         order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
         size = self._settings.batch_sentences
         batches = [order[i : i + size] for i in range(0, len(order), size)]
-        rounds = int(self._counts(len(batches)).max())
+        rounds = int(self._from_every_worker(len(batches)).max())
         answers: list[list[int]] = [[] for _ in sources]
         for number in range(rounds):
             chosen = batches[number] if number < len(batches) else []
@@ -85,8 +85,8 @@ class Searcher:
                 answers[place] = ids
         return answers
 
-    def _counts(self, number: int) -> Tensor:
-        return gather_equal(torch.tensor(number, device=self._device), self._lookup.group)
+    def _from_every_worker(self, number: int) -> Tensor:
+        return stack_over_workers(torch.tensor(number, device=self._device), self._lookup.group)
 
     def _search(self, chosen: list[int], sources: list[list[int]]) -> list[tuple[int, list[int]]]:
         beam = self._settings.beam
@@ -99,10 +99,10 @@ class Searcher:
         scores = torch.full((len(active), beam), NEG_INF, device=self._device)
         scores[:, 0] = 0.0
         while True:
-            counts = self._counts(len(active) * beam).tolist()
-            if not any(counts):
+            tokens_of_worker = self._from_every_worker(len(active) * beam).tolist()
+            if not any(tokens_of_worker):
                 break
-            log_probs, ids = self._next_words(prefixes[:, -1], state, counts)
+            log_probs, ids = self._next_words(prefixes[:, -1], state, tokens_of_worker)
             if not active:
                 continue
             scores, parents, words = self._extend(scores, log_probs, ids, active, prefixes)
@@ -180,11 +180,11 @@ class Searcher:
         return state.select(beams)
 
     def _next_words(
-        self, words: Tensor, state: DecoderState, counts: list[int]
+        self, words: Tensor, state: DecoderState, tokens_of_worker: list[int]
     ) -> tuple[Tensor, Tensor]:
         rows = self._lookup.lookup({"target": [words]})
         hidden = words.new_empty((0, self._lookup.width), dtype=torch.float32)
         if len(words):
             hidden = self._model.step(rows.vectors("target", 0), state)
         # Two more than can go on: padding and start mark may be among them, and never follow.
-        return self._next.top(hidden, counts, 2 * self._settings.beam + 2)
+        return self._next.top(hidden, tokens_of_worker, 2 * self._settings.beam + 2)

@@ -8,11 +8,16 @@ from torch import Tensor
 from dist_embed.model.logit_blocks import exponentials, log_normaliser
 from dist_embed.model.logit_tiles import LogitTiles, merge_exponentials
 from dist_embed.model.output import OutputShard
-from dist_embed.parallel.collectives import gather_equal, gather_rows
+from dist_embed.parallel.collectives import gather_rows, stack_over_workers
 
 
 def top_log_probabilities(
-    hidden: Tensor, weight: Tensor, own_ids: Tensor, shard: OutputShard, counts: list[int], k: int
+    hidden: Tensor,
+    weight: Tensor,
+    own_ids: Tensor,
+    shard: OutputShard,
+    tokens_of_worker: list[int],
+    k: int,
 ) -> tuple[Tensor, Tensor]:
     """The k most probable next words of every token, over the whole vocabulary.
 
@@ -21,7 +26,7 @@ def top_log_probabilities(
         weight: [R, D] the output layer's rows of this worker's shard.
         own_ids: [R] the ids of those rows.
         shard: where those rows lie.
-        counts: n of every worker.
+        tokens_of_worker: n of every worker.
         k: words per token, at most V.
 
     Returns:
@@ -30,7 +35,7 @@ def top_log_probabilities(
 
     Collective.
     """
-    all_hidden = gather_rows(hidden, counts, shard.group).to(shard.dtype)
+    all_hidden = gather_rows(hidden, tokens_of_worker, shard.group).to(shard.dtype)
     num_tokens = all_hidden.shape[0]
     best = torch.full((num_tokens, k), float("-inf"), device=hidden.device)
     best_ids = torch.full((num_tokens, k), shard.num_rows, device=hidden.device)
@@ -43,14 +48,14 @@ def top_log_probabilities(
         best[block], kept = values.topk(k, dim=1)
         best_ids[block] = ids.gather(1, kept)
         merge_exponentials(stats[0, block], stats[1, block], *exponentials(logits))
-    maximum, total = gather_equal(stats, shard.group).unbind(1)
+    maximum, total = stack_over_workers(stats, shard.group).unbind(1)
     log_z = log_normaliser(maximum, total)
     # [N, W * k] candidates; sorting by id first makes the stable sort by value break ties by id.
-    values = gather_equal(best, shard.group).transpose(0, 1).reshape(num_tokens, -1)
-    ids = gather_equal(best_ids, shard.group).transpose(0, 1).reshape(num_tokens, -1)
+    values = stack_over_workers(best, shard.group).transpose(0, 1).reshape(num_tokens, -1)
+    ids = stack_over_workers(best_ids, shard.group).transpose(0, 1).reshape(num_tokens, -1)
     ids, by_id = ids.sort(dim=1, stable=True)
     values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
-    start = sum(counts[: shard.group.rank])
-    mine = slice(start, start + counts[shard.group.rank])
+    start = sum(tokens_of_worker[: shard.group.rank])
+    mine = slice(start, start + tokens_of_worker[shard.group.rank])
     log_probabilities = values[mine, :k] - log_z[mine].unsqueeze(1)
     return log_probabilities, ids.gather(1, by_value)[mine, :k]

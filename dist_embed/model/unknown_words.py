@@ -17,7 +17,7 @@ from dist_embed.data.tokenizer import END, PAD, START, UNKNOWN, Tokenizer
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.model.candidates import Translations
 from dist_embed.model.transformer import Transformer
-from dist_embed.parallel.collectives import gather_equal
+from dist_embed.parallel.collectives import stack_over_workers
 
 
 class UnknownWords:
@@ -89,7 +89,7 @@ class UnknownWords:
         places = [place for place in places if sources[place]]
         batches = [places[i : i + size] for i in range(0, len(places), size)]
         number = torch.tensor(len(batches), device=device)
-        for turn in range(int(gather_equal(number, self._lookup.group).max())):
+        for turn in range(int(stack_over_workers(number, self._lookup.group).max())):
             batch = batches[turn] if turn < len(batches) else []
             source = _padded([[*sources[place], END] for place in batch], device)
             target = _padded([[START, *answers[place][:-1]] for place in batch], device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Shard
 from dist_embed.embedding.step_rows import StepRows, TableRows
-from dist_embed.parallel.collectives import exchange_rows, gather_equal, sum_over_workers
+from dist_embed.parallel.collectives import exchange_rows, stack_over_workers, sum_over_workers
 from dist_embed.parallel.group import Group
 
 
@@ -56,7 +56,7 @@ def _parts_at_owner(
     owner = row_numbers // shard.physical_rows
     by_owner = owner.argsort(stable=True)
     send = torch.bincount(owner, minlength=group.num_workers)
-    plan = gather_equal(send, group)
+    plan = stack_over_workers(send, group)
     to_each, from_each = plan[group.rank].tolist(), plan[:, group.rank].tolist()
     return (
         exchange_rows(row_numbers[by_owner], to_each, from_each, group),

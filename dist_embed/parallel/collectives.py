@@ -22,9 +22,8 @@ def sum_over_workers(tensor: Tensor, group: Group) -> Tensor:
 
 
 def start_sum_over_workers(tensor: Tensor, group: Group) -> Callable[[], Tensor]:
-    """`sum_over_workers`, whose result is there once it is called for; see `start_gather_equal`.
-
-    Collective.
+    """`sum_over_workers`, whose result is there once it is called for; see
+    `start_stack_over_workers`. Collective.
     """
     if group.num_workers == 1:
         return lambda: tensor
@@ -45,13 +44,13 @@ def least_over_workers(value: int, group: Group) -> int:
     return int(least)
 
 
-def gather_equal(tensor: Tensor, group: Group) -> Tensor:
+def stack_over_workers(tensor: Tensor, group: Group) -> Tensor:
     """Stack every worker's ``tensor`` (equal shapes) to [W, ...]. Collective."""
-    return start_gather_equal(tensor, group)()
+    return start_stack_over_workers(tensor, group)()
 
 
-def start_gather_equal(tensor: Tensor, group: Group) -> Callable[[], Tensor]:
-    """`gather_equal`, whose result is there once it is called for. Collective.
+def start_stack_over_workers(tensor: Tensor, group: Group) -> Callable[[], Tensor]:
+    """`stack_over_workers`, whose result is there once it is called for. Collective.
 
     Only the start is: workers may call for the result at different times, once each. ``tensor``
     must stay as it is until then.
@@ -70,63 +69,65 @@ def start_gather_equal(tensor: Tensor, group: Group) -> Callable[[], Tensor]:
     return gathered
 
 
-def gather_rows(rows: Tensor, counts: list[int], group: Group) -> Tensor:
-    """Concatenate every worker's ``rows`` in the order of ranks: [sum(counts), ...]. Collective.
+def gather_rows(rows: Tensor, rows_of_worker: list[int], group: Group) -> Tensor:
+    """Concatenate every worker's ``rows`` in the order of ranks. Collective.
 
     Args:
-        rows: [counts[rank], ...].
-        counts: rows of each worker, the same list on every worker.
+        rows: [rows_of_worker[rank], ...].
+        rows_of_worker: how many each worker has, the same list on every worker.
     """
-    return start_gather_rows(rows, counts, group)()
+    return start_gather_rows(rows, rows_of_worker, group)()
 
 
-def start_gather_rows(rows: Tensor, counts: list[int], group: Group) -> Callable[[], Tensor]:
-    """`gather_rows`, whose result is there once it is called for; see `start_gather_equal`.
+def start_gather_rows(
+    rows: Tensor, rows_of_worker: list[int], group: Group
+) -> Callable[[], Tensor]:
+    """`gather_rows`, whose result is there once it is called for; see `start_stack_over_workers`.
 
     Collective.
     """
     if group.num_workers == 1:
         return lambda: rows
-    longest = max(counts)
-    if longest == min(counts):
-        equal = start_gather_equal(rows, group)
+    longest = max(rows_of_worker)
+    if longest == min(rows_of_worker):
+        equal = start_stack_over_workers(rows, group)
         return lambda: equal().flatten(0, 1)
     padded = rows.new_zeros((longest, *rows.shape[1:]))
     padded[: rows.shape[0]] = rows
-    arriving = start_gather_equal(padded, group)
+    arriving = start_stack_over_workers(padded, group)
 
     def gathered() -> Tensor:
         parts = arriving()
-        return torch.cat([parts[rank, :count] for rank, count in enumerate(counts)])
+        return torch.cat([parts[rank, :count] for rank, count in enumerate(rows_of_worker)])
 
     return gathered
 
 
-def sum_and_scatter_rows(rows: Tensor, counts: list[int], group: Group) -> Tensor:
+def sum_and_scatter_rows(rows: Tensor, rows_of_worker: list[int], group: Group) -> Tensor:
     """Sum ``rows`` over workers and keep this worker's part: the adjoint of `gather_rows`.
 
     Args:
-        rows: [sum(counts), ...] on every worker, parts in the order of ranks.
-        counts: rows of each worker, the same list on every worker.
+        rows: [sum(rows_of_worker), ...] on every worker, parts in the order of ranks.
+        rows_of_worker: how many each worker has, the same list on every worker.
 
     Returns:
-        [counts[rank], ...], summed in the order of ranks, so that equal runs give equal bits.
+        [rows_of_worker[rank], ...], summed in the order of ranks: equal runs give equal bits.
 
     Collective.
     """
-    return start_sum_and_scatter_rows(rows, counts, group)()
+    return start_sum_and_scatter_rows(rows, rows_of_worker, group)()
 
 
 def start_sum_and_scatter_rows(
-    rows: Tensor, counts: list[int], group: Group
+    rows: Tensor, rows_of_worker: list[int], group: Group
 ) -> Callable[[], Tensor]:
     """`sum_and_scatter_rows`, whose result is there once it is called for; see
-    `start_gather_equal`. Collective.
+    `start_stack_over_workers`. Collective.
     """
     if group.num_workers == 1:
         return lambda: rows
-    mine = counts[group.rank]
-    arriving = start_exchange_rows(rows, counts, [mine] * group.num_workers, group)
+    mine = rows_of_worker[group.rank]
+    arriving = start_exchange_rows(rows, rows_of_worker, [mine] * group.num_workers, group)
     return lambda: arriving().view(group.num_workers, mine, *rows.shape[1:]).sum(0)
 
 
@@ -141,7 +142,7 @@ def exchange_rows(rows: Tensor, send: list[int], receive: list[int], group: Grou
 def start_exchange_rows(
     rows: Tensor, send: list[int], receive: list[int], group: Group
 ) -> Callable[[], Tensor]:
-    """`exchange_rows`, whose result is there once it is called for; see `start_gather_equal`.
+    """`exchange_rows`, whose result is there once it is called for; see `start_stack_over_workers`.
 
     Collective.
     """
@@ -168,7 +169,7 @@ def gather_texts(text: str, group: Group) -> list[str]:
     size = len(encoded)
     data = torch.frombuffer(bytearray(encoded or b"\0"), dtype=torch.uint8)[:size]
     data = data.to(group.device)
-    sizes = gather_equal(torch.tensor(size, device=group.device), group).tolist()
+    sizes = stack_over_workers(torch.tensor(size, device=group.device), group).tolist()
     joined = gather_rows(data, sizes, group).cpu().numpy().tobytes()
     texts, start = [], 0
     for length in sizes:

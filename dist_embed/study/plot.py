@@ -43,7 +43,7 @@ def draw_study(study: TrainingStudy, outcomes: Sequence[Outcome], path: str) -> 
             points = [(place_of[c[plot.x]], found[c.key][plot.measure]) for c in own]
             x = [place for place, _ in points]
             y = [summary.mean for _, summary in points]
-            bars = [0.0 if math.isnan(s.spread) else s.spread for _, s in points]
+            bars = [0.0 if math.isnan(s.deviation) else s.deviation for _, s in points]
             axes.errorbar(
                 x, y, yerr=bars, color=INK if number == 0 else GREY,
                 marker=markers[number % len(markers)], capsize=2, elinewidth=0.6,

@@ -40,18 +40,18 @@ class Summary:
         return mean(self.finite) if self.finite else math.nan
 
     @property
-    def spread(self) -> float:
+    def deviation(self) -> float:
         """The sample's standard deviation; NaN for fewer than two finite values."""
         return stdev(self.finite) if len(self.finite) > 1 else math.nan
 
     def text(self, form: str) -> str:
-        """Mean ± spread, and how many are not in it."""
+        """Mean ± deviation, and how many are not in it."""
         never = sum(map(math.isinf, self.values))
         if not self.finite:
             return "never" if never else "no value"
         told = form.format(self.mean)
-        if len(self.finite) > 1 and self.spread:
-            told += f" ± {form.format(self.spread)}"
+        if len(self.finite) > 1 and self.deviation:
+            told += f" ± {form.format(self.deviation)}"
         return told + (f" ({never} of {len(self.values)} never)" if never else "")
 
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from dist_embed.checkpoint.catalogue import list_steps
+from dist_embed.parallel.stop import REPEAT_SECONDS
 from tests.integration.conftest import Command
 from tests.integration.test_commands import metrics
 
@@ -122,7 +123,10 @@ def test_a_second_ctrl_c_ends_the_run_at_once(training: Training) -> None:
         for worker in workers:
             worker.suspend()  # they do not end by themselves
         os.killpg(process.pid, signal.SIGINT)
-        time.sleep(1)
+        assert process.stdout is not None
+        while "asked to stop" not in (line := process.stdout.readline()):
+            assert line, process.communicate()
+        time.sleep(REPEAT_SECONDS + 0.1)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130

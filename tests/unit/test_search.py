@@ -73,7 +73,7 @@ class Script:
     def keep(self, places: list[int]) -> None:
         pass
 
-    def top(self, hidden: Tensor, counts: list[int], k: int) -> tuple[Tensor, Tensor]:
+    def top(self, hidden: Tensor, tokens_of_worker: list[int], k: int) -> tuple[Tensor, Tensor]:
         at = self.steps[self.number] if self.number < len(self.steps) else self.last
         self.number += 1
         words = sorted(at, key=at.__getitem__, reverse=True)[:k]

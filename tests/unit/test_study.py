@@ -138,7 +138,7 @@ def test_the_example_of_the_documentation_is_a_study(tmp_path: Path) -> None:
 def test_means_and_spreads_over_seeds(tmp_path: Path) -> None:
     found = summaries(study(tmp_path), OUTCOMES)
     bleu = found["1-k_random"]["bleu"]
-    assert (bleu.mean, bleu.spread) == (11.0, 1.0)
+    assert (bleu.mean, bleu.deviation) == (11.0, 1.0)
     assert bleu.text("{:.2f}") == "11.00 ± 1.00"
     # The worst seed of the reference has 2.0 as its best loss.
     assert found["1-k_random"]["steps_to_reference"].values == [20.0, 30.0, 20.0]
