@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from dist_embed.cluster.work import INFERENCE, under_torchrun, work
+from dist_embed.cluster.work import BASELINE, INFERENCE, under_torchrun, work
 from dist_embed.config.checks import check
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
@@ -15,7 +15,7 @@ from dist_embed.embedding.plan import Tier
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.parallel.device import resolve_device, resolve_dtype
-from dist_embed.train.needs import host_bytes
+from dist_embed.train.needs import host_bytes, plain_model_bytes
 
 # What a step, or a validation, may still take after the run was asked to stop.
 STEP_SECONDS = 60.0
@@ -63,7 +63,7 @@ def launch(
         return work(*arguments(resolve_device(cluster.device)), on_event)
     address = cluster_address(config, launcher)
     if address is None:
-        _check_machine(task, config, vocabulary_size, resolve_device(cluster.device))
+        _check_machine(task, config, options, vocabulary_size, resolve_device(cluster.device))
     if (launcher or cluster.launcher) == "local":
         # Only here, so that the local launcher runs where Ray is not installed.
         from dist_embed.cluster.local import launch_local
@@ -110,7 +110,9 @@ def cluster_address(config: Config, launcher: Literal["ray", "local"] | None = N
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
 
-def _check_machine(task: str, config: Config, vocabulary_size: dict[str, int], device: str) -> None:
+def _check_machine(
+    task: str, config: Config, options: dict[str, Any], vocabulary_size: dict[str, int], device: str
+) -> None:
     """Refuse more workers than this machine can hold, saying what is needed and what there is."""
     import torch
 
@@ -130,6 +132,8 @@ def _check_machine(task: str, config: Config, vocabulary_size: dict[str, int], d
         config, vocabulary_size, training=task not in INFERENCE,
         narrow_products=narrow, tier=tier,
     )  # fmt: skip
+    if task == BASELINE and device == "cpu":  # both models at once, and both again in bfloat16
+        each = (1 + options["bf16"]) * (each + plain_model_bytes(config, vocabulary_size))
     there = available_bytes()
     if workers * each > there:
         raise UserError(

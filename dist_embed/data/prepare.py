@@ -101,11 +101,15 @@ def tokenizer_name(side: str) -> str:
 
 
 def load_tokenizers(folder_uri: str) -> dict[str, Tokenizer]:
-    """The tokenizers of both sides from a data or run folder. Raises FileNotFoundError."""
-    return {
-        side: Tokenizer.from_json(storage.read_text(storage.join(folder_uri, tokenizer_name(side))))
-        for side in SIDES
-    }
+    """The tokenizers of both sides from a data or run folder; one where they are equal.
+
+    Raises FileNotFoundError.
+    """
+    source, target = (
+        storage.read_text(storage.join(folder_uri, tokenizer_name(side))) for side in SIDES
+    )
+    first = Tokenizer.from_json(source)
+    return {"source": first, "target": first if target == source else Tokenizer.from_json(target)}
 
 
 def read_counts(data_uri: str, side: str) -> NDArray[np.int64]:

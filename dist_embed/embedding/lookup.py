@@ -1,4 +1,4 @@
-"""One lookup a step: every table row that a step needs, fetched by one exchange.
+"""One lookup a step: every row that a step asks for by id, fetched by one exchange.
 
 What comes back is in `dist_embed.embedding.step_rows`.
 """
@@ -91,8 +91,10 @@ class RowLookup:
         self._orders = {name: spec.order for name, spec in self.specs.items()}
         output_table = self.table_of_role["output"]
         specs = list(self.specs.values())
-        whole = output_table if own_output else None
-        self.tier, room = find_tier(memory, specs, optimizer, weights, step_bytes, group, whole)
+        trained_whole = output_table if own_output else None
+        self.tier, room = find_tier(
+            memory, specs, optimizer, weights, step_bytes, group, trained_whole
+        )
         self._module = build_sharded_tables(
             specs,
             group,
@@ -103,7 +105,7 @@ class RowLookup:
             weights=weights,
             exchange=exchange,
             room_bytes=room,
-            trained_whole=whole,
+            trained_whole=trained_whole,
         )
         tables_of_kernels = self._tables_of_kernels()
         self._kernels = [kernel for kernel, _ in tables_of_kernels]

@@ -24,6 +24,8 @@ GIB = 2**30
 LEAST_BLOCK_TOKENS = 32
 # Bytes a word: what counts of words and the sampler made of them hold at once, and what stays.
 SAMPLER_BUILDING_BYTES, SAMPLER_BYTES = 26, 8
+# Values beside each parameter of the dense model: AdamW's two moments; its gradient in a step.
+_MOMENTS = 2
 
 # How a worker saves and loads: "behind" training, from a copy of its rows that is kept; "standing",
 # with a copy only while a checkpoint is loaded; "in place", without any.
@@ -67,6 +69,16 @@ def host_table_bytes(
     return whole - 4 * shard_of(spec.num_rows, 0, num_workers).physical_rows
 
 
+def tokenizer_bytes(words: int) -> int:
+    """What a tokenizer of so many words takes, of some nine letters each.
+
+    Measured with `tokenizers` 0.23.3, in MB: 120 with 350 thousand words, 227 with 700 thousand,
+    386 with 1.5 million, 662 with 3 million.
+    """
+    first = min(words, 350_000)
+    return 340 * first + 230 * (words - first)
+
+
 def block_tokens(block_bytes: int, num_rows: int, num_workers: int) -> int:
     """Tokens whose float32 logits against the longest shard of ``num_rows`` fill a block."""
     return max(1, block_bytes // (4 * shard_of(num_rows, 0, num_workers).physical_rows))
@@ -82,6 +94,7 @@ class OutputNeeds:
         block_bytes: of a block of float32 logits.
         narrow_products: whether they are bfloat16.
         sampler_words: V where the sampler holds a number a word, else 0.
+        trained: whether any step changes the rows of the table.
     """
 
     table: TableSpec
@@ -89,6 +102,25 @@ class OutputNeeds:
     block_bytes: int
     narrow_products: bool = False
     sampler_words: int = 0
+    trained: bool = True
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """What every worker holds whole, however many there are.
+
+    Attributes:
+        words: of the tokenizers; of both sides together, where they have no shared one.
+        parameters: of the dense model.
+    """
+
+    words: int = 0
+    parameters: int = 0
+
+    @property
+    def dense_bytes(self) -> int:
+        """Of the dense model's parameters."""
+        return 4 * self.parameters
 
 
 def beside_tables_bytes(
@@ -103,7 +135,7 @@ def beside_tables_bytes(
     needed = 3 * output.block_bytes
     if training and output.exact:
         shard = shard_of(output.table.num_rows, 0, num_workers).physical_rows * output.table.width
-        needed += 4 * shard
+        needed += 4 * shard * output.trained
         tokens = block_tokens(output.block_bytes, output.table.num_rows, num_workers)
         if tokens >= LEAST_BLOCK_TOKENS and (copied or output.narrow_products):
             needed += (2 if output.narrow_products else 4) * shard
@@ -115,6 +147,7 @@ def worker_bytes(
     optimizer: str,
     num_workers: int,
     output: OutputNeeds,
+    replicated: Replicated,
     *,
     saving: Saving,
     store: Literal["local", "remote"] = "local",
@@ -123,19 +156,23 @@ def worker_bytes(
 ) -> int:
     """Estimate of the host memory of a worker that trains: on the CPU, or with a GPU and ``tier``.
 
-    Process, tables with state, the copy through which checkpoints are saved and loaded, and what
-    the sampler and a step need: the most that is held at once, of loading, building the sampler and
-    training.
+    Process, tokenizers, tables and dense model with state, the copy through which checkpoints are
+    saved and loaded, and what the sampler and a step need: the most that is held at once, of
+    loading, building the sampler and training. Not the dense model's activations, beyond what
+    `PROCESS_BYTES` has for them; with a GPU not what pinned memory is rounded up to.
     """
-    whole = sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs)
-    loading = 0 if saving == "in place" else whole
-    kept = whole if saving == "behind" else 0
+    tables = sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs)
+    dense = (1 + _MOMENTS) * replicated.dense_bytes
+    copy = tables + dense
+    loading = 0 if saving == "in place" else copy
+    kept = copy if saving == "behind" else 0
     if tier is None:
-        step = beside_tables_bytes(output, num_workers)
-        held = whole
+        step = beside_tables_bytes(output, num_workers) + replicated.dense_bytes
+        held = copy
     else:
         step = 0
         held = sum(host_table_bytes(spec, optimizer, num_workers, weights, tier) for spec in specs)
+    held += tokenizer_bytes(replicated.words)
     words = output.sampler_words
     most = max(
         loading,
@@ -149,6 +186,7 @@ def inference_bytes(
     specs: list[TableSpec],
     num_workers: int,
     block_bytes: int,
+    replicated: Replicated,
     *,
     in_place: bool,
     store: Literal["local", "remote"] = "local",
@@ -157,12 +195,14 @@ def inference_bytes(
 ) -> int:
     """Estimate of the host memory of one worker that evaluates or translates.
 
-    Process and rows without an optimizer's state; they are loaded through a copy unless
-    ``in_place``. Blocks of logits come when that is gone.
+    Process, tokenizers, rows and dense model without an optimizer's state; they are loaded through
+    a copy unless ``in_place``. Blocks of logits come when that is gone.
     """
-    whole = sum(table_bytes(spec, "sgd", num_workers, weights) for spec in specs)
-    copy = 0 if in_place else whole
-    held = 0 if tier == "device" else whole
+    tables = sum(table_bytes(spec, "sgd", num_workers, weights) for spec in specs)
+    copy = 0 if in_place else tables + replicated.dense_bytes
+    held = (0 if tier == "device" else tables) + tokenizer_bytes(replicated.words)
+    if tier is None:
+        held += replicated.dense_bytes
     scoring = 3 * block_bytes if tier is None else 0
     return _process_bytes(tier) + READING_BYTES[store] + held + max(copy, scoring)
 

@@ -25,7 +25,7 @@ from dist_embed.embedding.cpu_rows import no_such_row
 LARGEST = 65504.0  # of float16
 # Rows are updated by parts, so that what is computed on the way takes little memory: on the CPU it
 # stays in a core's cache, on CUDA a part is large enough to keep the device busy.
-PART_BYTES = {"cpu": 2**20, "cuda": 2**26}
+PART_BYTES = {"cpu": 2**20, "cuda": 2**24}
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,18 @@ class OwnGradient:
     """The gradient of all rows of the own shard, summed over a step's micro-batches.
 
     Attributes:
-        values: [R, D] float32, a buffer that is used again; holds nothing before `begin_part`.
+        values: [R, D] float32, a buffer that is used again; holds nothing before `begin_adding`.
     """
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
         self._begun = False
 
-    def begin_part(self, every_row: Tensor | None = None) -> Tensor:
+    def begin_adding(self, every_row: Tensor | None = None) -> Tensor:
         """Add ``every_row`` [D], if any, to the gradient of each row; returns ``values``, to which
-        the rest of the part is added.
+        the rest of a micro-batch's gradient is added.
 
-        The first part of a step is written over what the step before has left.
+        What the step before has left is cleared first.
         """
         if self._begun:
             if every_row is not None:
@@ -106,9 +106,9 @@ class OwnGradient:
             self._begun = True
         return self.values
 
-    def whole(self) -> Tensor:
-        """The sum of all parts: ``values``, which become zeros where there was none."""
-        return self.values if self._begun else self.begin_part()
+    def summed(self) -> Tensor:
+        """What was added in this step: ``values``, which become zeros where nothing was."""
+        return self.values if self._begun else self.begin_adding()
 
 
 @dataclass(frozen=True)
@@ -194,17 +194,17 @@ class OwnRowsKernel:
             return
         if own is not self._gradient:
             raise RuntimeError("rows were fetched for training again before these were updated")
-        whole = own.whole().index_add_(0, rows, gradient)
+        summed = own.summed().index_add_(0, rows, gradient)
         arguments = self._kernel.optimizer_args
         constants = Constants(
             self._kernel.get_learning_rate(), arguments.eps, arguments.beta1, arguments.beta2,
             self.step,
         )  # fmt: skip
-        part = max(1, PART_BYTES[whole.device.type] // (4 * whole.shape[1]))
-        for first in range(0, len(whole), part):
+        part = max(1, PART_BYTES[summed.device.type] // (4 * summed.shape[1]))
+        for first in range(0, len(summed), part):
             chosen = slice(first, first + part)
             self._update_part(
-                self.weight[chosen], [s[chosen] for s in self._states], whole[chosen], constants
+                self.weight[chosen], [s[chosen] for s in self._states], summed[chosen], constants
             )
 
     def _update_part(

@@ -101,7 +101,7 @@ class StepRows:
         if self.own_output is None or table != self.table_of_role["output"]:
             return None
         gradient = self.own_output.gradient
-        return None if gradient is None else gradient.whole()
+        return None if gradient is None else gradient.summed()
 
     def gradients(self) -> list[Tensor]:
         """The gradients that are there, of all tables."""

@@ -101,6 +101,19 @@ def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
     return tier
 
 
+def check_device_memory(sizes: Sizes, step_bytes: int, free: int) -> None:
+    """Raise UserError where the device cannot hold what it holds in every tier: what a step needs
+    beside the tables, and the optimizer's state that cannot lie elsewhere.
+    """
+    least = step_bytes + sizes.whole - sizes.in_host
+    if least > free:
+        raise UserError(
+            f"a training step needs {least / GIB:.2f} GiB of every GPU beside the rows, wherever "
+            f"these lie, and the fullest has {free / GIB:.2f} GiB free. Use more workers, a "
+            "smaller embedding.width, model.output=sampled or a smaller model.logits_block_mib"
+        )
+
+
 def check_host_memory(in_host: int, workers_here: int, available: int) -> None:
     """Raise UserError where this machine's memory cannot hold its workers' shards."""
     if workers_here * in_host > available:
@@ -127,12 +140,14 @@ def find_tier(
     `dist_embed.embedding.tables.build_sharded_tables`. Collective.
 
     Raises:
-        UserError: on every worker, where the rows fit neither way.
+        UserError: on every worker, where the rows or a step fit neither way.
     """
     sizes = sizes_of(specs, optimizer, group.num_workers, weights, trained_whole)
     if group.device.type != "cuda":
         return choose_tier(wanted, sizes, None), 0
-    room = least_over_workers(room_for_tables(free_bytes(group.device), step_bytes), group)
+    free = least_over_workers(free_bytes(group.device), group)
+    check_device_memory(sizes, step_bytes, free)
+    room = room_for_tables(free, step_bytes)
     tier = choose_tier(wanted, sizes, room)
     with all_or_none(group):
         if tier != "device":

@@ -175,9 +175,9 @@ class _Tokens:
     def begin_weight_gradient(self, gradient: OwnGradient) -> Tensor:
         """Put the part of smoothing, the same for every word, where the rest is added: [R, D]."""
         if not self.smoothing:
-            return gradient.begin_part()
+            return gradient.begin_adding()
         share = self.weight_scale * self.smoothing_share
-        return gradient.begin_part(self.hidden.sum(0, dtype=torch.float32) * -share)
+        return gradient.begin_adding(self.hidden.sum(0, dtype=torch.float32) * -share)
 
     def in_one_pass(self, grad_weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Smoothed loss, -log p, and this shard's part of the gradient of the hidden states, both

@@ -29,9 +29,9 @@ class OutputLayer(Protocol):
         Not collective.
         """
 
-    def start(self, rows: StepRows, scale: float) -> None:
-        """Before the step's first loss, given what it has looked up, and what each loss is
-        multiplied by before its backward. Collective.
+    def start(self, rows: StepRows, weight_scale: float) -> None:
+        """Before the step's first loss, given what it has looked up, and what the sums of its
+        losses are multiplied by: 1 / tokens of all workers. Collective.
         """
 
     def loss(
@@ -73,12 +73,12 @@ class ExactOutput:
         self._weight_scale = 1.0
 
     def words(self, step: int, targets: list[Tensor]) -> list[Tensor]:
-        """None by id: the whole shard comes."""
+        """None by id: the layer reads its own shard where it lies."""
         return []
 
-    def start(self, rows: StepRows, scale: float) -> None:
-        """Note the scale: of the loss, and not of W times the loss, as on the leaves."""
-        self._weight_scale = scale / self._shard.group.num_workers
+    def start(self, rows: StepRows, weight_scale: float) -> None:
+        """Note the scale: `loss` adds to the gradient of own rows itself."""
+        self._weight_scale = weight_scale
 
     def loss(
         self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor,
@@ -133,9 +133,9 @@ class SampledOutput:
         self._backwards = len(targets)
         return [*targets, parts[group.rank]]
 
-    def start(self, rows: StepRows, scale: float) -> None:
+    def start(self, rows: StepRows, weight_scale: float) -> None:
         """Begin to bring the negatives' vectors together: [S, D] on every worker."""
-        del scale
+        del weight_scale  # they are leaves
         own = rows.vectors("output", -1).detach()
         self._arriving = start_gather_rows(own, self._negatives_of_worker, self._shard.group)
 

@@ -87,7 +87,7 @@ def build_translator(
         weights=embedding.weights,
         exchange=embedding.exchange,
         step_bytes=beside_tables_bytes(output, group.num_workers, training=training, copied=True),
-        own_rates=own_rates(config),
+        own_rates=own_rates(config) if training else None,
     )
     torch.manual_seed(config.run.seed)
     transformer = Transformer(

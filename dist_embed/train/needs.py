@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dist_embed.config.schema import Config
-from dist_embed.embedding.memory import OutputNeeds, Saving, inference_bytes, worker_bytes
+from dist_embed.config.schema import Config, ModelSection
+from dist_embed.embedding.memory import (
+    OutputNeeds,
+    Replicated,
+    Saving,
+    inference_bytes,
+    worker_bytes,
+)
 from dist_embed.embedding.plan import TABLE_OF_ROLE, TableSpec, Tier, rows_of_role, table_specs
 from dist_embed.storage.uri import is_local
 
@@ -17,7 +23,7 @@ def output_needs(
 
     ``narrow_products``: whether matrix products are bfloat16 (`train.precision`).
     """
-    model = config.model
+    model, frozen = config.model, config.embedding.tables.output
     counted = model.output == "sampled" and model.sampler == "unigram"
     return OutputNeeds(
         _specs(config, vocabulary_size)[TABLE_OF_ROLE[model.share_embeddings]["output"]],
@@ -25,6 +31,7 @@ def output_needs(
         block_bytes=int(model.logits_block_mib * 2**20),
         narrow_products=narrow_products,
         sampler_words=vocabulary_size["target"] if counted else 0,
+        trained=not (frozen and frozen.freeze),
     )
 
 
@@ -43,16 +50,46 @@ def host_bytes(
     specs = list(_specs(config, vocabulary_size).values())
     output = output_needs(config, vocabulary_size, narrow_products=narrow_products)
     workers, weights = config.cluster.num_workers, config.embedding.weights
+    one_tokenizer = config.tokenizer.shared
+    replicated = Replicated(
+        vocabulary_size["source"] if one_tokenizer else sum(vocabulary_size.values()),
+        dense_parameters(config.model, config.embedding.width),
+    )
     store: Literal["local", "remote"] = "local" if is_local(config.run.uri) else "remote"
     if not training:
         return inference_bytes(
-            specs, workers, output.block_bytes, in_place=config.checkpoint.low_memory,
-            store=store, weights=weights, tier=tier,
+            specs, workers, output.block_bytes, replicated,
+            in_place=config.checkpoint.low_memory, store=store, weights=weights, tier=tier,
         )  # fmt: skip
     return worker_bytes(
-        specs, config.embedding.optimizer, workers, output, saving=_saving(config),
+        specs, config.embedding.optimizer, workers, output, replicated, saving=_saving(config),
         store=store, weights=weights, tier=tier,
     )  # fmt: skip
+
+
+def plain_model_bytes(config: Config, vocabulary_size: dict[str, int]) -> int:
+    """Estimate of a worker's memory for the plain model of `bench baseline`: all rows and the
+    dense part, with gradients and Adam's two moments.
+    """
+    rows = sum(spec.num_rows for spec in _specs(config, vocabulary_size).values())
+    return 4 * 4 * (rows * config.model.width + dense_parameters(config.model, config.model.width))
+
+
+def dense_parameters(model: ModelSection, embedding_width: int) -> int:
+    """Parameters of `model.transformer.Transformer`, without making one."""
+
+    def linear(inputs: int, outputs: int) -> int:
+        return (inputs + 1) * outputs
+
+    width, norm = model.width, 2 * model.width
+    attention = linear(width, 3 * width) + linear(width, width)
+    feed_forward = linear(width, model.feed_forward) + linear(model.feed_forward, width)
+    encoder = model.encoder_layers * (attention + feed_forward + 2 * norm)
+    decoder = model.decoder_layers * (2 * attention + feed_forward + 3 * norm)
+    between = 0
+    if embedding_width != width:
+        between = 2 * linear(embedding_width, width) + linear(width, embedding_width)
+    return encoder + decoder + 2 * norm + between
 
 
 def _specs(config: Config, vocabulary_size: dict[str, int]) -> dict[str, TableSpec]:

@@ -162,9 +162,9 @@ class TrainStep:
         """
         device = self._group.device
         sums = torch.zeros(2, device=device)
-        # DDP and TorchRec both divide by W; the loss is multiplied by it.
+        # DDP and TorchRec both divide what comes from leaves by W; the loss is multiplied by it.
         scale = self._group.num_workers / work.global_tokens
-        self._output.start(rows, scale)
+        self._output.start(rows, 1 / work.global_tokens)
         for micro, batch in enumerate(work.batches):
             last = micro + 1 == len(work.batches)
             with self._gradient_sync(last):

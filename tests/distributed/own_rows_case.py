@@ -41,7 +41,7 @@ def trained_twice(
     before = values_of(lookups[0])
     for lookup in lookups:
         for step in range(1, STEPS + 1):
-            _step(lookup, step, frozen=freeze and step == FROZEN_STEP)
+            train_step(lookup, step, frozen=freeze and step == FROZEN_STEP)
     return before, values_of(lookups[0]), values_of(lookups[1])
 
 
@@ -54,7 +54,8 @@ def values_of(lookup: RowLookup) -> Values:
     return values
 
 
-def _step(lookup: RowLookup, step: int, *, frozen: bool) -> None:
+def train_step(lookup: RowLookup, step: int, *, frozen: bool) -> None:
+    """A step whose ids and gradients follow from its number; ``frozen``: the output's table."""
     group, device = lookup.group, lookup.group.device
     lookup.set_step(step)
     lookup.set_learning_rate(0.1 / step)
@@ -86,7 +87,7 @@ def _step(lookup: RowLookup, step: int, *, frozen: bool) -> None:
         assert torch.equal(rows.own_output.weight, lookup.output_weight())
         assert (rows.own_output.gradient is None) == frozen
         if rows.own_output.gradient is not None:
-            rows.own_output.gradient.begin_part(torch.zeros(1, device=device)).add_(whole)
+            rows.own_output.gradient.begin_adding(torch.zeros(1, device=device)).add_(whole)
     loss = torch.stack(losses).sum()
     if loss.requires_grad:
         loss.backward()

@@ -1,15 +1,20 @@
 """What `dist_embed.embedding.memory` foretells against what workers take: the growth of anonymous
 memory over a worker with hardly any table, in a run that starts, saves and goes on from there.
+Vocabularies, and how often their words occur, are read as a run reads them.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
@@ -19,11 +24,15 @@ from dist_embed.checkpoint.load import load_checkpoint
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.data.prepare import load_tokenizers, read_counts, tokenizer_name
+from dist_embed.data.token_shards import SIDES
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from dist_embed.embedding.memory import PROCESS_BYTES
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.group import Group
+from dist_embed.storage.parquet import write_parquet
 from dist_embed.train.assemble import (
     Translator,
     build_dense_optimizer,
@@ -34,7 +43,13 @@ from dist_embed.train.assemble import (
     row_multipliers,
 )
 from dist_embed.train.needs import host_bytes
-from dist_embed.train.worker import Context, _build_saver, _resume, build_train_step
+from dist_embed.train.worker import (
+    Context,
+    _build_saver,
+    _resume,
+    build_train_step,
+    vocabularies,
+)
 from tests.distributed.tiny import random_pairs, work_for
 from tests.forks import forking
 from tests.stores.s3_server import MotoServer, moto_missing
@@ -44,6 +59,8 @@ pytestmark = [pytest.mark.distributed, pytest.mark.heavy, pytest.mark.timeout(30
 WIDTH = 64
 LIMIT_SECONDS = 120.0
 Sizes = dict[str, int]
+Sections = dict[str, dict[str, Any]]
+Prepare = Callable[[Sizes], Sections]
 # A shard of 300,000 rows × 64 float32 is 73 MiB: with the smallest state 256 MiB in three tables.
 LARGE: Sizes = {"source": 350_000, "target": 350_000}
 SMALL: Sizes = {"source": 64, "target": 64}
@@ -68,6 +85,35 @@ def configured(
     for section, settings in sections.items():
         values[section] = values.get(section, {}) | settings
     return config_from_dict(values)
+
+
+def prepared(folder: Path, vocabulary: Sizes) -> str:
+    """A folder with vocabularies of that size, of words of some nine letters."""
+    sizes = {side: vocabulary[side] for side in SIDES}
+    for side, size in sizes.items():
+        words = [f"▁{n * 2654435761 % 2**32:x}" for n in range(size - len(SPECIAL_TOKENS))]
+        tokenizer = Tokenizer.from_words(words, lowercase=False, split_punctuation=True)
+        (folder / tokenizer_name(side)).write_text(tokenizer.to_json())
+        table = {"token": tokenizer.tokens(), "count": np.ones(size, np.int64)}
+        write_parquet(str(folder / f"vocabulary.{side}.parquet"), pa.table(table))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def prepare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepare]:
+    """Sections of a configuration whose data have vocabularies of given sizes."""
+    made: dict[str, str] = {}
+
+    def sections(vocabulary: Sizes) -> Sections:
+        key = str(vocabulary)
+        if key not in made:
+            made[key] = prepared(tmp_path_factory.mktemp("data"), vocabulary)
+        one = vocabulary["source"] == vocabulary["target"]
+        return {"data": {"synthetic": {}, "uri": made[key]}, "tokenizer": {"shared": one}}
+
+    yield sections
+    for folder in made.values():
+        shutil.rmtree(folder)
 
 
 def joined(rank: int, port: int, config: Config) -> Group:
@@ -97,6 +143,8 @@ def run(
     config = config_from_dict(values)
     group = joined(rank, port, config)
     context = Context(config, group, silent_reporter(), {})
+    tokenizers = load_tokenizers(config.data.uri)
+    vocabularies(tokenizers, group)
     translator = build_translator(config, vocabulary, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
     state = TrainingState(
@@ -108,9 +156,7 @@ def run(
     checkpoints = open_checkpoints(config.run.uri)
     copy = HostBuffers() if config.checkpoint.asynchronous else None
     loaded = _resume(context, checkpoints, state, copy)
-    output = build_output(
-        config, translator, lambda: np.ones(translator.lookup.num_output_rows, dtype=np.int64)
-    )
+    output = build_output(config, translator, partial(read_counts, config.data.uri, "target"))
     step = build_train_step(config, translator, output, optimizer)
     saver = _build_saver(context, checkpoints, loaded, copy, None)
     for number in range(loaded.step + 1, loaded.step + 4):
@@ -121,6 +167,7 @@ def run(
             saver.save(state)
     saver.wait()
     score(translator)
+    assert tokenizers["target"].size == vocabulary["target"]
     os._exit(0)
 
 
@@ -163,11 +210,12 @@ def peak_bytes(
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> int:
+def base(tmp_path_factory: pytest.TempPathFactory, prepare: Prepare) -> int:
     """Of a worker with hardly any table, which reads, writes and scores hardly anything."""
     config = configured(
-        tmp_path_factory.mktemp("base"), 1, "behind", model={"logits_block_mib": 0.01}
-    )
+        tmp_path_factory.mktemp("base"), 1, "behind", model={"logits_block_mib": 0.01},
+        **prepare(SMALL),
+    )  # fmt: skip
     found = peak_bytes(config, SMALL)
     # Beside it a process holds pages of libraries, which a machine's workers share.
     assert 0.4 * PROCESS_BYTES < found < PROCESS_BYTES
@@ -195,13 +243,16 @@ def check(config: Config, vocabulary: Sizes, base: int, **environment: str) -> N
 @pytest.mark.parametrize("output", ["exact", "sampled"])
 @pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "sgd"])
 def test_a_worker_takes_what_is_foretold(
-    tmp_path: Path, base: int, optimizer: str, output: str, saving: str, num_workers: int
-) -> None:
+    tmp_path: Path, base: int, prepare: Prepare, optimizer: str, output: str, saving: str,
+    num_workers: int,
+) -> None:  # fmt: skip
+    vocabulary = {side: rows * num_workers for side, rows in LARGE.items()}
     config = configured(
         tmp_path, num_workers, saving, embedding={"optimizer": optimizer, "width": WIDTH},
         model={"output": output, "share_embeddings": "none"}, train={"precision": "fp32"},
+        **prepare(vocabulary),
     )  # fmt: skip
-    check(config, {side: rows * num_workers for side, rows in LARGE.items()}, base)
+    check(config, vocabulary, base)
 
 
 @pytest.mark.parametrize(
@@ -216,13 +267,17 @@ def test_a_worker_takes_what_is_foretold(
         (LARGE, {"model": {"logits_block_mib": 64}, "train": {"precision": "bf16"}}),
         (LARGE, {"train": {"precision": "bf16"}}),
         (LARGE, {"train": {"clip_norm": 0.01}}),
-        ({"source": 64, "target": 900_000}, {"model": {"output": "sampled", "sampler": "unigram"}}),
+        # Counts of words while the sampler is made of them, which is what takes most here.
+        ({"source": 64, "target": 6_000_000},
+         {"model": {"output": "sampled", "sampler": "unigram"}, "embedding": {"width": 8}}),
+        # A dense model that counts.
+        (LARGE, {"model": {"width": 512, "feed_forward": 4096, "encoder_layers": 6}}),
     ],
 )  # fmt: skip
 def test_so_it_does_with_other_tables_and_products(
-    tmp_path: Path, base: int, vocabulary: Sizes, sections: dict[str, dict[str, Any]]
+    tmp_path: Path, base: int, prepare: Prepare, vocabulary: Sizes, sections: Sections
 ) -> None:
-    given = {"train": {"precision": "fp32"}} | sections
+    given = {"train": {"precision": "fp32"}} | sections | prepare(vocabulary)
     check(configured(tmp_path, 1, "in place", **given), vocabulary, base)
 
 
@@ -230,6 +285,8 @@ def read(rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, *_: An
     """A worker that evaluates: build, load, score."""
     config = config_from_dict(values)
     group = joined(rank, port, config)
+    tokenizers = load_tokenizers(config.data.uri)
+    vocabularies(tokenizers, group)
     translator = build_translator(config, vocabulary, group, training=False)
     state = TrainingState(
         group,
@@ -243,14 +300,17 @@ def read(rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, *_: An
         in_place=config.checkpoint.low_memory,
     )  # fmt: skip
     score(translator)
+    assert tokenizers["target"].size == vocabulary["target"]
     os._exit(0)
 
 
 @pytest.mark.parametrize("saving", ["standing", "in place"])
-def test_so_it_does_where_a_worker_only_reads(tmp_path: Path, base: int, saving: str) -> None:
+def test_so_it_does_where_a_worker_only_reads(
+    tmp_path: Path, base: int, prepare: Prepare, saving: str
+) -> None:
     config = configured(
         tmp_path, 1, saving, embedding={"optimizer": "adagrad"},
-        model={"share_embeddings": "none"}, train={"precision": "fp32"},
+        model={"share_embeddings": "none"}, train={"precision": "fp32"}, **prepare(LARGE),
     )  # fmt: skip
     peak_bytes(config, LARGE, lives=1)
     expected = host_bytes(config, LARGE, training=False, narrow_products=False, tier=None)
@@ -260,14 +320,15 @@ def test_so_it_does_where_a_worker_only_reads(tmp_path: Path, base: int, saving:
 
 @pytest.mark.parametrize("saving", SAVING)
 def test_so_it_does_at_a_store(
-    tmp_path_factory: pytest.TempPathFactory, base: int, saving: str
+    tmp_path_factory: pytest.TempPathFactory, base: int, prepare: Prepare, saving: str
 ) -> None:
+    vocabulary = {"source": 10**6, "target": 10**6}
     if reason := moto_missing():
         pytest.skip(reason)
     with MotoServer(tmp_path_factory.mktemp("moto")) as server:
         server.make_bucket("bucket")
         config = configured(
             "s3://bucket/run", 2, saving, model={"share_embeddings": "none"},
-            train={"precision": "fp32"},
+            train={"precision": "fp32"}, **prepare(vocabulary),
         )  # fmt: skip
-        check(config, {"source": 10**6, "target": 10**6}, base, **server.environment)
+        check(config, vocabulary, base, **server.environment)

@@ -114,7 +114,7 @@ def own_rows_with(group: Group, exchange: Exchange) -> tuple[float, torch.Tensor
     assert rows.own_output.gradient is not None
     difference = float((rows.own_output.weight - before).abs().max())
     gradient = torch.randn(8, generator=torch.Generator().manual_seed(group.rank))
-    rows.own_output.gradient.begin_part(gradient)
+    rows.own_output.gradient.begin_adding(gradient)
     rows.backward()
     return difference, gradient, before - lookup.output_weight()
 

@@ -91,7 +91,7 @@ def norm_of_many_rows(group: Group) -> tuple[float, float]:
     fetched = lookup.lookup({"source": [], "target": [], "output": []})
     assert fetched.own_output is not None
     assert fetched.own_output.gradient is not None
-    values = fetched.own_output.gradient.begin_part()
+    values = fetched.own_output.gradient.begin_adding()
     values.normal_(generator=torch.Generator().manual_seed(1))
     return float(table_gradient_square_sum(fetched, lookup)), float(values.double().square().sum())
 

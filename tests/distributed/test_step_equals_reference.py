@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dist_embed.embedding.cpu_rows import CpuRows
+from dist_embed.embedding.memory import LEAST_BLOCK_TOKENS
 from dist_embed.embedding.own_rows import OwnRowsKernel
 from dist_embed.parallel.group import Group
 from tests.distributed.pool import WorkerPool
@@ -102,10 +103,19 @@ def test_what_was_announced_need_not_come(workers: WorkerPool, num_samples: int)
     check_equal(workers, 2, tiny, steps, train_after_detours)
 
 
-def test_steps_of_the_exact_layer_by_tiles(workers: WorkerPool) -> None:
-    """Blocks of whole logits would hold one token: the layer goes by tiles."""
-    tiny = Tiny(block_bytes=64)
-    check_equal(workers, 2, tiny, [random_pairs(9, seed, 23, 31) for seed in range(3)])
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_of_the_exact_layer_by_blocks(
+    workers: WorkerPool, num_workers: int, accumulate: int
+) -> None:
+    """The other steps here go by tiles of tokens and rows; where a block of whole logits holds
+    enough tokens, the layer goes by those, and here by several of them.
+    """
+    rows = -(-31 // num_workers)
+    tiny = Tiny(block_bytes=4 * rows * LEAST_BLOCK_TOKENS, accumulate=accumulate, clip_norm=0.5)
+    steps = [random_pairs(50, seed, 23, 31) for seed in range(3)]
+    assert sum(len(target) + 1 for _, target in steps[0]) > 5 * LEAST_BLOCK_TOKENS
+    check_equal(workers, num_workers, tiny, steps)
 
 
 def test_fewer_rows_than_workers(workers: WorkerPool) -> None:

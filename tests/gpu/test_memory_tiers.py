@@ -73,7 +73,7 @@ def train(lookup: RowLookup, first: int, last: int) -> None:
             table.vectors.grad = torch.randn(table.vectors.shape, generator=draw).to(device)
         if fetched.own_output is not None:
             assert fetched.own_output.gradient is not None
-            whole = fetched.own_output.gradient.begin_part(torch.zeros(1, device=device))
+            whole = fetched.own_output.gradient.begin_adding(torch.zeros(1, device=device))
             whole += torch.randn(whole.shape, generator=draw).to(device)
         fetched.backward()
 
@@ -329,6 +329,15 @@ def test_a_cache_takes_no_more_than_its_room(group: Group, monkeypatch: pytest.M
     lookup = lookup_of(group, rows, width=256, memory="uvm_caching", own_output=False)
     (kernel,) = lookup._kernels
     assert 0 < kernel.lxu_cache_weights.nbytes <= 104 * 2**20
+    # The own kernel of a table trained whole has no cache, but its state on the device.
+    made_up(monkeypatch, 190 * 2**20)
+    lookup = lookup_of(
+        group, rows | {"output": 400_000}, width=256, memory="uvm_caching", step_bytes=2**20
+    )
+    held = sum(state.nbytes for state in lookup.optimizer_state("output").values())
+    caches = [k.lxu_cache_weights.nbytes for k in lookup._kernels if k.lxu_cache_weights.numel()]
+    assert len(caches) == 1
+    assert held + sum(caches) <= tiers.room_for_tables(190 * 2**20, 2**20)
     made_up(monkeypatch, 2**40)
     lookup = lookup_of(group, memory="uvm_caching", own_output=False)
     (kernel,) = lookup._kernels

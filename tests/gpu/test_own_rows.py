@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Tier, Weights
 from dist_embed.parallel.group import Group
-from tests.distributed.own_rows_case import STEPS, trained_twice
+from tests.distributed.own_rows_case import ROWS, STEPS, WIDTH, train_step, trained_twice, values_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,3 +32,21 @@ def test_a_table_trained_whole_is_as_if_all_rows_were_looked_up(
         torch.testing.assert_close(
             value.float(), looked_up[name].float(), rtol=1e-6, atol=tolerance, msg=f"{name} differs"
         )
+
+
+@pytest.mark.parametrize("tier", ["device", "uvm"])
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad", "adam"])
+def test_a_frozen_table_stays_with_its_state(group: Group, optimizer: str, tier: Tier) -> None:
+    lookup = RowLookup(
+        ROWS, WIDTH, "decoder", group, optimizer=optimizer, learning_rate=0.1, eps=1e-3, seed=3,
+        initial_scale=0.1, own_output=True, memory=tier,
+    )  # fmt: skip
+    train_step(lookup, 1, frozen=False)
+    before = values_of(lookup)
+    train_step(lookup, 2, frozen=True)
+    after = values_of(lookup)
+    own = [name for name in before if name.startswith("decoder.")]
+    assert len(own) == 1 + (2 if optimizer == "adam" else 1)
+    for name in own:
+        assert torch.equal(after[name], before[name]), name
+    assert not torch.equal(after["source.weight"], before["source.weight"])

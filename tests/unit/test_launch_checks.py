@@ -15,8 +15,10 @@ from dist_embed.cluster.ray_train import _check_resources
 from dist_embed.cluster.work import TRAIN
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
-from dist_embed.embedding.memory import CUDA_PROCESS_BYTES, GIB, READING_BYTES
+from dist_embed.config.schema import ModelSection
+from dist_embed.embedding.memory import CUDA_PROCESS_BYTES, GIB, READING_BYTES, tokenizer_bytes
 from dist_embed.observe.quiet import worker_log_folder
+from dist_embed.train.needs import dense_parameters
 
 VOCABULARY = {"source": 2**20, "target": 2**20}
 
@@ -88,7 +90,10 @@ def test_host_memory_of_workers_with_gpus(
         "embedding": embedding | {"optimizer": "sgd"},
         "checkpoint": {"asynchronous": False, "low_memory": low_memory},
     }
-    needed = 2 * (CUDA_PROCESS_BYTES + READING_BYTES["local"]) + tables
+    # The dense model is on the GPU; what it is loaded through, with Adam's moments, is not.
+    loading = 0 if low_memory else 12 * dense_parameters(ModelSection(), 256)
+    each = CUDA_PROCESS_BYTES + READING_BYTES["local"] + tokenizer_bytes(2**20) + loading
+    needed = 2 * each + tables
     with_gpus(monkeypatch, needed)
     assert launch(monkeypatch, **sections)
     with_gpus(monkeypatch, needed - 1)

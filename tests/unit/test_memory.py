@@ -12,12 +12,14 @@ from dist_embed.embedding.memory import (
     READING_BYTES,
     WRITING_BYTES,
     OutputNeeds,
+    Replicated,
     Saving,
     available_bytes,
     beside_tables_bytes,
     host_table_bytes,
     inference_bytes,
     table_bytes,
+    tokenizer_bytes,
     worker_bytes,
 )
 from dist_embed.embedding.plan import TableSpec, Tier
@@ -59,7 +61,7 @@ def test_a_worker_with_a_gpu_holds_its_copy_and_what_lies_in_host_memory() -> No
 
     def host(tier: Tier, saving: Saving) -> int:
         return worker_bytes(
-            [SPEC], "sgd", 2, EXACT, saving=saving, weights="fp16", tier=tier
+            [SPEC], "sgd", 2, EXACT, Replicated(), saving=saving, weights="fp16", tier=tier
         ) - READING_BYTES["local"] - CUDA_PROCESS_BYTES  # fmt: skip
 
     assert host("device", "in place") == 0
@@ -80,7 +82,8 @@ TOLD = PROCESS_BYTES + READING_BYTES["local"]
 def needed(
     specs: list[TableSpec], optimizer: str, workers: int, output: OutputNeeds, **how: Any
 ) -> int:
-    return worker_bytes(specs, optimizer, workers, output, **{"saving": "behind", **how}) - TOLD
+    how = {"saving": "behind", "replicated": Replicated(), **how}
+    return worker_bytes(specs, optimizer, workers, output, **how) - TOLD
 
 
 def test_more_workers_need_less_each() -> None:
@@ -102,6 +105,7 @@ def test_every_table_counts_and_the_output_layer_only_for_its_own() -> None:
         (EXACT, "behind", 3 * SHARD + 3 * BLOCK),
         (EXACT, "standing", 2 * SHARD + 3 * BLOCK),
         (EXACT, "in place", 2 * SHARD + 3 * BLOCK),
+        (replace(EXACT, trained=False), "in place", SHARD + 3 * BLOCK),
         (SAMPLED, "behind", 2 * SHARD + 3 * BLOCK),
         (SAMPLED, "in place", SHARD + 3 * BLOCK),
         # A block holds 32 tokens, or 31: with narrow products only the first copies the rows.
@@ -119,6 +123,34 @@ def test_the_most_that_is_held_at_once(
     output: OutputNeeds, saving: Saving, expected: float
 ) -> None:
     assert needed([SPEC], "sgd", 2, output, saving=saving) == expected
+
+
+@pytest.mark.parametrize(
+    ("saving", "copies"), [("behind", 7), ("standing", 6), ("in place", 4)]
+)  # fmt: skip
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_every_worker_holds_whole(saving: Saving, copies: int, workers: int) -> None:
+    """Each parameter with two moments and, in a step, its gradient; the copy has no gradient."""
+    whole = Replicated(words=10_000, parameters=50_000_000)
+    found = needed([SPEC], "sgd", workers, SAMPLED, saving=saving, replicated=whole)
+    without = needed([SPEC], "sgd", workers, SAMPLED, saving=saving)
+    rest = found - without - 340 * 10_000 - 4 * 50_000_000 * copies
+    # While it loads, the dense model has no gradient, and a step's blocks are not there.
+    assert abs(rest) <= 2 * SHARD + 3 * BLOCK
+
+
+def test_a_tokenizer_takes_more_for_its_first_words() -> None:
+    assert tokenizer_bytes(1000) == 340_000
+    assert tokenizer_bytes(350_001) - tokenizer_bytes(350_000) == 230
+
+
+def test_with_a_gpu_the_dense_model_is_there_and_its_copy_here() -> None:
+    def host(saving: Saving, **how: Any) -> int:
+        return needed([SPEC], "sgd", 2, SAMPLED, saving=saving, tier="device", **how)
+
+    whole = Replicated(words=10_000, parameters=50_000)
+    assert host("in place", replicated=whole) - host("in place") == 340 * 10_000
+    assert host("behind", replicated=whole) - host("behind") == 340 * 10_000 + 12 * 50_000
 
 
 def test_at_a_store_chunks_on_their_way_count() -> None:
@@ -142,8 +174,11 @@ def test_a_step_on_a_gpu_copies_rows_that_lie_in_host_memory_where_it_goes_by_bl
 def test_who_only_reads_holds_no_state(tier: Tier | None, in_place: bool, expected: int) -> None:
     block = BLOCK if in_place else 1
     process = PROCESS_BYTES if tier is None else CUDA_PROCESS_BYTES
-    found = inference_bytes([SPEC], 2, block, in_place=in_place, tier=tier)
+    found = inference_bytes([SPEC], 2, block, Replicated(), in_place=in_place, tier=tier)
     assert found == process + READING_BYTES["local"] + expected
+    whole = Replicated(words=1000, parameters=500_000)
+    with_more = inference_bytes([SPEC], 2, block, whole, in_place=in_place, tier=tier) - found
+    assert with_more == 340 * 1000 + 2_000_000 * ((tier is None) + (not in_place))
 
 
 def test_available_memory_is_a_part_of_the_machine() -> None:

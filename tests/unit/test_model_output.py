@@ -44,7 +44,7 @@ def check_equals_pytorch(shard: OutputShard, smoothing: float) -> None:
     loss, nll = found[1]
     (loss * 0.3).backward()
     assert weight.grad is None
-    ours = hidden.grad, gradient.whole()
+    ours = hidden.grad, gradient.summed()
     hidden.grad = None
     again, _ = sharded_cross_entropy(hidden, target, weight, shard, [TOKENS], smoothing)
     (again * 0.3).backward()
@@ -58,9 +58,13 @@ def check_equals_pytorch(shard: OutputShard, smoothing: float) -> None:
     torch.testing.assert_close(ours, (hidden.grad, weight.grad))
 
 
+@pytest.mark.parametrize("by_blocks", [True, False])
 @pytest.mark.parametrize("block_tokens", [1, 5, 37, 1000])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_loss_and_gradients_equal_pytorch(block_tokens: int, smoothing: float) -> None:
+def test_loss_and_gradients_equal_pytorch(
+    monkeypatch: pytest.MonkeyPatch, block_tokens: int, smoothing: float, by_blocks: bool
+) -> None:
+    monkeypatch.setattr(output, "LEAST_BLOCK_TOKENS", 1 if by_blocks else 10**6)
     check_equals_pytorch(shard_with_blocks_of(block_tokens), smoothing)
 
 
@@ -97,7 +101,7 @@ def test_gradients_of_bfloat16_products_come_close(
         sharded_cross_entropy(
             hidden, target, weight, shard_with_blocks_of(8, dtype), [TOKENS], 0.1, gradient, 0.3
         )
-        found.append(gradient.whole())
+        found.append(gradient.summed())
     assert not torch.equal(*found)
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=0.02 * float(found[0].abs().max()))
 

@@ -9,18 +9,21 @@ import torch
 
 from dist_embed.cluster import launch as launching
 from dist_embed.cluster.work import BASELINE, EVALUATE, TRAIN, TRANSLATE
+from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import (
     OutputNeeds,
+    Replicated,
     beside_tables_bytes,
     inference_bytes,
     worker_bytes,
 )
 from dist_embed.embedding.plan import TableSpec
+from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
 from dist_embed.train import assemble, worker
-from dist_embed.train.needs import host_bytes, output_needs
+from dist_embed.train.needs import dense_parameters, host_bytes, output_needs, plain_model_bytes
 
 VOCABULARY = {"source": 70_000, "target": 3_000}
 # What the tables are with 11 rows for hashed words of the source side.
@@ -30,6 +33,10 @@ SPECS = [
     TableSpec("output", 3_000, 12),
 ]
 BLOCK = 3 * 2**20
+WIDER: dict[str, Any] = {
+    "embedding": {"width": 20},
+    "model": {"encoder_layers": 3, "decoder_layers": 2, "feed_forward": 28},
+}
 
 
 def configured(**sections: dict[str, Any]) -> Config:
@@ -59,6 +66,11 @@ UNIGRAM = {"model": {"output": "sampled", "sampler": "unigram"}}
         (UNIGRAM, False, OutputNeeds(SPECS[2], False, BLOCK, sampler_words=3_000)),
         # The exact layer has no sampler, whatever is configured.
         ({"model": {"sampler": "unigram"}}, False, OutputNeeds(SPECS[2], True, BLOCK)),
+        # A table that is never trained has no gradient, one that is trained later has.
+        ({"embedding": {"tables": {"output": {"freeze": True}}}}, False,
+         OutputNeeds(SPECS[2], True, BLOCK, trained=False)),
+        ({"embedding": {"tables": {"output": {"freeze_until_step": 5}}}}, False,
+         OutputNeeds(SPECS[2], True, BLOCK)),
     ],
 )  # fmt: skip
 def test_what_the_output_layer_is(
@@ -84,10 +96,12 @@ def test_what_a_worker_that_trains_is_charged(
     output = output_needs(config, VOCABULARY, narrow_products=narrow)
     assert host_bytes(
         config, VOCABULARY, training=True, narrow_products=narrow, tier=None
-    ) == worker_bytes(SPECS, "adagrad", 3, output, **how)
+    ) == worker_bytes(SPECS, "adagrad", 3, output, replicated(config), **how)
     with_gpu = host_bytes(config, VOCABULARY, training=True, narrow_products=False, tier="uvm")
     expected = output_needs(config, VOCABULARY, narrow_products=False)
-    assert with_gpu == worker_bytes(SPECS, "adagrad", 3, expected, tier="uvm", **how)
+    assert with_gpu == worker_bytes(
+        SPECS, "adagrad", 3, expected, replicated(config), tier="uvm", **how
+    )
 
 
 @pytest.mark.parametrize("low_memory", [False, True])
@@ -98,12 +112,41 @@ def test_what_a_worker_that_reads_is_charged(low_memory: bool, uri: str, store: 
     )
     assert host_bytes(
         config, VOCABULARY, training=False, narrow_products=False, tier=None
-    ) == inference_bytes(SPECS, 3, BLOCK, in_place=low_memory, store=store)
+    ) == inference_bytes(SPECS, 3, BLOCK, replicated(config), in_place=low_memory, store=store)
+
+
+def replicated(config: Config) -> Replicated:
+    return Replicated(VOCABULARY["source"], dense_parameters(config.model, 12))
+
+
+@pytest.mark.parametrize("sections", [{}, WIDER])
+def test_parameters_of_the_dense_model_are_counted_without_making_it(
+    sections: dict[str, Any],
+) -> None:
+    model = configured(**sections).model
+    width = sections.get("embedding", {}).get("width", 12)
+    with torch.device("meta"):
+        made = Transformer(
+            embedding_width=width, width=model.width, feed_forward=model.feed_forward,
+            heads=model.heads, encoder_layers=model.encoder_layers,
+            decoder_layers=model.decoder_layers, dropout=0.1, attention_dropout=0.0,
+        )  # fmt: skip
+    assert dense_parameters(model, width) == sum(p.numel() for p in made.parameters())
+
+
+def test_a_shared_tokenizer_is_held_once() -> None:
+    def held(shared: bool) -> int:
+        return host_bytes(
+            configured(tokenizer={"shared": shared, "oov_buckets": 11}), VOCABULARY,
+            training=True, narrow_products=False, tier=None,
+        )  # fmt: skip
+
+    assert held(False) - held(True) == 340 * VOCABULARY["target"]
 
 
 @pytest.mark.parametrize(
     ("task", "training"),
-    [(TRAIN, True), (BASELINE, True), (EVALUATE, False), (TRANSLATE, False)],
+    [(TRAIN, True), (EVALUATE, False), (TRANSLATE, False)],
 )
 @pytest.mark.parametrize(("precision", "narrow"), [("fp32", False), ("bf16", True)])
 def test_a_launch_asks_for_what_its_task_takes(
@@ -124,6 +167,31 @@ def test_a_launch_asks_for_what_its_task_takes(
     assert asked == [{"training": training, "narrow_products": narrow, "tier": None}]
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_baseline_is_foretold_with_the_model_that_it_is_compared_with(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool
+) -> None:
+    config = configured()
+    ours = host_bytes(config, VOCABULARY, training=True, narrow_products=False, tier=None)
+    plain = plain_model_bytes(config, VOCABULARY)
+    # Three tables of width 12, and all parameters with gradient and two moments.
+    assert plain == 16 * ((70_011 + 3_000 + 3_000) * 12 + dense_parameters(config.model, 12))
+    needed = 3 * (1 + bf16) * (ours + plain)  # on three workers
+    monkeypatch.setattr("dist_embed.cluster.local.launch_local", lambda *given, **how: None)
+
+    def launch(available: int) -> None:
+        monkeypatch.setattr(launching, "available_bytes", lambda: available)
+        launching.launch(
+            BASELINE, config, {"bf16": bf16}, vocabulary_size=VOCABULARY,
+            on_event=lambda event: None,
+        )  # fmt: skip
+
+    config = configured(train={"precision": "fp32"})
+    launch(needed)
+    with pytest.raises(UserError, match="GiB of memory"):
+        launch(needed - 1)
+
+
 class Asked(Exception):
     """Raised by what is asked, with what it is asked for."""
 
@@ -139,10 +207,18 @@ def test_tables_are_built_for_what_is_done_with_them(
 ) -> None:
     monkeypatch.setattr(assemble, "RowLookup", raising)
     alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
-    config = configured(model={"output": output}, train={"precision": "bf16"})
+    config = configured(
+        model={"output": output}, train={"precision": "bf16"}, cluster={"device": "auto"},
+        embedding={
+            "width": 12, "optimizer": "adagrad", "memory": "uvm", "weights": "fp16",
+            "exchange": "bf16", "tables": {"source": {"learning_rate": 0.7}},
+        },
+    )  # fmt: skip
     with pytest.raises(Asked) as caught:
         assemble.build_translator(config, VOCABULARY, alone, training=training)
     (_, how) = caught.value.args
+    assert (how["memory"], how["weights"], how["exchange"]) == ("uvm", "fp16", "bf16")
+    assert how["own_rates"] == ({"source": 0.7} if training else None)
     assert how["optimizer"] == ("adagrad" if training else "sgd")
     assert how["own_output"] == (training and output == "exact")
     needs = output_needs(config, VOCABULARY, narrow_products=True)

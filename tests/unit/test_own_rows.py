@@ -75,8 +75,8 @@ def train(own: OwnRowsKernel, step: int, looked_up: list[int], backward: bool = 
     begun = own.begin_step(trained=True)
     rows = own(torch.tensor(looked_up, dtype=torch.int64), torch.empty(0))
     assert begun.gradient is not None
-    begun.gradient.begin_part(torch.full((WIDTH,), 0.5)).add_(gradient_of(step, ROWS))
-    begun.gradient.begin_part(torch.full((WIDTH,), -0.25)).mul_(1)
+    begun.gradient.begin_adding(torch.full((WIDTH,), 0.5)).add_(gradient_of(step, ROWS))
+    begun.gradient.begin_adding(torch.full((WIDTH,), -0.25)).mul_(1)
     if backward:
         rows.backward(gradient_of(100 + step, len(looked_up)))
 
@@ -152,7 +152,7 @@ def test_padding_stays_as_it_is(optimizer: EmbOptimType) -> None:
     begun = own.begin_step(trained=True)
     assert begun.weight.shape == (ROWS - 2, WIDTH)
     assert begun.gradient is not None
-    begun.gradient.begin_part(torch.ones(WIDTH))
+    begun.gradient.begin_adding(torch.ones(WIDTH))
     own(torch.tensor([3]), torch.empty(0)).backward(torch.ones(1, WIDTH))
     for value, old in zip(values_of(kernel), before, strict=True):
         flat, old = value.view(ROWS, -1), old.view(ROWS, -1)
@@ -223,7 +223,7 @@ def test_rows_of_float16_are_rounded_stochastically() -> None:
         torch.manual_seed(seed)
         gradient = own.begin_step(trained=True).gradient
         assert gradient is not None
-        gradient.begin_part(torch.full((WIDTH,), 2**-13))
+        gradient.begin_adding(torch.full((WIDTH,), 2**-13))
         own(torch.tensor([], dtype=torch.int64), torch.empty(0)).sum().backward()
     moved = 1 - kernel.split_embedding_weights()[0].double().mean().item()
     # 64 steps of 88 values: the standard deviation of the mean is 3 % of it.
@@ -232,10 +232,10 @@ def test_rows_of_float16_are_rounded_stochastically() -> None:
 
 def test_a_gradient_that_nothing_was_added_to_is_zero() -> None:
     gradient = OwnGradient(torch.full((3, 2), float("nan")))
-    assert not gradient.whole().any()
-    assert gradient.begin_part(torch.tensor([1.0, 2.0])).tolist() == [[1, 2]] * 3
-    assert gradient.begin_part().tolist() == [[1, 2]] * 3
-    assert OwnGradient(torch.full((1, 1), float("nan"))).begin_part().tolist() == [[0]]
+    assert not gradient.summed().any()
+    assert gradient.begin_adding(torch.tensor([1.0, 2.0])).tolist() == [[1, 2]] * 3
+    assert gradient.begin_adding().tolist() == [[1, 2]] * 3
+    assert OwnGradient(torch.full((1, 1), float("nan"))).begin_adding().tolist() == [[0]]
 
 
 def test_only_rows_that_were_fetched_last_can_be_updated() -> None:

@@ -13,6 +13,7 @@ from dist_embed.embedding.plan import TableSpec, Tier
 from dist_embed.embedding.tiers import (
     Memory,
     Sizes,
+    check_device_memory,
     check_host_memory,
     choose_tier,
     find_tier,
@@ -81,6 +82,12 @@ def test_a_table_that_is_trained_whole_takes_no_part_in_the_cache() -> None:
         assert choose_tier(wanted, alone, 0) == "uvm"  # where no cache could be, none is missed
 
 
+def test_what_a_step_takes_of_a_device_has_to_be_there_in_every_tier() -> None:
+    check_device_memory(SIZES, 3 * GIB, 4 * GIB)  # of the tables a GiB cannot lie elsewhere
+    with pytest.raises(UserError, match=r"needs 4.50 GiB of every GPU .* has 4.00 GiB free"):
+        check_device_memory(SIZES, 7 * GIB // 2, 4 * GIB)
+
+
 def test_host_memory_holds_the_shards_of_all_workers_of_the_machine() -> None:
     check_host_memory(3 * GIB, 4, 12 * GIB)
     with pytest.raises(UserError, match=r"need 12.0 GiB .*3.00 GiB for each of 4 .*11.0 GiB are"):
@@ -114,6 +121,8 @@ def test_with_a_gpu_its_memory_decides_and_then_the_hosts(monkeypatch: pytest.Mo
     for wanted in ("auto", "uvm", "uvm_caching"):
         with pytest.raises(UserError, match=r"need 10.0 GiB of host memory here"):
             find_on_cuda(monkeypatch, wanted, free, 9 * GIB, rows)  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=r"a training step needs 1.00 GiB of every GPU"):
+            find_on_cuda(monkeypatch, wanted, GIB - 1, 20 * GIB, rows)  # type: ignore[arg-type]
 
 
 def test_the_user_is_told_in_one_line() -> None:
