@@ -135,6 +135,13 @@ def test_a_failure_that_is_final_stays_so_though_ray_begins_again() -> None:
     assert failure["user_message"] == "no such file"
 
 
+# What torch 2.13 puts after every such text.
+HINT = (
+    "\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
+    "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+)
+
+
 def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
@@ -154,7 +161,11 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (OSError(errno.ESTALE, "stale file handle"), True),
         (OSError(errno.ETIMEDOUT, "timed out"), True),
         (OSError(errno.EACCES, "denied"), False),
-        (torch.AcceleratorError("uncorrectable ECC error"), True),
+        (torch.AcceleratorError(f"CUDA error: uncorrectable ECC error{HINT}"), True),
+        (torch.AcceleratorError(f"CUDA error: unspecified launch failure{HINT}"), True),
+        (torch.AcceleratorError(f"CUDA error: device-side assert triggered{HINT}"), False),
+        (torch.AcceleratorError(f"CUDA error: an illegal memory access was{HINT}"), False),
+        (torch.AcceleratorError(f"CUDA error: invalid argument{HINT}"), False),
         (FileNotFoundError("x"), False),
         (UserError("x"), False),
     ],
