@@ -106,10 +106,13 @@ def stop_on_signals(*, second_ends: bool = True) -> Iterator[None]:
     With ``second_ends`` a second Ctrl-C, `REPEAT_SECONDS` after the first, ends the process at
     once, as `exit_on_signals` does. A request counts to the block's end, one made before it too.
     Beyond that end what was handled before is handled so again; but in a process without
-    `exit_on_signals`, a worker, a signal that has made the request is ignored, for its launcher
-    passes on what the whole group has got. What was ignored before stays so. In any but the main
+    `exit_on_signals`, a worker, signals are ignored once one has made the request, for its launcher
+    passes on what the whole group has got, and in one of the local launcher in any case: it has
+    done what it was to do, and tells so. What was ignored before stays so. In any but the main
     thread Python takes no signals: there somebody else makes the request.
     """
+    from multiprocessing import parent_process
+
     global _requested
     interrupted_at: float | None = None
     ended, taken = False, False
@@ -133,7 +136,7 @@ def stop_on_signals(*, second_ends: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        if taken and _exits is None:
+        if _exits is None and (taken or parent_process() is not None):
             _restore(dict.fromkeys(before, signal.SIG_IGN))
         else:
             _restore(before)

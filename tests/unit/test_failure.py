@@ -124,6 +124,17 @@ def test_only_what_may_pass_is_tried_again(errors: list[Exception], final: bool)
     assert attempts.is_final == final
 
 
+def test_workers_are_under_way_from_their_beginning_to_a_failure() -> None:
+    attempts = Attempts()
+    assert not attempts.are_under_way
+    for event, under_way in [
+        (told("a"), True), (told("a", PASSING), False), (told("b"), True),
+        (told("b", ZeroDivisionError()), False),
+    ]:  # fmt: skip
+        attempts.take(event)
+        assert attempts.are_under_way == under_way
+
+
 def test_a_failure_that_is_final_stays_so_though_ray_begins_again() -> None:
     attempts = Attempts()
     attempts.take(told("a"))

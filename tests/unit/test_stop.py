@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -146,6 +147,15 @@ def test_what_follows_a_request_hears_signals_again(monkeypatch: pytest.MonkeyPa
 def test_a_worker_ignores_what_comes_after_its_request() -> None:
     with stop_on_signals():
         take(signal.SIGTERM)
+    assert set(handled().values()) == {signal.SIG_IGN}
+
+
+def test_a_local_worker_that_has_done_its_part_is_not_ended_by_a_late_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    with stop_on_signals():
+        pass
     assert set(handled().values()) == {signal.SIG_IGN}
 
 
