@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import queue
+import signal
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dist_embed.cluster import local
 from dist_embed.config.errors import RunFailed, UserError
+from dist_embed.parallel import stop
 
 FAILURE = {
     "kind": "failure", "rank": 1, "relayed": False, "is_cause": True, "is_passing": False,
@@ -86,3 +89,19 @@ def test_workers_are_asked_to_stop_before_the_terminal_is_told(
     workers = Workers(monkeypatch, [{"kind": "result", "value": 7}], [0, 0])
     assert workers.watch(stop_seconds=5.0) == 7
     assert [what.split(":")[0] for what in workers.course] == ["told", "told", "asked to stop"]
+
+
+def test_workers_are_started_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of forks is deaf itself; processes that are started anew inherit this one's mask."""
+    blocked: list[set[int]] = []
+    process = SimpleNamespace(
+        start=lambda: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())), pid=None
+    )
+    context = SimpleNamespace(Queue=lambda: None, Process=lambda **_: process)
+    monkeypatch.setattr(local, "worker_context", lambda device: context)
+    monkeypatch.setattr(local, "_watch", lambda *_: "done")
+    assert (
+        local.launch_local(print, (), num_workers=2, on_event=print, log_folder="", device="cuda")
+        == "done"
+    )
+    assert blocked == [set(stop.SIGNALS)] * 2
