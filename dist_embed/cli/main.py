@@ -90,7 +90,9 @@ def _run(argv: list[str] | None) -> None:
     if rest:
         arguments.overrides += rest
     from dist_embed.observe import quiet
+    from dist_embed.storage.temporary import remove_abandoned
 
+    remove_abandoned()
     quiet.quiet_environment()
     quiet.quiet_screen()
     arguments.call(arguments)

@@ -70,6 +70,11 @@ class Attempts:
         return again
 
     @property
+    def are_under_way(self) -> bool:
+        """Whether workers have begun of which none has told a failure since."""
+        return bool(self._names) and not self.failures
+
+    @property
     def is_final(self) -> bool:
         """Whether the newest attempt has failed in a way that another one would repeat."""
         causes = [failure for failure in self.failures if failure["is_cause"]]

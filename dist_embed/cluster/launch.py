@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from dist_embed.cluster.work import BASELINE, INFERENCE, under_torchrun, work
+from dist_embed.cluster.work import BASELINE, INFERENCE, TRAIN, under_torchrun, work
 from dist_embed.config.checks import check
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
@@ -75,6 +75,7 @@ def launch(
             on_event=on_event,
             log_folder=log_folder,
             stop_seconds=stop_seconds,
+            save_seconds=config.checkpoint.drain_seconds if task == TRAIN else 0.0,
             device=resolve_device(cluster.device),
         )
     if address is None:

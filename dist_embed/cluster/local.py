@@ -31,7 +31,7 @@ from dist_embed.parallel.stop import (
     stop_requested,
 )
 
-# After the first failure the others get this long to end by themselves, so that the cause, not
+# After a worker was killed the others get this long to end by themselves, so that the cause, not
 # its echo, is found.
 GRACE_SECONDS = 10.0
 
@@ -44,13 +44,15 @@ def launch_local(
     on_event: Callable[[Event], None],
     log_folder: str,
     stop_seconds: float = 0.0,
+    save_seconds: float = 0.0,
     device: str = "cpu",
 ) -> Any:
     """Run ``target(*args, emit)`` in ``num_workers`` processes; returns worker 0's result.
 
     Each process gets the environment of ``torchrun`` (RANK, WORLD_SIZE, …). When one fails, the
-    others are ended. With ``stop_seconds`` a signal that asks this process to stop is passed on to
-    the workers as SIGTERM, and they get that long to end by themselves.
+    others are ended: when one has told its error, not before those that finish a save have had
+    ``save_seconds`` for it. With ``stop_seconds`` a signal that asks this process to stop is passed
+    on to the workers as SIGTERM, and they get that long to end by themselves.
 
     Raises:
         UserError: a worker raised one.
@@ -72,7 +74,7 @@ def launch_local(
             for process in processes:
                 with deaf_children():
                     process.start()
-            return _watch(processes, events, on_event, log_folder, stop_seconds)
+            return _watch(processes, events, on_event, log_folder, stop_seconds, save_seconds)
         finally:
             _end(processes)
 
@@ -83,6 +85,7 @@ def _watch(
     on_event: Callable[[Event], None],
     log_folder: str,
     stop_seconds: float,
+    save_seconds: float,
 ) -> Any:
     """Pass on events until every worker is done or one has failed."""
     stop_until: float | None = None
@@ -92,9 +95,9 @@ def _watch(
     while True:
         if stop_seconds and stop_requested() and stop_until is None:
             stop_until = time.monotonic() + stop_seconds
-            on_event(asked_to_stop())
             for process in processes:
                 process.terminate()
+            on_event(asked_to_stop())  # afterwards: a terminal may stand still
         # Look at the processes before the queue: what they sent before they ended is then in it.
         alive = any(process.is_alive() for process in processes)
         ended = [i for i, p in enumerate(processes) if p.exitcode not in (None, 0)]
@@ -111,7 +114,7 @@ def _watch(
                 on_event(event)
             continue
         if (failures or ended) and give_up_at is None:
-            give_up_at = time.monotonic() + GRACE_SECONDS
+            give_up_at = time.monotonic() + GRACE_SECONDS + (save_seconds if failures else 0)
         if stop_until is not None and time.monotonic() > stop_until:
             raise RunFailed(stopped_too_late(stop_seconds))
         if not alive or (give_up_at is not None and time.monotonic() > give_up_at):

@@ -9,13 +9,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import ray
 import ray.train
 import ray.util
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,7 +28,7 @@ from dist_embed.cluster.failure import (
     stopped_too_late,
 )
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
-from dist_embed.config.errors import RunFailed, UserError
+from dist_embed.config.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.stop import (
     handle_again,
@@ -68,6 +68,27 @@ class _Mailbox:
         return self._stop
 
 
+class _Deliveries:
+    """The mailbox as the launcher sees it: its events, each once."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._asked: Any = None
+
+    def take(self) -> list[Event]:
+        """Those that have come since, or none where Ray is too busy to answer yet."""
+        if self._asked is None:
+            self._asked = self._mailbox.take.remote()
+        try:
+            events: list[Event] = ray.get(self._asked, timeout=MAILBOX_SECONDS)
+        except GetTimeoutError:  # the answer, which nobody else gets, is asked for again
+            return []
+        except RayError as exc:
+            raise RunFailed(f"the launcher has lost its workers: {exc}") from exc
+        self._asked = None
+        return events
+
+
 def launch_ray(
     target: Callable[..., Any],
     arguments: Callable[[str], tuple[Any, ...]],
@@ -99,6 +120,7 @@ def launch_ray(
     Raises:
         UserError: a worker raised one, or the cluster has too little for the workers.
         RunFailed: a worker failed or was lost.
+        RunStopped: asked to stop while no workers had begun.
     """
     with (
         # Workers write there until the connection ends.
@@ -113,15 +135,10 @@ def launch_ray(
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
         attempts = Attempts()
+        deliveries = _Deliveries(mailbox)
 
         def deliver() -> None:
-            try:
-                events = ray.get(mailbox.take.remote(), timeout=MAILBOX_SECONDS)
-            except GetTimeoutError:  # Ray is busy; next time
-                return
-            except RayError as exc:
-                raise RunFailed(f"the launcher has lost its workers: {exc}") from exc
-            for event in events:
+            for event in deliveries.take():
                 shown = attempts.take(event)
                 if shown is not None:
                     on_event(shown)
@@ -156,7 +173,9 @@ def launch_ray(
         raise RunFailed(
             f"a worker was lost, or found no room: {outcome}\n(worker logs: {log_folder})"
         )
-    return attempts.results[-1] if attempts.results else None
+    if not attempts.results:
+        raise RunFailed(f"the workers have ended, but told no result (worker logs: {log_folder})")
+    return attempts.results[-1]
 
 
 def _fit_in_thread(
@@ -171,6 +190,10 @@ def _fit_in_thread(
 
     A failure that would come again is not left to Ray, which starts workers again after any: this
     returns, and they end with our connection.
+
+    Raises:
+        RunFailed: asked to stop, the workers did not in time.
+        RunStopped: asked to stop while no workers had begun, for the first time or again.
     """
     stop_until: float | None = None
     outcome: list[Exception] = []
@@ -191,8 +214,10 @@ def _fit_in_thread(
             return None
         if stop_seconds and stop_requested() and stop_until is None:
             stop_until = time.monotonic() + stop_seconds
-            show(asked_to_stop())
             ask_to_stop()
+            show(asked_to_stop())  # afterwards: a terminal may stand still
+        if stop_until is not None and not attempts.are_under_way and not attempts.is_final:
+            raise RunStopped("stopped as asked, before the workers had begun")  # for want of room
         if stop_until is not None and time.monotonic() > stop_until:
             raise RunFailed(stopped_too_late(stop_seconds))
     deliver()
@@ -230,12 +255,15 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
 
 
 def _listen_for_stop(mailbox: Any, ended: threading.Event) -> None:
-    with suppress(RayError):  # without a launcher nobody asks
-        while not ended.wait(POLL_SECONDS):
-            with suppress(GetTimeoutError):
-                if ray.get(mailbox.is_stopped.remote(), timeout=MAILBOX_SECONDS):
-                    request_stop()
-                    return
+    while not ended.wait(POLL_SECONDS):
+        try:
+            if ray.get(mailbox.is_stopped.remote(), timeout=MAILBOX_SECONDS):
+                request_stop()
+                return
+        except ActorDiedError:  # without a launcher nobody asks
+            return
+        except RayError:  # it has not answered this time
+            continue
 
 
 @contextmanager

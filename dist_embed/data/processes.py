@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeVar
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
 from dist_embed.config.errors import UserError
 from dist_embed.parallel.parent import end_with_parent
-from dist_embed.parallel.stop import deaf_children
+from dist_embed.parallel.stop import deaf_children, hear_sigterm
 
 Result = TypeVar("Result")
+
+# Between looks whether all processes live. A pool that hears of an end by itself does so sooner.
+LOOK_SECONDS = 5.0
 
 
 class Processes:
@@ -46,25 +52,43 @@ class Processes:
         try:
             for args in arguments:
                 if len(under_way) > self.number:
-                    yield under_way.popleft().result()
-                # The main process alone acts upon a signal to the whole group, and ends them.
+                    yield self._result(under_way.popleft())
+                # The main process acts upon a signal to the whole group, and ends them.
                 with deaf_children():
                     under_way.append(self._executor.submit(function, *args))
             while under_way:
-                yield under_way.popleft().result()
+                yield self._result(under_way.popleft())
         except BrokenProcessPool as exc:
             raise UserError(
                 f"one of {self.number} processes that prepare data was ended from outside, often "
                 "for lack of memory; set data.num_processes to fewer"
             ) from exc
 
+    def _result(self, block: Future[Result]) -> Result:
+        while not wait([block], LOOK_SECONDS).done:
+            # What a process was sending as it ended is waited for by the pool, for ever.
+            if connection.wait([process.sentinel for process in self._started()], 0):
+                if wait([block], LOOK_SECONDS).done:
+                    break
+                raise BrokenProcessPool
+        return block.result()
+
     def close(self, *, at_once: bool = False) -> None:
         """End the processes. Blocks not yet begun are given up, ``at_once`` the others too."""
         if at_once:
-            # No public call ends them before Python 3.14 (`kill_workers`).
-            for process in list((self._executor._processes or {}).values()):
+            # No public call ends them before Python 3.14 (`kill_workers`). The thread that looks
+            # after the pool must not wait then for anybody to take a block that is being sent
+            # (before 3.11.5 it does; CPython, issue 94777), or for the rest of a result.
+            executor: Any = self._executor
+            if sys.version_info < (3, 11, 5):
+                executor._call_queue._reader.close()
+            executor._result_queue._writer.close()
+            for process in self._started():
                 process.kill()
         self._executor.shutdown(cancel_futures=True)
+
+    def _started(self) -> list[BaseProcess]:
+        return list((self._executor._processes or {}).values())
 
 
 @contextmanager
@@ -86,6 +110,7 @@ def ended(pool: Processes) -> Iterator[Processes]:
 
 
 def _start(initializer: Callable[..., None] | None, arguments: tuple[object, ...]) -> None:
+    hear_sigterm()  # by which a pool of which one has ended ends the others, and waits for them
     end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     if initializer is not None:

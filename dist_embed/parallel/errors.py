@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -27,11 +28,18 @@ from dist_embed.storage.retry import StorageError, StoreUnavailable
 
 # How long a worker whose collective broke waits for a peer to say why, and how long worker 0,
 # which may host the store, stays at most after its own failure so that peers can read it.
+# Calls of the store have no limit of their own: those of a failing worker have thrice that.
 CAUSE_WAIT_SECONDS = 5.0
 _KEY = "dist_embed/first_error"
 _READERS = "dist_embed/first_error_readers"
 _NETWORK_FAULTS = (errno.ETIMEDOUT, errno.ESTALE)  # of a shared file system
+# Errors of a device that code or its arguments make: they come again (CUDA's texts, 12.6).
+_NO_FAULTS_OF_DEVICES = (
+    "device-side assert triggered", "illegal memory access", "misaligned address", "invalid ",
+    "no kernel image",
+)  # fmt: skip
 _TAG = 19_000_001  # of messages that nobody sends
+_TOLD = "_dist_embed_told"  # an attribute of errors that every worker knows of
 
 
 class WorkerError(RuntimeError):
@@ -86,6 +94,7 @@ def all_or_none(group: Group) -> Iterator[None]:
         error = exc
     told = gather_texts("" if error is None else _account(group.rank, error), group)
     if error is not None:
+        setattr(error, _TOLD, True)
         raise error
     for account in told:
         if account:
@@ -96,7 +105,8 @@ def all_or_none(group: Group) -> Iterator[None]:
 def errors_shared(group: Group) -> Iterator[None]:
     """Wrap a worker's whole run: its error reaches the peers, and a peer's error this worker.
 
-    Not collective: a worker that fails does not wait for the others.
+    Not collective: a worker that fails does not wait for the others, but worker 0, for up to
+    `CAUSE_WAIT_SECONDS`, until they have read an error that `all_or_none` has not carried.
     """
     store = dist.distributed_c10d._get_default_store()  # no public accessor exists
     try:
@@ -104,15 +114,11 @@ def errors_shared(group: Group) -> Iterator[None]:
     except WorkerError:
         raise
     except Exception as exc:
-        cause = _read_cause(store, group, wait=is_broken_collective(exc))
-        if cause is not None and cause.rank != group.rank:
+        # First: the store may not answer, and peers are not to wait for this worker meanwhile.
+        _break_connections(group)
+        cause = _exchange_causes(store, group, exc)
+        if cause is not None:
             raise cause from exc
-        # compare_set: of several failures the first counts.
-        with suppress(RuntimeError):  # the store may have died with its host
-            store.compare_set(_KEY, "", _account(group.rank, exc))
-            _break_connections(group)
-            if group.is_first:
-                _wait_for_readers(store, group)
         raise
 
 
@@ -135,24 +141,47 @@ def is_passing(exc: BaseException) -> bool:
             return True
         if isinstance(step, OSError) and step.errno in _NETWORK_FAULTS:
             return True
-        if isinstance(step, torch.AcceleratorError):  # a fault of the device
-            return True
+        if isinstance(step, torch.AcceleratorError):
+            return not any(text in str(step) for text in _NO_FAULTS_OF_DEVICES)
         step = step.__cause__
     return False
 
 
-def _read_cause(store: Any, group: Group, *, wait: bool) -> WorkerError | None:
-    if group.num_workers == 1:
-        return None
+def _exchange_causes(store: Any, group: Group, exc: Exception) -> WorkerError | None:
+    """Another worker's error, if it is the cause of this one; else this one is left for the peers.
+
+    In a thread: a call of the store of a machine that stands still does not return (torch 2.13).
+    On a connection of its own: the one there is may be gone, as nothing has used it for long.
+    """
+    causes: list[WorkerError] = []
+
+    def exchange() -> None:
+        with suppress(RuntimeError, ValueError):  # the store may have died with its host
+            own = store.clone()
+            cause = _read_cause(own, wait=is_broken_collective(exc))
+            if cause is not None and cause.rank != group.rank:
+                causes.append(cause)
+                own.add(_READERS, 1)
+                return
+            # compare_set: of several failures the first counts.
+            own.compare_set(_KEY, "", _account(group.rank, exc))
+            if group.is_first and not getattr(exc, _TOLD, False):
+                _wait_for_readers(own, group)
+
+    if group.num_workers > 1:
+        thread = threading.Thread(target=exchange, daemon=True)
+        thread.start()
+        thread.join(3 * CAUSE_WAIT_SECONDS)
+    return causes[0] if causes else None
+
+
+def _read_cause(store: Any, *, wait: bool) -> WorkerError | None:
     try:
         if wait:
             store.wait([_KEY], timedelta(seconds=CAUSE_WAIT_SECONDS))
         elif not store.check([_KEY]):
             return None
-        cause = WorkerError(**json.loads(store.get(_KEY)))
-        with suppress(RuntimeError):  # its host may have ended meanwhile
-            store.add(_READERS, 1)
-        return cause
+        return WorkerError(**json.loads(store.get(_KEY)))
     except (RuntimeError, ValueError):  # nobody said anything, or the store died with its host
         return None
 

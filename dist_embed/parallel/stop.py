@@ -30,7 +30,8 @@ REPEAT_SECONDS = 0.5
 # What is being ended gets this long to clean up before a further signal interrupts that too.
 CLEAN_UP_SECONDS = 10.0
 
-_requested = threading.Event()
+# A plain value: handlers nest, and one would wait for a lock that it has interrupted for ever.
+_requested = False
 _taken: int | None = None  # the first signal that this process has taken
 _ending: int | None = None  # the first by which it ends
 _last_taken_at = -math.inf
@@ -39,12 +40,13 @@ _exits: Handler = None  # the handler of `exit_on_signals`, while it is one
 
 def request_stop() -> None:
     """Ask this process's worker to end after its step."""
-    _requested.set()
+    global _requested
+    _requested = True
 
 
 def stop_requested() -> bool:
     """Whether this process has been asked to end."""
-    return _requested.is_set()
+    return _requested
 
 
 def taken_signal() -> int | None:
@@ -75,7 +77,7 @@ def exit_on_signals(*, for_good: bool = False) -> Iterator[None]:
     did, or that made a request: it has come twice. What was ignored before stays so: SIGHUP under
     ``nohup``, SIGINT of a script's background command. For the main thread.
     """
-    global _exits
+    global _exits, _requested
     forget_signals()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -94,7 +96,7 @@ def exit_on_signals(*, for_good: bool = False) -> Iterator[None]:
         if not for_good:
             _exits = None
             _restore(before)
-        _requested.clear()
+        _requested = False
 
 
 @contextmanager
@@ -104,10 +106,14 @@ def stop_on_signals(*, second_ends: bool = True) -> Iterator[None]:
     With ``second_ends`` a second Ctrl-C, `REPEAT_SECONDS` after the first, ends the process at
     once, as `exit_on_signals` does. A request counts to the block's end, one made before it too.
     Beyond that end what was handled before is handled so again; but in a process without
-    `exit_on_signals`, a worker, a signal that has made the request is ignored, for its launcher
-    passes on what the whole group has got. What was ignored before stays so. In any but the main
+    `exit_on_signals`, a worker, signals are ignored once one has made the request, for its launcher
+    passes on what the whole group has got, and in one of the local launcher in any case: it has
+    done what it was to do, and tells so. What was ignored before stays so. In any but the main
     thread Python takes no signals: there somebody else makes the request.
     """
+    from multiprocessing import parent_process
+
+    global _requested
     interrupted_at: float | None = None
     ended, taken = False, False
 
@@ -130,11 +136,11 @@ def stop_on_signals(*, second_ends: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        if taken and _exits is None:
+        if _exits is None and (taken or parent_process() is not None):
             _restore(dict.fromkeys(before, signal.SIG_IGN))
         else:
             _restore(before)
-        _requested.clear()
+        _requested = False
 
 
 def end_at_once_with(code: int) -> None:

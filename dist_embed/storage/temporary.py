@@ -1,8 +1,9 @@
 """Folders for temporary files that do not stay for ever, however their process ends.
 
-SIGKILL leaves a process no time to remove them; the next one that makes such a folder does. Which
-process a folder belongs to is told by a lock on it, which the kernel gives free: process ids are
-given anew, and differ between containers that share a folder. A lock may not be seen by other
+SIGKILL leaves a process no time to remove them. The next command does as it starts, among the
+system's temporary files, and elsewhere the next process that makes such a folder. Which process a
+folder belongs to is told by a lock on it, which the kernel gives free: process ids are given anew,
+and differ between containers that share a folder. A lock may not be seen by other
 machines that share it, so the folder's name holds which kernel can tell (its boot id); folders of
 others are left alone, those of this machine before it was started anew among them.
 """
@@ -42,6 +43,13 @@ def temporary_folder(prefix: str, parent: str | Path | None = None) -> Iterator[
         os.close(lock)
 
 
+def remove_abandoned() -> None:
+    """Remove what killed commands of this machine have left in the system's folder of temporary
+    files.
+    """
+    _remove_abandoned("dist_embed-", tempfile.gettempdir(), f"-{_this_kernel()}-")
+
+
 def _this_kernel() -> str:
     try:
         return _BOOT_ID.read_text()[:8]
@@ -68,9 +76,9 @@ def _locked_folder(prefix: str, parent: str | Path) -> tuple[str, int]:
         os.close(lock)  # another process took it for abandoned before it was locked
 
 
-def _remove_abandoned(prefix: str, parent: str | Path) -> None:
+def _remove_abandoned(prefix: str, parent: str | Path, part: str = "") -> None:
     with suppress(OSError):
-        names = [entry.name for entry in os.scandir(parent) if entry.name.startswith(prefix)]
+        names = [name for name in os.listdir(parent) if name.startswith(prefix) and part in name]
         for name in names:
             _remove_if_abandoned(os.path.join(parent, name))
 

@@ -86,7 +86,8 @@ def train_loop(
 ) -> bool:
     """Train from ``state`` to ``max_steps``, or until any worker is asked to stop.
 
-    The last checkpoint is written when this returns. ``metrics`` is given on worker 0 alone.
+    Asked to stop, it leaves out what is to be validated or translated after the step, but after the
+    last. The last checkpoint is written when this returns. ``metrics`` is given on worker 0 alone.
     Returns whether the run was stopped early. Collective.
 
     Raises:
@@ -121,11 +122,16 @@ def train_loop(
             if last or validate or state.step % rhythm.log_every == 0:
                 _log(state, result, window, rhythm, reporter, metrics)
                 window = _Window()
+            due = rhythm.translate_every and (last or state.step % rhythm.translate_every == 0)
+            translate = hooks.translate if due else None
+            # Either may take longer than a run that is asked to stop has left. A run that is
+            # complete has its figures all the same.
+            if (validate or translate) and not last and (stopped := _between_steps(saver, group)):
+                break
             if validate:
                 _validate(state, validate(), saver, reporter, metrics)
-            due = rhythm.translate_every and (last or state.step % rhythm.translate_every == 0)
-            if hooks.translate and due:
-                _report_quality(state, hooks.translate(), reporter, metrics)
+            if translate:
+                _report_quality(state, translate(), reporter, metrics)
             if last or state.step % rhythm.save_every == 0:
                 _save(state, hooks, saver)
         saver.wait(rhythm.drain_seconds if stopped else None)

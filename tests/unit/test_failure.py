@@ -124,6 +124,17 @@ def test_only_what_may_pass_is_tried_again(errors: list[Exception], final: bool)
     assert attempts.is_final == final
 
 
+def test_workers_are_under_way_from_their_beginning_to_a_failure() -> None:
+    attempts = Attempts()
+    assert not attempts.are_under_way
+    for event, under_way in [
+        (told("a"), True), (told("a", PASSING), False), (told("b"), True),
+        (told("b", ZeroDivisionError()), False),
+    ]:  # fmt: skip
+        attempts.take(event)
+        assert attempts.are_under_way == under_way
+
+
 def test_a_failure_that_is_final_stays_so_though_ray_begins_again() -> None:
     attempts = Attempts()
     attempts.take(told("a"))
@@ -133,6 +144,13 @@ def test_a_failure_that_is_final_stays_so_though_ray_begins_again() -> None:
     assert attempts.is_final
     (failure,) = attempts.failures
     assert failure["user_message"] == "no such file"
+
+
+# What torch 2.13 puts after every such text.
+HINT = (
+    "\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
+    "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+)
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -154,7 +172,11 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (OSError(errno.ESTALE, "stale file handle"), True),
         (OSError(errno.ETIMEDOUT, "timed out"), True),
         (OSError(errno.EACCES, "denied"), False),
-        (torch.AcceleratorError("uncorrectable ECC error"), True),
+        (torch.AcceleratorError(f"CUDA error: uncorrectable ECC error{HINT}"), True),
+        (torch.AcceleratorError(f"CUDA error: unspecified launch failure{HINT}"), True),
+        (torch.AcceleratorError(f"CUDA error: device-side assert triggered{HINT}"), False),
+        (torch.AcceleratorError(f"CUDA error: an illegal memory access was{HINT}"), False),
+        (torch.AcceleratorError(f"CUDA error: invalid argument{HINT}"), False),
         (FileNotFoundError("x"), False),
         (UserError("x"), False),
     ],

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,7 @@ from dist_embed.config.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe import quiet
 from dist_embed.parallel.stop import SIGNALS, stop_on_signals
 from dist_embed.storage.retry import StoreUnavailable
+from dist_embed.storage.temporary import temporary_folder
 
 Doing = Callable[[Callable[[], None]], int]
 
@@ -53,6 +56,17 @@ def raising(error: BaseException) -> Callable[[], None]:
         raise error
 
     return act
+
+
+def test_a_command_removes_what_killed_ones_have_left(
+    doing: Doing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with temporary_folder("dist_embed-words-") as ours:
+        left = Path(f"{ours}-left")
+        left.mkdir()
+        assert doing(lambda: None) == 0
+        assert list(tmp_path.iterdir()) == [Path(ours)]
 
 
 def taking(*numbers: int) -> None:

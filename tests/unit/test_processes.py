@@ -6,12 +6,21 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from multiprocessing import connection
+from pathlib import Path
 
 import psutil
 import pytest
 
 from dist_embed.config.errors import UserError
+from dist_embed.data import processes as module
 from dist_embed.data.processes import Processes, processes
+
+KILLED = r"one of \d process.* set data\.num_processes"
+# A pipe holds far less.
+LARGE = b"x" * 4_000_000
 
 
 def end_by_signal(number: int) -> int:
@@ -23,9 +32,81 @@ def end_by_signal(number: int) -> int:
 def test_a_process_that_is_killed_is_told_as_such() -> None:
     with (
         processes(2) as pool,
-        pytest.raises(UserError, match=r"one of 2 processes .* set data\.num_processes"),
+        pytest.raises(UserError, match=KILLED),
     ):
         list(pool.map(end_by_signal, ((number,) for number in range(100))))
+
+
+def blocked_signals(block: bytes) -> set[int]:
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_process_that_is_killed_between_two_blocks_is_told_as_such() -> None:
+    """Python 3.12 and 3.13 then wait for the other processes in a call of `submit`, having sent
+    SIGTERM: they must hear it, and no other signal.
+    """
+    seen = []
+
+    def blocks() -> Iterator[tuple[bytes]]:
+        for _ in range(4):
+            yield (b"",)
+        os.kill(next(iter(pool._executor._processes)), signal.SIGKILL)
+        time.sleep(0.3)
+        yield (b"",)
+
+    with pytest.raises(UserError, match=KILLED), processes(2) as pool:
+        seen.extend(pool.map(blocked_signals, blocks()))
+    assert seen[0] == {signal.SIGINT, signal.SIGHUP}
+
+
+def end_within_the_result(block: bytes) -> bytes:
+    def write_and_end(handle: int, data: bytes) -> int:
+        os.write(handle, data[:1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    connection.Connection._send.__defaults__ = (write_and_end,)  # type: ignore[attr-defined]
+    return LARGE
+
+
+def test_a_process_that_is_killed_while_it_sends_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.2)
+    with pytest.raises(UserError, match=KILLED), processes(1) as pool:
+        list(pool.map(end_within_the_result, [(b"",)]))
+
+
+def write_slowly(block: bytes, file: Path, seconds: float) -> None:
+    file.write_text("begun")
+    time.sleep(seconds)
+    file.write_text("done")
+
+
+def test_a_signal_does_not_wait_for_blocks(tmp_path: Path) -> None:
+    """Before Python 3.11.5 a block that is being sent was waited for, though nobody reads it."""
+    file = tmp_path / "block"
+
+    def blocks() -> Iterator[tuple[bytes, Path, float]]:
+        for _ in range(2):
+            yield LARGE, file, 60.0
+        while not file.exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        raise SystemExit(143)
+
+    started = time.monotonic()
+    with pytest.raises(SystemExit), processes(1) as pool:
+        list(pool.map(write_slowly, blocks()))
+    assert time.monotonic() - started < 50
+    assert file.read_text() == "begun"
+
+
+def test_the_end_waits_for_blocks_that_have_begun(tmp_path: Path) -> None:
+    files = [tmp_path / str(number) for number in range(3)]
+    with processes(1) as pool:
+        next(pool.map(write_slowly, ((b"", file, 0.2) for file in files)))
+    assert [file.read_text() for file in files[:2]] == ["done", "done"]
 
 
 def test_no_more_processes_than_cores_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:

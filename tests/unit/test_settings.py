@@ -13,7 +13,7 @@ import torch
 
 from dist_embed.cluster import launch as launching
 from dist_embed.cluster import preparation
-from dist_embed.cluster.work import TRAIN
+from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data.corpus import ParallelText
@@ -132,6 +132,21 @@ CLUSTER = {
     "num_workers": 3, "address": "ray://there", "threads_per_worker": 5, "timeout_seconds": 77.0,
     "max_failures": 4,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "seconds"), [(TRAIN, 10.0), (EVALUATE, 0.0)])
+def test_local_workers_get_as_long_for_a_save_as_configured(
+    monkeypatch: pytest.MonkeyPatch, task: str, seconds: float
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(
+        "dist_embed.cluster.local.launch_local", lambda *arguments, **options: given.update(options)
+    )
+    launching.launch(
+        task, config_of(checkpoint={"drain_seconds": 10.0}), {}, launcher="local",
+        vocabulary_size={"source": 9, "target": 9}, on_event=lambda event: None, stop_seconds=5.0,
+    )  # fmt: skip
+    assert (given["save_seconds"], given["stop_seconds"]) == (seconds, 5.0)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

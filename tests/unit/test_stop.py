@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -19,6 +22,7 @@ from dist_embed.parallel.stop import (
     deaf_children,
     ending_signal,
     exit_on_signals,
+    hear_sigterm,
     request_stop,
     stop_on_signals,
     stop_requested,
@@ -146,6 +150,15 @@ def test_a_worker_ignores_what_comes_after_its_request() -> None:
     assert set(handled().values()) == {signal.SIG_IGN}
 
 
+def test_a_local_worker_that_has_done_its_part_is_not_ended_by_a_late_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+    with stop_on_signals():
+        pass
+    assert set(handled().values()) == {signal.SIG_IGN}
+
+
 @pytest.mark.usefixtures("alone")
 def test_under_torchrun_a_second_ctrl_c_is_the_first_one_passed_on(
     monkeypatch: pytest.MonkeyPatch,
@@ -217,6 +230,49 @@ def test_a_second_ctrl_c_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatc
     assert ended.value.code == 130
     assert ending_signal() == signal.SIGINT
     assert cleaned == [1]
+
+
+@pytest.mark.usefixtures("alone")
+def test_signals_are_taken_within_the_handling_of_others() -> None:
+    taken = []
+
+    def trace(frame: FrameType, event: str, argument: object) -> object:
+        # A trace function is not traced itself: one signal within each line of the first.
+        if event == "line" and "contextlib" not in frame.f_code.co_filename:
+            taken.append(frame.f_lineno)
+            signal.raise_signal(signal.SIGTERM)
+        return trace
+
+    before = sys.gettrace()
+    with stop_on_signals():
+        sys.settrace(trace)  # type: ignore[arg-type]
+        signal.raise_signal(signal.SIGTERM)
+        assert stop_requested()
+    sys.settrace(before)
+    assert len(taken) > 10
+    assert not stop_requested()
+
+
+@pytest.mark.parametrize("seconds", [0.49, 0.51])
+def test_half_a_second_tells_a_second_ctrl_c_from_one_sent_twice(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with exit_on_signals(), suppress(SystemExit), stop_on_signals():
+        take(signal.SIGINT)
+        now[0] += seconds
+        take(signal.SIGINT)
+    assert (ending_signal() is not None) == (seconds > 0.5)
+
+
+def test_a_deaf_child_hears_sigterm_when_told_to() -> None:
+    with deaf_children():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as its parent may have been told to
+        hear_sigterm()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert blocked == {signal.SIGINT, signal.SIGHUP}
 
 
 def test_a_request_made_before_the_block_counts_in_it() -> None:

@@ -60,6 +60,32 @@ def test_the_next_one_removes_what_a_killed_process_has_left(tmp_path: Path) -> 
     assert sorted(tmp_path.iterdir()) == sorted([foreign, other])
 
 
+def test_a_command_removes_all_that_killed_ones_have_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kernel = temporary._this_kernel()
+    stays = [tmp_path / name for name in
+             ("dist_embed-1000", "dist_embed-ray-0badb007-x", f"other-{kernel}-x")]  # fmt: skip
+    for folder in [*stays, tmp_path / f"dist_embed-ray-{kernel}-x"]:
+        folder.mkdir()
+    with temporary_folder("dist_embed-words-") as ours:
+        temporary.remove_abandoned()
+        assert sorted(tmp_path.iterdir()) == sorted([*stays, Path(ours)])
+
+
+def test_a_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    link = tmp_path / f"x-{temporary._this_kernel()}-link"
+    link.symlink_to(others)
+    removed: list[str] = []
+    monkeypatch.setattr(temporary.shutil, "rmtree", lambda path, **_: removed.append(path))
+    with temporary_folder("x-", tmp_path) as folder:
+        assert removed == []
+    assert removed == [folder]
+
+
 def test_it_goes_with_its_block_after_an_error_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -335,6 +335,20 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_it_has_done(
     assert run.lines == ([] if save_every == 3 else ["asked to stop: saving step 3"])
 
 
+@pytest.mark.parametrize("rhythm", [{"evaluate_every": 3}, {"translate_every": 3}])
+def test_a_run_that_is_asked_to_stop_validates_and_translates_no_more(
+    patched: Callable[[str, Any], None], rhythm: dict[str, int]
+) -> None:
+    run = Run(asked_after=3)
+    assert run.train(patched, save_every=3, log_every=3, **rhythm)
+    assert run.happened("validate", "translate") == []
+    assert run.happened("save") == [("save", 3, None)]
+    assert [event["step"] for event in run.progress] == [3]
+    complete = Run(asked_after=3)
+    assert not complete.train(patched, max_steps=3, **rhythm)
+    assert complete.happened("save") == [("save", 3, 3.0)]
+
+
 def test_a_run_asked_to_stop_saves_again_what_could_not_be_saved(
     patched: Callable[[str, Any], None],
 ) -> None:

@@ -1,0 +1,107 @@
+"""How the local launcher watches its workers, which stand-ins are, as is the clock."""
+
+from __future__ import annotations
+
+import queue
+import signal
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dist_embed.cluster import local
+from dist_embed.config.errors import RunFailed, UserError
+from dist_embed.parallel import stop
+
+FAILURE = {
+    "kind": "failure", "rank": 1, "relayed": False, "is_cause": True, "is_passing": False,
+    "user_message": "no such file", "trace": "",
+}  # fmt: skip
+
+
+class Workers:
+    """Two workers, as processes and as the queue of what they tell; ``course`` is what happened.
+
+    Attributes:
+        events: what they tell, at once.
+        codes: with which each has ended.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, events: list[Any], codes: list[int | None]
+    ) -> None:
+        self.events, self.codes = events, codes
+        self.now = 1000.0
+        self.course: list[str] = []
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def get(self, timeout: float) -> Any:
+        if self.events:
+            return self.events.pop(0)
+        self.now += timeout
+        raise queue.Empty
+
+    def terminate(self) -> None:
+        self.course.append("told")
+
+    def watch(self, *, stop_seconds: float = 0.0, save_seconds: float = 0.0) -> Any:
+        processes: list[Any] = [_Process(code, self) for code in self.codes]
+        events: Any = self
+        return local._watch(
+            processes, events, lambda event: self.course.append(event["text"]), "",
+            stop_seconds, save_seconds,
+        )  # fmt: skip
+
+
+class _Process:
+    def __init__(self, code: int | None, workers: Workers) -> None:
+        self.exitcode = code
+        self.terminate = workers.terminate
+
+    def is_alive(self) -> bool:
+        return self.exitcode is None
+
+
+@pytest.mark.parametrize(
+    ("events", "code", "seconds"), [([FAILURE], 1, 70.0), ([FAILURE], None, 70.0), ([], -9, 10.0)]
+)
+def test_a_save_gets_its_time_after_an_error_that_was_told(
+    monkeypatch: pytest.MonkeyPatch, events: list[Any], code: int | None, seconds: float
+) -> None:
+    workers = Workers(monkeypatch, list(events), [None, code])
+    with pytest.raises(UserError if events else RunFailed):
+        workers.watch(save_seconds=60.0)
+    assert workers.now - 1000.0 == pytest.approx(seconds, abs=0.5)
+
+
+def test_nobody_is_waited_for_when_all_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(monkeypatch, [FAILURE], [0, 1])
+    with pytest.raises(UserError, match="no such file"):
+        workers.watch(save_seconds=60.0)
+    assert workers.now - 1000.0 < 1
+
+
+def test_workers_are_asked_to_stop_before_the_terminal_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local, "stop_requested", lambda: True)
+    workers = Workers(monkeypatch, [{"kind": "result", "value": 7}], [0, 0])
+    assert workers.watch(stop_seconds=5.0) == 7
+    assert [what.split(":")[0] for what in workers.course] == ["told", "told", "asked to stop"]
+
+
+def test_workers_are_started_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of forks is deaf itself; processes that are started anew inherit this one's mask."""
+    blocked: list[set[int]] = []
+    process = SimpleNamespace(
+        start=lambda: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())), pid=None
+    )
+    context = SimpleNamespace(Queue=lambda: None, Process=lambda **_: process)
+    monkeypatch.setattr(local, "worker_context", lambda device: context)
+    monkeypatch.setattr(local, "_watch", lambda *_: "done")
+    assert (
+        local.launch_local(print, (), num_workers=2, on_event=print, log_folder="", device="cuda")
+        == "done"
+    )
+    assert blocked == [set(stop.SIGNALS)] * 2

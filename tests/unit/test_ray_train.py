@@ -1,0 +1,145 @@
+"""How the launcher for Ray waits for its workers, with stand-ins for Ray's part."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
+
+from dist_embed.cluster import ray_train
+from dist_embed.cluster.failure import Attempts
+from dist_embed.config.errors import RunFailed, RunStopped
+from dist_embed.parallel import stop
+
+BEGIN = {"kind": "begin", "attempt": "a"}
+FAILURE = {
+    "kind": "failure", "attempt": "a", "rank": 1, "relayed": False, "is_cause": True,
+    "is_passing": True, "user_message": None, "trace": "lost",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_train, "POLL_SECONDS", 0.01)
+
+
+class Fit:
+    """A trainer that runs until it is told; ``course`` is what the launcher did."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *events: dict[str, Any]) -> None:
+        self.ended = threading.Event()
+        self.course: list[str] = []
+        self.attempts = Attempts()
+        self._events = list(events)
+        monkeypatch.setattr(ray_train, "stop_requested", lambda: True)
+
+    def fit(self) -> None:
+        self.ended.wait(60)
+
+    def deliver(self) -> None:
+        while self._events:
+            self.attempts.take(self._events.pop(0))
+
+    def run(self) -> Exception | None:
+        trainer: Any = self
+
+        def ask() -> None:
+            self.course.append("asked")
+            self.ended.set()
+
+        return ray_train._fit_in_thread(
+            trainer, self.attempts, self.deliver,
+            lambda event: self.course.append(event["text"]), ask, 60.0,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("events", [[], [BEGIN, FAILURE]])
+def test_a_run_that_waits_for_room_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]]
+) -> None:
+    fit = Fit(monkeypatch, *events)
+    started = time.monotonic()
+    with pytest.raises(RunStopped, match="before the workers had begun"):
+        fit.run()
+    assert time.monotonic() - started < 30
+
+
+def test_workers_that_train_are_asked_before_the_terminal_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fit = Fit(monkeypatch, BEGIN)
+    assert fit.run() is None
+    assert [what.split(":")[0] for what in fit.course] == ["asked", "asked to stop"]
+
+
+def test_a_failure_for_good_is_told_though_the_run_is_asked_to_stop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fit = Fit(monkeypatch, BEGIN, FAILURE | {"is_passing": False})
+    assert fit.run() is None
+    assert fit.attempts.is_final
+
+
+def remote(*answers: Any) -> Any:
+    """A method of an actor that answers so, in this order; an error is raised."""
+    left = list(answers)
+
+    def call() -> Callable[[], Any]:
+        answer = left.pop(0) if left else None
+        # The answer to one call is asked for until it is there.
+        return lambda: answer.pop(0) if isinstance(answer, list) and answer else answer
+
+    return SimpleNamespace(remote=call)
+
+
+@pytest.fixture
+def get(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(reference: Callable[[], Any], timeout: float) -> Any:
+        answer = reference()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ray, "get", get)
+
+
+@pytest.mark.usefixtures("get")
+def test_events_that_come_late_are_not_lost() -> None:
+    mailbox = SimpleNamespace(take=remote([GetTimeoutError(), ("first",)], [("second",)]))
+    deliveries = ray_train._Deliveries(mailbox)
+    assert [deliveries.take() for _ in range(3)] == [[], ("first",), ("second",)]
+
+
+@pytest.mark.usefixtures("get")
+def test_a_launcher_without_its_mailbox_has_failed() -> None:
+    mailbox = SimpleNamespace(take=remote(ActorDiedError()))
+    with pytest.raises(RunFailed, match="has lost its workers"):
+        ray_train._Deliveries(mailbox).take()
+
+
+@pytest.mark.usefixtures("get")
+@pytest.mark.parametrize(
+    ("answers", "asked"),
+    [
+        ([GetTimeoutError(), ActorUnavailableError("busy", b"0" * 16), False, True], True),
+        ([ActorDiedError(), True], False),
+    ],
+)
+def test_a_worker_listens_for_the_request_while_there_is_a_launcher(
+    monkeypatch: pytest.MonkeyPatch, answers: list[Any], asked: bool
+) -> None:
+    monkeypatch.setattr(stop, "_requested", False)
+    mailbox = SimpleNamespace(is_stopped=remote(*answers))
+    listener = threading.Thread(
+        target=ray_train._listen_for_stop, args=(mailbox, threading.Event()), daemon=True
+    )
+    listener.start()
+    listener.join(30)
+    assert not listener.is_alive()
+    assert stop.stop_requested() == asked
