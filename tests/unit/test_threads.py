@@ -70,6 +70,7 @@ def test_what_ends_the_process_waits_for_no_call_nor_does_the_interpreter() -> N
 
     with pytest.raises(KeyboardInterrupt):
         in_threads(call, range(2), stop, num_threads=2)
+    assert any(thread.is_alive() for thread in threads)
     assert all(thread.daemon for thread in threads)
     over.set()
     for thread in threads:
