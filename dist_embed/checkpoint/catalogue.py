@@ -88,14 +88,11 @@ def name_of_choice(
     """The manifest that counts of ``step``; where that is None, the one with the lowest validation
     loss, or where none has a loss, the newest.
 
-    Without a step only manifests that can be proven are chosen from; ``report`` (default: to
-    standard error) is told of the others. Raises CheckpointError where there is none.
+    Without a step it is one of `sound_manifests`. Raises CheckpointError where there is none.
     """
     if step is not None:
         return name_of_step(run_uri, step)
-    sound = _sound_manifests(open_checkpoints(run_uri), report or _say)
-    if not sound:
-        raise CheckpointError(f"{run_uri} has no complete checkpoint")
+    sound = sound_manifests(run_uri, report)
     losses = {name: loss_of(manifest) for name, manifest in sound.items()}
     known = [(loss, name) for name, loss in losses.items() if loss is not None]
     return min(known)[1] if known else max(sound)
@@ -121,10 +118,13 @@ def use_choice(run_uri: str, step: int | None, use: Callable[[ObjectStore, Manif
                 raise
 
 
-def _sound_manifests(
-    store: ObjectStore, report: Callable[[str], None]
+def sound_manifests(
+    run_uri: str, report: Callable[[str], None] | None = None
 ) -> dict[ManifestName, Manifest]:
-    """Of each step the newest manifest that can be proven."""
+    """Of each step the newest manifest that can be proven; ``report`` (default: to standard error)
+    is told of the others. Raises CheckpointError where there is none.
+    """
+    store, report = open_checkpoints(run_uri), report or _say
     names = manifest_names(store)
     for _ in range(LISTINGS):
         sound: dict[int, tuple[ManifestName, Manifest]] = {}
@@ -141,6 +141,8 @@ def _sound_manifests(
     for name, why in damaged.items():
         if name in names:
             report(f"the checkpoint of step {name.step} is damaged and not considered: {why}")
+    if not sound:
+        raise CheckpointError(f"{run_uri} has no complete checkpoint")
     return dict(sound.values())
 
 

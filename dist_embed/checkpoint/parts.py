@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
@@ -35,6 +36,7 @@ class Parts:
         attempt: its name, the same on every worker.
         group: this worker and its peers.
         earlier: of the save before, whose notes of this worker are removed.
+        go_on: is called before each call of the group's store; what it raises, all here do.
 
     Every method raises RuntimeError where the store's process has ended, and this constructor
     ValueError where the process group has. Where that process or its machine only stands still,
@@ -42,15 +44,29 @@ class Parts:
     (torch 2.13). What bounds that is who waits for the thread: `Saver.wait` and `Saver.close`.
     """
 
-    def __init__(self, attempt: str, group: Group, earlier: Parts | None = None) -> None:
+    def __init__(
+        self,
+        attempt: str,
+        group: Group,
+        earlier: Parts | None = None,
+        go_on: Callable[[], None] = lambda: None,
+    ) -> None:
         self._group = group
         self._key = f"dist_embed/{attempt}"
         self._left = [self._progress(group.rank)]
-        # Of its own: whoever waits for an answer on a connection keeps others from using it.
+        self._go_on = go_on
         store: Any = dist.distributed_c10d._get_default_store()  # no public accessor exists
-        self._store = store.clone()
+        go_on()
+        # Of its own: whoever waits for an answer on a connection keeps others from using it.
+        self._connection = store.clone()
         for key in earlier._left if earlier is not None else ():
             self._store.delete_key(key)
+
+    @property
+    def _store(self) -> Any:
+        """The group's store, for one call."""
+        self._go_on()
+        return self._connection
 
     def note_progress(self) -> None:
         """Say that more of this worker's part is written."""
@@ -74,7 +90,6 @@ class Parts:
         quiet_seconds: float,
         *,
         hurried: threading.Event,
-        given_up: threading.Event,
     ) -> list[IndexInfo]:
         """All workers' indexes, in the order of ranks; for worker 0.
 
@@ -82,7 +97,6 @@ class Parts:
             timeout_seconds: how long it waits for the others.
             quiet_seconds: and without any progress of theirs, once it is hurried.
             hurried: once set, it waits only while there is progress.
-            given_up: once set, it waits no more.
 
         Raises PartMissing.
         """
@@ -91,8 +105,6 @@ class Parts:
         began = heard = time.monotonic()
         progress = -1
         while True:
-            if given_up.is_set():
-                raise PartMissing("the run has ended before the other workers had written")
             if self._store.check(ends):
                 break
             now = time.monotonic()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +23,7 @@ from dist_embed.checkpoint.manifest import (
     parse_index,
 )
 from dist_embed.storage.objects import ForeignObject, ObjectStore
+from dist_embed.storage.threads import in_threads
 
 READ_THREADS = 4
 # Read at once: enough for an object store to be fast, and with all threads 32 MiB of memory.
@@ -80,14 +80,11 @@ class CheckpointReader:
 
         Their content is undefined when this raises; the caller gives tensors of its own.
         """
-        with self._threads() as threads:
-            self._carry_out(self._reads_of(wanted), threads)
+        self._carry_out(self._reads_of(wanted))
 
     def prove(self, wanted: list[Rows]) -> None:
         """Read and prove what `fill` would read, and leave ``wanted`` as it is."""
-        reads = [replace(read, targets=[]) for read in self._reads_of(wanted)]
-        with self._threads() as threads:
-            self._carry_out(reads, threads)
+        self._carry_out([replace(read, targets=[]) for read in self._reads_of(wanted)])
 
     def rows(self, tensor: str, first_row: int, num_rows: int) -> Tensor:
         """Rows of one tensor: [num_rows, ...]; the value itself for a single value."""
@@ -97,31 +94,22 @@ class CheckpointReader:
         self.fill([Rows(tensor, first_row, data)])
         return data
 
-    def verify(self, on_chunk: Callable[[int], None] | None = None) -> None:
-        """Read and prove every byte, and that the chunks hold every row of every tensor once.
-
-        ``on_chunk`` is told the bytes of each chunk read.
-        """
+    def verify(self) -> None:
+        """Read and prove every byte, and that the chunks hold every row of every tensor once."""
         self.check_complete()
-        with self._threads() as threads:
-            for info in self.manifest.indexes:
-                for chunk in self._index(info).chunks:
-                    blocks = range(-(-chunk.size_bytes // self._block))
-                    self._carry_out(list(self._reads(chunk, blocks, [])), threads)
-                    if on_chunk:
-                        on_chunk(chunk.size_bytes)
-                self._indexes.clear()  # one at a time in memory
+        for info in self.manifest.indexes:
+            reads: list[_Read] = []
+            for chunk in self._index(info).chunks:
+                blocks = range(-(-chunk.size_bytes // self._block))
+                reads += self._reads(chunk, blocks, [])
+            self._carry_out(reads)
+            self._indexes.clear()  # one at a time in memory
 
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(READ_THREADS, "checkpoint-read")
+    def _carry_out(self, reads: list[_Read]) -> None:
+        def note(num_bytes: int) -> None:
+            self.bytes_read += num_bytes
 
-    def _carry_out(self, reads: list[_Read], threads: ThreadPoolExecutor) -> None:
-        try:
-            for read, _ in zip(reads, threads.map(self._read_blocks, reads), strict=True):
-                self.bytes_read += read.end - read.start
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
+        in_threads(self._read_blocks, reads, note, num_threads=READ_THREADS)
 
     @property
     def _block(self) -> int:
@@ -229,8 +217,8 @@ class CheckpointReader:
             yield _Read(chunk, start, end, inside)
             first = place
 
-    def _read_blocks(self, read: _Read) -> None:
-        """Carry out one read. Raises CheckpointDamaged."""
+    def _read_blocks(self, read: _Read) -> int:
+        """Carry out one read; returns its bytes. Raises CheckpointDamaged."""
         name = self.manifest.object_name(read.chunk.name)
         memory = self._memory(read)
         # What was damaged on its way here may come well the second time.
@@ -238,6 +226,7 @@ class CheckpointReader:
             raise CheckpointDamaged(
                 f"{self._store.uri}/{name}: bytes {read.start} to {read.end} are not those written"
             )
+        return read.end - read.start
 
     def _memory(self, read: _Read) -> list[memoryview]:
         """Where the bytes of a read go, in turn: to the targets, what lies between them to a buffer

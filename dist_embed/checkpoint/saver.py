@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -37,6 +38,7 @@ from dist_embed.parallel.collectives import (
     same_text_from_first,
     sum_over_workers,
 )
+from dist_embed.parallel.errors import WorkerError, is_passing
 from dist_embed.parallel.group import Group
 from dist_embed.parallel.stop import stop_requested
 from dist_embed.storage.objects import ObjectStore
@@ -80,6 +82,7 @@ class _Save:
         attempt: its name.
         started: when the call began; ``stood_seconds`` later training went on.
         hurried: set when nobody has time to wait for what can be left out.
+        overdue: whether it has had its time: all workers have waited for it in vain.
         given_up: set when nobody waits for it any more: its thread ends as soon as it sees that.
         num_chunks: written by this worker so far.
         manifest: on worker 0, once it is published, at ``published``.
@@ -92,17 +95,45 @@ class _Save:
     started: float
     stood_seconds: float
     hurried: threading.Event = field(default_factory=threading.Event)
+    overdue: bool = False
     given_up: threading.Event = field(default_factory=threading.Event)
     num_chunks: int = 0
     thread: threading.Thread | None = None
     manifest: Manifest | None = None
     published: float = 0.0
-    error: Exception | None = None
+    error: BaseException | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def has_ended(self) -> bool:
         return self.thread is not None and not self.thread.is_alive()
+
+
+class _Deadline:
+    """How long a save is waited for: ``seconds`` from now on, unless it is told otherwise."""
+
+    def __init__(self, seconds: float) -> None:
+        self._stopping = False
+        self._begin(seconds)
+
+    def _begin(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._at = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self._at - time.monotonic()
+
+    def progress(self) -> None:
+        """The save goes on: all the time begins anew."""
+        self._begin(self.seconds)
+
+    def asked_to_stop(self, drain_seconds: float) -> None:
+        """The run is to stop: from the first call on there are ``drain_seconds``, if not less."""
+        if not self._stopping and drain_seconds < self.left:
+            self._begin(drain_seconds)
+        self._stopping = True
 
 
 class Saver:
@@ -147,7 +178,7 @@ class Saver:
         self._parts: Parts | None = None
         self._failures = 0
         self._last_reason = ""
-        self._last_error: Exception | None = None
+        self._last_error: BaseException | None = None
         self.saved_step = 0  # of the newest checkpoint that this saver has published
 
     def save(self, state: TrainingState, check: Callable[[], None] = lambda: None) -> None:
@@ -182,11 +213,6 @@ class Saver:
             self.wait()
 
     @property
-    def is_under_way(self) -> bool:
-        """Whether a save has been begun and not concluded; the same on every worker."""
-        return self._under_way is not None
-
-    @property
     def has_ended(self) -> bool:
         """Whether this worker's part in the save under way has ended, well or not."""
         return self._under_way is not None and self._under_way.has_ended
@@ -208,37 +234,38 @@ class Saver:
         if save is None:
             return
         assert save.thread is not None
-        limit = 2 * self._settings.timeout_seconds if limit_seconds is None else limit_seconds
-        deadline = time.monotonic() + limit
-        stopping, seen = False, 0
+        patient = limit_seconds is None
+        deadline = _Deadline(
+            2 * self._settings.timeout_seconds if limit_seconds is None else limit_seconds
+        )
+        seen = 0
         while True:
-            left = deadline - time.monotonic()
-            save.thread.join(max(0.0, min(left, MEETING_SECONDS)))
+            save.thread.join(max(0.0, min(deadline.left, MEETING_SECONDS)))
             flags = [
-                save.has_ended, left <= 0, save.manifest is not None, stop_requested(),
+                save.has_ended, deadline.left <= 0, save.manifest is not None, stop_requested(),
                 save.num_chunks,
             ]  # fmt: skip
+            # What follows is decided by these sums alone, so that all workers do the same.
             ended, late, published, stops, num_chunks = sum_over_workers(
                 torch.tensor(flags, dtype=torch.int64).to(self._group.device), self._group
             ).tolist()
             if ended == self._group.num_workers:
                 break
-            now = time.monotonic()
-            if stops and not stopping:
-                stopping = True
-                if now + self._settings.drain_seconds < deadline:
-                    limit = self._settings.drain_seconds
-                    deadline = now + limit
-            elif num_chunks > seen and limit_seconds is None and not stopping:
-                deadline, late = now + limit, 0
-            seen = num_chunks
+            if stops:
+                deadline.asked_to_stop(self._settings.drain_seconds)
+            elif patient and num_chunks > seen:
+                deadline.progress()
+                seen = num_chunks
+                continue
             if late and published:
                 save.hurried.set()
                 save.notes.append("old checkpoints are still being removed; it is broken off")
                 break
             if late:
+                save.overdue = True
                 raise CheckpointError(
-                    f"the checkpoint of step {save.step} was not written within {limit:.0f} s"
+                    f"the checkpoint of step {save.step} was not written within "
+                    f"{deadline.seconds:.0f} s"
                 )
         if not self._settings.asynchronous:
             save.stood_seconds = time.monotonic() - save.started
@@ -257,14 +284,15 @@ class Saver:
     def close(self) -> None:
         """Give the save under way its time, when the run ends by an error; then it is given up.
 
-        Not collective.
+        One that `wait` has waited for in vain has had its time. Not collective.
         """
         save = self._under_way
         if save is None or save.thread is None:
             return
         save.hurried.set()
         try:
-            save.thread.join(self._settings.drain_seconds)
+            if not save.overdue:
+                save.thread.join(self._settings.drain_seconds)
         finally:
             # A daemon thread that comes back from a call of the group's store while the
             # interpreter ends takes the process down (SIGABRT; torch 2.13, Python 3.11). So it
@@ -297,13 +325,18 @@ class Saver:
             while save.notes:
                 self._report(save.notes.pop(0))
             return
-        self._failures, self._last_error = self._failures + 1, error
+        self._failures += 1
         self._failed_attempts.add(save.attempt)
-        # A worker's own error says more than what worker 0 has heard of it.
+        # A worker's own error says more than what worker 0 has heard of it, and one for which the
+        # run stops more than others.
         rank, worst = min(
             ((rank, outcome) for rank, outcome in enumerate(outcomes) if outcome.error),
-            key=lambda found: found[1].relayed,
+            key=lambda found: (found[1].relayed, not found[1].fatal),
         )
+        if error is None or isinstance(error, PartMissing):
+            # So that every worker tells the same of whether it may pass.
+            error = WorkerError(rank, worst.error, is_passing=worst.passing)
+        self._last_error = error
         by = f"worker {rank}: " if self._group.num_workers > 1 else ""
         reason = self._last_reason = by + worst.error
         self._report(f"step {save.step}: checkpoint NOT saved: {reason}")
@@ -328,7 +361,7 @@ class Saver:
             publish(self._store, manifest, damaged=self._damaged, own=self._failed_attempts)
             save.published = time.monotonic()
             save.manifest = manifest
-        except Exception as exc:
+        except BaseException as exc:  # CancelledError of a store's client is no Exception
             save.error = exc
             return
         save.notes += self._prune(save)
@@ -337,7 +370,8 @@ class Saver:
         """Write this worker's part; on worker 0 returns all workers' indexes."""
         parts: Parts | None = None
         if self._group.num_workers > 1:
-            parts = self._parts = Parts(save.attempt, self._group, self._parts)
+            go_on = partial(_go_on, save)
+            parts = self._parts = Parts(save.attempt, self._group, self._parts, go_on)
 
         def on_chunk() -> None:
             save.num_chunks += 1
@@ -350,14 +384,14 @@ class Saver:
             indexes = write_rows(
                 self._store, save.attempt, rows, self._group.rank, on_chunk=on_chunk
             )
-        except Exception:
-            if parts is not None and not save.given_up.is_set():
-                with suppress(RuntimeError):  # what has failed first is the cause
+        except BaseException:
+            if parts is not None:
+                # What has failed first is the cause.
+                with suppress(RuntimeError, CheckpointError):
                     parts.note_failed()
             raise
         if parts is None:
             return indexes
-        _go_on(save)
         parts.note_written(indexes)
         if not self._group.is_first:
             return indexes
@@ -365,7 +399,6 @@ class Saver:
             self._settings.timeout_seconds,
             max(QUIET_SECONDS, self._settings.drain_seconds / 2),
             hurried=save.hurried,
-            given_up=save.given_up,
         )
 
     def _flush(self) -> list[str]:
@@ -373,7 +406,7 @@ class Saver:
         try:
             if self._beforehand is not None:
                 self._beforehand()
-        except Exception as exc:
+        except BaseException as exc:
             return [f"the metrics could not be written: {_message(exc)}"]
         return []
 
@@ -385,11 +418,13 @@ class Saver:
 
     def _prune(self, save: _Save) -> list[str]:
         """Remove old checkpoints; a failure is only noted, it harms nothing but space."""
-        if self._before is not None and not self._before.has_ended:
+        # Its own save where `wait` has just broken off what begins here.
+        before = self._before
+        if before is not None and before is not save and not before.has_ended:
             return ["old checkpoints are not removed: the store has not answered yet"]
         try:
             pruned = self._pruner.prune(self._damaged, go_on=lambda: not save.hurried.is_set())
-        except Exception as exc:
+        except BaseException as exc:
             return [f"old checkpoints could not be removed: {_message(exc)}"]
         self._damaged = frozenset()
         if pruned.leftovers:
@@ -410,12 +445,14 @@ class _Outcome:
         saved: on worker 0, if it is published: how large it is, how long it took.
         error: why it has failed.
         relayed: whether the cause is another worker's.
+        passing: whether it may go well when the run is started again.
         fatal: whether the run is to stop for it.
     """
 
     saved: str
     error: str
     relayed: bool
+    passing: bool
     fatal: bool
 
 
@@ -431,11 +468,12 @@ def _outcome_of(save: _Save) -> _Outcome:
         saved=saved,
         error="" if error is None else _message(error),
         relayed=isinstance(error, PartMissing),
+        passing=error is not None and is_passing(error),
         fatal=full or isinstance(error, CheckpointConflict),
     )
 
 
-def _message(error: Exception) -> str:
+def _message(error: BaseException) -> str:
     """One line."""
     plain = isinstance(error, UserError | StorageError | OSError)
     if plain and str(error):

@@ -12,7 +12,6 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -32,6 +31,7 @@ from dist_embed.checkpoint.manifest import (
     manifest_bytes,
 )
 from dist_embed.storage.objects import ObjectStore
+from dist_embed.storage.threads import in_threads
 
 # Two, so that one chunk is hashed while another is on its way; more would only take memory.
 WRITE_THREADS = 2
@@ -82,30 +82,26 @@ def write_rows(
         rows: what this worker writes.
         rank: of this worker.
         chunk_bytes: largest chunk.
-        on_chunk: is called after each chunk, by one thread at a time.
+        on_chunk: is called after each chunk, by the caller's thread.
 
     Returns the indexes, for the manifest. Raises OSError, StoreUnavailable.
     """
+    chunks: list[ChunkInfo] = []
 
-    def write(number: int, chunk: list[Rows]) -> ChunkInfo:
+    def write(numbered: tuple[int, list[Rows]]) -> ChunkInfo:
+        number, chunk = numbered
         name = f"chunk-{rank:05d}-{number:06d}.safetensors"
         writer = ChunkWriter(name, chunk)
         store.put(f"{OBJECTS}/{attempt}/{name}", writer.blocks())
         return writer.info()
 
-    chunks = []
-    with ThreadPoolExecutor(WRITE_THREADS, "checkpoint-write") as threads:
-        pending = [
-            threads.submit(write, number, chunk)
-            for number, chunk in enumerate(cut_into_chunks(rows, chunk_bytes))
-        ]
-        try:
-            for future in pending:
-                chunks.append(future.result())
-                on_chunk()
-        except BaseException:
-            threads.shutdown(wait=False, cancel_futures=True)
-            raise
+    def note(written: ChunkInfo) -> None:
+        chunks.append(written)
+        on_chunk()
+
+    in_threads(
+        write, enumerate(cut_into_chunks(rows, chunk_bytes)), note, num_threads=WRITE_THREADS
+    )
     indexes = []
     for first in range(0, len(chunks), CHUNKS_PER_INDEX):
         part = chunks[first : first + CHUNKS_PER_INDEX]

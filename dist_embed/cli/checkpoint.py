@@ -144,24 +144,22 @@ def _prune(arguments: argparse.Namespace) -> None:
 def _inspect(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.report import print_table
     from dist_embed.checkpoint.catalogue import (
-        current_names,
         name_of_step,
         open_checkpoints,
         read_manifest,
+        sound_manifests,
     )
-    from dist_embed.checkpoint.manifest import CheckpointError
     from dist_embed.checkpoint.read import describe_tensor
 
     _check_run(arguments.run)
     store = open_checkpoints(arguments.run)
     if arguments.step is None:
-        names = current_names(store)
-        if not names:
-            raise CheckpointError(f"{arguments.run} has no complete checkpoint")
-        name = names[-1]
+        sound = sound_manifests(arguments.run)
+        name = max(sound)
+        manifest = sound[name]
     else:
         name = name_of_step(arguments.run, arguments.step)
-    manifest = read_manifest(store, name)
+        manifest = read_manifest(store, name)
     print(f"manifest     {store.uri}/{name.path}")
     print(
         f"step         {manifest.step}, saved {manifest.created} by {manifest.num_workers} workers"

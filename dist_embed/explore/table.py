@@ -48,6 +48,7 @@ class RunTable:
     Raises:
         UserError: there is no such run or checkpoint, or it does not fit the run's vocabulary.
 
+    Rows are read later: CheckpointDamaged where a training has pruned the checkpoint meanwhile.
     Nothing here is collective.
     """
 

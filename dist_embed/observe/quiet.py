@@ -39,7 +39,8 @@ def redirect_output(log_file: Path) -> None:
 
     For worker processes: what the user is to see goes through a `Reporter`.
     """
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+    # Under torchrun this may be what makes the run's folder.
+    storage.make_folder(log_file.parent)
     sys.stdout.flush()
     sys.stderr.flush()
     handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +24,9 @@ from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
 from dist_embed.checkpoint.write import write_rows
+from dist_embed.parallel.errors import is_passing
 from dist_embed.parallel.group import Group
+from dist_embed.storage.retry import StoreUnavailable
 from tests.distributed.pool import WorkerPool
 
 # Shorter than what is waited for below.
@@ -122,6 +125,44 @@ def test_after_a_time_out_between_writers_the_next_save_goes_well(
     assert list_steps(str(tmp_path)) == [20, 30]
 
 
+def save_for_sure(saver: Saver, state: TrainingState) -> None:
+    saver.save(state)
+    saver.wait()
+    saver.require(state.step)
+
+
+def fail_on_worker_1(group: Group, uri: str, error: Exception) -> list[bool]:
+    """Whether each error of two failed saves may pass: of the last step, then of the run."""
+
+    def act(group: Group, number: int) -> None:
+        if group.rank == 1:
+            raise error
+
+    before_writing(act, group)
+    saver, told = saver_of(group, uri, [], max_failures=1), []
+    try:
+        for step in (1, 2):
+            with pytest.raises(CheckpointError, match=error.args[-1]) as caught:
+                save_for_sure(saver, state_of(group, step))
+            told.append(is_passing(caught.value))
+    finally:
+        restore()
+    return told
+
+
+@pytest.mark.parametrize(
+    ("error", "passing"),
+    [(StoreUnavailable("could not write x"), True), (OSError(errno.EIO, "no answer"), False)],
+)
+def test_all_workers_say_the_same_of_whether_a_failed_save_may_pass(
+    workers: WorkerPool, tmp_path: Path, error: Exception, passing: bool
+) -> None:
+    """Worker 0 only hears that another has failed, worker 2 has written its part: any of them may
+    be the first to tell the launcher.
+    """
+    assert workers.run(3, fail_on_worker_1, str(tmp_path), error) == [[passing] * 2] * 3
+
+
 class SlowPruner(Pruner):
     def prune(self, *args: Any, **more: Any) -> Any:
         time.sleep(LONG_SECONDS)
@@ -180,7 +221,7 @@ def wait_too_short(group: Group, uri: str) -> tuple[str, list[int]]:
         except CheckpointError as exc:
             message = str(exc)
         ready.set()
-        assert saver.is_under_way
+        assert saver._under_way is not None
         saver.wait()
     finally:
         restore()
@@ -248,7 +289,7 @@ def collect(
     event = threading.Event()
     if hurried:
         event.set()
-    return parts.collect(timeout_seconds, quiet_seconds, hurried=event, given_up=threading.Event())
+    return parts.collect(timeout_seconds, quiet_seconds, hurried=event)
 
 
 def index_of(name: str, **rows: list[int]) -> IndexInfo:

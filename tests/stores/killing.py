@@ -637,4 +637,5 @@ def check_goes_on(config: Config, place: Place, whole: Whole, newest: int) -> No
     Pruner(store, Retention(2, 0, 0, 0.0)).prune()
     assert check_committed(place, whole) == (6, 8)
     attempts = {read_manifest(store, name).attempt for name in manifest_names(store)}
-    assert set(store.names(OBJECTS)) == attempts
+    # An upload that is cut short leaves an empty folder on the server, see `Pruner`.
+    assert {name for name in store.names(OBJECTS) if store.entries(f"{OBJECTS}/{name}")} == attempts

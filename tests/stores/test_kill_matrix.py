@@ -144,11 +144,15 @@ def _settle(place: Place) -> None:
     """Wait until the server has done all that killed workers asked it to.
 
     A worker's last upload may be in the server's sockets when the worker is gone: then an object
-    appears later, up to 0.2 s on a busy machine (one of which a part was sent leaves an empty
-    folder). Once here an object came after all had been pruned with 0 hours, and a folder lay there
-    that no manifest named. It was on the server's disk, so no stale listing; a `remove_folder` that
-    took a file's disappearance for its own end is mended. That a run is followed by another while
-    the server still works for it is what `leftover_hours` is for; here it is waited for.
+    appears later, up to 0.2 s on a busy machine. That a run is followed by another while the server
+    still works for it is what `leftover_hours` is for; here it is waited for.
+
+    An upload of which only a part was sent is another matter. rclone 1.75.2 makes the attempt's
+    folder before it reads the body, then drops the file and leaves the folder, empty: it is listed
+    ever after, and no call removes it. That a folder lay here once which no manifest named, after
+    all had been pruned with 0 hours, is told by this: it is what one such request, sent by hand,
+    leaves every time, however long one waits. No stale listing, for it was on the server's disk;
+    and an S3 whose folders are only parts of names has none.
     """
     if not place.environment:
         return

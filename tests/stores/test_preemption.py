@@ -240,8 +240,8 @@ def test_a_save_that_hangs_does_not_hold_up_the_end(
 @pytest.mark.parametrize(
     ("asynchronous", "limit", "code", "message"),
     [
-        (True, 2 * 3, 2, "the checkpoint of step 300 was not written within 3 s"),
-        (False, 2 * 3, 2, "the checkpoint of step 300 was not written within 3 s"),
+        (True, 3, 2, "the checkpoint of step 300 was not written within 3 s"),
+        (False, 3, 2, "the checkpoint of step 300 was not written within 3 s"),
     ],
 )
 def test_a_command_whose_store_hangs_ends_in_time(

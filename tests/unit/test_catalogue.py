@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from dist_embed.checkpoint.manifest import (
     TensorInfo,
 )
 from dist_embed.checkpoint.write import Description
+from dist_embed.cli import checkpoint as checkpoint_commands
 from dist_embed.storage.objects import ObjectStore
 from tests.checkpoints import write_checkpoint
 
@@ -115,6 +117,24 @@ def test_where_all_are_torn_each_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         name_of_choice(str(tmp_path), None, said.append)
     assert len(said) == 2
+
+
+def test_what_is_inspected_without_a_step_is_the_newest_that_can_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_commands, "_check_run", lambda run: None)
+    run = argparse.Namespace(run=str(tmp_path), step=None)
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        checkpoint_commands._inspect(run)
+    for step in (1, 2, 3):
+        save(tmp_path, step, loss=float(step))
+    tear(tmp_path, ManifestName(3, 0))
+    checkpoint_commands._inspect(run)
+    said = capsys.readouterr()
+    assert "step         2, saved" in said.out
+    assert "step 3 is damaged" in said.err
+    with pytest.raises(CheckpointDamaged):
+        checkpoint_commands._inspect(argparse.Namespace(run=str(tmp_path), step=3))
 
 
 @pytest.fixture

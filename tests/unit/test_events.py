@@ -129,13 +129,16 @@ def test_redirected_output_holds_native_writes_too(tmp_path: Path) -> None:
     code = f"""
 import logging, os, sys, warnings
 from pathlib import Path
-from dist_embed.observe.quiet import redirect_output
+from dist_embed.observe.quiet import redirect_output, storage
+make, made = storage.make_folder, []
+storage.make_folder = lambda folder: (made.append(folder), make(folder))
 print("before")
 redirect_output(Path({str(log)!r}))
 os.write(1, b"native out\\n")
 os.write(2, b"native err\\n")
 os.system("echo from a child")
 print("python out")
+print("durable", *made)
 logging.getLogger("some.library").info("logged")
 warnings.warn("warned")
 sys.stdout.flush()
@@ -149,7 +152,7 @@ sys.stdout.flush()
     assert text.startswith("an earlier start\n")
     for part in (
         "native out", "native err", "from a child", "python out", "some.library INFO logged",
-        "warned", "ZeroDivisionError",
+        "warned", "ZeroDivisionError", f"durable {log.parent}",
     ):  # fmt: skip
         assert part in text
 

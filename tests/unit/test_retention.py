@@ -158,6 +158,15 @@ def test_pruning_works_on_an_object_store() -> None:
     assert attempts(store) == [saved[2].attempt]
 
 
+def test_an_empty_folder_on_a_server_is_nothing_left_behind() -> None:
+    """As rclone's has it after an upload that was cut short; no call of S3 removes it."""
+    store = open_checkpoints(f"memory://retention-{uuid.uuid4().hex}")
+    saved = save(store, 1)
+    store._fs.makedirs(store._path(f"{OBJECTS}/{OLD}"))
+    assert attempts(store) == sorted([saved.attempt, OLD])
+    assert Pruner(store, Retention(1, 0, 0, 0.0)).prune() == Pruned([], [])
+
+
 class Recorder(ObjectStore):
     """Notes what is read and removed; fails where it is told to."""
 

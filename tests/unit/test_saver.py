@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import re
@@ -37,7 +38,7 @@ class GatedStore(ObjectStore):
         super().__init__(uri)
         self.gate = threading.Event()
         self.gate.set()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.before_listing: Callable[[], None] = lambda: None
         # For each attempt, the manifests that there were when it began to write.
         self.manifests_before: dict[str, list[str]] = {}
@@ -116,12 +117,12 @@ def test_what_is_saved_is_the_state_at_the_time_of_the_call(store: GatedStore) -
         store.gate.clear()
         saver.save(state)
         train_on(state)
-        assert saver.is_under_way
+        assert saver._under_way is not None
         assert not saver.has_ended
         assert ManifestName(step, 0) not in manifest_names(store)
         store.gate.set()
         saver.wait()
-        assert not saver.is_under_way
+        assert saver._under_way is None
         assert saver.saved_step == step
     assert store.steps == [5, 6]
     for step in (5, 6):
@@ -175,7 +176,7 @@ def test_a_synchronous_save_is_done_when_it_returns(store: GatedStore) -> None:
     store.gate.clear()
     threading.Timer(0.2, store.gate.set).start()
     saver.save(state)
-    assert not saver.is_under_way
+    assert saver._under_way is None
     train_on(state)
     check_saved(store, 5)
     assert len(reports) == 1
@@ -252,14 +253,16 @@ def test_after_a_chunk_that_fails_no_more_are_written(
 
 
 def test_nobody_waits_for_a_thread_at_the_interpreter_s_end(store: GatedStore) -> None:
-    saver = saver_of(store, drain_seconds=0.0)
+    saver, before = saver_of(store, drain_seconds=0.0), threading.enumerate()
     store.gate.clear()
     saver.save(state_of(1))
-    (thread,) = (thread for thread in threading.enumerate() if thread.name == "checkpoint")
-    assert thread.daemon
+    while not store.manifests_before:
+        time.sleep(0.001)  # until a chunk is being written
+    threads = [thread for thread in threading.enumerate() if thread not in before]
+    assert {thread.name for thread in threads} == {"checkpoint", "store"}
+    assert all(thread.daemon for thread in threads)
     store.gate.set()
     saver.wait()
-    thread.join(30)
 
 
 def test_one_save_at_a_time(store: GatedStore) -> None:
@@ -345,7 +348,7 @@ def test_a_failure_of_an_earlier_save_is_raised_by_the_next(store: GatedStore) -
     saver.save(state_of(1))
     with pytest.raises(CheckpointError, match="step 1 could not be saved: no answer"):
         saver.save(state_of(2))
-    assert not saver.is_under_way
+    assert saver._under_way is None
 
 
 @pytest.mark.parametrize(
@@ -624,16 +627,25 @@ def test_a_wait_has_a_limit(store: GatedStore) -> None:
     with pytest.raises(CheckpointError, match="step 1 was not written within 0 s"):
         saver.wait()  # twice the time-out
     assert time.monotonic() - began > 0.2
-    assert saver.is_under_way
+    assert saver._under_way is not None
     store.gate.set()
     saver.wait(30)
     check_saved(store, 1)
 
 
-def test_a_synchronous_save_has_a_limit_too(store: GatedStore) -> None:
+def test_a_synchronous_save_has_a_limit_too_and_that_is_all_its_time(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saver_module, "GIVE_UP_SECONDS", 0.01)
     store.gate.clear()
+    saver = saver_of(store, asynchronous=False, timeout_seconds=0.1, drain_seconds=60.0)
     with pytest.raises(CheckpointError, match="step 1 was not written within 0 s"):
-        saver_of(store, asynchronous=False, timeout_seconds=0.1).save(state_of(1))
+        saver.save(state_of(1))
+    began = time.monotonic()
+    saver.close()  # as the training loop does after any error
+    assert time.monotonic() - began < 30
+    assert saver._under_way is not None
+    assert saver._under_way.given_up.is_set()
 
 
 @pytest.mark.parametrize("limit", [None, 0.3])
@@ -732,15 +744,36 @@ def test_conclude_takes_in_a_save_that_has_ended(store: GatedStore) -> None:
     deadline = time.monotonic() + 60
     while not saver.has_ended and time.monotonic() < deadline:
         time.sleep(0.005)
-    assert saver.is_under_way
+    assert saver._under_way is not None
     assert reports == []
     saver.conclude()
-    assert not saver.is_under_way
+    assert saver._under_way is None
     assert reports[0].startswith("step 1: checkpoint saved")
 
 
+def test_what_is_no_exception_fails_a_save_like_one(store: GatedStore) -> None:
+    reports: list[str] = []
+    saver = saver_of(store, reports, asynchronous=False)
+    store.error = asyncio.CancelledError()  # of a client's event loop
+    saver.save(state_of(1))
+    assert reports[0] == "step 1: checkpoint NOT saved: CancelledError: "
+    with pytest.raises(CheckpointError, match="step 1 is trained but not saved"):
+        saver.require(1)
+
+
+def test_a_save_is_not_taken_for_one_before_it_that_hangs(store: GatedStore) -> None:
+    """As where `wait` breaks it off just when it begins to prune."""
+    saver, save = saver_of(store), saver_module._Save(1, "attempt", 0.0, 0.0)
+    save.thread = threading.current_thread()
+    saver._before = save
+    assert saver._prune(save) == []
+    (note,) = saver._prune(saver_module._Save(2, "another", 0.0, 0.0))
+    assert "the store has not answered yet" in note
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("no listing"), asyncio.CancelledError()])
 def test_what_fails_beside_the_save_is_only_noted(
-    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
     reports: list[str] = []
     order: list[str] = []
@@ -750,7 +783,7 @@ def test_what_fails_beside_the_save_is_only_noted(
         raise OSError(errno.EIO, "no metrics")
 
     def fail(*args: Any, **more: Any) -> Any:
-        raise StoreUnavailable("no listing")
+        raise error
 
     monkeypatch.setattr(Pruner, "prune", fail)
     saver = saver_of(store, reports, beforehand=flush)
@@ -760,7 +793,8 @@ def test_what_fails_beside_the_save_is_only_noted(
     check_saved(store, 1)
     assert reports[0].startswith("step 1: checkpoint saved")
     assert "no metrics" in reports[1]
-    assert reports[2] == "old checkpoints could not be removed: no listing"
+    why = str(error) or "CancelledError: "
+    assert reports[2] == f"old checkpoints could not be removed: {why}"
 
 
 def test_leftovers_that_were_removed_are_told(store: GatedStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from dist_embed.checkpoint import parts as parts_module
 from dist_embed.checkpoint import saver as saver_module
 from dist_embed.checkpoint import write
 from dist_embed.checkpoint.chunk import Rows
+from dist_embed.checkpoint.parts import PartMissing, Parts
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings, _Save
 from dist_embed.checkpoint.write import Description
@@ -58,6 +60,14 @@ class Notes:
         self._called("check")
         return all(key in self.values for key in keys)
 
+    def get(self, key: str) -> bytes:
+        self._called("get")
+        return str(self.values[key]).encode()
+
+    def delete_key(self, key: str) -> None:
+        self._called("delete_key")
+        self.values.pop(key, None)
+
     def end_of(self, rank: int) -> str | None:
         return self.values.get(f"dist_embed/{ATTEMPT}/end/{rank}")
 
@@ -90,9 +100,11 @@ def saver_of(uri: str, rank: int, **changes: float) -> Saver:
     return Saver(store, group, settings, pruner, report=lambda line: None)
 
 
-def begin(saver: Saver) -> _Save:
+def begin(saver: Saver, *, given_up: bool = False) -> _Save:
     """As `Saver.save` does, without an exchange."""
     save = saver._under_way = _Save(1, ATTEMPT, time.monotonic(), 0.0)
+    if given_up:
+        save.given_up.set()
     rows = [Rows("t", 0, torch.zeros(CHUNKS, 4))]
     save.thread = threading.Thread(
         target=saver._carry_out, args=(save, DESCRIPTION, rows), daemon=True
@@ -101,7 +113,7 @@ def begin(saver: Saver) -> _Save:
     return save
 
 
-def ended(save: _Save) -> Exception | None:
+def ended(save: _Save) -> BaseException | None:
     assert save.thread is not None
     save.thread.join(30)
     assert save.has_ended
@@ -125,22 +137,32 @@ def test_the_last_note_decides(notes: Notes, tmp_path: Path) -> None:
     assert str(ended(begin(saver_of(str(tmp_path), 1)))) == "Broken pipe"
 
 
-@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize(
+    ("error", "broken"),
+    [
+        (OSError(errno.EIO, "Input/output error"), False),
+        (OSError(errno.EIO, "Input/output error"), True),
+        (asyncio.CancelledError(), False),  # of a client's event loop: no Exception
+    ],
+)
 def test_a_writer_that_fails_says_so_and_keeps_its_cause(
-    notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: bool
+    notes: Notes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    broken: bool,
 ) -> None:
     def fail(*args: Any) -> None:
-        raise OSError(errno.EIO, "Input/output error")
+        raise error
 
     monkeypatch.setattr(ObjectStore, "put", fail)
     notes.broken = {"set"} if broken else set()
-    assert isinstance(ended(begin(saver_of(str(tmp_path), 1))), OSError)
+    assert ended(begin(saver_of(str(tmp_path), 1))) is error
     assert notes.end_of(1) == (None if broken else "0")
 
 
 def test_worker_0_is_told_at_once_of_another_s_failure(notes: Notes, tmp_path: Path) -> None:
     save = begin(saver_of(str(tmp_path), 0, timeout_seconds=1000.0))
-    notes.get = lambda key: notes.values[key].encode()  # type: ignore[attr-defined]
     notes.set(f"dist_embed/{ATTEMPT}/end/1", "0")
     assert str(ended(save)) == "worker 1 has failed"
 
@@ -188,6 +210,41 @@ def test_who_is_given_up_uses_the_group_s_store_no_more(
     assert used == []
 
 
+def test_who_is_given_up_at_once_does_not_even_connect(
+    notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrainingsConnection, "__init__", lambda *args: None)  # has no `clone`
+    assert "given up" in str(ended(begin(saver_of(str(tmp_path), 1), given_up=True)))
+
+
+def test_before_each_call_of_the_group_s_store_it_is_asked_whether_to_go_on(notes: Notes) -> None:
+    seen: list[str] = []
+    notes.before_each = seen.append
+    group = Group(0, 2, 2, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
+
+    def parts(attempt: str, earlier: Parts | None = None) -> Parts:
+        return Parts(attempt, group, earlier, go_on=lambda: seen.append("look"))
+
+    one = parts("one")
+    assert seen == ["look"]  # before it connects
+    one.note_failed()
+    notes.set("dist_embed/two/end/1", "0")
+    two = parts("two", one)
+    two.note_progress()
+    two.note_written([])
+    with pytest.raises(PartMissing):
+        two.collect(0.0, 0.0, hurried=threading.Event())
+    del notes.values["dist_embed/two/end/1"]
+    hurried = threading.Event()
+    hurried.set()
+    with pytest.raises(PartMissing):
+        two.collect(0.0, 0.0, hurried=hurried)
+    assert set(seen) == {"look", "set", "add", "check", "get", "delete_key"}
+    calls = [at for at, what in enumerate(seen) if what != "look"]
+    by_the_test = seen.index("set", seen.index("set") + 1)
+    assert all(seen[at - 1] == "look" for at in calls if at != by_the_test)
+
+
 class Slow:
     """Takes its time when the interpreter removes it, at its end: there threads meet theirs."""
 
@@ -195,8 +252,12 @@ class Slow:
         sleep(0.3)
 
 
-def end_while_worker_1_is_missing(uri: str) -> None:
-    """A worker 0 that ends by an error, with no time to drain."""
+def end_beside_a_save(uri: str, hanging: bool) -> None:
+    """A worker 0 that ends by an error, with no time to drain, while worker 1 is missing or its own
+    disk does not answer.
+    """
+    if hanging:
+        ObjectStore.put = lambda *args: threading.Event().wait()  # type: ignore[method-assign]
     parts_module._POLL_SECONDS = 0.0
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     dist.init_process_group(
@@ -212,8 +273,11 @@ def end_while_worker_1_is_missing(uri: str) -> None:
 
 
 @pytest.mark.heavy  # a start of Python; what keeps it so is shown above in milliseconds
-def test_the_interpreter_ends_well_beside_a_save_that_is_given_up(tmp_path: Path) -> None:
-    program = f"from {__name__} import *; end_while_worker_1_is_missing({str(tmp_path)!r})"
+@pytest.mark.parametrize("hanging", [False, True])
+def test_the_interpreter_ends_well_beside_a_save_that_is_given_up(
+    tmp_path: Path, hanging: bool
+) -> None:
+    program = f"from {__name__} import *; end_beside_a_save({str(tmp_path)!r}, {hanging})"
     ended = subprocess.run(
         [sys.executable, "-c", program],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120,
