@@ -47,7 +47,9 @@ def numbers_of_entries(tokenizer: Tokenizer, *stretches: tuple[int, list[str]]) 
     )  # fmt: skip
     coverage = start.fill(File(*stretches), None)  # type: ignore[arg-type]
     words = torch.arange(4, tokenizer.size)
-    assert coverage.entries == sum(len(words) for _, words in stretches)
+    found = [word for _, words in stretches for word in words]
+    assert coverage.entries == len(found)
+    assert coverage.duplicates == len(found) - len(set(found))
     return weight[spec.order.rows_of(words), 0].tolist()
 
 
@@ -76,6 +78,58 @@ def test_a_row_takes_the_best_entry_and_of_equal_ones_the_first(
         [SPACE + word for word in WORDS], lowercase=False, split_punctuation=False
     )
     assert numbers_of_entries(tokenizer, *stretches) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "said"),
+    [
+        (StartSettings(), 3, r"source from v\.txt: its vectors have width 2, the table has 3; set "
+         r"embedding\.width=2"),
+        (StartSettings(project="pca"), 3, "cannot widen vectors, from 2 to 3"),
+        (StartSettings(missing="subword"), 2, "needs a binary fastText model"),
+        (StartSettings(), 2, r"v\.txt: holds none of the words of table source"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(settings: StartSettings, width: int, said: str) -> None:
+    tokenizer = Tokenizer.from_words([SPACE + "x"], lowercase=False, split_punctuation=False)
+    spec = TableSpec("source", tokenizer.size, width)
+    start = TableStart(
+        torch.zeros(tokenizer.size, width), spec, shard_of(spec.num_rows, 0, 1), ONE, tokenizer,
+        settings, seed=1, fresh_scale=1.0,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=said):
+        start.fill(File((0, ["a", "b"])), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        # By word the number of its entry: a piece inside a word finds one in a file of pieces,
+        # which has more words with the mark of a space than without.
+        ([SPACE + "ab", "b", SPACE + "cd", "cd"], {SPACE + "ab": 0, SPACE + "cd": 2, "b": 1}),
+        (["ab", "b", "cd", "b"], {SPACE + "ab": 0, SPACE + "cd": 2}),
+        ([SPACE + "ab", "b", "cd"], {SPACE + "ab": 0, SPACE + "cd": 2}),
+    ],
+)
+def test_pieces_inside_words_are_found_in_files_of_pieces_alone(
+    words: list[str], expected: dict[str, float]
+) -> None:
+    texts = ["ab ab ab cd cd abb cdb"] * 5
+    pieces = Tokenizer.train(iter(texts), "bpe", vocab_size=12, min_count=1, lowercase=False)
+    names = pieces.tokens()
+    assert {SPACE + "ab", SPACE + "cd", "b"} <= set(names)
+    spec = TableSpec("source", pieces.size, 2)
+    weight = torch.zeros(pieces.size, 2)
+    start = TableStart(
+        weight, spec, shard_of(spec.num_rows, 0, 1), ONE, pieces, StartSettings(missing="mean"),
+        seed=1, fresh_scale=1.0,
+    )  # fmt: skip
+    coverage = start.fill(File((0, words)), None)  # type: ignore[arg-type]
+    rows = weight[spec.order.rows_of(torch.arange(pieces.size)), 0].tolist()
+    assert sum(coverage.found_words.values()) == len(expected)
+    assert {name: rows[names.index(name)] for name in expected} == expected
+    # A vector that counts for no row is no duplicate.
+    assert coverage.duplicates == 0
 
 
 VECTORS = np.random.default_rng(3).standard_normal((6, 4)).astype(np.float32) * [1, 2, 3, 4] + 1
