@@ -14,6 +14,7 @@ import pytest
 from dist_embed.config.errors import UserError
 from dist_embed.data import lexicon as lexicon_module
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon, log_likelihood_ratio
+from dist_embed.data.scratch import scratch_folder
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
 from dist_embed.storage.parquet import read_parquet
 from tests.unit.small_corpus import one_is_this_process
@@ -110,6 +111,28 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("shutil.disk_usage", lambda _: Namespace(free=4096))
     with pytest.raises(UserError, match=r"no space is left for .*lexicon.*TMPDIR"):
         learn(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("number", "free", "named"),
+    [(errno.ENOSPC, 2**26, True), (errno.ENOSPC, 2**26 + 1, False), (errno.EIO, 0, False)],
+)
+def test_a_disk_with_room_left_is_not_full(
+    monkeypatch: pytest.MonkeyPatch, number: int, free: int, named: bool
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Namespace(free=free))
+    folders: list[Path] = []
+
+    def fail() -> None:
+        with scratch_folder("dist_embed-test-", "this is done") as folder:
+            folders.append(Path(folder))
+            raise OSError(number, "said")
+
+    with pytest.raises(UserError if named else OSError, match="this is done" if named else "said"):
+        fail()
+    (folder,) = folders
+    assert folder.name.startswith("dist_embed-test-")
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(("processes", "block_pairs"), [(1, 10**6), (2, 40), (1, 200)])
