@@ -57,7 +57,7 @@ def deal(
     Parts are empty where there are fewer sentences than parts.
     """
     cost = np.cumsum(source_lengths[batch] + target_lengths[batch])
-    total = cost[-1] if len(cost) else 0
+    total = cost[-1:].sum()  # of no sentences 0
     # A sentence belongs to the part in which its middle lies.
     middle = cost - (source_lengths[batch] + target_lengths[batch]) / 2
     bounds = np.searchsorted(middle, total * np.arange(1, num_parts) / num_parts)

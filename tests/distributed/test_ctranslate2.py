@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,9 @@ def tokenizers(share: str) -> dict[str, Tokenizer]:
     return {"source": word_tokenizer(SOURCE), "target": word_tokenizer(TARGET)}
 
 
-def make_run(folder: Path, share: Any, width: int, embedding_width: int) -> str:
+def make_run(
+    folder: Path, share: Any, width: int, embedding_width: int, **more: dict[str, Any]
+) -> str:
     """A model with random parameters, so strong ones that the best translation is clear."""
     torch.manual_seed(4)
     model = Transformer(
@@ -50,7 +53,9 @@ def make_run(folder: Path, share: Any, width: int, embedding_width: int) -> str:
     return small_run(
         folder, tokenizers(share), vectors, share=share, dense=dense,
         settings={"model": {"width": width, **MODEL}, "tokenizer": {"shared": share == "all"},
-                  "search": {"beam": 1}, "cluster": {"device": "cpu", "num_workers": 1}},
+                  "search": {"beam": 1}, "cluster": {"device": "cpu", "num_workers": 1}}
+                 | ({"data": {"synthetic": {}, "uri": f"{folder}/run/data", **more.pop("data")}}
+                    if "data" in more else {}) | more,
     )  # fmt: skip
 
 
@@ -188,6 +193,47 @@ def test_a_table_that_roles_share_is_stored_once(tmp_path: Path, quantization: A
     if quantization:
         matrix, _ = ctranslate2_model._int8(matrix)
     assert stored.count(matrix.tobytes()) == 1
+
+
+def test_an_export_says_how_the_run_searches(tmp_path: Path) -> None:
+    run = make_run(
+        tmp_path, "decoder", 16, 8,
+        data={"max_tokens": 70}, search={"beam": 3, "length_penalty": 0.7, "max_length_ratio": 1.3},
+    )  # fmt: skip
+    found = export_ctranslate2(run, tmp_path / "model", step=5, quantization=None)
+    assert (found.role, found.step) == ("output", 5)
+    folder = tmp_path / "model"
+    assert folder.stat().st_mode & 0o777 == 0o755
+    assert json.loads((folder / "translation.json").read_text()) == {
+        "beam_size": 3, "length_penalty": 0.7, "max_decoding_length": 101,
+    }  # fmt: skip
+    about = json.loads((folder / "config.json").read_text())
+    assert about == about | {
+        "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "add_source_eos": True,
+        "decoder_start_token": "<s>", "layer_norm_epsilon": 1e-5,
+    }  # fmt: skip
+    for side, tokenizer in tokenizers("decoder").items():
+        assert (folder / f"tokenizer.{side}.json").read_text() == tokenizer.to_json()
+        words = json.loads((folder / f"{side}_vocabulary.json").read_text())
+        assert words == tokenizer.tokens()
+    longest = make_run(tmp_path / "longest", "decoder", 16, 8, data={"max_tokens": 5000})
+    export_ctranslate2(longest, tmp_path / "other", step=None, quantization=None)
+    settings = json.loads((tmp_path / "other" / "translation.json").read_text())
+    assert settings["max_decoding_length"] == ctranslate2_model.MAX_POSITIONS == 2048
+
+
+def test_an_export_that_just_fits_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run(tmp_path, "none", 16, 24)
+    needed = 2 * 4 * 24 * (44 + 34 + 34)  # every table, and the engine's matrices beside them
+    monkeypatch.setattr(ctranslate2_model, "available_bytes", lambda: needed - 1)
+    monkeypatch.setattr(ctranslate2_model, "GIB", 10_000)
+    told = r"source 44, target 34, output 34 words of width 24 need about 2\.2 GiB .* has 2\.2 GiB"
+    with pytest.raises(UserError, match=told):
+        export_ctranslate2(run, tmp_path / "model", step=None, quantization=None)
+    monkeypatch.setattr(ctranslate2_model, "available_bytes", lambda: needed)
+    export_ctranslate2(run, tmp_path / "model", step=None, quantization=None)
+    with pytest.raises(UserError, match=r"the folder .*none is not there"):
+        export_ctranslate2(run, tmp_path / "none" / "model", step=None, quantization=None)
 
 
 def test_what_cannot_be_exported_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from hypothesis import strategies as st
 
+from dist_embed.data import encoding, lexicon, word_counts
 from dist_embed.data.corpus import Pair, ParallelText
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.prepare import prepare_data
@@ -39,6 +42,44 @@ class Prepared:
     data: PreparedData
     corpora: dict[str, ParallelText]
     pairs: dict[str, list[Pair]]
+
+
+class OwnProcess:
+    """Stands for `Processes` of one: this process does the work."""
+
+    number = 1
+
+    def __init__(
+        self,
+        number: int,
+        initializer: Callable[..., None] | None = None,
+        arguments: tuple[object, ...] = (),
+    ) -> None:
+        assert number == 1
+        if initializer is not None:
+            initializer(*arguments)
+
+    def map(
+        self, function: Callable[..., Any], arguments: Iterable[tuple[object, ...]]
+    ) -> Iterator[Any]:
+        return (function(*args) for args in arguments)
+
+    def close(self, *, at_once: bool = False) -> None:
+        pass
+
+
+@contextmanager
+def one_is_this_process(num_processes: int) -> Iterator[None]:
+    """Where one process is to prepare data, it is this one, so that none has to start."""
+    if num_processes != 1:
+        yield
+        return
+    with (
+        mock.patch.object(encoding, "Processes", OwnProcess),
+        mock.patch.object(word_counts, "processes", lambda n: nullcontext(OwnProcess(n))),
+        mock.patch.object(lexicon, "processes", lambda n: nullcontext(OwnProcess(n))),
+    ):
+        yield
 
 
 def recipe(kind: Kind = "word", **changes: Any) -> TokenizerRecipe:
@@ -90,10 +131,11 @@ def prepare(
     say: Callable[[str], None] = lambda line: None,
     **changes: Any,
 ) -> PreparedData:
-    return prepare_data(
-        str(uri), corpora, recipe(kind, **changes), rule, settings={"tokenizer.kind": kind},
-        num_processes=num_processes, shard_sentences=shard_sentences, say=say,
-    )  # fmt: skip
+    with one_is_this_process(num_processes):
+        return prepare_data(
+            str(uri), corpora, recipe(kind, **changes), rule, settings={"tokenizer.kind": kind},
+            num_processes=num_processes, shard_sentences=shard_sentences, say=say,
+        )  # fmt: skip
 
 
 def synthetic_corpora(

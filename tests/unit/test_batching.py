@@ -49,6 +49,14 @@ def test_sentences_of_like_length_go_together() -> None:
     assert np.mean(spread) < 2
 
 
+def test_sentences_are_sorted_by_target_and_then_by_source() -> None:
+    lengths = [(source, target) for target in (10, 20) for source in range(1, 11)] * 10
+    for batch in plan(lengths, 200):
+        assert len(batch) == 200 // lengths[batch[0]][1]
+        assert len({lengths[i][1] for i in batch}) == 1
+        assert len({lengths[i][0] for i in batch}) == len(batch) // 10
+
+
 def test_the_order_comes_from_the_generator_alone() -> None:
     lengths = [(i % 7 + 1, i % 5 + 1) for i in range(200)]
     assert plan(lengths, 40, seed=4) == plan(lengths, 40, seed=4)
@@ -86,6 +94,17 @@ def test_parts_have_nearly_equal_token_counts(
     tokens = [sum(sum(lengths[i]) for i in part) for part in parts]
     longest = max((sum(pair) for pair in lengths), default=0)
     assert all(abs(n - sum(tokens) / num_parts) <= longest for n in tokens)
+
+
+def test_a_sentence_belongs_to_the_part_in_which_its_middle_lies() -> None:
+    # 4, 2, 6 and 8 tokens of both sides, so the middles are at 2, 5, 9 and 16 of 20.
+    lengths = [(1, 3), (1, 1), (4, 2), (2, 6)]
+    for num_parts, expected in [
+        (1, [[0, 1, 2, 3]]), (2, [[0, 1, 2], [3]]), (3, [[0, 1], [2], [3]]),
+        (4, [[0], [1, 2], [], [3]]),
+    ]:  # fmt: skip
+        parts = deal(np.arange(4), *sides(lengths), num_parts)
+        assert [part.tolist() for part in parts] == expected
 
 
 def test_fewer_sentences_than_parts_leave_empty_parts() -> None:

@@ -174,6 +174,29 @@ def test_parquet_nulls_are_empty_sides(tmp_path: Path) -> None:
     assert list(read_pairs(corpus)) == [("a", ""), ("", "b")]
 
 
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+@pytest.mark.parametrize("name", ["x.parquet", "X.Parquet"])
+def test_text_of_every_type_of_parquet_is_read(
+    tmp_path: Path, kind: pa.DataType, name: str
+) -> None:
+    source, target = (pa.array(side).cast(kind) for side in zip(*PAIRS, strict=True))
+    pq.write_table(pa.table({"source": source, "target": target}), tmp_path / name)
+    assert list(read_pairs(ParallelText(pairs=(str(tmp_path / name),)))) == PAIRS
+
+
+def test_only_the_first_pairs_are_read_where_a_limit_is_set(tmp_path: Path) -> None:
+    path = put(tmp_path / "x.tsv", "source\ttarget\n" + "a\tb\n" * 5)
+    for limit, count in ((0, 0), (1, 1), (4, 4), (9, 5), (None, 5)):
+        assert len(list(read_pairs(ParallelText(pairs=(path,), limit=limit)))) == count
+
+
+def test_a_file_of_pairs_without_a_header_has_no_columns(tmp_path: Path) -> None:
+    path = put(tmp_path / "x.tsv", "")
+    assert f"{path}: no column 'source'; there are none" in refused(ParallelText(pairs=(path,)))
+
+
 @pytest.mark.parametrize("values", [[1, 2], [b"\xff", b"a"], [["a"], ["b"]]], ids=str)
 def test_a_parquet_column_that_is_no_text_is_named(tmp_path: Path, values: list[object]) -> None:
     path = tmp_path / "x.parquet"

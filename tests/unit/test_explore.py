@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,15 +20,16 @@ from torch import Tensor
 
 from dist_embed.checkpoint import catalogue
 from dist_embed.checkpoint.catalogue import name_of_choice
-from dist_embed.checkpoint.manifest import CheckpointDamaged, ManifestName
+from dist_embed.checkpoint.manifest import CheckpointDamaged, CheckpointError, ManifestName
 from dist_embed.cli.checkpoint import _export
 from dist_embed.cli.main import main
 from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import tokenizer_name
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.explore import export as export_module
+from dist_embed.explore import flat_map as flat_map_module
 from dist_embed.explore import table as table_module
-from dist_embed.explore.export import EXPORT_FORMATS, export_embeddings
+from dist_embed.explore.export import EXPORT_FORMATS, export_embeddings, word_counts
 from dist_embed.explore.flat_map import METHODS, draw_map, flat_map
 from dist_embed.explore.map_page import map_page, projector_files
 from dist_embed.explore.nearest import analogy, neighbors
@@ -299,6 +302,90 @@ def test_every_written_format_gives_every_float_back(data: Any) -> None:
     assert np.signbit(found).tolist() == np.signbit(vectors).tolist()
 
 
+def run_of(folder: Path, words: list[str], vectors: Tensor, **settings: Any) -> str:
+    """A run whose only table has ``words`` behind the special tokens."""
+    tokenizers = dict.fromkeys(("source", "target"), word_tokenizer(words))
+    return small_run(folder, tokenizers, {"shared": vectors}, share="all", settings=settings)
+
+
+def test_words_whose_vector_is_zero_are_nobodys_neighbours(tmp_path: Path) -> None:
+    vectors = torch.eye(9, 4)
+    vectors[4:] = torch.tensor(
+        [[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [-1, 0, 0, 0], [0, 9, 0, 0]]
+    )
+    table = RunTable(run_of(tmp_path, list("abcde"), vectors), "source")
+    near = neighbors(table, ["a", "b"], 9)
+    assert [word for word, _ in near["a"]] == ["b", "e", "d"]
+    assert [cosine for _, cosine in near["a"]] == pytest.approx([0.5**0.5, 0, -1])
+    assert {word for word, _ in near["b"]} == {"a", "e", "d"}
+
+
+def test_a_word_is_looked_for_as_the_run_wrote_its_own(tmp_path: Path) -> None:
+    words = ["house", "mouse", "Haus", "grouse"]
+    for lowercase in (False, True):
+        run = run_of(tmp_path / str(lowercase), words, torch.eye(8, 4),
+                     tokenizer={"lowercase": lowercase, "shared": True})  # fmt: skip
+        table = RunTable(run, "source")
+        assert (table.find("house"), table.find("HOUSE")) == (4, 4 if lowercase else None)
+        assert table.find("Haus") == (None if lowercase else 6)
+        assert table.find("</s>") == 3  # without the mark of a space
+        assert (table.num_words, table.num_rows, table.width, table.itemsize) == (8, 8, 4, 4)
+    # What is near begins with the same letter, of whatever case; marks are no words.
+    with pytest.raises(UserError, match=r"source vocabulary of .* \(8 words\); near it: house$"):
+        table.id_of("houze")
+    with pytest.raises(UserError, match=r"\(8 words\)$"):
+        table.id_of("</z>")
+    with pytest.raises(UserError, match="near it: mouse"):
+        table.id_of("Mouse.")
+
+
+def test_a_table_that_does_not_fit_its_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path, ["a", "b"], torch.eye(5, 4))
+    with pytest.raises(UserError, match=r"source vocabulary has 6 words, table shared 5 rows"):
+        RunTable(run, "source")
+    run = run_of(tmp_path / "other", ["a", "b", "c", "d", "e", "f"], torch.eye(10, 4))
+    monkeypatch.setattr(table_module, "RowOrder", lambda rows: Namespace(multiplier=3))
+    with pytest.raises(CheckpointError, match="written with another order of rows"):
+        RunTable(run, "source")
+
+
+@pytest.mark.usefixtures("strip_bytes")
+@pytest.mark.parametrize("format", EXPORT_FORMATS)
+def test_narrow_rows_are_exported_too(tmp_path: Path, format: Any) -> None:
+    vectors = torch.randn(9, 4, generator=torch.Generator().manual_seed(1)).half()
+    table = RunTable(run_of(tmp_path, list("abcde"), vectors), "target")
+    assert table.itemsize == 2
+    output = str(tmp_path / "out")
+    written = export_embeddings(table, output, format)
+    assert written == [output, *([f"{output}.words.txt"] if format == "safetensors" else [])]
+    if format == "parquet":
+        columns = read_parquet(output).to_pydict()
+        assert columns["count"] == [0] * 9  # the data are gone
+        found = np.array(columns["vector"])
+    else:
+        words = written[1] if format == "safetensors" else None
+        found = read(as_file(open_vectors(output, None, words=words)))[1]
+    np.testing.assert_array_equal(found, vectors.float().numpy())
+
+
+def test_counts_are_those_of_the_tables_side(tmp_path: Path) -> None:
+    tokenizers = {"source": word_tokenizer(["a", "b"]), "target": word_tokenizer(["c"])}
+    vectors = {"source": torch.eye(6, 4), "decoder": torch.eye(5, 4)}
+    run = small_run(tmp_path, tokenizers, vectors)
+    assert word_counts(RunTable(run, "source")).tolist() == [0] * 6
+    data = Path(read_run_config(run).data.uri)
+    data.mkdir(exist_ok=True)
+    counts = {"source": [0, 1, 2, 3, 4, 5], "target": [9, 8, 7, 6, 5]}
+    for side, tokenizer in tokenizers.items():
+        (data / tokenizer_name(side)).write_text(tokenizer.to_json())
+        columns = {"token": tokenizer.tokens(), "count": counts[side]}
+        pq.write_table(pa.table(columns), data / f"vocabulary.{side}.parquet")
+    for role, side in (("source", "source"), ("target", "target"), ("output", "target")):
+        assert word_counts(RunTable(run, role)).tolist() == counts[side]  # type: ignore[arg-type]
+
+
 def test_words_are_told_apart_by_the_mark_where_both_are_there(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_words(
         [SPACE + "a", SPACE + ".", ".", SPACE + "b"], lowercase=False, split_punctuation=True
@@ -341,11 +428,97 @@ def test_the_page_holds_its_words_as_data_and_nothing_else(tmp_path: Path) -> No
     assert not re.search(r"""(src|href)\s*=|https?:|@import|url\(""", page)
 
 
+def page_data(page: str) -> dict[str, Any]:
+    found = re.search(r"^const data = (.*);$", page, re.MULTILINE)
+    assert found
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+@pytest.mark.parametrize("count", [3, 9, 12, 1030])  # also of more than one block
+def test_the_page_tells_the_nearest_words_of_each(count: int) -> None:
+    generator = np.random.default_rng(1)
+    vectors = torch.from_numpy(generator.standard_normal((count, 5)))
+    places = generator.standard_normal((count, 2)) * [3, 1] + [5, -7]
+    words = [f"w{n}" for n in range(count)]
+    data = page_data(map_page(places, words, vectors, "t"))
+    assert data["words"] == words
+    span = np.ptp(places[:, 0])  # the wider of both, so that nothing is stretched
+    np.testing.assert_allclose(data["places"], (places - places.min(0)) / span, atol=1e-5)
+    for own in {0, 1, count - 1}:
+        values = cosines(vectors, vectors[own])
+        order = [i for i in values.argsort(descending=True).tolist() if i != own][:8]
+        assert [i for i, _ in data["near"][own]] == order
+        np.testing.assert_allclose([v for _, v in data["near"][own]], values[order], atol=6e-4)
+        assert all(value == round(value, 3) for _, value in data["near"][own])
+
+
+def test_words_at_one_place_with_one_vector_are_still_a_page() -> None:
+    data = page_data(map_page(np.ones((10, 2)), list("abcdefghij"), torch.ones(10, 3), "t"))
+    assert data["places"] == [[0, 0]] * 10
+    for own, near in enumerate(data["near"]):
+        assert len(near) == 8
+        assert own not in [i for i, _ in near]
+
+
+def test_pca_is_that_of_the_directions_of_unit_length() -> None:
+    vectors = torch.from_numpy(
+        np.random.default_rng(2).standard_normal((40, 6)) * [5, 3, 1, 1, 1, 1]
+    )
+    unit = (vectors / vectors.norm(dim=1, keepdim=True)).numpy()
+    _, _, directions = np.linalg.svd(unit - unit.mean(0))
+    expected = (unit - unit.mean(0)) @ directions[:2].T
+    for column in expected.T:  # of both signs that with the largest coordinate positive
+        column *= np.sign(column[np.abs(column).argmax()])
+    np.testing.assert_allclose(flat_map(3 * vectors, "pca", seed=1), expected, atol=1e-12)
+    line = flat_map(torch.tensor([[1.0], [-2], [3], [-4]]), "pca", seed=1)
+    assert line.tolist() == [[1, 0], [-1, 0], [1, 0], [-1, 0]]
+
+
+@pytest.mark.parametrize(("count", "perplexity"), [(4, 1.0), (31, 10.0), (91, 30.0), (100, 30.0)])
+def test_neighbours_are_sought_from_pca_on(
+    monkeypatch: pytest.MonkeyPatch, count: int, perplexity: float
+) -> None:
+    manifold = pytest.importorskip("sklearn.manifold")
+    asked: dict[str, Any] = {}
+
+    class Recorder:
+        def __init__(self, **how: Any) -> None:
+            asked.update(how)
+
+        def fit_transform(self, unit: Any) -> Any:
+            asked["unit"] = unit
+            return np.ones((len(unit), 2), np.float32)
+
+    monkeypatch.setattr(manifold, "TSNE", Recorder)
+    vectors = torch.from_numpy(np.random.default_rng(2).standard_normal((count, 6)))
+    assert flat_map(vectors, "tsne", seed=9).dtype == np.float64
+    assert (asked["random_state"], asked["metric"]) == (9, "euclidean")
+    assert asked["perplexity"] == pytest.approx(perplexity)
+    np.testing.assert_allclose(np.linalg.norm(asked["unit"], axis=1), 1, rtol=1e-6)
+    flat = flat_map(vectors, "pca", seed=9)
+    np.testing.assert_allclose(asked["init"], 1e-4 * flat / flat[:, 0].std(ddof=1), rtol=1e-4)
+
+
+def test_labels_overlap_where_their_boxes_do() -> None:
+    box = (0.0, 0.0, 4.0, 2.0)
+    for other, overlap in [
+        ((1, 1, 2, 1.5), True), ((-1, -1, 9, 9), True), ((3, 1, 9, 9), True),
+        ((4, 0, 8, 2), False), ((-4, 0, 0, 2), False), ((0, 2, 4, 4), False),
+        ((0, -2, 4, 0), False), ((5, 1, 6, 1.5), False), ((1, 3, 2, 4), False),
+    ]:  # fmt: skip
+        assert flat_map_module._overlap(box, other) == flat_map_module._overlap(other, box)
+        assert flat_map_module._overlap(box, other) == overlap
+
+
 def test_projector_files_have_a_line_for_each_word() -> None:
     files = projector_files(["a", "b"], np.array([3, 1]), torch.tensor([[1.0, 0.5], [2, 3]]), "x")
     assert files["vectors.tsv"] == "1\t0.5\n2\t3\n"
     assert files["metadata.tsv"] == "word\tcount\na\t3\nb\t1\n"
-    assert 'tensor_path: "vectors.tsv"' in files["projector_config.pbtxt"]
+    assert files["projector_config.pbtxt"] == (
+        'embeddings {\n  tensor_name: "x"\n  metadata_path: "metadata.tsv"\n'
+        '  tensor_path: "vectors.tsv"\n}\n'
+    )
 
 
 def test_a_map_is_drawn(tmp_path: Path) -> None:

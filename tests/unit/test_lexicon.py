@@ -14,7 +14,10 @@ import pytest
 from dist_embed.config.errors import UserError
 from dist_embed.data import lexicon as lexicon_module
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon, log_likelihood_ratio
+from dist_embed.data.scratch import scratch_folder
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
+from dist_embed.storage.parquet import read_parquet
+from tests.unit.small_corpus import one_is_this_process
 
 SOURCE_WORDS, TARGET_WORDS = 24, 30
 
@@ -72,10 +75,12 @@ def ratio_by_hand(both: int, source: int, target: int, total: int) -> float:
 
 def learn(folder: Path, data: PreparedData, translations: int = 3, **how: int) -> list[str]:
     said: list[str] = []
-    ensure_lexicon(
-        str(folder), data, translations=translations, num_processes=how.pop("processes", 1),
-        say=said.append, **how,
-    )  # fmt: skip
+    num_processes = how.pop("processes", 1)
+    with one_is_this_process(num_processes):
+        ensure_lexicon(
+            str(folder), data, translations=translations, num_processes=num_processes,
+            say=said.append, **how,
+        )  # fmt: skip
     return said
 
 
@@ -108,6 +113,28 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         learn(tmp_path, data)
 
 
+@pytest.mark.parametrize(
+    ("number", "free", "named"),
+    [(errno.ENOSPC, 2**26, True), (errno.ENOSPC, 2**26 + 1, False), (errno.EIO, 0, False)],
+)
+def test_a_disk_with_room_left_is_not_full(
+    monkeypatch: pytest.MonkeyPatch, number: int, free: int, named: bool
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Namespace(free=free))
+    folders: list[Path] = []
+
+    def fail() -> None:
+        with scratch_folder("dist_embed-test-", "this is done") as folder:
+            folders.append(Path(folder))
+            raise OSError(number, "said")
+
+    with pytest.raises(UserError if named else OSError, match="this is done" if named else "said"):
+        fail()
+    (folder,) = folders
+    assert folder.name.startswith("dist_embed-test-")
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(("processes", "block_pairs"), [(1, 10**6), (2, 40), (1, 200)])
 def test_it_equals_counting_by_hand(tmp_path: Path, processes: int, block_pairs: int) -> None:
     data, pairs = prepared(tmp_path)
@@ -121,6 +148,57 @@ def test_it_equals_counting_by_hand(tmp_path: Path, processes: int, block_pairs:
     fewer = lexicon.translations(np.array([20, 7, 20, SOURCE_WORDS + 1]), 1)
     assert {s: t.tolist() for s, t in fewer.items()} == {s: found[s][:1] for s in (7, 20)}
     assert lexicon.index.entries == sum(map(len, found.values()))
+
+
+@pytest.mark.parametrize("block_pairs", [10**6, 200, 150])
+def test_a_part_tells_score_and_sentences_of_every_translation(
+    tmp_path: Path, block_pairs: int
+) -> None:
+    data, pairs = prepared(tmp_path)
+    assert len(learn(tmp_path, data, block_pairs=block_pairs)) == 2
+    index = Lexicon(str(tmp_path)).index
+    # As many pairs of words as there would be if all sentences of a shard were equally long.
+    shards = data.splits["train"].shards
+    about = sum(s.source_tokens * s.target_tokens / s.sentences for s in shards)
+    assert index.parts == max(1, round(about / block_pairs))
+    sides = [
+        [{i for i in pair[side] if 4 <= i < size} for pair in pairs]
+        for side, size in ((0, SOURCE_WORDS), (1, TARGET_WORDS))
+    ]
+    entries = 0
+    for part in range(index.parts):
+        table = read_parquet(f"{tmp_path}/lexicon/part-{part:05d}.parquet")
+        for row in table.to_pylist():
+            assert row["source"] % index.parts == part
+            left = [row["source"] in words for words in sides[0]]
+            right = [row["target"] in words for words in sides[1]]
+            both = sum(a and b for a, b in zip(left, right, strict=True))
+            assert row["sentences"] == both
+            score = ratio_by_hand(both, sum(left), sum(right), len(pairs))
+            assert row["score"] == pytest.approx(score, rel=1e-5)
+            entries += 1
+    assert index.entries == entries
+
+
+def test_what_was_learned_is_said(tmp_path: Path) -> None:
+    data, pairs = prepared(tmp_path)
+    said = learn(tmp_path, data)
+    entries = Lexicon(str(tmp_path)).index.entries
+    words = {i for source, _ in pairs for i in source if 4 <= i < SOURCE_WORDS}
+    told = f"lexicon: {entries:,} translations of {len(words)} source words"
+    assert said == ["learning the lexicon", told]
+
+
+def test_shards_without_sentences_or_words_have_no_translations(tmp_path: Path) -> None:
+    write_shard(str(tmp_path / "none"), [], [])
+    write_shard(str(tmp_path / "marks"), [[1, 2], []], [[], [3]])
+    shards = [ShardInfo("none", 0, 0, 0), ShardInfo("marks", 2, 2, 1)]
+    sizes = {"source": SOURCE_WORDS, "target": TARGET_WORDS}
+    data = PreparedData({}, sizes, False, {"train": Split(shards)})
+    learn(tmp_path, data)
+    lexicon = Lexicon(str(tmp_path))
+    assert (lexicon.index.parts, lexicon.index.entries) == (1, 0)
+    assert lexicon.translations(np.arange(SOURCE_WORDS), 3) == {}
 
 
 def test_it_is_learned_again_only_where_something_changed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.vectors import match
-from dist_embed.vectors.coverage import COMPOSED, NOT_FOUND, coverage_of
+from dist_embed.vectors.coverage import COMPOSED, NOT_FOUND, Coverage, coverage_of
 from dist_embed.vectors.match import FORMS, VocabularyKeys, word_of
 from dist_embed.vectors.word_list import WordList
 
@@ -112,6 +113,45 @@ def test_coverage_counts_words_and_how_often_they_occur() -> None:
     assert "3 words are not UTF-8" in none.lines()[0]
     assert "duplicates" not in none.lines()[0]
     assert none.missing[:2] == [("w7", 0), ("w8", 0)]
+
+
+def test_what_was_found_is_told_in_full() -> None:
+    how: Any = {"table": "t", "uri": "u", "policy": "random", "found_tokens": 2000}
+    found = Coverage(
+        **how, entries=12_345, duplicates=1_001, unreadable=2_002, words=4_000, tokens=8_000,
+        found_words={"as written": 1_000, "after nfc": 0, "after digits": 1_500},
+        composed_words=1_100, composed_tokens=400, missing=[("x", 1_234), ("y", 0)],
+    )  # fmt: skip
+    assert found.lines() == [
+        "table t: 2,500 of 4,000 words (62.5 %) and 25.0 % of their running words start from u "
+        "(12,345 vectors; 1,000 as written, 1,500 after digits; 1,001 duplicates passed over; "
+        "2,002 words are not UTF-8)",
+        "table t: 1,100 more words (5.0 % of the running words) from their parts",
+        "table t: without a vector (random): x (1,234), y (0)",
+    ]
+    nothing = Coverage(
+        **(how | {"found_tokens": 0}), entries=1, duplicates=0, unreadable=0, words=0, tokens=0,
+        found_words={"as written": 0}, composed_words=0, composed_tokens=0,
+    )  # fmt: skip
+    assert nothing.lines() == [
+        "table t: 0 of 0 words (0.0 %) and 0.0 % of their running words start from u "
+        "(1 vectors; none)"
+    ]
+    assert json.loads(found.to_json()) == asdict(found) | {"missing": [["x", 1_234], ["y", 0]]}
+    assert found.to_json().endswith("}\n")
+
+
+def test_words_that_lack_a_vector_are_shown_as_the_vocabulary_has_them() -> None:
+    pieces = Tokenizer.train(iter(["abab ab"] * 9), "bpe", vocab_size=9, min_count=1,
+                             lowercase=False)  # fmt: skip
+    ranks = np.full(pieces.size, NOT_FOUND)
+    found = coverage_of(
+        pieces, np.zeros(pieces.size, np.int64), ranks, (), table="t", uri="u", entries=1,
+        duplicates=0, unreadable=0, policy="mean",
+    )  # fmt: skip
+    expected = [token if token == SPACE else token.removeprefix(SPACE) for token in
+                pieces.tokens()[4:]]  # fmt: skip
+    assert [word for word, _ in found.missing] == expected
 
 
 def test_a_list_of_words_gives_each_back() -> None:

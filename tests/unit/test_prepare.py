@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,9 +17,15 @@ from tokenizers.trainers import WordLevelTrainer
 from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import CorpusError, Pair, ParallelText
 from dist_embed.data.encoding import LengthRule
-from dist_embed.data.prepare import load_tokenizers
+from dist_embed.data.prepare import load_tokenizers, read_counts
 from dist_embed.data.synthetic import SyntheticLanguage
-from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
+from dist_embed.data.token_shards import (
+    PreparedData,
+    ShardInfo,
+    Split,
+    read_texts,
+    read_tokens,
+)
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Kind, Tokenizer
 from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.storage.parquet import read_parquet
@@ -336,6 +343,42 @@ def test_an_index_as_it_was_ever_written_is_read(tmp_path: Path) -> None:
     train = data.splits["train"]
     assert (train.sentences, train.target_tokens) == (5, 9 + 5 + 5)  # with ends of sentences
     assert (data.vocabulary_size, data.shared_vocabulary) == ({"source": 9, "target": 8}, False)
+
+
+def test_sentences_are_told_from_others_by_their_shards() -> None:
+    shards = [ShardInfo("train/a", 1200, 7, 9), ShardInfo("train/b", 2, 4, 5)]
+    identity = Split(shards).identity()
+    assert re.fullmatch(r"1,202 pairs in 2 shards \([0-9a-f]{16}\)", identity)
+    # It is stored with every checkpoint.
+    assert identity.endswith("(ea63f7df66b4a397)")
+    assert Split(list(shards), dropped_empty=3, dropped_long=4, cut=5).identity() == identity
+    others = [
+        shards[::-1], shards[:1], [shards[0], replace(shards[1], name="train/c")],
+        [shards[0], replace(shards[1], sentences=3)],
+        [shards[0], replace(shards[1], source_tokens=5)],
+        [shards[0], replace(shards[1], target_tokens=4)],
+    ]  # fmt: skip
+    assert len({identity, *(Split(other).identity() for other in others)}) == 7
+
+
+def test_counts_that_cannot_be_read_are_named(prepared: Prepared, tmp_path: Path) -> None:
+    table = read_parquet(f"{prepared.uri}/vocabulary.target.parquet").to_pydict()
+    assert read_counts(prepared.uri, "target").tolist() == table["count"]
+    with pytest.raises(FileNotFoundError):
+        read_counts(str(tmp_path), "source")
+    (tmp_path / "vocabulary.source.parquet").write_bytes(b"no table")
+    with pytest.raises(UserError, match=r"vocabulary\.source\.parquet cannot be read .*--force"):
+        read_counts(str(tmp_path), "source")
+
+
+def test_every_part_of_a_preparation_is_said(tmp_path: Path) -> None:
+    lines: list[str] = []
+    corpora = {name: write_text(tmp_path, name, MIXED) for name in ("train", "test")}
+    prepare(tmp_path / "data", corpora, say=lines.append)
+    first, vocabulary, *encoding = lines
+    assert first == "learning the word vocabulary"
+    assert vocabulary.startswith("vocabulary of both sides: ")
+    assert encoding == ["encoding train", "encoding test"]
 
 
 def test_what_is_trained_on_is_not_held_out(prepared: Prepared) -> None:

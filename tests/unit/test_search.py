@@ -36,6 +36,7 @@ class Tables:
         return self
 
     def vectors(self, role: str, number: int) -> Tensor:
+        assert number == 0  # one tensor of ids was looked up
         return self.values[self._wanted]
 
 
@@ -142,6 +143,101 @@ def test_padding_and_start_mark_never_follow() -> None:
 def test_fewer_words_than_hypotheses_are_enough(beam: int) -> None:
     assert found([{WORD: -1.0}] * 3, {END: -0.1}, beam=beam) == [[WORD] * 3]
     assert found([], {WORD: -1.0}, beam=beam) == [[WORD] * 10]
+
+
+class Remembering:
+    """A model whose next word follows from the sentence and from all words so far."""
+
+    def start(self, vectors: Tensor, lengths: Tensor) -> Remembered:
+        ids = vectors.argmax(2).tolist()
+        sources = [tuple(row[:length]) for row, length in zip(ids, lengths.tolist(), strict=True)]
+        return Remembered(sources, [()] * len(sources))
+
+    def step(self, vectors: Tensor, state: Remembered) -> Tensor:
+        words = vectors.argmax(1).tolist()
+        state.past = [(*past, word) for past, word in zip(state.past, words, strict=True)]
+        return torch.stack(
+            [logits(*about) for about in zip(state.sources, state.past, strict=True)]
+        )
+
+
+class Remembered:
+    def __init__(self, sources: list[tuple[int, ...]], past: list[tuple[int, ...]]) -> None:
+        self.sources, self.past = sources, past
+
+    def select(self, index: Tensor) -> Remembered:
+        return Remembered([self.sources[i] for i in index], [self.past[i] for i in index])
+
+    def select_past(self, index: Tensor) -> Remembered:
+        return Remembered(self.sources, [self.past[i] for i in index])
+
+
+class Logits:
+    """What the model gives is each word's logit."""
+
+    def open(self, sources: list[list[int]]) -> None:
+        pass
+
+    def begin(self, sources: list[list[int]], beam: int) -> None:
+        pass
+
+    def keep(self, places: list[int]) -> None:
+        pass
+
+    def top(self, hidden: Tensor, tokens_of_worker: list[int], k: int) -> tuple[Tensor, Tensor]:
+        assert tokens_of_worker == [len(hidden)]
+        values, ids = hidden.log_softmax(1).topk(min(k, V))
+        return values, ids
+
+
+def logits(source: tuple[int, ...], past: tuple[int, ...]) -> Tensor:
+    """Of any words; ends are likelier as it grows."""
+    seed = hash((source, past)) % 2**31  # that of numbers is the same in every process
+    drawn = 2 * torch.randn(V, generator=torch.Generator().manual_seed(seed))
+    drawn[END] += 0.5 * (len(past) - len(source))
+    return drawn
+
+
+def plain_search(source: list[int], beam: int, alpha: float, longest: int) -> list[int]:
+    """One sentence, hypothesis by hypothesis."""
+    going: list[tuple[float, list[int]]] = [(0.0, [])]
+    ended: list[tuple[float, list[int]]] = []
+    for length in range(1, longest + 1):
+        candidates = []
+        for score, words in going:
+            past = (START, *words)
+            for word, value in enumerate(logits((*source, END), past).log_softmax(0).tolist()):
+                if word not in (PAD, START):
+                    candidates.append((score + value, [*words, word]))
+        candidates.sort(reverse=True)
+        ended += [
+            (score / length**alpha, words[:-1]) for score, words in candidates[:beam]
+            if words[-1] == END
+        ]  # fmt: skip
+        going = [c for c in candidates[: 2 * beam] if c[1][-1] != END][:beam]
+        if len(ended) >= beam:
+            break
+    return max(ended or going)[1]
+
+
+@pytest.mark.parametrize("batch", [2, 9])
+@pytest.mark.parametrize("beam", [1, 2, 4])
+@pytest.mark.parametrize(("alpha", "ratio"), [(1.0, 1.0), (0.3, 0.01)])
+def test_a_search_is_that_of_each_sentence_by_itself(
+    beam: int, batch: int, alpha: float, ratio: float
+) -> None:
+    tables = Tables()
+    tables.values = torch.eye(V)
+    tables.width = V
+    # The long ones hardly end within their limits.
+    sources = [[7, 5, 9], [4], [11, 11, 4, 6, 8, 10, 5], [], [6] * 30, [9, 8], [8] * 30]
+    settings = SearchSettings(beam, alpha, ratio, batch)
+    searcher: Any = Searcher(Remembering(), tables, Logits(), settings)  # type: ignore[arg-type]
+    expected = [plain_search(s, beam, alpha, settings.longest(len(s))) for s in sources]
+    assert searcher.translate(sources) == expected
+    assert len({tuple(words) for words in expected}) > 3
+    if ratio < 1:
+        assert len(expected[-3]) == len(expected[-1]) == settings.longest(30)
 
 
 def candidate_words(tables: Tables, lexicon: dict[int, list[int]], sentences: int) -> Any:

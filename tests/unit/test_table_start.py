@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from dist_embed.config.errors import UserError
 from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.embedding import pretrained, projection
+from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import TableSpec, shard_of
 from dist_embed.embedding.pretrained import StartSettings, TableStart
+from dist_embed.embedding.projection import Moments, random_basis
+from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.file import HeldStretch
 from tests.unit.small_run import ONE
 
@@ -41,7 +47,9 @@ def numbers_of_entries(tokenizer: Tokenizer, *stretches: tuple[int, list[str]]) 
     )  # fmt: skip
     coverage = start.fill(File(*stretches), None)  # type: ignore[arg-type]
     words = torch.arange(4, tokenizer.size)
-    assert coverage.entries == sum(len(words) for _, words in stretches)
+    found = [word for _, words in stretches for word in words]
+    assert coverage.entries == len(found)
+    assert coverage.duplicates == len(found) - len(set(found))
     return weight[spec.order.rows_of(words), 0].tolist()
 
 
@@ -70,3 +78,165 @@ def test_a_row_takes_the_best_entry_and_of_equal_ones_the_first(
         [SPACE + word for word in WORDS], lowercase=False, split_punctuation=False
     )
     assert numbers_of_entries(tokenizer, *stretches) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "said"),
+    [
+        (StartSettings(), 3, r"source from v\.txt: its vectors have width 2, the table has 3; set "
+         r"embedding\.width=2"),
+        (StartSettings(project="pca"), 3, "cannot widen vectors, from 2 to 3"),
+        (StartSettings(missing="subword"), 2, "needs a binary fastText model"),
+        (StartSettings(), 2, r"v\.txt: holds none of the words of table source"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(settings: StartSettings, width: int, said: str) -> None:
+    tokenizer = Tokenizer.from_words([SPACE + "x"], lowercase=False, split_punctuation=False)
+    spec = TableSpec("source", tokenizer.size, width)
+    start = TableStart(
+        torch.zeros(tokenizer.size, width), spec, shard_of(spec.num_rows, 0, 1), ONE, tokenizer,
+        settings, seed=1, fresh_scale=1.0,
+    )  # fmt: skip
+    with pytest.raises(UserError, match=said):
+        start.fill(File((0, ["a", "b"])), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        # By word the number of its entry: a piece inside a word finds one in a file of pieces,
+        # which has more words with the mark of a space than without.
+        ([SPACE + "ab", "b", SPACE + "cd"], {SPACE + "ab": 0, SPACE + "cd": 2, "b": 1}),
+        (["ab", "b", "cd", "b"], {SPACE + "ab": 0, SPACE + "cd": 2}),
+        ([SPACE + "ab", "b", "cd"], {SPACE + "ab": 0, SPACE + "cd": 2}),
+    ],
+)
+def test_pieces_inside_words_are_found_in_files_of_pieces_alone(
+    words: list[str], expected: dict[str, float]
+) -> None:
+    texts = ["ab ab ab cd cd abb cdb"] * 5
+    pieces = Tokenizer.train(iter(texts), "bpe", vocab_size=14, min_count=1, lowercase=False)
+    names = pieces.tokens()
+    assert {SPACE + "ab", SPACE + "cd", "b"} <= set(names)
+    spec = TableSpec("source", pieces.size, 2)
+    weight = torch.zeros(pieces.size, 2)
+    start = TableStart(
+        weight, spec, shard_of(spec.num_rows, 0, 1), ONE, pieces, StartSettings(missing="mean"),
+        seed=1, fresh_scale=1.0,
+    )  # fmt: skip
+    coverage = start.fill(File((0, words)), None)  # type: ignore[arg-type]
+    rows = weight[spec.order.rows_of(torch.arange(pieces.size)), 0].tolist()
+    assert sum(coverage.found_words.values()) == len(expected)
+    assert {name: rows[names.index(name)] for name in expected} == expected
+    # A vector that counts for no row is no duplicate.
+    assert coverage.duplicates == 0
+
+
+VECTORS = np.random.default_rng(3).standard_normal((6, 4)).astype(np.float32) * [1, 2, 3, 4] + 1
+NAMES = ["w0", "w1", "w2", "w3", "w4", "W5"]
+
+
+class Held:
+    """One stretch of `VECTORS` under their names."""
+
+    uri, width, num_stated = "v.txt", 4, None
+
+    def stretches(self, part: int, num_parts: int) -> Any:
+        return iter([HeldStretch(self.uri, 0, NAMES, VECTORS)])
+
+
+def filled(
+    settings: StartSettings,
+    *,
+    width: int = 4,
+    seed: int = 7,
+    counts: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float32], Coverage]:
+    """The rows, by id, of five words of the file, two others and three hashed ones; fresh rows of
+    standard deviation 1 for the same table; what was found.
+    """
+    tokenizer = Tokenizer.from_words(
+        [SPACE + word for word in (*NAMES[:5], "rare", "w5")], lowercase=False,
+        split_punctuation=False,
+    )  # fmt: skip
+    spec = TableSpec("decoder", tokenizer.size + 3, width)
+    shard = shard_of(spec.num_rows, 0, 1)
+    weight = torch.full((spec.num_rows, width), torch.nan)
+    start = TableStart(weight, spec, shard, ONE, tokenizer, settings, seed=seed, fresh_scale=0.25)
+    found = start.fill(Held(), counts)  # type: ignore[arg-type]
+    fresh = torch.empty_like(weight)
+    fill_initial_rows(fresh, seed=seed, table="decoder", first_row=0, scale=1.0)
+    order = spec.order.rows_of(torch.arange(spec.num_rows))
+    return weight[order].numpy(), fresh[order].numpy(), found
+
+
+@pytest.mark.parametrize("missing", ["random", "mean"])
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("fill_rows", [3, 4096])
+def test_other_rows_follow_the_columns_of_those_found(
+    monkeypatch: pytest.MonkeyPatch, missing: Any, rescale: bool, fill_rows: int
+) -> None:
+    monkeypatch.setattr(pretrained, "_FILL_ROWS", fill_rows)
+    rows, fresh, _ = filled(StartSettings(missing=missing, rescale=rescale))
+    known = VECTORS[:5].astype(np.float64)
+    factor = 0.25 / np.sqrt(np.square(known).mean()) if rescale else 1.0
+    np.testing.assert_allclose(rows[4:9], known * factor, rtol=1e-5)
+    for i in (0, 1, 2, 3, 9, 10, 11, 12, 13):
+        # Marks and hashed rows are never equal; <unk> and the words that the file lacks may be.
+        same = missing == "mean" and i in (1, 9, 10)
+        row = known.mean(0) if same else fresh[i] * known.std(0) + known.mean(0)
+        np.testing.assert_allclose(rows[i], row * factor, rtol=1e-4, atol=1e-6)
+
+
+def test_as_much_must_be_found_as_is_asked_for() -> None:
+    counts = np.array([99, 99, 99, 99, 5, 4, 3, 2, 1, 5, 0], dtype=np.int64)  # 15 of 20
+    *_, coverage = filled(StartSettings(min_coverage=0.75), counts=counts)
+    assert (coverage.found_tokens, coverage.tokens) == (15, 20)
+    assert (coverage.entries, coverage.duplicates, coverage.unreadable) == (6, 0, 0)
+    assert (coverage.table, coverage.uri, coverage.policy) == ("decoder", "v.txt", "random")
+    *_, coverage = filled(StartSettings(min_coverage=1.0, forms=("lowercase",)))  # nothing counted
+    assert coverage.tokens == 0
+    told = (
+        r"v\.txt knows 75\.0% of the running words in table decoder; min_coverage asks for 75\.1%"
+    )
+    with pytest.raises(UserError, match=rf"{told}\. Most .*: rare, w5$"):
+        filled(StartSettings(min_coverage=0.751), counts=counts)
+
+
+@pytest.mark.parametrize("at_once", [2, 4096])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_pca_keeps_the_directions_in_which_the_vectors_found_vary_most(
+    monkeypatch: pytest.MonkeyPatch, width: int, at_once: int
+) -> None:
+    monkeypatch.setattr(projection, "_VECTORS_AT_ONCE", at_once)
+    rows, _, coverage = filled(StartSettings(project="pca"), width=width)
+    known = VECTORS[:5].astype(np.float64)
+    _, _, directions = np.linalg.svd(known - known.mean(0))
+    flat = (known - known.mean(0)) @ directions[:width].T
+    np.testing.assert_allclose(np.abs(rows[4:9]), np.abs(flat), atol=1e-5)
+    assert (coverage.entries, coverage.duplicates) == (6, 0)  # though the file was read twice
+
+
+@pytest.mark.parametrize("width", [3, 6])
+def test_a_random_map_is_that_of_the_seed(width: int) -> None:
+    rows, *_ = filled(StartSettings(project="random"), width=width, seed=7)
+    np.testing.assert_allclose(
+        rows[4:9], VECTORS[:5] @ random_basis(4, width, seed=7).matrix, rtol=1e-4, atol=1e-5
+    )
+    assert not np.allclose(
+        random_basis(4, width, seed=8).matrix, random_basis(4, width, seed=7).matrix
+    )
+
+
+def test_a_random_map_keeps_lengths_on_average() -> None:
+    basis = random_basis(300, 200, seed=1)
+    assert not basis.origin.any()
+    assert basis.matrix.shape == (300, 200)
+    assert basis.matrix.mean() == pytest.approx(0, abs=1e-3)
+    assert basis.matrix.var() == pytest.approx(1 / 200, rel=0.02)
+
+
+def test_no_vectors_have_directions_all_the_same() -> None:
+    basis = Moments(4).main_directions(2, ONE)
+    assert (basis.origin.tolist(), basis.matrix.shape) == ([0.0] * 4, (4, 2))
+    np.testing.assert_allclose(basis.matrix.T @ basis.matrix, np.eye(2), atol=1e-12)

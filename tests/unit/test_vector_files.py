@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import save, save_file
 
-from dist_embed.vectors import arrays, text, word2vec_binary
+from dist_embed.vectors import arrays, stream, text, word2vec_binary
 from dist_embed.vectors.fasttext_binary import FastTextBinary
-from dist_embed.vectors.file import VectorFile, VectorFileError, check_count
+from dist_embed.vectors.file import HeldStretch, VectorFile, VectorFileError, check_count
 from dist_embed.vectors.formats import detect_format, open_vectors
+from dist_embed.vectors.stream import Forward, go_to, open_stream, read_up_to
 
 PACKED = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 WORDS = ["the", ",", "über", "a" * 300, "東京", "naïve"]
@@ -403,3 +405,267 @@ def test_a_matrix_and_its_words_must_fit(tmp_path: Path, monkeypatch: pytest.Mon
         open_vectors(str(tmp_path / "two.safetensors"), None, words=few, tensor="z")
     with pytest.raises(VectorFileError, match="no such file"):
         open_vectors(str(tmp_path / "none.txt"), None)
+
+
+def safetensors(header: Any, data: bytes = bytes(64), size: int | None = None) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text + data
+
+
+def entry(shape: list[int], offsets: list[int], dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
+
+
+def as_file(file: VectorFile | FastTextBinary) -> VectorFile:
+    assert not isinstance(file, FastTextBinary)
+    return file
+
+
+def test_a_matrix_lies_where_its_header_says(tmp_path: Path) -> None:
+    header = {
+        "__metadata__": {"made": "by hand"}, "i": entry([3, 1], [0, 24], "I64"),
+        "x": entry([3, 1], [24, 36]), "y": entry([3, 2], [36, 48], "F16"),
+        "z": entry([3], [48, 60]),
+    }  # fmt: skip
+    x, y = np.array([1, 2, 3], "<f4"), np.array([4, 5, 6, 7, 8, 9], "<f2")
+    data = bytes(24) + x.tobytes() + y.tobytes() + bytes(12)
+    uri = saved(tmp_path, "m", safetensors(header, data))
+    words = saved(tmp_path, "words", b"a\nb\nc\n")
+    for name, expected in (("x", [[1], [2], [3]]), ("y", [[4, 5], [6, 7], [8, 9]])):
+        file = as_file(open_vectors(uri, None, words=words, tensor=name))
+        assert (file.num_stated, file.width) == (3, len(expected[0]))
+        assert read(file)[1].tolist() == expected
+    with pytest.raises(VectorFileError, match="more than one matrix, name one; it holds i, x, y"):
+        open_vectors(uri, None, words=words)
+    for name in ("z", "i", "__metadata__"):
+        with pytest.raises(VectorFileError, match=f"no matrix '{name}'; it holds i, x, y, z"):
+            open_vectors(uri, None, words=words, tensor=name)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"12345", "not a safetensors file: no header"),
+        (safetensors({}, size=100 * 2**20 + 1), "not a safetensors file: no header"),
+        (safetensors({}), "no matrix of floating-point numbers; it holds nothing"),
+        (safetensors({"i": entry([3, 1], [0, 24], "I64")}), "no matrix of floating.*it holds i"),
+        (safetensors({"x": entry([3, 2], [0, 23])}), "'x' has 23 bytes for 3 × 2"),
+        (safetensors({"x": entry([3, 2], [1, 26])}), "'x' has 25 bytes for 3 × 2"),
+        (safetensors({"x": entry([3, 0], [0, 0])}), "'x' has 0 bytes for 3 × 0"),
+        (safetensors({"x": entry([-1, 3], [12, 0])}), "'x' has -12 bytes for -1 × 3"),
+        (safetensors({"x": {"shape": [1, 1]}}), "not a safetensors file"),
+        (safetensors([]), "not a safetensors file"),
+        (safetensors({"x": entry([3, 2], [0, 24])})[:30], "not a safetensors file"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    uri = saved(tmp_path, "m", content)
+    words = saved(tmp_path, "words", b"a\nb\nc\n")
+    with pytest.raises(VectorFileError, match=said) as caught:
+        open_vectors(uri, "safetensors", words=words)
+    assert str(caught.value).startswith(uri)
+
+
+def test_a_header_tells_a_safetensors_file_by_its_length_and_first_sign() -> None:
+    largest = struct.pack("<Q", 100 * 2**20)
+    assert arrays.is_safetensors(largest + b"{")
+    assert not arrays.is_safetensors(largest + b"x")
+    assert not arrays.is_safetensors(largest)
+    assert not arrays.is_safetensors(struct.pack("<Q", 100 * 2**20 + 1) + b"{")
+
+
+def test_a_matrix_with_a_long_header_is_read(tmp_path: Path) -> None:
+    vectors = vectors_of(3, 4)
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, vectors, version=(2, 0))
+    uri = saved(tmp_path, "v.npy", buffer.getvalue())
+    words = saved(tmp_path, "words", b"a\nb\nc")
+    np.testing.assert_array_equal(read(as_file(open_vectors(uri, None, words=words)))[1], vectors)
+
+
+@pytest.mark.parametrize("block", [16, 2**22])
+def test_a_mistake_in_a_list_of_words_is_named_by_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", block)
+    np.save(tmp_path / "v.npy", vectors_of(3, 4))
+    uri, words = str(tmp_path / "v.npy"), tmp_path / "words"
+    packed = gzip.compress(b"a\nb\nc\n")
+    for name, content, said in [
+        ("words", b"a\nb\nc\xff\n", r"words, line 3: the word is not valid UTF-8 .* at column 2"),
+        ("words", b"a\n\n\nb\nc\n", r"words, line 2: is empty, not a word"),
+        ("words.gz", packed[:-9], r"cannot read .*words\.gz"),
+    ]:
+        words = tmp_path / name
+        words.write_bytes(content)
+        file = as_file(open_vectors(uri, None, words=str(words)))
+        with pytest.raises(VectorFileError, match=said):
+            read(file)
+    words.write_bytes(packed)
+    assert read(file)[0] == ["a", "b", "c"]
+    # A mark of the byte order is one at the beginning alone.
+    words = tmp_path / "words"
+    words.write_bytes(b"\xef\xbb\xbfa\r\n\xef\xbb\xbfb\r\nc\r\n\r\n")
+    assert read(as_file(open_vectors(uri, None, words=str(words))))[0] == ["a", "\ufeffb", "c"]
+    with pytest.raises(VectorFileError, match=r"cannot read .*gone: no such file"):
+        read(as_file(open_vectors(uri, None, words=str(tmp_path / "gone"))))
+
+
+def test_a_list_of_words_belongs_to_a_matrix_alone(tmp_path: Path) -> None:
+    words = saved(tmp_path, "words", b"a\nb\nc\n")
+    for name, content, kind in [
+        ("t", GOOD, "word2vec"), ("b", as_binary(["a", "b", "c"], VECTORS), "word2vec-bin"),
+        ("g", as_text(["a", "b", "c"], VECTORS), "glove"),
+    ]:  # fmt: skip
+        with pytest.raises(VectorFileError, match=f"belongs to a matrix, this is {kind}"):
+            open_vectors(saved(tmp_path, name, content), None, words=words)
+    np.save(tmp_path / "v.npy", VECTORS)
+    with pytest.raises(VectorFileError, match="a matrix needs the list of its words"):
+        open_vectors(str(tmp_path / "v.npy"), None)
+
+
+@pytest.mark.parametrize(
+    ("head", "format"),
+    [
+        (b"2 1\na 0.5\nb\t1\r\n", "word2vec"), (b"2 1\na \x1f\x00\x00\x80", "word2vec-bin"),
+        (b"2 1\na \x20\x20\x20\x20", "word2vec"), (b"\xef\xbb\xbf2 1\na 0.5\n", "word2vec"),
+        (b"2 x\na 0.5\n", "glove"), (b"a 2\n", "glove"), (b"1 2 3\n", "glove"), (b"12\n", "glove"),
+        (b"\x93NUMPY\x01\x00", "npy"), (struct.pack("<i", 793712314), "fasttext-bin"),
+    ],
+)  # fmt: skip
+def test_the_first_bytes_tell_the_format(tmp_path: Path, head: bytes, format: str) -> None:
+    assert detect_format(saved(tmp_path, "x", head)) == format
+
+
+def test_entries_are_named_by_their_number_in_the_file() -> None:
+    values = np.array([[1, 2], [3, np.nan], [np.inf, 5]])
+    held = HeldStretch("file", 10, ["a", "b", "c"], values)
+    found = held.vectors([0])
+    assert (found.tolist(), found.dtype) == ([[1, 2]], np.float32)
+    assert held.vectors([]).shape == (0, 2)
+    for chosen, said in (([0, 2], r"entry 13 \('c'\)"), ([1, 2], r"entry 12 \('b'\)")):
+        with pytest.raises(VectorFileError, match=f"file, {said}: a value is not finite"):
+            held.vectors(chosen)
+
+
+@pytest.mark.parametrize("buffer", [1, 4, 2**20])
+@pytest.mark.parametrize("name", ["x", "x.gz"])
+def test_a_file_is_read_forwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer: int, name: str
+) -> None:
+    monkeypatch.setattr(stream, "_BUFFER_BYTES", buffer)
+    content = b"one two  four;end"
+    uri = saved(tmp_path, name, gzip.compress(content) if name.endswith("gz") else content)
+    with Forward(uri) as file:
+        assert (file.take(0), file.at) == (b"", 0)
+        assert file.until(b" ", 3) is None  # it is the fourth sign
+        assert file.at == 0
+        assert (file.until(b" ", 4), file.at) == (b"one", 4)
+        assert file.ahead(100) == 13
+        assert (file.take(3), file.at) == (b"two", 7)
+        assert (file.until(b" ", 9), file.until(b" ", 9), file.at) == (b"", b"", 9)
+        assert file.until(b" ", 99) is None
+        assert (file.until(b";", 5), file.at) == (b"four", 14)
+        assert (file.ahead(2), file.ahead(3), file.ahead(4)) == (2, 3, 3)
+        assert (file.take(9), file.at) == (b"end", 17)
+        assert (file.take(1), file.ahead(1), file.at) == (b"", 0, 17)
+
+
+def test_as_much_is_read_as_there_is(tmp_path: Path) -> None:
+    class Trickle(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            return super().read(min(size or 0, 2))
+
+    assert read_up_to(Trickle(b"abcdefg"), 5, "x") == b"abcde"
+    assert read_up_to(Trickle(b"abc"), 5, "x") == b"abc"
+    for name, pack in (("x", bytes), ("x.gz", gzip.compress)):
+        uri = saved(tmp_path, name, pack(bytes(range(100))))
+        with open_stream(uri) as file:
+            go_to(file, 0, 7, uri)
+            assert file.read(3) == bytes([7, 8, 9])
+            go_to(file, 10, 10, uri)
+            assert file.read(1) == bytes([10])
+            go_to(file, 11, 50, uri)
+            assert file.read(1) == bytes([50])
+            if name == "x.gz":
+                with pytest.raises(VectorFileError, match=r"x\.gz: ends before byte 101"):
+                    go_to(file, 51, 101, uri)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"1 0\na \n", r"line 1: expected .* the width \(up to 65,536\)"),
+        (b"1 65537\na " + bytes(9), "line 1: expected"),
+        (b"x 2\na " + bytes(9), "line 1: expected"),
+        (b"1 1" + b" " * 5000 + b"\na " + bytes(4), "line 1: expected"),
+        (b"1 65536\na " + bytes(9), "entry 1: the file ends before it; the header promises 1"),
+        (b"2 1\na " + bytes(4), "entry 2: the file ends before it; the header promises 2"),
+        (b"2 1\na " + bytes(4) + b"b", "entry 2: the file ends before it"),
+        (b"2 1\na " + bytes(4) + b"b" * 4096 + b" ", "entry 2: no word found; the width in"),
+        (b"1 1\na " + bytes(4) + b"\n\nx", "promises 1 vectors of width 1, the file goes on"),
+    ],
+)
+def test_what_is_wrong_with_a_binary_file_is_said(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    uri = saved(tmp_path, "v.bin", content)
+    with pytest.raises(VectorFileError, match=said) as caught:
+        read(word2vec_binary.Word2VecBinary(uri))
+    assert str(caught.value).startswith(uri)
+
+
+def test_a_word_of_a_binary_file_has_up_to_4095_bytes(tmp_path: Path) -> None:
+    longest = "b" * 4095
+    content = b"2 1\na " + bytes(4) + longest.encode() + b" " + bytes(4) + b"\n\n"
+    file = word2vec_binary.Word2VecBinary(saved(tmp_path, "v.bin", content))
+    assert read(file)[0] == ["a", longest]
+
+
+@pytest.mark.parametrize("name", ["v.txt", "v.txt.gz"])
+@pytest.mark.parametrize("block", [16, 64])
+@pytest.mark.parametrize("num_parts", [1, 2])
+def test_a_mistake_far_behind_is_named_by_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int, num_parts: int
+) -> None:
+    lines = [f"w{n} {n} 1" for n in range(40)]
+    for place, line, said in [
+        (33, "w33 1 x", r"line 35 \('w33'\): 'x' is not a number"),
+        (39, "w39 1", "line 41: 1 numbers"),
+        (30, "w30 1e39 nan", r"line 32 \('w30'\): '1e39' is not finite"),
+    ]:  # fmt: skip
+        # Behind the header, which counts as a line.
+        content = "\n".join(["40 2", *lines[:place], line, *lines[place + 1 :]]).encode()
+        packed = PACKED[name.removeprefix("v.txt")](content)
+        file = as_file(open_vectors(saved(tmp_path, name, packed), None))
+        with monkeypatch.context() as small:
+            small.setattr(text, "BLOCK_BYTES", block)
+            with pytest.raises(VectorFileError, match=rf"{name}, {said}"):
+                read(file, num_parts)
+
+
+@pytest.mark.parametrize("first", ["3 0", "3", "a 1 2", "3 -2", "x" * 100 + " 1"])
+def test_a_header_that_was_promised_must_be_there(tmp_path: Path, first: str) -> None:
+    uri = saved(tmp_path, "v.vec", f"{first}\na 1 2\n".encode())
+    told = rf"v\.vec, line 1: expected the number of words and the width, found '{first[:80]}'$"
+    with pytest.raises(VectorFileError, match=told):
+        open_vectors(uri, "word2vec")
+
+
+def test_a_file_that_holds_no_vectors_is_refused(tmp_path: Path) -> None:
+    for name, content in (("v.vec", b"0 2\n"), ("v.bin", b"0 2\n")):
+        file = open_vectors(saved(tmp_path, name, content), "word2vec" if "vec" in name else
+                            "word2vec-bin")  # fmt: skip
+        with pytest.raises(VectorFileError, match="holds no vectors"):
+            check_count(as_file(file), sum(len(s.words) for s in as_file(file).stretches(0, 1)))
+
+
+def test_the_width_without_a_header_is_that_of_most_lines(tmp_path: Path) -> None:
+    for content, width in [
+        (b"a 1 2 3", 3), (b"New York 1 2\na 1 2\nb 1 2\n", 2), (b"a\t1\t2\nb 1 2\n\n\n\n\n", 2),
+        (b"\n\n\n\na 1 2 \n", 2),
+    ]:  # fmt: skip
+        assert text.TextVectors(saved(tmp_path, "v", content), has_header=False).width == width
+    # A line that the first block cuts off does not count.
+    many = b"a 1 2\nb 1"
+    assert text.TextVectors(saved(tmp_path, "v", many), has_header=False).width == 2

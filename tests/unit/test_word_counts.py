@@ -26,7 +26,7 @@ from dist_embed.data.word_runs import (
     write_run,
 )
 from tests.unit import small_corpus
-from tests.unit.small_corpus import odd_texts
+from tests.unit.small_corpus import odd_texts, one_is_this_process
 
 SPLITTINGS = [WordSplitting(lower, split) for lower in (False, True) for split in (False, True)]
 PLAIN = WordSplitting(lowercase=False, split_punctuation=True)
@@ -117,10 +117,11 @@ def pairs() -> list[Pair]:
 def test_words_of_a_corpus_are_counted(
     pairs: list[Pair], shared: bool, keep: int, min_count: int, num_processes: int
 ) -> None:
-    found = count_words(
-        iter(pairs), PLAIN, shared=shared, keep=keep, min_count=min_count,
-        num_processes=num_processes, block_characters=1000, sum_rows=700,
-    )  # fmt: skip
+    with one_is_this_process(num_processes):
+        found = count_words(
+            iter(pairs), PLAIN, shared=shared, keep=keep, min_count=min_count,
+            num_processes=num_processes, block_characters=1000, sum_rows=700,
+        )  # fmt: skip
     for place, side in enumerate(("source", "target")):
         texts = [text for pair in pairs for text in (pair if shared else [pair[place]])]
         counts = plain_count(texts, PLAIN)
@@ -134,9 +135,10 @@ def test_words_of_a_corpus_are_counted(
 
 def test_a_text_without_words_has_none() -> None:
     for pairs in ([], [("", "")]):
-        found = count_words(
-            pairs, PLAIN, shared=False, keep=5, min_count=1, num_processes=1
-        )  # fmt: skip
+        with one_is_this_process(1):
+            found = count_words(
+                pairs, PLAIN, shared=False, keep=5, min_count=1, num_processes=1
+            )  # fmt: skip
         for words in found.values():
             assert (words.words.to_pylist(), words.distinct, words.running) == ([], 0, 0)
             assert words.by_id().tolist() == [0, 0, 0, 0]
