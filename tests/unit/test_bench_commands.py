@@ -140,7 +140,7 @@ def test_what_cannot_be_measured_is_refused(
         given_to(refused)
     assert ended.value.code == 2
     said = capsys.readouterr().err
-    assert any(f"{what} at least" in said for what in ("allowed:", "expected")) or "required" in said
+    assert any(why in said for why in ("allowed: at least", "expected at least", "required"))
 
 
 def test_a_table_is_as_wide_as_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,7 +257,8 @@ def test_vocabulary(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "found.json"
     assert main(["bench", "vocabulary", "--words", "3", "4", "--widths", "5", "6", "--against",
                  "7", "--tokens", "64", "--full-tokens", "96", "--samples", "2", "--workers", "9",
-                 "--rounds", "10", "--steps", "11", "--largest", "--json", str(out)]) == 0  # fmt: skip
+                 "--rounds", "10", "--steps", "11", "--largest",
+                 "--json", str(out)]) == 0  # fmt: skip
     assert asked == [(([3, 4], [5, 6]), {
         "against": 7, "tokens": 64, "full_tokens": 96, "num_samples": 2, "num_workers": 9,
         "rounds": 10, "steps": 11, "find_largest": True, "say": print,
@@ -369,8 +370,11 @@ def test_balance(
     assert [text.get_text() for text in axes.texts if "aims" in text.get_text()] == [
         "thin marks: aims, 1.02 here"
     ]
-    ends = {f"{name}, {size:,} rows: {worst[size, 8][way]:.3g}"
-            for size in (90, 1500) for way, name in enumerate(("bijection", "row = id"))}  # fmt: skip
+    ends = {
+        f"{name}, {size:,} rows: {worst[size, 8][way]:.3g}"
+        for size in (90, 1500)
+        for way, name in enumerate(("bijection", "row = id"))
+    }
     assert ends < {text.get_text() for text in axes.texts}
     assert {text.xy[0] for text in axes.texts} == {8}
     assert axes.get_xlabel() == "shards (as many as workers)"
@@ -388,6 +392,7 @@ def test_checkpoint(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixt
         "stall: until written": 3.0, "load": 2.0, "load, first": 0.5, "load by 3 workers": 1.0,
         "DCP save": 8.0, "DCP load": 4.0,
     }  # fmt: skip
+
     def store(factor: float) -> dict[str, Any]:
         return {
             "seconds": {what: value * factor for what, value in seconds.items()},
@@ -397,7 +402,8 @@ def test_checkpoint(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixt
 
     near = str(tmp_path / "near")
     figures = {"rows": 3000, "width": 8, "workers": 2, "total_bytes": 4 * GIB,
-               "shard_bytes": 2 * GIB, "stores": {near: store(1), "s3://far/x": store(2)}}  # fmt: skip
+               "shard_bytes": 2 * GIB,
+               "stores": {near: store(1), "s3://far/x": store(2)}}  # fmt: skip
     asked = instead("bench.checkpoint.measure_checkpoint", figures)
     out = tmp_path / "found.json"
     assert main(["bench", "checkpoint", near, "s3://far/x", "--rows", "3000", "--width", "8",
