@@ -184,7 +184,7 @@ def test_figures_stand_beside_machine_and_versions(
 @pytest.mark.parametrize("bf16", [True, False])
 def test_baseline(
     bf16: bool, config: str, instead: Instead, prepared: Prepared, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     figures = {
         "tokens_per_second": {"dist_embed fp32": 2501.0, "plain DDP fp32": 2000.0},
@@ -195,8 +195,11 @@ def test_baseline(
     judged = instead("parallel.device.has_native_bf16", bf16)
     out = tmp_path / "found.json"
     options = ["--rounds", "3", "--steps", "21", "--json", str(out)]
-    assert main(["bench", "baseline", config, "train.max_steps=77", *options]) == 0
+    monkeypatch.chdir(tmp_path)
+    given = ["train.max_steps=77", "run.uri=here"]
+    assert main(["bench", "baseline", config, *given, *options]) == 0
     (((task, configured, wanted), how),) = asked
+    assert configured.run.uri == str(tmp_path / "here")
     assert (task, configured.train.max_steps) == (BASELINE, 77)
     assert wanted == {"rounds": 3, "steps": 21, "bf16": bf16}
     assert judged == [((torch.device("cpu"),), {})]
@@ -218,15 +221,17 @@ def test_baseline(
 
 def test_launchers(
     config: str, instead: Instead, prepared: Prepared, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     figures = {"step_seconds": {"local": 0.02, "ray": 0.0205}, "all_rounds": {}}
     asked = instead("bench.launchers.measure_launchers", figures)
     instead("parallel.device.device_name", "a processor")
     out = tmp_path / "found.json"
-    assert main(["bench", "launchers", config, "train.max_steps=77", "--rounds", "2", "--steps",
-                 "30", "--json", str(out)]) == 0  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "launchers", config, "train.max_steps=77", "run.uri=here", "--rounds",
+                 "2", "--steps", "30", "--json", str(out)]) == 0  # fmt: skip
     (((configured, sizes), how),) = asked
+    assert configured.run.uri == str(tmp_path / "here")
     assert configured.train.max_steps == 77
     assert sizes == prepared.data.vocabulary_size
     assert not Path(how.pop("folder_uri")).exists()  # a temporary one
