@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from dist_embed.bench.memory import peak_bytes, reset_peak
@@ -219,14 +219,22 @@ def _ours(bench: _Bench, uri: str) -> None:
 def _dcp(bench: _Bench, uri: str) -> None:
     mesh = init_device_mesh("cpu", (bench.group.num_workers,))
     state = {
-        "weight": DTensor.from_local(bench.weight, mesh, [Shard(0)], run_check=False),
-        "momentum": DTensor.from_local(bench.momentum, mesh, [Shard(0)], run_check=False),
+        "weight": _distributed(bench, bench.weight, mesh),
+        "momentum": _distributed(bench, bench.momentum, mesh),
     }
     with bench.timed("DCP save"):
         state_dict_saver.save(state, storage_writer=FsspecWriter(uri, thread_count=WRITE_THREADS))
     with bench.timed("DCP load"):
         state_dict_loader.load(state, storage_reader=FsspecReader(uri))
     _remove(bench.group, uri)
+
+
+def _distributed(bench: _Bench, own: Tensor, mesh: DeviceMesh) -> DTensor:
+    """The whole table to DCP, whose rows the number of workers need not divide."""
+    shape = torch.Size([bench.num_rows, *own.shape[1:]])
+    return DTensor.from_local(
+        own, mesh, [Shard(0)], run_check=False, shape=shape, stride=own.stride()
+    )
 
 
 _SIDES = (("raw", _raw_client), ("ours", _ours), ("dcp", _dcp))

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+import torch.distributed as dist
 
+from dist_embed.parallel.group import Group
 from tests.unit.small_corpus import Prepared, prepare, synthetic_corpora
 
 # Threads that wait for each other are slow where another process has a core.
@@ -16,3 +20,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     corpora, pairs = synthetic_corpora(folder / "text")
     data = prepare(folder / "data", corpora, num_processes=2)
     return Prepared(str(folder / "data"), data, corpora, pairs)
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Group]:
+    """This process as the only worker of a group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Group(0, 1, 1, torch.device("cpu"), dist.group.WORLD)
+    dist.destroy_process_group()

@@ -1,0 +1,524 @@
+"""``dist-embed bench`` in this process: what is asked of a measurement, and how it is told."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dist_embed.bench import balance
+from dist_embed.bench.balance import asked_of_shards, expected_of_shards
+from dist_embed.bench.export import EngineFigures
+from dist_embed.bench.report import machine, print_table
+from dist_embed.bench.vocabulary import Report
+from dist_embed.bench.vocabulary_cases import FULL, SAMPLED, SPARSE, Case
+from dist_embed.cli.main import build_parser, main
+from dist_embed.cluster.work import BASELINE, EVALUATE
+from dist_embed.observe.plot import plot_into
+from tests.unit.small_corpus import Prepared
+from tests.unit.small_run import small_run, word_tokenizer
+
+GIB = 2**30
+Asked = list[tuple[tuple[Any, ...], dict[str, Any]]]
+Instead = Callable[[str, Any], Asked]
+
+
+@pytest.fixture
+def instead(monkeypatch: pytest.MonkeyPatch) -> Instead:
+    """Puts a fixed answer in a function's place; what it was asked comes back."""
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
+
+    def put(name: str, answer: Any) -> Asked:
+        asked: Asked = []
+
+        def answering(*given: Any, **options: Any) -> Any:
+            asked.append((given, options))
+            return answer
+
+        monkeypatch.setattr(f"dist_embed.{name}", answering)
+        return asked
+
+    return put
+
+
+@pytest.fixture
+def config(tmp_path: Path, instead: Instead, prepared: Prepared) -> str:
+    """A configuration whose data are prepared."""
+    path = tmp_path / "c.yaml"
+    values = {
+        "run": {"uri": str(tmp_path / "run")}, "train": {"max_steps": 9},
+        "data": {"synthetic": {}, "uri": prepared.uri}, "cluster": {"device": "cpu"},
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(values))
+    instead("cluster.preparation.ensure_data", prepared.data)
+    return str(path)
+
+
+def cells(text: str) -> list[list[str]]:
+    """Of the printed tables, without the lines below their heads."""
+    return [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|") and not line.startswith("|-")
+    ]
+
+
+def written(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text())
+    assert set(content) == {"command", "machine", "figures"}
+    return content
+
+
+def given_to(command: str) -> dict[str, Any]:
+    values = vars(build_parser().parse_args(["bench", *command.split()]))
+    return {name: value for name, value in values.items()
+            if name not in ("command", "kind", "call", "json")}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("baseline c.yaml", {"config": "c.yaml", "overrides": [], "rounds": 5, "steps": 20}),
+        ("launchers c.yaml", {"config": "c.yaml", "overrides": [], "rounds": 3, "steps": 100}),
+        ("launchers c.yaml --rounds 1 --steps 20",
+         {"config": "c.yaml", "overrides": [], "rounds": 1, "steps": 20}),
+        ("vocabulary", {
+            "words": [100_000, 10_000_000], "widths": [64, 128], "against": 1_000_000,
+            "tokens": 2048, "full_tokens": 256, "samples": 8192, "workers": 2, "rounds": 3,
+            "steps": 20, "largest": False}),
+        ("vocabulary --words 2 3 --widths 1 2 --against 0 --tokens 1 --full-tokens 0 --samples 1 "
+         "--workers 1 --rounds 1 --steps 1 --largest", {
+            "words": [2, 3], "widths": [1, 2], "against": 0, "tokens": 1, "full_tokens": 0,
+            "samples": 1, "workers": 1, "rounds": 1, "steps": 1, "largest": True}),
+        ("balance", {"rows": [1_000_000, 10_000_000], "shards": [2, 8, 64, 1024], "tokens": 8192,
+                     "steps": 20, "plot": None}),
+        ("balance --rows 1 --shards 1 --tokens 1 --steps 1 --plot x.png", {
+            "rows": [1], "shards": [1], "tokens": 1, "steps": 1, "plot": "x.png"}),
+        ("checkpoint a b", {"uris": ["a", "b"], "rows": 10_000_000, "width": 64, "workers": 2,
+                            "rounds": 3}),
+        ("checkpoint a --rows 1 --width 1 --workers 1 --rounds 1", {
+            "uris": ["a"], "rows": 1, "width": 1, "workers": 1, "rounds": 1}),
+        ("pretrained", {"words": 1_000_000, "width": 300, "format": "glove", "folder": None,
+                        "workers": 2, "rounds": 3}),
+        ("pretrained --words 1 --width 1 --format word2vec-bin --folder f --workers 1 --rounds 1", {
+            "words": 1, "width": 1, "format": "word2vec-bin", "folder": "f", "workers": 1,
+            "rounds": 1}),
+        ("export r", {"run": "r", "split": "test", "step": None, "workers": None,
+                      "launcher": "local", "beam": None, "candidates": None,
+                      "replace_unknown": None}),
+    ],
+)  # fmt: skip
+def test_options_and_their_defaults(command: str, options: dict[str, Any]) -> None:
+    assert given_to(command) == options
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        "baseline c --rounds 0", "baseline c --steps 19", "launchers c --rounds 0",
+        "launchers c --steps 19", "vocabulary --words 1", "vocabulary --widths 0",
+        "vocabulary --widths", "vocabulary --tokens 0", "vocabulary --full-tokens -1",
+        "vocabulary --samples 0", "vocabulary --workers 0", "vocabulary --rounds 0",
+        "vocabulary --steps 0", "balance --rows 0", "balance --shards 0", "balance --tokens 0",
+        "balance --steps 0", "checkpoint", "checkpoint a --rows 0", "checkpoint a --width 0",
+        "checkpoint a --workers 0", "checkpoint a --rounds 0", "pretrained --words 0",
+        "pretrained --width 0", "pretrained --workers 0", "pretrained --rounds 0", "export",
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused(
+    refused: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        given_to(refused)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert any(why in said for why in ("allowed: at least", "expected at least", "required"))
+
+
+def test_a_table_is_as_wide_as_its_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["a", "long", ""], [["bcd", "e", ""], ["f", "g", "hi"]])
+    assert capsys.readouterr().out == (
+        "| a   | long |    |\n|-----|------|----|\n| bcd | e    |    |\n| f   | g    | hi |\n"
+    )
+
+
+def test_figures_stand_beside_machine_and_versions(
+    tmp_path: Path, instead: Instead, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    out = tmp_path / "found.json"
+    arguments = ["bench", "balance", "--rows", "9", "--shards", "2", "--tokens", "4", "--steps",
+                 "1", "--json", str(out)]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["whatever", *arguments[:-1], "a b.json"])
+    instead("parallel.device.device_name", "a processor")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5, 7} if pid == 0 else set())
+    sizes = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 2**20}
+    monkeypatch.setattr("os.sysconf", lambda name: sizes[name])
+    assert main(arguments) == 0
+    content = written(out)
+    assert content["command"] == (
+        "dist-embed bench balance --rows 9 --shards 2 --tokens 4 --steps 1 --json 'a b.json'"
+    )
+    found = content["machine"]
+    assert (found["device"], found["cores"], found["memory_gib"]) == ("a processor", 3, 4.0)
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert "Linux" in found["platform"]
+    assert {"torch", "torchrec", "ray", "numpy"} <= set(found["versions"])
+    assert found["versions"]["numpy"] == np.__version__
+    assert None not in found["versions"].values()  # of what is not installed nothing is said
+    assert found == machine("a processor")
+    before = set(tmp_path.iterdir())
+    assert main(arguments[:-2]) == 0
+    assert set(tmp_path.iterdir()) == before
+    assert cells(capsys.readouterr().out)[0][0] == "rows"
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_baseline(
+    bf16: bool, config: str, instead: Instead, prepared: Prepared, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    figures = {
+        "tokens_per_second": {"dist_embed fp32": 2501.0, "plain DDP fp32": 2000.0},
+        "all_rounds": {"dist_embed fp32": [2501.0, 2400.0, 12_000.0], "plain DDP fp32": [2000.0]},
+        "workers": 2, "threads_per_worker": 3, "device": "a processor",
+    }  # fmt: skip
+    asked = instead("cluster.launch.launch", figures)
+    judged = instead("parallel.device.has_native_bf16", bf16)
+    out = tmp_path / "found.json"
+    options = ["--rounds", "3", "--steps", "21", "--json", str(out)]
+    monkeypatch.chdir(tmp_path)
+    given = ["train.max_steps=77", "run.uri=here"]
+    assert main(["bench", "baseline", config, *given, *options]) == 0
+    (((task, configured, wanted), how),) = asked
+    assert configured.run.uri == str(tmp_path / "here")
+    assert (task, configured.train.max_steps) == (BASELINE, 77)
+    assert wanted == {"rounds": 3, "steps": 21, "bf16": bf16}
+    assert judged == [((torch.device("cpu"),), {})]
+    capsys.readouterr()
+    how.pop("on_event")({"kind": "line", "text": "so far"})
+    assert capsys.readouterr().out == "so far\n"
+    assert how == {"vocabulary_size": prepared.data.vocabulary_size, "launcher": "local"}
+    content = written(out)
+    assert (content["figures"], content["machine"]["device"]) == (figures, "a processor")
+    assert main(["bench", "baseline", config, *options[:4]]) == 0
+    said = capsys.readouterr().out
+    assert "2 workers × 3 threads on a processor; median of 3 rounds of 21 steps\n" in said
+    assert cells(said) == [
+        ["", "target tokens/s", "range", "ratio to plain DDP fp32"],
+        ["dist_embed fp32", "2,501", "2,400 to 12,000", "1.25"],
+        ["plain DDP fp32", "2,000", "2,000 to 2,000", "1.00"],
+    ]
+
+
+def test_launchers(
+    config: str, instead: Instead, prepared: Prepared, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    figures = {"step_seconds": {"local": 0.02, "ray": 0.0205}, "all_rounds": {}}
+    asked = instead("bench.launchers.measure_launchers", figures)
+    instead("parallel.device.device_name", "a processor")
+    out = tmp_path / "found.json"
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "launchers", config, "train.max_steps=77", "run.uri=here", "--rounds",
+                 "2", "--steps", "30", "--json", str(out)]) == 0  # fmt: skip
+    (((configured, sizes), how),) = asked
+    assert configured.run.uri == str(tmp_path / "here")
+    assert configured.train.max_steps == 77
+    assert sizes == prepared.data.vocabulary_size
+    assert not Path(how.pop("folder_uri")).exists()  # a temporary one
+    assert how == {"rounds": 2, "steps": 30, "say": print}
+    assert cells(capsys.readouterr().out) == [
+        ["launcher", "ms per step", "ratio to local"],
+        ["local", "20.0", "1.000"],
+        ["ray", "20.5", "1.025"],
+    ]
+    content = written(out)
+    assert (content["figures"], content["machine"]["device"]) == (figures, "a processor")
+
+
+OURS = Case(SAMPLED, 1_000_000, 8, 64, 50)
+THEIRS = Case(SPARSE, 1_000_000, 8, 64, 50)
+WHOLE = Case(FULL, 2000, 16, 32, 50)
+FOUND = Report(
+    2,
+    [[(OURS, [0.01, 0.02, 0.06]), (THEIRS, [0.03, 0.03, 0.06])], [(WHOLE, [0.5])]],
+    [(OURS, {"built": GIB, "trained": 3 * GIB // 2, "saved": 2 * GIB, "loaded": 9 * GIB // 4}),
+     (THEIRS, {"built": GIB, "trained": 4 * GIB}), (WHOLE, None)],
+    {SAMPLED: (1_000_000, 1_250_000)},
+)  # fmt: skip
+
+
+def test_vocabulary(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = instead("bench.vocabulary.vocabulary_report", FOUND)
+    out = tmp_path / "found.json"
+    assert main(["bench", "vocabulary", "--words", "3", "4", "--widths", "5", "6", "--against",
+                 "7", "--tokens", "64", "--full-tokens", "96", "--samples", "2", "--workers", "9",
+                 "--rounds", "10", "--steps", "11", "--largest",
+                 "--json", str(out)]) == 0  # fmt: skip
+    assert asked == [(([3, 4], [5, 6]), {
+        "against": 7, "tokens": 64, "full_tokens": 96, "num_samples": 2, "num_workers": 9,
+        "rounds": 10, "steps": 11, "find_largest": True, "say": print,
+    })]  # fmt: skip
+    said = capsys.readouterr().out
+    for title in ("Time of a whole training step, in turns:",
+                  "Peak resident memory of the fullest worker, GiB:",
+                  "Largest vocabulary of this machine:"):  # fmt: skip
+        assert f"\n{title}\n\n|" in said
+    head = ["", "words", "width", "tokens per worker", "ms per step", "range", "ratio", "range"]
+    assert cells(said) == [
+        head,
+        [SAMPLED, "1,000,000", "8", "64", "20.0", "10.0 to 60.0", "1.00", "1.00 to 1.00"],
+        [SPARSE, "1,000,000", "8", "64", "30.0", "30.0 to 60.0", "1.50", "1.00 to 3.00"],
+        head,
+        [FULL, "2,000", "16", "32", "500.0", "500.0 to 500.0", "1.00", "1.00 to 1.00"],
+        ["", "words", "width", "tokens per worker", "tables / W", "built", "trained", "saved",
+         "loaded", "1.1 × tables / W + 1"],
+        # Three tables of a million rows, eight values and one of state, on two workers.
+        [SAMPLED, "1,000,000", "8", "64", "0.05", "1.00", "1.50", "2.00", "2.25", "1.06"],
+        [SPARSE, "1,000,000", "8", "64", "0.05", "1.00", "4.00", "", "", "1.06"],
+        [FULL, "2,000", "16", "32", "0.00", *["failed"] * 4, "1.00"],
+        ["", "trains", "does not"],
+        [SAMPLED, "1,000,000", "1,250,000"],
+    ]  # fmt: skip
+    case = {"kind": SPARSE, "num_words": 1_000_000, "width": 8, "tokens": 64, "num_samples": 50}
+    figures = written(out)["figures"]
+    assert figures["workers"] == 2
+    assert figures["speeds"][0][1] == {"case": case, "seconds_per_step": [0.03, 0.03, 0.06]}
+    assert [len(group) for group in figures["speeds"]] == [2, 1]
+    assert figures["memory"][1] == {"case": case, "peaks": {"built": GIB, "trained": 4 * GIB}}
+    assert figures["memory"][2]["peaks"] is None
+    assert figures["largest"] == {SAMPLED: [1_000_000, 1_250_000]}
+    assert WHOLE.table_bytes == 3 * 2000 * 17 * 4
+
+
+def test_tables_of_nothing_are_left_out() -> None:
+    assert list(Report(2, [], [], {}).tables()) == []
+
+
+@pytest.mark.parametrize("option", ["--tokens", "--full-tokens"])
+def test_only_whole_sentences_are_timed(
+    option: str, instead: Instead, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = instead("bench.vocabulary.vocabulary_report", Report(2, [], [], {}))
+    assert main(["bench", "vocabulary", option, "33"]) == 2
+    assert f"{option}: 33 is not allowed: sentences have 32 tokens" in capsys.readouterr().err
+    assert asked == []
+    assert main(["bench", "vocabulary", option, "32"]) == 0
+
+
+def test_balance(
+    instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    drawn: list[Any] = []
+
+    @contextmanager
+    def keeping(path: str) -> Any:
+        with plot_into(path) as axes:
+            yield axes
+            drawn.append(axes)
+
+    monkeypatch.setattr(balance, "plot_into", keeping)
+    out, plot = tmp_path / "found.json", tmp_path / "plot.svg"
+    ask = ["bench", "balance", "--rows", "90", "1500", "90", "--tokens", "40", "--steps", "3"]
+    assert main([*ask, "--shards", "2", "8", "3", "--json", str(out), "--plot", str(plot)]) == 0
+    found = written(out)["figures"]
+    assert found["tokens"] == 40
+    worst: dict[tuple[int, int], tuple[float, float]] = {}
+    rows = []
+    for one, (size, shards) in zip(
+        found["max_by_mean"], [(90, 2), (90, 8), (90, 3), (1500, 2), (1500, 8), (1500, 3)],
+        strict=True,
+    ):  # fmt: skip
+        assert (one["num_rows"], one["num_shards"]) == (size, shards)
+        expected = expected_of_shards(size, shards, 40)
+        steps = [asked_of_shards(size, shards, 40, seed) for seed in range(3)]
+        ratios = [[part.max() / part.mean() for part in step] for step in steps]
+        bijection, plain = map(list, zip(*ratios, strict=True))
+        assert one["expected"] == pytest.approx(expected.max() / expected.mean())
+        assert one["bijection"] == pytest.approx(bijection)
+        assert one["row_is_id"] == pytest.approx(plain)
+        worst[size, shards] = (max(bijection), max(plain))
+        rows.append([
+            f"{size:,}", str(shards), "" if shards == 3 else "1.02", f"{one['expected']:.3f}",
+            f"{np.mean(bijection):.3f}", f"{max(bijection):.3f}", f"{np.mean(plain):.2f}",
+            f"{max(plain):.2f}",
+        ])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "1,500 rows on 8 shards\n" in said
+    assert "rows asked of the fullest shard ÷ mean over shards; 40 tokens a worker, 3 steps" in said
+    assert cells(said) == [
+        ["rows", "shards", "aim", "bijection: expected", "mean step", "worst step",
+         "row = id: mean step", "worst step"],
+        *rows,
+    ]  # fmt: skip
+    (axes,) = drawn
+    aims, *lines = axes.lines
+    assert (list(aims.get_xdata()), list(aims.get_ydata())) == ([2, 8], [1.02, 1.02])
+    assert (aims.get_marker(), aims.get_markersize()) == ("_", 18)
+    for line, (size, way) in zip(lines, [(90, 0), (90, 1), (1500, 0), (1500, 1)], strict=True):
+        assert list(line.get_xdata()) == [2, 3, 8]
+        assert list(line.get_ydata()) == pytest.approx([worst[size, n][way] for n in (2, 3, 8)])
+        assert line.get_marker() == {90: "o", 1500: "s"}[size]
+        assert line.get_color() == (balance.INK, balance.GREY)[way]
+    assert (axes.get_xscale(), axes.get_yscale(), axes.get_ylim()[0]) == ("log", "log", 0.8)
+    assert list(axes.get_xticks()) == [2, 3, 8]
+    assert [text.get_text() for text in axes.texts if "aims" in text.get_text()] == [
+        "thin marks: aims, 1.02 here"
+    ]
+    ends = {
+        f"{name}, {size:,} rows: {worst[size, 8][way]:.3g}"
+        for size in (90, 1500)
+        for way, name in enumerate(("bijection", "row = id"))
+    }
+    assert ends < {text.get_text() for text in axes.texts}
+    assert {text.xy[0] for text in axes.texts} == {8}
+    assert axes.get_xlabel() == "shards (as many as workers)"
+    assert "worst step" in axes.get_title(loc="left")
+    assert main([*ask, "--shards", "3", "--plot", str(plot)]) == 0
+    assert not any("aims" in text.get_text() for text in drawn[1].texts)
+    capsys.readouterr()
+    assert main([*ask, "--shards", "3", "--plot", "x.pdf"]) == 2  # before anything is counted
+    assert capsys.readouterr().out == ""
+
+
+def test_checkpoint(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = {
+        "client put": 2.0, "client get": 1.0, "save": 4.0, "stall, first": 1.0, "stall": 0.5,
+        "stall: until written": 3.0, "load": 2.0, "load, first": 0.5, "load by 3 workers": 1.0,
+        "DCP save": 8.0, "DCP load": 4.0,
+    }  # fmt: skip
+
+    def store(factor: float) -> dict[str, Any]:
+        return {
+            "seconds": {what: value * factor for what, value in seconds.items()},
+            "extra_bytes": {what: place * GIB / 4 for place, what in enumerate(seconds)},
+            "bytes_read_per_needed": 1.25 * factor,
+        }  # fmt: skip
+
+    near = str(tmp_path / "near")
+    figures = {"rows": 3000, "width": 8, "workers": 2, "total_bytes": 4 * GIB,
+               "shard_bytes": 2 * GIB,
+               "stores": {near: store(1), "s3://far/x": store(2)}}  # fmt: skip
+    asked = instead("bench.checkpoint.measure_checkpoint", figures)
+    out = tmp_path / "found.json"
+    assert main(["bench", "checkpoint", near, "s3://far/x", "--rows", "3000", "--width", "8",
+                 "--workers", "2", "--rounds", "5", "--json", str(out)]) == 0  # fmt: skip
+    assert asked == [(([near, "s3://far/x"],), {
+        "num_rows": 3000, "width": 8, "num_workers": 2, "rounds": 5, "say": print
+    })]  # fmt: skip
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "3,000 rows × 8 with optimizer state, 4.00 GiB, 2 workers; median of 5 rounds\n"
+    )
+    assert cells(said)[:12] == [
+        ["store", "", "seconds", "GiB/s", "compared", "extra GiB per worker"],
+        ["local", "client put", "2.00", "2.00", "", "0.00"],
+        ["local", "client get", "1.00", "4.00", "", "0.25"],
+        ["local", "save", "4.00", "1.00", "0.50 × the speed of client put", "0.50"],
+        ["local", "stall, first", "1.00", "", "25.0% of the time of save", "0.75"],
+        ["local", "stall", "0.50", "", "12.5% of the time of save", "1.00"],
+        ["local", "stall: until written", "3.00", "", "", "1.25"],
+        ["local", "load", "2.00", "2.00", "0.50 × the speed of client get", "1.50"],
+        ["local", "load, first", "0.50", "8.00", "2.00 × the speed of client get", "1.75"],
+        ["local", "load by 3 workers", "1.00", "4.00", "", "2.00"],
+        ["local", "DCP save", "8.00", "0.50", "0.25 × the speed of client put", "2.25"],
+        ["local", "DCP load", "4.00", "1.00", "0.25 × the speed of client get", "2.50"],
+    ]
+    assert cells(said)[12] == ["s3", "client put", "4.00", "1.00", "", "0.00"]
+    assert "a worker's shard: 2.00 GiB\n" in said
+    assert f"{near}: bytes read / needed by one worker more: 1.2500\n" in said
+    assert "s3://far/x: bytes read / needed by one worker more: 2.5000\n" in said
+    assert written(out)["figures"] == figures
+
+
+def test_a_folder_here_is_named_in_full(
+    instead: Instead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = {"rows": 1, "width": 1, "total_bytes": 1, "workers": 1, "shard_bytes": 1, "stores": {}}
+    asked = instead("bench.checkpoint.measure_checkpoint", empty)
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", "checkpoint", "near"]) == 0
+    assert asked[0][0] == ([str(tmp_path / "near")],)
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_pretrained(
+    chosen: bool, instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {
+        "words": 3000, "width": 8, "format": "word2vec", "workers": 2, "file_bytes": GIB // 2,
+        "ways": {"each its part": {"seconds": [3.0, 1.0, 2.0], "extra_bytes": [2**20, 3 * 2**30]},
+                 "everyone all": {"seconds": [4.0], "extra_bytes": [0]}},
+        "rows_per_second": {"each its part": 1500.4, "everyone all": 750.0},
+    }  # fmt: skip
+    asked = instead("bench.pretrained.measure_pretrained", figures)
+    out = tmp_path / "found.json"
+    folder = ["--folder", str(tmp_path)] if chosen else []
+    assert main(["bench", "pretrained", "--words", "3000", "--width", "8", "--format", "word2vec",
+                 "--workers", "4", "--rounds", "5", *folder, "--json", str(out)]) == 0  # fmt: skip
+    (((below,), how),) = asked
+    assert how == {"num_words": 3000, "width": 8, "format": "word2vec", "num_workers": 4,
+                   "rounds": 5, "say": print}  # fmt: skip
+    assert (Path(below).parent == tmp_path) is chosen
+    assert not Path(below).exists()
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "3,000 vectors of width 8 as word2vec, 0.50 GiB, 2 workers; median of 5 rounds\n"
+    )
+    assert cells(said) == [
+        ["who reads", "seconds", "rows/s", "MiB per worker beyond its shard"],
+        ["each its part", "2.0", "1,500", "3,072"],
+        ["everyone all", "4.0", "750", "0"],
+    ]
+    assert written(out)["figures"] == figures
+
+
+def test_export(
+    instead: Instead, prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = word_tokenizer(["a", "b"])
+    run = small_run(
+        tmp_path, {"source": tokenizer, "target": tokenizer},
+        {"shared": torch.zeros(tokenizer.size, 4)}, share="all",
+        settings={"data": {"synthetic": {}, "uri": prepared.uri}},
+    )  # fmt: skip
+    pairs = prepared.pairs["test"]
+    translations = [f"x{place}" for place in range(len(pairs))]
+    instead("cluster.fork_server.start_ahead", None)
+    ours = {"step": 5, "bleu": 12.345, "sentences_per_second": 7.25}
+    evaluated = instead("cluster.launch.launch", ours | {"translations": translations})
+    found = [EngineFigures("float32", len(pairs), 12.5, 30.04, 3 * 2**20),
+             EngineFigures("int8", len(pairs) // 2, 9.25, 50.0, 2**20)]  # fmt: skip
+    asked = instead("bench.export.measure_engine", found)
+    out = tmp_path / "found.json"
+    assert main(["bench", "export", run, "--split", "test", "--step", "5", "--workers", "2",
+                 "--beam", "3", "--json", str(out)]) == 0  # fmt: skip
+    (((task, config, options), _),) = evaluated
+    assert (task, options) == (EVALUATE, {"split": "test", "step": 5})
+    assert (config.search.beam, config.cluster.num_workers) == (3, 2)
+    sources, references = map(list, zip(*pairs, strict=True))
+    (((used, step, *texts, kinds), _),) = asked
+    assert (used, step, kinds) == (config, 5, [None, "int8"])
+    assert texts == [sources, references, translations]
+    said = capsys.readouterr().out
+    assert f"test of {run}, checkpoint of step 5: 130 sentences, beam 3\n" in said
+    assert cells(said) == [
+        ["", "translated as by us", "BLEU", "sentences/s", "MiB"],
+        ["dist_embed, 2 workers", "", "12.35", "7.2", ""],
+        ["CTranslate2 float32", "100.0 %", "12.50", "30.0", "3.0"],
+        ["CTranslate2 int8", "50.0 %", "9.25", "50.0", "1.0"],
+    ]
+    figures = written(out)["figures"]
+    assert figures["ours"] == ours
+    assert figures["engine"][1] == {"kind": "int8", "same": 65, "bleu": 9.25,
+                                    "sentences_per_second": 50.0, "model_bytes": 2**20}  # fmt: skip

@@ -1,0 +1,265 @@
+"""The models that the benchmarks compare with: they are trained as one would in plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dist_embed.bench import plain_model, vocabulary_cases
+from dist_embed.bench.plain_model import PlainTranslator, plain_training_step
+from dist_embed.bench.plain_sparse import SparseSampled
+from dist_embed.bench.vocabulary_cases import (
+    FULL,
+    SAMPLED,
+    SPARSE,
+    Case,
+    batches,
+    build_trainer,
+    case_config,
+)
+from dist_embed.config.load import config_from_dict
+from dist_embed.data.loader import Position, StepBatches, build_batch
+from dist_embed.data.token_shards import TokenPairs
+from dist_embed.embedding.row_order import RowOrder
+from dist_embed.model.sampler import LogUniformSampler
+from dist_embed.parallel.group import Group
+
+SIZES: dict[str, Any] = {
+    "source_rows": 23, "target_rows": 31, "width": 8, "feed_forward": 12, "heads": 2,
+    "encoder_layers": 2, "decoder_layers": 3, "dropout": 0.0, "sharing": "none",
+    "label_smoothing": 0.2,
+}  # fmt: skip
+
+
+def work_of(pairs: list[tuple[list[int], list[int]]]) -> StepBatches:
+    flat: list[Any] = []
+    for side in (0, 1):
+        flat.append(np.array([i for pair in pairs for i in pair[side]], dtype=np.int32))
+        flat.append(np.cumsum([0, *(len(pair[side]) for pair in pairs)]))
+    tokens = sum(len(pair[1]) + 1 for pair in pairs)
+    batch = build_batch(TokenPairs(*flat), np.arange(len(pairs)))
+    return StepBatches([batch], [[tokens]], Position())
+
+
+PAIRS = [([5, 6, 7, 8], [9, 10]), ([11], [12, 13, 14, 15, 16])]
+
+
+def position_vectors(length: int, width: int) -> Tensor:
+    """Sines, then cosines, of rates from 1 to 1 / 10000."""
+    rates = torch.tensor([10000.0 ** -(i / (width // 2 - 1)) for i in range(width // 2)])
+    angles = torch.arange(length).unsqueeze(1) * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+def test_the_plain_models_loss_is_that_of_each_sentence_by_itself() -> None:
+    torch.manual_seed(1)
+    model = PlainTranslator(**SIZES)
+    expected = 0.0
+    for pair in PAIRS:
+        batch = work_of([pair]).batches[0]
+
+        def embedded(table: nn.Embedding, ids: Tensor) -> Tensor:
+            return math.sqrt(8) * table.weight[ids] + position_vectors(ids.shape[1], 8)
+
+        length = batch.target_input.shape[1]
+        later = torch.ones(length, length).triu(1).bool()
+        hidden = model.decoder(
+            embedded(model.target, batch.target_input),
+            model.encoder(embedded(model.source, batch.source)), tgt_mask=later,
+        )  # fmt: skip
+        logs = (hidden[0] @ model.output.weight.T).log_softmax(1)
+        right = logs[torch.arange(length), batch.target_output].sum()
+        expected -= (0.8 * right + 0.2 * logs.mean(1).sum()).item()
+    assert float(model(work_of(PAIRS).batches[0])) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_plain_model_has_the_sizes_and_the_dropout_that_are_asked_for() -> None:
+    model = PlainTranslator(**SIZES | {"dropout": 0.25})
+    assert (len(model.encoder.layers), len(model.decoder.layers)) == (2, 3)
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        assert layer.norm_first
+        assert (layer.self_attn.num_heads, layer.linear1.out_features) == (2, 12)
+    dropouts = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
+    assert set(dropouts) == {0.25}
+    assert model.dropout.p == 0.25
+    assert (model.source.num_embeddings, model.target.num_embeddings) == (23, 31)
+    assert (model.output.out_features, model.output.bias) == (31, None)
+    large = PlainTranslator(**SIZES | {"source_rows": 2000, "target_rows": 2000, "width": 16})
+    for table in (large.source, large.target, large.output):
+        assert float(table.weight.std()) == pytest.approx(0.25, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "tables"), [("none", 3), ("decoder", 2), ("all", 1)]
+)  # fmt: skip
+def test_the_plain_model_shares_its_tables(sharing: Any, tables: int) -> None:
+    rows = 31 if sharing == "all" else 23
+    model = PlainTranslator(**SIZES | {"sharing": sharing, "source_rows": rows})
+    assert len({id(t.weight) for t in (model.source, model.target, model.output)}) == tables
+    assert (model.output.weight is model.target.weight) is (sharing != "none")
+    assert (model.source is model.target) is (sharing == "all")
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_plain_step_is_adam_on_the_mean_of_the_tokens(
+    bf16: bool, alone: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[PlainTranslator] = []
+    types: list[torch.dtype] = []
+
+    class Kept(PlainTranslator):
+        def __init__(self, **sizes: Any) -> None:
+            super().__init__(**sizes)
+            made.append(self)
+            self.output.register_forward_hook(lambda module, args, out: types.append(out.dtype))
+
+    monkeypatch.setattr(plain_model, "PlainTranslator", Kept)
+    config = config_from_dict({
+        "run": {"uri": "/nowhere", "seed": 3}, "data": {"synthetic": {}},
+        "embedding": {"width": 8},
+        "model": {"width": 8, "feed_forward": 12, "heads": 2, "encoder_layers": 1,
+                  "decoder_layers": 2, "dropout": 0.0, "share_embeddings": "decoder"},
+        "train": {"max_steps": 1, "label_smoothing": 0.2},
+    })  # fmt: skip
+    step = plain_training_step(config, 23, 31, alone, bf16=bf16)
+    (model,) = made
+    assert (model.source.num_embeddings, model.target.num_embeddings) == (23, 31)
+    assert (len(model.encoder.layers), len(model.decoder.layers)) == (1, 2)
+    assert (model.label_smoothing, model.output.weight is model.target.weight) == (0.2, True)
+    mine = deepcopy(model)
+    optimizer = torch.optim.Adam(mine.parameters(), lr=1e-4, betas=(0.9, 0.98))
+    for number, pairs in enumerate((PAIRS, PAIRS[:1], PAIRS[1:]), 1):
+        work = work_of(pairs)
+        step(number, work, None)
+        if not bf16:
+            optimizer.zero_grad()
+            (mine(work.batches[0]) / work.global_tokens).backward()
+            optimizer.step()
+            for found, expected in zip(model.parameters(), mine.parameters(), strict=True):
+                torch.testing.assert_close(found.grad, expected.grad)
+                torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    assert types[0] == (torch.bfloat16 if bf16 else torch.float32)
+    plain_training_step(config, 23, 31, alone, bf16=bf16)
+    torch.manual_seed(3)
+    again = PlainTranslator(
+        source_rows=23, target_rows=31, width=8, feed_forward=12, heads=2, encoder_layers=1,
+        decoder_layers=2, dropout=0.0, sharing="decoder", label_smoothing=0.2,
+    )  # fmt: skip
+    assert torch.equal(made[1].source.weight, again.source.weight)  # by the run's seed
+
+
+# The same steps by this project and by nn.Embedding with sparse gradients.
+
+
+OURS = Case(SAMPLED, 400, 8, 64, 60)
+
+
+def test_both_sampled_ways_find_the_same_loss(
+    alone: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    build = vocabulary_cases.build_translator
+
+    def building(*given: Any) -> Any:
+        kept.append(build(*given))
+        return kept[-1]
+
+    monkeypatch.setattr(vocabulary_cases, "build_translator", building)
+    trainer = build_trainer(OURS, alone)
+    (translator,) = kept
+    config = case_config(OURS)
+    sparse = SparseSampled(config, OURS.num_words, alone)
+    model: Any = sparse._model
+    model.transformer.load_state_dict(translator.transformer.state_dict())
+    for role, table in model.tables.items():
+        assert float(table.weight.std()) == pytest.approx(8**-0.5, rel=0.05)
+        rows = RowOrder(OURS.num_words).rows_of(torch.arange(OURS.num_words))
+        with torch.no_grad():
+            table.weight.copy_(translator.lookup.weight(role)[rows])
+    (work,) = batches(OURS, alone, 1)
+    negatives = LogUniformSampler(OURS.num_words, 60).draw(config.run.seed, 1)
+    loss = float(model(work.batches[0], negatives)) / work.global_tokens
+    assert trainer.step(1, work, None).nll == pytest.approx(loss, rel=1e-5)  # type: ignore[attr-defined]
+
+
+def test_the_sparse_step_moves_the_rows_of_the_step_alone(alone: Group) -> None:
+    config = case_config(OURS)
+    sparse = SparseSampled(config, OURS.num_words, alone)
+    model: Any = sparse._model
+    works = batches(OURS, alone, 2)
+    for number, work in enumerate(works, 1):
+        batch = work.batches[0]
+        negatives = LogUniformSampler(OURS.num_words, 60).draw(config.run.seed, number)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        parameters = dict(model.named_parameters())
+        loss = model(batch, negatives) / work.global_tokens
+        wanted = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())),
+                          strict=True))  # fmt: skip
+        sparse.run(number, work, None)
+        touched = {
+            "source": set(batch.source.flatten().tolist()),
+            "target": set(batch.target_input.flatten().tolist()),
+            "output": set(batch.target_output.tolist()) | set(negatives.ids.tolist()),
+        }
+        for name, parameter in parameters.items():
+            moved = parameter.detach() - before[name]
+            assert parameter.grad is not None
+            if name.startswith("tables."):
+                assert parameter.grad.is_sparse
+                found = parameter.grad.to_dense()
+                torch.testing.assert_close(found, wanted[name].to_dense())
+                rows = set(moved.abs().sum(1).nonzero().flatten().tolist())
+                assert rows <= touched[name.split(".")[1]]
+                assert len(rows) > 0.9 * len(touched[name.split(".")[1]])
+                if number == 1:  # Adagrad's first step is the rate, whatever the gradient
+                    moving = found.abs() > 1e-5
+                    assert torch.allclose(moved[moving].abs(), torch.tensor(0.05), rtol=1e-2)
+            else:
+                torch.testing.assert_close(parameter.grad, wanted[name])
+                if number == 1:  # AdamW's is too, beside the decay
+                    moving = parameter.grad.abs() > 1e-5
+                    decayed = moved + 1e-3 * 0.01 * before[name]
+                    assert torch.allclose(decayed[moving].abs(), torch.tensor(1e-3), rtol=1e-2)
+
+
+def test_each_kind_is_built_with_its_sizes(alone: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build_trainer(OURS, alone)
+    tables = {name: tensor for name, tensor in trainer.live.items() if name.startswith("table.")}
+    assert {name for name in tables if name.endswith(".weight")} == {
+        f"table.{role}.weight" for role in ("source", "target", "output")
+    }
+    assert sum(tensor.data.nbytes for tensor in tables.values()) == OURS.table_bytes
+    assert any(name.startswith("model.") for name in trainer.live)
+    asked: list[Any] = []
+
+    def plain(config: Any, source: int, target: int, group: Group, *, bf16: bool) -> Any:
+        asked.append((config.model.width, source, target, group, bf16))
+        return print
+
+    class Sparse:
+        def __init__(self, config: Any, num_words: int, group: Group) -> None:
+            asked.append((config.model.width, num_words, group))
+
+        run = None
+
+    monkeypatch.setattr(vocabulary_cases, "plain_training_step", plain)
+    monkeypatch.setattr(vocabulary_cases, "SparseSampled", Sparse)
+    assert build_trainer(Case(FULL, 300, 16, 64, 60), alone).step is print
+    assert build_trainer(Case(SPARSE, 200, 32, 64, 60), alone).live == {}
+    assert asked == [(16, 300, 300, alone, False), (32, 200, alone)]
+
+
+def test_what_is_not_the_tables_is_small() -> None:
+    config = case_config(Case(SAMPLED, 300, 16, 64, 60))
+    model = config.model
+    assert (model.width, config.embedding.width, model.feed_forward) == (16, 16, 64)
+    assert (model.encoder_layers, model.decoder_layers, model.dropout) == (2, 2, 0.0)
+    assert (model.share_embeddings, model.output, model.num_samples) == ("none", "sampled", 60)
+    assert (config.tokenizer.shared, config.train.precision) == (False, "fp32")
+    assert config.train.max_steps == 1000
