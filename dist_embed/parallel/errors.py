@@ -33,7 +33,7 @@ CAUSE_WAIT_SECONDS = 5.0
 _KEY = "dist_embed/first_error"
 _READERS = "dist_embed/first_error_readers"
 _NETWORK_FAULTS = (errno.ETIMEDOUT, errno.ESTALE)  # of a shared file system
-# Errors of a device that code or its arguments make: they come again (CUDA's texts, 12.6).
+# What cudaGetErrorString says of errors that code or its arguments make: they come again.
 _NO_FAULTS_OF_DEVICES = (
     "device-side assert triggered", "illegal memory access", "misaligned address", "invalid ",
     "no kernel image",
