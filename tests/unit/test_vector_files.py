@@ -660,6 +660,17 @@ def test_a_file_that_holds_no_vectors_is_refused(tmp_path: Path) -> None:
             check_count(as_file(file), sum(len(s.words) for s in as_file(file).stretches(0, 1)))
 
 
+def test_a_matrix_without_rows_holds_no_vectors(tmp_path: Path) -> None:
+    words = saved(tmp_path, "words", b"")
+    np.save(tmp_path / "v.npy", np.zeros((0, 3), np.float32))
+    saved(tmp_path, "v.safetensors", safetensors({"x": entry([0, 3], [0, 0])}))
+    for name in ("v.npy", "v.safetensors"):
+        file = as_file(open_vectors(str(tmp_path / name), None, words=words))
+        assert list(file.stretches(0, 1)) == []
+        with pytest.raises(VectorFileError, match=f"{name}: holds no vectors"):
+            check_count(file, 0)
+
+
 def test_the_width_without_a_header_is_that_of_most_lines(tmp_path: Path) -> None:
     for content, width in [
         (b"a 1 2 3", 3), (b"New York 1 2\na 1 2\nb 1 2\n", 2), (b"a\t1\t2\nb 1 2\n\n\n\n\n", 2),
