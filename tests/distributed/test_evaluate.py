@@ -155,4 +155,14 @@ def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) 
         assert 0 < found.bleu < 100
         assert found.bleu == pytest.approx(expected.score)
         assert found.sentences == 25
+        chrf = sacrebleu.corpus_chrf(found.translations, [references])
+        if lowercase:
+            lowered = [text.lower() for text in found.translations]
+            chrf = sacrebleu.corpus_chrf(lowered, [references])
+        assert 0 < found.chrf < 100
+        assert found.chrf == pytest.approx(chrf.score)
+        assert f"case:{'lc' if lowercase else 'mixed'}" in found.signature
+        assert "tok:13a" in found.signature
+        assert found.translations[3] == "the right Answer 3 of all, nearly"
+        assert found.seconds > 0
     assert asked[0] == [f"source {n}" for n in range(25)]

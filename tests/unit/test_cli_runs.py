@@ -122,6 +122,10 @@ def test_translate(
     assert main(["translate", run_uri]) == 0
     assert len(calls) == before
     assert capsys.readouterr().out == ""
+    for command in ("evaluate", "translate"):  # before any worker is started
+        assert main([command, run_uri, "--output", str(tmp_path / "gone" / "x")]) == 2
+        assert "no such folder" in capsys.readouterr().err
+    assert len(calls) == before
 
 
 def test_history(run_uri: str, launched: Launched, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from dist_embed.checkpoint import catalogue
 from dist_embed.checkpoint.catalogue import name_of_choice
 from dist_embed.checkpoint.manifest import CheckpointDamaged, CheckpointError, ManifestName
 from dist_embed.cli.checkpoint import _export
-from dist_embed.cli.main import main
+from dist_embed.cli.main import build_parser, main
 from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import tokenizer_name
 from dist_embed.data.tokenizer import SPACE, Tokenizer
@@ -42,6 +42,7 @@ from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.write import Block, write_vectors
 from tests.unit.small_run import small_run, word_tokenizer
+from tests.unit.test_bench_commands import cells
 from tests.unit.test_vector_files import read
 
 SOURCE = [f"s{n}" for n in range(150)] + ["naïve", "東京", "a<b>", "</script>"]
@@ -603,3 +604,120 @@ def test_the_commands_print_what_was_found(
         assert main(arguments) == 0
         assert said in capsys.readouterr().out
     assert len((tmp_path / "p" / "vectors.tsv").read_text().splitlines()) == 9
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def table_of(rows: list[tuple[str, float]]) -> list[list[str]]:
+    return [["word", "cosine"], *([word, f"{cosine:.4f}"] for word, cosine in rows)]
+
+
+def test_the_commands_print_what_is_near_and_of_which_table(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
+    source, output = RunTable(run, "source"), RunTable(run, "output")  # type: ignore[arg-type]
+    lines = printed(capsys, "neighbors", run, "s1", "東京")
+    assert lines[0] == f"{run}, source vectors of step 5"
+    found = neighbors(source, ["s1", "東京"], 10)
+    assert [line for line in lines[1:] if line and "|" not in line] == ["s1", "東京"]
+    rows = [*table_of(found["s1"]), *table_of(found["東京"])]
+    assert cells("\n".join(lines)) == rows
+    lines = printed(capsys, "neighbors", run, "t1", "--role", "output", "--step", "5",
+                    "--count", "1")  # fmt: skip
+    assert lines[0] == f"{run}, output vectors of step 5"
+    assert cells("\n".join(lines)) == table_of(neighbors(output, ["t1"], 1)["t1"])
+    lines = printed(capsys, "analogy", run, "s1", "s2", "s3")
+    assert lines[:3] == [f"{run}, source vectors of step 5", "", "s1 is to s2 as s3 is to"]
+    assert cells("\n".join(lines)) == table_of(analogy(source, "s1", "s2", "s3", 10))
+    judged = tmp_path / "pairs.txt"
+    judged.write_text("s1 s2 3\ns3 s4 1\ns5 s6 2\ns5 gone 2\n")
+    agreed = similarity_agreement(source, str(judged))
+    assert printed(capsys, "embeddings", "similarity", run, str(judged)) == [
+        f"{run}, source vectors of step 5",
+        f"Spearman's rank correlation {agreed.spearman:.4f} over 3 pairs; 1 pairs have a word that "
+        "the vocabulary lacks",
+    ]
+    written = str(tmp_path / "v.txt")
+    assert printed(capsys, "embeddings", "export", run, written, "--format", "glove") == [
+        f"{run}, source vectors of step 5: 158 words × 8 → {written}"
+    ]
+
+
+def test_maps_show_the_most_frequent_words_or_those_of_a_file(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
+    asked: list[Any] = []
+
+    def flat(vectors: Tensor, method: str, *, seed: int) -> Any:
+        asked.append((vectors, method, seed))
+        return np.zeros((len(vectors), 2))
+
+    monkeypatch.setattr("dist_embed.explore.flat_map.flat_map", flat)
+    table = RunTable(run, "source")
+    page, folder = tmp_path / "m.html", tmp_path / "p"
+    (line,) = printed(capsys, "embeddings", "plot", run, str(page), "--count", "9")
+    described = f"{run}, source vectors of step 5"
+    assert line == f"{described}: 9 words by tsne → {page}"
+    vectors, method, seed = asked[-1]
+    assert (method, seed) == ("tsne", 1)
+    assert torch.equal(vectors, table.rows_of(range(4, 13)))
+    assert page.read_text() == map_page(np.zeros((9, 2)), SOURCE[:9], vectors, described)
+    lines = printed(capsys, "embeddings", "plot", run, str(tmp_path / "m.png"), "--method", "pca")
+    assert lines[0] == f"{described}: 154 words by pca → {tmp_path}/m.png"
+    assert lines[1].startswith("1 of them, '東京' for one, have letters that the picture's font")
+    assert asked[-1][1] == "pca"
+    # Of an SVG nothing is said: it shows them.
+    assert len(printed(capsys, "embeddings", "plot", run, str(tmp_path / "m.svg"))) == 1
+    chosen = tmp_path / "words.txt"
+    chosen.write_text("s7 \ns2\n\ns7\ns30\ns4\ns5\n")
+    (line,) = printed(
+        capsys, "embeddings", "projector", run, str(folder), "--words", str(chosen)
+    )  # fmt: skip
+    assert line == f"{described}: 5 words → {folder}; tensorboard --logdir {folder}"
+    ids = [table.id_of(word) for word in ("s2", "s4", "s5", "s7", "s30")]
+    found = [
+        [float(value) for value in row.split("\t")]
+        for row in (folder / "vectors.tsv").read_text().splitlines()
+    ]
+    assert torch.tensor(found).allclose(table.rows_of(ids), atol=1e-4)
+
+
+def test_options_of_the_commands_on_vectors() -> None:
+    def given(*arguments: str) -> dict[str, Any]:
+        return vars(build_parser().parse_args(list(arguments)))
+
+    near = given("neighbors", "r", "w")
+    assert (near["role"], near["step"], near["count"], near["words"]) == ("source", None, 10, ["w"])
+    assert given("analogy", "r", "a", "b", "c", "--count", "3")["count"] == 3
+    plot = given("embeddings", "plot", "r", "x.svg")
+    assert (plot["count"], plot["words"], plot["method"]) == (1000, None, "tsne")
+    model = given("export", "r", "f", "--quantization", "int8", "--step", "7")
+    assert (model["format"], model["quantization"], model["step"]) == ("ctranslate2", "int8", 7)
+    with pytest.raises(SystemExit):
+        given("embeddings", "export", "r", "f")  # the format is to be said
+
+
+def test_the_translator_is_exported_as_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
+    asked: list[Any] = []
+
+    def export(run: str, folder: Path, **how: Any) -> Any:
+        asked.append((run, folder, how))
+        return Namespace(step=12)
+
+    monkeypatch.setattr("dist_embed.explore.ctranslate2_model.export_ctranslate2", export)
+    assert printed(capsys, "export", "r", "f") == ["step 12 of r → f (float32)"]
+    assert printed(capsys, "export", "r", "f", "--quantization", "int8", "--step", "12") == [
+        "step 12 of r → f (int8)"
+    ]
+    assert asked == [
+        ("r", Path("f"), {"step": None, "quantization": None}),
+        ("r", Path("f"), {"step": 12, "quantization": "int8"}),
+    ]

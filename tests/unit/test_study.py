@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +16,15 @@ import scipy.stats
 import torch
 import yaml
 
+from dist_embed.cli.main import main
 from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.errors import ConfigError, RunStopped
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.observe.metrics import MetricsLog
+from dist_embed.observe.plot import plot_into
 from dist_embed.storage import uri as storage
 from dist_embed.study import one_hot
+from dist_embed.study import plot as study_plot
 from dist_embed.study import run as study_run
 from dist_embed.study.one_hot import (
     WAYS,
@@ -499,3 +504,192 @@ def test_why_there_is_no_cost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         one_hot._apart(os._exit, 3)
     monkeypatch.setattr(one_hot, "LIMIT_SECONDS", 0.1)
     assert one_hot._apart(time.sleep, 60) == "over 0 s"
+
+
+SIZES = [
+    OneHotFigures(1000, Cost(0.5, 3 * 2**30), Cost(0.0004, 2**29), 0.0, 1.5e-6),
+    OneHotFigures(20_000, Cost(2.0, 4 * 2**30), "over 600 s", 0.5, None),
+    OneHotFigures(300_000, "does not fit", Cost(0.001, 2**30), None, None),
+]
+
+
+def test_a_size_that_does_not_fit_has_its_reason_in_the_table() -> None:
+    head, _, *rows = one_hot_table(SIZES).splitlines()
+    assert head.startswith("| words | one-hot ms | lookup ms | ratio | one-hot GiB | lookup GiB |")
+    assert rows == [
+        "| 1,000 | 500.0 | 0.4 | 1,250 | 3.00 | 0.50 | 0.0e+00 | 1.5e-06 |",
+        "| 20,000 | 2,000.0 | over 600 s |  | 4.00 |  | 5.0e-01 |  |",
+        "| 300,000 | does not fit | 1.0 |  |  | 1.00 |  |  |",
+    ]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The axes of the studies' plots, as they were drawn."""
+    axes: list[Any] = []
+
+    @contextmanager
+    def keeping(path: str) -> Iterator[Any]:
+        with plot_into(path) as one:
+            yield one
+            axes.append(one)
+
+    for module in (one_hot, study_plot):
+        monkeypatch.setattr(module, "plot_into", keeping)
+    return axes
+
+
+def test_what_took_how_long_is_drawn_over_the_words(tmp_path: Path, drawn: list[Any]) -> None:
+    draw_one_hot(SIZES, str(tmp_path / "p.svg"))
+    (axes,) = drawn
+    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] == [
+        ([1000, 20_000], [500.0, 2000.0]), ([1000, 300_000], [0.4, 1.0]),
+    ]  # fmt: skip
+    assert [line.get_color() for line in axes.lines] == [one_hot.INK, one_hot.GREY]
+    assert [line.get_marker() for line in axes.lines] == ["o", "o"]
+    assert (axes.get_xscale(), axes.get_yscale(), axes.get_xlabel()) == ("log", "log", "words")
+    assert list(axes.get_xticks()) == [1000, 20_000, 300_000]
+    assert {(text.get_text(), *text.xy) for text in axes.texts} == {
+        ("one-hot", 300_000, 2000.0), ("lookup", 300_000, 1.0),
+    }  # fmt: skip
+    assert axes.get_title(loc="left") == "milliseconds of a batch, forward and backward"
+    draw_one_hot(SIZES[2:], str(tmp_path / "p.svg"))
+    assert [text.get_text() for text in drawn[1].texts] == ["lookup"]
+
+
+def test_a_cost_is_the_median_after_one_that_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = iter([0.0, 50.0, 60.0, 61.0, 70.0, 73.0, 80.0, 82.0])
+    monkeypatch.setattr(one_hot, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(one_hot, "reset_peak", lambda: 10_000)
+    monkeypatch.setattr(one_hot, "peak_bytes", lambda: 15_000)
+    # The matrix, 20 × 3 values of four bytes, was there before and is counted.
+    assert one_hot._cost("lookup", 20, 3, 7, 3) == Cost(2.0, 5000 + 20 * 3 * 4)
+    ids, matrix, gradient = one_hot._batch(20, 3, 7)
+    assert (ids.shape, matrix.shape, gradient.shape) == ((7,), (20, 3), (7, 3))
+    assert matrix.requires_grad
+    assert torch.equal(ids, one_hot._batch(20, 3, 7)[0])
+
+
+def test_sizes_that_did_not_fit_are_kept_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = OneHotStudy(kind="one_hot", title="t", question="q", folder=str(tmp_path / "s"),
+                         words=[1000, 20_000, 300_000], width=8, tokens=64, rounds=2)  # fmt: skip
+    asked: list[Any] = []
+
+    def apart(function: Any, *arguments: Any) -> Any:
+        asked.append((function, *arguments))
+        if function is one_hot._differences:
+            return (0.5, 0.25) if arguments[0] == 1000 else "does not fit"
+        way, words = arguments[:2]
+        if way == "one_hot":
+            return Cost(0.25, 2**30) if words < 300_000 else "does not fit"
+        return Cost(0.001, 2**29)
+
+    monkeypatch.setattr(one_hot, "_apart", apart)
+    said: list[str] = []
+    figures, here = run_one_hot(wanted, said.append)
+    assert asked[:3] == [
+        (one_hot._cost, "lookup", 1000, 8, 64, 2), (one_hot._cost, "one_hot", 1000, 8, 64, 2),
+        (one_hot._differences, 1000, 8, 64),
+    ]  # fmt: skip
+    assert [(one.output_difference, one.gradient_difference) for one in figures] == [
+        (0.5, 0.25), (None, None), (None, None)
+    ]  # fmt: skip
+    assert figures[2].one_hot == "does not fit"
+    assert said[:3] == [
+        "1,000 words",
+        "  lookup: 1.0 ms, 0.50 GiB",
+        "  one_hot: 250.0 ms, 1.00 GiB",
+    ]
+    assert said[-1] == "  one_hot: does not fit"
+    assert run_one_hot(wanted, said.append) == (figures, here)
+    assert len(asked) == 8
+
+
+def test_a_point_is_the_mean_with_a_bar_of_a_deviation(tmp_path: Path, drawn: list[Any]) -> None:
+    draw_study(study(tmp_path), OUTCOMES, str(tmp_path / "x.svg"))
+    (axes,) = drawn
+    random, vectors = axes.containers
+    for bar, means, spread, style, marker, color in (
+        (random, [11.0, 30.0], [1.0, 0.0], "-", "o", one_hot.INK),
+        (vectors, [21.0, 30.0], [1.0, 0.0], "--", "s", one_hot.GREY),
+    ):
+        line, _, (bars,) = bar.lines
+        assert (list(line.get_xdata()), list(line.get_ydata())) == ([1000.0, 5000.0], means)
+        ends = [[float(y) for _, y in segment] for segment in bars.get_segments()]
+        assert ends == [[m - s, m + s] for m, s in zip(means, spread, strict=True)]
+        assert (line.get_linestyle(), line.get_marker(), line.get_color()) == (style, marker, color)
+    assert axes.get_xscale() == "log"
+    assert list(axes.get_xticks()) == [1000, 5000]
+    assert {(text.get_text(), *text.xy) for text in axes.texts} == {
+        ("random", 5000.0, 30.0), ("vectors", 5000.0, 30.0)
+    }  # fmt: skip
+    assert (axes.get_xlabel(), axes.get_title(loc="left")) == ("pairs", "test BLEU")
+    linear = load_study(written(tmp_path, plot=STUDY["plot"] | {"logarithmic": False}))
+    draw_study(linear, OUTCOMES, str(tmp_path / "x.svg"))  # type: ignore[arg-type]
+    assert (drawn[1].get_xscale(), list(drawn[1].get_xticks())) == ("linear", [1000, 5000])
+    plot = {"x": "start", "label": "start", "measure": "bleu", "lines": "pairs"}
+    by_name = load_study(written(tmp_path, plot=plot))
+    draw_study(by_name, OUTCOMES, str(tmp_path / "x.svg"))  # type: ignore[arg-type]
+    first = drawn[2].containers[0].lines[0]
+    assert (list(first.get_xdata()), list(first.get_ydata())) == ([0.0, 1.0], [11.0, 21.0])
+    assert first.get_linestyle() == "None"  # no line leads from one to the next
+    assert [text.get_text() for text in drawn[2].get_xticklabels()] == ["random", "vectors"]
+
+
+def test_the_command_writes_the_page_of_a_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
+    given = written(tmp_path, folder=str(tmp_path / "s"))
+    monkeypatch.setattr("sys.argv", ["dist-embed", "study", "a b.yaml"])
+    shown: list[Any] = []
+
+    def run(wanted: Any, on_event: Any) -> list[Outcome]:
+        on_event({"kind": "line", "text": "run 1 of 12"})
+        shown.append(wanted)
+        return OUTCOMES
+
+    monkeypatch.setattr("dist_embed.study.run.run_study", run)
+    assert main(["study", given]) == 0
+    page = tmp_path / "s" / "page.md"
+    assert capsys.readouterr().out == f"run 1 of 12\n→ {page}\n"
+    wanted = study(tmp_path).model_copy(update={"folder": str(tmp_path / "s")})
+    command = "bash launch/run.sh study 'a b.yaml'"
+    assert shown == [wanted]
+    assert page.read_text() == study_page(wanted, OUTCOMES, command=command, plot_name="page.svg")
+    assert (tmp_path / "s" / "page.svg").exists()
+    other = tmp_path / "other.md"
+    assert main(["study", written(tmp_path, plot=None), "--page", str(other)]) == 0
+    assert "![" not in other.read_text()
+    assert not other.with_suffix(".svg").exists()
+    for name in ("x.txt", "gone/x.md"):
+        assert main(["study", given, "--page", str(tmp_path / name)]) == 2
+        assert "is not allowed: a .md file in a folder" in capsys.readouterr().err
+    assert main(["study", written(tmp_path, folder="memory://s")]) == 2
+    assert "--page is needed: memory://s is no folder" in capsys.readouterr().err
+    assert len(shown) == 2
+
+
+def test_the_command_writes_the_page_of_one_hot_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({
+        "kind": "one_hot", "title": "Ways", "question": "Which?", "folder": str(tmp_path / "s"),
+        "words": [1000, 300_000], "width": 8, "tokens": 6400, "rounds": 3,
+    }))  # fmt: skip
+    monkeypatch.setattr(one_hot, "run_one_hot", lambda wanted, say: (SIZES, MACHINE))
+    assert main(["study", str(path)]) == 0
+    page = (tmp_path / "s" / "page.md").read_text()
+    assert page.startswith("# Ways\n\nWhich?\n\n```bash\nbash launch/run.sh ")
+    assert "A batch of 6,400 words drawn by Zipf's law, vectors of width 8, float32" in page
+    assert "the median of 3 after one that is not counted" in page
+    assert one_hot_table(SIZES) in page
+    assert "![milliseconds of a batch](page.svg)\n" in page
+    assert "2 cores, 23 GiB, a CPU; torch 9" in page
+    assert (tmp_path / "s" / "page.svg").exists()
