@@ -45,7 +45,8 @@ class Translation:
         self._unknown_words = unknown_words
 
     def of(self, texts: list[str]) -> list[str]:
-        """Translations of ``texts``, in order, on every worker.
+        """Translations of ``texts``, in order, on every worker. One that is blank has a blank one:
+        the training data have no such pair, and the model would say something.
 
         Collective: equal texts everywhere.
         """
@@ -53,7 +54,8 @@ class Translation:
         self._transformer.eval()
         sources = self._encode(texts)
         # Neighbours in length go to different workers, so that all have equal work.
-        order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+        spoken = [i for i, text in enumerate(texts) if text.strip()]
+        order = sorted(spoken, key=lambda i: len(sources[i]))
         mine = order[group.rank :: group.num_workers]
         answers = self._searcher.translate([sources[i] for i in mine])
         if self._unknown_words is None:
@@ -63,7 +65,7 @@ class Translation:
                 [texts[i] for i in mine], [sources[i] for i in mine], answers
             )
         gathered = gather_texts(json.dumps(dict(zip(mine, written, strict=True))), group)
-        by_place: dict[int, str] = {}
+        by_place = dict.fromkeys(range(len(texts)), "")
         for part in gathered:
             by_place |= {int(place): answer for place, answer in json.loads(part).items()}
-        return [by_place[place] for place in range(len(sources))]
+        return list(by_place.values())

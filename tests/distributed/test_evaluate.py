@@ -115,14 +115,20 @@ class Echo:
         return sources
 
 
-def echoed(group: Group, texts: list[str]) -> list[str]:
+class Talkative:
+    """A search that finds a translation for whatever it is given."""
+
+    def translate(self, sources: list[list[int]]) -> list[list[int]]:
+        return [[*source, 4] for source in sources]
+
+
+def echoed(group: Group, texts: list[str], search: Any = None) -> list[str]:
     words = Tokenizer.from_words(
         [f"▁{word}" for text in texts for word in text.split()],
         lowercase=False, split_punctuation=False,
     )  # fmt: skip
     model: Any = torch.nn.Identity()
-    search: Any = Echo()
-    return Translation(model, group, search, words.encode, words, None).of(texts)
+    return Translation(model, group, search or Echo(), words.encode, words, None).of(texts)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
@@ -131,6 +137,15 @@ def test_every_translation_comes_back_to_its_place(workers: WorkerPool, num_work
     for count in (14, 2, 1):
         for found in workers.run(num_workers, echoed, texts[:count]):
             assert found == texts[:count]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_is_blank_is_not_translated_into_words(workers: WorkerPool, num_workers: int) -> None:
+    texts = ["", "a", " ", "\t \u00a0", "b c", "\u2028"]
+    for found in workers.run(num_workers, echoed, texts, Talkative()):
+        assert found == ["", "a a", "", "", "b c a", ""]
+    for found in workers.run(num_workers, echoed, texts[2:4], Talkative()):
+        assert found == ["", ""]
 
 
 def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,7 +22,6 @@ import yaml
 
 from dist_embed.checkpoint.catalogue import current_names, open_checkpoints, read_manifest
 from dist_embed.config.schema import Config
-from dist_embed.parallel.stop import SIGNALS
 from tests.stores.fault_proxy import Fault, FaultProxy
 from tests.stores.killing import (
     OLD,
@@ -61,16 +59,6 @@ def place(tmp_path: Path) -> Place:
     return Place(str(tmp_path / "run"), tmp_path / "run")
 
 
-def _stand_in_front(on_terminal: bool) -> None:
-    """Be what a user calls: tests that are run behind `nohup` or `&` ignore signals, and so would
-    what they start.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
-    if on_terminal:  # of which this process is the first one
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
 @dataclass(frozen=True)
 class Command:
     """``dist-embed train`` under way."""
@@ -90,7 +78,8 @@ class Command:
             [sys.executable, *arguments], start_new_session=True, text=True,
             stdin=its if on_terminal else None, stdout=its, stderr=its,
             env={**psutil.Process().environ(), **environment},
-            preexec_fn=partial(_stand_in_front, on_terminal),
+            # The terminal that this process is the first one of.
+            preexec_fn=(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)) if on_terminal else None,
         )  # fmt: skip
         if ours is not None:
             os.close(its)
