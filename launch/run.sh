@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Set up, then run dist-embed: without arguments the quickstart, else `dist-embed ARGS…`.
 caller=$PWD
-source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh"
 if [ $# -eq 0 ]; then
     set -- quickstart configs/quickstart.yaml
 else

@@ -2,44 +2,91 @@
 # environment already fits. Settings:
 #   DIST_EMBED_DEVICE=cpu|cuda   which builds to install (default: cuda where nvidia-smi works)
 #   DIST_EMBED_VENV=DIR          use this environment, which has dist_embed, and install nothing
-#   PYTHON=COMMAND               the Python that makes .venv (default: python3)
+#   PYTHON=COMMAND               the Python that makes the environment (default: python3)
+# Each device has its own, .venv-cpu or .venv-cuda: machines that share this folder may differ. One
+# that has been whole is never removed: another machine may be running from it.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case ${DIST_EMBED_VENV:-/} in /*) ;; *) DIST_EMBED_VENV=$PWD/$DIST_EMBED_VENV ;; esac
+cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
+lock_seconds=3600 # of waiting for another set-up
 
-# Whether an environment is whole: neither half made, nor of a Python that is another by now.
-has_pip() { "$1/bin/python" -c "import pip" 2>/dev/null; }
+refuse() { # LINE
+    echo "$1" >&2
+    exit 2
+}
 
-install_into() { # VENV DEVICE
-    local venv=$1 device=$2 log=$1/setup.log python=${PYTHON:-python3}
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-        echo "dist_embed needs Python 3.10 or newer; $python is $("$python" -V 2>&1)" >&2
-        exit 2
+# Not where its Python is gone, or another by now.
+works() { "$venv/bin/python" -I -c "import pip" 2>/dev/null; }
+fits() { [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ] && works; }
+
+# Such as cpython-312.
+kind_of() { "$1" -I -c 'import sys; print(sys.implementation.cache_tag)' 2>/dev/null; }
+
+check_python() {
+    [ -n "${PYTHON:-}" ] && [ -e "$venv/stamp" ] && works || return 0
+    [ "$(kind_of "$PYTHON")" = "$(kind_of "$venv/bin/python")" ] ||
+        refuse "PYTHON=$PYTHON is not the Python of $venv ($(kind_of "$venv/bin/python")): unset it,\
+ or remove $venv to have it made anew"
+}
+
+# Two at once: the second one waits. A file, open for writing: NFS gives no other locks. Without
+# the command, or where the file system has no locks, nobody waits.
+lock() {
+    local code=0
+    exec 9>>.venv-lock
+    flock -n 9 2>/dev/null || code=$?
+    if [ $code = 1 ]; then
+        echo "waiting for another set-up in $PWD" >&2
+        flock -w $lock_seconds 9 ||
+            refuse "the other set-up in $PWD has not ended within $lock_seconds s"
+    fi
+}
+
+make_venv() {
+    local log=$venv.log python=${PYTHON:-python3} found
+    failed() {
+        tail -n 20 "$log" >&2
+        echo "setting up failed; the whole log: $log" >&2
+        exit 1
     }
-    # Another device's builds install the same modules: never both in one environment.
-    [ "$(cat "$venv/device" 2>/dev/null || echo "$device")" = "$device" ] || rm -rf "$venv"
-    echo "setting up $venv for $device (once; a few minutes)"
-    has_pip "$venv" || "$python" -m venv --clear "$venv"
-    echo "$device" >"$venv/device"
-    pip() { "$venv/bin/python" -m pip --disable-pip-version-check install -q "$@" >>"$log" 2>&1; }
+    if [ -e "$venv/stamp" ]; then
+        works || refuse "$venv does not run on this machine: remove it if no other machine uses it,\
+ or name another environment in DIST_EMBED_VENV"
+    elif [ -e "$venv" ] && ! [ -e "$log" ]; then
+        refuse "$venv was not made by launch/setup.sh: move it away, or name it in DIST_EMBED_VENV"
+    fi
+    echo "setting up $venv (once; a few minutes; DIST_EMBED_DEVICE=cpu or cuda chooses)" >&2
+    : >"$log"
+    if ! [ -e "$venv/stamp" ]; then # there is none, or what an interrupted set-up has left
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+            refuse "dist_embed needs Python 3.10 or newer; $python is $("$python" -V 2>&1)"
+        "$python" -m venv --clear "$venv" >>"$log" 2>&1 || failed
+    fi
+    # What an interrupted pip has left would be taken for installed; RECORD is what it writes last
+    # (23.2.1, operations/install/wheel.py).
+    for found in "$venv"/lib/python*/site-packages/*.dist-info; do
+        [ -e "$found/RECORD" ] || rm -rf "$found"
+    done
+    # pip's settings may say `user = true`, which it refuses in an environment.
+    pip() {
+        PIP_USER=0 "$venv/bin/python" -m pip --disable-pip-version-check install -q "$@" \
+            >>"$log" 2>&1
+    }
     # torch first: what follows must not bring another build of it. torchrec and fbgemm without
     # their own requirements: torchrec asks for the CUDA build of fbgemm by name.
     pip -c "launch/constraints/$device.txt" -c launch/constraints/common.txt torch numpy &&
         pip --no-deps -r "launch/constraints/$device.txt" &&
         pip -c "launch/constraints/$device.txt" -c launch/constraints/common.txt setuptools &&
         pip -c "launch/constraints/$device.txt" -c launch/constraints/common.txt \
-            --no-build-isolation -e ".[dev]" || {
-        tail -n 20 "$log" >&2
-        echo "setting up failed; the whole log: $log" >&2
-        exit 1
-    }
+            --no-build-isolation -e ".[dev]" || failed
+    [ -x "$venv/bin/dist-embed" ] ||
+        refuse "pip has not installed into $venv; its settings name another place: pip config list"
+    echo "$stamp" >"$venv/stamp"
 }
 
 if [ -n "${DIST_EMBED_VENV:-}" ]; then
     venv=$DIST_EMBED_VENV
-    [ -x "$venv/bin/dist-embed" ] || {
-        echo "DIST_EMBED_VENV=$venv: no bin/dist-embed there" >&2
-        exit 2
-    }
+    [ -x "$venv/bin/dist-embed" ] || refuse "DIST_EMBED_VENV=$venv: no bin/dist-embed there"
     export PATH="$venv/bin:$PATH"
 elif [ -n "${RAY_JOB_CONFIG_JSON_ENV_VAR:-}" ] && command -v dist-embed >/dev/null; then
     : # a job on a Ray cluster whose own environment has dist_embed: workers run in that one
@@ -47,25 +94,21 @@ else
     device=${DIST_EMBED_DEVICE:-$(nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)}
     case $device in
     cpu | cuda) ;;
-    *)
-        echo "DIST_EMBED_DEVICE=$device is not allowed: cpu or cuda" >&2
-        exit 2
-        ;;
+    *) refuse "DIST_EMBED_DEVICE=$device is not allowed: cpu or cuda" ;;
     esac
-    venv=$PWD/.venv
+    venv=$PWD/.venv-$device
+    # What earlier versions have made for this device goes on being used.
+    case $(cat .venv/stamp 2>/dev/null) in "$device "*) venv=$PWD/.venv ;; esac
     # The stamp names everything that decides what is installed, and where the project lies.
     stamp=$(cat pyproject.toml launch/constraints/common.txt "launch/constraints/$device.txt" launch/setup.sh |
         sha256sum)
     stamp="$device $PWD ${stamp%% *}"
-    fits() { [ "$(cat "$venv/stamp" 2>/dev/null)" = "$stamp" ] && has_pip "$venv"; }
+    check_python
     if ! fits; then
-        # Two first runs at once: the second one waits, and finds it done.
-        if command -v flock >/dev/null; then exec 9<. && flock 9; fi
-        if ! fits; then
-            install_into "$venv" "$device"
-            echo "$stamp" >"$venv/stamp"
-        fi
-        exec 9<&-
+        lock
+        check_python
+        fits || make_venv
+        exec 9>&-
     fi
     export PATH="$venv/bin:$PATH"
 fi

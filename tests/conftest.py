@@ -44,6 +44,7 @@ def no_signal_was_taken() -> Iterator[None]:
 def ray_alone() -> Iterator[None]:
     """To be used by tests that start a Ray: two clusters on one machine disturb each other."""
     path = Path(tempfile.gettempdir()) / f"dist_embed-tests-ray-{os.getuid()}.lock"
-    with path.open("w") as file:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    with open(handle, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

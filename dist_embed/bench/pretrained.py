@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding.plan import TableSpec, shard_of
 from dist_embed.embedding.pretrained import Entries, StartSettings, TableStart
 from dist_embed.observe.events import Event
-from dist_embed.observe.quiet import redirect_output
+from dist_embed.observe.quiet import private_log_folder, redirect_output
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.group import joined_group
@@ -32,7 +31,7 @@ from dist_embed.vectors.write import Block, write_vectors
 
 Way = Literal["each its part", "everyone all"]
 WAYS: tuple[Way, ...] = ("each its part", "everyone all")
-LOG_FOLDER = Path(tempfile.gettempdir()) / f"dist_embed-{os.getuid()}" / "bench"
+LOG_FOLDER = private_log_folder("bench")
 TIMEOUT_SECONDS = 900.0
 _BLOCK_ROWS = 10_000
 Say = Callable[[str], None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -20,12 +19,12 @@ from dist_embed.checkpoint.state import TrainingState
 from dist_embed.cluster.local import launch_local
 from dist_embed.config.errors import RunFailed
 from dist_embed.observe.events import Event
-from dist_embed.observe.quiet import redirect_output
+from dist_embed.observe.quiet import private_log_folder, redirect_output
 from dist_embed.parallel.group import Group, joined_group
 
 TIMEOUT_SECONDS = 900.0
 # What the libraries have to say.
-LOG_FOLDER = Path(tempfile.gettempdir()) / f"dist_embed-{os.getuid()}" / "bench"
+LOG_FOLDER = private_log_folder("bench")
 PHASES = ("built", "trained", "saved", "loaded")
 STEPS = 3
 FIRST_WORDS = 250_000

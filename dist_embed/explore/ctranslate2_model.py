@@ -76,7 +76,9 @@ def export_ctranslate2(
     spec.validate()
     spec.optimize(quantization=None if quantization == "int8" else quantization)
     with temporary_folder(f".{output.name}.", output.parent) as folder:
-        scratch = Path(folder)
+        # In it, because the temporary folder itself is closed to others, whatever the umask.
+        scratch = Path(folder) / output.name
+        scratch.mkdir()
         spec.save(str(scratch))
         for side in SIDES:
             text = storage.read_text(storage.join(run_uri, tokenizer_name(side)))
@@ -91,7 +93,6 @@ def export_ctranslate2(
             ),
         }
         (scratch / SETTINGS_NAME).write_text(json.dumps(settings, indent=1) + "\n")
-        scratch.chmod(0o755)
         scratch.rename(output)
     return tables["output"]
 

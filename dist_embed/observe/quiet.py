@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import sys
 import tempfile
 import warnings
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from dist_embed.config.errors import UserError
 from dist_embed.storage import uri as storage
 
 # Read by the libraries when they are first imported or started.
@@ -37,13 +40,11 @@ def quiet_environment() -> None:
 def redirect_output(log_file: Path) -> None:
     """Send this process's stdout and stderr, native code's too, to the end of ``log_file``.
 
-    For worker processes: what the user is to see goes through a `Reporter`.
+    For worker processes: what the user is to see goes through a `Reporter`. Raises as `open_log`.
     """
-    # Under torchrun this may be what makes the run's folder.
-    storage.make_folder(log_file.parent)
+    handle = open_log(log_file)
     sys.stdout.flush()
     sys.stderr.flush()
-    handle = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
@@ -62,8 +63,68 @@ def worker_log_folder(run_uri: str) -> Path:
     """
     if storage.is_local(run_uri):
         return storage.local_path(storage.join(run_uri, "logs"))
-    name = hashlib.sha256(run_uri.encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir()) / f"dist_embed-{os.getuid()}" / name
+    return private_log_folder(hashlib.sha256(run_uri.encode()).hexdigest()[:12])
+
+
+def private_log_folder(name: str) -> Path:
+    """Where logs of that name lie that belong to no folder of a run; `open_log` makes it."""
+    return _private_folder() / name
+
+
+def _private_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"dist_embed-{os.getuid()}"
+
+
+def open_log(log_file: Path) -> int:
+    """Open a log to write at its end; its folder is made where it is missing. Returns the handle.
+
+    Among the system's temporary files another user may have made what has such a name, or a link
+    that leads to a file of ours. A `private_log_folder` and what lies in it are therefore opened
+    without following links, must be this user's, and the folders are closed to everybody else.
+
+    Raises:
+        UserError: they are not this user's alone.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    if log_file.parent.parent != _private_folder():
+        # Under torchrun this may be what makes the run's folder.
+        storage.make_folder(log_file.parent)
+        return os.open(log_file, flags, 0o644)
+    path = log_file.parent.parent.parent
+    with ExitStack() as opened:
+        try:
+            above = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            opened.callback(os.close, above)
+            for path in (log_file.parent.parent, log_file.parent):
+                with suppress(FileExistsError):
+                    os.mkdir(path.name, 0o700, dir_fd=above)
+                folder = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+                above = os.open(path.name, folder, dir_fd=above)
+                opened.callback(os.close, above)
+                if os.fstat(above).st_uid != os.geteuid():
+                    raise _taken(path)
+                os.fchmod(above, 0o700)  # earlier versions left it to the umask
+            path = log_file
+            # A named pipe would block.
+            flags |= os.O_NOFOLLOW | os.O_NONBLOCK
+            handle = os.open(path.name, flags, 0o600, dir_fd=above)
+        except OSError as exc:
+            if exc.errno in (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EACCES):
+                raise _taken(path) from None
+            raise OSError(exc.errno, exc.strerror, str(path)) from exc
+    found = os.fstat(handle)
+    # Nor a second name of a file that lies elsewhere.
+    if (found.st_uid, found.st_nlink) != (os.geteuid(), 1):
+        os.close(handle)
+        raise _taken(path)
+    return handle
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(
+        f"logs would be written to {path}, which is a link, or not what only this user has made: "
+        "remove it, or let the environment variable TMPDIR name another folder of temporary files"
+    )
 
 
 def quiet_screen() -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -137,7 +138,8 @@ def whole_file(uri: str) -> Iterator[IO[bytes]]:
     """A file to write in pieces, which appears under its name when the block has ended well.
 
     It replaces one of that name, and leaves it as it was after an error. A local one has a file
-    number that may be read from, too.
+    number that may be read from, too. As when it is written in place, a file that is there keeps
+    its mode, a new one has what the umask leaves, and a link goes on leading to what is written.
     """
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):
@@ -149,20 +151,28 @@ def whole_file(uri: str) -> Iterator[IO[bytes]]:
             raise
         remote.close()
         return
-    target = Path(path)
-    if target.exists() and not target.is_file():
+    mode: int | None = None
+    # Before a link is read: the system may refuse to follow it (fs.protected_symlinks).
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = os.stat(path).st_mode
+    if mode is not None and not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "not a regular file; a whole file can only replace one", path)
+    target = Path(os.path.realpath(path))
     make_folder(target.parent)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    temporary = target.with_name(f".{target.name}.{secrets.token_urlsafe(6)}")
+    # Not by mkstemp: the umask and a folder's default rights are for the system to apply.
+    at_first = 0o666 if mode is None else 0o600
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, at_first)
     try:
         with os.fdopen(handle, "wb") as file:
+            if mode is not None:
+                os.fchmod(handle, stat.S_IMODE(mode))
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+            os.fsync(handle)
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,16 @@ def test_an_export_says_how_the_run_searches(tmp_path: Path) -> None:
         tmp_path, "decoder", 16, 8,
         data={"max_tokens": 70}, search={"beam": 3, "length_penalty": 0.7, "max_length_ratio": 1.3},
     )  # fmt: skip
-    found = export_ctranslate2(run, tmp_path / "model", step=5, quantization=None)
+    umask = os.umask(0o027)
+    try:
+        found = export_ctranslate2(run, tmp_path / "model", step=5, quantization=None)
+    finally:
+        os.umask(umask)
     assert (found.role, found.step) == ("output", 5)
     folder = tmp_path / "model"
-    assert folder.stat().st_mode & 0o777 == 0o755
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert folder.stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
     assert json.loads((folder / "translation.json").read_text()) == {
         "beam_size": 3, "length_penalty": 0.7, "max_decoding_length": 101,
     }  # fmt: skip

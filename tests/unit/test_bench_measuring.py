@@ -32,6 +32,7 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.data.loader import StepBatches
 from dist_embed.data.tokenizer import END, START
 from dist_embed.observe.metrics import MetricsLog
+from dist_embed.observe.quiet import private_log_folder
 from dist_embed.parallel.group import Group
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
@@ -327,7 +328,7 @@ def test_peaks_by_phase_and_what_was_saved_comes_back(
     assert loads == [{"in_place": True}]
     assert one_worker["adj"] == [("/proc/self/oom_score_adj", "1000")]
     assert one_worker["threads"] == [1]
-    assert one_worker["log"] == [vocabulary_memory.LOG_FOLDER / "worker-0.log"]
+    assert one_worker["log"] == [private_log_folder("bench") / "worker-0.log"]
     assert measure(case(SAMPLED, 90), None, silent) == {"built": 1, "trained": 2}
     assert measure(case(SPARSE, 90), str(tmp_path), silent) == {"built": 3, "trained": 4}
     assert len(loads) == 1
@@ -608,7 +609,7 @@ def test_a_table_starts_from_a_file_in_each_way(
     assert said[1:3] == ["so far", f"round 1, {ways[0]}: 2.0 s"]
     assert one_worker["kept"] == [True] * (2 * len(ways))
     assert set(one_worker["threads"]) == {1}
-    assert set(one_worker["log"]) == {pretrained.LOG_FOLDER / "worker-0.log"}
+    assert set(one_worker["log"]) == {private_log_folder("bench") / "worker-0.log"}
 
 
 # Another engine.

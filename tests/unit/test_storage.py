@@ -119,9 +119,45 @@ def test_open_reader_keeps_the_old_content(tmp_path: Path) -> None:
     assert storage.read_bytes(uri) == b"new"
 
 
-def test_others_may_read_what_is_written(tmp_path: Path) -> None:
-    storage.write_bytes(str(tmp_path / "x"), b"")
-    assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_who_may_read_what_is_written_is_the_umasks_to_say(
+    tmp_path: Path, umask: int, mode: int
+) -> None:
+    earlier = os.umask(umask)
+    try:
+        storage.write_bytes(str(tmp_path / "x"), b"")
+    finally:
+        os.umask(earlier)
+    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for mode in (0o600, 0o666, 0o400):
+        path.touch()
+        path.chmod(mode)
+        with storage.whole_file(str(path)) as file:
+            assert os.fstat(file.fileno()).st_mode & 0o777 == mode  # not wider meanwhile either
+        assert path.stat().st_mode & 0o777 == mode
+
+
+def test_a_link_goes_on_leading_to_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "there").write_bytes(b"old")
+    (tmp_path / "links").mkdir()
+    links = {"to-a-file": "../there", "to-nothing": "../new", "twice": "to-a-file"}
+    for name, target in links.items():
+        link = tmp_path / "links" / name
+        link.symlink_to(target)
+        storage.write_text(str(link), name)
+        assert os.readlink(link) == target
+        assert link.read_text() == name
+    assert (tmp_path / "there").read_text() == "twice"
+    assert (tmp_path / "new").read_text() == "to-nothing"
+    assert sorted(os.listdir(tmp_path)) == ["links", "new", "there"]
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(OSError, match=f"symbolic links.*'{tmp_path}/round'"):
+        storage.write_bytes(str(tmp_path / "round"), b"x")
+    assert (tmp_path / "round").is_symlink()
 
 
 def test_unknown_protocol_is_named() -> None:

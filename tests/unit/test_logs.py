@@ -1,0 +1,93 @@
+"""Logs, of runs at a URL too, whose folder lies where other users can write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dist_embed.config.errors import UserError
+from dist_embed.observe.quiet import open_log, worker_log_folder
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The log of a run at a URL, in a new folder of temporary files."""
+    (tmp_path / "shared").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "shared"))
+    return worker_log_folder("s3://bucket/run") / "worker-0.log"
+
+
+def write(log: Path, text: bytes) -> None:
+    handle = open_log(log)
+    os.write(handle, text)
+    os.close(handle)
+
+
+def test_the_log_of_a_run_at_a_url_is_closed_to_others(log: Path) -> None:
+    # As another version left it in a group whose members may write.
+    log.parent.parent.mkdir()
+    log.parent.parent.chmod(0o775)
+    write(log, b"one ")
+    log.parent.chmod(0o777)
+    write(log, b"two")
+    assert log.read_bytes() == b"one two"
+    assert [path.stat().st_mode & 0o777 for path in (log.parent.parent, log.parent)] == [0o700] * 2
+
+
+Trap = Callable[[Path, Path], None]
+TRAPS: dict[str, tuple[int, Trap]] = {
+    "a link for the user's folder": (2, lambda path, victim: path.symlink_to(victim.parent)),
+    "a link for the run's folder": (1, lambda path, victim: path.symlink_to(victim.parent)),
+    "a link for the log": (0, lambda path, victim: path.symlink_to(victim)),
+    "a link to nothing": (0, lambda path, victim: path.symlink_to(victim.with_name("new"))),
+    "another name": (0, lambda path, victim: path.hardlink_to(victim)),
+    "a file for the folder": (2, lambda path, victim: path.write_bytes(b"")),
+    "a folder for the log": (0, lambda path, victim: path.mkdir()),
+    "a pipe": (0, lambda path, victim: os.mkfifo(path)),
+}
+
+
+@pytest.mark.parametrize("trap", list(TRAPS))
+def test_what_lies_in_the_way_of_such_a_log_is_refused(
+    log: Path, tmp_path: Path, trap: str
+) -> None:
+    above, set_trap = TRAPS[trap]
+    path = [log, *log.parents][above]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    victim = tmp_path / "victims" / log.name
+    victim.parent.mkdir()
+    victim.write_bytes(b"secret")
+    set_trap(path, victim)
+    with pytest.raises(UserError, match=f"{path}, which is a link, or not what .* TMPDIR"):
+        open_log(log)
+    assert victim.read_bytes() == b"secret"
+    assert os.listdir(victim.parent) == [victim.name]
+
+
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_what_another_user_has_made_is_refused(
+    log: Path, monkeypatch: pytest.MonkeyPatch, above: int
+) -> None:
+    write(log, b"")
+    theirs = [log, *log.parents][above]
+    fstat, inode = os.fstat, theirs.stat().st_ino
+
+    def as_theirs(handle: int) -> os.stat_result:
+        found = list(fstat(handle))
+        found[4] += found[1] == inode  # st_uid, st_ino
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "fstat", as_theirs)
+    with pytest.raises(UserError, match=f"{theirs}, which"):
+        open_log(log)
+
+
+def test_links_in_the_folder_of_a_local_run_are_its_users(tmp_path: Path) -> None:
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").symlink_to(tmp_path / "scratch")
+    write(worker_log_folder(str(tmp_path / "run")) / "worker-0.log", b"text")
+    assert (tmp_path / "scratch" / "worker-0.log").read_bytes() == b"text"
