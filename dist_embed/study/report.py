@@ -34,7 +34,7 @@ def study_page(
         f"# {study.title}\n",
         study.question.strip() + "\n",
         f"```bash\n{command}\n```\n",
-        _set_up(study),
+        _set_up(study, some_left_out=bool(left_out(study, outcomes))),
         _table(study, found),
     ]
     parts += _notes(study)
@@ -74,6 +74,19 @@ def too_few_seeds(study: TrainingStudy) -> str | None:
     )
 
 
+def left_out(study: TrainingStudy, outcomes: Sequence[Outcome]) -> list[str]:
+    """Of which seeds the page lacks which figure, a line each."""
+    found = summaries(study, outcomes)
+    used = [*study.measures, *(expected.measure for expected in study.expectations)]
+    used += [study.plot.measure] if study.plot else []
+    return [
+        f"{', '.join(combination.values())}: {MEASURES[measure][0]}: {left}"
+        for combination in combinations(study)
+        for measure in dict.fromkeys(used)
+        if (left := found[combination.key][measure].left_out)
+    ]
+
+
 def _notes(study: TrainingStudy) -> list[str]:
     """What some columns are."""
     notes = []
@@ -91,12 +104,13 @@ def _notes(study: TrainingStudy) -> list[str]:
     return notes
 
 
-def _set_up(study: TrainingStudy) -> str:
+def _set_up(study: TrainingStudy, *, some_left_out: bool) -> str:
     same = ", ".join(f"`{key}={_plain(value)}`" for key, value in study.set.items())
     lines = [
         f"Every run is `{Path(study.base).name}`" + (f" with {same}" if same else "") + ".",
-        f"{len(study.seeds)} seeds for each row: mean ± standard deviation over seeds. "
-        "The checkpoint with the lowest validation loss is scored.",
+        f"{len(study.seeds)} seeds for each row: mean ± standard deviation over seeds"
+        + (", without those that are told beside a figure" if some_left_out else "")
+        + ". The checkpoint with the lowest validation loss is scored.",
         "",
     ]
     for vectors in study.word_vectors:

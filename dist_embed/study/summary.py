@@ -26,7 +26,8 @@ class Summary:
     """A measure over the seeds of a combination.
 
     Attributes:
-        values: one for each seed; infinite for a run that never reached the reference.
+        values: one for each seed; infinite for a run that never reached the reference, NaN where
+            there is none.
     """
 
     values: list[float]
@@ -46,15 +47,27 @@ class Summary:
         """The sample's standard deviation; NaN for fewer than two finite values."""
         return stdev(self.finite) if len(self.finite) > 1 else math.nan
 
+    @property
+    def left_out(self) -> str:
+        """In words, how many are not finite; empty where all are."""
+        kinds = (
+            (sum(map(math.isinf, self.values)), "never", "never"),
+            (sum(map(math.isnan, self.values)), "missing", "no value"),
+        )
+        return ", ".join(
+            every if count == len(self.values) else f"{count} of {len(self.values)} {some}"
+            for count, some, every in kinds
+            if count
+        )
+
     def text(self, form: str) -> str:
         """Mean ± deviation, and how many are not in it."""
-        never = sum(map(math.isinf, self.values))
         if not self.finite:
-            return "never" if never else "no value"
+            return self.left_out or "no value"
         told = form.format(self.mean)
         if len(self.finite) > 1 and self.deviation:
             told += f" ± {form.format(self.deviation)}"
-        return told + (f" ({never} of {len(self.values)} never)" if never else "")
+        return told + (f" ({self.left_out})" if self.left_out else "")
 
 
 def summaries(
@@ -81,7 +94,8 @@ def _steps_to_reference(
     outcomes: Sequence[Outcome],
 ) -> Summary:
     """Steps of the first validation at or below the aim: the best loss of the reference's worst
-    seed, so that every seed of it has reached that.
+    seed, so that every seed of it has reached that. NaN for a run that was not validated, and
+    where the reference was not.
     """
     assert study.reference is not None
     levels = {**combination, study.reference.factor: study.reference.level}
@@ -91,6 +105,8 @@ def _steps_to_reference(
     return Summary(
         [
             next((float(step) for step, loss in outcome.validations if loss <= aim), math.inf)
+            if outcome.validations and not math.isnan(aim)
+            else math.nan
             for outcome in own
         ]
     )
