@@ -48,14 +48,18 @@ def _study(arguments: argparse.Namespace) -> None:
 def _training(study: TrainingStudy, page: Path) -> str:
     from dist_embed.observe.events import Screen
     from dist_embed.study.plot import draw_study
-    from dist_embed.study.report import command_of, study_page
+    from dist_embed.study.report import command_of, left_out, study_page, too_few_seeds
     from dist_embed.study.run import run_study
 
     screen = Screen(sys.stdout)
     try:
+        if said := too_few_seeds(study):  # before hours of training
+            screen.show({"kind": "line", "text": said})
         outcomes = run_study(study, screen.show)
     finally:
         screen.close()
+    for said in left_out(study, outcomes):
+        print(said)
     plot = None
     if study.plot:
         page.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,15 @@ from typing import Any
 from dist_embed.study.plan import Combination, combinations
 from dist_embed.study.run import TRAINING_TOKENS, Outcome
 from dist_embed.study.schema import MEASURES, Expectation, Measure, TrainingStudy
-from dist_embed.study.summary import LOWER_IS_BETTER, Summary, summaries, verdict_of
+from dist_embed.study.summary import (
+    LOWER_IS_BETTER,
+    Comparison,
+    Summary,
+    least_p,
+    seeds_that_tell,
+    summaries,
+    verdicts,
+)
 
 
 def study_page(
@@ -26,24 +34,57 @@ def study_page(
         f"# {study.title}\n",
         study.question.strip() + "\n",
         f"```bash\n{command}\n```\n",
-        _set_up(study),
+        _set_up(study, some_left_out=bool(left_out(study, outcomes))),
         _table(study, found),
     ]
     parts += _notes(study)
     if plot_name and study.plot:
         parts.append(f"![{MEASURES[study.plot.measure][0]}]({plot_name})\n")
     if study.expectations:
-        judged = [_judged(study, expected, found) for expected in study.expectations]
-        parts += ["## What was expected\n", _RULE, "\n".join(judged) + "\n"]
+        parts += ["## What was expected\n", _rule(study), _judged(study, found)]
     parts.append(made_on([outcome.machine for outcome in outcomes]))
     return "\n".join(parts)
 
 
-_RULE = (
-    "A difference counts where chance would order the seeds of both sides as clearly in at most "
-    "one of twenty cases (permutation test, one-sided); with three seeds that is where all of one "
-    "side are better than all of the other.\n"
-)
+def _rule(study: TrainingStudy) -> str:
+    """By which test a difference counts; decision 21 says why."""
+    number = len(study.expectations)
+    these = f"the {number} expectations" if number > 1 else "the one expectation"
+    said = too_few_seeds(study)
+    return (
+        "A difference counts where a permutation test (Mann and Whitney's statistic, two-sided) "
+        f"gives p ≤ 0.05, by Holm's correction for {these} of this page: where both sides are "
+        "alike in everything, at most one such page in twenty has any verdict."
+        + (f" {said}\n" if said else "\n")
+    )
+
+
+def too_few_seeds(study: TrainingStudy) -> str | None:
+    """That no verdict is possible with the study's seeds, and with how many; None where it is."""
+    seeds, number = len(study.seeds), len(study.expectations)
+    needed = seeds_that_tell(number)
+    if not number or seeds >= needed:
+        return None
+    some = f"{seeds} seeds cannot" if seeds > 1 else "One seed cannot"
+    p = least_p(seeds)
+    return (
+        f"{some} tell any difference from chance here: where all of one side are better than all "
+        f"of the other p is {p:.2g}, after the correction {min(1.0, p * number):.2g}. "
+        f"{needed} seeds could."
+    )
+
+
+def left_out(study: TrainingStudy, outcomes: Sequence[Outcome]) -> list[str]:
+    """Of which seeds the page lacks which figure, a line each."""
+    found = summaries(study, outcomes)
+    used = [*study.measures, *(expected.measure for expected in study.expectations)]
+    used += [study.plot.measure] if study.plot else []
+    return [
+        f"{', '.join(combination.values())}: {MEASURES[measure][0]}: {left}"
+        for combination in combinations(study)
+        for measure in dict.fromkeys(used)
+        if (left := found[combination.key][measure].left_out)
+    ]
 
 
 def _notes(study: TrainingStudy) -> list[str]:
@@ -63,12 +104,13 @@ def _notes(study: TrainingStudy) -> list[str]:
     return notes
 
 
-def _set_up(study: TrainingStudy) -> str:
+def _set_up(study: TrainingStudy, *, some_left_out: bool) -> str:
     same = ", ".join(f"`{key}={_plain(value)}`" for key, value in study.set.items())
     lines = [
         f"Every run is `{Path(study.base).name}`" + (f" with {same}" if same else "") + ".",
-        f"{len(study.seeds)} seeds for each row: mean ± standard deviation over seeds. "
-        "The checkpoint with the lowest validation loss is scored.",
+        f"{len(study.seeds)} seeds for each row: mean ± standard deviation over seeds"
+        + (", without those that are told beside a figure" if some_left_out else "")
+        + ". The checkpoint with the lowest validation loss is scored.",
         "",
     ]
     for vectors in study.word_vectors:
@@ -99,23 +141,29 @@ def _table(study: TrainingStudy, found: dict[str, dict[Measure, Summary]]) -> st
     return "\n".join(lines) + "\n"
 
 
-def _judged(
-    study: TrainingStudy, expected: Expectation, found: dict[str, dict[Measure, Summary]]
-) -> str:
-    """An expectation with what was found."""
-    name, form = MEASURES[expected.measure]
-    better, worse = (
-        found[Combination({f.name: levels[f.name] for f in study.factors}).key][expected.measure]
-        for levels in (expected.better, expected.worse)
-    )
-    high, low = better.values, worse.values
-    if expected.measure in LOWER_IS_BETTER:
-        high, low = [-value for value in high], [-value for value in low]
-    verdict = verdict_of(high, low, held=expected.held)
-    return (
-        f"- {expected.text.strip()} — {verdict}: {name} {better.text(form)} "
-        f"({_named(expected.better)}) against {worse.text(form)} ({_named(expected.worse)})."
-    )
+def _judged(study: TrainingStudy, found: dict[str, dict[Measure, Summary]]) -> str:
+    """The expectations with what was found."""
+
+    def sides(expected: Expectation) -> list[Summary]:
+        return [
+            found[Combination({f.name: side[f.name] for f in study.factors}).key][expected.measure]
+            for side in (expected.better, expected.worse)
+        ]
+
+    compared = []
+    for expected in study.expectations:
+        sign = -1 if expected.measure in LOWER_IS_BETTER else 1
+        better, worse = ([sign * value for value in side.values] for side in sides(expected))
+        compared.append(Comparison(better, worse, expected.held))
+    lines = []
+    for expected, verdict in zip(study.expectations, verdicts(compared), strict=True):
+        name, form = MEASURES[expected.measure]
+        better_text, worse_text = (side.text(form) for side in sides(expected))
+        lines.append(
+            f"- {expected.text.strip()} — {verdict}: {name} {better_text} "
+            f"({_named(expected.better)}) against {worse_text} ({_named(expected.worse)}).\n"
+        )
+    return "".join(lines)
 
 
 def _named(levels: dict[str, str]) -> str:

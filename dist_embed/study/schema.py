@@ -99,7 +99,8 @@ class TrainingStudy(Section):
         min_length=1, description="The configuration; a path is relative to the study's file."
     )
     seeds: Annotated[list[int], Field(min_length=1)] = Field(
-        description="One run for each; with fewer than three nothing can be told from chance."
+        description="One run for each; it takes five to tell two to six expectations from chance, "
+        "four for one."
     )
     set: dict[str, Any] = Field({}, description="Keys of the configuration for all runs.")
     factors: list[Factor] = Field(min_length=1, description="All combinations are trained.")

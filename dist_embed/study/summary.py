@@ -15,8 +15,10 @@ from dist_embed.study.schema import MEASURES, Measure, TrainingStudy
 LOWER_IS_BETTER: tuple[Measure, ...] = (
     "validation_perplexity", "gap", "parameters", "epochs", "best_step", "steps_to_reference",
 )  # fmt: skip
-# A verdict is given where chance would bring as clear an order of the seeds this seldom.
-_CHANCE = 0.05
+# How often a page may have any verdict where nothing differs.
+_LEVEL = 0.05
+# Of the values of both sides: up to so many ways to split them are all looked at.
+_SPLITS = 20_000
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Summary:
     """A measure over the seeds of a combination.
 
     Attributes:
-        values: one for each seed; infinite for a run that never reached the reference.
+        values: one for each seed; infinite for a run that never reached the reference, NaN where
+            there is none.
     """
 
     values: list[float]
@@ -44,15 +47,27 @@ class Summary:
         """The sample's standard deviation; NaN for fewer than two finite values."""
         return stdev(self.finite) if len(self.finite) > 1 else math.nan
 
+    @property
+    def left_out(self) -> str:
+        """In words, how many are not finite; empty where all are."""
+        kinds = (
+            (sum(map(math.isinf, self.values)), "never", "never"),
+            (sum(map(math.isnan, self.values)), "missing", "no value"),
+        )
+        return ", ".join(
+            every if count == len(self.values) else f"{count} of {len(self.values)} {some}"
+            for count, some, every in kinds
+            if count
+        )
+
     def text(self, form: str) -> str:
         """Mean ± deviation, and how many are not in it."""
-        never = sum(map(math.isinf, self.values))
         if not self.finite:
-            return "never" if never else "no value"
+            return self.left_out or "no value"
         told = form.format(self.mean)
         if len(self.finite) > 1 and self.deviation:
             told += f" ± {form.format(self.deviation)}"
-        return told + (f" ({never} of {len(self.values)} never)" if never else "")
+        return told + (f" ({self.left_out})" if self.left_out else "")
 
 
 def summaries(
@@ -79,7 +94,8 @@ def _steps_to_reference(
     outcomes: Sequence[Outcome],
 ) -> Summary:
     """Steps of the first validation at or below the aim: the best loss of the reference's worst
-    seed, so that every seed of it has reached that.
+    seed, so that every seed of it has reached that. NaN for a run that was not validated, and
+    where the reference was not.
     """
     assert study.reference is not None
     levels = {**combination, study.reference.factor: study.reference.level}
@@ -89,41 +105,88 @@ def _steps_to_reference(
     return Summary(
         [
             next((float(step) for step, loss in outcome.validations if loss <= aim), math.inf)
+            if outcome.validations and not math.isnan(aim)
+            else math.nan
             for outcome in own
         ]
     )
 
 
-def chance(better: Sequence[float], worse: Sequence[float]) -> float:
-    """How probable so clear an order is if both sides are alike: a permutation test, one-sided.
+def p_value(one: Sequence[float], other: Sequence[float]) -> float:
+    """How probable so clear an order is, of either side, if both are alike: a permutation test.
 
-    The statistic is Mann and Whitney's (1947): pairs in which the value of ``better`` is the
-    higher one, an equal pair half. It needs no distribution, and infinite values are as good as
-    others. With three values on each side at least 1/20.
+    The statistic is Mann and Whitney's (1947), here as the sum of one side's ranks; equal values
+    share theirs. It needs no distribution, and infinite values are as good as others. Exact where
+    there are at most ``_SPLITS`` ways to split the values (8 a side); beyond that from as many
+    random ones, always the same. NaN where a value is missing.
+    """
+    from scipy.stats import permutation_test, rankdata
+
+    if any(map(math.isnan, [*one, *other])):
+        return math.nan
+    if min(len(one), len(other)) < 2:
+        return 1.0  # least_p of one seed a side; scipy wants two
+    ranks = rankdata([*one, *other])
+    result = permutation_test(
+        (ranks[: len(one)], ranks[len(one) :]),
+        lambda own, others, axis: own.sum(axis=axis),
+        vectorized=True, n_resamples=_SPLITS, rng=0,
+    )  # fmt: skip
+    return float(result.pvalue)
+
+
+def least_p(seeds: int) -> float:
+    """The p-value where every seed of one side is better than every seed of the other."""
+    return 2 / math.comb(2 * seeds, seeds)
+
+
+def seeds_that_tell(expectations: int) -> int:
+    """The fewest seeds a side with which any of so many expectations could get a verdict."""
+    return next(n for n in itertools.count(1) if least_p(n) * expectations <= _LEVEL)
+
+
+def corrected(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) p-values for several tests at once; one that is NaN counts, and stays so."""
+    found = [math.nan] * len(p_values)
+    known = sorted((p, place) for place, p in enumerate(p_values) if not math.isnan(p))
+    largest = 0.0
+    for before, (p, place) in enumerate(known):
+        found[place] = largest = max(largest, min(1.0, p * (len(p_values) - before)))
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The values of an expectation, one for each seed; higher ones are better.
+
+    Attributes:
+        better: of what should do better.
+        worse: than these.
+        held: false: it is expected not to.
     """
 
-    def won(side: Sequence[float], other: Sequence[float]) -> float:
-        return sum((a > b) + (a == b) / 2 for a in side for b in other)
-
-    together = [*better, *worse]
-    if any(map(math.isnan, together)):
-        return math.nan
-    there = won(better, worse)
-    everyone = set(range(len(together)))
-    splits = [
-        won([together[i] for i in side], [together[i] for i in everyone - set(side)])
-        for side in itertools.combinations(range(len(together)), len(better))
-    ]
-    return sum(count >= there for count in splits) / len(splits)
+    better: Sequence[float]
+    worse: Sequence[float]
+    held: bool = True
 
 
-def verdict_of(better: Sequence[float], worse: Sequence[float], *, held: bool) -> str:
-    """Whether ``better`` (higher values are better ones) is so, as expected or not (``held``)."""
-    for_it, against_it = chance(better, worse), chance(worse, better)
-    if math.isnan(for_it):
+def verdicts(compared: Sequence[Comparison]) -> list[str]:
+    """Whether the expectations of a page held, all tested together at 5 %: see decision 21."""
+    p_values = [p_value(one.better, one.worse) for one in compared]
+    judged = zip(compared, p_values, corrected(p_values), strict=True)
+    return [_verdict(one, p, own, len(compared)) for one, p, own in judged]
+
+
+def _verdict(one: Comparison, p: float, holm: float, expectations: int) -> str:
+    if math.isnan(p):
         return "cannot be told: a value is missing"
-    if for_it <= _CHANCE:
-        return "**holds here**" if held else "**does not hold here**"
-    if against_it <= _CHANCE:
-        return "**the opposite was found here**" if held else "**holds here**"
-    return "no difference that these seeds could tell from chance"
+    seeds = len(one.better)
+    if seeds < seeds_that_tell(expectations):
+        told = f"cannot be told with {seeds} seed{'s' if seeds > 1 else ''}"
+    elif holm > _LEVEL:
+        told = "no difference that these seeds could tell from chance"
+    elif sum((a > b) - (a < b) for a in one.better for b in one.worse) > 0:
+        told = "**holds here**" if one.held else "**does not hold here**"
+    else:
+        told = "**the opposite was found here**" if one.held else "**holds here**"
+    return f"{told} (p = {p:.2g}, corrected {holm:.2g})"

@@ -26,6 +26,7 @@ from dist_embed.storage import uri as storage
 from dist_embed.study import one_hot
 from dist_embed.study import plot as study_plot
 from dist_embed.study import run as study_run
+from dist_embed.study import summary as study_summary
 from dist_embed.study.one_hot import (
     WAYS,
     Cost,
@@ -39,10 +40,20 @@ from dist_embed.study.plot import draw_study
 from dist_embed.study.report import study_page
 from dist_embed.study.run import Outcome, planned_runs, speed_of
 from dist_embed.study.schema import OneHotStudy, TrainingStudy, WordVectors, study_keys_page
-from dist_embed.study.summary import Summary, chance, summaries, verdict_of
+from dist_embed.study.summary import (
+    Comparison,
+    Summary,
+    corrected,
+    least_p,
+    p_value,
+    seeds_that_tell,
+    summaries,
+    verdicts,
+)
 from dist_embed.study.word_vectors import ensure_word_vectors
 
 ROOT = Path(__file__).parents[2]
+PAGES = 2000  # of simulated results
 STUDY: dict[str, Any] = {
     "title": "Starts", "question": "Does a start help?", "folder": "/f", "base": "base.yaml",
     "seeds": [1, 2, 3], "set": {"train.max_steps": 5, "model.width": 16},
@@ -124,9 +135,9 @@ def test_the_stored_studies_and_all_their_runs_are_sound(
     found = load_study(str(path))
     if isinstance(found, OneHotStudy):
         return
-    runs = planned_runs(found)
+    assert len(found.seeds) >= seeds_that_tell(len(found.expectations))
+    runs = planned_runs(found.model_copy(update={"seeds": found.seeds[:2]}))
     assert len({run.config.run.uri for run in runs}) == len(runs)
-    assert len(found.seeds) >= 3
     # What the machine does meanwhile is to fall on all alike.
     assert len({run.seed for run in runs[: len(combinations(found))]}) == 1
 
@@ -137,7 +148,8 @@ def test_the_example_of_the_documentation_is_a_study(tmp_path: Path) -> None:
     path.write_text(example.replace("../quickstart.yaml", str(ROOT / "configs/quickstart.yaml")))
     found = load_study(str(path))
     assert isinstance(found, TrainingStudy)
-    assert len(planned_runs(found)) == 6
+    assert len(planned_runs(found)) == 8
+    assert len(found.seeds) >= seeds_that_tell(len(found.expectations))
 
 
 def test_means_and_spreads_over_seeds(tmp_path: Path) -> None:
@@ -155,68 +167,163 @@ def test_means_and_spreads_over_seeds(tmp_path: Path) -> None:
     assert Summary([3.0]).text("{:.1f}") == Summary([3.0, 3.0]).text("{:.1f}") == "3.0"
     assert Summary([3.0, math.inf]).text("{:.1f}") == "3.0 (1 of 2 never)"
     assert Summary([]).text("{:.0f}") == Summary([math.nan]).text("{:.0f}") == "no value"
+    assert Summary([10.0, math.nan, 12.0]).text("{:.1f}") == "11.0 ± 1.4 (1 of 3 missing)"
+    some = Summary([math.inf, math.nan, math.nan, 7.0])
+    assert some.text("{:.0f}") == "7 (1 of 4 never, 2 of 4 missing)"
+    assert Summary([math.inf, math.nan]).text("{:.0f}") == "1 of 2 never, 1 of 2 missing"
 
 
-def test_chance_is_that_of_every_split_of_the_values() -> None:
-    assert chance([4, 5, 6], [1, 2, 3]) == 1 / 20
-    assert chance([1, 2, 3], [4, 5, 6]) == 1
-    assert chance([2], [1]) == 1 / 2
-    assert chance([3, 4], [1, 2]) == 1 / 6
-    assert chance([7, 7, 7], [7, 7, 7]) == 1
-    assert chance([4, 5, math.inf], [1, 2, 3]) == 1 / 20
-    assert chance([3, 5, 6], [1, 2, 4]) == 2 / 20
+def test_without_a_validation_nobody_knows_when_the_reference_was_reached(tmp_path: Path) -> None:
+    def steps(*changed: int) -> Any:
+        given = [replace(one, validations=[]) if number in changed else one
+                 for number, one in enumerate(OUTCOMES)]  # fmt: skip
+        return summaries(study(tmp_path), given)["1-k_vectors"]["steps_to_reference"].values
+
+    assert steps() == [10.0, 20.0, math.inf]
+    first, *others = steps(3)
+    assert math.isnan(first)
+    assert others == [20.0, math.inf]
+    assert all(map(math.isnan, steps(0)))  # of a seed of the reference
+
+
+def test_p_is_that_of_every_split_of_the_values() -> None:
+    assert p_value([4, 5, 6], [1, 2, 3]) == p_value([1, 2, 3], [4, 5, 6]) == least_p(3) == 0.1
+    assert p_value([2], [1]) == least_p(1) == 1
+    assert p_value([3, 4], [1, 2]) == least_p(2) == 1 / 3
+    assert p_value([7, 7, 7], [7, 7, 7]) == 1
+    assert p_value([4, 5, math.inf], [1, 2, 3]) == 0.1
+    assert p_value([-math.inf] * 3, [1, 2, 2]) == 0.1
+    assert p_value([3, 5, 6], [1, 2, 4]) == 0.2
+    assert math.isnan(p_value([3, math.nan, 6], [1, 2, 4]))
     generator = np.random.default_rng(0)
     for shift in (0.0, 0.7, 2.0):
         a, b = (generator.normal(s, 1, 5).round(1).tolist() for s in (shift, 0.0))
         everyone = scipy.stats.permutation_test(
-            (a, b), lambda x, y: scipy.stats.mannwhitneyu(x, y).statistic,
-            alternative="greater", n_resamples=np.inf,
+            (a, b), lambda x, y: scipy.stats.mannwhitneyu(x, y).statistic, n_resamples=np.inf,
         )  # fmt: skip
-        assert chance(a, b) == pytest.approx(everyone.pvalue)
+        assert p_value(a, b) == pytest.approx(everyone.pvalue)
+    # Too many splits for each of them: random ones, always the same, and near the exact value.
+    a, b = (generator.normal(s, 1, 15).tolist() for s in (0.6, 0.0))
+    exact = scipy.stats.mannwhitneyu(a, b, method="exact").pvalue
+    assert p_value(a, b) == p_value(a, b) == pytest.approx(exact, abs=0.01)
+    assert 0 < p_value(range(50, 80), range(30)) < 2e-4
+
+
+def test_seeds_that_can_tell() -> None:
+    assert [seeds_that_tell(m) for m in (1, 2, 3, 6, 7, 23, 24)] == [4, 5, 5, 5, 6, 6, 7]
+
+
+def test_p_values_are_corrected_for_their_number() -> None:
+    assert corrected([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert corrected([0.5, 0.02, 0.5]) == pytest.approx([1.0, 0.06, 1.0])
+    assert corrected([]) == []
+    several = corrected([0.01, math.nan, 0.03])  # what cannot be told was asked all the same
+    assert several[::2] == pytest.approx([0.03, 0.06])
+    assert math.isnan(several[1])
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expectations", "spread", "level"),
+    [(3, 1, 1, 0.0), (3, 3, 1, 0.0), (4, 1, 1, 0.0286), (5, 1, 1, 0.0317), (5, 3, 1, 0.0469),
+     (6, 3, 1, 0.0448), (5, 1, 10, 0.06), (5, 3, 10, 0.14)],
+)  # fmt: skip
+def test_pages_on_nothing_have_a_verdict_in_at_most_one_of_twenty(
+    seeds: int, expectations: int, spread: float, level: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The levels in docs/decisions/0021-what-a-study-can-tell.md."""
+    known: dict[int, float] = {}
+
+    def by_ranks(one: Any, other: Any) -> float:  # without ties p follows from the sum of ranks
+        total = sum(b < a for a in one for b in other)
+        if total not in known:
+            known[total] = p_value(one, other)
+        return known[total]
+
+    monkeypatch.setattr(study_summary, "p_value", by_ranks)
+    values = np.random.default_rng(1).normal(size=(PAGES, expectations, 2, seeds))
+    values[:, :, 1] *= spread
+    told = sum(
+        any("**" in said for said in verdicts([Comparison(*sides) for sides in page]))
+        for page in values.tolist()
+    )
+    assert told / PAGES <= 0.05 or spread > 1
+    # Known but for chance: three standard deviations of a share of so many pages.
+    assert abs(told / PAGES - level) <= 3 * math.sqrt(level / PAGES)
 
 
 @pytest.mark.parametrize(
     ("better", "worse", "held", "said"),
     [
-        ([4, 5, 6], [1, 2, 3], True, "**holds here**"),
-        ([4, 5, 6], [1, 2, 3], False, "**does not hold here**"),
-        ([1, 2, 3], [4, 5, 6], True, "**the opposite was found here**"),
-        ([1, 2, 3], [4, 5, 6], False, "**holds here**"),
-        ([3, 5, 6], [1, 2, 4], True, "no difference that these seeds could tell"),
-        ([9], [1], True, "no difference that these seeds could tell"),
-        ([9, 8, math.nan], [1, 2, 3], True, "cannot be told"),
+        ([5, 6, 7, 8], [1, 2, 3, 4], True, "**holds here** (p = 0.029, corrected 0.029)"),
+        ([5, 6, 7, 8], [1, 2, 3, 4], False, "**does not hold here** (p"),
+        ([1, 2, 3, 4], [5, 6, 7, 8], True, "**the opposite was found here** (p"),
+        ([1, 2, 3, 4], [5, 6, 7, 8], False, "**holds here** (p"),
+        ([4, 6, 7, 8], [1, 2, 3, 5], True, "no difference that these seeds could tell"),
+        ([4, 5, 6], [1, 2, 3], True, "cannot be told with 3 seeds (p = 0.1, corrected 0.1)"),
+        ([9], [1], True, "cannot be told with 1 seed (p = 1, corrected 1)"),
+        ([9, 8, 7, math.nan], [1, 2, 3, 4], True, "cannot be told: a value is missing"),
         # Runs that never arrive, as negative infinities.
-        ([-20, -math.inf, -math.inf], [-30, -math.inf, -20], True, "no difference"),
-        ([-math.inf] * 3, [-30, -30, -20], True, "**the opposite was found here**"),
-        ([-math.inf] * 3, [-math.inf] * 3, True, "no difference"),
+        ([-20, -math.inf, -math.inf, -9], [-30, -math.inf, -20, -9], True, "no difference"),
+        ([-math.inf] * 4, [-30, -30, -20, -9], True, "**the opposite was found here**"),
+        ([-math.inf] * 4, [-math.inf] * 4, True, "no difference"),
     ],
 )
 def test_verdicts_need_more_than_chance(
     better: list[float], worse: list[float], held: bool, said: str
 ) -> None:
-    assert verdict_of(better, worse, held=held).startswith(said)
+    assert verdicts([Comparison(better, worse, held)])[0].startswith(said)
+
+
+def test_verdicts_of_several_expectations_need_more() -> None:
+    clear = Comparison([5, 6, 7, 8], [1, 2, 3, 4])
+    assert all(said.startswith("cannot be told with 4 seeds") for said in verdicts([clear] * 2))
+    clear = Comparison([6, 7, 8, 9, 10], [1, 2, 3, 4, 5])  # p 0.0079
+    nearly = Comparison([4, 7, 8, 9, 10], [1, 2, 3, 5, 6])  # p 0.032
+    assert verdicts([nearly])[0].startswith("**holds here**")
+    assert [said[:9] for said in verdicts([clear, nearly])] == ["**holds h", "**holds h"]
+    assert [said[:9] for said in verdicts([nearly, clear, nearly])] == [
+        "no differ", "**holds h", "no differ",
+    ]  # fmt: skip
 
 
 def test_the_page_tells_what_was_run_and_whether_expectations_held(tmp_path: Path) -> None:
-    page = study_page(
-        study(tmp_path), OUTCOMES, command="bash launch/run.sh study x", plot_name="x.svg"
-    )
+    found = study(tmp_path)
+    page = study_page(found, OUTCOMES, command="bash launch/run.sh study x", plot_name="x.svg")
     assert "| 1 k | random | 11.00 ± 1.00 |" in page
     assert "`train.max_steps=5`" in page
     assert "| vectors | `a.b=c` |" in page
     assert "![test BLEU](x.svg)" in page
+    assert page.count("2 cores, 23 GiB, a CPU; torch 9") == 1
+    assert "Holm's correction for the 5 expectations of this page" in page
+    assert "3 seeds cannot tell any difference from chance here: where all of one side" in page
+    assert "p is 0.1, after the correction 0.5. 5 seeds could." in page
+    assert "over seeds, without those that are told beside a figure. The checkpoint" in page
     lines = [line for line in page.splitlines() if line.startswith("- ")]
-    assert "**holds here**" in lines[0]
+    assert all("— cannot be told with 3 seeds (p = " in line for line in lines)
+    assert "(p = 0.1, corrected 0.5): test BLEU 21.00 ± 1.00 (pairs 1 k, start vectors)" in lines[0]
+    other = replace(OUTCOMES[0], machine=MACHINE | {"cores": 99})
+    assert "2 cores, 23 GiB, a CPU; torch 9; and on: 99 cores" in study_page(
+        found, [*OUTCOMES, other], command="x", plot_name=None
+    )
+    some = study_page(found, lacking({0: math.nan}), command="x", plot_name=None)
+    assert "| 1 k | random | 11.50 ± 0.71 (1 of 3 missing) |" in some
+    assert "— cannot be told: a value is missing: test BLEU 21.00" in some
+    short = found.model_copy(update={"measures": ["bleu"], "expectations": []})
+    short = short.model_copy(update={"plot": None})
+    assert "deviation over seeds. The" in study_page(short, OUTCOMES, command="x", plot_name=None)
+    two_more = [replace(one, seed=one.seed + 3) for one in OUTCOMES if one.seed < 3]
+    page = study_page(
+        found.model_copy(update={"seeds": [1, 2, 3, 4, 5]}), [*OUTCOMES, *two_more],
+        command="x", plot_name=None,
+    )  # fmt: skip
+    assert "seeds cannot" not in page
+    lines = [line for line in page.splitlines() if line.startswith("- ")]
+    assert "**holds here** (p = 0.0079, corrected 0.04)" in lines[0]
     assert "**the opposite was found here**" in lines[1]
     assert "no difference that these seeds could tell" in lines[2]
     assert "**holds here**" in lines[3]
     assert "no difference" in lines[4]
-    assert "(1 of 3 never)" in lines[4]
-    assert page.count("2 cores, 23 GiB, a CPU; torch 9") == 1
-    other = replace(OUTCOMES[0], machine=MACHINE | {"cores": 99})
-    assert "2 cores, 23 GiB, a CPU; torch 9; and on: 99 cores" in study_page(
-        study(tmp_path), [*OUTCOMES, other], command="x", plot_name=None
-    )
+    assert "(1 of 5 never)" in lines[4]
 
 
 def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
@@ -640,6 +747,51 @@ def test_a_point_is_the_mean_with_a_bar_of_a_deviation(tmp_path: Path, drawn: li
     assert [text.get_text() for text in drawn[2].get_xticklabels()] == ["random", "vectors"]
 
 
+def lacking(bleu: dict[int, float]) -> list[Outcome]:
+    """The outcomes, some (by their place) with another BLEU."""
+    return [replace(one, measures=one.measures | {"bleu": bleu.get(number, one.measures["bleu"])})
+            for number, one in enumerate(OUTCOMES)]  # fmt: skip
+
+
+def test_what_is_missing_is_drawn_as_missing(tmp_path: Path, drawn: list[Any]) -> None:
+    path = str(tmp_path / "x.svg")
+
+    def texts(axes: Any) -> set[tuple[str, float]]:
+        return {(text.get_text(), text.xy[0]) for text in axes.texts}
+
+    def marks(line: Any) -> list[tuple[float, float]]:
+        return [(x, y) for x, y in line.get_xydata().tolist() if not math.isnan(y)]
+
+    plot = STUDY["plot"] | {"measure": "steps_to_reference"}
+    never = load_study(written(tmp_path, plot=plot))
+    assert isinstance(never, TrainingStudy)
+    draw_study(never, OUTCOMES, path)
+    (axes,) = drawn
+    random, vectors = (container.lines[0] for container in axes.containers)
+    assert marks(random) == [(1000.0, 70 / 3), (5000.0, 20.0)]
+    assert marks(vectors) == []  # one of three never arrived with 1 k pairs, none with 5 k
+    (alone,) = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
+    assert marks(alone) == [(1000.0, 10.0), (1000.0, 20.0)]
+    assert (alone.get_marker(), alone.get_color()) == (vectors.get_marker(), one_hot.GREY)
+    # The line's own name stands beside its last mark, and beside what is told above the axes.
+    assert texts(axes) == {
+        ("random", 5000.0), ("vectors", 1000.0), ("vectors:", 0),
+        ("1 of 3 never", 1000.0), ("never", 5000.0),
+    }  # fmt: skip
+    assert axes.get_xlim()[0] < 1000 < 5000 < axes.get_xlim()[1]
+
+    draw_study(study(tmp_path), lacking({9: math.nan, 10: math.nan, 11: math.nan}), path)
+    axes = drawn[1]
+    assert texts(axes) == {
+        ("random", 5000.0), ("vectors", 1000.0), ("vectors:", 0), ("no value", 5000.0)
+    }  # fmt: skip
+    draw_study(study(tmp_path), lacking(dict.fromkeys(range(12), math.nan)), path)
+    axes = drawn[2]
+    assert [text.get_text() for text in axes.texts].count("no value") == 4
+    assert list(axes.get_yticks()) == []
+    assert axes.get_xlim()[0] < 1000 < 5000 < axes.get_xlim()[1]
+
+
 def test_the_command_writes_the_page_of_a_study(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -656,7 +808,14 @@ def test_the_command_writes_the_page_of_a_study(
     monkeypatch.setattr("dist_embed.study.run.run_study", run)
     assert main(["study", given]) == 0
     page = tmp_path / "s" / "page.md"
-    assert capsys.readouterr().out == f"run 1 of 12\n→ {page}\n"
+    few, *shown_lines = capsys.readouterr().out.splitlines()
+    assert few.startswith("3 seeds cannot tell any difference from chance here")
+    assert shown_lines == [
+        "run 1 of 12",
+        "1 k, vectors: steps to reference: 1 of 3 never",
+        "5 k, vectors: steps to reference: never",
+        f"→ {page}",
+    ]
     wanted = study(tmp_path).model_copy(update={"folder": str(tmp_path / "s")})
     command = "bash launch/run.sh study 'a b.yaml'"
     assert shown == [wanted]
