@@ -22,6 +22,6 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     config = load_config(arguments.config, arguments.overrides)
     config = with_absolute_paths(config, on_cluster=False)
-    data = ensure_data(config, print, force=arguments.force)
+    data = ensure_data(config, print, force=arguments.force, renew=True)
     sizes = ", ".join(f"{side} {size:,}" for side, size in data.vocabulary_size.items())
     print(f"prepared in {config.data.uri}; vocabulary: {sizes}")

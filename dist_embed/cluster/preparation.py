@@ -20,6 +20,7 @@ from dist_embed.config.schema import (
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.inflected import InflectedLanguage
+from dist_embed.data.inputs import Comparison, compare_inputs
 from dist_embed.data.lexicon import ensure_lexicon
 from dist_embed.data.prepare import prepare_data
 from dist_embed.data.synthetic import SyntheticLanguage
@@ -61,17 +62,26 @@ def with_absolute_paths(config: Config, *, on_cluster: bool) -> Config:
     return Config.model_validate(values)
 
 
-def ensure_data(config: Config, say: Say, *, force: bool = False) -> PreparedData:
+def ensure_data(
+    config: Config, say: Say, *, force: bool = False, renew: bool = False
+) -> PreparedData:
     """The prepared data of ``config``; prepared now where it is not there yet.
 
+    Args:
+        config: its corpora need not be there where their prepared data are.
+        say: takes lines of progress, and what is not known of the corpora.
+        force: prepare again what is there.
+        renew: prepare again what was prepared from other files; otherwise they are refused.
+
     Raises:
-        UserError: the folder holds data prepared with other settings (unless ``force``).
+        UserError: the folder holds data prepared with other settings, or from files that have
+            changed since.
     """
     settings = _data_settings(config)
+    data = None
     if not force and storage.exists(storage.join(config.data.uri, INDEX_NAME)):
-        data = PreparedData.read(config.data.uri)
-        _check_settings(config, data, settings)
-    else:
+        data = _check(config, PreparedData.read(config.data.uri), settings, say, renew=renew)
+    if data is None:
         data = _prepare(config, settings, say)
     if config.data.lexicon_translations:
         ensure_lexicon(
@@ -84,7 +94,46 @@ def ensure_data(config: Config, say: Say, *, force: bool = False) -> PreparedDat
     return data
 
 
-def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]) -> None:
+def _check(
+    config: Config, data: PreparedData, settings: dict[str, Any], say: Say, *, renew: bool
+) -> PreparedData | None:
+    """``data``, if they are those of the configuration; None: they are to be prepared anew."""
+    corpora = _given_corpora(config)
+    found = compare_inputs(data.inputs or {}, corpora) if data.inputs is not None else Comparison()
+    _check_settings(config, data, settings, found.same)
+    if found.changed:
+        changed = "the corpora have changed since:\n  " + "\n  ".join(found.changed)
+        if not renew:
+            raise UserError(
+                f"{config.data.uri} holds prepared data, and {changed}\nPrepare them anew: "
+                "dist-embed prepare CONFIG (a run that was trained on the old ones does not go on "
+                "with others), or give data.uri another folder"
+            )
+        say(f"preparing anew: {changed}")
+        return None
+    if corpora and data.inputs is None:
+        say(
+            f"{config.data.uri} does not say what it was prepared from: whether the corpora have "
+            "changed since is not known (`dist-embed prepare CONFIG --force` prepares it anew)"
+        )
+    if found.absent:
+        say(
+            f"whether the corpora have changed since {config.data.uri} was prepared from them is "
+            f"not known: {'; '.join(found.absent)}"
+        )
+    if found.copied:
+        files = f"{len(found.copied):,} files of the corpora have another name or time than when "
+        say(files + "they were prepared, and the same content")
+        if renew:
+            data = replace(data, inputs=found.now)
+            storage.write_text(storage.join(config.data.uri, INDEX_NAME), data.to_json())
+    return data
+
+
+def _check_settings(
+    config: Config, data: PreparedData, settings: dict[str, Any], same: set[str]
+) -> None:
+    """Raises UserError where settings differ; names of files with the ``same`` content may."""
     # Keys that came later: prepared then as their defaults prepare now.
     there = {f"tokenizer.{k}": v for k, v in TokenizerSection().model_dump().items()}
     there |= {"data.max_sentences": DataSection().max_sentences}
@@ -92,7 +141,7 @@ def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]
     different = [
         f"{key}: {there.get(key)!r} there, {settings.get(key)!r} here"
         for key in sorted({*there, *settings})
-        if there.get(key) != settings.get(key)
+        if there.get(key) != settings.get(key) and key.removeprefix("data.") not in same
     ]
     if different:
         raise UserError(
@@ -104,7 +153,8 @@ def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]
 
 
 def _prepare(config: Config, settings: dict[str, Any], say: Say) -> PreparedData:
-    corpora = _corpora(config, say)
+    generated = config.data.synthetic or config.data.inflected
+    corpora = _generate(generated, config.data.uri, say) if generated else _given_corpora(config)
     if config.data.max_sentences:
         corpora["train"] = replace(corpora["train"], limit=config.data.max_sentences)
     data = prepare_data(
@@ -124,6 +174,7 @@ def _prepare(config: Config, settings: dict[str, Any], say: Say) -> PreparedData
         num_processes=config.data.num_processes,
         shard_sentences=config.data.shard_sentences,
         say=say,
+        generated=generated is not None,
     )
     for name, split in data.splits.items():
         tokens = sum(shard.target_tokens for shard in split.shards)
@@ -159,10 +210,8 @@ def _data_settings(config: Config) -> dict[str, Any]:
     return settings | {f"tokenizer.{k}": v for k, v in config.tokenizer.model_dump().items()}
 
 
-def _corpora(config: Config, say: Say) -> dict[str, ParallelText]:
-    generated = config.data.synthetic or config.data.inflected
-    if generated is not None:
-        return _generate(generated, config.data.uri, say)
+def _given_corpora(config: Config) -> dict[str, ParallelText]:
+    """The corpora that are files of the user's."""
     found = {
         "train": config.data.train,
         "validation": config.data.validation,

@@ -26,7 +26,7 @@ Values under `run.uri`, `data.uri`, `data.num_processes`, `data.lexicon_translat
 For all others `dist-embed train` refuses a run folder that was started with another value, and
 names the keys. `--force` goes on from the newest checkpoint with the new values; values that change
 shape or type of a saved tensor, or the training data, are still refused. Prepared data may be
-moved, and prepared again with other held-out texts.
+moved, and prepared again with other held-out texts; corpora may be moved and renamed.
 """
 
 

@@ -54,14 +54,14 @@ def read_pairs(corpus: ParallelText) -> Iterator[Pair]:
 
 def _all_pairs(corpus: ParallelText) -> Iterator[Pair]:
     if corpus.pairs:
-        for uri in _expand(corpus.pairs):
+        for uri in expand(corpus.pairs):
             name = uri.removesuffix(".gz").removesuffix(".zst")
             if name.lower().endswith(".parquet"):
                 yield from _parquet_pairs(uri, corpus.columns)
             else:
                 yield from _tsv_pairs(uri, corpus.columns)
         return
-    sources, targets = _expand(corpus.source), _expand(corpus.target)
+    sources, targets = expand(corpus.source), expand(corpus.target)
     if len(sources) != len(targets):
         raise CorpusError(
             f"{len(sources)} source files but {len(targets)} target files: they must pair up; "
@@ -96,7 +96,8 @@ def decoded_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
             ) from None
 
 
-def _expand(patterns: tuple[str, ...]) -> list[str]:
+def expand(patterns: tuple[str, ...]) -> list[str]:
+    """The files of a corpus in the order in which they are read. Raises CorpusError."""
     files: list[str] = []
     for pattern in patterns:
         try:

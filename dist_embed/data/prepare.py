@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import Pair, ParallelText, read_pairs
 from dist_embed.data.encoding import EncodingPool, LengthRule, encoding_pool
+from dist_embed.data.inputs import check_unchanged, record_inputs
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData, Split
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.vocabulary import TokenizerRecipe, learn_vocabularies
@@ -36,6 +37,7 @@ def prepare_data(
     num_processes: int,
     shard_sentences: int,
     say: Callable[[str], None],
+    generated: bool = False,
 ) -> PreparedData:
     """Prepare ``corpora`` (split name to text; ``train`` must be there) below ``data_uri``.
 
@@ -48,6 +50,7 @@ def prepare_data(
         num_processes: processes that count and encode; 0: one per core.
         shard_sentences: sentence pairs per token shard.
         say: takes lines of progress.
+        generated: the corpora were made for this; otherwise their files are recorded.
 
     Raises:
         UserError: a corpus that cannot be used; ``data.json`` is then not written. Where not even
@@ -56,6 +59,7 @@ def prepare_data(
     train = corpora["train"]
     for text in corpora.values():
         _check_readable(text)
+    inputs = {} if generated else record_inputs(corpora, say)
     storage.remove(storage.join(data_uri, INDEX_NAME))
     vocabularies = learn_vocabularies(train, recipe, num_processes, say)
     tokenizers = vocabularies.tokenizers
@@ -72,6 +76,7 @@ def prepare_data(
             f"no training pair is left: {splits['train'].dropped_empty} had an empty side, "
             f"{splits['train'].dropped_long} were longer than data.max_tokens={rule.max_tokens}"
         )
+    check_unchanged(inputs)
     for side, tokenizer in tokenizers.items():
         storage.write_text(storage.join(data_uri, tokenizer_name(side)), tokenizer.to_json())
         _write_vocabulary(_vocabulary_uri(data_uri, side), tokenizer, vocabularies.counts[side])
@@ -80,6 +85,7 @@ def prepare_data(
         vocabulary_size={side: tokenizer.size for side, tokenizer in tokenizers.items()},
         shared_vocabulary=recipe.shared,
         splits=splits,
+        inputs=inputs,
     )
     storage.write_text(storage.join(data_uri, INDEX_NAME), data.to_json())
     _remove_shards_of_before(data_uri, data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
+from dist_embed.data.inputs import Inputs, inputs_from_json
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
 
-FORMAT = 1
+FORMAT = 2  # 1: without inputs
 INDEX_NAME = "data.json"
 SIDES = ("source", "target")
 
@@ -68,6 +69,7 @@ class PreparedData:
         vocabulary_size: V for source and target.
         shared_vocabulary: whether both sides have one vocabulary.
         splits: train and, where given, validation and test.
+        inputs: the files it was prepared from; none for generated text; None: nobody wrote it down.
     """
 
     settings: dict[str, Any]
@@ -75,6 +77,7 @@ class PreparedData:
     shared_vocabulary: bool
     splits: dict[str, Split]
     format: int = FORMAT
+    inputs: Inputs | None = None
 
     def held_out(self, name: str, data_uri: str) -> Split:
         """The split of that name. Raises UserError where there is none, or it is for training."""
@@ -88,11 +91,14 @@ class PreparedData:
 
     def to_json(self) -> str:
         """The content of ``data.json``."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        values = asdict(self)
+        if self.inputs is None:
+            del values["inputs"]
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
     def digest(self) -> str:
-        """SHA-256 of ``data.json``, in hex."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+        """SHA-256 of ``data.json`` without its inputs, whose names and times may become others."""
+        return hashlib.sha256(replace(self, inputs=None).to_json().encode()).hexdigest()
 
     @classmethod
     def read(cls, data_uri: str) -> PreparedData:
@@ -106,13 +112,16 @@ class PreparedData:
 
     @classmethod
     def _from_dict(cls, values: dict[str, Any], uri: str) -> PreparedData:
-        if values.get("format") != FORMAT:
-            raise UserError(f"{uri}: format {values.get('format')!r}; this version reads {FORMAT}")
+        if values.get("format") not in (1, FORMAT):
+            raise UserError(
+                f"{uri}: format {values.get('format')!r}; this version reads 1 and {FORMAT}"
+            )
         splits = {
             name: Split(**(split | {"shards": [ShardInfo(**s) for s in split["shards"]]}))
             for name, split in values.pop("splits").items()
         }
-        return cls(splits=splits, **values)
+        inputs = inputs_from_json(values.pop("inputs", None))
+        return cls(splits=splits, inputs=inputs, **values)
 
 
 @dataclass

@@ -6,11 +6,13 @@ Credentials come from where the store's client looks for them: environment, prof
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -31,6 +33,24 @@ _S3_CONFIG: dict[str, Any] = {
     "connect_timeout": 10,
     "read_timeout": 60,
 }
+
+# What file systems call the time, or what else another content has another of, best first. Both
+# "created" and an ETag are new where a file has been replaced.
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "Last-Modified", "created", "ETag")
+_DIGEST_BLOCK_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What a file's folder says of it.
+
+    Attributes:
+        size_bytes: None where its server does not say.
+        modified: seconds since the epoch, or what the server gives as text; None: it gives nothing.
+    """
+
+    size_bytes: int | None
+    modified: float | str | None
 
 
 def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -89,6 +109,35 @@ def exists(uri: str) -> bool:
         return bool(fs.exists(path))
 
     return _called(fs, "look at", uri, look)
+
+
+def stamp(uri: str) -> Stamp:
+    """A file's size and time. Raises FileNotFoundError, or StoreUnavailable."""
+    fs, path = filesystem(uri)
+
+    def look() -> dict[str, Any]:
+        fs.invalidate_cache()
+        info: dict[str, Any] = fs.info(path)
+        return info
+
+    info = _called(fs, "look at", uri, look)
+    size = info.get("size")
+    time: Any = next((info[key] for key in _TIMES if info.get(key)), None)
+    if hasattr(time, "timestamp"):
+        time = time.timestamp()
+    return Stamp(
+        None if size is None else int(size),
+        float(time) if isinstance(time, (int, float)) else time and str(time),
+    )
+
+
+def sha256_of(uri: str) -> str:
+    """SHA-256 of a file's bytes as stored, in hex. Raises OSError, or StoreUnavailable."""
+    digest = hashlib.sha256()
+    with open_file(uri) as file:
+        while block := file.read(_DIGEST_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_bytes(uri: str) -> bytes:

@@ -159,8 +159,10 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) 
     path.write_text(yaml.safe_dump(values))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
-    def ensure_data(config: Any, say: Callable[[str], None], *, force: bool = False) -> Any:
-        say(f"preparing {config.data.uri}, forced: {force}")
+    def ensure_data(
+        config: Any, say: Callable[[str], None], *, force: bool = False, renew: bool = False
+    ) -> Any:
+        say(f"preparing {config.data.uri}, forced: {force}, renewed: {renew}")
         return prepared.data
 
     monkeypatch.setattr("dist_embed.cluster.preparation.ensure_data", ensure_data)
@@ -197,7 +199,7 @@ def test_train(
     assert checked == [(str(tmp_path / "trained"), True)]
     said = capsys.readouterr().out.splitlines()
     assert said == [
-        f"preparing {prepared.uri}, forced: False", f"{TRAIN} begins",
+        f"preparing {prepared.uri}, forced: False, renewed: False", f"{TRAIN} begins",
         "trained 9 steps; peak memory of worker 0: 1.50 GiB",
     ]  # fmt: skip
 
@@ -321,7 +323,7 @@ def test_prepare(
     for force in (False, True):
         assert main(["prepare", config, *(["--force"] if force else [])]) == 0
         assert capsys.readouterr().out.splitlines() == [
-            f"preparing {prepared.uri}, forced: {force}",
+            f"preparing {prepared.uri}, forced: {force}, renewed: True",
             f"prepared in {prepared.uri}; vocabulary: {sizes}",
         ]
 

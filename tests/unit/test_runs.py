@@ -182,6 +182,16 @@ def test_what_decides_nothing_learned_may_change(
     assert read_run_config(other.run.uri) == other
 
 
+def test_corpora_may_have_other_names(prepared: Prepared, tmp_path: Path) -> None:
+    files = ("data.synthetic=null", "data.train={source: a, target: [b, c]}", "data.test.pairs=d")
+    open_run(with_data(prepared, tmp_path, *files), force=False)
+    add_checkpoint(str(tmp_path / "run"))
+    moved = ("data.synthetic=null", "data.train={source: e, target: [f, g]}", "data.test.pairs=h")
+    open_run(with_data(prepared, tmp_path, *moved), force=False)
+    with pytest.raises(UserError, match=r"data\.train\.source_column"):
+        open_run(with_data(prepared, tmp_path, *files, "data.train.source_column=x"), force=False)
+
+
 @pytest.mark.parametrize(
     "override",
     ["run.seed=2", "train.batch_tokens=99", "train.accumulate=2", "tokenizer.lowercase=true",

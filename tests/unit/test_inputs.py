@@ -1,0 +1,234 @@
+"""Prepared data and the files that they were prepared from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_embed.cluster import preparation
+from dist_embed.config.errors import UserError
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
+from dist_embed.data.corpus import CorpusError, ParallelText
+from dist_embed.data.inputs import InputFile, compare_inputs, record_inputs
+from dist_embed.data.lexicon import Lexicon
+from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
+from dist_embed.storage import uri as storage
+from tests.unit.small_corpus import one_is_this_process, prepare, sentences
+
+OLD = Path(__file__).parent / "old_data" / "format-1"
+TEXTS = {
+    "s.txt": "a b c\nd e f\nb d\na f c e\n", "t.txt": "x y z\nu v w\ny u\nx w z v\n",
+    "v.tsv": "source\ttarget\na b\tx y\nd f\tu w\n",
+}  # fmt: skip
+# Of the same size as s.txt.
+OTHER_TEXT = "a b c\nd e f\nd b\na f c e\n"
+
+
+@pytest.fixture(autouse=True)
+def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in TEXTS.items():
+        (tmp_path / name).write_text(text)
+
+
+def config_of(source: Any = "s.txt", **data: Any) -> Config:
+    values = {
+        "uri": "data", "train": {"source": source, "target": "t.txt"},
+        "validation": {"pairs": "v.tsv"}, "num_processes": 1, "shard_sentences": 3,
+        "lexicon_translations": 2,
+    }  # fmt: skip
+    return config_from_dict({
+        "run": {"uri": "run"}, "train": {"max_steps": 1}, "data": values | data,
+        "tokenizer": {"shared": False}, "model": {"share_embeddings": "none"},
+    })  # fmt: skip
+
+
+def ensured(config: Config, **options: bool) -> tuple[PreparedData, list[str]]:
+    said: list[str] = []
+    with one_is_this_process(1):
+        return preparation.ensure_data(config, said.append, **options), said
+
+
+def digests_counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    read: list[str] = []
+    original = storage.sha256_of
+    monkeypatch.setattr(storage, "sha256_of", lambda uri: (read.append(uri), original(uri))[1])
+    return read
+
+
+def test_a_replaced_corpus_is_refused_and_prepared_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = ensured(config_of())
+    assert first.inputs is not None
+    assert set(first.inputs) == {"train.source", "train.target", "validation.pairs"}
+    read = digests_counted(monkeypatch)
+    assert ensured(config_of(), renew=True) == (first, [])
+    assert read == []  # size and time were enough
+
+    for text, difference in (
+        (OTHER_TEXT, r"s\.txt: other content than when"),
+        (TEXTS["s.txt"] + "a\n", r"s\.txt: 24 bytes when it was prepared, 26 now"),
+    ):
+        (tmp_path / "s.txt").write_text(text)
+        os.utime(tmp_path / "s.txt", (1, 1))
+        with pytest.raises(UserError, match=rf"{difference}[^$]*dist-embed prepare CONFIG") as told:
+            ensured(config_of())
+        assert "t.txt" not in str(told.value)
+    assert read == ["s.txt"]
+    (tmp_path / "s.txt").write_text(OTHER_TEXT)
+    second, said = ensured(config_of(), renew=True)
+    assert said[0].startswith("preparing anew: the corpora have changed since:\n  ")
+    assert "s.txt: other content" in said[0]
+    assert second != first
+    assert ensured(config_of()) == (second, [])
+    # The lexicon goes with the data.
+    assert Lexicon("data").index.data == second.digest()
+
+
+def test_a_copied_or_moved_corpus_is_none_that_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = ensured(config_of())
+    shutil.copy(tmp_path / "s.txt", tmp_path / "copy.txt")
+    os.utime(tmp_path / "copy.txt", (1, 1))
+    (tmp_path / "s.txt").write_text("another\n")
+    read = digests_counted(monkeypatch)
+    data, said = ensured(config_of("copy.txt"))
+    assert data == first
+    assert [line.split(" than ")[0] for line in said] == [
+        "1 files of the corpora have another name or time"
+    ]
+    # `prepare` writes down what they are called by now, and does not learn the lexicon again.
+    data, said = ensured(config_of("copy.txt"), renew=True)
+    assert (data.digest(), len(said)) == (first.digest(), 1)
+    assert read == ["copy.txt"] * 2
+    assert ensured(config_of("copy.txt")) == (data, [])
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "copy.txt", tmp_path / "elsewhere")
+    assert ensured(config_of("elsewhere/copy.txt")) == (data, [])
+    assert read == ["copy.txt"] * 2
+    # One of another content and name is another setting, as it always was.
+    (tmp_path / "other.txt").write_text(OTHER_TEXT)
+    with pytest.raises(UserError, match=r"data\.train\.source: 's\.txt' there, 'other\.txt' here"):
+        ensured(config_of("other.txt"), renew=True)
+
+
+def test_prepared_data_need_no_corpora(tmp_path: Path) -> None:
+    first, _ = ensured(config_of())
+    (tmp_path / "s.txt").unlink()
+    (tmp_path / "v.tsv").unlink()
+    for renew in (False, True):
+        data, said = ensured(config_of(), renew=renew)
+        assert data == first
+        assert len(said) == 1
+        assert said[0].endswith("is not known: s.txt is not there; v.tsv is not there")
+    (tmp_path / "t.txt").write_text(TEXTS["t.txt"].upper())
+    with pytest.raises(UserError, match=r"t\.txt: other content"):
+        ensured(config_of())
+
+
+def test_another_set_of_files_is_a_change(tmp_path: Path) -> None:
+    lines = TEXTS["s.txt"].splitlines(keepends=True)
+    for name, text in (("part1", lines[:2]), ("part2", lines[2:])):
+        (tmp_path / f"s.{name}").write_text("".join(text))
+    for name, text in (("part1", "x y z\nu v w\n"), ("part2", "y u\nx w z v\n")):
+        (tmp_path / f"t.{name}").write_text(text)
+        os.utime(tmp_path / f"s.{name}", (1, 1))
+    config = config_of(train={"source": "s.part*", "target": "t.part*"})
+    first, _ = ensured(config)
+    for side in "st":
+        (tmp_path / f"{side}.part3").write_text("a\n")
+    with pytest.raises(UserError, match=r"train\.source: 2 files .*, 3 now \(new: .*s\.part3\)"):
+        ensured(config)
+    for side in "st":
+        (tmp_path / f"{side}.part3").unlink()
+    assert ensured(config) == (first, [])
+    # Other names, by which they are read in another order.
+    shutil.move(tmp_path / "s.part1", tmp_path / "s.part9")
+    with pytest.raises(UserError, match=r"s\.part2: other content than when"):
+        ensured(config)
+
+
+def test_a_corpus_that_changes_while_it_is_read_is_named(tmp_path: Path) -> None:
+    def say(line: str) -> None:
+        if line == "encoding validation":
+            (tmp_path / "s.txt").write_text(OTHER_TEXT)
+
+    corpora = {
+        "train": ParallelText(("s.txt",), ("t.txt",)), "validation": ParallelText(pairs=("v.tsv",))
+    }  # fmt: skip
+    os.utime(tmp_path / "s.txt", (1, 1))
+    with pytest.raises(CorpusError, match=r"s\.txt was changed while data were prepared from it"):
+        prepare(tmp_path / "data", corpora, say=say)
+    assert not (tmp_path / "data" / "data.json").exists()
+
+
+@pytest.mark.parametrize("times", [True, False])
+def test_inputs_may_lie_at_urls(times: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "memory://inputs/p.tsv.gz"
+    storage.write_bytes(uri, b"stored bytes")
+    if not times:  # some servers give none
+        monkeypatch.setattr(storage, "_TIMES", ())
+    corpora = {"test": ParallelText(pairs=(uri,))}
+    recorded = record_inputs(corpora, lambda line: None)
+    (file,) = recorded["test.pairs"]
+    assert (file.uri, file.size_bytes) == (uri, 12)
+    assert (file.modified is not None) is times
+    read = digests_counted(monkeypatch)
+    assert compare_inputs(recorded, corpora).same == {"test.pairs"}
+    assert read == ([] if times else [uri])
+    storage.write_bytes(uri, b"other  bytes")
+    found = compare_inputs(recorded, corpora)
+    assert found.changed == [f"{uri}: other content than when it was prepared"]
+    unreachable = {"test": ParallelText(pairs=("nothing-of-that-kind://x",))}
+    assert "nothing-of-that-kind" in compare_inputs(recorded, unreachable).absent[0]
+
+
+def test_generated_text_has_no_inputs() -> None:
+    generated = {"sentences": 8, "held_out": 2, "nouns": 6, "verbs": 3, "adjectives": 3}
+    config = config_of(train=None, validation=None, synthetic=generated)
+    data, _ = ensured(config)
+    assert data.inputs == {}
+    assert ensured(config, renew=True) == (data, [])
+
+
+def test_data_prepared_before_go_on(tmp_path: Path) -> None:
+    shutil.copytree(OLD, tmp_path / "data")
+    before = (tmp_path / "data" / "data.json").read_bytes()
+    for renew in (False, True):
+        data, said = ensured(config_of(), renew=renew)
+        assert [line.split(":")[0] for line in said] == [
+            "data does not say what it was prepared from"
+        ]
+        assert data.inputs is None
+        # Its text is what a lexicon knows its data by.
+        assert (tmp_path / "data" / "data.json").read_bytes() == data.to_json().encode() == before
+    assert data.splits["train"].identity() == "4 pairs in 2 shards (f3e5f26b26b20966)"
+    again, _ = ensured(config_of(uri="again"))
+    assert again.splits == data.splits
+    tokens = [shard.name for shard in data.splits["train"].shards]
+    assert sentences(read_tokens("data", tokens)) == sentences(read_tokens("again", tokens))
+    assert read_texts("data", data.splits["validation"]) == (["a b", "d f"], ["x y", "u w"])
+    for side in ("source", "target"):
+        assert read_counts("data", side).tolist() == read_counts("again", side).tolist()
+        tokenizers = [load_tokenizers(uri)[side].to_json() for uri in ("data", "again")]
+        assert tokenizers[0] == tokenizers[1]
+
+
+def test_what_is_written_is_read_again() -> None:
+    file = InputFile("ä.txt", None, "Fri, 01 Jan 2027", "00")
+    data = PreparedData({}, {"source": 1, "target": 1}, False, {}, inputs={"train.pairs": [file]})
+    storage.write_text("data/data.json", data.to_json())
+    assert PreparedData.read("data") == data
+    values = json.loads(data.to_json())
+    del values["inputs"]
+    storage.write_text("data/data.json", json.dumps(values))
+    assert PreparedData.read("data").inputs is None
