@@ -75,9 +75,11 @@ def run_one_hot(study: OneHotStudy, say: Say) -> tuple[list[OneHotFigures], dict
     """
     kept = storage.join(study.folder, "figures.json")
     settings, here = study.model_dump(mode="json"), machine(device_name(torch.device("cpu")))
+    settings = {key: settings[key] for key in ("words", "width", "tokens", "rounds")}
     if storage.exists(kept):
         there = json.loads(storage.read_text(kept))
-        if (there["study"], there["machine"]) == (settings, here):
+        # Earlier versions stored the study's words beside its numbers.
+        if there["machine"] == here and there["study"].items() >= settings.items():
             return [_from_dict(entry) for entry in there["figures"]], here
     figures = []
     for words in study.words:

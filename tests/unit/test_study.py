@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ import yaml
 from dist_embed.cli.main import main
 from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.errors import ConfigError, RunStopped
+from dist_embed.config.load import load_config
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.plot import plot_into
@@ -338,22 +341,140 @@ def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
         assert isinstance(found, TrainingStudy)
         return {run.name for run in planned_runs(found)}
 
+    def settings(**values: Any) -> dict[str, Any]:
+        return {
+            "set": {"train.max_steps": 5, **{k.replace("__", "."): v for k, v in values.items()}}
+        }
+
     first = names()
     assert names() == first
     assert len(first) == 6
+    none_kept = names(**settings(checkpoint__keep_best=0))
     for changes in (
-        {"set": {"train.max_steps": 6}},
-        {"set": {"train.max_steps": 5, "search.beam": 1}},
-        {"set": {"train.max_steps": 5, "train.evaluate_every": 2}},
-        {"set": {"train.max_steps": 5, "cluster.num_workers": 3}},
-        {"word_vectors": [vectors]},
-        {"word_vectors": [vectors | {"epochs": 7}]},
+        settings(train__max_steps=6),
+        settings(search__beam=1),
+        settings(train__evaluate_every=2),
+        settings(cluster__num_workers=3),
+        settings(checkpoint__every_steps=3),
+        settings(checkpoint__keep_best=0, checkpoint__keep_last=2),
     ):
-        assert not names(**changes) & first, changes
-    assert not names(word_vectors=[vectors]) & names(word_vectors=[vectors | {"epochs": 7}])
+        assert not names(**changes) & (first | none_kept), changes
+    # What decides nothing: waits, failures that are outlived, places, vectors that no run takes.
+    for changes in (
+        settings(cluster__timeout_seconds=9.0, cluster__launcher="local", cluster__max_failures=1),
+        settings(checkpoint__timeout_seconds=9.0, checkpoint__keep_last=1, checkpoint__keep_best=2),
+        settings(data__num_processes=1, train__max_skipped_steps=2),
+        {"folder": "/g"},
+        {"word_vectors": [vectors]},
+    ):
+        assert names(**changes) == first, changes
+    start = {"model.share_embeddings": "none",
+             "embedding.tables.source": {"pretrained": {"uri": "{study}/v.txt"}}}  # fmt: skip
+    taken = {"set": plain["set"] | start, "word_vectors": [vectors]}
+    assert names(**taken) == names(**taken, folder="/g/h")
+    assert names(**taken) == names(**taken | {"word_vectors": [vectors, vectors | {"output": "w"}]})
+    assert not names(**taken) & names(**taken | {"word_vectors": [vectors | {"epochs": 7}]})
     levels = [{"name": "x"}, {"name": "y", "set": {"modl.width": 1}}]
     with pytest.raises(ConfigError, match="modl"):
         names(factors=[{"name": "a", "levels": levels}])
+
+
+OLD = Path(__file__).parent / "old_study"
+
+
+@pytest.fixture
+def old_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A study of two runs of two steps that 0.2.0 has trained."""
+    folder = tmp_path / "old"
+    shutil.copytree(OLD, folder)
+    monkeypatch.chdir(folder)  # its folder, a relative one, was part of its runs' names
+    (folder / "stored/runs").mkdir()
+    for file in (folder / "stored").glob("*.yaml"):
+        (folder / "stored/runs" / file.stem).mkdir()
+        file.rename(folder / "stored/runs" / file.stem / "config.yaml")
+    return folder
+
+
+def results_of(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """chrF of the old study's runs by level, after a change of its file; 0 where trained anew."""
+    path = Path("study.yaml")
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
+    found = load_study(str(path))
+    assert isinstance(found, TrainingStudy)
+    trained = {"measures": {"chrf": 0.0}, "validations": [], "machine": MACHINE}
+    with monkeypatch.context() as patched:
+        patched.setattr(study_run, "_train_and_score", lambda config, on_event: trained)
+        patched.setattr(study_run, "ensure_word_vectors", lambda *_: None)
+        outcomes = study_run.run_study(found, lambda event: None)
+    return {one.levels["start"]: one.measures["chrf"] for one in outcomes}
+
+
+BEFORE = {"random": 6.531202722852298, "vectors": 6.2157482398925215}
+OTHER_WAITS = {"set": {"cluster.timeout_seconds": 5.0, "checkpoint.keep_last": 1}}
+
+
+def test_results_of_before_are_used_where_what_decides_is_equal(
+    old_study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hint = "a new setting belongs in LATER, dist_embed/study/run.py"
+    assert results_of(OTHER_WAITS, monkeypatch) == BEFORE, hint
+    # They have the names of now: their runs' folders may go, and files of vectors.
+    shutil.rmtree(old_study / "stored/runs")
+    waits = {"set": {"cluster.timeout_seconds": 6.0}}
+    assert results_of(waits, monkeypatch) == BEFORE
+    assert len(list((old_study / "stored/results").iterdir())) == 4
+    assert results_of({"set": {"train.max_steps": 3}}, monkeypatch) == dict.fromkeys(BEFORE, 0.0)
+
+
+def test_results_of_before_need_their_runs_only_where_settings_changed(
+    old_study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(old_study / "stored/runs")
+    assert results_of({}, monkeypatch) == BEFORE
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"set": {"train.batch_tokens": 201}}, {"random", "vectors"}),
+        ({"set": {"checkpoint.keep_best": 0}}, {"random", "vectors"}),
+        ({"set": {"cluster.num_workers": 2}}, {"random", "vectors"}),
+        # Of how vectors were made a name of before says only that all were made so.
+        ({"word_vectors": []}, {"random", "vectors"}),
+    ],
+)
+def test_results_of_before_are_not_used_for_other_runs(
+    old_study: Path, monkeypatch: pytest.MonkeyPatch, change: Any, again: set[str]
+) -> None:
+    found = results_of(change, monkeypatch)
+    assert {level for level, chrf in found.items() if chrf == 0} == again
+
+
+def test_a_run_that_was_begun_before_goes_on_in_its_folder(old_study: Path) -> None:
+    shutil.rmtree(old_study / "stored/results")
+    found = load_study("study.yaml")
+    assert isinstance(found, TrainingStudy)
+    for run in planned_runs(found):
+        there = Path(run.config.run.uri)
+        assert (there / "config.yaml").exists()
+        assert there.name != run.name
+
+
+def test_a_setting_that_came_later_changes_no_name_as_it_was_before(
+    old_study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rescale = "embedding.tables.source.pretrained.rescale"
+    monkeypatch.setattr(study_run, "LATER", {"search.beam": 5, rescale: False})
+
+    def settings(*overrides: str) -> tuple[Any, Any]:
+        found = study_run._settings(load_config(str(old_study / "base.yaml"), list(overrides)))
+        source = found["embedding"]["tables"]["source"]
+        return found["search"].get("beam"), source and source["pretrained"].get("rescale")
+
+    start = "embedding.tables.source.pretrained.uri=x"
+    assert settings() == (None, None)
+    assert settings("search.beam=4", start) == (4, None)
+    assert settings("search.beam=5", start, f"{rescale}=true") == (None, True)
 
 
 def test_a_run_that_logged_no_speed_has_none_and_is_kept() -> None:
@@ -591,6 +712,11 @@ def test_one_hot_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert one.gradient_difference is not None
         assert one.gradient_difference < 1e-4
     assert len(said) == 6
+    for same in (wanted, wanted.model_copy(update={"title": "other"})):
+        assert run_one_hot(same, said.append) == (figures, machine)
+    kept = Path(wanted.folder) / "figures.json"
+    there = json.loads(kept.read_text())
+    kept.write_text(json.dumps(there | {"study": wanted.model_dump()}))  # as of 0.2.0
     assert run_one_hot(wanted, said.append) == (figures, machine)
     assert len(said) == 6
     monkeypatch.setattr(one_hot, "machine", lambda device: machine | {"cores": -1})
