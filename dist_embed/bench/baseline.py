@@ -16,6 +16,7 @@ from dist_embed.bench.plain_model import Step, plain_training_step
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.data.prepare import read_counts
+from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.device import device_name
@@ -33,21 +34,22 @@ def baseline_task(context: Context) -> dict[str, Any]:
     in float32, then both in bfloat16 where ``bf16`` is set, on the same batches.
     """
     config, group, options = context.config, context.group, context.options
-    data = PreparedData.read(config.data.uri)
+    data_uri = prepared_folder(config.data.uri)
+    data = PreparedData.read(data_uri)
     sides: dict[str, Step] = {}
     precisions = ["fp32", "bf16"] if options["bf16"] else ["fp32"]
     for precision in precisions:
-        sides[f"dist_embed {precision}"] = _our_step(config, data, group, precision)
+        sides[f"dist_embed {precision}"] = _our_step(config, data_uri, data, group, precision)
         sides[f"plain DDP {precision}"] = plain_training_step(
             config, data.vocabulary_size["source"], data.vocabulary_size["target"], group,
             bf16=precision == "bf16",
         )  # fmt: skip
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for step in sides.values():
-        _measure(step, _steps(config, data, group), WARM_UP_STEPS, group)
+        _measure(step, _steps(config, data_uri, data, group), WARM_UP_STEPS, group)
     for number in range(options["rounds"]):
         for name, step in sides.items():
-            speed = _measure(step, _steps(config, data, group), options["steps"], group)
+            speed = _measure(step, _steps(config, data_uri, data, group), options["steps"], group)
             speeds[name].append(speed)
         context.reporter.line(f"round {number + 1} of {options['rounds']} done")
     return {
@@ -59,18 +61,22 @@ def baseline_task(context: Context) -> dict[str, Any]:
     }
 
 
-def _our_step(config: Config, data: PreparedData, group: Group, precision: str) -> Step:
+def _our_step(
+    config: Config, data_uri: str, data: PreparedData, group: Group, precision: str
+) -> Step:
     train = config.train.model_copy(update={"precision": precision})
     config = config.model_copy(update={"train": train})
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
-    output = build_output(config, translator, partial(read_counts, config.data.uri, "target"))
+    output = build_output(config, translator, partial(read_counts, data_uri, "target"))
     return build_train_step(config, translator, output, optimizer).run
 
 
-def _steps(config: Config, data: PreparedData, group: Group) -> Iterator[StepBatches]:
+def _steps(
+    config: Config, data_uri: str, data: PreparedData, group: Group
+) -> Iterator[StepBatches]:
     loader = Loader(
-        config.data.uri,
+        data_uri,
         data.splits["train"].shards,
         batch_tokens=config.train.batch_tokens,
         seed=config.run.seed,

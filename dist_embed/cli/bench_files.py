@@ -138,13 +138,15 @@ def _export(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.export import measure_engine
     from dist_embed.bench.report import print_table
     from dist_embed.cluster.work import EVALUATE
+    from dist_embed.data.prepared_folder import prepared_folder
     from dist_embed.data.token_shards import PreparedData, read_texts
 
     config = run_config(arguments.run, arguments)
     options = {"split": arguments.split, "step": arguments.step}
     result = on_workers(EVALUATE, config, options, arguments.launcher)
-    data = PreparedData.read(config.data.uri)
-    sources, references = read_texts(config.data.uri, data.splits[arguments.split])
+    folder = prepared_folder(config.data.uri)
+    data = PreparedData.read(folder)
+    sources, references = read_texts(folder, data.splits[arguments.split])
     found = measure_engine(
         config, result["step"], sources, references, result["translations"], [None, "int8"]
     )

@@ -31,6 +31,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     import torch
 
     from dist_embed.bench.report import write_json
+    from dist_embed.data.prepared_folder import prepared_folder
     from dist_embed.data.training_words import count_target_words, unknown_share
     from dist_embed.parallel.device import device_name, resolve_device
     from dist_embed.train.word_recall import recall_by_count
@@ -44,9 +45,10 @@ def _compare(arguments: argparse.Namespace) -> None:
 
     references = in_common_case(_common_references(configs, arguments.split))
     # The same counts for all runs: those of the run that knows most of its training text.
-    unknown = {run: unknown_share(config.data.uri) for run, config in configs.items()}
+    data = {run: prepared_folder(config.data.uri) for run, config in configs.items()}
+    unknown = {run: unknown_share(data[run]) for run in configs}
     counted = min(unknown, key=lambda run: unknown[run])
-    counts = count_target_words(configs[counted].data.uri, lowercase=lowercase)
+    counts = count_target_words(data[counted], lowercase=lowercase)
     runs: dict[str, dict[str, Any]] = {}
     recalls: dict[str, list[Recall]] = {}
     for run, config in configs.items():
@@ -94,12 +96,14 @@ def _evaluated(run: str, config: Config, arguments: argparse.Namespace) -> dict[
 
 def _common_references(configs: dict[str, Config], split: str) -> list[str]:
     """The references of a split, which must be those of all runs, and so must its sources."""
+    from dist_embed.data.prepared_folder import prepared_folder
     from dist_embed.data.token_shards import PreparedData, read_texts
 
     texts: dict[str, tuple[list[str], list[str]]] = {}
     for run, config in configs.items():
-        part = PreparedData.read(config.data.uri).held_out(split, config.data.uri)
-        texts[run] = read_texts(config.data.uri, part)
+        folder = prepared_folder(config.data.uri)
+        part = PreparedData.read(folder).held_out(split, config.data.uri)
+        texts[run] = read_texts(folder, part)
     first = next(iter(texts))
     for run, found in texts.items():
         if found != texts[first]:

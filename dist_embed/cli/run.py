@@ -198,6 +198,7 @@ def _history(arguments: argparse.Namespace) -> None:
 
 def _quickstart(arguments: argparse.Namespace) -> None:
     from dist_embed.cluster.work import EVALUATE
+    from dist_embed.data.prepared_folder import prepared_folder
     from dist_embed.data.token_shards import PreparedData, read_texts
 
     config, _ = _train(arguments.config, arguments.overrides)
@@ -205,8 +206,9 @@ def _quickstart(arguments: argparse.Namespace) -> None:
         raise RunStopped("trained; stopped as asked before the test set was translated")
     print("\ntranslating the held-out test set")
     result = on_workers(EVALUATE, config, {"split": "test", "step": None}, "local")
-    data = PreparedData.read(config.data.uri)
-    sources, references = read_texts(config.data.uri, data.splits["test"])
+    folder = prepared_folder(config.data.uri)
+    data = PreparedData.read(folder)
+    sources, references = read_texts(folder, data.splits["test"])
     examples = zip(sources, result["translations"], references, strict=True)
     for source, translation, reference in islice(examples, 2):
         print(f"  source       {source}")
@@ -216,7 +218,7 @@ def _quickstart(arguments: argparse.Namespace) -> None:
     speed = _tokens_per_second(config.run.uri)
     print(f"training: {speed:,.0f} target tokens/s" if speed else "")
     run, untied = (shlex.quote(f"{config.run.uri}{ending}") for ending in ("", "-untied"))
-    texts = shlex.quote(f"{config.data.uri}/text/test.source.txt")
+    texts = shlex.quote(f"{folder}/text/test.source.txt")
     print(
         "\nNext:\n"
         f"  bash launch/run.sh checkpoint list {run}\n"

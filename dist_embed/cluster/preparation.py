@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,12 +22,14 @@ from dist_embed.data.corpus import ParallelText
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.data.inputs import Comparison, compare_inputs
-from dist_embed.data.lexicon import ensure_lexicon
+from dist_embed.data.lexicon import ensure_lexicon, fitting_lexicon
 from dist_embed.data.prepare import prepare_data
+from dist_embed.data.prepared_folder import new_folder, prepared_folder, publish, remove_others
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
 from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.storage import uri as storage
+from dist_embed.storage.turns import LONGEST_WAIT_SECONDS, NoTurn, StillOurs, taking_turns
 
 Say = Callable[[str], None]
 
@@ -78,24 +81,107 @@ def ensure_data(
             changed since.
     """
     settings = _data_settings(config)
-    data = None
-    if not force and storage.exists(storage.join(config.data.uri, INDEX_NAME)):
-        data = _check(config, PreparedData.read(config.data.uri), settings, say, renew=renew)
-    if data is None:
-        data = _prepare(config, settings, say)
+    data_uri = config.data.uri
+    said: set[str] = set()
+
+    def say_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            say(line)
+
+    ready = None if force else _sound(config, settings, say_once, renew=renew)
+    while ready is None:
+        with _preparing_alone(data_uri, say_once) as still_ours:
+            # Another process may have prepared it meanwhile.
+            ready = None if force else _sound(config, settings, say_once, renew=renew)
+            if ready is None:
+                ready = _prepare_anew(config, settings, say, still_ours)
+                force = False  # or else another process prepares it now
+    folder, data = ready
     if config.data.lexicon_translations:
-        ensure_lexicon(
-            config.data.uri,
-            data,
-            translations=config.data.lexicon_translations,
-            num_processes=config.data.num_processes,
-            say=say,
-        )
+        translations = config.data.lexicon_translations
+        if fitting_lexicon(folder, data, translations) is None:
+            with _preparing_alone(data_uri, say):
+                ensure_lexicon(
+                    folder,
+                    data,
+                    translations=translations,
+                    num_processes=config.data.num_processes,
+                    say=say,
+                )
     return data
 
 
+@contextmanager
+def _preparing_alone(data_uri: str, say: Say) -> Iterator[StillOurs]:
+    """For the length of a block only this process prepares anything there; others are waited for.
+
+    Raises:
+        UserError: another process did not end within `LONGEST_WAIT_SECONDS`.
+    """
+
+    def waiting() -> None:
+        say(
+            f"another process prepares data in {data_uri}: waiting for it, "
+            f"up to {LONGEST_WAIT_SECONDS / 3600:.0f} h"
+        )
+
+    try:
+        with taking_turns(data_uri, "preparing", waiting) as still_ours:
+            yield still_ours
+    except NoTurn as exc:
+        raise UserError(f"cannot prepare data in {data_uri}: {exc}") from exc
+
+
+def _sound(
+    config: Config, settings: dict[str, Any], say: Say, *, renew: bool
+) -> tuple[str, PreparedData] | None:
+    """The prepared data of the configuration and their folder; None: they are to be prepared."""
+    if not storage.exists(storage.join(config.data.uri, INDEX_NAME)):
+        return None
+    folder = prepared_folder(config.data.uri)
+    try:
+        there = PreparedData.read(folder)
+    except FileNotFoundError:
+        if prepared_folder(config.data.uri) != folder:  # another has been prepared just now
+            return _sound(config, settings, say, renew=renew)
+        raise UserError(
+            f"{config.data.uri} names {folder}, where no prepared data are; prepare it again: "
+            "dist-embed prepare CONFIG --force"
+        ) from None
+    data = _check(config, folder, there, settings, say, renew=renew)
+    return None if data is None else (folder, data)
+
+
+def _prepare_anew(
+    config: Config, settings: dict[str, Any], say: Say, still_ours: StillOurs
+) -> tuple[str, PreparedData] | None:
+    """New prepared data and their folder; None: another process has taken over."""
+    data_uri = config.data.uri
+    try:
+        with new_folder(data_uri) as folder:
+            data = _prepare(config, folder, settings, say)
+            if not still_ours():
+                raise UserError(f"another process prepares data in {data_uri}")
+            publish(data_uri, folder)
+    except Exception:
+        # Whoever has taken over may have removed what was being prepared.
+        if still_ours():
+            raise
+        say(f"another process has begun to prepare data in {data_uri}: using what it prepares")
+        return None
+    remove_others(data_uri, folder)
+    return folder, data
+
+
 def _check(
-    config: Config, data: PreparedData, settings: dict[str, Any], say: Say, *, renew: bool
+    config: Config,
+    folder: str,
+    data: PreparedData,
+    settings: dict[str, Any],
+    say: Say,
+    *,
+    renew: bool,
 ) -> PreparedData | None:
     """``data``, if they are those of the configuration; None: they are to be prepared anew."""
     corpora = _given_corpora(config)
@@ -126,7 +212,7 @@ def _check(
         say(files + "they were prepared, and the same content")
         if renew:
             data = replace(data, inputs=found.now)
-            storage.write_text(storage.join(config.data.uri, INDEX_NAME), data.to_json())
+            storage.write_text(storage.join(folder, INDEX_NAME), data.to_json())
     return data
 
 
@@ -152,13 +238,13 @@ def _check_settings(
         )
 
 
-def _prepare(config: Config, settings: dict[str, Any], say: Say) -> PreparedData:
+def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) -> PreparedData:
     generated = config.data.synthetic or config.data.inflected
-    corpora = _generate(generated, config.data.uri, say) if generated else _given_corpora(config)
+    corpora = _generate(generated, folder, say) if generated else _given_corpora(config)
     if config.data.max_sentences:
         corpora["train"] = replace(corpora["train"], limit=config.data.max_sentences)
     data = prepare_data(
-        config.data.uri,
+        folder,
         corpora,
         TokenizerRecipe(
             config.tokenizer.kind,
@@ -233,7 +319,7 @@ def _parallel_text(corpus: CorpusSection) -> ParallelText:
 
 
 def _generate(
-    wanted: SyntheticSection | InflectedSection, data_uri: str, say: Say
+    wanted: SyntheticSection | InflectedSection, folder: str, say: Say
 ) -> dict[str, ParallelText]:
     """Write the generated corpora as text files, where a user can look at them."""
     say(f"generating {wanted.sentences:,} synthetic sentence pairs")
@@ -246,7 +332,7 @@ def _generate(
     sizes = {"train": wanted.sentences, "validation": wanted.held_out, "test": wanted.held_out}
     corpora = {}
     for name, count in sizes.items():
-        uris = [storage.join(data_uri, "text", f"{name}.{side}.txt") for side in SIDES]
+        uris = [storage.join(folder, "text", f"{name}.{side}.txt") for side in SIDES]
         with storage.open_file(uris[0], "wb") as left, storage.open_file(uris[1], "wb") as right:
             for source, target in language.pairs(count, name, wanted.seed):
                 left.write(f"{source}\n".encode())

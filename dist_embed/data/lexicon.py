@@ -112,10 +112,15 @@ class Lexicon:
         return found
 
     def copy_to(self, folder_uri: str) -> None:
-        """Copy it below another folder, the index last."""
+        """Copy it below another folder, the index last.
+
+        Raises FileNotFoundError, UserError where it is learned again meanwhile.
+        """
         names = [*map(_part_name, range(self.index.parts)), INDEX_NAME]
         for name in names:
             content = storage.read_bytes(storage.join(self._uri, name))
+            if name == INDEX_NAME and LexiconIndex(**json.loads(content)) != self.index:
+                raise UserError(f"{self._uri} was learned again while it was copied; try again")
             storage.write_bytes(storage.join(folder_uri, FOLDER, name), content)
 
     def _read(self, part: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
@@ -125,6 +130,17 @@ class Lexicon:
         except (OSError, ParquetError) as exc:
             raise UserError(f"lexicon part {uri} cannot be read ({exc})") from exc
         return table.column("source").to_numpy(), table.column("target").to_numpy()
+
+
+def fitting_lexicon(data_uri: str, data: PreparedData, translations: int) -> LexiconIndex | None:
+    """What is said of the lexicon of prepared data, if it is one of these, with so many
+    translations; one that cannot be read is none.
+    """
+    try:
+        index = Lexicon(data_uri).index
+    except (FileNotFoundError, UserError):
+        return None
+    return index if (index.translations, index.data) == (translations, data.digest()) else None
 
 
 def ensure_lexicon(
@@ -147,12 +163,9 @@ def ensure_lexicon(
         block_pairs: pairs of words that a process counts at once.
     """
     digest = data.digest()
-    try:
-        index = Lexicon(data_uri).index
-        if (index.translations, index.data) == (translations, digest):
-            return index
-    except (FileNotFoundError, UserError):
-        pass  # none, or none that can be read: it is learned, as one that does not fit
+    there = fitting_lexicon(data_uri, data, translations)
+    if there is not None:
+        return there
     say("learning the lexicon")
     storage.remove(storage.join(data_uri, FOLDER, INDEX_NAME))
     shards = data.splits["train"].shards

@@ -24,8 +24,6 @@ from dist_embed.data.vocabulary import TokenizerRecipe, learn_vocabularies
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
 
-_SPLITS = ("train", "validation", "test")
-
 
 def prepare_data(
     data_uri: str,
@@ -42,7 +40,7 @@ def prepare_data(
     """Prepare ``corpora`` (split name to text; ``train`` must be there) below ``data_uri``.
 
     Args:
-        data_uri: where everything is written.
+        data_uri: where everything is written; nothing is there yet.
         corpora: the text of each split.
         recipe: how to learn the tokenizers from the training text.
         rule: what happens to long training pairs.
@@ -53,14 +51,12 @@ def prepare_data(
         generated: the corpora were made for this; otherwise their files are recorded.
 
     Raises:
-        UserError: a corpus that cannot be used; ``data.json`` is then not written. Where not even
-            its first line can be read, what was there stays.
+        UserError: a corpus that cannot be used; ``data.json`` is then not written.
     """
     train = corpora["train"]
     for text in corpora.values():
         _check_readable(text)
     inputs = {} if generated else record_inputs(corpora, say)
-    storage.remove(storage.join(data_uri, INDEX_NAME))
     vocabularies = learn_vocabularies(train, recipe, num_processes, say)
     tokenizers = vocabularies.tokenizers
     splits: dict[str, Split] = {}
@@ -88,17 +84,7 @@ def prepare_data(
         inputs=inputs,
     )
     storage.write_text(storage.join(data_uri, INDEX_NAME), data.to_json())
-    _remove_shards_of_before(data_uri, data)
     return data
-
-
-def _remove_shards_of_before(data_uri: str, data: PreparedData) -> None:
-    """What an earlier preparation left in the folder, with the texts that it stored."""
-    kept = {shard.name for split in data.splits.values() for shard in split.shards}
-    for split in _SPLITS:
-        for name in storage.names_in(storage.join(data_uri, split)):
-            if name.startswith("shard-") and f"{split}/{name}" not in kept:
-                storage.remove(storage.join(data_uri, split, name))
 
 
 def tokenizer_name(side: str) -> str:

@@ -16,9 +16,10 @@ from dist_embed.data.inputs import Inputs, inputs_from_json
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
 
-FORMAT = 2  # 1: without inputs
+FORMAT = 2  # 1: without inputs, and all files in the folder itself
 INDEX_NAME = "data.json"
 SIDES = ("source", "target")
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dist_embed.checkpoint.export import export_checkpoint
 from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import read_counts
+from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.explore.table import RunTable
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
@@ -99,7 +100,7 @@ def word_counts(table: RunTable) -> NDArray[np.int64]:
 
     Raises UserError where the folder holds other data by now.
     """
-    data_uri = read_run_config(table.run_uri).data.uri
+    data_uri = prepared_folder(read_run_config(table.run_uri).data.uri)
     try:
         check_vocabularies(table.run_uri, data_uri)
         return read_counts(data_uri, SIDE_OF_ROLE[table.role])

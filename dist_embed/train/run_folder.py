@@ -20,6 +20,7 @@ from dist_embed.config.load import config_from_dict, config_to_yaml, differences
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepare import tokenizer_name
+from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import SIDES
 from dist_embed.storage import uri as storage
 
@@ -79,7 +80,7 @@ def check_run_folder(config: Config, *, force: bool) -> None:
     run_uri = config.run.uri
     if not list_steps(run_uri):
         return
-    check_vocabularies(run_uri, config.data.uri)
+    check_vocabularies(run_uri, prepared_folder(config.data.uri))
     if force or not storage.exists(storage.join(run_uri, CONFIG_NAME)):
         return
     different = [
@@ -124,17 +125,17 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def write_run_folder(config: Config) -> None:
+def write_run_folder(config: Config, data_uri: str) -> None:
     """Write configuration, and tokenizers and lexicon of the prepared data, into the run's folder.
 
     Called by worker 0 once a checkpoint, if there is one, has been loaded: a configuration that
     does not fit it is not written. Not collective.
     """
     for side in SIDES:
-        text = storage.read_text(storage.join(config.data.uri, tokenizer_name(side)))
+        text = storage.read_text(storage.join(data_uri, tokenizer_name(side)))
         storage.write_text(storage.join(config.run.uri, tokenizer_name(side)), text)
     if config.data.lexicon_translations:
-        Lexicon(config.data.uri).copy_to(config.run.uri)
+        Lexicon(data_uri).copy_to(config.run.uri)
     storage.write_text(storage.join(config.run.uri, CONFIG_NAME), config_to_yaml(config))
 
 

@@ -66,12 +66,17 @@ def frozen_until(config: Config) -> dict[str, float]:
 
 
 def start_tables(
-    config: Config, lookup: RowLookup, tokenizers: dict[str, Tokenizer], say: Callable[[str], None]
+    config: Config,
+    data_uri: str,
+    lookup: RowLookup,
+    tokenizers: dict[str, Tokenizer],
+    say: Callable[[str], None],
 ) -> dict[str, Coverage]:
     """Fill the tables that start from files. Collective.
 
     Args:
         config: the run's.
+        data_uri: the folder of its prepared data, which have the words' counts.
         lookup: the tables, with fresh rows.
         tokenizers: of both sides.
         say: takes worker 0's lines about what was found.
@@ -87,7 +92,9 @@ def start_tables(
         if settings.pretrained is None:
             continue
         side = side_of_table[table]
-        found = _start_table(config, settings.pretrained, lookup, table, tokenizers[side], side)
+        found = _start_table(
+            config, data_uri, settings.pretrained, lookup, table, tokenizers[side], side
+        )
         for line in found.lines():
             say(line)
         coverages[table] = found
@@ -97,6 +104,7 @@ def start_tables(
 
 def _start_table(
     config: Config,
+    data_uri: str,
     wanted: PretrainedSection,
     lookup: RowLookup,
     table: str,
@@ -112,7 +120,7 @@ def _start_table(
             tensor=wanted.tensor,
         )
         if lookup.group.is_first:
-            counts = read_counts(config.data.uri, side)
+            counts = read_counts(data_uri, side)
     start = TableStart(
         lookup.weight(table),
         lookup.specs[table],

@@ -27,6 +27,7 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config, ModelSection
 from dist_embed.data.loader import Loader, Position
 from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.memory import table_bytes
@@ -123,9 +124,10 @@ def train_task(context: Context) -> dict[str, Any]:
     """
     config, group, reporter = context.config, context.group, context.reporter
     run_uri, train = config.run.uri, config.train
+    data_uri = _data_of_all(context)
     with all_or_none(group):
-        data = PreparedData.read(config.data.uri)
-        tokenizers = load_tokenizers(config.data.uri)
+        data = PreparedData.read(data_uri)
+        tokenizers = load_tokenizers(data_uri)
     must_equal = vocabularies(tokenizers, group) | training_data(config.data.uri, data)
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
@@ -149,18 +151,18 @@ def train_task(context: Context) -> dict[str, Any]:
     coverages = {}
     folder: RunFolder | None = None  # worker 0 looks after it
     if not loaded.step:
-        coverages = start_tables(config, translator.lookup, tokenizers, reporter.line)
+        coverages = start_tables(config, data_uri, translator.lookup, tokenizers, reporter.line)
     with all_or_none(group):
         if group.is_first:
-            write_run_folder(config)
+            write_run_folder(config, data_uri)
             write_coverages(run_uri, coverages)
             folder = RunFolder(run_uri)
     translation = build_translation(config, translator, tokenizers)
     with all_or_none(group):
-        output = build_output(config, translator, partial(read_counts, config.data.uri, "target"))
+        output = build_output(config, translator, partial(read_counts, data_uri, "target"))
     train_step = build_train_step(config, translator, output, optimizer)
     loader = Loader(
-        config.data.uri,
+        data_uri,
         data.splits["train"].shards,
         batch_tokens=train.batch_tokens,
         seed=config.run.seed,
@@ -171,11 +173,11 @@ def train_task(context: Context) -> dict[str, Any]:
     )
 
     def validate() -> float:
-        return exact_loss(translator, config.data.uri, data, "validation", train.batch_tokens)
+        return exact_loss(translator, data_uri, data, "validation", train.batch_tokens)
 
     def translate() -> Quality:
         return evaluate_translations(
-            translation, config.data.uri, data, "validation",
+            translation, data_uri, data, "validation",
             bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
         )  # fmt: skip
 
@@ -224,21 +226,22 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     the loss of so many tokens of the training data.
     """
     config, split = context.config, context.options["split"]
+    data_uri = _data_of_all(context)
     with all_or_none(context.group):
-        data = PreparedData.read(config.data.uri)
+        data = PreparedData.read(data_uri)
         data.held_out(split, config.data.uri)
         if context.group.is_first:
-            check_vocabularies(config.run.uri, config.data.uri)
+            check_vocabularies(config.run.uri, data_uri)
         tokenizers = load_tokenizers(config.run.uri)
     translator, step = _load_for_inference(context, tokenizers)
-    loss = exact_loss(translator, config.data.uri, data, split, config.train.batch_tokens)
+    loss = exact_loss(translator, data_uri, data, split, config.train.batch_tokens)
     quality = evaluate_translations(
-        build_translation(config, translator, tokenizers), config.data.uri, data, split,
+        build_translation(config, translator, tokenizers), data_uri, data, split,
         bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
     )  # fmt: skip
     training_tokens = context.options.get("training_tokens")
     training_loss = training_tokens and exact_loss(
-        translator, config.data.uri, data, "train", config.train.batch_tokens,
+        translator, data_uri, data, "train", config.train.batch_tokens,
         at_least=training_tokens,
     )  # fmt: skip
     return {
@@ -348,6 +351,17 @@ def _build_saver(
         # So that a run that resumes there finds the metrics of all steps before.
         beforehand=metrics.flush if metrics else None,
     )
+
+
+def _data_of_all(context: Context) -> str:
+    """The folder of the prepared data as worker 0 finds it: others may be prepared by the time
+    another worker looks. Collective.
+    """
+    found = ""
+    with all_or_none(context.group):
+        if context.group.is_first:
+            found = prepared_folder(context.config.data.uri)
+    return same_text_from_first(found, context.group)
 
 
 def vocabularies(tokenizers: dict[str, Tokenizer], group: Group) -> dict[str, Fixed]:

@@ -7,6 +7,7 @@ import torch
 
 from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.load import config_from_dict
+from dist_embed.data.prepared_folder import prepared_folder
 from tests.distributed.configured import DATA, Values, merged
 from tests.distributed.pool import WorkerPool
 
@@ -35,4 +36,4 @@ def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
         "run": {"uri": "/nowhere"}, "data": {"uri": uri}, "train": {"max_steps": 1},
     }  # fmt: skip
     ensure_data(config_from_dict(merged(DATA, least)), lambda line: None)
-    return uri
+    return prepared_folder(uri)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE
 from dist_embed.embedding.plan import TABLE_OF_ROLE
@@ -123,6 +125,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(values))
     ensure_data(config_from_dict(values), lambda line: None)
+    # As data were prepared before they had a folder of their own.
+    shutil.move(prepared_folder(str(folder / "data")), folder / "moved")
+    shutil.rmtree(folder / "data")
+    shutil.move(folder / "moved", folder / "data")
     (folder / "source.txt").write_text(
         "".join(f"{w} {' '.join(map(str, v))}\n" for w, v in source_vectors(folder).items())
     )
@@ -172,7 +178,7 @@ def started(
         mock.patch.object(lookup, "after_writing", written),
     ):
         tokenizers = load_tokenizers(config.data.uri)
-        found = start_tables(config, lookup, tokenizers, said.append)
+        found = start_tables(config, config.data.uri, lookup, tokenizers, said.append)
     assert written.call_count == 1
     after = {name: lookup.weight(name).clone() for name in lookup.specs}
     plain = [

@@ -22,6 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import config_from_args, get_args_parser
 
 from dist_embed.checkpoint.catalogue import list_steps
+from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.train.run_folder import only_training
 from tests.integration.conftest import Command
 
@@ -52,7 +53,7 @@ def test_the_whole_path(config: str, dist_embed: Command, tmp_path: Path) -> Non
     assert "chrF" in evaluated.stdout
     assert len((tmp_path / "out.txt").read_text().splitlines()) == 20
 
-    text = (Path(run) / "data" / "text" / "test.source.txt").read_text()
+    text = (Path(prepared_folder(f"{run}/data")) / "text" / "test.source.txt").read_text()
     translated = dist_embed("translate", run, text=text)
     assert translated.stdout == (tmp_path / "out.txt").read_text()
     alone = dist_embed("translate", run, "--workers", "1", text=text)
@@ -76,8 +77,9 @@ def test_runs_are_compared_by_the_words_they_find(
     compared = dist_embed("compare", small, whole, "--output", str(output)).stdout
     figures = json.loads(output.read_text())["figures"]
 
-    text = (tmp_path / "whole/data/text/test.target.txt").read_text()
-    trained = Counter((tmp_path / "whole/data/text/train.target.txt").read_text().split())
+    texts = Path(prepared_folder(str(tmp_path / "whole/data"))) / "text"
+    text = (texts / "test.target.txt").read_text()
+    trained = Counter((texts / "train.target.txt").read_text().split())
     bins = figures["runs"][whole]["recall"]
     assert sum(one["words"] for one in bins) == len(text.split())
     for one in bins:

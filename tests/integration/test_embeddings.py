@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.explore.table import RunTable
 from tests.integration.conftest import Command
 
@@ -28,7 +29,8 @@ def test_vectors_go_in_stay_frozen_and_come_out(
 ) -> None:
     run = tmp_path / "run"
     dist_embed("prepare", config, "model.share_embeddings=none", "tokenizer.shared=false")
-    words = (run / "data/text/train.source.txt").read_text().split()
+    folder = Path(prepared_folder(str(run / "data")))
+    words = (folder / "text/train.source.txt").read_text().split()
     known = sorted({word for word in words if word.isalpha()})[2:]
     uri, vectors = vectors_for(tmp_path, [*known, "unheard"])
     start = "embedding.tables.source.pretrained"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_embed.data.prepared_folder import prepared_folder
 from tests.integration.conftest import Command
 from tests.integration.test_commands import metrics
 
@@ -51,7 +52,7 @@ def test_candidate_lists_hashed_rows_and_replaced_words(
     assert "resuming from the checkpoint of step 4" in resumed.stdout
     assert "learning the lexicon" not in resumed.stdout
 
-    text = (run / "data" / "text" / "test.source.txt").read_text()
+    text = (Path(prepared_folder(str(run / "data"))) / "text" / "test.source.txt").read_text()
     answers = dist_embed("translate", str(run), text=text).stdout
     assert len(answers.splitlines()) == len(text.splitlines())
     # `tests.distributed.test_settings` has a model that says nothing but unknown words.
@@ -66,7 +67,7 @@ def test_another_vocabulary_of_the_same_size_is_refused(
     # The run's own, beside its checkpoint; and that of the prepared data, whose ids are evaluated.
     for tokenizer, command in (
         (run / "tokenizer.target.json", "translate"),
-        (run / "data" / "tokenizer.target.json", "evaluate"),
+        (Path(prepared_folder(str(run / "data"))) / "tokenizer.target.json", "evaluate"),
     ):
         before = tokenizer.read_text()
         words = json.loads(before)

@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from dist_embed.checkpoint.catalogue import list_steps
+from dist_embed.data.prepared_folder import prepared_folder
 from tests.integration.conftest import Command
 
 pytestmark = [pytest.mark.usefixtures("ray_alone"), pytest.mark.timeout(400, func_only=True)]
@@ -81,7 +82,8 @@ def test_an_error_in_a_ray_worker_reaches_the_user_at_once(
     config: str, dist_embed: Command, tmp_path: Path
 ) -> None:
     dist_embed("prepare", config)
-    (tmp_path / "run" / "data" / "train" / "shard-00000.parquet").write_bytes(b"PAR1 not really")
+    folder = Path(prepared_folder(str(tmp_path / "run" / "data")))
+    (folder / "train" / "shard-00000.parquet").write_bytes(b"PAR1 not really")
     failed = dist_embed("train", config, "cluster.max_failures=2", "--launcher", "ray", code=2)
     assert "shard-00000.parquet cannot be read" in failed.stderr
     assert "Traceback" not in failed.stderr

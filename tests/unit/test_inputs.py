@@ -18,6 +18,7 @@ from dist_embed.data.corpus import CorpusError, ParallelText
 from dist_embed.data.inputs import InputFile, compare_inputs, record_inputs
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
 from dist_embed.storage import uri as storage
 from tests.unit.small_corpus import one_is_this_process, prepare, sentences
@@ -90,7 +91,7 @@ def test_a_replaced_corpus_is_refused_and_prepared_anew(
     assert second != first
     assert ensured(config_of()) == (second, [])
     # The lexicon goes with the data.
-    assert Lexicon("data").index.data == second.digest()
+    assert Lexicon(prepared_folder("data")).index.data == second.digest()
 
 
 def test_a_copied_or_moved_corpus_is_none_that_has_changed(
@@ -212,14 +213,16 @@ def test_data_prepared_before_go_on(tmp_path: Path) -> None:
         # Its text is what a lexicon knows its data by.
         assert (tmp_path / "data" / "data.json").read_bytes() == data.to_json().encode() == before
     assert data.splits["train"].identity() == "4 pairs in 2 shards (f3e5f26b26b20966)"
+    assert prepared_folder("data") == "data"
     again, _ = ensured(config_of(uri="again"))
+    folder = prepared_folder("again")
     assert again.splits == data.splits
     tokens = [shard.name for shard in data.splits["train"].shards]
-    assert sentences(read_tokens("data", tokens)) == sentences(read_tokens("again", tokens))
+    assert sentences(read_tokens("data", tokens)) == sentences(read_tokens(folder, tokens))
     assert read_texts("data", data.splits["validation"]) == (["a b", "d f"], ["x y", "u w"])
     for side in ("source", "target"):
-        assert read_counts("data", side).tolist() == read_counts("again", side).tolist()
-        tokenizers = [load_tokenizers(uri)[side].to_json() for uri in ("data", "again")]
+        assert read_counts("data", side).tolist() == read_counts(folder, side).tolist()
+        tokenizers = [load_tokenizers(uri)[side].to_json() for uri in ("data", folder)]
         assert tokenizers[0] == tokenizers[1]
 
 

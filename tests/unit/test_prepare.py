@@ -15,7 +15,7 @@ import pytest
 from tokenizers.trainers import WordLevelTrainer
 
 from dist_embed.config.errors import UserError
-from dist_embed.data.corpus import CorpusError, Pair, ParallelText
+from dist_embed.data.corpus import CorpusError, Pair
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.prepare import load_tokenizers, read_counts
 from dist_embed.data.synthetic import SyntheticLanguage
@@ -65,29 +65,6 @@ def test_preparing_again_gives_the_same_bytes(prepared: Prepared, tmp_path: Path
     again, first = files_below(tmp_path / "again"), files_below(Path(prepared.uri))
     assert sorted(again) == sorted(first)
     assert [name for name in first if again[name] != first[name]] == []
-
-
-def test_what_was_prepared_stays_where_new_texts_cannot_be_read(
-    prepared: Prepared, tmp_path: Path
-) -> None:
-    prepare(tmp_path / "data", prepared.corpora, num_processes=1)
-    before = files_below(tmp_path / "data")
-    gone = ParallelText((str(tmp_path / "gone.txt"),), (str(tmp_path / "gone.txt"),))
-    with pytest.raises(UserError, match=r"gone\.txt"):
-        prepare(tmp_path / "data", {**prepared.corpora, "validation": gone}, num_processes=1)
-    assert files_below(tmp_path / "data") == before
-
-
-def test_nothing_of_an_earlier_preparation_stays(prepared: Prepared, tmp_path: Path) -> None:
-    for name in ("data[12]", "data1"):
-        prepare(tmp_path / name, prepared.corpora, num_processes=1)
-    beside = files_below(tmp_path / "data1")
-    few = {"train": replace(prepared.corpora["train"], limit=SHARD_SENTENCES)}
-    data = prepare(tmp_path / "data[12]", few, num_processes=1)
-    listed = {shard.name for split in data.splits.values() for shard in split.shards}
-    there = {name for name in files_below(tmp_path / "data[12]") if "shard-" in name}
-    assert there == listed == {"train/shard-00000.parquet"}
-    assert files_below(tmp_path / "data1") == beside
 
 
 def test_preparing_pieces_again_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -274,8 +251,6 @@ def test_long_and_empty_training_pairs_are_counted(tmp_path: Path, too_long: str
 
 
 def test_a_corpus_that_fails_leaves_no_index(prepared: Prepared, tmp_path: Path) -> None:
-    prepare(tmp_path / "data", {"train": prepared.corpora["train"]})
-    assert (tmp_path / "data" / "data.json").exists()
     broken = write_text(tmp_path, "broken", prepared.pairs["validation"])
     with Path(broken.target[0]).open("a") as file:
         file.write("one line more\n")

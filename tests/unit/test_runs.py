@@ -14,6 +14,7 @@ from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.inflected import InflectedLanguage
+from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import (
     CHANGEABLE,
@@ -82,7 +83,7 @@ def test_a_run_with_what_is_refused_by_now_can_still_be_used(tmp_path: Path) -> 
 
 def open_run(config: Config, *, force: bool) -> None:
     check_run_folder(config, force=force)
-    write_run_folder(config)
+    write_run_folder(config, prepared_folder(config.data.uri))
 
 
 def config_of(folder: Path, *overrides: str) -> Config:
@@ -278,9 +279,10 @@ def test_inflected_data_are_generated_and_known_by_their_settings(tmp_path: Path
         "train": 30, "validation": 4, "test": 4
     }  # fmt: skip
     language = InflectedLanguage(9, 3, 3, exponent=1.0, seed=2)
+    folder = Path(prepared_folder(str(tmp_path / "run" / "data")))
     for split, count in (("train", 30), ("test", 4)):
         for place, side in enumerate(("source", "target")):
-            text = (tmp_path / "run" / "data" / "text" / f"{split}.{side}.txt").read_text()
+            text = (folder / "text" / f"{split}.{side}.txt").read_text()
             assert text.splitlines() == [pair[place] for pair in language.pairs(count, split, 2)]
     with pytest.raises(UserError, match=r"data\.inflected\.exponent: 1.0 there, 0.5 here"):
         ensure_data(config_of(tmp_path, *chosen, "data.inflected.exponent=0.5"), lambda line: None)

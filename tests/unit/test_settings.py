@@ -18,6 +18,7 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.encoding import LengthRule
+from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.optim.schedule import Schedule
@@ -69,7 +70,7 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
         "validation": ParallelText(("v.en",), ("v.de", "w.de"), (), usual),
         "test": ParallelText((), (), ("t",), usual),
     }
-    assert given["uri"] == "memory://settings-data"
+    assert given["uri"] == prepared_folder("memory://settings-data")
     assert given["recipe"] == TokenizerRecipe("word", 77, 3, False, True, False, 5)
     assert given["rule"] == LengthRule(17, "cut")
     assert (given["num_processes"], given["shard_sentences"]) == (3, 41)
@@ -124,8 +125,9 @@ def test_corpora_are_generated_as_configured(
         [((*stems, 13), {})] if kind == "synthetic" else [(stems, {"exponent": 0.6, "seed": 13})]
     )
     assert wanted == [(11, "train", 13), (3, "validation", 13), (3, "test", 13)]
-    assert given["corpora"]["test"].source == (f"{tmp_path}/text/test.source.txt",)
-    assert (tmp_path / "text" / "train.target.txt").read_text() == "b\n" * 11
+    folder = Path(prepared_folder(str(tmp_path)))
+    assert given["corpora"]["test"].source == (str(folder / "text" / "test.source.txt"),)
+    assert (folder / "text" / "train.target.txt").read_text() == "b\n" * 11
 
 
 CLUSTER = {

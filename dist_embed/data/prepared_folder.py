@@ -1,0 +1,68 @@
+"""Where the files of prepared data lie: in a folder of their own, which ``data.json`` names.
+
+Every preparation writes into a new folder below ``data.uri``, and counts once ``data.json`` there
+names it. So a reader sees one preparation, whole, whatever others do meanwhile; two at once cannot
+be mixed; and one that is killed leaves what was there. Data prepared before this was so lie in
+``data.uri`` itself, and that folder is the same in all else.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from dist_embed.data.token_shards import FORMAT, INDEX_NAME, SPLITS
+from dist_embed.storage import uri as storage
+
+_PREFIX = "prepared-"
+
+
+def prepared_folder(data_uri: str) -> str:
+    """Where the files of the prepared data lie now.
+
+    To be asked once by whoever reads several of them. What ``data.json`` is damaged for, or missing
+    for, is told by its reader.
+    """
+    try:
+        values = json.loads(storage.read_text(storage.join(data_uri, INDEX_NAME)))
+    except (FileNotFoundError, ValueError):
+        return data_uri
+    folder = values.get("folder") if isinstance(values, dict) else None
+    if not (isinstance(folder, str) and folder.startswith(_PREFIX) and "/" not in folder):
+        return data_uri
+    return storage.join(data_uri, folder)
+
+
+@contextmanager
+def new_folder(data_uri: str) -> Iterator[str]:
+    """A folder to prepare data in, which is removed again after an error or a signal."""
+    folder = storage.join(data_uri, f"{_PREFIX}{secrets.token_hex(8)}")
+    try:
+        yield folder
+    except BaseException:
+        with suppress(Exception):  # the error counts; the next preparation removes what is left
+            storage.remove(folder)
+        raise
+
+
+def publish(data_uri: str, folder: str) -> None:
+    """From now on the data in ``folder`` are the prepared ones of ``data_uri``."""
+    pointer = {"folder": folder.rsplit("/", 1)[-1], "format": FORMAT}
+    storage.write_text(storage.join(data_uri, INDEX_NAME), json.dumps(pointer, indent=1) + "\n")
+
+
+def remove_others(data_uri: str, folder: str) -> None:
+    """Remove what earlier preparations have left, with the texts that they stored.
+
+    Nobody else may be preparing. Whoever still reads those data is told that they are gone.
+    """
+    kept = folder.rsplit("/", 1)[-1]
+    for name in storage.names_in(data_uri):
+        if name.startswith(_PREFIX) and name != kept:
+            storage.remove(storage.join(data_uri, name))
+    for split in SPLITS:  # of data that lay in the folder itself
+        for name in storage.names_in(storage.join(data_uri, split)):
+            if name.startswith("shard-"):
+                storage.remove(storage.join(data_uri, split, name))
