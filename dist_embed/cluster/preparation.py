@@ -71,6 +71,8 @@ def ensure_data(config: Config, say: Say, *, force: bool = False) -> PreparedDat
     if not force and storage.exists(storage.join(config.data.uri, INDEX_NAME)):
         data = PreparedData.read(config.data.uri)
         _check_settings(config, data, settings)
+        if told := data.not_proven(config.data.uri):
+            say(told)
     else:
         data = _prepare(config, settings, say)
     if config.data.lexicon_translations:

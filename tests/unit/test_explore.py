@@ -25,6 +25,7 @@ from dist_embed.cli.checkpoint import _export
 from dist_embed.cli.main import build_parser, main
 from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import tokenizer_name
+from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.explore import export as export_module
 from dist_embed.explore import flat_map as flat_map_module
@@ -379,12 +380,17 @@ def test_counts_are_those_of_the_tables_side(tmp_path: Path) -> None:
     data = Path(read_run_config(run).data.uri)
     data.mkdir(exist_ok=True)
     counts = {"source": [0, 1, 2, 3, 4, 5], "target": [9, 8, 7, 6, 5]}
+    prepared = PreparedData({}, {s: t.size for s, t in tokenizers.items()}, False, {})
+    (data / "data.json").write_text(prepared.to_json())
     for side, tokenizer in tokenizers.items():
         (data / tokenizer_name(side)).write_text(tokenizer.to_json())
         columns = {"token": tokenizer.tokens(), "count": counts[side]}
         pq.write_table(pa.table(columns), data / f"vocabulary.{side}.parquet")
     for role, side in (("source", "source"), ("target", "target"), ("output", "target")):
         assert word_counts(RunTable(run, role)).tolist() == counts[side]  # type: ignore[arg-type]
+    (data / "vocabulary.source.parquet").write_bytes(b"no table")
+    with pytest.raises(UserError, match=r"vocabulary\.source\.parquet cannot be read"):
+        word_counts(RunTable(run, "source"))
 
 
 def test_words_are_told_apart_by_the_mark_where_both_are_there(tmp_path: Path) -> None:
@@ -549,6 +555,7 @@ def test_counts_of_other_data_are_not_taken(
                     {"shared": torch.randn(8, 4)}, share="all")  # fmt: skip
     data = Path(read_run_config(run).data.uri)
     data.mkdir(exist_ok=True)
+    (data / "data.json").write_text(PreparedData({}, {}, False, {}).to_json())
     for side in ("source", "target"):
         (data / tokenizer_name(side)).write_text(word_tokenizer(["a", "b"]).to_json())
     for words in (
