@@ -214,6 +214,10 @@ def _check_fits(
 ) -> None:
     saved, wanted = manifest.tensors, {name: t.info for name, t in state.tensors.items()}
     where = f"the checkpoint of step {manifest.step} in {store.uri}"
+    for name, fixed in state.must_equal.items():
+        there = str(manifest.scalars.get(name, fixed.value))  # older ones do not say
+        if there != fixed.value:
+            raise CheckpointError(f"{where} {fixed.otherwise(there)}")
     for name in {**saved, **wanted}:
         if name not in wanted:
             if partial:
@@ -228,10 +232,6 @@ def _check_fits(
                 f"for {describe_tensor(wanted[name])}"
                 + (" (embedding.weights is the type of tables' rows)" if type_alone else "")
             )
-    for name, fixed in state.must_equal.items():
-        there = str(manifest.scalars.get(name, fixed.value))  # older ones do not say
-        if there != fixed.value:
-            raise CheckpointError(f"{where} {fixed.otherwise(there)}")
     if manifest.row_multipliers != state.row_multipliers:
         raise CheckpointError(
             f"{where} was written with another order of rows: {manifest.row_multipliers}; "

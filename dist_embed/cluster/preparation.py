@@ -187,6 +187,8 @@ def _check(
     corpora = _given_corpora(config)
     found = compare_inputs(data.inputs or {}, corpora) if data.inputs is not None else Comparison()
     _check_settings(config, data, settings, found.same)
+    if told := data.not_proven(config.data.uri):
+        say(told)
     if found.changed:
         changed = "the corpora have changed since:\n  " + "\n  ".join(found.changed)
         if not renew:

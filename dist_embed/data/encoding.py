@@ -133,9 +133,9 @@ def _write_block(
         texts = ([s for s, _ in block], [t for _, t in block])
     else:
         source, target = _apply_rule(source, target, rule, result)
-    write_shard(storage.join(data_uri, name), source, target, texts)
-    tokens = (int(_lengths(side).sum()) for side in (source, target))
-    result.info = ShardInfo(name, len(source), *tokens)
+    file = write_shard(storage.join(data_uri, name), source, target, texts)
+    source_tokens, target_tokens = (int(_lengths(side).sum()) for side in (source, target))
+    result.info = ShardInfo(name, len(source), source_tokens, target_tokens, file)
     return result
 
 

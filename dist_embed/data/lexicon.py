@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
+from dist_embed.data.prepare import tokenizer_name
 from dist_embed.data.processes import processes
+from dist_embed.data.proof import FileInfo, read_proven, read_table, sealed, unsealed
 from dist_embed.data.scratch import scratch_folder
 from dist_embed.data.token_shards import (
     SIDES,
@@ -33,11 +35,12 @@ from dist_embed.data.token_shards import (
     TokenPairs,
     read_tokens,
 )
-from dist_embed.data.tokenizer import SPECIAL_TOKENS
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from dist_embed.storage import uri as storage
-from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
+from dist_embed.storage.parquet import write_parquet
 
-FORMAT = 1
+FORMAT = 2
+UNPROVEN_FORMAT = 1  # without digests
 FOLDER = "lexicon"
 INDEX_NAME = "lexicon.json"
 # Pairs of words counted at once, and about those of a part: 16 bytes each, a few times over.
@@ -54,6 +57,8 @@ class LexiconIndex:
         entries: pairs in all parts.
         parts: number of Parquet files; that of source word s is s modulo parts.
         data: digest of the prepared data that it was learned from.
+        files: what proves the parts, in their order; none in the format before.
+        tokenizers: by side the SHA-256 of that whose ids it holds; none where that is not known.
     """
 
     translations: int
@@ -61,6 +66,25 @@ class LexiconIndex:
     parts: int
     data: str
     format: int = FORMAT
+    files: tuple[FileInfo, ...] = ()
+    tokenizers: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The content of ``lexicon.json``."""
+        return sealed(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> LexiconIndex:
+        """Read it. Raises ValueError, KeyError, TypeError, AttributeError."""
+        values = json.loads(text)
+        found = values.get("format")
+        if found == UNPROVEN_FORMAT:
+            return cls(**values)
+        if found != FORMAT:
+            raise ValueError(f"format {found!r}; this version reads {FORMAT}")
+        values = unsealed(text)
+        files = tuple(FileInfo(**file) for file in values.pop("files"))
+        return cls(**values, files=files)
 
 
 @dataclass(frozen=True)
@@ -83,14 +107,18 @@ class Lexicon:
 
     def __init__(self, folder_uri: str) -> None:
         self._uri = storage.join(folder_uri, FOLDER)
+        self._remedy = (
+            f"remove {self._uri} and call `dist-embed train` with the run's configuration, which "
+            "learns it again or copies it there"
+        )
         uri = storage.join(self._uri, INDEX_NAME)
-        text = storage.read_text(uri)
         try:
-            self.index = LexiconIndex(**json.loads(text))
-            if self.index.format != FORMAT:
-                raise ValueError(f"format {self.index.format!r}; this version reads {FORMAT}")
-        except (ValueError, TypeError) as exc:
-            raise UserError(f"{uri} cannot be read: {exc}") from exc
+            self._text = storage.read_text(uri)
+            self.index = LexiconIndex.from_json(self._text)
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise UserError(
+                f"{uri} cannot be read ({type(exc).__name__}: {exc}); {self._remedy}"
+            ) from exc
 
     def translations(
         self, source_ids: NDArray[np.int64], most: int
@@ -111,24 +139,32 @@ class Lexicon:
                     found[word] = targets[start : min(end, start + most)]
         return found
 
-    def copy_to(self, folder_uri: str) -> None:
-        """Copy it below another folder, the index last.
+    def check_tokenizers(self, tokenizers: dict[str, Tokenizer]) -> None:
+        """Raises UserError where it says that its ids are those of other tokenizers."""
+        for side, digest in self.index.tokenizers.items():
+            if tokenizers[side].json_digest != digest:
+                raise UserError(
+                    f"the lexicon {self._uri} was learned with another {side} tokenizer: its ids "
+                    f"stand for other words; {self._remedy}"
+                )
 
-        Raises FileNotFoundError, UserError where it is learned again meanwhile.
-        """
-        names = [*map(_part_name, range(self.index.parts)), INDEX_NAME]
-        for name in names:
-            content = storage.read_bytes(storage.join(self._uri, name))
-            if name == INDEX_NAME and LexiconIndex(**json.loads(content)) != self.index:
-                raise UserError(f"{self._uri} was learned again while it was copied; try again")
-            storage.write_bytes(storage.join(folder_uri, FOLDER, name), content)
+    def copy_to(self, folder_uri: str) -> None:
+        """Copy it below another folder, the index last. Raises UserError."""
+        folder = storage.join(folder_uri, FOLDER)
+        for part in range(self.index.parts):
+            name = _part_name(part)
+            content = read_proven(storage.join(self._uri, name), self._proof(part), self._remedy)
+            storage.write_bytes(storage.join(folder, name), content)
+        storage.write_text(storage.join(folder, INDEX_NAME), self._text)
+
+    def _proof(self, part: int) -> FileInfo | None:
+        return self.index.files[part] if self.index.files else None
 
     def _read(self, part: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        uri = storage.join(self._uri, _part_name(part))
-        try:
-            table = read_parquet(uri, ["source", "target"])
-        except (OSError, ParquetError) as exc:
-            raise UserError(f"lexicon part {uri} cannot be read ({exc})") from exc
+        table = read_table(
+            storage.join(self._uri, _part_name(part)), ["source", "target"], self._proof(part),
+            what="lexicon part", remedy=self._remedy,
+        )  # fmt: skip
         return table.column("source").to_numpy(), table.column("target").to_numpy()
 
 
@@ -179,17 +215,22 @@ def ensure_lexicon(
             data.vocabulary_size["source"], data.vocabulary_size["target"],
         )  # fmt: skip
         totals = [np.zeros(data.vocabulary_size[side], np.int64) for side in SIDES]
-        arguments = ((statistics, data_uri, s.name, number) for number, s in enumerate(shards))
+        arguments = ((statistics, data_uri, s, number) for number, s in enumerate(shards))
         for occurrences in pool.map(_count_shard, arguments):
             for total, (words, counts) in zip(totals, occurrences, strict=True):
                 total[words] += counts
         _save(statistics.folder / "source.npy", totals[0])
         _save(statistics.folder / "target.npy", totals[1])
         parts = ((statistics, data_uri, part, translations) for part in range(statistics.parts))
-        entries = sum(pool.map(_score_part, parts))
-    index = LexiconIndex(translations, entries, statistics.parts, digest)
-    text = json.dumps(asdict(index), indent=1) + "\n"
-    storage.write_text(storage.join(data_uri, FOLDER, INDEX_NAME), text)
+        written = list(pool.map(_score_part, parts))
+    entries = sum(number for number, _ in written)
+    names = {side: tokenizer_name(side) for side in SIDES}
+    index = LexiconIndex(
+        translations, entries, statistics.parts, digest,
+        files=tuple(file for _, file in written),
+        tokenizers={s: data.files[name].sha256 for s, name in names.items() if name in data.files},
+    )  # fmt: skip
+    storage.write_text(storage.join(data_uri, FOLDER, INDEX_NAME), index.to_json())
     say(f"lexicon: {entries:,} translations of {int((totals[0] > 0).sum()):,} source words")
     return index
 
@@ -224,12 +265,12 @@ def _part_name(part: int) -> str:
 
 
 def _count_shard(
-    statistics: _Statistics, data_uri: str, name: str, number: int
+    statistics: _Statistics, data_uri: str, shard: ShardInfo, number: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Leave the shard's counts of word pairs in the folder, ordered by part; returns for each side
     the words and in how many sentences they occur.
     """
-    tokens = read_tokens(data_uri, [name])
+    tokens = read_tokens(data_uri, [shard])
     sides = _words_of_sentences(tokens, statistics)
     for block, (source, target) in enumerate(_blocks(*sides, len(tokens), statistics.block_pairs)):
         keys, counts = np.unique(_pairs(source, target), return_counts=True)
@@ -297,8 +338,12 @@ def _pairs(source: Words, target: Words) -> NDArray[np.int64]:
     return np.repeat(source[1], count) << _SOURCE_BITS | target[1][place]
 
 
-def _score_part(statistics: _Statistics, data_uri: str, part: int, translations: int) -> int:
-    """Write the translations of the source words of one part; returns how many."""
+def _score_part(
+    statistics: _Statistics, data_uri: str, part: int, translations: int
+) -> tuple[int, FileInfo]:
+    """Write the translations of the source words of one part; returns how many, and what proves
+    the file.
+    """
     keys, counts = _part_counts(statistics, part)
     source, target = keys >> _SOURCE_BITS, keys & ((1 << _SOURCE_BITS) - 1)
     of_source = np.load(statistics.folder / "source.npy", mmap_mode="r")
@@ -319,8 +364,7 @@ def _score_part(statistics: _Statistics, data_uri: str, part: int, translations:
         }
     )
     uri = storage.join(data_uri, FOLDER, _part_name(part))
-    write_parquet(uri, table, compression="zstd")
-    return len(kept)
+    return len(kept), FileInfo.of(write_parquet(uri, table, compression="zstd"))
 
 
 def _part_counts(statistics: _Statistics, part: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

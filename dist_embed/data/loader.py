@@ -169,17 +169,17 @@ class Loader:
         """Like `steps`, built ``ahead`` of their use by a background thread."""
         return PrefetchedSteps(self.steps(start), ahead)
 
-    def _pools(self, epoch: int) -> list[list[str]]:
-        """Names of the shards of each pool of an epoch, in a new order every epoch."""
+    def _pools(self, epoch: int) -> list[list[ShardInfo]]:
+        """The shards of each pool of an epoch, in a new order every epoch."""
         order = np.random.default_rng([self._seed, epoch, 0]).permutation(len(self._shards))
-        pools: list[list[str]] = [[]]
+        pools: list[list[ShardInfo]] = [[]]
         held = 0
         for place in order:
             shard = self._shards[place]
             if pools[-1] and held + shard.sentences > self._pool_sentences:
                 pools.append([])
                 held = 0
-            pools[-1].append(shard.name)
+            pools[-1].append(shard)
             held += shard.sentences
         return pools
 

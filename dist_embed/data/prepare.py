@@ -18,11 +18,12 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import Pair, ParallelText, read_pairs
 from dist_embed.data.encoding import EncodingPool, LengthRule, encoding_pool
 from dist_embed.data.inputs import check_unchanged, record_inputs
-from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData, Split
+from dist_embed.data.proof import FileInfo, read_proven, read_table
+from dist_embed.data.token_shards import INDEX_NAME, REMEDY, SIDES, PreparedData, Split
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.vocabulary import TokenizerRecipe, learn_vocabularies
 from dist_embed.storage import uri as storage
-from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
+from dist_embed.storage.parquet import write_parquet
 
 
 def prepare_data(
@@ -73,15 +74,16 @@ def prepare_data(
             f"{splits['train'].dropped_long} were longer than data.max_tokens={rule.max_tokens}"
         )
     check_unchanged(inputs)
+    files: dict[str, FileInfo] = {}
     for side, tokenizer in tokenizers.items():
-        storage.write_text(storage.join(data_uri, tokenizer_name(side)), tokenizer.to_json())
-        _write_vocabulary(_vocabulary_uri(data_uri, side), tokenizer, vocabularies.counts[side])
+        files |= _write_vocabulary(data_uri, side, tokenizer, vocabularies.counts[side])
     data = PreparedData(
         settings=settings,
         vocabulary_size={side: tokenizer.size for side, tokenizer in tokenizers.items()},
         shared_vocabulary=recipe.shared,
         splits=splits,
         inputs=inputs,
+        files=files,
     )
     storage.write_text(storage.join(data_uri, INDEX_NAME), data.to_json())
     return data
@@ -92,36 +94,62 @@ def tokenizer_name(side: str) -> str:
     return f"tokenizer.{side}.json"
 
 
-def load_tokenizers(folder_uri: str) -> dict[str, Tokenizer]:
+def read_tokenizer(folder_uri: str, side: str, data: PreparedData | None = None) -> bytes:
+    """The file of a tokenizer in a data or run folder. ``data``, what is known of a data folder,
+    proves it.
+
+    Raises FileNotFoundError; UserError where it is not the file that was written.
+    """
+    name = tokenizer_name(side)
+    expected = data.files.get(name) if data else None
+    return read_proven(storage.join(folder_uri, name), expected, REMEDY)
+
+
+def load_tokenizers(folder_uri: str, data: PreparedData | None = None) -> dict[str, Tokenizer]:
     """The tokenizers of both sides from a data or run folder; one where they are equal.
 
-    Raises FileNotFoundError.
+    ``data``, what is known of a data folder, proves them; those of a run's folder are proven by its
+    checkpoints, `check_tokenizer` in ``train/run_folder.py``.
+
+    Raises FileNotFoundError; UserError where one is no tokenizer, or not that of the data.
     """
-    source, target = (
-        storage.read_text(storage.join(folder_uri, tokenizer_name(side))) for side in SIDES
-    )
-    first = Tokenizer.from_json(source)
-    return {"source": first, "target": first if target == source else Tokenizer.from_json(target)}
+    source, target = (read_tokenizer(folder_uri, side, data) for side in SIDES)
+    first = _parsed(source, folder_uri, "source", data)
+    second = first if target == source else _parsed(target, folder_uri, "target", data)
+    return {"source": first, "target": second}
+
+
+def _parsed(content: bytes, folder_uri: str, side: str, data: PreparedData | None) -> Tokenizer:
+    uri = storage.join(folder_uri, tokenizer_name(side))
+    try:
+        tokenizer = Tokenizer.from_json(content.decode())
+    except Exception as exc:  # the library's errors have no type of their own
+        raise UserError(f"{uri} cannot be read as a tokenizer: {exc}") from exc
+    if data and data.vocabulary_size[side] != tokenizer.size:
+        raise UserError(
+            f"{uri} is not the one that was written: {data.vocabulary_size[side]:,} words "
+            f"expected, {tokenizer.size:,} found; {REMEDY}"
+        )
+    return tokenizer
 
 
 def read_counts(data_uri: str, side: str) -> NDArray[np.int64]:
     """[V] how often each id of ``source`` or ``target`` occurs in the training data.
 
-    Raises FileNotFoundError; UserError where the file is damaged.
+    Raises FileNotFoundError where there is no prepared data; UserError where the file is not the
+    one that was written.
     """
-    uri = _vocabulary_uri(data_uri, side)
-    try:
-        counts: NDArray[np.int64] = read_parquet(uri, ["count"]).column("count").to_numpy()
-    except ParquetError as exc:
-        raise UserError(
-            f"{uri} cannot be read ({exc}); prepare the data again with "
-            "`dist-embed prepare CONFIG --force`"
-        ) from exc
+    data, name = PreparedData.read(data_uri), _vocabulary_name(side)
+    table = read_table(
+        storage.join(data_uri, name), ["count"], data.files.get(name),
+        what="vocabulary", remedy=REMEDY, rows=data.vocabulary_size[side],
+    )  # fmt: skip
+    counts: NDArray[np.int64] = table.column("count").to_numpy()
     return counts
 
 
-def _vocabulary_uri(data_uri: str, side: str) -> str:
-    return storage.join(data_uri, f"vocabulary.{side}.parquet")
+def _vocabulary_name(side: str) -> str:
+    return f"vocabulary.{side}.parquet"
 
 
 def _check_readable(text: ParallelText) -> None:
@@ -150,6 +178,17 @@ def _write_split(
     return split
 
 
-def _write_vocabulary(uri: str, tokenizer: Tokenizer, counts: NDArray[np.int64]) -> None:
-    """Columns ``token`` and ``count``; the row is the id."""
-    write_parquet(uri, pa.table({"token": tokenizer.tokens(), "count": counts}))
+def _write_vocabulary(
+    data_uri: str, side: str, tokenizer: Tokenizer, counts: NDArray[np.int64]
+) -> dict[str, FileInfo]:
+    """The tokenizer, and a table of columns ``token`` and ``count`` whose row is the id; returns
+    what proves both files.
+    """
+    content = tokenizer.to_json().encode()
+    storage.write_bytes(storage.join(data_uri, tokenizer_name(side)), content)
+    table = pa.table({"token": tokenizer.tokens(), "count": counts})
+    written = write_parquet(storage.join(data_uri, _vocabulary_name(side)), table)
+    return {
+        tokenizer_name(side): FileInfo.of(content),
+        _vocabulary_name(side): FileInfo.of(written),
+    }

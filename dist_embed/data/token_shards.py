@@ -1,4 +1,8 @@
-"""Prepared data: token shards in Parquet, and ``data.json``, written last, that lists them."""
+"""Prepared data: token shards in Parquet, and ``data.json``, written last, that lists them.
+
+It lists every file with its size and digest, and all are proven when they are read; what was
+prepared before (format 1) has no digests.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +17,29 @@ from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
 from dist_embed.data.inputs import Inputs, inputs_from_json
+from dist_embed.data.proof import FileInfo, read_table, sealed, unsealed
 from dist_embed.storage import uri as storage
-from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
+from dist_embed.storage.parquet import write_parquet
 
-FORMAT = 2  # 1: without inputs, and all files in the folder itself
+FORMAT = 2
+UNPROVEN_FORMAT = 1  # without digests and inputs, and all files in the folder itself
 INDEX_NAME = "data.json"
 SIDES = ("source", "target")
 SPLITS = ("train", "validation", "test")
+REMEDY = "prepare the data again with `dist-embed prepare CONFIG --force`"
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One token shard: its file below the data folder and what it holds."""
+    """One token shard: its file below the data folder, what it holds, and what proves it (None:
+    it was prepared before there were digests).
+    """
 
     name: str
     sentences: int
     source_tokens: int
     target_tokens: int
+    file: FileInfo | None = None
 
 
 @dataclass
@@ -70,6 +80,8 @@ class PreparedData:
         vocabulary_size: V for source and target.
         shared_vocabulary: whether both sides have one vocabulary.
         splits: train and, where given, validation and test.
+        format: of ``data.json``.
+        files: what proves the files beside the shards, by name: vocabularies and tokenizers.
         inputs: the files it was prepared from; none for generated text; None: nobody wrote it down.
     """
 
@@ -78,6 +90,7 @@ class PreparedData:
     shared_vocabulary: bool
     splits: dict[str, Split]
     format: int = FORMAT
+    files: dict[str, FileInfo] = field(default_factory=dict)
     inputs: Inputs | None = None
 
     def held_out(self, name: str, data_uri: str) -> Split:
@@ -90,11 +103,26 @@ class PreparedData:
             )
         return self.splits[name]
 
+    def not_proven(self, data_uri: str) -> str | None:
+        """A line for the user of data without digests; None where there are some."""
+        if self.format != UNPROVEN_FORMAT:
+            return None
+        return (
+            f"{data_uri} was prepared before data carried digests: it is read, but not proven. "
+            "Prepared again, it is"
+        )
+
     def to_json(self) -> str:
         """The content of ``data.json``."""
         values = asdict(self)
         if self.inputs is None:
             del values["inputs"]
+        if self.format != UNPROVEN_FORMAT:
+            return sealed(values)
+        del values["files"]
+        for split in values["splits"].values():
+            for shard in split["shards"]:
+                del shard["file"]
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
     def digest(self) -> str:
@@ -105,24 +133,34 @@ class PreparedData:
     def read(cls, data_uri: str) -> PreparedData:
         """Read ``data.json``. Raises FileNotFoundError; UserError for another format."""
         uri = storage.join(data_uri, INDEX_NAME)
-        text = storage.read_text(uri)
         try:
-            return cls._from_dict(json.loads(text), uri)
+            text = storage.read_text(uri)
+            return cls._from_text(text, uri)
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise UserError(f"{uri} is damaged ({exc!r}); prepare the data again") from exc
+            raise UserError(f"{uri} is damaged ({type(exc).__name__}: {exc}); {REMEDY}") from exc
 
     @classmethod
-    def _from_dict(cls, values: dict[str, Any], uri: str) -> PreparedData:
-        if values.get("format") not in (1, FORMAT):
+    def _from_text(cls, text: str, uri: str) -> PreparedData:
+        values = json.loads(text)
+        found = values.get("format")
+        if found not in (UNPROVEN_FORMAT, FORMAT):
             raise UserError(
-                f"{uri}: format {values.get('format')!r}; this version reads 1 and {FORMAT}"
+                f"{uri}: format {found!r}; this version reads {UNPROVEN_FORMAT} and {FORMAT}"
             )
+        if found != UNPROVEN_FORMAT:
+            values = unsealed(text)
         splits = {
-            name: Split(**(split | {"shards": [ShardInfo(**s) for s in split["shards"]]}))
+            name: Split(**(split | {"shards": [_shard_info(s) for s in split["shards"]]}))
             for name, split in values.pop("splits").items()
         }
+        files = {name: FileInfo(**file) for name, file in values.pop("files", {}).items()}
         inputs = inputs_from_json(values.pop("inputs", None))
-        return cls(splits=splits, inputs=inputs, **values)
+        return cls(splits=splits, files=files, inputs=inputs, **values)
+
+
+def _shard_info(values: dict[str, Any]) -> ShardInfo:
+    file = values.get("file")
+    return ShardInfo(**(values | {"file": file and FileInfo(**file)}))
 
 
 @dataclass
@@ -153,42 +191,51 @@ def write_shard(
     source: pa.ListArray | list[list[int]],
     target: pa.ListArray | list[list[int]],
     texts: tuple[list[str], list[str]] | None = None,
-) -> None:
-    """Write one shard: token lists, and the texts where they are needed again (held-out data)."""
+) -> FileInfo:
+    """Write one shard: token lists, and the texts where they are needed again (held-out data).
+
+    Returns what proves it.
+    """
     ids, text = pa.list_(pa.int32()), pa.string()
     columns: dict[str, Any] = {"source": source, "target": target}
     schema = {"source": ids, "target": ids}
     if texts is not None:
         columns |= {"source_text": texts[0], "target_text": texts[1]}
         schema |= {"source_text": text, "target_text": text}
-    write_parquet(uri, pa.table(columns, pa.schema(schema)), compression="zstd")
+    table = pa.table(columns, pa.schema(schema))
+    return FileInfo.of(write_parquet(uri, table, compression="zstd"))
 
 
 def read_tokens(
-    data_uri: str, names: list[str], num_ids: dict[str, int] | None = None
+    data_uri: str, shards: list[ShardInfo], num_ids: dict[str, int] | None = None
 ) -> TokenPairs:
-    """The token pairs of the named shards, one after the other.
+    """The token pairs of shards, one after the other.
 
     Args:
         data_uri: the prepared data.
-        names: at least one shard.
+        shards: at least one.
         num_ids: for each side the number of ids there are; None: not looked at.
 
     Raises:
-        UserError: a shard is missing or damaged, or holds an id that is none.
+        UserError: a shard is missing or not the one that was written, or holds an id that is none.
     """
     ids: dict[str, list[NDArray[np.int32]]] = {side: [] for side in SIDES}
     lengths: dict[str, list[NDArray[np.int64]]] = {side: [] for side in SIDES}
-    for name in names:
-        table = _read(data_uri, name, list(SIDES)).combine_chunks()
-        for side in SIDES:
+    for shard in shards:
+        table = _read(data_uri, shard, list(SIDES)).combine_chunks()
+        for side, expected in zip(SIDES, (shard.source_tokens, shard.target_tokens), strict=True):
             column = table.column(side)
             lists = column.chunk(0) if column.num_chunks else pa.array([], pa.list_(pa.int32()))
             offsets = np.asarray(lists.offsets, dtype=np.int64)
             # One chunk after combine_chunks, but its values may start behind an offset.
             tokens = np.asarray(lists.values, dtype=np.int32)[offsets[0] : offsets[-1]]
+            if len(tokens) != expected:
+                raise UserError(
+                    f"token shard {storage.join(data_uri, shard.name)} is not the one that was "
+                    f"written: {expected:,} {side} tokens expected, {len(tokens):,} found; {REMEDY}"
+                )
             if num_ids is not None:
-                _check_ids(tokens, offsets - offsets[0], num_ids[side], side, data_uri, name)
+                _check_ids(tokens, offsets - offsets[0], num_ids[side], side, data_uri, shard.name)
             ids[side].append(tokens)
             lengths[side].append(np.diff(offsets))
     flat: list[Any] = []
@@ -209,23 +256,19 @@ def _check_ids(
     raise UserError(
         f"token shard {storage.join(data_uri, name)}: {side} token {place - offsets[sentence] + 1} "
         f"of sentence {sentence + 1} is id {tokens[place]}, but the {side} table has ids 0 to "
-        f"{num_ids - 1}; prepare the data again with `dist-embed prepare CONFIG --force`"
+        f"{num_ids - 1}; {REMEDY}"
     )
 
 
 def read_texts(data_uri: str, split: Split) -> tuple[list[str], list[str]]:
     """Source and target sentences of a held-out split."""
-    tables = [_read(data_uri, s.name, ["source_text", "target_text"]) for s in split.shards]
+    tables = [_read(data_uri, shard, ["source_text", "target_text"]) for shard in split.shards]
     table = pa.concat_tables(tables)
     return table.column("source_text").to_pylist(), table.column("target_text").to_pylist()
 
 
-def _read(data_uri: str, name: str, columns: list[str]) -> pa.Table:
-    uri = storage.join(data_uri, name)
-    try:
-        return read_parquet(uri, columns)
-    except (OSError, ParquetError) as exc:
-        raise UserError(
-            f"token shard {uri} cannot be read ({exc}); prepare the data again with "
-            "`dist-embed prepare CONFIG --force`"
-        ) from exc
+def _read(data_uri: str, shard: ShardInfo, columns: list[str]) -> pa.Table:
+    return read_table(
+        storage.join(data_uri, shard.name), columns, shard.file,
+        what="token shard", remedy=REMEDY, rows=shard.sentences,
+    )  # fmt: skip

@@ -111,11 +111,18 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
         """Read what `to_json` wrote."""
-        return cls(HFTokenizer.from_str(text))
+        tokenizer = cls(HFTokenizer.from_str(text))
+        tokenizer.json_digest = hashlib.sha256(text.encode()).hexdigest()
+        return tokenizer
 
     def to_json(self) -> str:
         """The content of ``tokenizer.json``."""
         return self._inner.to_str()
+
+    @cached_property
+    def json_digest(self) -> str:
+        """SHA-256, in hex, of the text that it was read from, or else of `to_json`."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @cached_property
     def size(self) -> int:

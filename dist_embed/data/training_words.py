@@ -31,7 +31,7 @@ def count_target_words(data_uri: str, *, lowercase: bool) -> Counter[str]:
 
     Memory: some 100 bytes for each distinct word.
     """
-    tokenizer = load_tokenizers(data_uri)["target"]
+    tokenizer = load_tokenizers(data_uri, PreparedData.read(data_uri))["target"]
     counts: Counter[str] = Counter()
     for tokens in _training_tokens(data_uri):
         ids = tokens.target_tokens.tolist()
@@ -45,4 +45,4 @@ def count_target_words(data_uri: str, *, lowercase: bool) -> Counter[str]:
 
 def _training_tokens(data_uri: str) -> Iterator[TokenPairs]:
     for shard in PreparedData.read(data_uri).splits["train"].shards:
-        yield read_tokens(data_uri, [shard.name])
+        yield read_tokens(data_uri, [shard])

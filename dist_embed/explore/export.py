@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,10 +15,11 @@ from dist_embed.checkpoint.export import export_checkpoint
 from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import read_counts
 from dist_embed.data.prepared_folder import prepared_folder
+from dist_embed.data.token_shards import PreparedData
 from dist_embed.explore.table import RunTable
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
-from dist_embed.train.run_folder import check_vocabularies, read_run_config
+from dist_embed.train.run_folder import OtherVocabulary, check_vocabularies, read_run_config
 from dist_embed.train.single_tables import SIDE_OF_ROLE
 from dist_embed.vectors.write import (
     WRITTEN_FORMATS,
@@ -98,15 +100,17 @@ def _blocks(table: RunTable, path: Path, format: WrittenFormat) -> Iterator[Bloc
 def word_counts(table: RunTable) -> NDArray[np.int64]:
     """How often each word occurs in the training data; 0 where that is gone.
 
-    Raises UserError where the folder holds other data by now.
+    Raises UserError where the folder holds other data by now, or its counts are damaged.
     """
     data_uri = prepared_folder(read_run_config(table.run_uri).data.uri)
     try:
         check_vocabularies(table.run_uri, data_uri)
+        if told := PreparedData.read(data_uri).not_proven(data_uri):
+            print(told, file=sys.stderr)
         return read_counts(data_uri, SIDE_OF_ROLE[table.role])
     except FileNotFoundError:
         return np.zeros(table.num_words, dtype=np.int64)
-    except UserError:
+    except OtherVocabulary:
         raise UserError(
             f"{data_uri} holds other data by now than the run {table.run_uri} was trained on, so "
             "that its words' counts are not known: move it away, and they are written as 0, or "

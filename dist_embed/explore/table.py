@@ -18,7 +18,7 @@ from dist_embed.data.prepare import load_tokenizers
 from dist_embed.data.tokenizer import SPACE, SPECIAL_TOKENS
 from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.row_order import RowOrder
-from dist_embed.train.run_folder import read_run_config
+from dist_embed.train.run_folder import check_tokenizer, read_run_config
 from dist_embed.train.single_tables import SIDE_OF_ROLE
 
 Role = Literal["source", "target", "output"]
@@ -46,7 +46,8 @@ class RunTable:
         itemsize: bytes of a value in the checkpoint, 4 or 2.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it does not fit the run's vocabulary.
+        UserError: there is no such run or checkpoint, or it was trained with another tokenizer than
+            the run's folder has.
 
     Rows are read later: CheckpointDamaged where a training has pruned the checkpoint meanwhile.
     Nothing here is collective.
@@ -61,6 +62,7 @@ class RunTable:
         self.store = open_checkpoints(run_uri)
         self.manifest = use_choice(run_uri, step, read_manifest)
         self.step = self.manifest.step
+        check_tokenizer(SIDE_OF_ROLE[role], self.tokenizer, self.manifest.scalars, run_uri)
         self._name = f"table.{self.table}.weight"
         self._reader = CheckpointReader(self.store, self.manifest)
         info = self.manifest.tensors[self._name]

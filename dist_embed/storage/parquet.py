@@ -10,7 +10,7 @@ process, exit code 134 after all work was done: 6 of 120 short processes with ``
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -62,21 +62,30 @@ class ParquetReader:
         return names if columns is None else list(columns)
 
 
-def read_parquet(uri: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """The named columns of a whole file, or all.
+def read_parquet(
+    uri: str,
+    columns: Sequence[str] | None = None,
+    *,
+    prove: Callable[[bytes], None] = lambda content: None,
+) -> pa.Table:
+    """The named columns of a whole file, or all. ``prove`` looks at its bytes before all else.
 
     Raises:
         FileNotFoundError, OSError: it cannot be fetched.
         ParquetError: what was fetched cannot be read.
     """
-    return ParquetReader(io.BytesIO(storage.read_bytes(uri))).read(columns)
+    content = storage.read_bytes(uri)
+    prove(content)
+    return ParquetReader(io.BytesIO(content)).read(columns)
 
 
-def write_parquet(uri: str, table: pa.Table, *, compression: str = "snappy") -> None:
-    """Write a whole file. Raises OSError."""
+def write_parquet(uri: str, table: pa.Table, *, compression: str = "snappy") -> bytes:
+    """Write a whole file; returns its bytes. Raises OSError."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression=compression)
-    storage.write_bytes(uri, buffer.getvalue())
+    content = buffer.getvalue()
+    storage.write_bytes(uri, content)
+    return content
 
 
 def parquet_writer(file: IO[bytes], schema: pa.Schema) -> Any:

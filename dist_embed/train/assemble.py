@@ -152,7 +152,7 @@ def build_translation(
     candidates = 0 < search.candidates < translator.shard.num_rows
     with all_or_none(translator.group):
         wanted = candidates or search.replace_unknown == "lexicon"
-        lexicon = _open_lexicon(config.run.uri) if wanted else None
+        lexicon = _open_lexicon(config.run.uri, tokenizers) if wanted else None
     exact = translator.shard.in_float32()
     words: NextWords = ExactWords(lookup, exact)
     if candidates and lexicon:
@@ -189,14 +189,16 @@ def build_translation(
     )  # fmt: skip
 
 
-def _open_lexicon(run_uri: str) -> Lexicon:
+def _open_lexicon(run_uri: str, tokenizers: dict[str, Tokenizer]) -> Lexicon:
     try:
-        return Lexicon(run_uri)
+        lexicon = Lexicon(run_uri)
     except FileNotFoundError:
         raise UserError(
             f"{run_uri} has no lexicon, which search.candidates and search.replace_unknown="
             "lexicon ask for; train it with data.lexicon_translations=10 or more"
         ) from None
+    lexicon.check_tokenizers(tokenizers)
+    return lexicon
 
 
 def build_dense_optimizer(config: Config, transformer: Transformer) -> torch.optim.AdamW:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,9 +19,10 @@ from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict, config_to_yaml, differences
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
-from dist_embed.data.prepare import tokenizer_name
+from dist_embed.data.prepare import read_tokenizer, tokenizer_name
 from dist_embed.data.prepared_folder import prepared_folder
-from dist_embed.data.token_shards import SIDES
+from dist_embed.data.token_shards import SIDES, PreparedData
+from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.storage import uri as storage
 
 CONFIG_NAME = "config.yaml"
@@ -97,21 +98,63 @@ def check_run_folder(config: Config, *, force: bool) -> None:
         )
 
 
+class OtherVocabulary(UserError):
+    """Prepared data, or a tokenizer, whose ids are not those of a run."""
+
+
 def check_vocabularies(run_uri: str, data_uri: str) -> None:
     """Refuse prepared data whose ids are not those of the run in a folder.
 
     Raises:
-        UserError: they have another vocabulary; the run's rows would belong to other words.
+        OtherVocabulary: they have another vocabulary; the run's rows would belong to other words.
+        UserError: the data's tokenizer is not the one that was written.
+        FileNotFoundError: there is no prepared data.
     """
     for side in SIDES:
         ours = storage.join(run_uri, tokenizer_name(side))
-        theirs = storage.join(data_uri, tokenizer_name(side))
-        if storage.exists(ours) and storage.read_text(ours) != storage.read_text(theirs):
-            raise UserError(
+        if not storage.exists(ours):
+            continue
+        theirs = read_tokenizer(data_uri, side, PreparedData.read(data_uri))
+        if storage.read_bytes(ours) != theirs:
+            raise OtherVocabulary(
                 f"the run in {run_uri} was trained with another {side} vocabulary than that of "
                 f"{data_uri}: its rows belong to other words. Give run.uri another folder, or "
                 "data.uri the data it was trained on"
             )
+
+
+def tokenizer_digests(side: str, tokenizer: Tokenizer) -> dict[str, Callable[[], str]]:
+    """What checkpoints know a tokenizer by, under which names: its file, and its tokens.
+
+    The second takes seconds, and memory, for a large vocabulary.
+    """
+    return {
+        f"{side} tokenizer": lambda: tokenizer.json_digest,
+        f"{side} vocabulary": tokenizer.digest,
+    }
+
+
+def check_tokenizer(
+    side: str, tokenizer: Tokenizer, scalars: Mapping[str, Any], run_uri: str
+) -> None:
+    """Refuse a run's tokenizer that is not the one of a checkpoint with these scalars.
+
+    Older checkpoints know its tokens alone, or nothing.
+
+    Raises:
+        OtherVocabulary: it is another one.
+    """
+    for name, digest in tokenizer_digests(side, tokenizer).items():
+        if name not in scalars:
+            continue
+        if digest() != scalars[name]:
+            raise OtherVocabulary(
+                f"{storage.join(run_uri, tokenizer_name(side))} is not the {side} tokenizer that "
+                f"the run's checkpoint was trained with (SHA-256 {str(scalars[name])[:16]}… "
+                f"expected, {digest()[:16]}… found): its rows belong to other words. "
+                "Put back the file as it was; the run's data have it too"
+            )
+        return
 
 
 def fingerprint(config: Config) -> str:
@@ -131,9 +174,10 @@ def write_run_folder(config: Config, data_uri: str) -> None:
     Called by worker 0 once a checkpoint, if there is one, has been loaded: a configuration that
     does not fit it is not written. Not collective.
     """
+    data = PreparedData.read(data_uri)
     for side in SIDES:
-        text = storage.read_text(storage.join(data_uri, tokenizer_name(side)))
-        storage.write_text(storage.join(config.run.uri, tokenizer_name(side)), text)
+        content = read_tokenizer(data_uri, side, data)
+        storage.write_bytes(storage.join(config.run.uri, tokenizer_name(side)), content)
     if config.data.lexicon_translations:
         Lexicon(data_uri).copy_to(config.run.uri)
     storage.write_text(storage.join(config.run.uri, CONFIG_NAME), config_to_yaml(config))

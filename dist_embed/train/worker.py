@@ -60,6 +60,7 @@ from dist_embed.train.run_folder import (
     RunFolder,
     check_vocabularies,
     fingerprint,
+    tokenizer_digests,
     write_run_folder,
 )
 from dist_embed.train.single_tables import (
@@ -127,7 +128,7 @@ def train_task(context: Context) -> dict[str, Any]:
     data_uri = _data_of_all(context)
     with all_or_none(group):
         data = PreparedData.read(data_uri)
-        tokenizers = load_tokenizers(data_uri)
+        tokenizers = load_tokenizers(data_uri, data)
     must_equal = vocabularies(tokenizers, group) | training_data(config.data.uri, data)
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
@@ -232,6 +233,8 @@ def evaluate_task(context: Context) -> dict[str, Any]:
         data.held_out(split, config.data.uri)
         if context.group.is_first:
             check_vocabularies(config.run.uri, data_uri)
+            if told := data.not_proven(config.data.uri):
+                context.reporter.line(told)
         tokenizers = load_tokenizers(config.run.uri)
     translator, step = _load_for_inference(context, tokenizers)
     loss = exact_loss(translator, data_uri, data, split, config.train.batch_tokens)
@@ -365,18 +368,22 @@ def _data_of_all(context: Context) -> str:
 
 
 def vocabularies(tokenizers: dict[str, Tokenizer], group: Group) -> dict[str, Fixed]:
-    """What tells the vocabularies from others, for the checkpoints. Collective."""
+    """What tells the vocabularies and tokenizers from others, for the checkpoints. Collective."""
+    named = [item for side in SIDES for item in tokenizer_digests(side, tokenizers[side]).items()]
     digests: list[str] = []
     with all_or_none(group):
         if group.is_first:  # a large vocabulary takes seconds, and memory, to look at
-            digests = [tokenizers[side].digest() for side in SIDES]
+            digests = [digest() for _, digest in named]
     digests = same_text_from_first(" ".join(digests), group).split()
 
     def fixed(name: str, digest: str) -> Fixed:
-        why = "than the run has now: its rows belong to other words"
+        why = (
+            "than the run has now: its rows belong to other words. Put back the tokenizer that the "
+            "run's folder had, or give data.uri the data it was trained on"
+        )
         return Fixed(digest, lambda there: f"was trained with another {name} {why}")
 
-    names = [f"{side} vocabulary" for side in SIDES]
+    names = [name for name, _ in named]
     return {name: fixed(name, digest) for name, digest in zip(names, digests, strict=True)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
+from dist_embed.train.run_folder import tokenizer_digests
 from tests.checkpoints import write_checkpoint
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
@@ -68,8 +70,10 @@ def small_run(
     store = open_checkpoints(run)
     infos = {name: LiveTensor.whole(data).info for name, data in tensors.items()}
     multipliers = {table: RowOrder(len(by_id)).multiplier for table, by_id in vectors.items()}
+    known = [tokenizer_digests(side, tokenizer) for side, tokenizer in tokenizers.items()]
+    scalars = {name: digest() for digests in known for name, digest in digests.items()}
     write_checkpoint(
-        store, Description(5, "", infos, multipliers, "{}"),
+        store, Description(5, "", infos, multipliers, json.dumps(scalars)),
         [Rows(name, 0, data) for name, data in tensors.items()], chunk_bytes=4000,
     )  # fmt: skip
     for side, tokenizer in tokenizers.items():

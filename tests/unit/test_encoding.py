@@ -71,7 +71,7 @@ def test_blocks_come_back_in_order(pool: EncodingPool, tmp_path: Path) -> None:
         )
     )
     assert [block.info.name for block in blocks] == [f"x/shard-{i:05d}.parquet" for i in range(40)]
-    tokens = read_tokens(str(tmp_path), [block.info.name for block in blocks])
+    tokens = read_tokens(str(tmp_path), [block.info for block in blocks])
     target = words(ALL_WORDS[:4])
     assert target.decode([list(t) for _, t in sentences(tokens)]) == [t for _, t in pairs]
 
@@ -82,7 +82,7 @@ def test_a_shard_in_which_nothing_is_left_is_empty(pool: EncodingPool, tmp_path:
         rule=LengthRule(2, "drop"),
     )  # fmt: skip
     assert (block.info.sentences, block.dropped_empty, block.dropped_long) == (0, 1, 1)
-    tokens = read_tokens(str(tmp_path), [block.info.name])
+    tokens = read_tokens(str(tmp_path), [block.info])
     assert len(tokens) == 0
     assert tokens.source_offsets.tolist() == [0]
     assert tokens.source_tokens.dtype == np.int32
@@ -108,7 +108,7 @@ def test_unknown_source_words_are_hashed(pool: EncodingPool, tmp_path: Path) -> 
             iter(pairs), str(tmp_path), "test", shard_sentences=9, rule=None, oov_buckets=5000
         )
     )
-    tokens = read_tokens(str(tmp_path), [block.info.name])
+    tokens = read_tokens(str(tmp_path), [block.info])
     source = words(ALL_WORDS)
     assert sentences(tokens)[0][0] == tuple(source.encode_hashed([pairs[0][0]], 5000)[0])
     new, other, again = tokens.source_tokens[[1, 3, 4]].tolist()

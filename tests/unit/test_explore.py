@@ -25,6 +25,7 @@ from dist_embed.cli.checkpoint import _export
 from dist_embed.cli.main import build_parser, main
 from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import tokenizer_name
+from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.explore import export as export_module
 from dist_embed.explore import flat_map as flat_map_module
@@ -37,7 +38,7 @@ from dist_embed.explore.similarity import similarity_agreement
 from dist_embed.explore.table import RunTable
 from dist_embed.observe.plot import without_letters
 from dist_embed.storage.parquet import read_parquet
-from dist_embed.train.run_folder import read_run_config
+from dist_embed.train.run_folder import check_tokenizer, read_run_config
 from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.write import Block, write_vectors
@@ -379,12 +380,17 @@ def test_counts_are_those_of_the_tables_side(tmp_path: Path) -> None:
     data = Path(read_run_config(run).data.uri)
     data.mkdir(exist_ok=True)
     counts = {"source": [0, 1, 2, 3, 4, 5], "target": [9, 8, 7, 6, 5]}
+    prepared = PreparedData({}, {s: t.size for s, t in tokenizers.items()}, False, {})
+    (data / "data.json").write_text(prepared.to_json())
     for side, tokenizer in tokenizers.items():
         (data / tokenizer_name(side)).write_text(tokenizer.to_json())
         columns = {"token": tokenizer.tokens(), "count": counts[side]}
         pq.write_table(pa.table(columns), data / f"vocabulary.{side}.parquet")
     for role, side in (("source", "source"), ("target", "target"), ("output", "target")):
         assert word_counts(RunTable(run, role)).tolist() == counts[side]  # type: ignore[arg-type]
+    (data / "vocabulary.source.parquet").write_bytes(b"no table")
+    with pytest.raises(UserError, match=r"vocabulary\.source\.parquet cannot be read"):
+        word_counts(RunTable(run, "source"))
 
 
 def test_words_are_told_apart_by_the_mark_where_both_are_there(tmp_path: Path) -> None:
@@ -549,6 +555,7 @@ def test_counts_of_other_data_are_not_taken(
                     {"shared": torch.randn(8, 4)}, share="all")  # fmt: skip
     data = Path(read_run_config(run).data.uri)
     data.mkdir(exist_ok=True)
+    (data / "data.json").write_text(PreparedData({}, {}, False, {}).to_json())
     for side in ("source", "target"):
         (data / tokenizer_name(side)).write_text(word_tokenizer(["a", "b"]).to_json())
     for words in (
@@ -604,6 +611,52 @@ def test_the_commands_print_what_was_found(
         assert main(arguments) == 0
         assert said in capsys.readouterr().out
     assert len((tmp_path / "p" / "vectors.tsv").read_text().splitlines()) == 9
+
+
+def test_the_words_of_another_tokenizer_are_not_written_beside_the_vectors(
+    vectors: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
+    tokenizers = {"source": word_tokenizer(SOURCE), "target": word_tokenizer(TARGET)}
+    run = small_run(tmp_path, tokenizers, vectors)
+    judged = tmp_path / "pairs.txt"
+    judged.write_text("s1 s2 3\ns3 s4 1\ns5 s6 2\n")
+    commands = [
+        ["neighbors", run, "s1"], ["analogy", run, "s1", "s2", "s3"],
+        ["embeddings", "similarity", run, str(judged)],
+        ["embeddings", "plot", run, str(tmp_path / "map.html"), "--method", "pca"],
+        ["embeddings", "projector", run, str(tmp_path / "projector")],
+        ["embeddings", "export", run, str(tmp_path / "v.txt"), "--format", "glove"],
+        ["export", run, str(tmp_path / "model")],
+    ]  # fmt: skip
+    # Another corpus's words, and the same words in a file that treats text in another way.
+    others = [word_tokenizer(SOURCE[::-1]), word_tokenizer(SOURCE, split_punctuation=True)]
+    for other in others:
+        there = Path(run) / tokenizer_name("source")
+        there.write_text(other.to_json())
+        before = sorted(path.name for path in tmp_path.iterdir())
+        for command in commands:
+            assert main(command) == 2, command
+            told = capsys.readouterr().err
+            assert f"{there} is not the source tokenizer that the run's checkpoint was" in told
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        assert main(["neighbors", run, "t1", "--role", "target"]) == 0
+    # The export alone reads both sides.
+    there.write_text(tokenizers["source"].to_json())
+    (Path(run) / tokenizer_name("target")).write_text(word_tokenizer(TARGET[::-1]).to_json())
+    assert [main(command) for command in commands[:1] + commands[-1:]] == [0, 2]
+
+
+def test_older_checkpoints_know_the_words_or_nothing(run: str) -> None:
+    ours, other = RunTable(run, "source").tokenizer, word_tokenizer(SOURCE[::-1])
+    marks = word_tokenizer(SOURCE, split_punctuation=True)
+    words_alone = {"source vocabulary": ours.digest()}
+    for tokenizer in (ours, marks):
+        check_tokenizer("source", tokenizer, words_alone, run)
+    with pytest.raises(UserError, match="is not the source tokenizer"):
+        check_tokenizer("source", other, words_alone, run)
+    check_tokenizer("source", other, {}, run)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:

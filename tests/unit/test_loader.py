@@ -82,7 +82,7 @@ def same(left: StepBatches, right: StepBatches) -> bool:
 
 def everything(prepared: Prepared) -> Counter[Sentence]:
     shards = prepared.data.splits["train"].shards
-    return count(sentences(read_tokens(prepared.uri, [shard.name for shard in shards])))
+    return count(sentences(read_tokens(prepared.uri, shards)))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
@@ -297,7 +297,7 @@ def test_a_missing_or_damaged_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(b"not parquet")
     for name in ("gone", "bad"):
         with pytest.raises(UserError, match=rf"{tmp_path}/{name}.*--force"):
-            read_tokens(str(tmp_path), [name])
+            read_tokens(str(tmp_path), [ShardInfo(name, 1, 1, 1)])
 
 
 @pytest.mark.parametrize(
@@ -310,10 +310,11 @@ def test_an_id_without_a_row_is_named(
 ) -> None:
     write_shard(str(tmp_path / "good"), [[4, 8]], [[7]])
     write_shard(str(tmp_path / "bad"), [[4], [8, 9], [10]], [[5], [7], [-1, 8]])
-    assert len(read_tokens(str(tmp_path), ["good"], num_ids)) == 1
+    good, bad = ShardInfo("good", 1, 2, 1), ShardInfo("bad", 3, 4, 4)
+    assert len(read_tokens(str(tmp_path), [good], num_ids)) == 1
     told = f"{tmp_path}/bad: {found}, but the {side} table has ids 0 to {num_ids[side] - 1};"
     with pytest.raises(UserError, match=told):
-        read_tokens(str(tmp_path), ["good", "bad"], num_ids)
+        read_tokens(str(tmp_path), [good, bad], num_ids)
 
 
 def test_prefetched_steps_are_the_same_steps(prepared: Prepared) -> None:
@@ -407,10 +408,12 @@ def test_at_most_a_twentieth_of_multi30k_is_padding(tmp_path: Path) -> None:
     )  # fmt: skip
     source, target = (tokenizer.encode(side) for side in texts)
     write_shard(str(tmp_path / "train"), source, target)
+    tokens = (sum(map(len, side)) for side in (source, target))
+    shard = ShardInfo("train", len(source), *tokens)
     real = padded = held = 0
     for rank in range(2):
         worker = Loader(
-            str(tmp_path), [ShardInfo("train", len(source), 0, 0)], batch_tokens=4096, seed=1,
+            str(tmp_path), [shard], batch_tokens=4096, seed=1,
             rank=rank, num_workers=2, accumulate=1,
         )  # fmt: skip
         for step in epoch_of(worker.steps(Position())):

@@ -18,6 +18,7 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import CorpusError, Pair
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.proof import FileInfo
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import (
     PreparedData,
@@ -81,7 +82,7 @@ def test_shards_keep_the_order_of_the_text(prepared: Prepared) -> None:
         split = prepared.data.splits[name]
         full, rest = divmod(len(pairs), SHARD_SENTENCES)
         assert [s.sentences for s in split.shards] == [SHARD_SENTENCES] * full + [rest] * bool(rest)
-        tokens = read_tokens(prepared.uri, [shard.name for shard in split.shards])
+        tokens = read_tokens(prepared.uri, split.shards)
         expected = zip(
             tokenizer.encode([s for s, _ in pairs]), tokenizer.encode([t for _, t in pairs]),
             strict=True,
@@ -95,10 +96,17 @@ def test_the_index_says_what_the_shards_hold(prepared: Prepared) -> None:
     for name, split in prepared.data.splits.items():
         assert split.sentences == len(prepared.pairs[name])
         for shard in split.shards:
-            tokens = read_tokens(prepared.uri, [shard.name])
+            tokens = read_tokens(prepared.uri, [shard])
             assert len(tokens) == shard.sentences
             assert len(tokens.source_tokens) == shard.source_tokens
             assert len(tokens.target_tokens) == shard.target_tokens
+    # Every file but the index itself is proven by it.
+    listed = prepared.data.files | {
+        shard.name: shard.file for split in prepared.data.splits.values() for shard in split.shards
+    }
+    there = files_below(Path(prepared.uri))
+    del there["data.json"]
+    assert listed == {name: FileInfo.of(content) for name, content in there.items()}
 
 
 def test_held_out_texts_are_stored_and_training_texts_are_not(prepared: Prepared) -> None:
@@ -132,7 +140,7 @@ def test_separate_vocabularies_hold_their_own_side(prepared: Prepared, tmp_path:
     assert not data.shared_vocabulary
     assert data.vocabulary_size == {side: t.size for side, t in tokenizers.items()}
     texts = [target for _, target in prepared.pairs["train"][:3]]
-    tokens = read_tokens(str(tmp_path), [data.splits["train"].shards[0].name])
+    tokens = read_tokens(str(tmp_path), data.splits["train"].shards[:1])
     found = [list(target) for _, target in sentences(tokens)[:3]]
     assert tokenizers["target"].decode(found) == texts
 
@@ -239,7 +247,7 @@ def test_long_and_empty_training_pairs_are_counted(tmp_path: Path, too_long: str
     split = data.splits["train"]
     assert split.dropped_empty == 3
     assert (split.dropped_long, split.cut) == ((3, 0) if too_long == "drop" else (0, 3))
-    tokens = read_tokens(str(tmp_path / "data"), [shard.name for shard in split.shards])
+    tokens = read_tokens(str(tmp_path / "data"), split.shards)
     tokenizer = load_tokenizers(str(tmp_path / "data"))["source"]
     found = [tokenizer.decode([list(s), list(t)]) for s, t in sentences(tokens)]
     kept = [pair for pair in MIXED if all(pair) and max(len(s.split()) for s in pair) <= 4]
@@ -341,6 +349,7 @@ def test_counts_that_cannot_be_read_are_named(prepared: Prepared, tmp_path: Path
     assert read_counts(prepared.uri, "target").tolist() == table["count"]
     with pytest.raises(FileNotFoundError):
         read_counts(str(tmp_path), "source")
+    (tmp_path / "data.json").write_text(replace(prepared.data, format=1, files={}).to_json())
     (tmp_path / "vocabulary.source.parquet").write_bytes(b"no table")
     with pytest.raises(UserError, match=r"vocabulary\.source\.parquet cannot be read .*--force"):
         read_counts(str(tmp_path), "source")

@@ -1,0 +1,112 @@
+"""Files that are proven when they are read.
+
+An index lists them with their sizes and digests, and carries a digest of its own: what hangs on a
+proven index is proven. Indexes that were written before say nothing; what they list is believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from dist_embed.config.errors import UserError
+from dist_embed.storage import uri as storage
+from dist_embed.storage.parquet import ParquetError, read_parquet
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file's size and the SHA-256, in hex, of its bytes as they are stored."""
+
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes) -> FileInfo:
+        """That of a file with this content."""
+        return cls(len(content), hashlib.sha256(content).hexdigest())
+
+    def __str__(self) -> str:
+        return f"{self.size_bytes:,} bytes with SHA-256 {self.sha256[:16]}…"
+
+
+def prove(content: bytes, expected: FileInfo | None, uri: str, remedy: str) -> None:
+    """Look whether what was read is what was written; without ``expected`` nothing is known of it.
+
+    Raises:
+        UserError: it is not; the message ends with ``remedy``.
+    """
+    if expected is None:
+        return
+    found = FileInfo.of(content)
+    if found != expected:
+        raise UserError(
+            f"{uri} is not the file that was written: {expected} expected, {found} found; {remedy}"
+        )
+
+
+def read_proven(uri: str, expected: FileInfo | None, remedy: str) -> bytes:
+    """A whole file, proven. Raises UserError, FileNotFoundError."""
+    content = storage.read_bytes(uri)
+    prove(content, expected, uri, remedy)
+    return content
+
+
+def read_table(
+    uri: str,
+    columns: Sequence[str],
+    expected: FileInfo | None,
+    *,
+    what: str,
+    remedy: str,
+    rows: int | None = None,
+) -> pa.Table:
+    """Columns of a whole Parquet file, whose bytes are proven before they are parsed.
+
+    Args:
+        uri: the file.
+        columns: their names.
+        expected: what proves it; None: nothing does.
+        what: the kind of file, for messages.
+        remedy: what the user is to do about a file that cannot be used; ends messages.
+        rows: how many it must have; None: any number.
+
+    Raises:
+        UserError: it cannot be read, or is not what was written.
+    """
+    try:
+        table = read_parquet(uri, columns, prove=lambda found: prove(found, expected, uri, remedy))
+    except (OSError, ParquetError) as exc:
+        raise UserError(f"{what} {uri} cannot be read ({exc}); {remedy}") from exc
+    if rows is not None and table.num_rows != rows:
+        raise UserError(
+            f"{what} {uri} is not the one that was written: {rows:,} rows expected, "
+            f"{table.num_rows:,} found; {remedy}"
+        )
+    return table
+
+
+def sealed(values: dict[str, Any]) -> str:
+    """``values`` as JSON whose last key, ``sha256``, is the digest of the text before it."""
+    body = json.dumps(values, indent=1, ensure_ascii=False).removesuffix("\n}")
+    return body + _seal(body)
+
+
+def unsealed(text: str) -> dict[str, Any]:
+    """The values of what `sealed` wrote. Raises ValueError where the text is another one."""
+    end = len(_seal(""))
+    body, seal = text[:-end], text[-end:]
+    if seal != _seal(body):
+        raise ValueError("its text is not what its SHA-256, the last key, was taken of")
+    values: dict[str, Any] = json.loads(text)
+    del values["sha256"]
+    return values
+
+
+def _seal(body: str) -> str:
+    return f',\n "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"\n}}\n'
