@@ -49,15 +49,19 @@ make_venv() {
         echo "setting up failed; the whole log: $log" >&2
         exit 1
     }
-    if [ -e "$venv/stamp" ]; then
-        works || refuse "$venv does not run on this machine: remove it if no other machine uses it,\
- or name another environment in DIST_EMBED_VENV"
-    elif [ -e "$venv" ] && ! [ -e "$log" ]; then
+    if [ -e "$venv" ] && ! [ -e "$venv/stamp" ] && ! [ -e "$log" ]; then
         refuse "$venv was not made by launch/setup.sh: move it away, or name it in DIST_EMBED_VENV"
+    fi
+    # Without a stamp it is what an interrupted set-up has left; the command comes last in it.
+    local whole=false
+    if [ -e "$venv/stamp" ] || [ -x "$venv/bin/dist-embed" ]; then whole=true; fi
+    if $whole && ! works; then
+        refuse "$venv does not run on this machine: remove it if no other machine uses it, or name\
+ another environment in DIST_EMBED_VENV"
     fi
     echo "setting up $venv (once; a few minutes; DIST_EMBED_DEVICE=cpu or cuda chooses)" >&2
     : >"$log"
-    if ! [ -e "$venv/stamp" ]; then # there is none, or what an interrupted set-up has left
+    if ! $whole; then
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
             refuse "dist_embed needs Python 3.10 or newer; $python is $("$python" -V 2>&1)"
         "$python" -m venv --clear "$venv" >>"$log" 2>&1 || failed

@@ -31,7 +31,8 @@ case "$*" in
     fi
     case "$*" in
     *" -e "*)
-        [ -z "${INTERRUPTED:-}" ] || kill -9 $PPID
+        [ "${INTERRUPTED:-}" != before ] || { kill -9 $PPID; exit 1; }
+        [ "${INTERRUPTED:-}" != after ] || kill -9 $PPID
         [ -n "${PIP_TARGET:-}" ] || cp "$TOOLS/dist-embed" "$venv/bin"
         ;;
     esac
@@ -152,19 +153,25 @@ def test_an_environment_that_does_not_run_here_is_not_removed(project: Project) 
     (theirs / "bin").mkdir(parents=True)
     line = project.refusal(DIST_EMBED_DEVICE="cuda")
     assert f"{theirs} was not made by launch/setup.sh" in line
-    assert (theirs / "bin").exists()
+    # Nor where one of ours had failed before.
+    theirs.with_name(".venv-cuda.log").touch()
+    shutil.copy(project.tools / "dist-embed", theirs / "bin")
+    assert f"{theirs} does not run on this machine" in project.refusal(DIST_EMBED_DEVICE="cuda")
+    assert (theirs / "bin" / "dist-embed").exists()
 
 
 def test_what_an_interrupted_set_up_has_left_is_made_whole(project: Project) -> None:
-    with project.start(INTERRUPTED="1") as process:
-        process.communicate(timeout=60)
-    assert process.returncode == -9
     venv = project.folder / ".venv-cpu"
-    (venv / "half").touch()
-    project.taken_calls()
-    assert project.venv() == ".venv-cpu"
-    assert project.taken_calls() == INSTALLED
-    assert not (venv / "half").exists()
+    for interrupted, calls in (("before", INSTALLED), ("after", ["pip"] * 4)):
+        shutil.rmtree(venv, ignore_errors=True)
+        with project.start(INTERRUPTED=interrupted) as process:
+            process.communicate(timeout=60)
+        assert process.returncode == -9
+        (venv / "half").touch()
+        project.taken_calls()
+        assert project.venv() == ".venv-cpu"
+        assert project.taken_calls() == calls
+        assert (venv / "half").exists() == (interrupted == "after")
     # While it was brought up to date: what pip had not finished is installed again.
     whole, half = (venv / f"lib/python3.12/site-packages/{x}.dist-info" for x in ("a-1", "b-2"))
     for folder, name in ((whole, "RECORD"), (half, "METADATA")):
