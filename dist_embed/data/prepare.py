@@ -122,7 +122,7 @@ def load_tokenizers(folder_uri: str, data: PreparedData | None = None) -> dict[s
 def _parsed(content: bytes, folder_uri: str, side: str, data: PreparedData | None) -> Tokenizer:
     uri = storage.join(folder_uri, tokenizer_name(side))
     try:
-        tokenizer = Tokenizer.from_json(content.decode())
+        tokenizer = Tokenizer.from_file(content)
     except Exception as exc:  # the library's errors have no type of their own
         raise UserError(f"{uri} cannot be read as a tokenizer: {exc}") from exc
     if data and data.vocabulary_size[side] != tokenizer.size:

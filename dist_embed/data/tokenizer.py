@@ -111,8 +111,13 @@ class Tokenizer:
     @classmethod
     def from_json(cls, text: str) -> Tokenizer:
         """Read what `to_json` wrote."""
-        tokenizer = cls(HFTokenizer.from_str(text))
-        tokenizer.json_digest = hashlib.sha256(text.encode()).hexdigest()
+        return cls(HFTokenizer.from_str(text))
+
+    @classmethod
+    def from_file(cls, content: bytes) -> Tokenizer:
+        """Read a file of what `to_json` wrote; it may hold hundreds of MiB, and is not copied."""
+        tokenizer = cls(HFTokenizer.from_buffer(content))
+        tokenizer.json_digest = hashlib.sha256(content).hexdigest()
         return tokenizer
 
     def to_json(self) -> str:
@@ -121,7 +126,7 @@ class Tokenizer:
 
     @cached_property
     def json_digest(self) -> str:
-        """SHA-256, in hex, of the text that it was read from, or else of `to_json`."""
+        """SHA-256, in hex, of the file that it was read from, or else of `to_json`."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @cached_property

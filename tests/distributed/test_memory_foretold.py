@@ -25,7 +25,7 @@ from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data.prepare import load_tokenizers, read_counts, tokenizer_name
-from dist_embed.data.token_shards import SIDES
+from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from dist_embed.embedding.memory import PROCESS_BYTES
 from dist_embed.model.output import sharded_cross_entropy
@@ -96,6 +96,7 @@ def prepared(folder: Path, vocabulary: Sizes) -> str:
         (folder / tokenizer_name(side)).write_text(tokenizer.to_json())
         table = {"token": tokenizer.tokens(), "count": np.ones(size, np.int64)}
         write_parquet(str(folder / f"vocabulary.{side}.parquet"), pa.table(table))
+    (folder / "data.json").write_text(PreparedData({}, sizes, False, {}).to_json())
     return str(folder)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -372,7 +373,9 @@ def test_narrow_rows_are_exported_too(tmp_path: Path, format: Any) -> None:
     np.testing.assert_array_equal(found, vectors.float().numpy())
 
 
-def test_counts_are_those_of_the_tables_side(tmp_path: Path) -> None:
+def test_counts_are_those_of_the_tables_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokenizers = {"source": word_tokenizer(["a", "b"]), "target": word_tokenizer(["c"])}
     vectors = {"source": torch.eye(6, 4), "decoder": torch.eye(5, 4)}
     run = small_run(tmp_path, tokenizers, vectors)
@@ -388,6 +391,10 @@ def test_counts_are_those_of_the_tables_side(tmp_path: Path) -> None:
         pq.write_table(pa.table(columns), data / f"vocabulary.{side}.parquet")
     for role, side in (("source", "source"), ("target", "target"), ("output", "target")):
         assert word_counts(RunTable(run, role)).tolist() == counts[side]  # type: ignore[arg-type]
+    assert capsys.readouterr() == ("", "")
+    (data / "data.json").write_text(replace(prepared, format=1).to_json())
+    assert word_counts(RunTable(run, "source")).tolist() == counts["source"]
+    assert "was prepared before data carried digests" in capsys.readouterr().err
     (data / "vocabulary.source.parquet").write_bytes(b"no table")
     with pytest.raises(UserError, match=r"vocabulary\.source\.parquet cannot be read"):
         word_counts(RunTable(run, "source"))

@@ -19,7 +19,7 @@ from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
 from dist_embed.train.run_folder import check_tokenizer, tokenizer_digests
 from tests.unit.small_corpus import one_is_this_process, prepare, write_text
 
-FLIPS = 200
+FLIPS = 120
 WORDS = np.arange(30)
 
 
