@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import threading
 from collections.abc import Iterator
@@ -151,8 +152,11 @@ def test_one_that_is_broken_off_leaves_what_was_there(data_uri: str) -> None:
     assert again.splits["train"].identity() == first.splits["train"].identity()
 
 
-def test_who_was_taken_for_dead_uses_what_the_other_prepares(tmp_path: Path) -> None:
-    data_uri = f"memory://two/{tmp_path.name}"
+def test_who_is_not_alone_after_all_uses_what_the_other_prepares(
+    data_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for dead at a store, or on a file system whose locks count on one machine only."""
+    monkeypatch.setattr(fcntl, "flock", lambda handle, how: None)
     said: list[str] = []
     others: list[PreparedData] = []
 
