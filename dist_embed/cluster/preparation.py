@@ -101,7 +101,7 @@ def ensure_data(
     if config.data.lexicon_translations:
         translations = config.data.lexicon_translations
         if fitting_lexicon(folder, data, translations) is None:
-            with _preparing_alone(data_uri, say):
+            with _preparing_alone(data_uri, say_once):
                 ensure_lexicon(
                     folder,
                     data,
@@ -158,15 +158,21 @@ def _prepare_anew(
 ) -> tuple[str, PreparedData] | None:
     """New prepared data and their folder; None: another process has taken over."""
     data_uri = config.data.uri
+    before = prepared_folder(data_uri)
+
+    def alone() -> bool:
+        # Locks may count on one machine only (mounts with `local_lock` or `localflock`).
+        return still_ours() and prepared_folder(data_uri) == before
+
     try:
         with new_folder(data_uri) as folder:
             data = _prepare(config, folder, settings, say)
-            if not still_ours():
+            if not alone():
                 raise UserError(f"another process prepares data in {data_uri}")
             publish(data_uri, folder)
     except Exception:
         # Whoever has taken over may have removed what was being prepared.
-        if still_ours():
+        if alone():
             raise
         say(f"another process has begun to prepare data in {data_uri}: using what it prepares")
         return None

@@ -56,8 +56,10 @@ def publish(data_uri: str, folder: str) -> None:
 def remove_others(data_uri: str, folder: str) -> None:
     """Remove what earlier preparations have left, with the texts that they stored.
 
-    Nobody else may be preparing. Whoever still reads those data is told that they are gone.
+    Whoever still reads those data, or is preparing others, finds that they are gone.
     """
+    if prepared_folder(data_uri) != folder:
+        return  # another one has been prepared since, and removes this one
     kept = folder.rsplit("/", 1)[-1]
     for name in storage.names_in(data_uri):
         if name.startswith(_PREFIX) and name != kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import threading
 from collections.abc import Iterator
@@ -151,8 +152,11 @@ def test_one_that_is_broken_off_leaves_what_was_there(data_uri: str) -> None:
     assert again.splits["train"].identity() == first.splits["train"].identity()
 
 
-def test_who_was_taken_for_dead_uses_what_the_other_prepares(tmp_path: Path) -> None:
-    data_uri = f"memory://two/{tmp_path.name}"
+def test_who_is_not_alone_after_all_uses_what_the_other_prepares(
+    data_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for dead at a store, or on a file system whose locks count on one machine only."""
+    monkeypatch.setattr(fcntl, "flock", lambda handle, how: None)
     said: list[str] = []
     others: list[PreparedData] = []
 
@@ -166,6 +170,24 @@ def test_who_was_taken_for_dead_uses_what_the_other_prepares(tmp_path: Path) -> 
     assert any("has begun to prepare data in" in line for line in said)
     assert len(preparations(data_uri)) == 1
     assert content(data_uri)["data"] == others[0]
+
+
+def test_who_has_lost_its_turn_does_not_publish(tmp_path: Path) -> None:
+    data_uri = f"memory://two/{tmp_path.name}"
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if said.count("encoding test") == 1 and line == "encoding test":
+            storage.write_text(f"{data_uri}/preparing.json", "other 0\n")
+        if "has begun to prepare data in" in line:
+            assert storage.names_in(data_uri) == ["preparing.json"]
+        if "waiting for it" in line:  # the other one ends without having prepared anything
+            storage.remove(f"{data_uri}/preparing.json")
+
+    ensure_data(config_of(data_uri), say)
+    assert said.count("encoding test") == 2
+    assert len(preparations(data_uri)) == 1
 
 
 def test_data_prepared_before_give_way_to_new_ones(tmp_path: Path) -> None:
