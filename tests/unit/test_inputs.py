@@ -207,7 +207,8 @@ def test_data_prepared_before_go_on(tmp_path: Path) -> None:
     for renew in (False, True):
         data, said = ensured(config_of(), renew=renew)
         assert [line.split(":")[0] for line in said] == [
-            "data does not say what it was prepared from"
+            "data was prepared before data carried digests",
+            "data does not say what it was prepared from",
         ]
         assert data.inputs is None
         # Its text is what a lexicon knows its data by.
