@@ -54,9 +54,9 @@ def content(data_uri: str) -> dict[str, Any]:
     """All that a reader finds; fails where a file is not there."""
     folder = prepared_folder(data_uri)
     data = PreparedData.read(folder)
-    names = [shard.name for split in data.splits.values() for shard in split.shards]
+    shards = [shard for split in data.splits.values() for shard in split.shards]
     tokenizers = {side: t.to_json() for side, t in load_tokenizers(folder).items()}
-    tokens = read_tokens(folder, names)
+    tokens = read_tokens(folder, shards)
     return {
         "data": data, "tokenizers": tokenizers, "source": tokens.source_tokens.tolist(),
         "target": tokens.target_tokens.tolist(), "lexicon": Lexicon(folder).index,
