@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -156,7 +156,7 @@ def test_who_is_not_alone_after_all_uses_what_the_other_prepares(
     data_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Taken for dead at a store, or on a file system whose locks count on one machine only."""
-    monkeypatch.setattr(fcntl, "flock", lambda handle, how: None)
+    monkeypatch.setattr(turns, "_locked", lambda *given: os.open(os.devnull, os.O_RDONLY))
     said: list[str] = []
     others: list[PreparedData] = []
 
