@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dist_embed.data.corpus import Pair
 from dist_embed.data.processes import Processes, ended
 from dist_embed.data.stretches import encode_column
-from dist_embed.data.token_shards import SIDES, ShardInfo, write_shard
+from dist_embed.data.token_shards import SIDES, ShardInfo, content_digest, write_shard
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.storage import uri as storage
 
@@ -135,7 +135,8 @@ def _write_block(
         source, target = _apply_rule(source, target, rule, result)
     file = write_shard(storage.join(data_uri, name), source, target, texts)
     source_tokens, target_tokens = (int(_lengths(side).sum()) for side in (source, target))
-    result.info = ShardInfo(name, len(source), source_tokens, target_tokens, file)
+    content = content_digest(source, target)
+    result.info = ShardInfo(name, len(source), source_tokens, target_tokens, file, content)
     return result
 
 

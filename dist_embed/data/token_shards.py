@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
@@ -31,8 +32,15 @@ REMEDY = "prepare the data again with `dist-embed prepare CONFIG --force`"
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One token shard: its file below the data folder, what it holds, and what proves it (None:
-    it was prepared before there were digests).
+    """One token shard: its file below the data folder, what it holds, and what proves it.
+
+    Attributes:
+        name: of the file.
+        sentences: pairs.
+        source_tokens: of all of them.
+        target_tokens: likewise.
+        file: what proves the file. None, as ``content``: prepared before there were digests.
+        content: `content_digest` of its sentences.
     """
 
     name: str
@@ -40,6 +48,7 @@ class ShardInfo:
     source_tokens: int
     target_tokens: int
     file: FileInfo | None = None
+    content: str | None = None
 
 
 @dataclass
@@ -64,6 +73,15 @@ class Split:
         shards = [[s.name, s.sentences, s.source_tokens, s.target_tokens] for s in self.shards]
         digest = hashlib.sha256(json.dumps(shards).encode()).hexdigest()
         return f"{self.sentences:,} pairs in {len(shards):,} shards ({digest[:16]})"
+
+    def content(self) -> str | None:
+        """SHA-256, in hex, of all sentences in their order, whatever wrote them into files; None
+        where that is not known.
+        """
+        known = [shard.content for shard in self.shards if shard.content]
+        if len(known) < len(self.shards):
+            return None
+        return hashlib.sha256(" ".join(known).encode()).hexdigest()
 
     @property
     def target_tokens(self) -> int:
@@ -122,7 +140,7 @@ class PreparedData:
         del values["files"]
         for split in values["splits"].values():
             for shard in split["shards"]:
-                del shard["file"]
+                del shard["file"], shard["content"]
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
     def digest(self) -> str:
@@ -184,6 +202,17 @@ class TokenPairs:
     def target_lengths(self) -> NDArray[np.int64]:
         """Tokens of each target sentence."""
         return np.diff(self.target_offsets)
+
+
+def content_digest(source: pa.ListArray, target: pa.ListArray) -> str:
+    """SHA-256, in hex, of the token lists of both sides: of their lengths and ids, int32, little
+    endian. A file of the same lists may have other bytes, by another version of what writes it.
+    """
+    digest = hashlib.sha256()
+    for lists in (source, target):
+        for numbers in (pc.list_value_length(lists), lists.flatten()):
+            digest.update(numbers.to_numpy().astype("<i4", copy=False))
+    return digest.hexdigest()
 
 
 def write_shard(

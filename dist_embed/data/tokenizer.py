@@ -139,6 +139,7 @@ class Tokenizer:
         ids = self._inner.get_vocab()
         return sorted(ids, key=ids.__getitem__)
 
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the tokens in the order of their ids, in hex."""
         return hashlib.sha256("\0".join(self.tokens()).encode()).hexdigest()

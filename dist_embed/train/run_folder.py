@@ -130,7 +130,7 @@ def tokenizer_digests(side: str, tokenizer: Tokenizer) -> dict[str, Callable[[],
     """
     return {
         f"{side} tokenizer": lambda: tokenizer.json_digest,
-        f"{side} vocabulary": tokenizer.digest,
+        f"{side} vocabulary": lambda: tokenizer.digest,
     }
 
 

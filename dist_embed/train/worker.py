@@ -389,17 +389,27 @@ def vocabularies(tokenizers: dict[str, Tokenizer], group: Group) -> dict[str, Fi
 
 def training_data(data_uri: str, data: PreparedData) -> dict[str, Fixed]:
     """What tells the training data from others, for the checkpoints. Not collective."""
-    here = data.splits["train"].identity()
-    return {
+    train = data.splits["train"]
+    numbers, content = train.identity(), train.content()
+    remedy = (
+        "its position in the data would mean nothing. Give data.uri the data it was trained on, in "
+        "whatever folder, or run.uri another folder"
+    )
+    fixed = {
         "training data": Fixed(
-            here,
-            lambda there: (
-                f"was trained on {there}, and {data_uri} holds {here}: its position in the data "
-                "would mean nothing. Give data.uri the data it was trained on, in whatever folder, "
-                "or run.uri another folder"
-            ),
+            numbers,
+            lambda there: f"was trained on {there}, and {data_uri} holds {numbers}: {remedy}",
         )
     }
+    if content is not None:  # data prepared before does not say
+        fixed["training sentences"] = Fixed(
+            content,
+            lambda there: (
+                f"was trained on other sentences (SHA-256 {there[:16]}…) than the {numbers} that "
+                f"{data_uri} holds ({content[:16]}…): {remedy}"
+            ),
+        )
+    return fixed
 
 
 def _load_for_inference(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from dist_embed.config.load import config_from_dict
-from dist_embed.data.token_shards import ShardInfo, Split
+from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, content_digest
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
 from dist_embed.train import worker
@@ -70,10 +73,51 @@ def test_other_training_data_are_refused_and_moved_ones_are_not(
     prepare(Path(moved), few)
     shutil.rmtree(here)
     assert resumed_at(moved, 3) == 2
+    # As many sentences, tokens and words: two lines of the text have changed places.
+    (source, target) = (
+        Path(text[0]) for text in (corpora["train"].source, corpora["train"].target)
+    )
+    for side in (source, target):
+        lines = side.read_text().splitlines(keepends=True)
+        side.write_text("".join([lines[1], lines[0], *lines[2:]]))
+    prepare(Path(here), few)
+    with pytest.raises(RemoteError, match="was trained on other sentences"):
+        resumed_at(here, 4)
+    # Data prepared before say nothing of their sentences, and are believed.
+    index = PreparedData.read(moved)
+    for split in index.splits.values():
+        split.shards[:] = [replace(shard, content=None) for shard in split.shards]
+    (Path(moved) / "data.json").write_text(index.to_json())
+    assert resumed_at(moved, 4) == 3
 
 
 def train_without_saying(group: Group, run: str, data: str, steps: int) -> int:
     return train(group, run, data, steps, says_its_data=False)
+
+
+def test_sentences_are_known_by_their_ids_and_lengths_on_both_sides() -> None:
+    def of(source: list[list[int]], target: list[list[int]]) -> str:
+        ids = pa.list_(pa.int32())
+        return content_digest(pa.array(source, ids), pa.array(target, ids))
+
+    some = [[4, 5], [], [6]]
+    lengths, ids = np.array([2, 0, 1], "<i4"), np.array([4, 5, 6], "<i4")
+    once = lengths.tobytes() + ids.tobytes()
+    assert of(some, some) == hashlib.sha256(2 * once).hexdigest()
+    longer = pa.array([[9], *some, [7]], pa.list_(pa.int32()))
+    assert content_digest(longer.slice(1, 3), longer.slice(1, 3)) == of(some, some)
+    others = [[[4, 5], [6], []], [[4], [5], [6]], [[5, 4], [], [6]], [[6], [], [4, 5]], some[:2]]
+    assert (
+        len({of(some, some), *(of(some, o) for o in others), *(of(o, some) for o in others)}) == 11
+    )
+
+
+def test_a_split_s_content_is_that_of_all_its_shards_in_order() -> None:
+    shards = [ShardInfo("a", 1, 1, 1, content="00"), ShardInfo("b", 1, 1, 1, content="11")]
+    known = Split(shards).content()
+    assert known == Split([replace(one, name="c", file=None) for one in shards]).content()
+    assert known not in (Split(shards[::-1]).content(), Split(shards[:1]).content(), None)
+    assert Split([shards[0], ShardInfo("b", 1, 1, 1)]).content() is None
 
 
 def test_what_tells_training_data_apart() -> None:

@@ -658,7 +658,7 @@ def test_the_words_of_another_tokenizer_are_not_written_beside_the_vectors(
 def test_older_checkpoints_know_the_words_or_nothing(run: str) -> None:
     ours, other = RunTable(run, "source").tokenizer, word_tokenizer(SOURCE[::-1])
     marks = word_tokenizer(SOURCE, split_punctuation=True)
-    words_alone = {"source vocabulary": ours.digest()}
+    words_alone = {"source vocabulary": ours.digest}
     for tokenizer in (ours, marks):
         check_tokenizer("source", tokenizer, words_alone, run)
     with pytest.raises(UserError, match="is not the source tokenizer"):

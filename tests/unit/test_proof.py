@@ -179,7 +179,7 @@ def unproven(folder: Path) -> PreparedData:
     """As data were prepared before: without digests."""
     data = PreparedData.read(str(folder))
     for split in data.splits.values():
-        split.shards[:] = [replace(shard, file=None) for shard in split.shards]
+        split.shards[:] = [replace(shard, file=None, content=None) for shard in split.shards]
     data = replace(data, format=1, files={})
     (folder / "data.json").write_text(data.to_json())
     return data
