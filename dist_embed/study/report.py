@@ -154,7 +154,7 @@ def _judged(study: TrainingStudy, found: dict[str, dict[Measure, Summary]]) -> s
     for expected in study.expectations:
         sign = -1 if expected.measure in LOWER_IS_BETTER else 1
         better, worse = ([sign * value for value in side.values] for side in sides(expected))
-        compared.append(Comparison(better, worse, expected.held))
+        compared.append(Comparison(better, worse, expected.held, _alike(study, expected)))
     lines = []
     for expected, verdict in zip(study.expectations, verdicts(compared), strict=True):
         name, form = MEASURES[expected.measure]
@@ -164,6 +164,14 @@ def _judged(study: TrainingStudy, found: dict[str, dict[Measure, Summary]]) -> s
             f"({_named(expected.better)}) against {worse_text} ({_named(expected.worse)}).\n"
         )
     return "".join(lines)
+
+
+def _alike(study: TrainingStudy, expected: Expectation) -> bool:
+    reference = study.reference
+    if reference is None or expected.measure != "steps_to_reference":
+        return True
+    own = [side[reference.factor] == reference.level for side in (expected.better, expected.worse)]
+    return own[0] == own[1]
 
 
 def _named(levels: dict[str, str]) -> str:

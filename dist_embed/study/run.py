@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import yaml
 
 from dist_embed.bench.report import machine
 from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read_manifest
@@ -31,26 +30,26 @@ from dist_embed.storage import uri as storage
 from dist_embed.study.plan import Combination, combinations, overrides_of
 from dist_embed.study.schema import TrainingStudy
 from dist_embed.study.word_vectors import ensure_word_vectors
-from dist_embed.train.run_folder import CONFIG_NAME, only_training
+from dist_embed.train.run_folder import only_training
 
 Say = Callable[[str], None]
 # Stands for the study's folder in values of keys.
 FOLDER_MARK = "{study}"
 # Of the training data, whose loss the gap is measured from; always the same ones.
 TRAINING_TOKENS = 20_000
-# What a run's result does not depend on: places, processes of the preparation, who starts the
-# workers, failures that are outlived, and waits. All of it may change while a run goes on.
+# How runs are scored: to be raised where the same run gets other figures, so that those of before
+# and after do not share a mean. 0.2.0 did not say; since then blank lines have a blank translation.
+SCORING = 2
+# What a run's result does not depend on, its speed neither: places, processes of the preparation,
+# failures that are outlived, and waits. All of it may change while a run goes on.
 _NOT_DECIDING = (
     "run.uri", "data.uri", "data.num_processes", "train.max_skipped_steps",
     "checkpoint.max_failures", "checkpoint.retry_seconds", "checkpoint.timeout_seconds",
-    "checkpoint.drain_seconds", "checkpoint.leftover_hours", "cluster.launcher", "cluster.address",
-    "cluster.timeout_seconds", "cluster.max_failures",
+    "checkpoint.drain_seconds", "checkpoint.leftover_hours", "cluster.timeout_seconds",
+    "cluster.max_failures",
 )  # fmt: skip
 # Nor on these where the best checkpoint, which is scored, is kept whatever else is.
 _KEPT = ("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.keep_every")
-# Settings that came after 0.2.0, dotted, each with the value by which runs did before what they
-# did: with that one a run has the name that it had.
-LATER: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -77,22 +76,21 @@ class PlannedRun:
     """A run to be trained.
 
     Attributes:
-        name: of its result; with a digest of all that decides what it does.
+        name: of its folder and its result; with a digest of all that decides what it does.
         combination: factor to level.
         seed: of the run.
         config: of the run.
-        earlier: the name of its result where an earlier version has stored one.
     """
 
     name: str
     combination: Combination
     seed: int
     config: Config
-    earlier: str | None
 
 
 def run_study(study: TrainingStudy, on_event: Callable[[Event], None]) -> list[Outcome]:
-    """Train and score every run that has no result yet; returns all results.
+    """Train and score every run that has no result yet; returns all results. A run that was scored
+    in another way is scored again, without being trained where its checkpoints are there.
 
     Seed after seed: what the machine does meanwhile then falls on all combinations.
 
@@ -109,14 +107,11 @@ def run_study(study: TrainingStudy, on_event: Callable[[Event], None]) -> list[O
         ensure_word_vectors(vectors, study.folder, say)
     outcomes = []
     for number, run in enumerate(runs, start=1):
-        kept = _result_uri(study, run.name)
+        kept = storage.join(study.folder, "results", f"{run.name}.json")
         values = _read(kept)
-        if values is None:
-            if run.earlier:
-                values = _read(_result_uri(study, run.earlier))
-            if values is None:
-                say(f"run {number} of {len(runs)}: {run.name}")
-                values = _train_and_score(run.config, on_event)
+        if values is None or values.get("scoring") != SCORING:
+            say(f"run {number} of {len(runs)}: {run.name}")
+            values = _train_and_score(run.config, on_event) | {"scoring": SCORING}
             storage.write_text(kept, json.dumps(values, indent=1) + "\n")
         validations = [(step, loss) for step, loss in values["validations"]]
         outcomes.append(
@@ -136,10 +131,6 @@ def planned_runs(study: TrainingStudy) -> list[PlannedRun]:
     ]
 
 
-def _result_uri(study: TrainingStudy, name: str) -> str:
-    return storage.join(study.folder, "results", f"{name}.json")
-
-
 def _planned(study: TrainingStudy, combination: Combination, seed: int) -> PlannedRun:
     keys = overrides_of(study, combination) | {"run.uri": study.folder, "run.seed": seed}
     written = {key: json.dumps(value, ensure_ascii=False) for key, value in keys.items()}
@@ -152,23 +143,17 @@ def _planned(study: TrainingStudy, combination: Combination, seed: int) -> Plann
         raise ConfigError(
             f"{study.base}: data.{missing[0]}: missing; a study scores its runs with it"
         )
-    stem = f"{combination.key}_seed{seed}_"
-    name = stem + _digest(study, config)
-    stored = storage.exists(_result_uri(study, name))
-    earlier = None if stored else _earlier_name(study, config, stem)
-    # One that an earlier version has begun goes on there.
-    begun = stem + _digest_of_0_2(study, config)
-    folder = begun if storage.exists(_config_uri(study, begun)) else name
+    name = f"{combination.key}_seed{seed}_{_digest(study, config)}"
     # Runs that need the same data share it.
     uris = {
-        "run": storage.join(study.folder, "runs", folder),
+        "run": storage.join(study.folder, "runs", name),
         "data": storage.join(study.folder, "data", data_digest(config)),
     }
     config = config.model_copy(
         update={part: getattr(config, part).model_copy(update={"uri": uris[part]}) for part in uris}
     )
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config)))
-    return PlannedRun(name, combination, seed, config, earlier)
+    return PlannedRun(name, combination, seed, config)
 
 
 def _has(config: Config, split: str) -> bool:
@@ -180,7 +165,7 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     """Of what decides a run's result: its settings, and how the word vectors are made that it
     starts from. What files hold is not looked at, nor where the study's folder lies.
     """
-    values = _settings(config)
+    values = config.model_dump(mode="json")
     for key in (*_NOT_DECIDING, *(_KEPT if config.checkpoint.keep_best else ())):
         section, name = key.split(".")
         values[section].pop(name, None)
@@ -194,63 +179,8 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     ]
     text = json.dumps([values, made], sort_keys=True)
     folder = json.dumps(study.folder.rstrip("/"))[1:-1]
-    return _short(text.replace(f"{folder}/", f"{FOLDER_MARK}/"))
-
-
-def _digest_of_0_2(study: TrainingStudy, config: Config) -> str:
-    """By which 0.2.0 named a run: of all its settings, and of all word vectors of the study."""
-    values = _settings(config)
-    del values["run"]["uri"], values["data"]["uri"]
-    made = [vectors.model_dump(mode="json") for vectors in study.word_vectors]
-    return _short(json.dumps([values, made], sort_keys=True))
-
-
-def _short(text: str) -> str:
+    text = text.replace(f"{folder}/", f"{FOLDER_MARK}/")
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """By section, without those of `LATER` that have the value of before."""
-    values = config.model_dump(mode="json")
-    for key, before in LATER.items():
-        *sections, name = key.split(".")
-        part = values
-        for section in sections:
-            part = part.get(section) or {}
-        if part.get(name, before) == before:
-            part.pop(name, None)
-    return values
-
-
-def _earlier_name(study: TrainingStudy, config: Config, stem: str) -> str | None:
-    """The name of a result of 0.2.0 for a run whose settings differ in nothing that decides."""
-    ours = _digest(study, config)
-    for file in storage.names_in(storage.join(study.folder, "results")):
-        name = file.removesuffix(".json")
-        if not name.startswith(stem):
-            continue
-        # The name is a digest of what was set then: ours, but for what that run's folder says.
-        there = _with_free_settings(config, study, name)
-        if stem + _digest_of_0_2(study, there) == name and _digest(study, there) == ours:
-            return name
-    return None
-
-
-def _with_free_settings(config: Config, study: TrainingStudy, name: str) -> Config:
-    """``config`` with those settings of the run of a name that may decide nothing."""
-    try:
-        stored = yaml.safe_load(storage.read_text(_config_uri(study, name)))
-        values = config.model_dump()
-        for key in (*_NOT_DECIDING, *_KEPT):
-            section, part = key.split(".")
-            values[section][part] = stored[section][part]
-        return Config.model_validate(values)
-    except (FileNotFoundError, yaml.YAMLError, LookupError, TypeError, ValueError):
-        return config  # removed, perhaps for its checkpoints
-
-
-def _config_uri(study: TrainingStudy, name: str) -> str:
-    return storage.join(study.folder, "runs", name, CONFIG_NAME)
 
 
 def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[str, Any]:

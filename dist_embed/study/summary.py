@@ -99,7 +99,7 @@ def _steps_to_reference(
     """
     assert study.reference is not None
     levels = {**combination, study.reference.factor: study.reference.level}
-    best = [min((loss for _, loss in o.validations), default=math.nan)
+    best = [min((loss for _, loss in o.validations if math.isfinite(loss)), default=math.nan)
             for o in outcomes if o.levels == levels]  # fmt: skip
     aim = math.nan if any(map(math.isnan, best)) else max(best)
     return Summary(
@@ -163,21 +163,26 @@ class Comparison:
         better: of what should do better.
         worse: than these.
         held: false: it is expected not to.
+        alike: whether chance treats both sides alike. It does not where one side's own seeds set
+            the aim that both are measured by: they reach it by construction.
     """
 
     better: Sequence[float]
     worse: Sequence[float]
     held: bool = True
+    alike: bool = True
 
 
 def verdicts(compared: Sequence[Comparison]) -> list[str]:
     """Whether the expectations of a page held, all tested together at 5 %: see decision 21."""
-    p_values = [p_value(one.better, one.worse) for one in compared]
+    p_values = [p_value(one.better, one.worse) if one.alike else math.nan for one in compared]
     judged = zip(compared, p_values, corrected(p_values), strict=True)
     return [_verdict(one, p, own, len(compared)) for one, p, own in judged]
 
 
 def _verdict(one: Comparison, p: float, holm: float, expectations: int) -> str:
+    if not one.alike:
+        return "cannot be told: the seeds of one side set the aim"
     if math.isnan(p):
         return "cannot be told: a value is missing"
     seeds = len(one.better)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ import yaml
 from dist_embed.cli.main import main
 from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.errors import ConfigError, RunStopped
-from dist_embed.config.load import load_config
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.plot import plot_into
@@ -303,7 +301,9 @@ def test_the_page_tells_what_was_run_and_whether_expectations_held(tmp_path: Pat
     assert "p is 0.1, after the correction 0.5. 5 seeds could." in page
     assert "over seeds, without those that are told beside a figure. The checkpoint" in page
     lines = [line for line in page.splitlines() if line.startswith("- ")]
-    assert all("— cannot be told with 3 seeds (p = " in line for line in lines)
+    assert all("— cannot be told with 3 seeds (p = " in line for line in lines[:4])
+    # The aim is the loss that every seed of `random` has reached.
+    assert "— cannot be told: the seeds of one side set the aim: steps to reference" in lines[4]
     assert "(p = 0.1, corrected 0.5): test BLEU 21.00 ± 1.00 (pairs 1 k, start vectors)" in lines[0]
     other = replace(OUTCOMES[0], machine=MACHINE | {"cores": 99})
     assert "2 cores, 23 GiB, a CPU; torch 9; and on: 99 cores" in study_page(
@@ -326,8 +326,35 @@ def test_the_page_tells_what_was_run_and_whether_expectations_held(tmp_path: Pat
     assert "**the opposite was found here**" in lines[1]
     assert "no difference that these seeds could tell" in lines[2]
     assert "**holds here**" in lines[3]
-    assert "no difference" in lines[4]
+    assert "cannot be told: the seeds of one side set the aim" in lines[4]
     assert "(1 of 5 never)" in lines[4]
+
+
+def test_steps_to_a_reference_are_compared_where_it_is_neither_side_or_both(
+    tmp_path: Path,
+) -> None:
+    """Its seeds reach by construction what they set; levels of another factor have their own."""
+    for better, worse, alike in (
+        (("1 k", "vectors"), ("1 k", "random"), False),
+        (("1 k", "random"), ("5 k", "vectors"), False),
+        (("1 k", "vectors"), ("5 k", "vectors"), True),
+        (("1 k", "random"), ("5 k", "random"), True),
+    ):
+        sides = [dict(zip(("pairs", "start"), side, strict=True)) for side in (better, worse)]
+        expected = {"text": "x", "better": sides[0], "worse": sides[1]}
+        for measure in ("steps_to_reference", "bleu"):
+            found = load_study(written(tmp_path, expectations=[expected | {"measure": measure}]))
+            assert isinstance(found, TrainingStudy)
+            page = study_page(found, OUTCOMES, command="x", plot_name=None)
+            assert ("set the aim" in page) == (measure != "bleu" and not alike)
+
+
+def test_a_loss_that_is_not_finite_sets_no_aim(tmp_path: Path) -> None:
+    broken = [replace(one, validations=[(5, math.nan), *one.validations]) for one in OUTCOMES]
+    found, before = (summaries(study(tmp_path), some) for some in (broken, OUTCOMES))
+    assert {key: one["steps_to_reference"] for key, one in found.items()} == {
+        key: one["steps_to_reference"] for key, one in before.items()
+    }
 
 
 def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
@@ -356,13 +383,14 @@ def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
         settings(search__beam=1),
         settings(train__evaluate_every=2),
         settings(cluster__num_workers=3),
+        settings(cluster__launcher="local"),  # by which the speed differs
         settings(checkpoint__every_steps=3),
         settings(checkpoint__keep_best=0, checkpoint__keep_last=2),
     ):
         assert not names(**changes) & (first | none_kept), changes
     # What decides nothing: waits, failures that are outlived, places, vectors that no run takes.
     for changes in (
-        settings(cluster__timeout_seconds=9.0, cluster__launcher="local", cluster__max_failures=1),
+        settings(cluster__timeout_seconds=9.0, cluster__max_failures=1),
         settings(checkpoint__timeout_seconds=9.0, checkpoint__keep_last=1, checkpoint__keep_best=2),
         settings(data__num_processes=1, train__max_skipped_steps=2),
         {"folder": "/g"},
@@ -380,102 +408,36 @@ def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
         names(factors=[{"name": "a", "levels": levels}])
 
 
-OLD = Path(__file__).parent / "old_study"
-
-
-@pytest.fixture
-def old_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A study of two runs of two steps that 0.2.0 has trained."""
-    folder = tmp_path / "old"
-    shutil.copytree(OLD, folder)
-    monkeypatch.chdir(folder)  # its folder, a relative one, was part of its runs' names
-    (folder / "stored/runs").mkdir()
-    for file in (folder / "stored").glob("*.yaml"):
-        (folder / "stored/runs" / file.stem).mkdir()
-        file.rename(folder / "stored/runs" / file.stem / "config.yaml")
-    return folder
-
-
-def results_of(change: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """chrF of the old study's runs by level, after a change of its file; 0 where trained anew."""
-    path = Path("study.yaml")
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | change))
-    found = load_study(str(path))
+def test_a_run_that_was_scored_in_another_way_is_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("run: {uri: x}\ndata: {synthetic: {}}\ntrain: {max_steps: 9}\n")
+    plain = {"set": {}, "factors": [{"name": "s", "levels": [
+        {"name": f"{n}", "set": {"train.max_steps": n}} for n in (3, 4)]}], "expectations": [],
+        "reference": None, "measures": ["bleu"], "plot": None}  # fmt: skip
+    found = load_study(written(tmp_path, folder=str(tmp_path / "f"), seeds=[1, 2], **plain))
     assert isinstance(found, TrainingStudy)
-    trained = {"measures": {"chrf": 0.0}, "validations": [], "machine": MACHINE}
-    with monkeypatch.context() as patched:
-        patched.setattr(study_run, "_train_and_score", lambda config, on_event: trained)
-        patched.setattr(study_run, "ensure_word_vectors", lambda *_: None)
-        outcomes = study_run.run_study(found, lambda event: None)
-    return {one.levels["start"]: one.measures["chrf"] for one in outcomes}
+    scored: list[str] = []
 
+    def score(config: Any, on_event: Any) -> dict[str, Any]:
+        scored.append(config.run.uri)
+        return {"measures": {"bleu": float(len(scored))}, "validations": [], "machine": MACHINE}
 
-BEFORE = {"random": 6.531202722852298, "vectors": 6.2157482398925215}
-OTHER_WAITS = {"set": {"cluster.timeout_seconds": 5.0, "checkpoint.keep_last": 1}}
-
-
-def test_results_of_before_are_used_where_what_decides_is_equal(
-    old_study: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hint = "a new setting belongs in LATER, dist_embed/study/run.py"
-    assert results_of(OTHER_WAITS, monkeypatch) == BEFORE, hint
-    # They have the names of now: their runs' folders may go, and files of vectors.
-    shutil.rmtree(old_study / "stored/runs")
-    waits = {"set": {"cluster.timeout_seconds": 6.0}}
-    assert results_of(waits, monkeypatch) == BEFORE
-    assert len(list((old_study / "stored/results").iterdir())) == 4
-    assert results_of({"set": {"train.max_steps": 3}}, monkeypatch) == dict.fromkeys(BEFORE, 0.0)
-
-
-def test_results_of_before_need_their_runs_only_where_settings_changed(
-    old_study: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.rmtree(old_study / "stored/runs")
-    assert results_of({}, monkeypatch) == BEFORE
-
-
-@pytest.mark.parametrize(
-    ("change", "again"),
-    [
-        ({"set": {"train.batch_tokens": 201}}, {"random", "vectors"}),
-        ({"set": {"checkpoint.keep_best": 0}}, {"random", "vectors"}),
-        ({"set": {"cluster.num_workers": 2}}, {"random", "vectors"}),
-        # Of how vectors were made a name of before says only that all were made so.
-        ({"word_vectors": []}, {"random", "vectors"}),
-    ],
-)
-def test_results_of_before_are_not_used_for_other_runs(
-    old_study: Path, monkeypatch: pytest.MonkeyPatch, change: Any, again: set[str]
-) -> None:
-    found = results_of(change, monkeypatch)
-    assert {level for level, chrf in found.items() if chrf == 0} == again
-
-
-def test_a_run_that_was_begun_before_goes_on_in_its_folder(old_study: Path) -> None:
-    shutil.rmtree(old_study / "stored/results")
-    found = load_study("study.yaml")
-    assert isinstance(found, TrainingStudy)
-    for run in planned_runs(found):
-        there = Path(run.config.run.uri)
-        assert (there / "config.yaml").exists()
-        assert there.name != run.name
-
-
-def test_a_setting_that_came_later_changes_no_name_as_it_was_before(
-    old_study: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rescale = "embedding.tables.source.pretrained.rescale"
-    monkeypatch.setattr(study_run, "LATER", {"search.beam": 5, rescale: False})
-
-    def settings(*overrides: str) -> tuple[Any, Any]:
-        found = study_run._settings(load_config(str(old_study / "base.yaml"), list(overrides)))
-        source = found["embedding"]["tables"]["source"]
-        return found["search"].get("beam"), source and source["pretrained"].get("rescale")
-
-    start = "embedding.tables.source.pretrained.uri=x"
-    assert settings() == (None, None)
-    assert settings("search.beam=4", start) == (4, None)
-    assert settings("search.beam=5", start, f"{rescale}=true") == (None, True)
+    monkeypatch.setattr(study_run, "_train_and_score", score)
+    monkeypatch.setattr(study_run, "ensure_word_vectors", lambda *_: None)
+    first = study_run.run_study(found, lambda event: None)
+    assert study_run.run_study(found, lambda event: None) == first
+    assert len(scored) == len(first) > 2
+    file = sorted((tmp_path / "f" / "results").iterdir())[0]
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items()
+                                if k != "scoring"}))  # fmt: skip
+    again = study_run.run_study(found, lambda event: None)
+    assert len(scored) == len(first) + 1  # as one of 0.2.0, which says nothing
+    assert sum(one != other for one, other in zip(first, again, strict=True)) == 1
+    monkeypatch.setattr(study_run, "SCORING", study_run.SCORING + 1)
+    study_run.run_study(found, lambda event: None)
+    assert len(scored) == 2 * len(first) + 1
 
 
 def test_a_run_that_logged_no_speed_has_none_and_is_kept() -> None:
