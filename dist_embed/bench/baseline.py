@@ -16,13 +16,12 @@ from dist_embed.bench.plain_model import Step, plain_training_step
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.data.prepare import read_counts
-from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.device import device_name
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translator
-from dist_embed.train.worker import Context, build_train_step
+from dist_embed.train.worker import Context, build_train_step, data_of_all
 
 WARM_UP_STEPS = 3
 
@@ -34,8 +33,8 @@ def baseline_task(context: Context) -> dict[str, Any]:
     in float32, then both in bfloat16 where ``bf16`` is set, on the same batches.
     """
     config, group, options = context.config, context.group, context.options
-    data_uri = prepared_folder(config.data.uri)
-    data = PreparedData.read(data_uri)
+    data = data_of_all(context)
+    data_uri = data.folder_uri
     sides: dict[str, Step] = {}
     precisions = ["fp32", "bf16"] if options["bf16"] else ["fp32"]
     for precision in precisions:

@@ -138,13 +138,12 @@ def _export(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.export import measure_engine
     from dist_embed.bench.report import print_table
     from dist_embed.cluster.work import EVALUATE
-    from dist_embed.data.prepared_folder import prepared_folder
     from dist_embed.data.token_shards import PreparedData, read_texts
 
     config = run_config(arguments.run, arguments)
     options = {"split": arguments.split, "step": arguments.step}
     result = on_workers(EVALUATE, config, options, arguments.launcher)
-    folder = prepared_folder(config.data.uri)
+    folder = result["data_folder"]
     data = PreparedData.read(folder)
     sources, references = read_texts(folder, data.splits[arguments.split])
     found = measure_engine(

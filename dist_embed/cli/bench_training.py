@@ -39,7 +39,10 @@ def _baseline(arguments: argparse.Namespace) -> None:
     config = with_absolute_paths(config, on_cluster=False)
     data = ensure_data(config, print)
     bf16 = has_native_bf16(torch.device(resolve_device(config.cluster.device)))
-    options = {"rounds": arguments.rounds, "steps": arguments.steps, "bf16": bf16}
+    options = {
+        "rounds": arguments.rounds, "steps": arguments.steps, "bf16": bf16,
+        "data_folder": data.folder_uri,
+    }  # fmt: skip
     figures = launch(
         BASELINE, config, options, vocabulary_size=data.vocabulary_size,
         on_event=lambda event: print(event["text"]), launcher="local",

@@ -43,16 +43,16 @@ def _compare(arguments: argparse.Namespace) -> None:
     def in_common_case(texts: list[str]) -> list[str]:
         return [text.lower() for text in texts] if lowercase else texts
 
-    references = in_common_case(_common_references(configs, arguments.split))
-    # The same counts for all runs: those of the run that knows most of its training text.
     data = {run: prepared_folder(config.data.uri) for run, config in configs.items()}
+    references = in_common_case(_common_references(configs, data, arguments.split))
+    # The same counts for all runs: those of the run that knows most of its training text.
     unknown = {run: unknown_share(data[run]) for run in configs}
     counted = min(unknown, key=lambda run: unknown[run])
     counts = count_target_words(data[counted], lowercase=lowercase)
     runs: dict[str, dict[str, Any]] = {}
     recalls: dict[str, list[Recall]] = {}
     for run, config in configs.items():
-        runs[run] = _evaluated(run, config, arguments)
+        runs[run] = _evaluated(run, config, data[run], arguments)
         translations = in_common_case(runs[run].pop("translations"))
         recalls[run] = recall_by_count(translations, references, counts)
     _print_table(runs, recalls)
@@ -80,12 +80,14 @@ def _compare(arguments: argparse.Namespace) -> None:
         write_json(arguments.output, shlex.join(["dist-embed", *sys.argv[1:]]), device, figures)
 
 
-def _evaluated(run: str, config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
+def _evaluated(
+    run: str, config: Config, folder: str, arguments: argparse.Namespace
+) -> dict[str, Any]:
     from dist_embed.cluster.work import EVALUATE
     from dist_embed.data.prepare import load_tokenizers
 
     print(f"translating with {run}", file=sys.stderr, flush=True)
-    options = {"split": arguments.split, "step": None}
+    options = {"split": arguments.split, "step": None, "data_folder": folder}
     result = on_workers(EVALUATE, config, options, arguments.launcher)
     return {
         "tokenizer": config.tokenizer.kind,
@@ -94,16 +96,14 @@ def _evaluated(run: str, config: Config, arguments: argparse.Namespace) -> dict[
     }
 
 
-def _common_references(configs: dict[str, Config], split: str) -> list[str]:
+def _common_references(configs: dict[str, Config], data: dict[str, str], split: str) -> list[str]:
     """The references of a split, which must be those of all runs, and so must its sources."""
-    from dist_embed.data.prepared_folder import prepared_folder
     from dist_embed.data.token_shards import PreparedData, read_texts
 
     texts: dict[str, tuple[list[str], list[str]]] = {}
     for run, config in configs.items():
-        folder = prepared_folder(config.data.uri)
-        part = PreparedData.read(folder).held_out(split, config.data.uri)
-        texts[run] = read_texts(folder, part)
+        part = PreparedData.read(data[run]).held_out(split, config.data.uri)
+        texts[run] = read_texts(data[run], part)
     first = next(iter(texts))
     for run, found in texts.items():
         if found != texts[first]:

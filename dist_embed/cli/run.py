@@ -80,16 +80,17 @@ def _train(
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     screen = Screen(stream)
     vocabulary_size: dict[str, int] = {}
+    options: dict[str, Any] = {}
     is_first = not under_torchrun() or os.environ["RANK"] == "0"
     with only_training(config.run.uri) if is_first else nullcontext():
         if is_first:
             # The other workers wait for worker 0 when they join the group.
             data = ensure_data(config, lambda text: screen.show({"kind": "line", "text": text}))
-            vocabulary_size = data.vocabulary_size
-            check_run_folder(config, force=force)
+            vocabulary_size, options = data.vocabulary_size, {"data_folder": data.folder_uri}
+            check_run_folder(config, data, force=force)
         try:
             result = launch(
-                TRAIN, config, {}, vocabulary_size=vocabulary_size, on_event=screen.show,
+                TRAIN, config, options, vocabulary_size=vocabulary_size, on_event=screen.show,
                 launcher=launcher, stop_seconds=stop_seconds(config),
             )  # fmt: skip
         finally:
@@ -198,7 +199,6 @@ def _history(arguments: argparse.Namespace) -> None:
 
 def _quickstart(arguments: argparse.Namespace) -> None:
     from dist_embed.cluster.work import EVALUATE
-    from dist_embed.data.prepared_folder import prepared_folder
     from dist_embed.data.token_shards import PreparedData, read_texts
 
     config, _ = _train(arguments.config, arguments.overrides)
@@ -206,7 +206,7 @@ def _quickstart(arguments: argparse.Namespace) -> None:
         raise RunStopped("trained; stopped as asked before the test set was translated")
     print("\ntranslating the held-out test set")
     result = on_workers(EVALUATE, config, {"split": "test", "step": None}, "local")
-    folder = prepared_folder(config.data.uri)
+    folder = result["data_folder"]
     data = PreparedData.read(folder)
     sources, references = read_texts(folder, data.splits["test"])
     examples = zip(sources, result["translations"], references, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +34,7 @@ from dist_embed.storage.turns import LONGEST_WAIT_SECONDS, NoTurn, StillOurs, ta
 
 Say = Callable[[str], None]
 
+_NAME_OF_CORPUS = re.compile(r"data\.(train|validation|test)\.(source|target|pairs)")
 # Do not decide what prepared data holds.
 _NOT_CONTENT = ("uri", "num_processes", "lexicon_translations")
 
@@ -68,7 +70,8 @@ def with_absolute_paths(config: Config, *, on_cluster: bool) -> Config:
 def ensure_data(
     config: Config, say: Say, *, force: bool = False, renew: bool = False
 ) -> PreparedData:
-    """The prepared data of ``config``; prepared now where it is not there yet.
+    """The prepared data of ``config``, and where they lie; prepared now where they are not there
+    yet, and their lexicon learned.
 
     Args:
         config: its corpora need not be there where their prepared data are.
@@ -90,26 +93,17 @@ def ensure_data(
             say(line)
 
     ready = None if force else _sound(config, settings, say_once, renew=renew)
-    while ready is None:
+    while ready is None or not _has_lexicon(config, ready):
         with _preparing_alone(data_uri, say_once) as still_ours:
             # Another process may have prepared it meanwhile.
             ready = None if force else _sound(config, settings, say_once, renew=renew)
             if ready is None:
                 ready = _prepare_anew(config, settings, say, still_ours)
                 force = False  # or else another process prepares it now
-    folder, data = ready
-    if config.data.lexicon_translations:
-        translations = config.data.lexicon_translations
-        if fitting_lexicon(folder, data, translations) is None:
-            with _preparing_alone(data_uri, say_once):
-                ensure_lexicon(
-                    folder,
-                    data,
-                    translations=translations,
-                    num_processes=config.data.num_processes,
-                    say=say,
-                )
-    return data
+            else:
+                _learn_lexicon(config, ready, say)
+                return ready
+    return ready
 
 
 @contextmanager
@@ -133,10 +127,27 @@ def _preparing_alone(data_uri: str, say: Say) -> Iterator[StillOurs]:
         raise UserError(f"cannot prepare data in {data_uri}: {exc}") from exc
 
 
+def _has_lexicon(config: Config, data: PreparedData) -> bool:
+    """Whether the lexicon lies with the data, where one is asked for."""
+    wanted = config.data.lexicon_translations
+    return not wanted or fitting_lexicon(data.folder_uri, data, wanted) is not None
+
+
+def _learn_lexicon(config: Config, data: PreparedData, say: Say) -> None:
+    if config.data.lexicon_translations:
+        ensure_lexicon(
+            data.folder_uri,
+            data,
+            translations=config.data.lexicon_translations,
+            num_processes=config.data.num_processes,
+            say=say,
+        )
+
+
 def _sound(
     config: Config, settings: dict[str, Any], say: Say, *, renew: bool
-) -> tuple[str, PreparedData] | None:
-    """The prepared data of the configuration and their folder; None: they are to be prepared."""
+) -> PreparedData | None:
+    """The prepared data of the configuration; None: they are to be prepared."""
     if not storage.exists(storage.join(config.data.uri, INDEX_NAME)):
         return None
     folder = prepared_folder(config.data.uri)
@@ -149,24 +160,25 @@ def _sound(
             f"{config.data.uri} names {folder}, where no prepared data are; prepare it again: "
             "dist-embed prepare CONFIG --force"
         ) from None
-    data = _check(config, folder, there, settings, say, renew=renew)
-    return None if data is None else (folder, data)
+    return _check(config, there, settings, say, renew=renew)
 
 
 def _prepare_anew(
     config: Config, settings: dict[str, Any], say: Say, still_ours: StillOurs
-) -> tuple[str, PreparedData] | None:
-    """New prepared data and their folder; None: another process has taken over."""
+) -> PreparedData | None:
+    """New prepared data, with their lexicon; None: another process has taken over."""
     data_uri = config.data.uri
     before = prepared_folder(data_uri)
+    folder = ""
 
     def alone() -> bool:
         # Locks may count on one machine only (mounts with `local_lock` or `localflock`).
-        return still_ours() and prepared_folder(data_uri) == before
+        return still_ours() and prepared_folder(data_uri) in (before, folder)
 
     try:
         with new_folder(data_uri) as folder:
             data = _prepare(config, folder, settings, say)
+            _learn_lexicon(config, data, say)
             if not alone():
                 raise UserError(f"another process prepares data in {data_uri}")
             publish(data_uri, folder)
@@ -177,38 +189,34 @@ def _prepare_anew(
         say(f"another process has begun to prepare data in {data_uri}: using what it prepares")
         return None
     remove_others(data_uri, folder)
-    return folder, data
+    return data
 
 
 def _check(
-    config: Config,
-    folder: str,
-    data: PreparedData,
-    settings: dict[str, Any],
-    say: Say,
-    *,
-    renew: bool,
+    config: Config, data: PreparedData, settings: dict[str, Any], say: Say, *, renew: bool
 ) -> PreparedData | None:
     """``data``, if they are those of the configuration; None: they are to be prepared anew."""
     corpora = _given_corpora(config)
-    found = compare_inputs(data.inputs or {}, corpora) if data.inputs is not None else Comparison()
-    _check_settings(config, data, settings, found.same)
+    _check_settings(config, data, settings)
+    found = Comparison() if data.inputs is None else compare_inputs(data.inputs, corpora, say)
     if told := data.not_proven(config.data.uri):
         say(told)
     if found.changed:
         changed = "the corpora have changed since:\n  " + "\n  ".join(found.changed)
         if not renew:
             raise UserError(
-                f"{config.data.uri} holds prepared data, and {changed}\nPrepare them anew: "
-                "dist-embed prepare CONFIG (a run that was trained on the old ones does not go on "
-                "with others), or give data.uri another folder"
+                f"{config.data.uri} holds prepared data, and {changed}\nA run that was trained on "
+                "these data goes on with them alone, where the files are as they were or are moved "
+                "away. For a new run give data.uri another folder, or prepare anew, which removes "
+                "these data: dist-embed prepare CONFIG"
             )
         say(f"preparing anew: {changed}")
         return None
     if corpora and data.inputs is None:
         say(
             f"{config.data.uri} does not say what it was prepared from: whether the corpora have "
-            "changed since is not known (`dist-embed prepare CONFIG --force` prepares it anew)"
+            "changed since is not known; prepared into another data.uri they would say (runs that "
+            "were trained on these data keep to them)"
         )
     if found.absent:
         say(
@@ -216,18 +224,32 @@ def _check(
             f"not known: {'; '.join(found.absent)}"
         )
     if found.copied:
-        files = f"{len(found.copied):,} files of the corpora have another name or time than when "
-        say(files + "they were prepared, and the same content")
+        said = (
+            f"{len(found.copied):,} files of the corpora have another name or time than when they "
+            "were prepared, and the same content"
+        )
+        say(said if renew else f"{said}; `dist-embed prepare CONFIG` writes it down")
         if renew:
             data = replace(data, inputs=found.now)
-            storage.write_text(storage.join(folder, INDEX_NAME), data.to_json())
+            try:
+                storage.write_text(storage.join(data.folder_uri, INDEX_NAME), data.to_json())
+            except PermissionError as exc:  # others' data, which are as sound without it
+                say(f"it could not be written down: {exc}")
     return data
 
 
-def _check_settings(
-    config: Config, data: PreparedData, settings: dict[str, Any], same: set[str]
-) -> None:
-    """Raises UserError where settings differ; names of files with the ``same`` content may."""
+def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]) -> None:
+    """Raises UserError where settings differ.
+
+    Where it is recorded what the data were prepared from, names of corpora may: what is in them
+    decides, and whether there is one of that kind.
+    """
+
+    def same(key: str) -> bool:
+        if data.inputs is not None and _NAME_OF_CORPUS.fullmatch(key):
+            return (there.get(key) is None) == (settings.get(key) is None)
+        return bool(there.get(key) == settings.get(key))
+
     # Keys that came later: prepared then as their defaults prepare now.
     there = {f"tokenizer.{k}": v for k, v in TokenizerSection().model_dump().items()}
     there |= {"data.max_sentences": DataSection().max_sentences}
@@ -235,7 +257,7 @@ def _check_settings(
     different = [
         f"{key}: {there.get(key)!r} there, {settings.get(key)!r} here"
         for key in sorted({*there, *settings})
-        if there.get(key) != settings.get(key) and key.removeprefix("data.") not in same
+        if not same(key)
     ]
     if different:
         raise UserError(

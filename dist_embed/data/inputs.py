@@ -47,14 +47,12 @@ class Comparison:
     """What the files of a configuration are, beside those that data were prepared from.
 
     Attributes:
-        same: parts ("train.source") of which every file was looked at and has the same content.
         changed: a line for each difference in content.
         absent: a line for each file or pattern that nothing is known of.
         copied: files with the same content, but another name or time.
         now: what is recorded, with the names and times of now.
     """
 
-    same: set[str] = field(default_factory=set)
     changed: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     copied: list[str] = field(default_factory=list)
@@ -97,10 +95,13 @@ def check_unchanged(inputs: Inputs) -> None:
             raise CorpusError(f"{file.uri} was changed while data were prepared from it")
 
 
-def compare_inputs(recorded: Inputs, corpora: dict[str, ParallelText]) -> Comparison:
+def compare_inputs(
+    recorded: Inputs, corpora: dict[str, ParallelText], say: Callable[[str], None]
+) -> Comparison:
     """Compare the files of ``corpora`` with the recorded ones, file by file in their order.
 
-    Reads only files whose name, size or time is another one, or whose file system keeps no times.
+    Reads only files whose name, size or time is another one, or whose file system keeps no times;
+    ``say`` takes a line before a large one.
     """
     found = Comparison(now={part: list(files) for part, files in recorded.items()})
     for part, patterns in _parts(corpora):
@@ -111,9 +112,8 @@ def compare_inputs(recorded: Inputs, corpora: dict[str, ParallelText]) -> Compar
         if len(here) != len(there):
             found.changed.append(_other_files(part, there, here))
             continue
-        known = [_compare(part, i, uri, found) for i, uri in enumerate(here)]
-        if all(known):
-            found.same.add(part)
+        for place, uri in enumerate(here):
+            _compare(part, place, uri, found, say)
     return found
 
 
@@ -137,10 +137,12 @@ def _files(patterns: tuple[str, ...], found: Comparison) -> list[str | None]:
     return files
 
 
-def _compare(part: str, place: int, uri: str | None, found: Comparison) -> bool:
-    """Whether a file has the content of the recorded one at its place."""
+def _compare(
+    part: str, place: int, uri: str | None, found: Comparison, say: Callable[[str], None]
+) -> None:
+    """Note whether a file has the content of the recorded one at its place."""
     if uri is None:
-        return False
+        return
     there = found.now[part][place]
     try:
         stamp = storage.stamp(uri)
@@ -151,22 +153,23 @@ def _compare(part: str, place: int, uri: str | None, found: Comparison) -> bool:
             found.changed.append(
                 f"{uri}: {there.size_bytes:,} bytes when it was prepared, {stamp.size_bytes:,} now"
             )
-            return False
+            return
         known = stamp == storage.Stamp(there.size_bytes, there.modified)
-        if known and stamp.modified is not None and _name(uri) == _name(there.uri):
-            return True
+        if known and stamp.modified is not None and uri == there.uri:
+            return
+        if (stamp.size_bytes or 0) >= _LARGE_BYTES:
+            say(f"reading {uri} to see whether it has changed")
         digest = storage.sha256_of(uri)
     except (OSError, StorageError) as exc:
         gone = isinstance(exc, FileNotFoundError)
         found.absent.append(f"{uri} is not there" if gone else f"cannot read {uri}: {exc}")
-        return False
+        return
     if digest != there.sha256:
         found.changed.append(f"{uri}: other content than when it was prepared")
-        return False
+        return
     found.now[part][place] = InputFile(uri, stamp.size_bytes, stamp.modified, digest)
     if found.now[part][place] != there:
         found.copied.append(uri)
-    return True
 
 
 def _other_files(part: str, there: list[InputFile], here: list[str | None]) -> str:
@@ -188,7 +191,3 @@ def _stamp(uri: str) -> storage.Stamp:
         return storage.stamp(uri)
     except (OSError, StorageError) as exc:
         raise CorpusError(f"cannot read {uri}: {exc}") from exc
-
-
-def _name(uri: str) -> str:
-    return uri.rsplit("/", 1)[-1]

@@ -112,8 +112,9 @@ class Lexicon:
             "learns it again or copies it there"
         )
         uri = storage.join(self._uri, INDEX_NAME)
+        content = storage.read_bytes(uri)  # a store that fails is a ValueError, and no damage
         try:
-            self._text = storage.read_text(uri)
+            self._text = content.decode()
             self.index = LexiconIndex.from_json(self._text)
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise UserError(

@@ -84,6 +84,7 @@ def prepare_data(
         splits=splits,
         inputs=inputs,
         files=files,
+        folder_uri=data_uri,
     )
     storage.write_text(storage.join(data_uri, INDEX_NAME), data.to_json())
     return data

@@ -9,6 +9,7 @@ be mixed; and one that is killed leaves what was there. Data prepared before thi
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,8 @@ from contextlib import contextmanager, suppress
 from dist_embed.data.token_shards import FORMAT, INDEX_NAME, SPLITS
 from dist_embed.storage import uri as storage
 
-_PREFIX = "prepared-"
+# Others' folders may have names that begin so.
+_NAME = re.compile(r"prepared-[0-9a-f]{16}")
 
 
 def prepared_folder(data_uri: str) -> str:
@@ -26,24 +28,31 @@ def prepared_folder(data_uri: str) -> str:
     for, is told by its reader.
     """
     try:
-        values = json.loads(storage.read_text(storage.join(data_uri, INDEX_NAME)))
-    except (FileNotFoundError, ValueError):
+        content = storage.read_bytes(storage.join(data_uri, INDEX_NAME))
+    except FileNotFoundError:
+        return data_uri
+    try:
+        values = json.loads(content)
+    except ValueError:
         return data_uri
     folder = values.get("folder") if isinstance(values, dict) else None
-    if not (isinstance(folder, str) and folder.startswith(_PREFIX) and "/" not in folder):
+    if not (isinstance(folder, str) and _NAME.fullmatch(folder)):
         return data_uri
     return storage.join(data_uri, folder)
 
 
 @contextmanager
 def new_folder(data_uri: str) -> Iterator[str]:
-    """A folder to prepare data in, which is removed again after an error or a signal."""
-    folder = storage.join(data_uri, f"{_PREFIX}{secrets.token_hex(8)}")
+    """A folder to prepare data in, which is removed again after an error or a signal, unless it
+    counts by then: a write may have taken effect and be told as failed.
+    """
+    folder = storage.join(data_uri, f"prepared-{secrets.token_hex(8)}")
     try:
         yield folder
     except BaseException:
         with suppress(Exception):  # the error counts; the next preparation removes what is left
-            storage.remove(folder)
+            if prepared_folder(data_uri) != folder:
+                storage.remove(folder)
         raise
 
 
@@ -54,7 +63,7 @@ def publish(data_uri: str, folder: str) -> None:
 
 
 def remove_others(data_uri: str, folder: str) -> None:
-    """Remove what earlier preparations have left, with the texts that they stored.
+    """Remove the folders of earlier preparations, and shards of those that had none.
 
     Whoever still reads those data, or is preparing others, finds that they are gone.
     """
@@ -62,7 +71,7 @@ def remove_others(data_uri: str, folder: str) -> None:
         return  # another one has been prepared since, and removes this one
     kept = folder.rsplit("/", 1)[-1]
     for name in storage.names_in(data_uri):
-        if name.startswith(_PREFIX) and name != kept:
+        if _NAME.fullmatch(name) and name != kept:
             storage.remove(storage.join(data_uri, name))
     for split in SPLITS:  # of data that lay in the folder itself
         for name in storage.names_in(storage.join(data_uri, split)):

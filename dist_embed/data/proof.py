@@ -81,7 +81,14 @@ def read_table(
     """
     try:
         table = read_parquet(uri, columns, prove=lambda found: prove(found, expected, uri, remedy))
-    except (OSError, ParquetError) as exc:
+    except FileNotFoundError as exc:
+        raise UserError(
+            f"{what} {uri} cannot be read ({exc}): it was removed, or others were prepared in its "
+            f"place meanwhile, which the same command would use; else {remedy}"
+        ) from exc
+    except OSError as exc:
+        raise UserError(f"{what} {uri} cannot be read ({exc})") from exc
+    except ParquetError as exc:
         raise UserError(f"{what} {uri} cannot be read ({exc}); {remedy}") from exc
     if rows is not None and table.num_rows != rows:
         raise UserError(

@@ -101,6 +101,7 @@ class PreparedData:
         format: of ``data.json``.
         files: what proves the files beside the shards, by name: vocabularies and tokenizers.
         inputs: the files it was prepared from; none for generated text; None: nobody wrote it down.
+        folder_uri: where it was read from, or written to; no part of what it says.
     """
 
     settings: dict[str, Any]
@@ -110,6 +111,7 @@ class PreparedData:
     format: int = FORMAT
     files: dict[str, FileInfo] = field(default_factory=dict)
     inputs: Inputs | None = None
+    folder_uri: str = field(default="", compare=False)
 
     def held_out(self, name: str, data_uri: str) -> Split:
         """The split of that name. Raises UserError where there is none, or it is for training."""
@@ -133,6 +135,7 @@ class PreparedData:
     def to_json(self) -> str:
         """The content of ``data.json``."""
         values = asdict(self)
+        del values["folder_uri"]
         if self.inputs is None:
             del values["inputs"]
         if self.format != UNPROVEN_FORMAT:
@@ -151,9 +154,11 @@ class PreparedData:
     def read(cls, data_uri: str) -> PreparedData:
         """Read ``data.json``. Raises FileNotFoundError; UserError for another format."""
         uri = storage.join(data_uri, INDEX_NAME)
+        content = storage.read_bytes(uri)  # a store that fails is a ValueError, and no damage
         try:
-            text = storage.read_text(uri)
-            return cls._from_text(text, uri)
+            data = cls._from_text(content.decode(), uri)
+            data.folder_uri = data_uri
+            return data
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise UserError(f"{uri} is damaged ({type(exc).__name__}: {exc}); {REMEDY}") from exc
 

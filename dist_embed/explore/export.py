@@ -104,8 +104,9 @@ def word_counts(table: RunTable) -> NDArray[np.int64]:
     """
     data_uri = prepared_folder(read_run_config(table.run_uri).data.uri)
     try:
-        check_vocabularies(table.run_uri, data_uri)
-        if told := PreparedData.read(data_uri).not_proven(data_uri):
+        data = PreparedData.read(data_uri)
+        check_vocabularies(table.run_uri, data)
+        if told := data.not_proven(data_uri):
             print(told, file=sys.stderr)
         return read_counts(data_uri, SIDE_OF_ROLE[table.role])
     except FileNotFoundError:

@@ -133,11 +133,15 @@ def stamp(uri: str) -> Stamp:
 
 def sha256_of(uri: str) -> str:
     """SHA-256 of a file's bytes as stored, in hex. Raises OSError, or StoreUnavailable."""
-    digest = hashlib.sha256()
-    with open_file(uri) as file:
-        while block := file.read(_DIGEST_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with open_file(uri) as file:
+            while block := file.read(_DIGEST_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    return _called(filesystem(uri)[0], "read", uri, read)
 
 
 def read_bytes(uri: str) -> bytes:

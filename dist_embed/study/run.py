@@ -187,14 +187,20 @@ def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[
     with only_training(config.run.uri):
         data = ensure_data(config, lambda text: on_event({"kind": "line", "text": text}))
         result = launch(
-            TRAIN, config, {}, vocabulary_size=data.vocabulary_size, on_event=on_event,
-            stop_seconds=stop_seconds(config),
+            TRAIN, config, {"data_folder": data.folder_uri}, stop_seconds=stop_seconds(config),
+            vocabulary_size=data.vocabulary_size, on_event=on_event,
         )  # fmt: skip
     if result["stopped"] or taken_signal():  # the latter in the last step
         raise RunStopped(f"stopped as asked after step {result['steps']} of {config.run.uri}")
     found = launch(
-        EVALUATE, config, {"split": "test", "step": None, "training_tokens": TRAINING_TOKENS},
-        vocabulary_size=data.vocabulary_size, on_event=on_event,
+        EVALUATE,
+        config,
+        {
+            "split": "test", "step": None, "training_tokens": TRAINING_TOKENS,
+            "data_folder": data.folder_uri,
+        },
+        vocabulary_size=data.vocabulary_size,
+        on_event=on_event,
     )  # fmt: skip
     lines = read_metrics(config.run.uri)
     validations = [

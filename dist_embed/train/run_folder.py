@@ -20,7 +20,6 @@ from dist_embed.config.load import config_from_dict, config_to_yaml, differences
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepare import read_tokenizer, tokenizer_name
-from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.storage import uri as storage
@@ -70,7 +69,7 @@ def only_training(run_uri: str) -> Iterator[None]:
         os.close(handle)
 
 
-def check_run_folder(config: Config, *, force: bool) -> None:
+def check_run_folder(config: Config, data: PreparedData, *, force: bool) -> None:
     """Refuse to go on in a run's folder with what would not be the same run. Writes nothing.
 
     Raises:
@@ -81,7 +80,7 @@ def check_run_folder(config: Config, *, force: bool) -> None:
     run_uri = config.run.uri
     if not list_steps(run_uri):
         return
-    check_vocabularies(run_uri, prepared_folder(config.data.uri))
+    check_vocabularies(run_uri, data)
     if force or not storage.exists(storage.join(run_uri, CONFIG_NAME)):
         return
     different = [
@@ -102,19 +101,19 @@ class OtherVocabulary(UserError):
     """Prepared data, or a tokenizer, whose ids are not those of a run."""
 
 
-def check_vocabularies(run_uri: str, data_uri: str) -> None:
+def check_vocabularies(run_uri: str, data: PreparedData) -> None:
     """Refuse prepared data whose ids are not those of the run in a folder.
 
     Raises:
         OtherVocabulary: they have another vocabulary; the run's rows would belong to other words.
         UserError: the data's tokenizer is not the one that was written.
-        FileNotFoundError: there is no prepared data.
     """
+    data_uri = data.folder_uri
     for side in SIDES:
         ours = storage.join(run_uri, tokenizer_name(side))
         if not storage.exists(ours):
             continue
-        theirs = read_tokenizer(data_uri, side, PreparedData.read(data_uri))
+        theirs = read_tokenizer(data_uri, side, data)
         if storage.read_bytes(ours) != theirs:
             raise OtherVocabulary(
                 f"the run in {run_uri} was trained with another {side} vocabulary than that of "
@@ -168,18 +167,24 @@ def fingerprint(config: Config) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def write_run_folder(config: Config, data_uri: str) -> None:
+def write_run_folder(config: Config, data: PreparedData) -> None:
     """Write configuration, and tokenizers and lexicon of the prepared data, into the run's folder.
 
     Called by worker 0 once a checkpoint, if there is one, has been loaded: a configuration that
     does not fit it is not written. Not collective.
     """
-    data = PreparedData.read(data_uri)
     for side in SIDES:
-        content = read_tokenizer(data_uri, side, data)
+        content = read_tokenizer(data.folder_uri, side, data)
         storage.write_bytes(storage.join(config.run.uri, tokenizer_name(side)), content)
-    if config.data.lexicon_translations:
-        Lexicon(data_uri).copy_to(config.run.uri)
+    if wanted := config.data.lexicon_translations:
+        lexicon = Lexicon(data.folder_uri)
+        if lexicon.index.translations != wanted:
+            raise UserError(
+                f"the lexicon in {data.folder_uri} was learned again meanwhile, with "
+                f"{lexicon.index.translations} translations a word instead of {wanted}: give runs "
+                "with other values of data.lexicon_translations a data.uri each"
+            )
+        lexicon.copy_to(config.run.uri)
     storage.write_text(storage.join(config.run.uri, CONFIG_NAME), config_to_yaml(config))
 
 

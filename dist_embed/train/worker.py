@@ -23,6 +23,7 @@ from dist_embed.checkpoint.load import Loaded, load_chosen, load_newest
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import Fixed, HostBuffers, TrainingState
+from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config, ModelSection
 from dist_embed.data.loader import Loader, Position
@@ -122,12 +123,13 @@ def train_task(context: Context) -> dict[str, Any]:
     """Train a run to its last step, from its newest checkpoint if there is one. Collective.
 
     A request to stop that comes while tables are built and loaded is met before the first step.
+    Option ``data_folder``: see `data_of_all`.
     """
     config, group, reporter = context.config, context.group, context.reporter
     run_uri, train = config.run.uri, config.train
-    data_uri = _data_of_all(context)
+    data = data_of_all(context)
+    data_uri = data.folder_uri
     with all_or_none(group):
-        data = PreparedData.read(data_uri)
         tokenizers = load_tokenizers(data_uri, data)
     must_equal = vocabularies(tokenizers, group) | training_data(config.data.uri, data)
     translator = build_translator(config, data.vocabulary_size, group)
@@ -148,6 +150,8 @@ def train_task(context: Context) -> dict[str, Any]:
     # A run that saves behind training keeps the memory that it is loaded through.
     buffers = HostBuffers() if config.checkpoint.asynchronous else None
     loaded = _resume(context, store, state, buffers)
+    for name in state.scalars.keys() & {"training sentences"} - must_equal.keys():
+        del state.scalars[name]  # of a checkpoint; these data do not prove that they are those
     skipped_before = state.scalars["skipped_steps"]
     coverages = {}
     folder: RunFolder | None = None  # worker 0 looks after it
@@ -155,7 +159,7 @@ def train_task(context: Context) -> dict[str, Any]:
         coverages = start_tables(config, data_uri, translator.lookup, tokenizers, reporter.line)
     with all_or_none(group):
         if group.is_first:
-            write_run_folder(config, data_uri)
+            write_run_folder(config, data)
             write_coverages(run_uri, coverages)
             folder = RunFolder(run_uri)
     translation = build_translation(config, translator, tokenizers)
@@ -224,15 +228,15 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     """Loss and translation quality of a run's checkpoint on a split. Collective.
 
     Options: ``split``; ``step`` (None: the best checkpoint); ``training_tokens``, if given: also
-    the loss of so many tokens of the training data.
+    the loss of so many tokens of the training data; ``data_folder``: see `data_of_all`.
     """
     config, split = context.config, context.options["split"]
-    data_uri = _data_of_all(context)
+    data = data_of_all(context)
+    data_uri = data.folder_uri
     with all_or_none(context.group):
-        data = PreparedData.read(data_uri)
         data.held_out(split, config.data.uri)
         if context.group.is_first:
-            check_vocabularies(config.run.uri, data_uri)
+            check_vocabularies(config.run.uri, data)
             if told := data.not_proven(config.data.uri):
                 context.reporter.line(told)
         tokenizers = load_tokenizers(config.run.uri)
@@ -248,6 +252,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
         at_least=training_tokens,
     )  # fmt: skip
     return {
+        "data_folder": data_uri,
         "split": split,
         "step": step,
         "loss": loss,
@@ -356,15 +361,26 @@ def _build_saver(
     )
 
 
-def _data_of_all(context: Context) -> str:
-    """The folder of the prepared data as worker 0 finds it: others may be prepared by the time
-    another worker looks. Collective.
+def data_of_all(context: Context) -> PreparedData:
+    """The prepared data that all workers read. Collective.
+
+    Of the folder that the launching process has looked into (option ``data_folder``), or that
+    worker 0 finds: others may be prepared by the time another worker looks.
     """
-    found = ""
-    with all_or_none(context.group):
-        if context.group.is_first:
-            found = prepared_folder(context.config.data.uri)
-    return same_text_from_first(found, context.group)
+    config, group = context.config, context.group
+    folder = ""
+    with all_or_none(group):
+        if group.is_first:
+            folder = context.options.get("data_folder") or prepared_folder(config.data.uri)
+    folder = same_text_from_first(folder, group)
+    with all_or_none(group):
+        try:
+            return PreparedData.read(folder)
+        except FileNotFoundError:
+            raise UserError(
+                f"worker {group.rank} finds no prepared data in {folder}: data.uri has to be one "
+                "folder for all workers, a URL or a shared one, or the same copy on each machine"
+            ) from None
 
 
 def vocabularies(tokenizers: dict[str, Tokenizer], group: Group) -> dict[str, Fixed]:

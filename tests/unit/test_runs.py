@@ -15,6 +15,7 @@ from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.data.prepared_folder import prepared_folder
+from dist_embed.data.token_shards import PreparedData
 from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import (
     CHANGEABLE,
@@ -82,8 +83,9 @@ def test_a_run_with_what_is_refused_by_now_can_still_be_used(tmp_path: Path) -> 
 
 
 def open_run(config: Config, *, force: bool) -> None:
-    check_run_folder(config, force=force)
-    write_run_folder(config, prepared_folder(config.data.uri))
+    data = PreparedData.read(prepared_folder(config.data.uri))
+    check_run_folder(config, data, force=force)
+    write_run_folder(config, data)
 
 
 def config_of(folder: Path, *overrides: str) -> Config:
