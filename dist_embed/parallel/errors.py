@@ -114,8 +114,10 @@ def errors_shared(group: Group) -> Iterator[None]:
     except WorkerError:
         raise
     except Exception as exc:
-        # First: the store may not answer, and peers are not to wait for this worker meanwhile.
-        _break_connections(group)
+        # First: the store may not answer, and peers are not to wait for this worker meanwhile. But
+        # peers that are being told of it must not have that broken off.
+        if not getattr(exc, _TOLD, False):
+            _break_connections(group)
         cause = _exchange_causes(store, group, exc)
         if cause is not None:
             raise cause from exc
