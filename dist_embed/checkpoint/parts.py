@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
-from dist_embed.checkpoint.manifest import CheckpointError, IndexInfo
+from dist_embed.checkpoint.manifest import CheckpointError, CheckpointLate, IndexInfo
 from dist_embed.parallel.group import Group
 
 _POLL_SECONDS = 0.05
@@ -26,7 +26,11 @@ _INDEXES = TypeAdapter(list[IndexInfo])
 
 
 class PartMissing(CheckpointError):
-    """Another worker has not written its part, or not in time."""
+    """Another worker has not written its part."""
+
+
+class PartLate(PartMissing, CheckpointLate):
+    """Another worker has not written its part in time."""
 
 
 class Parts:
@@ -98,7 +102,7 @@ class Parts:
             quiet_seconds: and without any progress of theirs, once it is hurried.
             hurried: once set, it waits only while there is progress.
 
-        Raises PartMissing.
+        Raises PartMissing, or PartLate where the time has run out.
         """
         ranks = range(self._group.num_workers)
         ends = [self._end(rank) for rank in ranks]
@@ -115,7 +119,7 @@ class Parts:
             quiet = hurried.is_set() and now - heard > quiet_seconds
             if quiet or now - began > timeout_seconds:
                 late = [rank for rank in ranks if not self._store.check([ends[rank]])]
-                raise PartMissing(
+                raise PartLate(
                     f"{'workers' if len(late) > 1 else 'worker'} {', '.join(map(str, late))} had "
                     f"not written all {now - began:.0f} s after worker 0"
                 )

@@ -133,13 +133,16 @@ def is_broken_collective(exc: BaseException) -> bool:
 
 def is_passing(exc: BaseException) -> bool:
     """Whether the same may go well when it is tried again: a peer, a connection or a device was
-    lost, or a store was unavailable. Errors of data, configuration or code come again.
+    lost, a store was unavailable, or something took too long. Errors of data, configuration or code
+    come again.
     """
     step: BaseException | None = exc
     while step is not None:
         if isinstance(step, WorkerError):
             return step.is_passing
-        if isinstance(step, StoreUnavailable | ConnectionError) or is_broken_collective(step):
+        if isinstance(step, StoreUnavailable | ConnectionError | TimeoutError):
+            return True
+        if is_broken_collective(step):
             return True
         if isinstance(step, OSError) and step.errno in _NETWORK_FAULTS:
             return True

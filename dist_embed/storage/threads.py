@@ -44,7 +44,7 @@ def in_threads(
         threading.Thread(target=work, name="store", daemon=True)
         for _ in range(min(num_threads, len(tasks)))
     ]
-    patient = True
+    waits = True
     try:
         for thread in threads:
             thread.start()
@@ -52,10 +52,10 @@ def in_threads(
         for _, outcome in tasks:
             then(outcome.result())
     except BaseException as exc:
-        patient = isinstance(exc, Exception)
+        waits = not isinstance(exc, SystemExit | KeyboardInterrupt)
         raise
     finally:
         over.set()
         for thread in threads:
-            if patient and thread.ident is not None:
+            if waits and thread.ident is not None:
                 thread.join()

@@ -53,8 +53,7 @@ def test_an_error_ends_it_and_what_has_begun_is_waited_for(
     with pytest.raises(type(error), match="bad"):
         in_threads(call, range(100), take, num_threads=3)
     assert len(begun) < 20
-    if isinstance(error, Exception):
-        assert len(ended) == len(begun) - (not of_the_taker)
+    assert len(ended) == len(begun) - (not of_the_taker)
 
 
 def test_what_ends_the_process_waits_for_no_call_nor_does_the_interpreter() -> None:
