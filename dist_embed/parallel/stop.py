@@ -164,7 +164,8 @@ def handle_again() -> None:
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes that are started within the block never hear `SIGNALS`, nor do theirs.
+    """Processes that are started within the block do not hear `SIGNALS`, nor do theirs; only those
+    that call `hear_sigterm` hear that one.
 
     A signal mask is inherited. So a signal to the whole process group, or to every process of a
     job, is for this process alone to act upon: it ends its children itself, or they see that it has
