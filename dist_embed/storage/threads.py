@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -14,7 +14,7 @@ R = TypeVar("R")
 def in_threads(
     call: Callable[[T], R], items: Iterable[T], then: Callable[[R], None], *, num_threads: int
 ) -> None:
-    """``then(call(item))`` for each item: the calls by threads, what follows here, in order.
+    """``then(call(item))`` for each item: the calls by threads, what follows here, as they end.
 
     Raises the first error of either. No call is begun after it, and those under way are waited for:
     they use the caller's memory. Only what ends the process (a signal) waits for none.
@@ -48,8 +48,7 @@ def in_threads(
     try:
         for thread in threads:
             thread.start()
-        # After an error: all that was given out before it has a result.
-        for _, outcome in tasks:
+        for outcome in as_completed([outcome for _, outcome in tasks]):
             then(outcome.result())
     except BaseException as exc:
         waits = not isinstance(exc, SystemExit | KeyboardInterrupt)

@@ -18,10 +18,10 @@ from dist_embed.checkpoint import saver as saver_module
 from dist_embed.checkpoint import write
 from dist_embed.checkpoint.catalogue import manifest_names
 from dist_embed.checkpoint.load import load_checkpoint, load_newest
-from dist_embed.checkpoint.manifest import OBJECTS, CheckpointError, ManifestName
+from dist_embed.checkpoint.manifest import OBJECTS, CheckpointError, Index, ManifestName
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
-from dist_embed.checkpoint.state import LiveTensor, TrainingState
+from dist_embed.checkpoint.state import LiveTensor, TrainingState, rows_to_save
 from dist_embed.parallel import stop
 from dist_embed.parallel.errors import is_passing
 from dist_embed.parallel.group import Group
@@ -741,6 +741,25 @@ def test_close_gives_the_last_save_its_time_and_no_more(store: GatedStore) -> No
     patient.close()
     assert 2 in store.steps
     check_saved(store, 2)
+
+
+def test_chunks_are_listed_in_their_order_and_counted_as_they_end(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one takes longest: its object is there last."""
+    put, counted = store.put, threading.Event()
+
+    def patched(name: str, parts: Iterable[Buffer]) -> None:
+        assert not name.endswith("-000000.safetensors") or counted.wait(30)
+        put(name, parts)
+
+    monkeypatch.setattr(store, "put", patched)
+    rows = rows_to_save(state_of(1))
+    write.write_rows(store, "step-1", rows, 0, chunk_bytes=100, on_chunk=counted.set)
+    index = Index.model_validate_json(store.read(f"{OBJECTS}/step-1/index-00000-0000.json"))
+    names = [chunk.name for chunk in index.chunks]
+    assert len(names) > 2
+    assert names == sorted(names)
 
 
 def test_conclude_takes_in_a_save_that_has_ended(store: GatedStore) -> None:
