@@ -18,7 +18,13 @@ from dist_embed.checkpoint import saver as saver_module
 from dist_embed.checkpoint import write
 from dist_embed.checkpoint.catalogue import manifest_names
 from dist_embed.checkpoint.load import load_checkpoint, load_newest
-from dist_embed.checkpoint.manifest import OBJECTS, CheckpointError, Index, ManifestName
+from dist_embed.checkpoint.manifest import (
+    OBJECTS,
+    CheckpointError,
+    CheckpointLate,
+    Index,
+    ManifestName,
+)
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import LiveTensor, TrainingState, rows_to_save
@@ -628,9 +634,9 @@ def test_a_wait_has_a_limit(store: GatedStore) -> None:
     store.gate.clear()
     saver.save(state_of(1))
     began = time.monotonic()
-    with pytest.raises(CheckpointError, match="step 1 was not written within 0 s"):
+    with pytest.raises(CheckpointLate, match="step 1 was not written within 0 s"):
         saver.wait(0.05)
-    with pytest.raises(CheckpointError, match="step 1 was not written within 0 s"):
+    with pytest.raises(CheckpointLate, match="step 1 was not written within 0 s"):
         saver.wait()  # twice the time-out
     assert time.monotonic() - began > 0.2
     assert saver._under_way is not None

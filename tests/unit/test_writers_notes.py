@@ -21,7 +21,7 @@ from dist_embed.checkpoint import parts as parts_module
 from dist_embed.checkpoint import saver as saver_module
 from dist_embed.checkpoint import write
 from dist_embed.checkpoint.chunk import Rows
-from dist_embed.checkpoint.parts import PartMissing, Parts
+from dist_embed.checkpoint.parts import PartLate, PartMissing, Parts
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings, _Save
 from dist_embed.checkpoint.write import Description
@@ -166,7 +166,9 @@ def test_the_quiet_time_grows_with_the_time_to_drain(
         began = time.monotonic()
         save = begin(saver)
         save.hurried.set()
-        assert "worker 1 had not written" in str(ended(save))
+        late = ended(save)
+        assert isinstance(late, PartLate)
+        assert "worker 1 had not written" in str(late)
         assert time.monotonic() - began > least
 
 
