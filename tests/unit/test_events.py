@@ -37,6 +37,15 @@ def test_lines_are_plain_where_there_is_no_terminal() -> None:
     assert stream.getvalue() == ("hello\nstep 100/100  loss 2.500  12,346 tokens/s  ETA 2:05\n")
 
 
+def test_what_is_told_can_be_read_at_once() -> None:
+    written = io.BytesIO()
+    screen = Screen(io.TextIOWrapper(written))
+    screen.show({"kind": "line", "text": "hello"})
+    assert written.getvalue() == b"hello\n"
+    screen.show(progress(100))
+    assert written.getvalue().endswith(b"ETA 2:05\n")
+
+
 def test_a_run_goes_on_when_nobody_reads_what_it_shows() -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dist_embed.cluster import local
-from dist_embed.config.errors import RunFailed, UserError
+from dist_embed.config.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import stop
 
 FAILURE = {
@@ -49,7 +49,7 @@ class Workers:
         processes: list[Any] = [_Process(code, self) for code in self.codes]
         events: Any = self
         return local._watch(
-            processes, events, lambda event: self.course.append(event["text"]), "",
+            processes, events, lambda event: self.course.append(event["text"]), "LOGS",
             stop_seconds, save_seconds,
         )  # fmt: skip
 
@@ -73,6 +73,69 @@ def test_a_save_gets_its_time_after_an_error_that_was_told(
     with pytest.raises(UserError if events else RunFailed):
         workers.watch(save_seconds=60.0)
     assert workers.now - 1000.0 == pytest.approx(seconds, abs=0.5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("code", "more"), [(-9, "; signal 9: killed, often for lack of memory"), (3, "")]
+)
+def test_a_worker_that_ended_without_a_word_is_told(
+    monkeypatch: pytest.MonkeyPatch, rank: int, code: int, more: str
+) -> None:
+    codes: list[int | None] = [0, 0]
+    codes[rank] = code
+    workers = Workers(monkeypatch, [{"kind": "line", "text": "a line"}], codes)
+    with pytest.raises(RunFailed) as told:
+        workers.watch()
+    assert str(told.value) == (
+        f"worker {rank} was ended from outside (exit code {code}{more}); worker logs: LOGS"
+    )
+    assert workers.course == ["a line"]
+
+
+def test_a_worker_that_was_ended_counts_before_one_whose_collective_broke(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And after one that says itself why it failed."""
+    echo = FAILURE | {"is_cause": False, "user_message": None, "trace": "gloo: closed"}
+    with pytest.raises(RunFailed, match="worker 0 was ended from outside"):
+        Workers(monkeypatch, [echo], [-9, 1]).watch()
+    with pytest.raises(UserError, match="no such file"):
+        Workers(monkeypatch, [echo | {"rank": 0}, FAILURE], [-9, 1]).watch()
+    with pytest.raises(RunFailed, match="worker 1 failed:\ngloo: closed"):
+        Workers(monkeypatch, [echo], [0, 1]).watch()
+
+
+def test_workers_that_do_not_stop_in_time_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "stop_requested", lambda: True)
+    workers = Workers(monkeypatch, [], [None, 0])
+    with pytest.raises(RunFailed, match="did not end within 5 s and were killed"):
+        workers.watch(stop_seconds=5.0)
+    assert workers.now - 1000.0 == pytest.approx(5.0, abs=0.5)
+    assert workers.course.count("told") == 2  # once each, however often one looks
+
+
+def test_workers_that_a_stop_found_before_they_had_begun_are_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local, "stop_requested", lambda: True)
+    with pytest.raises(RunStopped, match="before the workers had begun"):
+        Workers(monkeypatch, [], [-signal.SIGTERM, 0]).watch(stop_seconds=5.0)
+    with pytest.raises(RunFailed, match="was ended from outside"):
+        Workers(monkeypatch, [], [-signal.SIGTERM, -9]).watch(stop_seconds=5.0)
+    # One that was done had its part done, whatever ended another one since.
+    done = {"kind": "result", "value": 7}
+    assert Workers(monkeypatch, [done], [0, -signal.SIGTERM]).watch(stop_seconds=5.0) == 7
+    monkeypatch.setattr(local, "stop_requested", lambda: False)
+    with pytest.raises(RunFailed, match="worker 1 was ended from outside"):
+        Workers(monkeypatch, [done], [0, -signal.SIGTERM]).watch(stop_seconds=5.0)
+
+
+def test_a_signal_is_nothing_to_workers_that_get_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "stop_requested", lambda: True)
+    workers = Workers(monkeypatch, [{"kind": "result", "value": 7}], [0, 0])
+    assert workers.watch() == 7
+    assert workers.course == []
 
 
 def test_nobody_is_waited_for_when_all_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
