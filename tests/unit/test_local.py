@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import signal
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,3 +169,117 @@ def test_workers_are_started_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
         == "done"
     )
     assert blocked == [set(stop.SIGNALS)] * 2
+
+
+def test_what_was_started_is_ended_and_waited_for() -> None:
+    course: list[str] = []
+
+    def process(name: str, pid: int | None) -> Any:
+        return SimpleNamespace(
+            pid=pid, kill=lambda: course.append(f"{name} killed"),
+            join=lambda: course.append(f"{name} gone"),
+        )  # fmt: skip
+
+    local._end([process("one", 7), process("two", 8), process("never started", None)])
+    assert course == ["one killed", "two killed", "one gone", "two gone"]
+
+
+class Ended(Exception):
+    """Instead of the end of a worker's process."""
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_worker_knows_its_place_and_tells_its_result_or_failure(
+    monkeypatch: pytest.MonkeyPatch, rank: int, fails: bool
+) -> None:
+    course: list[Any] = []
+
+    def end(code: int) -> None:
+        course.append(f"exit {code}")
+        raise Ended
+
+    system = SimpleNamespace(environ={}, _exit=end)
+    monkeypatch.setattr(local, "os", system)
+    for name in ("hear_sigterm", "end_with_parent"):
+        monkeypatch.setattr(local, name, lambda name=name: course.append(name))
+    events: Any = SimpleNamespace(
+        put=course.append, close=lambda: course.append("closed"),
+        join_thread=lambda: course.append("sent"),
+    )  # fmt: skip
+
+    def target(first: int, second: int, emit: Any) -> int:
+        course.append(dict(system.environ))
+        emit("a line")
+        if fails:
+            raise UserError("no such file")
+        return first + second
+
+    with pytest.raises(Ended) if fails else nullcontext():
+        local._child(target, (3, 4), rank, 5, 1234, events)
+    before, environment, line, *rest = course[:2], *course[2:]
+    assert before == ["hear_sigterm", "end_with_parent"]
+    assert environment == {
+        "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "5",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234", "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    assert line == "a line"
+    if fails:
+        failure, *rest = rest
+        assert (failure["rank"], failure["user_message"]) == (rank, "no such file")
+    elif rank == 0:
+        result, *rest = rest
+        assert result == {"kind": "result", "value": 7}
+    assert rest == ["closed", "sent", *(["exit 1"] if fails else [])]
+
+
+def test_workers_are_numbered_and_given_what_the_launcher_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[dict[str, Any]] = []
+    watched: list[Any] = []
+    course: list[str] = []
+    process = SimpleNamespace(
+        start=lambda: course.append("started"), pid=7, kill=lambda: course.append("killed"),
+        join=lambda: None,
+    )  # fmt: skip
+    context = SimpleNamespace(
+        Queue=lambda: "queue", Process=lambda **how: made.append(how) or process
+    )
+    devices: list[str] = []
+    monkeypatch.setattr(local, "worker_context", lambda device: devices.append(device) or context)
+    monkeypatch.setattr(local, "TCPStore", lambda host, port, **how: SimpleNamespace(port=1234))
+
+    def watch(*given: Any) -> None:
+        watched.append(given)
+        raise RunFailed("worker 1 failed")
+
+    monkeypatch.setattr(local, "_watch", watch)
+    with pytest.raises(RunFailed):
+        local.launch_local(
+            print, (1, 2), num_workers=2, on_event=print, log_folder="LOGS", stop_seconds=3.0,
+            save_seconds=4.0, device="cuda",
+        )  # fmt: skip
+    assert [how["args"] for how in made] == [
+        (print, (1, 2), rank, 2, 1234, "queue") for rank in range(2)
+    ]
+    # Those of a launcher that is gone must not stay.
+    assert all(how["target"] is local._child and how["daemon"] for how in made)
+    assert watched == [([process] * 2, "queue", print, "LOGS", 3.0, 4.0)]
+    assert devices == ["cuda"]
+    assert course == ["started", "started", "killed", "killed"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 5.0])
+def test_a_signal_is_taken_only_for_workers_that_get_time_to_stop(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    context = SimpleNamespace(Queue=lambda: None, Process=lambda **_: None)
+    monkeypatch.setattr(local, "worker_context", lambda device: context)
+    heard: list[Any] = []
+    monkeypatch.setattr(local, "_watch", lambda *_: heard.append(signal.getsignal(signal.SIGTERM)))
+    before = signal.getsignal(signal.SIGTERM)
+    local.launch_local(
+        print, (), num_workers=0, on_event=print, log_folder="", stop_seconds=seconds
+    )
+    assert (heard[0] != before) == (seconds > 0)

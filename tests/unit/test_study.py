@@ -486,7 +486,9 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
     (planned,) = planned_runs(wanted)
     run_uri = planned.config.run.uri
     shards = [ShardInfo("s", 30, 100, 170)]  # 170 tokens and 30 ends of sentences
-    data = PreparedData({}, {"source": 9, "target": 9}, True, {"train": Split(shards=shards)})
+    data = PreparedData(
+        {}, {"source": 9, "target": 9}, True, {"train": Split(shards)}, folder_uri="there"
+    )
     asked: list[Any] = []
     found = {"step": 4, "bleu": 12.5, "chrf": 30.0, "training_loss": 0.75}
     stopped = {"steps": 2, "stopped": True}
@@ -505,7 +507,7 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
 
     with pytest.raises(RunStopped, match="stopped as asked after step 2"):
         run()
-    assert asked == [(TRAIN, {}, 180.0)]
+    assert asked == [(TRAIN, {"data_folder": "there"}, 180.0)]
     stopped = {"steps": 9, "stopped": False}
     with monkeypatch.context() as patched:  # asked in its last step
         patched.setattr(study_run, "taken_signal", lambda: 15)
@@ -532,8 +534,8 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
         log.write(4, validation_loss=1.25)
     asked.clear()
     (outcome_,) = run()
-    evaluated = {"split": "test", "step": None, "training_tokens": 20_000}
-    assert asked == [(TRAIN, {}, 180.0), (EVALUATE, evaluated, None)]
+    evaluated = {"split": "test", "step": None, "training_tokens": 20_000, "data_folder": "there"}
+    assert asked == [(TRAIN, {"data_folder": "there"}, 180.0), (EVALUATE, evaluated, None)]
     assert outcome_.measures == {
         "validation_perplexity": math.exp(1.25), "bleu": 12.5, "chrf": 30.0, "gap": 0.5,
         "parameters": 15 + 14, "tokens_per_second": 150.0, "sentences_per_second": 150 * 30 / 200,
