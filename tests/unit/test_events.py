@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import io
 import os
 import subprocess
@@ -108,6 +110,47 @@ def test_a_terminal_shows_a_bar_and_lines_above_it() -> None:
     assert "loss 2.500, 12,346 tokens/s, ETA 2:05" in shown
     assert "a line between\r\n" in shown
     assert "50/100" in shown
+
+
+class Closed(io.StringIO):
+    """A terminal that has been closed: every write fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tried = 0
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self.tried += 1
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_run_goes_on_when_its_terminal_has_closed() -> None:
+    stream = Closed()
+    screen = Screen(stream)
+    screen.show(progress(1))
+    screen.show({"kind": "line", "text": "hello"})
+    assert stream.tried > 0
+    gc.collect()  # a bar that was not begun ends with it
+    tried = stream.tried
+    for step in (2, 100):
+        screen.show({"kind": "line", "text": "hello"})
+        screen.show(progress(step))
+    screen.close()
+    assert stream.tried == tried  # it is let alone
+
+
+def test_a_bar_that_cannot_be_ended_is_no_error() -> None:
+    outer, inner = os.openpty()
+    stream = os.fdopen(inner, "w")
+    screen = Screen(stream)
+    screen.show(progress(25))
+    os.close(outer)
+    screen.close()
+    with contextlib.suppress(OSError):
+        stream.close()
 
 
 def test_events_of_other_kinds_are_not_shown() -> None:

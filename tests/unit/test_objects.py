@@ -99,6 +99,16 @@ def test_ranges_into_a_buffer(store: ObjectStore, start: int, length: int, expec
         store.read_into("missing", start, [memoryview(buffer)])
 
 
+def test_more_buffers_than_one_call_takes_are_filled(local: ObjectStore) -> None:
+    content = os.urandom(5000)
+    local.put("x", [content])
+    for sizes in ([1] * 2500, [0, 3, 0, 1] * 700, [4990, 0, 20]):
+        buffers = [bytearray(size) for size in sizes]
+        expected = min(sum(sizes), 4990)
+        assert local.read_into("x", 10, [memoryview(one) for one in buffers]) == expected
+        assert b"".join(buffers)[:expected] == content[10 : 10 + expected]
+
+
 def test_what_is_missing_is_told_apart(store: ObjectStore) -> None:
     for neighbour in ("x", "y"):  # without the folder, and with it
         for start, end in ((0, None), (2, 5)):
