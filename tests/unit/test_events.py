@@ -194,6 +194,7 @@ print("durable", *made)
 logging.getLogger("some.library").info("logged")
 warnings.warn("warned")
 sys.stdout.flush()
+logging.getLogger().handlers[0].stream.close()
 1 / 0
 """
     log.parent.mkdir()

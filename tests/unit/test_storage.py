@@ -1,20 +1,32 @@
 from __future__ import annotations
 
+import bz2
 import errno
+import gzip
+import io
+import lzma
 import os
 import uuid
+import zipfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from dist_embed.storage import retry
 from dist_embed.storage import uri as storage
+from dist_embed.storage.compressed import (
+    OPEN_ERRORS,
+    READ_ERRORS,
+    is_compressed,
+    open_decompressed,
+)
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -329,3 +341,57 @@ def test_a_local_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.Monke
         ("~/x", "/home/me/x"), ("/x/y/", "/x/y"), ("file:///x/", "file:///x"),
     ):  # fmt: skip
         assert storage.absolute(given) == found
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    uri = str(tmp_path / "a" / "b" / "x")
+    storage.write_bytes(uri, b"1")
+    assert storage.read_bytes(uri) == b"1"
+    assert storage.sha256_of(uri)
+    with pytest.raises(ZeroDivisionError), storage.whole_file(uri):
+        raise ZeroDivisionError
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def as_zip(content: bytes, names: tuple[str, ...] = ("folder/", "folder/x")) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"" if name.endswith("/") else content)
+    return buffer.getvalue()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "x.gz": gzip.compress, "x.bz2": bz2.compress, "x.xz": lzma.compress, "x.zip": as_zip,
+    "x.zst": lambda content: bytes(pa.compress(content, "zstd", asbytes=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*PACKED, "x.txt", "gz", "x.gz.txt"])
+def test_a_file_is_decompressed_by_its_ending(folder: str, name: str) -> None:
+    content = b"some text\n" * 9000
+    stored = PACKED[name](content) if name in PACKED else content
+    uri = storage.join(folder, name)
+    storage.write_bytes(uri, stored)
+    assert is_compressed(uri) is (name in PACKED)
+    with open_decompressed(uri) as file:
+        assert file.read(4) + file.read() == content
+
+
+@pytest.mark.parametrize("names", [(), ("folder/",), ("a", "b")])
+def test_an_archive_of_any_number_of_files_but_one_is_refused(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    (tmp_path / "x.zip").write_bytes(as_zip(b"1", names))
+    number = sum(not name.endswith("/") for name in names)
+    with pytest.raises(ValueError, match=f"{number} files in it; .*unpack it"):
+        open_decompressed(str(tmp_path / "x.zip"))
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_compressed_file_that_was_cut_is_an_error(tmp_path: Path, name: str) -> None:
+    stored = PACKED[name](os.urandom(9000))
+    (tmp_path / name).write_bytes(stored[: len(stored) // 2])
+    with pytest.raises((*OPEN_ERRORS, *READ_ERRORS)):
+        open_decompressed(str(tmp_path / name)).read()

@@ -151,6 +151,9 @@ def test_a_late_beat_does_not_bring_back_what_was_given_away(
     with taking_turns(folder, "work", lambda: None):
         while not beating:
             time.sleep(0.001)
+        (thread,) = (one for one in threading.enumerate() if one.name == "renews a turn")
+        assert thread.daemon  # no process lives on for it
+    assert not thread.is_alive()
     time.sleep(0.06)
     assert storage.names_in(folder) == []
 
