@@ -301,5 +301,6 @@ def test_who_was_overtaken_removes_nothing(data_uri: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"folder": 7}', '{"folder": "x"}'])
 def test_an_index_that_names_no_folder_is_left_to_its_reader(data_uri: str, text: str) -> None:
+    assert prepared_folder(data_uri) == data_uri  # there is none yet
     storage.write_text(f"{data_uri}/data.json", text)
     assert prepared_folder(data_uri) == data_uri
