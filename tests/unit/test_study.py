@@ -21,6 +21,7 @@ import yaml
 from dist_embed.cli.main import main
 from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.errors import ConfigError, RunStopped, UserError
+from dist_embed.config.load import config_from_dict
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.plot import plot_into
@@ -37,7 +38,7 @@ from dist_embed.study.one_hot import (
     one_hot_table,
     run_one_hot,
 )
-from dist_embed.study.plan import combinations, load_study, overrides_of
+from dist_embed.study.plan import _beside, combinations, load_study, overrides_of
 from dist_embed.study.plot import draw_study
 from dist_embed.study.report import left_out, study_page, too_few_seeds
 from dist_embed.study.run import Outcome, planned_runs, speed_of
@@ -489,6 +490,82 @@ def test_a_run_that_was_scored_in_another_way_is_scored_again(
     monkeypatch.setattr(study_run, "SCORING", study_run.SCORING + 1)
     study_run.run_study(found, lambda event: None)
     assert len(scored) == 2 * len(first) + 1
+
+
+def test_vectors_are_made_before_the_runs_that_start_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("run: {uri: x}\ndata: {inflected: {}}\ntrain: {max_steps: 9}\n")
+    vectors = [{"text": "a.txt", "output": f"{name}.txt", "width": 4} for name in "vw"]
+    start = {"embedding.tables.source": {"pretrained": {"uri": "{study}/v.txt"}}}
+    plain = {"set": start, "factors": [{"name": "s", "levels": [{"name": "t"}]}], "seeds": [7],
+             "expectations": [], "reference": None, "measures": ["bleu"], "plot": None,
+             "word_vectors": vectors}  # fmt: skip
+    found = load_study(written(tmp_path, folder=str(tmp_path / "f"), **plain))
+    assert isinstance(found, TrainingStudy)
+    course: list[Any] = []
+
+    def score(config: Any, on_event: Any) -> dict[str, Any]:
+        source = config.embedding.tables.source
+        course.append((source.pretrained.uri, config.run.seed))
+        return {"measures": {}, "validations": [], "machine": MACHINE}
+
+    monkeypatch.setattr(study_run, "_train_and_score", score)
+    monkeypatch.setattr(
+        study_run, "ensure_word_vectors",
+        lambda wanted, folder, say: course.append((wanted.output, folder)),
+    )  # fmt: skip
+    study_run.run_study(found, lambda event: None)
+    folder = str(tmp_path / "f")
+    assert course == [("v.txt", folder), ("w.txt", folder), (f"{folder}/v.txt", 7)]
+
+
+def test_runs_of_a_cluster_lie_where_all_of_it_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("run: {uri: x}\ndata: {synthetic: {}}\ntrain: {max_steps: 9}\n")
+    plain = {"set": {}, "factors": [{"name": "s", "levels": [{"name": "t"}]}], "seeds": [7],
+             "expectations": [], "reference": None, "measures": ["bleu"], "plot": None}  # fmt: skip
+    found = load_study(written(tmp_path, folder="studies/f", **plain))
+    assert isinstance(found, TrainingStudy)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (run,) = planned_runs(found)
+    assert run.config.run.uri == f"{tmp_path}/studies/f/runs/{run.name}"
+    assert run.config.data.uri.startswith(f"{tmp_path}/studies/f/data/")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://there")
+    with pytest.raises(UserError, match="is not allowed on a Ray cluster"):
+        planned_runs(found)
+
+
+@pytest.mark.parametrize(
+    ("base", "found"),
+    [("c.yaml", "/a/b/c.yaml"), ("../c.yaml", "/a/c.yaml"), ("/x/c.yaml", "/x/c.yaml"),
+     ("s3://x/c.yaml", "s3://x/c.yaml"), ("./d/c.yaml", "/a/b/d/c.yaml")],
+)  # fmt: skip
+def test_a_base_lies_beside_its_study(base: str, found: str) -> None:
+    assert _beside("/a/b/study.yaml", base) == found
+    assert _beside("study.yaml", "c.yaml") == "c.yaml"
+
+
+def test_a_loss_too_large_for_a_perplexity_has_the_largest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = SimpleNamespace(tensors={})
+    monkeypatch.setattr(study_run, "read_manifest", lambda store, name: manifest)
+    monkeypatch.setattr(study_run, "name_of_step", lambda uri, step: step)
+    data = PreparedData({}, {}, True, {"train": Split([ShardInfo("s", 30, 100, 170)])})
+    config = config_from_dict(
+        {"run": {"uri": str(tmp_path)}, "data": {"synthetic": {}}, "train": {"max_steps": 9}}
+    )
+    scored = {"step": 4, "bleu": 1.0, "chrf": 2.0, "training_loss": 1.0}
+    for validations, perplexity, gap in (({4: 1e4}, math.exp(700), 9999.0), ({3: 1.0}, None, None)):
+        found = study_run._measures(config, data, scored, [], validations)
+        for value, wanted in ((found["validation_perplexity"], perplexity), (found["gap"], gap)):
+            assert math.isnan(value) if wanted is None else value == wanted
+        assert math.isnan(found["epochs"])
 
 
 def test_a_run_that_logged_no_speed_has_none_and_is_kept() -> None:
