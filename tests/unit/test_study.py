@@ -452,7 +452,8 @@ def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
     start = {"model.share_embeddings": "none",
              "embedding.tables.source": {"pretrained": {"uri": "{study}/v.txt"}}}  # fmt: skip
     taken = {"set": plain["set"] | start, "word_vectors": [vectors]}
-    assert names(**taken) == names(**taken, folder="/g/h")
+    for place in ("/g/h", "g/h", "h/h", "s3://g/h/"):
+        assert names(**taken) == names(**taken, folder=place)
     assert names(**taken) == names(**taken | {"word_vectors": [vectors, vectors | {"output": "w"}]})
     assert not names(**taken) & names(**taken | {"word_vectors": [vectors | {"epochs": 7}]})
     levels = [{"name": "x"}, {"name": "y", "set": {"modl.width": 1}}]
@@ -502,7 +503,7 @@ def test_vectors_are_made_before_the_runs_that_start_from_them(
     plain = {"set": start, "factors": [{"name": "s", "levels": [{"name": "t"}]}], "seeds": [7],
              "expectations": [], "reference": None, "measures": ["bleu"], "plot": None,
              "word_vectors": vectors}  # fmt: skip
-    found = load_study(written(tmp_path, folder=str(tmp_path / "f"), **plain))
+    found = load_study(written(tmp_path, folder=f"{tmp_path}/f/", **plain))
     assert isinstance(found, TrainingStudy)
     course: list[Any] = []
 
@@ -517,8 +518,8 @@ def test_vectors_are_made_before_the_runs_that_start_from_them(
         lambda wanted, folder, say: course.append((wanted.output, folder)),
     )  # fmt: skip
     study_run.run_study(found, lambda event: None)
-    folder = str(tmp_path / "f")
-    assert course == [("v.txt", folder), ("w.txt", folder), (f"{folder}/v.txt", 7)]
+    folder = f"{tmp_path}/f"
+    assert course == [("v.txt", f"{folder}/"), ("w.txt", f"{folder}/"), (f"{folder}/v.txt", 7)]
 
 
 def test_runs_of_a_cluster_lie_where_all_of_it_finds_them(
