@@ -134,9 +134,8 @@ def planned_runs(study: TrainingStudy) -> list[PlannedRun]:
 def _planned(study: TrainingStudy, combination: Combination, seed: int) -> PlannedRun:
     keys = overrides_of(study, combination) | {"run.uri": study.folder, "run.seed": seed}
     written = {key: json.dumps(value, ensure_ascii=False) for key, value in keys.items()}
-    overrides = [
-        f"{key}={value.replace(FOLDER_MARK, study.folder)}" for key, value in written.items()
-    ]
+    folder = study.folder.rstrip("/")  # an object store would look for two slashes
+    overrides = [f"{key}={value.replace(FOLDER_MARK, folder)}" for key, value in written.items()]
     config = load_config(study.base, overrides)
     missing = [split for split in ("validation", "test") if not _has(config, split)]
     if missing:
