@@ -13,7 +13,7 @@ import pytest
 
 from dist_embed.config.errors import UserError
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon
-from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.prepare import load_tokenizers, read_counts, read_occurrences
 from dist_embed.data.proof import FileInfo, sealed, unsealed
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
 from dist_embed.train.run_folder import check_tokenizer, tokenizer_digests
@@ -72,6 +72,7 @@ def read_data_tokenizers(folder: Path) -> None:
 def read_word_counts(folder: Path) -> None:
     for side in ("source", "target"):
         read_counts(str(folder / "data"), side)
+    read_occurrences(str(folder / "data"), ["source", "target"])
 
 
 def read_lexicon(folder: Path) -> None:
@@ -99,6 +100,7 @@ READERS: list[tuple[str, Callable[[Path], None]]] = [
     ("data/train/shard-00000.parquet", read_train),
     ("data/test/shard-00001.parquet", read_test),
     ("data/vocabulary.source.parquet", read_word_counts),
+    ("data/occurrences.target.parquet", read_word_counts),
     ("data/tokenizer.target.json", read_data_tokenizers),
     ("data/lexicon/lexicon.json", read_lexicon),
     ("data/lexicon/part-00001.parquet", read_lexicon),
