@@ -184,7 +184,8 @@ class PretrainedSection(Section):
         "of fresh rows.",
     )
     min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="Least share of the vocabulary's running words that must be found."
+        0.0,
+        description="Least share of the running words of the table's side that must be found.",
     )
 
 

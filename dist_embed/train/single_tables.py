@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_embed.config.schema import Config, PretrainedSection, TableSection
-from dist_embed.data.prepare import read_counts
+from dist_embed.data.prepare import read_counts, read_occurrences, sides_unknown
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import TABLE_OF_ROLE, ShareEmbeddings
@@ -92,14 +92,14 @@ def start_tables(
     Raises:
         UserError: a file cannot be used. The run must not go on.
     """
-    side_of_table = {lookup.table_of_role[role]: side for role, side in SIDE_OF_ROLE.items()}
+    role_of_table = {lookup.table_of_role[role]: role for role in SIDE_OF_ROLE}
     coverages: dict[str, Coverage] = {}
     for table, settings in table_settings(config).items():
         if settings.pretrained is None:
             continue
-        side = side_of_table[table]
+        sides = sides_of_table(config.model.share_embeddings, role_of_table[table])
         found = _start_table(
-            config, data_uri, settings.pretrained, lookup, table, tokenizers[side], side
+            config, data_uri, settings.pretrained, lookup, table, tokenizers[sides[0]], sides, say
         )
         for line in found.lines():
             say(line)
@@ -115,7 +115,8 @@ def _start_table(
     lookup: RowLookup,
     table: str,
     tokenizer: Tokenizer,
-    side: str,
+    sides: list[str],
+    say: Callable[[str], None],
 ) -> Coverage:
     counts: NDArray[np.int64] | None = None
     with all_or_none(lookup.group):
@@ -126,7 +127,10 @@ def _start_table(
             tensor=wanted.tensor,
         )
         if lookup.group.is_first:
-            counts = read_counts(data_uri, side)
+            counts = read_occurrences(data_uri, sides)
+            if counts is None:
+                say(f"{sides_unknown(data_uri)}; coverage is that of the words of both")
+                counts = read_counts(data_uri, sides[0])
     start = TableStart(
         lookup.weight(table),
         lookup.specs[table],
