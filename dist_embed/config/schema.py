@@ -386,7 +386,9 @@ class CheckpointSection(Section):
         "as long.",
     )
     drain_seconds: NonNegativeFloat = Field(
-        60.0, description="How long a run that is stopped or fails waits for its last checkpoint."
+        60.0,
+        description="How long a run that is stopped or fails waits for its last checkpoint. "
+        "With the local launcher not after a worker was killed: the others have 10 s then.",
     )
     leftover_hours: NonNegativeFloat = Field(
         24.0, description="Age at which what unfinished saves left behind is removed."

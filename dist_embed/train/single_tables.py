@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.config.schema import Config, PretrainedSection, TableSection
+from dist_embed.config.schema import Config, PretrainedSection
 from dist_embed.data.prepare import read_counts, read_occurrences, sides_unknown
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.lookup import RowLookup
@@ -17,6 +17,7 @@ from dist_embed.embedding.pretrained import StartSettings, TableStart
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage import uri as storage
+from dist_embed.train.table_settings import table_settings
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.formats import open_vectors
 
@@ -32,16 +33,6 @@ def sides_of_table(share: ShareEmbeddings, role: str) -> list[str]:
 def coverage_name(table: str) -> str:
     """The file in a run's folder that tells what a table has started from."""
     return f"pretrained.{table}.json"
-
-
-def table_settings(config: Config) -> dict[str, TableSection]:
-    """By table what is configured for it; tables without settings of their own are left out."""
-    found: dict[str, TableSection] = {}
-    for role, table in TABLE_OF_ROLE[config.model.share_embeddings].items():
-        settings = getattr(config.embedding.tables, role)
-        if settings is not None:
-            found[table] = settings
-    return found
 
 
 def own_rates(config: Config) -> dict[str, float]:

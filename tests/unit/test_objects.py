@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -480,6 +481,7 @@ TRANSIENT = [
     TimeoutError("timed out"),
     ConnectionResetError(errno.ECONNRESET, "reset"),
     FSTimeoutError(),
+    asyncio.CancelledError(),  # of a client's event loop, and no Exception
 ]
 
 

@@ -23,7 +23,8 @@ from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.optim.schedule import Schedule
 from dist_embed.train import single_tables, worker
-from dist_embed.train.single_tables import frozen_until, own_rates, own_schedules, table_settings
+from dist_embed.train.single_tables import frozen_until, own_rates, own_schedules
+from dist_embed.train.table_settings import table_settings
 
 CORPUS = {"pairs": ["a.tsv", "b.tsv"], "source_column": "left", "target_column": "right"}
 TOKENIZER = {
@@ -49,6 +50,7 @@ def prepared_with(monkeypatch: pytest.MonkeyPatch, config: Config) -> dict[str, 
     monkeypatch.setattr(
         preparation, "ensure_lexicon", lambda uri, data, **options: given.update(lexicon=options)
     )
+    monkeypatch.setattr(preparation, "fitting_lexicon", lambda *asked: given.get("lexicon"))
     preparation.ensure_data(config, lambda line: None)
     return given
 
