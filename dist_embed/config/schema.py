@@ -184,7 +184,8 @@ class PretrainedSection(Section):
         "of fresh rows.",
     )
     min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="Least share of the vocabulary's running words that must be found."
+        0.0,
+        description="Least share of the running words of the table's side that must be found.",
     )
 
 
@@ -333,8 +334,9 @@ class SearchSection(Section):
     candidates: int = Field(
         0,
         ge=0,
-        description="Search only these many most frequent words and the likely translations of "
-        "the sentence's words, at a cost that does not grow with the vocabulary; 0: all words.",
+        description="Search only these many most frequent words of the target side and the likely "
+        "translations of the sentence's words, at a cost that does not grow with the vocabulary; "
+        "0: all words.",
     )
     candidate_translations: PositiveInt = Field(
         10, description="`candidates`: translations of each source word, from the lexicon."

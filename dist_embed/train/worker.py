@@ -162,7 +162,7 @@ def train_task(context: Context) -> dict[str, Any]:
             write_run_folder(config, data)
             write_coverages(run_uri, coverages)
             folder = RunFolder(run_uri)
-    translation = build_translation(config, translator, tokenizers)
+    translation = build_translation(config, translator, tokenizers, reporter.line)
     with all_or_none(group):
         output = build_output(config, translator, partial(read_counts, data_uri, "target"))
     train_step = build_train_step(config, translator, output, optimizer)
@@ -243,7 +243,8 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     translator, step = _load_for_inference(context, tokenizers)
     loss = exact_loss(translator, data_uri, data, split, config.train.batch_tokens)
     quality = evaluate_translations(
-        build_translation(config, translator, tokenizers), data_uri, data, split,
+        build_translation(config, translator, tokenizers, context.reporter.line), data_uri, data,
+        split,
         bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
     )  # fmt: skip
     training_tokens = context.options.get("training_tokens")
@@ -272,7 +273,8 @@ def translate_task(context: Context) -> list[str]:
     with all_or_none(context.group):
         tokenizers = load_tokenizers(context.config.run.uri)
     translator, _ = _load_for_inference(context, tokenizers)
-    translation = build_translation(context.config, translator, tokenizers)
+    say = context.reporter.line
+    translation = build_translation(context.config, translator, tokenizers, say)
     return translation.of(context.options["texts"])
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from dist_embed.config.errors import UserError
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon
-from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.prepare import load_tokenizers, read_counts, read_occurrences
 from dist_embed.data.proof import FileInfo, sealed, unsealed
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
 from dist_embed.storage import uri as storage
@@ -74,10 +74,12 @@ def read_data_tokenizers(folder: Path) -> None:
 def read_word_counts(folder: Path) -> None:
     for side in ("source", "target"):
         read_counts(str(folder / "data"), side)
+    read_occurrences(str(folder / "data"), ["source", "target"])
 
 
 def read_lexicon(folder: Path) -> None:
     Lexicon(str(folder / "data")).translations(WORDS, 2)
+    Lexicon(str(folder / "data")).frequent_targets()
 
 
 def read_lexicon_of_run(folder: Path) -> None:
@@ -101,9 +103,11 @@ READERS: list[tuple[str, Callable[[Path], None]]] = [
     ("data/train/shard-00000.parquet", read_train),
     ("data/test/shard-00001.parquet", read_test),
     ("data/vocabulary.source.parquet", read_word_counts),
+    ("data/occurrences.target.parquet", read_word_counts),
     ("data/tokenizer.target.json", read_data_tokenizers),
     ("data/lexicon/lexicon.json", read_lexicon),
     ("data/lexicon/part-00001.parquet", read_lexicon),
+    ("data/lexicon/frequent.parquet", read_lexicon),
     ("run/lexicon/lexicon.json", read_lexicon_of_run),
     ("run/lexicon/part-00000.parquet", read_lexicon_of_run),
     ("run/tokenizer.source.json", read_tokenizers_of_run),
@@ -132,7 +136,11 @@ def test_a_flipped_bit_is_never_read_as_something_else(
             read(folder)
 
 
-@pytest.mark.parametrize(("name", "read"), READERS, ids=[name for name, _ in READERS])
+# The lists of frequent words happen to be the same.
+OTHERS = [(name, read) for name, read in READERS if "frequent" not in name]
+
+
+@pytest.mark.parametrize(("name", "read"), OTHERS, ids=[name for name, _ in OTHERS])
 def test_a_file_of_another_corpus_is_refused(
     folder: Path, name: str, read: Callable[[Path], None]
 ) -> None:
