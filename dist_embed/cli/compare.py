@@ -53,7 +53,9 @@ def _compare(arguments: argparse.Namespace) -> None:
     recalls: dict[str, list[Recall]] = {}
     for run, config in configs.items():
         runs[run] = _evaluated(run, config, data[run], arguments)
-        translations = in_common_case(runs[run].pop("translations"))
+        del runs[run]["translations"]
+        # A reference may hold the very text that unknown words are shown as.
+        translations = in_common_case(runs[run].pop("scored"))
         recalls[run] = recall_by_count(translations, references, counts)
     _print_table(runs, recalls)
     print(
@@ -64,8 +66,13 @@ def _compare(arguments: argparse.Namespace) -> None:
         f"Words are counted in the training text of {counted}; what its vocabulary lacks "
         f"({unknown[counted]:.2%} of its tokens) counts as seen 0 times."
     )
-    for signature in sorted({found["bleu_signature"] for found in runs.values()}):
-        print(f"BLEU is {signature}")
+    signatures = {run: found["bleu_signature"] for run, found in runs.items()}
+    if len(set(signatures.values())) == 1:
+        print(f"BLEU is {next(iter(signatures.values()))}")
+    else:
+        print("BLEU and chrF were computed in different ways and cannot be compared:")
+        for run, signature in signatures.items():
+            print(f"BLEU of {run} is {signature}")
     if arguments.output:
         figures = {
             "counted_in": counted,

@@ -264,6 +264,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
         "sentences": quality.sentences,
         "sentences_per_second": quality.sentences / quality.seconds,
         "translations": quality.translations,
+        "scored": quality.scored,
     }
 
 

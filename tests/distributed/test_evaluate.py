@@ -19,7 +19,7 @@ from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import Translator
 from dist_embed.train.evaluate import evaluate_translations, exact_loss
-from dist_embed.train.translation import Translation
+from dist_embed.train.translation import Translation, Written
 from tests.distributed.pool import WorkerPool
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Pairs, Sharded, Tiny, random_pairs
@@ -122,13 +122,20 @@ class Talkative:
         return [[*source, 4] for source in sources]
 
 
-def echoed(group: Group, texts: list[str], search: Any = None) -> list[str]:
-    words = Tokenizer.from_words(
-        [f"▁{word}" for text in texts for word in text.split()],
-        lowercase=False, split_punctuation=False,
-    )  # fmt: skip
+def echo(group: Group, words: list[str], search: Any = None) -> Translation:
+    tokenizer = Tokenizer.from_words(
+        [f"▁{word}" for word in words], lowercase=False, split_punctuation=False
+    )
     model: Any = torch.nn.Identity()
-    return Translation(model, group, search or Echo(), words.encode, words, None).of(texts)
+    return Translation(model, group, search or Echo(), tokenizer.encode, tokenizer, None)
+
+
+def echoed(group: Group, texts: list[str], search: Any = None) -> list[str]:
+    return echo(group, [word for text in texts for word in text.split()], search).of(texts)
+
+
+def written_by_echo(group: Group, texts: list[str], words: list[str]) -> list[Written]:
+    return echo(group, words).written(texts, "?")
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
@@ -148,15 +155,25 @@ def test_what_is_blank_is_not_translated_into_words(workers: WorkerPool, num_wor
         assert found == ["", ""]
 
 
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_unknown_word_is_shown_as_one_and_marked(workers: WorkerPool, num_workers: int) -> None:
+    # The third is known by its letters, as any text of the corpus may be.
+    for found in workers.run(
+        num_workers, written_by_echo, ["a x b", "b", "<unk>"], ["a", "b", "<unk>"]
+    ):
+        assert found == [("a <unk> b", "a ? b"), ("b", "b"), ("<unk>", "<unk>")]
+
+
 def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) -> None:
     tiny = Tiny()
     data = written(tmp_path, random_pairs(25, 6, tiny.source_rows, tiny.target_rows), tiny)
     asked: list[list[str]] = []
 
     class Given:
-        def of(self, texts: list[str]) -> list[str]:
+        def written(self, texts: list[str], unknown: str) -> list[Written]:
             asked.append(texts)
-            return [f"the right Answer {n} of all, nearly" for n in range(len(texts))]
+            answers = [f"the right Answer {n} of all, nearly" for n in range(len(texts))]
+            return [Written(text.replace("all", "<unk>"), text) for text in answers]
 
     given: Any = Given()
     references = [f"the right answer {n} of all" for n in range(25)]
@@ -165,19 +182,20 @@ def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) 
             given, str(tmp_path), data, "validation", bleu_tokenize="13a", lowercase=lowercase
         )
         expected = sacrebleu.corpus_bleu(
-            found.translations, [references], lowercase=lowercase, tokenize="13a"
+            found.scored, [references], lowercase=lowercase, tokenize="13a"
         )
         assert 0 < found.bleu < 100
         assert found.bleu == pytest.approx(expected.score)
         assert found.sentences == 25
-        chrf = sacrebleu.corpus_chrf(found.translations, [references])
+        chrf = sacrebleu.corpus_chrf(found.scored, [references])
         if lowercase:
-            lowered = [text.lower() for text in found.translations]
+            lowered = [text.lower() for text in found.scored]
             chrf = sacrebleu.corpus_chrf(lowered, [references])
         assert 0 < found.chrf < 100
         assert found.chrf == pytest.approx(chrf.score)
         assert f"case:{'lc' if lowercase else 'mixed'}" in found.signature
         assert "tok:13a" in found.signature
-        assert found.translations[3] == "the right Answer 3 of all, nearly"
+        assert found.translations[3] == "the right Answer 3 of <unk>, nearly"
+        assert found.scored[3] == "the right Answer 3 of all, nearly"
         assert found.seconds > 0
     assert asked[0] == [f"source {n}" for n in range(25)]

@@ -208,12 +208,16 @@ def test_compare(
         )  # fmt: skip
     references = [pair[1] for pair in prepared.pairs["test"]]
     answers = {runs[0]: [text.upper() for text in references], runs[1]: ["no"] * len(references)}
+    signatures = dict.fromkeys(runs, "tok:13a")
+    if lowercase:
+        signatures[runs[1]] = "tok:13a|case:lc"
     asked: list[Any] = []
 
     def launch(task: str, config: Any, options: Any, **how: Any) -> Any:
         asked.append((task, config.run.uri, options, how["launcher"]))
         return {"step": 1234, "perplexity": 2.345, "bleu": 12.345, "chrf": 45.678,
-                "bleu_signature": "tok:13a", "translations": answers[config.run.uri]}  # fmt: skip
+                "bleu_signature": signatures[config.run.uri], "translations": references,
+                "scored": answers[config.run.uri]}  # fmt: skip
 
     shares = iter([0.25, 0.125])
     monkeypatch.setattr("dist_embed.cluster.launch.launch", launch)
@@ -245,12 +249,18 @@ def test_compare(
     assert "\ntest: 130 sentences. " in told.out
     assert (", all in lowercase." in told.out) is lowercase
     assert f"training text of {runs[1]}; what its vocabulary lacks (12.50% of its" in told.out
-    assert told.out.count("BLEU is tok:13a\n") == 1
+    if lowercase:
+        assert told.out.endswith(
+            "BLEU and chrF were computed in different ways and cannot be compared:\n"
+            f"BLEU of {runs[0]} is tok:13a\nBLEU of {runs[1]} is tok:13a|case:lc\n"
+        )
+    else:
+        assert told.out.endswith(" times.\nBLEU is tok:13a\n")
     figures = json.loads(out.read_text())["figures"]
     assert (figures["counted_in"], figures["unknown_share"]) == (runs[1], 0.125)
     assert figures["lowercase"] is lowercase
     found = figures["runs"][runs[0]]
-    assert "translations" not in found
+    assert not {"translations", "scored"} & found.keys()
     assert (found["bleu"], found["target_vocabulary"], found["tokenizer"]) == (12.345, 5, "word")
     assert [one["found"] for one in found["recall"]] == [one.found for one in bins]
 
