@@ -58,8 +58,9 @@ def measure_engine(
     tokenizers = load_tokenizers(config.run.uri)
     source, target = tokenizers["source"], tokenizers["target"]
     scorer = Scorer(
-        references, bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase
-    )
+        references, bleu_tokenize=config.search.bleu_tokenize,
+        lowercase=config.tokenizer.lowercase, form=target.form,
+    )  # fmt: skip
     found = []
     for kind in kinds:
         with temporary_folder("dist_embed-bench-") as folder:

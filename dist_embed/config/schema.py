@@ -347,7 +347,8 @@ class SearchSection(Section):
     bleu_tokenize: Literal["13a", "intl", "char", "none"] = Field(
         "13a",
         description="sacrebleu's tokenizer; `none` for text that is tokenised. Whichever it is, an "
-        "unknown word counts as one token that matches nothing.",
+        "unknown word counts as one token that matches nothing, and both sides are compared in the "
+        "run's form of text.",
     )
 
 

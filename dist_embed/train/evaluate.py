@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from dist_embed.data.loader import Loader, Position
+from dist_embed.data.text_form import Form
 from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.train.assemble import Translator
@@ -27,7 +28,7 @@ class Quality:
         sentences: number of sentences.
         seconds: time of the search.
         translations: the translations, in order.
-        scored: the same as they were scored: an unknown word is one character.
+        scored: the same with one character for an unknown word, which no reference has.
     """
 
     bleu: float
@@ -104,10 +105,11 @@ def evaluate_translations(
     *,
     bleu_tokenize: str,
     lowercase: bool,
+    form: Form,
 ) -> Quality:
-    """Translate a held-out split and score it, on every worker. Collective."""
+    """Translate a held-out split and score it, on every worker: see `Scorer`. Collective."""
     sources, references = read_texts(data_uri, data.splits[split])
-    scorer = Scorer(references, bleu_tokenize=bleu_tokenize, lowercase=lowercase)
+    scorer = Scorer(references, bleu_tokenize=bleu_tokenize, lowercase=lowercase, form=form)
     started = time.perf_counter()
     written = translation.written(sources, scorer.unknown)
     seconds = time.perf_counter() - started
