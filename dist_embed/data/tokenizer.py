@@ -17,7 +17,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from dist_embed.config.errors import UserError
-from dist_embed.data.text_form import Form, steps
+from dist_embed.data.text_form import Form, Lowercase, steps
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPACE = "▁"  # U+2581
@@ -41,7 +41,7 @@ class Tokenizer:
         *,
         vocab_size: int,
         min_count: int,
-        lowercase: bool,
+        lowercase: Lowercase,
         form: Form = "none",
     ) -> Tokenizer:
         """Learn pieces of words from a stream of sentences.
@@ -96,7 +96,7 @@ class Tokenizer:
 
     @classmethod
     def from_words(
-        cls, words: list[str], *, lowercase: bool, split_punctuation: bool, form: Form = "none"
+        cls, words: list[str], *, lowercase: Lowercase, split_punctuation: bool, form: Form = "none"
     ) -> Tokenizer:
         """The ``word`` tokenizer whose ids are the special tokens and then ``words``, in order.
 
@@ -155,6 +155,12 @@ class Tokenizer:
         """What it brings text to."""
         found = self.normalized("\t\ufb01")
         return "nfkc" if found == "fi" else "nfc" if found == "\ufb01" else "none"
+
+    @cached_property
+    def lowercase(self) -> Lowercase:
+        """Whether it lowercases all text."""
+        found = self.normalized("ΑΣ")
+        return "letters" if found == "ασ" else found == "ας"
 
     def normalized(self, text: str) -> str:
         """The text in this tokenizer's form, in lower case where it makes that."""
@@ -255,7 +261,7 @@ class Tokenizer:
 
 
 def _set_text_path(
-    inner: HFTokenizer, form: Form, lowercase: bool, split_punctuation: bool
+    inner: HFTokenizer, form: Form, lowercase: Lowercase, split_punctuation: bool
 ) -> None:
     """What comes before the model (normalizer, splitting) and after it (decoder).
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dist_embed.data.corpus import ParallelText, read_pairs
 from dist_embed.data.encoding import encoding_pool
-from dist_embed.data.text_form import Form
+from dist_embed.data.text_form import Form, Lowercase
 from dist_embed.data.token_shards import SIDES
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Tokenizer
 from dist_embed.data.word_counts import WordCounts, count_words
@@ -31,7 +31,7 @@ class TokenizerRecipe:
     vocab_size: int
     min_count: int
     shared: bool
-    lowercase: bool
+    lowercase: Lowercase
     split_punctuation: bool
     oov_buckets: int = 0
     form: Form = "none"

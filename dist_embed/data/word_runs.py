@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dist_embed.data.stretches import Stretches, words_of
-from dist_embed.data.text_form import Form
+from dist_embed.data.text_form import Form, Lowercase
 from dist_embed.data.tokenizer import Tokenizer
 
 # Into how many pieces the summing can be divided.
@@ -28,7 +28,7 @@ ROWS = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
 class WordSplitting:
     """How the ``word`` tokenizer splits text: see `Tokenizer.from_words`."""
 
-    lowercase: bool
+    lowercase: Lowercase
     split_punctuation: bool
     form: Form = "none"
 

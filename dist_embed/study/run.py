@@ -169,6 +169,8 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     for key in (*_NOT_DECIDING, *(_KEPT if config.checkpoint.keep_best else ())):
         section, name = key.split(".")
         values[section].pop(name, None)
+    if values["tokenizer"]["normalize"] == "auto":  # so runs of before it was a key stay the same
+        del values["tokenizer"]["normalize"]
     starts = [table["pretrained"] for table in values["embedding"]["tables"].values() if table]
     files = {posixpath.basename(start[key] or "")
              for start in starts if start for key in ("uri", "words")}  # fmt: skip
