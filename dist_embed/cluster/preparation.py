@@ -207,12 +207,14 @@ def _check(
         say(told)
     if found.changed:
         changed = "the corpora have changed since:\n  " + "\n  ".join(found.changed)
-        if not renew:
+        # Of other names they may be meant for another folder.
+        named = _same_names(data.settings, settings)
+        if not (renew and named):
             raise UserError(
                 f"{config.data.uri} holds prepared data, and {changed}\nA run that was trained on "
                 "these data goes on with them alone, where the files are as they were or are moved "
                 "away. For a new run give data.uri another folder, or prepare anew, which removes "
-                "these data: dist-embed prepare CONFIG"
+                f"these data: dist-embed prepare CONFIG{'' if named else ' --force'}"
             )
         say(f"preparing anew: {changed}")
         return None
@@ -240,6 +242,11 @@ def _check(
             except PermissionError as exc:  # others' data, which are as sound without it
                 say(f"it could not be written down: {exc}")
     return data
+
+
+def _same_names(there: dict[str, Any], here: dict[str, Any]) -> bool:
+    names = filter(_NAME_OF_CORPUS.fullmatch, {*there, *here})
+    return all(there.get(key) == here.get(key) for key in names)
 
 
 def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]) -> None:

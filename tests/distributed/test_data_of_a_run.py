@@ -21,7 +21,9 @@ from tests.distributed.pool import RemoteError, WorkerPool
 from tests.unit.small_corpus import prepare, synthetic_corpora
 
 
-def train(group: Group, run: str, data: str, steps: int, *, says_its_data: bool = True) -> int:
+def train(
+    group: Group, run: str, data: str, steps: int, *, says_its_data: bool = True, **options: Any
+) -> int:
     """Train to so many steps; returns where it was resumed."""
     config = config_from_dict(
         {
@@ -38,7 +40,7 @@ def train(group: Group, run: str, data: str, steps: int, *, says_its_data: bool 
         if not says_its_data:  # as runs of before
             worker.training_data = lambda *_: {}  # type: ignore[assignment]
         result: dict[str, Any] = worker.train_task(
-            worker.Context(config, group, silent_reporter(), {})
+            worker.Context(config, group, silent_reporter(), options)
         )
     finally:
         worker.training_data = told
@@ -89,6 +91,26 @@ def test_other_training_data_are_refused_and_moved_ones_are_not(
         split.shards[:] = [replace(shard, content=None) for shard in split.shards]
     (Path(moved) / "data.json").write_text(index.to_json())
     assert resumed_at(moved, 4) == 3
+    # Nor does what they were trained on with them.
+    assert resumed_at(here, 5) == 4
+
+
+def test_workers_read_the_folder_that_was_looked_into(workers: WorkerPool, tmp_path: Path) -> None:
+    """Whatever ``data.uri`` names by the time that they start."""
+    corpora, _ = synthetic_corpora(tmp_path / "text")
+    data = prepare(tmp_path / "data", corpora)
+    gone, run = str(tmp_path / "gone"), str(tmp_path / "run")
+    assert workers.run(1, train_in, run, gone, data.folder_uri) == [0]
+    with pytest.raises(RemoteError) as told:
+        workers.run(2, train_in, str(tmp_path / "other"), data.folder_uri, gone)
+    for rank in range(2):
+        assert f"UserError: worker {rank} finds no prepared data in {gone}: data.uri has" in str(
+            told.value
+        )
+
+
+def train_in(group: Group, run: str, data: str, folder: str) -> int:
+    return train(group, run, data, 1, data_folder=folder)
 
 
 def train_without_saying(group: Group, run: str, data: str, steps: int) -> int:

@@ -201,7 +201,7 @@ def test_baseline(
     (((task, configured, wanted), how),) = asked
     assert configured.run.uri == str(tmp_path / "here")
     assert (task, configured.train.max_steps) == (BASELINE, 77)
-    assert wanted == {"rounds": 3, "steps": 21, "bf16": bf16}
+    assert wanted == {"rounds": 3, "steps": 21, "bf16": bf16, "data_folder": prepared.uri}
     assert judged == [((torch.device("cpu"),), {})]
     capsys.readouterr()
     how.pop("on_event")({"kind": "line", "text": "so far"})
@@ -496,7 +496,8 @@ def test_export(
     translations = [f"x{place}" for place in range(len(pairs))]
     instead("cluster.fork_server.start_ahead", None)
     ours = {"step": 5, "bleu": 12.345, "sentences_per_second": 7.25}
-    evaluated = instead("cluster.launch.launch", ours | {"translations": translations})
+    answer = ours | {"translations": translations, "data_folder": prepared.uri}
+    evaluated = instead("cluster.launch.launch", answer)
     found = [EngineFigures("float32", len(pairs), 12.5, 30.04, 3 * 2**20),
              EngineFigures("int8", len(pairs) // 2, 9.25, 50.0, 2**20)]  # fmt: skip
     asked = instead("bench.export.measure_engine", found)

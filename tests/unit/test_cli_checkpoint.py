@@ -223,7 +223,8 @@ def test_compare(
     )  # fmt: skip
     out = tmp_path / "out.json"
     assert main(["compare", *runs, "--output", str(out)]) == 0
-    assert asked == [(EVALUATE, run, {"split": "test", "step": None}, "local") for run in runs]
+    asked_for = {"split": "test", "step": None, "data_folder": prepared.uri}
+    assert asked == [(EVALUATE, run, asked_for, "local") for run in runs]
     told = capsys.readouterr()
     assert told.err == "".join(f"translating with {run}\n" for run in runs)
     counts = count_target_words(prepared.uri, lowercase=lowercase)

@@ -180,23 +180,23 @@ def test_train(
     launched: Launched, config: str, prepared: Prepared, tmp_path: Path,
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    checked: list[tuple[str, bool]] = []
+    checked: list[Any] = []
     monkeypatch.setattr(
         "dist_embed.train.run_folder.check_run_folder",
-        lambda config, *, force: checked.append((config.run.uri, force)),
+        lambda config, data, *, force: checked.append((config.run.uri, data, force)),
     )
     calls = launched(result())
     assert main(["train", config, "train.max_steps=7", "--launcher", "local", "--force",
                  "model.heads=2"]) == 0  # fmt: skip
     ahead, (task, configured, options, how) = calls
     assert ahead[:2] == ("ahead", "cpu")
-    assert (task, options) == (TRAIN, {})
+    assert (task, options) == (TRAIN, {"data_folder": prepared.uri})
     assert (configured.train.max_steps, configured.model.heads) == (7, 2)
     assert how == {
         "launcher": "local", "stop_seconds": 2 * 5.0 + 60.0,
         "vocabulary_size": prepared.data.vocabulary_size,
     }  # fmt: skip
-    assert checked == [(str(tmp_path / "trained"), True)]
+    assert checked == [(str(tmp_path / "trained"), prepared.data, True)]
     said = capsys.readouterr().out.splitlines()
     assert said == [
         f"preparing {prepared.uri}, forced: False, renewed: False", f"{TRAIN} begins",
@@ -207,7 +207,7 @@ def test_train(
     assert main(["train", config]) == 0
     assert [call[0] for call in calls] == [TRAIN]  # Ray: nothing is forked here
     assert calls[0][3]["launcher"] is None
-    assert checked[-1][1] is False
+    assert checked[-1][-1] is False
 
 
 def test_what_a_training_has_done_is_told(
@@ -271,7 +271,11 @@ def test_quickstart(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     calls = launched(
-        {TRAIN: result(), EVALUATE: QUALITY | {"translations": [f"x{n}" for n in range(1, 131)]}}
+        {
+            TRAIN: result(),
+            EVALUATE: QUALITY
+            | {"translations": [f"x{n}" for n in range(1, 131)], "data_folder": prepared.uri},
+        }
     )
     with MetricsLog(str(tmp_path / "trained"), 0) as log:
         log.write(9, tokens_per_second=1500.0)

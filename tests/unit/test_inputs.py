@@ -14,6 +14,7 @@ from dist_embed.cluster import preparation
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.data import inputs
 from dist_embed.data.corpus import CorpusError, ParallelText
 from dist_embed.data.inputs import InputFile, compare_inputs, record_inputs
 from dist_embed.data.lexicon import Lexicon
@@ -114,12 +115,18 @@ def test_a_copied_or_moved_corpus_is_none_that_has_changed(
     assert ensured(config_of("copy.txt")) == (data, [])
     (tmp_path / "elsewhere").mkdir()
     shutil.move(tmp_path / "copy.txt", tmp_path / "elsewhere")
-    assert ensured(config_of("elsewhere/copy.txt")) == (data, [])
-    assert read == ["copy.txt"] * 2
-    # One of another content and name is another setting, as it always was.
+    assert ensured(config_of("elsewhere/copy.txt"), renew=True)[0].digest() == data.digest()
+    assert ensured(config_of("elsewhere/copy.txt")) == (PreparedData.read(data.folder_uri), [])
+    assert read == ["copy.txt", "copy.txt", "elsewhere/copy.txt"]
+    # One of another content and name may be meant for another folder: nothing is removed for it.
     (tmp_path / "other.txt").write_text(OTHER_TEXT)
-    with pytest.raises(UserError, match=r"data\.train\.source: 's\.txt' there, 'other\.txt' here"):
+    with pytest.raises(UserError, match=r"other\.txt: other content[^$]*prepare CONFIG --force"):
         ensured(config_of("other.txt"), renew=True)
+    # One of another name that is not there cannot be compared, and so is no obstacle.
+    assert ensured(config_of("gone.txt"))[0].digest() == data.digest()
+    # A corpus that there was none of is another setting.
+    with pytest.raises(UserError, match=r"data\.test\.pairs: None there, 'v\.tsv' here"):
+        ensured(config_of("elsewhere/copy.txt", test={"pairs": "v.tsv"}))
 
 
 def test_prepared_data_need_no_corpora(tmp_path: Path) -> None:
@@ -184,13 +191,17 @@ def test_inputs_may_lie_at_urls(times: bool, monkeypatch: pytest.MonkeyPatch) ->
     assert (file.uri, file.size_bytes) == (uri, 12)
     assert (file.modified is not None) is times
     read = digests_counted(monkeypatch)
-    assert compare_inputs(recorded, corpora).same == {"test.pairs"}
+    said: list[str] = []
+    found = compare_inputs(recorded, corpora, said.append)
+    assert (found.changed, found.copied, found.absent, said) == ([], [], [], [])
     assert read == ([] if times else [uri])
     storage.write_bytes(uri, b"other  bytes")
-    found = compare_inputs(recorded, corpora)
+    monkeypatch.setattr(inputs, "_LARGE_BYTES", 12)
+    found = compare_inputs(recorded, corpora, said.append)
+    assert said == [f"reading {uri} to see whether it has changed"]
     assert found.changed == [f"{uri}: other content than when it was prepared"]
     unreachable = {"test": ParallelText(pairs=("nothing-of-that-kind://x",))}
-    assert "nothing-of-that-kind" in compare_inputs(recorded, unreachable).absent[0]
+    assert "nothing-of-that-kind" in compare_inputs(recorded, unreachable, said.append).absent[0]
 
 
 def test_generated_text_has_no_inputs() -> None:

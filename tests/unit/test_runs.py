@@ -14,6 +14,7 @@ from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.inflected import InflectedLanguage
+from dist_embed.data.lexicon import ensure_lexicon
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.storage import uri as storage
@@ -25,7 +26,7 @@ from dist_embed.train.run_folder import (
     read_run_config,
     write_run_folder,
 )
-from tests.unit.small_corpus import Prepared
+from tests.unit.small_corpus import Prepared, one_is_this_process
 
 BASE = """
 data:
@@ -131,9 +132,26 @@ def test_a_run_trained_on_gpus_is_used_on_any_device(prepared: Prepared, tmp_pat
 def test_where_rows_lie_may_change_in_a_run(prepared: Prepared, tmp_path: Path) -> None:
     open_run(with_data(prepared, tmp_path), force=False)
     add_checkpoint(f"{tmp_path}/run")
-    check_run_folder(with_data(prepared, tmp_path, "embedding.memory=uvm"), force=False)
+    check_run_folder(
+        with_data(prepared, tmp_path, "embedding.memory=uvm"), prepared.data, force=False
+    )
+    other = with_data(prepared, tmp_path, "embedding.weights=fp16")
     with pytest.raises(UserError, match=r"embedding.weights: 'fp32' there, 'fp16' here"):
-        check_run_folder(with_data(prepared, tmp_path, "embedding.weights=fp16"), force=False)
+        check_run_folder(other, prepared.data, force=False)
+
+
+def test_a_lexicon_that_was_learned_again_with_other_numbers_is_refused(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(prepared.uri, folder)
+    data = PreparedData.read(str(folder))
+    with one_is_this_process(1):
+        ensure_lexicon(str(folder), data, translations=3, num_processes=1, say=lambda line: None)
+    config = config_of(tmp_path, f"data.uri={folder}", "data.lexicon_translations=2")
+    with pytest.raises(UserError, match="with 3 translations a word instead of 2: give runs"):
+        write_run_folder(config, data)
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_another_configuration_is_refused_key_by_key(prepared: Prepared, tmp_path: Path) -> None:

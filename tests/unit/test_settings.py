@@ -49,6 +49,7 @@ def prepared_with(monkeypatch: pytest.MonkeyPatch, config: Config) -> dict[str, 
     monkeypatch.setattr(
         preparation, "ensure_lexicon", lambda uri, data, **options: given.update(lexicon=options)
     )
+    monkeypatch.setattr(preparation, "fitting_lexicon", lambda *asked: given.get("lexicon"))
     preparation.ensure_data(config, lambda line: None)
     return given
 

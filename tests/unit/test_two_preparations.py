@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -11,16 +12,18 @@ from typing import Any
 
 import pytest
 
+from dist_embed.cluster import preparation
 from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepare import load_tokenizers
-from dist_embed.data.prepared_folder import prepared_folder
+from dist_embed.data.prepared_folder import prepared_folder, publish
 from dist_embed.data.token_shards import PreparedData, read_tokens
 from dist_embed.storage import turns
 from dist_embed.storage import uri as storage
+from dist_embed.storage.retry import StoreUnavailable
 from tests.unit.small_corpus import one_is_this_process
 
 OLD = Path(__file__).parent / "old_data" / "format-1"
@@ -64,7 +67,9 @@ def content(data_uri: str) -> dict[str, Any]:
 
 
 def preparations(data_uri: str) -> list[str]:
-    return [name for name in storage.names_in(data_uri) if name.startswith("prepared-")]
+    return [
+        name for name in storage.names_in(data_uri) if re.fullmatch("prepared-[0-9a-f]{16}", name)
+    ]
 
 
 def test_one_prepares_and_the_others_use_it(data_uri: str) -> None:
@@ -111,15 +116,12 @@ def test_a_reader_sees_the_old_or_the_new_whole(data_uri: str) -> None:
     seen: list[str] = []
 
     def say(line: str) -> None:
-        if line == "learning the lexicon":
-            assert PreparedData.read(prepared_folder(data_uri)).settings["tokenizer.min_count"] == 2
-            return
-        if not line.startswith(("train:", "validation:", "test:")):
-            seen.append(line)
-        assert content(data_uri) == before or "lexicon:" in line
+        seen.append(line)
+        assert content(data_uri) == before
 
     ensure_data(config_of(data_uri, min_count=2), say, force=True)
-    assert "encoding test" in seen
+    # The lexicon is learned before the data that it belongs to count.
+    assert {"encoding test", "learning the lexicon"} <= set(seen)
     after = content(data_uri)
     assert after["data"].settings["tokenizer.min_count"] == 2
     assert after["data"] != before["data"]
@@ -138,18 +140,61 @@ def test_one_that_is_broken_off_leaves_what_was_there(data_uri: str) -> None:
     assert storage.names_in(data_uri) == []
     first = ensure_data(config_of(data_uri), lambda line: None)
     before, names = content(data_uri), preparations(data_uri)
-    # Killed, it leaves a folder, which goes with the next.
-    storage.write_text(f"{data_uri}/prepared-0123/train/shard-00000.parquet", "half of it")
+    # Killed, it leaves a folder, which goes with the next; a user's own stays.
+    storage.write_text(f"{data_uri}/prepared-de-en/mine.txt", "not ours")
+    storage.write_text(
+        f"{data_uri}/prepared-0123456789abcdef/train/shard-00000.parquet", "half of it"
+    )
     with pytest.raises(how):
         ensure_data(config_of(data_uri, min_count=2), say, force=True)
     assert content(data_uri) == before
-    assert preparations(data_uri) == sorted(["prepared-0123", *names])
+    assert preparations(data_uri) == sorted(["prepared-0123456789abcdef", *names])
     again = ensure_data(config_of(data_uri), lambda line: None, force=True)
     assert len(preparations(data_uri)) == 1
     assert preparations(data_uri) != names
     # The same text prepared again is the same to a run, whatever its folder is called.
     assert content(data_uri) == before
     assert again.splits["train"].identity() == first.splits["train"].identity()
+    assert storage.names_in(f"{data_uri}/prepared-de-en") == ["mine.txt"]
+
+
+def test_a_preparation_that_counts_and_is_told_as_failed_stays(
+    data_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(uri: str, folder: str) -> None:
+        publish(uri, folder)
+        raise StoreUnavailable("no answer")
+
+    monkeypatch.setattr(preparation, "publish", silent)
+    with pytest.raises(StoreUnavailable):
+        ensure_data(config_of(data_uri), lambda line: None)
+    content(data_uri)
+    monkeypatch.setattr(preparation, "publish", None)
+    ensure_data(config_of(data_uri), lambda line: None)
+
+
+def test_a_silent_store_is_no_damage(data_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(data_uri)
+    ensure_data(config, lambda line: None)
+    folder = prepared_folder(data_uri)
+    read_bytes = storage.read_bytes
+    silent: list[str] = []
+
+    def read(uri: str) -> bytes:
+        if uri in silent:
+            raise StoreUnavailable("no answer")
+        return read_bytes(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", read)
+    for name, reader in (
+        (f"{data_uri}/data.json", prepared_folder), (f"{folder}/data.json", PreparedData.read),
+        (f"{folder}/lexicon/lexicon.json", Lexicon),
+    ):  # fmt: skip
+        silent[:] = [name]
+        with pytest.raises(StoreUnavailable):
+            reader(data_uri if reader is prepared_folder else folder)
+        with pytest.raises(StoreUnavailable):
+            ensure_data(config, lambda line: None)
 
 
 def test_who_is_not_alone_after_all_uses_what_the_other_prepares(
