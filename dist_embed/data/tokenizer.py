@@ -220,24 +220,21 @@ class Tokenizer:
         """The id of each token, `UNKNOWN` where it has none."""
         return [UNKNOWN if i is None else i for i in map(self._inner.token_to_id, tokens)]
 
-    def decode(self, ids: list[list[int]]) -> list[str]:
-        """The sentence of each list of ids. What is unknown shows as ``<unk>``; of kind ``word`` it
-        is a word of its own.
+    def decode(self, ids: list[list[int]], *, unknown: str = SPECIAL_TOKENS[UNKNOWN]) -> list[str]:
+        """The sentence of each list of ids. What is unknown shows as ``unknown``; of kind ``word``
+        it is a word of its own.
         """
         drop = {PAD, START, END}
         kept = [[i for i in sentence if i not in drop] for sentence in ids]
         texts: list[str] = self._inner.decode_batch(kept, skip_special_tokens=False)
-        if self.knows_words:
-            # The space before an unknown word went with it; without one the word before would not
-            # be itself any more.
-            for place, sentence in enumerate(kept):
-                if UNKNOWN in sentence:
-                    texts[place] = self._decode_unknown(sentence)
+        # The space before an unknown word went with it; without one the word before would not be
+        # itself any more.
+        part = SPACE + unknown if self.knows_words else unknown
+        for place, sentence in enumerate(kept):
+            if UNKNOWN in sentence:
+                parts = [part if i == UNKNOWN else self.token(i) for i in sentence]
+                texts[place] = self.join(parts)
         return texts
-
-    def _decode_unknown(self, ids: list[int]) -> str:
-        unknown = SPACE + SPECIAL_TOKENS[UNKNOWN]
-        return self.join([unknown if i == UNKNOWN else self.token(i) for i in ids])
 
     def ordered_by(self, counts: list[int]) -> Tokenizer:
         """The same tokenizer with ids ordered by ``counts`` (of each present id), highest first.
