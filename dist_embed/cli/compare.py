@@ -51,8 +51,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     form = max(forms, key=("none", "nfc", "nfkc").index)
 
     def in_common_form(texts: list[str]) -> list[str]:
-        found = in_form(texts, form)
-        return [text.lower() for text in found] if lowercase else found
+        return in_form(texts, form, lowercase=lowercase)
 
     data = {run: prepared_folder(config.data.uri) for run, config in configs.items()}
     references = in_common_form(_common_references(configs, data, arguments.split))
