@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import (
     Config,
@@ -299,6 +298,7 @@ def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) ->
             config.tokenizer.split_punctuation,
             config.tokenizer.oov_buckets,
             form,
+            config.tokenizer.pieces,
         ),
         LengthRule(config.data.max_tokens, config.data.too_long),
         settings=settings | {_NORMALIZE: form},
@@ -333,7 +333,8 @@ def _text_path(config: Config, say: Say) -> tuple[Form, Lowercase]:
     lowercase: Lowercase = config.tokenizer.lowercase
     run_uri = config.run.uri
     with suppress(FileNotFoundError):
-        if list_steps(run_uri):
+        # Looked at by hand: what reads checkpoints imports PyTorch, which takes seconds.
+        if storage.names_in(storage.join(run_uri, "checkpoints", "manifests")):
             theirs = load_tokenizers(run_uri)["source"]
             if form == "auto":
                 form = theirs.form
@@ -346,6 +347,8 @@ def _text_path(config: Config, say: Say) -> tuple[Form, Lowercase]:
 def data_digest(config: Config) -> str:
     """What tells prepared data from others: equal for configurations that can share them."""
     settings = _data_settings(config)
+    if settings["tokenizer.pieces"] == "none":  # as before it was a key
+        del settings["tokenizer.pieces"]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -142,6 +142,12 @@ class TokenizerSection(Section):
         description="`word`: rows that source words outside the vocabulary are hashed to; 0: all "
         "of them are one word.",
     )
+    pieces: Literal["none", "sentencepiece", "subword-nmt"] = Field(
+        "none",
+        description="`word`: what the text has been cut into already. The pieces with their marks "
+        "(▁, @@) are the tokens; translations, and what they are scored with, are put together "
+        "again.",
+    )
     normalize: Literal["auto", "nfc", "nfkc", "none"] = Field(
         "auto",
         description="What all text is brought to. `nfc`: Unicode's composed letters, and one space "

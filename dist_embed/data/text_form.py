@@ -15,8 +15,8 @@ from typing import Any, Literal, get_args
 
 from tokenizers import Regex, normalizers
 
-# nfc, nfkc: blanks are folded too; none: text stays as it is.
-Form = Literal["nfc", "nfkc", "none"]
+# The one that tells most apart first. none: text stays as it is; nfc, nfkc: blanks are folded too.
+Form = Literal["none", "nfc", "nfkc"]
 FORMS: tuple[Form, ...] = get_args(Form)
 # "letters": of each letter by itself, as tokenizers had it before they knew a final sigma; for runs
 # that there are.

@@ -28,12 +28,12 @@ CONFIG_NAME = "config.yaml"
 
 # A run may go on with other values of these: they do not change what a step does. (max_steps is
 # where a cosine or linear schedule ends: a longer run goes on at that schedule's rate. What text is
-# brought to is in the tokenizers, which are compared themselves.)
+# brought to and cut into is in the tokenizers, which are compared themselves.)
 CHANGEABLE = (
     "run.uri", "data.uri", "data.num_processes", "data.lexicon_translations",
-    "tokenizer.normalize", "embedding.memory", "model.logits_block_mib", "train.max_steps",
-    "train.log_every", "train.evaluate_every", "train.translate_every", "train.max_skipped_steps",
-    "search.", "checkpoint.", "cluster.",
+    "tokenizer.normalize", "tokenizer.pieces", "embedding.memory", "model.logits_block_mib",
+    "train.max_steps", "train.log_every", "train.evaluate_every", "train.translate_every",
+    "train.max_skipped_steps", "search.", "checkpoint.", "cluster.",
 )  # fmt: skip
 # Nor do these: by what is in them the prepared data are known.
 _NAMES_OF_CORPORA = re.compile(r"data\.(train|validation|test)\.(source|target|pairs): ")

@@ -28,7 +28,7 @@ from dist_embed.train.single_tables import frozen_until, own_rates, own_schedule
 CORPUS = {"pairs": ["a.tsv", "b.tsv"], "source_column": "left", "target_column": "right"}
 TOKENIZER = {
     "kind": "word", "vocab_size": 77, "min_count": 3, "shared": False, "oov_buckets": 5,
-    "normalize": "nfkc", "lowercase": True, "split_punctuation": False,
+    "pieces": "subword-nmt", "normalize": "nfkc", "lowercase": True, "split_punctuation": False,
 }  # fmt: skip
 
 
@@ -72,7 +72,9 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
         "test": ParallelText((), (), ("t",), usual),
     }
     assert given["uri"] == prepared_folder("memory://settings-data")
-    assert given["recipe"] == TokenizerRecipe("word", 77, 3, False, True, False, 5, "nfkc")
+    assert given["recipe"] == TokenizerRecipe(
+        "word", 77, 3, False, True, False, 5, "nfkc", "subword-nmt"
+    )
     assert given["rule"] == LengthRule(17, "cut")
     assert (given["num_processes"], given["shard_sentences"]) == (3, 41)
     lexicon = given["lexicon"]
