@@ -58,7 +58,7 @@ def measure_engine(
     tokenizers = load_tokenizers(config.run.uri)
     source, target = tokenizers["source"], tokenizers["target"]
     scorer = Scorer(
-        references, bleu_tokenize=config.search.bleu_tokenize,
+        target.uncut(references), bleu_tokenize=config.search.bleu_tokenize,
         lowercase=config.tokenizer.lowercase, form=target.form,
     )  # fmt: skip
     found = []

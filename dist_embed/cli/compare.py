@@ -33,7 +33,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.report import write_json
     from dist_embed.data.prepare import load_tokenizers
     from dist_embed.data.prepared_folder import prepared_folder
-    from dist_embed.data.text_form import in_form
+    from dist_embed.data.text_form import FORMS, in_form
     from dist_embed.data.training_words import count_target_words, unknown_share
     from dist_embed.parallel.device import device_name, resolve_device
     from dist_embed.train.word_recall import recall_by_count
@@ -42,20 +42,18 @@ def _compare(arguments: argparse.Namespace) -> None:
     configs = {run: run_config(run, arguments) for run in arguments.runs}
     lowercase = any(config.tokenizer.lowercase for config in configs.values())
 
-    sizes, forms = {}, []
-    for run, config in configs.items():
-        target = load_tokenizers(config.run.uri)["target"]
-        sizes[run] = target.size
-        forms.append(target.form)
+    targets = {run: load_tokenizers(config.run.uri)["target"] for run, config in configs.items()}
     # As with case: what one run cannot tell apart is one word for all.
-    form = max(forms, key=("none", "nfc", "nfkc").index)
+    form = max((target.form for target in targets.values()), key=FORMS.index)
 
     def in_common_form(texts: list[str]) -> list[str]:
-        found = in_form(texts, form)
-        return [text.lower() for text in found] if lowercase else found
+        return in_form(texts, form, lowercase=lowercase)
 
     data = {run: prepared_folder(config.data.uri) for run, config in configs.items()}
-    references = in_common_form(_common_references(configs, data, arguments.split))
+    references = _common_references(configs, data, arguments.split)
+    # In runs of one text: pieces are put together as in their translations.
+    cut = [target for target in targets.values() if target.pieces != "none"]
+    references = in_common_form(cut[0].uncut(references) if cut else references)
     # The same counts for all runs: those of the run that knows most of its training text.
     unknown = {run: unknown_share(data[run]) for run in configs}
     counted = min(unknown, key=lambda run: unknown[run])
@@ -65,7 +63,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     for run, config in configs.items():
         runs[run] = {
             "tokenizer": config.tokenizer.kind,
-            "target_vocabulary": sizes[run],
+            "target_vocabulary": targets[run].size,
             **_evaluated(run, config, data[run], arguments),
         }
         del runs[run]["translations"]

@@ -142,6 +142,19 @@ class TokenizerSection(Section):
         description="`word`: rows that source words outside the vocabulary are hashed to; 0: all "
         "of them are one word.",
     )
+    pieces: Literal["none", "sentencepiece", "subword-nmt"] = Field(
+        "none",
+        description="`word`: what the text has been cut into already. The pieces with their marks "
+        "(▁, @@) are the tokens; translations, and what they are scored with, are put together "
+        "again.",
+    )
+    normalize: Literal["auto", "nfc", "nfkc", "none"] = Field(
+        "auto",
+        description="What all text is brought to. `nfc`: Unicode's composed letters, and one space "
+        "for blanks of any kind and number; `nfkc`: ligatures, full-width and other such letters "
+        "as plain ones too; `none`: it stays as it is. `auto`: as the prepared data have it, or "
+        "the run where data are prepared again, and else `nfc`.",
+    )
     lowercase: bool = Field(False, description="Lowercase all text before anything else.")
     split_punctuation: bool = Field(
         True, description="`word`: make punctuation marks tokens; false for tokenised text."

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import Pair, ParallelText, read_pairs
+from dist_embed.data.cut_text import check_pieces
 from dist_embed.data.encoding import EncodingPool, LengthRule, encoding_pool
 from dist_embed.data.inputs import check_unchanged, record_inputs
 from dist_embed.data.proof import FileInfo, read_proven, read_table
@@ -58,6 +59,7 @@ def prepare_data(
     train = corpora["train"]
     for text in corpora.values():
         _check_readable(text)
+    check_pieces(train, recipe.pieces, say)
     inputs = {} if generated else record_inputs(corpora, say)
     vocabularies = learn_vocabularies(train, recipe, num_processes, say)
     tokenizers = vocabularies.tokenizers

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_embed.data.text_form import BLANK, may_join
-from dist_embed.data.tokenizer import SPACE, UNKNOWN, Tokenizer
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Stretches:
 
     Attributes:
         distinct: [U] each once. An empty one stands for U+2581 alone, or for nothing where blanks
-            are folded.
+            are folded or text comes in pieces.
         which: [n] numbers in ``distinct``, in the order of the texts.
         per_text: how many each text has; an empty text has none.
     """
@@ -49,18 +49,21 @@ class Stretches:
         return cls(all_of_them.dictionary, all_of_them.indices.to_numpy(), per_text)
 
     def are_words(self, tokenizer: Tokenizer) -> NDArray[np.bool_]:
-        """[U] whether the tokenizer makes one part of each: U+2581 and the stretch, unchanged.
+        """[U] whether the tokenizer makes one part of each: its mark and the stretch, unchanged.
 
         It does where it would leave every character alone, which it is asked, and where none can
         join the one before it.
         """
         characters: set[str] = set().union(*self.distinct.to_pylist())
-        special = {c for c in characters if tokenizer.split(f"a{c}a") != [f"{SPACE}a{c}a"]}
-        changed = f"[{_in_hex(special | {SPACE})}]"
+        mark = tokenizer.mark
+        special = {c for c in characters if tokenizer.split(f"a{c}a") != [f"{mark}a{c}a"]}
         if tokenizer.form != "none":
-            joining = _in_hex({c for c in characters if may_join(c)})
-            changed += f"|[{joining}]|^$" if joining else "|^$"
-        found = pc.match_substring_regex(self.distinct, changed)
+            special |= {c for c in characters if may_join(c)}
+        changed = [f"[{_in_hex(special | {' '})}]"]
+        if not tokenizer.split(" "):
+            changed.append("^$")
+        changed += [f"^{t}$" for t in SPECIAL_TOKENS if tokenizer.split(t) != [f"{mark}{t}"]]
+        found = pc.match_substring_regex(self.distinct, "|".join(changed))
         return ~found.to_numpy(zero_copy_only=False)
 
 
@@ -72,10 +75,10 @@ def _in_hex(characters: set[str]) -> str:
     return "".join(f"\\x{{{ord(c):x}}}" for c in sorted(characters))
 
 
-def words_of(stretches: pa.Array) -> pa.Array:
+def words_of(stretches: pa.Array, tokenizer: Tokenizer) -> pa.Array:
     """The words that stretches are which the tokenizer leaves alone."""
-    space, nothing = (pa.scalar(text, pa.large_string()) for text in (SPACE, ""))
-    return pc.binary_join_element_wise(space, stretches, nothing)
+    mark, nothing = (pa.scalar(text, pa.large_string()) for text in (tokenizer.mark, ""))
+    return pc.binary_join_element_wise(mark, stretches, nothing)
 
 
 def encode_column(tokenizer: Tokenizer, texts: list[str], num_buckets: int = 0) -> pa.ListArray:
@@ -98,10 +101,10 @@ def _encode_distinct(
         are_words = stretches.are_words(tokenizer)
     else:
         are_words = np.zeros(len(stretches.distinct), dtype=bool)
-    words = words_of(stretches.distinct.filter(pa.array(are_words))).to_pylist()
+    words = words_of(stretches.distinct.filter(pa.array(are_words)), tokenizer).to_pylist()
     single = tokenizer.ids_of(words)
     others = stretches.distinct.filter(pa.array(~are_words)).to_pylist()
-    # Nothing encodes as U+2581 alone, a space as two of them, or as none where blanks are folded.
+    # Nothing encodes as U+2581 alone, a space as two of them, or as none.
     texts = [stretch or " " for stretch in others]
     if num_buckets:
         encoded = tokenizer.encode_hashed(texts, num_buckets)

@@ -15,9 +15,12 @@ from typing import Any, Literal, get_args
 
 from tokenizers import Regex, normalizers
 
-# nfc, nfkc: blanks are folded too; none: text stays as it is.
-Form = Literal["nfc", "nfkc", "none"]
+# The one that tells most apart first. none: text stays as it is; nfc, nfkc: blanks are folded too.
+Form = Literal["none", "nfc", "nfkc"]
 FORMS: tuple[Form, ...] = get_args(Form)
+# "letters": of each letter by itself, as tokenizers had it before they knew a final sigma; for runs
+# that there are.
+Lowercase = bool | Literal["letters"]
 # What `str.isspace` calls one: in Unicode White_Space and the separators of ASCII.
 BLANK = "[\\t-\\r\\x{1c}-\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}" + (
     "\\x{202f}\\x{205f}\\x{3000}]"
@@ -30,11 +33,13 @@ _CASED = "[\\p{Cased}&&\\P{Case_Ignorable}]"
 _FINAL_SIGMA = f"(?<={_CASED}\\p{{Case_Ignorable}}*)Σ(?!\\p{{Case_Ignorable}}*{_CASED})"
 
 
-def steps(form: Form, *, lowercase: bool) -> list[Any]:
+def steps(form: Form, *, lowercase: Lowercase) -> list[Any]:
     """The library's normalizers that bring text into a form; none where nothing is to be done."""
-    lower = [normalizers.Replace(Regex(_FINAL_SIGMA), "ς"), normalizers.Lowercase()]
+    lower: list[Any] = [normalizers.Lowercase()] if lowercase else []
+    if lowercase is True:
+        lower.insert(0, normalizers.Replace(Regex(_FINAL_SIGMA), "ς"))
     if form == "none":
-        return lower if lowercase else []
+        return lower
     letters = normalizers.NFC() if form == "nfc" else normalizers.NFKC()
     return [
         normalizers.Replace(_BYTE_ORDER_MARK, ""),
@@ -47,7 +52,7 @@ def steps(form: Form, *, lowercase: bool) -> list[Any]:
     ]
 
 
-def in_form(texts: Iterable[str], form: Form, *, lowercase: bool = False) -> list[str]:
+def in_form(texts: Iterable[str], form: Form, *, lowercase: Lowercase = False) -> list[str]:
     """``texts`` as a tokenizer of this form sees them."""
     wanted = _sequence(form, lowercase)
     return [wanted.normalize_str(text) for text in texts]
@@ -59,7 +64,7 @@ def lowercased(text: str) -> str:
 
 
 @cache
-def _sequence(form: Form, lowercase: bool) -> Any:
+def _sequence(form: Form, lowercase: Lowercase) -> Any:
     return normalizers.Sequence(steps(form, lowercase=lowercase))
 
 

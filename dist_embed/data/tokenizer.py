@@ -13,16 +13,19 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from dist_embed.config.errors import UserError
-from dist_embed.data.text_form import Form, steps
+from dist_embed.data.text_form import Form, Lowercase, steps
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPACE = "▁"  # U+2581
 SPECIAL_TOKENS = ["<pad>", "<unk>", "<s>", "</s>"]
 Kind = Literal["word", "bpe", "unigram"]
+# Into what text has been cut by another program before it comes here, with its marks: U+2581 at the
+# beginning of a word, or "@@" where one goes on.
+Pieces = Literal["none", "sentencepiece", "subword-nmt"]
 
 
 class Tokenizer:
@@ -41,7 +44,7 @@ class Tokenizer:
         *,
         vocab_size: int,
         min_count: int,
-        lowercase: bool,
+        lowercase: Lowercase,
         form: Form = "none",
     ) -> Tokenizer:
         """Learn pieces of words from a stream of sentences.
@@ -96,7 +99,13 @@ class Tokenizer:
 
     @classmethod
     def from_words(
-        cls, words: list[str], *, lowercase: bool, split_punctuation: bool, form: Form = "none"
+        cls,
+        words: list[str],
+        *,
+        lowercase: Lowercase,
+        split_punctuation: bool,
+        form: Form = "none",
+        pieces: Pieces = "none",
     ) -> Tokenizer:
         """The ``word`` tokenizer whose ids are the special tokens and then ``words``, in order.
 
@@ -106,12 +115,14 @@ class Tokenizer:
             lowercase: lowercase all text first.
             split_punctuation: make each punctuation mark a token of its own.
             form: what all text is brought to.
+            pieces: what text has been cut into already: what stands between two spaces is a token,
+                with its mark, and decoding puts words together. Goes with no split punctuation.
         """
         tokens = [*SPECIAL_TOKENS, *words]
         vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
         inner = HFTokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS[UNKNOWN]))
         inner.add_special_tokens(SPECIAL_TOKENS)
-        _set_text_path(inner, form, lowercase, split_punctuation)
+        _set_text_path(inner, form, lowercase, split_punctuation, pieces)
         return cls(inner)
 
     @classmethod
@@ -156,10 +167,36 @@ class Tokenizer:
         found = self.normalized("\t\ufb01")
         return "nfkc" if found == "fi" else "nfc" if found == "\ufb01" else "none"
 
+    @cached_property
+    def lowercase(self) -> Lowercase:
+        """Whether it lowercases all text."""
+        found = self.normalized("ΑΣ")
+        return "letters" if found == "ασ" else found == "ας"
+
     def normalized(self, text: str) -> str:
         """The text in this tokenizer's form, in lower case where it makes that."""
         found = str(self._inner.normalizer.normalize_str(text))
-        return found.removeprefix(SPACE)
+        return found.removeprefix(self.mark)
+
+    @cached_property
+    def mark(self) -> str:
+        """What it puts before a text and for each space: U+2581, or nothing where text is cut into
+        pieces already.
+        """
+        return SPACE if self._inner.normalizer.normalize_str("a") == f"{SPACE}a" else ""
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """What text has been cut into before it comes here."""
+        if self.mark:
+            return "none"
+        return "subword-nmt" if self.join(["a@@", "b"]) == "ab" else "sentencepiece"
+
+    def uncut(self, texts: list[str]) -> list[str]:
+        """``texts`` with their pieces put together, as decoding does; as they are where they have
+        not been cut.
+        """
+        return texts if self.mark else [self.join(self.split(text)) for text in texts]
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each sentence, without special tokens."""
@@ -207,8 +244,9 @@ class Tokenizer:
 
     @property
     def knows_words(self) -> bool:
-        """Whether each part that `split` finds is one token or unknown."""
-        return isinstance(self._inner.model, models.WordLevel)
+        """Whether a token is a word: each part that `split` finds is one token or unknown."""
+        is_list = isinstance(self._inner.model, models.WordLevel)
+        return is_list and self.pieces != "sentencepiece"
 
     def ids_of(self, tokens: list[str]) -> list[int]:
         """The id of each token, `UNKNOWN` where it has none."""
@@ -252,12 +290,19 @@ class Tokenizer:
 
 
 def _set_text_path(
-    inner: HFTokenizer, form: Form, lowercase: bool, split_punctuation: bool
+    inner: HFTokenizer,
+    form: Form,
+    lowercase: Lowercase,
+    split_punctuation: bool,
+    pieces: Pieces = "none",
 ) -> None:
     """What comes before the model (normalizer, splitting) and after it (decoder).
 
     `stretches` relies on it: but for the mark before the text, nothing looks beyond a blank.
     """
+    if pieces != "none":
+        _set_path_of_pieces(inner, steps(form, lowercase=lowercase), pieces)
+        return
     # The mark is put before the text by a normalizer: Metaspace's own "always" leaves it out
     # where the text begins with a space, which decoding would then lose.
     path = [*steps(form, lowercase=lowercase), normalizers.Prepend(SPACE)]
@@ -269,3 +314,24 @@ def _set_text_path(
         else spaces
     )
     inner.decoder = decoders.Metaspace(prepend_scheme="always")
+
+
+def _set_path_of_pieces(inner: HFTokenizer, path: list[Any], pieces: Pieces) -> None:
+    # What reads like a special token is text here too, and gets the mark that no such token has.
+    special = "|".join(SPECIAL_TOKENS)
+    path.append(normalizers.Replace(Regex(f"(?<![^ ])(?=({special})(?![^ ]))"), SPACE))
+    inner.normalizer = normalizers.Sequence(path)
+    inner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    inner.decoder = (
+        decoders.Metaspace(prepend_scheme="always")
+        if pieces == "sentencepiece"
+        else decoders.Sequence(
+            [
+                decoders.Replace(Regex(f"^{SPACE}(?=.)"), ""),
+                decoders.Replace(Regex("$"), " "),
+                decoders.Fuse(),
+                decoders.Replace("@@ ", ""),
+                decoders.Replace(Regex(" $"), ""),
+            ]
+        )
+    )

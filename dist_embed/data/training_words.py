@@ -38,8 +38,8 @@ def count_target_words(data_uri: str, *, lowercase: bool, form: Form) -> Counter
     for tokens in _training_tokens(data_uri):
         ids = tokens.target_tokens.tolist()
         sentences = [ids[a:b] for a, b in pairwise(tokens.target_offsets.tolist())]
-        for text in in_form(tokenizer.decode(sentences), form):
-            counts.update((text.lower() if lowercase else text).split())
+        for text in in_form(tokenizer.decode(sentences), form, lowercase=lowercase):
+            counts.update(text.split())
     for word in [word for word in counts if SPECIAL_TOKENS[UNKNOWN] in word]:
         del counts[word]
     return counts

@@ -69,7 +69,6 @@ class RunTable:
         self.place = f"on the {sides[0]} side of" if len(sides) == 1 else "on either side of"
         self.place += " the training data"
         self.run_uri, self.role = run_uri, role
-        self._lowercase = config.tokenizer.lowercase
         self.table = TABLE_OF_ROLE[config.model.share_embeddings][role]
         self.tokenizer = load_tokenizers(run_uri)[SIDE_OF_ROLE[role]]
         self.store = open_checkpoints(run_uri)
@@ -91,8 +90,8 @@ class RunTable:
             )
 
     def find(self, word: str) -> int | None:
-        """The id of a word; None where it is not known. Lowercased where the run does so."""
-        word = word.lower() if self._lowercase else word
+        """The id of a word, in the run's form and case; None where it is not known."""
+        word = self.tokenizer.normalized(word)
         found = self.tokenizer.id_of(SPACE + word)
         return self.tokenizer.id_of(word) if found is None else found
 

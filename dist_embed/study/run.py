@@ -169,6 +169,9 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     for key in (*_NOT_DECIDING, *(_KEPT if config.checkpoint.keep_best else ())):
         section, name = key.split(".")
         values[section].pop(name, None)
+    for name, usual in (("normalize", "auto"), ("pieces", "none")):
+        if values["tokenizer"][name] == usual:  # so runs of before they were keys stay the same
+            del values["tokenizer"][name]
     starts = [table["pretrained"] for table in values["embedding"]["tables"].values() if table]
     files = {posixpath.basename(start[key] or "")
              for start in starts if start for key in ("uri", "words")}  # fmt: skip

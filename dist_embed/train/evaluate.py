@@ -109,6 +109,7 @@ def evaluate_translations(
 ) -> Quality:
     """Translate a held-out split and score it, on every worker: see `Scorer`. Collective."""
     sources, references = read_texts(data_uri, data.splits[split])
+    references = translation.uncut(references)
     scorer = Scorer(references, bleu_tokenize=bleu_tokenize, lowercase=lowercase, form=form)
     started = time.perf_counter()
     written = translation.written(sources, scorer.unknown)

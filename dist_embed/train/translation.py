@@ -57,6 +57,10 @@ class Translation:
         self._target = target
         self._unknown_words = unknown_words
 
+    def uncut(self, texts: list[str]) -> list[str]:
+        """Texts of the target side as translations are written: see `Tokenizer.uncut`."""
+        return self._target.uncut(texts)
+
     def of(self, texts: list[str]) -> list[str]:
         """Translations of ``texts``, in order, on every worker. One that is blank has a blank one:
         the training data have no such pair, and the model would say something.

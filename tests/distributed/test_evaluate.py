@@ -185,6 +185,9 @@ def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) 
     asked: list[list[str]] = []
 
     class Given:
+        def uncut(self, texts: list[str]) -> list[str]:
+            return texts
+
         def written(self, texts: list[str], unknown: str) -> list[Written]:
             asked.append(texts)
             answers = [f"the right  Answer {n} of all, nearly" for n in range(len(texts))]

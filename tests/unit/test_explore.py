@@ -306,10 +306,10 @@ def test_every_written_format_gives_every_float_back(data: Any) -> None:
     assert np.signbit(found).tolist() == np.signbit(vectors).tolist()
 
 
-def run_of(folder: Path, words: list[str], vectors: Tensor, **settings: Any) -> str:
+def run_of(folder: Path, words: list[str], vectors: Tensor, **path: Any) -> str:
     """A run whose only table has ``words`` behind the special tokens."""
-    tokenizers = dict.fromkeys(("source", "target"), word_tokenizer(words))
-    return small_run(folder, tokenizers, {"shared": vectors}, share="all", settings=settings)
+    tokenizers = dict.fromkeys(("source", "target"), word_tokenizer(words, **path))
+    return small_run(folder, tokenizers, {"shared": vectors}, share="all")
 
 
 def test_words_whose_vector_is_zero_are_nobodys_neighbours(tmp_path: Path) -> None:
@@ -327,13 +327,19 @@ def test_words_whose_vector_is_zero_are_nobodys_neighbours(tmp_path: Path) -> No
 def test_a_word_is_looked_for_as_the_run_wrote_its_own(tmp_path: Path) -> None:
     words = ["house", "mouse", "Haus", "grouse"]
     for lowercase in (False, True):
-        run = run_of(tmp_path / str(lowercase), words, torch.eye(8, 4),
-                     tokenizer={"lowercase": lowercase, "shared": True})  # fmt: skip
+        run = run_of(tmp_path / str(lowercase), words, torch.eye(8, 4), lowercase=lowercase)
         table = RunTable(run, "source")
         assert (table.find("house"), table.find("HOUSE")) == (4, 4 if lowercase else None)
         assert table.find("Haus") == (None if lowercase else 6)
         assert table.find("</s>") == 3  # without the mark of a space
         assert (table.num_words, table.num_rows, table.width, table.itemsize) == (8, 8, 4, 4)
+    # Capital Greek, and the letters in parts; of letters each by itself in runs of before.
+    lower = [("λόγος", "nfc", True), ("λόγοσ", "none", "letters"), ("ΛΌΓΟΣ", "none", False)]
+    for word, form, lowercase in lower:
+        greek = run_of(tmp_path / word, [word], torch.eye(5, 4), form=form, lowercase=lowercase)
+        assert RunTable(greek, "source").find("ΛΌΓΟΣ") == 4
+        parts = RunTable(greek, "source").find("\ufeffΛΟ\u0301ΓΟΣ ")
+        assert parts == (4 if form == "nfc" else None)
     # What is near begins with the same letter, of whatever case; marks are no words.
     with pytest.raises(UserError, match=r"source vocabulary of .* \(8 words\); near it: house$"):
         table.id_of("houze")

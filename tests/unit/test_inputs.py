@@ -58,6 +58,11 @@ def config_of(source: Any = "s.txt", **data: Any) -> Config:
     })  # fmt: skip
 
 
+def with_form(config: Config, form: Any) -> Config:
+    tokenizer = config.tokenizer.model_copy(update={"normalize": form})
+    return config.model_copy(update={"tokenizer": tokenizer})
+
+
 def ensured(config: Config, **options: bool) -> tuple[PreparedData, list[str]]:
     said: list[str] = []
     with one_is_this_process(1):
@@ -232,7 +237,10 @@ def test_data_prepared_before_go_on(tmp_path: Path) -> None:
         assert (tmp_path / "data" / "data.json").read_bytes() == data.to_json().encode() == before
     assert data.splits["train"].identity() == "4 pairs in 2 shards (f3e5f26b26b20966)"
     assert prepared_folder("data") == "data"
-    again, _ = ensured(config_of(uri="again"))
+    assert ensured(with_form(config_of(), "none"))[0] == data
+    with pytest.raises(UserError, match=r"tokenizer.normalize: 'none' there, 'nfc' here"):
+        ensured(with_form(config_of(), "nfc"))
+    again, _ = ensured(with_form(config_of(uri="again"), "none"))
     folder = prepared_folder("again")
     assert again.splits.keys() == data.splits.keys()
     for name, split in data.splits.items():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from dist_embed.data.text_form import Form
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.vectors import match
 from dist_embed.vectors.coverage import COMPOSED, NOT_FOUND, Coverage, coverage_of
@@ -57,6 +58,17 @@ def test_words_are_matched_by_the_first_likeness(
         (SPACE + "A", 9, 0, True),
     ]
     assert pairs == sorted(expected)
+
+
+def test_words_of_a_file_have_the_vocabularys_form() -> None:
+    words = [SPACE + "café", SPACE + "λόγος"]
+    asked = ["cafe\u0301", "café", "CAFE\u0301", "\ufeffλόγος", "ΛΌΓΟΣ"]
+    for form, found in (("none", [1]), ("nfc", [0, 1, 3])):
+        vocabulary = Tokenizer.from_words(
+            words, lowercase=True, split_punctuation=False, form=cast("Form", form)
+        )
+        assert VocabularyKeys(vocabulary, ()).match(asked).places.tolist() == found
+    assert FORMS["lowercase"]("ΛΌΓΟΣ") == "λόγος"
 
 
 def test_spellings_by_rank() -> None:

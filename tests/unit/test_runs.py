@@ -237,7 +237,8 @@ def test_what_decides_the_result_may_not_change(
 def test_the_fingerprint_is_of_what_a_step_depends_on(tmp_path: Path) -> None:
     before = fingerprint(config_of(tmp_path))
     free = ["run.uri=/elsewhere", "data.uri=/there", "data.num_processes=3",
-            "data.lexicon_translations=7", "embedding.memory=uvm", "model.logits_block_mib=2.5",
+            "data.lexicon_translations=7", "tokenizer.normalize=nfkc", "tokenizer.pieces=none",
+            "embedding.memory=uvm", "model.logits_block_mib=2.5",
             "train.max_steps=9", "train.log_every=3", "train.evaluate_every=3",
             "train.translate_every=3", "train.max_skipped_steps=3", "search.beam=2",
             "search.length_penalty=0.3", "checkpoint.every_steps=7", "checkpoint.keep_last=7",
