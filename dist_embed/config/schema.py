@@ -347,7 +347,10 @@ class SearchSection(Section):
         "or that word's translation where the lexicon has one (`lexicon`).",
     )
     bleu_tokenize: Literal["13a", "intl", "char", "none"] = Field(
-        "13a", description="sacrebleu's tokenizer; `none` for text that is tokenised."
+        "13a",
+        description="sacrebleu's tokenizer; `none` for text that is tokenised. Whichever it is, an "
+        "unknown word counts as one token that matches nothing, and both sides are compared in the "
+        "run's form of text.",
     )
 
 

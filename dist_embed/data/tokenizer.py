@@ -1,8 +1,8 @@
 """Text to ids and back, through the Hugging Face `tokenizers` library.
 
 Every tokenizer starts with the same four special tokens; after them ids are ordered by frequency in
-the training text, most frequent first. Decoding is lossless for every text without unknown tokens
-and without the mark U+2581, which stands for a space.
+the training text, most frequent first. Decoding gives back the text in its form (`text_form`) where
+it has no unknown tokens, nor the mark U+2581, which stands for a space.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from dist_embed.config.errors import UserError
+from dist_embed.data.text_form import Form, steps
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPACE = "▁"  # U+2581
@@ -41,6 +42,7 @@ class Tokenizer:
         vocab_size: int,
         min_count: int,
         lowercase: bool,
+        form: Form = "none",
     ) -> Tokenizer:
         """Learn pieces of words from a stream of sentences.
 
@@ -52,6 +54,7 @@ class Tokenizer:
                 ``bpe`` leaves the rarest out.
             min_count: rarer pairs are left out (not used by ``unigram``).
             lowercase: lowercase all text first.
+            form: what all text is brought to.
 
         Raises UserError where ``unigram`` needs more than ``vocab_size`` for the characters alone.
         """
@@ -70,7 +73,7 @@ class Tokenizer:
                 vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, unk_token=unknown,
                 show_progress=False,
             )  # fmt: skip
-        _set_text_path(inner, lowercase, split_punctuation=False)
+        _set_text_path(inner, form, lowercase, split_punctuation=False)
         too_small = (
             f"tokenizer.vocab_size: {vocab_size} is not allowed with tokenizer.kind={kind} for "
             "this text: its characters alone are more"
@@ -92,7 +95,9 @@ class Tokenizer:
         return cls(inner)
 
     @classmethod
-    def from_words(cls, words: list[str], *, lowercase: bool, split_punctuation: bool) -> Tokenizer:
+    def from_words(
+        cls, words: list[str], *, lowercase: bool, split_punctuation: bool, form: Form = "none"
+    ) -> Tokenizer:
         """The ``word`` tokenizer whose ids are the special tokens and then ``words``, in order.
 
         Args:
@@ -100,12 +105,13 @@ class Tokenizer:
                 with U+2581, or ``split_punctuation`` has parted the letters from the brackets.
             lowercase: lowercase all text first.
             split_punctuation: make each punctuation mark a token of its own.
+            form: what all text is brought to.
         """
         tokens = [*SPECIAL_TOKENS, *words]
         vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
         inner = HFTokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS[UNKNOWN]))
         inner.add_special_tokens(SPECIAL_TOKENS)
-        _set_text_path(inner, lowercase, split_punctuation)
+        _set_text_path(inner, form, lowercase, split_punctuation)
         return cls(inner)
 
     @classmethod
@@ -143,6 +149,17 @@ class Tokenizer:
     def digest(self) -> str:
         """SHA-256 of the tokens in the order of their ids, in hex."""
         return hashlib.sha256("\0".join(self.tokens()).encode()).hexdigest()
+
+    @cached_property
+    def form(self) -> Form:
+        """What it brings text to."""
+        found = self.normalized("\t\ufb01")
+        return "nfkc" if found == "fi" else "nfc" if found == "\ufb01" else "none"
+
+    def normalized(self, text: str) -> str:
+        """The text in this tokenizer's form, in lower case where it makes that."""
+        found = str(self._inner.normalizer.normalize_str(text))
+        return found.removeprefix(SPACE)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each sentence, without special tokens."""
@@ -197,24 +214,21 @@ class Tokenizer:
         """The id of each token, `UNKNOWN` where it has none."""
         return [UNKNOWN if i is None else i for i in map(self._inner.token_to_id, tokens)]
 
-    def decode(self, ids: list[list[int]]) -> list[str]:
-        """The sentence of each list of ids. What is unknown shows as ``<unk>``; of kind ``word`` it
-        is a word of its own.
+    def decode(self, ids: list[list[int]], *, unknown: str = SPECIAL_TOKENS[UNKNOWN]) -> list[str]:
+        """The sentence of each list of ids. What is unknown shows as ``unknown``; of kind ``word``
+        it is a word of its own.
         """
         drop = {PAD, START, END}
         kept = [[i for i in sentence if i not in drop] for sentence in ids]
         texts: list[str] = self._inner.decode_batch(kept, skip_special_tokens=False)
-        if self.knows_words:
-            # The space before an unknown word went with it; without one the word before would not
-            # be itself any more.
-            for place, sentence in enumerate(kept):
-                if UNKNOWN in sentence:
-                    texts[place] = self._decode_unknown(sentence)
+        # The space before an unknown word went with it; without one the word before would not be
+        # itself any more.
+        part = SPACE + unknown if self.knows_words else unknown
+        for place, sentence in enumerate(kept):
+            if UNKNOWN in sentence:
+                parts = [part if i == UNKNOWN else self.token(i) for i in sentence]
+                texts[place] = self.join(parts)
         return texts
-
-    def _decode_unknown(self, ids: list[int]) -> str:
-        unknown = SPACE + SPECIAL_TOKENS[UNKNOWN]
-        return self.join([unknown if i == UNKNOWN else self.token(i) for i in ids])
 
     def ordered_by(self, counts: list[int]) -> Tokenizer:
         """The same tokenizer with ids ordered by ``counts`` (of each present id), highest first.
@@ -237,17 +251,17 @@ class Tokenizer:
         return Tokenizer.from_json(json.dumps(description, ensure_ascii=False))
 
 
-def _set_text_path(inner: HFTokenizer, lowercase: bool, split_punctuation: bool) -> None:
+def _set_text_path(
+    inner: HFTokenizer, form: Form, lowercase: bool, split_punctuation: bool
+) -> None:
     """What comes before the model (normalizer, splitting) and after it (decoder).
 
-    `stretches` relies on it: but for the mark before the text, nothing looks beyond a character.
+    `stretches` relies on it: but for the mark before the text, nothing looks beyond a blank.
     """
     # The mark is put before the text by a normalizer: Metaspace's own "always" leaves it out
     # where the text begins with a space, which decoding would then lose.
-    prepend = normalizers.Prepend(SPACE)
-    inner.normalizer = (
-        normalizers.Sequence([normalizers.Lowercase(), prepend]) if lowercase else prepend
-    )
+    path = [*steps(form, lowercase=lowercase), normalizers.Prepend(SPACE)]
+    inner.normalizer = normalizers.Sequence(path) if len(path) > 1 else path[0]
     spaces = pre_tokenizers.Metaspace(prepend_scheme="never")
     inner.pre_tokenizer = (
         pre_tokenizers.Sequence([spaces, pre_tokenizers.Punctuation("isolated")])

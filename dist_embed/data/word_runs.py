@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dist_embed.data.stretches import Stretches, words_of
+from dist_embed.data.text_form import Form
 from dist_embed.data.tokenizer import Tokenizer
 
 # Into how many pieces the summing can be divided.
@@ -29,6 +30,7 @@ class WordSplitting:
 
     lowercase: bool
     split_punctuation: bool
+    form: Form = "none"
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,12 @@ class Sums:
 def split_and_count(texts: list[str], splitting: WordSplitting) -> pa.RecordBatch:
     """The words of ``texts``, columns ``word`` and ``count``; a word may have several rows."""
     tokenizer = Tokenizer.from_words(
-        [], lowercase=splitting.lowercase, split_punctuation=splitting.split_punctuation
+        [],
+        lowercase=splitting.lowercase,
+        split_punctuation=splitting.split_punctuation,
+        form=splitting.form,
     )
-    stretches = Stretches.of(texts)
+    stretches = Stretches.of(texts, tokenizer)
     times = np.bincount(stretches.which, minlength=len(stretches.distinct))
     are_words = stretches.are_words(tokenizer)
     words = words_of(stretches.distinct.filter(pa.array(are_words)))

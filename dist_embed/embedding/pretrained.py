@@ -22,7 +22,7 @@ from torch import Tensor
 from dist_embed.config.errors import UserError
 from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, Tokenizer
 from dist_embed.embedding.composed_rows import ComposedRows
-from dist_embed.embedding.initial_values import BLOCK_ROWS, fill_initial_rows
+from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import Shard, TableSpec
 from dist_embed.embedding.projection import Basis, Moments, random_basis
 from dist_embed.parallel.collectives import (
@@ -40,7 +40,7 @@ from dist_embed.vectors.match import Form, VocabularyKeys, word_of
 
 Missing = Literal["random", "mean", "subword"]
 Project = Literal["no", "pca", "random"]
-_FILL_ROWS = 4 * BLOCK_ROWS
+_FILL_ROWS = 2**12
 _BASIS_ROWS = 2**14  # of each worker, where a fastText model's vectors are projected
 
 
@@ -390,13 +390,9 @@ class TableStart:
         return sum_over_workers(own, self._group).cpu()
 
     def _parts(self) -> Iterator[slice]:
-        """Own rows, cut where blocks of fresh rows begin."""
-        for end in range(
-            _FILL_ROWS - self.shard.first_row % _FILL_ROWS,
-            self.shard.num_rows + _FILL_ROWS,
-            _FILL_ROWS,
-        ):
-            yield slice(max(0, end - _FILL_ROWS), min(end, self.shard.num_rows))
+        """Own rows, a few at a time."""
+        for start in range(0, self.shard.num_rows, _FILL_ROWS):
+            yield slice(start, min(start + _FILL_ROWS, self.shard.num_rows))
 
     def rows_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where ids lie in the whole table."""

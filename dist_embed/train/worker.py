@@ -184,6 +184,7 @@ def train_task(context: Context) -> dict[str, Any]:
         return evaluate_translations(
             translation, data_uri, data, "validation",
             bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
+            form=tokenizers["target"].form,
         )  # fmt: skip
 
     with ExitStack() as stack:
@@ -246,6 +247,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
         build_translation(config, translator, tokenizers, context.reporter.line), data_uri, data,
         split,
         bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
+        form=tokenizers["target"].form,
     )  # fmt: skip
     training_tokens = context.options.get("training_tokens")
     training_loss = training_tokens and exact_loss(
@@ -265,6 +267,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
         "sentences": quality.sentences,
         "sentences_per_second": quality.sentences / quality.seconds,
         "translations": quality.translations,
+        "scored": quality.scored,
     }
 
 

@@ -15,6 +15,7 @@ from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.checkpoint.write import Description
 from dist_embed.config.load import config_from_dict, config_to_yaml
 from dist_embed.data.prepare import tokenizer_name
+from dist_embed.data.text_form import Form
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.row_order import RowOrder
@@ -25,10 +26,13 @@ from tests.checkpoints import write_checkpoint
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 
 
-def word_tokenizer(words: list[str], *, split_punctuation: bool = False) -> Tokenizer:
+def word_tokenizer(
+    words: list[str], *, split_punctuation: bool = False, form: Form = "none"
+) -> Tokenizer:
     return Tokenizer.from_words(
-        [SPACE + word for word in words], lowercase=False, split_punctuation=split_punctuation
-    )
+        [SPACE + word for word in words], lowercase=False, split_punctuation=split_punctuation,
+        form=form,
+    )  # fmt: skip
 
 
 def small_run(

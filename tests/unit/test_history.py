@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from dist_embed.observe.history import course_of
@@ -33,6 +35,23 @@ def test_a_validation_knows_the_time_that_its_steps_have_taken() -> None:
     (only,) = course_of(lines)
     assert only.step_minutes == pytest.approx(20 / 60)
     assert only.wall_minutes == pytest.approx(23 / 60)
+
+
+def test_a_validation_before_any_line_of_steps_has_no_speed() -> None:
+    (only,) = course_of([{"step": 7, "time": 100.0, "validation_perplexity": 2.7}])
+    assert (only.step, only.epoch, only.step_minutes, only.wall_minutes) == (7, 0, 0.0, 0.0)
+    assert math.isnan(only.tokens_per_second)
+
+
+def test_a_translation_belongs_to_the_validation_of_its_own_step() -> None:
+    lines = [
+        {"step": 10, "time": 100.0, "validation_bleu": 30.0},
+        {"step": 10, "time": 100.0, "validation_perplexity": 2.7},
+        {"step": 20, "time": 130.0, "validation_perplexity": None},  # was not finite
+        {"step": 20, "time": 130.0, "validation_bleu": 33.0},
+    ]
+    (only,) = course_of(lines)
+    assert (only.step, only.bleu) == (10, None)
 
 
 def test_no_lines_no_rows() -> None:

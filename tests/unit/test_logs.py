@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dist_embed.config.errors import UserError
-from dist_embed.observe.quiet import open_log, worker_log_folder
+from dist_embed.observe.quiet import open_log, quiet_screen, worker_log_folder
 
 
 @pytest.fixture
@@ -91,3 +93,20 @@ def test_links_in_the_folder_of_a_local_run_are_its_users(tmp_path: Path) -> Non
     (tmp_path / "run" / "logs").symlink_to(tmp_path / "scratch")
     write(worker_log_folder(str(tmp_path / "run")) / "worker-0.log", b"text")
     assert (tmp_path / "scratch" / "worker-0.log").read_bytes() == b"text"
+
+
+def test_only_errors_of_third_parties_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [logging.NullHandler()])
+    level = root.level
+    try:
+        with warnings.catch_warnings():
+            quiet_screen()
+            logging.getLogger("some.library").warning("noise")
+            logging.getLogger("some.library").error("it failed")
+            warnings.warn("more noise", stacklevel=1)
+    finally:
+        root.setLevel(level)
+    assert capsys.readouterr() == ("", "it failed\n")

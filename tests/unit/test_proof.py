@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from dist_embed.data.lexicon import Lexicon, ensure_lexicon
 from dist_embed.data.prepare import load_tokenizers, read_counts, read_occurrences
 from dist_embed.data.proof import FileInfo, sealed, unsealed
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
+from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import check_tokenizer, tokenizer_digests
 from tests.unit.small_corpus import one_is_this_process, prepare, write_text
 
@@ -222,8 +224,31 @@ def test_data_without_digests_are_told_by_their_numbers(folder: Path) -> None:
         read_tokens(str(folder / "data"), [more])
 
 
+def test_a_disk_that_fails_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(uri: str) -> bytes:
+        raise OSError("bad block")
+
+    data = PreparedData.read(str(folder / "data"))
+    monkeypatch.setattr(storage, "read_bytes", fail)
+    with pytest.raises(UserError, match=r"shard-00000\.parquet cannot be read \(bad block\)$"):
+        read_tokens(str(folder / "data"), data.splits["train"].shards)
+
+
+def test_a_file_that_is_gone_may_have_been_replaced_meanwhile(folder: Path) -> None:
+    (folder / "data" / "train" / "shard-00001.parquet").unlink()
+    told = (
+        r"shard-00001\.parquet cannot be read .* it was removed, or others were prepared .*--force"
+    )
+    with pytest.raises(UserError, match=told):
+        read_train(folder)
+
+
 def test_a_sealed_text_is_plain_json_and_itself_alone() -> None:
     text = sealed({"a": [1, "ö"], "b": {}})
+    # To the letter: by a digest of such a text a lexicon knows its data.
+    body = '{\n "a": [\n  1,\n  "ö"\n ],\n "b": {}'
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    assert text == f'{body},\n "sha256": "{digest}"\n}}\n'
     values = json.loads(text)
     assert list(values) == ["a", "b", "sha256"]
     assert unsealed(text) == {"a": [1, "ö"], "b": {}}

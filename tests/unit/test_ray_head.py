@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -118,3 +119,55 @@ def test_one_that_does_not_end_is_killed(child: Path, monkeypatch: pytest.Monkey
         os.kill(head, signal.SIGSTOP)
     assert ended(child)
     assert not psutil.pid_exists(head)
+
+
+class Head:
+    """What stands for the process: it answers what it is told to, and takes a while to end."""
+
+    pid = 2**22 + 7  # none has such a number
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, code: int) -> None:
+        reader, writer = os.pipe()
+        if answer is not None:
+            os.write(writer, answer)
+            os.close(writer)
+        self.stdout = os.fdopen(reader)
+        self.stdin = open(os.devnull, "w")  # noqa: SIM115
+        self.returncode = code
+        self.asked: dict[str, Any] = {}
+        self.killed: list[int] = []
+        monkeypatch.setattr(subprocess, "Popen", self.started)
+        monkeypatch.setattr(ray_head, "_kill_session", self.killed.append)
+
+    def started(self, command: list[str], **how: Any) -> Head:
+        self.asked = how | {"command": command}
+        return self
+
+    def wait(self, seconds: float) -> int:
+        return self.returncode
+
+
+def test_one_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_head, "START_SECONDS", 0.01)
+    head = Head(monkeypatch, None, 0)
+    with pytest.raises(HeadFailed, match="has not answered within 0 s"), own_ray(2):
+        pass
+    assert head.stdin.closed
+    assert head.stdout.closed
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_session_is_ended_where_its_head_was_ended_from_outside(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    head = Head(monkeypatch, b"here:7\n", code)
+    with own_ray(5) as address:
+        assert address == "here:7"
+        assert not head.stdin.closed
+    assert head.stdin.closed
+    assert head.killed == ([head.pid] if code else [])
+    assert head.asked["command"][1:] == ["-m", "dist_embed.cluster.ray_head", "5"]
+    assert head.asked["start_new_session"]
+    head = Head(monkeypatch, b"", code)
+    with pytest.raises(HeadFailed, match=f"exit code {code}"), own_ray(5):
+        pass

@@ -141,7 +141,7 @@ class Run:
     def translate(self) -> Quality:
         self.now += OTHER_SECONDS
         self.course.append(("translate", self.state.step))
-        return Quality(21.5, 43.25, "", 17, 3.4, [])
+        return Quality(21.5, 43.25, "", 17, 3.4, [], [])
 
     def train(
         self, patched: Callable[[str, Any], None] = lambda name, value: None, *,
