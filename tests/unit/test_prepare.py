@@ -151,7 +151,7 @@ def test_what_is_left_out_of_training_occurs_nowhere(tmp_path: Path, too_long: s
     rule = LengthRule(3, "drop" if too_long == "drop" else "cut")
     corpora = {name: write_text(tmp_path, name, pairs) for name in ("train", "test")}
     # "z" and "r" are outside the source's vocabulary, and hashed.
-    prepare(tmp_path / "data", corpora, rule=rule, shared=False, vocab_size=7, oov_buckets=3,
+    prepare(tmp_path / "data", corpora, rule=rule, shared=False, vocab_size=7, oov_buckets=1,
             shard_sentences=2)  # fmt: skip
     uri, cut = str(tmp_path / "data"), too_long == "cut"
     assert read_counts(uri, "source").tolist() == [0, 2, 0, 0, 4, 2, 2]
