@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import warnings
@@ -85,6 +86,18 @@ def test_what_another_user_has_made_is_refused(
     monkeypatch.setattr(os, "fstat", as_theirs)
     with pytest.raises(UserError, match=f"{theirs}, which"):
         open_log(log)
+
+
+def test_another_error_names_the_log(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", full)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match=f"No space left on device: '{log.parent.parent}'") as told:
+        open_log(log)
+    assert told.value.errno == errno.ENOSPC
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_links_in_the_folder_of_a_local_run_are_its_users(tmp_path: Path) -> None:

@@ -224,6 +224,18 @@ def test_data_without_digests_are_told_by_their_numbers(folder: Path) -> None:
         read_tokens(str(folder / "data"), [more])
 
 
+def test_an_older_checkpoint_knows_less_of_a_tokenizer(folder: Path) -> None:
+    ours, others = (load_tokenizers(str(folder / name))["source"] for name in ("data", "other"))
+    tokens = {"source vocabulary": ours.digest}
+    for scalars in ({}, tokens, {"target tokenizer": "x"}):
+        check_tokenizer("source", ours, scalars, "run")
+    check_tokenizer("source", others, {}, "run")
+    with pytest.raises(
+        UserError, match=f"SHA-256 {ours.digest[:16]}… expected, {others.digest[:9]}"
+    ):
+        check_tokenizer("source", others, tokens, "run")
+
+
 def test_a_disk_that_fails_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(uri: str) -> bytes:
         raise OSError("bad block")

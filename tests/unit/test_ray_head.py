@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -171,3 +172,47 @@ def test_a_session_is_ended_where_its_head_was_ended_from_outside(
     head = Head(monkeypatch, b"", code)
     with pytest.raises(HeadFailed, match=f"exit code {code}"), own_ray(5):
         pass
+
+
+@pytest.mark.parametrize(
+    ("left", "kills", "seconds"), [([], 0, 0.0), ([[7, 8], [8], []], 3, 0.04), (None, 501, 10.0)]
+)
+def test_a_session_is_ended_until_it_is_empty_or_it_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch, left: list[list[int]] | None, kills: int, seconds: float
+) -> None:
+    now = 100.0
+
+    def sleep(pause: float) -> None:
+        nonlocal now
+        now += pause
+
+    def members(session: int) -> list[int]:
+        assert session == 5
+        return [9] if left is None else left.pop(0) if left else []
+
+    def kill(pid: int, number: int) -> None:
+        killed.append((pid, number))
+        raise ProcessLookupError  # it has ended by itself
+
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(ray_head, "_members", members)
+    monkeypatch.setattr(ray_head, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    monkeypatch.setattr(os, "kill", kill)
+    ray_head._kill_session(5)
+    assert len(killed) == pytest.approx(kills, abs=2 if left is None else 0)
+    assert {number for _, number in killed} <= {signal.SIGKILL}
+    assert now - 100.0 == pytest.approx(seconds, abs=0.05 if left is None else 1e-6)
+
+
+def test_members_of_a_session_are_the_living_ones_but_this_process(tmp_path: Path) -> None:
+    one = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    try:
+        assert ray_head._members(one.pid) == [one.pid]
+    finally:
+        one.kill()
+    limit = time.monotonic() + 30
+    while ray_head._members(one.pid) and time.monotonic() < limit:
+        time.sleep(0.001)
+    assert ray_head._members(one.pid) == []  # a zombie by now
+    one.wait()
+    assert os.getpid() not in ray_head._members(os.getsid(0))

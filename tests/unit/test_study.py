@@ -809,6 +809,27 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, changes: Any, said: str) 
         load_study(str(tmp_path / "none.yaml"))
 
 
+def test_the_smallest_study_is_one_and_nothing_smaller(tmp_path: Path) -> None:
+    smallest: dict[str, Any] = {
+        "title": "t", "question": "q", "folder": "f", "base": "b", "seeds": [1],
+        "factors": [{"name": "n", "levels": [{"name": "l"}]}], "measures": ["bleu"],
+    }  # fmt: skip
+    one_hot_study = {"kind": "one_hot", "title": "t", "question": "q", "folder": "f", "words": [1]}
+    path = tmp_path / "study.yaml"
+    for whole in (smallest, one_hot_study):
+        path.write_text(yaml.safe_dump(whole))
+        load_study(str(path))
+        for key, value in whole.items():
+            path.write_text(yaml.safe_dump(whole | {key: type(value)()}))
+            with pytest.raises(ConfigError, match=key):
+                load_study(str(path))
+    for factor in ({"name": "", "levels": [{"name": "l"}]}, {"name": "n", "levels": []},
+                   {"name": "n", "levels": [{"name": ""}]}):  # fmt: skip
+        path.write_text(yaml.safe_dump(smallest | {"factors": [factor]}))
+        with pytest.raises(ConfigError, match=r"factors\.0"):
+            load_study(str(path))
+
+
 def test_what_is_missing_in_a_study_is_named(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump({k: v for k, v in STUDY.items() if k != "question"}))
@@ -903,6 +924,20 @@ SIZES = [
     OneHotFigures(20_000, Cost(2.0, 4 * 2**30), "over 600 s", 0.5, None),
     OneHotFigures(300_000, "does not fit", Cost(0.001, 2**30), None, None),
 ]
+
+
+@pytest.mark.parametrize("wrong", ["one_hot", "lookup"])
+def test_two_ways_that_differ_are_told_by_how_much(
+    monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    right = one_hot.WAYS[wrong]
+    monkeypatch.setitem(one_hot.WAYS, wrong, lambda ids, matrix: 2 * right(ids, matrix) + 0.5)
+    ids, matrix, gradient = one_hot._batch(30, 4, 50)
+    output = matrix.detach()[ids]
+    summed = torch.zeros(30, 4).index_add(0, ids, gradient)
+    assert one_hot._differences(30, 4, 50) == pytest.approx(
+        (float((output + 0.5).abs().max()), float(summed.abs().max())), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
