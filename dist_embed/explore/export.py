@@ -15,7 +15,6 @@ from dist_embed.config.errors import UserError
 from dist_embed.explore.table import RunTable
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
-from dist_embed.train.run_folder import read_run_config
 from dist_embed.vectors.write import (
     WRITTEN_FORMATS,
     Block,
@@ -98,14 +97,13 @@ def _blocks(
 def word_counts(table: RunTable) -> NDArray[np.int64]:
     """How often each word occurs in the training data, on the table's side; 0 where that is gone.
 
-    Raises UserError where the folder holds other data by now, or its counts are damaged.
+    Raises UserError where the folder holds other data by now, or cannot be read, or its counts are
+    damaged.
     """
     found = table.occurrences
-    if found.other_data:
+    if found.refused:
         raise UserError(
-            f"{read_run_config(table.run_uri).data.uri} holds other data by now than the run "
-            f"{table.run_uri} was trained on, so that its words' counts are not known: move it "
-            "away, and they are written as 0, or export to a format without counts (word2vec, "
-            "glove, safetensors)"
+            f"{found.refused}, so that its words' counts are not known: move it away, and they are "
+            "written as 0, or export to a format without counts (word2vec, glove, safetensors)"
         )
     return np.zeros(table.num_words, np.int64) if found.on_side is None else found.on_side

@@ -17,6 +17,7 @@ from dist_embed.data.prepare import read_counts, read_occurrences, sides_unknown
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPECIAL_TOKENS
+from dist_embed.storage.retry import StorageError
 from dist_embed.train.run_folder import OtherVocabulary, check_vocabularies, read_run_config
 from dist_embed.train.single_tables import SIDE_OF_ROLE, sides_of_table
 
@@ -34,13 +35,13 @@ class Occurrences:
         trained: [V] whether each occurs on any side that the table serves; special tokens count as
             if they did. None: not known.
         told: lines for the user.
-        other_data: whether the folder holds other data by now than the run's.
+        refused: why counts cannot be written down, although there may be some.
     """
 
     on_side: NDArray[np.int64] | None
     trained: NDArray[np.bool_] | None
     told: tuple[str, ...] = ()
-    other_data: bool = False
+    refused: str | None = None
 
 
 def occurrences(run_uri: str, role: Role) -> Occurrences:
@@ -50,9 +51,10 @@ def occurrences(run_uri: str, role: Role) -> Occurrences:
     """
     config = read_run_config(run_uri)
     sides = sides_of_table(config.model.share_embeddings, role)
-    data_uri = prepared_folder(config.data.uri)
+    data_uri = config.data.uri
     unknown = "which words never occur in its training data is not known"
     try:
+        data_uri = prepared_folder(data_uri)
         data = PreparedData.read(data_uri)
         check_vocabularies(run_uri, data)
         in_table = read_occurrences(data_uri, sides)
@@ -63,7 +65,11 @@ def occurrences(run_uri: str, role: Role) -> Occurrences:
         return Occurrences(None, None, (f"{run_uri}: {unknown}: they are not in {data_uri}",))
     except OtherVocabulary:
         line = f"{run_uri}: {unknown}: {data_uri} holds others by now"
-        return Occurrences(None, None, (line,), other_data=True)
+        refused = f"{data_uri} holds other data by now than the run {run_uri} was trained on"
+        return Occurrences(None, None, (line,), refused)
+    except (OSError, StorageError) as exc:
+        refused = f"{data_uri} cannot be read ({exc})"
+        return Occurrences(None, None, (f"{run_uri}: {unknown}: {refused}",), refused)
     told = [line for line in (data.not_proven(data_uri),) if line]
     if in_table is None:
         return Occurrences(on_side, None, (*told, sides_unknown(data_uri)))

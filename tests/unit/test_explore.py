@@ -31,6 +31,7 @@ from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.explore import export as export_module
 from dist_embed.explore import flat_map as flat_map_module
+from dist_embed.explore import occurrences as occurrences_module
 from dist_embed.explore import table as table_module
 from dist_embed.explore.export import EXPORT_FORMATS, export_embeddings, word_counts
 from dist_embed.explore.flat_map import METHODS, draw_map, flat_map
@@ -40,6 +41,7 @@ from dist_embed.explore.similarity import similarity_agreement
 from dist_embed.explore.table import RunTable
 from dist_embed.observe.plot import without_letters
 from dist_embed.storage.parquet import read_parquet
+from dist_embed.storage.retry import StoreUnavailable
 from dist_embed.train.run_folder import check_tokenizer, read_run_config
 from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors
@@ -526,7 +528,7 @@ def test_words_of_the_other_side_are_not_taken_for_trained(
 
 
 def test_data_that_do_not_tell_their_sides_apart_are_used_as_before(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, vectors = run_of_both(tmp_path, "decoder", told_apart=False)
     table = RunTable(run, "source")
@@ -541,6 +543,18 @@ def test_data_that_do_not_tell_their_sides_apart_are_used_as_before(
         "prepared before words were counted for each side: it is read, but which words belong to "
         "which side is not known. Prepared again, it is"
     ]
+
+    # What cannot be looked into now need not be there; but then no counts are written.
+    def unreachable(uri: str) -> str:
+        raise StoreUnavailable(f"{uri} is silent")
+
+    monkeypatch.setattr(occurrences_module, "prepared_folder", unreachable)
+    table = RunTable(run, "source")
+    assert len(neighbors(table, ["er"], 9)["er"]) == 5
+    assert capsys.readouterr().err.endswith(f"cannot be read ({run}/data is silent)\n")
+    with pytest.raises(UserError, match=r"is silent.*counts are not known"):
+        word_counts(table)
+    monkeypatch.undo()
     # A table of both sides needs no more than the counts of both.
     run, _ = run_of_both(tmp_path / "all", "all", told_apart=False)
     assert RunTable(run, "source").trained.tolist() == [True] * 9 + [False]
