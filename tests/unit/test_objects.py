@@ -631,7 +631,9 @@ def test_pauses_grow_and_end_within_the_limit(monkeypatch: pytest.MonkeyPatch) -
         memory_store(retry_seconds=120.0).names("a")
     assert calls.count == len(clock.pauses) + 1
     assert sum(clock.pauses) <= 120.0
-    assert clock.pauses[0] <= retry.FIRST_WAIT_SECONDS
+    for number, pause in enumerate(clock.pauses[:6]):  # twice as long each, spread out
+        longest = min(retry.FIRST_WAIT_SECONDS * 2**number, retry.LONGEST_WAIT_SECONDS)
+        assert longest / 2 <= pause <= longest
     assert all(retry.LONGEST_WAIT_SECONDS / 2 <= pause <= retry.LONGEST_WAIT_SECONDS
                for pause in clock.pauses[6:])  # fmt: skip
     assert len(set(clock.pauses)) == len(clock.pauses)
