@@ -4,7 +4,7 @@ from functools import cache
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dist_embed.data.stretches import encode_column
@@ -18,7 +18,11 @@ VARIANTS: list[tuple[Kind, bool, bool, Form]] = [
     ("bpe", False, False, "none"), ("bpe", False, True, "nfc"), ("unigram", False, False, "nfkc"),
 ]  # fmt: skip
 # Half of the odd characters are known.
-TEXTS = ["a b aa bb A ab  , . ▁ ab, <unk> b. abab", "".join(ODD[::2]), "ba <s> <s>  i̇ σ ß"] * 3
+TEXTS = [
+    "a b aa bb A ab  , . ▁ ab, <unk> b. abab",
+    "".join(ODD[::2]),
+    "ba <s> <s>  i̇ σ ß ç 가 c\u0327",
+] * 3
 
 
 @cache
@@ -32,6 +36,7 @@ def trained(kind: Kind, split_punctuation: bool, lowercase: bool, form: Form) ->
 @pytest.mark.parametrize(("kind", "split", "lower", "form"), VARIANTS)
 @settings(max_examples=80, deadline=None)
 @given(st.one_of(odd_texts, st.lists(st.text(max_size=20), max_size=5)))
+@example(["c\u0327 \u1100\u1161\u00a0c", "c \u0327"])  # letters that join only some others
 def test_a_column_is_encoded_as_single_texts_are(
     kind: Kind, split: bool, lower: bool, form: Form, texts: list[str]
 ) -> None:

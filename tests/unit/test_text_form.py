@@ -38,6 +38,8 @@ def test_letters_have_unicodes_forms() -> None:
     assert in_form([parts], "nfc") == [unicodedata.normalize("NFC", parts)]
     assert in_form(["ﬁ x² ①\u00a8a"], "nfkc") == ["fi x2 1 \u0308a"]
     assert in_form(["ﬁ x²"], "nfc") == ["ﬁ x²"]
+    # No capital is composed of these two.
+    assert in_form(["H\u0331", "h\u0331", "ẖ"], "nfc", lowercase=True) == ["ẖ"] * 3
 
 
 def test_zero_width_characters_and_soft_hyphens_are_kept() -> None:
