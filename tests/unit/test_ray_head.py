@@ -33,6 +33,7 @@ def init(**settings):
     if settings["num_cpus"] == 14:
         import time; time.sleep(1000)
     assert settings["address"] == "local" and settings["include_dashboard"] is False
+    assert settings["log_to_driver"] is False and settings["logging_level"] == 40  # errors
     return types.SimpleNamespace(address_info={"gcs_address": f"here:{settings['num_cpus']}"})
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -230,3 +231,55 @@ def test_a_checkpoint_knows_its_training_data_and_tells_others() -> None:
     # Data prepared before do not say which sentences they are.
     before = PreparedData({}, {}, True, {"train": Split([replace(shards[0], content=None)])})
     assert list(training_data("there", before)) == ["training data"]
+
+
+@pytest.mark.parametrize("training_tokens", [None, 50])
+def test_a_checkpoint_is_scored_as_configured(
+    monkeypatch: pytest.MonkeyPatch, alone: Group, training_tokens: int | None
+) -> None:
+    data = PreparedData({}, {}, True, {"test": Split([])}, format=1, folder_uri="folder")
+    asked: dict[str, list[Any]] = {}
+
+    def stand_in(name: str, result: Any) -> None:
+        monkeypatch.setattr(
+            worker, name,
+            lambda *given, **how: asked.setdefault(name, []).append((given, how)) or result,
+        )  # fmt: skip
+
+    quality = SimpleNamespace(
+        bleu=12.5, chrf=30.0, signature="how", sentences=6, seconds=3.0, translations=["a"]
+    )
+    for name, result in (
+        ("data_of_all", data), ("check_vocabularies", None), ("load_tokenizers", "tokenizers"),
+        ("_load_for_inference", ("translator", 4)), ("exact_loss", 2.0),
+        ("build_translation", "translation"), ("evaluate_translations", quality),
+    ):  # fmt: skip
+        stand_in(name, result)
+    config = config_of(
+        tokenizer={"lowercase": True}, search={"bleu_tokenize": "char"},
+        train={"max_steps": 1, "batch_tokens": 77},
+    )  # fmt: skip
+    options = {} if training_tokens is None else {"training_tokens": training_tokens}
+    context, said = context_of(config, alone, split="test", **options)
+    found = worker.evaluate_task(context)
+    assert asked["check_vocabularies"] == [(("memory://worker", data), {})]
+    assert asked["load_tokenizers"] == [(("memory://worker",), {})]
+    assert said == [data.not_proven("memory://worker/data")]
+    losses = [(("translator", "folder", data, "test", 77), {})]
+    if training_tokens:
+        losses += [(("translator", "folder", data, "train", 77), {"at_least": 50})]
+    assert asked["exact_loss"] == losses
+    assert asked["evaluate_translations"] == [
+        (("translation", "folder", data, "test"), {"bleu_tokenize": "char", "lowercase": True})
+    ]
+    assert found == {
+        "data_folder": "folder", "split": "test", "step": 4, "loss": 2.0,
+        "training_loss": 2.0 if training_tokens else None, "perplexity": math.exp(2.0),
+        "bleu": 12.5, "chrf": 30.0, "bleu_signature": "how", "sentences": 6,
+        "sentences_per_second": 2.0, "translations": ["a"],
+    }  # fmt: skip
+    monkeypatch.setattr(worker, "exact_loss", lambda *_, **__: 1e4)
+    assert worker.evaluate_task(context)["perplexity"] == math.exp(700)
+    context, _ = context_of(config, alone, split="train")
+    with pytest.raises(UserError, match="split 'train' is not among the held-out data"):
+        worker.evaluate_task(context)
