@@ -59,7 +59,7 @@ def measure_engine(
     source, target = tokenizers["source"], tokenizers["target"]
     scorer = Scorer(
         target.uncut(references), bleu_tokenize=config.search.bleu_tokenize,
-        lowercase=config.tokenizer.lowercase, form=target.form,
+        lowercase=target.lowercase, form=target.form,
     )  # fmt: skip
     found = []
     for kind in kinds:

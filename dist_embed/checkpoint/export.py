@@ -57,12 +57,14 @@ def export_checkpoint(
     header: dict[str, Any] = {"__metadata__": {"step": str(manifest.step)}}
     offset = 0
     places: dict[str, int] = {}
+    written: dict[str, TensorInfo] = {}
     for name, saved in names.items():
         info = manifest.tensors[saved]
         if ids is not None:
             info = info.model_copy(update={"shape": [len(ids), *info.shape[1:]]})
         size = math.prod(info.shape[1:] or [1]) * info.num_rows
         size *= row_bytes(info) // max(1, math.prod(info.shape[1:]))
+        written[name] = info
         header[name] = {
             "dtype": info.dtype, "shape": info.shape, "data_offsets": [offset, offset + size]
         }  # fmt: skip
@@ -78,7 +80,7 @@ def export_checkpoint(
         os.posix_fallocate(file.fileno(), 0, len(prefix) + offset)
         for name, saved in names.items():
             _write_tensor(file.fileno(), len(prefix) + places[name], reader, saved, ids, on_bytes)
-    return {name: manifest.tensors[saved] for name, saved in names.items()}
+    return written
 
 
 def _names(manifest: Manifest, table: str | None) -> dict[str, str]:

@@ -51,9 +51,13 @@ def _compare(arguments: argparse.Namespace) -> None:
 
     data = {run: prepared_folder(config.data.uri) for run, config in configs.items()}
     references = _common_references(configs, data, arguments.split)
-    # In runs of one text: pieces are put together as in their translations.
-    cut = [target for target in targets.values() if target.pieces != "none"]
-    references = in_common_form(cut[0].uncut(references) if cut else references)
+    pieces = {run: target.pieces for run, target in targets.items()}
+    if len(set(pieces.values())) > 1:
+        raise UserError(
+            "runs whose translations are put together in different ways cannot be compared: "
+            + "; ".join(f"tokenizer.pieces={found} in {run}" for run, found in pieces.items())
+        )
+    references = in_common_form(next(iter(targets.values())).uncut(references))
     # The same counts for all runs: those of the run that knows most of its training text.
     unknown = {run: unknown_share(data[run]) for run in configs}
     counted = min(unknown, key=lambda run: unknown[run])

@@ -205,13 +205,14 @@ def _export_model(arguments: argparse.Namespace) -> None:
 
 def _chosen(table: RunTable, arguments: argparse.Namespace) -> tuple[list[int], list[str]]:
     """Ids and words that are drawn, the most frequent of the table's side first."""
+    import numpy as np
+
     from dist_embed.data.corpus import read_lines
     from dist_embed.explore.flat_map import LEAST_WORDS
 
     if arguments.words:
         asked = {table.id_of(line.strip()) for line in read_lines(arguments.words) if line}
-        order = {i: rank for rank, i in enumerate(table.frequent_ids())}
-        ids = sorted((i for i in asked if table.trained[i]), key=lambda i: (order.get(i, -1), i))
+        ids = table.by_frequency(np.array(sorted(asked), dtype=np.int64)).tolist()
         if left_out := len(asked) - len(ids):
             print(
                 f"left out: {left_out:,} words of {arguments.words} that never occur {table.place};"
@@ -219,7 +220,7 @@ def _chosen(table: RunTable, arguments: argparse.Namespace) -> tuple[list[int], 
                 file=sys.stderr,
             )
     else:
-        ids = table.frequent_ids()[: arguments.count]
+        ids = table.frequent_ids(arguments.count)
     if len(ids) < LEAST_WORDS:
         raise UserError(f"{len(ids)} words are too few for a map: at least {LEAST_WORDS}")
     return ids, [table.word(i) for i in ids]

@@ -31,6 +31,7 @@ from dist_embed.data.text_form import Form, Lowercase
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
 from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.storage import uri as storage
+from dist_embed.storage.retry import StorageError
 from dist_embed.storage.turns import LONGEST_WAIT_SECONDS, NoTurn, StillOurs, taking_turns
 
 Say = Callable[[str], None]
@@ -105,7 +106,9 @@ def ensure_data(
                 force = False  # or else another process prepares it now
             else:
                 _learn_lexicon(config, ready, say)
-                return ready
+                break
+    if renew:
+        _write_down(data_uri, ready, say_once)
     return ready
 
 
@@ -236,11 +239,19 @@ def _check(
         say(said if renew else f"{said}; `dist-embed prepare CONFIG` writes it down")
         if renew:
             data = replace(data, inputs=found.now)
-            try:
-                storage.write_text(storage.join(data.folder_uri, INDEX_NAME), data.to_json())
-            except PermissionError as exc:  # others' data, which are as sound without it
-                say(f"it could not be written down: {exc}")
     return data
+
+
+def _write_down(data_uri: str, data: PreparedData, say: Say) -> None:
+    """What the data's files are called by now, if it is something else."""
+    try:
+        if PreparedData.read(data.folder_uri) == data:
+            return
+        with _preparing_alone(data_uri, say):
+            if prepared_folder(data_uri) == data.folder_uri:
+                storage.write_text(storage.join(data.folder_uri, INDEX_NAME), data.to_json())
+    except (OSError, UserError, StorageError) as exc:  # others' data, as sound without it
+        say(f"it could not be written down: {exc}")
 
 
 def _same_names(there: dict[str, Any], here: dict[str, Any]) -> bool:

@@ -108,10 +108,16 @@ def _word_problems(config: Config) -> Iterator[str]:
             f"{str(tokenizer.split_punctuation).lower()}: text that has been cut is taken as it "
             "is cut; set them to word and false, or give text that has not been cut"
         )
-    if search.replace_unknown != "no" and tokenizer.kind != "word":
+    if tokenizer.pieces != "none" and tokenizer.lowercase:
+        yield (
+            "tokenizer.lowercase: true is not allowed with tokenizer.pieces="
+            f"{tokenizer.pieces}: lower case looks at whole words; make it before text is cut"
+        )
+    if search.replace_unknown != "no" and (tokenizer.kind != "word" or tokenizer.pieces != "none"):
         yield (
             f"search.replace_unknown: {search.replace_unknown!r} is not allowed with "
-            f"tokenizer.kind={tokenizer.kind}: only whole words can be replaced; set it to no"
+            f"tokenizer.kind={tokenizer.kind} and tokenizer.pieces={tokenizer.pieces}: only whole "
+            "words can be replaced; set it to no"
         )
     if search.replace_unknown == "lexicon" and not kept:
         yield (

@@ -25,28 +25,38 @@ def check_pieces(text: ParallelText, pieces: Pieces, say: Callable[[str], None])
         UserError: its marks would be lost, or there are none.
     """
     looked_at = list(islice(read_pairs(text), _PAIRS))
-    for place, side in enumerate(("source", "target")):
-        lines = [pair[place].split() for pair in looked_at]
-        marked = {
-            "sentencepiece": sum(any(w.startswith(SPACE) for w in words) for words in lines),
-            "subword-nmt": sum(any(w.endswith("@@") for w in words) for words in lines),
-        }
-        where = f"of the first {len(lines):,} {side} lines of the training text"
+    sides = {
+        side: [pair[place].split() for pair in looked_at]
+        for place, side in enumerate(("source", "target"))
+    }
+    found = {side: _marked(lines) for side, lines in sides.items()}
+    for side, marked in found.items():
+        where = f"of the first {len(looked_at):,} {side} lines of the training text"
         if pieces != "none":
-            if not marked[pieces]:
+            # Of a side that subword-nmt has not cut nothing is put together.
+            others = [one[pieces] for one in found.values()] if pieces == "subword-nmt" else []
+            if not any([marked[pieces], *others]):
                 raise UserError(
                     f"tokenizer.pieces: {pieces!r} is not allowed for this text: none {where} has "
                     f"a mark of it ({SPACE if pieces == 'sentencepiece' else '@@'})"
                 )
-        elif marked["sentencepiece"] > _SHARE * len(lines):
+        elif marked["sentencepiece"] > _SHARE * len(looked_at):
             raise UserError(
                 f"{marked['sentencepiece']:,} {where} hold words that begin with {SPACE} (U+2581), "
                 "as sentencepiece cuts them. The tokenizers here write a space so, and the marks "
                 "would be lost: " + _AS_CUT.format("sentencepiece")
             )
-        elif marked["subword-nmt"] > _SHARE * len(lines):
+        elif marked["subword-nmt"] > _SHARE * len(looked_at):
             say(
                 f"{marked['subword-nmt']:,} {where} hold words that end in @@, as subword-nmt cuts "
                 "them; they are taken as they stand there, and translations are not put together: "
                 + _AS_CUT.format("subword-nmt")
             )
+
+
+def _marked(lines: list[list[str]]) -> dict[Pieces, int]:
+    """How many lines have words with the marks of each program."""
+    return {
+        "sentencepiece": sum(any(w.startswith(SPACE) for w in words) for words in lines),
+        "subword-nmt": sum(any(w.endswith("@@") for w in words) for words in lines),
+    }

@@ -35,6 +35,10 @@ class FileInfo:
         return f"{self.size_bytes:,} bytes with SHA-256 {self.sha256[:16]}…"
 
 
+class NotReached(UserError):
+    """A file is not there, or cannot be reached; nothing is known of its content."""
+
+
 def prove(content: bytes, expected: FileInfo | None, uri: str, remedy: str) -> None:
     """Look whether what was read is what was written; without ``expected`` nothing is known of it.
 
@@ -77,17 +81,18 @@ def read_table(
         rows: how many it must have; None: any number.
 
     Raises:
-        UserError: it cannot be read, or is not what was written.
+        NotReached: it is not there, or cannot be reached.
+        UserError: it is not what was written.
     """
     try:
         table = read_parquet(uri, columns, prove=lambda found: prove(found, expected, uri, remedy))
     except FileNotFoundError as exc:
-        raise UserError(
+        raise NotReached(
             f"{what} {uri} cannot be read ({exc}): it was removed, or others were prepared in its "
             f"place meanwhile, which the same command would use; else {remedy}"
         ) from exc
     except OSError as exc:
-        raise UserError(f"{what} {uri} cannot be read ({exc})") from exc
+        raise NotReached(f"{what} {uri} cannot be read ({exc})") from exc
     except ParquetError as exc:
         raise UserError(f"{what} {uri} cannot be read ({exc}); {remedy}") from exc
     if rows is not None and table.num_rows != rows:

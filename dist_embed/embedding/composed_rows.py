@@ -18,7 +18,7 @@ from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.projection import Basis
 from dist_embed.vectors.fasttext_binary import FastTextBinary
 from dist_embed.vectors.file import Vectors
-from dist_embed.vectors.match import VocabularyKeys, word_of
+from dist_embed.vectors.match import VocabularyKeys, word_in
 
 # Of eight bytes each; a word of ten letters has some 30.
 PARTS_AT_ONCE = 2**24
@@ -147,8 +147,7 @@ class ComposedRows:
         i = int(self._ids[row])
         if not self._others or i >= self._tokenizer.size:
             return ""
-        token = self._tokenizer.token(i)
-        return word_of(token, whole_words=self._tokenizer.knows_words) or ""
+        return word_in(self._tokenizer, self._tokenizer.token(i)) or ""
 
 
 def _parts(rows: NDArray[np.int64]) -> Iterator[Tensor]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dist_embed.data.prepare import read_counts, read_occurrences, sides_unknown
 from dist_embed.data.prepared_folder import prepared_folder
+from dist_embed.data.proof import NotReached
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPECIAL_TOKENS
 from dist_embed.storage.retry import StorageError
@@ -67,7 +68,7 @@ def occurrences(run_uri: str, role: Role) -> Occurrences:
         line = f"{run_uri}: {unknown}: {data_uri} holds others by now"
         refused = f"{data_uri} holds other data by now than the run {run_uri} was trained on"
         return Occurrences(None, None, (line,), refused)
-    except (OSError, StorageError) as exc:
+    except (OSError, StorageError, NotReached) as exc:
         refused = f"{data_uri} cannot be read ({exc})"
         return Occurrences(None, None, (f"{run_uri}: {unknown}: {refused}",), refused)
     told = [line for line in (data.not_proven(data_uri),) if line]

@@ -128,13 +128,27 @@ class RunTable:
         found = None if self._untrained else self.occurrences.trained
         return np.ones(self.num_words, dtype=np.bool_) if found is None else found
 
-    def frequent_ids(self) -> list[int]:
-        """Of `trained` words, without special tokens, the most frequent on this side first."""
+    def by_frequency(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ascending ids, those of `trained` words alone: special tokens, then the most frequent on
+        this side first.
+        """
+        ids = ids[self.trained[ids]]
+        counts = self.occurrences.on_side
+        if counts is None:
+            return ids
+        first = np.iinfo(np.int64).max
+        of_each = np.where(ids < len(SPECIAL_TOKENS), first, counts[ids])
+        return ids[np.argsort(-of_each, kind="stable")]
+
+    def frequent_ids(self, count: int) -> list[int]:
+        """The first so many of all words by frequency, without special tokens."""
         ids = np.arange(len(SPECIAL_TOKENS), self.num_words)
         counts = self.occurrences.on_side
-        if counts is not None:
-            ids = ids[np.argsort(-counts[ids], kind="stable")]
-        found: list[int] = ids[self.trained[ids]].tolist()
+        if counts is not None and count < len(ids):
+            # Only what can be among them is sorted: a table may have hundreds of millions.
+            known = np.where(self.trained[ids], counts[ids], -1)
+            ids = ids[known >= np.partition(known, len(ids) - count)[len(ids) - count]]
+        found: list[int] = self.by_frequency(ids)[:count].tolist()
         return found
 
     def trained_id_of(self, word: str) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from dist_embed.data.loader import Loader, Position
-from dist_embed.data.text_form import Form
+from dist_embed.data.text_form import Form, Lowercase
 from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.train.assemble import Translator
@@ -104,7 +104,7 @@ def evaluate_translations(
     split: str,
     *,
     bleu_tokenize: str,
-    lowercase: bool,
+    lowercase: Lowercase,
     form: Form,
 ) -> Quality:
     """Translate a held-out split and score it, on every worker: see `Scorer`. Collective."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import sacrebleu
 
-from dist_embed.data.text_form import Form, in_form
+from dist_embed.data.text_form import Form, Lowercase, in_form
 
 PRIVATE_USE = range(0xE000, 0xF900)
 
@@ -38,7 +38,8 @@ class Scorer:
     Args:
         references: one for each sentence.
         bleu_tokenize: sacrebleu's tokenizer for BLEU.
-        lowercase: whether case does not count.
+        lowercase: the lower case that the target's tokenizer makes, where it makes one: case does
+            not count then. It decides on composed letters too, so that it is made of both sides.
         form: what all texts are brought to; ``none``: they are compared as they are.
 
     Attributes:
@@ -47,19 +48,19 @@ class Scorer:
     """
 
     def __init__(
-        self, references: Sequence[str], *, bleu_tokenize: str, lowercase: bool, form: Form
+        self, references: Sequence[str], *, bleu_tokenize: str, lowercase: Lowercase, form: Form
     ) -> None:
-        self._form = form
-        self._references = in_form(references, form)
+        self._form, self._lowercase = form, lowercase
+        self._references = in_form(references, form, lowercase=lowercase)
         # force: sacrebleu warns about tokenised text, which bleu_tokenize=none asks for.
-        self._bleu = sacrebleu.BLEU(tokenize=bleu_tokenize, lowercase=lowercase, force=True)
-        self._chrf = sacrebleu.CHRF(lowercase=lowercase)
+        self._bleu = sacrebleu.BLEU(tokenize=bleu_tokenize, lowercase=bool(lowercase), force=True)
+        self._chrf = sacrebleu.CHRF(lowercase=bool(lowercase))
         held: set[str] = set().union(*self._references)
         self.unknown = next(sign for sign in map(chr, PRIVATE_USE) if sign not in held)
 
     def score(self, translations: Sequence[str]) -> Score:
         """The score of one translation for each reference, in order."""
-        texts = in_form(translations, self._form)
+        texts = in_form(translations, self._form, lowercase=self._lowercase)
         bleu = self._bleu.corpus_score(texts, [self._references])
         return Score(
             bleu=bleu.score,

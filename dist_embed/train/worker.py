@@ -183,8 +183,8 @@ def train_task(context: Context) -> dict[str, Any]:
     def translate() -> Quality:
         return evaluate_translations(
             translation, data_uri, data, "validation",
-            bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
-            form=tokenizers["target"].form,
+            bleu_tokenize=config.search.bleu_tokenize, form=tokenizers["target"].form,
+            lowercase=tokenizers["target"].lowercase,
         )  # fmt: skip
 
     with ExitStack() as stack:
@@ -246,8 +246,8 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     quality = evaluate_translations(
         build_translation(config, translator, tokenizers, context.reporter.line), data_uri, data,
         split,
-        bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
-        form=tokenizers["target"].form,
+        bleu_tokenize=config.search.bleu_tokenize, form=tokenizers["target"].form,
+        lowercase=tokenizers["target"].lowercase,
     )  # fmt: skip
     training_tokens = context.options.get("training_tokens")
     training_loss = training_tokens and exact_loss(
@@ -383,8 +383,14 @@ def data_of_all(context: Context) -> PreparedData:
             return PreparedData.read(folder)
         except FileNotFoundError:
             raise UserError(
-                f"worker {group.rank} finds no prepared data in {folder}: data.uri has to be one "
-                "folder for all workers, a URL or a shared one, or the same copy on each machine"
+                f"worker {group.rank} finds no prepared data in {folder}"
+                + (
+                    ": they were removed, moved, or prepared again meanwhile, which the same "
+                    "command would use"
+                    if group.is_first
+                    else ": data.uri has to be one folder for all workers, a URL or a shared one, "
+                    "or the same copy on each machine"
+                )
             ) from None
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from dist_embed.vectors.match import Form, word_of
+from dist_embed.vectors.match import Form, word_in
 
 MISSING_SHOWN = 20
 # How an id was found, beside the ranks of `match`.
@@ -123,7 +123,7 @@ def coverage_of(
         counted = counts > 0
         if not pieces:
             for i in counted.nonzero()[0].tolist():
-                counted[i] = is_word(tokenizer.token(first + i), tokenizer.knows_words)
+                counted[i] = is_word(tokenizer, tokenizer.token(first + i))
     found = counted & (ranks >= 0) & (ranks < COMPOSED)
     composed = counted & (ranks == COMPOSED)
     ways: dict[str, int] = {"as written": int((found & (ranks < 2)).sum())}
@@ -141,16 +141,16 @@ def coverage_of(
     )  # fmt: skip
 
 
-def is_word(token: str, whole_words: bool) -> bool:
+def is_word(tokenizer: Tokenizer, token: str) -> bool:
     """Whether a token can be a word of a file of words: no piece inside one, nor the bare mark of a
     space, which is left where a punctuation mark behind a space is parted from it, nor blanks.
     """
-    return bool((word_of(token, whole_words=whole_words) or "").strip())
+    return bool((word_in(tokenizer, token) or "").strip())
 
 
 def _word(tokenizer: Tokenizer, i: int) -> str:
     token = tokenizer.token(i)
-    return word_of(token, whole_words=tokenizer.knows_words) or token
+    return word_in(tokenizer, token) or token
 
 
 def _share(part: int, whole: int) -> str:

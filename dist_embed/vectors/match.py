@@ -79,7 +79,7 @@ class VocabularyKeys:
     def spellings(self, token: str) -> list[str | None]:
         """What the token is looked for as, by rank; None where a rank adds nothing."""
         found: list[str | None] = [token]
-        word = word_of(token, whole_words=self._tokenizer.knows_words)
+        word = word_in(self._tokenizer, token)
         found.append(None if word == token else word)
         for form in self._forms:
             spelled = None if word is None else form(word)
@@ -111,6 +111,15 @@ class VocabularyKeys:
             found += [(place, i, rank, (rank, i) == max(pairs)) for rank, i in pairs]
         columns = np.array(found, dtype=np.int64).reshape(-1, 4)
         return Matches(columns[:, 0], columns[:, 1], columns[:, 2], columns[:, 3].astype(bool))
+
+
+def word_in(tokenizer: Tokenizer, token: str) -> str | None:
+    """The word that a token of a tokenizer stands for, see `word_of`. Of text that subword-nmt has
+    cut, a piece that goes on is none; the last one of a word cannot be told from a word.
+    """
+    if tokenizer.pieces == "subword-nmt" and token.endswith("@@"):
+        return None
+    return word_of(token, whole_words=tokenizer.knows_words)
 
 
 def word_of(token: str, *, whole_words: bool) -> str | None:

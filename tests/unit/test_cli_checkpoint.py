@@ -16,6 +16,7 @@ from dist_embed.checkpoint.write import Description, new_attempt, write_rows
 from dist_embed.cli.main import build_parser, main
 from dist_embed.cluster.work import EVALUATE
 from dist_embed.data.text_form import Form
+from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.training_words import count_target_words
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.storage import uri as storage
@@ -266,6 +267,32 @@ def test_compare(
     assert not {"translations", "scored"} & found.keys()
     assert (found["bleu"], found["target_vocabulary"], found["tokenizer"]) == (12.345, 5, "word")
     assert [one["found"] for one in found["recall"]] == [one.found for one in bins]
+
+
+def test_pieces_and_words_cannot_be_compared(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    runs = []
+    for name, path in (("plain", {}), ("cut", {"pieces": "subword-nmt"})):
+        tokenizer = Tokenizer.from_words(
+            ["a"],
+            lowercase=False,
+            split_punctuation=False,
+            **path,  # type: ignore[arg-type]
+        )
+        (tmp_path / name).mkdir()
+        runs.append(
+            small_run(
+                tmp_path / name, {"source": tokenizer, "target": tokenizer},
+                {"shared": torch.zeros(tokenizer.size, 4)}, share="all",
+                settings={"data": {"synthetic": {}, "uri": prepared.uri}},
+            )
+        )  # fmt: skip
+    assert main(["compare", *runs]) == 2
+    assert (
+        "put together in different ways cannot be compared: tokenizer.pieces=none in "
+        f"{runs[0]}; tokenizer.pieces=subword-nmt in {runs[1]}"
+    ) in capsys.readouterr().err
 
 
 def test_other_sentences_cannot_be_compared(

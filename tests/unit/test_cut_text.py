@@ -21,6 +21,8 @@ from dist_embed.data.token_shards import read_tokens
 from dist_embed.data.tokenizer import END, UNKNOWN, Pieces, Tokenizer
 from dist_embed.data.word_runs import WordSplitting, split_and_count
 from dist_embed.train.evaluate import evaluate_translations
+from dist_embed.vectors.coverage import is_word
+from dist_embed.vectors.match import word_in
 from tests.unit.small_corpus import ODD, prepare, sentences, train_tokenizer, write_text
 
 CUT: dict[Pieces, tuple[str, str]] = {
@@ -119,10 +121,48 @@ def test_text_that_is_cut_otherwise_than_configured_is_told(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"3 of the first 4 target lines .*tokenizer\.pieces=sente"):
         told(cut, "none")
     assert ["tokenizer.pieces=subword-nmt" in line for line in told(other, "none")] == [True]
+    # A side that is not cut stays as it is, but by sentencepiece's marks words would run together.
+    for pieces in CUT:
+        pairs = write_text(tmp_path, "one", [("a b", CUT[pieces][0])] * 3)
+        if pieces == "subword-nmt":
+            check_pieces(pairs, pieces, lambda line: None)
+        else:
+            with pytest.raises(UserError, match=r"is not allowed .* source lines"):
+                check_pieces(pairs, pieces, lambda line: None)
     with pytest.raises(UserError, match=r"'sentencepiece' is not allowed .* source lines .* \(▁\)"):
         told(other, "sentencepiece")
     with pytest.raises(UserError, match=r"'subword-nmt' is not allowed .* source lines .* \(@@\)"):
         told(cut, "subword-nmt")
+
+
+def test_pieces_are_no_words_of_a_file() -> None:
+    tokenizer = cut_tokenizer("subword-nmt", ["hou@@ se tree"])
+    assert [word_in(tokenizer, token) for token in ("hou@@", "se", "tree", "<unk>")] == [
+        None, "se", "tree", None
+    ]  # fmt: skip
+    assert [is_word(tokenizer, token) for token in ("hou@@", "se")] == [False, True]
+    plain = Tokenizer.from_words(["hou@@"], lowercase=False, split_punctuation=False)
+    assert word_in(plain, "hou@@") == "hou@@"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "refused"),
+    [
+        ("tokenizer", "lowercase", True, "tokenizer.lowercase: true is not allowed"),
+        ("search", "replace_unknown", "copy", "search.replace_unknown: 'copy' is not allowed"),
+    ],
+)
+def test_what_needs_whole_words_is_refused(
+    section: str, key: str, value: Any, refused: str
+) -> None:
+    values: dict[str, Any] = {
+        "run": {"uri": "r"}, "train": {"max_steps": 1}, "data": {"synthetic": {}},
+        "tokenizer": {"pieces": "subword-nmt", "split_punctuation": False},
+    }  # fmt: skip
+    config_from_dict(values)
+    values.setdefault(section, {})[key] = value
+    with pytest.raises(ConfigError, match=refused):
+        config_from_dict(values)
 
 
 @pytest.mark.parametrize("other", [{"split_punctuation": True}, {"kind": "bpe"}])

@@ -26,7 +26,7 @@ from dist_embed.cli.checkpoint import _export
 from dist_embed.cli.main import build_parser, main
 from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import tokenizer_name
-from dist_embed.data.proof import FileInfo
+from dist_embed.data.proof import FileInfo, NotReached
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.explore import export as export_module
@@ -462,7 +462,7 @@ def test_words_of_the_other_side_are_not_taken_for_trained(
     monkeypatch.setattr("dist_embed.explore.flat_map.LEAST_WORDS", 3)
     run, vectors = run_of_both(tmp_path, share)
     table, everything = RunTable(run, role), RunTable(run, role, untrained=True)
-    assert [table.word(i) for i in table.frequent_ids()] == trained
+    assert [table.word(i) for i in table.frequent_ids(99)] == trained
     untrained = next(word for word in reversed(BOTH) if word not in trained)
     refused = f"'{untrained}' never occurs {place} the training data of {run}: its vector in table"
     for call in (
@@ -533,7 +533,9 @@ def test_data_that_do_not_tell_their_sides_apart_are_used_as_before(
     run, vectors = run_of_both(tmp_path, "decoder", told_apart=False)
     table = RunTable(run, "source")
     assert len(neighbors(table, ["er"], 9)["er"]) == 5
-    assert table.frequent_ids() == [6, 8, 7, 5, 4, 9]
+    assert table.frequent_ids(99) == [6, 8, 7, 5, 4, 9]
+    for count in range(1, 7):
+        assert table.frequent_ids(count) == [6, 8, 7, 5, 4, 9][:count]
     export_embeddings(table, str(tmp_path / "v.parquet"), "parquet")
     columns = read_parquet(str(tmp_path / "v.parquet")).to_pydict()
     assert columns["count"] == [0, 5, 0, 0, 5, 6, 9, 7, 9, 0]
@@ -554,6 +556,15 @@ def test_data_that_do_not_tell_their_sides_apart_are_used_as_before(
     assert capsys.readouterr().err.endswith(f"cannot be read ({run}/data is silent)\n")
     with pytest.raises(UserError, match=r"is silent.*counts are not known"):
         word_counts(table)
+
+    # Nor where a single file of theirs has been removed just now, or cannot be reached.
+    def removed(*asked: Any) -> None:
+        raise NotReached("counts were removed")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(occurrences_module, "read_occurrences", removed)
+    assert len(neighbors(RunTable(run, "source"), ["er"], 9)["er"]) == 5
+    assert capsys.readouterr().err.endswith(f"{run}/data cannot be read (counts were removed)\n")
     monkeypatch.undo()
     # A table of both sides needs no more than the counts of both.
     run, _ = run_of_both(tmp_path / "all", "all", told_apart=False)

@@ -5,6 +5,7 @@ import os
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -116,6 +117,15 @@ def test_the_whole_file_has_all_weights_and_no_optimizer_state(
         assert torch.equal(loaded[name], tensor), name
     with safe_open(str(output), "pt") as file:
         assert file.metadata() == {"step": "7"}
+
+
+def test_of_one_table_some_rows_can_be_written(
+    saved: tuple[ObjectStore, Manifest], tmp_path: Path
+) -> None:
+    ids = np.array([1, 2, 5])
+    written = export_checkpoint(*saved, tmp_path / "some", table="words", ids=ids)
+    assert torch.equal(load_file(tmp_path / "some")["weight"], EMBEDDING[ids])
+    assert written["weight"].shape == [3, *EMBEDDING.shape[1:]]
 
 
 def test_an_unknown_table_is_an_error_that_names_those_there_are(tmp_path: Path) -> None:

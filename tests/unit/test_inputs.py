@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import replace
@@ -28,6 +29,7 @@ from dist_embed.data.token_shards import (
     read_tokens,
 )
 from dist_embed.storage import uri as storage
+from dist_embed.storage.retry import StoreUnavailable
 from tests.unit.small_corpus import one_is_this_process, prepare, sentences
 
 OLD = Path(__file__).parent / "old_data" / "format-1"
@@ -360,17 +362,43 @@ def test_what_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+def test_nothing_is_written_down_in_data_that_others_have_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(lexicon_translations=0)
+    ensured(config)
+    os.utime(tmp_path / "s.txt", (1, 1))
+    compared = preparation.compare_inputs
+
+    def replaced_meanwhile(*given: Any) -> Comparison:
+        found = compared(*given)
+        monkeypatch.setattr(preparation, "compare_inputs", compared)
+        with one_is_this_process(1):
+            preparation.ensure_data(config, lambda line: None, force=True)
+        return found
+
+    monkeypatch.setattr(preparation, "compare_inputs", replaced_meanwhile)
+    before, said = ensured(config, renew=True)
+    assert not Path(before.folder_uri).exists()
+    assert said[-1].startswith("it could not be written down: ")
+
+
 def test_others_data_are_used_where_nothing_can_be_written_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = ensured(config_of())
     os.utime(tmp_path / "s.txt", (1, 1))
 
-    def refuse(uri: str, text: str) -> None:
-        raise PermissionError("not yours")
+    for error in (PermissionError("not yours"), OSError(errno.EROFS, "not yours"),
+                  StoreUnavailable("not yours")):  # fmt: skip
 
-    monkeypatch.setattr(storage, "write_text", refuse)
-    data, said = ensured(config_of(), renew=True)
-    assert data.digest() == first.digest()
-    assert said[-1] == "it could not be written down: not yours"
+        def refuse(uri: str, text: str, error: Exception = error) -> None:
+            raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, "write_text", refuse)
+            data, said = ensured(config_of(), renew=True)
+        assert data.digest() == first.digest()
+        assert said[-1].startswith("it could not be written down: ")
+        assert said[-1].endswith("not yours")
     assert "; `dist-embed prepare CONFIG` writes it down" in ensured(config_of())[1][0]

@@ -9,7 +9,8 @@ import sacrebleu
 from sacrebleu.metrics.bleu import _get_tokenizer
 
 from dist_embed.config.schema import SearchSection
-from dist_embed.data.text_form import FORMS
+from dist_embed.data.text_form import FORMS, Lowercase
+from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.train.scoring import PRIVATE_USE, Scorer
 
 REFERENCES = ["Der Hund sieht die kleine Katze , unklar .", "er geht <unk> nach Haus-Ulm, 3.5 km"]
@@ -50,6 +51,23 @@ def test_no_reference_has_the_sign_of_an_unknown_word() -> None:
     # The icon is a word like others.
     assert scorer.score(references).bleu == pytest.approx(100)
     assert scorer.score(references).chrf == pytest.approx(100)
+
+
+@pytest.mark.parametrize("lowercase", [True, "letters"])
+def test_both_sides_have_the_lower_case_that_the_tokenizer_makes(lowercase: Lowercase) -> None:
+    """Of H and U+0331 a composed letter, of a capital sigma one or the other."""
+    reference = "J\u030cABA YES WE H\u0331ELLO \u039b\u039f\u0393\u039f\u03a3 GO"
+    for form in FORMS:
+        tokenizer = Tokenizer.from_words(
+            [], lowercase=lowercase, split_punctuation=False, form=form
+        )
+        assert tokenizer.lowercase == lowercase
+        scorer = Scorer(
+            [reference], bleu_tokenize="none", lowercase=tokenizer.lowercase, form=tokenizer.form
+        )
+        found = scorer.score([tokenizer.normalized(reference)])
+        assert (found.bleu, found.chrf) == (pytest.approx(100), pytest.approx(100))
+        assert "|case:lc|" in found.signature
 
 
 def test_texts_are_scored_in_one_form() -> None:

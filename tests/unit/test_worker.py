@@ -247,10 +247,12 @@ def test_a_checkpoint_is_scored_as_configured(
         )  # fmt: skip
 
     quality = SimpleNamespace(
-        bleu=12.5, chrf=30.0, signature="how", sentences=6, seconds=3.0, translations=["a"]
-    )
+        bleu=12.5, chrf=30.0, signature="how", sentences=6, seconds=3.0, translations=["a"],
+        scored=["b"],
+    )  # fmt: skip
+    tokenizers = {"target": SimpleNamespace(lowercase="letters", form="nfkc")}
     for name, result in (
-        ("data_of_all", data), ("check_vocabularies", None), ("load_tokenizers", "tokenizers"),
+        ("data_of_all", data), ("check_vocabularies", None), ("load_tokenizers", tokenizers),
         ("_load_for_inference", ("translator", 4)), ("exact_loss", 2.0),
         ("build_translation", "translation"), ("evaluate_translations", quality),
     ):  # fmt: skip
@@ -270,13 +272,16 @@ def test_a_checkpoint_is_scored_as_configured(
         losses += [(("translator", "folder", data, "train", 77), {"at_least": 50})]
     assert asked["exact_loss"] == losses
     assert asked["evaluate_translations"] == [
-        (("translation", "folder", data, "test"), {"bleu_tokenize": "char", "lowercase": True})
+        (
+            ("translation", "folder", data, "test"),
+            {"bleu_tokenize": "char", "lowercase": "letters", "form": "nfkc"},
+        )
     ]
     assert found == {
         "data_folder": "folder", "split": "test", "step": 4, "loss": 2.0,
         "training_loss": 2.0 if training_tokens else None, "perplexity": math.exp(2.0),
         "bleu": 12.5, "chrf": 30.0, "bleu_signature": "how", "sentences": 6,
-        "sentences_per_second": 2.0, "translations": ["a"],
+        "sentences_per_second": 2.0, "translations": ["a"], "scored": ["b"],
     }  # fmt: skip
     monkeypatch.setattr(worker, "exact_loss", lambda *_, **__: 1e4)
     assert worker.evaluate_task(context)["perplexity"] == math.exp(700)
