@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dist_embed.embedding import lookup as lookup_module
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.memory import LEAST_BLOCK_TOKENS
 from dist_embed.embedding.own_rows import OwnRowsKernel
@@ -49,6 +50,22 @@ def train_after_detours(
         sharded.transformer.eval()
     assert len(training) == len(steps) * tiny.accumulate
     assert all(training)
+    return losses, sharded.tables(), sharded.dense()
+
+
+def train_with_fbgemm(
+    group: Group, tiny: Tiny, steps: list[Pairs]
+) -> tuple[list[float], dict[str, Any], Any]:
+    """Updates by FBGEMM's own autograd function, as on CUDA; here it runs on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lookup_module, "CpuRows", lambda kernel: kernel.forward)
+        sharded = Sharded(tiny, group)
+    for kernel in sharded.lookup._kernels:
+        assert getattr(kernel.forward, "__func__", None) is type(kernel).forward
+    losses = [
+        sharded.step(number, pairs, following).loss
+        for number, (pairs, following) in enumerate(zip_longest(steps, steps[1:]), start=1)
+    ]
     return losses, sharded.tables(), sharded.dense()
 
 
@@ -116,6 +133,18 @@ def test_steps_of_the_exact_layer_by_blocks(
     steps = [random_pairs(50, seed, 23, 31) for seed in range(3)]
     assert sum(len(target) + 1 for _, target in steps[0]) > 5 * LEAST_BLOCK_TOKENS
     check_equal(workers, num_workers, tiny, steps)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("train", [train, train_with_fbgemm])
+def test_a_rising_rate_is_that_of_the_step(
+    workers: WorkerPool, num_workers: int, train: Any
+) -> None:
+    """FBGEMM's function takes the rate when rows are fetched, ours when they are updated."""
+    tiny = Tiny(num_samples=9, warmup_steps=5, clip_norm=0.9)
+    check_equal(
+        workers, num_workers, tiny, [random_pairs(9, seed, 23, 31) for seed in range(4)], train
+    )
 
 
 def test_fewer_rows_than_workers(workers: WorkerPool) -> None:
