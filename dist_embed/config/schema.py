@@ -214,7 +214,9 @@ class TablesSection(Section):
 class EmbeddingSection(Section):
     """The row-sharded tables."""
 
-    width: PositiveInt = Field(128, description="D, values per row; a multiple of 4.")
+    width: PositiveInt = Field(
+        128, description="D, values per row; a multiple of 4, at most 2,048 on a GPU."
+    )
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
         "rowwise_adagrad", description="Fused into the tables' backward. `adam` needs CUDA."
     )

@@ -11,8 +11,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dist_embed.embedding.bags import bags_of_a_table, in_bags
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.own_rows import OwnRowsKernel
@@ -118,6 +118,7 @@ class RowLookup:
                 kernel.forward = CpuRows(kernel)
         # They count steps for themselves, for Adam's bias correction.
         self._counting = self._kernels if optimizer == "adam" else []
+        self._num_bags = bags_of_a_table(group.device.type, group.num_workers)
         self._cache_is_newer = False
         self._frozen: frozenset[str] = frozenset()
         state = self._module.state_dict()  # of live views, so it need not be asked for again
@@ -166,7 +167,10 @@ class RowLookup:
                 index[role] = positions[: len(ids[role])]
                 positions = positions[len(ids[role]) :]
         context = self._module.create_context()
-        travelling = self._module.input_dist(context, self._wanted(rows))
+        wanted = {feature_of(table): of_table for table, of_table in rows.items()}
+        travelling = self._module.input_dist(
+            context, in_bags(wanted, self._num_bags, self.group.device)
+        )
         return RowRequest(rows, index, context, travelling)
 
     def fetch(self, request: RowRequest) -> StepRows:
@@ -194,14 +198,6 @@ class RowLookup:
         parts = inverse.split([piece.numel() for piece in pieces])
         positions = [part.view(piece.shape) for part, piece in zip(parts, pieces, strict=True)]
         return self._orders[table].rows_of(unique), positions
-
-    def _wanted(self, rows: dict[str, Tensor]) -> KeyedJaggedTensor:
-        """Row numbers by the names under which TorchRec looks them up."""
-        return KeyedJaggedTensor.from_lengths_sync(
-            keys=[feature_of(table) for table in rows],
-            values=torch.cat(list(rows.values())),
-            lengths=torch.tensor([v.numel() for v in rows.values()], device=self.group.device),
-        )
 
     def weight(self, table: str) -> Tensor:
         """Live view of this worker's logical rows of ``table``: [R, D], up to date on return.

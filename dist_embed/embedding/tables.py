@@ -19,7 +19,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.types import DataType
 
-from dist_embed.config.cuda_only import problems_without_cuda
+from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
 from dist_embed.config.errors import UserError
 from dist_embed.embedding.plan import Exchange, TableSpec, Tier, Weights, shard_of
 from dist_embed.parallel.group import Group
@@ -78,16 +78,19 @@ def build_sharded_tables(
             gets a kernel for itself, and no cache.
 
     Raises:
-        UserError: something that needs CUDA on another device. Nothing has been allocated.
+        UserError: something that needs CUDA on another device, or that CUDA cannot serve. Nothing
+            has been allocated.
 
     Collective: every worker calls it with equal arguments.
     """
-    if group.device.type != "cuda":
+    if group.device.type == "cuda":
+        problems = problems_on_cuda(width=specs[0].width)
+    else:
         problems = problems_without_cuda(
             optimizer=optimizer, memory=tier, weights=weights, exchange=exchange
         )
-        if problems:
-            raise UserError("\n".join(problems))
+    if problems:
+        raise UserError("\n".join(problems))
     module = EmbeddingCollection(
         device=torch.device("meta"),
         tables=[

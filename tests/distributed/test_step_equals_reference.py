@@ -147,6 +147,40 @@ def test_a_rising_rate_is_that_of_the_step(
     )
 
 
+def train_with_bags(
+    group: Group, tiny: Tiny, steps: list[Pairs]
+) -> list[tuple[list[float], dict[str, Any], Any]]:
+    """The same by ours and by FBGEMM's function, with what is wanted cut into 1, 7, 64 bags."""
+    results = []
+    for train_one in (train, train_with_fbgemm) if tiny.num_samples else (train,):
+        for num_bags in (1, 7, 64):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(lookup_module, "bags_of_a_table", lambda *_, n=num_bags: n)
+                results.append(train_one(group, tiny, steps))
+    return results
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize(("share", "num_samples"), [("none", 9), ("all", 0)])
+def test_any_number_of_bags_gives_the_same_bits(
+    workers: WorkerPool, num_workers: int, share: Any, num_samples: int
+) -> None:
+    tiny = Tiny(share=share, source_rows=31, num_samples=num_samples, clip_norm=0.3)
+    # Of the second step one worker has no sentence.
+    steps = [random_pairs(9, 1, 31, 31), random_pairs(num_workers - 1, 2, 31, 31)][:num_workers]
+    for results in workers.run(num_workers, train_with_bags, tiny, steps):
+        for start in range(0, len(results), 3):
+            losses, tables, dense = results[start]
+            for more_losses, more_tables, more_dense in results[start + 1 : start + 3]:
+                assert more_losses == losses
+                for name, value in dense.items():
+                    assert torch.equal(more_dense[name], value), name
+                for table, (_, weight, state) in tables.items():
+                    assert torch.equal(more_tables[table][1], weight), table
+                    for name, value in state.items():
+                        assert torch.equal(more_tables[table][2][name], value), name
+
+
 def test_fewer_rows_than_workers(workers: WorkerPool) -> None:
     tiny = Tiny(share="all", source_rows=5, target_rows=5)
     check_equal(workers, 4, tiny, [random_pairs(9, seed, 5, 5) for seed in range(3)])
