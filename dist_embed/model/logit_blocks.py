@@ -58,6 +58,39 @@ class LogitBlocks:
                 grad_weight[rows].add_(narrow[:, rows].t() @ hidden, alpha=weight_scale)
 
 
+class Picked:
+    """One logit of some rows of a block: read and changed without asking which rows have one.
+
+    A GPU's host would wait for that answer.
+
+    Args:
+        index: [b] which of ``num_rows`` logits; outside of these none.
+        num_rows: may be 0.
+    """
+
+    def __init__(self, index: Tensor, num_rows: int) -> None:
+        self.here = (index >= 0) & (index < num_rows)
+        self._place = index.clamp(0, max(0, num_rows - 1)).unsqueeze(1)
+
+    def read(self, logits: Tensor) -> Tensor:
+        """Of [b, num_rows]: [b], 0 where none is picked."""
+        if not logits.shape[1]:
+            return logits.new_zeros(logits.shape[0])
+        return torch.where(self.here, logits.gather(1, self._place).squeeze(1), 0.0)
+
+    def add(self, logits: Tensor, value: float) -> None:
+        """Add ``value`` to each picked one."""
+        if logits.shape[1]:
+            logits.scatter_add_(1, self._place, torch.where(self.here, value, 0.0).unsqueeze(1))
+
+    def put(self, logits: Tensor, value: Tensor) -> None:
+        """Write ``value``, [b] or [], over each picked one."""
+        if logits.shape[1]:
+            old = logits.gather(1, self._place)
+            here = self.here.unsqueeze(1)
+            logits.scatter_(1, self._place, torch.where(here, value.unsqueeze(-1), old))
+
+
 def exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Replace logits [b, R] by exp(logits - their maximum); returns maximum and sum, each [b]."""
     if not logits.shape[1]:  # a worker without rows

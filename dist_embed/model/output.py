@@ -20,7 +20,7 @@ from torch import Tensor
 from dist_embed.embedding.memory import LEAST_BLOCK_TOKENS, block_tokens
 from dist_embed.embedding.own_rows import OwnGradient
 from dist_embed.embedding.tables import lies_in_host_memory
-from dist_embed.model.logit_blocks import LogitBlocks, exponentials, log_normaliser
+from dist_embed.model.logit_blocks import LogitBlocks, Picked, exponentials, log_normaliser
 from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.parallel.collectives import gather_rows, stack_over_workers, sum_and_scatter_rows
 from dist_embed.parallel.group import Group
@@ -196,17 +196,15 @@ class _Tokens:
             block = slice(start, start + blocks.num_tokens)
             h, index = self.hidden[block], self.index[block]
             logits = blocks.logits(h)
-            here = ((index >= 0) & (index < self.weight.shape[0])).nonzero().squeeze(-1)
-            index = index[here]
-            target_logit = logits.new_zeros(h.shape[0])
-            target_logit[here] = logits[here, index]
+            targets = Picked(index, self.weight.shape[0])
+            target_logit = targets.read(logits)
             maximum, total = exponentials(logits)
             losses, log_z = self._losses(h, maximum, total, target_logit)
             smoothed, nll = smoothed + losses[0], nll + losses[1]
             # d loss / d logits = p - (1 - ε) onehot - ε / V; the last term, the same for every
             # word, is added afterwards without touching the block.
             grad = logits.mul_((maximum - log_z).exp().unsqueeze(1))
-            grad[here, index] -= 1 - self.smoothing
+            targets.add(grad, self.smoothing - 1)
             blocks.add_gradients(grad, h, grad_hidden[block], grad_weight, self.weight_scale)
         return smoothed, nll, grad_hidden
 
