@@ -84,9 +84,7 @@ def _steps(
         accumulate=1,
     )
     for work in loader.steps(Position()):
-        yield StepBatches(
-            [batch.to(group.device) for batch in work.batches], work.token_counts, work.after
-        )
+        yield work.to(group.device)
 
 
 def _measure(step: Step, steps: Iterator[StepBatches], count: int, group: Group) -> float:

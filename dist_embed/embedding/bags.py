@@ -9,6 +9,7 @@ a table's rows in one bag would be a loop over all of them on an idle device
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def in_bags(rows: dict[str, Tensor], num_bags: int, device: torch.device) -> Key
         lengths=_lengths(counts, num_bags, device),
         stride=num_bags,
         length_per_key=counts,
-        offset_per_key=[0, *torch.tensor(counts).cumsum(0).tolist()],
+        offset_per_key=[*accumulate(counts, initial=0)],
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import dist_embed
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.tiers import Memory
 from dist_embed.parallel.group import Group
@@ -43,6 +46,35 @@ def test_three_steps_equal_the_cpu_reference(
         weight, state = joined([sharded.tables()], table)
         torch.testing.assert_close(weight, embedding.weight.data, rtol=0, atol=1e-4)
         torch.testing.assert_close(state, reference.sums[table], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("num_samples", "block_bytes"), [(9, 620), (0, 620), (0, 2**20)])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+def test_a_step_waits_for_the_device_once(
+    group: Group, num_samples: int, block_bytes: int, clip_norm: float
+) -> None:
+    """Beside what TorchRec asks; see tests/distributed/test_host_waits.py for the CPU's count."""
+    tiny = Tiny(accumulate=2, num_samples=num_samples, block_bytes=block_bytes, clip_norm=clip_norm)
+    sharded = Sharded(tiny, group)
+    step = sharded.train_step
+    step._optimizer = torch.optim.AdamW(sharded.transformer.parameters(), fused=True)
+    works = [
+        step.prepare(number, sharded.work(random_pairs(40, number, 23, 31))).to(group.device)
+        for number in (1, 2, 3)
+    ]
+    step.run(1, works[0], works[1])
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step.run(2, works[1], works[2])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    waits = [w.filename for w in told if "synchronizing CUDA operation" in str(w.message)]
+    package = Path(dist_embed.__file__).parent
+    ours = [name for name in waits if Path(name).is_relative_to(package)]
+    assert [Path(name).name for name in ours] == ["step.py"], waits
 
 
 def test_bfloat16_steps_come_close_to_float32(group: Group) -> None:
