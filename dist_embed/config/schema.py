@@ -260,8 +260,10 @@ class ModelSection(Section):
     share_embeddings: Literal["none", "decoder", "all"] = Field(
         "decoder", description="Which of source, target and output use one table."
     )
-    logits_block_mib: PositiveFloat = Field(
-        8.0, description="Largest block of logits held at once, MiB per worker."
+    logits_block_mib: PositiveFloat | Literal["auto"] = Field(
+        "auto",
+        description="Largest block of logits held at once, MiB per worker. `auto`: 8 on the CPU, "
+        "on a GPU by its memory and a worker's rows, from 256 on.",
     )
     output: Literal["exact", "sampled"] = Field(
         "exact",

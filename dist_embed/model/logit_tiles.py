@@ -8,6 +8,7 @@ of Cut Cross-Entropy (Wijmans et al. 2025, arXiv 2411.09009), with plain matrix 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from dist_embed.embedding.tables import lies_in_host_memory
 from dist_embed.model.logit_blocks import LogitBlocks, Picked, exponentials
 
-# Enough for the matrix product to be fast; the rows of a tile follow from its bytes.
+# Enough for the matrix product to be fast on a CPU; the rows of a tile follow from its bytes.
 TILE_TOKENS = 256
 
 
@@ -35,7 +36,10 @@ class LogitTiles:
     def __init__(self, hidden: Tensor, weight: Tensor, tile_bytes: int) -> None:
         self._hidden = hidden
         self._weight = weight
-        self._tokens = max(1, min(TILE_TOKENS, hidden.shape[0]))
+        most = TILE_TOKENS
+        if weight.is_cuda:  # as many tokens as rows: the fewest operations, and passes over memory
+            most = max(TILE_TOKENS, math.isqrt(tile_bytes // 4))
+        self._tokens = max(1, min(most, hidden.shape[0]))
         self._copied = weight.dtype != hidden.dtype or lies_in_host_memory(weight)
         row_bytes = 4 * self._tokens
         if self._copied:

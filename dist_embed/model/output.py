@@ -55,6 +55,11 @@ class OutputShard:
         """Tokens per block; the same on every worker, as every block is an exchange."""
         return block_tokens(self.block_bytes, self.num_rows, self.group.num_workers)
 
+    @property
+    def trains_by_blocks(self) -> bool:
+        """Whether a block holds enough tokens; else training goes by tiles."""
+        return self.block_tokens >= LEAST_BLOCK_TOKENS[self.group.device.type]
+
 
 def sharded_cross_entropy(
     hidden: Tensor,
@@ -122,7 +127,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         into: Tensor | None = None
         if weight_gradient is not None:
             into = tokens.begin_weight_gradient(weight_gradient)
-        if want_gradient and shard.block_tokens >= LEAST_BLOCK_TOKENS:
+        if want_gradient and shard.trains_by_blocks:
             smoothed, nll, grad_hidden = tokens.in_one_pass(into)
         else:
             smoothed, nll, log_z = tokens.loss_by_tiles()
@@ -188,7 +193,8 @@ class _Tokens:
         weight = self.weight
         if lies_in_host_memory(weight):  # every block reads it
             weight = weight.to(self.shard.dtype, copy=True)
-        blocks = LogitBlocks(weight, self.shard.block_tokens, self.shard.dtype)
+        num_tokens = min(self.shard.block_tokens, max(1, self.hidden.shape[0]))
+        blocks = LogitBlocks(weight, num_tokens, self.shard.dtype)
         grad_hidden = torch.empty_like(self.hidden, dtype=torch.float32)
         smoothed = torch.zeros((), device=self.hidden.device)
         nll = torch.zeros((), device=self.hidden.device)

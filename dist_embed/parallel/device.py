@@ -56,6 +56,11 @@ def pinned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
 
 
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a CUDA device."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
 def device_name(device: torch.device) -> str:
     """A name a reader can compare figures by."""
     if device.type == "cuda":

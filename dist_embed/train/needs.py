@@ -9,6 +9,7 @@ from dist_embed.embedding.memory import (
     OutputNeeds,
     Replicated,
     Saving,
+    automatic_block_bytes,
     inference_bytes,
     worker_bytes,
 )
@@ -17,21 +18,33 @@ from dist_embed.storage.uri import is_local
 
 
 def output_needs(
-    config: Config, vocabulary_size: dict[str, int], *, narrow_products: bool
+    config: Config,
+    vocabulary_size: dict[str, int],
+    *,
+    narrow_products: bool,
+    device_bytes: int | None = None,
 ) -> OutputNeeds:
     """What decides how much memory the output layer takes.
 
     ``narrow_products``: whether matrix products are bfloat16 (`train.precision`).
+    ``device_bytes``: memory of the smallest GPU, the same on every worker; None on the CPU.
     """
     model, frozen = config.model, config.embedding.tables.output
     counted = model.output == "sampled" and model.sampler == "unigram"
+    table = _specs(config, vocabulary_size)[TABLE_OF_ROLE[model.share_embeddings]["output"]]
+    exact, workers = model.output == "exact", config.cluster.num_workers
     return OutputNeeds(
-        _specs(config, vocabulary_size)[TABLE_OF_ROLE[model.share_embeddings]["output"]],
-        exact=model.output == "exact",
-        block_bytes=int(model.logits_block_mib * 2**20),
+        table,
+        exact=exact,
+        block_bytes=automatic_block_bytes(
+            table.num_rows, workers, exact=exact, device_bytes=device_bytes
+        )
+        if model.logits_block_mib == "auto"
+        else int(model.logits_block_mib * 2**20),
         narrow_products=narrow_products,
         sampler_words=vocabulary_size["target"] if counted else 0,
         trained=not (frozen and frozen.freeze),
+        device="cpu" if device_bytes is None else "cuda",
     )
 
 

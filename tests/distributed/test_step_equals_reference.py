@@ -129,9 +129,10 @@ def test_steps_of_the_exact_layer_by_blocks(
     enough tokens, the layer goes by those, and here by several of them.
     """
     rows = -(-31 // num_workers)
-    tiny = Tiny(block_bytes=4 * rows * LEAST_BLOCK_TOKENS, accumulate=accumulate, clip_norm=0.5)
+    tokens = LEAST_BLOCK_TOKENS["cpu"]
+    tiny = Tiny(block_bytes=4 * rows * tokens, accumulate=accumulate, clip_norm=0.5)
     steps = [random_pairs(50, seed, 23, 31) for seed in range(3)]
-    assert sum(len(target) + 1 for _, target in steps[0]) > 5 * LEAST_BLOCK_TOKENS
+    assert sum(len(target) + 1 for _, target in steps[0]) > 5 * tokens
     check_equal(workers, num_workers, tiny, steps)
 
 

@@ -256,6 +256,8 @@ def test_a_malformed_override_is_quoted(tmp_path: Path, override: str) -> None:
         (["embedding.width=30"], ["embedding.width: 30", "multiple of 4", "32"]),
         (["model.share_embeddings=all", "tokenizer.shared=false"],
          ["model.share_embeddings: 'all'", "tokenizer.shared=false"]),
+        (["model.logits_block_mib=large"], ["model.logits_block_mib", "auto"]),
+        (["model.logits_block_mib=0"], ["model.logits_block_mib", "0"]),
         (["embedding.width=2052", "cluster.device=cuda"],
          ["embedding.width: 2052", "on a GPU", "2048 or less", "cluster.device=cpu"]),
         (["embedding.optimizer=adam", "cluster.device=cpu"],

@@ -80,6 +80,18 @@ def test_what_the_output_layer_is(
 
 
 @pytest.mark.parametrize(
+    ("size", "memory", "expected"),
+    [(3, None, 3 * 2**20), (3, 2**36, 3 * 2**20), (8.0, None, 8 * 2**20),
+     ("auto", None, 8 * 2**20), ("auto", 2**36, 2**28)],
+)  # fmt: skip
+def test_how_large_blocks_are(size: Any, memory: int | None, expected: int) -> None:
+    """``auto`` on the CPU is what the default was before it."""
+    config = configured(model={"logits_block_mib": size})
+    needs = output_needs(config, VOCABULARY, narrow_products=False, device_bytes=memory)
+    assert (needs.block_bytes, needs.device) == (expected, "cuda" if memory else "cpu")
+
+
+@pytest.mark.parametrize(
     ("sections", "how"),
     [
         ({}, {"saving": "behind", "store": "local"}),
