@@ -92,7 +92,7 @@ class RowLookup:
         output_table = self.table_of_role["output"]
         specs = list(self.specs.values())
         trained_whole = output_table if own_output else None
-        self.tier, room = find_tier(
+        self.tier, cached = find_tier(
             memory, specs, optimizer, weights, step_bytes, group, trained_whole
         )
         self._module = build_sharded_tables(
@@ -104,7 +104,7 @@ class RowLookup:
             tier=self.tier,
             weights=weights,
             exchange=exchange,
-            room_bytes=room,
+            cache_share=cached,
             trained_whole=trained_whole,
         )
         tables_of_kernels = self._tables_of_kernels()
