@@ -3,7 +3,7 @@
 The vectors of a lookup come one by one: what a bag holds makes no difference to them. But on a GPU
 a bag is what one thread or one warp goes through serially, before the exchange and at the owner:
 a table's rows in one bag would be a loop over all of them on an idle device
-(docs/decisions/0024-what-a-gpu-is-asked-for.md).
+(docs/decisions/0029-what-a-gpu-is-asked-for.md).
 """
 
 from __future__ import annotations

@@ -178,12 +178,12 @@ class TrainStep:
         if following is not None:
             self._requested = following, *self._request(step + 1, following)
         tables_square, loss, nll = summing()
-        # Here a GPU's host waits for the step's results, once.
+        # Here a GPU's host waits for the results, once.
         loss_sum, nll_sum, norm = torch.stack(
             [loss, nll, (dense_square + tables_square).sqrt()]
         ).tolist()
         if self._requested:
-            self._requested[2].send()
+            self._requested[2].send()  # its counts have come by then
         skipped = not (math.isfinite(norm) and math.isfinite(loss_sum))
         if not skipped:
             self._clip(rows, norm)
