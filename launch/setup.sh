@@ -61,7 +61,11 @@ make_venv() {
     fi
     echo "setting up $venv (once; a few minutes; DIST_EMBED_DEVICE=cpu or cuda chooses)" >&2
     : >"$log"
-    if ! $whole; then
+    if $whole; then
+        # Until all is done it is not what its stamp says, whatever becomes of the files meanwhile.
+        # For which device it is, is read below.
+        echo "$device being changed" >"$venv/stamp"
+    else
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
             refuse "dist_embed needs Python 3.10 or newer; $python is $("$python" -V 2>&1)"
         "$python" -m venv --clear "$venv" >>"$log" 2>&1 || failed

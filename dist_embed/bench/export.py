@@ -7,12 +7,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import sacrebleu
-
 from dist_embed.config.schema import Config
 from dist_embed.data.prepare import load_tokenizers
 from dist_embed.explore.ctranslate2_model import Quantization, export_ctranslate2
 from dist_embed.storage.temporary import temporary_folder
+from dist_embed.train.scoring import Scorer
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,10 @@ def measure_engine(
 
     tokenizers = load_tokenizers(config.run.uri)
     source, target = tokenizers["source"], tokenizers["target"]
-    bleu = sacrebleu.BLEU(
-        tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase, force=True
-    )
+    scorer = Scorer(
+        target.uncut(references), bleu_tokenize=config.search.bleu_tokenize,
+        lowercase=config.tokenizer.lowercase, form=target.form,
+    )  # fmt: skip
     found = []
     for kind in kinds:
         with temporary_folder("dist_embed-bench-") as folder:
@@ -85,7 +85,7 @@ def measure_engine(
             EngineFigures(
                 kind or "float32",
                 sum(a == b for a, b in zip(ours, written, strict=True)),
-                bleu.corpus_score(written, [references]).score,
+                scorer.score(target.decode(ids, unknown=scorer.unknown)).bleu,
                 len(sources) / seconds,
                 size,
             )

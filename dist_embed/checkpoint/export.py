@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dist_embed.checkpoint.chunk import byte_view, row_bytes
 from dist_embed.checkpoint.manifest import CheckpointError, Manifest, TensorInfo
@@ -31,6 +32,7 @@ def export_checkpoint(
     output: Path,
     *,
     table: str | None,
+    ids: NDArray[np.int64] | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> dict[str, TensorInfo]:
     """Write a checkpoint's weights into one safetensors file.
@@ -43,6 +45,7 @@ def export_checkpoint(
         output: the file; appears when it is whole, replaces one of that name.
         table: write this table alone, as ``weight``: what ``nn.Embedding.load_state_dict`` takes.
             None: all tables, as ``table.NAME.weight``, and the model, as ``model.…``.
+        ids: of the one table write these rows alone, row i for the i-th of them; ascending.
         on_bytes: is told the bytes of each strip written.
 
     Returns the tensors written. Raises CheckpointError, where there is no such table or the
@@ -56,6 +59,8 @@ def export_checkpoint(
     places: dict[str, int] = {}
     for name, saved in names.items():
         info = manifest.tensors[saved]
+        if ids is not None:
+            info = info.model_copy(update={"shape": [len(ids), *info.shape[1:]]})
         size = math.prod(info.shape[1:] or [1]) * info.num_rows
         size *= row_bytes(info) // max(1, math.prod(info.shape[1:]))
         header[name] = {
@@ -72,7 +77,7 @@ def export_checkpoint(
         # With its blocks: on a full disk writing to mapped memory would end the process (SIGBUS).
         os.posix_fallocate(file.fileno(), 0, len(prefix) + offset)
         for name, saved in names.items():
-            _write_tensor(file.fileno(), len(prefix) + places[name], reader, saved, on_bytes)
+            _write_tensor(file.fileno(), len(prefix) + places[name], reader, saved, ids, on_bytes)
     return {name: manifest.tensors[saved] for name, saved in names.items()}
 
 
@@ -97,12 +102,13 @@ def _write_tensor(
     offset: int,
     reader: CheckpointReader,
     name: str,
+    wanted: NDArray[np.int64] | None,
     on_bytes: Callable[[int], None] | None,
 ) -> None:
     """Write one tensor at ``offset``: strips in the checkpoint's order, each row to its place."""
     info = reader.manifest.tensors[name]
     per_row = row_bytes(info)
-    total = info.num_rows * per_row
+    total = (info.num_rows if wanted is None else len(wanted)) * per_row
     if not total:
         return
     strip_rows = max(1, STRIP_BYTES // per_row)
@@ -119,17 +125,22 @@ def _write_tensor(
             os.pwrite(handle, data, offset + first * per_row)
         else:
             ids = order.ids_of(torch.arange(first, first + count)).numpy()
-            _scatter(handle, offset, total, np.asarray(data).reshape(count, per_row), ids)
+            rows = np.asarray(data).reshape(count, per_row)
+            if wanted is not None:
+                place = np.searchsorted(wanted, ids).clip(max=len(wanted) - 1)
+                chosen = wanted[place] == ids
+                rows, ids = rows[chosen], place[chosen]
+            _scatter(handle, offset, total, rows, ids)
         if on_bytes:
             on_bytes(len(data))
 
 
-def _scatter(handle: int, offset: int, total: int, rows: Any, ids: Any) -> None:
-    """Write rows to the places of their ids. The file is mapped anew for each strip, so that the
+def _scatter(handle: int, offset: int, total: int, rows: Any, places: Any) -> None:
+    """Write rows to their places. The file is mapped anew for each strip, so that the
     pages it touches are the system's to keep or write, not this process's memory.
     """
     page = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
     with mmap.mmap(handle, offset - page + total, offset=page) as mapped:
         view: Any = np.frombuffer(mapped, dtype=np.uint8, offset=offset - page, count=total)
-        view.reshape(-1, rows.shape[1])[ids] = rows
+        view.reshape(-1, rows.shape[1])[places] = rows
         del view

@@ -43,6 +43,10 @@ class CheckpointError(UserError):
     """A checkpoint cannot be written, read or used."""
 
 
+class CheckpointLate(CheckpointError, TimeoutError):
+    """A checkpoint was not written in time, as where a disk stalls: it may go well another time."""
+
+
 class CheckpointDamaged(CheckpointError):
     """A checkpoint's bytes are not those that were saved, or some are missing."""
 

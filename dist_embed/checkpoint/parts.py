@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
-from dist_embed.checkpoint.manifest import CheckpointError, IndexInfo
+from dist_embed.checkpoint.manifest import CheckpointError, CheckpointLate, IndexInfo
 from dist_embed.parallel.group import Group
 
 _POLL_SECONDS = 0.05
@@ -26,7 +26,11 @@ _INDEXES = TypeAdapter(list[IndexInfo])
 
 
 class PartMissing(CheckpointError):
-    """Another worker has not written its part, or not in time."""
+    """Another worker has not written its part."""
+
+
+class PartLate(PartMissing, CheckpointLate):
+    """Another worker has not written its part in time."""
 
 
 class Parts:
@@ -60,17 +64,16 @@ class Parts:
         # Of its own: whoever waits for an answer on a connection keeps others from using it.
         self._connection = store.clone()
         for key in earlier._left if earlier is not None else ():
-            self._store.delete_key(key)
+            self._store().delete_key(key)
 
-    @property
     def _store(self) -> Any:
-        """The group's store, for one call."""
+        """The group's store, for one call; raises where there is to be none."""
         self._go_on()
         return self._connection
 
     def note_progress(self) -> None:
         """Say that more of this worker's part is written."""
-        self._store.add(self._progress(self._group.rank), 1)
+        self._store().add(self._progress(self._group.rank), 1)
 
     def note_written(self, indexes: list[IndexInfo]) -> None:
         """Say that this worker's part is written."""
@@ -98,40 +101,40 @@ class Parts:
             quiet_seconds: and without any progress of theirs, once it is hurried.
             hurried: once set, it waits only while there is progress.
 
-        Raises PartMissing.
+        Raises PartMissing, or PartLate where the time has run out.
         """
         ranks = range(self._group.num_workers)
         ends = [self._end(rank) for rank in ranks]
         began = heard = time.monotonic()
         progress = -1
         while True:
-            if self._store.check(ends):
+            if self._store().check(ends):
                 break
             now = time.monotonic()
             if hurried.is_set():
-                seen = sum(self._store.add(self._progress(rank), 0) for rank in ranks)
+                seen = sum(self._store().add(self._progress(rank), 0) for rank in ranks)
                 if seen != progress:
                     progress, heard = seen, now
             quiet = hurried.is_set() and now - heard > quiet_seconds
             if quiet or now - began > timeout_seconds:
-                late = [rank for rank in ranks if not self._store.check([ends[rank]])]
-                raise PartMissing(
+                late = [rank for rank in ranks if not self._store().check([ends[rank]])]
+                raise PartLate(
                     f"{'workers' if len(late) > 1 else 'worker'} {', '.join(map(str, late))} had "
                     f"not written all {now - began:.0f} s after worker 0"
                 )
             time.sleep(_POLL_SECONDS)
-        counts = [int(self._store.get(end)) for end in ends]
+        counts = [int(self._store().get(end)) for end in ends]
         if 0 in counts:
             raise PartMissing(f"worker {counts.index(0)} has failed")
         indexes: list[IndexInfo] = []
         for rank, count in enumerate(counts):
-            pieces = [self._store.get(self._piece(rank, number)) for number in range(count)]
+            pieces = [self._store().get(self._piece(rank, number)) for number in range(count)]
             indexes += _INDEXES.validate_json(b"".join(pieces))
         return indexes
 
     def _leave(self, key: str, text: str) -> None:
         self._left.append(key)
-        self._store.set(key, text)
+        self._store().set(key, text)
 
     def _progress(self, rank: int) -> str:
         return f"{self._key}/progress/{rank}"

@@ -18,6 +18,7 @@ from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.manifest import (
     CheckpointConflict,
     CheckpointError,
+    CheckpointLate,
     IndexInfo,
     Manifest,
     ManifestName,
@@ -101,7 +102,7 @@ class _Save:
     thread: threading.Thread | None = None
     manifest: Manifest | None = None
     published: float = 0.0
-    error: BaseException | None = None
+    error: Exception | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -178,7 +179,7 @@ class Saver:
         self._parts: Parts | None = None
         self._failures = 0
         self._last_reason = ""
-        self._last_error: BaseException | None = None
+        self._last_error: WorkerError | None = None
         self.saved_step = 0  # of the newest checkpoint that this saver has published
 
     def save(self, state: TrainingState, check: Callable[[], None] = lambda: None) -> None:
@@ -224,7 +225,7 @@ class Saver:
         worker is asked to stop there are ``drain_seconds`` left, if not less.
 
         Raises:
-            CheckpointError: the save did not end within ``limit_seconds``; where that is None,
+            CheckpointLate: the save did not end within ``limit_seconds``; where that is None,
                 within twice ``timeout_seconds`` after the last chunk that any worker has written: a
                 slow store gets its time, one that hangs does not.
 
@@ -263,7 +264,7 @@ class Saver:
                 break
             if late:
                 save.overdue = True
-                raise CheckpointError(
+                raise CheckpointLate(
                     f"the checkpoint of step {save.step} was not written within "
                     f"{deadline.seconds:.0f} s"
                 )
@@ -320,6 +321,7 @@ class Saver:
         ]
         if outcomes[0].saved:
             self._failures = 0
+            self._last_error = None
             self.saved_step = save.step
             self._report(f"step {save.step}: checkpoint saved ({outcomes[0].saved})")
             while save.notes:
@@ -333,10 +335,12 @@ class Saver:
             ((rank, outcome) for rank, outcome in enumerate(outcomes) if outcome.error),
             key=lambda found: (found[1].relayed, not found[1].fatal),
         )
-        if error is None or isinstance(error, PartMissing):
-            # So that every worker tells the same of whether it may pass.
-            error = WorkerError(rank, worst.error, is_passing=worst.passing)
-        self._last_error = error
+        # So that every worker tells the same of whether it may pass. And what is kept has no trace,
+        # whose frames would hold the bytes of chunks.
+        self._last_error = WorkerError(rank, worst.error, is_passing=worst.passing)
+        save.error = None
+        if rank != self._group.rank:
+            error = self._last_error
         by = f"worker {rank}: " if self._group.num_workers > 1 else ""
         reason = self._last_reason = by + worst.error
         self._report(f"step {save.step}: checkpoint NOT saved: {reason}")
@@ -361,7 +365,7 @@ class Saver:
             publish(self._store, manifest, damaged=self._damaged, own=self._failed_attempts)
             save.published = time.monotonic()
             save.manifest = manifest
-        except BaseException as exc:  # CancelledError of a store's client is no Exception
+        except Exception as exc:
             save.error = exc
             return
         save.notes += self._prune(save)
@@ -384,7 +388,7 @@ class Saver:
             indexes = write_rows(
                 self._store, save.attempt, rows, self._group.rank, on_chunk=on_chunk
             )
-        except BaseException:
+        except Exception:
             if parts is not None:
                 # What has failed first is the cause.
                 with suppress(RuntimeError, CheckpointError):
@@ -406,7 +410,7 @@ class Saver:
         try:
             if self._beforehand is not None:
                 self._beforehand()
-        except BaseException as exc:
+        except Exception as exc:
             return [f"the metrics could not be written: {_message(exc)}"]
         return []
 
@@ -424,7 +428,7 @@ class Saver:
             return ["old checkpoints are not removed: the store has not answered yet"]
         try:
             pruned = self._pruner.prune(self._damaged, go_on=lambda: not save.hurried.is_set())
-        except BaseException as exc:
+        except Exception as exc:
             return [f"old checkpoints could not be removed: {_message(exc)}"]
         self._damaged = frozenset()
         if pruned.leftovers:
@@ -473,7 +477,7 @@ def _outcome_of(save: _Save) -> _Outcome:
     )
 
 
-def _message(error: BaseException) -> str:
+def _message(error: Exception) -> str:
     """One line."""
     plain = isinstance(error, UserError | StorageError | OSError)
     if plain and str(error):

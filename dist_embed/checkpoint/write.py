@@ -86,22 +86,23 @@ def write_rows(
 
     Returns the indexes, for the manifest. Raises OSError, StoreUnavailable.
     """
-    chunks: list[ChunkInfo] = []
+    found: dict[int, ChunkInfo] = {}
 
-    def write(numbered: tuple[int, list[Rows]]) -> ChunkInfo:
+    def write(numbered: tuple[int, list[Rows]]) -> tuple[int, ChunkInfo]:
         number, chunk = numbered
         name = f"chunk-{rank:05d}-{number:06d}.safetensors"
         writer = ChunkWriter(name, chunk)
         store.put(f"{OBJECTS}/{attempt}/{name}", writer.blocks())
-        return writer.info()
+        return number, writer.info()
 
-    def note(written: ChunkInfo) -> None:
-        chunks.append(written)
+    def note(written: tuple[int, ChunkInfo]) -> None:
+        number, found[number] = written
         on_chunk()
 
     in_threads(
         write, enumerate(cut_into_chunks(rows, chunk_bytes)), note, num_threads=WRITE_THREADS
     )
+    chunks = [found[number] for number in sorted(found)]
     indexes = []
     for first in range(0, len(chunks), CHUNKS_PER_INDEX):
         part = chunks[first : first + CHUNKS_PER_INDEX]

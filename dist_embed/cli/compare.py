@@ -31,7 +31,9 @@ def _compare(arguments: argparse.Namespace) -> None:
     import torch
 
     from dist_embed.bench.report import write_json
+    from dist_embed.data.prepare import load_tokenizers
     from dist_embed.data.prepared_folder import prepared_folder
+    from dist_embed.data.text_form import FORMS, in_form
     from dist_embed.data.training_words import count_target_words, unknown_share
     from dist_embed.parallel.device import device_name, resolve_device
     from dist_embed.train.word_recall import recall_by_count
@@ -40,37 +42,57 @@ def _compare(arguments: argparse.Namespace) -> None:
     configs = {run: run_config(run, arguments) for run in arguments.runs}
     lowercase = any(config.tokenizer.lowercase for config in configs.values())
 
-    def in_common_case(texts: list[str]) -> list[str]:
-        return [text.lower() for text in texts] if lowercase else texts
+    targets = {run: load_tokenizers(config.run.uri)["target"] for run, config in configs.items()}
+    # As with case: what one run cannot tell apart is one word for all.
+    form = max((target.form for target in targets.values()), key=FORMS.index)
+
+    def in_common_form(texts: list[str]) -> list[str]:
+        return in_form(texts, form, lowercase=lowercase)
 
     data = {run: prepared_folder(config.data.uri) for run, config in configs.items()}
-    references = in_common_case(_common_references(configs, data, arguments.split))
+    references = _common_references(configs, data, arguments.split)
+    # In runs of one text: pieces are put together as in their translations.
+    cut = [target for target in targets.values() if target.pieces != "none"]
+    references = in_common_form(cut[0].uncut(references) if cut else references)
     # The same counts for all runs: those of the run that knows most of its training text.
     unknown = {run: unknown_share(data[run]) for run in configs}
     counted = min(unknown, key=lambda run: unknown[run])
-    counts = count_target_words(data[counted], lowercase=lowercase)
+    counts = count_target_words(data[counted], lowercase=lowercase, form=form)
     runs: dict[str, dict[str, Any]] = {}
     recalls: dict[str, list[Recall]] = {}
     for run, config in configs.items():
-        runs[run] = _evaluated(run, config, data[run], arguments)
-        translations = in_common_case(runs[run].pop("translations"))
+        runs[run] = {
+            "tokenizer": config.tokenizer.kind,
+            "target_vocabulary": targets[run].size,
+            **_evaluated(run, config, data[run], arguments),
+        }
+        del runs[run]["translations"]
+        # A reference may hold the very text that unknown words are shown as.
+        translations = in_common_form(runs[run].pop("scored"))
         recalls[run] = recall_by_count(translations, references, counts)
     _print_table(runs, recalls)
     print(
         f"\n{arguments.split}: {len(references):,} sentences. "
         "Perplexities of different vocabularies cannot be compared.\n"
         "Recall: the share of a bin's reference words that stand in the translation of their "
-        f"sentence{', all in lowercase' if lowercase else ''}.\n"
+        f"sentence{', all in lowercase' if lowercase else ''}"
+        f"{f', in the form {form}' if form != 'none' else ''}.\n"
         f"Words are counted in the training text of {counted}; what its vocabulary lacks "
         f"({unknown[counted]:.2%} of its tokens) counts as seen 0 times."
     )
-    for signature in sorted({found["bleu_signature"] for found in runs.values()}):
-        print(f"BLEU is {signature}")
+    signatures = {run: found["bleu_signature"] for run, found in runs.items()}
+    if len(set(signatures.values())) == 1:
+        print(f"BLEU is {next(iter(signatures.values()))}")
+    else:
+        print("BLEU and chrF were computed in different ways and cannot be compared:")
+        for run, signature in signatures.items():
+            print(f"BLEU of {run} is {signature}")
     if arguments.output:
         figures = {
             "counted_in": counted,
             "unknown_share": unknown[counted],
             "lowercase": lowercase,
+            "form": form,
             "runs": {
                 run: found | {"recall": [asdict(one) for one in recalls[run]]}
                 for run, found in runs.items()
@@ -84,16 +106,11 @@ def _evaluated(
     run: str, config: Config, folder: str, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     from dist_embed.cluster.work import EVALUATE
-    from dist_embed.data.prepare import load_tokenizers
 
     print(f"translating with {run}", file=sys.stderr, flush=True)
     options = {"split": arguments.split, "step": None, "data_folder": folder}
-    result = on_workers(EVALUATE, config, options, arguments.launcher)
-    return {
-        "tokenizer": config.tokenizer.kind,
-        "target_vocabulary": load_tokenizers(config.run.uri)["target"].size,
-        **result,
-    }
+    result: dict[str, Any] = on_workers(EVALUATE, config, options, arguments.launcher)
+    return result
 
 
 def _common_references(configs: dict[str, Config], data: dict[str, str], split: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,10 @@ def _add_table(parser: argparse.ArgumentParser) -> None:
         help="whose vectors: the encoder's input (default), the decoder's, or the output layer's",
     )  # fmt: skip
     parser.add_argument("--step", type=int, help="of this checkpoint; default: lowest loss")
+    parser.add_argument(
+        "--untrained", action="store_true",
+        help="words too that never occur in training on a side that uses these vectors",
+    )  # fmt: skip
 
 
 def _add_count(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +97,7 @@ def _table(arguments: argparse.Namespace) -> RunTable:
     count = getattr(arguments, "count", 1)
     if count < 1:
         raise UserError(f"--count: {count} is not allowed: at least 1")
-    return RunTable(arguments.run, arguments.role, arguments.step)
+    return RunTable(arguments.run, arguments.role, arguments.step, untrained=arguments.untrained)
 
 
 def _neighbors(arguments: argparse.Namespace) -> None:
@@ -127,6 +132,7 @@ def _similarity(arguments: argparse.Namespace) -> None:
     print(
         f"Spearman's rank correlation {found.spearman:.4f} over {found.pairs:,} pairs; "
         f"{found.unknown:,} pairs have a word that the vocabulary lacks"
+        + (f", {found.untrained:,} one that never occurs {table.place}" if found.untrained else "")
     )
 
 
@@ -177,9 +183,13 @@ def _export(arguments: argparse.Namespace) -> None:
 
     table = _table(arguments)
     written = export_embeddings(table, arguments.output, arguments.format)
-    print(
-        f"{_described(table)}: {table.num_words:,} words × {table.width} → {' and '.join(written)}"
-    )
+    count = int(table.trained.sum())
+    print(f"{_described(table)}: {count:,} words × {table.width} → {' and '.join(written)}")
+    if left_out := table.num_words - count:
+        print(
+            f"left out: {left_out:,} words that never occur {table.place}; --untrained writes them "
+            "too"
+        )
 
 
 def _export_model(arguments: argparse.Namespace) -> None:
@@ -194,16 +204,22 @@ def _export_model(arguments: argparse.Namespace) -> None:
 
 
 def _chosen(table: RunTable, arguments: argparse.Namespace) -> tuple[list[int], list[str]]:
-    """Ids and words that are drawn, the most frequent first."""
+    """Ids and words that are drawn, the most frequent of the table's side first."""
     from dist_embed.data.corpus import read_lines
-    from dist_embed.data.tokenizer import SPECIAL_TOKENS
     from dist_embed.explore.flat_map import LEAST_WORDS
 
     if arguments.words:
-        ids = sorted({table.id_of(line.strip()) for line in read_lines(arguments.words) if line})
+        asked = {table.id_of(line.strip()) for line in read_lines(arguments.words) if line}
+        order = {i: rank for rank, i in enumerate(table.frequent_ids())}
+        ids = sorted((i for i in asked if table.trained[i]), key=lambda i: (order.get(i, -1), i))
+        if left_out := len(asked) - len(ids):
+            print(
+                f"left out: {left_out:,} words of {arguments.words} that never occur {table.place};"
+                " --untrained shows them too",
+                file=sys.stderr,
+            )
     else:
-        first = len(SPECIAL_TOKENS)
-        ids = list(range(first, min(first + arguments.count, table.num_words)))
+        ids = table.frequent_ids()[: arguments.count]
     if len(ids) < LEAST_WORDS:
         raise UserError(f"{len(ids)} words are too few for a map: at least {LEAST_WORDS}")
     return ids, [table.word(i) for i in ids]

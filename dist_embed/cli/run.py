@@ -175,11 +175,12 @@ def _translate(arguments: argparse.Namespace) -> None:
 
 def _history(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.report import print_table
-    from dist_embed.observe.history import course_of
+    from dist_embed.observe.history import course_of, ways_of_scoring
     from dist_embed.observe.metrics import read_metrics
     from dist_embed.train.run_folder import read_run_config
 
     read_run_config(arguments.run)  # a clear message where there is no run
+    rows = course_of(read_metrics(arguments.run))
     print_table(
         ["step", "epoch", "minutes in steps", "wall minutes", "tokens/s", "perplexity", "BLEU"],
         [
@@ -192,9 +193,11 @@ def _history(arguments: argparse.Namespace) -> None:
                 f"{row.perplexity:.2f}",
                 "" if row.bleu is None else f"{row.bleu:.2f}",
             ]
-            for row in course_of(read_metrics(arguments.run))
+            for row in rows
         ],
     )
+    for line in ways_of_scoring(rows):
+        print(line)
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from dist_embed.embedding.plan import Tier
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.parallel.device import resolve_device, resolve_dtype
-from dist_embed.train.needs import host_bytes, plain_model_bytes
+from dist_embed.train.needs import baseline_bytes, host_bytes
 
 # What a step, or a validation, may still take after the run was asked to stop.
 STEP_SECONDS = 60.0
@@ -129,12 +129,13 @@ def _check_machine(
     # With a GPU the products are in its memory: it is not asked here, which would take some of it.
     on_cpu = torch.device("cpu")
     narrow = device == "cpu" and resolve_dtype(config.train.precision, on_cpu) != torch.float32
-    each = host_bytes(
-        config, vocabulary_size, training=task not in INFERENCE,
-        narrow_products=narrow, tier=tier,
-    )  # fmt: skip
-    if task == BASELINE and device == "cpu":  # both models at once, and both again in bfloat16
-        each = (1 + options["bf16"]) * (each + plain_model_bytes(config, vocabulary_size))
+    if task == BASELINE:
+        each = baseline_bytes(config, vocabulary_size, bf16=options["bf16"], tier=tier)
+    else:
+        each = host_bytes(
+            config, vocabulary_size, training=task not in INFERENCE,
+            narrow_products=narrow, tier=tier,
+        )  # fmt: skip
     there = available_bytes()
     if workers * each > there:
         raise UserError(

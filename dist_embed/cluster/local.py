@@ -51,8 +51,9 @@ def launch_local(
 
     Each process gets the environment of ``torchrun`` (RANK, WORLD_SIZE, …). When one fails, the
     others are ended: when one has told its error, not before those that finish a save have had
-    ``save_seconds`` for it. With ``stop_seconds`` a signal that asks this process to stop is passed
-    on to the workers as SIGTERM, and they get that long to end by themselves.
+    ``save_seconds`` for it; when one was killed, after `GRACE_SECONDS`, though a save may be
+    under way. With ``stop_seconds`` a signal that asks this process to stop is passed on to the
+    workers as SIGTERM, and they get that long to end by themselves.
 
     Raises:
         UserError: a worker raised one.

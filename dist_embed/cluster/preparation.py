@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +24,10 @@ from dist_embed.data.encoding import LengthRule
 from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.data.inputs import Comparison, compare_inputs
 from dist_embed.data.lexicon import ensure_lexicon, fitting_lexicon
-from dist_embed.data.prepare import prepare_data
+from dist_embed.data.prepare import load_tokenizers, prepare_data
 from dist_embed.data.prepared_folder import new_folder, prepared_folder, publish, remove_others
 from dist_embed.data.synthetic import SyntheticLanguage
+from dist_embed.data.text_form import Form, Lowercase
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
 from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.storage import uri as storage
@@ -35,6 +36,8 @@ from dist_embed.storage.turns import LONGEST_WAIT_SECONDS, NoTurn, StillOurs, ta
 Say = Callable[[str], None]
 
 _NAME_OF_CORPUS = re.compile(r"data\.(train|validation|test)\.(source|target|pairs)")
+# What tells whether text has a form; data prepared before there were any have none.
+_NORMALIZE = "tokenizer.normalize"
 # Do not decide what prepared data holds.
 _NOT_CONTENT = ("uri", "num_processes", "lexicon_translations")
 
@@ -253,13 +256,15 @@ def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]
     """
 
     def same(key: str) -> bool:
+        if key == _NORMALIZE and key not in settings:
+            return True  # as the data have it
         if data.inputs is not None and _NAME_OF_CORPUS.fullmatch(key):
             return (there.get(key) is None) == (settings.get(key) is None)
         return bool(there.get(key) == settings.get(key))
 
     # Keys that came later: prepared then as their defaults prepare now.
     there = {f"tokenizer.{k}": v for k, v in TokenizerSection().model_dump().items()}
-    there |= {"data.max_sentences": DataSection().max_sentences}
+    there |= {"data.max_sentences": DataSection().max_sentences, _NORMALIZE: "none"}
     there |= data.settings
     different = [
         f"{key}: {there.get(key)!r} there, {settings.get(key)!r} here"
@@ -280,6 +285,7 @@ def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) ->
     corpora = _generate(generated, folder, say) if generated else _given_corpora(config)
     if config.data.max_sentences:
         corpora["train"] = replace(corpora["train"], limit=config.data.max_sentences)
+    form, lowercase = _text_path(config, say)
     data = prepare_data(
         folder,
         corpora,
@@ -288,12 +294,14 @@ def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) ->
             config.tokenizer.vocab_size,
             config.tokenizer.min_count,
             config.tokenizer.shared,
-            config.tokenizer.lowercase,
+            lowercase,
             config.tokenizer.split_punctuation,
             config.tokenizer.oov_buckets,
+            form,
+            config.tokenizer.pieces,
         ),
         LengthRule(config.data.max_tokens, config.data.too_long),
-        settings=settings,
+        settings=settings | {_NORMALIZE: form},
         num_processes=config.data.num_processes,
         shard_sentences=config.data.shard_sentences,
         say=say,
@@ -317,9 +325,30 @@ def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) ->
     return data
 
 
+def _text_path(config: Config, say: Say) -> tuple[Form, Lowercase]:
+    """What text is brought to where data are prepared now. A run that there is has it as it is, so
+    that it goes on with data that are prepared again.
+    """
+    form = config.tokenizer.normalize
+    lowercase: Lowercase = config.tokenizer.lowercase
+    run_uri = config.run.uri
+    with suppress(FileNotFoundError):
+        # Looked at by hand: what reads checkpoints imports PyTorch, which takes seconds.
+        if storage.names_in(storage.join(run_uri, "checkpoints", "manifests")):
+            theirs = load_tokenizers(run_uri)["source"]
+            if form == "auto":
+                form = theirs.form
+                say(f"tokenizer.normalize: {form}, as the run in {run_uri} has it")
+            if lowercase and theirs.lowercase:
+                lowercase = theirs.lowercase
+    return "nfc" if form == "auto" else form, lowercase
+
+
 def data_digest(config: Config) -> str:
     """What tells prepared data from others: equal for configurations that can share them."""
     settings = _data_settings(config)
+    if settings["tokenizer.pieces"] == "none":  # as before it was a key
+        del settings["tokenizer.pieces"]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -330,7 +359,10 @@ def _data_settings(config: Config) -> dict[str, Any]:
         for key, value in (data.pop(name) or {}).items():
             settings[f"data.{name}.{key}"] = value
     settings |= {f"data.{key}": v for key, v in data.items() if key not in _NOT_CONTENT}
-    return settings | {f"tokenizer.{k}": v for k, v in config.tokenizer.model_dump().items()}
+    settings |= {f"tokenizer.{k}": v for k, v in config.tokenizer.model_dump().items()}
+    if settings[_NORMALIZE] == "auto":  # fits whatever is there, and is no setting of its own
+        del settings[_NORMALIZE]
+    return settings
 
 
 def _given_corpora(config: Config) -> dict[str, ParallelText]:

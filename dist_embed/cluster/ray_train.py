@@ -174,6 +174,8 @@ def launch_ray(
             f"a worker was lost, or found no room: {outcome}\n(worker logs: {log_folder})"
         )
     if not attempts.results:
+        if attempts.failures:
+            raise_failure(attempts.failures, log_folder)
         raise RunFailed(f"the workers have ended, but told no result (worker logs: {log_folder})")
     return attempts.results[-1]
 
@@ -188,8 +190,8 @@ def _fit_in_thread(
 ) -> Exception | None:
     """Run the trainer while events are delivered; returns what it raised.
 
-    A failure that would come again is not left to Ray, which starts workers again after any: this
-    returns, and they end with our connection.
+    A failure that would come again, and any of workers that were asked to stop, is not left to Ray,
+    which starts workers again after any: this returns, and they end with our connection.
 
     Raises:
         RunFailed: asked to stop, the workers did not in time.
@@ -197,6 +199,9 @@ def _fit_in_thread(
     """
     stop_until: float | None = None
     outcome: list[Exception] = []
+
+    def has_failed() -> bool:  # with no other try wanted
+        return attempts.is_final or (stop_until is not None and bool(attempts.failures))
 
     def fit() -> None:
         try:
@@ -208,16 +213,16 @@ def _fit_in_thread(
     thread.start()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
-        was_final = attempts.is_final
+        had_failed = has_failed()
         deliver()
-        if was_final and attempts.is_final:  # others had their time to tell
+        if had_failed and has_failed():  # others had their time to tell
             return None
         if stop_seconds and stop_requested() and stop_until is None:
             stop_until = time.monotonic() + stop_seconds
             ask_to_stop()
             show(asked_to_stop())  # afterwards: a terminal may stand still
-        if stop_until is not None and not attempts.are_under_way and not attempts.is_final:
-            raise RunStopped("stopped as asked, before the workers had begun")  # for want of room
+            if not attempts.are_under_way and not attempts.is_final:  # for want of room
+                raise RunStopped("stopped as asked, before the workers had begun")
         if stop_until is not None and time.monotonic() > stop_until:
             raise RunFailed(stopped_too_late(stop_seconds))
     deliver()

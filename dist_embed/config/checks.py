@@ -103,6 +103,13 @@ def _word_problems(config: Config) -> Iterator[str]:
             f"tokenizer.oov_buckets: {tokenizer.oov_buckets} is not allowed with "
             "model.share_embeddings=all: hashed rows are the source's alone; use decoder or none"
         )
+    if tokenizer.pieces != "none" and (tokenizer.kind != "word" or tokenizer.split_punctuation):
+        yield (
+            f"tokenizer.pieces: {tokenizer.pieces!r} is not allowed with "
+            f"tokenizer.kind={tokenizer.kind} and tokenizer.split_punctuation="
+            f"{str(tokenizer.split_punctuation).lower()}: text that has been cut is taken as it "
+            "is cut; set them to word and false, or give text that has not been cut"
+        )
     if search.replace_unknown != "no" and tokenizer.kind != "word":
         yield (
             f"search.replace_unknown: {search.replace_unknown!r} is not allowed with "

@@ -27,6 +27,7 @@ For all others `dist-embed train` refuses a run folder that was started with ano
 names the keys. `--force` goes on from the newest checkpoint with the new values; values that change
 shape or type of a saved tensor, or the training data, are still refused. Prepared data may be
 moved, and prepared again with other held-out texts; corpora may be moved and renamed.
+`tokenizer.normalize` and `tokenizer.pieces` need only fit the data, whose tokenizers are compared.
 """
 
 

@@ -142,6 +142,19 @@ class TokenizerSection(Section):
         description="`word`: rows that source words outside the vocabulary are hashed to; 0: all "
         "of them are one word.",
     )
+    pieces: Literal["none", "sentencepiece", "subword-nmt"] = Field(
+        "none",
+        description="`word`: what the text has been cut into already. The pieces with their marks "
+        "(▁, @@) are the tokens; translations, and what they are scored with, are put together "
+        "again.",
+    )
+    normalize: Literal["auto", "nfc", "nfkc", "none"] = Field(
+        "auto",
+        description="What all text is brought to. `nfc`: Unicode's composed letters, and one space "
+        "for blanks of any kind and number; `nfkc`: ligatures, full-width and other such letters "
+        "as plain ones too; `none`: it stays as it is. `auto`: as the prepared data have it, or "
+        "the run where data are prepared again, and else `nfc`.",
+    )
     lowercase: bool = Field(False, description="Lowercase all text before anything else.")
     split_punctuation: bool = Field(
         True, description="`word`: make punctuation marks tokens; false for tokenised text."
@@ -184,7 +197,8 @@ class PretrainedSection(Section):
         "of fresh rows.",
     )
     min_coverage: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="Least share of the vocabulary's running words that must be found."
+        0.0,
+        description="Least share of the running words of the table's side that must be found.",
     )
 
 
@@ -337,8 +351,9 @@ class SearchSection(Section):
     candidates: int = Field(
         0,
         ge=0,
-        description="Search only these many most frequent words and the likely translations of "
-        "the sentence's words, at a cost that does not grow with the vocabulary; 0: all words.",
+        description="Search only these many most frequent words of the target side and the likely "
+        "translations of the sentence's words, at a cost that does not grow with the vocabulary; "
+        "0: all words.",
     )
     candidate_translations: PositiveInt = Field(
         10, description="`candidates`: translations of each source word, from the lexicon."
@@ -349,7 +364,10 @@ class SearchSection(Section):
         "or that word's translation where the lexicon has one (`lexicon`).",
     )
     bleu_tokenize: Literal["13a", "intl", "char", "none"] = Field(
-        "13a", description="sacrebleu's tokenizer; `none` for text that is tokenised."
+        "13a",
+        description="sacrebleu's tokenizer; `none` for text that is tokenised. Whichever it is, an "
+        "unknown word counts as one token that matches nothing, and both sides are compared in the "
+        "run's form of text.",
     )
 
 
@@ -388,7 +406,9 @@ class CheckpointSection(Section):
         "as long.",
     )
     drain_seconds: NonNegativeFloat = Field(
-        60.0, description="How long a run that is stopped or fails waits for its last checkpoint."
+        60.0,
+        description="How long a run that is stopped or fails waits for its last checkpoint. "
+        "With the local launcher not after a worker was killed: the others have 10 s then.",
     )
     leftover_hours: NonNegativeFloat = Field(
         24.0, description="Age at which what unfinished saves left behind is removed."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
@@ -31,12 +31,17 @@ class LengthRule:
 
 @dataclass
 class EncodedBlock:
-    """One written shard and what was left out of it."""
+    """One written shard, what was left out of it, and of training data by side which ids it has,
+    and how often.
+    """
 
     info: ShardInfo
     dropped_empty: int = 0
     dropped_long: int = 0
     cut: int = 0
+    occurrences: dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]] = field(
+        default_factory=dict
+    )
 
 
 class EncodingPool:
@@ -137,6 +142,10 @@ def _write_block(
     source_tokens, target_tokens = (int(_lengths(side).sum()) for side in (source, target))
     content = content_digest(source, target)
     result.info = ShardInfo(name, len(source), source_tokens, target_tokens, file, content)
+    if rule is not None:
+        for side, ids in zip(SIDES, (source, target), strict=True):
+            found = pc.value_counts(ids.flatten())
+            result.occurrences[side] = (found.field(0).to_numpy(), found.field(1).to_numpy())
     return result
 
 

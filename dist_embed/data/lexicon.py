@@ -43,6 +43,7 @@ FORMAT = 2
 UNPROVEN_FORMAT = 1  # without digests
 FOLDER = "lexicon"
 INDEX_NAME = "lexicon.json"
+FREQUENT_NAME = "frequent.parquet"
 # Pairs of words counted at once, and about those of a part: 16 bytes each, a few times over.
 BLOCK_PAIRS = 4_000_000
 _SOURCE_BITS = 32
@@ -59,6 +60,8 @@ class LexiconIndex:
         data: digest of the prepared data that it was learned from.
         files: what proves the parts, in their order; none in the format before.
         tokenizers: by side the SHA-256 of that whose ids it holds; none where that is not known.
+        frequent: what proves the list of target words; None: there is none, as the target's ids are
+            ordered by frequency where its vocabulary is its own, and before there were lists.
     """
 
     translations: int
@@ -68,6 +71,7 @@ class LexiconIndex:
     format: int = FORMAT
     files: tuple[FileInfo, ...] = ()
     tokenizers: dict[str, str] = field(default_factory=dict)
+    frequent: FileInfo | None = None
 
     def to_json(self) -> str:
         """The content of ``lexicon.json``."""
@@ -84,7 +88,8 @@ class LexiconIndex:
             raise ValueError(f"format {found!r}; this version reads {FORMAT}")
         values = unsealed(text)
         files = tuple(FileInfo(**file) for file in values.pop("files"))
-        return cls(**values, files=files)
+        frequent = values.pop("frequent", None)
+        return cls(**values, files=files, frequent=frequent and FileInfo(**frequent))
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,19 @@ class Lexicon:
                     found[word] = targets[start : min(end, start + most)]
         return found
 
+    def frequent_targets(self) -> NDArray[np.int64] | None:
+        """Special tokens, then the target ids that stand in most target sentences first, without
+        those that stand in none; None where there is no such list. Raises UserError.
+        """
+        if self.index.frequent is None:
+            return None
+        table = read_table(
+            storage.join(self._uri, FREQUENT_NAME), ["target"], self.index.frequent,
+            what="list of frequent words", remedy=self._remedy,
+        )  # fmt: skip
+        ids: NDArray[np.int64] = table.column("target").to_numpy().astype(np.int64)
+        return ids
+
     def check_tokenizers(self, tokenizers: dict[str, Tokenizer]) -> None:
         """Raises UserError where it says that its ids are those of other tokenizers."""
         for side, digest in self.index.tokenizers.items():
@@ -152,9 +170,11 @@ class Lexicon:
     def copy_to(self, folder_uri: str) -> None:
         """Copy it below another folder, the index last. Raises UserError."""
         folder = storage.join(folder_uri, FOLDER)
-        for part in range(self.index.parts):
-            name = _part_name(part)
-            content = read_proven(storage.join(self._uri, name), self._proof(part), self._remedy)
+        files = [(_part_name(part), self._proof(part)) for part in range(self.index.parts)]
+        if self.index.frequent:
+            files.append((FREQUENT_NAME, self.index.frequent))
+        for name, proof in files:
+            content = read_proven(storage.join(self._uri, name), proof, self._remedy)
             storage.write_bytes(storage.join(folder, name), content)
         storage.write_text(storage.join(folder, INDEX_NAME), self._text)
 
@@ -228,12 +248,21 @@ def ensure_lexicon(
     names = {side: tokenizer_name(side) for side in SIDES}
     index = LexiconIndex(
         translations, entries, statistics.parts, digest,
+        frequent=_write_frequent(data_uri, totals[1]) if data.shared_vocabulary else None,
         files=tuple(file for _, file in written),
         tokenizers={s: data.files[name].sha256 for s, name in names.items() if name in data.files},
     )  # fmt: skip
     storage.write_text(storage.join(data_uri, FOLDER, INDEX_NAME), index.to_json())
     say(f"lexicon: {entries:,} translations of {int((totals[0] > 0).sum()):,} source words")
     return index
+
+
+def _write_frequent(data_uri: str, sentences: NDArray[np.int64]) -> FileInfo:
+    """The list of `Lexicon.frequent_targets`, from the number of sentences that have each id."""
+    order = np.argsort(-sentences, kind="stable")
+    ids = np.concatenate([np.arange(len(SPECIAL_TOKENS)), order[sentences[order] > 0]])
+    uri = storage.join(data_uri, FOLDER, FREQUENT_NAME)
+    return FileInfo.of(write_parquet(uri, pa.table({"target": ids.astype(np.int32)})))
 
 
 def log_likelihood_ratio(

@@ -7,7 +7,8 @@ that changes from run to run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import Pair, ParallelText, read_pairs
+from dist_embed.data.cut_text import check_pieces
 from dist_embed.data.encoding import EncodingPool, LengthRule, encoding_pool
 from dist_embed.data.inputs import check_unchanged, record_inputs
 from dist_embed.data.proof import FileInfo, read_proven, read_table
@@ -57,16 +59,18 @@ def prepare_data(
     train = corpora["train"]
     for text in corpora.values():
         _check_readable(text)
+    check_pieces(train, recipe.pieces, say)
     inputs = {} if generated else record_inputs(corpora, say)
     vocabularies = learn_vocabularies(train, recipe, num_processes, say)
     tokenizers = vocabularies.tokenizers
     splits: dict[str, Split] = {}
+    occurrences = {side: np.zeros(t.size, dtype=np.int64) for side, t in tokenizers.items()}
     with encoding_pool(tokenizers["source"], tokenizers["target"], num_processes) as pool:
         for name, text in corpora.items():
             say(f"encoding {name}")
             splits[name] = _write_split(
                 pool, data_uri, name, read_pairs(text), rule if name == "train" else None,
-                shard_sentences, recipe.oov_buckets,
+                shard_sentences, recipe.oov_buckets, occurrences if name == "train" else {},
             )  # fmt: skip
     if splits["train"].sentences == 0:
         raise UserError(
@@ -76,7 +80,9 @@ def prepare_data(
     check_unchanged(inputs)
     files: dict[str, FileInfo] = {}
     for side, tokenizer in tokenizers.items():
-        files |= _write_vocabulary(data_uri, side, tokenizer, vocabularies.counts[side])
+        files |= _write_vocabulary(
+            data_uri, side, tokenizer, vocabularies.counts[side], occurrences[side]
+        )
     data = PreparedData(
         settings=settings,
         vocabulary_size={side: tokenizer.size for side, tokenizer in tokenizers.items()},
@@ -135,15 +141,43 @@ def _parsed(content: bytes, folder_uri: str, side: str, data: PreparedData | Non
 
 
 def read_counts(data_uri: str, side: str) -> NDArray[np.int64]:
-    """[V] how often each id of ``source`` or ``target`` occurs in the training data.
+    """[V] how often each id of ``source`` or ``target`` occurs in the training text, on both sides
+    where they have one vocabulary: what ids are ordered by.
 
     Raises FileNotFoundError where there is no prepared data; UserError where the file is not the
     one that was written.
     """
-    data, name = PreparedData.read(data_uri), _vocabulary_name(side)
+    return _read_counts(PreparedData.read(data_uri), side, _vocabulary_name(side), "vocabulary")
+
+
+def read_occurrences(data_uri: str, sides: Sequence[str]) -> NDArray[np.int64] | None:
+    """[V] how often each id occurs on the sides that are asked for (both have one vocabulary then),
+    in the training pairs that were kept: an id that has 0 is never trained as a word of theirs.
+
+    None where the data do not tell their sides apart: of a shared vocabulary, and prepared before
+    there were such counts. Raises as `read_counts`.
+    """
+    data = PreparedData.read(data_uri)
+    if all(_occurrences_name(side) in data.files for side in sides):
+        of_sides = [_read_counts(data, s, _occurrences_name(s), "counts of words") for s in sides]
+        return functools.reduce(np.add, of_sides)
+    if data.shared_vocabulary and len(sides) == 1:
+        return None
+    return _read_counts(data, sides[0], _vocabulary_name(sides[0]), "vocabulary")
+
+
+def sides_unknown(data_uri: str) -> str:
+    """A line for the user, where `read_occurrences` gives None."""
+    return (
+        f"{data_uri} was prepared before words were counted for each side: it is read, but which "
+        "words belong to which side is not known. Prepared again, it is"
+    )
+
+
+def _read_counts(data: PreparedData, side: str, name: str, what: str) -> NDArray[np.int64]:
     table = read_table(
-        storage.join(data_uri, name), ["count"], data.files.get(name),
-        what="vocabulary", remedy=REMEDY, rows=data.vocabulary_size[side],
+        storage.join(data.folder_uri, name), ["count"], data.files.get(name),
+        what=what, remedy=REMEDY, rows=data.vocabulary_size[side],
     )  # fmt: skip
     counts: NDArray[np.int64] = table.column("count").to_numpy()
     return counts
@@ -151,6 +185,10 @@ def read_counts(data_uri: str, side: str) -> NDArray[np.int64]:
 
 def _vocabulary_name(side: str) -> str:
     return f"vocabulary.{side}.parquet"
+
+
+def _occurrences_name(side: str) -> str:
+    return f"occurrences.{side}.parquet"
 
 
 def _check_readable(text: ParallelText) -> None:
@@ -167,7 +205,9 @@ def _write_split(
     rule: LengthRule | None,
     shard_sentences: int,
     oov_buckets: int,
+    occurrences: dict[str, NDArray[np.int64]],
 ) -> Split:
+    """Write a split, and add to ``occurrences`` of sides how often ids occur in it."""
     split = Split()
     for block in pool.write_shards(
         pairs, data_uri, name, shard_sentences=shard_sentences, rule=rule, oov_buckets=oov_buckets
@@ -176,20 +216,29 @@ def _write_split(
         split.dropped_empty += block.dropped_empty
         split.dropped_long += block.dropped_long
         split.cut += block.cut
+        for side, total in occurrences.items():
+            ids, counts = block.occurrences[side]
+            known = ids < len(total)  # hashed words have no id of their own
+            total[ids[known]] += counts[known]
     return split
 
 
 def _write_vocabulary(
-    data_uri: str, side: str, tokenizer: Tokenizer, counts: NDArray[np.int64]
+    data_uri: str,
+    side: str,
+    tokenizer: Tokenizer,
+    counts: NDArray[np.int64],
+    occurrences: NDArray[np.int64],
 ) -> dict[str, FileInfo]:
-    """The tokenizer, and a table of columns ``token`` and ``count`` whose row is the id; returns
-    what proves both files.
+    """The tokenizer, a table of columns ``token`` and ``count`` whose row is the id, and one of the
+    occurrences on this side; returns what proves the files.
     """
     content = tokenizer.to_json().encode()
     storage.write_bytes(storage.join(data_uri, tokenizer_name(side)), content)
-    table = pa.table({"token": tokenizer.tokens(), "count": counts})
-    written = write_parquet(storage.join(data_uri, _vocabulary_name(side)), table)
-    return {
-        tokenizer_name(side): FileInfo.of(content),
-        _vocabulary_name(side): FileInfo.of(written),
-    }
+    files = {tokenizer_name(side): FileInfo.of(content)}
+    for name, table in (
+        (_vocabulary_name(side), pa.table({"token": tokenizer.tokens(), "count": counts})),
+        (_occurrences_name(side), pa.table({"count": occurrences})),
+    ):
+        files[name] = FileInfo.of(write_parquet(storage.join(data_uri, name), table))
+    return files

@@ -53,7 +53,8 @@ class Processes:
             for args in arguments:
                 if len(under_way) > self.number:
                     yield self._result(under_way.popleft())
-                # The main process acts upon a signal to the whole group, and ends them.
+                # The main process acts upon a signal to the whole group, and ends them. Of
+                # signals they hear SIGTERM alone, see `_start`.
                 with deaf_children():
                     under_way.append(self._executor.submit(function, *args))
             while under_way:

@@ -1,8 +1,8 @@
 """Text to ids and back, through the Hugging Face `tokenizers` library.
 
 Every tokenizer starts with the same four special tokens; after them ids are ordered by frequency in
-the training text, most frequent first. Decoding is lossless for every text without unknown tokens
-and without the mark U+2581, which stands for a space.
+the training text, most frequent first. Decoding gives back the text in its form (`text_form`) where
+it has no unknown tokens, nor the mark U+2581, which stands for a space.
 """
 
 from __future__ import annotations
@@ -13,15 +13,19 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from dist_embed.config.errors import UserError
+from dist_embed.data.text_form import Form, Lowercase, steps
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPACE = "▁"  # U+2581
 SPECIAL_TOKENS = ["<pad>", "<unk>", "<s>", "</s>"]
 Kind = Literal["word", "bpe", "unigram"]
+# Into what text has been cut by another program before it comes here, with its marks: U+2581 at the
+# beginning of a word, or "@@" where one goes on.
+Pieces = Literal["none", "sentencepiece", "subword-nmt"]
 
 
 class Tokenizer:
@@ -40,7 +44,8 @@ class Tokenizer:
         *,
         vocab_size: int,
         min_count: int,
-        lowercase: bool,
+        lowercase: Lowercase,
+        form: Form = "none",
     ) -> Tokenizer:
         """Learn pieces of words from a stream of sentences.
 
@@ -52,6 +57,7 @@ class Tokenizer:
                 ``bpe`` leaves the rarest out.
             min_count: rarer pairs are left out (not used by ``unigram``).
             lowercase: lowercase all text first.
+            form: what all text is brought to.
 
         Raises UserError where ``unigram`` needs more than ``vocab_size`` for the characters alone.
         """
@@ -70,7 +76,7 @@ class Tokenizer:
                 vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, unk_token=unknown,
                 show_progress=False,
             )  # fmt: skip
-        _set_text_path(inner, lowercase, split_punctuation=False)
+        _set_text_path(inner, form, lowercase, split_punctuation=False)
         too_small = (
             f"tokenizer.vocab_size: {vocab_size} is not allowed with tokenizer.kind={kind} for "
             "this text: its characters alone are more"
@@ -92,7 +98,15 @@ class Tokenizer:
         return cls(inner)
 
     @classmethod
-    def from_words(cls, words: list[str], *, lowercase: bool, split_punctuation: bool) -> Tokenizer:
+    def from_words(
+        cls,
+        words: list[str],
+        *,
+        lowercase: Lowercase,
+        split_punctuation: bool,
+        form: Form = "none",
+        pieces: Pieces = "none",
+    ) -> Tokenizer:
         """The ``word`` tokenizer whose ids are the special tokens and then ``words``, in order.
 
         Args:
@@ -100,12 +114,15 @@ class Tokenizer:
                 with U+2581, or ``split_punctuation`` has parted the letters from the brackets.
             lowercase: lowercase all text first.
             split_punctuation: make each punctuation mark a token of its own.
+            form: what all text is brought to.
+            pieces: what text has been cut into already: what stands between two spaces is a token,
+                with its mark, and decoding puts words together. Goes with no split punctuation.
         """
         tokens = [*SPECIAL_TOKENS, *words]
         vocabulary = dict(zip(tokens, range(len(tokens)), strict=True))
         inner = HFTokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS[UNKNOWN]))
         inner.add_special_tokens(SPECIAL_TOKENS)
-        _set_text_path(inner, lowercase, split_punctuation)
+        _set_text_path(inner, form, lowercase, split_punctuation, pieces)
         return cls(inner)
 
     @classmethod
@@ -143,6 +160,43 @@ class Tokenizer:
     def digest(self) -> str:
         """SHA-256 of the tokens in the order of their ids, in hex."""
         return hashlib.sha256("\0".join(self.tokens()).encode()).hexdigest()
+
+    @cached_property
+    def form(self) -> Form:
+        """What it brings text to."""
+        found = self.normalized("\t\ufb01")
+        return "nfkc" if found == "fi" else "nfc" if found == "\ufb01" else "none"
+
+    @cached_property
+    def lowercase(self) -> Lowercase:
+        """Whether it lowercases all text."""
+        found = self.normalized("ΑΣ")
+        return "letters" if found == "ασ" else found == "ας"
+
+    def normalized(self, text: str) -> str:
+        """The text in this tokenizer's form, in lower case where it makes that."""
+        found = str(self._inner.normalizer.normalize_str(text))
+        return found.removeprefix(self.mark)
+
+    @cached_property
+    def mark(self) -> str:
+        """What it puts before a text and for each space: U+2581, or nothing where text is cut into
+        pieces already.
+        """
+        return SPACE if self._inner.normalizer.normalize_str("a") == f"{SPACE}a" else ""
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """What text has been cut into before it comes here."""
+        if self.mark:
+            return "none"
+        return "subword-nmt" if self.join(["a@@", "b"]) == "ab" else "sentencepiece"
+
+    def uncut(self, texts: list[str]) -> list[str]:
+        """``texts`` with their pieces put together, as decoding does; as they are where they have
+        not been cut.
+        """
+        return texts if self.mark else [self.join(self.split(text)) for text in texts]
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each sentence, without special tokens."""
@@ -190,31 +244,29 @@ class Tokenizer:
 
     @property
     def knows_words(self) -> bool:
-        """Whether each part that `split` finds is one token or unknown."""
-        return isinstance(self._inner.model, models.WordLevel)
+        """Whether a token is a word: each part that `split` finds is one token or unknown."""
+        is_list = isinstance(self._inner.model, models.WordLevel)
+        return is_list and self.pieces != "sentencepiece"
 
     def ids_of(self, tokens: list[str]) -> list[int]:
         """The id of each token, `UNKNOWN` where it has none."""
         return [UNKNOWN if i is None else i for i in map(self._inner.token_to_id, tokens)]
 
-    def decode(self, ids: list[list[int]]) -> list[str]:
-        """The sentence of each list of ids. What is unknown shows as ``<unk>``; of kind ``word`` it
-        is a word of its own.
+    def decode(self, ids: list[list[int]], *, unknown: str = SPECIAL_TOKENS[UNKNOWN]) -> list[str]:
+        """The sentence of each list of ids. What is unknown shows as ``unknown``; of kind ``word``
+        it is a word of its own.
         """
         drop = {PAD, START, END}
         kept = [[i for i in sentence if i not in drop] for sentence in ids]
         texts: list[str] = self._inner.decode_batch(kept, skip_special_tokens=False)
-        if self.knows_words:
-            # The space before an unknown word went with it; without one the word before would not
-            # be itself any more.
-            for place, sentence in enumerate(kept):
-                if UNKNOWN in sentence:
-                    texts[place] = self._decode_unknown(sentence)
+        # The space before an unknown word went with it; without one the word before would not be
+        # itself any more.
+        part = SPACE + unknown if self.knows_words else unknown
+        for place, sentence in enumerate(kept):
+            if UNKNOWN in sentence:
+                parts = [part if i == UNKNOWN else self.token(i) for i in sentence]
+                texts[place] = self.join(parts)
         return texts
-
-    def _decode_unknown(self, ids: list[int]) -> str:
-        unknown = SPACE + SPECIAL_TOKENS[UNKNOWN]
-        return self.join([unknown if i == UNKNOWN else self.token(i) for i in ids])
 
     def ordered_by(self, counts: list[int]) -> Tokenizer:
         """The same tokenizer with ids ordered by ``counts`` (of each present id), highest first.
@@ -237,17 +289,24 @@ class Tokenizer:
         return Tokenizer.from_json(json.dumps(description, ensure_ascii=False))
 
 
-def _set_text_path(inner: HFTokenizer, lowercase: bool, split_punctuation: bool) -> None:
+def _set_text_path(
+    inner: HFTokenizer,
+    form: Form,
+    lowercase: Lowercase,
+    split_punctuation: bool,
+    pieces: Pieces = "none",
+) -> None:
     """What comes before the model (normalizer, splitting) and after it (decoder).
 
-    `stretches` relies on it: but for the mark before the text, nothing looks beyond a character.
+    `stretches` relies on it: but for the mark before the text, nothing looks beyond a blank.
     """
+    if pieces != "none":
+        _set_path_of_pieces(inner, steps(form, lowercase=lowercase), pieces)
+        return
     # The mark is put before the text by a normalizer: Metaspace's own "always" leaves it out
     # where the text begins with a space, which decoding would then lose.
-    prepend = normalizers.Prepend(SPACE)
-    inner.normalizer = (
-        normalizers.Sequence([normalizers.Lowercase(), prepend]) if lowercase else prepend
-    )
+    path = [*steps(form, lowercase=lowercase), normalizers.Prepend(SPACE)]
+    inner.normalizer = normalizers.Sequence(path) if len(path) > 1 else path[0]
     spaces = pre_tokenizers.Metaspace(prepend_scheme="never")
     inner.pre_tokenizer = (
         pre_tokenizers.Sequence([spaces, pre_tokenizers.Punctuation("isolated")])
@@ -255,3 +314,24 @@ def _set_text_path(inner: HFTokenizer, lowercase: bool, split_punctuation: bool)
         else spaces
     )
     inner.decoder = decoders.Metaspace(prepend_scheme="always")
+
+
+def _set_path_of_pieces(inner: HFTokenizer, path: list[Any], pieces: Pieces) -> None:
+    # What reads like a special token is text here too, and gets the mark that no such token has.
+    special = "|".join(SPECIAL_TOKENS)
+    path.append(normalizers.Replace(Regex(f"(?<![^ ])(?=({special})(?![^ ]))"), SPACE))
+    inner.normalizer = normalizers.Sequence(path)
+    inner.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    inner.decoder = (
+        decoders.Metaspace(prepend_scheme="always")
+        if pieces == "sentencepiece"
+        else decoders.Sequence(
+            [
+                decoders.Replace(Regex(f"^{SPACE}(?=.)"), ""),
+                decoders.Replace(Regex("$"), " "),
+                decoders.Fuse(),
+                decoders.Replace("@@ ", ""),
+                decoders.Replace(Regex(" $"), ""),
+            ]
+        )
+    )

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from dist_embed.data.prepare import load_tokenizers
+from dist_embed.data.text_form import Form, in_form
 from dist_embed.data.token_shards import PreparedData, TokenPairs, read_tokens
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN
 
@@ -26,8 +27,9 @@ def unknown_share(data_uri: str) -> float:
     return unknown / total
 
 
-def count_target_words(data_uri: str, *, lowercase: bool) -> Counter[str]:
-    """The words of the training text's target side; those with an unknown part are left out.
+def count_target_words(data_uri: str, *, lowercase: bool, form: Form) -> Counter[str]:
+    """The words of the training text's target side in a form; those with an unknown part are left
+    out.
 
     Memory: some 100 bytes for each distinct word.
     """
@@ -36,8 +38,8 @@ def count_target_words(data_uri: str, *, lowercase: bool) -> Counter[str]:
     for tokens in _training_tokens(data_uri):
         ids = tokens.target_tokens.tolist()
         sentences = [ids[a:b] for a, b in pairwise(tokens.target_offsets.tolist())]
-        for text in tokenizer.decode(sentences):
-            counts.update((text.lower() if lowercase else text).split())
+        for text in in_form(tokenizer.decode(sentences), form, lowercase=lowercase):
+            counts.update(text.split())
     for word in [word for word in counts if SPECIAL_TOKENS[UNKNOWN] in word]:
         del counts[word]
     return counts

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from dist_embed.data.corpus import ParallelText, read_pairs
 from dist_embed.data.encoding import encoding_pool
+from dist_embed.data.text_form import Form, Lowercase
 from dist_embed.data.token_shards import SIDES
-from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Tokenizer
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Pieces, Tokenizer
 from dist_embed.data.word_counts import WordCounts, count_words
 from dist_embed.data.word_runs import WordSplitting
 
@@ -30,9 +31,11 @@ class TokenizerRecipe:
     vocab_size: int
     min_count: int
     shared: bool
-    lowercase: bool
+    lowercase: Lowercase
     split_punctuation: bool
     oov_buckets: int = 0
+    form: Form = "none"
+    pieces: Pieces = "none"
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ def _words(
 ) -> Vocabularies:
     found = count_words(
         read_pairs(text),
-        WordSplitting(recipe.lowercase, recipe.split_punctuation),
+        WordSplitting(recipe.lowercase, recipe.split_punctuation, recipe.form, recipe.pieces),
         shared=recipe.shared,
         keep=recipe.vocab_size - len(SPECIAL_TOKENS),
         min_count=recipe.min_count,
@@ -83,6 +86,8 @@ def _words(
             words.words.to_pylist(),
             lowercase=recipe.lowercase,
             split_punctuation=recipe.split_punctuation,
+            form=recipe.form,
+            pieces=recipe.pieces,
         )
         say(f"{_name(side, recipe)}: {_size(tokenizers[side], recipe)}; {_left_out(words)}")
     return Vocabularies(tokenizers, {side: words.by_id() for side, words in found.items()})
@@ -98,7 +103,7 @@ def _pieces(
     def train(texts: Iterator[str]) -> Tokenizer:
         return Tokenizer.train(
             texts, kind, vocab_size=recipe.vocab_size, min_count=recipe.min_count,
-            lowercase=recipe.lowercase,
+            lowercase=recipe.lowercase, form=recipe.form,
         )  # fmt: skip
 
     if recipe.shared:

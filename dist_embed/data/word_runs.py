@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dist_embed.data.stretches import Stretches, words_of
-from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.text_form import Form, Lowercase
+from dist_embed.data.tokenizer import Pieces, Tokenizer
 
 # Into how many pieces the summing can be divided.
 PARTITIONS = 256
@@ -27,8 +28,10 @@ ROWS = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
 class WordSplitting:
     """How the ``word`` tokenizer splits text: see `Tokenizer.from_words`."""
 
-    lowercase: bool
+    lowercase: Lowercase
     split_punctuation: bool
+    form: Form = "none"
+    pieces: Pieces = "none"
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,16 @@ class Sums:
 def split_and_count(texts: list[str], splitting: WordSplitting) -> pa.RecordBatch:
     """The words of ``texts``, columns ``word`` and ``count``; a word may have several rows."""
     tokenizer = Tokenizer.from_words(
-        [], lowercase=splitting.lowercase, split_punctuation=splitting.split_punctuation
+        [],
+        lowercase=splitting.lowercase,
+        split_punctuation=splitting.split_punctuation,
+        form=splitting.form,
+        pieces=splitting.pieces,
     )
-    stretches = Stretches.of(texts)
+    stretches = Stretches.of(texts, tokenizer)
     times = np.bincount(stretches.which, minlength=len(stretches.distinct))
     are_words = stretches.are_words(tokenizer)
-    words = words_of(stretches.distinct.filter(pa.array(are_words)))
+    words = words_of(stretches.distinct.filter(pa.array(are_words)), tokenizer)
     others = stretches.distinct.filter(pa.array(~are_words)).to_pylist()
     parts = [tokenizer.split(stretch) for stretch in others]
     lengths = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))

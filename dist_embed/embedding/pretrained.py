@@ -22,7 +22,7 @@ from torch import Tensor
 from dist_embed.config.errors import UserError
 from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, Tokenizer
 from dist_embed.embedding.composed_rows import ComposedRows
-from dist_embed.embedding.initial_values import BLOCK_ROWS, fill_initial_rows
+from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import Shard, TableSpec
 from dist_embed.embedding.projection import Basis, Moments, random_basis
 from dist_embed.parallel.collectives import (
@@ -40,7 +40,7 @@ from dist_embed.vectors.match import Form, VocabularyKeys, word_of
 
 Missing = Literal["random", "mean", "subword"]
 Project = Literal["no", "pca", "random"]
-_FILL_ROWS = 4 * BLOCK_ROWS
+_FILL_ROWS = 2**12
 _BASIS_ROWS = 2**14  # of each worker, where a fastText model's vectors are projected
 
 
@@ -133,7 +133,8 @@ class TableStart:
 
         Args:
             file: the vectors.
-            counts: [V] how often each id occurs in the training data; asked of worker 0 alone.
+            counts: [V] how often each id occurs on the table's side of the training data; asked of
+                worker 0 alone.
 
         Returns what was found; how often words occur is known on worker 0 alone.
 
@@ -147,12 +148,12 @@ class TableStart:
             self._compose(file, keys)
         else:
             self._read(file, keys)
-        self._drop_words_that_look_like_pieces()
+        pieces = self._drop_words_that_look_like_pieces()
         total = self._sum([self._entries, int(np.maximum(self._seen - 1, 0).sum())])
         if not isinstance(file, FastTextBinary):
             check_count(file, int(total[0]))
         self._finish_rows(file)
-        return self._coverage(file, counts, int(total[0]), int(total[1]))
+        return self._coverage(file, counts, int(total[0]), int(total[1]), pieces=pieces)
 
     def _read(self, file: VectorFile, keys: VocabularyKeys) -> None:
         """Write the vectors of the words found to their rows. Collective."""
@@ -267,14 +268,16 @@ class TableStart:
         taken = vectors[torch.from_numpy(chosen).to(vectors.device)]
         self._weight[torch.from_numpy(rows).to(self._weight.device)] = taken.to(self._weight)
 
-    def _drop_words_that_look_like_pieces(self) -> None:
+    def _drop_words_that_look_like_pieces(self) -> bool:
         """A piece inside a word is not the word that is written the same; that is found only in a
         file of pieces: one in which more words stand with the mark of a space than without.
         Collective.
+
+        Returns whether it is such a file.
         """
         tokenizer = self._tokenizer
         if tokenizer.knows_words:
-            return
+            return False
         ids = self._own_ids()
         rows = ((self._ranks != NOT_FOUND) & (ids >= len(SPECIAL_TOKENS))).nonzero()[0]
         inner = np.array(
@@ -284,9 +287,10 @@ class TableStart:
         ranks = self._ranks[rows[~inner]]
         marked, unmarked = self._sum([int((ranks == 0).sum()), int((ranks == 1).sum())]).tolist()
         if marked > unmarked:
-            return
+            return True
         self._ranks[rows[inner]] = NOT_FOUND
         self._seen[:, rows[inner]] = 0
+        return False
 
     def _finish_rows(self, file: VectorFile | FastTextBinary) -> None:
         """Scale the rows found, and start the others. Collective."""
@@ -333,6 +337,8 @@ class TableStart:
         counts: NDArray[np.int64] | None,
         entries: int,
         duplicates: int,
+        *,
+        pieces: bool,
     ) -> Coverage:
         """Sum up on worker 0, and tell everyone. Collective."""
         settings, group = self._settings, self._group
@@ -345,10 +351,9 @@ class TableStart:
         by_id = by_row[self.rows_of(np.arange(self._tokenizer.size))].astype(np.int64)
         with all_or_none(group):
             found = coverage_of(
-                self._tokenizer,
-                counts if counts is not None else np.zeros(self._tokenizer.size, np.int64),
-                by_id, settings.forms, table=self._spec.name, uri=file.uri, entries=entries,
-                duplicates=duplicates, policy=settings.missing,
+                self._tokenizer, counts, by_id, settings.forms, table=self._spec.name,
+                uri=file.uri, entries=entries, duplicates=duplicates, policy=settings.missing,
+                pieces=pieces,
                 unreadable=file.unreadable if isinstance(file, FastTextBinary) else 0,
             )  # fmt: skip
             if counts is not None and found.token_share < settings.min_coverage:
@@ -385,13 +390,9 @@ class TableStart:
         return sum_over_workers(own, self._group).cpu()
 
     def _parts(self) -> Iterator[slice]:
-        """Own rows, cut where blocks of fresh rows begin."""
-        for end in range(
-            _FILL_ROWS - self.shard.first_row % _FILL_ROWS,
-            self.shard.num_rows + _FILL_ROWS,
-            _FILL_ROWS,
-        ):
-            yield slice(max(0, end - _FILL_ROWS), min(end, self.shard.num_rows))
+        """Own rows, a few at a time."""
+        for start in range(0, self.shard.num_rows, _FILL_ROWS):
+            yield slice(start, min(start + _FILL_ROWS, self.shard.num_rows))
 
     def rows_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where ids lie in the whole table."""

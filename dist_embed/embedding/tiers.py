@@ -127,9 +127,9 @@ def check_device_memory(sizes: Sizes, step_bytes: int, free: int) -> None:
     least = step_bytes + sizes.whole - sizes.in_host
     if least > free:
         raise UserError(
-            f"a training step needs {least / GIB:.2f} GiB of every GPU beside the rows, wherever "
-            f"these lie, and the fullest has {free / GIB:.2f} GiB free. Use more workers, a "
-            "smaller embedding.width, model.output=sampled or a smaller model.logits_block_mib"
+            f"{least / GIB:.2f} GiB of every GPU are needed beside the rows, wherever these lie, "
+            f"and the fullest has {free / GIB:.2f} GiB free. Use a smaller model.logits_block_mib, "
+            "more workers, a smaller embedding.width or model.output=sampled"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,14 +12,9 @@ from numpy.typing import NDArray
 
 from dist_embed.checkpoint.export import export_checkpoint
 from dist_embed.config.errors import UserError
-from dist_embed.data.prepare import read_counts
-from dist_embed.data.prepared_folder import prepared_folder
-from dist_embed.data.token_shards import PreparedData
 from dist_embed.explore.table import RunTable
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
-from dist_embed.train.run_folder import OtherVocabulary, check_vocabularies, read_run_config
-from dist_embed.train.single_tables import SIDE_OF_ROLE
 from dist_embed.vectors.write import (
     WRITTEN_FORMATS,
     Block,
@@ -36,11 +30,11 @@ _BLOCK_BYTES = 8 * 2**20
 def export_embeddings(table: RunTable, output: str, format: ExportFormat) -> list[str]:
     """Write the words of a table and their vectors, in the order of their ids.
 
-    Every word of the vocabulary is written, special tokens too; hashed rows have no word and are
-    not. ``safetensors`` holds them as the matrix ``weight``, row i for id i, with the list of words
-    in a file beside it. The others read a checkpoint in the order of its rows first, into a
-    temporary folder, beside the output where that is local: twice the room on the disk, a strip of
-    rows in memory.
+    Every word of the vocabulary that is `RunTable.trained` is written, special tokens too; hashed
+    rows have no word and are not. ``safetensors`` holds them as the matrix ``weight``, with the
+    list of words in a file beside it; of all words row i is that of id i. The others read a
+    checkpoint in the order of its rows first, into a temporary folder, beside the output where that
+    is local: twice the room on the disk, a strip of rows in memory.
 
     Args:
         table: the table.
@@ -49,6 +43,7 @@ def export_embeddings(table: RunTable, output: str, format: ExportFormat) -> lis
 
     Returns the files written. Raises UserError, OSError.
     """
+    ids = np.flatnonzero(table.trained)
     if format == "safetensors":
         if not storage.is_local(output):
             raise UserError(f"{output}: safetensors are written to a local path")
@@ -58,10 +53,10 @@ def export_embeddings(table: RunTable, output: str, format: ExportFormat) -> lis
                 f"{output}: table {table.table} has {table.num_rows - table.num_words:,} hashed "
                 "rows, which have no word; `checkpoint export --table` writes them all"
             )
-        export_checkpoint(table.store, table.manifest, path, table=table.table)
+        export_checkpoint(table.store, table.manifest, path, table=table.table, ids=ids)
         words = f"{output.removesuffix('.safetensors')}.words.txt"
         with storage.whole_file(words) as file:
-            for i in range(table.num_words):
+            for i in ids.tolist():
                 file.write(f"{table.word(i)}\n".encode())
         return [output, words]
     assert format in WRITTEN_FORMATS
@@ -71,49 +66,44 @@ def export_embeddings(table: RunTable, output: str, format: ExportFormat) -> lis
         folder.mkdir(parents=True, exist_ok=True)
     with temporary_folder(".dist_embed-export-", folder) as scratch:
         path = Path(scratch) / "rows.safetensors"
-        export_checkpoint(table.store, table.manifest, path, table=table.table)
+        export_checkpoint(table.store, table.manifest, path, table=table.table, ids=ids)
         write_vectors(
-            output, written, _blocks(table, path, written), num_words=table.num_words,
+            output, written, _blocks(table, path, ids, written), num_words=len(ids),
             width=table.width,
         )  # fmt: skip
     return [output]
 
 
-def _blocks(table: RunTable, path: Path, format: WrittenFormat) -> Iterator[Block]:
+def _blocks(
+    table: RunTable, path: Path, ids: NDArray[np.int64], format: WrittenFormat
+) -> Iterator[Block]:
     counts = word_counts(table) if format == "parquet" else np.zeros(table.num_words, np.int64)
     per_block = max(1, _BLOCK_BYTES // (4 * table.width))
     with open(path, "rb") as file:
         header = 8 + int.from_bytes(file.read(8), "little")
         file.seek(header)
-        for first in range(0, table.num_words, per_block):
-            end = min(first + per_block, table.num_words)
-            raw = file.read((end - first) * table.width * table.itemsize)
+        for first in range(0, len(ids), per_block):
+            some = ids[first : first + per_block]
+            raw = file.read(len(some) * table.width * table.itemsize)
             values = np.frombuffer(raw, dtype=f"<f{table.itemsize}").astype(np.float32)
             yield Block(
-                [table.word(i) for i in range(first, end)], counts[first:end],
-                values.reshape(-1, table.width),
+                [table.word(i) for i in some.tolist()], counts[some],
+                values.reshape(-1, table.width), some,
             )  # fmt: skip
             # What has been read is not needed in the system's cache.
             os.posix_fadvise(file.fileno(), header, file.tell() - header, os.POSIX_FADV_DONTNEED)
 
 
 def word_counts(table: RunTable) -> NDArray[np.int64]:
-    """How often each word occurs in the training data; 0 where that is gone.
+    """How often each word occurs in the training data, on the table's side; 0 where that is gone.
 
-    Raises UserError where the folder holds other data by now, or its counts are damaged.
+    Raises UserError where the folder holds other data by now, or cannot be read, or its counts are
+    damaged.
     """
-    data_uri = prepared_folder(read_run_config(table.run_uri).data.uri)
-    try:
-        data = PreparedData.read(data_uri)
-        check_vocabularies(table.run_uri, data)
-        if told := data.not_proven(data_uri):
-            print(told, file=sys.stderr)
-        return read_counts(data_uri, SIDE_OF_ROLE[table.role])
-    except FileNotFoundError:
-        return np.zeros(table.num_words, dtype=np.int64)
-    except OtherVocabulary:
+    found = table.occurrences
+    if found.refused:
         raise UserError(
-            f"{data_uri} holds other data by now than the run {table.run_uri} was trained on, so "
-            "that its words' counts are not known: move it away, and they are written as 0, or "
-            "export to a format without counts (word2vec, glove, safetensors)"
-        ) from None
+            f"{found.refused}, so that its words' counts are not known: move it away, and they are "
+            "written as 0, or export to a format without counts (word2vec, glove, safetensors)"
+        )
+    return np.zeros(table.num_words, np.int64) if found.on_side is None else found.on_side

@@ -17,7 +17,8 @@ def nearest(
 ) -> list[list[tuple[int, float]]]:
     """For each query the ids with the highest cosine, with it, highest first.
 
-    Special tokens are never among them; nor are words whose vector is zero.
+    Special tokens are never among them; nor are words whose vector is zero, nor untrained ones
+    (`RunTable.trained`).
 
     Args:
         table: the table.
@@ -26,12 +27,13 @@ def nearest(
         without: for each query ids that are left out.
     """
     left_out = [torch.tensor([*range(len(SPECIAL_TOKENS)), *ids]) for ids in without]
-    directions = functional.normalize(queries)
+    directions, trained = functional.normalize(queries), torch.from_numpy(table.trained)
     best_values = torch.full((len(queries), 0), float("-inf"))
     best_ids = torch.empty((len(queries), 0), dtype=torch.int64)
     for ids, vectors in table.strips():
         cosines = directions @ functional.normalize(vectors).T
         cosines[:, vectors.square().sum(1) == 0] = float("-inf")
+        cosines[:, ~trained[ids]] = float("-inf")
         for number, ids_out in enumerate(left_out):
             cosines[number, torch.isin(ids, ids_out)] = float("-inf")
         values = torch.cat([best_values, cosines], dim=1)
@@ -49,9 +51,9 @@ def neighbors(
 ) -> dict[str, list[tuple[str, float]]]:
     """The nearest words of each of ``words``, with their cosine.
 
-    Raises UserError for a word that is not in the vocabulary.
+    Raises UserError for a word that is not in the vocabulary, or untrained.
     """
-    ids = [table.id_of(word) for word in words]
+    ids = [table.trained_id_of(word) for word in words]
     found = nearest(table, table.rows_of(ids), count, [[i] for i in ids])
     return {
         word: [(table.word(i), cosine) for i, cosine in near]
@@ -65,9 +67,9 @@ def analogy(
     """What ``third`` is to as ``first`` is to ``second``: the words nearest to b - a + c of the
     vectors of unit length (3CosAdd, Mikolov et al. 2013, arXiv 1310.4546), none of the three.
 
-    Raises UserError for a word that is not in the vocabulary.
+    Raises UserError for a word that is not in the vocabulary, or untrained.
     """
-    ids = [table.id_of(word) for word in (first, second, third)]
+    ids = [table.trained_id_of(word) for word in (first, second, third)]
     a, b, c = functional.normalize(table.rows_of(ids))
     found = nearest(table, (b - a + c).unsqueeze(0), count, [ids])
     return [(table.word(i), cosine) for i, cosine in found[0]]

@@ -22,11 +22,13 @@ class Agreement:
         spearman: rank correlation of cosines and judgements.
         pairs: pairs that were compared.
         unknown: pairs with a word that is not in the vocabulary.
+        untrained: pairs of words of the vocabulary, one of which is untrained.
     """
 
     spearman: float
     pairs: int
     unknown: int
+    untrained: int
 
 
 def similarity_agreement(table: RunTable, uri: str) -> Agreement:
@@ -40,7 +42,7 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
             in the first, that is a header. Lines that begin with ``#`` are passed over.
 
     Raises:
-        UserError: the file cannot be read, or fewer than two of its pairs are known.
+        UserError: the file cannot be read, or fewer than two of its pairs can be compared.
     """
     from scipy.stats import spearmanr
 
@@ -53,7 +55,7 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
     column = next((i for i, text in enumerate(example) if i > 1 and _number(text) is not None), 2)
     pairs: list[tuple[int, int]] = []
     judged: list[float] = []
-    unknown = 0
+    unknown = untrained = 0
     for place, (number, fields) in enumerate(lines):
         value = _number(fields[column]) if column < len(fields) else None
         if value is None:
@@ -67,13 +69,24 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
         if first is None or second is None:
             unknown += 1
             continue
+        if not (table.trained[first] and table.trained[second]):
+            untrained += 1
+            continue
         pairs.append((first, second))
         judged.append(value)
     if len(pairs) < 2:
-        raise UserError(f"{uri}: the vocabulary knows {len(pairs)} of its pairs, 2 are needed")
+        raise UserError(
+            f"{uri}: the vocabulary knows {len(pairs)} of its pairs, 2 are needed"
+            + (
+                f"; {untrained:,} more have a word that never occurs {table.place}"
+                if untrained
+                else ""
+            )
+        )
     vectors = functional.normalize(table.rows_of([i for pair in pairs for i in pair]))
     cosines = (vectors[0::2] * vectors[1::2]).sum(1).numpy()
-    return Agreement(float(spearmanr(cosines, judged).statistic), len(pairs), unknown)
+    spearman = float(spearmanr(cosines, judged).statistic)
+    return Agreement(spearman, len(pairs), unknown, untrained)
 
 
 def _fields(line: str) -> list[str]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_embed.checkpoint.catalogue import open_checkpoints, read_manifest, use_choice
@@ -18,8 +22,9 @@ from dist_embed.data.prepare import load_tokenizers
 from dist_embed.data.tokenizer import SPACE, SPECIAL_TOKENS
 from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.explore.occurrences import Occurrences, occurrences
 from dist_embed.train.run_folder import check_tokenizer, read_run_config
-from dist_embed.train.single_tables import SIDE_OF_ROLE
+from dist_embed.train.single_tables import SIDE_OF_ROLE, sides_of_table
 
 Role = Literal["source", "target", "output"]
 STRIP_BYTES = 32 * 2**20
@@ -34,6 +39,7 @@ class RunTable:
         run_uri: the run's folder or URL.
         role: which of the run's tables.
         step: of which checkpoint; None: that with the lowest validation loss.
+        untrained: take words too that never occur on a side that the table serves.
 
     Attributes:
         run_uri: see above.
@@ -44,6 +50,7 @@ class RunTable:
         num_rows: of the table; more than ``num_words`` where unknown words are hashed to rows.
         width: D.
         itemsize: bytes of a value in the checkpoint, 4 or 2.
+        place: where in the training data its words stand, for people.
 
     Raises:
         UserError: there is no such run or checkpoint, or it was trained with another tokenizer than
@@ -53,10 +60,15 @@ class RunTable:
     Nothing here is collective.
     """
 
-    def __init__(self, run_uri: str, role: Role, step: int | None = None) -> None:
+    def __init__(
+        self, run_uri: str, role: Role, step: int | None = None, *, untrained: bool = False
+    ) -> None:
         config = read_run_config(run_uri)
+        self._untrained = untrained
+        sides = sides_of_table(config.model.share_embeddings, role)
+        self.place = f"on the {sides[0]} side of" if len(sides) == 1 else "on either side of"
+        self.place += " the training data"
         self.run_uri, self.role = run_uri, role
-        self._lowercase = config.tokenizer.lowercase
         self.table = TABLE_OF_ROLE[config.model.share_embeddings][role]
         self.tokenizer = load_tokenizers(run_uri)[SIDE_OF_ROLE[role]]
         self.store = open_checkpoints(run_uri)
@@ -78,8 +90,8 @@ class RunTable:
             )
 
     def find(self, word: str) -> int | None:
-        """The id of a word; None where it is not known. Lowercased where the run does so."""
-        word = word.lower() if self._lowercase else word
+        """The id of a word, in the run's form and case; None where it is not known."""
+        word = self.tokenizer.normalized(word)
         found = self.tokenizer.id_of(SPACE + word)
         return self.tokenizer.id_of(word) if found is None else found
 
@@ -99,6 +111,41 @@ class RunTable:
             f"({self.num_words:,} words)"
             + (f"; near it: {', '.join(close)}" if close else "")
         )  # fmt: skip
+
+    @cached_property
+    def occurrences(self) -> Occurrences:
+        """How often words occur in the training data. What is not known of it goes to stderr."""
+        found = occurrences(self.run_uri, self.role)
+        for line in found.told:
+            print(line, file=sys.stderr)
+        return found
+
+    @cached_property
+    def trained(self) -> NDArray[np.bool_]:
+        """[V] which words are to be looked at: those that occur on a side that the table serves,
+        or all where that is not known, or `untrained` ones are asked for.
+        """
+        found = None if self._untrained else self.occurrences.trained
+        return np.ones(self.num_words, dtype=np.bool_) if found is None else found
+
+    def frequent_ids(self) -> list[int]:
+        """Of `trained` words, without special tokens, the most frequent on this side first."""
+        ids = np.arange(len(SPECIAL_TOKENS), self.num_words)
+        counts = self.occurrences.on_side
+        if counts is not None:
+            ids = ids[np.argsort(-counts[ids], kind="stable")]
+        found: list[int] = ids[self.trained[ids]].tolist()
+        return found
+
+    def trained_id_of(self, word: str) -> int:
+        """As `id_of`, of `trained` words alone. Raises UserError."""
+        i = self.id_of(word)
+        if not self.trained[i]:
+            raise UserError(
+                f"{word!r} never occurs {self.place} of {self.run_uri}: its vector in table "
+                f"{self.table} is untrained (--untrained takes it all the same)"
+            )
+        return i
 
     def word(self, i: int) -> str:
         """What the id stands for, to be shown and to be written into files: different for each id.

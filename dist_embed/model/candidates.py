@@ -28,10 +28,12 @@ class CandidateWords:
 
     Args:
         lookup: the tables.
-        num_frequent: K, at most V; ids are ordered by frequency, special tokens first.
+        num_frequent: K, at most V.
         num_translations: K'.
         translations: the lexicon.
         block_bytes: upper bound for one block of logits.
+        by_frequency: the words that may be among the frequent ones, special tokens first and then
+            the most frequent; None: all ids, which are ordered so.
     """
 
     def __init__(
@@ -41,9 +43,12 @@ class CandidateWords:
         num_translations: int,
         translations: Translations,
         block_bytes: int,
+        by_frequency: NDArray[np.int64] | None = None,
     ) -> None:
         self._lookup = lookup
-        self._num_frequent = min(num_frequent, lookup.num_output_rows)
+        if by_frequency is None:
+            by_frequency = np.arange(lookup.num_output_rows)
+        self._frequent_ids = np.sort(by_frequency[:num_frequent])
         self._num_translations = num_translations
         self._translations = translations
         self._block_bytes = block_bytes
@@ -61,7 +66,7 @@ class CandidateWords:
 
         Collective.
         """
-        self._frequent = self._vectors(torch.arange(self._num_frequent))
+        self._frequent = self._vectors(torch.from_numpy(self._frequent_ids))
         words = np.fromiter((word for ids in sources for word in ids), dtype=np.int64)
         self._known = self._translations(words, self._num_translations)
 
@@ -80,7 +85,8 @@ class CandidateWords:
         """Translations of a sentence's words that are not among the frequent ones, ascending."""
         found = [self._known[word] for word in set(source) if word in self._known]
         ids = np.unique(np.concatenate([np.empty(0, np.int64), *found]))
-        return ids[ids >= self._num_frequent]
+        place = np.searchsorted(self._frequent_ids, ids).clip(max=len(self._frequent_ids) - 1)
+        return ids[self._frequent_ids[place] != ids]
 
     def keep(self, places: list[int]) -> None:
         """See `NextWords.keep`."""
@@ -90,7 +96,7 @@ class CandidateWords:
     def top(self, hidden: Tensor, tokens_of_worker: list[int], k: int) -> tuple[Tensor, Tensor]:
         """See `NextWords.top`; needs no other worker."""
         sentences, own = self._ids.shape
-        width = self._num_frequent + own
+        width = len(self._frequent_ids) + own
         step = max(1, self._block_bytes // (4 * width * self._beam))
         by_sentence = hidden.view(sentences, self._beam, hidden.shape[1])
         found = [
@@ -105,14 +111,17 @@ class CandidateWords:
     def _top(self, hidden: Tensor, sentences: slice, k: int) -> tuple[Tensor, Tensor]:
         ids, own = self._ids[sentences], self._own[sentences]
         logits = torch.cat([hidden @ self._frequent.t(), hidden @ own.transpose(1, 2)], dim=2)
-        logits[:, :, self._num_frequent :].masked_fill_(ids.unsqueeze(1) < 0, float("-inf"))
+        num_frequent = len(self._frequent_ids)
+        logits[:, :, num_frequent:].masked_fill_(ids.unsqueeze(1) < 0, float("-inf"))
         values, place = logits.log_softmax(2).topk(k, dim=2)
-        behind = (place - self._num_frequent).clamp(min=0)
+        frequent = torch.from_numpy(self._frequent_ids).to(place.device)
+        words = frequent[place.clamp(max=num_frequent - 1)]
         if ids.shape[1]:
             # Behind the last of a shorter list: impossible words, which must still be ids.
+            behind = (place - num_frequent).clamp(min=0)
             chosen = ids.clamp(min=PAD).unsqueeze(1).expand(-1, self._beam, -1).gather(2, behind)
-            place = torch.where(place < self._num_frequent, place, chosen)
-        return values.flatten(0, 1), place.flatten(0, 1)
+            words = torch.where(place < num_frequent, words, chosen)
+        return values.flatten(0, 1), words.flatten(0, 1)
 
     def _vectors(self, ids: Tensor) -> Tensor:
         """Output rows of ``ids``: their shape + [D]. Collective."""

@@ -21,7 +21,7 @@ from dist_embed.parallel.collectives import stack_over_workers
 
 
 class UnknownWords:
-    """Writes translations out, without unknown words.
+    """Writes translations with unknown words out without them.
 
     Args:
         model: the replicated part, in evaluation mode.
@@ -47,8 +47,9 @@ class UnknownWords:
 
     def texts(
         self, texts: list[str], sources: list[list[int]], answers: list[list[int]]
-    ) -> list[str]:
-        """The translations as text.
+    ) -> dict[int, str]:
+        """The translations with unknown words as text, by place; not those of sentences without
+        words, which leave nothing to look at.
 
         Args:
             texts: source sentences.
@@ -57,7 +58,7 @@ class UnknownWords:
 
         Collective: every worker calls it, with as many sentences of its own as it likes.
         """
-        written = self._target.decode(answers)
+        written = {}
         unknown = [place for place, ids in enumerate(answers) if UNKNOWN in ids]
         # Of all sentences at once: the lexicon's files are read whole.
         words = np.array([w for place in unknown for w in sources[place]], dtype=np.int64)

@@ -19,6 +19,7 @@ class Course:
         tokens_per_second: median over the log lines since the row before.
         perplexity: of the validation set.
         bleu: of the validation set, where it was translated.
+        scored_by: how that was computed; None: by a version that did not say.
     """
 
     step: int
@@ -28,6 +29,7 @@ class Course:
     tokens_per_second: float
     perplexity: float
     bleu: float | None
+    scored_by: str | None = None
 
 
 def course_of(lines: list[dict[str, Any]]) -> list[Course]:
@@ -56,5 +58,21 @@ def course_of(lines: list[dict[str, Any]]) -> list[Course]:
             )
             speeds = []
         elif "validation_bleu" in line and rows and rows[-1].step == line["step"]:
-            rows[-1] = replace(rows[-1], bleu=line["validation_bleu"])
+            rows[-1] = replace(
+                rows[-1], bleu=line["validation_bleu"], scored_by=line.get("scored_by")
+            )
     return rows
+
+
+def ways_of_scoring(rows: list[Course]) -> list[str]:
+    """What is to be said of how BLEU was computed; nothing where none was."""
+    by = {row.step: row.scored_by for row in rows if row.bleu is not None}
+    if len(set(by.values())) < 2:
+        return [f"BLEU is {way}" for way in {*by.values()} - {None}]
+    said = ["BLEU was computed in different ways, which cannot be compared:"]
+    before: str | None = ""
+    for step, way in by.items():
+        if way != before:
+            said.append(f"from step {step:,}: {way or 'as an earlier version did'}")
+        before = way
+    return said

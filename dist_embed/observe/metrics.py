@@ -49,11 +49,15 @@ class MetricsLog:
             str(self._folder / "tensorboard"), purge_step=after_step + 1, flush_secs=30
         )
 
-    def write(self, step: int, **values: float | int | None) -> None:
-        """One line: the step, the time of day (Unix seconds) and the values that are not None."""
+    def write(self, step: int, scored_by: str | None = None, **values: float | int | None) -> None:
+        """One line: the step, the time of day (Unix seconds) and what is not None."""
         known = {name: value for name, value in values.items() if value is not None}
         # JSON has no NaN: a reader other than Python would refuse the line.
-        line = {name: value if math.isfinite(value) else None for name, value in known.items()}
+        line: dict[str, float | str | None] = {
+            name: value if math.isfinite(value) else None for name, value in known.items()
+        }
+        if scored_by is not None:
+            line["scored_by"] = scored_by
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n")
         self._file.flush()
         for name, value in known.items():

@@ -114,8 +114,10 @@ def errors_shared(group: Group) -> Iterator[None]:
     except WorkerError:
         raise
     except Exception as exc:
-        # First: the store may not answer, and peers are not to wait for this worker meanwhile.
-        _break_connections(group)
+        # First: the store may not answer, and peers are not to wait for this worker meanwhile. But
+        # peers that are being told of it must not have that broken off.
+        if not getattr(exc, _TOLD, False):
+            _break_connections(group)
         cause = _exchange_causes(store, group, exc)
         if cause is not None:
             raise cause from exc
@@ -131,13 +133,16 @@ def is_broken_collective(exc: BaseException) -> bool:
 
 def is_passing(exc: BaseException) -> bool:
     """Whether the same may go well when it is tried again: a peer, a connection or a device was
-    lost, or a store was unavailable. Errors of data, configuration or code come again.
+    lost, a store was unavailable, or something took too long. Errors of data, configuration or code
+    come again.
     """
     step: BaseException | None = exc
     while step is not None:
         if isinstance(step, WorkerError):
             return step.is_passing
-        if isinstance(step, StoreUnavailable | ConnectionError) or is_broken_collective(step):
+        if isinstance(step, StoreUnavailable | ConnectionError | TimeoutError):
+            return True
+        if is_broken_collective(step):
             return True
         if isinstance(step, OSError) and step.errno in _NETWORK_FAULTS:
             return True

@@ -36,6 +36,7 @@ _taken: int | None = None  # the first signal that this process has taken
 _ending: int | None = None  # the first by which it ends
 _last_taken_at = -math.inf
 _exits: Handler = None  # the handler of `exit_on_signals`, while it is one
+_parent_asks = False  # whether SIGTERM comes from the process that has started this one
 
 
 def request_stop() -> None:
@@ -111,8 +112,6 @@ def stop_on_signals(*, second_ends: bool = True) -> Iterator[None]:
     done what it was to do, and tells so. What was ignored before stays so. In any but the main
     thread Python takes no signals: there somebody else makes the request.
     """
-    from multiprocessing import parent_process
-
     global _requested
     interrupted_at: float | None = None
     ended, taken = False, False
@@ -136,7 +135,7 @@ def stop_on_signals(*, second_ends: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        if _exits is None and (taken or parent_process() is not None):
+        if _exits is None and (taken or _parent_asks):
             _restore(dict.fromkeys(before, signal.SIG_IGN))
         else:
             _restore(before)
@@ -164,7 +163,8 @@ def handle_again() -> None:
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes that are started within the block never hear `SIGNALS`, nor do theirs.
+    """Processes that are started within the block do not hear `SIGNALS`, nor do theirs; only those
+    that call `hear_sigterm` hear that one.
 
     A signal mask is inherited. So a signal to the whole process group, or to every process of a
     job, is for this process alone to act upon: it ends its children itself, or they see that it has
@@ -186,6 +186,8 @@ def deaf_children() -> Iterator[None]:
 
 def hear_sigterm() -> None:
     """To be called first in a deaf child that its parent may end, or ask to stop, by SIGTERM."""
+    global _parent_asks
+    _parent_asks = True
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent may have been told to ignore it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 

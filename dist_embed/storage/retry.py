@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from asyncio import CancelledError
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -57,7 +58,7 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
             return operation()
         except _FINAL:
             raise
-        except Exception as exc:
+        except (Exception, CancelledError) as exc:  # a client's, as its event loop ends
             if not _comes_from_the_store(exc):
                 raise
             if type(exc).__name__ in _MISCONFIGURED:
@@ -72,7 +73,7 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 
-def _comes_from_the_store(exc: Exception) -> bool:
+def _comes_from_the_store(exc: BaseException) -> bool:
     return isinstance(exc, (OSError, TimeoutError)) or any(
         kind.__module__.split(".")[0] in _CLIENTS for kind in type(exc).__mro__
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, as_completed
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -14,7 +14,7 @@ R = TypeVar("R")
 def in_threads(
     call: Callable[[T], R], items: Iterable[T], then: Callable[[R], None], *, num_threads: int
 ) -> None:
-    """``then(call(item))`` for each item: the calls by threads, what follows here, in order.
+    """``then(call(item))`` for each item: the calls by threads, what follows here, as they end.
 
     Raises the first error of either. No call is begun after it, and those under way are waited for:
     they use the caller's memory. Only what ends the process (a signal) waits for none.
@@ -44,18 +44,17 @@ def in_threads(
         threading.Thread(target=work, name="store", daemon=True)
         for _ in range(min(num_threads, len(tasks)))
     ]
-    patient = True
+    waits = True
     try:
         for thread in threads:
             thread.start()
-        # After an error: all that was given out before it has a result.
-        for _, outcome in tasks:
+        for outcome in as_completed([outcome for _, outcome in tasks]):
             then(outcome.result())
     except BaseException as exc:
-        patient = isinstance(exc, Exception)
+        waits = not isinstance(exc, SystemExit | KeyboardInterrupt)
         raise
     finally:
         over.set()
         for thread in threads:
-            if patient and thread.ident is not None:
+            if waits and thread.ident is not None:
                 thread.join()

@@ -38,8 +38,9 @@ FOLDER_MARK = "{study}"
 # Of the training data, whose loss the gap is measured from; always the same ones.
 TRAINING_TOKENS = 20_000
 # How runs are scored: to be raised where the same run gets other figures, so that those of before
-# and after do not share a mean. 0.2.0 did not say; since then blank lines have a blank translation.
-SCORING = 2
+# and after do not share a mean. 0.2.0 did not say; since 2 blank lines have a blank translation,
+# since 3 an unknown word is one token that matches nothing, and both sides have the run's form.
+SCORING = 3
 # What a run's result does not depend on, its speed neither: places, processes of the preparation,
 # failures that are outlived, and waits. All of it may change while a run goes on.
 _NOT_DECIDING = (
@@ -134,9 +135,8 @@ def planned_runs(study: TrainingStudy) -> list[PlannedRun]:
 def _planned(study: TrainingStudy, combination: Combination, seed: int) -> PlannedRun:
     keys = overrides_of(study, combination) | {"run.uri": study.folder, "run.seed": seed}
     written = {key: json.dumps(value, ensure_ascii=False) for key, value in keys.items()}
-    overrides = [
-        f"{key}={value.replace(FOLDER_MARK, study.folder)}" for key, value in written.items()
-    ]
+    folder = study.folder.rstrip("/")  # an object store would look for two slashes
+    overrides = [f"{key}={value.replace(FOLDER_MARK, folder)}" for key, value in written.items()]
     config = load_config(study.base, overrides)
     missing = [split for split in ("validation", "test") if not _has(config, split)]
     if missing:
@@ -171,6 +171,9 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     for key in (*_NOT_DECIDING, *(_KEPT if config.checkpoint.keep_best else ())):
         section, name = key.split(".")
         values[section].pop(name, None)
+    for name, usual in (("normalize", "auto"), ("pieces", "none")):
+        if values["tokenizer"][name] == usual:  # so runs of before they were keys stay the same
+            del values["tokenizer"][name]
     starts = [table["pretrained"] for table in values["embedding"]["tables"].values() if table]
     files = {posixpath.basename(start[key] or "")
              for start in starts if start for key in ("uri", "words")}  # fmt: skip

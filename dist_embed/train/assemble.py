@@ -147,9 +147,18 @@ def build_output(
 
 
 def build_translation(
-    config: Config, translator: Translator, tokenizers: dict[str, Tokenizer]
+    config: Config,
+    translator: Translator,
+    tokenizers: dict[str, Tokenizer],
+    say: Callable[[str], None] = lambda line: None,
 ) -> Translation:
     """What translates texts with the translator, always in float32. Collective.
+
+    Args:
+        config: the run's.
+        translator: tables and model.
+        tokenizers: of both sides.
+        say: takes a line about a lexicon of before.
 
     Raises:
         UserError: the search asks for a lexicon, and the run's folder has none.
@@ -159,12 +168,19 @@ def build_translation(
     with all_or_none(translator.group):
         wanted = candidates or search.replace_unknown == "lexicon"
         lexicon = _open_lexicon(config.run.uri, tokenizers) if wanted else None
+        by_frequency = lexicon.frequent_targets() if lexicon and candidates else None
+    if candidates and by_frequency is None and config.tokenizer.shared:
+        say(
+            f"{config.run.uri}: its lexicon was learned before the frequent words of the target "
+            "side were listed: search.candidates takes the most frequent words of both sides. "
+            "Data prepared anew have such a list"
+        )
     exact = translator.shard.in_float32()
     words: NextWords = ExactWords(lookup, exact)
     if candidates and lexicon:
         words = CandidateWords(
             lookup, search.candidates, search.candidate_translations, lexicon.translations,
-            exact.block_bytes,
+            exact.block_bytes, by_frequency,
         )  # fmt: skip
     searcher = Searcher(
         translator.transformer,

@@ -6,13 +6,14 @@ import math
 import time
 from dataclasses import dataclass
 
-import sacrebleu
 import torch
 
 from dist_embed.data.loader import Loader, Position
+from dist_embed.data.text_form import Form
 from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.train.assemble import Translator
+from dist_embed.train.scoring import Scorer
 from dist_embed.train.translation import Translation
 
 
@@ -21,12 +22,13 @@ class Quality:
     """Translation quality of one split.
 
     Attributes:
-        bleu: corpus BLEU, 0 to 100 (Papineni et al. 2002), by sacrebleu.
-        chrf: chrF2, 0 to 100 (Popović 2015), by sacrebleu.
-        signature: sacrebleu's description of how BLEU was computed.
+        bleu: corpus BLEU, 0 to 100, see `Scorer`.
+        chrf: chrF2, 0 to 100.
+        signature: how BLEU was computed.
         sentences: number of sentences.
         seconds: time of the search.
         translations: the translations, in order.
+        scored: the same with one character for an unknown word, which no reference has.
     """
 
     bleu: float
@@ -35,6 +37,7 @@ class Quality:
     sentences: int
     seconds: float
     translations: list[str]
+    scored: list[str]
 
 
 @torch.no_grad()
@@ -102,21 +105,23 @@ def evaluate_translations(
     *,
     bleu_tokenize: str,
     lowercase: bool,
+    form: Form,
 ) -> Quality:
-    """Translate a held-out split and score it, on every worker. Collective."""
+    """Translate a held-out split and score it, on every worker: see `Scorer`. Collective."""
     sources, references = read_texts(data_uri, data.splits[split])
+    references = translation.uncut(references)
+    scorer = Scorer(references, bleu_tokenize=bleu_tokenize, lowercase=lowercase, form=form)
     started = time.perf_counter()
-    translations = translation.of(sources)
+    written = translation.written(sources, scorer.unknown)
     seconds = time.perf_counter() - started
-    # force: sacrebleu warns about tokenised text, which bleu_tokenize=none asks for.
-    bleu = sacrebleu.BLEU(tokenize=bleu_tokenize, lowercase=lowercase, force=True)
-    chrf = sacrebleu.CHRF(lowercase=lowercase)
-    score = bleu.corpus_score(translations, [references])
+    scored = [one.marked for one in written]
+    score = scorer.score(scored)
     return Quality(
-        bleu=score.score,
-        chrf=chrf.corpus_score(translations, [references]).score,
-        signature=str(bleu.get_signature()),
-        sentences=len(translations),
+        bleu=score.bleu,
+        chrf=score.chrf,
+        signature=score.signature,
+        sentences=len(written),
         seconds=seconds,
-        translations=translations,
+        translations=[one.shown for one in written],
+        scored=scored,
     )

@@ -283,7 +283,10 @@ def _report_quality(
     state: TrainingState, quality: Quality, reporter: Reporter, metrics: MetricsLog | None
 ) -> None:
     if metrics is not None:
-        metrics.write(state.step, validation_bleu=quality.bleu, validation_chrf=quality.chrf)
+        metrics.write(
+            state.step, validation_bleu=quality.bleu, validation_chrf=quality.chrf,
+            scored_by=quality.signature,
+        )  # fmt: skip
     reporter.line(
         f"step {state.step}: validation BLEU {quality.bleu:.2f}, chrF {quality.chrf:.2f} "
         f"({quality.sentences} sentences in {quality.seconds:.0f} s)"

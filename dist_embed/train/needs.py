@@ -10,11 +10,14 @@ from dist_embed.embedding.memory import (
     Replicated,
     Saving,
     automatic_block_bytes,
+    host_table_bytes,
     inference_bytes,
+    table_bytes,
     worker_bytes,
 )
 from dist_embed.embedding.plan import TABLE_OF_ROLE, TableSpec, Tier, rows_of_role, table_specs
 from dist_embed.storage.uri import is_local
+from dist_embed.train.table_settings import table_settings
 
 
 def output_needs(
@@ -29,9 +32,10 @@ def output_needs(
     ``narrow_products``: whether matrix products are bfloat16 (`train.precision`).
     ``device_bytes``: memory of the smallest GPU, the same on every worker; None on the CPU.
     """
-    model, frozen = config.model, config.embedding.tables.output
+    model = config.model
+    name = TABLE_OF_ROLE[model.share_embeddings]["output"]
+    table, settings = _specs(config, vocabulary_size)[name], table_settings(config).get(name)
     counted = model.output == "sampled" and model.sampler == "unigram"
-    table = _specs(config, vocabulary_size)[TABLE_OF_ROLE[model.share_embeddings]["output"]]
     exact, workers = model.output == "exact", config.cluster.num_workers
     return OutputNeeds(
         table,
@@ -43,7 +47,7 @@ def output_needs(
         else int(model.logits_block_mib * 2**20),
         narrow_products=narrow_products,
         sampler_words=vocabulary_size["target"] if counted else 0,
-        trained=not (frozen and frozen.freeze),
+        trained=not (settings and settings.freeze),
         device="cpu" if device_bytes is None else "cuda",
     )
 
@@ -80,12 +84,43 @@ def host_bytes(
     )  # fmt: skip
 
 
-def plain_model_bytes(config: Config, vocabulary_size: dict[str, int]) -> int:
-    """Estimate of a worker's memory for the plain model of `bench baseline`: all rows and the
-    dense part, with gradients and Adam's two moments.
+def baseline_bytes(
+    config: Config, vocabulary_size: dict[str, int], *, bf16: bool, tier: Tier | None
+) -> int:
+    """Like `host_bytes`, of `bench baseline`, which saves nothing and has no tokenizers: our tables
+    and model beside the plain one, and both again with ``bf16``; one of them makes a step at a
+    time.
     """
+    specs = list(_specs(config, vocabulary_size).values())
+    output = output_needs(config, vocabulary_size, narrow_products=bf16 and tier is None)
+    workers, weights = config.cluster.num_workers, config.embedding.weights
+    optimizer = config.embedding.optimizer
+    dense = Replicated(parameters=dense_parameters(config.model, config.embedding.width))
+    needed = worker_bytes(
+        specs, optimizer, workers, output, dense, saving="in place", weights=weights, tier=tier
+    )
+    if tier is not None:  # the rest is in the GPU's memory
+        return needed + bf16 * sum(
+            host_table_bytes(spec, optimizer, workers, weights, tier) for spec in specs
+        )
+    # With Adam's two moments.
+    again = sum(table_bytes(spec, optimizer, workers, weights) for spec in specs)
+    again += 3 * dense.dense_bytes
+    return needed + bf16 * again + _plain_models_bytes(config, vocabulary_size, 1 + bf16)
+
+
+def _plain_models_bytes(config: Config, vocabulary_size: dict[str, int], number: int) -> int:
+    """What a worker holds for plain models of `bench baseline`, of which one makes a step.
+
+    Each has all rows and the dense part whole, with gradients and Adam's two moments, and DDP's
+    copy of the gradients where there are peers. A step has three whole float32 blocks of logits:
+    with torch 2.13 on CPUs the most that the softmax holds at once, in bfloat16 too.
+    """
+    workers, width = config.cluster.num_workers, config.model.width
     rows = sum(spec.num_rows for spec in _specs(config, vocabulary_size).values())
-    return 4 * 4 * (rows * config.model.width + dense_parameters(config.model, config.model.width))
+    values = (5 if workers > 1 else 4) * (rows * width + dense_parameters(config.model, width))
+    tokens = -(-config.train.batch_tokens // workers)
+    return 4 * (number * values + 3 * tokens * vocabulary_size["target"])
 
 
 def dense_parameters(model: ModelSection, embedding_width: int) -> int:

@@ -27,12 +27,13 @@ from dist_embed.storage import uri as storage
 CONFIG_NAME = "config.yaml"
 
 # A run may go on with other values of these: they do not change what a step does. (max_steps is
-# where a cosine or linear schedule ends: a longer run goes on at that schedule's rate.)
+# where a cosine or linear schedule ends: a longer run goes on at that schedule's rate. What text is
+# brought to and cut into is in the tokenizers, which are compared themselves.)
 CHANGEABLE = (
     "run.uri", "data.uri", "data.num_processes", "data.lexicon_translations",
-    "embedding.memory", "model.logits_block_mib", "train.max_steps", "train.log_every",
-    "train.evaluate_every", "train.translate_every", "train.max_skipped_steps", "search.",
-    "checkpoint.", "cluster.",
+    "tokenizer.normalize", "tokenizer.pieces", "embedding.memory", "model.logits_block_mib",
+    "train.max_steps", "train.log_every", "train.evaluate_every", "train.translate_every",
+    "train.max_skipped_steps", "search.", "checkpoint.", "cluster.",
 )  # fmt: skip
 # Nor do these: by what is in them the prepared data are known.
 _NAMES_OF_CORPORA = re.compile(r"data\.(train|validation|test)\.(source|target|pairs): ")
@@ -113,13 +114,21 @@ def check_vocabularies(run_uri: str, data: PreparedData) -> None:
         ours = storage.join(run_uri, tokenizer_name(side))
         if not storage.exists(ours):
             continue
-        theirs = read_tokenizer(data_uri, side, data)
-        if storage.read_bytes(ours) != theirs:
+        own, theirs = storage.read_bytes(ours), read_tokenizer(data_uri, side, data)
+        if own != theirs:
             raise OtherVocabulary(
                 f"the run in {run_uri} was trained with another {side} vocabulary than that of "
-                f"{data_uri}: its rows belong to other words. Give run.uri another folder, or "
-                "data.uri the data it was trained on"
+                f"{data_uri}: its rows belong to other words{_other_form(own, theirs)}. Give "
+                "run.uri another folder, or data.uri the data it was trained on"
             )
+
+
+def _other_form(own: bytes, theirs: bytes) -> str:
+    try:
+        before, now = (Tokenizer.from_file(content).form for content in (own, theirs))
+    except Exception:  # the library's errors have no type of their own; one is no tokenizer
+        return ""
+    return "" if before == now else f" (tokenizer.normalize: {before} there, {now} in these data)"
 
 
 def tokenizer_digests(side: str, tokenizer: Tokenizer) -> dict[str, Callable[[], str]]:

@@ -8,34 +8,31 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.config.schema import Config, PretrainedSection, TableSection
-from dist_embed.data.prepare import read_counts
+from dist_embed.config.schema import Config, PretrainedSection
+from dist_embed.data.prepare import read_counts, read_occurrences, sides_unknown
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import TABLE_OF_ROLE
+from dist_embed.embedding.plan import TABLE_OF_ROLE, ShareEmbeddings
 from dist_embed.embedding.pretrained import StartSettings, TableStart
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage import uri as storage
+from dist_embed.train.table_settings import table_settings
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.formats import open_vectors
 
 SIDE_OF_ROLE = {"source": "source", "target": "target", "output": "target"}
 
 
+def sides_of_table(share: ShareEmbeddings, role: str) -> list[str]:
+    """The sides whose words the table of a role serves, one or both."""
+    tables = TABLE_OF_ROLE[share]
+    return sorted({SIDE_OF_ROLE[other] for other in tables if tables[other] == tables[role]})
+
+
 def coverage_name(table: str) -> str:
     """The file in a run's folder that tells what a table has started from."""
     return f"pretrained.{table}.json"
-
-
-def table_settings(config: Config) -> dict[str, TableSection]:
-    """By table what is configured for it; tables without settings of their own are left out."""
-    found: dict[str, TableSection] = {}
-    for role, table in TABLE_OF_ROLE[config.model.share_embeddings].items():
-        settings = getattr(config.embedding.tables, role)
-        if settings is not None:
-            found[table] = settings
-    return found
 
 
 def own_rates(config: Config) -> dict[str, float]:
@@ -86,14 +83,14 @@ def start_tables(
     Raises:
         UserError: a file cannot be used. The run must not go on.
     """
-    side_of_table = {lookup.table_of_role[role]: side for role, side in SIDE_OF_ROLE.items()}
+    role_of_table = {lookup.table_of_role[role]: role for role in SIDE_OF_ROLE}
     coverages: dict[str, Coverage] = {}
     for table, settings in table_settings(config).items():
         if settings.pretrained is None:
             continue
-        side = side_of_table[table]
+        sides = sides_of_table(config.model.share_embeddings, role_of_table[table])
         found = _start_table(
-            config, data_uri, settings.pretrained, lookup, table, tokenizers[side], side
+            config, data_uri, settings.pretrained, lookup, table, tokenizers[sides[0]], sides, say
         )
         for line in found.lines():
             say(line)
@@ -109,7 +106,8 @@ def _start_table(
     lookup: RowLookup,
     table: str,
     tokenizer: Tokenizer,
-    side: str,
+    sides: list[str],
+    say: Callable[[str], None],
 ) -> Coverage:
     counts: NDArray[np.int64] | None = None
     with all_or_none(lookup.group):
@@ -120,7 +118,10 @@ def _start_table(
             tensor=wanted.tensor,
         )
         if lookup.group.is_first:
-            counts = read_counts(data_uri, side)
+            counts = read_occurrences(data_uri, sides)
+            if counts is None:
+                say(f"{sides_unknown(data_uri)}; coverage is that of the words of both")
+                counts = read_counts(data_uri, sides[0])
     start = TableStart(
         lookup.weight(table),
         lookup.specs[table],

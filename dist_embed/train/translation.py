@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import NamedTuple
 
-from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Tokenizer
 from dist_embed.model.search import Searcher
 from dist_embed.model.transformer import Transformer
 from dist_embed.model.unknown_words import UnknownWords
@@ -14,6 +15,18 @@ from dist_embed.parallel.group import Group
 
 # Ids of sentences: `Tokenizer.encode`, or `encode_hashed` where the source has hashed rows.
 Encode = Callable[[list[str]], list[list[int]]]
+
+
+class Written(NamedTuple):
+    """A translation as text.
+
+    Attributes:
+        shown: to users; what is unknown is ``<unk>``.
+        marked: the same, with what the caller wants in place of unknown words.
+    """
+
+    shown: str
+    marked: str
 
 
 class Translation:
@@ -44,28 +57,39 @@ class Translation:
         self._target = target
         self._unknown_words = unknown_words
 
+    def uncut(self, texts: list[str]) -> list[str]:
+        """Texts of the target side as translations are written: see `Tokenizer.uncut`."""
+        return self._target.uncut(texts)
+
     def of(self, texts: list[str]) -> list[str]:
         """Translations of ``texts``, in order, on every worker. One that is blank has a blank one:
         the training data have no such pair, and the model would say something.
 
         Collective: equal texts everywhere.
         """
+        return [written.shown for written in self.written(texts, SPECIAL_TOKENS[UNKNOWN])]
+
+    def written(self, texts: list[str], unknown: str) -> list[Written]:
+        """Like `of`, each also with ``unknown`` for every unknown word. Collective, as `of` is."""
         group = self._group
         self._transformer.eval()
         sources = self._encode(texts)
         # Neighbours in length go to different workers, so that all have equal work.
-        spoken = [i for i, text in enumerate(texts) if text.strip()]
+        spoken = [i for i, text in enumerate(texts) if sources[i] and text.strip()]
         order = sorted(spoken, key=lambda i: len(sources[i]))
         mine = order[group.rank :: group.num_workers]
         answers = self._searcher.translate([sources[i] for i in mine])
-        if self._unknown_words is None:
-            written = self._target.decode(answers)
-        else:
-            written = self._unknown_words.texts(
+        shown = self._target.decode(answers)
+        marked = self._target.decode(answers, unknown=unknown)
+        if self._unknown_words is not None:
+            replaced = self._unknown_words.texts(
                 [texts[i] for i in mine], [sources[i] for i in mine], answers
             )
-        gathered = gather_texts(json.dumps(dict(zip(mine, written, strict=True))), group)
-        by_place = dict.fromkeys(range(len(texts)), "")
+            for place, text in replaced.items():
+                shown[place] = marked[place] = text
+        gathered = gather_texts(json.dumps(list(zip(mine, shown, marked, strict=True))), group)
+        by_place = [Written("", "")] * len(texts)
         for part in gathered:
-            by_place |= {int(place): answer for place, answer in json.loads(part).items()}
-        return list(by_place.values())
+            for place, *written in json.loads(part):
+                by_place[place] = Written(*written)
+        return by_place

@@ -162,7 +162,7 @@ def train_task(context: Context) -> dict[str, Any]:
             write_run_folder(config, data)
             write_coverages(run_uri, coverages)
             folder = RunFolder(run_uri)
-    translation = build_translation(config, translator, tokenizers)
+    translation = build_translation(config, translator, tokenizers, reporter.line)
     with all_or_none(group):
         output = build_output(config, translator, partial(read_counts, data_uri, "target"))
     train_step = build_train_step(config, translator, output, optimizer)
@@ -184,6 +184,7 @@ def train_task(context: Context) -> dict[str, Any]:
         return evaluate_translations(
             translation, data_uri, data, "validation",
             bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
+            form=tokenizers["target"].form,
         )  # fmt: skip
 
     with ExitStack() as stack:
@@ -243,8 +244,10 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     translator, step = _load_for_inference(context, tokenizers)
     loss = exact_loss(translator, data_uri, data, split, config.train.batch_tokens)
     quality = evaluate_translations(
-        build_translation(config, translator, tokenizers), data_uri, data, split,
+        build_translation(config, translator, tokenizers, context.reporter.line), data_uri, data,
+        split,
         bleu_tokenize=config.search.bleu_tokenize, lowercase=config.tokenizer.lowercase,
+        form=tokenizers["target"].form,
     )  # fmt: skip
     training_tokens = context.options.get("training_tokens")
     training_loss = training_tokens and exact_loss(
@@ -264,6 +267,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
         "sentences": quality.sentences,
         "sentences_per_second": quality.sentences / quality.seconds,
         "translations": quality.translations,
+        "scored": quality.scored,
     }
 
 
@@ -272,7 +276,8 @@ def translate_task(context: Context) -> list[str]:
     with all_or_none(context.group):
         tokenizers = load_tokenizers(context.config.run.uri)
     translator, _ = _load_for_inference(context, tokenizers)
-    translation = build_translation(context.config, translator, tokenizers)
+    say = context.reporter.line
+    translation = build_translation(context.config, translator, tokenizers, say)
     return translation.of(context.options["texts"])
 
 

@@ -27,9 +27,9 @@ class Coverage:
         entries: vectors in the file.
         duplicates: entries for a word that had come before; the first counts.
         unreadable: entries whose word is not UTF-8 (fastText models only).
-        words: of the vocabulary, without special tokens.
-        tokens: how often they occur in the training data; what is outside the vocabulary is not
-            counted.
+        words: of the vocabulary that occur on the table's side of the training data. Special
+            tokens are none, nor is what `is_word` says no to.
+        tokens: how often they do; what is outside the vocabulary is not counted.
         found_words: by the way they were found: as they are, or after which form.
         found_tokens: occurrences of the words found.
         composed_words: words that are not in the file but whose parts are (fastText).
@@ -87,7 +87,7 @@ class Coverage:
 
 def coverage_of(
     tokenizer: Tokenizer,
-    counts: NDArray[np.int64],
+    counts: NDArray[np.int64] | None,
     ranks: NDArray[np.int64],
     forms: Sequence[Form],
     *,
@@ -97,12 +97,13 @@ def coverage_of(
     duplicates: int,
     unreadable: int,
     policy: str,
+    pieces: bool = False,
 ) -> Coverage:
     """Sum up.
 
     Args:
         tokenizer: the vocabulary.
-        counts: [V] occurrences of each id.
+        counts: [V] occurrences of each id; None: not known here, and all count as words.
         ranks: [V] how each id was found: a rank of `match`, `COMPOSED` or `NOT_FOUND`.
         forms: what the ranks from 2 on stand for.
         table: see `Coverage`.
@@ -111,24 +112,40 @@ def coverage_of(
         duplicates: see `Coverage`.
         unreadable: see `Coverage`.
         policy: see `Coverage`.
+        pieces: whether the file is one of pieces of words, whose pieces all count.
     """
     first = len(SPECIAL_TOKENS)
-    counts, ranks = counts[first:], ranks[first:]
-    found = (ranks >= 0) & (ranks < COMPOSED)
-    composed = ranks == COMPOSED
+    ranks = ranks[first:]
+    if counts is None:
+        counts, counted = np.zeros(len(ranks), np.int64), np.ones(len(ranks), np.bool_)
+    else:
+        counts = counts[first:]
+        counted = counts > 0
+        if not pieces:
+            for i in counted.nonzero()[0].tolist():
+                counted[i] = is_word(tokenizer.token(first + i), tokenizer.knows_words)
+    found = counted & (ranks >= 0) & (ranks < COMPOSED)
+    composed = counted & (ranks == COMPOSED)
     ways: dict[str, int] = {"as written": int((found & (ranks < 2)).sum())}
     for number, form in enumerate(forms, start=2):
-        ways[f"after {form}"] = int((ranks == number).sum())
-    lacking = (ranks == NOT_FOUND).nonzero()[0]
+        ways[f"after {form}"] = int((found & (ranks == number)).sum())
+    lacking = (counted & (ranks == NOT_FOUND)).nonzero()[0]
     most = lacking[np.argsort(-counts[lacking], kind="stable")[:MISSING_SHOWN]]
     return Coverage(
         table=table, uri=uri, entries=entries, duplicates=duplicates, unreadable=unreadable,
-        words=len(ranks), tokens=int(counts.sum()),
+        words=int(counted.sum()), tokens=int(counts[counted].sum()),
         found_words=ways, found_tokens=int(counts[found].sum()),
         composed_words=int(composed.sum()), composed_tokens=int(counts[composed].sum()),
         policy=policy,
         missing=[(_word(tokenizer, first + int(i)), int(counts[i])) for i in most],
     )  # fmt: skip
+
+
+def is_word(token: str, whole_words: bool) -> bool:
+    """Whether a token can be a word of a file of words: no piece inside one, nor the bare mark of a
+    space, which is left where a punctuation mark behind a space is parted from it, nor blanks.
+    """
+    return bool((word_of(token, whole_words=whole_words) or "").strip())
 
 
 def _word(tokenizer: Tokenizer, i: int) -> str:

@@ -11,11 +11,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_embed.data.text_form import in_form, lowercased
 from dist_embed.data.tokenizer import SPACE, SPECIAL_TOKENS, Tokenizer
 
 Form = Literal["lowercase", "nfc", "digits"]
 FORMS: dict[Form, Callable[[str], str]] = {
-    "lowercase": str.lower,
+    "lowercase": lowercased,
     "nfc": lambda word: unicodedata.normalize("NFC", word),
     "digits": lambda word: re.sub(r"\d", "0", word),
 }
@@ -44,8 +45,9 @@ class VocabularyKeys:
     """Looks words of a file up in a vocabulary.
 
     A token is looked for as it is, then as the word it stands for, then after each of ``forms``
-    was applied to that word, one after the other. What is compared with is the file's word as it
-    is written there. Memory: 13 bytes for each different spelling, none for their letters.
+    was applied to that word, one after the other. What is compared with is the file's word, in the
+    vocabulary's form of text and else as it is written there. Memory: 13 bytes for each different
+    spelling, none for their letters.
 
     Args:
         tokenizer: the vocabulary.
@@ -87,6 +89,9 @@ class VocabularyKeys:
 
     def match(self, words: Sequence[str]) -> Matches:
         """All tokens that ``words`` stand for."""
+        form = self._tokenizer.form
+        if form != "none":  # ASCII has one form
+            words = [word if word.isascii() else in_form([word], form)[0] for word in words]
         hashes = _hashes(words)
         begin = np.searchsorted(self._hashes, hashes, side="left")
         end = np.searchsorted(self._hashes, hashes, side="right")

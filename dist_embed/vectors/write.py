@@ -26,11 +26,13 @@ class Block(NamedTuple):
         words: n of them, without spaces and line ends.
         counts: [n] how often each occurs in the training data.
         vectors: [n, D] float32.
+        ids: [n] of the words; None: 0 and on over all blocks.
     """
 
     words: list[str]
     counts: NDArray[np.int64]
     vectors: NDArray[np.float32]
+    ids: NDArray[np.int64] | None = None
 
 
 def write_vectors(
@@ -91,7 +93,8 @@ def _write_parquet(file: IO[bytes], blocks: Iterable[Block], width: int) -> None
     with parquet_writer(file, schema) as writer:
         for block in blocks:
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(block.vectors.ravel()), width)
-            ids = pa.array(range(first, first + len(block.words)), pa.int64())
+            numbers = range(first, first + len(block.words)) if block.ids is None else block.ids
+            ids = pa.array(numbers, pa.int64())
             columns = [ids, pa.array(block.words), pa.array(block.counts), vectors]
             writer.write_batch(pa.record_batch(columns, schema=schema))
             first += len(block.words)

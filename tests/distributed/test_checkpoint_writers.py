@@ -131,18 +131,18 @@ def save_for_sure(saver: Saver, state: TrainingState) -> None:
     saver.require(state.step)
 
 
-def fail_on_worker_1(group: Group, uri: str, error: Exception) -> list[bool]:
+def fail_on_some(group: Group, uri: str, errors: dict[int, Exception]) -> list[bool]:
     """Whether each error of two failed saves may pass: of the last step, then of the run."""
 
     def act(group: Group, number: int) -> None:
-        if group.rank == 1:
-            raise error
+        if group.rank in errors:
+            raise errors[group.rank]
 
     before_writing(act, group)
     saver, told = saver_of(group, uri, [], max_failures=1), []
     try:
         for step in (1, 2):
-            with pytest.raises(CheckpointError, match=error.args[-1]) as caught:
+            with pytest.raises(CheckpointError, match=errors[1].args[-1]) as caught:
                 save_for_sure(saver, state_of(group, step))
             told.append(is_passing(caught.value))
     finally:
@@ -151,16 +151,20 @@ def fail_on_worker_1(group: Group, uri: str, error: Exception) -> list[bool]:
 
 
 @pytest.mark.parametrize(
-    ("error", "passing"),
-    [(StoreUnavailable("could not write x"), True), (OSError(errno.EIO, "no answer"), False)],
+    ("errors", "passing"),
+    [
+        ({1: StoreUnavailable("could not write x")}, True),
+        ({1: OSError(errno.EIO, "no answer")}, False),
+        ({1: StoreUnavailable("could not write x"), 2: OSError(errno.EIO, "no answer")}, True),
+    ],
 )
 def test_all_workers_say_the_same_of_whether_a_failed_save_may_pass(
-    workers: WorkerPool, tmp_path: Path, error: Exception, passing: bool
+    workers: WorkerPool, tmp_path: Path, errors: dict[int, Exception], passing: bool
 ) -> None:
-    """Worker 0 only hears that another has failed, worker 2 has written its part: any of them may
-    be the first to tell the launcher.
+    """Worker 0 only hears that another has failed, worker 2 has written its part, or has an error
+    of its own: any of them may be the first to tell the launcher.
     """
-    assert workers.run(3, fail_on_worker_1, str(tmp_path), error) == [[passing] * 2] * 3
+    assert workers.run(3, fail_on_some, str(tmp_path), errors) == [[passing] * 2] * 3
 
 
 class SlowPruner(Pruner):

@@ -13,13 +13,14 @@ import sacrebleu
 import torch
 
 from dist_embed.data.loader import Loader, Position
+from dist_embed.data.text_form import Form
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
-from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.tokenizer import UNKNOWN, Tokenizer
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import Translator
 from dist_embed.train.evaluate import evaluate_translations, exact_loss
-from dist_embed.train.translation import Translation
+from dist_embed.train.translation import Translation, Written
 from tests.distributed.pool import WorkerPool
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Pairs, Sharded, Tiny, random_pairs
@@ -122,13 +123,32 @@ class Talkative:
         return [[*source, 4] for source in sources]
 
 
-def echoed(group: Group, texts: list[str], search: Any = None) -> list[str]:
-    words = Tokenizer.from_words(
-        [f"▁{word}" for text in texts for word in text.split()],
-        lowercase=False, split_punctuation=False,
-    )  # fmt: skip
+class Copied:
+    """Replaces unknown words where there are two of them."""
+
+    def texts(
+        self, texts: list[str], sources: list[list[int]], answers: list[list[int]]
+    ) -> dict[int, str]:
+        return {i: texts[i].upper() for i, ids in enumerate(answers) if ids.count(UNKNOWN) == 2}
+
+
+def echo(
+    group: Group, words: list[str], search: Any = None, replace: Any = None, form: Form = "none"
+) -> Translation:
+    tokenizer = Tokenizer.from_words(
+        [f"▁{word}" for word in words], lowercase=False, split_punctuation=False, form=form
+    )
     model: Any = torch.nn.Identity()
-    return Translation(model, group, search or Echo(), words.encode, words, None).of(texts)
+    return Translation(model, group, search or Echo(), tokenizer.encode, tokenizer, replace)
+
+
+def echoed(group: Group, texts: list[str], search: Any = None, form: Form = "none") -> list[str]:
+    words = [word for text in texts for word in text.split()]
+    return echo(group, words, search, form=form).of(texts)
+
+
+def written_by_echo(group: Group, texts: list[str], words: list[str]) -> list[Written]:
+    return echo(group, words, replace=Copied()).written(texts, "?")
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
@@ -146,6 +166,17 @@ def test_what_is_blank_is_not_translated_into_words(workers: WorkerPool, num_wor
         assert found == ["", "a a", "", "", "b c a", ""]
     for found in workers.run(num_workers, echoed, texts[2:4], Talkative()):
         assert found == ["", ""]
+    # What the tokenizer finds nothing in.
+    for found in workers.run(num_workers, echoed, ["a", "\ufeff \u3000"], Talkative(), "nfc"):
+        assert found == ["a a", ""]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_unknown_word_is_shown_as_one_and_marked(workers: WorkerPool, num_workers: int) -> None:
+    # The third is known by its letters, as any text of the corpus may be.
+    texts = ["a x b", "b", "<unk>", "x x"]
+    for found in workers.run(num_workers, written_by_echo, texts, ["a", "b", "<unk>"]):
+        assert found == [("a <unk> b", "a ? b"), ("b", "b"), ("<unk>", "<unk>"), ("X X", "X X")]
 
 
 def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) -> None:
@@ -154,30 +185,43 @@ def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) 
     asked: list[list[str]] = []
 
     class Given:
-        def of(self, texts: list[str]) -> list[str]:
+        def uncut(self, texts: list[str]) -> list[str]:
+            return texts
+
+        def written(self, texts: list[str], unknown: str) -> list[Written]:
             asked.append(texts)
-            return [f"the right Answer {n} of all, nearly" for n in range(len(texts))]
+            answers = [f"the right  Answer {n} of all, nearly" for n in range(len(texts))]
+            return [Written(text.replace("all", "<unk>"), text) for text in answers]
 
     given: Any = Given()
     references = [f"the right answer {n} of all" for n in range(25)]
     for lowercase in (False, True):
         found = evaluate_translations(
-            given, str(tmp_path), data, "validation", bleu_tokenize="13a", lowercase=lowercase
+            given,
+            str(tmp_path),
+            data,
+            "validation",
+            bleu_tokenize="13a",
+            lowercase=lowercase,
+            form="nfc",
         )
+        compared = [text.replace("  ", " ") for text in found.scored]
         expected = sacrebleu.corpus_bleu(
-            found.translations, [references], lowercase=lowercase, tokenize="13a"
+            compared, [references], lowercase=lowercase, tokenize="13a"
         )
         assert 0 < found.bleu < 100
         assert found.bleu == pytest.approx(expected.score)
         assert found.sentences == 25
-        chrf = sacrebleu.corpus_chrf(found.translations, [references])
+        chrf = sacrebleu.corpus_chrf(compared, [references])
         if lowercase:
-            lowered = [text.lower() for text in found.translations]
+            lowered = [text.lower() for text in compared]
             chrf = sacrebleu.corpus_chrf(lowered, [references])
         assert 0 < found.chrf < 100
         assert found.chrf == pytest.approx(chrf.score)
         assert f"case:{'lc' if lowercase else 'mixed'}" in found.signature
         assert "tok:13a" in found.signature
-        assert found.translations[3] == "the right Answer 3 of all, nearly"
+        assert found.signature.endswith("|form:nfc")
+        assert found.translations[3] == "the right  Answer 3 of <unk>, nearly"
+        assert found.scored[3] == "the right  Answer 3 of all, nearly"
         assert found.seconds > 0
     assert asked[0] == [f"source {n}" for n in range(25)]

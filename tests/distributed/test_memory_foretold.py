@@ -117,6 +117,13 @@ def prepare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepare]:
         shutil.rmtree(folder)
 
 
+@pytest.fixture(autouse=True)
+def leaves_nothing(tmp_path: Path) -> Iterator[None]:
+    """All cases together would leave 30 GB, which pytest keeps for three runs."""
+    yield
+    shutil.rmtree(tmp_path)
+
+
 def joined(rank: int, port: int, config: Config) -> Group:
     torch.set_num_threads(1)
     keep_freed_memory()

@@ -1,7 +1,9 @@
 """Runs and prepared data of earlier versions go on, and compute what they did.
 
 ``old_runs`` holds one folder for each format of prepared data, a run with its data in it, and in
-``expected.json`` what the version that wrote it printed of its test set.
+``expected.json`` what the version that wrote it printed of its test set. The second has its corpora
+and the user's file too: its text has blanks and letters of many kinds, and was prepared before
+text had a form.
 """
 
 from __future__ import annotations
@@ -13,16 +15,25 @@ from typing import Any
 
 import pytest
 
-from dist_embed.cluster.preparation import ensure_data
+from dist_embed.checkpoint.catalogue import open_checkpoints, read_manifest
+from dist_embed.checkpoint.manifest import ManifestName
+from dist_embed.cluster.preparation import data_digest, ensure_data
+from dist_embed.config.errors import UserError
+from dist_embed.config.load import load_config
+from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
+from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.observe.events import Reporter
+from dist_embed.observe.metrics import read_metrics
 from dist_embed.parallel.group import Group
-from dist_embed.train.run_folder import read_run_config
+from dist_embed.train.run_folder import check_run_folder, fingerprint, read_run_config
 from dist_embed.train.worker import Context, evaluate_task, train_task
 from tests.distributed.pool import WorkerPool
 
 STORED = Path(__file__).parent / "old_runs"
+NAME = ManifestName(200, 0)
+TOKENIZERS = ("tokenizer.source.json", "tokenizer.target.json")
 
 
 @pytest.fixture
@@ -36,6 +47,20 @@ def evaluate(group: Group, run: str) -> tuple[dict[str, Any], list[str]]:
     reporter = Reporter(lambda event: said.append(event.get("text", "")))
     options = {"split": "test", "step": None}
     return evaluate_task(Context(read_run_config(run), group, reporter, options)), said
+
+
+def go_on(
+    group: Group, run: str, overrides: list[str]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """What `dist-embed train` does with the user's file, and `evaluate` with the run before."""
+    said: list[str] = []
+    found, _ = evaluate(group, run)
+    config = load_config(f"{run}/run.yaml", [f"run.uri={run}", *overrides])
+    data = ensure_data(config, said.append)
+    check_run_folder(config, data, force=False)
+    options = {"data_folder": data.folder_uri}
+    trained = train_task(Context(config, group, Reporter(lambda event: None), options))
+    return found, trained, said
 
 
 def train(group: Group, run: str, steps: int) -> dict[str, Any]:
@@ -75,3 +100,71 @@ def test_stored_data_are_taken_as_they_are(run: Path) -> None:
     assert PreparedData.read(config.data.uri).to_json() == before["data/data.json"].decode()
     assert data.splits["train"].identity() == "120 pairs in 2 shards (79086afa10765faf)"
     assert Lexicon(str(run)).index.format == 1
+
+
+def corpora(run: Path) -> list[str]:
+    return [
+        f"data.{split}.{side}={run}/{split}.{side}.txt"
+        for split in ("train", "validation", "test")
+        for side in ("source", "target")
+    ]
+
+
+def test_a_run_from_before_text_had_a_form_goes_on_with_its_file(
+    workers: WorkerPool, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(STORED / "format-2", run)
+    before = files_below(run)
+    expected = json.loads((run / "expected.json").read_text())
+    overrides = ["train.max_steps=201", "train.log_every=1"]  # its corpora are not there
+    found, trained, said = workers.run(1, go_on, str(run), overrides)[0]
+    assert found["translations"] == expected["translations"]
+    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)
+    assert (trained["resumed_at"], trained["steps"]) == (200, 201)
+    assert read_metrics(str(run))[0]["loss"] == pytest.approx(expected["next_loss"], rel=1e-5)
+    after = files_below(run)
+    kept = [name for name in before if name.startswith(("data/", "tokenizer.", "checkpoints/"))]
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert len(said) == 1
+    assert "train.source.txt is not there" in said[0]
+
+
+def test_data_of_a_run_from_before_text_had_a_form_are_prepared_as_they_were(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(STORED / "format-2", run)
+    config = load_config(f"{run}/run.yaml", [f"run.uri={run}", *corpora(run)])
+    # By these a checkpoint knows its settings, and a study its data.
+    kept = read_run_config(str(run))
+    assert fingerprint(kept) == read_manifest(open_checkpoints(str(run)), NAME).fingerprint
+    assert data_digest(kept) == "3294e09afc68"
+    tokenizers = [(run / name).read_bytes() for name in TOKENIZERS]
+    stored = PreparedData.read(prepared_folder(config.data.uri))
+    said: list[str] = []
+    again = ensure_data(config, said.append, force=True)
+    assert f"tokenizer.normalize: none, as the run in {run} has it" in said
+    assert again.splits == stored.splits
+    assert [(Path(again.folder_uri) / name).read_bytes() for name in TOKENIZERS] == tokenizers
+    check_run_folder(config, again, force=False)
+
+    shutil.rmtree(run / "data")
+    other = load_config(
+        f"{run}/run.yaml", [f"run.uri={run}", "tokenizer.normalize=nfkc", *corpora(run)]
+    )
+    prepared = ensure_data(other, said.append)
+    assert prepared.settings["tokenizer.normalize"] == "nfkc"
+    with pytest.raises(
+        UserError,
+        match=r"another source vocabulary .*\(tokenizer.normalize: none there, nfkc in these",
+    ):
+        check_run_folder(other, prepared, force=True)
+    with pytest.raises(UserError, match=r"tokenizer.normalize: 'nfkc' there, 'none' here"):
+        ensure_data(with_form(config, "none"), said.append)
+    assert ensure_data(config, said.append) == prepared
+
+
+def with_form(config: Config, form: Any) -> Config:
+    tokenizer = config.tokenizer.model_copy(update={"normalize": form})
+    return config.model_copy(update={"tokenizer": tokenizer})

@@ -160,8 +160,8 @@ ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
                   "shard_sentences", "lexicon_translations"]),
         *((f"data.{split}", _CORPUS) for split in ("train", "validation", "test")),
         ("data.synthetic", _STEMS), ("data.inflected", [*_STEMS, "exponent"]),
-        ("tokenizer", ["kind", "vocab_size", "min_count", "shared", "oov_buckets", "lowercase",
-                       "split_punctuation"]),
+        ("tokenizer", ["kind", "vocab_size", "min_count", "shared", "oov_buckets", "pieces",
+                       "normalize", "lowercase", "split_punctuation"]),
         ("cluster", ["num_workers", "address", "device", "threads_per_worker", "timeout_seconds",
                      "max_failures"]),
         *((f"embedding.tables.{role}", ["freeze", "freeze_until_step", "learning_rate"])

@@ -79,6 +79,7 @@ def test_a_resumed_run_equals_one_that_went_through_and_is_evaluated_as_it_was_v
         assert "starting from scratch" in said
         found = lines_of(tmp_path / "whole")
         assert sorted(found) == [1, 2, 3, 4]
+        assert {line["skipped_steps"] for line in found.values()} == {0}
         best = min((2, 4), key=lambda step: found[step]["validation_loss"])
         assert (validation["split"], validation["step"]) == ("validation", best)
         assert validation["loss"] == pytest.approx(found[best]["validation_loss"], rel=1e-6)

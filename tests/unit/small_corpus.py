@@ -24,10 +24,12 @@ from dist_embed.data.vocabulary import TokenizerRecipe
 SHARD_SENTENCES = 60
 KEEP_ALL = LengthRule(1000, "drop")
 # Letters that change their number in lower case, spaces that are none to the tokenizer, its mark,
-# marks of several alphabets, joiners, and what reads like special tokens.
+# marks of several alphabets, joiners, letters in parts and together, and what reads like special
+# tokens.
 ODD = [
-    *"aAbßİΣςǅ7", *"  \t\n\r\v\x85\u00a0\u2003\u3000\u200b\ufeff\x00", "▁", "▁▁",
+    *"aAbßİΣςǅ7", *"  \t\n\r\v\x1c\x85\u00a0\u2003\u3000\u200b\ufeff\x00", "▁", "▁▁",
     *".,;-'\"«»…—¿。<>/|$+^`~", "\u0301", "\u200d", "👍🏽", "<unk>", "<s>", "</s>", "<pad>",
+    *"Hh\u0331é\u0327ǰﬁ¨ʰ\ufdfa", *"\u1100\u1161가\u11a8각", *"\u212b\u09c7\u09be\u0b92",
     " <unk> ", "▁<s>",
 ]  # fmt: skip
 odd_texts = st.lists(st.lists(st.sampled_from(ODD), max_size=12).map("".join), max_size=8)
@@ -94,6 +96,7 @@ def train_tokenizer(kind: Kind, texts: Iterable[str], **changes: Any) -> Tokeniz
     """A tokenizer of any kind; of ``word``, with ids by frequency."""
     options: dict[str, Any] = {
         "vocab_size": 300, "min_count": 1, "lowercase": False, "split_punctuation": True,
+        "form": "none",
     }  # fmt: skip
     options |= changes
     if kind != "word":
@@ -106,9 +109,9 @@ def train_tokenizer(kind: Kind, texts: Iterable[str], **changes: Any) -> Tokeniz
     return Tokenizer.from_words(words[: vocab_size - len(SPECIAL_TOKENS)], **options)
 
 
-def count_words(texts: Iterable[str], *, lowercase: bool, split_punctuation: bool) -> Counter[str]:
+def count_words(texts: Iterable[str], **path: Any) -> Counter[str]:
     """The words of each text by itself."""
-    tokenizer = Tokenizer.from_words([], lowercase=lowercase, split_punctuation=split_punctuation)
+    tokenizer = Tokenizer.from_words([], **path)
     return Counter(word for text in texts for word in tokenizer.split(text))
 
 

@@ -25,10 +25,9 @@ from tests.checkpoints import write_checkpoint
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 
 
-def word_tokenizer(words: list[str], *, split_punctuation: bool = False) -> Tokenizer:
-    return Tokenizer.from_words(
-        [SPACE + word for word in words], lowercase=False, split_punctuation=split_punctuation
-    )
+def word_tokenizer(words: list[str], **path: Any) -> Tokenizer:
+    path = {"lowercase": False, "split_punctuation": False} | path
+    return Tokenizer.from_words([SPACE + word for word in words], **path)
 
 
 def small_run(

@@ -15,6 +15,7 @@ from dist_embed.config.schema import Config
 from dist_embed.model.output_layer import ExactOutput, SampledOutput
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
+from dist_embed.train import assemble
 from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translation
 
 ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
@@ -61,6 +62,29 @@ def test_fewer_samples_than_words_are_needed() -> None:
 def test_a_search_that_needs_a_lexicon_says_so(search: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="memory://no-lexicon has no lexicon, which search"):
         build_translation(config_of(search=search), translator(9), {})
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("listed", [np.array([0, 1, 2, 3, 7, 5]), None])
+def test_candidates_are_frequent_words_of_the_target_side(
+    monkeypatch: pytest.MonkeyPatch, shared: bool, listed: Any
+) -> None:
+    lexicon = SimpleNamespace(frequent_targets=lambda: listed, translations=None)
+    monkeypatch.setattr(assemble, "_open_lexicon", lambda *_: lexicon)
+    made: list[Any] = []
+    monkeypatch.setattr(assemble, "ExactWords", lambda *_: None)
+    monkeypatch.setattr(assemble, "CandidateWords", lambda *given: made.append(given))
+    parts = translator(9)
+    parts.shard.in_float32 = lambda: SimpleNamespace(block_bytes=1)
+    parts.lookup, parts.transformer = SimpleNamespace(group=ALONE), None
+    tokenizers: Any = {"source": SimpleNamespace(encode=None), "target": None}
+    config = config_of(search={"candidates": 8}, tokenizer={"shared": shared})
+    said: list[str] = []
+    build_translation(config, parts, tokenizers, said.append)
+    assert made == [(parts.lookup, 8, 10, None, 1, listed)]
+    # Where each side has its own vocabulary, ids are ordered by what the target side has.
+    assert len(said) == (listed is None and shared)
+    assert all("takes the most frequent words of both sides" in line for line in said)
 
 
 def test_the_dense_optimizer_is_as_configured() -> None:

@@ -618,7 +618,7 @@ def test_a_table_starts_from_a_file_in_each_way(
 def test_the_engine_is_judged_as_the_run_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, target = word_tokenizer(["a", "b", "c"]), word_tokenizer(["x", "Y", "z"])
+    source, target = word_tokenizer(["a", "b", "c"]), word_tokenizer(["x", "Y", "z"], form="nfc")
     run = small_run(
         tmp_path, {"source": source, "target": target},
         {"source": torch.zeros(source.size, 4), "decoder": torch.zeros(target.size, 4)},
@@ -645,7 +645,7 @@ def test_the_engine_is_judged_as_the_run_is(
         def translate_batch(self, tokens: list[list[str]], **how: Any) -> list[Any]:
             asked.append((tokens, how))
             clock.now += 4.0
-            answers = [["▁x", "▁Y"], ["nothing known"]]
+            answers = [["▁x", "▁Y", "▁x", "▁Y", "<unk>"], ["nothing known"]]
             return [SimpleNamespace(hypotheses=[answer, ["▁a"]]) for answer in answers]
 
     monkeypatch.setattr(export, "export_ctranslate2", writing)
@@ -656,7 +656,12 @@ def test_the_engine_is_judged_as_the_run_is(
 
     config = read_run_config(run)
     first, second = export.measure_engine(
-        config, 5, ["a b", "c"], ["x y", "z <unk>"], ["x Y", "z"], [None, "int8"]
+        config,
+        5,
+        ["a b", "c"],
+        ["\ufeffx y x y <unk>", "z <unk>"],
+        ["x Y x Y <unk>", "z"],
+        [None, "int8"],
     )
     assert [one[:3] for one in exported] == [(run, 5, None), (run, 5, "int8")]
     assert not any(folder.parent.exists() for *_, folder in exported)
@@ -671,8 +676,9 @@ def test_the_engine_is_judged_as_the_run_is(
     assert first.sentences_per_second == pytest.approx(2 / 4)
     import sacrebleu
 
-    texts = ["x Y", target.decode([[0]])[0]]
+    texts = ["x Y x Y Q", ""]
     score = sacrebleu.corpus_bleu(
-        texts, [["x y", "z <unk>"]], lowercase=True, tokenize="none", force=True
+        texts, [["x y x y <unk>", "z <unk>"]], lowercase=True, tokenize="none", force=True
     )
     assert first.bleu == pytest.approx(score.score)
+    assert 0 < score.score < 100

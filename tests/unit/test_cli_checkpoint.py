@@ -15,6 +15,7 @@ from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.checkpoint.write import Description, new_attempt, write_rows
 from dist_embed.cli.main import build_parser, main
 from dist_embed.cluster.work import EVALUATE
+from dist_embed.data.text_form import Form
 from dist_embed.data.training_words import count_target_words
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.storage import uri as storage
@@ -189,14 +190,14 @@ def test_options_of_compare() -> None:
     assert (values["workers"], values["launcher"], values["beam"]) == (None, "local", None)
 
 
-@pytest.mark.parametrize("lowercase", [False, True])
+@pytest.mark.parametrize(("lowercase", "form"), [(False, "none"), (True, "nfc")])
 def test_compare(
-    lowercase: bool, prepared: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    lowercase: bool, form: Form, prepared: Prepared, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     runs = []
     for name, words in (("first", ["a"]), ("second", ["a", "b"])):
-        tokenizer = word_tokenizer(words)
+        tokenizer = word_tokenizer(words, form=form if name == "second" else "none")
         (tmp_path / name).mkdir()
         settings = {"data": {"synthetic": {}, "uri": prepared.uri},
                     "tokenizer": {"lowercase": lowercase and name == "second"}}  # fmt: skip
@@ -208,12 +209,17 @@ def test_compare(
         )  # fmt: skip
     references = [pair[1] for pair in prepared.pairs["test"]]
     answers = {runs[0]: [text.upper() for text in references], runs[1]: ["no"] * len(references)}
+    mark = "" if form == "none" else "\ufeff"
+    signatures = dict.fromkeys(runs, "tok:13a")
+    if lowercase:
+        signatures[runs[1]] = "tok:13a|case:lc"
     asked: list[Any] = []
 
     def launch(task: str, config: Any, options: Any, **how: Any) -> Any:
         asked.append((task, config.run.uri, options, how["launcher"]))
         return {"step": 1234, "perplexity": 2.345, "bleu": 12.345, "chrf": 45.678,
-                "bleu_signature": "tok:13a", "translations": answers[config.run.uri]}  # fmt: skip
+                "bleu_signature": signatures[config.run.uri], "translations": references,
+                "scored": [mark + text for text in answers[config.run.uri]]}  # fmt: skip
 
     shares = iter([0.25, 0.125])
     monkeypatch.setattr("dist_embed.cluster.launch.launch", launch)
@@ -227,7 +233,7 @@ def test_compare(
     assert asked == [(EVALUATE, run, asked_for, "local") for run in runs]
     told = capsys.readouterr()
     assert told.err == "".join(f"translating with {run}\n" for run in runs)
-    counts = count_target_words(prepared.uri, lowercase=lowercase)
+    counts = count_target_words(prepared.uri, lowercase=lowercase, form="none")
     right = [text.lower() for text in references] if lowercase else references
     given = [text.lower() for text in answers[runs[0]]] if lowercase else answers[runs[0]]
     bins = recall_by_count(given, right, counts)
@@ -244,14 +250,20 @@ def test_compare(
         none = "" if one.share is None else "0.0%"
         assert row == [f"recall of words seen {span}", f"{one.words:,}", share, none]
     assert "\ntest: 130 sentences. " in told.out
-    assert (", all in lowercase." in told.out) is lowercase
+    assert (", all in lowercase, in the form nfc.\n" in told.out) is lowercase
     assert f"training text of {runs[1]}; what its vocabulary lacks (12.50% of its" in told.out
-    assert told.out.count("BLEU is tok:13a\n") == 1
+    if lowercase:
+        assert told.out.endswith(
+            "BLEU and chrF were computed in different ways and cannot be compared:\n"
+            f"BLEU of {runs[0]} is tok:13a\nBLEU of {runs[1]} is tok:13a|case:lc\n"
+        )
+    else:
+        assert told.out.endswith(" times.\nBLEU is tok:13a\n")
     figures = json.loads(out.read_text())["figures"]
     assert (figures["counted_in"], figures["unknown_share"]) == (runs[1], 0.125)
-    assert figures["lowercase"] is lowercase
+    assert (figures["lowercase"], figures["form"]) == (lowercase, form)
     found = figures["runs"][runs[0]]
-    assert "translations" not in found
+    assert not {"translations", "scored"} & found.keys()
     assert (found["bleu"], found["target_vocabulary"], found["tokenizer"]) == (12.345, 5, "word")
     assert [one["found"] for one in found["recall"]] == [one.found for one in bins]
 

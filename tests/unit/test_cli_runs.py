@@ -133,13 +133,12 @@ def test_history(run_uri: str, launched: Launched, capsys: pytest.CaptureFixture
     with MetricsLog(run_uri, 0) as log:
         log.write(1000, tokens_per_second=1234.6, step_seconds=0.06, epoch=2)
         log.write(1000, validation_loss=1.0, validation_perplexity=math.e)
-        log.write(1000, validation_bleu=21.555, validation_chrf=1.0)
+        log.write(1000, validation_bleu=21.555, validation_chrf=1.0, scored_by="tok:13a")
         log.write(2000, validation_loss=1.0, validation_perplexity=2.0)
     assert main(["history", run_uri]) == 0
-    rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in capsys.readouterr().out.splitlines()
-    ]
+    *table, last = capsys.readouterr().out.splitlines()
+    assert last == "BLEU is tok:13a"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
     assert rows[0] == [
         "step", "epoch", "minutes in steps", "wall minutes", "tokens/s", "perplexity", "BLEU"
     ]  # fmt: skip

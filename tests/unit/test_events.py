@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import io
 import os
 import subprocess
@@ -35,6 +37,15 @@ def test_lines_are_plain_where_there_is_no_terminal() -> None:
     screen.show(progress(100))
     screen.close()
     assert stream.getvalue() == ("hello\nstep 100/100  loss 2.500  12,346 tokens/s  ETA 2:05\n")
+
+
+def test_what_is_told_can_be_read_at_once() -> None:
+    written = io.BytesIO()
+    screen = Screen(io.TextIOWrapper(written))
+    screen.show({"kind": "line", "text": "hello"})
+    assert written.getvalue() == b"hello\n"
+    screen.show(progress(100))
+    assert written.getvalue().endswith(b"ETA 2:05\n")
 
 
 def test_a_run_goes_on_when_nobody_reads_what_it_shows() -> None:
@@ -101,6 +112,47 @@ def test_a_terminal_shows_a_bar_and_lines_above_it() -> None:
     assert "50/100" in shown
 
 
+class Closed(io.StringIO):
+    """A terminal that has been closed: every write fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tried = 0
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self.tried += 1
+        raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_run_goes_on_when_its_terminal_has_closed() -> None:
+    stream = Closed()
+    screen = Screen(stream)
+    screen.show(progress(1))
+    screen.show({"kind": "line", "text": "hello"})
+    assert stream.tried > 0
+    gc.collect()  # a bar that was not begun ends with it
+    tried = stream.tried
+    for step in (2, 100):
+        screen.show({"kind": "line", "text": "hello"})
+        screen.show(progress(step))
+    screen.close()
+    assert stream.tried == tried  # it is let alone
+
+
+def test_a_bar_that_cannot_be_ended_is_no_error() -> None:
+    outer, inner = os.openpty()
+    stream = os.fdopen(inner, "w")
+    screen = Screen(stream)
+    screen.show(progress(25))
+    os.close(outer)
+    screen.close()
+    with contextlib.suppress(OSError):
+        stream.close()
+
+
 def test_events_of_other_kinds_are_not_shown() -> None:
     stream = io.StringIO()
     Screen(stream).show({"kind": "failure", "text": "x"})
@@ -142,6 +194,7 @@ print("durable", *made)
 logging.getLogger("some.library").info("logged")
 warnings.warn("warned")
 sys.stdout.flush()
+logging.getLogger().handlers[0].stream.close()
 1 / 0
 """
     log.parent.mkdir()

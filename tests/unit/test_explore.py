@@ -26,10 +26,12 @@ from dist_embed.cli.checkpoint import _export
 from dist_embed.cli.main import build_parser, main
 from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import tokenizer_name
+from dist_embed.data.proof import FileInfo
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.explore import export as export_module
 from dist_embed.explore import flat_map as flat_map_module
+from dist_embed.explore import occurrences as occurrences_module
 from dist_embed.explore import table as table_module
 from dist_embed.explore.export import EXPORT_FORMATS, export_embeddings, word_counts
 from dist_embed.explore.flat_map import METHODS, draw_map, flat_map
@@ -39,6 +41,7 @@ from dist_embed.explore.similarity import similarity_agreement
 from dist_embed.explore.table import RunTable
 from dist_embed.observe.plot import without_letters
 from dist_embed.storage.parquet import read_parquet
+from dist_embed.storage.retry import StoreUnavailable
 from dist_embed.train.run_folder import check_tokenizer, read_run_config
 from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors
@@ -305,10 +308,10 @@ def test_every_written_format_gives_every_float_back(data: Any) -> None:
     assert np.signbit(found).tolist() == np.signbit(vectors).tolist()
 
 
-def run_of(folder: Path, words: list[str], vectors: Tensor, **settings: Any) -> str:
+def run_of(folder: Path, words: list[str], vectors: Tensor, **path: Any) -> str:
     """A run whose only table has ``words`` behind the special tokens."""
-    tokenizers = dict.fromkeys(("source", "target"), word_tokenizer(words))
-    return small_run(folder, tokenizers, {"shared": vectors}, share="all", settings=settings)
+    tokenizers = dict.fromkeys(("source", "target"), word_tokenizer(words, **path))
+    return small_run(folder, tokenizers, {"shared": vectors}, share="all")
 
 
 def test_words_whose_vector_is_zero_are_nobodys_neighbours(tmp_path: Path) -> None:
@@ -326,13 +329,19 @@ def test_words_whose_vector_is_zero_are_nobodys_neighbours(tmp_path: Path) -> No
 def test_a_word_is_looked_for_as_the_run_wrote_its_own(tmp_path: Path) -> None:
     words = ["house", "mouse", "Haus", "grouse"]
     for lowercase in (False, True):
-        run = run_of(tmp_path / str(lowercase), words, torch.eye(8, 4),
-                     tokenizer={"lowercase": lowercase, "shared": True})  # fmt: skip
+        run = run_of(tmp_path / str(lowercase), words, torch.eye(8, 4), lowercase=lowercase)
         table = RunTable(run, "source")
         assert (table.find("house"), table.find("HOUSE")) == (4, 4 if lowercase else None)
         assert table.find("Haus") == (None if lowercase else 6)
         assert table.find("</s>") == 3  # without the mark of a space
         assert (table.num_words, table.num_rows, table.width, table.itemsize) == (8, 8, 4, 4)
+    # Capital Greek, and the letters in parts; of letters each by itself in runs of before.
+    lower = [("λόγος", "nfc", True), ("λόγοσ", "none", "letters"), ("ΛΌΓΟΣ", "none", False)]
+    for word, form, lowercase in lower:
+        greek = run_of(tmp_path / word, [word], torch.eye(5, 4), form=form, lowercase=lowercase)
+        assert RunTable(greek, "source").find("ΛΌΓΟΣ") == 4
+        parts = RunTable(greek, "source").find("\ufeffΛΟ\u0301ΓΟΣ ")
+        assert parts == (4 if form == "nfc" else None)
     # What is near begins with the same letter, of whatever case; marks are no words.
     with pytest.raises(UserError, match=r"source vocabulary of .* \(8 words\); near it: house$"):
         table.id_of("houze")
@@ -380,15 +389,9 @@ def test_counts_are_those_of_the_tables_side(
     vectors = {"source": torch.eye(6, 4), "decoder": torch.eye(5, 4)}
     run = small_run(tmp_path, tokenizers, vectors)
     assert word_counts(RunTable(run, "source")).tolist() == [0] * 6
-    data = Path(read_run_config(run).data.uri)
-    data.mkdir(exist_ok=True)
+    assert "in its training data is not known: they are not in" in capsys.readouterr().err
     counts = {"source": [0, 1, 2, 3, 4, 5], "target": [9, 8, 7, 6, 5]}
-    prepared = PreparedData({}, {s: t.size for s, t in tokenizers.items()}, False, {})
-    (data / "data.json").write_text(prepared.to_json())
-    for side, tokenizer in tokenizers.items():
-        (data / tokenizer_name(side)).write_text(tokenizer.to_json())
-        columns = {"token": tokenizer.tokens(), "count": counts[side]}
-        pq.write_table(pa.table(columns), data / f"vocabulary.{side}.parquet")
+    data, prepared = data_of(run, tokenizers, counts, shared=False)
     for role, side in (("source", "source"), ("target", "target"), ("output", "target")):
         assert word_counts(RunTable(run, role)).tolist() == counts[side]  # type: ignore[arg-type]
     assert capsys.readouterr() == ("", "")
@@ -398,6 +401,164 @@ def test_counts_are_those_of_the_tables_side(
     (data / "vocabulary.source.parquet").write_bytes(b"no table")
     with pytest.raises(UserError, match=r"vocabulary\.source\.parquet cannot be read"):
         word_counts(RunTable(run, "source"))
+
+
+def data_of(
+    run: str, tokenizers: dict[str, Tokenizer], counts: dict[str, list[int]],
+    occurrences: dict[str, list[int]] | None = None, *, shared: bool = True,
+) -> tuple[Path, PreparedData]:  # fmt: skip
+    """What a run's prepared data say of its words; without ``occurrences`` as they did before."""
+    data = Path(read_run_config(run).data.uri)
+    data.mkdir(exist_ok=True)
+    files = {}
+    for side, tokenizer in tokenizers.items():
+        (data / tokenizer_name(side)).write_text(tokenizer.to_json())
+        columns = {"token": tokenizer.tokens(), "count": counts[side]}
+        pq.write_table(pa.table(columns), data / f"vocabulary.{side}.parquet")
+        if occurrences:
+            path = data / f"occurrences.{side}.parquet"
+            pq.write_table(pa.table({"count": occurrences[side]}), path)
+            files[path.name] = FileInfo.of(path.read_bytes())
+    sizes = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
+    prepared = PreparedData({}, sizes, shared, {}, files=files)
+    (data / "data.json").write_text(prepared.to_json())
+    return data, prepared
+
+
+BOTH = ["he", "she", "er", "sie", "so", "never"]
+ON_SIDE = {"source": [0, 3, 0, 0, 5, 6, 0, 0, 1, 0], "target": [0, 2, 0, 0, 0, 0, 9, 7, 8, 0]}
+TABLES: dict[str, list[str]] = {
+    "none": ["source", "target", "output"], "decoder": ["source", "decoder"], "all": ["shared"],
+}  # fmt: skip
+
+
+def run_of_both(folder: Path, share: str, *, told_apart: bool = True) -> tuple[str, Tensor]:
+    """A run with one vocabulary, and the vectors that all its tables have."""
+    tokenizers = dict.fromkeys(("source", "target"), word_tokenizer(BOTH))
+    vectors = torch.randn(10, 4, generator=torch.Generator().manual_seed(3))
+    run = small_run(folder, tokenizers, dict.fromkeys(TABLES[share], vectors), share=share)
+    together = np.sum(list(ON_SIDE.values()), 0).tolist()
+    counts = dict.fromkeys(("source", "target"), together)
+    data_of(run, tokenizers, counts, ON_SIDE if told_apart else None)
+    return run, vectors
+
+
+@pytest.mark.parametrize(
+    ("share", "role", "trained", "place"),
+    [
+        ("decoder", "source", ["she", "he", "so"], "on the source side of"),
+        ("decoder", "target", ["er", "so", "sie"], "on the target side of"),
+        ("none", "output", ["er", "so", "sie"], "on the target side of"),
+        # A table of all roles is trained by both sides; which one is asked about decides the order.
+        ("all", "source", ["she", "he", "so", "er", "sie"], "on either side of"),
+        ("all", "output", ["er", "so", "sie", "he", "she"], "on either side of"),
+    ],
+)
+def test_words_of_the_other_side_are_not_taken_for_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    share: str, role: Any, trained: list[str], place: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
+    monkeypatch.setattr("dist_embed.explore.flat_map.LEAST_WORDS", 3)
+    run, vectors = run_of_both(tmp_path, share)
+    table, everything = RunTable(run, role), RunTable(run, role, untrained=True)
+    assert [table.word(i) for i in table.frequent_ids()] == trained
+    untrained = next(word for word in reversed(BOTH) if word not in trained)
+    refused = f"'{untrained}' never occurs {place} the training data of {run}: its vector in table"
+    for call in (
+        lambda: neighbors(table, [trained[0], untrained], 9),
+        lambda: analogy(table, trained[0], trained[1], untrained, 9),
+    ):
+        with pytest.raises(UserError, match=re.escape(refused)):
+            call()
+    assert {word for word, _ in neighbors(table, trained[:1], 9)[trained[0]]} == {*trained[1:]}
+    assert {*dict(neighbors(everything, [untrained], 9)[untrained])} == {*BOTH} - {untrained}
+
+    judged = tmp_path / "pairs.txt"
+    pairs = [(trained[0], trained[1]), (trained[0], trained[2]), (trained[0], untrained)]
+    judged.write_text("".join(f"{a}\t{b}\t{n}\n" for n, (a, b) in enumerate(pairs)))
+    asked = ["--role", role]
+    said = printed(capsys, "embeddings", "similarity", run, str(judged), *asked)
+    assert said[1].endswith(
+        f"over 2 pairs; 0 pairs have a word that the vocabulary lacks, 1 one that never occurs "
+        f"{place} the training data"
+    )
+    said = printed(capsys, "embeddings", "similarity", run, str(judged), *asked, "--untrained")
+    assert said[1].endswith("over 3 pairs; 0 pairs have a word that the vocabulary lacks")
+
+    # Files hold the words that are trained, with the counts of the role's side.
+    special = ["<pad>", "<unk>", "<s>", "</s>"]
+    chosen = [*special, *(word for word in BOTH if word in trained)]
+    ids = [(special + BOTH).index(word) for word in chosen]
+    side = "source" if role == "source" else "target"
+    for format in EXPORT_FORMATS if role == "source" else ["parquet"]:
+        output = str(tmp_path / f"v.{format}")
+        command = ["embeddings", "export", run, output, "--format", format, *asked]
+        said = printed(capsys, *command)
+        assert f"{len(chosen)} words × 4" in said[0]
+        assert said[1].startswith(f"left out: {6 - len(trained)} words that never occur {place}")
+        if format == "parquet":
+            columns = read_parquet(output).to_pydict()
+            assert (columns["word"], columns["id"]) == (chosen, ids)
+            assert columns["count"] == [ON_SIDE[side][i] for i in ids]
+            rows = np.array(columns["vector"], dtype=np.float32)
+        else:
+            words = f"{tmp_path}/v.words.txt" if format == "safetensors" else None
+            found, rows = read(as_file(open_vectors(output, None, words=words)))
+            assert found == chosen
+        np.testing.assert_array_equal(rows, vectors[ids].numpy())
+        again = printed(capsys, *command, "--untrained")
+        assert len(again) == 1
+        assert "10 words × 4" in again[0]
+
+    def drawn(*more: str) -> list[str]:
+        folder = str(tmp_path / "projector")
+        printed(capsys, "embeddings", "projector", run, folder, *asked, *more)
+        lines = (tmp_path / "projector" / "metadata.tsv").read_text().splitlines()[1:]
+        return [line.split("\t")[0] for line in lines]
+
+    assert drawn("--count", "3") == trained[:3]
+    assert len(drawn("--untrained")) == 6
+    wanted = tmp_path / "words.txt"
+    wanted.write_text("\n".join(["</s>", *BOTH]))
+    assert drawn("--words", str(wanted)) == ["</s>", *trained]
+    main(["embeddings", "projector", run, str(tmp_path / "p"), *asked, "--words", str(wanted)])
+    told = f"left out: {6 - len(trained)} words of {wanted} that never occur {place} the training"
+    assert told in capsys.readouterr().err
+
+
+def test_data_that_do_not_tell_their_sides_apart_are_used_as_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, vectors = run_of_both(tmp_path, "decoder", told_apart=False)
+    table = RunTable(run, "source")
+    assert len(neighbors(table, ["er"], 9)["er"]) == 5
+    assert table.frequent_ids() == [6, 8, 7, 5, 4, 9]
+    export_embeddings(table, str(tmp_path / "v.parquet"), "parquet")
+    columns = read_parquet(str(tmp_path / "v.parquet")).to_pydict()
+    assert columns["count"] == [0, 5, 0, 0, 5, 6, 9, 7, 9, 0]
+    assert len(columns["word"]) == len(vectors)
+    told = capsys.readouterr().err.splitlines()  # once
+    assert [line.partition(" was ")[2] for line in told] == [
+        "prepared before words were counted for each side: it is read, but which words belong to "
+        "which side is not known. Prepared again, it is"
+    ]
+
+    # What cannot be looked into now need not be there; but then no counts are written.
+    def unreachable(uri: str) -> str:
+        raise StoreUnavailable(f"{uri} is silent")
+
+    monkeypatch.setattr(occurrences_module, "prepared_folder", unreachable)
+    table = RunTable(run, "source")
+    assert len(neighbors(table, ["er"], 9)["er"]) == 5
+    assert capsys.readouterr().err.endswith(f"cannot be read ({run}/data is silent)\n")
+    with pytest.raises(UserError, match=r"is silent.*counts are not known"):
+        word_counts(table)
+    monkeypatch.undo()
+    # A table of both sides needs no more than the counts of both.
+    run, _ = run_of_both(tmp_path / "all", "all", told_apart=False)
+    assert RunTable(run, "source").trained.tolist() == [True] * 9 + [False]
+    assert capsys.readouterr().err == ""
 
 
 def test_words_are_told_apart_by_the_mark_where_both_are_there(tmp_path: Path) -> None:
@@ -574,6 +735,7 @@ def test_counts_of_other_data_are_not_taken(
     assert not (tmp_path / "v.parquet").exists()
     words = ["embeddings", "export", run, str(tmp_path / "v.txt"), "--format", "word2vec"]
     assert main(words) == 0
+    assert f"is not known: {data} holds others by now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

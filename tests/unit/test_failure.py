@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from dist_embed.checkpoint.manifest import CheckpointError
+from dist_embed.checkpoint.manifest import CheckpointError, CheckpointLate
+from dist_embed.checkpoint.parts import PartLate, PartMissing
 from dist_embed.cluster.failure import Attempts, failure_event, raise_failure
 from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.parallel.errors import WorkerError, _account, is_passing
@@ -172,6 +173,9 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (OSError(errno.ESTALE, "stale file handle"), True),
         (OSError(errno.ETIMEDOUT, "timed out"), True),
         (OSError(errno.EACCES, "denied"), False),
+        (CheckpointLate("not written in time"), True),
+        (PartLate("worker 1 had not written all"), True),
+        (PartMissing("worker 1 has failed"), False),
         (torch.AcceleratorError(f"CUDA error: uncorrectable ECC error{HINT}"), True),
         (torch.AcceleratorError(f"CUDA error: unspecified launch failure{HINT}"), True),
         (torch.AcceleratorError(f"CUDA error: device-side assert triggered{HINT}"), False),

@@ -1,8 +1,17 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_embed.cluster.fork_server import start_ahead, worker_context
+from dist_embed.parallel.stop import SIGNALS
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,3 +34,55 @@ def test_a_folder_of_temporary_files_that_is_too_long_for_a_socket_is_named(tmp_
         check=True,
     ).stdout  # fmt: skip
     assert f"TMPDIR: {str(folder)!r} is too long" in said
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
+    """The signals that were blocked at each start of the server, which is none."""
+    blocked: list[set[int]] = []
+    monkeypatch.setattr(
+        forkserver, "ensure_running",
+        lambda: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    )  # fmt: skip
+    return blocked
+
+
+def test_workers_of_cuda_are_started_anew_and_others_are_forked(started: list[Any]) -> None:
+    assert worker_context("cuda").get_start_method() == "spawn"
+    assert started == []
+    assert worker_context("cpu").get_start_method() == "forkserver"
+    assert started == [set(SIGNALS)]  # deaf, so that it outlives the workers
+
+
+@pytest.mark.parametrize(
+    ("device", "has_driver", "starts"),
+    [("cpu", True, True), ("cpu", False, True), ("auto", False, True), ("auto", True, False),
+     ("cuda", True, False), ("cuda", False, False)],
+)  # fmt: skip
+def test_the_server_starts_ahead_where_workers_will_be_forked(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch, device: str, has_driver: bool, starts: bool
+) -> None:
+    exists = os.path.exists
+    monkeypatch.setattr(
+        os.path, "exists", lambda path: has_driver if "nvidia" in str(path) else exists(path)
+    )
+    start_ahead(device)
+    assert len(started) == starts
+
+
+def test_another_error_of_the_server_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise OSError("Too many open files")
+
+    monkeypatch.setattr(forkserver, "ensure_running", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        worker_context("cpu")
+
+
+def test_the_server_imports_what_workers_need(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[list[str]] = []
+    monkeypatch.setattr(forkserver, "set_forkserver_preload", named.append)
+    worker_context("cpu")
+    assert named == [["dist_embed.train.worker"]]

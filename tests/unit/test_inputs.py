@@ -16,11 +16,17 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import inputs
 from dist_embed.data.corpus import CorpusError, ParallelText
-from dist_embed.data.inputs import InputFile, compare_inputs, record_inputs
+from dist_embed.data.inputs import Comparison, InputFile, compare_inputs, record_inputs
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepare import load_tokenizers, read_counts
 from dist_embed.data.prepared_folder import prepared_folder
-from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
+from dist_embed.data.token_shards import (
+    PreparedData,
+    ShardInfo,
+    Split,
+    read_texts,
+    read_tokens,
+)
 from dist_embed.storage import uri as storage
 from tests.unit.small_corpus import one_is_this_process, prepare, sentences
 
@@ -50,6 +56,11 @@ def config_of(source: Any = "s.txt", **data: Any) -> Config:
         "run": {"uri": "run"}, "train": {"max_steps": 1}, "data": values | data,
         "tokenizer": {"shared": False}, "model": {"share_embeddings": "none"},
     })  # fmt: skip
+
+
+def with_form(config: Config, form: Any) -> Config:
+    tokenizer = config.tokenizer.model_copy(update={"normalize": form})
+    return config.model_copy(update={"tokenizer": tokenizer})
 
 
 def ensured(config: Config, **options: bool) -> tuple[PreparedData, list[str]]:
@@ -226,7 +237,10 @@ def test_data_prepared_before_go_on(tmp_path: Path) -> None:
         assert (tmp_path / "data" / "data.json").read_bytes() == data.to_json().encode() == before
     assert data.splits["train"].identity() == "4 pairs in 2 shards (f3e5f26b26b20966)"
     assert prepared_folder("data") == "data"
-    again, _ = ensured(config_of(uri="again"))
+    assert ensured(with_form(config_of(), "none"))[0] == data
+    with pytest.raises(UserError, match=r"tokenizer.normalize: 'none' there, 'nfc' here"):
+        ensured(with_form(config_of(), "nfc"))
+    again, _ = ensured(with_form(config_of(uri="again"), "none"))
     folder = prepared_folder("again")
     assert again.splits.keys() == data.splits.keys()
     for name, split in data.splits.items():
@@ -247,3 +261,116 @@ def test_what_is_written_is_read_again() -> None:
     assert PreparedData.read("data") == data
     storage.write_text("data/data.json", replace(data, inputs=None).to_json())
     assert PreparedData.read("data").inputs is None
+
+
+def test_a_large_corpus_takes_a_while_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpora = {"train": ParallelText(("s.txt",), ("t.txt",))}
+    said: list[str] = []
+    record_inputs(corpora, said.append)
+    assert said == []
+    monkeypatch.setattr(inputs, "_LARGE_BYTES", sum(map(len, (TEXTS["s.txt"], TEXTS["t.txt"]))))
+    record_inputs(corpora, said.append)
+    assert said == ["taking digests of 2 files, 0.0 GiB"]
+    recorded = record_inputs(corpora, lambda line: None)
+    os.utime("s.txt", (1, 1))
+    assert compare_inputs(recorded, corpora, said.append).copied == ["s.txt"]
+    assert len(said) == 1  # smaller than what takes a while
+
+
+def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpora = {"train": ParallelText(("s.txt",), ("t.txt",))}
+    recorded = record_inputs(corpora, lambda line: None)
+
+    def fail(uri: str) -> str:
+        raise OSError("bad block")
+
+    monkeypatch.setattr(storage, "sha256_of", fail)
+    with pytest.raises(CorpusError, match=r"cannot read s\.txt: bad block"):
+        record_inputs(corpora, lambda line: None)
+    os.utime("s.txt", (1, 1))
+    found = compare_inputs(recorded, corpora, lambda line: None)
+    assert (found.absent, found.changed, found.copied) == (["cannot read s.txt: bad block"], [], [])
+    monkeypatch.setattr(storage, "stamp", fail)
+    with pytest.raises(CorpusError, match=r"cannot read s\.txt: bad block"):
+        inputs.check_unchanged(recorded)
+
+
+def test_files_that_are_more_or_fewer_are_named_up_to_three(tmp_path: Path) -> None:
+    for name in "abcdefg":
+        (tmp_path / f"{name}.tsv").write_text("source\ttarget\n")
+
+    def compared(before: str, now: str) -> Comparison:
+        sides = [
+            {"train": ParallelText(pairs=tuple(f"{name}.tsv" for name in names))}
+            for names in (before, now)
+        ]
+        recorded = record_inputs(sides[0], lambda line: None)
+        return compare_inputs(recorded, sides[1], lambda line: None)
+
+    for before, now, told in (
+        ("a", "fedcba", "1 files when it was prepared, 6 now "
+         "(new: b.tsv, c.tsv, d.tsv and 2 more)"),
+        ("abcd", "d", "4 files when it was prepared, 1 now (gone: a.tsv, b.tsv, c.tsv)"),
+        ("ab", "bcd", "2 files when it was prepared, 3 now (new: c.tsv, d.tsv; gone: a.tsv)"),
+        ("ab", "aba", "2 files when it was prepared, 3 now (the same ones)"),
+    ):  # fmt: skip
+        found = compared(before, now)
+        assert found.changed == [f"data.train.pairs: {told}"]
+        assert (found.absent, found.copied) == ([], [])
+    # Of one that is not there nobody knows which of the others it was.
+    recorded = record_inputs({"train": ParallelText(pairs=("a.tsv", "b.tsv"))}, print)
+    now = {"train": ParallelText(pairs=("b.tsv", "gone*.tsv", "c.tsv"))}
+    found = compare_inputs(recorded, now, print)
+    assert (len(found.absent), found.changed, found.copied) == (1, [], [])
+    # What is recorded stays as it was.
+    assert found.now == recorded
+
+
+def test_what_data_were_prepared_with_before_is_what_the_defaults_do_now() -> None:
+    """Keys that came later are not there in the settings of earlier data."""
+    data, _ = ensured(config_of())
+    assert data.settings["tokenizer.oov_buckets"] == data.settings["data.max_sentences"] == 0
+    before = {key: value for key, value in data.settings.items()
+              if key not in ("tokenizer.oov_buckets", "data.max_sentences")}  # fmt: skip
+    earlier = replace(data, settings=before)
+    storage.write_text(storage.join(data.folder_uri, "data.json"), earlier.to_json())
+    assert ensured(config_of())[0] == earlier
+    with pytest.raises(UserError) as told:
+        ensured(config_of(max_sentences=3, shard_sentences=4))
+    assert str(told.value).splitlines()[1:3] == [
+        "  data.max_sentences: 0 there, 3 here", "  data.shard_sentences: 3 there, 4 here",
+    ]  # fmt: skip
+
+
+def test_what_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = {
+        "train": Split([ShardInfo("s", 1200, 7, 9)], dropped_empty=1000, dropped_long=2),
+        "validation": Split([ShardInfo("s", 3, 7, 9)], cut=4),
+        "test": Split([ShardInfo("s", 1, 7, 9)]),
+    }
+    data = PreparedData({}, {"source": 9, "target": 9}, False, splits)
+    monkeypatch.setattr(preparation, "prepare_data", lambda *_, **more: data)
+    said: list[str] = []
+    preparation._prepare(config_of(max_tokens=3), "folder", {}, said.append)
+    assert said == [
+        "train: 1,200 pairs, 9 target tokens "
+        "(1,000 dropped with an empty side, 2 dropped as longer than 3 tokens)",
+        "validation: 3 pairs, 9 target tokens (4 cut at 3 tokens)",
+        "test: 1 pairs, 9 target tokens",
+    ]
+
+
+def test_others_data_are_used_where_nothing_can_be_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = ensured(config_of())
+    os.utime(tmp_path / "s.txt", (1, 1))
+
+    def refuse(uri: str, text: str) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(storage, "write_text", refuse)
+    data, said = ensured(config_of(), renew=True)
+    assert data.digest() == first.digest()
+    assert said[-1] == "it could not be written down: not yours"
+    assert "; `dist-embed prepare CONFIG` writes it down" in ensured(config_of())[1][0]

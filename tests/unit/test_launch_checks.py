@@ -12,12 +12,13 @@ import torch
 from dist_embed.cluster import launch as launching
 from dist_embed.cluster.preparation import with_absolute_paths
 from dist_embed.cluster.ray_train import _check_resources
-from dist_embed.cluster.work import TRAIN
+from dist_embed.cluster.work import BASELINE, EVALUATE, TRAIN, TRANSLATE, work
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import ModelSection
 from dist_embed.embedding.memory import CUDA_PROCESS_BYTES, GIB, READING_BYTES, tokenizer_bytes
 from dist_embed.observe.quiet import worker_log_folder
+from dist_embed.train import worker
 from dist_embed.train.needs import dense_parameters
 
 VOCABULARY = {"source": 2**20, "target": 2**20}
@@ -151,3 +152,145 @@ def test_files_of_vectors_are_found_from_everywhere(monkeypatch: pytest.MonkeyPa
         UserError, match=r"tables\.source\.pretrained\.uri: 'v\.npy' is not allowed"
     ):
         with_absolute_paths(config, on_cluster=True)
+
+
+def test_a_worker_of_torchrun_does_the_work_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_gpu(monkeypatch)
+    done: list[Any] = []
+    monkeypatch.setattr(launching, "work", lambda *given: done.append(given) or "result")
+    # Not even the memory of its machine is looked at: each worker would count that of all.
+    monkeypatch.setattr(launching, "available_bytes", lambda: 0)
+    config = config_from_dict(
+        {"run": {"uri": "/shared/x"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
+         "cluster": {"address": "ray://there"}}
+    )  # fmt: skip
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    result = launching.launch(
+        TRAIN, config, {"a": 1}, vocabulary_size=VOCABULARY, on_event=print, stop_seconds=9.0
+    )
+    ((task, values, options, on_event),) = done
+    assert (result, task, options, on_event) == ("result", TRAIN, {"a": 1}, print)
+    assert values["cluster"]["device"] == "cpu"
+    assert launching.cluster_address(config) is None
+    for name in ("TORCHELASTIC_RUN_ID", "LOCAL_RANK"):
+        with monkeypatch.context() as without:
+            without.delenv(name)
+            assert launching.cluster_address(config) == "ray://there"
+
+
+def test_which_cluster_a_task_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def address(instead: Any = None, **cluster: Any) -> str | None:
+        values: dict[str, Any] = {"data": {"synthetic": {}}, "train": {"max_steps": 1}}
+        config = config_from_dict({"run": {"uri": "/x"}, "cluster": cluster} | values)
+        return launching.cluster_address(config, instead)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert address() is None
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert address() == "auto"
+    assert address(address="ray://there") == "ray://there"
+    assert address(launcher="local") is None
+    assert address("ray", launcher="local") == "auto"
+    assert address("local", address="ray://there") is None
+
+
+@pytest.mark.parametrize("address", [None, "ray://there"])
+def test_a_ray_of_our_own_is_asked_for_workers_of_this_machine_s_device(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    without_gpu(monkeypatch)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "dist_embed.cluster.ray_train.launch_ray", lambda *_, **how: given.append(how)
+    )
+    config = config_from_dict(
+        {"run": {"uri": "/shared/x"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
+         "cluster": {"address": address}}
+    )  # fmt: skip
+
+    def start() -> None:
+        launching.launch(
+            TRAIN, config, {}, vocabulary_size=VOCABULARY, on_event=print, stop_seconds=9.0
+        )
+
+    start()
+    (how,) = given
+    # Of a cluster the head often has no GPU, and its memory is not that of the workers.
+    assert how["device"] == ("cpu" if address is None else "auto")
+    assert (how["address"], how["stop_seconds"]) == (address, 9.0)
+    assert (how["log_folder"], how["on_event"]) == ("/shared/x/logs", print)
+    assert os.environ.get("RAY_AUTH_MODE") == ("token" if address is None else None)
+    monkeypatch.setattr(launching, "available_bytes", lambda: 0)
+    if address is None:
+        with pytest.raises(UserError, match=r"this machine has 0\.0 GiB available"):
+            start()
+    else:
+        start()
+
+
+def test_a_local_worker_s_log_and_events_go_where_the_run_s_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    without_gpu(monkeypatch)
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "dist_embed.cluster.local.launch_local", lambda *_, **how: given.append(how)
+    )
+    config = config_from_dict(
+        {"run": {"uri": "/shared/x"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
+         "cluster": {"num_workers": 3}}
+    )  # fmt: skip
+    launching.launch(
+        TRAIN, config, {}, vocabulary_size=VOCABULARY, on_event=print, launcher="local"
+    )
+    (how,) = given
+    assert (how["log_folder"], how["on_event"]) == ("/shared/x/logs", print)
+    assert (how["num_workers"], how["device"]) == (3, "cpu")
+    assert (how["stop_seconds"], how["save_seconds"]) == (0.0, 60.0)
+
+
+def test_a_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpus(monkeypatch, 10**15)
+    assert launch(monkeypatch, cluster={"num_workers": 2})
+    with pytest.raises(UserError, match=r"num_workers=3 needs 3 GPUs .* this machine has 2$"):
+        launch(monkeypatch, cluster={"num_workers": 3})
+
+
+def test_paths_are_made_absolute_for_workers_that_stand_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir("/tmp")
+    file = {"uri": "s3://bucket/v.npy", "words": "w.txt", "format": "npy"}
+    config = config_from_dict(
+        {"run": {"uri": "runs/x"}, "data": {"synthetic": {}, "uri": "data/"},
+         "train": {"max_steps": 1}, "embedding": {"tables": {
+             "source": {"freeze": True}, "output": {"pretrained": file},
+             "target": {"pretrained": file}}}}
+    )  # fmt: skip
+    found = with_absolute_paths(config, on_cluster=False)
+    assert (found.run.uri, found.data.uri) == ("/tmp/runs/x", "/tmp/data")
+    for table in (found.embedding.tables.output, found.embedding.tables.target):
+        assert table is not None
+        assert table.pretrained is not None
+        assert (table.pretrained.uri, table.pretrained.words) == (file["uri"], "/tmp/w.txt")
+    shared = found.model_dump()
+    shared["embedding"]["tables"]["target"] = shared["embedding"]["tables"]["output"] = None
+    sound = config_from_dict(shared)
+    assert with_absolute_paths(sound, on_cluster=True) == sound
+    with pytest.raises(UserError, match=r"tables\.\w+\.pretrained\.words: 'w\.txt'"):
+        with_absolute_paths(
+            config.model_copy(update={"run": found.run, "data": found.data}), on_cluster=True
+        )
+
+
+@pytest.mark.parametrize("task", [TRAIN, EVALUATE, TRANSLATE, BASELINE])
+def test_a_task_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(worker, "run_worker", lambda *given: asked.append(given) or 7)
+    assert work(task, {"a": 1}, {"b": 2}, print) == 7
+    ((function, *given),) = asked
+    assert f"{function.__module__}:{function.__name__}" == task
+    assert given == [{"a": 1}, {"b": 2}, print]

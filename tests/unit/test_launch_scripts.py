@@ -177,10 +177,20 @@ def test_what_an_interrupted_set_up_has_left_is_made_whole(project: Project) -> 
     for folder, name in ((whole, "RECORD"), (half, "METADATA")):
         folder.mkdir(parents=True)
         (folder / name).touch()
-    (project.folder / "pyproject.toml").write_text("changed")
+    settings = project.folder / "pyproject.toml"
+    settings.write_text("changed")
     assert project.venv() == ".venv-cpu"
     assert whole.exists()
     assert not half.exists()
+    # Nor is it what it was before, though the files are.
+    (project.folder / ".venv-cpu").rename(project.folder / ".venv")
+    settings.write_text("changed again")
+    with project.start(INTERRUPTED="before") as process:
+        process.communicate(timeout=60)
+    settings.write_text("changed")
+    project.taken_calls()
+    assert project.venv() == ".venv"
+    assert project.taken_calls() == calls
 
 
 def test_two_set_ups_at_once_make_one_environment(project: Project) -> None:

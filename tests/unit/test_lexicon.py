@@ -213,6 +213,23 @@ def test_it_is_learned_again_only_where_something_changed(tmp_path: Path) -> Non
     assert {s: t.tolist() for s, t in found.items()} == by_hand(pairs, 2)
 
 
+def test_target_words_are_listed_by_frequency_where_ids_are_not(tmp_path: Path) -> None:
+    data, pairs = prepared(tmp_path)
+    learn(tmp_path, data)
+    assert Lexicon(str(tmp_path)).frequent_targets() is None
+    # Of one vocabulary, the most frequent words may be the source's.
+    data.shared_vocabulary = True
+    learn(tmp_path, data)
+    sentences = Counter(i for _, target in pairs for i in set(target) if i >= 4)
+    expected = sorted(sentences, key=lambda i: (-sentences[i], i))
+    assert expected != sorted(expected)
+    Lexicon(str(tmp_path)).copy_to(str(tmp_path / "run"))
+    for folder in (tmp_path, tmp_path / "run"):
+        found = Lexicon(str(folder)).frequent_targets()
+        assert found is not None
+        assert found.tolist() == [0, 1, 2, 3, *expected]
+
+
 def test_a_copy_says_the_same(tmp_path: Path) -> None:
     data, pairs = prepared(tmp_path)
     learn(tmp_path, data, block_pairs=50)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import queue
 import signal
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dist_embed.cluster import local
-from dist_embed.config.errors import RunFailed, UserError
+from dist_embed.config.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import stop
 
 FAILURE = {
@@ -49,7 +50,7 @@ class Workers:
         processes: list[Any] = [_Process(code, self) for code in self.codes]
         events: Any = self
         return local._watch(
-            processes, events, lambda event: self.course.append(event["text"]), "",
+            processes, events, lambda event: self.course.append(event["text"]), "LOGS",
             stop_seconds, save_seconds,
         )  # fmt: skip
 
@@ -73,6 +74,69 @@ def test_a_save_gets_its_time_after_an_error_that_was_told(
     with pytest.raises(UserError if events else RunFailed):
         workers.watch(save_seconds=60.0)
     assert workers.now - 1000.0 == pytest.approx(seconds, abs=0.5)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("code", "more"), [(-9, "; signal 9: killed, often for lack of memory"), (3, "")]
+)
+def test_a_worker_that_ended_without_a_word_is_told(
+    monkeypatch: pytest.MonkeyPatch, rank: int, code: int, more: str
+) -> None:
+    codes: list[int | None] = [0, 0]
+    codes[rank] = code
+    workers = Workers(monkeypatch, [{"kind": "line", "text": "a line"}], codes)
+    with pytest.raises(RunFailed) as told:
+        workers.watch()
+    assert str(told.value) == (
+        f"worker {rank} was ended from outside (exit code {code}{more}); worker logs: LOGS"
+    )
+    assert workers.course == ["a line"]
+
+
+def test_a_worker_that_was_ended_counts_before_one_whose_collective_broke(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And after one that says itself why it failed."""
+    echo = FAILURE | {"is_cause": False, "user_message": None, "trace": "gloo: closed"}
+    with pytest.raises(RunFailed, match="worker 0 was ended from outside"):
+        Workers(monkeypatch, [echo], [-9, 1]).watch()
+    with pytest.raises(UserError, match="no such file"):
+        Workers(monkeypatch, [echo | {"rank": 0}, FAILURE], [-9, 1]).watch()
+    with pytest.raises(RunFailed, match="worker 1 failed:\ngloo: closed"):
+        Workers(monkeypatch, [echo], [0, 1]).watch()
+
+
+def test_workers_that_do_not_stop_in_time_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "stop_requested", lambda: True)
+    workers = Workers(monkeypatch, [], [None, 0])
+    with pytest.raises(RunFailed, match="did not end within 5 s and were killed"):
+        workers.watch(stop_seconds=5.0)
+    assert workers.now - 1000.0 == pytest.approx(5.0, abs=0.5)
+    assert workers.course.count("told") == 2  # once each, however often one looks
+
+
+def test_workers_that_a_stop_found_before_they_had_begun_are_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local, "stop_requested", lambda: True)
+    with pytest.raises(RunStopped, match="before the workers had begun"):
+        Workers(monkeypatch, [], [-signal.SIGTERM, 0]).watch(stop_seconds=5.0)
+    with pytest.raises(RunFailed, match="was ended from outside"):
+        Workers(monkeypatch, [], [-signal.SIGTERM, -9]).watch(stop_seconds=5.0)
+    # One that was done had its part done, whatever ended another one since.
+    done = {"kind": "result", "value": 7}
+    assert Workers(monkeypatch, [done], [0, -signal.SIGTERM]).watch(stop_seconds=5.0) == 7
+    monkeypatch.setattr(local, "stop_requested", lambda: False)
+    with pytest.raises(RunFailed, match="worker 1 was ended from outside"):
+        Workers(monkeypatch, [done], [0, -signal.SIGTERM]).watch(stop_seconds=5.0)
+
+
+def test_a_signal_is_nothing_to_workers_that_get_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "stop_requested", lambda: True)
+    workers = Workers(monkeypatch, [{"kind": "result", "value": 7}], [0, 0])
+    assert workers.watch() == 7
+    assert workers.course == []
 
 
 def test_nobody_is_waited_for_when_all_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +169,117 @@ def test_workers_are_started_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
         == "done"
     )
     assert blocked == [set(stop.SIGNALS)] * 2
+
+
+def test_what_was_started_is_ended_and_waited_for() -> None:
+    course: list[str] = []
+
+    def process(name: str, pid: int | None) -> Any:
+        return SimpleNamespace(
+            pid=pid, kill=lambda: course.append(f"{name} killed"),
+            join=lambda: course.append(f"{name} gone"),
+        )  # fmt: skip
+
+    local._end([process("one", 7), process("two", 8), process("never started", None)])
+    assert course == ["one killed", "two killed", "one gone", "two gone"]
+
+
+class Ended(Exception):
+    """Instead of the end of a worker's process."""
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_worker_knows_its_place_and_tells_its_result_or_failure(
+    monkeypatch: pytest.MonkeyPatch, rank: int, fails: bool
+) -> None:
+    course: list[Any] = []
+
+    def end(code: int) -> None:
+        course.append(f"exit {code}")
+        raise Ended
+
+    system = SimpleNamespace(environ={}, _exit=end)
+    monkeypatch.setattr(local, "os", system)
+    for name in ("hear_sigterm", "end_with_parent"):
+        monkeypatch.setattr(local, name, lambda name=name: course.append(name))
+    events: Any = SimpleNamespace(
+        put=course.append, close=lambda: course.append("closed"),
+        join_thread=lambda: course.append("sent"),
+    )  # fmt: skip
+
+    def target(first: int, second: int, emit: Any) -> int:
+        course.append(dict(system.environ))
+        emit("a line")
+        if fails:
+            raise UserError("no such file")
+        return first + second
+
+    with pytest.raises(Ended) if fails else nullcontext():
+        local._child(target, (3, 4), rank, 5, 1234, events)
+    before, environment, line, *rest = course[:2], *course[2:]
+    assert before == ["hear_sigterm", "end_with_parent"]
+    assert environment == {
+        "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "5",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234", "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    assert line == "a line"
+    if fails:
+        failure, *rest = rest
+        assert (failure["rank"], failure["user_message"]) == (rank, "no such file")
+    elif rank == 0:
+        result, *rest = rest
+        assert result == {"kind": "result", "value": 7}
+    assert rest == ["closed", "sent", *(["exit 1"] if fails else [])]
+
+
+def test_workers_are_numbered_and_given_what_the_launcher_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[dict[str, Any]] = []
+    watched: list[Any] = []
+    course: list[str] = []
+    process = SimpleNamespace(
+        start=lambda: course.append("started"), pid=7, kill=lambda: course.append("killed"),
+        join=lambda: None,
+    )  # fmt: skip
+    context = SimpleNamespace(
+        Queue=lambda: "queue", Process=lambda **how: made.append(how) or process
+    )
+    devices: list[str] = []
+    monkeypatch.setattr(local, "worker_context", lambda device: devices.append(device) or context)
+    monkeypatch.setattr(local, "TCPStore", lambda host, port, **how: SimpleNamespace(port=1234))
+
+    def watch(*given: Any) -> None:
+        watched.append(given)
+        raise RunFailed("worker 1 failed")
+
+    monkeypatch.setattr(local, "_watch", watch)
+    with pytest.raises(RunFailed):
+        local.launch_local(
+            print, (1, 2), num_workers=2, on_event=print, log_folder="LOGS", stop_seconds=3.0,
+            save_seconds=4.0, device="cuda",
+        )  # fmt: skip
+    assert [how["args"] for how in made] == [
+        (print, (1, 2), rank, 2, 1234, "queue") for rank in range(2)
+    ]
+    # Those of a launcher that is gone must not stay.
+    assert all(how["target"] is local._child and how["daemon"] for how in made)
+    assert watched == [([process] * 2, "queue", print, "LOGS", 3.0, 4.0)]
+    assert devices == ["cuda"]
+    assert course == ["started", "started", "killed", "killed"]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 5.0])
+def test_a_signal_is_taken_only_for_workers_that_get_time_to_stop(
+    monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    context = SimpleNamespace(Queue=lambda: None, Process=lambda **_: None)
+    monkeypatch.setattr(local, "worker_context", lambda device: context)
+    heard: list[Any] = []
+    monkeypatch.setattr(local, "_watch", lambda *_: heard.append(signal.getsignal(signal.SIGTERM)))
+    before = signal.getsignal(signal.SIGTERM)
+    local.launch_local(
+        print, (), num_workers=0, on_event=print, log_folder="", stop_seconds=seconds
+    )
+    assert (heard[0] != before) == (seconds > 0)

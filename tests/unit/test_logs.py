@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dist_embed.config.errors import UserError
-from dist_embed.observe.quiet import open_log, worker_log_folder
+from dist_embed.observe.quiet import open_log, quiet_screen, worker_log_folder
 
 
 @pytest.fixture
@@ -85,9 +88,38 @@ def test_what_another_user_has_made_is_refused(
         open_log(log)
 
 
+def test_another_error_names_the_log(log: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "mkdir", full)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match=f"No space left on device: '{log.parent.parent}'") as told:
+        open_log(log)
+    assert told.value.errno == errno.ENOSPC
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_links_in_the_folder_of_a_local_run_are_its_users(tmp_path: Path) -> None:
     (tmp_path / "scratch").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "logs").symlink_to(tmp_path / "scratch")
     write(worker_log_folder(str(tmp_path / "run")) / "worker-0.log", b"text")
     assert (tmp_path / "scratch" / "worker-0.log").read_bytes() == b"text"
+
+
+def test_only_errors_of_third_parties_are_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [logging.NullHandler()])
+    level = root.level
+    try:
+        with warnings.catch_warnings():
+            quiet_screen()
+            logging.getLogger("some.library").warning("noise")
+            logging.getLogger("some.library").error("it failed")
+            warnings.warn("more noise", stacklevel=1)
+    finally:
+        root.setLevel(level)
+    assert capsys.readouterr() == ("", "it failed\n")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
+from dist_embed.data.text_form import Form
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.vectors import match
 from dist_embed.vectors.coverage import COMPOSED, NOT_FOUND, Coverage, coverage_of
@@ -59,6 +60,17 @@ def test_words_are_matched_by_the_first_likeness(
     assert pairs == sorted(expected)
 
 
+def test_words_of_a_file_have_the_vocabularys_form() -> None:
+    words = [SPACE + "café", SPACE + "λόγος"]
+    asked = ["cafe\u0301", "café", "CAFE\u0301", "\ufeffλόγος", "ΛΌΓΟΣ"]
+    for form, found in (("none", [1]), ("nfc", [0, 1, 3])):
+        vocabulary = Tokenizer.from_words(
+            words, lowercase=True, split_punctuation=False, form=cast("Form", form)
+        )
+        assert VocabularyKeys(vocabulary, ()).match(asked).places.tolist() == found
+    assert FORMS["lowercase"]("ΛΌΓΟΣ") == "λόγος"
+
+
 def test_spellings_by_rank() -> None:
     keys = VocabularyKeys(tokenizer(), ("lowercase", "digits"))
     assert keys.spellings(SPACE + "X1") == [SPACE + "X1", "X1", "x1", "x0"]
@@ -84,30 +96,32 @@ def test_coverage_counts_words_and_how_often_they_occur() -> None:
     )
     ranks = np.full(44, NOT_FOUND)
     ranks[[0, 1]] = 0  # special tokens are no words
+    ranks[20:23] = 1, 2, COMPOSED
     ranks[[4, 5]], ranks[6], ranks[7], ranks[8], ranks[[9, 10]] = 1, 0, 2, 3, COMPOSED
     counts = np.zeros(44, dtype=np.int64)
     counts[:4], counts[4:] = 10**6, np.arange(40) + 1
+    counts[20:24] = 0  # words of the other side, in the file or not, count nowhere
     how: Any = {"table": "t", "uri": "u", "duplicates": 2, "unreadable": 0, "policy": "mean"}
     found = coverage_of(vocabulary, counts, ranks, ("lowercase", "digits"), entries=99, **how)
-    assert found.words == 40
-    assert found.tokens == sum(range(1, 41))
+    assert found.words == 36
+    assert found.tokens == sum(range(1, 41)) - 17 - 18 - 19 - 20
     assert found.found_words == {"as written": 3, "after lowercase": 1, "after digits": 1}
     assert found.found_tokens == 1 + 2 + 3 + 4 + 5
     assert (found.composed_words, found.composed_tokens) == (2, 6 + 7)
-    # The most frequent of 33, the first of equal ones first.
+    # The most frequent of 30, the first of equal ones first.
     assert found.missing == [(f"w{n}", n + 1) for n in range(39, 19, -1)]
-    assert found.token_share == 15 / 820
+    assert found.token_share == 15 / 746
     assert found.lines()[0] == (
-        "table t: 5 of 40 words (12.5 %) and 1.8 % of their running words start from u "
+        "table t: 5 of 36 words (13.9 %) and 2.0 % of their running words start from u "
         "(99 vectors; 3 as written, 1 after lowercase, 1 after digits; 2 duplicates passed over)"
     )
     assert found.lines()[1] == (
-        "table t: 2 more words (1.6 % of the running words) from their parts"
+        "table t: 2 more words (1.7 % of the running words) from their parts"
     )
     assert found.lines()[2].startswith("table t: without a vector (mean): w39 (40), w38 (39),")
     assert json.loads(found.to_json())["found_tokens"] == 15
     none = coverage_of(
-        vocabulary, 0 * counts, ranks, (), entries=1, **(how | {"unreadable": 3, "duplicates": 0})
+        vocabulary, None, ranks, (), entries=1, **(how | {"unreadable": 3, "duplicates": 0})
     )
     assert none.token_share == 0
     assert "3 words are not UTF-8" in none.lines()[0]
@@ -146,13 +160,38 @@ def test_words_that_lack_a_vector_are_shown_as_the_vocabulary_has_them() -> None
     pieces = Tokenizer.train(iter(["abab ab"] * 9), "bpe", vocab_size=9, min_count=1,
                              lowercase=False)  # fmt: skip
     ranks = np.full(pieces.size, NOT_FOUND)
-    found = coverage_of(
-        pieces, np.zeros(pieces.size, np.int64), ranks, (), table="t", uri="u", entries=1,
-        duplicates=0, unreadable=0, policy="mean",
-    )  # fmt: skip
+    counts = np.ones(pieces.size, np.int64)
+    how: Any = {"table": "t", "uri": "u", "entries": 1, "duplicates": 0, "unreadable": 0}
+    found = coverage_of(pieces, counts, ranks, (), **how, policy="mean", pieces=True)
     expected = [token if token == SPACE else token.removeprefix(SPACE) for token in
                 pieces.tokens()[4:]]  # fmt: skip
     assert [word for word, _ in found.missing] == expected
+    # In a file of words there can be no pieces inside words: what begins one counts alone.
+    found = coverage_of(pieces, counts, ranks, (), **how, policy="mean")
+    begin = [token[1:] for token in pieces.tokens()[4:] if token[0] == SPACE and token != SPACE]
+    assert [word for word, _ in found.missing] == begin
+    assert (found.words, found.tokens) == (len(begin), len(begin))
+    assert 0 < len(begin) < len(expected)
+
+
+def test_a_file_with_every_word_covers_all() -> None:
+    """Also where marks leave the space before them, and blanks, as tokens of their own."""
+    text = "the mice , the \u00a0 hats ."
+    split = Tokenizer.from_words([], lowercase=False, split_punctuation=True).split(text)
+    vocabulary = Tokenizer.from_words(sorted({*split}), lowercase=False, split_punctuation=True)
+    assert SPACE in split
+    assert SPACE + "\u00a0" in split
+    counts = np.bincount(vocabulary.encode([text])[0], minlength=vocabulary.size)
+    words = [".", ",", *(token[1:] for token in split if token[1:].isalpha())]
+    ranks = np.full(vocabulary.size, NOT_FOUND)
+    keys = VocabularyKeys(vocabulary, ())
+    found = keys.match(words)
+    ranks[found.ids] = found.ranks
+    told = coverage_of(
+        vocabulary, counts, ranks, (), table="t", uri="u", entries=5, duplicates=0, unreadable=0,
+        policy="mean",
+    )  # fmt: skip
+    assert (told.token_share, told.words, told.tokens, told.missing) == (1, 5, 6, [])
 
 
 def test_a_list_of_words_gives_each_back() -> None:

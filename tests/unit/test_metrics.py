@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import struct
 import uuid
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from dist_embed.observe.metrics import METRICS_NAME, MetricsLog, read_metrics
 from dist_embed.storage import uri as storage
@@ -61,6 +64,45 @@ def test_tensorboard_files_lie_in_the_run(run_uri: str) -> None:
     (uri,) = storage.glob(storage.join(folder, "*"))
     assert "/tensorboard/events.out.tfevents" in uri
     assert b"loss" in storage.read_bytes(uri)
+
+
+def shown_by_tensorboard(run_uri: str) -> list[tuple[int, str, float]]:
+    """Step, name and value of each scalar; a line on which later steps are dropped has no name."""
+    found = []
+    for uri in storage.glob(storage.join(run_uri, "tensorboard", "*")):
+        data = storage.read_bytes(uri)
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+            if event.session_log.status:
+                found.append((event.step, "", 0.0))
+            found += [(event.step, one.tag, one.simple_value) for one in event.summary.value]
+    return found
+
+
+def test_tensorboard_has_the_values_and_drops_those_that_are_repeated(run_uri: str) -> None:
+    with MetricsLog(run_uri, 0) as log:
+        for step in (1, 2, 3):
+            log.write(step, loss=step + 0.5, bleu=None if step < 3 else math.inf)
+    expected = [(1, "loss", 1.5), (2, "loss", 2.5), (3, "loss", 3.5), (3, "bleu", math.inf)]
+    assert [one for one in shown_by_tensorboard(run_uri) if one[1]] == expected
+    for uri in storage.glob(storage.join(run_uri, "tensorboard", "*")):
+        storage.remove(uri)
+    with MetricsLog(run_uri, 2):
+        pass
+    assert shown_by_tensorboard(run_uri) == [(3, "", 0.0)]
+
+
+def test_nothing_is_left_among_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    before = len(os.listdir("/proc/self/fd"))
+    with MetricsLog(f"memory://m-{uuid.uuid4().hex}", 0):
+        assert len(list(tmp_path.iterdir())) == 1
+    assert list(tmp_path.iterdir()) == []
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_local_line_is_visible_at_once(tmp_path: Path) -> None:

@@ -17,13 +17,14 @@ from dist_embed.embedding.memory import (
     Replicated,
     beside_tables_bytes,
     inference_bytes,
+    table_bytes,
     worker_bytes,
 )
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
 from dist_embed.train import assemble, worker
-from dist_embed.train.needs import dense_parameters, host_bytes, output_needs, plain_model_bytes
+from dist_embed.train.needs import baseline_bytes, dense_parameters, host_bytes, output_needs
 
 VOCABULARY = {"source": 70_000, "target": 3_000}
 # What the tables are with 11 rows for hashed words of the source side.
@@ -70,6 +71,12 @@ UNIGRAM = {"model": {"output": "sampled", "sampler": "unigram"}}
         ({"embedding": {"tables": {"output": {"freeze": True}}}}, False,
          OutputNeeds(SPECS[2], True, BLOCK, trained=False)),
         ({"embedding": {"tables": {"output": {"freeze_until_step": 5}}}}, False,
+         OutputNeeds(SPECS[2], True, BLOCK)),
+        # A table that the target side shares is frozen by its settings too.
+        ({"model": {"share_embeddings": "decoder"},
+          "embedding": {"tables": {"target": {"freeze": True}}}}, False,
+         OutputNeeds(TableSpec("decoder", 3_000, 12), True, BLOCK, trained=False)),
+        ({"embedding": {"tables": {"target": {"freeze": True}}}}, False,
          OutputNeeds(SPECS[2], True, BLOCK)),
     ],
 )  # fmt: skip
@@ -180,15 +187,27 @@ def test_a_launch_asks_for_what_its_task_takes(
 
 
 @pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_the_baseline_is_foretold_with_the_model_that_it_is_compared_with(
-    monkeypatch: pytest.MonkeyPatch, bf16: bool
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, workers: int
 ) -> None:
-    config = configured()
-    ours = host_bytes(config, VOCABULARY, training=True, narrow_products=False, tier=None)
-    plain = plain_model_bytes(config, VOCABULARY)
-    # Three tables of width 12, and all parameters with gradient and two moments.
-    assert plain == 16 * ((70_011 + 3_000 + 3_000) * 12 + dense_parameters(config.model, 12))
-    needed = 3 * (1 + bf16) * (ours + plain)  # on three workers
+    """The process once, nothing for saving or tokenizers, and the plain softmax's logits."""
+    batch = {"batch_tokens": 1_000}
+    config = configured(cluster={"num_workers": workers}, train=batch | {"precision": "fp32"})
+    dense = dense_parameters(config.model, 12)
+    output = output_needs(config, VOCABULARY, narrow_products=bf16)
+    ours = worker_bytes(
+        SPECS, "adagrad", workers, output, Replicated(parameters=dense), saving="in place"
+    )
+    tables = sum(table_bytes(spec, "adagrad", workers) for spec in SPECS)
+    # All parameters with gradient, two moments, and what DDP sends of the gradient.
+    plain = (16 if workers == 1 else 20) * ((70_011 + 3_000 + 3_000) * 12 + dense)
+    logits = 3 * 4 * 3_000 * (1_000 if workers == 1 else 334)
+    each = ours + plain + logits + bf16 * (tables + 12 * dense + plain)
+    assert baseline_bytes(config, VOCABULARY, bf16=bf16, tier=None) == each
+    gpu = [baseline_bytes(config, VOCABULARY, bf16=two, tier="uvm") for two in (False, True)]
+    assert gpu[1] - gpu[0] == tables  # the rest is not in the host's memory
+    needed = workers * each
     monkeypatch.setattr("dist_embed.cluster.local.launch_local", lambda *given, **how: None)
 
     def launch(available: int) -> None:
@@ -198,7 +217,6 @@ def test_the_baseline_is_foretold_with_the_model_that_it_is_compared_with(
             on_event=lambda event: None,
         )  # fmt: skip
 
-    config = configured(train={"precision": "fp32"})
     launch(needed)
     with pytest.raises(UserError, match="GiB of memory"):
         launch(needed - 1)

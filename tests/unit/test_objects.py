@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -8,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.memory import MemoryFileSystem
 
-from dist_embed.storage import retry
+from dist_embed.storage import objects, retry
 from dist_embed.storage.objects import ForeignObject, ObjectStore
 from dist_embed.storage.retry import StorageError, StoreUnavailable
 
@@ -96,6 +98,16 @@ def test_ranges_into_a_buffer(store: ObjectStore, start: int, length: int, expec
     assert buffer == expected.ljust(length, b"#")
     with pytest.raises(FileNotFoundError):
         store.read_into("missing", start, [memoryview(buffer)])
+
+
+def test_more_buffers_than_one_call_takes_are_filled(local: ObjectStore) -> None:
+    content = os.urandom(5000)
+    local.put("x", [content])
+    for sizes in ([1] * 2500, [0, 3, 0, 1] * 700, [4990, 0, 20]):
+        buffers = [bytearray(size) for size in sizes]
+        expected = min(sum(sizes), 4990)
+        assert local.read_into("x", 10, [memoryview(one) for one in buffers]) == expected
+        assert b"".join(buffers)[:expected] == content[10 : 10 + expected]
 
 
 def test_what_is_missing_is_told_apart(store: ObjectStore) -> None:
@@ -224,6 +236,28 @@ def test_links_that_lead_out_are_not_followed(local: ObjectStore, tmp_path: Path
     (run / "here").write_bytes(b"0123")
     (run / "inner").symlink_to("here")
     assert local.read("inner", 1, 3) == b"12"
+
+
+def test_nothing_is_written_listed_or_removed_behind_a_link_that_leads_out(
+    local: ObjectStore, tmp_path: Path
+) -> None:
+    outside = tmp_path / "run-2"
+    outside.mkdir()
+    (outside / "x").write_bytes(b"theirs")
+    local.put("here/x", [b"ours"])
+    (tmp_path / "run" / "folder").symlink_to(outside)
+    calls: list[Callable[[], object]] = [
+        lambda: local.put("folder/y", [b"1"]), lambda: local.create("folder/y", b"1"),
+        lambda: local.remove("folder/x"), lambda: local.remove_folder("folder/x"),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ForeignObject, match="leads out of"):
+            call()
+    assert local.entries("folder") == []
+    local.remove_folder("folder")  # the link, not what it leads to
+    assert not (tmp_path / "run" / "folder").is_symlink()
+    assert {path.name: path.read_bytes() for path in outside.iterdir()} == {"x": b"theirs"}
+    assert local.read("here/x") == b"ours"
 
 
 def test_a_store_may_lie_behind_a_link(tmp_path: Path) -> None:
@@ -388,6 +422,36 @@ def test_a_create_that_cannot_open_takes_nothing_of_another(
     assert local.read("a/x") == b"another writer's"
 
 
+def test_an_error_that_tells_nothing_of_unnamed_files_is_one(
+    local: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.open
+
+    def fail(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(OSError, match="No space left"):
+        local.create("a/x", b"1")
+    assert local.names("a") == []
+
+
+def test_what_is_put_may_be_read_by_others_as_the_umask_says(local: ObjectStore) -> None:
+    earlier = os.umask(0o022)
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        local.put("x", [b"1"])
+        local.create("y", b"2")
+    finally:
+        os.umask(earlier)
+    for name in ("x", "y"):
+        assert (Path(local.uri) / name).stat().st_mode & 0o777 == 0o644
+    assert local.read("x") + local.read("y") == b"12"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_the_cause_is_told_where_cleaning_up_fails_too(
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +544,7 @@ TRANSIENT = [
     TimeoutError("timed out"),
     ConnectionResetError(errno.ECONNRESET, "reset"),
     FSTimeoutError(),
+    asyncio.CancelledError(),  # of a client's event loop, and no Exception
 ]
 
 
@@ -566,7 +631,9 @@ def test_pauses_grow_and_end_within_the_limit(monkeypatch: pytest.MonkeyPatch) -
         memory_store(retry_seconds=120.0).names("a")
     assert calls.count == len(clock.pauses) + 1
     assert sum(clock.pauses) <= 120.0
-    assert clock.pauses[0] <= retry.FIRST_WAIT_SECONDS
+    for number, pause in enumerate(clock.pauses[:6]):  # twice as long each, spread out
+        longest = min(retry.FIRST_WAIT_SECONDS * 2**number, retry.LONGEST_WAIT_SECONDS)
+        assert longest / 2 <= pause <= longest
     assert all(retry.LONGEST_WAIT_SECONDS / 2 <= pause <= retry.LONGEST_WAIT_SECONDS
                for pause in clock.pauses[6:])  # fmt: skip
     assert len(set(clock.pauses)) == len(clock.pauses)
@@ -707,3 +774,77 @@ def test_create_is_conditional(remote: ObjectStore, monkeypatch: pytest.MonkeyPa
     remote.put("m/x", [b"1"])
     remote.create("m/y", b"2")
     assert modes == ["overwrite", "create"]
+
+
+class ServerOfS3:
+    """Records puts to a store whose protocol is S3's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self.calls = Calls(monkeypatch, "pipe_file")
+
+        def put(whole: Callable[..., None], path: str, data: bytes, **how: Any) -> None:
+            self.asked.append(how)
+            if error is not None and "mode" in how:
+                raise error
+            whole(path, data)
+
+        self.calls.instead = put
+        monkeypatch.setattr(MemoryFileSystem, "protocol", ("s3", "s3a"))
+
+
+def test_an_object_of_s3_is_put_in_one_part(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload of several that is broken off leaves them there, invisible and paid for."""
+    server = ServerOfS3(monkeypatch, None)
+    remote.put("m/x", [b"1", b"2"])
+    remote.create("m/y", b"3")
+    single = {"chunksize": objects.SINGLE_PUT_BYTES}
+    assert server.asked == [single | {"mode": "overwrite"}, single | {"mode": "create"}]
+    assert objects.SINGLE_PUT_BYTES > 64 * 2**20  # a chunk
+    assert (remote.read("m/x"), remote.read("m/y")) == (b"12", b"3")
+    monkeypatch.setattr(MemoryFileSystem, "protocol", "s3")
+    remote.put("m/z", [b"1"])
+    assert server.asked[2] == single | {"mode": "overwrite"}
+
+
+def test_a_server_of_s3_without_conditions_is_written_to_without(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ServerOfS3(monkeypatch, OSError(errno.ENOSYS, "501 Not Implemented"))
+    remote.create("m/x", b"mine")
+    single = {"chunksize": objects.SINGLE_PUT_BYTES}
+    assert server.asked == [single | {"mode": "create"}, single]
+    assert remote.read("m/x") == b"mine"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EIO])
+def test_another_answer_of_a_server_of_s3_is_an_error(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    impatient = ObjectStore(remote.uri, retry_seconds=0.0)
+    server = ServerOfS3(monkeypatch, OSError(number, "no"))
+    with pytest.raises(StoreUnavailable, match="could not write m/x"):
+        impatient.put("m/x", [b"mine"])
+    if number != errno.ENOSYS:
+        with pytest.raises(StoreUnavailable, match="could not create m/x"):
+            impatient.create("m/x", b"mine")
+    assert all("mode" in how for how in server.asked)
+    assert impatient.names("m") == []
+
+
+@pytest.mark.parametrize(
+    ("info", "modified"),
+    [({"mtime": 5.5, "created": 7.0}, 5.5), ({"created": 7.0}, 7.0), ({}, 0.0),
+     ({"LastModified": datetime(1970, 1, 2, tzinfo=timezone.utc), "created": 7.0}, 86400.0),
+     ({"mtime": None}, 0.0)],
+)  # fmt: skip
+def test_an_entry_s_time_is_that_of_the_store(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, info: dict[str, Any], modified: float
+) -> None:
+    path = remote.uri.removeprefix("memory:/")
+    monkeypatch.setattr(
+        MemoryFileSystem, "find", lambda fs, where, detail: {f"{path}/a/x": {"size": "3"} | info}
+    )
+    assert remote.entries("a") == [objects.Entry("a/x", 3, modified)]

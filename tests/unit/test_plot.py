@@ -15,9 +15,11 @@ from dist_embed.observe.plot import (
     LABEL_POINTS,
     check_plot_path,
     label_ends,
+    log_axis,
     plot_into,
     short_number,
     spread,
+    without_letters,
 )
 
 FOUND = [
@@ -127,3 +129,22 @@ def test_numbers_on_an_axis_are_short() -> None:
     assert [short_number(value) for value in values] == [
         "0.25", "5", "1,000", "2,048", "9,999", "10 k", "250 k", "1 M", "8 M", "1500 M",
     ]  # fmt: skip
+
+
+def test_words_that_the_font_cannot_draw_are_found() -> None:
+    assert without_letters(["word", "größer", "語", "a語", "", "слово"]) == ["語", "a語"]
+
+
+def test_a_logarithmic_axis_has_plain_numbers_where_it_is_told(tmp_path: Path) -> None:
+    with plot_into(str(tmp_path / "plot.svg")) as axes:
+        axes.plot([1, 30_000], [1, 20])
+        log_axis(axes, "x", [1, 7, 30_000])
+        assert (axes.get_xscale(), axes.get_yscale()) == ("log", "linear")
+        log_axis(axes, "y")
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "7", "30 k"]
+    assert {1, 2, 5, 10, 20} <= {round(float(y), 9) for y in axes.get_yticks()}
+    assert 3 not in axes.get_yticks()
+    for axis in (axes.xaxis, axes.yaxis):
+        assert list(axis.get_minorticklocs()) == []

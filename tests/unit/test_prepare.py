@@ -17,7 +17,7 @@ from tokenizers.trainers import WordLevelTrainer
 from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import CorpusError, Pair
 from dist_embed.data.encoding import LengthRule
-from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.prepare import load_tokenizers, read_counts, read_occurrences
 from dist_embed.data.proof import FileInfo
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import (
@@ -126,6 +126,52 @@ def test_vocabulary_counts_equal_a_plain_count(prepared: Prepared) -> None:
         assert {token: n for token, n in found.items() if n} == counts
         assert table["count"][4:] == sorted(table["count"][4:], reverse=True)
         assert len(table["token"]) == prepared.data.vocabulary_size[side]
+
+
+def occurrences_by_token(uri: str, *sides: str) -> dict[str, int]:
+    """Those that are not 0."""
+    found = read_occurrences(uri, sides)
+    assert found is not None
+    tokens = load_tokenizers(uri)[sides[0]].tokens()
+    return {token: n for token, n in zip(tokens, found.tolist(), strict=True) if n}
+
+
+def test_each_side_has_counts_of_its_own_beside_those_of_both(prepared: Prepared) -> None:
+    both: Counter[str] = Counter()
+    for place, side in enumerate(("source", "target")):
+        own = Counter(w for pair in prepared.pairs["train"] for w in words(pair[place]))
+        assert occurrences_by_token(prepared.uri, side) == own
+        both += own
+    assert occurrences_by_token(prepared.uri, "source", "target") == both
+
+
+@pytest.mark.parametrize("too_long", ["drop", "cut"])
+def test_what_is_left_out_of_training_occurs_nowhere(tmp_path: Path, too_long: str) -> None:
+    pairs = [("a b z", "x y"), ("a", "x x"), ("b q q q q", "w"), ("r", "")]
+    rule = LengthRule(3, "drop" if too_long == "drop" else "cut")
+    corpora = {name: write_text(tmp_path, name, pairs) for name in ("train", "test")}
+    # "z" and "r" are outside the source's vocabulary, and hashed.
+    prepare(tmp_path / "data", corpora, rule=rule, shared=False, vocab_size=7, oov_buckets=1,
+            shard_sentences=2)  # fmt: skip
+    uri, cut = str(tmp_path / "data"), too_long == "cut"
+    assert read_counts(uri, "source").tolist() == [0, 2, 0, 0, 4, 2, 2]
+    kept = {"▁a": 2, "▁b": 2, "▁q": 2} if cut else {"▁a": 2, "▁b": 1}
+    assert occurrences_by_token(uri, "source") == kept
+    kept = {"▁x": 3, "▁y": 1} | ({"▁w": 1} if cut else {})
+    assert occurrences_by_token(uri, "target") == kept
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_data_prepared_before_do_not_tell_their_sides_apart(tmp_path: Path, shared: bool) -> None:
+    corpora = {"train": write_text(tmp_path, "train", [("a b", "x b"), ("a", "y")])}
+    data, uri = prepare(tmp_path / "data", corpora, shared=shared), str(tmp_path / "data")
+    data.files = {name: file for name, file in data.files.items() if "occurrences" not in name}
+    (tmp_path / "data" / "data.json").write_text(data.to_json())
+    for side in ("source", "target"):
+        found = read_occurrences(uri, [side])
+        assert found is None if shared else found.tolist() == read_counts(uri, side).tolist()
+    if shared:  # for a table of both sides that is enough
+        assert occurrences_by_token(uri, "target", "source") == {"▁a": 2, "▁b": 2, "▁x": 1, "▁y": 1}
 
 
 def test_separate_vocabularies_hold_their_own_side(prepared: Prepared, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,9 +14,10 @@ import pytest
 
 from dist_embed.config.errors import UserError
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon
-from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.prepare import load_tokenizers, read_counts, read_occurrences
 from dist_embed.data.proof import FileInfo, sealed, unsealed
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
+from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import check_tokenizer, tokenizer_digests
 from tests.unit.small_corpus import one_is_this_process, prepare, write_text
 
@@ -72,10 +74,12 @@ def read_data_tokenizers(folder: Path) -> None:
 def read_word_counts(folder: Path) -> None:
     for side in ("source", "target"):
         read_counts(str(folder / "data"), side)
+    read_occurrences(str(folder / "data"), ["source", "target"])
 
 
 def read_lexicon(folder: Path) -> None:
     Lexicon(str(folder / "data")).translations(WORDS, 2)
+    Lexicon(str(folder / "data")).frequent_targets()
 
 
 def read_lexicon_of_run(folder: Path) -> None:
@@ -99,9 +103,11 @@ READERS: list[tuple[str, Callable[[Path], None]]] = [
     ("data/train/shard-00000.parquet", read_train),
     ("data/test/shard-00001.parquet", read_test),
     ("data/vocabulary.source.parquet", read_word_counts),
+    ("data/occurrences.target.parquet", read_word_counts),
     ("data/tokenizer.target.json", read_data_tokenizers),
     ("data/lexicon/lexicon.json", read_lexicon),
     ("data/lexicon/part-00001.parquet", read_lexicon),
+    ("data/lexicon/frequent.parquet", read_lexicon),
     ("run/lexicon/lexicon.json", read_lexicon_of_run),
     ("run/lexicon/part-00000.parquet", read_lexicon_of_run),
     ("run/tokenizer.source.json", read_tokenizers_of_run),
@@ -130,7 +136,11 @@ def test_a_flipped_bit_is_never_read_as_something_else(
             read(folder)
 
 
-@pytest.mark.parametrize(("name", "read"), READERS, ids=[name for name, _ in READERS])
+# The lists of frequent words happen to be the same.
+OTHERS = [(name, read) for name, read in READERS if "frequent" not in name]
+
+
+@pytest.mark.parametrize(("name", "read"), OTHERS, ids=[name for name, _ in OTHERS])
 def test_a_file_of_another_corpus_is_refused(
     folder: Path, name: str, read: Callable[[Path], None]
 ) -> None:
@@ -214,8 +224,43 @@ def test_data_without_digests_are_told_by_their_numbers(folder: Path) -> None:
         read_tokens(str(folder / "data"), [more])
 
 
+def test_an_older_checkpoint_knows_less_of_a_tokenizer(folder: Path) -> None:
+    ours, others = (load_tokenizers(str(folder / name))["source"] for name in ("data", "other"))
+    tokens = {"source vocabulary": ours.digest}
+    for scalars in ({}, tokens, {"target tokenizer": "x"}):
+        check_tokenizer("source", ours, scalars, "run")
+    check_tokenizer("source", others, {}, "run")
+    with pytest.raises(
+        UserError, match=f"SHA-256 {ours.digest[:16]}… expected, {others.digest[:9]}"
+    ):
+        check_tokenizer("source", others, tokens, "run")
+
+
+def test_a_disk_that_fails_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(uri: str) -> bytes:
+        raise OSError("bad block")
+
+    data = PreparedData.read(str(folder / "data"))
+    monkeypatch.setattr(storage, "read_bytes", fail)
+    with pytest.raises(UserError, match=r"shard-00000\.parquet cannot be read \(bad block\)$"):
+        read_tokens(str(folder / "data"), data.splits["train"].shards)
+
+
+def test_a_file_that_is_gone_may_have_been_replaced_meanwhile(folder: Path) -> None:
+    (folder / "data" / "train" / "shard-00001.parquet").unlink()
+    told = (
+        r"shard-00001\.parquet cannot be read .* it was removed, or others were prepared .*--force"
+    )
+    with pytest.raises(UserError, match=told):
+        read_train(folder)
+
+
 def test_a_sealed_text_is_plain_json_and_itself_alone() -> None:
     text = sealed({"a": [1, "ö"], "b": {}})
+    # To the letter: by a digest of such a text a lexicon knows its data.
+    body = '{\n "a": [\n  1,\n  "ö"\n ],\n "b": {}'
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    assert text == f'{body},\n "sha256": "{digest}"\n}}\n'
     values = json.loads(text)
     assert list(values) == ["a", "b", "sha256"]
     assert unsealed(text) == {"a": [1, "ö"], "b": {}}

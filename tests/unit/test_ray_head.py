@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -31,6 +33,7 @@ def init(**settings):
     if settings["num_cpus"] == 14:
         import time; time.sleep(1000)
     assert settings["address"] == "local" and settings["include_dashboard"] is False
+    assert settings["log_to_driver"] is False and settings["logging_level"] == 40  # errors
     return types.SimpleNamespace(address_info={"gcs_address": f"here:{settings['num_cpus']}"})
 """
 
@@ -118,3 +121,99 @@ def test_one_that_does_not_end_is_killed(child: Path, monkeypatch: pytest.Monkey
         os.kill(head, signal.SIGSTOP)
     assert ended(child)
     assert not psutil.pid_exists(head)
+
+
+class Head:
+    """What stands for the process: it answers what it is told to, and takes a while to end."""
+
+    pid = 2**22 + 7  # none has such a number
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, code: int) -> None:
+        reader, writer = os.pipe()
+        if answer is not None:
+            os.write(writer, answer)
+            os.close(writer)
+        self.stdout = os.fdopen(reader)
+        self.stdin = open(os.devnull, "w")  # noqa: SIM115
+        self.returncode = code
+        self.asked: dict[str, Any] = {}
+        self.killed: list[int] = []
+        monkeypatch.setattr(subprocess, "Popen", self.started)
+        monkeypatch.setattr(ray_head, "_kill_session", self.killed.append)
+
+    def started(self, command: list[str], **how: Any) -> Head:
+        self.asked = how | {"command": command}
+        return self
+
+    def wait(self, seconds: float) -> int:
+        return self.returncode
+
+
+def test_one_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_head, "START_SECONDS", 0.01)
+    head = Head(monkeypatch, None, 0)
+    with pytest.raises(HeadFailed, match="has not answered within 0 s"), own_ray(2):
+        pass
+    assert head.stdin.closed
+    assert head.stdout.closed
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_session_is_ended_where_its_head_was_ended_from_outside(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    head = Head(monkeypatch, b"here:7\n", code)
+    with own_ray(5) as address:
+        assert address == "here:7"
+        assert not head.stdin.closed
+    assert head.stdin.closed
+    assert head.killed == ([head.pid] if code else [])
+    assert head.asked["command"][1:] == ["-m", "dist_embed.cluster.ray_head", "5"]
+    assert head.asked["start_new_session"]
+    head = Head(monkeypatch, b"", code)
+    with pytest.raises(HeadFailed, match=f"exit code {code}"), own_ray(5):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("left", "kills", "seconds"), [([], 0, 0.0), ([[7, 8], [8], []], 3, 0.04), (None, 501, 10.0)]
+)
+def test_a_session_is_ended_until_it_is_empty_or_it_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch, left: list[list[int]] | None, kills: int, seconds: float
+) -> None:
+    now = 100.0
+
+    def sleep(pause: float) -> None:
+        nonlocal now
+        now += pause
+
+    def members(session: int) -> list[int]:
+        assert session == 5
+        return [9] if left is None else left.pop(0) if left else []
+
+    def kill(pid: int, number: int) -> None:
+        killed.append((pid, number))
+        raise ProcessLookupError  # it has ended by itself
+
+    killed: list[tuple[int, int]] = []
+    monkeypatch.setattr(ray_head, "_members", members)
+    monkeypatch.setattr(ray_head, "time", SimpleNamespace(monotonic=lambda: now, sleep=sleep))
+    monkeypatch.setattr(os, "kill", kill)
+    ray_head._kill_session(5)
+    assert len(killed) == pytest.approx(kills, abs=2 if left is None else 0)
+    assert {number for _, number in killed} <= {signal.SIGKILL}
+    assert now - 100.0 == pytest.approx(seconds, abs=0.05 if left is None else 1e-6)
+
+
+def test_members_of_a_session_are_the_living_ones_but_this_process(tmp_path: Path) -> None:
+    one = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    try:
+        assert ray_head._members(one.pid) == [one.pid]
+    finally:
+        one.kill()
+    limit = time.monotonic() + 30
+    while ray_head._members(one.pid) and time.monotonic() < limit:
+        time.sleep(0.001)
+    assert ray_head._members(one.pid) == []  # a zombie by now
+    one.wait()
+    assert os.getpid() not in ray_head._members(os.getsid(0))

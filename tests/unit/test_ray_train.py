@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,13 +31,23 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Fit:
-    """A trainer that runs until it is told; ``course`` is what the launcher did."""
+    """A trainer that runs until it is told; ``course`` is what the launcher did.
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *events: dict[str, Any]) -> None:
+    ``answers``: what workers tell once they are asked to stop, one event a look, while it goes on.
+    """
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        *events: dict[str, Any],
+        answers: tuple[dict[str, Any], ...] = (),
+    ) -> None:
         self.ended = threading.Event()
         self.course: list[str] = []
         self.attempts = Attempts()
         self._events = list(events)
+        self._answers = list(answers)
+        self._goes_on = bool(answers)
         monkeypatch.setattr(ray_train, "stop_requested", lambda: True)
 
     def fit(self) -> None:
@@ -45,13 +56,16 @@ class Fit:
     def deliver(self) -> None:
         while self._events:
             self.attempts.take(self._events.pop(0))
+        if "asked" in self.course and self._answers:
+            self.attempts.take(self._answers.pop(0))
 
     def run(self) -> Exception | None:
         trainer: Any = self
 
         def ask() -> None:
             self.course.append("asked")
-            self.ended.set()
+            if not self._goes_on:
+                self.ended.set()
 
         return ray_train._fit_in_thread(
             trainer, self.attempts, self.deliver,
@@ -84,6 +98,43 @@ def test_a_failure_for_good_is_told_though_the_run_is_asked_to_stop(
     fit = Fit(monkeypatch, BEGIN, FAILURE | {"is_passing": False})
     assert fit.run() is None
     assert fit.attempts.is_final
+
+
+def test_what_fails_after_the_request_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another worker's error comes a look later."""
+    broken = FAILURE | {"is_cause": False}
+    mistake = FAILURE | {"rank": 0, "is_passing": False}
+    for answers in ((FAILURE,), (broken,), (broken, mistake)):
+        fit = Fit(monkeypatch, BEGIN, answers=answers)
+        assert fit.run() is None
+        fit.ended.set()
+        assert fit.attempts.failures == list(answers)
+
+
+@pytest.mark.parametrize("failures", [[], [FAILURE], [FAILURE | {"is_cause": False}]])
+def test_a_run_without_a_result_ends_with_the_failure_that_was_told(
+    monkeypatch: pytest.MonkeyPatch, failures: list[dict[str, Any]]
+) -> None:
+    def fit(trainer: object, attempts: Attempts, *more: object) -> None:
+        for event in [BEGIN, *failures]:
+            attempts.take(event)
+
+    actor = SimpleNamespace(remote=lambda: SimpleNamespace(stop=SimpleNamespace(remote=None)))
+    context = SimpleNamespace(get_node_id=lambda: "0" * 56)
+    for name, stand_in in {
+        "cluster_resources": lambda: {"CPU": 2.0},
+        "get_runtime_context": lambda: context,
+        "remote": lambda **how: lambda kind: actor,
+    }.items():
+        monkeypatch.setattr(ray, name, stand_in)
+    monkeypatch.setattr(ray_train, "_connected", lambda *where: nullcontext())
+    monkeypatch.setattr(ray_train, "TorchTrainer", lambda *how, **more: None)
+    monkeypatch.setattr(ray_train, "_fit_in_thread", fit)
+    with pytest.raises(RunFailed, match="worker 1 failed" if failures else "told no result"):
+        ray_train.launch_ray(
+            print, lambda device: (), num_workers=2, address=None, device="cpu",
+            timeout_seconds=60.0, max_failures=0, on_event=print, log_folder="",
+        )  # fmt: skip
 
 
 def remote(*answers: Any) -> Any:

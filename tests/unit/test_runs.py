@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -11,16 +15,18 @@ from dist_embed.cli.trained_run import run_config
 from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.checks import check
 from dist_embed.config.errors import UserError
-from dist_embed.config.load import load_config
+from dist_embed.config.load import config_to_yaml, load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.inflected import InflectedLanguage
-from dist_embed.data.lexicon import ensure_lexicon
+from dist_embed.data.lexicon import Lexicon, ensure_lexicon
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import (
     CHANGEABLE,
+    OtherVocabulary,
     check_run_folder,
+    check_vocabularies,
     fingerprint,
     only_training,
     read_run_config,
@@ -231,7 +237,8 @@ def test_what_decides_the_result_may_not_change(
 def test_the_fingerprint_is_of_what_a_step_depends_on(tmp_path: Path) -> None:
     before = fingerprint(config_of(tmp_path))
     free = ["run.uri=/elsewhere", "data.uri=/there", "data.num_processes=3",
-            "data.lexicon_translations=7", "embedding.memory=uvm", "model.logits_block_mib=2.5",
+            "data.lexicon_translations=7", "tokenizer.normalize=nfkc", "tokenizer.pieces=none",
+            "embedding.memory=uvm", "model.logits_block_mib=2.5",
             "train.max_steps=9", "train.log_every=3", "train.evaluate_every=3",
             "train.translate_every=3", "train.max_skipped_steps=3", "search.beam=2",
             "search.length_penalty=0.3", "checkpoint.every_steps=7", "checkpoint.keep_last=7",
@@ -333,3 +340,66 @@ def test_data_are_prepared_once_and_again_when_forced(tmp_path: Path) -> None:
     assert forced.splits["train"].dropped_long > 0
     assert any("dropped as longer than 12 tokens" in line for line in said)
     assert ensure_data(other, said.append) == forced
+
+
+def test_a_run_whose_tokenizers_are_gone_is_known_by_its_configuration(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    config = with_data(prepared, tmp_path)
+    open_run(config, force=False)
+    (tmp_path / "run" / "tokenizer.source.json").unlink()
+    check_vocabularies(config.run.uri, prepared.data)
+    (tmp_path / "run" / "tokenizer.target.json").write_text("{}")
+    with pytest.raises(OtherVocabulary, match=rf"{config.run.uri} was trained with another target"):
+        check_vocabularies(config.run.uri, prepared.data)
+    # Rows of other words are refused whatever is forced.
+    add_checkpoint(config.run.uri)
+    with pytest.raises(OtherVocabulary):
+        check_run_folder(config, prepared.data, force=True)
+    (tmp_path / "run" / "tokenizer.target.json").unlink()
+    (tmp_path / "run" / "config.yaml").unlink()
+    check_run_folder(with_data(prepared, tmp_path, "run.seed=2"), prepared.data, force=False)
+
+
+def test_a_run_keeps_a_lexicon_of_its_own(prepared: Prepared, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(prepared.uri, folder)
+    data = PreparedData.read(str(folder))
+    with one_is_this_process(1):
+        ensure_lexicon(str(folder), data, translations=2, num_processes=1, say=lambda line: None)
+    config = config_of(tmp_path, f"data.uri={folder}", "data.lexicon_translations=2")
+    write_run_folder(config, data)
+    shutil.rmtree(folder / "lexicon")
+    words = np.arange(9)
+    assert Lexicon(config.run.uri).translations(words, 2)
+    # A run without one takes none.
+    write_run_folder(config_of(tmp_path, f"data.uri={folder}", f"run.uri={tmp_path}/two"), data)
+    assert not (tmp_path / "two" / "lexicon").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [("{run}/data", "{moved}/data"), ("{run}-data", "{run}-data"), ("{run}", "{run}"),
+     ("/else/where", "/else/where"), ("{run}/a/b", "{moved}/a/b")],
+)  # fmt: skip
+def test_only_data_below_a_moved_run_have_moved_with_it(
+    tmp_path: Path, data: str, found: str
+) -> None:
+    run, moved = f"{tmp_path}/run", f"{tmp_path}/moved"
+    names = {"run": run, "moved": moved}
+    config = config_of(tmp_path, f"data.uri={data.format(**names)}")
+    storage.write_text(f"{moved}/config.yaml", config_to_yaml(config))
+    assert read_run_config(f"{moved}/").data.uri == found.format(**names)
+
+
+def test_where_there_are_no_locks_two_may_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    before = len(os.listdir("/proc/self/fd"))
+    with only_training(str(tmp_path)), only_training(str(tmp_path)):
+        pass
+    assert len(os.listdir("/proc/self/fd")) == before

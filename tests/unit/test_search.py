@@ -240,7 +240,9 @@ def test_a_search_is_that_of_each_sentence_by_itself(
         assert len(expected[-3]) == len(expected[-1]) == settings.longest(30)
 
 
-def candidate_words(tables: Tables, lexicon: dict[int, list[int]], sentences: int) -> Any:
+def candidate_words(
+    tables: Tables, lexicon: dict[int, list[int]], sentences: int, by_frequency: Any = None
+) -> Any:
     def translations(words: NDArray[np.int64], most: int) -> dict[int, NDArray[np.int32]]:
         return {
             word: np.array(lexicon[word][:most], np.int32)
@@ -248,18 +250,34 @@ def candidate_words(tables: Tables, lexicon: dict[int, list[int]], sentences: in
         }
 
     block_bytes = 4 * 2 * (6 + 3) * sentences  # of two hypotheses, six and three words
-    return CandidateWords(tables, 6, 2, translations, block_bytes)  # type: ignore[arg-type]
+    return CandidateWords(
+        tables,
+        6,
+        2,
+        translations,
+        block_bytes,
+        by_frequency,  # type: ignore[arg-type]
+    )
 
 
+# Of ids that are ordered by frequency the first six; or the first of a list of the target's words.
+@pytest.mark.parametrize(
+    ("by_frequency", "frequent"),
+    [(None, [*range(6)]), ([0, 1, 2, 3, 9, 5, 11, 4, 6, 7, 8], [0, 1, 2, 3, 5, 9])],
+)
 @pytest.mark.parametrize("at_once", [1, 2, 9])
-def test_lists_of_unequal_length_are_each_its_own_softmax(at_once: int) -> None:
+def test_lists_of_unequal_length_are_each_its_own_softmax(
+    at_once: int, by_frequency: list[int] | None, frequent: list[int]
+) -> None:
     """Of six frequent words and 0, 3, 1 and 2 more; the place of padding counts for nothing."""
     tables = Tables()
-    # Ids up to 5 are among the frequent ones; the third of a word is one too many.
-    lexicon = {20: [6, 2, 9], 21: [8, 10], 22: [11], 23: [3, 0], 24: [9, 7], 25: [5]}
+    a, b = (9, 4) if by_frequency is None else (4, 9)
+    # Ids up to 3 are among the frequent ones; the third of a word is one too many.
+    lexicon = {20: [6, 2, a], 21: [8, 10], 22: [11], 23: [3, 0], 24: [a, 7], 25: [b]}
     sources = [[23], [20, 21, 20], [22, 30], [24, 25]]
-    own: list[list[int]] = [[], [6, 8, 10], [11], [7, 9]]
-    words = candidate_words(tables, lexicon, at_once)
+    own: list[list[int]] = [[], [6, 8, 10], [11], sorted([7, a])]
+    listed = None if by_frequency is None else np.array(by_frequency)
+    words = candidate_words(tables, lexicon, at_once, listed)
     words.open(sources)
     words.begin(sources, 2)
     hidden = torch.randn(8, D, generator=torch.Generator().manual_seed(2))
@@ -271,7 +289,7 @@ def test_lists_of_unequal_length_are_each_its_own_softmax(at_once: int) -> None:
         values, ids = words.top(hidden, [len(hidden)], 11)
         width = 6 + max(len(own[sentence]) for sentence in kept)
         for row, state in enumerate(hidden):
-            allowed = [*range(6), *own[kept[row // 2]]]
+            allowed = [*frequent, *own[kept[row // 2]]]
             expected = (tables.values[allowed] @ state).log_softmax(0)
             order = expected.argsort(descending=True)
             assert ids[row, : len(allowed)].tolist() == [allowed[i] for i in order]

@@ -23,12 +23,13 @@ from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.optim.schedule import Schedule
 from dist_embed.train import single_tables, worker
-from dist_embed.train.single_tables import frozen_until, own_rates, own_schedules, table_settings
+from dist_embed.train.single_tables import frozen_until, own_rates, own_schedules
+from dist_embed.train.table_settings import table_settings
 
 CORPUS = {"pairs": ["a.tsv", "b.tsv"], "source_column": "left", "target_column": "right"}
 TOKENIZER = {
     "kind": "word", "vocab_size": 77, "min_count": 3, "shared": False, "oov_buckets": 5,
-    "lowercase": True, "split_punctuation": False,
+    "pieces": "subword-nmt", "normalize": "nfkc", "lowercase": True, "split_punctuation": False,
 }  # fmt: skip
 
 
@@ -72,7 +73,9 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
         "test": ParallelText((), (), ("t",), usual),
     }
     assert given["uri"] == prepared_folder("memory://settings-data")
-    assert given["recipe"] == TokenizerRecipe("word", 77, 3, False, True, False, 5)
+    assert given["recipe"] == TokenizerRecipe(
+        "word", 77, 3, False, True, False, 5, "nfkc", "subword-nmt"
+    )
     assert given["rule"] == LengthRule(17, "cut")
     assert (given["num_processes"], given["shard_sentences"]) == (3, 41)
     lexicon = given["lexicon"]
@@ -81,6 +84,7 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
     assert settings["data.train.source_column"] == "left"
     assert settings["data.max_tokens"] == 17
     assert settings["tokenizer.min_count"] == 3
+    assert settings["tokenizer.normalize"] == "nfkc"
     assert not settings.keys() & {
         "data.uri", "data.num_processes", "data.lexicon_translations"
     }  # fmt: skip
@@ -91,6 +95,7 @@ def test_without_a_limit_or_a_lexicon_there_is_none(monkeypatch: pytest.MonkeyPa
     given = prepared_with(monkeypatch, config_of(data=data))
     assert given["corpora"] == {"train": ParallelText((), (), ("a",), ("source", "target"))}
     assert "lexicon" not in given
+    assert given["settings"]["tokenizer.normalize"] == given["recipe"].form == "nfc"
 
 
 GENERATED = {

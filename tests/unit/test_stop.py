@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -39,6 +38,7 @@ def handlers() -> Iterator[dict[int, object]]:
     yield dict(before)
     for number, handler in before.items():
         signal.signal(number, handler)
+    stop._parent_asks = False
 
 
 def take(number: int) -> None:
@@ -150,10 +150,8 @@ def test_a_worker_ignores_what_comes_after_its_request() -> None:
     assert set(handled().values()) == {signal.SIG_IGN}
 
 
-def test_a_local_worker_that_has_done_its_part_is_not_ended_by_a_late_signal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+def test_a_local_worker_that_has_done_its_part_is_not_ended_by_a_late_signal() -> None:
+    hear_sigterm()
     with stop_on_signals():
         pass
     assert set(handled().values()) == {signal.SIG_IGN}

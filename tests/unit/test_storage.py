@@ -1,12 +1,32 @@
 from __future__ import annotations
 
+import bz2
+import errno
+import gzip
+import io
+import lzma
 import os
 import uuid
+import zipfile
+from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 
+from dist_embed.storage import retry
 from dist_embed.storage import uri as storage
+from dist_embed.storage.compressed import (
+    OPEN_ERRORS,
+    READ_ERRORS,
+    is_compressed,
+    open_decompressed,
+)
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -183,3 +203,195 @@ def test_join_adds_one_slash(uri: str, joined: str) -> None:
 
 def test_join_keeps_a_bare_protocol() -> None:
     assert storage.join("memory://", "x") == "memory://x"
+
+
+def test_a_server_of_s3_is_asked_for_what_all_of_them_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def open_store(uri: str, **options: Any) -> tuple[Any, str]:
+        asked.append(options)
+        return SimpleNamespace(retries=5), "path"
+
+    monkeypatch.setattr(storage, "url_to_fs", open_store)
+    for uri in ("s3://bucket/x", "s3a://bucket/x"):
+        fs, _ = storage.filesystem(uri)
+        once, _ = storage.filesystem(uri, retries=False)
+        # Who repeats calls does so alone: no attempt of the client stretches the limit of time.
+        assert (fs.retries, once.retries) == (5, 1)
+        usual, single = (options["config_kwargs"] for options in asked)
+        assert single.pop("retries") == {"total_max_attempts": 1}
+        assert single == usual
+        # Servers lack these checksums, or get them wrong.
+        assert usual["request_checksum_calculation"] == "when_required"
+        assert usual["response_checksum_validation"] == "when_required"
+        asked.clear()
+    for retries in (True, False):
+        assert storage.filesystem("gs://bucket/x", retries=retries)[0].retries == 5
+    assert asked == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("info", "stamp"),
+    [({"size": 5, "mtime": 3, "created": 9.0}, storage.Stamp(5, 3.0)),
+     ({"size": 0, "LastModified": datetime(1970, 1, 2, tzinfo=timezone.utc), "ETag": "a"},
+      storage.Stamp(0, 86400.0)),
+     ({"size": None, "created": None, "ETag": '"a"'}, storage.Stamp(None, '"a"')),
+     ({"Last-Modified": "Fri, 01 Jan 2027"}, storage.Stamp(None, "Fri, 01 Jan 2027")),
+     ({"size": "7"}, storage.Stamp(7, None))],
+)  # fmt: skip
+def test_a_file_s_time_is_the_best_that_its_store_gives(
+    monkeypatch: pytest.MonkeyPatch, info: dict[str, Any], stamp: storage.Stamp
+) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda fs, path: info)
+    assert storage.stamp("memory://stamps/x") == stamp
+
+
+LOOKS: dict[str, Callable[[str], object]] = {
+    "exists": storage.exists, "info": storage.stamp, "ls": storage.names_in,
+    "rm": storage.remove, "cat_file": storage.read_bytes, "open": storage.sha256_of,
+    "pipe_file": lambda uri: storage.write_bytes(uri, b"1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [name for name in LOOKS if name != "rm"])
+def test_a_call_of_a_store_is_repeated_and_one_of_a_disk_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
+    failing: list[OSError] = []
+    for kind in (MemoryFileSystem, LocalFileSystem):
+        original = getattr(kind, method)
+
+        def call(*args: Any, _original: Any = original, **more: Any) -> Any:
+            if failing:
+                raise failing.pop()
+            return _original(*args, **more)
+
+        monkeypatch.setattr(kind, method, call)
+    uri = f"memory://repeated/{method}"
+    storage.write_bytes(uri, b"1")
+    failing[:] = [OSError(errno.EBUSY, "busy")] * 2
+    LOOKS[method](uri)
+    assert failing == []
+    if method != "pipe_file":  # a local file is written in another way
+        (tmp_path / "x").write_bytes(b"1")
+        failing[:] = [OSError(errno.EIO, "bad block")]
+        with pytest.raises(OSError, match="bad block"):
+            LOOKS[method](str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("method", ["exists", "info", "ls", "rm"])
+def test_no_look_is_an_old_one(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """A client such as s3fs keeps listings; what another process has written is to be seen."""
+    order: list[str] = []
+    for name in (method, "invalidate_cache"):
+        original = getattr(MemoryFileSystem, name)
+
+        def call(*args: Any, _name: str = name, _original: Any = original, **more: Any) -> Any:
+            order.append(_name)
+            return _original(*args, **more)
+
+        monkeypatch.setattr(MemoryFileSystem, name, call)
+    storage.write_bytes("memory://looks/x", b"1")
+    order.clear()
+    LOOKS[method]("memory://looks" if method == "ls" else "memory://looks/x")
+    assert order[:2] == ["invalidate_cache", method]
+
+
+def test_a_store_reads_no_more_than_is_asked_for_where_it_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[dict[str, Any]] = []
+    original = MemoryFileSystem.open
+
+    def opened(*args: Any, **more: Any) -> Any:
+        given.append(more)
+        return original(*args, **more)
+
+    storage.write_bytes("memory://ahead/x", b"text")
+    monkeypatch.setattr(MemoryFileSystem, "open", opened)
+    for read_ahead in (True, False):
+        with storage.open_file("memory://ahead/x", read_ahead=read_ahead) as file:
+            assert file.read() == b"text"
+    assert given == [{}, {"cache_type": "none"}]
+
+
+def test_a_whole_file_of_a_store_appears_when_its_block_has_ended_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file of a store is there once it was closed, and never once it was discarded."""
+    done: list[str] = []
+    file = SimpleNamespace(
+        close=lambda: done.append("closed"), discard=lambda: done.append("discarded")
+    )
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda fs, path, mode: {"wb": file}[mode])
+    with storage.whole_file("memory://whole/x") as given:
+        assert given is file
+        assert done == []
+    with pytest.raises(KeyboardInterrupt), storage.whole_file("memory://whole/x"):
+        raise KeyboardInterrupt
+    assert done == ["closed", "discarded"]
+
+
+def test_a_local_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    for given, found in (
+        ("runs/x/", f"{tmp_path}/runs/x"), ("../x", f"{tmp_path.parent}/x"),
+        ("~/x", "/home/me/x"), ("/x/y/", "/x/y"), ("file:///x/", "file:///x"),
+    ):  # fmt: skip
+        assert storage.absolute(given) == found
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    uri = str(tmp_path / "a" / "b" / "x")
+    storage.write_bytes(uri, b"1")
+    assert storage.read_bytes(uri) == b"1"
+    assert storage.sha256_of(uri)
+    with pytest.raises(ZeroDivisionError), storage.whole_file(uri):
+        raise ZeroDivisionError
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def as_zip(content: bytes, names: tuple[str, ...] = ("folder/", "folder/x")) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"" if name.endswith("/") else content)
+    return buffer.getvalue()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "x.gz": gzip.compress, "x.bz2": bz2.compress, "x.xz": lzma.compress, "x.zip": as_zip,
+    "x.zst": lambda content: bytes(pa.compress(content, "zstd", asbytes=True)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*PACKED, "x.txt", "gz", "x.gz.txt"])
+def test_a_file_is_decompressed_by_its_ending(folder: str, name: str) -> None:
+    content = b"some text\n" * 9000
+    stored = PACKED[name](content) if name in PACKED else content
+    uri = storage.join(folder, name)
+    storage.write_bytes(uri, stored)
+    assert is_compressed(uri) is (name in PACKED)
+    with open_decompressed(uri) as file:
+        assert file.read(4) + file.read() == content
+
+
+@pytest.mark.parametrize("names", [(), ("folder/",), ("a", "b")])
+def test_an_archive_of_any_number_of_files_but_one_is_refused(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    (tmp_path / "x.zip").write_bytes(as_zip(b"1", names))
+    number = sum(not name.endswith("/") for name in names)
+    with pytest.raises(ValueError, match=f"{number} files in it; .*unpack it"):
+        open_decompressed(str(tmp_path / "x.zip"))
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_compressed_file_that_was_cut_is_an_error(tmp_path: Path, name: str) -> None:
+    stored = PACKED[name](os.urandom(9000))
+    (tmp_path / name).write_bytes(stored[: len(stored) // 2])
+    with pytest.raises((*OPEN_ERRORS, *READ_ERRORS)):
+        open_decompressed(str(tmp_path / name)).read()

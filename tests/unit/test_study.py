@@ -3,12 +3,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ import yaml
 
 from dist_embed.cli.main import main
 from dist_embed.cluster.work import EVALUATE, TRAIN
-from dist_embed.config.errors import ConfigError, RunStopped
+from dist_embed.config.errors import ConfigError, RunStopped, UserError
+from dist_embed.config.load import config_from_dict
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.plot import plot_into
 from dist_embed.storage import uri as storage
-from dist_embed.study import one_hot
+from dist_embed.study import one_hot, word_vectors
 from dist_embed.study import plot as study_plot
 from dist_embed.study import run as study_run
 from dist_embed.study import summary as study_summary
@@ -36,9 +38,9 @@ from dist_embed.study.one_hot import (
     one_hot_table,
     run_one_hot,
 )
-from dist_embed.study.plan import combinations, load_study, overrides_of
+from dist_embed.study.plan import _beside, combinations, load_study, overrides_of
 from dist_embed.study.plot import draw_study
-from dist_embed.study.report import study_page
+from dist_embed.study.report import left_out, study_page, too_few_seeds
 from dist_embed.study.run import Outcome, planned_runs, speed_of
 from dist_embed.study.schema import OneHotStudy, TrainingStudy, WordVectors, study_keys_page
 from dist_embed.study.summary import (
@@ -330,6 +332,56 @@ def test_the_page_tells_what_was_run_and_whether_expectations_held(tmp_path: Pat
     assert "(1 of 5 never)" in lines[4]
 
 
+def test_the_page_explains_its_columns_and_what_was_made_before(tmp_path: Path) -> None:
+    vectors = [
+        {"text": ["/a/one.txt", "s3://b/two.txt"], "output": "v.txt", "width": 4, "epochs": 7,
+         "window": 3, "min_count": 6},
+        {"text": "/a/one.txt", "output": "w.txt", "width": 8},
+    ]  # fmt: skip
+    given = {"word_vectors": vectors, "set": {"train.max_steps": 5, "tokenizer.shared": False},
+             "expectations": STUDY["expectations"][:1]}  # fmt: skip
+    found = load_study(written(tmp_path, measures=["gap", "bleu", "parameters"], **given))
+    assert isinstance(found, TrainingStudy)
+    page = study_page(found, OUTCOMES, command="x", plot_name=None)
+    assert "loss of 20,000 tokens of the training data" in page
+    assert "worst seed of start “random” in the same rows" in page
+    assert (
+        "`v.txt`: word2vec (skip-gram, gensim) of `one.txt`, `two.txt`, width 4, 7 epochs, "
+        "window 3, minimum count 6.\n"
+    ) in page
+    assert "`w.txt`: word2vec (skip-gram, gensim) of `one.txt`, width 8, 5 epochs" in page
+    assert "with `tokenizer.shared=false`, `train.max_steps=5`.\n3 seeds" in page
+    assert "| random | nothing |" in page
+    assert "| pairs | start | train–validation gap | test BLEU | parameters |" in page
+    assert "| --- | --- | ---: | ---: | ---: |" in page
+    assert "| 5 k | vectors | 0.100 | 30.00 | 10 |" in page
+    assert "Holm's correction for the one expectation of this page" in page
+    assert "![" not in page
+    alone = found.model_copy(update={"seeds": [1], "set": {}, "reference": None})
+    page = study_page(alone, OUTCOMES[::3], command="x", plot_name="x.svg")
+    assert "is `base.yaml`.\n1 seeds" in page
+    assert "One seed cannot tell any difference from chance here" in page
+    assert "p is 1, after the correction 1. 4 seeds could." in page
+    assert "Steps to reference" not in page
+    none = found.model_copy(update={"expectations": [], "measures": ["bleu"]})
+    page = study_page(none, OUTCOMES, command="x", plot_name=None)
+    assert "What was expected" not in page
+    assert "loss of 20,000 tokens" not in page
+    assert too_few_seeds(none) is None
+
+
+def test_what_the_page_lacks_is_told_once_for_each_figure(tmp_path: Path) -> None:
+    found = study(tmp_path)
+    steps = ["1 k, vectors: steps to reference: 1 of 3 never",
+             "5 k, vectors: steps to reference: never"]  # fmt: skip
+    assert left_out(found, OUTCOMES) == steps
+    plotted = lacking({0: math.nan})
+    plot = found.model_copy(update={"measures": ["chrf"], "expectations": []})
+    assert left_out(plot, plotted) == ["1 k, random: test BLEU: 1 of 3 missing"]
+    assert left_out(plot.model_copy(update={"plot": None}), plotted) == []
+    assert left_out(found, plotted) == ["1 k, random: test BLEU: 1 of 3 missing", *steps]
+
+
 def test_steps_to_a_reference_are_compared_where_it_is_neither_side_or_both(
     tmp_path: Path,
 ) -> None:
@@ -403,7 +455,8 @@ def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
     start = {"model.share_embeddings": "none",
              "embedding.tables.source": {"pretrained": {"uri": "{study}/v.txt"}}}  # fmt: skip
     taken = {"set": plain["set"] | start, "word_vectors": [vectors]}
-    assert names(**taken) == names(**taken, folder="/g/h")
+    for place in ("/g/h", "g/h", "h/h", "s3://g/h/"):
+        assert names(**taken) == names(**taken, folder=place)
     assert names(**taken) == names(**taken | {"word_vectors": [vectors, vectors | {"output": "w"}]})
     assert not names(**taken) & names(**taken | {"word_vectors": [vectors | {"epochs": 7}]})
     levels = [{"name": "x"}, {"name": "y", "set": {"modl.width": 1}}]
@@ -443,6 +496,82 @@ def test_a_run_that_was_scored_in_another_way_is_scored_again(
     assert len(scored) == 2 * len(first) + 1
 
 
+def test_vectors_are_made_before_the_runs_that_start_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("run: {uri: x}\ndata: {inflected: {}}\ntrain: {max_steps: 9}\n")
+    vectors = [{"text": "a.txt", "output": f"{name}.txt", "width": 4} for name in "vw"]
+    start = {"embedding.tables.source": {"pretrained": {"uri": "{study}/v.txt"}}}
+    plain = {"set": start, "factors": [{"name": "s", "levels": [{"name": "t"}]}], "seeds": [7],
+             "expectations": [], "reference": None, "measures": ["bleu"], "plot": None,
+             "word_vectors": vectors}  # fmt: skip
+    found = load_study(written(tmp_path, folder=f"{tmp_path}/f/", **plain))
+    assert isinstance(found, TrainingStudy)
+    course: list[Any] = []
+
+    def score(config: Any, on_event: Any) -> dict[str, Any]:
+        source = config.embedding.tables.source
+        course.append((source.pretrained.uri, config.run.seed))
+        return {"measures": {}, "validations": [], "machine": MACHINE}
+
+    monkeypatch.setattr(study_run, "_train_and_score", score)
+    monkeypatch.setattr(
+        study_run, "ensure_word_vectors",
+        lambda wanted, folder, say: course.append((wanted.output, folder)),
+    )  # fmt: skip
+    study_run.run_study(found, lambda event: None)
+    folder = f"{tmp_path}/f"
+    assert course == [("v.txt", f"{folder}/"), ("w.txt", f"{folder}/"), (f"{folder}/v.txt", 7)]
+
+
+def test_runs_of_a_cluster_lie_where_all_of_it_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("run: {uri: x}\ndata: {synthetic: {}}\ntrain: {max_steps: 9}\n")
+    plain = {"set": {}, "factors": [{"name": "s", "levels": [{"name": "t"}]}], "seeds": [7],
+             "expectations": [], "reference": None, "measures": ["bleu"], "plot": None}  # fmt: skip
+    found = load_study(written(tmp_path, folder="studies/f", **plain))
+    assert isinstance(found, TrainingStudy)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (run,) = planned_runs(found)
+    assert run.config.run.uri == f"{tmp_path}/studies/f/runs/{run.name}"
+    assert run.config.data.uri.startswith(f"{tmp_path}/studies/f/data/")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://there")
+    with pytest.raises(UserError, match="is not allowed on a Ray cluster"):
+        planned_runs(found)
+
+
+@pytest.mark.parametrize(
+    ("base", "found"),
+    [("c.yaml", "/a/b/c.yaml"), ("../c.yaml", "/a/c.yaml"), ("/x/c.yaml", "/x/c.yaml"),
+     ("s3://x/c.yaml", "s3://x/c.yaml"), ("./d/c.yaml", "/a/b/d/c.yaml")],
+)  # fmt: skip
+def test_a_base_lies_beside_its_study(base: str, found: str) -> None:
+    assert _beside("/a/b/study.yaml", base) == found
+    assert _beside("study.yaml", "c.yaml") == "c.yaml"
+
+
+def test_a_loss_too_large_for_a_perplexity_has_the_largest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = SimpleNamespace(tensors={})
+    monkeypatch.setattr(study_run, "read_manifest", lambda store, name: manifest)
+    monkeypatch.setattr(study_run, "name_of_step", lambda uri, step: step)
+    data = PreparedData({}, {}, True, {"train": Split([ShardInfo("s", 30, 100, 170)])})
+    config = config_from_dict(
+        {"run": {"uri": str(tmp_path)}, "data": {"synthetic": {}}, "train": {"max_steps": 9}}
+    )
+    scored = {"step": 4, "bleu": 1.0, "chrf": 2.0, "training_loss": 1.0}
+    for validations, perplexity, gap in (({4: 1e4}, math.exp(700), 9999.0), ({3: 1.0}, None, None)):
+        found = study_run._measures(config, data, scored, [], validations)
+        for value, wanted in ((found["validation_perplexity"], perplexity), (found["gap"], gap)):
+            assert math.isnan(value) if wanted is None else value == wanted
+        assert math.isnan(found["epochs"])
+
+
 def test_a_run_that_logged_no_speed_has_none_and_is_kept() -> None:
     lines = [{"step": 2, "tokens_per_second": 10.0, "step_seconds": 0.5}, {"step": 2, "loss": 1.0},
              {"step": 4, "tokens_per_second": 20.0, "step_seconds": 0.5}]  # fmt: skip
@@ -470,6 +599,71 @@ def test_word_vectors_are_made_once_and_again_when_told_otherwise(tmp_path: Path
     assert (tmp_path / "v.txt").read_text() == first
 
 
+@pytest.fixture
+def gensim(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """How gensim was asked to train; what stands for it gives each word the vector 1, 2."""
+    asked: list[dict[str, Any]] = []
+
+    def train(sentences: Any, **how: Any) -> Any:
+        asked.append(how | {"sentences": [list(sentences), list(sentences)]})
+        counts, vectors = np.array([2, 1]), np.array([[1.0, 2.0]] * 2, dtype=np.float32)
+        keyed = SimpleNamespace(
+            index_to_key=["b", "a"], expandos={"count": counts}, vectors=vectors
+        )
+        return SimpleNamespace(wv=keyed)
+
+    monkeypatch.setitem(sys.modules, "gensim", ModuleType("gensim"))
+    monkeypatch.setitem(sys.modules, "gensim.models", SimpleNamespace(Word2Vec=train))
+    return asked
+
+
+def test_word_vectors_are_trained_as_they_are_described(
+    tmp_path: Path, gensim: list[dict[str, Any]]
+) -> None:
+    for name, text in (("one", "a b\n\n"), ("two", "b\n")):
+        (tmp_path / name).write_text(text)
+    files = [str(tmp_path / name) for name in ("one", "two")]
+    wanted = WordVectors(
+        text=files, output="below/v.txt", width=2, epochs=7, window=3, min_count=6, seed=9
+    )
+    said: list[str] = []
+    ensure_word_vectors(wanted, str(tmp_path), said.append)
+    (how,) = gensim
+    assert how.pop("sentences") == [[["a", "b"], [], ["b"]]] * 2  # they are read several times
+    # With more than one thread equal texts give other vectors.
+    assert how == {"vector_size": 2, "epochs": 7, "window": 3, "min_count": 6, "seed": 9, "sg": 1,
+                   "workers": 1}  # fmt: skip
+    output = tmp_path / "below" / "v.txt"
+    assert [line.split()[0] for line in output.read_text().splitlines()] == ["2", "b", "a"]
+    assert said == [
+        f"training vectors of {files[0]}, {files[1]}", f"2 vectors → {output}",
+    ]  # fmt: skip
+
+
+def test_half_made_word_vectors_are_made_again(
+    tmp_path: Path, gensim: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text").write_text("a b\n")
+    first, other = (
+        WordVectors(text=str(tmp_path / "text"), output="v.txt", width=2, epochs=n) for n in (1, 2)
+    )
+    ensure_word_vectors(first, str(tmp_path), print)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk gone")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(word_vectors, "write_vectors", fail)
+        with pytest.raises(OSError, match="disk gone"):
+            ensure_word_vectors(other, str(tmp_path), print)
+    ensure_word_vectors(first, str(tmp_path), print)
+    assert len(gensim) == 3
+    monkeypatch.setitem(sys.modules, "gensim.models", None)
+    ensure_word_vectors(first, str(tmp_path), print)
+    with pytest.raises(UserError, match="with gensim, which is not installed"):
+        ensure_word_vectors(other, str(tmp_path), print)
+
+
 def test_a_factor_of_one_level_need_not_be_drawn(tmp_path: Path) -> None:
     one = {"name": "size", "levels": [{"name": "small"}]}
     found = load_study(written(tmp_path, factors=[*STUDY["factors"], one], expectations=[]))
@@ -489,7 +683,9 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
     (planned,) = planned_runs(wanted)
     run_uri = planned.config.run.uri
     shards = [ShardInfo("s", 30, 100, 170)]  # 170 tokens and 30 ends of sentences
-    data = PreparedData({}, {"source": 9, "target": 9}, True, {"train": Split(shards=shards)})
+    data = PreparedData(
+        {}, {"source": 9, "target": 9}, True, {"train": Split(shards)}, folder_uri="there"
+    )
     asked: list[Any] = []
     found = {"step": 4, "bleu": 12.5, "chrf": 30.0, "training_loss": 0.75}
     stopped = {"steps": 2, "stopped": True}
@@ -508,7 +704,7 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
 
     with pytest.raises(RunStopped, match="stopped as asked after step 2"):
         run()
-    assert asked == [(TRAIN, {}, 180.0)]
+    assert asked == [(TRAIN, {"data_folder": "there"}, 180.0)]
     stopped = {"steps": 9, "stopped": False}
     with monkeypatch.context() as patched:  # asked in its last step
         patched.setattr(study_run, "taken_signal", lambda: 15)
@@ -535,8 +731,8 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
         log.write(4, validation_loss=1.25)
     asked.clear()
     (outcome_,) = run()
-    evaluated = {"split": "test", "step": None, "training_tokens": 20_000}
-    assert asked == [(TRAIN, {}, 180.0), (EVALUATE, evaluated, None)]
+    evaluated = {"split": "test", "step": None, "training_tokens": 20_000, "data_folder": "there"}
+    assert asked == [(TRAIN, {"data_folder": "there"}, 180.0), (EVALUATE, evaluated, None)]
     assert outcome_.measures == {
         "validation_perplexity": math.exp(1.25), "bleu": 12.5, "chrf": 30.0, "gap": 0.5,
         "parameters": 15 + 14, "tokens_per_second": 150.0, "sentences_per_second": 150 * 30 / 200,
@@ -614,6 +810,27 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, changes: Any, said: str) 
         load_study(written(tmp_path, **changes))
     with pytest.raises(ConfigError, match="cannot read study"):
         load_study(str(tmp_path / "none.yaml"))
+
+
+def test_the_smallest_study_is_one_and_nothing_smaller(tmp_path: Path) -> None:
+    smallest: dict[str, Any] = {
+        "title": "t", "question": "q", "folder": "f", "base": "b", "seeds": [1],
+        "factors": [{"name": "n", "levels": [{"name": "l"}]}], "measures": ["bleu"],
+    }  # fmt: skip
+    one_hot_study = {"kind": "one_hot", "title": "t", "question": "q", "folder": "f", "words": [1]}
+    path = tmp_path / "study.yaml"
+    for whole in (smallest, one_hot_study):
+        path.write_text(yaml.safe_dump(whole))
+        load_study(str(path))
+        for key, value in whole.items():
+            path.write_text(yaml.safe_dump(whole | {key: type(value)()}))
+            with pytest.raises(ConfigError, match=key):
+                load_study(str(path))
+    for factor in ({"name": "", "levels": [{"name": "l"}]}, {"name": "n", "levels": []},
+                   {"name": "n", "levels": [{"name": ""}]}):  # fmt: skip
+        path.write_text(yaml.safe_dump(smallest | {"factors": [factor]}))
+        with pytest.raises(ConfigError, match=r"factors\.0"):
+            load_study(str(path))
 
 
 def test_what_is_missing_in_a_study_is_named(tmp_path: Path) -> None:
@@ -710,6 +927,78 @@ SIZES = [
     OneHotFigures(20_000, Cost(2.0, 4 * 2**30), "over 600 s", 0.5, None),
     OneHotFigures(300_000, "does not fit", Cost(0.001, 2**30), None, None),
 ]
+
+
+@pytest.mark.parametrize("wrong", ["one_hot", "lookup"])
+def test_two_ways_that_differ_are_told_by_how_much(
+    monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    right = one_hot.WAYS[wrong]
+    monkeypatch.setitem(one_hot.WAYS, wrong, lambda ids, matrix: 2 * right(ids, matrix) + 0.5)
+    ids, matrix, gradient = one_hot._batch(30, 4, 50)
+    output = matrix.detach()[ids]
+    summed = torch.zeros(30, 4).index_add(0, ids, gradient)
+    assert one_hot._differences(30, 4, 50) == pytest.approx(
+        (float((output + 0.5).abs().max()), float(summed.abs().max())), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "sent"),
+    [(lambda: 7, (7, None)), (lambda: [][0], (None, "IndexError")),
+     (lambda: raised(MemoryError()), ("does not fit", None)),
+     (lambda: raised(RuntimeError("can't allocate memory")), ("does not fit", None)),
+     (lambda: raised(RuntimeError("another error")), (None, "another error"))],
+)  # fmt: skip
+def test_a_process_that_measures_tells_what_it_found(
+    monkeypatch: pytest.MonkeyPatch, function: Any, sent: tuple[Any, str | None]
+) -> None:
+    written: list[Any] = []
+    told: list[Any] = []
+    monkeypatch.setattr(
+        one_hot,
+        "Path",
+        lambda path: SimpleNamespace(write_text=lambda t: written.append((path, t))),
+    )
+    one_hot._answer(SimpleNamespace(send=told.append), function, ())
+    # Where memory ends it is this one that the kernel ends.
+    assert written == [("/proc/self/oom_score_adj", "1000")]
+    ((result, failure),) = told
+    assert result == sent[0]
+    assert failure is None if sent[1] is None else sent[1] in failure
+
+
+def raised(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(("code", "found"), [(-9, "does not fit"), (-11, None), (3, None)])
+def test_a_process_that_was_killed_for_its_memory_did_not_fit(
+    monkeypatch: pytest.MonkeyPatch, code: int, found: str | None
+) -> None:
+    course: list[str] = []
+
+    def end() -> None:
+        course.append("waited for")
+
+    def nothing() -> None:
+        raise EOFError
+
+    process = SimpleNamespace(
+        start=lambda: course.append("started"), exitcode=code, join=end,
+        kill=lambda: course.append("killed"),
+    )  # fmt: skip
+    ours = SimpleNamespace(poll=lambda seconds: seconds == 600.0, recv=nothing)
+    theirs = SimpleNamespace(close=lambda: course.append("closed"))
+    context = SimpleNamespace(Pipe=lambda duplex: (ours, theirs), Process=lambda **_: process)
+    monkeypatch.setattr(one_hot.multiprocessing, "get_context", lambda how: {"spawn": context}[how])
+    if found is None:
+        with pytest.raises(RuntimeError, match=f"a process ended with code {code}"):
+            one_hot._apart(print)
+    else:
+        assert one_hot._apart(print) == found
+    # Unless our copy of its end is closed, its end is never heard of.
+    assert course == ["started", "closed", "waited for", "killed", "waited for"]
 
 
 def test_a_size_that_does_not_fit_has_its_reason_in_the_table() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +14,19 @@ import torch
 from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
+from dist_embed.config.load import config_from_dict
+from dist_embed.data.prepare import load_tokenizers
+from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding import pretrained, projection
 from dist_embed.embedding.initial_values import fill_initial_rows
-from dist_embed.embedding.plan import TableSpec, shard_of
+from dist_embed.embedding.plan import TABLE_OF_ROLE, ShareEmbeddings, TableSpec, shard_of
 from dist_embed.embedding.pretrained import StartSettings, TableStart
 from dist_embed.embedding.projection import Moments, random_basis
+from dist_embed.train.single_tables import start_tables
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.file import HeldStretch
+from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import ONE
 
 
@@ -199,7 +208,7 @@ def test_as_much_must_be_found_as_is_asked_for() -> None:
     told = (
         r"v\.txt knows 75\.0% of the running words in table decoder; min_coverage asks for 75\.1%"
     )
-    with pytest.raises(UserError, match=rf"{told}\. Most .*: rare, w5$"):
+    with pytest.raises(UserError, match=rf"{told}\. Most .*: rare$"):
         filled(StartSettings(min_coverage=0.751), counts=counts)
 
 
@@ -240,3 +249,56 @@ def test_no_vectors_have_directions_all_the_same() -> None:
     basis = Moments(4).main_directions(2, ONE)
     assert (basis.origin.tolist(), basis.matrix.shape) == ([0.0] * 4, (4, 2))
     np.testing.assert_allclose(basis.matrix.T @ basis.matrix, np.eye(2), atol=1e-12)
+
+
+def start_source_from(
+    uri: str, data: PreparedData, share: ShareEmbeddings, min_coverage: float
+) -> tuple[Coverage, list[str]]:
+    """What the source's table takes of a file that must know so many of its running words."""
+    file = {"uri": uri, "min_coverage": min_coverage}
+    config = config_from_dict(
+        {"run": {"uri": "unused"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
+         "embedding": {"tables": {"source": {"pretrained": file}}},
+         "model": {"share_embeddings": share}}
+    )  # fmt: skip
+    tables, size = TABLE_OF_ROLE[share], data.vocabulary_size["source"]
+    spec = TableSpec(tables["source"], size, 4)
+    lookup: Any = Namespace(
+        group=ONE, initial_scale=1.0, table_of_role=tables, after_writing=lambda: None,
+        specs={spec.name: spec}, shards={spec.name: shard_of(size, 0, 1)},
+        weight=lambda name: torch.zeros(size, 4),
+    )  # fmt: skip
+    said: list[str] = []
+    tokenizers = load_tokenizers(data.folder_uri)
+    (found,) = start_tables(config, data.folder_uri, lookup, tokenizers, said.append).values()
+    return found, said
+
+
+def test_a_file_with_every_word_of_a_side_covers_it(prepared: Prepared, tmp_path: Path) -> None:
+    """The vocabulary is that of both sides, and full stops leave the space before them."""
+    text = [source for source, _ in prepared.pairs["train"]]
+    words = {word for sentence in text for word in sentence.split()}
+    (tmp_path / "v.txt").write_text("".join(f"{word} 1 2 3 4\n" for word in sorted(words)))
+    uri = str(tmp_path / "v.txt")
+    for share in ("none", "decoder"):
+        found, said = start_source_from(uri, prepared.data, share, 1.0)
+        assert (found.words, found.missing) == (len(words), [])
+        assert found.tokens == sum(len(sentence.split()) for sentence in text)
+        assert f"{len(words)} of {len(words)} words (100.0 %) and 100.0 % of their" in said[0]
+        assert len(said) == 1
+    # A table of all roles has the other side's words as well; and data prepared before do not know.
+    data = replace(prepared.data, files={n: f for n, f in prepared.data.files.items()
+                                         if "occurrences" not in n})  # fmt: skip
+    (tmp_path / "data.json").write_text(data.to_json())
+    for side in ("source", "target"):
+        for name in (f"tokenizer.{side}.json", f"vocabulary.{side}.parquet"):
+            shutil.copy(Path(prepared.uri) / name, tmp_path)
+    data = PreparedData.read(str(tmp_path))
+    both, said = start_source_from(uri, prepared.data, "all", 0.3)
+    assert (both.tokens > found.tokens, len(said)) == (True, 2)
+    before, said = start_source_from(uri, data, "decoder", 0.3)
+    assert before == replace(both, table="source")
+    assert "was prepared before words were counted for each side" in said[0]
+    assert len(said) == 3
+    with pytest.raises(UserError, match=r"min_coverage asks for 100\.0%"):
+        start_source_from(uri, data, "decoder", 1.0)

@@ -163,6 +163,7 @@ def test_an_unknown_word_is_one_unknown_id(split: bool) -> None:
     ids = tokenizer.encode(["The unheard-of cat" if not split else "The unheardof cat"])[0]
     assert [i == UNKNOWN for i in ids] == [False, True, False]
     assert tokenizer.decode([ids, ids[1:], ids[:2]]) == ["The <unk> cat", "<unk> cat", "The <unk>"]
+    assert tokenizer.decode([ids, ids[1:]], unknown="?") == ["The ? cat", "? cat"]
     assert tokenizer.decode([[START, *ids, ids[1], END, PAD]]) == ["The <unk> cat <unk>"]
 
 
@@ -174,6 +175,7 @@ def test_an_unknown_character_spoils_only_its_place(kind: Kind) -> None:
     (text,) = tokenizer.decode([ids])
     assert text.startswith("cat")
     assert text.endswith("cat")
+    assert tokenizer.decode([ids], unknown="?") == ["cat ? cat"]
 
 
 @pytest.mark.parametrize("lowercase", [False, True])

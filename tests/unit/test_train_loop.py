@@ -146,7 +146,7 @@ class Run:
     def translate(self) -> Quality:
         self.now += OTHER_SECONDS
         self.course.append(("translate", self.state.step))
-        return Quality(21.5, 43.25, "", 17, 3.4, [])
+        return Quality(21.5, 43.25, "tok:13a", 17, 3.4, [], [])
 
     def train(
         self, patched: Callable[[str, Any], None] = lambda name, value: None, *,
@@ -195,7 +195,7 @@ def test_the_last_step_has_everything_in_this_order_and_the_end_waits_for_its_sa
     at_the_end = run.course[run.course.index(("step", 2, after(1), None)) + 1 :]
     assert at_the_end == [
         ("metrics", 2, "epoch"), ("validate", 2), ("metrics", 2, "validation_loss"),
-        ("translate", 2), ("metrics", 2, "validation_bleu"), ("save", 2, 2.0), ("wait", None),
+        ("translate", 2), ("metrics", 2, "scored_by"), ("save", 2, 2.0), ("wait", None),
         ("require", 2), ("close",), ("close",),
     ]  # fmt: skip
 
@@ -253,7 +253,9 @@ def test_a_validation_is_told_and_written() -> None:
 def test_a_translation_is_told_and_written() -> None:
     run = Run()
     run.train(max_steps=1, translate_every=1)
-    assert run.metrics[-1] == {"step": 1, "validation_bleu": 21.5, "validation_chrf": 43.25}
+    assert run.metrics[-1] == {
+        "step": 1, "validation_bleu": 21.5, "validation_chrf": 43.25, "scored_by": "tok:13a"
+    }  # fmt: skip
     assert run.lines[-1] == (
         "step 1: validation BLEU 21.50, chrF 43.25 (17 sentences in 3 s)"
     )  # fmt: skip

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import threading
 import time
 from pathlib import Path
@@ -134,3 +135,41 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_none(
     with taking_turns(str(tmp_path), "work", pytest.fail):
         assert len(calls) == 2
         assert path.exists()
+
+
+def test_a_late_beat_does_not_bring_back_what_was_given_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, write, beating = f"memory://turns/{tmp_path.name}", storage.write_text, []
+
+    def slow(uri: str, text: str) -> None:
+        beating.append(text)
+        time.sleep(0.05)
+        write(uri, text)
+
+    monkeypatch.setattr(storage, "write_text", slow)
+    with taking_turns(folder, "work", lambda: None):
+        while not beating:
+            time.sleep(0.001)
+        (thread,) = (one for one in threading.enumerate() if one.name == "renews a turn")
+        assert thread.daemon  # no process lives on for it
+    assert not thread.is_alive()
+    time.sleep(0.06)
+    assert storage.names_in(folder) == []
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with taking_turns(str(tmp_path), "work", lambda: None):
+        held = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(NoTurn), taking_turns(str(tmp_path), "work", lambda: None, 0.01):
+            pass
+        assert len(os.listdir("/proc/self/fd")) == held
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_link_in_the_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "work.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic links"), taking_turns(str(tmp_path), "work", int):
+        pass
+    assert not (tmp_path / "victim").exists()

@@ -19,11 +19,12 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepare import load_tokenizers
-from dist_embed.data.prepared_folder import prepared_folder, publish
+from dist_embed.data.prepared_folder import prepared_folder, publish, remove_others
 from dist_embed.data.token_shards import PreparedData, read_tokens
 from dist_embed.storage import turns
 from dist_embed.storage import uri as storage
 from dist_embed.storage.retry import StoreUnavailable
+from dist_embed.storage.turns import taking_turns
 from tests.unit.small_corpus import one_is_this_process
 
 OLD = Path(__file__).parent / "old_data" / "format-1"
@@ -256,4 +257,50 @@ def test_a_folder_that_is_named_and_gone_is_told(tmp_path: Path) -> None:
         ensure_data(config_of(data_uri), lambda line: None)
     # What could lead out of it is no such folder.
     storage.write_text(f"{data_uri}/data.json", '{"folder": "prepared-/../.."}')
+    assert prepared_folder(data_uri) == data_uri
+
+
+def test_one_that_keeps_its_turn_for_too_long_is_told(
+    data_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with taking_turns(data_uri, "preparing", lambda: None):
+        monkeypatch.setattr(
+            preparation, "taking_turns",
+            lambda uri, name, waiting: taking_turns(uri, name, waiting, longest=0.01),
+        )  # fmt: skip
+        said: list[str] = []
+        told = rf"cannot prepare data in {re.escape(data_uri)}: .* did not end within"
+        with pytest.raises(UserError, match=told):
+            ensure_data(config_of(data_uri), said.append)
+    assert len(said) == 1
+
+
+def test_data_that_another_has_prepared_between_two_looks_are_used(
+    data_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(data_uri)
+    ensure_data(config, lambda line: None)
+    old = prepared_folder(data_uri)
+    second = ensure_data(config, lambda line: None, force=True)
+    folders = [old]
+    monkeypatch.setattr(
+        preparation, "prepared_folder",
+        lambda uri: folders.pop() if folders else prepared_folder(uri),
+    )  # fmt: skip
+    assert ensure_data(config, lambda line: None).folder_uri == second.folder_uri
+
+
+def test_who_was_overtaken_removes_nothing(data_uri: str) -> None:
+    ensure_data(config_of(data_uri), lambda line: None)
+    before = content(data_uri)
+    names = preparations(data_uri)
+    remove_others(data_uri, f"{data_uri}/prepared-0123456789abcdef")
+    assert preparations(data_uri) == names
+    assert content(data_uri) == before
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"folder": 7}', '{"folder": "x"}'])
+def test_an_index_that_names_no_folder_is_left_to_its_reader(data_uri: str, text: str) -> None:
+    assert prepared_folder(data_uri) == data_uri  # there is none yet
+    storage.write_text(f"{data_uri}/data.json", text)
     assert prepared_folder(data_uri) == data_uri

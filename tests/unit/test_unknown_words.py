@@ -121,4 +121,5 @@ def test_unknown_words_become_what_they_look_at(batch_sentences: int, lexicon: b
     # The lexicon's files are read once, for the sentences with an unknown word.
     assert asked == ([[*sources[0], *sources[1]]] if lexicon else [])
     animal = "Katze" if lexicon else "cat"
-    assert replaced == [f"die {animal} sah Xu, Yo", animal, "die", "<unk>"]
+    # The third has no unknown word, the fourth no source word to look at.
+    assert replaced == {0: f"die {animal} sah Xu, Yo", 1: animal}

@@ -28,7 +28,11 @@ from dist_embed.data.word_runs import (
 from tests.unit import small_corpus
 from tests.unit.small_corpus import odd_texts, one_is_this_process
 
-SPLITTINGS = [WordSplitting(lower, split) for lower in (False, True) for split in (False, True)]
+SPLITTINGS = [
+    *(WordSplitting(lower, split) for lower in (False, True) for split in (False, True)),
+    WordSplitting(lowercase=False, split_punctuation=True, form="nfc"),
+    WordSplitting(lowercase=True, split_punctuation=False, form="nfkc"),
+]
 PLAIN = WordSplitting(lowercase=False, split_punctuation=True)
 
 

@@ -1,0 +1,68 @@
+"""What an unknown word counts in BLEU and chrF."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import sacrebleu
+from sacrebleu.metrics.bleu import _get_tokenizer
+
+from dist_embed.config.schema import SearchSection
+from dist_embed.data.text_form import FORMS
+from dist_embed.train.scoring import PRIVATE_USE, Scorer
+
+REFERENCES = ["Der Hund sieht die kleine Katze , unklar .", "er geht <unk> nach Haus-Ulm, 3.5 km"]
+# `?` stands for an unknown word.
+ANSWERS = ["Der Hund sieht die ? Katze , ? .", "er geht ? nach Haus-?, (?) 3.5 km"]
+OFFERED = get_args(SearchSection.model_fields["bleu_tokenize"].annotation)
+
+
+@pytest.mark.parametrize("tokenize", [*OFFERED, "zh"])
+def test_an_unknown_word_is_one_token_that_matches_nothing(tokenize: str) -> None:
+    scorer = Scorer(REFERENCES, bleu_tokenize=tokenize, lowercase=False, form="none")
+    found = scorer.score([text.replace("?", scorer.unknown) for text in ANSWERS])
+    for wrong in ("Q", "Ж"):  # a word of one letter that no reference has
+        answers = [text.replace("?", wrong) for text in ANSWERS]
+        bleu = sacrebleu.corpus_bleu(answers, [REFERENCES], tokenize=tokenize, force=True)
+        assert 0 < bleu.score < 100
+        assert found.bleu == pytest.approx(bleu.score)
+        chrf = sacrebleu.corpus_chrf(answers, [REFERENCES])
+        assert found.chrf == pytest.approx(chrf.score)
+    # The text that users see would be more tokens, or one that a reference may have.
+    shown = scorer.score([text.replace("?", "<unk>") for text in ANSWERS])
+    assert abs(shown.bleu - found.bleu) > 0.5
+    assert abs(shown.chrf - found.chrf) > 0.5
+    tokens = _get_tokenizer(tokenize)()
+    assert tokens(f"eine {scorer.unknown} Katze").split().count(scorer.unknown) == 1
+    assert found.signature == shown.signature
+    assert f"|tok:{tokenize}|" in found.signature
+    ending = f"version:{sacrebleu.__version__}|unknown:one-token|form:none"
+    assert found.signature.endswith(ending)
+
+
+def test_no_reference_has_the_sign_of_an_unknown_word() -> None:
+    first, second, third = map(chr, PRIVATE_USE[:3])
+    references = [f"we see an icon {first}", f"and then another one {second}{second}"]
+    scorer = Scorer(references, bleu_tokenize="none", lowercase=True, form="none")
+    assert scorer.unknown == third
+    assert Scorer(["no icon"], bleu_tokenize="none", lowercase=True, form="none").unknown == first
+    # The icon is a word like others.
+    assert scorer.score(references).bleu == pytest.approx(100)
+    assert scorer.score(references).chrf == pytest.approx(100)
+
+
+def test_texts_are_scored_in_one_form() -> None:
+    references = ["le caf\u00e9 est\u00a0ferm\u00e9 .", "\ufb01n de la journ\u00e9e ici"]
+    answers = ["\ufeffle cafe\u0301  est ferme\u0301\u202f.", "\ufb01n de la journe\u0301e ici "]
+    plain = ["le caf\u00e9 est ferm\u00e9 .", "fin de la journ\u00e9e ici"]
+    found = {}
+    for form in FORMS:
+        scorer = Scorer(references, bleu_tokenize="none", lowercase=False, form=form)
+        assert scorer.score(references).bleu == pytest.approx(100)
+        found[form] = [(score.bleu, score.chrf) for score in map(scorer.score, (answers, plain))]
+        assert scorer.score(plain).signature.endswith(f"|form:{form}")
+    full = pytest.approx((100, 100))
+    assert found["nfkc"] == [full, full]
+    assert found["nfc"] == [full, pytest.approx((80, 90), abs=19)]  # the ligature is another word
+    assert found["none"][0] < (50, 0)

@@ -1,0 +1,285 @@
+"""What a worker process is given and gives, with stand-ins for what takes part in training."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dist_embed.checkpoint.load import Loaded
+from dist_embed.checkpoint.retention import Retention
+from dist_embed.checkpoint.saver import SaverSettings
+from dist_embed.config.errors import UserError
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
+from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
+from dist_embed.embedding.plan import TableSpec
+from dist_embed.observe.events import Reporter
+from dist_embed.parallel.group import Group
+from dist_embed.train import worker
+from dist_embed.train.worker import Context, data_of_all, training_data, vocabularies
+from tests.unit.small_run import word_tokenizer
+
+
+def config_of(**sections: dict[str, Any]) -> Config:
+    least: dict[str, Any] = {"run": {"uri": "memory://worker"}, "train": {"max_steps": 9}}
+    return config_from_dict({"data": {"synthetic": {}}} | least | sections)
+
+
+def place(rank: int = 0, num_workers: int = 1, device: str = "cpu") -> Group:
+    group: Any = "the group"
+    return Group(rank, num_workers, num_workers, torch.device(device), group)
+
+
+def context_of(config: Config, group: Group, **options: Any) -> tuple[Context, list[str]]:
+    said: list[str] = []
+    reporter = Reporter(lambda event: said.append(event["text"]))
+    return Context(config, group, reporter, options), said
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int
+) -> None:
+    @contextmanager
+    def joined(device: str, seconds: float) -> Iterator[Group]:
+        yield place(rank, 2)
+
+    monkeypatch.setattr(worker, "joined_group", joined)
+    monkeypatch.setattr(worker, "errors_shared", lambda group: nullcontext())
+    for name in ("redirect_output", "keep_freed_memory"):
+        monkeypatch.setattr(worker, name, lambda *_: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    config = config_of(run={"uri": str(tmp_path)}, cluster={"device": "cpu"})
+    said: list[Any] = []
+
+    def task(context: Context) -> Any:
+        context.reporter.line("hello")
+        return context.config, context.group.rank, context.options
+
+    found = worker.run_worker(task, config.model_dump(), {"a": 1}, said.append)
+    assert found == (config, rank, {"a": 1})
+    assert said == ([{"kind": "line", "text": "hello"}] if rank == 0 else [])
+
+
+def test_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(ru_maxrss=1000)
+    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 + device.index)
+    assert worker.peak_memory_bytes(place()) == 1_024_000  # Linux counts KiB
+    assert worker.peak_memory_bytes(place(device="cuda:2")) == 9
+
+
+def test_the_dense_part_is_shared_where_there_are_several_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        worker, "DistributedDataParallel", lambda model, **how: asked.append((model, how)) or how
+    )
+    model = nn.Linear(2, 3)
+    assert worker._distributed(model, place()) is model
+    for device, ids in (("cpu", None), ("cuda:1", [torch.device("cuda:1")])):
+        found = worker._distributed(model, place(1, 2, device))
+        given, how = asked.pop()
+        assert found is how
+        assert given is model
+        assert (how["device_ids"], how["process_group"]) == (ids, "the group")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_run_is_saved_as_configured_and_its_metrics_before(
+    monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    for name in ("Saver", "Pruner"):
+        monkeypatch.setattr(worker, name, lambda *given, _name=name, **how: (_name, given, how))
+    checkpoint = {
+        "asynchronous": False, "max_failures": 7, "timeout_seconds": 11.0, "drain_seconds": 13.0,
+        "keep_last": 17, "keep_best": 19, "keep_every": 23, "leftover_hours": 29.0,
+    }  # fmt: skip
+    context, said = context_of(config_of(checkpoint=checkpoint), place(0 if first else 1, 2))
+    damaged: Any = frozenset({"one"})
+    metrics: Any = SimpleNamespace(flush=lambda: None) if first else None
+    store: Any = "store"
+    buffers: Any = "buffers"
+    made: Any = worker._build_saver(context, store, Loaded(3, damaged, 0), buffers, metrics)
+    name, (given_store, group, settings, pruner), how = made
+    assert (name, given_store, group) == ("Saver", "store", context.group)
+    assert settings == SaverSettings(False, 7, 11.0, 13.0)
+    assert pruner == ("Pruner", ("store", Retention(17, 19, 23, 29.0)), {})
+    assert how["beforehand"] == (metrics.flush if first else None)
+    assert (how["damaged"], how["buffers"]) == (damaged, "buffers")
+    how["report"]("saved")
+    assert said == ["saved"]
+
+
+@pytest.mark.parametrize("step", [0, 8])
+def test_a_run_goes_on_from_its_newest_checkpoint_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    asked: list[Any] = []
+
+    def load(store: str, state: str, say: Any, **how: Any) -> Loaded:
+        say("looking")
+        asked.append((store, state, how))
+        return Loaded(step, frozenset(), 0)
+
+    monkeypatch.setattr(worker, "load_newest", load)
+    config = config_of(checkpoint={"low_memory": True, "asynchronous": False})
+    context, said = context_of(config, place())
+    given: Any = ("store", "state", "buffers")
+    assert worker._resume(context, *given).step == step
+    assert asked == [("store", "state", {"buffers": "buffers", "in_place": True})]
+    told = f"resuming from the checkpoint of step {step}" if step else "starting from scratch"
+    assert said == ["looking", told]
+
+
+def described(config: Config, split: Split, **translator: Any) -> list[str]:
+    lookup = SimpleNamespace(
+        specs={"source": TableSpec("source", 2**20, 8), "output": TableSpec("output", 40, 8)},
+        tier="device", num_output_rows=1234,
+    )  # fmt: skip
+    values = {"lookup": lookup, "transformer": nn.Linear(300, 10), "compute_dtype": torch.float32}
+    stand_in: Any = SimpleNamespace(**(values | translator))
+    context, said = context_of(config, place(0, 2))
+    worker._describe(context, stand_in, PreparedData({}, {}, True, {"train": split}))
+    return said
+
+
+def test_what_a_run_says_of_itself() -> None:
+    split = Split([ShardInfo("a", 1200, 7, 9)], dropped_empty=1000, dropped_long=234, cut=5678)
+    config = config_of(
+        train={"max_steps": 9, "precision": "fp32"}, embedding={"optimizer": "adagrad"}
+    )
+    first, source, output, tables, model, data = described(config, split)
+    assert first.startswith("2 workers on cpu (")
+    assert first.endswith(f", {torch.get_num_threads()} threads each), precision fp32")
+    # Half of the rows, and as much again that Adagrad keeps of each.
+    assert source == "table source: 1,048,576 rows × 8, adagrad, 32.0 MiB per worker"
+    assert output == "table output: 40 rows × 8, adagrad, 0.0 MiB per worker"
+    assert tables == "tables: in host memory, rows in fp32, exchanged in fp32"
+    assert model == "model: 3,010 replicated parameters, output: exact softmax over 1,234 words"
+    assert data == "data: 1,200 training pairs, 1,234 left out, 5,678 cut"
+
+
+def test_what_a_sampled_run_in_bf16_says_of_itself() -> None:
+    config = config_of(model={"output": "sampled", "num_samples": 9000, "sampler": "unigram"})
+    first, *_, model, data = described(
+        config, Split([ShardInfo("a", 3, 7, 9)]), compute_dtype=torch.bfloat16
+    )
+    assert first.endswith("threads each), precision bf16 (chosen by train.precision=auto)")
+    assert model.endswith("output: sampled softmax, 9,000 unigram negatives a step of 1,234 words")
+    assert data == "data: 3 training pairs"
+
+
+def test_all_workers_read_the_folder_that_was_looked_into(alone: Group, tmp_path: Path) -> None:
+    data = PreparedData({}, {"source": 1, "target": 1}, False, {})
+    for name in ("given", "named", "prepared-0123456789abcdef"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.json").write_text(replace(data, settings={"a": name}).to_json())
+    pointer = json.dumps({"folder": "prepared-0123456789abcdef"})
+    (tmp_path / "data.json").write_text(pointer)
+    config = config_of(data={"uri": str(tmp_path), "synthetic": {}})
+    context, _ = context_of(config, alone, data_folder=str(tmp_path / "given"))
+    assert data_of_all(context).settings == {"a": "given"}
+    context, _ = context_of(config, alone)
+    found = data_of_all(context)
+    assert found.settings == {"a": "prepared-0123456789abcdef"}
+    assert found.folder_uri == str(tmp_path / "prepared-0123456789abcdef")
+    context, _ = context_of(config, alone, data_folder=str(tmp_path / "gone"))
+    with pytest.raises(UserError, match=rf"worker 0 finds no prepared data in {tmp_path}/gone"):
+        data_of_all(context)
+
+
+def test_a_checkpoint_knows_both_vocabularies_and_tells_others(alone: Group) -> None:
+    tokenizers = {"source": word_tokenizer(["a", "b"]), "target": word_tokenizer(["c"])}
+    found = vocabularies(tokenizers, alone)
+    assert {name: fixed.value for name, fixed in found.items()} == {
+        "source tokenizer": tokenizers["source"].json_digest,
+        "source vocabulary": tokenizers["source"].digest,
+        "target tokenizer": tokenizers["target"].json_digest,
+        "target vocabulary": tokenizers["target"].digest,
+    }
+    told = found["target tokenizer"].otherwise("other")
+    assert told.startswith("was trained with another target tokenizer than the run has now: its")
+    assert "give data.uri the data it was trained on" in told
+
+
+def test_a_checkpoint_knows_its_training_data_and_tells_others() -> None:
+    shards = [ShardInfo("a", 3, 7, 9, content="0123456789abcdef0123")]
+    split = Split(shards)
+    data = PreparedData({}, {}, True, {"train": split})
+    found = training_data("there", data)
+    assert {name: fixed.value for name, fixed in found.items()} == {
+        "training data": split.identity(), "training sentences": split.content(),
+    }  # fmt: skip
+    told = found["training data"].otherwise("4 pairs")
+    assert told.startswith(f"was trained on 4 pairs, and there holds {split.identity()}: its pos")
+    told = found["training sentences"].otherwise("f" * 64)
+    assert f"(SHA-256 {'f' * 16}…) than the {split.identity()}" in told
+    assert f"there holds ({str(split.content())[:16]}…): its position" in told
+    # Data prepared before do not say which sentences they are.
+    before = PreparedData({}, {}, True, {"train": Split([replace(shards[0], content=None)])})
+    assert list(training_data("there", before)) == ["training data"]
+
+
+@pytest.mark.parametrize("training_tokens", [None, 50])
+def test_a_checkpoint_is_scored_as_configured(
+    monkeypatch: pytest.MonkeyPatch, alone: Group, training_tokens: int | None
+) -> None:
+    data = PreparedData({}, {}, True, {"test": Split([])}, format=1, folder_uri="folder")
+    asked: dict[str, list[Any]] = {}
+
+    def stand_in(name: str, result: Any) -> None:
+        monkeypatch.setattr(
+            worker, name,
+            lambda *given, **how: asked.setdefault(name, []).append((given, how)) or result,
+        )  # fmt: skip
+
+    quality = SimpleNamespace(
+        bleu=12.5, chrf=30.0, signature="how", sentences=6, seconds=3.0, translations=["a"]
+    )
+    for name, result in (
+        ("data_of_all", data), ("check_vocabularies", None), ("load_tokenizers", "tokenizers"),
+        ("_load_for_inference", ("translator", 4)), ("exact_loss", 2.0),
+        ("build_translation", "translation"), ("evaluate_translations", quality),
+    ):  # fmt: skip
+        stand_in(name, result)
+    config = config_of(
+        tokenizer={"lowercase": True}, search={"bleu_tokenize": "char"},
+        train={"max_steps": 1, "batch_tokens": 77},
+    )  # fmt: skip
+    options = {} if training_tokens is None else {"training_tokens": training_tokens}
+    context, said = context_of(config, alone, split="test", **options)
+    found = worker.evaluate_task(context)
+    assert asked["check_vocabularies"] == [(("memory://worker", data), {})]
+    assert asked["load_tokenizers"] == [(("memory://worker",), {})]
+    assert said == [data.not_proven("memory://worker/data")]
+    losses = [(("translator", "folder", data, "test", 77), {})]
+    if training_tokens:
+        losses += [(("translator", "folder", data, "train", 77), {"at_least": 50})]
+    assert asked["exact_loss"] == losses
+    assert asked["evaluate_translations"] == [
+        (("translation", "folder", data, "test"), {"bleu_tokenize": "char", "lowercase": True})
+    ]
+    assert found == {
+        "data_folder": "folder", "split": "test", "step": 4, "loss": 2.0,
+        "training_loss": 2.0 if training_tokens else None, "perplexity": math.exp(2.0),
+        "bleu": 12.5, "chrf": 30.0, "bleu_signature": "how", "sentences": 6,
+        "sentences_per_second": 2.0, "translations": ["a"],
+    }  # fmt: skip
+    monkeypatch.setattr(worker, "exact_loss", lambda *_, **__: 1e4)
+    assert worker.evaluate_task(context)["perplexity"] == math.exp(700)
+    context, _ = context_of(config, alone, split="train")
+    with pytest.raises(UserError, match="split 'train' is not among the held-out data"):
+        worker.evaluate_task(context)
