@@ -134,6 +134,8 @@ class TrainStep:
             work: its batches, on the host or on the device.
         """
         negatives = self._output.draw(step)
+        if negatives is not None:  # drawn on the host; ids are looked up where the batches are
+            negatives = negatives.to(work.batches[0].source.device)
         targets = [batch.target_output for batch in work.batches]
         wanted = self._lookup.wanted(
             {
