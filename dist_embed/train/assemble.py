@@ -75,7 +75,11 @@ def build_translator(
     if group.device.type == "cuda":
         device_bytes = least_over_workers(memory_bytes(group.device), group)
     output = output_needs(
-        config, vocabulary_size, narrow_products=dtype != torch.float32, device_bytes=device_bytes
+        config,
+        vocabulary_size,
+        narrow_products=dtype != torch.float32,
+        device_bytes=device_bytes,
+        num_workers=group.num_workers,
     )
     lookup = RowLookup(
         rows_of_role(vocabulary_size, config.tokenizer.oov_buckets),

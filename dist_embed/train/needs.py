@@ -26,17 +26,20 @@ def output_needs(
     *,
     narrow_products: bool,
     device_bytes: int | None = None,
+    num_workers: int | None = None,
 ) -> OutputNeeds:
     """What decides how much memory the output layer takes.
 
     ``narrow_products``: whether matrix products are bfloat16 (`train.precision`).
     ``device_bytes``: memory of the smallest GPU, the same on every worker; None on the CPU.
+    ``num_workers``: of the group, where there is one; else those that are configured. They differ
+    under a launcher of the user's, as torchrun.
     """
     model = config.model
     name = TABLE_OF_ROLE[model.share_embeddings]["output"]
     table, settings = _specs(config, vocabulary_size)[name], table_settings(config).get(name)
     counted = model.output == "sampled" and model.sampler == "unigram"
-    exact, workers = model.output == "exact", config.cluster.num_workers
+    exact, workers = model.output == "exact", num_workers or config.cluster.num_workers
     return OutputNeeds(
         table,
         exact=exact,

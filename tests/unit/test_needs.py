@@ -255,6 +255,27 @@ def test_tables_are_built_for_what_is_done_with_them(
     assert how["step_bytes"] == beside_tables_bytes(needs, 1, training=training, copied=True)
 
 
+def test_blocks_of_their_own_accord_are_for_the_workers_that_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A launcher of the user's, as torchrun, may start others than are configured."""
+    monkeypatch.setattr(assemble, "RowLookup", raising)
+    monkeypatch.setattr(assemble, "memory_bytes", lambda device: 80 * 2**30)
+    monkeypatch.setattr(assemble, "least_over_workers", lambda value, group: value)
+    config = configured(
+        model={"logits_block_mib": "auto"}, train={"precision": "bf16"}, cluster={"device": "auto"}
+    )
+    sizes = {"source": 9, "target": 300_000}
+    charged = []
+    for workers in (1, 2):
+        group = Group(0, workers, 1, torch.device("cuda"), None)  # type: ignore[arg-type]
+        with pytest.raises(Asked) as caught:
+            assemble.build_translator(config, sizes, group)
+        charged.append(caught.value.args[1]["step_bytes"])
+    # Three blocks of 2,048 tokens; the gradient, and the rows in bfloat16.
+    assert charged == [rows * (3 * 4 * 2048 + 12 * (4 + 2)) for rows in (300_000, 150_000)]
+
+
 def test_who_evaluates_or_translates_only_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "build_translator", raising)
     alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
