@@ -226,7 +226,9 @@ class Loader:
 
 
 class PrefetchedSteps:
-    """Iterator over steps that a thread builds ahead. `close` ends the thread.
+    """Iterator over steps, without end, that a thread builds ahead. `close` ends the thread.
+
+    What is raised in the thread is raised to whoever asks for the next step.
 
     A daemon thread that is computing while the interpreter ends may abort the process: before it
     ends, it waits up to 30 s for a pool that is being read.
@@ -246,6 +248,8 @@ class PrefetchedSteps:
             for step in steps:
                 if not self._put(step):
                     return
+            # A `StopIteration` from within looks the same; who waits would wait for ever.
+            raise RuntimeError("there are no more steps, but steps of training have no end")
         except BaseException as exc:  # raised where the steps are used
             self._put(exc)
 

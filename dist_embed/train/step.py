@@ -205,11 +205,16 @@ class TrainStep:
         """Ask for the rows of a step, unless the step before has done it. Collective.
 
         `RowLookup.freeze` and `set_step` may follow: they count when the rows are fetched.
+
+        Raises:
+            ValueError: ``work`` was prepared as another step.
         """
         requested, self._requested = self._requested, None
         if requested is not None and requested[0] is work and requested[1].step == step:
             return requested[1:]
-        if isinstance(work, PreparedStep) and work.step == step:
+        if isinstance(work, PreparedStep):
+            if work.step != step:
+                raise ValueError(f"prepared as step {work.step}, and given as step {step}")
             prepared = work
         else:
             prepared = self.prepare(step, work).to(self._group.device)

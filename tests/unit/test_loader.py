@@ -341,6 +341,32 @@ def test_an_error_in_the_background_is_raised_in_front(prepared: Prepared) -> No
     steps.close()
 
 
+@pytest.mark.parametrize(
+    ("raised", "expected", "told"),
+    [(UserError("no such row"), UserError, "no such row"),
+     (StopIteration(), RuntimeError, "there are no more steps")],
+)  # fmt: skip
+def test_an_error_of_the_preparation_is_raised_in_front(
+    prepared: Prepared, raised: Exception, expected: type[Exception], told: str
+) -> None:
+    """Also one that an iterator would take for its end: no answer would ever come."""
+    given = iter([None, raised])
+
+    def prepare(step: StepBatches) -> StepBatches:
+        if error := next(given):
+            raise error
+        return step
+
+    steps = loader(prepared).prefetched(Position(), prepare, ahead=2)
+    next(steps)
+    steps._thread.join(20)
+    assert not steps._queue.empty()
+    for _ in range(2):
+        with pytest.raises(expected, match=told):
+            next(steps)
+    steps.close()
+
+
 def test_close_ends_the_thread(prepared: Prepared) -> None:
     before = set(threading.enumerate())
     steps = loader(prepared).prefetched(Position(), ahead=2)

@@ -54,3 +54,10 @@ def test_all_ids_of_a_step_lie_where_its_batches_are(device: str) -> None:
     for ids in lookup.asked.values():
         assert {piece.device.type for piece in ids} == {device}
     assert torch.cat(lookup.asked["output"]).device.type == device
+
+
+def test_what_is_prepared_for_one_step_is_not_for_another() -> None:
+    step = step_with(Lookup(CPU))
+    prepared = step.prepare(3, work_for(random_pairs(9, 1, 23, 31), CPU, 1))
+    with pytest.raises(ValueError, match="prepared as step 3, and given as step 4"):
+        step._request(4, prepared)
