@@ -38,6 +38,7 @@ class OutputShard:
         num_rows: V, rows over all shards.
         block_bytes: upper bound for one block of float32 logits.
         dtype: type of the matrix products' operands; sums are always float32.
+        reading_bytes: ``block_bytes`` of evaluation and search; None: the same.
     """
 
     group: Group
@@ -45,10 +46,12 @@ class OutputShard:
     num_rows: int
     block_bytes: int
     dtype: torch.dtype = torch.float32
+    reading_bytes: int | None = None
 
     def in_float32(self) -> OutputShard:
         """The same shard with float32 products: for evaluation and search."""
-        return replace(self, dtype=torch.float32)
+        block_bytes = self.reading_bytes or self.block_bytes
+        return replace(self, dtype=torch.float32, block_bytes=block_bytes)
 
     @property
     def block_tokens(self) -> int:

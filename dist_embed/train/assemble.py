@@ -74,13 +74,15 @@ def build_translator(
     device_bytes = None
     if group.device.type == "cuda":
         device_bytes = least_over_workers(memory_bytes(group.device), group)
-    output = output_needs(
+    needs = partial(
+        output_needs,
         config,
         vocabulary_size,
         narrow_products=dtype != torch.float32,
         device_bytes=device_bytes,
         num_workers=group.num_workers,
     )
+    output = needs(training=training)
     lookup = RowLookup(
         rows_of_role(vocabulary_size, config.tokenizer.oov_buckets),
         embedding.width,
@@ -116,6 +118,7 @@ def build_translator(
         lookup.num_output_rows,
         output.block_bytes,
         dtype,
+        needs(training=False).block_bytes,
     )
     return Translator(lookup, transformer, shard, dtype)
 

@@ -25,12 +25,15 @@ def output_needs(
     vocabulary_size: dict[str, int],
     *,
     narrow_products: bool,
+    training: bool = True,
     device_bytes: int | None = None,
     num_workers: int | None = None,
 ) -> OutputNeeds:
     """What decides how much memory the output layer takes.
 
     ``narrow_products``: whether matrix products are bfloat16 (`train.precision`).
+    ``training``: else blocks of their own accord are those of evaluation and search, which go by
+    tiles.
     ``device_bytes``: memory of the smallest GPU, the same on every worker; None on the CPU.
     ``num_workers``: of the group, where there is one; else those that are configured. They differ
     under a launcher of the user's, as torchrun.
@@ -44,7 +47,7 @@ def output_needs(
         table,
         exact=exact,
         block_bytes=automatic_block_bytes(
-            table.num_rows, workers, exact=exact, device_bytes=device_bytes
+            table.num_rows, workers, exact=exact and training, device_bytes=device_bytes
         )
         if model.logits_block_mib == "auto"
         else int(model.logits_block_mib * 2**20),

@@ -21,6 +21,7 @@ from dist_embed.embedding.memory import (
     worker_bytes,
 )
 from dist_embed.embedding.plan import TableSpec
+from dist_embed.model.output import OutputShard
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
 from dist_embed.train import assemble, worker
@@ -96,6 +97,13 @@ def test_how_large_blocks_are(size: Any, memory: int | None, expected: int) -> N
     config = configured(model={"logits_block_mib": size})
     needs = output_needs(config, VOCABULARY, narrow_products=False, device_bytes=memory)
     assert (needs.block_bytes, needs.device) == (expected, "cuda" if memory else "cpu")
+
+
+def test_evaluation_and_search_have_tiles_also_while_a_run_trains() -> None:
+    alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    shard = OutputShard(alone, 0, 9, 2**31, torch.bfloat16, 2**28).in_float32()
+    assert (shard.block_bytes, shard.dtype) == (2**28, torch.float32)
+    assert OutputShard(alone, 0, 9, 2**31).in_float32().block_bytes == 2**31
 
 
 @pytest.mark.parametrize(
@@ -272,6 +280,10 @@ def test_blocks_of_their_own_accord_are_for_the_workers_that_there_are(
         with pytest.raises(Asked) as caught:
             assemble.build_translator(config, sizes, group)
         charged.append(caught.value.args[1]["step_bytes"])
+        # Who only reads goes by tiles.
+        with pytest.raises(Asked) as caught:
+            assemble.build_translator(config, sizes, group, training=False)
+        assert caught.value.args[1]["step_bytes"] == 3 * 2**28
     # Three blocks of 2,048 tokens; the gradient, and the rows in bfloat16.
     assert charged == [rows * (3 * 4 * 2048 + 12 * (4 + 2)) for rows in (300_000, 150_000)]
 
