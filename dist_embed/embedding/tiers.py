@@ -25,6 +25,9 @@ Memory = Literal["auto", "device", "uvm", "uvm_caching"]
 TABLES_SHARE = 0.8
 # Of the rows, that a cache holds where there is room: FBGEMM's choice.
 CACHED_SHARE = 0.2
+# What FBGEMM 1.8.0 keeps beside each cached row: its number and when it was used, int64, and where
+# it prefetches a count of its users, int32.
+CACHED_ROW_BYTES = 8 + 8 + 4
 # PyTorch takes memory by segments of up to 20 MiB; FBGEMM counts them whole.
 _SEGMENTS = 64 * 2**20
 
@@ -38,7 +41,7 @@ class Sizes:
         in_host: what of it lies in host memory in the tiers ``uvm`` and ``uvm_caching``.
         bookkeeping: what the device holds beside it in the tier ``uvm_caching``, without the cache;
             0 where no table can have one.
-        cacheable: the rows of tables that can have one.
+        cacheable: the rows of tables that can have one, all of them in caches.
     """
 
     whole: int
@@ -69,7 +72,8 @@ def sizes_of(
         ),
         # FBGEMM's cache_index_table_map, int32, for each row.
         bookkeeping=4 * rows + _SEGMENTS if cached else 0,
-        cacheable=sum(table_bytes(spec, "sgd", num_workers, weights) for spec in cached),
+        cacheable=sum(table_bytes(spec, "sgd", num_workers, weights) for spec in cached)
+        + CACHED_ROW_BYTES * rows,
     )
 
 

@@ -76,7 +76,7 @@ def test_a_table_that_is_trained_whole_takes_no_part_in_the_cache() -> None:
     assert apart == replace(
         sizes_of(specs, "sgd", 2, "fp32"),
         bookkeeping=sizes_of(specs[:1], "sgd", 2, "fp32").bookkeeping,
-        cacheable=1000 * 64 * 4,
+        cacheable=1000 * (64 * 4 + 20),  # with what FBGEMM keeps beside a cached row
     )
     alone = sizes_of(specs[1:], "sgd", 2, "fp32", "b")
     assert alone.bookkeeping == 0
