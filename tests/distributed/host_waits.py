@@ -1,8 +1,11 @@
-"""Finds what would make a GPU's host wait for the device, on the CPU: by what the code calls."""
+"""Finds what makes a GPU's host wait for the device: on the CPU by what the code calls, on a GPU by
+what CUDA says.
+"""
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,3 +75,28 @@ def host_waits() -> Iterator[Counter[str]]:
             patch.setattr(torch.Tensor, name, noted)
         with _Waits(found):
             yield found
+
+
+@contextmanager
+def told_waits() -> Iterator[Counter[str]]:
+    """How often each place let the host wait, in all threads, as PyTorch warns of it on a GPU.
+
+    By the innermost function of the packages that are told apart: the warnings themselves name
+    PyTorch's own files where these make the call.
+    """
+    found: Counter[str] = Counter()
+
+    def noted(message: Warning | str, *_: Any) -> None:
+        if "synchronizing CUDA operation" in str(message):
+            found[_place()] += 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = noted
+        if torch.cuda.is_available():
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.set_sync_debug_mode("default")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torchrec
 from torch import Tensor
 
 from dist_embed.parallel.collectives import sum_numbers_over_workers
 from dist_embed.parallel.group import Group
-from tests.distributed.host_waits import host_waits
+from tests.distributed.host_waits import host_waits, told_waits
 from tests.distributed.pool import WorkerPool
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
 
@@ -81,3 +84,23 @@ def test_what_waits_for_nothing_is_not_counted() -> None:
         values[index] = values[index] + values.gather(0, index).where(index > 0, 0.0)
         values.scatter_add_(0, index, torch.ones(2)).sort()
     assert not found
+
+
+def test_what_a_gpu_tells_is_told_by_who_called() -> None:
+    """Though it is PyTorch's own files that warn."""
+
+    def function_of(path: str, **names: Any) -> Any:
+        exec(compile("def asks(): return f()", path, "exec"), names)
+        return names["asks"]
+
+    def warn() -> None:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("anything else", stacklevel=1)
+
+    package = str(Path(torchrec.__file__).parent)
+    asks = function_of(f"{package}/a.py", f=function_of("/torch/b.py", f=warn))
+    with told_waits() as found:
+        asks()
+        asks()
+        warn()
+    assert found == {"torchrec/a.py:asks": 2, "elsewhere": 1}

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import dist_embed
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.tiers import Memory
 from dist_embed.parallel.group import Group
+from tests.distributed.host_waits import told_waits
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs
 
@@ -64,17 +62,10 @@ def test_a_step_waits_for_the_device_once(
     ]
     step.run(1, works[0], works[1])
     torch.cuda.synchronize()
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            step.run(2, works[1], works[2])
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    waits = [w.filename for w in told if "synchronizing CUDA operation" in str(w.message)]
-    package = Path(dist_embed.__file__).parent
-    ours = [name for name in waits if Path(name).is_relative_to(package)]
-    assert [Path(name).name for name in ours] == ["step.py"], waits
+    with told_waits() as found:
+        step.run(2, works[1], works[2])
+    ours = {place: count for place, count in found.items() if place.startswith("dist_embed/")}
+    assert ours == {"dist_embed/train/step.py:run": 1}, found
 
 
 def test_bfloat16_steps_come_close_to_float32(group: Group) -> None:
