@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from dataclasses import replace
+from itertools import chain, zip_longest
 from typing import Any
 
 import pytest
 import torch
 
+from dist_embed.data.loader import PrefetchedSteps
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.tiers import Memory
 from dist_embed.parallel.group import Group
+from dist_embed.train.step import PreparedStep
 from tests.distributed.host_waits import told_waits
 from tests.distributed.reference import Reference
-from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs
+from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs, work_for
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,6 +69,37 @@ def test_a_step_waits_for_the_device_once(
         step.run(2, works[1], works[2])
     ours = {place: count for place, count in found.items() if place.startswith("dist_embed/")}
     assert ours == {"dist_embed/train/step.py:run": 1}, found
+
+
+@pytest.mark.parametrize("num_samples", [9, 0])
+def test_batches_of_the_loaders_thread_come_without_a_wait(group: Group, num_samples: int) -> None:
+    """As a run has them: prepared in the thread on the host, and sent; a batch is empty."""
+    sharded = Sharded(Tiny(accumulate=2, num_samples=num_samples), group)
+    step = sharded.train_step
+    step._optimizer = torch.optim.AdamW(sharded.transformer.parameters(), fused=True)
+    host = replace(group, device=torch.device("cpu"))
+    given = [work_for(random_pairs(count, 3, 23, 31), host, 2) for count in (40, 1, 40)]
+    assert [len(batch.source) for batch in given[1].batches] in ([0, 1], [1, 0])
+    sharded.step(1, random_pairs(40, 4, 23, 31))
+    torch.cuda.synchronize()
+    with told_waits() as found:
+        steps = PrefetchedSteps(map(step.prepare, (2, 3, 4), given), 3)
+        try:
+            prepared = [next(steps) for _ in given]
+        finally:
+            steps.close()
+        works = [work.to(group.device) for work in prepared]
+        for number, (work, following) in enumerate(zip_longest(works, works[1:]), start=2):
+            step.run(number, work, following)
+    for work in prepared:
+        assert isinstance(work, PreparedStep)
+        tensors = [getattr(batch, name) for batch in work.batches for name in vars(batch)]
+        tensors += [*work.wanted.rows.values(), *chain(*work.wanted.index.values())]
+        if work.negatives:
+            tensors += [work.negatives.ids, work.negatives.log_probability]
+        assert all(tensor.is_pinned() for tensor in tensors if tensor.numel())
+    ours = {place: count for place, count in found.items() if place.startswith("dist_embed/")}
+    assert ours == {"dist_embed/train/step.py:run": 3}, found
 
 
 def test_bfloat16_steps_come_close_to_float32(group: Group) -> None:
