@@ -12,6 +12,7 @@ import torch
 from dist_embed.data.loader import PrefetchedSteps
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.tiers import Memory
+from dist_embed.model.logit_blocks import add_product, multiply
 from dist_embed.parallel.group import Group
 from dist_embed.train.step import PreparedStep
 from tests.distributed.host_waits import told_waits
@@ -22,6 +23,24 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
+
+
+@pytest.mark.parametrize("num_rows", [64, 31, 0])
+def test_narrow_products_give_float32_sums(num_rows: int) -> None:
+    """As the output layers make them. The first test: most others fail where this one does."""
+    draw = torch.Generator().manual_seed(1)
+    hidden, weight, grad = (
+        torch.randn(size, generator=draw).cuda().bfloat16()
+        for size in ((33, 16), (num_rows, 16), (33, num_rows))
+    )
+    logits = multiply(hidden, weight.t(), torch.full((33, num_rows), 7.0, device="cuda"))
+    torch.testing.assert_close(logits, hidden.float() @ weight.float().t(), rtol=0, atol=1e-4)
+    back = multiply(grad, weight, torch.full((33, 16), 7.0, device="cuda"))
+    torch.testing.assert_close(back, grad.float() @ weight.float(), rtol=0, atol=1e-4)
+    to = torch.ones((num_rows, 16), device="cuda")
+    add_product(grad.t(), hidden, to, 0.5)
+    expected = 1 + 0.5 * (grad.float().t() @ hidden.float())
+    torch.testing.assert_close(to, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("share", ["none", "decoder", "all"])
