@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import zip_longest
 from statistics import median
@@ -24,6 +24,7 @@ from dist_embed.train.assemble import build_dense_optimizer, build_output, build
 from dist_embed.train.worker import Context, build_train_step, data_of_all
 
 WARM_UP_STEPS = 3
+Prepare = Callable[[int, StepBatches], StepBatches]
 
 
 def baseline_task(context: Context) -> dict[str, Any]:
@@ -35,21 +36,22 @@ def baseline_task(context: Context) -> dict[str, Any]:
     config, group, options = context.config, context.group, context.options
     data = data_of_all(context)
     data_uri = data.folder_uri
-    sides: dict[str, Step] = {}
+    sides: dict[str, tuple[Step, Prepare]] = {}
     precisions = ["fp32", "bf16"] if options["bf16"] else ["fp32"]
     for precision in precisions:
         sides[f"dist_embed {precision}"] = _our_step(config, data_uri, data, group, precision)
-        sides[f"plain DDP {precision}"] = plain_training_step(
+        plain = plain_training_step(
             config, data.vocabulary_size["source"], data.vocabulary_size["target"], group,
             bf16=precision == "bf16",
         )  # fmt: skip
+        sides[f"plain DDP {precision}"] = plain, lambda number, work: work
     speeds: dict[str, list[float]] = {name: [] for name in sides}
-    for step in sides.values():
-        _measure(step, _steps(config, data_uri, data, group), WARM_UP_STEPS, group)
+    for side in sides.values():
+        _measure(*side, _steps(config, data_uri, data, group), WARM_UP_STEPS, group)
     for number in range(options["rounds"]):
-        for name, step in sides.items():
-            speed = _measure(step, _steps(config, data_uri, data, group), options["steps"], group)
-            speeds[name].append(speed)
+        for name, side in sides.items():
+            steps = _steps(config, data_uri, data, group)
+            speeds[name].append(_measure(*side, steps, options["steps"], group))
         context.reporter.line(f"round {number + 1} of {options['rounds']} done")
     return {
         "tokens_per_second": {name: median(found) for name, found in speeds.items()},
@@ -62,13 +64,14 @@ def baseline_task(context: Context) -> dict[str, Any]:
 
 def _our_step(
     config: Config, data_uri: str, data: PreparedData, group: Group, precision: str
-) -> Step:
+) -> tuple[Step, Prepare]:
     train = config.train.model_copy(update={"precision": precision})
     config = config.model_copy(update={"train": train})
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
     output = build_output(config, translator, partial(read_counts, data_uri, "target"))
-    return build_train_step(config, translator, output, optimizer).run
+    step = build_train_step(config, translator, output, optimizer)
+    return step.run, step.prepare
 
 
 def _steps(
@@ -83,15 +86,18 @@ def _steps(
         num_workers=group.num_workers,
         accumulate=1,
     )
-    for work in loader.steps(Position()):
-        yield StepBatches(
-            [batch.to(group.device) for batch in work.batches], work.token_counts, work.after
-        )
+    return loader.steps(Position())
 
 
-def _measure(step: Step, steps: Iterator[StepBatches], count: int, group: Group) -> float:
-    """Target tokens/s over ``count`` steps; the batches are built before the clock starts."""
-    work = [next(steps) for _ in range(count)]
+def _measure(
+    step: Step, prepare: Prepare, steps: Iterator[StepBatches], count: int, group: Group
+) -> float:
+    """Target tokens/s over ``count`` steps.
+
+    What a run's loader does in its thread, batches and their preparation, is done on the host
+    before the clock starts.
+    """
+    work = [prepare(number, next(steps)).to(group.device) for number in range(1, count + 1)]
     gc.collect()
     barrier = torch.zeros(1, device=group.device)
     sum_over_workers(barrier, group)

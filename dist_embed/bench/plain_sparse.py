@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import Batch, StepBatches
+from dist_embed.embedding.memory import CPU_BLOCK_BYTES
 from dist_embed.model.sampled_output import sampled_cross_entropy
 from dist_embed.model.sampler import LogUniformSampler, Negatives
 from dist_embed.model.transformer import Transformer
@@ -59,7 +60,8 @@ class _Model(nn.Module):
         super().__init__()
         model, width = config.model, config.embedding.width
         self._num_words = num_words
-        self._block_bytes = int(model.logits_block_mib * 2**20)
+        size = model.logits_block_mib
+        self._block_bytes = CPU_BLOCK_BYTES if size == "auto" else int(size * 2**20)
         self.transformer = Transformer(
             embedding_width=width, width=model.width, feed_forward=model.feed_forward,
             heads=model.heads, encoder_layers=model.encoder_layers,

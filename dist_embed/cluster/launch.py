@@ -142,6 +142,11 @@ def _check_machine(
             f"cluster.num_workers={workers} needs about {workers * each / GIB:.1f} GiB of memory "
             f"({each / GIB:.2f} GiB per worker); this machine has {there / GIB:.1f} GiB available. "
             "Use fewer workers, a smaller vocabulary, embedding.width or model.logits_block_mib "
-            f"({config.model.logits_block_mib:g} MiB), model.output=sampled, "
+            f"({_block_size(config)}), model.output=sampled, "
             "checkpoint.low_memory=true, or a cluster (cluster.address)"
         )
+
+
+def _block_size(config: Config) -> str:
+    size = config.model.logits_block_mib
+    return "auto" if size == "auto" else f"{size:g} MiB"

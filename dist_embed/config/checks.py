@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from dist_embed.config.cuda_only import problems_without_cuda
+from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
 from dist_embed.config.errors import ConfigError
 from dist_embed.config.schema import Config, CorpusSection
 
@@ -64,6 +64,8 @@ def _problems(config: Config) -> Iterator[str]:
             weights=embedding.weights,
             exchange=embedding.exchange,
         )
+    if config.cluster.device == "cuda":
+        yield from problems_on_cuda(width=config.embedding.width)
     if config.checkpoint.low_memory and config.checkpoint.asynchronous:
         yield (
             "checkpoint.low_memory: true is not allowed with checkpoint.asynchronous=true, which "

@@ -1,6 +1,10 @@
-"""Settings of the tables that need CUDA, and what is said where there is none."""
+"""Settings of the tables that need CUDA, or that it cannot serve, and what is said of them."""
 
 from __future__ import annotations
+
+# FBGEMM's kernels that update rows (fbgemm-gpu 1.6.0 to 1.8.0: TORCH_CHECK(max_D <= 2048) in
+# embedding_backward_split_template.cu) would end the run in its first step.
+WIDEST_ON_CUDA = 2048
 
 _WHERE = "is not allowed on the CPU (cluster.device=cpu, or auto where there is no GPU)"
 
@@ -29,3 +33,14 @@ def problems_without_cuda(*, optimizer: str, memory: str, weights: str, exchange
             "use fp32"
         )
     return problems
+
+
+def problems_on_cuda(*, width: int) -> list[str]:
+    """What of the section ``embedding`` a GPU cannot serve, one message each."""
+    if width <= WIDEST_ON_CUDA:
+        return []
+    return [
+        f"embedding.width: {width} is not allowed on a GPU: FBGEMM's kernels update rows of at "
+        f"most {WIDEST_ON_CUDA} values there; take {WIDEST_ON_CUDA} or less (model.width may be "
+        "larger), or cluster.device=cpu"
+    ]

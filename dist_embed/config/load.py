@@ -98,7 +98,9 @@ def _build(loaded: DictConfig, overrides: list[str], origin: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as exc:
-        raise ConfigError("\n".join(_explain(error, origin) for error in exc.errors())) from None
+        # Of a number or a word pydantic tells why it is neither; the description has the word.
+        errors = [e for e in exc.errors() if not str(e["loc"][-1]).startswith("literal[")]
+        raise ConfigError("\n".join(_explain(error, origin) for error in errors)) from None
 
 
 def _add_interpolated_defaults(loaded: DictConfig) -> None:
@@ -116,7 +118,8 @@ def _add_interpolated_defaults(loaded: DictConfig) -> None:
 def _explain(error: Any, origin: str) -> str:
     location = list(error["loc"])
     if error["type"] != "extra_forbidden":  # pydantic adds which member of a union it tried
-        location = [part for part in location if part not in ("str", "list[str]")]
+        members = ("str", "list[str]", "constrained-float")
+        location = [part for part in location if part not in members]
     key = ".".join(str(part) for part in location)
     model, field = _model_at(location)
     where = f"{origin}: {key}"
@@ -167,12 +170,16 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _allow_interpolation(node: Any) -> None:
     """Let an editor accept ``${…}`` wherever a scalar is expected."""
+    scalars = ("integer", "number", "boolean")
+    interpolation = {"type": "string", "pattern": r"\$\{.+\}"}
     if isinstance(node, dict):
-        if node.get("type") in ("integer", "number", "boolean") or "enum" in node:
+        if node.get("type") in scalars or "enum" in node:
             kept = {
                 k: node.pop(k) for k in list(node) if k not in ("description", "default", "title")
             }
-            node["anyOf"] = [kept, {"type": "string", "pattern": r"\$\{.+\}"}]
+            node["anyOf"] = [kept, interpolation]
+        elif any(option.get("type") in scalars for option in node.get("anyOf", [])):
+            node["anyOf"].append(interpolation)
         for key, value in node.items():
             if key != "anyOf":
                 _allow_interpolation(value)

@@ -112,6 +112,9 @@ def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
     options = [o for o in value.get("anyOf", [value]) if o.get("type") != "null"]
     names = []
     for option in options:
+        if "const" in option:
+            names.append(f"`{option['const']}`")
+            continue
         if option["type"] == "array" and "enum" in option["items"]:
             chosen = ", ".join(f"`{choice}`" for choice in option["items"]["enum"])
             names.append(f"list of {chosen}")

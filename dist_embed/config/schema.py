@@ -228,7 +228,9 @@ class TablesSection(Section):
 class EmbeddingSection(Section):
     """The row-sharded tables."""
 
-    width: PositiveInt = Field(128, description="D, values per row; a multiple of 4.")
+    width: PositiveInt = Field(
+        128, description="D, values per row; a multiple of 4, at most 2,048 on a GPU."
+    )
     optimizer: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = Field(
         "rowwise_adagrad", description="Fused into the tables' backward. `adam` needs CUDA."
     )
@@ -272,8 +274,10 @@ class ModelSection(Section):
     share_embeddings: Literal["none", "decoder", "all"] = Field(
         "decoder", description="Which of source, target and output use one table."
     )
-    logits_block_mib: PositiveFloat = Field(
-        8.0, description="Largest block of logits held at once, MiB per worker."
+    logits_block_mib: PositiveFloat | Literal["auto"] = Field(
+        "auto",
+        description="Largest block of logits held at once, MiB per worker. `auto`: 8 on the CPU, "
+        "on a GPU by its memory and a worker's rows, from 256 on.",
     )
     output: Literal["exact", "sampled"] = Field(
         "exact",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import atexit
 import queue
 import threading
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from dist_embed.data.batching import Indices, deal, plan_batches
 from dist_embed.data.token_shards import ShardInfo, TokenPairs, read_tokens
 from dist_embed.data.tokenizer import END, PAD, START
+from dist_embed.parallel.device import pinned
 
 # Sentence pairs read, ordered and batched together.
 POOL_SENTENCES = 500_000
@@ -59,11 +61,15 @@ class Batch:
         return int(self.source_lengths.sum()) + self.num_tokens
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``."""
-        if device.type == "cpu":
-            return self
-        fields = (getattr(self, name).pin_memory() for name in self.__dataclass_fields__)
-        return Batch(*(field.to(device, non_blocking=True) for field in fields))
+        """The same batch on ``device``; from pinned memory the host does not wait for it."""
+        return self._changed(lambda field: field.to(device, non_blocking=True))
+
+    def pinned(self) -> Batch:
+        """The same batch in memory from which a GPU copies by itself."""
+        return self._changed(pinned)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(*(change(getattr(self, name)) for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,10 @@ class StepBatches:
     def global_tokens(self) -> int:
         """Target tokens of the whole step, all workers together."""
         return sum(map(sum, self.token_counts))
+
+    def to(self, device: torch.device) -> Self:
+        """The same work on ``device``."""
+        return replace(self, batches=[batch.to(device) for batch in self.batches])
 
 
 class Loader:
@@ -165,9 +175,18 @@ class Loader:
                 first_batch = 0
             epoch, first_pool = epoch + 1, 0
 
-    def prefetched(self, start: Position, ahead: int = 4) -> PrefetchedSteps:
-        """Like `steps`, built ``ahead`` of their use by a background thread."""
-        return PrefetchedSteps(self.steps(start), ahead)
+    def prefetched(
+        self,
+        start: Position,
+        prepare: Callable[[StepBatches], StepBatches] = lambda step: step,
+        ahead: int = 4,
+    ) -> PrefetchedSteps:
+        """Like `steps`, built ``ahead`` of their use by a background thread.
+
+        ``prepare`` is called in that thread, for one step after the other, and may do what can be
+        done of a step before its turn.
+        """
+        return PrefetchedSteps(map(prepare, self.steps(start)), ahead)
 
     def _pools(self, epoch: int) -> list[list[ShardInfo]]:
         """The shards of each pool of an epoch, in a new order every epoch."""
@@ -207,7 +226,9 @@ class Loader:
 
 
 class PrefetchedSteps:
-    """Iterator over steps that a thread builds ahead. `close` ends the thread.
+    """Iterator over steps, without end, that a thread builds ahead. `close` ends the thread.
+
+    What is raised in the thread is raised to whoever asks for the next step.
 
     A daemon thread that is computing while the interpreter ends may abort the process: before it
     ends, it waits up to 30 s for a pool that is being read.
@@ -227,6 +248,8 @@ class PrefetchedSteps:
             for step in steps:
                 if not self._put(step):
                     return
+            # A `StopIteration` from within looks the same; who waits would wait for ever.
+            raise RuntimeError("there are no more steps, but steps of training have no end")
         except BaseException as exc:  # raised where the steps are used
             self._put(exc)
 

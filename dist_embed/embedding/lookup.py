@@ -11,8 +11,8 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dist_embed.embedding.bags import bags_of_a_table, in_bags
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.own_rows import OwnRowsKernel
@@ -25,7 +25,7 @@ from dist_embed.embedding.plan import (
     shard_of,
     table_specs,
 )
-from dist_embed.embedding.step_rows import RowRequest, StepRows, TableRows
+from dist_embed.embedding.step_rows import RowRequest, StepRows, TableRows, WantedRows
 from dist_embed.embedding.tables import build_sharded_tables, feature_of
 from dist_embed.embedding.tiers import Memory, find_tier
 from dist_embed.parallel.group import Group
@@ -92,7 +92,7 @@ class RowLookup:
         output_table = self.table_of_role["output"]
         specs = list(self.specs.values())
         trained_whole = output_table if own_output else None
-        self.tier, room = find_tier(
+        self.tier, cached = find_tier(
             memory, specs, optimizer, weights, step_bytes, group, trained_whole
         )
         self._module = build_sharded_tables(
@@ -104,7 +104,7 @@ class RowLookup:
             tier=self.tier,
             weights=weights,
             exchange=exchange,
-            room_bytes=room,
+            cache_share=cached,
             trained_whole=trained_whole,
         )
         tables_of_kernels = self._tables_of_kernels()
@@ -118,6 +118,7 @@ class RowLookup:
                 kernel.forward = CpuRows(kernel)
         # They count steps for themselves, for Adam's bias correction.
         self._counting = self._kernels if optimizer == "adam" else []
+        self._num_bags = bags_of_a_table(group.device.type, group.num_workers)
         self._cache_is_newer = False
         self._frozen: frozenset[str] = frozenset()
         state = self._module.state_dict()  # of live views, so it need not be asked for again
@@ -142,14 +143,11 @@ class RowLookup:
         ]
 
     def lookup(self, ids: dict[str, list[Tensor]]) -> StepRows:
-        """Fetch the rows of one step: `request`, then `fetch`. Collective."""
-        return self.fetch(self.request(ids))
+        """Fetch the rows of one step: `wanted`, `request`, `fetch`. Collective."""
+        return self.fetch(self.request(self.wanted(ids)))
 
-    def request(self, ids: dict[str, list[Tensor]]) -> RowRequest:
-        """Begin to send a step's ids to the workers that hold their rows. Collective.
-
-        The rows are not looked at before `fetch`, so a step's request may go out while the one
-        before is still computing.
+    def wanted(self, ids: dict[str, list[Tensor]]) -> WantedRows:
+        """The distinct rows of a step's ids, on the ids' device. Not collective; in any thread.
 
         Args:
             ids: for roles (``source``: the encoder's input, ``target``: the decoder's, ``output``:
@@ -157,17 +155,30 @@ class RowLookup:
         """
         index: dict[str, list[Tensor]] = {}
         rows: dict[str, Tensor] = {}
-        for table in self.specs:
+        given = [piece for pieces in ids.values() for piece in pieces]
+        device = given[0].device if given else self.group.device
+        for table, order in self._orders.items():
             roles = [role for role in ids if self.table_of_role[role] == table]
             pieces = [piece for role in roles for piece in ids[role]]
-            unique, positions = self._distinct_rows(table, pieces)
-            rows[table] = unique
+            flat = [torch.empty(0, dtype=torch.int64, device=device)]
+            flat += [piece.reshape(-1) for piece in pieces]
+            # Distinct ones: a frequent word then crosses the network once.
+            rows[table], inverse = order.rows_of(torch.cat(flat)).unique(return_inverse=True)
+            parts = iter(inverse.split([piece.numel() for piece in pieces]))
             for role in roles:
-                index[role] = positions[: len(ids[role])]
-                positions = positions[len(ids[role]) :]
+                index[role] = [next(parts).view(piece.shape) for piece in ids[role]]
+        return WantedRows(rows, index)
+
+    def request(self, wanted: WantedRows) -> RowRequest:
+        """Begin to send what a step wants to the workers that hold the rows. Collective.
+
+        The rows are not looked at before `fetch`, so a step's request may go out while the one
+        before is still computing. ``wanted`` is on the group's device.
+        """
+        features = {feature_of(table): rows for table, rows in wanted.rows.items()}
         context = self._module.create_context()
-        travelling = self._module.input_dist(context, self._wanted(rows))
-        return RowRequest(rows, index, context, travelling)
+        bags = in_bags(features, self._num_bags, self.group.device)
+        return RowRequest(wanted, context, self._module.input_dist(context, bags))
 
     def fetch(self, request: RowRequest) -> StepRows:
         """The rows as they are now. Collective. A request is fetched once.
@@ -182,26 +193,8 @@ class RowLookup:
         for table in self.specs:
             values = looked_up[feature_of(table)].values()
             leaf = values.detach().requires_grad_(training and table not in self._frozen)
-            fetched[table] = TableRows(request.rows[table], leaf, values)
-        return StepRows(fetched, own, self.table_of_role, request.index, self._note_update)
-
-    def _distinct_rows(self, table: str, pieces: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        if not pieces:
-            return torch.empty(0, dtype=torch.int64, device=self.group.device), []
-        flat = torch.cat([piece.reshape(-1) for piece in pieces])
-        # Distinct ids first: a frequent word then crosses the network once.
-        unique, inverse = torch.unique(flat, return_inverse=True)
-        parts = inverse.split([piece.numel() for piece in pieces])
-        positions = [part.view(piece.shape) for part, piece in zip(parts, pieces, strict=True)]
-        return self._orders[table].rows_of(unique), positions
-
-    def _wanted(self, rows: dict[str, Tensor]) -> KeyedJaggedTensor:
-        """Row numbers by the names under which TorchRec looks them up."""
-        return KeyedJaggedTensor.from_lengths_sync(
-            keys=[feature_of(table) for table in rows],
-            values=torch.cat(list(rows.values())),
-            lengths=torch.tensor([v.numel() for v in rows.values()], device=self.group.device),
-        )
+            fetched[table] = TableRows(request.wanted.rows[table], leaf, values)
+        return StepRows(fetched, own, self.table_of_role, request.wanted.index, self._note_update)
 
     def weight(self, table: str) -> Tensor:
         """Live view of this worker's logical rows of ``table``: [R, D], up to date on return.

@@ -20,8 +20,17 @@ CUDA_PROCESS_BYTES = 768 * 2**20
 GIB = 2**30
 
 # The exact layer computes whole logits of blocks of tokens. Where a block would hold fewer tokens
-# than these, matrix products are slow and every block is an exchange: it goes by tiles instead.
-LEAST_BLOCK_TOKENS = 32
+# than these, matrix products are slow and every block is an exchange: it goes by tiles instead. On
+# a GPU a block reads and writes the whole shard and its gradient at the pace of memory, which from
+# about 1,000 tokens on costs less than the fourth product of the tiles.
+LEAST_BLOCK_TOKENS = {"cpu": 32, "cuda": 1024}
+# Block sizes of `model.logits_block_mib: auto`: on the CPU what its caches like, on a GPU blocks of
+# so many tokens, and not below what tiles of 8,192 tokens by 8,192 rows take.
+CPU_BLOCK_BYTES = 8 * 2**20
+CUDA_BLOCK_TOKENS = 2048
+CUDA_TILE_BYTES = 4 * 8192 * 8192
+# Of a GPU's memory for one of the three blocks that a step is counted with.
+CUDA_BLOCK_SHARE = 1 / 16
 # Bytes a word: what counts of words and the sampler made of them hold at once, and what stays.
 SAMPLER_BUILDING_BYTES, SAMPLER_BYTES = 26, 8
 # Values beside each parameter of the dense model: AdamW's two moments; its gradient in a step.
@@ -84,6 +93,25 @@ def block_tokens(block_bytes: int, num_rows: int, num_workers: int) -> int:
     return max(1, block_bytes // (4 * shard_of(num_rows, 0, num_workers).physical_rows))
 
 
+def automatic_block_bytes(
+    num_rows: int, num_workers: int, *, exact: bool, device_bytes: int | None
+) -> int:
+    """Bytes of a block of float32 logits with `model.logits_block_mib: auto`.
+
+    Args:
+        num_rows: V of the output layer.
+        num_workers: W.
+        exact: whether training takes all own rows of it.
+        device_bytes: memory of the smallest GPU; None on the CPU.
+    """
+    if device_bytes is None:
+        return CPU_BLOCK_BYTES
+    of_token = 4 * shard_of(num_rows, 0, num_workers).physical_rows
+    tokens = min(CUDA_BLOCK_TOKENS, int(device_bytes * CUDA_BLOCK_SHARE) // of_token)
+    by_blocks = exact and tokens >= LEAST_BLOCK_TOKENS["cuda"]
+    return max(CUDA_TILE_BYTES, tokens * of_token if by_blocks else 0)
+
+
 @dataclass(frozen=True)
 class OutputNeeds:
     """What the output layer is, as far as it decides about memory.
@@ -95,6 +123,7 @@ class OutputNeeds:
         narrow_products: whether they are bfloat16.
         sampler_words: V where the sampler holds a number a word, else 0.
         trained: whether any step changes the rows of the table.
+        device: where it is computed.
     """
 
     table: TableSpec
@@ -103,6 +132,7 @@ class OutputNeeds:
     narrow_products: bool = False
     sampler_words: int = 0
     trained: bool = True
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 @dataclass(frozen=True)
@@ -137,7 +167,7 @@ def beside_tables_bytes(
         shard = shard_of(output.table.num_rows, 0, num_workers).physical_rows * output.table.width
         needed += 4 * shard * output.trained
         tokens = block_tokens(output.block_bytes, output.table.num_rows, num_workers)
-        if tokens >= LEAST_BLOCK_TOKENS and (copied or output.narrow_products):
+        if tokens >= LEAST_BLOCK_TOKENS[output.device] and (copied or output.narrow_products):
             needed += (2 if output.narrow_products else 4) * shard
     return needed
 

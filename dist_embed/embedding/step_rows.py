@@ -18,6 +18,27 @@ from torch.nn import functional
 from dist_embed.embedding.own_rows import OwnRows
 
 
+@dataclass(frozen=True)
+class WantedRows:
+    """What a step looks up. It is found out where the ids are: for training in the loader's thread,
+    so that no GPU's host has to wait for it.
+
+    Attributes:
+        rows: by table [U] distinct row numbers, ascending; so those of one owner lie together.
+        index: by role where the vectors of the ids will lie.
+    """
+
+    rows: dict[str, Tensor]
+    index: dict[str, list[Tensor]]
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> WantedRows:
+        """The same with ``change`` of every tensor: pinned, or on another device."""
+        return WantedRows(
+            {table: change(rows) for table, rows in self.rows.items()},
+            {role: [change(piece) for piece in pieces] for role, pieces in self.index.items()},
+        )
+
+
 @dataclass
 class RowRequest:
     """Row numbers on their way to the workers that hold the rows.
@@ -25,13 +46,11 @@ class RowRequest:
     They travel in two exchanges: how many each worker is asked for, then the numbers.
 
     Attributes:
-        rows: by table [U] distinct row numbers that this worker's tokens need.
-        index: by role where the vectors of the ids will lie.
+        wanted: what this worker's tokens need.
         context: TorchRec's, of this lookup.
     """
 
-    rows: dict[str, Tensor]
-    index: dict[str, list[Tensor]]
+    wanted: WantedRows
     context: Any
     _counts: Any = field(repr=False)
     _numbers: Any = field(default=None, repr=False)
@@ -55,7 +74,7 @@ class TableRows:
     """What one step holds of one table.
 
     Attributes:
-        rows: [U] distinct row numbers that this worker's tokens need.
+        rows: [U] distinct row numbers that this worker's tokens need, ascending.
         vectors: [U, D] leaf with the vectors at ``rows``.
     """
 

@@ -19,7 +19,7 @@ from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.types import DataType
 
-from dist_embed.config.cuda_only import problems_without_cuda
+from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
 from dist_embed.config.errors import UserError
 from dist_embed.embedding.plan import Exchange, TableSpec, Tier, Weights, shard_of
 from dist_embed.parallel.group import Group
@@ -57,7 +57,7 @@ def build_sharded_tables(
     tier: Tier = "device",
     weights: Weights = "fp32",
     exchange: Exchange = "fp32",
-    room_bytes: int = 0,
+    cache_share: float = 0.0,
     trained_whole: str | None = None,
 ) -> ShardedEmbeddingCollection:
     """Build the tables from the meta device, so that no process ever holds more than its shard.
@@ -72,22 +72,24 @@ def build_sharded_tables(
         tier: where the rows lie.
         weights: type of the rows; those of fp16 are rounded stochastically when updated.
         exchange: type in which vectors cross the network; key of `EXCHANGES`.
-        room_bytes: what tables of the tier ``uvm_caching`` may take of the device. Their cache
-            holds a fifth of the rows (FBGEMM's choice), or what fits there.
+        cache_share: of the rows of a table, how many the caches of the tier ``uvm_caching`` hold.
         trained_whole: the table of which every step reads and trains all rows of the own shard. It
             gets a kernel for itself, and no cache.
 
     Raises:
-        UserError: something that needs CUDA on another device. Nothing has been allocated.
+        UserError: something that needs CUDA on another device, or that CUDA cannot serve. Nothing
+            has been allocated.
 
     Collective: every worker calls it with equal arguments.
     """
-    if group.device.type != "cuda":
+    if group.device.type == "cuda":
+        problems = problems_on_cuda(width=specs[0].width)
+    else:
         problems = problems_without_cuda(
             optimizer=optimizer, memory=tier, weights=weights, exchange=exchange
         )
-        if problems:
-            raise UserError("\n".join(problems))
+    if problems:
+        raise UserError("\n".join(problems))
     module = EmbeddingCollection(
         device=torch.device("meta"),
         tables=[
@@ -115,10 +117,7 @@ def build_sharded_tables(
         "stochastic_rounding": True,  # of rows that are not float32
     }
     if tier == "uvm_caching":
-        # FBGEMM takes the device's memory, less what PyTorch holds of it, for free but for this.
-        free = torch.cuda.get_device_properties(group.device).total_memory
-        free -= torch.cuda.memory_reserved(group.device)
-        fused_params["cache_reserved_memory"] = float(free - room_bytes)
+        fused_params["cache_load_factor"] = cache_share
     sharder = EmbeddingCollectionSharder(
         fused_params=fused_params, qcomm_codecs_registry=exchange_codecs(exchange, group.device)
     )

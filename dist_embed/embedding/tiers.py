@@ -23,6 +23,11 @@ Memory = Literal["auto", "device", "uvm", "uvm_caching"]
 # Of a device's memory beside what can be foretold. The rest is for the dense model, activations,
 # the exchange, and what allocators leave unused: a choice, not a measurement.
 TABLES_SHARE = 0.8
+# Of the rows, that a cache holds where there is room: FBGEMM's choice.
+CACHED_SHARE = 0.2
+# What FBGEMM 1.8.0 keeps beside each cached row: its number and when it was used, int64, and where
+# it prefetches a count of its users, int32.
+CACHED_ROW_BYTES = 8 + 8 + 4
 # PyTorch takes memory by segments of up to 20 MiB; FBGEMM counts them whole.
 _SEGMENTS = 64 * 2**20
 
@@ -36,11 +41,18 @@ class Sizes:
         in_host: what of it lies in host memory in the tiers ``uvm`` and ``uvm_caching``.
         bookkeeping: what the device holds beside it in the tier ``uvm_caching``, without the cache;
             0 where no table can have one.
+        cacheable: the rows of tables that can have one, all of them in caches.
     """
 
     whole: int
     in_host: int
     bookkeeping: int
+    cacheable: int
+
+    @property
+    def least_with_a_cache(self) -> int:
+        """What a device holds in the tier ``uvm_caching`` before its caches have a row."""
+        return self.whole - self.in_host + self.bookkeeping
 
 
 def sizes_of(
@@ -60,6 +72,8 @@ def sizes_of(
         ),
         # FBGEMM's cache_index_table_map, int32, for each row.
         bookkeeping=4 * rows + _SEGMENTS if cached else 0,
+        cacheable=sum(table_bytes(spec, "sgd", num_workers, weights) for spec in cached)
+        + CACHED_ROW_BYTES * rows,
     )
 
 
@@ -89,7 +103,7 @@ def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
     if tier == "uvm_caching" and not sizes.bookkeeping:
         tier = "uvm"
     if tier == "uvm_caching" and room_bytes is not None:
-        least = sizes.whole - sizes.in_host + sizes.bookkeeping
+        least = sizes.least_with_a_cache
         if least >= room_bytes:
             raise UserError(
                 f"embedding.memory: {wanted!r} is not possible here: a cache needs more than "
@@ -99,6 +113,15 @@ def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
                 "embedding.memory=uvm (or device, where this estimate is too careful)"
             )
     return tier
+
+
+def cache_share(sizes: Sizes, room_bytes: int) -> float:
+    """Of the rows of tables with a cache, how many each cache holds.
+
+    FBGEMM would size the caches in turn, each from what is left, and tables with learning rates of
+    their own have one each.
+    """
+    return min(CACHED_SHARE, (room_bytes - sizes.least_with_a_cache) / sizes.cacheable)
 
 
 def check_device_memory(sizes: Sizes, step_bytes: int, free: int) -> None:
@@ -133,8 +156,8 @@ def find_tier(
     step_bytes: int,
     group: Group,
     trained_whole: str | None = None,
-) -> tuple[Tier, int]:
-    """The tier that all workers use, and the bytes that tables may take of each device.
+) -> tuple[Tier, float]:
+    """The tier that all workers use, and with ``uvm_caching`` `cache_share`; else 0.
 
     ``step_bytes`` is what a step needs of a device beside the tables; ``trained_whole``: see
     `dist_embed.embedding.tables.build_sharded_tables`. Collective.
@@ -144,7 +167,7 @@ def find_tier(
     """
     sizes = sizes_of(specs, optimizer, group.num_workers, weights, trained_whole)
     if group.device.type != "cuda":
-        return choose_tier(wanted, sizes, None), 0
+        return choose_tier(wanted, sizes, None), 0.0
     free = least_over_workers(free_bytes(group.device), group)
     check_device_memory(sizes, step_bytes, free)
     room = room_for_tables(free, step_bytes)
@@ -152,7 +175,7 @@ def find_tier(
     with all_or_none(group):
         if tier != "device":
             check_host_memory(sizes.in_host, group.num_local_workers, available_bytes())
-    return tier, room
+    return tier, cache_share(sizes, room) if tier == "uvm_caching" else 0.0
 
 
 def free_bytes(device: torch.device) -> int:

@@ -29,10 +29,8 @@ class LogitBlocks:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[b, D] to [b, R] float32, valid until the next call."""
-        out = self._buffer[: hidden.shape[0]]
-        if self._narrow is None:
-            return torch.mm(hidden, self._operand.t(), out=out)
-        return out.copy_(torch.mm(hidden, self._operand.t(), out=self._narrow[: hidden.shape[0]]))
+        rounded = None if self._narrow is None else self._narrow[: hidden.shape[0]]
+        return multiply(hidden, self._operand.t(), self._buffer[: hidden.shape[0]], rounded)
 
     def add_gradients(
         self,
@@ -45,17 +43,69 @@ class LogitBlocks:
         """From d loss / d logits [b, R]: set ``grad_hidden`` [b, D], add ``weight_scale`` times the
         weights' to ``grad_weight`` [R, D], unless that is None.
         """
-        if self._narrow is None:
-            torch.mm(grad, self._operand, out=grad_hidden)
-            if grad_weight is not None:
-                grad_weight.addmm_(grad.t(), hidden, alpha=weight_scale)
-            return
-        narrow = self._narrow[: hidden.shape[0]].copy_(grad)
-        grad_hidden.copy_(narrow @ self._operand)
+        if self._narrow is not None:
+            grad = self._narrow[: hidden.shape[0]].copy_(grad)
+        multiply(grad, self._operand, grad_hidden)
         if grad_weight is not None:
-            for first in range(0, len(grad_weight), PRODUCT_ROWS):
-                rows = slice(first, first + PRODUCT_ROWS)
-                grad_weight[rows].add_(narrow[:, rows].t() @ hidden, alpha=weight_scale)
+            add_product(grad.t(), hidden, grad_weight, weight_scale)
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor, rounded: Tensor | None = None) -> Tensor:
+    """``out`` := a · b, float32 whatever the type of ``a`` and ``b``; returns it.
+
+    CUDA gives the sums of narrow products in float32. On the CPU they are rounded to their type
+    first, into ``rounded`` where it is given.
+    """
+    if a.dtype == out.dtype:
+        return torch.mm(a, b, out=out)
+    if out.is_cuda:
+        return torch.mm(a, b, out_dtype=out.dtype, out=out)
+    return out.copy_(torch.mm(a, b, out=rounded))
+
+
+def add_product(a: Tensor, b: Tensor, to: Tensor, scale: float) -> None:
+    """``to`` += scale · a · b; types and rounding as in `multiply`."""
+    if a.dtype == to.dtype:
+        to.addmm_(a, b, alpha=scale)
+    elif to.is_cuda:
+        torch.addmm(to, a, b, out_dtype=to.dtype, alpha=scale, out=to)
+    else:
+        for first in range(0, len(to), PRODUCT_ROWS):
+            rows = slice(first, first + PRODUCT_ROWS)
+            to[rows].add_(a[rows] @ b, alpha=scale)
+
+
+class Picked:
+    """One logit of some rows of a block: read and changed without asking which rows have one.
+
+    A GPU's host would wait for that answer.
+
+    Args:
+        index: [b] which of ``num_rows`` logits; outside of these none.
+        num_rows: may be 0.
+    """
+
+    def __init__(self, index: Tensor, num_rows: int) -> None:
+        self.here = (index >= 0) & (index < num_rows)
+        self._place = index.clamp(0, max(0, num_rows - 1)).unsqueeze(1)
+
+    def read(self, logits: Tensor) -> Tensor:
+        """Of [b, num_rows]: [b], 0 where none is picked."""
+        if not logits.shape[1]:
+            return logits.new_zeros(logits.shape[0])
+        return torch.where(self.here, logits.gather(1, self._place).squeeze(1), 0.0)
+
+    def add(self, logits: Tensor, value: float) -> None:
+        """Add ``value`` to each picked one."""
+        if logits.shape[1]:
+            logits.scatter_add_(1, self._place, torch.where(self.here, value, 0.0).unsqueeze(1))
+
+    def put(self, logits: Tensor, value: Tensor) -> None:
+        """Write ``value``, [b] or [], over each picked one."""
+        if logits.shape[1]:
+            old = logits.gather(1, self._place)
+            here = self.here.unsqueeze(1)
+            logits.scatter_(1, self._place, torch.where(here, value.unsqueeze(-1), old))
 
 
 def exponentials(logits: Tensor) -> tuple[Tensor, Tensor]:

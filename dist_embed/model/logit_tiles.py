@@ -8,15 +8,16 @@ of Cut Cross-Entropy (Wijmans et al. 2025, arXiv 2411.09009), with plain matrix 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from dist_embed.embedding.tables import lies_in_host_memory
-from dist_embed.model.logit_blocks import LogitBlocks, exponentials
+from dist_embed.model.logit_blocks import LogitBlocks, Picked, exponentials
 
-# Enough for the matrix product to be fast; the rows of a tile follow from its bytes.
+# Enough for the matrix product to be fast on a CPU; the rows of a tile follow from its bytes.
 TILE_TOKENS = 256
 
 
@@ -35,7 +36,10 @@ class LogitTiles:
     def __init__(self, hidden: Tensor, weight: Tensor, tile_bytes: int) -> None:
         self._hidden = hidden
         self._weight = weight
-        self._tokens = max(1, min(TILE_TOKENS, hidden.shape[0]))
+        most = TILE_TOKENS
+        if weight.is_cuda:  # as many tokens as rows: the fewest operations, and passes over memory
+            most = max(TILE_TOKENS, math.isqrt(tile_bytes // 4))
+        self._tokens = max(1, min(most, hidden.shape[0]))
         self._copied = weight.dtype != hidden.dtype or lies_in_host_memory(weight)
         row_bytes = 4 * self._tokens
         if self._copied:
@@ -51,8 +55,7 @@ class LogitTiles:
         maximum = torch.full((num_tokens,), float("-inf"), device=self._hidden.device)
         total, target_logit = torch.zeros_like(maximum), torch.zeros_like(maximum)
         for block, first_row, logits in self.tiles():
-            here, index = _within(targets[block] - first_row, logits.shape[1])
-            target_logit[block][here] = logits[here, index]
+            target_logit[block] += Picked(targets[block] - first_row, logits.shape[1]).read(logits)
             merge_exponentials(maximum[block], total[block], *exponentials(logits))
         return maximum, total, target_logit
 
@@ -83,8 +86,7 @@ class LogitTiles:
             for block in self._token_blocks():
                 h = self._hidden[block]
                 grad = blocks.logits(h).sub_(log_z[block].unsqueeze(1)).exp_()
-                here, index = _within(targets[block] - first_row, grad.shape[1])
-                grad[here, index] -= target_share
+                Picked(targets[block] - first_row, grad.shape[1]).add(grad, -target_share)
                 into = None if grad_weight is None else grad_weight[rows]
                 blocks.add_gradients(grad, h, part[: h.shape[0]], into, weight_scale)
                 grad_hidden[block] += part[: h.shape[0]]
@@ -113,9 +115,3 @@ def merge_exponentials(maximum: Tensor, total: Tensor, more: Tensor, more_total:
     highest = torch.maximum(maximum, more)
     total.mul_((maximum - highest).exp()).add_(more_total * (more - highest).exp())
     maximum.copy_(highest)
-
-
-def _within(index: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Which places of ``index`` name one of ``num_rows`` rows, and which."""
-    here = ((index >= 0) & (index < num_rows)).nonzero().squeeze(-1)
-    return here, index[here]

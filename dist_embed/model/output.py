@@ -20,7 +20,7 @@ from torch import Tensor
 from dist_embed.embedding.memory import LEAST_BLOCK_TOKENS, block_tokens
 from dist_embed.embedding.own_rows import OwnGradient
 from dist_embed.embedding.tables import lies_in_host_memory
-from dist_embed.model.logit_blocks import LogitBlocks, exponentials, log_normaliser
+from dist_embed.model.logit_blocks import LogitBlocks, Picked, exponentials, log_normaliser
 from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.parallel.collectives import gather_rows, stack_over_workers, sum_and_scatter_rows
 from dist_embed.parallel.group import Group
@@ -38,6 +38,7 @@ class OutputShard:
         num_rows: V, rows over all shards.
         block_bytes: upper bound for one block of float32 logits.
         dtype: type of the matrix products' operands; sums are always float32.
+        reading_bytes: ``block_bytes`` of evaluation and search; None: the same.
     """
 
     group: Group
@@ -45,15 +46,22 @@ class OutputShard:
     num_rows: int
     block_bytes: int
     dtype: torch.dtype = torch.float32
+    reading_bytes: int | None = None
 
     def in_float32(self) -> OutputShard:
         """The same shard with float32 products: for evaluation and search."""
-        return replace(self, dtype=torch.float32)
+        block_bytes = self.reading_bytes or self.block_bytes
+        return replace(self, dtype=torch.float32, block_bytes=block_bytes)
 
     @property
     def block_tokens(self) -> int:
         """Tokens per block; the same on every worker, as every block is an exchange."""
         return block_tokens(self.block_bytes, self.num_rows, self.group.num_workers)
+
+    @property
+    def trains_by_blocks(self) -> bool:
+        """Whether a block holds enough tokens; else training goes by tiles."""
+        return self.block_tokens >= LEAST_BLOCK_TOKENS[self.group.device.type]
 
 
 def sharded_cross_entropy(
@@ -122,7 +130,7 @@ class _ShardedCrossEntropy(torch.autograd.Function):
         into: Tensor | None = None
         if weight_gradient is not None:
             into = tokens.begin_weight_gradient(weight_gradient)
-        if want_gradient and shard.block_tokens >= LEAST_BLOCK_TOKENS:
+        if want_gradient and shard.trains_by_blocks:
             smoothed, nll, grad_hidden = tokens.in_one_pass(into)
         else:
             smoothed, nll, log_z = tokens.loss_by_tiles()
@@ -188,7 +196,8 @@ class _Tokens:
         weight = self.weight
         if lies_in_host_memory(weight):  # every block reads it
             weight = weight.to(self.shard.dtype, copy=True)
-        blocks = LogitBlocks(weight, self.shard.block_tokens, self.shard.dtype)
+        num_tokens = min(self.shard.block_tokens, max(1, self.hidden.shape[0]))
+        blocks = LogitBlocks(weight, num_tokens, self.shard.dtype)
         grad_hidden = torch.empty_like(self.hidden, dtype=torch.float32)
         smoothed = torch.zeros((), device=self.hidden.device)
         nll = torch.zeros((), device=self.hidden.device)
@@ -196,17 +205,15 @@ class _Tokens:
             block = slice(start, start + blocks.num_tokens)
             h, index = self.hidden[block], self.index[block]
             logits = blocks.logits(h)
-            here = ((index >= 0) & (index < self.weight.shape[0])).nonzero().squeeze(-1)
-            index = index[here]
-            target_logit = logits.new_zeros(h.shape[0])
-            target_logit[here] = logits[here, index]
+            targets = Picked(index, self.weight.shape[0])
+            target_logit = targets.read(logits)
             maximum, total = exponentials(logits)
             losses, log_z = self._losses(h, maximum, total, target_logit)
             smoothed, nll = smoothed + losses[0], nll + losses[1]
             # d loss / d logits = p - (1 - ε) onehot - ε / V; the last term, the same for every
             # word, is added afterwards without touching the block.
             grad = logits.mul_((maximum - log_z).exp().unsqueeze(1))
-            grad[here, index] -= 1 - self.smoothing
+            targets.add(grad, self.smoothing - 1)
             blocks.add_gradients(grad, h, grad_hidden[block], grad_weight, self.weight_scale)
         return smoothed, nll, grad_hidden
 

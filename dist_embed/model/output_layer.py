@@ -5,6 +5,7 @@ the loss that follows from them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Protocol
 
 from torch import Tensor
@@ -17,43 +18,52 @@ from dist_embed.model.sampler import Negatives, Sampler
 from dist_embed.parallel.collectives import start_gather_rows, start_sum_and_scatter_rows
 
 
-class OutputLayer(Protocol):
-    """What a training step asks of an output layer."""
+class StepLoss(Protocol):
+    """The loss of one step, micro-batch by micro-batch."""
 
-    counts_own_tokens: bool  # whether `loss` gives sums of this worker's tokens, or of all workers'
-
-    def words(self, step: int, targets: list[Tensor]) -> list[Tensor]:
-        """Ids whose output rows step ``step`` looks up, given its micro-batches' right answers.
-
-        Called for one step after the other, before `start` and after `finish` of the step before.
-        Not collective.
-        """
-
-    def start(self, rows: StepRows, weight_scale: float) -> None:
-        """Before the step's first loss, given what it has looked up, and what the sums of its
-        losses are multiplied by: 1 / tokens of all workers. Collective.
-        """
-
-    def loss(
-        self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor,
-        tokens_of_worker: list[int], label_smoothing: float,
+    def of(
+        self, hidden: Tensor, micro: int, targets: Tensor, tokens_of_worker: list[int],
+        label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Sums over tokens (see ``counts_own_tokens``) of the smoothed loss and of -log p; the
-        gradients are those of this worker's tokens and rows. Collective.
+        """Sums over tokens (see ``OutputLayer.counts_own_tokens``) of the smoothed loss and of
+        -log p; the gradients are those of this worker's tokens and rows. Collective.
 
         Args:
             hidden: [n, D] float32 of this worker's tokens.
-            rows: what the step has looked up.
-            micro: number of the micro-batch.
+            micro: number of the micro-batch; each comes once, in order.
             targets: [n] ids of its right answers.
             tokens_of_worker: n of every worker.
             label_smoothing: ε.
         """
 
-    def finish(self, rows: StepRows) -> None:
-        """After the backward of the step's last loss: all gradients are on ``rows``.
+    def finish(self) -> None:
+        """After the backward of the last loss: all gradients are on the step's rows. Collective."""
 
-        Collective.
+
+class OutputLayer(Protocol):
+    """What a training step asks of an output layer. It keeps nothing from step to step."""
+
+    counts_own_tokens: bool  # whether losses are sums of this worker's tokens, or of all workers'
+
+    def draw(self, step: int) -> Negatives | None:
+        """The negatives of a step, if the layer has any, on the host. Not collective."""
+
+    def words(self, targets: list[Tensor], negatives: Negatives | None) -> list[Tensor]:
+        """Ids whose output rows a step looks up, given its micro-batches' right answers.
+
+        Not collective.
+        """
+
+    def start(
+        self, rows: StepRows, negatives: Negatives | None, micro_batches: int, weight_scale: float
+    ) -> StepLoss:
+        """Before a step's first loss. Collective.
+
+        Args:
+            rows: what it has looked up.
+            negatives: its own, on the device.
+            micro_batches: how many losses there will be.
+            weight_scale: what their sum is multiplied by: 1 / tokens of all workers.
         """
 
 
@@ -70,30 +80,41 @@ class ExactOutput:
     def __init__(self, lookup: RowLookup, shard: OutputShard) -> None:
         self._lookup = lookup
         self._shard = shard
-        self._weight_scale = 1.0
 
-    def words(self, step: int, targets: list[Tensor]) -> list[Tensor]:
+    def draw(self, step: int) -> None:
+        """None."""
+
+    def words(self, targets: list[Tensor], negatives: Negatives | None) -> list[Tensor]:
         """None by id: the layer reads its own shard where it lies."""
         return []
 
-    def start(self, rows: StepRows, weight_scale: float) -> None:
-        """Note the scale: `loss` adds to the gradient of own rows itself."""
-        self._weight_scale = weight_scale
+    def start(
+        self, rows: StepRows, negatives: Negatives | None, micro_batches: int, weight_scale: float
+    ) -> StepLoss:
+        """See `OutputLayer.start`; nothing has to travel."""
+        return _ExactLoss(self._lookup, self._shard, rows, weight_scale)
 
-    def loss(
-        self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor,
-        tokens_of_worker: list[int], label_smoothing: float,
+
+class _ExactLoss:
+    """See `StepLoss` and `sharded_cross_entropy`, which adds to the gradient of own rows itself."""
+
+    def __init__(
+        self, lookup: RowLookup, shard: OutputShard, rows: StepRows, weight_scale: float
+    ) -> None:
+        assert rows.own_output is not None, "the lookup was built without own_output"
+        self._rows_of, self._shard = lookup.output_rows_of, shard
+        self._own, self._weight_scale = rows.own_output, weight_scale
+
+    def of(
+        self, hidden: Tensor, micro: int, targets: Tensor, tokens_of_worker: list[int],
+        label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """See `OutputLayer.loss` and `sharded_cross_entropy`."""
-        own = rows.own_output
-        assert own is not None, "the lookup was built without own_output"
         return sharded_cross_entropy(
-            hidden, self._lookup.output_rows_of(targets), own.weight, self._shard, tokens_of_worker,
-            label_smoothing, own.gradient, self._weight_scale,
+            hidden, self._rows_of(targets), self._own.weight, self._shard, tokens_of_worker,
+            label_smoothing, self._own.gradient, self._weight_scale,
         )  # fmt: skip
 
-    def finish(self, rows: StepRows) -> None:
-        """Nothing to do."""
+    def finish(self) -> None: ...
 
 
 class SampledOutput:
@@ -117,55 +138,65 @@ class SampledOutput:
         self._sampler = sampler
         self._seed = seed
         self._shard = shard
-        self._negatives: Negatives | None = None
-        self._negatives_of_worker: list[int] = []  # negatives that each worker looks up
-        self._backwards = 0  # that are still to come in this step
-        self._arriving: Callable[[], Tensor] | None = None
-        self._vectors: Tensor | None = None
+
+    def draw(self, step: int) -> Negatives:
+        """See `OutputLayer.draw`."""
+        return self._sampler.draw(self._seed, step)
+
+    def words(self, targets: list[Tensor], negatives: Negatives | None) -> list[Tensor]:
+        """The right answers of every micro-batch, then this worker's part of the negatives."""
+        assert negatives is not None
+        group = self._shard.group
+        return [*targets, negatives.ids.tensor_split(group.num_workers)[group.rank]]
+
+    def start(
+        self, rows: StepRows, negatives: Negatives | None, micro_batches: int, weight_scale: float
+    ) -> StepLoss:
+        """Begin to bring the negatives' vectors together: [S, D] on every worker."""
+        assert negatives is not None
+        del weight_scale  # they are leaves
+        return _SampledLoss(self._shard, rows, negatives, micro_batches)
+
+
+class _SampledLoss:
+    """See `StepLoss` and `sampled_cross_entropy`; the last backward is collective too."""
+
+    def __init__(
+        self, shard: OutputShard, rows: StepRows, negatives: Negatives, micro_batches: int
+    ) -> None:
+        self._shard, self._rows, self._negatives = shard, rows, negatives
+        self._last = micro_batches - 1
+        parts = negatives.ids.tensor_split(shard.group.num_workers)
+        self._negatives_of_worker = [part.numel() for part in parts]
+        self._arriving = start_gather_rows(
+            rows.vectors("output", -1).detach(), self._negatives_of_worker, shard.group
+        )
         self._leaving: Callable[[], Tensor] | None = None
 
-    def words(self, step: int, targets: list[Tensor]) -> list[Tensor]:
-        """The right answers of every micro-batch, then this worker's part of the negatives."""
-        group = self._shard.group
-        self._negatives = self._sampler.draw(self._seed, step).to(group.device)
-        parts = self._negatives.ids.tensor_split(group.num_workers)
-        self._negatives_of_worker = [part.numel() for part in parts]
-        self._backwards = len(targets)
-        return [*targets, parts[group.rank]]
+    @cached_property
+    def _vectors(self) -> Tensor:
+        """[S, D] leaf of all negatives. The first one to ask waits for them."""
+        return self._arriving().requires_grad_()
 
-    def start(self, rows: StepRows, weight_scale: float) -> None:
-        """Begin to bring the negatives' vectors together: [S, D] on every worker."""
-        del weight_scale  # they are leaves
-        own = rows.vectors("output", -1).detach()
-        self._arriving = start_gather_rows(own, self._negatives_of_worker, self._shard.group)
-
-    def loss(
-        self, hidden: Tensor, rows: StepRows, micro: int, targets: Tensor,
-        tokens_of_worker: list[int], label_smoothing: float,
+    def of(
+        self, hidden: Tensor, micro: int, targets: Tensor, tokens_of_worker: list[int],
+        label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """See `OutputLayer.loss` and `sampled_cross_entropy`; the last backward is collective."""
-        assert self._negatives is not None, "words() comes first"
-        if self._vectors is None:
-            assert self._arriving is not None, "start() comes first"
-            self._vectors = self._arriving().requires_grad_()
-            self._vectors.register_post_accumulate_grad_hook(self._after_backward)
-            self._arriving = None
+        if micro == self._last:
+            self._vectors.register_post_accumulate_grad_hook(self._send_back)
         return sampled_cross_entropy(
-            hidden, rows.vectors("output", micro), self._vectors, targets, self._negatives,
+            hidden, self._rows.vectors("output", micro), self._vectors, targets, self._negatives,
             num_words=self._shard.num_rows, block_bytes=self._shard.block_bytes,
             dtype=self._shard.dtype, label_smoothing=label_smoothing,
         )  # fmt: skip
 
-    def finish(self, rows: StepRows) -> None:
+    def finish(self) -> None:
         """Hand the sum over workers of each negative's gradient to who has looked it up."""
-        assert self._leaving is not None, "a loss has not been differentiated"
-        rows.add_gradient("output", -1, self._leaving())
-        self._vectors = self._leaving = None
+        assert self._leaving is not None, "the last loss has not been differentiated"
+        self._rows.add_gradient("output", -1, self._leaving())
 
-    def _after_backward(self, vectors: Tensor) -> None:
-        self._backwards -= 1
-        if not self._backwards:
-            assert vectors.grad is not None
-            self._leaving = start_sum_and_scatter_rows(
-                vectors.grad, self._negatives_of_worker, self._shard.group
-            )
+    def _send_back(self, vectors: Tensor) -> None:
+        assert vectors.grad is not None
+        self._leaving = start_sum_and_scatter_rows(
+            vectors.grad, self._negatives_of_worker, self._shard.group
+        )

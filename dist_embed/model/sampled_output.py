@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_embed.model.logit_blocks import LogitBlocks
+from dist_embed.model.logit_blocks import LogitBlocks, Picked
 from dist_embed.model.sampler import Negatives
 
 
@@ -89,6 +89,7 @@ class _SampledCrossEntropy(torch.autograd.Function):
         inverse = (-log_probability).exp()
         weighted = inverse @ vectors
         share = smoothing / num_words
+        nothing = torch.full((), float("-inf"), device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         grad_negatives = torch.zeros_like(vectors)
         grad_target_logit = torch.empty_like(target_logit)
@@ -98,12 +99,11 @@ class _SampledCrossEntropy(torch.autograd.Function):
             block = slice(start, start + blocks.num_tokens)
             h, s_t = operand[block], target_logit[block]
             logits = blocks.logits(h)
-            own = (hits[block] >= 0).nonzero().squeeze(-1)
-            place = hits[block][own]
-            sum_of_logits = s_t + hidden[block] @ weighted
-            sum_of_logits[own] -= logits[own, place] * inverse[place]
+            own = Picked(hits[block], logits.shape[1])
+            own_inverse = inverse[hits[block].clamp(min=0)]
+            sum_of_logits = s_t + hidden[block] @ weighted - own.read(logits) * own_inverse
             logits -= log_probability
-            logits[own, place] = float("-inf")
+            own.put(logits, nothing)
             maximum = torch.maximum(logits.amax(1), s_t)
             total = logits.sub_(maximum.unsqueeze(1)).exp_().sum(1) + (s_t - maximum).exp()
             log_z = maximum + total.log()
@@ -114,7 +114,7 @@ class _SampledCrossEntropy(torch.autograd.Function):
             ).sum()
             # d loss / d s_j = p_j - (ε / V) / π_j, the second part added below for all tokens.
             grad = logits.mul_((maximum - log_z).exp().unsqueeze(1))
-            grad[own, place] = share * inverse[place]
+            own.put(grad, share * own_inverse)
             blocks.add_gradients(grad, h, grad_hidden[block], grad_negatives)
             grad_target_logit[block] = (s_t - log_z).exp() - (1 - smoothing) - share
         if share:

@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_embed.parallel.device import pinned
+
 _TAG = 0x5A3D  # keeps these draws apart from others of the same seed and step
 
 
@@ -38,7 +40,14 @@ class Negatives:
 
     def to(self, device: torch.device) -> Negatives:
         """The same on another device."""
-        return Negatives(self.ids.to(device), self.log_probability.to(device))
+        return Negatives(
+            self.ids.to(device, non_blocking=True),
+            self.log_probability.to(device, non_blocking=True),
+        )
+
+    def pinned(self) -> Negatives:
+        """The same in memory from which a GPU copies by itself."""
+        return Negatives(pinned(self.ids), pinned(self.log_probability))
 
     def place_of(self, ids: Tensor) -> Tensor:
         """Where each of ``ids`` lies among the samples, or -1: same shape."""

@@ -36,6 +36,18 @@ def start_sum_over_workers(tensor: Tensor, group: Group) -> Callable[[], Tensor]
     return summed
 
 
+def sum_numbers_over_workers(numbers: list[int], group: Group) -> list[int]:
+    """Sum each of the host's ``numbers`` over all workers. Collective.
+
+    One worker alone asks no device.
+    """
+    if group.num_workers == 1:
+        return numbers
+    own = torch.tensor(numbers, dtype=torch.int64, device=group.device)
+    summed: list[int] = sum_over_workers(own, group).tolist()
+    return summed
+
+
 def least_over_workers(value: int, group: Group) -> int:
     """The least of every worker's ``value``. Collective."""
     least = torch.tensor(value, device=group.device)

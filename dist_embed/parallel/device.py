@@ -51,6 +51,16 @@ def seed_random_draws(seed: int, device: torch.device) -> None:
         torch.cuda.manual_seed(seed)
 
 
+def pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` in memory of the host from which a GPU copies by itself; on a GPU as it is."""
+    return tensor.pin_memory() if tensor.device.type == "cpu" else tensor
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of a CUDA device."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
 def device_name(device: torch.device) -> str:
     """A name a reader can compare figures by."""
     if device.type == "cuda":

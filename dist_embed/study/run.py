@@ -166,6 +166,8 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     starts from. What files hold is not looked at, nor where the study's folder lies.
     """
     values = config.model_dump(mode="json")
+    if config.model.logits_block_mib == "auto" and config.cluster.device != "cuda":
+        values["model"]["logits_block_mib"] = 8.0  # as runs had it before `auto`
     for key in (*_NOT_DECIDING, *(_KEPT if config.checkpoint.keep_best else ())):
         section, name = key.split(".")
         values[section].pop(name, None)

@@ -30,7 +30,8 @@ from dist_embed.model.sampler import LogUniformSampler, Sampler, UnigramSampler
 from dist_embed.model.search import Searcher, SearchSettings
 from dist_embed.model.transformer import Transformer
 from dist_embed.model.unknown_words import UnknownWords
-from dist_embed.parallel.device import resolve_dtype
+from dist_embed.parallel.collectives import least_over_workers
+from dist_embed.parallel.device import memory_bytes, resolve_dtype
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 from dist_embed.train.needs import output_needs
@@ -70,7 +71,18 @@ def build_translator(
     """
     embedding, model = config.embedding, config.model
     dtype = resolve_dtype(config.train.precision, group.device)
-    output = output_needs(config, vocabulary_size, narrow_products=dtype != torch.float32)
+    device_bytes = None
+    if group.device.type == "cuda":
+        device_bytes = least_over_workers(memory_bytes(group.device), group)
+    needs = partial(
+        output_needs,
+        config,
+        vocabulary_size,
+        narrow_products=dtype != torch.float32,
+        device_bytes=device_bytes,
+        num_workers=group.num_workers,
+    )
+    output = needs(training=training)
     lookup = RowLookup(
         rows_of_role(vocabulary_size, config.tokenizer.oov_buckets),
         embedding.width,
@@ -106,6 +118,7 @@ def build_translator(
         lookup.num_output_rows,
         output.block_bytes,
         dtype,
+        needs(training=False).block_bytes,
     )
     return Translator(lookup, transformer, shard, dtype)
 

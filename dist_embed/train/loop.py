@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.observe.metrics import MetricsLog
-from dist_embed.parallel.collectives import sum_over_workers
+from dist_embed.parallel.collectives import sum_numbers_over_workers
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 from dist_embed.parallel.stop import stop_requested
@@ -96,7 +97,10 @@ def train_loop(
         CheckpointError: saving failed in a way that a run does not go on with; see `Saver`.
     """
     group = state.group
-    steps = loader.prefetched(Position(**state.scalars["position"]))
+    numbers = itertools.count(state.step + 1)
+    steps = loader.prefetched(
+        Position(**state.scalars["position"]), lambda work: train_step.prepare(next(numbers), work)
+    )
     window = _Window()
     skipped_in_a_row = 0
     first_step = state.step
@@ -108,8 +112,11 @@ def train_loop(
             if stopped:
                 break
             started = time.perf_counter()
-            work = following or _next(steps, group)
-            following = _next(steps, group) if state.step + 1 < rhythm.max_steps else None
+            # Data that cannot be read are an error one step before they are needed; what has been
+            # saved by then is kept.
+            work = following or next(steps).to(group.device)
+            more = state.step + 1 < rhythm.max_steps
+            following = next(steps).to(group.device) if more else None
             result = train_step.run(state.step + 1, work, following)
             window.add(result, time.perf_counter() - started)
             state.step += 1
@@ -147,24 +154,12 @@ def train_loop(
     return stopped
 
 
-def _next(steps: Iterator[StepBatches], group: Group) -> StepBatches:
-    """The next step's work, on this worker's device.
-
-    Data that cannot be read are an error one step before they are needed; what has been saved by
-    then is kept.
-    """
-    work = next(steps)
-    work.batches[:] = [batch.to(group.device) for batch in work.batches]
-    return work
-
-
 def _between_steps(saver: Saver, group: Group) -> bool:
     """Take in a save that has ended everywhere; returns whether any worker is asked to stop.
 
     Collective.
     """
-    flags = torch.tensor([stop_requested(), saver.has_ended], dtype=torch.int32)
-    stops, ended = sum_over_workers(flags.to(group.device), group).tolist()
+    stops, ended = sum_numbers_over_workers([stop_requested(), saver.has_ended], group)
     if ended == group.num_workers:
         saver.conclude()
     return bool(stops)

@@ -9,6 +9,7 @@ from dist_embed.embedding.memory import (
     OutputNeeds,
     Replicated,
     Saving,
+    automatic_block_bytes,
     host_table_bytes,
     inference_bytes,
     table_bytes,
@@ -20,23 +21,40 @@ from dist_embed.train.table_settings import table_settings
 
 
 def output_needs(
-    config: Config, vocabulary_size: dict[str, int], *, narrow_products: bool
+    config: Config,
+    vocabulary_size: dict[str, int],
+    *,
+    narrow_products: bool,
+    training: bool = True,
+    device_bytes: int | None = None,
+    num_workers: int | None = None,
 ) -> OutputNeeds:
     """What decides how much memory the output layer takes.
 
     ``narrow_products``: whether matrix products are bfloat16 (`train.precision`).
+    ``training``: else blocks of their own accord are those of evaluation and search, which go by
+    tiles.
+    ``device_bytes``: memory of the smallest GPU, the same on every worker; None on the CPU.
+    ``num_workers``: of the group, where there is one; else those that are configured. They differ
+    under a launcher of the user's, as torchrun.
     """
     model = config.model
-    table = TABLE_OF_ROLE[model.share_embeddings]["output"]
-    settings = table_settings(config).get(table)
+    name = TABLE_OF_ROLE[model.share_embeddings]["output"]
+    table, settings = _specs(config, vocabulary_size)[name], table_settings(config).get(name)
     counted = model.output == "sampled" and model.sampler == "unigram"
+    exact, workers = model.output == "exact", num_workers or config.cluster.num_workers
     return OutputNeeds(
-        _specs(config, vocabulary_size)[table],
-        exact=model.output == "exact",
-        block_bytes=int(model.logits_block_mib * 2**20),
+        table,
+        exact=exact,
+        block_bytes=automatic_block_bytes(
+            table.num_rows, workers, exact=exact and training, device_bytes=device_bytes
+        )
+        if model.logits_block_mib == "auto"
+        else int(model.logits_block_mib * 2**20),
         narrow_products=narrow_products,
         sampler_words=vocabulary_size["target"] if counted else 0,
         trained=not (settings and settings.freeze),
+        device="cpu" if device_bytes is None else "cuda",
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,12 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.data.loader import StepBatches
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.step_rows import RowRequest, StepRows
+from dist_embed.embedding.step_rows import RowRequest, StepRows, WantedRows
 from dist_embed.model.output_layer import OutputLayer
+from dist_embed.model.sampler import Negatives
 from dist_embed.optim.gradient_norm import table_gradient_square_sum
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.collectives import start_sum_over_workers
-from dist_embed.parallel.device import seed_random_draws
+from dist_embed.parallel.device import pinned, seed_random_draws
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,38 @@ class StepResult:
     tokens: int
     skipped: bool
     gradient_norm: float | None
+
+
+@dataclass(frozen=True)
+class PreparedStep(StepBatches):
+    """A step's batches with what `TrainStep.prepare` has made of them.
+
+    Attributes:
+        step: its number.
+        wanted: the rows that it looks up.
+        negatives: of the sampled output layer.
+    """
+
+    step: int
+    wanted: WantedRows
+    negatives: Negatives | None
+
+    def to(self, device: torch.device) -> Self:
+        """The same on ``device``."""
+        return replace(
+            super().to(device),
+            wanted=self.wanted.changed(lambda rows: rows.to(device, non_blocking=True)),
+            negatives=self.negatives and self.negatives.to(device),
+        )
+
+    def pinned(self) -> Self:
+        """The same in memory from which a GPU copies by itself."""
+        return replace(
+            self,
+            batches=[batch.pinned() for batch in self.batches],
+            wanted=self.wanted.changed(pinned),
+            negatives=self.negatives and self.negatives.pinned(),
+        )
 
 
 class TrainStep:
@@ -90,14 +123,38 @@ class TrainStep:
         self._group = lookup.group
         self._transformer = model.module if isinstance(model, DistributedDataParallel) else model
         self._parameters = list(model.parameters())
-        self._requested: tuple[int, StepBatches, RowRequest] | None = None
+        # What was announced, prepared, and its rows on their way.
+        self._requested: tuple[StepBatches, PreparedStep, RowRequest] | None = None
+
+    def prepare(self, step: int, work: StepBatches) -> PreparedStep:
+        """What can be done before a step's turn. Not collective; made for the loader's thread.
+
+        Args:
+            step: its number, from 1.
+            work: its batches, on the host or on the device.
+        """
+        negatives = self._output.draw(step)
+        if negatives is not None:  # drawn on the host; ids are looked up where the batches are
+            negatives = negatives.to(work.batches[0].source.device)
+        targets = [batch.target_output for batch in work.batches]
+        wanted = self._lookup.wanted(
+            {
+                "source": [batch.source for batch in work.batches],
+                "target": [batch.target_input for batch in work.batches],
+                "output": self._output.words(targets, negatives),
+            }
+        )
+        prepared = PreparedStep(
+            work.batches, work.token_counts, work.after, step, wanted, negatives
+        )
+        return prepared.pinned() if self._group.device.type == "cuda" else prepared
 
     def run(self, step: int, work: StepBatches, following: StepBatches | None = None) -> StepResult:
         """Train on one step's batches. Collective.
 
         Args:
             step: its number, from 1.
-            work: its batches.
+            work: its batches on this worker's device, prepared or not.
             following: those of the next step, where they are known: their ids then travel while
                 this step updates parameters and tables. Given on all workers or on none.
         """
@@ -114,48 +171,56 @@ class TrainStep:
         self._lookup.freeze(
             frozenset(name for name, last in self._frozen_until.items() if step <= last)
         )
-        rows = self._lookup.fetch(self._request(step, work))
-        sums = self._dense_half(rows, work)
-        gradient_norm = self._start_gradient_norm(rows, sums)
+        prepared, request = self._request(step, work)
+        rows = self._lookup.fetch(request)
+        found = self._dense_half(rows, prepared)
+        # One exchange: each waits for the slowest worker.
+        summing = start_sum_over_workers(self._own_sums(rows, found), self._group)
+        dense_square = torch.stack(torch._foreach_norm(self._dense_gradients())).square().sum()
         if following is not None:
-            self._requested = step + 1, following, self._request(step + 1, following)
-        norm = gradient_norm()
+            self._requested = following, *self._request(step + 1, following)
+        tables_square, loss, nll = summing()
+        # Here a GPU's host waits for the results, once.
+        loss_sum, nll_sum, norm = torch.stack(
+            [loss, nll, (dense_square + tables_square).sqrt()]
+        ).tolist()
         if self._requested:
-            self._requested[2].send()  # here a GPU's host has just waited anyway
-        skipped = not math.isfinite(norm)
+            self._requested[2].send()  # its counts have come by then
+        skipped = not (math.isfinite(norm) and math.isfinite(loss_sum))
         if not skipped:
             self._clip(rows, norm)
             for param_group in self._optimizer.param_groups:
                 param_group["lr"] = self._dense_schedule.rate(step)
             self._optimizer.step()
             rows.backward()
-        tokens = work.global_tokens
         return StepResult(
-            loss=float(sums[0]) / tokens,
-            nll=float(sums[1]) / tokens,
-            tokens=tokens,
+            loss=loss_sum / work.global_tokens,
+            nll=nll_sum / work.global_tokens,
+            tokens=work.global_tokens,
             skipped=skipped,
             gradient_norm=norm if self._clip_norm else None,
         )
 
-    def _request(self, step: int, work: StepBatches) -> RowRequest:
+    def _request(self, step: int, work: StepBatches) -> tuple[PreparedStep, RowRequest]:
         """Ask for the rows of a step, unless the step before has done it. Collective.
 
         `RowLookup.freeze` and `set_step` may follow: they count when the rows are fetched.
+
+        Raises:
+            ValueError: ``work`` was prepared as another step.
         """
         requested, self._requested = self._requested, None
-        if requested is not None and requested[0] == step and requested[1] is work:
-            return requested[2]
-        targets = [batch.target_output for batch in work.batches]
-        return self._lookup.request(
-            {
-                "source": [batch.source for batch in work.batches],
-                "target": [batch.target_input for batch in work.batches],
-                "output": self._output.words(step, targets),
-            }
-        )
+        if requested is not None and requested[0] is work and requested[1].step == step:
+            return requested[1:]
+        if isinstance(work, PreparedStep):
+            if work.step != step:
+                raise ValueError(f"prepared as step {work.step}, and given as step {step}")
+            prepared = work
+        else:
+            prepared = self.prepare(step, work).to(self._group.device)
+        return prepared, self._lookup.request(prepared.wanted)
 
-    def _dense_half(self, rows: StepRows, work: StepBatches) -> Tensor:
+    def _dense_half(self, rows: StepRows, work: PreparedStep) -> Tensor:
         """Forward and backward of every micro-batch onto the rows and the dense part.
 
         Returns the sums of loss and -log p, of the tokens that the output layer counts: [2].
@@ -164,7 +229,9 @@ class TrainStep:
         sums = torch.zeros(2, device=device)
         # DDP and TorchRec both divide what comes from leaves by W; the loss is multiplied by it.
         scale = self._group.num_workers / work.global_tokens
-        self._output.start(rows, 1 / work.global_tokens)
+        step_loss = self._output.start(
+            rows, work.negatives, len(work.batches), 1 / work.global_tokens
+        )
         for micro, batch in enumerate(work.batches):
             last = micro + 1 == len(work.batches)
             with self._gradient_sync(last):
@@ -177,17 +244,13 @@ class TrainStep:
                         rows.vectors("target", micro),
                         batch.token_positions,
                     )
-                loss, nll = self._output.loss(
-                    hidden.float(),
-                    rows,
-                    micro,
-                    batch.target_output,
-                    work.token_counts[micro],
+                loss, nll = step_loss.of(
+                    hidden.float(), micro, batch.target_output, work.token_counts[micro],
                     self._label_smoothing,
-                )
+                )  # fmt: skip
                 (loss * scale).backward()
             sums += torch.stack([loss.detach(), nll])
-        self._output.finish(rows)
+        step_loss.finish()
         return sums
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
@@ -196,43 +259,30 @@ class TrainStep:
             return nullcontext()
         return self._model.no_sync()
 
-    def _start_gradient_norm(self, rows: StepRows, sums: Tensor) -> Callable[[], float]:
-        """The global norm, or inf or nan where anything is not finite; the same on every worker.
+    def _own_sums(self, rows: StepRows, found: Tensor) -> Tensor:
+        """This worker's part of what is summed over workers: the square of the tables' gradient,
+        loss and -log p: [3]. Collective.
 
-        It is there once the result is called; ``sums`` then are those of all workers' tokens.
-        Without clipping the parts of the tables' gradient are not brought together; the norm then
-        only tells whether all is finite. Collective; calling the result is not.
+        Without clipping the parts of a row's gradient are not brought together: their squares tell
+        only whether all are finite.
         """
-        dense = [p.grad for p in self._parameters if p.grad is not None]
-        square = torch.stack(torch._foreach_norm(dense)).square().sum()
-        added_up = [sums] if self._output.counts_own_tokens else []
+        if not self._output.counts_own_tokens and not self._group.is_first:
+            found = torch.zeros_like(found)  # those of all workers' tokens are counted once
         if self._clip_norm:
-            square = square + table_gradient_square_sum(rows, self._lookup)
+            square = table_gradient_square_sum(rows, self._lookup)
         else:
             norms = [torch.linalg.vector_norm(gradient) for gradient in rows.gradients()]
-            local = torch.stack([*norms, torch.zeros((), device=self._group.device)])
-            added_up.append(local.square().sum().unsqueeze(0))
-        # One exchange: each waits for the slowest worker.
-        adding_up = start_sum_over_workers(torch.cat(added_up), self._group) if added_up else None
+            square = torch.stack([*norms, found.new_zeros(())]).square().sum()
+        return torch.cat([square.unsqueeze(0), found])
 
-        def norm() -> float:
-            whole = square
-            if adding_up:
-                everywhere = adding_up()
-                if self._output.counts_own_tokens:
-                    sums.copy_(everywhere[:2])
-                if not self._clip_norm:
-                    whole = square + everywhere[-1]
-            return float(whole.sqrt() + 0 * sums[0])
-
-        return norm
+    def _dense_gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._parameters if p.grad is not None]
 
     def _clip(self, rows: StepRows, norm: float) -> None:
         if not self._clip_norm or norm <= self._clip_norm:
             return
         factor = self._clip_norm / norm
-        dense = [p.grad for p in self._parameters if p.grad is not None]
-        torch._foreach_mul_([*dense, *rows.gradients()], factor)
+        torch._foreach_mul_([*self._dense_gradients(), *rows.gradients()], factor)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

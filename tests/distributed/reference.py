@@ -100,6 +100,7 @@ class Reference:
             nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None],
                                      self.tiny.clip_norm)  # fmt: skip
         self.optimizer.step()
+        rate = TABLE_RATE * min(1.0, self.steps / max(1, self.tiny.warmup_steps))
         with torch.no_grad():
             for name, table in self.tables.items():
                 gradient = table.weight.grad
@@ -107,5 +108,5 @@ class Reference:
                     continue
                 # Row-wise Adagrad: one sum of mean squared gradients per row.
                 self.sums[name] += gradient.square().mean(1)
-                table.weight -= TABLE_RATE * gradient / (self.sums[name].sqrt() + EPS).unsqueeze(1)
+                table.weight -= rate * gradient / (self.sums[name].sqrt() + EPS).unsqueeze(1)
         return float(loss.detach())

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -12,7 +10,6 @@ from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import build_translator
 from tests.distributed.own_rows_case import trained_twice
 from tests.distributed.pool import WorkerPool
-from tests.distributed.tiny import Sharded, Tiny, random_pairs
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
@@ -57,29 +54,6 @@ def test_who_only_reads_has_no_optimizers_state_and_no_gradient(workers: WorkerP
     ((trained, read),) = workers.run(1, held_for_reading)
     assert set(trained) == {1}
     assert set(read) == {0}
-
-
-def order_of_a_step(group: Group) -> list[str]:
-    sharded, order = Sharded(Tiny(), group), []
-    lookup = sharded.lookup
-    set_rate, fetch = lookup.set_learning_rate, lookup.fetch
-
-    def noted_rate(*rates: Any) -> None:
-        order.append("rate")
-        set_rate(*rates)
-
-    def noted_fetch(request: Any) -> Any:
-        order.append("fetch")
-        return fetch(request)
-
-    lookup.set_learning_rate, lookup.fetch = noted_rate, noted_fetch
-    sharded.step(1, random_pairs(6, 1, 23, 31))
-    return order
-
-
-def test_the_rate_is_set_before_rows_are_fetched(workers: WorkerPool) -> None:
-    """FBGEMM's kernels take it with them."""
-    assert workers.run(1, order_of_a_step) == [["rate", "fetch"]]
 
 
 def norm_of_many_rows(group: Group) -> tuple[float, float]:

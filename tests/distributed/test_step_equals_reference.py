@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dist_embed.embedding import lookup as lookup_module
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.memory import LEAST_BLOCK_TOKENS
 from dist_embed.embedding.own_rows import OwnRowsKernel
@@ -49,6 +50,22 @@ def train_after_detours(
         sharded.transformer.eval()
     assert len(training) == len(steps) * tiny.accumulate
     assert all(training)
+    return losses, sharded.tables(), sharded.dense()
+
+
+def train_with_fbgemm(
+    group: Group, tiny: Tiny, steps: list[Pairs]
+) -> tuple[list[float], dict[str, Any], Any]:
+    """Updates by FBGEMM's own autograd function, as on CUDA; here it runs on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lookup_module, "CpuRows", lambda kernel: kernel.forward)
+        sharded = Sharded(tiny, group)
+    for kernel in sharded.lookup._kernels:
+        assert getattr(kernel.forward, "__func__", None) is type(kernel).forward
+    losses = [
+        sharded.step(number, pairs, following).loss
+        for number, (pairs, following) in enumerate(zip_longest(steps, steps[1:]), start=1)
+    ]
     return losses, sharded.tables(), sharded.dense()
 
 
@@ -112,10 +129,57 @@ def test_steps_of_the_exact_layer_by_blocks(
     enough tokens, the layer goes by those, and here by several of them.
     """
     rows = -(-31 // num_workers)
-    tiny = Tiny(block_bytes=4 * rows * LEAST_BLOCK_TOKENS, accumulate=accumulate, clip_norm=0.5)
+    tokens = LEAST_BLOCK_TOKENS["cpu"]
+    tiny = Tiny(block_bytes=4 * rows * tokens, accumulate=accumulate, clip_norm=0.5)
     steps = [random_pairs(50, seed, 23, 31) for seed in range(3)]
-    assert sum(len(target) + 1 for _, target in steps[0]) > 5 * LEAST_BLOCK_TOKENS
+    assert sum(len(target) + 1 for _, target in steps[0]) > 5 * tokens
     check_equal(workers, num_workers, tiny, steps)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("train", [train, train_with_fbgemm])
+def test_a_rising_rate_is_that_of_the_step(
+    workers: WorkerPool, num_workers: int, train: Any
+) -> None:
+    """FBGEMM's function takes the rate when rows are fetched, ours when they are updated."""
+    tiny = Tiny(num_samples=9, warmup_steps=5, clip_norm=0.9)
+    check_equal(
+        workers, num_workers, tiny, [random_pairs(9, seed, 23, 31) for seed in range(4)], train
+    )
+
+
+def train_with_bags(
+    group: Group, tiny: Tiny, steps: list[Pairs]
+) -> list[tuple[list[float], dict[str, Any], Any]]:
+    """The same by ours and by FBGEMM's function, with what is wanted cut into 1, 7, 64 bags."""
+    results = []
+    for train_one in (train, train_with_fbgemm) if tiny.num_samples else (train,):
+        for num_bags in (1, 7, 64):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(lookup_module, "bags_of_a_table", lambda *_, n=num_bags: n)
+                results.append(train_one(group, tiny, steps))
+    return results
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize(("share", "num_samples"), [("none", 9), ("all", 0)])
+def test_any_number_of_bags_gives_the_same_bits(
+    workers: WorkerPool, num_workers: int, share: Any, num_samples: int
+) -> None:
+    tiny = Tiny(share=share, source_rows=31, num_samples=num_samples, clip_norm=0.3)
+    # Of the second step one worker has no sentence.
+    steps = [random_pairs(9, 1, 31, 31), random_pairs(num_workers - 1, 2, 31, 31)][:num_workers]
+    for results in workers.run(num_workers, train_with_bags, tiny, steps):
+        for start in range(0, len(results), 3):
+            losses, tables, dense = results[start]
+            for more_losses, more_tables, more_dense in results[start + 1 : start + 3]:
+                assert more_losses == losses
+                for name, value in dense.items():
+                    assert torch.equal(more_dense[name], value), name
+                for table, (_, weight, state) in tables.items():
+                    assert torch.equal(more_tables[table][1], weight), table
+                    for name, value in state.items():
+                        assert torch.equal(more_tables[table][2][name], value), name
 
 
 def test_fewer_rows_than_workers(workers: WorkerPool) -> None:

@@ -46,6 +46,7 @@ class Tiny:
     seed: int = 7
     step_seed: int = 1  # of dropout
     dense_rate: float = 1e-3
+    warmup_steps: int = 0  # of the tables' rate
     num_samples: int = 0  # of the sampled output layer; 0: the exact one
     memory: Memory = "device"
     weights: Weights = "fp32"
@@ -134,11 +135,12 @@ class Sharded:
         constant = Schedule(tiny.dense_rate, "constant", 0, 100)
         self.train_step = TrainStep(
             model=model, lookup=self.lookup, optimizer=self.optimizer, dense_schedule=constant,
-            table_schedule=Schedule(TABLE_RATE, "constant", 0, 100), output=output,
+            table_schedule=Schedule(TABLE_RATE, "constant", tiny.warmup_steps, 100), output=output,
             label_smoothing=tiny.label_smoothing, clip_norm=tiny.clip_norm,
             compute_dtype=compute_dtype, seed=tiny.step_seed,
             own_schedules={
-                table: Schedule(rate, "constant", 0, 100) for table, rate in tiny.own_rates
+                table: Schedule(rate, "constant", tiny.warmup_steps, 100)
+                for table, rate in tiny.own_rates
             },
             frozen_until=dict(tiny.frozen_until),
         )  # fmt: skip

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from itertools import zip_longest
+from dataclasses import replace
+from itertools import chain, zip_longest
 from typing import Any
 
 import pytest
 import torch
 
+from dist_embed.data.loader import PrefetchedSteps
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.tiers import Memory
+from dist_embed.model.logit_blocks import add_product, multiply
 from dist_embed.parallel.group import Group
+from dist_embed.train.step import PreparedStep
+from tests.distributed.host_waits import told_waits
 from tests.distributed.reference import Reference
-from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs
+from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs, work_for
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
 ]
+
+
+@pytest.mark.parametrize("num_rows", [64, 31, 0])
+def test_narrow_products_give_float32_sums(num_rows: int) -> None:
+    """As the output layers make them. The first test: most others fail where this one does."""
+    draw = torch.Generator().manual_seed(1)
+    hidden, weight, grad = (
+        torch.randn(size, generator=draw).cuda().bfloat16()
+        for size in ((33, 16), (num_rows, 16), (33, num_rows))
+    )
+    logits = multiply(hidden, weight.t(), torch.full((33, num_rows), 7.0, device="cuda"))
+    torch.testing.assert_close(logits, hidden.float() @ weight.float().t(), rtol=0, atol=1e-4)
+    back = multiply(grad, weight, torch.full((33, 16), 7.0, device="cuda"))
+    torch.testing.assert_close(back, grad.float() @ weight.float(), rtol=0, atol=1e-4)
+    to = torch.ones((num_rows, 16), device="cuda")
+    add_product(grad.t(), hidden, to, 0.5)
+    expected = 1 + 0.5 * (grad.float().t() @ hidden.float())
+    torch.testing.assert_close(to, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("share", ["none", "decoder", "all"])
@@ -27,7 +50,10 @@ def test_three_steps_equal_the_cpu_reference(
     group: Group, share: Any, clip_norm: float, memory: Memory
 ) -> None:
     rows = 31 if share == "all" else 23
-    tiny = Tiny(share=share, source_rows=rows, clip_norm=clip_norm, accumulate=2, memory=memory)
+    tiny = Tiny(
+        share=share, source_rows=rows, clip_norm=clip_norm, accumulate=2, memory=memory,
+        warmup_steps=5,
+    )  # fmt: skip
     reference, sharded = Reference(tiny), Sharded(tiny, group)
     steps = [random_pairs(9, number, rows, 31) for number in range(1, 4)]
     for number, (pairs, following) in enumerate(zip_longest(steps, steps[1:]), start=1):
@@ -40,6 +66,59 @@ def test_three_steps_equal_the_cpu_reference(
         weight, state = joined([sharded.tables()], table)
         torch.testing.assert_close(weight, embedding.weight.data, rtol=0, atol=1e-4)
         torch.testing.assert_close(state, reference.sums[table], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("num_samples", "block_bytes"), [(9, 620), (0, 620), (0, 2**20)])
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
+def test_a_step_waits_for_the_device_once(
+    group: Group, num_samples: int, block_bytes: int, clip_norm: float
+) -> None:
+    """Beside what TorchRec asks; see tests/distributed/test_host_waits.py for the CPU's count."""
+    tiny = Tiny(accumulate=2, num_samples=num_samples, block_bytes=block_bytes, clip_norm=clip_norm)
+    sharded = Sharded(tiny, group)
+    step = sharded.train_step
+    step._optimizer = torch.optim.AdamW(sharded.transformer.parameters(), fused=True)
+    works = [
+        step.prepare(number, sharded.work(random_pairs(40, number, 23, 31))).to(group.device)
+        for number in (1, 2, 3)
+    ]
+    step.run(1, works[0], works[1])
+    torch.cuda.synchronize()
+    with told_waits() as found:
+        step.run(2, works[1], works[2])
+    ours = {place: count for place, count in found.items() if place.startswith("dist_embed/")}
+    assert ours == {"dist_embed/train/step.py:run": 1}, found
+
+
+@pytest.mark.parametrize("num_samples", [9, 0])
+def test_batches_of_the_loaders_thread_come_without_a_wait(group: Group, num_samples: int) -> None:
+    """As a run has them: prepared in the thread on the host, and sent; a batch is empty."""
+    sharded = Sharded(Tiny(accumulate=2, num_samples=num_samples), group)
+    step = sharded.train_step
+    step._optimizer = torch.optim.AdamW(sharded.transformer.parameters(), fused=True)
+    host = replace(group, device=torch.device("cpu"))
+    given = [work_for(random_pairs(count, 3, 23, 31), host, 2) for count in (40, 1, 40)]
+    assert [len(batch.source) for batch in given[1].batches] in ([0, 1], [1, 0])
+    sharded.step(1, random_pairs(40, 4, 23, 31))
+    torch.cuda.synchronize()
+    with told_waits() as found:
+        steps = PrefetchedSteps(map(step.prepare, (2, 3, 4), given), 3)
+        try:
+            prepared = [next(steps) for _ in given]
+        finally:
+            steps.close()
+        works = [work.to(group.device) for work in prepared]
+        for number, (work, following) in enumerate(zip_longest(works, works[1:]), start=2):
+            step.run(number, work, following)
+    for work in prepared:
+        assert isinstance(work, PreparedStep)
+        tensors = [getattr(batch, name) for batch in work.batches for name in vars(batch)]
+        tensors += [*work.wanted.rows.values(), *chain(*work.wanted.index.values())]
+        if work.negatives:
+            tensors += [work.negatives.ids, work.negatives.log_probability]
+        assert all(tensor.is_pinned() for tensor in tensors if tensor.numel())
+    ours = {place: count for place, count in found.items() if place.startswith("dist_embed/")}
+    assert ours == {"dist_embed/train/step.py:run": 3}, found
 
 
 def test_bfloat16_steps_come_close_to_float32(group: Group) -> None:

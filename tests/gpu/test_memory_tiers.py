@@ -338,6 +338,16 @@ def test_a_cache_takes_no_more_than_its_room(group: Group, monkeypatch: pytest.M
     caches = [k.lxu_cache_weights.nbytes for k in lookup._kernels if k.lxu_cache_weights.numel()]
     assert len(caches) == 1
     assert held + sum(caches) <= tiers.room_for_tables(190 * 2**20, 2**20)
+    # Kernels of tables with other rates have equal shares of it.
+    made_up(monkeypatch, 130 * 2**20)
+    lookup = lookup_of(
+        group, {"source": 400_000, "target": 400_000, "output": 64}, width=256,
+        memory="uvm_caching", own_output=False, own_rates={"target": 0.2},
+    )  # fmt: skip
+    sizes = [k.lxu_cache_weights.nbytes for k in lookup._kernels]
+    assert len(sizes) == 2
+    assert min(sizes) > 0.9 * max(sizes)
+    assert sum(sizes) <= 104 * 2**20
     made_up(monkeypatch, 2**40)
     lookup = lookup_of(group, memory="uvm_caching", own_output=False)
     (kernel,) = lookup._kernels

@@ -472,6 +472,7 @@ def test_sides_run_in_turns_on_the_same_batches(
     })  # fmt: skip
     sides: list[tuple[str, int, StepBatches, StepBatches | None]] = []
     made: list[Any] = []
+    ready: list[int] = []
     calls = {"ours fp32": 0, "ours bf16": 0, "plain fp32": 0, "plain bf16": 0}
 
     def side(name: str, seconds: float) -> Any:
@@ -487,7 +488,12 @@ def test_sides_run_in_turns_on_the_same_batches(
         return side(f"plain {'bf16' if bf16 else 'fp32'}", 2.0)
 
     def ours(config: Any, *parts: Any) -> Any:
-        return SimpleNamespace(run=side(f"ours {config.train.precision}", 1.0))
+        def prepare(number: int, work: StepBatches) -> StepBatches:
+            clock.now += 1000.0  # outside of what is measured
+            ready.append(number)
+            return work
+
+        return SimpleNamespace(run=side(f"ours {config.train.precision}", 1.0), prepare=prepare)
 
     monkeypatch.setattr(baseline, "plain_training_step", plain)
     monkeypatch.setattr(baseline, "build_train_step", ours)
@@ -500,6 +506,7 @@ def test_sides_run_in_turns_on_the_same_batches(
     names = ["ours fp32", "plain fp32", "ours bf16", "plain bf16"]
     assert [name for name, *_ in sides] == [n for _ in range(4) for n in names for _ in range(3)]
     assert [number for _, number, _, _ in sides] == [1, 2, 3] * 16
+    assert ready == [1, 2, 3] * 8  # ours alone, as a run's loader does
     tokens = sum(work.global_tokens for _, _, work, _ in sides[:3])
     for place, (_, number, work, following) in enumerate(sides):
         assert work.batches[0].target_output.tolist() == (

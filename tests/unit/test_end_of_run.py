@@ -41,7 +41,7 @@ class Run:
             scalars={"position": Position().to_dict(), "skipped_steps": 0},
         )  # fmt: skip
 
-    def prefetched(self, start: Position) -> Iterator[StepBatches]:
+    def prefetched(self, start: Position, prepare: object) -> Iterator[StepBatches]:
         while True:
             yield StepBatches([], [], start)
 

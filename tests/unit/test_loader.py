@@ -239,7 +239,8 @@ def test_an_uneven_end_gives_well_formed_empty_batches(prepared: Prepared) -> No
         assert batch.token_positions.shape == (0,)
         assert batch.source.dtype == batch.target_output.dtype == torch.int64
         assert batch.real_tokens == batch.padded_tokens == 0
-        assert batch.to(torch.device("cpu")) is batch
+        # Nothing is copied that is there already.
+        assert batch.to(torch.device("cpu")).source is batch.source
     assert sum(steps[0].token_counts[0]) == steps[0].global_tokens > 0
 
 
@@ -336,6 +337,32 @@ def test_an_error_in_the_background_is_raised_in_front(prepared: Prepared) -> No
     next(steps)
     for _ in range(2):  # asked again, the answer is the same
         with pytest.raises(UserError, match="token shard lost"):
+            next(steps)
+    steps.close()
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "told"),
+    [(UserError("no such row"), UserError, "no such row"),
+     (StopIteration(), RuntimeError, "there are no more steps")],
+)  # fmt: skip
+def test_an_error_of_the_preparation_is_raised_in_front(
+    prepared: Prepared, raised: Exception, expected: type[Exception], told: str
+) -> None:
+    """Also one that an iterator would take for its end: no answer would ever come."""
+    given = iter([None, raised])
+
+    def prepare(step: StepBatches) -> StepBatches:
+        if error := next(given):
+            raise error
+        return step
+
+    steps = loader(prepared).prefetched(Position(), prepare, ahead=2)
+    next(steps)
+    steps._thread.join(20)
+    assert not steps._queue.empty()
+    for _ in range(2):
+        with pytest.raises(expected, match=told):
             next(steps)
     steps.close()
 

@@ -23,7 +23,7 @@ from tests.unit.test_model_output import (
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logit_tiles, "TILE_TOKENS", 8)
-    monkeypatch.setattr(output, "LEAST_BLOCK_TOKENS", 10**6)
+    monkeypatch.setattr(output, "LEAST_BLOCK_TOKENS", {"cpu": 10**6})
 
 
 # Tiles of 1, 4 and 19 rows × 8 tokens.

@@ -14,6 +14,7 @@ from dist_embed.embedding.memory import (
     OutputNeeds,
     Replicated,
     Saving,
+    automatic_block_bytes,
     available_bytes,
     beside_tables_bytes,
     host_table_bytes,
@@ -28,6 +29,36 @@ from dist_embed.embedding.tables import OPTIMIZERS
 SPEC = TableSpec("t", 1000, 64)
 BLOCK = 4 * 500 * 32  # of 32 tokens, on two workers
 EXACT, SAMPLED = OutputNeeds(SPEC, True, BLOCK), OutputNeeds(SPEC, False, BLOCK)
+
+
+def automatic(rows: int, workers: int = 1, gib: float | None = 80, exact: bool = True) -> int:
+    memory = None if gib is None else int(gib * 2**30)
+    return automatic_block_bytes(rows, workers, exact=exact, device_bytes=memory)
+
+
+def test_blocks_of_their_own_accord() -> None:
+    least = 256 * 2**20  # of tiles of 8,192 tokens by 8,192 rows
+    assert {automatic(rows, gib=None) for rows in (1, 10**7)} == {8 * 2**20}
+    # 2,048 tokens against all own rows, or as many as a sixteenth of the memory holds.
+    assert automatic(256_000) == 4 * 2048 * 256_000
+    assert automatic(512_000, 2) == 4 * 2048 * 256_000
+    assert automatic(1_000_000) == 4 * 1_000_000 * (5 * 2**30 // 4_000_000)
+    # Small shards have larger blocks; ones that would hold less than 1,024 tokens go by tiles.
+    assert automatic(5_000) == least
+    assert automatic(1_310_000) == 4 * 1_310_000 * 1024
+    assert automatic(1_320_000) == automatic(20_000_000) == least
+    assert automatic(256_000, gib=4) == automatic(256_000, exact=False) == least
+
+
+def test_a_gpu_goes_by_blocks_of_more_tokens() -> None:
+    """Narrow products by blocks copy the rows, those by tiles do not."""
+    for device, tokens in (("cpu", 32), ("cuda", 1024)):
+        for more, copied in ((0, 2 * SHARD // 4), (-1, 0)):
+            output = replace(
+                EXACT, block_bytes=4 * 500 * tokens + more, narrow_products=True, device=device
+            )
+            expected = SHARD + 3 * output.block_bytes + copied
+            assert beside_tables_bytes(output, 2) == expected
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def check_equals_pytorch(shard: OutputShard, smoothing: float) -> None:
 def test_loss_and_gradients_equal_pytorch(
     monkeypatch: pytest.MonkeyPatch, block_tokens: int, smoothing: float, by_blocks: bool
 ) -> None:
-    monkeypatch.setattr(output, "LEAST_BLOCK_TOKENS", 1 if by_blocks else 10**6)
+    monkeypatch.setattr(output, "LEAST_BLOCK_TOKENS", {"cpu": 1 if by_blocks else 10**6})
     check_equals_pytorch(shard_with_blocks_of(block_tokens), smoothing)
 
 
@@ -92,7 +92,7 @@ def test_bfloat16_products_come_close() -> None:
 def test_gradients_of_bfloat16_products_come_close(
     monkeypatch: pytest.MonkeyPatch, least_block_tokens: int
 ) -> None:
-    monkeypatch.setattr(output, "LEAST_BLOCK_TOKENS", least_block_tokens)
+    monkeypatch.setattr(output, "LEAST_BLOCK_TOKENS", {"cpu": least_block_tokens})
     monkeypatch.setattr(logit_blocks, "PRODUCT_ROWS", 3)  # several parts, and a rest
     hidden, weight, target = problem()
     found = []

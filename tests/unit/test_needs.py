@@ -21,6 +21,7 @@ from dist_embed.embedding.memory import (
     worker_bytes,
 )
 from dist_embed.embedding.plan import TableSpec
+from dist_embed.model.output import OutputShard
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
 from dist_embed.train import assemble, worker
@@ -84,6 +85,25 @@ def test_what_the_output_layer_is(
     sections: dict[str, Any], narrow: bool, expected: OutputNeeds
 ) -> None:
     assert output_needs(configured(**sections), VOCABULARY, narrow_products=narrow) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "memory", "expected"),
+    [(3, None, 3 * 2**20), (3, 2**36, 3 * 2**20), (8.0, None, 8 * 2**20),
+     ("auto", None, 8 * 2**20), ("auto", 2**36, 2**28)],
+)  # fmt: skip
+def test_how_large_blocks_are(size: Any, memory: int | None, expected: int) -> None:
+    """``auto`` on the CPU is what the default was before it."""
+    config = configured(model={"logits_block_mib": size})
+    needs = output_needs(config, VOCABULARY, narrow_products=False, device_bytes=memory)
+    assert (needs.block_bytes, needs.device) == (expected, "cuda" if memory else "cpu")
+
+
+def test_evaluation_and_search_have_tiles_also_while_a_run_trains() -> None:
+    alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    shard = OutputShard(alone, 0, 9, 2**31, torch.bfloat16, 2**28).in_float32()
+    assert (shard.block_bytes, shard.dtype) == (2**28, torch.float32)
+    assert OutputShard(alone, 0, 9, 2**31).in_float32().block_bytes == 2**31
 
 
 @pytest.mark.parametrize(
@@ -241,6 +261,31 @@ def test_tables_are_built_for_what_is_done_with_them(
     assert how["own_output"] == (training and output == "exact")
     needs = output_needs(config, VOCABULARY, narrow_products=True)
     assert how["step_bytes"] == beside_tables_bytes(needs, 1, training=training, copied=True)
+
+
+def test_blocks_of_their_own_accord_are_for_the_workers_that_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A launcher of the user's, as torchrun, may start others than are configured."""
+    monkeypatch.setattr(assemble, "RowLookup", raising)
+    monkeypatch.setattr(assemble, "memory_bytes", lambda device: 80 * 2**30)
+    monkeypatch.setattr(assemble, "least_over_workers", lambda value, group: value)
+    config = configured(
+        model={"logits_block_mib": "auto"}, train={"precision": "bf16"}, cluster={"device": "auto"}
+    )
+    sizes = {"source": 9, "target": 300_000}
+    charged = []
+    for workers in (1, 2):
+        group = Group(0, workers, 1, torch.device("cuda"), None)  # type: ignore[arg-type]
+        with pytest.raises(Asked) as caught:
+            assemble.build_translator(config, sizes, group)
+        charged.append(caught.value.args[1]["step_bytes"])
+        # Who only reads goes by tiles.
+        with pytest.raises(Asked) as caught:
+            assemble.build_translator(config, sizes, group, training=False)
+        assert caught.value.args[1]["step_bytes"] == 3 * 2**28
+    # Three blocks of 2,048 tokens; the gradient, and the rows in bfloat16.
+    assert charged == [rows * (3 * 4 * 2048 + 12 * (4 + 2)) for rows in (300_000, 150_000)]
 
 
 def test_who_evaluates_or_translates_only_reads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -445,10 +445,13 @@ def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
         settings(cluster__timeout_seconds=9.0, cluster__max_failures=1),
         settings(checkpoint__timeout_seconds=9.0, checkpoint__keep_last=1, checkpoint__keep_best=2),
         settings(data__num_processes=1, train__max_skipped_steps=2),
+        settings(model__logits_block_mib=8),  # what `auto` is on the CPU
         {"folder": "/g"},
         {"word_vectors": [vectors]},
     ):
         assert names(**changes) == first, changes
+    on_gpu = names(**settings(cluster__device="cuda"))
+    assert not names(**settings(cluster__device="cuda", model__logits_block_mib=8)) & on_gpu
     start = {"model.share_embeddings": "none",
              "embedding.tables.source": {"pretrained": {"uri": "{study}/v.txt"}}}  # fmt: skip
     taken = {"set": plain["set"] | start, "word_vectors": [vectors]}

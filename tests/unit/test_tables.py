@@ -82,6 +82,28 @@ def test_what_needs_cuda_is_refused_before_anything_is_allocated(
     assert "\n" not in str(caught.value)
 
 
+def test_rows_that_fbgemm_cannot_update_on_a_gpu_are_refused_before_anything_is_allocated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class TriedError(Exception):
+        pass
+
+    def build(**how: Any) -> None:
+        raise TriedError
+
+    monkeypatch.setattr(tables, "EmbeddingCollection", build)
+    # With cluster.device=auto, which a configuration's checks take for no device.
+    for device, width, error in (
+        ("cuda", 2052, UserError), ("cuda", 2048, TriedError), ("cpu", 2052, TriedError),
+    ):  # fmt: skip
+        group = Group(0, 1, 1, torch.device(device), None)  # type: ignore[arg-type]
+        with pytest.raises(error, match="width: 2052" if error is UserError else None):
+            tables.build_sharded_tables(
+                list(table_specs(ROWS, width, "none").values()), group, optimizer="sgd",
+                learning_rates=dict.fromkeys(ROWS, 0.1), eps=1e-8,
+            )  # fmt: skip
+
+
 def test_gradients_keep_their_range_on_the_network() -> None:
     small = torch.tensor([1e-8, 3e-20, -2.5, 1e30])
     sent: dict[Exchange, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}

@@ -13,6 +13,7 @@ from dist_embed.embedding.plan import TableSpec, Tier
 from dist_embed.embedding.tiers import (
     Memory,
     Sizes,
+    cache_share,
     check_device_memory,
     check_host_memory,
     choose_tier,
@@ -24,7 +25,7 @@ from dist_embed.embedding.tiers import (
 from dist_embed.parallel.group import Group
 
 GIB = 2**30
-SIZES = Sizes(whole=10 * GIB, in_host=9 * GIB, bookkeeping=GIB)
+SIZES = Sizes(whole=10 * GIB, in_host=9 * GIB, bookkeeping=GIB, cacheable=8 * GIB)
 
 
 @pytest.mark.parametrize(
@@ -75,11 +76,18 @@ def test_a_table_that_is_trained_whole_takes_no_part_in_the_cache() -> None:
     assert apart == replace(
         sizes_of(specs, "sgd", 2, "fp32"),
         bookkeeping=sizes_of(specs[:1], "sgd", 2, "fp32").bookkeeping,
+        cacheable=1000 * (64 * 4 + 20),  # with what FBGEMM keeps beside a cached row
     )
     alone = sizes_of(specs[1:], "sgd", 2, "fp32", "b")
     assert alone.bookkeeping == 0
     for wanted in ("auto", "uvm_caching"):
         assert choose_tier(wanted, alone, 0) == "uvm"  # where no cache could be, none is missed
+
+
+def test_all_caches_together_fit_in_the_room() -> None:
+    assert cache_share(SIZES, 3 * GIB) == 1 / 8
+    assert cache_share(SIZES, 3 * GIB + 6 * GIB // 10) == pytest.approx(0.2)
+    assert cache_share(SIZES, 100 * GIB) == 0.2
 
 
 def test_what_a_step_takes_of_a_device_has_to_be_there_in_every_tier() -> None:
@@ -98,12 +106,12 @@ def test_on_the_cpu_no_device_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiers, "free_bytes", None)
     cpu = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
     specs = [TableSpec("a", 10**9, 64)]
-    assert find_tier("auto", specs, "sgd", "fp32", 0, cpu) == ("device", 0)
+    assert find_tier("auto", specs, "sgd", "fp32", 0, cpu) == ("device", 0.0)
 
 
 def find_on_cuda(
     monkeypatch: pytest.MonkeyPatch, wanted: Memory, free: int, host: int, rows: int
-) -> tuple[Tier, int]:
+) -> tuple[Tier, float]:
     """On one worker with a made-up GPU."""
     monkeypatch.setattr(tiers, "free_bytes", lambda device: free)
     monkeypatch.setattr(tiers, "available_bytes", lambda: host)
@@ -116,7 +124,7 @@ def test_with_a_gpu_its_memory_decides_and_then_the_hosts(monkeypatch: pytest.Mo
     rows = 10 * 2**20  # of a KiB each
     free = 11 * GIB
     assert find_on_cuda(monkeypatch, "auto", free, 0, rows * 7 // 10)[0] == "device"
-    assert find_on_cuda(monkeypatch, "auto", free, 20 * GIB, rows) == ("uvm_caching", 8 * GIB)
+    assert find_on_cuda(monkeypatch, "auto", free, 20 * GIB, rows) == ("uvm_caching", 0.2)
     assert find_on_cuda(monkeypatch, "uvm", free, 20 * GIB, rows)[0] == "uvm"
     for wanted in ("auto", "uvm", "uvm_caching"):
         with pytest.raises(UserError, match=r"need 10.0 GiB of host memory here"):

@@ -60,6 +60,7 @@ class Run:
     first_step: int = 0
     position: Position = field(default_factory=Position)
     course: list[Any] = field(default_factory=list)
+    prepared: list[Any] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     progress: list[dict[str, Any]] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -75,9 +76,9 @@ class Run:
         )  # fmt: skip
 
     # The loader.
-    def prefetched(self, start: Position) -> Run:
+    def prefetched(self, start: Position, prepare: Callable[[StepBatches], StepBatches]) -> Run:
         self.course.append(("from", start))
-        self._works = self._all_works()
+        self._works = map(prepare, self._all_works())
         return self
 
     def _all_works(self) -> Iterator[StepBatches]:
@@ -91,6 +92,10 @@ class Run:
         return next(self._works)
 
     # The step.
+    def prepare(self, step: int, work: StepBatches) -> StepBatches:
+        self.prepared.append((step, work.after))
+        return work
+
     def run(self, step: int, work: StepBatches, following: StepBatches | None) -> StepResult:
         self.course.append(("step", step, work.after, following and following.after))
         self.now += STEP_SECONDS
@@ -213,6 +218,8 @@ def test_each_step_gets_its_batches_and_those_of_the_next() -> None:
         ("step", 4, after(27), after(28)), ("step", 5, after(28), after(29)),
         ("step", 6, after(29), None),
     ]  # fmt: skip
+    # In the loader's thread, with the number of the step that will be made of them.
+    assert run.prepared[:3] == [(4, after(27)), (5, after(28)), (6, after(29))]
     assert len(run.happened("to")) == 3  # what no step needs is not sent to the device
     assert run.state.step == 6
     assert run.state.scalars["position"] == after(29).to_dict()

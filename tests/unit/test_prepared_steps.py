@@ -1,0 +1,63 @@
+"""What `TrainStep.prepare` makes of a step's batches, and who may use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dist_embed.embedding.step_rows import WantedRows
+from dist_embed.model.output import OutputShard
+from dist_embed.model.output_layer import SampledOutput
+from dist_embed.model.sampler import LogUniformSampler
+from dist_embed.optim.schedule import Schedule
+from dist_embed.parallel.group import Group
+from dist_embed.train.step import TrainStep
+from tests.distributed.tiny import random_pairs, work_for
+
+CPU = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+
+
+@dataclass
+class Lookup:
+    """Notes the ids that are asked for."""
+
+    group: Group
+    asked: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def wanted(self, ids: dict[str, list[Tensor]]) -> WantedRows:
+        self.asked = ids
+        return WantedRows({}, {})
+
+
+def step_with(lookup: Any) -> TrainStep:
+    shard = OutputShard(lookup.group, 0, 31, 620)
+    rate = Schedule(0.1, "constant", 0, 100)
+    return TrainStep(
+        model=torch.nn.Linear(1, 1), lookup=lookup, optimizer=None,  # type: ignore[arg-type]
+        dense_schedule=rate, table_schedule=rate,
+        output=SampledOutput(LogUniformSampler(31, 9), 1, shard), label_smoothing=0.0,
+        clip_norm=0.0, compute_dtype=torch.float32, seed=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_all_ids_of_a_step_lie_where_its_batches_are(device: str) -> None:
+    lookup = Lookup(CPU)
+    work = work_for(random_pairs(9, 1, 23, 31), CPU, 2).to(torch.device(device))
+    negatives = step_with(lookup).prepare(1, work).negatives
+    assert negatives is not None
+    assert negatives.log_probability.device.type == device
+    for ids in lookup.asked.values():
+        assert {piece.device.type for piece in ids} == {device}
+    assert torch.cat(lookup.asked["output"]).device.type == device
+
+
+def test_what_is_prepared_for_one_step_is_not_for_another() -> None:
+    step = step_with(Lookup(CPU))
+    prepared = step.prepare(3, work_for(random_pairs(9, 1, 23, 31), CPU, 1))
+    with pytest.raises(ValueError, match="prepared as step 3, and given as step 4"):
+        step._request(4, prepared)
