@@ -625,7 +625,10 @@ def test_a_table_starts_from_a_file_in_each_way(
 def test_the_engine_is_judged_as_the_run_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, target = word_tokenizer(["a", "b", "c"]), word_tokenizer(["x", "Y", "z"], form="nfc")
+    source, target = (
+        word_tokenizer(["a", "b", "c"]),
+        word_tokenizer(["x", "Y", "z"], form="nfc", lowercase=True),
+    )
     run = small_run(
         tmp_path, {"source": source, "target": target},
         {"source": torch.zeros(source.size, 4), "decoder": torch.zeros(target.size, 4)},

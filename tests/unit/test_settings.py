@@ -29,7 +29,7 @@ from dist_embed.train.table_settings import table_settings
 CORPUS = {"pairs": ["a.tsv", "b.tsv"], "source_column": "left", "target_column": "right"}
 TOKENIZER = {
     "kind": "word", "vocab_size": 77, "min_count": 3, "shared": False, "oov_buckets": 5,
-    "pieces": "subword-nmt", "normalize": "nfkc", "lowercase": True, "split_punctuation": False,
+    "pieces": "subword-nmt", "normalize": "nfkc", "lowercase": False, "split_punctuation": False,
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
     }
     assert given["uri"] == prepared_folder("memory://settings-data")
     assert given["recipe"] == TokenizerRecipe(
-        "word", 77, 3, False, True, False, 5, "nfkc", "subword-nmt"
+        "word", 77, 3, False, False, False, 5, "nfkc", "subword-nmt"
     )
     assert given["rule"] == LengthRule(17, "cut")
     assert (given["num_processes"], given["shard_sentences"]) == (3, 41)
@@ -92,7 +92,8 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_without_a_limit_or_a_lexicon_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {"uri": "memory://settings-none", "train": {"pairs": "a"}}
-    given = prepared_with(monkeypatch, config_of(data=data))
+    given = prepared_with(monkeypatch, config_of(data=data, tokenizer={"lowercase": True}))
+    assert given["recipe"].lowercase is True
     assert given["corpora"] == {"train": ParallelText((), (), ("a",), ("source", "target"))}
     assert "lexicon" not in given
     assert given["settings"]["tokenizer.normalize"] == given["recipe"].form == "nfc"
