@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, Literal
 
 import ray
@@ -41,6 +41,7 @@ from dist_embed.storage.temporary import temporary_folder
 POLL_SECONDS = 1.0
 MAILBOX_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
+END_SECONDS = 20.0
 INIT_SECONDS = 300.0  # Ray's own limits are below
 START_SECONDS = 60.0  # that Ray Train waits for room for all workers before it tries again
 
@@ -209,24 +210,45 @@ def _fit_in_thread(
         except Exception as exc:  # handed to the caller
             outcome.append(exc)
 
-    thread = threading.Thread(target=fit, daemon=True)
+    thread = threading.Thread(target=fit, name="fit", daemon=True)
     thread.start()
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        had_failed = has_failed()
+    try:
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            had_failed = has_failed()
+            deliver()
+            if had_failed and has_failed():  # others had their time to tell
+                return None
+            if stop_seconds and stop_requested() and stop_until is None:
+                stop_until = time.monotonic() + stop_seconds
+                ask_to_stop()
+                show(asked_to_stop())  # afterwards: a terminal may stand still
+                if not attempts.are_under_way and not attempts.is_final:  # for want of room
+                    raise RunStopped("stopped as asked, before the workers had begun")
+            if stop_until is not None and time.monotonic() > stop_until:
+                raise RunFailed(stopped_too_late(stop_seconds))
         deliver()
-        if had_failed and has_failed():  # others had their time to tell
-            return None
-        if stop_seconds and stop_requested() and stop_until is None:
-            stop_until = time.monotonic() + stop_seconds
-            ask_to_stop()
-            show(asked_to_stop())  # afterwards: a terminal may stand still
-            if not attempts.are_under_way and not attempts.is_final:  # for want of room
-                raise RunStopped("stopped as asked, before the workers had begun")
-        if stop_until is not None and time.monotonic() > stop_until:
-            raise RunFailed(stopped_too_late(stop_seconds))
-    deliver()
-    return outcome[0] if outcome else None
+        return outcome[0] if outcome else None
+    finally:
+        if thread.is_alive():
+            # A thread that asks Ray for anything while the connection ends, ends this process with
+            # exit code 1 and no message of ours (Ray 2.60, core_worker_process.cc:1109).
+            with suppress(Exception):
+                _end_controller()
+            thread.join(END_SECONDS)
+
+
+def _end_controller() -> None:
+    """End the actor by which Ray Train runs the workers, and they with it: `fit` then returns.
+
+    Ray Train has no way to be told; what is used here is what `ray.kill` does (Ray 2.60).
+    """
+    from ray._private import state, worker
+
+    connection = worker.global_worker
+    for name, actor in state.actors(job_id=connection.current_job_id).items():
+        if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD":
+            connection.core_worker.kill_actor(ray.ActorID.from_hex(name), True)
 
 
 def _ray_worker(loop_config: dict[str, Any]) -> None:

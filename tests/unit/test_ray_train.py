@@ -49,9 +49,15 @@ class Fit:
         self._answers = list(answers)
         self._goes_on = bool(answers)
         monkeypatch.setattr(ray_train, "stop_requested", lambda: True)
+        monkeypatch.setattr(ray_train, "_end_controller", self._end_controller)
 
     def fit(self) -> None:
         self.ended.wait(60)
+
+    def _end_controller(self) -> None:
+        self.course.append("controller ended")
+        self.ended.set()
+        raise OSError("of Ray's")
 
     def deliver(self) -> None:
         while self._events:
@@ -82,6 +88,7 @@ def test_a_run_that_waits_for_room_is_not_waited_for(
     with pytest.raises(RunStopped, match="before the workers had begun"):
         fit.run()
     assert time.monotonic() - started < 30
+    assert fit.course[-1] == "controller ended"
 
 
 def test_workers_that_train_are_asked_before_the_terminal_is_told(
@@ -107,8 +114,10 @@ def test_what_fails_after_the_request_is_told(monkeypatch: pytest.MonkeyPatch) -
     for answers in ((FAILURE,), (broken,), (broken, mistake)):
         fit = Fit(monkeypatch, BEGIN, answers=answers)
         assert fit.run() is None
-        fit.ended.set()
         assert fit.attempts.failures == list(answers)
+        # Nothing of it may ask Ray for anything while the connection ends.
+        assert fit.course[-1] == "controller ended"
+        assert not [one for one in threading.enumerate() if one.name == "fit"]
 
 
 @pytest.mark.parametrize("failures", [[], [FAILURE], [FAILURE | {"is_cause": False}]])
