@@ -21,7 +21,8 @@ from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.device import device_name
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translator
-from dist_embed.train.worker import Context, build_train_step, data_of_all
+from dist_embed.train.run_data import data_of_all
+from dist_embed.train.worker import Context, build_train_step
 
 WARM_UP_STEPS = 3
 Prepare = Callable[[int, StepBatches], StepBatches]
@@ -34,7 +35,7 @@ def baseline_task(context: Context) -> dict[str, Any]:
     in float32, then both in bfloat16 where ``bf16`` is set, on the same batches.
     """
     config, group, options = context.config, context.group, context.options
-    data = data_of_all(context)
+    data = data_of_all(config, group, options.get("data_folder"))
     data_uri = data.folder_uri
     sides: dict[str, tuple[Step, Prepare]] = {}
     precisions = ["fp32", "bf16"] if options["bf16"] else ["fp32"]
@@ -69,7 +70,7 @@ def _our_step(
     config = config.model_copy(update={"train": train})
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
-    output = build_output(config, translator, partial(read_counts, data_uri, "target"))
+    output = build_output(config, translator, partial(read_counts, data, "target"))
     step = build_train_step(config, translator, output, optimizer)
     return step.run, step.prepare
 

@@ -57,10 +57,7 @@ def measure_engine(
 
     tokenizers = load_tokenizers(config.run.uri)
     source, target = tokenizers["source"], tokenizers["target"]
-    scorer = Scorer(
-        target.uncut(references), bleu_tokenize=config.search.bleu_tokenize,
-        lowercase=target.lowercase, form=target.form,
-    )  # fmt: skip
+    scorer = Scorer(references, target, bleu_tokenize=config.search.bleu_tokenize)
     found = []
     for kind in kinds:
         with temporary_folder("dist_embed-bench-") as folder:

@@ -108,7 +108,7 @@ def ensure_data(
                 _learn_lexicon(config, ready, say)
                 break
     if renew:
-        _write_down(data_uri, ready, say_once)
+        _write_down(data_uri, ready, say)
     return ready
 
 
@@ -247,10 +247,11 @@ def _write_down(data_uri: str, data: PreparedData, say: Say) -> None:
     try:
         if PreparedData.read(data.folder_uri) == data:
             return
-        with _preparing_alone(data_uri, say):
+        # Not for whom the writing would wait: others that prepare these data replace them.
+        with taking_turns(data_uri, "preparing", lambda: None, longest=0):
             if prepared_folder(data_uri) == data.folder_uri:
                 storage.write_text(storage.join(data.folder_uri, INDEX_NAME), data.to_json())
-    except (OSError, UserError, StorageError) as exc:  # others' data, as sound without it
+    except (OSError, UserError, StorageError, NoTurn) as exc:  # data are as sound without it
         say(f"it could not be written down: {exc}")
 
 

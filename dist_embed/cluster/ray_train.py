@@ -41,7 +41,7 @@ from dist_embed.storage.temporary import temporary_folder
 POLL_SECONDS = 1.0
 MAILBOX_SECONDS = 60.0
 CONNECT_SECONDS = 10.0
-END_SECONDS = 20.0
+END_SECONDS = 20.0  # that what runs the workers may take to end
 INIT_SECONDS = 300.0  # Ray's own limits are below
 START_SECONDS = 60.0  # that Ray Train waits for room for all workers before it tries again
 
@@ -232,10 +232,18 @@ def _fit_in_thread(
     finally:
         if thread.is_alive():
             # A thread that asks Ray for anything while the connection ends, ends this process with
-            # exit code 1 and no message of ours (Ray 2.60, core_worker_process.cc:1109).
-            with suppress(Exception):
-                _end_controller()
+            # exit code 1 and no message of ours (Ray 2.60, core_worker_process.cc:1109). By a
+            # thread: of a cluster that does not answer Ray waits a minute, deaf to signals.
+            threading.Thread(target=_end_fit, args=(thread,), daemon=True).start()
             thread.join(END_SECONDS)
+
+
+def _end_fit(thread: threading.Thread) -> None:
+    """End the controller that ``thread`` waits for, which may be there only by and by."""
+    while thread.is_alive():
+        with suppress(Exception):
+            _end_controller()
+        thread.join(POLL_SECONDS)
 
 
 def _end_controller() -> None:

@@ -34,8 +34,8 @@ def check_pieces(text: ParallelText, pieces: Pieces, say: Callable[[str], None])
         where = f"of the first {len(looked_at):,} {side} lines of the training text"
         if pieces != "none":
             # Of a side that subword-nmt has not cut nothing is put together.
-            others = [one[pieces] for one in found.values()] if pieces == "subword-nmt" else []
-            if not any([marked[pieces], *others]):
+            either = sum(one[pieces] for one in found.values())
+            if not (either if pieces == "subword-nmt" else marked[pieces]):
                 raise UserError(
                     f"tokenizer.pieces: {pieces!r} is not allowed for this text: none {where} has "
                     f"a mark of it ({SPACE if pieces == 'sentencepiece' else '@@'})"

@@ -45,21 +45,6 @@ class Batch:
     target_output: Tensor
     token_positions: Tensor
 
-    @property
-    def num_tokens(self) -> int:
-        """Real target tokens n."""
-        return self.target_output.numel()
-
-    @property
-    def padded_tokens(self) -> int:
-        """Places of source and target, padding included."""
-        return self.source.numel() + self.target_input.numel()
-
-    @property
-    def real_tokens(self) -> int:
-        """Places of source and target that hold a token."""
-        return int(self.source_lengths.sum()) + self.num_tokens
-
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``; from pinned memory the host does not wait for it."""
         return self._changed(lambda field: field.to(device, non_blocking=True))

@@ -140,30 +140,28 @@ def _parsed(content: bytes, folder_uri: str, side: str, data: PreparedData | Non
     return tokenizer
 
 
-def read_counts(data_uri: str, side: str) -> NDArray[np.int64]:
+def read_counts(data: PreparedData, side: str) -> NDArray[np.int64]:
     """[V] how often each id of ``source`` or ``target`` occurs in the training text, on both sides
     where they have one vocabulary: what ids are ordered by.
 
-    Raises FileNotFoundError where there is no prepared data; UserError where the file is not the
-    one that was written.
+    Raises UserError where the file is not the one that was written.
     """
-    return _read_counts(PreparedData.read(data_uri), side, _vocabulary_name(side), "vocabulary")
+    return _read_counts(data, side, _vocabulary_name(side), "vocabulary")
 
 
-def read_occurrences(data_uri: str, sides: Sequence[str]) -> NDArray[np.int64] | None:
+def read_occurrences(data: PreparedData, sides: Sequence[str]) -> NDArray[np.int64] | None:
     """[V] how often each id occurs on the sides that are asked for (both have one vocabulary then),
     in the training pairs that were kept: an id that has 0 is never trained as a word of theirs.
 
     None where the data do not tell their sides apart: of a shared vocabulary, and prepared before
     there were such counts. Raises as `read_counts`.
     """
-    data = PreparedData.read(data_uri)
     if all(_occurrences_name(side) in data.files for side in sides):
         of_sides = [_read_counts(data, s, _occurrences_name(s), "counts of words") for s in sides]
         return functools.reduce(np.add, of_sides)
     if data.shared_vocabulary and len(sides) == 1:
         return None
-    return _read_counts(data, sides[0], _vocabulary_name(sides[0]), "vocabulary")
+    return read_counts(data, sides[0])
 
 
 def sides_unknown(data_uri: str) -> str:

@@ -58,10 +58,11 @@ def occurrences(run_uri: str, role: Role) -> Occurrences:
         data_uri = prepared_folder(data_uri)
         data = PreparedData.read(data_uri)
         check_vocabularies(run_uri, data)
-        in_table = read_occurrences(data_uri, sides)
-        on_side = read_occurrences(data_uri, [SIDE_OF_ROLE[role]])
+        in_table = read_occurrences(data, sides)
+        side = [SIDE_OF_ROLE[role]]
+        on_side = in_table if sides == side else read_occurrences(data, side)
         if on_side is None:
-            on_side = read_counts(data_uri, SIDE_OF_ROLE[role])
+            on_side = read_counts(data, SIDE_OF_ROLE[role])
     except FileNotFoundError:
         return Occurrences(None, None, (f"{run_uri}: {unknown}: they are not in {data_uri}",))
     except OtherVocabulary:

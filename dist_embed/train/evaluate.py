@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from dist_embed.data.loader import Loader, Position
-from dist_embed.data.text_form import Form, Lowercase
 from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.train.assemble import Translator
@@ -104,13 +103,10 @@ def evaluate_translations(
     split: str,
     *,
     bleu_tokenize: str,
-    lowercase: Lowercase,
-    form: Form,
 ) -> Quality:
     """Translate a held-out split and score it, on every worker: see `Scorer`. Collective."""
     sources, references = read_texts(data_uri, data.splits[split])
-    references = translation.uncut(references)
-    scorer = Scorer(references, bleu_tokenize=bleu_tokenize, lowercase=lowercase, form=form)
+    scorer = Scorer(references, translation.target, bleu_tokenize=bleu_tokenize)
     started = time.perf_counter()
     written = translation.written(sources, scorer.unknown)
     seconds = time.perf_counter() - started

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import sacrebleu
 
-from dist_embed.data.text_form import Form, Lowercase, in_form
+from dist_embed.data.text_form import in_form
+from dist_embed.data.tokenizer import Tokenizer
 
 PRIVATE_USE = range(0xE000, 0xF900)
 
@@ -37,33 +38,36 @@ class Scorer:
 
     Args:
         references: one for each sentence.
+        target: the tokenizer of the translations. Its form of text and its lower case, where it
+            makes one, which decides on composed letters too, are made of both sides; pieces of
+            references are put together as it puts translations together.
         bleu_tokenize: sacrebleu's tokenizer for BLEU.
-        lowercase: the lower case that the target's tokenizer makes, where it makes one: case does
-            not count then. It decides on composed letters too, so that it is made of both sides.
-        form: what all texts are brought to; ``none``: they are compared as they are.
 
     Attributes:
         unknown: to be written for each unknown word in the translations: a character for private
             use that no reference has. sacrebleu's tokenizers take it for a letter.
     """
 
-    def __init__(
-        self, references: Sequence[str], *, bleu_tokenize: str, lowercase: Lowercase, form: Form
-    ) -> None:
-        self._form, self._lowercase = form, lowercase
-        self._references = in_form(references, form, lowercase=lowercase)
+    def __init__(self, references: Sequence[str], target: Tokenizer, *, bleu_tokenize: str) -> None:
+        self._form, self._lowercase = target.form, target.lowercase
+        self._references = self._in_form(target.uncut(list(references)))
         # force: sacrebleu warns about tokenised text, which bleu_tokenize=none asks for.
-        self._bleu = sacrebleu.BLEU(tokenize=bleu_tokenize, lowercase=bool(lowercase), force=True)
-        self._chrf = sacrebleu.CHRF(lowercase=bool(lowercase))
+        self._bleu = sacrebleu.BLEU(
+            tokenize=bleu_tokenize, lowercase=bool(self._lowercase), force=True
+        )
+        self._chrf = sacrebleu.CHRF(lowercase=bool(self._lowercase))
         held: set[str] = set().union(*self._references)
         self.unknown = next(sign for sign in map(chr, PRIVATE_USE) if sign not in held)
 
     def score(self, translations: Sequence[str]) -> Score:
         """The score of one translation for each reference, in order."""
-        texts = in_form(translations, self._form, lowercase=self._lowercase)
+        texts = self._in_form(translations)
         bleu = self._bleu.corpus_score(texts, [self._references])
         return Score(
             bleu=bleu.score,
             chrf=self._chrf.corpus_score(texts, [self._references]).score,
             signature=f"{self._bleu.get_signature()}|unknown:one-token|form:{self._form}",
         )
+
+    def _in_form(self, texts: Sequence[str]) -> list[str]:
+        return in_form(texts, self._form, lowercase=self._lowercase)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dist_embed.config.schema import Config, PretrainedSection
 from dist_embed.data.prepare import read_counts, read_occurrences, sides_unknown
+from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import TABLE_OF_ROLE, ShareEmbeddings
@@ -64,7 +65,7 @@ def frozen_until(config: Config) -> dict[str, float]:
 
 def start_tables(
     config: Config,
-    data_uri: str,
+    data: PreparedData,
     lookup: RowLookup,
     tokenizers: dict[str, Tokenizer],
     say: Callable[[str], None],
@@ -73,7 +74,7 @@ def start_tables(
 
     Args:
         config: the run's.
-        data_uri: the folder of its prepared data, which have the words' counts.
+        data: its prepared data, which have the words' counts.
         lookup: the tables, with fresh rows.
         tokenizers: of both sides.
         say: takes worker 0's lines about what was found.
@@ -90,7 +91,7 @@ def start_tables(
             continue
         sides = sides_of_table(config.model.share_embeddings, role_of_table[table])
         found = _start_table(
-            config, data_uri, settings.pretrained, lookup, table, tokenizers[sides[0]], sides, say
+            config, data, settings.pretrained, lookup, table, tokenizers[sides[0]], sides, say
         )
         for line in found.lines():
             say(line)
@@ -101,7 +102,7 @@ def start_tables(
 
 def _start_table(
     config: Config,
-    data_uri: str,
+    data: PreparedData,
     wanted: PretrainedSection,
     lookup: RowLookup,
     table: str,
@@ -118,10 +119,10 @@ def _start_table(
             tensor=wanted.tensor,
         )
         if lookup.group.is_first:
-            counts = read_occurrences(data_uri, sides)
+            counts = read_occurrences(data, sides)
             if counts is None:
-                say(f"{sides_unknown(data_uri)}; coverage is that of the words of both")
-                counts = read_counts(data_uri, sides[0])
+                say(f"{sides_unknown(data.folder_uri)}; coverage is that of the words of both")
+                counts = read_counts(data, sides[0])
     start = TableStart(
         lookup.weight(table),
         lookup.specs[table],

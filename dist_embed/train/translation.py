@@ -54,12 +54,8 @@ class Translation:
         self._group = group
         self._searcher = searcher
         self._encode = encode
-        self._target = target
+        self.target = target
         self._unknown_words = unknown_words
-
-    def uncut(self, texts: list[str]) -> list[str]:
-        """Texts of the target side as translations are written: see `Tokenizer.uncut`."""
-        return self._target.uncut(texts)
 
     def of(self, texts: list[str]) -> list[str]:
         """Translations of ``texts``, in order, on every worker. One that is blank has a blank one:
@@ -79,8 +75,12 @@ class Translation:
         order = sorted(spoken, key=lambda i: len(sources[i]))
         mine = order[group.rank :: group.num_workers]
         answers = self._searcher.translate([sources[i] for i in mine])
-        shown = self._target.decode(answers)
-        marked = self._target.decode(answers, unknown=unknown)
+        shown = self.target.decode(answers)
+        marked = [*shown]
+        lacking = [place for place, ids in enumerate(answers) if UNKNOWN in ids]
+        again = self.target.decode([answers[place] for place in lacking], unknown=unknown)
+        for place, text in zip(lacking, again, strict=True):
+            marked[place] = text
         if self._unknown_words is not None:
             replaced = self._unknown_words.texts(
                 [texts[i] for i in mine], [sources[i] for i in mine], answers

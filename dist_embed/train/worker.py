@@ -22,14 +22,12 @@ from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.load import Loaded, load_chosen, load_newest
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
-from dist_embed.checkpoint.state import Fixed, HostBuffers, TrainingState
-from dist_embed.config.errors import UserError
+from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config, ModelSection
 from dist_embed.data.loader import Loader, Position
 from dist_embed.data.prepare import load_tokenizers, read_counts
-from dist_embed.data.prepared_folder import prepared_folder
-from dist_embed.data.token_shards import SIDES, PreparedData
+from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.memory import table_bytes
 from dist_embed.embedding.tiers import tier_line
@@ -39,7 +37,6 @@ from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.quiet import redirect_output, worker_log_folder
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.allocator import keep_freed_memory
-from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.errors import all_or_none, errors_shared
 from dist_embed.parallel.group import Group, joined_group
@@ -57,11 +54,11 @@ from dist_embed.train.assemble import (
 )
 from dist_embed.train.evaluate import Quality, evaluate_translations, exact_loss
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
+from dist_embed.train.run_data import data_of_all, training_data, vocabularies
 from dist_embed.train.run_folder import (
     RunFolder,
     check_vocabularies,
     fingerprint,
-    tokenizer_digests,
     write_run_folder,
 )
 from dist_embed.train.single_tables import (
@@ -127,7 +124,7 @@ def train_task(context: Context) -> dict[str, Any]:
     """
     config, group, reporter = context.config, context.group, context.reporter
     run_uri, train = config.run.uri, config.train
-    data = data_of_all(context)
+    data = data_of_all(config, group, context.options.get("data_folder"))
     data_uri = data.folder_uri
     with all_or_none(group):
         tokenizers = load_tokenizers(data_uri, data)
@@ -156,7 +153,7 @@ def train_task(context: Context) -> dict[str, Any]:
     coverages = {}
     folder: RunFolder | None = None  # worker 0 looks after it
     if not loaded.step:
-        coverages = start_tables(config, data_uri, translator.lookup, tokenizers, reporter.line)
+        coverages = start_tables(config, data, translator.lookup, tokenizers, reporter.line)
     with all_or_none(group):
         if group.is_first:
             write_run_folder(config, data)
@@ -164,7 +161,7 @@ def train_task(context: Context) -> dict[str, Any]:
             folder = RunFolder(run_uri)
     translation = build_translation(config, translator, tokenizers, reporter.line)
     with all_or_none(group):
-        output = build_output(config, translator, partial(read_counts, data_uri, "target"))
+        output = build_output(config, translator, partial(read_counts, data, "target"))
     train_step = build_train_step(config, translator, output, optimizer)
     loader = Loader(
         data_uri,
@@ -183,8 +180,7 @@ def train_task(context: Context) -> dict[str, Any]:
     def translate() -> Quality:
         return evaluate_translations(
             translation, data_uri, data, "validation",
-            bleu_tokenize=config.search.bleu_tokenize, form=tokenizers["target"].form,
-            lowercase=tokenizers["target"].lowercase,
+            bleu_tokenize=config.search.bleu_tokenize,
         )  # fmt: skip
 
     with ExitStack() as stack:
@@ -232,7 +228,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     the loss of so many tokens of the training data; ``data_folder``: see `data_of_all`.
     """
     config, split = context.config, context.options["split"]
-    data = data_of_all(context)
+    data = data_of_all(config, context.group, context.options.get("data_folder"))
     data_uri = data.folder_uri
     with all_or_none(context.group):
         data.held_out(split, config.data.uri)
@@ -246,8 +242,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     quality = evaluate_translations(
         build_translation(config, translator, tokenizers, context.reporter.line), data_uri, data,
         split,
-        bleu_tokenize=config.search.bleu_tokenize, form=tokenizers["target"].form,
-        lowercase=tokenizers["target"].lowercase,
+        bleu_tokenize=config.search.bleu_tokenize,
     )  # fmt: skip
     training_tokens = context.options.get("training_tokens")
     training_loss = training_tokens and exact_loss(
@@ -364,79 +359,6 @@ def _build_saver(
         # So that a run that resumes there finds the metrics of all steps before.
         beforehand=metrics.flush if metrics else None,
     )
-
-
-def data_of_all(context: Context) -> PreparedData:
-    """The prepared data that all workers read. Collective.
-
-    Of the folder that the launching process has looked into (option ``data_folder``), or that
-    worker 0 finds: others may be prepared by the time another worker looks.
-    """
-    config, group = context.config, context.group
-    folder = ""
-    with all_or_none(group):
-        if group.is_first:
-            folder = context.options.get("data_folder") or prepared_folder(config.data.uri)
-    folder = same_text_from_first(folder, group)
-    with all_or_none(group):
-        try:
-            return PreparedData.read(folder)
-        except FileNotFoundError:
-            raise UserError(
-                f"worker {group.rank} finds no prepared data in {folder}"
-                + (
-                    ": they were removed, moved, or prepared again meanwhile, which the same "
-                    "command would use"
-                    if group.is_first
-                    else ": data.uri has to be one folder for all workers, a URL or a shared one, "
-                    "or the same copy on each machine"
-                )
-            ) from None
-
-
-def vocabularies(tokenizers: dict[str, Tokenizer], group: Group) -> dict[str, Fixed]:
-    """What tells the vocabularies and tokenizers from others, for the checkpoints. Collective."""
-    named = [item for side in SIDES for item in tokenizer_digests(side, tokenizers[side]).items()]
-    digests: list[str] = []
-    with all_or_none(group):
-        if group.is_first:  # a large vocabulary takes seconds, and memory, to look at
-            digests = [digest() for _, digest in named]
-    digests = same_text_from_first(" ".join(digests), group).split()
-
-    def fixed(name: str, digest: str) -> Fixed:
-        why = (
-            "than the run has now: its rows belong to other words. Put back the tokenizer that the "
-            "run's folder had, or give data.uri the data it was trained on"
-        )
-        return Fixed(digest, lambda there: f"was trained with another {name} {why}")
-
-    names = [name for name, _ in named]
-    return {name: fixed(name, digest) for name, digest in zip(names, digests, strict=True)}
-
-
-def training_data(data_uri: str, data: PreparedData) -> dict[str, Fixed]:
-    """What tells the training data from others, for the checkpoints. Not collective."""
-    train = data.splits["train"]
-    numbers, content = train.identity(), train.content()
-    remedy = (
-        "its position in the data would mean nothing. Give data.uri the data it was trained on, in "
-        "whatever folder, or run.uri another folder"
-    )
-    fixed = {
-        "training data": Fixed(
-            numbers,
-            lambda there: f"was trained on {there}, and {data_uri} holds {numbers}: {remedy}",
-        )
-    }
-    if content is not None:  # data prepared before does not say
-        fixed["training sentences"] = Fixed(
-            content,
-            lambda there: (
-                f"was trained on other sentences (SHA-256 {there[:16]}…) than the {numbers} that "
-                f"{data_uri} holds ({content[:16]}…): {remedy}"
-            ),
-        )
-    return fixed
 
 
 def _load_for_inference(

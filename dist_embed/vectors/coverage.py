@@ -123,7 +123,9 @@ def coverage_of(
         counted = counts > 0
         if not pieces:
             for i in counted.nonzero()[0].tolist():
-                counted[i] = is_word(tokenizer, tokenizer.token(first + i))
+                # What the file has under the very name of a piece is one, and starts the row.
+                known = 0 <= ranks[i] < COMPOSED
+                counted[i] = known or is_word(tokenizer, tokenizer.token(first + i))
     found = counted & (ranks >= 0) & (ranks < COMPOSED)
     composed = counted & (ranks == COMPOSED)
     ways: dict[str, int] = {"as written": int((found & (ranks < 2)).sum())}

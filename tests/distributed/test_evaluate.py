@@ -185,26 +185,20 @@ def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) 
     asked: list[list[str]] = []
 
     class Given:
-        def uncut(self, texts: list[str]) -> list[str]:
-            return texts
+        def __init__(self, lowercase: bool) -> None:
+            self.target = Tokenizer.from_words(
+                [], lowercase=lowercase, split_punctuation=True, form="nfc"
+            )
 
         def written(self, texts: list[str], unknown: str) -> list[Written]:
             asked.append(texts)
             answers = [f"the right  Answer {n} of all, nearly" for n in range(len(texts))]
             return [Written(text.replace("all", "<unk>"), text) for text in answers]
 
-    given: Any = Given()
     references = [f"the right answer {n} of all" for n in range(25)]
     for lowercase in (False, True):
-        found = evaluate_translations(
-            given,
-            str(tmp_path),
-            data,
-            "validation",
-            bleu_tokenize="13a",
-            lowercase=lowercase,
-            form="nfc",
-        )
+        given: Any = Given(lowercase)
+        found = evaluate_translations(given, str(tmp_path), data, "validation", bleu_tokenize="13a")
         compared = [text.replace("  ", " ") for text in found.scored]
         expected = sacrebleu.corpus_bleu(
             compared, [references], lowercase=lowercase, tokenize="13a"

@@ -43,13 +43,8 @@ from dist_embed.train.assemble import (
     row_multipliers,
 )
 from dist_embed.train.needs import host_bytes
-from dist_embed.train.worker import (
-    Context,
-    _build_saver,
-    _resume,
-    build_train_step,
-    vocabularies,
-)
+from dist_embed.train.run_data import vocabularies
+from dist_embed.train.worker import Context, _build_saver, _resume, build_train_step
 from tests.distributed.tiny import random_pairs, work_for
 from tests.forks import forking
 from tests.stores.s3_server import MotoServer, moto_missing
@@ -164,7 +159,9 @@ def run(
     checkpoints = open_checkpoints(config.run.uri)
     copy = HostBuffers() if config.checkpoint.asynchronous else None
     loaded = _resume(context, checkpoints, state, copy)
-    output = build_output(config, translator, partial(read_counts, config.data.uri, "target"))
+    output = build_output(
+        config, translator, partial(read_counts, PreparedData.read(config.data.uri), "target")
+    )
     step = build_train_step(config, translator, output, optimizer)
     saver = _build_saver(context, checkpoints, loaded, copy, None)
     for number in range(loaded.step + 1, loaded.step + 4):

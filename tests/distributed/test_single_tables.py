@@ -168,8 +168,8 @@ def started(
         return call
 
     config = config_from_dict(values | {"model": {"share_embeddings": share}})
-    vocabulary_size = PreparedData.read(config.data.uri).vocabulary_size
-    lookup = build_translator(config, vocabulary_size, group).lookup
+    data = PreparedData.read(config.data.uri)
+    lookup = build_translator(config, data.vocabulary_size, group).lookup
     before = {name: lookup.weight(name).clone() for name in lookup.specs}
     written = mock.Mock(wraps=lookup.after_writing)
     with (
@@ -178,7 +178,7 @@ def started(
         mock.patch.object(lookup, "after_writing", written),
     ):
         tokenizers = load_tokenizers(config.data.uri)
-        found = start_tables(config, config.data.uri, lookup, tokenizers, said.append)
+        found = start_tables(config, data, lookup, tokenizers, said.append)
     assert written.call_count == 1
     after = {name: lookup.weight(name).clone() for name in lookup.specs}
     plain = [
@@ -252,7 +252,7 @@ def test_tables_start_from_their_own_files(
         if rank == 0:  # who alone knows how often words occur
             for role, side in (("source", "source"), ("output", "target")):
                 tokens = load_tokenizers(str(files / "data"))[side].tokens()[4:]
-                counts = read_counts(str(files / "data"), side)[4:]
+                counts = read_counts(PreparedData.read(str(files / "data")), side)[4:]
                 spaces = counts[tokens.index(SPACE)]  # left before full stops, and no words
                 assert coverages[tables[role]].tokens == counts.sum() - spaces
 

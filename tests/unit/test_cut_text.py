@@ -98,12 +98,11 @@ def test_references_are_scored_as_translations_are_written(pieces: Pieces, tmp_p
     target = load_tokenizers(data.folder_uri)["target"]
     tokens = read_tokens(data.folder_uri, data.splits["train"].shards)
     assert target.decode([list(sentences(tokens)[0][1])]) == [whole]
-    translation = mock.Mock(uncut=target.uncut)
+    translation = mock.Mock(target=target)
     translation.written.return_value = [mock.Mock(marked=whole, shown=whole)] * 3
     quality = evaluate_translations(
-        translation, data.folder_uri, data, "validation", bleu_tokenize="none", lowercase=False,
-        form="nfc",
-    )  # fmt: skip
+        translation, data.folder_uri, data, "validation", bleu_tokenize="none"
+    )
     assert (quality.bleu, quality.chrf) == (pytest.approx(100), pytest.approx(100))
 
 

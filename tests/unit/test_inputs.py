@@ -30,6 +30,7 @@ from dist_embed.data.token_shards import (
 )
 from dist_embed.storage import uri as storage
 from dist_embed.storage.retry import StoreUnavailable
+from dist_embed.storage.turns import taking_turns
 from tests.unit.small_corpus import one_is_this_process, prepare, sentences
 
 OLD = Path(__file__).parent / "old_data" / "format-1"
@@ -251,7 +252,7 @@ def test_data_prepared_before_go_on(tmp_path: Path) -> None:
         assert sentences(old) == sentences(new)
     assert read_texts("data", data.splits["validation"]) == (["a b", "d f"], ["x y", "u w"])
     for side in ("source", "target"):
-        assert read_counts("data", side).tolist() == read_counts(folder, side).tolist()
+        assert read_counts(data, side).tolist() == read_counts(again, side).tolist()
         tokenizers = [load_tokenizers(uri)[side].to_json() for uri in ("data", folder)]
         assert tokenizers[0] == tokenizers[1]
 
@@ -381,6 +382,17 @@ def test_nothing_is_written_down_in_data_that_others_have_replaced(
     before, said = ensured(config, renew=True)
     assert not Path(before.folder_uri).exists()
     assert said[-1].startswith("it could not be written down: ")
+
+
+def test_what_files_are_called_by_now_is_written_down_without_a_wait(tmp_path: Path) -> None:
+    config = config_of(lexicon_translations=0)
+    ensured(config)
+    os.utime(tmp_path / "s.txt", (1, 1))
+    with taking_turns(config.data.uri, "preparing", lambda: None):
+        _, said = ensured(config, renew=True)
+    assert said[-1].startswith("it could not be written down: another process did not end")
+    assert ensured(config, renew=True)[1] == said[:-1]
+    assert ensured(config)[1] == []
 
 
 def test_others_data_are_used_where_nothing_can_be_written_down(

@@ -40,6 +40,14 @@ def loader(prepared: Prepared, rank: int = 0, num_workers: int = 1, **changes: i
     )  # fmt: skip
 
 
+def padded_tokens(batch: Batch) -> int:
+    return batch.source.numel() + batch.target_input.numel()
+
+
+def real_tokens(batch: Batch) -> int:
+    return int(batch.source_lengths.sum()) + batch.target_output.numel()
+
+
 def epoch_of(steps: Iterator[StepBatches], epoch: int = 0) -> list[StepBatches]:
     """Steps up to the end of ``epoch``."""
     found = []
@@ -126,7 +134,7 @@ def test_token_counts_tell_what_every_worker_holds(
     ]
     for parts in zip(*workers, strict=True):
         held = [
-            [parts[rank].batches[micro].num_tokens for rank in range(num_workers)]
+            [parts[rank].batches[micro].target_output.numel() for rank in range(num_workers)]
             for micro in range(accumulate)
         ]
         assert all(part.token_counts == held for part in parts)
@@ -231,14 +239,14 @@ def test_a_pool_holds_the_shards_that_fit(prepared: Prepared, bound: int, sizes:
 def test_an_uneven_end_gives_well_formed_empty_batches(prepared: Prepared) -> None:
     # A budget of one token: every sentence a batch of its own, for three workers.
     steps = [next(loader(prepared, rank, 3, batch_tokens=1).steps(Position())) for rank in range(3)]
-    empty = [step.batches[0] for step in steps if step.batches[0].num_tokens == 0]
+    empty = [step.batches[0] for step in steps if step.batches[0].target_output.numel() == 0]
     assert len(empty) == 2
     for batch in empty:
         assert batch.source.shape == batch.target_input.shape == (0, 0)
         assert batch.source_lengths.shape == batch.target_output.shape == (0,)
         assert batch.token_positions.shape == (0,)
         assert batch.source.dtype == batch.target_output.dtype == torch.int64
-        assert batch.real_tokens == batch.padded_tokens == 0
+        assert real_tokens(batch) == padded_tokens(batch) == 0
         # Nothing is copied that is there already.
         assert batch.to(torch.device("cpu")).source is batch.source
     assert sum(steps[0].token_counts[0]) == steps[0].global_tokens > 0
@@ -255,7 +263,7 @@ def test_a_batch_holds_marks_padding_and_positions() -> None:
     assert batch.target_input.tolist() == [[START, 60, 61, 62], [START, 50, PAD, PAD]]
     assert batch.target_output.tolist() == [60, 61, 62, END, 50, END]
     assert batch.token_positions.tolist() == [0, 1, 2, 3, 4, 5]
-    assert (batch.num_tokens, batch.real_tokens, batch.padded_tokens) == (6, 12, 16)
+    assert (batch.target_output.numel(), real_tokens(batch), padded_tokens(batch)) == (6, 12, 16)
 
 
 def test_positions_skip_padding() -> None:
@@ -444,8 +452,8 @@ def test_at_most_a_twentieth_of_multi30k_is_padding(tmp_path: Path) -> None:
             rank=rank, num_workers=2, accumulate=1,
         )  # fmt: skip
         for step in epoch_of(worker.steps(Position())):
-            real += step.batches[0].real_tokens
-            padded += step.batches[0].padded_tokens
+            real += real_tokens(step.batches[0])
+            padded += padded_tokens(step.batches[0])
             held += len(step.batches[0].source_lengths)
     assert held == 29_000
     assert real == sum(map(len, source)) + sum(map(len, target)) + 2 * 29_000

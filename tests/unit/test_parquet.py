@@ -17,6 +17,7 @@ import pytest
 
 from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import read_counts
+from dist_embed.data.token_shards import PreparedData
 from dist_embed.storage.parquet import ParquetError, ParquetReader, read_parquet, write_parquet
 from tests.unit.small_corpus import Prepared
 
@@ -78,7 +79,7 @@ def test_damaged_word_counts_are_named(prepared: Prepared, tmp_path: Path) -> No
     there = Path(prepared.uri) / "vocabulary.target.parquet"
     (tmp_path / there.name).write_bytes(there.read_bytes()[:-9])
     with pytest.raises(UserError, match=rf"{tmp_path}/{there.name} cannot be read .*--force"):
-        read_counts(str(tmp_path), "target")
+        read_counts(PreparedData.read(str(tmp_path)), "target")
 
 
 def thread_starters(tree: ast.AST, *, reads_parquet: bool = False) -> list[str]:
@@ -156,7 +157,7 @@ before = threads()
 splits = PreparedData.read(data).splits
 assert len(read_tokens(data, splits["train"].shards)) == 290
 assert len(read_texts(data, splits["test"])[0]) == 130
-assert read_counts(data, "source").sum() > 0
+assert read_counts(PreparedData.read(data), "source").sum() > 0
 table = pa.table({"source": ["a b"] * 9000, "target": ["c"] * 9000})
 write_parquet(f"{folder}/x.parquet", table)
 assert len(list(read_pairs(ParallelText(pairs=(f"{folder}/x.parquet",))))) == 9000
@@ -183,7 +184,7 @@ from dist_embed.data.prepare import read_counts
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
 data = sys.argv[1]
 splits = PreparedData.read(data).splits
-read_counts(data, "source")
+read_counts(PreparedData.read(data), "source")
 read_tokens(data, splits["train"].shards)
 read_texts(data, splits["test"])
 """

@@ -130,7 +130,7 @@ def test_vocabulary_counts_equal_a_plain_count(prepared: Prepared) -> None:
 
 def occurrences_by_token(uri: str, *sides: str) -> dict[str, int]:
     """Those that are not 0."""
-    found = read_occurrences(uri, sides)
+    found = read_occurrences(PreparedData.read(uri), sides)
     assert found is not None
     tokens = load_tokenizers(uri)[sides[0]].tokens()
     return {token: n for token, n in zip(tokens, found.tolist(), strict=True) if n}
@@ -154,7 +154,7 @@ def test_what_is_left_out_of_training_occurs_nowhere(tmp_path: Path, too_long: s
     prepare(tmp_path / "data", corpora, rule=rule, shared=False, vocab_size=7, oov_buckets=1,
             shard_sentences=2)  # fmt: skip
     uri, cut = str(tmp_path / "data"), too_long == "cut"
-    assert read_counts(uri, "source").tolist() == [0, 2, 0, 0, 4, 2, 2]
+    assert read_counts(PreparedData.read(uri), "source").tolist() == [0, 2, 0, 0, 4, 2, 2]
     kept = {"▁a": 2, "▁b": 2, "▁q": 2} if cut else {"▁a": 2, "▁b": 1}
     assert occurrences_by_token(uri, "source") == kept
     kept = {"▁x": 3, "▁y": 1} | ({"▁w": 1} if cut else {})
@@ -168,8 +168,12 @@ def test_data_prepared_before_do_not_tell_their_sides_apart(tmp_path: Path, shar
     data.files = {name: file for name, file in data.files.items() if "occurrences" not in name}
     (tmp_path / "data" / "data.json").write_text(data.to_json())
     for side in ("source", "target"):
-        found = read_occurrences(uri, [side])
-        assert found is None if shared else found.tolist() == read_counts(uri, side).tolist()
+        found = read_occurrences(PreparedData.read(uri), [side])
+        assert (
+            found is None
+            if shared
+            else found.tolist() == read_counts(PreparedData.read(uri), side).tolist()
+        )
     if shared:  # for a table of both sides that is enough
         assert occurrences_by_token(uri, "target", "source") == {"▁a": 2, "▁b": 2, "▁x": 1, "▁y": 1}
 
@@ -392,13 +396,11 @@ def test_sentences_are_told_from_others_by_their_shards() -> None:
 
 def test_counts_that_cannot_be_read_are_named(prepared: Prepared, tmp_path: Path) -> None:
     table = read_parquet(f"{prepared.uri}/vocabulary.target.parquet").to_pydict()
-    assert read_counts(prepared.uri, "target").tolist() == table["count"]
-    with pytest.raises(FileNotFoundError):
-        read_counts(str(tmp_path), "source")
+    assert read_counts(prepared.data, "target").tolist() == table["count"]
     (tmp_path / "data.json").write_text(replace(prepared.data, format=1, files={}).to_json())
     (tmp_path / "vocabulary.source.parquet").write_bytes(b"no table")
     with pytest.raises(UserError, match=r"vocabulary\.source\.parquet cannot be read .*--force"):
-        read_counts(str(tmp_path), "source")
+        read_counts(PreparedData.read(str(tmp_path)), "source")
 
 
 def test_every_part_of_a_preparation_is_said(tmp_path: Path) -> None:

@@ -72,9 +72,10 @@ def read_data_tokenizers(folder: Path) -> None:
 
 
 def read_word_counts(folder: Path) -> None:
+    data = PreparedData.read(str(folder / "data"))
     for side in ("source", "target"):
-        read_counts(str(folder / "data"), side)
-    read_occurrences(str(folder / "data"), ["source", "target"])
+        read_counts(data, side)
+    read_occurrences(data, ["source", "target"])
 
 
 def read_lexicon(folder: Path) -> None:

@@ -146,14 +146,22 @@ def test_where_rows_lie_may_change_in_a_run(prepared: Prepared, tmp_path: Path) 
         check_run_folder(other, prepared.data, force=False)
 
 
+def with_lexicon(prepared: Prepared, folder: Path, *, translations: int) -> PreparedData:
+    """A copy of prepared data, and their lexicon."""
+    shutil.copytree(prepared.uri, folder)
+    data = PreparedData.read(str(folder))
+    with one_is_this_process(1):
+        ensure_lexicon(
+            str(folder), data, translations=translations, num_processes=1, say=lambda line: None
+        )
+    return data
+
+
 def test_a_lexicon_that_was_learned_again_with_other_numbers_is_refused(
     prepared: Prepared, tmp_path: Path
 ) -> None:
     folder = tmp_path / "data"
-    shutil.copytree(prepared.uri, folder)
-    data = PreparedData.read(str(folder))
-    with one_is_this_process(1):
-        ensure_lexicon(str(folder), data, translations=3, num_processes=1, say=lambda line: None)
+    data = with_lexicon(prepared, folder, translations=3)
     config = config_of(tmp_path, f"data.uri={folder}", "data.lexicon_translations=2")
     with pytest.raises(UserError, match="with 3 translations a word instead of 2: give runs"):
         write_run_folder(config, data)
@@ -363,10 +371,7 @@ def test_a_run_whose_tokenizers_are_gone_is_known_by_its_configuration(
 
 def test_a_run_keeps_a_lexicon_of_its_own(prepared: Prepared, tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    shutil.copytree(prepared.uri, folder)
-    data = PreparedData.read(str(folder))
-    with one_is_this_process(1):
-        ensure_lexicon(str(folder), data, translations=2, num_processes=1, say=lambda line: None)
+    data = with_lexicon(prepared, folder, translations=2)
     config = config_of(tmp_path, f"data.uri={folder}", "data.lexicon_translations=2")
     write_run_folder(config, data)
     shutil.rmtree(folder / "lexicon")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import sacrebleu
@@ -19,9 +19,13 @@ ANSWERS = ["Der Hund sieht die ? Katze , ? .", "er geht ? nach Haus-?, (?) 3.5 k
 OFFERED = get_args(SearchSection.model_fields["bleu_tokenize"].annotation)
 
 
+def target(**path: Any) -> Tokenizer:
+    return Tokenizer.from_words([], **{"lowercase": False, "split_punctuation": False, **path})
+
+
 @pytest.mark.parametrize("tokenize", [*OFFERED, "zh"])
 def test_an_unknown_word_is_one_token_that_matches_nothing(tokenize: str) -> None:
-    scorer = Scorer(REFERENCES, bleu_tokenize=tokenize, lowercase=False, form="none")
+    scorer = Scorer(REFERENCES, target(), bleu_tokenize=tokenize)
     found = scorer.score([text.replace("?", scorer.unknown) for text in ANSWERS])
     for wrong in ("Q", "Ж"):  # a word of one letter that no reference has
         answers = [text.replace("?", wrong) for text in ANSWERS]
@@ -45,9 +49,9 @@ def test_an_unknown_word_is_one_token_that_matches_nothing(tokenize: str) -> Non
 def test_no_reference_has_the_sign_of_an_unknown_word() -> None:
     first, second, third = map(chr, PRIVATE_USE[:3])
     references = [f"we see an icon {first}", f"and then another one {second}{second}"]
-    scorer = Scorer(references, bleu_tokenize="none", lowercase=True, form="none")
+    scorer = Scorer(references, target(lowercase=True), bleu_tokenize="none")
     assert scorer.unknown == third
-    assert Scorer(["no icon"], bleu_tokenize="none", lowercase=True, form="none").unknown == first
+    assert Scorer(["no icon"], target(lowercase=True), bleu_tokenize="none").unknown == first
     # The icon is a word like others.
     assert scorer.score(references).bleu == pytest.approx(100)
     assert scorer.score(references).chrf == pytest.approx(100)
@@ -58,13 +62,9 @@ def test_both_sides_have_the_lower_case_that_the_tokenizer_makes(lowercase: Lowe
     """Of H and U+0331 a composed letter, of a capital sigma one or the other."""
     reference = "J\u030cABA YES WE H\u0331ELLO \u039b\u039f\u0393\u039f\u03a3 GO"
     for form in FORMS:
-        tokenizer = Tokenizer.from_words(
-            [], lowercase=lowercase, split_punctuation=False, form=form
-        )
-        assert tokenizer.lowercase == lowercase
-        scorer = Scorer(
-            [reference], bleu_tokenize="none", lowercase=tokenizer.lowercase, form=tokenizer.form
-        )
+        tokenizer = target(lowercase=lowercase, form=form)
+        assert (tokenizer.lowercase, tokenizer.form) == (lowercase, form)
+        scorer = Scorer([reference], tokenizer, bleu_tokenize="none")
         found = scorer.score([tokenizer.normalized(reference)])
         assert (found.bleu, found.chrf) == (pytest.approx(100), pytest.approx(100))
         assert "|case:lc|" in found.signature
@@ -76,7 +76,7 @@ def test_texts_are_scored_in_one_form() -> None:
     plain = ["le caf\u00e9 est ferm\u00e9 .", "fin de la journ\u00e9e ici"]
     found = {}
     for form in FORMS:
-        scorer = Scorer(references, bleu_tokenize="none", lowercase=False, form=form)
+        scorer = Scorer(references, target(form=form), bleu_tokenize="none")
         assert scorer.score(references).bleu == pytest.approx(100)
         found[form] = [(score.bleu, score.chrf) for score in map(scorer.score, (answers, plain))]
         assert scorer.score(plain).signature.endswith(f"|form:{form}")

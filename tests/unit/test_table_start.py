@@ -270,7 +270,7 @@ def start_source_from(
     )  # fmt: skip
     said: list[str] = []
     tokenizers = load_tokenizers(data.folder_uri)
-    (found,) = start_tables(config, data.folder_uri, lookup, tokenizers, said.append).values()
+    (found,) = start_tables(config, data, lookup, tokenizers, said.append).values()
     return found, said
 
 

@@ -27,7 +27,8 @@ from dist_embed.embedding.plan import TableSpec
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.train import worker
-from dist_embed.train.worker import Context, data_of_all, training_data, vocabularies
+from dist_embed.train.run_data import data_of_all, training_data, vocabularies
+from dist_embed.train.worker import Context
 from tests.unit.small_run import word_tokenizer
 
 
@@ -190,15 +191,12 @@ def test_all_workers_read_the_folder_that_was_looked_into(alone: Group, tmp_path
     pointer = json.dumps({"folder": "prepared-0123456789abcdef"})
     (tmp_path / "data.json").write_text(pointer)
     config = config_of(data={"uri": str(tmp_path), "synthetic": {}})
-    context, _ = context_of(config, alone, data_folder=str(tmp_path / "given"))
-    assert data_of_all(context).settings == {"a": "given"}
-    context, _ = context_of(config, alone)
-    found = data_of_all(context)
+    assert data_of_all(config, alone, str(tmp_path / "given")).settings == {"a": "given"}
+    found = data_of_all(config, alone, None)
     assert found.settings == {"a": "prepared-0123456789abcdef"}
     assert found.folder_uri == str(tmp_path / "prepared-0123456789abcdef")
-    context, _ = context_of(config, alone, data_folder=str(tmp_path / "gone"))
     with pytest.raises(UserError, match=rf"worker 0 finds no prepared data in {tmp_path}/gone"):
-        data_of_all(context)
+        data_of_all(config, alone, str(tmp_path / "gone"))
 
 
 def test_a_checkpoint_knows_both_vocabularies_and_tells_others(alone: Group) -> None:
@@ -250,9 +248,8 @@ def test_a_checkpoint_is_scored_as_configured(
         bleu=12.5, chrf=30.0, signature="how", sentences=6, seconds=3.0, translations=["a"],
         scored=["b"],
     )  # fmt: skip
-    tokenizers = {"target": SimpleNamespace(lowercase="letters", form="nfkc")}
     for name, result in (
-        ("data_of_all", data), ("check_vocabularies", None), ("load_tokenizers", tokenizers),
+        ("data_of_all", data), ("check_vocabularies", None), ("load_tokenizers", "tokenizers"),
         ("_load_for_inference", ("translator", 4)), ("exact_loss", 2.0),
         ("build_translation", "translation"), ("evaluate_translations", quality),
     ):  # fmt: skip
@@ -274,7 +271,7 @@ def test_a_checkpoint_is_scored_as_configured(
     assert asked["evaluate_translations"] == [
         (
             ("translation", "folder", data, "test"),
-            {"bleu_tokenize": "char", "lowercase": "letters", "form": "nfkc"},
+            {"bleu_tokenize": "char"},
         )
     ]
     assert found == {

@@ -1,0 +1,88 @@
+"""The prepared data and vocabularies of a run: which all its workers read, and what its checkpoints
+know them by.
+"""
+
+from __future__ import annotations
+
+from dist_embed.checkpoint.state import Fixed
+from dist_embed.config.errors import UserError
+from dist_embed.config.schema import Config
+from dist_embed.data.prepared_folder import prepared_folder
+from dist_embed.data.token_shards import SIDES, PreparedData
+from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.parallel.collectives import same_text_from_first
+from dist_embed.parallel.errors import all_or_none
+from dist_embed.parallel.group import Group
+from dist_embed.train.run_folder import tokenizer_digests
+
+
+def data_of_all(config: Config, group: Group, looked_into: str | None) -> PreparedData:
+    """The prepared data that all workers read. Collective.
+
+    Of the folder that the launching process has looked into, or else that worker 0 finds: others
+    may be prepared by the time another worker looks.
+    """
+    folder = ""
+    with all_or_none(group):
+        if group.is_first:
+            folder = looked_into or prepared_folder(config.data.uri)
+    folder = same_text_from_first(folder, group)
+    with all_or_none(group):
+        try:
+            return PreparedData.read(folder)
+        except FileNotFoundError:
+            raise UserError(
+                f"worker {group.rank} finds no prepared data in {folder}"
+                + (
+                    ": they were removed, moved, or prepared again meanwhile, which the same "
+                    "command would use"
+                    if group.is_first
+                    else ": data.uri has to be one folder for all workers, a URL or a shared one, "
+                    "or the same copy on each machine"
+                )
+            ) from None
+
+
+def vocabularies(tokenizers: dict[str, Tokenizer], group: Group) -> dict[str, Fixed]:
+    """What tells the vocabularies and tokenizers from others, for the checkpoints. Collective."""
+    named = [item for side in SIDES for item in tokenizer_digests(side, tokenizers[side]).items()]
+    digests: list[str] = []
+    with all_or_none(group):
+        if group.is_first:  # a large vocabulary takes seconds, and memory, to look at
+            digests = [digest() for _, digest in named]
+    digests = same_text_from_first(" ".join(digests), group).split()
+
+    def fixed(name: str, digest: str) -> Fixed:
+        why = (
+            "than the run has now: its rows belong to other words. Put back the tokenizer that the "
+            "run's folder had, or give data.uri the data it was trained on"
+        )
+        return Fixed(digest, lambda there: f"was trained with another {name} {why}")
+
+    names = [name for name, _ in named]
+    return {name: fixed(name, digest) for name, digest in zip(names, digests, strict=True)}
+
+
+def training_data(data_uri: str, data: PreparedData) -> dict[str, Fixed]:
+    """What tells the training data from others, for the checkpoints. Not collective."""
+    train = data.splits["train"]
+    numbers, content = train.identity(), train.content()
+    remedy = (
+        "its position in the data would mean nothing. Give data.uri the data it was trained on, in "
+        "whatever folder, or run.uri another folder"
+    )
+    fixed = {
+        "training data": Fixed(
+            numbers,
+            lambda there: f"was trained on {there}, and {data_uri} holds {numbers}: {remedy}",
+        )
+    }
+    if content is not None:  # data prepared before does not say
+        fixed["training sentences"] = Fixed(
+            content,
+            lambda there: (
+                f"was trained on other sentences (SHA-256 {there[:16]}…) than the {numbers} that "
+                f"{data_uri} holds ({content[:16]}…): {remedy}"
+            ),
+        )
+    return fixed
