@@ -15,7 +15,10 @@ import numpy as np
 from dist_embed.data.prepare import load_tokenizers
 from dist_embed.data.text_form import Form, in_form
 from dist_embed.data.token_shards import PreparedData, TokenPairs, read_tokens
-from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN
+from dist_embed.data.tokenizer import UNKNOWN
+
+# A text may hold the word "<unk>" itself. This is no character: Unicode keeps it out of texts.
+_UNKNOWN_PART = "\ufdd0"
 
 
 def unknown_share(data_uri: str) -> float:
@@ -38,9 +41,10 @@ def count_target_words(data_uri: str, *, lowercase: bool, form: Form) -> Counter
     for tokens in _training_tokens(data_uri):
         ids = tokens.target_tokens.tolist()
         sentences = [ids[a:b] for a, b in pairwise(tokens.target_offsets.tolist())]
-        for text in in_form(tokenizer.decode(sentences), form, lowercase=lowercase):
+        decoded = tokenizer.decode(sentences, unknown=_UNKNOWN_PART)
+        for text in in_form(decoded, form, lowercase=lowercase):
             counts.update(text.split())
-    for word in [word for word in counts if SPECIAL_TOKENS[UNKNOWN] in word]:
+    for word in [word for word in counts if _UNKNOWN_PART in word]:
         del counts[word]
     return counts
 

@@ -53,3 +53,11 @@ def test_what_the_vocabulary_lacks_is_not_counted(tmp_path: Path) -> None:
         "b": 3,
     }
     assert unknown_share(str(tmp_path / "data")) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_a_word_that_looks_like_an_unknown_one_is_counted(tmp_path: Path, kind: Kind) -> None:
+    corpora = {"train": write_text(tmp_path, "train", [("x", "a<unk>b so a<unk>b")])}
+    prepare(tmp_path / "data", corpora, kind)
+    counts = count_target_words(str(tmp_path / "data"), lowercase=False, form="none")
+    assert counts == {"a<unk>b": 2, "so": 1}
