@@ -43,7 +43,8 @@ class RowLookup:
         learning_rate: its first rate.
         eps: its term against division by zero.
         seed: initial rows come from (seed, table, row).
-        initial_scale: standard deviation of the initial rows.
+        initial_scale: standard deviation of the initial rows; 0: zeros, for rows that come from
+            elsewhere.
         own_output: whether training takes all output rows of the own shard, as the exact output
             layer does: see `dist_embed.embedding.own_rows`.
         memory: where the rows lie; the attribute ``tier`` tells what ``auto`` has become.
