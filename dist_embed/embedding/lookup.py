@@ -301,6 +301,11 @@ class RowLookup:
         return self._orders[self.table_of_role["output"]].rows_of(ids)
 
     @property
+    def kernels(self) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
+        """FBGEMM's, which hold the tables: for measurements beside them."""
+        return self._kernels
+
+    @property
     def output_shard(self) -> Shard:
         """This worker's shard of the output layer's table."""
         return self.shards[self.table_of_role["output"]]
