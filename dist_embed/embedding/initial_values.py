@@ -25,9 +25,12 @@ def fill_initial_rows(out: Tensor, *, seed: int, table: str, first_row: int, sca
     """Fill ``out`` [R, D] with the initial values of rows ``first_row`` to ``first_row + R``.
 
     Values are normal with mean 0 and standard deviation ``scale``. They are drawn on the CPU, so a
-    CUDA table starts with the same values as a CPU table. Not collective. Changing this changes
-    every fresh run's start.
+    CUDA table starts with the same values as a CPU table; with ``scale`` 0 they are zeros, and none
+    is drawn. Not collective. Changing this changes every fresh run's start.
     """
+    if not scale:
+        out.zero_()
+        return
     num_rows, width = out.shape
     half = -(-width // 2)
     counters = -(-width // VALUES_OF_COUNTER)  # of a row, which shares none with another

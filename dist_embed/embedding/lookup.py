@@ -43,7 +43,8 @@ class RowLookup:
         learning_rate: its first rate.
         eps: its term against division by zero.
         seed: initial rows come from (seed, table, row).
-        initial_scale: standard deviation of the initial rows.
+        initial_scale: standard deviation of the initial rows; 0: zeros, for rows that come from
+            elsewhere.
         own_output: whether training takes all output rows of the own shard, as the exact output
             layer does: see `dist_embed.embedding.own_rows`.
         memory: where the rows lie; the attribute ``tier`` tells what ``auto`` has become.
@@ -298,6 +299,11 @@ class RowLookup:
     def output_rows_of(self, ids: Tensor) -> Tensor:
         """Row numbers of ``ids`` in the output layer's table, same shape."""
         return self._orders[self.table_of_role["output"]].rows_of(ids)
+
+    @property
+    def kernels(self) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
+        """FBGEMM's, which hold the tables: for measurements beside them."""
+        return self._kernels
 
     @property
     def output_shard(self) -> Shard:

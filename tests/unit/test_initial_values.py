@@ -23,6 +23,13 @@ def initial(first: int, rows: int, seed: int = 1, table: str = "t", width: int =
     return out
 
 
+def test_a_scale_of_zero_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np.random, "Philox", None)  # calling it would fail
+    out = torch.full((3, 4), float("nan"))
+    fill_initial_rows(out, seed=1, table="t", first_row=0, scale=0.0)
+    assert not out.any()
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 2 * AT_ONCE), st.integers(1, 9))
 def test_any_number_of_shards_holds_the_same_rows(num_rows: int, num_workers: int) -> None:
