@@ -46,6 +46,19 @@ def test_a_benchmark_of_nothing_is_refused(at_once: Callable[..., str]) -> None:
 
 
 @pytest.mark.heavy
+def test_output_layers_beside_plain_cross_entropy(dist_embed: Command, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    shown = dist_embed(
+        "bench", "output", "--device", "cpu", "--tokens", "64", "--width", "16", "--rows", "500",
+        "--logits-block-mib", "auto", "0.01", "--sampled-rows", "300", "--samples", "100",
+        "--repeats", "2", "--json", str(out),
+    ).stdout  # fmt: skip
+    names = [side["name"].split(",")[0] for side in figures_of(out)["sides"]]
+    assert names == ["exact", "exact", "F.cross_entropy", "sampled"]
+    assert "| F.cross_entropy " in shown
+
+
+@pytest.mark.heavy
 def test_checkpoint_beside_the_stores_client(dist_embed: Command, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     uri = str(tmp_path / "store")

@@ -1,0 +1,118 @@
+"""Passes over the same work on one device: how long their phases take, and in what memory."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from dist_embed.bench.memory import peak_bytes, reset_peak
+
+WARM_UP = 2  # passes that are not timed; the memory is that of the last of them
+Result = TypeVar("Result")
+
+
+class Marks:
+    """The ends of a pass's phases, by the device's clock: its host waits for nothing in between.
+
+    The first phase begins when this is made.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._phases: list[str] = []
+        self._moments: list[Any] = []
+        self._note()
+
+    def __call__(self, phase: str) -> None:
+        """``phase`` ends here, and the next one begins."""
+        self._phases.append(phase)
+        self._note()
+
+    def _note(self) -> None:
+        if not self._cuda:
+            self._moments.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._moments.append(event)
+
+    def seconds(self) -> dict[str, float]:
+        """By phase; a GPU is waited for."""
+        if self._cuda:
+            torch.cuda.synchronize()
+        ends = zip(self._phases, self._moments, self._moments[1:], strict=False)
+        return {
+            phase: begun.elapsed_time(ended) / 1e3 if self._cuda else ended - begun
+            for phase, begun, ended in ends
+        }
+
+
+@dataclass(frozen=True)
+class Passes(Generic[Result]):
+    """What was measured.
+
+    Attributes:
+        seconds: by phase those of every pass.
+        beyond_bytes: the most that was held at once beyond what is held after a pass with its
+            result: on CUDA of tensors, on the CPU of the process's resident memory.
+        result: of the last pass.
+    """
+
+    seconds: dict[str, list[float]]
+    beyond_bytes: int
+    result: Result
+
+
+def measured(
+    one_pass: Callable[[Marks], Result], device: torch.device, repeats: int
+) -> Passes[Result]:
+    """Make ``one_pass`` `WARM_UP` times, and ``repeats`` times more by the clock.
+
+    Every pass begins on an idle device.
+    """
+    seconds: dict[str, list[float]] = {}
+    result: Result | None = None
+    beyond = 0
+    for number in range(WARM_UP + repeats):
+        result = None  # before the next one is made
+        if number == WARM_UP - 1:
+            _reset_peak(device)
+        marks = Marks(device)
+        result = one_pass(marks)
+        found = marks.seconds()
+        if number == WARM_UP - 1:
+            beyond = _beyond(device)
+        if number >= WARM_UP:
+            for phase, taken in found.items():
+                seconds.setdefault(phase, []).append(taken)
+    assert result is not None
+    return Passes(seconds, beyond, result)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _give_back_freed_memory()
+        reset_peak()
+
+
+def _beyond(device: torch.device) -> int:
+    """The peak since `_reset_peak` less what is held now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    peak = peak_bytes()
+    _give_back_freed_memory()
+    return max(0, peak - reset_peak())
+
+
+def _give_back_freed_memory() -> None:
+    """What this process has freed and its allocator keeps is resident, but not held."""
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
