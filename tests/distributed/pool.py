@@ -130,7 +130,7 @@ def _serve(device_type: str, orders: Any, answers: Any) -> None:
 def _place(device_type: str, rank: int, num_workers: int) -> tuple[torch.device, int]:
     """A worker's device, and how many workers are said to be on its machine.
 
-    TorchRec places a machine's workers on GPUs of their own, and NCCL refuses two on one. So workers
+    TorchRec places a machine's workers on GPUs of their own, and NCCL refuses two on one. So those
     that share a GPU are each said to be alone on a machine; NCCL then sends all through sockets.
     """
     if device_type == "cpu":

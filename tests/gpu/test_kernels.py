@@ -34,8 +34,8 @@ def sizes(width: int) -> dict[str, int]:
 
 
 def asked(rows: dict[str, int], width: int, step: int) -> Asked:
-    """One row more than 1,024 times, which has kernels for itself; one more than a warp's 32; nothing
-    of one table in one step.
+    """One row more than 1,024 times, one more than a warp's 32: FBGEMM has other kernels for them.
+    In some steps nothing of one table.
     """
     draw = torch.Generator().manual_seed(step)
     found: Asked = {}
