@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import queue
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -22,11 +25,18 @@ class RemoteError(AssertionError):
 
 
 class WorkerPool:
-    """Runs functions on any number of gloo workers; processes are started when first needed."""
+    """Runs functions on any number of workers; processes are started when first needed.
 
-    def __init__(self) -> None:
+    Args:
+        device_type: of the workers. On ``cuda`` each has a GPU of its own, or all share the first.
+    """
+
+    def __init__(self, device_type: str = "cpu") -> None:
+        self._device_type = device_type
         # Forked from a server that has imported everything: a start costs a fraction of a second.
-        self._context = forking()
+        # CUDA cannot be used in a fork of a process that has touched it.
+        cuda = device_type == "cuda"
+        self._context: Any = multiprocessing.get_context("spawn") if cuda else forking()
         self._start()
 
     def _start(self) -> None:
@@ -38,14 +48,18 @@ class WorkerPool:
         while len(self._processes) < num_workers:
             orders = self._context.Queue()
             process = self._context.Process(
-                target=_serve, args=(orders, self._answers), daemon=True
+                target=_serve, args=(self._device_type, orders, self._answers), daemon=True
             )
             process.start()
             self._orders.append(orders)
             self._processes.append(process)
 
-    def run(self, num_workers: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    def run(
+        self, num_workers: int, function: Callable[..., Any], *args: Any, backend: str = "gloo"
+    ) -> list[Any]:
         """``function(group, *args)`` on every worker; the results in the order of ranks.
+
+        ``backend``: by which they exchange.
 
         Raises:
             RemoteError: a worker raised; all tracebacks are in the message.
@@ -53,16 +67,11 @@ class WorkerPool:
         self._grow(num_workers)
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank in range(num_workers):
-            self._orders[rank].put((function, args, rank, num_workers, store.port))
+            self._orders[rank].put((function, args, rank, num_workers, store.port, backend))
         results: dict[int, Any] = {}
         failures: list[str] = []
         for _ in range(num_workers):
-            try:
-                rank, value, trace = self._answers.get(timeout=TIMEOUT_SECONDS)
-            except queue.Empty:
-                self.close()
-                self._start()
-                raise RemoteError(f"no answer within {TIMEOUT_SECONDS} s: {failures}") from None
+            rank, value, trace = self._answer(num_workers, failures)
             if trace:
                 failures.append(f"worker {rank}:\n{trace}")
             results[rank] = value
@@ -70,26 +79,44 @@ class WorkerPool:
             raise RemoteError("\n".join(failures))
         return [results[rank] for rank in range(num_workers)]
 
+    def _answer(self, num_workers: int, failures: list[str]) -> Any:
+        until = time.monotonic() + TIMEOUT_SECONDS
+        while True:
+            try:
+                return self._answers.get(timeout=1.0)
+            except queue.Empty:
+                codes = [process.exitcode for process in self._processes[:num_workers]]
+                if codes == [None] * num_workers and time.monotonic() < until:
+                    continue
+            self.close()
+            raise RemoteError(
+                f"no answer within {TIMEOUT_SECONDS} s, or a worker ended (exit codes {codes}): "
+                f"{failures}"
+            )
+
     def close(self) -> None:
+        """End the processes; others are started when needed."""
         for process in self._processes:
             process.kill()
             process.join()
+        self._start()
 
 
-def _serve(orders: Any, answers: Any) -> None:
+def _serve(device_type: str, orders: Any, answers: Any) -> None:
     torch.set_num_threads(1)
     while True:
-        function, args, rank, num_workers, port = orders.get()
+        function, args, rank, num_workers, port, backend = orders.get()
         value, trace = None, ""
         try:
+            device, num_local_workers = _place(device_type, rank, num_workers)
             store = dist.TCPStore("127.0.0.1", port, is_master=False)
             dist.init_process_group(
-                "gloo", store=store, rank=rank, world_size=num_workers,
+                backend, store=store, rank=rank, world_size=num_workers,
                 timeout=timedelta(seconds=30),
             )  # fmt: skip
             pg = dist.group.WORLD
             assert pg is not None
-            group = Group(rank, num_workers, num_workers, torch.device("cpu"), pg)
+            group = Group(rank, num_workers, num_local_workers, device, pg)
             value = function(group, *args)
         except BaseException:
             trace = traceback.format_exc()
@@ -98,3 +125,19 @@ def _serve(orders: Any, answers: Any) -> None:
             if dist.is_initialized():
                 dist.destroy_process_group()
         answers.put((rank, value, trace))
+
+
+def _place(device_type: str, rank: int, num_workers: int) -> tuple[torch.device, int]:
+    """A worker's device, and how many workers are said to be on its machine.
+
+    TorchRec places a machine's workers on GPUs of their own, and NCCL refuses two on one. So those
+    that share a GPU are each said to be alone on a machine; NCCL then sends all through sockets.
+    """
+    if device_type == "cpu":
+        return torch.device("cpu"), num_workers
+    shared = torch.cuda.device_count() < num_workers
+    if shared:
+        os.environ.update(NCCL_HOSTID=f"worker-{rank}", NCCL_NET="Socket")
+    device = torch.device("cuda", 0 if shared else rank)
+    torch.cuda.set_device(device)
+    return device, 1 if shared else num_workers

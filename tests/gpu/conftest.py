@@ -1,23 +1,26 @@
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-from dist_embed.parallel.group import Group, joined_group
+from dist_embed.parallel.group import Group
+from tests.gpu.device import DEVICE, joined_alone
+
+if DEVICE == "cpu":
+    # Threads that wait for each other are slow where another process has a core.
+    torch.set_num_threads(1)
 
 
-@pytest.fixture
-def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
-    """One worker on the first CUDA device."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    for name, value in {
-        "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    with joined_group("cuda", 60.0) as joined_one:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/gpu" in str(item.path):
+            item.add_marker(pytest.mark.gpu)
+
+
+@pytest.fixture(scope="module")
+def group() -> Iterator[Group]:
+    """One worker on the device."""
+    with joined_alone(DEVICE) as joined_one:
         yield joined_one
