@@ -1,12 +1,13 @@
-"""Training speed of dist_embed and of a plain PyTorch DDP model, in turns."""
+"""Training speed of dist_embed and of a plain PyTorch DDP model, also compiled, in turns."""
 
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from statistics import median
 from typing import Any
 
@@ -19,48 +20,76 @@ from dist_embed.data.prepare import read_counts
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.device import device_name
+from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translator
 from dist_embed.train.run_data import data_of_all
 from dist_embed.train.worker import Context, build_train_step
 
-WARM_UP_STEPS = 3
 Prepare = Callable[[int, StepBatches], StepBatches]
 
 
 def baseline_task(context: Context) -> dict[str, Any]:
     """Target tokens/s of each side. Collective.
 
-    Options: ``rounds`` of ``steps`` steps each; every round runs ours in float32, the plain model
-    in float32, then both in bfloat16 where ``bf16`` is set, on the same batches.
+    Options: ``precisions``, of fp32 and bf16; ``rounds`` of ``steps`` steps each; every round runs
+    for each precision ours, the plain model and with ``compile`` the plain model compiled, on the
+    same batches. All of them make a round before the clock starts. A compiled side is left out,
+    with the reason, where PyTorch cannot compile it.
     """
     config, group, options = context.config, context.group, context.options
     data = data_of_all(config, group, options.get("data_folder"))
     data_uri = data.folder_uri
     sides: dict[str, tuple[Step, Prepare]] = {}
-    precisions = ["fp32", "bf16"] if options["bf16"] else ["fp32"]
-    for precision in precisions:
+    left_out: dict[str, str] = {}
+    count = options["steps"]
+    for precision in options["precisions"]:
         sides[f"dist_embed {precision}"] = _our_step(config, data_uri, data, group, precision)
-        plain = plain_training_step(
-            config, data.vocabulary_size["source"], data.vocabulary_size["target"], group,
-            bf16=precision == "bf16",
+        plain = partial(
+            plain_training_step, config, data.vocabulary_size["source"],
+            data.vocabulary_size["target"], group, bf16=precision == "bf16",
         )  # fmt: skip
-        sides[f"plain DDP {precision}"] = plain, lambda number, work: work
+        sides[f"plain DDP {precision}"] = plain(), _as_it_is
+        if options["compile"]:
+            name = f"plain DDP {precision}, compiled"
+            started = time.perf_counter()
+            first = [w.batches[0] for w in islice(_steps(config, data_uri, data, group), count)]
+            try:
+                sides[name] = plain(compiled_for=first), _as_it_is
+            except Exception as exc:  # no compiler, no Triton, no memory, …
+                left_out[name] = _first_line(exc)
+                logging.getLogger(__name__).warning("%s: left out", name, exc_info=exc)
+                context.reporter.line(f"{name}: left out: {left_out[name]}")
+            else:
+                took = time.perf_counter() - started
+                context.reporter.line(f"{name}: compiled in {took:.0f} s")
     speeds: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
-        _measure(*side, _steps(config, data_uri, data, group), WARM_UP_STEPS, group)
-    for number in range(options["rounds"]):
+    for number in range(options["rounds"] + 1):
         for name, side in sides.items():
-            steps = _steps(config, data_uri, data, group)
-            speeds[name].append(_measure(*side, steps, options["steps"], group))
-        context.reporter.line(f"round {number + 1} of {options['rounds']} done")
+            speed = _measure(*side, _steps(config, data_uri, data, group), count, group)
+            if number:
+                speeds[name].append(speed)
+        if number:
+            context.reporter.line(f"round {number} of {options['rounds']} done")
     return {
         "tokens_per_second": {name: median(found) for name, found in speeds.items()},
         "all_rounds": speeds,
+        "left_out": left_out,
         "workers": group.num_workers,
         "threads_per_worker": torch.get_num_threads(),
         "device": device_name(group.device),
     }
+
+
+def _as_it_is(number: int, work: StepBatches) -> StepBatches:
+    return work
+
+
+def _first_line(error: Exception) -> str:
+    """What PyTorch's compiler says at length in short: the rest is in the worker's log."""
+    if isinstance(error, WorkerError):
+        return f"worker {error.rank} failed; its log says why"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _our_step(

@@ -1,13 +1,14 @@
 """The baseline: the same translation model as one writes it in plain PyTorch.
 
 `nn.Embedding`, `nn.TransformerEncoderLayer` and `nn.TransformerDecoderLayer` (pre-norm), a softmax
-over the whole vocabulary by `functional.cross_entropy`, Adam on everything, DDP.
+over the whole vocabulary by `functional.cross_entropy`, Adam on everything, DDP; under
+`torch.compile` if wanted.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from dist_embed.config.schema import Config
 from dist_embed.data.loader import Batch, StepBatches
 from dist_embed.data.tokenizer import PAD
 from dist_embed.model.transformer import positions
+from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 
 # Runs one training step: its number, its work, and the next one's where that is known.
@@ -98,9 +100,21 @@ class PlainTranslator(nn.Module):
 
 
 def plain_training_step(
-    config: Config, source_rows: int, target_rows: int, group: Group, *, bf16: bool
+    config: Config,
+    source_rows: int,
+    target_rows: int,
+    group: Group,
+    *,
+    bf16: bool,
+    compiled_for: Sequence[Batch] = (),
 ) -> Step:
-    """What runs one training step of the baseline, in the sizes of ``config``. Collective."""
+    """What runs one training step of the baseline, in the sizes of ``config``. Collective.
+
+    ``compiled_for``: batches of this worker; if there are any, the model is compiled as a whole,
+    without a break and with sizes that may change, until there is code for each of them. So no step
+    on such sizes has to wait for the compiler. DDP is around it: gradients are exchanged when all
+    of them are there. Raises what PyTorch's compiler raises, where one worker's fails on all.
+    """
     torch.manual_seed(config.run.seed)
     model: nn.Module = PlainTranslator(
         source_rows=source_rows,
@@ -114,16 +128,36 @@ def plain_training_step(
         sharing=config.model.share_embeddings,
         label_smoothing=config.train.label_smoothing,
     ).to(group.device)
+
+    def loss_of(batch: Batch) -> Tensor:
+        with torch.autocast(batch.source.device.type, torch.bfloat16, enabled=bf16):
+            loss: Tensor = model(batch)
+        return loss
+
+    if compiled_for:
+        model.compile(fullgraph=True, dynamic=True)
+        with all_or_none(group):
+            for batch in sorted(compiled_for, key=_equal_sizes):
+                loss_of(batch.to(group.device)).backward()
+        model.zero_grad(set_to_none=True)
     if group.num_workers > 1:
         model = DistributedDataParallel(model, process_group=group.process_group)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98), fused=True)
 
     def run(number: int, work: StepBatches, following: StepBatches | None) -> None:
         optimizer.zero_grad(set_to_none=True)
-        batch = work.batches[0]
-        with torch.autocast(batch.source.device.type, torch.bfloat16, enabled=bf16):
-            loss = model(batch)
+        loss = loss_of(work.batches[0])
         (loss * group.num_workers / work.global_tokens).backward()
         optimizer.step()
 
     return run
+
+
+def _equal_sizes(batch: Batch) -> int:
+    """How many sizes of a batch are 0, 1, or equal to another.
+
+    The compiler takes sizes that are equal in the first batch for equal in all, and a 0 or 1 for
+    itself: with one that has neither first it compiles once for nearly all others (torch 2.13).
+    """
+    sizes = [*batch.source.shape, batch.target_input.shape[1], len(batch.token_positions)]
+    return len(sizes) - len({*sizes} - {0, 1})

@@ -130,7 +130,10 @@ def _check_machine(
     on_cpu = torch.device("cpu")
     narrow = device == "cpu" and resolve_dtype(config.train.precision, on_cpu) != torch.float32
     if task == BASELINE:
-        each = baseline_bytes(config, vocabulary_size, bf16=options["bf16"], tier=tier)
+        each = baseline_bytes(
+            config, vocabulary_size, precisions=options["precisions"],
+            compiled=options["compile"], tier=tier,
+        )  # fmt: skip
     else:
         each = host_bytes(
             config, vocabulary_size, training=task not in INFERENCE,

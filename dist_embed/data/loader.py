@@ -21,10 +21,11 @@ from torch import Tensor
 from dist_embed.data.batching import Indices, deal, plan_batches
 from dist_embed.data.token_shards import ShardInfo, TokenPairs, read_tokens
 from dist_embed.data.tokenizer import END, PAD, START
-from dist_embed.parallel.device import pinned
 
 # Sentence pairs read, ordered and batched together.
 POOL_SENTENCES = 500_000
+# What a batch's vectors are looked up by; the model itself reads the others.
+IDS = ("source", "target_input")
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``; from pinned memory the host does not wait for it."""
-        return self._changed(lambda field: field.to(device, non_blocking=True))
+        return self.changed(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> Batch:
-        """The same batch in memory from which a GPU copies by itself."""
-        return self._changed(pinned)
-
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        return Batch(*(change(getattr(self, name)) for name in self.__dataclass_fields__))
+    def changed(self, change: Callable[[Tensor], Tensor], but: tuple[str, ...] = ()) -> Batch:
+        """The same batch with ``change`` of every tensor: pinned, or on another device. Those named
+        in ``but`` stay as they are.
+        """
+        names = [name for name in self.__dataclass_fields__ if name not in but]
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
 @dataclass(frozen=True)

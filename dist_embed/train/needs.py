@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from dist_embed.config.schema import Config, ModelSection
@@ -91,28 +92,35 @@ def host_bytes(
 
 
 def baseline_bytes(
-    config: Config, vocabulary_size: dict[str, int], *, bf16: bool, tier: Tier | None
+    config: Config,
+    vocabulary_size: dict[str, int],
+    *,
+    precisions: Sequence[str],
+    compiled: bool,
+    tier: Tier | None,
 ) -> int:
-    """Like `host_bytes`, of `bench baseline`, which saves nothing and has no tokenizers: our tables
-    and model beside the plain one, and both again with ``bf16``; one of them makes a step at a
-    time.
+    """Like `host_bytes`, of `bench baseline`, which saves nothing and has no tokenizers: in each of
+    ``precisions`` our tables and model beside the plain one, and that again where it is also
+    ``compiled``; one of them makes a step at a time.
     """
     specs = list(_specs(config, vocabulary_size).values())
-    output = output_needs(config, vocabulary_size, narrow_products=bf16 and tier is None)
+    narrow = "bf16" in precisions and tier is None
+    output = output_needs(config, vocabulary_size, narrow_products=narrow)
     workers, weights = config.cluster.num_workers, config.embedding.weights
-    optimizer = config.embedding.optimizer
+    optimizer, more = config.embedding.optimizer, len(precisions) - 1
     dense = Replicated(parameters=dense_parameters(config.model, config.embedding.width))
     needed = worker_bytes(
         specs, optimizer, workers, output, dense, saving="in place", weights=weights, tier=tier
     )
     if tier is not None:  # the rest is in the GPU's memory
-        return needed + bf16 * sum(
+        return needed + more * sum(
             host_table_bytes(spec, optimizer, workers, weights, tier) for spec in specs
         )
     # With Adam's two moments.
     again = sum(table_bytes(spec, optimizer, workers, weights) for spec in specs)
     again += 3 * dense.dense_bytes
-    return needed + bf16 * again + _plain_models_bytes(config, vocabulary_size, 1 + bf16)
+    plain = len(precisions) * (1 + compiled)
+    return needed + more * again + _plain_models_bytes(config, vocabulary_size, plain)
 
 
 def _plain_models_bytes(config: Config, vocabulary_size: dict[str, int], number: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Self
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_embed.data.loader import StepBatches
+from dist_embed.data.loader import IDS, StepBatches
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.step_rows import RowRequest, StepRows, WantedRows
 from dist_embed.model.output_layer import OutputLayer
@@ -57,20 +58,22 @@ class PreparedStep(StepBatches):
     negatives: Negatives | None
 
     def to(self, device: torch.device) -> Self:
-        """The same on ``device``."""
-        return replace(
-            super().to(device),
-            wanted=self.wanted.changed(lambda rows: rows.to(device, non_blocking=True)),
-            negatives=self.negatives and self.negatives.to(device),
+        """The same on ``device``, but for the batches' ids, in whose place ``wanted`` is read."""
+        return self._changed(
+            lambda tensor: tensor.to(device, non_blocking=True),
+            self.negatives and self.negatives.to(device),
         )
 
     def pinned(self) -> Self:
-        """The same in memory from which a GPU copies by itself."""
+        """The same in memory from which a GPU copies by itself, but for what `to` leaves behind."""
+        return self._changed(pinned, self.negatives and self.negatives.pinned())
+
+    def _changed(self, change: Callable[[Tensor], Tensor], negatives: Negatives | None) -> Self:
         return replace(
             self,
-            batches=[batch.pinned() for batch in self.batches],
-            wanted=self.wanted.changed(pinned),
-            negatives=self.negatives and self.negatives.pinned(),
+            batches=[batch.changed(change, but=IDS) for batch in self.batches],
+            wanted=self.wanted.changed(change),
+            negatives=negatives,
         )
 
 

@@ -86,7 +86,10 @@ def given_to(command: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ("baseline c.yaml", {"config": "c.yaml", "overrides": [], "rounds": 5, "steps": 20}),
+        ("baseline c.yaml", {"config": "c.yaml", "overrides": [], "rounds": 5, "steps": 20,
+                             "compile": False}),
+        ("baseline c.yaml --rounds 1 --compile", {
+            "config": "c.yaml", "overrides": [], "rounds": 1, "steps": 20, "compile": True}),
         ("launchers c.yaml", {"config": "c.yaml", "overrides": [], "rounds": 3, "steps": 100}),
         ("launchers c.yaml --rounds 1 --steps 20",
          {"config": "c.yaml", "overrides": [], "rounds": 1, "steps": 20}),
@@ -181,42 +184,50 @@ def test_figures_stand_beside_machine_and_versions(
     assert cells(capsys.readouterr().out)[0][0] == "rows"
 
 
-@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize(
+    ("precision", "native", "precisions"),
+    [("auto", True, ["fp32", "bf16"]), ("auto", False, ["fp32"]), ("fp32", True, ["fp32"]),
+     ("bf16", False, ["bf16"])],
+)  # fmt: skip
 def test_baseline(
-    bf16: bool, config: str, instead: Instead, prepared: Prepared, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+    precision: str, native: bool, precisions: list[str], config: str, instead: Instead,
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    first = precisions[0]
     figures = {
-        "tokens_per_second": {"dist_embed fp32": 2501.0, "plain DDP fp32": 2000.0},
-        "all_rounds": {"dist_embed fp32": [2501.0, 2400.0, 12_000.0], "plain DDP fp32": [2000.0]},
+        "tokens_per_second": {f"dist_embed {first}": 2501.0, f"plain DDP {first}": 2000.0},
+        "all_rounds": {f"dist_embed {first}": [2501.0, 2400.0, 12_000.0],
+                       f"plain DDP {first}": [2000.0]},
+        "left_out": {f"plain DDP {first}, compiled": "there is no compiler"},
         "workers": 2, "threads_per_worker": 3, "device": "a processor",
     }  # fmt: skip
     asked = instead("cluster.launch.launch", figures)
-    judged = instead("parallel.device.has_native_bf16", bf16)
+    judged = instead("parallel.device.has_native_bf16", native)
     out = tmp_path / "found.json"
     options = ["--rounds", "3", "--steps", "21", "--json", str(out)]
     monkeypatch.chdir(tmp_path)
-    given = ["train.max_steps=77", "run.uri=here"]
+    given = [f"train.precision={precision}", "train.max_steps=77", "run.uri=here", "--compile"]
     assert main(["bench", "baseline", config, *given, *options]) == 0
     (((task, configured, wanted), how),) = asked
     assert configured.run.uri == str(tmp_path / "here")
     assert (task, configured.train.max_steps) == (BASELINE, 77)
-    assert wanted == {"rounds": 3, "steps": 21, "bf16": bf16, "data_folder": prepared.uri}
-    assert judged == [((torch.device("cpu"),), {})]
-    capsys.readouterr()
+    assert wanted == {"rounds": 3, "steps": 21, "precisions": precisions, "compile": True,
+                      "data_folder": prepared.uri}  # fmt: skip
+    assert judged == ([((torch.device("cpu"),), {})] if precision == "auto" else [])
+    said = capsys.readouterr().out
+    assert "2 workers × 3 threads on a processor; median of 3 rounds of 21 steps\n" in said
+    assert cells(said) == [
+        ["", "target tokens/s", "range", f"ratio to plain DDP {first}"],
+        [f"dist_embed {first}", "2,501", "2,400 to 12,000", "1.25"],
+        [f"plain DDP {first}", "2,000", "2,000 to 2,000", "1.00"],
+        [f"plain DDP {first}, compiled", "left out", "", ""],
+    ]
     how.pop("on_event")({"kind": "line", "text": "so far"})
     assert capsys.readouterr().out == "so far\n"
     assert how == {"vocabulary_size": prepared.data.vocabulary_size, "launcher": "local"}
     content = written(out)
     assert (content["figures"], content["machine"]["device"]) == (figures, "a processor")
-    assert main(["bench", "baseline", config, *options[:4]]) == 0
-    said = capsys.readouterr().out
-    assert "2 workers × 3 threads on a processor; median of 3 rounds of 21 steps\n" in said
-    assert cells(said) == [
-        ["", "target tokens/s", "range", "ratio to plain DDP fp32"],
-        ["dist_embed fp32", "2,501", "2,400 to 12,000", "1.25"],
-        ["plain DDP fp32", "2,000", "2,000 to 2,000", "1.00"],
-    ]
 
 
 def test_launchers(

@@ -479,7 +479,8 @@ def test_sides_run_in_turns_on_the_same_batches(
         def step(number: int, work: StepBatches, following: StepBatches | None) -> None:
             sides.append((name, number, work, following))
             calls[name] += 1
-            clock.now += seconds * (3 if calls[name] > 6 else 1)  # slower from the second round on
+            # Slow in the round before the clock starts, and from the second one on.
+            clock.now += seconds * (1 if 4 < calls[name] <= 8 else 3)
 
         return step
 
@@ -499,38 +500,86 @@ def test_sides_run_in_turns_on_the_same_batches(
     monkeypatch.setattr(baseline, "build_train_step", ours)
     said: list[str] = []
     context: Any = SimpleNamespace(
-        config=config, group=alone, options={"rounds": 3, "steps": 3, "bf16": True},
+        config=config, group=alone,
+        options={"rounds": 3, "steps": 4, "precisions": ["fp32", "bf16"], "compile": False},
         reporter=SimpleNamespace(line=said.append),
     )  # fmt: skip
     found = baseline.baseline_task(context)
     names = ["ours fp32", "plain fp32", "ours bf16", "plain bf16"]
-    assert [name for name, *_ in sides] == [n for _ in range(4) for n in names for _ in range(3)]
-    assert [number for _, number, _, _ in sides] == [1, 2, 3] * 16
-    assert ready == [1, 2, 3] * 8  # ours alone, as a run's loader does
-    tokens = sum(work.global_tokens for _, _, work, _ in sides[:3])
+    assert [name for name, *_ in sides] == [n for _ in range(4) for n in names for _ in range(4)]
+    assert [number for _, number, _, _ in sides] == [1, 2, 3, 4] * 16
+    assert ready == [1, 2, 3, 4] * 8  # ours alone, as a run's loader does
+    tokens = sum(work.global_tokens for _, _, work, _ in sides[:4])
     for place, (_, number, work, following) in enumerate(sides):
         assert work.batches[0].target_output.tolist() == (
             sides[number - 1][2].batches[0].target_output.tolist()
         )
         assert len(work.batches) == 1  # whatever the configuration accumulates
-        assert following is (None if number == 3 else sides[place + 1][2])
-    # Three steps and the second in which the slowest is waited for; two rounds of three are slow.
+        assert following is (None if number == 4 else sides[place + 1][2])
+    # Four steps and the second in which the slowest is waited for; two rounds of three are slow.
     assert found["all_rounds"] == {
-        "dist_embed fp32": pytest.approx([tokens / 4, tokens / 10, tokens / 10]),
-        "plain DDP fp32": pytest.approx([tokens / 7, tokens / 19, tokens / 19]),
-        "dist_embed bf16": pytest.approx([tokens / 4, tokens / 10, tokens / 10]),
-        "plain DDP bf16": pytest.approx([tokens / 7, tokens / 19, tokens / 19]),
+        "dist_embed fp32": pytest.approx([tokens / 5, tokens / 13, tokens / 13]),
+        "plain DDP fp32": pytest.approx([tokens / 9, tokens / 25, tokens / 25]),
+        "dist_embed bf16": pytest.approx([tokens / 5, tokens / 13, tokens / 13]),
+        "plain DDP bf16": pytest.approx([tokens / 9, tokens / 25, tokens / 25]),
     }
-    assert found["tokens_per_second"]["plain DDP bf16"] == pytest.approx(tokens / 19)
+    assert found["tokens_per_second"]["plain DDP bf16"] == pytest.approx(tokens / 25)
+    assert found["left_out"] == {}
     assert (found["workers"], found["threads_per_worker"]) == (1, torch.get_num_threads())
     assert found["device"]
     sizes = prepared.data.vocabulary_size
     assert made == [(sizes["source"], sizes["target"])] * 2
     assert said == ["round 1 of 3 done", "round 2 of 3 done", "round 3 of 3 done"]
-    context.options["bf16"] = False
+    context.options["precisions"] = ["bf16"]
     assert set(baseline.baseline_task(context)["all_rounds"]) == {
-        "dist_embed fp32", "plain DDP fp32"
+        "dist_embed bf16", "plain DDP bf16"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_plain_model_is_compiled_for_the_batches_that_are_timed(
+    fails: bool, clock: Clock, alone: Group, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_from_dict({
+        "run": {"uri": "/nowhere", "seed": 5}, "data": {"synthetic": {}, "uri": prepared.uri},
+        "train": {"max_steps": 3, "batch_tokens": 500},
+    })  # fmt: skip
+    compiled: list[list[list[int]]] = []
+    timed: list[list[int]] = []
+
+    def step(number: int, work: StepBatches, following: StepBatches | None) -> None:
+        pass
+
+    def plain(*given: Any, bf16: bool, compiled_for: Any = ()) -> Any:
+        if not compiled_for:
+            return step
+        clock.now += 61.0
+        compiled.append([batch.source.tolist() for batch in compiled_for])
+        if fails:
+            raise RuntimeError("there is no compiler\nset this and that to hear more")
+        return lambda number, work, following: timed.append(work.batches[0].source.tolist())
+
+    ours = SimpleNamespace(run=step, prepare=lambda number, work: work)
+    monkeypatch.setattr(baseline, "plain_training_step", plain)
+    monkeypatch.setattr(baseline, "build_train_step", lambda config, *parts: ours)
+    said: list[str] = []
+    context: Any = SimpleNamespace(
+        config=config, group=alone, reporter=SimpleNamespace(line=said.append),
+        options={"rounds": 2, "steps": 4, "precisions": ["bf16"], "compile": True},
+    )  # fmt: skip
+    found = baseline.baseline_task(context)
+    name = "plain DDP bf16, compiled"
+    assert list(found["all_rounds"]) == [
+        "dist_embed bf16", "plain DDP bf16", *([] if fails else [name])
+    ]  # fmt: skip
+    assert found["left_out"] == ({name: "there is no compiler"} if fails else {})
+    assert said == [
+        f"{name}: left out: there is no compiler" if fails else f"{name}: compiled in 61 s",
+        "round 1 of 2 done", "round 2 of 2 done",
+    ]  # fmt: skip
+    (batches_of_a_round,) = compiled
+    assert len(batches_of_a_round) == 4
+    assert timed == ([] if fails else batches_of_a_round * 3)
 
 
 # A store, and a file of vectors.

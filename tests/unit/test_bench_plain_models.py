@@ -154,6 +154,87 @@ def test_the_plain_step_is_adam_on_the_mean_of_the_tokens(
     assert torch.equal(made[1].source.weight, again.source.weight)  # by the run's seed
 
 
+COMPILED = config_from_dict({
+    "run": {"uri": "/nowhere", "seed": 3}, "data": {"synthetic": {}},
+    "embedding": {"width": 8},
+    "model": {"width": 8, "feed_forward": 12, "heads": 2, "encoder_layers": 1,
+              "decoder_layers": 1, "dropout": 0.0, "share_embeddings": "decoder"},
+    "train": {"max_steps": 1, "label_smoothing": 0.2},
+})  # fmt: skip
+LONG = ([5, 6, 7, 8], [9, 10])
+OF_SIZES = [
+    work_of([PAIRS[1]]),  # one sentence alone
+    work_of([LONG, ([11], [12]), ([5, 6], [13, 14])]),  # as many sentences as target tokens
+    work_of([LONG, ([6, 7], [12, 13, 14])]),  # all sizes differ
+    work_of([*PAIRS, ([5], [6])] * 2),  # six of six tokens
+]
+
+
+def test_a_model_is_compiled_for_each_batch_before_its_first_step(
+    alone: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    seen: list[tuple[list[int], bool]] = []
+
+    def compiling(self: nn.Module, **how: Any) -> None:
+        """Keeps each batch that comes, and whether the gradient of the one before is there."""
+
+        def call(batch: Any) -> Tensor:
+            there = next(self.parameters()).grad is not None
+            seen.append((batch.target_output.tolist(), there))
+            return self.forward(batch)
+
+        asked.append(how)
+        self._compiled_call_impl = call
+
+    monkeypatch.setattr(nn.Module, "compile", compiling)
+    batches = [work.batches[0] for work in OF_SIZES]
+    step = plain_training_step(COMPILED, 23, 31, alone, bf16=False, compiled_for=batches)
+    assert asked == [{"fullgraph": True, "dynamic": True}]
+    # First the one whose sizes the compiler cannot confuse; each with its backward.
+    order = [(batches[n].target_output.tolist(), n != 2) for n in (2, 1, 0, 3)]
+    assert sorted(seen[1:]) == sorted(order[1:])
+    assert seen[0] == order[0]
+    step(1, OF_SIZES[0], None)
+    assert seen[4:] == [(batches[0].target_output.tolist(), False)]
+
+
+@pytest.mark.heavy
+def test_steps_of_a_compiled_model_are_those_of_the_plain_one(
+    alone: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch's compiler reads the model; it writes no code."""
+    graphs: list[Any] = []
+    made: list[PlainTranslator] = []
+    build = PlainTranslator
+
+    def compiling(self: nn.Module, **how: Any) -> None:
+        def backend(graph: Any, inputs: Any) -> Any:
+            graphs.append(graph)
+            return graph.forward
+
+        self._compiled_call_impl = torch.compile(self._call_impl, backend=backend, **how)
+
+    def keeping(**sizes: Any) -> PlainTranslator:
+        made.append(build(**sizes))
+        return made[-1]
+
+    monkeypatch.setattr(nn.Module, "compile", compiling)
+    monkeypatch.setattr(plain_model, "PlainTranslator", keeping)
+    plain = plain_training_step(COMPILED, 23, 31, alone, bf16=False)
+    batches = [work.batches[0] for work in OF_SIZES]
+    compiled = plain_training_step(COMPILED, 23, 31, alone, bf16=False, compiled_for=batches)
+    assert len(graphs) == 2  # of one sentence, and of several
+    for number, work in enumerate(OF_SIZES, 1):
+        plain(number, work, None)
+        compiled(number, work, None)
+    assert len(graphs) == 2
+    model, twin = made
+    for found, expected in zip(twin.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+    torch.compiler.reset()
+
+
 # The same steps by this project and by nn.Embedding with sparse gradients.
 
 

@@ -194,16 +194,17 @@ def test_a_launch_asks_for_what_its_task_takes(
     assert asked == [{"training": training, "narrow_products": narrow, "tier": None}]
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("precisions", [["fp32"], ["fp32", "bf16"], ["bf16"]])
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_baseline_is_foretold_with_the_model_that_it_is_compared_with(
-    monkeypatch: pytest.MonkeyPatch, bf16: bool, workers: int
+    monkeypatch: pytest.MonkeyPatch, precisions: list[str], compiled: bool, workers: int
 ) -> None:
     """The process once, nothing for saving or tokenizers, and the plain softmax's logits."""
     batch = {"batch_tokens": 1_000}
     config = configured(cluster={"num_workers": workers}, train=batch | {"precision": "fp32"})
     dense = dense_parameters(config.model, 12)
-    output = output_needs(config, VOCABULARY, narrow_products=bf16)
+    output = output_needs(config, VOCABULARY, narrow_products="bf16" in precisions)
     ours = worker_bytes(
         SPECS, "adagrad", workers, output, Replicated(parameters=dense), saving="in place"
     )
@@ -211,9 +212,14 @@ def test_the_baseline_is_foretold_with_the_model_that_it_is_compared_with(
     # All parameters with gradient, two moments, and what DDP sends of the gradient.
     plain = (16 if workers == 1 else 20) * ((70_011 + 3_000 + 3_000) * 12 + dense)
     logits = 3 * 4 * 3_000 * (1_000 if workers == 1 else 334)
-    each = ours + plain + logits + bf16 * (tables + 12 * dense + plain)
-    assert baseline_bytes(config, VOCABULARY, bf16=bf16, tier=None) == each
-    gpu = [baseline_bytes(config, VOCABULARY, bf16=two, tier="uvm") for two in (False, True)]
+    each = ours + logits + (len(precisions) - 1) * (tables + 12 * dense)
+    each += (2 if compiled else 1) * len(precisions) * plain
+    how: dict[str, Any] = {"precisions": precisions, "compiled": compiled}
+    assert baseline_bytes(config, VOCABULARY, tier=None, **how) == each
+    gpu = [
+        baseline_bytes(config, VOCABULARY, precisions=some, compiled=compiled, tier="uvm")
+        for some in (["bf16"], ["fp32", "bf16"])
+    ]
     assert gpu[1] - gpu[0] == tables  # the rest is not in the host's memory
     needed = workers * each
     monkeypatch.setattr("dist_embed.cluster.local.launch_local", lambda *given, **how: None)
@@ -221,8 +227,8 @@ def test_the_baseline_is_foretold_with_the_model_that_it_is_compared_with(
     def launch(available: int) -> None:
         monkeypatch.setattr(launching, "available_bytes", lambda: available)
         launching.launch(
-            BASELINE, config, {"bf16": bf16}, vocabulary_size=VOCABULARY,
-            on_event=lambda event: None,
+            BASELINE, config, {"precisions": precisions, "compile": compiled},
+            vocabulary_size=VOCABULARY, on_event=lambda event: None,
         )  # fmt: skip
 
     launch(needed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from dist_embed.embedding.step_rows import WantedRows
+from dist_embed.model import sampler
 from dist_embed.model.output import OutputShard
 from dist_embed.model.output_layer import SampledOutput
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.group import Group
+from dist_embed.train import step as step_module
 from dist_embed.train.step import TrainStep
 from tests.distributed.tiny import random_pairs, work_for
 
@@ -26,11 +28,12 @@ class Lookup:
     """Notes the ids that are asked for."""
 
     group: Group
+    found: WantedRows = field(default_factory=lambda: WantedRows({}, {}))
     asked: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def wanted(self, ids: dict[str, list[Tensor]]) -> WantedRows:
         self.asked = ids
-        return WantedRows({}, {})
+        return self.found
 
 
 def step_with(lookup: Any) -> TrainStep:
@@ -61,3 +64,37 @@ def test_what_is_prepared_for_one_step_is_not_for_another() -> None:
     prepared = step.prepare(3, work_for(random_pairs(9, 1, 23, 31), CPU, 1))
     with pytest.raises(ValueError, match="prepared as step 3, and given as step 4"):
         step._request(4, prepared)
+
+
+def test_ids_that_nobody_reads_any_more_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU is sent, from pinned memory, what its steps read."""
+    lookup = Lookup(replace(CPU, device=torch.device("cuda")), WantedRows(
+        {"shared": torch.arange(3)}, {"source": [torch.zeros(2, 3)]}
+    ))  # fmt: skip
+    made_pinned: list[Tensor] = []
+    for module in (step_module, sampler):
+        monkeypatch.setattr(module, "pinned", lambda tensor: made_pinned.append(tensor) or tensor)
+    work = work_for(random_pairs(9, 1, 23, 31), CPU, 2)
+    prepared = step_with(lookup).prepare(1, work)
+    sent = prepared.to(torch.device("meta"))
+    read = [
+        tensor
+        for batch in prepared.batches
+        for tensor in (batch.source_lengths, batch.target_output, batch.token_positions)
+    ]
+    assert sent.negatives is not None
+    read += [*vars(prepared.negatives).values(), torch.arange(3), torch.zeros(2, 3)]
+    assert sorted(t.tolist() for t in map(torch.flatten, made_pinned)) == sorted(
+        t.tolist() for t in map(torch.flatten, read)
+    )
+    for batch, before in zip(sent.batches, work.batches, strict=True):
+        assert batch.source is before.source
+        assert batch.target_input is before.target_input
+        devices = {name: tensor.device.type for name, tensor in vars(batch).items()}
+        assert devices == {
+            "source": "cpu", "target_input": "cpu", "source_lengths": "meta",
+            "target_output": "meta", "token_positions": "meta",
+        }  # fmt: skip
+    for tensor in (*sent.wanted.rows.values(), *sent.wanted.index["source"],
+                   *vars(sent.negatives).values()):  # fmt: skip
+        assert tensor.device.type == "meta"
