@@ -4,17 +4,32 @@ the same sampled softmax on top; DDP brings the gradients together.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import Batch, StepBatches
-from dist_embed.embedding.memory import CPU_BLOCK_BYTES
+from dist_embed.embedding.memory import automatic_block_bytes
 from dist_embed.model.sampled_output import sampled_cross_entropy
 from dist_embed.model.sampler import LogUniformSampler, Negatives
 from dist_embed.model.transformer import Transformer
+from dist_embed.parallel.device import memory_bytes
 from dist_embed.parallel.group import Group
+
+
+@dataclass(frozen=True)
+class StepWithNegatives(StepBatches):
+    """A step's batches with its negatives."""
+
+    negatives: Negatives
+
+    def to(self, device: torch.device) -> Self:
+        """The same on ``device``."""
+        return replace(super().to(device), negatives=self.negatives.to(device))
 
 
 class SparseSampled:
@@ -33,7 +48,8 @@ class SparseSampled:
         self._group = group
         self._seed = config.run.seed
         self._sampler = LogUniformSampler(num_words, config.model.num_samples)
-        model: nn.Module = _Model(config, num_words).to(group.device)
+        with torch.device(group.device):  # on a GPU the tables are drawn there
+            model: nn.Module = _Model(config, num_words, _block_bytes(config, num_words, group))
         tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]
         dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
         if group.num_workers > 1:
@@ -44,24 +60,29 @@ class SparseSampled:
             torch.optim.Adagrad(tables, lr=0.05, eps=1e-8),
         ]
 
+    def prepare(self, step: int, work: StepBatches) -> StepWithNegatives:
+        """What a loader's thread would do of a step. Not collective."""
+        negatives = self._sampler.draw(self._seed, step)
+        return StepWithNegatives(work.batches, work.token_counts, work.after, negatives)
+
     def run(self, step: int, work: StepBatches, following: StepBatches | None) -> None:
-        """One training step."""
+        """One training step, prepared or not."""
+        if not isinstance(work, StepWithNegatives):
+            work = self.prepare(step, work).to(self._group.device)
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
-        negatives = self._sampler.draw(self._seed, step).to(self._group.device)
-        loss: Tensor = self._model(work.batches[0], negatives)
+        loss: Tensor = self._model(work.batches[0], work.negatives)
         (loss * self._group.num_workers / work.global_tokens).backward()
         for optimizer in self._optimizers:
             optimizer.step()
 
 
 class _Model(nn.Module):
-    def __init__(self, config: Config, num_words: int) -> None:
+    def __init__(self, config: Config, num_words: int, block_bytes: int) -> None:
         super().__init__()
         model, width = config.model, config.embedding.width
         self._num_words = num_words
-        size = model.logits_block_mib
-        self._block_bytes = CPU_BLOCK_BYTES if size == "auto" else int(size * 2**20)
+        self._block_bytes = block_bytes
         self.transformer = Transformer(
             embedding_width=width, width=model.width, feed_forward=model.feed_forward,
             heads=model.heads, encoder_layers=model.encoder_layers,
@@ -88,3 +109,14 @@ class _Model(nn.Module):
             num_words=self._num_words, block_bytes=self._block_bytes,
         )  # fmt: skip
         return loss
+
+
+def _block_bytes(config: Config, num_words: int, group: Group) -> int:
+    """Bytes of a block of logits, as our own layer has them."""
+    size = config.model.logits_block_mib
+    if size != "auto":
+        return int(size * 2**20)
+    device_bytes = memory_bytes(group.device) if group.device.type == "cuda" else None
+    return automatic_block_bytes(
+        num_words, group.num_workers, exact=False, device_bytes=device_bytes
+    )

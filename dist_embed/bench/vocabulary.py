@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from dist_embed.bench.vocabulary_cases import (
     FULL,
@@ -17,7 +17,11 @@ from dist_embed.bench.vocabulary_cases import (
     Kind,
 )
 from dist_embed.bench.vocabulary_memory import PHASES, Peaks, Say, largest, measure_memory
-from dist_embed.bench.vocabulary_speed import measure_apart, measure_side_by_side
+from dist_embed.bench.vocabulary_speed import (
+    measure_apart,
+    measure_on_gpus,
+    measure_side_by_side,
+)
 from dist_embed.config.errors import UserError
 from dist_embed.embedding.memory import GIB, available_bytes
 from dist_embed.storage.temporary import temporary_folder
@@ -34,12 +38,14 @@ class Report:
         speeds: groups of cases that were timed in turns, each with its seconds per step by round.
         memory: each case with its peaks in bytes, or None where it failed.
         largest: by kind the most words that train here, and the fewest that do not.
+        device: where.
     """
 
     num_workers: int
     speeds: list[list[tuple[Case, list[float]]]]
     memory: list[tuple[Case, Peaks | None]]
     largest: dict[str, tuple[int, int]]
+    device: Literal["cpu", "cuda"] = "cpu"
 
     def tables(self) -> Iterator[Table]:
         """What to print."""
@@ -62,26 +68,31 @@ class Report:
             for case, seconds in group
         ]  # fmt: skip
         return (
-            "Time of a whole training step, in turns:",
+            "Time of a whole training step, in turns; ratio to the first line, round by round:",
             ["", "words", "width", "tokens per worker", "ms per step", "range", "ratio", "range"],
             rows,
         )
 
     def _memory_table(self) -> Table:
+        on_gpu = self.device == "cuda"
+        phases = PHASES[:2] if on_gpu else PHASES  # on a GPU nothing is saved
         rows = []
         for case, found in self.memory:
             share = case.table_bytes / self.num_workers
-            peaks = dict.fromkeys(PHASES, "failed") if found is None else {
-                phase: f"{found[phase] / GIB:.2f}" if phase in found else "" for phase in PHASES
+            peaks = dict.fromkeys(phases, "failed") if found is None else {
+                phase: f"{found[phase] / GIB:.2f}" if phase in found else "" for phase in phases
             }  # fmt: skip
+            aim = [] if on_gpu else [f"{(1.1 * share) / GIB + 1:.2f}"]  # of a whole process
             rows.append([
                 case.kind, f"{case.num_words:,}", str(case.width), str(case.tokens),
-                f"{share / GIB:.2f}", *peaks.values(), f"{(1.1 * share) / GIB + 1:.2f}",
+                f"{share / GIB:.2f}", *peaks.values(), *aim,
             ])  # fmt: skip
         return (
-            "Peak resident memory of the fullest worker, GiB:",
-            ["", "words", "width", "tokens per worker", "tables / W", *PHASES,
-             "1.1 × tables / W + 1"],
+            "Peak memory that PyTorch has allocated of the fullest GPU for a case, GiB:"
+            if on_gpu
+            else "Peak resident memory of the fullest worker, GiB:",
+            ["", "words", "width", "tokens per worker", "tables / W", *phases,
+             *([] if on_gpu else ["1.1 × tables / W + 1"])],
             rows,
         )  # fmt: skip
 
@@ -89,8 +100,16 @@ class Report:
         """For a JSON file."""
         return {
             "workers": self.num_workers,
+            "device": self.device,
             "speeds": [
-                [{"case": asdict(case), "seconds_per_step": found} for case, found in group]
+                [
+                    {
+                        "case": asdict(case),
+                        "seconds_per_step": found,
+                        "ratio_to_first": median(_ratios(found, group[0][1])),
+                    }
+                    for case, found in group
+                ]
                 for group in self.speeds
             ],
             "memory": [{"case": asdict(case), "peaks": found} for case, found in self.memory],
@@ -100,13 +119,19 @@ class Report:
 
 def vocabulary_report(
     words: list[int], widths: list[int], *, against: int, tokens: int, full_tokens: int,
-    num_samples: int, num_workers: int, rounds: int, steps: int, find_largest: bool, say: Say,
+    num_samples: int, num_workers: int, rounds: int, steps: int, find_largest: bool,
+    device: Literal["cpu", "cuda"] = "cpu", say: Say,
 ) -> Report:  # fmt: skip
     """Time ``words`` at each of ``widths``, and at ``against`` words plain PyTorch beside us.
 
     Raises:
-        UserError: fewer words than samples, or nothing to do.
+        UserError: fewer words than samples, nothing to do, or what is not possible on a GPU.
     """
+    if find_largest and device == "cuda":
+        raise UserError(
+            "--largest: is not possible on a GPU: it fills the machine's memory, process by "
+            "process; use --device cpu, or name sizes with --words"
+        )
     if not words and not against and not find_largest:
         raise UserError("--words: no size is given, and --against 0 leaves nothing to measure")
     for num_words in (*words, *([against] if against else [])):
@@ -116,11 +141,13 @@ def vocabulary_report(
     def case(kind: Kind, num_words: int, width: int, of_tokens: int) -> Case:
         return Case(kind, num_words, width, of_tokens, num_samples)
 
-    groups = [[case(SAMPLED, n, width, tokens) for n in words] for width in widths]
+    groups = [[case(SAMPLED, n, width, tokens) for n in sorted(words)] for width in widths]
     if against:
         groups.append([case(k, against, widths[0], tokens) for k in (SAMPLED, SPARSE)])
     if against and full_tokens:
         groups.append([case(k, against, widths[0], full_tokens) for k in (SAMPLED, FULL)])
+    if device == "cuda":
+        return _report_on_gpus(groups, num_workers=num_workers, rounds=rounds, steps=steps, say=say)
     memory: list[tuple[Case, Peaks | None]] = []
     for one in dict.fromkeys(one for group in groups for one in group):
         with temporary_folder("dist_embed-bench-") as folder:
@@ -147,12 +174,29 @@ def vocabulary_report(
     return Report(num_workers, [group for group in speeds if group], memory, found_largest)
 
 
-def _compared(seconds: list[float], first: list[float]) -> list[str]:
-    """The median over rounds of the ratio to the first case of the same round, and its range.
+def _report_on_gpus(
+    groups: list[list[Case]], *, num_workers: int, rounds: int, steps: int, say: Say
+) -> Report:
+    """Time and memory from the same processes, in which each group's cases stand side by side."""
+    speeds: list[list[tuple[Case, list[float]]]] = []
+    memory: dict[Case, Peaks | None] = {}
+    for group in filter(None, groups):
+        found = measure_on_gpus(group, num_workers=num_workers, rounds=rounds, steps=steps, say=say)
+        speeds.append([(case, one.seconds) for case, one in zip(group, found, strict=True)])
+        memory |= {case: one.peaks for case, one in zip(group, found, strict=True)}
+    return Report(num_workers, speeds, list(memory.items()), {}, "cuda")
 
-    The machine's speed may change between rounds; within one it hardly has the time to.
+
+def _ratios(seconds: list[float], first: list[float]) -> list[float]:
+    """Round by round: the machine's speed may change between rounds; within one it hardly has the
+    time to.
     """
-    ratios = [one / other for one, other in zip(seconds, first, strict=True)]
+    return [one / other for one, other in zip(seconds, first, strict=True)]
+
+
+def _compared(seconds: list[float], first: list[float]) -> list[str]:
+    """The median over rounds of the ratio to the first case of the same round, and its range."""
+    ratios = _ratios(seconds, first)
     return [f"{median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"]
 
 

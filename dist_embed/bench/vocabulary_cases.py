@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from dist_embed.bench.device_tables import build_filled_translator
 from dist_embed.bench.plain_model import Step, plain_training_step
 from dist_embed.bench.plain_sparse import SparseSampled
 from dist_embed.bench.zipf import zipf
@@ -20,7 +23,6 @@ from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import (
     build_dense_optimizer,
     build_output,
-    build_translator,
     dense_tensors,
     live_tensors,
 )
@@ -55,6 +57,22 @@ class Case:
         """Bytes of the three tables with row-wise optimizer state, float32, all workers."""
         return 3 * 4 * self.num_words * (self.width + 1)
 
+    def least_bytes(self, num_workers: int) -> int:
+        """Bytes of a worker's tables with all that is as large: optimizer state, gradients, whole
+        logits.
+        """
+        values = 3 * 4 * self.num_words * self.width
+        if self.kind == SAMPLED:
+            return self.table_bytes // num_workers
+        if self.kind == SPARSE:
+            return 2 * values  # Adagrad's sum for each
+        # Gradient and Adam's two moments; logits, their softmax and gradient.
+        return 4 * values + 3 * 4 * self.tokens * self.num_words
+
+
+def _as_it_is(step: int, work: StepBatches) -> StepBatches:
+    return work
+
 
 @dataclass(frozen=True)
 class Trainer:
@@ -62,10 +80,12 @@ class Trainer:
 
     Attributes:
         step: runs one training step; collective.
+        prepare: does of a step what a run's loader does in its thread, by its number.
         live: what a checkpoint is taken of; of this project's case only.
     """
 
     step: Step
+    prepare: Callable[[int, StepBatches], StepBatches] = _as_it_is
     live: dict[str, LiveTensor] = field(default_factory=dict)
 
 
@@ -74,15 +94,18 @@ def build_trainer(case: Case, group: Group) -> Trainer:
     config = case_config(case)
     if case.kind == SAMPLED:
         size = {"source": case.num_words, "target": case.num_words}
-        translator = build_translator(config, size, group)
+        translator = build_filled_translator(config, size, group)
         output = build_output(config, translator, _no_counts)
         optimizer = build_dense_optimizer(config, translator.transformer)
-        step = build_train_step(config, translator, output, optimizer).run
+        step = build_train_step(config, translator, output, optimizer)
         dense = dense_tensors(translator.transformer, optimizer)
-        return Trainer(step, live_tensors(translator.lookup, dense))
+        return Trainer(step.run, step.prepare, live_tensors(translator.lookup, dense))
     if case.kind == SPARSE:
-        return Trainer(SparseSampled(config, case.num_words, group).run)
-    return Trainer(plain_training_step(config, case.num_words, case.num_words, group, bf16=False))
+        sparse = SparseSampled(config, case.num_words, group)
+        return Trainer(sparse.run, sparse.prepare)
+    with torch.device(group.device):  # on a GPU the tables are drawn there
+        step_of_all = plain_training_step(config, case.num_words, case.num_words, group, bf16=False)
+    return Trainer(step_of_all)
 
 
 def case_config(case: Case) -> Config:
@@ -92,7 +115,8 @@ def case_config(case: Case) -> Config:
             "run": {"uri": "/nowhere"},
             "data": {"synthetic": {}},
             "tokenizer": {"shared": False},
-            "embedding": {"width": case.width},
+            # Where a GPU's memory ends is to be seen, and not what lies beyond it.
+            "embedding": {"width": case.width, "memory": "device"},
             "model": {
                 "width": case.width, "feed_forward": 4 * case.width, "encoder_layers": 2,
                 "decoder_layers": 2, "dropout": 0.0, "share_embeddings": "none",
@@ -104,7 +128,7 @@ def case_config(case: Case) -> Config:
 
 
 def batches(case: Case, group: Group, count: int, first: int = 0) -> list[StepBatches]:
-    """Steps of sentences of equal length whose words follow Zipf's law by rank.
+    """Steps of sentences of equal length whose words follow Zipf's law by rank, on the host.
 
     Those that follow the first ``first`` ones of all.
     """
@@ -119,6 +143,16 @@ def batches(case: Case, group: Group, count: int, first: int = 0) -> list[StepBa
         counts = [[sentences * SENTENCE_TOKENS] * group.num_workers]
         found.append(StepBatches([build_batch(pairs, np.arange(sentences))], counts, Position()))
     return found
+
+
+def prepared(
+    trainer: Trainer, case: Case, group: Group, count: int, first: int = 0
+) -> list[StepBatches]:
+    """`batches` as steps ``first + 1`` and so on, prepared and on the group's device."""
+    return [
+        trainer.prepare(number, work).to(group.device)
+        for number, work in enumerate(batches(case, group, count, first), first + 1)
+    ]
 
 
 def _no_counts() -> NDArray[np.int64]:

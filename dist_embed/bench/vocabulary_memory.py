@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from dist_embed.bench.memory import peak_bytes, reset_peak
-from dist_embed.bench.vocabulary_cases import Case, Trainer, batches, build_trainer
+from dist_embed.bench.vocabulary_cases import Case, Trainer, build_trainer, prepared
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.retention import Pruner, Retention
@@ -91,7 +91,7 @@ def _measure(case: Case, folder: str | None, emit: Callable[[Event], None]) -> P
         reset_peak()
         trainer = build_trainer(case, group)
         peaks["built"] = _fullest(group)
-        work = batches(case, group, STEPS + 1)
+        work = prepared(trainer, case, group, STEPS + 1)
         for number, (this, following) in enumerate(pairwise(work), start=1):
             trainer.step(number, this, following)
         peaks["trained"] = _fullest(group)

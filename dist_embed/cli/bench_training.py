@@ -138,21 +138,31 @@ def _add_vocabulary(kinds: Any) -> None:
         "compared; default 256",
     )  # fmt: skip
     parser.add_argument("--samples", type=at_least(1), default=8192, help="default 8192")
-    parser.add_argument("--workers", type=at_least(1), default=2, help="default 2")
+    parser.add_argument(
+        "--device", choices=["auto", "cuda", "cpu"], default="auto", help="default auto"
+    )
+    parser.add_argument(
+        "--workers", type=at_least(1),
+        help="default 2; each has a GPU of its own, where there are any: 1 with a single one",
+    )  # fmt: skip
     parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
     parser.add_argument("--steps", type=at_least(1), default=20, help="per round; default 20")
     parser.add_argument(
         "--largest", action="store_true",
-        help="also find the largest vocabulary of each kind by filling this machine's memory",
+        help="also find the largest vocabulary of each kind by filling this machine's memory; on "
+        "the CPU alone",
     )  # fmt: skip
     add_json_option(parser)
     parser.set_defaults(call=_vocabulary)
 
 
 def _vocabulary(arguments: argparse.Namespace) -> None:
+    import torch
+
     from dist_embed.bench.report import print_table
     from dist_embed.bench.vocabulary import vocabulary_report
     from dist_embed.bench.vocabulary_cases import SENTENCE_TOKENS
+    from dist_embed.parallel.device import device_name, resolve_device
 
     for option in ("tokens", "full_tokens"):
         value = getattr(arguments, option)
@@ -161,16 +171,28 @@ def _vocabulary(arguments: argparse.Namespace) -> None:
                 f"--{option.replace('_', '-')}: {value} is not allowed: sentences have "
                 f"{SENTENCE_TOKENS} tokens, so a multiple of that"
             )
+    device = resolve_device(arguments.device, name="--device")
+    there = torch.cuda.device_count() if device == "cuda" else 2
+    workers = arguments.workers or min(2, there)
+    if device == "cuda" and workers > there:
+        raise UserError(
+            f"--workers: {workers} is not allowed: each needs a GPU, and this machine has {there}"
+        )
     figures = vocabulary_report(
         arguments.words, arguments.widths, against=arguments.against, tokens=arguments.tokens,
         full_tokens=arguments.full_tokens, num_samples=arguments.samples,
-        num_workers=arguments.workers, rounds=arguments.rounds, steps=arguments.steps,
-        find_largest=arguments.largest, say=print,
+        num_workers=workers, rounds=arguments.rounds, steps=arguments.steps,
+        find_largest=arguments.largest, device=device, say=print,
     )  # fmt: skip
+    name = device_name(torch.device(device))
+    print(
+        f"\n{workers} workers on {name}; float32; median of {arguments.rounds} rounds of "
+        f"{arguments.steps} steps, prepared before the clock"
+    )
     for title, header, rows in figures.tables():
         print(f"\n{title}\n")
         print_table(header, rows)
-    write_figures(arguments, figures.to_dict())
+    write_figures(arguments, figures.to_dict(), device=name)
 
 
 def _add_balance(kinds: Any) -> None:

@@ -62,12 +62,18 @@ class Translator:
 
 
 def build_translator(
-    config: Config, vocabulary_size: dict[str, int], group: Group, *, training: bool = True
+    config: Config,
+    vocabulary_size: dict[str, int],
+    group: Group,
+    *,
+    training: bool = True,
+    initial_scale: float | None = None,
 ) -> Translator:
     """Tables and model with fresh values that depend on the seed alone. Collective.
 
     Without ``training`` the tables have no optimizer's state, which may be larger than they are,
-    and the exact layer's is one like the others.
+    and the exact layer's is one like the others. ``initial_scale``: standard deviation of the rows;
+    None: √(1/D).
     """
     embedding, model = config.embedding, config.model
     dtype = resolve_dtype(config.train.precision, group.device)
@@ -93,7 +99,7 @@ def build_translator(
         eps=embedding.eps,
         seed=config.run.seed,
         # Vectors are multiplied by √D on the way in (Vaswani et al. 2017, section 3.4).
-        initial_scale=embedding.width**-0.5,
+        initial_scale=embedding.width**-0.5 if initial_scale is None else initial_scale,
         own_output=training and output.exact,
         memory=embedding.memory,
         weights=embedding.weights,

@@ -95,12 +95,13 @@ def given_to(command: str) -> dict[str, Any]:
          {"config": "c.yaml", "overrides": [], "rounds": 1, "steps": 20}),
         ("vocabulary", {
             "words": [100_000, 10_000_000], "widths": [64, 128], "against": 1_000_000,
-            "tokens": 2048, "full_tokens": 256, "samples": 8192, "workers": 2, "rounds": 3,
-            "steps": 20, "largest": False}),
+            "tokens": 2048, "full_tokens": 256, "samples": 8192, "workers": None, "rounds": 3,
+            "device": "auto", "steps": 20, "largest": False}),
         ("vocabulary --words 2 3 --widths 1 2 --against 0 --tokens 1 --full-tokens 0 --samples 1 "
-         "--workers 1 --rounds 1 --steps 1 --largest", {
+         "--workers 1 --rounds 1 --steps 1 --largest --device cuda", {
             "words": [2, 3], "widths": [1, 2], "against": 0, "tokens": 1, "full_tokens": 0,
-            "samples": 1, "workers": 1, "rounds": 1, "steps": 1, "largest": True}),
+            "samples": 1, "workers": 1, "rounds": 1, "steps": 1, "largest": True,
+            "device": "cuda"}),
         ("balance", {"rows": [1_000_000, 10_000_000], "shards": [2, 8, 64, 1024], "tokens": 8192,
                      "steps": 20, "plot": None}),
         ("balance --rows 1 --shards 1 --tokens 1 --steps 1 --plot x.png", {
@@ -273,14 +274,16 @@ def test_vocabulary(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "found.json"
     assert main(["bench", "vocabulary", "--words", "3", "4", "--widths", "5", "6", "--against",
                  "7", "--tokens", "64", "--full-tokens", "96", "--samples", "2", "--workers", "9",
-                 "--rounds", "10", "--steps", "11", "--largest",
+                 "--rounds", "10", "--steps", "11", "--largest", "--device", "cpu",
                  "--json", str(out)]) == 0  # fmt: skip
     assert asked == [(([3, 4], [5, 6]), {
         "against": 7, "tokens": 64, "full_tokens": 96, "num_samples": 2, "num_workers": 9,
-        "rounds": 10, "steps": 11, "find_largest": True, "say": print,
+        "rounds": 10, "steps": 11, "find_largest": True, "device": "cpu", "say": print,
     })]  # fmt: skip
     said = capsys.readouterr().out
-    for title in ("Time of a whole training step, in turns:",
+    assert "\n9 workers on " in said
+    for title in ("Time of a whole training step, in turns; ratio to the first line, round by "
+                  "round:",
                   "Peak resident memory of the fullest worker, GiB:",
                   "Largest vocabulary of this machine:"):  # fmt: skip
         assert f"\n{title}\n\n|" in said
@@ -302,13 +305,42 @@ def test_vocabulary(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixt
     ]  # fmt: skip
     case = {"kind": SPARSE, "num_words": 1_000_000, "width": 8, "tokens": 64, "num_samples": 50}
     figures = written(out)["figures"]
-    assert figures["workers"] == 2
-    assert figures["speeds"][0][1] == {"case": case, "seconds_per_step": [0.03, 0.03, 0.06]}
+    assert (figures["workers"], figures["device"]) == (2, "cpu")
+    assert figures["speeds"][0][1] == {
+        "case": case, "seconds_per_step": [0.03, 0.03, 0.06], "ratio_to_first": 1.5
+    }  # fmt: skip
     assert [len(group) for group in figures["speeds"]] == [2, 1]
     assert figures["memory"][1] == {"case": case, "peaks": {"built": GIB, "trained": 4 * GIB}}
     assert figures["memory"][2]["peaks"] is None
     assert figures["largest"] == {SAMPLED: [1_000_000, 1_250_000]}
     assert WHOLE.table_bytes == 3 * 2000 * 17 * 4
+
+
+def test_vocabulary_on_a_gpu(
+    instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    found = Report(1, [], [(OURS, {"built": GIB, "trained": 3 * GIB // 2})], {}, "cuda")
+    asked = instead("bench.vocabulary.vocabulary_report", found)
+    instead("parallel.device.device_name", "a GPU")
+    out = tmp_path / "found.json"
+    assert main(["bench", "vocabulary", "--device", "cuda"]) == 2
+    assert "--device='cuda' is not possible here" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for there, given, workers in ((1, [], 1), (3, [], 2), (3, ["--workers", "3"], 3)):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
+        assert main(["bench", "vocabulary", *given, "--json", str(out)]) == 0
+        assert (asked[-1][1]["device"], asked[-1][1]["num_workers"]) == ("cuda", workers)
+    said = capsys.readouterr().out
+    assert "\n1 workers on a GPU; float32; median of 3 rounds of 20 steps" in said
+    assert "of the fullest GPU for a case, GiB:" in said
+    assert cells(said)[:2] == [
+        ["", "words", "width", "tokens per worker", "tables / W", "built", "trained"],
+        [SAMPLED, "1,000,000", "8", "64", "0.10", "1.00", "1.50"],
+    ]
+    assert written(out)["machine"]["device"] == "a GPU"
+    assert main(["bench", "vocabulary", "--workers", "4"]) == 2
+    assert "--workers: 4 is not allowed: each needs a GPU" in capsys.readouterr().err
 
 
 def test_tables_of_nothing_are_left_out() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,10 +27,11 @@ from dist_embed.bench import (
 from dist_embed.bench import checkpoint as checkpoint_bench
 from dist_embed.bench.memory import peak_bytes, reset_peak
 from dist_embed.bench.vocabulary_cases import FULL, KINDS, SAMPLED, SPARSE, Case, Trainer, batches
+from dist_embed.bench.vocabulary_speed import Measured
 from dist_embed.cluster.work import TRAIN
 from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.config.load import config_from_dict
-from dist_embed.data.loader import StepBatches
+from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.tokenizer import END, START
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.quiet import private_log_folder
@@ -166,6 +168,15 @@ def reported(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, dict[s
         monkeypatch.setattr(vocabulary, "measure_memory", memory)
         monkeypatch.setattr(vocabulary, "measure_apart", timing("apart"))
         monkeypatch.setattr(vocabulary, "measure_side_by_side", timing("together"))
+        monkeypatch.setattr(
+            vocabulary, "measure_on_gpus",
+            lambda cases, **how: [
+                Measured(seconds, {"built": place, "trained": one.num_words})
+                for place, (one, seconds) in enumerate(
+                    zip(cases, timing("on GPUs")(cases, **how), strict=True)
+                )
+            ],
+        )  # fmt: skip
         monkeypatch.setattr(vocabulary, "largest", largest)
         monkeypatch.setattr(vocabulary, "available_bytes", lambda: available)
         values: dict[str, Any] = {
@@ -200,6 +211,24 @@ def test_each_size_at_each_width_and_beside_plain_pytorch(reported: Any) -> None
     assert [one for one, _ in found.memory] == asked["memory"]
     assert found.memory[0][1] == {"built": 3, "trained": 600, "loaded": 5}
     assert (found.num_workers, found.largest, asked["largest"]) == (2, {}, [])
+
+
+def test_on_gpus_time_and_memory_come_from_the_same_processes(reported: Any) -> None:
+    found, asked = reported(words=[900, 600], device="cuda")
+    sizes = [[case(SAMPLED, n, width) for n in (600, 900)] for width in (8, 16)]
+    groups = [*sizes, BESIDE, WHOLE]
+    assert asked["memory"] == asked["folders"] == []
+    assert asked["timed"] == [("on GPUs", group) for group in groups]
+    assert found.speeds == [[(group[0], [0.0]), (group[1], [1.0])] for group in groups]
+    assert found.memory == [
+        (one, {"built": place, "trained": one.num_words})
+        for group in groups for place, one in enumerate(group)
+    ]  # fmt: skip
+    assert (found.device, found.num_workers, found.largest) == ("cuda", 2, {})
+    found, asked = reported(words=[], against=700, full_tokens=0, device="cuda")
+    assert asked["timed"] == [("on GPUs", BESIDE)]  # and no processes for sizes of which none is
+    with pytest.raises(UserError, match="--largest: is not possible on a GPU"):
+        reported(find_largest=True, device="cuda")
 
 
 def test_a_case_of_two_groups_takes_memory_once(reported: Any) -> None:
@@ -340,10 +369,11 @@ def test_three_steps_are_trained_for_memory(
     steps: list[tuple[int, StepBatches, StepBatches | None]] = []
     monkeypatch.setattr(
         vocabulary_memory, "build_trainer",
-        lambda one, group: Trainer(lambda *step: steps.append(step)),
+        lambda one, group: Trainer(lambda *step: steps.append(step), numbered),
     )  # fmt: skip
     vocabulary_memory._measure(case(SPARSE, 90), None, silent)
     assert [number for number, _, _ in steps] == [1, 2, 3]
+    assert [work.after.batch for _, work, _ in steps] == [1, 2, 3]
     assert all(following is this for (_, _, following), (_, this, _) in pairwise(steps))
     assert steps[2][2] is not None
 
@@ -359,18 +389,27 @@ def test_a_save_that_comes_back_otherwise_is_noticed(
 # Seconds of a step.
 
 
+def numbered(number: int, work: StepBatches) -> StepBatches:
+    """A step's preparation that leaves its number in the work."""
+    return replace(work, after=Position(batch=number))
+
+
 def launched_speed(
-    monkeypatch: pytest.MonkeyPatch, said: list[str]
+    monkeypatch: pytest.MonkeyPatch, said: list[str], device: str = "cpu"
 ) -> list[tuple[list[Case], range, int, int]]:
     asked = []
 
     def launch(target: Any, args: Any, **how: Any) -> Any:
         assert target is vocabulary_speed._measure
-        cases, rounds, steps = args
+        cases, rounds, steps, on = args
+        assert on == how["device"] == device
         asked.append((cases, rounds, steps, how["num_workers"]))
         assert how["log_folder"] == str(vocabulary_memory.LOG_FOLDER)
         how["on_event"]({"kind": "line", "text": "so far"})
-        return [[float(one.num_words + number) for number in rounds] for one in cases]
+        return [
+            Measured([float(one.num_words + number) for number in rounds], {"built": 1})
+            for one in cases
+        ]
 
     monkeypatch.setattr(vocabulary_speed, "launch_local", launch)
     return asked
@@ -388,6 +427,10 @@ def test_cases_apart_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None
     assert vocabulary_speed.measure_side_by_side(BESIDE, **how) == [[700.0, 701.0]] * 2
     assert asked == [(BESIDE, range(2), 4, 3)]
     assert set(said) == {"so far"}
+    asked = launched_speed(monkeypatch, said, "cuda")
+    found = vocabulary_speed.measure_on_gpus(BESIDE, **how)
+    assert found == [Measured([700.0, 701.0], {"built": 1})] * 2
+    assert asked == [(BESIDE, range(2), 4, 3)]
 
 
 def test_seconds_are_the_median_of_steps_until_the_slowest_worker_is_done(
@@ -403,12 +446,18 @@ def test_seconds_are_the_median_of_steps_until_the_slowest_worker_is_done(
                 1 if one.kind == SAMPLED else 2
             )
 
-        return Trainer(step)
+        def prepare(number: int, work: StepBatches) -> StepBatches:
+            clock.now += 1000.0  # before the clock starts
+            return numbered(number, work)
+
+        return Trainer(step, prepare)
 
     monkeypatch.setattr(vocabulary_speed, "build_trainer", build)
     said: list[Any] = []
-    found = vocabulary_speed._measure(BESIDE, range(3), 5, said.append)
-    assert found == [[31.0] * 3, [61.0] * 3]  # with the second in which the others are waited for
+    found = vocabulary_speed._measure(BESIDE, range(3), 5, "cpu", said.append)
+    # With the second in which the others are waited for; memory is told elsewhere.
+    assert found == [Measured([31.0] * 3, {}), Measured([61.0] * 3, {})]
+    assert all(work.after.batch == number for _, number, work, _ in steps)
     warm, rounds = steps[:6], steps[6:]
     assert [(kind, number) for kind, number, _, _ in warm] == [
         (kind, number) for kind in (SAMPLED, SPARSE) for number in (1, 2, 3)
@@ -429,8 +478,75 @@ def test_seconds_are_the_median_of_steps_until_the_slowest_worker_is_done(
         "log": [vocabulary_memory.LOG_FOLDER / "worker-0.log"], "kept": [True], "threads": [1],
         "adj": [],
     }  # fmt: skip
-    vocabulary_speed._measure(BESIDE[1:], range(1), 5, silent)
+    vocabulary_speed._measure(BESIDE[1:], range(1), 5, "cpu", silent)
     assert one_worker["kept"] == [True]  # plain PyTorch alone is left its own way
+
+
+GPU = Group(0, 1, 1, torch.device("meta"), None)  # type: ignore[arg-type]
+
+
+def test_on_a_gpu_a_round_of_steps_is_timed_as_a_whole(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host goes ahead, and the device is waited for on both sides."""
+    behind = 30.0  # of what was done before
+
+    def synchronize(device: torch.device) -> None:
+        nonlocal behind
+        clock.now += behind
+        behind = 0.0
+
+    def step(number: int, work: Any, following: Any) -> None:
+        nonlocal behind
+        clock.now += 2.0
+        behind += 10.0
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    work: list[Any] = [None] * 4
+    seconds = vocabulary_speed._seconds_of_a_step(step, 3, work, GPU)
+    assert seconds == (4 * 2.0 + 1.0 + 4 * 10.0) / 4
+
+
+def test_memory_of_a_case_on_a_gpu_is_what_comes_on_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, peak = 100, 100
+
+    def hold(more: int) -> None:
+        nonlocal held, peak
+        held += more
+        peak = max(peak, held)
+
+    def reset(device: torch.device) -> None:
+        nonlocal peak
+        peak = held
+
+    def build(one: Case, group: Group) -> Trainer:
+        hold(50)
+        hold(-20)
+        return Trainer(lambda *step: (hold(7), hold(-7)))
+
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: held)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(vocabulary_speed, "build_trainer", build)
+    monkeypatch.setattr(vocabulary_speed, "least_over_workers", lambda value, group: min(value, -5))
+    for _ in range(2):  # the second case stands on top of the first
+        assert vocabulary_speed._warmed_up(BESIDE[0], GPU)[1] == {"built": 50, "trained": 37}
+
+
+def test_what_does_not_fit_on_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = [case(SAMPLED, 10**6), case(SPARSE, 10**6), case(FULL, 10**6)]
+    values = 3 * 4 * 10**6 * 8
+    needed = [values + 3 * 4 * 10**6, 2 * values, 4 * values + 3 * 4 * 64 * 10**6]
+    assert [one.least_bytes(1) for one in cases] == needed
+    assert cases[0].least_bytes(3) == needed[0] // 3
+    monkeypatch.setattr(vocabulary_speed, "free_bytes", lambda device: sum(needed))
+    vocabulary_speed._check_room(cases, GPU)
+    monkeypatch.setattr(vocabulary_speed, "free_bytes", lambda device: sum(needed) - 1)
+    with pytest.raises(UserError, match=r"--words, --widths, --against: .* need 1\.4 GiB of"):
+        vocabulary_speed._check_room(cases, GPU)
+    monkeypatch.setattr(vocabulary_speed, "free_bytes", lambda device: 1 / 0)
+    vocabulary_speed._check_room(cases, replace(GPU, device=torch.device("cpu")))
 
 
 # Batches and models of the sizes.

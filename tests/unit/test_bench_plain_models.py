@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dist_embed.bench import plain_model, vocabulary_cases
+from dist_embed.bench import plain_model, plain_sparse, vocabulary_cases
+from dist_embed.bench.device_tables import build_filled_translator
 from dist_embed.bench.plain_model import PlainTranslator, plain_training_step
 from dist_embed.bench.plain_sparse import SparseSampled
 from dist_embed.bench.vocabulary_cases import (
@@ -26,9 +27,11 @@ from dist_embed.bench.vocabulary_cases import (
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.loader import Position, StepBatches, build_batch
 from dist_embed.data.token_shards import TokenPairs
+from dist_embed.embedding import lookup
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.parallel.group import Group
+from dist_embed.train.step import PreparedStep
 
 SIZES: dict[str, Any] = {
     "source_rows": 23, "target_rows": 31, "width": 8, "feed_forward": 12, "heads": 2,
@@ -245,13 +248,13 @@ def test_both_sampled_ways_find_the_same_loss(
     alone: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Any] = []
-    build = vocabulary_cases.build_translator
+    build = vocabulary_cases.build_filled_translator
 
     def building(*given: Any) -> Any:
         kept.append(build(*given))
         return kept[-1]
 
-    monkeypatch.setattr(vocabulary_cases, "build_translator", building)
+    monkeypatch.setattr(vocabulary_cases, "build_filled_translator", building)
     trainer = build_trainer(OURS, alone)
     (translator,) = kept
     config = case_config(OURS)
@@ -317,6 +320,10 @@ def test_each_kind_is_built_with_its_sizes(alone: Group, monkeypatch: pytest.Mon
     }
     assert sum(tensor.data.nbytes for tensor in tables.values()) == OURS.table_bytes
     assert any(name.startswith("model.") for name in trainer.live)
+    (work,) = batches(OURS, alone, 1)
+    prepared = trainer.prepare(4, work)
+    assert isinstance(prepared, PreparedStep)
+    assert (prepared.step, prepared.batches) == (4, work.batches)
     asked: list[Any] = []
 
     def plain(config: Any, source: int, target: int, group: Group, *, bf16: bool) -> Any:
@@ -327,13 +334,55 @@ def test_each_kind_is_built_with_its_sizes(alone: Group, monkeypatch: pytest.Mon
         def __init__(self, config: Any, num_words: int, group: Group) -> None:
             asked.append((config.model.width, num_words, group))
 
-        run = None
+        run = prepare = None
 
     monkeypatch.setattr(vocabulary_cases, "plain_training_step", plain)
     monkeypatch.setattr(vocabulary_cases, "SparseSampled", Sparse)
     assert build_trainer(Case(FULL, 300, 16, 64, 60), alone).step is print
     assert build_trainer(Case(SPARSE, 200, 32, 64, 60), alone).live == {}
     assert asked == [(16, 300, 300, alone, False), (32, 200, alone)]
+
+
+def test_tables_are_drawn_by_their_device(alone: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    fill = lookup.fill_initial_rows
+
+    def filling(out: Tensor, *, scale: float, **how: Any) -> None:
+        asked.append(scale)
+        fill(out, scale=scale, **how)
+
+    monkeypatch.setattr(lookup, "fill_initial_rows", filling)
+    size = {"source": 500, "target": 500}
+    tables = build_filled_translator(case_config(OURS), size, alone).lookup
+    assert asked == [0.0] * 3  # nothing is drawn there
+    rows = [tables.weight(table) for table in tables.specs]
+    for weight in rows:
+        assert float(weight.std()) == pytest.approx(8**-0.5, rel=0.05)
+        assert abs(float(weight.mean())) < 0.03
+    assert not torch.equal(rows[0], rows[1])
+
+
+def test_what_a_loaders_thread_does_may_be_done_before(alone: Group) -> None:
+    found = []
+    for ahead in (True, False):
+        sparse = SparseSampled(case_config(OURS), OURS.num_words, alone)
+        (work,) = batches(OURS, alone, 1)
+        sparse.run(2, sparse.prepare(2, work).to(alone.device) if ahead else work, None)
+        model: Any = sparse._model
+        found.append(model.tables["output"].weight)
+    assert torch.equal(*found)
+
+
+def test_blocks_of_logits_are_those_of_our_own_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = case_config(OURS)
+    cpu = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    assert plain_sparse._block_bytes(config, 10**6, cpu) == 8 * 2**20
+    gpu = Group(0, 1, 1, torch.device("cuda"), None)  # type: ignore[arg-type]
+    monkeypatch.setattr(plain_sparse, "memory_bytes", lambda device: 80 * 2**30)
+    assert plain_sparse._block_bytes(config, 10**6, gpu) == 256 * 2**20
+    model = config.model.model_copy(update={"logits_block_mib": 3})
+    config = config.model_copy(update={"model": model})
+    assert plain_sparse._block_bytes(config, 10**6, gpu) == 3 * 2**20
 
 
 def test_what_is_not_the_tables_is_small() -> None:
@@ -343,4 +392,5 @@ def test_what_is_not_the_tables_is_small() -> None:
     assert (model.encoder_layers, model.decoder_layers, model.dropout) == (2, 2, 0.0)
     assert (model.share_embeddings, model.output, model.num_samples) == ("none", "sampled", 60)
     assert (config.tokenizer.shared, config.train.precision) == (False, "fp32")
+    assert config.embedding.memory == "device"
     assert config.train.max_steps == 1000
