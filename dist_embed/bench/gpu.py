@@ -1,0 +1,200 @@
+"""``launch/gpu.sh``: what is to be shown on a GPU, stage by stage, within a budget of seconds.
+
+Imports nothing but Python's own modules: whether the others can be imported is its first stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from xml.etree import ElementTree
+
+from dist_embed.bench.gpu_stages import STAGES, Stage, Work
+from dist_embed.bench.gpu_targets import target_lines
+
+PROJECT = Path(__file__).parents[2]
+LEAST_SECONDS = 15  # Python and the libraries take as long to begin
+GRACE_SECONDS = 5  # between SIGTERM and SIGKILL
+TOLD_LINES = 30
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended: in words, after how many seconds, and whether that is well."""
+
+    stage: str
+    told: str
+    seconds: float
+    well: bool
+
+
+def main(argv: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) -> int:
+    """Returns 0 where every stage that was asked for ended well, else 1. Bad arguments: 2."""
+    arguments = _parser(stages).parse_args(argv)
+    unknown = [name for name in arguments.stages if name not in {one.name for one in stages}]
+    if unknown:
+        names = ", ".join(one.name for one in stages)
+        print(f"{unknown[0]} is not a stage; these are: {names}", file=sys.stderr)
+        return 2
+    out = Path(arguments.out).absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "log.txt").unlink(missing_ok=True)
+    asked = [one for one in stages if not arguments.stages or one.name in arguments.stages]
+    ends_at = time.monotonic() + arguments.budget
+    outcomes: list[Outcome] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="dist_embed-gpu-") as folder,
+        (out / "log.txt").open("a") as log,
+    ):
+        work = Work(arguments.device, Path(folder), arguments.multi30k)
+        for number, stage in enumerate(asked, start=1):
+            outcome = _run(stage, work, log, ends_at - time.monotonic())
+            print(f"-- {stage.name}: {outcome.told}, {outcome.seconds:.0f} s\n", flush=True)
+            outcomes.append(outcome)
+            if stage.needed and not outcome.well:
+                outcomes += [Outcome(one.name, "left out", 0, False) for one in asked[number:]]
+            # After every stage: whoever lends the machine may end the command at any time.
+            summary = _write(out, work, outcomes)
+            if len(outcomes) == len(asked):
+                break
+    print(summary, end="")
+    return int(not all(one.well for one in outcomes))
+
+
+def _parser(stages: Sequence[Stage]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch/gpu.sh",
+        description="Prove and measure dist_embed on one GPU.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="stages:\n" + "\n".join(f"  {one.name:12}{one.about}" for one in stages),
+    )
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help="default: all, in this order")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda",
+        help="cpu: the same at small sizes, to see that it runs; its figures mean nothing",
+    )  # fmt: skip
+    parser.add_argument("--budget", type=int, default=540, metavar="SECONDS", help="default 540")
+    parser.add_argument(
+        "--out", default=os.environ.get("OUT") or "gpu-results", metavar="FOLDER",
+        help="for summary.txt, log.txt and figures.json; default: $OUT, else gpu-results",
+    )  # fmt: skip
+    parser.add_argument(
+        "--multi30k", default=os.environ.get("MULTI30K_DIR"), metavar="FOLDER",
+        help="the corpus to train on; default: $MULTI30K_DIR, else a generated one",
+    )  # fmt: skip
+    return parser
+
+
+def _run(stage: Stage, work: Work, log: IO[str], left: float) -> Outcome:
+    """Run a stage's commands one after the other, until one fails."""
+    started = time.monotonic()
+    limit = min(stage.seconds, left)
+    if limit < LEAST_SECONDS:
+        return Outcome(stage.name, "left out, no time", 0, False)
+    print(f"== {stage.name}: {stage.about} (at most {limit:.0f} s)", file=log, flush=True)
+    told, well = "passed", True
+    for command in stage.commands(work):
+        code = _call(command, log, started + limit - time.monotonic())
+        tests = _tests_run(work)
+        if code is None:
+            told, well = f"not done within {limit:.0f} s", False
+        elif code != 0:
+            told, well = f"failed with exit code {code}", False
+        elif tests and not tests["passed"]:
+            told, well = "no test has passed", False
+        if tests:
+            told += ": " + ", ".join(f"{count} {what}" for what, count in tests.items())
+        if not well:
+            break
+    return Outcome(stage.name, told, time.monotonic() - started, well)
+
+
+def _call(command: Sequence[str], log: IO[str], seconds: float) -> int | None:
+    """The exit code, or None where the command was ended because it took longer."""
+    said = shlex.join(command)
+    print(f"$ {said}", file=log, flush=True)
+    print(f"$ {said}", flush=True)
+    begin = os.fstat(log.fileno()).st_size
+    # A session of its own: workers and their helpers end with the command.
+    process = subprocess.Popen(
+        command, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    code: int | None = None
+    try:
+        code = process.wait(max(seconds, 1))
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        _end(process)
+    _tell_end_of(Path(log.name), begin)
+    return code
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command that still runs, and whatever it has left."""
+    for number, grace in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, None)):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(grace)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _tell_end_of(path: Path, begin: int) -> None:
+    """Print the last lines of what a command has written into the log."""
+    with path.open("rb") as log:
+        log.seek(begin)
+        lines = log.read().decode(errors="replace").splitlines()
+    lines = [line for line in lines if line.strip() and not _GREETING.search(line)]
+    for line in lines[-TOLD_LINES:]:
+        print(line, flush=True)
+
+
+_GREETING = re.compile("compat_table|cannot determine|^WARNING:root")  # of FBGEMM and TorchRec
+
+
+def _tests_run(work: Work) -> dict[str, int]:
+    """What pytest has counted, where the command was one; read once."""
+    if not work.tests_file.exists():
+        return {}
+    (suite,) = ElementTree.parse(work.tests_file).getroot().iter("testsuite")
+    work.tests_file.unlink()
+    count = {what: int(suite.get(what, 0)) for what in ("tests", "failures", "errors", "skipped")}
+    failed = count["failures"] + count["errors"]
+    passed = count["tests"] - failed - count["skipped"]
+    return {"passed": passed, "failed": failed, "skipped": count["skipped"]}
+
+
+def _write(out: Path, work: Work, outcomes: Sequence[Outcome]) -> str:
+    """Write figures and summary as they are by now; returns the summary."""
+    found: dict[str, Any] = {
+        path.stem: json.loads(path.read_text()) for path in sorted(work.figures.glob("*.json"))
+    }
+    (out / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+    lines = [f"{one.stage:12}{one.seconds:5.0f} s  {one.told}" for one in outcomes]
+    if work.device == "cuda":
+        lines += ["", *target_lines(found)]
+    else:
+        lines += ["", "on the CPU, at small sizes: the figures mean nothing"]
+    summary = "\n".join(lines) + "\n"
+    (out / "summary.txt").write_text(summary)
+    return summary
+
+
+if __name__ == "__main__":
+    sys.exit(main())

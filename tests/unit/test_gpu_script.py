@@ -1,0 +1,120 @@
+"""``launch/gpu.sh``: how stages are run and told, with commands that stand in for the real ones."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_embed.bench import gpu
+from dist_embed.bench.gpu_stages import Stage, Work
+
+
+def python(code: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", code, *arguments]
+
+
+def stage(name: str, *commands: list[str], seconds: int = 60, needed: bool = False) -> Stage:
+    return Stage(name, "for a test", seconds, lambda work: list(commands), needed)
+
+
+@pytest.fixture
+def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    return tmp_path / "out"
+
+
+def run(*stages: Stage, asked: Any = ("--device", "cpu")) -> int:
+    return gpu.main(list(asked), stages)
+
+
+def summary(out: Path) -> dict[str, str]:
+    lines = (out / "summary.txt").read_text().partition("\n\n")[0].splitlines()
+    return {line.split()[0]: line.partition(" s ")[2].strip() for line in lines}
+
+
+def test_stages_run_in_order_and_one_that_fails_stops_no_other(
+    out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    well = python("import sys; print('first', flush=True); print('second', file=sys.stderr)")
+    assert run(stage("bad", python("exit(3)"), well), stage("good", well)) == 1
+    assert summary(out) == {"bad": "failed with exit code 3", "good": "passed"}
+    assert (out / "log.txt").read_text().count("first\nsecond") == 1  # not in the failed one
+    shown = capfd.readouterr().out
+    assert shown.index("-- bad: failed") < shown.index("first") < shown.index("-- good: passed")
+    assert run(stage("good", well)) == 0
+
+
+def test_without_what_is_needed_nothing_else_is_tried(out: Path, tmp_path: Path) -> None:
+    touch = python("import sys; open(sys.argv[1], 'w')", str(tmp_path / "touched"))
+    assert run(stage("first", python("exit(1)"), needed=True), stage("second", touch)) == 1
+    assert summary(out) == {"first": "failed with exit code 1", "second": "left out"}
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_stage_that_takes_too_long_is_ended_with_what_it_started(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "LEAST_SECONDS", 0)
+    code = (
+        "import subprocess, sys, time; child = subprocess.Popen(['sleep', '100']);"
+        "open(sys.argv[1], 'w').write(str(child.pid)); time.sleep(100)"
+    )
+    started = time.monotonic()
+    assert run(stage("slow", python(code, str(tmp_path / "pid")), seconds=2)) == 1
+    assert time.monotonic() - started < 60
+    assert summary(out) == {"slow": "not done within 2 s"}
+    child = Path("/proc") / (tmp_path / "pid").read_text() / "cmdline"
+    deadline = time.monotonic() + 30
+    while child.exists() and child.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not child.exists() or not child.read_bytes()
+
+
+def test_stages_beyond_the_budget_are_left_out(out: Path) -> None:
+    asked = ("--device", "cpu", "--budget", "1")
+    assert run(stage("one", python("")), asked=asked) == 1
+    assert summary(out) == {"one": "left out, no time"}
+
+
+SUITE = '<testsuites><testsuite tests="{}" failures="{}" errors="{}" skipped="{}"/></testsuites>'
+
+
+@pytest.mark.parametrize(
+    ("counts", "code", "told"),
+    [
+        ((9, 0, 0, 2), 0, "passed: 7 passed, 0 failed, 2 skipped"),
+        ((9, 1, 1, 2), 1, "failed with exit code 1: 5 passed, 2 failed, 2 skipped"),
+        ((9, 0, 0, 9), 0, "no test has passed: 0 passed, 0 failed, 9 skipped"),
+    ],
+)
+def test_tests_are_counted_and_all_skipped_is_a_failure(
+    out: Path, counts: tuple[int, ...], code: int, told: str
+) -> None:
+    def commands(work: Work) -> list[list[str]]:
+        write = "import sys; open(sys.argv[1], 'w').write(sys.argv[2]); exit(int(sys.argv[3]))"
+        return [python(write, str(work.tests_file), SUITE.format(*counts), str(code))]
+
+    assert run(Stage("tests", "", 60, commands)) == int(not told.startswith("passed"))
+    assert summary(out) == {"tests": told}
+
+
+def test_figures_of_all_stages_come_into_one_file(out: Path) -> None:
+    def commands(work: Work) -> list[list[str]]:
+        write = "import sys; open(sys.argv[1], 'w').write('{\"a\": 1}')"
+        return [python(write, str(work.figures / "one.json"))]
+
+    assert run(Stage("one", "", 60, commands), stage("two", python("exit(1)"))) == 1
+    assert json.loads((out / "figures.json").read_text()) == {"one": {"a": 1}}
+
+
+def test_only_stages_that_are_asked_for(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = python("")
+    assert run(stage("one", good), stage("two", good), asked=("--device", "cpu", "two")) == 0
+    assert list(summary(out)) == ["two"]
+    assert gpu.main(["three"], [stage("one", good)]) == 2
+    assert "three is not a stage; these are: one" in capsys.readouterr().err
