@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from xml.etree import ElementTree
 
 from dist_embed.bench.gpu_stages import STAGES, Stage, Work
 from dist_embed.bench.gpu_targets import target_lines
@@ -107,23 +106,20 @@ def _run(stage: Stage, work: Work, log: IO[str], left: float) -> Outcome:
     print(f"== {stage.name}: {stage.about} (at most {limit:.0f} s)", file=log, flush=True)
     told, well = "passed", True
     for command in stage.commands(work):
-        code = _call(command, log, started + limit - time.monotonic())
-        tests = _tests_run(work)
+        code, last_line = _call(command, log, started + limit - time.monotonic())
         if code is None:
             told, well = f"not done within {limit:.0f} s", False
         elif code != 0:
             told, well = f"failed with exit code {code}", False
-        elif tests and not tests["passed"]:
-            told, well = "no test has passed", False
-        if tests:
-            told += ": " + ", ".join(f"{count} {what}" for what, count in tests.items())
+        if stage.counts:
+            told += f": {last_line}"
         if not well:
             break
     return Outcome(stage.name, told, time.monotonic() - started, well)
 
 
-def _call(command: Sequence[str], log: IO[str], seconds: float) -> int | None:
-    """The exit code, or None where the command was ended because it took longer."""
+def _call(command: Sequence[str], log: IO[str], seconds: float) -> tuple[int | None, str]:
+    """The exit code, None where the command was ended because it took longer; and its last line."""
     said = shlex.join(command)
     print(f"$ {said}", file=log, flush=True)
     print(f"$ {said}", flush=True)
@@ -140,8 +136,10 @@ def _call(command: Sequence[str], log: IO[str], seconds: float) -> int | None:
         pass
     finally:
         _end(process)
-    _tell_end_of(Path(log.name), begin)
-    return code
+    lines = _lines_since(begin, Path(log.name))
+    for line in lines[-TOLD_LINES:]:
+        print(line, flush=True)
+    return code, lines[-1] if lines else ""
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -155,29 +153,15 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _tell_end_of(path: Path, begin: int) -> None:
-    """Print the last lines of what a command has written into the log."""
+def _lines_since(begin: int, path: Path) -> list[str]:
+    """What a command has written into the log, without blank lines and greetings of libraries."""
     with path.open("rb") as log:
         log.seek(begin)
         lines = log.read().decode(errors="replace").splitlines()
-    lines = [line for line in lines if line.strip() and not _GREETING.search(line)]
-    for line in lines[-TOLD_LINES:]:
-        print(line, flush=True)
+    return [line for line in lines if line.strip() and not _GREETING.search(line)]
 
 
-_GREETING = re.compile("compat_table|cannot determine|^WARNING:root")  # of FBGEMM and TorchRec
-
-
-def _tests_run(work: Work) -> dict[str, int]:
-    """What pytest has counted, where the command was one; read once."""
-    if not work.tests_file.exists():
-        return {}
-    (suite,) = ElementTree.parse(work.tests_file).getroot().iter("testsuite")
-    work.tests_file.unlink()
-    count = {what: int(suite.get(what, 0)) for what in ("tests", "failures", "errors", "skipped")}
-    failed = count["failures"] + count["errors"]
-    passed = count["tests"] - failed - count["skipped"]
-    return {"passed": passed, "failed": failed, "skipped": count["skipped"]}
+_GREETING = re.compile("compat_table|cannot determine|^WARNING:root")  # FBGEMM, TorchRec
 
 
 def _write(out: Path, work: Work, outcomes: Sequence[Outcome]) -> str:

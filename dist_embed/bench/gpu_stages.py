@@ -24,11 +24,6 @@ class Work:
         folder.mkdir(exist_ok=True)
         return folder
 
-    @property
-    def tests_file(self) -> Path:
-        """Where pytest writes what it has counted (JUnit's XML)."""
-        return self.folder / "tests.xml"
-
     def by_device(self, cuda: str, cpu: str) -> list[str]:
         """Arguments, by the device."""
         return (cuda if self.device == "cuda" else cpu).split()
@@ -41,7 +36,8 @@ Commands = Callable[[Work], list[list[str]]]
 class Stage:
     """Commands that show one thing, within a number of seconds.
 
-    needed: nothing else can be shown where this one fails.
+    needed: nothing else can be shown where this one fails. counts: the last line that its commands
+    print counts what they did.
     """
 
     name: str
@@ -49,6 +45,7 @@ class Stage:
     seconds: int
     commands: Commands
     needed: bool = False
+    counts: bool = False
 
 
 def _dist_embed(*arguments: str) -> list[str]:
