@@ -44,7 +44,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of a step, median.
+    """Of a step: the median, of what ends in ``busy`` the mean of a few.
 
     Attributes:
         kernel_lookup: FBGEMM's kernel: a vector for every id.

@@ -35,7 +35,8 @@ def draw_ids(draw: Draw, num_rows: int, count: int, seed: int, device: torch.dev
         return torch.from_numpy(drawn).to(device, torch.int64)
     generator = torch.Generator(device).manual_seed(seed)
     if draw == "distinct":
-        return torch.randperm(num_rows, generator=generator, device=device)[:count]
+        order = torch.randperm(num_rows, generator=generator, device=device)
+        return order[:count].clone()  # or the rest would be held with it
     return power_law(
         num_rows, torch.rand(count, dtype=torch.float64, generator=generator, device=device)
     )

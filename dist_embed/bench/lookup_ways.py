@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -97,38 +98,42 @@ class LookupWays:
                 optimizer's formula makes of them in float64, of the most frequent ones and some of
                 all others.
         """
-        tables, case = self.tables, self._case
-        rows, wanted = tables.output_rows_of(ids), self.wanted(ids)
+        rows, wanted = self.tables.output_rows_of(ids), self.wanted(ids)
         with torch.no_grad():
-            found = {"FBGEMM": self.kernel_lookup(rows), "dist_embed": self.lookup(wanted)[1]}
-        for name, vectors in found.items():
-            if not torch.equal(vectors, tables.weight("shared")[rows].float()):
-                raise RunFailed(f"{case}: what {name} looks up is not what the table holds")
+            self._check_vectors("FBGEMM", self.kernel_lookup(rows), rows)
+            self._check_vectors("dist_embed", self.lookup(wanted)[1], rows)
         checked, gradient = _sums_of_some(rows, self._gradient)
-        optimize = UPDATES[OPTIMIZERS[case.optimizer]]
-        for name, update in (
-            ("FBGEMM", partial(self.kernel_update, rows)),
-            ("dist_embed", partial(self.update, wanted)),
-        ):
-            before = tables.weight("shared")[checked].double()
-            states = list(tables.optimizer_state("shared").values())
-            for state in states:
-                state[checked] = 0
-            tables.set_step(1)  # or the kernel's Adam has counted the lookups
-            update()
-            self.begin()
-            change = tables.weight("shared")[checked].double() - before
-            expected, zeros = (
-                before.clone(),
-                [torch.zeros_like(s[checked]).double() for s in states],
+        self._check_update("FBGEMM", partial(self.kernel_update, rows), checked, gradient)
+        self._check_update("dist_embed", partial(self.update, wanted), checked, gradient)
+
+    def _check_vectors(self, by: str, vectors: Tensor, rows: Tensor) -> None:
+        if not torch.equal(vectors, self.tables.weight("shared")[rows].float()):
+            raise RunFailed(f"{self._case}: what {by} looks up is not what the table holds")
+
+    def _check_update(
+        self, by: str, update: Callable[[], None], checked: Tensor, gradient: Tensor
+    ) -> None:
+        """``gradient`` [n, D] is that of the rows ``checked`` [n]; their state is set to zeros."""
+        before = self.tables.weight("shared")[checked].double()
+        states = list(self.tables.optimizer_state("shared").values())
+        for state in states:
+            state[checked] = 0
+        expected = before.clone()
+        UPDATES[OPTIMIZERS[self._case.optimizer]](
+            expected, [state[checked].double() for state in states], gradient,
+            Constants(_RATE, _EPS, _BETA1, _BETA2, 1),
+        )  # fmt: skip
+        self.tables.set_step(1)  # or the kernel's Adam has counted the lookups
+        update()
+        self.begin()
+        off = self.tables.weight("shared")[checked].double() - expected
+        error = float(off.norm() / (expected - before).norm())
+        allowed = _TOLERANCE[self._case.weights]
+        if not error <= allowed:
+            raise RunFailed(
+                f"{self._case}: the change of rows by {by} is off by {error:.1e} of what the "
+                f"optimizer's formula gives; allowed is {allowed:g}"
             )
-            optimize(expected, zeros, gradient, Constants(_RATE, _EPS, _BETA1, _BETA2, 1))
-            error = float((change - (expected - before)).norm() / (expected - before).norm())
-            if not error <= _TOLERANCE[case.weights]:
-                raise RunFailed(
-                    f"{case}: the change of rows by {name} is off by {error:.1e} of what the "
-                    f"optimizer's formula gives; allowed is {_TOLERANCE[case.weights]:g}"
-                )
 
 
 def _sums_of_some(rows: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:

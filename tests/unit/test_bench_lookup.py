@@ -55,6 +55,7 @@ def report_of(optimizers: list[str], num_rows: int = 50, **how: Any) -> Report:
 def test_ids_are_words_of_the_table_and_repeat_with_their_seed(draw: Any) -> None:
     ids = draw_ids(draw, 1000, 400, 3, CPU)
     assert (ids.shape, ids.dtype) == ((400,), torch.int64)
+    assert ids.untyped_storage().nbytes() == 8 * 400
     assert 0 <= int(ids.min()) <= int(ids.max()) < 1000
     assert torch.equal(ids, draw_ids(draw, 1000, 400, 3, CPU))
     assert not torch.equal(ids, draw_ids(draw, 1000, 400, 4, CPU))
