@@ -1,4 +1,4 @@
-"""The command that runs the GPU tests and counts how they end."""
+"""On what the GPU tests run, and the command that runs them and counts how they end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from dist_embed.config.errors import UserError
+from tests.gpu.device import chosen
 
 ROOT = Path(__file__).parents[2]
 NOTHING = "no test passed: that is a failure"
@@ -61,3 +65,19 @@ def test_ends_are_counted_in_a_file_too(tmp_path: Path) -> None:
     assert json.loads(file.read_text())["figures"] == {
         "passed": 1, "failed": 0, "skipped": 2, "failures": [], "skips": {"no room": 2},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, has_gpu: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert chosen("cpu") == "cpu"
+    assert chosen("auto") == ("cuda" if has_gpu else "cpu")
+    if has_gpu:
+        assert chosen("cuda") == "cuda"
+    else:
+        with pytest.raises(UserError, match="finds no CUDA device"):
+            chosen("cuda")
+    with pytest.raises(ValueError, match="DIST_EMBED_TEST_DEVICE=gpu is not allowed"):
+        chosen("gpu")
