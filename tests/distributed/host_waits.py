@@ -92,7 +92,7 @@ def told_waits() -> Iterator[Counter[str]]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = noted
+        warnings.showwarning = noted  # type: ignore[assignment]
         if torch.cuda.is_available():
             torch.cuda.set_sync_debug_mode("warn")
         try:

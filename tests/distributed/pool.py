@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_embed.parallel.group import Group
 from tests.forks import forking
@@ -65,7 +66,7 @@ class WorkerPool:
             RemoteError: a worker raised; all tracebacks are in the message.
         """
         self._grow(num_workers)
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         for rank in range(num_workers):
             self._orders[rank].put((function, args, rank, num_workers, store.port, backend))
         results: dict[int, Any] = {}
@@ -109,7 +110,7 @@ def _serve(device_type: str, orders: Any, answers: Any) -> None:
         value, trace = None, ""
         try:
             device, num_local_workers = _place(device_type, rank, num_workers)
-            store = dist.TCPStore("127.0.0.1", port, is_master=False)
+            store = TCPStore("127.0.0.1", port, is_master=False)
             dist.init_process_group(
                 backend, store=store, rank=rank, world_size=num_workers,
                 timeout=timedelta(seconds=30),

@@ -152,7 +152,7 @@ class Sharded:
         """A step on what the step before has announced, where that is ``pairs``."""
         announced = self.announced
         work = announced[1] if announced and announced[0] is pairs else self.work(pairs)
-        self.announced = following and (following, self.work(following))
+        self.announced = (following, self.work(following)) if following else None
         return self.train_step.run(number, work, self.announced and self.announced[1])
 
     def tables(self) -> dict[str, tuple[int, torch.Tensor, dict[str, torch.Tensor]]]:

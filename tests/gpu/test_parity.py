@@ -91,7 +91,7 @@ def run(device: str, data_uri: str, folder: Path, *changes: Values) -> Found:
     return Found(losses, validation, norms, tables)
 
 
-@pytest.fixture(scope="module", params=OUTPUTS)
+@pytest.fixture(scope="module", params=["exact", pytest.param("sampled", marks=pytest.mark.heavy)])
 def output(request: pytest.FixtureRequest) -> Values:
     """The settings of an output layer."""
     return OUTPUTS[request.param]
