@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_embed.cli import bench_device, bench_files, bench_output, bench_training
+from dist_embed.cli import bench_device, bench_files, bench_output, bench_step, bench_training
 
 
 def add_commands(commands: Any) -> None:
@@ -12,6 +12,7 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser("bench", help="measure speed on this machine")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT")
     bench_training.add_kinds(kinds)
+    bench_step.add_kinds(kinds)
     bench_files.add_kinds(kinds)
     bench_device.add_kinds(kinds)
     bench_output.add_kinds(kinds)

@@ -19,6 +19,7 @@ EVALUATE = "dist_embed.train.worker:evaluate_task"
 TRANSLATE = "dist_embed.train.worker:translate_task"
 INFERENCE = (EVALUATE, TRANSLATE)  # read the tables alone
 BASELINE = "dist_embed.bench.baseline:baseline_task"
+STEP = "dist_embed.bench.step_profile:step_task"
 
 
 def work(task: str, config_values: dict[str, Any], options: dict[str, Any], emit: Emit) -> Any:

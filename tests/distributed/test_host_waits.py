@@ -13,9 +13,10 @@ import torch
 import torchrec
 from torch import Tensor
 
+from dist_embed.bench.host_waits import told_waits
 from dist_embed.parallel.collectives import sum_numbers_over_workers
 from dist_embed.parallel.group import Group
-from tests.distributed.host_waits import host_waits, told_waits
+from tests.distributed.host_waits import host_waits
 from tests.distributed.pool import WorkerPool
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from dist_embed.bench.host_waits import told_waits
 from dist_embed.data.loader import IDS, PrefetchedSteps
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.tiers import Memory
 from dist_embed.model.logit_blocks import add_product, multiply
 from dist_embed.parallel.group import Group
 from dist_embed.train.step import PreparedStep
-from tests.distributed.host_waits import told_waits
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs, work_for
 from tests.gpu.device import DEVICE, TIERS, on_cuda_alone, synchronise

@@ -92,6 +92,19 @@ def test_steps_beside_plain_ddp(config: str, dist_embed: Command, tmp_path: Path
 
 
 @pytest.mark.heavy
+def test_a_step_of_two_workers_is_recorded(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "found.json"
+    shown = dist_embed("bench", "step", config, "--steps", "2", "--profile", str(tmp_path),
+                       "--json", str(out)).stdout  # fmt: skip
+    found = figures_of(out)
+    assert found["workers"] == found["steps"] == 2
+    assert found["on_host"][0]["name"] in shown
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.heavy
 def test_benchmarks_of_what_goes_in_and_out(
     config: str, dist_embed: Command, tmp_path: Path
 ) -> None:

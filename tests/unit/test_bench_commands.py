@@ -21,7 +21,7 @@ from dist_embed.bench.report import machine, print_table
 from dist_embed.bench.vocabulary import Report
 from dist_embed.bench.vocabulary_cases import FULL, SAMPLED, SPARSE, Case
 from dist_embed.cli.main import build_parser, main
-from dist_embed.cluster.work import BASELINE, EVALUATE
+from dist_embed.cluster.work import BASELINE, EVALUATE, STEP
 from dist_embed.observe.plot import plot_into
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
@@ -102,6 +102,8 @@ def given_to(command: str) -> dict[str, Any]:
             "words": [2, 3], "widths": [1, 2], "against": 0, "tokens": 1, "full_tokens": 0,
             "samples": 1, "workers": 1, "rounds": 1, "steps": 1, "largest": True,
             "device": "cuda"}),
+        ("step c.yaml --profile f", {"config": "c.yaml", "overrides": [], "steps": 10,
+                                     "profile": "f"}),
         ("balance", {"rows": [1_000_000, 10_000_000], "shards": [2, 8, 64, 1024], "tokens": 8192,
                      "steps": 20, "plot": None}),
         ("balance --rows 1 --shards 1 --tokens 1 --steps 1 --plot x.png", {
@@ -132,7 +134,8 @@ def test_options_and_their_defaults(command: str, options: dict[str, Any]) -> No
         "vocabulary --widths", "vocabulary --tokens 0", "vocabulary --full-tokens -1",
         "vocabulary --samples 0", "vocabulary --workers 0", "vocabulary --rounds 0",
         "vocabulary --steps 0", "balance --rows 0", "balance --shards 0", "balance --tokens 0",
-        "balance --steps 0", "checkpoint", "checkpoint a --rows 0", "checkpoint a --width 0",
+        "balance --steps 0", "step c", "step c --profile f --steps 0",
+        "checkpoint", "checkpoint a --rows 0", "checkpoint a --width 0",
         "checkpoint a --workers 0", "checkpoint a --rounds 0", "pretrained --words 0",
         "pretrained --width 0", "pretrained --workers 0", "pretrained --rounds 0", "export",
     ],
@@ -255,6 +258,79 @@ def test_launchers(
     ]
     content = written(out)
     assert (content["figures"], content["machine"]["device"]) == (figures, "a processor")
+
+
+def entry(name: str, calls: float, seconds: float, within: str = "") -> dict[str, Any]:
+    return {"name": name, "within": within, "calls": calls, "seconds": seconds}
+
+
+ON_CPU = {
+    "workers": 2, "device": "a processor", "on_cuda": False, "steps": 7, "tokens_per_step": 1234.4,
+    "seconds_per_step": 0.01, "seconds_per_step_recorded": 0.02, "device_busy_seconds": None,
+    "device_idle_share": None, "on_device": [], "waits": [], "waits_by_place": {},
+    "on_host": [entry("aten::mm", 4.0, 0.015)] + [entry(f"aten::{i}", 1.0, 0.0) for i in range(30)],
+    "trace": "f/trace.json",
+}  # fmt: skip
+ON_GPU = ON_CPU | {
+    "device": "a GPU", "on_cuda": True, "device_busy_seconds": 0.006, "device_idle_share": 0.4,
+    "on_device": [entry("void at::native::(anonymous namespace)::add<" + "x" * 90, 2.0, 0.003)],
+    "waits": [entry("cudaStreamSynchronize", 1.0, 0.0005, "## a ## › aten::copy_")],
+    "waits_by_place": {"dist_embed/train/step.py:run": 1},
+}  # fmt: skip
+
+
+def test_step(
+    config: str, instead: Instead, prepared: Prepared, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked = instead("cluster.launch.launch", ON_CPU)
+    out = tmp_path / "found.json"
+    monkeypatch.chdir(tmp_path)
+    given = ["train.max_steps=77", "run.uri=here", "--steps", "7", "--profile", "a/b"]
+    assert main(["bench", "step", config, *given, "--json", str(out)]) == 0
+    (((task, configured, wanted), how),) = asked
+    assert (task, configured.train.max_steps) == (STEP, 77)
+    assert configured.run.uri == str(tmp_path / "here")
+    trace = str(tmp_path / "a/b/trace.json")
+    assert wanted == {"steps": 7, "trace": trace, "data_folder": prepared.uri}
+    assert (tmp_path / "a/b").is_dir()
+    how.pop("on_event")
+    assert how == {"vocabulary_size": prepared.data.vocabulary_size, "launcher": "local"}
+    assert (written(out)["figures"], written(out)["machine"]["device"]) == (ON_CPU, "a processor")
+    said = capsys.readouterr().out
+    assert "2 workers on a processor; 7 steps of 1,234 target tokens; " in said
+    assert "trace of worker 0: f/trace.json\n" in said
+    assert cells(said)[:5] == [
+        ["", "ms"], ["a step", "10.00"], ["a step that is recorded", "20.00"],
+        ["longest on the host", "ms a step", "share", "calls a step"],
+        ["aten::mm", "15.000", "75.0%", "4.0"],
+    ]  # fmt: skip
+    assert len(cells(said)) == 4 + 15
+
+
+def test_step_on_a_gpu(
+    config: str, instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    instead("cluster.launch.launch", ON_GPU)
+    assert main(["bench", "step", config, "--profile", str(tmp_path)]) == 0
+    assert cells(capsys.readouterr().out) == [
+        ["", "ms"],
+        ["a step", "10.00"],
+        ["a step that is recorded", "20.00"],
+        ["in which the device computes or copies", "6.00"],
+        ["the device is idle, of a step that is not recorded", "40.0%"],
+        ["longest on the device", "ms a step", "share", "calls a step"],
+        ["add<" + "x" * 85 + "…", "3.000", "50.0%", "2.0"],
+        ["the host may wait in", "within", "calls a step", "ms a step"],
+        ["cudaStreamSynchronize", "## a ## › aten::copy_", "1.0", "0.500"],
+        ["the host waits, as PyTorch warns", "times in a step"],
+        ["dist_embed/train/step.py:run", "1"],
+    ]
+    instead("cluster.launch.launch", ON_GPU | {"device_busy_seconds": None})
+    assert main(["bench", "step", config, "--profile", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "f/trace.json: torch.profiler has recorded nothing of the GPU" in said.err
+    assert ["dist_embed/train/step.py:run", "1"] in cells(said.out)
 
 
 OURS = Case(SAMPLED, 1_000_000, 8, 64, 50)

@@ -1,0 +1,115 @@
+"""Where the time of a configuration's training step goes, by torch.profiler."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from dist_embed.bench.device_tables import build_filled_translator
+from dist_embed.bench.host_waits import told_waits
+from dist_embed.bench.trace import STEP, WINDOW, read_trace
+from dist_embed.data.loader import Loader, Position, StepBatches
+from dist_embed.data.prepare import read_counts
+from dist_embed.parallel.collectives import sum_over_workers
+from dist_embed.parallel.device import device_name
+from dist_embed.parallel.group import Group
+from dist_embed.train.assemble import build_dense_optimizer, build_output
+from dist_embed.train.run_data import data_of_all
+from dist_embed.train.step import TrainStep
+from dist_embed.train.worker import Context, build_train_step
+
+WARM_UP_STEPS = 5
+# While the profiler is on, but before the window: it begins to record with some work of its own.
+_FIRST_RECORDED = 2
+
+
+def step_task(context: Context) -> dict[str, Any]:
+    """Time, trace and host waits of training steps, prepared before as a run's loader does.
+    Collective.
+
+    Options: ``steps`` to time, and as many to record, worker 0's into the file ``trace``;
+    ``data_folder``: see `data_of_all`.
+    """
+    group, count = context.group, context.options["steps"]
+    device = group.device
+    before = WARM_UP_STEPS + count + _FIRST_RECORDED
+    step, works = _build(context, before + count + 2)  # none of them is the last
+
+    def run(first: int, number: int) -> None:
+        for place in range(first, first + number):
+            with record_function(STEP):
+                step.run(place + 1, works[place], works[place + 1])
+
+    run(0, WARM_UP_STEPS)
+    started = _meet(group)
+    run(WARM_UP_STEPS, count)
+    seconds = (_meet(group) - started) / count
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    with profile(activities=activities) if group.is_first else nullcontext() as profiler:
+        run(WARM_UP_STEPS + count, _FIRST_RECORDED)
+        _meet(group)
+        with record_function(WINDOW):
+            run(before, count)
+            _meet(group)
+    with told_waits() as places:
+        run(before + count, 1)
+    if profiler is None:
+        return {}
+    profiler.export_chrome_trace(context.options["trace"])
+    found = read_trace(context.options["trace"])
+    busy = found.busy_seconds
+    return {
+        "workers": group.num_workers,
+        "device": device_name(device),
+        "on_cuda": device.type == "cuda",
+        "steps": count,
+        "tokens_per_step": sum(work.global_tokens for work in works[before : before + count])
+        / count,
+        "seconds_per_step": seconds,
+        "seconds_per_step_recorded": found.seconds,
+        "device_busy_seconds": busy,
+        # Of steps that are not recorded: recording lets the host fall behind.
+        "device_idle_share": None if busy is None else max(0.0, 1 - busy / seconds),
+        "on_device": [asdict(entry) for entry in found.on_device],
+        "on_host": [asdict(entry) for entry in found.on_host],
+        "waits": [asdict(entry) for entry in found.waits],
+        "waits_by_place": dict(places),
+        "trace": context.options["trace"],
+    }
+
+
+def _build(context: Context, count: int) -> tuple[TrainStep, list[StepBatches]]:
+    """What runs the configured step, and the first ``count`` steps of it. Collective."""
+    config, group = context.config, context.group
+    data = data_of_all(config, group, context.options.get("data_folder"))
+    translator = build_filled_translator(config, data.vocabulary_size, group)
+    optimizer = build_dense_optimizer(config, translator.transformer)
+    output = build_output(config, translator, partial(read_counts, data, "target"))
+    step = build_train_step(config, translator, output, optimizer)
+    loader = Loader(
+        data.folder_uri,
+        data.splits["train"].shards,
+        batch_tokens=config.train.batch_tokens,
+        seed=config.run.seed,
+        rank=group.rank,
+        num_workers=group.num_workers,
+        accumulate=config.train.accumulate,
+    )
+    given = zip(range(1, count + 1), loader.steps(Position()), strict=False)
+    return step, [step.prepare(number, work).to(group.device) for number, work in given]
+
+
+def _meet(group: Group) -> float:
+    """Wait for all workers and their devices; returns the time. Collective."""
+    sum_over_workers(torch.zeros(1, device=group.device), group)
+    if group.device.type == "cuda":
+        torch.cuda.synchronize(group.device)
+    return time.perf_counter()

@@ -1,0 +1,96 @@
+"""Steps of a configuration under PyTorch's profiler."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from dist_embed.bench import step_profile
+from dist_embed.bench.trace import TraceFigures
+from dist_embed.config.load import config_from_dict
+from dist_embed.data.loader import StepBatches
+from dist_embed.parallel.group import Group
+from dist_embed.train.step import PreparedStep, TrainStep
+from tests.unit.small_corpus import Prepared
+
+
+def context_of(prepared: Prepared, group: Group, trace: Path, steps: int) -> Any:
+    config = config_from_dict({
+        "run": {"uri": "/nowhere", "seed": 5}, "data": {"synthetic": {}, "uri": prepared.uri},
+        "embedding": {"width": 8},
+        "model": {"width": 8, "feed_forward": 8, "heads": 2, "encoder_layers": 1,
+                  "decoder_layers": 1},
+        "train": {"max_steps": 3, "batch_tokens": 300, "accumulate": 2, "precision": "fp32"},
+    })  # fmt: skip
+    options = {"steps": steps, "trace": str(trace)}
+    return SimpleNamespace(config=config, group=group, options=options)
+
+
+def test_steps_are_timed_recorded_and_watched_in_turn(
+    prepared: Prepared, alone: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course: list[Any] = []
+    run, prepare = TrainStep.run, TrainStep.prepare
+
+    def running(self: TrainStep, step: int, work: StepBatches, following: Any = None) -> Any:
+        assert isinstance(work, PreparedStep)
+        assert following.step == step + 1  # no step is the last
+        assert len(work.batches) == 2  # as the configuration accumulates
+        course.append(step)
+        return run(self, step, work, following)
+
+    def preparing(self: TrainStep, step: int, work: StepBatches) -> PreparedStep:
+        assert not course  # before the clock starts
+        return prepare(self, step, work)
+
+    clock = iter([10.0, 16.0, 20.0, 30.0])
+
+    def meeting(group: Group) -> float:
+        course.append("meet")
+        return next(clock)
+
+    monkeypatch.setattr(TrainStep, "run", running)
+    monkeypatch.setattr(TrainStep, "prepare", preparing)
+    monkeypatch.setattr(step_profile, "_meet", meeting)
+    trace = tmp_path / "trace.json"
+    found = step_profile.step_task(context_of(prepared, alone, trace, 3))
+    assert course == [*range(1, 6), "meet", 6, 7, 8, "meet", 9, 10, "meet", 11, 12, 13, "meet", 14]
+    assert (found["seconds_per_step"], found["steps"], found["workers"]) == (2.0, 3, 1)
+    assert 150 < found["tokens_per_step"] <= 300
+    assert 0 < found["seconds_per_step_recorded"] < 60
+    assert found["trace"] == str(trace)
+    assert json.loads(trace.read_text())["traceEvents"]
+    on_host = {entry["name"]: entry for entry in found["on_host"]}
+    assert on_host["aten::_fused_adamw_"]["calls"] == 2.0  # matrices and vectors
+    assert sum(one["seconds"] for one in found["on_host"]) < found["seconds_per_step_recorded"]
+    assert not found["on_cuda"]
+    assert found["on_device"] == found["waits"] == []
+    assert found["device_busy_seconds"] is found["device_idle_share"] is None
+
+
+def test_idleness_is_that_of_steps_which_are_not_recorded(
+    prepared: Prepared, alone: Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = TraceFigures(2, 3.0, 1.5, [], [], [])
+    monkeypatch.setattr(step_profile, "read_trace", lambda path: figures)
+    context = context_of(prepared, alone, tmp_path / "trace.json", 2)
+    for wall, idle in ((4.0, 0.25), (2.0, 0.0)):
+        clock = iter([10.0, 10.0 + wall, 0.0, 0.0])
+        monkeypatch.setattr(step_profile, "_meet", lambda group, clock=clock: next(clock))
+        found = step_profile.step_task(context)
+        assert (found["device_busy_seconds"], found["seconds_per_step_recorded"]) == (1.5, 3.0)
+        assert found["device_idle_share"] == idle
+
+
+def test_the_device_is_waited_for_where_workers_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(torch, "zeros", lambda size, device: device)
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        step_profile._meet(Group(0, 1, 1, device, None))  # type: ignore[arg-type]
+    assert waited == [torch.device("cuda", 0)]
