@@ -148,7 +148,9 @@ def exact_sides(sizes: OutputSizes, group: Group) -> Iterator[Side]:
     for size in sizes.blocks:
         shard = _shard(sizes.rows, size, group, dtype, exact=True)
         one_pass = _exact_pass(table, shard, hidden, targets)
-        yield side(_exact_name(size, shard), measured(one_pass, device, sizes.repeats))
+        yield side(
+            _exact_name(size, shard, sizes.tokens), measured(one_pass, device, sizes.repeats)
+        )
     for compiled in (False, True) if sizes.compiled else (False,):
         name = "F.cross_entropy" + (", torch.compile" if compiled else "")
         needed = plain_bytes(sizes)
@@ -164,9 +166,11 @@ def exact_sides(sizes: OutputSizes, group: Group) -> Iterator[Side]:
             yield side(name, passes)
 
 
-def _exact_name(size: float | Literal["auto"], shard: OutputShard) -> str:
+def _exact_name(size: float | Literal["auto"], shard: OutputShard, num_tokens: int) -> str:
     mib = f"{shard.block_bytes / 2**20:,.0f} MiB" if size == "auto" else f"{size:g} MiB"
-    way = f"blocks of {shard.block_tokens:,} tokens" if shard.trains_by_blocks else "tiles"
+    way = "tiles"
+    if shard.trains_by_blocks:
+        way = f"blocks of {min(shard.block_tokens, num_tokens):,} tokens"
     return f"exact, {'auto: ' if size == 'auto' else ''}{way}, {mib}"
 
 

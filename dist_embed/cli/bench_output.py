@@ -64,7 +64,7 @@ def _output(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.report import print_table
     from dist_embed.parallel.device import resolve_device
 
-    device = resolve_device(arguments.device)
+    device = resolve_device(arguments.device, name="--device")
     _check(arguments, device)
     sizes = OutputSizes(
         device, arguments.dtype, arguments.tokens, arguments.width, arguments.rows,

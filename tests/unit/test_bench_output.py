@@ -74,7 +74,7 @@ def test_every_side_computes_what_plain_float32_does(dtype: Any, alone: Group) -
     sizes = replace(SIZES, dtype=dtype)
     exact = list(exact_sides(sizes, alone))
     assert words_of(exact) == [
-        ("exact, auto: blocks of 6,990 tokens, 8 MiB", 300),
+        ("exact, auto: blocks of 36 tokens, 8 MiB", 300),
         ("exact, blocks of 33 tokens, 0.0380859 MiB", 300),
         ("exact, tiles, 0.001 MiB", 300),
         ("F.cross_entropy", 300),
@@ -251,7 +251,7 @@ def test_all_sides_in_a_process_of_their_own(here: list[Any]) -> None:
     found = output.measure_output(sizes, say=said.append)
     assert here == [private_log_folder("bench") / "worker-0.log"]
     assert [side["name"] for side in found["sides"]] == [
-        "exact, auto: blocks of 6,990 tokens, 8 MiB", "F.cross_entropy", "sampled, 50 negatives"
+        "exact, auto: blocks of 36 tokens, 8 MiB", "F.cross_entropy", "sampled, 50 negatives"
     ]  # fmt: skip
     assert (found["tokens"], found["device"], found["sampled_rows"]) == (36, "cpu", [90])
     assert found["name"]
@@ -328,7 +328,7 @@ def test_sizes_that_cannot_be_measured(
     given: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
-    monkeypatch.setattr("dist_embed.parallel.device.resolve_device", lambda wanted: "cuda")
+    monkeypatch.setattr("dist_embed.parallel.device.resolve_device", lambda wanted, name: "cuda")
     monkeypatch.setattr(output, "measure_output", lambda sizes, say: FOUND)
     assert main(["bench", "output", *given.split()]) == 2
     assert said in capsys.readouterr().err
