@@ -161,7 +161,7 @@ def exact_sides(sizes: OutputSizes, group: Group) -> Iterator[Side]:
         try:
             passes = measured(one_pass, device, sizes.repeats)
         except RuntimeError as exc:  # for lack of memory after all, or of a compiler
-            yield Side(name, sizes.rows, left_out=str(exc).splitlines()[0])
+            yield Side(name, sizes.rows, left_out=" ".join(str(exc).split())[:200])
         else:
             yield side(name, passes)
 

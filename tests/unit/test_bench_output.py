@@ -207,13 +207,13 @@ def test_what_does_not_fit_or_compile_is_named(
 
     def compiling(function: Any) -> Any:
         def failing(*given: Any) -> Any:
-            raise RuntimeError("no compiler here\nand more of it")
+            raise RuntimeError("no\n compiler here\n" + 200 * "x")
 
         return failing
 
     monkeypatch.setattr(torch, "compile", compiling)
     _, plain, compiled = exact_sides(sizes, alone)
-    assert (plain.left_out, compiled.left_out) == (None, "no compiler here")
+    assert (plain.left_out, compiled.left_out) == (None, "no compiler here " + 183 * "x")
 
 
 def test_what_plain_cross_entropy_takes() -> None:
