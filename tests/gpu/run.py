@@ -34,7 +34,8 @@ class Tally:
         self.reasons: Counter[str] = Counter()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if report.outcome != "passed":
+        # Each of several processes reads all files.
+        if report.outcome != "passed" and report.nodeid not in self.failed:
             self._note(report)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
