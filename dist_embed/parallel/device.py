@@ -12,14 +12,18 @@ from dist_embed.config.errors import UserError
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-def resolve_device(wanted: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """The device type to use. Raises UserError for CUDA on a machine without."""
+def resolve_device(
+    wanted: Literal["auto", "cpu", "cuda"], *, name: str = "cluster.device"
+) -> Literal["cpu", "cuda"]:
+    """The device type to use. Raises UserError for CUDA on a machine without.
+
+    ``name`` is that of the setting.
+    """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError(
-            "cluster.device='cuda' is not possible here: PyTorch finds no CUDA device; "
-            "use 'cpu' or 'auto'"
+            f"{name}='cuda' is not possible here: PyTorch finds no CUDA device; use 'cpu' or 'auto'"
         )
     return wanted
 

@@ -53,8 +53,8 @@ def test_checkpoint_beside_the_stores_client(dist_embed: Command, tmp_path: Path
     for path in mine:
         path.parent.mkdir(parents=True)
         path.write_text("not a benchmark's")
-    dist_embed("bench", "checkpoint", uri, "--rows", "2000", "--width", "8", *FEW,
-               "--json", str(out))  # fmt: skip
+    dist_embed("bench", "checkpoint", uri, "--rows", "2000", "--width", "8", "--device", "cpu",
+               *FEW, "--json", str(out))  # fmt: skip
     store = figures_of(out)["stores"][uri]
     assert {"save", "load", "stall", "DCP save", "DCP load"} <= set(store["seconds"])
     assert store["bytes_read_per_needed"] >= 1
