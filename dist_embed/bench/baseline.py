@@ -129,12 +129,16 @@ def _measure(
     """
     work = [prepare(number, next(steps)).to(group.device) for number in range(1, count + 1)]
     gc.collect()
-    barrier = torch.zeros(1, device=group.device)
-    sum_over_workers(barrier, group)
+    _meet(group)
     started = time.perf_counter()
     for number, (batches, following) in enumerate(zip_longest(work, work[1:]), start=1):
         step(number, batches, following)
-    sum_over_workers(barrier, group)
+    _meet(group)
+    return sum(batches.global_tokens for batches in work) / (time.perf_counter() - started)
+
+
+def _meet(group: Group) -> None:
+    """Wait until every worker, and what it has asked of its GPU, has come here. Collective."""
+    sum_over_workers(torch.zeros(1, device=group.device), group)
     if group.device.type == "cuda":
         torch.cuda.synchronize()
-    return sum(batches.global_tokens for batches in work) / (time.perf_counter() - started)

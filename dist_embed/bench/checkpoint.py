@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -34,6 +34,7 @@ from dist_embed.cluster.local import launch_local
 from dist_embed.embedding.plan import shard_of
 from dist_embed.observe.events import Emit
 from dist_embed.parallel.collectives import same_text_from_first
+from dist_embed.parallel.device import device_name
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.storage import uri as storage
 
@@ -42,26 +43,30 @@ TIMEOUT_SECONDS = 900.0
 
 def measure_checkpoint(
     uris: list[str], *, num_rows: int, width: int, num_workers: int, rounds: int,
-    say: Callable[[str], None],
+    device: Literal["cpu", "cuda"], say: Callable[[str], None],
 ) -> dict[str, Any]:  # fmt: skip
     """Seconds and memory of every way of saving and loading, on each of ``uris`` in turns.
 
     A table of ``num_rows`` × ``width`` float32 with one float32 of optimizer state per row, split
-    over ``num_workers`` processes of one thread. Of several rounds the median counts.
+    over ``num_workers`` processes of one thread, each on a ``device`` of its own. Of several rounds
+    the median counts.
     """
     figures: dict[str, Any] = launch_local(
         _measure,
-        (uris, num_rows, width, rounds),
+        (uris, num_rows, width, rounds, device),
         num_workers=num_workers,
         on_event=lambda event: say(event["text"]),
         log_folder="this screen",
+        device=device,
     )
     return figures
 
 
 @dataclass
 class _Bench:
-    """One worker's state and what it has measured: {store: {what: values}}."""
+    """One worker's state and what it has measured: {store: {what: values}}; ``memory`` by kind of
+    memory.
+    """
 
     group: Group
     emit: Emit
@@ -69,44 +74,92 @@ class _Bench:
     momentum: Tensor
     num_rows: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    memory: dict[str, list[float]] = field(default_factory=dict)
+    memory: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     bytes_read_per_needed: float = 0.0
 
     @property
     def first_row(self) -> int:
         return shard_of(self.num_rows, self.group.rank, self.group.num_workers).first_row
 
-    @property
     def pieces(self) -> list[list[Rows]]:
-        """This worker's rows in chunks, as a save cuts them."""
-        rows = [Rows("weight", 0, self.weight), Rows("momentum", 0, self.momentum)]
+        """This worker's rows in chunks, as a save cuts them, in the host's memory."""
+        rows = [Rows("weight", 0, self.weight.cpu()), Rows("momentum", 0, self.momentum.cpu())]
         return list(cut_into_chunks(rows))
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Seconds until the slowest worker is done, and the most memory a worker takes for it."""
         gc.collect()
-        dist.barrier(self.group.process_group)
-        before = reset_peak()
+        meet(self.group)
+        before = reset_peaks(self.group.device)
         started = time.perf_counter()
         yield
-        dist.barrier(self.group.process_group)
+        meet(self.group)
         seconds = time.perf_counter() - started
-        extra = torch.tensor(float(peak_bytes() - before))
+        after = peaks(self.group.device)
+        extra = torch.tensor([after[kind] - before[kind] for kind in before], dtype=torch.float64)
+        extra = extra.to(self.group.device)
         dist.all_reduce(extra, op=dist.ReduceOp.MAX, group=self.group.process_group)
         self.seconds.setdefault(what, []).append(seconds)
-        self.memory.setdefault(what, []).append(float(extra))
+        for kind, value in zip(before, extra.tolist(), strict=True):
+            self.memory.setdefault(kind, {}).setdefault(what, []).append(value)
         if self.group.is_first:
             self.emit({"kind": "line", "text": f"  {what}: {seconds:.2f} s"})
 
 
-def _measure(uris: list[str], num_rows: int, width: int, rounds: int, emit: Emit) -> dict[str, Any]:
+def meet(group: Group) -> None:
+    """Wait until every worker, and what it has asked of its GPU, has come here. Collective."""
+    on_gpu = group.device.type == "cuda"
+    dist.barrier(group.process_group, device_ids=[group.device.index] if on_gpu else None)
+    if on_gpu:
+        torch.cuda.synchronize(group.device)
+
+
+def reset_peaks(device: torch.device) -> dict[str, int]:
+    """Forget the peaks of memory; returns by kind the bytes that are taken now.
+
+    ``resident``: what the system counts as this process's. On a GPU also ``pinned``: what PyTorch
+    has got from the driver of the host's memory, in use or kept, in its sizes (powers of two; the
+    system need not count them as resident); and ``device``: what tensors hold of the GPU's.
+    """
+    taken = {"resident": reset_peak()}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_host_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
+        taken["pinned"] = torch.cuda.host_memory_stats()["allocated_bytes.current"]
+        taken["device"] = torch.cuda.memory_allocated(device)
+    return taken
+
+
+def peaks(device: torch.device) -> dict[str, int]:
+    """By kind as `reset_peaks` gives them the most since then."""
+    found = {"resident": peak_bytes()}
+    if device.type == "cuda":
+        found["pinned"] = torch.cuda.host_memory_stats()["allocated_bytes.peak"]
+        found["device"] = torch.cuda.max_memory_allocated(device)
+    return found
+
+
+def _give_back_pinned(device: torch.device) -> None:
+    """Pinned memory that nobody uses goes back to the system, so that who needs some gets it anew.
+
+    PyTorch 2.11 has no public name for it.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch._C._host_emptyCache()
+
+
+def _measure(
+    uris: list[str], num_rows: int, width: int, rounds: int, device: str, emit: Emit
+) -> dict[str, Any]:
     torch.set_num_threads(1)
-    with joined_group("cpu", TIMEOUT_SECONDS) as group:
+    with joined_group(device, TIMEOUT_SECONDS) as group:
         shard = shard_of(num_rows, group.rank, group.num_workers)
         torch.manual_seed(group.rank)
-        weight = torch.randn(shard.num_rows, width)
-        momentum = torch.rand(shard.num_rows)
+        weight = torch.randn(shard.num_rows, width, device=group.device)
+        momentum = torch.rand(shard.num_rows, device=group.device)
         found: dict[str, Any] = {}
         folder = same_text_from_first(f"dist_embed-bench-{secrets.token_hex(4)}", group)
         for uri in uris:
@@ -122,16 +175,21 @@ def _measure(uris: list[str], num_rows: int, width: int, rounds: int, emit: Emit
                     side(bench, storage.join(own, name))
             if group.is_first:
                 storage.remove(own)
+            extra = {
+                kind: {what: max(values) for what, values in by_phase.items()}
+                for kind, by_phase in bench.memory.items()
+            }
             found[uri] = {
                 "seconds": {what: median(values) for what, values in bench.seconds.items()},
                 "all_rounds": bench.seconds,
-                "extra_bytes": {what: max(values) for what, values in bench.memory.items()},
+                "extra_bytes": extra,
                 "bytes_read_per_needed": bench.bytes_read_per_needed,
             }
         total = 4 * num_rows * (width + 1)
         return {
             "rows": num_rows, "width": width, "workers": group.num_workers, "total_bytes": total,
             "shard_bytes": weight.nbytes + momentum.nbytes, "stores": found,
+            "device": device_name(group.device),
         }  # fmt: skip
 
 
@@ -139,7 +197,8 @@ def _raw_client(bench: _Bench, uri: str) -> None:
     """The same bytes in the same pieces and threads through the client alone, nothing checked."""
     fs, root = storage.filesystem(uri)
     local = storage.is_local(uri)
-    names = [f"{root}/{bench.group.rank}-{n}" for n in range(len(bench.pieces))]
+    pieces = bench.pieces()
+    names = [f"{root}/{bench.group.rank}-{n}" for n in range(len(pieces))]
     if local:
         os.makedirs(root, exist_ok=True)
 
@@ -153,7 +212,8 @@ def _raw_client(bench: _Bench, uri: str) -> None:
             fs.pipe_file(name, b"".join(byte_view(rows.data) for rows in piece), chunksize=2**29)
 
     with bench.timed("client put"), ThreadPoolExecutor(WRITE_THREADS) as threads:
-        list(threads.map(put, names, bench.pieces))
+        list(threads.map(put, names, pieces))
+    del pieces
     with bench.timed("client get"), ThreadPoolExecutor(READ_THREADS) as threads:
         for size in threads.map(lambda name: len(fs.cat_file(name)), names):
             assert size
@@ -178,6 +238,7 @@ def _ours(bench: _Bench, uri: str) -> None:
     synchronous = saver(False)
     with bench.timed("save"):
         synchronous.save(TrainingState(group, 1, live))
+    _give_back_pinned(group.device)
     buffers = HostBuffers()
     behind = saver(True, buffers)
     for step, what in ((2, "stall, first"), (3, "stall")):
@@ -191,6 +252,7 @@ def _ours(bench: _Bench, uri: str) -> None:
         load_newest(store, TrainingState(group, 0, live), lambda _: None, buffers=buffers)
     assert torch.equal(probe, bench.weight[:: max(1, len(bench.weight) // 1000)])
     del behind, synchronous, buffers
+    _give_back_pinned(group.device)
     with bench.timed("load, first"):
         load_newest(store, TrainingState(group, 0, live), lambda _: None)
     manifest = read_manifest(store, current_names(store)[-1])
@@ -210,14 +272,14 @@ def _ours(bench: _Bench, uri: str) -> None:
             needed += sum(r.size_bytes for r in rows)
             reader.fill(rows)
             del rows
-    ratio = torch.tensor(reader.bytes_read / needed)
+    ratio = torch.tensor(reader.bytes_read / needed, device=group.device)
     dist.all_reduce(ratio, op=dist.ReduceOp.MAX, group=group.process_group)
     bench.bytes_read_per_needed = float(ratio)
     _remove(group, uri)
 
 
 def _dcp(bench: _Bench, uri: str) -> None:
-    mesh = init_device_mesh("cpu", (bench.group.num_workers,))
+    mesh = init_device_mesh(bench.group.device.type, (bench.group.num_workers,))
     state = {
         "weight": _distributed(bench, bench.weight, mesh),
         "momentum": _distributed(bench, bench.momentum, mesh),
@@ -241,7 +303,7 @@ _SIDES = (("raw", _raw_client), ("ours", _ours), ("dcp", _dcp))
 
 
 def _remove(group: Group, uri: str) -> None:
-    dist.barrier(group.process_group)
+    meet(group)
     if group.is_first:
         storage.remove(uri)
-    dist.barrier(group.process_group)
+    meet(group)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,20 @@ from dist_embed.parallel.group import Group
 
 # Runs one training step: its number, its work, and the next one's where that is known.
 Step = Callable[[int, StepBatches, StepBatches | None], object]
+
+
+class _EncoderLayer(nn.TransformerEncoderLayer):
+    """PyTorch's; its compiler passes over a module of PyTorch's own that is asked for by itself."""
+
+    def forward(self, *given: Any, **options: Any) -> Tensor:
+        return super().forward(*given, **options)
+
+
+class _DecoderLayer(nn.TransformerDecoderLayer):
+    """As `_EncoderLayer`."""
+
+    def forward(self, *given: Any, **options: Any) -> Tensor:
+        return super().forward(*given, **options)
 
 
 class PlainTranslator(nn.Module):
@@ -52,10 +66,10 @@ class PlainTranslator(nn.Module):
         self.output = nn.Linear(width, target_rows, bias=False)
         if sharing != "none":
             self.output.weight = self.target.weight
-        encoder_layer = nn.TransformerEncoderLayer(
+        encoder_layer = _EncoderLayer(
             width, heads, feed_forward, dropout, batch_first=True, norm_first=True
         )
-        decoder_layer = nn.TransformerDecoderLayer(
+        decoder_layer = _DecoderLayer(
             width, heads, feed_forward, dropout, batch_first=True, norm_first=True
         )
         self.encoder = nn.TransformerEncoder(
@@ -84,11 +98,24 @@ class PlainTranslator(nn.Module):
             memory_key_padding_mask=source_padding,
         )
         tokens = hidden.flatten(0, 1).index_select(0, batch.token_positions)
+        return self._loss(tokens, batch.target_output)
+
+    def compile_parts(self) -> None:
+        """Compile, for sizes that may change: each layer, which all layers of a kind share, what
+        comes before them, and the loss.
+
+        Not the model as a whole: to follow changing sizes through all its layers takes the compiler
+        minutes (torch 2.13).
+        """
+        how: dict[str, Any] = {"fullgraph": True, "dynamic": True}
+        for layer in (*self.encoder.layers, *self.decoder.layers):
+            layer.compile(**how)
+        self._embed = torch.compile(self._embed, **how)  # type: ignore[method-assign]
+        self._loss = torch.compile(self._loss, **how)  # type: ignore[method-assign]
+
+    def _loss(self, tokens: Tensor, right: Tensor) -> Tensor:
         return functional.cross_entropy(
-            self.output(tokens),
-            batch.target_output,
-            reduction="sum",
-            label_smoothing=self.label_smoothing,
+            self.output(tokens), right, reduction="sum", label_smoothing=self.label_smoothing
         )
 
     def _embed(self, table: nn.Embedding, ids: Tensor) -> Tensor:
@@ -110,13 +137,13 @@ def plain_training_step(
 ) -> Step:
     """What runs one training step of the baseline, in the sizes of ``config``. Collective.
 
-    ``compiled_for``: batches of this worker; if there are any, the model is compiled as a whole,
-    without a break and with sizes that may change, until there is code for each of them. So no step
-    on such sizes has to wait for the compiler. DDP is around it: gradients are exchanged when all
-    of them are there. Raises what PyTorch's compiler raises, where one worker's fails on all.
+    ``compiled_for``: batches of this worker; if there are any, the model is compiled, see
+    `PlainTranslator.compile_parts`, until there is code for each of them, forward and backward: no
+    step on them has to wait for the compiler. Raises what PyTorch's compiler raises; where one
+    worker's fails, on all.
     """
     torch.manual_seed(config.run.seed)
-    model: nn.Module = PlainTranslator(
+    translator = PlainTranslator(
         source_rows=source_rows,
         target_rows=target_rows,
         width=config.model.width,
@@ -128,6 +155,7 @@ def plain_training_step(
         sharing=config.model.share_embeddings,
         label_smoothing=config.train.label_smoothing,
     ).to(group.device)
+    model: nn.Module = translator
 
     def loss_of(batch: Batch) -> Tensor:
         with torch.autocast(batch.source.device.type, torch.bfloat16, enabled=bf16):
@@ -135,7 +163,7 @@ def plain_training_step(
         return loss
 
     if compiled_for:
-        model.compile(fullgraph=True, dynamic=True)
+        translator.compile_parts()
         with all_or_none(group):
             for batch in sorted(compiled_for, key=_equal_sizes):
                 loss_of(batch.to(group.device)).backward()

@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
 from dist_embed.cli.trained_run import add_worker_options, on_workers, run_config
+from dist_embed.config.errors import UserError
 from dist_embed.storage.temporary import temporary_folder
 
 
@@ -26,43 +27,64 @@ def _add_checkpoint(kinds: Any) -> None:
     )
     parser.add_argument("--rows", type=at_least(1), default=10_000_000, help="default 10⁷")
     parser.add_argument("--width", type=at_least(1), default=64, help="default 64")
-    parser.add_argument("--workers", type=at_least(1), default=2, help="default 2")
+    parser.add_argument(
+        "--device", choices=["auto", "cuda", "cpu"], default="auto",
+        help="where the table lies; default auto",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=at_least(1), help="default 2, where there is one GPU alone 1"
+    )
     parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
     add_json_option(parser)
     parser.set_defaults(call=_checkpoint)
 
 
 def _checkpoint(arguments: argparse.Namespace) -> None:
+    import torch
+
     from dist_embed.bench.checkpoint import measure_checkpoint
     from dist_embed.bench.report import print_table
     from dist_embed.embedding.memory import GIB
+    from dist_embed.parallel.device import resolve_device
     from dist_embed.storage.uri import absolute
 
+    device = resolve_device(arguments.device, name="--device")
+    there = torch.cuda.device_count() if device == "cuda" else 2
+    workers = arguments.workers or min(2, there)
+    if device == "cuda" and workers > there:
+        raise UserError(
+            f"--workers: {workers} is not allowed: each needs a GPU, and this machine has {there}"
+        )
     figures = measure_checkpoint(
         [absolute(uri) for uri in arguments.uris], num_rows=arguments.rows, width=arguments.width,
-        num_workers=arguments.workers, rounds=arguments.rounds, say=print,
+        num_workers=workers, rounds=arguments.rounds, device=device, say=print,
     )  # fmt: skip
     print(
         f"{figures['rows']:,} rows × {figures['width']} with optimizer state, "
-        f"{figures['total_bytes'] / GIB:.2f} GiB, {figures['workers']} workers; "
-        f"median of {arguments.rounds} rounds"
+        f"{figures['total_bytes'] / GIB:.2f} GiB, {figures['workers']} workers on "
+        f"{figures['device']}; median of {arguments.rounds} rounds"
     )
+    columns = _EXTRA if device == "cuda" else {"resident": "extra GiB per worker"}
     rows = []
     for uri, found in figures["stores"].items():
         store = uri.split("://")[0] if "://" in uri else "local"
         for what, seconds in found["seconds"].items():
             speed = "" if "stall" in what else f"{figures['total_bytes'] / GIB / seconds:.2f}"
-            extra = f"{found['extra_bytes'][what] / GIB:.2f}"
-            rows.append([store, what, f"{seconds:.2f}", speed, _compared(what, found), extra])
-    print_table(["store", "", "seconds", "GiB/s", "compared", "extra GiB per worker"], rows)
+            extra = [f"{found['extra_bytes'][kind][what] / GIB:.2f}" for kind in columns]
+            rows.append([store, what, f"{seconds:.2f}", speed, _compared(what, found), *extra])
+    print_table(["store", "", "seconds", "GiB/s", "compared", *columns.values()], rows)
     print(f"a worker's shard: {figures['shard_bytes'] / GIB:.2f} GiB")
     for uri, found in figures["stores"].items():
         print(
             f"{uri}: bytes read / needed by one worker more: {found['bytes_read_per_needed']:.4f}"
         )
-    write_figures(arguments, figures)
+    write_figures(arguments, figures, device=figures["device"])
 
 
+_EXTRA = {
+    "resident": "extra GiB per worker", "pinned": "extra pinned GiB",
+    "device": "extra GiB on the GPU",
+}  # fmt: skip
 _STALLS = ("stall, first", "stall")
 
 

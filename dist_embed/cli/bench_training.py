@@ -25,7 +25,7 @@ def _add_baseline(kinds: Any) -> None:
     _add_run_options(parser, rounds=5, steps=20)
     parser.add_argument(
         "--compile", action="store_true",
-        help="also against the plain model under torch.compile, which takes minutes at first",
+        help="also against the plain model under torch.compile, which may take minutes at first",
     )  # fmt: skip
     parser.set_defaults(call=_baseline)
 

@@ -108,10 +108,10 @@ def given_to(command: str) -> dict[str, Any]:
                      "steps": 20, "plot": None}),
         ("balance --rows 1 --shards 1 --tokens 1 --steps 1 --plot x.png", {
             "rows": [1], "shards": [1], "tokens": 1, "steps": 1, "plot": "x.png"}),
-        ("checkpoint a b", {"uris": ["a", "b"], "rows": 10_000_000, "width": 64, "workers": 2,
-                            "rounds": 3}),
-        ("checkpoint a --rows 1 --width 1 --workers 1 --rounds 1", {
-            "uris": ["a"], "rows": 1, "width": 1, "workers": 1, "rounds": 1}),
+        ("checkpoint a b", {"uris": ["a", "b"], "rows": 10_000_000, "width": 64,
+                            "device": "auto", "workers": None, "rounds": 3}),
+        ("checkpoint a --rows 1 --width 1 --device cpu --workers 1 --rounds 1", {
+            "uris": ["a"], "rows": 1, "width": 1, "device": "cpu", "workers": 1, "rounds": 1}),
         ("pretrained", {"words": 1_000_000, "width": 300, "format": "glove", "folder": None,
                         "workers": 2, "rounds": 3}),
         ("pretrained --words 1 --width 1 --format word2vec-bin --folder f --workers 1 --rounds 1", {
@@ -510,7 +510,14 @@ def test_balance(
     assert capsys.readouterr().out == ""
 
 
-def test_checkpoint(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_checkpoint(
+    device: str, instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    on_gpu = device == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     seconds = {
         "client put": 2.0, "client get": 1.0, "save": 4.0, "stall, first": 1.0, "stall": 0.5,
         "stall: until written": 3.0, "load": 2.0, "load, first": 0.5, "load by 3 workers": 1.0,
@@ -520,25 +527,37 @@ def test_checkpoint(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixt
     def store(factor: float) -> dict[str, Any]:
         return {
             "seconds": {what: value * factor for what, value in seconds.items()},
-            "extra_bytes": {what: place * GIB / 4 for place, what in enumerate(seconds)},
+            "extra_bytes": {
+                kind: {what: (more + place) * GIB / 4 for place, what in enumerate(seconds)}
+                for more, kind in enumerate(["resident", "pinned", "device"][: 3 if on_gpu else 1])
+            },
             "bytes_read_per_needed": 1.25 * factor,
         }  # fmt: skip
 
     near = str(tmp_path / "near")
     figures = {"rows": 3000, "width": 8, "workers": 2, "total_bytes": 4 * GIB,
-               "shard_bytes": 2 * GIB,
+               "shard_bytes": 2 * GIB, "device": "a processor",
                "stores": {near: store(1), "s3://far/x": store(2)}}  # fmt: skip
     asked = instead("bench.checkpoint.measure_checkpoint", figures)
     out = tmp_path / "found.json"
     assert main(["bench", "checkpoint", near, "s3://far/x", "--rows", "3000", "--width", "8",
-                 "--workers", "2", "--rounds", "5", "--json", str(out)]) == 0  # fmt: skip
+                 "--workers", "2", "--rounds", "5", "--device", device,
+                 "--json", str(out)]) == 0  # fmt: skip
     assert asked == [(([near, "s3://far/x"],), {
-        "num_rows": 3000, "width": 8, "num_workers": 2, "rounds": 5, "say": print
+        "num_rows": 3000, "width": 8, "num_workers": 2, "rounds": 5, "device": device,
+        "say": print,
     })]  # fmt: skip
     said = capsys.readouterr().out
     assert said.startswith(
-        "3,000 rows × 8 with optimizer state, 4.00 GiB, 2 workers; median of 5 rounds\n"
+        "3,000 rows × 8 with optimizer state, 4.00 GiB, 2 workers on a processor; "
+        "median of 5 rounds\n"
     )
+    if on_gpu:
+        assert cells(said)[0][5:] == [
+            "extra GiB per worker", "extra pinned GiB", "extra GiB on the GPU"
+        ]  # fmt: skip
+        assert cells(said)[4][5:] == ["0.75", "1.00", "1.25"]
+        return
     assert cells(said)[:12] == [
         ["store", "", "seconds", "GiB/s", "compared", "extra GiB per worker"],
         ["local", "client put", "2.00", "2.00", "", "0.00"],
@@ -557,13 +576,40 @@ def test_checkpoint(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixt
     assert "a worker's shard: 2.00 GiB\n" in said
     assert f"{near}: bytes read / needed by one worker more: 1.2500\n" in said
     assert "s3://far/x: bytes read / needed by one worker more: 2.5000\n" in said
-    assert written(out)["figures"] == figures
+    content = written(out)
+    assert (content["figures"], content["machine"]["device"]) == (figures, "a processor")
+
+
+@pytest.mark.parametrize(("given", "there", "workers"), [
+    ([], 0, 2), ([], 1, 1), ([], 4, 2), (["--workers", "1"], 4, 1), (["--workers", "3"], 0, 3),
+    (["--workers", "2"], 1, None), (["--device", "cuda"], 0, None),
+])  # fmt: skip
+def test_a_table_on_gpus_has_one_for_each_worker(
+    given: list[str], there: int, workers: int | None, instead: Instead,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    empty = {"rows": 1, "width": 1, "total_bytes": 1, "workers": 1, "shard_bytes": 1, "stores": {},
+             "device": "a processor"}  # fmt: skip
+    asked = instead("bench.checkpoint.measure_checkpoint", empty)
+    code = main(["bench", "checkpoint", "near", *given])
+    if workers is None:
+        assert (code, asked) == (2, [])
+        said = capsys.readouterr().err
+        assert "--device='cuda' is not possible here" in said or (
+            "--workers: 2 is not allowed: each needs a GPU, and this machine has 1" in said
+        )
+        return
+    ((_, how),) = asked
+    assert (how["num_workers"], how["device"]) == (workers, "cuda" if there else "cpu")
 
 
 def test_a_folder_here_is_named_in_full(
     instead: Instead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    empty = {"rows": 1, "width": 1, "total_bytes": 1, "workers": 1, "shard_bytes": 1, "stores": {}}
+    empty = {"rows": 1, "width": 1, "total_bytes": 1, "workers": 1, "shard_bytes": 1, "stores": {},
+             "device": "a processor"}  # fmt: skip
     asked = instead("bench.checkpoint.measure_checkpoint", empty)
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "checkpoint", "near"]) == 0

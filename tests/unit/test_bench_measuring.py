@@ -712,10 +712,11 @@ def test_a_store_is_measured_by_workers_of_this_machine(monkeypatch: pytest.Monk
     monkeypatch.setattr(checkpoint_bench, "launch_local", launch)
     said: list[str] = []
     found = checkpoint_bench.measure_checkpoint(
-        ["/a", "/b"], num_rows=5, width=6, num_workers=3, rounds=4, say=said.append
-    )
-    how = {"num_workers": 3, "log_folder": "this screen"}
-    assert asked == [(checkpoint_bench._measure, (["/a", "/b"], 5, 6, 4), how)]
+        ["/a", "/b"], num_rows=5, width=6, num_workers=3, rounds=4, device="cuda",
+        say=said.append,
+    )  # fmt: skip
+    how = {"num_workers": 3, "log_folder": "this screen", "device": "cuda"}
+    assert asked == [(checkpoint_bench._measure, (["/a", "/b"], 5, 6, 4, "cuda"), how)]
     assert (found, said) == ({"rows": 5}, ["so far"])
 
 

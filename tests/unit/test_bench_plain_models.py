@@ -161,7 +161,7 @@ COMPILED = config_from_dict({
     "run": {"uri": "/nowhere", "seed": 3}, "data": {"synthetic": {}},
     "embedding": {"width": 8},
     "model": {"width": 8, "feed_forward": 12, "heads": 2, "encoder_layers": 1,
-              "decoder_layers": 1, "dropout": 0.0, "share_embeddings": "decoder"},
+              "decoder_layers": 2, "dropout": 0.0, "share_embeddings": "decoder"},
     "train": {"max_steps": 1, "label_smoothing": 0.2},
 })  # fmt: skip
 LONG = ([5, 6, 7, 8], [9, 10])
@@ -176,24 +176,29 @@ OF_SIZES = [
 def test_a_model_is_compiled_for_each_batch_before_its_first_step(
     alone: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[dict[str, Any]] = []
+    asked: list[tuple[str, dict[str, Any]]] = []
     seen: list[tuple[list[int], bool]] = []
+    forward = PlainTranslator.forward
 
-    def compiling(self: nn.Module, **how: Any) -> None:
-        """Keeps each batch that comes, and whether the gradient of the one before is there."""
+    def noting(self: PlainTranslator, batch: Any) -> Tensor:
+        """Each batch that comes, and whether the gradient of the one before is there."""
+        seen.append((batch.target_output.tolist(), self.source.weight.grad is not None))
+        return forward(self, batch)
 
-        def call(batch: Any) -> Tensor:
-            there = next(self.parameters()).grad is not None
-            seen.append((batch.target_output.tolist(), there))
-            return self.forward(batch)
+    def compiling(function: Any, **how: Any) -> Any:
+        asked.append((function.__name__, how))
+        return function
 
-        asked.append(how)
-        self._compiled_call_impl = call
-
-    monkeypatch.setattr(nn.Module, "compile", compiling)
+    monkeypatch.setattr(PlainTranslator, "forward", noting)
+    monkeypatch.setattr(torch, "compile", compiling)
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda self, **how: asked.append((type(self).__name__, how))
+    )
     batches = [work.batches[0] for work in OF_SIZES]
     step = plain_training_step(COMPILED, 23, 31, alone, bf16=False, compiled_for=batches)
-    assert asked == [{"fullgraph": True, "dynamic": True}]
+    how = {"fullgraph": True, "dynamic": True}
+    parts = ["_EncoderLayer", *["_DecoderLayer"] * 2, "_embed", "_loss"]
+    assert asked == [(part, how) for part in parts]
     # First the one whose sizes the compiler cannot confuse; each with its backward.
     order = [(batches[n].target_output.tolist(), n != 2) for n in (2, 1, 0, 3)]
     assert sorted(seen[1:]) == sorted(order[1:])
@@ -209,29 +214,31 @@ def test_steps_of_a_compiled_model_are_those_of_the_plain_one(
     """PyTorch's compiler reads the model; it writes no code."""
     graphs: list[Any] = []
     made: list[PlainTranslator] = []
-    build = PlainTranslator
+    build, compile_with = PlainTranslator, torch.compile
 
-    def compiling(self: nn.Module, **how: Any) -> None:
-        def backend(graph: Any, inputs: Any) -> Any:
-            graphs.append(graph)
-            return graph.forward
-
-        self._compiled_call_impl = torch.compile(self._call_impl, backend=backend, **how)
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
 
     def keeping(**sizes: Any) -> PlainTranslator:
         made.append(build(**sizes))
         return made[-1]
 
-    monkeypatch.setattr(nn.Module, "compile", compiling)
+    def compiling(function: Any, **how: Any) -> Any:
+        return compile_with(function, backend=backend, **how)
+
+    monkeypatch.setattr(torch, "compile", compiling)
     monkeypatch.setattr(plain_model, "PlainTranslator", keeping)
     plain = plain_training_step(COMPILED, 23, 31, alone, bf16=False)
-    batches = [work.batches[0] for work in OF_SIZES]
+    works = OF_SIZES[1:]
+    batches = [work.batches[0] for work in works]
     compiled = plain_training_step(COMPILED, 23, 31, alone, bf16=False, compiled_for=batches)
-    assert len(graphs) == 2  # of one sentence, and of several
-    for number, work in enumerate(OF_SIZES, 1):
+    # An encoder layer, a decoder layer, of which there are two, the source, the target, the loss.
+    assert len(graphs) == 5
+    for number, work in enumerate(works, 1):
         plain(number, work, None)
         compiled(number, work, None)
-    assert len(graphs) == 2
+    assert len(graphs) == 5
     model, twin = made
     for found, expected in zip(twin.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dist_embed.bench import checkpoint
+from dist_embed.parallel.device import device_name
 from dist_embed.parallel.group import Group
 
 ROWS, WIDTH, ROUNDS = 41, 3, 3
@@ -53,15 +56,17 @@ def test_every_way_of_saving_and_loading_is_measured_in_turns(
 
     monkeypatch.setattr(checkpoint, "_SIDES", tuple(noted(*one) for one in checkpoint._SIDES))
     said: list[Any] = []
-    found = checkpoint._measure(uris, ROWS, WIDTH, ROUNDS, said.append)
+    found = checkpoint._measure(uris, ROWS, WIDTH, ROUNDS, "cpu", said.append)
     turns = [["raw", "ours", "dcp"], ["ours", "dcp", "raw"], ["dcp", "raw", "ours"]]
     assert sides == [name for _ in uris for turn in turns for name in turn]
     assert (found["rows"], found["width"], found["workers"]) == (ROWS, WIDTH, 1)
+    assert found["device"] == device_name(torch.device("cpu"))
     assert found["total_bytes"] == found["shard_bytes"] == 4 * ROWS * (WIDTH + 1)
     assert list(found["stores"]) == uris
     for store in found["stores"].values():
-        for figures in ("seconds", "all_rounds", "extra_bytes"):
-            assert set(store[figures]) == WAYS
+        assert set(store["seconds"]) == set(store["all_rounds"]) == WAYS
+        assert list(store["extra_bytes"]) == ["resident"]
+        assert set(store["extra_bytes"]["resident"]) == WAYS
         for way, seconds in store["all_rounds"].items():
             assert len(seconds) == ROUNDS
             assert store["seconds"][way] == sorted(seconds)[1]
@@ -92,3 +97,75 @@ def test_dcp_is_told_of_the_whole_table_whose_rows_workers_need_not_divide(
         (tensor, on, (split,)), how = told.pop()
         assert (tensor is own, on, split.dim) == (True, mesh, 0)
         assert (how["shape"], how["stride"]) == (shape, own.stride())
+
+
+class Cuda:
+    """Notes in which order a GPU is asked, and answers for its memory."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.now = {"pinned": [5, 7], "device": [100, 160]}  # taken at first, and at most
+
+    def __getattr__(self, name: str) -> Any:
+        def answer(*given: Any) -> Any:
+            self.asked.append(name)
+            pinned, device = self.now["pinned"], self.now["device"]
+            return {
+                "host_memory_stats": {
+                    "allocated_bytes.current": pinned[0], "allocated_bytes.peak": pinned[1]
+                },
+                "memory_allocated": device[0], "max_memory_allocated": device[1],
+            }.get(name)  # fmt: skip
+
+        return answer
+
+
+def test_a_gpus_time_and_memory_are_read_when_its_work_is_done(
+    alone: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = Cuda()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr(
+        torch._C, "_host_emptyCache", lambda: cuda.asked.append("given back"), raising=False
+    )
+    monkeypatch.setattr(
+        checkpoint.dist, "barrier", lambda group, device_ids: cuda.asked.append(f"met {device_ids}")
+    )
+    monkeypatch.setattr(checkpoint.dist, "all_reduce", lambda *given, **how: None)
+    monkeypatch.setattr(checkpoint, "reset_peak", lambda: 1000)
+    monkeypatch.setattr(checkpoint, "peak_bytes", lambda: 1010)
+    monkeypatch.setattr(Tensor, "to", lambda self, device: self)
+    clock = iter([3.0, 7.5])
+
+    def now() -> float:
+        cuda.asked.append("clock")
+        return next(clock)
+
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(perf_counter=now))
+    group = replace(alone, device=torch.device("cuda", 0))
+    bench = checkpoint._Bench(group, lambda event: None, torch.ones(2, 3), torch.ones(2), 2)
+    with bench.timed("save"):
+        cuda.asked.append("saving")
+    place = cuda.asked.index
+    waited = [n for n, name in enumerate(cuda.asked) if name == "synchronize"]
+    assert cuda.asked[0] == "met [0]"
+    assert waited[0] < place("clock") < place("saving") < waited[1]
+    assert cuda.asked[waited[1] + 1] == "clock"
+    assert place("reset_peak_host_memory_stats") < place("saving")
+    assert place("reset_peak_memory_stats") < place("saving")
+    assert bench.seconds == {"save": [4.5]}
+    assert bench.memory == {
+        "resident": {"save": [10.0]}, "pinned": {"save": [2.0]}, "device": {"save": [60.0]},
+    }  # fmt: skip
+    cuda.asked.clear()
+    checkpoint._give_back_pinned(group.device)
+    assert cuda.asked == ["synchronize", "given back"]
+
+
+def test_the_client_is_given_bytes_of_the_host() -> None:
+    """Of a table on a GPU; what the copy takes is no part of the store's time."""
+    bench: Any = checkpoint._Bench(
+        None, None, torch.ones(2, 3, device="meta"), torch.ones(2), 2  # type: ignore[arg-type]
+    )  # fmt: skip
+    with pytest.raises(NotImplementedError, match="meta"):  # so it is copied
+        bench.pieces()
