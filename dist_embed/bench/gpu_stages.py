@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,8 +49,161 @@ class Stage:
     counts: bool = False
 
 
-def _dist_embed(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "dist_embed.cli.main", *arguments]
+def _dist_embed(work: Work, figures: str | None, *arguments: str) -> list[str]:
+    """A command of ours; the figures that it writes are found under a name."""
+    written = ["--json", str(work.figures / f"{figures}.json")] if figures else []
+    return [sys.executable, "-m", "dist_embed.cli.main", *arguments, *written]
 
 
-STAGES: tuple[Stage, ...] = ()
+def _bench(work: Work, figures: str, kind: str, *arguments: str) -> list[str]:
+    return _dist_embed(work, figures, "bench", kind, "--device", work.device, *arguments)
+
+
+def _tests(work: Work, figures: str, *arguments: str) -> list[str]:
+    return [
+        sys.executable, "-m", "tests.gpu.run", "--device", work.device, "--json",
+        str(work.figures / f"{figures}.json"), "-q", "-n", *work.by_device("6", "0"), "--dist",
+        "load", "--timeout", "90", *arguments,
+    ]  # fmt: skip
+
+
+def _run(work: Work) -> list[str]:
+    """The configuration of the base Transformer (Vaswani et al. 2017), and what differs from it."""
+    if work.multi30k:
+        os.environ["MULTI30K_DIR"] = work.multi30k
+    config = "configs/multi30k_en_de.yaml" if work.multi30k else "configs/quickstart.yaml"
+    width, inner, layers, tokens = work.by_device("512 2048 6 50000", "32 64 1 1024")
+    return [
+        config, f"embedding.width={width}", f"model.width={width}",
+        f"model.feed_forward={inner}", "model.heads=8", f"model.encoder_layers={layers}",
+        f"model.decoder_layers={layers}", "model.dropout=0.1", "model.share_embeddings=all",
+        f"train.batch_tokens={tokens}", f"cluster.device={work.device}", "cluster.num_workers=1",
+        "cluster.launcher=local", f"data.uri={work.folder}/data",
+    ]  # fmt: skip
+
+
+def _device(work: Work) -> list[list[str]]:
+    return [[sys.executable, "-c", _VERSIONS, work.device]]
+
+
+_VERSIONS = """
+import sys
+import torch, torchrec, fbgemm_gpu
+from dist_embed.bench.report import machine
+from dist_embed.parallel.device import device_name, resolve_device
+device = torch.device(resolve_device(sys.argv[1]))
+for what, found in machine(device_name(device)).items():
+    print(f"{what}: {found}")
+print("CUDA:", torch.version.cuda, "NCCL:", torch.cuda.is_available() and torch.cuda.nccl.version())
+torch.ones(1000, device=device).sum().item()
+"""
+
+
+def _kernels(work: Work) -> list[list[str]]:
+    return [_tests(work, "kernels", "tests/gpu/test_kernels.py")]
+
+
+def _parity(work: Work) -> list[list[str]]:
+    return [_tests(work, "parity", "tests/gpu/test_parity.py")]
+
+
+def _all_tests(work: Work) -> list[list[str]]:
+    done = [f"--ignore=tests/gpu/test_{name}.py" for name in ("kernels", "parity")]
+    return [_tests(work, "tests", "tests/gpu", *done)]
+
+
+_FEW_LOOKUPS = "--rows 20000 --ids 3000 --width 16 --repeats 2"
+
+
+def _lookup(work: Work) -> list[list[str]]:
+    narrow = "--rows 20000000 --ids 1000000 --width 128 --weights fp32 fp16"
+    public = "--rows 16800000 --ids 1048570 --width 128 --draw power-law"
+    return [
+        _bench(work, "lookup", "lookup", *work.by_device(narrow, _FEW_LOOKUPS)),
+        _bench(
+            work, "lookup_public", "lookup",
+            *work.by_device(public, f"{_FEW_LOOKUPS} --draw power-law"), "--optimizer",
+            *work.by_device("sgd adam rowwise_adagrad", "sgd rowwise_adagrad"),
+        ),
+        _bench(
+            work, "lookup_512", "lookup",
+            *work.by_device("--rows 5000000 --ids 250000 --width 512", _FEW_LOOKUPS),
+        ),
+    ]  # fmt: skip
+
+
+def _speed(work: Work) -> list[list[str]]:
+    run = _run(work)
+    uri = f"run.uri={work.folder}/speed"
+    rounds = work.by_device("--rounds 3 --steps 20 --compile", "--rounds 1 --steps 20")
+    trace = str(work.folder / "profile")
+    return [
+        _dist_embed(work, "speed", "bench", "baseline", *rounds, *run, uri),
+        _dist_embed(work, "step", "bench", "step", "--profile", trace, *run, uri),
+    ]
+
+
+def _output(work: Work) -> list[list[str]]:
+    exact = "--tokens 8192 --width 2304 --rows 256000 --logits-block-mib auto 1024 256 64"
+    sampled = "--tokens 8192 --width 512 --rows 32000 --sampled-rows 1000000 20000000"
+    few = "--tokens 64 --width 16 --rows 300 --repeats 2"
+    return [
+        _bench(work, "output", "output", *work.by_device(exact, few)),
+        _bench(
+            work, "sampled", "output",
+            *work.by_device(sampled, f"{few} --sampled-rows 1000 --samples 50"),
+        ),
+    ]  # fmt: skip
+
+
+def _tiers(work: Work) -> list[list[str]]:
+    # Managed memory stays well below what is free on the card.
+    most = "--fill 0.55 --ids 50000 --width 128 --memory device uvm uvm_caching --repeats 10"
+    return [_bench(work, "tiers", "lookup", "--draw", "zipf", *work.by_device(most, _FEW_LOOKUPS))]
+
+
+def _vocabulary(work: Work) -> list[list[str]]:
+    most = "--words 100000 1000000 20000000 --widths 128 --tokens 8192 --full-tokens 0"
+    few = "--words 600 900 --widths 8 --against 700 --tokens 64 --full-tokens 0 --samples 50"
+    few += " --steps 2 --rounds 1"
+    return [_bench(work, "vocabulary", "vocabulary", "--workers", "1", *work.by_device(most, few))]
+
+
+def _checkpoint(work: Work) -> list[list[str]]:
+    sizes = work.by_device("--rows 8350000 --width 128", "--rows 2000 --width 8")
+    return [
+        _bench(
+            work, "checkpoint", "checkpoint", str(work.folder / "store"), "--workers", "1",
+            "--rounds", "1", *sizes,
+        )
+    ]  # fmt: skip
+
+
+def _train(work: Work) -> list[list[str]]:
+    uri = f"run.uri={work.folder}/run"
+    first, more = work.by_device("100 120", "10 12")
+    often = [
+        f"train.evaluate_every={int(first) // 2}", f"train.translate_every={first}",
+        f"checkpoint.every_steps={int(first) // 2}", "train.log_every=5",
+    ]  # fmt: skip
+    train = ["train", *_run(work), uri, *often]
+    return [
+        _dist_embed(work, None, *train, f"train.max_steps={first}"),
+        _dist_embed(work, None, *train, f"train.max_steps={more}"),
+        _dist_embed(work, None, "history", f"{work.folder}/run"),
+    ]
+
+
+STAGES = (
+    Stage("device", "the device, versions", 60, _device, needed=True),
+    Stage("kernels", "FBGEMM's kernels against float64", 90, _kernels, needed=True, counts=True),
+    Stage("parity", "20 steps of a run as on the CPU", 90, _parity, counts=True),
+    Stage("tests", "the other tests in tests/gpu", 150, _all_tests, counts=True),
+    Stage("lookup", "lookup and update beside a copy and FBGEMM's kernel", 120, _lookup),
+    Stage("speed", "the base Transformer beside plain DDP; its profile", 150, _speed),
+    Stage("output", "the output layers beside F.cross_entropy", 90, _output),
+    Stage("tiers", "tables in host memory", 100, _tiers),
+    Stage("vocabulary", "a step by the size of the vocabulary", 90, _vocabulary),
+    Stage("checkpoint", "save and load 4 GiB", 60, _checkpoint),
+    Stage("train", "a run, and the same run resumed", 90, _train),
+)

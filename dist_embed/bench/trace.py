@@ -8,6 +8,7 @@ window, and at its end, behind the last step.
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -66,12 +67,12 @@ class TraceFigures:
 
 
 def read_trace(path: str) -> TraceFigures:
-    """The figures of the file that ``export_chrome_trace`` has written.
+    """The figures of the compressed file that ``export_chrome_trace`` has written.
 
     Raises:
         ValueError: it has not one window, or no step in it.
     """
-    with open(path) as file:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
         events: list[Event] = [e for e in json.load(file)["traceEvents"] if e.get("ph") == "X"]
     windows = [e for e in events if _is(e, WINDOW)]
     if len(windows) != 1:

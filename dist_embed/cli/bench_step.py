@@ -28,7 +28,7 @@ def add_kinds(kinds: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--profile", metavar="FOLDER", required=True,
-        help="write the trace there, as trace.json: for chrome://tracing or ui.perfetto.dev",
+        help="write the trace there, as trace.json.gz: for chrome://tracing or ui.perfetto.dev",
     )  # fmt: skip
     add_json_option(parser)
     parser.set_defaults(call=_step)
@@ -46,7 +46,7 @@ def _step(arguments: argparse.Namespace) -> None:
     config = with_absolute_paths(config, on_cluster=False)
     data = ensure_data(config, print)
     options = {
-        "steps": arguments.steps, "trace": str(folder / "trace.json"),
+        "steps": arguments.steps, "trace": str(folder / "trace.json.gz"),
         "data_folder": data.folder_uri,
     }  # fmt: skip
     found = launch(

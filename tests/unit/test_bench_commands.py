@@ -269,7 +269,7 @@ ON_CPU = {
     "seconds_per_step": 0.01, "seconds_per_step_recorded": 0.02, "device_busy_seconds": None,
     "device_idle_share": None, "on_device": [], "waits": [], "waits_by_place": {},
     "on_host": [entry("aten::mm", 4.0, 0.015)] + [entry(f"aten::{i}", 1.0, 0.0) for i in range(30)],
-    "trace": "f/trace.json",
+    "trace": "f/trace.json.gz",
 }  # fmt: skip
 ON_GPU = ON_CPU | {
     "device": "a GPU", "on_cuda": True, "device_busy_seconds": 0.006, "device_idle_share": 0.4,
@@ -291,7 +291,7 @@ def test_step(
     (((task, configured, wanted), how),) = asked
     assert (task, configured.train.max_steps) == (STEP, 77)
     assert configured.run.uri == str(tmp_path / "here")
-    trace = str(tmp_path / "a/b/trace.json")
+    trace = str(tmp_path / "a/b/trace.json.gz")
     assert wanted == {"steps": 7, "trace": trace, "data_folder": prepared.uri}
     assert (tmp_path / "a/b").is_dir()
     how.pop("on_event")
@@ -299,7 +299,7 @@ def test_step(
     assert (written(out)["figures"], written(out)["machine"]["device"]) == (ON_CPU, "a processor")
     said = capsys.readouterr().out
     assert "2 workers on a processor; 7 steps of 1,234 target tokens; " in said
-    assert "trace of worker 0: f/trace.json\n" in said
+    assert "trace of worker 0: f/trace.json.gz\n" in said
     assert cells(said)[:5] == [
         ["", "ms"], ["a step", "10.00"], ["a step that is recorded", "20.00"],
         ["longest on the host", "ms a step", "share", "calls a step"],
@@ -329,7 +329,7 @@ def test_step_on_a_gpu(
     instead("cluster.launch.launch", ON_GPU | {"device_busy_seconds": None})
     assert main(["bench", "step", config, "--profile", str(tmp_path)]) == 2
     said = capsys.readouterr()
-    assert "f/trace.json: torch.profiler has recorded nothing of the GPU" in said.err
+    assert "f/trace.json.gz: torch.profiler has recorded nothing of the GPU" in said.err
     assert ["dist_embed/train/step.py:run", "1"] in cells(said.out)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,14 +58,14 @@ def test_steps_are_timed_recorded_and_watched_in_turn(
     monkeypatch.setattr(TrainStep, "run", running)
     monkeypatch.setattr(TrainStep, "prepare", preparing)
     monkeypatch.setattr(step_profile, "_meet", meeting)
-    trace = tmp_path / "trace.json"
+    trace = tmp_path / "trace.json.gz"
     found = step_profile.step_task(context_of(prepared, alone, trace, 3))
     assert course == [*range(1, 6), "meet", 6, 7, 8, "meet", 9, 10, "meet", 11, 12, 13, "meet", 14]
     assert (found["seconds_per_step"], found["steps"], found["workers"]) == (2.0, 3, 1)
     assert 150 < found["tokens_per_step"] <= 300
     assert 0 < found["seconds_per_step_recorded"] < 60
     assert found["trace"] == str(trace)
-    assert json.loads(trace.read_text())["traceEvents"]
+    assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     on_host = {entry["name"]: entry for entry in found["on_host"]}
     assert on_host["aten::_fused_adamw_"]["calls"] == 2.0  # matrices and vectors
     assert sum(one["seconds"] for one in found["on_host"]) < found["seconds_per_step_recorded"]
@@ -78,7 +79,7 @@ def test_idleness_is_that_of_steps_which_are_not_recorded(
 ) -> None:
     figures = TraceFigures(2, 3.0, 1.5, [], [], [])
     monkeypatch.setattr(step_profile, "read_trace", lambda path: figures)
-    context = context_of(prepared, alone, tmp_path / "trace.json", 2)
+    context = context_of(prepared, alone, tmp_path / "trace.json.gz", 2)
     for wall, idle in ((4.0, 0.25), (2.0, 0.0)):
         clock = iter([10.0, 10.0 + wall, 0.0, 0.0])
         monkeypatch.setattr(step_profile, "_meet", lambda group, clock=clock: next(clock))

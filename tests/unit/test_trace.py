@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,9 @@ def window(*steps: tuple[float, float], cat: str = "user_annotation") -> list[di
 
 
 def figures(tmp_path: Path, events: list[dict[str, Any]]) -> TraceFigures:
-    path = tmp_path / "trace.json"
+    path = tmp_path / "trace.json.gz"
     others = [{"ph": "M", "name": "process_name", "pid": 70}, {"ph": "s", "cat": "ac2g", "ts": 1}]
-    path.write_text(json.dumps({"traceEvents": [*others, *events]}))
+    path.write_bytes(gzip.compress(json.dumps({"traceEvents": [*others, *events]}).encode()))
     return read_trace(str(path))
 
 
@@ -132,7 +133,7 @@ def test_a_trace_as_pytorch_writes_it(tmp_path: Path) -> None:
                     torch.nn.functional.linear(matrix, matrix)
                     matrix.sqrt()
             matrix.neg()
-    path = str(tmp_path / "trace.json")
+    path = str(tmp_path / "trace.json.gz")
     profiler.export_chrome_trace(path)
     found = read_trace(path)
     calls = {entry.name: entry.calls for entry in found.on_host}
