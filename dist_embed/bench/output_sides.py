@@ -6,6 +6,7 @@ The learning rate is 0: an update does all of its work, and every pass finds the
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -160,7 +161,7 @@ def exact_sides(sizes: OutputSizes, group: Group) -> Iterator[Side]:
         one_pass = _plain_pass(table.weight, hidden, answers, dtype, compiled)
         try:
             passes = measured(one_pass, device, sizes.repeats)
-        except RuntimeError as exc:  # for lack of memory after all, or of a compiler
+        except Exception as exc:  # for lack of memory after all, or of a compiler
             yield Side(name, sizes.rows, left_out=" ".join(str(exc).split())[:200])
         else:
             yield side(name, passes)
@@ -338,6 +339,7 @@ def _targets(num_words: int, num_tokens: int, number: int) -> Tensor:
 def _free(device: torch.device) -> int:
     if device.type != "cuda":
         return available_bytes()
+    gc.collect()  # tables of before, whose kernels refer to themselves
     torch.cuda.empty_cache()
     return free_bytes(device)
 

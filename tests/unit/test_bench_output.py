@@ -207,7 +207,7 @@ def test_what_does_not_fit_or_compile_is_named(
 
     def compiling(function: Any) -> Any:
         def failing(*given: Any) -> Any:
-            raise RuntimeError("no\n compiler here\n" + 200 * "x")
+            raise AssertionError("no\n compiler here\n" + 200 * "x")
 
         return failing
 
