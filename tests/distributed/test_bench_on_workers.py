@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from dist_embed.bench import plain_model, pretrained
+from dist_embed.bench import baseline, plain_model, pretrained
 from dist_embed.bench.plain_sparse import SparseSampled
 from dist_embed.bench.vocabulary_cases import FULL, SPARSE, Case, batches, case_config
 from dist_embed.data.loader import StepBatches
@@ -98,3 +98,34 @@ def test_plain_steps_train_on_the_mean_of_all_workers_tokens(
     for found in together:
         for whole, first, second in zip(found, *parts, strict=True):
             torch.testing.assert_close(whole, first + second, rtol=1e-4, atol=1e-6)
+
+
+def compile_where_one_fails(group: Group, works: list[StepBatches]) -> tuple[str, str]:
+    forward = plain_model.PlainTranslator.forward
+
+    def failing(model: Any, batch: Any) -> torch.Tensor:
+        if group.rank == 1:
+            raise RuntimeError("there is no compiler\nmore of it")
+        return forward(model, batch)
+
+    with (
+        patch.object(plain_model.PlainTranslator, "compile_parts", lambda model: None),
+        patch.object(plain_model.PlainTranslator, "forward", failing),
+    ):
+        try:
+            plain_model.plain_training_step(
+                case_config(Case(FULL, 90, 8, 64, 20)), 90, 90, group, bf16=False,
+                compiled_for=works[group.rank].batches,
+            )  # fmt: skip
+        except RuntimeError as exc:
+            return type(exc).__name__, baseline._first_line(exc)
+    return "", ""
+
+
+def test_a_compiler_that_fails_on_one_worker_is_heard_of_on_all(workers: WorkerPool) -> None:
+    pair = [Group(rank, 2, 2, torch.device("cpu"), None) for rank in (0, 1)]  # type: ignore[arg-type]
+    works = [batches(Case(FULL, 90, 8, 64, 20), one, 1)[0] for one in pair]
+    assert workers.run(2, compile_where_one_fails, works) == [
+        ("WorkerError", "worker 1 failed; its log says why"),
+        ("RuntimeError", "there is no compiler"),
+    ]
