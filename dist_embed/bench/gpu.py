@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) ->
         tempfile.TemporaryDirectory(prefix="dist_embed-gpu-") as folder,
         (out / "log.txt").open("a") as log,
     ):
-        work = Work(arguments.device, Path(folder), arguments.multi30k)
+        work = Work(arguments.device, Path(folder), out, arguments.multi30k)
         for number, stage in enumerate(asked, start=1):
             outcome = _run(stage, work, log, ends_at - time.monotonic())
             print(f"-- {stage.name}: {outcome.told}, {outcome.seconds:.0f} s\n", flush=True)
@@ -88,7 +88,7 @@ def _parser(stages: Sequence[Stage]) -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=int, default=540, metavar="SECONDS", help="default 540")
     parser.add_argument(
         "--out", default=os.environ.get("OUT") or "gpu-results", metavar="FOLDER",
-        help="for summary.txt, log.txt and figures.json; default: $OUT, else gpu-results",
+        help="for summary, log, figures and a profile; default: $OUT, else gpu-results",
     )  # fmt: skip
     parser.add_argument(
         "--multi30k", default=os.environ.get("MULTI30K_DIR"), metavar="FOLDER",

@@ -12,10 +12,13 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage's commands need to know."""
+    """What a stage's commands need to know: the device, a folder for the length of the command, one
+    for what stays, and that of the corpus.
+    """
 
     device: Literal["cuda", "cpu"]
     folder: Path
+    out: Path
     multi30k: str | None
 
     @property
@@ -136,17 +139,18 @@ def _speed(work: Work) -> list[list[str]]:
     run = _run(work)
     uri = f"run.uri={work.folder}/speed"
     rounds = work.by_device("--rounds 3 --steps 20 --compile", "--rounds 1 --steps 20")
-    trace = str(work.folder / "profile")
+    steps = work.by_device("--steps 5", "--steps 2")
+    trace = str(work.out / "profile")
     return [
         _dist_embed(work, "speed", "bench", "baseline", *rounds, *run, uri),
-        _dist_embed(work, "step", "bench", "step", "--profile", trace, *run, uri),
+        _dist_embed(work, "step", "bench", "step", "--profile", trace, *steps, *run, uri),
     ]
 
 
 def _output(work: Work) -> list[list[str]]:
-    exact = "--tokens 8192 --width 2304 --rows 256000 --logits-block-mib auto 1024 256 64"
-    sampled = "--tokens 8192 --width 512 --rows 32000 --sampled-rows 1000000 20000000"
-    few = "--tokens 64 --width 16 --rows 300 --repeats 2"
+    exact = "--tokens 8192 --width 2304 --rows 256000 --logits-block-mib auto 1024 256 64 32"
+    sampled = "--tokens 8192 --width 512 --rows 256000 --sampled-rows 1000000 20000000"
+    few = "--tokens 64 --width 16 --rows 500 --logits-block-mib auto 0.01 --repeats 2"
     return [
         _bench(work, "output", "output", *work.by_device(exact, few)),
         _bench(
@@ -164,8 +168,8 @@ def _tiers(work: Work) -> list[list[str]]:
 
 def _vocabulary(work: Work) -> list[list[str]]:
     most = "--words 100000 1000000 20000000 --widths 128 --tokens 8192 --full-tokens 0"
-    few = "--words 600 900 --widths 8 --against 700 --tokens 64 --full-tokens 0 --samples 50"
-    few += " --steps 2 --rounds 1"
+    most += " --rounds 5 --steps 20"
+    few = "--words 600 900 --widths 8 --against 0 --tokens 64 --samples 50 --steps 2 --rounds 1"
     return [_bench(work, "vocabulary", "vocabulary", "--workers", "1", *work.by_device(most, few))]
 
 
@@ -201,7 +205,7 @@ STAGES = (
     Stage("tests", "the other tests in tests/gpu", 150, _all_tests, counts=True),
     Stage("lookup", "lookup and update beside a copy and FBGEMM's kernel", 120, _lookup),
     Stage("speed", "the base Transformer beside plain DDP; its profile", 150, _speed),
-    Stage("output", "the output layers beside F.cross_entropy", 90, _output),
+    Stage("output", "the output layers beside F.cross_entropy", 110, _output),
     Stage("tiers", "tables in host memory", 100, _tiers),
     Stage("vocabulary", "a step by the size of the vocabulary", 90, _vocabulary),
     Stage("checkpoint", "save and load 4 GiB", 60, _checkpoint),

@@ -12,6 +12,7 @@ import pytest
 
 from dist_embed.bench import gpu
 from dist_embed.bench.gpu_stages import Stage, Work
+from dist_embed.bench.gpu_targets import target_lines
 
 
 def python(code: str, *arguments: str) -> list[str]:
@@ -103,3 +104,38 @@ def test_only_stages_that_are_asked_for(out: Path, capsys: pytest.CaptureFixture
     assert list(summary(out)) == ["two"]
     assert gpu.main(["three"], [stage("one", good)]) == 2
     assert "three is not a stage; these are: one" in capsys.readouterr().err
+
+
+def lookup(update: float, kernel: float) -> dict[str, Any]:
+    found = {"update_bytes": 700, "seconds": {"update": update, "kernel_update": kernel}}
+    return {"copied_bytes": 500, "copy_seconds": 1.0, "found": [found]}
+
+
+def exact(name: str, ms: list[float], gib: float) -> dict[str, Any]:
+    seconds = {"layer": [one / 1e3 for one in ms]}
+    return {"name": name, "seconds": seconds, "beyond_bytes": int(gib * 2**30)}
+
+
+def test_what_is_aimed_at_stands_beside_what_was_found() -> None:
+    assert all("not measured" in line for line in target_lines({}))
+    found = {
+        "lookup": lookup(2.0, 1.0),
+        "lookup_public": lookup(1.2, 1.0),
+        "output": {"sides": [
+            exact("exact, auto", [80.0, 70.0, 71.0], 2.0), exact("exact, 64 MiB", [101.0], 1.5),
+            exact("exact, 32 MiB", [99.0], 1.0), exact("F.cross_entropy", [1.0], 0.1),
+        ]},
+        "speed": {"tokens_per_second": {"dist_embed bf16": 399_000.0}},
+        "vocabulary": {"speeds": [[{"ratio_to_first": 1.0}, {"ratio_to_first": 1.05}]]},
+        "step": {"waits_by_place": {"dist_embed/train/step.py:run": 2, "torchrec/x.py:y": 3}},
+    }  # fmt: skip
+    lines = target_lines({name: {"figures": figures} for name, figures in found.items()})
+    assert [line.partition(": ")[2] for line in lines] == [
+        "70 (target ≥ 70): reached",
+        "1.20 (target ≤ 1.10): NOT reached",
+        "71.0 (target ≤ 75.0): reached",
+        "99.0 (target ≤ 100.0): reached",
+        "399,000 (target ≥ 400,000): NOT reached",
+        "1.05 (target ≤ 1.10): reached",
+        "1 (target ≤ 0): NOT reached",
+    ]
