@@ -81,10 +81,12 @@ def main(arguments: list[str]) -> int:
         import torch
 
         from dist_embed.bench.report import write_json
-        from dist_embed.parallel.device import device_name, resolve_device
+        from dist_embed.parallel.device import device_name
 
         command = shlex.join(["python", "-m", "tests.gpu.run", *arguments])
-        name = device_name(torch.device(resolve_device(known.device)))
+        # Where a GPU was asked for and is not there, nothing has run.
+        on_gpu = known.device != "cpu" and torch.cuda.is_available()
+        name = device_name(torch.device("cuda" if on_gpu else "cpu"))
         write_json(known.json, command, name, tally.figures())
     return code or int(not tally.ends["passed"])
 
