@@ -62,11 +62,12 @@ def _bench(work: Work, figures: str, kind: str, *arguments: str) -> list[str]:
     return _dist_embed(work, figures, "bench", kind, "--device", work.device, *arguments)
 
 
-def _tests(work: Work, figures: str, *arguments: str) -> list[str]:
+def _tests(work: Work, figures: str, processes: int, *arguments: str) -> list[str]:
+    number = str(processes if work.device == "cuda" else 0)
     return [
         sys.executable, "-m", "tests.gpu.run", "--device", work.device, "--json",
-        str(work.figures / f"{figures}.json"), "-q", "-n", *work.by_device("6", "0"), "--dist",
-        "load", "--timeout", "90", *arguments,
+        str(work.figures / f"{figures}.json"), "-q", "-n", number, "--timeout", "90",
+        "--disable-warnings", *arguments,
     ]  # fmt: skip
 
 
@@ -103,16 +104,16 @@ torch.ones(1000, device=device).sum().item()
 
 
 def _kernels(work: Work) -> list[list[str]]:
-    return [_tests(work, "kernels", "tests/gpu/test_kernels.py")]
+    return [_tests(work, "kernels", 4, "--dist", "load", "tests/gpu/test_kernels.py")]
 
 
 def _parity(work: Work) -> list[list[str]]:
-    return [_tests(work, "parity", "tests/gpu/test_parity.py")]
+    return [_tests(work, "parity", 0, "tests/gpu/test_parity.py")]
 
 
 def _all_tests(work: Work) -> list[list[str]]:
     done = [f"--ignore=tests/gpu/test_{name}.py" for name in ("kernels", "parity")]
-    return [_tests(work, "tests", "tests/gpu", *done)]
+    return [_tests(work, "tests", 4, "--dist", "loadfile", "tests/gpu", *done)]
 
 
 _FEW_LOOKUPS = "--rows 20000 --ids 3000 --width 16 --repeats 2"
