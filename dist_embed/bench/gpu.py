@@ -106,7 +106,7 @@ def _run(stage: Stage, work: Work, log: IO[str], left: float) -> Outcome:
     print(f"== {stage.name}: {stage.about} (at most {limit:.0f} s)", file=log, flush=True)
     told, well = "passed", True
     for command in stage.commands(work):
-        code, last_line = _call(command, log, started + limit - time.monotonic())
+        code, last_line = _call(command, work, log, started + limit - time.monotonic())
         if code is None:
             told, well = f"not done within {limit:.0f} s", False
         elif code != 0:
@@ -118,7 +118,9 @@ def _run(stage: Stage, work: Work, log: IO[str], left: float) -> Outcome:
     return Outcome(stage.name, told, time.monotonic() - started, well)
 
 
-def _call(command: Sequence[str], log: IO[str], seconds: float) -> tuple[int | None, str]:
+def _call(
+    command: Sequence[str], work: Work, log: IO[str], seconds: float
+) -> tuple[int | None, str]:
     """The exit code, None where the command was ended because it took longer; and its last line."""
     said = shlex.join(command)
     print(f"$ {said}", file=log, flush=True)
@@ -127,7 +129,7 @@ def _call(command: Sequence[str], log: IO[str], seconds: float) -> tuple[int | N
     # A session of its own: workers and their helpers end with the command.
     process = subprocess.Popen(
         command, cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        start_new_session=True,
+        env={**os.environ, **work.environment}, start_new_session=True,
     )  # fmt: skip
     code: int | None = None
     try:
@@ -158,10 +160,11 @@ def _lines_since(begin: int, path: Path) -> list[str]:
     with path.open("rb") as log:
         log.seek(begin)
         lines = log.read().decode(errors="replace").splitlines()
-    return [line for line in lines if line.strip() and not _GREETING.search(line)]
+    return [line for line in lines if not _SAYS_NOTHING.search(line)]
 
 
-_GREETING = re.compile("compat_table|cannot determine|^WARNING:root")  # FBGEMM, TorchRec
+# Blank lines, some of them in a colour, and with what FBGEMM and TorchRec greet.
+_SAYS_NOTHING = re.compile(r"^(\s|\x1b\[\d*m)*$|compat_table|cannot determine|^WARNING:root")
 
 
 def _write(out: Path, work: Work, outcomes: Sequence[Outcome]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,11 @@ class Work:
     folder: Path
     out: Path
     multi30k: str | None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What commands find in theirs beside what there is: configurations read it."""
+        return {"MULTI30K_DIR": self.multi30k} if self.multi30k else {}
 
     @property
     def figures(self) -> Path:
@@ -73,12 +77,12 @@ def _tests(work: Work, figures: str, processes: int, *arguments: str) -> list[st
 
 def _run(work: Work) -> list[str]:
     """The configuration of the base Transformer (Vaswani et al. 2017), and what differs from it."""
-    if work.multi30k:
-        os.environ["MULTI30K_DIR"] = work.multi30k
-    config = "configs/multi30k_en_de.yaml" if work.multi30k else "configs/quickstart.yaml"
+    corpus = ["configs/multi30k_en_de.yaml"] if work.multi30k else ["configs/quickstart.yaml"]
+    if work.device == "cpu":
+        corpus = ["configs/quickstart.yaml", "data.synthetic.sentences=2000"]
     width, inner, layers, tokens = work.by_device("512 2048 6 50000", "32 64 1 1024")
     return [
-        config, f"embedding.width={width}", f"model.width={width}",
+        *corpus, f"embedding.width={width}", f"model.width={width}",
         f"model.feed_forward={inner}", "model.heads=8", f"model.encoder_layers={layers}",
         f"model.decoder_layers={layers}", "model.dropout=0.1", "model.share_embeddings=all",
         f"train.batch_tokens={tokens}", f"cluster.device={work.device}", "cluster.num_workers=1",

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from dist_embed.bench import gpu
-from dist_embed.bench.gpu_stages import Stage, Work
-from dist_embed.bench.gpu_targets import target_lines
+from dist_embed.bench.gpu_stages import STAGES, Stage, Work
+from dist_embed.bench.gpu_targets import TARGETS, target_lines
+from dist_embed.cli.main import build_parser
+from dist_embed.config.load import load_config
 
 
 def python(code: str, *arguments: str) -> list[str]:
@@ -84,7 +86,8 @@ def test_stages_beyond_the_budget_are_left_out(out: Path) -> None:
 
 @pytest.mark.parametrize(("code", "told"), [(0, "passed"), (1, "failed with exit code 1")])
 def test_what_a_stage_counts_is_told(out: Path, code: int, told: str) -> None:
-    command = python(f"print('first'); print('5 passed, 2 failed'); print(); exit({code})")
+    greeting = r"'\x1b[33m\n\n\x1b[0m'"
+    command = python(f"print('first\\n5 passed, 2 failed'); print({greeting}); exit({code})")
     assert run(Stage("tests", "", 60, lambda work: [command], counts=True)) == code
     assert summary(out) == {"tests": f"{told}: 5 passed, 2 failed"}
 
@@ -139,3 +142,39 @@ def test_what_is_aimed_at_stands_beside_what_was_found() -> None:
         "1.05 (target ≤ 1.10): reached",
         "1 (target ≤ 0): NOT reached",
     ]
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+@pytest.mark.parametrize("multi30k", ["/corpus", None])
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_commands_can_be_read(
+    stage: Stage, device: Any, multi30k: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a mistake would cost a run; there are no arguments that only a GPU finds wrong."""
+    work = Work(device, tmp_path, tmp_path, multi30k)
+    for name, value in work.environment.items():
+        monkeypatch.setenv(name, value)
+    written: list[Path] = []
+    for command in stage.commands(work):
+        assert command[0] == sys.executable
+        if command[1:3] == ["-m", "dist_embed.cli.main"]:
+            read = build_parser().parse_args(command[3:])
+            if hasattr(read, "overrides"):
+                config = load_config(read.config, read.overrides)
+                assert config.cluster.device == device
+                assert config.model.width == (512 if device == "cuda" else 32)
+            if getattr(read, "json", None):
+                written.append(Path(read.json))
+        elif command[1:3] == ["-m", "tests.gpu.run"]:
+            paths = [one for one in command if one.startswith("tests/gpu/")]
+            assert all((gpu.PROJECT / path).exists() for path in paths)
+            written.append(Path(command[command.index("--json") + 1]))
+    assert len({*written}) == len(written)
+    assert all(path.parent == tmp_path / "figures" for path in written)
+
+
+def test_every_target_has_its_command(tmp_path: Path) -> None:
+    work = Work("cuda", tmp_path, tmp_path, None)
+    commands = [part for stage in STAGES for command in stage.commands(work) for part in command]
+    for target in TARGETS:
+        assert str(tmp_path / "figures" / f"{target.source}.json") in commands
