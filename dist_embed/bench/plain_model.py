@@ -185,7 +185,8 @@ def _equal_sizes(batch: Batch) -> int:
     """How many sizes of a batch are 0, 1, or equal to another.
 
     The compiler takes sizes that are equal in the first batch for equal in all, and a 0 or 1 for
-    itself: with one that has neither first it compiles once for nearly all others (torch 2.13).
+    itself: with one that has neither first it compiles once for nearly all others (torch 2.11 and
+    2.13).
     """
     sizes = [*batch.source.shape, batch.target_input.shape[1], len(batch.token_positions)]
     return len(sizes) - len({*sizes} - {0, 1})
