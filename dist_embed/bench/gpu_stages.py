@@ -75,18 +75,24 @@ def _tests(work: Work, figures: str, processes: int, *arguments: str) -> list[st
     ]  # fmt: skip
 
 
-def _run(work: Work) -> list[str]:
-    """The configuration of the base Transformer (Vaswani et al. 2017), and what differs from it."""
-    corpus = ["configs/multi30k_en_de.yaml"] if work.multi30k else ["configs/quickstart.yaml"]
+def _run(work: Work, name: str) -> list[str]:
+    """A configuration, and what differs from it: on a GPU the base Transformer (Vaswani et al.
+    2017).
+    """
+    data, tokens = "", "50000"
     if work.device == "cpu":
-        corpus = ["configs/quickstart.yaml", "data.synthetic.sentences=2000"]
-    width, inner, layers, tokens = work.by_device("512 2048 6 50000", "32 64 1 1024")
+        data, tokens = "data.synthetic.sentences=300 data.synthetic.held_out=20", "500"
+    elif work.multi30k is None:
+        data = "data.synthetic.sentences=30000"
+    config = "quickstart" if data else "multi30k_en_de"
+    width, inner, layers, heads = work.by_device("512 2048 6 8", "16 32 1 2")
     return [
-        *corpus, f"embedding.width={width}", f"model.width={width}",
-        f"model.feed_forward={inner}", "model.heads=8", f"model.encoder_layers={layers}",
+        f"configs/{config}.yaml", *data.split(), f"data.uri={work.folder}/data",
+        f"run.uri={work.folder}/{name}", f"embedding.width={width}", f"model.width={width}",
+        f"model.feed_forward={inner}", f"model.heads={heads}", f"model.encoder_layers={layers}",
         f"model.decoder_layers={layers}", "model.dropout=0.1", "model.share_embeddings=all",
-        f"train.batch_tokens={tokens}", f"cluster.device={work.device}", "cluster.num_workers=1",
-        "cluster.launcher=local", f"data.uri={work.folder}/data",
+        f"train.batch_tokens={tokens}", f"train.precision={work.by_device('bf16', 'fp32')[0]}",
+        f"cluster.device={work.device}", "cluster.num_workers=1", "cluster.launcher=local",
     ]  # fmt: skip
 
 
@@ -141,15 +147,24 @@ def _lookup(work: Work) -> list[list[str]]:
 
 
 def _speed(work: Work) -> list[list[str]]:
-    run = _run(work)
-    uri = f"run.uri={work.folder}/speed"
-    rounds = work.by_device("--rounds 3 --steps 20 --compile", "--rounds 1 --steps 20")
-    steps = work.by_device("--steps 5", "--steps 2")
     trace = str(work.out / "profile")
+    steps = work.by_device("--steps 5", "--steps 2")
     return [
-        _dist_embed(work, "speed", "bench", "baseline", *rounds, *run, uri),
-        _dist_embed(work, "step", "bench", "step", "--profile", trace, *steps, *run, uri),
+        _baseline(work, "speed"),
+        _dist_embed(work, "step", "bench", "step", "--profile", trace, *steps, *_run(work, "step")),
     ]
+
+
+def _baseline(work: Work, figures: str, *options: str) -> list[str]:
+    rounds = work.by_device("--rounds 3 --steps 20", "--rounds 1 --steps 20")
+    return _dist_embed(
+        work, figures, "bench", "baseline", *options, *rounds, *_run(work, figures)
+    )  # fmt: skip
+
+
+def _compiled(work: Work) -> list[list[str]]:
+    # On the CPU it takes minutes, and it is PyTorch's.
+    return [_baseline(work, "compiled", *work.by_device("--compile", ""))]
 
 
 def _output(work: Work) -> list[list[str]]:
@@ -179,7 +194,8 @@ def _vocabulary(work: Work) -> list[list[str]]:
 
 
 def _checkpoint(work: Work) -> list[list[str]]:
-    sizes = work.by_device("--rows 8350000 --width 128", "--rows 2000 --width 8")
+    # 4.04 GiB: above a power of two, to which PyTorch rounds pinned memory.
+    sizes = work.by_device("--rows 8400000 --width 128", "--rows 2000 --width 8")
     return [
         _bench(
             work, "checkpoint", "checkpoint", str(work.folder / "store"), "--workers", "1",
@@ -189,13 +205,14 @@ def _checkpoint(work: Work) -> list[list[str]]:
 
 
 def _train(work: Work) -> list[list[str]]:
-    uri = f"run.uri={work.folder}/run"
-    first, more = work.by_device("100 120", "10 12")
-    often = [
-        f"train.evaluate_every={int(first) // 2}", f"train.translate_every={first}",
-        f"checkpoint.every_steps={int(first) // 2}", "train.log_every=5",
+    half, first, more = work.by_device("50 100 120", "5 10 12")
+    # Rates that do not depend on where a run ends, so that its loss goes on.
+    rates = "train.schedule=inverse_sqrt train.warmup_steps=20 train.learning_rate=1e-3"
+    train = [
+        "train", *_run(work, "run"), *rates.split(), "embedding.schedule=constant",
+        "train.log_every=5", f"train.evaluate_every={half}", f"train.translate_every={first}",
+        f"checkpoint.every_steps={half}", *work.by_device("", "search.beam=1"),
     ]  # fmt: skip
-    train = ["train", *_run(work), uri, *often]
     return [
         _dist_embed(work, None, *train, f"train.max_steps={first}"),
         _dist_embed(work, None, *train, f"train.max_steps={more}"),
@@ -209,10 +226,11 @@ STAGES = (
     Stage("parity", "20 steps of a run as on the CPU", 90, _parity, counts=True),
     Stage("tests", "the other tests in tests/gpu", 150, _all_tests, counts=True),
     Stage("lookup", "lookup and update beside a copy and FBGEMM's kernel", 120, _lookup),
-    Stage("speed", "the base Transformer beside plain DDP; its profile", 150, _speed),
+    Stage("speed", "the base Transformer beside plain DDP; its profile", 120, _speed),
     Stage("output", "the output layers beside F.cross_entropy", 110, _output),
     Stage("tiers", "tables in host memory", 100, _tiers),
     Stage("vocabulary", "a step by the size of the vocabulary", 90, _vocabulary),
-    Stage("checkpoint", "save and load 4 GiB", 60, _checkpoint),
-    Stage("train", "a run, and the same run resumed", 90, _train),
+    Stage("checkpoint", "save and load 4 GiB", 90, _checkpoint),
+    Stage("train", "a run, and the same run resumed", 120, _train),
+    Stage("compiled", "`speed` with a plain model under torch.compile", 180, _compiled),
 )

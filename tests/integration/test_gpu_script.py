@@ -1,4 +1,4 @@
-"""``launch/gpu.sh`` on the CPU: its stages at small sizes, so that none ends on a GPU by a mistake."""
+"""``launch/gpu.sh`` on the CPU, its stages at small sizes: none is to end on a GPU by a mistake."""
 
 from __future__ import annotations
 

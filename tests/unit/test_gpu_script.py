@@ -63,6 +63,7 @@ def test_a_stage_that_takes_too_long_is_ended_with_what_it_started(
     out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(gpu, "SLOWER", 1)
     code = (
         "import subprocess, sys, time; child = subprocess.Popen(['sleep', '100']);"
         "open(sys.argv[1], 'w').write(str(child.pid)); time.sleep(100)"
@@ -162,7 +163,7 @@ def test_commands_can_be_read(
             if hasattr(read, "overrides"):
                 config = load_config(read.config, read.overrides)
                 assert config.cluster.device == device
-                assert config.model.width == (512 if device == "cuda" else 32)
+                assert config.model.width == (512 if device == "cuda" else 16)
             if getattr(read, "json", None):
                 written.append(Path(read.json))
         elif command[1:3] == ["-m", "tests.gpu.run"]:
