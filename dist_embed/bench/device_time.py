@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import TypeVar
@@ -10,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
+
+from dist_embed.bench.passes import Marks
 
 WARM_UP = 3  # calls that do not count
 Item = TypeVar("Item")
@@ -23,18 +24,10 @@ def median_seconds(
     """
     taken = []
     for item in items:
-        if device.type == "cuda":
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            begin.record()
-            call(item)
-            end.record()
-            torch.cuda.synchronize()
-            taken.append(begin.elapsed_time(end) / 1e3)
-        else:
-            started = time.perf_counter()
-            call(item)
-            taken.append(time.perf_counter() - started)
+        marks = Marks(device)
+        call(item)
+        marks("call")
+        taken.append(marks.seconds()["call"])
     return median(taken[WARM_UP:])
 
 

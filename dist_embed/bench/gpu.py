@@ -99,7 +99,9 @@ def _parser(stages: Sequence[Stage]) -> argparse.ArgumentParser:
 
 
 def _run(stage: Stage, work: Work, log: IO[str], left: float) -> Outcome:
-    """Run a stage's commands one after the other, until one fails."""
+    """Run a stage's commands one after the other. One that fails does not stop the next: each has
+    figures of its own.
+    """
     started = time.monotonic()
     limit = min(stage.seconds * (1 if work.device == "cuda" else SLOWER), left)
     if limit < LEAST_SECONDS:
@@ -110,12 +112,11 @@ def _run(stage: Stage, work: Work, log: IO[str], left: float) -> Outcome:
         code, last_line = _call(command, work, log, started + limit - time.monotonic())
         if code is None:
             told, well = f"not done within {limit:.0f} s", False
-        elif code != 0:
+            break
+        if code != 0:
             told, well = f"failed with exit code {code}", False
         if stage.counts:
             told += f": {last_line}"
-        if not well:
-            break
     return Outcome(stage.name, told, time.monotonic() - started, well)
 
 
@@ -170,9 +171,10 @@ _SAYS_NOTHING = re.compile(r"^(\s|\x1b\[\d*m)*$|compat_table|cannot determine|^W
 
 def _write(out: Path, work: Work, outcomes: Sequence[Outcome]) -> str:
     """Write figures and summary as they are by now; returns the summary."""
-    found: dict[str, Any] = {
-        path.stem: json.loads(path.read_text()) for path in sorted(work.figures.glob("*.json"))
-    }
+    found: dict[str, Any] = {}
+    for path in sorted(work.figures.glob("*.json")):
+        with suppress(ValueError):  # its command was ended while it wrote
+            found[path.stem] = json.loads(path.read_text())
     (out / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
     lines = [f"{one.stage:12}{one.seconds:5.0f} s  {one.told}" for one in outcomes]
     if work.device == "cuda":

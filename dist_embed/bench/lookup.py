@@ -174,13 +174,16 @@ def measure(case: Case, work: Work, group: Group) -> Found:
         kernel_lookup = seconds_of(ways.kernel_lookup, rows)
         request = seconds_of(lambda some: ways.tables.request(some).arrived(), wanted)
         lookup = seconds_of(ways.lookup, wanted)
+    kernel_update = seconds_of(ways.kernel_update, rows)
+    update = seconds_of(ways.update, wanted)
+    # After all that is timed: a profiler that has been on may leave something behind.
     seconds = Seconds(
         kernel_lookup=kernel_lookup,
-        kernel_update=seconds_of(ways.kernel_update, rows),
+        kernel_update=kernel_update,
         kernel_update_busy=busy_seconds(ways.kernel_update, rows[:_FEW], device),
         request=request,
         lookup=lookup,
-        update=seconds_of(ways.update, wanted),
+        update=update,
         update_busy=busy_seconds(ways.update, wanted[:_FEW], device),
         distinct=seconds_of(ways.wanted, steps),
         distinct_on_host=median_seconds(

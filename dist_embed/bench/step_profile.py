@@ -24,7 +24,6 @@ from dist_embed.train.run_data import data_of_all
 from dist_embed.train.step import TrainStep
 from dist_embed.train.worker import Context, build_train_step
 
-WARM_UP_STEPS = 5
 # While the profiler is on, but before the window: it begins to record with some work of its own.
 _FIRST_RECORDED = 2
 
@@ -38,7 +37,7 @@ def step_task(context: Context) -> dict[str, Any]:
     """
     group, count = context.group, context.options["steps"]
     device = group.device
-    before = WARM_UP_STEPS + count + _FIRST_RECORDED
+    before = count + _FIRST_RECORDED
     step, works = _build(context, before + count + 2)  # none of them is the last
 
     def run(first: int, number: int) -> None:
@@ -46,15 +45,16 @@ def step_task(context: Context) -> dict[str, Any]:
             with record_function(STEP):
                 step.run(place + 1, works[place], works[place + 1])
 
-    run(0, WARM_UP_STEPS)
+    # Every batch once: sizes that are new have a GPU's allocator wait.
+    run(0, before + count + 1)
     started = _meet(group)
-    run(WARM_UP_STEPS, count)
+    run(before, count)
     seconds = (_meet(group) - started) / count
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) if group.is_first else nullcontext() as profiler:
-        run(WARM_UP_STEPS + count, _FIRST_RECORDED)
+        run(count, _FIRST_RECORDED)
         _meet(group)
         with record_function(WINDOW):
             run(before, count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_embed.cli import bench_device, bench_files, bench_output, bench_step, bench_training
+from dist_embed.cli import bench_files, bench_lookup, bench_output, bench_step, bench_training
 
 
 def add_commands(commands: Any) -> None:
@@ -14,5 +14,5 @@ def add_commands(commands: Any) -> None:
     bench_training.add_kinds(kinds)
     bench_step.add_kinds(kinds)
     bench_files.add_kinds(kinds)
-    bench_device.add_kinds(kinds)
+    bench_lookup.add_kinds(kinds)
     bench_output.add_kinds(kinds)

@@ -17,6 +17,8 @@ from tests.distributed.reference import Reference
 from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs
 from tests.gpu.device import DEVICE, IN_HOST_MEMORY, on_cuda_alone
 
+# Of several processes that run tests one: it starts workers of its own.
+pytestmark = pytest.mark.xdist_group("exchange")
 Trained = tuple[list[float], dict[str, Any]]
 STEPS = [random_pairs(9, number, 23, 31) for number in range(1, 5)]
 

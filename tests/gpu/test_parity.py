@@ -23,6 +23,8 @@ from dist_embed.train.worker import Context, train_task
 from tests.distributed.configured import Values, merged
 from tests.gpu.device import DEVICE, TIERS, joined_alone
 
+# Of several processes that run tests one: what the CPU finds is found once.
+pytestmark = pytest.mark.xdist_group("parity")
 # Where the CPU is compared with itself, some steps show as much.
 STEPS = 20 if DEVICE == "cuda" else 4
 RUN: Values = {

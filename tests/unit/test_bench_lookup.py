@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_embed.bench import device_time, lookup, lookup_cases, lookup_ways
+from dist_embed.bench import lookup, lookup_cases, lookup_ways, passes
 from dist_embed.bench.device_time import busy_seconds, median_seconds
 from dist_embed.bench.lookup import Found, Report, Seconds, lookup_report, lookup_table
 from dist_embed.bench.lookup_cases import Case, Work, possible_cases
@@ -238,7 +239,7 @@ def wrong_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def one_gradient_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    def update(ways: LookupWays, wanted: Any) -> None:
+    def update(ways: LookupWays, wanted: Any, step: int) -> None:
         rows, vectors = ways.lookup(wanted)
         gradient = ways._gradient.clone()
         gradient[0] = 0
@@ -270,7 +271,7 @@ def test_garbage_is_not_timed(monkeypatch: pytest.MonkeyPatch, broken: Broken, s
 def test_the_first_calls_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
     clock.perf_counter = lambda: clock.now
-    monkeypatch.setattr(device_time, "time", clock)
+    monkeypatch.setattr(passes, "time", clock)
 
     def call(seconds: float) -> None:
         clock.now += seconds
@@ -284,8 +285,8 @@ def test_operations_are_counted_once_and_python_is_not() -> None:
     def call(seconds: float) -> Tensor:
         with torch.profiler.record_function("covers what is below"):
             product = big @ big
-            ended = device_time.time.perf_counter() + seconds
-            while device_time.time.perf_counter() < ended:
+            ended = time.perf_counter() + seconds
+            while time.perf_counter() < ended:
                 pass
         return product
 

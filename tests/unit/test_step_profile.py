@@ -60,7 +60,8 @@ def test_steps_are_timed_recorded_and_watched_in_turn(
     monkeypatch.setattr(step_profile, "_meet", meeting)
     trace = tmp_path / "trace.json.gz"
     found = step_profile.step_task(context_of(prepared, alone, trace, 3))
-    assert course == [*range(1, 6), "meet", 6, 7, 8, "meet", 9, 10, "meet", 11, 12, 13, "meet", 14]
+    all_once, timed, begun = [*range(1, 10)], [6, 7, 8], [4, 5]
+    assert course == [*all_once, "meet", *timed, "meet", *begun, "meet", *timed, "meet", 9]
     assert (found["seconds_per_step"], found["steps"], found["workers"]) == (2.0, 3, 1)
     assert 150 < found["tokens_per_step"] <= 300
     assert 0 < found["seconds_per_step_recorded"] < 60

@@ -1,4 +1,4 @@
-"""``dist-embed bench`` of what one device does alone."""
+"""``dist-embed bench lookup``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,7 @@ from dist_embed.config.errors import UserError
 
 
 def add_kinds(kinds: Any) -> None:
-    """Add this module's measurements."""
-    _add_lookup(kinds)
-
-
-def _add_lookup(kinds: Any) -> None:
+    """Add this module's measurement."""
     parser = kinds.add_parser(
         "lookup", help="a step's lookup and update of a table, beside FBGEMM's kernel and a copy"
     )
