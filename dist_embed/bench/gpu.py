@@ -26,7 +26,7 @@ from dist_embed.bench.gpu_targets import target_lines
 
 PROJECT = Path(__file__).parents[2]
 LEAST_SECONDS = 15  # Python and the libraries take as long to begin
-SLOWER = 4  # what a CPU may take longer, which others may use
+SLOWER = 4  # limits of stages are so many times as long on the CPU
 GRACE_SECONDS = 5  # between SIGTERM and SIGKILL
 TOLD_LINES = 30
 
@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) ->
         tempfile.TemporaryDirectory(prefix="dist_embed-gpu-") as folder,
         (out / "log.txt").open("a") as log,
     ):
-        work = Work(arguments.device, Path(folder), out, arguments.multi30k)
+        corpus = Path(arguments.multi30k).absolute() if arguments.multi30k else None
+        work = Work(arguments.device, Path(folder), out, corpus)
         for number, stage in enumerate(asked, start=1):
             outcome = _run(stage, work, log, ends_at - time.monotonic())
             print(f"-- {stage.name}: {outcome.told}, {outcome.seconds:.0f} s\n", flush=True)
@@ -110,6 +111,7 @@ def _run(stage: Stage, work: Work, log: IO[str], left: float) -> Outcome:
     told, well = "passed", True
     for command in stage.commands(work):
         code, last_line = _call(command, work, log, started + limit - time.monotonic())
+        _write_figures(work)
         if code is None:
             told, well = f"not done within {limit:.0f} s", False
             break
@@ -171,11 +173,7 @@ _SAYS_NOTHING = re.compile(r"^(\s|\x1b\[\d*m)*$|compat_table|cannot determine|^W
 
 def _write(out: Path, work: Work, outcomes: Sequence[Outcome]) -> str:
     """Write figures and summary as they are by now; returns the summary."""
-    found: dict[str, Any] = {}
-    for path in sorted(work.figures.glob("*.json")):
-        with suppress(ValueError):  # its command was ended while it wrote
-            found[path.stem] = json.loads(path.read_text())
-    (out / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+    found = _write_figures(work)
     lines = [f"{one.stage:12}{one.seconds:5.0f} s  {one.told}" for one in outcomes]
     if work.device == "cuda":
         lines += ["", *target_lines(found)]
@@ -186,5 +184,17 @@ def _write(out: Path, work: Work, outcomes: Sequence[Outcome]) -> str:
     return summary
 
 
+def _write_figures(work: Work) -> dict[str, Any]:
+    """Write what all commands have found by now into one file; returns it."""
+    found: dict[str, Any] = {}
+    for path in sorted(work.figures.glob("*.json")):
+        with suppress(ValueError):  # its command was ended while it wrote
+            found[path.stem] = json.loads(path.read_text())
+    (work.out / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
 if __name__ == "__main__":
+    # By an exception, so that a command that is under way is ended too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())

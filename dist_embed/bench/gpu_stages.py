@@ -18,12 +18,12 @@ class Work:
     device: Literal["cuda", "cpu"]
     folder: Path
     out: Path
-    multi30k: str | None
+    multi30k: Path | None
 
     @property
     def environment(self) -> dict[str, str]:
-        """What commands find in theirs beside what there is: configurations read it."""
-        return {"MULTI30K_DIR": self.multi30k} if self.multi30k else {}
+        """What is added to that of the commands: configurations read it."""
+        return {"MULTI30K_DIR": str(self.multi30k)} if self.multi30k else {}
 
     @property
     def figures(self) -> Path:
@@ -109,7 +109,7 @@ def _tests(work: Work) -> list[list[str]]:
     return [[
         sys.executable, "-m", "tests.gpu.run", "--device", work.device, "--json",
         str(work.figures / "tests.json"), "-q", "-n", processes, "--dist", "loadgroup",
-        "--timeout", "90", "--disable-warnings", "tests/gpu",
+        "--timeout", "90", "--timeout-method", "thread", "--disable-warnings", "tests/gpu",
     ]]  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def _vocabulary(work: Work) -> list[list[str]]:
 
 
 def _checkpoint(work: Work) -> list[list[str]]:
-    # 4.04 GiB: above a power of two, to which PyTorch rounds pinned memory.
+    # 4.04 GiB: above a power of two, to which PyTorch rounds pinned memory up: the worst case.
     sizes = work.by_device("--rows 8400000 --width 128", "--rows 2000 --width 8")
     return [
         _bench(
@@ -210,7 +210,7 @@ def _train(work: Work) -> list[list[str]]:
 
 
 STAGES = (
-    Stage("device", "the device, versions", 60, _device, needed=True),
+    Stage("device", "the device, versions", 120, _device, needed=True),
     Stage("tests", "kernels, parity with the CPU, all else in tests/gpu", 180, _tests, counts=True),
     Stage("lookup", "lookup and update beside a copy and FBGEMM's kernel", 120, _lookup),
     Stage("speed", "the base Transformer beside plain DDP; its profile", 120, _speed),

@@ -183,7 +183,7 @@ class _SampledLoss:
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         if micro == self._last:
-            self._vectors.register_post_accumulate_grad_hook(self._send_back)
+            self._hook = self._vectors.register_post_accumulate_grad_hook(self._send_back)
         return sampled_cross_entropy(
             hidden, self._rows.vectors("output", micro), self._vectors, targets, self._negatives,
             num_words=self._shard.num_rows, block_bytes=self._shard.block_bytes,
@@ -193,6 +193,9 @@ class _SampledLoss:
     def finish(self) -> None:
         """Hand the sum over workers of each negative's gradient to who has looked it up."""
         assert self._leaving is not None, "the last loss has not been differentiated"
+        # It holds this loss, and with it the step's rows, and is held by vectors that this loss
+        # holds: a ring through PyTorch's C++, which Python's collector does not see.
+        self._hook.remove()
         self._rows.add_gradient("output", -1, self._leaving())
 
     def _send_back(self, vectors: Tensor) -> None:

@@ -47,6 +47,8 @@ class Tally:
         self.ends[report.outcome] += 1
         if report.outcome == "failed":
             self.failed.append(report.nodeid)
+            # At once: who runs them may end them before pytest tells.
+            print(f"\nFAILED {report.nodeid}", flush=True)
         elif report.outcome == "skipped":
             place: Any = report.longrepr  # file, line, reason
             self.reasons[place[2].removeprefix("Skipped: ")] += 1

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from dist_embed.bench.lookup import lookup_report
 from dist_embed.bench.lookup_cases import Work
 from dist_embed.embedding.plan import Tier
+from tests.gpu.device import on_cuda_alone
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
-]
+pytestmark = on_cuda_alone
 
 
 @pytest.mark.parametrize("memory", ["device", "uvm", "uvm_caching"])

@@ -155,12 +155,16 @@ def test_what_is_aimed_at_stands_beside_what_was_found() -> None:
 
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-@pytest.mark.parametrize("multi30k", ["/corpus", None])
+@pytest.mark.parametrize("multi30k", [Path("/corpus"), None])
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
 def test_commands_can_be_read(
-    stage: Stage, device: Any, multi30k: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: Stage,
+    device: Any,
+    multi30k: Path | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On a GPU a mistake would cost a run; there are no arguments that only a GPU finds wrong."""
+    """On a GPU a mistake in an argument or in a key of a configuration would cost a run."""
     work = Work(device, tmp_path, tmp_path, multi30k)
     for name, value in work.environment.items():
         monkeypatch.setenv(name, value)
@@ -176,7 +180,8 @@ def test_commands_can_be_read(
             if getattr(read, "json", None):
                 written.append(Path(read.json))
         elif command[1:3] == ["-m", "tests.gpu.run"]:
-            paths = [one for one in command if one.startswith("tests/gpu/")]
+            paths = [one for one in command if one.startswith("tests/gpu")]
+            assert paths
             assert all((gpu.PROJECT / path).exists() for path in paths)
             written.append(Path(command[command.index("--json") + 1]))
     assert len({*written}) == len(written)
@@ -184,7 +189,7 @@ def test_commands_can_be_read(
 
 
 def test_every_target_has_its_command(tmp_path: Path) -> None:
-    work = Work("cuda", tmp_path, tmp_path, "/corpus")
+    work = Work("cuda", tmp_path, tmp_path, Path("/corpus"))
     commands = [part for stage in STAGES for command in stage.commands(work) for part in command]
     for target in TARGETS:
         assert str(tmp_path / "figures" / f"{target.source}.json") in commands
