@@ -66,9 +66,9 @@ def _bench(work: Work, figures: str, kind: str, *arguments: str) -> list[str]:
     return _dist_embed(work, figures, "bench", kind, "--device", work.device, *arguments)
 
 
-def _run(work: Work, name: str) -> list[str]:
-    """A configuration, and what differs from it: on a GPU the base Transformer (Vaswani et al.
-    2017).
+def _configuration(work: Work, name: str) -> list[str]:
+    """Arguments: a configuration, and what differs from it, on a GPU to be the base Transformer
+    (Vaswani et al. 2017).
     """
     data, tokens = "", "50000"
     if work.device == "cpu":
@@ -138,7 +138,9 @@ def _speed(work: Work) -> list[list[str]]:
     steps = work.by_device("--steps 5", "--steps 2")
     return [
         _baseline(work, "speed"),
-        _dist_embed(work, "step", "bench", "step", "--profile", trace, *steps, *_run(work, "step")),
+        _dist_embed(
+            work, "step", "bench", "step", "--profile", trace, *steps, *_configuration(work, "step")
+        ),
     ]
 
 
@@ -146,7 +148,8 @@ def _baseline(work: Work, figures: str, *options: str) -> list[str]:
     if work.device == "cuda" and not work.multi30k:
         figures += "_generated"  # its few words make it faster: no target is told of it
     rounds = work.by_device("--rounds 3 --steps 20", "--rounds 1 --steps 20")
-    return _dist_embed(work, figures, "bench", "baseline", *options, *rounds, *_run(work, figures))
+    run = _configuration(work, figures)
+    return _dist_embed(work, figures, "bench", "baseline", *options, *rounds, *run)
 
 
 def _compiled(work: Work) -> list[list[str]]:
@@ -198,7 +201,7 @@ def _train(work: Work) -> list[list[str]]:
     # Rates that do not depend on where a run ends, so that its loss goes on.
     rates = "train.schedule=inverse_sqrt train.warmup_steps=20 train.learning_rate=1e-3"
     train = [
-        "train", *_run(work, "run"), *rates.split(), "embedding.schedule=constant",
+        "train", *_configuration(work, "run"), *rates.split(), "embedding.schedule=constant",
         "train.log_every=5", f"train.evaluate_every={half}", f"train.translate_every={first}",
         f"checkpoint.every_steps={half}", *work.by_device("", "search.beam=1"),
     ]  # fmt: skip
