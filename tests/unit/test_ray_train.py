@@ -89,7 +89,7 @@ def test_a_run_that_waits_for_room_is_not_waited_for(
     with pytest.raises(RunStopped, match="before the workers had begun"):
         fit.run()
     assert time.monotonic() - started < 30
-    assert fit.course[-1] == "controller ended"
+    assert "controller ended" in fit.course  # by a thread, while the terminal is told
 
 
 def test_workers_that_train_are_asked_before_the_terminal_is_told(
