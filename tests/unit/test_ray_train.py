@@ -35,6 +35,7 @@ class Fit:
     """A trainer that runs until it is told; ``course`` is what the launcher did.
 
     ``answers``: what workers tell once they are asked to stop, one event a look, while it goes on.
+    ``goes_on``: whether it does not end by being asked.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Fit:
         self.attempts = Attempts()
         self._events = list(events)
         self._answers = list(answers)
-        self._goes_on = bool(answers)
+        self.goes_on = bool(answers)
         monkeypatch.setattr(ray_train, "stop_requested", lambda: True)
         monkeypatch.setattr(ray_train, "_end_controller", self._end_controller)
 
@@ -71,7 +72,7 @@ class Fit:
 
         def ask() -> None:
             self.course.append("asked")
-            if not self._goes_on:
+            if not self.goes_on:
                 self.ended.set()
 
         return ray_train._fit_in_thread(
@@ -85,6 +86,7 @@ def test_a_run_that_waits_for_room_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]]
 ) -> None:
     fit = Fit(monkeypatch, *events)
+    fit.goes_on = True  # there is nobody to hear that it should not
     started = time.monotonic()
     with pytest.raises(RunStopped, match="before the workers had begun"):
         fit.run()
