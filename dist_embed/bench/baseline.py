@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import islice, zip_longest
 from statistics import median
@@ -14,19 +14,17 @@ from typing import Any
 import torch
 
 from dist_embed.bench.plain_model import Step, plain_training_step
+from dist_embed.bench.workers import Prepare, as_it_is, meet, steps_of_data
 from dist_embed.config.schema import Config
-from dist_embed.data.loader import Loader, Position, StepBatches
+from dist_embed.data.loader import StepBatches
 from dist_embed.data.prepare import read_counts
 from dist_embed.data.token_shards import PreparedData
-from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.device import device_name
 from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translator
 from dist_embed.train.run_data import data_of_all
 from dist_embed.train.worker import Context, build_train_step
-
-Prepare = Callable[[int, StepBatches], StepBatches]
 
 
 def baseline_task(context: Context) -> dict[str, Any]:
@@ -39,23 +37,23 @@ def baseline_task(context: Context) -> dict[str, Any]:
     """
     config, group, options = context.config, context.group, context.options
     data = data_of_all(config, group, options.get("data_folder"))
-    data_uri = data.folder_uri
+    steps = partial(steps_of_data, config, data, group, accumulate=1)
     sides: dict[str, tuple[Step, Prepare]] = {}
     left_out: dict[str, str] = {}
     count = options["steps"]
     for precision in options["precisions"]:
-        sides[f"dist_embed {precision}"] = _our_step(config, data_uri, data, group, precision)
+        sides[f"dist_embed {precision}"] = _our_step(config, data, group, precision)
         plain = partial(
             plain_training_step, config, data.vocabulary_size["source"],
             data.vocabulary_size["target"], group, bf16=precision == "bf16",
         )  # fmt: skip
-        sides[f"plain DDP {precision}"] = plain(), _as_it_is
+        sides[f"plain DDP {precision}"] = plain(), as_it_is
         if options["compile"]:
             name = f"plain DDP {precision}, compiled"
             started = time.perf_counter()
-            first = [w.batches[0] for w in islice(_steps(config, data_uri, data, group), count)]
+            first = [w.batches[0] for w in islice(steps(), count)]
             try:
-                sides[name] = plain(compiled_for=first), _as_it_is
+                sides[name] = plain(compiled_for=first), as_it_is
             except Exception as exc:  # no compiler, no Triton, no memory, …
                 left_out[name] = _first_line(exc)
                 logging.getLogger(__name__).warning("%s: left out", name, exc_info=exc)
@@ -66,7 +64,7 @@ def baseline_task(context: Context) -> dict[str, Any]:
     speeds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(options["rounds"] + 1):
         for name, side in sides.items():
-            speed = _measure(*side, _steps(config, data_uri, data, group), count, group)
+            speed = _measure(*side, steps(), count, group)
             if number:
                 speeds[name].append(speed)
         if number:
@@ -81,10 +79,6 @@ def baseline_task(context: Context) -> dict[str, Any]:
     }
 
 
-def _as_it_is(number: int, work: StepBatches) -> StepBatches:
-    return work
-
-
 def _first_line(error: Exception) -> str:
     """What PyTorch's compiler says at length in short: the rest is in the worker's log."""
     if isinstance(error, WorkerError):
@@ -93,7 +87,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _our_step(
-    config: Config, data_uri: str, data: PreparedData, group: Group, precision: str
+    config: Config, data: PreparedData, group: Group, precision: str
 ) -> tuple[Step, Prepare]:
     train = config.train.model_copy(update={"precision": precision})
     config = config.model_copy(update={"train": train})
@@ -102,21 +96,6 @@ def _our_step(
     output = build_output(config, translator, partial(read_counts, data, "target"))
     step = build_train_step(config, translator, output, optimizer)
     return step.run, step.prepare
-
-
-def _steps(
-    config: Config, data_uri: str, data: PreparedData, group: Group
-) -> Iterator[StepBatches]:
-    loader = Loader(
-        data_uri,
-        data.splits["train"].shards,
-        batch_tokens=config.train.batch_tokens,
-        seed=config.run.seed,
-        rank=group.rank,
-        num_workers=group.num_workers,
-        accumulate=1,
-    )
-    return loader.steps(Position())
 
 
 def _measure(
@@ -129,16 +108,7 @@ def _measure(
     """
     work = [prepare(number, next(steps)).to(group.device) for number in range(1, count + 1)]
     gc.collect()
-    _meet(group)
-    started = time.perf_counter()
+    started = meet(group)
     for number, (batches, following) in enumerate(zip_longest(work, work[1:]), start=1):
         step(number, batches, following)
-    _meet(group)
-    return sum(batches.global_tokens for batches in work) / (time.perf_counter() - started)
-
-
-def _meet(group: Group) -> None:
-    """Wait until every worker, and what it has asked of its GPU, has come here. Collective."""
-    sum_over_workers(torch.zeros(1, device=group.device), group)
-    if group.device.type == "cuda":
-        torch.cuda.synchronize()
+    return sum(batches.global_tokens for batches in work) / (meet(group) - started)

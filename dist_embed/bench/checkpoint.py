@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from dist_embed.bench.memory import peak_bytes, reset_peak
+from dist_embed.bench.workers import TIMEOUT_SECONDS, meet
 from dist_embed.checkpoint.catalogue import current_names, open_checkpoints, read_manifest
 from dist_embed.checkpoint.chunk import Rows, byte_view, cut_into_chunks
 from dist_embed.checkpoint.load import load_newest
@@ -31,14 +32,13 @@ from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import HostBuffers, LiveTensor, TrainingState
 from dist_embed.checkpoint.write import WRITE_THREADS
 from dist_embed.cluster.local import launch_local
+from dist_embed.config.errors import RunFailed
 from dist_embed.embedding.plan import shard_of
 from dist_embed.observe.events import Emit
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import device_name
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.storage import uri as storage
-
-TIMEOUT_SECONDS = 900.0
 
 
 def measure_checkpoint(
@@ -87,6 +87,20 @@ class _Bench:
         return list(cut_into_chunks(rows))
 
     @contextmanager
+    def loading(self, what: str) -> Iterator[None]:
+        """`timed`, of what is to bring back the rows as they are. Raises RunFailed where it does
+        not.
+        """
+        own = (self.weight, self.momentum)
+        before = [_some_of(tensor) for tensor in own]
+        for tensor in own:
+            tensor.zero_()
+        with self.timed(what):
+            yield
+        if not all(map(torch.equal, before, map(_some_of, own))):
+            raise RunFailed(f"{what}: what was loaded is not what was saved")
+
+    @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Seconds until the slowest worker is done, and the most memory a worker takes for it."""
         gc.collect()
@@ -94,8 +108,7 @@ class _Bench:
         before = reset_peaks(self.group.device)
         started = time.perf_counter()
         yield
-        meet(self.group)
-        seconds = time.perf_counter() - started
+        seconds = meet(self.group) - started
         after = peaks(self.group.device)
         extra = torch.tensor([after[kind] - before[kind] for kind in before], dtype=torch.float64)
         extra = extra.to(self.group.device)
@@ -107,12 +120,8 @@ class _Bench:
             self.emit({"kind": "line", "text": f"  {what}: {seconds:.2f} s"})
 
 
-def meet(group: Group) -> None:
-    """Wait until every worker, and what it has asked of its GPU, has come here. Collective."""
-    on_gpu = group.device.type == "cuda"
-    dist.barrier(group.process_group, device_ids=[group.device.index] if on_gpu else None)
-    if on_gpu:
-        torch.cuda.synchronize(group.device)
+def _some_of(tensor: Tensor) -> Tensor:
+    return tensor[:: max(1, len(tensor) // 1000)].clone()
 
 
 def reset_peaks(device: torch.device) -> dict[str, int]:
@@ -246,14 +255,11 @@ def _ours(bench: _Bench, uri: str) -> None:
             behind.save(TrainingState(group, step, live))
         with bench.timed(f"{what}: until written"):
             behind.wait()
-    probe = bench.weight[:: max(1, len(bench.weight) // 1000)].clone()
-    bench.weight.zero_()
-    with bench.timed("load"):  # through the copy's memory, as a run does that loads again
+    with bench.loading("load"):  # through the copy's memory, as a run does that loads again
         load_newest(store, TrainingState(group, 0, live), lambda _: None, buffers=buffers)
-    assert torch.equal(probe, bench.weight[:: max(1, len(bench.weight) // 1000)])
     del behind, synchronous, buffers
     _give_back_pinned(group.device)
-    with bench.timed("load, first"):
+    with bench.loading("load, first"):
         load_newest(store, TrainingState(group, 0, live), lambda _: None)
     manifest = read_manifest(store, current_names(store)[-1])
     parts = group.num_workers + 1
@@ -286,7 +292,7 @@ def _dcp(bench: _Bench, uri: str) -> None:
     }
     with bench.timed("DCP save"):
         state_dict_saver.save(state, storage_writer=FsspecWriter(uri, thread_count=WRITE_THREADS))
-    with bench.timed("DCP load"):
+    with bench.loading("DCP load"):
         state_dict_loader.load(state, storage_reader=FsspecReader(uri))
     _remove(bench.group, uri)
 

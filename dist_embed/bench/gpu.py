@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from dist_embed.bench.gpu_aims import aim_lines
 from dist_embed.bench.gpu_stages import STAGES, Stage, Work
-from dist_embed.bench.gpu_targets import target_lines
 
 PROJECT = Path(__file__).parents[2]
 LEAST_SECONDS = 15  # Python and the libraries take as long to begin
@@ -108,8 +108,9 @@ def _run(stage: Stage, work: Work, log: IO[str], left: float) -> Outcome:
     if limit < LEAST_SECONDS:
         return Outcome(stage.name, "left out, no time", 0, False)
     print(f"== {stage.name}: {stage.about} (at most {limit:.0f} s)", file=log, flush=True)
-    told, well = "passed", True
-    for command in stage.commands(work):
+    commands = stage.commands(work)
+    told, well = "passed" if commands else "for a GPU alone", True
+    for command in commands:
         code, last_line = _call(command, work, log, started + limit - time.monotonic())
         _write_figures(work)
         if code is None:
@@ -176,7 +177,7 @@ def _write(out: Path, work: Work, outcomes: Sequence[Outcome]) -> str:
     found = _write_figures(work)
     lines = [f"{one.stage:12}{one.seconds:5.0f} s  {one.told}" for one in outcomes]
     if work.device == "cuda":
-        lines += ["", *target_lines(found)]
+        lines += ["", *aim_lines(found)]
     else:
         lines += ["", "on the CPU, at small sizes: the figures mean nothing"]
     summary = "\n".join(lines) + "\n"

@@ -153,8 +153,8 @@ def _baseline(work: Work, figures: str, *options: str) -> list[str]:
 
 
 def _compiled(work: Work) -> list[list[str]]:
-    # On the CPU it takes minutes, and it is PyTorch's.
-    return [_baseline(work, "compiled", *work.by_device("--compile", ""))]
+    # On the CPU the compiler takes minutes.
+    return [_baseline(work, "compiled", "--compile")] if work.device == "cuda" else []
 
 
 def _output(work: Work) -> list[list[str]]:
@@ -165,8 +165,8 @@ def _output(work: Work) -> list[list[str]]:
         "output": (f"{exact} auto", f"{few} --logits-block-mib auto"),
         "output_blocks": (f"{exact} 1024 256 64 32", f"{few} --logits-block-mib 0.01"),
         "sampled": (
-            "--tokens 8192 --width 512 --rows 256000 --sampled-rows 1000000 20000000",
-            f"{few} --sampled-rows 1000 --samples 50",
+            "--tokens 8192 --width 512 --logits-block-mib --sampled-rows 1000000 20000000",
+            f"{few} --logits-block-mib --sampled-rows 1000 --samples 50",
         ),
     }
     return [_bench(work, name, "output", *work.by_device(*case)) for name, case in cases.items()]
@@ -218,8 +218,8 @@ STAGES = (
     Stage("lookup", "lookup and update beside a copy and FBGEMM's kernel", 120, _lookup),
     Stage("speed", "the base Transformer beside plain DDP; its profile", 120, _speed),
     Stage("output", "the output layers beside F.cross_entropy", 120, _output),
-    Stage("vocabulary", "a step by the size of the vocabulary", 60, _vocabulary),
     Stage("tiers", "tables in host memory", 100, _tiers),
+    Stage("vocabulary", "a step by the size of the vocabulary", 60, _vocabulary),
     Stage("checkpoint", "save and load 4 GiB", 100, _checkpoint),
     Stage("train", "a run, and the same run resumed", 120, _train),
     Stage("compiled", "`speed` with a plain model under torch.compile", 180, _compiled),

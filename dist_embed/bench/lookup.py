@@ -30,10 +30,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from dist_embed.bench.device_time import WARM_UP, busy_seconds, copy_seconds, median_seconds
+from dist_embed.bench.device_work import work_seconds
 from dist_embed.bench.lookup_cases import Case, Work, possible_cases
 from dist_embed.bench.lookup_draws import draw_ids
 from dist_embed.bench.lookup_ways import LookupWays
+from dist_embed.bench.passes import WARM_UP, copy_seconds, median_seconds
 from dist_embed.embedding.plan import Tier, Weights
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.device import device_name, resolve_device
@@ -52,22 +53,22 @@ class Seconds:
     Attributes:
         kernel_lookup: FBGEMM's kernel: a vector for every id.
         kernel_update: the same and its backward.
-        kernel_update_busy: what of it are operations of the device; see `busy_seconds`.
+        kernel_update_on_device: what of it are operations of the device; see `work_seconds`.
         request: ours: distinct rows, sent to the worker that holds them, which is this one.
         lookup: the same and on to a vector for every id.
         update: the same and its backward.
-        update_busy: what of it are operations of the device.
+        update_on_device: what of it are operations of the device.
         distinct: to find the distinct rows on the device; in none of the others.
         distinct_on_host: the same on the host, where training does it.
     """
 
     kernel_lookup: float
     kernel_update: float
-    kernel_update_busy: float
+    kernel_update_on_device: float
     request: float
     lookup: float
     update: float
-    update_busy: float
+    update_on_device: float
     distinct: float
     distinct_on_host: float
 
@@ -183,11 +184,11 @@ def measure(case: Case, work: Work, group: Group) -> Found:
     seconds = Seconds(
         kernel_lookup=kernel_lookup,
         kernel_update=kernel_update,
-        kernel_update_busy=busy_seconds(ways.kernel_update, rows[:_FEW], device),
+        kernel_update_on_device=work_seconds(ways.kernel_update, rows[:_FEW], device),
         request=request,
         lookup=lookup,
         update=update,
-        update_busy=busy_seconds(ways.update, wanted[:_FEW], device),
+        update_on_device=work_seconds(ways.update, wanted[:_FEW], device),
         distinct=seconds_of(ways.wanted, steps),
         distinct_on_host=median_seconds(
             ways.wanted, [ids.cpu() for ids in steps[:_FEW]], torch.device("cpu")
@@ -242,8 +243,8 @@ def lookup_table(report: Report) -> tuple[list[str], list[list[str]]]:
         kernel = (one.seconds.kernel_lookup, one.seconds.kernel_update)
         ours = (one.seconds.lookup, one.seconds.update)
         for by, taken, busy in (
-            ("FBGEMM", kernel, one.seconds.kernel_update_busy),
-            ("dist_embed", ours, one.seconds.update_busy),
+            ("FBGEMM", kernel, one.seconds.kernel_update_on_device),
+            ("dist_embed", ours, one.seconds.update_on_device),
         ):
             rows.append([str(one.case), by])
             for size, seconds, kernel_seconds in zip(moved, taken, kernel, strict=True):

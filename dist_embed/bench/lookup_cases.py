@@ -8,8 +8,8 @@ from itertools import product
 
 import torch
 
-from dist_embed.bench.device_time import WARM_UP
 from dist_embed.bench.lookup_draws import Draw
+from dist_embed.bench.passes import WARM_UP
 from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
 from dist_embed.config.errors import UserError
 from dist_embed.embedding.memory import GIB, available_bytes, table_bytes

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from dist_embed.bench.output_sides import OutputSizes, Side, exact_sides, sampled_sides
-from dist_embed.bench.vocabulary_memory import LOG_FOLDER, TIMEOUT_SECONDS, Say
+from dist_embed.bench.workers import LOG_FOLDER, TIMEOUT_SECONDS, Say
 from dist_embed.cluster.local import launch_local
 from dist_embed.observe.events import Emit
 from dist_embed.observe.quiet import redirect_output

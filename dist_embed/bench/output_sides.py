@@ -30,7 +30,7 @@ from dist_embed.bench.output_check import (
 from dist_embed.bench.passes import WARM_UP, Marks, Passes, measured
 from dist_embed.bench.zipf import zipf
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.memory import GIB, automatic_block_bytes, available_bytes, table_bytes
+from dist_embed.embedding.memory import GIB, available_bytes, logits_block_bytes, table_bytes
 from dist_embed.embedding.own_rows import OwnRows, OwnRowsKernel
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.row_order import RowOrder
@@ -133,7 +133,9 @@ class OwnTable:
 
 
 def exact_sides(sizes: OutputSizes, group: Group) -> Iterator[Side]:
-    """The exact layer with each size of block, then plain cross entropy."""
+    """The exact layer with each size of block, then plain cross entropy; none without sizes."""
+    if not sizes.blocks:
+        return
     device, dtype = group.device, _dtype(sizes, group)
     table = OwnTable(sizes.rows, sizes.width, device)
     hidden = _hidden(sizes, device)
@@ -305,11 +307,7 @@ def _shard(
 ) -> OutputShard:
     """All rows here, and blocks of ``model.logits_block_mib`` ``size``."""
     device_bytes = memory_bytes(group.device) if group.device.type == "cuda" else None
-    block_bytes = (
-        automatic_block_bytes(rows, 1, exact=exact, device_bytes=device_bytes)
-        if size == "auto"
-        else int(size * 2**20)
-    )
+    block_bytes = logits_block_bytes(size, rows, 1, exact=exact, device_bytes=device_bytes)
     return OutputShard(group, 0, rows, block_bytes, dtype)
 
 

@@ -1,19 +1,21 @@
-"""Passes over the same work on one device: how long their phases take, and in what memory."""
+"""How long passes over the same work take on one device, phase by phase, and in what memory."""
 
 from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, Generic, TypeVar
 
 import torch
 
 from dist_embed.bench.memory import peak_bytes, reset_peak
 
-WARM_UP = 2  # passes that are not timed; the memory is that of the last of them
+WARM_UP = 3  # passes that are not timed; the memory is that of the last of them
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
@@ -93,6 +95,27 @@ def measured(
                 seconds.setdefault(phase, []).append(taken)
     assert result is not None
     return Passes(seconds, beyond, result)
+
+
+def median_seconds(
+    call: Callable[[Item], object], items: Sequence[Item], device: torch.device
+) -> float:
+    """Of ``call`` on each item, when the device has nothing else to do, until all that it asks of
+    the device is done; the first `WARM_UP` do not count.
+    """
+    taken = []
+    for item in items:
+        marks = Marks(device)
+        call(item)
+        marks("call")
+        taken.append(marks.seconds()["call"])
+    return median(taken[WARM_UP:])
+
+
+def copy_seconds(size: int, repeats: int, device: torch.device) -> float:
+    """Median of copying ``size`` bytes within the device."""
+    one, two = (torch.ones(size // 4, device=device) for _ in range(2))
+    return median_seconds(lambda _: one.copy_(two), range(WARM_UP + repeats), device)
 
 
 def _reset_peak(device: torch.device) -> None:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import Batch, StepBatches
-from dist_embed.embedding.memory import automatic_block_bytes
+from dist_embed.embedding.memory import logits_block_bytes
 from dist_embed.model.sampled_output import sampled_cross_entropy
 from dist_embed.model.sampler import LogUniformSampler, Negatives
 from dist_embed.model.transformer import Transformer
@@ -113,10 +113,7 @@ class _Model(nn.Module):
 
 def _block_bytes(config: Config, num_words: int, group: Group) -> int:
     """Bytes of a block of logits, as our own layer has them."""
-    size = config.model.logits_block_mib
-    if size != "auto":
-        return int(size * 2**20)
-    device_bytes = memory_bytes(group.device) if group.device.type == "cuda" else None
-    return automatic_block_bytes(
-        num_words, group.num_workers, exact=False, device_bytes=device_bytes
-    )
+    return logits_block_bytes(
+        config.model.logits_block_mib, num_words, group.num_workers, exact=False,
+        device_bytes=memory_bytes(group.device) if group.device.type == "cuda" else None,
+    )  # fmt: skip

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from dist_embed.bench.device_tables import build_filled_translator
 from dist_embed.bench.host_waits import told_waits
 from dist_embed.bench.trace import STEP, WINDOW, read_trace
-from dist_embed.data.loader import Loader, Position, StepBatches
+from dist_embed.bench.workers import meet, steps_of_data
+from dist_embed.data.loader import StepBatches
 from dist_embed.data.prepare import read_counts
-from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.device import device_name
-from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import build_dense_optimizer, build_output
 from dist_embed.train.run_data import data_of_all
 from dist_embed.train.step import TrainStep
@@ -47,18 +44,18 @@ def step_task(context: Context) -> dict[str, Any]:
 
     # Every batch once: sizes that are new have a GPU's allocator wait.
     run(0, before + count + 1)
-    started = _meet(group)
+    started = meet(group)
     run(before, count)
-    seconds = (_meet(group) - started) / count
+    seconds = (meet(group) - started) / count
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) if group.is_first else nullcontext() as profiler:
         run(count, _FIRST_RECORDED)
-        _meet(group)
+        meet(group)
         with record_function(WINDOW):
             run(before, count)
-            _meet(group)
+            meet(group)
     with told_waits() as places:
         run(before + count, 1)
     if profiler is None:
@@ -94,22 +91,6 @@ def _build(context: Context, count: int) -> tuple[TrainStep, list[StepBatches]]:
     optimizer = build_dense_optimizer(config, translator.transformer)
     output = build_output(config, translator, partial(read_counts, data, "target"))
     step = build_train_step(config, translator, output, optimizer)
-    loader = Loader(
-        data.folder_uri,
-        data.splits["train"].shards,
-        batch_tokens=config.train.batch_tokens,
-        seed=config.run.seed,
-        rank=group.rank,
-        num_workers=group.num_workers,
-        accumulate=config.train.accumulate,
-    )
-    given = zip(range(1, count + 1), loader.steps(Position()), strict=False)
+    works = steps_of_data(config, data, group, accumulate=config.train.accumulate)
+    given = zip(range(1, count + 1), works, strict=False)
     return step, [step.prepare(number, work).to(group.device) for number, work in given]
-
-
-def _meet(group: Group) -> float:
-    """Wait for all workers and their devices; returns the time. Collective."""
-    sum_over_workers(torch.zeros(1, device=group.device), group)
-    if group.device.type == "cuda":
-        torch.cuda.synchronize(group.device)
-    return time.perf_counter()

@@ -16,12 +16,13 @@ from dist_embed.bench.vocabulary_cases import (
     Case,
     Kind,
 )
-from dist_embed.bench.vocabulary_memory import PHASES, Peaks, Say, largest, measure_memory
+from dist_embed.bench.vocabulary_memory import PHASES, Peaks, largest, measure_memory
 from dist_embed.bench.vocabulary_speed import (
     measure_apart,
     measure_on_gpus,
     measure_side_by_side,
 )
+from dist_embed.bench.workers import Say
 from dist_embed.config.errors import UserError
 from dist_embed.embedding.memory import GIB, available_bytes
 from dist_embed.storage.temporary import temporary_folder

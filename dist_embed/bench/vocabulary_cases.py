@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from dist_embed.bench.device_tables import build_filled_translator
 from dist_embed.bench.plain_model import Step, plain_training_step
 from dist_embed.bench.plain_sparse import SparseSampled
+from dist_embed.bench.workers import Prepare, as_it_is
 from dist_embed.bench.zipf import zipf
 from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.config.load import config_from_dict
@@ -70,10 +70,6 @@ class Case:
         return 4 * values + 3 * 4 * self.tokens * self.num_words
 
 
-def _as_it_is(step: int, work: StepBatches) -> StepBatches:
-    return work
-
-
 @dataclass(frozen=True)
 class Trainer:
     """One case on this worker.
@@ -85,7 +81,7 @@ class Trainer:
     """
 
     step: Step
-    prepare: Callable[[int, StepBatches], StepBatches] = _as_it_is
+    prepare: Prepare = as_it_is
     live: dict[str, LiveTensor] = field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from dist_embed.bench.memory import peak_bytes, reset_peak
 from dist_embed.bench.vocabulary_cases import Case, Trainer, build_trainer, prepared
+from dist_embed.bench.workers import LOG_FOLDER, TIMEOUT_SECONDS, Say
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.retention import Pruner, Retention
@@ -19,17 +20,13 @@ from dist_embed.checkpoint.state import TrainingState
 from dist_embed.cluster.local import launch_local
 from dist_embed.config.errors import RunFailed
 from dist_embed.observe.events import Event
-from dist_embed.observe.quiet import private_log_folder, redirect_output
+from dist_embed.observe.quiet import redirect_output
 from dist_embed.parallel.group import Group, joined_group
 
-TIMEOUT_SECONDS = 900.0
-# What the libraries have to say.
-LOG_FOLDER = private_log_folder("bench")
 PHASES = ("built", "trained", "saved", "loaded")
 STEPS = 3
 FIRST_WORDS = 250_000
 LEAST_WORDS = 10_000  # where fewer are needed, something else than memory is wrong
-Say = Callable[[str], None]
 Peaks = dict[str, int]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import median
@@ -14,7 +13,8 @@ import torch
 
 from dist_embed.bench.plain_model import Step
 from dist_embed.bench.vocabulary_cases import SAMPLED, Case, Trainer, build_trainer, prepared
-from dist_embed.bench.vocabulary_memory import LOG_FOLDER, TIMEOUT_SECONDS, Peaks, Say
+from dist_embed.bench.vocabulary_memory import Peaks
+from dist_embed.bench.workers import LOG_FOLDER, TIMEOUT_SECONDS, Say, meet
 from dist_embed.cluster.local import launch_local
 from dist_embed.config.errors import UserError
 from dist_embed.data.loader import StepBatches
@@ -23,7 +23,7 @@ from dist_embed.embedding.tiers import free_bytes
 from dist_embed.observe.events import Emit
 from dist_embed.observe.quiet import redirect_output
 from dist_embed.parallel.allocator import keep_freed_memory
-from dist_embed.parallel.collectives import least_over_workers, sum_over_workers
+from dist_embed.parallel.collectives import least_over_workers
 from dist_embed.parallel.group import Group, joined_group
 
 WARM_UP_STEPS = 3
@@ -174,21 +174,13 @@ def _seconds_of_a_step(step: Step, before: int, work: list[StepBatches], group: 
     ahead of the device, from one step into the next.
     """
     gc.collect()
-    barrier = torch.zeros(1, device=group.device)
     on_gpu = group.device.type != "cpu"
-
-    def meet() -> float:
-        sum_over_workers(barrier, group)
-        if on_gpu:
-            torch.cuda.synchronize(group.device)
-        return time.perf_counter()
-
     taken = []
-    started = meet()
+    started = meet(group)
     for number, (some, following) in enumerate(zip_longest(work, work[1:]), start=1):
         step(before + number, some, following)
         if not on_gpu:
-            ended = meet()
+            ended = meet(group)
             taken.append(ended - started)
             started = ended
-    return (meet() - started) / len(work) if on_gpu else median(taken)
+    return (meet(group) - started) / len(work) if on_gpu else median(taken)

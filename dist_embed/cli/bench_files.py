@@ -6,9 +6,14 @@ import argparse
 import statistics
 from typing import Any
 
-from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
+from dist_embed.cli.bench_options import (
+    add_device_options,
+    add_json_option,
+    at_least,
+    device_and_workers,
+    write_figures,
+)
 from dist_embed.cli.trained_run import add_worker_options, on_workers, run_config
-from dist_embed.config.errors import UserError
 from dist_embed.storage.temporary import temporary_folder
 
 
@@ -27,34 +32,19 @@ def _add_checkpoint(kinds: Any) -> None:
     )
     parser.add_argument("--rows", type=at_least(1), default=10_000_000, help="default 10⁷")
     parser.add_argument("--width", type=at_least(1), default=64, help="default 64")
-    parser.add_argument(
-        "--device", choices=["auto", "cuda", "cpu"], default="auto",
-        help="where the table lies; default auto",
-    )  # fmt: skip
-    parser.add_argument(
-        "--workers", type=at_least(1), help="default 2, where there is one GPU alone 1"
-    )
+    add_device_options(parser, "where the table lies; default auto")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
     add_json_option(parser)
     parser.set_defaults(call=_checkpoint)
 
 
 def _checkpoint(arguments: argparse.Namespace) -> None:
-    import torch
-
     from dist_embed.bench.checkpoint import measure_checkpoint
     from dist_embed.bench.report import print_table
     from dist_embed.embedding.memory import GIB
-    from dist_embed.parallel.device import resolve_device
     from dist_embed.storage.uri import absolute
 
-    device = resolve_device(arguments.device, name="--device")
-    there = torch.cuda.device_count() if device == "cuda" else 2
-    workers = arguments.workers or min(2, there)
-    if device == "cuda" and workers > there:
-        raise UserError(
-            f"--workers: {workers} is not allowed: each needs a GPU, and this machine has {there}"
-        )
+    device, workers = device_and_workers(arguments)
     figures = measure_checkpoint(
         [absolute(uri) for uri in arguments.uris], num_rows=arguments.rows, width=arguments.width,
         num_workers=workers, rounds=arguments.rounds, device=device, say=print,

@@ -6,7 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -23,6 +23,32 @@ def at_least(least: int) -> Callable[[str], int]:
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``, which `write_figures` reads."""
     parser.add_argument("--json", metavar="FILE", help="write figures, machine and versions there")
+
+
+def add_device_options(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add ``--device`` and ``--workers``, which `device_and_workers` reads."""
+    parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help=help)
+    parser.add_argument(
+        "--workers", type=at_least(1),
+        help="default 2; each has a GPU of its own, where there are any: 1 with a single one",
+    )  # fmt: skip
+
+
+def device_and_workers(arguments: argparse.Namespace) -> tuple[Literal["cpu", "cuda"], int]:
+    """Raises UserError where there is no GPU, or not one for each worker."""
+    import torch
+
+    from dist_embed.config.errors import UserError
+    from dist_embed.parallel.device import resolve_device
+
+    device = resolve_device(arguments.device, name="--device")
+    there = torch.cuda.device_count() if device == "cuda" else 2
+    workers = arguments.workers or min(2, there)
+    if device == "cuda" and workers > there:
+        raise UserError(
+            f"--workers: {workers} is not allowed: each needs a GPU, and this machine has {there}"
+        )
+    return device, workers
 
 
 def write_figures(

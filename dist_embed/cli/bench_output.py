@@ -27,8 +27,9 @@ def add_kinds(kinds: Any) -> None:
         "--rows", type=at_least(2), default=256_000, help="words of the exact layer; default 256000"
     )
     parser.add_argument(
-        "--logits-block-mib", type=_block, nargs="+", default=["auto", 256.0], metavar="MIB",
-        help="values of model.logits_block_mib, each measured; default auto and 256",
+        "--logits-block-mib", type=_block, nargs="*", default=["auto", 256.0], metavar="MIB",
+        help="values of model.logits_block_mib, each measured; default auto and 256; none: neither "
+        "the exact layer nor F.cross_entropy",
     )  # fmt: skip
     parser.add_argument(
         "--compile", action="store_true", help="also F.cross_entropy under torch.compile"
@@ -37,7 +38,10 @@ def add_kinds(kinds: Any) -> None:
         "--sampled-rows", type=at_least(2), nargs="*", default=[], metavar="V",
         help="words of the sampled layer, each number measured; default: none",
     )  # fmt: skip
-    parser.add_argument("--samples", type=at_least(1), default=8192, help="default 8192")
+    parser.add_argument(
+        "--samples", type=at_least(1), default=8192,
+        help="negatives of the sampled layer; default 8192",
+    )  # fmt: skip
     parser.add_argument(
         "--repeats", type=at_least(1), default=10, help="passes that are timed; default 10"
     )
@@ -88,6 +92,11 @@ def _output(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace, device: str) -> None:
     """Raise UserError for sizes that cannot be measured."""
+    if not arguments.logits_block_mib and not arguments.sampled_rows:
+        raise UserError(
+            "--logits-block-mib: no size is given, and without --sampled-rows that leaves nothing "
+            "to measure"
+        )
     if arguments.width % 4:
         raise UserError(f"--width: {arguments.width} is not allowed: a multiple of 4")
     if arguments.sampled_rows and device == "cuda" and arguments.width > WIDEST_ON_CUDA:

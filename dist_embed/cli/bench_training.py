@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
+from dist_embed.cli.bench_options import (
+    add_device_options,
+    add_json_option,
+    at_least,
+    device_and_workers,
+    write_figures,
+)
 from dist_embed.cli.config import add_config_arguments
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
@@ -131,20 +137,14 @@ def _add_vocabulary(kinds: Any) -> None:
         "--against", type=int, default=1_000_000, metavar="V",
         help="size at which nn.Embedding does the same; 0: nowhere; default 10⁶",
     )  # fmt: skip
-    parser.add_argument("--tokens", type=at_least(1), default=2048, help="per worker; 2048")
+    parser.add_argument("--tokens", type=at_least(1), default=2048, help="per worker; default 2048")
     parser.add_argument(
         "--full-tokens", type=at_least(0), default=256,
         help="per worker where the full softmax is compared, whose logits take memory; 0: not "
         "compared; default 256",
     )  # fmt: skip
     parser.add_argument("--samples", type=at_least(1), default=8192, help="default 8192")
-    parser.add_argument(
-        "--device", choices=["auto", "cuda", "cpu"], default="auto", help="default auto"
-    )
-    parser.add_argument(
-        "--workers", type=at_least(1),
-        help="default 2; each has a GPU of its own, where there are any: 1 with a single one",
-    )  # fmt: skip
+    add_device_options(parser, "default auto")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
     parser.add_argument("--steps", type=at_least(1), default=20, help="per round; default 20")
     parser.add_argument(
@@ -162,7 +162,7 @@ def _vocabulary(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.report import print_table
     from dist_embed.bench.vocabulary import vocabulary_report
     from dist_embed.bench.vocabulary_cases import SENTENCE_TOKENS
-    from dist_embed.parallel.device import device_name, resolve_device
+    from dist_embed.parallel.device import device_name
 
     for option in ("tokens", "full_tokens"):
         value = getattr(arguments, option)
@@ -171,13 +171,7 @@ def _vocabulary(arguments: argparse.Namespace) -> None:
                 f"--{option.replace('_', '-')}: {value} is not allowed: sentences have "
                 f"{SENTENCE_TOKENS} tokens, so a multiple of that"
             )
-    device = resolve_device(arguments.device, name="--device")
-    there = torch.cuda.device_count() if device == "cuda" else 2
-    workers = arguments.workers or min(2, there)
-    if device == "cuda" and workers > there:
-        raise UserError(
-            f"--workers: {workers} is not allowed: each needs a GPU, and this machine has {there}"
-        )
+    device, workers = device_and_workers(arguments)
     figures = vocabulary_report(
         arguments.words, arguments.widths, against=arguments.against, tokens=arguments.tokens,
         full_tokens=arguments.full_tokens, num_samples=arguments.samples,

@@ -93,17 +93,21 @@ def block_tokens(block_bytes: int, num_rows: int, num_workers: int) -> int:
     return max(1, block_bytes // (4 * shard_of(num_rows, 0, num_workers).physical_rows))
 
 
-def automatic_block_bytes(
-    num_rows: int, num_workers: int, *, exact: bool, device_bytes: int | None
-) -> int:
-    """Bytes of a block of float32 logits with `model.logits_block_mib: auto`.
+def logits_block_bytes(
+    mib: float | Literal["auto"], num_rows: int, num_workers: int, *, exact: bool,
+    device_bytes: int | None,
+) -> int:  # fmt: skip
+    """Bytes of a block of float32 logits.
 
     Args:
+        mib: `model.logits_block_mib`; what follows decides with ``auto`` alone.
         num_rows: V of the output layer.
         num_workers: W.
         exact: whether training takes all own rows of it.
         device_bytes: memory of the smallest GPU; None on the CPU.
     """
+    if mib != "auto":
+        return int(mib * 2**20)
     if device_bytes is None:
         return CPU_BLOCK_BYTES
     of_token = 4 * shard_of(num_rows, 0, num_workers).physical_rows

@@ -10,9 +10,9 @@ from dist_embed.embedding.memory import (
     OutputNeeds,
     Replicated,
     Saving,
-    automatic_block_bytes,
     host_table_bytes,
     inference_bytes,
+    logits_block_bytes,
     table_bytes,
     worker_bytes,
 )
@@ -47,11 +47,13 @@ def output_needs(
     return OutputNeeds(
         table,
         exact=exact,
-        block_bytes=automatic_block_bytes(
-            table.num_rows, workers, exact=exact and training, device_bytes=device_bytes
-        )
-        if model.logits_block_mib == "auto"
-        else int(model.logits_block_mib * 2**20),
+        block_bytes=logits_block_bytes(
+            model.logits_block_mib,
+            table.num_rows,
+            workers,
+            exact=exact and training,
+            device_bytes=device_bytes,
+        ),
         narrow_products=narrow_products,
         sampler_words=vocabulary_size["target"] if counted else 0,
         trained=not (settings and settings.freeze),

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from dist_embed.bench import lookup, lookup_cases, lookup_ways, passes
-from dist_embed.bench.device_time import busy_seconds, median_seconds
+from dist_embed.bench.device_work import work_seconds
 from dist_embed.bench.lookup import Found, Report, Seconds, lookup_report, lookup_table
 from dist_embed.bench.lookup_cases import Case, Work, possible_cases
 from dist_embed.bench.lookup_draws import DRAWS, draw_ids, power_law
 from dist_embed.bench.lookup_ways import LookupWays
+from dist_embed.bench.passes import median_seconds
 from dist_embed.bench.zipf import zipf
 from dist_embed.cli.main import build_parser, main
 from dist_embed.config.errors import RunFailed, UserError
@@ -290,9 +291,9 @@ def test_operations_are_counted_once_and_python_is_not() -> None:
                 pass
         return product
 
-    few = busy_seconds(call, [0.0, 0.0], CPU)
+    few = work_seconds(call, [0.0, 0.0], CPU)
     assert few > 0
-    assert busy_seconds(call, [0.6, 0.0], CPU) < few + 0.15
+    assert work_seconds(call, [0.6, 0.0], CPU) < few + 0.15
 
 
 # The command.
@@ -369,8 +370,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 def test_what_the_table_says() -> None:
     seconds = Seconds(
-        kernel_lookup=1e-3, kernel_update=2e-3, kernel_update_busy=1.5e-3, request=1.0,
-        lookup=1.5e-3, update=5e-3, update_busy=3e-3, distinct=1.0, distinct_on_host=1.0,
+        kernel_lookup=1e-3, kernel_update=2e-3, kernel_update_on_device=1.5e-3, request=1.0,
+        lookup=1.5e-3, update=5e-3, update_on_device=3e-3, distinct=1.0, distinct_on_host=1.0,
     )  # fmt: skip
     found = Found(Case("uvm", "fp16", "adam", 1234), 9, 10**9, 3 * 10**9, seconds)
     report = Report("a device", FEW, 4 * 10**9, 2e-3, [found])

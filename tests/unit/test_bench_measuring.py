@@ -23,6 +23,7 @@ from dist_embed.bench import (
     vocabulary,
     vocabulary_memory,
     vocabulary_speed,
+    workers,
 )
 from dist_embed.bench import checkpoint as checkpoint_bench
 from dist_embed.bench.memory import peak_bytes, reset_peak
@@ -68,10 +69,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     def collecting() -> None:
         one.now += 1000.0  # before the clock starts
 
-    for module in (baseline, vocabulary_speed):
+    for module in (workers, baseline):
         monkeypatch.setattr(module, "time", one)
+    monkeypatch.setattr(workers, "sum_over_workers", waiting)
+    for module in (baseline, vocabulary_speed):
         monkeypatch.setattr(module, "gc", SimpleNamespace(collect=collecting))
-        monkeypatch.setattr(module, "sum_over_workers", waiting)
     return one
 
 

@@ -300,7 +300,7 @@ def test_the_command_asks_for_its_sizes_and_tells_what_was_found(
         OutputSizes("cpu", "fp32", 7, 12, 30, [0.5, "auto"], True, [20, 21], 19, 2),
     ]
     said = capsys.readouterr().out
-    assert "7 tokens, width 12, products in fp32, a GPU; median of 2 passes after 2\n" in said
+    assert "7 tokens, width 12, products in fp32, a GPU; median of 2 passes after 3\n" in said
     assert cells(said)[4:] == [
         ["", "words", "lookup, ms", "loss and gradients, ms", "update, ms", "together, ms",
          "TFLOP/s", "MiB beyond", "largest difference"],

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dist_embed.bench import gpu
+from dist_embed.bench.gpu_aims import AIMS, aim_lines
 from dist_embed.bench.gpu_stages import STAGES, Stage, Work
-from dist_embed.bench.gpu_targets import TARGETS, target_lines
 from dist_embed.cli.main import build_parser
 from dist_embed.config.load import load_config
 
@@ -113,7 +113,7 @@ def test_only_stages_that_are_asked_for(out: Path, capsys: pytest.CaptureFixture
 
 def lookup(update: float, kernel: float) -> dict[str, Any]:
     seconds = {"update": update, "kernel_update": kernel}
-    busy = {"update_busy": 3.0, "kernel_update_busy": 2.0}
+    busy = {"update_on_device": 3.0, "kernel_update_on_device": 2.0}
     found = {"update_bytes": 700, "seconds": {**seconds, **busy}}
     return {"copied_bytes": 500, "copy_seconds": 1.0, "found": [found]}
 
@@ -124,7 +124,7 @@ def exact(name: str, ms: list[float], gib: float) -> dict[str, Any]:
 
 
 def test_what_is_aimed_at_stands_beside_what_was_found() -> None:
-    assert all("not measured" in line for line in target_lines({}))
+    assert all("not measured" in line for line in aim_lines({}))
     found = {
         "lookup": lookup(2.0, 1.0),
         "lookup_public": lookup(1.2, 1.0),
@@ -140,17 +140,17 @@ def test_what_is_aimed_at_stands_beside_what_was_found() -> None:
         "vocabulary": {"speeds": [[{"ratio_to_first": 1.0}, {"ratio_to_first": 1.05}]]},
         "step": {"waits_by_place": {"dist_embed/train/step.py:run": 2, "torchrec/x.py:y": 3}},
     }  # fmt: skip
-    lines = target_lines({name: {"figures": figures} for name, figures in found.items()})
+    lines = aim_lines({name: {"figures": figures} for name, figures in found.items()})
     assert [line.partition(": ")[2] for line in lines] == [
-        "70 (target ≥ 70): reached",
-        "1.20 (target ≤ 1.10): NOT reached",
-        "1.50 (target ≤ 1.10): NOT reached",
+        "70 (aim ≥ 70): reached",
+        "1.20 (aim ≤ 1.10): NOT reached",
+        "1.50 (aim ≤ 1.10): NOT reached",
         "not to be read from the figures (ValueError('max() arg is an empty sequence'))",
-        "71.0 (target ≤ 75.0): reached",
-        "99.0 (target ≤ 100.0): reached",
-        "399,000 (target ≥ 400,000): NOT reached",
-        "1.05 (target ≤ 1.10): reached",
-        "1 (target ≤ 0): NOT reached",
+        "71.0 (aim ≤ 75.0): reached",
+        "99.0 (aim ≤ 100.0): reached",
+        "399,000 (aim ≥ 400,000): NOT reached",
+        "1.05 (aim ≤ 1.10): reached",
+        "1 (aim ≤ 0): NOT reached",
     ]
 
 
@@ -188,8 +188,8 @@ def test_commands_can_be_read(
     assert all(path.parent == tmp_path / "figures" for path in written)
 
 
-def test_every_target_has_its_command(tmp_path: Path) -> None:
+def test_every_aim_has_its_command(tmp_path: Path) -> None:
     work = Work("cuda", tmp_path, tmp_path, Path("/corpus"))
     commands = [part for stage in STAGES for command in stage.commands(work) for part in command]
-    for target in TARGETS:
-        assert str(tmp_path / "figures" / f"{target.source}.json") in commands
+    for aim in AIMS:
+        assert str(tmp_path / "figures" / f"{aim.source}.json") in commands

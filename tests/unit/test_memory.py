@@ -14,11 +14,11 @@ from dist_embed.embedding.memory import (
     OutputNeeds,
     Replicated,
     Saving,
-    automatic_block_bytes,
     available_bytes,
     beside_tables_bytes,
     host_table_bytes,
     inference_bytes,
+    logits_block_bytes,
     table_bytes,
     tokenizer_bytes,
     worker_bytes,
@@ -33,7 +33,7 @@ EXACT, SAMPLED = OutputNeeds(SPEC, True, BLOCK), OutputNeeds(SPEC, False, BLOCK)
 
 def automatic(rows: int, workers: int = 1, gib: float | None = 80, exact: bool = True) -> int:
     memory = None if gib is None else int(gib * 2**30)
-    return automatic_block_bytes(rows, workers, exact=exact, device_bytes=memory)
+    return logits_block_bytes("auto", rows, workers, exact=exact, device_bytes=memory)
 
 
 def test_blocks_of_their_own_accord() -> None:

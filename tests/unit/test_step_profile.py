@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dist_embed.bench import step_profile
+from dist_embed.bench import step_profile, workers
 from dist_embed.bench.trace import TraceFigures
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.loader import StepBatches
@@ -57,7 +57,7 @@ def test_steps_are_timed_recorded_and_watched_in_turn(
 
     monkeypatch.setattr(TrainStep, "run", running)
     monkeypatch.setattr(TrainStep, "prepare", preparing)
-    monkeypatch.setattr(step_profile, "_meet", meeting)
+    monkeypatch.setattr(step_profile, "meet", meeting)
     trace = tmp_path / "trace.json.gz"
     found = step_profile.step_task(context_of(prepared, alone, trace, 3))
     all_once, timed, begun = [*range(1, 10)], [6, 7, 8], [4, 5]
@@ -83,7 +83,7 @@ def test_idleness_is_that_of_steps_which_are_not_recorded(
     context = context_of(prepared, alone, tmp_path / "trace.json.gz", 2)
     for wall, idle in ((4.0, 0.25), (2.0, 0.0)):
         clock = iter([10.0, 10.0 + wall, 0.0, 0.0])
-        monkeypatch.setattr(step_profile, "_meet", lambda group, clock=clock: next(clock))
+        monkeypatch.setattr(step_profile, "meet", lambda group, clock=clock: next(clock))
         found = step_profile.step_task(context)
         assert (found["device_busy_seconds"], found["seconds_per_step_recorded"]) == (1.5, 3.0)
         assert found["device_idle_share"] == idle
@@ -94,5 +94,5 @@ def test_the_device_is_waited_for_where_workers_meet(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     monkeypatch.setattr(torch, "zeros", lambda size, device: device)
     for device in (torch.device("cpu"), torch.device("cuda", 0)):
-        step_profile._meet(Group(0, 1, 1, device, None))  # type: ignore[arg-type]
+        workers.meet(Group(0, 1, 1, device, None))  # type: ignore[arg-type]
     assert waited == [torch.device("cuda", 0)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import isnan
 from statistics import median
 from typing import Any
 
@@ -15,8 +16,8 @@ NAMED_WAITS = {"dist_embed/train/step.py:run": 1}
 
 
 @dataclass(frozen=True)
-class Target:
-    """One figure, and what it should be.
+class Aim:
+    """One figure, and what it is to be.
 
     Attributes:
         about: what it is.
@@ -37,14 +38,16 @@ class Target:
         """What was found, and whether it is good."""
         wanted = ("≥ " if self.at_least else "≤ ") + self.told.format(self.limit)
         if self.source not in found:
-            return f"{self.about}: not measured (target {wanted})"
+            return f"{self.about}: not measured (aim {wanted})"
         try:
             value = self.value(found[self.source]["figures"])
         except (LookupError, ValueError, StopIteration, ZeroDivisionError) as exc:
             return f"{self.about}: not to be read from the figures ({exc!r})"
+        if isnan(value):
+            return f"{self.about}: not measured (aim {wanted})"
         good = value >= self.limit if self.at_least else value <= self.limit
         outcome = "reached" if good else "NOT reached"
-        return f"{self.about}: {self.told.format(value)} (target {wanted}): {outcome}"
+        return f"{self.about}: {self.told.format(value)} (aim {wanted}): {outcome}"
 
 
 def _of_the_copy(lookup: Figures) -> float:
@@ -54,10 +57,10 @@ def _of_the_copy(lookup: Figures) -> float:
     return 100.0 * rate * lookup["copy_seconds"] / lookup["copied_bytes"]
 
 
-def _beside_fbgemm(lookup: Figures, busy: str = "") -> float:
-    """The worst of the optimizers; with ``_busy`` of the device's own work."""
+def _beside_fbgemm(lookup: Figures, work: str = "") -> float:
+    """The worst of the optimizers; with ``_on_device`` of the device's own work."""
     seconds = [one["seconds"] for one in lookup["found"]]
-    return max(one[f"update{busy}"] / one[f"kernel_update{busy}"] for one in seconds)
+    return max(one[f"update{work}"] / one[f"kernel_update{work}"] for one in seconds)
 
 
 def _exact(output: Figures) -> Iterable[tuple[float, float]]:
@@ -77,41 +80,41 @@ def _other_waits(step: Figures) -> float:
     return float(sum(max(0, count - NAMED_WAITS.get(at, 0)) for at, count in ours.items()))
 
 
-TARGETS = (
-    Target(
+AIMS = (
+    Aim(
         "lookup + update, % of a copy's bandwidth", "lookup", 70, _of_the_copy, "{:.0f}",
         at_least=True,
     ),
-    Target("FBGEMM's public case ÷ FBGEMM's own kernel", "lookup_public", 1.1, _beside_fbgemm),
-    Target(
+    Aim("FBGEMM's public case ÷ FBGEMM's own kernel", "lookup_public", 1.1, _beside_fbgemm),
+    Aim(
         "of it the device's own work", "lookup_public", 1.1,
-        lambda lookup: _beside_fbgemm(lookup, "_busy"),
+        lambda lookup: _beside_fbgemm(lookup, "_on_device"),
     ),
-    Target("the same with Adam", "lookup_adam", 1.1, _beside_fbgemm),
-    Target(
+    Aim("the same with Adam", "lookup_adam", 1.1, _beside_fbgemm),
+    Aim(
         "exact output, 8,192 × 2,304 × 256,000, ms", "output", 75,
         lambda output: next(iter(_exact(output)))[0], "{:.1f}",
     ),
-    Target(
+    Aim(
         "the same within 1.5 GiB beside gradients, ms", "output_blocks", 100, _with_little_memory,
         "{:.1f}",
     ),
-    Target(
+    Aim(
         "base Transformer in bf16, target tokens/s", "speed", 400_000,
         lambda speed: speed["tokens_per_second"]["dist_embed bf16"], "{:,.0f}", at_least=True,
     ),
-    Target(
+    Aim(
         "a step at 20 million words ÷ at 100 thousand", "vocabulary", 1.1,
         lambda found: found["speeds"][0][-1]["ratio_to_first"],
     ),
-    Target("host waits in a step that no page names", "step", 0, _other_waits, "{:.0f}"),
+    Aim("host waits in a step that no page names", "step", 0, _other_waits, "{:.0f}"),
 )  # fmt: skip
 
 
-def target_lines(found: Mapping[str, Any]) -> list[str]:
-    """A line for each target.
+def aim_lines(found: Mapping[str, Any]) -> list[str]:
+    """A line for each aim.
 
     Args:
         found: the figures of every command, by its name.
     """
-    return [target.line(found) for target in TARGETS]
+    return [aim.line(found) for aim in AIMS]
