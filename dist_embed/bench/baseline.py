@@ -36,7 +36,7 @@ def baseline_task(context: Context) -> dict[str, Any]:
     with the reason, where PyTorch cannot compile it.
     """
     config, group, options = context.config, context.group, context.options
-    data = data_of_all(config, group, options.get("data_folder"))
+    data = data_of_all(config, group, context.data_folder)
     steps = partial(steps_of_data, config, data, group, accumulate=1)
     sides: dict[str, tuple[Step, Prepare]] = {}
     left_out: dict[str, str] = {}

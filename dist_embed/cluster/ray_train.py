@@ -192,7 +192,7 @@ def _fit_in_thread(
     """Run the trainer while events are delivered; returns what it raised.
 
     A failure that would come again, and any of workers that were asked to stop, is not left to Ray,
-    which starts workers again after any: this returns, and they end with our connection.
+    which starts workers again after any: what runs them is ended, they with it, and this returns.
 
     Raises:
         RunFailed: asked to stop, the workers did not in time.
@@ -234,13 +234,17 @@ def _fit_in_thread(
             # A thread that asks Ray for anything while the connection ends, ends this process with
             # exit code 1 and no message of ours (Ray 2.60, core_worker_process.cc:1109). By a
             # thread: of a cluster that does not answer Ray waits a minute, deaf to signals.
-            threading.Thread(target=_end_fit, args=(thread,), daemon=True).start()
+            given_up = threading.Event()
+            ending = threading.Thread(target=_end_fit, args=(thread, given_up), daemon=True)
+            ending.start()
             thread.join(END_SECONDS)
+            given_up.set()
+            ending.join(POLL_SECONDS)
 
 
-def _end_fit(thread: threading.Thread) -> None:
+def _end_fit(thread: threading.Thread, given_up: threading.Event) -> None:
     """End the controller that ``thread`` waits for, which may be there only by and by."""
-    while thread.is_alive():
+    while thread.is_alive() and not given_up.is_set():
         with suppress(Exception):
             _end_controller()
         thread.join(POLL_SECONDS)

@@ -24,7 +24,7 @@ _UNKNOWN_PART = "\ufdd0"
 def unknown_share(data_uri: str) -> float:
     """The share of unknown ones among the target tokens of the training text."""
     unknown = total = 0
-    for tokens in _training_tokens(data_uri):
+    for tokens in _training_tokens(PreparedData.read(data_uri)):
         unknown += int(np.count_nonzero(tokens.target_tokens == UNKNOWN))
         total += len(tokens.target_tokens)
     return unknown / total
@@ -36,9 +36,10 @@ def count_target_words(data_uri: str, *, lowercase: bool, form: Form) -> Counter
 
     Memory: some 100 bytes for each distinct word.
     """
-    tokenizer = load_tokenizers(data_uri, PreparedData.read(data_uri))["target"]
+    data = PreparedData.read(data_uri)
+    tokenizer = load_tokenizers(data_uri, data)["target"]
     counts: Counter[str] = Counter()
-    for tokens in _training_tokens(data_uri):
+    for tokens in _training_tokens(data):
         ids = tokens.target_tokens.tolist()
         sentences = [ids[a:b] for a, b in pairwise(tokens.target_offsets.tolist())]
         decoded = tokenizer.decode(sentences, unknown=_UNKNOWN_PART)
@@ -49,6 +50,6 @@ def count_target_words(data_uri: str, *, lowercase: bool, form: Form) -> Counter
     return counts
 
 
-def _training_tokens(data_uri: str) -> Iterator[TokenPairs]:
-    for shard in PreparedData.read(data_uri).splits["train"].shards:
-        yield read_tokens(data_uri, [shard])
+def _training_tokens(data: PreparedData) -> Iterator[TokenPairs]:
+    for shard in data.splits["train"].shards:
+        yield read_tokens(data.folder_uri, [shard])

@@ -29,7 +29,7 @@ LEAST_BLOCK_TOKENS = {"cpu": 32, "cuda": 1024}
 CPU_BLOCK_BYTES = 8 * 2**20
 CUDA_BLOCK_TOKENS = 2048
 CUDA_TILE_BYTES = 4 * 8192 * 8192
-# Of a GPU's memory for one of the three blocks that a step is counted with.
+# Of a GPU's memory for a block; `beside_tables_bytes` counts three of them there.
 CUDA_BLOCK_SHARE = 1 / 16
 # Bytes a word: what counts of words and the sampler made of them hold at once, and what stays.
 SAMPLER_BUILDING_BYTES, SAMPLER_BYTES = 26, 8
@@ -162,11 +162,13 @@ def beside_tables_bytes(
 ) -> int:
     """Bytes that a step needs beside the tables, as far as they can be foretold.
 
-    Three blocks of logits; where the exact output layer is trained, the gradient of its shard,
-    float32, and where it goes by blocks of rows that are ``copied`` from the host or of another
-    type than the products, the copy.
+    A block of logits, and one more of narrow products; where the exact output layer is trained, the
+    gradient of its shard, float32, and where it goes by blocks of rows that are ``copied`` from the
+    host or of another type than the products, the copy. On a GPU three blocks are counted: nobody
+    has measured there what libraries take beside them.
     """
-    needed = 3 * output.block_bytes
+    blocks = 3 if output.device == "cuda" else 1.5 if output.narrow_products else 1
+    needed = int(blocks * output.block_bytes)
     if training and output.exact:
         shard = shard_of(output.table.num_rows, 0, num_workers).physical_rows * output.table.width
         needed += 4 * shard * output.trained
@@ -237,7 +239,7 @@ def inference_bytes(
     held = (0 if tier == "device" else tables) + tokenizer_bytes(replicated.words)
     if tier is None:
         held += replicated.dense_bytes
-    scoring = 3 * block_bytes if tier is None else 0
+    scoring = block_bytes if tier is None else 0
     return _process_bytes(tier) + READING_BYTES[store] + held + max(copy, scoring)
 
 

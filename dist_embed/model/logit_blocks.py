@@ -21,16 +21,24 @@ class LogitBlocks:
     def __init__(self, weight: Tensor, num_tokens: int, dtype: torch.dtype) -> None:
         self.num_tokens = num_tokens
         self._operand = weight.to(dtype)
-        size = (self.num_tokens, weight.shape[0])
-        self._buffer = torch.empty(size, device=weight.device)
+        self._buffer = torch.empty(num_tokens * weight.shape[0], device=weight.device)
         self._narrow = (
             None if dtype == torch.float32 else torch.empty_like(self._buffer, dtype=dtype)
         )
 
+    def change_rows(self, weight: Tensor) -> None:
+        """Go on with other rows [R, D], no more than the first ones, in the same buffer."""
+        self._operand = weight.to(self._operand.dtype)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[b, D] to [b, R] float32, valid until the next call."""
-        rounded = None if self._narrow is None else self._narrow[: hidden.shape[0]]
-        return multiply(hidden, self._operand.t(), self._buffer[: hidden.shape[0]], rounded)
+        rounded = None if self._narrow is None else self._part_of(self._narrow, hidden)
+        part = self._part_of(self._buffer, hidden)
+        return multiply(hidden, self._operand.t(), part, rounded)
+
+    def _part_of(self, buffer: Tensor, hidden: Tensor) -> Tensor:
+        size = (hidden.shape[0], self._operand.shape[0])
+        return buffer[: size[0] * size[1]].view(size)
 
     def add_gradients(
         self,
@@ -44,7 +52,7 @@ class LogitBlocks:
         weights' to ``grad_weight`` [R, D], unless that is None.
         """
         if self._narrow is not None:
-            grad = self._narrow[: hidden.shape[0]].copy_(grad)
+            grad = self._part_of(self._narrow, hidden).copy_(grad)
         multiply(grad, self._operand, grad_hidden)
         if grad_weight is not None:
             add_product(grad.t(), hidden, grad_weight, weight_scale)

@@ -99,11 +99,17 @@ class LogitTiles:
                 yield block, first_row, blocks.logits(self._hidden[block])
 
     def _row_blocks(self) -> Iterator[tuple[int, LogitBlocks]]:
+        """The same blocks for all rows, so that there is one tile at a time."""
+        blocks: LogitBlocks | None = None
         for first_row in range(0, self._weight.shape[0], self._rows):
             rows = self._weight[first_row : first_row + self._rows]
             if self._copied:
                 rows = rows.to(self._hidden.dtype, copy=True)
-            yield first_row, LogitBlocks(rows, self._tokens, self._hidden.dtype)
+            if blocks is None:
+                blocks = LogitBlocks(rows, self._tokens, self._hidden.dtype)
+            else:
+                blocks.change_rows(rows)
+            yield first_row, blocks
 
     def _token_blocks(self) -> Iterator[slice]:
         for start in range(0, self._hidden.shape[0], self._tokens):

@@ -171,7 +171,7 @@ class _SampledLoss:
         self._arriving = start_gather_rows(
             rows.vectors("output", -1).detach(), self._negatives_of_worker, shard.group
         )
-        self._leaving: Callable[[], Tensor] | None = None
+        self._leaving: list[Callable[[], Tensor]] = []  # one, once the gradients are on their way
 
     @cached_property
     def _vectors(self) -> Tensor:
@@ -183,7 +183,16 @@ class _SampledLoss:
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         if micro == self._last:
-            self._hook = self._vectors.register_post_accumulate_grad_hook(self._send_back)
+            group, leaving = self._shard.group, self._leaving
+            rows_of_worker = self._negatives_of_worker
+
+            # The hook holds nothing that leads back to these vectors: a ring through PyTorch's C++,
+            # which Python's collector does not see, would keep the step's rows for ever.
+            def send_back(vectors: Tensor) -> None:
+                assert vectors.grad is not None
+                leaving.append(start_sum_and_scatter_rows(vectors.grad, rows_of_worker, group))
+
+            self._vectors.register_post_accumulate_grad_hook(send_back)
         return sampled_cross_entropy(
             hidden, self._rows.vectors("output", micro), self._vectors, targets, self._negatives,
             num_words=self._shard.num_rows, block_bytes=self._shard.block_bytes,
@@ -192,14 +201,5 @@ class _SampledLoss:
 
     def finish(self) -> None:
         """Hand the sum over workers of each negative's gradient to who has looked it up."""
-        assert self._leaving is not None, "the last loss has not been differentiated"
-        # It holds this loss, and with it the step's rows, and is held by vectors that this loss
-        # holds: a ring through PyTorch's C++, which Python's collector does not see.
-        self._hook.remove()
-        self._rows.add_gradient("output", -1, self._leaving())
-
-    def _send_back(self, vectors: Tensor) -> None:
-        assert vectors.grad is not None
-        self._leaving = start_sum_and_scatter_rows(
-            vectors.grad, self._negatives_of_worker, self._shard.group
-        )
+        assert self._leaving, "the last loss has not been differentiated"
+        self._rows.add_gradient("output", -1, self._leaving[0]())

@@ -58,7 +58,7 @@ class PreparedStep(StepBatches):
     negatives: Negatives | None
 
     def to(self, device: torch.device) -> Self:
-        """The same on ``device``, but for the batches' ids, in whose place ``wanted`` is read."""
+        """The same on ``device``, but for the ids of both inputs, for which ``wanted`` is read."""
         return self._changed(
             lambda tensor: tensor.to(device, non_blocking=True),
             self.negatives and self.negatives.to(device),

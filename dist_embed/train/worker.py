@@ -82,6 +82,12 @@ class Context:
     reporter: Reporter
     options: dict[str, Any]
 
+    @property
+    def data_folder(self) -> str | None:
+        """The prepared data that the launching process has looked into; see `data_of_all`."""
+        folder: str | None = self.options.get("data_folder")
+        return folder
+
 
 def run_worker(
     task: Task, config_values: dict[str, Any], options: dict[str, Any], emit: Emit
@@ -124,7 +130,7 @@ def train_task(context: Context) -> dict[str, Any]:
     """
     config, group, reporter = context.config, context.group, context.reporter
     run_uri, train = config.run.uri, config.train
-    data = data_of_all(config, group, context.options.get("data_folder"))
+    data = data_of_all(config, group, context.data_folder)
     data_uri = data.folder_uri
     with all_or_none(group):
         tokenizers = load_tokenizers(data_uri, data)
@@ -228,7 +234,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     the loss of so many tokens of the training data; ``data_folder``: see `data_of_all`.
     """
     config, split = context.config, context.options["split"]
-    data = data_of_all(config, context.group, context.options.get("data_folder"))
+    data = data_of_all(config, context.group, context.data_folder)
     data_uri = data.folder_uri
     with all_or_none(context.group):
         data.held_out(split, config.data.uri)
@@ -367,7 +373,10 @@ def _load_for_inference(
     """The translator of the wanted checkpoint. Collective."""
     config = context.config
     vocabulary_size = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
-    translator = build_translator(config, vocabulary_size, context.group, training=False)
+    # Its rows come from the checkpoint: none is drawn.
+    translator = build_translator(
+        config, vocabulary_size, context.group, training=False, initial_scale=0.0
+    )
     dense = {f"model.{name}": p.data for name, p in translator.transformer.named_parameters()}
     state = TrainingState(
         group=context.group,

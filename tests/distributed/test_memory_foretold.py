@@ -133,7 +133,8 @@ def joined(rank: int, port: int, config: Config) -> Group:
 @torch.no_grad()
 def score(translator: Translator) -> None:
     sharded_cross_entropy(
-        torch.randn(300, WIDTH), torch.arange(300) % 60, translator.lookup.output_weight(),
+        torch.randn(300, translator.lookup.width), torch.arange(300) % 60,
+        translator.lookup.output_weight(),
         translator.shard.in_float32(), [300] * translator.group.num_workers,
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -44,27 +45,36 @@ def test_two_equal_runs_are_equal_bit_for_bit(workers: WorkerPool) -> None:
                 assert torch.equal(value, second[rank][1][name][2][key])
 
 
-def tensors_held(group: Group, tiny: Tiny) -> list[int]:
-    """How many this process holds after some steps, and after some more."""
+def tensors_held(group: Group, tiny: Tiny, fail: bool) -> list[int]:
+    """How many this process holds after some steps, and after some more, whose last backward may
+    ``fail``.
+    """
     sharded = Sharded(tiny, group)
     pairs = random_pairs(7, 1, 23, 31)
+    if fail:
+
+        def broken(gradient: torch.Tensor) -> None:
+            raise RuntimeError("broken")
+
+        next(sharded.transformer.parameters()).register_hook(broken)
     held = []
     for first in (1, 6):
         for number in range(first, first + 5):
-            sharded.step(number, pairs, pairs)
+            with pytest.raises(RuntimeError, match="broken") if fail else nullcontext():
+                sharded.step(number, pairs)
         gc.collect()
         held.append(sum(isinstance(one, torch.Tensor) for one in gc.get_objects()))
     return held
 
 
 @pytest.mark.parametrize("num_samples", [0, 9])
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize(("num_workers", "fail"), [(1, False), (2, False), (1, True)])
 def test_a_step_leaves_nothing_behind(
-    workers: WorkerPool, num_workers: int, num_samples: int
+    workers: WorkerPool, num_workers: int, fail: bool, num_samples: int
 ) -> None:
     """A ring through PyTorch's C++, which Python's collector does not see, would stay for ever."""
-    tiny = Tiny(num_samples=num_samples, accumulate=2, clip_norm=0.3)
-    for after_some, after_more in workers.run(num_workers, tensors_held, tiny):
+    tiny = Tiny(num_samples=num_samples, accumulate=1 if fail else 2, clip_norm=0.3)
+    for after_some, after_more in workers.run(num_workers, tensors_held, tiny, fail):
         assert after_more == after_some
 
 

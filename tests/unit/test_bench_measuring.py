@@ -37,6 +37,7 @@ from dist_embed.data.tokenizer import END, START
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.quiet import private_log_folder
 from dist_embed.parallel.group import Group
+from dist_embed.train.worker import Context
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
 
@@ -617,11 +618,9 @@ def test_sides_run_in_turns_on_the_same_batches(
     monkeypatch.setattr(baseline, "plain_training_step", plain)
     monkeypatch.setattr(baseline, "build_train_step", ours)
     said: list[str] = []
-    context: Any = SimpleNamespace(
-        config=config, group=alone,
-        options={"rounds": 3, "steps": 4, "precisions": ["fp32", "bf16"], "compile": False},
-        reporter=SimpleNamespace(line=said.append),
-    )  # fmt: skip
+    reporter: Any = SimpleNamespace(line=said.append)
+    options = {"rounds": 3, "steps": 4, "precisions": ["fp32", "bf16"], "compile": False}
+    context = Context(config, alone, reporter, options)
     found = baseline.baseline_task(context)
     names = ["ours fp32", "plain fp32", "ours bf16", "plain bf16"]
     assert [name for name, *_ in sides] == [n for _ in range(4) for n in names for _ in range(4)]
@@ -681,10 +680,9 @@ def test_the_plain_model_is_compiled_for_the_batches_that_are_timed(
     monkeypatch.setattr(baseline, "plain_training_step", plain)
     monkeypatch.setattr(baseline, "build_train_step", lambda config, *parts: ours)
     said: list[str] = []
-    context: Any = SimpleNamespace(
-        config=config, group=alone, reporter=SimpleNamespace(line=said.append),
-        options={"rounds": 2, "steps": 4, "precisions": ["bf16"], "compile": True},
-    )  # fmt: skip
+    reporter: Any = SimpleNamespace(line=said.append)
+    options = {"rounds": 2, "steps": 4, "precisions": ["bf16"], "compile": True}
+    context = Context(config, alone, reporter, options)
     found = baseline.baseline_task(context)
     name = "plain DDP bf16, compiled"
     assert list(found["all_rounds"]) == [

@@ -47,6 +47,14 @@ def test_no_tile_is_larger_than_allowed() -> None:
     assert sum(a * b for a, b in sizes) == TOKENS * ROWS
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_tiles_lie_in_one_buffer(dtype: torch.dtype) -> None:
+    """The next tile's would come beside that of the last."""
+    hidden, weight, _ = problem()
+    tiles = LogitTiles(hidden.detach().to(dtype), weight.detach().to(dtype), 160).tiles()
+    assert len({tile.data_ptr() for *_, tile in tiles}) == 1
+
+
 def test_no_copy_of_rows_of_another_type_is_larger_than_allowed() -> None:
     hidden, weight = torch.ones(TOKENS, 64, dtype=torch.bfloat16), torch.ones(ROWS, 64)
     # A row's copy has 128 bytes, its 8 logits 32.

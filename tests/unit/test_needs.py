@@ -300,4 +300,4 @@ def test_who_evaluates_or_translates_only_reads(monkeypatch: pytest.MonkeyPatch)
     context = worker.Context(configured(), alone, worker.silent_reporter(), {})
     with pytest.raises(Asked) as caught:
         worker._load_for_inference(context, {})
-    assert caught.value.args[1] == {"training": False}
+    assert caught.value.args[1] == {"training": False, "initial_scale": 0.0}  # and draws nothing

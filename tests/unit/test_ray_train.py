@@ -123,6 +123,22 @@ def test_what_fails_after_the_request_is_told(monkeypatch: pytest.MonkeyPatch) -
         assert not [one for one in threading.enumerate() if one.name == "fit"]
 
 
+def test_who_is_given_up_asks_ray_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that does would end the process while the connection ends."""
+    monkeypatch.setattr(ray_train, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(ray_train, "END_SECONDS", 0.2)
+    fit = Fit(monkeypatch, BEGIN, FAILURE | {"is_passing": False})
+    asked: list[float] = []
+    monkeypatch.setattr(ray_train, "_end_controller", lambda: asked.append(time.monotonic()))
+    fit.goes_on = True
+    assert fit.run() is None
+    count = len(asked)
+    assert count
+    time.sleep(0.3)
+    assert len(asked) == count
+    fit.ended.set()
+
+
 @pytest.mark.parametrize("failures", [[], [FAILURE], [FAILURE | {"is_cause": False}]])
 def test_a_run_without_a_result_ends_with_the_failure_that_was_told(
     monkeypatch: pytest.MonkeyPatch, failures: list[dict[str, Any]]
