@@ -89,7 +89,7 @@ def open_log(log_file: Path) -> int:
     if log_file.parent.parent != _private_folder():
         # Under torchrun this may be what makes the run's folder.
         storage.make_folder(log_file.parent)
-        return os.open(log_file, flags, 0o644)
+        return os.open(log_file, flags, 0o666)
     path = log_file.parent.parent.parent
     with ExitStack() as opened:
         try:

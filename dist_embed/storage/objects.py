@@ -288,7 +288,7 @@ def _remove_local(path: str) -> None:
 
 def _put_local(path: Path, parts: Iterable[Buffer]) -> None:
     make_folder(path.parent)
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     try:
         with open(handle, "wb", buffering=0) as file:
             for part in parts:
@@ -308,7 +308,7 @@ def _create_local(path: Path, data: bytes) -> None:
     """Publish a whole file under a name that nothing has, by linking an unnamed one to it."""
     make_folder(path.parent)
     try:
-        handle = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o644)
+        handle = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, 0o666)
     except OSError as exc:
         if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
             raise

@@ -27,6 +27,7 @@ from dist_embed.observe.metrics import read_metrics
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.stop import taken_signal
 from dist_embed.storage import uri as storage
+from dist_embed.study import unchanged
 from dist_embed.study.plan import Combination, combinations, overrides_of
 from dist_embed.study.schema import TrainingStudy
 from dist_embed.study.word_vectors import ensure_word_vectors
@@ -97,7 +98,8 @@ def run_study(study: TrainingStudy, on_event: Callable[[Event], None]) -> list[O
     Seed after seed: what the machine does meanwhile then falls on all combinations.
 
     Raises:
-        UserError: a configuration that cannot be; said before anything is trained.
+        UserError: a configuration that cannot be, or files that have changed since figures were
+            made from them; said before anything is trained.
         RunFailed, RunStopped: a run failed, or was asked to stop; the same call goes on there.
     """
 
@@ -107,14 +109,23 @@ def run_study(study: TrainingStudy, on_event: Callable[[Event], None]) -> list[O
     runs = planned_runs(study)
     for vectors in study.word_vectors:
         ensure_word_vectors(vectors, study.folder, say)
+    unchanged.check_corpora([run.config for run in runs], say)
+    kept = {run.name: storage.join(study.folder, "results", f"{run.name}.json") for run in runs}
+    results = {name: _read(uri) for name, uri in kept.items()}
+    started_from = {run.name: _vector_files(study, run.config) for run in runs}
+    for name, values in results.items():
+        if values is not None:
+            recorded = values.get("started_from")
+            unchanged.check(recorded, started_from[name], f"the result of {name}", say)
     outcomes = []
     for number, run in enumerate(runs, start=1):
-        kept = storage.join(study.folder, "results", f"{run.name}.json")
-        values = _read(kept)
+        values = results[run.name]
         if values is None or values.get("scoring") != SCORING:
             say(f"run {number} of {len(runs)}: {run.name}")
-            values = _train_and_score(run.config, on_event) | {"scoring": SCORING}
-            storage.write_text(kept, json.dumps(values, indent=1) + "\n")
+            recorded = unchanged.record(started_from[run.name], say)
+            values = _train_and_score(run.config, on_event)
+            values |= {"scoring": SCORING, "started_from": recorded}
+            storage.write_text(kept[run.name], json.dumps(values, indent=1) + "\n")
         validations = [(step, loss) for step, loss in values["validations"]]
         outcomes.append(
             Outcome(
@@ -164,7 +175,8 @@ def _has(config: Config, split: str) -> bool:
 
 def _digest(study: TrainingStudy, config: Config) -> str:
     """Of what decides a run's result: its settings, and how the word vectors are made that it
-    starts from. What files hold is not looked at, nor where the study's folder lies.
+    starts from. What files hold is `unchanged`'s to say; where the study's folder lies
+    does not matter.
     """
     values = config.model_dump(mode="json")
     if config.model.logits_block_mib == "auto" and config.cluster.device != "cuda":
@@ -187,6 +199,19 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     folder = json.dumps(study.folder.rstrip("/"))[1:-1]
     text = text.replace(f"{folder}/", f"{FOLDER_MARK}/")
     return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _vector_files(study: TrainingStudy, config: Config) -> list[str]:
+    """The files of vectors that a run starts from, but for those that the study makes."""
+    made = {
+        storage.absolute(storage.join(study.folder, vectors.output))
+        for vectors in study.word_vectors
+    }
+    tables = [config.embedding.tables.source, config.embedding.tables.target,
+              config.embedding.tables.output]  # fmt: skip
+    starts = [table.pretrained for table in tables if table and table.pretrained]
+    files = [file for start in starts for file in (start.uri, start.words) if file]
+    return sorted({file for file in files if file not in made})
 
 
 def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[str, Any]:

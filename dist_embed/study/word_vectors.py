@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import read_lines
 from dist_embed.storage import uri as storage
+from dist_embed.study import unchanged
 from dist_embed.study.schema import WordVectors
 from dist_embed.vectors.write import Block, write_vectors
+
+# In the file beside the vectors that says how they were made: what the texts were.
+_TEXTS = "texts_were"
 
 
 class _Sentences:
@@ -26,13 +31,18 @@ class _Sentences:
 def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], None]) -> None:
     """Train the vectors (skip-gram, Mikolov et al. 2013) unless they are there, made like this.
 
-    One thread, so that equal texts give equal vectors. What the texts hold is not looked at.
+    One thread, so that equal texts give equal vectors.
 
-    Raises UserError where gensim is not installed, or a file cannot be read.
+    Raises UserError where gensim is not installed, a file cannot be read, or the vectors are there
+    and their texts have changed since.
     """
     output = storage.join(folder, wanted.output)
-    recipe, recipe_uri = wanted.model_dump_json(indent=1) + "\n", f"{output}.json"
-    if storage.exists(recipe_uri) and storage.read_text(recipe_uri) == recipe:
+    recipe, recipe_uri = wanted.model_dump(mode="json"), f"{output}.json"
+    files = [wanted.text] if isinstance(wanted.text, str) else wanted.text
+    there = json.loads(storage.read_text(recipe_uri) or "{}") if storage.exists(recipe_uri) else {}
+    texts = there.pop(_TEXTS, None)
+    if there == recipe:
+        unchanged.check(texts, files, output, say)
         return
     try:
         from gensim.models import Word2Vec
@@ -41,7 +51,7 @@ def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], N
             "this study trains vectors with gensim, which is not installed: bash launch/setup.sh "
             "installs it (the extra `dev`)"
         ) from None
-    files = [wanted.text] if isinstance(wanted.text, str) else wanted.text
+    texts = unchanged.record(files, say)
     say(f"training vectors of {', '.join(files)}")
     model = Word2Vec(
         _Sentences(files), vector_size=wanted.width, window=wanted.window, sg=1,
@@ -51,5 +61,5 @@ def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], N
     block = Block(words, model.wv.expandos["count"], model.wv.vectors)
     storage.write_text(recipe_uri, "")  # those that were there go
     write_vectors(output, "word2vec", [block], num_words=len(words), width=wanted.width)
-    storage.write_text(recipe_uri, recipe)
+    storage.write_text(recipe_uri, json.dumps(recipe | {_TEXTS: texts}, indent=1) + "\n")
     say(f"{len(words):,} vectors → {output}")

@@ -25,6 +25,8 @@ from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.storage import uri as storage
 
 CONFIG_NAME = "config.yaml"
+# Its last line, with the digest of those above it.
+_SEAL = "# SHA-256 of the lines above, as the run wrote them: "
 
 # A run may go on with other values of these: they do not change what a step does. (max_steps is
 # where a cosine or linear schedule ends: a longer run goes on at that schedule's rate. What text is
@@ -194,7 +196,7 @@ def write_run_folder(config: Config, data: PreparedData) -> None:
                 "with other values of data.lexicon_translations a data.uri each"
             )
         lexicon.copy_to(config.run.uri)
-    storage.write_text(storage.join(config.run.uri, CONFIG_NAME), config_to_yaml(config))
+    storage.write_text(storage.join(config.run.uri, CONFIG_NAME), _sealed(config_to_yaml(config)))
 
 
 class RunFolder:
@@ -247,15 +249,31 @@ class RunFolder:
         return found.st_dev, found.st_ino
 
 
+def _sealed(text: str) -> str:
+    return f"{text}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def _check_seal(text: str, uri: str) -> None:
+    """Earlier versions wrote no such line: what they wrote is believed."""
+    body, there, digest = text.rpartition(_SEAL)
+    if there and hashlib.sha256(body.encode()).hexdigest() != digest.strip():
+        raise UserError(
+            f"{uri} is not as the run wrote it (the SHA-256 in its last line is another): put the "
+            "file back, or, if it was changed on purpose, remove that line"
+        )
+
+
 def read_run_config(run_uri: str) -> Config:
     """The configuration of the run in a folder; ``run.uri`` is where it was found.
 
     Raises:
-        UserError: no run lies there.
+        UserError: no run lies there, or its configuration is not as the run wrote it.
     """
     uri = storage.join(run_uri, CONFIG_NAME)
     try:
-        values: Any = yaml.safe_load(storage.read_text(uri))
+        text = storage.read_text(uri)
+        _check_seal(text, uri)
+        values: Any = yaml.safe_load(text)
         # The folder may have been moved or copied, with the data in it.
         below = values["data"]["uri"].removeprefix(values["run"]["uri"])
         if below != values["data"]["uri"] and below.startswith("/"):
@@ -263,6 +281,6 @@ def read_run_config(run_uri: str) -> Config:
         values["run"]["uri"] = run_uri
     except FileNotFoundError:
         raise UserError(f"no run in {run_uri!r}: {uri} does not exist") from None
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as exc:
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as exc:
         raise UserError(f"{uri} is not a run's configuration: {exc!r}") from exc
     return config_from_dict(values, uri, combinations=False)

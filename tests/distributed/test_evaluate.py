@@ -193,7 +193,10 @@ def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) 
         def written(self, texts: list[str], unknown: str) -> list[Written]:
             asked.append(texts)
             answers = [f"the right  Answer {n} of all, nearly" for n in range(len(texts))]
-            return [Written(text.replace("all", "<unk>"), text) for text in answers]
+            return [
+                Written(text.replace("all", "<unk>"), text.replace("all", unknown))
+                for text in answers
+            ]
 
     references = [f"the right answer {n} of all" for n in range(25)]
     for lowercase in (False, True):
@@ -216,6 +219,9 @@ def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) 
         assert "tok:13a" in found.signature
         assert found.signature.endswith("|form:nfc")
         assert found.translations[3] == "the right  Answer 3 of <unk>, nearly"
-        assert found.scored[3] == "the right  Answer 3 of all, nearly"
+        # One token, which no reference has.
+        (unknown,) = found.scored[3].removeprefix("the right  Answer 3 of ").split(",")[:1]
+        assert len(unknown) == 1
+        assert not any(unknown in reference for reference in references)
         assert found.seconds > 0
     assert asked[0] == [f"source {n}" for n in range(25)]

@@ -35,7 +35,7 @@ from dist_embed.model.dropout import Dropout
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.train import assemble, worker
-from dist_embed.train.run_folder import read_run_config
+from dist_embed.train.run_folder import fingerprint, read_run_config
 from dist_embed.train.worker import Context, train_task
 from tests.distributed.configured import DATA, ConfiguredRun, Step, Values, merged
 from tests.distributed.pool import WorkerPool
@@ -127,7 +127,7 @@ ARRIVE = {
 ARRIVE_TOO = {
     "run.uri": "open_checkpoints.run_uri", "train.precision": "TrainStep.compute_dtype",
     "checkpoint.drain_seconds": "Rhythm.drain_seconds",
-    "search.batch_sentences": "UnknownWords.batch_sentences",
+    "search.batch_sentences": "UnknownWords.batch_sentences", "run.seed": "TrainStep.seed",
 }  # fmt: skip
 CONVERTED: dict[str, Callable[[Any], Any]] = {
     "model.logits_block_mib": lambda mib: int(mib * 2**20),
@@ -235,9 +235,11 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
             attention.dropout = 0.0
         works = list(islice(loader.steps(Position(**state.scalars["position"])), STEPS + 1))
         found["micro_batches"] = {len(work.batches) for work in works}
-        found["steps"] = []
+        found["steps"], found["tokens"] = [], []
         for number in range(1, STEPS + 1):
             result = step.run(number, works[number - 1], works[number])
+            own = sum(len(batch.target_output) for batch in works[number - 1].batches)
+            found["tokens"].append((result.tokens, own))
             tables = {
                 name.split(".")[1]: tensor.data.clone()
                 for name, tensor in state.tensors.items()
@@ -258,7 +260,8 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
     with ExitStack() as stack:
         recorded(
             stack, calls, worker, "Loader", "MetricsLog", "Rhythm", "Retention", "SaverSettings",
-            "open_checkpoints", "load_newest", "TrainStep", "evaluate_translations",
+            "open_checkpoints", "load_newest", "TrainStep", "TrainingState",
+            "evaluate_translations",
         )  # fmt: skip
         recorded(
             stack, calls, assemble, "RowLookup", "Transformer", "OutputShard", "SearchSettings",
@@ -273,6 +276,9 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
         )
     wanted = {*ARRIVE.values(), *ARRIVE_TOO.values()}
     found["calls"] = {name: value for name, value in calls.items() if name in wanted}
+    found["fingerprint"] = calls["TrainingState.fingerprint"]
+    rows = {spec.num_rows for spec in built[0].lookup.specs.values()}
+    found["checks_ids"] = set(calls["Loader.num_ids"].values()) <= rows
     found["called"] = {name.split(".")[0] for name in calls}
     found["lines"] = lines
     return found
@@ -305,6 +311,8 @@ def check_numbers(found: list[dict[str, Any]], expected: ConfiguredRun) -> None:
                 mine, other = (part.chunk(2)[1] for part in (mine, other))
             torch.testing.assert_close(mine, other, rtol=0, atol=ATOL, msg=lambda m: f"{name}: {m}")  # noqa: B023
     for number, reference in enumerate(steps):
+        of_workers = [one["tokens"][number] for one in found]
+        assert {total for total, _ in of_workers} == {sum(own for _, own in of_workers)}
         for table, whole in reference.tables.items():
             mine = torch.cat([one["steps"][number].tables[table] for one in found])
             torch.testing.assert_close(mine, whole, rtol=0, atol=ATOL)
@@ -326,6 +334,8 @@ def test_an_exact_run_is_as_it_is_configured(
         assert one["called"] >= {"CandidateWords", "UnknownWords", "evaluate_translations"}
         assert one["dropouts"] == ({round(0.3 * 256) / 256}, {0.2})
         assert one["micro_batches"] == {2}
+        assert one["fingerprint"] == fingerprint(config)
+        assert one["checks_ids"]
         assert one["validation"] == pytest.approx(reference.validation_loss(), abs=ATOL)
         quality = one["quality"]
         assert quality.sentences == len(quality.translations) == 7

@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 from dist_embed.config.errors import UserError
-from dist_embed.observe.quiet import open_log, quiet_screen, worker_log_folder
+from dist_embed.observe.quiet import (
+    open_log,
+    quiet_screen,
+    redirect_output,
+    worker_log_folder,
+)
 
 
 @pytest.fixture
@@ -68,6 +73,16 @@ def test_what_lies_in_the_way_of_such_a_log_is_refused(
         open_log(log)
     assert victim.read_bytes() == b"secret"
     assert os.listdir(victim.parent) == [victim.name]
+
+
+def test_a_worker_s_output_is_not_sent_through_a_link(log: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"secret")
+    log.parent.mkdir(parents=True)
+    log.symlink_to(victim)
+    with pytest.raises(UserError, match="which is a link"):
+        redirect_output(log)
+    assert victim.read_bytes() == b"secret"
 
 
 @pytest.mark.parametrize("above", [0, 1, 2])

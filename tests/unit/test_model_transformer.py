@@ -100,7 +100,7 @@ def test_positions_are_sines_and_cosines() -> None:
     assert table[1, 4].item() == pytest.approx(torch.tensor(3.0).cos().item())
 
 
-@pytest.mark.parametrize("p", [1 / 256, 0.1, 0.3, 0.9])
+@pytest.mark.parametrize("p", [1 / 256, 0.1, 0.3, 0.9, 0.999])
 def test_dropout_keeps_the_expectation_and_the_rate(p: float) -> None:
     torch.manual_seed(0)
     layer = Dropout(p).train()

@@ -156,13 +156,56 @@ def test_a_run_without_a_result_ends_with_the_failure_that_was_told(
     }.items():
         monkeypatch.setattr(ray, name, stand_in)
     monkeypatch.setattr(ray_train, "_connected", lambda *where: nullcontext())
-    monkeypatch.setattr(ray_train, "TorchTrainer", lambda *how, **more: None)
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(ray_train, "TorchTrainer", lambda work, **how: asked.update(how))
     monkeypatch.setattr(ray_train, "_fit_in_thread", fit)
     with pytest.raises(RunFailed, match="worker 1 failed" if failures else "told no result"):
         ray_train.launch_ray(
-            print, lambda device: (), num_workers=2, address=None, device="cpu",
-            timeout_seconds=60.0, max_failures=0, on_event=print, log_folder="",
+            print, lambda device: (device,), num_workers=2, address=None, device="cpu",
+            timeout_seconds=150.0, max_failures=7, on_event=print, log_folder="",
         )  # fmt: skip
+    assert asked["train_loop_config"]["args"] == ("cpu",)
+    assert (asked["torch_config"].backend, asked["torch_config"].timeout_s) == ("gloo", 150)
+    assert (asked["scaling_config"].num_workers, asked["scaling_config"].use_gpu) == (2, False)
+    failing = asked["run_config"].failure_config
+    # Ray waits a minute each time for room for the workers.
+    assert (failing.max_failures, failing.controller_failure_limit) == (7, 3)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_workers_tell_bears_the_name_of_their_start(
+    monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    """So that a failure which passed is not taken for one of the workers that came after it."""
+    told: list[dict[str, Any]] = []
+    mailbox = SimpleNamespace(
+        put=SimpleNamespace(remote=told.append), is_stopped=SimpleNamespace(remote=lambda: None)
+    )
+    groups = iter([b"\x01\x02", b"\x03\x04"])
+    monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
+    monkeypatch.setattr(
+        ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: rank)
+    )
+    monkeypatch.setattr(
+        ray.util, "get_current_placement_group", lambda: SimpleNamespace(id=next(groups))
+    )
+
+    def fail(*_: Any) -> None:
+        raise OSError("passing")
+
+    def work(given: int, emit: Callable[[dict[str, Any]], None]) -> int:
+        emit({"kind": "line"})
+        return given + 1
+
+    with pytest.raises(OSError, match="passing"):
+        ray_train._ray_worker({"mailbox": mailbox, "target": fail, "args": ()})
+    ray_train._ray_worker({"mailbox": mailbox, "target": work, "args": (4,)})
+    names = [(event["kind"], event.get("attempt")) for event in told]
+    assert names == [
+        ("begin", "0102"), ("failure", "0102"), ("begin", "0304"), ("line", None),
+        *([("result", "0304")] if rank == 0 else []),
+    ]  # fmt: skip
+    assert [event.get("value") for event in told if event["kind"] == "result"] == [5] * (1 - rank)
 
 
 def test_ray_has_what_the_controller_is_ended_by() -> None:

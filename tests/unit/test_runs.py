@@ -291,6 +291,31 @@ def test_a_damaged_run_configuration_is_named(tmp_path: Path, text: str) -> None
         read_run_config(str(tmp_path))
 
 
+def test_a_runs_configuration_is_never_read_as_another_one(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    config = with_data(prepared, tmp_path)
+    open_run(config, force=False)
+    path = tmp_path / "run" / "config.yaml"
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        try:
+            found = read_run_config(config.run.uri)
+        except UserError:
+            continue
+        assert found == config  # the words of the last line
+    changed = content.replace(b"beam: 5", b"beam: 3")
+    assert changed != content
+    path.write_bytes(changed)
+    with pytest.raises(UserError, match=rf"{path} is not as the run wrote it.*on purpose, remove"):
+        read_run_config(config.run.uri)
+    path.write_bytes(changed[: changed.rindex(b"#")])
+    assert read_run_config(config.run.uri).search.beam == 3
+
+
 def test_a_key_this_version_does_not_know_names_the_file(
     prepared: Prepared, tmp_path: Path
 ) -> None:

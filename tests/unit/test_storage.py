@@ -19,6 +19,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from dist_embed.observe.quiet import open_log
 from dist_embed.storage import retry
 from dist_embed.storage import uri as storage
 from dist_embed.storage.compressed import (
@@ -27,6 +28,7 @@ from dist_embed.storage.compressed import (
     is_compressed,
     open_decompressed,
 )
+from dist_embed.storage.objects import ObjectStore
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -146,9 +148,14 @@ def test_who_may_read_what_is_written_is_the_umasks_to_say(
     earlier = os.umask(umask)
     try:
         storage.write_bytes(str(tmp_path / "x"), b"")
+        store = ObjectStore(str(tmp_path / "store"))
+        store.put("put", [b"1"])
+        store.create("created", b"2")
+        os.close(open_log(tmp_path / "log"))
     finally:
         os.umask(earlier)
-    assert (tmp_path / "x").stat().st_mode & 0o777 == mode
+    for name in ("x", "store/put", "store/created", "log"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode, name
 
 
 def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path) -> None:

@@ -640,6 +640,65 @@ def test_word_vectors_are_trained_as_they_are_described(
     ]  # fmt: skip
 
 
+def test_word_vectors_of_a_text_that_has_changed_are_refused(
+    tmp_path: Path, gensim: list[dict[str, Any]]
+) -> None:
+    text, said = tmp_path / "text", list[str]()
+    text.write_text("a b\n")
+    wanted = WordVectors(text=str(text), output="v.txt", width=2)
+    ensure_word_vectors(wanted, str(tmp_path), said.append)
+    recipe = tmp_path / "v.txt.json"
+    for change in ("c d\n", "a b c\n"):
+        text.write_text(change)
+        with pytest.raises(UserError, match=rf"v\.txt was made from .* changed since:\n  {text}"):
+            ensure_word_vectors(wanted, str(tmp_path), said.append)
+    text.unlink()
+    ensure_word_vectors(wanted, str(tmp_path), said.append)
+    assert said[2:] == [f"whether the files of {tmp_path}/v.txt have changed is not known: "
+                        f"{text} is not there"]  # fmt: skip
+    # As an earlier version left it.
+    text.write_text("c d\n")
+    recipe.write_text(wanted.model_dump_json(indent=1) + "\n")
+    ensure_word_vectors(wanted, str(tmp_path), said.append)
+    assert (len(gensim), len(said)) == (1, 3)
+
+
+def test_a_study_over_files_that_have_changed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, vectors = tmp_path / "pairs.tsv", tmp_path / "v.txt"
+    corpus.write_text("source\ttarget\n" + "a b\tc d\n" * 9)
+    vectors.write_text("2 1\na 1\nb 2\n")
+    base = tmp_path / "base.yaml"
+    base.write_text("run: {uri: x}\ntrain: {max_steps: 9}\ncluster: {launcher: local}\n"
+                    "data: {num_processes: 1}\n")  # fmt: skip
+    corpora = {f"data.{split}": {"pairs": str(corpus)} for split in ("train", "validation", "test")}
+    start = {"embedding.tables.source": {"pretrained": {"uri": str(vectors)}}}
+    plain = {"set": corpora | start, "seeds": [4], "folder": str(tmp_path / "study"),
+             "factors": [{"name": "a", "levels": [{"name": "b"}]}], "reference": None,
+             "expectations": [], "measures": ["bleu"], "plot": None}  # fmt: skip
+    wanted = load_study(written(tmp_path, **plain))
+    assert isinstance(wanted, TrainingStudy)
+    scored: list[str] = []
+
+    def score(config: Any, on_event: Any) -> dict[str, Any]:
+        study_run.ensure_data(config, print)
+        scored.append(config.run.uri)
+        return {"measures": {"bleu": 1.0}, "validations": [], "machine": MACHINE}
+
+    monkeypatch.setattr(study_run, "_train_and_score", score)
+    first = study_run.run_study(wanted, lambda event: None)
+    assert study_run.run_study(wanted, lambda event: None) == first
+    for file, other in ((vectors, "2 1\na 1\nb 3\n"), (corpus, "source\ttarget\na\tb\n")):
+        as_it_was = file.read_text()
+        file.write_text(other)
+        with pytest.raises(UserError, match=rf"changed since:\n  {file}: "):
+            study_run.run_study(wanted, lambda event: None)
+        file.write_text(as_it_was)
+    assert study_run.run_study(wanted, lambda event: None) == first
+    assert len(scored) == 1
+
+
 def test_half_made_word_vectors_are_made_again(
     tmp_path: Path, gensim: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ class Notes:
         self.values: dict[str, Any] = {}
         self.broken: set[str] = set()
         self.before_each: Callable[[str], None] = lambda method: None
+        self.connections = 0
 
     def _called(self, method: str) -> None:
         self.before_each(method)
@@ -75,7 +76,11 @@ class TrainingsConnection:
     """On this one training's threads wait: nobody else may use it."""
 
     def __init__(self, notes: Notes) -> None:
-        self.clone = lambda: notes
+        self._notes = notes
+
+    def clone(self) -> Notes:
+        self._notes.connections += 1
+        return self._notes
 
 
 @pytest.fixture
@@ -222,6 +227,9 @@ def test_before_each_call_of_the_group_s_store_it_is_asked_whether_to_go_on(note
     one.note_failed()
     notes.set("dist_embed/two/end/1", "0")
     two = parts("two", one)
+    assert (
+        notes.connections == 2
+    )  # a network may have dropped one that was idle since the last save
     two.note_progress()
     two.note_written([])
     with pytest.raises(PartMissing):
