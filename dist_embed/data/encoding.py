@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dist_embed.data.block_index import ShardBlocks, blocks_of
 from dist_embed.data.corpus import Pair
 from dist_embed.data.processes import Processes, ended
+from dist_embed.data.proof import FileInfo
 from dist_embed.data.stretches import encode_column
-from dist_embed.data.token_shards import SIDES, ShardInfo, content_digest, write_shard
+from dist_embed.data.token_shards import SIDES, ShardInfo, content_digest, shard_content
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.storage import uri as storage
 
@@ -36,6 +38,7 @@ class EncodedBlock:
     """
 
     info: ShardInfo
+    blocks: ShardBlocks = field(default_factory=ShardBlocks)
     dropped_empty: int = 0
     dropped_long: int = 0
     cut: int = 0
@@ -138,10 +141,14 @@ def _write_block(
         texts = ([s for s, _ in block], [t for _, t in block])
     else:
         source, target = _apply_rule(source, target, rule, result)
-    file = write_shard(storage.join(data_uri, name), source, target, texts)
+    stored = shard_content(source, target, texts)
+    storage.write_bytes(storage.join(data_uri, name), stored)
+    result.blocks = blocks_of(stored, source, target)
     source_tokens, target_tokens = (int(_lengths(side).sum()) for side in (source, target))
     content = content_digest(source, target)
-    result.info = ShardInfo(name, len(source), source_tokens, target_tokens, file, content)
+    result.info = ShardInfo(
+        name, len(source), source_tokens, target_tokens, FileInfo.of(stored), content
+    )
     if rule is not None:
         for side, ids in zip(SIDES, (source, target), strict=True):
             found = pc.value_counts(ids.flatten())
