@@ -104,11 +104,12 @@ from dist_embed.data.read_ahead import ReadAhead
 
 def slow():
     for number in range(9):
-        time.sleep(0.3)
+        time.sleep(0.6)
         print(number, flush=True)
         yield number
 
 next(ReadAhead(slow()))
+time.sleep(0.1)  # the next one has begun
 """
 
 
