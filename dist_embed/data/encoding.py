@@ -13,20 +13,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dist_embed.data.block_index import ShardBlocks, blocks_of
 from dist_embed.data.corpus import Pair
 from dist_embed.data.processes import Processes, ended
+from dist_embed.data.proof import FileInfo
 from dist_embed.data.stretches import encode_column
-from dist_embed.data.token_shards import SIDES, ShardInfo, content_digest, write_shard
+from dist_embed.data.token_shards import SIDES, ShardInfo, content_digest, shard_content
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.storage import uri as storage
 
 
 @dataclass(frozen=True)
 class LengthRule:
-    """What happens to a training pair with more than ``max_tokens`` tokens on either side."""
+    """What happens to training pairs of unusual lengths.
+
+    Attributes:
+        max_tokens: longest side of a pair.
+        too_long: what happens to longer ones.
+        max_ratio: a pair is left out where one side has more than so many times the tokens of the
+            other (as by Moses' ``clean-corpus-n.perl``); None: it may.
+    """
 
     max_tokens: int
     too_long: Literal["drop", "cut"]
+    max_ratio: float | None = None
 
 
 @dataclass
@@ -36,8 +46,10 @@ class EncodedBlock:
     """
 
     info: ShardInfo
+    blocks: ShardBlocks = field(default_factory=ShardBlocks)
     dropped_empty: int = 0
     dropped_long: int = 0
+    dropped_ratio: int = 0
     cut: int = 0
     occurrences: dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]] = field(
         default_factory=dict
@@ -138,10 +150,14 @@ def _write_block(
         texts = ([s for s, _ in block], [t for _, t in block])
     else:
         source, target = _apply_rule(source, target, rule, result)
-    file = write_shard(storage.join(data_uri, name), source, target, texts)
+    stored = shard_content(source, target, texts)
+    storage.write_bytes(storage.join(data_uri, name), stored)
+    result.blocks = blocks_of(stored, source, target)
     source_tokens, target_tokens = (int(_lengths(side).sum()) for side in (source, target))
     content = content_digest(source, target)
-    result.info = ShardInfo(name, len(source), source_tokens, target_tokens, file, content)
+    result.info = ShardInfo(
+        name, len(source), source_tokens, target_tokens, FileInfo.of(stored), content
+    )
     if rule is not None:
         for side, ids in zip(SIDES, (source, target), strict=True):
             found = pc.value_counts(ids.flatten())
@@ -154,13 +170,17 @@ def _apply_rule(
 ) -> tuple[pa.ListArray, pa.ListArray]:
     left, right = _lengths(source), _lengths(target)
     kept = np.minimum(left, right) > 0
-    too_long = kept & (np.maximum(left, right) > rule.max_tokens)
     result.dropped_empty = int((~kept).sum())
+    shorter, longer = np.minimum(left, right), np.maximum(left, right)
+    too_long = longer > rule.max_tokens
     if rule.too_long == "drop":
-        result.dropped_long = int(too_long.sum())
+        result.dropped_long = int((kept & too_long).sum())
         kept &= ~too_long
-    else:
-        result.cut = int(too_long.sum())
+    if rule.max_ratio is not None:
+        unlike = longer > rule.max_ratio * shorter
+        result.dropped_ratio = int((kept & unlike).sum())
+        kept &= ~unlike
+    result.cut = int((kept & too_long).sum())
     source, target = (side.filter(pa.array(kept)) for side in (source, target))
     return pc.list_slice(source, 0, rule.max_tokens), pc.list_slice(target, 0, rule.max_tokens)
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
+from dist_embed.data.block_index import ShardBlocks, index_name, write_index
 from dist_embed.data.corpus import Pair, ParallelText, read_pairs
 from dist_embed.data.cut_text import check_pieces
 from dist_embed.data.encoding import EncodingPool, LengthRule, encoding_pool
@@ -64,21 +65,29 @@ def prepare_data(
     vocabularies = learn_vocabularies(train, recipe, num_processes, say)
     tokenizers = vocabularies.tokenizers
     splits: dict[str, Split] = {}
+    files: dict[str, FileInfo] = {}
     occurrences = {side: np.zeros(t.size, dtype=np.int64) for side, t in tokenizers.items()}
     with encoding_pool(tokenizers["source"], tokenizers["target"], num_processes) as pool:
         for name, text in corpora.items():
             say(f"encoding {name}")
-            splits[name] = _write_split(
+            splits[name], blocks = _write_split(
                 pool, data_uri, name, read_pairs(text), rule if name == "train" else None,
                 shard_sentences, recipe.oov_buckets, occurrences if name == "train" else {},
             )  # fmt: skip
+            files |= _write_blocks(data_uri, splits[name], blocks)
     if splits["train"].sentences == 0:
+        train_split = splits["train"]
         raise UserError(
-            f"no training pair is left: {splits['train'].dropped_empty} had an empty side, "
-            f"{splits['train'].dropped_long} were longer than data.max_tokens={rule.max_tokens}"
+            f"no training pair is left: {train_split.dropped_empty} had an empty side, "
+            f"{train_split.dropped_long} were longer than data.max_tokens={rule.max_tokens}"
+            + (
+                f", {train_split.dropped_ratio} had sides less alike in length than "
+                f"data.max_length_ratio={rule.max_ratio}"
+                if rule.max_ratio is not None
+                else ""
+            )
         )
     check_unchanged(inputs)
-    files: dict[str, FileInfo] = {}
     for side, tokenizer in tokenizers.items():
         files |= _write_vocabulary(
             data_uri, side, tokenizer, vocabularies.counts[side], occurrences[side]
@@ -204,21 +213,30 @@ def _write_split(
     shard_sentences: int,
     oov_buckets: int,
     occurrences: dict[str, NDArray[np.int64]],
-) -> Split:
+) -> tuple[Split, list[ShardBlocks]]:
     """Write a split, and add to ``occurrences`` of sides how often ids occur in it."""
-    split = Split()
+    split, blocks = Split(), []
     for block in pool.write_shards(
         pairs, data_uri, name, shard_sentences=shard_sentences, rule=rule, oov_buckets=oov_buckets
     ):
         split.shards.append(block.info)
+        blocks.append(block.blocks)
         split.dropped_empty += block.dropped_empty
         split.dropped_long += block.dropped_long
+        split.dropped_ratio += block.dropped_ratio
         split.cut += block.cut
         for side, total in occurrences.items():
             ids, counts = block.occurrences[side]
             known = ids < len(total)  # hashed words have no id of their own
             total[ids[known]] += counts[known]
-    return split
+    return split, blocks
+
+
+def _write_blocks(data_uri: str, split: Split, blocks: list[ShardBlocks]) -> dict[str, FileInfo]:
+    """The index of a split's blocks; returns what proves it."""
+    names = [shard.name for shard in split.shards]
+    name = index_name(names[0])
+    return {name: write_index(storage.join(data_uri, name), names, blocks)}
 
 
 def _write_vocabulary(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class FileInfo:
     sha256: str
 
     @classmethod
-    def of(cls, content: bytes) -> FileInfo:
+    def of(cls, content: bytes | memoryview) -> FileInfo:
         """That of a file with this content."""
         return cls(len(content), hashlib.sha256(content).hexdigest())
 
@@ -39,7 +40,7 @@ class NotReached(UserError):
     """A file is not there, or cannot be reached; nothing is known of its content."""
 
 
-def prove(content: bytes, expected: FileInfo | None, uri: str, remedy: str) -> None:
+def prove(content: bytes | memoryview, expected: FileInfo | None, uri: str, remedy: str) -> None:
     """Look whether what was read is what was written; without ``expected`` nothing is known of it.
 
     Raises:
@@ -59,6 +60,22 @@ def read_proven(uri: str, expected: FileInfo | None, remedy: str) -> bytes:
     content = storage.read_bytes(uri)
     prove(content, expected, uri, remedy)
     return content
+
+
+@contextmanager
+def told_of(uri: str, what: str, remedy: str) -> Iterator[None]:
+    """A file that cannot be read in the block is told of as `read_table` does."""
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise NotReached(
+            f"{what} {uri} cannot be read ({exc}): it was removed, or others were prepared in its "
+            f"place meanwhile, which the same command would use; else {remedy}"
+        ) from exc
+    except OSError as exc:
+        raise NotReached(f"{what} {uri} cannot be read ({exc})") from exc
+    except ParquetError as exc:
+        raise UserError(f"{what} {uri} cannot be read ({exc}); {remedy}") from exc
 
 
 def read_table(
@@ -84,17 +101,8 @@ def read_table(
         NotReached: it is not there, or cannot be reached.
         UserError: it is not what was written.
     """
-    try:
+    with told_of(uri, what, remedy):
         table = read_parquet(uri, columns, prove=lambda found: prove(found, expected, uri, remedy))
-    except FileNotFoundError as exc:
-        raise NotReached(
-            f"{what} {uri} cannot be read ({exc}): it was removed, or others were prepared in its "
-            f"place meanwhile, which the same command would use; else {remedy}"
-        ) from exc
-    except OSError as exc:
-        raise NotReached(f"{what} {uri} cannot be read ({exc})") from exc
-    except ParquetError as exc:
-        raise UserError(f"{what} {uri} cannot be read ({exc}); {remedy}") from exc
     if rows is not None and table.num_rows != rows:
         raise UserError(
             f"{what} {uri} is not the one that was written: {rows:,} rows expected, "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,13 +21,16 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.inputs import Inputs, inputs_from_json
 from dist_embed.data.proof import FileInfo, read_table, sealed, unsealed
 from dist_embed.storage import uri as storage
-from dist_embed.storage.parquet import write_parquet
+from dist_embed.storage.parquet import parquet_of_lists
 
 FORMAT = 2
 UNPROVEN_FORMAT = 1  # without digests and inputs, and all files in the folder itself
 INDEX_NAME = "data.json"
 SIDES = ("source", "target")
 SPLITS = ("train", "validation", "test")
+# Rows of a row group, the smallest part of a shard that is read: some 270 KiB. Object stores are
+# asked for a few hundred KiB at a time, and a shard of 50,000 pairs has 20 of them.
+BLOCK_SENTENCES = 2_500
 REMEDY = "prepare the data again with `dist-embed prepare CONFIG --force`"
 
 
@@ -59,6 +63,7 @@ class Split:
     dropped_empty: int = 0
     dropped_long: int = 0
     cut: int = 0
+    dropped_ratio: int = 0
 
     @property
     def sentences(self) -> int:
@@ -136,6 +141,9 @@ class PreparedData:
         """The content of ``data.json``."""
         values = asdict(self)
         del values["folder_uri"]
+        for split in values["splits"].values():
+            if not split["dropped_ratio"]:  # as before it was counted
+                del split["dropped_ratio"]
         if self.inputs is None:
             del values["inputs"]
         if self.format != UNPROVEN_FORMAT:
@@ -198,6 +206,18 @@ class TokenPairs:
     def __len__(self) -> int:
         return len(self.source_offsets) - 1
 
+    @classmethod
+    def of(cls, table: pa.Table) -> TokenPairs:
+        """Of the columns ``source`` and ``target``, lists of ids."""
+        arrays: list[Any] = []
+        for column in map(table.combine_chunks().column, SIDES):
+            lists = column.chunk(0) if column.num_chunks else pa.array([], pa.list_(pa.int32()))
+            offsets = np.asarray(lists.offsets, dtype=np.int64)
+            # The values of a chunk may start behind an offset.
+            arrays.append(np.asarray(lists.values, dtype=np.int32)[offsets[0] : offsets[-1]])
+            arrays.append(offsets - offsets[0])
+        return cls(*arrays)
+
     @property
     def source_lengths(self) -> NDArray[np.int64]:
         """Tokens of each source sentence."""
@@ -220,15 +240,13 @@ def content_digest(source: pa.ListArray, target: pa.ListArray) -> str:
     return digest.hexdigest()
 
 
-def write_shard(
-    uri: str,
+def shard_content(
     source: pa.ListArray | list[list[int]],
     target: pa.ListArray | list[list[int]],
     texts: tuple[list[str], list[str]] | None = None,
-) -> FileInfo:
-    """Write one shard: token lists, and the texts where they are needed again (held-out data).
-
-    Returns what proves it.
+) -> bytes:
+    """The bytes of one shard: token lists, and the texts where they are needed again (held-out
+    data), in row groups of `BLOCK_SENTENCES`.
     """
     ids, text = pa.list_(pa.int32()), pa.string()
     columns: dict[str, Any] = {"source": source, "target": target}
@@ -236,8 +254,19 @@ def write_shard(
     if texts is not None:
         columns |= {"source_text": texts[0], "target_text": texts[1]}
         schema |= {"source_text": text, "target_text": text}
-    table = pa.table(columns, pa.schema(schema))
-    return FileInfo.of(write_parquet(uri, table, compression="zstd"))
+    return parquet_of_lists(pa.table(columns, pa.schema(schema)), SIDES, rows=BLOCK_SENTENCES)
+
+
+def write_shard(
+    uri: str,
+    source: pa.ListArray | list[list[int]],
+    target: pa.ListArray | list[list[int]],
+    texts: tuple[list[str], list[str]] | None = None,
+) -> FileInfo:
+    """Write one shard, see `shard_content`; returns what proves it."""
+    content = shard_content(source, target, texts)
+    storage.write_bytes(uri, content)
+    return FileInfo.of(content)
 
 
 def read_tokens(
@@ -253,45 +282,57 @@ def read_tokens(
     Raises:
         UserError: a shard is missing or not the one that was written, or holds an id that is none.
     """
-    ids: dict[str, list[NDArray[np.int32]]] = {side: [] for side in SIDES}
-    lengths: dict[str, list[NDArray[np.int64]]] = {side: [] for side in SIDES}
-    for shard in shards:
-        table = _read(data_uri, shard, list(SIDES)).combine_chunks()
-        for side, expected in zip(SIDES, (shard.source_tokens, shard.target_tokens), strict=True):
-            column = table.column(side)
-            lists = column.chunk(0) if column.num_chunks else pa.array([], pa.list_(pa.int32()))
-            offsets = np.asarray(lists.offsets, dtype=np.int64)
-            # One chunk after combine_chunks, but its values may start behind an offset.
-            tokens = np.asarray(lists.values, dtype=np.int32)[offsets[0] : offsets[-1]]
-            if len(tokens) != expected:
-                raise UserError(
-                    f"token shard {storage.join(data_uri, shard.name)} is not the one that was "
-                    f"written: {expected:,} {side} tokens expected, {len(tokens):,} found; {REMEDY}"
-                )
-            if num_ids is not None:
-                _check_ids(tokens, offsets - offsets[0], num_ids[side], side, data_uri, shard.name)
-            ids[side].append(tokens)
-            lengths[side].append(np.diff(offsets))
-    flat: list[Any] = []
-    for side in SIDES:
-        flat.append(np.concatenate(ids[side]))
-        flat.append(np.cumsum(np.concatenate([np.zeros(1, np.int64), *lengths[side]])))
-    return TokenPairs(*flat)
+    return joined([_read_shard(data_uri, shard, num_ids) for shard in shards])
 
 
-def _check_ids(
-    tokens: NDArray[np.int32], offsets: NDArray[np.int64], num_ids: int, side: str, data_uri: str,
-    name: str,
-) -> None:  # fmt: skip
-    if not len(tokens) or (tokens.min() >= 0 and tokens.max() < num_ids):
-        return
-    place = int(np.flatnonzero((tokens < 0) | (tokens >= num_ids))[0])
-    sentence = int(np.searchsorted(offsets, place, side="right")) - 1
-    raise UserError(
-        f"token shard {storage.join(data_uri, name)}: {side} token {place - offsets[sentence] + 1} "
-        f"of sentence {sentence + 1} is id {tokens[place]}, but the {side} table has ids 0 to "
-        f"{num_ids - 1}; {REMEDY}"
+def _read_shard(data_uri: str, shard: ShardInfo, num_ids: dict[str, int] | None) -> TokenPairs:
+    pairs = TokenPairs.of(_read(data_uri, shard, list(SIDES)))
+    uri = storage.join(data_uri, shard.name)
+    for side, expected, tokens in (
+        ("source", shard.source_tokens, pairs.source_tokens),
+        ("target", shard.target_tokens, pairs.target_tokens),
+    ):
+        if len(tokens) != expected:
+            raise UserError(
+                f"token shard {uri} is not the one that was written: {expected:,} {side} tokens "
+                f"expected, {len(tokens):,} found; {REMEDY}"
+            )
+    check_ids(pairs, num_ids, uri)
+    return pairs
+
+
+def joined(pairs: Sequence[TokenPairs]) -> TokenPairs:
+    """Sentence pairs one after the other."""
+    start = np.zeros(1, np.int64)
+    return TokenPairs(
+        np.concatenate([np.zeros(0, np.int32), *(p.source_tokens for p in pairs)]),
+        np.cumsum(np.concatenate([start, *(p.source_lengths for p in pairs)])),
+        np.concatenate([np.zeros(0, np.int32), *(p.target_tokens for p in pairs)]),
+        np.cumsum(np.concatenate([start, *(p.target_lengths for p in pairs)])),
     )
+
+
+def check_ids(pairs: TokenPairs, num_ids: dict[str, int] | None, uri: str, first: int = 0) -> None:
+    """Raises UserError for the first id that is none: ``num_ids`` of each side there are.
+
+    ``uri`` is the shard; the pairs begin with its sentence ``first``, counted from 0.
+    """
+    for side, tokens, offsets in (
+        ("source", pairs.source_tokens, pairs.source_offsets),
+        ("target", pairs.target_tokens, pairs.target_offsets),
+    ):
+        if num_ids is None or not len(tokens):
+            continue
+        limit = num_ids[side]
+        if tokens.min() >= 0 and tokens.max() < limit:
+            continue
+        place = int(np.flatnonzero((tokens < 0) | (tokens >= limit))[0])
+        sentence = int(np.searchsorted(offsets, place, side="right")) - 1
+        raise UserError(
+            f"token shard {uri}: {side} token {place - offsets[sentence] + 1} of sentence "
+            f"{first + sentence + 1} is id {tokens[place]}, but the {side} table has ids 0 to "
+            f"{limit - 1}; {REMEDY}"
+        )
 
 
 def read_texts(data_uri: str, split: Split) -> tuple[list[str], list[str]]:

@@ -20,7 +20,7 @@ from typing import IO, Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.storage.retry import RETRY_SECONDS, StorageError, retried
-from dist_embed.storage.uri import filesystem, join, make_folder, sync_folder
+from dist_embed.storage.uri import cat_range, filesystem, join, make_folder, sync_folder
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
@@ -123,17 +123,7 @@ class ObjectStore:
                 data = bytearray(max(0, (size if end is None else min(end, size)) - start))
                 return data[: _read_fully(file, start, [memoryview(data)])]
 
-        def attempt() -> bytes:
-            try:
-                data: bytes = self._fs.cat_file(path, start=start or None, end=end)
-            except OSError as exc:
-                # S3 refuses a range that begins behind the end, instead of giving nothing.
-                if exc.errno != errno.EINVAL or self._size(path) > start:
-                    raise
-                return b""
-            return data
-
-        return self._retried(f"read {name}", attempt)
+        return self._retried(f"read {name}", lambda: cat_range(self._fs, path, start, end))
 
     def read_into(self, name: str, start: int, buffers: list[memoryview]) -> int:
         """Like `read`, into ``buffers`` in turn, as far as it reaches; returns the bytes read."""
@@ -242,10 +232,6 @@ class ObjectStore:
                 raise
             # "501 Not Implemented": a server without conditional puts.
             self._fs.pipe_file(path, data, chunksize=SINGLE_PUT_BYTES)
-
-    def _size(self, path: str) -> int:
-        self._fs.invalidate_cache()
-        return int(self._fs.info(path)["size"])
 
     def _content(self, path: str) -> bytes | None:
         self._fs.invalidate_cache()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Any
 
 import pyarrow as pa
@@ -29,6 +30,7 @@ class ParquetReader:
 
     Args:
         file: stays open while it is read.
+        footer: its last bytes, as `row_groups` gives them; None: they are read from it.
 
     Attributes:
         schema: the columns' names and types.
@@ -36,9 +38,12 @@ class ParquetReader:
     Raises ParquetError.
     """
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes] | FilePart, footer: bytes | None = None) -> None:
         with _errors_of_arrow():
-            self._file = pq.ParquetFile(file, pre_buffer=False)
+            metadata = None
+            if footer is not None:
+                metadata = pq.ParquetFile(io.BytesIO(footer), pre_buffer=False).metadata
+            self._file = pq.ParquetFile(file, metadata=metadata, pre_buffer=False)
             self.schema: pa.Schema = self._file.schema_arrow
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
@@ -46,6 +51,12 @@ class ParquetReader:
         names = self._known(columns)
         with _errors_of_arrow():
             return self._file.read(names, use_threads=False)
+
+    def read_group(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """The named columns of one row group. Raises ParquetError."""
+        names = self._known(columns)
+        with _errors_of_arrow():
+            return self._file.read_row_group(number, columns=names, use_threads=False)
 
     def batches(self, columns: Sequence[str], *, rows: int) -> Iterator[pa.RecordBatch]:
         """The named columns, at most ``rows`` rows at a time. Raises ParquetError."""
@@ -86,6 +97,85 @@ def write_parquet(uri: str, table: pa.Table, *, compression: str = "snappy") -> 
     content = buffer.getvalue()
     storage.write_bytes(uri, content)
     return content
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Where some neighbouring columns of a row group lie in their file.
+
+    Attributes:
+        rows: how many it has.
+        start: its first byte.
+        end: behind its last one.
+    """
+
+    rows: int
+    start: int
+    end: int
+
+
+def parquet_of_lists(table: pa.Table, lists: Sequence[str], *, rows: int) -> bytes:
+    """The bytes of a file with row groups of ``rows`` rows, whose columns ``lists`` are lists of
+    integers: their bytes are stored by place, which zstd makes more of than of whole numbers.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(
+        table, buffer, compression="zstd", row_group_size=rows, write_statistics=False,
+        use_dictionary=False,
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in lists},
+    )  # fmt: skip
+    return buffer.getvalue()
+
+
+def row_groups(content: bytes, columns: Sequence[str]) -> tuple[list[RowGroup], bytes]:
+    """Where the neighbouring ``columns`` of each row group of a file lie, and the file's last
+    bytes, which say so: the footer. Raises ParquetError.
+    """
+    with _errors_of_arrow():
+        metadata = pq.ParquetFile(io.BytesIO(content), pre_buffer=False).metadata
+        groups = []
+        for number in range(metadata.num_row_groups):
+            group = metadata.row_group(number)
+            chunks = [group.column(place) for place in range(group.num_columns)]
+            chunks = [c for c in chunks if c.path_in_schema.split(".")[0] in columns]
+            starts = [c.dictionary_page_offset or c.data_page_offset for c in chunks]
+            ends = [s + c.total_compressed_size for s, c in zip(starts, chunks, strict=True)]
+            groups.append(RowGroup(group.num_rows, min(starts), max(ends)))
+    return groups, content[-8 - int.from_bytes(content[-8:-4], "little") :]
+
+
+class FilePart:
+    """A file of which only ``content`` is here, which begins at byte ``start``: for a
+    `ParquetReader` that is given the footer and reads no other part.
+    """
+
+    closed = False
+
+    def __init__(self, start: int, content: bytes) -> None:
+        self._start = start
+        self._content = content
+        self._place = 0
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        """As of any file that ends with this part."""
+        end = self._start + len(self._content)
+        self._place = place + (0, self._place, end)[whence]
+        return self._place
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self._place
+
+    def read(self, count: int) -> bytes:
+        """``count`` bytes. Raises OSError where they are not here."""
+        first = self._place - self._start
+        if first < 0 or first + count > len(self._content):
+            raise OSError(f"{count} bytes at {self._place} are not among those that were read")
+        self._place += count
+        return self._content[first : first + count]
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def parquet_writer(file: IO[bytes], schema: pa.Schema) -> Any:

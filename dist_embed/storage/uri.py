@@ -151,6 +151,27 @@ def read_bytes(uri: str) -> bytes:
     return data
 
 
+def read_range(uri: str, start: int, end: int) -> bytes:
+    """Bytes ``start`` to ``end`` of a file; fewer where it ends before. Raises as `read_bytes`."""
+    fs, path = filesystem(uri)
+    return _called(fs, "read", uri, lambda: cat_range(fs, path, start, end))
+
+
+def cat_range(fs: fsspec.AbstractFileSystem, path: str, start: int, end: int | None) -> bytes:
+    """One attempt at bytes ``start`` to ``end`` of a file; fewer where it ends before."""
+    try:
+        data: bytes = fs.cat_file(path, start=start or None, end=end)
+    except OSError as exc:
+        # S3 refuses a range that begins behind the end, instead of giving nothing.
+        if exc.errno != errno.EINVAL:
+            raise
+        fs.invalidate_cache()
+        if int(fs.info(path)["size"]) > start:
+            raise
+        return b""
+    return data
+
+
 def read_text(uri: str) -> str:
     """The whole file as UTF-8 text. Raises FileNotFoundError."""
     return read_bytes(uri).decode()

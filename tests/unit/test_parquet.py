@@ -145,6 +145,7 @@ import pyarrow as pa
 import pyarrow.compute
 from dist_embed.data.corpus import ParallelText, read_pairs
 from dist_embed.data.prepare import read_counts
+from dist_embed.data.token_blocks import open_blocks
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
 from dist_embed.storage.parquet import write_parquet
 from dist_embed.vectors.text import TextVectors
@@ -156,6 +157,7 @@ data, folder = sys.argv[1:]
 before = threads()
 splits = PreparedData.read(data).splits
 assert len(read_tokens(data, splits["train"].shards)) == 290
+assert len(open_blocks(PreparedData.read(data), "train").read([1, 0])) == 120
 assert len(read_texts(data, splits["test"])[0]) == 130
 assert read_counts(PreparedData.read(data), "source").sum() > 0
 table = pa.table({"source": ["a b"] * 9000, "target": ["c"] * 9000})
@@ -181,11 +183,13 @@ def test_reading_starts_no_thread(prepared: Prepared, tmp_path: Path) -> None:
 COMMAND = """
 import sys
 from dist_embed.data.prepare import read_counts
+from dist_embed.data.token_blocks import open_blocks
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
 data = sys.argv[1]
 splits = PreparedData.read(data).splits
 read_counts(PreparedData.read(data), "source")
 read_tokens(data, splits["train"].shards)
+open_blocks(PreparedData.read(data), "train").read([0])
 read_texts(data, splits["test"])
 """
 

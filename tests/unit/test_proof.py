@@ -16,6 +16,7 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon
 from dist_embed.data.prepare import load_tokenizers, read_counts, read_occurrences
 from dist_embed.data.proof import FileInfo, sealed, unsealed
+from dist_embed.data.token_blocks import open_blocks
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
 from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import check_tokenizer, tokenizer_digests
@@ -61,6 +62,11 @@ def read_train(folder: Path) -> None:
     read_tokens(data, PreparedData.read(data).splits["train"].shards)
 
 
+def read_blocks(folder: Path) -> None:
+    blocks = open_blocks(PreparedData.read(str(folder / "data")), "train")
+    blocks.lengths(range(len(blocks)))
+
+
 def read_test(folder: Path) -> None:
     data = str(folder / "data")
     read_texts(data, PreparedData.read(data).splits["test"])
@@ -102,6 +108,7 @@ def read_tokenizers_of_run(folder: Path) -> None:
 READERS: list[tuple[str, Callable[[Path], None]]] = [
     ("data/data.json", read_train),
     ("data/train/shard-00000.parquet", read_train),
+    ("data/train/blocks.arrow", read_blocks),
     ("data/test/shard-00001.parquet", read_test),
     ("data/vocabulary.source.parquet", read_word_counts),
     ("data/occurrences.target.parquet", read_word_counts),
