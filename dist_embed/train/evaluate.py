@@ -11,8 +11,10 @@ import torch
 from dist_embed.data.loader import Loader, Position
 from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.model.output import sharded_cross_entropy
+from dist_embed.parallel.collectives import same_text_from_first
+from dist_embed.parallel.errors import all_or_none
 from dist_embed.train.assemble import Translator
-from dist_embed.train.scoring import Scorer
+from dist_embed.train.scoring import Scorer, score_of_first
 from dist_embed.train.translation import Translation
 
 
@@ -104,14 +106,21 @@ def evaluate_translations(
     *,
     bleu_tokenize: str,
 ) -> Quality:
-    """Translate a held-out split and score it, on every worker: see `Scorer`. Collective."""
-    sources, references = read_texts(data_uri, data.splits[split])
-    scorer = Scorer(references, translation.target, bleu_tokenize=bleu_tokenize)
+    """Translate a held-out split; worker 0 scores it, see `Scorer`. The same on every worker.
+
+    Collective.
+    """
+    group, scorer = translation.group, None
+    with all_or_none(group):
+        sources, references = read_texts(data_uri, data.splits[split])
+        if group.is_first:
+            scorer = Scorer(references, translation.target, bleu_tokenize=bleu_tokenize)
+    unknown = same_text_from_first(scorer.unknown if scorer else "", group)
     started = time.perf_counter()
-    written = translation.written(sources, scorer.unknown)
+    written = translation.written(sources, unknown)
     seconds = time.perf_counter() - started
     scored = [one.marked for one in written]
-    score = scorer.score(scored)
+    score = score_of_first(scorer, scored, group)
     return Quality(
         bleu=score.bleu,
         chrf=score.chrf,
