@@ -82,8 +82,8 @@ class Scorer:
 def score_of_first(scorer: Scorer | None, translations: Sequence[str], group: Group) -> Score:
     """The score that worker 0 computes, on every worker. ``scorer``: there; None elsewhere.
 
-    chrF takes milliseconds a sentence: the others hear every `TURN_SECONDS` that it is still at it, so
-    that no exchange is waited for longer than allowed. Collective.
+    chrF takes milliseconds a sentence: the others hear every `TURN_SECONDS` that it is still at
+    it, so that no exchange is waited for longer than allowed. Collective.
     """
     text = ""
     with ThreadPoolExecutor(1) as pool:

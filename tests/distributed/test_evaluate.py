@@ -22,9 +22,15 @@ from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.collectives import sum_numbers_over_workers as sum_over_all
 from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
-from dist_embed.train import scoring
+from dist_embed.train import evaluate, scoring
 from dist_embed.train.assemble import Translator
-from dist_embed.train.evaluate import evaluate_translations, exact_loss
+from dist_embed.train.evaluate import (
+    AgainstExact,
+    Quality,
+    against_exact,
+    evaluate_translations,
+    exact_loss,
+)
 from dist_embed.train.scoring import Score, Scorer
 from dist_embed.train.translation import Translation, Written
 from tests.distributed.pool import WorkerPool
@@ -226,6 +232,31 @@ def test_one_worker_scores_for_all(workers: WorkerPool, tmp_path: Path) -> None:
     failed = workers.run(3, scored_echo, str(tmp_path), data, True)
     assert [kind for kind, _ in failed] == [ValueError, WorkerError, WorkerError]
     assert all(turns >= 3 for _, turns in failed)  # none waits for the whole score
+
+
+def loss_of_lists(group: Group, folder: str, data: PreparedData) -> AgainstExact:
+    texts = [f"the answer {n} of all" for n in range(25)]
+    quality = Quality(0.0, 0.0, "", 25, 1.0, ["source 6"] * 25, texts)
+    translation = echo(group, ["source", *map(str, range(25))])
+    with mock.patch.object(evaluate, "EXACT_SENTENCES", 4):
+        return against_exact(translation, quality, folder, data, "validation", bleu_tokenize="13a")
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_some_sentences_are_searched_exactly_too(
+    workers: WorkerPool, tmp_path: Path, num_workers: int
+) -> None:
+    tiny = Tiny()
+    data = written(tmp_path, random_pairs(25, 6, tiny.source_rows, tiny.target_rows), tiny)
+    places = [0, 6, 12, 18]
+    references = [f"the right answer {n} of all" for n in places]
+    lists, exact = (
+        sacrebleu.corpus_bleu([text.format(n) for n in places], [references]).score
+        for text in ("the answer {} of all", "source {}")
+    )
+    for found in workers.run(num_workers, loss_of_lists, str(tmp_path), data):
+        assert found == AgainstExact(4, pytest.approx(lists), pytest.approx(exact), 1)
+        assert lists > exact
 
 
 def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) -> None:
