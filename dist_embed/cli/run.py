@@ -134,7 +134,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     check_output(arguments.output)
     config = run_config(arguments.run, arguments)
     result = on_workers(
-        EVALUATE, config, {"split": arguments.split, "step": arguments.step},
+        EVALUATE, config,
+        {"split": arguments.split, "step": arguments.step, "against_exact": True},
         arguments.launcher,
     )  # fmt: skip
     _print_quality(result)
@@ -151,6 +152,12 @@ def _print_quality(result: dict[str, Any]) -> None:
         f"({result['sentences']} sentences, {result['sentences_per_second']:.1f} sentences/s)\n"
         f"BLEU is {result['bleu_signature']}"
     )
+    if found := result["against_exact"]:
+        print(
+            f"candidate lists against all words, on {found['sentences']} of the sentences: BLEU "
+            f"{found['bleu']:.2f} against {found['exact_bleu']:.2f}, {found['same']} translations "
+            "are the same"
+        )
 
 
 def _translate(arguments: argparse.Namespace) -> None:

@@ -20,12 +20,18 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--launcher", choices=("ray", "local"), default="local")
     parser.add_argument("--beam", type=int, help="instead of search.beam")
     parser.add_argument(
-        "--candidates", type=int, help="instead of search.candidates; 0: the whole vocabulary"
+        "--candidates",
+        type=_candidates,
+        help="instead of search.candidates; 0: the whole vocabulary; auto",
     )
     parser.add_argument(
         "--replace-unknown", choices=("no", "copy", "lexicon"),
         help="instead of search.replace_unknown",
     )  # fmt: skip
+
+
+def _candidates(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def run_config(run_uri: str, arguments: argparse.Namespace) -> Config:
@@ -47,7 +53,7 @@ def run_config(run_uri: str, arguments: argparse.Namespace) -> Config:
         value = getattr(arguments, option)
         if value is None:
             continue
-        if least is not None and value < least:
+        if least is not None and value != "auto" and value < least:
             raise UserError(f"--{option}: {value} is not allowed: at least {least}")
         search = config.search.model_copy(update={option: value})
         config = config.model_copy(update={"search": search})

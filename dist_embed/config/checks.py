@@ -126,12 +126,13 @@ def _word_problems(config: Config) -> Iterator[str]:
             "search.replace_unknown: 'lexicon' is not allowed with data.lexicon_translations=0, "
             "which learns no lexicon; set that to 1 or more"
         )
-    if 0 < search.candidates < LEAST_CANDIDATES:
+    candidates = 0 if search.candidates == "auto" else search.candidates
+    if 0 < candidates < LEAST_CANDIDATES:
         yield (
-            f"search.candidates: {search.candidates} is not allowed: 0 for all words, or at least "
+            f"search.candidates: {candidates} is not allowed: 0 for all words, or at least "
             f"{LEAST_CANDIDATES}: the special tokens count, and with them the end of a sentence"
         )
-    if search.candidates and search.candidate_translations > kept:
+    if candidates and search.candidate_translations > kept:
         yield (
             f"search.candidate_translations: {search.candidate_translations} is not allowed with "
             f"data.lexicon_translations={kept}: the lexicon has no more; set that to "

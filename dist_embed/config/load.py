@@ -118,7 +118,7 @@ def _add_interpolated_defaults(loaded: DictConfig) -> None:
 def _explain(error: Any, origin: str) -> str:
     location = list(error["loc"])
     if error["type"] != "extra_forbidden":  # pydantic adds which member of a union it tried
-        members = ("str", "list[str]", "constrained-float")
+        members = ("str", "list[str]", "constrained-float", "constrained-int")
         location = [part for part in location if part not in members]
     key = ".".join(str(part) for part in location)
     model, field = _model_at(location)

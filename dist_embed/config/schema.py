@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -353,15 +354,17 @@ class SearchSection(Section):
         1.5, description="Longest translation: this × source tokens + 10."
     )
     batch_sentences: PositiveInt = Field(64, description="Sentences searched at once, per worker.")
-    candidates: int = Field(
-        0,
-        ge=0,
+    candidates: NonNegativeInt | Literal["auto"] = Field(
+        "auto",
         description="Search only these many most frequent words of the target side and the likely "
         "translations of the sentence's words, at a cost that does not grow with the vocabulary; "
-        "0: all words.",
+        "0: all words. `auto`: 30,000 where the target side has over a million words and there is "
+        "a lexicon (`data.lexicon_translations`), else all.",
     )
     candidate_translations: PositiveInt = Field(
-        10, description="`candidates`: translations of each source word, from the lexicon."
+        10,
+        description="`candidates`: translations of each source word, from the lexicon; with "
+        "`auto` as many as that has, if it has fewer.",
     )
     replace_unknown: Annotated[Literal["no", "copy", "lexicon"], MaybeNo] = Field(
         "no",

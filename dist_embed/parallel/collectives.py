@@ -70,8 +70,8 @@ def start_stack_over_workers(tensor: Tensor, group: Group) -> Callable[[], Tenso
     if group.num_workers == 1:
         return lambda: tensor.unsqueeze(0)
     out = tensor.new_empty((group.num_workers, *tensor.shape))
-    work = dist.all_gather(
-        list(out.unbind(0)), tensor.contiguous(), group=group.process_group, async_op=True
+    work = dist.all_gather_into_tensor(
+        out.view(-1), tensor.reshape(-1), group=group.process_group, async_op=True
     )
 
     def gathered() -> Tensor:
@@ -176,12 +176,9 @@ def gather_texts(text: str, group: Group) -> list[str]:
     """Every worker's ``text``, in the order of ranks. Collective."""
     if group.num_workers == 1:
         return [text]
-    # A traceback may hold what UTF-8 cannot, a file's name; failing here leaves peers waiting.
-    encoded = text.encode(errors="backslashreplace")
-    size = len(encoded)
-    data = torch.frombuffer(bytearray(encoded or b"\0"), dtype=torch.uint8)[:size]
-    data = data.to(group.device)
-    sizes = stack_over_workers(torch.tensor(size, device=group.device), group).tolist()
+    data = _encoded(text, group)
+    size = torch.tensor(len(data), device=group.device)
+    sizes = stack_over_workers(size, group).tolist()
     joined = gather_rows(data, sizes, group).cpu().numpy().tobytes()
     texts, start = [], 0
     for length in sizes:
@@ -191,5 +188,21 @@ def gather_texts(text: str, group: Group) -> list[str]:
 
 
 def same_text_from_first(text: str, group: Group) -> str:
-    """Worker 0's ``text`` on every worker. Collective."""
-    return gather_texts(text if group.is_first else "", group)[0]
+    """Worker 0's ``text`` on every worker; that of the others counts for nothing. Collective."""
+    if group.num_workers == 1:
+        return text
+    data = _encoded(text if group.is_first else "", group)
+    size = torch.tensor(len(data), device=group.device)
+    dist.broadcast(size, group=group.process_group, group_src=0)
+    if not group.is_first:
+        data = data.new_empty(int(size))
+    dist.broadcast(data, group=group.process_group, group_src=0)
+    return data.cpu().numpy().tobytes().decode()
+
+
+def _encoded(text: str, group: Group) -> Tensor:
+    """Its bytes, on the worker's device."""
+    # A traceback may hold what UTF-8 cannot, a file's name; failing here leaves peers waiting.
+    encoded = text.encode(errors="backslashreplace")
+    data = torch.frombuffer(bytearray(encoded or b"\0"), dtype=torch.uint8)[: len(encoded)]
+    return data.to(group.device)

@@ -32,6 +32,7 @@ from dist_embed.study.plan import Combination, combinations, overrides_of
 from dist_embed.study.schema import TrainingStudy
 from dist_embed.study.word_vectors import ensure_word_vectors
 from dist_embed.train.run_folder import only_training
+from dist_embed.train.search_choice import may_take_lists
 
 Say = Callable[[str], None]
 # Stands for the study's folder in values of keys.
@@ -181,6 +182,8 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     values = config.model_dump(mode="json")
     if config.model.logits_block_mib == "auto" and config.cluster.device != "cuda":
         values["model"]["logits_block_mib"] = 8.0  # as runs had it before `auto`
+    if config.search.candidates == "auto" and not may_take_lists(config):
+        values["search"]["candidates"] = 0  # likewise
     for key in (*_NOT_DECIDING, *(_KEPT if config.checkpoint.keep_best else ())):
         section, name = key.split(".")
         values[section].pop(name, None)

@@ -35,6 +35,7 @@ from dist_embed.parallel.device import memory_bytes, resolve_dtype
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 from dist_embed.train.needs import output_needs
+from dist_embed.train.search_choice import search_choice
 from dist_embed.train.single_tables import own_rates
 from dist_embed.train.translation import Encode, Translation
 
@@ -171,18 +172,19 @@ def build_translation(
         config: the run's.
         translator: tables and model.
         tokenizers: of both sides.
-        say: takes a line about a lexicon of before.
+        say: takes lines about the search, and about a lexicon of before.
 
     Raises:
         UserError: the search asks for a lexicon, and the run's folder has none.
     """
     search, lookup = config.search, translator.lookup
-    candidates = 0 < search.candidates < translator.shard.num_rows
+    choice = search_choice(config, translator.shard.num_rows)
     with all_or_none(translator.group):
-        wanted = candidates or search.replace_unknown == "lexicon"
+        wanted = choice.frequent or search.replace_unknown == "lexicon"
         lexicon = _open_lexicon(config.run.uri, tokenizers) if wanted else None
-        by_frequency = lexicon.frequent_targets() if lexicon and candidates else None
-    if candidates and by_frequency is None and config.tokenizer.shared:
+        by_frequency = lexicon.frequent_targets() if lexicon and choice.frequent else None
+    say(choice.line)
+    if choice.frequent and by_frequency is None and config.tokenizer.shared:
         say(
             f"{config.run.uri}: its lexicon was learned before the frequent words of the target "
             "side were listed: search.candidates takes the most frequent words of both sides. "
@@ -190,9 +192,9 @@ def build_translation(
         )
     exact = translator.shard.in_float32()
     words: NextWords = ExactWords(lookup, exact)
-    if candidates and lexicon:
+    if choice.frequent and lexicon:
         words = CandidateWords(
-            lookup, search.candidates, search.candidate_translations, lexicon.translations,
+            lookup, choice.frequent, choice.translations, lexicon.translations,
             exact.block_bytes, by_frequency,
         )  # fmt: skip
     searcher = Searcher(

@@ -11,9 +11,14 @@ import torch
 from dist_embed.data.loader import Loader, Position
 from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.model.output import sharded_cross_entropy
+from dist_embed.parallel.collectives import same_text_from_first
+from dist_embed.parallel.errors import all_or_none
 from dist_embed.train.assemble import Translator
-from dist_embed.train.scoring import Scorer
+from dist_embed.train.scoring import Scorer, score_of_first
 from dist_embed.train.translation import Translation
+
+# Of a split searched with candidate lists, that many sentences are searched among all words too.
+EXACT_SENTENCES = 100
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,23 @@ class Quality:
     seconds: float
     translations: list[str]
     scored: list[str]
+
+
+@dataclass(frozen=True)
+class AgainstExact:
+    """What candidate lists do to some of a split's sentences.
+
+    Attributes:
+        sentences: how many, spread evenly over the split.
+        bleu: of their translations with lists.
+        exact_bleu: of those by a search among all words.
+        same: how many translations are the same.
+    """
+
+    sentences: int
+    bleu: float
+    exact_bleu: float
+    same: int
 
 
 @torch.no_grad()
@@ -104,14 +126,21 @@ def evaluate_translations(
     *,
     bleu_tokenize: str,
 ) -> Quality:
-    """Translate a held-out split and score it, on every worker: see `Scorer`. Collective."""
-    sources, references = read_texts(data_uri, data.splits[split])
-    scorer = Scorer(references, translation.target, bleu_tokenize=bleu_tokenize)
+    """Translate a held-out split; worker 0 scores it, see `Scorer`. The same on every worker.
+
+    Collective.
+    """
+    group, scorer = translation.group, None
+    with all_or_none(group):
+        sources, references = read_texts(data_uri, data.splits[split])
+        if group.is_first:
+            scorer = Scorer(references, translation.target, bleu_tokenize=bleu_tokenize)
+    unknown = same_text_from_first(scorer.unknown if scorer else "", group)
     started = time.perf_counter()
-    written = translation.written(sources, scorer.unknown)
+    written = translation.written(sources, unknown)
     seconds = time.perf_counter() - started
     scored = [one.marked for one in written]
-    score = scorer.score(scored)
+    score = score_of_first(scorer, scored, group)
     return Quality(
         bleu=score.bleu,
         chrf=score.chrf,
@@ -121,3 +150,42 @@ def evaluate_translations(
         translations=[one.shown for one in written],
         scored=scored,
     )
+
+
+def against_exact(
+    exact: Translation,
+    quality: Quality,
+    data_uri: str,
+    data: PreparedData,
+    split: str,
+    *,
+    bleu_tokenize: str,
+) -> AgainstExact:
+    """What is lost by candidate lists: some sentences are searched once more, among all words.
+
+    Args:
+        exact: translates among all words.
+        quality: of the whole split, translated with lists.
+        data_uri: the prepared data.
+        data: its index.
+        split: which part of it was translated.
+        bleu_tokenize: see `Scorer`.
+
+    Collective.
+    """
+    group, scorer = exact.group, None
+    with all_or_none(group):
+        sources, references = read_texts(data_uri, data.splits[split])
+        number = min(len(sources), EXACT_SENTENCES)
+        places = [place * len(sources) // number for place in range(number)]
+        if group.is_first:
+            chosen = [references[place] for place in places]
+            scorer = Scorer(chosen, exact.target, bleu_tokenize=bleu_tokenize)
+    unknown = same_text_from_first(scorer.unknown if scorer else "", group)
+    written = exact.written([sources[place] for place in places], unknown)
+    bleu, exact_bleu = (
+        score_of_first(scorer, texts, group).bleu
+        for texts in ([quality.scored[place] for place in places], [one.marked for one in written])
+    )
+    same = sum(one.shown == quality.translations[p] for p, one in zip(places, written, strict=True))
+    return AgainstExact(number, bleu, exact_bleu, same)

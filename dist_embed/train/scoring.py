@@ -7,15 +7,21 @@ sentencepiece, which write it as one sign.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
 
 import sacrebleu
 
 from dist_embed.data.text_form import in_form
 from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.parallel.collectives import same_text_from_first, sum_numbers_over_workers
+from dist_embed.parallel.errors import all_or_none
+from dist_embed.parallel.group import Group
 
 PRIVATE_USE = range(0xE000, 0xF900)
+TURN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -71,3 +77,25 @@ class Scorer:
 
     def _in_form(self, texts: Sequence[str]) -> list[str]:
         return in_form(texts, self._form, lowercase=self._lowercase)
+
+
+def score_of_first(scorer: Scorer | None, translations: Sequence[str], group: Group) -> Score:
+    """The score that worker 0 computes, on every worker. ``scorer``: there; None elsewhere.
+
+    chrF takes milliseconds a sentence: the others hear every `TURN_SECONDS` that it is still at
+    it, so that no exchange is waited for longer than allowed. Collective.
+    """
+    text = ""
+    with ThreadPoolExecutor(1) as pool:
+        score = None if scorer is None else pool.submit(scorer.score, translations)
+        while not sum_numbers_over_workers([_is_done(score)], group)[0]:
+            pass
+    with all_or_none(group):
+        if score is not None:
+            text = json.dumps(asdict(score.result()))
+    return Score(**json.loads(same_text_from_first(text, group)))
+
+
+def _is_done(score: Future[Score] | None) -> int:
+    """Whether worker 0's is there, after waiting for it a while."""
+    return 0 if score is None else len(wait([score], TURN_SECONDS).done)

@@ -34,11 +34,15 @@ class Translation:
 
     Args:
         transformer: the replicated part.
-        group: this worker and its peers.
+        group: see below.
         searcher: beam search over model and tables.
         encode: how source texts become ids.
-        target: the target side's tokenizer.
+        target: see below.
         unknown_words: replaces unknown words of translations; None: they stay ``<unk>``.
+
+    Attributes:
+        group: this worker and its peers.
+        target: the target side's tokenizer.
     """
 
     def __init__(
@@ -51,7 +55,7 @@ class Translation:
         unknown_words: UnknownWords | None,
     ) -> None:
         self._transformer = transformer
-        self._group = group
+        self.group = group
         self._searcher = searcher
         self._encode = encode
         self.target = target
@@ -67,7 +71,7 @@ class Translation:
 
     def written(self, texts: list[str], unknown: str) -> list[Written]:
         """Like `of`, each also with ``unknown`` for every unknown word. Collective, as `of` is."""
-        group = self._group
+        group = self.group
         self._transformer.eval()
         sources = self._encode(texts)
         # Neighbours in length go to different workers, so that all have equal work.

@@ -10,7 +10,7 @@ import os
 import resource
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -52,7 +52,13 @@ from dist_embed.train.assemble import (
     live_tensors,
     row_multipliers,
 )
-from dist_embed.train.evaluate import Quality, evaluate_translations, exact_loss
+from dist_embed.train.evaluate import (
+    AgainstExact,
+    Quality,
+    against_exact,
+    evaluate_translations,
+    exact_loss,
+)
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
 from dist_embed.train.run_data import data_of_all, training_data, vocabularies
 from dist_embed.train.run_folder import (
@@ -61,6 +67,7 @@ from dist_embed.train.run_folder import (
     fingerprint,
     write_run_folder,
 )
+from dist_embed.train.search_choice import search_choice
 from dist_embed.train.single_tables import (
     frozen_until,
     own_schedules,
@@ -165,7 +172,9 @@ def train_task(context: Context) -> dict[str, Any]:
             write_run_folder(config, data)
             write_coverages(run_uri, coverages)
             folder = RunFolder(run_uri)
-    translation = build_translation(config, translator, tokenizers, reporter.line)
+    # Which search it is concerns who lets it search.
+    say = reporter.line if train.translate_every else lambda line: None
+    translation = build_translation(config, translator, tokenizers, say)
     with all_or_none(group):
         output = build_output(config, translator, partial(read_counts, data, "target"))
     train_step = build_train_step(config, translator, output, optimizer)
@@ -231,7 +240,8 @@ def evaluate_task(context: Context) -> dict[str, Any]:
     """Loss and translation quality of a run's checkpoint on a split. Collective.
 
     Options: ``split``; ``step`` (None: the best checkpoint); ``training_tokens``, if given: also
-    the loss of so many tokens of the training data; ``data_folder``: see `data_of_all`.
+    the loss of so many tokens of the training data; ``against_exact``, if given: also what
+    candidate lists lose, see the function of that name; ``data_folder``: see `data_of_all`.
     """
     config, split = context.config, context.options["split"]
     data = data_of_all(config, context.group, context.data_folder)
@@ -250,6 +260,15 @@ def evaluate_task(context: Context) -> dict[str, Any]:
         split,
         bleu_tokenize=config.search.bleu_tokenize,
     )  # fmt: skip
+    compared: AgainstExact | None = None
+    wanted = context.options.get("against_exact")
+    if wanted and search_choice(config, translator.shard.num_rows).frequent:
+        among_all = config.search.model_copy(update={"candidates": 0})
+        exact = config.model_copy(update={"search": among_all})
+        compared = against_exact(
+            build_translation(exact, translator, tokenizers), quality, data_uri, data, split,
+            bleu_tokenize=config.search.bleu_tokenize,
+        )  # fmt: skip
     training_tokens = context.options.get("training_tokens")
     training_loss = training_tokens and exact_loss(
         translator, data_uri, data, "train", config.train.batch_tokens,
@@ -265,6 +284,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
         "bleu": quality.bleu,
         "chrf": quality.chrf,
         "bleu_signature": quality.signature,
+        "against_exact": compared and asdict(compared),
         "sentences": quality.sentences,
         "sentences_per_second": quality.sentences / quality.seconds,
         "translations": quality.translations,

@@ -6,6 +6,7 @@ import signal
 import time
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from dist_embed.parallel.collectives import (
     gather_rows,
     gather_texts,
     same_text_from_first,
+    stack_over_workers,
     sum_and_scatter_rows,
     sum_over_workers,
 )
@@ -290,7 +292,11 @@ def exercise_collectives(group: Group) -> dict[str, object]:
         "parts": parts[:, 0].tolist(),
         "received": received[:, 0].tolist(),
         "texts": gather_texts(["ä", "", "xyz"][group.rank], group),
-        "first": same_text_from_first(f"from {group.rank}", group),
+        "first": same_text_from_first(f"from {group.rank}" + "!" * group.rank, group),
+        "blank": same_text_from_first(["", "of another"][min(group.rank, 1)], group),
+        "stacked": stack_over_workers(torch.arange(6).view(2, 3).t() + group.rank, group),
+        "numbers": stack_over_workers(torch.tensor(group.rank), group),
+        "none": stack_over_workers(torch.empty(0, 4), group),
     }
 
 
@@ -301,4 +307,27 @@ def test_collectives(workers: WorkerPool) -> None:
         assert result["received"] == [0, 1, 1, 2, 2, 2]
         assert result["texts"] == ["ä", "", "xyz"]
         assert result["first"] == "from 0"
+        assert result["blank"] == ""
+        apart = [torch.arange(6).view(2, 3).t() + rank for rank in range(3)]
+        assert torch.equal(result["stacked"], torch.stack(apart))
+        assert torch.equal(result["numbers"], torch.arange(3))
+        assert result["none"].shape == (3, 0, 4)
     assert [r["parts"] for r in results] == [[3, 6], [], [9, 12, 15]]
+
+
+def received_of_texts(group: Group) -> int:
+    """How many bytes reach a worker for a text of 1,000 that the first one has."""
+    received = []
+
+    def broadcast(tensor: torch.Tensor, **how: Any) -> Any:
+        received.append(tensor.nbytes)
+        return real(tensor, **how)
+
+    real = dist.broadcast
+    with mock.patch.object(dist, "broadcast", broadcast):
+        same_text_from_first("x" * (1000 if group.is_first else 5000), group)
+    return sum(received)
+
+
+def test_a_text_of_the_first_reaches_the_others_once(workers: WorkerPool) -> None:
+    assert workers.run(3, received_of_texts) == [1008] * 3

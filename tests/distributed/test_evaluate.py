@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import sacrebleu
@@ -17,15 +19,26 @@ from dist_embed.data.text_form import Form
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
 from dist_embed.data.tokenizer import UNKNOWN, Tokenizer
 from dist_embed.model.transformer import Transformer
+from dist_embed.parallel.collectives import sum_numbers_over_workers as sum_over_all
+from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
+from dist_embed.train import evaluate, scoring
 from dist_embed.train.assemble import Translator
-from dist_embed.train.evaluate import evaluate_translations, exact_loss
+from dist_embed.train.evaluate import (
+    AgainstExact,
+    Quality,
+    against_exact,
+    evaluate_translations,
+    exact_loss,
+)
+from dist_embed.train.scoring import Score, Scorer
 from dist_embed.train.translation import Translation, Written
 from tests.distributed.pool import WorkerPool
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Pairs, Sharded, Tiny, random_pairs
 from tests.unit.test_loader import step_content
 
+ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 BATCH_TOKENS = 60
 LARGER = 20.0  # rows so many times as large make rounding show
 
@@ -179,6 +192,73 @@ def test_an_unknown_word_is_shown_as_one_and_marked(workers: WorkerPool, num_wor
         assert found == [("a <unk> b", "a ? b"), ("b", "b"), ("<unk>", "<unk>"), ("X X", "X X")]
 
 
+def scored_echo(group: Group, folder: str, data: PreparedData, fails: bool) -> Any:
+    """What this worker is told of the translations' quality, and how many texts it scored itself.
+
+    ``fails``: the score does, after a few turns.
+    """
+    translation = echo(group, ["source", *map(str, range(25))])
+    asked: list[int] = []
+    real = Scorer.score
+
+    def score(scorer: Scorer, texts: list[str]) -> Score:
+        asked.append(len(texts))
+        if fails:
+            time.sleep(0.3)
+            raise ValueError("cannot be scored")
+        return real(scorer, texts)
+
+    with (
+        mock.patch.object(Scorer, "score", score),
+        mock.patch.object(scoring, "TURN_SECONDS", 0.1),
+        mock.patch.object(scoring, "sum_numbers_over_workers", wraps=sum_over_all) as turns,
+    ):
+        try:
+            quality = evaluate_translations(
+                translation, folder, data, "validation", bleu_tokenize="13a"
+            )
+        except (ValueError, WorkerError) as exc:
+            return type(exc), turns.call_count
+    return quality.bleu, quality.chrf, quality.signature, asked
+
+
+def test_one_worker_scores_for_all(workers: WorkerPool, tmp_path: Path) -> None:
+    tiny = Tiny()
+    data = written(tmp_path, random_pairs(25, 6, tiny.source_rows, tiny.target_rows), tiny)
+    found = workers.run(3, scored_echo, str(tmp_path), data, False)
+    assert [asked for *_, asked in found] == [[25], [], []]
+    assert found[0][:3] == found[1][:3] == found[2][:3]
+    assert 0 < found[0][1] < 100
+    failed = workers.run(3, scored_echo, str(tmp_path), data, True)
+    assert [kind for kind, _ in failed] == [ValueError, WorkerError, WorkerError]
+    assert all(turns >= 3 for _, turns in failed)  # none waits for the whole score
+
+
+def loss_of_lists(group: Group, folder: str, data: PreparedData) -> AgainstExact:
+    texts = [f"the answer {n} of all" for n in range(25)]
+    quality = Quality(0.0, 0.0, "", 25, 1.0, ["source 6"] * 25, texts)
+    translation = echo(group, ["source", *map(str, range(25))])
+    with mock.patch.object(evaluate, "EXACT_SENTENCES", 4):
+        return against_exact(translation, quality, folder, data, "validation", bleu_tokenize="13a")
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_some_sentences_are_searched_exactly_too(
+    workers: WorkerPool, tmp_path: Path, num_workers: int
+) -> None:
+    tiny = Tiny()
+    data = written(tmp_path, random_pairs(25, 6, tiny.source_rows, tiny.target_rows), tiny)
+    places = [0, 6, 12, 18]
+    references = [f"the right answer {n} of all" for n in places]
+    lists, exact = (
+        sacrebleu.corpus_bleu([text.format(n) for n in places], [references]).score
+        for text in ("the answer {} of all", "source {}")
+    )
+    for found in workers.run(num_workers, loss_of_lists, str(tmp_path), data):
+        assert found == AgainstExact(4, pytest.approx(lists), pytest.approx(exact), 1)
+        assert lists > exact
+
+
 def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) -> None:
     tiny = Tiny()
     data = written(tmp_path, random_pairs(25, 6, tiny.source_rows, tiny.target_rows), tiny)
@@ -186,6 +266,7 @@ def test_quality_is_sacrebleus_of_the_references_in_their_order(tmp_path: Path) 
 
     class Given:
         def __init__(self, lowercase: bool) -> None:
+            self.group = ALONE
             self.target = Tokenizer.from_words(
                 [], lowercase=lowercase, split_punctuation=True, form="nfc"
             )

@@ -83,8 +83,10 @@ def test_candidates_are_frequent_words_of_the_target_side(
     build_translation(config, parts, tokenizers, said.append)
     assert made == [(parts.lookup, 8, 10, None, 1, listed)]
     # Where each side has its own vocabulary, ids are ordered by what the target side has.
-    assert len(said) == (listed is None and shared)
-    assert all("takes the most frequent words of both sides" in line for line in said)
+    which, *warned = said
+    assert which.startswith("search: among the 8 most frequent words and up to 10 translations")
+    assert len(warned) == (listed is None and shared)
+    assert all("takes the most frequent words of both sides" in line for line in warned)
 
 
 def test_the_dense_optimizer_is_as_configured() -> None:

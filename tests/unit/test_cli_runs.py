@@ -26,13 +26,14 @@ WORDS = ["a", "b", "c", "d"]
 QUALITY = {
     "split": "test", "step": 5, "loss": 1.25, "training_loss": None, "perplexity": 3.4903,
     "bleu": 12.345, "chrf": 45.678, "bleu_signature": "nrefs:1|tok:13a", "sentences": 2,
-    "sentences_per_second": 7.25, "translations": ["ein", "zwei"],
+    "sentences_per_second": 7.25, "translations": ["ein", "zwei"], "against_exact": None,
 }  # fmt: skip
 TOLD = """\
 test, checkpoint of step 5: loss 1.2500, perplexity 3.49
 BLEU 12.35  chrF 45.68  (2 sentences, 7.2 sentences/s)
 BLEU is nrefs:1|tok:13a
 """
+COMPARED = {"against_exact": True}
 Calls = list[tuple[str, Any, dict[str, Any], dict[str, Any]]]
 Launched = Callable[[Any], Calls]
 
@@ -86,15 +87,20 @@ def test_evaluate(
     assert said.err == f"{EVALUATE} begins\n"
     ahead, (task, config, given, how) = calls
     assert ahead[:2] == ("ahead", "auto")
-    assert (task, given) == (EVALUATE, {"split": "validation", "step": 5})
+    assert (task, given) == (EVALUATE, {"split": "validation", "step": 5} | COMPARED)
     assert how == {"launcher": "local", "vocabulary_size": {"source": 8, "target": 8}}
     assert (config.search.beam, config.cluster.num_workers) == (7, 3)
     assert config.embedding.optimizer == "sgd"
 
-    calls = launched(QUALITY)
+    compared = {"sentences": 100, "bleu": 10.125, "exact_bleu": 10.5, "same": 97}
+    calls = launched(QUALITY | {"against_exact": compared})
     assert main(["evaluate", run_uri, "--workers", "1", "--launcher", "ray"]) == 0
     ((_, config, given, how),) = calls
-    assert given == {"split": "test", "step": None}
+    assert given == {"split": "test", "step": None} | COMPARED
+    assert capsys.readouterr().out == TOLD + (
+        "candidate lists against all words, on 100 of the sentences: BLEU 10.12 against 10.50, 97 "
+        "translations are the same\n"
+    )
     assert (how["launcher"], config.cluster.num_workers, config.search.beam) == ("ray", 1, 5)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from dist_embed.data.text_form import Form
 from dist_embed.data.token_shards import read_tokens
 from dist_embed.data.tokenizer import END, UNKNOWN, Pieces, Tokenizer
 from dist_embed.data.word_runs import WordSplitting, split_and_count
+from dist_embed.parallel.group import Group
 from dist_embed.train.evaluate import evaluate_translations
 from dist_embed.vectors.coverage import is_word
 from dist_embed.vectors.match import word_in
@@ -29,6 +31,7 @@ CUT: dict[Pieces, tuple[str, str]] = {
     "sentencepiece": ("▁The ▁hous es ▁are ▁ old .", "The houses are old."),
     "subword-nmt": ("The hou@@ ses are o@@ l@@ d .", "The houses are old ."),
 }
+ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 ODD_PIECES = [*ODD, " ", " ", "@@", "@@ ", "</s>", " </s> ", "▁a"]
 odd_texts = st.lists(st.lists(st.sampled_from(ODD_PIECES), max_size=12).map("".join), max_size=6)
 
@@ -98,7 +101,7 @@ def test_references_are_scored_as_translations_are_written(pieces: Pieces, tmp_p
     target = load_tokenizers(data.folder_uri)["target"]
     tokens = read_tokens(data.folder_uri, data.splits["train"].shards)
     assert target.decode([list(sentences(tokens)[0][1])]) == [whole]
-    translation = mock.Mock(target=target)
+    translation = mock.Mock(target=target, group=ALONE)
     translation.written.return_value = [mock.Mock(marked=whole, shown=whole)] * 3
     quality = evaluate_translations(
         translation, data.folder_uri, data, "validation", bleu_tokenize="none"

@@ -84,6 +84,9 @@ def test_a_run_with_what_is_refused_by_now_can_still_be_used(tmp_path: Path) -> 
         run_config(uri, options)
     options.candidates = 0
     assert run_config(uri, options).search.candidates == 0
+    options.candidates = "auto"
+    assert run_config(uri, options).search.candidates == "auto"
+    options.candidates = 0
     options.beam, options.replace_unknown = 7, "copy"
     changed = run_config(uri, options).search
     assert (changed.candidates, changed.beam, changed.replace_unknown) == (0, 7, "copy")

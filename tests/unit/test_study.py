@@ -446,10 +446,13 @@ def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
         settings(checkpoint__timeout_seconds=9.0, checkpoint__keep_last=1, checkpoint__keep_best=2),
         settings(data__num_processes=1, train__max_skipped_steps=2),
         settings(model__logits_block_mib=8),  # what `auto` is on the CPU
+        settings(search__candidates=0),  # and for so few words
         {"folder": "/g"},
         {"word_vectors": [vectors]},
     ):
         assert names(**changes) == first, changes
+    many = {"tokenizer__vocab_size": 1_000_001, "data__lexicon_translations": 10}
+    assert not names(**settings(**many)) & names(**settings(search__candidates=0, **many))
     on_gpu = names(**settings(cluster__device="cuda"))
     assert not names(**settings(cluster__device="cuda", model__logits_block_mib=8)) & on_gpu
     start = {"model.share_embeddings": "none",

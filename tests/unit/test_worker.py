@@ -279,9 +279,23 @@ def test_a_checkpoint_is_scored_as_configured(
         "training_loss": 2.0 if training_tokens else None, "perplexity": math.exp(2.0),
         "bleu": 12.5, "chrf": 30.0, "bleu_signature": "how", "sentences": 6,
         "sentences_per_second": 2.0, "translations": ["a"], "scored": ["b"],
+        "against_exact": None,
     }  # fmt: skip
     monkeypatch.setattr(worker, "exact_loss", lambda *_, **__: 1e4)
     assert worker.evaluate_task(context)["perplexity"] == math.exp(700)
+    # Candidate lists are compared with all words where that is asked for, and where there are any.
+    many = SimpleNamespace(shard=SimpleNamespace(num_rows=2_000_000))
+    stand_in("_load_for_inference", (many, 4))
+    stand_in("against_exact", worker.AgainstExact(3, 1.0, 2.0, 1))
+    for kept, wanted, there in ((10, True, True), (10, False, False), (0, True, False)):
+        with_lists = config_of(data={"synthetic": {}, "lexicon_translations": kept})
+        context, _ = context_of(with_lists, alone, split="test", against_exact=wanted)
+        found = worker.evaluate_task(context)["against_exact"]
+        assert (found == {"sentences": 3, "bleu": 1.0, "exact_bleu": 2.0, "same": 1}) == there
+    (compared,) = asked["against_exact"]
+    assert compared[0] == ("translation", quality, "folder", data, "test")
+    among_all, *_ = asked["build_translation"][3][0]
+    assert (among_all.search.candidates, among_all.search.beam) == (0, 5)
     context, _ = context_of(config, alone, split="train")
     with pytest.raises(UserError, match="split 'train' is not among the held-out data"):
         worker.evaluate_task(context)
