@@ -25,7 +25,7 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.checkpoint.parts import PartMissing, Parts
 from dist_embed.checkpoint.retention import Pruner
-from dist_embed.checkpoint.state import HostBuffers, TrainingState, rows_to_save
+from dist_embed.checkpoint.state import HostBuffers, TrainingState, own_rows
 from dist_embed.checkpoint.write import (
     Description,
     manifest_of,
@@ -193,7 +193,7 @@ class Saver:
         check()
         self.wait()
         started = time.monotonic()
-        rows = rows_to_save(state)
+        rows = own_rows(state)
         if self._settings.asynchronous:
             rows = self._buffers.copies(rows)
         description = Description(
