@@ -61,6 +61,7 @@ from dist_embed.train.run_folder import (
     fingerprint,
     write_run_folder,
 )
+from dist_embed.train.saving import SaveRhythm
 from dist_embed.train.single_tables import (
     frozen_until,
     own_schedules,
@@ -202,7 +203,9 @@ def train_task(context: Context) -> dict[str, Any]:
                 log_every=train.log_every,
                 evaluate_every=train.evaluate_every,
                 translate_every=train.translate_every,
-                save_every=config.checkpoint.every_steps,
+                saves=SaveRhythm(
+                    config.checkpoint.every_steps, 60 * config.checkpoint.every_minutes
+                ),
                 max_skipped_steps=train.max_skipped_steps,
                 drain_seconds=config.checkpoint.drain_seconds,
             ),
