@@ -70,7 +70,8 @@ EXACT: Values = {
     "checkpoint": {
         "every_steps": 23, "every_minutes": 37.0, "keep_last": 5, "keep_best": 4,
         "keep_every": 29, "max_failures": 6, "asynchronous": False, "low_memory": True,
-        "retry_seconds": 61.0, "timeout_seconds": 67.0, "drain_seconds": 71.0, "leftover_hours": 73.0,
+        "retry_seconds": 61.0, "timeout_seconds": 67.0, "drain_seconds": 71.0,
+        "leftover_hours": 73.0,
     },
     "cluster": {"device": "cpu", "num_workers": 2, "launcher": "local"},
 }  # fmt: skip
