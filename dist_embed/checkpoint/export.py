@@ -4,26 +4,61 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
+from dist_embed.checkpoint.by_id import STRIP_BYTES, Ids, write_by_id
 from dist_embed.checkpoint.chunk import byte_view, row_bytes
 from dist_embed.checkpoint.manifest import CheckpointError, Manifest, TensorInfo
 from dist_embed.checkpoint.read import CheckpointReader
+from dist_embed.config.errors import UserError
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import ObjectStore
 
-# Read at once. With the reader's own buffers this bounds the memory, however large the table.
-STRIP_BYTES = 32 * 2**20
+_MOST_FILES = 99_999
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the files that an export is cut into, each for a range of its rows.
+
+    Each may be written by a process of its own, on any machine.
+
+    Attributes:
+        number: from 1 on.
+        count: of all; 1: the export is one file.
+
+    Raises UserError where there is no such part.
+    """
+
+    number: int = 1
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count <= _MOST_FILES:
+            raise UserError(
+                f"part {self.number} of {self.count} is not allowed: parts are counted from 1 to "
+                f"their number, which is at most {_MOST_FILES:,}"
+            )
+
+    def rows(self, num_rows: int) -> range:
+        """Which of so many rows are this part's."""
+        first, end = (number * num_rows // self.count for number in (self.number - 1, self.number))
+        return range(first, end)
+
+    def name(self, output: str) -> str:
+        """The file's name: in the order of names, parts are in the order of rows."""
+        if self.count == 1:
+            return output
+        return f"{output}.part-{self.number:05d}-of-{self.count:05d}"
+
+
+WHOLE = Part()
 
 
 def export_checkpoint(
@@ -32,7 +67,7 @@ def export_checkpoint(
     output: Path,
     *,
     table: str | None,
-    ids: NDArray[np.int64] | None = None,
+    ids: Ids | None = None,
     on_bytes: Callable[[int], None] | None = None,
 ) -> dict[str, TensorInfo]:
     """Write a checkpoint's weights into one safetensors file.
@@ -46,10 +81,10 @@ def export_checkpoint(
         table: write this table alone, as ``weight``: what ``nn.Embedding.load_state_dict`` takes.
             None: all tables, as ``table.NAME.weight``, and the model, as ``model.…``.
         ids: of the one table write these rows alone, row i for the i-th of them; ascending.
-        on_bytes: is told the bytes of each strip written.
+        on_bytes: is told the bytes of each strip that has been read.
 
     Returns the tensors written. Raises CheckpointError, where there is no such table or the
-    checkpoint is damaged. Holds a strip of rows at a time. Not collective.
+    checkpoint is damaged. What it holds in memory: see `write_by_id`. Not collective.
     """
     names = _names(manifest, table)
     reader = CheckpointReader(store, manifest)
@@ -76,7 +111,7 @@ def export_checkpoint(
     with storage.whole_file(str(output)) as file:
         file.write(prefix)
         file.flush()
-        # With its blocks: on a full disk writing to mapped memory would end the process (SIGBUS).
+        # With its blocks: a disk without room for them is found before anything is read.
         os.posix_fallocate(file.fileno(), 0, len(prefix) + offset)
         for name, saved in names.items():
             _write_tensor(file.fileno(), len(prefix) + places[name], reader, saved, ids, on_bytes)
@@ -104,45 +139,24 @@ def _write_tensor(
     offset: int,
     reader: CheckpointReader,
     name: str,
-    wanted: NDArray[np.int64] | None,
+    ids: Ids | None,
     on_bytes: Callable[[int], None] | None,
 ) -> None:
-    """Write one tensor at ``offset``: strips in the checkpoint's order, each row to its place."""
+    """Write one tensor at ``offset``: a table's rows in the order of ids, others as they are."""
     info = reader.manifest.tensors[name]
     per_row = row_bytes(info)
-    total = (info.num_rows if wanted is None else len(wanted)) * per_row
-    if not total:
-        return
-    strip_rows = max(1, STRIP_BYTES // per_row)
-    order = None
     if name.startswith("table."):
-        order = RowOrder(info.num_rows)
         table = name.removeprefix("table.").removesuffix(".weight")
-        if order.multiplier != reader.manifest.row_multipliers.get(table):
+        multiplier = RowOrder(info.num_rows).multiplier
+        if multiplier != reader.manifest.row_multipliers.get(table):
             raise CheckpointError(f"{name} was written with another order of rows")
-    for first in range(0, info.num_rows, strip_rows):
+        wanted = range(info.num_rows) if ids is None else ids
+        write_by_id(handle, offset, reader, name, wanted, on_bytes)
+        return
+    strip_rows = max(1, STRIP_BYTES // max(1, per_row))
+    for first in range(0, info.num_rows if per_row else 0, strip_rows):
         count = min(strip_rows, info.num_rows - first)
         data = byte_view(reader.rows(name, first, count))
-        if order is None:
-            os.pwrite(handle, data, offset + first * per_row)
-        else:
-            ids = order.ids_of(torch.arange(first, first + count)).numpy()
-            rows = np.asarray(data).reshape(count, per_row)
-            if wanted is not None:
-                place = np.searchsorted(wanted, ids).clip(max=len(wanted) - 1)
-                chosen = wanted[place] == ids
-                rows, ids = rows[chosen], place[chosen]
-            _scatter(handle, offset, total, rows, ids)
+        os.pwrite(handle, data, offset + first * per_row)
         if on_bytes:
             on_bytes(len(data))
-
-
-def _scatter(handle: int, offset: int, total: int, rows: Any, places: Any) -> None:
-    """Write rows to their places. The file is mapped anew for each strip, so that the
-    pages it touches are the system's to keep or write, not this process's memory.
-    """
-    page = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    with mmap.mmap(handle, offset - page + total, offset=page) as mapped:
-        view: Any = np.frombuffer(mapped, dtype=np.uint8, offset=offset - page, count=total)
-        view.reshape(-1, rows.shape[1])[places] = rows
-        del view

@@ -22,8 +22,8 @@ from dist_embed.checkpoint.manifest import (
     parse_manifest,
 )
 from dist_embed.checkpoint.read import CheckpointReader, describe_tensor
-from dist_embed.checkpoint.state import HostBuffers, TrainingState
-from dist_embed.parallel.collectives import gather_texts, same_text_from_first
+from dist_embed.checkpoint.state import HostBuffers, TrainingState, own_rows, owners
+from dist_embed.parallel.collectives import copy_from_worker, gather_texts, same_text_from_first
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage.objects import ObjectStore
 
@@ -134,10 +134,11 @@ def load_checkpoint(
     """Load one checkpoint, written by any number of workers, into ``state``, in place.
 
     With ``partial`` it may hold more tensors than the state, as for translation, which needs no
-    optimizer. Every worker reads and proves what it needs into memory of its own, that of
-    ``buffers`` if given; only when all have, live tensors change. With ``in_place`` it takes no
-    such memory: it reads everything twice, first to prove it, then, proving it again, into the live
-    tensors on the CPU. Returns the bytes this worker read.
+    optimizer. Every worker reads and proves its rows and its share of the replicated tensors into
+    memory of its own, that of ``buffers`` if given; only when all have, live tensors change, and
+    the others get replicated tensors from the worker that has read them. With ``in_place`` it takes
+    no such memory: it reads everything twice, first to prove it, then, proving it again, into the
+    live tensors on the CPU. Returns the bytes this worker read.
 
     Raises, on every worker and with ``state`` as it was (unless, with ``in_place``, the store has
     changed between the two readings):
@@ -166,7 +167,7 @@ def load_checkpoint(
         manifest = manifest or parse_manifest(text.encode(), f"{store.uri}/{name.path}")
         _check_fits(manifest, state, store, partial)
         reader = CheckpointReader(store, manifest)
-        live = [Rows(key, tensor.first_row, tensor.data) for key, tensor in state.tensors.items()]
+        live = own_rows(state)
         try:
             if in_place:
                 reader.prove(live)
@@ -186,6 +187,8 @@ def load_checkpoint(
         _raise_damage(gather_texts(damage, group))
     for rows in staged:
         state.tensors[rows.tensor].data.copy_(rows.data)
+    for key, rank in owners(state).items():
+        copy_from_worker(state.tensors[key].data, rank, group)
     state.after_writing()
     state.step = manifest.step
     state.scalars = manifest.scalars | state.fixed_scalars
@@ -193,10 +196,14 @@ def load_checkpoint(
 
 
 def _fill_in_place(reader: CheckpointReader, live: list[Rows]) -> None:
-    """Fill live tensors; those that are not on the CPU one after the other through a copy."""
-    reader.fill([rows for rows in live if rows.data.device.type == "cpu"])
+    """Fill live tensors; those that cannot be read into, one after the other through a copy."""
+
+    def is_plain(rows: Rows) -> bool:
+        return rows.data.device.type == "cpu" and rows.data.is_contiguous()
+
+    reader.fill([rows for rows in live if is_plain(rows)])
     for rows in live:
-        if rows.data.device.type != "cpu":
+        if not is_plain(rows):
             staged = HostBuffers().unfilled([rows])
             reader.fill(staged)
             rows.data.copy_(staged[0].data)

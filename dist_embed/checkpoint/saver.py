@@ -25,7 +25,7 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.checkpoint.parts import PartMissing, Parts
 from dist_embed.checkpoint.retention import Pruner
-from dist_embed.checkpoint.state import HostBuffers, TrainingState, rows_to_save
+from dist_embed.checkpoint.state import HostBuffers, TrainingState, own_rows
 from dist_embed.checkpoint.write import (
     Description,
     manifest_of,
@@ -86,6 +86,7 @@ class _Save:
         overdue: whether it has had its time: all workers have waited for it in vain.
         given_up: set when nobody waits for it any more: its thread ends as soon as it sees that.
         num_chunks: written by this worker so far.
+        heard: when it has last come further on this worker.
         manifest: on worker 0, once it is published, at ``published``.
         error: why it has failed.
         notes: for the user.
@@ -99,6 +100,7 @@ class _Save:
     overdue: bool = False
     given_up: threading.Event = field(default_factory=threading.Event)
     num_chunks: int = 0
+    heard: float = field(default_factory=time.monotonic)
     thread: threading.Thread | None = None
     manifest: Manifest | None = None
     published: float = 0.0
@@ -193,7 +195,7 @@ class Saver:
         check()
         self.wait()
         started = time.monotonic()
-        rows = rows_to_save(state)
+        rows = own_rows(state)
         if self._settings.asynchronous:
             rows = self._buffers.copies(rows)
         description = Description(
@@ -217,6 +219,21 @@ class Saver:
     def has_ended(self) -> bool:
         """Whether this worker's part in the save under way has ended, well or not."""
         return self._under_way is not None and self._under_way.has_ended
+
+    @property
+    def step_under_way(self) -> int | None:
+        """Of the save under way, if there is one: the same on every worker."""
+        return None if self._under_way is None else self._under_way.step
+
+    @property
+    def may_hang(self) -> bool:
+        """Whether this worker's part in the save under way has not come further for so long that it
+        is to be waited for, which has an end: twice ``timeout_seconds``.
+        """
+        save = self._under_way
+        if save is None or save.has_ended:
+            return False
+        return time.monotonic() - save.heard > 2 * self._settings.timeout_seconds
 
     def wait(self, limit_seconds: float | None = None) -> None:
         """Wait for the save under way, if any; raises as `save` does.
@@ -363,7 +380,7 @@ class Saver:
                 return
             manifest = manifest_of(description, save.attempt, self._group.num_workers, indexes)
             publish(self._store, manifest, damaged=self._damaged, own=self._failed_attempts)
-            save.published = time.monotonic()
+            save.published = save.heard = time.monotonic()
             save.manifest = manifest
         except Exception as exc:
             save.error = exc
@@ -379,6 +396,7 @@ class Saver:
 
         def on_chunk() -> None:
             save.num_chunks += 1
+            save.heard = time.monotonic()
             _go_on(save)
             if parts is not None:
                 with suppress(RuntimeError):  # only the last note decides

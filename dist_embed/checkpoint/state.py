@@ -94,24 +94,31 @@ class TrainingState:
         return {name: fixed.value for name, fixed in self.must_equal.items()}
 
 
-def rows_to_save(state: TrainingState) -> list[Rows]:
-    """What this worker writes: its rows of split tensors, and its share of the replicated ones.
-
-    The replicated tensors are dealt to the workers by bytes.
+def owners(state: TrainingState) -> dict[str, int]:
+    """For each replicated tensor the worker that writes and reads it: dealt by bytes, the same on
+    every worker.
     """
-    group = state.group
-    replicated = [tensor for tensor in state.tensors.values() if tensor.replicated]
-    total = sum(tensor.data.nbytes for tensor in replicated)
-    rows: list[Rows] = []
-    before = 0
-    for name, tensor in state.tensors.items():
-        if tensor.replicated:
-            owner = before * group.num_workers // max(1, total)
-            before += tensor.data.nbytes
-            if owner != group.rank:
-                continue
-        rows.append(Rows(name, tensor.first_row, tensor.data))
-    return rows
+    replicated = {name: t.data.nbytes for name, t in state.tensors.items() if t.replicated}
+    total = max(1, sum(replicated.values()))
+    found: dict[str, int] = {}
+    before, num_workers = 0, state.group.num_workers
+    for name, size in replicated.items():
+        # What has no bytes may come after all that have.
+        found[name] = min(before * num_workers // total, num_workers - 1)
+        before += size
+    return found
+
+
+def own_rows(state: TrainingState) -> list[Rows]:
+    """What this worker writes and reads: its rows of split tensors, and its share of the replicated
+    ones, see `owners`.
+    """
+    owner = owners(state)
+    return [
+        Rows(name, tensor.first_row, tensor.data)
+        for name, tensor in state.tensors.items()
+        if owner.get(name, state.group.rank) == state.group.rank
+    ]
 
 
 class HostBuffers:

@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from dist_embed.cli.export_parts import add_parts, part_of
+
 
 def add_commands(commands: Any) -> None:
     """Add this module's commands."""
@@ -38,6 +40,7 @@ def add_commands(commands: Any) -> None:
     export.add_argument(
         "--table", metavar="NAME", help="this table alone, as nn.Embedding's `weight`"
     )
+    add_parts(export, "rows of --table")
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -197,16 +200,23 @@ def _export(arguments: argparse.Namespace) -> None:
     from dist_embed.storage.objects import ObjectStore
 
     _check_run(arguments.run)
+    part = part_of(arguments)
+    if part.count > 1 and not arguments.table:
+        raise UserError("--parts is not allowed without --table: a part is a range of its rows")
     if not storage.is_local(arguments.output):
         raise UserError(f"{arguments.output!r} is not allowed: safetensors go to a local path")
-    output = storage.local_path(arguments.output)
+    file = part.name(arguments.output)
+    output = storage.local_path(file)
 
     def export(store: ObjectStore, name: ManifestName) -> tuple[int, dict[str, TensorInfo]]:
         manifest = read_manifest(store, name)
-        return name.step, export_checkpoint(store, manifest, output, table=arguments.table)
+        info = manifest.tensors.get(f"table.{arguments.table}.weight")
+        ids = part.rows(info.num_rows) if info else None
+        written = export_checkpoint(store, manifest, output, table=arguments.table, ids=ids)
+        return name.step, written
 
     step, written = use_choice(arguments.run, arguments.step, export)
-    print(f"step {step} of {arguments.run} → {arguments.output}")
+    print(f"step {step} of {arguments.run} → {file}")
     for name, info in written.items():
         print(f"  {name}  {describe_tensor(info)}")
 

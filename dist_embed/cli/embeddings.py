@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dist_embed.cli.export_parts import add_parts, part_of
 from dist_embed.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def add_commands(commands: Any) -> None:
         "--format", required=True,
         choices=("word2vec", "word2vec-bin", "glove", "safetensors", "parquet"),
     )  # fmt: skip
+    add_parts(export, "words")
     export.set_defaults(call=_export)
 
 
@@ -181,11 +183,13 @@ def _projector(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from dist_embed.explore.export import export_embeddings
 
+    part = part_of(arguments)
     table = _table(arguments)
-    written = export_embeddings(table, arguments.output, arguments.format)
-    count = int(table.trained.sum())
+    written = export_embeddings(table, arguments.output, arguments.format, part)
+    trained = int(table.trained.sum())
+    count = len(part.rows(trained))
     print(f"{_described(table)}: {count:,} words × {table.width} → {' and '.join(written)}")
-    if left_out := table.num_words - count:
+    if left_out := table.num_words - trained:
         print(
             f"left out: {left_out:,} words that never occur {table.place}; --untrained writes them "
             "too"

@@ -382,7 +382,18 @@ class SearchSection(Section):
 class CheckpointSection(Section):
     """When checkpoints are written and which are kept."""
 
-    every_steps: PositiveInt = Field(500, description="Steps between two checkpoints.")
+    every_steps: int = Field(
+        500,
+        ge=0,
+        description="A checkpoint is due in steps divisible by this; 0: by minutes alone. The last "
+        "step always is saved. One that is due while another is being written is made once that "
+        "has ended, of the step that is done by then.",
+    )
+    every_minutes: NonNegativeFloat = Field(
+        0.0,
+        description="A checkpoint is due too so long after training went on from the one before, "
+        "by the clock of worker 0; 0: by steps alone.",
+    )
     keep_last: PositiveInt = Field(3, description="Newest checkpoints kept.")
     keep_best: int = Field(
         1,

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.checkpoint.export import export_checkpoint
+from dist_embed.checkpoint.export import WHOLE, Part, export_checkpoint
 from dist_embed.config.errors import UserError
 from dist_embed.explore.table import RunTable
 from dist_embed.storage import uri as storage
@@ -19,6 +19,7 @@ from dist_embed.vectors.write import (
     WRITTEN_FORMATS,
     Block,
     WrittenFormat,
+    check_uncompressed,
     write_vectors,
 )
 
@@ -27,23 +28,35 @@ EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 _BLOCK_BYTES = 8 * 2**20
 
 
-def export_embeddings(table: RunTable, output: str, format: ExportFormat) -> list[str]:
+def export_embeddings(
+    table: RunTable, output: str, format: ExportFormat, part: Part = WHOLE
+) -> list[str]:
     """Write the words of a table and their vectors, in the order of their ids.
 
     Every word of the vocabulary that is `RunTable.trained` is written, special tokens too; hashed
     rows have no word and are not. ``safetensors`` holds them as the matrix ``weight``, with the
-    list of words in a file beside it; of all words row i is that of id i. The others read a
-    checkpoint in the order of its rows first, into a temporary folder, beside the output where that
-    is local: twice the room on the disk, a strip of rows in memory.
+    list of words in a file beside it; of all words row i is that of id i. The others bring the
+    rows into the order of ids first, in a temporary folder, beside the output where that is local:
+    twice the room on the disk; in memory what `write_by_id` holds.
+
+    Of several parts each has a file of its own, which holds a range of the words. Those of word2vec
+    and GloVe are one file when their bytes are joined; those of safetensors and Parquet are files
+    in their own right. Each reads every block of the table, as its rows lie in all of them.
 
     Args:
         table: the table.
         output: a local path; a URL for other formats than safetensors.
         format: of `EXPORT_FORMATS`.
+        part: which words are written.
 
     Returns the files written. Raises UserError, OSError.
     """
     ids = np.flatnonzero(table.trained)
+    num_words, own = len(ids), part.rows(len(ids))
+    ids = ids[own.start : own.stop]
+    if format != "safetensors":
+        check_uncompressed(output)
+    output = part.name(output)
     if format == "safetensors":
         if not storage.is_local(output):
             raise UserError(f"{output}: safetensors are written to a local path")
@@ -68,8 +81,8 @@ def export_embeddings(table: RunTable, output: str, format: ExportFormat) -> lis
         path = Path(scratch) / "rows.safetensors"
         export_checkpoint(table.store, table.manifest, path, table=table.table, ids=ids)
         write_vectors(
-            output, written, _blocks(table, path, ids, written), num_words=len(ids),
-            width=table.width,
+            output, written, _blocks(table, path, ids, written), num_words=num_words,
+            width=table.width, goes_on=part.number > 1,
         )  # fmt: skip
     return [output]
 

@@ -81,6 +81,21 @@ def start_stack_over_workers(tensor: Tensor, group: Group) -> Callable[[], Tenso
     return gathered
 
 
+def copy_from_worker(tensor: Tensor, rank: int, group: Group) -> None:
+    """Give every worker's ``tensor`` (equal shapes and types) worker ``rank``'s values, in place.
+
+    Collective.
+    """
+    if group.num_workers == 1 or not tensor.numel():
+        return
+    sent = tensor.detach().to(group.device).contiguous()
+    # As bytes: so every type travels, on every backend.
+    as_bytes = sent.reshape(-1).view(torch.uint8)
+    dist.broadcast(as_bytes, group=group.process_group, group_src=rank)
+    if sent.data_ptr() != tensor.data_ptr():
+        tensor.copy_(sent)
+
+
 def gather_rows(rows: Tensor, rows_of_worker: list[int], group: Group) -> Tensor:
     """Concatenate every worker's ``rows`` in the order of ranks. Collective.
 

@@ -52,6 +52,11 @@ _NOT_DECIDING = (
     "checkpoint.drain_seconds", "checkpoint.leftover_hours", "cluster.timeout_seconds",
     "cluster.max_failures",
 )  # fmt: skip
+# Keys of later versions, with what they were before: so runs of before stay the same.
+_LATER_KEYS = (
+    ("tokenizer", "normalize", "auto"), ("tokenizer", "pieces", "none"),
+    ("checkpoint", "every_minutes", 0.0),
+)  # fmt: skip
 # Nor on these where the best checkpoint, which is scored, is kept whatever else is.
 _KEPT = ("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.keep_every")
 
@@ -187,9 +192,9 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     for key in (*_NOT_DECIDING, *(_KEPT if config.checkpoint.keep_best else ())):
         section, name = key.split(".")
         values[section].pop(name, None)
-    for name, usual in (("normalize", "auto"), ("pieces", "none")):
-        if values["tokenizer"][name] == usual:  # so runs of before they were keys stay the same
-            del values["tokenizer"][name]
+    for section, name, usual in _LATER_KEYS:
+        if values[section][name] == usual:
+            del values[section][name]
     starts = [table["pretrained"] for table in values["embedding"]["tables"].values() if table]
     files = {posixpath.basename(start[key] or "")
              for start in starts if start for key in ("uri", "words")}  # fmt: skip

@@ -8,34 +8,28 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import METRIC, TrainingState
 from dist_embed.config.errors import UserError
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.observe.metrics import MetricsLog
-from dist_embed.parallel.collectives import sum_numbers_over_workers
-from dist_embed.parallel.errors import all_or_none
-from dist_embed.parallel.group import Group
-from dist_embed.parallel.stop import stop_requested
 from dist_embed.train.evaluate import Quality
+from dist_embed.train.saving import SaveRhythm, Saves, ruined
 from dist_embed.train.step import StepResult, TrainStep
-
-_BLOCK = 2**20  # values that are looked at together
 
 
 @dataclass(frozen=True)
 class Rhythm:
-    """How often things happen, in steps; see the configuration's descriptions."""
+    """How often things happen, in steps if not said otherwise; see the configuration's
+    descriptions.
+    """
 
     max_steps: int
     log_every: int
     evaluate_every: int
     translate_every: int
-    save_every: int
+    saves: SaveRhythm
     max_skipped_steps: int
     drain_seconds: float
 
@@ -88,7 +82,8 @@ def train_loop(
     """Train from ``state`` to ``max_steps``, or until any worker is asked to stop.
 
     Asked to stop, it leaves out what is to be validated or translated after the step, but after the
-    last. The last checkpoint is written when this returns. ``metrics`` is given on worker 0 alone.
+    last. The last checkpoint is written when this returns. Which steps others are of: see `Saves`.
+    ``metrics`` is given on worker 0 alone.
     Returns whether the run was stopped early. Collective.
 
     Raises:
@@ -97,6 +92,7 @@ def train_loop(
         CheckpointError: saving failed in a way that a run does not go on with; see `Saver`.
     """
     group = state.group
+    saves = Saves(state, saver, rhythm.saves, hooks.before_save, reporter.line)
     numbers = itertools.count(state.step + 1)
     steps = loader.prefetched(
         Position(**state.scalars["position"]), lambda work: train_step.prepare(next(numbers), work)
@@ -108,9 +104,10 @@ def train_loop(
     following: StepBatches | None = None
     try:
         while state.step < rhythm.max_steps:
-            stopped = _between_steps(saver, group)
+            stopped = saves.between_steps()
             if stopped:
                 break
+            saves.save_if_due()
             started = time.perf_counter()
             # Data that cannot be read are an error one step before they are needed; what has been
             # saved by then is kept.
@@ -133,18 +130,19 @@ def train_loop(
             translate = hooks.translate if due else None
             # Either may take longer than a run that is asked to stop has left. A run that is
             # complete has its figures all the same.
-            if (validate or translate) and not last and (stopped := _between_steps(saver, group)):
+            if (validate or translate) and not last and (stopped := saves.between_steps()):
                 break
             if validate:
                 _validate(state, validate(), saver, reporter, metrics)
             if translate:
                 _report_quality(state, translate(), reporter, metrics)
-            if last or state.step % rhythm.save_every == 0:
-                _save(state, hooks, saver)
+            saves.note_step()
+            if last:
+                saves.save()
         saver.wait(rhythm.drain_seconds if stopped else None)
-        if stopped and state.step not in (first_step, saver.saved_step):
+        if stopped and state.step != first_step:
             reporter.line(f"asked to stop: saving step {state.step}")
-            _save(state, hooks, saver)
+            saves.save()
             saver.wait(rhythm.drain_seconds)
         if state.step != first_step:
             saver.require(state.step)
@@ -152,17 +150,6 @@ def train_loop(
         saver.close()
         steps.close()
     return stopped
-
-
-def _between_steps(saver: Saver, group: Group) -> bool:
-    """Take in a save that has ended everywhere; returns whether any worker is asked to stop.
-
-    Collective.
-    """
-    stops, ended = sum_numbers_over_workers([stop_requested(), saver.has_ended], group)
-    if ended == group.num_workers:
-        saver.conclude()
-    return bool(stops)
 
 
 def _note_skip(
@@ -233,50 +220,8 @@ def _validate(
         metrics.write(state.step, validation_loss=loss, validation_perplexity=perplexity)
     reporter.line(f"step {state.step}: validation loss {loss:.4f}, perplexity {perplexity:.2f}")
     if not math.isfinite(loss):
-        raise UserError(f"step {state.step}: the validation loss is {loss}; {_ruined(saver)}")
+        raise UserError(f"step {state.step}: the validation loss is {loss}; {ruined(saver)}")
     state.scalars[METRIC] = loss
-
-
-def _save(state: TrainingState, hooks: Hooks, saver: Saver) -> None:
-    """Begin to save, if all that is to be saved is finite and somewhere to go. Collective."""
-
-    def check() -> None:
-        with all_or_none(state.group):
-            hooks.before_save()
-            for name, tensor in state.tensors.items():
-                if not is_finite(tensor.data):
-                    raise UserError(
-                        f"step {state.step}: {name} holds values that are not finite; "
-                        + _ruined(saver)
-                    )
-
-    saver.save(state, check)
-
-
-def _ruined(saver: Saver) -> str:
-    newest = (
-        f"the newest checkpoint is that of step {saver.saved_step}"
-        if saver.saved_step
-        else "checkpoints of earlier runs are as they were"
-    )
-    return (
-        f"the model is of no use any more and is not saved ({newest}). Lower train.learning_rate "
-        "or embedding.learning_rate, set train.clip_norm, raise embedding.eps, or use "
-        "train.precision=fp32; --force goes on from there with the new values"
-    )
-
-
-def is_finite(values: Tensor) -> bool:
-    """Whether all of them are; takes one pass and memory for a block."""
-    if not values.is_floating_point():
-        return True
-    blocks = values.detach().reshape(-1).split(_BLOCK)
-    # One look for all blocks. Times 0 a finite sum is 0, and any other NaN.
-    found = torch.zeros((), device=values.device)
-    for block in blocks:
-        found += block.sum(dtype=torch.float32) * 0
-    # A sum of large values overflows.
-    return bool(found == 0) or all(bool(torch.isfinite(block).all()) for block in blocks)
 
 
 def _report_quality(

@@ -67,6 +67,7 @@ from dist_embed.train.run_folder import (
     fingerprint,
     write_run_folder,
 )
+from dist_embed.train.saving import SaveRhythm
 from dist_embed.train.search_choice import search_choice
 from dist_embed.train.single_tables import (
     frozen_until,
@@ -211,7 +212,9 @@ def train_task(context: Context) -> dict[str, Any]:
                 log_every=train.log_every,
                 evaluate_every=train.evaluate_every,
                 translate_every=train.translate_every,
-                save_every=config.checkpoint.every_steps,
+                saves=SaveRhythm(
+                    config.checkpoint.every_steps, 60 * config.checkpoint.every_minutes
+                ),
                 max_skipped_steps=train.max_skipped_steps,
                 drain_seconds=config.checkpoint.drain_seconds,
             ),

@@ -35,8 +35,20 @@ class Block(NamedTuple):
     ids: NDArray[np.int64] | None = None
 
 
+def check_uncompressed(uri: str) -> None:
+    """Refuse a name that promises what is not written. Raises UserError."""
+    if is_compressed(uri):
+        raise UserError(f"{uri!r} is not allowed: vectors are written without compression")
+
+
 def write_vectors(
-    uri: str, format: WrittenFormat, blocks: Iterable[Block], *, num_words: int, width: int
+    uri: str,
+    format: WrittenFormat,
+    blocks: Iterable[Block],
+    *,
+    num_words: int,
+    width: int,
+    goes_on: bool = False,
 ) -> None:
     """Write a file that appears when it is whole, and replaces one of that name.
 
@@ -47,18 +59,19 @@ def write_vectors(
         uri: the file, a local path or URL.
         format: of `WRITTEN_FORMATS`.
         blocks: all words in the order of their ids.
-        num_words: how many there are.
+        num_words: how many there are, in all files that are to be read as one.
         width: D.
+        goes_on: whether another of these files comes before: then no head is written, so that
+            files of any format but Parquet become one by joining their bytes.
 
     Raises UserError, OSError.
     """
-    if is_compressed(uri):
-        raise UserError(f"{uri!r} is not allowed: vectors are written without compression")
+    check_uncompressed(uri)
     with storage.whole_file(uri) as file:
         if format == "parquet":
             _write_parquet(file, blocks, width)
             return
-        if format != "glove":
+        if format != "glove" and not goes_on:
             file.write(f"{num_words} {width}\n".encode())
         for block in blocks:
             lines = _binary(block) if format == "word2vec-bin" else _text(block)

@@ -297,13 +297,13 @@ def race(group: Group, tiny: Tiny, uri: str) -> str:
     """Each worker as a run of its own, all saving one step of one folder at the same time."""
     alone = Group(0, 1, 1, group.device, group.process_group)
     sharded_rows = torch.full((50, 4), float(group.rank))
-    from dist_embed.checkpoint.state import LiveTensor, rows_to_save
+    from dist_embed.checkpoint.state import LiveTensor, own_rows
 
     state = TrainingState(alone, 5, {"t": LiveTensor.whole(sharded_rows)})
     description = write.Description(5, "", {"t": state.tensors["t"].info}, {}, "{}")
     torch.distributed.barrier(group.process_group)
     try:
-        write_checkpoint(open_checkpoints(uri), description, rows_to_save(state))
+        write_checkpoint(open_checkpoints(uri), description, own_rows(state))
     except Exception as exc:
         return f"{type(exc).__name__}: {exc}"
     return "saved"

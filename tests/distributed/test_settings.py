@@ -68,9 +68,10 @@ EXACT: Values = {
         "bleu_tokenize": "char",
     },
     "checkpoint": {
-        "every_steps": 23, "keep_last": 5, "keep_best": 4, "keep_every": 29, "max_failures": 6,
-        "asynchronous": False, "low_memory": True, "retry_seconds": 61.0, "timeout_seconds": 67.0,
-        "drain_seconds": 71.0, "leftover_hours": 73.0,
+        "every_steps": 23, "every_minutes": 37.0, "keep_last": 5, "keep_best": 4,
+        "keep_every": 29, "max_failures": 6, "asynchronous": False, "low_memory": True,
+        "retry_seconds": 61.0, "timeout_seconds": 67.0, "drain_seconds": 71.0,
+        "leftover_hours": 73.0,
     },
     "cluster": {"device": "cpu", "num_workers": 2, "launcher": "local"},
 }  # fmt: skip
@@ -113,7 +114,9 @@ ARRIVE = {
     "search.candidate_translations": "CandidateWords.num_translations",
     "search.bleu_tokenize": "evaluate_translations.bleu_tokenize",
     "tokenizer.lowercase": "evaluate_translations.lowercase",
-    "checkpoint.every_steps": "Rhythm.save_every", "checkpoint.keep_last": "Retention.keep_last",
+    "checkpoint.every_steps": "SaveRhythm.every_steps",
+    "checkpoint.every_minutes": "SaveRhythm.every_seconds",
+    "checkpoint.keep_last": "Retention.keep_last",
     "checkpoint.keep_best": "Retention.keep_best", "checkpoint.keep_every": "Retention.keep_every",
     "checkpoint.leftover_hours": "Retention.leftover_hours",
     "checkpoint.asynchronous": "SaverSettings.asynchronous",
@@ -131,6 +134,7 @@ ARRIVE_TOO = {
 }  # fmt: skip
 CONVERTED: dict[str, Callable[[Any], Any]] = {
     "model.logits_block_mib": lambda mib: int(mib * 2**20),
+    "checkpoint.every_minutes": lambda minutes: 60 * minutes,
     "train.precision": lambda name: {"fp32": torch.float32, "bf16": torch.bfloat16}[name],
 }
 # Keys that decide a run's numbers, with another value, which must give others: of the run `EXACT`,
@@ -259,8 +263,8 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
 
     with ExitStack() as stack:
         recorded(
-            stack, calls, worker, "Loader", "MetricsLog", "Rhythm", "Retention", "SaverSettings",
-            "open_checkpoints", "load_newest", "TrainStep", "TrainingState",
+            stack, calls, worker, "Loader", "MetricsLog", "Rhythm", "SaveRhythm", "Retention",
+            "SaverSettings", "open_checkpoints", "load_newest", "TrainStep", "TrainingState",
             "evaluate_translations",
         )  # fmt: skip
         recorded(

@@ -48,7 +48,7 @@ class Training:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         ) as process:  # fmt: skip
             deadline = time.monotonic() + 200
-            while 40 not in list_steps(str(self.run)):
+            while max(list_steps(str(self.run)), default=0) < 40:
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < deadline
                 time.sleep(0.05)

@@ -35,7 +35,7 @@ from dist_embed.checkpoint.manifest import (
     manifest_bytes,
 )
 from dist_embed.checkpoint.read import CheckpointReader
-from dist_embed.checkpoint.state import LiveTensor, TrainingState, rows_to_save
+from dist_embed.checkpoint.state import LiveTensor, TrainingState, own_rows
 from dist_embed.checkpoint.write import Description
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
@@ -66,7 +66,7 @@ def save(store: ObjectStore, state: TrainingState, chunk_bytes: int) -> Manifest
         state.step, state.fingerprint, {name: t.info for name, t in state.tensors.items()},
         state.row_multipliers, json.dumps(state.scalars),
     )  # fmt: skip
-    return write_checkpoint(store, description, rows_to_save(state), chunk_bytes=chunk_bytes)
+    return write_checkpoint(store, description, own_rows(state), chunk_bytes=chunk_bytes)
 
 
 def assert_holds(state: TrainingState, step: int) -> None:

@@ -17,9 +17,10 @@ from dist_embed.data.loader import Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.storage import uri as storage
-from dist_embed.train import loop
-from dist_embed.train.loop import Hooks, Rhythm, is_finite, train_loop
+from dist_embed.train import saving
+from dist_embed.train.loop import Hooks, Rhythm, train_loop
 from dist_embed.train.run_folder import CONFIG_NAME, RunFolder
+from dist_embed.train.saving import SaveRhythm, is_finite
 from dist_embed.train.step import StepResult
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
@@ -33,7 +34,8 @@ class Run:
         self.saved: list[tuple[int, float | None]] = []
         self.saved_step = 0
         self.lines: list[str] = []
-        self.has_ended = False
+        self.has_ended = self.may_hang = False
+        self.step_under_way = None
         self.at_step: Callable[[int], None] = lambda step: None
         self.weight = torch.zeros(3, 2)
         self.state = TrainingState(
@@ -61,7 +63,7 @@ class Run:
 
     def train(self, validate: Callable[[], float] | None = None, **hooks: Any) -> bool:
         me: Any = self
-        rhythm = Rhythm(STEPS, 1, 2, 0, 2, 3, 1.0)
+        rhythm = Rhythm(STEPS, 1, 2, 0, SaveRhythm(2), 3, 1.0)
         return train_loop(
             self.state, me, me, rhythm, Hooks(validate, None, **hooks), me,
             reporter=Reporter(lambda event: self.lines.append(str(event.get("text")))),
@@ -109,7 +111,7 @@ def test_the_values_of_a_run_that_is_asked_to_stop_are_looked_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = Run()
-    monkeypatch.setattr(loop, "stop_requested", lambda: run.state.step == 3)
+    monkeypatch.setattr(saving, "stop_requested", lambda: run.state.step == 3)
     run.at_step = lambda step: run.weight.fill_(math.nan) if step == 3 else None  # type: ignore[assignment,return-value]
     with pytest.raises(UserError, match="step 3: table"):
         run.train()
@@ -133,7 +135,7 @@ def test_what_speaks_against_saving_ends_the_run() -> None:
 def test_one_bad_value_is_found_wherever_it_is(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "_BLOCK", 7)
+    monkeypatch.setattr(saving, "_BLOCK", 7)
     values = torch.full((6, 5), torch.finfo(dtype).max, dtype=dtype)  # whose sum overflows
     assert is_finite(values)
     for i in range(6):

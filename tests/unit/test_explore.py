@@ -140,7 +140,9 @@ def test_a_checkpoint_that_a_training_prunes_meanwhile_is_passed_over(
     step = RunTable(run, "source").step
     assert chosen == [None, None]
     chosen.clear()
-    asked = Namespace(run=run, step=None, output=str(tmp_path / "x"), table=None)
+    asked = Namespace(
+        run=run, step=None, output=str(tmp_path / "x"), table=None, parts=None, part=None
+    )
     _export(asked)
     assert chosen == [None, None]
     assert safe_open(asked.output, "pt").metadata() == {"step": str(step)}
@@ -256,6 +258,74 @@ def test_what_is_exported_reads_back_to_the_same_values(
         found_words, found = read(as_file(file))
         assert found_words == all_words
         np.testing.assert_array_equal(found, by_id)
+
+
+@pytest.mark.usefixtures("strip_bytes")
+@pytest.mark.parametrize("format", EXPORT_FORMATS)
+def test_parts_of_an_export_are_the_whole(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], format: Any
+) -> None:
+    step = RunTable(run, "target").step
+    asked = ["--role", "target", "--step", str(step), "--format", format]
+    whole = str(tmp_path / "whole")
+    (all_of_it,) = printed(capsys, "embeddings", "export", run, whole, *asked)
+    counts = []
+    for part in (2, 3, 1):  # each by itself
+        more = ["--parts", "3", "--part", str(part)]
+        (told,) = printed(capsys, "embeddings", "export", run, str(tmp_path / "cut"), *asked, *more)
+        assert f"cut.part-{part:05d}-of-00003" in told
+        counts.append(int(told.split(" words ×")[0].split(": ")[1]))
+    assert f": {sum(counts)} words ×" in all_of_it
+    assert max(counts) <= min(counts) + 1
+    files = sorted(path for path in tmp_path.glob("cut.part-*") if path.suffix != ".txt")
+    if format == "parquet":
+        parts = [read_parquet(str(file)) for file in files]
+        assert pa.concat_tables(parts).equals(read_parquet(whole))
+        return
+    if format == "safetensors":
+        parts = [load_file(file)["weight"] for file in files]
+        assert torch.equal(torch.cat(parts), load_file(whole)["weight"])
+        files, whole = sorted(tmp_path.glob("cut.*.words.txt")), f"{whole}.words.txt"
+    assert len(files) == 3
+    assert b"".join(file.read_bytes() for file in files) == Path(whole).read_bytes()
+
+
+def test_parts_of_a_table_s_rows_are_the_whole(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = str(RunTable(run, "source").step)
+    command = ["checkpoint", "export", run, str(tmp_path / "t")]
+    printed(capsys, *command, "--table", "source")
+    for part in ("1", "2"):
+        asked = ["--table", "source", "--step", step, "--parts", "2", "--part", part]
+        told = printed(capsys, *command, *asked)
+        assert told[0].endswith(f"→ {tmp_path}/t.part-0000{part}-of-00002")
+    cut = [load_file(file)["weight"] for file in sorted(tmp_path.glob("t.part*"))]
+    assert torch.equal(torch.cat(cut), load_file(tmp_path / "t")["weight"])
+
+
+@pytest.mark.parametrize(
+    ("more", "refused"),
+    [
+        (["--parts", "2", "--step", "1"], "--parts and --part go together"),
+        (["--part", "2", "--step", "1"], "--parts and --part go together"),
+        (["--parts", "2", "--part", "1"], "--parts is not allowed without --step"),
+        (["--parts", "2", "--part", "3", "--step", "1"], "part 3 of 2 is not allowed"),
+    ],
+)
+def test_parts_that_are_none_are_refused(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], refused: str
+) -> None:
+    for command in (
+        ["embeddings", "export", run, str(tmp_path / "t"), "--format", "glove"],
+        ["checkpoint", "export", run, str(tmp_path / "t"), "--table", "source"],
+    ):
+        assert main([*command, *more]) == 2
+        assert refused in capsys.readouterr().err
+    command = ["checkpoint", "export", run, str(tmp_path / "t"), "--step", "1"]
+    assert main([*command, "--parts", "2", "--part", "1"]) == 2
+    assert "--parts is not allowed without --table" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def as_file(file: Any) -> VectorFile:

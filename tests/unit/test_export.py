@@ -12,10 +12,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dist_embed.checkpoint import export
+from dist_embed.checkpoint import by_id, export
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.chunk import Rows
-from dist_embed.checkpoint.export import export_checkpoint
+from dist_embed.checkpoint.export import Part, export_checkpoint
 from dist_embed.checkpoint.manifest import (
     OBJECTS,
     CheckpointDamaged,
@@ -25,6 +25,7 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.checkpoint.write import Description
+from dist_embed.config.errors import UserError
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
@@ -75,13 +76,17 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ObjectStore, 
 
 # Rows of 24 bytes: one strip, several with a shorter last one, one row each, and less than a row.
 @pytest.mark.parametrize("strip_bytes", [2**20, 720, 24, 10])
+@pytest.mark.parametrize("buckets", [(2**20, 9), (480, 99), (24, 200), (1, 7), (2**20, 1)])
 def test_a_table_loads_into_an_embedding(
     saved: tuple[ObjectStore, Manifest],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     strip_bytes: int,
+    buckets: tuple[int, int],
 ) -> None:
-    monkeypatch.setattr(export, "STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(by_id, "STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(by_id, "BUCKET_BYTES", buckets[0])
+    monkeypatch.setattr(by_id, "MOST_BUCKETS", buckets[1])
     strips: list[int] = []
     output = tmp_path / "new" / "words.safetensors"
     written = export_checkpoint(*saved, output, table="words", on_bytes=strips.append)
@@ -103,6 +108,7 @@ def test_the_whole_file_has_all_weights_and_no_optimizer_state(
     strip_bytes: int,
 ) -> None:
     monkeypatch.setattr(export, "STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(by_id, "STRIP_BYTES", strip_bytes)
     output = tmp_path / "all.safetensors"
     written = export_checkpoint(*saved, output, table=None)
     expected = {
@@ -119,13 +125,42 @@ def test_the_whole_file_has_all_weights_and_no_optimizer_state(
         assert file.metadata() == {"step": "7"}
 
 
+@pytest.mark.parametrize(
+    "ids", [np.array([1, 2, 5]), np.arange(0, ROWS, 3), range(20, 61), range(106, 107), range(9, 9)]
+)
 def test_of_one_table_some_rows_can_be_written(
-    saved: tuple[ObjectStore, Manifest], tmp_path: Path
+    saved: tuple[ObjectStore, Manifest],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ids: by_id.Ids,
 ) -> None:
-    ids = np.array([1, 2, 5])
-    written = export_checkpoint(*saved, tmp_path / "some", table="words", ids=ids)
-    assert torch.equal(load_file(tmp_path / "some")["weight"], EMBEDDING[ids])
-    assert written["weight"].shape == [3, *EMBEDDING.shape[1:]]
+    monkeypatch.setattr(by_id, "STRIP_BYTES", 240)
+    monkeypatch.setattr(by_id, "BUCKET_BYTES", 120)
+    strips: list[int] = []
+    written = export_checkpoint(
+        *saved, tmp_path / "some", table="words", ids=ids, on_bytes=strips.append
+    )
+    assert torch.equal(load_file(tmp_path / "some")["weight"], EMBEDDING[list(ids)])
+    assert written["weight"].shape == [len(ids), *EMBEDDING.shape[1:]]
+    if len(ids) == 1:
+        assert sum(strips) == 240  # strips that have none of them are not read
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, ROWS, ROWS + 3])
+def test_parts_of_the_rows_are_the_whole(count: int) -> None:
+    parts = [Part(number, count) for number in range(1, count + 1)]
+    rows = [part.rows(ROWS) for part in parts]
+    assert [row for some in rows for row in some] == list(range(ROWS))
+    assert max(map(len, rows)) <= min(map(len, rows)) + 1
+    names = [part.name("a/b.txt") for part in parts]
+    assert names == sorted(set(names))
+    assert names[-1] == ("a/b.txt" if count == 1 else f"a/b.txt.part-{count:05d}-of-{count:05d}")
+
+
+@pytest.mark.parametrize(("number", "count"), [(0, 3), (4, 3), (-1, 1), (1, 100_000)])
+def test_a_part_that_is_none_is_refused(number: int, count: int) -> None:
+    with pytest.raises(UserError, match=f"^part {number} of {count} is not allowed"):
+        Part(number, count)
 
 
 def test_an_unknown_table_is_an_error_that_names_those_there_are(tmp_path: Path) -> None:
@@ -137,7 +172,7 @@ def test_an_unknown_table_is_an_error_that_names_those_there_are(tmp_path: Path)
 def test_a_file_is_replaced_only_by_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "STRIP_BYTES", 720)
+    monkeypatch.setattr(by_id, "STRIP_BYTES", 720)
     store, manifest = save(str(tmp_path / "run"))
     output = tmp_path / "out" / "words.safetensors"
     output.parent.mkdir()

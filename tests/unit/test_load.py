@@ -19,7 +19,7 @@ from dist_embed.checkpoint.manifest import (
     ManifestName,
 )
 from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.state import Fixed, LiveTensor, TrainingState, rows_to_save
+from dist_embed.checkpoint.state import Fixed, LiveTensor, TrainingState, own_rows
 from dist_embed.checkpoint.write import Description
 from dist_embed.parallel.group import Group
 from tests.checkpoints import write_checkpoint
@@ -46,7 +46,7 @@ def save(run: Path, step: int) -> None:
     state = state_of(step, **{"optimizer.x": torch.ones(3)})
     infos = {name: tensor.info for name, tensor in state.tensors.items()}
     description = Description(step, "", infos, {"t": 7}, json.dumps(state.scalars))
-    write_checkpoint(open_checkpoints(str(run)), description, rows_to_save(state), chunk_bytes=40)
+    write_checkpoint(open_checkpoints(str(run)), description, own_rows(state), chunk_bytes=40)
 
 
 def assert_holds(state: TrainingState, step: int) -> None:
@@ -180,7 +180,7 @@ def test_of_a_step_the_newest_generation_is_loaded(tmp_path: Path) -> None:
         infos = {name: tensor.info for name, tensor in state.tensors.items()}
         description = Description(1, "", infos, {"t": 7}, json.dumps(state.scalars))
         damaged = frozenset(manifest_names(store))
-        write_checkpoint(store, description, rows_to_save(state), damaged=damaged)
+        write_checkpoint(store, description, own_rows(state), damaged=damaged)
     state = state_of(0)
     load_newest(store, state, pytest.fail)
     assert state.scalars["position"] == 10

@@ -27,7 +27,7 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
-from dist_embed.checkpoint.state import LiveTensor, TrainingState, rows_to_save
+from dist_embed.checkpoint.state import LiveTensor, TrainingState, own_rows
 from dist_embed.parallel import stop
 from dist_embed.parallel.errors import is_passing
 from dist_embed.parallel.group import Group
@@ -760,7 +760,7 @@ def test_chunks_are_listed_in_their_order_and_counted_as_they_end(
         put(name, parts)
 
     monkeypatch.setattr(store, "put", patched)
-    rows = rows_to_save(state_of(1))
+    rows = own_rows(state_of(1))
     write.write_rows(store, "step-1", rows, 0, chunk_bytes=100, on_chunk=counted.set)
     index = Index.model_validate_json(store.read(f"{OBJECTS}/step-1/index-00000-0000.json"))
     names = [chunk.name for chunk in index.chunks]

@@ -15,9 +15,10 @@ from dist_embed.config.errors import UserError
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
-from dist_embed.train import loop
+from dist_embed.train import loop, saving
 from dist_embed.train.evaluate import Quality
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
+from dist_embed.train.saving import SaveRhythm
 from dist_embed.train.step import StepResult
 
 ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
@@ -48,7 +49,9 @@ class Run:
     Attributes:
         results: by step, what it finds; else a loss of 1.0 of ten tokens.
         asked_after: the step in which this process is asked to stop; -1: never.
-        ended_after: the step after which the save under way has ended.
+        ended_after: the step after which the first save, under way from the start, has ended.
+        save_takes: so many steps.
+        hangs_after: the step after which a save under way is said to hang.
         losses: by step, what a validation finds.
     """
 
@@ -56,6 +59,8 @@ class Run:
     results: dict[int, StepResult] = field(default_factory=dict)
     asked_after: int = -1
     ended_after: int = -1
+    save_takes: int = 0
+    hangs_after: int = 10**9
     losses: dict[int, float] = field(default_factory=dict)
     first_step: int = 0
     position: Position = field(default_factory=Position)
@@ -66,10 +71,12 @@ class Run:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     now: float = 0.0
     saved_step: int = 0
-    concluded: bool = False
+    step_under_way: int | None = None
     publishes: bool = True
 
     def __post_init__(self) -> None:
+        if self.ended_after >= 0:
+            self.step_under_way = self.first_step
         self.state = TrainingState(
             self.group, self.first_step, {},
             scalars={"position": self.position.to_dict(), "skipped_steps": 4},
@@ -104,10 +111,14 @@ class Run:
     # The saver, and the end of loader and saver.
     @property
     def has_ended(self) -> bool:
-        return not self.concluded and 0 <= self.ended_after <= self.state.step
+        return self.step_under_way is not None and self.ended_after <= self.state.step
+
+    @property
+    def may_hang(self) -> bool:
+        return self.step_under_way is not None and self.hangs_after <= self.state.step
 
     def conclude(self) -> None:
-        self.concluded = True
+        self.step_under_way = None
         self.course.append(("concluded", self.state.step))
 
     def save(self, state: TrainingState, check: Callable[[], None]) -> None:
@@ -116,8 +127,11 @@ class Run:
         self.course.append(("save", state.step, state.scalars.get(METRIC)))
         if self.publishes:
             self.saved_step = state.step
+        if self.save_takes:
+            self.step_under_way, self.ended_after = state.step, state.step + self.save_takes
 
     def wait(self, limit: float | None = None) -> None:
+        self.step_under_way = None
         self.course.append(("wait", limit))
 
     def require(self, step: int) -> None:
@@ -155,8 +169,9 @@ class Run:
         patched("stop_requested", lambda: 0 <= self.asked_after <= self.state.step)
         never = {
             "max_steps": 12, "log_every": 100, "evaluate_every": 100, "translate_every": 0,
-            "save_every": 100, "max_skipped_steps": 3, "drain_seconds": 7.0,
+            "max_skipped_steps": 3, "drain_seconds": 7.0,
         }  # fmt: skip
+        rhythm["saves"] = SaveRhythm(rhythm.pop("save_every", 100), rhythm.pop("save_seconds", 0.0))
         self_: Any = self
         hooks = Hooks(self.validate, self.translate) if held_out else Hooks(None, None)
         return train_loop(
@@ -170,7 +185,7 @@ class Run:
 
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Any], None]:
-    return lambda name, value: monkeypatch.setattr(loop, name, value)
+    return lambda name, value: monkeypatch.setattr(saving, name, value)
 
 
 @pytest.fixture
@@ -336,12 +351,10 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_it_has_done(
     assert run.train(patched, save_every=save_every)
     assert run.happened("step")[-1][1] == 3
     end = run.course[run.course.index(run.happened("step")[-1]) + 1 :]
-    saved, again = ("save", 3, None), [("save", 3, None), ("wait", 7.0)]
     assert end == [
-        *([saved] if save_every == 3 else []), ("wait", 7.0), *(again if save_every == 100 else []),
-        ("require", 3), ("close",), ("close",),
+        ("wait", 7.0), ("save", 3, None), ("wait", 7.0), ("require", 3), ("close",), ("close",),
     ]  # fmt: skip
-    assert run.lines == ([] if save_every == 3 else ["asked to stop: saving step 3"])
+    assert run.lines == ["asked to stop: saving step 3"]
 
 
 @pytest.mark.parametrize("rhythm", [{"evaluate_every": 3}, {"translate_every": 3}])
@@ -356,14 +369,6 @@ def test_a_run_that_is_asked_to_stop_validates_and_translates_no_more(
     complete = Run(asked_after=3)
     assert not complete.train(patched, max_steps=3, **rhythm)
     assert complete.happened("save") == [("save", 3, 3.0)]
-
-
-def test_a_run_asked_to_stop_saves_again_what_could_not_be_saved(
-    patched: Callable[[str, Any], None],
-) -> None:
-    run = Run(asked_after=3, publishes=False)
-    assert run.train(patched, save_every=3)
-    assert len(run.happened("save")) == 2
 
 
 def test_a_run_asked_to_stop_before_its_first_step_saves_nothing(
@@ -386,6 +391,96 @@ def test_a_save_that_has_ended_is_taken_in_between_two_steps() -> None:
     assert run.happened("concluded") == [("concluded", 2)]
     names = [event[0] for event in run.course if event[0] in ("step", "concluded")]
     assert names == ["step", "step", "concluded", "step", "step", "step"]
+
+
+WAITS = (
+    "step {}: a checkpoint is due, and that of step {} is still under way; it is made once "
+    "that has ended"
+)
+
+
+def lines_of_waiting(run: Run) -> list[str]:
+    return [line for line in run.lines if "validation" not in line]
+
+
+def test_a_save_that_is_due_while_one_is_under_way_is_made_once_that_has_ended() -> None:
+    run = Run(save_takes=5)
+    run.train(save_every=2, max_steps=16)
+    assert [event[1] for event in run.happened("step")] == list(range(1, 17))
+    # Those of 4 and 6 are one, that of 12 begins at 12, and the last one waits as ever.
+    assert run.happened("save", "concluded", "wait") == [
+        ("save", 2, None), ("concluded", 7), ("save", 7, None), ("concluded", 12),
+        ("save", 12, None), ("save", 16, 16.0), ("wait", None),
+    ]  # fmt: skip
+    assert lines_of_waiting(run) == [WAITS.format(4, 2), WAITS.format(8, 7), WAITS.format(14, 12)]
+
+
+def test_one_that_has_ended_by_the_time_it_is_due_is_not_waited_for() -> None:
+    run = Run(save_takes=3)
+    run.train(save_every=3)
+    assert [event[1] for event in run.happened("save")] == [3, 6, 9, 12]
+    assert lines_of_waiting(run) == []
+
+
+def test_where_a_save_may_hang_training_waits_for_it_at_the_next_that_is_due() -> None:
+    run = Run(save_takes=100, hangs_after=6)
+    run.train(save_every=2, max_steps=10)
+    # From step 6 on: `Saver.save` waits, which has an end.
+    assert [event[1] for event in run.happened("save")] == [2, 6, 8, 10]
+    assert lines_of_waiting(run) == [WAITS.format(4, 2)]
+
+
+@pytest.mark.parametrize("asked_after", [5, 6, 9])
+def test_a_run_asked_to_stop_waits_for_the_save_under_way_and_makes_its_last(
+    patched: Callable[[str, Any], None], asked_after: int
+) -> None:
+    run = Run(save_takes=6, asked_after=asked_after)
+    assert run.train(patched, save_every=3)
+    end = run.course[run.course.index(run.happened("step")[-1]) + 1 :]
+    ended = [("concluded", 9)] if asked_after == 9 else []
+    assert end == [
+        *ended, ("wait", 7.0), ("save", asked_after, None), ("wait", 7.0),
+        ("require", asked_after), ("close",), ("close",),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def by_the_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
+    return lambda run: monkeypatch.setattr(saving.time, "monotonic", lambda: run.now)
+
+
+def test_saves_are_due_by_the_clock_too(by_the_clock: Callable[[Run], None]) -> None:
+    run = Run()
+    by_the_clock(run)
+    run.train(save_every=0, save_seconds=3 * STEP_SECONDS)
+    assert [event[1] for event in run.happened("save")] == [3, 6, 9, 12]
+    # The time of a save does not count, nor is a step saved twice; by steps the clock begins anew.
+    both = Run()
+    by_the_clock(both)
+    both.train(save_every=4, save_seconds=3 * STEP_SECONDS)
+    assert [event[1] for event in both.happened("save")] == [3, 4, 7, 8, 11, 12]
+    odd = Run()
+    by_the_clock(odd)
+    odd.train(save_every=0, save_seconds=2.5 * STEP_SECONDS, max_steps=8)
+    assert [event[1] for event in odd.happened("save")] == [3, 6, 8]
+    every = Run()
+    by_the_clock(every)
+    every.train(save_every=0, save_seconds=1e-9, max_steps=3)
+    assert [event[1] for event in every.happened("save")] == [1, 2, 3]
+
+
+def test_without_either_the_last_step_alone_is_saved() -> None:
+    run = Run()
+    run.train(save_every=0)
+    assert [event[1] for event in run.happened("save")] == [12]
+
+
+def test_by_the_clock_too_one_at_a_time_is_written(by_the_clock: Callable[[Run], None]) -> None:
+    run = Run(save_takes=5)
+    by_the_clock(run)
+    run.train(save_every=0, save_seconds=2 * STEP_SECONDS, max_steps=14)
+    assert [event[1] for event in run.happened("save")] == [2, 7, 12, 14]
+    assert lines_of_waiting(run) == [WAITS.format(4, 2), WAITS.format(9, 7)]
 
 
 def test_an_error_of_a_step_closes_loader_and_saver() -> None:

@@ -1,0 +1,155 @@
+"""When a run saves, and what it looks at before it does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dist_embed.checkpoint.saver import Saver
+from dist_embed.checkpoint.state import TrainingState
+from dist_embed.config.errors import UserError
+from dist_embed.parallel.collectives import sum_numbers_over_workers
+from dist_embed.parallel.errors import all_or_none
+from dist_embed.parallel.stop import stop_requested
+
+_BLOCK = 2**20  # values that are looked at together
+
+
+@dataclass(frozen=True)
+class SaveRhythm:
+    """How often a run saves; 0: never for that reason.
+
+    Attributes:
+        every_steps: in steps divisible by this.
+        every_seconds: so long after training has begun, or has gone on after the save before.
+    """
+
+    every_steps: int
+    every_seconds: float = 0.0
+
+
+class Saves:
+    """A run's saves: when they are due, and that they are made.
+
+    A save that is due while another one is under way is made once that has ended, of the step that
+    is done by then: training goes on meanwhile. At most one waits so. Where a worker has had no
+    news of the one under way for so long that it may hang, training waits for it, see `Saver.wait`.
+
+    Args:
+        state: what is saved; its step is that of the run's start.
+        saver: writes it.
+        rhythm: when saves are due.
+        before_save: raises, on some worker, where saving would be in vain.
+        say: takes lines for the user.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        saver: Saver,
+        rhythm: SaveRhythm,
+        before_save: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._state = state
+        self._saver = saver
+        self._rhythm = rhythm
+        self._before_save = before_save
+        self._say = say
+        self._due = False
+        self._may_hang = False
+        self._told = False  # that the one which is due waits
+        self._last_step = state.step  # of the newest save, or where the run has begun
+        self._went_on = time.monotonic()
+
+    def between_steps(self) -> bool:
+        """Take in a save that has ended everywhere, and worker 0's clock; returns whether any
+        worker is asked to stop. Collective.
+        """
+        group = self._state.group
+        numbers = [
+            stop_requested(), self._saver.has_ended, self._saver.may_hang,
+            group.is_first and self._is_due_by_clock(),
+        ]  # fmt: skip
+        # What follows is decided by these sums alone, so that all workers do the same.
+        stops, ended, hanging, due = sum_numbers_over_workers([int(n) for n in numbers], group)
+        if ended == group.num_workers:
+            self._saver.conclude()
+        self._may_hang = bool(hanging)
+        self._due = self._due or bool(due)
+        return bool(stops)
+
+    def note_step(self) -> None:
+        """A step is done. Not collective, but the same on every worker."""
+        every = self._rhythm.every_steps
+        if every and self._state.step % every == 0:
+            self._due = True
+
+    def save_if_due(self) -> None:
+        """Begin to save, if that is due and no other save is under way. Collective."""
+        if not self._due:
+            return
+        under_way = self._saver.step_under_way
+        if under_way is None or self._may_hang:
+            self.save()
+        elif not self._told:
+            self._told = True
+            self._say(
+                f"step {self._state.step}: a checkpoint is due, and that of step {under_way} is "
+                "still under way; it is made once that has ended"
+            )
+
+    def save(self) -> None:
+        """Begin to save, if all that is to be saved is finite and somewhere to go; a save that is
+        under way is waited for. Collective.
+        """
+        self._due = self._told = False
+        self._last_step = self._state.step
+        self._saver.save(self._state, self._check)
+        self._went_on = time.monotonic()
+
+    def _is_due_by_clock(self) -> bool:
+        every = self._rhythm.every_seconds
+        is_new = self._state.step != self._last_step
+        return every > 0 and is_new and time.monotonic() - self._went_on >= every
+
+    def _check(self) -> None:
+        with all_or_none(self._state.group):
+            self._before_save()
+            for name, tensor in self._state.tensors.items():
+                if not is_finite(tensor.data):
+                    raise UserError(
+                        f"step {self._state.step}: {name} holds values that are not finite; "
+                        + ruined(self._saver)
+                    )
+
+
+def ruined(saver: Saver) -> str:
+    """What is said of a model with values that are not finite, and which checkpoint there is."""
+    newest = (
+        f"the newest checkpoint is that of step {saver.saved_step}"
+        if saver.saved_step
+        else "checkpoints of earlier runs are as they were"
+    )
+    return (
+        f"the model is of no use any more and is not saved ({newest}). Lower train.learning_rate "
+        "or embedding.learning_rate, set train.clip_norm, raise embedding.eps, or use "
+        "train.precision=fp32; --force goes on from there with the new values"
+    )
+
+
+def is_finite(values: Tensor) -> bool:
+    """Whether all of them are; takes one pass and memory for a block."""
+    if not values.is_floating_point():
+        return True
+    blocks = values.detach().reshape(-1).split(_BLOCK)
+    # One look for all blocks. Times 0 a finite sum is 0, and any other NaN.
+    found = torch.zeros((), device=values.device)
+    for block in blocks:
+        found += block.sum(dtype=torch.float32) * 0
+    # A sum of large values overflows.
+    return bool(found == 0) or all(bool(torch.isfinite(block).all()) for block in blocks)
