@@ -1,4 +1,4 @@
-"""``dist-embed bench`` of what is read and written: checkpoint, pretrained, export."""
+"""``dist-embed bench`` of what is read and written: checkpoint, pretrained, exports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dist_embed.storage.temporary import temporary_folder
 
 def add_kinds(kinds: Any) -> None:
     """Add this module's measurements."""
-    for add in (_add_checkpoint, _add_pretrained, _add_export):
+    for add in (_add_checkpoint, _add_pretrained, _add_table_export, _add_export):
         add(kinds)
 
 
@@ -129,6 +129,49 @@ def _pretrained(arguments: argparse.Namespace) -> None:
         for way, found in figures["ways"].items()
     ]  # fmt: skip
     print_table(["who reads", "seconds", "rows/s", "MiB per worker beyond its shard"], rows)
+    write_figures(arguments, figures)
+
+
+def _add_table_export(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "table-export", help="a table of a checkpoint into one file in the order of ids"
+    )
+    parser.add_argument("--rows", type=at_least(1), default=2_000_000, help="default 2·10⁶")
+    parser.add_argument("--width", type=at_least(1), default=128, help="default 128")
+    parser.add_argument("--parts", type=at_least(1), default=8, help="one of so many; default 8")
+    parser.add_argument("--folder", metavar="DIR", help="for the files; default: a temporary one")
+    parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
+    add_json_option(parser)
+    parser.set_defaults(call=_table_export)
+
+
+def _table_export(arguments: argparse.Namespace) -> None:
+    from dist_embed.bench.report import print_table
+    from dist_embed.bench.table_export import measure_table_export
+    from dist_embed.embedding.memory import GIB
+
+    with temporary_folder("dist_embed-bench-", arguments.folder) as folder:
+        figures = measure_table_export(
+            folder, num_rows=arguments.rows, width=arguments.width, parts=arguments.parts,
+            rounds=arguments.rounds, say=print,
+        )  # fmt: skip
+    size, ways = figures["table_bytes"], figures["ways"]
+    print(
+        f"{figures['rows']:,} rows × {figures['width']}, {size / GIB:.2f} GiB; "
+        f"median of {arguments.rounds} rounds"
+    )
+    # Beside what has to be done in any case.
+    least = sum(statistics.median(ways[way]["seconds"]) for way in ("read and proven", "written"))
+    rows = [
+        [way, f"{statistics.median(one['seconds']):.2f}",
+         f"{statistics.median(one['seconds']) / least:.2f}",
+         f"{statistics.median(one['written_bytes']) / size:.2f}",
+         f"{max(one['extra_bytes']) / 2**20:,.0f}"]
+        for way, one in ways.items()
+    ]  # fmt: skip
+    print_table(
+        ["", "seconds", "of reading and writing", "written / size of the table", "extra MiB"], rows
+    )
     write_figures(arguments, figures)
 
 

@@ -117,6 +117,10 @@ def given_to(command: str) -> dict[str, Any]:
         ("pretrained --words 1 --width 1 --format word2vec-bin --folder f --workers 1 --rounds 1", {
             "words": 1, "width": 1, "format": "word2vec-bin", "folder": "f", "workers": 1,
             "rounds": 1}),
+        ("table-export", {"rows": 2_000_000, "width": 128, "parts": 8, "folder": None,
+                          "rounds": 3}),
+        ("table-export --rows 1 --width 1 --parts 1 --folder f --rounds 1", {
+            "rows": 1, "width": 1, "parts": 1, "folder": "f", "rounds": 1}),
         ("export r", {"run": "r", "split": "test", "step": None, "workers": None,
                       "launcher": "local", "beam": None, "candidates": None,
                       "replace_unknown": None}),
@@ -138,6 +142,8 @@ def test_options_and_their_defaults(command: str, options: dict[str, Any]) -> No
         "checkpoint", "checkpoint a --rows 0", "checkpoint a --width 0",
         "checkpoint a --workers 0", "checkpoint a --rounds 0", "pretrained --words 0",
         "pretrained --width 0", "pretrained --workers 0", "pretrained --rounds 0", "export",
+        "table-export --rows 0", "table-export --width 0", "table-export --parts 0",
+        "table-export --rounds 0",
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused(
@@ -645,6 +651,34 @@ def test_pretrained(
         ["each its part", "2.0", "1,500", "3,072"],
         ["everyone all", "4.0", "750", "0"],
     ]
+    assert written(out)["figures"] == figures
+
+
+def test_table_export(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def way(*seconds: float, written: int = 0, extra: int = 0) -> dict[str, list[float]]:
+        return {"seconds": [*seconds], "extra_bytes": [extra, 0], "written_bytes": [0, 0, written]}
+
+    figures = {
+        "rows": 2000, "width": 16, "parts": 4, "table_bytes": GIB // 4,
+        "ways": {"read and proven": way(1.0, 9.0, 3.0), "written": way(5.0),
+                 "export": way(16.0) | {"written_bytes": [GIB // 2]},
+                 "part 4 of 4": way(4.0, extra=3 * 2**20)},
+    }  # fmt: skip
+    asked = instead("bench.table_export.measure_table_export", figures)
+    out = tmp_path / "found.json"
+    assert main(["bench", "table-export", "--rows", "2000", "--width", "16", "--parts", "4",
+                 "--rounds", "3", "--folder", str(tmp_path), "--json", str(out)]) == 0  # fmt: skip
+    (((below,), how),) = asked
+    assert how == {"num_rows": 2000, "width": 16, "parts": 4, "rounds": 3, "say": print}
+    assert Path(below).parent == tmp_path
+    assert not Path(below).exists()
+    said = capsys.readouterr().out
+    assert said.startswith("2,000 rows × 16, 0.25 GiB; median of 3 rounds\n")
+    assert cells(said) == [
+        ["", "seconds", "of reading and writing", "written / size of the table", "extra MiB"],
+        ["read and proven", "3.00", "0.38", "0.00", "0"], ["written", "5.00", "0.62", "0.00", "0"],
+        ["export", "16.00", "2.00", "2.00", "0"], ["part 4 of 4", "4.00", "0.50", "0.00", "3"],
+    ]  # fmt: skip
     assert written(out)["figures"] == figures
 
 
