@@ -16,6 +16,7 @@ from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.parallel.device import resolve_device, resolve_dtype
 from dist_embed.train.needs import baseline_bytes, host_bytes
+from dist_embed.train.step_seconds import check_step
 
 # What a step, or a validation, may still take after the run was asked to stop.
 STEP_SECONDS = 60.0
@@ -46,7 +47,8 @@ def launch(
     runs the task itself.
 
     Raises:
-        UserError: more workers than the machine can hold, or an error of the user in a worker.
+        UserError: more workers than the machine can hold, a step of the exact output layer that
+            takes too long, or an error of the user in a worker.
         RunFailed: a worker failed.
     """
     cluster = config.cluster
@@ -59,9 +61,11 @@ def launch(
         check(resolved)  # what `auto` has become may be too little for other settings
         return task, resolved.model_dump(), options
 
+    address = cluster_address(config, launcher)
+    if task == TRAIN and vocabulary_size:  # under torchrun worker 0 alone has it
+        _check_step(config, vocabulary_size["target"], address)
     if under_torchrun():
         return work(*arguments(resolve_device(cluster.device)), on_event)
-    address = cluster_address(config, launcher)
     if address is None:
         _check_machine(task, config, options, vocabulary_size, resolve_device(cluster.device))
     if (launcher or cluster.launcher) == "local":
@@ -109,6 +113,19 @@ def cluster_address(config: Config, launcher: Literal["ray", "local"] | None = N
     if (launcher or config.cluster.launcher) == "local" or under_torchrun():
         return None
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def _check_step(config: Config, num_words: int, address: str | None) -> None:
+    """Refuse a step that takes too long on this machine, or on the cluster's GPUs.
+
+    What a cluster's CPUs are is not known here.
+    """
+    cluster = config.cluster
+    workers = int(os.environ["WORLD_SIZE"]) if under_torchrun() else cluster.num_workers
+    if address is None:
+        check_step(config, num_words, workers, resolve_device(cluster.device))
+    elif cluster.device != "cpu":
+        check_step(config, num_words, workers, "cuda")
 
 
 def _check_machine(

@@ -287,7 +287,8 @@ class ModelSection(Section):
     )
     output: Literal["exact", "sampled"] = Field(
         "exact",
-        description="`exact`: softmax over the vocabulary in every step; `sampled`: over the right "
+        description="`exact`: softmax over the vocabulary in every step, refused where a step "
+        "would surely take more than a minute; `sampled`: over the right "
         "word and `num_samples` others, at a cost that does not grow with the vocabulary.",
     )
     num_samples: PositiveInt = Field(

@@ -76,6 +76,7 @@ from dist_embed.train.single_tables import (
     write_coverages,
 )
 from dist_embed.train.step import TrainStep
+from dist_embed.train.step_seconds import threads_per_worker
 
 # What a worker is asked to do: a function that every launcher can name (`cluster/work.py`).
 Task = Callable[["Context"], Any]
@@ -119,14 +120,6 @@ def run_worker(
     with joined_group(device, config.cluster.timeout_seconds) as group, errors_shared(group):
         reporter = Reporter(emit) if group.is_first else silent_reporter()
         return task(Context(config, group, reporter, options))
-
-
-def threads_per_worker(config: Config) -> int:
-    """CPU threads of one worker."""
-    if config.cluster.threads_per_worker:
-        return config.cluster.threads_per_worker
-    local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", config.cluster.num_workers))
-    return max(1, len(os.sched_getaffinity(0)) // local_workers)
 
 
 @stop_on_signals(second_ends=False)  # torchrun passes on what the terminal has sent already

@@ -166,6 +166,7 @@ def test_a_worker_of_torchrun_does_the_work_itself(monkeypatch: pytest.MonkeyPat
     )  # fmt: skip
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
     result = launching.launch(
         TRAIN, config, {"a": 1}, vocabulary_size=VOCABULARY, on_event=print, stop_seconds=9.0
     )
