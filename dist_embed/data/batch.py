@@ -19,7 +19,7 @@ Indices = NDArray[np.int64]
 # What a batch's vectors are looked up by; the model itself reads the others.
 IDS = ("source", "target_input")
 # Two rectangles become one where that adds no more padded tokens, of both sides together.
-MERGE_TOKENS = 128
+MERGE_TOKENS = 64
 
 
 @dataclass(frozen=True)
