@@ -312,7 +312,7 @@ def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) ->
             form,
             config.tokenizer.pieces,
         ),
-        LengthRule(config.data.max_tokens, config.data.too_long),
+        LengthRule(config.data.max_tokens, config.data.too_long, config.data.max_length_ratio),
         settings=settings | {_NORMALIZE: form},
         num_processes=config.data.num_processes,
         shard_sentences=config.data.shard_sentences,
@@ -326,6 +326,10 @@ def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) ->
             for count, what in (
                 (split.dropped_empty, "dropped with an empty side"),
                 (split.dropped_long, f"dropped as longer than {config.data.max_tokens} tokens"),
+                (
+                    split.dropped_ratio,
+                    f"dropped with one side over {config.data.max_length_ratio} times the other",
+                ),
                 (split.cut, f"cut at {config.data.max_tokens} tokens"),
             )
             if count
@@ -359,8 +363,9 @@ def _text_path(config: Config, say: Say) -> tuple[Form, Lowercase]:
 def data_digest(config: Config) -> str:
     """What tells prepared data from others: equal for configurations that can share them."""
     settings = _data_settings(config)
-    if settings["tokenizer.pieces"] == "none":  # as before it was a key
-        del settings["tokenizer.pieces"]
+    for key, value in (("tokenizer.pieces", "none"), ("data.max_length_ratio", None)):
+        if settings[key] == value:  # as before it was a key
+            del settings[key]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 

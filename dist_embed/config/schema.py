@@ -111,6 +111,11 @@ class DataSection(Section):
     too_long: Literal["drop", "cut"] = Field(
         "drop", description="What happens to longer training pairs; both are counted."
     )
+    max_length_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
+        None,
+        description="Training pairs are left out, and counted, where one side has more than so "
+        "many times the other's tokens; null: none.",
+    )
     num_processes: int = Field(
         0, ge=0, description="Processes that count words and encode; 0: one per core."
     )

@@ -25,10 +25,18 @@ from dist_embed.storage import uri as storage
 
 @dataclass(frozen=True)
 class LengthRule:
-    """What happens to a training pair with more than ``max_tokens`` tokens on either side."""
+    """What happens to training pairs of unusual lengths.
+
+    Attributes:
+        max_tokens: longest side of a pair.
+        too_long: what happens to longer ones.
+        max_ratio: a pair is left out where one side has more than so many times the tokens of the
+            other (as by Moses' ``clean-corpus-n.perl``); None: it may.
+    """
 
     max_tokens: int
     too_long: Literal["drop", "cut"]
+    max_ratio: float | None = None
 
 
 @dataclass
@@ -41,6 +49,7 @@ class EncodedBlock:
     blocks: ShardBlocks = field(default_factory=ShardBlocks)
     dropped_empty: int = 0
     dropped_long: int = 0
+    dropped_ratio: int = 0
     cut: int = 0
     occurrences: dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]] = field(
         default_factory=dict
@@ -161,13 +170,17 @@ def _apply_rule(
 ) -> tuple[pa.ListArray, pa.ListArray]:
     left, right = _lengths(source), _lengths(target)
     kept = np.minimum(left, right) > 0
-    too_long = kept & (np.maximum(left, right) > rule.max_tokens)
     result.dropped_empty = int((~kept).sum())
+    shorter, longer = np.minimum(left, right), np.maximum(left, right)
+    too_long = longer > rule.max_tokens
     if rule.too_long == "drop":
-        result.dropped_long = int(too_long.sum())
+        result.dropped_long = int((kept & too_long).sum())
         kept &= ~too_long
-    else:
-        result.cut = int(too_long.sum())
+    if rule.max_ratio is not None:
+        unlike = longer > rule.max_ratio * shorter
+        result.dropped_ratio = int((kept & unlike).sum())
+        kept &= ~unlike
+    result.cut = int((kept & too_long).sum())
     source, target = (side.filter(pa.array(kept)) for side in (source, target))
     return pc.list_slice(source, 0, rule.max_tokens), pc.list_slice(target, 0, rule.max_tokens)
 

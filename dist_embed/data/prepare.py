@@ -76,9 +76,16 @@ def prepare_data(
             )  # fmt: skip
             files |= _write_blocks(data_uri, splits[name], blocks)
     if splits["train"].sentences == 0:
+        train_split = splits["train"]
         raise UserError(
-            f"no training pair is left: {splits['train'].dropped_empty} had an empty side, "
-            f"{splits['train'].dropped_long} were longer than data.max_tokens={rule.max_tokens}"
+            f"no training pair is left: {train_split.dropped_empty} had an empty side, "
+            f"{train_split.dropped_long} were longer than data.max_tokens={rule.max_tokens}"
+            + (
+                f", {train_split.dropped_ratio} had sides less alike in length than "
+                f"data.max_length_ratio={rule.max_ratio}"
+                if rule.max_ratio is not None
+                else ""
+            )
         )
     check_unchanged(inputs)
     for side, tokenizer in tokenizers.items():
@@ -216,6 +223,7 @@ def _write_split(
         blocks.append(block.blocks)
         split.dropped_empty += block.dropped_empty
         split.dropped_long += block.dropped_long
+        split.dropped_ratio += block.dropped_ratio
         split.cut += block.cut
         for side, total in occurrences.items():
             ids, counts = block.occurrences[side]

@@ -63,6 +63,7 @@ class Split:
     dropped_empty: int = 0
     dropped_long: int = 0
     cut: int = 0
+    dropped_ratio: int = 0
 
     @property
     def sentences(self) -> int:
@@ -140,6 +141,9 @@ class PreparedData:
         """The content of ``data.json``."""
         values = asdict(self)
         del values["folder_uri"]
+        for split in values["splits"].values():
+            if not split["dropped_ratio"]:  # as before it was counted
+                del split["dropped_ratio"]
         if self.inputs is None:
             del values["inputs"]
         if self.format != UNPROVEN_FORMAT:

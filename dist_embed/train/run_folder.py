@@ -37,6 +37,8 @@ CHANGEABLE = (
 )  # fmt: skip
 # Nor do these: by what is in them the prepared data are known.
 _NAMES_OF_CORPORA = re.compile(r"data\.(train|validation|test)\.(source|target|pairs): ")
+# Keys that came later, and the value that says what was so before.
+_SINCE = {"data.max_length_ratio": None}
 
 
 @contextmanager
@@ -173,6 +175,7 @@ def fingerprint(config: Config) -> str:
         for key, value in settings.items()
         if not f"{section}.{key}".startswith(CHANGEABLE)
     }
+    values = {key: value for key, value in values.items() if (key, value) not in _SINCE.items()}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -430,7 +430,7 @@ def _describe(context: Context, translator: Translator, data: PreparedData) -> N
         f"{translator.lookup.num_output_rows:,} words"
     )
     split = data.splits["train"]
-    left_out = split.dropped_long + split.dropped_empty
+    left_out = split.dropped_long + split.dropped_empty + split.dropped_ratio
     say(
         f"data: {split.sentences:,} training pairs"
         + (f", {left_out:,} left out" if left_out else "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,11 @@ def test_data_of_a_run_from_before_text_had_a_form_are_prepared_as_they_were(
     said: list[str] = []
     again = ensure_data(config, said.append, force=True)
     assert f"tokenizer.normalize: none, as the run in {run} has it" in said
-    assert again.splits == stored.splits
+    # Files may be written otherwise; what they hold is the same.
+    for name, split in again.splits.items():
+        before = stored.splits[name]
+        assert (split.identity(), split.content()) == (before.identity(), before.content())
+        assert replace(split, shards=[]) == replace(before, shards=[])
     assert [(Path(again.folder_uri) / name).read_bytes() for name in TOKENIZERS] == tokenizers
     check_run_folder(config, again, force=False)
 

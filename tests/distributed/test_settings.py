@@ -156,8 +156,8 @@ _STEMS = ["sentences", "held_out", "nouns", "verbs", "adjectives", "seed"]
 _ROLES = ["source", "target", "output"]
 ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
     "tests/unit/test_settings.py": [
-        ("data", ["uri", "max_sentences", "max_tokens", "too_long", "num_processes",
-                  "shard_sentences", "lexicon_translations"]),
+        ("data", ["uri", "max_sentences", "max_tokens", "too_long", "max_length_ratio",
+                  "num_processes", "shard_sentences", "lexicon_translations"]),
         *((f"data.{split}", _CORPUS) for split in ("train", "validation", "test")),
         ("data.synthetic", _STEMS), ("data.inflected", [*_STEMS, "exponent"]),
         ("tokenizer", ["kind", "vocab_size", "min_count", "shared", "oov_buckets", "pieces",

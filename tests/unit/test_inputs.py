@@ -334,30 +334,33 @@ def test_what_data_were_prepared_with_before_is_what_the_defaults_do_now() -> No
     data, _ = ensured(config_of())
     assert data.settings["tokenizer.oov_buckets"] == data.settings["data.max_sentences"] == 0
     before = {key: value for key, value in data.settings.items()
-              if key not in ("tokenizer.oov_buckets", "data.max_sentences")}  # fmt: skip
+              if key not in ("tokenizer.oov_buckets", "data.max_sentences",
+                             "data.max_length_ratio")}  # fmt: skip
     earlier = replace(data, settings=before)
     storage.write_text(storage.join(data.folder_uri, "data.json"), earlier.to_json())
     assert ensured(config_of())[0] == earlier
     with pytest.raises(UserError) as told:
-        ensured(config_of(max_sentences=3, shard_sentences=4))
-    assert str(told.value).splitlines()[1:3] == [
-        "  data.max_sentences: 0 there, 3 here", "  data.shard_sentences: 3 there, 4 here",
+        ensured(config_of(max_sentences=3, shard_sentences=4, max_length_ratio=9))
+    assert str(told.value).splitlines()[1:4] == [
+        "  data.max_length_ratio: None there, 9.0 here", "  data.max_sentences: 0 there, 3 here",
+        "  data.shard_sentences: 3 there, 4 here",
     ]  # fmt: skip
 
 
 def test_what_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = {
-        "train": Split([ShardInfo("s", 1200, 7, 9)], dropped_empty=1000, dropped_long=2),
+        "train": Split([ShardInfo("s", 1200, 7, 9)], 1000, 2, dropped_ratio=3),
         "validation": Split([ShardInfo("s", 3, 7, 9)], cut=4),
         "test": Split([ShardInfo("s", 1, 7, 9)]),
     }
     data = PreparedData({}, {"source": 9, "target": 9}, False, splits)
     monkeypatch.setattr(preparation, "prepare_data", lambda *_, **more: data)
     said: list[str] = []
-    preparation._prepare(config_of(max_tokens=3), "folder", {}, said.append)
+    preparation._prepare(config_of(max_tokens=3, max_length_ratio=2), "folder", {}, said.append)
     assert said == [
         "train: 1,200 pairs, 9 target tokens "
-        "(1,000 dropped with an empty side, 2 dropped as longer than 3 tokens)",
+        "(1,000 dropped with an empty side, 2 dropped as longer than 3 tokens, "
+        "3 dropped with one side over 2.0 times the other)",
         "validation: 3 pairs, 9 target tokens (4 cut at 3 tokens)",
         "test: 1 pairs, 9 target tokens",
     ]

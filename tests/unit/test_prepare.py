@@ -308,6 +308,31 @@ def test_long_and_empty_training_pairs_are_counted(tmp_path: Path, too_long: str
     assert data.splits["test"].dropped_empty == data.splits["test"].dropped_long == 0
 
 
+@pytest.mark.parametrize("too_long", ["drop", "cut"])
+def test_pairs_of_unlike_lengths_are_left_out_and_counted(tmp_path: Path, too_long: str) -> None:
+    lengths = [(1, 1), (2, 1), (1, 2), (5, 2), (3, 1), (1, 4), (0, 1), (6, 3), (1, 7)]
+    pairs = [(" ".join("a" * source), " ".join("b" * target)) for source, target in lengths]
+    corpora = {name: write_text(tmp_path, name, pairs) for name in ("train", "test")}
+    rule = LengthRule(5, "drop" if too_long == "drop" else "cut", 2.0)
+    data = prepare(tmp_path / "data", corpora, rule=rule, shard_sentences=4)
+    assert PreparedData.read(data.folder_uri) == data
+    split = data.splits["train"]
+    tokens = read_tokens(data.folder_uri, split.shards)
+    found = list(zip(tokens.source_lengths, tokens.target_lengths, strict=True))
+    if too_long == "drop":
+        assert (split.dropped_long, split.cut, split.dropped_ratio) == (2, 0, 3)
+        assert found == [(1, 1), (2, 1), (1, 2)]
+    else:  # their ratio is that of the text, before it is cut
+        assert (split.dropped_long, split.cut, split.dropped_ratio) == (0, 1, 4)
+        assert found == [(1, 1), (2, 1), (1, 2), (5, 3)]
+    assert split.dropped_empty == 1
+    test = data.splits["test"]
+    assert (test.sentences, test.dropped_ratio) == (len(pairs), 0)
+    unlike = write_text(tmp_path, "unlike", pairs[1:6])
+    with pytest.raises(UserError, match=r"no training pair is left: .*5 had sides .*_ratio=1\.0"):
+        prepare(tmp_path / "none", {"train": unlike}, rule=LengthRule(9, "drop", 1.0))
+
+
 def test_a_corpus_that_fails_leaves_no_index(prepared: Prepared, tmp_path: Path) -> None:
     broken = write_text(tmp_path, "broken", prepared.pairs["validation"])
     with Path(broken.target[0]).open("a") as file:

@@ -60,8 +60,8 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
         data={
             "uri": "memory://settings-data", "train": CORPUS,
             "validation": {"source": "v.en", "target": ["v.de", "w.de"]}, "test": {"pairs": "t"},
-            "max_sentences": 31, "max_tokens": 17, "too_long": "cut", "num_processes": 3,
-            "shard_sentences": 41, "lexicon_translations": 6,
+            "max_sentences": 31, "max_tokens": 17, "too_long": "cut", "max_length_ratio": 2.5,
+            "num_processes": 3, "shard_sentences": 41, "lexicon_translations": 6,
         },
         tokenizer=TOKENIZER, model={"share_embeddings": "none"},
     )  # fmt: skip
@@ -76,13 +76,14 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
     assert given["recipe"] == TokenizerRecipe(
         "word", 77, 3, False, False, False, 5, "nfkc", "subword-nmt"
     )
-    assert given["rule"] == LengthRule(17, "cut")
+    assert given["rule"] == LengthRule(17, "cut", 2.5)
     assert (given["num_processes"], given["shard_sentences"]) == (3, 41)
     lexicon = given["lexicon"]
     assert (lexicon["translations"], lexicon["num_processes"]) == (6, 3)
     settings = given["settings"]
     assert settings["data.train.source_column"] == "left"
     assert settings["data.max_tokens"] == 17
+    assert settings["data.max_length_ratio"] == 2.5
     assert settings["tokenizer.min_count"] == 3
     assert settings["tokenizer.normalize"] == "nfkc"
     assert not settings.keys() & {

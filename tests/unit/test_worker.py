@@ -158,7 +158,7 @@ def described(config: Config, split: Split, **translator: Any) -> list[str]:
 
 
 def test_what_a_run_says_of_itself() -> None:
-    split = Split([ShardInfo("a", 1200, 7, 9)], dropped_empty=1000, dropped_long=234, cut=5678)
+    split = Split([ShardInfo("a", 1200, 7, 9)], 1000, 200, 5678, dropped_ratio=34)
     config = config_of(
         train={"max_steps": 9, "precision": "fp32"}, embedding={"optimizer": "adagrad"}
     )
