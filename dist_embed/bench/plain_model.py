@@ -17,7 +17,8 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.config.schema import Config
-from dist_embed.data.loader import Batch, StepBatches
+from dist_embed.data.batch import Batch
+from dist_embed.data.loader import StepBatches
 from dist_embed.data.tokenizer import PAD
 from dist_embed.model.transformer import positions
 from dist_embed.parallel.errors import all_or_none
@@ -82,23 +83,33 @@ class PlainTranslator(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum of the smoothed loss over the batch's target tokens."""
-        source_padding = batch.source == PAD
-        memory = self.encoder(
-            self._embed(self.source, batch.source), src_key_padding_mask=source_padding
-        )
-        length = batch.target_input.shape[1]
+        shapes = batch.rectangles
+        sources = batch.source.split([count * length for count, length, _ in shapes])
+        targets = batch.target_input.split([count * length for count, _, length in shapes])
+        hidden = [
+            self._hidden(source.view(count, longest), target.view(count, length)).flatten(0, 1)
+            for source, target, (count, longest, length) in zip(
+                sources, targets, shapes, strict=True
+            )
+        ]
+        tokens = torch.cat(hidden).index_select(0, batch.token_positions)
+        return self._loss(tokens, batch.target_output)
+
+    def _hidden(self, source: Tensor, target: Tensor) -> Tensor:
+        """Of one rectangle, [b, S] and [b, T] ids: [b, T, width]."""
+        source_padding = source == PAD
+        memory = self.encoder(self._embed(self.source, source), src_key_padding_mask=source_padding)
         causal = nn.Transformer.generate_square_subsequent_mask(
-            length, device=batch.target_input.device
+            target.shape[1], device=target.device
         )
-        hidden = self.decoder(
-            self._embed(self.target, batch.target_input),
+        decoded: Tensor = self.decoder(
+            self._embed(self.target, target),
             memory,
             tgt_mask=causal,
             tgt_is_causal=True,
             memory_key_padding_mask=source_padding,
         )
-        tokens = hidden.flatten(0, 1).index_select(0, batch.token_positions)
-        return self._loss(tokens, batch.target_output)
+        return decoded
 
     def compile_parts(self) -> None:
         """Compile, for sizes that may change: each layer, which all layers of a kind share, what
@@ -182,11 +193,11 @@ def plain_training_step(
 
 
 def _equal_sizes(batch: Batch) -> int:
-    """How many sizes of a batch are 0, 1, or equal to another.
+    """How many sizes of a batch's first rectangle are 0, 1, or equal to another.
 
     The compiler takes sizes that are equal in the first batch for equal in all, and a 0 or 1 for
     itself: with one that has neither first it compiles once for nearly all others (torch 2.11 and
     2.13).
     """
-    sizes = [*batch.source.shape, batch.target_input.shape[1], len(batch.token_positions)]
+    sizes = [*batch.rectangles[0], len(batch.token_positions)]
     return len(sizes) - len({*sizes} - {0, 1})

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.config.schema import Config
-from dist_embed.data.loader import Batch, StepBatches
+from dist_embed.data.batch import Batch
+from dist_embed.data.loader import StepBatches
 from dist_embed.embedding.memory import logits_block_bytes
 from dist_embed.model.sampled_output import sampled_cross_entropy
 from dist_embed.model.sampler import LogUniformSampler, Negatives
@@ -101,6 +102,7 @@ class _Model(nn.Module):
         hidden = self.transformer(
             self.tables["source"](batch.source), batch.source_lengths,
             self.tables["target"](batch.target_input), batch.token_positions,
+            batch.rectangles,
         )  # fmt: skip
         words = self.tables["output"](torch.cat([batch.target_output, negatives.ids]))
         count = batch.target_output.numel()

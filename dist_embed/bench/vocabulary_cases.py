@@ -17,7 +17,8 @@ from dist_embed.bench.zipf import zipf
 from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
-from dist_embed.data.loader import Position, StepBatches, build_batch
+from dist_embed.data.batch import build_batch
+from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.token_shards import TokenPairs
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import (
@@ -137,7 +138,7 @@ def batches(case: Case, group: Group, count: int, first: int = 0) -> list[StepBa
         source, target = (zipf(draw, case.num_words, sentences * length) for _ in range(2))
         pairs = TokenPairs(source, offsets, target, offsets)
         counts = [[sentences * SENTENCE_TOKENS] * group.num_workers]
-        found.append(StepBatches([build_batch(pairs, np.arange(sentences))], counts, Position()))
+        found.append(StepBatches([build_batch(pairs, [np.arange(sentences)])], counts, Position()))
     return found
 
 

@@ -9,6 +9,7 @@ import torch
 
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import Loader, Position, StepBatches
+from dist_embed.data.token_blocks import index_of
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.observe.quiet import private_log_folder
 from dist_embed.parallel.collectives import sum_over_workers
@@ -44,6 +45,7 @@ def steps_of_data(
     loader = Loader(
         data.folder_uri,
         data.splits["train"].shards,
+        index=index_of(data, "train"),
         batch_tokens=config.train.batch_tokens,
         seed=config.run.seed,
         rank=group.rank,

@@ -191,8 +191,23 @@ def _vocabulary(arguments: argparse.Namespace) -> None:
 
 def _add_balance(kinds: Any) -> None:
     parser = kinds.add_parser(
-        "balance", help="how evenly the lookups of a step fall on the shards (a simulation)"
+        "balance",
+        help="how evenly the lookups of a step fall on the shards, or its sentences on the workers "
+        "(a simulation)",
     )
+    parser.add_argument(
+        "--batches", metavar="DATA",
+        help="instead: how full and even batches are, and what of the corpus a worker reads; DATA "
+        "is a folder of prepared data, or `lognormal` for lengths that are drawn",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=at_least(1), nargs="+", default=[1, 2, 8, 64, 512], metavar="W",
+        help="with --batches; default 1, 2, 8, 64 and 512",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-tokens", type=at_least(1), default=4096, metavar="N",
+        help="with --batches: of the budget, a worker; default 4096",
+    )  # fmt: skip
     parser.add_argument(
         "--rows", type=at_least(1), nargs="+", default=[1_000_000, 10_000_000], metavar="V",
         help="sizes of the table; default 10⁶ and 10⁷",
@@ -218,6 +233,9 @@ def _balance(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.report import print_table
     from dist_embed.observe.plot import check_plot_path
 
+    if arguments.batches:
+        _batch_balance(arguments)
+        return
     if arguments.plot:
         check_plot_path(arguments.plot)
     found = balance_report(
@@ -232,3 +250,35 @@ def _balance(arguments: argparse.Namespace) -> None:
     write_figures(arguments, balance_figures(found, arguments.tokens))
     if arguments.plot:
         plot_balance(found, arguments.plot)
+
+
+def _batch_balance(arguments: argparse.Namespace) -> None:
+    from dist_embed.bench.batch_balance import (
+        batch_balance_figures,
+        batch_balance_report,
+        batch_balance_table,
+    )
+    from dist_embed.bench.report import print_table
+    from dist_embed.data.prepared_folder import prepared_folder
+    from dist_embed.data.token_shards import PreparedData
+
+    if arguments.plot:
+        raise UserError("--plot: not allowed with --batches, which draws nothing")
+    data, tokens = None, arguments.batch_tokens
+    if arguments.batches != "lognormal":
+        try:
+            data = PreparedData.read(prepared_folder(arguments.batches))
+        except FileNotFoundError:
+            raise UserError(
+                f"--batches: {arguments.batches!r} is not allowed: `lognormal`, or a folder of "
+                "prepared data (there are none)"
+            ) from None
+    found = batch_balance_report(
+        data, arguments.workers, tokens=tokens, steps=arguments.steps, say=print
+    )
+    print(
+        f"batches of one pool, {tokens:,} tokens a worker; read: bytes of the blocks that a worker "
+        "reads ÷ (bytes of the pool ÷ workers)"
+    )
+    print_table(*batch_balance_table(found))
+    write_figures(arguments, batch_balance_figures(found, tokens))

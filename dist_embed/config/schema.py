@@ -311,7 +311,8 @@ class TrainSection(Section):
     )
     batch_tokens: PositiveInt = Field(
         4096,
-        description="Token budget of one global step: sentences × longest side, padding included.",
+        description="Token budget of one global step: the sum over its units, small batches of "
+        "sentences of like length, of sentences × longest side, padding included.",
     )
     accumulate: PositiveInt = Field(
         1, description="Micro-batches per worker and step; but for dropout the result is the same."

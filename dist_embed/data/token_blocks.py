@@ -45,9 +45,13 @@ _REQUESTS = 8
 
 def open_blocks(data: PreparedData, split: str) -> TokenBlocks:
     """The blocks of a split of prepared data. Raises as `TokenBlocks.of`."""
+    return TokenBlocks.of(data.folder_uri, data.splits[split].shards, index_of(data, split))
+
+
+def index_of(data: PreparedData, split: str) -> FileInfo | None:
+    """What proves the index of a split; None where it has none."""
     shards = data.splits[split].shards
-    index = data.files.get(index_name(shards[0].name)) if shards else None
-    return TokenBlocks.of(data.folder_uri, shards, index)
+    return data.files.get(index_name(shards[0].name)) if shards else None
 
 
 class TokenBlocks(ABC):

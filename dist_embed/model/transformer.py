@@ -2,18 +2,26 @@
 
 It sees vectors, never ids: the tables and the output layer are sharded and live outside. Pre-norm
 as in Xiong et al. 2020 (arXiv 2002.04745). Shapes: B sentences, S source length, T target length,
-D model width, E embedding width.
+D model width, E embedding width; M, N source and target tokens, padding included, of all rectangles
+of a batch one behind the other (`dist_embed.data.batch.Batch`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dist_embed.model.attention import CrossAttention, SelfAttention
+from dist_embed.model.attention import (
+    CrossAttention,
+    SelfAttention,
+    Shapes,
+    in_rectangles,
+    one_behind_the_other,
+)
 from dist_embed.model.dropout import Dropout
 
 
@@ -47,9 +55,9 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(width, inner, dropout)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B, S, D] to [B, S, D]; ``mask`` [B, 1, 1, S] is True on real tokens."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+    def forward(self, x: Tensor, masks: Sequence[Tensor], shapes: Shapes = None) -> Tensor:
+        """[M, D] to [M, D]; ``masks``: by rectangle [b, 1, 1, S], True on real tokens."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), masks, shapes=shapes))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -68,10 +76,16 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(width, inner, dropout)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """[B, T, D] to [B, T, D]; padding lies behind all real tokens, so causality hides it."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), causal=True))
-        return self._over_source(x, memory, mask)
+    def forward(
+        self,
+        x: Tensor,
+        memory: Sequence[tuple[Tensor, Tensor]],
+        masks: Sequence[Tensor],
+        shapes: Shapes = None,
+    ) -> Tensor:
+        """[N, D] to [N, D]; padding lies behind all real tokens, so causality hides it."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), None, True, shapes))
+        return self._over_source(x, memory, masks, shapes)
 
     def attention_over_source(
         self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor
@@ -85,10 +99,16 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """One more token [B, 1, D]; returns the result and the longer past."""
         attended, past = self.attention.step(self.attention_norm(x), past)
-        return self._over_source(x + self.dropout(attended), memory, mask), past
+        return self._over_source(x + self.dropout(attended), [memory], [mask], None), past
 
-    def _over_source(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        x = x + self.dropout(self.cross(self.cross_norm(x), memory, mask))
+    def _over_source(
+        self,
+        x: Tensor,
+        memory: Sequence[tuple[Tensor, Tensor]],
+        masks: Sequence[Tensor],
+        shapes: Shapes,
+    ) -> Tensor:
+        x = x + self.dropout(self.cross(self.cross_norm(x), memory, masks, shapes))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
@@ -173,24 +193,30 @@ class Transformer(nn.Module):
         source_lengths: Tensor,
         target_vectors: Tensor,
         token_positions: Tensor,
+        rectangles: Sequence[tuple[int, int, int]] | None = None,
     ) -> Tensor:
         """Hidden states of the real target tokens.
 
         Args:
-            source_vectors: [B, S, E].
+            source_vectors: [M, E].
             source_lengths: [B] real tokens of each source sentence.
-            target_vectors: [B, T, E] of the decoder's input.
-            token_positions: [n] where the real target tokens lie in the flattened [B * T].
+            target_vectors: [N, E] of the decoder's input.
+            token_positions: [n] where the real target tokens lie among the N.
+            rectangles: (b, S, T) of each. None: one of [B, S, E] and [B, T, E].
 
         Returns:
             [n, E]. B and n may be 0.
         """
-        memory, mask = self.encode(source_vectors, source_lengths)
-        x = self._enter(target_vectors, self.target_projection, 0)
+        sources = targets = None
+        if rectangles is not None:
+            sources = [(count, length) for count, length, _ in rectangles]
+            targets = [(count, length) for count, _, length in rectangles]
+        memory, masks = self._encoded(source_vectors, source_lengths, sources)
+        x = self._enter(target_vectors, self.target_projection, 0, targets)
         for layer in self.decoder:
             assert isinstance(layer, DecoderLayer)
-            x = layer(x, layer.cross.memory_heads(memory), mask)
-        return self._leave(x.flatten(0, 1).index_select(0, token_positions))
+            x = layer(x, layer.cross.memory_heads(memory, sources), masks, targets)
+        return self._leave(x.view(-1, self.width).index_select(0, token_positions))
 
     def attention_over_source(
         self, source_vectors: Tensor, source_lengths: Tensor, target_vectors: Tensor
@@ -206,35 +232,45 @@ class Transformer(nn.Module):
             target_vectors: [B, T, E] of the decoder's input.
         """
         memory, mask = self.encode(source_vectors, source_lengths)
-        x = self._enter(target_vectors, self.target_projection, 0)
+        x = self._enter(target_vectors, self.target_projection, 0, None)
         layers = [layer for layer in self.decoder if isinstance(layer, DecoderLayer)]
         looking = max(0, len(layers) - 2)
         for layer in layers[:looking]:
-            x = layer(x, layer.cross.memory_heads(memory), mask)
+            x = layer(x, layer.cross.memory_heads(memory), [mask])
         layer = layers[looking]
-        return layer.attention_over_source(x, layer.cross.memory_heads(memory), mask)
+        (heads,) = layer.cross.memory_heads(memory)
+        return layer.attention_over_source(x, heads, mask)
 
     def encode(self, vectors: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """[B, S, E] to the encoder's output [B, S, D] and its mask [B, 1, 1, S]."""
-        length = vectors.shape[1]
-        mask = torch.arange(length, device=vectors.device) < lengths.unsqueeze(1)
-        mask = mask[:, None, None, :]
-        x = self._enter(vectors, self.source_projection, 0)
+        memory, (mask,) = self._encoded(vectors, lengths, None)
+        return memory, mask
+
+    def _encoded(
+        self, vectors: Tensor, lengths: Tensor, shapes: Shapes
+    ) -> tuple[Tensor, list[Tensor]]:
+        """[M, E] to the encoder's output [M, D] and the mask of each rectangle."""
+        shapes_or_one = [(vectors.shape[0], vectors.shape[1])] if shapes is None else shapes
+        place = torch.arange(max(length for _, length in shapes_or_one), device=vectors.device)
+        seen = (place < lengths.unsqueeze(1))[:, None, None, :]
+        parts = seen.split([count for count, _ in shapes_or_one])
+        masks = [part[..., :length] for part, (_, length) in zip(parts, shapes_or_one, strict=True)]
+        x = self._enter(vectors, self.source_projection, 0, shapes)
         for layer in self.encoder:
-            x = layer(x, mask)
-        return self.encoder_norm(x), mask
+            x = layer(x, masks, shapes)
+        return self.encoder_norm(x), masks
 
     def start(self, vectors: Tensor, lengths: Tensor) -> DecoderState:
         """Encode and prepare the decoder for `step`: [B, S, E]."""
         memory, mask = self.encode(vectors, lengths)
         layers = [layer for layer in self.decoder if isinstance(layer, DecoderLayer)]
         return DecoderState(
-            [None] * len(layers), [layer.cross.memory_heads(memory) for layer in layers], mask
+            [None] * len(layers), [layer.cross.memory_heads(memory)[0] for layer in layers], mask
         )
 
     def step(self, vectors: Tensor, state: DecoderState) -> Tensor:
         """Feed one token [B, E], extend ``state``, return the hidden state [B, E]."""
-        x = self._enter(vectors.unsqueeze(1), self.target_projection, state.length)
+        x = self._enter(vectors.unsqueeze(1), self.target_projection, state.length, None)
         for number, layer in enumerate(self.decoder):
             assert isinstance(layer, DecoderLayer)
             x, state.past[number] = layer.step(
@@ -243,10 +279,15 @@ class Transformer(nn.Module):
         state.length += 1
         return self._leave(x.squeeze(1))
 
-    def _enter(self, vectors: Tensor, projection: nn.Module, first_position: int) -> Tensor:
-        x = projection(vectors * self.embedding_scale)
-        place = positions(first_position, x.shape[1], self.width, x.device)
-        entered: Tensor = self.dropout(x + place)
+    def _enter(
+        self, vectors: Tensor, projection: nn.Module, first_position: int, shapes: Shapes
+    ) -> Tensor:
+        parts = in_rectangles(projection(vectors * self.embedding_scale), shapes)
+        longest = max(part.shape[1] for part in parts)
+        place = positions(first_position, longest, self.width, vectors.device)
+        placed = [part + place[: part.shape[1]] for part in parts]
+        x = placed[0] if shapes is None else one_behind_the_other(placed)
+        entered: Tensor = self.dropout(x)
         return entered
 
     def _leave(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from dist_embed.data.loader import Loader, Position
+from dist_embed.data.token_blocks import index_of
 from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.parallel.collectives import same_text_from_first
@@ -86,6 +87,7 @@ def exact_loss(
     loader = Loader(
         data_uri,
         data.splits[split].shards,
+        index=index_of(data, split),
         batch_tokens=batch_tokens,
         seed=0,
         rank=group.rank,
@@ -104,6 +106,7 @@ def exact_loss(
             batch.source_lengths,
             rows.vectors("target", 0),
             batch.token_positions,
+            batch.rectangles,
         )
         _, nll = sharded_cross_entropy(
             hidden,

@@ -95,7 +95,8 @@ def train_loop(
     saves = Saves(state, saver, rhythm.saves, hooks.before_save, reporter.line)
     numbers = itertools.count(state.step + 1)
     steps = loader.prefetched(
-        Position(**state.scalars["position"]), lambda work: train_step.prepare(next(numbers), work)
+        Position.from_dict(state.scalars["position"]),
+        lambda work: train_step.prepare(next(numbers), work),
     )
     window = _Window()
     skipped_in_a_row = 0

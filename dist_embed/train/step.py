@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_embed.data.loader import IDS, StepBatches
+from dist_embed.data.batch import IDS
+from dist_embed.data.loader import StepBatches
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.step_rows import RowRequest, StepRows, WantedRows
 from dist_embed.model.output_layer import OutputLayer
@@ -246,6 +247,7 @@ class TrainStep:
                         batch.source_lengths,
                         rows.vectors("target", micro),
                         batch.token_positions,
+                        batch.rectangles,
                     )
                 loss, nll = step_loss.of(
                     hidden.float(), micro, batch.target_output, work.token_counts[micro],

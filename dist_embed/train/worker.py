@@ -27,6 +27,7 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config, ModelSection
 from dist_embed.data.loader import Loader, Position
 from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.token_blocks import index_of
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.memory import table_bytes
@@ -175,6 +176,7 @@ def train_task(context: Context) -> dict[str, Any]:
     loader = Loader(
         data_uri,
         data.splits["train"].shards,
+        index=index_of(data, "train"),
         batch_tokens=train.batch_tokens,
         seed=config.run.seed,
         rank=group.rank,

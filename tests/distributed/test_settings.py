@@ -237,7 +237,7 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
             module.threshold = 0
         for attention in attentions:
             attention.dropout = 0.0
-        works = list(islice(loader.steps(Position(**state.scalars["position"])), STEPS + 1))
+        works = list(islice(loader.steps(Position.from_dict(state.scalars["position"])), STEPS + 1))
         found["micro_batches"] = {len(work.batches) for work in works}
         found["steps"], found["tokens"] = [], []
         for number in range(1, STEPS + 1):

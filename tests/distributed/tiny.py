@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_embed.data.batching import deal
-from dist_embed.data.loader import Position, StepBatches, build_batch
+from dist_embed.data.bands import deal
+from dist_embed.data.batch import build_batch
+from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.token_shards import TokenPairs
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Exchange, ShareEmbeddings, Weights
@@ -92,10 +93,15 @@ def work_for(pairs: Pairs, group: Group, accumulate: int) -> StepBatches:
         group.num_workers * accumulate,
     )  # fmt: skip
     width = group.num_workers
+    # In rectangles: two neighbours each.
+    own = [
+        [part[i : i + 2] for i in range(0, len(part), 2)]
+        for part in parts[group.rank :: group.num_workers]
+    ]
     micros = [parts[m * width : (m + 1) * width] for m in range(accumulate)]
     lengths = tokens.target_lengths + 1
     return StepBatches(
-        [build_batch(tokens, micro[group.rank]).to(group.device) for micro in micros],
+        [build_batch(tokens, rectangles).to(group.device) for rectangles in own],
         [[int(lengths[part].sum()) for part in micro] for micro in micros],
         Position(),
     )

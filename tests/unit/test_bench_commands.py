@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,15 @@ import yaml
 
 from dist_embed.bench import balance
 from dist_embed.bench.balance import asked_of_shards, expected_of_shards
+from dist_embed.bench.batch_balance import LognormalBlocks
 from dist_embed.bench.export import EngineFigures
 from dist_embed.bench.report import machine, print_table
 from dist_embed.bench.vocabulary import Report
 from dist_embed.bench.vocabulary_cases import FULL, SAMPLED, SPARSE, Case
 from dist_embed.cli.main import build_parser, main
 from dist_embed.cluster.work import BASELINE, EVALUATE, STEP
+from dist_embed.data.proof import FileInfo
+from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
 from dist_embed.observe.plot import plot_into
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
@@ -105,9 +109,12 @@ def given_to(command: str) -> dict[str, Any]:
         ("step c.yaml --profile f", {"config": "c.yaml", "overrides": [], "steps": 10,
                                      "profile": "f"}),
         ("balance", {"rows": [1_000_000, 10_000_000], "shards": [2, 8, 64, 1024], "tokens": 8192,
-                     "steps": 20, "plot": None}),
-        ("balance --rows 1 --shards 1 --tokens 1 --steps 1 --plot x.png", {
-            "rows": [1], "shards": [1], "tokens": 1, "steps": 1, "plot": "x.png"}),
+                     "steps": 20, "plot": None, "batches": None,
+                     "workers": [1, 2, 8, 64, 512], "batch_tokens": 4096}),
+        ("balance --rows 1 --shards 1 --tokens 1 --steps 1 --plot x.png --batches a --workers 3 "
+         "--batch-tokens 7", {
+            "rows": [1], "shards": [1], "tokens": 1, "steps": 1, "plot": "x.png",
+            "batches": "a", "workers": [3], "batch_tokens": 7}),
         ("checkpoint a b", {"uris": ["a", "b"], "rows": 10_000_000, "width": 64,
                             "device": "auto", "workers": None, "rounds": 3}),
         ("checkpoint a --rows 1 --width 1 --device cpu --workers 1 --rounds 1", {
@@ -137,7 +144,9 @@ def test_options_and_their_defaults(command: str, options: dict[str, Any]) -> No
         "launchers c --steps 19", "vocabulary --words 1", "vocabulary --widths 0",
         "vocabulary --widths", "vocabulary --tokens 0", "vocabulary --full-tokens -1",
         "vocabulary --samples 0", "vocabulary --workers 0", "vocabulary --rounds 0",
-        "vocabulary --steps 0", "balance --rows 0", "balance --shards 0", "balance --tokens 0",
+        "vocabulary --steps 0", "balance --rows 0",
+        "balance --workers 0", "balance --batch-tokens 0", "balance --shards 0",
+        "balance --tokens 0",
         "balance --steps 0", "step c", "step c --profile f --steps 0",
         "checkpoint", "checkpoint a --rows 0", "checkpoint a --width 0",
         "checkpoint a --workers 0", "checkpoint a --rounds 0", "pretrained --words 0",
@@ -438,6 +447,55 @@ def test_only_whole_sentences_are_timed(
     assert f"{option}: 33 is not allowed: sentences have 32 tokens" in capsys.readouterr().err
     assert asked == []
     assert main(["bench", "vocabulary", option, "32"]) == 0
+
+
+def test_balance_of_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of prepared data whose only pool can be followed by hand."""
+    sides = [[[n] * n] * 9 for n in (4, 5)]
+    write_shard(str(tmp_path / "a"), *sides)
+    shard = ShardInfo("a", 9, 36, 45, FileInfo(100, "0" * 64))
+    shard = replace(shard, file=FileInfo.of((tmp_path / "a").read_bytes()))
+    data = PreparedData({}, {"source": 9, "target": 9}, False, {"train": Split([shard])})
+    (tmp_path / "data.json").write_text(data.to_json())
+    out = tmp_path / "found.json"
+    ask = ["bench", "balance", "--batches", str(tmp_path), "--steps", "9", "--json", str(out)]
+    assert main([*ask, "--workers", "1", "3", "--batch-tokens", "12"]) == 0
+    found = written(out)["figures"]
+    assert found["tokens"] == 12
+    alone, three = found["batches"]
+    # Six tokens a target: two sentences fill a budget of 12, and six, of two units, one of 36.
+    assert (alone["workers"], alone["sentences"], alone["steps"]) == (1, 9, 5)
+    assert (alone["fill"], alone["skew"], alone["read"]) == (54 / 60, [1.0] * 5, [1.0, 1.0])
+    assert (three["workers"], three["steps"], three["fill"]) == (3, 2, 54 / 72)
+    assert three["skew"] == [1.0, 1.0]  # of two sentences each, and of one
+    assert three["read"] == [3.0, 3.0]  # its one block
+    said = capsys.readouterr().out
+    assert "3 workers\n" in said
+    assert "batches of one pool, 12 tokens a worker" in said
+    assert cells(said)[1][:5] == ["1", "9", "5", "0.900", "1.000"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [(["nowhere"], "--batches: 'nowhere' is not allowed: `lognormal`, or a folder of prepared"),
+     (["lognormal", "--plot", "a.svg"], "--plot: not allowed with --batches")],
+)  # fmt: skip
+def test_what_no_balance_of_batches_is_of(
+    given: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "balance", "--batches", *given]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_lengths_that_are_drawn_are_those_of_their_blocks() -> None:
+    blocks = LognormalBlocks(6_000)
+    assert blocks.sentences.tolist() == [2500, 2500, 1000]
+    source, target = blocks.lengths([2, 0])
+    assert len(source) == 3500
+    assert source[:1000].sum() == blocks.source_tokens[2]
+    assert target[1000:].sum() == blocks.target_tokens[0]
+    assert (source + 1).mean() == pytest.approx(26, abs=1)
+    assert ((target + 1) / (source + 1)).mean() == pytest.approx(1.08, abs=0.02)
 
 
 def test_balance(

@@ -561,16 +561,17 @@ def test_batches_are_whole_sentences_of_frequent_words() -> None:
     assert len(found) == 2
     for step in found:
         (batch,) = step.batches
-        assert batch.source.shape == batch.target_input.shape == (10, 32)
+        assert batch.rectangles == ((10, 32, 32),)
+        source, target_input = batch.source.view(10, 32), batch.target_input.view(10, 32)
         assert step.token_counts == [[320, 320]]
         assert step.global_tokens == 640
-        assert set(batch.source[:, -1].tolist()) == {END}
-        assert set(batch.target_input[:, 0].tolist()) == {START}
+        assert set(source[:, -1].tolist()) == {END}
+        assert set(target_input[:, 0].tolist()) == {START}
         assert batch.target_output.numel() == 320
-        words = batch.source[:, :-1].flatten()
+        words = source[:, :-1].flatten()
         assert words.max() > 100
         assert (words < 100).sum() > 0.4 * words.numel()  # log 101 / log 5001 of Zipf's law
-        assert words.tolist() != batch.target_input[:, 1:].flatten().tolist()
+        assert words.tolist() != target_input[:, 1:].flatten().tolist()
     all_of_them = batches(case(SAMPLED, 5000, tokens=320), second, 5)
     for one, same in zip(found, all_of_them[3:], strict=True):
         assert torch.equal(one.batches[0].source, same.batches[0].source)

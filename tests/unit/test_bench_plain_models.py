@@ -25,7 +25,8 @@ from dist_embed.bench.vocabulary_cases import (
     case_config,
 )
 from dist_embed.config.load import config_from_dict
-from dist_embed.data.loader import Position, StepBatches, build_batch
+from dist_embed.data.batch import build_batch
+from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.token_shards import TokenPairs
 from dist_embed.embedding import lookup
 from dist_embed.embedding.row_order import RowOrder
@@ -40,13 +41,14 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
-def work_of(pairs: list[tuple[list[int], list[int]]]) -> StepBatches:
+def work_of(pairs: list[tuple[list[int], list[int]]], *ends: int) -> StepBatches:
+    """In several rectangles, which end before these pairs."""
     flat: list[Any] = []
     for side in (0, 1):
         flat.append(np.array([i for pair in pairs for i in pair[side]], dtype=np.int32))
         flat.append(np.cumsum([0, *(len(pair[side]) for pair in pairs)]))
     tokens = sum(len(pair[1]) + 1 for pair in pairs)
-    batch = build_batch(TokenPairs(*flat), np.arange(len(pairs)))
+    batch = build_batch(TokenPairs(*flat), np.split(np.arange(len(pairs)), ends))
     return StepBatches([batch], [[tokens]], Position())
 
 
@@ -70,16 +72,17 @@ def test_the_plain_models_loss_is_that_of_each_sentence_by_itself() -> None:
         def embedded(table: nn.Embedding, ids: Tensor) -> Tensor:
             return math.sqrt(8) * table.weight[ids] + position_vectors(ids.shape[1], 8)
 
-        length = batch.target_input.shape[1]
+        length = len(batch.target_input)
         later = torch.ones(length, length).triu(1).bool()
         hidden = model.decoder(
-            embedded(model.target, batch.target_input),
-            model.encoder(embedded(model.source, batch.source)), tgt_mask=later,
+            embedded(model.target, batch.target_input.view(1, -1)),
+            model.encoder(embedded(model.source, batch.source.view(1, -1))), tgt_mask=later,
         )  # fmt: skip
         logs = (hidden[0] @ model.output.weight.T).log_softmax(1)
         right = logs[torch.arange(length), batch.target_output].sum()
         expected -= (0.8 * right + 0.2 * logs.mean(1).sum()).item()
-    assert float(model(work_of(PAIRS).batches[0])) == pytest.approx(expected, rel=1e-5)
+    for ends in ((), (1,)):
+        assert float(model(work_of(PAIRS, *ends).batches[0])) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_plain_model_has_the_sizes_and_the_dropout_that_are_asked_for() -> None:
@@ -169,7 +172,7 @@ OF_SIZES = [
     work_of([PAIRS[1]]),  # one sentence alone
     work_of([LONG, ([11], [12]), ([5, 6], [13, 14])]),  # as many sentences as target tokens
     work_of([LONG, ([6, 7], [12, 13, 14])]),  # all sizes differ
-    work_of([*PAIRS, ([5], [6])] * 2),  # six of six tokens
+    work_of([*PAIRS, ([5], [6])] * 2, 4),  # six of six tokens, in two rectangles
 ]
 
 

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import atexit
 import gzip
 import os
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -16,14 +13,9 @@ import pytest
 import torch
 
 from dist_embed.config.errors import UserError
-from dist_embed.data.loader import (
-    Batch,
-    Loader,
-    Position,
-    PrefetchedSteps,
-    StepBatches,
-    build_batch,
-)
+from dist_embed.data.batch import MERGE_TOKENS, Batch, build_batch, merged
+from dist_embed.data.loader import Loader, Position, StepBatches
+from dist_embed.data.token_blocks import index_of
 from dist_embed.data.token_shards import ShardInfo, TokenPairs, read_tokens, write_shard
 from dist_embed.data.tokenizer import END, PAD, START, Tokenizer
 from tests.unit.small_corpus import Prepared, Sentence, count, sentences
@@ -33,10 +25,13 @@ POOL = 130  # two of the shared corpus's shards
 
 
 def loader(prepared: Prepared, rank: int = 0, num_workers: int = 1, **changes: int) -> Loader:
-    options = {"batch_tokens": BATCH_TOKENS, "seed": 5, "accumulate": 1, "pool_sentences": POOL}
+    options = {
+        "batch_tokens": BATCH_TOKENS, "seed": 5, "accumulate": 1, "pool_sentences": POOL,
+        "pool_steps": 1,
+    }  # fmt: skip
     return Loader(
-        prepared.uri, prepared.data.splits["train"].shards, rank=rank, num_workers=num_workers,
-        **(options | changes),
+        prepared.uri, prepared.data.splits["train"].shards, index=index_of(prepared.data, "train"),
+        rank=rank, num_workers=num_workers, **(options | changes),
     )  # fmt: skip
 
 
@@ -58,11 +53,24 @@ def epoch_of(steps: Iterator[StepBatches], epoch: int = 0) -> list[StepBatches]:
     raise AssertionError("a loader never ends")
 
 
+def source_rows(batch: Batch) -> list[list[int]]:
+    """Rectangle by rectangle."""
+    sizes = [count * longest for count, longest, _ in batch.rectangles]
+    parts = zip(batch.source.split(sizes), batch.rectangles, strict=True)
+    return [r for part, (count, longest, _) in parts for r in part.view(count, longest).tolist()]
+
+
+def target_rows(batch: Batch) -> list[list[int]]:
+    sizes = [count * longest for count, _, longest in batch.rectangles]
+    parts = zip(batch.target_input.split(sizes), batch.rectangles, strict=True)
+    return [r for part, (count, _, longest) in parts for r in part.view(count, longest).tolist()]
+
+
 def content(batch: Batch) -> list[Sentence]:
     """The id pairs of a batch, without marks and padding."""
     found, place = [], 0
     targets = batch.target_output.tolist()
-    for row, length in zip(batch.source.tolist(), batch.source_lengths.tolist(), strict=True):
+    for row, length in zip(source_rows(batch), batch.source_lengths.tolist(), strict=True):
         end = targets.index(END, place)
         found.append((tuple(row[: length - 1]), tuple(targets[place:end])))
         place = end + 1
@@ -75,11 +83,12 @@ def step_content(step: StepBatches) -> list[Sentence]:
 
 
 def same(left: StepBatches, right: StepBatches) -> bool:
-    names = Batch.__dataclass_fields__
+    names = Batch.__dataclass_fields__.keys() - {"rectangles"}
     return (
         left.after == right.after
         and left.token_counts == right.token_counts
         and len(left.batches) == len(right.batches)
+        and [b.rectangles for b in left.batches] == [b.rectangles for b in right.batches]
         and all(
             torch.equal(getattr(a, name), getattr(b, name))
             for a, b in zip(left.batches, right.batches, strict=True)
@@ -178,7 +187,7 @@ def test_pools_have_a_new_order_every_epoch_and_each_its_own(prepared: Prepared)
     def pools(shards: list[ShardInfo], epoch: int) -> list[list[Sentence]]:
         worker = Loader(
             prepared.uri, shards, batch_tokens=BATCH_TOKENS, seed=5, rank=0, num_workers=1,
-            accumulate=1, pool_sentences=1,
+            accumulate=1, pool_sentences=1, pool_steps=1,
         )  # fmt: skip
         found: list[list[Sentence]] = [[] for _ in shards]
         pool = 0
@@ -197,12 +206,16 @@ def test_pools_have_a_new_order_every_epoch_and_each_its_own(prepared: Prepared)
 
 
 def test_global_batches_stay_within_the_budget(prepared: Prepared) -> None:
-    sizes = []
+    """Rectangles that became one, see `merged`, may pad a little more."""
+    sizes, real = [], []
     for step in epoch_of(loader(prepared).steps(Position())):
-        found = step_content(step)
-        sizes.append(len(found) * max(max(len(s), len(t)) + 1 for s, t in found))
-    assert max(sizes) <= BATCH_TOKENS
-    assert np.mean(sizes) > 0.75 * BATCH_TOKENS
+        rectangles = step.batches[0].rectangles
+        sizes.append(sum(count * max(source, target) for count, source, target in rectangles))
+        pairs = step_content(step)
+        real.append(sum(max(len(source), len(target)) + 1 for source, target in pairs))
+    assert max(real) <= BATCH_TOKENS
+    assert max(sizes) <= BATCH_TOKENS + MERGE_TOKENS
+    assert np.mean(real) > 0.75 * BATCH_TOKENS
 
 
 @pytest.mark.parametrize("pool", [1, POOL, 10_000])
@@ -219,14 +232,16 @@ def test_any_position_continues_exactly(prepared: Prepared, pool: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bound", "sizes"),
-    [(1, [60, 60, 60, 60]), (119, [60, 60, 60, 60]), (120, [120, 120]), (179, [120, 120]),
-     (180, [180, 60]), (240, [240])],
+    ("bound", "steps", "sizes"),
+    [(1, 0, [60] * 4), (90, 0, [60, 120, 60]), (120, 0, [120] * 2), (159, 0, [120] * 2),
+     (161, 0, [240]), (1, 1000, [240])],
 )  # fmt: skip
-def test_a_pool_holds_the_shards_that_fit(prepared: Prepared, bound: int, sizes: list[int]) -> None:
+def test_pools_are_of_like_size(
+    prepared: Prepared, bound: int, steps: int, sizes: list[int]
+) -> None:
     worker = Loader(
         prepared.uri, prepared.data.splits["train"].shards[:4], batch_tokens=BATCH_TOKENS, seed=5,
-        rank=0, num_workers=1, accumulate=1, pool_sentences=bound,
+        rank=0, num_workers=1, accumulate=1, pool_sentences=bound, pool_steps=steps,
     )  # fmt: skip
     found: Counter[int] = Counter()
     pool = 0
@@ -242,7 +257,8 @@ def test_an_uneven_end_gives_well_formed_empty_batches(prepared: Prepared) -> No
     empty = [step.batches[0] for step in steps if step.batches[0].target_output.numel() == 0]
     assert len(empty) == 2
     for batch in empty:
-        assert batch.source.shape == batch.target_input.shape == (0, 0)
+        assert batch.source.shape == batch.target_input.shape == (0,)
+        assert batch.rectangles == ((0, 0, 0),)
         assert batch.source_lengths.shape == batch.target_output.shape == (0,)
         assert batch.token_positions.shape == (0,)
         assert batch.source.dtype == batch.target_output.dtype == torch.int64
@@ -257,13 +273,38 @@ def test_a_batch_holds_marks_padding_and_positions() -> None:
         np.array([10, 11, 12, 20, 30, 31], dtype=np.int32), np.array([0, 3, 4, 6]),
         np.array([50, 60, 61, 62, 70, 71], dtype=np.int32), np.array([0, 1, 4, 6]),
     )  # fmt: skip
-    batch = build_batch(tokens, np.array([1, 0]))
-    assert batch.source.tolist() == [[20, END, PAD, PAD], [10, 11, 12, END]]
+    batch = build_batch(tokens, [np.array([1, 0])])
+    assert source_rows(batch) == [[20, END, PAD, PAD], [10, 11, 12, END]]
     assert batch.source_lengths.tolist() == [2, 4]
-    assert batch.target_input.tolist() == [[START, 60, 61, 62], [START, 50, PAD, PAD]]
+    assert target_rows(batch) == [[START, 60, 61, 62], [START, 50, PAD, PAD]]
     assert batch.target_output.tolist() == [60, 61, 62, END, 50, END]
     assert batch.token_positions.tolist() == [0, 1, 2, 3, 4, 5]
     assert (batch.target_output.numel(), real_tokens(batch), padded_tokens(batch)) == (6, 12, 16)
+
+
+def test_a_batch_holds_one_rectangle_behind_the_other() -> None:
+    tokens = TokenPairs(
+        np.array([10, 11, 20, 30], dtype=np.int32), np.array([0, 2, 3, 4]),
+        np.array([50, 60, 61, 70], dtype=np.int32), np.array([0, 1, 3, 4]),
+    )  # fmt: skip
+    batch = build_batch(tokens, [np.array([2]), np.array([0, 1])])
+    assert batch.rectangles == ((1, 2, 2), (2, 3, 3))
+    assert source_rows(batch) == [[30, END], [10, 11, END], [20, END, PAD]]
+    assert batch.source_lengths.tolist() == [2, 3, 2]
+    assert target_rows(batch) == [[START, 70], [START, 50, PAD], [START, 60, 61]]
+    assert batch.target_output.tolist() == [70, END, 50, END, 60, 61, END]
+    assert batch.token_positions.tolist() == [0, 1, 2, 3, 5, 6, 7]
+
+
+def test_units_that_pad_little_together_become_one() -> None:
+    lengths = np.array([10, 10, 9, 9, 30, 40]), np.array([10, 10, 9, 10, 30, 20])
+    units = [np.array(unit) for unit in ([5], [2, 3, 2], [4], [0, 1, 0])]
+    found = [unit.tolist() for unit in merged(units, lengths)]
+    # 40 + 20 and 30 + 30 in one of 40 + 30 are 20 more; three of 10 + 10 among them, 150 more.
+    assert found == [[5, 4], [0, 1, 0, 2, 3, 2]]
+    many = [np.repeat(unit, MERGE_TOKENS) for unit in units]
+    assert [set(unit.tolist()) for unit in merged(many, lengths)] == [{5}, {4}, {0, 1}, {2, 3}]
+    assert merged([], lengths) == []
 
 
 def test_positions_skip_padding() -> None:
@@ -271,8 +312,8 @@ def test_positions_skip_padding() -> None:
         np.array([10, 20], dtype=np.int32), np.array([0, 1, 2]),
         np.array([50, 60, 61], dtype=np.int32), np.array([0, 1, 3]),
     )  # fmt: skip
-    batch = build_batch(tokens, np.array([0, 1]))
-    assert batch.target_input.tolist() == [[START, 50, PAD], [START, 60, 61]]
+    batch = build_batch(tokens, [np.array([0, 1])])
+    assert target_rows(batch) == [[START, 50, PAD], [START, 60, 61]]
     assert batch.target_output.tolist() == [50, END, 60, 61, END]
     assert batch.token_positions.tolist() == [0, 1, 3, 4, 5]
 
@@ -282,9 +323,9 @@ def test_empty_sides_hold_their_end_mark_alone() -> None:
         np.array([], dtype=np.int32), np.array([0, 0]),
         np.array([], dtype=np.int32), np.array([0, 0]),
     )  # fmt: skip
-    batch = build_batch(tokens, np.array([0]))
-    assert batch.source.tolist() == [[END]]
-    assert batch.target_input.tolist() == [[START]]
+    batch = build_batch(tokens, [np.array([0])])
+    assert source_rows(batch) == [[END]]
+    assert target_rows(batch) == [[START]]
     assert batch.target_output.tolist() == [END]
 
 
@@ -295,7 +336,7 @@ def test_shards_without_sentences_are_passed_over(tmp_path: Path) -> None:
     for epoch in range(6):  # in every order of the shards
         worker = Loader(
             str(tmp_path), shards, batch_tokens=50, seed=1, rank=0, num_workers=1, accumulate=1,
-            pool_sentences=1,
+            pool_sentences=1, pool_steps=1,
         )  # fmt: skip
         first, second = islice(worker.steps(Position(epoch)), 2)
         assert count(step_content(first)) == count(step_content(second))
@@ -335,20 +376,6 @@ def test_prefetched_steps_are_the_same_steps(prepared: Prepared) -> None:
     ahead.close()
 
 
-def test_an_error_in_the_background_is_raised_in_front(prepared: Prepared) -> None:
-    def failing() -> Iterator[StepBatches]:
-        yield from islice(loader(prepared).steps(Position()), 2)
-        raise UserError("token shard lost")
-
-    steps = PrefetchedSteps(failing(), 1)
-    assert next(steps).after == Position(0, 0, 1)
-    next(steps)
-    for _ in range(2):  # asked again, the answer is the same
-        with pytest.raises(UserError, match="token shard lost"):
-            next(steps)
-    steps.close()
-
-
 @pytest.mark.parametrize(
     ("raised", "expected", "told"),
     [(UserError("no such row"), UserError, "no such row"),
@@ -368,64 +395,21 @@ def test_an_error_of_the_preparation_is_raised_in_front(
     steps = loader(prepared).prefetched(Position(), prepare, ahead=2)
     next(steps)
     steps._thread.join(20)
-    assert not steps._queue.empty()
+    assert not steps._thread.is_alive()
     for _ in range(2):
         with pytest.raises(expected, match=told):
             next(steps)
     steps.close()
 
 
-def test_close_ends_the_thread(prepared: Prepared) -> None:
+def test_close_ends_the_threads(prepared: Prepared) -> None:
     before = set(threading.enumerate())
     steps = loader(prepared).prefetched(Position(), ahead=2)
     next(steps)
-    (thread,) = set(threading.enumerate()) - before
-    assert thread.is_alive()
-    assert thread.daemon  # what is never closed holds no process
+    threads = set(threading.enumerate()) - before
+    assert {thread.name for thread in threads} == {"prefetch", "pools"}
     steps.close()
-    thread.join(5)
-    assert not thread.is_alive()
-
-
-def test_a_process_that_ends_waits_for_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    at_exit: list[Callable[..., None]] = []
-    monkeypatch.setattr(atexit, "register", lambda function, *args: at_exit.append(
-        partial(function, *args)))  # fmt: skip
-    monkeypatch.setattr(atexit, "unregister", lambda function: at_exit.clear())
-    reading, go_on = threading.Event(), threading.Event()
-
-    def slow() -> Iterator[StepBatches]:
-        reading.set()
-        go_on.wait(20)
-        yield StepBatches([], [], Position())
-
-    steps = PrefetchedSteps(slow(), 1)
-    reading.wait(20)
-    steps.close(0)
-    assert steps._thread.is_alive()
-    threading.Timer(0.2, go_on.set).start()
-    (wait,) = at_exit
-    assert wait.args == (30,)  # type: ignore[attr-defined]
-    wait()
-    assert not steps._thread.is_alive()
-    assert not at_exit  # nothing is left to wait for
-
-
-def test_no_more_than_so_many_steps_are_built_ahead() -> None:
-    built = []
-
-    def counting() -> Iterator[StepBatches]:
-        for number in range(100):
-            built.append(number)
-            yield StepBatches([], [], Position(number))
-
-    steps = PrefetchedSteps(counting(), 3)
-    deadline = time.monotonic() + 5
-    while len(built) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.1)
-    assert len(built) == 4  # three in the queue, one in hand
-    steps.close()
+    assert not any(thread.is_alive() for thread in threads)
 
 
 @pytest.mark.skipif("MULTI30K_DIR" not in os.environ, reason="MULTI30K_DIR is not set")

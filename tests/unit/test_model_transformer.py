@@ -69,6 +69,32 @@ def test_selected_states_go_on_as_their_rows() -> None:
     torch.testing.assert_close(model.step(target[index, 1], chosen), expected)
 
 
+@pytest.mark.parametrize("embedding_width", [16, 8])
+def test_rectangles_one_behind_the_other_equal_each_by_itself(embedding_width: int) -> None:
+    """Hidden states and gradients; among them one without sentences."""
+    model = small(embedding_width)
+    torch.manual_seed(5)
+    rectangles = [(2, 5, 3), (0, 0, 0), (3, 2, 6), (1, 7, 1)]
+    lengths = [torch.tensor([5, 2]), torch.zeros(0, dtype=torch.int64), torch.tensor([1, 2, 2]),
+               torch.tensor([7])]  # fmt: skip
+    sources = [torch.randn(b, s, embedding_width) for b, s, _ in rectangles]
+    targets = [torch.randn(b, t, embedding_width) for b, _, t in rectangles]
+    apart = [
+        model(source, length, target, torch.arange(target.shape[0] * target.shape[1]))
+        for source, length, target in zip(sources, lengths, targets, strict=True)
+    ]
+    places = torch.tensor([0, 1, 3, 4, 7, 11, 23, 24])
+    expected = torch.cat(apart)[places]
+    flat = [torch.cat([x.flatten(0, 1) for x in side]) for side in (sources, targets)]
+    found = model(flat[0], torch.cat(lengths), flat[1], places, rectangles)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    weights = torch.randn_like(found)
+    parameters = list(model.parameters())
+    wanted = torch.autograd.grad((expected * weights).sum(), parameters)
+    gradients = torch.autograd.grad((found * weights).sum(), parameters)
+    torch.testing.assert_close(gradients, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_an_empty_batch_has_zero_gradients() -> None:
     model = small(8, dropout=0.5).train()
     empty = torch.empty(0, 0, 8)

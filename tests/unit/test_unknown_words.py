@@ -34,7 +34,7 @@ def test_the_weights_are_those_the_decoder_attends_with(layers: int) -> None:
     with torch.no_grad():
         model(source, lengths, target, torch.arange(8))
         weights = model.attention_over_source(source, lengths, target)
-        (_, values), attended = seen[0]
+        ((_, values),), attended = seen[0]
         torch.testing.assert_close(layer.cross.out(weights @ values[:, 0]), attended)
     assert (weights[1, :, 3:] == 0).all()
     torch.testing.assert_close(weights.sum(2), torch.ones(2, 4))
@@ -45,7 +45,7 @@ def test_heads_are_averaged() -> None:
     layer = model.decoder[0]
     assert isinstance(layer, DecoderLayer)
     x, memory = torch.randn(1, 3, 8), torch.randn(1, 6, 8)
-    keys, values = layer.cross.memory_heads(memory)
+    ((keys, values),) = layer.cross.memory_heads(memory)
     mask = torch.ones(1, 1, 1, 6, dtype=torch.bool)
     with torch.no_grad():
         query = layer.cross.split(layer.cross.query(x))
