@@ -24,9 +24,10 @@ from dist_embed.checkpoint.load import load_checkpoint
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
-from dist_embed.data.prepare import load_tokenizers, read_counts, tokenizer_name
+from dist_embed.data.prepare import read_counts
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from dist_embed.data.tokenizer_files import load_tokenizers, tokenizer_name
 from dist_embed.embedding.memory import PROCESS_BYTES
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.observe.events import silent_reporter

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
-from dist_embed.data.prepare import load_tokenizers
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.embedding import pretrained, projection
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import TABLE_OF_ROLE, ShareEmbeddings, TableSpec, shard_of
