@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_embed.cli import bench_files, bench_lookup, bench_output, bench_step, bench_training
+from dist_embed.cli import (
+    bench_files,
+    bench_lookup,
+    bench_output,
+    bench_step,
+    bench_training,
+    bench_words,
+)
 
 
 def add_commands(commands: Any) -> None:
@@ -16,3 +23,4 @@ def add_commands(commands: Any) -> None:
     bench_files.add_kinds(kinds)
     bench_lookup.add_kinds(kinds)
     bench_output.add_kinds(kinds)
+    bench_words.add_kinds(kinds)

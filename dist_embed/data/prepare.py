@@ -95,7 +95,7 @@ def _encoded(
     check_unchanged(inputs)
     files, digests = write_tokenizers(data_uri, tokenizers)
     for side, tokenizer in tokenizers.items():
-        files |= _write_vocabulary(
+        files |= write_vocabulary(
             data_uri, side, tokenizer, vocabularies.counts[side], occurrences[side]
         )
     data = PreparedData(
@@ -194,7 +194,7 @@ def _write_split(
     return split
 
 
-def _write_vocabulary(
+def write_vocabulary(
     data_uri: str,
     side: str,
     tokenizer: Tokenizer,

@@ -20,6 +20,7 @@ from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.word_table import WordTable
 from dist_embed.storage import uri as storage
 
+_REMEDY_OF_RUN = "put the run's own file back; the data it was trained on have it too"
 _HEAD = b'{\n "word_table": '  # no file of the library begins so
 
 
@@ -94,7 +95,8 @@ def _parsed(content: bytes, folder_uri: str, side: str, data: PreparedData | Non
     uri = storage.join(folder_uri, tokenizer_name(side))
     try:
         page = WordsPage.of(content)
-        tokenizer = _mapped(page, folder_uri) if page else Tokenizer.from_file(content)
+        remedy = REMEDY if data else _REMEDY_OF_RUN
+        tokenizer = _mapped(page, folder_uri, remedy) if page else Tokenizer.from_file(content)
     except (UserError, FileNotFoundError):
         raise
     except Exception as exc:  # the library's errors have no type of their own
@@ -107,8 +109,8 @@ def _parsed(content: bytes, folder_uri: str, side: str, data: PreparedData | Non
     return tokenizer
 
 
-def _mapped(page: WordsPage, folder_uri: str) -> TableTokenizer:
-    file = at_hand(storage.join(folder_uri, page.word_table), page.file, REMEDY)
+def _mapped(page: WordsPage, folder_uri: str, remedy: str) -> TableTokenizer:
+    file = at_hand(storage.join(folder_uri, page.word_table), page.file, remedy)
     table = WordTable(file.path, file)
     if len(table) != page.size:
         raise ValueError(f"{page.size:,} words expected, {len(table):,} found")
