@@ -179,7 +179,7 @@ def started(
         mock.patch.object(lookup, "after_writing", written),
     ):
         tokenizers = load_tokenizers(config.data.uri)
-        found = start_tables(config, data, lookup, tokenizers, said.append)
+        found = start_tables(config, data, lookup, lambda: tokenizers, said.append)
     assert written.call_count == 1
     after = {name: lookup.weight(name).clone() for name in lookup.specs}
     plain = [

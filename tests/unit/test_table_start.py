@@ -270,7 +270,7 @@ def start_source_from(
     )  # fmt: skip
     said: list[str] = []
     tokenizers = load_tokenizers(data.folder_uri)
-    (found,) = start_tables(config, data, lookup, tokenizers, said.append).values()
+    (found,) = start_tables(config, data, lookup, lambda: tokenizers, said.append).values()
     return found, said
 
 
@@ -293,6 +293,7 @@ def test_a_file_with_every_word_of_a_side_covers_it(prepared: Prepared, tmp_path
     for side in ("source", "target"):
         for name in (f"tokenizer.{side}.json", f"vocabulary.{side}.parquet"):
             shutil.copy(Path(prepared.uri) / name, tmp_path)
+    shutil.copy(Path(prepared.uri) / "words.source.arrow", tmp_path)
     data = PreparedData.read(str(tmp_path))
     both, said = start_source_from(uri, prepared.data, "all", 0.3)
     assert (both.tokens > found.tokens, len(said)) == (True, 2)
