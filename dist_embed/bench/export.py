@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_embed.config.schema import Config
-from dist_embed.data.prepare import load_tokenizers
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.explore.ctranslate2_model import Quantization, export_ctranslate2
 from dist_embed.storage.temporary import temporary_folder
 from dist_embed.train.scoring import Scorer

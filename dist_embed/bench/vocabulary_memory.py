@@ -51,15 +51,20 @@ def measure_memory(case: Case, *, num_workers: int, folder: str | None, say: Say
 
 
 def largest(case_of: Callable[[int], Case], *, num_workers: int, say: Say) -> tuple[int, int]:
-    """The most words that train `STEPS` steps here, and the fewest that did not, found by trying.
-
-    Sizes are doubled until one fails, or halved until one does not; then the gap is halved twice.
-    """
+    """The most words that train `STEPS` steps here, and the fewest that did not."""
 
     def trains(num_words: int) -> bool:
         case = case_of(num_words)
         return measure_memory(case, num_workers=num_workers, folder=None, say=say) is not None
 
+    return largest_that(trains)
+
+
+def largest_that(trains: Callable[[int], bool]) -> tuple[int, int]:
+    """The most words that train, and the fewest that did not, found by trying.
+
+    Sizes are doubled until one fails, or halved until one does not; then the gap is halved twice.
+    """
     held = failed = FIRST_WORDS
     if trains(FIRST_WORDS):
         while trains(failed := 2 * held):

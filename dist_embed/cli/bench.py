@@ -11,6 +11,7 @@ from dist_embed.cli import (
     bench_search,
     bench_step,
     bench_training,
+    bench_words,
 )
 
 
@@ -24,3 +25,4 @@ def add_commands(commands: Any) -> None:
     bench_lookup.add_kinds(kinds)
     bench_output.add_kinds(kinds)
     bench_search.add_kinds(kinds)
+    bench_words.add_kinds(kinds)

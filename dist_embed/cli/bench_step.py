@@ -50,7 +50,7 @@ def _step(arguments: argparse.Namespace) -> None:
         "data_folder": data.folder_uri,
     }  # fmt: skip
     found = launch(
-        STEP, config, options, vocabulary_size=data.vocabulary_size,
+        STEP, config, options, vocabulary_size=data.vocabulary_size, word_tables=data.word_tables,
         on_event=lambda event: print(event["text"]), launcher="local",
     )  # fmt: skip
     print(

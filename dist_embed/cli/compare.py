@@ -31,9 +31,9 @@ def _compare(arguments: argparse.Namespace) -> None:
     import torch
 
     from dist_embed.bench.report import write_json
-    from dist_embed.data.prepare import load_tokenizers
     from dist_embed.data.prepared_folder import prepared_folder
     from dist_embed.data.text_form import FORMS, in_form
+    from dist_embed.data.tokenizer_files import load_tokenizers
     from dist_embed.data.training_words import count_target_words, unknown_share
     from dist_embed.parallel.device import device_name, resolve_device
     from dist_embed.train.word_recall import recall_by_count

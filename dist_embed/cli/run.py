@@ -80,6 +80,7 @@ def _train(
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     screen = Screen(stream)
     vocabulary_size: dict[str, int] = {}
+    word_tables = False
     options: dict[str, Any] = {}
     is_first = not under_torchrun() or os.environ["RANK"] == "0"
     with only_training(config.run.uri) if is_first else nullcontext():
@@ -87,11 +88,13 @@ def _train(
             # The other workers wait for worker 0 when they join the group.
             data = ensure_data(config, lambda text: screen.show({"kind": "line", "text": text}))
             vocabulary_size, options = data.vocabulary_size, {"data_folder": data.folder_uri}
+            word_tables = data.word_tables
             check_run_folder(config, data, force=force)
         try:
             result = launch(
-                TRAIN, config, options, vocabulary_size=vocabulary_size, on_event=screen.show,
-                launcher=launcher, stop_seconds=stop_seconds(config),
+                TRAIN, config, options, vocabulary_size=vocabulary_size,
+                word_tables=word_tables, on_event=screen.show, launcher=launcher,
+                stop_seconds=stop_seconds(config),
             )  # fmt: skip
         finally:
             screen.close()

@@ -80,7 +80,7 @@ def on_workers(task: str, config: Config, options: dict[str, Any], launcher: Any
     if launcher == "local":
         start_ahead(config.cluster.device)
     from dist_embed.cluster.launch import launch
-    from dist_embed.data.prepare import load_tokenizers
+    from dist_embed.data.tokenizer_files import load_tokenizers
     from dist_embed.observe.events import Screen
 
     try:
@@ -90,5 +90,5 @@ def on_workers(task: str, config: Config, options: dict[str, Any], launcher: Any
     sizes = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
     return launch(
         task, config, options, vocabulary_size=sizes, on_event=Screen(sys.stderr).show,
-        launcher=launcher,
+        word_tables=all(tokenizer.on_disk for tokenizer in tokenizers.values()), launcher=launcher,
     )  # fmt: skip

@@ -28,6 +28,7 @@ def launch(
     options: dict[str, Any],
     *,
     vocabulary_size: dict[str, int],
+    word_tables: bool = False,
     on_event: Callable[[Event], None],
     launcher: Literal["ray", "local"] | None = None,
     stop_seconds: float = 0.0,
@@ -39,6 +40,7 @@ def launch(
         config: the run's configuration.
         options: the task's own arguments.
         vocabulary_size: rows per side, for the memory check.
+        word_tables: whether their words are tables on disk; likewise.
         on_event: takes what is to be shown.
         launcher: instead of ``config.cluster.launcher``.
         stop_seconds: how long a task gets to end by itself when a signal asks it to; 0: none.
@@ -67,7 +69,9 @@ def launch(
     if under_torchrun():
         return work(*arguments(resolve_device(cluster.device)), on_event)
     if address is None:
-        _check_machine(task, config, options, vocabulary_size, resolve_device(cluster.device))
+        _check_machine(
+            task, config, options, vocabulary_size, word_tables, resolve_device(cluster.device)
+        )
     if (launcher or cluster.launcher) == "local":
         # Only here, so that the local launcher runs where Ray is not installed.
         from dist_embed.cluster.local import launch_local
@@ -129,8 +133,9 @@ def _check_step(config: Config, num_words: int, address: str | None) -> None:
 
 
 def _check_machine(
-    task: str, config: Config, options: dict[str, Any], vocabulary_size: dict[str, int], device: str
-) -> None:
+    task: str, config: Config, options: dict[str, Any], vocabulary_size: dict[str, int],
+    word_tables: bool, device: str,
+) -> None:  # fmt: skip
     """Refuse more workers than this machine can hold, saying what is needed and what there is."""
     import torch
 
@@ -154,7 +159,7 @@ def _check_machine(
     else:
         each = host_bytes(
             config, vocabulary_size, training=task not in INFERENCE,
-            narrow_products=narrow, tier=tier,
+            narrow_products=narrow, tier=tier, word_tables=word_tables,
         )  # fmt: skip
     there = available_bytes()
     if workers * each > there:

@@ -57,13 +57,15 @@ class EncodedBlock:
 
 
 class EncodingPool:
-    """Processes that each hold both tokenizers; 0: one per core."""
+    """Processes that each have both tokenizers, and share the tables of their words; 0: one per
+    core.
+    """
 
     def __init__(self, source: Tokenizer, target: Tokenizer, num_processes: int) -> None:
         self.processes = Processes(
             num_processes,
-            _load_tokenizers,
-            (source.to_json(), None if target is source else target.to_json()),
+            _keep_tokenizers,
+            (source, target),
         )
 
     @property
@@ -120,9 +122,8 @@ def _blocks(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
 _tokenizers: list[Tokenizer] = []
 
 
-def _load_tokenizers(source: str, target: str | None) -> None:
-    first = Tokenizer.from_json(source)
-    _tokenizers[:] = [first, first if target is None else Tokenizer.from_json(target)]
+def _keep_tokenizers(source: Tokenizer, target: Tokenizer) -> None:
+    _tokenizers[:] = [source, target]
 
 
 def _encode(block: list[Pair], oov_buckets: int = 0) -> tuple[pa.ListArray, pa.ListArray]:

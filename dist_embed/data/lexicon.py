@@ -24,7 +24,6 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
-from dist_embed.data.prepare import tokenizer_name
 from dist_embed.data.processes import processes
 from dist_embed.data.proof import FileInfo, read_proven, read_table, sealed, unsealed
 from dist_embed.data.scratch import scratch_folder
@@ -36,6 +35,7 @@ from dist_embed.data.token_shards import (
     read_tokens,
 )
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from dist_embed.data.tokenizer_files import tokenizer_name
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import write_parquet
 
@@ -245,16 +245,22 @@ def ensure_lexicon(
         parts = ((statistics, data_uri, part, translations) for part in range(statistics.parts))
         written = list(pool.map(_score_part, parts))
     entries = sum(number for number, _ in written)
-    names = {side: tokenizer_name(side) for side in SIDES}
     index = LexiconIndex(
         translations, entries, statistics.parts, digest,
         frequent=_write_frequent(data_uri, totals[1]) if data.shared_vocabulary else None,
         files=tuple(file for _, file in written),
-        tokenizers={s: data.files[name].sha256 for s, name in names.items() if name in data.files},
+        tokenizers=_known_tokenizers(data),
     )  # fmt: skip
     storage.write_text(storage.join(data_uri, FOLDER, INDEX_NAME), index.to_json())
     say(f"lexicon: {entries:,} translations of {int((totals[0] > 0).sum()):,} source words")
     return index
+
+
+def _known_tokenizers(data: PreparedData) -> dict[str, str]:
+    if data.digests:
+        return {side: digests["tokenizer"] for side, digests in data.digests.items()}
+    names = {side: tokenizer_name(side) for side in SIDES}  # these were the library's files
+    return {side: data.files[name].sha256 for side, name in names.items() if name in data.files}
 
 
 def _write_frequent(data_uri: str, sentences: NDArray[np.int64]) -> FileInfo:

@@ -20,11 +20,13 @@ from dist_embed.data.block_index import ShardBlocks, index_name, write_index
 from dist_embed.data.corpus import Pair, ParallelText, read_pairs
 from dist_embed.data.cut_text import check_pieces
 from dist_embed.data.encoding import EncodingPool, LengthRule, encoding_pool
-from dist_embed.data.inputs import check_unchanged, record_inputs
-from dist_embed.data.proof import FileInfo, read_proven, read_table
-from dist_embed.data.token_shards import INDEX_NAME, REMEDY, SIDES, PreparedData, Split
+from dist_embed.data.inputs import Inputs, check_unchanged, record_inputs
+from dist_embed.data.proof import FileInfo, read_table
+from dist_embed.data.scratch import scratch_folder
+from dist_embed.data.token_shards import INDEX_NAME, REMEDY, PreparedData, Split
 from dist_embed.data.tokenizer import Tokenizer
-from dist_embed.data.vocabulary import TokenizerRecipe, learn_vocabularies
+from dist_embed.data.tokenizer_files import write_tokenizers
+from dist_embed.data.vocabulary import TokenizerRecipe, Vocabularies, learn_vocabularies
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import write_parquet
 
@@ -62,7 +64,20 @@ def prepare_data(
         _check_readable(text)
     check_pieces(train, recipe.pieces, say)
     inputs = {} if generated else record_inputs(corpora, say)
-    vocabularies = learn_vocabularies(train, recipe, num_processes, say)
+    with scratch_folder("dist_embed-vocabulary-", "the vocabulary is learned") as folder:
+        vocabularies = learn_vocabularies(train, recipe, num_processes, say, folder)
+        return _encoded(
+            data_uri, corpora, recipe, rule, vocabularies, inputs, settings=settings,
+            num_processes=num_processes, shard_sentences=shard_sentences, say=say,
+        )  # fmt: skip
+
+
+def _encoded(
+    data_uri: str, corpora: dict[str, ParallelText], recipe: TokenizerRecipe, rule: LengthRule,
+    vocabularies: Vocabularies, inputs: Inputs, *, settings: dict[str, Any], num_processes: int,
+    shard_sentences: int, say: Callable[[str], None],
+) -> PreparedData:  # fmt: skip
+    """`prepare_data` once there are vocabularies, whose tables lie in temporary files."""
     tokenizers = vocabularies.tokenizers
     splits: dict[str, Split] = {}
     files: dict[str, FileInfo] = {}
@@ -88,8 +103,10 @@ def prepare_data(
             )
         )
     check_unchanged(inputs)
+    tokenizer_files, digests = write_tokenizers(data_uri, tokenizers)
+    files |= tokenizer_files
     for side, tokenizer in tokenizers.items():
-        files |= _write_vocabulary(
+        files |= write_vocabulary(
             data_uri, side, tokenizer, vocabularies.counts[side], occurrences[side]
         )
     data = PreparedData(
@@ -99,54 +116,12 @@ def prepare_data(
         splits=splits,
         inputs=inputs,
         files=files,
+        digests=digests,
+        word_tables=recipe.kind == "word",
         folder_uri=data_uri,
     )
     storage.write_text(storage.join(data_uri, INDEX_NAME), data.to_json())
     return data
-
-
-def tokenizer_name(side: str) -> str:
-    """File name of the tokenizer of ``source`` or ``target``."""
-    return f"tokenizer.{side}.json"
-
-
-def read_tokenizer(folder_uri: str, side: str, data: PreparedData | None = None) -> bytes:
-    """The file of a tokenizer in a data or run folder. ``data``, what is known of a data folder,
-    proves it.
-
-    Raises FileNotFoundError; UserError where it is not the file that was written.
-    """
-    name = tokenizer_name(side)
-    expected = data.files.get(name) if data else None
-    return read_proven(storage.join(folder_uri, name), expected, REMEDY)
-
-
-def load_tokenizers(folder_uri: str, data: PreparedData | None = None) -> dict[str, Tokenizer]:
-    """The tokenizers of both sides from a data or run folder; one where they are equal.
-
-    ``data``, what is known of a data folder, proves them; those of a run's folder are proven by its
-    checkpoints, `check_tokenizer` in ``train/run_folder.py``.
-
-    Raises FileNotFoundError; UserError where one is no tokenizer, or not that of the data.
-    """
-    source, target = (read_tokenizer(folder_uri, side, data) for side in SIDES)
-    first = _parsed(source, folder_uri, "source", data)
-    second = first if target == source else _parsed(target, folder_uri, "target", data)
-    return {"source": first, "target": second}
-
-
-def _parsed(content: bytes, folder_uri: str, side: str, data: PreparedData | None) -> Tokenizer:
-    uri = storage.join(folder_uri, tokenizer_name(side))
-    try:
-        tokenizer = Tokenizer.from_file(content)
-    except Exception as exc:  # the library's errors have no type of their own
-        raise UserError(f"{uri} cannot be read as a tokenizer: {exc}") from exc
-    if data and data.vocabulary_size[side] != tokenizer.size:
-        raise UserError(
-            f"{uri} is not the one that was written: {data.vocabulary_size[side]:,} words "
-            f"expected, {tokenizer.size:,} found; {REMEDY}"
-        )
-    return tokenizer
 
 
 def read_counts(data: PreparedData, side: str) -> NDArray[np.int64]:
@@ -239,21 +214,19 @@ def _write_blocks(data_uri: str, split: Split, blocks: list[ShardBlocks]) -> dic
     return {name: write_index(storage.join(data_uri, name), names, blocks)}
 
 
-def _write_vocabulary(
+def write_vocabulary(
     data_uri: str,
     side: str,
     tokenizer: Tokenizer,
     counts: NDArray[np.int64],
     occurrences: NDArray[np.int64],
 ) -> dict[str, FileInfo]:
-    """The tokenizer, a table of columns ``token`` and ``count`` whose row is the id, and one of the
-    occurrences on this side; returns what proves the files.
+    """A table of columns ``token`` and ``count`` whose row is the id, and one of the occurrences on
+    this side; returns what proves the files.
     """
-    content = tokenizer.to_json().encode()
-    storage.write_bytes(storage.join(data_uri, tokenizer_name(side)), content)
-    files = {tokenizer_name(side): FileInfo.of(content)}
+    files = {}
     for name, table in (
-        (_vocabulary_name(side), pa.table({"token": tokenizer.tokens(), "count": counts})),
+        (_vocabulary_name(side), pa.table({"token": tokenizer.column(), "count": counts})),
         (_occurrences_name(side), pa.table({"count": occurrences})),
     ):
         files[name] = FileInfo.of(write_parquet(storage.join(data_uri, name), table))

@@ -19,6 +19,8 @@ from dist_embed.config.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import ParquetError, read_parquet
 
+_BLOCK_BYTES = 2**22
+
 
 @dataclass(frozen=True)
 class FileInfo:
@@ -48,7 +50,10 @@ def prove(content: bytes | memoryview, expected: FileInfo | None, uri: str, reme
     """
     if expected is None:
         return
-    found = FileInfo.of(content)
+    _same(FileInfo.of(content), expected, uri, remedy)
+
+
+def _same(found: FileInfo, expected: FileInfo, uri: str, remedy: str) -> None:
     if found != expected:
         raise UserError(
             f"{uri} is not the file that was written: {expected} expected, {found} found; {remedy}"
@@ -76,6 +81,32 @@ def told_of(uri: str, what: str, remedy: str) -> Iterator[None]:
         raise NotReached(f"{what} {uri} cannot be read ({exc})") from exc
     except ParquetError as exc:
         raise UserError(f"{what} {uri} cannot be read ({exc}); {remedy}") from exc
+
+
+def prove_file(uri: str, expected: FileInfo, remedy: str) -> None:
+    """Like `prove`, of a file of any size, which is read in parts. Raises FileNotFoundError too."""
+    digest, size = hashlib.sha256(), 0
+    with storage.open_file(uri) as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            size += len(block)
+    _same(FileInfo(size, digest.hexdigest()), expected, uri, remedy)
+
+
+def copy_proven(uri: str, to: str, expected: FileInfo | None, remedy: str) -> FileInfo:
+    """Copy a file of any size in parts; without ``expected`` nothing is known of it.
+
+    Returns what proves it. Raises UserError where it is not what was written: nothing is copied.
+    """
+    digest, size = hashlib.sha256(), 0
+    with storage.whole_file(to) as copy, storage.open_file(uri) as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+            size += len(block)
+            copy.write(block)
+        found = FileInfo(size, digest.hexdigest())
+        _same(found, expected or found, uri, remedy)
+    return found
 
 
 def read_table(

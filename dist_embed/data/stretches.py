@@ -101,23 +101,22 @@ def _encode_distinct(
         are_words = stretches.are_words(tokenizer)
     else:
         are_words = np.zeros(len(stretches.distinct), dtype=bool)
-    words = words_of(stretches.distinct.filter(pa.array(are_words)), tokenizer).to_pylist()
-    single = tokenizer.ids_of(words)
+    words = words_of(stretches.distinct.filter(pa.array(are_words)), tokenizer)
+    single = tokenizer.ids_of_column(words)
     others = stretches.distinct.filter(pa.array(~are_words)).to_pylist()
     # Nothing encodes as U+2581 alone, a space as two of them, or as none.
     texts = [stretch or " " for stretch in others]
     if num_buckets:
         encoded = tokenizer.encode_hashed(texts, num_buckets)
-        for number, i in enumerate(single):
-            if i == UNKNOWN:
-                single[number] = tokenizer.hashed(words[number], num_buckets)
+        for number in np.flatnonzero(single == UNKNOWN):
+            single[number] = tokenizer.hashed(words[number].as_py(), num_buckets)
     else:
         encoded = tokenizer.encode(texts)
     if "" in others:
         empty = others.index("")
         encoded[empty] = encoded[empty][: len(encoded[empty]) // 2]
     lists = pa.ListArray.from_arrays(
-        pa.array(np.arange(len(words) + 1), pa.int32()), pa.array(single, pa.int32())
+        pa.array(np.arange(len(words) + 1), pa.int32()), pa.array(single)
     )
     place = np.empty(len(are_words), dtype=np.int64)
     place[are_words] = np.arange(len(words))

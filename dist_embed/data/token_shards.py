@@ -1,7 +1,8 @@
 """Prepared data: token shards in Parquet, and ``data.json``, written last, that lists them.
 
 It lists every file with its size and digest, and all are proven when they are read; what was
-prepared before (format 1) has no digests.
+prepared before (format 1) has no digests. Since format 3 the words of a vocabulary are a table on
+disk, and what checkpoints know tokenizers by is written here.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from dist_embed.data.proof import FileInfo, read_table, sealed, unsealed
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import parquet_of_lists
 
-FORMAT = 2
+FORMAT = 3
+FORMAT_BEFORE = 2
 UNPROVEN_FORMAT = 1  # without digests and inputs, and all files in the folder itself
 INDEX_NAME = "data.json"
 SIDES = ("source", "target")
@@ -105,6 +107,9 @@ class PreparedData:
         splits: train and, where given, validation and test.
         format: of ``data.json``.
         files: what proves the files beside the shards, by name: vocabularies and tokenizers.
+        digests: by side what checkpoints know its tokenizer by, ``tokenizer`` and ``vocabulary``;
+            empty: nobody wrote it down.
+        word_tables: whether tokenizers are of words in tables on disk, which take no memory.
         inputs: the files it was prepared from; none for generated text; None: nobody wrote it down.
         folder_uri: where it was read from, or written to; no part of what it says.
     """
@@ -115,6 +120,8 @@ class PreparedData:
     splits: dict[str, Split]
     format: int = FORMAT
     files: dict[str, FileInfo] = field(default_factory=dict)
+    digests: dict[str, dict[str, str]] = field(default_factory=dict)
+    word_tables: bool = False
     inputs: Inputs | None = None
     folder_uri: str = field(default="", compare=False)
 
@@ -146,6 +153,8 @@ class PreparedData:
                 del split["dropped_ratio"]
         if self.inputs is None:
             del values["inputs"]
+        if self.format < FORMAT:
+            del values["digests"], values["word_tables"]
         if self.format != UNPROVEN_FORMAT:
             return sealed(values)
         del values["files"]
@@ -174,9 +183,9 @@ class PreparedData:
     def _from_text(cls, text: str, uri: str) -> PreparedData:
         values = json.loads(text)
         found = values.get("format")
-        if found not in (UNPROVEN_FORMAT, FORMAT):
+        if found not in (UNPROVEN_FORMAT, FORMAT_BEFORE, FORMAT):
             raise UserError(
-                f"{uri}: format {found!r}; this version reads {UNPROVEN_FORMAT} and {FORMAT}"
+                f"{uri}: format {found!r}; this version reads {UNPROVEN_FORMAT} to {FORMAT}"
             )
         if found != UNPROVEN_FORMAT:
             values = unsealed(text)

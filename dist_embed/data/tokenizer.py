@@ -13,6 +13,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
@@ -29,7 +32,13 @@ Pieces = Literal["none", "sentencepiece", "subword-nmt"]
 
 
 class Tokenizer:
-    """A trained tokenizer, stored as the library's ``tokenizer.json``."""
+    """A trained tokenizer, stored as the library's ``tokenizer.json``.
+
+    Attributes:
+        on_disk: whether its words are mapped, and take no memory of the process.
+    """
+
+    on_disk = False
 
     def __init__(self, inner: HFTokenizer) -> None:
         self._inner = inner
@@ -137,6 +146,9 @@ class Tokenizer:
         tokenizer.json_digest = hashlib.sha256(content).hexdigest()
         return tokenizer
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return Tokenizer.from_json, (self.to_json(),)
+
     def to_json(self) -> str:
         """The content of ``tokenizer.json``."""
         return self._inner.to_str()
@@ -155,6 +167,10 @@ class Tokenizer:
         """The token of every id."""
         ids = self._inner.get_vocab()
         return sorted(ids, key=ids.__getitem__)
+
+    def column(self) -> pa.Array:
+        """The token of every id, as an array."""
+        return pa.array(self.tokens(), pa.string())
 
     @cached_property
     def digest(self) -> str:
@@ -237,6 +253,10 @@ class Tokenizer:
         """The token of one id."""
         return str(self._inner.id_to_token(i))
 
+    def tokens_of(self, ids: range) -> list[str]:
+        """The tokens of some ids."""
+        return [self.token(i) for i in ids]
+
     def id_of(self, token: str) -> int | None:
         """The id of one token, with its mark; None where there is none."""
         found: int | None = self._inner.token_to_id(token)
@@ -252,6 +272,10 @@ class Tokenizer:
         """The id of each token, `UNKNOWN` where it has none."""
         return [UNKNOWN if i is None else i for i in map(self._inner.token_to_id, tokens)]
 
+    def ids_of_column(self, tokens: pa.Array) -> NDArray[np.int32]:
+        """Like `ids_of`, of an array."""
+        return np.array(self.ids_of(tokens.to_pylist()), dtype=np.int32)
+
     def decode(self, ids: list[list[int]], *, unknown: str = SPECIAL_TOKENS[UNKNOWN]) -> list[str]:
         """The sentence of each list of ids. What is unknown shows as ``unknown``; of kind ``word``
         it is a word of its own.
@@ -259,14 +283,18 @@ class Tokenizer:
         drop = {PAD, START, END}
         kept = [[i for i in sentence if i not in drop] for sentence in ids]
         texts: list[str] = self._inner.decode_batch(kept, skip_special_tokens=False)
-        # The space before an unknown word went with it; without one the word before would not be
-        # itself any more.
-        part = SPACE + unknown if self.knows_words else unknown
+        part = self.unknown_part(unknown)
         for place, sentence in enumerate(kept):
             if UNKNOWN in sentence:
                 parts = [part if i == UNKNOWN else self.token(i) for i in sentence]
                 texts[place] = self.join(parts)
         return texts
+
+    def unknown_part(self, unknown: str) -> str:
+        """What `join` gets for what is unknown, to show as ``unknown``."""
+        # The space before an unknown word went with it; without one the word before would not be
+        # itself any more.
+        return SPACE + unknown if self.knows_words else unknown
 
     def ordered_by(self, counts: list[int]) -> Tokenizer:
         """The same tokenizer with ids ordered by ``counts`` (of each present id), highest first.

@@ -12,10 +12,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from dist_embed.data.prepare import load_tokenizers
 from dist_embed.data.text_form import Form, in_form
 from dist_embed.data.token_shards import PreparedData, TokenPairs, read_tokens
 from dist_embed.data.tokenizer import UNKNOWN
+from dist_embed.data.tokenizer_files import load_tokenizers
 
 # A text may hold the word "<unk>" itself. This is no character: Unicode keeps it out of texts.
 _UNKNOWN_PART = "\ufdd0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from dist_embed.data.corpus import ParallelText, read_pairs
 from dist_embed.data.encoding import encoding_pool
+from dist_embed.data.table_tokenizer import TableTokenizer
 from dist_embed.data.text_form import Form, Lowercase
 from dist_embed.data.token_shards import SIDES
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Pieces, Tokenizer
@@ -50,7 +52,7 @@ class Vocabularies:
 
 
 def learn_vocabularies(
-    text: ParallelText, recipe: TokenizerRecipe, num_processes: int, say: Say
+    text: ParallelText, recipe: TokenizerRecipe, num_processes: int, say: Say, folder: str
 ) -> Vocabularies:
     """Learn tokenizers whose ids are ordered by frequency, and say how large they became.
 
@@ -59,15 +61,16 @@ def learn_vocabularies(
         recipe: what to learn.
         num_processes: processes that split and count; 0: one per core.
         say: takes lines of progress.
+        folder: a local one, where tables of words are written and stay mapped.
     """
     say(f"learning the {recipe.kind} vocabulary")
     if recipe.kind == "word":
-        return _words(text, recipe, num_processes, say)
+        return _words(text, recipe, num_processes, say, folder)
     return _pieces(recipe.kind, text, recipe, num_processes, say)
 
 
 def _words(
-    text: ParallelText, recipe: TokenizerRecipe, num_processes: int, say: Say
+    text: ParallelText, recipe: TokenizerRecipe, num_processes: int, say: Say, folder: str
 ) -> Vocabularies:
     found = count_words(
         read_pairs(text),
@@ -82,8 +85,9 @@ def _words(
         if recipe.shared and tokenizers:
             tokenizers[side] = tokenizers["source"]
             continue
-        tokenizers[side] = Tokenizer.from_words(
-            words.words.to_pylist(),
+        tokenizers[side] = TableTokenizer.write(
+            os.path.join(folder, f"words.{side}.arrow"),
+            words.words,
             lowercase=recipe.lowercase,
             split_punctuation=recipe.split_punctuation,
             form=recipe.form,

@@ -20,13 +20,11 @@ from torch import Tensor
 
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
-from dist_embed.data.prepare import tokenizer_name
-from dist_embed.data.token_shards import SIDES
 from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, UNKNOWN
+from dist_embed.data.tokenizer_files import tokenizer_name
 from dist_embed.embedding.memory import GIB, available_bytes
 from dist_embed.explore.table import Role, RunTable
 from dist_embed.model.transformer import positions
-from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
 from dist_embed.train.run_folder import read_run_config
 
@@ -80,9 +78,9 @@ def export_ctranslate2(
         scratch = Path(folder) / output.name
         scratch.mkdir()
         spec.save(str(scratch))
-        for side in SIDES:
-            text = storage.read_text(storage.join(run_uri, tokenizer_name(side)))
-            (scratch / tokenizer_name(side)).write_text(text, encoding="utf-8")
+        for table in (tables["source"], tables["target"]):
+            text = table.tokenizer.to_json()
+            (scratch / tokenizer_name(table.role)).write_text(text, encoding="utf-8")
         search = config.search
         settings = {
             "beam_size": search.beam,

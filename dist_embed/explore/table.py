@@ -18,8 +18,8 @@ from dist_embed.checkpoint.chunk import DTYPES
 from dist_embed.checkpoint.manifest import CheckpointError
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.config.errors import UserError
-from dist_embed.data.prepare import load_tokenizers
 from dist_embed.data.tokenizer import SPACE, SPECIAL_TOKENS
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.explore.occurrences import Occurrences, occurrences

@@ -15,11 +15,14 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_LOOK_SECONDS, _REMOVING_SECONDS = 0.05, 60.0
 
 
 @contextmanager
@@ -41,6 +44,49 @@ def temporary_folder(prefix: str, parent: str | Path | None = None) -> Iterator[
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+class Shared:
+    """A folder of `shared_folder`, held as long as somebody refers to this."""
+
+    def __init__(self, path: str, handle: int) -> None:
+        self.path = path
+        weakref.finalize(self, os.close, handle)
+
+
+def shared_folder(name: str) -> Shared:
+    """The folder of that name among the system's temporary files, which processes of this machine
+    and user have in common; made where there is none.
+
+    It stays while one of them holds it, and until the next command then.
+
+    Raises:
+        OSError: another user has such a folder, or it is being removed for too long.
+    """
+    path = os.path.join(tempfile.gettempdir(), f"dist_embed-{name}-{_this_kernel()}-{os.getuid()}")
+    give_up_at = time.monotonic() + _REMOVING_SECONDS
+    while time.monotonic() < give_up_at:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # removed in between
+            continue
+        if os.fstat(handle).st_uid != os.getuid():
+            os.close(handle)
+            raise PermissionError(errno.EPERM, "belongs to another user", path)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as exc:
+            if exc.errno != errno.EWOULDBLOCK:
+                return Shared(path, handle)  # there are no locks here: nobody removes it
+        else:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(path)):
+                    return Shared(path, handle)
+        os.close(handle)  # it is being removed
+        time.sleep(_LOOK_SECONDS)
+    raise TimeoutError(errno.ETIMEDOUT, "is being removed by another process", path)
 
 
 def remove_abandoned() -> None:

@@ -227,7 +227,7 @@ def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[
         data = ensure_data(config, lambda text: on_event({"kind": "line", "text": text}))
         result = launch(
             TRAIN, config, {"data_folder": data.folder_uri}, stop_seconds=stop_seconds(config),
-            vocabulary_size=data.vocabulary_size, on_event=on_event,
+            vocabulary_size=data.vocabulary_size, word_tables=data.word_tables, on_event=on_event,
         )  # fmt: skip
     if result["stopped"] or taken_signal():  # the latter in the last step
         raise RunStopped(f"stopped as asked after step {result['steps']} of {config.run.uri}")
@@ -239,6 +239,7 @@ def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[
             "data_folder": data.folder_uri,
         },
         vocabulary_size=data.vocabulary_size,
+        word_tables=data.word_tables,
         on_event=on_event,
     )  # fmt: skip
     lines = read_metrics(config.run.uri)

@@ -68,17 +68,20 @@ def host_bytes(
     training: bool,
     narrow_products: bool,
     tier: Tier | None,
+    word_tables: bool = False,
 ) -> int:
     """Estimate of the host memory of one of the configured workers, see `embedding.memory`.
 
-    ``training``: else it evaluates or translates. ``tier``: None on the CPU.
+    ``training``: else it evaluates or translates. ``tier``: None on the CPU. ``word_tables``:
+    whether the words are tables on disk, which the workers of a machine map and none holds.
     """
     specs = list(_specs(config, vocabulary_size).values())
     output = output_needs(config, vocabulary_size, narrow_products=narrow_products)
     workers, weights = config.cluster.num_workers, config.embedding.weights
     one_tokenizer = config.tokenizer.shared
+    words = vocabulary_size["source"] if one_tokenizer else sum(vocabulary_size.values())
     replicated = Replicated(
-        vocabulary_size["source"] if one_tokenizer else sum(vocabulary_size.values()),
+        0 if word_tables else words,
         dense_parameters(config.model, config.embedding.width),
     )
     store: Literal["local", "remote"] = "local" if is_local(config.run.uri) else "remote"

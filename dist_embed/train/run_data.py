@@ -4,16 +4,22 @@ know them by.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+
 from dist_embed.checkpoint.state import Fixed
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 from dist_embed.train.run_folder import tokenizer_digests
+
+_KNOWN_BY = ("tokenizer", "vocabulary")
 
 
 def data_of_all(config: Config, group: Group, looked_into: str | None) -> PreparedData:
@@ -43,14 +49,31 @@ def data_of_all(config: Config, group: Group, looked_into: str | None) -> Prepar
             ) from None
 
 
-def vocabularies(tokenizers: dict[str, Tokenizer], group: Group) -> dict[str, Fixed]:
-    """What tells the vocabularies and tokenizers from others, for the checkpoints. Collective."""
+def digests_of_data(data: PreparedData) -> dict[str, str]:
+    """What checkpoints know the tokenizers of prepared data by. Reads them only where the data do
+    not say, of before. Not collective.
+    """
+    if not data.digests:
+        return digests_of_tokenizers(load_tokenizers(data.folder_uri, data))
+    return {f"{side} {what}": data.digests[side][what] for side in SIDES for what in _KNOWN_BY}
+
+
+def digests_of_tokenizers(tokenizers: dict[str, Tokenizer]) -> dict[str, str]:
+    """What checkpoints know tokenizers by. Not collective."""
     named = [item for side in SIDES for item in tokenizer_digests(side, tokenizers[side]).items()]
-    digests: list[str] = []
+    return {name: digest() for name, digest in named}
+
+
+def vocabularies(digests: Callable[[], dict[str, str]], group: Group) -> dict[str, Fixed]:
+    """What tells the vocabularies and tokenizers from others, for the checkpoints. Collective.
+
+    ``digests``: worker 0 asks; it may take seconds, and memory, to look at a large vocabulary.
+    """
+    found = ""
     with all_or_none(group):
-        if group.is_first:  # a large vocabulary takes seconds, and memory, to look at
-            digests = [digest() for _, digest in named]
-    digests = same_text_from_first(" ".join(digests), group).split()
+        if group.is_first:
+            found = json.dumps(digests())
+    found = same_text_from_first(found, group)
 
     def fixed(name: str, digest: str) -> Fixed:
         why = (
@@ -59,8 +82,7 @@ def vocabularies(tokenizers: dict[str, Tokenizer], group: Group) -> dict[str, Fi
         )
         return Fixed(digest, lambda there: f"was trained with another {name} {why}")
 
-    names = [name for name, _ in named]
-    return {name: fixed(name, digest) for name, digest in zip(names, digests, strict=True)}
+    return {name: fixed(name, digest) for name, digest in json.loads(found).items()}
 
 
 def training_data(data_uri: str, data: PreparedData) -> dict[str, Fixed]:

@@ -19,9 +19,15 @@ from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict, config_to_yaml, differences
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
-from dist_embed.data.prepare import read_tokenizer, tokenizer_name
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.tokenizer_files import (
+    copy_tokenizers,
+    json_digest_of,
+    read_tokenizer,
+    tokenizer_name,
+    without_words,
+)
 from dist_embed.storage import uri as storage
 
 CONFIG_NAME = "config.yaml"
@@ -119,7 +125,7 @@ def check_vocabularies(run_uri: str, data: PreparedData) -> None:
         if not storage.exists(ours):
             continue
         own, theirs = storage.read_bytes(ours), read_tokenizer(data_uri, side, data)
-        if own != theirs:
+        if own != theirs and not _same_tokenizer(own, theirs):
             raise OtherVocabulary(
                 f"the run in {run_uri} was trained with another {side} vocabulary than that of "
                 f"{data_uri}: its rows belong to other words{_other_form(own, theirs)}. Give "
@@ -127,9 +133,16 @@ def check_vocabularies(run_uri: str, data: PreparedData) -> None:
             )
 
 
+def _same_tokenizer(own: bytes, theirs: bytes) -> bool:
+    try:
+        return json_digest_of(own) == json_digest_of(theirs)
+    except ValueError:  # damaged
+        return False
+
+
 def _other_form(own: bytes, theirs: bytes) -> str:
     try:
-        before, now = (Tokenizer.from_file(content).form for content in (own, theirs))
+        before, now = (without_words(content).form for content in (own, theirs))
     except Exception:  # the library's errors have no type of their own; one is no tokenizer
         return ""
     return "" if before == now else f" (tokenizer.normalize: {before} there, {now} in these data)"
@@ -138,7 +151,7 @@ def _other_form(own: bytes, theirs: bytes) -> str:
 def tokenizer_digests(side: str, tokenizer: Tokenizer) -> dict[str, Callable[[], str]]:
     """What checkpoints know a tokenizer by, under which names: its file, and its tokens.
 
-    The second takes seconds, and memory, for a large vocabulary.
+    Both take seconds for a large vocabulary, where nobody wrote them down.
     """
     return {
         f"{side} tokenizer": lambda: tokenizer.json_digest,
@@ -187,9 +200,7 @@ def write_run_folder(config: Config, data: PreparedData) -> None:
     Called by worker 0 once a checkpoint, if there is one, has been loaded: a configuration that
     does not fit it is not written. Not collective.
     """
-    for side in SIDES:
-        content = read_tokenizer(data.folder_uri, side, data)
-        storage.write_bytes(storage.join(config.run.uri, tokenizer_name(side)), content)
+    copy_tokenizers(data, config.run.uri)
     if wanted := config.data.lexicon_translations:
         lexicon = Lexicon(data.folder_uri)
         if lexicon.index.translations != wanted:

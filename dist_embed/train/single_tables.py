@@ -67,7 +67,7 @@ def start_tables(
     config: Config,
     data: PreparedData,
     lookup: RowLookup,
-    tokenizers: dict[str, Tokenizer],
+    tokenizers: Callable[[], dict[str, Tokenizer]],
     say: Callable[[str], None],
 ) -> dict[str, Coverage]:
     """Fill the tables that start from files. Collective.
@@ -76,7 +76,7 @@ def start_tables(
         config: the run's.
         data: its prepared data, which have the words' counts.
         lookup: the tables, with fresh rows.
-        tokenizers: of both sides.
+        tokenizers: gives those of both sides; asked where a table starts from a file.
         say: takes worker 0's lines about what was found.
 
     Returns what each table has taken.
@@ -90,8 +90,10 @@ def start_tables(
         if settings.pretrained is None:
             continue
         sides = sides_of_table(config.model.share_embeddings, role_of_table[table])
+        with all_or_none(lookup.group):
+            tokenizer = tokenizers()[sides[0]]
         found = _start_table(
-            config, data, settings.pretrained, lookup, table, tokenizers[sides[0]], sides, say
+            config, data, settings.pretrained, lookup, table, tokenizer, sides, say
         )
         for line in found.lines():
             say(line)

@@ -11,7 +11,7 @@ import resource
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -26,10 +26,11 @@ from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config, ModelSection
 from dist_embed.data.loader import Loader, Position
-from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.prepare import read_counts
 from dist_embed.data.token_blocks import index_of
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.embedding.memory import table_bytes
 from dist_embed.embedding.tiers import tier_line
 from dist_embed.model.output_layer import OutputLayer
@@ -61,7 +62,13 @@ from dist_embed.train.evaluate import (
     exact_loss,
 )
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
-from dist_embed.train.run_data import data_of_all, training_data, vocabularies
+from dist_embed.train.run_data import (
+    data_of_all,
+    digests_of_data,
+    digests_of_tokenizers,
+    training_data,
+    vocabularies,
+)
 from dist_embed.train.run_folder import (
     RunFolder,
     check_vocabularies,
@@ -78,6 +85,7 @@ from dist_embed.train.single_tables import (
 )
 from dist_embed.train.step import TrainStep
 from dist_embed.train.step_seconds import threads_per_worker
+from dist_embed.train.translation import Translation
 
 # What a worker is asked to do: a function that every launcher can name (`cluster/work.py`).
 Task = Callable[["Context"], Any]
@@ -134,9 +142,10 @@ def train_task(context: Context) -> dict[str, Any]:
     run_uri, train = config.run.uri, config.train
     data = data_of_all(config, group, context.data_folder)
     data_uri = data.folder_uri
-    with all_or_none(group):
-        tokenizers = load_tokenizers(data_uri, data)
-    must_equal = vocabularies(tokenizers, group) | training_data(config.data.uri, data)
+    must_equal = vocabularies(partial(digests_of_data, data), group)
+    must_equal |= training_data(config.data.uri, data)
+    # Opened where words are wanted: a step needs none.
+    tokenizers = cache(partial(load_tokenizers, data_uri, data))
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
     state = TrainingState(
@@ -167,9 +176,12 @@ def train_task(context: Context) -> dict[str, Any]:
             write_run_folder(config, data)
             write_coverages(run_uri, coverages)
             folder = RunFolder(run_uri)
-    # Which search it is concerns who lets it search.
-    say = reporter.line if train.translate_every else lambda line: None
-    translation = build_translation(config, translator, tokenizers, say)
+    held_out = "validation" in data.splits
+    translation: Translation | None = None
+    if held_out and train.translate_every:
+        with all_or_none(group):
+            tokenizers()
+        translation = build_translation(config, translator, tokenizers(), reporter.line)
     with all_or_none(group):
         output = build_output(config, translator, partial(read_counts, data, "target"))
     train_step = build_train_step(config, translator, output, optimizer)
@@ -189,6 +201,7 @@ def train_task(context: Context) -> dict[str, Any]:
         return exact_loss(translator, data_uri, data, "validation", train.batch_tokens)
 
     def translate() -> Quality:
+        assert translation is not None
         return evaluate_translations(
             translation, data_uri, data, "validation",
             bleu_tokenize=config.search.bleu_tokenize,
@@ -197,7 +210,6 @@ def train_task(context: Context) -> dict[str, Any]:
     with ExitStack() as stack:
         metrics = stack.enter_context(MetricsLog(run_uri, state.step)) if group.is_first else None
         saver = _build_saver(context, store, loaded, buffers, metrics)
-        held_out = "validation" in data.splits
         stopped = train_loop(
             state,
             train_step,
@@ -215,7 +227,7 @@ def train_task(context: Context) -> dict[str, Any]:
             ),
             Hooks(
                 validate if held_out else None,
-                translate if held_out else None,
+                translate if translation else None,
                 folder.check if folder else lambda: None,
             ),
             saver,
@@ -401,7 +413,7 @@ def _load_for_inference(
         step=0,
         tensors=live_tensors(translator.lookup, dense, optimizer_state=False),
         row_multipliers=row_multipliers(translator.lookup),
-        must_equal=vocabularies(tokenizers, context.group),
+        must_equal=vocabularies(partial(digests_of_tokenizers, tokenizers), context.group),
         before_reading=translator.lookup.before_reading,
         after_writing=translator.lookup.after_writing,
     )

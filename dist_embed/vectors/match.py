@@ -60,7 +60,7 @@ class VocabularyKeys:
         hashes, ids, ranks = [], [], []
         for first in range(0, tokenizer.size, _BLOCK):
             block = range(first, min(first + _BLOCK, tokenizer.size))
-            spellings = [self.spellings(tokenizer.token(i)) for i in block]
+            spellings = [self.spellings(token) for token in tokenizer.tokens_of(block)]
             for rank in range(2 + len(forms)):
                 chosen = [
                     (i, word)

@@ -1,6 +1,6 @@
 """What `dist_embed.embedding.memory` foretells against what workers take: the growth of anonymous
 memory over a worker with hardly any table, in a run that starts, saves and goes on from there.
-Vocabularies, and how often their words occur, are read as a run reads them.
+Digests of vocabularies, and how often their words occur, are read as a run reads them.
 """
 
 from __future__ import annotations
@@ -13,26 +13,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
 
+from dist_embed.bench.words_folder import write_words_folder
 from dist_embed.checkpoint.catalogue import manifest_names, open_checkpoints
 from dist_embed.checkpoint.load import load_checkpoint
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
-from dist_embed.data.prepare import load_tokenizers, read_counts, tokenizer_name
-from dist_embed.data.token_shards import SIDES, PreparedData
-from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from dist_embed.data.prepare import read_counts
+from dist_embed.data.token_shards import PreparedData
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.embedding.memory import PROCESS_BYTES
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.group import Group
-from dist_embed.storage.parquet import write_parquet
 from dist_embed.train.assemble import (
     Translator,
     build_dense_optimizer,
@@ -43,7 +41,7 @@ from dist_embed.train.assemble import (
     row_multipliers,
 )
 from dist_embed.train.needs import host_bytes
-from dist_embed.train.run_data import vocabularies
+from dist_embed.train.run_data import digests_of_data, digests_of_tokenizers, vocabularies
 from dist_embed.train.worker import Context, _build_saver, _resume, build_train_step
 from tests.distributed.tiny import random_pairs, work_for
 from tests.forks import forking
@@ -82,19 +80,6 @@ def configured(
     return config_from_dict(values)
 
 
-def prepared(folder: Path, vocabulary: Sizes) -> str:
-    """A folder with vocabularies of that size, of words of some nine letters."""
-    sizes = {side: vocabulary[side] for side in SIDES}
-    for side, size in sizes.items():
-        words = [f"▁{n * 2654435761 % 2**32:x}" for n in range(size - len(SPECIAL_TOKENS))]
-        tokenizer = Tokenizer.from_words(words, lowercase=False, split_punctuation=True)
-        (folder / tokenizer_name(side)).write_text(tokenizer.to_json())
-        table = {"token": tokenizer.tokens(), "count": np.ones(size, np.int64)}
-        write_parquet(str(folder / f"vocabulary.{side}.parquet"), pa.table(table))
-    (folder / "data.json").write_text(PreparedData({}, sizes, False, {}).to_json())
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
 def prepare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepare]:
     """Sections of a configuration whose data have vocabularies of given sizes."""
@@ -103,7 +88,8 @@ def prepare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prepare]:
     def sections(vocabulary: Sizes) -> Sections:
         key = str(vocabulary)
         if key not in made:
-            made[key] = prepared(tmp_path_factory.mktemp("data"), vocabulary)
+            made[key] = str(tmp_path_factory.mktemp("data"))
+            write_words_folder(made[key], vocabulary)
         one = vocabulary["source"] == vocabulary["target"]
         return {"data": {"synthetic": {}, "uri": made[key]}, "tokenizer": {"shared": one}}
 
@@ -147,8 +133,8 @@ def run(
     config = config_from_dict(values)
     group = joined(rank, port, config)
     context = Context(config, group, silent_reporter(), {})
-    tokenizers = load_tokenizers(config.data.uri)
-    vocabularies(tokenizers, group)
+    data = PreparedData.read(config.data.uri)
+    vocabularies(partial(digests_of_data, data), group)
     translator = build_translator(config, vocabulary, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
     state = TrainingState(
@@ -160,9 +146,7 @@ def run(
     checkpoints = open_checkpoints(config.run.uri)
     copy = HostBuffers() if config.checkpoint.asynchronous else None
     loaded = _resume(context, checkpoints, state, copy)
-    output = build_output(
-        config, translator, partial(read_counts, PreparedData.read(config.data.uri), "target")
-    )
+    output = build_output(config, translator, partial(read_counts, data, "target"))
     step = build_train_step(config, translator, output, optimizer)
     saver = _build_saver(context, checkpoints, loaded, copy, None)
     for number in range(loaded.step + 1, loaded.step + 4):
@@ -173,7 +157,6 @@ def run(
             saver.save(state)
     saver.wait()
     score(translator)
-    assert tokenizers["target"].size == vocabulary["target"]
     os._exit(0)
 
 
@@ -231,7 +214,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, prepare: Prepare) -> int:
 def told(config: Config, vocabulary: Sizes) -> int:
     needed = host_bytes(
         config, vocabulary, training=True, tier=None,
-        narrow_products=config.train.precision == "bf16",
+        narrow_products=config.train.precision == "bf16", word_tables=True,
     )  # fmt: skip
     return needed - PROCESS_BYTES
 
@@ -292,7 +275,7 @@ def read(rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, *_: An
     config = config_from_dict(values)
     group = joined(rank, port, config)
     tokenizers = load_tokenizers(config.data.uri)
-    vocabularies(tokenizers, group)
+    vocabularies(partial(digests_of_tokenizers, tokenizers), group)
     translator = build_translator(config, vocabulary, group, training=False)
     state = TrainingState(
         group,
@@ -319,7 +302,9 @@ def test_so_it_does_where_a_worker_only_reads(
         model={"share_embeddings": "none"}, train={"precision": "fp32"}, **prepare(LARGE),
     )  # fmt: skip
     peak_bytes(config, LARGE, lives=1)
-    expected = host_bytes(config, LARGE, training=False, narrow_products=False, tier=None)
+    expected = host_bytes(
+        config, LARGE, training=False, narrow_products=False, tier=None, word_tables=True
+    )
     growth = peak_bytes(config, LARGE, life=read, lives=1) - base
     assert growth == pytest.approx(expected - PROCESS_BYTES, rel=0.1)
 

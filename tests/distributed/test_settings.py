@@ -27,9 +27,9 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.loader import Position
-from dist_embed.data.prepare import load_tokenizers
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, UNKNOWN, Tokenizer
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.model.attention import CrossAttention, SelfAttention
 from dist_embed.model.dropout import Dropout
 from dist_embed.observe.events import Reporter

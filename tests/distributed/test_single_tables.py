@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 
 from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.load import config_from_dict
-from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.prepare import read_counts
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.pretrained import StartSettings, TableStart
 from dist_embed.embedding.row_order import RowOrder
@@ -178,7 +179,7 @@ def started(
         mock.patch.object(lookup, "after_writing", written),
     ):
         tokenizers = load_tokenizers(config.data.uri)
-        found = start_tables(config, data, lookup, tokenizers, said.append)
+        found = start_tables(config, data, lookup, lambda: tokenizers, said.append)
     assert written.call_count == 1
     after = {name: lookup.weight(name).clone() for name in lookup.specs}
     plain = [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from dist_embed.data.prepared_folder import prepared_folder
+from dist_embed.data.table_tokenizer import TableTokenizer
+from dist_embed.data.tokenizer_files import load_tokenizers, write_tokenizers
 from tests.integration.conftest import Command
 from tests.integration.test_commands import metrics
 
@@ -71,11 +73,12 @@ def test_another_vocabulary_of_the_same_size_is_refused(
         (prepared / "tokenizer.target.json", "evaluate", "is not the file that was written"),
     ):
         before = tokenizer.read_text()
-        words = json.loads(before)
-        vocabulary = words["model"]["vocab"]
-        first, second = list(vocabulary)[10:12]
-        vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-        tokenizer.write_text(json.dumps(words))
+        words = load_tokenizers(str(tokenizer.parent))["target"].tokens()[4:]
+        words[10:12] = words[11:9:-1]
+        other = TableTokenizer.write(
+            str(tmp_path / "words"), pa.array(words), lowercase=False, split_punctuation=True
+        )
+        write_tokenizers(str(tokenizer.parent), {"target": other})
         refused = dist_embed(command, str(run), code=2, text="a b\n")
         assert said in refused.stderr
         assert "Traceback" not in refused.stderr

@@ -15,13 +15,15 @@ import pytest
 import torch
 import yaml
 
-from dist_embed.bench import balance
+from dist_embed.bench import balance, run_memory
 from dist_embed.bench.balance import asked_of_shards, expected_of_shards
 from dist_embed.bench.batch_balance import LognormalBlocks
 from dist_embed.bench.export import EngineFigures
 from dist_embed.bench.report import machine, print_table
+from dist_embed.bench.run_memory import RunPeaks
 from dist_embed.bench.vocabulary import Report
 from dist_embed.bench.vocabulary_cases import FULL, SAMPLED, SPARSE, Case
+from dist_embed.bench.workers import Say
 from dist_embed.cli.main import build_parser, main
 from dist_embed.cluster.work import BASELINE, EVALUATE, STEP
 from dist_embed.data.proof import FileInfo
@@ -310,7 +312,10 @@ def test_step(
     assert wanted == {"steps": 7, "trace": trace, "data_folder": prepared.uri}
     assert (tmp_path / "a/b").is_dir()
     how.pop("on_event")
-    assert how == {"vocabulary_size": prepared.data.vocabulary_size, "launcher": "local"}
+    assert how == {
+        "vocabulary_size": prepared.data.vocabulary_size, "launcher": "local",
+        "word_tables": prepared.data.word_tables,
+    }  # fmt: skip
     assert (written(out)["figures"], written(out)["machine"]["device"]) == (ON_CPU, "a processor")
     said = capsys.readouterr().out
     assert "2 workers on a processor; 7 steps of 1,234 target tokens; " in said
@@ -780,3 +785,35 @@ def test_export(
     assert figures["ours"] == ours
     assert figures["engine"][1] == {"kind": "int8", "same": 65, "bleu": 9.25,
                                     "sentences_per_second": 50.0, "model_bytes": 2**20}  # fmt: skip
+
+
+def test_bench_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def measured(case: Case, *, num_workers: int, say: Say) -> RunPeaks | None:
+        asked.append((case.num_words, case.width, case.tokens, case.num_samples, num_workers))
+        return RunPeaks(2**29, 2**30) if case.num_words < 50_000 else None
+
+    monkeypatch.setattr(run_memory, "measure_run", measured)
+    out = tmp_path / "out.json"
+    given = ["--words", "10000", "20000", "50000", "--widths", "8", "--tokens", "64",
+             "--samples", "9", "--workers", "3", "--largest"]  # fmt: skip
+    assert main(["bench", "words", *given, "--json", str(out)]) == 0
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    rows = [" ".join(line.split()) for line in lines if line.startswith(("| 1", "| 2", "| 5"))]
+    assert rows == [
+        "| 10,000 | 8 | 0.00 | 0.50 | 1.00 |", "| 20,000 | 8 | 0.00 | 0.50 | 1.00 |",
+        "| 50,000 | 8 | 0.00 | failed | failed |",
+    ]  # fmt: skip
+    assert asked[:3] == [(n, 8, 64, 9, 3) for n in (10_000, 20_000, 50_000)]
+    # 250,000 do not train, nor 125,000 and 62,500; 31,250 do, then halfway.
+    assert [n for n, *_ in asked[3:]] == [250_000, 125_000, 62_500, 31_250, 46_875, 54_687]
+    assert "46,875 words train, 54,687 do not" in said
+    figures = written(out)["figures"]
+    assert figures["runs"][0]["peaks"] == {"started": 2**29, "resumed": 2**30}
+    assert (figures["runs"][2]["peaks"], figures["largest"]) == (None, [46_875, 54_687])
+    assert main(["bench", "words", "--tokens", "33"]) == 2
+    assert "--tokens: 33 is not allowed" in capsys.readouterr().err

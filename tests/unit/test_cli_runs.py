@@ -88,7 +88,8 @@ def test_evaluate(
     ahead, (task, config, given, how) = calls
     assert ahead[:2] == ("ahead", "auto")
     assert (task, given) == (EVALUATE, {"split": "validation", "step": 5} | COMPARED)
-    assert how == {"launcher": "local", "vocabulary_size": {"source": 8, "target": 8}}
+    sizes = {"source": 8, "target": 8}
+    assert how == {"launcher": "local", "vocabulary_size": sizes, "word_tables": False}
     assert (config.search.beam, config.cluster.num_workers) == (7, 3)
     assert config.embedding.optimizer == "sgd"
 
@@ -200,6 +201,7 @@ def test_train(
     assert how == {
         "launcher": "local", "stop_seconds": 2 * 5.0 + 60.0,
         "vocabulary_size": prepared.data.vocabulary_size,
+        "word_tables": prepared.data.word_tables,
     }  # fmt: skip
     assert checked == [(str(tmp_path / "trained"), prepared.data, True)]
     said = capsys.readouterr().out.splitlines()
@@ -291,7 +293,11 @@ def test_quickstart(
     assert [call[0] for call in calls] == ["ahead", TRAIN, "ahead", EVALUATE]
     assert calls[-1][2:] == (
         {"split": "test", "step": None},
-        {"launcher": "local", "vocabulary_size": {"source": 8, "target": 8}},
+        {
+            "launcher": "local",
+            "vocabulary_size": {"source": 8, "target": 8},
+            "word_tables": False,
+        },
     )
     said = capsys.readouterr().out
     for place, name in enumerate(("source", "reference")):

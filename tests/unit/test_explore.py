@@ -25,10 +25,10 @@ from dist_embed.checkpoint.manifest import CheckpointDamaged, CheckpointError, M
 from dist_embed.cli.checkpoint import _export
 from dist_embed.cli.main import build_parser, main
 from dist_embed.config.errors import UserError
-from dist_embed.data.prepare import tokenizer_name
 from dist_embed.data.proof import FileInfo, NotReached
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.data.tokenizer_files import tokenizer_name
 from dist_embed.explore import export as export_module
 from dist_embed.explore import flat_map as flat_map_module
 from dist_embed.explore import occurrences as occurrences_module

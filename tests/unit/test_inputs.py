@@ -19,7 +19,7 @@ from dist_embed.data import inputs
 from dist_embed.data.corpus import CorpusError, ParallelText
 from dist_embed.data.inputs import Comparison, InputFile, compare_inputs, record_inputs
 from dist_embed.data.lexicon import Lexicon
-from dist_embed.data.prepare import load_tokenizers, read_counts
+from dist_embed.data.prepare import read_counts
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import (
     PreparedData,
@@ -28,6 +28,7 @@ from dist_embed.data.token_shards import (
     read_texts,
     read_tokens,
 )
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.storage import uri as storage
 from dist_embed.storage.retry import StoreUnavailable
 from dist_embed.storage.turns import taking_turns

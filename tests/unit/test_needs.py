@@ -171,6 +171,17 @@ def test_a_shared_tokenizer_is_held_once() -> None:
     assert held(False) - held(True) == 340 * VOCABULARY["target"]
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_words_in_tables_on_disk_are_held_by_no_worker(training: bool) -> None:
+    def held(word_tables: bool) -> int:
+        return host_bytes(
+            configured(), VOCABULARY, training=training, narrow_products=False, tier=None,
+            word_tables=word_tables,
+        )  # fmt: skip
+
+    assert held(False) - held(True) == 340 * VOCABULARY["source"]
+
+
 @pytest.mark.parametrize(
     ("task", "training"),
     [(TRAIN, True), (EVALUATE, False), (TRANSLATE, False)],
@@ -189,9 +200,11 @@ def test_a_launch_asks_for_what_its_task_takes(
     monkeypatch.setattr("dist_embed.cluster.local.launch_local", lambda *given, **how: None)
     launching.launch(
         task, configured(train={"precision": precision}), {}, vocabulary_size=VOCABULARY,
-        on_event=lambda event: None,
+        word_tables=narrow, on_event=lambda event: None,
     )  # fmt: skip
-    assert asked == [{"training": training, "narrow_products": narrow, "tier": None}]
+    assert asked == [
+        {"training": training, "narrow_products": narrow, "tier": None, "word_tables": narrow}
+    ]
 
 
 @pytest.mark.parametrize("precisions", [["fp32"], ["fp32", "bf16"], ["bf16"]])

@@ -17,7 +17,7 @@ from tokenizers.trainers import WordLevelTrainer
 from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import CorpusError, Pair
 from dist_embed.data.encoding import LengthRule
-from dist_embed.data.prepare import load_tokenizers, read_counts, read_occurrences
+from dist_embed.data.prepare import read_counts, read_occurrences
 from dist_embed.data.proof import FileInfo
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import (
@@ -28,6 +28,7 @@ from dist_embed.data.token_shards import (
     read_tokens,
 )
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Kind, Tokenizer
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.storage.parquet import read_parquet
 from tests.unit.small_corpus import (
@@ -246,9 +247,13 @@ def test_words_are_those_of_the_librarys_trainer(
     for place, side in enumerate(("source", "target")):
         texts = [text for pair in pairs for text in (pair if shared else [pair[place]])]
         expected, counts = learned_by_library(texts, how)
-        assert (tmp_path / "data" / f"tokenizer.{side}.json").read_text() == expected.to_json()
+        ours = load_tokenizers(str(tmp_path / "data"))[side]
+        assert ours.to_json() == expected.to_json()
+        digests = {"tokenizer": expected.json_digest, "vocabulary": expected.digest}
+        assert PreparedData.read(str(tmp_path / "data")).digests[side] == digests
+        tokens = pa.array(expected.tokens(), pa.large_string())
         pq.write_table(
-            pa.table({"token": expected.tokens(), "count": np.array(counts)}), tmp_path / "expected"
+            pa.table({"token": tokens, "count": np.array(counts)}), tmp_path / "expected"
         )
         found = (tmp_path / "data" / f"vocabulary.{side}.parquet").read_bytes()
         assert found == (tmp_path / "expected").read_bytes()

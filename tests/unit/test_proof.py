@@ -14,10 +14,11 @@ import pytest
 
 from dist_embed.config.errors import UserError
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon
-from dist_embed.data.prepare import load_tokenizers, read_counts, read_occurrences
+from dist_embed.data.prepare import read_counts, read_occurrences
 from dist_embed.data.proof import FileInfo, sealed, unsealed
 from dist_embed.data.token_blocks import open_blocks
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import check_tokenizer, tokenizer_digests
 from tests.unit.small_corpus import one_is_this_process, prepare, write_text
@@ -198,7 +199,7 @@ def unproven(folder: Path) -> PreparedData:
     data = PreparedData.read(str(folder))
     for split in data.splits.values():
         split.shards[:] = [replace(shard, file=None, content=None) for shard in split.shards]
-    data = replace(data, format=1, files={})
+    data = replace(data, format=1, files={}, digests={}, word_tables=False)
     (folder / "data.json").write_text(data.to_json())
     return data
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
-from dist_embed.data.prepare import load_tokenizers
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.embedding import pretrained, projection
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import TABLE_OF_ROLE, ShareEmbeddings, TableSpec, shard_of
@@ -270,7 +270,7 @@ def start_source_from(
     )  # fmt: skip
     said: list[str] = []
     tokenizers = load_tokenizers(data.folder_uri)
-    (found,) = start_tables(config, data, lookup, tokenizers, said.append).values()
+    (found,) = start_tables(config, data, lookup, lambda: tokenizers, said.append).values()
     return found, said
 
 
@@ -293,6 +293,7 @@ def test_a_file_with_every_word_of_a_side_covers_it(prepared: Prepared, tmp_path
     for side in ("source", "target"):
         for name in (f"tokenizer.{side}.json", f"vocabulary.{side}.parquet"):
             shutil.copy(Path(prepared.uri) / name, tmp_path)
+    shutil.copy(Path(prepared.uri) / "words.source.arrow", tmp_path)
     data = PreparedData.read(str(tmp_path))
     both, said = start_source_from(uri, prepared.data, "all", 0.3)
     assert (both.tokens > found.tokens, len(said)) == (True, 2)

@@ -27,7 +27,12 @@ from dist_embed.embedding.plan import TableSpec
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.train import worker
-from dist_embed.train.run_data import data_of_all, training_data, vocabularies
+from dist_embed.train.run_data import (
+    data_of_all,
+    digests_of_tokenizers,
+    training_data,
+    vocabularies,
+)
 from dist_embed.train.worker import Context
 from tests.unit.small_run import word_tokenizer
 
@@ -201,7 +206,7 @@ def test_all_workers_read_the_folder_that_was_looked_into(alone: Group, tmp_path
 
 def test_a_checkpoint_knows_both_vocabularies_and_tells_others(alone: Group) -> None:
     tokenizers = {"source": word_tokenizer(["a", "b"]), "target": word_tokenizer(["c"])}
-    found = vocabularies(tokenizers, alone)
+    found = vocabularies(lambda: digests_of_tokenizers(tokenizers), alone)
     assert {name: fixed.value for name, fixed in found.items()} == {
         "source tokenizer": tokenizers["source"].json_digest,
         "source vocabulary": tokenizers["source"].digest,
