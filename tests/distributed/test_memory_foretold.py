@@ -24,7 +24,7 @@ from dist_embed.checkpoint.load import load_checkpoint
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
-from dist_embed.data.prepare import load_tokenizers, read_counts, tokenizer_name
+from dist_embed.data.prepare import load_tokenizers, read_counts, read_predicted, tokenizer_name
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from dist_embed.embedding.memory import PROCESS_BYTES
@@ -160,8 +160,9 @@ def run(
     checkpoints = open_checkpoints(config.run.uri)
     copy = HostBuffers() if config.checkpoint.asynchronous else None
     loaded = _resume(context, checkpoints, state, copy)
+    data = PreparedData.read(config.data.uri)
     output = build_output(
-        config, translator, partial(read_counts, PreparedData.read(config.data.uri), "target")
+        config, translator, partial(read_counts, data, "target"), partial(read_predicted, data)
     )
     step = build_train_step(config, translator, output, optimizer)
     saver = _build_saver(context, checkpoints, loaded, copy, None)
