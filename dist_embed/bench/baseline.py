@@ -17,7 +17,7 @@ from dist_embed.bench.plain_model import Step, plain_training_step
 from dist_embed.bench.workers import Prepare, as_it_is, meet, steps_of_data
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import StepBatches
-from dist_embed.data.prepare import read_counts
+from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.parallel.device import device_name
 from dist_embed.parallel.errors import WorkerError
@@ -93,7 +93,9 @@ def _our_step(
     config = config.model_copy(update={"train": train})
     translator = build_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
-    output = build_output(config, translator, partial(read_counts, data, "target"))
+    output = build_output(
+        config, translator, partial(read_counts, data, "target"), partial(read_predicted, data)
+    )
     step = build_train_step(config, translator, output, optimizer)
     return step.run, step.prepare
 

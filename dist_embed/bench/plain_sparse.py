@@ -20,6 +20,7 @@ from dist_embed.model.sampler import LogUniformSampler, Negatives
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.device import memory_bytes
 from dist_embed.parallel.group import Group
+from dist_embed.train.samples import samples_of_a_step
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class SparseSampled:
         torch.manual_seed(config.run.seed)
         self._group = group
         self._seed = config.run.seed
-        self._sampler = LogUniformSampler(num_words, config.model.num_samples)
+        self._sampler = LogUniformSampler(num_words, samples_of_a_step(config, num_words))
         with torch.device(group.device):  # on a GPU the tables are drawn there
             model: nn.Module = _Model(config, num_words, _block_bytes(config, num_words, group))
         tables = [p for name, p in model.named_parameters() if name.startswith("tables.")]

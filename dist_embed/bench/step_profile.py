@@ -14,7 +14,7 @@ from dist_embed.bench.host_waits import told_waits
 from dist_embed.bench.trace import STEP, WINDOW, read_trace
 from dist_embed.bench.workers import meet, steps_of_data
 from dist_embed.data.loader import StepBatches
-from dist_embed.data.prepare import read_counts
+from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.parallel.device import device_name
 from dist_embed.train.assemble import build_dense_optimizer, build_output
 from dist_embed.train.run_data import data_of_all
@@ -90,7 +90,9 @@ def _build(context: Context, count: int) -> tuple[TrainStep, list[StepBatches]]:
     data = data_of_all(config, group, context.data_folder)
     translator = build_filled_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translator.transformer)
-    output = build_output(config, translator, partial(read_counts, data, "target"))
+    output = build_output(
+        config, translator, partial(read_counts, data, "target"), partial(read_predicted, data)
+    )
     step = build_train_step(config, translator, output, optimizer)
     works = steps_of_data(config, data, group, accumulate=config.train.accumulate)
     given = zip(range(1, count + 1), works, strict=False)

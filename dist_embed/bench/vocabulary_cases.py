@@ -92,7 +92,7 @@ def build_trainer(case: Case, group: Group) -> Trainer:
     if case.kind == SAMPLED:
         size = {"source": case.num_words, "target": case.num_words}
         translator = build_filled_translator(config, size, group)
-        output = build_output(config, translator, _no_counts)
+        output = build_output(config, translator, _no_counts, _no_counts)
         optimizer = build_dense_optimizer(config, translator.transformer)
         step = build_train_step(config, translator, output, optimizer)
         dense = dense_tensors(translator.transformer, optimizer)

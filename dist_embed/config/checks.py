@@ -71,6 +71,11 @@ def _problems(config: Config) -> Iterator[str]:
             "checkpoint.low_memory: true is not allowed with checkpoint.asynchronous=true, which "
             "copies the tables; set checkpoint.asynchronous=false"
         )
+    if model.batch_negatives and model.output == "exact":
+        yield (
+            "model.batch_negatives: true is not allowed with model.output=exact, to which every "
+            "word is a negative; use model.output=sampled"
+        )
     yield from _word_problems(config)
     yield from _table_problems(config)
     generated = [name for name in ("synthetic", "inflected") if getattr(data, name) is not None]

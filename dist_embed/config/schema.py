@@ -291,8 +291,15 @@ class ModelSection(Section):
         "would surely take more than a minute; `sampled`: over the right "
         "word and `num_samples` others, at a cost that does not grow with the vocabulary.",
     )
-    num_samples: PositiveInt = Field(
-        8192, description="`sampled`: negatives that all tokens of a step share."
+    num_samples: PositiveInt | Literal["auto"] = Field(
+        8192,
+        description="`sampled`: negatives that all tokens of a step share. `auto`: 8192, and from "
+        "4,096 `train.batch_tokens` on more, as their root; at most all words.",
+    )
+    batch_negatives: bool = Field(
+        False,
+        description="`sampled`: the right words of a worker's other sentences are negatives too. "
+        "They cost no exchange; which ones, depends on the number of workers.",
     )
     sampler: Literal["log_uniform", "unigram"] = Field(
         "log_uniform", description="`sampled`: by rank (Zipf's law), or by count^`sampler_power`."

@@ -24,7 +24,7 @@ from dist_embed.data.inputs import Inputs, check_unchanged, record_inputs
 from dist_embed.data.proof import FileInfo, read_table
 from dist_embed.data.scratch import scratch_folder
 from dist_embed.data.token_shards import INDEX_NAME, REMEDY, PreparedData, Split
-from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.tokenizer import END, Tokenizer
 from dist_embed.data.tokenizer_files import write_tokenizers
 from dist_embed.data.vocabulary import TokenizerRecipe, Vocabularies, learn_vocabularies
 from dist_embed.storage import uri as storage
@@ -146,6 +146,20 @@ def read_occurrences(data: PreparedData, sides: Sequence[str]) -> NDArray[np.int
     if data.shared_vocabulary and len(sides) == 1:
         return None
     return read_counts(data, sides[0])
+
+
+def read_predicted(data: PreparedData) -> NDArray[np.int64]:
+    """[V] how often each id of the target side is to be predicted in an epoch: its words, and an
+    end mark for each pair.
+
+    Raises as `read_counts`, and UserError where the data do not tell their sides apart.
+    """
+    counts = read_occurrences(data, ["target"])
+    if counts is None:
+        raise UserError(f"{sides_unknown(data.folder_uri)}. model.batch_negatives needs to know")
+    counts = counts.copy()
+    counts[END] = data.splits["train"].sentences
+    return counts
 
 
 def sides_unknown(data_uri: str) -> str:

@@ -33,6 +33,11 @@ CUDA_TILE_BYTES = 4 * 8192 * 8192
 CUDA_BLOCK_SHARE = 1 / 16
 # Bytes a word: what counts of words and the sampler made of them hold at once, and what stays.
 SAMPLER_BUILDING_BYTES, SAMPLER_BYTES = 26, 8
+# Bytes a word that stay of the shares by which right answers are corrected as negatives.
+SHARES_BYTES = 2
+# Vectors, gradients and what exchanges hold of a negative, in float32 rows of it. Measured by peaks
+# of steps of one worker: 9.4 with 50 thousand negatives of width 64, 7.5 with 200 thousand.
+ROWS_OF_A_NEGATIVE = 10
 # Values beside each parameter of the dense model: AdamW's two moments; its gradient in a step.
 _MOMENTS = 2
 
@@ -127,6 +132,8 @@ class OutputNeeds:
         block_bytes: of a block of float32 logits.
         narrow_products: whether they are bfloat16.
         sampler_words: V where the sampler holds a number a word, else 0.
+        share_words: V where right answers serve as negatives, else 0.
+        negatives: how many a worker has at most in a step.
         trained: whether any step changes the rows of the table.
         device: where it is computed.
     """
@@ -136,6 +143,8 @@ class OutputNeeds:
     block_bytes: int
     narrow_products: bool = False
     sampler_words: int = 0
+    share_words: int = 0
+    negatives: int = 0
     trained: bool = True
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -164,13 +173,15 @@ def beside_tables_bytes(
 ) -> int:
     """Bytes that a step needs beside the tables, as far as they can be foretold.
 
-    A block of logits, and one more of narrow products; where the exact output layer is trained, the
-    gradient of its shard, float32, and where it goes by blocks of rows that are ``copied`` from the
-    host or of another type than the products, the copy. On a GPU three blocks are counted: nobody
-    has measured there what libraries take beside them.
+    A block of logits, and one more of narrow products; the negatives of the sampled layer; where
+    the exact output layer is trained, the gradient of its shard, float32, and where it goes by
+    blocks of rows that are ``copied`` from the host or of another type than the products, the copy.
+    On a GPU three blocks are counted: nobody has measured there what libraries take beside them.
     """
     blocks = 3 if output.device == "cuda" else 1.5 if output.narrow_products else 1
     needed = int(blocks * output.block_bytes)
+    if training:
+        needed += ROWS_OF_A_NEGATIVE * 4 * output.table.width * output.negatives
     if training and output.exact:
         shard = shard_of(output.table.num_rows, 0, num_workers).physical_rows * output.table.width
         needed += 4 * shard * output.trained
@@ -211,11 +222,13 @@ def worker_bytes(
         step = 0
         held = sum(host_table_bytes(spec, optimizer, num_workers, weights, tier) for spec in specs)
     held += tokenizer_bytes(replicated.words)
-    words = output.sampler_words
+    sampler = SAMPLER_BYTES * output.sampler_words
+    staying = sampler + SHARES_BYTES * output.share_words
     most = max(
         loading,
-        kept + SAMPLER_BUILDING_BYTES * words,
-        kept + SAMPLER_BYTES * words + step + WRITING_BYTES[store],
+        kept + SAMPLER_BUILDING_BYTES * output.sampler_words,
+        kept + sampler + SAMPLER_BUILDING_BYTES * output.share_words,  # made from counts as well
+        kept + staying + step + WRITING_BYTES[store],
     )
     return _process_bytes(tier) + READING_BYTES[store] + held + most
 

@@ -6,6 +6,9 @@ unbiased; -log Ẑ and its gradient approach the exact ones as the number of sam
 them where every word is drawn. This is importance sampling as of Bengio and Senécal 2008, with the
 target counted once and for certain as in Rawat et al. 2019 (arXiv 1907.10747); why not the other
 usual form, which also divides the target by its π, is in docs/decisions/0009-sampled-softmax.md.
+Where right answers of the worker's other sentences serve as well, π_j is the probability that j is
+in either set (`batch_negatives.py`); the sum of logits that label smoothing needs goes on being
+estimated by those that were drawn.
 
 A step costs what its tokens and samples cost, whatever V. Nothing here talks to other workers: the
 rows have come with the step's one lookup.
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_embed.model.batch_negatives import BatchNegatives
 from dist_embed.model.logit_blocks import LogitBlocks, Picked
 from dist_embed.model.sampler import Negatives
 
@@ -33,6 +37,7 @@ def sampled_cross_entropy(
     block_bytes: int,
     dtype: torch.dtype = torch.float32,
     label_smoothing: float = 0.0,
+    micro: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Softmax cross-entropy of this worker's tokens, estimated from samples.
 
@@ -43,21 +48,23 @@ def sampled_cross_entropy(
     Args:
         hidden: [n, D] decoder outputs of this worker's tokens; n may be 0.
         target_vectors: [n, D] output rows of the right answers.
-        negative_vectors: [S, D] output rows of the samples.
-        targets: [n] ids of the right answers; where one is among the samples it counts once.
-        negatives: the samples.
+        negative_vectors: [C, D] output rows of the negatives: of S samples, then of right answers
+            of the worker where they serve too (`BatchNegatives`).
+        targets: [n] ids of the right answers; where one is among the negatives it counts once.
+        negatives: the negatives.
         num_words: V.
         block_bytes: upper bound for one block of float32 logits.
         dtype: type of the matrix products' operands; sums are always float32.
         label_smoothing: ε.
+        micro: number of the micro-batch in its step.
 
     Returns:
         Two float32 scalars, sums over this worker's tokens: of the smoothed loss, with gradients to
         the three matrices, and of -log p(target). Not collective.
     """
     smoothed, nll = _SampledCrossEntropy.apply(
-        hidden, target_vectors, negative_vectors, negatives.place_of(targets),
-        negatives.log_probability, label_smoothing, num_words, block_bytes, dtype,
+        hidden, target_vectors, negative_vectors, targets, negatives, micro,
+        label_smoothing, num_words, block_bytes, dtype,
     )  # fmt: skip
     return smoothed, nll
 
@@ -71,8 +78,9 @@ class _SampledCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         target_vectors: Tensor,
         negative_vectors: Tensor,
-        hits: Tensor,
-        log_probability: Tensor,
+        targets: Tensor,
+        negatives: Negatives,
+        micro: int,
         smoothing: float,
         num_words: int,
         block_bytes: int,
@@ -84,9 +92,11 @@ class _SampledCrossEntropy(torch.autograd.Function):
         blocks = LogitBlocks(vectors, min(num_tokens, max(1, hidden.shape[0])), dtype)
         operand = hidden.to(dtype)
         target_logit = (hidden * answers).sum(1)
+        hits, log_inclusion = negatives.place_of(targets), negatives.log_inclusion
+        num_drawn = negatives.ids.numel()
         # Σ s_j / π_j of all samples, for label smoothing, without a pass over the logits; the
         # sample that is the token's own target is taken out again below.
-        inverse = (-log_probability).exp()
+        inverse = negatives.inverse
         weighted = inverse @ vectors
         share = smoothing / num_words
         nothing = torch.full((), float("-inf"), device=hidden.device)
@@ -102,7 +112,10 @@ class _SampledCrossEntropy(torch.autograd.Function):
             own = Picked(hits[block], logits.shape[1])
             own_inverse = inverse[hits[block].clamp(min=0)]
             sum_of_logits = s_t + hidden[block] @ weighted - own.read(logits) * own_inverse
-            logits -= log_probability
+            logits -= log_inclusion
+            if isinstance(negatives, BatchNegatives):
+                hidden_ones = negatives.hidden_from(micro, block)
+                logits[:, num_drawn:].masked_fill_(hidden_ones, float("-inf"))
             own.put(logits, nothing)
             maximum = torch.maximum(logits.amax(1), s_t)
             total = logits.sub_(maximum.unsqueeze(1)).exp_().sum(1) + (s_t - maximum).exp()
@@ -128,4 +141,4 @@ class _SampledCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        return *(grad * grad_outputs[0] for grad in ctx.saved_tensors), *[None] * 6
+        return *(grad * grad_outputs[0] for grad in ctx.saved_tensors), *[None] * 7

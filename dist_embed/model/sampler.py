@@ -13,8 +13,9 @@ A draw depends on (seed, step) alone: every worker makes the same one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -38,21 +39,40 @@ class Negatives:
     ids: Tensor
     log_probability: Tensor
 
-    def to(self, device: torch.device) -> Negatives:
+    def to(self, device: torch.device) -> Self:
         """The same on another device."""
-        return Negatives(
-            self.ids.to(device, non_blocking=True),
-            self.log_probability.to(device, non_blocking=True),
-        )
+        return self.changed(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> Negatives:
+    def pinned(self) -> Self:
         """The same in memory from which a GPU copies by itself."""
-        return Negatives(pinned(self.ids), pinned(self.log_probability))
+        return self.changed(pinned)
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with ``change`` of every tensor."""
+        tensors = {name: v for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
 
     def place_of(self, ids: Tensor) -> Tensor:
-        """Where each of ``ids`` lies among the samples, or -1: same shape."""
-        place = torch.searchsorted(self.ids, ids).clamp_(max=self.ids.numel() - 1)
-        return torch.where(self.ids[place] == ids, place, -1)
+        """Where each of ``ids`` lies among the negatives, or -1: same shape."""
+        return place_among(self.ids, ids)
+
+    @property
+    def log_inclusion(self) -> Tensor:
+        """[C] log of the probability that a word is a negative, of all C negatives."""
+        return self.log_probability
+
+    @property
+    def inverse(self) -> Tensor:
+        """[C] by what a logit is multiplied in the estimate of the sum of all: 1 / π."""
+        return (-self.log_probability).exp()
+
+
+def place_among(words: Tensor, ids: Tensor) -> Tensor:
+    """Where each of ``ids`` lies among ascending ``words``, or -1: same shape."""
+    if not words.numel():
+        return torch.full_like(ids, -1)
+    place = torch.searchsorted(words, ids).clamp_(max=words.numel() - 1)
+    return torch.where(words[place] == ids, place, -1)
 
 
 class Sampler(Protocol):

@@ -22,6 +22,7 @@ from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.memory import beside_tables_bytes
 from dist_embed.embedding.plan import rows_of_role
 from dist_embed.embedding.tables import STATELESS
+from dist_embed.model.batch_negatives import WordShares
 from dist_embed.model.candidates import CandidateWords
 from dist_embed.model.next_words import ExactWords, NextWords
 from dist_embed.model.output import OutputShard
@@ -35,6 +36,7 @@ from dist_embed.parallel.device import memory_bytes, resolve_dtype
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 from dist_embed.train.needs import output_needs
+from dist_embed.train.samples import samples_of_a_step
 from dist_embed.train.search_choice import search_choice
 from dist_embed.train.single_tables import own_rates
 from dist_embed.train.translation import Encode, Translation
@@ -131,7 +133,10 @@ def build_translator(
 
 
 def build_output(
-    config: Config, translator: Translator, read_counts: Callable[[], NDArray[np.int64]]
+    config: Config,
+    translator: Translator,
+    read_counts: Callable[[], NDArray[np.int64]],
+    read_predicted: Callable[[], NDArray[np.int64]],
 ) -> OutputLayer:
     """The output layer that training uses.
 
@@ -140,6 +145,8 @@ def build_output(
         translator: tables and model.
         read_counts: gives [V] how often each id of the target side occurs in the training data;
             called where the sampler needs it.
+        read_predicted: gives [V] how often each is to be predicted, end marks too; called where
+            right answers are negatives.
 
     Raises:
         UserError: as many samples as words, or more.
@@ -147,17 +154,19 @@ def build_output(
     model, num_words = config.model, translator.shard.num_rows
     if model.output == "exact":
         return ExactOutput(translator.lookup, translator.shard)
-    if model.num_samples >= num_words:
+    samples = samples_of_a_step(config, num_words)
+    if model.num_samples != "auto" and samples >= num_words:
         raise UserError(
-            f"model.num_samples: {model.num_samples} is not allowed: the vocabulary has "
+            f"model.num_samples: {samples} is not allowed: the vocabulary has "
             f"{num_words} words. Take fewer samples, or model.output=exact"
         )
     sampler: Sampler = (
-        UnigramSampler(read_counts(), model.sampler_power, model.num_samples)
+        UnigramSampler(read_counts(), model.sampler_power, samples)
         if model.sampler == "unigram"
-        else LogUniformSampler(num_words, model.num_samples)
+        else LogUniformSampler(num_words, samples)
     )
-    return SampledOutput(sampler, config.run.seed, translator.shard)
+    shares = WordShares(read_predicted()) if model.batch_negatives else None
+    return SampledOutput(sampler, config.run.seed, translator.shard, shares)
 
 
 def build_translation(

@@ -18,6 +18,7 @@ from dist_embed.embedding.memory import (
 )
 from dist_embed.embedding.plan import TABLE_OF_ROLE, TableSpec, Tier, rows_of_role, table_specs
 from dist_embed.storage.uri import is_local
+from dist_embed.train.samples import samples_of_a_step
 from dist_embed.train.table_settings import table_settings
 
 
@@ -42,8 +43,12 @@ def output_needs(
     model = config.model
     name = TABLE_OF_ROLE[model.share_embeddings]["output"]
     table, settings = _specs(config, vocabulary_size)[name], table_settings(config).get(name)
-    counted = model.output == "sampled" and model.sampler == "unigram"
     exact, workers = model.output == "exact", num_workers or config.cluster.num_workers
+    words, negatives = vocabulary_size["target"], 0
+    if not exact:
+        negatives = samples_of_a_step(config, words)
+        if model.batch_negatives:
+            negatives = min(words, negatives + -(-config.train.batch_tokens // workers))
     return OutputNeeds(
         table,
         exact=exact,
@@ -55,7 +60,9 @@ def output_needs(
             device_bytes=device_bytes,
         ),
         narrow_products=narrow_products,
-        sampler_words=vocabulary_size["target"] if counted else 0,
+        sampler_words=words if not exact and model.sampler == "unigram" else 0,
+        share_words=words if model.batch_negatives else 0,
+        negatives=negatives,
         trained=not (settings and settings.freeze),
         device="cpu" if device_bytes is None else "cuda",
     )

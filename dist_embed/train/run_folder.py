@@ -43,7 +43,10 @@ CHANGEABLE = (
     "train.max_steps", "train.log_every", "train.evaluate_every", "train.translate_every",
     "train.max_skipped_steps", "search.", "checkpoint.", "cluster.",
 )  # fmt: skip
-# Nor do these: by what is in them the prepared data are known.
+# Settings that came later, with what runs from before them did: a run with that value is known as
+# one without the setting is.
+_LATER: dict[str, Any] = {"model.batch_negatives": False}
+# Nor do names of corpora: by what is in them the prepared data are known.
 _NAMES_OF_CORPORA = re.compile(r"data\.(train|validation|test)\.(source|target|pairs): ")
 # Keys that came later, and the value that says what was so before.
 _SINCE = {"data.max_length_ratio": None}
@@ -188,7 +191,8 @@ def fingerprint(config: Config) -> str:
         f"{section}.{key}": value
         for section, settings in config.model_dump().items()
         for key, value in settings.items()
-        if not f"{section}.{key}".startswith(CHANGEABLE)
+        if not (name := f"{section}.{key}").startswith(CHANGEABLE)
+        and (name not in _LATER or value != _LATER[name])
     }
     values = {key: value for key, value in values.items() if (key, value) not in _SINCE.items()}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

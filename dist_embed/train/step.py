@@ -137,10 +137,10 @@ class TrainStep:
             step: its number, from 1.
             work: its batches, on the host or on the device.
         """
-        negatives = self._output.draw(step)
+        targets = [batch.target_output for batch in work.batches]
+        negatives = self._output.draw(step, targets, sentences_of_tokens(work))
         if negatives is not None:  # drawn on the host; ids are looked up where the batches are
             negatives = negatives.to(work.batches[0].source.device)
-        targets = [batch.target_output for batch in work.batches]
         wanted = self._lookup.wanted(
             {
                 "source": [batch.source for batch in work.batches],
@@ -288,6 +288,18 @@ class TrainStep:
             return
         factor = self._clip_norm / norm
         torch._foreach_mul_([*self._dense_gradients(), *rows.gradients()], factor)
+
+
+def sentences_of_tokens(work: StepBatches) -> list[Tensor]:
+    """By micro-batch [n] to which of the worker's sentences in the step, from 0, each token of
+    ``target_output`` belongs. Not collective.
+    """
+    first, found = 0, []
+    for batch in work.batches:
+        sentences, length = batch.target_input.shape
+        found.append(batch.token_positions // max(1, length) + first)
+        first += sentences
+    return found
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

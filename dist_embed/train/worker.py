@@ -24,9 +24,9 @@ from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
-from dist_embed.config.schema import Config, ModelSection
+from dist_embed.config.schema import Config
 from dist_embed.data.loader import Loader, Position
-from dist_embed.data.prepare import read_counts
+from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.data.token_blocks import index_of
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import Tokenizer
@@ -75,6 +75,7 @@ from dist_embed.train.run_folder import (
     fingerprint,
     write_run_folder,
 )
+from dist_embed.train.samples import samples_of_a_step, with_kept_samples
 from dist_embed.train.saving import SaveRhythm
 from dist_embed.train.search_choice import search_choice
 from dist_embed.train.single_tables import (
@@ -182,8 +183,14 @@ def train_task(context: Context) -> dict[str, Any]:
         with all_or_none(group):
             tokenizers()
         translation = build_translation(config, translator, tokenizers(), reporter.line)
+    with_samples = with_kept_samples(
+        config, data.vocabulary_size["target"], state.scalars, reporter.line
+    )
     with all_or_none(group):
-        output = build_output(config, translator, partial(read_counts, data, "target"))
+        output = build_output(
+            with_samples, translator, partial(read_counts, data, "target"),
+            partial(read_predicted, data),
+        )  # fmt: skip
     train_step = build_train_step(config, translator, output, optimizer)
     loader = Loader(
         data_uri,
@@ -424,10 +431,14 @@ def _load_for_inference(
     return translator, step
 
 
-def _describe_output(model: ModelSection) -> str:
+def _describe_output(config: Config, num_words: int) -> str:
+    model = config.model
     if model.output == "exact":
         return "exact softmax over"
-    return f"sampled softmax, {model.num_samples:,} {model.sampler} negatives a step of"
+    samples = samples_of_a_step(config, num_words)
+    chosen = " (chosen by model.num_samples=auto)" if model.num_samples == "auto" else ""
+    own = " and the right words of a worker's other sentences," if model.batch_negatives else ""
+    return f"sampled softmax, {samples:,} {model.sampler} negatives a step{chosen}{own} of"
 
 
 def _describe(context: Context, translator: Translator, data: PreparedData) -> None:
@@ -454,7 +465,8 @@ def _describe(context: Context, translator: Translator, data: PreparedData) -> N
     )  # fmt: skip
     dense = sum(p.numel() for p in translator.transformer.parameters())
     say(
-        f"model: {dense:,} replicated parameters, output: {_describe_output(config.model)} "
+        f"model: {dense:,} replicated parameters, output: "
+        f"{_describe_output(config, translator.lookup.num_output_rows)} "
         f"{translator.lookup.num_output_rows:,} words"
     )
     split = data.splits["train"]

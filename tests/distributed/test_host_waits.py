@@ -47,14 +47,18 @@ def waits_of_a_step(group: Group, tiny: Tiny) -> dict[str, int]:
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])
-@pytest.mark.parametrize(("num_samples", "block_bytes"), [(9, 620), (0, 620), (0, 2**20)])
+@pytest.mark.parametrize(
+    ("num_samples", "block_bytes", "batch_negatives"),
+    [(9, 620, False), (9, 620, True), (0, 620, False), (0, 2**20, False)],
+)
 def test_a_step_waits_for_the_device_once(
-    workers: WorkerPool, num_workers: int, clip_norm: float, num_samples: int, block_bytes: int
-) -> None:
+    workers: WorkerPool, num_workers: int, clip_norm: float, num_samples: int, block_bytes: int,
+    batch_negatives: bool,
+) -> None:  # fmt: skip
     """With the sampled layer, and with the exact one by tiles and by blocks."""
     tiny = Tiny(
         accumulate=2, source_rows=31, clip_norm=clip_norm, num_samples=num_samples,
-        block_bytes=block_bytes,
+        block_bytes=block_bytes, batch_negatives=batch_negatives,
     )  # fmt: skip
     allowed = ONCE | (FOR_THE_NORM if clip_norm and num_workers > 1 else {})
     for found in workers.run(num_workers, waits_of_a_step, tiny):

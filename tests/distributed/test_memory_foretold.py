@@ -23,7 +23,7 @@ from dist_embed.checkpoint.load import load_checkpoint
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
-from dist_embed.data.prepare import read_counts
+from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.embedding.memory import PROCESS_BYTES
@@ -146,7 +146,9 @@ def run(
     checkpoints = open_checkpoints(config.run.uri)
     copy = HostBuffers() if config.checkpoint.asynchronous else None
     loaded = _resume(context, checkpoints, state, copy)
-    output = build_output(config, translator, partial(read_counts, data, "target"))
+    output = build_output(
+        config, translator, partial(read_counts, data, "target"), partial(read_predicted, data)
+    )
     step = build_train_step(config, translator, output, optimizer)
     saver = _build_saver(context, checkpoints, loaded, copy, None)
     for number in range(loaded.step + 1, loaded.step + 4):

@@ -72,7 +72,7 @@ def train_with_fbgemm(
 def check_equal(
     workers: WorkerPool, num_workers: int, tiny: Tiny, steps: list[Pairs], train: Any = train
 ) -> None:
-    reference = Reference(tiny)
+    reference = Reference(tiny, num_workers)
     expected = [reference.step(pairs) for pairs in steps]
     results = workers.run(num_workers, train, tiny, steps)
     for losses, _, dense in results:
@@ -110,6 +110,18 @@ def test_clipped_steps(workers: WorkerPool, num_workers: int) -> None:
 def test_sampled_steps(workers: WorkerPool, num_workers: int, share: Any, accumulate: int) -> None:
     tiny = Tiny(share=share, source_rows=31, accumulate=accumulate, num_samples=9, clip_norm=0.9)
     steps = [random_pairs(9, seed, 31, 31) for seed in range(3)]
+    check_equal(workers, num_workers, tiny, steps)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+@pytest.mark.parametrize(("share", "accumulate"), [("none", 1), ("decoder", 2), ("all", 2)])
+def test_steps_with_right_answers_as_negatives(
+    workers: WorkerPool, num_workers: int, share: Any, accumulate: int
+) -> None:
+    tiny = Tiny(share=share, source_rows=31, accumulate=accumulate, num_samples=9, clip_norm=0.9,
+                batch_negatives=True)  # fmt: skip
+    # Of the last step a worker has a micro-batch without sentences, or with one that is alone.
+    steps = [random_pairs(9, 1, 31, 31), random_pairs(2 * num_workers - 1, 2, 31, 31)]
     check_equal(workers, num_workers, tiny, steps)
 
 

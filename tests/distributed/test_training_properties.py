@@ -67,13 +67,16 @@ def tensors_held(group: Group, tiny: Tiny, fail: bool) -> list[int]:
     return held
 
 
-@pytest.mark.parametrize("num_samples", [0, 9])
+@pytest.mark.parametrize(("num_samples", "batch_negatives"), [(0, False), (9, False), (9, True)])
 @pytest.mark.parametrize(("num_workers", "fail"), [(1, False), (2, False), (1, True)])
 def test_a_step_leaves_nothing_behind(
-    workers: WorkerPool, num_workers: int, fail: bool, num_samples: int
+    workers: WorkerPool, num_workers: int, fail: bool, num_samples: int, batch_negatives: bool
 ) -> None:
     """A ring through PyTorch's C++, which Python's collector does not see, would stay for ever."""
-    tiny = Tiny(num_samples=num_samples, accumulate=1 if fail else 2, clip_norm=0.3)
+    tiny = Tiny(
+        num_samples=num_samples, batch_negatives=batch_negatives, accumulate=1 if fail else 2,
+        clip_norm=0.3,
+    )  # fmt: skip
     for after_some, after_more in workers.run(num_workers, tensors_held, tiny, fail):
         assert after_more == after_some
 

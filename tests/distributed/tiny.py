@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.data.bands import deal
@@ -16,6 +17,7 @@ from dist_embed.data.token_shards import TokenPairs
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Exchange, ShareEmbeddings, Weights
 from dist_embed.embedding.tiers import Memory
+from dist_embed.model.batch_negatives import WordShares
 from dist_embed.model.output import OutputShard
 from dist_embed.model.output_layer import ExactOutput, OutputLayer, SampledOutput
 from dist_embed.model.sampler import LogUniformSampler
@@ -49,6 +51,7 @@ class Tiny:
     dense_rate: float = 1e-3
     warmup_steps: int = 0  # of the tables' rate
     num_samples: int = 0  # of the sampled output layer; 0: the exact one
+    batch_negatives: bool = False  # beside the samples
     memory: Memory = "device"
     weights: Weights = "fp32"
     exchange: Exchange = "fp32"
@@ -63,6 +66,11 @@ def build_transformer(tiny: Tiny) -> Transformer:
         embedding_width=tiny.width, width=16, feed_forward=24, heads=2, encoder_layers=1,
         decoder_layers=2, dropout=0.0, attention_dropout=0.0,
     )  # fmt: skip
+
+
+def word_counts(tiny: Tiny) -> NDArray[np.int64]:
+    """How often each target word is said to occur."""
+    return 1 + 300 // np.arange(1, tiny.target_rows + 1)
 
 
 def token_pairs(pairs: Pairs) -> TokenPairs:
@@ -134,7 +142,8 @@ class Sharded:
         output: OutputLayer = ExactOutput(self.lookup, self.shard)
         if tiny.num_samples:
             sampler = LogUniformSampler(tiny.target_rows, tiny.num_samples)
-            output = SampledOutput(sampler, tiny.seed, self.shard)
+            shares = WordShares(word_counts(tiny)) if tiny.batch_negatives else None
+            output = SampledOutput(sampler, tiny.seed, self.shard, shares)
         model: torch.nn.Module = self.transformer
         if group.num_workers > 1:
             model = DistributedDataParallel(model, process_group=group.process_group)

@@ -12,7 +12,9 @@ import torch
 from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.model.batch_negatives import BatchNegatives
 from dist_embed.model.output_layer import ExactOutput, SampledOutput
+from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
 from dist_embed.train import assemble
@@ -42,17 +44,42 @@ def test_fewer_samples_than_words_are_needed() -> None:
     for sampler in ("unigram", "log_uniform"):
         model = {"output": "sampled", "num_samples": 9, "sampler": sampler}
         assert isinstance(
-            build_output(config_of(model=model), translator(10), counts), SampledOutput
+            build_output(config_of(model=model), translator(10), counts, not_asked), SampledOutput
         )
         with pytest.raises(UserError) as caught:
-            build_output(config_of(model=model), translator(9), counts)
+            build_output(config_of(model=model), translator(9), counts, not_asked)
         assert str(caught.value) == (
             "model.num_samples: 9 is not allowed: the vocabulary has 9 words. Take fewer samples, "
             "or model.output=exact"
         )
     # Counts are read where they are needed alone: by the exact layer not either.
-    assert isinstance(build_output(config_of(), translator(9), counts), ExactOutput)
+    assert isinstance(build_output(config_of(), translator(9), counts, not_asked), ExactOutput)
     assert asked == [True]
+
+
+def not_asked() -> Any:
+    raise AssertionError("nobody needs to know how often words are predicted")
+
+
+def test_right_answers_are_negatives_where_they_are_to_be() -> None:
+    """Corrected by how often each word is predicted, however the others are drawn."""
+    model = {"output": "sampled", "num_samples": 4, "batch_negatives": True}
+    predicted = np.array([0, 0, 0, 30, 20, 10, 9, 8, 7, 6, 5, 4])
+    output = build_output(config_of(model=model), translator(12), not_asked, lambda: predicted)
+    found = output.draw(1, [torch.tensor([11, 9, 3, 10, 3])], [torch.tensor([0, 0, 0, 1, 1])])
+    assert isinstance(found, BatchNegatives)
+    pi = LogUniformSampler(12, 4).probability_of(found.batch_ids.numpy())
+    q = 1 - (1 - predicted[found.batch_ids] / 99) ** 2.5
+    assert found.batch_ids.numel() > 0
+    np.testing.assert_allclose(found.log_either[4:].exp(), 1 - (1 - pi) * (1 - q), rtol=1e-3)
+
+
+def test_all_words_can_be_negatives_of_their_own_accord() -> None:
+    model = {"output": "sampled", "num_samples": "auto"}
+    output = build_output(config_of(model=model), translator(10), not_asked, not_asked)
+    drawn = output.draw(1, [], [])
+    assert drawn is not None
+    assert drawn.ids.tolist() == list(range(10))
 
 
 @pytest.mark.parametrize(

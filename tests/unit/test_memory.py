@@ -148,6 +148,10 @@ def test_every_table_counts_and_the_output_layer_only_for_its_own() -> None:
         (replace(SAMPLED, sampler_words=100_000), "in place", SHARD + 26 * 100_000),
         (replace(SAMPLED, sampler_words=100_000), "behind", 2 * SHARD + 26 * 100_000),
         (replace(SAMPLED, sampler_words=1), "in place", SHARD + BLOCK + 8),
+        (replace(SAMPLED, share_words=1), "in place", SHARD + BLOCK + 2),
+        (replace(SAMPLED, sampler_words=100_000, share_words=100_000), "in place",
+         SHARD + (8 + 26) * 100_000),
+        (replace(SAMPLED, negatives=70), "in place", SHARD + BLOCK + 10 * 4 * 64 * 70),
         (replace(SAMPLED, block_bytes=1), "standing", 2 * SHARD),
     ],
 )  # fmt: skip

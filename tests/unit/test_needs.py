@@ -54,7 +54,9 @@ def configured(**sections: dict[str, Any]) -> Config:
     return config_from_dict(values)
 
 
-UNIGRAM = {"model": {"output": "sampled", "sampler": "unigram"}}
+UNIGRAM: dict[str, Any] = {
+    "model": {"output": "sampled", "num_samples": 2_000, "sampler": "unigram"}
+}
 
 
 @pytest.mark.parametrize(
@@ -64,8 +66,15 @@ UNIGRAM = {"model": {"output": "sampled", "sampler": "unigram"}}
         ({}, True, OutputNeeds(SPECS[2], True, BLOCK, narrow_products=True)),
         ({"model": {"share_embeddings": "decoder"}}, False,
          OutputNeeds(TableSpec("decoder", 3_000, 12), True, BLOCK)),
-        ({"model": {"output": "sampled"}}, False, OutputNeeds(SPECS[2], False, BLOCK)),
-        (UNIGRAM, False, OutputNeeds(SPECS[2], False, BLOCK, sampler_words=3_000)),
+        ({"model": {"output": "sampled", "num_samples": 500}}, False,
+         OutputNeeds(SPECS[2], False, BLOCK, negatives=500)),
+        ({"model": {"output": "sampled", "num_samples": 500, "batch_negatives": True},
+          "train": {"max_steps": 1, "batch_tokens": 1000}}, False,
+         OutputNeeds(SPECS[2], False, BLOCK, share_words=3_000, negatives=500 + 334)),
+        ({"model": {"output": "sampled", "num_samples": "auto", "batch_negatives": True}}, False,
+         OutputNeeds(SPECS[2], False, BLOCK, share_words=3_000, negatives=3_000)),
+        (UNIGRAM, False,
+         OutputNeeds(SPECS[2], False, BLOCK, sampler_words=3_000, negatives=2_000)),
         # The exact layer has no sampler, whatever is configured.
         ({"model": {"sampler": "unigram"}}, False, OutputNeeds(SPECS[2], True, BLOCK)),
         # A table that is never trained has no gradient, one that is trained later has.

@@ -17,7 +17,7 @@ from tokenizers.trainers import WordLevelTrainer
 from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import CorpusError, Pair
 from dist_embed.data.encoding import LengthRule
-from dist_embed.data.prepare import read_counts, read_occurrences
+from dist_embed.data.prepare import read_counts, read_occurrences, read_predicted
 from dist_embed.data.proof import FileInfo
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import (
@@ -27,7 +27,7 @@ from dist_embed.data.token_shards import (
     read_texts,
     read_tokens,
 )
-from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Kind, Tokenizer
+from dist_embed.data.tokenizer import END, SPECIAL_TOKENS, UNKNOWN, Kind, Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.storage.parquet import read_parquet
@@ -160,6 +160,11 @@ def test_what_is_left_out_of_training_occurs_nowhere(tmp_path: Path, too_long: s
     assert occurrences_by_token(uri, "source") == kept
     kept = {"▁x": 3, "▁y": 1} | ({"▁w": 1} if cut else {})
     assert occurrences_by_token(uri, "target") == kept
+    # What is to be predicted: an end mark for each pair too.
+    predicted = read_predicted(PreparedData.read(uri)).tolist()
+    tokens = load_tokenizers(uri)["target"].tokens()
+    found = {token: n for token, n in zip(tokens, predicted, strict=True) if n}
+    assert found == kept | {SPECIAL_TOKENS[END]: 3 if cut else 2}
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -176,6 +181,8 @@ def test_data_prepared_before_do_not_tell_their_sides_apart(tmp_path: Path, shar
             else found.tolist() == read_counts(PreparedData.read(uri), side).tolist()
         )
     if shared:  # for a table of both sides that is enough
+        with pytest.raises(UserError, match=r"words belong to which side.* model.batch_negatives"):
+            read_predicted(PreparedData.read(uri))
         assert occurrences_by_token(uri, "target", "source") == {"▁a": 2, "▁b": 2, "▁x": 1, "▁y": 1}
 
 

@@ -188,6 +188,18 @@ def test_what_a_sampled_run_in_bf16_says_of_itself() -> None:
     assert data == "data: 3 training pairs"
 
 
+def test_what_a_run_says_of_negatives_of_its_own_accord() -> None:
+    config = config_of(
+        model={"output": "sampled", "num_samples": "auto", "batch_negatives": True},
+        train={"max_steps": 1, "batch_tokens": 999_999},
+    )
+    *_, model, _ = described(config, Split([ShardInfo("a", 3, 7, 9)]))
+    assert model.endswith(
+        "output: sampled softmax, 1,234 log_uniform negatives a step (chosen by "
+        "model.num_samples=auto) and the right words of a worker's other sentences, of 1,234 words"
+    )
+
+
 def test_all_workers_read_the_folder_that_was_looked_into(alone: Group, tmp_path: Path) -> None:
     data = PreparedData({}, {"source": 1, "target": 1}, False, {})
     for name in ("given", "named", "prepared-0123456789abcdef"):
