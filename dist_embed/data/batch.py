@@ -42,6 +42,14 @@ class Batch:
     token_positions: Tensor
     rectangles: tuple[tuple[int, int, int], ...]
 
+    def sentence_of_token(self) -> Tensor:
+        """[n] to which of the B sentences each token of ``target_output`` belongs."""
+        count, _, length = torch.tensor(self.rectangles, device=self.token_positions.device).T
+        ends, sentences = (count * length).cumsum(0), count.cumsum(0)
+        which = torch.bucketize(self.token_positions, ends, right=True)
+        before_end = ends[which] - 1 - self.token_positions
+        return sentences[which] - 1 - before_end // length[which]
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``; from pinned memory the host does not wait for it."""
         return self.changed(lambda tensor: tensor.to(device, non_blocking=True))

@@ -296,9 +296,8 @@ def sentences_of_tokens(work: StepBatches) -> list[Tensor]:
     """
     first, found = 0, []
     for batch in work.batches:
-        sentences, length = batch.target_input.shape
-        found.append(batch.token_positions // max(1, length) + first)
-        first += sentences
+        found.append(batch.sentence_of_token() + first)
+        first += len(batch.source_lengths)
     return found
 
 

@@ -294,6 +294,8 @@ def test_a_batch_holds_one_rectangle_behind_the_other() -> None:
     assert target_rows(batch) == [[START, 70], [START, 50, PAD], [START, 60, 61]]
     assert batch.target_output.tolist() == [70, END, 50, END, 60, 61, END]
     assert batch.token_positions.tolist() == [0, 1, 2, 3, 5, 6, 7]
+    assert batch.sentence_of_token().tolist() == [0, 0, 1, 1, 2, 2, 2]
+    assert build_batch(tokens, []).sentence_of_token().tolist() == []
 
 
 def test_units_that_pad_little_together_become_one() -> None:
