@@ -130,6 +130,10 @@ def test_only_the_blocks_asked_for_are_fetched_and_neighbours_at_once(
     fetched.clear()
     blocks.lengths(range(len(blocks)))
     assert fetched == []
+    # Of held-out data the texts, which lie between the ids of blocks, stay where they are.
+    held_out = open_blocks(stored, "test")
+    held_out.read(range(len(held_out)))
+    assert [size for _, size in fetched] == held_out.stored_bytes.tolist()
 
 
 @pytest.fixture
