@@ -19,6 +19,7 @@ from dist_embed.config.schema import (
     SyntheticSection,
     TokenizerSection,
 )
+from dist_embed.data.block_index import has_blocks
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.inflected import InflectedLanguage
@@ -207,6 +208,11 @@ def _check(
     found = Comparison() if data.inputs is None else compare_inputs(data.inputs, corpora, say)
     if told := data.not_proven(config.data.uri):
         say(told)
+    elif config.cluster.num_workers > 1 and not has_blocks(data, "train"):
+        say(
+            f"{config.data.uri} was prepared before parts of its shards could be read: every "
+            "worker reads all of them. Prepared again, each reads its own part"
+        )
     if found.changed:
         changed = "the corpora have changed since:\n  " + "\n  ".join(found.changed)
         # Of other names they may be meant for another folder.

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_embed.data.proof import FileInfo, prove, told_of
-from dist_embed.data.token_shards import REMEDY, SIDES
+from dist_embed.data.token_shards import REMEDY, SIDES, PreparedData
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import row_groups
 
@@ -54,6 +54,11 @@ class ShardBlocks:
 def index_name(shard_name: str) -> str:
     """The file of the index, in the folder of its shards."""
     return f"{shard_name.rpartition('/')[0]}/blocks.arrow"
+
+
+def has_blocks(data: PreparedData, split: str) -> bool:
+    """Whether there is an index of a split; it came later than digests."""
+    return any(index_name(shard.name) in data.files for shard in data.splits[split].shards[:1])
 
 
 def order_of_lengths(source: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -347,6 +347,21 @@ def test_what_data_were_prepared_with_before_is_what_the_defaults_do_now() -> No
     ]  # fmt: skip
 
 
+def test_data_without_an_index_of_blocks_are_told_once_to_several_workers() -> None:
+    data, said = ensured(config_of())
+    told = "data was prepared before parts of its shards could be read"
+    assert not [line for line in said if told in line]
+    files = {name: file for name, file in data.files.items() if "blocks" not in name}
+    before = replace(data, files=files)
+    storage.write_text(storage.join(data.folder_uri, "data.json"), before.to_json())
+    for workers, times in ((2, 1), (1, 0)):
+        config = config_of(lexicon_translations=0)
+        cluster = config.cluster.model_copy(update={"num_workers": workers})
+        found, said = ensured(config.model_copy(update={"cluster": cluster}))
+        assert found == before
+        assert len([line for line in said if told in line]) == times
+
+
 def test_what_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     splits = {
         "train": Split([ShardInfo("s", 1200, 7, 9)], 1000, 2, dropped_ratio=3),

@@ -130,6 +130,10 @@ def test_only_the_blocks_asked_for_are_fetched_and_neighbours_at_once(
     fetched.clear()
     blocks.lengths(range(len(blocks)))
     assert fetched == []
+    # Of held-out data the texts, which lie between the ids of blocks, stay where they are.
+    held_out = open_blocks(stored, "test")
+    held_out.read(range(len(held_out)))
+    assert [size for _, size in fetched] == held_out.stored_bytes.tolist()
 
 
 @pytest.fixture
@@ -177,22 +181,26 @@ def test_a_flipped_bit_is_told_with_the_shard_and_the_sentences(folder: Path) ->
 
 def test_an_id_beyond_the_table_is_told_by_its_place_in_the_shard(stored: PreparedData) -> None:
     shards = stored.splits["train"].shards
-    shard = sentences(read_tokens(stored.folder_uri, shards[1:2]))
-    limit = max(max(source) for source, _ in shard)
-    place = next(i for i, (source, _) in enumerate(shard) if limit in source)
-    token = shard[place][0].index(limit)
+    worst = []  # of each shard: where its highest id stands first, and that id
+    for shard in shards:
+        ids = [source for source, _ in sentences(read_tokens(stored.folder_uri, [shard]))]
+        highest = max(map(max, ids))
+        place = next(i for i, source in enumerate(ids) if highest in source)
+        worst.append((place, ids[place].index(highest), highest))
+    number = max(range(len(shards)), key=lambda number: worst[number])
+    place, token, limit = worst[number]
+    assert place > BLOCK
     told = (
-        rf"shard-00001.parquet: source token {token + 1} of sentence {place + 1} is id {limit}, "
+        rf"{shards[number].name}: source token {token + 1} of sentence {place + 1} is id {limit}, "
         f"but the source table has ids 0 to {limit - 1}"
     )
-    block = 9 + place // BLOCK
-    for blocks, number in (
-        (open_blocks(stored, "train"), block),
-        (TokenBlocks.of(stored.folder_uri, shards), 1),
+    for blocks, block in (
+        (open_blocks(stored, "train"), 9 * number + place // BLOCK),
+        (TokenBlocks.of(stored.folder_uri, shards), number),
     ):
-        blocks.read([number], {"source": limit + 1, "target": 1000})
+        blocks.read([block], {"source": limit + 1, "target": 1000})
         with pytest.raises(UserError, match=told):
-            blocks.read([number], {"source": limit, "target": 1000})
+            blocks.read([block], {"source": limit, "target": 1000})
 
 
 def test_an_index_of_other_shards_is_refused(stored: PreparedData) -> None:
