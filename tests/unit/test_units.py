@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_embed.data.units import SLOT_TOKENS, UNIT_TOKENS, Indices, PoolPlan, plan_pool
+from dist_embed.data.units import SLOT_TOKENS, UNIT_TOKENS, Indices, PoolPlan, _edges, plan_pool
 from tests.unit.lengths import Lengths, captions, lognormal
 
 PAIRS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=120)
@@ -225,3 +225,10 @@ def test_a_worker_reads_its_part_of_the_corpus(num_workers: int) -> None:
     made = plan(lognormal(count), 4096 * num_workers)
     read = [2048 * len(made.blocks(w, w + 1, num_workers)) for w in range(num_workers)]
     assert max(read) <= 1.3 * count / num_workers
+
+
+def test_a_sentence_belongs_to_the_stream_in_which_its_middle_lies() -> None:
+    # Middles at 2, 5, 9 and 16 of 20.
+    longest = np.array([4, 2, 6, 8])
+    for num_streams, expected in [(1, [0, 4]), (2, [0, 3, 4]), (4, [0, 1, 3, 3, 4])]:
+        assert _edges(longest, num_streams).tolist() == expected
