@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import accumulate, chain, pairwise
@@ -20,10 +21,21 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as HFTokenizer
 
 from dist_embed.data.text_form import Form, Lowercase
-from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, UNKNOWN, Pieces, Tokenizer
+from dist_embed.data.tokenizer import (
+    END,
+    PAD,
+    SPACE,
+    SPECIAL_TOKENS,
+    START,
+    UNKNOWN,
+    Pieces,
+    Tokenizer,
+)
 from dist_embed.data.word_table import WordTable, joined, letters, write_words
 
 _TOGETHER = 256  # texts
+# What may vanish from a text, or begin another part as a space does.
+_APART = re.compile(rf"\s|[{SPACE}\ufeff]")
 
 
 class TableTokenizer(Tokenizer):
@@ -148,7 +160,7 @@ class TableTokenizer(Tokenizer):
         for first in range(0, len(texts), _TOGETHER):
             some = texts[first : first + _TOGETHER]
             found = None
-            if self.mark and all(some) and not any(" " in text for text in some):
+            if self.mark and all(some) and not _APART.search("".join(some)):
                 found = self._together(some)
             parts += found or [self.split(text) for text in some]
         return parts
@@ -157,11 +169,9 @@ class TableTokenizer(Tokenizer):
         """The parts of texts without spaces; None where it cannot be told what belongs to which."""
         parts = self.split(" ".join(texts))
         begins = [at for at, part in enumerate(parts) if part.startswith(self.mark)]
-        if len(begins) != len(texts):  # another sign became a space, or is the mark itself
+        if len(begins) != len(texts):  # NFKC makes spaces of U+00A8 and others
             return None
-        found = [parts[start:end] for start, end in pairwise([*begins, len(parts)])]
-        # Nothing is left of a text that was made of what its form leaves out.
-        return None if [self.mark] in found else found
+        return [parts[start:end] for start, end in pairwise([*begins, len(parts)])]
 
     def decode(self, ids: list[list[int]], *, unknown: str = SPECIAL_TOKENS[UNKNOWN]) -> list[str]:
         """The sentence of each list of ids. What is unknown shows as ``unknown``, a word of its

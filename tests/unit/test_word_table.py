@@ -126,11 +126,16 @@ def test_it_encodes_and_decodes_as_the_library_does(
         assert ours.decode(sentences, unknown=unknown) == library.decode(sentences, unknown=unknown)
 
 
-def test_texts_that_cannot_be_told_apart_are_split_alone(tmp_path: Path) -> None:
-    path = {"lowercase": False, "split_punctuation": True}
-    library = Tokenizer.from_words(["▁a", "▁"], **path)
-    ours = TableTokenizer.write(str(tmp_path / "t"), pa.array(["▁a", "▁"]), **path)
-    for texts in (["a", "▁a", "a"], ["a▁", "a"], ["a", "", "a"], ["a", "▁", "", ","], [",", "a,b"]):
+@pytest.mark.parametrize("form", ["none", "nfkc"])
+def test_texts_that_cannot_be_told_apart_are_split_alone(tmp_path: Path, form: Any) -> None:
+    words, path = ["▁a", "▁", "a", "▁b"], {"lowercase": False, "split_punctuation": True}
+    library = Tokenizer.from_words(words, form=form, **path)
+    ours = TableTokenizer.write(str(tmp_path / "t"), pa.array(words), form=form, **path)
+    for texts in (
+        ["a▁b", "a"], ["a", "▁a", "a"], ["a▁", "a"], ["a", "", "a"], ["a", "▁", "", ","],
+        [",", "a,b"], ["\ufeff", "a▁b"], ["\u3000", "a▁b"], ["a\u00a8", "b"], ["\u00a8", "a"],
+        ["a", "\ufeffb"], ["\t", "a"],
+    ):  # fmt: skip
         assert ours.encode(texts) == library.encode(texts)
 
 
