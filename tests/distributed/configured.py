@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dist_embed.config.schema import Config
@@ -25,6 +26,7 @@ from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.model.sampler import LogUniformSampler, Sampler, UnigramSampler
 from dist_embed.model.transformer import Transformer
+from tests.distributed.words_elsewhere import Elsewhere, stood_for, words_elsewhere
 from tests.unit.test_loader import step_content
 
 Values = dict[str, dict[str, Any]]  # a configuration, or a part of one
@@ -133,16 +135,20 @@ class ConfiguredRun:
 
     def sampler(self) -> Sampler:
         model, num_words = self.config.model, self.data.vocabulary_size["target"]
+        assert model.num_samples != "auto"
         if model.sampler == "log_uniform":
             return LogUniformSampler(num_words, model.num_samples)
+        return UnigramSampler(self.target_counts(), model.sampler_power, model.num_samples)
+
+    def target_counts(self) -> NDArray[np.int64]:
+        """[V] occurrences of each word in the target side's training text."""
         counts: Counter[int] = Counter()
         loader = batches(self.config, self.data, "train")
         for step in loader.steps(Position()):
             counts.update(word for _, target in step_content(step) for word in target)
             if step.after.epoch:
                 break
-        of_id = np.array([counts[i] for i in range(num_words)])
-        return UnigramSampler(of_id, model.sampler_power, model.num_samples)
+        return np.array([counts[i] for i in range(self.data.vocabulary_size["target"])])
 
     def logits(self, pair: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         """[n, V] in the order of ids, and the right answers [n]."""
@@ -167,15 +173,27 @@ class ConfiguredRun:
         smoothing = self.config.train.label_smoothing
         loss, nll, tokens = torch.zeros(()), torch.zeros(()), 0
         sampled = self.config.model.output == "sampled"
-        negatives = self.sampler().draw(self.config.run.seed, step) if sampled else None
-        for pair in pairs:
+        sampler = self.sampler() if sampled else None
+        negatives = sampler.draw(self.config.run.seed, step) if sampler else None
+        in_batch: list[Elsewhere | None] = [None] * len(pairs)
+        if self.config.model.batch_negatives and sampled:
+            workers = self.config.cluster.num_workers
+            in_batch = [*words_elsewhere(pairs, workers, self.config.train.accumulate)]
+            predicted = self.target_counts()
+            predicted[END] = self.data.splits["train"].sentences
+        for pair, elsewhere in zip(pairs, in_batch, strict=True):
             logits, answers = self.logits(pair)
             times = torch.ones_like(logits)  # how many words a word stands for
             if negatives is not None:
                 times.zero_()
                 times[:, negatives.ids] = (-negatives.log_probability).exp()
                 times[torch.arange(len(answers)), answers] = 1.0
-            log_z = (times * logits.exp()).sum(1).log()
+            times_of_z = times
+            if sampler and negatives and elsewhere:
+                weight = stood_for(negatives, sampler, elsewhere, predicted)
+                times_of_z = weight.expand_as(logits).clone()
+                times_of_z[torch.arange(len(answers)), answers] = 1.0
+            log_z = (times_of_z * logits.exp()).sum(1).log()
             own = logits.gather(1, answers.unsqueeze(1)).squeeze(1)
             mean = (times * logits).sum(1) / logits.shape[1]
             loss = loss + (log_z - (1 - smoothing) * own - smoothing * mean).sum()

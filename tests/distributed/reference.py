@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_embed.data.bands import deal
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import TABLE_OF_ROLE
-from dist_embed.model.batch_negatives import WordShares
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.model.transformer import Transformer
 from tests.distributed.tiny import ADAM_EPS, EPS, TABLE_RATE, Tiny, build_transformer, word_counts
+from tests.distributed.words_elsewhere import Elsewhere, stood_for, words_elsewhere
 
 Pairs = list[tuple[list[int], list[int]]]
 
@@ -56,7 +54,9 @@ class Reference:
         """
         self.steps += 1
         total, tokens = torch.zeros(()), 0
-        in_batch = self.batch_negatives(pairs) if self.tiny.batch_negatives else [None] * len(pairs)
+        in_batch: list[Elsewhere | None] = [None] * len(pairs)
+        if self.tiny.batch_negatives:
+            in_batch = [*words_elsewhere(pairs, self.num_workers, self.tiny.accumulate)]
         output = self.tables[self.table_of_role["output"]].weight
         for (source, target), others in zip(pairs, in_batch, strict=True):
             source_ids = torch.tensor([[*source, 3]])
@@ -77,26 +77,8 @@ class Reference:
             tokens += len(answers)
         return total / tokens
 
-    def batch_negatives(self, pairs: Pairs) -> list[tuple[set[int], float]]:
-        """For each sentence the words that its worker's other sentences have, and how many running
-        words those are, for a sentence of mean length.
-        """
-        lengths = [np.array([len(pair[side]) + 1 for pair in pairs]) for side in (0, 1)]
-        parts = deal(np.arange(len(pairs)), *lengths, self.num_workers * self.tiny.accumulate)
-        found = []
-        for sentence in range(len(pairs)):
-            part = next(n for n, members in enumerate(parts) if sentence in members)
-            worker = part % self.num_workers
-            mine = [int(n) for members in parts[worker :: self.num_workers] for n in members]
-            words = {w for n in mine if n != sentence for w in (*pairs[n][1], 3)}
-            running = sum(len(pairs[n][1]) + 1 for n in mine)
-            found.append((words, running * (1 - 1 / len(mine))))
-        return found
-
-    def output_loss(
-        self, logits: Tensor, answers: Tensor, others: tuple[set[int], float] | None
-    ) -> Tensor:
-        """Of logits [n, V] in the order of ids. ``others``: see `batch_negatives`."""
+    def output_loss(self, logits: Tensor, answers: Tensor, others: Elsewhere | None) -> Tensor:
+        """Of logits [n, V] in the order of ids. ``others``: see `words_elsewhere`."""
         smoothing = self.tiny.label_smoothing
         if not self.tiny.num_samples:
             return functional.cross_entropy(
@@ -110,14 +92,8 @@ class Reference:
         times[torch.arange(len(answers)), answers] = 1.0
         times_of_z = times
         if others is not None:
-            words, running = list(others[0]), others[1]
-            either = torch.zeros(logits.shape[1], dtype=torch.float64)  # 1 / its probability
-            pi = sampler.probability_of(np.arange(logits.shape[1]))
-            p = WordShares(word_counts(self.tiny)).of(np.arange(logits.shape[1]))
-            weight = torch.from_numpy(1 / (1 - (1 - pi) * (1 - p) ** running))
-            for chosen in (negatives.ids, words):
-                either[chosen] = weight[chosen]
-            times_of_z = either.float().expand_as(logits).clone()
+            weight = stood_for(negatives, sampler, others, word_counts(self.tiny))
+            times_of_z = weight.expand_as(logits).clone()
             times_of_z[torch.arange(len(answers)), answers] = 1.0
         log_z = (times_of_z * logits.exp()).sum(1).log()
         own = logits.gather(1, answers.unsqueeze(1)).squeeze(1)

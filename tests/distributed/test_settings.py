@@ -88,9 +88,10 @@ SAMPLED: Values = {
 PLAIN: Values = {
     "embedding": {"optimizer": "sgd", "schedule": "inverse_sqrt", "warmup_steps": 3,
                   "tables": {}},
-    "model": {"output": "sampled", "num_samples": 11, "sampler": "log_uniform"},
+    "model": {"output": "sampled", "num_samples": 11, "sampler": "log_uniform",
+              "batch_negatives": True},
     "train": {"schedule": "cosine"},
-    "search": {"replace_unknown": "copy"},
+    "search": {"replace_unknown": "copy"}, "cluster": {"num_workers": 1},
 }  # fmt: skip
 NARROW: Values = {"train": {"precision": "bf16"}}
 

@@ -262,6 +262,8 @@ def test_a_malformed_override_is_quoted(tmp_path: Path, override: str) -> None:
          ["embedding.width: 2052", "on a GPU", "2048 or less", "cluster.device=cpu"]),
         (["embedding.optimizer=adam", "cluster.device=cpu"],
          ["embedding.optimizer: 'adam'", "cluster.device=cpu", "rowwise_adagrad"]),
+        (["model.batch_negatives=true"],
+         ["model.batch_negatives: true is not allowed with model.output=exact"]),
         (["checkpoint.low_memory=true"],
          ["checkpoint.low_memory: true", "checkpoint.asynchronous=false"]),
         (["embedding.memory=uvm", "cluster.device=cpu"],
