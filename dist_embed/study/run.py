@@ -193,7 +193,7 @@ def _digest(study: TrainingStudy, config: Config) -> str:
         section, name = key.split(".")
         values[section].pop(name, None)
     for section, name, usual in _LATER_KEYS:
-        if values[section][name] == usual:
+        if values[section].get(name) == usual:
             del values[section][name]
     starts = [table["pretrained"] for table in values["embedding"]["tables"].values() if table]
     files = {posixpath.basename(start[key] or "")

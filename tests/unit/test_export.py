@@ -146,6 +146,24 @@ def test_of_one_table_some_rows_can_be_written(
         assert sum(strips) == 240  # strips that have none of them are not read
 
 
+def test_there_are_only_so_many_buckets(
+    saved: tuple[ObjectStore, Manifest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(by_id, "BUCKET_BYTES", 1)
+    monkeypatch.setattr(by_id, "MOST_BUCKETS", 7)
+    sizes: list[int] = []
+    read = by_id._read
+
+    def noted(handle: int, size: int, at: int) -> object:
+        sizes.append(size)
+        return read(handle, size, at)
+
+    monkeypatch.setattr(by_id, "_read", noted)
+    export_checkpoint(*saved, tmp_path / "words", table="words")
+    assert sizes == [24 * 16] * 6 + [24 * 11]
+    assert torch.equal(load_file(tmp_path / "words")["weight"], EMBEDDING)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, ROWS, ROWS + 3])
 def test_parts_of_the_rows_are_the_whole(count: int) -> None:
     parts = [Part(number, count) for number in range(1, count + 1)]

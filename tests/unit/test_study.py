@@ -22,6 +22,7 @@ from dist_embed.cli.main import main
 from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.errors import ConfigError, RunStopped, UserError
 from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.plot import plot_into
@@ -409,6 +410,28 @@ def test_a_loss_that_is_not_finite_sets_no_aim(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [("tokenizer", "normalize"), ("tokenizer", "pieces"), ("checkpoint", "every_minutes")],
+)
+def test_runs_of_before_a_key_stay_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, key: str
+) -> None:
+    found = study(tmp_path)
+    config = config_from_dict(
+        {"run": {"uri": "x"}, "data": {"synthetic": {}}, "train": {"max_steps": 9}}
+    )
+    now, dump = study_run._digest(found, config), Config.model_dump
+
+    def of_before(config: Config, **how: Any) -> dict[str, Any]:
+        values = dump(config, **how)
+        del values[section][key]
+        return values
+
+    monkeypatch.setattr(Config, "model_dump", of_before)
+    assert study_run._digest(found, config) == now
+
+
 def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
     base = tmp_path / "base.yaml"
     base.write_text("run: {uri: x}\ndata: {synthetic: {}}\ntrain: {max_steps: 9}\n")
@@ -437,6 +460,7 @@ def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
         settings(cluster__num_workers=3),
         settings(cluster__launcher="local"),  # by which the speed differs
         settings(checkpoint__every_steps=3),
+        settings(checkpoint__every_minutes=3.0),
         settings(checkpoint__keep_best=0, checkpoint__keep_last=2),
     ):
         assert not names(**changes) & (first | none_kept), changes
