@@ -15,10 +15,10 @@ from dist_embed.embedding.plan import TABLE_OF_ROLE, shard_of
 from dist_embed.train.table_settings import table_settings
 
 LONGEST_STEP_SECONDS = 60.0
-# FLOP/s that matrix products do not exceed: what is refused takes longer than is said. A GPU: a
-# B200's bf16 by its data sheet. A thread of a CPU: over twice what one of an EPYC with AVX512-BF16
-# reached (docs/decisions/0033-search-among-many-words.md); ten times that with Intel's AMX, and
-# with processors that we know less of.
+# FLOP/s that matrix products do not exceed: what is refused takes longer than is said. A GPU: what
+# is published of a B200, dense bf16. A thread of a CPU: over twice what one of an EPYC with
+# AVX512-BF16 reached (docs/decisions/0033-search-among-many-words.md); ten times that with Intel's
+# AMX, and with processors that we know less of.
 GPU_RATE = 2.25e15
 CPU_THREAD_RATE = {"usual": 2.5e11, "matrix units": 2.5e12}
 # Of a step's token budget, that are target tokens: batches of before, at 512 workers, had 0.32.
