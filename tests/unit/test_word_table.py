@@ -135,6 +135,7 @@ def test_texts_that_cannot_be_told_apart_are_split_alone(tmp_path: Path, form: A
         ["a▁b", "a"], ["a", "▁a", "a"], ["a▁", "a"], ["a", "", "a"], ["a", "▁", "", ","],
         [",", "a,b"], ["\ufeff", "a▁b"], ["\u3000", "a▁b"], ["a\u00a8", "b"], ["\u00a8", "a"],
         ["a", "\ufeffb"], ["\t", "a"],
+        ["\ufeff", "a\u00a8b"], ["\t", "a\u00a8b"],
     ):  # fmt: skip
         assert ours.encode(texts) == library.encode(texts)
 
