@@ -114,7 +114,7 @@ def test_sampled_steps(workers: WorkerPool, num_workers: int, share: Any, accumu
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
-@pytest.mark.parametrize(("share", "accumulate"), [("none", 1), ("decoder", 2), ("all", 2)])
+@pytest.mark.parametrize(("share", "accumulate"), [("none", 1), ("all", 2)])
 def test_steps_with_right_answers_as_negatives(
     workers: WorkerPool, num_workers: int, share: Any, accumulate: int
 ) -> None:
