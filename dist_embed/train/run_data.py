@@ -4,6 +4,7 @@ know them by.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from dist_embed.checkpoint.state import Fixed
 from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
 from dist_embed.data.prepared_folder import prepared_folder
+from dist_embed.data.token_blocks import open_blocks
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
@@ -20,6 +22,10 @@ from dist_embed.parallel.group import Group
 from dist_embed.train.run_folder import tokenizer_digests
 
 _KNOWN_BY = ("tokenizer", "vocabulary")
+_NO_POSITION = (
+    "its position in the data would mean nothing. Give data.uri the data it was trained on, in "
+    "whatever folder, or run.uri another folder"
+)
 
 
 def data_of_all(config: Config, group: Group, looked_into: str | None) -> PreparedData:
@@ -85,18 +91,34 @@ def vocabularies(digests: Callable[[], dict[str, str]], group: Group) -> dict[st
     return {name: fixed(name, digest) for name, digest in json.loads(found).items()}
 
 
+def training_blocks(data_uri: str, data: PreparedData) -> dict[str, Fixed]:
+    """What tells into which blocks the training data are cut, for the checkpoints: steps are made
+    of blocks, so that a position means the same sentences only where these are the same.
+
+    Raises UserError where their index is not the one that was written. Not collective.
+    """
+    sentences = open_blocks(data, "train").sentences
+    digest = hashlib.sha256(sentences.astype("<i8").tobytes()).hexdigest()
+    value = f"{len(sentences):,} blocks ({digest[:16]})"
+    return {
+        "training blocks": Fixed(
+            value,
+            lambda there: (
+                f"was trained on sentences that lie in {there}, and those of {data_uri} in "
+                f"{value}: {_NO_POSITION}"
+            ),
+        )
+    }
+
+
 def training_data(data_uri: str, data: PreparedData) -> dict[str, Fixed]:
     """What tells the training data from others, for the checkpoints. Not collective."""
     train = data.splits["train"]
     numbers, content = train.identity(), train.content()
-    remedy = (
-        "its position in the data would mean nothing. Give data.uri the data it was trained on, in "
-        "whatever folder, or run.uri another folder"
-    )
     fixed = {
         "training data": Fixed(
             numbers,
-            lambda there: f"was trained on {there}, and {data_uri} holds {numbers}: {remedy}",
+            lambda there: f"was trained on {there}, and {data_uri} holds {numbers}: {_NO_POSITION}",
         )
     }
     if content is not None:  # data prepared before does not say
@@ -104,7 +126,7 @@ def training_data(data_uri: str, data: PreparedData) -> dict[str, Fixed]:
             content,
             lambda there: (
                 f"was trained on other sentences (SHA-256 {there[:16]}…) than the {numbers} that "
-                f"{data_uri} holds ({content[:16]}…): {remedy}"
+                f"{data_uri} holds ({content[:16]}…): {_NO_POSITION}"
             ),
         )
     return fixed

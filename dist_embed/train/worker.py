@@ -66,6 +66,7 @@ from dist_embed.train.run_data import (
     data_of_all,
     digests_of_data,
     digests_of_tokenizers,
+    training_blocks,
     training_data,
     vocabularies,
 )
@@ -145,6 +146,8 @@ def train_task(context: Context) -> dict[str, Any]:
     data_uri = data.folder_uri
     must_equal = vocabularies(partial(digests_of_data, data), group)
     must_equal |= training_data(config.data.uri, data)
+    with all_or_none(group):
+        must_equal |= training_blocks(config.data.uri, data)
     # Opened where words are wanted: a step needs none.
     tokenizers = cache(partial(load_tokenizers, data_uri, data))
     translator = build_translator(config, data.vocabulary_size, group)

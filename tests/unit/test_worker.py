@@ -30,6 +30,7 @@ from dist_embed.train import worker
 from dist_embed.train.run_data import (
     data_of_all,
     digests_of_tokenizers,
+    training_blocks,
     training_data,
     vocabularies,
 )
@@ -246,6 +247,23 @@ def test_a_checkpoint_knows_its_training_data_and_tells_others() -> None:
     # Data prepared before do not say which sentences they are.
     before = PreparedData({}, {}, True, {"train": Split([replace(shards[0], content=None)])})
     assert list(training_data("there", before)) == ["training data"]
+
+
+def test_a_checkpoint_knows_the_blocks_that_its_position_counts() -> None:
+    """The same text in other shards, as without an index each is a block, has other steps."""
+    values = []
+    for sentences in ([3, 2], [5], [2, 3]):
+        shards = [ShardInfo(f"{n}", n, 7, 9, content="0") for n in sentences]
+        data = PreparedData({}, {}, True, {"train": Split(shards)})
+        (fixed,) = training_blocks("there", data).values()
+        values.append(fixed.value)
+        told = fixed.otherwise("9 blocks (ab)")
+        assert told.startswith(
+            f"was trained on sentences that lie in 9 blocks (ab), and those of there in "
+            f"{fixed.value}: its position in the data would mean nothing"
+        )
+    assert values[0].startswith("2 blocks (")
+    assert len(set(values)) == 3
 
 
 @pytest.mark.parametrize("training_tokens", [None, 50])
