@@ -32,7 +32,6 @@ from dist_embed.study.plan import Combination, combinations, overrides_of
 from dist_embed.study.schema import TrainingStudy
 from dist_embed.study.word_vectors import ensure_word_vectors
 from dist_embed.train.run_folder import only_training
-from dist_embed.train.search_choice import may_take_lists
 
 Say = Callable[[str], None]
 # Stands for the study's folder in values of keys.
@@ -44,6 +43,9 @@ TRAINING_TOKENS = 20_000
 # since 3 an unknown word is one token that matches nothing, and both sides have the run's form and
 # lower case; since 4 the training pairs whose loss is told are of mixed lengths.
 SCORING = 4
+# How runs are trained: to be changed where the same settings train another run. Since "units" steps
+# are of mixed lengths.
+TRAINING = "units"
 # What a run's result does not depend on, its speed neither: places, processes of the preparation,
 # failures that are outlived, and waits. All of it may change while a run goes on.
 _NOT_DECIDING = (
@@ -51,11 +53,6 @@ _NOT_DECIDING = (
     "checkpoint.max_failures", "checkpoint.retry_seconds", "checkpoint.timeout_seconds",
     "checkpoint.drain_seconds", "checkpoint.leftover_hours", "cluster.timeout_seconds",
     "cluster.max_failures",
-)  # fmt: skip
-# Keys of later versions, with what they were before: so runs of before stay the same.
-_LATER_KEYS = (
-    ("tokenizer", "normalize", "auto"), ("tokenizer", "pieces", "none"),
-    ("checkpoint", "every_minutes", 0.0),
 )  # fmt: skip
 # Nor on these where the best checkpoint, which is scored, is kept whatever else is.
 _KEPT = ("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.keep_every")
@@ -185,16 +182,9 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     does not matter.
     """
     values = config.model_dump(mode="json")
-    if config.model.logits_block_mib == "auto" and config.cluster.device != "cuda":
-        values["model"]["logits_block_mib"] = 8.0  # as runs had it before `auto`
-    if config.search.candidates == "auto" and not may_take_lists(config):
-        values["search"]["candidates"] = 0  # likewise
     for key in (*_NOT_DECIDING, *(_KEPT if config.checkpoint.keep_best else ())):
         section, name = key.split(".")
         values[section].pop(name, None)
-    for section, name, usual in _LATER_KEYS:
-        if values[section].get(name) == usual:
-            del values[section][name]
     starts = [table["pretrained"] for table in values["embedding"]["tables"].values() if table]
     files = {posixpath.basename(start[key] or "")
              for start in starts if start for key in ("uri", "words")}  # fmt: skip
@@ -203,7 +193,7 @@ def _digest(study: TrainingStudy, config: Config) -> str:
         for vectors in study.word_vectors
         if posixpath.basename(vectors.output) in files
     ]
-    text = json.dumps([values, made], sort_keys=True)
+    text = json.dumps([TRAINING, values, made], sort_keys=True)
     folder = json.dumps(study.folder.rstrip("/"))[1:-1]
     text = text.replace(f"{folder}/", f"{FOLDER_MARK}/")
     return hashlib.sha256(text.encode()).hexdigest()[:8]

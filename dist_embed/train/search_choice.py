@@ -52,8 +52,3 @@ def search_choice(config: Config, num_words: int) -> SearchChoice:
         f"search: among the {wanted:,} most frequent words and up to {translations} translations "
         f"of each source word ({reason})",
     )
-
-
-def may_take_lists(config: Config) -> bool:
-    """Whether ``auto`` takes lists with the largest vocabulary that the run may have."""
-    return bool(config.data.lexicon_translations) and config.tokenizer.vocab_size > LISTS_ABOVE

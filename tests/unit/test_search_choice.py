@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dist_embed.config.load import config_from_dict
-from dist_embed.train.search_choice import FREQUENT_WORDS, may_take_lists, search_choice
+from dist_embed.train.search_choice import FREQUENT_WORDS, search_choice
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,3 @@ def test_the_search_and_why(
     assert tuple(choice) == expected
     assert line.startswith("search: among ")
     assert told in line
-    if config.search.candidates == "auto":
-        assert may_take_lists(config) == bool(expected[0])

@@ -22,7 +22,6 @@ from dist_embed.cli.main import main
 from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.errors import ConfigError, RunStopped, UserError
 from dist_embed.config.load import config_from_dict
-from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.plot import plot_into
@@ -410,29 +409,9 @@ def test_a_loss_that_is_not_finite_sets_no_aim(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("section", "key"),
-    [("tokenizer", "normalize"), ("tokenizer", "pieces"), ("checkpoint", "every_minutes")],
-)
-def test_runs_of_before_a_key_stay_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: str, key: str
+def test_a_run_with_other_settings_is_another_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = study(tmp_path)
-    config = config_from_dict(
-        {"run": {"uri": "x"}, "data": {"synthetic": {}}, "train": {"max_steps": 9}}
-    )
-    now, dump = study_run._digest(found, config), Config.model_dump
-
-    def of_before(config: Config, **how: Any) -> dict[str, Any]:
-        values = dump(config, **how)
-        del values[section][key]
-        return values
-
-    monkeypatch.setattr(Config, "model_dump", of_before)
-    assert study_run._digest(found, config) == now
-
-
-def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
     base = tmp_path / "base.yaml"
     base.write_text("run: {uri: x}\ndata: {synthetic: {}}\ntrain: {max_steps: 9}\n")
     plain = {"set": {"train.max_steps": 5}, "factors": [STUDY["factors"][0]], "expectations": [],
@@ -469,16 +448,10 @@ def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
         settings(cluster__timeout_seconds=9.0, cluster__max_failures=1),
         settings(checkpoint__timeout_seconds=9.0, checkpoint__keep_last=1, checkpoint__keep_best=2),
         settings(data__num_processes=1, train__max_skipped_steps=2),
-        settings(model__logits_block_mib=8),  # what `auto` is on the CPU
-        settings(search__candidates=0),  # and for so few words
         {"folder": "/g"},
         {"word_vectors": [vectors]},
     ):
         assert names(**changes) == first, changes
-    many = {"tokenizer__vocab_size": 1_000_001, "data__lexicon_translations": 10}
-    assert not names(**settings(**many)) & names(**settings(search__candidates=0, **many))
-    on_gpu = names(**settings(cluster__device="cuda"))
-    assert not names(**settings(cluster__device="cuda", model__logits_block_mib=8)) & on_gpu
     start = {"model.share_embeddings": "none",
              "embedding.tables.source": {"pretrained": {"uri": "{study}/v.txt"}}}  # fmt: skip
     taken = {"set": plain["set"] | start, "word_vectors": [vectors]}
@@ -489,6 +462,8 @@ def test_a_run_with_other_settings_is_another_run(tmp_path: Path) -> None:
     levels = [{"name": "x"}, {"name": "y", "set": {"modl.width": 1}}]
     with pytest.raises(ConfigError, match="modl"):
         names(factors=[{"name": "a", "levels": levels}])
+    monkeypatch.setattr(study_run, "TRAINING", "otherwise")
+    assert not names() & first
 
 
 def test_a_run_that_was_scored_in_another_way_is_scored_again(
