@@ -5,7 +5,7 @@ the same sampled softmax on top; DDP brings the gradients together.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.device import memory_bytes
 from dist_embed.parallel.group import Group
 from dist_embed.train.samples import samples_of_a_step
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)

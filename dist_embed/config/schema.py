@@ -395,8 +395,8 @@ class CheckpointSection(Section):
         500,
         ge=0,
         description="A checkpoint is due in steps divisible by this; 0: by minutes alone. The last "
-        "step always is saved. One that is due while another is being written is made once that "
-        "has ended, of the step that is done by then.",
+        "step always is saved, and with both 0 no other. One that is due while another is being "
+        "written is made once that has ended, of the step that is done by then.",
     )
     every_minutes: NonNegativeFloat = Field(
         0.0,
@@ -431,7 +431,7 @@ class CheckpointSection(Section):
         1800.0,
         description="Within which every worker must have written its part, once worker 0 has, "
         "seconds. A run that waits for a save gives up when no chunk of it was written for twice "
-        "as long.",
+        "as long; one that trains meanwhile begins to wait after so long without one.",
     )
     drain_seconds: NonNegativeFloat = Field(
         60.0,
@@ -457,7 +457,8 @@ class ClusterSection(Section):
     threads_per_worker: int = Field(0, ge=0, description="CPU threads; 0: cores / workers.")
     timeout_seconds: PositiveFloat = Field(
         600.0,
-        description="Longest wait, seconds: of an exchange between workers; under Ray for free "
+        description="Longest wait, seconds: of an exchange between workers, on the CPU five times "
+        "as long for a worker that is lost as they join; under Ray for free "
         "slots; under torchrun for worker 0 to prepare the data.",
     )
     max_failures: int = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from dist_embed.data.read_ahead import ReadAhead
 from dist_embed.data.token_blocks import TokenBlocks
 from dist_embed.data.token_shards import ShardInfo, read_tokens
 from dist_embed.data.units import Indices
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Of a pool: sentence pairs, or steps where those are larger. With fewer steps a stream's units pad
 # more, the last step weighs more, and so do the first and the last block of a worker's part, which
@@ -156,9 +159,9 @@ class Loader:
         ``prepare`` is called in the first, for one step after the other, and may do what can be
         done of a step before its turn.
         """
-        pools = ReadAhead(self._pools(start), name="pools")
 
         def steps() -> Iterator[StepBatches]:
+            pools = ReadAhead(self._pools(start), name="pools")
             try:
                 yield from map(prepare, self._steps(start, pools))
             finally:

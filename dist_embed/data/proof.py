@@ -18,6 +18,7 @@ import pyarrow as pa
 from dist_embed.config.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import ParquetError, read_parquet
+from dist_embed.storage.retry import retried
 
 _BLOCK_BYTES = 2**22
 
@@ -85,12 +86,9 @@ def told_of(uri: str, what: str, remedy: str) -> Iterator[None]:
 
 def prove_file(uri: str, expected: FileInfo, remedy: str) -> None:
     """Like `prove`, of a file of any size, which is read in parts. Raises FileNotFoundError too."""
-    digest, size = hashlib.sha256(), 0
-    with storage.open_file(uri) as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            size += len(block)
-    _same(FileInfo(size, digest.hexdigest()), expected, uri, remedy)
+    digest = storage.sha256_of(uri)
+    if digest != expected.sha256:
+        _same(FileInfo(storage.stamp(uri).size_bytes or 0, digest), expected, uri, remedy)
 
 
 def copy_proven(uri: str, to: str, expected: FileInfo | None, remedy: str) -> FileInfo:
@@ -98,15 +96,21 @@ def copy_proven(uri: str, to: str, expected: FileInfo | None, remedy: str) -> Fi
 
     Returns what proves it. Raises UserError where it is not what was written: nothing is copied.
     """
-    digest, size = hashlib.sha256(), 0
-    with storage.whole_file(to) as copy, storage.open_file(uri) as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-            size += len(block)
-            copy.write(block)
-        found = FileInfo(size, digest.hexdigest())
-        _same(found, expected or found, uri, remedy)
-    return found
+
+    def copy() -> FileInfo:
+        digest, size = hashlib.sha256(), 0
+        with storage.whole_file(to) as written, storage.open_file(uri) as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+                size += len(block)
+                written.write(block)
+            found = FileInfo(size, digest.hexdigest())
+            _same(found, expected or found, uri, remedy)
+        return found
+
+    if storage.is_local(uri) and storage.is_local(to):
+        return copy()
+    return retried(f"copy to {to}", uri, copy)
 
 
 def read_table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from dist_embed.config.errors import UserError
 from dist_embed.data.proof import FileInfo, copy_proven, prove_file
 from dist_embed.storage import uri as storage
-from dist_embed.storage.temporary import Shared, shared_folder
+from dist_embed.storage.temporary import Shared, remove_abandoned, shared_folder
 from dist_embed.storage.turns import NoTurn, taking_turns
 
 # A table of 10⁹ words is some 35 GB.
@@ -27,8 +28,8 @@ class AtHand:
 def at_hand(uri: str, expected: FileInfo, remedy: str) -> AtHand:
     """A proven local file of what lies at ``uri``: itself, or what was fetched from a store.
 
-    A fetched one stays until no process of this machine and user refers to it, and the next command
-    removes it.
+    A fetched one stays until no process of this machine and user refers to it, and the next one
+    that fetches or proves a file, or the next command, removes it.
 
     Raises:
         FileNotFoundError: there is none.
@@ -38,7 +39,9 @@ def at_hand(uri: str, expected: FileInfo, remedy: str) -> AtHand:
     which = expected.sha256
     if path:  # one that was replaced since is looked at anew
         found = path.stat()
-        which += f" {path.resolve()} {found.st_dev} {found.st_ino} {found.st_mtime_ns}"
+        which += f" {path.resolve()} {found.st_dev} {found.st_ino}"
+        which += f" {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+    remove_abandoned()
     held = shared_folder(f"mapped-{hashlib.sha256(which.encode()).hexdigest()[:16]}")
     try:
         with taking_turns(held.path, "prove", lambda: None, longest=_LONGEST_SECONDS):
@@ -50,7 +53,22 @@ def at_hand(uri: str, expected: FileInfo, remedy: str) -> AtHand:
             else:
                 path = Path(held.path, "file")
                 if not path.exists():
-                    copy_proven(uri, str(path), expected, remedy)
+                    _fetch(uri, path, expected, remedy)
     except NoTurn as exc:
         raise UserError(f"{uri}: {exc}, while it fetched or proved the file") from exc
     return AtHand(str(path), held)
+
+
+def _fetch(uri: str, path: Path, expected: FileInfo, remedy: str) -> None:
+    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
+        left.unlink(missing_ok=True)
+    try:
+        copy_proven(uri, str(path), expected, remedy)
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{uri} does not fit into {path.parent}: it takes {expected.size_bytes:,} bytes "
+            f"({exc.strerror}); let the environment variable TMPDIR name another folder of "
+            "temporary files"
+        ) from exc

@@ -19,6 +19,7 @@ from dist_embed.data.token_shards import REMEDY, SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.word_table import WordTable
 from dist_embed.storage import uri as storage
+from dist_embed.storage.retry import StorageError
 
 _REMEDY_OF_RUN = "put the run's own file back; the data it was trained on have it too"
 _HEAD = b'{\n "word_table": '  # no file of the library begins so
@@ -97,7 +98,7 @@ def _parsed(content: bytes, folder_uri: str, side: str, data: PreparedData | Non
         page = WordsPage.of(content)
         remedy = REMEDY if data else _REMEDY_OF_RUN
         tokenizer = _mapped(page, folder_uri, remedy) if page else Tokenizer.from_file(content)
-    except (UserError, FileNotFoundError):
+    except (UserError, OSError, StorageError):
         raise
     except Exception as exc:  # the library's errors have no type of their own
         raise UserError(f"{uri} cannot be read as a tokenizer: {exc}") from exc
@@ -156,10 +157,13 @@ def copy_tokenizers(data: PreparedData, folder_uri: str) -> None:
     """Copy those of prepared data into another folder. A table that is there, and belongs to the
     same page, is not copied again. Raises UserError where one is not the one that was written.
     """
+    copied: set[bytes] = set()
     for side in SIDES:
         content = read_tokenizer(data.folder_uri, side, data)
         there = storage.join(folder_uri, tokenizer_name(side))
-        if page := WordsPage.of(content):
+        page = WordsPage.of(content)
+        if page and content not in copied:  # of a shared vocabulary both sides' are the same
+            copied.add(content)
             table = storage.join(folder_uri, page.word_table)
             if not (_has(there, content) and _has_size(table, page.file.size_bytes)):
                 theirs = storage.join(data.folder_uri, page.word_table)

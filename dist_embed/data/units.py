@@ -135,8 +135,8 @@ def plan_pool(
 ) -> PoolPlan:
     """Divide the sentences of a pool into steps whose padded size stays within ``batch_tokens``.
 
-    A step's size is the sum over its units of sentences × longest side. A sentence longer than a
-    slot is alone in one.
+    A step's size is the sum over its units of sentences × longest side. A sentence that is longer
+    is a step of its own.
 
     Args:
         source_lengths: [n] tokens the encoder sees, block by block.
@@ -146,7 +146,12 @@ def plan_pool(
         rng: the source of all randomness.
     """
     longest = np.maximum(source_lengths, target_lengths)
-    streams = min(round(batch_tokens / SLOT_TOKENS), int(longest.sum()) // _STREAM_TOKENS, _KEY - 1)
+    streams = min(
+        round(batch_tokens / SLOT_TOKENS),
+        batch_tokens // int(longest.max(initial=1)),  # any of which may be alone in a slot
+        int(longest.sum()) // _STREAM_TOKENS,
+        _KEY - 1,
+    )
     streams = max(1, streams)
     slot_tokens = batch_tokens / streams
     unit_tokens = int(slot_tokens / max(2, np.ceil(slot_tokens / UNIT_TOKENS)))
@@ -195,7 +200,9 @@ def _edges(longest: Indices, num_streams: int) -> Indices:
 def _stream_blocks(edges: Indices, blocks: Sequence[int]) -> Indices:
     ends = np.cumsum(blocks, dtype=np.int64)
     first, last = (np.searchsorted(ends, at, side="right") for at in (edges[:-1], edges[1:] - 1))
-    return np.stack([first, np.where(edges[:-1] < edges[1:], last + 1, first)], axis=1)
+    behind = np.where(edges[:-1] < edges[1:], last + 1, first)
+    # An empty stream may begin in a block that the one before it ends in.
+    return np.stack([first, np.maximum.accumulate(behind)], axis=1)
 
 
 def _units(

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_embed.model.sampler import Negatives, Sampler, place_among
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _LARGEST_ROOT = float(np.finfo(np.float16).max)  # of 4.3·10⁹ occurrences
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_embed.parallel.device import pinned
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _TAG = 0x5A3D  # keeps these draws apart from others of the same seed and step
 

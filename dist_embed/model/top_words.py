@@ -84,7 +84,11 @@ def merge_shards(found: Tensor, k: int) -> tuple[Tensor, Tensor]:
     num_workers, num_tokens, width = found.shape
     numbers = found[:, :, : 2 + k].view(torch.float32)
     wide = width > 2 + 2 * k
-    ids = found[:, :, 2 + k :].contiguous().view(torch.int64 if wide else torch.int32)
+    ids = (
+        found[:, :, 2 + k :]
+        .clone(memory_format=torch.contiguous_format)
+        .view(torch.int64 if wide else torch.int32)
+    )
     values, words = _highest(
         numbers[:, :, 2:].transpose(0, 1).reshape(num_tokens, num_workers * k),
         ids.transpose(0, 1).reshape(num_tokens, num_workers * k),

@@ -38,7 +38,8 @@ def joined_group(device_type: str, timeout_seconds: float) -> Iterator[Group]:
     A launcher that has already initialised ``torch.distributed`` (Ray Train) keeps ownership of
     the group. Otherwise the environment of ``torchrun`` (RANK, WORLD_SIZE, LOCAL_RANK,
     MASTER_ADDR, MASTER_PORT) is read and the group is destroyed at the end of the block.
-    ``timeout_seconds`` bounds every collective. Collective.
+    ``timeout_seconds`` bounds every collective; gloo's first connections, as workers join, five
+    times as much (torch 2.13, gloo's pair.h: waitUntil). Collective.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device_type == "cuda":

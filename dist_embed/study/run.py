@@ -116,18 +116,20 @@ def run_study(study: TrainingStudy, on_event: Callable[[Event], None]) -> list[O
     kept = {run.name: storage.join(study.folder, "results", f"{run.name}.json") for run in runs}
     results = {name: _read(uri) for name, uri in kept.items()}
     started_from = {run.name: _vector_files(study, run.config) for run in runs}
-    for name, values in results.items():
-        if values is not None:
-            recorded = values.get("started_from")
-            unchanged.check(recorded, started_from[name], f"the result of {name}", say)
+    # Written before a run begins, which may be interrupted.
+    notes = {run.name: storage.join(study.folder, "results", f"{run.name}.from") for run in runs}
+    begun_from = {name: _read(uri) for name, uri in notes.items()}
+    for name, recorded in begun_from.items():
+        unchanged.check(recorded, started_from[name], f"the run {name}", say)
     outcomes = []
     for number, run in enumerate(runs, start=1):
         values = results[run.name]
         if values is None or values.get("scoring") != SCORING:
             say(f"run {number} of {len(runs)}: {run.name}")
-            recorded = unchanged.record(started_from[run.name], say)
-            values = _train_and_score(run.config, on_event)
-            values |= {"scoring": SCORING, "started_from": recorded}
+            if started_from[run.name] and begun_from[run.name] is None:
+                recorded = unchanged.record(started_from[run.name], say)
+                storage.write_text(notes[run.name], json.dumps(recorded, indent=1) + "\n")
+            values = _train_and_score(run.config, on_event) | {"scoring": SCORING}
             storage.write_text(kept[run.name], json.dumps(values, indent=1) + "\n")
         validations = [(step, loss) for step, loss in values["validations"]]
         outcomes.append(

@@ -21,7 +21,7 @@ from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 
 PRIVATE_USE = range(0xE000, 0xF900)
-TURN_SECONDS = 5.0
+TURN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)

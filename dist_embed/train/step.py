@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from dist_embed.optim.gradient_norm import table_gradient_square_sum
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.collectives import start_sum_over_workers
 from dist_embed.parallel.device import pinned, seed_random_draws
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)

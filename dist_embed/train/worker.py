@@ -170,6 +170,9 @@ def train_task(context: Context) -> dict[str, Any]:
     loaded = _resume(context, store, state, buffers)
     for name in state.scalars.keys() & {"training sentences"} - must_equal.keys():
         del state.scalars[name]  # of a checkpoint; these data do not prove that they are those
+    if Position.from_dict(state.scalars["position"]).plan == "bands":
+        del state.must_equal["training blocks"]  # its steps are not made of blocks
+        state.scalars.pop("training blocks", None)
     skipped_before = state.scalars["skipped_steps"]
     coverages = {}
     folder: RunFolder | None = None  # worker 0 looks after it

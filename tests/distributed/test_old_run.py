@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from dist_embed.checkpoint.catalogue import open_checkpoints, read_manifest
+from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read_manifest
 from dist_embed.checkpoint.manifest import ManifestName
 from dist_embed.cluster.preparation import data_digest, ensure_data
 from dist_embed.config.errors import UserError
@@ -124,6 +124,11 @@ def test_a_run_from_before_text_had_a_form_goes_on_with_its_file(
     assert found["translations"] == expected["translations"]
     assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)
     assert (trained["resumed_at"], trained["steps"]) == (200, 201)
+    store = open_checkpoints(str(run))
+    newest = read_manifest(store, name_of_step(str(run), 201))
+    assert newest.scalars["position"]["plan"] == "bands"
+    assert "training data" in newest.scalars
+    assert "training blocks" not in newest.scalars  # prepared again, they are others
     assert read_metrics(str(run))[0]["loss"] == pytest.approx(expected["next_loss"], rel=1e-5)
     after = files_below(run)
     kept = [name for name in before if name.startswith(("data/", "tokenizer.", "checkpoints/"))]

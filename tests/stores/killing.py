@@ -66,7 +66,8 @@ WORKERS = 2
 LAST_STEP = 8
 # Several chunks in each worker's 50 KiB.
 CHUNK_BYTES = 12 * 2**10
-END_SECONDS = 150.0
+# Of gloo's first connection, five times its time-out (torch 2.13, pair.h: waitUntil), and some.
+END_SECONDS = 5 * 30.0 + 60.0
 # What workers import, and what that imports on its first use.
 
 Steps = tuple[int, ...]

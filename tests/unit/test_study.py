@@ -685,10 +685,19 @@ def test_a_study_over_files_that_have_changed_is_refused(
 
     def score(config: Any, on_event: Any) -> dict[str, Any]:
         study_run.ensure_data(config, print)
+        if not scored:
+            scored.append("interrupted")
+            raise RunStopped("asked to")
         scored.append(config.run.uri)
         return {"measures": {"bleu": 1.0}, "validations": [], "machine": MACHINE}
 
     monkeypatch.setattr(study_run, "_train_and_score", score)
+    with pytest.raises(RunStopped):
+        study_run.run_study(wanted, lambda event: None)
+    vectors.write_text("2 1\nb 1\na 2\n")  # the run would go on with those that it has begun from
+    with pytest.raises(UserError, match="changed since"):
+        study_run.run_study(wanted, lambda event: None)
+    vectors.write_text("2 1\na 1\nb 2\n")
     first = study_run.run_study(wanted, lambda event: None)
     assert study_run.run_study(wanted, lambda event: None) == first
     for file, other in ((vectors, "2 1\na 1\nb 3\n"), (corpus, "source\ttarget\na\tb\n")):
@@ -698,7 +707,7 @@ def test_a_study_over_files_that_have_changed_is_refused(
             study_run.run_study(wanted, lambda event: None)
         file.write_text(as_it_was)
     assert study_run.run_study(wanted, lambda event: None) == first
-    assert len(scored) == 1
+    assert len(scored) == 2
 
 
 def test_half_made_word_vectors_are_made_again(

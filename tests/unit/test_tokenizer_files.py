@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from dist_embed.bench.words_folder import some_words, write_words_folder
 from dist_embed.config.errors import UserError
 from dist_embed.data import proven_once
+from dist_embed.data.proof import copy_proven
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.tokenizer_files import copy_tokenizers, load_tokenizers
@@ -130,6 +132,39 @@ def test_a_run_gets_the_tables_once(place: str, monkeypatch: pytest.MonkeyPatch)
     storage.write_bytes(f"{place}/run/words.source.arrow", b"cut")
     copy_tokenizers(data, f"{place}/run")
     assert load_tokenizers(f"{place}/run")["source"].size == SIZES["source"]
+
+
+def test_a_table_of_both_sides_is_copied_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_words_folder(f"{tmp_path}/data", {"source": 60, "target": 60})
+    copied: list[str] = []
+
+    def copy(uri: str, *others: Any) -> Any:
+        copied.append(uri)
+        return copy_proven(uri, *others)
+
+    monkeypatch.setattr("dist_embed.data.tokenizer_files.copy_proven", copy)
+    copy_tokenizers(data, f"{tmp_path}/run")
+    assert copied == [f"{tmp_path}/data/words.source.arrow"]
+
+
+def test_a_table_that_does_not_fit_is_told_as_such(
+    monkeypatch: pytest.MonkeyPatch, own_temporary_files: Path
+) -> None:
+    data = write_words_folder("memory://words-without-room/data", SIZES)
+
+    def full(*_: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(proven_once, "copy_proven", full)
+        with pytest.raises(UserError, match=r"does not fit into .*takes [\d,]+ bytes .*TMPDIR"):
+            load_tokenizers(data.folder_uri, data)
+    (folder,) = own_temporary_files.iterdir()
+    (folder / ".file.left").write_bytes(b"of a killed process")
+    assert load_tokenizers(data.folder_uri, data)["source"].size == SIZES["source"]
+    storage.remove("memory://words-without-room")
 
 
 def test_a_run_of_before_goes_on_with_data_of_the_same_words(tmp_path: Path) -> None:

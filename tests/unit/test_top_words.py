@@ -90,6 +90,15 @@ def test_ids_travel_in_as_few_bytes_as_they_need() -> None:
     assert (wide_words[:, 9:] == many.num_rows).all()
 
 
+def test_wide_ids_of_a_single_token_are_read() -> None:
+    """A slice of one row counts as contiguous, wherever it begins."""
+    hidden, weight, ids = whole_numbers(9)
+    for k in (4, 5):
+        found = best_of_shard(hidden[:1], weight, ids + 2**33, OutputShard(ALONE, 0, 2**31, 99), k)
+        _, words = merge_shards(found.unsqueeze(0), k)
+        assert (words >= 2**33).all()
+
+
 def test_the_benchmark_merges_lists_of_the_size_that_workers_send(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

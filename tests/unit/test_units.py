@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_embed.data.units import SLOT_TOKENS, UNIT_TOKENS, Indices, PoolPlan, _edges, plan_pool
+from dist_embed.data.units import (
+    SLOT_TOKENS,
+    UNIT_TOKENS,
+    Indices,
+    PoolPlan,
+    _edges,
+    _stream_blocks,
+    plan_pool,
+)
 from tests.unit.lengths import Lengths, captions, lognormal
 
 PAIRS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), max_size=120)
@@ -70,6 +78,19 @@ def test_padded_steps_stay_within_the_budget(pairs: list[tuple[int, int]], budge
     lengths = sides(pairs)
     for (units,) in steps_of(plan(lengths, budget)):
         assert sum(size(unit, lengths) for unit in units) <= budget or sum(map(len, units)) == 1
+
+
+@pytest.mark.parametrize("longest", [600, 1200, 2000, 3000, 5000])
+def test_long_sentences_keep_steps_within_the_budget_too(longest: int) -> None:
+    budget, draw = 4 * SLOT_TOKENS, np.random.default_rng(5)
+    alike = np.full(300, longest)
+    mixed = np.where(draw.random(3000) < 0.1, longest, draw.integers(5, 60, 3000))
+    for side in (alike, mixed):
+        lengths = side, side
+        made = plan(lengths, budget, block=100)
+        sizes = [sum(size(unit, lengths) for unit in parts[0]) for parts in steps_of(made)]
+        assert max(sizes) <= max(budget, longest)
+        assert sorted(flat(steps_of(made))) == list(range(len(side)))
 
 
 def test_slots_and_units_stay_within_theirs() -> None:
@@ -184,6 +205,13 @@ def test_a_worker_s_sentences_lie_in_its_blocks(num_parts: int) -> None:
         if 16 % num_parts == 0:  # its streams are its own
             assert held == set(blocks)
     assert set(made.blocks(0, num_parts, num_parts)) == set(range(48))
+
+
+def test_an_empty_stream_ends_no_earlier_than_the_one_before_it() -> None:
+    """As where one sentence is longer than several streams: a worker's blocks go by its last."""
+    found = _stream_blocks(np.array([0, 250, 250, 500]), [100] * 5)
+    assert found[:, 1].tolist() == [3, 3, 5]
+    assert (found[[0, 2], 0].tolist(), int(found[1, 0]) <= 3) == ([0, 2], True)
 
 
 def test_blocks_without_sentences_are_passed_over() -> None:
