@@ -264,7 +264,7 @@ def _sampled_side(name: str, words: int, sizes: OutputSizes, group: Group) -> Si
     steps = []
     for number in range(WARM_UP + sizes.repeats):
         targets = _targets(words, sizes.tokens, number)
-        negatives = output.draw(number, [targets], [])
+        negatives = output.draw(number, [targets], list)
         wanted = lookup.wanted({"output": output.words([targets], negatives)})
         steps.append(
             (targets.to(device), negatives.to(device), wanted.changed(lambda t: t.to(device)))

@@ -47,13 +47,16 @@ class OutputLayer(Protocol):
 
     counts_own_tokens: bool  # whether losses are sums of this worker's tokens, or of all workers'
 
-    def draw(self, step: int, targets: list[Tensor], sentences: list[Tensor]) -> Negatives | None:
+    def draw(
+        self, step: int, targets: list[Tensor], sentences: Callable[[], list[Tensor]]
+    ) -> Negatives | None:
         """The negatives of a step, if the layer has any. Not collective.
 
         Args:
             step: its number.
             targets: of every micro-batch [n] ids of this worker's right answers.
-            sentences: of every micro-batch [n] which sentence of the step each belongs to.
+            sentences: gives of every micro-batch [n] which sentence of the step each belongs to;
+                asked where that decides.
         """
 
     def words(self, targets: list[Tensor], negatives: Negatives | None) -> list[Tensor]:
@@ -89,7 +92,7 @@ class ExactOutput:
         self._lookup = lookup
         self._shard = shard
 
-    def draw(self, step: int, targets: list[Tensor], sentences: list[Tensor]) -> None:
+    def draw(self, step: int, targets: list[Tensor], sentences: Callable[[], list[Tensor]]) -> None:
         """None."""
 
     def words(self, targets: list[Tensor], negatives: Negatives | None) -> list[Tensor]:
@@ -153,12 +156,14 @@ class SampledOutput:
         self._shard = shard
         self._shares = shares
 
-    def draw(self, step: int, targets: list[Tensor], sentences: list[Tensor]) -> Negatives:
+    def draw(
+        self, step: int, targets: list[Tensor], sentences: Callable[[], list[Tensor]]
+    ) -> Negatives:
         """See `OutputLayer.draw`. On the host."""
         drawn = self._sampler.draw(self._seed, step)
         if self._shares is None:
             return drawn
-        return with_batch(drawn, self._sampler, self._shares, targets, sentences)
+        return with_batch(drawn, self._sampler, self._shares, targets, sentences())
 
     def words(self, targets: list[Tensor], negatives: Negatives | None) -> list[Tensor]:
         """The right answers of every micro-batch, then this worker's part of the samples; and those

@@ -91,15 +91,20 @@ def vocabularies(digests: Callable[[], dict[str, str]], group: Group) -> dict[st
     return {name: fixed(name, digest) for name, digest in json.loads(found).items()}
 
 
-def training_blocks(data_uri: str, data: PreparedData) -> dict[str, Fixed]:
+def training_blocks(data_uri: str, data: PreparedData, group: Group) -> dict[str, Fixed]:
     """What tells into which blocks the training data are cut, for the checkpoints: steps are made
     of blocks, so that a position means the same sentences only where these are the same.
 
-    Raises UserError where their index is not the one that was written. Not collective.
+    Worker 0 looks: each fetches the index once, when it trains. Raises UserError where it is not
+    the one that was written. Collective.
     """
-    sentences = open_blocks(data, "train").sentences
-    digest = hashlib.sha256(sentences.astype("<i8").tobytes()).hexdigest()
-    value = f"{len(sentences):,} blocks ({digest[:16]})"
+    value = ""
+    with all_or_none(group):
+        if group.is_first:
+            sentences = open_blocks(data, "train").sentences
+            digest = hashlib.sha256(sentences.astype("<i8").tobytes()).hexdigest()
+            value = f"{len(sentences):,} blocks ({digest[:16]})"
+    value = same_text_from_first(value, group)
     return {
         "training blocks": Fixed(
             value,

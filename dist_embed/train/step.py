@@ -141,7 +141,7 @@ class TrainStep:
             work: its batches, on the host or on the device.
         """
         targets = [batch.target_output for batch in work.batches]
-        negatives = self._output.draw(step, targets, sentences_of_tokens(work))
+        negatives = self._output.draw(step, targets, lambda: sentences_of_tokens(work))
         if negatives is not None:  # drawn on the host; ids are looked up where the batches are
             negatives = negatives.to(work.batches[0].source.device)
         wanted = self._lookup.wanted(

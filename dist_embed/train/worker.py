@@ -146,8 +146,7 @@ def train_task(context: Context) -> dict[str, Any]:
     data_uri = data.folder_uri
     must_equal = vocabularies(partial(digests_of_data, data), group)
     must_equal |= training_data(config.data.uri, data)
-    with all_or_none(group):
-        must_equal |= training_blocks(config.data.uri, data)
+    must_equal |= training_blocks(config.data.uri, data, group)
     # Opened where words are wanted: a step needs none.
     tokenizers = cache(partial(load_tokenizers, data_uri, data))
     translator = build_translator(config, data.vocabulary_size, group)

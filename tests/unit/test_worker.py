@@ -249,13 +249,13 @@ def test_a_checkpoint_knows_its_training_data_and_tells_others() -> None:
     assert list(training_data("there", before)) == ["training data"]
 
 
-def test_a_checkpoint_knows_the_blocks_that_its_position_counts() -> None:
+def test_a_checkpoint_knows_the_blocks_that_its_position_counts(alone: Group) -> None:
     """The same text in other shards, as without an index each is a block, has other steps."""
     values = []
     for sentences in ([3, 2], [5], [2, 3]):
         shards = [ShardInfo(f"{n}", n, 7, 9, content="0") for n in sentences]
         data = PreparedData({}, {}, True, {"train": Split(shards)})
-        (fixed,) = training_blocks("there", data).values()
+        (fixed,) = training_blocks("there", data, alone).values()
         values.append(fixed.value)
         told = fixed.otherwise("9 blocks (ab)")
         assert told.startswith(
