@@ -66,7 +66,8 @@ def test_right_answers_are_negatives_where_they_are_to_be() -> None:
     model = {"output": "sampled", "num_samples": 4, "batch_negatives": True}
     predicted = np.array([0, 0, 0, 30, 20, 10, 9, 8, 7, 6, 5, 4])
     output = build_output(config_of(model=model), translator(12), not_asked, lambda: predicted)
-    found = output.draw(1, [torch.tensor([11, 9, 3, 10, 3])], [torch.tensor([0, 0, 0, 1, 1])])
+    targets, sentences = torch.tensor([11, 9, 3, 10, 3]), torch.tensor([0, 0, 0, 1, 1])
+    found = output.draw(1, [targets], lambda: [sentences])
     assert isinstance(found, BatchNegatives)
     pi = LogUniformSampler(12, 4).probability_of(found.batch_ids.numpy())
     q = 1 - (1 - predicted[found.batch_ids] / 99) ** 2.5
@@ -77,7 +78,7 @@ def test_right_answers_are_negatives_where_they_are_to_be() -> None:
 def test_all_words_can_be_negatives_of_their_own_accord() -> None:
     model = {"output": "sampled", "num_samples": "auto"}
     output = build_output(config_of(model=model), translator(10), not_asked, not_asked)
-    drawn = output.draw(1, [], [])
+    drawn = output.draw(1, [], not_asked)
     assert drawn is not None
     assert drawn.ids.tolist() == list(range(10))
 
