@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from dist_embed.bench.zipf import zipf, zipf_probability
-from dist_embed.config.errors import UserError
 from dist_embed.embedding.plan import shard_of
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.errors import UserError
 from dist_embed.observe.plot import GREY, INK, label_ends, log_axis, plot_into
 
 # By shards: what max ÷ mean is not to exceed, with 8,192 tokens a worker and 10⁶ rows or more.

@@ -32,8 +32,8 @@ from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import HostBuffers, LiveTensor, TrainingState
 from dist_embed.checkpoint.write import WRITE_THREADS
 from dist_embed.cluster.local import launch_local
-from dist_embed.config.errors import RunFailed
 from dist_embed.embedding.plan import shard_of
+from dist_embed.errors import RunFailed
 from dist_embed.observe.events import Emit
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import device_name

@@ -12,12 +12,12 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor
 
 from dist_embed.bench.lookup_cases import Case, Work
-from dist_embed.config.errors import RunFailed
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.own_rows import UPDATES, Constants
 from dist_embed.embedding.plan import Weights
 from dist_embed.embedding.step_rows import StepRows, WantedRows
 from dist_embed.embedding.tables import OPTIMIZERS
+from dist_embed.errors import RunFailed
 from dist_embed.parallel.group import Group
 
 _RATE, _EPS = 0.1, 1e-8

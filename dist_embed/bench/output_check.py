@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dist_embed.config.errors import RunFailed
 from dist_embed.embedding.step_rows import StepRows
+from dist_embed.errors import RunFailed
 from dist_embed.model.sampler import Negatives
 
 # Largest relative differences by type of the products; sums are float32 in both. bfloat16 has 8

@@ -10,9 +10,9 @@ from dist_embed.bench.words_folder import write_words_folder
 from dist_embed.bench.workers import Say
 from dist_embed.cluster.launch import launch
 from dist_embed.cluster.work import TRAIN
-from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.errors import RunFailed, UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
 

@@ -27,8 +27,8 @@ from dist_embed.checkpoint.write import (
     publish,
     write_rows,
 )
-from dist_embed.config.errors import RunFailed
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.errors import RunFailed
 from dist_embed.storage.objects import ObjectStore
 
 _TABLE = "table.words.weight"

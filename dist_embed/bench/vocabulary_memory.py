@@ -18,7 +18,7 @@ from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.cluster.local import launch_local
-from dist_embed.config.errors import RunFailed
+from dist_embed.errors import RunFailed
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import redirect_output
 from dist_embed.parallel.group import Group, joined_group

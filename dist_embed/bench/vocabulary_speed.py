@@ -16,10 +16,10 @@ from dist_embed.bench.vocabulary_cases import SAMPLED, Case, Trainer, build_trai
 from dist_embed.bench.vocabulary_memory import Peaks
 from dist_embed.bench.workers import LOG_FOLDER, TIMEOUT_SECONDS, Say, meet
 from dist_embed.cluster.local import launch_local
-from dist_embed.config.errors import UserError
 from dist_embed.data.loader import StepBatches
 from dist_embed.embedding.memory import GIB
 from dist_embed.embedding.tiers import free_bytes
+from dist_embed.errors import UserError
 from dist_embed.observe.events import Emit
 from dist_embed.observe.quiet import redirect_output
 from dist_embed.parallel.allocator import keep_freed_memory

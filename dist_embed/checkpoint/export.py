@@ -15,8 +15,8 @@ from dist_embed.checkpoint.by_id import STRIP_BYTES, Ids, write_by_id
 from dist_embed.checkpoint.chunk import byte_view, row_bytes
 from dist_embed.checkpoint.manifest import CheckpointError, Manifest, TensorInfo
 from dist_embed.checkpoint.read import CheckpointReader
-from dist_embed.config.errors import UserError
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import ObjectStore
 

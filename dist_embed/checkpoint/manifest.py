@@ -28,7 +28,7 @@ from pydantic import (
     field_validator,
 )
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 
 FORMAT = 2
 MAX_MANIFEST_BYTES = 16 * 2**20

@@ -33,7 +33,7 @@ from dist_embed.checkpoint.write import (
     publish,
     write_rows,
 )
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import (
     gather_texts,
     same_text_from_first,
@@ -43,7 +43,6 @@ from dist_embed.parallel.errors import WorkerError, is_passing
 from dist_embed.parallel.group import Group
 from dist_embed.parallel.stop import stop_requested
 from dist_embed.storage.objects import ObjectStore
-from dist_embed.storage.retry import StorageError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # While workers wait for a save they meet as often, so that none waits in an exchange for as long as
@@ -497,7 +496,7 @@ def _outcome_of(save: _Save) -> _Outcome:
 
 def _message(error: Exception) -> str:
     """One line."""
-    plain = isinstance(error, UserError | StorageError | OSError)
+    plain = isinstance(error, UserError | OSError)
     if plain and str(error):
         return str(error)
     # What torch raises ends with a trace of its own.

@@ -38,7 +38,7 @@ def device_and_workers(arguments: argparse.Namespace) -> tuple[Literal["cpu", "c
     """Raises UserError where there is no GPU, or not one for each worker."""
     import torch
 
-    from dist_embed.config.errors import UserError
+    from dist_embed.errors import UserError
     from dist_embed.parallel.device import resolve_device
 
     device = resolve_device(arguments.device, name="--device")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
 from dist_embed.config.cuda_only import WIDEST_ON_CUDA
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 
 
 def add_kinds(kinds: Any) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
 from dist_embed.cli.config import add_config_arguments
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
+from dist_embed.errors import UserError
 
 _LINES = 15
 _NAME_LENGTH = 90

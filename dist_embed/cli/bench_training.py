@@ -13,8 +13,8 @@ from dist_embed.cli.bench_options import (
     write_figures,
 )
 from dist_embed.cli.config import add_config_arguments
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
+from dist_embed.errors import UserError
 from dist_embed.storage.temporary import temporary_folder
 
 

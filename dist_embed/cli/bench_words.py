@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 
 
 def add_kinds(kinds: Any) -> None:

@@ -116,7 +116,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 def _prune(arguments: argparse.Namespace) -> None:
     from dist_embed.checkpoint.catalogue import open_checkpoints
     from dist_embed.checkpoint.retention import Pruner, Retention
-    from dist_embed.config.errors import UserError
+    from dist_embed.errors import UserError
 
     configured = _check_run(arguments.run).checkpoint
     given = {
@@ -195,7 +195,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from dist_embed.checkpoint.export import export_checkpoint
     from dist_embed.checkpoint.manifest import ManifestName, TensorInfo
     from dist_embed.checkpoint.read import describe_tensor
-    from dist_embed.config.errors import UserError
+    from dist_embed.errors import UserError
     from dist_embed.storage import uri as storage
     from dist_embed.storage.objects import ObjectStore
 

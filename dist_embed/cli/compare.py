@@ -9,8 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from dist_embed.cli.trained_run import add_worker_options, check_output, on_workers, run_config
-from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
+from dist_embed.errors import UserError
 
 if TYPE_CHECKING:
     from dist_embed.train.word_recall import Recall

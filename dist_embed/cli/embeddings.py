@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_embed.cli.export_parts import add_parts, part_of
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 
 if TYPE_CHECKING:
     from dist_embed.explore.table import RunTable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 
 if TYPE_CHECKING:
     from dist_embed.checkpoint.export import Part

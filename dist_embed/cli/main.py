@@ -100,12 +100,11 @@ def _run(argv: list[str] | None) -> None:
 
 def _code_of(exc: BaseException) -> int:
     """The exit code of a command that ended with an error, which is told; raises what is a bug."""
-    from dist_embed.config.errors import RunFailed, RunStopped, UserError
-    from dist_embed.storage.retry import StorageError
+    from dist_embed.errors import DistEmbedError, RunFailed, RunStopped
 
     if isinstance(exc, BrokenPipeError):  # the reader of our output has seen enough
         return 0
-    if not isinstance(exc, UserError | StorageError | OSError | RunStopped | RunFailed):
+    if not isinstance(exc, DistEmbedError | OSError):
         raise exc
     _complain(str(exc))
     if isinstance(exc, RunStopped):

@@ -14,9 +14,9 @@ from typing import Any
 
 from dist_embed.cli.config import add_config_arguments
 from dist_embed.cli.trained_run import add_worker_options, check_output, on_workers, run_config
-from dist_embed.config.errors import RunStopped
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
+from dist_embed.errors import RunStopped
 from dist_embed.parallel.stop import taken_signal
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 
 if TYPE_CHECKING:
     from dist_embed.study.schema import OneHotStudy, TrainingStudy

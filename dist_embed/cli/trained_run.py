@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_embed.config.checks import check
-from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 
 

@@ -6,7 +6,7 @@ import signal
 import traceback
 from typing import Any, NoReturn
 
-from dist_embed.config.errors import RunFailed, UserError
+from dist_embed.errors import RunFailed, UserError
 from dist_embed.parallel.errors import WorkerError, is_broken_collective, is_passing, user_message
 from dist_embed.parallel.stop import taken_signal
 

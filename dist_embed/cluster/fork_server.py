@@ -13,7 +13,7 @@ import tempfile
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.parallel.stop import deaf_children
 
 _SOCKET_BYTES = 107  # of Linux, unix(7)

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from dist_embed.cluster.work import BASELINE, INFERENCE, TRAIN, under_torchrun, work
 from dist_embed.config.checks import check
-from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import GIB, available_bytes
 from dist_embed.embedding.plan import Tier
+from dist_embed.errors import UserError
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.parallel.device import resolve_device, resolve_dtype

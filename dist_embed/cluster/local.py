@@ -21,7 +21,7 @@ from dist_embed.cluster.failure import (
     stopped_too_late,
 )
 from dist_embed.cluster.fork_server import worker_context
-from dist_embed.config.errors import RunFailed, RunStopped
+from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
 from dist_embed.parallel.parent import end_with_parent
 from dist_embed.parallel.stop import (

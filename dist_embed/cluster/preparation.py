@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from dist_embed.config.errors import UserError
 from dist_embed.config.schema import (
     Config,
     CorpusSection,
@@ -32,8 +31,8 @@ from dist_embed.data.text_form import Form, Lowercase
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.vocabulary import TokenizerRecipe
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
-from dist_embed.storage.retry import StorageError
 from dist_embed.storage.turns import LONGEST_WAIT_SECONDS, NoTurn, StillOurs, taking_turns
 
 Say = Callable[[str], None]
@@ -258,7 +257,7 @@ def _write_down(data_uri: str, data: PreparedData, say: Say) -> None:
         with taking_turns(data_uri, "preparing", lambda: None, longest=0):
             if prepared_folder(data_uri) == data.folder_uri:
                 storage.write_text(storage.join(data.folder_uri, INDEX_NAME), data.to_json())
-    except (OSError, UserError, StorageError, NoTurn) as exc:  # data are as sound without it
+    except (OSError, UserError, NoTurn) as exc:  # data are as sound without it
         say(f"it could not be written down: {exc}")
 
 

@@ -28,7 +28,7 @@ from dist_embed.cluster.failure import (
     stopped_too_late,
 )
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
-from dist_embed.config.errors import RunFailed, RunStopped, UserError
+from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.stop import (
     handle_again,

@@ -12,8 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from dist_embed.config.checks import check, check_written
-from dist_embed.config.errors import ConfigError
 from dist_embed.config.schema import Config
+from dist_embed.errors import ConfigError, UserError
 from dist_embed.storage import uri as storage
 
 
@@ -26,7 +26,7 @@ def load_config(path: str, overrides: list[str] | None = None) -> Config:
     """
     try:
         text = storage.read_text(path)
-    except (OSError, ValueError) as exc:
+    except (OSError, UserError, ValueError) as exc:
         raise ConfigError(f"cannot read configuration {path!r}: {exc}") from exc
     try:
         loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})

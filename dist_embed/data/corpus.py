@@ -10,7 +10,7 @@ from typing import IO
 
 import pyarrow as pa
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, open_decompressed
 from dist_embed.storage.parquet import ParquetError, ParquetReader

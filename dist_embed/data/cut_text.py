@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import islice
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import ParallelText, read_pairs
 from dist_embed.data.tokenizer import SPACE, Pieces
+from dist_embed.errors import UserError
 
 # Pairs that are looked at; of cut text nearly every one has marks, of other text hardly any.
 _PAIRS = 1000

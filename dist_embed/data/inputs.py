@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dist_embed.data.corpus import CorpusError, ParallelText, expand
+from dist_embed.errors import StorageError, UserError
 from dist_embed.storage import uri as storage
-from dist_embed.storage.retry import StorageError
 
 # Reading so much takes seconds, of which something is said.
 _LARGE_BYTES = 2**30
@@ -131,7 +131,7 @@ def _files(patterns: tuple[str, ...], found: Comparison) -> list[str | None]:
     for pattern in patterns:
         try:
             files += expand((pattern,))
-        except (CorpusError, OSError, StorageError) as exc:
+        except (UserError, OSError) as exc:
             found.absent.append(str(exc))
             files.append(None)
     return files

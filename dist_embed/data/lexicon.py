@@ -23,7 +23,6 @@ import pyarrow as pa
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.processes import processes
 from dist_embed.data.proof import FileInfo, read_proven, read_table, sealed, unsealed
 from dist_embed.data.scratch import scratch_folder
@@ -36,6 +35,7 @@ from dist_embed.data.token_shards import (
 )
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from dist_embed.data.tokenizer_files import tokenizer_name
+from dist_embed.errors import StorageError, UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import write_parquet
 
@@ -195,6 +195,8 @@ def fitting_lexicon(data_uri: str, data: PreparedData, translations: int) -> Lex
     """
     try:
         index = Lexicon(data_uri).index
+    except StorageError:  # unknown, not damaged
+        raise
     except (FileNotFoundError, UserError):
         return None
     return index if (index.translations, index.data) == (translations, data.digest()) else None

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.block_index import ShardBlocks, index_name, write_index
 from dist_embed.data.corpus import Pair, ParallelText, read_pairs
 from dist_embed.data.cut_text import check_pieces
@@ -27,6 +26,7 @@ from dist_embed.data.token_shards import INDEX_NAME, REMEDY, PreparedData, Split
 from dist_embed.data.tokenizer import END, Tokenizer
 from dist_embed.data.tokenizer_files import write_tokenizers
 from dist_embed.data.vocabulary import TokenizerRecipe, Vocabularies, learn_vocabularies
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import write_parquet
 

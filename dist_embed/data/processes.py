@@ -14,7 +14,7 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.parallel.parent import end_with_parent
 from dist_embed.parallel.stop import deaf_children, hear_sigterm
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import ParquetError, read_parquet
 from dist_embed.storage.retry import retried

@@ -7,8 +7,8 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.proof import FileInfo, copy_proven, prove_file
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import Shared, remove_abandoned, shared_folder
 from dist_embed.storage.turns import NoTurn, taking_turns

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.storage.temporary import temporary_folder
 
 _FULL_BYTES = 2**26  # less is left of a full disk: no more is written at once

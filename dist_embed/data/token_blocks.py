@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.block_index import (
     index_name,
     order_of_lengths,
@@ -33,6 +32,7 @@ from dist_embed.data.token_shards import (
     joined,
     read_tokens,
 )
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import FilePart, ParquetReader
 from dist_embed.storage.threads import in_threads

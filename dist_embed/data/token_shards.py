@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.inputs import Inputs, inputs_from_json
 from dist_embed.data.proof import FileInfo, read_table, sealed, unsealed
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import parquet_of_lists
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.text_form import Form, Lowercase, steps
+from dist_embed.errors import UserError
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPACE = "▁"  # U+2581

@@ -11,15 +11,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, dataclass
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.proof import FileInfo, copy_proven, read_proven, sealed, unsealed
 from dist_embed.data.proven_once import at_hand
 from dist_embed.data.table_tokenizer import TableTokenizer
 from dist_embed.data.token_shards import REMEDY, SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.word_table import WordTable
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
-from dist_embed.storage.retry import StorageError
 
 _REMEDY_OF_RUN = "put the run's own file back; the data it was trained on have it too"
 _HEAD = b'{\n "word_table": '  # no file of the library begins so
@@ -98,7 +97,7 @@ def _parsed(content: bytes, folder_uri: str, side: str, data: PreparedData | Non
         page = WordsPage.of(content)
         remedy = REMEDY if data else _REMEDY_OF_RUN
         tokenizer = _mapped(page, folder_uri, remedy) if page else Tokenizer.from_file(content)
-    except (UserError, OSError, StorageError):
+    except (UserError, OSError):
         raise
     except Exception as exc:  # the library's errors have no type of their own
         raise UserError(f"{uri} cannot be read as a tokenizer: {exc}") from exc

@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, Tokenizer
 from dist_embed.embedding.composed_rows import ComposedRows
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import Shard, TableSpec
 from dist_embed.embedding.projection import Basis, Moments, random_basis
+from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import (
     exchange_rows,
     gather_rows,

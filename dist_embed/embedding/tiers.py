@@ -11,9 +11,9 @@ from typing import Literal
 
 import torch
 
-from dist_embed.config.errors import UserError
 from dist_embed.embedding.memory import GIB, available_bytes, host_table_bytes, table_bytes
 from dist_embed.embedding.plan import Exchange, TableSpec, Tier, Weights, shard_of
+from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import least_over_workers
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_embed.checkpoint.export import WHOLE, Part, export_checkpoint
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.explore.table import RunTable
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder

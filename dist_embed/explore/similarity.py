@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch.nn import functional
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import read_lines
+from dist_embed.errors import UserError
 from dist_embed.explore.table import RunTable
 
 _SEPARATORS = [re.compile(signs) for signs in ("\t", "[,;]", r"[\s,;]+")]

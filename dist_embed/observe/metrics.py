@@ -16,8 +16,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from dist_embed.errors import StorageError
 from dist_embed.storage import uri as storage
-from dist_embed.storage.retry import StorageError
 from dist_embed.storage.temporary import temporary_folder
 
 METRICS_NAME = "metrics.jsonl"

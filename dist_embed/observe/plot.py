@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ import warnings
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 
 # Read by the libraries when they are first imported or started.

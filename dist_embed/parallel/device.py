@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
 

@@ -21,10 +21,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import StoreUnavailable, UserError
 from dist_embed.parallel.collectives import gather_texts
 from dist_embed.parallel.group import Group
-from dist_embed.storage.retry import StorageError, StoreUnavailable
 
 # How long a worker whose collective broke waits for a peer to say why, and how long worker 0,
 # which may host the store, stays at most after its own failure so that peers can read it.
@@ -74,10 +73,11 @@ class WorkerError(RuntimeError):
 
 
 def user_message(exc: BaseException) -> str | None:
-    """The message, where it says all that a user needs: of a `UserError`, of a `StorageError`, and
-    of an `OSError`, which names the file and what the system has against it.
+    """The message, where it says all that a user needs: of a `UserError`, and of an `OSError`.
+
+    The latter names the file and what the system has against it.
     """
-    return str(exc) if isinstance(exc, UserError | StorageError | OSError) else None
+    return str(exc) if isinstance(exc, UserError | OSError) else None
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from typing import IO, Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from dist_embed.storage.retry import RETRY_SECONDS, StorageError, retried
+from dist_embed.errors import StorageError
+from dist_embed.storage.retry import RETRY_SECONDS, retried
 from dist_embed.storage.uri import cat_range, filesystem, join, make_folder, sync_folder
 
 T = TypeVar("T")

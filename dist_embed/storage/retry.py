@@ -8,6 +8,8 @@ from asyncio import CancelledError
 from collections.abc import Callable
 from typing import TypeVar
 
+from dist_embed.errors import StorageError, StoreUnavailable
+
 T = TypeVar("T")
 
 RETRY_SECONDS = 120.0
@@ -27,14 +29,6 @@ _MISCONFIGURED = {
     "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError",
     "TokenRetrievalError", "InvalidRegionError", "ParamValidationError",
 }  # fmt: skip
-
-
-class StorageError(ValueError):
-    """A store that cannot be used: an unknown protocol, a missing package, wrong credentials."""
-
-
-class StoreUnavailable(StorageError):
-    """The store did not do what it was asked to within the time limit."""
 
 
 def retried(what: str, where: str, operation: Callable[[], T], seconds: float = RETRY_SECONDS) -> T:

@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dist_embed.errors import StorageError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import ObjectStore
-from dist_embed.storage.retry import RETRY_SECONDS, StorageError
+from dist_embed.storage.retry import RETRY_SECONDS
 
 LOCK_SECONDS = 0.5  # between looks at a lock
 OBJECT_SECONDS = 5.0  # between looks at an object

@@ -20,7 +20,8 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from dist_embed.storage.retry import StorageError, retried
+from dist_embed.errors import StorageError
+from dist_embed.storage.retry import retried
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from dist_embed.config.errors import ConfigError
+from dist_embed.errors import ConfigError, UserError
 from dist_embed.storage import uri as storage
 from dist_embed.study.schema import Level, OneHotStudy, Study, TrainingStudy
 
@@ -34,7 +34,8 @@ def load_study(path: str) -> Study:
     try:
         loaded = OmegaConf.create(storage.read_text(path))
         values: Any = OmegaConf.to_container(loaded, resolve=True)  # ${oc.env:NAME}
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException, AssertionError) as exc:
+    except (OSError, UserError, ValueError, yaml.YAMLError, OmegaConfBaseException,
+            AssertionError) as exc:  # fmt: skip
         # OmegaConf asserts that it is given no bare number.
         reason = str(exc).split("\n")[0] or "expected a mapping"
         raise ConfigError(f"cannot read study {path!r}: {reason}") from exc

@@ -18,10 +18,10 @@ from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read
 from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
 from dist_embed.cluster.preparation import data_digest, ensure_data, with_absolute_paths
 from dist_embed.cluster.work import EVALUATE, TRAIN
-from dist_embed.config.errors import ConfigError, RunStopped
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData
+from dist_embed.errors import ConfigError, RunStopped
 from dist_embed.observe.events import Event
 from dist_embed.observe.metrics import read_metrics
 from dist_embed.parallel.device import device_name, resolve_device

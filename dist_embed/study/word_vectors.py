@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import read_lines
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.study import unchanged
 from dist_embed.study.schema import WordVectors

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dist_embed.checkpoint.state import LiveTensor
-from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.tokenizer import Tokenizer
@@ -22,6 +21,7 @@ from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.memory import beside_tables_bytes
 from dist_embed.embedding.plan import rows_of_role
 from dist_embed.embedding.tables import STATELESS
+from dist_embed.errors import UserError
 from dist_embed.model.batch_negatives import WordShares
 from dist_embed.model.candidates import CandidateWords
 from dist_embed.model.next_words import ExactWords, NextWords

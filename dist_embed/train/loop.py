@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import METRIC, TrainingState
-from dist_embed.config.errors import UserError
 from dist_embed.data.loader import Loader, Position, StepBatches
+from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.train.evaluate import Quality

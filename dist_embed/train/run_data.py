@@ -9,13 +9,13 @@ import json
 from collections.abc import Callable
 
 from dist_embed.checkpoint.state import Fixed
-from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_blocks import open_blocks
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
+from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group

@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from dist_embed.checkpoint.catalogue import list_steps
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict, config_to_yaml, differences
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
@@ -28,6 +27,7 @@ from dist_embed.data.tokenizer_files import (
     tokenizer_name,
     without_words,
 )
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 
 CONFIG_NAME = "config.yaml"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import TrainingState
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import sum_numbers_over_workers
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.stop import stop_requested

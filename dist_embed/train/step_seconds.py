@@ -9,9 +9,9 @@ import platform
 from pathlib import Path
 from typing import Literal
 
-from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
 from dist_embed.embedding.plan import TABLE_OF_ROLE, shard_of
+from dist_embed.errors import UserError
 from dist_embed.train.table_settings import table_settings
 
 LONGEST_STEP_SECONDS = 60.0

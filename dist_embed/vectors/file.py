@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 
 Vectors = NDArray[np.float32]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows' editors begin a text with it

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import csv
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.compressed import is_compressed
 from dist_embed.storage.parquet import parquet_writer

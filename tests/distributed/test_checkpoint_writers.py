@@ -24,9 +24,9 @@ from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
 from dist_embed.checkpoint.write import write_rows
+from dist_embed.errors import StoreUnavailable
 from dist_embed.parallel.errors import is_passing
 from dist_embed.parallel.group import Group
-from dist_embed.storage.retry import StoreUnavailable
 from tests.distributed.pool import WorkerPool
 
 # Shorter than what is waited for below.

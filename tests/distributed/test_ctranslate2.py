@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.tokenizer import END, PAD, SPACE, START, Tokenizer
+from dist_embed.errors import UserError
 from dist_embed.explore import ctranslate2_model
 from dist_embed.explore.ctranslate2_model import export_ctranslate2
 from dist_embed.explore.table import RunTable

@@ -12,8 +12,8 @@ import pytest
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.cluster.local import launch_local
 from dist_embed.cluster.preparation import ensure_data
-from dist_embed.config.errors import UserError
 from dist_embed.config.schema import Config
+from dist_embed.errors import UserError
 from dist_embed.observe.events import Emit
 from dist_embed.train import worker
 from tests.stores.killing import configuration

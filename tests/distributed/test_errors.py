@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_embed.cluster.local import launch_local
-from dist_embed.config.errors import RunFailed, RunStopped
+from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Emit, Event
 from dist_embed.parallel import errors, stop
 from dist_embed.parallel.collectives import (

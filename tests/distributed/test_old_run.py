@@ -19,13 +19,13 @@ import pytest
 from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read_manifest
 from dist_embed.checkpoint.manifest import ManifestName
 from dist_embed.cluster.preparation import data_digest, ensure_data
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
+from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
 from dist_embed.observe.metrics import read_metrics
 from dist_embed.parallel.group import Group

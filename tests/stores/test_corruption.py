@@ -38,9 +38,9 @@ from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.state import LiveTensor, TrainingState, own_rows
 from dist_embed.checkpoint.write import Description
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.errors import StoreUnavailable
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
-from dist_embed.storage.retry import StoreUnavailable
 from tests.checkpoints import write_checkpoint
 from tests.stores.s3_server import FORGETS_SECONDS, MotoServer, S3Server, connect
 

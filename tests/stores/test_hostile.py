@@ -41,8 +41,8 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.retention import Pruner, Retention
+from dist_embed.errors import StorageError
 from dist_embed.storage.objects import ObjectStore
-from dist_embed.storage.retry import StorageError
 from tests.forks import forking
 from tests.stores.test_corruption import NEWER, Run, assert_holds, run_at, save, state_of
 

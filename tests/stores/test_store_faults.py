@@ -18,9 +18,9 @@ from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
+from dist_embed.errors import StoreUnavailable
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
-from dist_embed.storage.retry import StoreUnavailable
 from tests.stores.fault_proxy import Fault, FaultProxy
 from tests.stores.s3_server import S3Server, environment
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.errors import UserError
 from dist_embed.model.batch_negatives import BatchNegatives
 from dist_embed.model.output_layer import ExactOutput, SampledOutput
 from dist_embed.model.sampler import LogUniformSampler

@@ -14,9 +14,9 @@ from dist_embed.bench.balance import (
     expected_of_shards,
 )
 from dist_embed.bench.zipf import zipf, zipf_probability
-from dist_embed.config.errors import UserError
 from dist_embed.embedding.plan import shard_of
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.errors import UserError
 
 
 def test_words_follow_zipfs_law() -> None:

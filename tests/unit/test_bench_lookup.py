@@ -25,10 +25,10 @@ from dist_embed.bench.lookup_ways import LookupWays
 from dist_embed.bench.passes import median_seconds
 from dist_embed.bench.zipf import zipf
 from dist_embed.cli.main import build_parser, main
-from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.step_rows import StepRows
+from dist_embed.errors import RunFailed, UserError
 
 CPU = torch.device("cpu")
 ON_CPU = ["sgd", "adagrad", "rowwise_adagrad"]

@@ -30,10 +30,10 @@ from dist_embed.bench.memory import peak_bytes, reset_peak
 from dist_embed.bench.vocabulary_cases import FULL, KINDS, SAMPLED, SPARSE, Case, Trainer, batches
 from dist_embed.bench.vocabulary_speed import Measured
 from dist_embed.cluster.work import TRAIN
-from dist_embed.config.errors import RunFailed, UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.tokenizer import END, START
+from dist_embed.errors import RunFailed, UserError
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.quiet import private_log_folder
 from dist_embed.parallel.group import Group

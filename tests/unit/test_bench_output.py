@@ -20,7 +20,7 @@ from dist_embed.bench.output_check import Computed, check, plain_cross_entropy
 from dist_embed.bench.output_sides import OutputSizes, exact_sides, plain_bytes, sampled_sides
 from dist_embed.bench.passes import WARM_UP, Marks, measured
 from dist_embed.cli.main import build_parser, main
-from dist_embed.config.errors import RunFailed
+from dist_embed.errors import RunFailed
 from dist_embed.model.logit_blocks import Picked
 from dist_embed.observe.quiet import private_log_folder
 from dist_embed.parallel.group import Group

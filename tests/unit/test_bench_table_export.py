@@ -10,7 +10,7 @@ import pytest
 from dist_embed.bench import table_export
 from dist_embed.checkpoint import by_id
 from dist_embed.checkpoint.export import export_checkpoint
-from dist_embed.config.errors import RunFailed
+from dist_embed.errors import RunFailed
 
 
 def measure(folder: Path) -> dict[str, Any]:

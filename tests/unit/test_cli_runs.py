@@ -16,9 +16,8 @@ import yaml
 
 from dist_embed.cli.main import main
 from dist_embed.cluster.work import EVALUATE, TRAIN, TRANSLATE
-from dist_embed.config.errors import RunFailed, RunStopped, UserError
+from dist_embed.errors import RunFailed, RunStopped, StoreUnavailable, UserError
 from dist_embed.observe.metrics import MetricsLog
-from dist_embed.storage.retry import StoreUnavailable
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
 

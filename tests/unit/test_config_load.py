@@ -12,7 +12,6 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from dist_embed.config.errors import ConfigError
 from dist_embed.config.load import (
     config_from_dict,
     config_to_yaml,
@@ -22,6 +21,7 @@ from dist_embed.config.load import (
 )
 from dist_embed.config.reference import configuration_page
 from dist_embed.config.schema import Config
+from dist_embed.errors import ConfigError
 from dist_embed.train.run_folder import CHANGEABLE
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_embed.config.errors import ConfigError, UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.cut_text import check_pieces
 from dist_embed.data.stretches import encode_column
@@ -21,6 +20,7 @@ from dist_embed.data.token_shards import read_tokens
 from dist_embed.data.tokenizer import END, UNKNOWN, Pieces, Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.word_runs import WordSplitting, split_and_count
+from dist_embed.errors import ConfigError, UserError
 from dist_embed.parallel.group import Group
 from dist_embed.train.evaluate import evaluate_translations
 from dist_embed.vectors.coverage import is_word

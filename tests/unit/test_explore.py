@@ -24,11 +24,11 @@ from dist_embed.checkpoint.catalogue import name_of_choice
 from dist_embed.checkpoint.manifest import CheckpointDamaged, CheckpointError, ManifestName
 from dist_embed.cli.checkpoint import _export
 from dist_embed.cli.main import build_parser, main
-from dist_embed.config.errors import UserError
 from dist_embed.data.proof import FileInfo, NotReached
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.data.tokenizer_files import tokenizer_name
+from dist_embed.errors import StoreUnavailable, UserError
 from dist_embed.explore import export as export_module
 from dist_embed.explore import flat_map as flat_map_module
 from dist_embed.explore import occurrences as occurrences_module
@@ -41,7 +41,6 @@ from dist_embed.explore.similarity import similarity_agreement
 from dist_embed.explore.table import RunTable
 from dist_embed.observe.plot import without_letters
 from dist_embed.storage.parquet import read_parquet
-from dist_embed.storage.retry import StoreUnavailable
 from dist_embed.train.run_folder import check_tokenizer, read_run_config
 from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors

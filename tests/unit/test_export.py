@@ -25,8 +25,8 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.checkpoint.write import Description
-from dist_embed.config.errors import UserError
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.errors import UserError
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 from tests.checkpoints import write_checkpoint

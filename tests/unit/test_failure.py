@@ -10,9 +10,8 @@ import torch
 from dist_embed.checkpoint.manifest import CheckpointError, CheckpointLate
 from dist_embed.checkpoint.parts import PartLate, PartMissing
 from dist_embed.cluster.failure import Attempts, failure_event, raise_failure
-from dist_embed.config.errors import RunFailed, UserError
+from dist_embed.errors import RunFailed, StorageError, StoreUnavailable, UserError
 from dist_embed.parallel.errors import WorkerError, _account, is_passing
-from dist_embed.storage.retry import StorageError, StoreUnavailable
 
 
 def event_of(rank: int, error: Exception) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def test_a_folder_of_temporary_files_that_is_too_long_for_a_socket_is_named(tmp_
         "import tempfile\n"
         f"tempfile.tempdir = {str(folder)!r}\n"
         "from dist_embed.cluster.fork_server import worker_context\n"
-        "from dist_embed.config.errors import UserError\n"
+        "from dist_embed.errors import UserError\n"
         "try:\n"
         "    worker_context('cpu')\n"
         "except UserError as exc:\n"

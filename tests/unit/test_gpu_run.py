@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from tests.gpu.device import chosen
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from dist_embed.cluster import preparation
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import inputs
@@ -29,8 +28,8 @@ from dist_embed.data.token_shards import (
     read_tokens,
 )
 from dist_embed.data.tokenizer_files import load_tokenizers
+from dist_embed.errors import StoreUnavailable, UserError
 from dist_embed.storage import uri as storage
-from dist_embed.storage.retry import StoreUnavailable
 from dist_embed.storage.turns import taking_turns
 from tests.unit.small_corpus import one_is_this_process, prepare, sentences
 

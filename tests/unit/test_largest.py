@@ -8,7 +8,7 @@ import pytest
 
 from dist_embed.bench import vocabulary_memory
 from dist_embed.bench.vocabulary_memory import FIRST_WORDS, largest
-from dist_embed.config.errors import RunFailed
+from dist_embed.errors import RunFailed
 
 
 def found(limit: int, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[int, int], list[int]]:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_embed.config.errors import UserError
 from dist_embed.data import lexicon as lexicon_module
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon, log_likelihood_ratio
 from dist_embed.data.scratch import scratch_folder
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
+from dist_embed.errors import UserError
 from dist_embed.storage.parquet import read_parquet
 from tests.unit.small_corpus import one_is_this_process
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.batch import MERGE_TOKENS, Batch, build_batch, merged
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.data.token_blocks import index_of
 from dist_embed.data.token_shards import ShardInfo, TokenPairs, read_tokens, write_shard
 from dist_embed.data.tokenizer import END, PAD, START, Tokenizer
+from dist_embed.errors import UserError
 from tests.unit.small_corpus import Prepared, Sentence, count, sentences
 
 BATCH_TOKENS = 150

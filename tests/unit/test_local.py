@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dist_embed.cluster import local
-from dist_embed.config.errors import RunFailed, RunStopped, UserError
+from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import stop
 
 FAILURE = {

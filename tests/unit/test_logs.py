@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.observe.quiet import (
     open_log,
     quiet_screen,

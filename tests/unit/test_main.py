@@ -17,10 +17,9 @@ import pytest
 
 from dist_embed.cli import main as module
 from dist_embed.cli.main import main
-from dist_embed.config.errors import RunFailed, RunStopped, UserError
+from dist_embed.errors import RunFailed, RunStopped, StoreUnavailable, UserError
 from dist_embed.observe import quiet
 from dist_embed.parallel.stop import SIGNALS, stop_on_signals
-from dist_embed.storage.retry import StoreUnavailable
 from dist_embed.storage.temporary import temporary_folder
 
 Doing = Callable[[Callable[[], None]], int]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto import event_pb2
 
+from dist_embed.errors import StoreUnavailable
 from dist_embed.observe.metrics import METRICS_NAME, MetricsLog, read_metrics
 from dist_embed.storage import uri as storage
-from dist_embed.storage.retry import StoreUnavailable
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -9,7 +9,6 @@ import torch
 
 from dist_embed.cluster import launch as launching
 from dist_embed.cluster.work import BASELINE, EVALUATE, TRAIN, TRANSLATE
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import (
@@ -21,6 +20,7 @@ from dist_embed.embedding.memory import (
     worker_bytes,
 )
 from dist_embed.embedding.plan import TableSpec
+from dist_embed.errors import UserError
 from dist_embed.model.output import OutputShard
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group

@@ -17,9 +17,9 @@ import pytest
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.memory import MemoryFileSystem
 
+from dist_embed.errors import StorageError, StoreUnavailable
 from dist_embed.storage import objects, retry
 from dist_embed.storage.objects import ForeignObject, ObjectStore
-from dist_embed.storage.retry import StorageError, StoreUnavailable
 
 
 def memory_store(retry_seconds: float = 60.0) -> ObjectStore:

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.prepare import read_counts
 from dist_embed.data.token_shards import PreparedData
+from dist_embed.errors import UserError
 from dist_embed.storage.parquet import ParquetError, ParquetReader, read_parquet, write_parquet
 from tests.unit.small_corpus import Prepared
 

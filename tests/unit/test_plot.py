@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_embed.bench.balance import Balance, plot_balance
-from dist_embed.config.errors import UserError
+from dist_embed.errors import UserError
 from dist_embed.observe.plot import (
     LABEL_POINTS,
     check_plot_path,

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers.trainers import WordLevelTrainer
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import CorpusError, Pair
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.prepare import read_counts, read_occurrences, read_predicted
@@ -30,6 +29,7 @@ from dist_embed.data.token_shards import (
 from dist_embed.data.tokenizer import END, SPECIAL_TOKENS, UNKNOWN, Kind, Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.vocabulary import TokenizerRecipe
+from dist_embed.errors import UserError
 from dist_embed.storage.parquet import read_parquet
 from tests.unit.small_corpus import (
     SHARD_SENTENCES,

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dist_embed.config.errors import UserError
 from dist_embed.data import processes as module
 from dist_embed.data.processes import Processes, processes
+from dist_embed.errors import UserError
 
 KILLED = r"one of \d process.* set data\.num_processes"
 # A pipe holds far less.

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon
 from dist_embed.data.prepare import read_counts, read_occurrences
 from dist_embed.data.proof import FileInfo, sealed, unsealed
 from dist_embed.data.token_blocks import open_blocks
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
 from dist_embed.data.tokenizer_files import load_tokenizers
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import check_tokenizer, tokenizer_digests
 from tests.unit.small_corpus import one_is_this_process, prepare, write_text

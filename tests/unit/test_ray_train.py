@@ -16,7 +16,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 
 from dist_embed.cluster import ray_train
 from dist_embed.cluster.failure import Attempts
-from dist_embed.config.errors import RunFailed, RunStopped
+from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.parallel import stop
 
 BEGIN = {"kind": "begin", "attempt": "a"}

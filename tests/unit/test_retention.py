@@ -29,9 +29,9 @@ from dist_embed.checkpoint.manifest import (
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.retention import Pruned, Pruner, Retention
 from dist_embed.checkpoint.write import Description
+from dist_embed.errors import StoreUnavailable
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
-from dist_embed.storage.retry import StoreUnavailable
 from tests.checkpoints import write_checkpoint
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]

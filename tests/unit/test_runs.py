@@ -14,13 +14,13 @@ import yaml
 from dist_embed.cli.trained_run import run_config
 from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.checks import check
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_to_yaml, load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.train.run_folder import (
     CHANGEABLE,

@@ -28,11 +28,11 @@ from dist_embed.checkpoint.manifest import (
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import LiveTensor, TrainingState, own_rows
+from dist_embed.errors import StoreUnavailable
 from dist_embed.parallel import stop
 from dist_embed.parallel.errors import is_passing
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import Buffer, Entry, ObjectStore
-from dist_embed.storage.retry import StoreUnavailable
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 

@@ -10,9 +10,9 @@ import pytest
 
 from dist_embed.cluster import launch as launching
 from dist_embed.cluster.work import EVALUATE, TRAIN
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.errors import UserError
 from dist_embed.train import step_seconds
 from dist_embed.train.step_seconds import (
     CPU_THREAD_RATE,

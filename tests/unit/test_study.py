@@ -20,9 +20,9 @@ import yaml
 
 from dist_embed.cli.main import main
 from dist_embed.cluster.work import EVALUATE, TRAIN
-from dist_embed.config.errors import ConfigError, RunStopped, UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
+from dist_embed.errors import ConfigError, RunStopped, UserError
 from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.plot import plot_into
 from dist_embed.storage import uri as storage

@@ -13,7 +13,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
@@ -23,6 +22,7 @@ from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import TABLE_OF_ROLE, ShareEmbeddings, TableSpec, shard_of
 from dist_embed.embedding.pretrained import StartSettings, TableStart
 from dist_embed.embedding.projection import Moments, random_basis
+from dist_embed.errors import UserError
 from dist_embed.train.single_tables import start_tables
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.file import HeldStretch

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_embed.config.errors import UserError
 from dist_embed.embedding import tables
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Exchange, Shard, TableSpec, shard_of, table_specs
 from dist_embed.embedding.tables import exchange_codecs, lies_in_host_memory, tier_of_table
+from dist_embed.errors import UserError
 from dist_embed.parallel.group import Group
 
 ROWS = {"source": 7, "target": 9, "output": 9}

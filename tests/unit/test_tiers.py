@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dist_embed.config.errors import UserError
 from dist_embed.embedding import tiers
 from dist_embed.embedding.plan import TableSpec, Tier
 from dist_embed.embedding.tiers import (
@@ -22,6 +21,7 @@ from dist_embed.embedding.tiers import (
     sizes_of,
     tier_line,
 )
+from dist_embed.errors import UserError
 from dist_embed.parallel.group import Group
 
 GIB = 2**30

@@ -13,11 +13,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_embed.config.errors import UserError
 from dist_embed.data import token_shards
 from dist_embed.data.block_index import index_name, pack_lengths, unpack_lengths
 from dist_embed.data.token_blocks import TokenBlocks, open_blocks
 from dist_embed.data.token_shards import PreparedData, Split, read_tokens
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from tests.unit.small_corpus import Sentence, prepare, sentences, synthetic_corpora
 

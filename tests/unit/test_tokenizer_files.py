@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from dist_embed.bench.words_folder import some_words, write_words_folder
-from dist_embed.config.errors import UserError
 from dist_embed.data import proven_once
 from dist_embed.data.proof import copy_proven
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.tokenizer_files import copy_tokenizers, load_tokenizers
+from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import remove_abandoned, shared_folder
 from dist_embed.train.run_data import digests_of_data, digests_of_tokenizers

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dist_embed.checkpoint.state import METRIC, TrainingState
-from dist_embed.config.errors import UserError
 from dist_embed.data.loader import Position, StepBatches
+from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.train import loop, saving

@@ -14,16 +14,15 @@ import pytest
 
 from dist_embed.cluster import preparation
 from dist_embed.cluster.preparation import ensure_data
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepared_folder import prepared_folder, publish, remove_others
 from dist_embed.data.token_shards import PreparedData, read_tokens
 from dist_embed.data.tokenizer_files import load_tokenizers
+from dist_embed.errors import StoreUnavailable, UserError
 from dist_embed.storage import turns
 from dist_embed.storage import uri as storage
-from dist_embed.storage.retry import StoreUnavailable
 from dist_embed.storage.turns import taking_turns
 from tests.unit.small_corpus import one_is_this_process
 

@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_embed.config.errors import UserError
 from dist_embed.data.corpus import Pair
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.word_counts import count_words, most_frequent
@@ -25,6 +24,7 @@ from dist_embed.data.word_runs import (
     sum_partitions,
     write_run,
 )
+from dist_embed.errors import UserError
 from tests.unit import small_corpus
 from tests.unit.small_corpus import odd_texts, one_is_this_process
 

@@ -19,11 +19,11 @@ from torch import nn
 from dist_embed.checkpoint.load import Loaded
 from dist_embed.checkpoint.retention import Retention
 from dist_embed.checkpoint.saver import SaverSettings
-from dist_embed.config.errors import UserError
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.embedding.plan import TableSpec
+from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.train import worker

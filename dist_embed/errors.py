@@ -1,0 +1,36 @@
+"""What ends a command with a message: one tree, which all layers know.
+
+Errors of a part of the project (`CorpusError`, `CheckpointError`, …) are `UserError`s that are
+defined there. What the system says of a file stays an `OSError`: it names the file.
+"""
+
+
+class DistEmbedError(Exception):
+    """All that dist_embed raises on purpose. The message says all that a user needs."""
+
+
+class UserError(DistEmbedError):
+    """What was given cannot be used (exit code 2): the thing, its value and what is allowed."""
+
+
+class ConfigError(UserError):
+    """The configuration cannot be used."""
+
+
+class StorageError(UserError):
+    """A store that cannot be used: an unknown protocol, a missing package, wrong credentials."""
+
+
+class StoreUnavailable(StorageError):
+    """The store did not do what it was asked to within the time limit."""
+
+
+class RunFailed(DistEmbedError):
+    """Workers failed (exit code 1); the message holds the traceback of the first that failed."""
+
+
+class RunStopped(DistEmbedError):
+    """A run ended early because it was asked to; the message says where it goes on.
+
+    The command's exit code is 128 and the number of the signal, as of a process that it ends.
+    """
