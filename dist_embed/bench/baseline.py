@@ -22,9 +22,10 @@ from dist_embed.data.token_shards import PreparedData
 from dist_embed.parallel.device import device_name
 from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
+from dist_embed.run.data import data_of_all
 from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translator
-from dist_embed.train.run_data import data_of_all
-from dist_embed.train.worker import Context, build_train_step
+from dist_embed.train.training import build_train_step
+from dist_embed.train.worker import Context
 
 
 def baseline_task(context: Context) -> dict[str, Any]:

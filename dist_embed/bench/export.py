@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dist_embed.config.schema import Config
 from dist_embed.data.tokenizer_files import load_tokenizers
-from dist_embed.explore.ctranslate2_model import Quantization, export_ctranslate2
+from dist_embed.export.ctranslate2_model import Quantization, export_ctranslate2
 from dist_embed.storage.temporary import temporary_folder
 from dist_embed.train.scoring import Scorer
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dist_embed.cluster.launch import launch
 from dist_embed.cluster.work import TRAIN
 from dist_embed.config.schema import Config
-from dist_embed.observe.metrics import read_metrics
+from dist_embed.run.metrics import read_metrics
 from dist_embed.storage import uri as storage
 
 LAUNCHERS: tuple[Literal["local", "ray"], ...] = ("local", "ray")

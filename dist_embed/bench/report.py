@@ -1,11 +1,10 @@
-"""How a measurement is told: a table on the screen, and a JSON file with machine and versions."""
+"""What a measurement is kept in: a JSON file with machine and versions."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,6 @@ from typing import Any
 from dist_embed.embedding.memory import GIB
 
 _PACKAGES = ("dist_embed", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "ray", "numpy")
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table in Markdown, as it stands in docs/benchmarks."""
-    widths = [max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
-
-    print(line(header))
-    print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    for row in rows:
-        print(line(row))
 
 
 def machine(device: str) -> dict[str, Any]:

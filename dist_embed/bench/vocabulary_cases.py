@@ -27,7 +27,7 @@ from dist_embed.train.assemble import (
     dense_tensors,
     live_tensors,
 )
-from dist_embed.train.worker import build_train_step
+from dist_embed.train.training import build_train_step
 
 SENTENCE_TOKENS = 32  # with the end mark
 Kind = Literal["dist_embed, sampled", "nn.Embedding(sparse), sampled", "nn.Embedding, full softmax"]

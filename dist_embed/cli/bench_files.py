@@ -40,7 +40,7 @@ def _add_checkpoint(kinds: Any) -> None:
 
 def _checkpoint(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.checkpoint import measure_checkpoint
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
     from dist_embed.embedding.memory import GIB
     from dist_embed.storage.uri import absolute
 
@@ -109,7 +109,7 @@ def _add_pretrained(kinds: Any) -> None:
 
 def _pretrained(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.pretrained import measure_pretrained
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
     from dist_embed.embedding.memory import GIB
 
     with temporary_folder("dist_embed-bench-", arguments.folder) as folder:
@@ -146,8 +146,8 @@ def _add_table_export(kinds: Any) -> None:
 
 
 def _table_export(arguments: argparse.Namespace) -> None:
-    from dist_embed.bench.report import print_table
     from dist_embed.bench.table_export import measure_table_export
+    from dist_embed.cli.table import print_table
     from dist_embed.embedding.memory import GIB
 
     with temporary_folder("dist_embed-bench-", arguments.folder) as folder:
@@ -191,7 +191,7 @@ def _export(arguments: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from dist_embed.bench.export import measure_engine
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
     from dist_embed.cluster.work import EVALUATE
     from dist_embed.data.token_shards import PreparedData, read_texts
 

@@ -68,7 +68,7 @@ def _lookup(arguments: argparse.Namespace) -> None:
         lookup_table,
     )
     from dist_embed.bench.lookup_cases import Work
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
 
     if arguments.width % 4:
         raise UserError(f"--width: {arguments.width} is not allowed: a multiple of 4")

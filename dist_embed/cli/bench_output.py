@@ -65,7 +65,7 @@ def _output(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.output import measure_output, output_table
     from dist_embed.bench.output_sides import OutputSizes
     from dist_embed.bench.passes import WARM_UP
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
     from dist_embed.parallel.device import resolve_device
 
     device = resolve_device(arguments.device, name="--device")

@@ -32,8 +32,8 @@ def add_kinds(kinds: Any) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> None:
-    from dist_embed.bench.report import print_table
     from dist_embed.bench.search import measure_merging
+    from dist_embed.cli.table import print_table
 
     found = measure_merging(
         arguments.workers, arguments.hypotheses, arguments.beam, arguments.rows, arguments.repeats

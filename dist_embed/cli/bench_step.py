@@ -35,10 +35,11 @@ def add_kinds(kinds: Any) -> None:
 
 
 def _step(arguments: argparse.Namespace) -> None:
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
     from dist_embed.cluster.launch import launch
-    from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
     from dist_embed.cluster.work import STEP
+    from dist_embed.config.paths import with_absolute_paths
+    from dist_embed.data.preparation import ensure_data
 
     folder = Path(arguments.profile).absolute()
     folder.mkdir(parents=True, exist_ok=True)

@@ -39,10 +39,11 @@ def _add_baseline(kinds: Any) -> None:
 def _baseline(arguments: argparse.Namespace) -> None:
     import torch
 
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
     from dist_embed.cluster.launch import launch
-    from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
     from dist_embed.cluster.work import BASELINE
+    from dist_embed.config.paths import with_absolute_paths
+    from dist_embed.data.preparation import ensure_data
     from dist_embed.parallel.device import has_native_bf16, resolve_device
 
     config = load_config(arguments.config, arguments.overrides)
@@ -90,8 +91,9 @@ def _launchers(arguments: argparse.Namespace) -> None:
     import torch
 
     from dist_embed.bench.launchers import measure_launchers
-    from dist_embed.bench.report import print_table
-    from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
+    from dist_embed.cli.table import print_table
+    from dist_embed.config.paths import with_absolute_paths
+    from dist_embed.data.preparation import ensure_data
     from dist_embed.parallel.device import device_name, resolve_device
 
     config = load_config(arguments.config, arguments.overrides)
@@ -159,9 +161,9 @@ def _add_vocabulary(kinds: Any) -> None:
 def _vocabulary(arguments: argparse.Namespace) -> None:
     import torch
 
-    from dist_embed.bench.report import print_table
     from dist_embed.bench.vocabulary import vocabulary_report
     from dist_embed.bench.vocabulary_cases import SENTENCE_TOKENS
+    from dist_embed.cli.table import print_table
     from dist_embed.parallel.device import device_name
 
     for option in ("tokens", "full_tokens"):
@@ -230,7 +232,7 @@ def _balance(arguments: argparse.Namespace) -> None:
         balance_table,
         plot_balance,
     )
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
     from dist_embed.observe.plot import check_plot_path
 
     if arguments.batches:
@@ -258,7 +260,7 @@ def _batch_balance(arguments: argparse.Namespace) -> None:
         batch_balance_report,
         batch_balance_table,
     )
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
     from dist_embed.data.prepared_folder import prepared_folder
     from dist_embed.data.token_shards import PreparedData
 

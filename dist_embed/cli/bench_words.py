@@ -39,9 +39,9 @@ def add_kinds(kinds: Any) -> None:
 def _words(arguments: argparse.Namespace) -> None:
     import torch
 
-    from dist_embed.bench.report import print_table
     from dist_embed.bench.run_memory import STEPS, largest_run, measure_run, run_case
     from dist_embed.bench.vocabulary_cases import SENTENCE_TOKENS
+    from dist_embed.cli.table import print_table
     from dist_embed.embedding.memory import GIB
     from dist_embed.parallel.device import device_name
 

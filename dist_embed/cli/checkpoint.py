@@ -44,7 +44,6 @@ def add_commands(commands: Any) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from dist_embed.bench.report import print_table
     from dist_embed.checkpoint.catalogue import (
         current_names,
         loss_of,
@@ -52,6 +51,7 @@ def _list(arguments: argparse.Namespace) -> None:
         read_manifest,
     )
     from dist_embed.checkpoint.manifest import CheckpointDamaged
+    from dist_embed.cli.table import print_table
 
     _check_run(arguments.run)
     store = open_checkpoints(arguments.run)
@@ -145,7 +145,6 @@ def _prune(arguments: argparse.Namespace) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from dist_embed.bench.report import print_table
     from dist_embed.checkpoint.catalogue import (
         name_of_step,
         open_checkpoints,
@@ -153,6 +152,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         sound_manifests,
     )
     from dist_embed.checkpoint.read import describe_tensor
+    from dist_embed.cli.table import print_table
 
     _check_run(arguments.run)
     store = open_checkpoints(arguments.run)
@@ -223,6 +223,6 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _check_run(run_uri: str) -> Any:
     """The run's configuration; a clear message where there is no run."""
-    from dist_embed.train.run_folder import read_run_config
+    from dist_embed.run.folder import read_run_config
 
     return read_run_config(run_uri)

@@ -137,7 +137,7 @@ def _common_references(configs: dict[str, Config], data: dict[str, str], split: 
 
 
 def _print_table(runs: dict[str, dict[str, Any]], recalls: dict[str, list[Recall]]) -> None:
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
 
     def row(name: str, key: str, form: str) -> list[str]:
         return [name, "", *(format(found[key], form) for found in runs.values())]

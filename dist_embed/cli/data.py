@@ -18,7 +18,8 @@ def add_commands(commands: Any) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
+    from dist_embed.config.paths import with_absolute_paths
+    from dist_embed.data.preparation import ensure_data
 
     config = load_config(arguments.config, arguments.overrides)
     config = with_absolute_paths(config, on_cluster=False)

@@ -103,7 +103,7 @@ def _table(arguments: argparse.Namespace) -> RunTable:
 
 
 def _neighbors(arguments: argparse.Namespace) -> None:
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
     from dist_embed.explore.nearest import neighbors
 
     table = _table(arguments)
@@ -115,7 +115,7 @@ def _neighbors(arguments: argparse.Namespace) -> None:
 
 
 def _analogy(arguments: argparse.Namespace) -> None:
-    from dist_embed.bench.report import print_table
+    from dist_embed.cli.table import print_table
     from dist_embed.explore.nearest import analogy
 
     table = _table(arguments)
@@ -197,7 +197,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _export_model(arguments: argparse.Namespace) -> None:
-    from dist_embed.explore.ctranslate2_model import export_ctranslate2
+    from dist_embed.export.ctranslate2_model import export_ctranslate2
 
     table = export_ctranslate2(
         arguments.run, Path(arguments.output), step=arguments.step,

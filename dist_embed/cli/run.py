@@ -68,9 +68,10 @@ def _train(
     if (launcher or config.cluster.launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)
     from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
-    from dist_embed.cluster.preparation import ensure_data, with_absolute_paths
+    from dist_embed.config.paths import with_absolute_paths
+    from dist_embed.data.preparation import ensure_data
     from dist_embed.observe.events import Screen
-    from dist_embed.train.run_folder import check_run_folder, only_training
+    from dist_embed.run.folder import check_run_folder, only_training
 
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     stream = sys.stdout
@@ -121,7 +122,7 @@ def _training_summary(config: Config, result: dict[str, Any]) -> str:
 
 def _tokens_per_second(run_uri: str, after_step: int = 0) -> float | None:
     """Median over the run's log lines of later steps."""
-    from dist_embed.observe.metrics import read_metrics
+    from dist_embed.run.metrics import read_metrics
 
     found = [
         line["tokens_per_second"]
@@ -184,10 +185,10 @@ def _translate(arguments: argparse.Namespace) -> None:
 
 
 def _history(arguments: argparse.Namespace) -> None:
-    from dist_embed.bench.report import print_table
-    from dist_embed.observe.history import course_of, ways_of_scoring
-    from dist_embed.observe.metrics import read_metrics
-    from dist_embed.train.run_folder import read_run_config
+    from dist_embed.cli.table import print_table
+    from dist_embed.run.folder import read_run_config
+    from dist_embed.run.history import course_of, ways_of_scoring
+    from dist_embed.run.metrics import read_metrics
 
     read_run_config(arguments.run)  # a clear message where there is no run
     rows = course_of(read_metrics(arguments.run))

@@ -36,7 +36,7 @@ def _candidates(text: str) -> int | str:
 
 def run_config(run_uri: str, arguments: argparse.Namespace) -> Config:
     """The configuration of a trained run, as the options change it. Raises UserError."""
-    from dist_embed.train.run_folder import read_run_config
+    from dist_embed.run.folder import read_run_config
 
     config = read_run_config(storage.absolute(run_uri))
     workers = arguments.workers if arguments.workers is not None else config.cluster.num_workers

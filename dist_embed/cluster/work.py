@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from dist_embed.observe.events import Emit
 
 # "module:function"; the function takes a `dist_embed.train.worker.Context`.
-TRAIN = "dist_embed.train.worker:train_task"
-EVALUATE = "dist_embed.train.worker:evaluate_task"
-TRANSLATE = "dist_embed.train.worker:translate_task"
+TRAIN = "dist_embed.train.training:train_task"
+EVALUATE = "dist_embed.train.inference:evaluate_task"
+TRANSLATE = "dist_embed.train.inference:translate_task"
 INFERENCE = (EVALUATE, TRANSLATE)  # read the tables alone
 BASELINE = "dist_embed.bench.baseline:baseline_task"
 STEP = "dist_embed.bench.step_profile:step_task"

@@ -81,7 +81,7 @@ def load_tokenizers(folder_uri: str, data: PreparedData | None = None) -> dict[s
 
     Tables of words are mapped; those of a store are fetched, and all are proven, by one process of
     a machine. ``data``, what is known of a data folder, proves the files beside them; those of a
-    run's folder are proven by its checkpoints, `check_tokenizer` in ``train/run_folder.py``.
+    run's folder are proven by its checkpoints, `check_tokenizer` in ``run/folder.py``.
 
     Raises FileNotFoundError; UserError where one is no tokenizer, or not that of the data.
     """

@@ -23,7 +23,7 @@ from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.errors import UserError
 from dist_embed.explore.occurrences import Occurrences, occurrences
-from dist_embed.train.run_folder import check_tokenizer, read_run_config
+from dist_embed.run.folder import check_tokenizer, read_run_config
 from dist_embed.train.single_tables import SIDE_OF_ROLE, sides_of_table
 
 Role = Literal["source", "target", "output"]

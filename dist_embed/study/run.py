@@ -16,22 +16,23 @@ import torch
 from dist_embed.bench.report import machine
 from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read_manifest
 from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
-from dist_embed.cluster.preparation import data_digest, ensure_data, with_absolute_paths
 from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.load import load_config
+from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
+from dist_embed.data.preparation import data_digest, ensure_data
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.errors import ConfigError, RunStopped
 from dist_embed.observe.events import Event
-from dist_embed.observe.metrics import read_metrics
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.stop import taken_signal
+from dist_embed.run.folder import only_training
+from dist_embed.run.metrics import read_metrics
 from dist_embed.storage import uri as storage
 from dist_embed.study import unchanged
 from dist_embed.study.plan import Combination, combinations, overrides_of
 from dist_embed.study.schema import TrainingStudy
 from dist_embed.study.word_vectors import ensure_word_vectors
-from dist_embed.train.run_folder import only_training
 
 Say = Callable[[str], None]
 # Stands for the study's folder in values of keys.

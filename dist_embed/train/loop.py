@@ -13,7 +13,7 @@ from dist_embed.checkpoint.state import METRIC, TrainingState
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
-from dist_embed.observe.metrics import MetricsLog
+from dist_embed.run.metrics import MetricsLog
 from dist_embed.train.evaluate import Quality
 from dist_embed.train.saving import SaveRhythm, Saves, ruined
 from dist_embed.train.step import StepResult, TrainStep

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.load import config_from_dict
+from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
 from tests.distributed.configured import DATA, Values, merged
 from tests.distributed.pool import WorkerPool

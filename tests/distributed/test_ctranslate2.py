@@ -13,14 +13,15 @@ import torch
 
 from dist_embed.data.tokenizer import END, PAD, SPACE, START, Tokenizer
 from dist_embed.errors import UserError
-from dist_embed.explore import ctranslate2_model
-from dist_embed.explore.ctranslate2_model import export_ctranslate2
 from dist_embed.explore.table import RunTable
+from dist_embed.export import ctranslate2_model
+from dist_embed.export.ctranslate2_model import export_ctranslate2
 from dist_embed.model.transformer import Transformer
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
-from dist_embed.train.run_folder import read_run_config
-from dist_embed.train.worker import Context, translate_task
+from dist_embed.run.folder import read_run_config
+from dist_embed.train.inference import translate_task
+from dist_embed.train.worker import Context
 from tests.distributed.pool import WorkerPool
 from tests.unit.small_run import small_run, word_tokenizer
 

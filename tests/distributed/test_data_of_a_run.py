@@ -16,7 +16,7 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, content_digest
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
-from dist_embed.train import worker
+from dist_embed.train import training, worker
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.unit.small_corpus import prepare, synthetic_corpora
 
@@ -35,15 +35,15 @@ def train(
             "train": {"max_steps": steps, "batch_tokens": 60},
         }
     )  # fmt: skip
-    told = worker.training_data
+    told = training.training_data
     try:
         if not says_its_data:  # as runs of before
-            worker.training_data = lambda *_: {}  # type: ignore[assignment]
-        result: dict[str, Any] = worker.train_task(
+            training.training_data = lambda *_: {}  # type: ignore[assignment]
+        result: dict[str, Any] = training.train_task(
             worker.Context(config, group, silent_reporter(), options)
         )
     finally:
-        worker.training_data = told
+        training.training_data = told
     return int(result["resumed_at"])
 
 

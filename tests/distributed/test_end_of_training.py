@@ -11,11 +11,11 @@ import pytest
 
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.cluster.local import launch_local
-from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.schema import Config
+from dist_embed.data.preparation import ensure_data
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Emit
-from dist_embed.train import worker
+from dist_embed.train import training, worker
 from tests.stores.killing import configuration
 
 
@@ -27,8 +27,8 @@ def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def train_and_remove(values: dict[str, Any], function: str, folder: str, emit: Emit) -> Any:
-    """Train; on worker 0 the folder is removed after a function of the worker's module."""
-    original = getattr(worker, function)
+    """Train; on worker 0 the folder is removed after a function of the training's module."""
+    original = getattr(training, function)
 
     def patched(*args: Any, **more: Any) -> Any:
         value = original(*args, **more)
@@ -36,8 +36,8 @@ def train_and_remove(values: dict[str, Any], function: str, folder: str, emit: E
             shutil.rmtree(folder)
         return value
 
-    setattr(worker, function, patched)
-    return worker.run_worker(worker.train_task, values, {}, emit)
+    setattr(training, function, patched)
+    return worker.run_worker(training.train_task, values, {}, emit)
 
 
 def run(target: Callable[..., Any], config: Config, *arguments: str) -> list[str]:
@@ -60,7 +60,7 @@ def test_a_run_whose_folder_is_removed_ends_with_an_error(
 
 
 def train(values: dict[str, Any], emit: Emit) -> Any:
-    return worker.run_worker(worker.train_task, values, {}, emit)
+    return worker.run_worker(training.train_task, values, {}, emit)
 
 
 def test_a_run_whose_model_is_ruined_ends_with_an_error_and_is_not_saved(

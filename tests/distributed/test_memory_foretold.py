@@ -31,6 +31,7 @@ from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.group import Group
+from dist_embed.run.data import digests_of_data, digests_of_tokenizers, vocabularies
 from dist_embed.train.assemble import (
     Translator,
     build_dense_optimizer,
@@ -41,8 +42,8 @@ from dist_embed.train.assemble import (
     row_multipliers,
 )
 from dist_embed.train.needs import host_bytes
-from dist_embed.train.run_data import digests_of_data, digests_of_tokenizers, vocabularies
-from dist_embed.train.worker import Context, _build_saver, _resume, build_train_step
+from dist_embed.train.training import _build_saver, _resume, build_train_step
+from dist_embed.train.worker import Context
 from tests.distributed.tiny import random_pairs, work_for
 from tests.forks import forking
 from tests.stores.s3_server import MotoServer, moto_missing

@@ -18,19 +18,21 @@ import pytest
 
 from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read_manifest
 from dist_embed.checkpoint.manifest import ManifestName
-from dist_embed.cluster.preparation import data_digest, ensure_data
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
+from dist_embed.data.preparation import data_digest, ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
-from dist_embed.observe.metrics import read_metrics
 from dist_embed.parallel.group import Group
-from dist_embed.train.run_folder import check_run_folder, fingerprint, read_run_config
-from dist_embed.train.worker import Context, evaluate_task, train_task
+from dist_embed.run.folder import check_run_folder, fingerprint, read_run_config
+from dist_embed.run.metrics import read_metrics
+from dist_embed.train.inference import evaluate_task
+from dist_embed.train.training import train_task
+from dist_embed.train.worker import Context
 from tests.distributed.pool import WorkerPool
 
 STORED = Path(__file__).parent / "old_runs"

@@ -34,9 +34,10 @@ from dist_embed.model.attention import CrossAttention, SelfAttention
 from dist_embed.model.dropout import Dropout
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
-from dist_embed.train import assemble, worker
-from dist_embed.train.run_folder import fingerprint, read_run_config
-from dist_embed.train.worker import Context, train_task
+from dist_embed.run.folder import fingerprint, read_run_config
+from dist_embed.train import assemble, training
+from dist_embed.train.training import train_task
+from dist_embed.train.worker import Context
 from tests.distributed.configured import DATA, ConfiguredRun, Step, Values, merged
 from tests.distributed.pool import WorkerPool
 
@@ -264,7 +265,7 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
 
     with ExitStack() as stack:
         recorded(
-            stack, calls, worker, "Loader", "MetricsLog", "Rhythm", "SaveRhythm", "Retention",
+            stack, calls, training, "Loader", "MetricsLog", "Rhythm", "SaveRhythm", "Retention",
             "SaverSettings", "open_checkpoints", "load_newest", "TrainStep", "TrainingState",
             "evaluate_translations",
         )  # fmt: skip
@@ -272,8 +273,8 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
             stack, calls, assemble, "RowLookup", "Transformer", "OutputShard", "SearchSettings",
             "CandidateWords", "UnknownWords",
         )  # fmt: skip
-        stack.enter_context(mock.patch.object(worker, "build_translator", build))
-        stack.enter_context(mock.patch.object(worker, "train_loop", loop))
+        stack.enter_context(mock.patch.object(training, "build_translator", build))
+        stack.enter_context(mock.patch.object(training, "train_loop", loop))
         train_task(
             Context(
                 config_from_dict(values), group, Reporter(lambda e: lines.append(e["text"])), {}
@@ -407,11 +408,11 @@ def resumed(group: Group, values: dict[str, Any], lost: int) -> dict[str, Any]:
         del data.splits["validation"]
 
     with ExitStack() as stack:
-        recorded(stack, calls, worker, "MetricsLog", "Saver")
-        stack.enter_context(mock.patch.object(worker, "load_newest", load))
-        stack.enter_context(mock.patch.object(worker, "train_loop", loop))
-        stack.enter_context(mock.patch.object(worker, "start_tables", started.append))
-        stack.enter_context(mock.patch.object(worker.RunFolder, "check_end", ended.append))
+        recorded(stack, calls, training, "MetricsLog", "Saver")
+        stack.enter_context(mock.patch.object(training, "load_newest", load))
+        stack.enter_context(mock.patch.object(training, "train_loop", loop))
+        stack.enter_context(mock.patch.object(training, "start_tables", started.append))
+        stack.enter_context(mock.patch.object(training.RunFolder, "check_end", ended.append))
         stack.enter_context(mock.patch.object(PreparedData, "read", return_value=data))
         lines: list[str] = []
         reporter = Reporter(lambda event: lines.append(event["text"]))

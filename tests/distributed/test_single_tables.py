@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.load import config_from_dict
+from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepare import read_counts
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData

@@ -12,9 +12,9 @@ import pytest
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.observe.events import Reporter
-from dist_embed.observe.metrics import read_metrics
 from dist_embed.parallel.group import Group
-from dist_embed.train import worker
+from dist_embed.run.metrics import read_metrics
+from dist_embed.train import inference, training
 from dist_embed.train.worker import Context
 from tests.distributed.configured import DATA, Values, merged
 from tests.distributed.pool import WorkerPool
@@ -41,7 +41,14 @@ def done(group: Group, values: Values, *tasks: Asked) -> list[Told]:
         lines: list[str] = []
         reporter = Reporter(lambda event, lines=lines: lines.append(event.get("text", "")))  # type: ignore[misc]
         config = config_from_dict(merged(values, changes))
-        told.append((getattr(worker, task)(Context(config, group, reporter, options)), lines))
+        told.append(
+            (
+                getattr(training if task == "train_task" else inference, task)(
+                    Context(config, group, reporter, options)
+                ),
+                lines,
+            )
+        )
     return told
 
 

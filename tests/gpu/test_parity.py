@@ -13,13 +13,14 @@ from torch import Tensor
 
 from dist_embed.checkpoint.catalogue import current_names, open_checkpoints, read_manifest
 from dist_embed.checkpoint.read import CheckpointReader
-from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.load import config_from_dict
+from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.embedding.plan import Tier
 from dist_embed.observe.events import silent_reporter
-from dist_embed.observe.metrics import read_metrics
-from dist_embed.train.worker import Context, train_task
+from dist_embed.run.metrics import read_metrics
+from dist_embed.train.training import train_task
+from dist_embed.train.worker import Context
 from tests.distributed.configured import Values, merged
 from tests.gpu.device import DEVICE, TIERS, joined_alone
 

@@ -23,7 +23,7 @@ from torch.distributed.run import config_from_args, get_args_parser
 
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.data.prepared_folder import prepared_folder
-from dist_embed.train.run_folder import only_training
+from dist_embed.run.folder import only_training
 from tests.integration.conftest import Command
 
 

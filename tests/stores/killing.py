@@ -48,15 +48,15 @@ from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.state import HostBuffers
 from dist_embed.checkpoint.write import write_rows
-from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
-from dist_embed.observe.metrics import MetricsLog, read_metrics
+from dist_embed.data.preparation import ensure_data
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel import errors
+from dist_embed.run.metrics import MetricsLog, read_metrics
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import Buffer, ObjectStore
-from dist_embed.train import worker
+from dist_embed.train import training, worker
 from dist_embed.train.step import TrainStep
 from tests.forks import forking
 from tests.integration.conftest import TINY
@@ -278,7 +278,7 @@ POINTS = {
     "amid reading chunks": Point(after(ObjectStore, "read_into", "/chunk-", nth=3)),
     "all proven, nothing copied": Point(after(CheckpointReader, "fill")),
     "amid copying to live tensors": Point(amid_live_copy),
-    "loaded": Point(after(worker, "load_newest")),
+    "loaded": Point(after(training, "load_newest")),
     "amid writing the run's folder": Point(after(storage, "write_text", nth=2), first_only=True),
     "metrics cut back": Point(after(storage, "write_text", r"metrics\.jsonl"), first_only=True),
     # Training.
@@ -441,7 +441,7 @@ def _work(
             timer.daemon = True
             timer.start()
     try:
-        result = worker.run_worker(worker.train_task, config_values, {}, lambda event: None)
+        result = worker.run_worker(training.train_task, config_values, {}, lambda event: None)
     except BaseException:
         answer.send((None, traceback.format_exc()))
         os._exit(1)

@@ -19,7 +19,7 @@ from dist_embed.data.tokenizer_files import tokenizer_name
 from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
-from dist_embed.train.run_folder import tokenizer_digests
+from dist_embed.run.folder import tokenizer_digests
 from tests.checkpoints import write_checkpoint
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]

@@ -19,12 +19,13 @@ from dist_embed.bench import balance, run_memory
 from dist_embed.bench.balance import asked_of_shards, expected_of_shards
 from dist_embed.bench.batch_balance import LognormalBlocks
 from dist_embed.bench.export import EngineFigures
-from dist_embed.bench.report import machine, print_table
+from dist_embed.bench.report import machine
 from dist_embed.bench.run_memory import RunPeaks
 from dist_embed.bench.vocabulary import Report
 from dist_embed.bench.vocabulary_cases import FULL, SAMPLED, SPARSE, Case
 from dist_embed.bench.workers import Say
 from dist_embed.cli.main import build_parser, main
+from dist_embed.cli.table import print_table
 from dist_embed.cluster.work import BASELINE, EVALUATE, STEP
 from dist_embed.data.proof import FileInfo
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard

@@ -34,9 +34,9 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.tokenizer import END, START
 from dist_embed.errors import RunFailed, UserError
-from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.quiet import private_log_folder
 from dist_embed.parallel.group import Group
+from dist_embed.run.metrics import MetricsLog
 from dist_embed.train.worker import Context
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
@@ -829,7 +829,7 @@ def test_the_engine_is_judged_as_the_run_is(
     monkeypatch.setattr(export, "time", clock)
     monkeypatch.setattr("ctranslate2.Translator", Engine)
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5, 7} if pid == 0 else set())
-    from dist_embed.train.run_folder import read_run_config
+    from dist_embed.run.folder import read_run_config
 
     config = read_run_config(run)
     first, second = export.measure_engine(

@@ -17,7 +17,7 @@ import yaml
 from dist_embed.cli.main import main
 from dist_embed.cluster.work import EVALUATE, TRAIN, TRANSLATE
 from dist_embed.errors import RunFailed, RunStopped, StoreUnavailable, UserError
-from dist_embed.observe.metrics import MetricsLog
+from dist_embed.run.metrics import MetricsLog
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
 
@@ -170,7 +170,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) 
         say(f"preparing {config.data.uri}, forced: {force}, renewed: {renew}")
         return prepared.data
 
-    monkeypatch.setattr("dist_embed.cluster.preparation.ensure_data", ensure_data)
+    monkeypatch.setattr("dist_embed.data.preparation.ensure_data", ensure_data)
     return str(path)
 
 
@@ -187,7 +187,7 @@ def test_train(
 ) -> None:  # fmt: skip
     checked: list[Any] = []
     monkeypatch.setattr(
-        "dist_embed.train.run_folder.check_run_folder",
+        "dist_embed.run.folder.check_run_folder",
         lambda config, data, *, force: checked.append((config.run.uri, data, force)),
     )
     calls = launched(result())

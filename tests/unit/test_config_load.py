@@ -22,7 +22,7 @@ from dist_embed.config.load import (
 from dist_embed.config.reference import configuration_page
 from dist_embed.config.schema import Config
 from dist_embed.errors import ConfigError
-from dist_embed.train.run_folder import CHANGEABLE
+from dist_embed.run.folder import CHANGEABLE
 
 ROOT = Path(__file__).parents[2]
 # Those of runs; a study is another kind of file (test_study.py).

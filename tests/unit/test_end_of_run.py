@@ -16,10 +16,10 @@ from dist_embed.data.loader import Position, StepBatches
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
+from dist_embed.run.folder import CONFIG_NAME, RunFolder
 from dist_embed.storage import uri as storage
 from dist_embed.train import saving
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
-from dist_embed.train.run_folder import CONFIG_NAME, RunFolder
 from dist_embed.train.saving import SaveRhythm, is_finite
 from dist_embed.train.step import StepResult
 

@@ -40,8 +40,8 @@ from dist_embed.explore.nearest import analogy, neighbors
 from dist_embed.explore.similarity import similarity_agreement
 from dist_embed.explore.table import RunTable
 from dist_embed.observe.plot import without_letters
+from dist_embed.run.folder import check_tokenizer, read_run_config
 from dist_embed.storage.parquet import read_parquet
-from dist_embed.train.run_folder import check_tokenizer, read_run_config
 from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.write import Block, write_vectors
@@ -1014,7 +1014,7 @@ def test_the_translator_is_exported_as_asked(
         asked.append((run, folder, how))
         return Namespace(step=12)
 
-    monkeypatch.setattr("dist_embed.explore.ctranslate2_model.export_ctranslate2", export)
+    monkeypatch.setattr("dist_embed.export.ctranslate2_model.export_ctranslate2", export)
     assert printed(capsys, "export", "r", "f") == ["step 12 of r → f (float32)"]
     assert printed(capsys, "export", "r", "f", "--quantization", "int8", "--step", "12") == [
         "step 12 of r → f (int8)"

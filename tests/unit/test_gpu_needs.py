@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENTRIES = [
     "dist_embed.cli.run", "dist_embed.cli.data", "dist_embed.cli.bench", "dist_embed.cli.main",
-    "dist_embed.train.worker", "dist_embed.bench.baseline", "tests.conftest",
+    "dist_embed.train.training", "dist_embed.train.inference", "dist_embed.bench.baseline",
+    "tests.conftest",
     *(f"tests.gpu.{path.stem}" for path in (ROOT / "tests" / "gpu").glob("*.py")),
 ]  # fmt: skip
 # Behind these a run starts Ray, or something is asked for that is not done there.

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dist_embed.observe.history import course_of, ways_of_scoring
+from dist_embed.run.history import course_of, ways_of_scoring
 
 
 def test_a_row_per_validation_with_the_time_spent_in_steps() -> None:

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from dist_embed.cluster import preparation
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
-from dist_embed.data import inputs
+from dist_embed.data import inputs, preparation
 from dist_embed.data.corpus import CorpusError, ParallelText
 from dist_embed.data.inputs import Comparison, InputFile, compare_inputs, record_inputs
 from dist_embed.data.lexicon import Lexicon

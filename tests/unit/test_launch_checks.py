@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from dist_embed.cluster import launch as launching
-from dist_embed.cluster.preparation import with_absolute_paths
 from dist_embed.cluster.ray_train import _check_resources
 from dist_embed.cluster.work import BASELINE, EVALUATE, TRAIN, TRANSLATE, work
 from dist_embed.config.load import config_from_dict
+from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import ModelSection
 from dist_embed.embedding.memory import CUDA_PROCESS_BYTES, GIB, READING_BYTES, tokenizer_bytes
 from dist_embed.errors import UserError

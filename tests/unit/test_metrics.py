@@ -11,7 +11,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from dist_embed.errors import StoreUnavailable
-from dist_embed.observe.metrics import METRICS_NAME, MetricsLog, read_metrics
+from dist_embed.run.metrics import METRICS_NAME, MetricsLog, read_metrics
 from dist_embed.storage import uri as storage
 
 

@@ -23,8 +23,9 @@ from dist_embed.embedding.plan import TableSpec
 from dist_embed.errors import UserError
 from dist_embed.model.output import OutputShard
 from dist_embed.model.transformer import Transformer
+from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
-from dist_embed.train import assemble, worker
+from dist_embed.train import assemble, inference, worker
 from dist_embed.train.needs import baseline_bytes, dense_parameters, host_bytes, output_needs
 
 VOCABULARY = {"source": 70_000, "target": 3_000}
@@ -317,9 +318,9 @@ def test_blocks_of_their_own_accord_are_for_the_workers_that_there_are(
 
 
 def test_who_evaluates_or_translates_only_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "build_translator", raising)
+    monkeypatch.setattr(inference, "build_translator", raising)
     alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
-    context = worker.Context(configured(), alone, worker.silent_reporter(), {})
+    context = worker.Context(configured(), alone, silent_reporter(), {})
     with pytest.raises(Asked) as caught:
-        worker._load_for_inference(context, {})
+        inference._load_for_inference(context, {})
     assert caught.value.args[1] == {"training": False, "initial_scale": 0.0}  # and draws nothing

@@ -19,8 +19,8 @@ from dist_embed.data.token_blocks import open_blocks
 from dist_embed.data.token_shards import PreparedData, read_texts, read_tokens
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.errors import UserError
+from dist_embed.run.folder import check_tokenizer, tokenizer_digests
 from dist_embed.storage import uri as storage
-from dist_embed.train.run_folder import check_tokenizer, tokenizer_digests
 from tests.unit.small_corpus import one_is_this_process, prepare, write_text
 
 FLIPS = 120

@@ -12,17 +12,16 @@ import pytest
 import yaml
 
 from dist_embed.cli.trained_run import run_config
-from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.checks import check
 from dist_embed.config.load import config_to_yaml, load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon
+from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.errors import UserError
-from dist_embed.storage import uri as storage
-from dist_embed.train.run_folder import (
+from dist_embed.run.folder import (
     CHANGEABLE,
     OtherVocabulary,
     check_run_folder,
@@ -32,6 +31,7 @@ from dist_embed.train.run_folder import (
     read_run_config,
     write_run_folder,
 )
+from dist_embed.storage import uri as storage
 from tests.unit.small_corpus import Prepared, one_is_this_process
 
 BASE = """

@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from dist_embed.cluster import launch as launching
-from dist_embed.cluster import preparation
 from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.data import preparation
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.optim.schedule import Schedule
-from dist_embed.train import single_tables, worker
+from dist_embed.train import single_tables, step_seconds, training, worker
 from dist_embed.train.single_tables import frozen_until, own_rates, own_schedules
 from dist_embed.train.table_settings import table_settings
 
@@ -188,15 +188,15 @@ def test_ray_is_asked_for_workers_as_configured(
 
 
 def test_threads_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker.os, "sched_getaffinity", lambda process: set(range(7)))
-    assert worker.threads_per_worker(config_of(cluster=CLUSTER)) == 5
+    monkeypatch.setattr(step_seconds.os, "sched_getaffinity", lambda process: set(range(7)))
+    assert step_seconds.threads_per_worker(config_of(cluster=CLUSTER)) == 5
     of_its_own = config_of(cluster={"num_workers": 3})
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert worker.threads_per_worker(of_its_own) == 2
+    assert step_seconds.threads_per_worker(of_its_own) == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "7")
-    assert worker.threads_per_worker(of_its_own) == 1
+    assert step_seconds.threads_per_worker(of_its_own) == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "9")
-    assert worker.threads_per_worker(of_its_own) == 1
+    assert step_seconds.threads_per_worker(of_its_own) == 1
 
 
 def test_a_worker_joins_with_the_configured_time_limit(
@@ -219,7 +219,7 @@ def test_a_worker_joins_with_the_configured_time_limit(
     monkeypatch.setenv("RANK", "6")
     config = config_of(run={"uri": str(tmp_path)}, cluster=CLUSTER | {"device": "cpu"})
     with pytest.raises(Stop):
-        worker.run_worker(worker.train_task, config.model_dump(), {}, lambda event: None)
+        worker.run_worker(training.train_task, config.model_dump(), {}, lambda event: None)
     assert joined == [tmp_path / "logs" / "worker-6.log", ("cpu", 77.0)]
     assert threads == [5]
 

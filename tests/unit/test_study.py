@@ -23,8 +23,8 @@ from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.errors import ConfigError, RunStopped, UserError
-from dist_embed.observe.metrics import MetricsLog
 from dist_embed.observe.plot import plot_into
+from dist_embed.run.metrics import MetricsLog
 from dist_embed.storage import uri as storage
 from dist_embed.study import one_hot, word_vectors
 from dist_embed.study import plot as study_plot

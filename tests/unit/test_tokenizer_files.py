@@ -22,10 +22,10 @@ from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.tokenizer_files import copy_tokenizers, load_tokenizers
 from dist_embed.errors import UserError
+from dist_embed.run.data import digests_of_data, digests_of_tokenizers
+from dist_embed.run.folder import OtherVocabulary, check_vocabularies
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import remove_abandoned, shared_folder
-from dist_embed.train.run_data import digests_of_data, digests_of_tokenizers
-from dist_embed.train.run_folder import OtherVocabulary, check_vocabularies
 
 SIZES = {"source": 60, "target": 40}
 MIB = 2**20

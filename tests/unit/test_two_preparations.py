@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from dist_embed.cluster import preparation
-from dist_embed.cluster.preparation import ensure_data
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.data import preparation
 from dist_embed.data.lexicon import Lexicon
+from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder, publish, remove_others
 from dist_embed.data.token_shards import PreparedData, read_tokens
 from dist_embed.data.tokenizer_files import load_tokenizers

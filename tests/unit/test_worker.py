@@ -25,15 +25,17 @@ from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
+from dist_embed.parallel.device import peak_memory_bytes
 from dist_embed.parallel.group import Group
-from dist_embed.train import worker
-from dist_embed.train.run_data import (
+from dist_embed.run.data import (
     data_of_all,
     digests_of_tokenizers,
     training_blocks,
     training_data,
     vocabularies,
 )
+from dist_embed.train import inference, training, worker
+from dist_embed.train.describe import describe
 from dist_embed.train.worker import Context
 from tests.unit.small_run import word_tokenizer
 
@@ -83,8 +85,8 @@ def test_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = SimpleNamespace(ru_maxrss=1000)
     monkeypatch.setattr(resource, "getrusage", lambda who: usage)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 + device.index)
-    assert worker.peak_memory_bytes(place()) == 1_024_000  # Linux counts KiB
-    assert worker.peak_memory_bytes(place(device="cuda:2")) == 9
+    assert peak_memory_bytes(place().device) == 1_024_000  # Linux counts KiB
+    assert peak_memory_bytes(place(device="cuda:2").device) == 9
 
 
 def test_the_dense_part_is_shared_where_there_are_several_workers(
@@ -92,12 +94,12 @@ def test_the_dense_part_is_shared_where_there_are_several_workers(
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(
-        worker, "DistributedDataParallel", lambda model, **how: asked.append((model, how)) or how
+        training, "DistributedDataParallel", lambda model, **how: asked.append((model, how)) or how
     )
     model = nn.Linear(2, 3)
-    assert worker._distributed(model, place()) is model
+    assert training._distributed(model, place()) is model
     for device, ids in (("cpu", None), ("cuda:1", [torch.device("cuda:1")])):
-        found = worker._distributed(model, place(1, 2, device))
+        found = training._distributed(model, place(1, 2, device))
         given, how = asked.pop()
         assert found is how
         assert given is model
@@ -109,7 +111,7 @@ def test_a_run_is_saved_as_configured_and_its_metrics_before(
     monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     for name in ("Saver", "Pruner"):
-        monkeypatch.setattr(worker, name, lambda *given, _name=name, **how: (_name, given, how))
+        monkeypatch.setattr(training, name, lambda *given, _name=name, **how: (_name, given, how))
     checkpoint = {
         "asynchronous": False, "max_failures": 7, "timeout_seconds": 11.0, "drain_seconds": 13.0,
         "keep_last": 17, "keep_best": 19, "keep_every": 23, "leftover_hours": 29.0,
@@ -119,7 +121,7 @@ def test_a_run_is_saved_as_configured_and_its_metrics_before(
     metrics: Any = SimpleNamespace(flush=lambda: None) if first else None
     store: Any = "store"
     buffers: Any = "buffers"
-    made: Any = worker._build_saver(context, store, Loaded(3, damaged, 0), buffers, metrics)
+    made: Any = training._build_saver(context, store, Loaded(3, damaged, 0), buffers, metrics)
     name, (given_store, group, settings, pruner), how = made
     assert (name, given_store, group) == ("Saver", "store", context.group)
     assert settings == SaverSettings(False, 7, 11.0, 13.0)
@@ -141,11 +143,11 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_says_so(
         asked.append((store, state, how))
         return Loaded(step, frozenset(), 0)
 
-    monkeypatch.setattr(worker, "load_newest", load)
+    monkeypatch.setattr(training, "load_newest", load)
     config = config_of(checkpoint={"low_memory": True, "asynchronous": False})
     context, said = context_of(config, place())
     given: Any = ("store", "state", "buffers")
-    assert worker._resume(context, *given).step == step
+    assert training._resume(context, *given).step == step
     assert asked == [("store", "state", {"buffers": "buffers", "in_place": True})]
     told = f"resuming from the checkpoint of step {step}" if step else "starting from scratch"
     assert said == ["looking", told]
@@ -159,7 +161,7 @@ def described(config: Config, split: Split, **translator: Any) -> list[str]:
     values = {"lookup": lookup, "transformer": nn.Linear(300, 10), "compute_dtype": torch.float32}
     stand_in: Any = SimpleNamespace(**(values | translator))
     context, said = context_of(config, place(0, 2))
-    worker._describe(context, stand_in, PreparedData({}, {}, True, {"train": split}))
+    describe(context, stand_in, PreparedData({}, {}, True, {"train": split}))
     return said
 
 
@@ -275,7 +277,7 @@ def test_a_checkpoint_is_scored_as_configured(
 
     def stand_in(name: str, result: Any) -> None:
         monkeypatch.setattr(
-            worker, name,
+            inference, name,
             lambda *given, **how: asked.setdefault(name, []).append((given, how)) or result,
         )  # fmt: skip
 
@@ -295,7 +297,7 @@ def test_a_checkpoint_is_scored_as_configured(
     )  # fmt: skip
     options = {} if training_tokens is None else {"training_tokens": training_tokens}
     context, said = context_of(config, alone, split="test", **options)
-    found = worker.evaluate_task(context)
+    found = inference.evaluate_task(context)
     assert asked["check_vocabularies"] == [(("memory://worker", data), {})]
     assert asked["load_tokenizers"] == [(("memory://worker",), {})]
     assert said == [data.not_proven("memory://worker/data")]
@@ -316,16 +318,16 @@ def test_a_checkpoint_is_scored_as_configured(
         "sentences_per_second": 2.0, "translations": ["a"], "scored": ["b"],
         "against_exact": None,
     }  # fmt: skip
-    monkeypatch.setattr(worker, "exact_loss", lambda *_, **__: 1e4)
-    assert worker.evaluate_task(context)["perplexity"] == math.exp(700)
+    monkeypatch.setattr(inference, "exact_loss", lambda *_, **__: 1e4)
+    assert inference.evaluate_task(context)["perplexity"] == math.exp(700)
     # Candidate lists are compared with all words where that is asked for, and where there are any.
     many = SimpleNamespace(shard=SimpleNamespace(num_rows=2_000_000))
     stand_in("_load_for_inference", (many, 4))
-    stand_in("against_exact", worker.AgainstExact(3, 1.0, 2.0, 1))
+    stand_in("against_exact", inference.AgainstExact(3, 1.0, 2.0, 1))
     for kept, wanted, there in ((10, True, True), (10, False, False), (0, True, False)):
         with_lists = config_of(data={"synthetic": {}, "lexicon_translations": kept})
         context, _ = context_of(with_lists, alone, split="test", against_exact=wanted)
-        found = worker.evaluate_task(context)["against_exact"]
+        found = inference.evaluate_task(context)["against_exact"]
         assert (found == {"sentences": 3, "bleu": 1.0, "exact_bleu": 2.0, "same": 1}) == there
     (compared,) = asked["against_exact"]
     assert compared[0] == ("translation", quality, "folder", data, "test")
@@ -333,4 +335,4 @@ def test_a_checkpoint_is_scored_as_configured(
     assert (among_all.search.candidates, among_all.search.beam) == (0, 5)
     context, _ = context_of(config, alone, split="train")
     with pytest.raises(UserError, match="split 'train' is not among the held-out data"):
-        worker.evaluate_task(context)
+        inference.evaluate_task(context)

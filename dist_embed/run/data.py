@@ -19,7 +19,7 @@ from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
-from dist_embed.train.run_folder import tokenizer_digests
+from dist_embed.run.folder import tokenizer_digests
 
 _KNOWN_BY = ("tokenizer", "vocabulary")
 _NO_POSITION = (

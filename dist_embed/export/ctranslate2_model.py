@@ -25,8 +25,8 @@ from dist_embed.embedding.memory import GIB, available_bytes
 from dist_embed.errors import UserError
 from dist_embed.explore.table import Role, RunTable
 from dist_embed.model.transformer import positions
+from dist_embed.run.folder import read_run_config
 from dist_embed.storage.temporary import temporary_folder
-from dist_embed.train.run_folder import read_run_config
 
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec

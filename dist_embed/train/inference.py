@@ -1,0 +1,130 @@
+"""A trained run used: evaluated on a split, or translating, on one of its workers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from dist_embed.checkpoint.load import load_chosen
+from dist_embed.checkpoint.state import TrainingState
+from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.tokenizer_files import load_tokenizers
+from dist_embed.parallel.errors import all_or_none
+from dist_embed.run.data import (
+    data_of_all,
+    digests_of_tokenizers,
+    vocabularies,
+)
+from dist_embed.run.folder import (
+    check_vocabularies,
+)
+from dist_embed.train.assemble import (
+    Translator,
+    build_translation,
+    build_translator,
+    live_tensors,
+    row_multipliers,
+)
+from dist_embed.train.evaluate import (
+    AgainstExact,
+    against_exact,
+    evaluate_translations,
+    exact_loss,
+)
+from dist_embed.train.search_choice import search_choice
+from dist_embed.train.worker import Context
+
+
+def evaluate_task(context: Context) -> dict[str, Any]:
+    """Loss and translation quality of a run's checkpoint on a split. Collective.
+
+    Options: ``split``; ``step`` (None: the best checkpoint); ``training_tokens``, if given: also
+    the loss of so many tokens of the training data; ``against_exact``, if given: also what
+    candidate lists lose, see the function of that name; ``data_folder``: see `data_of_all`.
+    """
+    config, split = context.config, context.options["split"]
+    data = data_of_all(config, context.group, context.data_folder)
+    data_uri = data.folder_uri
+    with all_or_none(context.group):
+        data.held_out(split, config.data.uri)
+        if context.group.is_first:
+            check_vocabularies(config.run.uri, data)
+            if told := data.not_proven(config.data.uri):
+                context.reporter.line(told)
+        tokenizers = load_tokenizers(config.run.uri)
+    translator, step = _load_for_inference(context, tokenizers)
+    loss = exact_loss(translator, data_uri, data, split, config.train.batch_tokens)
+    quality = evaluate_translations(
+        build_translation(config, translator, tokenizers, context.reporter.line), data_uri, data,
+        split,
+        bleu_tokenize=config.search.bleu_tokenize,
+    )  # fmt: skip
+    compared: AgainstExact | None = None
+    wanted = context.options.get("against_exact")
+    if wanted and search_choice(config, translator.shard.num_rows).frequent:
+        among_all = config.search.model_copy(update={"candidates": 0})
+        exact = config.model_copy(update={"search": among_all})
+        compared = against_exact(
+            build_translation(exact, translator, tokenizers), quality, data_uri, data, split,
+            bleu_tokenize=config.search.bleu_tokenize,
+        )  # fmt: skip
+    training_tokens = context.options.get("training_tokens")
+    training_loss = training_tokens and exact_loss(
+        translator, data_uri, data, "train", config.train.batch_tokens,
+        at_least=training_tokens,
+    )  # fmt: skip
+    return {
+        "data_folder": data_uri,
+        "split": split,
+        "step": step,
+        "loss": loss,
+        "training_loss": training_loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "bleu": quality.bleu,
+        "chrf": quality.chrf,
+        "bleu_signature": quality.signature,
+        "against_exact": compared and asdict(compared),
+        "sentences": quality.sentences,
+        "sentences_per_second": quality.sentences / quality.seconds,
+        "translations": quality.translations,
+        "scored": quality.scored,
+    }
+
+
+def translate_task(context: Context) -> list[str]:
+    """Translations of ``options["texts"]`` by the checkpoint ``options["step"]``. Collective."""
+    with all_or_none(context.group):
+        tokenizers = load_tokenizers(context.config.run.uri)
+    translator, _ = _load_for_inference(context, tokenizers)
+    say = context.reporter.line
+    translation = build_translation(context.config, translator, tokenizers, say)
+    return translation.of(context.options["texts"])
+
+
+def _load_for_inference(
+    context: Context, tokenizers: dict[str, Tokenizer]
+) -> tuple[Translator, int]:
+    """The translator of the wanted checkpoint. Collective."""
+    config = context.config
+    vocabulary_size = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
+    # Its rows come from the checkpoint: none is drawn.
+    translator = build_translator(
+        config, vocabulary_size, context.group, training=False, initial_scale=0.0
+    )
+    dense = {f"model.{name}": p.data for name, p in translator.transformer.named_parameters()}
+    state = TrainingState(
+        group=context.group,
+        step=0,
+        tensors=live_tensors(translator.lookup, dense, optimizer_state=False),
+        row_multipliers=row_multipliers(translator.lookup),
+        must_equal=vocabularies(partial(digests_of_tokenizers, tokenizers), context.group),
+        before_reading=translator.lookup.before_reading,
+        after_writing=translator.lookup.after_writing,
+    )
+    step = load_chosen(
+        config.run.uri, context.options.get("step"), state, context.reporter.line,
+        in_place=config.checkpoint.low_memory,
+    )  # fmt: skip
+    return translator, step
