@@ -23,7 +23,7 @@ from dist_embed.parallel.device import device_name
 from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
 from dist_embed.run.data import data_of_all
-from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translator
+from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translation_model
 from dist_embed.train.training import build_train_step
 from dist_embed.train.worker import Context
 
@@ -92,12 +92,15 @@ def _our_step(
 ) -> tuple[Step, Prepare]:
     train = config.train.model_copy(update={"precision": precision})
     config = config.model_copy(update={"train": train})
-    translator = build_translator(config, data.vocabulary_size, group)
-    optimizer = build_dense_optimizer(config, translator.transformer)
+    translation_model = build_translation_model(config, data.vocabulary_size, group)
+    optimizer = build_dense_optimizer(config, translation_model.transformer)
     output = build_output(
-        config, translator, partial(read_counts, data, "target"), partial(read_predicted, data)
+        config,
+        translation_model,
+        partial(read_counts, data, "target"),
+        partial(read_predicted, data),
     )
-    step = build_train_step(config, translator, output, optimizer)
+    step = build_train_step(config, translation_model, output, optimizer)
     return step.run, step.prepare
 
 

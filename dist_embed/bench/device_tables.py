@@ -6,21 +6,21 @@ import torch
 
 from dist_embed.config.schema import Config
 from dist_embed.parallel.group import Group
-from dist_embed.train.assemble import Translator, build_translator
+from dist_embed.train.assemble import TranslationModel, build_translation_model
 
 
 def build_filled_translator(
     config: Config, vocabulary_size: dict[str, int], group: Group
-) -> Translator:
-    """`build_translator` whose rows the tables' own device draws. Collective.
+) -> TranslationModel:
+    """`build_translation_model` whose rows the tables' own device draws. Collective.
 
     A run's rows are drawn on the CPU, to be the same on every device; a GPU would wait long for
     those of millions of words.
     """
-    translator = build_translator(config, vocabulary_size, group, initial_scale=0.0)
-    lookup = translator.lookup
+    translation_model = build_translation_model(config, vocabulary_size, group, initial_scale=0.0)
+    lookup = translation_model.lookup
     draw = torch.Generator(group.device).manual_seed(config.run.seed + group.rank)
     for table in lookup.specs:
         lookup.weight(table).normal_(0.0, lookup.width**-0.5, generator=draw)
     lookup.after_writing()
-    return translator
+    return translation_model

@@ -154,7 +154,7 @@ def plain_training_step(
     worker's fails, on all.
     """
     torch.manual_seed(config.run.seed)
-    translator = PlainTranslator(
+    translation_model = PlainTranslator(
         source_rows=source_rows,
         target_rows=target_rows,
         width=config.model.width,
@@ -166,7 +166,7 @@ def plain_training_step(
         sharing=config.model.share_embeddings,
         label_smoothing=config.train.label_smoothing,
     ).to(group.device)
-    model: nn.Module = translator
+    model: nn.Module = translation_model
 
     def loss_of(batch: Batch) -> Tensor:
         with torch.autocast(batch.source.device.type, torch.bfloat16, enabled=bf16):
@@ -174,7 +174,7 @@ def plain_training_step(
         return loss
 
     if compiled_for:
-        translator.compile_parts()
+        translation_model.compile_parts()
         with all_or_none(group):
             for batch in sorted(compiled_for, key=_equal_sizes):
                 loss_of(batch.to(group.device)).backward()

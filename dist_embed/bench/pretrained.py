@@ -48,18 +48,18 @@ class EveryoneReadsAll(TableStart):
     def wanted(self, file: VectorFile, keys: VocabularyKeys) -> Iterator[Entries]:
         """The entries of own rows."""
         shard = self.shard
-        for stretch in file.stretches(0, 1):
-            found = keys.match(stretch.words)
+        for segment in file.segments(0, 1):
+            found = keys.match(segment.words)
             rows = self.rows_of(found.ids)
             mine = (rows >= shard.first_row) & (rows < shard.end_row)
             yield Entries(
                 rows[mine],
                 found.ranks[mine],
-                stretch.origin + found.places[mine],
+                segment.origin + found.places[mine],
                 found.counted[mine],
-                stretch.vectors(found.places[mine].tolist()),
+                segment.vectors(found.places[mine].tolist()),
             )
-            self.count_entries(len(stretch.words) if self.is_first else 0)
+            self.count_entries(len(segment.words) if self.is_first else 0)
 
 
 def measure_pretrained(

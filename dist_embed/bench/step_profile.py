@@ -89,12 +89,15 @@ def _build(context: Context, count: int) -> tuple[TrainStep, list[StepBatches]]:
     """What runs the configured step, and the first ``count`` steps of it. Collective."""
     config, group = context.config, context.group
     data = data_of_all(config, group, context.data_folder)
-    translator = build_filled_translator(config, data.vocabulary_size, group)
-    optimizer = build_dense_optimizer(config, translator.transformer)
+    translation_model = build_filled_translator(config, data.vocabulary_size, group)
+    optimizer = build_dense_optimizer(config, translation_model.transformer)
     output = build_output(
-        config, translator, partial(read_counts, data, "target"), partial(read_predicted, data)
+        config,
+        translation_model,
+        partial(read_counts, data, "target"),
+        partial(read_predicted, data),
     )
-    step = build_train_step(config, translator, output, optimizer)
+    step = build_train_step(config, translation_model, output, optimizer)
     works = steps_of_data(config, data, group, accumulate=config.train.accumulate)
     given = zip(range(1, count + 1), works, strict=False)
     return step, [step.prepare(number, work).to(group.device) for number, work in given]

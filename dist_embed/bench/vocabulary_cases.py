@@ -91,12 +91,12 @@ def build_trainer(case: Case, group: Group) -> Trainer:
     config = case_config(case)
     if case.kind == SAMPLED:
         size = {"source": case.num_words, "target": case.num_words}
-        translator = build_filled_translator(config, size, group)
-        output = build_output(config, translator, _no_counts, _no_counts)
-        optimizer = build_dense_optimizer(config, translator.transformer)
-        step = build_train_step(config, translator, output, optimizer)
-        dense = dense_tensors(translator.transformer, optimizer)
-        return Trainer(step.run, step.prepare, live_tensors(translator.lookup, dense))
+        translation_model = build_filled_translator(config, size, group)
+        output = build_output(config, translation_model, _no_counts, _no_counts)
+        optimizer = build_dense_optimizer(config, translation_model.transformer)
+        step = build_train_step(config, translation_model, output, optimizer)
+        dense = dense_tensors(translation_model.transformer, optimizer)
+        return Trainer(step.run, step.prepare, live_tensors(translation_model.lookup, dense))
     if case.kind == SPARSE:
         sparse = SparseSampled(config, case.num_words, group)
         return Trainer(sparse.run, sparse.prepare)

@@ -2,7 +2,7 @@
 
 Every worker reads its own part of the file, matches its words with the vocabulary, parses the
 vectors of those that match, and sends each to the worker that holds the row. So the file is read
-and parsed once by all workers together, and nobody ever holds more of it than a stretch
+and parsed once by all workers together, and nobody ever holds more of it than a segment
 (docs/decisions/0014-pretrained-vectors.md). A fastText model is another matter:
 `dist_embed.embedding.composed_rows`.
 """
@@ -73,7 +73,7 @@ class Entries:
     Attributes:
         rows: [n] numbers of rows in the whole table.
         ranks: [n] how the word was found, see `Matches`; a row takes what has the lowest,
-        numbers: [n] and of equal ranks the entry with the lowest number, see `Stretch`.
+        numbers: [n] and of equal ranks the entry with the lowest number, see `Segment`.
         counted: [n] whether the pair of entry and row is the one by which the entry is counted.
         vectors: [n, D of the file].
     """
@@ -188,15 +188,15 @@ class TableStart:
 
     def wanted(self, file: VectorFile, keys: VocabularyKeys) -> Iterator[Entries]:
         """What this worker has to deliver. Not collective."""
-        for stretch in file.stretches(self._group.rank, self._group.num_workers):
-            self.count_entries(len(stretch.words))
-            found = keys.match(stretch.words)
+        for segment in file.segments(self._group.rank, self._group.num_workers):
+            self.count_entries(len(segment.words))
+            found = keys.match(segment.words)
             chosen, of_pair = np.unique(found.places, return_inverse=True)
-            vectors = stretch.vectors(chosen.tolist())
+            vectors = segment.vectors(chosen.tolist())
             yield Entries(
                 self.rows_of(found.ids),
                 found.ranks,
-                stretch.origin + found.places,
+                segment.origin + found.places,
                 found.counted,
                 vectors[of_pair],
             )

@@ -39,11 +39,11 @@ from dist_embed.train.needs import output_needs
 from dist_embed.train.samples import samples_of_a_step
 from dist_embed.train.search_choice import search_choice
 from dist_embed.train.single_tables import own_rates
-from dist_embed.train.translation import Encode, Translation
+from dist_embed.train.translation import Encode, Translator
 
 
 @dataclass(frozen=True)
-class Translator:
+class TranslationModel:
     """The whole model of one worker.
 
     Attributes:
@@ -64,14 +64,14 @@ class Translator:
         return self.lookup.group
 
 
-def build_translator(
+def build_translation_model(
     config: Config,
     vocabulary_size: dict[str, int],
     group: Group,
     *,
     training: bool = True,
     initial_scale: float | None = None,
-) -> Translator:
+) -> TranslationModel:
     """Tables and model with fresh values that depend on the seed alone. Collective.
 
     Without ``training`` the tables have no optimizer's state, which may be larger than they are,
@@ -129,12 +129,12 @@ def build_translator(
         dtype,
         needs(training=False).block_bytes,
     )
-    return Translator(lookup, transformer, shard, dtype)
+    return TranslationModel(lookup, transformer, shard, dtype)
 
 
 def build_output(
     config: Config,
-    translator: Translator,
+    translation_model: TranslationModel,
     read_counts: Callable[[], NDArray[np.int64]],
     read_predicted: Callable[[], NDArray[np.int64]],
 ) -> OutputLayer:
@@ -142,7 +142,7 @@ def build_output(
 
     Args:
         config: the run's.
-        translator: tables and model.
+        translation_model: tables and model.
         read_counts: gives [V] how often each id of the target side occurs in the training data;
             called where the sampler needs it.
         read_predicted: gives [V] how often each is to be predicted, end marks too; called where
@@ -151,9 +151,9 @@ def build_output(
     Raises:
         UserError: as many samples as words, or more.
     """
-    model, num_words = config.model, translator.shard.num_rows
+    model, num_words = config.model, translation_model.shard.num_rows
     if model.output == "exact":
-        return ExactOutput(translator.lookup, translator.shard)
+        return ExactOutput(translation_model.lookup, translation_model.shard)
     samples = samples_of_a_step(config, num_words)
     if model.num_samples != "auto" and samples >= num_words:
         raise UserError(
@@ -166,29 +166,29 @@ def build_output(
         else LogUniformSampler(num_words, samples)
     )
     shares = WordShares(read_predicted()) if model.batch_negatives else None
-    return SampledOutput(sampler, config.run.seed, translator.shard, shares)
+    return SampledOutput(sampler, config.run.seed, translation_model.shard, shares)
 
 
-def build_translation(
+def build_translator(
     config: Config,
-    translator: Translator,
+    translation_model: TranslationModel,
     tokenizers: dict[str, Tokenizer],
     say: Callable[[str], None] = lambda line: None,
-) -> Translation:
+) -> Translator:
     """What translates texts with the translator, always in float32. Collective.
 
     Args:
         config: the run's.
-        translator: tables and model.
+        translation_model: tables and model.
         tokenizers: of both sides.
         say: takes lines about the search, and about a lexicon of before.
 
     Raises:
         UserError: the search asks for a lexicon, and the run's folder has none.
     """
-    search, lookup = config.search, translator.lookup
-    choice = search_choice(config, translator.shard.num_rows)
-    with all_or_none(translator.group):
+    search, lookup = config.search, translation_model.lookup
+    choice = search_choice(config, translation_model.shard.num_rows)
+    with all_or_none(translation_model.group):
         wanted = choice.frequent or search.replace_unknown == "lexicon"
         lexicon = _open_lexicon(config.run.uri, tokenizers) if wanted else None
         by_frequency = lexicon.frequent_targets() if lexicon and choice.frequent else None
@@ -199,7 +199,7 @@ def build_translation(
             "side were listed: search.candidates takes the most frequent words of both sides. "
             "Data prepared anew have such a list"
         )
-    exact = translator.shard.in_float32()
+    exact = translation_model.shard.in_float32()
     words: NextWords = ExactWords(lookup, exact)
     if choice.frequent and lexicon:
         words = CandidateWords(
@@ -207,7 +207,7 @@ def build_translation(
             exact.block_bytes, by_frequency,
         )  # fmt: skip
     searcher = Searcher(
-        translator.transformer,
+        translation_model.transformer,
         lookup,
         words,
         SearchSettings(
@@ -220,7 +220,7 @@ def build_translation(
     unknown_words = None
     if search.replace_unknown != "no":
         unknown_words = UnknownWords(
-            translator.transformer, lookup, tokenizers,
+            translation_model.transformer, lookup, tokenizers,
             lexicon.translations if lexicon and search.replace_unknown == "lexicon" else None,
             search.batch_sentences,
         )  # fmt: skip
@@ -229,9 +229,9 @@ def build_translation(
         encode = partial(
             tokenizers["source"].encode_hashed, num_buckets=config.tokenizer.oov_buckets
         )
-    return Translation(
-        translator.transformer, translator.group, searcher, encode, tokenizers["target"],
-        unknown_words,
+    return Translator(
+        translation_model.transformer, translation_model.group, searcher, encode,
+        tokenizers["target"], unknown_words,
     )  # fmt: skip
 
 

@@ -10,16 +10,16 @@ from dist_embed.embedding.memory import table_bytes
 from dist_embed.embedding.tiers import tier_line
 from dist_embed.parallel.device import device_name
 from dist_embed.train.assemble import (
-    Translator,
+    TranslationModel,
 )
 from dist_embed.train.samples import samples_of_a_step
 from dist_embed.train.worker import Context
 
 
-def describe(context: Context, translator: Translator, data: PreparedData) -> None:
+def describe(context: Context, translation_model: TranslationModel, data: PreparedData) -> None:
     """Say it. Not collective."""
     config, group, say = context.config, context.group, context.reporter.line
-    precision = "bf16" if translator.compute_dtype == torch.bfloat16 else "fp32"
+    precision = "bf16" if translation_model.compute_dtype == torch.bfloat16 else "fp32"
     wanted = config.train.precision
     say(
         f"{group.num_workers} workers on {group.device.type} ({device_name(group.device)}, "
@@ -27,7 +27,7 @@ def describe(context: Context, translator: Translator, data: PreparedData) -> No
         + (" (chosen by train.precision=auto)" if wanted == "auto" else "")
     )
     embedding = config.embedding
-    for spec in translator.lookup.specs.values():
+    for spec in translation_model.lookup.specs.values():
         size = table_bytes(spec, embedding.optimizer, group.num_workers, embedding.weights)
         say(
             f"table {spec.name}: {spec.num_rows:,} rows × {spec.width}, "
@@ -35,15 +35,15 @@ def describe(context: Context, translator: Translator, data: PreparedData) -> No
         )
     say(
         tier_line(
-            embedding.memory, translator.lookup.tier, embedding.weights, embedding.exchange,
+            embedding.memory, translation_model.lookup.tier, embedding.weights, embedding.exchange,
             group.device.type,
         )
     )  # fmt: skip
-    dense = sum(p.numel() for p in translator.transformer.parameters())
+    dense = sum(p.numel() for p in translation_model.transformer.parameters())
     say(
         f"model: {dense:,} replicated parameters, output: "
-        f"{_describe_output(config, translator.lookup.num_output_rows)} "
-        f"{translator.lookup.num_output_rows:,} words"
+        f"{_describe_output(config, translation_model.lookup.num_output_rows)} "
+        f"{translation_model.lookup.num_output_rows:,} words"
     )
     split = data.splits["train"]
     left_out = split.dropped_long + split.dropped_empty + split.dropped_ratio

@@ -14,9 +14,9 @@ from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.errors import all_or_none
-from dist_embed.train.assemble import Translator
+from dist_embed.train.assemble import TranslationModel
 from dist_embed.train.scoring import Scorer, score_of_first
-from dist_embed.train.translation import Translation
+from dist_embed.train.translation import Translator
 
 # Of a split searched with candidate lists, that many sentences are searched among all words too.
 EXACT_SENTENCES = 100
@@ -64,7 +64,7 @@ class AgainstExact:
 
 @torch.no_grad()
 def exact_loss(
-    translator: Translator,
+    translation_model: TranslationModel,
     data_uri: str,
     data: PreparedData,
     split: str,
@@ -75,7 +75,7 @@ def exact_loss(
     """Mean -log p per target token over a split, exact, in float32. Collective.
 
     Args:
-        translator: model and tables.
+        translation_model: model and tables.
         data_uri: the prepared data.
         data: its index.
         split: which part of it.
@@ -83,7 +83,7 @@ def exact_loss(
         at_least: so many target tokens of the split, the same ones for equal data and budget; all
             where it has fewer.
     """
-    group, lookup = translator.group, translator.lookup
+    group, lookup = translation_model.group, translation_model.lookup
     loader = Loader(
         data_uri,
         data.splits[split].shards,
@@ -95,13 +95,13 @@ def exact_loss(
         accumulate=1,
         num_ids=lookup.rows_of_role,
     )
-    exact = translator.shard.in_float32()
-    translator.transformer.eval()
+    exact = translation_model.shard.in_float32()
+    translation_model.transformer.eval()
     total, tokens = 0.0, 0
     for work in loader.steps(Position()):
         batch = work.batches[0].to(group.device)
         rows = lookup.lookup({"source": [batch.source], "target": [batch.target_input]})
-        hidden = translator.transformer(
+        hidden = translation_model.transformer(
             rows.vectors("source", 0),
             batch.source_lengths,
             rows.vectors("target", 0),
@@ -122,7 +122,7 @@ def exact_loss(
 
 
 def evaluate_translations(
-    translation: Translation,
+    translator: Translator,
     data_uri: str,
     data: PreparedData,
     split: str,
@@ -133,14 +133,14 @@ def evaluate_translations(
 
     Collective.
     """
-    group, scorer = translation.group, None
+    group, scorer = translator.group, None
     with all_or_none(group):
         sources, references = read_texts(data_uri, data.splits[split])
         if group.is_first:
-            scorer = Scorer(references, translation.target, bleu_tokenize=bleu_tokenize)
+            scorer = Scorer(references, translator.target, bleu_tokenize=bleu_tokenize)
     unknown = same_text_from_first(scorer.unknown if scorer else "", group)
     started = time.perf_counter()
-    written = translation.written(sources, unknown)
+    written = translator.written(sources, unknown)
     seconds = time.perf_counter() - started
     scored = [one.marked for one in written]
     score = score_of_first(scorer, scored, group)
@@ -156,7 +156,7 @@ def evaluate_translations(
 
 
 def against_exact(
-    exact: Translation,
+    exact: Translator,
     quality: Quality,
     data_uri: str,
     data: PreparedData,

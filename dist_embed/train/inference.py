@@ -21,8 +21,8 @@ from dist_embed.run.folder import (
     check_vocabularies,
 )
 from dist_embed.train.assemble import (
-    Translator,
-    build_translation,
+    TranslationModel,
+    build_translation_model,
     build_translator,
     live_tensors,
     row_multipliers,
@@ -54,25 +54,25 @@ def evaluate_task(context: Context) -> dict[str, Any]:
             if told := data.not_proven(config.data.uri):
                 context.reporter.line(told)
         tokenizers = load_tokenizers(config.run.uri)
-    translator, step = _load_for_inference(context, tokenizers)
-    loss = exact_loss(translator, data_uri, data, split, config.train.batch_tokens)
+    translation_model, step = _load_for_inference(context, tokenizers)
+    loss = exact_loss(translation_model, data_uri, data, split, config.train.batch_tokens)
     quality = evaluate_translations(
-        build_translation(config, translator, tokenizers, context.reporter.line), data_uri, data,
-        split,
+        build_translator(config, translation_model, tokenizers, context.reporter.line),
+        data_uri, data, split,
         bleu_tokenize=config.search.bleu_tokenize,
     )  # fmt: skip
     compared: AgainstExact | None = None
     wanted = context.options.get("against_exact")
-    if wanted and search_choice(config, translator.shard.num_rows).frequent:
+    if wanted and search_choice(config, translation_model.shard.num_rows).frequent:
         among_all = config.search.model_copy(update={"candidates": 0})
         exact = config.model_copy(update={"search": among_all})
         compared = against_exact(
-            build_translation(exact, translator, tokenizers), quality, data_uri, data, split,
+            build_translator(exact, translation_model, tokenizers), quality, data_uri, data, split,
             bleu_tokenize=config.search.bleu_tokenize,
         )  # fmt: skip
     training_tokens = context.options.get("training_tokens")
     training_loss = training_tokens and exact_loss(
-        translator, data_uri, data, "train", config.train.batch_tokens,
+        translation_model, data_uri, data, "train", config.train.batch_tokens,
         at_least=training_tokens,
     )  # fmt: skip
     return {
@@ -97,34 +97,36 @@ def translate_task(context: Context) -> list[str]:
     """Translations of ``options["texts"]`` by the checkpoint ``options["step"]``. Collective."""
     with all_or_none(context.group):
         tokenizers = load_tokenizers(context.config.run.uri)
-    translator, _ = _load_for_inference(context, tokenizers)
+    translation_model, _ = _load_for_inference(context, tokenizers)
     say = context.reporter.line
-    translation = build_translation(context.config, translator, tokenizers, say)
-    return translation.of(context.options["texts"])
+    translator = build_translator(context.config, translation_model, tokenizers, say)
+    return translator.of(context.options["texts"])
 
 
 def _load_for_inference(
     context: Context, tokenizers: dict[str, Tokenizer]
-) -> tuple[Translator, int]:
+) -> tuple[TranslationModel, int]:
     """The translator of the wanted checkpoint. Collective."""
     config = context.config
     vocabulary_size = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
     # Its rows come from the checkpoint: none is drawn.
-    translator = build_translator(
+    translation_model = build_translation_model(
         config, vocabulary_size, context.group, training=False, initial_scale=0.0
     )
-    dense = {f"model.{name}": p.data for name, p in translator.transformer.named_parameters()}
+    dense = {
+        f"model.{name}": p.data for name, p in translation_model.transformer.named_parameters()
+    }
     state = TrainingState(
         group=context.group,
         step=0,
-        tensors=live_tensors(translator.lookup, dense, optimizer_state=False),
-        row_multipliers=row_multipliers(translator.lookup),
+        tensors=live_tensors(translation_model.lookup, dense, optimizer_state=False),
+        row_multipliers=row_multipliers(translation_model.lookup),
         must_equal=vocabularies(partial(digests_of_tokenizers, tokenizers), context.group),
-        before_reading=translator.lookup.before_reading,
-        after_writing=translator.lookup.after_writing,
+        before_reading=translation_model.lookup.before_reading,
+        after_writing=translation_model.lookup.after_writing,
     )
     step = load_chosen(
         config.run.uri, context.options.get("step"), state, context.reporter.line,
         in_place=config.checkpoint.low_memory,
     )  # fmt: skip
-    return translator, step
+    return translation_model, step

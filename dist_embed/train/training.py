@@ -41,10 +41,10 @@ from dist_embed.run.folder import (
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.train.assemble import (
-    Translator,
+    TranslationModel,
     build_dense_optimizer,
     build_output,
-    build_translation,
+    build_translation_model,
     build_translator,
     dense_tensors,
     live_tensors,
@@ -66,7 +66,7 @@ from dist_embed.train.single_tables import (
     write_coverages,
 )
 from dist_embed.train.step import TrainStep
-from dist_embed.train.translation import Translation
+from dist_embed.train.translation import Translator
 from dist_embed.train.worker import Context
 
 
@@ -86,20 +86,22 @@ def train_task(context: Context) -> dict[str, Any]:
     must_equal |= training_blocks(config.data.uri, data, group)
     # Opened where words are wanted: a step needs none.
     tokenizers = cache(partial(load_tokenizers, data_uri, data))
-    translator = build_translator(config, data.vocabulary_size, group)
-    optimizer = build_dense_optimizer(config, translator.transformer)
+    translation_model = build_translation_model(config, data.vocabulary_size, group)
+    optimizer = build_dense_optimizer(config, translation_model.transformer)
     state = TrainingState(
         group=group,
         step=0,
-        tensors=live_tensors(translator.lookup, dense_tensors(translator.transformer, optimizer)),
-        row_multipliers=row_multipliers(translator.lookup),
+        tensors=live_tensors(
+            translation_model.lookup, dense_tensors(translation_model.transformer, optimizer)
+        ),
+        row_multipliers=row_multipliers(translation_model.lookup),
         scalars={"position": Position().to_dict(), "skipped_steps": 0},
         fingerprint=fingerprint(config),
         must_equal=must_equal,
-        before_reading=translator.lookup.before_reading,
-        after_writing=translator.lookup.after_writing,
+        before_reading=translation_model.lookup.before_reading,
+        after_writing=translation_model.lookup.after_writing,
     )
-    describe(context, translator, data)
+    describe(context, translation_model, data)
     store = open_checkpoints(run_uri, retry_seconds=config.checkpoint.retry_seconds)
     # A run that saves behind training keeps the memory that it is loaded through.
     buffers = HostBuffers() if config.checkpoint.asynchronous else None
@@ -113,27 +115,27 @@ def train_task(context: Context) -> dict[str, Any]:
     coverages = {}
     folder: RunFolder | None = None  # worker 0 looks after it
     if not loaded.step:
-        coverages = start_tables(config, data, translator.lookup, tokenizers, reporter.line)
+        coverages = start_tables(config, data, translation_model.lookup, tokenizers, reporter.line)
     with all_or_none(group):
         if group.is_first:
             write_run_folder(config, data)
             write_coverages(run_uri, coverages)
             folder = RunFolder(run_uri)
     held_out = "validation" in data.splits
-    translation: Translation | None = None
+    translator: Translator | None = None
     if held_out and train.translate_every:
         with all_or_none(group):
             tokenizers()
-        translation = build_translation(config, translator, tokenizers(), reporter.line)
+        translator = build_translator(config, translation_model, tokenizers(), reporter.line)
     with_samples = with_kept_samples(
         config, data.vocabulary_size["target"], state.scalars, reporter.line
     )
     with all_or_none(group):
         output = build_output(
-            with_samples, translator, partial(read_counts, data, "target"),
+            with_samples, translation_model, partial(read_counts, data, "target"),
             partial(read_predicted, data),
         )  # fmt: skip
-    train_step = build_train_step(config, translator, output, optimizer)
+    train_step = build_train_step(config, translation_model, output, optimizer)
     loader = Loader(
         data_uri,
         data.splits["train"].shards,
@@ -143,16 +145,16 @@ def train_task(context: Context) -> dict[str, Any]:
         rank=group.rank,
         num_workers=group.num_workers,
         accumulate=train.accumulate,
-        num_ids=translator.lookup.rows_of_role,
+        num_ids=translation_model.lookup.rows_of_role,
     )
 
     def validate() -> float:
-        return exact_loss(translator, data_uri, data, "validation", train.batch_tokens)
+        return exact_loss(translation_model, data_uri, data, "validation", train.batch_tokens)
 
     def translate() -> Quality:
-        assert translation is not None
+        assert translator is not None
         return evaluate_translations(
-            translation, data_uri, data, "validation",
+            translator, data_uri, data, "validation",
             bleu_tokenize=config.search.bleu_tokenize,
         )  # fmt: skip
 
@@ -176,7 +178,7 @@ def train_task(context: Context) -> dict[str, Any]:
             ),
             Hooks(
                 validate if held_out else None,
-                translate if translation else None,
+                translate if translator else None,
                 folder.check if folder else lambda: None,
             ),
             saver,
@@ -196,13 +198,16 @@ def train_task(context: Context) -> dict[str, Any]:
 
 
 def build_train_step(
-    config: Config, translator: Translator, output: OutputLayer, optimizer: torch.optim.AdamW
+    config: Config,
+    translation_model: TranslationModel,
+    output: OutputLayer,
+    optimizer: torch.optim.AdamW,
 ) -> TrainStep:
     """The step of a training run, its dense part under DDP. Collective."""
     train, embedding = config.train, config.embedding
     return TrainStep(
-        model=_distributed(translator.transformer, translator.group),
-        lookup=translator.lookup,
+        model=_distributed(translation_model.transformer, translation_model.group),
+        lookup=translation_model.lookup,
         optimizer=optimizer,
         dense_schedule=Schedule(
             train.learning_rate, train.schedule, train.warmup_steps, train.max_steps
@@ -213,7 +218,7 @@ def build_train_step(
         output=output,
         label_smoothing=train.label_smoothing,
         clip_norm=train.clip_norm,
-        compute_dtype=translator.compute_dtype,
+        compute_dtype=translation_model.compute_dtype,
         seed=config.run.seed,
         own_schedules=own_schedules(config),
         frozen_until=frozen_until(config),

@@ -29,7 +29,7 @@ class Written(NamedTuple):
     marked: str
 
 
-class Translation:
+class Translator:
     """Translates texts with a model whose tables are sharded.
 
     Args:

@@ -20,7 +20,7 @@ from dist_embed.storage.compressed import READ_ERRORS
 from dist_embed.vectors.file import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
-    HeldStretch,
+    HeldSegment,
     VectorFileError,
     decode_word,
 )
@@ -73,8 +73,8 @@ class ArrayVectors:
         self.width = self._matrix.width
         self.num_stated: int | None = self._matrix.num_rows
 
-    def stretches(self, part: int, num_parts: int) -> Iterator[HeldStretch]:
-        """See `VectorFile.stretches`: every ``num_parts``-th group of rows."""
+    def segments(self, part: int, num_parts: int) -> Iterator[HeldSegment]:
+        """See `VectorFile.segments`: every ``num_parts``-th group of rows."""
         matrix = self._matrix
         per_row = matrix.width * matrix.dtype.itemsize
         group = max(1, BLOCK_BYTES // per_row)
@@ -103,7 +103,7 @@ class ArrayVectors:
                         raise VectorFileError(f"{self.uri}: ends before row {first + len(lines)}")
                     passed = at + len(data)
                     values = _values(data, matrix)
-                    yield HeldStretch(self.uri, first, words, values)
+                    yield HeldSegment(self.uri, first, words, values)
                 first += len(lines)
                 number += 1
         if first < matrix.num_rows:

@@ -1,6 +1,6 @@
 """What every file of word vectors offers: its words in order, and the vectors of chosen ones.
 
-A file is read by several workers at once. Each takes its own part of it, in stretches that fit
+A file is read by several workers at once. Each takes its own part of it, in segments that fit
 into memory many times over; together they see every entry once.
 """
 
@@ -17,7 +17,7 @@ from dist_embed.errors import UserError
 
 Vectors = NDArray[np.float32]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows' editors begin a text with it
-# Read at once; the memory of a stretch is a few times as much.
+# Read at once; the memory of a segment is a few times as much.
 BLOCK_BYTES = 4 * 2**20
 
 
@@ -25,11 +25,11 @@ class VectorFileError(UserError):
     """A file of word vectors cannot be used; the message names the file and the place in it."""
 
 
-class Stretch(Protocol):
+class Segment(Protocol):
     """Some consecutive entries.
 
     Attributes:
-        origin: a number that is higher than that of every entry before this stretch. Entry i of it
+        origin: a number that is higher than that of every entry before this segment. Entry i of it
             has ``origin + i``; so the numbers of all entries are in the file's order.
         words: the word of each entry.
     """
@@ -60,7 +60,7 @@ class VectorFile(Protocol):
     width: int
     num_stated: int | None
 
-    def stretches(self, part: int, num_parts: int) -> Iterator[Stretch]:
+    def segments(self, part: int, num_parts: int) -> Iterator[Segment]:
         """The entries of one of ``num_parts`` parts, in the file's order.
 
         Raises:
@@ -69,13 +69,13 @@ class VectorFile(Protocol):
 
 
 @dataclass(frozen=True)
-class HeldStretch:
-    """A stretch whose vectors are in memory already.
+class HeldSegment:
+    """A segment whose vectors are in memory already.
 
     Attributes:
         uri: the file, for messages.
         origin: the number of the first entry, from 0.
-        words: see `Stretch`.
+        words: see `Segment`.
         values: [n, D].
     """
 
@@ -85,7 +85,7 @@ class HeldStretch:
     values: NDArray[np.floating]
 
     def vectors(self, chosen: Sequence[int]) -> Vectors:
-        """See `Stretch.vectors`."""
+        """See `Segment.vectors`."""
         found = self.values[np.asarray(chosen, dtype=np.int64)].astype(np.float32)
         wrong = ~np.isfinite(found).all(1)
         if wrong.any():

@@ -65,15 +65,15 @@ class TextVectors:
         else:
             self.width = _usual_width(head, uri)
 
-    def stretches(self, part: int, num_parts: int) -> Iterator[_TextStretch]:
-        """See `VectorFile.stretches`: every ``num_parts``-th block of lines.
+    def segments(self, part: int, num_parts: int) -> Iterator[_TextSegment]:
+        """See `VectorFile.segments`: every ``num_parts``-th block of lines.
 
         A compressed file is decompressed by everyone; of others each reads only its part.
         """
         blocks = self._all_blocks if is_compressed(self.uri) else self._own_blocks
         for offset, block in blocks(part, num_parts):
             skipped = max(0, self._first_byte - offset)
-            yield self._stretch(offset + skipped, block[skipped:])
+            yield self._segment(offset + skipped, block[skipped:])
 
     def _all_blocks(self, part: int, num_parts: int) -> Iterator[tuple[int, bytes]]:
         offset = number = 0
@@ -112,8 +112,8 @@ class TextVectors:
                 if (end or len(data)) > skipped:
                     yield begin - before + skipped, data[skipped : end or None]
 
-    def _stretch(self, offset: int, block: bytes) -> _TextStretch:
-        found = _TextStretch(self, offset)
+    def _segment(self, offset: int, block: bytes) -> _TextSegment:
+        found = _TextSegment(self, offset)
         width, words, numbers = self.width, found.words, found.numbers
         for number, line in enumerate(block.split(b"\n")):
             line = line.rstrip(_SPACES)
@@ -167,7 +167,7 @@ class TextVectors:
 
 
 @dataclass
-class _TextStretch:
+class _TextSegment:
     """Lines, split but not parsed: only the numbers of chosen words are. No empty ones."""
 
     file: TextVectors
@@ -181,7 +181,7 @@ class _TextStretch:
         return self.file._place(self.origin, entry + bisect_right(self.empty, entry))
 
     def vectors(self, chosen: Sequence[int]) -> Vectors:
-        """See `Stretch.vectors`."""
+        """See `Segment.vectors`."""
         lines = [self.numbers[place] for place in chosen]
         try:
             found = _parse(lines, self.file.width)

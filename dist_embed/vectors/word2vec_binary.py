@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dist_embed.vectors.file import BLOCK_BYTES, HeldStretch, VectorFileError, decode_word
+from dist_embed.vectors.file import BLOCK_BYTES, HeldSegment, VectorFileError, decode_word
 from dist_embed.vectors.stream import Forward
 from dist_embed.vectors.text import parse_header
 
@@ -41,8 +41,8 @@ class Word2VecBinary:
         self.num_stated: int | None
         self.num_stated, self.width = stated
 
-    def stretches(self, part: int, num_parts: int) -> Iterator[HeldStretch]:
-        """See `VectorFile.stretches`: every ``num_parts``-th group of entries."""
+    def segments(self, part: int, num_parts: int) -> Iterator[HeldSegment]:
+        """See `VectorFile.segments`: every ``num_parts``-th group of entries."""
         assert self.num_stated is not None
         size = 4 * self.width
         group = max(1, BLOCK_BYTES // size)
@@ -71,7 +71,7 @@ class Word2VecBinary:
                         words.append(decode_word(word.lstrip(b"\n"), where))
                         values[place] = np.frombuffer(vector, dtype="<f4")
                 if mine:
-                    yield HeldStretch(self.uri, first, words, values)
+                    yield HeldSegment(self.uri, first, words, values)
             if data.take(_MAX_WORD_BYTES).strip(b"\n"):
                 raise VectorFileError(
                     f"{self.uri}: the header promises {self.num_stated:,} vectors of width "

@@ -23,7 +23,7 @@ from dist_embed.parallel.collectives import sum_numbers_over_workers as sum_over
 from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
 from dist_embed.train import evaluate, scoring
-from dist_embed.train.assemble import Translator
+from dist_embed.train.assemble import TranslationModel
 from dist_embed.train.evaluate import (
     AgainstExact,
     Quality,
@@ -32,7 +32,7 @@ from dist_embed.train.evaluate import (
     exact_loss,
 )
 from dist_embed.train.scoring import Score, Scorer
-from dist_embed.train.translation import Translation, Written
+from dist_embed.train.translation import Translator, Written
 from tests.distributed.pool import WorkerPool
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Pairs, Sharded, Tiny, random_pairs
@@ -71,8 +71,10 @@ def loss_on(
     )  # fmt: skip
     dropping.load_state_dict(sharded.transformer.state_dict())
     dropping.train()
-    translator = Translator(sharded.lookup, dropping, sharded.shard, torch.bfloat16)
-    return exact_loss(translator, folder, data, "validation", BATCH_TOKENS, at_least=at_least)
+    translation_model = TranslationModel(sharded.lookup, dropping, sharded.shard, torch.bfloat16)
+    return exact_loss(
+        translation_model, folder, data, "validation", BATCH_TOKENS, at_least=at_least
+    )
 
 
 @pytest.mark.parametrize("num_samples", [0, 5])
@@ -147,12 +149,12 @@ class Copied:
 
 def echo(
     group: Group, words: list[str], search: Any = None, replace: Any = None, form: Form = "none"
-) -> Translation:
+) -> Translator:
     tokenizer = Tokenizer.from_words(
         [f"▁{word}" for word in words], lowercase=False, split_punctuation=False, form=form
     )
     model: Any = torch.nn.Identity()
-    return Translation(model, group, search or Echo(), tokenizer.encode, tokenizer, replace)
+    return Translator(model, group, search or Echo(), tokenizer.encode, tokenizer, replace)
 
 
 def echoed(group: Group, texts: list[str], search: Any = None, form: Form = "none") -> list[str]:

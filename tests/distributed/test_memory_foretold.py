@@ -33,10 +33,10 @@ from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.group import Group
 from dist_embed.run.data import digests_of_data, digests_of_tokenizers, vocabularies
 from dist_embed.train.assemble import (
-    Translator,
+    TranslationModel,
     build_dense_optimizer,
     build_output,
-    build_translator,
+    build_translation_model,
     dense_tensors,
     live_tensors,
     row_multipliers,
@@ -118,11 +118,11 @@ def joined(rank: int, port: int, config: Config) -> Group:
 
 
 @torch.no_grad()
-def score(translator: Translator) -> None:
+def score(translation_model: TranslationModel) -> None:
     sharded_cross_entropy(
-        torch.randn(300, translator.lookup.width), torch.arange(300) % 60,
-        translator.lookup.output_weight(),
-        translator.shard.in_float32(), [300] * translator.group.num_workers,
+        torch.randn(300, translation_model.lookup.width), torch.arange(300) % 60,
+        translation_model.lookup.output_weight(),
+        translation_model.shard.in_float32(), [300] * translation_model.group.num_workers,
     )  # fmt: skip
 
 
@@ -136,21 +136,26 @@ def run(
     context = Context(config, group, silent_reporter(), {})
     data = PreparedData.read(config.data.uri)
     vocabularies(partial(digests_of_data, data), group)
-    translator = build_translator(config, vocabulary, group)
-    optimizer = build_dense_optimizer(config, translator.transformer)
+    translation_model = build_translation_model(config, vocabulary, group)
+    optimizer = build_dense_optimizer(config, translation_model.transformer)
     state = TrainingState(
         group,
         0,
-        live_tensors(translator.lookup, dense_tensors(translator.transformer, optimizer)),
-        row_multipliers(translator.lookup),
+        live_tensors(
+            translation_model.lookup, dense_tensors(translation_model.transformer, optimizer)
+        ),
+        row_multipliers(translation_model.lookup),
     )
     checkpoints = open_checkpoints(config.run.uri)
     copy = HostBuffers() if config.checkpoint.asynchronous else None
     loaded = _resume(context, checkpoints, state, copy)
     output = build_output(
-        config, translator, partial(read_counts, data, "target"), partial(read_predicted, data)
+        config,
+        translation_model,
+        partial(read_counts, data, "target"),
+        partial(read_predicted, data),
     )
-    step = build_train_step(config, translator, output, optimizer)
+    step = build_train_step(config, translation_model, output, optimizer)
     saver = _build_saver(context, checkpoints, loaded, copy, None)
     for number in range(loaded.step + 1, loaded.step + 4):
         pairs = random_pairs(8, number, 60, 60)
@@ -159,7 +164,7 @@ def run(
         if number == loaded.step + 2:
             saver.save(state)
     saver.wait()
-    score(translator)
+    score(translation_model)
     os._exit(0)
 
 
@@ -279,19 +284,19 @@ def read(rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, *_: An
     group = joined(rank, port, config)
     tokenizers = load_tokenizers(config.data.uri)
     vocabularies(partial(digests_of_tokenizers, tokenizers), group)
-    translator = build_translator(config, vocabulary, group, training=False)
+    translation_model = build_translation_model(config, vocabulary, group, training=False)
     state = TrainingState(
         group,
         0,
-        live_tensors(translator.lookup, {}, optimizer_state=False),
-        row_multipliers(translator.lookup),
+        live_tensors(translation_model.lookup, {}, optimizer_state=False),
+        row_multipliers(translation_model.lookup),
     )
     (name,) = manifest_names(open_checkpoints(config.run.uri))
     load_checkpoint(
         open_checkpoints(config.run.uri), name, state, partial=True,
         in_place=config.checkpoint.low_memory,
     )  # fmt: skip
-    score(translator)
+    score(translation_model)
     assert tokenizers["target"].size == vocabulary["target"]
     os._exit(0)
 

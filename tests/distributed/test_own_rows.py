@@ -7,7 +7,7 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.embedding.lookup import RowLookup
 from dist_embed.optim.gradient_norm import table_gradient_square_sum
 from dist_embed.parallel.group import Group
-from dist_embed.train.assemble import build_translator
+from dist_embed.train.assemble import build_translation_model
 from tests.distributed.own_rows_case import trained_twice
 from tests.distributed.pool import WorkerPool
 
@@ -31,17 +31,22 @@ def held_for_reading(group: Group) -> tuple[list[int], list[int]]:
          "embedding": {"optimizer": "adagrad", "width": 8}, "model": {"width": 8, "heads": 2}}
     )  # fmt: skip
     translators = [
-        build_translator(config, {"source": 9, "target": 9}, group, training=training)
+        build_translation_model(config, {"source": 9, "target": 9}, group, training=training)
         for training in (True, False)
     ]
     trained, read = (
-        [len(translator.lookup.optimizer_state(table)) for table in translator.lookup.specs]
-        for translator in translators
+        [
+            len(translation_model.lookup.optimizer_state(table))
+            for table in translation_model.lookup.specs
+        ]
+        for translation_model in translators
     )
-    for translator in translators:
+    for translation_model in translators:
         with torch.no_grad():
-            assert translator.lookup.lookup({"source": [torch.tensor([1])]}).own_output is None
-    (trains, reads) = (translator.lookup._own for translator in translators)
+            assert (
+                translation_model.lookup.lookup({"source": [torch.tensor([1])]}).own_output is None
+            )
+    (trains, reads) = (translation_model.lookup._own for translation_model in translators)
     assert reads is None
     assert trains is not None
     assert trains._values is None  # no room for a gradient before the first step that trains

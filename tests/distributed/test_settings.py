@@ -222,10 +222,10 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
     calls: dict[str, Any] = {}
     found: dict[str, Any] = {}
     lines: list[str] = []
-    built: list[assemble.Translator] = []
+    built: list[assemble.TranslationModel] = []
 
-    def build(*args: Any) -> assemble.Translator:
-        built.append(assemble.build_translator(*args))
+    def build(*args: Any) -> assemble.TranslationModel:
+        built.append(assemble.build_translation_model(*args))
         return built[-1]
 
     def loop(
@@ -273,7 +273,7 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
             stack, calls, assemble, "RowLookup", "Transformer", "OutputShard", "SearchSettings",
             "CandidateWords", "UnknownWords",
         )  # fmt: skip
-        stack.enter_context(mock.patch.object(training, "build_translator", build))
+        stack.enter_context(mock.patch.object(training, "build_translation_model", build))
         stack.enter_context(mock.patch.object(training, "train_loop", loop))
         train_task(
             Context(
@@ -453,16 +453,16 @@ def translated(
     calls: dict[str, Any] = {}
     tokenizers = load_tokenizers(config.data.uri)
     sizes = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
-    translator = assemble.build_translator(config, sizes, group)
+    translation_model = assemble.build_translation_model(config, sizes, group)
     with torch.no_grad():
-        translator.transformer.decoder_norm.weight.zero_()
-        translator.transformer.decoder_norm.bias.fill_(1.0)
-        best = translator.lookup.ids_of_own_output_rows() == UNKNOWN
-        translator.lookup.output_weight().copy_(torch.where(best, 1.0, -1.0).unsqueeze(1))
+        translation_model.transformer.decoder_norm.weight.zero_()
+        translation_model.transformer.decoder_norm.bias.fill_(1.0)
+        best = translation_model.lookup.ids_of_own_output_rows() == UNKNOWN
+        translation_model.lookup.output_weight().copy_(torch.where(best, 1.0, -1.0).unsqueeze(1))
     with ExitStack() as stack:
-        recorded(stack, calls, assemble, "Translation")
-        translation = assemble.build_translation(config, translator, tokenizers)
-    return translation.of(texts), calls["Translation.encode"](texts)
+        recorded(stack, calls, assemble, "Translator")
+        translation = assemble.build_translator(config, translation_model, tokenizers)
+    return translation.of(texts), calls["Translator.encode"](texts)
 
 
 @pytest.mark.parametrize("replace_unknown", ["no", "copy", "lexicon"])

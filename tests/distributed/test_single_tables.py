@@ -26,7 +26,7 @@ from dist_embed.embedding.pretrained import StartSettings, TableStart
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
 from dist_embed.train import single_tables
-from dist_embed.train.assemble import build_translator
+from dist_embed.train.assemble import build_translation_model
 from dist_embed.train.single_tables import start_tables, write_coverages
 from dist_embed.vectors.coverage import Coverage
 from tests.distributed.pool import WorkerPool
@@ -170,7 +170,7 @@ def started(
 
     config = config_from_dict(values | {"model": {"share_embeddings": share}})
     data = PreparedData.read(config.data.uri)
-    lookup = build_translator(config, data.vocabulary_size, group).lookup
+    lookup = build_translation_model(config, data.vocabulary_size, group).lookup
     before = {name: lookup.weight(name).clone() for name in lookup.specs}
     written = mock.Mock(wraps=lookup.after_writing)
     with (

@@ -18,7 +18,7 @@ from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
 from dist_embed.train import assemble
-from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translation
+from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translator
 
 ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 
@@ -30,7 +30,7 @@ def config_of(**sections: dict[str, Any]) -> Config:
     )  # fmt: skip
 
 
-def translator(num_rows: int) -> Any:
+def translation_model(num_rows: int) -> Any:
     shard = SimpleNamespace(num_rows=num_rows, group=ALONE)
     return SimpleNamespace(shard=shard, lookup=None, group=ALONE)
 
@@ -44,16 +44,19 @@ def test_fewer_samples_than_words_are_needed() -> None:
     for sampler in ("unigram", "log_uniform"):
         model = {"output": "sampled", "num_samples": 9, "sampler": sampler}
         assert isinstance(
-            build_output(config_of(model=model), translator(10), counts, not_asked), SampledOutput
+            build_output(config_of(model=model), translation_model(10), counts, not_asked),
+            SampledOutput,
         )
         with pytest.raises(UserError) as caught:
-            build_output(config_of(model=model), translator(9), counts, not_asked)
+            build_output(config_of(model=model), translation_model(9), counts, not_asked)
         assert str(caught.value) == (
             "model.num_samples: 9 is not allowed: the vocabulary has 9 words. Take fewer samples, "
             "or model.output=exact"
         )
     # Counts are read where they are needed alone: by the exact layer not either.
-    assert isinstance(build_output(config_of(), translator(9), counts, not_asked), ExactOutput)
+    assert isinstance(
+        build_output(config_of(), translation_model(9), counts, not_asked), ExactOutput
+    )
     assert asked == [True]
 
 
@@ -65,7 +68,9 @@ def test_right_answers_are_negatives_where_they_are_to_be() -> None:
     """Corrected by how often each word is predicted, however the others are drawn."""
     model = {"output": "sampled", "num_samples": 4, "batch_negatives": True}
     predicted = np.array([0, 0, 0, 30, 20, 10, 9, 8, 7, 6, 5, 4])
-    output = build_output(config_of(model=model), translator(12), not_asked, lambda: predicted)
+    output = build_output(
+        config_of(model=model), translation_model(12), not_asked, lambda: predicted
+    )
     targets, sentences = torch.tensor([11, 9, 3, 10, 3]), torch.tensor([0, 0, 0, 1, 1])
     found = output.draw(1, [targets], lambda: [sentences])
     assert isinstance(found, BatchNegatives)
@@ -77,7 +82,7 @@ def test_right_answers_are_negatives_where_they_are_to_be() -> None:
 
 def test_all_words_can_be_negatives_of_their_own_accord() -> None:
     model = {"output": "sampled", "num_samples": "auto"}
-    output = build_output(config_of(model=model), translator(10), not_asked, not_asked)
+    output = build_output(config_of(model=model), translation_model(10), not_asked, not_asked)
     drawn = output.draw(1, [], not_asked)
     assert drawn is not None
     assert drawn.ids.tolist() == list(range(10))
@@ -89,7 +94,7 @@ def test_all_words_can_be_negatives_of_their_own_accord() -> None:
 )  # fmt: skip
 def test_a_search_that_needs_a_lexicon_says_so(search: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="memory://no-lexicon has no lexicon, which search"):
-        build_translation(config_of(search=search), translator(9), {})
+        build_translator(config_of(search=search), translation_model(9), {})
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -102,13 +107,13 @@ def test_candidates_are_frequent_words_of_the_target_side(
     made: list[Any] = []
     monkeypatch.setattr(assemble, "ExactWords", lambda *_: None)
     monkeypatch.setattr(assemble, "CandidateWords", lambda *given: made.append(given))
-    parts = translator(9)
+    parts = translation_model(9)
     parts.shard.in_float32 = lambda: SimpleNamespace(block_bytes=1)
     parts.lookup, parts.transformer = SimpleNamespace(group=ALONE), None
     tokenizers: Any = {"source": SimpleNamespace(encode=None), "target": None}
     config = config_of(search={"candidates": 8}, tokenizer={"shared": shared})
     said: list[str] = []
-    build_translation(config, parts, tokenizers, said.append)
+    build_translator(config, parts, tokenizers, said.append)
     assert made == [(parts.lookup, 8, 10, None, 1, listed)]
     # Where each side has its own vocabulary, ids are ordered by what the target side has.
     which, *warned = said

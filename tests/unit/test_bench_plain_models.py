@@ -266,16 +266,16 @@ def test_both_sampled_ways_find_the_same_loss(
 
     monkeypatch.setattr(vocabulary_cases, "build_filled_translator", building)
     trainer = build_trainer(OURS, alone)
-    (translator,) = kept
+    (translation_model,) = kept
     config = case_config(OURS)
     sparse = SparseSampled(config, OURS.num_words, alone)
     model: Any = sparse._model
-    model.transformer.load_state_dict(translator.transformer.state_dict())
+    model.transformer.load_state_dict(translation_model.transformer.state_dict())
     for role, table in model.tables.items():
         assert float(table.weight.std()) == pytest.approx(8**-0.5, rel=0.05)
         rows = RowOrder(OURS.num_words).rows_of(torch.arange(OURS.num_words))
         with torch.no_grad():
-            table.weight.copy_(translator.lookup.weight(role)[rows])
+            table.weight.copy_(translation_model.lookup.weight(role)[rows])
     (work,) = batches(OURS, alone, 1)
     negatives = LogUniformSampler(OURS.num_words, 60).draw(config.run.seed, 1)
     loss = float(model(work.batches[0], negatives)) / work.global_tokens

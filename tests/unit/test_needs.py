@@ -282,7 +282,7 @@ def test_tables_are_built_for_what_is_done_with_them(
         },
     )  # fmt: skip
     with pytest.raises(Asked) as caught:
-        assemble.build_translator(config, VOCABULARY, alone, training=training)
+        assemble.build_translation_model(config, VOCABULARY, alone, training=training)
     (_, how) = caught.value.args
     assert (how["memory"], how["weights"], how["exchange"]) == ("uvm", "fp16", "bf16")
     assert how["own_rates"] == ({"source": 0.7} if training else None)
@@ -307,18 +307,18 @@ def test_blocks_of_their_own_accord_are_for_the_workers_that_there_are(
     for workers in (1, 2):
         group = Group(0, workers, 1, torch.device("cuda"), None)  # type: ignore[arg-type]
         with pytest.raises(Asked) as caught:
-            assemble.build_translator(config, sizes, group)
+            assemble.build_translation_model(config, sizes, group)
         charged.append(caught.value.args[1]["step_bytes"])
         # Who only reads goes by tiles.
         with pytest.raises(Asked) as caught:
-            assemble.build_translator(config, sizes, group, training=False)
+            assemble.build_translation_model(config, sizes, group, training=False)
         assert caught.value.args[1]["step_bytes"] == 3 * 2**28
     # Three blocks of 2,048 tokens; the gradient, and the rows in bfloat16.
     assert charged == [rows * (3 * 4 * 2048 + 12 * (4 + 2)) for rows in (300_000, 150_000)]
 
 
 def test_who_evaluates_or_translates_only_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "build_translator", raising)
+    monkeypatch.setattr(inference, "build_translation_model", raising)
     alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
     context = worker.Context(configured(), alone, silent_reporter(), {})
     with pytest.raises(Asked) as caught:

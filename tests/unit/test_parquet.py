@@ -165,8 +165,8 @@ write_parquet(f"{folder}/x.parquet", table)
 assert len(list(read_pairs(ParallelText(pairs=(f"{folder}/x.parquet",))))) == 9000
 with open(f"{folder}/v.txt", "w") as file:
     file.write("a 1 2\\nb 3 4\\n")
-for stretch in TextVectors(f"{folder}/v.txt", has_header=False).stretches(0, 1):
-    assert stretch.vectors([0, 1]).tolist() == [[1, 2], [3, 4]]
+for segment in TextVectors(f"{folder}/v.txt", has_header=False).segments(0, 1):
+    assert segment.vectors([0, 1]).tolist() == [[1, 2], [3, 4]]
 print(before, threads())
 """
 

@@ -21,7 +21,7 @@ from safetensors.torch import save, save_file
 
 from dist_embed.vectors import arrays, stream, text, word2vec_binary
 from dist_embed.vectors.fasttext_binary import FastTextBinary
-from dist_embed.vectors.file import HeldStretch, VectorFile, VectorFileError, check_count
+from dist_embed.vectors.file import HeldSegment, VectorFile, VectorFileError, check_count
 from dist_embed.vectors.formats import detect_format, open_vectors
 from dist_embed.vectors.stream import Forward, go_to, open_stream, read_up_to
 
@@ -51,13 +51,13 @@ def read(file: VectorFile, num_parts: int = 1) -> tuple[list[str], NDArray[np.fl
     entries: list[tuple[int, str, NDArray[np.float32]]] = []
     for part in range(num_parts):
         last = -1
-        for stretch in file.stretches(part, num_parts):
-            assert stretch.origin > last
-            last = stretch.origin + len(stretch.words) - 1
-            rows = stretch.vectors(range(len(stretch.words)))
+        for segment in file.segments(part, num_parts):
+            assert segment.origin > last
+            last = segment.origin + len(segment.words) - 1
+            rows = segment.vectors(range(len(segment.words)))
             entries += [
-                (stretch.origin + n, word, row)
-                for n, (word, row) in enumerate(zip(stretch.words, rows, strict=True))
+                (segment.origin + n, word, row)
+                for n, (word, row) in enumerate(zip(segment.words, rows, strict=True))
             ]
     entries.sort(key=lambda entry: entry[0])
     assert len({number for number, _, _ in entries}) == len(entries)
@@ -539,7 +539,7 @@ def test_the_first_bytes_tell_the_format(tmp_path: Path, head: bytes, format: st
 
 def test_entries_are_named_by_their_number_in_the_file() -> None:
     values = np.array([[1, 2], [3, np.nan], [np.inf, 5]])
-    held = HeldStretch("file", 10, ["a", "b", "c"], values)
+    held = HeldSegment("file", 10, ["a", "b", "c"], values)
     found = held.vectors([0])
     assert (found.tolist(), found.dtype) == ([[1, 2]], np.float32)
     assert held.vectors([]).shape == (0, 2)
@@ -657,7 +657,7 @@ def test_a_file_that_holds_no_vectors_is_refused(tmp_path: Path) -> None:
         file = open_vectors(saved(tmp_path, name, content), "word2vec" if "vec" in name else
                             "word2vec-bin")  # fmt: skip
         with pytest.raises(VectorFileError, match="holds no vectors"):
-            check_count(as_file(file), sum(len(s.words) for s in as_file(file).stretches(0, 1)))
+            check_count(as_file(file), sum(len(s.words) for s in as_file(file).segments(0, 1)))
 
 
 def test_a_matrix_without_rows_holds_no_vectors(tmp_path: Path) -> None:
@@ -666,7 +666,7 @@ def test_a_matrix_without_rows_holds_no_vectors(tmp_path: Path) -> None:
     saved(tmp_path, "v.safetensors", safetensors({"x": entry([0, 3], [0, 0])}))
     for name in ("v.npy", "v.safetensors"):
         file = as_file(open_vectors(str(tmp_path / name), None, words=words))
-        assert list(file.stretches(0, 1)) == []
+        assert list(file.segments(0, 1)) == []
         with pytest.raises(VectorFileError, match=f"{name}: holds no vectors"):
             check_count(file, 0)
 

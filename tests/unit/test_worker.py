@@ -153,13 +153,13 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_says_so(
     assert said == ["looking", told]
 
 
-def described(config: Config, split: Split, **translator: Any) -> list[str]:
+def described(config: Config, split: Split, **translation_model: Any) -> list[str]:
     lookup = SimpleNamespace(
         specs={"source": TableSpec("source", 2**20, 8), "output": TableSpec("output", 40, 8)},
         tier="device", num_output_rows=1234,
     )  # fmt: skip
     values = {"lookup": lookup, "transformer": nn.Linear(300, 10), "compute_dtype": torch.float32}
-    stand_in: Any = SimpleNamespace(**(values | translator))
+    stand_in: Any = SimpleNamespace(**(values | translation_model))
     context, said = context_of(config, place(0, 2))
     describe(context, stand_in, PreparedData({}, {}, True, {"train": split}))
     return said
@@ -287,8 +287,8 @@ def test_a_checkpoint_is_scored_as_configured(
     )  # fmt: skip
     for name, result in (
         ("data_of_all", data), ("check_vocabularies", None), ("load_tokenizers", "tokenizers"),
-        ("_load_for_inference", ("translator", 4)), ("exact_loss", 2.0),
-        ("build_translation", "translation"), ("evaluate_translations", quality),
+        ("_load_for_inference", ("translation_model", 4)), ("exact_loss", 2.0),
+        ("build_translator", "translation"), ("evaluate_translations", quality),
     ):  # fmt: skip
         stand_in(name, result)
     config = config_of(
@@ -301,9 +301,9 @@ def test_a_checkpoint_is_scored_as_configured(
     assert asked["check_vocabularies"] == [(("memory://worker", data), {})]
     assert asked["load_tokenizers"] == [(("memory://worker",), {})]
     assert said == [data.not_proven("memory://worker/data")]
-    losses = [(("translator", "folder", data, "test", 77), {})]
+    losses = [(("translation_model", "folder", data, "test", 77), {})]
     if training_tokens:
-        losses += [(("translator", "folder", data, "train", 77), {"at_least": 50})]
+        losses += [(("translation_model", "folder", data, "train", 77), {"at_least": 50})]
     assert asked["exact_loss"] == losses
     assert asked["evaluate_translations"] == [
         (
@@ -331,7 +331,7 @@ def test_a_checkpoint_is_scored_as_configured(
         assert (found == {"sentences": 3, "bleu": 1.0, "exact_bleu": 2.0, "same": 1}) == there
     (compared,) = asked["against_exact"]
     assert compared[0] == ("translation", quality, "folder", data, "test")
-    among_all, *_ = asked["build_translation"][3][0]
+    among_all, *_ = asked["build_translator"][3][0]
     assert (among_all.search.candidates, among_all.search.beam) == (0, 5)
     context, _ = context_of(config, alone, split="train")
     with pytest.raises(UserError, match="split 'train' is not among the held-out data"):
