@@ -65,7 +65,7 @@ def code_runners(tree: ast.AST) -> list[str]:
 
 def test_every_package_has_its_layer() -> None:
     packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert packages == set(LAYERS)
+    assert packages | {"errors"} == set(LAYERS)  # a module
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
