@@ -145,7 +145,7 @@ def train_task(context: Context) -> dict[str, Any]:
         rank=group.rank,
         num_workers=group.num_workers,
         accumulate=train.accumulate,
-        num_ids=translation_model.lookup.rows_of_role,
+        num_ids=translation_model.lookup.num_ids,
     )
 
     def validate() -> float:

@@ -119,9 +119,10 @@ def joined(rank: int, port: int, config: Config) -> Group:
 
 @torch.no_grad()
 def score(translation_model: TranslationModel) -> None:
+    lookup = translation_model.lookup
+    weight = lookup.weight(lookup.table_of["output"])
     sharded_cross_entropy(
-        torch.randn(300, translation_model.lookup.width), torch.arange(300) % 60,
-        translation_model.lookup.output_weight(),
+        torch.randn(300, weight.shape[1]), torch.arange(300) % 60, weight,
         translation_model.shard.in_float32(), [300] * translation_model.group.num_workers,
     )  # fmt: skip
 

@@ -1,9 +1,12 @@
-"""One lookup a step: every row that a step asks for by id, fetched by one exchange.
+"""Row-sharded tables for any model, and their one lookup a step.
 
-What comes back is in `dist_embed.embedding.step_rows`.
+Every row that a step asks for by id is fetched by one exchange for each width of tables. What comes
+back is in `dist_embed.embedding.step_rows`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
@@ -11,96 +14,107 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
+from torchrec.modules.embedding_configs import EmbeddingConfig
 
 from dist_embed.embedding.bags import bags_of_a_table, in_bags
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.own_rows import OwnRowsKernel
-from dist_embed.embedding.plan import (
-    TABLE_OF_ROLE,
-    Exchange,
-    Shard,
-    ShareEmbeddings,
-    Weights,
-    shard_of,
-    table_specs,
-)
+from dist_embed.embedding.plan import Exchange, Shard, TableSpec, Weights, shard_of
+from dist_embed.embedding.row_order import RowOrder
 from dist_embed.embedding.step_rows import RowRequest, StepRows, TableRows, WantedRows
-from dist_embed.embedding.tables import build_sharded_tables, feature_of
+from dist_embed.embedding.table import Table, named_tables
+from dist_embed.embedding.tables import OPTIMIZERS, build_sharded_tables, key_of
 from dist_embed.embedding.tiers import Memory, find_tier
+from dist_embed.errors import UserError
 from dist_embed.parallel.group import Group
 
+__all__ = ["ShardedTables", "Table"]
 
-class RowLookup:
-    """The row-sharded tables of a model and the lookup in them.
+
+class ShardedTables:
+    """Tables of any number and width, split by rows over the workers.
+
+    Ids are looked up by feature: the name of a table, or one of those that it has been given. A
+    step, of which every line but the third is collective::
+
+        tables.set_learning_rate(0.05)
+        rows = tables.lookup({"word": [ids]})
+        loss = model(rows.vectors("word")).sum() * group.num_workers / ids_of_all_workers
+        loss.backward()
+        rows.backward()
 
     Args:
-        rows_of_role: vocabulary rows V for the roles ``source``, ``target`` and ``output``.
-        width: D.
-        sharing: which roles use one table.
-        group: this worker and its peers.
-        optimizer: fused optimizer, see `dist_embed.embedding.tables.OPTIMIZERS`.
+        tables: by name, as `Table` or as TorchRec's ``EmbeddingConfig``; or a list of the latter.
+        group: this worker and its peers, see `dist_embed.parallel.group.joined_group`.
+        optimizer: fused into the tables' backward: ``rowwise_adagrad``, ``adagrad``, ``sgd``, or on
+            CUDA ``adam``.
         learning_rate: its first rate.
         eps: its term against division by zero.
-        seed: initial rows come from (seed, table, row).
-        initial_scale: standard deviation of the initial rows; 0: zeros, for rows that come from
-            elsewhere.
-        own_output: whether training takes all output rows of the own shard, as the exact output
-            layer does: see `dist_embed.embedding.own_rows`.
-        memory: where the rows lie; the attribute ``tier`` tells what ``auto`` has become.
-        weights: type of the rows; lookups give float32 in any case.
-        exchange: type in which vectors and gradients cross the network.
+        seed: initial rows come from (seed, table, row), whatever the number of workers.
+        memory: where the rows lie: ``device``, or of a GPU in host memory, ``uvm`` or
+            ``uvm_caching``; the attribute ``tier`` tells what ``auto`` has become.
+        weights: type of the rows, ``fp32`` or on CUDA ``fp16``; lookups give float32 in any case.
+        exchange: type in which vectors and gradients cross the network; ``fp16`` and ``bf16`` on
+            CUDA alone.
         step_bytes: what a step needs of a GPU beside the tables.
-        own_rates: first rates of tables that have another.
+
+    Attributes:
+        specs: the tables' names and sizes.
+        shards: which of their rows this worker holds.
+        orders: where the row of an id lies in each.
+        table_of: the table of each feature.
 
     Raises:
-        ValueError: roles with different V are to share a table.
-        UserError: the tables cannot be on this device, or do not fit.
+        UserError: the tables cannot be, or not on this device, or do not fit.
 
     The constructor is collective.
     """
 
     def __init__(
         self,
-        rows_of_role: dict[str, int],
-        width: int,
-        sharing: ShareEmbeddings,
+        tables: Mapping[str, Table | EmbeddingConfig] | Iterable[EmbeddingConfig],
         group: Group,
         *,
-        optimizer: str,
-        learning_rate: float,
-        eps: float,
-        seed: int,
-        initial_scale: float,
-        own_output: bool = False,
+        optimizer: str = "rowwise_adagrad",
+        learning_rate: float = 0.05,
+        eps: float = 1e-8,
+        seed: int = 0,
         memory: Memory = "auto",
         weights: Weights = "fp32",
         exchange: Exchange = "fp32",
         step_bytes: int = 0,
-        own_rates: dict[str, float] | None = None,
     ) -> None:
+        named = named_tables(tables)
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer: {optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
         self.group = group
-        self.width = width
-        self.initial_scale = initial_scale
-        self.table_of_role = TABLE_OF_ROLE[sharing]
-        self.specs = table_specs(rows_of_role, width, sharing)
-        self.rows_of_role = rows_of_role
+        self._own_rates = {
+            name: table.learning_rate
+            for name, table in named.items()
+            if table.learning_rate is not None
+        }
+        self.initial_scale = {name: table.scale for name, table in named.items()}
+        self.table_of = {
+            feature: name for name, table in named.items() for feature in table.features or (name,)
+        }
+        self.specs: dict[str, TableSpec] = {name: t.spec(name) for name, t in named.items()}
         self.shards: dict[str, Shard] = {
             name: shard_of(spec.num_rows, group.rank, group.num_workers)
             for name, spec in self.specs.items()
         }
-        self._orders = {name: spec.order for name, spec in self.specs.items()}
-        output_table = self.table_of_role["output"]
+        self.orders: dict[str, RowOrder] = {name: spec.order for name, spec in self.specs.items()}
         specs = list(self.specs.values())
-        trained_whole = output_table if own_output else None
+        trained_whole = frozenset(name for name, table in named.items() if table.trained_whole)
         self.tier, cached = find_tier(
             memory, specs, optimizer, weights, step_bytes, group, trained_whole
         )
-        self._module = build_sharded_tables(
+        # One for each distinct width.
+        self._modules = build_sharded_tables(
             specs,
             group,
             optimizer=optimizer,
-            learning_rates=dict.fromkeys(self.specs, learning_rate) | (own_rates or {}),
+            learning_rates=dict.fromkeys(named, learning_rate) | self._own_rates,
             eps=eps,
             tier=self.tier,
             weights=weights,
@@ -108,13 +122,16 @@ class RowLookup:
             cache_share=cached,
             trained_whole=trained_whole,
         )
+        widths = list(dict.fromkeys(spec.width for spec in specs))
+        self._place = {name: widths.index(spec.width) for name, spec in self.specs.items()}
         tables_of_kernels = self._tables_of_kernels()
         self._kernels = [kernel for kernel, _ in tables_of_kernels]
-        self._own: OwnRowsKernel | None = None
-        for kernel, tables in tables_of_kernels:
-            if own_output and output_table in tables:
-                self._own = OwnRowsKernel(kernel, self.shards[output_table].num_rows)
-                kernel.forward = self._own
+        self._own: dict[str, OwnRowsKernel] = {}
+        for kernel, names in tables_of_kernels:
+            if trained_whole.intersection(names):
+                (name,) = names
+                self._own[name] = OwnRowsKernel(kernel, self.shards[name].num_rows)
+                kernel.forward = self._own[name]
             elif group.device.type == "cpu":
                 kernel.forward = CpuRows(kernel)
         # They count steps for themselves, for Adam's bias correction.
@@ -122,7 +139,8 @@ class RowLookup:
         self._num_bags = bags_of_a_table(group.device.type, group.num_workers)
         self._cache_is_newer = False
         self._frozen: frozenset[str] = frozenset()
-        state = self._module.state_dict()  # of live views, so it need not be asked for again
+        # Of live views, so it need not be asked for again.
+        state = {k: v for module in self._modules for k, v in module.state_dict().items()}
         self._weights: dict[str, Tensor] = {
             name: state[f"embeddings.{name}.weight"].local_shards()[0].tensor for name in self.specs
         }
@@ -130,7 +148,7 @@ class RowLookup:
             self._weights[name][shard.num_rows :].zero_()
             fill_initial_rows(
                 self.weight(name), seed=seed, table=name, first_row=shard.first_row,
-                scale=initial_scale,
+                scale=self.initial_scale[name],
             )  # fmt: skip
         self.after_writing()
 
@@ -138,7 +156,8 @@ class RowLookup:
         """FBGEMM's kernels with the names of the tables that each holds."""
         return [
             (module.emb_module, [table.name for table in module.config.embedding_tables])
-            for lookup in self._module._lookups  # a plain list: modules() does not descend into it
+            for sharded in self._modules
+            for lookup in sharded._lookups  # a plain list: modules() does not descend into it
             for module in lookup.modules()
             if isinstance(module, BatchedFusedEmbedding)
         ]
@@ -151,23 +170,30 @@ class RowLookup:
         """The distinct rows of a step's ids, on the ids' device. Not collective; in any thread.
 
         Args:
-            ids: for roles (``source``: the encoder's input, ``target``: the decoder's, ``output``:
-                words to be scored) any number of id tensors, int64, of any shape, also empty.
+            ids: for features any number of id tensors, int64, of any shape, also empty. What is
+                no id of its table is not noticed here.
+
+        Raises:
+            UserError: there is no such feature.
         """
+        for feature in ids:
+            if feature not in self.table_of:
+                known = ", ".join(self.table_of)
+                raise UserError(f"feature {feature!r}: no table has it; there are {known}")
         index: dict[str, list[Tensor]] = {}
         rows: dict[str, Tensor] = {}
         given = [piece for pieces in ids.values() for piece in pieces]
         device = given[0].device if given else self.group.device
-        for table, order in self._orders.items():
-            roles = [role for role in ids if self.table_of_role[role] == table]
-            pieces = [piece for role in roles for piece in ids[role]]
+        for table, order in self.orders.items():
+            features = [feature for feature in ids if self.table_of[feature] == table]
+            pieces = [piece for feature in features for piece in ids[feature]]
             flat = [torch.empty(0, dtype=torch.int64, device=device)]
             flat += [piece.reshape(-1) for piece in pieces]
             # Distinct ones: a frequent word then crosses the network once.
             rows[table], inverse = order.rows_of(torch.cat(flat)).unique(return_inverse=True)
             parts = iter(inverse.split([piece.numel() for piece in pieces]))
-            for role in roles:
-                index[role] = [next(parts).view(piece.shape) for piece in ids[role]]
+            for feature in features:
+                index[feature] = [next(parts).view(piece.shape) for piece in ids[feature]]
         return WantedRows(rows, index)
 
     def request(self, wanted: WantedRows) -> RowRequest:
@@ -176,26 +202,41 @@ class RowLookup:
         The rows are not looked at before `fetch`, so a step's request may go out while the one
         before is still computing. ``wanted`` is on the group's device.
         """
-        features = {feature_of(table): rows for table, rows in wanted.rows.items()}
-        context = self._module.create_context()
-        bags = in_bags(features, self._num_bags, self.group.device)
-        return RowRequest(wanted, context, self._module.input_dist(context, bags))
+        contexts, counts = [], []
+        for place, module in enumerate(self._modules):
+            rows = {
+                key_of(table): wanted.rows[table]
+                for table, of_table in self._place.items()
+                if of_table == place
+            }
+            contexts.append(module.create_context())
+            bags = in_bags(rows, self._num_bags, self.group.device)
+            counts.append(module.input_dist(contexts[-1], bags))
+        return RowRequest(wanted, contexts, counts)
 
     def fetch(self, request: RowRequest) -> StepRows:
         """The rows as they are now. Collective. A request is fetched once.
 
-        With ``own_output`` only the rows that were last fetched for training can be trained.
+        Of a table that is trained whole only what was last fetched for training can be trained.
         """
-        training, own = torch.is_grad_enabled(), None
-        if self._own is not None and training:
-            own = self._own.begin_step(trained=self.table_of_role["output"] not in self._frozen)
-        looked_up = self._module.compute_and_output_dist(request.context, request.arrived())
+        training, own = torch.is_grad_enabled(), {}
+        if training:
+            own = {
+                table: kernel.begin_step(trained=table not in self._frozen)
+                for table, kernel in self._own.items()
+            }
+        looked_up = [
+            module.compute_and_output_dist(context, rows)
+            for module, context, rows in zip(
+                self._modules, request.contexts, request.arrived(), strict=True
+            )
+        ]
         fetched: dict[str, TableRows] = {}
-        for table in self.specs:
-            values = looked_up[feature_of(table)].values()
+        for table, place in self._place.items():
+            values = looked_up[place][key_of(table)].values()
             leaf = values.detach().requires_grad_(training and table not in self._frozen)
             fetched[table] = TableRows(request.wanted.rows[table], leaf, values)
-        return StepRows(fetched, own, self.table_of_role, request.wanted.index, self._note_update)
+        return StepRows(fetched, own, self.table_of, request.wanted.index, self._note_update)
 
     def weight(self, table: str) -> Tensor:
         """Live view of this worker's logical rows of ``table``: [R, D], up to date on return.
@@ -205,10 +246,6 @@ class RowLookup:
         """
         self.before_reading()
         return self._weights[table][: self.shards[table].num_rows]
-
-    def output_weight(self) -> Tensor:
-        """Live view of this worker's rows of the output layer: [R, D]. Not collective."""
-        return self.weight(self.table_of_role["output"])
 
     def before_reading(self) -> None:
         """Bring the tables up to date: a cache on the GPU may hold newer rows. Not collective."""
@@ -234,7 +271,8 @@ class RowLookup:
 
         Each is [R] (row-wise) or [R, D], by the optimizer's name for it. Not collective.
         """
-        saved = self._module.fused_optimizer.state_dict()["state"]
+        module = self._modules[self._place[table]]
+        saved = module.fused_optimizer.state_dict()["state"]
         state = saved.get(f"embeddings.{table}.weight", {})  # SGD has none
         shard = self.shards[table]
         views: dict[str, Tensor] = {}
@@ -254,19 +292,22 @@ class RowLookup:
 
         Args:
             learning_rate: of all tables but
-            own_rates: those that were built with rates of their own. Tables that were built with
-                equal rates share a kernel, and have equal rates for ever.
+            own_rates: those that were built with rates of their own, which they keep where nothing
+                is said here. Tables that were built with equal rates, and have one width, share a
+                kernel, and have equal rates for ever.
 
         Not collective.
         """
-        for _, kernel in self._module.fused_optimizer.optimizers:
-            names = [name.split(".")[1] for name in kernel.params]
-            rates = {(own_rates or {}).get(name, learning_rate) for name in names}
-            if len(rates) > 1:
-                raise ValueError(f"tables {names} share a kernel, but not their rates: {rates}")
-            for param_group in kernel.param_groups:
-                param_group["lr"] = next(iter(rates))
-        self._module.fused_optimizer.zero_grad()  # the rates reach the kernels only here
+        chosen = dict.fromkeys(self.specs, learning_rate) | self._own_rates | (own_rates or {})
+        for module in self._modules:
+            for _, kernel in module.fused_optimizer.optimizers:
+                names = [name.split(".")[1] for name in kernel.params]
+                rates = {chosen[name] for name in names}
+                if len(rates) > 1:
+                    raise ValueError(f"tables {names} share a kernel, but not their rates: {rates}")
+                for param_group in kernel.param_groups:
+                    param_group["lr"] = next(iter(rates))
+            module.fused_optimizer.zero_grad()  # the rates reach the kernels only here
 
     def freeze(self, tables: frozenset[str]) -> None:
         """Leave ``tables``, and no others, as they are from the next `fetch` on.
@@ -283,34 +324,24 @@ class RowLookup:
         A fused Adam takes its bias correction from it. By itself FBGEMM counts every forward pass,
         validations too, and a checkpoint does not hold the count. Not collective.
         """
-        if self._own is not None:
-            self._own.step = step
+        for own in self._own.values():
+            own.step = step
         for kernel in self._counting:
             kernel.iter_cpu.fill_(step - 1)  # the forward adds 1
             kernel.iter.fill_(step - 1)
 
-    def ids_of_own_output_rows(self) -> Tensor:
-        """The ids whose output rows this worker holds, in the order of its rows: [R]."""
-        table = self.table_of_role["output"]
+    def ids_of_own_rows(self, table: str) -> Tensor:
+        """The ids whose rows of ``table`` this worker holds, in the order of its rows: [R]."""
         shard = self.shards[table]
         rows = torch.arange(shard.first_row, shard.end_row, device=self.group.device)
-        return self._orders[table].ids_of(rows)
+        return self.orders[table].ids_of(rows)
 
-    def output_rows_of(self, ids: Tensor) -> Tensor:
-        """Row numbers of ``ids`` in the output layer's table, same shape."""
-        return self._orders[self.table_of_role["output"]].rows_of(ids)
+    @property
+    def num_ids(self) -> dict[str, int]:
+        """By feature how many ids its table has a row for."""
+        return {feature: self.specs[table].num_rows for feature, table in self.table_of.items()}
 
     @property
     def kernels(self) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
         """FBGEMM's, which hold the tables: for measurements beside them."""
         return self._kernels
-
-    @property
-    def output_shard(self) -> Shard:
-        """This worker's shard of the output layer's table."""
-        return self.shards[self.table_of_role["output"]]
-
-    @property
-    def num_output_rows(self) -> int:
-        """V of the output layer."""
-        return self.specs[self.table_of_role["output"]].num_rows
