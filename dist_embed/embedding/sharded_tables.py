@@ -163,18 +163,22 @@ class ShardedTables:
         ]
 
     def lookup(self, ids: dict[str, list[Tensor]]) -> StepRows:
-        """Fetch the rows of one step: `wanted`, `request`, `fetch`. Collective."""
-        return self.fetch(self.request(self.wanted(ids)))
+        """Fetch the rows of one step: `wanted`, `request`, `fetch`. Collective.
+
+        The ids may be on the group's device or on the host.
+        """
+        wanted = self.wanted(ids).changed(lambda tensor: tensor.to(self.group.device))
+        return self.fetch(self.request(wanted))
 
     def wanted(self, ids: dict[str, list[Tensor]]) -> WantedRows:
         """The distinct rows of a step's ids, on the ids' device. Not collective; in any thread.
 
         Args:
-            ids: for features any number of id tensors, int64, of any shape, also empty. What is
-                no id of its table is not noticed here.
+            ids: for features any number of id tensors, int64, of any shape, also empty.
 
         Raises:
-            UserError: there is no such feature.
+            UserError: there is no such feature; or something is no id of its table. On a GPU the
+                latter is not looked for: its host would have to wait.
         """
         for feature in ids:
             if feature not in self.table_of:
@@ -189,12 +193,25 @@ class ShardedTables:
             pieces = [piece for feature in features for piece in ids[feature]]
             flat = [torch.empty(0, dtype=torch.int64, device=device)]
             flat += [piece.reshape(-1) for piece in pieces]
+            together = torch.cat(flat)
+            self._check_ids(table, together)
             # Distinct ones: a frequent word then crosses the network once.
-            rows[table], inverse = order.rows_of(torch.cat(flat)).unique(return_inverse=True)
+            rows[table], inverse = order.rows_of(together).unique(return_inverse=True)
             parts = iter(inverse.split([piece.numel() for piece in pieces]))
             for feature in features:
                 index[feature] = [next(parts).view(piece.shape) for piece in ids[feature]]
         return WantedRows(rows, index)
+
+    def _check_ids(self, table: str, ids: Tensor) -> None:
+        count = self.specs[table].num_rows
+        if ids.device.type != "cpu" or not ids.numel():
+            return
+        lowest, highest = map(int, ids.aminmax())
+        if lowest < 0 or highest >= count:
+            raise UserError(
+                f"table {table!r}: {lowest if lowest < 0 else highest} is no id; allowed are 0 to "
+                f"{count - 1}"
+            )
 
     def request(self, wanted: WantedRows) -> RowRequest:
         """Begin to send what a step wants to the workers that hold the rows. Collective.

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.tokenizer import Tokenizer
@@ -269,28 +268,6 @@ def build_dense_optimizer(config: Config, transformer: Transformer) -> torch.opt
         eps=1e-9,
         fused=True,
     )
-
-
-def live_tensors(
-    lookup: ShardedTables, dense: dict[str, Tensor], *, optimizer_state: bool = True
-) -> dict[str, LiveTensor]:
-    """What a checkpoint holds: the tables' rows with their optimizer's state, and ``dense``."""
-    tensors: dict[str, LiveTensor] = {}
-    for name, spec in lookup.specs.items():
-        first_row = lookup.shards[name].first_row
-        views = {"weight": lookup.weight(name)}
-        if optimizer_state:
-            views |= lookup.optimizer_state(name)
-        for key, view in views.items():
-            tensors[f"table.{name}.{key}"] = LiveTensor(
-                view, first_row, spec.num_rows, replicated=False
-            )
-    return tensors | {name: LiveTensor.whole(tensor) for name, tensor in dense.items()}
-
-
-def row_multipliers(lookup: ShardedTables) -> dict[str, int]:
-    """For each table m of ``row = (id * m) mod rows``."""
-    return {name: spec.order.multiplier for name, spec in lookup.specs.items()}
 
 
 def dense_tensors(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.load import Loaded, load_newest
+from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
@@ -47,8 +48,6 @@ from dist_embed.train.assemble import (
     build_translation_model,
     build_translator,
     dense_tensors,
-    live_tensors,
-    row_multipliers,
 )
 from dist_embed.train.describe import describe
 from dist_embed.train.evaluate import (

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.load import load_newest
+from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.embedding import sharded_tables as lookup_module
 from dist_embed.embedding import tiers
@@ -24,7 +25,6 @@ from dist_embed.model.next_words import ExactWords
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.model.search import Searcher, SearchSettings
 from dist_embed.parallel.group import Group
-from dist_embed.train.assemble import live_tensors, row_multipliers
 from tests.distributed.test_checkpoint_resharding import saver_of
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
 from tests.gpu.device import IN_HOST_MEMORY, OPTIMIZERS, TIERS, WEIGHTS, on_cuda_alone
