@@ -7,6 +7,7 @@ back is in `dist_embed.embedding.step_rows`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
@@ -24,7 +25,7 @@ from dist_embed.embedding.plan import Exchange, Shard, TableSpec, Weights, shard
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.embedding.step_rows import RowRequest, StepRows, TableRows, WantedRows
 from dist_embed.embedding.table import Table, named_tables
-from dist_embed.embedding.tables import OPTIMIZERS, build_sharded_tables, key_of
+from dist_embed.embedding.tables import OPTIMIZERS, build_sharded_tables, by_width, key_of
 from dist_embed.embedding.tiers import Memory, find_tier
 from dist_embed.errors import UserError
 from dist_embed.parallel.group import Group
@@ -109,7 +110,7 @@ class ShardedTables:
         self.tier, cached = find_tier(
             memory, specs, optimizer, weights, step_bytes, group, trained_whole
         )
-        # One for each distinct width.
+        # One for each distinct width, and which tables it has.
         self._modules = build_sharded_tables(
             specs,
             group,
@@ -122,8 +123,7 @@ class ShardedTables:
             cache_share=cached,
             trained_whole=trained_whole,
         )
-        widths = list(dict.fromkeys(spec.width for spec in specs))
-        self._place = {name: widths.index(spec.width) for name, spec in self.specs.items()}
+        self._tables_of = [[spec.name for spec in of_width] for of_width in by_width(specs)]
         tables_of_kernels = self._tables_of_kernels()
         self._kernels = [kernel for kernel, _ in tables_of_kernels]
         self._own: dict[str, OwnRowsKernel] = {}
@@ -220,12 +220,8 @@ class ShardedTables:
         before is still computing. ``wanted`` is on the group's device.
         """
         contexts, counts = [], []
-        for place, module in enumerate(self._modules):
-            rows = {
-                key_of(table): wanted.rows[table]
-                for table, of_table in self._place.items()
-                if of_table == place
-            }
+        for module, tables in zip(self._modules, self._tables_of, strict=True):
+            rows = {key_of(table): wanted.rows[table] for table in tables}
             contexts.append(module.create_context())
             bags = in_bags(rows, self._num_bags, self.group.device)
             counts.append(module.input_dist(contexts[-1], bags))
@@ -249,10 +245,11 @@ class ShardedTables:
             )
         ]
         fetched: dict[str, TableRows] = {}
-        for table, place in self._place.items():
-            values = looked_up[place][key_of(table)].values()
-            leaf = values.detach().requires_grad_(training and table not in self._frozen)
-            fetched[table] = TableRows(request.wanted.rows[table], leaf, values)
+        for found, tables in zip(looked_up, self._tables_of, strict=True):
+            for table in tables:
+                values = found[key_of(table)].values()
+                leaf = values.detach().requires_grad_(training and table not in self._frozen)
+                fetched[table] = TableRows(request.wanted.rows[table], leaf, values)
         return StepRows(fetched, own, self.table_of, request.wanted.index, self._note_update)
 
     def weight(self, table: str) -> Tensor:
@@ -288,8 +285,9 @@ class ShardedTables:
 
         Each is [R] (row-wise) or [R, D], by the optimizer's name for it. Not collective.
         """
-        module = self._modules[self._place[table]]
-        saved = module.fused_optimizer.state_dict()["state"]
+        saved: dict[str, Any] = {}
+        for module in self._modules:
+            saved |= module.fused_optimizer.state_dict()["state"]
         state = saved.get(f"embeddings.{table}.weight", {})  # SGD has none
         shard = self.shards[table]
         views: dict[str, Tensor] = {}

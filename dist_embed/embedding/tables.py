@@ -64,8 +64,7 @@ def build_sharded_tables(
 ) -> list[ShardedEmbeddingCollection]:
     """Build the tables from the meta device, so that no process ever holds more than its shard.
 
-    TorchRec wants one width of a collection: there is one for each distinct width, in the order in
-    which they come.
+    TorchRec wants one width of a collection: there is one for each of `by_width`.
 
     Args:
         specs: the logical tables; ids are looked up in each under `key_of` its name.
@@ -106,14 +105,19 @@ def build_sharded_tables(
         fused_params=fused_params, qcomm_codecs_registry=exchange_codecs(exchange, group.device)
     )
     modules = []
-    for width in dict.fromkeys(spec.width for spec in specs):
-        of_width = [spec for spec in specs if spec.width == width]
+    for of_width in by_width(specs):
         module = _collection(of_width, group.num_workers, weights, learning_rates, trained_whole)
         kernels = {
             spec.name: KERNELS[tier_of_table(spec.name, tier, trained_whole)] for spec in of_width
         }
         modules.append(_sharded(module, sharder, kernels, group))
     return modules
+
+
+def by_width(specs: list[TableSpec]) -> list[list[TableSpec]]:
+    """The tables of each distinct width, in the order in which they come."""
+    widths = dict.fromkeys(spec.width for spec in specs)
+    return [[spec for spec in specs if spec.width == width] for width in widths]
 
 
 def _collection(
