@@ -8,7 +8,7 @@ first two is collective::
     ids = {"context": [contexts], "word": output.words([targets], negatives)}
     rows = tables.lookup(ids)
     step_loss = output.start(rows, negatives, 1, 1 / N)
-    loss, _ = step_loss.of(hidden, 0, targets, tokens_of_worker, 0.0)
+    loss, _ = step_loss.of(hidden, 0, targets, tokens_of_worker)
     (loss * W / N).backward()
     step_loss.finish()
     rows.backward()
@@ -34,7 +34,12 @@ from dist_embed.model.batch_negatives import BatchNegatives, WordShares, with_ba
 from dist_embed.model.output import OutputShard, sharded_cross_entropy
 from dist_embed.model.sampled_output import sampled_cross_entropy
 from dist_embed.model.sampler import Negatives, Sampler
-from dist_embed.parallel.collectives import start_gather_rows, start_sum_and_scatter_rows
+from dist_embed.parallel.collectives import (
+    least_over_workers,
+    start_gather_rows,
+    start_sum_and_scatter_rows,
+)
+from dist_embed.parallel.device import memory_bytes
 
 
 class StepLoss(Protocol):
@@ -42,7 +47,7 @@ class StepLoss(Protocol):
 
     def of(
         self, hidden: Tensor, micro: int, targets: Tensor, tokens_of_worker: list[int],
-        label_smoothing: float,
+        label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Sums over tokens (see ``OutputLayer.counts_own_tokens``) of the smoothed loss and of
         -log p; the gradients are those of this worker's tokens and rows. Collective.
@@ -98,17 +103,20 @@ class OutputLayer(Protocol):
         """
 
 
-def output_shard(tables: ShardedTables, feature: str) -> OutputShard:
+def output_shard(tables: ShardedTables, feature: str, *, exact: bool) -> OutputShard:
     """This worker's part of the table of ``feature`` as an output layer, in float32.
 
-    Blocks of logits are as `model.logits_block_mib` ``auto`` makes them on the CPU. Not collective.
+    Blocks of logits are as large as those of a run that leaves their size open. ``exact``: whether
+    training takes all own rows. Collective where there are GPUs.
     """
-    table = tables.table_of[feature]
-    num_rows = tables.specs[table].num_rows
+    group, table = tables.group, tables.table_of[feature]
+    num_rows, device_bytes = tables.specs[table].num_rows, None
+    if group.device.type == "cuda":
+        device_bytes = least_over_workers(memory_bytes(group.device), group)
     size = logits_block_bytes(
-        "auto", num_rows, tables.group.num_workers, exact=False, device_bytes=None
+        "auto", num_rows, group.num_workers, exact=exact, device_bytes=device_bytes
     )
-    return OutputShard(tables.group, tables.shards[table].first_row, num_rows, size)
+    return OutputShard(group, tables.shards[table].first_row, num_rows, size)
 
 
 class ExactSoftmax:
@@ -119,7 +127,7 @@ class ExactSoftmax:
     Args:
         tables: the tables.
         feature: by which words to be scored are looked up; its table is ``trained_whole``.
-        shard: how it is computed; None: as `output_shard` says.
+        shard: how it is computed; None: as `output_shard` says, and the constructor is collective.
     """
 
     counts_own_tokens = False
@@ -129,7 +137,7 @@ class ExactSoftmax:
     ) -> None:
         self._tables = tables
         self._feature = feature
-        self._shard = shard or output_shard(tables, feature)
+        self._shard = shard or output_shard(tables, feature, exact=True)
 
     def draw(
         self,
@@ -176,7 +184,7 @@ class _ExactLoss:
 
     def of(
         self, hidden: Tensor, micro: int, targets: Tensor, tokens_of_worker: list[int],
-        label_smoothing: float,
+        label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         return sharded_cross_entropy(
             hidden, self._rows_of(targets), self._own.weight, self._shard, tokens_of_worker,
@@ -204,7 +212,8 @@ class SampledSoftmax:
         feature: by which right answers and negatives are looked up.
         sampler: draws the negatives, see `dist_embed.model.sampler`.
         seed: decides them, with the step.
-        shard: whose words, block size, type and group are used; None: as `output_shard` says.
+        shard: whose words, block size, type and group are used; None: as `output_shard` says,
+            and the constructor is collective.
         shares: of words in the training text; where given, right answers of a worker are negatives
             of its other sentences too. They cost no exchange.
     """
@@ -224,7 +233,7 @@ class SampledSoftmax:
         self._feature = feature
         self._sampler = sampler
         self._seed = seed
-        self._shard = shard or output_shard(tables, feature)
+        self._shard = shard or output_shard(tables, feature, exact=False)
         self._shares = shares
 
     def draw(
@@ -292,7 +301,7 @@ class _SampledLoss:
 
     def of(
         self, hidden: Tensor, micro: int, targets: Tensor, tokens_of_worker: list[int],
-        label_smoothing: float,
+        label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         if micro == self._last:
             group, leaving = self._shard.group, self._leaving

@@ -72,7 +72,7 @@ def train(text: MonolingualText, args: Namespace, group: Group) -> ShardedTables
                 rows = tables.lookup({"word": [words], "context": output.words([targets], drawn)})
                 drawn, targets = drawn.to(group.device), targets.to(group.device)
                 step_loss = output.start(rows, drawn, 1, 1 / total)
-                loss, _ = step_loss.of(rows.vectors("word"), 0, targets, counts, 0.0)
+                loss, _ = step_loss.of(rows.vectors("word"), 0, targets, counts)
                 (loss * workers / total).backward()  # tables divide by the number of workers
                 step_loss.finish()
                 rows.backward()

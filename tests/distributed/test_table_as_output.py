@@ -129,7 +129,7 @@ def train(group: Group, layer: str, tied: bool) -> tuple[list[float], dict[str, 
             in_place = None if tied else rows.vectors("place", micro)
             hidden = hidden_of(rows.vectors("read", micro), in_place)
             n_of_worker = counts[micro * group.num_workers : (micro + 1) * group.num_workers]
-            loss, _ = step_loss.of(hidden, micro, targets[micro], n_of_worker, 0.0)
+            loss, _ = step_loss.of(hidden, micro, targets[micro], n_of_worker)
             (loss * group.num_workers * scale).backward()
             total += float(loss.detach()) * scale
         step_loss.finish()
