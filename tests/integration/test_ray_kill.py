@@ -19,7 +19,7 @@ import pytest
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.parallel.stop import REPEAT_SECONDS
 from tests.integration.conftest import Command
-from tests.integration.test_commands import metrics
+from tests.integration.run_metrics import metrics
 from tests.left_behind import Traces
 
 pytestmark = [
