@@ -6,7 +6,7 @@ back is in `dist_embed.embedding.step_rows`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ class ShardedTables:
     step, of which every line but the third is collective::
 
         tables.set_learning_rate(0.05)
-        rows = tables.lookup({"word": [ids]})
+        rows = tables.lookup({"word": ids})
         loss = model(rows.vectors("word")).sum() * group.num_workers / ids_of_all_workers
         loss.backward()
         rows.backward()
@@ -162,7 +162,7 @@ class ShardedTables:
             if isinstance(module, BatchedFusedEmbedding)
         ]
 
-    def lookup(self, ids: dict[str, list[Tensor]]) -> StepRows:
+    def lookup(self, ids: Mapping[str, Tensor | Sequence[Tensor]]) -> StepRows:
         """Fetch the rows of one step: `wanted`, `request`, `fetch`. Collective.
 
         The ids may be on the group's device or on the host.
@@ -170,27 +170,28 @@ class ShardedTables:
         wanted = self.wanted(ids).changed(lambda tensor: tensor.to(self.group.device))
         return self.fetch(self.request(wanted))
 
-    def wanted(self, ids: dict[str, list[Tensor]]) -> WantedRows:
+    def wanted(self, ids: Mapping[str, Tensor | Sequence[Tensor]]) -> WantedRows:
         """The distinct rows of a step's ids, on the ids' device. Not collective; in any thread.
 
         Args:
-            ids: for features any number of id tensors, int64, of any shape, also empty.
+            ids: for features a tensor of ids, or any number of them, of any shape, also empty.
 
         Raises:
-            UserError: there is no such feature; or something is no id of its table. On a GPU the
-                latter is not looked for: its host would have to wait.
+            UserError: there is no such feature; or something is no id of its table. On a GPU
+                numbers that are too large are not looked for: its host would have to wait.
         """
         for feature in ids:
             if feature not in self.table_of:
                 known = ", ".join(self.table_of)
                 raise UserError(f"feature {feature!r}: no table has it; there are {known}")
+        listed = {f: [of_f] if isinstance(of_f, Tensor) else of_f for f, of_f in ids.items()}
         index: dict[str, list[Tensor]] = {}
         rows: dict[str, Tensor] = {}
-        given = [piece for pieces in ids.values() for piece in pieces]
+        given = [piece for pieces in listed.values() for piece in pieces]
         device = given[0].device if given else self.group.device
         for table, order in self.orders.items():
-            features = [feature for feature in ids if self.table_of[feature] == table]
-            pieces = [piece for feature in features for piece in ids[feature]]
+            features = [feature for feature in listed if self.table_of[feature] == table]
+            pieces = [piece for feature in features for piece in listed[feature]]
             flat = [torch.empty(0, dtype=torch.int64, device=device)]
             flat += [piece.reshape(-1) for piece in pieces]
             together = torch.cat(flat)
@@ -199,11 +200,13 @@ class ShardedTables:
             rows[table], inverse = order.rows_of(together).unique(return_inverse=True)
             parts = iter(inverse.split([piece.numel() for piece in pieces]))
             for feature in features:
-                index[feature] = [next(parts).view(piece.shape) for piece in ids[feature]]
+                index[feature] = [next(parts).view(piece.shape) for piece in listed[feature]]
         return WantedRows(rows, index)
 
     def _check_ids(self, table: str, ids: Tensor) -> None:
         count = self.specs[table].num_rows
+        if ids.dtype != torch.int64:  # what integers have become beside each other
+            raise UserError(f"table {table!r}: ids are whole numbers, not {ids.dtype}")
         if ids.device.type != "cpu" or not ids.numel():
             return
         lowest, highest = map(int, ids.aminmax())

@@ -69,7 +69,7 @@ def train(text: MonolingualText, args: Namespace, group: Group) -> ShardedTables
                 counts = [len(part) for part in pairs[0].tensor_split(workers)]
                 words, targets = (side.tensor_split(workers)[rank] for side in pairs)
                 drawn = output.draw(step, [targets])
-                rows = tables.lookup({"word": [words], "context": output.words([targets], drawn)})
+                rows = tables.lookup({"word": words, "context": output.words([targets], drawn)})
                 drawn, targets = drawn.to(group.device), targets.to(group.device)
                 step_loss = output.start(rows, drawn, 1, 1 / total)
                 loss, _ = step_loss.of(rows.vectors("word"), 0, targets, counts)
@@ -92,7 +92,7 @@ def blocks(text: MonolingualText, tables: ShardedTables, size: int = 10_000) -> 
     """The words' vectors on worker 0, on the others none. Collective."""
     for first in range(0, len(text.words), size):
         ids = torch.arange(first, min(first + size, len(text.words)))
-        rows = tables.lookup({"word": [ids if tables.group.is_first else ids[:0]]})
+        rows = tables.lookup({"word": ids if tables.group.is_first else ids[:0]})
         vectors = rows.vectors("word").cpu().numpy()
         yield Block(text.words[first : first + size], text.counts[first : first + size], vectors)
 

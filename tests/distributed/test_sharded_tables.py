@@ -112,7 +112,7 @@ def train(tables: ShardedTables, step: int, *, dropped: bool = False) -> float:
     whole = ids_of(step)
     place = (group.rank - 1) % group.num_workers
     own = {feature: ids.tensor_split(group.num_workers)[place] for feature, ids in whole.items()}
-    rows = tables.lookup({feature: [ids] for feature, ids in own.items()})
+    rows = tables.lookup(own)
     loss = loss_of({feature: rows.vectors(feature) for feature in own})
     loss = loss * group.num_workers / len(whole["user"])
     loss.backward()
@@ -259,13 +259,15 @@ def refusals(group: Group) -> list[str]:
         said(lambda: tables.lookup({"usr": [torch.tensor([1])]})),
         said(lambda: tables.lookup({"user": [torch.tensor([3, 13, 2])]})),
         said(lambda: tables.lookup({"read": [], "written": [torch.tensor([[3], [-1]])]})),
+        said(lambda: tables.lookup({"user": torch.tensor([1.0])})),
         said(lambda: built(group, "adamw")),
     ]
 
 
 def test_what_cannot_be_looked_up_is_named(workers: WorkerPool) -> None:
-    ((feature, large, negative, optimizer),) = workers.run(1, refusals)
+    ((feature, large, negative, fraction, optimizer),) = workers.run(1, refusals)
     assert feature == "feature 'usr': no table has it; there are user, item, read, written, tag"
     assert large == "table 'user': 13 is no id; allowed are 0 to 12"
     assert negative == "table 'word': -1 is no id; allowed are 0 to 16"
+    assert fraction == "table 'user': ids are whole numbers, not torch.float32"
     assert optimizer.startswith("optimizer: 'adamw' is not one of rowwise_adagrad, adagrad")
