@@ -22,6 +22,8 @@ TABLE_OF_ROLE: dict[ShareEmbeddings, dict[str, str]] = {
     "decoder": {"source": "source", "target": "decoder", "output": "decoder"},
     "all": {"source": "shared", "target": "shared", "output": "shared"},
 }
+# The words of which side have rows for a role.
+SIDE_OF_ROLE = {"source": "source", "target": "target", "output": "target"}
 
 # Where the rows lie: on the device, in host memory that a GPU reads, or there with a cache on it.
 Tier = Literal["device", "uvm", "uvm_caching"]
@@ -69,6 +71,12 @@ def rows_of_role(vocabulary_size: dict[str, int], oov_buckets: int) -> dict[str,
     """Table rows for each role, from the vocabulary sizes of both sides and hashed source rows."""
     target = vocabulary_size["target"]
     return {"source": vocabulary_size["source"] + oov_buckets, "target": target, "output": target}
+
+
+def sides_of_table(share: ShareEmbeddings, role: str) -> list[str]:
+    """The sides whose words the table of a role serves, one or both."""
+    tables = TABLE_OF_ROLE[share]
+    return sorted({SIDE_OF_ROLE[other] for other in tables if tables[other] == tables[role]})
 
 
 def table_specs(

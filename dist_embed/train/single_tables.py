@@ -13,7 +13,7 @@ from dist_embed.data.prepare import read_counts, read_occurrences, sides_unknown
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import TABLE_OF_ROLE, ShareEmbeddings
+from dist_embed.embedding.plan import SIDE_OF_ROLE, sides_of_table
 from dist_embed.embedding.pretrained import StartSettings, TableStart
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.errors import all_or_none
@@ -21,14 +21,6 @@ from dist_embed.storage import uri as storage
 from dist_embed.train.table_settings import table_settings
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.formats import open_vectors
-
-SIDE_OF_ROLE = {"source": "source", "target": "target", "output": "target"}
-
-
-def sides_of_table(share: ShareEmbeddings, role: str) -> list[str]:
-    """The sides whose words the table of a role serves, one or both."""
-    tables = TABLE_OF_ROLE[share]
-    return sorted({SIDE_OF_ROLE[other] for other in tables if tables[other] == tables[role]})
 
 
 def coverage_name(table: str) -> str:
