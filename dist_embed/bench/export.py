@@ -64,7 +64,7 @@ def measure_engine(
             model = Path(folder) / "model"
             export_ctranslate2(config.run.uri, model, step=step, quantization=kind)
             size = (model / "model.bin").stat().st_size
-            engine = ctranslate2.TranslationModel(
+            engine = ctranslate2.Translator(
                 str(model), device="cpu", inter_threads=len(os.sched_getaffinity(0)),
                 intra_threads=1, compute_type=kind or "float32",
             )  # fmt: skip

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "dist_embed"
 # A package may import itself and the packages before it.
 LAYERS = [
     "errors", "storage", "config", "observe", "parallel", "data", "vectors", "embedding", "model",
-    "optim", "checkpoint", "run", "train", "explore", "export", "cluster", "bench", "study", "cli",
+    "optim", "checkpoint", "run", "train", "explore", "export", "cluster", "api", "bench", "study",
+    "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
