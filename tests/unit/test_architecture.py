@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dist_embed"
 # A package may import itself and the packages before it.
 LAYERS = [
-    "errors", "storage", "config", "observe", "parallel", "data", "vectors", "embedding", "model",
-    "optim", "checkpoint", "run", "train", "explore", "export", "cluster", "api", "bench", "study",
-    "cli",
+    "errors", "installed", "storage", "config", "observe", "parallel", "data", "vectors",
+    "embedding", "model", "optim", "checkpoint", "run", "train", "explore", "export", "cluster",
+    "api", "bench", "study", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
@@ -32,6 +32,16 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: relative import"
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def imports_of_tests(tree: ast.AST) -> list[str]:
+    """Imports from a module of tests: what tests share has a module of its own."""
+    return [
+        f"line {line}: {name}"
+        for line, name in imports(tree)
+        if name.split(".")[0] == "tests"
+        and any(part.startswith("test_") for part in name.split("."))
+    ]
 
 
 def upward_imports(tree: ast.AST, package: str) -> list[str]:
@@ -66,7 +76,7 @@ def code_runners(tree: ast.AST) -> list[str]:
 
 def test_every_package_has_its_layer() -> None:
     packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert packages | {"errors"} == set(LAYERS)  # a module
+    assert packages | {"errors", "installed"} == set(LAYERS)  # two modules
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -82,6 +92,21 @@ def test_an_upward_import_is_found() -> None:
         "line 2: dist_embed.train.step.TrainStep"
     ]
     assert upward_imports(ast.parse(inside_a_function), "cli") == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
+def test_no_test_imports_from_another(path: Path) -> None:
+    assert imports_of_tests(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [("from tests.unit.test_saver import state_of", 1), ("import tests.unit.test_saver", 1),
+     ("def f():\n    from tests.unit import test_saver", 1), ("from tests.checkpoints import x", 0),
+     ("from torch.test_case import x", 0)],
+)  # fmt: skip
+def test_an_import_of_a_test_is_found(code: str, found: int) -> None:
+    assert len(imports_of_tests(ast.parse(code))) == found
 
 
 def test_only_cluster_imports_ray() -> None:

@@ -23,9 +23,9 @@ from dist_embed.train.results import Evaluation
 from dist_embed.train.tasks import Evaluate
 from dist_embed.train.word_recall import recall_by_count
 from tests.checkpoints import write_checkpoint
+from tests.unit.printed_tables import cells
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
-from tests.unit.test_bench_commands import cells
 
 LOSSES = {6: 1.25, 7: 0.5, 8: 0.75}  # step 5 has none
 
