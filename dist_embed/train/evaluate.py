@@ -15,6 +15,7 @@ from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.train.assemble import TranslationModel
+from dist_embed.train.results import AgainstExact
 from dist_embed.train.scoring import Scorer, score_of_first
 from dist_embed.train.translation import Translator
 
@@ -43,23 +44,6 @@ class Quality:
     seconds: float
     translations: list[str]
     scored: list[str]
-
-
-@dataclass(frozen=True)
-class AgainstExact:
-    """What candidate lists do to some of a split's sentences.
-
-    Attributes:
-        sentences: how many, spread evenly over the split.
-        bleu: of their translations with lists.
-        exact_bleu: of those by a search among all words.
-        same: how many translations are the same.
-    """
-
-    sentences: int
-    bleu: float
-    exact_bleu: float
-    same: int
 
 
 @torch.no_grad()

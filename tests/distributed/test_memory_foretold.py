@@ -133,7 +133,7 @@ def run(
     os.environ.update(environment)
     config = config_from_dict(values)
     group = joined(rank, port, config)
-    context = Context(config, group, silent_reporter(), {})
+    context = Context(config, group, silent_reporter())
     data = PreparedData.read(config.data.uri)
     vocabularies(partial(digests_of_data, data), group)
     translation_model = build_translation_model(config, vocabulary, group)
