@@ -22,7 +22,7 @@ HOOKS: dict[str, Any] = {
 def stand_in(folder: Path, name: str) -> None:
     program = folder / "bin" / name
     program.parent.mkdir(parents=True, exist_ok=True)
-    program.write_text(f'#!/usr/bin/env bash\necho {name} $*\n')
+    program.write_text(f"#!/usr/bin/env bash\necho {name} $*\n")
     program.chmod(0o755)
 
 
