@@ -13,7 +13,7 @@ from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding.pretrained import StartSettings
 from tests.distributed.pool import RemoteError, WorkerPool
-from tests.distributed.test_pretrained import run
+from tests.distributed.started_rows import run
 
 gensim = pytest.importorskip("gensim")
 WIDTH = 8

@@ -34,6 +34,16 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
+def tests_imported(tree: ast.AST) -> list[str]:
+    """Imports from a module of tests: what tests share has a module of its own."""
+    return [
+        f"line {line}: {name}"
+        for line, name in imports(tree)
+        if name.split(".")[0] == "tests"
+        and any(part.startswith("test_") for part in name.split("."))
+    ]
+
+
 def upward_imports(tree: ast.AST, package: str) -> list[str]:
     """Imports of dist_embed that ``package`` may not make."""
     allowed = LAYERS[: LAYERS.index(package) + 1]
@@ -82,6 +92,21 @@ def test_an_upward_import_is_found() -> None:
         "line 2: dist_embed.train.step.TrainStep"
     ]
     assert upward_imports(ast.parse(inside_a_function), "cli") == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
+def test_no_test_imports_from_another(path: Path) -> None:
+    assert tests_imported(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [("from tests.unit.test_saver import state_of", 1), ("import tests.unit.test_saver", 1),
+     ("def f():\n    from tests.unit import test_saver", 1), ("from tests.checkpoints import x", 0),
+     ("from torch.test_case import x", 0)],
+)  # fmt: skip
+def test_an_import_of_a_test_is_found(code: str, found: int) -> None:
+    assert len(tests_imported(ast.parse(code))) == found
 
 
 def test_only_cluster_imports_ray() -> None:

@@ -26,7 +26,7 @@ from dist_embed.storage.objects import Buffer
 from dist_embed.train.loop import Hooks, Rhythm, train_loop
 from dist_embed.train.saving import SaveRhythm
 from dist_embed.train.step import StepResult
-from tests.unit.test_saver import GatedStore, saver_of, state_of
+from tests.unit.gated_store import GatedStore, saver_of, state_of
 
 
 @pytest.fixture
