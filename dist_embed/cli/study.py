@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dist_embed.cli.old_spellings import OldOption
 from dist_embed.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,11 +18,12 @@ def add_commands(commands: Any) -> None:
     """Add this module's commands."""
     text = "train what a study compares, then write a table, a plot and a page"
     parser = commands.add_parser("study", help=text, description=text)
-    parser.add_argument("study", metavar="FILE", help="such as configs/studies/width.yaml")
+    parser.add_argument("study", metavar="STUDY", help="such as configs/studies/width.yaml")
     parser.add_argument(
-        "--page", metavar="FILE.md", help="write the page there, its plot beside it; default: "
+        "--output", metavar="FILE.md", help="write the page there, its plot beside it; default: "
         "page.md in the study's folder",
     )  # fmt: skip
+    parser.add_argument("--page", dest="output", action=OldOption, help=argparse.SUPPRESS)
     parser.set_defaults(call=_study)
 
 
@@ -31,11 +33,11 @@ def _study(arguments: argparse.Namespace) -> None:
     from dist_embed.study.schema import TrainingStudy
 
     study = load_study(arguments.study)
-    if not arguments.page and not storage.is_local(study.folder):
-        raise UserError(f"--page is needed: {study.folder} is no folder of this machine")
-    page = Path(arguments.page or f"{storage.local_path(study.folder)}/page.md")
-    if arguments.page and (page.suffix != ".md" or not page.parent.is_dir()):
-        raise UserError(f"--page: {arguments.page!r} is not allowed: a .md file in a folder")
+    if not arguments.output and not storage.is_local(study.folder):
+        raise UserError(f"--output is needed: {study.folder} is no folder of this machine")
+    page = Path(arguments.output or f"{storage.local_path(study.folder)}/page.md")
+    if arguments.output and (page.suffix != ".md" or not page.parent.is_dir()):
+        raise UserError(f"--output: {arguments.output!r} is not allowed: a .md file in a folder")
     if isinstance(study, TrainingStudy):
         text = _training(study, page)
     else:

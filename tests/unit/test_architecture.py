@@ -33,7 +33,7 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def tests_imported(tree: ast.AST) -> list[str]:
+def imported_tests(tree: ast.AST) -> list[str]:
     """Imports from a module of tests: what tests share has a module of its own."""
     return [
         f"line {line}: {name}"
@@ -95,7 +95,7 @@ def test_an_upward_import_is_found() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
 def test_no_test_imports_from_another(path: Path) -> None:
-    assert tests_imported(ast.parse(path.read_text())) == []
+    assert imported_tests(ast.parse(path.read_text())) == []
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_no_test_imports_from_another(path: Path) -> None:
      ("from torch.test_case import x", 0)],
 )  # fmt: skip
 def test_an_import_of_a_test_is_found(code: str, found: int) -> None:
-    assert len(tests_imported(ast.parse(code))) == found
+    assert len(imported_tests(ast.parse(code))) == found
 
 
 def test_only_cluster_imports_ray() -> None:

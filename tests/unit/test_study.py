@@ -1273,14 +1273,14 @@ def test_the_command_writes_the_page_of_a_study(
     assert page.read_text() == study_page(wanted, OUTCOMES, command=command, plot_name="page.svg")
     assert (tmp_path / "s" / "page.svg").exists()
     other = tmp_path / "other.md"
-    assert main(["study", written(tmp_path, plot=None), "--page", str(other)]) == 0
+    assert main(["study", written(tmp_path, plot=None), "--output", str(other)]) == 0
     assert "![" not in other.read_text()
     assert not other.with_suffix(".svg").exists()
     for name in ("x.txt", "gone/x.md"):
-        assert main(["study", given, "--page", str(tmp_path / name)]) == 2
+        assert main(["study", given, "--output", str(tmp_path / name)]) == 2
         assert "is not allowed: a .md file in a folder" in capsys.readouterr().err
     assert main(["study", written(tmp_path, folder="memory://s")]) == 2
-    assert "--page is needed: memory://s is no folder" in capsys.readouterr().err
+    assert "--output is needed: memory://s is no folder" in capsys.readouterr().err
     assert len(shown) == 2
 
 
