@@ -11,7 +11,7 @@ from dist_embed.cli.old_spellings import OldOption
 from dist_embed.errors import UserError
 
 if TYPE_CHECKING:
-    from dist_embed.study.schema import OneHotStudy, TrainingStudy
+    from dist_embed.study.schema import TrainingStudy
 
 
 def add_commands(commands: Any) -> None:
@@ -30,7 +30,6 @@ def add_commands(commands: Any) -> None:
 def _study(arguments: argparse.Namespace) -> None:
     from dist_embed.storage import uri as storage
     from dist_embed.study.plan import load_study
-    from dist_embed.study.schema import TrainingStudy
 
     study = load_study(arguments.study)
     if not arguments.output and not storage.is_local(study.folder):
@@ -38,10 +37,7 @@ def _study(arguments: argparse.Namespace) -> None:
     page = Path(arguments.output or f"{storage.local_path(study.folder)}/page.md")
     if arguments.output and (page.suffix != ".md" or not page.parent.is_dir()):
         raise UserError(f"--output: {arguments.output!r} is not allowed: a .md file in a folder")
-    if isinstance(study, TrainingStudy):
-        text = _training(study, page)
-    else:
-        text = _one_hot(study, page)
+    text = _training(study, page)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
     print(f"→ {page}")
@@ -69,28 +65,4 @@ def _training(study: TrainingStudy, page: Path) -> str:
         draw_study(study, outcomes, str(plot))
     return study_page(
         study, outcomes, command=command_of(sys.argv[1:]), plot_name=plot.name if plot else None
-    )
-
-
-def _one_hot(study: OneHotStudy, page: Path) -> str:
-    from dist_embed.study.one_hot import draw_one_hot, one_hot_table, run_one_hot
-    from dist_embed.study.report import command_of, made_on
-
-    figures, machine = run_one_hot(study, print)
-    page.parent.mkdir(parents=True, exist_ok=True)
-    plot = page.with_suffix(".svg")
-    draw_one_hot(figures, str(plot))
-    return "\n".join(
-        [
-            f"# {study.title}\n",
-            study.question.strip() + "\n",
-            f"```bash\n{command_of(sys.argv[1:])}\n```\n",
-            f"A batch of {study.tokens:,} words drawn by Zipf's law, vectors of width "
-            f"{study.width}, float32; forward and backward, the median of {study.rounds} after "
-            "one that is not counted. Memory is the peak with matrix and gradient. Each way and "
-            "size in a process of its own.\n",
-            one_hot_table(figures),
-            f"![milliseconds of a batch]({plot.name})\n",
-            made_on([machine]),
-        ]
     )

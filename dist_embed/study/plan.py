@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import posixpath
 from itertools import product
 from typing import Any
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.storage import uri as storage
-from dist_embed.study.schema import Level, OneHotStudy, Study, TrainingStudy
+from dist_embed.study.schema import Level, TrainingStudy
 
 
 class Combination(dict[str, str]):
@@ -29,7 +28,7 @@ class Combination(dict[str, str]):
         )
 
 
-def load_study(path: str) -> Study:
+def load_study(path: str) -> TrainingStudy:
     """Read and check a study's file. Raises ConfigError."""
     try:
         loaded = OmegaConf.create(storage.read_text(path))
@@ -41,21 +40,14 @@ def load_study(path: str) -> Study:
         raise ConfigError(f"cannot read study {path!r}: {reason}") from exc
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping")
-    kinds: dict[str, type[TrainingStudy] | type[OneHotStudy]] = {
-        "training": TrainingStudy, "one_hot": OneHotStudy,
-    }  # fmt: skip
-    kind = values.get("kind", "training")
-    if kind not in kinds:
-        near = difflib.get_close_matches(str(kind), kinds, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{path}: kind: {kind!r} is not allowed: {', '.join(kinds)}{hint}")
+    if values.get("kind") == "one_hot":
+        raise ConfigError(f"{path}: kind: one_hot is a measurement now: dist-embed bench one-hot")
     try:
-        study = kinds[kind].model_validate(values)
+        study = TrainingStudy.model_validate(values)
     except ValidationError as exc:
         raise ConfigError("\n".join(_explain(error, path) for error in exc.errors())) from None
-    if isinstance(study, TrainingStudy):
-        study = study.model_copy(update={"base": _beside(path, study.base)})
-        _check(study, path)
+    study = study.model_copy(update={"base": _beside(path, study.base)})
+    _check(study, path)
     return study
 
 
