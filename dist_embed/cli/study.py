@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dist_embed.cli.old_spellings import OldOption
 from dist_embed.errors import UserError
+from dist_embed.installed import require
 
 if TYPE_CHECKING:
     from dist_embed.study.schema import TrainingStudy
@@ -37,6 +38,7 @@ def _study(arguments: argparse.Namespace) -> None:
     page = Path(arguments.output or f"{storage.local_path(study.folder)}/page.md")
     if arguments.output and (page.suffix != ".md" or not page.parent.is_dir()):
         raise UserError(f"--output: {arguments.output!r} is not allowed: a .md file in a folder")
+    require("matplotlib", "scipy")  # before hours of training
     text = _training(study, page)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text, encoding="utf-8")
