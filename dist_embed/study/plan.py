@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import sys
 from itertools import product
 from typing import Any
 
@@ -46,7 +47,7 @@ def load_study(path: str) -> TrainingStudy:
         study = TrainingStudy.model_validate(values)
     except ValidationError as exc:
         raise ConfigError("\n".join(_explain(error, path) for error in exc.errors())) from None
-    study = study.model_copy(update={"base": _beside(path, study.base)})
+    study = study.model_copy(update={"base": _base(path, study.base)})
     _check(study, path)
     return study
 
@@ -80,11 +81,29 @@ def _explain(error: Any, path: str) -> str:
     )
 
 
-def _beside(path: str, base: str) -> str:
+def _base(path: str, base: str) -> str:
+    """Where the base lies: seen from the caller, as all paths of files are.
+
+    Earlier versions looked beside the study's file; one that lies there alone is taken, and that is
+    said. Raises ConfigError where both are there, and are two files.
+    """
     if "://" in base or base.startswith("/"):
         return base
     protocol, sign, rest = path.rpartition("://")
-    return protocol + sign + posixpath.normpath(posixpath.join(posixpath.dirname(rest), base))
+    beside = protocol + sign + posixpath.normpath(posixpath.join(posixpath.dirname(rest), base))
+    if storage.absolute(beside) == storage.absolute(base) or not storage.exists(beside):
+        return base
+    if storage.exists(base):
+        raise ConfigError(
+            f"{path}: base: {base!r} is both {storage.absolute(base)} and, seen from the study's "
+            f"file, {storage.absolute(beside)}: give a full path"
+        )
+    print(
+        f"{path}: base: {base!r} is read beside the study's file; paths are relative to the folder "
+        "in which the command is called",
+        file=sys.stderr,
+    )
+    return beside
 
 
 def _check(study: TrainingStudy, path: str) -> None:

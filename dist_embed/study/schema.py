@@ -95,9 +95,7 @@ class TrainingStudy(Section):
     title: str = Field(min_length=1, description="Of the page.")
     question: str = Field(min_length=1, description="What it is about.")
     folder: str = Field(min_length=1, description="Where runs and results lie; a path or URL.")
-    base: str = Field(
-        min_length=1, description="The configuration; a path is relative to the study's file."
-    )
+    base: str = Field(min_length=1, description="The configuration; a path or URL.")
     seeds: Annotated[list[int], Field(min_length=1)] = Field(
         description="One run for each; it takes five to tell two to six expectations from chance, "
         "four for one."
@@ -114,7 +112,8 @@ class TrainingStudy(Section):
 _KEYS_HEAD = """\
 # Keys of a study's file
 
-This page is written by `dist-embed config reference --study`.
+This page is written by `dist-embed config reference --study`. Relative paths in the file are
+relative to the folder in which the command is called.
 """
 
 

@@ -25,7 +25,7 @@ from dist_embed.study import plot as study_plot
 from dist_embed.study import run as study_run
 from dist_embed.study import summary as study_summary
 from dist_embed.study import word_vectors
-from dist_embed.study.plan import _beside, combinations, load_study, overrides_of
+from dist_embed.study.plan import combinations, load_study, overrides_of
 from dist_embed.study.plot import draw_study
 from dist_embed.study.report import left_out, study_page, too_few_seeds
 from dist_embed.study.run import Outcome, planned_runs, speed_of
@@ -115,7 +115,7 @@ def test_all_combinations_with_their_keys(tmp_path: Path) -> None:
     assert keys == ["1-k_random", "1-k_vectors", "5-k_random", "5-k_vectors"]
     last = combinations(found)[-1]
     assert overrides_of(found, last) == {"train.max_steps": 5, "model.width": 32, "a.b": "c"}
-    assert found.base == str(tmp_path / "base.yaml")
+    assert found.base == "base.yaml"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/studies/*.yaml")), ids=lambda p: p.name)
@@ -123,6 +123,7 @@ def test_the_stored_studies_and_all_their_runs_are_sound(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MULTI30K_DIR", "/nowhere")
+    monkeypatch.chdir(ROOT)
     found = load_study(str(path))
     assert len(found.seeds) >= seeds_that_tell(len(found.expectations))
     runs = planned_runs(found.model_copy(update={"seeds": found.seeds[:2]}))
@@ -532,14 +533,56 @@ def test_runs_of_a_cluster_lie_where_all_of_it_finds_them(
         planned_runs(found)
 
 
+def base_of(path: str, base: str) -> str:
+    storage.write_text(path, yaml.safe_dump(STUDY | {"base": base}))
+    return load_study(path).base
+
+
+def test_a_base_lies_where_the_caller_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a/b/d").mkdir(parents=True)
+    (tmp_path / "c.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    for base in ("c.yaml", "./c.yaml", "/x/c.yaml", "s3://x/c.yaml", f"{tmp_path}/c.yaml"):
+        for path in ("a/b/study.yaml", f"{tmp_path}/a/study.yaml", "study.yaml"):
+            assert base_of(path, base) == base
+    assert base_of("a/b/study.yaml", "gone.yaml") == "gone.yaml"
+    monkeypatch.chdir("a")
+    assert base_of("b/study.yaml", "../c.yaml") == "../c.yaml"
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
-    ("base", "found"),
-    [("c.yaml", "/a/b/c.yaml"), ("../c.yaml", "/a/c.yaml"), ("/x/c.yaml", "/x/c.yaml"),
-     ("s3://x/c.yaml", "s3://x/c.yaml"), ("./d/c.yaml", "/a/b/d/c.yaml")],
+    ("base", "there"), [("c.yaml", "a/b/c.yaml"), ("../c.yaml", "a/c.yaml"),
+                        ("./d/c.yaml", "a/b/d/c.yaml")],
 )  # fmt: skip
-def test_a_base_lies_beside_its_study(base: str, found: str) -> None:
-    assert _beside("/a/b/study.yaml", base) == found
-    assert _beside("study.yaml", "c.yaml") == "c.yaml"
+def test_one_beside_the_study_is_read_as_before_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    base: str, there: str,
+) -> None:  # fmt: skip
+    (tmp_path / "a/b/d").mkdir(parents=True)
+    (tmp_path / there).touch()
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    for path in ("../a/b/study.yaml", f"{tmp_path}/a/b/study.yaml"):
+        assert storage.absolute(base_of(path, base)) == f"{tmp_path}/{there}"
+        told = capsys.readouterr().err
+        assert told.startswith(f"{path}: base: {base!r} is read beside the study's file; paths are")
+        assert told.count("\n") == 1
+
+
+def test_a_base_that_is_two_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    for path in ("c.yaml", "a/c.yaml"):
+        (tmp_path / path).touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"is both {tmp_path}/c.yaml and.*{tmp_path}/a/c.yaml"):
+        base_of("a/study.yaml", "c.yaml")
+    monkeypatch.chdir("a")  # seen from here it is one
+    assert base_of("study.yaml", "c.yaml") == "c.yaml"
 
 
 def test_a_loss_too_large_for_a_perplexity_has_the_largest(
@@ -915,11 +958,9 @@ def test_a_base_without_data_to_score_is_refused_before_anything_is_trained(
         planned_runs(found)
 
 
-def test_a_study_at_a_url_has_its_base_beside_it() -> None:
-    storage.write_text("memory://studies/s.yaml", yaml.safe_dump(STUDY | {"base": "../b/c.yaml"}))
-    found = load_study("memory://studies/s.yaml")
-    assert isinstance(found, TrainingStudy)
-    assert found.base == "memory://b/c.yaml"
+def test_a_base_beside_a_study_at_a_url_is_read_as_before() -> None:
+    storage.write_text("memory://b/c.yaml", "")
+    assert base_of("memory://studies/s.yaml", "../b/c.yaml") == "memory://b/c.yaml"
 
 
 @pytest.fixture
