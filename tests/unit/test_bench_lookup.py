@@ -302,7 +302,7 @@ def test_operations_are_counted_once_and_python_is_not() -> None:
 def given_to(command: str) -> dict[str, Any]:
     values = vars(build_parser().parse_args(["bench", "lookup", *command.split()]))
     return {name: value for name, value in values.items()
-            if name not in ("command", "kind", "call", "json")}  # fmt: skip
+            if name not in ("command", "kind", "call", "output")}  # fmt: skip
 
 
 def test_options_and_their_defaults() -> None:
@@ -347,7 +347,7 @@ def test_a_width_that_kernels_do_not_have_is_refused(capsys: pytest.CaptureFixtu
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "found.json"
     options = "--device cpu --rows 60 --ids 30 --width 8 --optimizer sgd adagrad --repeats 1"
-    assert main(["bench", "lookup", *options.split(), "--json", str(out)]) == 0
+    assert main(["bench", "lookup", *options.split(), "--output", str(out)]) == 0
     said = capsys.readouterr().out
     for optimizer in ("sgd", "adagrad"):
         assert f"device, fp32, {optimizer}, 60 rows: 30 distinct ids, found in" in said

@@ -293,7 +293,7 @@ def test_the_command_asks_for_its_sizes_and_tells_what_was_found(
     assert main([
         "bench", "output", "--device", "cpu", "--dtype", "fp32", "--tokens", "7", "--width", "12",
         "--rows", "30", "--logits-block-mib", "0.5", "auto", "--compile", "--sampled-rows", "20",
-        "21", "--samples", "19", "--repeats", "2", "--json", str(out),
+        "21", "--samples", "19", "--repeats", "2", "--output", str(out),
     ]) == 0  # fmt: skip
     assert asked == [
         OutputSizes("cpu", "bf16", 8192, 2304, 256_000, ["auto", 256.0], False, [], 8192, 10),
