@@ -127,7 +127,7 @@ def held(tables: ShardedTables) -> Values:
     for name in tables.specs:
         found[name] = tables.weight(name).clone()
         for state in tables.optimizer_state(name).values():
-            found[f"{name} state"] = state.reshape(len(state), -1).clone()
+            found[f"{name} state"] = (state.unsqueeze(1) if state.dim() == 1 else state).clone()
     return found
 
 
