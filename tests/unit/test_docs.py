@@ -41,14 +41,15 @@ def broken_links(page: Path, text: str) -> list[str]:
     return found
 
 
-def missing_files(text: str) -> list[str]:
-    """Of those named in backticks, by their path in the project or in the package."""
+def missing_files(page: Path, text: str) -> list[str]:
+    """Of those named in backticks, by their path beside the page, in the project or the package."""
+    places = (page.parent, ROOT, ROOT / "dist_embed")
     return [
         name
         for name in FILE.findall(text)
         if "/" in name
         and name not in THEIRS
-        and not any((ROOT / part / name).exists() for part in ("", "dist_embed"))
+        and not any((place / name).exists() for place in places)
     ]
 
 
@@ -57,7 +58,7 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
     text = page.read_text()
     assert broken_links(page, text) == []
     if not any(page == old or old in page.parents for old in HISTORY):
-        assert missing_files(text) == []
+        assert missing_files(page, text) == []
 
 
 def test_what_is_not_there_is_found(tmp_path: Path) -> None:
@@ -70,4 +71,4 @@ def test_what_is_not_there_is_found(tmp_path: Path) -> None:
     page.write_text(text)
     assert broken_links(page, text) == ["gone.md", "other.md#two", "#there"]
     names = "`data/loader.py` `launch/setup.sh` `model/gone.py:f` `of/torch.py` `loader.py` `x.txt`"
-    assert missing_files(names) == ["model/gone.py", "of/torch.py"]
+    assert missing_files(page, names) == ["model/gone.py", "of/torch.py"]
