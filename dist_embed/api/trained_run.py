@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from dist_embed.export.embeddings import ExportFormat
     from dist_embed.explore.table import Role, RunTable
+    from dist_embed.export.embeddings import ExportFormat
 
 
 def open_run(uri: str) -> TrainedRun:
