@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_embed.data.corpus import Pair
-from dist_embed.data.synthetic import SyntheticLanguage
+from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.word_counts import count_words, most_frequent
 from dist_embed.data.word_runs import (
     PARTITIONS,
