@@ -13,7 +13,7 @@ from dist_embed.cli.bench_options import (
     device_and_workers,
     write_figures,
 )
-from dist_embed.cli.trained_run import add_worker_options, on_workers, run_config
+from dist_embed.cli.trained_run import add_worker_options, run_config
 from dist_embed.storage.temporary import temporary_folder
 
 
@@ -190,30 +190,31 @@ def _add_export(kinds: Any) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from dataclasses import asdict
 
+    from dist_embed.api.inference import evaluate
     from dist_embed.bench.export import measure_engine
     from dist_embed.cli.table import print_table
-    from dist_embed.cluster.work import EVALUATE
     from dist_embed.data.token_shards import PreparedData, read_texts
 
     config = run_config(arguments.run, arguments)
-    options = {"split": arguments.split, "step": arguments.step}
-    result = on_workers(EVALUATE, config, options, arguments.launcher)
-    folder = result["data_folder"]
+    result = evaluate(
+        config, split=arguments.split, step=arguments.step, launcher=arguments.launcher
+    )
+    folder = result.data_folder
     data = PreparedData.read(folder)
     sources, references = read_texts(folder, data.splits[arguments.split])
     found = measure_engine(
-        config, result["step"], sources, references, result["translations"], [None, "int8"]
+        config, result.step, sources, references, result.translations, [None, "int8"]
     )
     print(
-        f"{arguments.split} of {arguments.run}, checkpoint of step {result['step']}: "
+        f"{arguments.split} of {arguments.run}, checkpoint of step {result.step}: "
         f"{len(sources):,} sentences, beam {config.search.beam}"
     )
     rows = [
-        [f"dist_embed, {config.cluster.num_workers} workers", "", f"{result['bleu']:.2f}",
-         f"{result['sentences_per_second']:.1f}", ""],
+        [f"dist_embed, {config.cluster.num_workers} workers", "", f"{result.bleu:.2f}",
+         f"{result.sentences_per_second:.1f}", ""],
         *([f"CTranslate2 {one.kind}", f"{100 * one.same / len(sources):.1f} %", f"{one.bleu:.2f}",
            f"{one.sentences_per_second:.1f}", f"{one.model_bytes / 2**20:.1f}"] for one in found),
     ]  # fmt: skip
     print_table(["", "translated as by us", "BLEU", "sentences/s", "MiB"], rows)
-    ours = {key: result[key] for key in ("bleu", "sentences_per_second", "step")}
+    ours = {key: getattr(result, key) for key in ("bleu", "sentences_per_second", "step")}
     write_figures(arguments, {"ours": ours, "engine": [asdict(one) for one in found]})

@@ -39,9 +39,9 @@ def _add_baseline(kinds: Any) -> None:
 def _baseline(arguments: argparse.Namespace) -> None:
     import torch
 
+    from dist_embed.bench.tasks import Baseline
     from dist_embed.cli.table import print_table
     from dist_embed.cluster.launch import launch
-    from dist_embed.cluster.work import BASELINE
     from dist_embed.config.paths import with_absolute_paths
     from dist_embed.data.preparation import ensure_data
     from dist_embed.parallel.device import has_native_bf16, resolve_device
@@ -53,12 +53,11 @@ def _baseline(arguments: argparse.Namespace) -> None:
     if config.train.precision == "auto":
         narrow = has_native_bf16(torch.device(resolve_device(config.cluster.device)))
         precisions = ["fp32", "bf16"] if narrow else ["fp32"]
-    options = {
-        "rounds": arguments.rounds, "steps": arguments.steps, "precisions": precisions,
-        "compile": arguments.compile, "data_folder": data.folder_uri,
-    }  # fmt: skip
+    task = Baseline(
+        arguments.rounds, arguments.steps, precisions, arguments.compile, data.folder_uri
+    )
     figures = launch(
-        BASELINE, config, options, vocabulary_size=data.vocabulary_size,
+        task, config, vocabulary_size=data.vocabulary_size,
         on_event=lambda event: print(event["text"]), launcher="local",
     )  # fmt: skip
     speeds = figures["tokens_per_second"]

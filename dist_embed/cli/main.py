@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 
 from dist_embed.cli.old_spellings import in_new_words, take_output_by_place
-from dist_embed.cluster.work import under_torchrun
 from dist_embed.parallel.stop import (
     end_at_once_with,
     ending_signal,
     exit_on_signals,
     taken_signal,
 )
+from dist_embed.parallel.torchrun import under_torchrun
 
 _MODULES = (
     "run", "compare", "embeddings", "export", "study", "data", "checkpoint", "bench", "config",

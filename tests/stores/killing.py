@@ -57,7 +57,9 @@ from dist_embed.run.metrics import MetricsLog, read_metrics
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import Buffer, ObjectStore
 from dist_embed.train import training, worker
+from dist_embed.train.results import TrainResult
 from dist_embed.train.step import TrainStep
+from dist_embed.train.tasks import Train
 from tests.forks import forking
 from tests.integration.conftest import TINY
 from tests.stores.s3_server import KEY, SECRET
@@ -363,7 +365,7 @@ class Kill:
 class Ended:
     """Worker 0's result, if it came so far; every worker's exit code and traceback."""
 
-    result: dict[str, Any] | None
+    result: TrainResult | None
     codes: list[int]
     traces: list[str]
 
@@ -377,7 +379,7 @@ def train(config: Config, environment: dict[str, str], kill: Kill | None = None)
     processes = [
         context.Process(
             target=_work, daemon=True,
-            args=(rank, store.port, config.model_dump(), environment, kill, sender),
+            args=(rank, store.port, config, environment, kill, sender),
         )
         for rank, (_, sender) in enumerate(pipes)
     ]  # fmt: skip
@@ -401,7 +403,7 @@ def train(config: Config, environment: dict[str, str], kill: Kill | None = None)
     return Ended(answers[0][0], codes, [trace for _, trace in answers])
 
 
-def _answer(receiver: Connection, deadline: float) -> tuple[dict[str, Any] | None, str]:
+def _answer(receiver: Connection, deadline: float) -> tuple[TrainResult | None, str]:
     try:
         if receiver.poll(max(0.0, deadline - time.monotonic())):
             result, trace = receiver.recv()
@@ -414,7 +416,7 @@ def _answer(receiver: Connection, deadline: float) -> tuple[dict[str, Any] | Non
 def _work(
     rank: int,
     port: int,
-    config_values: dict[str, Any],
+    config: Config,
     environment: dict[str, str],
     kill: Kill | None,
     answer: Connection,
@@ -441,7 +443,7 @@ def _work(
             timer.daemon = True
             timer.start()
     try:
-        result = worker.run_worker(training.train_task, config_values, {}, lambda event: None)
+        result = worker.run_worker(Train(), config, lambda event: None)
     except BaseException:
         answer.send((None, traceback.format_exc()))
         os._exit(1)
@@ -641,8 +643,8 @@ def check_goes_on(config: Config, place: Place, whole: Whole, newest: int) -> No
     ended = train(config, place.environment)
     assert ended.codes == [0, 0], ended.traces
     assert ended.result is not None
-    assert ended.result["resumed_at"] == newest
-    assert ended.result["steps"] == LAST_STEP
+    assert ended.result.resumed_at == newest
+    assert ended.result.steps == LAST_STEP
     assert losses(place.uri) == whole.losses
     store = open_checkpoints(place.uri)
     Pruner(store, Retention(2, 0, 0, 0.0)).prune()

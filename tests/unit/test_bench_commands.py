@@ -21,15 +21,17 @@ from dist_embed.bench.batch_balance import LognormalBlocks
 from dist_embed.bench.export import EngineFigures
 from dist_embed.bench.report import machine
 from dist_embed.bench.run_memory import RunPeaks
+from dist_embed.bench.tasks import Baseline, ProfileSteps
 from dist_embed.bench.vocabulary import Report
 from dist_embed.bench.vocabulary_cases import FULL, SAMPLED, SPARSE, Case
 from dist_embed.bench.workers import Say
 from dist_embed.cli.main import build_parser, main
 from dist_embed.cli.table import print_table
-from dist_embed.cluster.work import BASELINE, EVALUATE, STEP
 from dist_embed.data.proof import FileInfo
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
 from dist_embed.observe.plot import plot_into
+from dist_embed.train.results import Evaluation
+from dist_embed.train.tasks import Evaluate
 from tests.unit.printed_tables import cells
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
@@ -223,11 +225,10 @@ def test_baseline(
     monkeypatch.chdir(tmp_path)
     given = [f"train.precision={precision}", "train.max_steps=77", "run.uri=here", "--compile"]
     assert main(["bench", "baseline", config, *given, *options]) == 0
-    (((task, configured, wanted), how),) = asked
+    (((task, configured), how),) = asked
     assert configured.run.uri == str(tmp_path / "here")
-    assert (task, configured.train.max_steps) == (BASELINE, 77)
-    assert wanted == {"rounds": 3, "steps": 21, "precisions": precisions, "compile": True,
-                      "data_folder": prepared.uri}  # fmt: skip
+    assert configured.train.max_steps == 77
+    assert task == Baseline(3, 21, precisions, True, prepared.uri)
     assert judged == ([((torch.device("cpu"),), {})] if precision == "auto" else [])
     said = capsys.readouterr().out
     assert "2 workers × 3 threads on a processor; median of 3 rounds of 21 steps\n" in said
@@ -298,11 +299,11 @@ def test_step(
     monkeypatch.chdir(tmp_path)
     given = ["train.max_steps=77", "run.uri=here", "--steps", "7", "--profile", "a/b"]
     assert main(["bench", "step", config, *given, "--output", str(out)]) == 0
-    (((task, configured, wanted), how),) = asked
-    assert (task, configured.train.max_steps) == (STEP, 77)
+    (((task, configured), how),) = asked
+    assert configured.train.max_steps == 77
     assert configured.run.uri == str(tmp_path / "here")
     trace = str(tmp_path / "a/b/trace.json.gz")
-    assert wanted == {"steps": 7, "trace": trace, "data_folder": prepared.uri}
+    assert task == ProfileSteps(7, trace, prepared.uri)
     assert (tmp_path / "a/b").is_dir()
     how.pop("on_event")
     assert how == {
@@ -753,7 +754,11 @@ def test_export(
     translations = [f"x{place}" for place in range(len(pairs))]
     instead("cluster.fork_server.start_ahead", None)
     ours = {"step": 5, "bleu": 12.345, "sentences_per_second": 7.25}
-    answer = ours | {"translations": translations, "data_folder": prepared.uri}
+    answer = Evaluation(
+        data_folder=prepared.uri, split="test", step=5, loss=1.0, training_loss=None,
+        perplexity=2.72, bleu=12.345, chrf=1.0, bleu_signature="how", against_exact=None,
+        sentences=130, sentences_per_second=7.25, translations=translations, scored=[],
+    )  # fmt: skip
     evaluated = instead("cluster.launch.launch", answer)
     found = [EngineFigures("float32", len(pairs), 12.5, 30.04, 3 * 2**20),
              EngineFigures("int8", len(pairs) // 2, 9.25, 50.0, 2**20)]  # fmt: skip
@@ -761,8 +766,8 @@ def test_export(
     out = tmp_path / "found.json"
     assert main(["bench", "export", run, "--split", "test", "--step", "5", "--workers", "2",
                  "--beam", "3", "--output", str(out)]) == 0  # fmt: skip
-    (((task, config, options), _),) = evaluated
-    assert (task, options) == (EVALUATE, {"split": "test", "step": 5})
+    (((task, config), _),) = evaluated
+    assert task == Evaluate("test", 5)
     assert (config.search.beam, config.cluster.num_workers) == (3, 2)
     sources, references = map(list, zip(*pairs, strict=True))
     (((used, step, *texts, kinds), _),) = asked

@@ -26,7 +26,7 @@ from dist_embed.bench.passes import median_seconds
 from dist_embed.bench.zipf import zipf
 from dist_embed.cli.main import build_parser, main
 from dist_embed.embedding.cpu_rows import CpuRows
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import StepRows
 from dist_embed.errors import RunFailed, UserError
 
@@ -194,13 +194,13 @@ def test_every_optimizer_that_the_cpu_has() -> None:
 def test_a_table_is_gone_before_the_next_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[weakref.ref[Any]] = []
 
-    def build(*args: Any, **how: Any) -> RowLookup:
+    def build(*args: Any, **how: Any) -> ShardedTables:
         assert all(kernel() is None for kernel in built)
-        made = RowLookup(*args, **how)
+        made = ShardedTables(*args, **how)
         built.extend(weakref.ref(kernel) for kernel in made.kernels)
         return made
 
-    monkeypatch.setattr(lookup_ways, "RowLookup", build)
+    monkeypatch.setattr(lookup_ways, "ShardedTables", build)
     report_of(["sgd", "adagrad"])
     gc.collect()
     assert [kernel() for kernel in built] == [None, None]
@@ -233,10 +233,10 @@ def no_kernel_update(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    def more(tables: RowLookup, rate: float) -> None:
+    def more(tables: ShardedTables, rate: float) -> None:
         tables.kernels[0].set_learning_rate(rate * 1.002)
 
-    monkeypatch.setattr(RowLookup, "set_learning_rate", more)
+    monkeypatch.setattr(ShardedTables, "set_learning_rate", more)
 
 
 def one_gradient_of_many(monkeypatch: pytest.MonkeyPatch) -> None:

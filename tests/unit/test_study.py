@@ -14,8 +14,8 @@ import scipy.stats
 import yaml
 
 from dist_embed.cli.main import main
-from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.load import config_from_dict
+from dist_embed.data.preparation import ensure_data
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.errors import ConfigError, RunStopped, UserError
 from dist_embed.observe.plot import GREY, INK
@@ -41,6 +41,7 @@ from dist_embed.study.summary import (
     verdicts,
 )
 from dist_embed.study.word_vectors import ensure_word_vectors
+from dist_embed.train.results import Evaluation, TrainingStopped, TrainResult
 from tests.unit.drawn_axes import drawn_axes
 
 ROOT = Path(__file__).parents[2]
@@ -595,7 +596,7 @@ def test_a_loss_too_large_for_a_perplexity_has_the_largest(
     config = config_from_dict(
         {"run": {"uri": str(tmp_path)}, "data": {"synthetic": {}}, "train": {"max_steps": 9}}
     )
-    scored = {"step": 4, "bleu": 1.0, "chrf": 2.0, "training_loss": 1.0}
+    scored: Any = SimpleNamespace(step=4, bleu=1.0, chrf=2.0, training_loss=1.0)
     for validations, perplexity, gap in (({4: 1e4}, math.exp(700), 9999.0), ({3: 1.0}, None, None)):
         found = study_run._measures(config, data, scored, [], validations)
         for value, wanted in ((found["validation_perplexity"], perplexity), (found["gap"], gap)):
@@ -713,7 +714,7 @@ def test_a_study_over_files_that_have_changed_is_refused(
     scored: list[str] = []
 
     def score(config: Any, on_event: Any) -> dict[str, Any]:
-        study_run.ensure_data(config, print)
+        ensure_data(config, print)
         if not scored:
             scored.append("interrupted")
             raise RunStopped("asked to")
@@ -786,16 +787,28 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
         {}, {"source": 9, "target": 9}, True, {"train": Split(shards)}, folder_uri="there"
     )
     asked: list[Any] = []
-    found = {"step": 4, "bleu": 12.5, "chrf": 30.0, "training_loss": 0.75}
-    stopped = {"steps": 2, "stopped": True}
+    found = Evaluation(
+        data_folder="there", split="test", step=4, loss=0.9, training_loss=0.75, perplexity=2.5,
+        bleu=12.5, chrf=30.0, bleu_signature="how", against_exact=None, sentences=3,
+        sentences_per_second=1.0, translations=[], scored=[],
+    )  # fmt: skip
+    result = TrainResult(run_uri, "there", 2, 0, True, 0, 1)
 
-    def launch(task: str, config: Any, options: Any, **how: Any) -> Any:
-        assert (config.run.uri, how["vocabulary_size"]) == (run_uri, data.vocabulary_size)
-        asked.append((task, options, how.get("stop_seconds")))
-        return found if task == EVALUATE else stopped
+    def train(config: Any, *, force: bool, on_event: Any) -> TrainResult:
+        on_event({"kind": "line", "text": "prepared"})
+        asked.append(("train", config.run.uri, force))
+        if result.stopped:
+            raise TrainingStopped("stopped", result)
+        return result
 
-    monkeypatch.setattr(study_run, "launch", launch)
-    monkeypatch.setattr(study_run, "ensure_data", lambda config, say: say("prepared") or data)
+    def evaluate(config: Any, *, on_event: Any, **how: Any) -> Evaluation:
+        on_event({"kind": "line", "text": "evaluated"})
+        asked.append(("evaluate", config.run.uri, how))
+        return found
+
+    monkeypatch.setattr(study_run, "train", train)
+    monkeypatch.setattr(study_run, "evaluate", evaluate)
+    monkeypatch.setattr(PreparedData, "read", lambda folder: {"there": data}[folder])
     said: list[str] = []
 
     def run() -> list[Outcome]:
@@ -803,13 +816,13 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
 
     with pytest.raises(RunStopped, match="stopped as asked after step 2"):
         run()
-    assert asked == [(TRAIN, {"data_folder": "there"}, 180.0)]
-    stopped = {"steps": 9, "stopped": False}
+    assert asked == [("train", run_uri, True)]
+    result = replace(result, steps=9, stopped=False)
     with monkeypatch.context() as patched:  # asked in its last step
         patched.setattr(study_run, "taken_signal", lambda: 15)
         with pytest.raises(RunStopped, match="stopped as asked after step 9"):
             run()
-    assert [task for task, *_ in asked] == [TRAIN, TRAIN]
+    assert [what for what, *_ in asked] == ["train", "train"]
     info = {
         "model.x": (3, 5),
         "table.a.weight": (7, 2),
@@ -830,8 +843,8 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
         log.write(4, validation_loss=1.25)
     asked.clear()
     (outcome_,) = run()
-    evaluated = {"split": "test", "step": None, "training_tokens": 20_000, "data_folder": "there"}
-    assert asked == [(TRAIN, {"data_folder": "there"}, 180.0), (EVALUATE, evaluated, None)]
+    how = {"training_tokens": 20_000, "data_folder": "there"}
+    assert asked == [("train", run_uri, True), ("evaluate", run_uri, how)]
     assert outcome_.measures == {
         "validation_perplexity": math.exp(1.25), "bleu": 12.5, "chrf": 30.0, "gap": 0.5,
         "parameters": 15 + 14, "tokens_per_second": 150.0, "sentences_per_second": 150 * 30 / 200,
@@ -840,7 +853,7 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert (outcome_.levels, outcome_.seed) == ({"a": "b"}, 4)
     assert outcome_.validations == [(4, 1.25)]
     assert outcome_.machine["cores"] >= 1
-    assert said[-2:] == [f"run 1 of 1: {planned.name}", "prepared"]
+    assert said[-3:] == [f"run 1 of 1: {planned.name}", "prepared", "evaluated"]
     asked.clear()
     assert run() == [outcome_]
     assert asked == []
