@@ -159,7 +159,7 @@ def test_every_module_says_what_it_is_for() -> None:
      ("dist_embed.cli.main; dist_embed.cli.main.build_parser()", "torch"),
      ("dist_embed.embedding.memory", "torch"), ("dist_embed.train.needs", "torch"),
      ("dist_embed.data.preparation", "torch"), ("dist_embed.checkpoint.catalogue", "torchrec"),
-     ("dist_embed.explore.nearest, dist_embed.explore.export", "torchrec fbgemm_gpu")],
+     ("dist_embed.explore.nearest, dist_embed.export.embeddings", "torchrec fbgemm_gpu")],
 )  # fmt: skip
 def test_what_starts_quickly_imports_little(module: str, without: str) -> None:
     code = f"import sys, {module}; print(*({set(without.split())} & sys.modules.keys()))"
