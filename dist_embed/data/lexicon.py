@@ -350,7 +350,7 @@ def _words_of_sentences(tokens: TokenPairs, statistics: _Statistics) -> tuple[Wo
 def _blocks(
     source: Words, target: Words, sentences: int, block_pairs: int
 ) -> Iterator[tuple[Words, Words]]:
-    """Sentences that follow one another: at most ``block_pairs`` pairs of words, or one sentence."""
+    """Sentences in their order: at most ``block_pairs`` pairs of words at once, or one sentence."""
     ends = np.arange(1, sentences + 1)
     source_ends = np.searchsorted(source[0], ends)
     target_ends = np.searchsorted(target[0], ends)
