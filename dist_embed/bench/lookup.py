@@ -35,7 +35,7 @@ from dist_embed.bench.lookup_cases import Case, Work, possible_cases
 from dist_embed.bench.lookup_draws import draw_ids
 from dist_embed.bench.lookup_ways import LookupWays
 from dist_embed.bench.passes import WARM_UP, copy_seconds, median_seconds
-from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.group import Group, joined_group

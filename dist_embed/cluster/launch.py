@@ -10,7 +10,7 @@ from dist_embed.cluster.work import BASELINE, INFERENCE, TRAIN, under_torchrun, 
 from dist_embed.config.checks import check
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import GIB, available_bytes
-from dist_embed.embedding.plan import Tier
+from dist_embed.embedding.settings import Tier
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
-from dist_embed.config.schema import Config, CorpusSection
+from dist_embed.config.schema import Config
+from dist_embed.data.settings import CorpusSection
 from dist_embed.errors import ConfigError
 
 # As many as there are special tokens; data.tokenizer is a layer below.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Collection
 from typing import Any, get_args
 
 import yaml
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from dist_embed.config.checks import check, check_written
 from dist_embed.config.schema import Config
 from dist_embed.errors import ConfigError, UserError
+from dist_embed.section import EXPERT_IN_SCHEMA
 from dist_embed.storage import uri as storage
 
 
@@ -68,13 +70,13 @@ def json_schema() -> str:
     return json.dumps(schema, indent=1) + "\n"
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """The dotted keys whose values differ, with both values."""
+def differences(old: Config, new: Config, *, but: Collection[str] = ()) -> list[str]:
+    """The dotted keys whose values differ, with both values; without those of ``but``."""
     before, after = _flat(old.model_dump()), _flat(new.model_dump())
     return [
         f"{key}: {before.get(key)!r} there, {after.get(key)!r} here"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and key not in but
     ]
 
 
@@ -174,9 +176,8 @@ def _allow_interpolation(node: Any) -> None:
     interpolation = {"type": "string", "pattern": r"\$\{.+\}"}
     if isinstance(node, dict):
         if node.get("type") in scalars or "enum" in node:
-            kept = {
-                k: node.pop(k) for k in list(node) if k not in ("description", "default", "title")
-            }
+            outside = ("description", "default", "title", EXPERT_IN_SCHEMA)
+            kept = {k: node.pop(k) for k in list(node) if k not in outside}
             node["anyOf"] = [kept, interpolation]
         elif any(option.get("type") in scalars for option in node.get("anyOf", [])):
             node["anyOf"].append(interpolation)

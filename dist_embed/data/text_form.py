@@ -15,8 +15,9 @@ from typing import Any, Literal, get_args
 
 from tokenizers import Regex, normalizers
 
-# The one that tells most apart first. none: text stays as it is; nfc, nfkc: blanks are folded too.
-Form = Literal["none", "nfc", "nfkc"]
+from dist_embed.data.settings import Form
+
+# The one that tells most apart first.
 FORMS: tuple[Form, ...] = get_args(Form)
 # "letters": of each letter by itself, as tokenizers had it before they knew a final sigma; for runs
 # that there are.

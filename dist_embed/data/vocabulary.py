@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from dist_embed.data.corpus import ParallelText, read_pairs
 from dist_embed.data.encoding import encoding_pool
+from dist_embed.data.settings import Form, Kind, Pieces
 from dist_embed.data.table_tokenizer import TableTokenizer
-from dist_embed.data.text_form import Form, Lowercase
+from dist_embed.data.text_form import Lowercase
 from dist_embed.data.token_shards import SIDES
-from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Pieces, Tokenizer
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from dist_embed.data.word_counts import WordCounts, count_words
 from dist_embed.data.word_runs import WordSplitting
 

@@ -16,18 +16,12 @@ from dist_embed.embedding.bags import bags_of_a_table, in_bags
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.own_rows import OwnRowsKernel
-from dist_embed.embedding.plan import (
-    TABLE_OF_ROLE,
-    Exchange,
-    Shard,
-    ShareEmbeddings,
-    Weights,
-    shard_of,
-    table_specs,
-)
+from dist_embed.embedding.plan import TABLE_OF_ROLE, Shard, shard_of, table_specs
+from dist_embed.embedding.settings import Exchange, Memory, Weights
 from dist_embed.embedding.step_rows import RowRequest, StepRows, TableRows, WantedRows
 from dist_embed.embedding.tables import build_sharded_tables, feature_of
-from dist_embed.embedding.tiers import Memory, find_tier
+from dist_embed.embedding.tiers import find_tier
+from dist_embed.model.settings import ShareEmbeddings
 from dist_embed.parallel.group import Group
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dist_embed.embedding.plan import TableSpec, Tier, Weights, shard_of
+from dist_embed.embedding.plan import TableSpec, shard_of
+from dist_embed.embedding.settings import Tier, Weights
 
 # A worker process with torch, torchrec and fbgemm loaded, and some for activations. A whole run
 # with a table of 146 rows peaked at 0.46 GiB ("peak memory of worker 0" at the end of `train`).

@@ -11,23 +11,16 @@ Nothing here imports TorchRec, which takes seconds: the launching process uses i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.model.settings import ShareEmbeddings
 
-ShareEmbeddings = Literal["none", "decoder", "all"]
 # Which table plays which role. Tying is naming the same table twice.
 TABLE_OF_ROLE: dict[ShareEmbeddings, dict[str, str]] = {
     "none": {"source": "source", "target": "target", "output": "output"},
     "decoder": {"source": "source", "target": "decoder", "output": "decoder"},
     "all": {"source": "shared", "target": "shared", "output": "shared"},
 }
-
-# Where the rows lie: on the device, in host memory that a GPU reads, or there with a cache on it.
-Tier = Literal["device", "uvm", "uvm_caching"]
-# FBGEMM's CUDA kernels have no bfloat16 rows (docs/decisions/0011-memory-tiers.md).
-Weights = Literal["fp32", "fp16"]
-Exchange = Literal["fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-Shape = Literal["constant", "inverse_sqrt", "cosine", "linear"]
+from dist_embed.optim.settings import Shape
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.stop import taken_signal
 from dist_embed.run.folder import only_training
 from dist_embed.run.metrics import read_metrics
+from dist_embed.section import NO_RESULT, keys_marked
 from dist_embed.storage import uri as storage
 from dist_embed.study import unchanged
 from dist_embed.study.plan import Combination, combinations, overrides_of
@@ -47,15 +48,7 @@ SCORING = 4
 # How runs are trained: to be changed where the same settings train another run. Since "units" steps
 # are of mixed lengths.
 TRAINING = "units"
-# What a run's result does not depend on, its speed neither: places, processes of the preparation,
-# failures that are outlived, and waits. All of it may change while a run goes on.
-_NOT_DECIDING = (
-    "run.uri", "data.uri", "data.num_processes", "train.max_skipped_steps",
-    "checkpoint.max_failures", "checkpoint.retry_seconds", "checkpoint.timeout_seconds",
-    "checkpoint.drain_seconds", "checkpoint.leftover_hours", "cluster.timeout_seconds",
-    "cluster.max_failures",
-)  # fmt: skip
-# Nor on these where the best checkpoint, which is scored, is kept whatever else is.
+# A run's result does not depend on these where the best checkpoint, which is scored, is kept.
 _KEPT = ("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.keep_every")
 
 
@@ -185,7 +178,7 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     does not matter.
     """
     values = config.model_dump(mode="json")
-    for key in (*_NOT_DECIDING, *(_KEPT if config.checkpoint.keep_best else ())):
+    for key in (*keys_marked(Config, NO_RESULT), *(_KEPT if config.checkpoint.keep_best else ())):
         section, name = key.split(".")
         values[section].pop(name, None)
     starts = [table["pretrained"] for table in values["embedding"]["tables"].values() if table]

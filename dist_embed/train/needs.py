@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from dist_embed.config.schema import Config, ModelSection
+from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import (
     OutputNeeds,
     Replicated,
@@ -16,7 +16,9 @@ from dist_embed.embedding.memory import (
     table_bytes,
     worker_bytes,
 )
-from dist_embed.embedding.plan import TABLE_OF_ROLE, TableSpec, Tier, rows_of_role, table_specs
+from dist_embed.embedding.plan import TABLE_OF_ROLE, TableSpec, rows_of_role, table_specs
+from dist_embed.embedding.settings import Tier
+from dist_embed.model.settings import ModelSection
 from dist_embed.storage.uri import is_local
 from dist_embed.train.samples import samples_of_a_step
 from dist_embed.train.table_settings import table_settings

@@ -8,19 +8,21 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.config.schema import Config, PretrainedSection
+from dist_embed.config.schema import Config
 from dist_embed.data.prepare import read_counts, read_occurrences, sides_unknown
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import TABLE_OF_ROLE, ShareEmbeddings
-from dist_embed.embedding.pretrained import StartSettings, TableStart
+from dist_embed.embedding.plan import TABLE_OF_ROLE
+from dist_embed.embedding.pretrained import TableStart
+from dist_embed.model.settings import ShareEmbeddings
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage import uri as storage
 from dist_embed.train.table_settings import table_settings
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.formats import open_vectors
+from dist_embed.vectors.settings import PretrainedSection
 
 SIDE_OF_ROLE = {"source": "source", "target": "target", "output": "target"}
 
@@ -131,13 +133,7 @@ def _start_table(
         lookup.shards[table],
         lookup.group,
         tokenizer,
-        StartSettings(
-            forms=tuple(wanted.match),
-            missing=wanted.missing,
-            project=wanted.project,
-            rescale=wanted.rescale,
-            min_coverage=wanted.min_coverage,
-        ),
+        wanted,
         seed=config.run.seed,
         fresh_scale=lookup.initial_scale,
     )

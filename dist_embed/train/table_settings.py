@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dist_embed.config.schema import Config, TableSection
+from dist_embed.config.schema import Config
 from dist_embed.embedding.plan import TABLE_OF_ROLE
+from dist_embed.embedding.settings import TableSection
 
 
 def table_settings(config: Config) -> dict[str, TableSection]:

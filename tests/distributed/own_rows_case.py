@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import Weights
-from dist_embed.embedding.tiers import Memory
+from dist_embed.embedding.settings import Memory, Weights
 from dist_embed.parallel.group import Group
 
 ROWS = {"source": 23, "target": 37, "output": 37}

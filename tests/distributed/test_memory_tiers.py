@@ -11,7 +11,7 @@ import torch
 
 from dist_embed.embedding import tables
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import Exchange
+from dist_embed.embedding.settings import Exchange
 from dist_embed.parallel.collectives import least_over_workers
 from dist_embed.parallel.group import Group
 from tests.distributed.pool import WorkerPool

@@ -15,12 +15,12 @@ from dist_embed.data.batch import build_batch
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.token_shards import TokenPairs
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import Exchange, ShareEmbeddings, Weights
-from dist_embed.embedding.tiers import Memory
+from dist_embed.embedding.settings import Exchange, Memory, Weights
 from dist_embed.model.batch_negatives import WordShares
 from dist_embed.model.output import OutputShard
 from dist_embed.model.output_layer import ExactOutput, OutputLayer, SampledOutput
 from dist_embed.model.sampler import LogUniformSampler
+from dist_embed.model.settings import ShareEmbeddings
 from dist_embed.model.transformer import Transformer
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.group import Group

@@ -15,7 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dist_embed.embedding import lookup as lookup_module
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.step_rows import WantedRows
 from dist_embed.parallel.group import Group
 from tests.gpu.device import DEVICE, OPTIMIZERS, TIERS, WEIGHTS

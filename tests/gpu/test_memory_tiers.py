@@ -16,7 +16,7 @@ from dist_embed.checkpoint.state import TrainingState
 from dist_embed.embedding import lookup as lookup_module
 from dist_embed.embedding import tiers
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.tables import lies_in_host_memory
 from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.model.next_words import ExactWords

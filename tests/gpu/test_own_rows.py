@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.parallel.group import Group
 from tests.distributed.own_rows_case import ROWS, STEPS, WIDTH, train_step, trained_twice, values_of
 from tests.gpu.device import OPTIMIZERS, TIERS, WEIGHTS

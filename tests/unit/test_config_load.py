@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -22,7 +23,7 @@ from dist_embed.config.load import (
 from dist_embed.config.reference import configuration_page
 from dist_embed.config.schema import Config
 from dist_embed.errors import ConfigError
-from dist_embed.run.folder import CHANGEABLE
+from dist_embed.section import MAY_CHANGE, keys_marked, known_keys
 
 ROOT = Path(__file__).parents[2]
 # Those of runs; a study is another kind of file (test_study.py).
@@ -521,6 +522,19 @@ def test_the_page_of_keys_is_that_of_the_schema() -> None:
 
 def test_the_page_names_every_key_that_may_change_when_a_run_is_resumed() -> None:
     head = configuration_page().split("\n## ")[0]
-    for key in CHANGEABLE:
-        named = "train.*_every" if key.endswith("_every") else key.rstrip(".")
-        assert f"`{named}`" in head
+    marked = keys_marked(Config, MAY_CHANGE)
+    whole = {key for key in marked if "." not in key}
+    assert whole == {"search", "checkpoint", "cluster"}
+    named = {key for key in marked if key.partition(".")[0] not in whole} | whole
+    told = head.split("may change:")[1].split("For all")[0]
+    assert named == set(re.findall(r"`([\w.]+)`", told))
+
+
+def test_the_page_tells_what_experts_need_behind_the_rest() -> None:
+    sections = configuration_page().split("\n## ")[1:]
+    told = {key for part in sections for key in re.findall(r"^\| `(\w+)` ", part, re.M)}
+    assert told == {key.rpartition(".")[2] for key in known_keys(Config) if "." in key}
+    train = next(part for part in sections if part.startswith("`train`"))
+    first, then = train.split("Seldom needed:")
+    assert ("`max_steps`" in first, "`beta1`" in first) == (True, False)
+    assert ("`max_steps`" in then, "`beta1`" in then) == (False, True)

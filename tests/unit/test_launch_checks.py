@@ -14,9 +14,9 @@ from dist_embed.cluster.ray_train import _check_resources
 from dist_embed.cluster.work import BASELINE, EVALUATE, TRAIN, TRANSLATE, work
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.paths import with_absolute_paths
-from dist_embed.config.schema import ModelSection
 from dist_embed.embedding.memory import CUDA_PROCESS_BYTES, GIB, READING_BYTES, tokenizer_bytes
 from dist_embed.errors import UserError
+from dist_embed.model.settings import ModelSection
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.train import worker
 from dist_embed.train.needs import dense_parameters

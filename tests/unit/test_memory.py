@@ -23,7 +23,8 @@ from dist_embed.embedding.memory import (
     tokenizer_bytes,
     worker_bytes,
 )
-from dist_embed.embedding.plan import TableSpec, Tier
+from dist_embed.embedding.plan import TableSpec
+from dist_embed.embedding.settings import Tier
 from dist_embed.embedding.tables import OPTIMIZERS
 
 SPEC = TableSpec("t", 1000, 64)

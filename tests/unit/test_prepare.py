@@ -18,6 +18,7 @@ from dist_embed.data.corpus import CorpusError, Pair
 from dist_embed.data.encoding import LengthRule
 from dist_embed.data.prepare import read_counts, read_occurrences, read_predicted
 from dist_embed.data.proof import FileInfo
+from dist_embed.data.settings import Kind
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import (
     PreparedData,
@@ -26,7 +27,7 @@ from dist_embed.data.token_shards import (
     read_texts,
     read_tokens,
 )
-from dist_embed.data.tokenizer import END, SPECIAL_TOKENS, UNKNOWN, Kind, Tokenizer
+from dist_embed.data.tokenizer import END, SPECIAL_TOKENS, UNKNOWN, Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.errors import UserError

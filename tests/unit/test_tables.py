@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from dist_embed.embedding import tables
 from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import Exchange, Shard, TableSpec, shard_of, table_specs
+from dist_embed.embedding.plan import Shard, TableSpec, shard_of, table_specs
+from dist_embed.embedding.settings import Exchange
 from dist_embed.embedding.tables import exchange_codecs, lies_in_host_memory, tier_of_table
 from dist_embed.errors import UserError
 from dist_embed.parallel.group import Group

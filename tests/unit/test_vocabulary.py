@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dist_embed.data import vocabulary
 from dist_embed.data.corpus import Pair
-from dist_embed.data.tokenizer import Kind, Tokenizer
+from dist_embed.data.settings import Kind
+from dist_embed.data.tokenizer import Tokenizer
 from tests.unit.small_corpus import recipe, write_text
 
 PAIRS = [("aa bb bb cc", "zz zz zz zz yy"), ("bb dd", "zz aa aa aa")] * 3
