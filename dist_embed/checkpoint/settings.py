@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,10 @@ from dist_embed.section import (
     PositiveInt,
     Section,
 )
+
+# Which memory for a copy of a worker's rows it takes: one that is kept, one while a checkpoint is
+# loaded, none.
+Saving = Literal["behind", "waiting", "in_place"]
 
 
 class CheckpointSection(Section):
@@ -41,13 +45,11 @@ class CheckpointSection(Section):
     keep_every: Annotated[int, EXPERT] = Field(
         0, ge=0, description="Checkpoints of steps divisible by this are kept for ever; 0: none."
     )
-    asynchronous: bool = Field(
-        True, description="Write behind training, from a copy in host memory; else training waits."
-    )
-    low_memory: bool = Field(
-        False,
-        description="Without a copy of the tables: `asynchronous` must be false, and a load reads "
-        "everything twice, first to prove it.",
+    saving: Annotated[Saving, EXPERT] = Field(
+        "behind",
+        description="`behind`: written behind training, from a copy in host memory; `waiting`: "
+        "training waits, and only a load takes such a copy; `in_place`: training waits, and no "
+        "copy of the tables is ever taken: a load reads everything twice, first to prove it.",
     )
     max_failures: Annotated[int, NO_RESULT, EXPERT] = Field(
         2, ge=0, description="Failed saves in a row that a run goes on with; a full disk stops it."

@@ -65,7 +65,7 @@ def _train(
     from dist_embed.cluster.work import TRAIN, under_torchrun
 
     config = load_config(path, overrides)
-    if (launcher or config.cluster.launcher) == "local" and not under_torchrun():
+    if (launcher or config.cluster.chosen_launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)
     from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
     from dist_embed.config.paths import with_absolute_paths

@@ -72,7 +72,7 @@ def launch(
         _check_machine(
             task, config, options, vocabulary_size, word_tables, resolve_device(cluster.device)
         )
-    if (launcher or cluster.launcher) == "local":
+    if (launcher or cluster.chosen_launcher) == "local":
         # Only here, so that the local launcher runs where Ray is not installed.
         from dist_embed.cluster.local import launch_local
 
@@ -114,7 +114,7 @@ def stop_seconds(config: Config) -> float:
 
 def cluster_address(config: Config, launcher: Literal["ray", "local"] | None = None) -> str | None:
     """The Ray cluster that a task would run on; None: this machine."""
-    if (launcher or config.cluster.launcher) == "local" or under_torchrun():
+    if (launcher or config.cluster.chosen_launcher) == "local" or under_torchrun():
         return None
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
@@ -168,7 +168,7 @@ def _check_machine(
             f"({each / GIB:.2f} GiB per worker); this machine has {there / GIB:.1f} GiB available. "
             "Use fewer workers, a smaller vocabulary, embedding.width or model.logits_block_mib "
             f"({_block_size(config)}), model.output=sampled, "
-            "checkpoint.low_memory=true, or a cluster (cluster.address)"
+            "checkpoint.saving=in_place, or a cluster (cluster.address)"
         )
 
 

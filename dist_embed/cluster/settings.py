@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -15,8 +16,10 @@ Launcher = Literal["ray", "local"]
 class ClusterSection(Section):
     """The workers and who starts them."""
 
-    launcher: Launcher = Field(
-        "ray", description="`ray`: Ray Train, here or on a cluster; `local`: plain processes."
+    launcher: Literal["auto", Launcher] = Field(
+        "auto",
+        description="`ray`: Ray Train, here or on a cluster; `local`: plain processes; `auto`: "
+        "`ray` where `address` or RAY_ADDRESS names a cluster, else `local`.",
     )
     num_workers: PositiveInt = Field(2, description="Worker processes; one GPU each on CUDA.")
     address: str | None = Field(
@@ -37,3 +40,10 @@ class ClusterSection(Section):
         ge=0,
         description="Ray only: times failed workers are started again.",
     )
+
+    @property
+    def chosen_launcher(self) -> Launcher:
+        """Who starts the workers, by the environment of this process too."""
+        if self.launcher != "auto":
+            return self.launcher
+        return "ray" if self.address or os.environ.get("RAY_ADDRESS") else "local"

@@ -67,11 +67,6 @@ def _problems(config: Config) -> Iterator[str]:
         )
     if config.cluster.device == "cuda":
         yield from problems_on_cuda(width=config.embedding.width)
-    if config.checkpoint.low_memory and config.checkpoint.asynchronous:
-        yield (
-            "checkpoint.low_memory: true is not allowed with checkpoint.asynchronous=true, which "
-            "copies the tables; set checkpoint.asynchronous=false"
-        )
     if model.batch_negatives and model.output == "exact":
         yield (
             "model.batch_negatives: true is not allowed with model.output=exact, to which every "

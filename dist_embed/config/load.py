@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Collection
+import sys
+from collections.abc import Callable, Collection
+from functools import cache
 from typing import Any, get_args
 
 import yaml
@@ -13,14 +15,25 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from dist_embed.config.checks import check, check_written
+from dist_embed.config.renamed import with_new_names
 from dist_embed.config.schema import Config
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.section import EXPERT_IN_SCHEMA
 from dist_embed.storage import uri as storage
 
 
-def load_config(path: str, overrides: list[str] | None = None) -> Config:
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def load_config(
+    path: str, overrides: list[str] | None = None, *, say: Callable[[str], None] = _say_once
+) -> Config:
     """Read a YAML file (local or URL), apply ``key.sub=value`` overrides, resolve and check.
+
+    ``say`` takes a line for each key that has another name now; of its own accord it goes to
+    standard error.
 
     Raises:
         ConfigError: names the key, its value, what is allowed and, for an unknown key, the
@@ -38,7 +51,7 @@ def load_config(path: str, overrides: list[str] | None = None) -> Config:
         loaded = None
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of sections")
-    config = _build(loaded, overrides or [], path)
+    config = _build(loaded, overrides or [], path, say)
     check_written(config)
     return config
 
@@ -51,7 +64,7 @@ def config_from_dict(
     Without ``combinations`` each value is checked by itself alone: a later version may refuse what
     a run was trained with, and the run is there all the same.
     """
-    config = _build(OmegaConf.create(values), [], origin)
+    config = _build(OmegaConf.create(values), [], origin, lambda line: None)
     if combinations:
         check(config)
     return config
@@ -80,7 +93,9 @@ def differences(old: Config, new: Config, *, but: Collection[str] = ()) -> list[
     ]
 
 
-def _build(loaded: DictConfig, overrides: list[str], origin: str) -> Config:
+def _build(
+    loaded: DictConfig, overrides: list[str], origin: str, say: Callable[[str], None]
+) -> Config:
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key:
@@ -93,10 +108,13 @@ def _build(loaded: DictConfig, overrides: list[str], origin: str) -> Config:
             raise ConfigError(f"override {override!r} cannot be applied: {exc}") from exc
     _add_interpolated_defaults(loaded)
     try:
-        values = OmegaConf.to_container(loaded, resolve=True)
+        written: Any = OmegaConf.to_container(loaded, resolve=True)
     except OmegaConfBaseException as exc:
         reason = str(exc).split("\n")[0]
         raise ConfigError(f"{origin}: {exc.full_key or '?'}: {reason}") from exc
+    values, renamed = with_new_names(written)
+    for line in renamed:
+        say(f"{origin}: {line}")
     try:
         return Config.model_validate(values)
     except ValidationError as exc:

@@ -102,3 +102,7 @@ class SearchSection(Section):
         "unknown word counts as one token that matches nothing, and both sides are compared in the "
         "run's form of text.",
     )
+
+    def longest(self, source_tokens: int) -> int:
+        """Tokens of the longest translation, its end mark included."""
+        return int(self.max_length_ratio * source_tokens) + 10

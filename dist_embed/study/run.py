@@ -19,6 +19,7 @@ from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
 from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.load import load_config
 from dist_embed.config.paths import with_absolute_paths
+from dist_embed.config.renamed import with_old_names
 from dist_embed.config.schema import Config
 from dist_embed.data.preparation import data_digest, ensure_data
 from dist_embed.data.token_shards import PreparedData
@@ -177,7 +178,7 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     starts from. What files hold is `unchanged`'s to say; where the study's folder lies
     does not matter.
     """
-    values = config.model_dump(mode="json")
+    values = with_old_names(config.model_dump(mode="json"))
     for key in (*keys_marked(Config, NO_RESULT), *(_KEPT if config.checkpoint.keep_best else ())):
         section, name = key.split(".")
         values[section].pop(name, None)

@@ -28,7 +28,7 @@ from dist_embed.model.next_words import ExactWords, NextWords
 from dist_embed.model.output import OutputShard
 from dist_embed.model.output_layer import ExactOutput, OutputLayer, SampledOutput
 from dist_embed.model.sampler import LogUniformSampler, Sampler, UnigramSampler
-from dist_embed.model.search import Searcher, SearchSettings
+from dist_embed.model.search import Searcher
 from dist_embed.model.transformer import Transformer
 from dist_embed.model.unknown_words import UnknownWords
 from dist_embed.parallel.collectives import least_over_workers
@@ -210,12 +210,7 @@ def build_translator(
         translation_model.transformer,
         lookup,
         words,
-        SearchSettings(
-            search.beam,
-            search.length_penalty,
-            search.max_length_ratio,
-            search.batch_sentences,
-        ),
+        search,
     )
     unknown_words = None
     if search.replace_unknown != "no":

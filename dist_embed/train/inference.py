@@ -127,6 +127,6 @@ def _load_for_inference(
     )
     step = load_chosen(
         config.run.uri, context.options.get("step"), state, context.reporter.line,
-        in_place=config.checkpoint.low_memory,
+        in_place=config.checkpoint.saving == "in_place",
     )  # fmt: skip
     return translation_model, step

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dist_embed.checkpoint.saver import Saver
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import sum_numbers_over_workers
@@ -17,19 +17,6 @@ from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.stop import stop_requested
 
 _BLOCK = 2**20  # values that are looked at together
-
-
-@dataclass(frozen=True)
-class SaveRhythm:
-    """How often a run saves; 0: never for that reason.
-
-    Attributes:
-        every_steps: in steps divisible by this.
-        every_seconds: so long after training has begun, or has gone on after the save before.
-    """
-
-    every_steps: int
-    every_seconds: float = 0.0
 
 
 class Saves:
@@ -42,7 +29,7 @@ class Saves:
     Args:
         state: what is saved; its step is that of the run's start.
         saver: writes it.
-        rhythm: when saves are due.
+        settings: when saves are due.
         before_save: raises, on some worker, where saving would be in vain.
         say: takes lines for the user.
     """
@@ -51,13 +38,13 @@ class Saves:
         self,
         state: TrainingState,
         saver: Saver,
-        rhythm: SaveRhythm,
+        settings: CheckpointSection,
         before_save: Callable[[], None],
         say: Callable[[str], None],
     ) -> None:
         self._state = state
         self._saver = saver
-        self._rhythm = rhythm
+        self._settings = settings
         self._before_save = before_save
         self._say = say
         self._due = False
@@ -85,7 +72,7 @@ class Saves:
 
     def note_step(self) -> None:
         """A step is done. Not collective, but the same on every worker."""
-        every = self._rhythm.every_steps
+        every = self._settings.every_steps
         if every and self._state.step % every == 0:
             self._due = True
 
@@ -113,7 +100,7 @@ class Saves:
         self._went_on = time.monotonic()
 
     def _is_due_by_clock(self) -> bool:
-        every = self._rhythm.every_seconds
+        every = 60 * self._settings.every_minutes
         is_new = self._state.step != self._last_step
         return every > 0 and is_new and time.monotonic() - self._went_on >= every
 

@@ -16,7 +16,7 @@ from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.pretrained import TableStart
 from dist_embed.model.settings import ShareEmbeddings
-from dist_embed.optim.schedule import Schedule
+from dist_embed.optim.schedule import Rates, Schedule
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage import uri as storage
 from dist_embed.train.table_settings import table_settings
@@ -63,6 +63,17 @@ def frozen_until(config: Config) -> dict[str, float]:
         for table, settings in table_settings(config).items()
     }
     return {table: last for table, last in found.items() if last}
+
+
+def rates_of(config: Config) -> Rates:
+    """The learning rates of a run: of its dense part, and of its tables."""
+    train, tables, steps = config.train, config.embedding, config.train.max_steps
+    return Rates(
+        dense=Schedule(train.learning_rate, train.schedule, train.warmup_steps, steps),
+        tables=Schedule(tables.learning_rate, tables.schedule, tables.warmup_steps, steps),
+        own=own_schedules(config),
+        frozen_until=frozen_until(config),
+    )
 
 
 def start_tables(

@@ -12,8 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.load import Loaded, load_newest
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import Loader, Position
@@ -21,7 +21,6 @@ from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.data.token_blocks import index_of
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.model.output_layer import OutputLayer
-from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.device import peak_memory_bytes
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
@@ -56,12 +55,10 @@ from dist_embed.train.evaluate import (
     evaluate_translations,
     exact_loss,
 )
-from dist_embed.train.loop import Hooks, Rhythm, train_loop
+from dist_embed.train.loop import Hooks, train_loop
 from dist_embed.train.samples import with_kept_samples
-from dist_embed.train.saving import SaveRhythm
 from dist_embed.train.single_tables import (
-    frozen_until,
-    own_schedules,
+    rates_of,
     start_tables,
     write_coverages,
 )
@@ -104,7 +101,7 @@ def train_task(context: Context) -> dict[str, Any]:
     describe(context, translation_model, data)
     store = open_checkpoints(run_uri, retry_seconds=config.checkpoint.retry_seconds)
     # A run that saves behind training keeps the memory that it is loaded through.
-    buffers = HostBuffers() if config.checkpoint.asynchronous else None
+    buffers = HostBuffers() if config.checkpoint.saving == "behind" else None
     loaded = _resume(context, store, state, buffers)
     for name in state.scalars.keys() & {"training sentences"} - must_equal.keys():
         del state.scalars[name]  # of a checkpoint; these data do not prove that they are those
@@ -165,17 +162,8 @@ def train_task(context: Context) -> dict[str, Any]:
             state,
             train_step,
             loader,
-            Rhythm(
-                max_steps=train.max_steps,
-                log_every=train.log_every,
-                evaluate_every=train.evaluate_every,
-                translate_every=train.translate_every,
-                saves=SaveRhythm(
-                    config.checkpoint.every_steps, 60 * config.checkpoint.every_minutes
-                ),
-                max_skipped_steps=train.max_skipped_steps,
-                drain_seconds=config.checkpoint.drain_seconds,
-            ),
+            train,
+            config.checkpoint,
             Hooks(
                 validate if held_out else None,
                 translate if translator else None,
@@ -204,24 +192,15 @@ def build_train_step(
     optimizer: torch.optim.AdamW,
 ) -> TrainStep:
     """The step of a training run, its dense part under DDP. Collective."""
-    train, embedding = config.train, config.embedding
     return TrainStep(
-        model=_distributed(translation_model.transformer, translation_model.group),
-        lookup=translation_model.lookup,
-        optimizer=optimizer,
-        dense_schedule=Schedule(
-            train.learning_rate, train.schedule, train.warmup_steps, train.max_steps
-        ),
-        table_schedule=Schedule(
-            embedding.learning_rate, embedding.schedule, embedding.warmup_steps, train.max_steps
-        ),
-        output=output,
-        label_smoothing=train.label_smoothing,
-        clip_norm=train.clip_norm,
+        _distributed(translation_model.transformer, translation_model.group),
+        translation_model.lookup,
+        output,
+        optimizer,
+        config.train,
+        rates_of(config),
         compute_dtype=translation_model.compute_dtype,
         seed=config.run.seed,
-        own_schedules=own_schedules(config),
-        frozen_until=frozen_until(config),
     )
 
 
@@ -240,8 +219,8 @@ def _resume(
     context: Context, store: ObjectStore, state: TrainingState, buffers: HostBuffers | None
 ) -> Loaded:
     """Load the newest sound checkpoint, if any. Collective."""
-    low_memory = context.config.checkpoint.low_memory
-    loaded = load_newest(store, state, context.reporter.line, buffers=buffers, in_place=low_memory)
+    in_place = context.config.checkpoint.saving == "in_place"
+    loaded = load_newest(store, state, context.reporter.line, buffers=buffers, in_place=in_place)
     if loaded.step:
         context.reporter.line(f"resuming from the checkpoint of step {loaded.step}")
     else:
@@ -257,19 +236,12 @@ def _build_saver(
     metrics: MetricsLog | None,
 ) -> Saver:
     """What saves the run."""
-    kept = context.config.checkpoint
+    settings = context.config.checkpoint
     return Saver(
         store,
         context.group,
-        SaverSettings(
-            asynchronous=kept.asynchronous,
-            max_failures=kept.max_failures,
-            timeout_seconds=kept.timeout_seconds,
-            drain_seconds=kept.drain_seconds,
-        ),
-        Pruner(
-            store, Retention(kept.keep_last, kept.keep_best, kept.keep_every, kept.leftover_hours)
-        ),
+        settings,
+        Pruner(store, settings),
         damaged=loaded.damaged,
         report=context.reporter.line,
         buffers=buffers,

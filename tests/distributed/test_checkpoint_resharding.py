@@ -19,18 +19,18 @@ from dist_embed.checkpoint.catalogue import (
 )
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.read import CheckpointReader
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.train.assemble import dense_tensors, live_tensors, row_multipliers
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import keeping, saving, write_checkpoint
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs
 
 COUNTS = [1, 2, 3, 4, 8]
-KEEP_ALL = Retention(keep_last=100, keep_best=0, keep_every=0, leftover_hours=24.0)
+KEEP_ALL = keeping(keep_last=100, keep_best=0, keep_every=0, leftover_hours=24.0)
 
 
 def state_of(sharded: Sharded, step: int = 0, **scalars: Any) -> TrainingState:
@@ -47,10 +47,7 @@ def saver_of(
     group: Group, uri: str, lines: list[str], *, asynchronous: bool = True, max_failures: int = 9
 ) -> Saver:
     store = open_checkpoints(uri)
-    settings = SaverSettings(
-        asynchronous=asynchronous, max_failures=max_failures, timeout_seconds=30.0,
-        drain_seconds=10.0,
-    )  # fmt: skip
+    settings = saving("behind" if asynchronous else "waiting", max_failures, 30.0, 10.0)
     return Saver(store, group, settings, Pruner(store, KEEP_ALL), report=lines.append)
 
 
@@ -286,7 +283,7 @@ def test_pruning_keeps_the_newest_and_the_best(workers: WorkerPool, tmp_path: Pa
     workers.run(1, save_many, Tiny(), uri, [3.0, 1.0, 2.0, 2.5, 2.6])
     assert name_of_choice(uri, None).step == 2
     store = open_checkpoints(uri)
-    assert Pruner(store, Retention(2, 1, 0, 24.0)).prune().steps == [1, 3]
+    assert Pruner(store, keeping(2, 1, 0, 24.0)).prune().steps == [1, 3]
     assert list_steps(uri) == [2, 4, 5]
     # What is half removed, or half written, is no checkpoint.
     store.remove(current_names(store)[-1].path)

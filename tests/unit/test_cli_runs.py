@@ -210,8 +210,8 @@ def test_train(
     ]  # fmt: skip
 
     calls = launched(result())
-    assert main(["train", config]) == 0
-    assert [call[0] for call in calls] == [TRAIN]  # Ray: nothing is forked here
+    assert main(["train", config, "cluster.launcher=ray"]) == 0
+    assert [call[0] for call in calls] == [TRAIN]  # nothing is forked here
     assert calls[0][3]["launcher"] is None
     assert checked[-1][-1] is False
 

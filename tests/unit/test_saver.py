@@ -25,14 +25,15 @@ from dist_embed.checkpoint.manifest import (
     Index,
     ManifestName,
 )
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import LiveTensor, TrainingState, own_rows
 from dist_embed.errors import StoreUnavailable
 from dist_embed.parallel import stop
 from dist_embed.parallel.errors import is_passing
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import Buffer, Entry, ObjectStore
+from tests.checkpoints import keeping, saving
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 
@@ -93,8 +94,11 @@ def saver_of(
     **kwargs: Any,
 ) -> Saver:
     return Saver(
-        store, ONE, SaverSettings(asynchronous, max_failures, timeout_seconds, drain_seconds),
-        Pruner(store, Retention(keep_last, 0, 0, 1.0)),
+        store, ONE,
+        saving(
+            "behind" if asynchronous else "waiting", max_failures, timeout_seconds, drain_seconds
+        ),
+        Pruner(store, keeping(keep_last, 0, 0, 1.0)),
         report=(reports if reports is not None else []).append, **kwargs,
     )  # fmt: skip
 
@@ -597,8 +601,14 @@ def test_a_prune_that_takes_too_long_is_broken_off_and_the_save_counts(store: Ga
     earlier = saver_of(store, asynchronous=False)
     for step in (1, 2, 3):
         earlier.save(state_of(step))
-    pruner = Pruner(Hanging(store.uri), Retention(1, 0, 0, 1.0))
-    saver = Saver(store, ONE, SaverSettings(True, 0, 30.0, 30.0), pruner, report=reports.append)
+    pruner = Pruner(Hanging(store.uri), keeping(1, 0, 0, 1.0))
+    saver = Saver(
+        store,
+        ONE,
+        saving("behind", 0, 30.0, 30.0),
+        pruner,
+        report=reports.append,
+    )
     saver.save(state_of(4))
     assert began.wait(30)
     assert not saver.has_ended

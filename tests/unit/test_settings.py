@@ -159,6 +159,32 @@ def test_local_workers_get_as_long_for_a_save_as_configured(
     assert (given["save_seconds"], given["stop_seconds"]) == (seconds, 5.0)
 
 
+@pytest.mark.parametrize(
+    ("cluster", "ray_address", "launcher"),
+    [({}, None, "local"), ({}, "", "local"), ({}, "10.0.0.1:6379", "ray"),
+     ({"address": "10.0.0.1:6379"}, None, "ray"), ({"launcher": "ray"}, None, "ray"),
+     ({"launcher": "local", "address": "10.0.0.1:6379"}, "10.0.0.1:6379", "local")],
+)  # fmt: skip
+def test_ray_starts_workers_where_a_cluster_is_named(
+    monkeypatch: pytest.MonkeyPatch, cluster: dict[str, Any], ray_address: str | None, launcher: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if ray_address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", ray_address)
+    started: list[str] = []
+    for name in ("local", "ray"):
+        where = "local" if name == "local" else "ray_train"
+        monkeypatch.setattr(
+            f"dist_embed.cluster.{where}.launch_{name}",
+            lambda *_, _name=name, **__: started.append(_name),
+        )
+    launching.launch(
+        TRAIN, config_of(cluster=cluster), {}, vocabulary_size={"source": 9, "target": 9},
+        on_event=lambda event: None,
+    )  # fmt: skip
+    assert started == [launcher]
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_ray_is_asked_for_workers_as_configured(
     monkeypatch: pytest.MonkeyPatch, device: str

@@ -27,7 +27,7 @@ from dist_embed.errors import UserError
 from dist_embed.model.settings import ShareEmbeddings
 from dist_embed.train.single_tables import start_tables
 from dist_embed.vectors.coverage import Coverage
-from dist_embed.vectors.file import HeldStretch
+from dist_embed.vectors.file import HeldSegment
 from dist_embed.vectors.settings import PretrainedSection
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import ONE
@@ -41,17 +41,17 @@ class File:
 
     uri, width, num_stated = "v.txt", 2, None
 
-    def __init__(self, *stretches: tuple[int, list[str]]) -> None:
+    def __init__(self, *segments: tuple[int, list[str]]) -> None:
         self.held = [
-            HeldStretch(self.uri, origin, words, np.array([[origin + i, 1.0] for i in range(9)]))
-            for origin, words in stretches
+            HeldSegment(self.uri, origin, words, np.array([[origin + i, 1.0] for i in range(9)]))
+            for origin, words in segments
         ]
 
-    def stretches(self, part: int, num_parts: int) -> Any:
+    def segments(self, part: int, num_parts: int) -> Any:
         return iter(self.held)
 
 
-def numbers_of_entries(tokenizer: Tokenizer, *stretches: tuple[int, list[str]]) -> list[float]:
+def numbers_of_entries(tokenizer: Tokenizer, *segments: tuple[int, list[str]]) -> list[float]:
     """For each word of the vocabulary the number of the entry that its row has taken."""
     spec = TableSpec("source", tokenizer.size, 2)
     weight = torch.zeros(tokenizer.size, 2)
@@ -60,9 +60,9 @@ def numbers_of_entries(tokenizer: Tokenizer, *stretches: tuple[int, list[str]]) 
         weight, spec, shard_of(spec.num_rows, 0, 1), ONE, tokenizer, settings, seed=1,
         fresh_scale=1.0,
     )  # fmt: skip
-    coverage = start.fill(File(*stretches), None)  # type: ignore[arg-type]
+    coverage = start.fill(File(*segments), None)  # type: ignore[arg-type]
     words = torch.arange(4, tokenizer.size)
-    found = [word for _, words in stretches for word in words]
+    found = [word for _, words in segments for word in words]
     assert coverage.entries == len(found)
     assert coverage.duplicates == len(found) - len(set(found))
     return weight[spec.order.rows_of(words), 0].tolist()
@@ -72,7 +72,7 @@ WORDS = ["The", "A1", "x"]
 
 
 @pytest.mark.parametrize(
-    ("stretches", "expected"),
+    ("segments", "expected"),
     [
         # The first of the same words, in whatever order they come.
         ([(0, ["The", "x", "The"]), (10, ["A1", "A1"])], [0, 10, 1]),
@@ -87,12 +87,12 @@ WORDS = ["The", "A1", "x"]
     ],
 )
 def test_a_row_takes_the_best_entry_and_of_equal_ones_the_first(
-    stretches: list[tuple[int, list[str]]], expected: list[float]
+    segments: list[tuple[int, list[str]]], expected: list[float]
 ) -> None:
     tokenizer = Tokenizer.from_words(
         [SPACE + word for word in WORDS], lowercase=False, split_punctuation=False
     )
-    assert numbers_of_entries(tokenizer, *stretches) == expected
+    assert numbers_of_entries(tokenizer, *segments) == expected
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ NAMES = ["w0", "w1", "w2", "w3", "w4", "W5"]
 
 
 class Held:
-    """One stretch of `VECTORS` under their names."""
+    """One segment of `VECTORS` under their names."""
 
     uri, width, num_stated = "v.txt", 4, None
 
-    def stretches(self, part: int, num_parts: int) -> Any:
-        return iter([HeldStretch(self.uri, 0, NAMES, VECTORS)])
+    def segments(self, part: int, num_parts: int) -> Any:
+        return iter([HeldSegment(self.uri, 0, NAMES, VECTORS)])
 
 
 def filled(
