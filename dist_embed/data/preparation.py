@@ -15,7 +15,6 @@ from typing import Any
 from dist_embed.config.schema import Config
 from dist_embed.data.block_index import has_blocks
 from dist_embed.data.corpus import ParallelText
-from dist_embed.data.encoding import LengthRule
 from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.data.inputs import Comparison, compare_inputs
 from dist_embed.data.lexicon import ensure_lexicon, fitting_lexicon
@@ -24,16 +23,14 @@ from dist_embed.data.prepared_folder import new_folder, prepared_folder, publish
 from dist_embed.data.settings import (
     CorpusSection,
     DataSection,
-    Form,
     InflectedSection,
     SyntheticSection,
     TokenizerSection,
 )
 from dist_embed.data.synthetic import SyntheticLanguage
-from dist_embed.data.text_form import Lowercase
+from dist_embed.data.text_form import Lowercase, TextForm
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
-from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.errors import UserError
 from dist_embed.section import CORPUS_FILES, NOT_PREPARED, keys_marked, known_keys
 from dist_embed.storage import uri as storage
@@ -278,25 +275,14 @@ def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) ->
     corpora = _generate(generated, folder, say) if generated else _given_corpora(config)
     if config.data.max_sentences:
         corpora["train"] = replace(corpora["train"], limit=config.data.max_sentences)
-    form, lowercase = _text_path(config, say)
+    form = _text_form(config, say)
     data = prepare_data(
         folder,
         corpora,
-        TokenizerRecipe(
-            config.tokenizer.kind,
-            config.tokenizer.vocab_size,
-            config.tokenizer.min_count,
-            config.tokenizer.shared,
-            lowercase,
-            config.tokenizer.split_punctuation,
-            config.tokenizer.oov_buckets,
-            form,
-            config.tokenizer.pieces,
-        ),
-        LengthRule(config.data.max_tokens, config.data.too_long, config.data.max_length_ratio),
-        settings=settings | {_NORMALIZE: form},
-        num_processes=config.data.num_processes,
-        shard_sentences=config.data.shard_sentences,
+        config.data,
+        config.tokenizer,
+        form,
+        settings=settings | {_NORMALIZE: form.form},
         say=say,
         generated=generated is not None,
     )
@@ -322,7 +308,7 @@ def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) ->
     return data
 
 
-def _text_path(config: Config, say: Say) -> tuple[Form, Lowercase]:
+def _text_form(config: Config, say: Say) -> TextForm:
     """What text is brought to where data are prepared now. A run that there is has it as it is, so
     that it goes on with data that are prepared again.
     """
@@ -338,7 +324,7 @@ def _text_path(config: Config, say: Say) -> tuple[Form, Lowercase]:
                 say(f"tokenizer.normalize: {form}, as the run in {run_uri} has it")
             if lowercase and theirs.lowercase:
                 lowercase = theirs.lowercase
-    return "nfc" if form == "auto" else form, lowercase
+    return TextForm("nfc" if form == "auto" else form, lowercase)
 
 
 def data_digest(config: Config) -> str:

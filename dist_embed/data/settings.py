@@ -107,6 +107,7 @@ class DataSection(Section):
     too_long: Annotated[Literal["drop", "cut"], EXPERT] = Field(
         "drop", description="What happens to longer training pairs; both are counted."
     )
+    # As by Moses' `clean-corpus-n.perl`.
     max_length_ratio: Annotated[
         Annotated[float, Field(ge=1, allow_inf_nan=False)] | None, Later(None), EXPERT
     ] = Field(

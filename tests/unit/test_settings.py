@@ -17,10 +17,10 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import preparation
 from dist_embed.data.corpus import ParallelText
-from dist_embed.data.encoding import LengthRule
 from dist_embed.data.prepared_folder import prepared_folder
+from dist_embed.data.settings import TokenizerSection
+from dist_embed.data.text_form import TextForm
 from dist_embed.data.token_shards import PreparedData
-from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.optim.schedule import Schedule
 from dist_embed.train import single_tables, step_seconds, training, worker
 from dist_embed.train.single_tables import frozen_until, own_rates, own_schedules
@@ -42,8 +42,12 @@ def prepared_with(monkeypatch: pytest.MonkeyPatch, config: Config) -> dict[str, 
     """What `prepare_data` and `ensure_lexicon` are given."""
     given: dict[str, Any] = {}
 
-    def prepare(uri: str, corpora: Any, recipe: Any, rule: Any, **options: Any) -> PreparedData:
-        given.update(options, uri=uri, corpora=corpora, recipe=recipe, rule=rule)
+    def prepare(
+        uri: str, corpora: Any, data: Any, tokenizer: Any, form: Any, **options: Any
+    ) -> PreparedData:
+        given.update(
+            options, uri=uri, corpora=corpora, data=data, tokenizer=tokenizer, form=form
+        )  # fmt: skip
         return PreparedData({}, {"source": 1, "target": 1}, False, {})
 
     monkeypatch.setattr(preparation, "prepare_data", prepare)
@@ -73,11 +77,9 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
         "test": ParallelText((), (), ("t",), usual),
     }
     assert given["uri"] == prepared_folder("memory://settings-data")
-    assert given["recipe"] == TokenizerRecipe(
-        "word", 77, 3, False, False, False, 5, "nfkc", "subword-nmt"
-    )
-    assert given["rule"] == LengthRule(17, "cut", 2.5)
-    assert (given["num_processes"], given["shard_sentences"]) == (3, 41)
+    assert given["tokenizer"] == TokenizerSection(**TOKENIZER)
+    assert given["form"] == TextForm("nfkc", False)
+    assert given["data"] == config.data
     lexicon = given["lexicon"]
     assert (lexicon["translations"], lexicon["num_processes"]) == (6, 3)
     settings = given["settings"]
@@ -94,10 +96,10 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_a_limit_or_a_lexicon_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {"uri": "memory://settings-none", "train": {"pairs": "a"}}
     given = prepared_with(monkeypatch, config_of(data=data, tokenizer={"lowercase": True}))
-    assert given["recipe"].lowercase is True
     assert given["corpora"] == {"train": ParallelText((), (), ("a",), ("source", "target"))}
     assert "lexicon" not in given
-    assert given["settings"]["tokenizer.normalize"] == given["recipe"].form == "nfc"
+    assert given["settings"]["tokenizer.normalize"] == "nfc"
+    assert given["form"] == TextForm("nfc", True)
 
 
 GENERATED = {
