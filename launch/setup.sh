@@ -81,12 +81,14 @@ make_venv() {
             >>"$log" 2>&1
     }
     # torch first: what follows must not bring another build of it. torchrec and fbgemm without
-    # their own requirements: torchrec asks for the CUDA build of fbgemm by name.
+    # their own requirements: torchrec asks for the CUDA build of fbgemm by name. What else it needs
+    # comes behind them; of that the project itself names tqdm only, since the others ask for torch.
     pip -c "launch/constraints/$device.txt" -c launch/constraints/common.txt torch numpy &&
         pip --no-deps -r "launch/constraints/$device.txt" &&
-        pip -c "launch/constraints/$device.txt" -c launch/constraints/common.txt setuptools &&
+        pip -c "launch/constraints/$device.txt" -c launch/constraints/common.txt setuptools \
+            tensordict torchmetrics pyre-extensions &&
         pip -c "launch/constraints/$device.txt" -c launch/constraints/common.txt \
-            --no-build-isolation -e ".[dev]" || failed
+            --no-build-isolation -e ".[ray,plots,export,dev]" || failed
     [ -x "$venv/bin/dist-embed" ] ||
         refuse "pip has not installed into $venv; its settings name another place: pip config list"
     echo "$stamp" >"$venv/stamp"

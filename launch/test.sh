@@ -1,13 +1,21 @@
 #!/usr/bin/env bash
-# Set up, then the checks and the tests. `--all` adds the heavy tests; other arguments go to pytest.
+# Set up, then the checks and the tests. Other arguments go to pytest.
+#   --quick   lint, types and the unit tests alone
+#   --all     the heavy tests too
 # Two processes, whatever the machine: most tests start workers of their own, or wait. Three take
 # longer on two cores. The tests of a file stay together: they share servers and workers.
 source "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/setup.sh"
 select=(-m "not heavy")
-if [ "${1:-}" = --all ]; then
+case ${1:-} in
+--quick)
+    select+=(tests/unit)
+    shift
+    ;;
+--all)
     select=()
     shift
-fi
+    ;;
+esac
 ruff check .
 ruff format --check .
 mypy

@@ -10,6 +10,7 @@ from pathlib import Path
 from dist_embed.config.schema import Config
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.export.ctranslate2_model import Quantization, export_ctranslate2
+from dist_embed.installed import require
 from dist_embed.storage.temporary import temporary_folder
 from dist_embed.train.scoring import Scorer
 
@@ -53,6 +54,7 @@ def measure_engine(
         ours: our translations.
         kinds: of weights; None: float32.
     """
+    require("ctranslate2")
     import ctranslate2
 
     tokenizers = load_tokenizers(config.run.uri)
@@ -64,7 +66,7 @@ def measure_engine(
             model = Path(folder) / "model"
             export_ctranslate2(config.run.uri, model, step=step, quantization=kind)
             size = (model / "model.bin").stat().st_size
-            engine = ctranslate2.TranslationModel(
+            engine = ctranslate2.Translator(
                 str(model), device="cpu", inter_threads=len(os.sched_getaffinity(0)),
                 intra_threads=1, compute_type=kind or "float32",
             )  # fmt: skip

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from dist_embed.bench.memory import peak_bytes, reset_peak
 from dist_embed.checkpoint.by_id import STRIP_BYTES
@@ -29,6 +28,7 @@ from dist_embed.checkpoint.write import (
 )
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.errors import RunFailed
+from dist_embed.installed import require
 from dist_embed.storage.objects import ObjectStore
 
 _TABLE = "table.words.weight"
@@ -55,6 +55,9 @@ def measure_table_export(
 
     Raises RunFailed where an export does not hold what was saved.
     """
+    require("safetensors")
+    from safetensors import safe_open
+
     store, manifest = _checkpoint(folder, num_rows, width)
     size = 4 * num_rows * width
     output = Path(folder) / "words"

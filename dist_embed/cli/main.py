@@ -101,9 +101,11 @@ def _run(argv: list[str] | None) -> None:
 def _code_of(exc: BaseException) -> int:
     """The exit code of a command that ended with an error, which is told; raises what is a bug."""
     from dist_embed.errors import DistEmbedError, RunFailed, RunStopped
+    from dist_embed.installed import missing_package
 
     if isinstance(exc, BrokenPipeError):  # the reader of our output has seen enough
         return 0
+    exc = missing_package(exc) or exc
     if not isinstance(exc, DistEmbedError | OSError):
         raise exc
     _complain(str(exc))

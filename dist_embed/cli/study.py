@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_embed.errors import UserError
+from dist_embed.installed import require
 
 if TYPE_CHECKING:
     from dist_embed.study.schema import OneHotStudy, TrainingStudy
@@ -36,6 +37,7 @@ def _study(arguments: argparse.Namespace) -> None:
     page = Path(arguments.page or f"{storage.local_path(study.folder)}/page.md")
     if arguments.page and (page.suffix != ".md" or not page.parent.is_dir()):
         raise UserError(f"--page: {arguments.page!r} is not allowed: a .md file in a folder")
+    require("matplotlib", "scipy")  # before hours of training
     if isinstance(study, TrainingStudy):
         text = _training(study, page)
     else:

@@ -12,6 +12,7 @@ from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import GIB, available_bytes
 from dist_embed.embedding.settings import Tier
 from dist_embed.errors import UserError
+from dist_embed.installed import require
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.parallel.device import resolve_device, resolve_dtype
@@ -86,6 +87,7 @@ def launch(
             save_seconds=config.checkpoint.drain_seconds if task == TRAIN else 0.0,
             device=resolve_device(cluster.device),
         )
+    require("ray")
     if address is None:
         # What Ray 2.60 chooses where it is started; whoever connects must say so, and before ray is
         # imported (authentication_token_setup.py:enable_token_auth_by_default).

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from dist_embed.installed import require
 from dist_embed.observe.plot import GREY, INK, plot_into
 
 Method = Literal["pca", "tsne"]
@@ -43,6 +44,7 @@ def flat_map(vectors: Tensor, method: Method, seed: int) -> NDArray[np.float64]:
         flat = functional.pad(flat, (0, 2 - flat.shape[1]))
     if method == "pca":
         return flat.numpy()
+    require("sklearn")
     from sklearn.manifold import TSNE
 
     start = flat / flat[:, 0].std().clamp(min=1e-12) * 1e-4  # as scikit-learn scales its own

@@ -10,6 +10,7 @@ from torch.nn import functional
 from dist_embed.data.corpus import read_lines
 from dist_embed.errors import UserError
 from dist_embed.explore.table import RunTable
+from dist_embed.installed import require
 
 _SEPARATORS = [re.compile(signs) for signs in ("\t", "[,;]", r"[\s,;]+")]
 
@@ -44,6 +45,7 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
     Raises:
         UserError: the file cannot be read, or fewer than two of its pairs can be compared.
     """
+    require("scipy")
     from scipy.stats import spearmanr
 
     lines = [

@@ -24,6 +24,7 @@ from dist_embed.data.tokenizer_files import tokenizer_name
 from dist_embed.embedding.memory import GIB, available_bytes
 from dist_embed.errors import UserError
 from dist_embed.explore.table import Role, RunTable
+from dist_embed.installed import require
 from dist_embed.model.transformer import positions
 from dist_embed.run.folder import read_run_config
 from dist_embed.storage.temporary import temporary_folder
@@ -66,6 +67,7 @@ def export_ctranslate2(
         raise UserError(f"{output}: is there already")
     if not output.parent.is_dir():
         raise UserError(f"{output}: the folder {output.parent} is not there")
+    require("ctranslate2")
     config = read_run_config(run_uri)
     first = RunTable(run_uri, "source", step)  # chooses for all: the run may be saving meanwhile
     tables = {role: RunTable(run_uri, role, first.step) for role in ROLES} | {"source": first}

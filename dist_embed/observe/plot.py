@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dist_embed.errors import UserError
+from dist_embed.installed import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,12 +49,14 @@ def check_plot_path(path: str, endings: tuple[str, ...] = ENDINGS) -> None:
     """Refuse a file that could not be drawn, before anything long is done for it.
 
     Raises:
-        UserError: another ending than ``endings``, or a folder that does not exist.
+        UserError: another ending than ``endings``, a folder that does not exist, or no matplotlib.
     """
     if Path(path).suffix not in endings:
         raise UserError(f"{path}: a plot is written to a file that ends in {' or '.join(endings)}")
     if not Path(path).parent.is_dir():
         raise UserError(f"{path}: the folder {Path(path).parent} does not exist")
+    if Path(path).suffix in ENDINGS:
+        require("matplotlib")
 
 
 @contextmanager

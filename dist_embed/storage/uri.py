@@ -21,6 +21,7 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.errors import StorageError
+from dist_embed.installed import missing_package
 from dist_embed.storage.retry import retried
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
     try:
         fs, path = url_to_fs(uri, **options)
     except (ImportError, ValueError) as exc:
-        raise StorageError(f"cannot open {uri!r}: {exc}") from exc
+        raise StorageError(f"cannot open {uri!r}: {missing_package(exc) or exc}") from exc
     if is_s3 and not retries:
         fs.retries = 1
     return fs, path

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from dist_embed.installed import require
 from dist_embed.study.plan import Combination, combinations
 from dist_embed.study.run import Outcome
 from dist_embed.study.schema import MEASURES, Measure, TrainingStudy
@@ -120,6 +121,7 @@ def p_value(one: Sequence[float], other: Sequence[float]) -> float:
     there are at most ``_SPLITS`` ways to split the values (8 a side); beyond that from as many
     random ones, always the same. NaN where a value is missing.
     """
+    require("scipy")
     from scipy.stats import permutation_test, rankdata
 
     if any(map(math.isnan, [*one, *other])):

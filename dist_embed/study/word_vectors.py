@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 
 from dist_embed.data.corpus import read_lines
-from dist_embed.errors import UserError
+from dist_embed.installed import require
 from dist_embed.storage import uri as storage
 from dist_embed.study import unchanged
 from dist_embed.study.schema import WordVectors
@@ -44,13 +44,9 @@ def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], N
     if there == recipe:
         unchanged.check(texts, files, output, say)
         return
-    try:
-        from gensim.models import Word2Vec
-    except ImportError:
-        raise UserError(
-            "this study trains vectors with gensim, which is not installed: bash launch/setup.sh "
-            "installs it (the extra `dev`)"
-        ) from None
+    require("gensim")
+    from gensim.models import Word2Vec
+
     texts = unchanged.record(files, say)
     say(f"training vectors of {', '.join(files)}")
     model = Word2Vec(

@@ -27,7 +27,7 @@ from dist_embed.embedding.row_order import RowOrder
 from dist_embed.model.sampler import LogUniformSampler, Sampler, UnigramSampler
 from dist_embed.model.transformer import Transformer
 from tests.distributed.words_elsewhere import Elsewhere, stood_for, words_elsewhere
-from tests.unit.test_loader import step_content
+from tests.unit.step_content import step_content
 
 Values = dict[str, dict[str, Any]]  # a configuration, or a part of one
 TABLES = {

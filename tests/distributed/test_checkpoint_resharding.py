@@ -20,17 +20,16 @@ from dist_embed.checkpoint.catalogue import (
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.retention import Pruner
-from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.train.assemble import dense_tensors, live_tensors, row_multipliers
-from tests.checkpoints import keeping, saving, write_checkpoint
+from tests.checkpoints import keeping, write_checkpoint
 from tests.distributed.pool import RemoteError, WorkerPool
+from tests.distributed.savers import saver_of
 from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs
 
 COUNTS = [1, 2, 3, 4, 8]
-KEEP_ALL = keeping(keep_last=100, keep_best=0, keep_every=0, leftover_hours=24.0)
 
 
 def state_of(sharded: Sharded, step: int = 0, **scalars: Any) -> TrainingState:
@@ -41,14 +40,6 @@ def state_of(sharded: Sharded, step: int = 0, **scalars: Any) -> TrainingState:
         row_multipliers=row_multipliers(sharded.lookup),
         scalars=dict(scalars),
     )
-
-
-def saver_of(
-    group: Group, uri: str, lines: list[str], *, asynchronous: bool = True, max_failures: int = 9
-) -> Saver:
-    store = open_checkpoints(uri)
-    settings = saving("behind" if asynchronous else "waiting", max_failures, 30.0, 10.0)
-    return Saver(store, group, settings, Pruner(store, KEEP_ALL), report=lines.append)
 
 
 def train_and_save(group: Group, tiny: Tiny, uri: str) -> tuple[Any, Any]:

@@ -100,9 +100,7 @@ def test_the_engine_gives_every_token_the_probability_that_we_do(
     model.load_state_dict(
         {name: tables["source"].parameter(f"model.{name}") for name, _ in model.named_parameters()}
     )
-    translation_model = ctranslate2.TranslationModel(
-        str(tmp_path / "model"), device="cpu", intra_threads=1
-    )
+    translator = ctranslate2.Translator(str(tmp_path / "model"), device="cpu", intra_threads=1)
     generator = np.random.default_rng(0)
     for length in (1, 3, 12, 50):
         source = generator.integers(4, tables["source"].num_words, length).tolist()
@@ -117,7 +115,7 @@ def test_the_engine_gives_every_token_the_probability_that_we_do(
         expected = logits.log_softmax(1)[torch.arange(length + 2), [*target, END]]
         tokens = [[tables["source"].tokenizer.token(i) for i in source]]
         answers = [[tables["output"].tokenizer.token(i) for i in target]]
-        found = translation_model.score_batch(tokens, answers)[0].log_probs
+        found = translator.score_batch(tokens, answers)[0].log_probs
         np.testing.assert_allclose(found, expected.numpy(), atol=2e-4)
 
 
@@ -163,10 +161,8 @@ def test_narrow_weights_make_a_smaller_model_of_nearly_the_same_probabilities(
     found = {}
     for name, kind in (("whole", None), ("narrow", quantization)):
         export_ctranslate2(run, tmp_path / name, step=None, quantization=kind)
-        translation_model = ctranslate2.TranslationModel(
-            str(tmp_path / name), device="cpu", intra_threads=1
-        )
-        scores = translation_model.score_batch(sources, targets)
+        translator = ctranslate2.Translator(str(tmp_path / name), device="cpu", intra_threads=1)
+        scores = translator.score_batch(sources, targets)
         found[name] = np.array([score.log_probs for score in scores])
     together = np.stack([values.ravel() for values in found.values()])
     assert np.corrcoef(together)[0, 1] > agreement

@@ -36,7 +36,7 @@ from dist_embed.train.translation import Translator, Written
 from tests.distributed.pool import WorkerPool
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Pairs, Sharded, Tiny, random_pairs
-from tests.unit.test_loader import step_content
+from tests.unit.step_content import step_content
 
 ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 BATCH_TOKENS = 60

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,8 @@ import pytest
 
 from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.tokenizer import SPACE, Tokenizer
-from dist_embed.vectors.settings import PretrainedSection
 from tests.distributed.pool import RemoteError, WorkerPool
-from tests.distributed.test_pretrained import run
-
-# How rows start from vectors that the test itself opens.
-start_from = partial(PretrainedSection, uri="vectors")
+from tests.distributed.started_rows import run, start_from
 
 gensim = pytest.importorskip("gensim")
 WIDTH = 8

@@ -21,7 +21,7 @@ from dist_embed.embedding.plan import shard_of
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.parallel.group import Group
 from tests.distributed.pool import WorkerPool
-from tests.distributed.test_checkpoint_resharding import saver_of
+from tests.distributed.savers import saver_of
 
 STORED = Path(__file__).parent / "old_checkpoints"
 ROWS, WIDTH, STEP = 7, 4, 120

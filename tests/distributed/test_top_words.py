@@ -13,7 +13,7 @@ from dist_embed.model.output import OutputShard
 from dist_embed.model.top_words import top_log_probabilities
 from dist_embed.parallel.group import Group
 from tests.distributed.pool import WorkerPool
-from tests.unit.test_top_words import TOKENS, reference, whole_numbers
+from tests.unit.listed_words import TOKENS, reference, whole_numbers
 
 K = 7
 # Rows of the workers, and tokens.

@@ -8,7 +8,7 @@ from unittest import mock
 from dist_embed.parallel.group import Group
 from dist_embed.train import saving
 from tests.distributed.pool import WorkerPool
-from tests.unit.test_train_loop import STEP_SECONDS, Run
+from tests.unit.loop_course import STEP_SECONDS, Run
 
 
 def course_of_one_asked(group: Group) -> tuple[bool, list[Any], list[dict[str, Any]]]:

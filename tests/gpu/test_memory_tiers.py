@@ -25,7 +25,7 @@ from dist_embed.model.search import Searcher
 from dist_embed.model.settings import SearchSection
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import live_tensors, row_multipliers
-from tests.distributed.test_checkpoint_resharding import saver_of
+from tests.distributed.savers import saver_of
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
 from tests.gpu.device import IN_HOST_MEMORY, OPTIMIZERS, TIERS, WEIGHTS, on_cuda_alone
 

@@ -25,11 +25,7 @@ from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.run.folder import only_training
 from tests.integration.conftest import Command
-
-
-def metrics(folder: Path, key: str = "loss") -> dict[int, float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line[key] for line in lines if key in line}
+from tests.integration.run_metrics import metrics
 
 
 def test_the_whole_path(config: str, dist_embed: Command, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.table_tokenizer import TableTokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers, write_tokenizers
 from tests.integration.conftest import Command
-from tests.integration.test_commands import metrics
+from tests.integration.run_metrics import metrics
 
 
 @pytest.mark.heavy

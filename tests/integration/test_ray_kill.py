@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ import pytest
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.parallel.stop import REPEAT_SECONDS
 from tests.integration.conftest import Command
-from tests.integration.test_commands import metrics
+from tests.integration.run_metrics import metrics
+from tests.left_behind import Traces
 
 pytestmark = [
     pytest.mark.heavy, pytest.mark.usefixtures("ray_alone"),
@@ -29,7 +31,8 @@ pytestmark = [
 class Training:
     """Two equal runs: one that nothing befell, and one under Ray that something is done to."""
 
-    def __init__(self, config: str, dist_embed: Command, folder: Path) -> None:
+    def __init__(self, config: str, dist_embed: Command, folder: Path, temporary: Path) -> None:
+        self.temporary = temporary
         settings = [
             config, f"data.uri={folder / 'data'}", "train.max_steps=400",
             "train.evaluate_every=400", "checkpoint.every_steps=20", "cluster.max_failures=1",
@@ -46,6 +49,7 @@ class Training:
         with subprocess.Popen(
             [sys.executable, "-m", "dist_embed.cli.main", *self._command],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env=os.environ | {"TMPDIR": str(self.temporary)},
         ) as process:  # fmt: skip
             deadline = time.monotonic() + 200
             while max(list_steps(str(self.run)), default=0) < 40:
@@ -72,8 +76,10 @@ class Training:
 
 
 @pytest.fixture
-def training(config: str, dist_embed: Command, tmp_path: Path) -> Training:
-    return Training(config, dist_embed, tmp_path)
+def training(config: str, dist_embed: Command, tmp_path: Path) -> Iterator[Training]:
+    # A folder for temporary files with a short name: a socket's path has 107 bytes at most.
+    with tempfile.TemporaryDirectory(prefix="de-", dir="/tmp") as temporary:
+        yield Training(config, dist_embed, tmp_path, Path(temporary))
 
 
 def _child(process: subprocess.Popen[str], name: str) -> psutil.Process:
@@ -106,9 +112,11 @@ def test_a_command_that_is_interrupted_ends_with_a_checkpoint(
     training: Training, number: int, code: int
 ) -> None:
     with training.under_way() as process:
+        traces = Traces(process.pid, training.temporary)
         os.killpg(process.pid, number)
         _, said = process.communicate(timeout=200)
     assert process.returncode == code
+    traces.check_gone()
     found = re.search(r"stopped as asked after step (\d+)", said)
     assert found, said
     assert list_steps(str(training.run))[-1] == int(found[1])
@@ -122,6 +130,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(training: Training) -> None:
                    if "RayTrainWorker" in " ".join(w.cmdline())]  # fmt: skip
         for worker in workers:
             worker.suspend()  # they do not end by themselves
+        traces = Traces(process.pid, training.temporary)
         os.killpg(process.pid, signal.SIGINT)
         assert process.stdout is not None
         while "asked to stop" not in (line := process.stdout.readline()):
@@ -132,6 +141,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(training: Training) -> None:
     assert process.returncode == 130
     assert "Traceback" not in said
     assert not controller.is_running()
+    traces.check_gone()
 
 
 def test_a_killed_command_leaves_no_process_behind(training: Training) -> None:

@@ -9,11 +9,9 @@ import hashlib
 import json
 import random
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -30,122 +28,23 @@ from dist_embed.checkpoint.manifest import (
     OBJECTS,
     CheckpointDamaged,
     CheckpointError,
-    Manifest,
     ManifestName,
     manifest_bytes,
 )
 from dist_embed.checkpoint.read import CheckpointReader
-from dist_embed.checkpoint.state import LiveTensor, TrainingState, own_rows
-from dist_embed.checkpoint.write import Description
-from dist_embed.embedding.row_order import RowOrder
+from dist_embed.checkpoint.state import LiveTensor, TrainingState
 from dist_embed.errors import StoreUnavailable
-from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
-from tests.checkpoints import write_checkpoint
-from tests.stores.s3_server import FORGETS_SECONDS, MotoServer, S3Server, connect
-
-ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
-OLDER, NEWER = ManifestName(5, 0), ManifestName(10, 0)
-
-
-def state_of(step: int) -> TrainingState:
-    """The state at a step: other values at each, and 0 for one that nothing was loaded into."""
-    draw = torch.Generator().manual_seed(step)
-    tensors = {
-        "table.words.weight": LiveTensor(torch.randn(300, 8, generator=draw), 0, 300, False),
-        "table.words.momentum1": LiveTensor(torch.rand(300, generator=draw), 0, 300, False),
-        "model.out.weight": LiveTensor.whole(torch.randn(20, 9, generator=draw)),
-        "model.scale": LiveTensor.whole(torch.randn((), generator=draw)),
-    }
-    scalars = {"position": {"epoch": step}, "validation_loss": step / 2}
-    return TrainingState(ONE, step, tensors, {"words": RowOrder(300).multiplier}, scalars, "f" * 64)
-
-
-def save(store: ObjectStore, state: TrainingState, chunk_bytes: int) -> Manifest:
-    description = Description(
-        state.step, state.fingerprint, {name: t.info for name, t in state.tensors.items()},
-        state.row_multipliers, json.dumps(state.scalars),
-    )  # fmt: skip
-    return write_checkpoint(store, description, own_rows(state), chunk_bytes=chunk_bytes)
-
-
-def assert_holds(state: TrainingState, step: int) -> None:
-    """That a state is bit for bit `state_of` the step."""
-    expected = state_of(step)
-    assert (state.step, state.scalars) == (step, expected.scalars)
-    for name, tensor in expected.tensors.items():
-        assert torch.equal(state.tensors[name].data, tensor.data), name
-
-
-@dataclass
-class Run:
-    """A run with a checkpoint of step 5 and one of step 10, which is to be damaged."""
-
-    store: ObjectStore
-    folder: Path
-    older: Manifest
-    newer: Manifest
-
-    def __post_init__(self) -> None:
-        self.files = self._files(NEWER, self.newer)
-        self.older_files = self._files(OLDER, self.older)
-
-    def _files(self, name: ManifestName, manifest: Manifest) -> dict[str, bytes]:
-        paths = sorted((self.folder / OBJECTS / manifest.attempt).iterdir())
-        paths.append(self.folder / name.path)
-        return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in paths}
-
-    def named(self, kind: str) -> list[str]:
-        return [name for name in self.files if name.rsplit("/", 1)[1].startswith(kind)]
-
-    def put(self, changes: dict[str, bytes | None]) -> None:
-        """Put other bytes, or nothing, in place of objects."""
-        for name, data in changes.items():
-            if data is None:
-                (self.folder / name).unlink()
-            else:
-                (self.folder / name).write_bytes(data)
-        if not self.store.is_local:
-            time.sleep(5 * FORGETS_SECONDS)  # until the server looks again
-
-    def mend(self, changes: dict[str, bytes | None]) -> None:
-        self.put({name: self.files[name] for name in changes})
-
-    def check_sound(self) -> None:
-        """What nobody has touched loads."""
-        state = state_of(0)
-        assert load_newest(self.store, state, pytest.fail).step == 10
-        assert_holds(state, 10)
-        CheckpointReader(self.store, read_manifest(self.store, NEWER)).verify()
-
-    def check_refused(self, changes: dict[str, bytes | None]) -> None:
-        """With ``changes`` the newer one is neither loaded nor found sound."""
-        self.put(changes)
-        state = state_of(0)
-        for in_place in (False, True):
-            with pytest.raises(CheckpointDamaged):
-                load_checkpoint(self.store, NEWER, state, in_place=in_place)
-            assert_holds(state, 0)
-        with pytest.raises(CheckpointDamaged):
-            CheckpointReader(self.store, read_manifest(self.store, NEWER)).verify()
-        self.mend(changes)
-
-    def check_passed_over(self, changes: dict[str, bytes | None]) -> None:
-        """With ``changes`` the older one is taken, and it is said why."""
-        self.put(changes)
-        state, said = state_of(0), list[str]()
-        loaded = load_newest(self.store, state, said.append)
-        assert (loaded.step, loaded.damaged) == (5, frozenset({NEWER}))
-        assert len(said) == 1
-        assert said[0].startswith("the checkpoint of step 10 is damaged and not used: ")
-        assert_holds(state, 5)
-        self.mend(changes)
-
-
-def run_at(uri: str, folder: Path, chunk_bytes: int) -> Run:
-    store = open_checkpoints(uri, retry_seconds=10.0)
-    older, newer = (save(store, state_of(step), chunk_bytes) for step in (5, 10))
-    return Run(store, folder / "checkpoints", older, newer)
+from tests.stores.s3_server import MotoServer, S3Server, connect
+from tests.stores.two_checkpoints import (
+    NEWER,
+    ONE,
+    Run,
+    assert_holds,
+    run_at,
+    save,
+    state_of,
+)
 
 
 @pytest.fixture

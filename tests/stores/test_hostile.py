@@ -45,7 +45,7 @@ from dist_embed.errors import StorageError
 from dist_embed.storage.objects import ObjectStore
 from tests.checkpoints import keeping
 from tests.forks import forking
-from tests.stores.test_corruption import NEWER, Run, assert_holds, run_at, save, state_of
+from tests.stores.two_checkpoints import NEWER, Run, assert_holds, run_at, save, state_of
 
 REFUSED = (CheckpointError, StorageError)
 Values = dict[str, Any]

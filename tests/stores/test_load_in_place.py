@@ -9,7 +9,7 @@ import pytest
 from dist_embed.checkpoint.load import load_checkpoint, load_newest
 from dist_embed.checkpoint.manifest import CheckpointDamaged, CheckpointError
 from dist_embed.checkpoint.read import CheckpointReader
-from tests.stores.test_corruption import NEWER, OLDER, Run, assert_holds, run_at, state_of
+from tests.stores.two_checkpoints import NEWER, OLDER, Run, assert_holds, run_at, state_of
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ import yaml
 
 from dist_embed.checkpoint.catalogue import current_names, open_checkpoints, read_manifest
 from dist_embed.config.schema import Config
+from dist_embed.parallel.stop import REPEAT_SECONDS
+from tests.left_behind import Traces
 from tests.stores.fault_proxy import Fault, FaultProxy
 from tests.stores.killing import (
     OLD,
@@ -140,13 +142,11 @@ def test_a_run_asked_to_stop_goes_on_as_if_not(
     )
     command.wait_until(lambda: len(losses(place.uri)) > 5)
     this = psutil.Process(command.process.pid)
+    traces = Traces(this.pid, folder)
+    assert traces.semaphores
     started = this.children(recursive=True)
     if who == "a worker":
-        # Forked from a child of the launcher.
-        workers = [w for c in this.children() if "forkserver" in " ".join(c.cmdline())
-                   for w in c.children()]  # fmt: skip
-        assert len(workers) == 2
-        workers[1].send_signal(number)
+        _workers(this.pid)[1].send_signal(number)
     elif who == "a terminal that closes":
         command.close_terminal()
     elif who == "every process":
@@ -166,9 +166,7 @@ def test_a_run_asked_to_stop_goes_on_as_if_not(
         assert ("Ctrl-C again ends it at once" in said) == (number == signal.SIGINT)
     saved(store, read_manifest(store, newest))
     assert losses(place.uri) == long.losses[:step]
-    _, left = psutil.wait_procs(started, timeout=60)
-    assert left == []
-    assert not [path for path in folder.iterdir() if path.name.startswith(("pymp", "dist_embed"))]
+    traces.check_gone()
     if who == "the group twice":
         return  # what follows is the same for all
     resumed = Command.start(config, tmp_path).ended(0)
@@ -176,6 +174,35 @@ def test_a_run_asked_to_stop_goes_on_as_if_not(
     assert losses(place.uri) == long.losses
     last = read_manifest(store, current_names(store)[-1])
     assert saved(store, last) == long.saved[STEPS]
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once_and_leaves_nothing(
+    shared: Material, place: Place, tmp_path: Path, folder: Path
+) -> None:
+    config = shared.configuration(place, max_steps=STEPS, every_steps=50)
+    command = Command.start(config, tmp_path, TMPDIR=str(folder))
+    command.wait_until(lambda: len(losses(place.uri)) > 5)
+    traces = Traces(command.process.pid, folder)
+    assert traces.semaphores
+    for worker in _workers(command.process.pid):
+        worker.suspend()  # they do not end by themselves
+    for _ in range(2):
+        os.killpg(command.process.pid, signal.SIGINT)
+        time.sleep(REPEAT_SECONDS + 0.1)
+    said, complaint = command.process.communicate(timeout=30)
+    assert command.process.returncode == 130, complaint
+    assert "Ctrl-C again ends it at once" in said
+    assert "Traceback" not in complaint
+    traces.check_gone()
+
+
+def _workers(pid: int) -> list[psutil.Process]:
+    """Forked from a child of the launcher."""
+    started = psutil.Process(pid).children()
+    servers = [child for child in started if "forkserver" in " ".join(child.cmdline())]
+    found = [worker for server in servers for worker in server.children()]
+    assert len(found) == 2
+    return found
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dist_embed"
 # A package may import itself, the packages before it, and every package's module `settings`: that
 # imports the ground, which are modules, and others of its kind alone.
-GROUND = ["errors", "section"]
+GROUND = ["errors", "installed", "section"]
 LAYERS = [
-    *GROUND, "storage", "config", "observe", "parallel", "data", "vectors", "embedding", "model",
-    "optim", "checkpoint", "run", "train", "explore", "export", "cluster", "bench", "study", "cli",
+    *GROUND, "storage", "config", "observe", "parallel", "data", "vectors",
+    "embedding", "model", "optim", "checkpoint", "run", "train", "explore", "export", "cluster",
+    "bench", "study", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
@@ -33,6 +34,16 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"line {node.lineno}: relative import"
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def imported_tests(tree: ast.AST) -> list[str]:
+    """Imports from a module of tests: what tests share has a module of its own."""
+    return [
+        f"line {line}: {name}"
+        for line, name in imports(tree)
+        if name.split(".")[0] == "tests"
+        and any(part.startswith("test_") for part in name.split("."))
+    ]
 
 
 def upward_imports(tree: ast.AST, package: str) -> list[str]:
@@ -90,6 +101,21 @@ def test_an_upward_import_is_found() -> None:
     of_settings = "from dist_embed.train.settings import TrainSection\n"
     assert upward_imports(ast.parse(of_settings), GROUND[-1]) == []
     assert upward_imports(ast.parse("import dist_embed.storage.uri"), GROUND[-1]) != []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
+def test_no_test_imports_from_another(path: Path) -> None:
+    assert imported_tests(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [("from tests.unit.test_saver import state_of", 1), ("import tests.unit.test_saver", 1),
+     ("def f():\n    from tests.unit import test_saver", 1), ("from tests.checkpoints import x", 0),
+     ("from torch.test_case import x", 0)],
+)  # fmt: skip
+def test_an_import_of_a_test_is_found(code: str, found: int) -> None:
+    assert len(imported_tests(ast.parse(code))) == found
 
 
 def test_only_cluster_imports_ray() -> None:

@@ -30,6 +30,7 @@ from dist_embed.cluster.work import BASELINE, EVALUATE, STEP
 from dist_embed.data.proof import FileInfo
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
 from dist_embed.observe.plot import plot_into
+from tests.unit.printed_tables import cells
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
 
@@ -67,15 +68,6 @@ def config(tmp_path: Path, instead: Instead, prepared: Prepared) -> str:
     path.write_text(yaml.safe_dump(values))
     instead("cluster.preparation.ensure_data", prepared.data)
     return str(path)
-
-
-def cells(text: str) -> list[list[str]]:
-    """Of the printed tables, without the lines below their heads."""
-    return [
-        [cell.strip() for cell in line.split("|")[1:-1]]
-        for line in text.splitlines()
-        if line.startswith("|") and not line.startswith("|-")
-    ]
 
 
 def written(path: Path) -> dict[str, Any]:

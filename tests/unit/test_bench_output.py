@@ -24,7 +24,7 @@ from dist_embed.errors import RunFailed
 from dist_embed.model.logit_blocks import Picked
 from dist_embed.observe.quiet import private_log_folder
 from dist_embed.parallel.group import Group
-from tests.unit.test_bench_commands import cells
+from tests.unit.printed_tables import cells
 
 CPU = torch.device("cpu")
 # 36 tokens against 300 rows: whole logits are 42 KiB, and blocks of 32 tokens 37.5 KiB.

@@ -22,9 +22,9 @@ from dist_embed.embedding.row_order import RowOrder
 from dist_embed.storage import uri as storage
 from dist_embed.train.word_recall import recall_by_count
 from tests.checkpoints import write_checkpoint
+from tests.unit.printed_tables import cells
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
-from tests.unit.test_bench_commands import cells
 
 LOSSES = {6: 1.25, 7: 0.5, 8: 0.75}  # step 5 has none
 

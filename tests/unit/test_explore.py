@@ -45,9 +45,9 @@ from dist_embed.storage.parquet import read_parquet
 from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.write import Block, write_vectors
+from tests.unit.printed_tables import cells
 from tests.unit.small_run import small_run, word_tokenizer
-from tests.unit.test_bench_commands import cells
-from tests.unit.test_vector_files import read
+from tests.unit.vector_entries import read
 
 SOURCE = [f"s{n}" for n in range(150)] + ["naïve", "東京", "a<b>", "</script>"]
 TARGET = [f"t{n}" for n in range(40)]

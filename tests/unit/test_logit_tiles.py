@@ -10,7 +10,7 @@ from dist_embed.model import logit_tiles, output
 from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.model.top_words import top_log_probabilities
-from tests.unit.test_model_output import (
+from tests.unit.output_problem import (
     ALONE,
     ROWS,
     TOKENS,

@@ -16,7 +16,7 @@ from dist_embed.model import output
 from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.model.output import OutputShard, sharded_cross_entropy
 from dist_embed.model.top_words import top_log_probabilities
-from tests.unit.test_model_output import ALONE, ROWS, TOKENS, WIDTH, problem
+from tests.unit.output_problem import ALONE, ROWS, TOKENS, WIDTH, problem
 
 TILES = [1, 4 * 8 * 4, 10**6]
 

@@ -13,7 +13,7 @@ from dist_embed.data.loader import Loader, Position
 from dist_embed.data.token_blocks import TokenBlocks
 from dist_embed.data.token_shards import ShardInfo, TokenPairs, write_shard
 from tests.unit.small_corpus import count
-from tests.unit.test_loader import epoch_of, same, step_content
+from tests.unit.step_content import epoch_of, same, step_content
 
 BUDGET = 4096  # four slots
 Corpus = tuple[str, list[ShardInfo]]

@@ -27,7 +27,7 @@ from dist_embed.storage.objects import Buffer
 from dist_embed.train.loop import Hooks, train_loop
 from dist_embed.train.settings import TrainSection
 from dist_embed.train.step import StepResult
-from tests.unit.test_saver import GatedStore, saver_of, state_of
+from tests.unit.gated_store import GatedStore, saver_of, state_of
 
 
 @pytest.fixture

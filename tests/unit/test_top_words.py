@@ -9,37 +9,12 @@ import torch
 
 from dist_embed.cli.main import main
 from dist_embed.model import top_words
-from dist_embed.model.logit_blocks import exponentials, log_normaliser
 from dist_embed.model.output import OutputShard
 from dist_embed.model.top_words import best_of_shard, merge_shards, top_log_probabilities
 from dist_embed.parallel.group import Group
+from tests.unit.listed_words import TOKENS, WIDTH, reference, whole_numbers
 
 ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
-TOKENS, WIDTH = 21, 4
-
-
-def whole_numbers(num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Hidden states, rows and ids whose logits are exact, and often equal."""
-    generator = torch.Generator().manual_seed(3)
-    hidden = torch.randint(-2, 3, (TOKENS, WIDTH), generator=generator).float()
-    weight = torch.randint(-1, 2, (num_rows, WIDTH), generator=generator).float()
-    return hidden, weight, torch.randperm(num_rows, generator=generator)
-
-
-def reference(
-    hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, shards: list[int], k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """All logits at once, sorted by value and id; the normaliser of shards of so many rows."""
-    logits = hidden @ weight.t()
-    parts = [exponentials(part.clone()) for part in logits.split(shards, dim=1)]
-    maximum, total = (torch.stack(part) for part in zip(*parts, strict=True))
-    best, words = [], []
-    for row in logits.tolist():
-        ordered = sorted(zip(row, ids.tolist(), strict=True), key=lambda pair: (-pair[0], pair[1]))
-        best.append([value for value, _ in ordered[:k]])
-        words.append([word for _, word in ordered[:k]])
-    log_z = log_normaliser(maximum, total).unsqueeze(1)
-    return torch.tensor(best) - log_z, torch.tensor(words)
 
 
 @pytest.mark.parametrize("rows_of_tile", [2, 5, 100])

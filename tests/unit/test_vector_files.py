@@ -24,6 +24,7 @@ from dist_embed.vectors.fasttext_binary import FastTextBinary
 from dist_embed.vectors.file import HeldSegment, VectorFile, VectorFileError, check_count
 from dist_embed.vectors.formats import detect_format, open_vectors
 from dist_embed.vectors.stream import Forward, go_to, open_stream, read_up_to
+from tests.unit.vector_entries import read
 
 PACKED = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 WORDS = ["the", ",", "über", "a" * 300, "東京", "naïve"]
@@ -44,24 +45,6 @@ def as_binary(words: Sequence[str], vectors: NDArray[np.float32], end: bytes = b
     for word, row in zip(words, vectors, strict=True):
         parts += [word.encode(), b" ", row.astype("<f4").tobytes(), end]
     return b"".join(parts)
-
-
-def read(file: VectorFile, num_parts: int = 1) -> tuple[list[str], NDArray[np.float32]]:
-    """Every entry, as the workers together see them, brought into the file's order."""
-    entries: list[tuple[int, str, NDArray[np.float32]]] = []
-    for part in range(num_parts):
-        last = -1
-        for segment in file.segments(part, num_parts):
-            assert segment.origin > last
-            last = segment.origin + len(segment.words) - 1
-            rows = segment.vectors(range(len(segment.words)))
-            entries += [
-                (segment.origin + n, word, row)
-                for n, (word, row) in enumerate(zip(segment.words, rows, strict=True))
-            ]
-    entries.sort(key=lambda entry: entry[0])
-    assert len({number for number, _, _ in entries}) == len(entries)
-    return [word for _, word, _ in entries], np.array([row for _, _, row in entries])
 
 
 def read_whole(uri: str) -> None:

@@ -1,0 +1,37 @@
+"""What processes may leave behind: each other, semaphores, temporary files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+
+class Traces:
+    """Of a process and all that it has started by now, while they live.
+
+    Attributes:
+        semaphores: files of named ones that they have mapped.
+    """
+
+    def __init__(self, pid: int, temporary: Path) -> None:
+        process = psutil.Process(pid)
+        self._temporary = temporary
+        self._processes = [process, *process.children(recursive=True)]
+        self.semaphores = {path for one in self._processes for path in _semaphores(one.pid)}
+
+    def check_gone(self) -> None:
+        """Nothing of it is there any more, once they have ended."""
+        _, left = psutil.wait_procs(self._processes, timeout=60)
+        for orphan in left:
+            orphan.kill()
+        assert left == []
+        assert [path for path in self.semaphores if path.exists()] == []
+        ours = ("pymp", "dist_embed")
+        assert [p for p in self._temporary.iterdir() if p.name.startswith(ours)] == []
+
+
+def _semaphores(pid: int) -> set[Path]:
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    fields = (line.split(maxsplit=5) for line in lines)
+    return {Path(field[5]) for field in fields if len(field) == 6 and "/dev/shm/sem." in field[5]}

@@ -1,0 +1,97 @@
+"""What somebody who changes the code runs: launch/test.sh and the hooks of pre-commit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+HOOKS: dict[str, Any] = {
+    hook["id"]: hook
+    for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    for hook in repo["hooks"]
+}
+
+
+def stand_in(folder: Path, name: str) -> None:
+    program = folder / "bin" / name
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.write_text(f"#!/usr/bin/env bash\necho {name} $*\n")
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("given", "to_pytest"),
+    [
+        ([], "-m not heavy"),
+        (["-k", "x"], "-m not heavy -k x"),
+        (["--quick"], "-m not heavy tests/unit"),
+        (["--quick", "-x"], "-m not heavy tests/unit -x"),
+        (["--all", "tests/gpu"], "tests/gpu"),
+    ],
+)
+def test_what_is_checked_before_which_tests(
+    given: list[str], to_pytest: str, tmp_path: Path
+) -> None:
+    for name in ("dist-embed", "ruff", "mypy", "python"):
+        stand_in(tmp_path, name)
+    done = subprocess.run(
+        ["bash", "launch/test.sh", *given], cwd=ROOT, capture_output=True, text=True, check=True,
+        env={"PATH": "/usr/bin:/bin", "DIST_EMBED_VENV": str(tmp_path)}, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "ruff check .", "ruff format --check .", "mypy",
+        f"python -m pytest -n 2 --dist loadfile --no-loadscope-reorder {to_pytest}",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hook", "text", "code", "left"),
+    [
+        ("ruff-check", "import os\n", 1, "import os\n"),
+        ("ruff-check", '"""Fine."""\n', 0, '"""Fine."""\n'),
+        ("ruff-format", "x = { 1:2 }\n", 0, "x = {1: 2}\n"),
+    ],
+)
+def test_hooks_run_the_pinned_tools_on_the_files_given(
+    hook: str, text: str, code: int, left: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "one.py"
+    file.write_text(text)
+    command = f'{HOOKS[hook]["entry"]} "{file}"'  # as pre-commit calls it: words, then files
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+        env={**os.environ, "DIST_EMBED_VENV": sys.prefix},
+    )  # fmt: skip
+    assert (done.returncode, file.read_text()) == (code, left), done.stderr
+
+
+def test_types_are_checked_of_the_whole_project(tmp_path: Path) -> None:
+    for name in ("dist-embed", "mypy"):
+        stand_in(tmp_path, name)
+    assert HOOKS["mypy"]["pass_filenames"] is False
+    done = subprocess.run(
+        ["bash", "-c", HOOKS["mypy"]["entry"]], cwd=ROOT, capture_output=True, text=True,
+        check=True, env={"PATH": "/usr/bin:/bin", "DIST_EMBED_VENV": str(tmp_path)}, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "mypy\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda p: p.name)
+def test_templates_of_issues_can_be_read(path: Path) -> None:
+    found = yaml.safe_load(path.read_text())
+    if path.name == "config.yml":
+        assert set(found) == {"blank_issues_enabled"}
+        return
+    assert {"name", "description", "body"} <= set(found)
+    for field in found["body"]:
+        assert field["type"] in ("textarea", "input", "markdown", "dropdown", "checkboxes")
+        assert field["attributes"]["label"]
+    ids = [field["id"] for field in found["body"]]
+    assert len(set(ids)) == len(ids)
