@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dist_embed.bench.plain_model import Step, plain_training_step
+from dist_embed.bench.tasks import Baseline
 from dist_embed.bench.workers import Prepare, as_it_is, meet, steps_of_data
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import StepBatches
@@ -28,28 +29,27 @@ from dist_embed.train.training import build_train_step
 from dist_embed.train.worker import Context
 
 
-def baseline_task(context: Context) -> dict[str, Any]:
+def baseline_task(context: Context, asked: Baseline) -> dict[str, Any]:
     """Target tokens/s of each side. Collective.
 
-    Options: ``precisions``, of fp32 and bf16; ``rounds`` of ``steps`` steps each; every round runs
-    for each precision ours, the plain model and with ``compile`` the plain model compiled, on the
-    same batches. All of them make a round before the clock starts. A compiled side is left out,
-    with the reason, where PyTorch cannot compile it.
+    Every round runs for each precision ours, the plain model and where it is asked for the plain
+    model compiled, on the same batches. All of them make a round before the clock starts. A
+    compiled side is left out, with the reason, where PyTorch cannot compile it.
     """
-    config, group, options = context.config, context.group, context.options
-    data = data_of_all(config, group, context.data_folder)
+    config, group = context.config, context.group
+    data = data_of_all(config, group, asked.data_folder)
     steps = partial(steps_of_data, config, data, group, accumulate=1)
     sides: dict[str, tuple[Step, Prepare]] = {}
     left_out: dict[str, str] = {}
-    count = options["steps"]
-    for precision in options["precisions"]:
+    count = asked.steps
+    for precision in asked.precisions:
         sides[f"dist_embed {precision}"] = _our_step(config, data, group, precision)
         plain = partial(
             plain_training_step, config, data.vocabulary_size["source"],
             data.vocabulary_size["target"], group, bf16=precision == "bf16",
         )  # fmt: skip
         sides[f"plain DDP {precision}"] = plain(), as_it_is
-        if options["compile"]:
+        if asked.compiled:
             name = f"plain DDP {precision}, compiled"
             started = time.perf_counter()
             first = [w.batches[0] for w in islice(steps(), count)]
@@ -63,13 +63,13 @@ def baseline_task(context: Context) -> dict[str, Any]:
                 took = time.perf_counter() - started
                 context.reporter.line(f"{name}: compiled in {took:.0f} s")
     speeds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in range(options["rounds"] + 1):
+    for number in range(asked.rounds + 1):
         for name, side in sides.items():
             speed = _measure(*side, steps(), count, group)
             if number:
                 speeds[name].append(speed)
         if number:
-            context.reporter.line(f"round {number} of {options['rounds']} done")
+            context.reporter.line(f"round {number} of {asked.rounds} done")
     return {
         "tokens_per_second": {name: median(found) for name, found in speeds.items()},
         "all_rounds": speeds,

@@ -7,10 +7,10 @@ from statistics import median
 from typing import Any, Literal
 
 from dist_embed.cluster.launch import launch
-from dist_embed.cluster.work import TRAIN
 from dist_embed.config.schema import Config
 from dist_embed.run.metrics import read_metrics
 from dist_embed.storage import uri as storage
+from dist_embed.train.tasks import Train
 
 LAUNCHERS: tuple[Literal["local", "ray"], ...] = ("local", "ray")
 
@@ -43,7 +43,7 @@ def measure_launchers(
             values["checkpoint"]["every_steps"] = steps + 1
             short = Config.model_validate(values)
             launch(
-                TRAIN, short, {}, vocabulary_size=vocabulary_size, on_event=lambda _: None,
+                Train(), short, vocabulary_size=vocabulary_size, on_event=lambda _: None,
                 launcher=name,
             )  # fmt: skip
             seconds = [m["step_seconds"] for m in read_metrics(run_uri) if "step_seconds" in m]

@@ -9,12 +9,12 @@ from dist_embed.bench.vocabulary_memory import largest_that
 from dist_embed.bench.words_folder import write_words_folder
 from dist_embed.bench.workers import Say
 from dist_embed.cluster.launch import launch
-from dist_embed.cluster.work import TRAIN
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
+from dist_embed.train.tasks import Train
 
 STEPS = 3
 
@@ -49,15 +49,15 @@ def measure_run(case: Case, *, num_workers: int, say: Say) -> RunPeaks | None:
         for lives in (1, 2):
             try:
                 found = launch(
-                    TRAIN, _config(case, folder, num_workers, lives * STEPS),
-                    {"data_folder": data.folder_uri}, vocabulary_size=size, word_tables=True,
-                    on_event=lambda event: None, launcher="local",
+                    Train(data.folder_uri), _config(case, folder, num_workers, lives * STEPS),
+                    vocabulary_size=size, word_tables=True, on_event=lambda event: None,
+                    launcher="local",
                 )  # fmt: skip
             except (RunFailed, UserError) as exc:
                 say(f"  failed: {str(exc).splitlines()[-1][:200]}")
                 return None
-            assert found["steps"] == lives * STEPS
-            peaks.append(found["peak_memory_bytes"])
+            assert found.steps == lives * STEPS
+            peaks.append(found.peak_memory_bytes)
     return RunPeaks(*peaks)
 
 

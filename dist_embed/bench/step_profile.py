@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from dist_embed.bench.device_tables import build_filled_translator
 from dist_embed.bench.host_waits import told_waits
+from dist_embed.bench.tasks import ProfileSteps
 from dist_embed.bench.trace import STEP, WINDOW, read_trace
 from dist_embed.bench.workers import meet, steps_of_data
 from dist_embed.data.loader import StepBatches
@@ -26,17 +27,14 @@ from dist_embed.train.worker import Context
 _FIRST_RECORDED = 2
 
 
-def step_task(context: Context) -> dict[str, Any]:
+def step_task(context: Context, asked: ProfileSteps) -> dict[str, Any]:
     """Time, trace and host waits of training steps, prepared before as a run's loader does.
     Collective.
-
-    Options: ``steps`` to time, and as many to record, worker 0's into the file ``trace``;
-    ``data_folder``: see `data_of_all`.
     """
-    group, count = context.group, context.options["steps"]
+    group, count = context.group, asked.steps
     device = group.device
     before = count + _FIRST_RECORDED
-    step, works = _build(context, before + count + 2)  # none of them is the last
+    step, works = _build(context, asked.data_folder, before + count + 2)  # none of them is the last
 
     def run(first: int, number: int) -> None:
         for place in range(first, first + number):
@@ -62,8 +60,8 @@ def step_task(context: Context) -> dict[str, Any]:
         run(before + count, 1)
     if profiler is None:
         return {}
-    profiler.export_chrome_trace(context.options["trace"])
-    found = read_trace(context.options["trace"])
+    profiler.export_chrome_trace(asked.trace)
+    found = read_trace(asked.trace)
     busy = found.busy_seconds
     return {
         "workers": group.num_workers,
@@ -81,14 +79,16 @@ def step_task(context: Context) -> dict[str, Any]:
         "on_host": [asdict(entry) for entry in found.on_host],
         "waits": [asdict(entry) for entry in found.waits],
         "waits_by_place": dict(places),
-        "trace": context.options["trace"],
+        "trace": asked.trace,
     }
 
 
-def _build(context: Context, count: int) -> tuple[TrainStep, list[StepBatches]]:
+def _build(
+    context: Context, data_folder: str | None, count: int
+) -> tuple[TrainStep, list[StepBatches]]:
     """What runs the configured step, and the first ``count`` steps of it. Collective."""
     config, group = context.config, context.group
-    data = data_of_all(config, group, context.data_folder)
+    data = data_of_all(config, group, data_folder)
     translation_model = build_filled_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translation_model.transformer)
     output = build_output(

@@ -8,12 +8,12 @@ from typing import Any
 
 from dist_embed.cli.bench_options import (
     add_device_options,
-    add_json_option,
+    add_output_option,
     at_least,
     device_and_workers,
     write_figures,
 )
-from dist_embed.cli.trained_run import add_worker_options, on_workers, run_config
+from dist_embed.cli.trained_run import add_worker_options, run_config
 from dist_embed.storage.temporary import temporary_folder
 
 
@@ -34,7 +34,7 @@ def _add_checkpoint(kinds: Any) -> None:
     parser.add_argument("--width", type=at_least(1), default=64, help="default 64")
     add_device_options(parser, "where the table lies; default auto")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_checkpoint)
 
 
@@ -103,7 +103,7 @@ def _add_pretrained(kinds: Any) -> None:
     parser.add_argument("--folder", metavar="DIR", help="for the file; default: a temporary one")
     parser.add_argument("--workers", type=at_least(1), default=2, help="default 2")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_pretrained)
 
 
@@ -141,7 +141,7 @@ def _add_table_export(kinds: Any) -> None:
     parser.add_argument("--parts", type=at_least(1), default=8, help="one of so many; default 8")
     parser.add_argument("--folder", metavar="DIR", help="for the files; default: a temporary one")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_table_export)
 
 
@@ -183,37 +183,38 @@ def _add_export(kinds: Any) -> None:
     parser.add_argument("--split", default="test", help="test (default) or validation")
     parser.add_argument("--step", type=int, help="checkpoint; default: lowest validation loss")
     add_worker_options(parser)
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_export)
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from dataclasses import asdict
 
+    from dist_embed.api.inference import evaluate
     from dist_embed.bench.export import measure_engine
     from dist_embed.cli.table import print_table
-    from dist_embed.cluster.work import EVALUATE
     from dist_embed.data.token_shards import PreparedData, read_texts
 
     config = run_config(arguments.run, arguments)
-    options = {"split": arguments.split, "step": arguments.step}
-    result = on_workers(EVALUATE, config, options, arguments.launcher)
-    folder = result["data_folder"]
+    result = evaluate(
+        config, split=arguments.split, step=arguments.step, launcher=arguments.launcher
+    )
+    folder = result.data_folder
     data = PreparedData.read(folder)
     sources, references = read_texts(folder, data.splits[arguments.split])
     found = measure_engine(
-        config, result["step"], sources, references, result["translations"], [None, "int8"]
+        config, result.step, sources, references, result.translations, [None, "int8"]
     )
     print(
-        f"{arguments.split} of {arguments.run}, checkpoint of step {result['step']}: "
+        f"{arguments.split} of {arguments.run}, checkpoint of step {result.step}: "
         f"{len(sources):,} sentences, beam {config.search.beam}"
     )
     rows = [
-        [f"dist_embed, {config.cluster.num_workers} workers", "", f"{result['bleu']:.2f}",
-         f"{result['sentences_per_second']:.1f}", ""],
+        [f"dist_embed, {config.cluster.num_workers} workers", "", f"{result.bleu:.2f}",
+         f"{result.sentences_per_second:.1f}", ""],
         *([f"CTranslate2 {one.kind}", f"{100 * one.same / len(sources):.1f} %", f"{one.bleu:.2f}",
            f"{one.sentences_per_second:.1f}", f"{one.model_bytes / 2**20:.1f}"] for one in found),
     ]  # fmt: skip
     print_table(["", "translated as by us", "BLEU", "sentences/s", "MiB"], rows)
-    ours = {key: result[key] for key in ("bleu", "sentences_per_second", "step")}
+    ours = {key: getattr(result, key) for key in ("bleu", "sentences_per_second", "step")}
     write_figures(arguments, {"ours": ours, "engine": [asdict(one) for one in found]})

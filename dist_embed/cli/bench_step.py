@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
+from dist_embed.cli.bench_options import add_output_option, at_least, write_figures
 from dist_embed.cli.config import add_config_arguments
 from dist_embed.config.load import load_config
 from dist_embed.errors import UserError
@@ -30,14 +30,14 @@ def add_kinds(kinds: Any) -> None:
         "--profile", metavar="FOLDER", required=True,
         help="write the trace there, as trace.json.gz: for chrome://tracing or ui.perfetto.dev",
     )  # fmt: skip
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_step)
 
 
 def _step(arguments: argparse.Namespace) -> None:
+    from dist_embed.bench.tasks import ProfileSteps
     from dist_embed.cli.table import print_table
     from dist_embed.cluster.launch import launch
-    from dist_embed.cluster.work import STEP
     from dist_embed.config.paths import with_absolute_paths
     from dist_embed.data.preparation import ensure_data
 
@@ -46,12 +46,9 @@ def _step(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     config = with_absolute_paths(config, on_cluster=False)
     data = ensure_data(config, print)
-    options = {
-        "steps": arguments.steps, "trace": str(folder / "trace.json.gz"),
-        "data_folder": data.folder_uri,
-    }  # fmt: skip
+    task = ProfileSteps(arguments.steps, str(folder / "trace.json.gz"), data.folder_uri)
     found = launch(
-        STEP, config, options, vocabulary_size=data.vocabulary_size, word_tables=data.word_tables,
+        task, config, vocabulary_size=data.vocabulary_size, word_tables=data.word_tables,
         on_event=lambda event: print(event["text"]), launcher="local",
     )  # fmt: skip
     print(

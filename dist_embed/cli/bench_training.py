@@ -7,7 +7,7 @@ from typing import Any
 
 from dist_embed.cli.bench_options import (
     add_device_options,
-    add_json_option,
+    add_output_option,
     at_least,
     device_and_workers,
     write_figures,
@@ -39,9 +39,9 @@ def _add_baseline(kinds: Any) -> None:
 def _baseline(arguments: argparse.Namespace) -> None:
     import torch
 
+    from dist_embed.bench.tasks import Baseline
     from dist_embed.cli.table import print_table
     from dist_embed.cluster.launch import launch
-    from dist_embed.cluster.work import BASELINE
     from dist_embed.config.paths import with_absolute_paths
     from dist_embed.data.preparation import ensure_data
     from dist_embed.parallel.device import has_native_bf16, resolve_device
@@ -53,12 +53,11 @@ def _baseline(arguments: argparse.Namespace) -> None:
     if config.train.precision == "auto":
         narrow = has_native_bf16(torch.device(resolve_device(config.cluster.device)))
         precisions = ["fp32", "bf16"] if narrow else ["fp32"]
-    options = {
-        "rounds": arguments.rounds, "steps": arguments.steps, "precisions": precisions,
-        "compile": arguments.compile, "data_folder": data.folder_uri,
-    }  # fmt: skip
+    task = Baseline(
+        arguments.rounds, arguments.steps, precisions, arguments.compile, data.folder_uri
+    )
     figures = launch(
-        BASELINE, config, options, vocabulary_size=data.vocabulary_size,
+        task, config, vocabulary_size=data.vocabulary_size,
         on_event=lambda event: print(event["text"]), launcher="local",
     )  # fmt: skip
     speeds = figures["tokens_per_second"]
@@ -120,7 +119,7 @@ def _add_run_options(parser: argparse.ArgumentParser, *, rounds: int, steps: int
     parser.add_argument(
         "--steps", type=at_least(20), default=steps, help=f"per round, 20 or more; default {steps}"
     )
-    add_json_option(parser)
+    add_output_option(parser)
 
 
 def _add_vocabulary(kinds: Any) -> None:
@@ -154,7 +153,7 @@ def _add_vocabulary(kinds: Any) -> None:
         help="also find the largest vocabulary of each kind by filling this machine's memory; on "
         "the CPU alone",
     )  # fmt: skip
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_vocabulary)
 
 
@@ -221,7 +220,7 @@ def _add_balance(kinds: Any) -> None:
     parser.add_argument("--tokens", type=at_least(1), default=8192, help="per worker; default 8192")
     parser.add_argument("--steps", type=at_least(1), default=20, help="default 20")
     parser.add_argument("--plot", metavar="FILE", help="draw the worst steps there; .svg or .png")
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_balance)
 
 

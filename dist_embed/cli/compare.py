@@ -8,11 +8,12 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dist_embed.cli.trained_run import add_worker_options, check_output, on_workers, run_config
+from dist_embed.cli.trained_run import add_worker_options, check_output, run_config
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 
 if TYPE_CHECKING:
+    from dist_embed.train.results import Evaluation
     from dist_embed.train.word_recall import Recall
 
 
@@ -68,7 +69,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         runs[run] = {
             "tokenizer": config.tokenizer.kind,
             "target_vocabulary": targets[run].size,
-            **_evaluated(run, config, data[run], arguments),
+            **asdict(_evaluated(run, config, data[run], arguments)),
         }
         del runs[run]["translations"]
         # A reference may hold the very text that unknown words are shown as.
@@ -106,15 +107,11 @@ def _compare(arguments: argparse.Namespace) -> None:
         write_json(arguments.output, shlex.join(["dist-embed", *sys.argv[1:]]), device, figures)
 
 
-def _evaluated(
-    run: str, config: Config, folder: str, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    from dist_embed.cluster.work import EVALUATE
+def _evaluated(run: str, config: Config, folder: str, arguments: argparse.Namespace) -> Evaluation:
+    from dist_embed.api.inference import evaluate
 
     print(f"translating with {run}", file=sys.stderr, flush=True)
-    options = {"split": arguments.split, "step": None, "data_folder": folder}
-    result: dict[str, Any] = on_workers(EVALUATE, config, options, arguments.launcher)
-    return result
+    return evaluate(config, split=arguments.split, data_folder=folder, launcher=arguments.launcher)
 
 
 def _common_references(configs: dict[str, Config], data: dict[str, str], split: str) -> list[str]:

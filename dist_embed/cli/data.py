@@ -18,11 +18,10 @@ def add_commands(commands: Any) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    from dist_embed.config.paths import with_absolute_paths
-    from dist_embed.data.preparation import ensure_data
+    from dist_embed.api.data import prepare
+    from dist_embed.storage.uri import absolute
 
     config = load_config(arguments.config, arguments.overrides)
-    config = with_absolute_paths(config, on_cluster=False)
-    data = ensure_data(config, print, force=arguments.force, renew=True)
+    data = prepare(config, force=arguments.force)
     sizes = ", ".join(f"{side} {size:,}" for side, size in data.vocabulary_size.items())
-    print(f"prepared in {config.data.uri}; vocabulary: {sizes}")
+    print(f"prepared in {absolute(config.data.uri)}; vocabulary: {sizes}")

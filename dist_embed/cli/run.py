@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import statistics
 import sys
-from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dist_embed.cli.config import add_config_arguments
-from dist_embed.cli.trained_run import add_worker_options, check_output, on_workers, run_config
+from dist_embed.cli.trained_run import add_worker_options, check_output, run_config
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.errors import RunStopped
 from dist_embed.parallel.stop import taken_signal
+from dist_embed.parallel.torchrun import is_first_process, under_torchrun
+
+if TYPE_CHECKING:
+    from dist_embed.train.results import Evaluation, TrainResult
 
 
 def add_commands(commands: Any) -> None:
@@ -60,112 +62,76 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _train(
     path: str, overrides: list[str], launcher: Any = None, force: bool = False
-) -> tuple[Config, dict[str, Any]]:
-    from dist_embed.cluster.fork_server import start_ahead
-    from dist_embed.cluster.work import TRAIN, under_torchrun
+) -> tuple[Config, TrainResult]:
+    from dist_embed.api.training import train
+    from dist_embed.config.paths import with_absolute_paths
+    from dist_embed.observe.events import Screen
+    from dist_embed.train.results import TrainingStopped
 
     config = load_config(path, overrides)
-    if (launcher or config.cluster.chosen_launcher) == "local" and not under_torchrun():
-        start_ahead(config.cluster.device)
-    from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
-    from dist_embed.config.paths import with_absolute_paths
-    from dist_embed.data.preparation import ensure_data
-    from dist_embed.observe.events import Screen
-    from dist_embed.run.folder import check_run_folder, only_training
-
-    config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     stream = sys.stdout
     if under_torchrun():
         # This process is a worker, whose output goes to the run's log; ours stays on the screen.
         stream = os.fdopen(os.dup(1), "w", buffering=1)
         sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     screen = Screen(stream)
-    vocabulary_size: dict[str, int] = {}
-    word_tables = False
-    options: dict[str, Any] = {}
-    is_first = not under_torchrun() or os.environ["RANK"] == "0"
-    with only_training(config.run.uri) if is_first else nullcontext():
-        if is_first:
-            # The other workers wait for worker 0 when they join the group.
-            data = ensure_data(config, lambda text: screen.show({"kind": "line", "text": text}))
-            vocabulary_size, options = data.vocabulary_size, {"data_folder": data.folder_uri}
-            word_tables = data.word_tables
-            check_run_folder(config, data, force=force)
-        try:
-            result = launch(
-                TRAIN, config, options, vocabulary_size=vocabulary_size,
-                word_tables=word_tables, on_event=screen.show, launcher=launcher,
-                stop_seconds=stop_seconds(config),
-            )  # fmt: skip
-        finally:
-            screen.close()
-    if vocabulary_size and not (result["stopped"] and result["resumed_at"] == result["steps"]):
-        screen.show({"kind": "line", "text": _training_summary(config, result)})
-    if result["stopped"]:
-        raise RunStopped(
-            f"stopped as asked after step {result['steps']}; the same command goes on from there"
-        )
-    return config, result
+    stopped: TrainingStopped | None = None
+    try:
+        result = train(config, launcher=launcher, force=force, on_event=screen.show)
+    except TrainingStopped as exc:
+        stopped, result = exc, exc.result
+    finally:
+        screen.close()
+    if is_first_process() and not (stopped and result.resumed_at == result.steps):
+        screen.show({"kind": "line", "text": _training_summary(result)})
+    if stopped:
+        raise stopped
+    return with_absolute_paths(config, on_cluster=False), result
 
 
-def _training_summary(config: Config, result: dict[str, Any]) -> str:
-    if result["resumed_at"] == result["steps"]:
-        return f"already trained: {result['steps']} steps in {config.run.uri}"
-    line = f"trained {result['steps'] - result['resumed_at']} steps"
-    speed = _tokens_per_second(config.run.uri, after_step=result["resumed_at"])
-    if speed:
-        line += f" at {speed:,.0f} target tokens/s"
-    if result["skipped_steps"]:
-        line += f", {result['skipped_steps']} skipped as not finite"
-    return f"{line}; peak memory of worker 0: {result['peak_memory_bytes'] / 2**30:.2f} GiB"
-
-
-def _tokens_per_second(run_uri: str, after_step: int = 0) -> float | None:
-    """Median over the run's log lines of later steps."""
-    from dist_embed.run.metrics import read_metrics
-
-    found = [
-        line["tokens_per_second"]
-        for line in read_metrics(run_uri)
-        if "tokens_per_second" in line and line["step"] > after_step
-    ]
-    return statistics.median(found) if found else None
+def _training_summary(result: TrainResult) -> str:
+    if result.resumed_at == result.steps:
+        return f"already trained: {result.steps} steps in {result.run_uri}"
+    line = f"trained {result.steps - result.resumed_at} steps"
+    if result.tokens_per_second:
+        line += f" at {result.tokens_per_second:,.0f} target tokens/s"
+    if result.skipped_steps:
+        line += f", {result.skipped_steps} skipped as not finite"
+    return f"{line}; peak memory of worker 0: {result.peak_memory_bytes / 2**30:.2f} GiB"
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from dist_embed.cluster.work import EVALUATE
+    from dist_embed.api.inference import evaluate
 
     check_output(arguments.output)
-    config = run_config(arguments.run, arguments)
-    result = on_workers(
-        EVALUATE, config,
-        {"split": arguments.split, "step": arguments.step, "against_exact": True},
-        arguments.launcher,
+    found = evaluate(
+        run_config(arguments.run, arguments), split=arguments.split, step=arguments.step,
+        against_exact=True, launcher=arguments.launcher,
     )  # fmt: skip
-    _print_quality(result)
+    _print_quality(found)
     if arguments.output:
-        text = "".join(f"{translation}\n" for translation in result["translations"])
+        text = "".join(f"{translation}\n" for translation in found.translations)
         Path(arguments.output).write_text(text, encoding="utf-8")
 
 
-def _print_quality(result: dict[str, Any]) -> None:
+def _print_quality(found: Evaluation) -> None:
     print(
-        f"{result['split']}, checkpoint of step {result['step']}: loss {result['loss']:.4f}, "
-        f"perplexity {result['perplexity']:.2f}\n"
-        f"BLEU {result['bleu']:.2f}  chrF {result['chrf']:.2f}  "
-        f"({result['sentences']} sentences, {result['sentences_per_second']:.1f} sentences/s)\n"
-        f"BLEU is {result['bleu_signature']}"
+        f"{found.split}, checkpoint of step {found.step}: loss {found.loss:.4f}, "
+        f"perplexity {found.perplexity:.2f}\n"
+        f"BLEU {found.bleu:.2f}  chrF {found.chrf:.2f}  "
+        f"({found.sentences} sentences, {found.sentences_per_second:.1f} sentences/s)\n"
+        f"BLEU is {found.bleu_signature}"
     )
-    if found := result["against_exact"]:
+    if compared := found.against_exact:
         print(
-            f"candidate lists against all words, on {found['sentences']} of the sentences: BLEU "
-            f"{found['bleu']:.2f} against {found['exact_bleu']:.2f}, {found['same']} translations "
+            f"candidate lists against all words, on {compared.sentences} of the sentences: BLEU "
+            f"{compared.bleu:.2f} against {compared.exact_bleu:.2f}, {compared.same} translations "
             "are the same"
         )
 
 
 def _translate(arguments: argparse.Namespace) -> None:
-    from dist_embed.cluster.work import TRANSLATE
+    from dist_embed.api.inference import translate
     from dist_embed.data.corpus import decoded_lines, read_lines
 
     check_output(arguments.output)
@@ -174,9 +140,8 @@ def _translate(arguments: argparse.Namespace) -> None:
         texts = list(decoded_lines(sys.stdin.buffer, "standard input"))
     else:
         texts = list(read_lines(arguments.input))
-    options = {"texts": texts, "step": arguments.step}
-    answers = on_workers(TRANSLATE, config, options, arguments.launcher) if texts else []
-    lines = "".join(f"{answer}\n" for answer in answers)
+    found = translate(config, texts, step=arguments.step, launcher=arguments.launcher)
+    lines = "".join(f"{line}\n" for line in found)
     if arguments.output == "-":
         sys.stdout.buffer.write(lines.encode())
         sys.stdout.flush()
@@ -212,24 +177,25 @@ def _history(arguments: argparse.Namespace) -> None:
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:
-    from dist_embed.cluster.work import EVALUATE
+    from dist_embed.api.inference import evaluate
+    from dist_embed.api.training import tokens_per_second
     from dist_embed.data.token_shards import PreparedData, read_texts
 
     config, _ = _train(arguments.config, arguments.overrides)
     if taken_signal():  # in the last step
         raise RunStopped("trained; stopped as asked before the test set was translated")
     print("\ntranslating the held-out test set")
-    result = on_workers(EVALUATE, config, {"split": "test", "step": None}, "local")
-    folder = result["data_folder"]
+    found = evaluate(config, launcher="local")
+    folder = found.data_folder
     data = PreparedData.read(folder)
     sources, references = read_texts(folder, data.splits["test"])
-    examples = zip(sources, result["translations"], references, strict=True)
+    examples = zip(sources, found.translations, references, strict=True)
     for source, translation, reference in islice(examples, 2):
         print(f"  source       {source}")
         print(f"  translation  {translation}")
         print(f"  reference    {reference}")
-    _print_quality(result)
-    speed = _tokens_per_second(config.run.uri)
+    _print_quality(found)
+    speed = tokens_per_second(config.run.uri)
     print(f"training: {speed:,.0f} target tokens/s" if speed else "")
     run, untied = (shlex.quote(f"{config.run.uri}{ending}") for ending in ("", "-untied"))
     texts = shlex.quote(f"{folder}/text/test.source.txt")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TypeVar
 
-from dist_embed.cluster.work import BASELINE, INFERENCE, TRAIN, under_torchrun, work
+from dist_embed.cluster.settings import Launcher
 from dist_embed.config.checks import check
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import GIB, available_bytes
@@ -16,30 +16,31 @@ from dist_embed.installed import require
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.parallel.device import resolve_device, resolve_dtype
-from dist_embed.train.needs import baseline_bytes, host_bytes
+from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.train.step_seconds import check_step
+from dist_embed.train.tasks import Task
+
+R = TypeVar("R")
 
 # What a step, or a validation, may still take after the run was asked to stop.
 STEP_SECONDS = 60.0
 
 
 def launch(
-    task: str,
+    task: Task[R],
     config: Config,
-    options: dict[str, Any],
     *,
     vocabulary_size: dict[str, int],
     word_tables: bool = False,
     on_event: Callable[[Event], None],
-    launcher: Literal["ray", "local"] | None = None,
+    launcher: Launcher | None = None,
     stop_seconds: float = 0.0,
-) -> Any:
+) -> R:
     """Run ``task`` on the workers of ``config.cluster`` and return worker 0's result.
 
     Args:
-        task: one of `dist_embed.cluster.work`.
+        task: see `dist_embed.train.tasks`.
         config: the run's configuration.
-        options: the task's own arguments.
         vocabulary_size: rows per side, for the memory check.
         word_tables: whether their words are tables on disk; likewise.
         on_event: takes what is to be shown.
@@ -57,34 +58,35 @@ def launch(
     cluster = config.cluster
     log_folder = str(worker_log_folder(config.run.uri))
 
-    def arguments(device: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """What `work` gets on workers of one kind of device."""
+    def arguments(device: str) -> tuple[Task[R], Config]:
+        """What `run_worker` gets on workers of one kind of device."""
         on_device = cluster.model_copy(update={"device": device})
         resolved = config.model_copy(update={"cluster": on_device})
         check(resolved)  # what `auto` has become may be too little for other settings
-        return task, resolved.model_dump(), options
+        return task, resolved
 
     address = cluster_address(config, launcher)
-    if task == TRAIN and vocabulary_size:  # under torchrun worker 0 alone has it
+    if task.trains and vocabulary_size:  # under torchrun worker 0 alone has it
         _check_step(config, vocabulary_size["target"], address)
+    # Imports PyTorch, as all that follows does.
+    from dist_embed.train.worker import run_worker
+
     if under_torchrun():
-        return work(*arguments(resolve_device(cluster.device)), on_event)
+        return run_worker(*arguments(resolve_device(cluster.device)), on_event)
     if address is None:
-        _check_machine(
-            task, config, options, vocabulary_size, word_tables, resolve_device(cluster.device)
-        )
+        _check_machine(task, config, vocabulary_size, word_tables, resolve_device(cluster.device))
     if (launcher or cluster.chosen_launcher) == "local":
         # Only here, so that the local launcher runs where Ray is not installed.
         from dist_embed.cluster.local import launch_local
 
         return launch_local(
-            work,
+            run_worker,
             arguments(resolve_device(cluster.device)),
             num_workers=cluster.num_workers,
             on_event=on_event,
             log_folder=log_folder,
             stop_seconds=stop_seconds,
-            save_seconds=config.checkpoint.drain_seconds if task == TRAIN else 0.0,
+            save_seconds=config.checkpoint.drain_seconds if task.trains else 0.0,
             device=resolve_device(cluster.device),
         )
     require("ray")
@@ -95,7 +97,7 @@ def launch(
     from dist_embed.cluster.ray_train import launch_ray
 
     return launch_ray(
-        work,
+        run_worker,
         arguments,
         num_workers=cluster.num_workers,
         address=address,
@@ -114,7 +116,7 @@ def stop_seconds(config: Config) -> float:
     return 2 * config.checkpoint.drain_seconds + STEP_SECONDS
 
 
-def cluster_address(config: Config, launcher: Literal["ray", "local"] | None = None) -> str | None:
+def cluster_address(config: Config, launcher: Launcher | None = None) -> str | None:
     """The Ray cluster that a task would run on; None: this machine."""
     if (launcher or config.cluster.chosen_launcher) == "local" or under_torchrun():
         return None
@@ -135,9 +137,8 @@ def _check_step(config: Config, num_words: int, address: str | None) -> None:
 
 
 def _check_machine(
-    task: str, config: Config, options: dict[str, Any], vocabulary_size: dict[str, int],
-    word_tables: bool, device: str,
-) -> None:  # fmt: skip
+    task: Task[R], config: Config, vocabulary_size: dict[str, int], word_tables: bool, device: str
+) -> None:
     """Refuse more workers than this machine can hold, saying what is needed and what there is."""
     import torch
 
@@ -153,16 +154,9 @@ def _check_machine(
     # With a GPU the products are in its memory: it is not asked here, which would take some of it.
     on_cpu = torch.device("cpu")
     narrow = device == "cpu" and resolve_dtype(config.train.precision, on_cpu) != torch.float32
-    if task == BASELINE:
-        each = baseline_bytes(
-            config, vocabulary_size, precisions=options["precisions"],
-            compiled=options["compile"], tier=tier,
-        )  # fmt: skip
-    else:
-        each = host_bytes(
-            config, vocabulary_size, training=task not in INFERENCE,
-            narrow_products=narrow, tier=tier, word_tables=word_tables,
-        )  # fmt: skip
+    each = task.host_bytes(
+        config, vocabulary_size, narrow_products=narrow, tier=tier, word_tables=word_tables
+    )
     there = available_bytes()
     if workers * each > there:
         raise UserError(

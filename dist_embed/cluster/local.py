@@ -23,6 +23,7 @@ from dist_embed.cluster.failure import (
 from dist_embed.cluster.fork_server import worker_context
 from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
+from dist_embed.parallel.main_module import without_main_module
 from dist_embed.parallel.parent import end_with_parent
 from dist_embed.parallel.stop import (
     deaf_children,
@@ -49,6 +50,7 @@ def launch_local(
 ) -> Any:
     """Run ``target(*args, emit)`` in ``num_workers`` processes; returns worker 0's result.
 
+    ``target`` is importable: the processes do not import this one's main module.
     Each process gets the environment of ``torchrun`` (RANK, WORLD_SIZE, …). When one fails, the
     others are ended: when one has told its error, not before those that finish a save have had
     ``save_seconds`` for it; when one was killed, after `GRACE_SECONDS`, though a save may be
@@ -73,7 +75,7 @@ def launch_local(
     with stop_on_signals() if stop_seconds else nullcontext():
         try:
             for process in processes:
-                with deaf_children():
+                with deaf_children(), without_main_module():
                     process.start()
             return _watch(processes, events, on_event, log_folder, stop_seconds, save_seconds)
         finally:

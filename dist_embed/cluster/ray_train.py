@@ -107,7 +107,7 @@ def launch_ray(
 
     Args:
         target: importable on every node.
-        arguments: its arguments, plain values, for workers on ``cpu`` or ``cuda``.
+        arguments: its arguments, which can be pickled, for workers on ``cpu`` or ``cuda``.
         num_workers: W.
         address: cluster to use; None: a Ray of our own on this machine.
         device: ``auto``: CUDA where the cluster has a GPU for every worker.

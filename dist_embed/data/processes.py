@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from dist_embed.errors import UserError
+from dist_embed.parallel.main_module import without_main_module
 from dist_embed.parallel.parent import end_with_parent
 from dist_embed.parallel.stop import deaf_children, hear_sigterm
 
@@ -46,6 +47,7 @@ class Processes:
     ) -> Iterator[Result]:
         """Like Executor.map, but with at most one block more than processes under way.
 
+        ``function`` is importable: the processes do not import this one's main module.
         Raises what the function raises, and UserError where a process was ended from outside.
         """
         under_way: deque[Future[Result]] = deque()
@@ -55,7 +57,7 @@ class Processes:
                     yield self._result(under_way.popleft())
                 # The main process acts upon a signal to the whole group, and ends them. Of
                 # signals they hear SIGTERM alone, see `_start`.
-                with deaf_children():
+                with deaf_children(), without_main_module():
                     under_way.append(self._executor.submit(function, *args))
             while under_way:
                 yield self._result(under_way.popleft())

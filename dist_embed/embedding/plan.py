@@ -1,4 +1,4 @@
-"""Which tables a model has, and which rows of them each worker holds.
+"""Which rows of a table each worker holds, and how they are kept and sent.
 
 A table is split by rows into contiguous, equally long shards, one per worker. Row-wise shards of
 TorchRec have ``ceil(rows / workers)`` rows, which can leave the last worker with none; FBGEMM's CPU
@@ -13,14 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dist_embed.embedding.row_order import RowOrder
-from dist_embed.model.settings import ShareEmbeddings
-
-# Which table plays which role. Tying is naming the same table twice.
-TABLE_OF_ROLE: dict[ShareEmbeddings, dict[str, str]] = {
-    "none": {"source": "source", "target": "target", "output": "output"},
-    "decoder": {"source": "source", "target": "decoder", "output": "decoder"},
-    "all": {"source": "shared", "target": "shared", "output": "shared"},
-}
 
 
 @dataclass(frozen=True)
@@ -56,29 +48,3 @@ def shard_of(num_rows: int, rank: int, num_workers: int) -> Shard:
     physical = -(-num_rows // num_workers)
     first = min(rank * physical, num_rows)
     return Shard(first, min(physical, num_rows - first), physical)
-
-
-def rows_of_role(vocabulary_size: dict[str, int], oov_buckets: int) -> dict[str, int]:
-    """Table rows for each role, from the vocabulary sizes of both sides and hashed source rows."""
-    target = vocabulary_size["target"]
-    return {"source": vocabulary_size["source"] + oov_buckets, "target": target, "output": target}
-
-
-def table_specs(
-    rows_of_role: dict[str, int], width: int, sharing: ShareEmbeddings
-) -> dict[str, TableSpec]:
-    """The tables that ``sharing`` asks for, by name.
-
-    Raises:
-        ValueError: roles with different vocabularies are to share a table.
-    """
-    specs: dict[str, TableSpec] = {}
-    for role, table in TABLE_OF_ROLE[sharing].items():
-        spec = TableSpec(table, rows_of_role[role], width)
-        if specs.setdefault(table, spec) != spec:
-            raise ValueError(
-                f"model.share_embeddings={sharing!r} lets {role} share table {table!r}, but their "
-                f"vocabularies differ: {spec.num_rows} rows against {specs[table].num_rows}; "
-                "set tokenizer.shared=true or model.share_embeddings to none or decoder"
-            )
-    return specs

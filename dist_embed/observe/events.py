@@ -6,8 +6,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -39,13 +39,31 @@ def silent_reporter() -> Reporter:
     return Reporter(lambda event: None)
 
 
+@contextmanager
+def shown_by(
+    on_event: Callable[[Event], None] | None, stream: IO[str] | None = None
+) -> Iterator[Callable[[Event], None]]:
+    """What takes the events of a ``with`` block: the caller's function, or where there is none a
+    `Screen` on ``stream``.
+    """
+    if on_event is not None:
+        yield on_event
+        return
+    screen = Screen(stream)
+    try:
+        yield screen.show
+    finally:
+        screen.close()
+
+
 class Screen:
-    """Shows events: a bar on a terminal, plain lines elsewhere."""
+    """Shows events: a bar on a terminal and in a notebook, plain lines elsewhere."""
 
     def __init__(self, stream: IO[str] | None = None) -> None:
         self._stream = stream or sys.stdout
         self._bar: tqdm[Any] | None = None
-        self._is_terminal = self._stream.isatty()
+        # A notebook's stream is no terminal, but a line there can be written over as well.
+        self._is_terminal = self._stream.isatty() or _is_of_notebook(self._stream)
         self._last_line = -math.inf
 
     def show(self, event: Event) -> None:
@@ -98,6 +116,10 @@ class Screen:
                 f"{event['tokens_per_second']:,.0f} tokens/s  ETA {duration(event['eta_seconds'])}"
             )
             print(text, file=self._stream, flush=True)
+
+
+def _is_of_notebook(stream: IO[str]) -> bool:
+    return type(stream).__module__.startswith("ipykernel.")
 
 
 def duration(seconds: float) -> str:

@@ -104,15 +104,19 @@ def exit_on_signals(*, for_good: bool = False) -> Iterator[None]:
 def stop_on_signals(*, second_ends: bool = True) -> Iterator[None]:
     """For the length of a block `SIGNALS` make the request instead of ending the process.
 
-    With ``second_ends`` a second Ctrl-C, `REPEAT_SECONDS` after the first, ends the process at
-    once, as `exit_on_signals` does. A request counts to the block's end, one made before it too.
-    Beyond that end what was handled before is handled so again; but in a process without
-    `exit_on_signals`, a worker, signals are ignored once one has made the request, for its launcher
-    passes on what the whole group has got, and in one of the local launcher in any case: it has
-    done what it was to do, and tells so. What was ignored before stays so. In any but the main
-    thread Python takes no signals: there somebody else makes the request.
+    With ``second_ends``, for the process that has workers, a second Ctrl-C, `REPEAT_SECONDS` after
+    the first, ends what it does at once, as `exit_on_signals` does, or where that is not in force,
+    in a script or a notebook, by KeyboardInterrupt. A request counts to the block's end, one made
+    before it too. Beyond that end what was handled before is handled so again; but in a worker
+    (without ``second_ends`` and `exit_on_signals`) signals are ignored once one has made the
+    request, for its launcher passes on what the whole group has got, and in one of the local
+    launcher in any case: it has done what it was to do, and tells so. What was ignored before
+    stays so. In any but the main thread Python takes no signals: there somebody else makes the
+    request.
     """
     global _requested
+    if second_ends and _exits is None:
+        forget_signals()
     interrupted_at: float | None = None
     ended, taken = False, False
 
@@ -129,13 +133,15 @@ def stop_on_signals(*, second_ends: bool = True) -> Iterator[None]:
             interrupted_at = now
         elif now - interrupted_at > REPEAT_SECONDS:
             ended = True  # no third one interrupts what the second one ends
+            if _exits is None:
+                raise KeyboardInterrupt
             _end_by(number)
 
     before = _handle(on_signal) if threading.current_thread() is threading.main_thread() else {}
     try:
         yield
     finally:
-        if _exits is None and (taken or _parent_asks):
+        if _exits is None and not second_ends and (taken or _parent_asks):
             _restore(dict.fromkeys(before, signal.SIG_IGN))
         else:
             _restore(before)

@@ -13,21 +13,21 @@ from typing import Any
 
 import torch
 
+from dist_embed.api.inference import evaluate
+from dist_embed.api.training import train
 from dist_embed.bench.report import machine
 from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read_manifest
-from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
-from dist_embed.cluster.work import EVALUATE, TRAIN
+from dist_embed.cluster.launch import cluster_address
 from dist_embed.config.load import load_config
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.renamed import with_old_names
 from dist_embed.config.schema import Config
-from dist_embed.data.preparation import data_digest, ensure_data
+from dist_embed.data.preparation import data_digest
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.errors import ConfigError, RunStopped
 from dist_embed.observe.events import Event
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.stop import taken_signal
-from dist_embed.run.folder import only_training
 from dist_embed.run.metrics import read_metrics
 from dist_embed.section import NO_RESULT, keys_marked
 from dist_embed.storage import uri as storage
@@ -35,6 +35,7 @@ from dist_embed.study import unchanged
 from dist_embed.study.plan import Combination, combinations, overrides_of
 from dist_embed.study.schema import TrainingStudy
 from dist_embed.study.word_vectors import ensure_word_vectors
+from dist_embed.train.results import Evaluation, TrainingStopped
 
 Say = Callable[[str], None]
 # Stands for the study's folder in values of keys.
@@ -210,25 +211,18 @@ def _vector_files(study: TrainingStudy, config: Config) -> list[str]:
 
 
 def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[str, Any]:
-    with only_training(config.run.uri):
-        data = ensure_data(config, lambda text: on_event({"kind": "line", "text": text}))
-        result = launch(
-            TRAIN, config, {"data_folder": data.folder_uri}, stop_seconds=stop_seconds(config),
-            vocabulary_size=data.vocabulary_size, word_tables=data.word_tables, on_event=on_event,
-        )  # fmt: skip
-    if result["stopped"] or taken_signal():  # the latter in the last step
-        raise RunStopped(f"stopped as asked after step {result['steps']} of {config.run.uri}")
-    found = launch(
-        EVALUATE,
-        config,
-        {
-            "split": "test", "step": None, "training_tokens": TRAINING_TOKENS,
-            "data_folder": data.folder_uri,
-        },
-        vocabulary_size=data.vocabulary_size,
-        word_tables=data.word_tables,
-        on_event=on_event,
-    )  # fmt: skip
+    try:
+        # The run's name has a digest of what decides on it: other differences are none.
+        trained = train(config, force=True, on_event=on_event)
+        stopped = taken_signal()  # in the last step
+    except TrainingStopped as exc:
+        trained, stopped = exc.result, 1
+    if stopped:
+        raise RunStopped(f"stopped as asked after step {trained.steps} of {config.run.uri}")
+    found = evaluate(
+        config, training_tokens=TRAINING_TOKENS, data_folder=trained.data_folder, on_event=on_event
+    )
+    data = PreparedData.read(trained.data_folder)
     lines = read_metrics(config.run.uri)
     validations = [
         (line["step"], line["validation_loss"])
@@ -246,11 +240,12 @@ def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[
 def _measures(
     config: Config,
     data: PreparedData,
-    found: dict[str, Any],
+    found: Evaluation,
     lines: list[dict[str, Any]],
     validations: dict[int, float],
 ) -> dict[str, float]:
-    step = int(found["step"])
+    step = found.step
+    assert found.training_loss is not None
     loss = validations.get(step, math.nan)
     run_uri = config.run.uri
     manifest = read_manifest(open_checkpoints(run_uri), name_of_step(run_uri, step))
@@ -263,9 +258,9 @@ def _measures(
     train = data.splits["train"]
     return {
         "validation_perplexity": math.exp(min(loss, 700.0)),  # beyond that a float overflows
-        "bleu": found["bleu"],
-        "chrf": found["chrf"],
-        "gap": loss - found["training_loss"],
+        "bleu": found.bleu,
+        "chrf": found.chrf,
+        "gap": loss - found.training_loss,
         "parameters": values,
         "tokens_per_second": speed,
         "sentences_per_second": speed * train.sentences / train.target_tokens,

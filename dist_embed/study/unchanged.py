@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
+from dist_embed.api.data import prepare
 from dist_embed.config.schema import Config
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.inputs import compare_inputs, inputs_from_json, record_inputs
-from dist_embed.data.preparation import ensure_data
 from dist_embed.data.token_shards import INDEX_NAME
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
@@ -26,7 +26,7 @@ def check_corpora(configs: Iterable[Config], say: Say) -> None:
     """
     for config in {config.data.uri: config for config in configs}.values():
         if storage.exists(storage.join(config.data.uri, INDEX_NAME)):
-            ensure_data(config, say)
+            prepare(config, renew=False, on_event=lambda event: say(event["text"]))
 
 
 def record(files: list[str], say: Say) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.train.assemble import TranslationModel
+from dist_embed.train.results import AgainstExact
 from dist_embed.train.scoring import Scorer, score_of_first
 from dist_embed.train.translation import Translator
 
@@ -43,23 +44,6 @@ class Quality:
     seconds: float
     translations: list[str]
     scored: list[str]
-
-
-@dataclass(frozen=True)
-class AgainstExact:
-    """What candidate lists do to some of a split's sentences.
-
-    Attributes:
-        sentences: how many, spread evenly over the split.
-        bleu: of their translations with lists.
-        exact_bleu: of those by a search among all words.
-        same: how many translations are the same.
-    """
-
-    sentences: int
-    bleu: float
-    exact_bleu: float
-    same: int
 
 
 @torch.no_grad()
@@ -93,9 +77,9 @@ def exact_loss(
         rank=group.rank,
         num_workers=group.num_workers,
         accumulate=1,
-        num_ids=lookup.rows_of_role,
+        num_ids=lookup.num_ids,
     )
-    exact = translation_model.shard.in_float32()
+    exact, table = translation_model.shard.in_float32(), lookup.table_of["output"]
     translation_model.transformer.eval()
     total, tokens = 0.0, 0
     for work in loader.steps(Position()):
@@ -110,8 +94,8 @@ def exact_loss(
         )
         _, nll = sharded_cross_entropy(
             hidden,
-            lookup.output_rows_of(batch.target_output),
-            lookup.output_weight(),
+            lookup.orders[table].rows_of(batch.target_output),
+            lookup.weight(table),
             exact,
             work.token_counts[0],
         )

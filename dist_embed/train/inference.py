@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from functools import partial
-from typing import Any
 
 from dist_embed.checkpoint.load import load_chosen
+from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
@@ -24,28 +23,22 @@ from dist_embed.train.assemble import (
     TranslationModel,
     build_translation_model,
     build_translator,
-    live_tensors,
-    row_multipliers,
 )
 from dist_embed.train.evaluate import (
-    AgainstExact,
     against_exact,
     evaluate_translations,
     exact_loss,
 )
+from dist_embed.train.results import AgainstExact, Evaluation, Translations
 from dist_embed.train.search_choice import search_choice
+from dist_embed.train.tasks import Evaluate, Translate
 from dist_embed.train.worker import Context
 
 
-def evaluate_task(context: Context) -> dict[str, Any]:
-    """Loss and translation quality of a run's checkpoint on a split. Collective.
-
-    Options: ``split``; ``step`` (None: the best checkpoint); ``training_tokens``, if given: also
-    the loss of so many tokens of the training data; ``against_exact``, if given: also what
-    candidate lists lose, see the function of that name; ``data_folder``: see `data_of_all`.
-    """
-    config, split = context.config, context.options["split"]
-    data = data_of_all(config, context.group, context.data_folder)
+def evaluate_task(context: Context, asked: Evaluate) -> Evaluation:
+    """Loss and translation quality of a run's checkpoint on a split. Collective."""
+    config, split = context.config, asked.split
+    data = data_of_all(config, context.group, asked.data_folder)
     data_uri = data.folder_uri
     with all_or_none(context.group):
         data.held_out(split, config.data.uri)
@@ -54,7 +47,7 @@ def evaluate_task(context: Context) -> dict[str, Any]:
             if told := data.not_proven(config.data.uri):
                 context.reporter.line(told)
         tokenizers = load_tokenizers(config.run.uri)
-    translation_model, step = _load_for_inference(context, tokenizers)
+    translation_model, step = _load_for_inference(context, tokenizers, asked.step)
     loss = exact_loss(translation_model, data_uri, data, split, config.train.batch_tokens)
     quality = evaluate_translations(
         build_translator(config, translation_model, tokenizers, context.reporter.line),
@@ -62,51 +55,51 @@ def evaluate_task(context: Context) -> dict[str, Any]:
         bleu_tokenize=config.search.bleu_tokenize,
     )  # fmt: skip
     compared: AgainstExact | None = None
-    wanted = context.options.get("against_exact")
-    if wanted and search_choice(config, translation_model.shard.num_rows).frequent:
+    if asked.against_exact and search_choice(config, translation_model.shard.num_rows).frequent:
         among_all = config.search.model_copy(update={"candidates": 0})
         exact = config.model_copy(update={"search": among_all})
         compared = against_exact(
             build_translator(exact, translation_model, tokenizers), quality, data_uri, data, split,
             bleu_tokenize=config.search.bleu_tokenize,
         )  # fmt: skip
-    training_tokens = context.options.get("training_tokens")
-    training_loss = training_tokens and exact_loss(
-        translation_model, data_uri, data, "train", config.train.batch_tokens,
-        at_least=training_tokens,
-    )  # fmt: skip
-    return {
-        "data_folder": data_uri,
-        "split": split,
-        "step": step,
-        "loss": loss,
-        "training_loss": training_loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "bleu": quality.bleu,
-        "chrf": quality.chrf,
-        "bleu_signature": quality.signature,
-        "against_exact": compared and asdict(compared),
-        "sentences": quality.sentences,
-        "sentences_per_second": quality.sentences / quality.seconds,
-        "translations": quality.translations,
-        "scored": quality.scored,
-    }
+    training_loss: float | None = None
+    if asked.training_tokens:
+        training_loss = exact_loss(
+            translation_model, data_uri, data, "train", config.train.batch_tokens,
+            at_least=asked.training_tokens,
+        )  # fmt: skip
+    return Evaluation(
+        data_folder=data_uri,
+        split=split,
+        step=step,
+        loss=loss,
+        training_loss=training_loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        bleu=quality.bleu,
+        chrf=quality.chrf,
+        bleu_signature=quality.signature,
+        against_exact=compared,
+        sentences=quality.sentences,
+        sentences_per_second=quality.sentences / quality.seconds,
+        translations=quality.translations,
+        scored=quality.scored,
+    )
 
 
-def translate_task(context: Context) -> list[str]:
-    """Translations of ``options["texts"]`` by the checkpoint ``options["step"]``. Collective."""
+def translate_task(context: Context, asked: Translate) -> Translations:
+    """Translations of some lines by a run's checkpoint. Collective."""
     with all_or_none(context.group):
         tokenizers = load_tokenizers(context.config.run.uri)
-    translation_model, _ = _load_for_inference(context, tokenizers)
+    translation_model, step = _load_for_inference(context, tokenizers, asked.step)
     say = context.reporter.line
     translator = build_translator(context.config, translation_model, tokenizers, say)
-    return translator.of(context.options["texts"])
+    return Translations(step, translator.of(asked.lines))
 
 
 def _load_for_inference(
-    context: Context, tokenizers: dict[str, Tokenizer]
+    context: Context, tokenizers: dict[str, Tokenizer], wanted: int | None
 ) -> tuple[TranslationModel, int]:
-    """The translator of the wanted checkpoint. Collective."""
+    """The model of the wanted checkpoint, and its step. Collective."""
     config = context.config
     vocabulary_size = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
     # Its rows come from the checkpoint: none is drawn.
@@ -126,7 +119,7 @@ def _load_for_inference(
         after_writing=translation_model.lookup.after_writing,
     )
     step = load_chosen(
-        config.run.uri, context.options.get("step"), state, context.reporter.line,
+        config.run.uri, wanted, state, context.reporter.line,
         in_place=config.checkpoint.saving == "in_place",
     )  # fmt: skip
     return translation_model, step

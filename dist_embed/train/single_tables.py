@@ -12,10 +12,9 @@ from dist_embed.config.schema import Config
 from dist_embed.data.prepare import read_counts, read_occurrences, sides_unknown
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import Tokenizer
-from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.pretrained import TableStart
-from dist_embed.model.settings import ShareEmbeddings
+from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.model.translation_tables import SIDE_OF_ROLE, sides_of_table
 from dist_embed.optim.schedule import Rates, Schedule
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage import uri as storage
@@ -23,14 +22,6 @@ from dist_embed.train.table_settings import table_settings
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.settings import PretrainedSection
-
-SIDE_OF_ROLE = {"source": "source", "target": "target", "output": "target"}
-
-
-def sides_of_table(share: ShareEmbeddings, role: str) -> list[str]:
-    """The sides whose words the table of a role serves, one or both."""
-    tables = TABLE_OF_ROLE[share]
-    return sorted({SIDE_OF_ROLE[other] for other in tables if tables[other] == tables[role]})
 
 
 def coverage_name(table: str) -> str:
@@ -79,7 +70,7 @@ def rates_of(config: Config) -> Rates:
 def start_tables(
     config: Config,
     data: PreparedData,
-    lookup: RowLookup,
+    lookup: ShardedTables,
     tokenizers: Callable[[], dict[str, Tokenizer]],
     say: Callable[[str], None],
 ) -> dict[str, Coverage]:
@@ -97,7 +88,7 @@ def start_tables(
     Raises:
         UserError: a file cannot be used. The run must not go on.
     """
-    role_of_table = {lookup.table_of_role[role]: role for role in SIDE_OF_ROLE}
+    role_of_table = {lookup.table_of[role]: role for role in SIDE_OF_ROLE}
     coverages: dict[str, Coverage] = {}
     for table, settings in table_settings(config).items():
         if settings.pretrained is None:
@@ -119,7 +110,7 @@ def _start_table(
     config: Config,
     data: PreparedData,
     wanted: PretrainedSection,
-    lookup: RowLookup,
+    lookup: ShardedTables,
     table: str,
     tokenizer: Tokenizer,
     sides: list[str],
@@ -146,7 +137,7 @@ def _start_table(
         tokenizer,
         wanted,
         seed=config.run.seed,
-        fresh_scale=lookup.initial_scale,
+        fresh_scale=lookup.initial_scale[table],
     )
     return start.fill(file, counts)
 

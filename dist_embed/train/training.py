@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.load import Loaded, load_newest
+from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.retention import Pruner
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
@@ -46,8 +46,6 @@ from dist_embed.train.assemble import (
     build_translation_model,
     build_translator,
     dense_tensors,
-    live_tensors,
-    row_multipliers,
 )
 from dist_embed.train.describe import describe
 from dist_embed.train.evaluate import (
@@ -56,6 +54,7 @@ from dist_embed.train.evaluate import (
     exact_loss,
 )
 from dist_embed.train.loop import Hooks, train_loop
+from dist_embed.train.results import TrainResult
 from dist_embed.train.samples import with_kept_samples
 from dist_embed.train.single_tables import (
     rates_of,
@@ -63,20 +62,20 @@ from dist_embed.train.single_tables import (
     write_coverages,
 )
 from dist_embed.train.step import TrainStep
+from dist_embed.train.tasks import Train
 from dist_embed.train.translation import Translator
 from dist_embed.train.worker import Context
 
 
 @stop_on_signals(second_ends=False)  # torchrun passes on what the terminal has sent already
-def train_task(context: Context) -> dict[str, Any]:
+def train_task(context: Context, asked: Train) -> TrainResult:
     """Train a run to its last step, from its newest checkpoint if there is one. Collective.
 
     A request to stop that comes while tables are built and loaded is met before the first step.
-    Option ``data_folder``: see `data_of_all`.
     """
     config, group, reporter = context.config, context.group, context.reporter
     run_uri, train = config.run.uri, config.train
-    data = data_of_all(config, group, context.data_folder)
+    data = data_of_all(config, group, asked.data_folder)
     data_uri = data.folder_uri
     must_equal = vocabularies(partial(digests_of_data, data), group)
     must_equal |= training_data(config.data.uri, data)
@@ -142,7 +141,7 @@ def train_task(context: Context) -> dict[str, Any]:
         rank=group.rank,
         num_workers=group.num_workers,
         accumulate=train.accumulate,
-        num_ids=translation_model.lookup.rows_of_role,
+        num_ids=translation_model.lookup.num_ids,
     )
 
     def validate() -> float:
@@ -176,13 +175,15 @@ def train_task(context: Context) -> dict[str, Any]:
     with all_or_none(group):
         if folder:
             folder.check_end(state.step)
-    return {
-        "steps": state.step,
-        "resumed_at": loaded.step,
-        "stopped": stopped,
-        "skipped_steps": state.scalars["skipped_steps"] - skipped_before,
-        "peak_memory_bytes": peak_memory_bytes(group.device),
-    }
+    return TrainResult(
+        run_uri=run_uri,
+        data_folder=data_uri,
+        steps=state.step,
+        resumed_at=loaded.step,
+        stopped=stopped,
+        skipped_steps=state.scalars["skipped_steps"] - skipped_before,
+        peak_memory_bytes=peak_memory_bytes(group.device),
+    )
 
 
 def build_train_step(

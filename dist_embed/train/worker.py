@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 
-from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.observe.events import Emit, Reporter, silent_reporter
 from dist_embed.observe.quiet import redirect_output, worker_log_folder
@@ -18,9 +16,9 @@ from dist_embed.parallel.device import resolve_device
 from dist_embed.parallel.errors import errors_shared
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.train.step_seconds import threads_per_worker
+from dist_embed.train.tasks import Task
 
-# What a worker is asked to do: a function that every launcher can name (`cluster/work.py`).
-Task = Callable[["Context"], Any]
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -30,29 +28,19 @@ class Context:
     config: Config
     group: Group
     reporter: Reporter
-    options: dict[str, Any]
-
-    @property
-    def data_folder(self) -> str | None:
-        """The prepared data that the launching process has looked into; see `data_of_all`."""
-        folder: str | None = self.options.get("data_folder")
-        return folder
 
 
-def run_worker(
-    task: Task, config_values: dict[str, Any], options: dict[str, Any], emit: Emit
-) -> Any:
-    """Join the group, run ``task``, and return its result.
+def run_worker(task: Task[R], config: Config, emit: Emit) -> R:
+    """Join the group, do ``task``, and return its result.
 
     Args:
-        task: such as `dist_embed.train.training.train_task`.
-        config_values: the configuration as plain values.
-        options: the task's own arguments.
+        task: such as `dist_embed.train.tasks.Train`.
+        config: of the run; for the device that was found.
         emit: takes worker 0's events.
 
     Collective. Whatever fails on one worker is raised on all of them.
     """
-    config = config_from_dict(config_values)
+    do = task.function()  # takes seconds to import: not while others wait
     log_name = f"worker-{os.environ.get('RANK', '0')}.log"
     redirect_output(worker_log_folder(config.run.uri) / log_name)
     torch.set_num_threads(threads_per_worker(config))
@@ -60,4 +48,4 @@ def run_worker(
     device = resolve_device(config.cluster.device)
     with joined_group(device, config.cluster.timeout_seconds) as group, errors_shared(group):
         reporter = Reporter(emit) if group.is_first else silent_reporter()
-        return task(Context(config, group, reporter, options))
+        return do(Context(config, group, reporter))

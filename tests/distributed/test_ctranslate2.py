@@ -21,6 +21,7 @@ from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
 from dist_embed.run.folder import read_run_config
 from dist_embed.train.inference import translate_task
+from dist_embed.train.tasks import Translate
 from dist_embed.train.worker import Context
 from tests.distributed.pool import WorkerPool
 from tests.unit.small_run import small_run, word_tokenizer
@@ -62,8 +63,8 @@ def make_run(
 
 
 def ours(group: Group, run: str, texts: list[str]) -> list[str]:
-    options = {"texts": texts, "step": None}
-    return translate_task(Context(read_run_config(run), group, silent_reporter(), options))
+    context = Context(read_run_config(run), group, silent_reporter())
+    return translate_task(context, Translate(texts)).lines
 
 
 def theirs(

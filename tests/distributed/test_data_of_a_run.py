@@ -6,7 +6,6 @@ import hashlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +16,19 @@ from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, content
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
 from dist_embed.train import training, worker
+from dist_embed.train.tasks import Train
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.unit.small_corpus import prepare, synthetic_corpora
 
 
 def train(
-    group: Group, run: str, data: str, steps: int, *, says_its_data: bool = True, **options: Any
+    group: Group,
+    run: str,
+    data: str,
+    steps: int,
+    data_folder: str | None = None,
+    *,
+    says_its_data: bool = True,
 ) -> int:
     """Train to so many steps; returns where it was resumed."""
     config = config_from_dict(
@@ -39,12 +45,11 @@ def train(
     try:
         if not says_its_data:  # as runs of before
             training.training_data = lambda *_: {}  # type: ignore[assignment]
-        result: dict[str, Any] = training.train_task(
-            worker.Context(config, group, silent_reporter(), options)
-        )
+        context = worker.Context(config, group, silent_reporter())
+        result = training.train_task(context, Train(data_folder))
     finally:
         training.training_data = told
-    return int(result["resumed_at"])
+    return result.resumed_at
 
 
 def test_other_training_data_are_refused_and_moved_ones_are_not(

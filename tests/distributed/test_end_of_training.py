@@ -16,6 +16,7 @@ from dist_embed.data.preparation import ensure_data
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Emit
 from dist_embed.train import training, worker
+from dist_embed.train.tasks import Train
 from tests.stores.killing import configuration
 
 
@@ -26,7 +27,7 @@ def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def train_and_remove(values: dict[str, Any], function: str, folder: str, emit: Emit) -> Any:
+def train_and_remove(config: Config, function: str, folder: str, emit: Emit) -> Any:
     """Train; on worker 0 the folder is removed after a function of the training's module."""
     original = getattr(training, function)
 
@@ -37,13 +38,13 @@ def train_and_remove(values: dict[str, Any], function: str, folder: str, emit: E
         return value
 
     setattr(training, function, patched)
-    return worker.run_worker(training.train_task, values, {}, emit)
+    return worker.run_worker(Train(), config, emit)
 
 
 def run(target: Callable[..., Any], config: Config, *arguments: str) -> list[str]:
     lines: list[str] = []
     launch_local(
-        target, (config.model_dump(), *arguments), num_workers=2, log_folder="",
+        target, (config, *arguments), num_workers=2, log_folder="",
         on_event=lambda event: lines.append(str(event.get("text"))),
     )  # fmt: skip
     return lines
@@ -59,8 +60,8 @@ def test_a_run_whose_folder_is_removed_ends_with_an_error(
     assert not (folder / "checkpoints").exists()
 
 
-def train(values: dict[str, Any], emit: Emit) -> Any:
-    return worker.run_worker(training.train_task, values, {}, emit)
+def train(config: Config, emit: Emit) -> Any:
+    return worker.run_worker(Train(), config, emit)
 
 
 def test_a_run_whose_model_is_ruined_ends_with_an_error_and_is_not_saved(

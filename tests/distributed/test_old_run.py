@@ -31,6 +31,8 @@ from dist_embed.parallel.group import Group
 from dist_embed.run.folder import check_run_folder, fingerprint, read_run_config
 from dist_embed.run.metrics import read_metrics
 from dist_embed.train.inference import evaluate_task
+from dist_embed.train.results import Evaluation, TrainResult
+from dist_embed.train.tasks import Evaluate, Train
 from dist_embed.train.training import train_task
 from dist_embed.train.worker import Context
 from tests.distributed.pool import WorkerPool
@@ -46,32 +48,32 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def evaluate(group: Group, run: str) -> tuple[dict[str, Any], list[str]]:
+def evaluate(group: Group, run: str) -> tuple[Evaluation, list[str]]:
     said: list[str] = []
     reporter = Reporter(lambda event: said.append(event.get("text", "")))
-    options = {"split": "test", "step": None}
-    return evaluate_task(Context(read_run_config(run), group, reporter, options)), said
+    context = Context(read_run_config(run), group, reporter)
+    return evaluate_task(context, Evaluate("test")), said
 
 
 def go_on(
     group: Group, run: str, overrides: list[str]
-) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+) -> tuple[Evaluation, TrainResult, list[str]]:
     """What `dist-embed train` does with the user's file, and `evaluate` with the run before."""
     said: list[str] = []
     found, _ = evaluate(group, run)
     config = load_config(f"{run}/run.yaml", [f"run.uri={run}", *overrides])
     data = ensure_data(config, said.append)
     check_run_folder(config, data, force=False)
-    options = {"data_folder": data.folder_uri}
-    trained = train_task(Context(config, group, Reporter(lambda event: None), options))
+    context = Context(config, group, Reporter(lambda event: None))
+    trained = train_task(context, Train(data.folder_uri))
     return found, trained, said
 
 
-def train(group: Group, run: str, steps: int) -> dict[str, Any]:
+def train(group: Group, run: str, steps: int) -> TrainResult:
     config = read_run_config(run)
     longer = config.train.model_copy(update={"max_steps": steps})
     config = config.model_copy(update={"train": longer})
-    return train_task(Context(config, group, Reporter(lambda event: None), {}))
+    return train_task(Context(config, group, Reporter(lambda event: None)), Train())
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -81,16 +83,16 @@ def files_below(folder: Path) -> dict[str, bytes]:
 def test_a_stored_run_computes_what_it_did_and_goes_on(workers: WorkerPool, run: Path) -> None:
     expected = json.loads((run / "expected.json").read_text())
     found, said = workers.run(1, evaluate, str(run))[0]
-    assert found["translations"] == expected["translations"]
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    assert found["step"] == expected["step"]
+    assert found.translations == expected["translations"]
+    assert found.loss == pytest.approx(expected["loss"], rel=1e-5)
+    assert found.step == expected["step"]
     assert [line for line in said if "not proven" in line] == [
         f"{run}/data was prepared before data carried digests: it is read, but not proven. "
         "Prepared again, it is"
     ]
     step = expected["step"]
     (trained,) = workers.run(1, train, str(run), step + 1)
-    assert (trained["resumed_at"], trained["steps"]) == (step, step + 1)
+    assert (trained.resumed_at, trained.steps) == (step, step + 1)
 
 
 def test_stored_data_are_taken_as_they_are(run: Path) -> None:
@@ -123,9 +125,9 @@ def test_a_run_from_before_text_had_a_form_goes_on_with_its_file(
     expected = json.loads((run / "expected.json").read_text())
     overrides = ["train.max_steps=201", "train.log_every=1"]  # its corpora are not there
     found, trained, said = workers.run(1, go_on, str(run), overrides)[0]
-    assert found["translations"] == expected["translations"]
-    assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4)
-    assert (trained["resumed_at"], trained["steps"]) == (200, 201)
+    assert found.translations == expected["translations"]
+    assert found.loss == pytest.approx(expected["loss"], abs=1e-4)
+    assert (trained.resumed_at, trained.steps) == (200, 201)
     store = open_checkpoints(str(run))
     newest = read_manifest(store, name_of_step(str(run), 201))
     assert newest.scalars["position"]["plan"] == "bands"

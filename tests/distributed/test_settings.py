@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +38,7 @@ from dist_embed.parallel.group import Group
 from dist_embed.run.folder import fingerprint, read_run_config
 from dist_embed.section import Section
 from dist_embed.train import assemble, training
+from dist_embed.train.tasks import Train
 from dist_embed.train.training import train_task
 from dist_embed.train.worker import Context
 from tests.distributed.configured import DATA, ConfiguredRun, Step, Values, merged
@@ -100,8 +102,8 @@ NARROW: Values = {"train": {"precision": "bf16"}}
 # Keys whose value is an argument of what `train_task` builds.
 ARRIVE = {
     "run.uri": "MetricsLog.run_uri", "run.seed": "Loader.seed", "data.uri": "Loader.data_uri",
-    "embedding.memory": "RowLookup.memory", "embedding.weights": "RowLookup.weights",
-    "embedding.exchange": "RowLookup.exchange",
+    "embedding.memory": "ShardedTables.memory", "embedding.weights": "ShardedTables.weights",
+    "embedding.exchange": "ShardedTables.exchange",
     "model.dropout": "Transformer.dropout",
     "model.attention_dropout": "Transformer.attention_dropout",
     "model.logits_block_mib": "OutputShard.block_bytes", "train.precision": "OutputShard.dtype",
@@ -269,15 +271,14 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
             "load_newest", "TrainStep", "TrainingState", "evaluate_translations",
         )  # fmt: skip
         recorded(
-            stack, calls, assemble, "RowLookup", "Transformer", "OutputShard", "Searcher",
+            stack, calls, assemble, "ShardedTables", "Transformer", "OutputShard", "Searcher",
             "CandidateWords", "UnknownWords",
         )  # fmt: skip
         stack.enter_context(mock.patch.object(training, "build_translation_model", build))
         stack.enter_context(mock.patch.object(training, "train_loop", loop))
         train_task(
-            Context(
-                config_from_dict(values), group, Reporter(lambda e: lines.append(e["text"])), {}
-            )
+            Context(config_from_dict(values), group, Reporter(lambda e: lines.append(e["text"]))),
+            Train(),
         )
     wanted = {*ARRIVE.values(), *ARRIVE_TOO.values()}
     found["calls"] = {name: value for name, value in calls.items() if name in wanted}
@@ -421,8 +422,8 @@ def resumed(group: Group, values: dict[str, Any], lost: int) -> dict[str, Any]:
         stack.enter_context(mock.patch.object(PreparedData, "read", return_value=data))
         lines: list[str] = []
         reporter = Reporter(lambda event: lines.append(event["text"]))
-        result = train_task(Context(config_from_dict(values), group, reporter, {}))
-    return result | {
+        result = train_task(Context(config_from_dict(values), group, reporter), Train())
+    return asdict(result) | {
         "started": started, "after_step": calls.get("MetricsLog.after_step"),
         "damaged": calls["Saver.damaged"], "flushes": calls["Saver.beforehand"] is not None,
         "lines": lines, "hooks": calls["hooks"], "ended": ended,
@@ -436,6 +437,9 @@ def test_a_run_that_goes_on_tells_what_it_has_done(
     config = config_of(tmp_path, data_uri)
     for rank, found in enumerate(workers.run(2, resumed, dump(config), lost)):
         assert found.pop("peak_memory_bytes") > 10**7
+        assert found.pop("run_uri") == config.run.uri
+        assert found.pop("data_folder")
+        assert found.pop("tokens_per_second") is None  # the launching process knows
         lines = found.pop("lines")
         assert found == {
             "steps": 9, "resumed_at": 5, "stopped": lost > 0, "skipped_steps": lost, "started": [],
@@ -462,8 +466,10 @@ def translated(
     with torch.no_grad():
         translation_model.transformer.decoder_norm.weight.zero_()
         translation_model.transformer.decoder_norm.bias.fill_(1.0)
-        best = translation_model.lookup.ids_of_own_output_rows() == UNKNOWN
-        translation_model.lookup.output_weight().copy_(torch.where(best, 1.0, -1.0).unsqueeze(1))
+        lookup = translation_model.lookup
+        table = lookup.table_of["output"]
+        best = lookup.ids_of_own_rows(table) == UNKNOWN
+        lookup.weight(table).copy_(torch.where(best, 1.0, -1.0).unsqueeze(1))
     with ExitStack() as stack:
         recorded(stack, calls, assemble, "Translator")
         translation = assemble.build_translator(config, translation_model, tokenizers)

@@ -14,7 +14,8 @@ from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.run.metrics import read_metrics
-from dist_embed.train import inference, training
+from dist_embed.train.results import Evaluation, TrainResult
+from dist_embed.train.tasks import Evaluate, Task, Train, Translate
 from dist_embed.train.worker import Context
 from tests.distributed.configured import DATA, Values, merged
 from tests.distributed.pool import WorkerPool
@@ -30,25 +31,18 @@ SMALL: Values = {
     "checkpoint": {"every_steps": 2},
     "cluster": {"device": "cpu", "num_workers": 2, "launcher": "local"},
 }  # fmt: skip
-Asked = tuple[str, Values, dict[str, Any]]
+Asked = tuple[Task[Any], Values]
 Told = tuple[Any, list[str]]
 
 
 def done(group: Group, values: Values, *tasks: Asked) -> list[Told]:
     """The results of tasks one after the other, and what each said."""
     told: list[Told] = []
-    for task, changes, options in tasks:
+    for task, changes in tasks:
         lines: list[str] = []
         reporter = Reporter(lambda event, lines=lines: lines.append(event.get("text", "")))  # type: ignore[misc]
         config = config_from_dict(merged(values, changes))
-        told.append(
-            (
-                getattr(training if task == "train_task" else inference, task)(
-                    Context(config, group, reporter, options)
-                ),
-                lines,
-            )
-        )
+        told.append((task.function()(Context(config, group, reporter)), lines))
     return told
 
 
@@ -71,42 +65,45 @@ def test_a_resumed_run_equals_one_that_went_through_and_is_evaluated_as_it_was_v
     parts: Values = {"run": {"uri": str(tmp_path / "parts")}}
     data = PreparedData.read(data_uri)
     sources, references = read_texts(data_uri, data.splits["test"])
-    evaluated = {"split": "validation", "step": None, "training_tokens": 40}
-    train: Asked = ("train_task", whole, {})
+    train: Asked = (Train(), whole)
     results = workers.run(
-        2, done, values, train, train, ("evaluate_task", whole, evaluated),
-        ("evaluate_task", whole, {"split": "test", "step": 2}),
-        ("translate_task", whole, {"texts": sources, "step": 2}),
+        2, done, values, train, train, (Evaluate("validation", training_tokens=40), whole),
+        (Evaluate("test", 2), whole), (Translate(sources, 2), whole),
     )  # fmt: skip
     for (first, said), (again, _), (validation, _), (test, _), (translations, _) in results:
-        assert first.pop("peak_memory_bytes") > 0
-        assert again.pop("peak_memory_bytes") > 0
-        assert first == {"steps": 4, "resumed_at": 0, "stopped": False, "skipped_steps": 0}
-        assert again == {"steps": 4, "resumed_at": 4, "stopped": False, "skipped_steps": 0}
+        for trained, resumed_at in ((first, 0), (again, 4)):
+            assert trained.peak_memory_bytes > 0
+            assert trained == TrainResult(
+                run_uri=str(tmp_path / "whole"), data_folder=data.folder_uri, steps=4,
+                resumed_at=resumed_at, stopped=False, skipped_steps=0,
+                peak_memory_bytes=trained.peak_memory_bytes,
+            )  # fmt: skip
+        assert isinstance(validation, Evaluation)
         assert "starting from scratch" in said
         found = lines_of(tmp_path / "whole")
         assert sorted(found) == [1, 2, 3, 4]
         assert {line["skipped_steps"] for line in found.values()} == {0}
         best = min((2, 4), key=lambda step: found[step]["validation_loss"])
-        assert (validation["split"], validation["step"]) == ("validation", best)
-        assert validation["loss"] == pytest.approx(found[best]["validation_loss"], rel=1e-6)
-        assert validation["perplexity"] == pytest.approx(math.exp(validation["loss"]))
-        assert validation["training_loss"] != pytest.approx(validation["loss"], rel=1e-3)
-        assert 1 < validation["training_loss"] < 5
-        assert validation["sentences"] == 7
-        assert validation["sentences_per_second"] > 0
+        assert (validation.split, validation.step) == ("validation", best)
+        assert validation.loss == pytest.approx(found[best]["validation_loss"], rel=1e-6)
+        assert validation.perplexity == pytest.approx(math.exp(validation.loss))
+        assert validation.training_loss != pytest.approx(validation.loss, rel=1e-3)
+        assert 1 < validation.training_loss < 5
+        assert validation.sentences == 7
+        assert validation.sentences_per_second > 0
         if best == 4:
-            assert validation["bleu"] == pytest.approx(found[4]["validation_bleu"])
-            assert validation["chrf"] == pytest.approx(found[4]["validation_chrf"])
-        assert (test["split"], test["step"], test["training_loss"]) == ("test", 2, None)
-        assert test["translations"] == translations
-        assert len(translations) == len(references) == test["sentences"]
+            assert validation.bleu == pytest.approx(found[4]["validation_bleu"])
+            assert validation.chrf == pytest.approx(found[4]["validation_chrf"])
+        assert (test.split, test.step, test.training_loss) == ("test", 2, None)
+        assert test.translations == translations.lines
+        assert translations.step == 2
+        assert len(translations) == len(references) == test.sentences
 
     shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     manifests = tmp_path / "parts" / "checkpoints" / "manifests"
     (manifests / "step-000000004-0.manifest").unlink()
-    for ((second, said),) in workers.run(2, done, values, ("train_task", parts, {})):
-        assert (second["steps"], second["resumed_at"]) == (4, 2)
+    for ((second, said),) in workers.run(2, done, values, (Train(), parts)):
+        assert (second.steps, second.resumed_at) == (4, 2)
         assert "resuming from the checkpoint of step 2" in said
     assert lines_of(tmp_path / "parts") == lines_of(tmp_path / "whole")
 
@@ -119,7 +116,7 @@ def test_what_a_run_says_of_itself_before_it_starts(
         "model": {"output": "sampled", "num_samples": 12, "sampler": "unigram"},
         "train": {"max_steps": 1, "translate_every": 0}, "embedding": {"optimizer": "adagrad"},
     }  # fmt: skip
-    (((_, said),),) = workers.run(1, done, values, ("train_task", sampled, {}))
+    (((_, said),),) = workers.run(1, done, values, (Train(), sampled))
     assert said[0].startswith("1 workers on cpu (")
     assert said[0].endswith("1 threads each), precision fp32")
     # The source has 35 words and 5 hashed rows.

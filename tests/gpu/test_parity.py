@@ -19,6 +19,7 @@ from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.embedding.settings import Tier
 from dist_embed.observe.events import silent_reporter
 from dist_embed.run.metrics import read_metrics
+from dist_embed.train.tasks import Train
 from dist_embed.train.training import train_task
 from dist_embed.train.worker import Context
 from tests.distributed.configured import Values, merged
@@ -75,8 +76,8 @@ def run(device: str, data_uri: str, folder: Path, *changes: Values) -> Found:
     }  # fmt: skip
     config = config_from_dict(merged(RUN, place, *changes))
     with joined_alone(device) as group:
-        told = train_task(Context(config, group, silent_reporter(), {}))
-    assert (told["steps"], told["skipped_steps"]) == (STEPS, 0)
+        told = train_task(Context(config, group, silent_reporter()), Train())
+    assert (told.steps, told.skipped_steps) == (STEPS, 0)
     lines = read_metrics(str(folder))
     losses, norms, validation = (
         [line[name] for line in lines if name in line]

@@ -57,7 +57,9 @@ from dist_embed.run.metrics import MetricsLog, read_metrics
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import Buffer, ObjectStore
 from dist_embed.train import training, worker
+from dist_embed.train.results import TrainResult
 from dist_embed.train.step import TrainStep
+from dist_embed.train.tasks import Train
 from tests.checkpoints import keeping
 from tests.forks import forking
 from tests.integration.conftest import TINY
@@ -364,7 +366,7 @@ class Kill:
 class Ended:
     """Worker 0's result, if it came so far; every worker's exit code and traceback."""
 
-    result: dict[str, Any] | None
+    result: TrainResult | None
     codes: list[int]
     traces: list[str]
 
@@ -378,7 +380,7 @@ def train(config: Config, environment: dict[str, str], kill: Kill | None = None)
     processes = [
         context.Process(
             target=_work, daemon=True,
-            args=(rank, store.port, config.model_dump(), environment, kill, sender),
+            args=(rank, store.port, config, environment, kill, sender),
         )
         for rank, (_, sender) in enumerate(pipes)
     ]  # fmt: skip
@@ -402,7 +404,7 @@ def train(config: Config, environment: dict[str, str], kill: Kill | None = None)
     return Ended(answers[0][0], codes, [trace for _, trace in answers])
 
 
-def _answer(receiver: Connection, deadline: float) -> tuple[dict[str, Any] | None, str]:
+def _answer(receiver: Connection, deadline: float) -> tuple[TrainResult | None, str]:
     try:
         if receiver.poll(max(0.0, deadline - time.monotonic())):
             result, trace = receiver.recv()
@@ -415,7 +417,7 @@ def _answer(receiver: Connection, deadline: float) -> tuple[dict[str, Any] | Non
 def _work(
     rank: int,
     port: int,
-    config_values: dict[str, Any],
+    config: Config,
     environment: dict[str, str],
     kill: Kill | None,
     answer: Connection,
@@ -442,7 +444,7 @@ def _work(
             timer.daemon = True
             timer.start()
     try:
-        result = worker.run_worker(training.train_task, config_values, {}, lambda event: None)
+        result = worker.run_worker(Train(), config, lambda event: None)
     except BaseException:
         answer.send((None, traceback.format_exc()))
         os._exit(1)
@@ -642,8 +644,8 @@ def check_goes_on(config: Config, place: Place, whole: Whole, newest: int) -> No
     ended = train(config, place.environment)
     assert ended.codes == [0, 0], ended.traces
     assert ended.result is not None
-    assert ended.result["resumed_at"] == newest
-    assert ended.result["steps"] == LAST_STEP
+    assert ended.result.resumed_at == newest
+    assert ended.result.steps == LAST_STEP
     assert losses(place.uri) == whole.losses
     store = open_checkpoints(place.uri)
     Pruner(store, keeping(2, 0, 0, 0.0)).prune()

@@ -217,5 +217,5 @@ def test_killed_while_a_damaged_checkpoint_is_replaced(
     assert names == FALLEN_BACK[point]
     ended = train(config, place.environment)
     assert ended.result is not None, ended.traces
-    assert ended.result["resumed_at"] == (4 if (4, 1) in names else 2)
-    check_end(check_committed(place, shared.whole), ended.result["resumed_at"])
+    assert ended.result.resumed_at == (4 if (4, 1) in names else 2)
+    check_end(check_committed(place, shared.whole), ended.result.resumed_at)

@@ -224,8 +224,8 @@ def test_one_worker_asked_to_stop_stops_all_after_the_same_step(
     ended = train(config, {}, Kill("amid a step", 0, asked, signal=signal.SIGTERM))
     assert ended.result is not None, ended.traces
     assert ended.codes == [0, 0]
-    assert ended.result["stopped"]
-    assert ended.result["steps"] == 5
+    assert ended.result.stopped
+    assert ended.result.steps == 5
     assert check_committed(place, shared.whole) == (4, 5)
     check_goes_on(config, place, shared.whole, 5)
 
@@ -241,8 +241,8 @@ def test_a_run_asked_to_stop_before_its_first_step_ends_where_it_began(
     ended = train(config, {}, Kill(point, 1, (1,), signal=signal.SIGTERM))
     assert ended.codes == [0, 0], ended.traces
     assert ended.result is not None
-    assert ended.result["stopped"]
-    assert ended.result["steps"] == OLD[-1]
+    assert ended.result.stopped
+    assert ended.result.steps == OLD[-1]
     assert check_committed(place, shared.whole) == OLD
     check_goes_on(config, place, shared.whole, OLD[-1])
 

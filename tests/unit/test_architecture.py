@@ -16,7 +16,7 @@ GROUND = ["errors", "installed", "section"]
 LAYERS = [
     *GROUND, "storage", "config", "observe", "parallel", "data", "vectors",
     "embedding", "model", "optim", "checkpoint", "run", "train", "explore", "export", "cluster",
-    "bench", "study", "cli",
+    "api", "bench", "study", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
@@ -168,7 +168,8 @@ def test_every_module_says_what_it_is_for() -> None:
      ("dist_embed.cli.main", "torch pydantic fsspec omegaconf tqdm numpy"),
      ("dist_embed.cli.main; dist_embed.cli.main.build_parser()", "torch"),
      ("dist_embed.embedding.memory", "torch"), ("dist_embed.train.needs", "torch"),
-     ("dist_embed.data.preparation", "torch"), ("dist_embed.checkpoint.catalogue", "torchrec")],
+     ("dist_embed.data.preparation", "torch"), ("dist_embed.checkpoint.catalogue", "torchrec"),
+     ("dist_embed.explore.nearest, dist_embed.explore.export", "torchrec fbgemm_gpu")],
 )  # fmt: skip
 def test_what_starts_quickly_imports_little(module: str, without: str) -> None:
     code = f"import sys, {module}; print(*({set(without.split())} & sys.modules.keys()))"

@@ -27,9 +27,9 @@ from dist_embed.bench import (
 )
 from dist_embed.bench import checkpoint as checkpoint_bench
 from dist_embed.bench.memory import peak_bytes, reset_peak
+from dist_embed.bench.tasks import Baseline
 from dist_embed.bench.vocabulary_cases import FULL, KINDS, SAMPLED, SPARSE, Case, Trainer, batches
 from dist_embed.bench.vocabulary_speed import Measured
-from dist_embed.cluster.work import TRAIN
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.tokenizer import END, START
@@ -37,6 +37,7 @@ from dist_embed.errors import RunFailed, UserError
 from dist_embed.observe.quiet import private_log_folder
 from dist_embed.parallel.group import Group
 from dist_embed.run.metrics import MetricsLog
+from dist_embed.train.tasks import Train
 from dist_embed.train.worker import Context
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
@@ -107,8 +108,8 @@ def test_launchers_are_timed_in_turns_without_their_warm_up(
     asked = []
     taken = {"local": iter([1.0, 2.0, 6.0]), "ray": iter([5.0, 3.0, 4.0])}
 
-    def launch(task: str, short: Any, options: Any, **how: Any) -> None:
-        assert (task, options, how["vocabulary_size"]) == (TRAIN, {}, {"source": 7})
+    def launch(task: Any, short: Any, **how: Any) -> None:
+        assert (task, how["vocabulary_size"]) == (Train(), {"source": 7})
         how["on_event"]({"kind": "line", "text": "not shown"})
         asked.append((how["launcher"], short.run.uri))
         train = short.train
@@ -620,9 +621,8 @@ def test_sides_run_in_turns_on_the_same_batches(
     monkeypatch.setattr(baseline, "build_train_step", ours)
     said: list[str] = []
     reporter: Any = SimpleNamespace(line=said.append)
-    options = {"rounds": 3, "steps": 4, "precisions": ["fp32", "bf16"], "compile": False}
-    context = Context(config, alone, reporter, options)
-    found = baseline.baseline_task(context)
+    context = Context(config, alone, reporter)
+    found = baseline.baseline_task(context, Baseline(3, 4, ["fp32", "bf16"], compiled=False))
     names = ["ours fp32", "plain fp32", "ours bf16", "plain bf16"]
     assert [name for name, *_ in sides] == [n for _ in range(4) for n in names for _ in range(4)]
     assert [number for _, number, _, _ in sides] == [1, 2, 3, 4] * 16
@@ -648,10 +648,8 @@ def test_sides_run_in_turns_on_the_same_batches(
     sizes = prepared.data.vocabulary_size
     assert made == [(sizes["source"], sizes["target"])] * 2
     assert said == ["round 1 of 3 done", "round 2 of 3 done", "round 3 of 3 done"]
-    context.options["precisions"] = ["bf16"]
-    assert set(baseline.baseline_task(context)["all_rounds"]) == {
-        "dist_embed bf16", "plain DDP bf16"
-    }  # fmt: skip
+    found = baseline.baseline_task(context, Baseline(3, 4, ["bf16"], compiled=False))
+    assert set(found["all_rounds"]) == {"dist_embed bf16", "plain DDP bf16"}
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -682,9 +680,8 @@ def test_the_plain_model_is_compiled_for_the_batches_that_are_timed(
     monkeypatch.setattr(baseline, "build_train_step", lambda config, *parts: ours)
     said: list[str] = []
     reporter: Any = SimpleNamespace(line=said.append)
-    options = {"rounds": 2, "steps": 4, "precisions": ["bf16"], "compile": True}
-    context = Context(config, alone, reporter, options)
-    found = baseline.baseline_task(context)
+    context = Context(config, alone, reporter)
+    found = baseline.baseline_task(context, Baseline(2, 4, ["bf16"], compiled=True))
     name = "plain DDP bf16, compiled"
     assert list(found["all_rounds"]) == [
         "dist_embed bf16", "plain DDP bf16", *([] if fails else [name])

@@ -14,12 +14,13 @@ from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.checkpoint.write import Description, new_attempt, write_rows
 from dist_embed.cli.main import build_parser, main
-from dist_embed.cluster.work import EVALUATE
 from dist_embed.data.settings import Form
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.training_words import count_target_words
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.storage import uri as storage
+from dist_embed.train.results import Evaluation
+from dist_embed.train.tasks import Evaluate
 from dist_embed.train.word_recall import recall_by_count
 from tests.checkpoints import write_checkpoint
 from tests.unit.printed_tables import cells
@@ -52,9 +53,11 @@ def run(tmp_path: Path) -> str:
     return uri
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+def said(
+    capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0, of: str = "checkpoint"
+) -> str:
     capsys.readouterr()
-    assert main(["checkpoint", *arguments]) == code
+    assert main([of, *arguments]) == code
     told = capsys.readouterr()
     return told.err if code else told.out
 
@@ -168,13 +171,16 @@ def test_inspect(run: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_export(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def exported(*asked: str, code: int = 0) -> str:
+        return said(capsys, "checkpoint", run, *asked, code=code, of="export")
+
     out = str(tmp_path / "out.safetensors")
     # Without a step the lowest validation loss.
-    told = said(capsys, "export", run, out)
+    told = exported("--output", out)
     assert told.startswith(f"step 7 of {run} → {out}\n  ")
-    told = said(capsys, "export", run, out, "--step", "8", "--table", "shared")
+    told = exported("--output", out, "--step", "8", "--table", "shared")
     assert told == f"step 8 of {run} → {out}\n  weight  F32 300 × 1,000\n"
-    refused = said(capsys, "export", run, "s3://x/y.safetensors", code=2)
+    refused = exported("--output", "s3://x/y.safetensors", code=2)
     assert "'s3://x/y.safetensors' is not allowed: safetensors go to a local path" in refused
 
 
@@ -216,11 +222,15 @@ def test_compare(
         signatures[runs[1]] = "tok:13a|case:lc"
     asked: list[Any] = []
 
-    def launch(task: str, config: Any, options: Any, **how: Any) -> Any:
-        asked.append((task, config.run.uri, options, how["launcher"]))
-        return {"step": 1234, "perplexity": 2.345, "bleu": 12.345, "chrf": 45.678,
-                "bleu_signature": signatures[config.run.uri], "translations": references,
-                "scored": [mark + text for text in answers[config.run.uri]]}  # fmt: skip
+    def launch(task: Any, config: Any, **how: Any) -> Evaluation:
+        asked.append((task, config.run.uri, how["launcher"]))
+        return Evaluation(
+            data_folder=prepared.uri, split="test", step=1234, loss=0.852, training_loss=None,
+            perplexity=2.345, bleu=12.345, chrf=45.678,
+            bleu_signature=signatures[config.run.uri], against_exact=None, sentences=130,
+            sentences_per_second=7.0, translations=references,
+            scored=[mark + text for text in answers[config.run.uri]],
+        )  # fmt: skip
 
     shares = iter([0.25, 0.125])
     monkeypatch.setattr("dist_embed.cluster.launch.launch", launch)
@@ -230,8 +240,8 @@ def test_compare(
     )  # fmt: skip
     out = tmp_path / "out.json"
     assert main(["compare", *runs, "--output", str(out)]) == 0
-    asked_for = {"split": "test", "step": None, "data_folder": prepared.uri}
-    assert asked == [(EVALUATE, run, asked_for, "local") for run in runs]
+    asked_for = Evaluate("test", data_folder=prepared.uri)
+    assert asked == [(asked_for, run, "local") for run in runs]
     told = capsys.readouterr()
     assert told.err == "".join(f"translating with {run}\n" for run in runs)
     counts = count_target_words(prepared.uri, lowercase=lowercase, form="none")
@@ -264,7 +274,11 @@ def test_compare(
     assert (figures["counted_in"], figures["unknown_share"]) == (runs[1], 0.125)
     assert (figures["lowercase"], figures["form"]) == (lowercase, form)
     found = figures["runs"][runs[0]]
-    assert not {"translations", "scored"} & found.keys()
+    assert set(found) == {
+        "tokenizer", "target_vocabulary", "data_folder", "split", "step", "loss", "training_loss",
+        "perplexity", "bleu", "chrf", "bleu_signature", "against_exact", "sentences",
+        "sentences_per_second", "recall",
+    }  # fmt: skip
     assert (found["bleu"], found["target_vocabulary"], found["tokenizer"]) == (12.345, 5, "word")
     assert [one["found"] for one in found["recall"]] == [one.found for one in bins]
 

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,25 @@ import torch
 import yaml
 
 from dist_embed.cli.main import main
-from dist_embed.cluster.work import EVALUATE, TRAIN, TRANSLATE
 from dist_embed.errors import RunFailed, RunStopped, StoreUnavailable, UserError
 from dist_embed.run.metrics import MetricsLog
+from dist_embed.train.results import AgainstExact, Evaluation, TrainResult, Translations
+from dist_embed.train.tasks import Evaluate, Train, Translate
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
 
 WORDS = ["a", "b", "c", "d"]
-QUALITY = {
-    "split": "test", "step": 5, "loss": 1.25, "training_loss": None, "perplexity": 3.4903,
-    "bleu": 12.345, "chrf": 45.678, "bleu_signature": "nrefs:1|tok:13a", "sentences": 2,
-    "sentences_per_second": 7.25, "translations": ["ein", "zwei"], "against_exact": None,
-}  # fmt: skip
+QUALITY = Evaluation(
+    data_folder="there", split="test", step=5, loss=1.25, training_loss=None, perplexity=3.4903,
+    bleu=12.345, chrf=45.678, bleu_signature="nrefs:1|tok:13a", against_exact=None, sentences=2,
+    sentences_per_second=7.25, translations=["ein", "zwei"], scored=["ein", "zwei"],
+)  # fmt: skip
 TOLD = """\
 test, checkpoint of step 5: loss 1.2500, perplexity 3.49
 BLEU 12.35  chrF 45.68  (2 sentences, 7.2 sentences/s)
 BLEU is nrefs:1|tok:13a
 """
-COMPARED = {"against_exact": True}
-Calls = list[tuple[str, Any, dict[str, Any], dict[str, Any]]]
+Calls = list[tuple[Any, Any, dict[str, Any]]]
 Launched = Callable[[Any], Calls]
 
 
@@ -45,17 +46,17 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
     def answering(answer: Any) -> Calls:
         calls: Calls = []
 
-        def launch(task: str, config: Any, options: dict[str, Any], **how: Any) -> Any:
-            how.pop("on_event")({"kind": "line", "text": f"{task} begins"})
-            calls.append((task, config, options, how))
+        def launch(task: Any, config: Any, **how: Any) -> Any:
+            how.pop("on_event")({"kind": "line", "text": f"{type(task).__name__} begins"})
+            calls.append((task, config, how))
             if isinstance(answer, BaseException):
                 raise answer
-            return answer[task] if isinstance(answer, dict) and task in answer else answer
+            return answer[type(task)] if isinstance(answer, dict) else answer
 
         monkeypatch.setattr("dist_embed.cluster.launch.launch", launch)
         monkeypatch.setattr(
             "dist_embed.cluster.fork_server.start_ahead",
-            lambda device: calls.append(("ahead", device, {}, {})),
+            lambda device: calls.append(("ahead", device, {})),
         )
         return calls
 
@@ -83,20 +84,20 @@ def test_evaluate(
     assert out.read_text() == "ein\nzwei\n"
     said = capsys.readouterr()
     assert said.out == TOLD
-    assert said.err == f"{EVALUATE} begins\n"
-    ahead, (task, config, given, how) = calls
+    assert said.err == "Evaluate begins\n"
+    ahead, (task, config, how) = calls
     assert ahead[:2] == ("ahead", "auto")
-    assert (task, given) == (EVALUATE, {"split": "validation", "step": 5} | COMPARED)
+    assert task == Evaluate("validation", 5, against_exact=True)
     sizes = {"source": 8, "target": 8}
     assert how == {"launcher": "local", "vocabulary_size": sizes, "word_tables": False}
     assert (config.search.beam, config.cluster.num_workers) == (7, 3)
     assert config.embedding.optimizer == "sgd"
 
-    compared = {"sentences": 100, "bleu": 10.125, "exact_bleu": 10.5, "same": 97}
-    calls = launched(QUALITY | {"against_exact": compared})
+    compared = AgainstExact(sentences=100, bleu=10.125, exact_bleu=10.5, same=97)
+    calls = launched(replace(QUALITY, against_exact=compared))
     assert main(["evaluate", run_uri, "--workers", "1", "--launcher", "ray"]) == 0
-    ((_, config, given, how),) = calls
-    assert given == {"split": "test", "step": None} | COMPARED
+    ((task, config, how),) = calls
+    assert task == Evaluate("test", against_exact=True)
     assert capsys.readouterr().out == TOLD + (
         "candidate lists against all words, on 100 of the sentences: BLEU 10.12 against 10.50, 97 "
         "translations are the same\n"
@@ -111,17 +112,16 @@ def test_translate(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls = launched(["ä", "b"])
+    calls = launched(Translations(5, ["ä", "b"]))
     texts = tmp_path / "in.txt"
     texts.write_text("a b\nc\n")
     out = tmp_path / "out.txt"
     assert main(["translate", run_uri, "--input", str(texts), "--output", str(out)]) == 0
     assert out.read_text(encoding="utf-8") == "ä\nb\n"
-    assert calls[-1][0] == TRANSLATE
-    assert calls[-1][2] == {"texts": ["a b", "c"], "step": None}
+    assert calls[-1][0] == Translate(["a b", "c"])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\n\ny\n")))
     assert main(["translate", run_uri, "--step", "5"]) == 0
-    assert calls[-1][2] == {"texts": ["x", "", "y"], "step": 5}
+    assert calls[-1][0] == Translate(["x", "", "y"], 5)
     assert capsys.readouterr().out == "ä\nb\n"
     before = len(calls)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
@@ -174,11 +174,12 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) 
     return str(path)
 
 
-def result(**changes: Any) -> dict[str, Any]:
-    return {
-        "steps": 9, "resumed_at": 0, "stopped": False, "skipped_steps": 0,
-        "peak_memory_bytes": 3 * 2**29,
-    } | changes  # fmt: skip
+def result(config: str, **changes: Any) -> TrainResult:
+    found = TrainResult(
+        run_uri=str(Path(config).parent / "trained"), data_folder="there", steps=9, resumed_at=0,
+        stopped=False, skipped_steps=0, peak_memory_bytes=3 * 2**29,
+    )  # fmt: skip
+    return replace(found, **changes)
 
 
 def test_train(
@@ -190,12 +191,12 @@ def test_train(
         "dist_embed.run.folder.check_run_folder",
         lambda config, data, *, force: checked.append((config.run.uri, data, force)),
     )
-    calls = launched(result())
+    calls = launched(result(config))
     assert main(["train", config, "train.max_steps=7", "--launcher", "local", "--force",
                  "model.heads=2"]) == 0  # fmt: skip
-    ahead, (task, configured, options, how) = calls
+    ahead, (task, configured, how) = calls
     assert ahead[:2] == ("ahead", "cpu")
-    assert (task, options) == (TRAIN, {"data_folder": prepared.uri})
+    assert task == Train(prepared.uri)
     assert (configured.train.max_steps, configured.model.heads) == (7, 2)
     assert how == {
         "launcher": "local", "stop_seconds": 2 * 5.0 + 60.0,
@@ -205,14 +206,14 @@ def test_train(
     assert checked == [(str(tmp_path / "trained"), prepared.data, True)]
     said = capsys.readouterr().out.splitlines()
     assert said == [
-        f"preparing {prepared.uri}, forced: False, renewed: False", f"{TRAIN} begins",
+        f"preparing {prepared.uri}, forced: False, renewed: False", "Train begins",
         "trained 9 steps; peak memory of worker 0: 1.50 GiB",
     ]  # fmt: skip
 
-    calls = launched(result())
+    calls = launched(result(config))
     assert main(["train", config, "cluster.launcher=ray"]) == 0
-    assert [call[0] for call in calls] == [TRAIN]  # nothing is forked here
-    assert calls[0][3]["launcher"] is None
+    assert [call[0] for call in calls] == [Train(prepared.uri)]  # nothing is forked here
+    assert calls[0][2]["launcher"] is None
     assert checked[-1][-1] is False
 
 
@@ -230,16 +231,17 @@ def test_what_a_training_has_done_is_told(
         for step, speed in ((3, 1000.0), (4, 10.0), (5, 30.4), (9, 20.0)):
             log.write(step, tokens_per_second=speed)
         log.write(9, validation_loss=1.0)
-    assert told(result(resumed_at=3, skipped_steps=2))[0] == (
+    assert told(result(config, resumed_at=3, skipped_steps=2))[0] == (
         "trained 6 steps at 20 target tokens/s, 2 skipped as not finite; "
         "peak memory of worker 0: 1.50 GiB"
     )
-    assert told(result(resumed_at=9))[0] == f"already trained: 9 steps in {tmp_path}/trained"
-    line, complaint = told(result(steps=4, stopped=True), 143)
+    line, _ = told(result(config, resumed_at=9))
+    assert line == f"already trained: 9 steps in {tmp_path}/trained"
+    line, complaint = told(result(config, steps=4, stopped=True), 143)
     assert line.startswith("trained 4 steps at 25 ")
     assert "stopped as asked after step 4; the same command goes on from there" in complaint
-    line, _ = told(result(steps=4, resumed_at=4, stopped=True), 143)
-    assert line == f"{TRAIN} begins"
+    line, _ = told(result(config, steps=4, resumed_at=4, stopped=True), 143)
+    assert line == "Train begins"
 
 
 @pytest.mark.parametrize(
@@ -265,10 +267,10 @@ def test_a_quickstart_that_was_asked_to_stop_in_its_last_step_ends_there(
     launched: Launched, config: str, prepared: Prepared, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    calls = launched({TRAIN: result()})
+    calls = launched({Train: result(config)})
     monkeypatch.setattr("dist_embed.cli.run.taken_signal", lambda: 15)
     assert main(["quickstart", config, "cluster.launcher=local"]) == 143
-    assert [call[0] for call in calls] == ["ahead", TRAIN]
+    assert [call[0] for call in calls] == ["ahead", Train(prepared.uri)]
     assert "trained; stopped as asked before the test set" in capsys.readouterr().err
 
 
@@ -276,28 +278,21 @@ def test_quickstart(
     launched: Launched, config: str, prepared: Prepared, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    calls = launched(
-        {
-            TRAIN: result(),
-            EVALUATE: QUALITY
-            | {"translations": [f"x{n}" for n in range(1, 131)], "data_folder": prepared.uri},
-        }
-    )
+    translations = [f"x{n}" for n in range(1, 131)]
+    found = replace(QUALITY, translations=translations, data_folder=prepared.uri)
+    calls = launched({Train: result(config), Evaluate: found})
     with MetricsLog(str(tmp_path / "trained"), 0) as log:
         log.write(9, tokens_per_second=1500.0)
     tokenizer = word_tokenizer(WORDS)
     for side in ("source", "target"):
         (tmp_path / "trained" / f"tokenizer.{side}.json").write_text(tokenizer.to_json())
     assert main(["quickstart", config, "cluster.launcher=local"]) == 0
-    assert [call[0] for call in calls] == ["ahead", TRAIN, "ahead", EVALUATE]
-    assert calls[-1][2:] == (
-        {"split": "test", "step": None},
-        {
-            "launcher": "local",
-            "vocabulary_size": {"source": 8, "target": 8},
-            "word_tables": False,
-        },
-    )
+    assert [call[0] for call in calls] == [
+        "ahead", Train(prepared.uri), "ahead", Evaluate("test")
+    ]  # fmt: skip
+    assert calls[-1][2] == {
+        "launcher": "local", "vocabulary_size": {"source": 8, "target": 8}, "word_tables": False
+    }  # fmt: skip
     said = capsys.readouterr().out
     for place, name in enumerate(("source", "reference")):
         found = [line for line in said.splitlines() if line.startswith(f"  {name} ")]

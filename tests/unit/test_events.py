@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dist_embed.observe.events import Reporter, Screen, duration, silent_reporter
+from dist_embed.observe.events import Reporter, Screen, duration, shown_by, silent_reporter
 
 
 def progress(step: int, **changes: Any) -> dict[str, Any]:
@@ -37,6 +37,28 @@ def test_lines_are_plain_where_there_is_no_terminal() -> None:
     screen.show(progress(100))
     screen.close()
     assert stream.getvalue() == ("hello\nstep 100/100  loss 2.500  12,346 tokens/s  ETA 2:05\n")
+
+
+def test_a_notebook_has_a_bar_and_lines_above_it() -> None:
+    class OutStream(io.StringIO):
+        pass
+
+    OutStream.__module__ = "ipykernel.iostream"
+    stream = OutStream()
+    with shown_by(None, stream) as show:
+        show(progress(50))
+        show({"kind": "line", "text": "hello"})
+    said = stream.getvalue()
+    assert " 50%|" in said
+    assert "\nhello\n" in said.replace("\r", "\n").replace(" \n", "\n")
+    assert said.endswith("\n")  # the bar has ended with the block
+
+
+def test_events_go_to_the_caller_s_function_where_there_is_one() -> None:
+    taken: list[Any] = []
+    with shown_by(taken.append) as show:
+        show({"kind": "line", "text": "hello"})
+    assert taken == [{"kind": "line", "text": "hello"}]
 
 
 def test_what_is_told_can_be_read_at_once() -> None:

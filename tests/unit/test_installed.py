@@ -28,6 +28,7 @@ from dist_embed.installed import CHOSEN_BY_SETUP, EXTRAS, MissingPackage, requir
 from dist_embed.observe.plot import check_plot_path
 from dist_embed.storage import uri as storage
 from dist_embed.study.summary import p_value
+from dist_embed.train.tasks import Train
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -98,7 +99,7 @@ def use_similarity() -> None:
 def use_ray() -> None:
     config = load_config("configs/quickstart.yaml", [])
     sizes = {"source": 100, "target": 100}
-    launch("task", config, {}, vocabulary_size=sizes, on_event=print, launcher="ray")
+    launch(Train(), config, vocabulary_size=sizes, on_event=print, launcher="ray")
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,14 @@ import torch
 
 from dist_embed.cluster import launch as launching
 from dist_embed.cluster.ray_train import _check_resources
-from dist_embed.cluster.work import BASELINE, EVALUATE, TRAIN, TRANSLATE, work
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.embedding.memory import CUDA_PROCESS_BYTES, GIB, READING_BYTES, tokenizer_bytes
 from dist_embed.errors import UserError
 from dist_embed.model.settings import ModelSection
 from dist_embed.observe.quiet import worker_log_folder
-from dist_embed.train import worker
 from dist_embed.train.needs import dense_parameters
+from dist_embed.train.tasks import Train
 
 VOCABULARY = {"source": 2**20, "target": 2**20}
 
@@ -37,9 +36,8 @@ def launch(monkeypatch: pytest.MonkeyPatch, **sections: dict[str, Any]) -> list[
         "dist_embed.cluster.local.launch_local", lambda task, given, **how: started.append(given)
     )
     launching.launch(
-        TRAIN, config_from_dict(values), {}, vocabulary_size=VOCABULARY,
-        on_event=lambda event: None,
-    )  # fmt: skip
+        Train(), config_from_dict(values), vocabulary_size=VOCABULARY, on_event=lambda event: None
+    )
     return started
 
 
@@ -68,11 +66,11 @@ def test_what_auto_has_become_is_checked_against_the_tables(
 
 def test_workers_are_told_the_device_that_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
     without_gpu(monkeypatch)
-    ((_, values, _),) = launch(monkeypatch)
-    assert values["cluster"]["device"] == "cpu"
+    ((_, config),) = launch(monkeypatch)
+    assert config.cluster.device == "cpu"
     with_gpus(monkeypatch, 10**15)
-    ((_, values, _),) = launch(monkeypatch, embedding={"memory": "uvm", "weights": "fp16"})
-    assert values["cluster"]["device"] == "cuda"
+    ((_, config),) = launch(monkeypatch, embedding={"memory": "uvm", "weights": "fp16"})
+    assert config.cluster.device == "cuda"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +155,9 @@ def test_files_of_vectors_are_found_from_everywhere(monkeypatch: pytest.MonkeyPa
 def test_a_worker_of_torchrun_does_the_work_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     without_gpu(monkeypatch)
     done: list[Any] = []
-    monkeypatch.setattr(launching, "work", lambda *given: done.append(given) or "result")
+    monkeypatch.setattr(
+        "dist_embed.train.worker.run_worker", lambda *given: done.append(given) or "result"
+    )
     # Not even the memory of its machine is looked at: each worker would count that of all.
     monkeypatch.setattr(launching, "available_bytes", lambda: 0)
     config = config_from_dict(
@@ -168,11 +168,11 @@ def test_a_worker_of_torchrun_does_the_work_itself(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     result = launching.launch(
-        TRAIN, config, {"a": 1}, vocabulary_size=VOCABULARY, on_event=print, stop_seconds=9.0
+        Train("there"), config, vocabulary_size=VOCABULARY, on_event=print, stop_seconds=9.0
     )
-    ((task, values, options, on_event),) = done
-    assert (result, task, options, on_event) == ("result", TRAIN, {"a": 1}, print)
-    assert values["cluster"]["device"] == "cpu"
+    ((task, resolved, on_event),) = done
+    assert (result, task, on_event) == ("result", Train("there"), print)
+    assert resolved.cluster.device == "cpu"
     assert launching.cluster_address(config) is None
     for name in ("TORCHELASTIC_RUN_ID", "LOCAL_RANK"):
         with monkeypatch.context() as without:
@@ -214,7 +214,7 @@ def test_a_ray_of_our_own_is_asked_for_workers_of_this_machine_s_device(
 
     def start() -> None:
         launching.launch(
-            TRAIN, config, {}, vocabulary_size=VOCABULARY, on_event=print, stop_seconds=9.0
+            Train(), config, vocabulary_size=VOCABULARY, on_event=print, stop_seconds=9.0
         )
 
     start()
@@ -244,9 +244,7 @@ def test_a_local_worker_s_log_and_events_go_where_the_run_s_go(
         {"run": {"uri": "/shared/x"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
          "cluster": {"num_workers": 3}}
     )  # fmt: skip
-    launching.launch(
-        TRAIN, config, {}, vocabulary_size=VOCABULARY, on_event=print, launcher="local"
-    )
+    launching.launch(Train(), config, vocabulary_size=VOCABULARY, on_event=print, launcher="local")
     (how,) = given
     assert (how["log_folder"], how["on_event"]) == ("/shared/x/logs", print)
     assert (how["num_workers"], how["device"]) == (3, "cpu")
@@ -285,13 +283,3 @@ def test_paths_are_made_absolute_for_workers_that_stand_elsewhere(
         with_absolute_paths(
             config.model_copy(update={"run": found.run, "data": found.data}), on_cluster=True
         )
-
-
-@pytest.mark.parametrize("task", [TRAIN, EVALUATE, TRANSLATE, BASELINE])
-def test_a_task_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch, task: str) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(worker, "run_worker", lambda *given: asked.append(given) or 7)
-    assert work(task, {"a": 1}, {"b": 2}, print) == 7
-    ((function, *given),) = asked
-    assert f"{function.__module__}:{function.__name__}" == task
-    assert given == [{"a": 1}, {"b": 2}, print]

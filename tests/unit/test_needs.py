@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from dist_embed.bench.tasks import Baseline
 from dist_embed.cluster import launch as launching
-from dist_embed.cluster.work import BASELINE, EVALUATE, TRAIN, TRANSLATE
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import (
@@ -27,6 +27,7 @@ from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
 from dist_embed.train import assemble, inference, worker
 from dist_embed.train.needs import baseline_bytes, dense_parameters, host_bytes, output_needs
+from dist_embed.train.tasks import Evaluate, Task, Train, Translate
 
 VOCABULARY = {"source": 70_000, "target": 3_000}
 # What the tables are with 11 rows for hashed words of the source side.
@@ -194,11 +195,11 @@ def test_words_in_tables_on_disk_are_held_by_no_worker(training: bool) -> None:
 
 @pytest.mark.parametrize(
     ("task", "training"),
-    [(TRAIN, True), (EVALUATE, False), (TRANSLATE, False)],
+    [(Train(), True), (Evaluate("test"), False), (Translate([]), False)],
 )
 @pytest.mark.parametrize(("precision", "narrow"), [("fp32", False), ("bf16", True)])
 def test_a_launch_asks_for_what_its_task_takes(
-    monkeypatch: pytest.MonkeyPatch, task: str, training: bool, precision: str, narrow: bool
+    monkeypatch: pytest.MonkeyPatch, task: Task[Any], training: bool, precision: str, narrow: bool
 ) -> None:
     asked: list[dict[str, Any]] = []
 
@@ -206,10 +207,10 @@ def test_a_launch_asks_for_what_its_task_takes(
         asked.append(how)
         return 0
 
-    monkeypatch.setattr(launching, "host_bytes", noted)
+    monkeypatch.setattr("dist_embed.train.tasks.host_bytes", noted)
     monkeypatch.setattr("dist_embed.cluster.local.launch_local", lambda *given, **how: None)
     launching.launch(
-        task, configured(train={"precision": precision}), {}, vocabulary_size=VOCABULARY,
+        task, configured(train={"precision": precision}), vocabulary_size=VOCABULARY,
         word_tables=narrow, on_event=lambda event: None,
     )  # fmt: skip
     assert asked == [
@@ -250,8 +251,8 @@ def test_the_baseline_is_foretold_with_the_model_that_it_is_compared_with(
     def launch(available: int) -> None:
         monkeypatch.setattr(launching, "available_bytes", lambda: available)
         launching.launch(
-            BASELINE, config, {"precisions": precisions, "compile": compiled},
-            vocabulary_size=VOCABULARY, on_event=lambda event: None,
+            Baseline(1, 1, precisions, compiled), config, vocabulary_size=VOCABULARY,
+            on_event=lambda event: None,
         )  # fmt: skip
 
     launch(needed)
@@ -272,7 +273,7 @@ def raising(*given: Any, **how: Any) -> Any:
 def test_tables_are_built_for_what_is_done_with_them(
     monkeypatch: pytest.MonkeyPatch, training: bool, output: str
 ) -> None:
-    monkeypatch.setattr(assemble, "RowLookup", raising)
+    monkeypatch.setattr(assemble, "ShardedTables", raising)
     alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
     config = configured(
         model={"output": output}, train={"precision": "bf16"}, cluster={"device": "auto"},
@@ -283,11 +284,13 @@ def test_tables_are_built_for_what_is_done_with_them(
     )  # fmt: skip
     with pytest.raises(Asked) as caught:
         assemble.build_translation_model(config, VOCABULARY, alone, training=training)
-    (_, how) = caught.value.args
+    ((named, _), how) = caught.value.args
     assert (how["memory"], how["weights"], how["exchange"]) == ("uvm", "fp16", "bf16")
-    assert how["own_rates"] == ({"source": 0.7} if training else None)
+    own_rates = {name: t.learning_rate for name, t in named.items() if t.learning_rate}
+    assert own_rates == ({"source": 0.7} if training else {})
     assert how["optimizer"] == ("adagrad" if training else "sgd")
-    assert how["own_output"] == (training and output == "exact")
+    whole = [name for name, table in named.items() if table.trained_whole]
+    assert whole == (["output"] if training and output == "exact" else [])
     needs = output_needs(config, VOCABULARY, narrow_products=True)
     assert how["step_bytes"] == beside_tables_bytes(needs, 1, training=training, copied=True)
 
@@ -296,7 +299,7 @@ def test_blocks_of_their_own_accord_are_for_the_workers_that_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A launcher of the user's, as torchrun, may start others than are configured."""
-    monkeypatch.setattr(assemble, "RowLookup", raising)
+    monkeypatch.setattr(assemble, "ShardedTables", raising)
     monkeypatch.setattr(assemble, "memory_bytes", lambda device: 80 * 2**30)
     monkeypatch.setattr(assemble, "least_over_workers", lambda value, group: value)
     config = configured(
@@ -320,7 +323,7 @@ def test_blocks_of_their_own_accord_are_for_the_workers_that_there_are(
 def test_who_evaluates_or_translates_only_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "build_translation_model", raising)
     alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
-    context = worker.Context(configured(), alone, silent_reporter(), {})
+    context = worker.Context(configured(), alone, silent_reporter())
     with pytest.raises(Asked) as caught:
-        inference._load_for_inference(context, {})
+        inference._load_for_inference(context, {}, None)
     assert caught.value.args[1] == {"training": False, "initial_scale": 0.0}  # and draws nothing

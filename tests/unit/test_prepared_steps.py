@@ -12,7 +12,7 @@ from torch import Tensor
 from dist_embed.embedding.step_rows import WantedRows
 from dist_embed.model import sampler
 from dist_embed.model.output import OutputShard
-from dist_embed.model.output_layer import SampledOutput
+from dist_embed.model.output_layer import SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.optim.schedule import Rates, Schedule
 from dist_embed.parallel.group import Group
@@ -41,7 +41,8 @@ def step_with(lookup: Any) -> TrainStep:
     shard = OutputShard(lookup.group, 0, 31, 620)
     rate = Schedule(0.1, "constant", 0, 100)
     return TrainStep(
-        torch.nn.Linear(1, 1), lookup, SampledOutput(LogUniformSampler(31, 9), 1, shard),
+        torch.nn.Linear(1, 1), lookup,
+        SampledSoftmax(lookup, "output", LogUniformSampler(31, 9), seed=1, shard=shard),
         None,  # type: ignore[arg-type]
         TrainSection(max_steps=100), Rates(rate, rate), compute_dtype=torch.float32, seed=1,
     )  # fmt: skip

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from dist_embed.cluster import launch as launching
-from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import preparation
@@ -22,9 +21,10 @@ from dist_embed.data.settings import TokenizerSection
 from dist_embed.data.text_form import TextForm
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.optim.schedule import Schedule
-from dist_embed.train import single_tables, step_seconds, training, worker
+from dist_embed.train import single_tables, step_seconds, worker
 from dist_embed.train.single_tables import frozen_until, own_rates, own_schedules
 from dist_embed.train.table_settings import table_settings
+from dist_embed.train.tasks import Evaluate, Task, Train
 
 CORPUS = {"pairs": ["a.tsv", "b.tsv"], "source_column": "left", "target_column": "right"}
 TOKENIZER = {
@@ -146,16 +146,16 @@ CLUSTER = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("task", "seconds"), [(TRAIN, 10.0), (EVALUATE, 0.0)])
+@pytest.mark.parametrize(("task", "seconds"), [(Train(), 10.0), (Evaluate("test"), 0.0)])
 def test_local_workers_get_as_long_for_a_save_as_configured(
-    monkeypatch: pytest.MonkeyPatch, task: str, seconds: float
+    monkeypatch: pytest.MonkeyPatch, task: Task[Any], seconds: float
 ) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(
         "dist_embed.cluster.local.launch_local", lambda *arguments, **options: given.update(options)
     )
     launching.launch(
-        task, config_of(checkpoint={"drain_seconds": 10.0}), {}, launcher="local",
+        task, config_of(checkpoint={"drain_seconds": 10.0}), launcher="local",
         vocabulary_size={"source": 9, "target": 9}, on_event=lambda event: None, stop_seconds=5.0,
     )  # fmt: skip
     assert (given["save_seconds"], given["stop_seconds"]) == (seconds, 5.0)
@@ -181,7 +181,7 @@ def test_ray_starts_workers_where_a_cluster_is_named(
             lambda *_, _name=name, **__: started.append(_name),
         )
     launching.launch(
-        TRAIN, config_of(cluster=cluster), {}, vocabulary_size={"source": 9, "target": 9},
+        Train(), config_of(cluster=cluster), vocabulary_size={"source": 9, "target": 9},
         on_event=lambda event: None,
     )  # fmt: skip
     assert started == [launcher]
@@ -198,20 +198,17 @@ def test_ray_is_asked_for_workers_as_configured(
     )
     config = config_of(cluster=CLUSTER | {"device": device}, checkpoint={"drain_seconds": 10.0})
     launching.launch(
-        TRAIN, config, {"a": 1}, vocabulary_size={"source": 9, "target": 9},
+        Train("there"), config, vocabulary_size={"source": 9, "target": 9},
         on_event=lambda event: None, stop_seconds=launching.stop_seconds(config),
     )  # fmt: skip
     for key in ("num_workers", "address", "timeout_seconds", "max_failures"):
         assert given[key] == CLUSTER[key], key
     assert given["device"] == device
     assert given["stop_seconds"] == 2 * 10.0 + launching.STEP_SECONDS
-    task, values, options = given["arguments"]("cpu")
-    assert (task, options) == (TRAIN, {"a": 1})
-    assert (
-        values
-        == config.model_copy(
-            update={"cluster": config.cluster.model_copy(update={"device": "cpu"})}
-        ).model_dump()
+    task, resolved = given["arguments"]("cpu")
+    assert task == Train("there")
+    assert resolved == config.model_copy(
+        update={"cluster": config.cluster.model_copy(update={"device": "cpu"})}
     )
 
 
@@ -247,7 +244,7 @@ def test_a_worker_joins_with_the_configured_time_limit(
     monkeypatch.setenv("RANK", "6")
     config = config_of(run={"uri": str(tmp_path)}, cluster=CLUSTER | {"device": "cpu"})
     with pytest.raises(Stop):
-        worker.run_worker(training.train_task, config.model_dump(), {}, lambda event: None)
+        worker.run_worker(Train(), config, lambda event: None)
     assert joined == [tmp_path / "logs" / "worker-6.log", ("cpu", 77.0)]
     assert threads == [5]
 

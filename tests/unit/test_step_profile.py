@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dist_embed.bench import step_profile, workers
+from dist_embed.bench.tasks import ProfileSteps
 from dist_embed.bench.trace import TraceFigures
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.loader import StepBatches
@@ -21,7 +22,7 @@ from dist_embed.train.worker import Context
 from tests.unit.small_corpus import Prepared
 
 
-def context_of(prepared: Prepared, group: Group, trace: Path, steps: int) -> Context:
+def context_of(prepared: Prepared, group: Group) -> Context:
     config = config_from_dict({
         "run": {"uri": "/nowhere", "seed": 5}, "data": {"synthetic": {}, "uri": prepared.uri},
         "embedding": {"width": 8},
@@ -29,8 +30,7 @@ def context_of(prepared: Prepared, group: Group, trace: Path, steps: int) -> Con
                   "decoder_layers": 1},
         "train": {"max_steps": 3, "batch_tokens": 300, "accumulate": 2, "precision": "fp32"},
     })  # fmt: skip
-    options = {"steps": steps, "trace": str(trace)}
-    return Context(config, group, silent_reporter(), options)
+    return Context(config, group, silent_reporter())
 
 
 def test_steps_are_timed_recorded_and_watched_in_turn(
@@ -60,7 +60,7 @@ def test_steps_are_timed_recorded_and_watched_in_turn(
     monkeypatch.setattr(TrainStep, "prepare", preparing)
     monkeypatch.setattr(step_profile, "meet", meeting)
     trace = tmp_path / "trace.json.gz"
-    found = step_profile.step_task(context_of(prepared, alone, trace, 3))
+    found = step_profile.step_task(context_of(prepared, alone), ProfileSteps(3, str(trace)))
     all_once, timed, begun = [*range(1, 10)], [6, 7, 8], [4, 5]
     measured = [*begun, "meet", *timed, "meet"]  # once by the clock, once recorded
     assert course == [*all_once, *measured, *measured, 9]
@@ -82,11 +82,11 @@ def test_idleness_is_that_of_steps_which_are_not_recorded(
 ) -> None:
     figures = TraceFigures(2, 3.0, 1.5, [], [], [])
     monkeypatch.setattr(step_profile, "read_trace", lambda path: figures)
-    context = context_of(prepared, alone, tmp_path / "trace.json.gz", 2)
+    asked = ProfileSteps(2, str(tmp_path / "trace.json.gz"))
     for wall, idle in ((4.0, 0.25), (2.0, 0.0)):
         clock = iter([10.0, 10.0 + wall, 0.0, 0.0])
         monkeypatch.setattr(step_profile, "meet", lambda group, clock=clock: next(clock))
-        found = step_profile.step_task(context)
+        found = step_profile.step_task(context_of(prepared, alone), asked)
         assert (found["device_busy_seconds"], found["seconds_per_step_recorded"]) == (1.5, 3.0)
         assert found["device_idle_share"] == idle
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from dist_embed.cluster import launch as launching
-from dist_embed.cluster.work import EVALUATE, TRAIN
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
@@ -22,6 +21,9 @@ from dist_embed.train.step_seconds import (
     exact_step_seconds,
     worker_rate,
 )
+from dist_embed.train.tasks import Evaluate, Task, Train
+
+TRAIN = Train()
 
 
 def config_of(**sections: dict[str, Any]) -> Config:
@@ -78,7 +80,7 @@ def test_a_training_is_refused_before_it_starts(
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(launching, "check_step", lambda config, *given: asked.append(given))
-    monkeypatch.setattr(launching, "work", lambda *_: None)
+    monkeypatch.setattr("dist_embed.train.worker.run_worker", lambda *_: None)
     monkeypatch.setattr(launching, "_check_machine", lambda *_: None)
     monkeypatch.setattr("dist_embed.cluster.local.launch_local", lambda *_, **__: None)
     monkeypatch.setattr("dist_embed.cluster.ray_train.launch_ray", lambda *_, **__: None)
@@ -87,14 +89,14 @@ def test_a_training_is_refused_before_it_starts(
     if torchrun:
         os.environ.update(TORCHELASTIC_RUN_ID="none", LOCAL_RANK="0", WORLD_SIZE="7")
 
-    def launch(task: str = TRAIN, sizes: Any = None, **cluster: Any) -> None:
+    def launch(task: Task[Any] = TRAIN, sizes: Any = None, **cluster: Any) -> None:
         config = config_of(cluster=cluster)
         sizes = {"source": 5, "target": 9} if sizes is None else sizes
-        launching.launch(task, config, {}, vocabulary_size=sizes, on_event=print)
+        launching.launch(task, config, vocabulary_size=sizes, on_event=print)
 
     launch()
     assert asked == [(9, 7 if torchrun else 2, "cpu")]
-    launch(EVALUATE)
+    launch(Evaluate("test"))
     launch(sizes={})
     assert len(asked) == 1
     if not torchrun:  # with a cluster the workers' machines are others

@@ -145,16 +145,46 @@ def test_what_follows_a_request_hears_signals_again(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_worker_ignores_what_comes_after_its_request() -> None:
-    with stop_on_signals():
+    with stop_on_signals(second_ends=False):
         take(signal.SIGTERM)
     assert set(handled().values()) == {signal.SIG_IGN}
 
 
 def test_a_local_worker_that_has_done_its_part_is_not_ended_by_a_late_signal() -> None:
     hear_sigterm()
-    with stop_on_signals():
+    with stop_on_signals(second_ends=False):
         pass
     assert set(handled().values()) == {signal.SIG_IGN}
+
+
+def test_a_script_has_its_own_handlers_again_after_a_training(
+    handlers: dict[int, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without `exit_on_signals`, as in a notebook, whose next cell is stopped in its turn."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with stop_on_signals():
+        take(signal.SIGTERM)
+        assert stop_requested()
+    assert handled() == handlers
+    with stop_on_signals():
+        assert not stop_requested()
+        assert taken_signal() is None
+        take(signal.SIGINT)
+        assert taken_signal() == signal.SIGINT
+    cleaned = []
+    with pytest.raises(KeyboardInterrupt), stop_on_signals():  # noqa: PT012
+        take(signal.SIGINT)
+        now[0] += 0.6
+        try:
+            take(signal.SIGINT)
+        finally:
+            now[0] += 0.6
+            take(signal.SIGINT)  # no third one interrupts what the second one ends
+            cleaned.append(1)
+    assert cleaned == [1]
+    assert ending_signal() is None
+    assert handled() == handlers
 
 
 @pytest.mark.usefixtures("alone")

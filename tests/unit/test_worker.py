@@ -35,6 +35,8 @@ from dist_embed.run.data import (
 )
 from dist_embed.train import inference, training, worker
 from dist_embed.train.describe import describe
+from dist_embed.train.results import AgainstExact, Evaluation
+from dist_embed.train.tasks import Evaluate, Task
 from dist_embed.train.worker import Context
 from tests.unit.small_run import word_tokenizer
 
@@ -49,10 +51,10 @@ def place(rank: int = 0, num_workers: int = 1, device: str = "cpu") -> Group:
     return Group(rank, num_workers, num_workers, torch.device(device), group)
 
 
-def context_of(config: Config, group: Group, **options: Any) -> tuple[Context, list[str]]:
+def context_of(config: Config, group: Group) -> tuple[Context, list[str]]:
     said: list[str] = []
     reporter = Reporter(lambda event: said.append(event["text"]))
-    return Context(config, group, reporter, options), said
+    return Context(config, group, reporter), said
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -71,12 +73,15 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
     config = config_of(run={"uri": str(tmp_path)}, cluster={"device": "cpu"})
     said: list[Any] = []
 
-    def task(context: Context) -> Any:
-        context.reporter.line("hello")
-        return context.config, context.group.rank, context.options
+    class Hello(Task[Any]):
+        def function(self) -> Any:
+            return self.do
 
-    found = worker.run_worker(task, config.model_dump(), {"a": 1}, said.append)
-    assert found == (config, rank, {"a": 1})
+        def do(self, context: Context) -> Any:
+            context.reporter.line("hello")
+            return context.config, context.group.rank
+
+    assert worker.run_worker(Hello(), config, said.append) == (config, rank)
     assert said == ([{"kind": "line", "text": "hello"}] if rank == 0 else [])
 
 
@@ -155,9 +160,12 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_says_so(
 def described(config: Config, split: Split, **translation_model: Any) -> list[str]:
     lookup = SimpleNamespace(
         specs={"source": TableSpec("source", 2**20, 8), "output": TableSpec("output", 40, 8)},
-        tier="device", num_output_rows=1234,
+        tier="device",
     )  # fmt: skip
-    values = {"lookup": lookup, "transformer": nn.Linear(300, 10), "compute_dtype": torch.float32}
+    values = {
+        "lookup": lookup, "transformer": nn.Linear(300, 10), "compute_dtype": torch.float32,
+        "shard": SimpleNamespace(num_rows=1234),
+    }  # fmt: skip
     stand_in: Any = SimpleNamespace(**(values | translation_model))
     context, said = context_of(config, place(0, 2))
     describe(context, stand_in, PreparedData({}, {}, True, {"train": split}))
@@ -294,9 +302,10 @@ def test_a_checkpoint_is_scored_as_configured(
         tokenizer={"lowercase": True}, search={"bleu_tokenize": "char"},
         train={"max_steps": 1, "batch_tokens": 77},
     )  # fmt: skip
-    options = {} if training_tokens is None else {"training_tokens": training_tokens}
-    context, said = context_of(config, alone, split="test", **options)
-    found = inference.evaluate_task(context)
+    asked_for = Evaluate("test", 4, training_tokens)
+    context, said = context_of(config, alone)
+    found = inference.evaluate_task(context, asked_for)
+    assert asked["_load_for_inference"] == [((context, "tokenizers", 4), {})]
     assert asked["check_vocabularies"] == [(("memory://worker", data), {})]
     assert asked["load_tokenizers"] == [(("memory://worker",), {})]
     assert said == [data.not_proven("memory://worker/data")]
@@ -310,28 +319,28 @@ def test_a_checkpoint_is_scored_as_configured(
             {"bleu_tokenize": "char"},
         )
     ]
-    assert found == {
-        "data_folder": "folder", "split": "test", "step": 4, "loss": 2.0,
-        "training_loss": 2.0 if training_tokens else None, "perplexity": math.exp(2.0),
-        "bleu": 12.5, "chrf": 30.0, "bleu_signature": "how", "sentences": 6,
-        "sentences_per_second": 2.0, "translations": ["a"], "scored": ["b"],
-        "against_exact": None,
-    }  # fmt: skip
+    assert found == Evaluation(
+        data_folder="folder", split="test", step=4, loss=2.0,
+        training_loss=2.0 if training_tokens else None, perplexity=math.exp(2.0), bleu=12.5,
+        chrf=30.0, bleu_signature="how", against_exact=None, sentences=6, sentences_per_second=2.0,
+        translations=["a"], scored=["b"],
+    )  # fmt: skip
     monkeypatch.setattr(inference, "exact_loss", lambda *_, **__: 1e4)
-    assert inference.evaluate_task(context)["perplexity"] == math.exp(700)
+    assert inference.evaluate_task(context, asked_for).perplexity == math.exp(700)
     # Candidate lists are compared with all words where that is asked for, and where there are any.
     many = SimpleNamespace(shard=SimpleNamespace(num_rows=2_000_000))
     stand_in("_load_for_inference", (many, 4))
-    stand_in("against_exact", inference.AgainstExact(3, 1.0, 2.0, 1))
+    compared_with = AgainstExact(3, 1.0, 2.0, 1)
+    stand_in("against_exact", compared_with)
     for kept, wanted, there in ((10, True, True), (10, False, False), (0, True, False)):
         with_lists = config_of(data={"synthetic": {}, "lexicon_translations": kept})
-        context, _ = context_of(with_lists, alone, split="test", against_exact=wanted)
-        found = inference.evaluate_task(context)["against_exact"]
-        assert (found == {"sentences": 3, "bleu": 1.0, "exact_bleu": 2.0, "same": 1}) == there
+        context, _ = context_of(with_lists, alone)
+        found = inference.evaluate_task(context, Evaluate("test", against_exact=wanted))
+        assert found.against_exact == (compared_with if there else None)
     (compared,) = asked["against_exact"]
     assert compared[0] == ("translation", quality, "folder", data, "test")
     among_all, *_ = asked["build_translator"][3][0]
     assert (among_all.search.candidates, among_all.search.beam) == (0, 5)
-    context, _ = context_of(config, alone, split="train")
+    context, _ = context_of(config, alone)
     with pytest.raises(UserError, match="split 'train' is not among the held-out data"):
-        inference.evaluate_task(context)
+        inference.evaluate_task(context, Evaluate("train"))

@@ -1,0 +1,43 @@
+"""`dist_embed.prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dist_embed.config.paths import with_absolute_paths
+from dist_embed.config.schema import Config
+from dist_embed.data.token_shards import PreparedData
+from dist_embed.observe.events import Event, shown_by
+
+
+def prepare(
+    config: Config,
+    *,
+    force: bool = False,
+    renew: bool = True,
+    on_event: Callable[[Event], None] | None = None,
+) -> PreparedData:
+    """Prepare the data of a configuration, or find them prepared.
+
+    `train` does so by itself; prepared beforehand, a job need not wait for it.
+
+    Args:
+        config: of the run.
+        force: prepare again what is there.
+        renew: prepare again what was prepared from other files; otherwise they are refused.
+        on_event: takes what is to be shown, see `observe.events`; by default it is printed.
+
+    Returns what the data's index says: vocabulary sizes by side, the sentences of each split, the
+    folder.
+
+    Raises:
+        UserError: corpora that cannot be read; data there that are of other settings, or with
+            ``renew=False`` of other files.
+    """
+    from dist_embed.data.preparation import ensure_data
+
+    config = with_absolute_paths(config, on_cluster=False)
+    with shown_by(on_event) as show:
+        return ensure_data(
+            config, lambda text: show({"kind": "line", "text": text}), force=force, renew=renew
+        )

@@ -1,0 +1,194 @@
+"""`dist_embed.open_run`: a trained run to look at, from one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dist_embed.api.inference import Launcher, config_to_use, translate
+from dist_embed.config.schema import Config
+from dist_embed.observe.events import Event
+from dist_embed.run.folder import read_run_config
+from dist_embed.storage import uri as storage
+from dist_embed.train.results import Translations
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from dist_embed.explore.export import ExportFormat
+    from dist_embed.explore.table import Role, RunTable
+
+
+def open_run(uri: str) -> TrainedRun:
+    """A trained run in a folder or at any fsspec URL. Raises UserError where there is none."""
+    return TrainedRun(storage.absolute(uri))
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A complete checkpoint.
+
+    Attributes:
+        step: after which it was saved.
+        created: when, UTC.
+        num_workers: that have saved it.
+        size_bytes: of its objects.
+        validation_loss: of its step; None: it was not validated.
+    """
+
+    step: int
+    created: str
+    num_workers: int
+    size_bytes: int
+    validation_loss: float | None
+
+
+class TrainedRun:
+    """A run that was trained, or is being trained. What is asked for is read then.
+
+    Attributes:
+        uri: the run's folder or URL.
+        config: as it was trained.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.config: Config = read_run_config(uri)
+
+    def __repr__(self) -> str:
+        return f"open_run({self.uri!r})"
+
+    def metrics(self) -> pa.Table:
+        """What was measured, a row for each line of ``metrics.jsonl``, null where a line has
+        nothing of a column: ``step``, ``time`` (Unix seconds), ``loss``, ``tokens_per_second``,
+        ``validation_loss``, … As pandas has it: ``run.metrics().to_pandas()``.
+        """
+        import pyarrow as pa
+
+        from dist_embed.run.metrics import read_metrics
+
+        lines = read_metrics(self.uri)
+        names = dict.fromkeys(name for line in lines for name in line)
+        return pa.table({name: [line.get(name) for line in lines] for name in names})
+
+    def checkpoints(self) -> list[CheckpointInfo]:
+        """The complete checkpoints, by step. Of damaged ones it is told on stderr."""
+        from dist_embed.checkpoint.catalogue import list_steps, loss_of, sound_manifests
+
+        if not list_steps(self.uri):
+            return []
+        return [
+            CheckpointInfo(
+                name.step, found.created, found.num_workers, found.size_bytes, loss_of(found)
+            )
+            for name, found in sorted(sound_manifests(self.uri).items())
+        ]
+
+    def table(
+        self, role: Role = "source", *, step: int | None = None, untrained: bool = False
+    ) -> WordVectors:
+        """The vectors of one side, of one checkpoint.
+
+        Args:
+            role: the encoder's input (``source``), the decoder's (``target``) or the ``output``
+                layer's.
+            step: of the checkpoint; None: the one with the lowest validation loss.
+            untrained: take words too that never occur in training on a side that has this table.
+
+        Raises UserError where there is no such checkpoint.
+        """
+        from dist_embed.explore.table import RunTable
+
+        return WordVectors(RunTable(self.uri, role, step, untrained=untrained))
+
+    def translate(
+        self,
+        lines: Sequence[str],
+        *,
+        step: int | None = None,
+        workers: int | None = None,
+        beam: int | None = None,
+        candidates: int | Literal["auto"] | None = None,
+        replace_unknown: Literal["no", "copy", "lexicon"] | None = None,
+        launcher: Launcher = "local",
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Translations:
+        """Translate lines of text; see `translate`, and of the settings `config_to_use`."""
+        config = config_to_use(
+            self.uri, workers=workers, beam=beam, candidates=candidates,
+            replace_unknown=replace_unknown,
+        )  # fmt: skip
+        return translate(config, lines, step=step, launcher=launcher, on_event=on_event)
+
+
+class WordVectors:
+    """The words of one side of a run and their vectors, read when asked for.
+
+    The table may be larger than memory: what looks at all of it reads it strip by strip.
+    """
+
+    def __init__(self, table: RunTable) -> None:
+        self._table = table
+
+    def __repr__(self) -> str:
+        table = self._table
+        return f"{len(self):,} {table.role} words × {self.width} of step {self.step}"
+
+    def __len__(self) -> int:
+        return self._table.num_words
+
+    def __contains__(self, word: object) -> bool:
+        return isinstance(word, str) and self._table.find(word) is not None
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self._table.width
+
+    @property
+    def step(self) -> int:
+        """Of the checkpoint."""
+        return self._table.step
+
+    def neighbors(self, word: str, count: int = 10) -> list[tuple[str, float]]:
+        """The words with the highest cosine to one, with it. Raises UserError for a word that is
+        not known, or untrained.
+        """
+        from dist_embed.explore.nearest import neighbors
+
+        return neighbors(self._table, [word], count)[word]
+
+    def analogy(self, a: str, b: str, c: str, count: int = 10) -> list[tuple[str, float]]:
+        """A is to B as C is to which words? With their cosine; see `explore.nearest.analogy`.
+        Raises as `neighbors`.
+        """
+        from dist_embed.explore.nearest import analogy
+
+        return analogy(self._table, a, b, c, count)
+
+    def vectors(self, words: Sequence[str]) -> NDArray[np.float32]:
+        """[n, D] the vectors of some words, as they are. Raises as `neighbors`."""
+        found: NDArray[np.float32] = self._table.rows_of(
+            [self._table.trained_id_of(word) for word in words]
+        ).numpy()
+        return found
+
+    def frequent_words(self, count: int) -> list[str]:
+        """The most frequent words of the side, most frequent first, without special tokens."""
+        return [self._table.word(i) for i in self._table.frequent_ids(count)]
+
+    def export(self, output: str, format: ExportFormat) -> list[str]:
+        """Write all words and vectors into a file; see `explore.export.export_embeddings`.
+
+        Args:
+            output: a path; a URL for other formats than safetensors.
+            format: ``word2vec``, ``word2vec-bin``, ``glove``, ``safetensors`` or ``parquet``.
+
+        Returns the files written.
+        """
+        from dist_embed.explore.export import export_embeddings
+
+        return export_embeddings(self._table, output, format)

@@ -1,0 +1,89 @@
+"""`dist_embed.train`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+from dist_embed.cluster.settings import Launcher
+from dist_embed.config.paths import with_absolute_paths
+from dist_embed.config.schema import Config
+from dist_embed.observe.events import Event, shown_by
+from dist_embed.observe.quiet import quiet_environment
+from dist_embed.parallel.torchrun import is_first_process, under_torchrun
+from dist_embed.train.results import TrainingStopped, TrainResult
+from dist_embed.train.tasks import Train
+
+
+def train(
+    config: Config,
+    *,
+    launcher: Launcher | None = None,
+    force: bool = False,
+    on_event: Callable[[Event], None] | None = None,
+) -> TrainResult:
+    """Train a run to its last step, from its newest checkpoint if there is one.
+
+    Workers are processes of their own, which do not run the caller's script again. Ctrl-C, SIGTERM
+    and SIGHUP ask them to end after their step, with a checkpoint; a second Ctrl-C ends them at
+    once. Under torchrun this process is a worker: all that it prints while it trains goes to the
+    run's log.
+
+    Args:
+        config: of the run; see `dist_embed.load_config`.
+        launcher: instead of ``config.cluster.launcher``.
+        force: go on in a run's folder whose configuration differs, with the new values.
+        on_event: takes what is to be shown, see `observe.events`; by default it is printed, with a
+            bar on a terminal and in a notebook.
+
+    Raises:
+        UserError: something that was given cannot be used; the message says what and why.
+        TrainingStopped: it was asked to stop; the same call goes on from there. RunStopped where no
+            worker had begun.
+        RunFailed: a worker failed.
+    """
+    quiet_environment()
+    from dist_embed.cluster.fork_server import start_ahead
+
+    if (launcher or config.cluster.chosen_launcher) == "local" and not under_torchrun():
+        start_ahead(config.cluster.device)  # beside the imports that follow
+    from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
+    from dist_embed.data.preparation import ensure_data
+    from dist_embed.run.folder import check_run_folder, only_training
+
+    config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
+    vocabulary_size: dict[str, int] = {}
+    word_tables, task, first = False, Train(), is_first_process()
+    with only_training(config.run.uri) if first else nullcontext(), shown_by(on_event) as show:
+        if first:  # the others wait for it when they join the group
+            data = ensure_data(config, lambda text: show({"kind": "line", "text": text}))
+            vocabulary_size, word_tables = data.vocabulary_size, data.word_tables
+            task = Train(data.folder_uri)
+            check_run_folder(config, data, force=force)
+        result = launch(
+            task, config, vocabulary_size=vocabulary_size, word_tables=word_tables, on_event=show,
+            launcher=launcher, stop_seconds=stop_seconds(config),
+        )  # fmt: skip
+    if first:
+        speed = tokens_per_second(config.run.uri, after_step=result.resumed_at)
+        result = replace(result, tokens_per_second=speed)
+    if result.stopped:
+        raise TrainingStopped(
+            f"stopped as asked after step {result.steps}; the same command goes on from there",
+            result,
+        )
+    return result
+
+
+def tokens_per_second(run_uri: str, after_step: int = 0) -> float | None:
+    """Median over the run's log lines of later steps; None where there are none."""
+    from dist_embed.run.metrics import read_metrics
+
+    found = [
+        line["tokens_per_second"]
+        for line in read_metrics(run_uri)
+        if "tokens_per_second" in line and line["step"] > after_step
+    ]
+    return statistics.median(found) if found else None

@@ -1,0 +1,46 @@
+"""Scripts without ``if __name__ == "__main__"`` whose processes must not run them again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from multiprocessing import spawn
+from pathlib import Path
+
+import pytest
+
+from dist_embed.parallel.main_module import without_main_module
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """\
+from dist_embed.data.processes import processes
+print("script")
+with processes(1) as pool:
+    print(*pool.map(len, [("abc",)]))
+"""
+
+
+@pytest.mark.parametrize("given", ["file", "standard input", "-c"])
+def test_processes_of_a_preparation_do_not_run_a_script_again(given: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    words = {"file": [str(script)], "standard input": ["-"], "-c": ["-c", SCRIPT]}[given]
+    done = subprocess.run(
+        [sys.executable, *words], input=SCRIPT, cwd=ROOT, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "script\n3\n"), done.stderr
+
+
+def test_a_main_module_is_imported_again_outside_of_the_block() -> None:
+    """Of others' processes, whose functions may be defined there."""
+    main = {"init_main_from_name", "init_main_from_path"}
+    assert spawn.get_preparation_data("x").keys() & main
+    with without_main_module():
+        told = spawn.get_preparation_data("x")
+        assert not told.keys() & main
+        assert (told["name"], "sys_path" in told) == ("x", True)
+        with without_main_module():
+            pass
+        assert not spawn.get_preparation_data("x").keys() & main
+    assert spawn.get_preparation_data("x").keys() & main

@@ -1,0 +1,136 @@
+"""A run opened by `dist_embed.open_run` gives what `explore` finds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dist_embed.api.trained_run import CheckpointInfo, open_run
+from dist_embed.checkpoint.catalogue import open_checkpoints
+from dist_embed.config.load import config_from_dict
+from dist_embed.errors import UserError
+from dist_embed.explore.nearest import analogy, neighbors
+from dist_embed.explore.table import RunTable
+from dist_embed.run.folder import read_run_config
+from dist_embed.run.metrics import MetricsLog
+from dist_embed.train.results import Translations
+from dist_embed.train.tasks import Translate
+from tests.unit.small_run import small_run, word_tokenizer
+
+WORDS = [f"w{number}" for number in range(30)]
+
+
+@pytest.fixture
+def vectors() -> Tensor:
+    torch.manual_seed(3)
+    return torch.randn(34, 8)
+
+
+@pytest.fixture
+def run(tmp_path: Path, vectors: Tensor) -> str:
+    tokenizer = word_tokenizer(WORDS)
+    return small_run(
+        tmp_path, {"source": tokenizer, "target": tokenizer}, {"shared": vectors}, share="all",
+        settings={"cluster": {"num_workers": 3}},
+    )  # fmt: skip
+
+
+def test_where_there_is_no_run_it_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run in"):
+        open_run(str(tmp_path))
+
+
+def test_its_configuration_metrics_and_checkpoints(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with MetricsLog(run, 0) as log:
+        log.write(2, loss=1.5, epoch=1)
+        log.write(2, validation_loss=1.25)
+        log.write(4, loss=1, epoch=1, scored_by="how")
+    monkeypatch.chdir(tmp_path)
+    opened = open_run("run")
+    assert opened.uri == run
+    assert repr(opened) == f"open_run({run!r})"
+    assert opened.config == read_run_config(run)
+    table = opened.metrics()
+    assert table.column_names == ["step", "time", "loss", "epoch", "validation_loss", "scored_by"]
+    assert table["step"].to_pylist() == [2, 2, 4]
+    assert table["loss"].to_pylist() == [1.5, None, 1.0]
+    assert table["validation_loss"].to_pylist() == [None, 1.25, None]
+    assert table["scored_by"].to_pylist() == [None, None, "how"]
+    assert list(table.to_pandas()["step"]) == [2, 2, 4]
+    (found,) = opened.checkpoints()
+    assert isinstance(found, CheckpointInfo)
+    assert (found.step, found.validation_loss) == (5, None)
+    assert found.size_bytes > 34 * 8 * 4
+
+
+def test_a_run_that_has_saved_and_measured_nothing_yet(run: str) -> None:
+    store = open_checkpoints(run)
+    for name in store.names("manifests"):
+        (Path(run) / "checkpoints" / "manifests" / name.split("/")[-1]).unlink()
+    assert open_run(run).checkpoints() == []
+    assert open_run(run).metrics().num_rows == 0
+
+
+def test_its_words_and_vectors(run: str, vectors: Tensor, tmp_path: Path) -> None:
+    words = open_run(run).table("target", step=5)
+    table = RunTable(run, "target", 5)
+    assert (len(words), words.width, words.step) == (34, 8, 5)
+    assert repr(words) == "34 target words × 8 of step 5"
+    assert "w3" in words
+    assert "x" not in words
+    assert 3 not in words
+    assert words.neighbors("w3", 4) == neighbors(table, ["w3"], 4)["w3"]
+    assert len(words.neighbors("w3")) == 10
+    assert words.analogy("w1", "w2", "w3", 2) == analogy(table, "w1", "w2", "w3", 2)
+    found = words.vectors(["w7", "w3", "w7"])
+    assert found.dtype == np.float32
+    ids = [table.id_of(word) for word in ("w7", "w3", "w7")]
+    np.testing.assert_array_equal(found, vectors[ids].numpy())
+    assert words.frequent_words(3) == [table.word(i) for i in table.frequent_ids(3)]
+    with pytest.raises(UserError, match="'x' is not in the target vocabulary"):
+        words.vectors(["x"])
+    (file,) = words.export(str(tmp_path / "v.txt"), "word2vec")
+    assert Path(file).read_text().startswith("34 8\n")
+
+
+def test_it_is_read_from_a_url(run: str) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(run, "/bucket/run", recursive=True)
+    try:
+        words = open_run("memory://bucket/run").table()
+        assert words.neighbors("w3") == open_run(run).table().neighbors("w3")
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_it_translates_as_the_command_does(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    events: list[Any] = []
+
+    def launch(task: Any, config: Any, **how: Any) -> Translations:
+        how["on_event"]("an event")
+        asked.append((task, config, how))
+        return Translations(5, ["x"])
+
+    monkeypatch.setattr("dist_embed.cluster.launch.launch", launch)
+    monkeypatch.setattr("dist_embed.cluster.fork_server.start_ahead", lambda device: None)
+    opened = open_run(run)
+    found = opened.translate(["a"], step=5, workers=1, beam=7, on_event=events.append)
+    assert (list(found), len(found), found.step) == (["x"], 1, 5)
+    ((task, config, how),) = asked
+    assert task == Translate(["a"], 5)
+    assert (config.cluster.num_workers, config.search.beam) == (1, 7)
+    assert (how["launcher"], how["vocabulary_size"]) == ("local", {"source": 34, "target": 34})
+    assert events == ["an event"]
+    assert opened.translate([]) == Translations(None, [])
+    assert len(asked) == 1
+    assert config_from_dict(opened.config.model_dump()).cluster.num_workers == 3
