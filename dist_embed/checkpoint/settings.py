@@ -27,8 +27,9 @@ class CheckpointSection(Section):
         500,
         ge=0,
         description="A checkpoint is due in steps divisible by this; 0: by minutes alone. The last "
-        "step always is saved, and with both 0 no other. One that is due while another is being "
-        "written is made once that has ended, of the step that is done by then.",
+        "step always is saved, and with both 0 no other but the best (`keep_best`). One that is "
+        "due while another is being written is made once that has ended, of the step that is done "
+        "by then.",
     )
     every_minutes: NonNegativeFloat = Field(
         0.0,
@@ -39,8 +40,9 @@ class CheckpointSection(Section):
     keep_best: int = Field(
         1,
         ge=0,
-        description="Checkpoints with the lowest validation loss kept. Only one saved at a step "
-        "that was validated has a loss: let `train.evaluate_every` be a multiple of `every_steps`.",
+        description="Checkpoints with the lowest validation loss kept; a validation that is the "
+        "best so far is followed by a checkpoint, for which training waits for another one that is "
+        "being written. 0: neither.",
     )
     keep_every: Annotated[int, EXPERT] = Field(
         0, ge=0, description="Checkpoints of steps divisible by this are kept for ever; 0: none."

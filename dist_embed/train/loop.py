@@ -66,12 +66,13 @@ def train_loop(
     *,
     reporter: Reporter,
     metrics: MetricsLog | None,
+    best_loss: float = math.inf,
 ) -> bool:
     """Train from ``state`` to ``settings.max_steps``, or until any worker is asked to stop.
 
     Asked to stop, it leaves out what is to be validated or translated after the step, but after the
     last. The last checkpoint is written when this returns. Which steps others are of: see `Saves`.
-    ``metrics`` is given on worker 0 alone.
+    ``metrics`` is given on worker 0 alone; ``best_loss``: see `Saves`.
     Returns whether the run was stopped early. Collective.
 
     Raises:
@@ -80,7 +81,7 @@ def train_loop(
         CheckpointError: saving failed in a way that a run does not go on with; see `Saver`.
     """
     group = state.group
-    saves = Saves(state, saver, checkpoint, hooks.before_save, reporter.line)
+    saves = Saves(state, saver, checkpoint, hooks.before_save, reporter.line, best_loss=best_loss)
     numbers = itertools.count(state.step + 1)
     steps = loader.prefetched(
         Position.from_dict(state.scalars["position"]),
@@ -122,7 +123,9 @@ def train_loop(
             if (validate or translate) and not last and (stopped := saves.between_steps()):
                 break
             if validate:
-                _validate(state, validate(), saver, reporter, metrics)
+                loss = validate()
+                _validate(state, loss, saver, reporter, metrics)
+                saves.note_validation(loss)
             if translate:
                 _report_quality(state, translate(), reporter, metrics)
             saves.note_step()

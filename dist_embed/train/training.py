@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from functools import cache, partial
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_embed.checkpoint.catalogue import open_checkpoints
+from dist_embed.checkpoint.catalogue import best_loss, open_checkpoints
 from dist_embed.checkpoint.load import Loaded, load_newest
 from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.retention import Pruner
@@ -21,6 +22,7 @@ from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.data.token_blocks import index_of
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.model.output_layer import OutputLayer
+from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import peak_memory_bytes
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
@@ -171,6 +173,7 @@ def train_task(context: Context, asked: Train) -> TrainResult:
             saver,
             reporter=reporter,
             metrics=metrics,
+            best_loss=_best_so_far(config, store, loaded, group),
         )
     with all_or_none(group):
         if folder:
@@ -227,6 +230,17 @@ def _resume(
     else:
         context.reporter.line("starting from scratch")
     return loaded
+
+
+def _best_so_far(config: Config, store: ObjectStore, loaded: Loaded, group: Group) -> float:
+    """The lowest validation loss of the run's checkpoints, where it matters. Collective."""
+    if not (loaded.step and config.checkpoint.keep_best):
+        return math.inf
+    found = ""
+    with all_or_none(group):
+        if group.is_first:
+            found = repr(best_loss(store))
+    return float(same_text_from_first(found, group))
 
 
 def _build_saver(

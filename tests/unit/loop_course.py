@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,19 +162,21 @@ class Run:
 
     def train(
         self, patched: Callable[[str, Any], None] = lambda name, value: None, *,
-        held_out: bool = True, **rhythm: Any,
+        held_out: bool = True, best_loss: float = math.inf, **rhythm: Any,
     ) -> bool:  # fmt: skip
         patched("stop_requested", lambda: 0 <= self.asked_after <= self.state.step)
         never = {"max_steps": 12, "log_every": 100, "evaluate_every": 100, "max_skipped_steps": 3}
         checkpoint = CheckpointSection(
             every_steps=rhythm.pop("save_every", 100), drain_seconds=7.0,
             every_minutes=rhythm.pop("save_seconds", 0.0) / 60,
+            keep_best=rhythm.pop("keep_best", 0),
         )  # fmt: skip
         self_: Any = self
         hooks = Hooks(self.validate, self.translate) if held_out else Hooks(None, None)
         return train_loop(
             self.state, self_, self_, TrainSection(**(never | rhythm)), checkpoint, hooks, self_,
             reporter=Reporter(self.emit), metrics=self_ if self.group.is_first else None,
+            best_loss=best_loss,
         )  # fmt: skip
 
     def happened(self, *kinds: str) -> list[Any]:

@@ -344,3 +344,17 @@ def test_a_checkpoint_is_scored_as_configured(
     context, _ = context_of(config, alone)
     with pytest.raises(UserError, match="split 'train' is not among the held-out data"):
         inference.evaluate_task(context, Evaluate("train"))
+
+
+@pytest.mark.parametrize(
+    ("step", "keep_best", "found"),
+    [(8, 1, 0.1 + 0.2), (8, 3, 0.1 + 0.2), (8, 0, math.inf), (0, 1, math.inf)],
+)
+def test_a_run_that_goes_on_knows_the_best_of_its_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, step: int, keep_best: int, found: float
+) -> None:
+    monkeypatch.setattr(training, "best_loss", {"store": 0.1 + 0.2}.__getitem__)
+    monkeypatch.setattr(training, "same_text_from_first", lambda text, group: text)
+    config, loaded = config_of(checkpoint={"keep_best": keep_best}), Loaded(step, frozenset(), 0)
+    store: Any = "store"
+    assert training._best_so_far(config, store, loaded, place()) == found
