@@ -11,6 +11,7 @@ from dist_embed.config.checks import check
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
+from dist_embed.model.settings import ReplaceUnknown
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.torchrun import under_torchrun
@@ -77,7 +78,7 @@ def config_to_use(
     workers: int | None = None,
     beam: int | None = None,
     candidates: int | Literal["auto"] | None = None,
-    replace_unknown: Literal["no", "copy", "lexicon"] | None = None,
+    replace_unknown: ReplaceUnknown | None = None,
 ) -> Config:
     """The configuration of a trained run, to use it on this machine and not to train it.
 

@@ -20,6 +20,7 @@ from dist_embed.section import (
 )
 
 ShareEmbeddings = Literal["none", "decoder", "all"]
+ReplaceUnknown = Literal["no", "copy", "lexicon"]
 
 
 class ModelSection(Section):
@@ -91,7 +92,7 @@ class SearchSection(Section):
         description="`candidates`: translations of each source word, from the lexicon; with "
         "`auto` as many as that has, if it has fewer.",
     )
-    replace_unknown: Annotated[Literal["no", "copy", "lexicon"], MaybeNo] = Field(
+    replace_unknown: Annotated[ReplaceUnknown, MaybeNo] = Field(
         "no",
         description="What `<unk>` in a translation becomes: the source word it looks at (`copy`), "
         "or that word's translation where the lexicon has one (`lexicon`).",

@@ -49,9 +49,10 @@ def search(
         words = CandidateWords(
             sharded.lookup, frequent, 2, partial(translations, lexicon), 4 * TINY.target_rows * beam
         )
-    searcher = Searcher(
-        sharded.transformer, sharded.lookup, words, _ShortSettings(beam, alpha, 1.0, batch)
+    short = _ShortSettings(
+        beam=beam, length_penalty=alpha, max_length_ratio=1.0, batch_sentences=batch
     )
+    searcher = Searcher(sharded.transformer, sharded.lookup, words, short)
     # Behind the searcher's back, as training changes them between two validations.
     with torch.no_grad():
         for parameter in sharded.transformer.parameters():
