@@ -18,7 +18,7 @@ from dist_embed.study.run import _digest
 Values = dict[str, Any]
 FILES: Values = {"source": "a.en", "target": ["a.de", "b.de"]}
 CONFIGURATIONS: dict[str, Values] = {
-    "least": {"cluster": {"launcher": "ray"}, "data": {"synthetic": {}}},
+    "least": {"data": {"synthetic": {}}},
     "generated": {
         "run": {"uri": "s3://bucket/run", "seed": 2**40 + 7},
         "data": {"uri": "s3://bucket/data", "inflected": {"nouns": 77, "exponent": 0.5},
@@ -80,9 +80,9 @@ def known_by(name: str) -> tuple[str, str, str, str]:
     least: Values = {"run": {"uri": "runs/a"}, "train": {"max_steps": 9}}
     config = config_from_dict(least | CONFIGURATIONS[name])
     study: Any = SimpleNamespace(word_vectors=[], folder="runs")
-    text = config_to_yaml(config).replace(
-        "  saving: behind\n", "  asynchronous: true\n  low_memory: false\n"
-    )
+    # Keys that were renamed since, and a default that was changed.
+    text = config_to_yaml(config).replace("  launcher: auto\n", "  launcher: ray\n")
+    text = text.replace("  saving: behind\n", "  asynchronous: true\n  low_memory: false\n")
     return (
         fingerprint(config), data_digest(config), _digest(study, config),
         hashlib.sha256(text.encode()).hexdigest(),
