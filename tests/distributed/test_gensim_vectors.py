@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_embed.data.synthetic import SyntheticLanguage
+from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.distributed.started_rows import run, start_from

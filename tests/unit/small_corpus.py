@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from dist_embed.data import encoding, lexicon, word_counts
 from dist_embed.data.corpus import Pair, ParallelText
+from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.prepare import prepare_data
 from dist_embed.data.settings import DataSection, Kind, TokenizerSection
-from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.text_form import TextForm
 from dist_embed.data.token_shards import PreparedData, TokenPairs
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
