@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dist_embed.config.schema import Config
-from dist_embed.embedding.plan import Tier
+from dist_embed.embedding.settings import Tier
 from dist_embed.train.needs import baseline_bytes
 from dist_embed.train.tasks import Task
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from dist_embed.parallel.device import resolve_device
+from dist_embed.parallel.settings import DeviceChoice
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ _last_joined: list[dist.ProcessGroup] = []  # kept beyond `joined_group`; see it
 
 @contextmanager
 def joined_group(
-    device_type: Literal["auto", "cpu", "cuda"] = "auto", timeout_seconds: float = 600.0
+    device_type: DeviceChoice = "auto", timeout_seconds: float = 600.0
 ) -> Iterator[Group]:
     """Join the process group of this run for the length of a ``with`` block.
 

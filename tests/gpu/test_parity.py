@@ -16,7 +16,7 @@ from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
-from dist_embed.embedding.plan import Tier
+from dist_embed.embedding.settings import Tier
 from dist_embed.observe.events import silent_reporter
 from dist_embed.run.metrics import read_metrics
 from dist_embed.train.tasks import Train
