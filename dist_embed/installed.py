@@ -15,6 +15,7 @@ from dist_embed.errors import UserError
 CHOSEN_BY_SETUP = (
     "torch", "torchrec", "fbgemm_gpu", "tensordict", "torchmetrics", "pyre_extensions",
 )  # fmt: skip
+WORKERS_NEED = CHOSEN_BY_SETUP[:3]  # the others are missed where torchrec is imported
 EXTRAS = {
     "ray": "ray",
     "matplotlib": "plots",

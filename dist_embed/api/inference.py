@@ -10,6 +10,7 @@ from dist_embed.config.checks import check
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
+from dist_embed.installed import WORKERS_NEED, require
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.torchrun import under_torchrun
@@ -123,6 +124,7 @@ def _on_workers(
     on_event: Callable[[Event], None] | None,
 ) -> R:  # fmt: skip
     """What workers give back that use a trained run."""
+    require(*WORKERS_NEED)
     quiet_environment()
     from dist_embed.cluster.fork_server import start_ahead
 

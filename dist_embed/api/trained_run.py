@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from dist_embed.explore.export import ExportFormat
     from dist_embed.explore.table import Role, RunTable
+    from dist_embed.export.embeddings import ExportFormat
 
 
 def open_run(uri: str) -> TrainedRun:
@@ -181,7 +181,7 @@ class WordVectors:
         return [self._table.word(i) for i in self._table.frequent_ids(count)]
 
     def export(self, output: str, format: ExportFormat) -> list[str]:
-        """Write all words and vectors into a file; see `explore.export.export_embeddings`.
+        """Write all words and vectors into a file: `dist_embed.export.embeddings`.
 
         Args:
             output: a path; a URL for other formats than safetensors.
@@ -189,6 +189,6 @@ class WordVectors:
 
         Returns the files written.
         """
-        from dist_embed.explore.export import export_embeddings
+        from dist_embed.export.embeddings import export_embeddings
 
         return export_embeddings(self._table, output, format)

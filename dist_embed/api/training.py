@@ -10,6 +10,7 @@ from typing import Literal
 
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
+from dist_embed.installed import WORKERS_NEED, require
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
@@ -44,6 +45,7 @@ def train(
             worker had begun.
         RunFailed: a worker failed.
     """
+    require(*WORKERS_NEED)
     quiet_environment()
     from dist_embed.cluster.fork_server import start_ahead
 

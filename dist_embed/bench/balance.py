@@ -1,10 +1,10 @@
 """How evenly the lookups of a step fall on the shards, with the id → row bijection and without it.
 
 A simulation: as many workers as shards; each draws tokens by Zipf's law and asks for the rows of
-its distinct ids, as `dist_embed.embedding.lookup` does. Found is what is asked of the fullest
-shard by the mean over shards: the step waits for the worker that holds it. Beside it, without any
-draw, the same of the *expected* requests: that much lies in the placement, the rest in the chance
-of a step's tokens. Not counted are the negatives of the sampled output layer, equal on all workers.
+its distinct ids, as `ShardedTables` does. Found is what is asked of the fullest shard by
+the mean over shards: the step waits for the worker that holds it. Beside it, without any draw, the
+same of the *expected* requests: that much lies in the placement, the rest in the chance of a step's
+tokens. Not counted are the negatives of the sampled output layer, equal on all workers.
 """
 
 from __future__ import annotations

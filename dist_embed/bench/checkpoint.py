@@ -161,7 +161,12 @@ def _give_back_pinned(device: torch.device) -> None:
 
 
 def _measure(
-    uris: list[str], num_rows: int, width: int, rounds: int, device: str, emit: Emit
+    uris: list[str],
+    num_rows: int,
+    width: int,
+    rounds: int,
+    device: Literal["cpu", "cuda"],
+    emit: Emit,
 ) -> dict[str, Any]:
     torch.set_num_threads(1)
     with joined_group(device, TIMEOUT_SECONDS) as group:

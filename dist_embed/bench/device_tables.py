@@ -20,7 +20,7 @@ def build_filled_translator(
     translation_model = build_translation_model(config, vocabulary_size, group, initial_scale=0.0)
     lookup = translation_model.lookup
     draw = torch.Generator(group.device).manual_seed(config.run.seed + group.rank)
-    for table in lookup.specs:
-        lookup.weight(table).normal_(0.0, lookup.width**-0.5, generator=draw)
+    for table, spec in lookup.specs.items():
+        lookup.weight(table).normal_(0.0, spec.width**-0.5, generator=draw)
     lookup.after_writing()
     return translation_model

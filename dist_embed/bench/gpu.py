@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) ->
         names = ", ".join(one.name for one in stages)
         print(f"{unknown[0]} is not a stage; these are: {names}", file=sys.stderr)
         return 2
-    out = Path(arguments.out).absolute()
+    out = Path(arguments.output).absolute()
     out.mkdir(parents=True, exist_ok=True)
     (out / "log.txt").unlink(missing_ok=True)
     asked = [one for one in stages if not arguments.stages or one.name in arguments.stages]
@@ -89,7 +89,7 @@ def _parser(stages: Sequence[Stage]) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--budget", type=int, default=540, metavar="SECONDS", help="default 540")
     parser.add_argument(
-        "--out", default=os.environ.get("OUT") or "gpu-results", metavar="FOLDER",
+        "--output", default=os.environ.get("OUT") or "gpu-results", metavar="FOLDER",
         help="for summary, log, figures and a profile; default: $OUT, else gpu-results",
     )  # fmt: skip
     parser.add_argument(

@@ -58,7 +58,7 @@ class Stage:
 
 def _dist_embed(work: Work, figures: str | None, *arguments: str) -> list[str]:
     """A command of ours; the figures that it writes are found under a name."""
-    written = ["--json", str(work.figures / f"{figures}.json")] if figures else []
+    written = ["--output", str(work.figures / f"{figures}.json")] if figures else []
     return [sys.executable, "-m", "dist_embed.cli.main", *arguments, *written]
 
 

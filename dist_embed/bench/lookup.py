@@ -167,7 +167,7 @@ def measure(case: Case, work: Work, group: Group) -> Found:
     ]
     ways = LookupWays(case, work, group)
     ways.check(steps[0])
-    rows = [ways.tables.output_rows_of(ids) for ids in steps]
+    rows = [ways.tables.orders["shared"].rows_of(ids) for ids in steps]
     wanted = [ways.wanted(ids) for ids in steps]
 
     def seconds_of(call: Callable[[Item], object], items: Sequence[Item]) -> float:

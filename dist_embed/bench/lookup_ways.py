@@ -12,10 +12,11 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 from torch import Tensor
 
 from dist_embed.bench.lookup_cases import Case, Work
-from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.own_rows import UPDATES, Constants
 from dist_embed.embedding.plan import Weights
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import StepRows, WantedRows
+from dist_embed.embedding.table import Table
 from dist_embed.embedding.tables import OPTIMIZERS
 from dist_embed.errors import RunFailed
 from dist_embed.parallel.group import Group
@@ -44,11 +45,10 @@ class LookupWays:
     def __init__(self, case: Case, work: Work, group: Group) -> None:
         self._case = case
         # With one table there is one kernel, and nothing else in it.
-        roles = dict.fromkeys(("source", "target", "output"), case.num_rows)
-        self.tables = RowLookup(
-            roles, work.width, "all", group, optimizer=case.optimizer, learning_rate=_RATE,
-            eps=_EPS, seed=1, initial_scale=0.0, memory=case.memory, weights=case.weights,
-            step_bytes=work.beside_table_bytes(case),
+        self.tables = ShardedTables(
+            {"shared": Table(case.num_rows, work.width, initial_scale=0.0)}, group,
+            optimizer=case.optimizer, learning_rate=_RATE, eps=_EPS, seed=1, memory=case.memory,
+            weights=case.weights, step_bytes=work.beside_table_bytes(case),
         )  # fmt: skip
         self.tables.weight("shared").normal_()
         self.tables.after_writing()
@@ -58,12 +58,12 @@ class LookupWays:
 
     def wanted(self, ids: Tensor) -> WantedRows:
         """The distinct rows of a step's ids [N], on their device."""
-        return self.tables.wanted({"source": [ids]})
+        return self.tables.wanted({"shared": [ids]})
 
     def lookup(self, wanted: WantedRows) -> tuple[StepRows, Tensor]:
         """Ours, as in a step of training, and a vector for every id: [N, D]."""
         rows = self.tables.fetch(self.tables.request(wanted))
-        return rows, rows.vectors("source", 0)
+        return rows, rows.vectors("shared")
 
     def update(self, wanted: WantedRows, step: int = 2) -> None:
         """The same, and its backward; what a step sets beforehand is set too.
@@ -101,7 +101,7 @@ class LookupWays:
                 optimizer's formula makes of them in float64, of the most frequent ones and some of
                 all others.
         """
-        rows, wanted = self.tables.output_rows_of(ids), self.wanted(ids)
+        rows, wanted = self.tables.orders["shared"].rows_of(ids), self.wanted(ids)
         with torch.no_grad():
             self._check_vectors("FBGEMM", self.kernel_lookup(rows), rows)
             self._check_vectors("dist_embed", self.lookup(wanted)[1], rows)

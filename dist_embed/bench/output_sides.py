@@ -29,16 +29,17 @@ from dist_embed.bench.output_check import (
 )
 from dist_embed.bench.passes import WARM_UP, Marks, Passes, measured
 from dist_embed.bench.zipf import zipf
-from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.memory import GIB, available_bytes, logits_block_bytes, table_bytes
 from dist_embed.embedding.own_rows import OwnRows, OwnRowsKernel
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import StepRows
+from dist_embed.embedding.table import Table
 from dist_embed.embedding.tables import OPTIMIZERS
 from dist_embed.embedding.tiers import free_bytes
 from dist_embed.model.output import OutputShard
-from dist_embed.model.output_layer import ExactOutput, SampledOutput
+from dist_embed.model.output_layer import ExactSoftmax, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.parallel.device import memory_bytes, resolve_dtype
 from dist_embed.parallel.group import Group
@@ -119,13 +120,14 @@ class OwnTable:
             torch.empty(0, width, device=device),
         )
         self.weight = self._kernel.weight
-        self.output_rows_of = RowOrder(num_rows).rows_of
+        self.table_of = {"output": "output"}
+        self.orders = {"output": RowOrder(num_rows)}
         _fill(self.weight)
 
     def begin_step(self) -> tuple[StepRows, OwnRows]:
         """As a training step fetches it."""
         own = self._kernel.begin_step(trained=True)
-        return StepRows({}, own, {"output": "output"}, {}, lambda: None), own
+        return StepRows({}, {"output": own}, self.table_of, {}, lambda: None), own
 
     def update(self, own: OwnRows) -> None:
         """As a training step ends."""
@@ -140,7 +142,7 @@ def exact_sides(sizes: OutputSizes, group: Group) -> Iterator[Side]:
     table = OwnTable(sizes.rows, sizes.width, device)
     hidden = _hidden(sizes, device)
     targets = _targets(sizes.rows, sizes.tokens, 0).to(device)
-    answers = table.output_rows_of(targets)
+    answers = table.orders["output"].rows_of(targets)
     expected = plain_cross_entropy(hidden, table.weight, answers)
     flop = 6 * sizes.tokens * sizes.rows * sizes.width
 
@@ -181,7 +183,7 @@ def _exact_pass(
     table: OwnTable, shard: OutputShard, hidden: Tensor, targets: Tensor
 ) -> Callable[[Marks], Computed]:
     num_tokens = len(hidden)
-    output = ExactOutput(cast(Any, table), shard)
+    output = ExactSoftmax(cast(Any, table), "output", shard)
 
     def one_pass(mark: Marks) -> Computed:
         hidden.grad = None
@@ -239,7 +241,7 @@ def sampled_sides(sizes: OutputSizes, group: Group) -> Iterator[Side]:
     for words in sizes.sampled_rows:
         name = f"sampled, {sizes.samples:,} negatives"
         # The table, and beside it logits, wide and narrow, and some copies of what is looked up.
-        needed = table_bytes(TableSpec("shared", words, sizes.width), OPTIMIZER, 1)
+        needed = table_bytes(TableSpec("output", words, sizes.width), OPTIMIZER, 1)
         needed += 8 * sizes.tokens * sizes.samples
         needed += 32 * sizes.width * (sizes.tokens + sizes.samples)
         if (free := _free(group.device)) < needed:
@@ -250,22 +252,23 @@ def sampled_sides(sizes: OutputSizes, group: Group) -> Iterator[Side]:
 
 def _sampled_side(name: str, words: int, sizes: OutputSizes, group: Group) -> Side:
     device, dtype = group.device, _dtype(sizes, group)
-    lookup = RowLookup(
-        dict.fromkeys(("source", "target", "output"), words), sizes.width, "all", group,
-        optimizer=OPTIMIZER, learning_rate=0.0, eps=EPS, seed=SEED, initial_scale=0.0,
-        memory="device",
+    tables = ShardedTables(
+        {"output": Table(words, sizes.width, initial_scale=0.0)}, group,
+        optimizer=OPTIMIZER, learning_rate=0.0, eps=EPS, seed=SEED, memory="device",
     )  # fmt: skip
-    _fill(lookup.weight("shared"))
-    lookup.after_writing()
+    _fill(tables.weight("output"))
+    tables.after_writing()
     shard = _shard(words, "auto", group, dtype, exact=False)
-    output = SampledOutput(LogUniformSampler(words, sizes.samples), SEED, shard)
+    output = SampledSoftmax(
+        tables, "output", LogUniformSampler(words, sizes.samples), seed=SEED, shard=shard
+    )
     hidden = _hidden(sizes, device)
     # Other words in every pass, whose rows no cache has; found out before, as a run's loader does.
     steps = []
     for number in range(WARM_UP + sizes.repeats):
         targets = _targets(words, sizes.tokens, number)
-        negatives = output.draw(number, [targets], list)
-        wanted = lookup.wanted({"output": output.words([targets], negatives)})
+        negatives = output.draw(number, [targets])
+        wanted = tables.wanted({"output": output.words([targets], negatives)})
         steps.append(
             (targets.to(device), negatives.to(device), wanted.changed(lambda t: t.to(device)))
         )
@@ -274,7 +277,7 @@ def _sampled_side(name: str, words: int, sizes: OutputSizes, group: Group) -> Si
     def one_pass(mark: Marks) -> Computed:
         targets, negatives, wanted = next(coming)
         hidden.grad = None
-        rows = lookup.fetch(lookup.request(wanted))
+        rows = tables.fetch(tables.request(wanted))
         mark("lookup")
         step_loss = output.start(rows, negatives, 1, 1 / sizes.tokens)
         loss, _ = step_loss.of(hidden, 0, targets, [sizes.tokens], 0.0)
@@ -283,14 +286,14 @@ def _sampled_side(name: str, words: int, sizes: OutputSizes, group: Group) -> Si
         mark("layer")
         rows.backward()
         mark("update")
-        grad = rows.tables["shared"].vectors.grad
+        grad = rows.tables["output"].vectors.grad
         assert hidden.grad is not None
         assert grad is not None
         return Computed(loss.detach(), hidden.grad, grad)
 
     passes = measured(one_pass, device, sizes.repeats)
     targets, negatives, wanted = steps[-1]
-    again = lookup.fetch(lookup.request(wanted))
+    again = tables.fetch(tables.request(wanted))
     expected = plain_sampled_cross_entropy(hidden, again, targets, negatives)
     answers = wanted.index["output"][0]
     differences = check(name, passes.result, expected, answers, dtype)

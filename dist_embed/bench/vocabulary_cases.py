@@ -14,6 +14,7 @@ from dist_embed.bench.plain_model import Step, plain_training_step
 from dist_embed.bench.plain_sparse import SparseSampled
 from dist_embed.bench.workers import Prepare, as_it_is
 from dist_embed.bench.zipf import zipf
+from dist_embed.checkpoint.of_tables import live_tensors
 from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
@@ -25,7 +26,6 @@ from dist_embed.train.assemble import (
     build_dense_optimizer,
     build_output,
     dense_tensors,
-    live_tensors,
 )
 from dist_embed.train.training import build_train_step
 

@@ -7,6 +7,7 @@ from typing import Any
 from dist_embed.cli import (
     bench_files,
     bench_lookup,
+    bench_one_hot,
     bench_output,
     bench_search,
     bench_step,
@@ -24,5 +25,6 @@ def add_commands(commands: Any) -> None:
     bench_files.add_kinds(kinds)
     bench_lookup.add_kinds(kinds)
     bench_output.add_kinds(kinds)
+    bench_one_hot.add_kinds(kinds)
     bench_search.add_kinds(kinds)
     bench_words.add_kinds(kinds)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dist_embed.cli.bench_options import (
     add_device_options,
-    add_json_option,
+    add_output_option,
     at_least,
     device_and_workers,
     write_figures,
@@ -34,7 +34,7 @@ def _add_checkpoint(kinds: Any) -> None:
     parser.add_argument("--width", type=at_least(1), default=64, help="default 64")
     add_device_options(parser, "where the table lies; default auto")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_checkpoint)
 
 
@@ -103,7 +103,7 @@ def _add_pretrained(kinds: Any) -> None:
     parser.add_argument("--folder", metavar="DIR", help="for the file; default: a temporary one")
     parser.add_argument("--workers", type=at_least(1), default=2, help="default 2")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_pretrained)
 
 
@@ -141,7 +141,7 @@ def _add_table_export(kinds: Any) -> None:
     parser.add_argument("--parts", type=at_least(1), default=8, help="one of so many; default 8")
     parser.add_argument("--folder", metavar="DIR", help="for the files; default: a temporary one")
     parser.add_argument("--rounds", type=at_least(1), default=3, help="default 3")
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_table_export)
 
 
@@ -183,7 +183,7 @@ def _add_export(kinds: Any) -> None:
     parser.add_argument("--split", default="test", help="test (default) or validation")
     parser.add_argument("--step", type=int, help="checkpoint; default: lowest validation loss")
     add_worker_options(parser)
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_export)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
+from dist_embed.cli.bench_options import add_output_option, at_least, write_figures
 from dist_embed.errors import UserError
 
 
@@ -50,7 +50,7 @@ def add_kinds(kinds: Any) -> None:
         help="where rows lie; uvm and uvm_caching: on CUDA alone; default device",
     )  # fmt: skip
     parser.add_argument("--repeats", type=at_least(1), default=20, help="steps; default 20")
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_lookup)
 
 

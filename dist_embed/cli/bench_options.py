@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
+from dist_embed.cli.old_spellings import OldOption
+
 
 def at_least(least: int) -> Callable[[str], int]:
     """A type of option for argparse: whole numbers from ``least`` on."""
@@ -20,9 +22,12 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def add_json_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``, which `write_figures` reads."""
-    parser.add_argument("--json", metavar="FILE", help="write figures, machine and versions there")
+def add_output_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--output``, which `write_figures` reads."""
+    parser.add_argument(
+        "--output", metavar="FILE", help="write figures, machine and versions there, as JSON"
+    )
+    parser.add_argument("--json", dest="output", action=OldOption, help=argparse.SUPPRESS)
 
 
 def add_device_options(parser: argparse.ArgumentParser, help: str) -> None:
@@ -54,14 +59,14 @@ def device_and_workers(arguments: argparse.Namespace) -> tuple[Literal["cpu", "c
 def write_figures(
     arguments: argparse.Namespace, figures: dict[str, Any], *, device: str | None = None
 ) -> None:
-    """Write the figures where ``--json`` says, if it does.
+    """Write the figures where ``--output`` says, if it does.
 
     Args:
         arguments: as they were given.
         figures: what was found.
         device: name of what was measured; None: the CPU.
     """
-    if not arguments.json:
+    if not arguments.output:
         return
     import torch
 
@@ -69,4 +74,4 @@ def write_figures(
     from dist_embed.parallel.device import device_name
 
     command = shlex.join(["dist-embed", *sys.argv[1:]])
-    write_json(arguments.json, command, device or device_name(torch.device("cpu")), figures)
+    write_json(arguments.output, command, device or device_name(torch.device("cpu")), figures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Literal
 
-from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
+from dist_embed.cli.bench_options import add_output_option, at_least, write_figures
 from dist_embed.config.cuda_only import WIDEST_ON_CUDA
 from dist_embed.errors import UserError
 
@@ -45,7 +45,7 @@ def add_kinds(kinds: Any) -> None:
     parser.add_argument(
         "--repeats", type=at_least(1), default=10, help="passes that are timed; default 10"
     )
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_output)
 
 

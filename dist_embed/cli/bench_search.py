@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
+from dist_embed.cli.bench_options import add_output_option, at_least, write_figures
 
 
 def add_kinds(kinds: Any) -> None:
@@ -27,7 +27,7 @@ def add_kinds(kinds: Any) -> None:
     parser.add_argument(
         "--repeats", type=at_least(1), default=5, help="merges that are timed; default 5"
     )
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_search)
 
 

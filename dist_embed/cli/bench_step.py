@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
+from dist_embed.cli.bench_options import add_output_option, at_least, write_figures
 from dist_embed.cli.config import add_config_arguments
 from dist_embed.config.load import load_config
 from dist_embed.errors import UserError
@@ -30,7 +30,7 @@ def add_kinds(kinds: Any) -> None:
         "--profile", metavar="FOLDER", required=True,
         help="write the trace there, as trace.json.gz: for chrome://tracing or ui.perfetto.dev",
     )  # fmt: skip
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_step)
 
 

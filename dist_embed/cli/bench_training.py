@@ -7,7 +7,7 @@ from typing import Any
 
 from dist_embed.cli.bench_options import (
     add_device_options,
-    add_json_option,
+    add_output_option,
     at_least,
     device_and_workers,
     write_figures,
@@ -119,7 +119,7 @@ def _add_run_options(parser: argparse.ArgumentParser, *, rounds: int, steps: int
     parser.add_argument(
         "--steps", type=at_least(20), default=steps, help=f"per round, 20 or more; default {steps}"
     )
-    add_json_option(parser)
+    add_output_option(parser)
 
 
 def _add_vocabulary(kinds: Any) -> None:
@@ -153,7 +153,7 @@ def _add_vocabulary(kinds: Any) -> None:
         help="also find the largest vocabulary of each kind by filling this machine's memory; on "
         "the CPU alone",
     )  # fmt: skip
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_vocabulary)
 
 
@@ -220,7 +220,7 @@ def _add_balance(kinds: Any) -> None:
     parser.add_argument("--tokens", type=at_least(1), default=8192, help="per worker; default 8192")
     parser.add_argument("--steps", type=at_least(1), default=20, help="default 20")
     parser.add_argument("--plot", metavar="FILE", help="draw the worst steps there; .svg or .png")
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_balance)
 
 

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from dist_embed.cli.bench_options import add_json_option, at_least, write_figures
+from dist_embed.cli.bench_options import add_output_option, at_least, write_figures
 from dist_embed.errors import UserError
 
 
@@ -32,7 +32,7 @@ def add_kinds(kinds: Any) -> None:
         "--largest", action="store_true",
         help="also find the most words that train here at the first width, words included",
     )  # fmt: skip
-    add_json_option(parser)
+    add_output_option(parser)
     parser.set_defaults(call=_words)
 
 

@@ -1,12 +1,10 @@
-"""``dist-embed checkpoint``: list, verify, prune, inspect and export a run's checkpoints."""
+"""``dist-embed checkpoint``: list, verify, prune and inspect a run's checkpoints."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
 from typing import Any
-
-from dist_embed.cli.export_parts import add_parts, part_of
 
 
 def add_commands(commands: Any) -> None:
@@ -34,13 +32,6 @@ def add_commands(commands: Any) -> None:
     prune.add_argument("--dry-run", action="store_true", help="only say what would be removed")
     inspect = add("inspect", _inspect, "what a checkpoint holds")
     inspect.add_argument("--step", type=int, help="default: the newest")
-    export = add("export", _export, "write the weights into one safetensors file")
-    export.add_argument("output", metavar="FILE", help="the file to write")
-    export.add_argument("--step", type=int, help="default: lowest validation loss")
-    export.add_argument(
-        "--table", metavar="NAME", help="this table alone, as nn.Embedding's `weight`"
-    )
-    add_parts(export, "rows of --table")
 
 
 def _list(arguments: argparse.Namespace) -> None:
@@ -188,37 +179,6 @@ def _inspect(arguments: argparse.Namespace) -> None:
             for tensor, info in manifest.tensors.items()
         ],
     )
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from dist_embed.checkpoint.catalogue import read_manifest, use_choice
-    from dist_embed.checkpoint.export import export_checkpoint
-    from dist_embed.checkpoint.manifest import ManifestName, TensorInfo
-    from dist_embed.checkpoint.read import describe_tensor
-    from dist_embed.errors import UserError
-    from dist_embed.storage import uri as storage
-    from dist_embed.storage.objects import ObjectStore
-
-    _check_run(arguments.run)
-    part = part_of(arguments)
-    if part.count > 1 and not arguments.table:
-        raise UserError("--parts is not allowed without --table: a part is a range of its rows")
-    if not storage.is_local(arguments.output):
-        raise UserError(f"{arguments.output!r} is not allowed: safetensors go to a local path")
-    file = part.name(arguments.output)
-    output = storage.local_path(file)
-
-    def export(store: ObjectStore, name: ManifestName) -> tuple[int, dict[str, TensorInfo]]:
-        manifest = read_manifest(store, name)
-        info = manifest.tensors.get(f"table.{arguments.table}.weight")
-        ids = part.rows(info.num_rows) if info else None
-        written = export_checkpoint(store, manifest, output, table=arguments.table, ids=ids)
-        return name.step, written
-
-    step, written = use_choice(arguments.run, arguments.step, export)
-    print(f"step {step} of {arguments.run} → {file}")
-    for name, info in written.items():
-        print(f"  {name}  {describe_tensor(info)}")
 
 
 def _check_run(run_uri: str) -> Any:

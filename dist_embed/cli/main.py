@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 
+from dist_embed.cli.old_spellings import in_new_words, take_output_by_place
 from dist_embed.parallel.stop import (
     end_at_once_with,
     ending_signal,
@@ -21,7 +22,9 @@ from dist_embed.parallel.stop import (
 )
 from dist_embed.parallel.torchrun import under_torchrun
 
-_MODULES = ("run", "compare", "embeddings", "study", "data", "checkpoint", "bench", "config")
+_MODULES = (
+    "run", "compare", "embeddings", "export", "study", "data", "checkpoint", "bench", "config",
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,7 +86,11 @@ def _command(argv: list[str] | None) -> int:
 
 def _run(argv: list[str] | None) -> None:
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    words, said = in_new_words(sys.argv[1:] if argv is None else argv)
+    arguments, rest = parser.parse_known_args(words)
+    if said:
+        _complain(said)
+        take_output_by_place(arguments, rest)
     # argparse stops taking overrides at the first option; those behind it are taken here.
     if any(word.startswith("-") or not hasattr(arguments, "overrides") for word in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

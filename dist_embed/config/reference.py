@@ -14,7 +14,8 @@ _HEAD = """\
 
 One YAML file describes a run; `dist-embed train CONFIG key.sub=value …` replaces single values.
 `${section.key}` refers to another key, `${oc.env:NAME}` to an environment variable. Unknown keys,
-wrong types and impossible combinations are refused with one message (exit code 2).
+wrong types and impossible combinations are refused with one message (exit code 2). Relative paths
+are relative to the folder in which the command is called.
 
 This page is written by `dist-embed config reference`; the JSON schema for editors
 (`configs/schema.json`) by `dist-embed config schema`; `dist-embed config show CONFIG` prints a

@@ -1,4 +1,4 @@
-"""Which tables a model has, and which rows of them each worker holds.
+"""Which rows of a table each worker holds, and how they are kept and sent.
 
 A table is split by rows into contiguous, equally long shards, one per worker. Row-wise shards of
 TorchRec have ``ceil(rows / workers)`` rows, which can leave the last worker with none; FBGEMM's CPU
@@ -14,16 +14,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dist_embed.embedding.row_order import RowOrder
-
-ShareEmbeddings = Literal["none", "decoder", "all"]
-# Which table plays which role. Tying is naming the same table twice.
-TABLE_OF_ROLE: dict[ShareEmbeddings, dict[str, str]] = {
-    "none": {"source": "source", "target": "target", "output": "output"},
-    "decoder": {"source": "source", "target": "decoder", "output": "decoder"},
-    "all": {"source": "shared", "target": "shared", "output": "shared"},
-}
-# The words of which side have rows for a role.
-SIDE_OF_ROLE = {"source": "source", "target": "target", "output": "target"}
 
 # Where the rows lie: on the device, in host memory that a GPU reads, or there with a cache on it.
 Tier = Literal["device", "uvm", "uvm_caching"]
@@ -65,35 +55,3 @@ def shard_of(num_rows: int, rank: int, num_workers: int) -> Shard:
     physical = -(-num_rows // num_workers)
     first = min(rank * physical, num_rows)
     return Shard(first, min(physical, num_rows - first), physical)
-
-
-def rows_of_role(vocabulary_size: dict[str, int], oov_buckets: int) -> dict[str, int]:
-    """Table rows for each role, from the vocabulary sizes of both sides and hashed source rows."""
-    target = vocabulary_size["target"]
-    return {"source": vocabulary_size["source"] + oov_buckets, "target": target, "output": target}
-
-
-def sides_of_table(share: ShareEmbeddings, role: str) -> list[str]:
-    """The sides whose words the table of a role serves, one or both."""
-    tables = TABLE_OF_ROLE[share]
-    return sorted({SIDE_OF_ROLE[other] for other in tables if tables[other] == tables[role]})
-
-
-def table_specs(
-    rows_of_role: dict[str, int], width: int, sharing: ShareEmbeddings
-) -> dict[str, TableSpec]:
-    """The tables that ``sharing`` asks for, by name.
-
-    Raises:
-        ValueError: roles with different vocabularies are to share a table.
-    """
-    specs: dict[str, TableSpec] = {}
-    for role, table in TABLE_OF_ROLE[sharing].items():
-        spec = TableSpec(table, rows_of_role[role], width)
-        if specs.setdefault(table, spec) != spec:
-            raise ValueError(
-                f"model.share_embeddings={sharing!r} lets {role} share table {table!r}, but their "
-                f"vocabularies differ: {spec.num_rows} rows against {specs[table].num_rows}; "
-                "set tokenizer.shared=true or model.share_embeddings to none or decoder"
-            )
-    return specs

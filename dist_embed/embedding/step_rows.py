@@ -25,7 +25,7 @@ class WantedRows:
 
     Attributes:
         rows: by table [U] distinct row numbers, ascending; so those of one owner lie together.
-        index: by role where the vectors of the ids will lie.
+        index: by feature where the vectors of the ids will lie.
     """
 
     rows: dict[str, Tensor]
@@ -35,7 +35,7 @@ class WantedRows:
         """The same with ``change`` of every tensor: pinned, or on another device."""
         return WantedRows(
             {table: change(rows) for table, rows in self.rows.items()},
-            {role: [change(piece) for piece in pieces] for role, pieces in self.index.items()},
+            {name: [change(piece) for piece in pieces] for name, pieces in self.index.items()},
         )
 
 
@@ -43,30 +43,31 @@ class WantedRows:
 class RowRequest:
     """Row numbers on their way to the workers that hold the rows.
 
-    They travel in two exchanges: how many each worker is asked for, then the numbers.
+    They travel in two exchanges for each width: how many each worker is asked for, then the
+    numbers.
 
     Attributes:
         wanted: what this worker's tokens need.
-        context: TorchRec's, of this lookup.
+        contexts: TorchRec's, of this lookup, one for each width.
     """
 
     wanted: WantedRows
-    context: Any
-    _counts: Any = field(repr=False)
-    _numbers: Any = field(default=None, repr=False)
+    contexts: list[Any]
+    _counts: list[Any] = field(repr=False)
+    _numbers: list[Any] = field(default_factory=list, repr=False)
 
     def send(self) -> None:
-        """Begin the second exchange. Waits for the first; does nothing when called again.
+        """Begin the second exchanges. Waits for the first; does nothing when called again.
 
         Collective.
         """
-        if self._numbers is None:
-            self._numbers = self._counts.wait()
+        if not self._numbers:
+            self._numbers = [counts.wait() for counts in self._counts]
 
-    def arrived(self) -> Any:
+    def arrived(self) -> list[Any]:
         """What the workers ask this one for. Collective."""
         self.send()
-        return self._numbers.wait()
+        return [numbers.wait() for numbers in self._numbers]
 
 
 @dataclass
@@ -85,55 +86,60 @@ class TableRows:
 
 @dataclass
 class StepRows:
-    """The rows of one step: per table the leaves, per role where the vectors of its ids lie.
+    """The rows of one step: per table the leaves, per feature where the vectors of its ids lie.
 
-    ``own_output``: the output layer's rows of this worker's shard, where training takes them all.
+    Attributes:
+        tables: by name.
+        own: of the tables that training takes whole all rows of this worker's shard; none where
+            rows were looked up without a gradient.
+        table_of: the table of each feature.
     """
 
     tables: dict[str, TableRows]
-    own_output: OwnRows | None
-    table_of_role: dict[str, str]
+    own: dict[str, OwnRows]
+    table_of: dict[str, str]
     _index: dict[str, list[Tensor]] = field(repr=False)
     _before_update: Callable[[], None] = field(repr=False)
 
-    def vectors(self, role: str, number: int) -> Tensor:
-        """Vectors of the ids that were given as ``ids[role][number]``: their shape + [D]."""
-        leaf = self.tables[self.table_of_role[role]].vectors
-        return functional.embedding(self._index[role][number], leaf)
+    def vectors(self, feature: str, number: int = 0) -> Tensor:
+        """Vectors of the ids that were given as ``ids[feature][number]``: their shape + [D].
 
-    def add_gradient(self, role: str, number: int, gradient: Tensor) -> None:
+        With a gradient to the leaf of the feature's table.
+        """
+        leaf = self.tables[self.table_of[feature]].vectors
+        return functional.embedding(self._index[feature][number], leaf)
+
+    def add_gradient(self, feature: str, number: int, gradient: Tensor) -> None:
         """Add the gradient of `vectors` by hand; nothing where the table is frozen.
 
         Not collective.
         """
-        leaf = self.tables[self.table_of_role[role]].vectors
+        leaf = self.tables[self.table_of[feature]].vectors
         if not leaf.requires_grad:
             return
         if leaf.grad is None:
             leaf.grad = torch.zeros_like(leaf)
-        leaf.grad.index_add_(0, self._index[role][number].flatten(), gradient.flatten(0, -2))
+        leaf.grad.index_add_(0, self._index[feature][number].flatten(), gradient.flatten(0, -2))
 
     def own_gradient(self, table: str) -> Tensor | None:
         """The gradient of all rows of this worker's shard of ``table``: [R, D], zeros where nothing
         has been added; None where training does not take them all, or leaves them as they are.
         """
-        if self.own_output is None or table != self.table_of_role["output"]:
-            return None
-        gradient = self.own_output.gradient
+        gradient = self.own[table].gradient if table in self.own else None
         return None if gradient is None else gradient.summed()
 
     def gradients(self) -> list[Tensor]:
         """The gradients that are there, of all tables."""
         found = [table.vectors.grad for table in self.tables.values()]
-        found.append(self.own_gradient(self.table_of_role["output"]))
+        found += [self.own_gradient(table) for table in self.own]
         return [gradient for gradient in found if gradient is not None]
 
     def backward(self) -> None:
         """Second half of the step: give the gradients to the tables. Collective.
 
         The fused optimizer updates every row that any worker touched, once, with the mean over
-        workers of their leaves' gradients (TorchRec divides by W, as DDP does), and with
-        ``own_output`` every row of that table.
+        workers of their leaves' gradients (TorchRec divides by W, as DDP does), and every row of
+        the tables that are trained whole.
         """
         self._before_update()
         leaves = [table.vectors for table in self.tables.values()]

@@ -1,6 +1,8 @@
-"""The sharded module that holds the tables' rows, made by TorchRec."""
+"""The sharded modules that hold the tables' rows, made by TorchRec."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -58,22 +60,24 @@ def build_sharded_tables(
     weights: Weights = "fp32",
     exchange: Exchange = "fp32",
     cache_share: float = 0.0,
-    trained_whole: str | None = None,
-) -> ShardedEmbeddingCollection:
+    trained_whole: Collection[str] = (),
+) -> list[ShardedEmbeddingCollection]:
     """Build the tables from the meta device, so that no process ever holds more than its shard.
 
+    TorchRec wants one width of a collection: there is one for each of `by_width`.
+
     Args:
-        specs: the logical tables; ids are looked up in each under `feature_of` its name.
+        specs: the logical tables; ids are looked up in each under `key_of` its name.
         group: this worker and its peers.
         optimizer: key of `OPTIMIZERS`, fused into the tables' backward.
         learning_rates: first rate of the fused optimizer for each table. Tables with equal rates
-            get one kernel; see `RowLookup.set_learning_rate`.
+            get one kernel; see `ShardedTables.set_learning_rate`.
         eps: the optimizer's term against division by zero.
         tier: where the rows lie.
         weights: type of the rows; those of fp16 are rounded stochastically when updated.
         exchange: type in which vectors cross the network; key of `EXCHANGES`.
         cache_share: of the rows of a table, how many the caches of the tier ``uvm_caching`` hold.
-        trained_whole: the table of which every step reads and trains all rows of the own shard. It
+        trained_whole: tables of which every step reads and trains all rows of the own shard. Each
             gets a kernel for itself, and no cache.
 
     Raises:
@@ -83,34 +87,13 @@ def build_sharded_tables(
     Collective: every worker calls it with equal arguments.
     """
     if group.device.type == "cuda":
-        problems = problems_on_cuda(width=specs[0].width)
+        problems = problems_on_cuda(width=max(spec.width for spec in specs))
     else:
         problems = problems_without_cuda(
             optimizer=optimizer, memory=tier, weights=weights, exchange=exchange
         )
     if problems:
         raise UserError("\n".join(problems))
-    module = EmbeddingCollection(
-        device=torch.device("meta"),
-        tables=[
-            EmbeddingConfig(
-                name=spec.name,
-                num_embeddings=shard_of(spec.num_rows, 0, group.num_workers).physical_rows
-                * group.num_workers,
-                embedding_dim=spec.width,
-                feature_names=[feature_of(spec.name)],
-                init_fn=_leave_as_is,  # filled by `fill_initial_rows` or a checkpoint
-                data_type=WEIGHT_TYPES[weights],
-            )
-            for spec in specs
-        ],
-    )
-    for name, table in module.embeddings.items():
-        # Where TorchRec looks for what one table's optimizer does otherwise.
-        table.weight._optimizer_classes = [None]
-        table.weight._optimizer_kwargs = [{"learning_rate": learning_rates[name]}]
-        if name == trained_whole:
-            table.weight._optimizer_kwargs[0][USE_ONE_TBE_PER_TABLE] = True
     fused_params = {
         "optimizer": OPTIMIZERS[optimizer],
         "eps": eps,
@@ -121,14 +104,63 @@ def build_sharded_tables(
     sharder = EmbeddingCollectionSharder(
         fused_params=fused_params, qcomm_codecs_registry=exchange_codecs(exchange, group.device)
     )
-    plan = construct_module_sharding_plan(
-        module,
-        {
-            spec.name: row_wise(
-                compute_kernel=KERNELS[tier_of_table(spec.name, tier, trained_whole)].value
+    modules = []
+    for of_width in by_width(specs):
+        module = _collection(of_width, group.num_workers, weights, learning_rates, trained_whole)
+        kernels = {
+            spec.name: KERNELS[tier_of_table(spec.name, tier, trained_whole)] for spec in of_width
+        }
+        modules.append(_sharded(module, sharder, kernels, group))
+    return modules
+
+
+def by_width(specs: list[TableSpec]) -> list[list[TableSpec]]:
+    """The tables of each distinct width, in the order in which they come."""
+    widths = dict.fromkeys(spec.width for spec in specs)
+    return [[spec for spec in specs if spec.width == width] for width in widths]
+
+
+def _collection(
+    specs: list[TableSpec],
+    num_workers: int,
+    weights: Weights,
+    learning_rates: dict[str, float],
+    trained_whole: Collection[str],
+) -> EmbeddingCollection:
+    """Tables of one width, without memory."""
+    module = EmbeddingCollection(
+        device=torch.device("meta"),
+        tables=[
+            EmbeddingConfig(
+                name=spec.name,
+                num_embeddings=shard_of(spec.num_rows, 0, num_workers).physical_rows * num_workers,
+                embedding_dim=spec.width,
+                feature_names=[key_of(spec.name)],
+                init_fn=_leave_as_is,  # filled by `fill_initial_rows` or a checkpoint
+                data_type=WEIGHT_TYPES[weights],
             )
             for spec in specs
-        },
+        ],
+    )
+    for name, table in module.embeddings.items():
+        # Where TorchRec looks for what one table's optimizer does otherwise.
+        table.weight._optimizer_classes = [None]
+        table.weight._optimizer_kwargs = [{"learning_rate": learning_rates[name]}]
+        if name in trained_whole:
+            table.weight._optimizer_kwargs[0][USE_ONE_TBE_PER_TABLE] = True
+    return module
+
+
+def _sharded(
+    module: EmbeddingCollection,
+    sharder: EmbeddingCollectionSharder,
+    kernels: dict[str, EmbeddingComputeKernel],
+    group: Group,
+) -> ShardedEmbeddingCollection:
+    """The tables split by rows. Collective."""
+    plan = construct_module_sharding_plan(
+        module,
+        {name: row_wise(compute_kernel=kernel.value) for name, kernel in kernels.items()},
         sharder=sharder,
         local_size=group.num_local_workers,
         world_size=group.num_workers,
@@ -139,15 +171,15 @@ def build_sharded_tables(
     )
 
 
-def tier_of_table(table: str, tier: Tier, trained_whole: str | None) -> Tier:
+def tier_of_table(table: str, tier: Tier, trained_whole: Collection[str]) -> Tier:
     """Where the rows of one table lie: no cache could hold what every step needs of one that is
     trained whole.
     """
-    return "uvm" if table == trained_whole and tier == "uvm_caching" else tier
+    return "uvm" if table in trained_whole and tier == "uvm_caching" else tier
 
 
-def feature_of(table: str) -> str:
-    """The name under which TorchRec looks ids up in a table."""
+def key_of(table: str) -> str:
+    """The name under which TorchRec looks rows up in a table."""
     return f"{table}/tokens"
 
 

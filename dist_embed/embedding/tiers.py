@@ -6,6 +6,7 @@ the other workers.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,10 +61,10 @@ def sizes_of(
     optimizer: str,
     num_workers: int,
     weights: Weights,
-    trained_whole: str | None = None,
+    trained_whole: Collection[str] = (),
 ) -> Sizes:
-    """The sizes of every worker's shards. The table that is ``trained_whole`` never has a cache."""
-    cached = [spec for spec in specs if spec.name != trained_whole]
+    """The sizes of every worker's shards. Tables that are ``trained_whole`` never have a cache."""
+    cached = [spec for spec in specs if spec.name not in trained_whole]
     rows = sum(shard_of(spec.num_rows, 0, num_workers).physical_rows for spec in cached)
     return Sizes(
         whole=sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs),
@@ -155,7 +156,7 @@ def find_tier(
     weights: Weights,
     step_bytes: int,
     group: Group,
-    trained_whole: str | None = None,
+    trained_whole: Collection[str] = (),
 ) -> tuple[Tier, float]:
     """The tier that all workers use, and with ``uvm_caching`` `cache_share`; else 0.
 

@@ -18,8 +18,8 @@ from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.proof import NotReached
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPECIAL_TOKENS
-from dist_embed.embedding.plan import SIDE_OF_ROLE, sides_of_table
 from dist_embed.errors import StorageError
+from dist_embed.model.translation_tables import SIDE_OF_ROLE, sides_of_table
 from dist_embed.run.folder import OtherVocabulary, check_vocabularies, read_run_config
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from dist_embed.checkpoint.manifest import CheckpointError
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.data.tokenizer import SPACE, SPECIAL_TOKENS
 from dist_embed.data.tokenizer_files import load_tokenizers
-from dist_embed.embedding.plan import SIDE_OF_ROLE, TABLE_OF_ROLE, sides_of_table
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.errors import UserError
 from dist_embed.explore.occurrences import Occurrences, occurrences
+from dist_embed.model.translation_tables import SIDE_OF_ROLE, TABLE_OF_ROLE, sides_of_table
 from dist_embed.run.folder import check_tokenizer, read_run_config
 
 Role = Literal["source", "target", "output"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_embed.data.tokenizer import PAD
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.sharded_tables import ShardedTables
 
 # Target ids of source ids, strongest first, at most so many of each:
 # `dist_embed.data.lexicon.Lexicon.translations`.
@@ -38,7 +38,7 @@ class CandidateWords:
 
     def __init__(
         self,
-        lookup: RowLookup,
+        lookup: ShardedTables,
         num_frequent: int,
         num_translations: int,
         translations: Translations,
@@ -46,20 +46,21 @@ class CandidateWords:
         by_frequency: NDArray[np.int64] | None = None,
     ) -> None:
         self._lookup = lookup
+        table = lookup.specs[lookup.table_of["output"]]
         if by_frequency is None:
-            by_frequency = np.arange(lookup.num_output_rows)
+            by_frequency = np.arange(table.num_rows)
         self._frequent_ids = np.sort(by_frequency[:num_frequent])
         self._num_translations = num_translations
         self._translations = translations
         self._block_bytes = block_bytes
         self._known: dict[int, NDArray[np.int32]] = {}
         # [K, D] rows of the frequent words, of `open`: training goes on between two searches.
-        self._frequent = torch.empty((0, lookup.width), device=lookup.group.device)
+        self._frequent = torch.empty((0, table.width), device=lookup.group.device)
         self._beam = 1
         # Of the sentences of the search under way: ids [B, L] of their own candidates, -1 behind
         # the last, and their vectors [B, L, D].
         self._ids = torch.empty((0, 0), dtype=torch.int64)
-        self._own = self._frequent.new_empty((0, 0, lookup.width))
+        self._own = self._frequent.new_empty((0, 0, table.width))
 
     def open(self, sources: list[list[int]]) -> None:
         """Fetch the frequent words' rows; read the translations of all words of the sentences.

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.model.output import OutputShard
 from dist_embed.model.top_words import top_log_probabilities
 
@@ -44,10 +44,11 @@ class ExactWords:
         shard: how the output layer is sharded.
     """
 
-    def __init__(self, lookup: RowLookup, shard: OutputShard) -> None:
+    def __init__(self, lookup: ShardedTables, shard: OutputShard) -> None:
         self._lookup = lookup
         self._shard = shard
-        self._own_ids = lookup.ids_of_own_output_rows()
+        self._table = lookup.table_of["output"]
+        self._own_ids = lookup.ids_of_own_rows(self._table)
 
     def open(self, sources: list[list[int]]) -> None:
         """Nothing to do: all sentences share the vocabulary."""
@@ -61,6 +62,6 @@ class ExactWords:
     def top(self, hidden: Tensor, tokens_of_worker: list[int], k: int) -> tuple[Tensor, Tensor]:
         """See `NextWords.top` and `top_log_probabilities`."""
         return top_log_probabilities(
-            hidden, self._lookup.output_weight(), self._own_ids, self._shard, tokens_of_worker,
+            hidden, self._lookup.weight(self._table), self._own_ids, self._shard, tokens_of_worker,
             min(k, self._shard.num_rows),
         )  # fmt: skip

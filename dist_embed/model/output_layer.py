@@ -1,5 +1,19 @@
-"""The two output layers as training uses them: which rows a step needs of the output's table, and
-the loss that follows from them.
+"""A table as the output layer of a model: which rows a step needs, and the loss that follows.
+
+`ExactSoftmax` and `SampledSoftmax` are used alike, by any model whose hidden states are as wide as
+the table. A step with one micro-batch, of n tokens here and N on all W workers; every line but the
+first two is collective::
+
+    negatives = output.draw(step, [targets])
+    ids = {"context": [contexts], "word": output.words([targets], negatives)}
+    rows = tables.lookup(ids)
+    step_loss = output.start(rows, negatives, 1, 1 / N)
+    loss, _ = step_loss.of(hidden, 0, targets, tokens_of_worker)
+    (loss * W / N).backward()
+    step_loss.finish()
+    rows.backward()
+
+With an exact softmax over ``word`` the table says ``trained_whole``.
 """
 
 from __future__ import annotations
@@ -11,13 +25,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.memory import logits_block_bytes
+from dist_embed.embedding.own_rows import OwnRows
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import StepRows
+from dist_embed.errors import UserError
 from dist_embed.model.batch_negatives import BatchNegatives, WordShares, with_batch
 from dist_embed.model.output import OutputShard, sharded_cross_entropy
 from dist_embed.model.sampled_output import sampled_cross_entropy
 from dist_embed.model.sampler import Negatives, Sampler
-from dist_embed.parallel.collectives import start_gather_rows, start_sum_and_scatter_rows
+from dist_embed.parallel.collectives import (
+    least_over_workers,
+    start_gather_rows,
+    start_sum_and_scatter_rows,
+)
+from dist_embed.parallel.device import memory_bytes
 
 
 class StepLoss(Protocol):
@@ -25,7 +47,7 @@ class StepLoss(Protocol):
 
     def of(
         self, hidden: Tensor, micro: int, targets: Tensor, tokens_of_worker: list[int],
-        label_smoothing: float,
+        label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Sums over tokens (see ``OutputLayer.counts_own_tokens``) of the smoothed loss and of
         -log p; the gradients are those of this worker's tokens and rows. Collective.
@@ -48,7 +70,10 @@ class OutputLayer(Protocol):
     counts_own_tokens: bool  # whether losses are sums of this worker's tokens, or of all workers'
 
     def draw(
-        self, step: int, targets: list[Tensor], sentences: Callable[[], list[Tensor]]
+        self,
+        step: int,
+        targets: list[Tensor],
+        sentences: Callable[[], list[Tensor]] | None = None,
     ) -> Negatives | None:
         """The negatives of a step, if the layer has any. Not collective.
 
@@ -56,7 +81,7 @@ class OutputLayer(Protocol):
             step: its number.
             targets: of every micro-batch [n] ids of this worker's right answers.
             sentences: gives of every micro-batch [n] which sentence of the step each belongs to;
-                asked where that decides.
+                asked where that decides: where right answers are negatives too.
         """
 
     def words(self, targets: list[Tensor], negatives: Negatives | None) -> list[Tensor]:
@@ -78,21 +103,48 @@ class OutputLayer(Protocol):
         """
 
 
-class ExactOutput:
-    """The softmax over the whole vocabulary; a step reads and trains every row.
+def output_shard(tables: ShardedTables, feature: str, *, exact: bool) -> OutputShard:
+    """This worker's part of the table of ``feature`` as an output layer, in float32.
+
+    Blocks of logits are as large as those of a run that leaves their size open. ``exact``: whether
+    training takes all own rows. Collective where there are GPUs.
+    """
+    group, table = tables.group, tables.table_of[feature]
+    num_rows, device_bytes = tables.specs[table].num_rows, None
+    if group.device.type == "cuda":
+        device_bytes = least_over_workers(memory_bytes(group.device), group)
+    size = logits_block_bytes(
+        "auto", num_rows, group.num_workers, exact=exact, device_bytes=device_bytes
+    )
+    return OutputShard(group, tables.shards[table].first_row, num_rows, size)
+
+
+class ExactSoftmax:
+    """The softmax over all rows of a table; a step reads and trains every row.
+
+    See `dist_embed.model.output` for how it is computed, and from which papers.
 
     Args:
-        lookup: the tables, with ``own_output``.
-        shard: how the output layer is sharded.
+        tables: the tables.
+        feature: by which words to be scored are looked up; its table is ``trained_whole``.
+        shard: how it is computed; None: as `output_shard` says, and the constructor is collective.
     """
 
     counts_own_tokens = False
 
-    def __init__(self, lookup: RowLookup, shard: OutputShard) -> None:
-        self._lookup = lookup
-        self._shard = shard
+    def __init__(
+        self, tables: ShardedTables, feature: str, shard: OutputShard | None = None
+    ) -> None:
+        self._tables = tables
+        self._feature = feature
+        self._shard = shard or output_shard(tables, feature, exact=True)
 
-    def draw(self, step: int, targets: list[Tensor], sentences: Callable[[], list[Tensor]]) -> None:
+    def draw(
+        self,
+        step: int,
+        targets: list[Tensor],
+        sentences: Callable[[], list[Tensor]] | None = None,
+    ) -> None:
         """None."""
 
     def words(self, targets: list[Tensor], negatives: Negatives | None) -> list[Tensor]:
@@ -102,23 +154,37 @@ class ExactOutput:
     def start(
         self, rows: StepRows, negatives: Negatives | None, micro_batches: int, weight_scale: float
     ) -> StepLoss:
-        """See `OutputLayer.start`; nothing has to travel."""
-        return _ExactLoss(self._lookup, self._shard, rows, weight_scale)
+        """See `OutputLayer.start`; nothing has to travel.
+
+        Raises:
+            UserError: the table is not trained whole.
+        """
+        table = self._tables.table_of[self._feature]
+        if table not in rows.own:
+            raise UserError(
+                f"table {table!r} is not trained whole, as an exact softmax needs it: say "
+                "Table(…, trained_whole=True); and rows are looked up with a gradient"
+            )
+        rows_of = self._tables.orders[table].rows_of
+        return _ExactLoss(rows_of, self._shard, rows.own[table], weight_scale)
 
 
 class _ExactLoss:
     """See `StepLoss` and `sharded_cross_entropy`, which adds to the gradient of own rows itself."""
 
     def __init__(
-        self, lookup: RowLookup, shard: OutputShard, rows: StepRows, weight_scale: float
+        self,
+        rows_of: Callable[[Tensor], Tensor],
+        shard: OutputShard,
+        own: OwnRows,
+        weight_scale: float,
     ) -> None:
-        assert rows.own_output is not None, "the lookup was built without own_output"
-        self._rows_of, self._shard = lookup.output_rows_of, shard
-        self._own, self._weight_scale = rows.own_output, weight_scale
+        self._rows_of, self._shard = rows_of, shard
+        self._own, self._weight_scale = own, weight_scale
 
     def of(
         self, hidden: Tensor, micro: int, targets: Tensor, tokens_of_worker: list[int],
-        label_smoothing: float,
+        label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         return sharded_cross_entropy(
             hidden, self._rows_of(targets), self._own.weight, self._shard, tokens_of_worker,
@@ -128,8 +194,11 @@ class _ExactLoss:
     def finish(self) -> None: ...
 
 
-class SampledOutput:
+class SampledSoftmax:
     """The softmax over the right answer and negatives that all tokens of a step share.
+
+    What it costs does not grow with the table. See `dist_embed.model.sampled_output` for what it
+    estimates, and from which papers.
 
     Each worker looks up a part of the negatives, all gather them, and their gradients go back the
     same way. If every worker looked up all of them, a shard would be asked for each of its rows
@@ -139,9 +208,12 @@ class SampledOutput:
     many of gradients; right answers that serve as negatives too add none.
 
     Args:
-        sampler: draws the negatives.
+        tables: the tables.
+        feature: by which right answers and negatives are looked up.
+        sampler: draws the negatives, see `dist_embed.model.sampler`.
         seed: decides them, with the step.
-        shard: whose words, block size, type and group are used.
+        shard: whose words, block size, type and group are used; None: as `output_shard` says,
+            and the constructor is collective.
         shares: of words in the training text; where given, right answers of a worker are negatives
             of its other sentences too. They cost no exchange.
     """
@@ -149,20 +221,33 @@ class SampledOutput:
     counts_own_tokens = True
 
     def __init__(
-        self, sampler: Sampler, seed: int, shard: OutputShard, shares: WordShares | None = None
+        self,
+        tables: ShardedTables,
+        feature: str,
+        sampler: Sampler,
+        *,
+        seed: int = 0,
+        shard: OutputShard | None = None,
+        shares: WordShares | None = None,
     ) -> None:
+        self._feature = feature
         self._sampler = sampler
         self._seed = seed
-        self._shard = shard
+        self._shard = shard or output_shard(tables, feature, exact=False)
         self._shares = shares
 
     def draw(
-        self, step: int, targets: list[Tensor], sentences: Callable[[], list[Tensor]]
+        self,
+        step: int,
+        targets: list[Tensor],
+        sentences: Callable[[], list[Tensor]] | None = None,
     ) -> Negatives:
         """See `OutputLayer.draw`. On the host."""
         drawn = self._sampler.draw(self._seed, step)
         if self._shares is None:
             return drawn
+        if sentences is None:
+            raise ValueError("right answers are negatives too: of which sentence is each?")
         return with_batch(drawn, self._sampler, self._shares, targets, sentences())
 
     def words(self, targets: list[Tensor], negatives: Negatives | None) -> list[Tensor]:
@@ -180,22 +265,28 @@ class SampledOutput:
         """Begin to bring the samples' vectors together: [S, D] on every worker."""
         assert negatives is not None
         del weight_scale  # they are leaves
-        return _SampledLoss(self._shard, rows, negatives, micro_batches)
+        return _SampledLoss(self._feature, self._shard, rows, negatives, micro_batches)
 
 
 class _SampledLoss:
     """See `StepLoss` and `sampled_cross_entropy`; the last backward is collective too."""
 
     def __init__(
-        self, shard: OutputShard, rows: StepRows, negatives: Negatives, micro_batches: int
+        self,
+        feature: str,
+        shard: OutputShard,
+        rows: StepRows,
+        negatives: Negatives,
+        micro_batches: int,
     ) -> None:
+        self._feature = feature
         self._shard, self._rows, self._negatives = shard, rows, negatives
         self._last = micro_batches - 1
         self._drawn, self._in_batch = micro_batches, micro_batches + 1  # among the step's `words`
         parts = negatives.ids.tensor_split(shard.group.num_workers)
         self._negatives_of_worker = [part.numel() for part in parts]
         self._arriving = start_gather_rows(
-            rows.vectors("output", self._drawn).detach(), self._negatives_of_worker, shard.group
+            rows.vectors(feature, self._drawn).detach(), self._negatives_of_worker, shard.group
         )
         self._leaving: list[Callable[[], Tensor]] = []  # one, once the gradients are on their way
 
@@ -204,13 +295,13 @@ class _SampledLoss:
         """[C, D] leaf of all negatives. The first one to ask waits for them."""
         drawn = self._arriving()
         if isinstance(self._negatives, BatchNegatives):
-            in_batch = self._rows.vectors("output", self._in_batch).detach()
+            in_batch = self._rows.vectors(self._feature, self._in_batch).detach()
             drawn = torch.cat([drawn, in_batch])
         return drawn.requires_grad_()
 
     def of(
         self, hidden: Tensor, micro: int, targets: Tensor, tokens_of_worker: list[int],
-        label_smoothing: float,
+        label_smoothing: float = 0.0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         if micro == self._last:
             group, leaving = self._shard.group, self._leaving
@@ -225,16 +316,17 @@ class _SampledLoss:
 
             self._vectors.register_post_accumulate_grad_hook(send_back)
         return sampled_cross_entropy(
-            hidden, self._rows.vectors("output", micro), self._vectors, targets, self._negatives,
-            num_words=self._shard.num_rows, block_bytes=self._shard.block_bytes,
-            dtype=self._shard.dtype, label_smoothing=label_smoothing, micro=micro,
+            hidden, self._rows.vectors(self._feature, micro), self._vectors, targets,
+            self._negatives, num_words=self._shard.num_rows,
+            block_bytes=self._shard.block_bytes, dtype=self._shard.dtype,
+            label_smoothing=label_smoothing, micro=micro,
         )  # fmt: skip
 
     def finish(self) -> None:
         """Hand the sum over workers of each sample's gradient to who has looked it up."""
         assert self._leaving, "the last loss has not been differentiated"
-        self._rows.add_gradient("output", self._drawn, self._leaving[0]())
+        self._rows.add_gradient(self._feature, self._drawn, self._leaving[0]())
         if isinstance(self._negatives, BatchNegatives):
             assert self._vectors.grad is not None
             own = self._vectors.grad[self._negatives.ids.numel() :]
-            self._rows.add_gradient("output", self._in_batch, own)
+            self._rows.add_gradient(self._feature, self._in_batch, own)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dist_embed.data.tokenizer import END, PAD, START
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.model.next_words import NextWords
 from dist_embed.model.transformer import DecoderState, Transformer
 from dist_embed.parallel.collectives import stack_over_workers
@@ -57,7 +57,7 @@ class Searcher:
     def __init__(
         self,
         model: Transformer,
-        lookup: RowLookup,
+        lookup: ShardedTables,
         next_words: NextWords,
         settings: SearchSettings,
     ) -> None:
@@ -183,8 +183,8 @@ class Searcher:
         self, words: Tensor, state: DecoderState, tokens_of_worker: list[int]
     ) -> tuple[Tensor, Tensor]:
         rows = self._lookup.lookup({"target": [words]})
-        hidden = words.new_empty((0, self._lookup.width), dtype=torch.float32)
+        hidden = rows.vectors("target", 0)  # as wide; of no words as good
         if len(words):
-            hidden = self._model.step(rows.vectors("target", 0), state)
+            hidden = self._model.step(hidden, state)
         # Two more than can go on: padding and start mark may be among them, and never follow.
         return self._next.top(hidden, tokens_of_worker, 2 * self._settings.beam + 2)

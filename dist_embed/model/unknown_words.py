@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dist_embed.data.tokenizer import END, PAD, START, UNKNOWN, Tokenizer
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.model.candidates import Translations
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.collectives import stack_over_workers
@@ -34,7 +34,7 @@ class UnknownWords:
     def __init__(
         self,
         model: Transformer,
-        lookup: RowLookup,
+        lookup: ShardedTables,
         tokenizers: dict[str, Tokenizer],
         translations: Translations | None,
         batch_sentences: int,

@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import StepRows
 from dist_embed.parallel.collectives import exchange_rows, stack_over_workers
 from dist_embed.parallel.group import Group
 
 
-def table_gradient_square_sum(rows: StepRows, lookup: RowLookup) -> Tensor:
+def table_gradient_square_sum(rows: StepRows, lookup: ShardedTables) -> Tensor:
     """Sum of squares of the tables' gradients of the rows that this worker owns: scalar, float32.
 
     The leaves' gradients are W times a worker's part, as `StepRows.backward` expects, that of all
@@ -62,7 +62,9 @@ def _summed_at_owner(
     return touched, sums.index_add_(0, place, parts).div_(group.num_workers)
 
 
-def _exchange_plans(rows: StepRows, lookup: RowLookup) -> dict[str, tuple[list[int], list[int]]]:
+def _exchange_plans(
+    rows: StepRows, lookup: ShardedTables
+) -> dict[str, tuple[list[int], list[int]]]:
     """By table how many rows go to each worker and come from each. Collective.
 
     A worker's rows are ascending, so those of one owner lie together.

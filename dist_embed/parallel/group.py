@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+
+from dist_embed.parallel.device import resolve_device
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,22 @@ _last_joined: list[dist.ProcessGroup] = []  # kept beyond `joined_group`; see it
 
 
 @contextmanager
-def joined_group(device_type: str, timeout_seconds: float) -> Iterator[Group]:
+def joined_group(
+    device_type: Literal["auto", "cpu", "cuda"] = "auto", timeout_seconds: float = 600.0
+) -> Iterator[Group]:
     """Join the process group of this run for the length of a ``with`` block.
 
     A launcher that has already initialised ``torch.distributed`` (Ray Train) keeps ownership of
     the group. Otherwise the environment of ``torchrun`` (RANK, WORLD_SIZE, LOCAL_RANK,
-    MASTER_ADDR, MASTER_PORT) is read and the group is destroyed at the end of the block.
-    ``timeout_seconds`` bounds every collective; gloo's first connections, as workers join, five
-    times as much (torch 2.13, gloo's pair.h: waitUntil). Collective.
+    MASTER_ADDR, MASTER_PORT) is read and the group is destroyed at the end of the block. A process
+    that no launcher has told its place is the only worker.
+
+    Raises UserError for CUDA on a machine without. ``timeout_seconds`` bounds every collective;
+    gloo's first connections, as workers join, five times as much (torch 2.13, gloo's pair.h:
+    waitUntil). Collective.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device_type = resolve_device(device_type, name="device_type")
     if device_type == "cuda":
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
@@ -49,9 +58,13 @@ def joined_group(device_type: str, timeout_seconds: float) -> Iterator[Group]:
         device = torch.device("cpu")
     owned = not dist.is_initialized()
     if owned:
+        alone: dict[str, Any] = {}
+        if not {"RANK", "WORLD_SIZE"} & os.environ.keys():
+            alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(
-            "nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds)
-        )
+            "nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds),
+            **alone,
+        )  # fmt: skip
     try:
         pg = dist.group.WORLD
         assert pg is not None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import posixpath
+import sys
 from itertools import product
 from typing import Any
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.storage import uri as storage
-from dist_embed.study.schema import Level, OneHotStudy, Study, TrainingStudy
+from dist_embed.study.schema import Level, TrainingStudy
 
 
 class Combination(dict[str, str]):
@@ -29,7 +29,7 @@ class Combination(dict[str, str]):
         )
 
 
-def load_study(path: str) -> Study:
+def load_study(path: str) -> TrainingStudy:
     """Read and check a study's file. Raises ConfigError."""
     try:
         loaded = OmegaConf.create(storage.read_text(path))
@@ -41,21 +41,14 @@ def load_study(path: str) -> Study:
         raise ConfigError(f"cannot read study {path!r}: {reason}") from exc
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a mapping")
-    kinds: dict[str, type[TrainingStudy] | type[OneHotStudy]] = {
-        "training": TrainingStudy, "one_hot": OneHotStudy,
-    }  # fmt: skip
-    kind = values.get("kind", "training")
-    if kind not in kinds:
-        near = difflib.get_close_matches(str(kind), kinds, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{path}: kind: {kind!r} is not allowed: {', '.join(kinds)}{hint}")
+    if values.get("kind") == "one_hot":
+        raise ConfigError(f"{path}: kind: one_hot is a measurement now: dist-embed bench one-hot")
     try:
-        study = kinds[kind].model_validate(values)
+        study = TrainingStudy.model_validate(values)
     except ValidationError as exc:
         raise ConfigError("\n".join(_explain(error, path) for error in exc.errors())) from None
-    if isinstance(study, TrainingStudy):
-        study = study.model_copy(update={"base": _beside(path, study.base)})
-        _check(study, path)
+    study = study.model_copy(update={"base": _base(path, study.base)})
+    _check(study, path)
     return study
 
 
@@ -88,11 +81,29 @@ def _explain(error: Any, path: str) -> str:
     )
 
 
-def _beside(path: str, base: str) -> str:
+def _base(path: str, base: str) -> str:
+    """Where the base lies: seen from the caller, as all paths of files are.
+
+    Earlier versions looked beside the study's file; one that lies there alone is taken, and that is
+    said. Raises ConfigError where both are there, and are two files.
+    """
     if "://" in base or base.startswith("/"):
         return base
     protocol, sign, rest = path.rpartition("://")
-    return protocol + sign + posixpath.normpath(posixpath.join(posixpath.dirname(rest), base))
+    beside = protocol + sign + posixpath.normpath(posixpath.join(posixpath.dirname(rest), base))
+    if storage.absolute(beside) == storage.absolute(base) or not storage.exists(beside):
+        return base
+    if storage.exists(base):
+        raise ConfigError(
+            f"{path}: base: {base!r} is both {storage.absolute(base)} and, seen from the study's "
+            f"file, {storage.absolute(beside)}: give a full path"
+        )
+    print(
+        f"{path}: base: {base!r} is read beside the study's file; paths are relative to the folder "
+        "in which the command is called",
+        file=sys.stderr,
+    )
+    return beside
 
 
 def _check(study: TrainingStudy, path: str) -> None:

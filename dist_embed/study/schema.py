@@ -95,9 +95,7 @@ class TrainingStudy(Section):
     title: str = Field(min_length=1, description="Of the page.")
     question: str = Field(min_length=1, description="What it is about.")
     folder: str = Field(min_length=1, description="Where runs and results lie; a path or URL.")
-    base: str = Field(
-        min_length=1, description="The configuration; a path is relative to the study's file."
-    )
+    base: str = Field(min_length=1, description="The configuration; a path or URL.")
     seeds: Annotated[list[int], Field(min_length=1)] = Field(
         description="One run for each; it takes five to tell two to six expectations from chance, "
         "four for one."
@@ -111,31 +109,14 @@ class TrainingStudy(Section):
     expectations: list[Expectation] = Field([], description="What should come out.")
 
 
-class OneHotStudy(Section):
-    """The same first layer as one-hot vectors times a matrix, and as a lookup."""
-
-    kind: Literal["one_hot"] = Field(description="What kind of study it is.")
-    title: str = Field(min_length=1, description="Of the page.")
-    question: str = Field(min_length=1, description="What it is about.")
-    folder: str = Field(min_length=1, description="Where results lie.")
-    words: list[PositiveInt] = Field(min_length=1, description="Sizes of the vocabulary.")
-    width: PositiveInt = Field(128, description="Values per word.")
-    tokens: PositiveInt = Field(4096, description="Words of a batch.")
-    rounds: PositiveInt = Field(5, description="Times that each is measured.")
-
-
-Study = TrainingStudy | OneHotStudy
-
-
 _KEYS_HEAD = """\
 # Keys of a study's file
 
-Of a study that trains. `kind: one_hot` has keys of its own, at the end. This page is written by
-`dist-embed config reference --study`.
+This page is written by `dist-embed config reference --study`. Relative paths in the file are
+relative to the folder in which the command is called.
 """
 
 
 def study_keys_page() -> str:
     """docs/studies/keys.md: all keys of a study's file, in Markdown."""
-    one_hot = "## `kind: one_hot`\n\n" + str(OneHotStudy.__doc__) + "\n"
-    return keys_page(_KEYS_HEAD, TrainingStudy) + "\n" + keys_page(one_hot, OneHotStudy)
+    return keys_page(_KEYS_HEAD, TrainingStudy)

@@ -13,23 +13,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.config.schema import Config
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.tokenizer import Tokenizer
-from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.memory import beside_tables_bytes
-from dist_embed.embedding.plan import rows_of_role
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.tables import STATELESS
 from dist_embed.errors import UserError
 from dist_embed.model.batch_negatives import WordShares
 from dist_embed.model.candidates import CandidateWords
 from dist_embed.model.next_words import ExactWords, NextWords
 from dist_embed.model.output import OutputShard
-from dist_embed.model.output_layer import ExactOutput, OutputLayer, SampledOutput
+from dist_embed.model.output_layer import ExactSoftmax, OutputLayer, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler, Sampler, UnigramSampler
 from dist_embed.model.search import Searcher, SearchSettings
 from dist_embed.model.transformer import Transformer
+from dist_embed.model.translation_tables import rows_of_role, translation_tables
 from dist_embed.model.unknown_words import UnknownWords
 from dist_embed.parallel.collectives import least_over_workers
 from dist_embed.parallel.device import memory_bytes, resolve_dtype
@@ -53,7 +52,7 @@ class TranslationModel:
         compute_dtype: type of matrix products in training.
     """
 
-    lookup: RowLookup
+    lookup: ShardedTables
     transformer: Transformer
     shard: OutputShard
     compute_dtype: torch.dtype
@@ -92,23 +91,26 @@ def build_translation_model(
         num_workers=group.num_workers,
     )
     output = needs(training=training)
-    lookup = RowLookup(
-        rows_of_role(vocabulary_size, config.tokenizer.oov_buckets),
-        embedding.width,
-        model.share_embeddings,
+    lookup = ShardedTables(
+        translation_tables(
+            rows_of_role(vocabulary_size, config.tokenizer.oov_buckets),
+            embedding.width,
+            model.share_embeddings,
+            trained_whole=training and output.exact,
+            # Fresh rows of √(1/D): they are multiplied by √D on the way in (Vaswani et al. 2017,
+            # section 3.4).
+            initial_scale=initial_scale,
+            own_rates=own_rates(config) if training else None,
+        ),
         group,
         optimizer=embedding.optimizer if training else STATELESS,
         learning_rate=embedding.learning_rate,
         eps=embedding.eps,
         seed=config.run.seed,
-        # Vectors are multiplied by √D on the way in (Vaswani et al. 2017, section 3.4).
-        initial_scale=embedding.width**-0.5 if initial_scale is None else initial_scale,
-        own_output=training and output.exact,
         memory=embedding.memory,
         weights=embedding.weights,
         exchange=embedding.exchange,
         step_bytes=beside_tables_bytes(output, group.num_workers, training=training, copied=True),
-        own_rates=own_rates(config) if training else None,
     )
     torch.manual_seed(config.run.seed)
     transformer = Transformer(
@@ -121,10 +123,11 @@ def build_translation_model(
         dropout=model.dropout,
         attention_dropout=model.attention_dropout,
     ).to(group.device)
+    table = lookup.table_of["output"]
     shard = OutputShard(
         group,
-        lookup.output_shard.first_row,
-        lookup.num_output_rows,
+        lookup.shards[table].first_row,
+        lookup.specs[table].num_rows,
         output.block_bytes,
         dtype,
         needs(training=False).block_bytes,
@@ -152,8 +155,9 @@ def build_output(
         UserError: as many samples as words, or more.
     """
     model, num_words = config.model, translation_model.shard.num_rows
+    lookup, shard = translation_model.lookup, translation_model.shard
     if model.output == "exact":
-        return ExactOutput(translation_model.lookup, translation_model.shard)
+        return ExactSoftmax(lookup, "output", shard)
     samples = samples_of_a_step(config, num_words)
     if model.num_samples != "auto" and samples >= num_words:
         raise UserError(
@@ -166,7 +170,9 @@ def build_output(
         else LogUniformSampler(num_words, samples)
     )
     shares = WordShares(read_predicted()) if model.batch_negatives else None
-    return SampledOutput(sampler, config.run.seed, translation_model.shard, shares)
+    return SampledSoftmax(
+        lookup, "output", sampler, seed=config.run.seed, shard=shard, shares=shares
+    )
 
 
 def build_translator(
@@ -262,28 +268,6 @@ def build_dense_optimizer(config: Config, transformer: Transformer) -> torch.opt
         eps=1e-9,
         fused=True,
     )
-
-
-def live_tensors(
-    lookup: RowLookup, dense: dict[str, Tensor], *, optimizer_state: bool = True
-) -> dict[str, LiveTensor]:
-    """What a checkpoint holds: the tables' rows with their optimizer's state, and ``dense``."""
-    tensors: dict[str, LiveTensor] = {}
-    for name, spec in lookup.specs.items():
-        first_row = lookup.shards[name].first_row
-        views = {"weight": lookup.weight(name)}
-        if optimizer_state:
-            views |= lookup.optimizer_state(name)
-        for key, view in views.items():
-            tensors[f"table.{name}.{key}"] = LiveTensor(
-                view, first_row, spec.num_rows, replicated=False
-            )
-    return tensors | {name: LiveTensor.whole(tensor) for name, tensor in dense.items()}
-
-
-def row_multipliers(lookup: RowLookup) -> dict[str, int]:
-    """For each table m of ``row = (id * m) mod rows``."""
-    return {name: spec.order.multiplier for name, spec in lookup.specs.items()}
 
 
 def dense_tensors(module: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:

@@ -42,8 +42,8 @@ def describe(context: Context, translation_model: TranslationModel, data: Prepar
     dense = sum(p.numel() for p in translation_model.transformer.parameters())
     say(
         f"model: {dense:,} replicated parameters, output: "
-        f"{_describe_output(config, translation_model.lookup.num_output_rows)} "
-        f"{translation_model.lookup.num_output_rows:,} words"
+        f"{_describe_output(config, translation_model.shard.num_rows)} "
+        f"{translation_model.shard.num_rows:,} words"
     )
     split = data.splits["train"]
     left_out = split.dropped_long + split.dropped_empty + split.dropped_ratio

@@ -77,9 +77,9 @@ def exact_loss(
         rank=group.rank,
         num_workers=group.num_workers,
         accumulate=1,
-        num_ids=lookup.rows_of_role,
+        num_ids=lookup.num_ids,
     )
-    exact = translation_model.shard.in_float32()
+    exact, table = translation_model.shard.in_float32(), lookup.table_of["output"]
     translation_model.transformer.eval()
     total, tokens = 0.0, 0
     for work in loader.steps(Position()):
@@ -94,8 +94,8 @@ def exact_loss(
         )
         _, nll = sharded_cross_entropy(
             hidden,
-            lookup.output_rows_of(batch.target_output),
-            lookup.output_weight(),
+            lookup.orders[table].rows_of(batch.target_output),
+            lookup.weight(table),
             exact,
             work.token_counts[0],
         )

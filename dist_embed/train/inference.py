@@ -6,6 +6,7 @@ import math
 from functools import partial
 
 from dist_embed.checkpoint.load import load_chosen
+from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
@@ -22,8 +23,6 @@ from dist_embed.train.assemble import (
     TranslationModel,
     build_translation_model,
     build_translator,
-    live_tensors,
-    row_multipliers,
 )
 from dist_embed.train.evaluate import (
     against_exact,

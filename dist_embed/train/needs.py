@@ -16,7 +16,8 @@ from dist_embed.embedding.memory import (
     table_bytes,
     worker_bytes,
 )
-from dist_embed.embedding.plan import TABLE_OF_ROLE, TableSpec, Tier, rows_of_role, table_specs
+from dist_embed.embedding.plan import TableSpec, Tier
+from dist_embed.model.translation_tables import TABLE_OF_ROLE, rows_of_role, translation_tables
 from dist_embed.storage.uri import is_local
 from dist_embed.train.samples import samples_of_a_step
 from dist_embed.train.table_settings import table_settings
@@ -167,11 +168,12 @@ def dense_parameters(model: ModelSection, embedding_width: int) -> int:
 
 
 def _specs(config: Config, vocabulary_size: dict[str, int]) -> dict[str, TableSpec]:
-    return table_specs(
+    tables = translation_tables(
         rows_of_role(vocabulary_size, config.tokenizer.oov_buckets),
         config.embedding.width,
         config.model.share_embeddings,
     )
+    return {name: table.spec(name) for name, table in tables.items()}
 
 
 def _saving(config: Config) -> Saving:

@@ -12,9 +12,9 @@ from dist_embed.config.schema import Config, PretrainedSection
 from dist_embed.data.prepare import read_counts, read_occurrences, sides_unknown
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import Tokenizer
-from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import SIDE_OF_ROLE, sides_of_table
 from dist_embed.embedding.pretrained import StartSettings, TableStart
+from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.model.translation_tables import SIDE_OF_ROLE, sides_of_table
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage import uri as storage
@@ -58,7 +58,7 @@ def frozen_until(config: Config) -> dict[str, float]:
 def start_tables(
     config: Config,
     data: PreparedData,
-    lookup: RowLookup,
+    lookup: ShardedTables,
     tokenizers: Callable[[], dict[str, Tokenizer]],
     say: Callable[[str], None],
 ) -> dict[str, Coverage]:
@@ -76,7 +76,7 @@ def start_tables(
     Raises:
         UserError: a file cannot be used. The run must not go on.
     """
-    role_of_table = {lookup.table_of_role[role]: role for role in SIDE_OF_ROLE}
+    role_of_table = {lookup.table_of[role]: role for role in SIDE_OF_ROLE}
     coverages: dict[str, Coverage] = {}
     for table, settings in table_settings(config).items():
         if settings.pretrained is None:
@@ -98,7 +98,7 @@ def _start_table(
     config: Config,
     data: PreparedData,
     wanted: PretrainedSection,
-    lookup: RowLookup,
+    lookup: ShardedTables,
     table: str,
     tokenizer: Tokenizer,
     sides: list[str],
@@ -131,7 +131,7 @@ def _start_table(
             min_coverage=wanted.min_coverage,
         ),
         seed=config.run.seed,
-        fresh_scale=lookup.initial_scale,
+        fresh_scale=lookup.initial_scale[table],
     )
     return start.fill(file, counts)
 

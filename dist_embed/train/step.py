@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.data.batch import IDS
 from dist_embed.data.loader import StepBatches
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import RowRequest, StepRows, WantedRows
 from dist_embed.model.output_layer import OutputLayer
 from dist_embed.model.sampler import Negatives
@@ -103,7 +103,7 @@ class TrainStep:
         self,
         *,
         model: nn.Module,
-        lookup: RowLookup,
+        lookup: ShardedTables,
         optimizer: torch.optim.Optimizer,
         dense_schedule: Schedule,
         table_schedule: Schedule,
@@ -211,7 +211,7 @@ class TrainStep:
     def _request(self, step: int, work: StepBatches) -> tuple[PreparedStep, RowRequest]:
         """Ask for the rows of a step, unless the step before has done it. Collective.
 
-        `RowLookup.freeze` and `set_step` may follow: they count when the rows are fetched.
+        `ShardedTables.freeze` and `set_step` may follow: they count when the rows are fetched.
 
         Raises:
             ValueError: ``work`` was prepared as another step.

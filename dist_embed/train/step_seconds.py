@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from dist_embed.config.schema import Config
-from dist_embed.embedding.plan import TABLE_OF_ROLE, shard_of
+from dist_embed.embedding.plan import shard_of
 from dist_embed.errors import UserError
+from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.train.table_settings import table_settings
 
 LONGEST_STEP_SECONDS = 60.0

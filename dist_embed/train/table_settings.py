@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dist_embed.config.schema import Config, TableSection
-from dist_embed.embedding.plan import TABLE_OF_ROLE
+from dist_embed.model.translation_tables import TABLE_OF_ROLE
 
 
 def table_settings(config: Config) -> dict[str, TableSection]:

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.load import Loaded, load_newest
+from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
@@ -46,8 +47,6 @@ from dist_embed.train.assemble import (
     build_translation_model,
     build_translator,
     dense_tensors,
-    live_tensors,
-    row_multipliers,
 )
 from dist_embed.train.describe import describe
 from dist_embed.train.evaluate import (
@@ -145,7 +144,7 @@ def train_task(context: Context, asked: Train) -> TrainResult:
         rank=group.rank,
         num_workers=group.num_workers,
         accumulate=train.accumulate,
-        num_ids=translation_model.lookup.rows_of_role,
+        num_ids=translation_model.lookup.num_ids,
     )
 
     def validate() -> float:

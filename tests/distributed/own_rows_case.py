@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Weights
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.tiers import Memory
+from dist_embed.model.translation_tables import translation_tables
 from dist_embed.parallel.group import Group
 
 ROWS = {"source": 23, "target": 37, "output": 37}
@@ -32,11 +33,14 @@ def trained_twice(
     With ``freeze`` one step finds the output's table frozen; one is dropped between its halves.
     """
     lookups = [
-        RowLookup(
-            ROWS, WIDTH, "decoder", group, optimizer=optimizer, learning_rate=0.1, eps=1e-3, seed=3,
-            initial_scale=0.1, own_output=own_output, memory=memory, weights=weights,
+        ShardedTables(
+            translation_tables(
+                ROWS, WIDTH, "decoder", trained_whole=trained_whole, initial_scale=0.1
+            ),
+            group, optimizer=optimizer, learning_rate=0.1, eps=1e-3, seed=3, memory=memory,
+            weights=weights,
         )
-        for own_output in (True, False)
+        for trained_whole in (True, False)
     ]  # fmt: skip
     before = values_of(lookups[0])
     for lookup in lookups:
@@ -45,7 +49,7 @@ def trained_twice(
     return before, values_of(lookups[0]), values_of(lookups[1])
 
 
-def values_of(lookup: RowLookup) -> Values:
+def values_of(lookup: ShardedTables) -> Values:
     values: Values = {}
     for table in lookup.specs:
         values[f"{table}.weight"] = lookup.weight(table).clone().cpu()
@@ -54,7 +58,7 @@ def values_of(lookup: RowLookup) -> Values:
     return values
 
 
-def train_step(lookup: RowLookup, step: int, *, frozen: bool) -> None:
+def train_step(lookup: ShardedTables, step: int, *, frozen: bool) -> None:
     """A step whose ids and gradients follow from its number; ``frozen``: the output's table."""
     group, device = lookup.group, lookup.group.device
     lookup.set_step(step)
@@ -66,8 +70,8 @@ def train_step(lookup: RowLookup, step: int, *, frozen: bool) -> None:
         role: [torch.randint(ROWS[role], (num_ids,), generator=draw).to(device)]
         for role in ("source", "target")
     }
-    own_ids = lookup.ids_of_own_output_rows()
-    by_looking_up = lookup._own is None
+    own_ids = lookup.ids_of_own_rows("decoder")
+    by_looking_up = not lookup._own
     if by_looking_up:
         ids["output"] = [own_ids]
     rows = lookup.lookup(ids)
@@ -83,11 +87,11 @@ def train_step(lookup: RowLookup, step: int, *, frozen: bool) -> None:
         # The leaves are of W times the loss.
         losses.append((rows.vectors("output", 0) * whole).sum() * group.num_workers)
     else:
-        assert rows.own_output is not None
-        assert torch.equal(rows.own_output.weight, lookup.output_weight())
-        assert (rows.own_output.gradient is None) == frozen
-        if rows.own_output.gradient is not None:
-            rows.own_output.gradient.begin_adding(torch.zeros(1, device=device)).add_(whole)
+        own = rows.own["decoder"]
+        assert torch.equal(own.weight, lookup.weight("decoder"))
+        assert (own.gradient is None) == frozen
+        if own.gradient is not None:
+            own.gradient.begin_adding(torch.zeros(1, device=device)).add_(whole)
     loss = torch.stack(losses).sum()
     if loss.requires_grad:
         loss.backward()

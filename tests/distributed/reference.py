@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_embed.embedding.initial_values import fill_initial_rows
-from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.model.transformer import Transformer
+from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from tests.distributed.tiny import ADAM_EPS, EPS, TABLE_RATE, Tiny, build_transformer, word_counts
 from tests.distributed.words_elsewhere import Elsewhere, stood_for, words_elsewhere
 

@@ -18,12 +18,13 @@ from dist_embed.checkpoint.catalogue import (
     read_manifest,
 )
 from dist_embed.checkpoint.load import load_newest
+from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
-from dist_embed.train.assemble import dense_tensors, live_tensors, row_multipliers
+from dist_embed.train.assemble import dense_tensors
 from tests.checkpoints import write_checkpoint
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.distributed.savers import saver_of

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from dist_embed.bench.words_folder import write_words_folder
 from dist_embed.checkpoint.catalogue import manifest_names, open_checkpoints
 from dist_embed.checkpoint.load import load_checkpoint
+from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
@@ -38,8 +39,6 @@ from dist_embed.train.assemble import (
     build_output,
     build_translation_model,
     dense_tensors,
-    live_tensors,
-    row_multipliers,
 )
 from dist_embed.train.needs import host_bytes
 from dist_embed.train.training import _build_saver, _resume, build_train_step
@@ -119,9 +118,10 @@ def joined(rank: int, port: int, config: Config) -> Group:
 
 @torch.no_grad()
 def score(translation_model: TranslationModel) -> None:
+    lookup = translation_model.lookup
+    weight = lookup.weight(lookup.table_of["output"])
     sharded_cross_entropy(
-        torch.randn(300, translation_model.lookup.width), torch.arange(300) % 60,
-        translation_model.lookup.output_weight(),
+        torch.randn(300, weight.shape[1]), torch.arange(300) % 60, weight,
         translation_model.shard.in_float32(), [300] * translation_model.group.num_workers,
     )  # fmt: skip
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from dist_embed.embedding import tables
-from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Exchange
+from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.embedding.table import Table
 from dist_embed.parallel.collectives import least_over_workers
 from dist_embed.parallel.group import Group
 from tests.distributed.pool import WorkerPool
@@ -47,12 +48,12 @@ def calls_to_a_cache(group: Group) -> dict[str, list[str]]:
     note("step")
     lookup.weight("source")
     note("read")
-    lookup.output_weight()
+    lookup.weight("decoder")
     lookup.before_reading()
     note("read again")
     with torch.no_grad():
         lookup.lookup({"source": [torch.tensor([1])]})
-    lookup.output_weight()
+    lookup.weight("decoder")
     note("looked up without a gradient")
     sharded.step(2, random_pairs(6, 2, 23, 31))
     lookup.after_writing()
@@ -101,22 +102,20 @@ def own_rows_with(group: Group, exchange: Exchange) -> tuple[float, torch.Tensor
     """How far a step's own rows differ from the table; a gradient, and what it has moved."""
     allowed, tables.problems_without_cuda = tables.problems_without_cuda, lambda **how: []
     try:
-        lookup = RowLookup(
-            dict.fromkeys(("source", "target", "output"), 50), 8, "all", group, optimizer="sgd",
-            learning_rate=1.0, eps=1e-8, seed=1, initial_scale=1.0, own_output=True,
-            exchange=exchange,
+        lookup = ShardedTables(
+            {"t": Table(50, 8, initial_scale=1.0, trained_whole=True)}, group, optimizer="sgd",
+            learning_rate=1.0, exchange=exchange,
         )  # fmt: skip
     finally:
         tables.problems_without_cuda = allowed
-    rows = lookup.lookup({"source": [torch.tensor([4])]})
-    before = lookup.output_weight().clone()
-    assert rows.own_output is not None
-    assert rows.own_output.gradient is not None
-    difference = float((rows.own_output.weight - before).abs().max())
+    rows = lookup.lookup({"t": [torch.tensor([4])]})
+    before, own = lookup.weight("t").clone(), rows.own["t"]
+    assert own.gradient is not None
+    difference = float((own.weight - before).abs().max())
     gradient = torch.randn(8, generator=torch.Generator().manual_seed(group.rank))
-    rows.own_output.gradient.begin_adding(gradient)
+    own.gradient.begin_adding(gradient)
     rows.backward()
-    return difference, gradient, before - lookup.output_weight()
+    return difference, gradient, before - lookup.weight("t")
 
 
 @pytest.mark.parametrize("exchange", ["fp32", "fp16", "bf16"])

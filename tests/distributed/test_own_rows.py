@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dist_embed.config.load import config_from_dict
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.embedding.table import Table
 from dist_embed.optim.gradient_norm import table_gradient_square_sum
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import build_translation_model
@@ -43,15 +44,13 @@ def held_for_reading(group: Group) -> tuple[list[int], list[int]]:
     )
     for translation_model in translators:
         with torch.no_grad():
-            assert (
-                translation_model.lookup.lookup({"source": [torch.tensor([1])]}).own_output is None
-            )
+            assert not translation_model.lookup.lookup({"source": [torch.tensor([1])]}).own
     (trains, reads) = (translation_model.lookup._own for translation_model in translators)
-    assert reads is None
-    assert trains is not None
-    assert trains._values is None  # no room for a gradient before the first step that trains
+    assert reads == {}
+    (kernel,) = trains.values()
+    assert kernel._values is None  # no room for a gradient before the first step that trains
     translators[0].lookup.set_step(7)
-    assert trains.step == 7
+    assert kernel.step == 7
     return trained, read
 
 
@@ -63,14 +62,13 @@ def test_who_only_reads_has_no_optimizers_state_and_no_gradient(workers: WorkerP
 
 def norm_of_many_rows(group: Group) -> tuple[float, float]:
     rows = 300_000
-    lookup = RowLookup(
-        {"source": 9, "target": rows, "output": rows}, 64, "none", group, optimizer="sgd",
-        learning_rate=0.1, eps=1e-8, seed=1, initial_scale=0.1, own_output=True,
-    )  # fmt: skip
-    fetched = lookup.lookup({"source": [], "target": [], "output": []})
-    assert fetched.own_output is not None
-    assert fetched.own_output.gradient is not None
-    values = fetched.own_output.gradient.begin_adding()
+    lookup = ShardedTables(
+        {"few": Table(9, 64), "whole": Table(rows, 64, trained_whole=True)}, group, optimizer="sgd"
+    )
+    fetched = lookup.lookup({})
+    gradient = fetched.own["whole"].gradient
+    assert gradient is not None
+    values = gradient.begin_adding()
     values.normal_(generator=torch.Generator().manual_seed(1))
     return float(table_gradient_square_sum(fetched, lookup)), float(values.double().square().sum())
 

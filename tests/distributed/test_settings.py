@@ -101,8 +101,8 @@ NARROW: Values = {"train": {"precision": "bf16"}}
 # Keys whose value is an argument of what `train_task` builds.
 ARRIVE = {
     "run.uri": "MetricsLog.run_uri", "run.seed": "Loader.seed", "data.uri": "Loader.data_uri",
-    "embedding.memory": "RowLookup.memory", "embedding.weights": "RowLookup.weights",
-    "embedding.exchange": "RowLookup.exchange",
+    "embedding.memory": "ShardedTables.memory", "embedding.weights": "ShardedTables.weights",
+    "embedding.exchange": "ShardedTables.exchange",
     "model.dropout": "Transformer.dropout",
     "model.attention_dropout": "Transformer.attention_dropout",
     "model.logits_block_mib": "OutputShard.block_bytes", "train.precision": "OutputShard.dtype",
@@ -272,7 +272,7 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
             "evaluate_translations",
         )  # fmt: skip
         recorded(
-            stack, calls, assemble, "RowLookup", "Transformer", "OutputShard", "SearchSettings",
+            stack, calls, assemble, "ShardedTables", "Transformer", "OutputShard", "SearchSettings",
             "CandidateWords", "UnknownWords",
         )  # fmt: skip
         stack.enter_context(mock.patch.object(training, "build_translation_model", build))
@@ -461,8 +461,10 @@ def translated(
     with torch.no_grad():
         translation_model.transformer.decoder_norm.weight.zero_()
         translation_model.transformer.decoder_norm.bias.fill_(1.0)
-        best = translation_model.lookup.ids_of_own_output_rows() == UNKNOWN
-        translation_model.lookup.output_weight().copy_(torch.where(best, 1.0, -1.0).unsqueeze(1))
+        lookup = translation_model.lookup
+        table = lookup.table_of["output"]
+        best = lookup.ids_of_own_rows(table) == UNKNOWN
+        lookup.weight(table).copy_(torch.where(best, 1.0, -1.0).unsqueeze(1))
     with ExitStack() as stack:
         recorded(stack, calls, assemble, "Translator")
         translation = assemble.build_translator(config, translation_model, tokenizers)

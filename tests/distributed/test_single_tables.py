@@ -21,9 +21,9 @@ from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE
 from dist_embed.data.tokenizer_files import load_tokenizers
-from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.pretrained import StartSettings, TableStart
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.parallel.group import Group
 from dist_embed.train import single_tables
 from dist_embed.train.assemble import build_translation_model

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dist_embed.embedding import lookup as lookup_module
+from dist_embed.embedding import sharded_tables as lookup_module
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.memory import LEAST_BLOCK_TOKENS
 from dist_embed.embedding.own_rows import OwnRowsKernel

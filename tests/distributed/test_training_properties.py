@@ -119,7 +119,7 @@ def poisoned_step(group: Group, tiny: Tiny, pairs: Pairs, poison: str) -> dict[s
         parameter = next(iter(sharded.transformer.parameters()))
         handle = parameter.register_hook(lambda grad: grad * float("nan"))
     elif poison == "rows" and group.rank == group.num_workers - 1:
-        weight = sharded.lookup.output_weight()
+        weight = sharded.lookup.weight(sharded.output_table)
         saved = weight[0].clone()
         weight[0] = float("inf")
     result = sharded.step(2, pairs, pairs)

@@ -14,14 +14,15 @@ from dist_embed.data.bands import deal
 from dist_embed.data.batch import build_batch
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.token_shards import TokenPairs
-from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import Exchange, ShareEmbeddings, Weights
+from dist_embed.embedding.plan import Exchange, Weights
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.tiers import Memory
 from dist_embed.model.batch_negatives import WordShares
 from dist_embed.model.output import OutputShard
-from dist_embed.model.output_layer import ExactOutput, OutputLayer, SampledOutput
+from dist_embed.model.output_layer import ExactSoftmax, OutputLayer, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.model.transformer import Transformer
+from dist_embed.model.translation_tables import ShareEmbeddings, translation_tables
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import dense_tensors
@@ -123,27 +124,32 @@ class Sharded:
     ) -> None:
         self.tiny, self.group = tiny, group
         self.announced: tuple[Pairs, StepBatches] | None = None
-        self.lookup = RowLookup(
-            {"source": tiny.source_rows, "target": tiny.target_rows, "output": tiny.target_rows},
-            tiny.width, tiny.share, group, optimizer=tiny.optimizer, learning_rate=TABLE_RATE,
-            eps=EPS, seed=tiny.seed, initial_scale=0.1, own_output=not tiny.num_samples,
+        rows = {"source": tiny.source_rows, "target": tiny.target_rows, "output": tiny.target_rows}
+        self.lookup = ShardedTables(
+            translation_tables(
+                rows, tiny.width, tiny.share, trained_whole=not tiny.num_samples,
+                initial_scale=0.1, own_rates=dict(tiny.own_rates),
+            ),
+            group, optimizer=tiny.optimizer, learning_rate=TABLE_RATE, eps=EPS, seed=tiny.seed,
             memory=tiny.memory, weights=tiny.weights, exchange=tiny.exchange,
-            own_rates=dict(tiny.own_rates),
         )  # fmt: skip
         self.transformer = build_transformer(tiny).to(group.device)
         self.optimizer = torch.optim.AdamW(
             self.transformer.parameters(), lr=tiny.dense_rate, betas=(0.9, 0.98), eps=ADAM_EPS,
             weight_decay=0.0,
         )  # fmt: skip
+        self.output_table = self.lookup.table_of["output"]
         self.shard = OutputShard(
-            group, self.lookup.output_shard.first_row, self.lookup.num_output_rows,
+            group, self.lookup.shards[self.output_table].first_row, tiny.target_rows,
             tiny.block_bytes, compute_dtype,
         )  # fmt: skip
-        output: OutputLayer = ExactOutput(self.lookup, self.shard)
+        output: OutputLayer = ExactSoftmax(self.lookup, "output", self.shard)
         if tiny.num_samples:
             sampler = LogUniformSampler(tiny.target_rows, tiny.num_samples)
             shares = WordShares(word_counts(tiny)) if tiny.batch_negatives else None
-            output = SampledOutput(sampler, tiny.seed, self.shard, shares)
+            output = SampledSoftmax(
+                self.lookup, "output", sampler, seed=tiny.seed, shard=self.shard, shares=shares
+            )
         model: torch.nn.Module = self.transformer
         if group.num_workers > 1:
             model = DistributedDataParallel(model, process_group=group.process_group)

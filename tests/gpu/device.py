@@ -47,7 +47,7 @@ def synchronise() -> None:
 
 
 @contextmanager
-def joined_alone(device_type: str) -> Iterator[Group]:
+def joined_alone(device_type: Literal["cpu", "cuda"]) -> Iterator[Group]:
     """This process as the only worker, on the first device of its type."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -13,7 +13,8 @@ import torch
 from dist_embed.bench.host_waits import told_waits
 from dist_embed.data.batch import IDS
 from dist_embed.data.read_ahead import ReadAhead
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.embedding.table import Table
 from dist_embed.embedding.tiers import Memory
 from dist_embed.model.logit_blocks import add_product, multiply
 from dist_embed.parallel.group import Group
@@ -141,18 +142,18 @@ def test_bfloat16_steps_come_close_to_float32(group: Group) -> None:
 
 @on_cuda_alone
 def test_fused_adam_trains_on_cuda(group: Group) -> None:
-    lookup = RowLookup(
-        {"source": 11, "target": 11, "output": 11}, 8, "all", group, optimizer="adam",
-        learning_rate=0.1, eps=1e-8, seed=1, initial_scale=0.1,
+    lookup = ShardedTables(
+        {"shared": Table(11, 8, initial_scale=0.1)}, group, optimizer="adam", learning_rate=0.1,
+        seed=1,
     )  # fmt: skip
     with torch.no_grad():  # FBGEMM counts these too; the step's number is what counts for us
         for _ in range(50):
-            lookup.lookup({"source": [torch.tensor([1], device=group.device)]})
+            lookup.lookup({"shared": [torch.tensor([1], device=group.device)]})
     before = lookup.weight("shared").clone()
     lookup.set_step(1)
     ids = torch.tensor([4, 4, 7], device=group.device)
-    rows = lookup.lookup({"source": [ids]})
-    rows.vectors("source", 0).sum().backward()
+    rows = lookup.lookup({"shared": [ids]})
+    rows.vectors("shared", 0).sum().backward()
     rows.backward()
     changed = (lookup.weight("shared") != before).any(1).nonzero().squeeze(1)
     order = lookup.specs["shared"].order

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dist_embed.embedding import lookup as lookup_module
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding import sharded_tables as lookup_module
 from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import WantedRows
+from dist_embed.embedding.table import Table
 from dist_embed.parallel.group import Group
 from tests.gpu.device import DEVICE, OPTIMIZERS, TIERS, WEIGHTS
 
@@ -90,7 +91,7 @@ def trained(optimizer: str, rows: Tensor, steps: list[tuple[Tensor, Tensor]]) ->
     return [rows, *states]
 
 
-def train(lookup: RowLookup, steps: list[Asked]) -> None:
+def train(lookup: ShardedTables, steps: list[Asked]) -> None:
     for number, step in enumerate(steps, start=1):
         lookup.set_step(number)
         lookup.set_learning_rate(PEAK * number / STEPS)
@@ -126,9 +127,9 @@ def test_rows_and_state_are_those_of_the_formulas(
     if kernel == "fbgemm":
         monkeypatch.setattr(lookup_module, "CpuRows", lambda kernel: kernel.forward)
     rows = sizes(width)
-    lookup = RowLookup(
-        rows, width, "none", group, optimizer=optimizer, learning_rate=PEAK, eps=EPS, seed=1,
-        initial_scale=0.1, memory=tier, weights=weights,
+    lookup = ShardedTables(
+        {table: Table(count, width) for table, count in rows.items()}, group, optimizer=optimizer,
+        learning_rate=PEAK, eps=EPS, memory=tier, weights=weights,
     )  # fmt: skip
     draw = torch.Generator().manual_seed(width)
     first: dict[str, Tensor] = {}

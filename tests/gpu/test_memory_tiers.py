@@ -12,18 +12,19 @@ from torch.nn import functional
 
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.load import load_newest
+from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.state import TrainingState
-from dist_embed.embedding import lookup as lookup_module
+from dist_embed.embedding import sharded_tables as lookup_module
 from dist_embed.embedding import tiers
-from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.embedding.table import Table
 from dist_embed.embedding.tables import lies_in_host_memory
 from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.model.next_words import ExactWords
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.model.search import Searcher, SearchSettings
 from dist_embed.parallel.group import Group
-from dist_embed.train.assemble import live_tensors, row_multipliers
 from tests.distributed.savers import saver_of
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
 from tests.gpu.device import IN_HOST_MEMORY, OPTIMIZERS, TIERS, WEIGHTS, on_cuda_alone
@@ -42,16 +43,23 @@ def lookup_of(
     width: int = WIDTH,
     optimizer: str = "rowwise_adagrad",
     learning_rate: float = 0.1,
-    own_output: bool = True,
+    trained_whole: bool = True,
+    own_rates: dict[str, float] | None = None,
     **how: Any,
-) -> RowLookup:
-    return RowLookup(
-        rows, width, "none", group, optimizer=optimizer, learning_rate=learning_rate, eps=1e-8,
-        seed=3, initial_scale=0.1, own_output=own_output, **how,
-    )  # fmt: skip
+) -> ShardedTables:
+    named = {
+        name: Table(
+            count, width, initial_scale=0.1, learning_rate=(own_rates or {}).get(name),
+            trained_whole=trained_whole and name == "output",
+        )
+        for name, count in rows.items()
+    }  # fmt: skip
+    return ShardedTables(
+        named, group, optimizer=optimizer, learning_rate=learning_rate, seed=3, **how
+    )
 
 
-def train(lookup: RowLookup, first: int, last: int) -> None:
+def train(lookup: ShardedTables, first: int, last: int) -> None:
     """Steps that depend on their numbers alone: rows, gradients and the draws for rounding."""
     device = lookup.group.device
     for step in range(first, last + 1):
@@ -65,14 +73,14 @@ def train(lookup: RowLookup, first: int, last: int) -> None:
         fetched = lookup.lookup(ids)
         for table in fetched.tables.values():
             table.vectors.grad = torch.randn(table.vectors.shape, generator=draw).to(device)
-        if fetched.own_output is not None:
-            assert fetched.own_output.gradient is not None
-            whole = fetched.own_output.gradient.begin_adding(torch.zeros(1, device=device))
+        for own in fetched.own.values():
+            assert own.gradient is not None
+            whole = own.gradient.begin_adding(torch.zeros(1, device=device))
             whole += torch.randn(whole.shape, generator=draw).to(device)
         fetched.backward()
 
 
-def values_of(lookup: RowLookup) -> Values:
+def values_of(lookup: ShardedTables) -> Values:
     """Rows and optimizer state of every table, copied."""
     values: Values = {}
     for table in lookup.specs:
@@ -83,7 +91,7 @@ def values_of(lookup: RowLookup) -> Values:
 
 
 @torch.no_grad()
-def looked_up(lookup: RowLookup) -> Values:
+def looked_up(lookup: ShardedTables) -> Values:
     """All rows as a lookup gives them, in the order of rows, float32."""
     device = lookup.group.device
     ids = {
@@ -100,7 +108,7 @@ def check_equal(found: Values, expected: Values) -> None:
         torch.testing.assert_close(found[name], value, rtol=0, atol=0, msg=f"{name} differs")
 
 
-def check_lookups_give_the_rows(lookup: RowLookup) -> None:
+def check_lookups_give_the_rows(lookup: ShardedTables) -> None:
     for name, value in looked_up(lookup).items():
         assert value.dtype == torch.float32
         assert torch.equal(value, lookup.weight(name.removesuffix(".weight")).float()), name
@@ -201,7 +209,7 @@ def test_stochastic_rounding_is_unbiased(group: Group, tier: Tier) -> None:
     assert moved == pytest.approx(64 * update, rel=0.01)
 
 
-def training_state(lookup: RowLookup, step: int = 0) -> TrainingState:
+def training_state(lookup: ShardedTables, step: int = 0) -> TrainingState:
     return TrainingState(
         lookup.group,
         step,
@@ -263,7 +271,7 @@ def test_the_whole_model_trains_and_is_evaluated(
         loss = plain.step(number, pairs).loss
         assert sharded.step(number, pairs).loss == pytest.approx(loss, rel=tolerance)
         # The rows are read directly, in the middle of training.
-        weight = sharded.lookup.output_weight()
+        weight = sharded.lookup.weight(sharded.output_table)
         tiles = LogitTiles(hidden, weight, 1000)
         assert tiles._copied == (memory != "device" or weights != "fp32")
         with torch.no_grad():
@@ -274,7 +282,9 @@ def test_the_whole_model_trains_and_is_evaluated(
         expected = functional.cross_entropy(logits, targets, reduction="sum")
         assert found.item() == pytest.approx(expected.item(), rel=1e-5)
         looked = sharded.lookup.lookup({"target": [torch.arange(31, device=group.device)]})
-        rows = sharded.lookup.output_rows_of(torch.arange(31, device=group.device))
+        rows = sharded.lookup.orders[sharded.output_table].rows_of(
+            torch.arange(31, device=group.device)
+        )
         assert torch.equal(looked.vectors("target", 0), weight[rows].float())
     check_search(sharded)
 
@@ -315,7 +325,7 @@ def test_auto_takes_the_device_where_there_is_room(
     assert lookup_of(group, memory="auto").tier == "device"
     rows = {"source": 400_000, "target": 64, "output": 64}  # 98 MiB, with state 99
     made_up(monkeypatch, 120 * 2**20)  # of which tables may take 96
-    found = lookup_of(group, rows, width=64, memory="auto", own_output=False)
+    found = lookup_of(group, rows, width=64, memory="auto", trained_whole=False)
     assert found.tier == "uvm_caching"
     assert lies_in_host_memory(found.weight("source"))
     ids = torch.arange(1000, device=group.device)
@@ -327,7 +337,7 @@ def test_auto_takes_the_device_where_there_is_room(
 def test_a_cache_takes_no_more_than_its_room(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"source": 800_000, "target": 64, "output": 64}  # a fifth of them are 156 MiB
     made_up(monkeypatch, 130 * 2**20)  # of which tables may take 104
-    lookup = lookup_of(group, rows, width=256, memory="uvm_caching", own_output=False)
+    lookup = lookup_of(group, rows, width=256, memory="uvm_caching", trained_whole=False)
     (kernel,) = lookup._kernels
     assert 0 < kernel.lxu_cache_weights.nbytes <= 104 * 2**20
     # The own kernel of a table trained whole has no cache, but its state on the device.
@@ -343,13 +353,13 @@ def test_a_cache_takes_no_more_than_its_room(group: Group, monkeypatch: pytest.M
     made_up(monkeypatch, 130 * 2**20)
     lookup = lookup_of(
         group, {"source": 400_000, "target": 400_000, "output": 64}, width=256,
-        memory="uvm_caching", own_output=False, own_rates={"target": 0.2},
+        memory="uvm_caching", trained_whole=False, own_rates={"target": 0.2},
     )  # fmt: skip
     sizes = [k.lxu_cache_weights.nbytes for k in lookup._kernels]
     assert len(sizes) == 2
     assert min(sizes) > 0.9 * max(sizes)
     assert sum(sizes) <= 104 * 2**20
     made_up(monkeypatch, 2**40)
-    lookup = lookup_of(group, memory="uvm_caching", own_output=False)
+    lookup = lookup_of(group, memory="uvm_caching", trained_whole=False)
     (kernel,) = lookup._kernels
     assert kernel.lxu_cache_weights.shape[0] == pytest.approx(sum(ROWS.values()) / 5, abs=32)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dist_embed.embedding.lookup import RowLookup
 from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.model.translation_tables import translation_tables
 from dist_embed.parallel.group import Group
 from tests.distributed.own_rows_case import ROWS, STEPS, WIDTH, train_step, trained_twice, values_of
 from tests.gpu.device import OPTIMIZERS, TIERS, WEIGHTS
@@ -33,9 +34,9 @@ def test_a_table_trained_whole_is_as_if_all_rows_were_looked_up(
 @pytest.mark.parametrize("tier", TIERS[:2])
 @pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "sgd"])
 def test_a_frozen_table_stays_with_its_state(group: Group, optimizer: str, tier: Tier) -> None:
-    lookup = RowLookup(
-        ROWS, WIDTH, "decoder", group, optimizer=optimizer, learning_rate=0.1, eps=1e-3, seed=3,
-        initial_scale=0.1, own_output=True, memory=tier,
+    lookup = ShardedTables(
+        translation_tables(ROWS, WIDTH, "decoder", trained_whole=True, initial_scale=0.1), group,
+        optimizer=optimizer, learning_rate=0.1, eps=1e-3, seed=3, memory=tier,
     )  # fmt: skip
     train_step(lookup, 1, frozen=False)
     before = values_of(lookup)

@@ -24,7 +24,7 @@ def test_vocabulary_alone_and_beside_plain_pytorch(dist_embed: Command, tmp_path
     shown = dist_embed(
         "bench", "vocabulary", "--words", "600", "900", "--widths", "8", "--against", "700",
         "--tokens", "64", "--full-tokens", "32", "--samples", "50", "--steps", "2", *FEW,
-        "--json", str(out),
+        "--output", str(out),
     ).stdout  # fmt: skip
     found = figures_of(out)
     assert [[one["case"]["num_words"] for one in group] for group in found["speeds"]] == [
@@ -51,7 +51,7 @@ def test_output_layers_beside_plain_cross_entropy(dist_embed: Command, tmp_path:
     shown = dist_embed(
         "bench", "output", "--device", "cpu", "--tokens", "64", "--width", "16", "--rows", "500",
         "--logits-block-mib", "auto", "0.01", "--sampled-rows", "300", "--samples", "100",
-        "--repeats", "2", "--json", str(out),
+        "--repeats", "2", "--output", str(out),
     ).stdout  # fmt: skip
     names = [side["name"].split(",")[0] for side in figures_of(out)["sides"]]
     assert names == ["exact", "exact", "F.cross_entropy", "sampled"]
@@ -67,7 +67,7 @@ def test_checkpoint_beside_the_stores_client(dist_embed: Command, tmp_path: Path
         path.parent.mkdir(parents=True)
         path.write_text("not a benchmark's")
     dist_embed("bench", "checkpoint", uri, "--rows", "2000", "--width", "8", "--device", "cpu",
-               *FEW, "--json", str(out))  # fmt: skip
+               *FEW, "--output", str(out))  # fmt: skip
     store = figures_of(out)["stores"][uri]
     assert {"save", "load", "stall", "DCP save", "DCP load"} <= set(store["seconds"])
     assert store["bytes_read_per_needed"] >= 1
@@ -79,7 +79,7 @@ def test_checkpoint_beside_the_stores_client(dist_embed: Command, tmp_path: Path
 def test_steps_beside_plain_ddp(config: str, dist_embed: Command, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     dist_embed("bench", "baseline", config, "train.precision=bf16", "--rounds", "1",
-               "--json", str(out))  # fmt: skip
+               "--output", str(out))  # fmt: skip
     figures = figures_of(out)
     assert set(figures["tokens_per_second"]) == {"dist_embed bf16", "plain DDP bf16"}
     assert all(speed > 0 for speed in figures["tokens_per_second"].values())
@@ -92,7 +92,7 @@ def test_a_step_of_two_workers_is_recorded(
 ) -> None:
     out = tmp_path / "found.json"
     shown = dist_embed("bench", "step", config, "--steps", "2", "--profile", str(tmp_path),
-                       "--json", str(out)).stdout  # fmt: skip
+                       "--output", str(out)).stdout  # fmt: skip
     found = figures_of(out)
     assert found["workers"] == found["steps"] == 2
     assert found["on_host"][0]["name"] in shown
@@ -108,14 +108,14 @@ def test_benchmarks_of_what_goes_in_and_out(
                          ("fasttext-bin", {"everyone all"})):  # fmt: skip
         dist_embed(
             "bench", "pretrained", "--words", "3000", "--width", "8", "--rounds", "1",
-            "--format", format, "--folder", str(tmp_path), "--json", str(loaded),
+            "--format", format, "--folder", str(tmp_path), "--output", str(loaded),
         )  # fmt: skip
         figures = figures_of(loaded)
         assert set(figures["rows_per_second"]) == ways
         assert all(speed > 0 for speed in figures["rows_per_second"].values())
     dist_embed("train", config)
     written = tmp_path / "engine.json"
-    dist_embed("bench", "export", str(tmp_path / "run"), "--json", str(written))
+    dist_embed("bench", "export", str(tmp_path / "run"), "--output", str(written))
     engine = figures_of(written)["engine"]
     assert [one["kind"] for one in engine] == ["float32", "int8"]
     # So short a run writes sentences up to the limits of length, which differ.

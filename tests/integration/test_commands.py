@@ -138,16 +138,22 @@ def test_a_runs_checkpoints_are_proven_pruned_and_exported(
     assert "by 2 workers" in inspected
     assert "table.shared.weight" in inspected
 
-    told = dist_embed("checkpoint", "export", str(run), str(exported), "--table", "shared").stdout
+    told = dist_embed(
+        "export", "checkpoint", str(run), "--output", str(exported), "--table", "shared"
+    ).stdout
     table = load_file(exported)
     rows, width = table["weight"].shape
     assert f"weight  F32 {rows} × {width}" in told
     embedding = torch.nn.Embedding(rows, width)
     embedding.load_state_dict(table)
     assert embedding.weight.abs().sum() > 0
-    refused = dist_embed("checkpoint", "export", str(run), "x", "--table", "gone", code=2)
+    refused = dist_embed(
+        "export", "checkpoint", str(run), "--output", "x", "--table", "gone", code=2
+    )
     assert "has no table 'gone'; it has shared" in refused.stderr
-    assert "go to a local path" in at_once("checkpoint", "export", str(run), "memory://b/x.st")
+    assert "go to a local path" in at_once(
+        "export", "checkpoint", str(run), "--output", "memory://b/x.st"
+    )
     locked = tmp_path / "folder"
     locked.mkdir()
     for command in ("evaluate", "translate"):

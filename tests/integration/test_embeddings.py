@@ -62,13 +62,14 @@ def test_vectors_go_in_stay_frozen_and_come_out(
 
     near = dist_embed("neighbors", str(run), known[0], "--step", "4", "--count", "2").stdout
     assert len(near.strip().splitlines()) == 7
-    dist_embed("embeddings", "export", str(run), str(tmp_path / "out.vec"), "--format",
+    dist_embed("export", "embeddings", str(run), "--output", str(tmp_path / "out.vec"), "--format",
                "word2vec", "--step", "4")  # fmt: skip
     lines = (tmp_path / "out.vec").read_text().splitlines()
     written = {line.split(" ")[0]: line.split(" ")[1:] for line in lines[1:]}
     for word in known:
         assert np.array_equal(np.array(written[word], dtype=np.float32), vectors[word])
-    dist_embed("export", str(run), str(tmp_path / "model"), "--quantization", "int8")
+    model = str(tmp_path / "model")
+    dist_embed("export", "translator", str(run), "--output", model, "--quantization", "int8")
     assert (tmp_path / "model/model.bin").stat().st_size > 0
     assert (tmp_path / "model/tokenizer.source.json").is_file()
 
@@ -97,7 +98,7 @@ expectations:
 """
     )
     page = tmp_path / "width.md"
-    first = dist_embed("study", str(study), "--page", str(page))
+    first = dist_embed("study", str(study), "--output", str(page))
     assert "run 4 of 4: 16_seed2" in first.stdout
     assert "nan" not in page.read_text()
     text = page.read_text()
@@ -105,11 +106,11 @@ expectations:
     assert (tmp_path / "width.svg").exists()
     assert len(list((tmp_path / "study/results").iterdir())) == 4
     assert len(list((tmp_path / "study/data").iterdir())) == 1
-    again = dist_embed("study", str(study), "--page", str(page))
+    again = dist_embed("study", str(study), "--output", str(page))
     assert "run 1 of 4" not in again.stdout
     assert page.read_text() == text
     # Other settings are other runs, which begin from scratch.
     study.write_text(study.read_text().replace("train.max_steps: 4", "train.max_steps: 5"))
-    longer = dist_embed("study", str(study), "--page", str(page))
+    longer = dist_embed("study", str(study), "--output", str(page))
     assert longer.stdout.count("starting from scratch") == 4
     assert "`train.max_steps=5`" in page.read_text()

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def summary(out: Path, *arguments: str) -> dict[str, str]:
     """By stage how it ended."""
     done = subprocess.run(
-        [ROOT / "launch" / "gpu.sh", "--device", "cpu", "--out", out, *arguments], check=False,
+        [ROOT / "launch" / "gpu.sh", "--device", "cpu", "--output", out, *arguments], check=False,
         capture_output=True, text=True, env={"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,8 +16,8 @@ from dist_embed.checkpoint.write import Description
 from dist_embed.config.load import config_from_dict, config_to_yaml
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.data.tokenizer_files import tokenizer_name
-from dist_embed.embedding.plan import TABLE_OF_ROLE
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.parallel.group import Group
 from dist_embed.run.folder import tokenizer_digests
 from tests.checkpoints import write_checkpoint

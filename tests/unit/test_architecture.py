@@ -34,7 +34,7 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def imports_of_tests(tree: ast.AST) -> list[str]:
+def imported_tests(tree: ast.AST) -> list[str]:
     """Imports from a module of tests: what tests share has a module of its own."""
     return [
         f"line {line}: {name}"
@@ -96,7 +96,7 @@ def test_an_upward_import_is_found() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
 def test_no_test_imports_from_another(path: Path) -> None:
-    assert imports_of_tests(ast.parse(path.read_text())) == []
+    assert imported_tests(ast.parse(path.read_text())) == []
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_no_test_imports_from_another(path: Path) -> None:
      ("from torch.test_case import x", 0)],
 )  # fmt: skip
 def test_an_import_of_a_test_is_found(code: str, found: int) -> None:
-    assert len(imports_of_tests(ast.parse(code))) == found
+    assert len(imported_tests(ast.parse(code))) == found
 
 
 def test_only_cluster_imports_ray() -> None:
@@ -173,7 +173,7 @@ def test_every_module_says_what_it_is_for() -> None:
      ("dist_embed.cli.main; dist_embed.cli.main.build_parser()", "torch"),
      ("dist_embed.embedding.memory", "torch"), ("dist_embed.train.needs", "torch"),
      ("dist_embed.data.preparation", "torch"), ("dist_embed.checkpoint.catalogue", "torchrec"),
-     ("dist_embed.explore.nearest, dist_embed.explore.export", "torchrec fbgemm_gpu")],
+     ("dist_embed.explore.nearest, dist_embed.export.embeddings", "torchrec fbgemm_gpu")],
 )  # fmt: skip
 def test_what_starts_quickly_imports_little(module: str, without: str) -> None:
     code = f"import sys, {module}; print(*({set(without.split())} & sys.modules.keys()))"

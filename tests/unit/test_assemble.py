@@ -13,7 +13,7 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.model.batch_negatives import BatchNegatives
-from dist_embed.model.output_layer import ExactOutput, SampledOutput
+from dist_embed.model.output_layer import ExactSoftmax, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
@@ -45,7 +45,7 @@ def test_fewer_samples_than_words_are_needed() -> None:
         model = {"output": "sampled", "num_samples": 9, "sampler": sampler}
         assert isinstance(
             build_output(config_of(model=model), translation_model(10), counts, not_asked),
-            SampledOutput,
+            SampledSoftmax,
         )
         with pytest.raises(UserError) as caught:
             build_output(config_of(model=model), translation_model(9), counts, not_asked)
@@ -55,7 +55,7 @@ def test_fewer_samples_than_words_are_needed() -> None:
         )
     # Counts are read where they are needed alone: by the exact layer not either.
     assert isinstance(
-        build_output(config_of(), translation_model(9), counts, not_asked), ExactOutput
+        build_output(config_of(), translation_model(9), counts, not_asked), ExactSoftmax
     )
     assert asked == [True]
 

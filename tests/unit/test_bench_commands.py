@@ -81,7 +81,7 @@ def written(path: Path) -> dict[str, Any]:
 def given_to(command: str) -> dict[str, Any]:
     values = vars(build_parser().parse_args(["bench", *command.split()]))
     return {name: value for name, value in values.items()
-            if name not in ("command", "kind", "call", "json")}  # fmt: skip
+            if name not in ("command", "kind", "call", "output")}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_figures_stand_beside_machine_and_versions(
 ) -> None:  # fmt: skip
     out = tmp_path / "found.json"
     arguments = ["bench", "balance", "--rows", "9", "--shards", "2", "--tokens", "4", "--steps",
-                 "1", "--json", str(out)]  # fmt: skip
+                 "1", "--output", str(out)]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["whatever", *arguments[:-1], "a b.json"])
     instead("parallel.device.device_name", "a processor")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5, 7} if pid == 0 else set())
@@ -184,7 +184,7 @@ def test_figures_stand_beside_machine_and_versions(
     assert main(arguments) == 0
     content = written(out)
     assert content["command"] == (
-        "dist-embed bench balance --rows 9 --shards 2 --tokens 4 --steps 1 --json 'a b.json'"
+        "dist-embed bench balance --rows 9 --shards 2 --tokens 4 --steps 1 --output 'a b.json'"
     )
     found = content["machine"]
     assert (found["device"], found["cores"], found["memory_gib"]) == ("a processor", 3, 4.0)
@@ -221,7 +221,7 @@ def test_baseline(
     asked = instead("cluster.launch.launch", figures)
     judged = instead("parallel.device.has_native_bf16", native)
     out = tmp_path / "found.json"
-    options = ["--rounds", "3", "--steps", "21", "--json", str(out)]
+    options = ["--rounds", "3", "--steps", "21", "--output", str(out)]
     monkeypatch.chdir(tmp_path)
     given = [f"train.precision={precision}", "train.max_steps=77", "run.uri=here", "--compile"]
     assert main(["bench", "baseline", config, *given, *options]) == 0
@@ -255,7 +255,7 @@ def test_launchers(
     out = tmp_path / "found.json"
     monkeypatch.chdir(tmp_path)
     assert main(["bench", "launchers", config, "train.max_steps=77", "run.uri=here", "--rounds",
-                 "2", "--steps", "30", "--json", str(out)]) == 0  # fmt: skip
+                 "2", "--steps", "30", "--output", str(out)]) == 0  # fmt: skip
     (((configured, sizes), how),) = asked
     assert configured.run.uri == str(tmp_path / "here")
     assert configured.train.max_steps == 77
@@ -298,7 +298,7 @@ def test_step(
     out = tmp_path / "found.json"
     monkeypatch.chdir(tmp_path)
     given = ["train.max_steps=77", "run.uri=here", "--steps", "7", "--profile", "a/b"]
-    assert main(["bench", "step", config, *given, "--json", str(out)]) == 0
+    assert main(["bench", "step", config, *given, "--output", str(out)]) == 0
     (((task, configured), how),) = asked
     assert configured.train.max_steps == 77
     assert configured.run.uri == str(tmp_path / "here")
@@ -365,7 +365,7 @@ def test_vocabulary(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["bench", "vocabulary", "--words", "3", "4", "--widths", "5", "6", "--against",
                  "7", "--tokens", "64", "--full-tokens", "96", "--samples", "2", "--workers", "9",
                  "--rounds", "10", "--steps", "11", "--largest", "--device", "cpu",
-                 "--json", str(out)]) == 0  # fmt: skip
+                 "--output", str(out)]) == 0  # fmt: skip
     assert asked == [(([3, 4], [5, 6]), {
         "against": 7, "tokens": 64, "full_tokens": 96, "num_samples": 2, "num_workers": 9,
         "rounds": 10, "steps": 11, "find_largest": True, "device": "cpu", "say": print,
@@ -419,7 +419,7 @@ def test_vocabulary_on_a_gpu(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for there, given, workers in ((1, [], 1), (3, [], 2), (3, ["--workers", "3"], 3)):
         monkeypatch.setattr(torch.cuda, "device_count", lambda there=there: there)
-        assert main(["bench", "vocabulary", *given, "--json", str(out)]) == 0
+        assert main(["bench", "vocabulary", *given, "--output", str(out)]) == 0
         assert (asked[-1][1]["device"], asked[-1][1]["num_workers"]) == ("cuda", workers)
     said = capsys.readouterr().out
     assert "\n1 workers on a GPU; float32; median of 3 rounds of 20 steps" in said
@@ -457,7 +457,7 @@ def test_balance_of_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     data = PreparedData({}, {"source": 9, "target": 9}, False, {"train": Split([shard])})
     (tmp_path / "data.json").write_text(data.to_json())
     out = tmp_path / "found.json"
-    ask = ["bench", "balance", "--batches", str(tmp_path), "--steps", "9", "--json", str(out)]
+    ask = ["bench", "balance", "--batches", str(tmp_path), "--steps", "9", "--output", str(out)]
     assert main([*ask, "--workers", "1", "3", "--batch-tokens", "12"]) == 0
     found = written(out)["figures"]
     assert found["tokens"] == 12
@@ -512,7 +512,7 @@ def test_balance(
     monkeypatch.setattr(balance, "plot_into", keeping)
     out, plot = tmp_path / "found.json", tmp_path / "plot.svg"
     ask = ["bench", "balance", "--rows", "90", "1500", "90", "--tokens", "40", "--steps", "3"]
-    assert main([*ask, "--shards", "2", "8", "3", "--json", str(out), "--plot", str(plot)]) == 0
+    assert main([*ask, "--shards", "2", "8", "3", "--output", str(out), "--plot", str(plot)]) == 0
     found = written(out)["figures"]
     assert found["tokens"] == 40
     worst: dict[tuple[int, int], tuple[float, float]] = {}
@@ -605,7 +605,7 @@ def test_checkpoint(
     out = tmp_path / "found.json"
     assert main(["bench", "checkpoint", near, "s3://far/x", "--rows", "3000", "--width", "8",
                  "--workers", "2", "--rounds", "5", "--device", device,
-                 "--json", str(out)]) == 0  # fmt: skip
+                 "--output", str(out)]) == 0  # fmt: skip
     assert asked == [(([near, "s3://far/x"],), {
         "num_rows": 3000, "width": 8, "num_workers": 2, "rounds": 5, "device": device,
         "say": print,
@@ -693,7 +693,8 @@ def test_pretrained(
     out = tmp_path / "found.json"
     folder = ["--folder", str(tmp_path)] if chosen else []
     assert main(["bench", "pretrained", "--words", "3000", "--width", "8", "--format", "word2vec",
-                 "--workers", "4", "--rounds", "5", *folder, "--json", str(out)]) == 0  # fmt: skip
+                 "--workers", "4", "--rounds", "5", *folder,
+                 "--output", str(out)]) == 0  # fmt: skip
     (((below,), how),) = asked
     assert how == {"num_words": 3000, "width": 8, "format": "word2vec", "num_workers": 4,
                    "rounds": 5, "say": print}  # fmt: skip
@@ -724,7 +725,8 @@ def test_table_export(instead: Instead, tmp_path: Path, capsys: pytest.CaptureFi
     asked = instead("bench.table_export.measure_table_export", figures)
     out = tmp_path / "found.json"
     assert main(["bench", "table-export", "--rows", "2000", "--width", "16", "--parts", "4",
-                 "--rounds", "3", "--folder", str(tmp_path), "--json", str(out)]) == 0  # fmt: skip
+                 "--rounds", "3", "--folder", str(tmp_path),
+                 "--output", str(out)]) == 0  # fmt: skip
     (((below,), how),) = asked
     assert how == {"num_rows": 2000, "width": 16, "parts": 4, "rounds": 3, "say": print}
     assert Path(below).parent == tmp_path
@@ -763,7 +765,7 @@ def test_export(
     asked = instead("bench.export.measure_engine", found)
     out = tmp_path / "found.json"
     assert main(["bench", "export", run, "--split", "test", "--step", "5", "--workers", "2",
-                 "--beam", "3", "--json", str(out)]) == 0  # fmt: skip
+                 "--beam", "3", "--output", str(out)]) == 0  # fmt: skip
     (((task, config), _),) = evaluated
     assert task == Evaluate("test", 5)
     assert (config.search.beam, config.cluster.num_workers) == (3, 2)
@@ -798,7 +800,7 @@ def test_bench_words(
     out = tmp_path / "out.json"
     given = ["--words", "10000", "20000", "50000", "--widths", "8", "--tokens", "64",
              "--samples", "9", "--workers", "3", "--largest"]  # fmt: skip
-    assert main(["bench", "words", *given, "--json", str(out)]) == 0
+    assert main(["bench", "words", *given, "--output", str(out)]) == 0
     said = capsys.readouterr().out
     lines = said.splitlines()
     rows = [" ".join(line.split()) for line in lines if line.startswith(("| 1", "| 2", "| 5"))]

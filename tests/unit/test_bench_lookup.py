@@ -26,7 +26,7 @@ from dist_embed.bench.passes import median_seconds
 from dist_embed.bench.zipf import zipf
 from dist_embed.cli.main import build_parser, main
 from dist_embed.embedding.cpu_rows import CpuRows
-from dist_embed.embedding.lookup import RowLookup
+from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import StepRows
 from dist_embed.errors import RunFailed, UserError
 
@@ -194,13 +194,13 @@ def test_every_optimizer_that_the_cpu_has() -> None:
 def test_a_table_is_gone_before_the_next_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[weakref.ref[Any]] = []
 
-    def build(*args: Any, **how: Any) -> RowLookup:
+    def build(*args: Any, **how: Any) -> ShardedTables:
         assert all(kernel() is None for kernel in built)
-        made = RowLookup(*args, **how)
+        made = ShardedTables(*args, **how)
         built.extend(weakref.ref(kernel) for kernel in made.kernels)
         return made
 
-    monkeypatch.setattr(lookup_ways, "RowLookup", build)
+    monkeypatch.setattr(lookup_ways, "ShardedTables", build)
     report_of(["sgd", "adagrad"])
     gc.collect()
     assert [kernel() for kernel in built] == [None, None]
@@ -233,10 +233,10 @@ def no_kernel_update(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wrong_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    def more(tables: RowLookup, rate: float) -> None:
+    def more(tables: ShardedTables, rate: float) -> None:
         tables.kernels[0].set_learning_rate(rate * 1.002)
 
-    monkeypatch.setattr(RowLookup, "set_learning_rate", more)
+    monkeypatch.setattr(ShardedTables, "set_learning_rate", more)
 
 
 def one_gradient_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +302,7 @@ def test_operations_are_counted_once_and_python_is_not() -> None:
 def given_to(command: str) -> dict[str, Any]:
     values = vars(build_parser().parse_args(["bench", "lookup", *command.split()]))
     return {name: value for name, value in values.items()
-            if name not in ("command", "kind", "call", "json")}  # fmt: skip
+            if name not in ("command", "kind", "call", "output")}  # fmt: skip
 
 
 def test_options_and_their_defaults() -> None:
@@ -347,7 +347,7 @@ def test_a_width_that_kernels_do_not_have_is_refused(capsys: pytest.CaptureFixtu
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "found.json"
     options = "--device cpu --rows 60 --ids 30 --width 8 --optimizer sgd adagrad --repeats 1"
-    assert main(["bench", "lookup", *options.split(), "--json", str(out)]) == 0
+    assert main(["bench", "lookup", *options.split(), "--output", str(out)]) == 0
     said = capsys.readouterr().out
     for optimizer in ("sgd", "adagrad"):
         assert f"device, fp32, {optimizer}, 60 rows: 30 distinct ids, found in" in said

@@ -97,10 +97,10 @@ def test_other_words_are_sampled_in_every_pass_and_the_rows_stay(
     tables: list[tuple[torch.Tensor, torch.Tensor]] = []
     fill = output_sides._fill
 
-    class Kept(output_sides.RowLookup):
+    class Kept(output_sides.ShardedTables):
         def request(self, rows: Any) -> Any:
             answers, negatives = rows.index["output"]
-            wanted.append(tuple(rows.rows["shared"][place] for place in (answers, negatives)))
+            wanted.append(tuple(rows.rows["output"][place] for place in (answers, negatives)))
             return super().request(rows)
 
     def filled(weight: torch.Tensor) -> None:
@@ -108,7 +108,7 @@ def test_other_words_are_sampled_in_every_pass_and_the_rows_stay(
         fill(weight)
         tables.append((weight, weight.clone()))
 
-    monkeypatch.setattr(output_sides, "RowLookup", Kept)
+    monkeypatch.setattr(output_sides, "ShardedTables", Kept)
     monkeypatch.setattr(output_sides, "_fill", filled)
     list(sampled_sides(replace(SIZES, sampled_rows=[700]), alone))
     *timed, again = wanted
@@ -293,7 +293,7 @@ def test_the_command_asks_for_its_sizes_and_tells_what_was_found(
     assert main([
         "bench", "output", "--device", "cpu", "--dtype", "fp32", "--tokens", "7", "--width", "12",
         "--rows", "30", "--logits-block-mib", "0.5", "auto", "--compile", "--sampled-rows", "20",
-        "21", "--samples", "19", "--repeats", "2", "--json", str(out),
+        "21", "--samples", "19", "--repeats", "2", "--output", str(out),
     ]) == 0  # fmt: skip
     assert asked == [
         OutputSizes("cpu", "bf16", 8192, 2304, 256_000, ["auto", 256.0], False, [], 8192, 10),

@@ -53,9 +53,11 @@ def run(tmp_path: Path) -> str:
     return uri
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+def said(
+    capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0, of: str = "checkpoint"
+) -> str:
     capsys.readouterr()
-    assert main(["checkpoint", *arguments]) == code
+    assert main([of, *arguments]) == code
     told = capsys.readouterr()
     return told.err if code else told.out
 
@@ -169,13 +171,16 @@ def test_inspect(run: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_export(run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def exported(*asked: str, code: int = 0) -> str:
+        return said(capsys, "checkpoint", run, *asked, code=code, of="export")
+
     out = str(tmp_path / "out.safetensors")
     # Without a step the lowest validation loss.
-    told = said(capsys, "export", run, out)
+    told = exported("--output", out)
     assert told.startswith(f"step 7 of {run} → {out}\n  ")
-    told = said(capsys, "export", run, out, "--step", "8", "--table", "shared")
+    told = exported("--output", out, "--step", "8", "--table", "shared")
     assert told == f"step 8 of {run} → {out}\n  weight  F32 300 × 1,000\n"
-    refused = said(capsys, "export", run, "s3://x/y.safetensors", code=2)
+    refused = exported("--output", "s3://x/y.safetensors", code=2)
     assert "'s3://x/y.safetensors' is not allowed: safetensors go to a local path" in refused
 
 

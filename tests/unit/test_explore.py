@@ -22,23 +22,24 @@ from torch import Tensor
 from dist_embed.checkpoint import catalogue
 from dist_embed.checkpoint.catalogue import name_of_choice
 from dist_embed.checkpoint.manifest import CheckpointDamaged, CheckpointError, ManifestName
-from dist_embed.cli.checkpoint import _export
+from dist_embed.cli.export import _checkpoint
 from dist_embed.cli.main import build_parser, main
 from dist_embed.data.proof import FileInfo, NotReached
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.data.tokenizer_files import tokenizer_name
 from dist_embed.errors import StoreUnavailable, UserError
-from dist_embed.explore import export as export_module
 from dist_embed.explore import flat_map as flat_map_module
 from dist_embed.explore import occurrences as occurrences_module
 from dist_embed.explore import table as table_module
-from dist_embed.explore.export import EXPORT_FORMATS, export_embeddings, word_counts
 from dist_embed.explore.flat_map import METHODS, draw_map, flat_map
-from dist_embed.explore.map_page import map_page, projector_files
+from dist_embed.explore.map_page import map_page
 from dist_embed.explore.nearest import analogy, neighbors
 from dist_embed.explore.similarity import similarity_agreement
 from dist_embed.explore.table import RunTable
+from dist_embed.export import embeddings as export_module
+from dist_embed.export.embeddings import EXPORT_FORMATS, export_embeddings, word_counts
+from dist_embed.export.projector import projector_files
 from dist_embed.observe.plot import without_letters
 from dist_embed.run.folder import check_tokenizer, read_run_config
 from dist_embed.storage.parquet import read_parquet
@@ -142,7 +143,7 @@ def test_a_checkpoint_that_a_training_prunes_meanwhile_is_passed_over(
     asked = Namespace(
         run=run, step=None, output=str(tmp_path / "x"), table=None, parts=None, part=None
     )
-    _export(asked)
+    _checkpoint(asked)
     assert chosen == [None, None]
     assert safe_open(asked.output, "pt").metadata() == {"step": str(step)}
     # Not one that was asked for; and there is an end.
@@ -267,11 +268,13 @@ def test_parts_of_an_export_are_the_whole(
     step = RunTable(run, "target").step
     asked = ["--role", "target", "--step", str(step), "--format", format]
     whole = str(tmp_path / "whole")
-    (all_of_it,) = printed(capsys, "embeddings", "export", run, whole, *asked)
+    (all_of_it,) = printed(capsys, "export", "embeddings", run, "--output", whole, *asked)
     counts = []
     for part in (2, 3, 1):  # each by itself
         more = ["--parts", "3", "--part", str(part)]
-        (told,) = printed(capsys, "embeddings", "export", run, str(tmp_path / "cut"), *asked, *more)
+        (told,) = printed(
+            capsys, "export", "embeddings", run, "--output", str(tmp_path / "cut"), *asked, *more
+        )
         assert f"cut.part-{part:05d}-of-00003" in told
         counts.append(int(told.split(" words ×")[0].split(": ")[1]))
     assert f": {sum(counts)} words ×" in all_of_it
@@ -293,7 +296,7 @@ def test_parts_of_a_table_s_rows_are_the_whole(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = str(RunTable(run, "source").step)
-    command = ["checkpoint", "export", run, str(tmp_path / "t")]
+    command = ["export", "checkpoint", run, "--output", str(tmp_path / "t")]
     printed(capsys, *command, "--table", "source")
     for part in ("1", "2"):
         asked = ["--table", "source", "--step", step, "--parts", "2", "--part", part]
@@ -316,12 +319,12 @@ def test_parts_that_are_none_are_refused(
     run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], refused: str
 ) -> None:
     for command in (
-        ["embeddings", "export", run, str(tmp_path / "t"), "--format", "glove"],
-        ["checkpoint", "export", run, str(tmp_path / "t"), "--table", "source"],
+        ["export", "embeddings", run, "--output", str(tmp_path / "t"), "--format", "glove"],
+        ["export", "checkpoint", run, "--output", str(tmp_path / "t"), "--table", "source"],
     ):
         assert main([*command, *more]) == 2
         assert refused in capsys.readouterr().err
-    command = ["checkpoint", "export", run, str(tmp_path / "t"), "--step", "1"]
+    command = ["export", "checkpoint", run, "--output", str(tmp_path / "t"), "--step", "1"]
     assert main([*command, "--parts", "2", "--part", "1"]) == 2
     assert "--parts is not allowed without --table" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -547,12 +550,12 @@ def test_words_of_the_other_side_are_not_taken_for_trained(
     pairs = [(trained[0], trained[1]), (trained[0], trained[2]), (trained[0], untrained)]
     judged.write_text("".join(f"{a}\t{b}\t{n}\n" for n, (a, b) in enumerate(pairs)))
     asked = ["--role", role]
-    said = printed(capsys, "embeddings", "similarity", run, str(judged), *asked)
+    said = printed(capsys, "similarity", run, str(judged), *asked)
     assert said[1].endswith(
         f"over 2 pairs; 0 pairs have a word that the vocabulary lacks, 1 one that never occurs "
         f"{place} the training data"
     )
-    said = printed(capsys, "embeddings", "similarity", run, str(judged), *asked, "--untrained")
+    said = printed(capsys, "similarity", run, str(judged), *asked, "--untrained")
     assert said[1].endswith("over 3 pairs; 0 pairs have a word that the vocabulary lacks")
 
     # Files hold the words that are trained, with the counts of the role's side.
@@ -562,7 +565,7 @@ def test_words_of_the_other_side_are_not_taken_for_trained(
     side = "source" if role == "source" else "target"
     for format in EXPORT_FORMATS if role == "source" else ["parquet"]:
         output = str(tmp_path / f"v.{format}")
-        command = ["embeddings", "export", run, output, "--format", format, *asked]
+        command = ["export", "embeddings", run, "--output", output, "--format", format, *asked]
         said = printed(capsys, *command)
         assert f"{len(chosen)} words × 4" in said[0]
         assert said[1].startswith(f"left out: {6 - len(trained)} words that never occur {place}")
@@ -580,9 +583,10 @@ def test_words_of_the_other_side_are_not_taken_for_trained(
         assert len(again) == 1
         assert "10 words × 4" in again[0]
 
+    folder = str(tmp_path / "projector")
+
     def drawn(*more: str) -> list[str]:
-        folder = str(tmp_path / "projector")
-        printed(capsys, "embeddings", "projector", run, folder, *asked, *more)
+        printed(capsys, "export", "projector", run, "--output", folder, *asked, *more)
         lines = (tmp_path / "projector" / "metadata.tsv").read_text().splitlines()[1:]
         return [line.split("\t")[0] for line in lines]
 
@@ -591,7 +595,7 @@ def test_words_of_the_other_side_are_not_taken_for_trained(
     wanted = tmp_path / "words.txt"
     wanted.write_text("\n".join(["</s>", *BOTH]))
     assert drawn("--words", str(wanted)) == ["</s>", *trained]
-    main(["embeddings", "projector", run, str(tmp_path / "p"), *asked, "--words", str(wanted)])
+    main(["export", "projector", run, "--output", folder, *asked, "--words", str(wanted)])
     told = f"left out: {6 - len(trained)} words of {wanted} that never occur {place} the training"
     assert told in capsys.readouterr().err
 
@@ -807,13 +811,13 @@ def test_counts_of_other_data_are_not_taken(
     for side in ("source", "target"):
         (data / tokenizer_name(side)).write_text(word_tokenizer(["a", "b"]).to_json())
     for words in (
-        ["embeddings", "export", run, str(tmp_path / "v.parquet"), "--format", "parquet"],
-        ["embeddings", "projector", run, str(tmp_path / "p")],
+        ["export", "embeddings", run, "--format", "parquet", "--output", f"{tmp_path}/v.parquet"],
+        ["export", "projector", run, "--output", str(tmp_path / "p")],
     ):
         assert main(words) == 2
         assert "holds other data by now than the run" in capsys.readouterr().err
     assert not (tmp_path / "v.parquet").exists()
-    words = ["embeddings", "export", run, str(tmp_path / "v.txt"), "--format", "word2vec"]
+    words = ["export", "embeddings", run, "--format", "word2vec", "--output", f"{tmp_path}/v.txt"]
     assert main(words) == 0
     assert f"is not known: {data} holds others by now" in capsys.readouterr().err
 
@@ -824,11 +828,11 @@ def test_counts_of_other_data_are_not_taken(
         (["neighbors", "RUN", "s1", "--count", "0"], "--count: 0 is not allowed"),
         (["neighbors", "RUN", "unheard"], "'unheard' is not in the source vocabulary"),
         (["analogy", "RUN", "s1", "s2", "unheard"], "'unheard' is not in"),
-        (["embeddings", "plot", "RUN", "map.pdf"], "ends in .svg or .png or .html"),
-        (["embeddings", "plot", "RUN", "none/map.png"], "folder none does not exist"),
-        (["embeddings", "plot", "RUN", "map.png", "--count", "3"], "at least 4"),
-        (["embeddings", "similarity", "RUN", "no.txt"], "cannot read no.txt"),
-        (["export", "RUN", "none/model"], "the folder none is not there"),
+        (["plot", "RUN", "--output", "map.pdf"], "ends in .svg or .png or .html"),
+        (["plot", "RUN", "--output", "none/map.png"], "folder none does not exist"),
+        (["plot", "RUN", "--output", "map.png", "--count", "3"], "at least 4"),
+        (["similarity", "RUN", "no.txt"], "cannot read no.txt"),
+        (["export", "translator", "RUN", "--output", "none/model"], "the folder none is not there"),
     ],
 )
 def test_errors_of_use(
@@ -848,14 +852,15 @@ def test_the_commands_print_what_was_found(
     judged.write_text("s1 s2 3\ns3 s4 1\ns5 s6 2\n")
     shown = tmp_path / "words.txt"
     shown.write_text("\n".join(SOURCE[:20]))
+    glove = ["--format", "glove"]
     for arguments, said in (
         (["neighbors", run, "s1", "東京", "--count", "2"], "東京"),
         (["analogy", run, "s1", "s2", "s3", "--role", "source"], "s1 is to s2 as s3 is to"),
-        (["embeddings", "similarity", run, str(judged)], "over 3 pairs"),
-        (["embeddings", "plot", run, str(tmp_path / "m.html"), "--words", str(shown)], "20 words"),
-        (["embeddings", "plot", run, str(tmp_path / "m.png"), "--method", "pca"], "154 words"),
-        (["embeddings", "projector", run, str(tmp_path / "p"), "--count", "9"], "9 words"),
-        (["embeddings", "export", run, str(tmp_path / "v.txt"), "--format", "glove"], "158 words"),
+        (["similarity", run, str(judged)], "over 3 pairs"),
+        (["plot", run, "--output", str(tmp_path / "m.html"), "--words", str(shown)], "20 words"),
+        (["plot", run, "--output", str(tmp_path / "m.png"), "--method", "pca"], "154 words"),
+        (["export", "projector", run, "--output", str(tmp_path / "p"), "--count", "9"], "9 words"),
+        (["export", "embeddings", run, "--output", f"{tmp_path}/v", *glove], "158 words"),
     ):
         assert main(arguments) == 0
         assert said in capsys.readouterr().out
@@ -873,11 +878,11 @@ def test_the_words_of_another_tokenizer_are_not_written_beside_the_vectors(
     judged.write_text("s1 s2 3\ns3 s4 1\ns5 s6 2\n")
     commands = [
         ["neighbors", run, "s1"], ["analogy", run, "s1", "s2", "s3"],
-        ["embeddings", "similarity", run, str(judged)],
-        ["embeddings", "plot", run, str(tmp_path / "map.html"), "--method", "pca"],
-        ["embeddings", "projector", run, str(tmp_path / "projector")],
-        ["embeddings", "export", run, str(tmp_path / "v.txt"), "--format", "glove"],
-        ["export", run, str(tmp_path / "model")],
+        ["similarity", run, str(judged)],
+        ["plot", run, "--output", str(tmp_path / "map.html"), "--method", "pca"],
+        ["export", "projector", run, "--output", str(tmp_path / "projector")],
+        ["export", "embeddings", run, "--output", str(tmp_path / "v.txt"), "--format", "glove"],
+        ["export", "translator", run, "--output", str(tmp_path / "model")],
     ]  # fmt: skip
     # Another corpus's words, and the same words in a file that treats text in another way.
     others = [word_tokenizer(SOURCE[::-1]), word_tokenizer(SOURCE, split_punctuation=True)]
@@ -938,15 +943,15 @@ def test_the_commands_print_what_is_near_and_of_which_table(
     judged = tmp_path / "pairs.txt"
     judged.write_text("s1 s2 3\ns3 s4 1\ns5 s6 2\ns5 gone 2\n")
     agreed = similarity_agreement(source, str(judged))
-    assert printed(capsys, "embeddings", "similarity", run, str(judged)) == [
+    assert printed(capsys, "similarity", run, str(judged)) == [
         f"{run}, source vectors of step 5",
         f"Spearman's rank correlation {agreed.spearman:.4f} over 3 pairs; 1 pairs have a word that "
         "the vocabulary lacks",
     ]
     written = str(tmp_path / "v.txt")
-    assert printed(capsys, "embeddings", "export", run, written, "--format", "glove") == [
-        f"{run}, source vectors of step 5: 158 words × 8 → {written}"
-    ]
+    assert printed(
+        capsys, "export", "embeddings", run, "--output", written, "--format", "glove"
+    ) == [f"{run}, source vectors of step 5: 158 words × 8 → {written}"]
 
 
 def test_maps_show_the_most_frequent_words_or_those_of_a_file(
@@ -962,23 +967,23 @@ def test_maps_show_the_most_frequent_words_or_those_of_a_file(
     monkeypatch.setattr("dist_embed.explore.flat_map.flat_map", flat)
     table = RunTable(run, "source")
     page, folder = tmp_path / "m.html", tmp_path / "p"
-    (line,) = printed(capsys, "embeddings", "plot", run, str(page), "--count", "9")
+    (line,) = printed(capsys, "plot", run, "--output", str(page), "--count", "9")
     described = f"{run}, source vectors of step 5"
     assert line == f"{described}: 9 words by tsne → {page}"
     vectors, method, seed = asked[-1]
     assert (method, seed) == ("tsne", 1)
     assert torch.equal(vectors, table.rows_of(range(4, 13)))
     assert page.read_text() == map_page(np.zeros((9, 2)), SOURCE[:9], vectors, described)
-    lines = printed(capsys, "embeddings", "plot", run, str(tmp_path / "m.png"), "--method", "pca")
+    lines = printed(capsys, "plot", run, "--output", str(tmp_path / "m.png"), "--method", "pca")
     assert lines[0] == f"{described}: 154 words by pca → {tmp_path}/m.png"
     assert lines[1].startswith("1 of them, '東京' for one, have letters that the picture's font")
     assert asked[-1][1] == "pca"
     # Of an SVG nothing is said: it shows them.
-    assert len(printed(capsys, "embeddings", "plot", run, str(tmp_path / "m.svg"))) == 1
+    assert len(printed(capsys, "plot", run, "--output", str(tmp_path / "m.svg"))) == 1
     chosen = tmp_path / "words.txt"
     chosen.write_text("s7 \ns2\n\ns7\ns30\ns4\ns5\n")
     (line,) = printed(
-        capsys, "embeddings", "projector", run, str(folder), "--words", str(chosen)
+        capsys, "export", "projector", run, "--output", str(folder), "--words", str(chosen)
     )  # fmt: skip
     assert line == f"{described}: 5 words → {folder}; tensorboard --logdir {folder}"
     ids = [table.id_of(word) for word in ("s2", "s4", "s5", "s7", "s30")]
@@ -996,12 +1001,14 @@ def test_options_of_the_commands_on_vectors() -> None:
     near = given("neighbors", "r", "w")
     assert (near["role"], near["step"], near["count"], near["words"]) == ("source", None, 10, ["w"])
     assert given("analogy", "r", "a", "b", "c", "--count", "3")["count"] == 3
-    plot = given("embeddings", "plot", "r", "x.svg")
+    plot = given("plot", "r", "--output", "x.svg")
     assert (plot["count"], plot["words"], plot["method"]) == (1000, None, "tsne")
-    model = given("export", "r", "f", "--quantization", "int8", "--step", "7")
+    model = given(
+        "export", "translator", "r", "--output", "f", "--quantization", "int8", "--step", "7"
+    )
     assert (model["format"], model["quantization"], model["step"]) == ("ctranslate2", "int8", 7)
     with pytest.raises(SystemExit):
-        given("embeddings", "export", "r", "f")  # the format is to be said
+        given("export", "embeddings", "r", "--output", "f")  # the format is to be said
 
 
 def test_the_translator_is_exported_as_asked(
@@ -1015,10 +1022,11 @@ def test_the_translator_is_exported_as_asked(
         return Namespace(step=12)
 
     monkeypatch.setattr("dist_embed.export.ctranslate2_model.export_ctranslate2", export)
-    assert printed(capsys, "export", "r", "f") == ["step 12 of r → f (float32)"]
-    assert printed(capsys, "export", "r", "f", "--quantization", "int8", "--step", "12") == [
-        "step 12 of r → f (int8)"
+    assert printed(capsys, "export", "translator", "r", "--output", "f") == [
+        "step 12 of r → f (float32)"
     ]
+    asked_for = ["r", "--output", "f", "--quantization", "int8", "--step", "12"]
+    assert printed(capsys, "export", "translator", *asked_for) == ["step 12 of r → f (int8)"]
     assert asked == [
         ("r", Path("f"), {"step": None, "quantization": None}),
         ("r", Path("f"), {"step": 12, "quantization": "int8"}),

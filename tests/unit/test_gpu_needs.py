@@ -21,11 +21,12 @@ ENTRIES = [
 # Behind these a run starts Ray, or something is asked for that is not done there.
 CLOSED = (
     "dist_embed.cluster.ray_train", "dist_embed.cluster.ray_head", "dist_embed.bench.export",
-    "dist_embed.bench.table_export", "dist_embed.explore", "dist_embed.study",
+    "dist_embed.bench.table_export", "dist_embed.explore", "dist_embed.export", "dist_embed.study",
 )  # fmt: skip
 NEEDED = {
     "fbgemm_gpu", "fsspec", "hypothesis", "matplotlib", "numpy", "omegaconf", "pyarrow", "pydantic",
-    "pytest", "sacrebleu", "tensorboardX", "tokenizers", "torch", "torchrec", "tqdm", "yaml",
+    "pytest", "sacrebleu", "tabulate", "tensorboardX", "tokenizers", "torch", "torchrec", "tqdm",
+    "yaml",
 }  # fmt: skip
 
 

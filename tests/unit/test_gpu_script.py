@@ -177,8 +177,8 @@ def test_commands_can_be_read(
                 config = load_config(read.config, read.overrides)
                 assert config.cluster.device == device
                 assert config.model.width == (512 if device == "cuda" else 16)
-            if getattr(read, "json", None):
-                written.append(Path(read.json))
+            if getattr(read, "output", None):
+                written.append(Path(read.output))
         elif command[1:3] == ["-m", "tests.gpu.run"]:
             paths = [one for one in command if one.startswith("tests/gpu")]
             assert paths

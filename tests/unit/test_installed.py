@@ -176,6 +176,39 @@ def test_without_torch_one_line_names_the_set_up(arguments: list[str]) -> None:
     assert re.match(r"dist-embed: \w+ is not installed: `bash launch/setup.sh`", line)
 
 
+FROM_A_SCRIPT = """
+import sys
+for package in {packages!r}:
+    sys.modules[package] = None
+from dist_embed.api.inference import evaluate, translate
+from dist_embed.api.training import train
+from dist_embed.config.load import load_config
+from dist_embed.errors import UserError
+config = load_config("configs/quickstart.yaml", ["run.uri=/nowhere/at/all"])
+for use in (
+    lambda: train(config),
+    lambda: evaluate("/nowhere/at/all"),
+    lambda: translate(config, ["one line"]),
+):
+    try:
+        use()
+    except UserError as exc:
+        print(exc)
+"""
+
+
+def test_without_torch_a_script_gets_an_error_that_names_the_set_up() -> None:
+    code = FROM_A_SCRIPT.format(packages=CHOSEN_BY_SETUP)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("torch is not installed: `bash launch/setup.sh`") for line in lines)
+
+
 def test_what_needs_nothing_but_the_base_runs_with_it_alone() -> None:
     for arguments in (["config", "show", "configs/quickstart.yaml"], ["study", "--help"]):
         done = command(arguments, (*CHOSEN_BY_SETUP, *EXTRAS))

@@ -273,7 +273,7 @@ def raising(*given: Any, **how: Any) -> Any:
 def test_tables_are_built_for_what_is_done_with_them(
     monkeypatch: pytest.MonkeyPatch, training: bool, output: str
 ) -> None:
-    monkeypatch.setattr(assemble, "RowLookup", raising)
+    monkeypatch.setattr(assemble, "ShardedTables", raising)
     alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
     config = configured(
         model={"output": output}, train={"precision": "bf16"}, cluster={"device": "auto"},
@@ -284,11 +284,13 @@ def test_tables_are_built_for_what_is_done_with_them(
     )  # fmt: skip
     with pytest.raises(Asked) as caught:
         assemble.build_translation_model(config, VOCABULARY, alone, training=training)
-    (_, how) = caught.value.args
+    ((named, _), how) = caught.value.args
     assert (how["memory"], how["weights"], how["exchange"]) == ("uvm", "fp16", "bf16")
-    assert how["own_rates"] == ({"source": 0.7} if training else None)
+    own_rates = {name: t.learning_rate for name, t in named.items() if t.learning_rate}
+    assert own_rates == ({"source": 0.7} if training else {})
     assert how["optimizer"] == ("adagrad" if training else "sgd")
-    assert how["own_output"] == (training and output == "exact")
+    whole = [name for name, table in named.items() if table.trained_whole]
+    assert whole == (["output"] if training and output == "exact" else [])
     needs = output_needs(config, VOCABULARY, narrow_products=True)
     assert how["step_bytes"] == beside_tables_bytes(needs, 1, training=training, copied=True)
 
@@ -297,7 +299,7 @@ def test_blocks_of_their_own_accord_are_for_the_workers_that_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A launcher of the user's, as torchrun, may start others than are configured."""
-    monkeypatch.setattr(assemble, "RowLookup", raising)
+    monkeypatch.setattr(assemble, "ShardedTables", raising)
     monkeypatch.setattr(assemble, "memory_bytes", lambda device: 80 * 2**30)
     monkeypatch.setattr(assemble, "least_over_workers", lambda value, group: value)
     config = configured(

@@ -12,7 +12,7 @@ from torch import Tensor
 from dist_embed.embedding.step_rows import WantedRows
 from dist_embed.model import sampler
 from dist_embed.model.output import OutputShard
-from dist_embed.model.output_layer import SampledOutput
+from dist_embed.model.output_layer import SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.optim.schedule import Schedule
 from dist_embed.parallel.group import Group
@@ -42,8 +42,8 @@ def step_with(lookup: Any) -> TrainStep:
     return TrainStep(
         model=torch.nn.Linear(1, 1), lookup=lookup, optimizer=None,  # type: ignore[arg-type]
         dense_schedule=rate, table_schedule=rate,
-        output=SampledOutput(LogUniformSampler(31, 9), 1, shard), label_smoothing=0.0,
-        clip_norm=0.0, compute_dtype=torch.float32, seed=1,
+        output=SampledSoftmax(lookup, "output", LogUniformSampler(31, 9), seed=1, shard=shard),
+        label_smoothing=0.0, clip_norm=0.0, compute_dtype=torch.float32, seed=1,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dist_embed.data.tokenizer import END, PAD, START
+from dist_embed.embedding.plan import TableSpec
 from dist_embed.model.candidates import CandidateWords
 from dist_embed.model.search import Searcher, SearchSettings
 from dist_embed.parallel.group import Group
@@ -25,8 +26,8 @@ class Tables:
     """Stands for the tables: row i of ``values`` is the vector of id i."""
 
     group: Group = ONE
-    num_output_rows = V
-    width = D
+    table_of: ClassVar = {"output": "output"}
+    specs: ClassVar = {"output": TableSpec("output", V, D)}
 
     def __init__(self) -> None:
         self.values = torch.randn(V, D, generator=torch.Generator().manual_seed(1))

@@ -19,6 +19,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from dist_embed.errors import StorageError
 from dist_embed.observe.quiet import open_log
 from dist_embed.storage import retry
 from dist_embed.storage import uri as storage
@@ -188,7 +189,7 @@ def test_a_link_goes_on_leading_to_what_is_written(tmp_path: Path) -> None:
 
 
 def test_unknown_protocol_is_named() -> None:
-    with pytest.raises(ValueError, match=r"cannot open 'nope://x'.*nope"):
+    with pytest.raises(StorageError, match=r"cannot open 'nope://x'.*nope"):
         storage.filesystem("nope://x")
 
 

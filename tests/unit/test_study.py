@@ -2,11 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.stats
-import torch
 import yaml
 
 from dist_embed.cli.main import main
@@ -23,26 +18,18 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.data.preparation import ensure_data
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
 from dist_embed.errors import ConfigError, RunStopped, UserError
-from dist_embed.observe.plot import plot_into
+from dist_embed.observe.plot import GREY, INK
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.storage import uri as storage
-from dist_embed.study import one_hot, word_vectors
 from dist_embed.study import plot as study_plot
 from dist_embed.study import run as study_run
 from dist_embed.study import summary as study_summary
-from dist_embed.study.one_hot import (
-    WAYS,
-    Cost,
-    OneHotFigures,
-    draw_one_hot,
-    one_hot_table,
-    run_one_hot,
-)
-from dist_embed.study.plan import _beside, combinations, load_study, overrides_of
+from dist_embed.study import word_vectors
+from dist_embed.study.plan import combinations, load_study, overrides_of
 from dist_embed.study.plot import draw_study
 from dist_embed.study.report import left_out, study_page, too_few_seeds
 from dist_embed.study.run import Outcome, planned_runs, speed_of
-from dist_embed.study.schema import OneHotStudy, TrainingStudy, WordVectors, study_keys_page
+from dist_embed.study.schema import TrainingStudy, WordVectors, study_keys_page
 from dist_embed.study.summary import (
     Comparison,
     Summary,
@@ -55,6 +42,7 @@ from dist_embed.study.summary import (
 )
 from dist_embed.study.word_vectors import ensure_word_vectors
 from dist_embed.train.results import Evaluation, TrainingStopped, TrainResult
+from tests.unit.drawn_axes import drawn_axes
 
 ROOT = Path(__file__).parents[2]
 PAGES = 2000  # of simulated results
@@ -128,7 +116,7 @@ def test_all_combinations_with_their_keys(tmp_path: Path) -> None:
     assert keys == ["1-k_random", "1-k_vectors", "5-k_random", "5-k_vectors"]
     last = combinations(found)[-1]
     assert overrides_of(found, last) == {"train.max_steps": 5, "model.width": 32, "a.b": "c"}
-    assert found.base == str(tmp_path / "base.yaml")
+    assert found.base == "base.yaml"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/studies/*.yaml")), ids=lambda p: p.name)
@@ -136,9 +124,8 @@ def test_the_stored_studies_and_all_their_runs_are_sound(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MULTI30K_DIR", "/nowhere")
+    monkeypatch.chdir(ROOT)
     found = load_study(str(path))
-    if isinstance(found, OneHotStudy):
-        return
     assert len(found.seeds) >= seeds_that_tell(len(found.expectations))
     runs = planned_runs(found.model_copy(update={"seeds": found.seeds[:2]}))
     assert len({run.config.run.uri for run in runs}) == len(runs)
@@ -547,14 +534,56 @@ def test_runs_of_a_cluster_lie_where_all_of_it_finds_them(
         planned_runs(found)
 
 
+def base_of(path: str, base: str) -> str:
+    storage.write_text(path, yaml.safe_dump(STUDY | {"base": base}))
+    return load_study(path).base
+
+
+def test_a_base_lies_where_the_caller_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a/b/d").mkdir(parents=True)
+    (tmp_path / "c.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    for base in ("c.yaml", "./c.yaml", "/x/c.yaml", "s3://x/c.yaml", f"{tmp_path}/c.yaml"):
+        for path in ("a/b/study.yaml", f"{tmp_path}/a/study.yaml", "study.yaml"):
+            assert base_of(path, base) == base
+    assert base_of("a/b/study.yaml", "gone.yaml") == "gone.yaml"
+    monkeypatch.chdir("a")
+    assert base_of("b/study.yaml", "../c.yaml") == "../c.yaml"
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
-    ("base", "found"),
-    [("c.yaml", "/a/b/c.yaml"), ("../c.yaml", "/a/c.yaml"), ("/x/c.yaml", "/x/c.yaml"),
-     ("s3://x/c.yaml", "s3://x/c.yaml"), ("./d/c.yaml", "/a/b/d/c.yaml")],
+    ("base", "there"), [("c.yaml", "a/b/c.yaml"), ("../c.yaml", "a/c.yaml"),
+                        ("./d/c.yaml", "a/b/d/c.yaml")],
 )  # fmt: skip
-def test_a_base_lies_beside_its_study(base: str, found: str) -> None:
-    assert _beside("/a/b/study.yaml", base) == found
-    assert _beside("study.yaml", "c.yaml") == "c.yaml"
+def test_one_beside_the_study_is_read_as_before_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    base: str, there: str,
+) -> None:  # fmt: skip
+    (tmp_path / "a/b/d").mkdir(parents=True)
+    (tmp_path / there).touch()
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    for path in ("../a/b/study.yaml", f"{tmp_path}/a/b/study.yaml"):
+        assert storage.absolute(base_of(path, base)) == f"{tmp_path}/{there}"
+        told = capsys.readouterr().err
+        assert told.startswith(f"{path}: base: {base!r} is read beside the study's file; paths are")
+        assert told.count("\n") == 1
+
+
+def test_a_base_that_is_two_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    for path in ("c.yaml", "a/c.yaml"):
+        (tmp_path / path).touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=rf"is both {tmp_path}/c.yaml and.*{tmp_path}/a/c.yaml"):
+        base_of("a/study.yaml", "c.yaml")
+    monkeypatch.chdir("a")  # seen from here it is one
+    assert base_of("study.yaml", "c.yaml") == "c.yaml"
 
 
 def test_a_loss_too_large_for_a_perplexity_has_the_largest(
@@ -858,7 +887,8 @@ def test_the_page_of_keys_is_that_of_the_study() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kind": "trainin"}, "kind: 'trainin' is not allowed.*did you mean 'training'"),
+        ({"kind": "trainin"}, "kind: 'trainin' is not allowed: input should be 'training'"),
+        ({"kind": "one_hot"}, "is a measurement now: dist-embed bench one-hot"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 2, 1]}, r"seeds: \[1, 2, 1\] has one twice"),
         ({"factors": [*STUDY["factors"], STUDY["factors"][0]]}, "two factors have one name"),
@@ -900,15 +930,13 @@ def test_the_smallest_study_is_one_and_nothing_smaller(tmp_path: Path) -> None:
         "title": "t", "question": "q", "folder": "f", "base": "b", "seeds": [1],
         "factors": [{"name": "n", "levels": [{"name": "l"}]}], "measures": ["bleu"],
     }  # fmt: skip
-    one_hot_study = {"kind": "one_hot", "title": "t", "question": "q", "folder": "f", "words": [1]}
     path = tmp_path / "study.yaml"
-    for whole in (smallest, one_hot_study):
-        path.write_text(yaml.safe_dump(whole))
-        load_study(str(path))
-        for key, value in whole.items():
-            path.write_text(yaml.safe_dump(whole | {key: type(value)()}))
-            with pytest.raises(ConfigError, match=key):
-                load_study(str(path))
+    path.write_text(yaml.safe_dump(smallest))
+    load_study(str(path))
+    for key, value in smallest.items():
+        path.write_text(yaml.safe_dump(smallest | {key: type(value)()}))
+        with pytest.raises(ConfigError, match=key):
+            load_study(str(path))
     for factor in ({"name": "", "levels": [{"name": "l"}]}, {"name": "n", "levels": []},
                    {"name": "n", "levels": [{"name": ""}]}):  # fmt: skip
         path.write_text(yaml.safe_dump(smallest | {"factors": [factor]}))
@@ -943,241 +971,14 @@ def test_a_base_without_data_to_score_is_refused_before_anything_is_trained(
         planned_runs(found)
 
 
-def test_a_study_at_a_url_has_its_base_beside_it() -> None:
-    storage.write_text("memory://studies/s.yaml", yaml.safe_dump(STUDY | {"base": "../b/c.yaml"}))
-    found = load_study("memory://studies/s.yaml")
-    assert isinstance(found, TrainingStudy)
-    assert found.base == "memory://b/c.yaml"
-
-
-def test_a_one_hot_product_is_a_lookup() -> None:
-    matrix = torch.nn.Parameter(torch.randn(50, 7))
-    ids = torch.tensor([3, 49, 3, 0])
-    found = {}
-    for name, way in WAYS.items():
-        matrix.grad = None
-        out = way(ids, matrix)
-        out.backward(torch.arange(28.0).view(4, 7))
-        assert matrix.grad is not None
-        found[name] = (out.detach(), matrix.grad.to_dense())
-    assert torch.equal(found["one_hot"][0], matrix.detach()[ids])
-    for a, b in zip(found["one_hot"], found["lookup"], strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_one_hot_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = OneHotStudy(kind="one_hot", title="t", question="q", folder=str(tmp_path / "s"),
-                         words=[100, 1000], width=8, tokens=64, rounds=2)  # fmt: skip
-    # In this process: what a process of its own is for is tried below.
-    monkeypatch.setattr(one_hot, "_apart", lambda function, *arguments: function(*arguments))
-    said: list[str] = []
-    figures, machine = run_one_hot(wanted, said.append)
-    for one in figures:
-        assert isinstance(one.one_hot, Cost)
-        assert one.output_difference == 0
-        assert one.gradient_difference is not None
-        assert one.gradient_difference < 1e-4
-    assert len(said) == 6
-    for same in (wanted, wanted.model_copy(update={"title": "other"})):
-        assert run_one_hot(same, said.append) == (figures, machine)
-    kept = Path(wanted.folder) / "figures.json"
-    there = json.loads(kept.read_text())
-    kept.write_text(json.dumps(there | {"study": wanted.model_dump()}))  # as of 0.2.0
-    assert run_one_hot(wanted, said.append) == (figures, machine)
-    assert len(said) == 6
-    monkeypatch.setattr(one_hot, "machine", lambda device: machine | {"cores": -1})
-    run_one_hot(wanted, said.append)
-    assert len(said) == 12  # figures of another machine are not taken
-    none = OneHotFigures(10**9, "does not fit", figures[0].lookup, None, None)
-    assert "| 1,000,000,000 | does not fit |" in one_hot_table([*figures, none])
-    draw_one_hot([*figures, none], str(tmp_path / "p.svg"))
-    assert "one-hot" in (tmp_path / "p.svg").read_text()
-
-
-def test_why_there_is_no_cost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 2⁴⁰ words of 64 values: no machine has as much.
-    assert one_hot._apart(one_hot._cost, "one_hot", 2**40, 64, 1, 1) == "does not fit"
-    with pytest.raises(RuntimeError, match="KeyError: 'no way'"):
-        one_hot._apart(one_hot._cost, "no way", 10, 4, 1, 1)
-    with pytest.raises(RuntimeError, match="ended with code 3"):
-        one_hot._apart(os._exit, 3)
-    monkeypatch.setattr(one_hot, "LIMIT_SECONDS", 0.1)
-    assert one_hot._apart(time.sleep, 60) == "over 0 s"
-
-
-SIZES = [
-    OneHotFigures(1000, Cost(0.5, 3 * 2**30), Cost(0.0004, 2**29), 0.0, 1.5e-6),
-    OneHotFigures(20_000, Cost(2.0, 4 * 2**30), "over 600 s", 0.5, None),
-    OneHotFigures(300_000, "does not fit", Cost(0.001, 2**30), None, None),
-]
-
-
-@pytest.mark.parametrize("wrong", ["one_hot", "lookup"])
-def test_two_ways_that_differ_are_told_by_how_much(
-    monkeypatch: pytest.MonkeyPatch, wrong: str
-) -> None:
-    right = one_hot.WAYS[wrong]
-    monkeypatch.setitem(one_hot.WAYS, wrong, lambda ids, matrix: 2 * right(ids, matrix) + 0.5)
-    ids, matrix, gradient = one_hot._batch(30, 4, 50)
-    output = matrix.detach()[ids]
-    summed = torch.zeros(30, 4).index_add(0, ids, gradient)
-    assert one_hot._differences(30, 4, 50) == pytest.approx(
-        (float((output + 0.5).abs().max()), float(summed.abs().max())), rel=1e-5
-    )
-
-
-@pytest.mark.parametrize(
-    ("function", "sent"),
-    [(lambda: 7, (7, None)), (lambda: [][0], (None, "IndexError")),
-     (lambda: raised(MemoryError()), ("does not fit", None)),
-     (lambda: raised(RuntimeError("can't allocate memory")), ("does not fit", None)),
-     (lambda: raised(RuntimeError("another error")), (None, "another error"))],
-)  # fmt: skip
-def test_a_process_that_measures_tells_what_it_found(
-    monkeypatch: pytest.MonkeyPatch, function: Any, sent: tuple[Any, str | None]
-) -> None:
-    written: list[Any] = []
-    told: list[Any] = []
-    monkeypatch.setattr(
-        one_hot,
-        "Path",
-        lambda path: SimpleNamespace(write_text=lambda t: written.append((path, t))),
-    )
-    one_hot._answer(SimpleNamespace(send=told.append), function, ())
-    # Where memory ends it is this one that the kernel ends.
-    assert written == [("/proc/self/oom_score_adj", "1000")]
-    ((result, failure),) = told
-    assert result == sent[0]
-    assert failure is None if sent[1] is None else sent[1] in failure
-
-
-def raised(error: Exception) -> None:
-    raise error
-
-
-@pytest.mark.parametrize(("code", "found"), [(-9, "does not fit"), (-11, None), (3, None)])
-def test_a_process_that_was_killed_for_its_memory_did_not_fit(
-    monkeypatch: pytest.MonkeyPatch, code: int, found: str | None
-) -> None:
-    course: list[str] = []
-
-    def end() -> None:
-        course.append("waited for")
-
-    def nothing() -> None:
-        raise EOFError
-
-    process = SimpleNamespace(
-        start=lambda: course.append("started"), exitcode=code, join=end,
-        kill=lambda: course.append("killed"),
-    )  # fmt: skip
-    ours = SimpleNamespace(poll=lambda seconds: seconds == 600.0, recv=nothing)
-    theirs = SimpleNamespace(close=lambda: course.append("closed"))
-    context = SimpleNamespace(Pipe=lambda duplex: (ours, theirs), Process=lambda **_: process)
-    monkeypatch.setattr(one_hot.multiprocessing, "get_context", lambda how: {"spawn": context}[how])
-    if found is None:
-        with pytest.raises(RuntimeError, match=f"a process ended with code {code}"):
-            one_hot._apart(print)
-    else:
-        assert one_hot._apart(print) == found
-    # Unless our copy of its end is closed, its end is never heard of.
-    assert course == ["started", "closed", "waited for", "killed", "waited for"]
-
-
-def test_a_size_that_does_not_fit_has_its_reason_in_the_table() -> None:
-    head, _, *rows = one_hot_table(SIZES).splitlines()
-    assert head.startswith("| words | one-hot ms | lookup ms | ratio | one-hot GiB | lookup GiB |")
-    assert rows == [
-        "| 1,000 | 500.0 | 0.4 | 1,250 | 3.00 | 0.50 | 0.0e+00 | 1.5e-06 |",
-        "| 20,000 | 2,000.0 | over 600 s |  | 4.00 |  | 5.0e-01 |  |",
-        "| 300,000 | does not fit | 1.0 |  |  | 1.00 |  |  |",
-    ]
+def test_a_base_beside_a_study_at_a_url_is_read_as_before() -> None:
+    storage.write_text("memory://b/c.yaml", "")
+    assert base_of("memory://studies/s.yaml", "../b/c.yaml") == "memory://b/c.yaml"
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The axes of the studies' plots, as they were drawn."""
-    axes: list[Any] = []
-
-    @contextmanager
-    def keeping(path: str) -> Iterator[Any]:
-        with plot_into(path) as one:
-            yield one
-            axes.append(one)
-
-    for module in (one_hot, study_plot):
-        monkeypatch.setattr(module, "plot_into", keeping)
-    return axes
-
-
-def test_what_took_how_long_is_drawn_over_the_words(tmp_path: Path, drawn: list[Any]) -> None:
-    draw_one_hot(SIZES, str(tmp_path / "p.svg"))
-    (axes,) = drawn
-    assert [(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] == [
-        ([1000, 20_000], [500.0, 2000.0]), ([1000, 300_000], [0.4, 1.0]),
-    ]  # fmt: skip
-    assert [line.get_color() for line in axes.lines] == [one_hot.INK, one_hot.GREY]
-    assert [line.get_marker() for line in axes.lines] == ["o", "o"]
-    assert (axes.get_xscale(), axes.get_yscale(), axes.get_xlabel()) == ("log", "log", "words")
-    assert list(axes.get_xticks()) == [1000, 20_000, 300_000]
-    assert {(text.get_text(), *text.xy) for text in axes.texts} == {
-        ("one-hot", 300_000, 2000.0), ("lookup", 300_000, 1.0),
-    }  # fmt: skip
-    assert axes.get_title(loc="left") == "milliseconds of a batch, forward and backward"
-    draw_one_hot(SIZES[2:], str(tmp_path / "p.svg"))
-    assert [text.get_text() for text in drawn[1].texts] == ["lookup"]
-
-
-def test_a_cost_is_the_median_after_one_that_does_not_count(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    times = iter([0.0, 50.0, 60.0, 61.0, 70.0, 73.0, 80.0, 82.0])
-    monkeypatch.setattr(one_hot, "time", SimpleNamespace(perf_counter=lambda: next(times)))
-    monkeypatch.setattr(one_hot, "reset_peak", lambda: 10_000)
-    monkeypatch.setattr(one_hot, "peak_bytes", lambda: 15_000)
-    # The matrix, 20 × 3 values of four bytes, was there before and is counted.
-    assert one_hot._cost("lookup", 20, 3, 7, 3) == Cost(2.0, 5000 + 20 * 3 * 4)
-    ids, matrix, gradient = one_hot._batch(20, 3, 7)
-    assert (ids.shape, matrix.shape, gradient.shape) == ((7,), (20, 3), (7, 3))
-    assert matrix.requires_grad
-    assert torch.equal(ids, one_hot._batch(20, 3, 7)[0])
-
-
-def test_sizes_that_did_not_fit_are_kept_as_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wanted = OneHotStudy(kind="one_hot", title="t", question="q", folder=str(tmp_path / "s"),
-                         words=[1000, 20_000, 300_000], width=8, tokens=64, rounds=2)  # fmt: skip
-    asked: list[Any] = []
-
-    def apart(function: Any, *arguments: Any) -> Any:
-        asked.append((function, *arguments))
-        if function is one_hot._differences:
-            return (0.5, 0.25) if arguments[0] == 1000 else "does not fit"
-        way, words = arguments[:2]
-        if way == "one_hot":
-            return Cost(0.25, 2**30) if words < 300_000 else "does not fit"
-        return Cost(0.001, 2**29)
-
-    monkeypatch.setattr(one_hot, "_apart", apart)
-    said: list[str] = []
-    figures, here = run_one_hot(wanted, said.append)
-    assert asked[:3] == [
-        (one_hot._cost, "lookup", 1000, 8, 64, 2), (one_hot._cost, "one_hot", 1000, 8, 64, 2),
-        (one_hot._differences, 1000, 8, 64),
-    ]  # fmt: skip
-    assert [(one.output_difference, one.gradient_difference) for one in figures] == [
-        (0.5, 0.25), (None, None), (None, None)
-    ]  # fmt: skip
-    assert figures[2].one_hot == "does not fit"
-    assert said[:3] == [
-        "1,000 words",
-        "  lookup: 1.0 ms, 0.50 GiB",
-        "  one_hot: 250.0 ms, 1.00 GiB",
-    ]
-    assert said[-1] == "  one_hot: does not fit"
-    assert run_one_hot(wanted, said.append) == (figures, here)
-    assert len(asked) == 8
+    return drawn_axes(monkeypatch, study_plot)
 
 
 def test_a_point_is_the_mean_with_a_bar_of_a_deviation(tmp_path: Path, drawn: list[Any]) -> None:
@@ -1185,8 +986,8 @@ def test_a_point_is_the_mean_with_a_bar_of_a_deviation(tmp_path: Path, drawn: li
     (axes,) = drawn
     random, vectors = axes.containers
     for bar, means, spread, style, marker, color in (
-        (random, [11.0, 30.0], [1.0, 0.0], "-", "o", one_hot.INK),
-        (vectors, [21.0, 30.0], [1.0, 0.0], "--", "s", one_hot.GREY),
+        (random, [11.0, 30.0], [1.0, 0.0], "-", "o", INK),
+        (vectors, [21.0, 30.0], [1.0, 0.0], "--", "s", GREY),
     ):
         line, _, (bars,) = bar.lines
         assert (list(line.get_xdata()), list(line.get_ydata())) == ([1000.0, 5000.0], means)
@@ -1236,7 +1037,7 @@ def test_what_is_missing_is_drawn_as_missing(tmp_path: Path, drawn: list[Any]) -
     assert marks(vectors) == []  # one of three never arrived with 1 k pairs, none with 5 k
     (alone,) = [line for line in axes.lines if line.get_markerfacecolor() == "none"]
     assert marks(alone) == [(1000.0, 10.0), (1000.0, 20.0)]
-    assert (alone.get_marker(), alone.get_color()) == (vectors.get_marker(), one_hot.GREY)
+    assert (alone.get_marker(), alone.get_color()) == (vectors.get_marker(), GREY)
     # The line's own name stands beside its last mark, and beside what is told above the axes.
     assert texts(axes) == {
         ("random", 5000.0), ("vectors", 1000.0), ("vectors:", 0),
@@ -1286,33 +1087,12 @@ def test_the_command_writes_the_page_of_a_study(
     assert page.read_text() == study_page(wanted, OUTCOMES, command=command, plot_name="page.svg")
     assert (tmp_path / "s" / "page.svg").exists()
     other = tmp_path / "other.md"
-    assert main(["study", written(tmp_path, plot=None), "--page", str(other)]) == 0
+    assert main(["study", written(tmp_path, plot=None), "--output", str(other)]) == 0
     assert "![" not in other.read_text()
     assert not other.with_suffix(".svg").exists()
     for name in ("x.txt", "gone/x.md"):
-        assert main(["study", given, "--page", str(tmp_path / name)]) == 2
+        assert main(["study", given, "--output", str(tmp_path / name)]) == 2
         assert "is not allowed: a .md file in a folder" in capsys.readouterr().err
     assert main(["study", written(tmp_path, folder="memory://s")]) == 2
-    assert "--page is needed: memory://s is no folder" in capsys.readouterr().err
+    assert "--output is needed: memory://s is no folder" in capsys.readouterr().err
     assert len(shown) == 2
-
-
-def test_the_command_writes_the_page_of_one_hot_vectors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
-    path = tmp_path / "study.yaml"
-    path.write_text(yaml.safe_dump({
-        "kind": "one_hot", "title": "Ways", "question": "Which?", "folder": str(tmp_path / "s"),
-        "words": [1000, 300_000], "width": 8, "tokens": 6400, "rounds": 3,
-    }))  # fmt: skip
-    monkeypatch.setattr(one_hot, "run_one_hot", lambda wanted, say: (SIZES, MACHINE))
-    assert main(["study", str(path)]) == 0
-    page = (tmp_path / "s" / "page.md").read_text()
-    assert page.startswith("# Ways\n\nWhich?\n\n```bash\nbash launch/run.sh ")
-    assert "A batch of 6,400 words drawn by Zipf's law, vectors of width 8, float32" in page
-    assert "the median of 3 after one that is not counted" in page
-    assert one_hot_table(SIZES) in page
-    assert "![milliseconds of a batch](page.svg)\n" in page
-    assert "2 cores, 23 GiB, a CPU; torch 9" in page
-    assert (tmp_path / "s" / "page.svg").exists()

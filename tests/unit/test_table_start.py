@@ -19,10 +19,11 @@ from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.embedding import pretrained, projection
 from dist_embed.embedding.initial_values import fill_initial_rows
-from dist_embed.embedding.plan import TABLE_OF_ROLE, ShareEmbeddings, TableSpec, shard_of
+from dist_embed.embedding.plan import TableSpec, shard_of
 from dist_embed.embedding.pretrained import StartSettings, TableStart
 from dist_embed.embedding.projection import Moments, random_basis
 from dist_embed.errors import UserError
+from dist_embed.model.translation_tables import TABLE_OF_ROLE, ShareEmbeddings
 from dist_embed.train.single_tables import start_tables
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.file import HeldSegment
@@ -264,7 +265,7 @@ def start_source_from(
     tables, size = TABLE_OF_ROLE[share], data.vocabulary_size["source"]
     spec = TableSpec(tables["source"], size, 4)
     lookup: Any = Namespace(
-        group=ONE, initial_scale=1.0, table_of_role=tables, after_writing=lambda: None,
+        group=ONE, initial_scale={spec.name: 1.0}, table_of=tables, after_writing=lambda: None,
         specs={spec.name: spec}, shards={spec.name: shard_of(size, 0, 1)},
         weight=lambda name: torch.zeros(size, 4),
     )  # fmt: skip

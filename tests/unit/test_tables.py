@@ -8,13 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_embed.embedding import tables
-from dist_embed.embedding.lookup import RowLookup
-from dist_embed.embedding.plan import Exchange, Shard, TableSpec, shard_of, table_specs
+from dist_embed.embedding.plan import Exchange, Shard, TableSpec, shard_of
+from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.embedding.table import Table
 from dist_embed.embedding.tables import exchange_codecs, lies_in_host_memory, tier_of_table
 from dist_embed.errors import UserError
 from dist_embed.parallel.group import Group
-
-ROWS = {"source": 7, "target": 9, "output": 9}
 
 
 @given(st.integers(1, 5000), st.integers(1, 40))
@@ -43,23 +42,6 @@ def test_fewer_rows_than_workers_leave_some_without() -> None:
     ]
 
 
-def test_sharing_names_a_table_for_several_roles() -> None:
-    assert table_specs(ROWS, 4, "none") == {
-        name: TableSpec(name, rows, 4) for name, rows in ROWS.items()
-    }
-    assert table_specs(ROWS, 4, "decoder") == {
-        "source": TableSpec("source", 7, 4),
-        "decoder": TableSpec("decoder", 9, 4),
-    }
-    same = dict.fromkeys(ROWS, 9)
-    assert table_specs(same, 4, "all") == {"shared": TableSpec("shared", 9, 4)}
-
-
-def test_sharing_different_vocabularies_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"share_embeddings='all'.*9 rows against 7.*shared=true"):
-        table_specs(ROWS, 4, "all")
-
-
 @pytest.mark.parametrize(
     ("how", "said"),
     [({"memory": "uvm"}, "embedding.memory: 'uvm'"),
@@ -74,10 +56,7 @@ def test_what_needs_cuda_is_refused_before_anything_is_allocated(
     monkeypatch.setattr(tables, "EmbeddingCollection", None)  # calling it would fail
     cpu = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
     with pytest.raises(UserError) as caught:
-        RowLookup(
-            ROWS, 4, "none", cpu, learning_rate=0.1, eps=1e-8, seed=1, initial_scale=0.1,
-            **({"optimizer": "sgd"} | how),
-        )  # fmt: skip
+        ShardedTables({"t": Table(9, 4)}, cpu, **({"optimizer": "sgd"} | how))
     assert str(caught.value).startswith(f"{said} is not allowed on the CPU")
     assert "\n" not in str(caught.value)
 
@@ -99,8 +78,8 @@ def test_rows_that_fbgemm_cannot_update_on_a_gpu_are_refused_before_anything_is_
         group = Group(0, 1, 1, torch.device(device), None)  # type: ignore[arg-type]
         with pytest.raises(error, match="width: 2052" if error is UserError else None):
             tables.build_sharded_tables(
-                list(table_specs(ROWS, width, "none").values()), group, optimizer="sgd",
-                learning_rates=dict.fromkeys(ROWS, 0.1), eps=1e-8,
+                [TableSpec("a", 9, 4), TableSpec("b", 9, width)], group, optimizer="sgd",
+                learning_rates=dict.fromkeys("ab", 0.1), eps=1e-8,
             )  # fmt: skip
 
 
@@ -118,10 +97,10 @@ def test_gradients_keep_their_range_on_the_network() -> None:
 
 
 def test_a_table_that_is_trained_whole_has_no_cache() -> None:
-    assert tier_of_table("output", "uvm_caching", "output") == "uvm"
-    assert tier_of_table("source", "uvm_caching", "output") == "uvm_caching"
-    assert tier_of_table("output", "device", "output") == "device"
-    assert tier_of_table("output", "uvm_caching", None) == "uvm_caching"
+    assert tier_of_table("output", "uvm_caching", {"output"}) == "uvm"
+    assert tier_of_table("source", "uvm_caching", {"output"}) == "uvm_caching"
+    assert tier_of_table("output", "device", {"output"}) == "device"
+    assert tier_of_table("output", "uvm_caching", ()) == "uvm_caching"
 
 
 def test_rows_of_the_cpu_are_no_unified_memory() -> None:

@@ -72,13 +72,13 @@ def test_sizes_follow_from_all_tables() -> None:
 
 def test_a_table_that_is_trained_whole_takes_no_part_in_the_cache() -> None:
     specs = [TableSpec("a", 2000, 64), TableSpec("b", 1000, 64)]
-    apart = sizes_of(specs, "sgd", 2, "fp32", "b")
+    apart = sizes_of(specs, "sgd", 2, "fp32", {"b"})
     assert apart == replace(
         sizes_of(specs, "sgd", 2, "fp32"),
         bookkeeping=sizes_of(specs[:1], "sgd", 2, "fp32").bookkeeping,
         cacheable=1000 * (64 * 4 + 20),  # with what FBGEMM keeps beside a cached row
     )
-    alone = sizes_of(specs[1:], "sgd", 2, "fp32", "b")
+    alone = sizes_of(specs[1:], "sgd", 2, "fp32", {"b"})
     assert alone.bookkeeping == 0
     for wanted in ("auto", "uvm_caching"):
         assert choose_tier(wanted, alone, 0) == "uvm"  # where no cache could be, none is missed

@@ -161,9 +161,12 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_says_so(
 def described(config: Config, split: Split, **translation_model: Any) -> list[str]:
     lookup = SimpleNamespace(
         specs={"source": TableSpec("source", 2**20, 8), "output": TableSpec("output", 40, 8)},
-        tier="device", num_output_rows=1234,
+        tier="device",
     )  # fmt: skip
-    values = {"lookup": lookup, "transformer": nn.Linear(300, 10), "compute_dtype": torch.float32}
+    values = {
+        "lookup": lookup, "transformer": nn.Linear(300, 10), "compute_dtype": torch.float32,
+        "shard": SimpleNamespace(num_rows=1234),
+    }  # fmt: skip
     stand_in: Any = SimpleNamespace(**(values | translation_model))
     context, said = context_of(config, place(0, 2))
     describe(context, stand_in, PreparedData({}, {}, True, {"train": split}))

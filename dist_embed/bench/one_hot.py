@@ -6,13 +6,12 @@ in a process of its own, so that one that does not fit ends that process alone.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import signal
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,13 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_embed.bench.memory import peak_bytes, reset_peak
-from dist_embed.bench.report import machine
 from dist_embed.bench.zipf import zipf
 from dist_embed.embedding.memory import GIB
 from dist_embed.observe.plot import GREY, INK, label_ends, log_axis, plot_into
-from dist_embed.parallel.device import device_name
-from dist_embed.storage import uri as storage
-from dist_embed.study.schema import OneHotStudy
 
 Say = Callable[[str], None]
 LIMIT_SECONDS = 600.0
@@ -68,35 +63,32 @@ class OneHotFigures:
     gradient_difference: float | None
 
 
-def run_one_hot(study: OneHotStudy, say: Say) -> tuple[list[OneHotFigures], dict[str, Any]]:
-    """Measure every size; kept in the study's folder, so that one machine does it once.
+def measure_one_hot(
+    sizes: Sequence[int], width: int, tokens: int, rounds: int, say: Say
+) -> list[OneHotFigures]:
+    """Measure every size.
 
-    Returns the figures, and machine and versions.
+    Args:
+        sizes: V of each.
+        width: D.
+        tokens: words of a batch, drawn by Zipf's law.
+        rounds: that are measured, after one that is not counted.
+        say: gets a line when something has been measured.
     """
-    kept = storage.join(study.folder, "figures.json")
-    settings, here = study.model_dump(mode="json"), machine(device_name(torch.device("cpu")))
-    settings = {key: settings[key] for key in ("words", "width", "tokens", "rounds")}
-    if storage.exists(kept):
-        there = json.loads(storage.read_text(kept))
-        # Earlier versions stored the study's words beside its numbers.
-        if there["machine"] == here and there["study"].items() >= settings.items():
-            return [_from_dict(entry) for entry in there["figures"]], here
     figures = []
-    for words in study.words:
+    for words in sizes:
         say(f"{words:,} words")
         costs: dict[str, Cost | str] = {}
         for way in ("lookup", "one_hot"):
-            costs[way] = _apart(_cost, way, words, study.width, study.tokens, study.rounds)
+            costs[way] = _apart(_cost, way, words, width, tokens, rounds)
             say(f"  {way}: {_told(costs[way])}")
         output = gradient = None
         if isinstance(costs["one_hot"], Cost):
-            found = _apart(_differences, words, study.width, study.tokens)
+            found = _apart(_differences, words, width, tokens)
             # With both gradients at once it may not fit where one way alone does.
             output, gradient = (None, None) if isinstance(found, str) else found
         figures.append(OneHotFigures(words, costs["one_hot"], costs["lookup"], output, gradient))
-    content = {"study": settings, "machine": here, "figures": [asdict(one) for one in figures]}
-    storage.write_text(kept, json.dumps(content, indent=1) + "\n")
-    return figures, here
+    return figures
 
 
 def by_one_hot(ids: Tensor, matrix: Tensor) -> Tensor:
@@ -191,29 +183,28 @@ def _answer(pipe: Any, function: Callable[..., Any], arguments: tuple[Any, ...])
             pipe.send((None, traceback.format_exc()))
 
 
-def one_hot_table(figures: list[OneHotFigures]) -> str:
-    """The figures in Markdown."""
-    lines = [
-        "| words | one-hot ms | lookup ms | ratio | one-hot GiB | lookup GiB | outputs differ by "
-        "| gradients differ by |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+def one_hot_table(figures: Sequence[OneHotFigures]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows."""
+    header = [
+        "words", "one-hot ms", "lookup ms", "ratio", "one-hot GiB", "lookup GiB",
+        "outputs differ by", "gradients differ by",
+    ]  # fmt: skip
+    rows = []
     for one in figures:
         costs = [one.one_hot, one.lookup]
         times = [c if isinstance(c, str) else f"{c.seconds * 1e3:,.1f}" for c in costs]
         sizes = ["" if isinstance(c, str) else f"{c.peak_bytes / GIB:.2f}" for c in costs]
         known = [c.seconds for c in costs if isinstance(c, Cost)]
         ratio = f"{known[0] / known[1]:,.0f}" if len(known) == 2 else ""
-        cells = [
-            f"{one.words:,}", *times, ratio, *sizes,
-            "" if one.output_difference is None else f"{one.output_difference:.1e}",
-            "" if one.gradient_difference is None else f"{one.gradient_difference:.1e}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        differences = [
+            "" if difference is None else f"{difference:.1e}"
+            for difference in (one.output_difference, one.gradient_difference)
+        ]
+        rows.append([f"{one.words:,}", *times, ratio, *sizes, *differences])
+    return header, rows
 
 
-def draw_one_hot(figures: list[OneHotFigures], path: str) -> None:
+def draw_one_hot(figures: Sequence[OneHotFigures], path: str) -> None:
     """Time over the size of the vocabulary. Raises UserError for a file that cannot be drawn."""
     with plot_into(path) as axes:
         ends = []
@@ -238,11 +229,3 @@ def _told(cost: Cost | str) -> str:
     if isinstance(cost, str):
         return cost
     return f"{cost.seconds * 1e3:.1f} ms, {cost.peak_bytes / GIB:.2f} GiB"
-
-
-def _from_dict(entry: dict[str, Any]) -> OneHotFigures:
-    costs = {
-        way: entry[way] if isinstance(entry[way], str) else Cost(**entry[way])
-        for way in ("one_hot", "lookup")
-    }
-    return OneHotFigures(**{**entry, **costs})

@@ -64,7 +64,7 @@ def export_embeddings(
         if table.num_rows != table.num_words:
             raise UserError(
                 f"{output}: table {table.table} has {table.num_rows - table.num_words:,} hashed "
-                "rows, which have no word; `checkpoint export --table` writes them all"
+                "rows, which have no word; `export checkpoint --table` writes them all"
             )
         export_checkpoint(table.store, table.manifest, path, table=table.table, ids=ids)
         words = f"{output.removesuffix('.safetensors')}.words.txt"

@@ -1,0 +1,96 @@
+"""Text of one language as ids of its words: for models that read running text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dist_embed.data.corpus import expand, read_lines
+from dist_embed.errors import UserError
+
+_BLOCK_CHARACTERS = 4_000_000
+
+
+@dataclass(frozen=True)
+class MonolingualText:
+    """Running text whose words are those between blanks.
+
+    Attributes:
+        words: [V] those that are kept, most frequent first, equal counts by word: a word's place is
+            its id.
+        counts: [V] how often each occurs.
+        ids: [N] int32, the kept words of the text in order; rarer ones are left out of it.
+        line_ends: [L] int64: how many of ``ids`` are in the first line, the first two, …
+    """
+
+    words: list[str]
+    counts: NDArray[np.int64]
+    ids: NDArray[np.int32]
+    line_ends: NDArray[np.int64]
+
+
+def read_monolingual(*patterns: str, min_count: int = 5) -> MonolingualText:
+    """Read files twice, first to count their words, then for the ids of those that are kept.
+
+    Needs memory for the distinct words, and four bytes for every running word that is kept.
+
+    Args:
+        patterns: text files or globs, UTF-8; ``.gz`` and ``.zst`` are decompressed.
+        min_count: rarer words are left out.
+
+    Raises:
+        CorpusError: a file is missing or unreadable, or no UTF-8.
+        UserError: no word occurs so often.
+    """
+    found: Counter[str] = Counter()
+    for words, _ in _blocks(patterns):
+        for entry in pc.value_counts(words).to_pylist():
+            found[entry["values"]] += entry["counts"]
+    kept = sorted((-count, word) for word, count in found.items() if count >= min_count)
+    if not kept:
+        raise UserError(f"{', '.join(patterns)}: no word occurs {min_count} times or more")
+    vocabulary = pa.array([word for _, word in kept], pa.string())
+    ids: list[NDArray[np.int32]] = []
+    lengths: list[NDArray[np.int64]] = []
+    for words, words_of_line in _blocks(patterns):
+        place = pc.index_in(words, vocabulary)
+        is_kept = place.is_valid().to_numpy(zero_copy_only=False)
+        ids.append(place.drop_null().to_numpy().astype(np.int32))
+        # How many are kept up to each line's end, less those up to the end of the line before.
+        reached = np.concatenate([[0], np.cumsum(is_kept)])[np.cumsum(words_of_line)]
+        lengths.append(np.diff(reached, prepend=0))
+    return MonolingualText(
+        words=vocabulary.to_pylist(),
+        counts=np.array([-count for count, _ in kept], dtype=np.int64),
+        ids=np.concatenate(ids),
+        line_ends=np.cumsum(np.concatenate(lengths)),
+    )
+
+
+def _blocks(patterns: tuple[str, ...]) -> Iterator[tuple[pa.Array, NDArray[np.int64]]]:
+    """The words of some lines, one after the other, and how many each line has."""
+    lines: list[str] = []
+    characters = 0
+    for uri in expand(patterns):
+        for line in read_lines(uri):
+            lines.append(line)
+            characters += len(line)
+            if characters >= _BLOCK_CHARACTERS:
+                yield _split(lines)
+                lines, characters = [], 0
+    yield _split(lines)
+
+
+def _split(lines: list[str]) -> tuple[pa.Array, NDArray[np.int64]]:
+    # Blanks at its ends would give a line empty words; and the only word of an empty line is one.
+    trimmed = pc.utf8_trim_whitespace(pa.array(lines, pa.string()))
+    split = pc.utf8_split_whitespace(trimmed)
+    words, lengths = pc.list_flatten(split), pc.list_value_length(split).to_numpy()
+    is_empty = pc.equal(trimmed, "").to_numpy(zero_copy_only=False)
+    return words.filter(pc.not_equal(words, "")), np.where(is_empty, 0, lengths).astype(np.int64)

@@ -1,0 +1,365 @@
+"""Row-sharded tables for any model, and their one lookup a step.
+
+Every row that a step asks for by id is fetched by one exchange for each width of tables. What comes
+back is in `dist_embed.embedding.step_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+    SplitTableBatchedEmbeddingBagsCodegen,
+)
+from torch import Tensor
+from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
+from torchrec.modules.embedding_configs import EmbeddingConfig
+
+from dist_embed.embedding.bags import bags_of_a_table, in_bags
+from dist_embed.embedding.cpu_rows import CpuRows
+from dist_embed.embedding.initial_values import fill_initial_rows
+from dist_embed.embedding.own_rows import OwnRowsKernel
+from dist_embed.embedding.plan import Exchange, Shard, TableSpec, Weights, shard_of
+from dist_embed.embedding.row_order import RowOrder
+from dist_embed.embedding.step_rows import RowRequest, StepRows, TableRows, WantedRows
+from dist_embed.embedding.table import Table, named_tables
+from dist_embed.embedding.tables import OPTIMIZERS, build_sharded_tables, by_width, key_of
+from dist_embed.embedding.tiers import Memory, find_tier
+from dist_embed.errors import UserError
+from dist_embed.parallel.group import Group
+
+__all__ = ["ShardedTables", "Table"]
+
+
+class ShardedTables:
+    """Tables of any number and width, split by rows over the workers.
+
+    Ids are looked up by feature: the name of a table, or one of those that it has been given. A
+    step, of which every line but the third is collective::
+
+        tables.set_learning_rate(0.05)
+        rows = tables.lookup({"word": ids})
+        loss = model(rows.vectors("word")).sum() * group.num_workers / ids_of_all_workers
+        loss.backward()
+        rows.backward()
+
+    Args:
+        tables: by name, as `Table` or as TorchRec's ``EmbeddingConfig``; or a list of the latter.
+        group: this worker and its peers, see `dist_embed.parallel.group.joined_group`.
+        optimizer: fused into the tables' backward: ``rowwise_adagrad``, ``adagrad``, ``sgd``, or on
+            CUDA ``adam``.
+        learning_rate: its first rate.
+        eps: its term against division by zero.
+        seed: initial rows come from (seed, table, row), whatever the number of workers.
+        memory: where the rows lie: ``device``, or of a GPU in host memory, ``uvm`` or
+            ``uvm_caching``; the attribute ``tier`` tells what ``auto`` has become.
+        weights: type of the rows, ``fp32`` or on CUDA ``fp16``; lookups give float32 in any case.
+        exchange: type in which vectors and gradients cross the network; ``fp16`` and ``bf16`` on
+            CUDA alone.
+        step_bytes: what a step needs of a GPU beside the tables.
+
+    Attributes:
+        specs: the tables' names and sizes.
+        shards: which of their rows this worker holds.
+        orders: where the row of an id lies in each.
+        table_of: the table of each feature.
+
+    Raises:
+        UserError: the tables cannot be, or not on this device, or do not fit.
+
+    The constructor is collective.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[str, Table | EmbeddingConfig] | Iterable[EmbeddingConfig],
+        group: Group,
+        *,
+        optimizer: str = "rowwise_adagrad",
+        learning_rate: float = 0.05,
+        eps: float = 1e-8,
+        seed: int = 0,
+        memory: Memory = "auto",
+        weights: Weights = "fp32",
+        exchange: Exchange = "fp32",
+        step_bytes: int = 0,
+    ) -> None:
+        named = named_tables(tables)
+        if optimizer not in OPTIMIZERS:
+            raise UserError(f"optimizer: {optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
+        self.group = group
+        self._own_rates = {
+            name: table.learning_rate
+            for name, table in named.items()
+            if table.learning_rate is not None
+        }
+        self.initial_scale = {name: table.scale for name, table in named.items()}
+        self.table_of = {
+            feature: name for name, table in named.items() for feature in table.features or (name,)
+        }
+        self.specs: dict[str, TableSpec] = {name: t.spec(name) for name, t in named.items()}
+        self.shards: dict[str, Shard] = {
+            name: shard_of(spec.num_rows, group.rank, group.num_workers)
+            for name, spec in self.specs.items()
+        }
+        self.orders: dict[str, RowOrder] = {name: spec.order for name, spec in self.specs.items()}
+        specs = list(self.specs.values())
+        trained_whole = frozenset(name for name, table in named.items() if table.trained_whole)
+        self.tier, cached = find_tier(
+            memory, specs, optimizer, weights, step_bytes, group, trained_whole
+        )
+        # One for each distinct width, and which tables it has.
+        self._modules = build_sharded_tables(
+            specs,
+            group,
+            optimizer=optimizer,
+            learning_rates=dict.fromkeys(named, learning_rate) | self._own_rates,
+            eps=eps,
+            tier=self.tier,
+            weights=weights,
+            exchange=exchange,
+            cache_share=cached,
+            trained_whole=trained_whole,
+        )
+        self._tables_of = [[spec.name for spec in of_width] for of_width in by_width(specs)]
+        tables_of_kernels = self._tables_of_kernels()
+        self._kernels = [kernel for kernel, _ in tables_of_kernels]
+        self._own: dict[str, OwnRowsKernel] = {}
+        for kernel, names in tables_of_kernels:
+            if trained_whole.intersection(names):
+                (name,) = names
+                self._own[name] = OwnRowsKernel(kernel, self.shards[name].num_rows)
+                kernel.forward = self._own[name]
+            elif group.device.type == "cpu":
+                kernel.forward = CpuRows(kernel)
+        # They count steps for themselves, for Adam's bias correction.
+        self._counting = self._kernels if optimizer == "adam" else []
+        self._num_bags = bags_of_a_table(group.device.type, group.num_workers)
+        self._cache_is_newer = False
+        self._frozen: frozenset[str] = frozenset()
+        # Of live views, so it need not be asked for again.
+        state = {k: v for module in self._modules for k, v in module.state_dict().items()}
+        self._weights: dict[str, Tensor] = {
+            name: state[f"embeddings.{name}.weight"].local_shards()[0].tensor for name in self.specs
+        }
+        for name, shard in self.shards.items():
+            self._weights[name][shard.num_rows :].zero_()
+            fill_initial_rows(
+                self.weight(name), seed=seed, table=name, first_row=shard.first_row,
+                scale=self.initial_scale[name],
+            )  # fmt: skip
+        self.after_writing()
+
+    def _tables_of_kernels(self) -> list[tuple[SplitTableBatchedEmbeddingBagsCodegen, list[str]]]:
+        """FBGEMM's kernels with the names of the tables that each holds."""
+        return [
+            (module.emb_module, [table.name for table in module.config.embedding_tables])
+            for sharded in self._modules
+            for lookup in sharded._lookups  # a plain list: modules() does not descend into it
+            for module in lookup.modules()
+            if isinstance(module, BatchedFusedEmbedding)
+        ]
+
+    def lookup(self, ids: Mapping[str, Tensor | Sequence[Tensor]]) -> StepRows:
+        """Fetch the rows of one step: `wanted`, `request`, `fetch`. Collective.
+
+        The ids may be on the group's device or on the host.
+        """
+        wanted = self.wanted(ids).changed(lambda tensor: tensor.to(self.group.device))
+        return self.fetch(self.request(wanted))
+
+    def wanted(self, ids: Mapping[str, Tensor | Sequence[Tensor]]) -> WantedRows:
+        """The distinct rows of a step's ids, on the ids' device. Not collective; in any thread.
+
+        Args:
+            ids: for features a tensor of ids, or any number of them, of any shape, also empty.
+
+        Raises:
+            UserError: there is no such feature; or something is no id of its table. On a GPU
+                numbers that are too large are not looked for: its host would have to wait.
+        """
+        for feature in ids:
+            if feature not in self.table_of:
+                known = ", ".join(self.table_of)
+                raise UserError(f"feature {feature!r}: no table has it; there are {known}")
+        listed = {f: [of_f] if isinstance(of_f, Tensor) else of_f for f, of_f in ids.items()}
+        index: dict[str, list[Tensor]] = {}
+        rows: dict[str, Tensor] = {}
+        given = [piece for pieces in listed.values() for piece in pieces]
+        device = given[0].device if given else self.group.device
+        for table, order in self.orders.items():
+            features = [feature for feature in listed if self.table_of[feature] == table]
+            pieces = [piece for feature in features for piece in listed[feature]]
+            flat = [torch.empty(0, dtype=torch.int64, device=device)]
+            flat += [piece.reshape(-1) for piece in pieces]
+            together = torch.cat(flat)
+            self._check_ids(table, together)
+            # Distinct ones: a frequent word then crosses the network once.
+            rows[table], inverse = order.rows_of(together).unique(return_inverse=True)
+            parts = iter(inverse.split([piece.numel() for piece in pieces]))
+            for feature in features:
+                index[feature] = [next(parts).view(piece.shape) for piece in listed[feature]]
+        return WantedRows(rows, index)
+
+    def _check_ids(self, table: str, ids: Tensor) -> None:
+        count = self.specs[table].num_rows
+        if ids.dtype != torch.int64:  # what integers have become beside each other
+            raise UserError(f"table {table!r}: ids are whole numbers, not {ids.dtype}")
+        if ids.device.type != "cpu" or not ids.numel():
+            return
+        lowest, highest = map(int, ids.aminmax())
+        if lowest < 0 or highest >= count:
+            raise UserError(
+                f"table {table!r}: {lowest if lowest < 0 else highest} is no id; allowed are 0 to "
+                f"{count - 1}"
+            )
+
+    def request(self, wanted: WantedRows) -> RowRequest:
+        """Begin to send what a step wants to the workers that hold the rows. Collective.
+
+        The rows are not looked at before `fetch`, so a step's request may go out while the one
+        before is still computing. ``wanted`` is on the group's device.
+        """
+        contexts, counts = [], []
+        for module, tables in zip(self._modules, self._tables_of, strict=True):
+            rows = {key_of(table): wanted.rows[table] for table in tables}
+            contexts.append(module.create_context())
+            bags = in_bags(rows, self._num_bags, self.group.device)
+            counts.append(module.input_dist(contexts[-1], bags))
+        return RowRequest(wanted, contexts, counts)
+
+    def fetch(self, request: RowRequest) -> StepRows:
+        """The rows as they are now. Collective. A request is fetched once.
+
+        Of a table that is trained whole only what was last fetched for training can be trained.
+        """
+        training, own = torch.is_grad_enabled(), {}
+        if training:
+            own = {
+                table: kernel.begin_step(trained=table not in self._frozen)
+                for table, kernel in self._own.items()
+            }
+        looked_up = [
+            module.compute_and_output_dist(context, rows)
+            for module, context, rows in zip(
+                self._modules, request.contexts, request.arrived(), strict=True
+            )
+        ]
+        fetched: dict[str, TableRows] = {}
+        for found, tables in zip(looked_up, self._tables_of, strict=True):
+            for table in tables:
+                values = found[key_of(table)].values()
+                leaf = values.detach().requires_grad_(training and table not in self._frozen)
+                fetched[table] = TableRows(request.wanted.rows[table], leaf, values)
+        return StepRows(fetched, own, self.table_of, request.wanted.index, self._note_update)
+
+    def weight(self, table: str) -> Tensor:
+        """Live view of this worker's logical rows of ``table``: [R, D], up to date on return.
+
+        Whoever keeps it over a step calls `before_reading` before it is read again, and whoever
+        writes to it `after_writing`. Not collective.
+        """
+        self.before_reading()
+        return self._weights[table][: self.shards[table].num_rows]
+
+    def before_reading(self) -> None:
+        """Bring the tables up to date: a cache on the GPU may hold newer rows. Not collective."""
+        if self._cache_is_newer:
+            for kernel in self._kernels:
+                kernel.flush()
+            self._cache_is_newer = False
+
+    def after_writing(self) -> None:
+        """Drop what a cache on the GPU holds: the tables are newer.
+
+        Not between a `fetch` and the `StepRows.backward` of its rows. Not collective.
+        """
+        for kernel in self._kernels:
+            kernel.reset_cache_states()
+        self._cache_is_newer = False
+
+    def _note_update(self) -> None:
+        self._cache_is_newer = self.tier == "uvm_caching"
+
+    def optimizer_state(self, table: str) -> dict[str, Tensor]:
+        """Live views of the fused optimizer's state of this worker's logical rows.
+
+        Each is [R] (row-wise) or [R, D], by the optimizer's name for it. Not collective.
+        """
+        saved: dict[str, Any] = {}
+        for module in self._modules:
+            saved |= module.fused_optimizer.state_dict()["state"]
+        state = saved.get(f"embeddings.{table}.weight", {})  # SGD has none
+        shard = self.shards[table]
+        views: dict[str, Tensor] = {}
+        for name, value in state.items():
+            local = value.local_shards()[0].tensor
+            if local.dim() and local.shape[0] == shard.physical_rows:
+                views[name.removeprefix(f"{table}.")] = local[: shard.num_rows]
+        return views
+
+    def set_learning_rate(
+        self, learning_rate: float, own_rates: dict[str, float] | None = None
+    ) -> None:
+        """Set the fused optimizer's rate for the backward of the rows that are fetched next.
+
+        FBGEMM's kernels take the rate when rows are fetched, not when they are updated (fbgemm-gpu
+        1.8.0, embedding_split_host_pt2_autograd_template.cpp).
+
+        Args:
+            learning_rate: of all tables but
+            own_rates: those that were built with rates of their own, which they keep where nothing
+                is said here. Tables that were built with equal rates, and have one width, share a
+                kernel, and have equal rates for ever.
+
+        Not collective.
+        """
+        chosen = dict.fromkeys(self.specs, learning_rate) | self._own_rates | (own_rates or {})
+        for module in self._modules:
+            for _, kernel in module.fused_optimizer.optimizers:
+                names = [name.split(".")[1] for name in kernel.params]
+                rates = {chosen[name] for name in names}
+                if len(rates) > 1:
+                    raise ValueError(f"tables {names} share a kernel, but not their rates: {rates}")
+                for param_group in kernel.param_groups:
+                    param_group["lr"] = next(iter(rates))
+            module.fused_optimizer.zero_grad()  # the rates reach the kernels only here
+
+    def freeze(self, tables: frozenset[str]) -> None:
+        """Leave ``tables``, and no others, as they are from the next `fetch` on.
+
+        Their leaves ask for no gradient, and nothing but zeros reaches their optimizer. That leaves
+        rows as they are; but Adam moves those that it has moments of, unless training takes the
+        whole table: that is not updated at all. Not collective.
+        """
+        self._frozen = tables
+
+    def set_step(self, step: int) -> None:
+        """Set the number of the step, from 1, whose rows the next `fetch` is to train.
+
+        A fused Adam takes its bias correction from it. By itself FBGEMM counts every forward pass,
+        validations too, and a checkpoint does not hold the count. Not collective.
+        """
+        for own in self._own.values():
+            own.step = step
+        for kernel in self._counting:
+            kernel.iter_cpu.fill_(step - 1)  # the forward adds 1
+            kernel.iter.fill_(step - 1)
+
+    def ids_of_own_rows(self, table: str) -> Tensor:
+        """The ids whose rows of ``table`` this worker holds, in the order of its rows: [R]."""
+        shard = self.shards[table]
+        rows = torch.arange(shard.first_row, shard.end_row, device=self.group.device)
+        return self.orders[table].ids_of(rows)
+
+    @property
+    def num_ids(self) -> dict[str, int]:
+        """By feature how many ids its table has a row for."""
+        return {feature: self.specs[table].num_rows for feature, table in self.table_of.items()}
+
+    @property
+    def kernels(self) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
+        """FBGEMM's, which hold the tables: for measurements beside them."""
+        return self._kernels

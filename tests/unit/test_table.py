@@ -1,0 +1,61 @@
+"""What a user may say of tables."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.types import DataType
+
+from dist_embed.embedding.table import Table, named_tables
+from dist_embed.errors import UserError
+
+
+def test_torchrecs_configurations_are_tables() -> None:
+    configs = [
+        EmbeddingConfig(num_embeddings=9, embedding_dim=4, name="user"),
+        EmbeddingConfig(
+            num_embeddings=7, embedding_dim=8, name="item", feature_names=["seen", "bought"]
+        ),
+    ]
+    expected = {"user": Table(9, 4), "item": Table(7, 8, ("seen", "bought"))}
+    assert named_tables(configs) == expected
+    assert named_tables({config.name: config for config in configs}) == expected
+    nameless = EmbeddingConfig(num_embeddings=9, embedding_dim=4)
+    assert named_tables({"a": nameless, "b": Table(3, 4)}) == {"a": Table(9, 4), "b": Table(3, 4)}
+
+
+def config(**how: Any) -> EmbeddingConfig:
+    return EmbeddingConfig(num_embeddings=9, embedding_dim=4, **how)
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [({}, "at least one"),
+     ({"a.b": Table(9, 4)}, r"'a\.b': a name has .* no full stop"),
+     ({"": Table(9, 4)}, "'': a name has at least one"),
+     ({"t": Table(0, 4)}, "'t': rows: 0 is not in 1"),
+     ({"t": Table(2**31, 4)}, "rows: 2147483648 is not in 1 … 2,147,483,647"),
+     ({"t": Table(9, 10)}, "'t': width: 10 is not allowed.* such as 12"),
+     ({"t": Table(9, 0)}, "'t': width: 0 is not allowed.* such as 4"),
+     ({"a": Table(9, 4, ("x",)), "b": Table(9, 4, ("y", "x"))}, "'b': its feature 'x' is one of"),
+     ({"a": Table(9, 4, ("b",)), "b": Table(9, 4)}, "'b': its feature 'b' is one of table 'a'"),
+     ([config(name="t"), config(name="t")], "two go by the name 't'"),
+     ({"t": config(name="other")}, "'t': its EmbeddingConfig has the name 'other'"),
+     ([config(name="t", data_type=DataType.FP16)], "'t': data_type=.*FP16.* has no meaning here"),
+     ([config(name="t", weight_init_max=0.5)], "'t': weight_init_max=0.5 of its"),
+     ([config(name="t", init_fn=torch.nn.init.ones_)], "'t': init_fn of its .* is not called"),
+     ([config(name="t", init_fn=partial(torch.nn.init.uniform_, a=-2.0, b=2.0))],
+      "'t': init_fn of its")],
+)  # fmt: skip
+def test_what_cannot_be_a_table_is_refused_by_name(tables: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        named_tables(tables)
+
+
+def test_fresh_rows_have_length_one_unless_told_otherwise() -> None:
+    assert Table(9, 16).scale == 0.25
+    assert Table(9, 16, initial_scale=0.0).scale == 0.0
