@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ class Baseline(Task[dict[str, Any]]):
 
     rounds: int
     steps: int
-    precisions: list[str]
+    precisions: Sequence[str]
     compiled: bool
     data_folder: str | None = None
 
