@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from dist_embed.parallel.device import resolve_device
 from dist_embed.parallel.settings import DeviceChoice
@@ -61,7 +62,7 @@ def joined_group(
     if owned:
         alone: dict[str, Any] = {}
         if not {"RANK", "WORLD_SIZE"} & os.environ.keys():
-            alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+            alone = {"store": HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(
             "nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds),
             **alone,
