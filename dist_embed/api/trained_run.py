@@ -181,7 +181,7 @@ class WordVectors:
         return [self._table.word(i) for i in self._table.frequent_ids(count)]
 
     def export(self, output: str, format: ExportFormat) -> list[str]:
-        """Write all words and vectors into a file; see `export.embeddings.export_embeddings`.
+        """Write all words and vectors into a file: `dist_embed.export.embeddings`.
 
         Args:
             output: a path; a URL for other formats than safetensors.

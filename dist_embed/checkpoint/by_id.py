@@ -69,9 +69,9 @@ def write_by_id(
         buckets = places // bucket_rows
         by_bucket = np.argsort(buckets, kind="stable")  # rows of each stay ascending
         rows = np.asarray(data).reshape(count, per_row)[chosen[by_bucket]]
-        for bucket, run in _runs(rows, buckets[by_bucket]):
-            _write(handle, run, offset + (bucket * bucket_rows + filled[bucket]) * per_row)
-            filled[bucket] += len(run)
+        for bucket, some in _rows_of_buckets(rows, buckets[by_bucket]):
+            _write(handle, some, offset + (bucket * bucket_rows + filled[bucket]) * per_row)
+            filled[bucket] += len(some)
         if on_bytes:
             on_bytes(count * per_row)
     for bucket in range(len(filled)):
@@ -97,7 +97,7 @@ def _array(ids: Ids) -> NDArray[np.int64]:
     return np.arange(ids.start, ids.stop) if isinstance(ids, range) else ids
 
 
-def _runs(rows: Any, buckets: NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
+def _rows_of_buckets(rows: Any, buckets: NDArray[np.int64]) -> Iterator[tuple[int, Any]]:
     """Rows that are sorted by their ``buckets``: each bucket and its rows."""
     starts = np.flatnonzero(np.diff(buckets, prepend=-1)).tolist()
     for start, end in zip(starts, [*starts[1:], len(buckets)], strict=True):

@@ -15,6 +15,7 @@ from dist_embed.checkpoint.retention import Pruner, Retention
 from dist_embed.checkpoint.saver import Saver, SaverSettings
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
 from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,6 +70,9 @@ class Checkpoints:
         values: whatever JSON can hold: saved with each checkpoint, equal on all workers; after
             `load` those of the one that was loaded.
 
+    Raises:
+        UserError: a name of ``dense`` is one that tables have.
+
     Where the block ends by an error, the save under way gets ten seconds.
     """
 
@@ -82,6 +86,11 @@ class Checkpoints:
         timeout_seconds: float = 600.0,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
+        for name in dense or {}:
+            if name.startswith("table."):
+                raise UserError(
+                    f"dense: {name!r} is not allowed: table.… are the tables' own names"
+                )
         self.values: dict[str, Any] = {}
         self._store = open_checkpoints(uri)
         self._tables = tables

@@ -10,7 +10,7 @@ from dist_embed.cli.export import KINDS
 from dist_embed.errors import UserError
 
 # The output of these came by its place, behind the run.
-_WITH_OUTPUT = {
+_WITH_OUTPUT: dict[tuple[str, ...], tuple[str, ...]] = {
     ("embeddings", "plot"): ("plot",),
     ("embeddings", "projector"): ("export", "projector"),
     ("embeddings", "export"): ("export", "embeddings"),

@@ -350,7 +350,7 @@ def _words_of_sentences(tokens: TokenPairs, statistics: _Statistics) -> tuple[Wo
 def _blocks(
     source: Words, target: Words, sentences: int, block_pairs: int
 ) -> Iterator[tuple[Words, Words]]:
-    """Runs of sentences with at most ``block_pairs`` pairs of words, or of one sentence."""
+    """Sentences in their order: at most ``block_pairs`` pairs of words at once, or one sentence."""
     ends = np.arange(1, sentences + 1)
     source_ends = np.searchsorted(source[0], ends)
     target_ends = np.searchsorted(target[0], ends)
@@ -358,11 +358,11 @@ def _blocks(
     first, done = 0, 0
     while first < sentences:
         last = max(first + 1, int(np.searchsorted(pairs, done + block_pairs, side="right")))
-        yield _run(source, source_ends, first, last), _run(target, target_ends, first, last)
+        yield _between(source, source_ends, first, last), _between(target, target_ends, first, last)
         first, done = last, int(pairs[last - 1])
 
 
-def _run(words: Words, ends: NDArray[np.int64], first: int, last: int) -> Words:
+def _between(words: Words, ends: NDArray[np.int64], first: int, last: int) -> Words:
     inside = slice(ends[first - 1] if first else 0, ends[last - 1])
     return words[0][inside], words[1][inside]
 

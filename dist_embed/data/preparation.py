@@ -24,12 +24,12 @@ from dist_embed.config.schema import (
 from dist_embed.data.block_index import has_blocks
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.encoding import LengthRule
-from dist_embed.data.inflected import InflectedLanguage
 from dist_embed.data.inputs import Comparison, compare_inputs
+from dist_embed.data.languages.inflected import InflectedLanguage
+from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.lexicon import ensure_lexicon, fitting_lexicon
 from dist_embed.data.prepare import prepare_data
 from dist_embed.data.prepared_folder import new_folder, prepared_folder, publish, remove_others
-from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.text_form import Form, Lowercase
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers

@@ -204,43 +204,45 @@ class _Parts(TokenBlocks):
     ) -> dict[int, TokenPairs]:
         found: dict[int, TokenPairs] = {}
 
-        def take(run: tuple[list[int], bytes]) -> None:
-            for block in run[0]:
-                found[block] = _by_length(self._pairs(block, run, num_ids))
+        def take(extent: tuple[list[int], bytes]) -> None:
+            for block in extent[0]:
+                found[block] = _by_length(self._pairs(block, extent, num_ids))
 
-        runs = self._runs(blocks)
+        extents = self._extents(blocks)
         if self._is_local:
-            for run in runs:
-                take(self._fetch_run(run))
+            for extent in extents:
+                take(self._fetch_extent(extent))
         else:
-            in_threads(self._fetch_run, runs, take, num_threads=_REQUESTS)
+            in_threads(self._fetch_extent, extents, take, num_threads=_REQUESTS)
         return found
 
-    def _runs(self, blocks: Sequence[int]) -> list[list[int]]:
-        """Blocks that are neighbours in a file, to be fetched as one."""
-        runs: list[list[int]] = []
+    def _extents(self, blocks: Sequence[int]) -> list[list[int]]:
+        """Blocks, in groups of neighbours in a file, each to be fetched as one."""
+        extents: list[list[int]] = []
         for block in sorted(blocks):
-            before = runs[-1][-1] if runs else block
+            before = extents[-1][-1] if extents else block
             if (
                 block == before + 1
                 and self._shard_of[block] == self._shard_of[before]
                 and self._start[block] == self._end[before]
             ):
-                runs[-1].append(block)
+                extents[-1].append(block)
             else:
-                runs.append([block])
-        return runs
+                extents.append([block])
+        return extents
 
-    def _fetch_run(self, run: list[int]) -> tuple[list[int], bytes]:
-        uri = self._uris[self._shard_of[run[0]]]
+    def _fetch_extent(self, extent: list[int]) -> tuple[list[int], bytes]:
+        uri = self._uris[self._shard_of[extent[0]]]
         with told_of(uri, "token shard", REMEDY):
-            return run, storage.read_range(uri, int(self._start[run[0]]), int(self._end[run[-1]]))
+            return extent, storage.read_range(
+                uri, int(self._start[extent[0]]), int(self._end[extent[-1]])
+            )
 
     def _pairs(
-        self, block: int, run: tuple[list[int], bytes], num_ids: dict[str, int] | None
+        self, block: int, extent: tuple[list[int], bytes], num_ids: dict[str, int] | None
     ) -> TokenPairs:
         """A block of those fetched, proven, in the order of the file."""
-        blocks, content = run
+        blocks, content = extent
         uri = self._uris[self._shard_of[block]]
         row, first = self._rows[block], self._first_rows[block]
         before = int(self._start[block] - self._start[blocks[0]])

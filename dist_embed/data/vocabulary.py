@@ -17,7 +17,7 @@ from dist_embed.data.text_form import Form, Lowercase
 from dist_embed.data.token_shards import SIDES
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Pieces, Tokenizer
 from dist_embed.data.word_counts import WordCounts, count_words
-from dist_embed.data.word_runs import WordSplitting
+from dist_embed.data.word_spills import WordSplitting
 
 # Sentence pairs per block when pieces are counted.
 COUNT_BLOCK = 20_000

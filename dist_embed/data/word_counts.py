@@ -1,7 +1,7 @@
 """How often each word of a corpus occurs, and which words are kept.
 
 Millions of distinct words do not fit every machine, so no process holds them all. Processes count
-blocks of text and write what they found to *runs* on local disk (`word_runs`). Then the runs are
+blocks of text and write what they found to *spills* on local disk (`word_spills`). Then these are
 summed, some partitions of the words at a time. A histogram of the sums tells how often a word must
 occur to be kept, and the sums are filtered by it one after the other.
 """
@@ -23,20 +23,20 @@ from dist_embed.data.processes import Processes, processes
 from dist_embed.data.scratch import scratch_folder
 from dist_embed.data.token_shards import SIDES
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN
-from dist_embed.data.word_runs import (
+from dist_embed.data.word_spills import (
     PARTITIONS,
     ROWS,
-    Run,
+    Spill,
     Sums,
     WordSplitting,
     read_sums,
     sum_partitions,
-    write_run,
+    write_spill,
 )
 
 # Characters per block of text.
 BLOCK_CHARACTERS = 4_000_000
-# Rows of runs that a process sums at once.
+# Rows of spills that a process sums at once.
 SUM_ROWS = 1_000_000
 
 
@@ -93,7 +93,7 @@ def count_words(
         min_count: rarer words are left out.
         num_processes: 0: one per core.
         block_characters: size of a block of text.
-        sum_rows: rows of runs that a process sums at once.
+        sum_rows: rows of spills that a process sums at once.
 
     Raises:
         UserError: the folder for temporary files is full.
@@ -104,22 +104,22 @@ def count_words(
     ):
         blocks = enumerate(_blocks(pairs, block_characters))
         written = pool.map(
-            _write_runs,
-            ((block, splitting, shared, os.path.join(folder, f"run-{i}")) for i, block in blocks),
+            _write_spills,
+            ((block, splitting, shared, os.path.join(folder, f"spill-{i}")) for i, block in blocks),
         )
-        runs: dict[str, list[Run]] = {side: [] for side in SIDES[: 1 if shared else 2]}
+        spills: dict[str, list[Spill]] = {side: [] for side in SIDES[: 1 if shared else 2]}
         for of_block in written:
-            for side, run in of_block.items():
-                runs[side].append(run)
+            for side, spill in of_block.items():
+                spills[side].append(spill)
         counts = {}
-        for side, of_side in runs.items():
+        for side, of_side in spills.items():
             sums = _sum_all(pool, of_side, min_count, sum_rows, os.path.join(folder, side))
             kept = most_frequent(sums, keep)
             counts[side] = WordCounts(
                 kept.column("word").combine_chunks(),
                 kept.column("count").to_numpy(),
                 sum(part.distinct for part in sums),
-                sum(run.running for run in of_side),
+                sum(spill.running for spill in of_side),
             )
         return {side: counts[side if side in counts else "source"] for side in SIDES}
 
@@ -137,24 +137,24 @@ def _blocks(pairs: Iterable[Pair], characters: int) -> Iterator[list[Pair]]:
         yield block
 
 
-def _write_runs(
+def _write_spills(
     block: list[Pair], splitting: WordSplitting, shared: bool, path: str
-) -> dict[str, Run]:
-    """A run per side, or one of both, called the source's."""
+) -> dict[str, Spill]:
+    """A spill per side, or one of both, called the source's."""
     if shared:
-        return {"source": write_run([text for pair in block for text in pair], splitting, path)}
+        return {"source": write_spill([text for pair in block for text in pair], splitting, path)}
     return {
-        side: write_run([pair[place] for pair in block], splitting, f"{path}-{side}")
+        side: write_spill([pair[place] for pair in block], splitting, f"{path}-{side}")
         for place, side in enumerate(SIDES)
     }
 
 
 def _sum_all(
-    pool: Processes, runs: list[Run], min_count: int, sum_rows: int, path: str
+    pool: Processes, spills: list[Spill], min_count: int, sum_rows: int, path: str
 ) -> list[Sums]:
     """All partitions, as many at a time as have about ``sum_rows`` rows."""
-    paths = [run.path for run in runs]
-    tasks = max(1, min(PARTITIONS, sum(run.rows for run in runs) // sum_rows))
+    paths = [spill.path for spill in spills]
+    tasks = max(1, min(PARTITIONS, sum(spill.rows for spill in spills) // sum_rows))
     bounds = [PARTITIONS * i // tasks for i in range(tasks + 1)]
     arguments = (
         (paths, first, end, min_count, sum_rows, f"{path}-sum-{first}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_embed.data.synthetic import SyntheticLanguage
+from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding.pretrained import StartSettings
 from tests.distributed.pool import RemoteError, WorkerPool

@@ -127,7 +127,7 @@ def held(tables: ShardedTables) -> Values:
     for name in tables.specs:
         found[name] = tables.weight(name).clone()
         for state in tables.optimizer_state(name).values():
-            found[f"{name} state"] = state.reshape(len(state), -1).clone()
+            found[f"{name} state"] = (state.unsqueeze(1) if state.dim() == 1 else state).clone()
     return found
 
 
@@ -261,13 +261,15 @@ def refusals(group: Group) -> list[str]:
         said(lambda: tables.lookup({"read": [], "written": [torch.tensor([[3], [-1]])]})),
         said(lambda: tables.lookup({"user": torch.tensor([1.0])})),
         said(lambda: built(group, "adamw")),
+        said(lambda: Checkpoints("memory://x", tables, dense={"table.user.weight": torch.ones(1)})),
     ]
 
 
 def test_what_cannot_be_looked_up_is_named(workers: WorkerPool) -> None:
-    ((feature, large, negative, fraction, optimizer),) = workers.run(1, refusals)
+    ((feature, large, negative, fraction, optimizer, dense),) = workers.run(1, refusals)
     assert feature == "feature 'usr': no table has it; there are user, item, read, written, tag"
     assert large == "table 'user': 13 is no id; allowed are 0 to 12"
     assert negative == "table 'word': -1 is no id; allowed are 0 to 16"
     assert fraction == "table 'user': ids are whole numbers, not torch.float32"
+    assert dense.startswith("dense: 'table.user.weight' is not allowed")
     assert optimizer.startswith("optimizer: 'adamw' is not one of rowwise_adagrad, adagrad")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_embed.data.synthetic import SyntheticLanguage
+from dist_embed.data.languages.synthetic import SyntheticLanguage
 from tests.integration.conftest import Command
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from dist_embed.data import encoding, lexicon, word_counts
 from dist_embed.data.corpus import Pair, ParallelText
 from dist_embed.data.encoding import LengthRule
+from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.prepare import prepare_data
-from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import PreparedData, TokenPairs
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Tokenizer
 from dist_embed.data.vocabulary import TokenizerRecipe

@@ -121,7 +121,21 @@ def test_only_cluster_imports_ray() -> None:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=name_of)
 def test_init_files_are_empty(path: Path) -> None:
-    assert path.read_text() == ""
+    if path.parent != PACKAGE:  # that one names what the library gives
+        assert path.read_text() == ""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.parent.name in ("cli", "study") and "bench" not in path.name],
+    ids=name_of,
+)
+def test_commands_and_studies_use_what_a_script_uses(path: Path) -> None:
+    """Functions of `api`, so that both do the same."""
+    beside = ("dist_embed.cluster.", "dist_embed.train.tasks", "dist_embed.train.worker",
+              "dist_embed.data.preparation.ensure_data")  # fmt: skip
+    found = {name for _, name in imports(ast.parse(path.read_text())) if name.startswith(beside)}
+    assert found <= {"dist_embed.cluster.launch.cluster_address"}
 
 
 def test_no_module_is_named_after_nothing() -> None:

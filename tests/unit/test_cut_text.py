@@ -19,7 +19,7 @@ from dist_embed.data.text_form import Form
 from dist_embed.data.token_shards import read_tokens
 from dist_embed.data.tokenizer import END, UNKNOWN, Pieces, Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
-from dist_embed.data.word_runs import WordSplitting, split_and_count
+from dist_embed.data.word_spills import WordSplitting, split_and_count
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.parallel.group import Group
 from dist_embed.train.evaluate import evaluate_translations

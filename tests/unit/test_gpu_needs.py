@@ -25,7 +25,8 @@ CLOSED = (
 )  # fmt: skip
 NEEDED = {
     "fbgemm_gpu", "fsspec", "hypothesis", "matplotlib", "numpy", "omegaconf", "pyarrow", "pydantic",
-    "pytest", "sacrebleu", "tensorboardX", "tokenizers", "torch", "torchrec", "tqdm", "yaml",
+    "pytest", "sacrebleu", "tabulate", "tensorboardX", "tokenizers", "torch", "torchrec", "tqdm",
+    "yaml",
 }  # fmt: skip
 
 

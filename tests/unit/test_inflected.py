@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 
 from dist_embed.data.corpus import Pair
-from dist_embed.data.inflected import InflectedLanguage
+from dist_embed.data.languages.inflected import InflectedLanguage
 
 # The grammar, spelled once more: classes of words are told by their endings.
 PERSONS = {"": "", "im": "b", "ot": "d", "ens": "g", "uk": "v"}

@@ -16,9 +16,9 @@ from tokenizers.trainers import WordLevelTrainer
 
 from dist_embed.data.corpus import CorpusError, Pair
 from dist_embed.data.encoding import LengthRule
+from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.prepare import read_counts, read_occurrences, read_predicted
 from dist_embed.data.proof import FileInfo
-from dist_embed.data.synthetic import SyntheticLanguage
 from dist_embed.data.token_shards import (
     PreparedData,
     ShardInfo,

@@ -15,7 +15,7 @@ from dist_embed.cli.trained_run import run_config
 from dist_embed.config.checks import check
 from dist_embed.config.load import config_to_yaml, load_config
 from dist_embed.config.schema import Config
-from dist_embed.data.inflected import InflectedLanguage
+from dist_embed.data.languages.inflected import InflectedLanguage
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon
 from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from dist_embed.data.stems import spelled, zipf_bounds
+from dist_embed.data.languages.stems import spelled, zipf_bounds
 
 ONSETS = ["b", "br", "r", "st"]
 VOWELS = "aou"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.trainers import WordLevelTrainer
 
-from dist_embed.data.synthetic import SyntheticLanguage
+from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, UNKNOWN, Kind, Tokenizer
 from dist_embed.errors import UserError
 from tests.unit.small_corpus import train_tokenizer

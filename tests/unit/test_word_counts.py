@@ -15,14 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_embed.data.corpus import Pair
-from dist_embed.data.synthetic import SyntheticLanguage
+from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.word_counts import count_words, most_frequent
-from dist_embed.data.word_runs import (
+from dist_embed.data.word_spills import (
     PARTITIONS,
     WordSplitting,
     split_and_count,
     sum_partitions,
-    write_run,
+    write_spill,
 )
 from dist_embed.errors import UserError
 from tests.unit import small_corpus
@@ -69,36 +69,36 @@ def test_words_are_split_as_the_tokenizer_splits_them(
     parts=st.integers(1, 5),
     sum_rows=st.integers(1, 40),
 )
-def test_sums_of_runs_are_a_plain_count(
+def test_sums_of_spills_are_a_plain_count(
     blocks: list[list[str]], keep: int, min_count: int, parts: int, sum_rows: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        runs = [
-            write_run(texts, PLAIN, f"{folder}/run-{number}") for number, texts in enumerate(blocks)
+        spills = [
+            write_spill(texts, PLAIN, f"{folder}/spill-{number}")
+            for number, texts in enumerate(blocks)
         ]
         bounds = [PARTITIONS * i // parts for i in range(parts + 1)]
+        paths = [spill.path for spill in spills]
         sums = [
-            sum_partitions(
-                [run.path for run in runs], first, end, min_count, sum_rows, f"{folder}/sum-{first}"
-            )
+            sum_partitions(paths, first, end, min_count, sum_rows, f"{folder}/sum-{first}")
             for first, end in itertools.pairwise(bounds)
         ]
         kept = rows(most_frequent(sums, keep))
     counts = plain_count((text for texts in blocks for text in texts), PLAIN)
     assert kept == plain_choice(counts, keep, min_count)
     assert sum(part.distinct for part in sums) == len(counts)
-    assert sum(run.running for run in runs) == counts.total()
+    assert sum(spill.running for spill in spills) == counts.total()
 
 
-def test_a_word_is_in_the_same_partition_of_every_run(tmp_path: Path) -> None:
+def test_a_word_is_in_the_same_partition_of_every_spill(tmp_path: Path) -> None:
     words = [f"w{i}" for i in range(2000)]
-    runs = [
-        write_run([" ".join(part)], PLAIN, str(tmp_path / f"run-{number}"))
+    spills = [
+        write_spill([" ".join(part)], PLAIN, str(tmp_path / f"spill-{number}"))
         for number, part in enumerate((words, words[::-1], words[500:]))
     ]
     where: dict[str, set[int]] = {}
-    for run in runs:
-        with pa.OSFile(run.path) as file:
+    for spill in spills:
+        with pa.OSFile(spill.path) as file:
             reader = pa.ipc.open_file(file)
             assert reader.num_record_batches == PARTITIONS
             for number in range(PARTITIONS):
@@ -188,7 +188,7 @@ def test_temporary_files_are_removed_after_an_error(
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OSError, match="No space left") as full:
-        write_run(["a"], PLAIN, "/dev/full")
+        write_spill(["a"], PLAIN, "/dev/full")
     assert full.value.errno == errno.ENOSPC
 
     def failing() -> Iterator[Pair]:

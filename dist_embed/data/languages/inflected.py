@@ -24,17 +24,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_embed.data.corpus import Pair
-from dist_embed.data.stems import spelled, zipf_bounds
+from dist_embed.data.languages.stems import ONSETS, OTHER_ONSETS, VOWELS, spelled, zipf_bounds
 
 Numbers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 # Sentences made at once.
 _BLOCK = 8192
-
-_SOURCE_ONSETS = [*"bdfgklmnprstvz", "br", "dr", "gr", "kl", "pl", "sk", "st", "tr"]
-_TARGET_ONSETS = [*"bcdfghjlmnpqrtvwx", "ch", "dw", "sh", "th"]
-_VOWELS = "aeiou"
 
 # Shares of what is drawn. The last two describe the third phrase of a sentence.
 _PLURAL = (0.7, 0.3)
@@ -91,8 +87,8 @@ class InflectedLanguage:
     ) -> None:
         rng = _generator(f"lexicon/{seed}")
         count = nouns + verbs + adjectives
-        sources = spelled(_shuffled(count, rng), _SOURCE_ONSETS, _VOWELS)
-        targets = spelled(_shuffled(count, rng), _TARGET_ONSETS, _VOWELS)
+        sources = spelled(_shuffled(count, rng), ONSETS, VOWELS)
+        targets = spelled(_shuffled(count, rng), OTHER_ONSETS, VOWELS)
         self._gender = (rng.random(nouns) * 3).astype(np.int64)
         sizes = (nouns, verbs, adjectives)
         self._nouns, self._verbs, self._adjectives = (zipf_bounds(n, exponent) for n in sizes)

@@ -1,7 +1,7 @@
-"""Runs: the counted words of a block of text, on disk, and their sums.
+"""Spills: the counted words of a block of text, on disk, and their sums.
 
-A run has a record batch per partition, and a hash of the word says which partition it is in. So the
-words of a corpus can be summed over all runs some partitions at a time.
+A spill has a record batch per partition, and a hash of the word says which partition it is in. So
+the words of a corpus can be summed over all spills some partitions at a time.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class WordSplitting:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run: its file, its rows, and how many words the block has."""
+class Spill:
+    """A spill: its file, its rows, and how many words the block has."""
 
     path: str
     rows: int
@@ -45,7 +45,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Sums:
-    """Some partitions, summed over all runs.
+    """Some partitions, summed over all spills.
 
     Attributes:
         path: a file with the words that occur often enough.
@@ -79,8 +79,8 @@ def split_and_count(texts: list[str], splitting: WordSplitting) -> pa.RecordBatc
     return pa.record_batch([pa.concat_arrays([words, more]), pa.array(counts)], schema=ROWS)
 
 
-def write_run(texts: list[str], splitting: WordSplitting, path: str) -> Run:
-    """Count ``texts`` and write a run to ``path``."""
+def write_spill(texts: list[str], splitting: WordSplitting, path: str) -> Spill:
+    """Count ``texts`` and write a spill to ``path``."""
     batch = split_and_count(texts, splitting)
     words = batch.column("word").cast(pa.large_binary()).to_pylist()
     # Not Python's own hash, which every process draws anew.
@@ -91,20 +91,20 @@ def write_run(texts: list[str], splitting: WordSplitting, path: str) -> Run:
     with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, ROWS) as writer:
         for start, end in pairwise(starts):
             writer.write_batch(batch.slice(start, end - start))
-    return Run(path, batch.num_rows, int(batch.column("count").to_numpy().sum()))
+    return Spill(path, batch.num_rows, int(batch.column("count").to_numpy().sum()))
 
 
 def sum_partitions(
-    runs: list[str], first: int, end: int, min_count: int, sum_rows: int, path: str
+    spills: list[str], first: int, end: int, min_count: int, sum_rows: int, path: str
 ) -> Sums:
-    """Sum partitions ``first`` to ``end - 1`` over the ``runs`` and write the words to ``path``.
+    """Sum partitions ``first`` to ``end - 1`` over the ``spills`` and write the words to ``path``.
 
     Words with less than ``min_count`` are left out. About twice ``sum_rows`` rows are held at once,
     or as many as the partitions have different words.
     """
     total, more, rows = ROWS.empty_table(), [], 0
-    for run in runs:
-        with pa.OSFile(run) as file:
+    for spill in spills:
+        with pa.OSFile(spill) as file:
             reader = pa.ipc.open_file(file)
             for number in range(first, end):
                 more.append(reader.get_batch(number))

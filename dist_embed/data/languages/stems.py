@@ -1,4 +1,6 @@
-"""Stems of invented languages: a number spelled in syllables, and how often which one is used."""
+"""Stems of invented languages: their letters, a number spelled in syllables, and how often which
+one is used.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+# A syllable is an onset and a vowel.
+ONSETS = [*"bdfgklmnprstvz", "br", "dr", "gr", "kl", "pl", "sk", "st", "tr"]
+OTHER_ONSETS = [*"bcdfghjlmnpqrtvwx", "ch", "dw", "sh", "th"]  # of a language beside it
+VOWELS = "aeiou"
 
 # So that no stem is as short as the words of one syllable that hold sentences together.
 _FEWEST_SYLLABLES = 2

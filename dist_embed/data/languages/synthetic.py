@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dist_embed.data.corpus import Pair
+from dist_embed.data.languages.stems import ONSETS, VOWELS
 
 T = TypeVar("T")
 
-_ONSETS = [*"bdfgklmnprstvz", "br", "dr", "gr", "kl", "pl", "sk", "st", "tr"]
-_VOWELS = list("aeiou")
 _CODAS = ["", "", "", "l", "m", "n", "r", "s", "t"]
 
 # Target articles by (gender, plural, object case).
@@ -74,7 +73,7 @@ class SyntheticLanguage:
         stems: list[str] = []
         while len(stems) < needed:
             stem = "".join(
-                rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((2, 2, 3)))
+                rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(rng.choice((2, 2, 3)))
             ) + rng.choice(_CODAS)
             if stem not in taken:
                 taken.add(stem)

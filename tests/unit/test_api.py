@@ -1,0 +1,171 @@
+"""The functions behind commands and scripts, with workers that give a fixed result."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dist_embed.api.data import prepare
+from dist_embed.api.inference import evaluate, translate
+from dist_embed.api.training import train
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
+from dist_embed.errors import RunFailed, UserError
+from dist_embed.run.folder import read_run_config
+from dist_embed.run.metrics import MetricsLog
+from dist_embed.train.results import TrainingStopped, TrainResult
+from dist_embed.train.tasks import Evaluate, Train
+from tests.unit.small_corpus import Prepared
+from tests.unit.small_run import small_run, word_tokenizer
+
+
+class Workers:
+    """In the place of `launch`: what was asked, and what is answered."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[tuple[Any, Config, dict[str, Any]]] = []
+        self.ahead: list[str] = []
+        self.answer: Any = None
+        monkeypatch.setattr("dist_embed.cluster.launch.launch", self.launch)
+        monkeypatch.setattr("dist_embed.cluster.fork_server.start_ahead", self.ahead.append)
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def launch(self, task: Any, config: Config, **how: Any) -> Any:
+        how.pop("on_event")({"kind": "line", "text": "working"})
+        self.asked.append((task, config, how))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Workers:
+    return Workers(monkeypatch)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> Config:
+    """Of a run, named by a relative path, whose data are prepared."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        "dist_embed.data.preparation.ensure_data",
+        lambda config, say, **how: say(f"preparing {config.data.uri} {how}") or prepared.data,
+    )
+    return config_from_dict(
+        {"run": {"uri": "run"}, "data": {"synthetic": {}, "uri": "data"}, "train": {"max_steps": 9},
+         "cluster": {"device": "cpu"}}
+    )  # fmt: skip
+
+
+def result(run_uri: Path, **changes: Any) -> TrainResult:
+    return replace(TrainResult(str(run_uri), "there", 9, 4, False, 0, 7), **changes)
+
+
+def test_a_training_prints_and_gives_what_it_has_done(
+    workers: Workers, config: Config, prepared: Prepared, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with MetricsLog(str(tmp_path / "run"), 0) as log:
+        log.write(3, tokens_per_second=1000.0)
+        log.write(6, tokens_per_second=10.0)
+    workers.answer = result(tmp_path / "run")
+    assert train(config, launcher="local") == result(tmp_path / "run", tokens_per_second=10.0)
+    ((task, used, how),) = workers.asked
+    assert task == Train(prepared.uri)
+    assert (used.run.uri, used.data.uri) == (str(tmp_path / "run"), str(tmp_path / "data"))
+    assert how == {
+        "vocabulary_size": prepared.data.vocabulary_size, "launcher": "local",
+        "word_tables": prepared.data.word_tables, "stop_seconds": 180.0,
+    }  # fmt: skip
+    assert workers.ahead == ["cpu"]
+    said = capsys.readouterr()
+    assert said.out == f"preparing {tmp_path}/data {{}}\nworking\n"
+    assert said.err == ""
+    train(config)
+    assert workers.asked[-1][2]["launcher"] is None
+    assert len(workers.ahead) == 1  # with Ray nothing is forked here
+
+
+def test_a_training_that_was_asked_to_stop_raises_and_tells_what_it_has_done(
+    workers: Workers, config: Config, tmp_path: Path
+) -> None:
+    workers.answer = result(tmp_path / "run", steps=5, stopped=True)
+    with pytest.raises(TrainingStopped, match="stopped as asked after step 5; the same") as caught:
+        train(config, on_event=lambda event: None)
+    assert caught.value.result == workers.answer
+    workers.answer = RunFailed("worker 0 failed")
+    with pytest.raises(RunFailed, match="worker 0 failed"):
+        train(config, on_event=lambda event: None)
+    workers.answer = result(tmp_path / "run")
+    train(config, on_event=lambda event: None)  # the run's folder is free again
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_under_torchrun_one_process_prepares_and_each_is_a_worker(
+    workers: Workers, config: Config, prepared: Prepared, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, rank: int,
+) -> None:  # fmt: skip
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_RANK", "0"), ("RANK", str(rank))):
+        monkeypatch.setenv(name, value)
+    workers.answer = result(tmp_path / "run")
+    lines: list[str] = []
+    found = train(config, launcher="local", on_event=lambda event: lines.append(event["text"]))
+    ((task, _, how),) = workers.asked
+    assert task == (Train() if rank else Train(prepared.uri))
+    assert how["vocabulary_size"] == ({} if rank else prepared.data.vocabulary_size)
+    before = [] if rank else [f"preparing {tmp_path}/data {{}}"]
+    assert lines == [*before, "working"]
+    assert found == workers.answer
+    assert workers.ahead == []
+
+
+def test_data_are_prepared_as_asked(
+    config: Config, prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare(config) is prepared.data
+    prepare(config, force=True, renew=False)
+    assert capsys.readouterr().out == "".join(
+        f"preparing {tmp_path}/data {how}\n"
+        for how in ({"force": False, "renew": True}, {"force": True, "renew": False})
+    )
+
+
+def test_a_run_is_used_by_its_folder_or_by_a_configuration_as_it_is(
+    workers: Workers, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    tokenizer = word_tokenizer(["a", "b"])
+    run = small_run(
+        tmp_path, {"source": tokenizer, "target": tokenizer}, {"shared": torch.zeros(6, 4)},
+        share="all", settings={"cluster": {"num_workers": 3, "device": "cpu"}},
+    )  # fmt: skip
+    trained = read_run_config(run)
+    evaluate(run, split="validation", step=5, against_exact=True)
+    evaluate(trained, training_tokens=7, data_folder="there")
+    (first, by_folder, local), (second, as_it_is, how) = workers.asked
+    assert first == Evaluate("validation", 5, None, True)
+    assert second == Evaluate("test", None, 7, False, "there")
+    sizes = {"source": 6, "target": 6}
+    assert local == {"vocabulary_size": sizes, "word_tables": False, "launcher": "local"}
+    assert how == {"vocabulary_size": sizes, "word_tables": False, "launcher": None}
+    # On this machine, whatever has trained it, without an optimizer's states.
+    assert (by_folder.cluster.device, by_folder.embedding.optimizer) == ("auto", "sgd")
+    assert as_it_is == trained
+    assert workers.ahead == ["auto"]
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "working\nworking\n")
+    monkeypatch.chdir(tmp_path)
+    evaluate(trained.model_copy(update={"run": trained.run.model_copy(update={"uri": "run"})}))
+    assert workers.asked[-1][1] == trained
+
+
+def test_a_run_without_tokenizer_cannot_be_used(
+    workers: Workers, config: Config, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"the run {tmp_path}/run has no tokenizer: "):
+        translate(config, ["a"])
+    assert workers.asked == []

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from contextlib import redirect_stdout
+from io import StringIO
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_embed.cli.table import print_table
+
+# What a number may be taken for, blanks at the ends, a header that is the widest, wide letters.
+CELL = st.sampled_from(
+    ["", "a", "007", "1e5", "1,000", "nan", "None", "True", " b ", "東京", "a|b", "\u00a0", "ß" * 9]
+)
+TABLES = st.integers(1, 4).flatmap(
+    lambda columns: st.lists(st.lists(CELL, min_size=columns, max_size=columns), min_size=1)
+)
+
+
+def printed(header: list[str], rows: list[list[str]]) -> str:
+    out = StringIO()
+    with redirect_stdout(out):
+        print_table(header, rows)
+    return out.getvalue()
+
+
+@settings(max_examples=200, deadline=None)
+@given(TABLES)
+def test_cells_stand_as_they_are_in_columns_as_wide_as_the_widest(table: list[list[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        return "".join(f"| {c.ljust(w)} " for c, w in zip(cells, widths, strict=True)) + "|\n"
+
+    header, *rows = table
+    below = "".join(f"|{'-' * (width + 2)}" for width in widths) + "|\n"
+    assert printed(header, rows) == line(header) + below + "".join(map(line, rows))
+
+
+@pytest.mark.parametrize("rows", [[], [["1", "2"]]])
+def test_a_table_may_have_no_rows(rows: list[list[str]]) -> None:
+    assert printed(["words", "x"], rows).splitlines()[:2] == ["| words | x |", "|-------|---|"]
