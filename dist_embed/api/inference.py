@@ -6,11 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
+from dist_embed.cluster.settings import Launcher
 from dist_embed.config.checks import check
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.installed import WORKERS_NEED, require
+from dist_embed.model.settings import ReplaceUnknown
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.torchrun import under_torchrun
@@ -19,7 +21,6 @@ from dist_embed.train.results import Evaluation, Translations
 from dist_embed.train.tasks import Evaluate, Task, Translate
 
 R = TypeVar("R")
-Launcher = Literal["ray", "local"]
 
 
 def evaluate(
@@ -78,7 +79,7 @@ def config_to_use(
     workers: int | None = None,
     beam: int | None = None,
     candidates: int | Literal["auto"] | None = None,
-    replace_unknown: Literal["no", "copy", "lexicon"] | None = None,
+    replace_unknown: ReplaceUnknown | None = None,
 ) -> Config:
     """The configuration of a trained run, to use it on this machine and not to train it.
 
@@ -132,7 +133,7 @@ def _on_workers(
         config = run
     else:
         config, launcher = config_to_use(run), launcher or "local"
-    if (launcher or config.cluster.launcher) == "local" and not under_torchrun():
+    if (launcher or config.cluster.chosen_launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)
     from dist_embed.cluster.launch import cluster_address, launch
     from dist_embed.data.tokenizer_files import load_tokenizers

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from dist_embed.api.inference import Launcher, config_to_use, translate
+from dist_embed.api.inference import config_to_use, translate
+from dist_embed.cluster.settings import Launcher
 from dist_embed.config.schema import Config
+from dist_embed.model.settings import ReplaceUnknown
 from dist_embed.observe.events import Event
 from dist_embed.run.folder import read_run_config
 from dist_embed.storage import uri as storage
@@ -112,7 +114,7 @@ class TrainedRun:
         workers: int | None = None,
         beam: int | None = None,
         candidates: int | Literal["auto"] | None = None,
-        replace_unknown: Literal["no", "copy", "lexicon"] | None = None,
+        replace_unknown: ReplaceUnknown | None = None,
         launcher: Launcher = "local",
         on_event: Callable[[Event], None] | None = None,
     ) -> Translations:

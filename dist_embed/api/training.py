@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Literal
 
+from dist_embed.cluster.settings import Launcher
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.installed import WORKERS_NEED, require
@@ -21,7 +21,7 @@ from dist_embed.train.tasks import Train
 def train(
     config: Config,
     *,
-    launcher: Literal["ray", "local"] | None = None,
+    launcher: Launcher | None = None,
     force: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainResult:
@@ -49,7 +49,7 @@ def train(
     quiet_environment()
     from dist_embed.cluster.fork_server import start_ahead
 
-    if (launcher or config.cluster.launcher) == "local" and not under_torchrun():
+    if (launcher or config.cluster.chosen_launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)  # beside the imports that follow
     from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
     from dist_embed.data.preparation import ensure_data

@@ -27,8 +27,9 @@ from dist_embed.checkpoint.catalogue import current_names, open_checkpoints, rea
 from dist_embed.checkpoint.chunk import Rows, byte_view, cut_into_chunks
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.read import READ_THREADS, CheckpointReader
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import HostBuffers, LiveTensor, TrainingState
 from dist_embed.checkpoint.write import WRITE_THREADS
 from dist_embed.cluster.local import launch_local
@@ -243,11 +244,14 @@ def _ours(bench: _Bench, uri: str) -> None:
     }
 
     def saver(asynchronous: bool, buffers: HostBuffers | None = None) -> Saver:
-        settings = SaverSettings(asynchronous, 0, TIMEOUT_SECONDS, TIMEOUT_SECONDS)
-        return Saver(
-            store, group, settings, Pruner(store, Retention(9, 0, 0, 24.0)), buffers=buffers,
-            report=lambda _: None,
+        settings = CheckpointSection(
+            saving="behind" if asynchronous else "waiting", max_failures=0,
+            timeout_seconds=TIMEOUT_SECONDS, drain_seconds=TIMEOUT_SECONDS, keep_last=9,
+            keep_best=0,
         )  # fmt: skip
+        return Saver(
+            store, group, settings, Pruner(store, settings), buffers=buffers, report=lambda _: None
+        )
 
     synchronous = saver(False)
     with bench.timed("save"):

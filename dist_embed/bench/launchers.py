@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 from dist_embed.cluster.launch import launch
+from dist_embed.cluster.settings import Launcher
 from dist_embed.config.schema import Config
 from dist_embed.run.metrics import read_metrics
 from dist_embed.storage import uri as storage
 from dist_embed.train.tasks import Train
 
-LAUNCHERS: tuple[Literal["local", "ray"], ...] = ("local", "ray")
+LAUNCHERS: tuple[Launcher, ...] = ("local", "ray")
 
 
 def measure_launchers(

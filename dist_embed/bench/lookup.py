@@ -35,10 +35,11 @@ from dist_embed.bench.lookup_cases import Case, Work, possible_cases
 from dist_embed.bench.lookup_draws import draw_ids
 from dist_embed.bench.lookup_ways import LookupWays
 from dist_embed.bench.passes import WARM_UP, copy_seconds, median_seconds
-from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.group import Group, joined_group
+from dist_embed.parallel.settings import DeviceChoice
 
 _COPIED_BYTES = 2**29  # at most; far more than caches hold
 TIMEOUT_SECONDS = 60.0
@@ -117,7 +118,7 @@ class Report:
 
 
 def lookup_report(
-    device_type: Literal["auto", "cpu", "cuda"], work: Work, *, num_rows: int,
+    device_type: DeviceChoice, work: Work, *, num_rows: int,
     fill: float | None, memories: Sequence[Tier], weights: Sequence[Weights],
     optimizers: Sequence[str], say: Callable[[str], None],
 ) -> Report:  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dist_embed.bench.lookup_cases import Case, Work
 from dist_embed.embedding.own_rows import UPDATES, Constants
-from dist_embed.embedding.plan import Weights
+from dist_embed.embedding.settings import Weights
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import StepRows, WantedRows
 from dist_embed.embedding.table import Table

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from dist_embed.config.schema import Config
 from dist_embed.data.batch import Batch
 from dist_embed.data.loader import StepBatches
 from dist_embed.data.tokenizer import PAD
+from dist_embed.model.settings import ShareEmbeddings
 from dist_embed.model.transformer import positions
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
@@ -56,7 +57,7 @@ class PlainTranslator(nn.Module):
         encoder_layers: int,
         decoder_layers: int,
         dropout: float,
-        sharing: Literal["none", "decoder", "all"],
+        sharing: ShareEmbeddings,
         label_smoothing: float,
     ) -> None:
         super().__init__()

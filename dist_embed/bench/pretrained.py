@@ -17,7 +17,7 @@ from dist_embed.bench.memory import peak_bytes, reset_peak
 from dist_embed.cluster.local import launch_local
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding.plan import TableSpec, shard_of
-from dist_embed.embedding.pretrained import Entries, StartSettings, TableStart
+from dist_embed.embedding.pretrained import Entries, TableStart
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import private_log_folder, redirect_output
 from dist_embed.parallel.allocator import keep_freed_memory
@@ -27,6 +27,7 @@ from dist_embed.vectors.fasttext_binary import MAGIC
 from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.match import VocabularyKeys
+from dist_embed.vectors.settings import PretrainedSection
 from dist_embed.vectors.write import Block, write_vectors
 
 Way = Literal["each its part", "everyone all"]
@@ -133,9 +134,8 @@ def _measure(
         weight.fill_(1.0)  # so that its memory is there before
         changed = way == "everyone all" and format != "fasttext-bin"
         kind = EveryoneReadsAll if changed else TableStart
-        start = kind(
-            weight, spec, shard, group, tokenizer, StartSettings(), seed=1, fresh_scale=1.0
-        )
+        settings = PretrainedSection(uri=uri)
+        start = kind(weight, spec, shard, group, tokenizer, settings, seed=1, fresh_scale=1.0)
         sum_over_workers(torch.zeros(1), group)
         before = reset_peak()
         started = time.perf_counter()

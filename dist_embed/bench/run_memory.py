@@ -35,7 +35,8 @@ class RunPeaks:
 def measure_run(case: Case, *, num_workers: int, say: Say) -> RunPeaks | None:
     """`train` on words of nine letters, as many on either side, one vocabulary, three tables.
 
-    Saves and loads with ``checkpoint.low_memory``. Returns None where a run fails, or is refused.
+    Saves and loads with ``checkpoint.saving: in_place``. Returns None where a run fails, or is
+    refused.
     """
     say(f"memory of a run with {case.num_words:,} words, width {case.width}")
     size = {"source": case.num_words, "target": case.num_words}
@@ -83,7 +84,7 @@ def _config(case: Case, folder: str, num_workers: int, max_steps: int) -> Config
     values["train"] |= {
         "max_steps": max_steps, "batch_tokens": num_workers * case.tokens,
     }  # fmt: skip
-    values["checkpoint"] |= {"low_memory": True, "asynchronous": False}
+    values["checkpoint"] |= {"saving": "in_place"}
     values["cluster"] |= {
         "launcher": "local", "num_workers": num_workers, "device": "cpu", "threads_per_worker": 1,
     }  # fmt: skip

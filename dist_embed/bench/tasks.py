@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dist_embed.config.schema import Config
-from dist_embed.embedding.plan import Tier
+from dist_embed.embedding.settings import Tier
 from dist_embed.train.needs import baseline_bytes
 from dist_embed.train.tasks import Task
 
@@ -30,7 +30,7 @@ class Baseline(Task[dict[str, Any]]):
 
     rounds: int
     steps: int
-    precisions: list[str]
+    precisions: Sequence[str]
     compiled: bool
     data_folder: str | None = None
 

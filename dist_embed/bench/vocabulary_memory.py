@@ -14,8 +14,9 @@ from dist_embed.bench.vocabulary_cases import Case, Trainer, build_trainer, prep
 from dist_embed.bench.workers import LOG_FOLDER, TIMEOUT_SECONDS, Say
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.load import load_newest
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.cluster.local import launch_local
 from dist_embed.errors import RunFailed
@@ -33,8 +34,8 @@ Peaks = dict[str, int]
 def measure_memory(case: Case, *, num_workers: int, folder: str | None, say: Say) -> Peaks | None:
     """Peak resident bytes of the fullest worker in each of `PHASES`, of processes of their own.
 
-    Saving and loading as with ``checkpoint.low_memory``, below ``folder``; None: neither. Nor for
-    the cases of plain PyTorch.
+    Saving and loading as with ``checkpoint.saving: in_place``, below ``folder``; None: neither. Nor
+    for the cases of plain PyTorch.
 
     Returns None where a worker fails, as for lack of memory.
     """
@@ -104,9 +105,11 @@ def _measure(case: Case, folder: str | None, emit: Callable[[Event], None]) -> P
 
 def _save_and_load(trainer: Trainer, group: Group, folder: str, peaks: Peaks) -> None:
     store = open_checkpoints(folder)
-    settings = SaverSettings(False, 0, TIMEOUT_SECONDS, TIMEOUT_SECONDS)
-    pruner = Pruner(store, Retention(1, 0, 0, 24.0))
-    saver = Saver(store, group, settings, pruner, report=lambda _: None)
+    settings = CheckpointSection(
+        saving="in_place", max_failures=0, timeout_seconds=TIMEOUT_SECONDS,
+        drain_seconds=TIMEOUT_SECONDS, keep_last=1, keep_best=0,
+    )  # fmt: skip
+    saver = Saver(store, group, settings, Pruner(store, settings), report=lambda _: None)
     saver.save(TrainingState(group, STEPS, trainer.live))
     peaks["saved"] = _fullest(group)
     before = {name: tensor.data.flatten()[:1000].clone() for name, tensor in trainer.live.items()}

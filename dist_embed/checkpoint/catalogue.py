@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from dist_embed.checkpoint.manifest import (
@@ -148,6 +150,18 @@ def sound_manifests(
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr)
+
+
+def best_loss(store: ObjectStore) -> float:
+    """The lowest validation loss of a run's checkpoints, but for damaged ones; infinite where none
+    has one. Raises StoreUnavailable, OSError.
+    """
+    losses = [math.inf]
+    for name in current_names(store):
+        with suppress(CheckpointDamaged):  # or removed meanwhile
+            loss = loss_of(read_manifest(store, name))
+            losses += [] if loss is None else [loss]
+    return min(losses)
 
 
 def loss_of(manifest: Manifest) -> float | None:

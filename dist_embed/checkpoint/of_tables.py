@@ -11,8 +11,9 @@ from torch import Tensor
 from dist_embed.checkpoint.catalogue import open_checkpoints
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.manifest import ManifestName
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.errors import UserError
@@ -95,11 +96,14 @@ class Checkpoints:
         self._store = open_checkpoints(uri)
         self._tables = tables
         self._dense = dict(dense or {})
-        self._settings = SaverSettings(
-            asynchronous=True, max_failures=0, timeout_seconds=timeout_seconds, drain_seconds=10.0
+        self._settings = CheckpointSection(
+            keep_last=keep_last,
+            keep_best=0,
+            max_failures=0,
+            timeout_seconds=timeout_seconds,
+            drain_seconds=10.0,
         )
-        retention = Retention(keep_last, keep_best=0, keep_every=0, leftover_hours=24.0)
-        self._pruner = Pruner(self._store, retention)
+        self._pruner = Pruner(self._store, self._settings)
         self._report = report
         self._saver: Saver | None = None
 

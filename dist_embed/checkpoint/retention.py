@@ -20,36 +20,24 @@ from dist_embed.checkpoint.manifest import (
     Manifest,
     ManifestName,
 )
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.storage.objects import ObjectStore
 
 _ATTEMPT = re.compile(r"step-(\d{9,15})-(\d{8}T\d{6}Z)-[0-9a-f]{8}", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Retention:
-    """What stays: the union of these; never nothing, but then the newest.
-
-    Attributes:
-        keep_last: newest checkpoints.
-        keep_best: those with the lowest validation loss.
-        keep_every: those of steps divisible by it; 0 for none.
-        leftover_hours: objects that no manifest refers to are removed at this age.
+def kept_steps(settings: CheckpointSection, losses: dict[int, float | None]) -> set[int]:
+    """Which of the steps, given with their validation losses, stay: the newest, those with the
+    lowest losses, and those of steps divisible by a number, as is set. Never none, but then the
+    newest.
     """
-
-    keep_last: int
-    keep_best: int
-    keep_every: int
-    leftover_hours: float
-
-    def kept(self, losses: dict[int, float | None]) -> set[int]:
-        """Which of the steps, given with their validation losses, stay."""
-        steps = sorted(losses)
-        kept = set(steps[-self.keep_last :]) if self.keep_last else set()
-        known = sorted((loss, step) for step, loss in losses.items() if loss is not None)
-        kept |= {step for _, step in known[: self.keep_best]}
-        if self.keep_every:
-            kept |= {step for step in steps if step % self.keep_every == 0}
-        return kept or set(steps[-1:])
+    steps = sorted(losses)
+    kept = set(steps[-settings.keep_last :]) if settings.keep_last else set()
+    known = sorted((loss, step) for step, loss in losses.items() if loss is not None)
+    kept |= {step for _, step in known[: settings.keep_best]}
+    if settings.keep_every:
+        kept |= {step for step in steps if step % settings.keep_every == 0}
+    return kept or set(steps[-1:])
 
 
 @dataclass
@@ -61,11 +49,16 @@ class Pruned:
 
 
 class Pruner:
-    """Prunes one run's checkpoints, reading each manifest once however often it is called."""
+    """Prunes one run's checkpoints, reading each manifest once however often it is called.
 
-    def __init__(self, store: ObjectStore, retention: Retention) -> None:
+    Args:
+        store: its ``checkpoints`` folder.
+        settings: what stays, and at which age what no manifest refers to is removed.
+    """
+
+    def __init__(self, store: ObjectStore, settings: CheckpointSection) -> None:
         self._store = store
-        self._retention = retention
+        self._settings = settings
         self._known: dict[ManifestName, Manifest] = {}
 
     def prune(
@@ -92,9 +85,8 @@ class Pruner:
         names = manifest_names(self._store)
         unreadable = self._read(names)
         current = {name.step: name for name in names if name in self._known and name not in damaged}
-        kept = self._retention.kept(
-            {step: loss_of(self._known[name]) for step, name in current.items()}
-        )
+        losses = {step: loss_of(self._known[name]) for step, name in current.items()}
+        kept = kept_steps(self._settings, losses)
         referred = {m.attempt for m in self._known.values()}
         pruned = Pruned()
         for name in names:
@@ -140,7 +132,7 @@ class Pruner:
         match = _ATTEMPT.fullmatch(attempt)
         if match is None or int(match[1]) in protected:
             return False
-        before = time.time() - self._retention.leftover_hours * 3600
+        before = time.time() - self._settings.leftover_hours * 3600
         try:
             began = datetime.strptime(match[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
         except ValueError:  # no date: not a name of ours

@@ -25,6 +25,7 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.checkpoint.parts import PartMissing, Parts
 from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import HostBuffers, TrainingState, own_rows
 from dist_embed.checkpoint.write import (
     Description,
@@ -54,23 +55,6 @@ MEETING_SECONDS = 0.5
 QUIET_SECONDS = 10.0
 # What a thread that is given up has to come to its end, between two calls of the group's store.
 GIVE_UP_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class SaverSettings:
-    """How a run saves.
-
-    Attributes:
-        asynchronous: write behind training; else training waits.
-        max_failures: failed saves in a row that are borne; then the run stops.
-        timeout_seconds: within which the other workers must have written, once worker 0 has.
-        drain_seconds: how long a run that is asked to stop, or ends by an error, waits for a save.
-    """
-
-    asynchronous: bool
-    max_failures: int
-    timeout_seconds: float
-    drain_seconds: float
 
 
 @dataclass
@@ -156,7 +140,7 @@ class Saver:
         self,
         store: ObjectStore,
         group: Group,
-        settings: SaverSettings,
+        settings: CheckpointSection,
         pruner: Pruner,
         *,
         damaged: frozenset[ManifestName] = frozenset(),
@@ -167,6 +151,7 @@ class Saver:
         self._store = store
         self._group = group
         self._settings = settings
+        self._behind = settings.saving == "behind"
         self._pruner = pruner
         self._damaged = damaged  # until they are removed
         # Told as failed; of one whose reply was lost the manifest may be there.
@@ -195,7 +180,7 @@ class Saver:
         self.wait()
         started = time.monotonic()
         rows = own_rows(state)
-        if self._settings.asynchronous:
+        if self._behind:
             rows = self._buffers.copies(rows)
         description = Description(
             step=state.step,
@@ -211,7 +196,7 @@ class Saver:
         )
         save.thread.start()  # raises where there is room for no more threads
         self._under_way = save
-        if not self._settings.asynchronous:
+        if not self._behind:
             self.wait()
 
     @property
@@ -284,7 +269,7 @@ class Saver:
                     f"the checkpoint of step {save.step} was not written within "
                     f"{deadline.seconds:.0f} s"
                 )
-        if not self._settings.asynchronous:
+        if not self._behind:
             save.stood_seconds = time.monotonic() - save.started
         self.conclude()
 

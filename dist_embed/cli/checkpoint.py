@@ -106,7 +106,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 def _prune(arguments: argparse.Namespace) -> None:
     from dist_embed.checkpoint.catalogue import open_checkpoints
-    from dist_embed.checkpoint.retention import Pruner, Retention
+    from dist_embed.checkpoint.retention import Pruner
     from dist_embed.errors import UserError
 
     configured = _check_run(arguments.run).checkpoint
@@ -125,7 +125,7 @@ def _prune(arguments: argparse.Namespace) -> None:
     if not given["keep_last"] and not given["keep_best"]:
         raise UserError("--keep-last 0 with --keep-best 0 would leave no checkpoint to resume from")
     store = open_checkpoints(arguments.run)
-    pruned = Pruner(store, Retention(**given)).prune(dry=arguments.dry_run)
+    pruned = Pruner(store, configured.model_copy(update=given)).prune(dry=arguments.dry_run)
     verb = "would remove" if arguments.dry_run else "removed"
     for step in pruned.steps:
         print(f"{verb} the checkpoint of step {step}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
+from dist_embed.cluster.settings import Launcher
 from dist_embed.config.checks import check
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import GIB, available_bytes
-from dist_embed.embedding.plan import Tier
+from dist_embed.embedding.settings import Tier
 from dist_embed.errors import UserError
 from dist_embed.installed import require
 from dist_embed.observe.events import Event
@@ -20,7 +21,6 @@ from dist_embed.train.step_seconds import check_step
 from dist_embed.train.tasks import Task
 
 R = TypeVar("R")
-Launcher = Literal["ray", "local"]
 
 # What a step, or a validation, may still take after the run was asked to stop.
 STEP_SECONDS = 60.0
@@ -75,7 +75,7 @@ def launch(
         return run_worker(*arguments(resolve_device(cluster.device)), on_event)
     if address is None:
         _check_machine(task, config, vocabulary_size, word_tables, resolve_device(cluster.device))
-    if (launcher or cluster.launcher) == "local":
+    if (launcher or cluster.chosen_launcher) == "local":
         # Only here, so that the local launcher runs where Ray is not installed.
         from dist_embed.cluster.local import launch_local
 
@@ -118,7 +118,7 @@ def stop_seconds(config: Config) -> float:
 
 def cluster_address(config: Config, launcher: Launcher | None = None) -> str | None:
     """The Ray cluster that a task would run on; None: this machine."""
-    if (launcher or config.cluster.launcher) == "local" or under_torchrun():
+    if (launcher or config.cluster.chosen_launcher) == "local" or under_torchrun():
         return None
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
@@ -164,7 +164,7 @@ def _check_machine(
             f"({each / GIB:.2f} GiB per worker); this machine has {there / GIB:.1f} GiB available. "
             "Use fewer workers, a smaller vocabulary, embedding.width or model.logits_block_mib "
             f"({_block_size(config)}), model.output=sampled, "
-            "checkpoint.low_memory=true, or a cluster (cluster.address)"
+            "checkpoint.saving=in_place, or a cluster (cluster.address)"
         )
 
 

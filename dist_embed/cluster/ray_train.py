@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
@@ -30,6 +30,7 @@ from dist_embed.cluster.failure import (
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe.events import Event
+from dist_embed.parallel.settings import DeviceChoice
 from dist_embed.parallel.stop import (
     handle_again,
     request_stop,
@@ -96,7 +97,7 @@ def launch_ray(
     *,
     num_workers: int,
     address: str | None,
-    device: Literal["auto", "cpu", "cuda"],
+    device: DeviceChoice,
     timeout_seconds: float,
     max_failures: int,
     on_event: Callable[[Event], None],

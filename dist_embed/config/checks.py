@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
-from dist_embed.config.schema import Config, CorpusSection
+from dist_embed.config.schema import Config
+from dist_embed.data.settings import CorpusSection
 from dist_embed.errors import ConfigError
 
 # As many as there are special tokens; data.tokenizer is a layer below.
@@ -66,11 +67,6 @@ def _problems(config: Config) -> Iterator[str]:
         )
     if config.cluster.device == "cuda":
         yield from problems_on_cuda(width=config.embedding.width)
-    if config.checkpoint.low_memory and config.checkpoint.asynchronous:
-        yield (
-            "checkpoint.low_memory: true is not allowed with checkpoint.asynchronous=true, which "
-            "copies the tables; set checkpoint.asynchronous=false"
-        )
     if model.batch_negatives and model.output == "exact":
         yield (
             "model.batch_negatives: true is not allowed with model.output=exact, to which every "

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
+from collections.abc import Callable, Collection
+from functools import cache
 from typing import Any, get_args
 
 import yaml
@@ -12,13 +15,25 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from dist_embed.config.checks import check, check_written
+from dist_embed.config.renamed import with_new_names
 from dist_embed.config.schema import Config
 from dist_embed.errors import ConfigError, UserError
+from dist_embed.section import EXPERT_IN_SCHEMA
 from dist_embed.storage import uri as storage
 
 
-def load_config(path: str, overrides: list[str] | None = None) -> Config:
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def load_config(
+    path: str, overrides: list[str] | None = None, *, say: Callable[[str], None] = _say_once
+) -> Config:
     """Read a YAML file (local or URL), apply ``key.sub=value`` overrides, resolve and check.
+
+    ``say`` takes a line for each key that has another name now; of its own accord it goes to
+    standard error.
 
     Raises:
         ConfigError: names the key, its value, what is allowed and, for an unknown key, the
@@ -36,7 +51,7 @@ def load_config(path: str, overrides: list[str] | None = None) -> Config:
         loaded = None
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of sections")
-    config = _build(loaded, overrides or [], path)
+    config = _build(loaded, overrides or [], path, say)
     check_written(config)
     return config
 
@@ -49,7 +64,7 @@ def config_from_dict(
     Without ``combinations`` each value is checked by itself alone: a later version may refuse what
     a run was trained with, and the run is there all the same.
     """
-    config = _build(OmegaConf.create(values), [], origin)
+    config = _build(OmegaConf.create(values), [], origin, lambda line: None)
     if combinations:
         check(config)
     return config
@@ -68,17 +83,19 @@ def json_schema() -> str:
     return json.dumps(schema, indent=1) + "\n"
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """The dotted keys whose values differ, with both values."""
+def differences(old: Config, new: Config, *, but: Collection[str] = ()) -> list[str]:
+    """The dotted keys whose values differ, with both values; without those of ``but``."""
     before, after = _flat(old.model_dump()), _flat(new.model_dump())
     return [
         f"{key}: {before.get(key)!r} there, {after.get(key)!r} here"
         for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
+        if before.get(key) != after.get(key) and key not in but
     ]
 
 
-def _build(loaded: DictConfig, overrides: list[str], origin: str) -> Config:
+def _build(
+    loaded: DictConfig, overrides: list[str], origin: str, say: Callable[[str], None]
+) -> Config:
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator or not key:
@@ -91,10 +108,13 @@ def _build(loaded: DictConfig, overrides: list[str], origin: str) -> Config:
             raise ConfigError(f"override {override!r} cannot be applied: {exc}") from exc
     _add_interpolated_defaults(loaded)
     try:
-        values = OmegaConf.to_container(loaded, resolve=True)
+        written: Any = OmegaConf.to_container(loaded, resolve=True)
     except OmegaConfBaseException as exc:
         reason = str(exc).split("\n")[0]
         raise ConfigError(f"{origin}: {exc.full_key or '?'}: {reason}") from exc
+    values, renamed = with_new_names(written)
+    for line in renamed:
+        say(f"{origin}: {line}")
     try:
         return Config.model_validate(values)
     except ValidationError as exc:
@@ -174,9 +194,8 @@ def _allow_interpolation(node: Any) -> None:
     interpolation = {"type": "string", "pattern": r"\$\{.+\}"}
     if isinstance(node, dict):
         if node.get("type") in scalars or "enum" in node:
-            kept = {
-                k: node.pop(k) for k in list(node) if k not in ("description", "default", "title")
-            }
+            outside = ("description", "default", "title", EXPERT_IN_SCHEMA)
+            kept = {k: node.pop(k) for k in list(node) if k not in outside}
             node["anyOf"] = [kept, interpolation]
         elif any(option.get("type") in scalars for option in node.get("anyOf", [])):
             node["anyOf"].append(interpolation)

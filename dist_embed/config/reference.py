@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dist_embed.config.schema import Config
+from dist_embed.section import EXPERT_IN_SCHEMA, MAY_CHANGE, keys_marked, known_keys
 
 _HEAD = """\
 # Configuration
@@ -21,9 +22,13 @@ This page is written by `dist-embed config reference`; the JSON schema for edito
 (`configs/schema.json`) by `dist-embed config schema`; `dist-embed config show CONFIG` prints a
 configuration with every default spelled out.
 
-Values under `run.uri`, `data.uri`, `data.num_processes`, `data.lexicon_translations`,
-`embedding.memory`, `model.logits_block_mib`, `train.max_steps`, `train.*_every`,
-`train.max_skipped_steps`, `search`, `checkpoint` and `cluster` may change when a run is resumed.
+A section's first table has the keys that a new run is made of. The keys under "Seldom needed" are
+for experts: their defaults are right for most runs.
+
+When a run is resumed, the values of these keys and sections may change:
+
+MAY_CHANGE
+
 For all others `dist-embed train` refuses a run folder that was started with another value, and
 names the keys. `--force` goes on from the newest checkpoint with the new values; values that change
 shape or type of a saved tensor, or the training data, are still refused. Prepared data may be
@@ -36,13 +41,29 @@ def configuration_page() -> str:
     """The page in Markdown."""
     schema = Config.model_json_schema()
     definitions = schema["$defs"]
-    parts = [_HEAD]
+    parts = [_HEAD.replace("MAY_CHANGE", _may_change())]
     for section, entry in schema["properties"].items():
         definition = definitions[entry["$ref"].rsplit("/", 1)[-1]]
         parts.append(f"## `{section}`\n\n{definition['description'].strip()}\n")
         parts.append(_table(definition, definitions))
         parts += _nested_parts(section, definition, definitions)
     return "\n".join(parts)
+
+
+def _may_change() -> str:
+    """The keys and whole sections whose values may change when a run is resumed, a line each of a
+    section's.
+    """
+    marked = keys_marked(Config, MAY_CHANGE)
+    lines = []
+    for section in Config.model_fields:
+        keys = [
+            key for key in known_keys(Config) if key in marked and key.startswith(f"{section}.")
+        ]
+        named = [section] if section in marked else keys
+        if named:
+            lines.append("- " + ", ".join(f"`{key}`" for key in named))
+    return "\n".join(lines)
 
 
 def keys_page(head: str, model: type[BaseModel]) -> str:
@@ -76,9 +97,18 @@ def _nested_parts(
 
 
 def _table(definition: dict[str, Any], definitions: dict[str, Any]) -> str:
-    required = definition.get("required", [])
-    lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    """The keys that a new run is made of, then those for experts."""
+    keys: dict[bool, dict[str, Any]] = {False: {}, True: {}}
     for key, value in definition["properties"].items():
+        keys[EXPERT_IN_SCHEMA in value][key] = value
+    required = definition.get("required", [])
+    tables = [_rows(part, required, definitions) for part in keys.values() if part]
+    return "\nSeldom needed:\n\n".join(tables)
+
+
+def _rows(keys: dict[str, Any], required: list[str], definitions: dict[str, Any]) -> str:
+    lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for key, value in keys.items():
         if key in required:
             default = "required"
         elif value.get("default") is None or _nested(value, definitions) is not None:

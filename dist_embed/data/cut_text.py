@@ -6,7 +6,8 @@ from collections.abc import Callable
 from itertools import islice
 
 from dist_embed.data.corpus import ParallelText, read_pairs
-from dist_embed.data.tokenizer import SPACE, Pieces
+from dist_embed.data.settings import Pieces
+from dist_embed.data.tokenizer import SPACE
 from dist_embed.errors import UserError
 
 # Pairs that are looked at; of cut text nearly every one has marks, of other text hardly any.

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,26 +16,11 @@ from dist_embed.data.block_index import ShardBlocks, blocks_of
 from dist_embed.data.corpus import Pair
 from dist_embed.data.processes import Processes, ended
 from dist_embed.data.proof import FileInfo
+from dist_embed.data.settings import DataSection
 from dist_embed.data.stretches import encode_column
 from dist_embed.data.token_shards import SIDES, ShardInfo, content_digest, shard_content
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.storage import uri as storage
-
-
-@dataclass(frozen=True)
-class LengthRule:
-    """What happens to training pairs of unusual lengths.
-
-    Attributes:
-        max_tokens: longest side of a pair.
-        too_long: what happens to longer ones.
-        max_ratio: a pair is left out where one side has more than so many times the tokens of the
-            other (as by Moses' ``clean-corpus-n.perl``); None: it may.
-    """
-
-    max_tokens: int
-    too_long: Literal["drop", "cut"]
-    max_ratio: float | None = None
 
 
 @dataclass
@@ -88,12 +72,12 @@ class EncodingPool:
         split: str,
         *,
         shard_sentences: int,
-        rule: LengthRule | None,
+        rule: DataSection | None,
         oov_buckets: int = 0,
     ) -> Iterator[EncodedBlock]:
-        """Encode and write ``split``; in order. Without a rule (held-out data) nothing is left out
-        and the texts are stored too. Unknown source words are hashed to ``oov_buckets`` ids; 0:
-        they are one word.
+        """Encode and write ``split``; in order. ``rule`` says what becomes of pairs of unusual
+        lengths; without one, for held-out data, nothing is left out and the texts are stored too.
+        Unknown source words are hashed to ``oov_buckets`` ids; 0: they are one word.
         """
         arguments = (
             (block, data_uri, f"{split}/shard-{number:05d}.parquet", rule, oov_buckets)
@@ -142,7 +126,7 @@ def _count_block(block: list[Pair]) -> dict[str, NDArray[np.int64]]:
 
 
 def _write_block(
-    block: list[Pair], data_uri: str, name: str, rule: LengthRule | None, oov_buckets: int
+    block: list[Pair], data_uri: str, name: str, rule: DataSection | None, oov_buckets: int
 ) -> EncodedBlock:
     source, target = _encode(block, oov_buckets)
     result = EncodedBlock(ShardInfo(name, 0, 0, 0))
@@ -167,7 +151,7 @@ def _write_block(
 
 
 def _apply_rule(
-    source: pa.ListArray, target: pa.ListArray, rule: LengthRule, result: EncodedBlock
+    source: pa.ListArray, target: pa.ListArray, rule: DataSection, result: EncodedBlock
 ) -> tuple[pa.ListArray, pa.ListArray]:
     left, right = _lengths(source), _lengths(target)
     kept = np.minimum(left, right) > 0
@@ -177,8 +161,8 @@ def _apply_rule(
     if rule.too_long == "drop":
         result.dropped_long = int((kept & too_long).sum())
         kept &= ~too_long
-    if rule.max_ratio is not None:
-        unlike = longer > rule.max_ratio * shorter
+    if rule.max_length_ratio is not None:
+        unlike = longer > rule.max_length_ratio * shorter
         result.dropped_ratio = int((kept & unlike).sum())
         kept &= ~unlike
     result.cut = int((kept & too_long).sum())

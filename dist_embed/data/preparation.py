@@ -7,44 +7,39 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from dist_embed.config.schema import (
-    Config,
-    CorpusSection,
-    DataSection,
-    InflectedSection,
-    SyntheticSection,
-    TokenizerSection,
-)
+from dist_embed.config.schema import Config
 from dist_embed.data.block_index import has_blocks
 from dist_embed.data.corpus import ParallelText
-from dist_embed.data.encoding import LengthRule
 from dist_embed.data.inputs import Comparison, compare_inputs
 from dist_embed.data.languages.inflected import InflectedLanguage
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.lexicon import ensure_lexicon, fitting_lexicon
 from dist_embed.data.prepare import prepare_data
 from dist_embed.data.prepared_folder import new_folder, prepared_folder, publish, remove_others
-from dist_embed.data.text_form import Form, Lowercase
+from dist_embed.data.settings import (
+    CorpusSection,
+    DataSection,
+    InflectedSection,
+    SyntheticSection,
+    TokenizerSection,
+)
+from dist_embed.data.text_form import Lowercase, TextForm
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
-from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.errors import UserError
+from dist_embed.section import CORPUS_FILES, NOT_PREPARED, keys_marked, known_keys
 from dist_embed.storage import uri as storage
 from dist_embed.storage.turns import LONGEST_WAIT_SECONDS, NoTurn, StillOurs, taking_turns
 
 Say = Callable[[str], None]
 
-_NAME_OF_CORPUS = re.compile(r"data\.(train|validation|test)\.(source|target|pairs)")
 # What tells whether text has a form; data prepared before there were any have none.
 _NORMALIZE = "tokenizer.normalize"
-# Do not decide what prepared data holds.
-_NOT_CONTENT = ("uri", "num_processes", "lexicon_translations")
 
 
 def ensure_data(
@@ -237,7 +232,7 @@ def _write_down(data_uri: str, data: PreparedData, say: Say) -> None:
 
 
 def _same_names(there: dict[str, Any], here: dict[str, Any]) -> bool:
-    names = filter(_NAME_OF_CORPUS.fullmatch, {*there, *here})
+    names = keys_marked(Config, CORPUS_FILES)
     return all(there.get(key) == here.get(key) for key in names)
 
 
@@ -251,14 +246,16 @@ def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]
     def same(key: str) -> bool:
         if key == _NORMALIZE and key not in settings:
             return True  # as the data have it
-        if data.inputs is not None and _NAME_OF_CORPUS.fullmatch(key):
+        if data.inputs is not None and key in names:
             return (there.get(key) is None) == (settings.get(key) is None)
         return bool(there.get(key) == settings.get(key))
 
-    # Keys that came later: prepared then as their defaults prepare now.
-    there = {f"tokenizer.{k}": v for k, v in TokenizerSection().model_dump().items()}
-    there |= {"data.max_sentences": DataSection().max_sentences, _NORMALIZE: "none"}
-    there |= data.settings
+    names = keys_marked(Config, CORPUS_FILES)
+    # What a record lacks came later: prepared then as its default prepares now, or as is marked.
+    sections = {"data": DataSection(), "tokenizer": TokenizerSection()}
+    there = _data_settings(config.model_copy(update=sections)) | {_NORMALIZE: "none"}
+    marked = {key: later for key in there if (later := known_keys(Config)[key].later)}
+    there |= {key: later.before for key, later in marked.items()} | data.settings
     different = [
         f"{key}: {there.get(key)!r} there, {settings.get(key)!r} here"
         for key in sorted({*there, *settings})
@@ -278,25 +275,14 @@ def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) ->
     corpora = _generate(generated, folder, say) if generated else _given_corpora(config)
     if config.data.max_sentences:
         corpora["train"] = replace(corpora["train"], limit=config.data.max_sentences)
-    form, lowercase = _text_path(config, say)
+    form = _text_form(config, say)
     data = prepare_data(
         folder,
         corpora,
-        TokenizerRecipe(
-            config.tokenizer.kind,
-            config.tokenizer.vocab_size,
-            config.tokenizer.min_count,
-            config.tokenizer.shared,
-            lowercase,
-            config.tokenizer.split_punctuation,
-            config.tokenizer.oov_buckets,
-            form,
-            config.tokenizer.pieces,
-        ),
-        LengthRule(config.data.max_tokens, config.data.too_long, config.data.max_length_ratio),
-        settings=settings | {_NORMALIZE: form},
-        num_processes=config.data.num_processes,
-        shard_sentences=config.data.shard_sentences,
+        config.data,
+        config.tokenizer,
+        form,
+        settings=settings | {_NORMALIZE: form.form},
         say=say,
         generated=generated is not None,
     )
@@ -322,7 +308,7 @@ def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) ->
     return data
 
 
-def _text_path(config: Config, say: Say) -> tuple[Form, Lowercase]:
+def _text_form(config: Config, say: Say) -> TextForm:
     """What text is brought to where data are prepared now. A run that there is has it as it is, so
     that it goes on with data that are prepared again.
     """
@@ -338,26 +324,28 @@ def _text_path(config: Config, say: Say) -> tuple[Form, Lowercase]:
                 say(f"tokenizer.normalize: {form}, as the run in {run_uri} has it")
             if lowercase and theirs.lowercase:
                 lowercase = theirs.lowercase
-    return "nfc" if form == "auto" else form, lowercase
+    return TextForm("nfc" if form == "auto" else form, lowercase)
 
 
 def data_digest(config: Config) -> str:
     """What tells prepared data from others: equal for configurations that can share them."""
     settings = _data_settings(config)
-    for key, value in (("tokenizer.pieces", "none"), ("data.max_length_ratio", None)):
-        if settings[key] == value:  # as before it was a key
-            del settings[key]
+    known = known_keys(Config)
+    settings = {key: value for key, value in settings.items() if not known[key].as_before(value)}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _data_settings(config: Config) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
     data = config.data.model_dump()
-    for name in ("train", "validation", "test", "synthetic", "inflected"):
-        for key, value in (data.pop(name) or {}).items():
-            settings[f"data.{name}.{key}"] = value
-    settings |= {f"data.{key}": v for key, v in data.items() if key not in _NOT_CONTENT}
-    settings |= {f"tokenizer.{k}": v for k, v in config.tokenizer.model_dump().items()}
+    settings = {
+        f"data.{name}.{key}": value
+        for name in ("train", "validation", "test", "synthetic", "inflected")
+        for key, value in (data.pop(name) or {}).items()
+    }
+    settings |= {f"data.{key}": value for key, value in data.items()}
+    settings |= {f"tokenizer.{key}": v for key, v in config.tokenizer.model_dump().items()}
+    for key in settings.keys() & keys_marked(Config, NOT_PREPARED):
+        del settings[key]
     if settings[_NORMALIZE] == "auto":  # fits whatever is there, and is no setting of its own
         del settings[_NORMALIZE]
     return settings

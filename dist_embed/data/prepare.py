@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from dist_embed.data.block_index import ShardBlocks, index_name, write_index
 from dist_embed.data.corpus import Pair, ParallelText, read_pairs
 from dist_embed.data.cut_text import check_pieces
-from dist_embed.data.encoding import EncodingPool, LengthRule, encoding_pool
+from dist_embed.data.encoding import EncodingPool, encoding_pool
 from dist_embed.data.inputs import Inputs, check_unchanged, record_inputs
 from dist_embed.data.proof import FileInfo, read_table
 from dist_embed.data.scratch import scratch_folder
+from dist_embed.data.settings import DataSection, TokenizerSection
+from dist_embed.data.text_form import TextForm
 from dist_embed.data.token_shards import INDEX_NAME, REMEDY, PreparedData, Split
 from dist_embed.data.tokenizer import END, Tokenizer
 from dist_embed.data.tokenizer_files import write_tokenizers
-from dist_embed.data.vocabulary import TokenizerRecipe, Vocabularies, learn_vocabularies
+from dist_embed.data.vocabulary import Vocabularies, learn_vocabularies
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import write_parquet
@@ -34,12 +36,11 @@ from dist_embed.storage.parquet import write_parquet
 def prepare_data(
     data_uri: str,
     corpora: dict[str, ParallelText],
-    recipe: TokenizerRecipe,
-    rule: LengthRule,
+    data: DataSection,
+    tokenizer: TokenizerSection,
+    form: TextForm,
     *,
     settings: dict[str, Any],
-    num_processes: int,
-    shard_sentences: int,
     say: Callable[[str], None],
     generated: bool = False,
 ) -> PreparedData:
@@ -48,11 +49,10 @@ def prepare_data(
     Args:
         data_uri: where everything is written; nothing is there yet.
         corpora: the text of each split.
-        recipe: how to learn the tokenizers from the training text.
-        rule: what happens to long training pairs.
+        data: how many processes there are, pairs in a shard, and tokens in a training pair.
+        tokenizer: how to learn the tokenizers from the training text.
+        form: what text is brought to, where ``tokenizer`` leaves it open.
         settings: kept in ``data.json``, to tell whether the folder fits a configuration.
-        num_processes: processes that count and encode; 0: one per core.
-        shard_sentences: sentence pairs per token shard.
         say: takes lines of progress.
         generated: the corpora were made for this; otherwise their files are recorded.
 
@@ -62,66 +62,65 @@ def prepare_data(
     train = corpora["train"]
     for text in corpora.values():
         _check_readable(text)
-    check_pieces(train, recipe.pieces, say)
+    check_pieces(train, tokenizer.pieces, say)
     inputs = {} if generated else record_inputs(corpora, say)
     with scratch_folder("dist_embed-vocabulary-", "the vocabulary is learned") as folder:
-        vocabularies = learn_vocabularies(train, recipe, num_processes, say, folder)
+        vocabularies = learn_vocabularies(train, tokenizer, form, data.num_processes, say, folder)
         return _encoded(
-            data_uri, corpora, recipe, rule, vocabularies, inputs, settings=settings,
-            num_processes=num_processes, shard_sentences=shard_sentences, say=say,
-        )  # fmt: skip
+            data_uri, corpora, data, tokenizer, vocabularies, inputs, settings=settings, say=say
+        )
 
 
 def _encoded(
-    data_uri: str, corpora: dict[str, ParallelText], recipe: TokenizerRecipe, rule: LengthRule,
-    vocabularies: Vocabularies, inputs: Inputs, *, settings: dict[str, Any], num_processes: int,
-    shard_sentences: int, say: Callable[[str], None],
+    data_uri: str, corpora: dict[str, ParallelText], data: DataSection,
+    tokenizer: TokenizerSection, vocabularies: Vocabularies, inputs: Inputs, *,
+    settings: dict[str, Any], say: Callable[[str], None],
 ) -> PreparedData:  # fmt: skip
     """`prepare_data` once there are vocabularies, whose tables lie in temporary files."""
     tokenizers = vocabularies.tokenizers
     splits: dict[str, Split] = {}
     files: dict[str, FileInfo] = {}
     occurrences = {side: np.zeros(t.size, dtype=np.int64) for side, t in tokenizers.items()}
-    with encoding_pool(tokenizers["source"], tokenizers["target"], num_processes) as pool:
+    with encoding_pool(tokenizers["source"], tokenizers["target"], data.num_processes) as pool:
         for name, text in corpora.items():
             say(f"encoding {name}")
             splits[name], blocks = _write_split(
-                pool, data_uri, name, read_pairs(text), rule if name == "train" else None,
-                shard_sentences, recipe.oov_buckets, occurrences if name == "train" else {},
+                pool, data_uri, name, read_pairs(text), data if name == "train" else None,
+                data.shard_sentences, tokenizer.oov_buckets, occurrences if name == "train" else {},
             )  # fmt: skip
             files |= _write_blocks(data_uri, splits[name], blocks)
     if splits["train"].sentences == 0:
         train_split = splits["train"]
         raise UserError(
             f"no training pair is left: {train_split.dropped_empty} had an empty side, "
-            f"{train_split.dropped_long} were longer than data.max_tokens={rule.max_tokens}"
+            f"{train_split.dropped_long} were longer than data.max_tokens={data.max_tokens}"
             + (
                 f", {train_split.dropped_ratio} had sides less alike in length than "
-                f"data.max_length_ratio={rule.max_ratio}"
-                if rule.max_ratio is not None
+                f"data.max_length_ratio={data.max_length_ratio}"
+                if data.max_length_ratio is not None
                 else ""
             )
         )
     check_unchanged(inputs)
     tokenizer_files, digests = write_tokenizers(data_uri, tokenizers)
     files |= tokenizer_files
-    for side, tokenizer in tokenizers.items():
+    for side, learned in tokenizers.items():
         files |= write_vocabulary(
-            data_uri, side, tokenizer, vocabularies.counts[side], occurrences[side]
+            data_uri, side, learned, vocabularies.counts[side], occurrences[side]
         )
-    data = PreparedData(
+    prepared = PreparedData(
         settings=settings,
-        vocabulary_size={side: tokenizer.size for side, tokenizer in tokenizers.items()},
-        shared_vocabulary=recipe.shared,
+        vocabulary_size={side: learned.size for side, learned in tokenizers.items()},
+        shared_vocabulary=tokenizer.shared,
         splits=splits,
         inputs=inputs,
         files=files,
         digests=digests,
-        word_tables=recipe.kind == "word",
+        word_tables=tokenizer.kind == "word",
         folder_uri=data_uri,
     )
-    storage.write_text(storage.join(data_uri, INDEX_NAME), data.to_json())
-    return data
+    storage.write_text(storage.join(data_uri, INDEX_NAME), prepared.to_json())
+    return prepared
 
 
 def read_counts(data: PreparedData, side: str) -> NDArray[np.int64]:
@@ -198,7 +197,7 @@ def _write_split(
     data_uri: str,
     name: str,
     pairs: Iterable[Pair],
-    rule: LengthRule | None,
+    rule: DataSection | None,
     shard_sentences: int,
     oov_buckets: int,
     occurrences: dict[str, NDArray[np.int64]],

@@ -20,17 +20,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as HFTokenizer
 
-from dist_embed.data.text_form import Form, Lowercase
-from dist_embed.data.tokenizer import (
-    END,
-    PAD,
-    SPACE,
-    SPECIAL_TOKENS,
-    START,
-    UNKNOWN,
-    Pieces,
-    Tokenizer,
-)
+from dist_embed.data.settings import Form, Pieces
+from dist_embed.data.text_form import Lowercase
+from dist_embed.data.tokenizer import END, PAD, SPACE, SPECIAL_TOKENS, START, UNKNOWN, Tokenizer
 from dist_embed.data.word_table import WordTable, joined, letters, write_words
 
 _TOGETHER = 256  # texts

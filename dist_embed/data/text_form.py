@@ -11,16 +11,26 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from tokenizers import Regex, normalizers
 
-# The one that tells most apart first. none: text stays as it is; nfc, nfkc: blanks are folded too.
-Form = Literal["none", "nfc", "nfkc"]
+from dist_embed.data.settings import Form
+
+# The one that tells most apart first.
 FORMS: tuple[Form, ...] = get_args(Form)
 # "letters": of each letter by itself, as tokenizers had it before they knew a final sigma; for runs
 # that there are.
 Lowercase = bool | Literal["letters"]
+
+
+class TextForm(NamedTuple):
+    """What all text is brought to, where that is decided."""
+
+    form: Form = "none"
+    lowercase: Lowercase = False
+
+
 # What `str.isspace` calls one: in Unicode White_Space and the separators of ASCII.
 BLANK = "[\\t-\\r\\x{1c}-\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}" + (
     "\\x{202f}\\x{205f}\\x{3000}]"

@@ -19,16 +19,13 @@ from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
 
-from dist_embed.data.text_form import Form, Lowercase, steps
+from dist_embed.data.settings import Form, Pieces
+from dist_embed.data.text_form import Lowercase, steps
 from dist_embed.errors import UserError
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
 SPACE = "▁"  # U+2581
 SPECIAL_TOKENS = ["<pad>", "<unk>", "<s>", "</s>"]
-Kind = Literal["word", "bpe", "unigram"]
-# Into what text has been cut by another program before it comes here, with its marks: U+2581 at the
-# beginning of a word, or "@@" where one goes on.
-Pieces = Literal["none", "sentencepiece", "subword-nmt"]
 
 
 class Tokenizer:

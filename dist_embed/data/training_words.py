@@ -12,7 +12,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from dist_embed.data.text_form import Form, in_form
+from dist_embed.data.settings import Form
+from dist_embed.data.text_form import in_form
 from dist_embed.data.token_shards import PreparedData, TokenPairs, read_tokens
 from dist_embed.data.tokenizer import UNKNOWN
 from dist_embed.data.tokenizer_files import load_tokenizers

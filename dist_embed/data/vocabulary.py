@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from dist_embed.data.corpus import ParallelText, read_pairs
 from dist_embed.data.encoding import encoding_pool
+from dist_embed.data.settings import TokenizerSection
 from dist_embed.data.table_tokenizer import TableTokenizer
-from dist_embed.data.text_form import Form, Lowercase
+from dist_embed.data.text_form import TextForm
 from dist_embed.data.token_shards import SIDES
-from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Pieces, Tokenizer
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from dist_embed.data.word_counts import WordCounts, count_words
 from dist_embed.data.word_spills import WordSplitting
 
@@ -23,21 +24,6 @@ from dist_embed.data.word_spills import WordSplitting
 COUNT_BLOCK = 20_000
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class TokenizerRecipe:
-    """How to learn the tokenizers, and to how many ids unknown source words are hashed."""
-
-    kind: Kind
-    vocab_size: int
-    min_count: int
-    shared: bool
-    lowercase: Lowercase
-    split_punctuation: bool
-    oov_buckets: int = 0
-    form: Form = "none"
-    pieces: Pieces = "none"
 
 
 @dataclass(frozen=True)
@@ -52,65 +38,77 @@ class Vocabularies:
 
 
 def learn_vocabularies(
-    text: ParallelText, recipe: TokenizerRecipe, num_processes: int, say: Say, folder: str
+    text: ParallelText,
+    settings: TokenizerSection,
+    form: TextForm,
+    num_processes: int,
+    say: Say,
+    folder: str,
 ) -> Vocabularies:
     """Learn tokenizers whose ids are ordered by frequency, and say how large they became.
 
     Args:
         text: the training text; read several times for ``bpe`` and ``unigram``.
-        recipe: what to learn.
+        settings: what to learn.
+        form: what text is brought to first.
         num_processes: processes that split and count; 0: one per core.
         say: takes lines of progress.
         folder: a local one, where tables of words are written and stay mapped.
     """
-    say(f"learning the {recipe.kind} vocabulary")
-    if recipe.kind == "word":
-        return _words(text, recipe, num_processes, say, folder)
-    return _pieces(recipe.kind, text, recipe, num_processes, say)
+    say(f"learning the {settings.kind} vocabulary")
+    if settings.kind == "word":
+        return _words(text, settings, form, num_processes, say, folder)
+    return _pieces(settings.kind, text, settings, form, num_processes, say)
 
 
 def _words(
-    text: ParallelText, recipe: TokenizerRecipe, num_processes: int, say: Say, folder: str
+    text: ParallelText,
+    settings: TokenizerSection,
+    form: TextForm,
+    num_processes: int,
+    say: Say,
+    folder: str,
 ) -> Vocabularies:
     found = count_words(
         read_pairs(text),
-        WordSplitting(recipe.lowercase, recipe.split_punctuation, recipe.form, recipe.pieces),
-        shared=recipe.shared,
-        keep=recipe.vocab_size - len(SPECIAL_TOKENS),
-        min_count=recipe.min_count,
+        WordSplitting(form.lowercase, settings.split_punctuation, form.form, settings.pieces),
+        shared=settings.shared,
+        keep=settings.vocab_size - len(SPECIAL_TOKENS),
+        min_count=settings.min_count,
         num_processes=num_processes,
     )
     tokenizers: dict[str, Tokenizer] = {}
     for side, words in found.items():
-        if recipe.shared and tokenizers:
+        if settings.shared and tokenizers:
             tokenizers[side] = tokenizers["source"]
             continue
         tokenizers[side] = TableTokenizer.write(
             os.path.join(folder, f"words.{side}.arrow"),
             words.words,
-            lowercase=recipe.lowercase,
-            split_punctuation=recipe.split_punctuation,
-            form=recipe.form,
-            pieces=recipe.pieces,
+            lowercase=form.lowercase,
+            split_punctuation=settings.split_punctuation,
+            form=form.form,
+            pieces=settings.pieces,
         )
-        say(f"{_name(side, recipe)}: {_size(tokenizers[side], recipe)}; {_left_out(words)}")
+        say(f"{_name(side, settings)}: {_size(tokenizers[side], settings)}; {_left_out(words)}")
     return Vocabularies(tokenizers, {side: words.by_id() for side, words in found.items()})
 
 
 def _pieces(
     kind: Literal["bpe", "unigram"],
     text: ParallelText,
-    recipe: TokenizerRecipe,
+    settings: TokenizerSection,
+    form: TextForm,
     num_processes: int,
     say: Say,
 ) -> Vocabularies:
     def train(texts: Iterator[str]) -> Tokenizer:
         return Tokenizer.train(
-            texts, kind, vocab_size=recipe.vocab_size, min_count=recipe.min_count,
-            lowercase=recipe.lowercase, form=recipe.form,
+            texts, kind, vocab_size=settings.vocab_size, min_count=settings.min_count,
+            lowercase=form.lowercase, form=form.form,
         )  # fmt: skip
 
-    if recipe.shared:
+    if settings.shared:
         both = train(sentence for pair in read_pairs(text) for sentence in pair)
         tokenizers = {"source": both, "target": both}
     else:
@@ -120,11 +118,11 @@ def _pieces(
         }
     with encoding_pool(tokenizers["source"], tokenizers["target"], num_processes) as pool:
         counts = pool.count_tokens(read_pairs(text), COUNT_BLOCK)
-    if recipe.shared:
+    if settings.shared:
         counts = dict.fromkeys(SIDES, counts["source"] + counts["target"])
-    tokenizers = _order_by_frequency(tokenizers, counts, recipe.shared)
-    for side in SIDES[: 1 if recipe.shared else 2]:
-        say(f"{_name(side, recipe)}: {_size(tokenizers[side], recipe)}")
+    tokenizers = _order_by_frequency(tokenizers, counts, settings.shared)
+    for side in SIDES[: 1 if settings.shared else 2]:
+        say(f"{_name(side, settings)}: {_size(tokenizers[side], settings)}")
     return Vocabularies(tokenizers, counts)
 
 
@@ -146,16 +144,16 @@ def _order_by_frequency(
     return ordered
 
 
-def _name(side: str, recipe: TokenizerRecipe) -> str:
-    return "vocabulary of both sides" if recipe.shared else f"{side} vocabulary"
+def _name(side: str, settings: TokenizerSection) -> str:
+    return "vocabulary of both sides" if settings.shared else f"{side} vocabulary"
 
 
-def _size(tokenizer: Tokenizer, recipe: TokenizerRecipe) -> str:
+def _size(tokenizer: Tokenizer, settings: TokenizerSection) -> str:
     """How large it became, and that a larger one was allowed."""
-    what = "words" if recipe.kind == "word" else "pieces"
+    what = "words" if settings.kind == "word" else "pieces"
     learned = f"{tokenizer.size:,} {what}, {len(SPECIAL_TOKENS)} special tokens among them"
-    if tokenizer.size < recipe.vocab_size:
-        return f"{learned} (tokenizer.vocab_size={recipe.vocab_size} allows more)"
+    if tokenizer.size < settings.vocab_size:
+        return f"{learned} (tokenizer.vocab_size={settings.vocab_size} allows more)"
     return learned
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dist_embed.data.settings import Form, Pieces
 from dist_embed.data.stretches import Stretches, words_of
-from dist_embed.data.text_form import Form, Lowercase
-from dist_embed.data.tokenizer import Pieces, Tokenizer
+from dist_embed.data.text_form import Lowercase
+from dist_embed.data.tokenizer import Tokenizer
 
 # Into how many pieces the summing can be divided.
 PARTITIONS = 256

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dist_embed.embedding.plan import TableSpec, Tier, Weights, shard_of
+from dist_embed.checkpoint.settings import Saving
+from dist_embed.embedding.plan import TableSpec, shard_of
+from dist_embed.embedding.settings import Tier, Weights
 
 # A worker process with torch, torchrec and fbgemm loaded, and some for activations. A whole run
 # with a table of 146 rows peaked at 0.46 GiB ("peak memory of worker 0" at the end of `train`).
@@ -41,9 +43,6 @@ ROWS_OF_A_NEGATIVE = 10
 # Values beside each parameter of the dense model: AdamW's two moments; its gradient in a step.
 _MOMENTS = 2
 
-# How a worker saves and loads: "behind" training, from a copy of its rows that is kept; "standing",
-# with a copy only while a checkpoint is loaded; "in place", without any.
-Saving = Literal["behind", "standing", "in place"]
 # What reading a checkpoint leaves held of buffers (`checkpoint/read.py`) and client, and what
 # writing one takes: on its way to a store each of two chunks of 64 MiB is there twice.
 READING_BYTES = {"local": 32 * 2**20, "remote": 96 * 2**20}
@@ -213,7 +212,7 @@ def worker_bytes(
     tables = sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs)
     dense = (1 + _MOMENTS) * replicated.dense_bytes
     copy = tables + dense
-    loading = 0 if saving == "in place" else copy
+    loading = 0 if saving == "in_place" else copy
     kept = copy if saving == "behind" else 0
     if tier is None:
         step = beside_tables_bytes(output, num_workers) + replicated.dense_bytes

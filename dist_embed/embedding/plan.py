@@ -11,15 +11,8 @@ Nothing here imports TorchRec, which takes seconds: the launching process uses i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from dist_embed.embedding.row_order import RowOrder
-
-# Where the rows lie: on the device, in host memory that a GPU reads, or there with a cache on it.
-Tier = Literal["device", "uvm", "uvm_caching"]
-# FBGEMM's CUDA kernels have no bfloat16 rows (docs/decisions/0011-memory-tiers.md).
-Weights = Literal["fp32", "fp16"]
-Exchange = Literal["fp32", "fp16", "bf16"]
 
 
 @dataclass(frozen=True)

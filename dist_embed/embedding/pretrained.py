@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -36,34 +35,11 @@ from dist_embed.parallel.group import Group
 from dist_embed.vectors.coverage import COMPOSED, NOT_FOUND, Coverage, coverage_of
 from dist_embed.vectors.fasttext_binary import FastTextBinary
 from dist_embed.vectors.file import VectorFile, Vectors, check_count
-from dist_embed.vectors.match import Form, VocabularyKeys, word_of
+from dist_embed.vectors.match import VocabularyKeys, word_of
+from dist_embed.vectors.settings import PretrainedSection
 
-Missing = Literal["random", "mean", "subword"]
-Project = Literal["no", "pca", "random"]
 _FILL_ROWS = 2**12
 _BASIS_ROWS = 2**14  # of each worker, where a fastText model's vectors are projected
-
-
-@dataclass(frozen=True)
-class StartSettings:
-    """How rows start from vectors.
-
-    Attributes:
-        forms: what is tried where a word itself is not in the file.
-        missing: what other rows start from. ``random``: normal values with mean and standard
-            deviation of the vectors found, of each column; ``mean``: their mean; ``subword``: the
-            parts of the word that a fastText model knows, then as ``random``.
-        project: how vectors of another width are brought to the table's.
-        rescale: whether all vectors are multiplied by one number, so that their root mean square
-            is that of fresh rows.
-        min_coverage: least share of the vocabulary's running words that must be found.
-    """
-
-    forms: tuple[Form, ...] = ()
-    missing: Missing = "random"
-    project: Project = "no"
-    rescale: bool = False
-    min_coverage: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,7 +77,10 @@ class TableStart:
         shard: which rows they are.
         group: this worker and its peers.
         tokenizer: whose id i is id i of the table; ids behind its vocabulary have no word.
-        settings: how.
+        settings: how. Other rows than those found are, with ``missing: random``, normal values with
+            the mean and standard deviation of the vectors found, of each column; so are those that
+            a fastText model knows no part of. ``rescale`` makes the root mean square of all that of
+            fresh rows.
         seed: with table and row decides random values, as for fresh rows.
         fresh_scale: standard deviation of fresh rows.
     """
@@ -113,7 +92,7 @@ class TableStart:
         shard: Shard,
         group: Group,
         tokenizer: Tokenizer,
-        settings: StartSettings,
+        settings: PretrainedSection,
         *,
         seed: int,
         fresh_scale: float,
@@ -125,7 +104,7 @@ class TableStart:
         self._ranks = np.full(shard.num_rows, NOT_FOUND, dtype=np.int8)
         self._numbers = np.zeros(shard.num_rows, dtype=np.int64)
         # Entries by rank and row: each pair of them stands for one way to write a word.
-        self._seen = np.zeros((2 + len(settings.forms), shard.num_rows), dtype=np.int32)
+        self._seen = np.zeros((2 + len(settings.match), shard.num_rows), dtype=np.int32)
         self._entries = 0
 
     def fill(self, file: VectorFile | FastTextBinary, counts: NDArray[np.int64] | None) -> Coverage:
@@ -143,7 +122,7 @@ class TableStart:
                 few of its words. Rows may have been written: the run must not go on.
         """
         self._check_settings(file)
-        keys = VocabularyKeys(self._tokenizer, self._settings.forms)
+        keys = VocabularyKeys(self._tokenizer, self._settings.match)
         if isinstance(file, FastTextBinary):
             self._compose(file, keys)
         else:
@@ -351,7 +330,7 @@ class TableStart:
         by_id = by_row[self.rows_of(np.arange(self._tokenizer.size))].astype(np.int64)
         with all_or_none(group):
             found = coverage_of(
-                self._tokenizer, counts, by_id, settings.forms, table=self._spec.name,
+                self._tokenizer, counts, by_id, settings.match, table=self._spec.name,
                 uri=file.uri, entries=entries, duplicates=duplicates, policy=settings.missing,
                 pieces=pieces,
                 unreadable=file.unreadable if isinstance(file, FastTextBinary) else 0,

@@ -21,12 +21,13 @@ from dist_embed.embedding.bags import bags_of_a_table, in_bags
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.own_rows import OwnRowsKernel
-from dist_embed.embedding.plan import Exchange, Shard, TableSpec, Weights, shard_of
+from dist_embed.embedding.plan import Shard, TableSpec, shard_of
 from dist_embed.embedding.row_order import RowOrder
+from dist_embed.embedding.settings import Exchange, Memory, Weights
 from dist_embed.embedding.step_rows import RowRequest, StepRows, TableRows, WantedRows
 from dist_embed.embedding.table import Table, named_tables
 from dist_embed.embedding.tables import OPTIMIZERS, build_sharded_tables, by_width, key_of
-from dist_embed.embedding.tiers import Memory, find_tier
+from dist_embed.embedding.tiers import find_tier
 from dist_embed.errors import UserError
 from dist_embed.parallel.group import Group
 

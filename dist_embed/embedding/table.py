@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.errors import UserError
@@ -64,11 +64,12 @@ def named_tables(
         UserError: there is none, one cannot be, or two go by one name. Of a TorchRec configuration
             also where it asks for what is not done here.
     """
-    given = (
-        list(tables.items())
-        if isinstance(tables, Mapping)
-        else [(config.name, config) for config in tables]
-    )
+    given: list[tuple[str, Table | EmbeddingConfig]]
+    if isinstance(tables, Mapping):
+        given = list(tables.items())
+    else:
+        configs: Iterable[Any] = tables
+        given = [(config.name, config) for config in configs]
     if not given:
         raise UserError("tables: there must be at least one")
     found: dict[str, Table] = {}

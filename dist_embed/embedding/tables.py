@@ -22,7 +22,8 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.types import DataType
 
 from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
-from dist_embed.embedding.plan import Exchange, TableSpec, Tier, Weights, shard_of
+from dist_embed.embedding.plan import TableSpec, shard_of
+from dist_embed.embedding.settings import Exchange, Tier, Weights
 from dist_embed.errors import UserError
 from dist_embed.parallel.group import Group
 

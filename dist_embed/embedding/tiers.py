@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from dist_embed.embedding.memory import GIB, available_bytes, host_table_bytes, table_bytes
-from dist_embed.embedding.plan import Exchange, TableSpec, Tier, Weights, shard_of
+from dist_embed.embedding.plan import TableSpec, shard_of
+from dist_embed.embedding.settings import Exchange, Memory, Tier, Weights
 from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import least_over_workers
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
-
-Memory = Literal["auto", "device", "uvm", "uvm_caching"]
 
 # Of a device's memory beside what can be foretold. The rest is for the dense model, activations,
 # the exchange, and what allocators leave unused: a choice, not a measurement.

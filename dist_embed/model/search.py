@@ -15,24 +15,11 @@ from torch import Tensor
 from dist_embed.data.tokenizer import END, PAD, START
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.model.next_words import NextWords
+from dist_embed.model.settings import SearchSection
 from dist_embed.model.transformer import DecoderState, Transformer
 from dist_embed.parallel.collectives import stack_over_workers
 
 NEG_INF = float("-inf")
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """See `dist_embed.config.schema.SearchSection`."""
-
-    beam: int
-    length_penalty: float
-    max_length_ratio: float
-    batch_sentences: int
-
-    def longest(self, source_tokens: int) -> int:
-        """Tokens of the longest translation, its end mark included."""
-        return int(self.max_length_ratio * source_tokens) + 10
 
 
 @dataclass
@@ -59,7 +46,7 @@ class Searcher:
         model: Transformer,
         lookup: ShardedTables,
         next_words: NextWords,
-        settings: SearchSettings,
+        settings: SearchSection,
     ) -> None:
         self._model = model
         self._lookup = lookup

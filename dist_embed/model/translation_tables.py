@@ -5,11 +5,9 @@ Nothing here imports torch: the launching process and who only looks at vectors 
 
 from __future__ import annotations
 
-from typing import Literal
-
 from dist_embed.embedding.table import Table
+from dist_embed.model.settings import ShareEmbeddings
 
-ShareEmbeddings = Literal["none", "decoder", "all"]
 # Which table plays which role. Tying is naming the same table twice.
 TABLE_OF_ROLE: dict[ShareEmbeddings, dict[str, str]] = {
     "none": {"source": "source", "target": "target", "output": "output"},

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
-Shape = Literal["constant", "inverse_sqrt", "cosine", "linear"]
+from dist_embed.optim.settings import Shape
 
 
 @dataclass(frozen=True)
@@ -35,3 +34,24 @@ class Schedule:
         if self.shape == "cosine":
             return self.peak * 0.5 * (1 + math.cos(math.pi * done))
         return self.peak * (1 - done)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """The learning rates of a run.
+
+    Attributes:
+        dense: of the dense part.
+        tables: of the tables,
+        own: but for those that have one of their own.
+        frozen_until: tables that stay as they are, with the last step of it.
+    """
+
+    dense: Schedule
+    tables: Schedule
+    own: dict[str, Schedule] = field(default_factory=dict)
+    frozen_until: dict[str, float] = field(default_factory=dict)
+
+    def frozen(self, step: int) -> frozenset[str]:
+        """The tables that stay as they are in a step."""
+        return frozenset(name for name, last in self.frozen_until.items() if step <= last)

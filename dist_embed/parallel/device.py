@@ -9,13 +9,10 @@ from typing import Literal
 import torch
 
 from dist_embed.errors import UserError
+from dist_embed.parallel.settings import DeviceChoice, Precision
 
-Precision = Literal["auto", "fp32", "bf16"]
 
-
-def resolve_device(
-    wanted: Literal["auto", "cpu", "cuda"], *, name: str = "cluster.device"
-) -> Literal["cpu", "cuda"]:
+def resolve_device(wanted: DeviceChoice, *, name: str = "cluster.device") -> Literal["cpu", "cuda"]:
     """The device type to use. Raises UserError for CUDA on a machine without.
 
     ``name`` is that of the setting.

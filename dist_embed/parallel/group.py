@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from dist_embed.parallel.device import resolve_device
+from dist_embed.parallel.settings import DeviceChoice
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ _last_joined: list[dist.ProcessGroup] = []  # kept beyond `joined_group`; see it
 
 @contextmanager
 def joined_group(
-    device_type: Literal["auto", "cpu", "cuda"] = "auto", timeout_seconds: float = 600.0
+    device_type: DeviceChoice = "auto", timeout_seconds: float = 600.0
 ) -> Iterator[Group]:
     """Join the process group of this run for the length of a ``with`` block.
 
@@ -60,7 +62,7 @@ def joined_group(
     if owned:
         alone: dict[str, Any] = {}
         if not {"RANK", "WORLD_SIZE"} & os.environ.keys():
-            alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+            alone = {"store": HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(
             "nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds),
             **alone,

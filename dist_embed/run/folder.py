@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,28 +27,12 @@ from dist_embed.data.tokenizer_files import (
     without_words,
 )
 from dist_embed.errors import UserError
+from dist_embed.section import CORPUS_FILES, MAY_CHANGE, keys_marked, known_keys
 from dist_embed.storage import uri as storage
 
 CONFIG_NAME = "config.yaml"
 # Its last line, with the digest of those above it.
 _SEAL = "# SHA-256 of the lines above, as the run wrote them: "
-
-# A run may go on with other values of these: they do not change what a step does. (max_steps is
-# where a cosine or linear schedule ends: a longer run goes on at that schedule's rate. What text is
-# brought to and cut into is in the tokenizers, which are compared themselves.)
-CHANGEABLE = (
-    "run.uri", "data.uri", "data.num_processes", "data.lexicon_translations",
-    "tokenizer.normalize", "tokenizer.pieces", "embedding.memory", "model.logits_block_mib",
-    "train.max_steps", "train.log_every", "train.evaluate_every", "train.translate_every",
-    "train.max_skipped_steps", "search.", "checkpoint.", "cluster.",
-)  # fmt: skip
-# Settings that came later, with what runs from before them did: a run with that value is known as
-# one without the setting is.
-_LATER: dict[str, Any] = {"model.batch_negatives": False}
-# Nor do names of corpora: by what is in them the prepared data are known.
-_NAMES_OF_CORPORA = re.compile(r"data\.(train|validation|test)\.(source|target|pairs): ")
-# Keys that came later, and the value that says what was so before.
-_SINCE = {"data.max_length_ratio": None}
 
 
 @contextmanager
@@ -97,11 +80,9 @@ def check_run_folder(config: Config, data: PreparedData, *, force: bool) -> None
     check_vocabularies(run_uri, data)
     if force or not storage.exists(storage.join(run_uri, CONFIG_NAME)):
         return
-    different = [
-        line
-        for line in differences(read_run_config(run_uri), config)
-        if not (line.startswith(CHANGEABLE) or _NAMES_OF_CORPORA.match(line))
-    ]
+    # By what is in corpora, not by their names, the prepared data are known.
+    may_differ = keys_marked(Config, MAY_CHANGE) | keys_marked(Config, CORPUS_FILES)
+    different = differences(read_run_config(run_uri), config, but=may_differ)
     if different:
         raise UserError(
             f"{run_uri} holds a run with another configuration:\n  "
@@ -189,13 +170,21 @@ def fingerprint(config: Config) -> str:
     """SHA-256 of the settings that decide what a step does, in hex."""
     values = {
         f"{section}.{key}": value
-        for section, settings in config.model_dump().items()
+        for section, settings in _deciding(config.model_dump()).items()
         for key, value in settings.items()
-        if not (name := f"{section}.{key}").startswith(CHANGEABLE)
-        and (name not in _LATER or value != _LATER[name])
     }
-    values = {key: value for key, value in values.items() if (key, value) not in _SINCE.items()}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _deciding(values: dict[str, Any], section: str = "") -> dict[str, Any]:
+    """Without what may change, and without keys that came later where all is as it was before."""
+    kept = {}
+    for name, value in values.items():
+        known = known_keys(Config)[f"{section}{name}"]
+        if MAY_CHANGE not in known.marks and not known.as_before(value):
+            nested = isinstance(value, dict)
+            kept[name] = _deciding(value, f"{section}{name}.") if nested else value
+    return kept
 
 
 def write_run_folder(config: Config, data: PreparedData) -> None:

@@ -20,6 +20,7 @@ from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read
 from dist_embed.cluster.launch import cluster_address
 from dist_embed.config.load import load_config
 from dist_embed.config.paths import with_absolute_paths
+from dist_embed.config.renamed import with_old_names
 from dist_embed.config.schema import Config
 from dist_embed.data.preparation import data_digest
 from dist_embed.data.token_shards import PreparedData
@@ -28,6 +29,7 @@ from dist_embed.observe.events import Event
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.stop import taken_signal
 from dist_embed.run.metrics import read_metrics
+from dist_embed.section import NO_RESULT, keys_marked
 from dist_embed.storage import uri as storage
 from dist_embed.study import unchanged
 from dist_embed.study.plan import Combination, combinations, overrides_of
@@ -48,15 +50,7 @@ SCORING = 4
 # How runs are trained: to be changed where the same settings train another run. Since "units" steps
 # are of mixed lengths.
 TRAINING = "units"
-# What a run's result does not depend on, its speed neither: places, processes of the preparation,
-# failures that are outlived, and waits. All of it may change while a run goes on.
-_NOT_DECIDING = (
-    "run.uri", "data.uri", "data.num_processes", "train.max_skipped_steps",
-    "checkpoint.max_failures", "checkpoint.retry_seconds", "checkpoint.timeout_seconds",
-    "checkpoint.drain_seconds", "checkpoint.leftover_hours", "cluster.timeout_seconds",
-    "cluster.max_failures",
-)  # fmt: skip
-# Nor on these where the best checkpoint, which is scored, is kept whatever else is.
+# A run's result does not depend on these where the best checkpoint, which is scored, is kept.
 _KEPT = ("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.keep_every")
 
 
@@ -185,8 +179,8 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     starts from. What files hold is `unchanged`'s to say; where the study's folder lies
     does not matter.
     """
-    values = config.model_dump(mode="json")
-    for key in (*_NOT_DECIDING, *(_KEPT if config.checkpoint.keep_best else ())):
+    values = with_old_names(config.model_dump(mode="json"))
+    for key in (*keys_marked(Config, NO_RESULT), *(_KEPT if config.checkpoint.keep_best else ())):
         section, name = key.split(".")
         values[section].pop(name, None)
     starts = [table["pretrained"] for table in values["embedding"]["tables"].values() if table]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dist_embed.config.reference import keys_page
-from dist_embed.config.schema import PositiveInt, Section
+from dist_embed.section import PositiveInt, Section
 
 Measure = Literal[
     "validation_perplexity", "bleu", "chrf", "gap", "parameters", "tokens_per_second",

@@ -26,7 +26,7 @@ from dist_embed.model.next_words import ExactWords, NextWords
 from dist_embed.model.output import OutputShard
 from dist_embed.model.output_layer import ExactSoftmax, OutputLayer, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler, Sampler, UnigramSampler
-from dist_embed.model.search import Searcher, SearchSettings
+from dist_embed.model.search import Searcher
 from dist_embed.model.transformer import Transformer
 from dist_embed.model.translation_tables import rows_of_role, translation_tables
 from dist_embed.model.unknown_words import UnknownWords
@@ -216,12 +216,7 @@ def build_translator(
         translation_model.transformer,
         lookup,
         words,
-        SearchSettings(
-            search.beam,
-            search.length_penalty,
-            search.max_length_ratio,
-            search.batch_sentences,
-        ),
+        search,
     )
     unknown_words = None
     if search.replace_unknown != "no":

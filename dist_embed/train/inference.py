@@ -120,6 +120,6 @@ def _load_for_inference(
     )
     step = load_chosen(
         config.run.uri, wanted, state, context.reporter.line,
-        in_place=config.checkpoint.low_memory,
+        in_place=config.checkpoint.saving == "in_place",
     )  # fmt: skip
     return translation_model, step

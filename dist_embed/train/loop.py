@@ -9,29 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dist_embed.checkpoint.saver import Saver
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import METRIC, TrainingState
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.train.evaluate import Quality
-from dist_embed.train.saving import SaveRhythm, Saves, ruined
+from dist_embed.train.saving import Saves, ruined
+from dist_embed.train.settings import TrainSection
 from dist_embed.train.step import StepResult, TrainStep
-
-
-@dataclass(frozen=True)
-class Rhythm:
-    """How often things happen, in steps if not said otherwise; see the configuration's
-    descriptions.
-    """
-
-    max_steps: int
-    log_every: int
-    evaluate_every: int
-    translate_every: int
-    saves: SaveRhythm
-    max_skipped_steps: int
-    drain_seconds: float
 
 
 @dataclass(frozen=True)
@@ -72,18 +59,20 @@ def train_loop(
     state: TrainingState,
     train_step: TrainStep,
     loader: Loader,
-    rhythm: Rhythm,
+    settings: TrainSection,
+    checkpoint: CheckpointSection,
     hooks: Hooks,
     saver: Saver,
     *,
     reporter: Reporter,
     metrics: MetricsLog | None,
+    best_loss: float = math.inf,
 ) -> bool:
-    """Train from ``state`` to ``max_steps``, or until any worker is asked to stop.
+    """Train from ``state`` to ``settings.max_steps``, or until any worker is asked to stop.
 
     Asked to stop, it leaves out what is to be validated or translated after the step, but after the
     last. The last checkpoint is written when this returns. Which steps others are of: see `Saves`.
-    ``metrics`` is given on worker 0 alone.
+    ``metrics`` is given on worker 0 alone; ``best_loss``: see `Saves`.
     Returns whether the run was stopped early. Collective.
 
     Raises:
@@ -92,7 +81,7 @@ def train_loop(
         CheckpointError: saving failed in a way that a run does not go on with; see `Saver`.
     """
     group = state.group
-    saves = Saves(state, saver, rhythm.saves, hooks.before_save, reporter.line)
+    saves = Saves(state, saver, checkpoint, hooks.before_save, reporter.line, best_loss=best_loss)
     numbers = itertools.count(state.step + 1)
     steps = loader.prefetched(
         Position.from_dict(state.scalars["position"]),
@@ -104,7 +93,7 @@ def train_loop(
     stopped = False
     following: StepBatches | None = None
     try:
-        while state.step < rhythm.max_steps:
+        while state.step < settings.max_steps:
             stopped = saves.between_steps()
             if stopped:
                 break
@@ -113,38 +102,40 @@ def train_loop(
             # Data that cannot be read are an error one step before they are needed; what has been
             # saved by then is kept.
             work = following or next(steps).to(group.device)
-            more = state.step + 1 < rhythm.max_steps
+            more = state.step + 1 < settings.max_steps
             following = next(steps).to(group.device) if more else None
             result = train_step.run(state.step + 1, work, following)
             window.add(result, time.perf_counter() - started)
             state.step += 1
             state.scalars["position"] = work.after.to_dict()
             state.scalars.pop(METRIC, None)  # a checkpoint carries its own step's, or none
-            skipped_in_a_row = _note_skip(state, result, skipped_in_a_row, rhythm, reporter)
-            last = state.step == rhythm.max_steps
-            evaluating = last or state.step % rhythm.evaluate_every == 0
+            skipped_in_a_row = _note_skip(state, result, skipped_in_a_row, settings, reporter)
+            last = state.step == settings.max_steps
+            evaluating = last or state.step % settings.evaluate_every == 0
             validate = hooks.validate if evaluating else None
-            if last or validate or state.step % rhythm.log_every == 0:
-                _log(state, result, window, rhythm, reporter, metrics)
+            if last or validate or state.step % settings.log_every == 0:
+                _log(state, result, window, settings, reporter, metrics)
                 window = _Window()
-            due = rhythm.translate_every and (last or state.step % rhythm.translate_every == 0)
+            due = settings.translate_every and (last or state.step % settings.translate_every == 0)
             translate = hooks.translate if due else None
             # Either may take longer than a run that is asked to stop has left. A run that is
             # complete has its figures all the same.
             if (validate or translate) and not last and (stopped := saves.between_steps()):
                 break
             if validate:
-                _validate(state, validate(), saver, reporter, metrics)
+                loss = validate()
+                _validate(state, loss, saver, reporter, metrics)
+                saves.note_validation(loss)
             if translate:
                 _report_quality(state, translate(), reporter, metrics)
             saves.note_step()
             if last:
                 saves.save()
-        saver.wait(rhythm.drain_seconds if stopped else None)
+        saver.wait(checkpoint.drain_seconds if stopped else None)
         if stopped and state.step != first_step:
             reporter.line(f"asked to stop: saving step {state.step}")
             saves.save()
-            saver.wait(rhythm.drain_seconds)
+            saver.wait(checkpoint.drain_seconds)
         if state.step != first_step:
             saver.require(state.step)
     finally:
@@ -154,7 +145,11 @@ def train_loop(
 
 
 def _note_skip(
-    state: TrainingState, result: StepResult, in_a_row: int, rhythm: Rhythm, reporter: Reporter
+    state: TrainingState,
+    result: StepResult,
+    in_a_row: int,
+    settings: TrainSection,
+    reporter: Reporter,
 ) -> int:
     if not result.skipped:
         return 0
@@ -163,10 +158,10 @@ def _note_skip(
         f"step {state.step} skipped: loss {result.loss} or its gradient is not finite; "
         f"nothing was changed ({state.scalars['skipped_steps']} skipped so far)"
     )
-    if in_a_row + 1 >= rhythm.max_skipped_steps:
+    if in_a_row + 1 >= settings.max_skipped_steps:
         raise UserError(
             f"{in_a_row + 1} steps in a row had a non-finite loss or gradient "
-            f"(train.max_skipped_steps={rhythm.max_skipped_steps}); lower train.learning_rate or "
+            f"(train.max_skipped_steps={settings.max_skipped_steps}); lower train.learning_rate or "
             "embedding.learning_rate, set train.clip_norm, or use train.precision=fp32"
         )
     return in_a_row + 1
@@ -176,7 +171,7 @@ def _log(
     state: TrainingState,
     result: StepResult,
     window: _Window,
-    rhythm: Rhythm,
+    settings: TrainSection,
     reporter: Reporter,
     metrics: MetricsLog | None,
 ) -> None:
@@ -197,10 +192,10 @@ def _log(
         )
     reporter.progress(
         step=state.step,
-        max_steps=rhythm.max_steps,
+        max_steps=settings.max_steps,
         loss=loss,
         tokens_per_second=tokens_per_second,
-        eta_seconds=(rhythm.max_steps - state.step) * step_seconds,
+        eta_seconds=(settings.max_steps - state.step) * step_seconds,
     )
 
 

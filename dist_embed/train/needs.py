@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from dist_embed.config.schema import Config, ModelSection
+from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import (
     OutputNeeds,
     Replicated,
-    Saving,
     host_table_bytes,
     inference_bytes,
     logits_block_bytes,
     table_bytes,
     worker_bytes,
 )
-from dist_embed.embedding.plan import TableSpec, Tier
+from dist_embed.embedding.plan import TableSpec
+from dist_embed.embedding.settings import Tier
+from dist_embed.model.settings import ModelSection
 from dist_embed.model.translation_tables import TABLE_OF_ROLE, rows_of_role, translation_tables
 from dist_embed.storage.uri import is_local
 from dist_embed.train.samples import samples_of_a_step
@@ -96,11 +97,12 @@ def host_bytes(
     if not training:
         return inference_bytes(
             specs, workers, output.block_bytes, replicated,
-            in_place=config.checkpoint.low_memory, store=store, weights=weights, tier=tier,
+            in_place=config.checkpoint.saving == "in_place", store=store, weights=weights,
+            tier=tier,
         )  # fmt: skip
     return worker_bytes(
-        specs, config.embedding.optimizer, workers, output, replicated, saving=_saving(config),
-        store=store, weights=weights, tier=tier,
+        specs, config.embedding.optimizer, workers, output, replicated,
+        saving=config.checkpoint.saving, store=store, weights=weights, tier=tier,
     )  # fmt: skip
 
 
@@ -123,7 +125,7 @@ def baseline_bytes(
     optimizer, more = config.embedding.optimizer, len(precisions) - 1
     dense = Replicated(parameters=dense_parameters(config.model, config.embedding.width))
     needed = worker_bytes(
-        specs, optimizer, workers, output, dense, saving="in place", weights=weights, tier=tier
+        specs, optimizer, workers, output, dense, saving="in_place", weights=weights, tier=tier
     )
     if tier is not None:  # the rest is in the GPU's memory
         return needed + more * sum(
@@ -174,9 +176,3 @@ def _specs(config: Config, vocabulary_size: dict[str, int]) -> dict[str, TableSp
         config.model.share_embeddings,
     )
     return {name: table.spec(name) for name, table in tables.items()}
-
-
-def _saving(config: Config) -> Saving:
-    if config.checkpoint.low_memory:
-        return "in place"
-    return "behind" if config.checkpoint.asynchronous else "standing"

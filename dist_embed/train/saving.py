@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dist_embed.checkpoint.saver import Saver
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import sum_numbers_over_workers
@@ -19,30 +20,19 @@ from dist_embed.parallel.stop import stop_requested
 _BLOCK = 2**20  # values that are looked at together
 
 
-@dataclass(frozen=True)
-class SaveRhythm:
-    """How often a run saves; 0: never for that reason.
-
-    Attributes:
-        every_steps: in steps divisible by this.
-        every_seconds: so long after training has begun, or has gone on after the save before.
-    """
-
-    every_steps: int
-    every_seconds: float = 0.0
-
-
 class Saves:
     """A run's saves: when they are due, and that they are made.
 
     A save that is due while another one is under way is made once that has ended, of the step that
     is done by then: training goes on meanwhile. At most one waits so. Where a worker has had no
-    news of the one under way for so long that it may hang, training waits for it, see `Saver.wait`.
+    news of the one under way for so long that it may hang, training waits for it, see `Saver.wait`;
+    it waits too where the step that it stands at is the best so far, and such ones are kept.
 
     Args:
         state: what is saved; its step is that of the run's start.
         saver: writes it.
-        rhythm: when saves are due.
+        settings: when saves are due.
+        best_loss: the lowest validation loss of the run's checkpoints, the same on every worker.
         before_save: raises, on some worker, where saving would be in vain.
         say: takes lines for the user.
     """
@@ -51,16 +41,20 @@ class Saves:
         self,
         state: TrainingState,
         saver: Saver,
-        rhythm: SaveRhythm,
+        settings: CheckpointSection,
         before_save: Callable[[], None],
         say: Callable[[str], None],
+        *,
+        best_loss: float = math.inf,
     ) -> None:
         self._state = state
         self._saver = saver
-        self._rhythm = rhythm
+        self._settings = settings
         self._before_save = before_save
         self._say = say
+        self._best_loss = best_loss
         self._due = False
+        self._is_best = False  # the step that is done: it is due, and cannot wait
         self._may_hang = False
         self._told = False  # that the one which is due waits
         self._last_step = state.step  # of the newest save, or where the run has begun
@@ -85,16 +79,26 @@ class Saves:
 
     def note_step(self) -> None:
         """A step is done. Not collective, but the same on every worker."""
-        every = self._rhythm.every_steps
+        every = self._settings.every_steps
         if every and self._state.step % every == 0:
             self._due = True
 
+    def note_validation(self, loss: float) -> None:
+        """The step that is done has this loss: a checkpoint is due where it is the lowest so far,
+        and such ones are kept. Not collective, but the same on every worker.
+        """
+        if self._settings.keep_best and loss < self._best_loss:
+            self._best_loss = loss
+            self._due = self._is_best = True
+
     def save_if_due(self) -> None:
-        """Begin to save, if that is due and no other save is under way. Collective."""
+        """Begin to save, if that is due and no other save is under way, or not to wait for.
+        Collective.
+        """
         if not self._due:
             return
         under_way = self._saver.step_under_way
-        if under_way is None or self._may_hang:
+        if under_way is None or self._may_hang or self._is_best:
             self.save()
         elif not self._told:
             self._told = True
@@ -107,13 +111,13 @@ class Saves:
         """Begin to save, if all that is to be saved is finite and somewhere to go; a save that is
         under way is waited for. Collective.
         """
-        self._due = self._told = False
+        self._due = self._is_best = self._told = False
         self._last_step = self._state.step
         self._saver.save(self._state, self._check)
         self._went_on = time.monotonic()
 
     def _is_due_by_clock(self) -> bool:
-        every = self._rhythm.every_seconds
+        every = 60 * self._settings.every_minutes
         is_new = self._state.step != self._last_step
         return every > 0 and is_new and time.monotonic() - self._went_on >= every
 

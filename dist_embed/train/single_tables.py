@@ -8,19 +8,20 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.config.schema import Config, PretrainedSection
+from dist_embed.config.schema import Config
 from dist_embed.data.prepare import read_counts, read_occurrences, sides_unknown
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import Tokenizer
-from dist_embed.embedding.pretrained import StartSettings, TableStart
+from dist_embed.embedding.pretrained import TableStart
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.model.translation_tables import SIDE_OF_ROLE, sides_of_table
-from dist_embed.optim.schedule import Schedule
+from dist_embed.optim.schedule import Rates, Schedule
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage import uri as storage
 from dist_embed.train.table_settings import table_settings
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.formats import open_vectors
+from dist_embed.vectors.settings import PretrainedSection
 
 
 def coverage_name(table: str) -> str:
@@ -53,6 +54,17 @@ def frozen_until(config: Config) -> dict[str, float]:
         for table, settings in table_settings(config).items()
     }
     return {table: last for table, last in found.items() if last}
+
+
+def rates_of(config: Config) -> Rates:
+    """The learning rates of a run: of its dense part, and of its tables."""
+    train, tables, steps = config.train, config.embedding, config.train.max_steps
+    return Rates(
+        dense=Schedule(train.learning_rate, train.schedule, train.warmup_steps, steps),
+        tables=Schedule(tables.learning_rate, tables.schedule, tables.warmup_steps, steps),
+        own=own_schedules(config),
+        frozen_until=frozen_until(config),
+    )
 
 
 def start_tables(
@@ -123,13 +135,7 @@ def _start_table(
         lookup.shards[table],
         lookup.group,
         tokenizer,
-        StartSettings(
-            forms=tuple(wanted.match),
-            missing=wanted.missing,
-            project=wanted.project,
-            rescale=wanted.rescale,
-            min_coverage=wanted.min_coverage,
-        ),
+        wanted,
         seed=config.run.seed,
         fresh_scale=lookup.initial_scale[table],
     )

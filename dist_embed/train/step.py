@@ -20,9 +20,10 @@ from dist_embed.embedding.step_rows import RowRequest, StepRows, WantedRows
 from dist_embed.model.output_layer import OutputLayer
 from dist_embed.model.sampler import Negatives
 from dist_embed.optim.gradient_norm import table_gradient_square_sum
-from dist_embed.optim.schedule import Schedule
+from dist_embed.optim.schedule import Rates
 from dist_embed.parallel.collectives import start_sum_over_workers
 from dist_embed.parallel.device import pinned, seed_random_draws
+from dist_embed.train.settings import TrainSection
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -87,44 +88,32 @@ class TrainStep:
     Args:
         model: the dense part, under DDP when there are several workers.
         lookup: the tables.
-        optimizer: of the dense part.
-        dense_schedule: learning rate of the dense part.
-        table_schedule: learning rate of the tables.
         output: the output layer.
-        label_smoothing: ε.
-        clip_norm: largest global gradient norm; 0 for no limit.
+        optimizer: of the dense part.
+        settings: label smoothing, and the largest global gradient norm.
+        rates: of dense part and tables.
         compute_dtype: type of matrix products; parameters and sums stay float32.
         seed: with step and rank, decides dropout, so that a resumed run draws the same.
-        own_schedules: learning rates of tables that have one of their own.
-        frozen_until: tables that stay as they are, with the last step of it.
     """
 
     def __init__(
         self,
-        *,
         model: nn.Module,
         lookup: ShardedTables,
-        optimizer: torch.optim.Optimizer,
-        dense_schedule: Schedule,
-        table_schedule: Schedule,
         output: OutputLayer,
-        label_smoothing: float,
-        clip_norm: float,
+        optimizer: torch.optim.Optimizer,
+        settings: TrainSection,
+        rates: Rates,
+        *,
         compute_dtype: torch.dtype,
         seed: int,
-        own_schedules: dict[str, Schedule] | None = None,
-        frozen_until: dict[str, float] | None = None,
     ) -> None:
         self._model = model
         self._lookup = lookup
-        self._optimizer = optimizer
-        self._dense_schedule = dense_schedule
-        self._table_schedule = table_schedule
-        self._own_schedules = own_schedules or {}
-        self._frozen_until = frozen_until or {}
         self._output = output
-        self._label_smoothing = label_smoothing
-        self._clip_norm = clip_norm
+        self._optimizer = optimizer
+        self._settings = settings
+        self._rates = rates
         self._compute_dtype = compute_dtype
         self._seed = seed
         self._group = lookup.group
@@ -172,12 +161,10 @@ class TrainStep:
         self._lookup.set_step(step)
         # Before the rows are fetched: FBGEMM's kernels take the rate with them.
         self._lookup.set_learning_rate(
-            self._table_schedule.rate(step),
-            {name: schedule.rate(step) for name, schedule in self._own_schedules.items()},
+            self._rates.tables.rate(step),
+            {name: schedule.rate(step) for name, schedule in self._rates.own.items()},
         )
-        self._lookup.freeze(
-            frozenset(name for name, last in self._frozen_until.items() if step <= last)
-        )
+        self._lookup.freeze(self._rates.frozen(step))
         prepared, request = self._request(step, work)
         rows = self._lookup.fetch(request)
         found = self._dense_half(rows, prepared)
@@ -197,7 +184,7 @@ class TrainStep:
         if not skipped:
             self._clip(rows, norm)
             for param_group in self._optimizer.param_groups:
-                param_group["lr"] = self._dense_schedule.rate(step)
+                param_group["lr"] = self._rates.dense.rate(step)
             self._optimizer.step()
             rows.backward()
         return StepResult(
@@ -205,7 +192,7 @@ class TrainStep:
             nll=nll_sum / work.global_tokens,
             tokens=work.global_tokens,
             skipped=skipped,
-            gradient_norm=norm if self._clip_norm else None,
+            gradient_norm=norm if self._settings.clip_norm else None,
         )
 
     def _request(self, step: int, work: StepBatches) -> tuple[PreparedStep, RowRequest]:
@@ -254,7 +241,7 @@ class TrainStep:
                     )
                 loss, nll = step_loss.of(
                     hidden.float(), micro, batch.target_output, work.token_counts[micro],
-                    self._label_smoothing,
+                    self._settings.label_smoothing,
                 )  # fmt: skip
                 (loss * scale).backward()
             sums += torch.stack([loss.detach(), nll])
@@ -276,7 +263,7 @@ class TrainStep:
         """
         if not self._output.counts_own_tokens and not self._group.is_first:
             found = torch.zeros_like(found)  # those of all workers' tokens are counted once
-        if self._clip_norm:
+        if self._settings.clip_norm:
             square = table_gradient_square_sum(rows, self._lookup)
         else:
             norms = [torch.linalg.vector_norm(gradient) for gradient in rows.gradients()]
@@ -287,9 +274,9 @@ class TrainStep:
         return [p.grad for p in self._parameters if p.grad is not None]
 
     def _clip(self, rows: StepRows, norm: float) -> None:
-        if not self._clip_norm or norm <= self._clip_norm:
+        if not self._settings.clip_norm or norm <= self._settings.clip_norm:
             return
-        factor = self._clip_norm / norm
+        factor = self._settings.clip_norm / norm
         torch._foreach_mul_([*self._dense_gradients(), *rows.gradients()], factor)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dist_embed.config.schema import Config, TableSection
+from dist_embed.config.schema import Config
+from dist_embed.embedding.settings import TableSection
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
 
 

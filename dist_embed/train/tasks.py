@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from dist_embed.config.schema import Config
-from dist_embed.embedding.plan import Tier
+from dist_embed.embedding.settings import Tier
 from dist_embed.train.needs import host_bytes
 from dist_embed.train.results import Evaluation, TrainResult, Translations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from functools import cache, partial
 
@@ -9,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dist_embed.checkpoint.catalogue import open_checkpoints
+from dist_embed.checkpoint.catalogue import best_loss, open_checkpoints
 from dist_embed.checkpoint.load import Loaded, load_newest
 from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import Loader, Position
@@ -21,7 +22,7 @@ from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.data.token_blocks import index_of
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.model.output_layer import OutputLayer
-from dist_embed.optim.schedule import Schedule
+from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import peak_memory_bytes
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
@@ -54,13 +55,11 @@ from dist_embed.train.evaluate import (
     evaluate_translations,
     exact_loss,
 )
-from dist_embed.train.loop import Hooks, Rhythm, train_loop
+from dist_embed.train.loop import Hooks, train_loop
 from dist_embed.train.results import TrainResult
 from dist_embed.train.samples import with_kept_samples
-from dist_embed.train.saving import SaveRhythm
 from dist_embed.train.single_tables import (
-    frozen_until,
-    own_schedules,
+    rates_of,
     start_tables,
     write_coverages,
 )
@@ -103,7 +102,7 @@ def train_task(context: Context, asked: Train) -> TrainResult:
     describe(context, translation_model, data)
     store = open_checkpoints(run_uri, retry_seconds=config.checkpoint.retry_seconds)
     # A run that saves behind training keeps the memory that it is loaded through.
-    buffers = HostBuffers() if config.checkpoint.asynchronous else None
+    buffers = HostBuffers() if config.checkpoint.saving == "behind" else None
     loaded = _resume(context, store, state, buffers)
     for name in state.scalars.keys() & {"training sentences"} - must_equal.keys():
         del state.scalars[name]  # of a checkpoint; these data do not prove that they are those
@@ -164,17 +163,8 @@ def train_task(context: Context, asked: Train) -> TrainResult:
             state,
             train_step,
             loader,
-            Rhythm(
-                max_steps=train.max_steps,
-                log_every=train.log_every,
-                evaluate_every=train.evaluate_every,
-                translate_every=train.translate_every,
-                saves=SaveRhythm(
-                    config.checkpoint.every_steps, 60 * config.checkpoint.every_minutes
-                ),
-                max_skipped_steps=train.max_skipped_steps,
-                drain_seconds=config.checkpoint.drain_seconds,
-            ),
+            train,
+            config.checkpoint,
             Hooks(
                 validate if held_out else None,
                 translate if translator else None,
@@ -183,6 +173,7 @@ def train_task(context: Context, asked: Train) -> TrainResult:
             saver,
             reporter=reporter,
             metrics=metrics,
+            best_loss=_best_so_far(config, store, loaded, group),
         )
     with all_or_none(group):
         if folder:
@@ -205,24 +196,15 @@ def build_train_step(
     optimizer: torch.optim.AdamW,
 ) -> TrainStep:
     """The step of a training run, its dense part under DDP. Collective."""
-    train, embedding = config.train, config.embedding
     return TrainStep(
-        model=_distributed(translation_model.transformer, translation_model.group),
-        lookup=translation_model.lookup,
-        optimizer=optimizer,
-        dense_schedule=Schedule(
-            train.learning_rate, train.schedule, train.warmup_steps, train.max_steps
-        ),
-        table_schedule=Schedule(
-            embedding.learning_rate, embedding.schedule, embedding.warmup_steps, train.max_steps
-        ),
-        output=output,
-        label_smoothing=train.label_smoothing,
-        clip_norm=train.clip_norm,
+        _distributed(translation_model.transformer, translation_model.group),
+        translation_model.lookup,
+        output,
+        optimizer,
+        config.train,
+        rates_of(config),
         compute_dtype=translation_model.compute_dtype,
         seed=config.run.seed,
-        own_schedules=own_schedules(config),
-        frozen_until=frozen_until(config),
     )
 
 
@@ -241,13 +223,24 @@ def _resume(
     context: Context, store: ObjectStore, state: TrainingState, buffers: HostBuffers | None
 ) -> Loaded:
     """Load the newest sound checkpoint, if any. Collective."""
-    low_memory = context.config.checkpoint.low_memory
-    loaded = load_newest(store, state, context.reporter.line, buffers=buffers, in_place=low_memory)
+    in_place = context.config.checkpoint.saving == "in_place"
+    loaded = load_newest(store, state, context.reporter.line, buffers=buffers, in_place=in_place)
     if loaded.step:
         context.reporter.line(f"resuming from the checkpoint of step {loaded.step}")
     else:
         context.reporter.line("starting from scratch")
     return loaded
+
+
+def _best_so_far(config: Config, store: ObjectStore, loaded: Loaded, group: Group) -> float:
+    """The lowest validation loss of the run's checkpoints, where it matters. Collective."""
+    if not (loaded.step and config.checkpoint.keep_best):
+        return math.inf
+    found = ""
+    with all_or_none(group):
+        if group.is_first:
+            found = repr(best_loss(store))
+    return float(same_text_from_first(found, group))
 
 
 def _build_saver(
@@ -258,19 +251,12 @@ def _build_saver(
     metrics: MetricsLog | None,
 ) -> Saver:
     """What saves the run."""
-    kept = context.config.checkpoint
+    settings = context.config.checkpoint
     return Saver(
         store,
         context.group,
-        SaverSettings(
-            asynchronous=kept.asynchronous,
-            max_failures=kept.max_failures,
-            timeout_seconds=kept.timeout_seconds,
-            drain_seconds=kept.drain_seconds,
-        ),
-        Pruner(
-            store, Retention(kept.keep_last, kept.keep_best, kept.keep_every, kept.leftover_hours)
-        ),
+        settings,
+        Pruner(store, settings),
         damaged=loaded.damaged,
         report=context.reporter.line,
         buffers=buffers,

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
-from dist_embed.vectors.match import Form, word_in
+from dist_embed.vectors.match import word_in
+from dist_embed.vectors.settings import Likeness
 
 MISSING_SHOWN = 20
 # How an id was found, beside the ranks of `match`.
@@ -89,7 +90,7 @@ def coverage_of(
     tokenizer: Tokenizer,
     counts: NDArray[np.int64] | None,
     ranks: NDArray[np.int64],
-    forms: Sequence[Form],
+    forms: Sequence[Likeness],
     *,
     table: str,
     uri: str,

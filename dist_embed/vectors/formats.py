@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from dist_embed.vectors.arrays import ArrayVectors, is_safetensors
 from dist_embed.vectors.fasttext_binary import MAGIC, FastTextBinary
 from dist_embed.vectors.file import BYTE_ORDER_MARK, VectorFile, VectorFileError
+from dist_embed.vectors.settings import Format
 from dist_embed.vectors.stream import open_stream, read_up_to
 from dist_embed.vectors.text import TextVectors, parse_header
 from dist_embed.vectors.word2vec_binary import Word2VecBinary
 
-# `word2vec` is text with a header, as fastText's .vec is too.
-Format = Literal["word2vec", "word2vec-bin", "glove", "fasttext-bin", "npy", "safetensors"]
 _LOOKED_AT = 2**14
 
 

@@ -6,16 +6,15 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_embed.data.text_form import in_form, lowercased
 from dist_embed.data.tokenizer import SPACE, SPECIAL_TOKENS, Tokenizer
+from dist_embed.vectors.settings import Likeness
 
-Form = Literal["lowercase", "nfc", "digits"]
-FORMS: dict[Form, Callable[[str], str]] = {
+FORMS: dict[Likeness, Callable[[str], str]] = {
     "lowercase": lowercased,
     "nfc": lambda word: unicodedata.normalize("NFC", word),
     "digits": lambda word: re.sub(r"\d", "0", word),
@@ -54,7 +53,7 @@ class VocabularyKeys:
         forms: what is tried where the word itself is not in the file.
     """
 
-    def __init__(self, tokenizer: Tokenizer, forms: Sequence[Form]) -> None:
+    def __init__(self, tokenizer: Tokenizer, forms: Sequence[Likeness]) -> None:
         self._tokenizer = tokenizer
         self._forms = [FORMS[form] for form in forms]
         hashes, ids, ranks = [], [], []

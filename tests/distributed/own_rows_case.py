@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_embed.embedding.plan import Weights
+from dist_embed.embedding.settings import Memory, Weights
 from dist_embed.embedding.sharded_tables import ShardedTables
-from dist_embed.embedding.tiers import Memory
 from dist_embed.model.translation_tables import translation_tables
 from dist_embed.parallel.group import Group
 

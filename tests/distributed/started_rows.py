@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -13,15 +14,18 @@ from numpy.typing import NDArray
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding import composed_rows, pretrained
 from dist_embed.embedding.plan import TableSpec, shard_of
-from dist_embed.embedding.pretrained import StartSettings, TableStart
+from dist_embed.embedding.pretrained import TableStart
 from dist_embed.parallel.group import Group
 from dist_embed.vectors import arrays, fasttext_binary, text, word2vec_binary
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.formats import open_vectors
+from dist_embed.vectors.settings import PretrainedSection
 from tests.distributed.pool import WorkerPool
 
 WIDTH, BUCKETS, SEED, FRESH = 4, 5, 3, 0.25
 WORDS = ["the", "The", "THE", "2024", "2000", "cafe\u0301", "naïve", ".", "rare", "Straße", "ä1"]
+# How rows start from vectors that the test itself opens.
+start_from = partial(PretrainedSection, uri="vectors")
 
 
 def tokenizer() -> Tokenizer:
@@ -31,7 +35,7 @@ def tokenizer() -> Tokenizer:
 
 
 def start(
-    group: Group, uri: str, settings: StartSettings, json: str, options: dict[str, Any]
+    group: Group, uri: str, settings: PretrainedSection, json: str, options: dict[str, Any]
 ) -> tuple[int, torch.Tensor, Coverage]:
     """On a worker: its first row, its rows, and what was found."""
     with ExitStack() as stack:  # the process serves other tests too
@@ -61,7 +65,7 @@ def by_id(results: list[Any], num_rows: int) -> NDArray[np.float32]:
 
 
 def run(
-    workers: WorkerPool, num_workers: int, uri: str, settings: StartSettings, **options: Any
+    workers: WorkerPool, num_workers: int, uri: str, settings: PretrainedSection, **options: Any
 ) -> tuple[NDArray[np.float32], Coverage]:
     vocabulary = options.pop("vocabulary", tokenizer())
     options.setdefault("counts", np.arange(vocabulary.size, 0, -1, dtype=np.int64))

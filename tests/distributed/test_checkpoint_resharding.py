@@ -20,12 +20,12 @@ from dist_embed.checkpoint.catalogue import (
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.read import CheckpointReader
-from dist_embed.checkpoint.retention import Pruner, Retention
+from dist_embed.checkpoint.retention import Pruner
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.train.assemble import dense_tensors
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import keeping, write_checkpoint
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.distributed.savers import saver_of
 from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs
@@ -275,7 +275,7 @@ def test_pruning_keeps_the_newest_and_the_best(workers: WorkerPool, tmp_path: Pa
     workers.run(1, save_many, Tiny(), uri, [3.0, 1.0, 2.0, 2.5, 2.6])
     assert name_of_choice(uri, None).step == 2
     store = open_checkpoints(uri)
-    assert Pruner(store, Retention(2, 1, 0, 24.0)).prune().steps == [1, 3]
+    assert Pruner(store, keeping(2, 1, 0, 24.0)).prune().steps == [1, 3]
     assert list_steps(uri) == [2, 4, 5]
     # What is half removed, or half written, is no checkpoint.
     store.remove(current_names(store)[-1].path)

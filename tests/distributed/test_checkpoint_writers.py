@@ -20,13 +20,15 @@ from dist_embed.checkpoint.catalogue import list_steps, open_checkpoints
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.manifest import CheckpointError, IndexInfo
 from dist_embed.checkpoint.parts import PartMissing, Parts
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
 from dist_embed.checkpoint.write import write_rows
 from dist_embed.errors import StoreUnavailable
 from dist_embed.parallel.errors import is_passing
 from dist_embed.parallel.group import Group
+from tests.checkpoints import keeping
 from tests.distributed.pool import WorkerPool
 
 # Shorter than what is waited for below.
@@ -44,11 +46,9 @@ def saver_of(
     group: Group, uri: str, lines: list[str], pruner: Pruner | None = None, **changes: Any
 ) -> Saver:
     store = open_checkpoints(uri)
-    settings = SaverSettings(
-        **{"asynchronous": True, "max_failures": 0, "timeout_seconds": 30.0, "drain_seconds": 20.0}
-        | changes
-    )
-    kept = pruner or Pruner(store, Retention(9, 0, 0, 24.0))
+    usual = {"max_failures": 0, "timeout_seconds": 30.0, "drain_seconds": 20.0}
+    settings = CheckpointSection(**usual | changes)
+    kept = pruner or Pruner(store, keeping(9, 0, 0, 24.0))
     return Saver(store, group, settings, kept, report=lines.append)
 
 
@@ -179,7 +179,7 @@ def save_while(group: Group, uri: str, what: str, asynchronous: bool) -> tuple[l
     lines: list[str] = []
     pruner = None
     if what == "prune":
-        pruner = SlowPruner(open_checkpoints(uri), Retention(1, 0, 0, 24.0))
+        pruner = SlowPruner(open_checkpoints(uri), keeping(1, 0, 0, 24.0))
     else:
 
         def act(group: Group, number: int) -> None:
@@ -187,7 +187,7 @@ def save_while(group: Group, uri: str, what: str, asynchronous: bool) -> tuple[l
                 time.sleep(LONG_SECONDS)
 
         before_writing(act, group)
-    saver = saver_of(hurried, uri, lines, pruner, asynchronous=asynchronous)
+    saver = saver_of(hurried, uri, lines, pruner, saving="behind" if asynchronous else "waiting")
     began = time.monotonic()
     try:
         saver.save(state_of(hurried, 1))

@@ -15,7 +15,7 @@ import sacrebleu
 import torch
 
 from dist_embed.data.loader import Loader, Position
-from dist_embed.data.text_form import Form
+from dist_embed.data.settings import Form
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
 from dist_embed.data.tokenizer import UNKNOWN, Tokenizer
 from dist_embed.model.transformer import Transformer

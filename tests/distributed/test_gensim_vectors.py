@@ -11,9 +11,8 @@ import pytest
 
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.tokenizer import SPACE, Tokenizer
-from dist_embed.embedding.pretrained import StartSettings
 from tests.distributed.pool import RemoteError, WorkerPool
-from tests.distributed.started_rows import run
+from tests.distributed.started_rows import run, start_from
 
 gensim = pytest.importorskip("gensim")
 WIDTH = 8
@@ -50,7 +49,7 @@ def test_word2vec_files(
     uri = str(tmp_path / name)
     model.wv.save_word2vec_format(uri, binary=name.endswith("bin"))
     rows, coverage = run(
-        workers, num_workers, uri, StartSettings(), vocabulary=vocabulary, width=WIDTH, block=500
+        workers, num_workers, uri, start_from(), vocabulary=vocabulary, width=WIDTH, block=500
     )
     known = {word: i for word, i in words_of(vocabulary).items() if word in model.wv}
     assert len(known) == len(model.wv) == coverage.entries
@@ -79,7 +78,7 @@ def test_fasttext_models_and_the_words_outside_them(
     uri = tmp_path / "model.bin"
     theirs = saved_model(uri, sentences, min_n=shortest, max_n=longest, bucket=buckets)
     rows, coverage = run(
-        workers, num_workers, str(uri), StartSettings(missing=missing), vocabulary=vocabulary,
+        workers, num_workers, str(uri), start_from(missing=missing), vocabulary=vocabulary,
         width=WIDTH, parts=40, block=200,
     )  # fmt: skip
     words = words_of(vocabulary)
@@ -114,7 +113,7 @@ def test_words_of_a_model_that_are_not_utf8_are_passed_over_and_counted(
     assert content.count(b"\0" + word) <= 1
     uri.write_bytes(content.replace(word, b"\xba" + word[1:], 1))
     rows, coverage = run(
-        workers, 2, str(uri), StartSettings(), vocabulary=vocabulary, width=WIDTH, block=200
+        workers, 2, str(uri), start_from(), vocabulary=vocabulary, width=WIDTH, block=200
     )
     words = words_of(vocabulary)
     known = [word for word in words if word in theirs.key_to_index and word != spoiled]
@@ -133,7 +132,7 @@ def test_a_fasttext_model_of_another_width(
 ) -> None:  # fmt: skip
     uri = tmp_path / "model.bin"
     theirs = saved_model(uri, sentences, bucket=100)
-    settings = StartSettings(missing="subword", project=project)
+    settings = start_from(missing="subword", project=project)
     rows, _ = run(workers, num_workers, str(uri), settings, vocabulary=vocabulary, width=5, parts=9)
     words = words_of(vocabulary)
     wide = np.array([theirs[word] for word in words], dtype=np.float64)
@@ -155,7 +154,7 @@ def test_a_compressed_model_is_the_same_model(
     saved_model(uri, sentences, bucket=100)
     packed = tmp_path / "model.bin.gz"
     packed.write_bytes(gzip.compress(uri.read_bytes()))
-    settings = StartSettings(missing="subword")
+    settings = start_from(missing="subword")
     plain, _ = run(workers, 2, str(uri), settings, vocabulary=vocabulary, width=WIDTH)
     unpacked, _ = run(workers, 2, str(packed), settings, vocabulary=vocabulary, width=WIDTH)
     np.testing.assert_array_equal(plain, unpacked)
@@ -170,7 +169,7 @@ def test_a_model_of_pieces_has_them_inside_words_too(
     names = pieces.tokens()
     uri = tmp_path / "model.bin"
     theirs = saved_model(uri, [[names[i] for i in ids] for ids in cut], bucket=50)
-    rows, coverage = run(workers, 2, str(uri), StartSettings(), vocabulary=pieces, width=WIDTH)
+    rows, coverage = run(workers, 2, str(uri), start_from(), vocabulary=pieces, width=WIDTH)
     known = [i for i in range(4, pieces.size) if names[i] in theirs.key_to_index]
     assert any(not names[i].startswith(SPACE) for i in known)
     assert sum(coverage.found_words.values()) == len(known)
@@ -188,11 +187,11 @@ def test_damaged_models_are_refused(
     for cut in (100, 5000, -3):
         broken.write_bytes(whole[:cut])
         with pytest.raises(RemoteError, match=r"cut\.bin.*ends"):
-            run(workers, 2, str(broken), StartSettings(), vocabulary=vocabulary, width=WIDTH)
+            run(workers, 2, str(broken), start_from(), vocabulary=vocabulary, width=WIDTH)
     first = theirs.vectors_vocab[0].astype("<f4").tobytes()
     at, size = whole.index(first), len(first) * (len(theirs.vectors_vocab) + 100)
     for value, said in ((np.nan, "matrix row 1: a value is not finite"), (3e38, "too large")):
         matrix = np.full(size // 4, value, "<f4").tobytes()
         broken.write_bytes(whole[:at] + matrix + whole[at + size :])
         with pytest.raises(RemoteError, match=said):
-            run(workers, 2, str(broken), StartSettings(), vocabulary=vocabulary, width=WIDTH)
+            run(workers, 2, str(broken), start_from(), vocabulary=vocabulary, width=WIDTH)

@@ -57,10 +57,10 @@ Prepare = Callable[[Sizes], Sections]
 # A shard of 300,000 rows × 64 float32 is 73 MiB: with the smallest state 256 MiB in three tables.
 LARGE: Sizes = {"source": 350_000, "target": 350_000}
 SMALL: Sizes = {"source": 64, "target": 64}
-SAVING: dict[str, dict[str, bool]] = {
+SAVING: dict[str, dict[str, str]] = {
     "behind": {},
-    "standing": {"asynchronous": False},
-    "in place": {"asynchronous": False, "low_memory": True},
+    "waiting": {"saving": "waiting"},
+    "in_place": {"saving": "in_place"},
 }
 
 
@@ -147,7 +147,7 @@ def run(
         row_multipliers(translation_model.lookup),
     )
     checkpoints = open_checkpoints(config.run.uri)
-    copy = HostBuffers() if config.checkpoint.asynchronous else None
+    copy = HostBuffers() if config.checkpoint.saving == "behind" else None
     loaded = _resume(context, checkpoints, state, copy)
     output = build_output(
         config,
@@ -275,7 +275,7 @@ def test_so_it_does_with_other_tables_and_products(
     tmp_path: Path, base: int, prepare: Prepare, vocabulary: Sizes, sections: Sections
 ) -> None:
     given = {"train": {"precision": "fp32"}} | sections | prepare(vocabulary)
-    check(configured(tmp_path, 1, "in place", **given), vocabulary, base)
+    check(configured(tmp_path, 1, "in_place", **given), vocabulary, base)
 
 
 def read(rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, *_: Any) -> None:
@@ -294,14 +294,14 @@ def read(rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, *_: An
     (name,) = manifest_names(open_checkpoints(config.run.uri))
     load_checkpoint(
         open_checkpoints(config.run.uri), name, state, partial=True,
-        in_place=config.checkpoint.low_memory,
+        in_place=config.checkpoint.saving == "in_place",
     )  # fmt: skip
     score(translation_model)
     assert tokenizers["target"].size == vocabulary["target"]
     os._exit(0)
 
 
-@pytest.mark.parametrize("saving", ["standing", "in place"])
+@pytest.mark.parametrize("saving", ["waiting", "in_place"])
 def test_so_it_does_where_a_worker_only_reads(
     tmp_path: Path, base: int, prepare: Prepare, saving: str
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dist_embed.embedding import tables
-from dist_embed.embedding.plan import Exchange
+from dist_embed.embedding.settings import Exchange
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.table import Table
 from dist_embed.parallel.collectives import least_over_workers

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import TableSpec
-from dist_embed.embedding.pretrained import StartSettings
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.distributed.started_rows import (
     FRESH,
     SEED,
     WIDTH,
     run,
+    start_from,
     tokenizer,
 )
 
@@ -83,7 +83,7 @@ def test_rows_are_those_of_the_file_and_the_rest_follows_them(
     workers: WorkerPool, tmp_path: Path, num_workers: int, missing: Any, forms: tuple[Any, ...]
 ) -> None:
     rows, coverage = run(
-        workers, num_workers, write(tmp_path), StartSettings(forms=forms, missing=missing)
+        workers, num_workers, write(tmp_path), start_from(match=list(forms), missing=missing)
     )
     wanted = expected(forms)
     assert 3 <= len(wanted) < tokenizer().size - 4
@@ -125,7 +125,7 @@ def test_duplicates_are_counted_and_the_first_wins_wherever_it_is_read(
     for block in (10, 25, 1000):
         for forms in ((), ("lowercase",)):
             rows, coverage = run(
-                workers, num_workers, str(uri), StartSettings(forms=forms),  # type: ignore[arg-type]
+                workers, num_workers, str(uri), start_from(match=list(forms)),
                 vocabulary=words, block=block,
             )  # fmt: skip
             assert rows[4:8, 0].tolist() == [0, 1, 2, 0]
@@ -144,7 +144,7 @@ def test_special_tokens_start_from_what_the_file_has_under_their_names(
     )
     for vocabulary in (tokenizer(), pieces):
         rows, coverage = run(
-            workers, num_workers, str(uri), StartSettings(missing="mean"), vocabulary=vocabulary
+            workers, num_workers, str(uri), start_from(missing="mean"), vocabulary=vocabulary
         )
         assert rows[3].tolist() == [1, 2, 3, 4]
         assert rows[1].tolist() == [9, 9, 9, 9]
@@ -161,7 +161,7 @@ def test_values_too_large_for_the_rows_are_refused(
 ) -> None:
     uri = tmp_path / "v.txt"
     uri.write_text("the 70000 1 1 1\n2000 1 1 1 1\n")
-    settings = StartSettings(rescale=rescale)
+    settings = start_from(rescale=rescale)
     run(workers, num_workers, str(uri), settings)
     with pytest.raises(RemoteError, match=r"too large for the rows of table source, .* float16"):
         run(workers, num_workers, str(uri), settings, dtype=torch.float16)
@@ -182,7 +182,7 @@ def test_projections_keep_what_they_promise(
         [SPACE + f"w{n}" for n in range(count)], lowercase=False, split_punctuation=False
     )
     rows, _ = run(
-        workers, num_workers, str(uri), StartSettings(project="pca"), vocabulary=words, block=999
+        workers, num_workers, str(uri), start_from(project="pca"), vocabulary=words, block=999
     )
     # Three directions hold all there is: distances are kept exactly.
     centred = data - data.mean(0)
@@ -192,7 +192,7 @@ def test_projections_keep_what_they_promise(
     assert all(spread[n] >= spread[n + 1] for n in range(3))
     for width in (8, 16):
         rows, _ = run(
-            workers, num_workers, str(uri), StartSettings(project="random"), vocabulary=words,
+            workers, num_workers, str(uri), start_from(project="random"), vocabulary=words,
             block=999, width=width,
         )  # fmt: skip
         got = rows[4 : 4 + count].astype(np.float64)
@@ -208,8 +208,8 @@ def test_projections_keep_what_they_promise(
 def test_rescaled_rows_are_as_large_as_fresh_ones(
     workers: WorkerPool, tmp_path: Path, num_workers: int
 ) -> None:
-    plain, _ = run(workers, num_workers, write(tmp_path), StartSettings())
-    scaled, _ = run(workers, num_workers, write(tmp_path), StartSettings(rescale=True))
+    plain, _ = run(workers, num_workers, write(tmp_path), start_from())
+    scaled, _ = run(workers, num_workers, write(tmp_path), start_from(rescale=True))
     ids = sorted(expected(()))
     assert np.sqrt(np.square(scaled[ids]).mean()) == pytest.approx(FRESH, rel=1e-5)
     factor = scaled / plain
@@ -220,10 +220,10 @@ def test_rescaled_rows_are_as_large_as_fresh_ones(
 @pytest.mark.parametrize(
     ("settings", "width", "said"),
     [
-        (StartSettings(), 3, "its vectors have width 3, the table has 4; set embedding.width=3"),
-        (StartSettings(project="pca"), 3, "cannot widen"),
-        (StartSettings(missing="subword"), 4, "needs a binary fastText model"),
-        (StartSettings(min_coverage=0.99), 4, r"min_coverage asks for 99.0%.*rare"),
+        (start_from(), 3, "its vectors have width 3, the table has 4; set embedding.width=3"),
+        (start_from(project="pca"), 3, "cannot widen"),
+        (start_from(missing="subword"), 4, "needs a binary fastText model"),
+        (start_from(min_coverage=0.99), 4, r"min_coverage asks for 99.0%.*rare"),
     ],
 )
 def test_what_does_not_fit_is_refused_on_every_worker(
@@ -242,11 +242,11 @@ def test_a_mistake_in_one_workers_part_is_raised_on_all(
     uri = tmp_path / "v.txt"
     uri.write_text("the 1 2 3 4\nrare 1 nan 3 4\n2024 1 2 3 4\n")
     with pytest.raises(RemoteError, match=r"line 2 \('rare'\): 'nan' is not finite") as caught:
-        run(workers, num_workers, str(uri), StartSettings())
+        run(workers, num_workers, str(uri), start_from())
     assert all(f"worker {rank}:" in str(caught.value) for rank in range(num_workers))
     uri.write_text("x 1 2 3 4\ny 1 2 3 4\n")
     with pytest.raises(RemoteError, match="holds none of the words of table source"):
-        run(workers, num_workers, str(uri), StartSettings())
+        run(workers, num_workers, str(uri), start_from())
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_piece_inside_a_word_is_no_word(
     lines += [f"{mark}{token.removeprefix(SPACE)} 5 6 7 8" for token in begin]
     uri = tmp_path / "v.txt"
     uri.write_text("\n".join(lines + more))
-    rows, coverage = run(workers, 2, str(uri), StartSettings(missing="mean"), vocabulary=pieces)
+    rows, coverage = run(workers, 2, str(uri), start_from(missing="mean"), vocabulary=pieces)
     ids = {token: i for i, token in enumerate(pieces.tokens())}
     for token in begin:
         if has_pieces or token.removeprefix(SPACE) not in inner:

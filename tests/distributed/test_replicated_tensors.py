@@ -11,12 +11,13 @@ from torch import Tensor
 
 from dist_embed.checkpoint.load import load_checkpoint
 from dist_embed.checkpoint.manifest import OBJECTS, CheckpointDamaged, ManifestName
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import LiveTensor, TrainingState, owners
 from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
+from tests.checkpoints import keeping, saving
 from tests.distributed.pool import WorkerPool
 
 MIB = 2**20
@@ -73,7 +74,7 @@ def state_of(group: Group, values: dict[str, Tensor]) -> TrainingState:
 def save(group: Group, uri: str) -> None:
     store = ObjectStore(uri)
     saver = Saver(
-        store, group, SaverSettings(False, 0, 30.0, 30.0), Pruner(store, Retention(9, 0, 0, 24.0)),
+        store, group, saving("waiting", 0, 30.0, 30.0), Pruner(store, keeping(9, 0, 0, 24.0)),
         report=lambda line: None,
     )  # fmt: skip
     saver.save(state_of(group, dense()))

@@ -12,7 +12,8 @@ import torch
 from dist_embed.data.tokenizer import END, PAD, START
 from dist_embed.model.candidates import CandidateWords
 from dist_embed.model.next_words import ExactWords, NextWords
-from dist_embed.model.search import Searcher, SearchSettings
+from dist_embed.model.search import Searcher
+from dist_embed.model.settings import SearchSection
 from dist_embed.parallel.group import Group
 from tests.distributed.pool import WorkerPool
 from tests.distributed.reference import Reference
@@ -24,8 +25,8 @@ SOURCES = [[4, 5], [6], [8, 8, 7, 4], [5, 4, 6]]
 LONGEST = 4
 
 
-class _ShortSettings(SearchSettings):
-    # That of SearchSettings is 10 at least.
+class _ShortSettings(SearchSection):
+    # That of SearchSection is 10 at least.
     def longest(self, source_tokens: int) -> int:
         return LONGEST
 
@@ -48,9 +49,10 @@ def search(
         words = CandidateWords(
             sharded.lookup, frequent, 2, partial(translations, lexicon), 4 * TINY.target_rows * beam
         )
-    searcher = Searcher(
-        sharded.transformer, sharded.lookup, words, _ShortSettings(beam, alpha, 1.0, batch)
+    short = _ShortSettings(
+        beam=beam, length_penalty=alpha, max_length_ratio=1.0, batch_sentences=batch
     )
+    searcher = Searcher(sharded.transformer, sharded.lookup, words, short)
     # Behind the searcher's back, as training changes them between two validations.
     with torch.no_grad():
         for parameter in sharded.transformer.parameters():

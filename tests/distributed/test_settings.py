@@ -36,6 +36,7 @@ from dist_embed.model.dropout import Dropout
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.run.folder import fingerprint, read_run_config
+from dist_embed.section import Section
 from dist_embed.train import assemble, training
 from dist_embed.train.tasks import Train
 from dist_embed.train.training import train_task
@@ -72,7 +73,7 @@ EXACT: Values = {
     },
     "checkpoint": {
         "every_steps": 23, "every_minutes": 37.0, "keep_last": 5, "keep_best": 4,
-        "keep_every": 29, "max_failures": 6, "asynchronous": False, "low_memory": True,
+        "keep_every": 29, "max_failures": 6, "saving": "in_place",
         "retry_seconds": 61.0, "timeout_seconds": 67.0, "drain_seconds": 71.0,
         "leftover_hours": 73.0,
     },
@@ -86,7 +87,7 @@ SAMPLED: Values = {
               "sampler": "unigram", "sampler_power": 0.4, "logits_block_mib": 0.5},
     "train": {"schedule": "linear", "clip_norm": 0.0, "accumulate": 1},
     "search": {"candidates": 0, "replace_unknown": "no", "bleu_tokenize": "intl"},
-    "checkpoint": {"asynchronous": True, "low_memory": False},
+    "checkpoint": {"saving": "behind"},
 }  # fmt: skip
 PLAIN: Values = {
     "embedding": {"optimizer": "sgd", "schedule": "inverse_sqrt", "warmup_steps": 3,
@@ -106,39 +107,36 @@ ARRIVE = {
     "model.dropout": "Transformer.dropout",
     "model.attention_dropout": "Transformer.attention_dropout",
     "model.logits_block_mib": "OutputShard.block_bytes", "train.precision": "OutputShard.dtype",
-    "train.max_steps": "Rhythm.max_steps", "train.log_every": "Rhythm.log_every",
-    "train.evaluate_every": "Rhythm.evaluate_every",
-    "train.translate_every": "Rhythm.translate_every",
-    "train.max_skipped_steps": "Rhythm.max_skipped_steps",
+    "train.max_steps": "train_loop.settings", "train.log_every": "train_loop.settings",
+    "train.evaluate_every": "train_loop.settings", "train.translate_every": "train_loop.settings",
+    "train.max_skipped_steps": "train_loop.settings",
     "train.accumulate": "Loader.accumulate", "train.batch_tokens": "Loader.batch_tokens",
-    "search.beam": "SearchSettings.beam", "search.length_penalty": "SearchSettings.length_penalty",
-    "search.max_length_ratio": "SearchSettings.max_length_ratio",
-    "search.batch_sentences": "SearchSettings.batch_sentences",
+    "search.beam": "Searcher.settings", "search.length_penalty": "Searcher.settings",
+    "search.max_length_ratio": "Searcher.settings",
+    "search.batch_sentences": "Searcher.settings",
     "search.candidates": "CandidateWords.num_frequent",
     "search.candidate_translations": "CandidateWords.num_translations",
     "search.bleu_tokenize": "evaluate_translations.bleu_tokenize",
     "tokenizer.lowercase": "evaluate_translations.lowercase",
-    "checkpoint.every_steps": "SaveRhythm.every_steps",
-    "checkpoint.every_minutes": "SaveRhythm.every_seconds",
-    "checkpoint.keep_last": "Retention.keep_last",
-    "checkpoint.keep_best": "Retention.keep_best", "checkpoint.keep_every": "Retention.keep_every",
-    "checkpoint.leftover_hours": "Retention.leftover_hours",
-    "checkpoint.asynchronous": "SaverSettings.asynchronous",
-    "checkpoint.max_failures": "SaverSettings.max_failures",
-    "checkpoint.timeout_seconds": "SaverSettings.timeout_seconds",
-    "checkpoint.drain_seconds": "SaverSettings.drain_seconds",
+    "checkpoint.every_steps": "train_loop.checkpoint",
+    "checkpoint.every_minutes": "train_loop.checkpoint",
+    "checkpoint.keep_last": "Pruner.settings", "checkpoint.keep_best": "Pruner.settings",
+    "checkpoint.keep_every": "Pruner.settings", "checkpoint.leftover_hours": "Pruner.settings",
+    "checkpoint.max_failures": "Saver.settings", "checkpoint.timeout_seconds": "Saver.settings",
+    "checkpoint.drain_seconds": "Saver.settings", "checkpoint.saving": "Saver.settings",
     "checkpoint.retry_seconds": "open_checkpoints.retry_seconds",
-    "checkpoint.low_memory": "load_newest.in_place",
 }  # fmt: skip
 # More of them, where a value goes two ways.
 ARRIVE_TOO = {
     "run.uri": "open_checkpoints.run_uri", "train.precision": "TrainStep.compute_dtype",
-    "checkpoint.drain_seconds": "Rhythm.drain_seconds",
+    "checkpoint.drain_seconds": "train_loop.checkpoint",
+    "checkpoint.saving": "load_newest.in_place",
+    "train.clip_norm": "TrainStep.settings",
     "search.batch_sentences": "UnknownWords.batch_sentences", "run.seed": "TrainStep.seed",
 }  # fmt: skip
 CONVERTED: dict[str, Callable[[Any], Any]] = {
     "model.logits_block_mib": lambda mib: int(mib * 2**20),
-    "checkpoint.every_minutes": lambda minutes: 60 * minutes,
+    "checkpoint.saving": lambda saving: saving == "in_place",
     "train.precision": lambda name: {"fp32": torch.float32, "bf16": torch.bfloat16}[name],
 }
 # Keys that decide a run's numbers, with another value, which must give others: of the run `EXACT`,
@@ -231,8 +229,10 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
         return built[-1]
 
     def loop(
-        state: Any, step: Any, loader: Any, rhythm: Any, hooks: Any, *_: Any, **__: Any
-    ) -> bool:
+        state: Any, step: Any, loader: Any, settings: Any, checkpoint: Any, hooks: Any,
+        *_: Any, **__: Any,
+    ) -> bool:  # fmt: skip
+        calls["train_loop.settings"], calls["train_loop.checkpoint"] = settings, checkpoint
         modules = list(built[0].transformer.modules())
         attentions = [m for m in modules if isinstance(m, SelfAttention | CrossAttention)]
         dropouts = [m for m in modules if isinstance(m, Dropout)]
@@ -267,12 +267,11 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
 
     with ExitStack() as stack:
         recorded(
-            stack, calls, training, "Loader", "MetricsLog", "Rhythm", "SaveRhythm", "Retention",
-            "SaverSettings", "open_checkpoints", "load_newest", "TrainStep", "TrainingState",
-            "evaluate_translations",
+            stack, calls, training, "Loader", "MetricsLog", "Pruner", "Saver", "open_checkpoints",
+            "load_newest", "TrainStep", "TrainingState", "evaluate_translations",
         )  # fmt: skip
         recorded(
-            stack, calls, assemble, "ShardedTables", "Transformer", "OutputShard", "SearchSettings",
+            stack, calls, assemble, "ShardedTables", "Transformer", "OutputShard", "Searcher",
             "CandidateWords", "UnknownWords",
         )  # fmt: skip
         stack.enter_context(mock.patch.object(training, "build_translation_model", build))
@@ -297,8 +296,12 @@ def check_arrived(config: Config, calls: dict[str, Any], *, first: bool) -> None
         absent = argument.startswith(rare) or (argument.startswith("MetricsLog") and not first)
         if argument not in calls and absent:
             continue
-        wanted = value_of(config, key)
-        assert calls[argument] == CONVERTED.get(key, lambda value: value)(wanted), key
+        wanted, arrived = value_of(config, key), calls[argument]
+        if isinstance(arrived, Section):
+            arrived = getattr(arrived, key.rpartition(".")[2])
+        else:
+            wanted = CONVERTED.get(key, lambda value: value)(wanted)
+        assert arrived == wanted, key
 
 
 def check_numbers(found: list[dict[str, Any]], expected: ConfiguredRun) -> None:
@@ -397,8 +400,10 @@ def resumed(group: Group, values: dict[str, Any], lost: int) -> dict[str, Any]:
         return Loaded(5, frozenset({ManifestName(6, 0)}), 0)
 
     def loop(
-        state: Any, step: Any, loader: Any, rhythm: Any, hooks: Any, *_: Any, **__: Any
-    ) -> bool:
+        state: Any, step: Any, loader: Any, settings: Any, checkpoint: Any, hooks: Any,
+        *_: Any, **__: Any,
+    ) -> bool:  # fmt: skip
+        calls["train_loop.settings"], calls["train_loop.checkpoint"] = settings, checkpoint
         state.step += 4
         state.scalars["skipped_steps"] += lost
         calls["hooks"] = hooks.validate is not None, hooks.translate is not None

@@ -21,7 +21,7 @@ from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer import SPACE
 from dist_embed.data.tokenizer_files import load_tokenizers
-from dist_embed.embedding.pretrained import StartSettings, TableStart
+from dist_embed.embedding.pretrained import TableStart
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.parallel.group import Group
@@ -29,6 +29,7 @@ from dist_embed.train import single_tables
 from dist_embed.train.assemble import build_translation_model
 from dist_embed.train.single_tables import start_tables, write_coverages
 from dist_embed.vectors.coverage import Coverage
+from dist_embed.vectors.settings import PretrainedSection
 from tests.distributed.pool import WorkerPool
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
 
@@ -244,10 +245,10 @@ def test_tables_start_from_their_own_files(
         ]
         assert asked == [
             ((source["uri"], None), {"words": None, "tensor": None}),
-            (StartSettings(("lowercase",), "mean", "no", False, 0.0), (),
+            (PretrainedSection(**source), (),
              {"seed": SEED, "fresh_scale": WIDTH**-0.5}),
             ((output["uri"], "safetensors"), {"words": output["words"], "tensor": "b"}),
-            (StartSettings((), "random", "random", True, 0.01), (),
+            (PretrainedSection(**output), (),
              {"seed": SEED, "fresh_scale": WIDTH**-0.5}),
         ]  # fmt: skip
         if rank == 0:  # who alone knows how often words occur

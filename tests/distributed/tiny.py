@@ -14,18 +14,19 @@ from dist_embed.data.bands import deal
 from dist_embed.data.batch import build_batch
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.token_shards import TokenPairs
-from dist_embed.embedding.plan import Exchange, Weights
+from dist_embed.embedding.settings import Exchange, Memory, Weights
 from dist_embed.embedding.sharded_tables import ShardedTables
-from dist_embed.embedding.tiers import Memory
 from dist_embed.model.batch_negatives import WordShares
 from dist_embed.model.output import OutputShard
 from dist_embed.model.output_layer import ExactSoftmax, OutputLayer, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
+from dist_embed.model.settings import ShareEmbeddings
 from dist_embed.model.transformer import Transformer
-from dist_embed.model.translation_tables import ShareEmbeddings, translation_tables
-from dist_embed.optim.schedule import Schedule
+from dist_embed.model.translation_tables import translation_tables
+from dist_embed.optim.schedule import Rates, Schedule
 from dist_embed.parallel.group import Group
 from dist_embed.train.assemble import dense_tensors
+from dist_embed.train.settings import TrainSection
 from dist_embed.train.step import StepResult, TrainStep
 
 TABLE_RATE, EPS = 0.1, 1e-8
@@ -153,17 +154,20 @@ class Sharded:
         model: torch.nn.Module = self.transformer
         if group.num_workers > 1:
             model = DistributedDataParallel(model, process_group=group.process_group)
-        constant = Schedule(tiny.dense_rate, "constant", 0, 100)
+
+        def of_table(rate: float) -> Schedule:
+            return Schedule(rate, "constant", tiny.warmup_steps, 100)
+
+        rates = Rates(
+            Schedule(tiny.dense_rate, "constant", 0, 100), of_table(TABLE_RATE),
+            {table: of_table(rate) for table, rate in tiny.own_rates}, dict(tiny.frozen_until),
+        )  # fmt: skip
+        settings = TrainSection(
+            max_steps=100, label_smoothing=tiny.label_smoothing, clip_norm=tiny.clip_norm
+        )
         self.train_step = TrainStep(
-            model=model, lookup=self.lookup, optimizer=self.optimizer, dense_schedule=constant,
-            table_schedule=Schedule(TABLE_RATE, "constant", tiny.warmup_steps, 100), output=output,
-            label_smoothing=tiny.label_smoothing, clip_norm=tiny.clip_norm,
+            model, self.lookup, output, self.optimizer, settings, rates,
             compute_dtype=compute_dtype, seed=tiny.step_seed,
-            own_schedules={
-                table: Schedule(rate, "constant", tiny.warmup_steps, 100)
-                for table, rate in tiny.own_rates
-            },
-            frozen_until=dict(tiny.frozen_until),
         )  # fmt: skip
 
     def work(self, pairs: Pairs) -> StepBatches:

@@ -16,7 +16,7 @@ from typing import Literal
 import pytest
 import torch
 
-from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.parallel.device import resolve_device
 from dist_embed.parallel.group import Group, joined_group
 

@@ -6,7 +6,7 @@ import pytest
 
 from dist_embed.bench.lookup import lookup_report
 from dist_embed.bench.lookup_cases import Work
-from dist_embed.embedding.plan import Tier
+from dist_embed.embedding.settings import Tier
 from tests.gpu.device import on_cuda_alone
 
 pytestmark = on_cuda_alone

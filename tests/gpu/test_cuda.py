@@ -13,9 +13,9 @@ import torch
 from dist_embed.bench.host_waits import told_waits
 from dist_embed.data.batch import IDS
 from dist_embed.data.read_ahead import ReadAhead
+from dist_embed.embedding.settings import Memory
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.table import Table
-from dist_embed.embedding.tiers import Memory
 from dist_embed.model.logit_blocks import add_product, multiply
 from dist_embed.parallel.group import Group
 from dist_embed.train.step import PreparedStep

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dist_embed.embedding.plan import Exchange, Tier
+from dist_embed.embedding.settings import Exchange, Tier
 from dist_embed.parallel.collectives import sum_over_workers
 from dist_embed.parallel.group import Group
 from tests.distributed.pool import RemoteError, WorkerPool

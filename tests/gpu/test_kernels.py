@@ -14,7 +14,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dist_embed.embedding import sharded_tables as lookup_module
-from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import WantedRows
 from dist_embed.embedding.table import Table

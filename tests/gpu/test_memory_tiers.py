@@ -16,14 +16,15 @@ from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.embedding import sharded_tables as lookup_module
 from dist_embed.embedding import tiers
-from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.table import Table
 from dist_embed.embedding.tables import lies_in_host_memory
 from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.model.next_words import ExactWords
 from dist_embed.model.output import sharded_cross_entropy
-from dist_embed.model.search import Searcher, SearchSettings
+from dist_embed.model.search import Searcher
+from dist_embed.model.settings import SearchSection
 from dist_embed.parallel.group import Group
 from tests.distributed.savers import saver_of
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
@@ -304,7 +305,7 @@ def check_search(sharded: Sharded) -> None:
         one.transformer.eval()
         searcher = Searcher(
             one.transformer, one.lookup, ExactWords(one.lookup, one.shard.in_float32()),
-            SearchSettings(3, 1.0, 1.0, 2),
+            SearchSection(beam=3, length_penalty=1.0, max_length_ratio=1.0, batch_sentences=2),
         )  # fmt: skip
         answers.append(searcher.translate([[4, 5], [6], [8, 8, 7, 4]]))
     assert answers[0] == answers[1]

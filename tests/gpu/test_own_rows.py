@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dist_embed.embedding.plan import Tier, Weights
+from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.model.translation_tables import translation_tables
 from dist_embed.parallel.group import Group

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from torch import Tensor
@@ -16,7 +17,7 @@ from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
-from dist_embed.embedding.plan import Tier
+from dist_embed.embedding.settings import Tier
 from dist_embed.observe.events import silent_reporter
 from dist_embed.run.metrics import read_metrics
 from dist_embed.train.tasks import Train
@@ -69,7 +70,7 @@ def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return prepared_folder(uri)
 
 
-def run(device: str, data_uri: str, folder: Path, *changes: Values) -> Found:
+def run(device: Literal["cpu", "cuda"], data_uri: str, folder: Path, *changes: Values) -> Found:
     """What `train_task` leaves in the run's folder."""
     place: Values = {
         "run": {"uri": str(folder)}, "data": {"uri": data_uri}, "cluster": {"device": device},

@@ -124,7 +124,7 @@ def test_a_runs_checkpoints_are_proven_pruned_and_exported(
     config: str, dist_embed: Command, at_once: Callable[..., str], tmp_path: Path
 ) -> None:
     run, exported = tmp_path / "run", tmp_path / "table.safetensors"
-    at_each = ("checkpoint.every_steps=2", "checkpoint.asynchronous=false")
+    at_each = ("checkpoint.every_steps=2", "checkpoint.saving=waiting")
     dist_embed("train", config, *at_each, "train.log_every=50")
     course = [line.split() for line in dist_embed("history", str(run)).stdout.splitlines()[2:]]
     assert [row[1] for row in course] == ["4", "8"]

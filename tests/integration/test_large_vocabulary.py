@@ -38,7 +38,7 @@ LARGE = [
     "tokenizer.vocab_size=30", "tokenizer.shared=false", "tokenizer.oov_buckets=7",
     "model.share_embeddings=decoder", "model.output=sampled", "model.num_samples=15",
     "data.lexicon_translations=5", "search.candidates=10", "search.candidate_translations=5",
-    "search.replace_unknown=lexicon", "checkpoint.asynchronous=false", "checkpoint.low_memory=true",
+    "search.replace_unknown=lexicon", "checkpoint.saving=in_place",
 ]  # fmt: skip
 
 

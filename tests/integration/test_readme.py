@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 TESTED = re.compile(r"^<!-- tested -->\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def tested_blocks(text: str) -> list[tuple[str, str]]:
+def marked_blocks(text: str) -> list[tuple[str, str]]:
     """Language and code of each."""
     return TESTED.findall(text)
 
@@ -32,7 +32,7 @@ def start(language: str, code: str, folder: Path) -> subprocess.CompletedProcess
         environment.pop(name, None)
     return subprocess.run(
         [*program, str(file)], cwd=folder, env=environment, capture_output=True, text=True,
-        timeout=300, check=False,
+        timeout=600, check=False,
     )  # fmt: skip
 
 
@@ -44,9 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.heavy
+@pytest.mark.timeout(1500, func_only=True)
 @pytest.mark.skipif(not hasattr(dist_embed, "train"), reason="README is ahead of the library")
 def test_the_three_ways_in_run(folder: Path) -> None:
-    blocks = tested_blocks((ROOT / "README.md").read_text())
+    blocks = marked_blocks((ROOT / "README.md").read_text())
     assert [language for language, _ in blocks] == ["bash", "python", "python"]
     said, lines_of_run = [], []
     for language, code in blocks:  # the second goes on with what the first has trained
@@ -63,13 +65,22 @@ def test_the_three_ways_in_run(folder: Path) -> None:
     assert lines_of_run == lines_of_run[:1] * 3  # it was complete
 
 
+@pytest.mark.skipif(not hasattr(dist_embed, "train"), reason="README is ahead of the library")
+def test_the_loop_of_ones_own_runs(tmp_path: Path) -> None:
+    *_, (language, code) = marked_blocks((ROOT / "README.md").read_text())
+    assert "ShardedTables" in code
+    done = start(language, f"{code}\nprint(rows.vectors('word').shape)\n", tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.strip() == "torch.Size([3, 64])"
+
+
 def test_blocks_are_found() -> None:
     text = (
         "<!-- tested -->\n```bash\necho 1\n```\n"
         "```bash\necho 2\n```\n"
         "<!-- tested -->\n```python\nprint(3)\n\nprint(4)\n```\n"
     )
-    assert tested_blocks(text) == [("bash", "echo 1\n"), ("python", "print(3)\n\nprint(4)\n")]
+    assert marked_blocks(text) == [("bash", "echo 1\n"), ("python", "print(3)\n\nprint(4)\n")]
 
 
 @pytest.mark.parametrize(("language", "code"), [("bash", "false\ntrue\n"), ("python", "1 / 0\n")])

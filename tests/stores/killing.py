@@ -45,7 +45,7 @@ from dist_embed.checkpoint.catalogue import (
 from dist_embed.checkpoint.chunk import DTYPES, Rows, byte_view
 from dist_embed.checkpoint.manifest import OBJECTS, Manifest, ManifestName
 from dist_embed.checkpoint.read import CheckpointReader
-from dist_embed.checkpoint.retention import Pruner, Retention
+from dist_embed.checkpoint.retention import Pruner
 from dist_embed.checkpoint.state import HostBuffers
 from dist_embed.checkpoint.write import write_rows
 from dist_embed.config.load import config_from_dict
@@ -60,6 +60,7 @@ from dist_embed.train import training, worker
 from dist_embed.train.results import TrainResult
 from dist_embed.train.step import TrainStep
 from dist_embed.train.tasks import Train
+from tests.checkpoints import keeping
 from tests.forks import forking
 from tests.integration.conftest import TINY
 from tests.stores.s3_server import KEY, SECRET
@@ -94,7 +95,7 @@ class Point:
         first_only: only worker 0 gets there.
         leaves: when the worker that is there dies, or all do.
         spares: when it goes on and another dies.
-        modes: values of ``checkpoint.asynchronous`` with which there is such a point.
+        modes: whether it saves behind training, for which there is such a point.
         stores: the same, of stores.
         settings: of the ``checkpoint`` section.
     """
@@ -588,7 +589,7 @@ def material(folder: Path) -> Material:
     """Made in ``folder``, once."""
     data_uri, run, base = (str(folder / name) for name in ("data", "whole", "base"))
     # Else a step whose save is due while that of the one before is under way has none of its own.
-    config = configuration(data_uri, run, every_steps=1, keep_last=LAST_STEP, asynchronous=False)
+    config = configuration(data_uri, run, every_steps=1, keep_last=LAST_STEP, saving="waiting")
     ensure_data(config, lambda line: None)
     whole = Whole.train(config)
     shutil.copytree(run, base)
@@ -621,7 +622,7 @@ def check_committed(place: Place, whole: Whole) -> Steps:
         manifest = read_manifest(store, name)
         assert saved(store, manifest) == whole.saved[name.step], name
         referred.add(manifest.attempt)
-    pruned = Pruner(store, Retention(2, 0, 0, 0.0)).prune(dry=True)
+    pruned = Pruner(store, keeping(2, 0, 0, 0.0)).prune(dry=True)
     assert set(pruned.leftovers) == set(store.names(OBJECTS)) - referred
     assert tuple(pruned.steps) == steps[:-2]
     return steps
@@ -647,7 +648,7 @@ def check_goes_on(config: Config, place: Place, whole: Whole, newest: int) -> No
     assert ended.result.steps == LAST_STEP
     assert losses(place.uri) == whole.losses
     store = open_checkpoints(place.uri)
-    Pruner(store, Retention(2, 0, 0, 0.0)).prune()
+    Pruner(store, keeping(2, 0, 0, 0.0)).prune()
     check_end(check_committed(place, whole), newest)
     attempts = {read_manifest(store, name).attempt for name in manifest_names(store)}
     # An upload that is cut short leaves an empty folder on the server, see `Pruner`.

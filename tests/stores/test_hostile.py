@@ -40,9 +40,10 @@ from dist_embed.checkpoint.manifest import (
     manifest_bytes,
 )
 from dist_embed.checkpoint.read import CheckpointReader
-from dist_embed.checkpoint.retention import Pruner, Retention
+from dist_embed.checkpoint.retention import Pruner
 from dist_embed.errors import StorageError
 from dist_embed.storage.objects import ObjectStore
+from tests.checkpoints import keeping
 from tests.forks import forking
 from tests.stores.two_checkpoints import NEWER, Run, assert_holds, run_at, save, state_of
 
@@ -183,7 +184,7 @@ class Hostile:
         newest = save(self.store, state_of(15), 4000)
         try:
             Pruner(
-                self.store, Retention(keep_last=1, keep_best=1, keep_every=0, leftover_hours=-1.0)
+                self.store, keeping(keep_last=1, keep_best=1, keep_every=0, leftover_hours=-1.0)
             ).prune()
             state = state_of(0)
             load_checkpoint(self.store, ManifestName(15, 0), state)
@@ -524,7 +525,7 @@ def test_a_forged_loss_stops_nobody(hostile: Hostile, loss: Any) -> None:
     hostile.forge(set_to(loss, "scalars", "validation_loss"))
     hostile.verify()
     assert name_of_choice(str(hostile.folder / "run"), None).step in (5, 10)
-    assert Pruner(hostile.store, Retention(0, 9, 0, 1.0)).prune(dry=True).leftovers == []
+    assert Pruner(hostile.store, keeping(0, 9, 0, 1.0)).prune(dry=True).leftovers == []
 
 
 # --- what lies where an object should ---
@@ -640,7 +641,7 @@ def own(tmp_path: Path) -> ObjectStore:
 
 
 def prune(store: ObjectStore) -> None:
-    Pruner(store, Retention(1, 0, 0, leftover_hours=1.0)).prune()
+    Pruner(store, keeping(1, 0, 0, leftover_hours=1.0)).prune()
 
 
 def assert_loads(store: ObjectStore, step: int) -> None:

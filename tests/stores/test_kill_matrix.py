@@ -99,7 +99,7 @@ def test_killed_at_a_point(
     place = place_in(store)
     place.fill(shared.base)
     settings = POINTS[point].settings
-    config = shared.configuration(place, asynchronous=asynchronous, **settings)
+    config = shared.configuration(place, saving="behind" if asynchronous else "waiting", **settings)
     ended = train(config, place.environment, Kill(point, rank, victims))
     assert [code == -signal.SIGKILL for code in ended.codes] == [r in victims for r in (0, 1)], (
         ended.traces
@@ -122,7 +122,9 @@ def test_killed_at_random(seed: int, shared: Material, place_in: Places) -> None
     if not from_scratch:
         place.fill(shared.base)
     config = shared.configuration(
-        place, asynchronous=chance.random() < 0.7, leftover_hours=chance.choice([0.0, 24.0])
+        place,
+        saving="behind" if chance.random() < 0.7 else "waiting",
+        leftover_hours=chance.choice([0.0, 24.0]),
     )
     newest = 0 if from_scratch else 4
     for _ in range(1 if seed < 5 else chance.randint(1, 3)):

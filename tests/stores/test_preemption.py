@@ -220,7 +220,7 @@ def test_one_worker_asked_to_stop_stops_all_after_the_same_step(
     asked: tuple[int, ...], asynchronous: bool, shared: Material, place: Place
 ) -> None:
     place.fill(shared.base)
-    config = shared.configuration(place, asynchronous=asynchronous)
+    config = shared.configuration(place, saving="behind" if asynchronous else "waiting")
     ended = train(config, {}, Kill("amid a step", 0, asked, signal=signal.SIGTERM))
     assert ended.result is not None, ended.traces
     assert ended.codes == [0, 0]
@@ -296,8 +296,8 @@ def test_a_command_whose_store_hangs_ends_in_time(
     place = Place(f"{s3_root}/run", behind, s3.environment)
     place.fill(shared.base)
     config = shared.configuration(
-        place, max_steps=50_000, every_steps=300, drain_seconds=3.0, asynchronous=asynchronous,
-        timeout_seconds=300.0,
+        place, max_steps=50_000, every_steps=300, drain_seconds=3.0, timeout_seconds=300.0,
+        saving="behind" if asynchronous else "waiting",
     )  # fmt: skip
     with FaultProxy(s3.url) as proxy:
         proxy.add(Fault("PUT", r"step-000000300-.*/chunk-", times=None, call=hang))

@@ -15,12 +15,13 @@ from dist_embed.checkpoint.catalogue import current_names, read_manifest
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.manifest import CheckpointError
 from dist_embed.checkpoint.read import CheckpointReader
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
 from dist_embed.errors import StoreUnavailable
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
+from tests.checkpoints import keeping, saving
 from tests.stores.fault_proxy import Fault, FaultProxy
 from tests.stores.s3_server import S3Server, environment
 
@@ -40,8 +41,8 @@ class Bench:
 
     def saver(self, max_failures: int = 9, keep_last: int = 9) -> Saver:
         return Saver(
-            self.store, ALONE, SaverSettings(True, max_failures, 60.0, 60.0),
-            Pruner(self.store, Retention(keep_last, 0, 0, 24.0)), report=self.lines.append,
+            self.store, ALONE, saving("behind", max_failures, 60.0, 60.0),
+            Pruner(self.store, keeping(keep_last, 0, 0, 24.0)), report=self.lines.append,
         )  # fmt: skip
 
     def steps(self) -> list[int]:
@@ -176,8 +177,8 @@ def test_a_server_that_is_killed_and_comes_back(s3: S3Server, bench: Bench) -> N
 def test_of_two_writers_at_the_same_moment_one_manifest_stands(bench: Bench) -> None:
     rival_lines: list[str] = []
     rival = Saver(
-        bench.direct, ALONE, SaverSettings(False, 9, 60.0, 60.0),
-        Pruner(bench.direct, Retention(9, 0, 0, 24.0)), report=rival_lines.append,
+        bench.direct, ALONE, saving("waiting", 9, 60.0, 60.0),
+        Pruner(bench.direct, keeping(9, 0, 0, 24.0)), report=rival_lines.append,
     )  # fmt: skip
     # Between this writer's look and its put the other one publishes.
     bench.proxy.add(Fault("PUT", MANIFEST, call=lambda _: rival.save(state_of(1))))

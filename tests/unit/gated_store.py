@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from dist_embed.checkpoint.catalogue import manifest_names
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import Buffer, Entry, ObjectStore
+from tests.checkpoints import keeping, saving
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 
@@ -67,7 +68,10 @@ def saver_of(
     **kwargs: Any,
 ) -> Saver:
     return Saver(
-        store, ONE, SaverSettings(asynchronous, max_failures, timeout_seconds, drain_seconds),
-        Pruner(store, Retention(keep_last, 0, 0, 1.0)),
+        store, ONE,
+        saving(
+            "behind" if asynchronous else "waiting", max_failures, timeout_seconds, drain_seconds
+        ),
+        Pruner(store, keeping(keep_last, 0, 0, 1.0)),
         report=(reports if reports is not None else []).append, **kwargs,
     )  # fmt: skip

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import METRIC, TrainingState
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.train.evaluate import Quality
-from dist_embed.train.loop import Hooks, Rhythm, train_loop
-from dist_embed.train.saving import SaveRhythm
+from dist_embed.train.loop import Hooks, train_loop
+from dist_embed.train.settings import TrainSection
 from dist_embed.train.step import StepResult
 
 ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
@@ -160,19 +162,21 @@ class Run:
 
     def train(
         self, patched: Callable[[str, Any], None] = lambda name, value: None, *,
-        held_out: bool = True, **rhythm: Any,
+        held_out: bool = True, best_loss: float = math.inf, **rhythm: Any,
     ) -> bool:  # fmt: skip
         patched("stop_requested", lambda: 0 <= self.asked_after <= self.state.step)
-        never = {
-            "max_steps": 12, "log_every": 100, "evaluate_every": 100, "translate_every": 0,
-            "max_skipped_steps": 3, "drain_seconds": 7.0,
-        }  # fmt: skip
-        rhythm["saves"] = SaveRhythm(rhythm.pop("save_every", 100), rhythm.pop("save_seconds", 0.0))
+        never = {"max_steps": 12, "log_every": 100, "evaluate_every": 100, "max_skipped_steps": 3}
+        checkpoint = CheckpointSection(
+            every_steps=rhythm.pop("save_every", 100), drain_seconds=7.0,
+            every_minutes=rhythm.pop("save_seconds", 0.0) / 60,
+            keep_best=rhythm.pop("keep_best", 0),
+        )  # fmt: skip
         self_: Any = self
         hooks = Hooks(self.validate, self.translate) if held_out else Hooks(None, None)
         return train_loop(
-            self.state, self_, self_, Rhythm(**(never | rhythm)), hooks, self_,
+            self.state, self_, self_, TrainSection(**(never | rhythm)), checkpoint, hooks, self_,
             reporter=Reporter(self.emit), metrics=self_ if self.group.is_first else None,
+            best_loss=best_loss,
         )  # fmt: skip
 
     def happened(self, *kinds: str) -> list[Any]:

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from dist_embed.data import encoding, lexicon, word_counts
 from dist_embed.data.corpus import Pair, ParallelText
-from dist_embed.data.encoding import LengthRule
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.prepare import prepare_data
+from dist_embed.data.settings import DataSection, Kind, TokenizerSection
+from dist_embed.data.text_form import TextForm
 from dist_embed.data.token_shards import PreparedData, TokenPairs
-from dist_embed.data.tokenizer import SPECIAL_TOKENS, Kind, Tokenizer
-from dist_embed.data.vocabulary import TokenizerRecipe
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 SHARD_SENTENCES = 60
-KEEP_ALL = LengthRule(1000, "drop")
+KEEP_ALL = DataSection(max_tokens=1000)
 # Letters that change their number in lower case, spaces that are none to the tokenizer, its mark,
 # marks of several alphabets, joiners, letters in parts and together, and what reads like special
 # tokens.
@@ -84,12 +84,10 @@ def one_is_this_process(num_processes: int) -> Iterator[None]:
         yield
 
 
-def recipe(kind: Kind = "word", **changes: Any) -> TokenizerRecipe:
-    values: dict[str, Any] = {
-        "vocab_size": 400, "min_count": 1, "shared": True, "lowercase": False,
-        "split_punctuation": True,
-    }  # fmt: skip
-    return TokenizerRecipe(kind, **(values | changes))
+def recipe(kind: Kind = "word", **changes: Any) -> tuple[TokenizerSection, TextForm]:
+    """How tokenizers are learned. ``changes``: of the section, and of the form of text."""
+    form = TextForm(**{key: changes.pop(key) for key in TextForm._fields if key in changes})
+    return TokenizerSection(**({"kind": kind, "vocab_size": 400} | changes)), form
 
 
 def train_tokenizer(kind: Kind, texts: Iterable[str], **changes: Any) -> Tokenizer:
@@ -128,16 +126,19 @@ def prepare(
     corpora: dict[str, ParallelText],
     kind: Kind = "word",
     *,
-    rule: LengthRule = KEEP_ALL,
+    rule: DataSection = KEEP_ALL,
     num_processes: int = 1,
     shard_sentences: int = SHARD_SENTENCES,
     say: Callable[[str], None] = lambda line: None,
     **changes: Any,
 ) -> PreparedData:
+    data = rule.model_copy(
+        update={"num_processes": num_processes, "shard_sentences": shard_sentences}
+    )
     with one_is_this_process(num_processes):
         return prepare_data(
-            str(uri), corpora, recipe(kind, **changes), rule, settings={"tokenizer.kind": kind},
-            num_processes=num_processes, shard_sentences=shard_sentences, say=say,
+            str(uri), corpora, data, *recipe(kind, **changes), settings={"tokenizer.kind": kind},
+            say=say,
         )  # fmt: skip
 
 

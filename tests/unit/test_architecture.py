@@ -10,9 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dist_embed"
-# A package may import itself and the packages before it.
+# A package may import itself, the packages before it, and every package's module `settings`: that
+# imports the ground, which are modules, and others of its kind alone.
+GROUND = ["errors", "installed", "section"]
 LAYERS = [
-    "errors", "installed", "storage", "config", "observe", "parallel", "data", "vectors",
+    *GROUND, "storage", "config", "observe", "parallel", "data", "vectors",
     "embedding", "model", "optim", "checkpoint", "run", "train", "explore", "export", "cluster",
     "api", "bench", "study", "cli",
 ]  # fmt: skip
@@ -50,7 +52,9 @@ def upward_imports(tree: ast.AST, package: str) -> list[str]:
     return [
         f"line {line}: {name}"
         for line, name in imports(tree)
-        if name.split(".")[0] == "dist_embed" and name.split(".")[1] not in allowed
+        if name.split(".")[0] == "dist_embed"
+        and name.split(".")[1] not in allowed
+        and name.split(".")[2:3] != ["settings"]
     ]
 
 
@@ -76,14 +80,16 @@ def code_runners(tree: ast.AST) -> list[str]:
 
 def test_every_package_has_its_layer() -> None:
     packages = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert packages | {"errors", "installed"} == set(LAYERS)  # two modules
+    assert packages | set(GROUND) == set(LAYERS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_point_only_to_layers_above(path: Path) -> None:
-    if path.parent != PACKAGE:
-        package = path.relative_to(PACKAGE).parts[0]
-        assert upward_imports(ast.parse(path.read_text()), package) == []
+    # What the ground imports of dist_embed is ground too; so are settings.
+    package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    layer = GROUND[-1] if path.name == "settings.py" or package in GROUND else package
+    if layer in LAYERS:
+        assert upward_imports(ast.parse(path.read_text()), layer) == []
 
 
 def test_an_upward_import_is_found() -> None:
@@ -92,6 +98,9 @@ def test_an_upward_import_is_found() -> None:
         "line 2: dist_embed.train.step.TrainStep"
     ]
     assert upward_imports(ast.parse(inside_a_function), "cli") == []
+    of_settings = "from dist_embed.train.settings import TrainSection\n"
+    assert upward_imports(ast.parse(of_settings), GROUND[-1]) == []
+    assert upward_imports(ast.parse("import dist_embed.storage.uri"), GROUND[-1]) != []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
@@ -169,6 +178,7 @@ def test_every_module_says_what_it_is_for() -> None:
 @pytest.mark.parametrize(
     ("module", "without"),
     [("dist_embed.cluster.launch", "torchrec fbgemm_gpu ray"),
+     ("dist_embed.config.load", "torch tokenizers pyarrow numpy"),
      ("dist_embed.cli.main", "torch pydantic fsspec omegaconf tqdm numpy"),
      ("dist_embed.cli.main; dist_embed.cli.main.build_parser()", "torch"),
      ("dist_embed.embedding.memory", "torch"), ("dist_embed.train.needs", "torch"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 
 from dist_embed.checkpoint.catalogue import (
     LISTINGS,
+    best_loss,
     current_names,
     list_steps,
     loss_of,
@@ -253,3 +255,15 @@ def test_a_loss_is_a_number(tmp_path: Path, saved: Any, loss: float | None) -> N
     manifest = read_manifest(open_checkpoints(str(tmp_path)), name)
     assert loss_of(manifest.model_copy(update={"scalars": {"validation_loss": saved}})) == loss
     assert loss_of(manifest.model_copy(update={"scalars": {}})) is None
+
+
+def test_the_best_so_far_is_that_of_sound_checkpoints(tmp_path: Path) -> None:
+    store = open_checkpoints(str(tmp_path))
+    assert best_loss(store) == math.inf
+    save(tmp_path, 1)
+    assert best_loss(store) == math.inf
+    for step, loss in ((2, 2.5), (3, 1.25), (4, 3.0)):
+        save(tmp_path, step, loss)
+    assert best_loss(store) == 1.25
+    tear(tmp_path, ManifestName(3, 0))
+    assert best_loss(store) == 2.5

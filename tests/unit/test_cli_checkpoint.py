@@ -14,7 +14,7 @@ from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.checkpoint.write import Description, new_attempt, write_rows
 from dist_embed.cli.main import build_parser, main
-from dist_embed.data.text_form import Form
+from dist_embed.data.settings import Form
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.training_words import count_target_words
 from dist_embed.embedding.row_order import RowOrder

@@ -211,8 +211,8 @@ def test_train(
     ]  # fmt: skip
 
     calls = launched(result(config))
-    assert main(["train", config]) == 0
-    assert [call[0] for call in calls] == [Train(prepared.uri)]  # Ray: nothing is forked here
+    assert main(["train", config, "cluster.launcher=ray"]) == 0
+    assert [call[0] for call in calls] == [Train(prepared.uri)]  # nothing is forked here
     assert calls[0][2]["launcher"] is None
     assert checked[-1][-1] is False
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -22,7 +23,7 @@ from dist_embed.config.load import (
 from dist_embed.config.reference import configuration_page
 from dist_embed.config.schema import Config
 from dist_embed.errors import ConfigError
-from dist_embed.run.folder import CHANGEABLE
+from dist_embed.section import MAY_CHANGE, keys_marked, known_keys
 
 ROOT = Path(__file__).parents[2]
 # Those of runs; a study is another kind of file (test_study.py).
@@ -32,6 +33,7 @@ run: {uri: runs/x}
 data: {synthetic: {sentences: 10}}
 train: {max_steps: 5}
 """
+LEAST: dict[str, Any] = yaml.safe_load(SMALLEST)
 
 
 def loaded(folder: Path, text: str, *overrides: str) -> Config:
@@ -55,7 +57,7 @@ def test_defaults_fill_what_is_not_given(tmp_path: Path) -> None:
     assert config.data.uri == "runs/x/data"
     assert config.data.synthetic is not None
     assert (config.data.synthetic.sentences, config.data.synthetic.held_out) == (10, 500)
-    assert config.cluster.launcher == "ray"
+    assert config.cluster.launcher == "auto"
 
 
 def test_unknown_key_names_value_nearest_and_valid_keys(tmp_path: Path) -> None:
@@ -264,8 +266,6 @@ def test_a_malformed_override_is_quoted(tmp_path: Path, override: str) -> None:
          ["embedding.optimizer: 'adam'", "cluster.device=cpu", "rowwise_adagrad"]),
         (["model.batch_negatives=true"],
          ["model.batch_negatives: true is not allowed with model.output=exact"]),
-        (["checkpoint.low_memory=true"],
-         ["checkpoint.low_memory: true", "checkpoint.asynchronous=false"]),
         (["embedding.memory=uvm", "cluster.device=cpu"],
          ["embedding.memory: 'uvm'", "cluster.device=cpu", "use auto or device"]),
         (["embedding.memory=uvm_caching", "cluster.device=cpu"], ["memory: 'uvm_caching'"]),
@@ -521,6 +521,69 @@ def test_the_page_of_keys_is_that_of_the_schema() -> None:
 
 def test_the_page_names_every_key_that_may_change_when_a_run_is_resumed() -> None:
     head = configuration_page().split("\n## ")[0]
-    for key in CHANGEABLE:
-        named = "train.*_every" if key.endswith("_every") else key.rstrip(".")
-        assert f"`{named}`" in head
+    marked = keys_marked(Config, MAY_CHANGE)
+    whole = {key for key in marked if "." not in key}
+    assert whole == {"search", "checkpoint", "cluster"}
+    named = {key for key in marked if key.partition(".")[0] not in whole} | whole
+    told = head.split("may change:")[1].split("For all")[0]
+    assert named == set(re.findall(r"`([\w.]+)`", told))
+
+
+def test_the_page_tells_what_experts_need_behind_the_rest() -> None:
+    sections = configuration_page().split("\n## ")[1:]
+    told = {key for part in sections for key in re.findall(r"^\| `(\w+)` ", part, re.M)}
+    assert told == {key.rpartition(".")[2] for key in known_keys(Config) if "." in key}
+    train = next(part for part in sections if part.startswith("`train`"))
+    first, then = train.split("Seldom needed:")
+    assert ("`max_steps`" in first, "`beta1`" in first) == (True, False)
+    assert ("`max_steps`" in then, "`beta1`" in then) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [({"asynchronous": True}, "behind"), ({"asynchronous": False}, "waiting"),
+     ({"low_memory": True}, "in_place"), ({"low_memory": False}, "behind"),
+     ({"asynchronous": False, "low_memory": True}, "in_place"),
+     ({"asynchronous": False, "low_memory": False}, "waiting"),
+     ({"asynchronous": True, "low_memory": False}, "behind")],
+)  # fmt: skip
+def test_keys_of_before_are_read_and_said_to_be_called_otherwise(
+    tmp_path: Path, before: dict[str, bool], now: str
+) -> None:
+    written = [f"checkpoint.{key}={str(value).lower()}" for key, value in before.items()]
+    text = f"{' and '.join(written)}: this is called checkpoint.saving={now} now"
+    said: list[str] = []
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(LEAST | {"checkpoint": {"keep_last": 7} | before}))
+    config = load_config(str(path), say=said.append)
+    assert (config.checkpoint.saving, config.checkpoint.keep_last) == (now, 7)
+    assert said == [f"{path}: {text}"]
+
+    path.write_text(yaml.safe_dump(LEAST))
+    assert load_config(str(path), written, say=said.append).checkpoint.saving == now
+    assert said[1:] == [f"{path}: {text}"]
+    # A run's own are not the user's.
+    assert config_from_dict(LEAST | {"checkpoint": before}).checkpoint.saving == now
+
+
+def test_a_renamed_key_is_said_to_the_user_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(LEAST | {"checkpoint": {"low_memory": True}}))
+    for _ in range(2):
+        load_config(str(path))
+    found = capsys.readouterr()
+    assert found.err.count("called checkpoint.saving=in_place now\n") == 1
+    assert found.out == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"asynchronous": True, "low_memory": True}, "low_memory: true copies no table: .*waiting"),
+     ({"low_memory": True, "saving": "behind"}, "saving: not allowed beside checkpoint.low_memory"),
+     ({"asynchronous": "yes"}, "asynchronous: 'yes' is not allowed: .* behind, waiting or in_pl")],
+)  # fmt: skip
+def test_keys_of_before_that_cannot_be_read(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"checkpoint.{said}"):
+        config_from_dict(LEAST | {"checkpoint": given})

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.cut_text import check_pieces
+from dist_embed.data.settings import Form, Pieces
 from dist_embed.data.stretches import encode_column
-from dist_embed.data.text_form import Form
 from dist_embed.data.token_shards import read_tokens
-from dist_embed.data.tokenizer import END, UNKNOWN, Pieces, Tokenizer
+from dist_embed.data.tokenizer import END, UNKNOWN, Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.word_spills import WordSplitting, split_and_count
 from dist_embed.errors import ConfigError, UserError

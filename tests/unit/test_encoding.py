@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dist_embed.data.corpus import Pair
-from dist_embed.data.encoding import EncodingPool, LengthRule, encoding_pool
+from dist_embed.data.encoding import EncodingPool, encoding_pool
+from dist_embed.data.settings import DataSection
 from dist_embed.data.token_shards import read_tokens
 from dist_embed.data.tokenizer import UNKNOWN, Tokenizer
 from tests.unit.small_corpus import sentences, train_tokenizer
@@ -53,7 +54,11 @@ def test_a_corpus_is_never_held_in_memory(pool: EncodingPool, tmp_path: Path) ->
             yield "w1 w2", "w3"
 
     shards = pool.write_shards(
-        endless(), str(tmp_path), "train", shard_sentences=10, rule=LengthRule(9, "drop")
+        endless(),
+        str(tmp_path),
+        "train",
+        shard_sentences=10,
+        rule=DataSection(max_tokens=9, too_long="drop"),
     )
     for number in range(3):
         assert next(shards).info.name == f"train/shard-{number:05d}.parquet"
@@ -67,7 +72,11 @@ def test_blocks_come_back_in_order(pool: EncodingPool, tmp_path: Path) -> None:
     pairs = [(" ".join(["w1"] * (5000 if i < 4 else 1)), f"w{i % 4}") for i in range(40)]
     blocks = list(
         pool.write_shards(
-            pairs, str(tmp_path), "x", shard_sentences=1, rule=LengthRule(9999, "cut")
+            pairs,
+            str(tmp_path),
+            "x",
+            shard_sentences=1,
+            rule=DataSection(max_tokens=9999, too_long="cut"),
         )
     )
     assert [block.info.name for block in blocks] == [f"x/shard-{i:05d}.parquet" for i in range(40)]
@@ -79,7 +88,7 @@ def test_blocks_come_back_in_order(pool: EncodingPool, tmp_path: Path) -> None:
 def test_a_shard_in_which_nothing_is_left_is_empty(pool: EncodingPool, tmp_path: Path) -> None:
     (block,) = pool.write_shards(
         [("", "w1"), ("w1 w1 w1", "w1")], str(tmp_path), "x", shard_sentences=5,
-        rule=LengthRule(2, "drop"),
+        rule=DataSection(max_tokens=2, too_long="drop"),
     )  # fmt: skip
     assert (block.info.sentences, block.dropped_empty, block.dropped_long) == (0, 1, 1)
     tokens = read_tokens(str(tmp_path), [block.info])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import METRIC, LiveTensor, TrainingState
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.errors import UserError
@@ -19,8 +20,9 @@ from dist_embed.parallel.group import Group
 from dist_embed.run.folder import CONFIG_NAME, RunFolder
 from dist_embed.storage import uri as storage
 from dist_embed.train import saving
-from dist_embed.train.loop import Hooks, Rhythm, train_loop
-from dist_embed.train.saving import SaveRhythm, is_finite
+from dist_embed.train.loop import Hooks, train_loop
+from dist_embed.train.saving import is_finite
+from dist_embed.train.settings import TrainSection
 from dist_embed.train.step import StepResult
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
@@ -63,9 +65,10 @@ class Run:
 
     def train(self, validate: Callable[[], float] | None = None, **hooks: Any) -> bool:
         me: Any = self
-        rhythm = Rhythm(STEPS, 1, 2, 0, SaveRhythm(2), 3, 1.0)
+        settings = TrainSection(max_steps=STEPS, log_every=1, evaluate_every=2, max_skipped_steps=3)
         return train_loop(
-            self.state, me, me, rhythm, Hooks(validate, None, **hooks), me,
+            self.state, me, me, settings, CheckpointSection(every_steps=2, drain_seconds=1.0),
+            Hooks(validate, None, **hooks), me,
             reporter=Reporter(lambda event: self.lines.append(str(event.get("text")))),
             metrics=None,
         )  # fmt: skip

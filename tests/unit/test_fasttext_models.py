@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding import composed_rows, pretrained
 from dist_embed.embedding.composed_rows import ComposedRows
 from dist_embed.embedding.plan import TableSpec, shard_of
-from dist_embed.embedding.pretrained import StartSettings, TableStart
+from dist_embed.embedding.pretrained import TableStart
 from dist_embed.vectors import fasttext_binary
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.fasttext_binary import FastTextBinary
 from dist_embed.vectors.file import VectorFileError
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.match import VocabularyKeys
+from dist_embed.vectors.settings import PretrainedSection
 from tests.unit.small_run import ONE
+
+# How rows start from vectors that the test itself opens.
+start_from = partial(PretrainedSection, uri="vectors")
 
 WIDTH, BUCKETS, SHORTEST, LONGEST = 3, 11, 2, 4
 # The model's list; the rest of the vocabulary is not in it.
@@ -99,7 +104,7 @@ def vocabulary(words: Sequence[str] = WORDS) -> Tokenizer:
 
 
 def filled(
-    uri: str, settings: StartSettings, *, width: int = WIDTH, dtype: torch.dtype = torch.float32
+    uri: str, settings: PretrainedSection, *, width: int = WIDTH, dtype: torch.dtype = torch.float32
 ) -> tuple[NDArray[np.float64], Coverage]:
     """Rows by id, two hashed ones behind them, and what was found."""
     tokenizer = vocabulary()
@@ -131,7 +136,7 @@ def test_a_word_is_the_mean_of_its_row_and_its_n_grams(
 ) -> None:
     for name, content in (("m.bin", model()), ("m.bin.gz", gzip.compress(model()))):
         rows, coverage = filled(
-            saved(tmp_path, content, name), StartSettings(missing=missing), dtype=dtype
+            saved(tmp_path, content, name), start_from(missing=missing), dtype=dtype
         )
         near = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"atol": 2e-3}
         found = {word: i for i, word in enumerate(WORDS, start=4) if word in LISTED}
@@ -155,7 +160,7 @@ def test_a_word_is_the_mean_of_its_row_and_its_n_grams(
 
 @pytest.mark.usefixtures("blocks")
 def test_a_word_in_another_spelling_has_the_n_grams_of_the_models(tmp_path: Path) -> None:
-    settings = StartSettings(forms=("lowercase",), missing="subword")
+    settings = start_from(match=["lowercase"], missing="subword")
     rows, coverage = filled(saved(tmp_path, model()), settings)
     np.testing.assert_allclose(rows[5], expected("the"), rtol=1e-5, atol=1e-6)
     assert coverage.found_words == {"as written": 4, "after lowercase": 1}
@@ -166,7 +171,7 @@ def test_a_model_without_n_grams_knows_its_list_alone(tmp_path: Path) -> None:
         matrix = rows_of_model(len(LISTED) + without.get("buckets", BUCKETS))  # type: ignore[call-overload]
         rows, coverage = filled(
             saved(tmp_path, model(matrix=matrix, **without)),  # type: ignore[arg-type]
-            StartSettings(missing="subword"),
+            start_from(missing="subword"),
         )
         np.testing.assert_allclose(rows[4], matrix[LISTED.index("the")], rtol=1e-6)
         assert coverage.composed_words == 0
@@ -174,7 +179,7 @@ def test_a_model_without_n_grams_knows_its_list_alone(tmp_path: Path) -> None:
 
 def test_words_that_are_not_utf8_are_counted(tmp_path: Path) -> None:
     words = ["</s>", "the", b"\xffx", "東京", "a", "Straße"]
-    rows, coverage = filled(saved(tmp_path, model(words)), StartSettings())
+    rows, coverage = filled(saved(tmp_path, model(words)), start_from())
     np.testing.assert_allclose(rows[7], expected("東京"), rtol=1e-5, atol=1e-6)
     assert (coverage.entries, coverage.unreadable) == (6, 1)
     assert sum(coverage.found_words.values()) == 3
@@ -186,7 +191,7 @@ def test_another_width_is_one_map_of_all_words(
     tmp_path: Path, project: Any, dtype: torch.dtype
 ) -> None:
     uri = saved(tmp_path, model())
-    rows, _ = filled(uri, StartSettings(missing="subword", project=project), width=2, dtype=dtype)
+    rows, _ = filled(uri, start_from(missing="subword", project=project), width=2, dtype=dtype)
     wide = np.array([expected(word) for word in WORDS])
     got = rows[4 : 4 + len(WORDS)]
     near = 1e-5 if dtype == torch.float32 else 5e-3
@@ -253,10 +258,10 @@ def test_a_value_that_is_no_number_is_named_by_its_row(tmp_path: Path) -> None:
     matrix = rows_of_model(len(LISTED) + BUCKETS)
     matrix[4, 2] = np.inf  # of "a"
     with pytest.raises(VectorFileError, match="matrix row 5: a value is not finite"):
-        filled(saved(tmp_path, model(matrix=matrix)), StartSettings())
+        filled(saved(tmp_path, model(matrix=matrix)), start_from())
 
 
 def test_a_compressed_model_that_is_cut_is_refused_where_it_ends(tmp_path: Path) -> None:
     uri = saved(tmp_path, gzip.compress(model(output=False)[:-12]), "m.bin.gz")
     with pytest.raises(VectorFileError, match="ends before row 17 of 17"):
-        filled(uri, StartSettings(missing="subword"))
+        filled(uri, start_from(missing="subword"))

@@ -13,9 +13,9 @@ from dist_embed.cluster import launch as launching
 from dist_embed.cluster.ray_train import _check_resources
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.paths import with_absolute_paths
-from dist_embed.config.schema import ModelSection
 from dist_embed.embedding.memory import CUDA_PROCESS_BYTES, GIB, READING_BYTES, tokenizer_bytes
 from dist_embed.errors import UserError
+from dist_embed.model.settings import ModelSection
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.train.needs import dense_parameters
 from dist_embed.train.tasks import Train
@@ -87,7 +87,7 @@ def test_host_memory_of_workers_with_gpus(
 ) -> None:
     sections: dict[str, Any] = {
         "embedding": embedding | {"optimizer": "sgd"},
-        "checkpoint": {"asynchronous": False, "low_memory": low_memory},
+        "checkpoint": {"saving": "in_place" if low_memory else "waiting"},
     }
     # The dense model is on the GPU; what it is loaded through, with Adam's moments, is not.
     loading = 0 if low_memory else 12 * dense_parameters(ModelSection(), 256)
@@ -209,7 +209,7 @@ def test_a_ray_of_our_own_is_asked_for_workers_of_this_machine_s_device(
     )
     config = config_from_dict(
         {"run": {"uri": "/shared/x"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
-         "cluster": {"address": address}}
+         "cluster": {"address": address, "launcher": "ray"}}
     )  # fmt: skip
 
     def start() -> None:

@@ -18,11 +18,11 @@ from dist_embed.checkpoint.manifest import (
     CheckpointError,
     ManifestName,
 )
-from dist_embed.checkpoint.retention import Pruner, Retention
+from dist_embed.checkpoint.retention import Pruner
 from dist_embed.checkpoint.state import Fixed, LiveTensor, TrainingState, own_rows
 from dist_embed.checkpoint.write import Description
 from dist_embed.parallel.group import Group
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import keeping, write_checkpoint
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 
@@ -76,7 +76,7 @@ def save_and_prune(run: Path) -> None:
     """As a training does, whose newer checkpoint is the best."""
     store = open_checkpoints(str(run))
     save(run, manifest_names(store)[-1].step + 1)
-    Pruner(store, Retention(1, 0, 0, 1.0)).prune()
+    Pruner(store, keeping(1, 0, 0, 1.0)).prune()
 
 
 @pytest.mark.parametrize("in_place", [True, False])

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from dist_embed.data.text_form import Form
+from dist_embed.data.settings import Form
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.vectors import match
 from dist_embed.vectors.coverage import COMPOSED, NOT_FOUND, Coverage, coverage_of

@@ -23,7 +23,8 @@ from dist_embed.embedding.memory import (
     tokenizer_bytes,
     worker_bytes,
 )
-from dist_embed.embedding.plan import TableSpec, Tier
+from dist_embed.embedding.plan import TableSpec
+from dist_embed.embedding.settings import Tier
 from dist_embed.embedding.tables import OPTIMIZERS
 
 SPEC = TableSpec("t", 1000, 64)
@@ -96,10 +97,10 @@ def test_a_worker_with_a_gpu_holds_its_copy_and_what_lies_in_host_memory() -> No
             [SPEC], "sgd", 2, EXACT, Replicated(), saving=saving, weights="fp16", tier=tier
         ) - READING_BYTES["local"] - CUDA_PROCESS_BYTES  # fmt: skip
 
-    assert host("device", "in place") == 0
+    assert host("device", "in_place") == 0
     assert host("device", "behind") == shard
-    assert host("uvm", "in place") == shard
-    assert host("uvm_caching", "standing") == 2 * shard
+    assert host("uvm", "in_place") == shard
+    assert host("uvm_caching", "waiting") == 2 * shard
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -135,24 +136,24 @@ def test_every_table_counts_and_the_output_layer_only_for_its_own() -> None:
     [
         # Tables, their copy, the gradient, a block of logits.
         (EXACT, "behind", 3 * SHARD + BLOCK),
-        (EXACT, "standing", 2 * SHARD + BLOCK),
-        (EXACT, "in place", 2 * SHARD + BLOCK),
-        (replace(EXACT, trained=False), "in place", SHARD + BLOCK),
+        (EXACT, "waiting", 2 * SHARD + BLOCK),
+        (EXACT, "in_place", 2 * SHARD + BLOCK),
+        (replace(EXACT, trained=False), "in_place", SHARD + BLOCK),
         (SAMPLED, "behind", 2 * SHARD + BLOCK),
-        (SAMPLED, "in place", SHARD + BLOCK),
+        (SAMPLED, "in_place", SHARD + BLOCK),
         # A block holds 32 tokens, or 31: with narrow products only the first copies the rows.
-        (replace(EXACT, narrow_products=True), "in place", 2.5 * SHARD + 1.5 * BLOCK),
-        (replace(EXACT, narrow_products=True, block_bytes=BLOCK - 1), "in place",
+        (replace(EXACT, narrow_products=True), "in_place", 2.5 * SHARD + 1.5 * BLOCK),
+        (replace(EXACT, narrow_products=True, block_bytes=BLOCK - 1), "in_place",
          2 * SHARD + int(1.5 * (BLOCK - 1))),
         # Counts of words while the sampler is built, the sampler afterwards; loading.
-        (replace(SAMPLED, sampler_words=100_000), "in place", SHARD + 26 * 100_000),
+        (replace(SAMPLED, sampler_words=100_000), "in_place", SHARD + 26 * 100_000),
         (replace(SAMPLED, sampler_words=100_000), "behind", 2 * SHARD + 26 * 100_000),
-        (replace(SAMPLED, sampler_words=1), "in place", SHARD + BLOCK + 8),
-        (replace(SAMPLED, share_words=1), "in place", SHARD + BLOCK + 2),
-        (replace(SAMPLED, sampler_words=100_000, share_words=100_000), "in place",
+        (replace(SAMPLED, sampler_words=1), "in_place", SHARD + BLOCK + 8),
+        (replace(SAMPLED, share_words=1), "in_place", SHARD + BLOCK + 2),
+        (replace(SAMPLED, sampler_words=100_000, share_words=100_000), "in_place",
          SHARD + (8 + 26) * 100_000),
-        (replace(SAMPLED, negatives=70), "in place", SHARD + BLOCK + 10 * 4 * 64 * 70),
-        (replace(SAMPLED, block_bytes=1), "standing", 2 * SHARD),
+        (replace(SAMPLED, negatives=70), "in_place", SHARD + BLOCK + 10 * 4 * 64 * 70),
+        (replace(SAMPLED, block_bytes=1), "waiting", 2 * SHARD),
     ],
 )  # fmt: skip
 def test_the_most_that_is_held_at_once(
@@ -162,7 +163,7 @@ def test_the_most_that_is_held_at_once(
 
 
 @pytest.mark.parametrize(
-    ("saving", "copies"), [("behind", 7), ("standing", 6), ("in place", 4)]
+    ("saving", "copies"), [("behind", 7), ("waiting", 6), ("in_place", 4)]
 )  # fmt: skip
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_every_worker_holds_whole(saving: Saving, copies: int, workers: int) -> None:
@@ -185,7 +186,7 @@ def test_with_a_gpu_the_dense_model_is_there_and_its_copy_here() -> None:
         return needed([SPEC], "sgd", 2, SAMPLED, saving=saving, tier="device", **how)
 
     whole = Replicated(words=10_000, parameters=50_000)
-    assert host("in place", replicated=whole) - host("in place") == 340 * 10_000
+    assert host("in_place", replicated=whole) - host("in_place") == 340 * 10_000
     assert host("behind", replicated=whole) - host("behind") == 340 * 10_000 + 12 * 50_000
 
 

@@ -121,9 +121,9 @@ def test_evaluation_and_search_have_tiles_also_while_a_run_trains() -> None:
     ("sections", "how"),
     [
         ({}, {"saving": "behind", "store": "local"}),
-        ({"checkpoint": {"asynchronous": False}}, {"saving": "standing", "store": "local"}),
-        ({"checkpoint": {"asynchronous": False, "low_memory": True}, "run": {"uri": "s3://b/run"}},
-         {"saving": "in place", "store": "remote"}),
+        ({"checkpoint": {"saving": "waiting"}}, {"saving": "waiting", "store": "local"}),
+        ({"checkpoint": {"saving": "in_place"}, "run": {"uri": "s3://b/run"}},
+         {"saving": "in_place", "store": "remote"}),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("narrow", [False, True])
@@ -146,7 +146,7 @@ def test_what_a_worker_that_trains_is_charged(
 @pytest.mark.parametrize(("uri", "store"), [("/shared/run", "local"), ("s3://b/run", "remote")])
 def test_what_a_worker_that_reads_is_charged(low_memory: bool, uri: str, store: Any) -> None:
     config = configured(
-        checkpoint={"asynchronous": False, "low_memory": low_memory}, run={"uri": uri}
+        checkpoint={"saving": "in_place" if low_memory else "waiting"}, run={"uri": uri}
     )
     assert host_bytes(
         config, VOCABULARY, training=False, narrow_products=False, tier=None
@@ -230,7 +230,7 @@ def test_the_baseline_is_foretold_with_the_model_that_it_is_compared_with(
     dense = dense_parameters(config.model, 12)
     output = output_needs(config, VOCABULARY, narrow_products="bf16" in precisions)
     ours = worker_bytes(
-        SPECS, "adagrad", workers, output, Replicated(parameters=dense), saving="in place"
+        SPECS, "adagrad", workers, output, Replicated(parameters=dense), saving="in_place"
     )
     tables = sum(table_bytes(spec, "adagrad", workers) for spec in SPECS)
     # All parameters with gradient, two moments, and what DDP sends of the gradient.

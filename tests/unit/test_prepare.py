@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import pytest
 from tokenizers.trainers import WordLevelTrainer
 
 from dist_embed.data.corpus import CorpusError, Pair
-from dist_embed.data.encoding import LengthRule
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.prepare import read_counts, read_occurrences, read_predicted
 from dist_embed.data.proof import FileInfo
+from dist_embed.data.settings import DataSection, Kind, TokenizerSection
 from dist_embed.data.token_shards import (
     PreparedData,
     ShardInfo,
@@ -26,16 +26,14 @@ from dist_embed.data.token_shards import (
     read_texts,
     read_tokens,
 )
-from dist_embed.data.tokenizer import END, SPECIAL_TOKENS, UNKNOWN, Kind, Tokenizer
+from dist_embed.data.tokenizer import END, SPECIAL_TOKENS, UNKNOWN, Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
-from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.errors import UserError
 from dist_embed.storage.parquet import read_parquet
 from tests.unit.small_corpus import (
     SHARD_SENTENCES,
     Prepared,
     prepare,
-    recipe,
     sentences,
     synthetic_corpora,
     write_text,
@@ -149,7 +147,7 @@ def test_each_side_has_counts_of_its_own_beside_those_of_both(prepared: Prepared
 @pytest.mark.parametrize("too_long", ["drop", "cut"])
 def test_what_is_left_out_of_training_occurs_nowhere(tmp_path: Path, too_long: str) -> None:
     pairs = [("a b z", "x y"), ("a", "x x"), ("b q q q q", "w"), ("r", "")]
-    rule = LengthRule(3, "drop" if too_long == "drop" else "cut")
+    rule = DataSection(max_tokens=3, too_long=too_long)
     corpora = {name: write_text(tmp_path, name, pairs) for name in ("train", "test")}
     # "z" and "r" are outside the source's vocabulary, and hashed.
     prepare(tmp_path / "data", corpora, rule=rule, shared=False, vocab_size=7, oov_buckets=1,
@@ -210,13 +208,15 @@ def test_shared_tokenizers_are_one(prepared: Prepared) -> None:
     assert len(set(prepared.data.vocabulary_size.values())) == 1
 
 
-def learned_by_library(texts: list[str], recipe: TokenizerRecipe) -> tuple[Tokenizer, list[int]]:
+def learned_by_library(
+    texts: list[str], how: TokenizerSection, lowercase: bool
+) -> tuple[Tokenizer, list[int]]:
     """A `word` tokenizer by the library's trainer, ids by frequency, and how often each occurs."""
     inner = Tokenizer.from_words(
-        [], lowercase=recipe.lowercase, split_punctuation=recipe.split_punctuation
+        [], lowercase=lowercase, split_punctuation=how.split_punctuation
     )._inner
     trainer = WordLevelTrainer(
-        vocab_size=recipe.vocab_size, min_frequency=recipe.min_count,
+        vocab_size=how.vocab_size, min_frequency=how.min_count,
         special_tokens=SPECIAL_TOKENS, show_progress=False,
     )  # fmt: skip
     inner.train_from_iterator(texts, trainer)
@@ -243,17 +243,17 @@ def test_words_are_those_of_the_librarys_trainer(
     pairs = [
         *language.pairs(200, "train", 4), *MIXED, ("Isn't it <unk>?  «Yes»", "▁ <s></s> a\u00a0b "),
     ]  # fmt: skip
-    how = recipe(
-        "word", vocab_size=vocab_size, min_count=min_count, shared=shared, lowercase=lowercase,
-        split_punctuation=split_punctuation,
-    )  # fmt: skip
+    how = {
+        "vocab_size": vocab_size, "min_count": min_count, "shared": shared,
+        "split_punctuation": split_punctuation,
+    }  # fmt: skip
     prepare(
         tmp_path / "data", {"train": write_text(tmp_path, "train", pairs)}, "word",
-        num_processes=num_processes, **{k: v for k, v in asdict(how).items() if k != "kind"},
+        num_processes=num_processes, lowercase=lowercase, **how,
     )  # fmt: skip
     for place, side in enumerate(("source", "target")):
         texts = [text for pair in pairs for text in (pair if shared else [pair[place]])]
-        expected, counts = learned_by_library(texts, how)
+        expected, counts = learned_by_library(texts, TokenizerSection(**how), lowercase)
         ours = load_tokenizers(str(tmp_path / "data"))[side]
         assert ours.to_json() == expected.to_json()
         digests = {"tokenizer": expected.json_digest, "vocabulary": expected.digest}
@@ -304,7 +304,7 @@ def test_the_size_of_the_vocabulary_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("too_long", ["drop", "cut"])
 def test_long_and_empty_training_pairs_are_counted(tmp_path: Path, too_long: str) -> None:
     corpora = {name: write_text(tmp_path, name, MIXED) for name in ("train", "test")}
-    rule = LengthRule(4, "drop" if too_long == "drop" else "cut")
+    rule = DataSection(max_tokens=4, too_long=too_long)
     data = prepare(tmp_path / "data", corpora, rule=rule, shard_sentences=4)
     split = data.splits["train"]
     assert split.dropped_empty == 3
@@ -325,7 +325,7 @@ def test_pairs_of_unlike_lengths_are_left_out_and_counted(tmp_path: Path, too_lo
     lengths = [(1, 1), (2, 1), (1, 2), (5, 2), (3, 1), (1, 4), (0, 1), (6, 3), (1, 7)]
     pairs = [(" ".join("a" * source), " ".join("b" * target)) for source, target in lengths]
     corpora = {name: write_text(tmp_path, name, pairs) for name in ("train", "test")}
-    rule = LengthRule(5, "drop" if too_long == "drop" else "cut", 2.0)
+    rule = DataSection(max_tokens=5, too_long=too_long, max_length_ratio=2.0)
     data = prepare(tmp_path / "data", corpora, rule=rule, shard_sentences=4)
     assert PreparedData.read(data.folder_uri) == data
     split = data.splits["train"]
@@ -342,7 +342,11 @@ def test_pairs_of_unlike_lengths_are_left_out_and_counted(tmp_path: Path, too_lo
     assert (test.sentences, test.dropped_ratio) == (len(pairs), 0)
     unlike = write_text(tmp_path, "unlike", pairs[1:6])
     with pytest.raises(UserError, match=r"no training pair is left: .*5 had sides .*_ratio=1\.0"):
-        prepare(tmp_path / "none", {"train": unlike}, rule=LengthRule(9, "drop", 1.0))
+        prepare(
+            tmp_path / "none",
+            {"train": unlike},
+            rule=DataSection(max_tokens=9, max_length_ratio=1.0),
+        )
 
 
 def test_a_corpus_that_fails_leaves_no_index(prepared: Prepared, tmp_path: Path) -> None:
@@ -367,7 +371,7 @@ def test_an_empty_corpus_is_named(prepared: Prepared, tmp_path: Path, empty: str
 def test_nothing_left_to_train_on_says_why(tmp_path: Path) -> None:
     text = write_text(tmp_path, "x", [("a b c", "x"), ("", "y"), ("d e f", "z")])
     with pytest.raises(UserError, match=r"1 had an empty side, 2 were longer.*max_tokens=2"):
-        prepare(tmp_path / "data", {"train": text}, rule=LengthRule(2, "drop"))
+        prepare(tmp_path / "data", {"train": text}, rule=DataSection(max_tokens=2))
     assert not (tmp_path / "data" / "data.json").exists()
 
 

@@ -14,9 +14,10 @@ from dist_embed.model import sampler
 from dist_embed.model.output import OutputShard
 from dist_embed.model.output_layer import SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
-from dist_embed.optim.schedule import Schedule
+from dist_embed.optim.schedule import Rates, Schedule
 from dist_embed.parallel.group import Group
 from dist_embed.train import step as step_module
+from dist_embed.train.settings import TrainSection
 from dist_embed.train.step import TrainStep
 from tests.distributed.tiny import random_pairs, work_for
 
@@ -40,10 +41,10 @@ def step_with(lookup: Any) -> TrainStep:
     shard = OutputShard(lookup.group, 0, 31, 620)
     rate = Schedule(0.1, "constant", 0, 100)
     return TrainStep(
-        model=torch.nn.Linear(1, 1), lookup=lookup, optimizer=None,  # type: ignore[arg-type]
-        dense_schedule=rate, table_schedule=rate,
-        output=SampledSoftmax(lookup, "output", LogUniformSampler(31, 9), seed=1, shard=shard),
-        label_smoothing=0.0, clip_norm=0.0, compute_dtype=torch.float32, seed=1,
+        torch.nn.Linear(1, 1), lookup,
+        SampledSoftmax(lookup, "output", LogUniformSampler(31, 9), seed=1, shard=shard),
+        None,  # type: ignore[arg-type]
+        TrainSection(max_steps=100), Rates(rate, rate), compute_dtype=torch.float32, seed=1,
     )  # fmt: skip
 
 

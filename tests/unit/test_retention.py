@@ -27,15 +27,15 @@ from dist_embed.checkpoint.manifest import (
     TensorInfo,
 )
 from dist_embed.checkpoint.read import CheckpointReader
-from dist_embed.checkpoint.retention import Pruned, Pruner, Retention
+from dist_embed.checkpoint.retention import Pruned, Pruner, kept_steps
 from dist_embed.checkpoint.write import Description
 from dist_embed.errors import StoreUnavailable
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
-from tests.checkpoints import write_checkpoint
+from tests.checkpoints import keeping, write_checkpoint
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
-NEWEST = Retention(keep_last=1, keep_best=0, keep_every=0, leftover_hours=1.0)
+NEWEST = keeping(keep_last=1, keep_best=0, keep_every=0, leftover_hours=1.0)
 OLD = "step-000000003-20200102T030405Z-0123abcd"
 
 
@@ -95,15 +95,15 @@ def spoil(store: ObjectStore, name: ManifestName) -> None:
 )  # fmt: skip
 def test_what_stays(retention: tuple[int, int, int], kept: set[int]) -> None:
     losses = {40: 4.0, 10: 1.0, 20: 0.5, 30: None, 50: 2.0}
-    assert Retention(*retention, leftover_hours=1.0).kept(losses) == kept
+    assert kept_steps(keeping(*retention, leftover_hours=1.0), losses) == kept
 
 
 def test_the_newest_stays_where_no_loss_is_known() -> None:
-    assert Retention(0, 1, 0, 1.0).kept({100: None, 200: None}) == {200}
+    assert kept_steps(keeping(0, 1, 0, 1.0), {100: None, 200: None}) == {200}
 
 
 def test_of_equal_losses_the_earlier_stays() -> None:
-    assert Retention(0, 1, 0, 1.0).kept({1: 2.0, 2: 1.0, 3: 1.0}) == {2}
+    assert kept_steps(keeping(0, 1, 0, 1.0), {1: 2.0, 2: 1.0, 3: 1.0}) == {2}
 
 
 @given(
@@ -113,7 +113,7 @@ def test_of_equal_losses_the_earlier_stays() -> None:
 def test_the_rules_add_up(
     losses: dict[int, float | None], last: int, best: int, every: int
 ) -> None:
-    kept = Retention(last, best, every, 1.0).kept(losses)
+    kept = kept_steps(keeping(last, best, every, 1.0), losses)
     assert kept <= set(losses)
     assert kept or not losses
     gone = set(losses) - kept
@@ -128,7 +128,7 @@ def test_the_rules_add_up(
 def test_what_is_pruned_is_not_called_a_leftover_too(store: ObjectStore) -> None:
     save(store, 1)
     save(store, 2)
-    pruner = Pruner(store, Retention(1, 0, 0, leftover_hours=0.0))
+    pruner = Pruner(store, keeping(1, 0, 0, leftover_hours=0.0))
     planned = pruner.prune(dry=True)
     assert pruner.prune() == planned == Pruned([1], [])
 
@@ -137,7 +137,7 @@ def test_what_is_pruned_is_not_called_a_leftover_too(store: ObjectStore) -> None
 def test_pruning_removes_manifests_and_objects(store: ObjectStore, dry: bool) -> None:
     saved = {step: save(store, step, loss).attempt
              for step, loss in [(1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 2.5)]}  # fmt: skip
-    pruned = Pruner(store, Retention(1, 1, 4, 1.0)).prune(dry=dry)
+    pruned = Pruner(store, keeping(1, 1, 4, 1.0)).prune(dry=dry)
     assert pruned == Pruned([1, 3], [])
     left = [1, 2, 3, 4, 5] if dry else [2, 4, 5]
     assert steps(store) == left
@@ -154,7 +154,7 @@ def test_pruning_works_on_an_object_store() -> None:
     assert attempts(store) == sorted([saved[2].attempt, OLD])
     time.sleep(0.01)
     # It has begun and was written to more than no time ago.
-    assert Pruner(store, Retention(1, 0, 0, 0.0)).prune() == Pruned([], [OLD])
+    assert Pruner(store, keeping(1, 0, 0, 0.0)).prune() == Pruned([], [OLD])
     assert attempts(store) == [saved[2].attempt]
 
 
@@ -164,7 +164,7 @@ def test_an_empty_folder_on_a_server_is_nothing_left_behind() -> None:
     saved = save(store, 1)
     store._fs.makedirs(store._path(f"{OBJECTS}/{OLD}"))
     assert attempts(store) == sorted([saved.attempt, OLD])
-    assert Pruner(store, Retention(1, 0, 0, 0.0)).prune() == Pruned([], [])
+    assert Pruner(store, keeping(1, 0, 0, 0.0)).prune() == Pruned([], [])
 
 
 class Recorder(ObjectStore):
@@ -195,7 +195,7 @@ class Recorder(ObjectStore):
 
 def test_each_manifest_is_read_once(store: ObjectStore) -> None:
     recorder = Recorder(store.uri)
-    pruner = Pruner(recorder, Retention(2, 0, 0, 1.0))
+    pruner = Pruner(recorder, keeping(2, 0, 0, 1.0))
     for step in range(1, 6):
         save(store, step)
         pruner.prune()
@@ -216,7 +216,7 @@ def test_a_manifest_goes_before_its_objects(store: ObjectStore) -> None:
     # Half removed it is no checkpoint, and once old enough a leftover.
     assert steps(store) == [2]
     recorder.failing = ""
-    assert Pruner(recorder, Retention(1, 0, 0, -1.0)).prune() == Pruned([], [first.attempt])
+    assert Pruner(recorder, keeping(1, 0, 0, -1.0)).prune() == Pruned([], [first.attempt])
     assert attempts(store) == [second.attempt]
 
 
@@ -239,7 +239,7 @@ def test_one_that_cannot_be_proven_is_left_alone_with_its_objects(store: ObjectS
         os.utime(chunk, (1, 1))
     leftover = attempt_of(store, OLD.replace("3-2020", "1-2020"), hours=9)
     other = attempt_of(store, OLD, hours=9)
-    assert Pruner(store, Retention(2, 0, 0, -1.0)).prune() == Pruned([], [other.name])
+    assert Pruner(store, keeping(2, 0, 0, -1.0)).prune() == Pruned([], [other.name])
     assert steps(store) == [1, 2, 3]
     # Which attempt of step 1 the manifest named cannot be known.
     assert attempts(store) == sorted([*saved.values(), leftover.name])
@@ -260,13 +260,13 @@ def test_damaged_ones_are_removed_and_do_not_count(store: ObjectStore, manifest_
     damaged = frozenset({ManifestName(2, 0)})
     if manifest_too:
         spoil(store, ManifestName(2, 0))
-    pruned = Pruner(store, Retention(2, 0, 0, 1.0)).prune(damaged)
+    pruned = Pruner(store, keeping(2, 0, 0, 1.0)).prune(damaged)
     assert pruned == Pruned([2], [])
     assert steps(store) == [1, 3]
     # Without a manifest to name them its objects stay until they are old.
     left = [saved[1], saved[3], *([saved[2]] if manifest_too else [])]
     assert attempts(store) == sorted(left)
-    Pruner(store, Retention(2, 0, 0, -1.0)).prune()
+    Pruner(store, keeping(2, 0, 0, -1.0)).prune()
     assert attempts(store) == sorted([saved[1], saved[3]])
 
 
@@ -275,7 +275,7 @@ def test_superseded_generations_are_removed(store: ObjectStore) -> None:
     names = {ManifestName(5, 0)}
     second = save(store, 5, damaged=frozenset(names))
     assert manifest_names(store) == [ManifestName(5, 0), ManifestName(5, 1)]
-    assert Pruner(store, Retention(9, 0, 5, 1.0)).prune() == Pruned([5], [])
+    assert Pruner(store, keeping(9, 0, 5, 1.0)).prune() == Pruned([5], [])
     assert manifest_names(store) == [ManifestName(5, 1)]
     assert attempts(store) == [second.attempt] != [first.attempt]
 
@@ -310,7 +310,7 @@ def test_an_attempt_with_a_manifest_is_no_leftover_however_old(store: ObjectStor
     saved = save(store, 7)
     for path in (Path(store.uri) / OBJECTS / saved.attempt).iterdir():
         os.utime(path, (1, 1))
-    assert Pruner(store, Retention(1, 0, 0, -9.0)).prune() == Pruned([], [])
+    assert Pruner(store, keeping(1, 0, 0, -9.0)).prune() == Pruned([], [])
     assert attempts(store) == [saved.attempt]
 
 
@@ -359,6 +359,6 @@ def test_one_that_is_published_meanwhile_is_not_touched(store: ObjectStore) -> N
                 save(store, 7)
             return found
 
-    assert Pruner(Publisher(store.uri), Retention(1, 0, 0, -1.0)).prune() == Pruned([], [])
+    assert Pruner(Publisher(store.uri), keeping(1, 0, 0, -1.0)).prune() == Pruned([], [])
     assert steps(store) == [7]
     assert len(attempts(store)) == 1

@@ -25,13 +25,14 @@ from dist_embed.checkpoint.manifest import (
     Index,
     ManifestName,
 )
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import LiveTensor, TrainingState, own_rows
 from dist_embed.errors import StoreUnavailable
 from dist_embed.parallel import stop
 from dist_embed.parallel.errors import is_passing
 from dist_embed.storage.objects import Buffer, ObjectStore
+from tests.checkpoints import keeping, saving
 from tests.unit.gated_store import ONE, GatedStore, saver_of, state_of
 
 
@@ -540,8 +541,14 @@ def test_a_prune_that_takes_too_long_is_broken_off_and_the_save_counts(store: Ga
     earlier = saver_of(store, asynchronous=False)
     for step in (1, 2, 3):
         earlier.save(state_of(step))
-    pruner = Pruner(Hanging(store.uri), Retention(1, 0, 0, 1.0))
-    saver = Saver(store, ONE, SaverSettings(True, 0, 30.0, 30.0), pruner, report=reports.append)
+    pruner = Pruner(Hanging(store.uri), keeping(1, 0, 0, 1.0))
+    saver = Saver(
+        store,
+        ONE,
+        saving("behind", 0, 30.0, 30.0),
+        pruner,
+        report=reports.append,
+    )
     saver.save(state_of(4))
     assert began.wait(30)
     assert not saver.has_ended

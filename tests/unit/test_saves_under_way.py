@@ -19,12 +19,13 @@ from dist_embed.checkpoint import write
 from dist_embed.checkpoint.load import load_checkpoint
 from dist_embed.checkpoint.manifest import CheckpointError, CheckpointLate, ManifestName
 from dist_embed.checkpoint.saver import Saver
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.stop import stop_on_signals
 from dist_embed.storage.objects import Buffer
-from dist_embed.train.loop import Hooks, Rhythm, train_loop
-from dist_embed.train.saving import SaveRhythm
+from dist_embed.train.loop import Hooks, train_loop
+from dist_embed.train.settings import TrainSection
 from dist_embed.train.step import StepResult
 from tests.unit.gated_store import GatedStore, saver_of, state_of
 
@@ -60,8 +61,8 @@ class Run:
         self.state.scalars["position"] = Position().to_dict()
         me: Any = self
         return train_loop(
-            self.state, me, me, Rhythm(max_steps, 99, 99, 0, SaveRhythm(2), 3, 20.0),
-            Hooks(None, None), self.saver,
+            self.state, me, me, TrainSection(max_steps=max_steps, log_every=99, evaluate_every=99),
+            CheckpointSection(every_steps=2, drain_seconds=20.0), Hooks(None, None), self.saver,
             reporter=Reporter(lambda event: self.lines.append(str(event.get("text")))),
             metrics=None,
         )  # fmt: skip

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_embed.optim.schedule import Schedule, Shape
+from dist_embed.optim.schedule import Schedule
+from dist_embed.optim.settings import Shape
 
 SHAPES: list[Shape] = ["constant", "inverse_sqrt", "cosine", "linear"]
 

@@ -8,9 +8,9 @@ import pytest
 import sacrebleu
 from sacrebleu.metrics.bleu import _get_tokenizer
 
-from dist_embed.config.schema import SearchSection
 from dist_embed.data.text_form import FORMS, Lowercase
 from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.model.settings import SearchSection
 from dist_embed.train.scoring import PRIVATE_USE, Scorer
 
 REFERENCES = ["Der Hund sieht die kleine Katze , unklar .", "er geht <unk> nach Haus-Ulm, 3.5 km"]

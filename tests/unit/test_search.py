@@ -14,7 +14,8 @@ from torch import Tensor
 from dist_embed.data.tokenizer import END, PAD, START
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.model.candidates import CandidateWords
-from dist_embed.model.search import Searcher, SearchSettings
+from dist_embed.model.search import Searcher
+from dist_embed.model.settings import SearchSection
 from dist_embed.parallel.group import Group
 from tests.unit.small_run import ONE
 
@@ -88,13 +89,16 @@ def found(
     *, beam: int = 1, alpha: float = 1.0, ratio: float = 0.5, batch: int = 9,
 ) -> list[list[int]]:  # fmt: skip
     searcher: Any = Searcher(
-        Model(), Tables(), Script(steps, last), SearchSettings(beam, alpha, ratio, batch),  # type: ignore[arg-type]
+        Model(), Tables(), Script(steps, last),  # type: ignore[arg-type]
+        SearchSection(
+            beam=beam, length_penalty=alpha, max_length_ratio=ratio, batch_sentences=batch
+        ),
     )  # fmt: skip
     return searcher.translate(sources or [[7]])
 
 
 def test_the_longest_translation_follows_from_its_sentence() -> None:
-    settings = SearchSettings(1, 1.0, 1.5, 1)
+    settings = SearchSection(beam=1, length_penalty=1.0, max_length_ratio=1.5, batch_sentences=1)
     assert [settings.longest(n) for n in (0, 1, 2, 3, 100)] == [10, 11, 13, 14, 160]
 
 
@@ -232,7 +236,9 @@ def test_a_search_is_that_of_each_sentence_by_itself(
     tables.width = V
     # The long ones hardly end within their limits.
     sources = [[7, 5, 9], [4], [11, 11, 4, 6, 8, 10, 5], [], [6] * 30, [9, 8], [8] * 30]
-    settings = SearchSettings(beam, alpha, ratio, batch)
+    settings = SearchSection(
+        beam=beam, length_penalty=alpha, max_length_ratio=ratio, batch_sentences=batch
+    )
     searcher: Any = Searcher(Remembering(), tables, Logits(), settings)  # type: ignore[arg-type]
     expected = [plain_search(s, beam, alpha, settings.longest(len(s))) for s in sources]
     assert searcher.translate(sources) == expected

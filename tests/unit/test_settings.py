@@ -16,10 +16,10 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import preparation
 from dist_embed.data.corpus import ParallelText
-from dist_embed.data.encoding import LengthRule
 from dist_embed.data.prepared_folder import prepared_folder
+from dist_embed.data.settings import TokenizerSection
+from dist_embed.data.text_form import TextForm
 from dist_embed.data.token_shards import PreparedData
-from dist_embed.data.vocabulary import TokenizerRecipe
 from dist_embed.optim.schedule import Schedule
 from dist_embed.train import single_tables, step_seconds, worker
 from dist_embed.train.single_tables import frozen_until, own_rates, own_schedules
@@ -42,8 +42,12 @@ def prepared_with(monkeypatch: pytest.MonkeyPatch, config: Config) -> dict[str, 
     """What `prepare_data` and `ensure_lexicon` are given."""
     given: dict[str, Any] = {}
 
-    def prepare(uri: str, corpora: Any, recipe: Any, rule: Any, **options: Any) -> PreparedData:
-        given.update(options, uri=uri, corpora=corpora, recipe=recipe, rule=rule)
+    def prepare(
+        uri: str, corpora: Any, data: Any, tokenizer: Any, form: Any, **options: Any
+    ) -> PreparedData:
+        given.update(
+            options, uri=uri, corpora=corpora, data=data, tokenizer=tokenizer, form=form
+        )  # fmt: skip
         return PreparedData({}, {"source": 1, "target": 1}, False, {})
 
     monkeypatch.setattr(preparation, "prepare_data", prepare)
@@ -73,11 +77,9 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
         "test": ParallelText((), (), ("t",), usual),
     }
     assert given["uri"] == prepared_folder("memory://settings-data")
-    assert given["recipe"] == TokenizerRecipe(
-        "word", 77, 3, False, False, False, 5, "nfkc", "subword-nmt"
-    )
-    assert given["rule"] == LengthRule(17, "cut", 2.5)
-    assert (given["num_processes"], given["shard_sentences"]) == (3, 41)
+    assert given["tokenizer"] == TokenizerSection(**TOKENIZER)
+    assert given["form"] == TextForm("nfkc", False)
+    assert given["data"] == config.data
     lexicon = given["lexicon"]
     assert (lexicon["translations"], lexicon["num_processes"]) == (6, 3)
     settings = given["settings"]
@@ -94,10 +96,10 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_without_a_limit_or_a_lexicon_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {"uri": "memory://settings-none", "train": {"pairs": "a"}}
     given = prepared_with(monkeypatch, config_of(data=data, tokenizer={"lowercase": True}))
-    assert given["recipe"].lowercase is True
     assert given["corpora"] == {"train": ParallelText((), (), ("a",), ("source", "target"))}
     assert "lexicon" not in given
-    assert given["settings"]["tokenizer.normalize"] == given["recipe"].form == "nfc"
+    assert given["settings"]["tokenizer.normalize"] == "nfc"
+    assert given["form"] == TextForm("nfc", True)
 
 
 GENERATED = {
@@ -157,6 +159,32 @@ def test_local_workers_get_as_long_for_a_save_as_configured(
         vocabulary_size={"source": 9, "target": 9}, on_event=lambda event: None, stop_seconds=5.0,
     )  # fmt: skip
     assert (given["save_seconds"], given["stop_seconds"]) == (seconds, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "ray_address", "launcher"),
+    [({}, None, "local"), ({}, "", "local"), ({}, "10.0.0.1:6379", "ray"),
+     ({"address": "10.0.0.1:6379"}, None, "ray"), ({"launcher": "ray"}, None, "ray"),
+     ({"launcher": "local", "address": "10.0.0.1:6379"}, "10.0.0.1:6379", "local")],
+)  # fmt: skip
+def test_ray_starts_workers_where_a_cluster_is_named(
+    monkeypatch: pytest.MonkeyPatch, cluster: dict[str, Any], ray_address: str | None, launcher: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if ray_address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", ray_address)
+    started: list[str] = []
+    for name in ("local", "ray"):
+        where = "local" if name == "local" else "ray_train"
+        monkeypatch.setattr(
+            f"dist_embed.cluster.{where}.launch_{name}",
+            lambda *_, _name=name, **__: started.append(_name),
+        )
+    launching.launch(
+        Train(), config_of(cluster=cluster), vocabulary_size={"source": 9, "target": 9},
+        on_event=lambda event: None,
+    )  # fmt: skip
+    assert started == [launcher]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from dist_embed.data.settings import Form, Kind
 from dist_embed.data.stretches import encode_column
-from dist_embed.data.text_form import Form
-from dist_embed.data.tokenizer import UNKNOWN, Kind, Tokenizer
+from dist_embed.data.tokenizer import UNKNOWN, Tokenizer
 from tests.unit.small_corpus import ODD, odd_texts, train_tokenizer
 
 VARIANTS: list[tuple[Kind, bool, bool, Form]] = [

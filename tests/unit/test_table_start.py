@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from argparse import Namespace
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,20 @@ from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.embedding import pretrained, projection
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import TableSpec, shard_of
-from dist_embed.embedding.pretrained import StartSettings, TableStart
+from dist_embed.embedding.pretrained import TableStart
 from dist_embed.embedding.projection import Moments, random_basis
 from dist_embed.errors import UserError
-from dist_embed.model.translation_tables import TABLE_OF_ROLE, ShareEmbeddings
+from dist_embed.model.settings import ShareEmbeddings
+from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.train.single_tables import start_tables
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.file import HeldSegment
+from dist_embed.vectors.settings import PretrainedSection
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import ONE
+
+# How rows start from vectors that the test itself opens.
+start_from = partial(PretrainedSection, uri="vectors")
 
 
 class File:
@@ -50,7 +56,7 @@ def numbers_of_entries(tokenizer: Tokenizer, *segments: tuple[int, list[str]]) -
     """For each word of the vocabulary the number of the entry that its row has taken."""
     spec = TableSpec("source", tokenizer.size, 2)
     weight = torch.zeros(tokenizer.size, 2)
-    settings = StartSettings(forms=("lowercase", "digits"), missing="mean")
+    settings = start_from(match=["lowercase", "digits"], missing="mean")
     start = TableStart(
         weight, spec, shard_of(spec.num_rows, 0, 1), ONE, tokenizer, settings, seed=1,
         fresh_scale=1.0,
@@ -93,14 +99,14 @@ def test_a_row_takes_the_best_entry_and_of_equal_ones_the_first(
 @pytest.mark.parametrize(
     ("settings", "width", "said"),
     [
-        (StartSettings(), 3, r"source from v\.txt: its vectors have width 2, the table has 3; set "
+        (start_from(), 3, r"source from v\.txt: its vectors have width 2, the table has 3; set "
          r"embedding\.width=2"),
-        (StartSettings(project="pca"), 3, "cannot widen vectors, from 2 to 3"),
-        (StartSettings(missing="subword"), 2, "needs a binary fastText model"),
-        (StartSettings(), 2, r"v\.txt: holds none of the words of table source"),
+        (start_from(project="pca"), 3, "cannot widen vectors, from 2 to 3"),
+        (start_from(missing="subword"), 2, "needs a binary fastText model"),
+        (start_from(), 2, r"v\.txt: holds none of the words of table source"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused(settings: StartSettings, width: int, said: str) -> None:
+def test_what_does_not_fit_is_refused(settings: PretrainedSection, width: int, said: str) -> None:
     tokenizer = Tokenizer.from_words([SPACE + "x"], lowercase=False, split_punctuation=False)
     spec = TableSpec("source", tokenizer.size, width)
     start = TableStart(
@@ -131,7 +137,7 @@ def test_pieces_inside_words_are_found_in_files_of_pieces_alone(
     spec = TableSpec("source", pieces.size, 2)
     weight = torch.zeros(pieces.size, 2)
     start = TableStart(
-        weight, spec, shard_of(spec.num_rows, 0, 1), ONE, pieces, StartSettings(missing="mean"),
+        weight, spec, shard_of(spec.num_rows, 0, 1), ONE, pieces, start_from(missing="mean"),
         seed=1, fresh_scale=1.0,
     )  # fmt: skip
     coverage = start.fill(File((0, words)), None)  # type: ignore[arg-type]
@@ -156,7 +162,7 @@ class Held:
 
 
 def filled(
-    settings: StartSettings,
+    settings: PretrainedSection,
     *,
     width: int = 4,
     seed: int = 7,
@@ -187,7 +193,7 @@ def test_other_rows_follow_the_columns_of_those_found(
     monkeypatch: pytest.MonkeyPatch, missing: Any, rescale: bool, fill_rows: int
 ) -> None:
     monkeypatch.setattr(pretrained, "_FILL_ROWS", fill_rows)
-    rows, fresh, _ = filled(StartSettings(missing=missing, rescale=rescale))
+    rows, fresh, _ = filled(start_from(missing=missing, rescale=rescale))
     known = VECTORS[:5].astype(np.float64)
     factor = 0.25 / np.sqrt(np.square(known).mean()) if rescale else 1.0
     np.testing.assert_allclose(rows[4:9], known * factor, rtol=1e-5)
@@ -200,17 +206,17 @@ def test_other_rows_follow_the_columns_of_those_found(
 
 def test_as_much_must_be_found_as_is_asked_for() -> None:
     counts = np.array([99, 99, 99, 99, 5, 4, 3, 2, 1, 5, 0], dtype=np.int64)  # 15 of 20
-    *_, coverage = filled(StartSettings(min_coverage=0.75), counts=counts)
+    *_, coverage = filled(start_from(min_coverage=0.75), counts=counts)
     assert (coverage.found_tokens, coverage.tokens) == (15, 20)
     assert (coverage.entries, coverage.duplicates, coverage.unreadable) == (6, 0, 0)
     assert (coverage.table, coverage.uri, coverage.policy) == ("decoder", "v.txt", "random")
-    *_, coverage = filled(StartSettings(min_coverage=1.0, forms=("lowercase",)))  # nothing counted
+    *_, coverage = filled(start_from(min_coverage=1.0, match=["lowercase"]))  # nothing counted
     assert coverage.tokens == 0
     told = (
         r"v\.txt knows 75\.0% of the running words in table decoder; min_coverage asks for 75\.1%"
     )
     with pytest.raises(UserError, match=rf"{told}\. Most .*: rare$"):
-        filled(StartSettings(min_coverage=0.751), counts=counts)
+        filled(start_from(min_coverage=0.751), counts=counts)
 
 
 @pytest.mark.parametrize("at_once", [2, 4096])
@@ -219,7 +225,7 @@ def test_pca_keeps_the_directions_in_which_the_vectors_found_vary_most(
     monkeypatch: pytest.MonkeyPatch, width: int, at_once: int
 ) -> None:
     monkeypatch.setattr(projection, "_VECTORS_AT_ONCE", at_once)
-    rows, _, coverage = filled(StartSettings(project="pca"), width=width)
+    rows, _, coverage = filled(start_from(project="pca"), width=width)
     known = VECTORS[:5].astype(np.float64)
     _, _, directions = np.linalg.svd(known - known.mean(0))
     flat = (known - known.mean(0)) @ directions[:width].T
@@ -229,7 +235,7 @@ def test_pca_keeps_the_directions_in_which_the_vectors_found_vary_most(
 
 @pytest.mark.parametrize("width", [3, 6])
 def test_a_random_map_is_that_of_the_seed(width: int) -> None:
-    rows, *_ = filled(StartSettings(project="random"), width=width, seed=7)
+    rows, *_ = filled(start_from(project="random"), width=width, seed=7)
     np.testing.assert_allclose(
         rows[4:9], VECTORS[:5] @ random_basis(4, width, seed=7).matrix, rtol=1e-4, atol=1e-5
     )

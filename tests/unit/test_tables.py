@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_embed.embedding import tables
-from dist_embed.embedding.plan import Exchange, Shard, TableSpec, shard_of
+from dist_embed.embedding.plan import Shard, TableSpec, shard_of
+from dist_embed.embedding.settings import Exchange
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.table import Table
 from dist_embed.embedding.tables import exchange_codecs, lies_in_host_memory, tier_of_table

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_embed.data.text_form import BLANK, Form, in_form, lowercased, may_join
-from dist_embed.data.tokenizer import Kind, Tokenizer
+from dist_embed.data.settings import Form, Kind
+from dist_embed.data.text_form import BLANK, in_form, lowercased, may_join
+from dist_embed.data.tokenizer import Tokenizer
 from tests.unit.small_corpus import ODD, train_tokenizer
 
 # What this Python knows; the library may know more.

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dist_embed.embedding import tiers
-from dist_embed.embedding.plan import TableSpec, Tier
+from dist_embed.embedding.plan import TableSpec
+from dist_embed.embedding.settings import Memory, Tier
 from dist_embed.embedding.tiers import (
-    Memory,
     Sizes,
     cache_share,
     check_device_memory,

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers.trainers import WordLevelTrainer
 
 from dist_embed.data.languages.synthetic import SyntheticLanguage
-from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, UNKNOWN, Kind, Tokenizer
+from dist_embed.data.settings import Kind
+from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, UNKNOWN, Tokenizer
 from dist_embed.errors import UserError
 from tests.unit.small_corpus import train_tokenizer
 

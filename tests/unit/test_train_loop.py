@@ -333,3 +333,50 @@ def test_an_error_of_a_step_closes_loader_and_saver() -> None:
         run.train()
     assert run.course[-2:] == [("close",), ("close",)]
     assert run.happened("save", "wait") == []
+
+
+BEST = {"max_steps": 9, "evaluate_every": 2, "save_every": 0, "keep_best": 2}
+LOSSES = {2: 3.0, 4: 3.5, 6: 2.0, 8: 2.0, 9: 2.5}
+
+
+def test_a_validation_that_is_the_best_so_far_is_followed_by_a_checkpoint() -> None:
+    run = Run(losses=LOSSES)
+    run.train(**BEST)
+    assert run.happened("save") == [("save", 2, 3.0), ("save", 6, 2.0), ("save", 9, 2.5)]
+    # Of checkpoints that there are one is better than the first.
+    run = Run(losses=LOSSES)
+    run.train(**BEST, best_loss=2.5)
+    assert run.happened("save") == [("save", 6, 2.0), ("save", 9, 2.5)]
+    run = Run(losses=LOSSES)
+    run.train(**BEST | {"keep_best": 0})
+    assert run.happened("save") == [("save", 9, 2.5)]
+
+
+def test_the_best_is_saved_once_where_a_checkpoint_is_due_and_others_as_they_are_due() -> None:
+    run = Run(losses=LOSSES)
+    run.train(**BEST | {"save_every": 3})
+    assert [event[1] for event in run.happened("save")] == [2, 3, 6, 9]
+
+
+def test_the_best_does_not_wait_for_a_checkpoint_to_be_written() -> None:
+    run = Run(save_takes=20, losses=LOSSES)
+    run.train(**BEST | {"save_every": 1})
+    # The others do: that of step 2 is due while that of step 1 is under way.
+    assert run.happened("save") == [
+        ("save", 1, None), ("save", 2, 3.0), ("save", 6, 2.0), ("save", 9, 2.5),
+    ]  # fmt: skip
+
+
+def test_a_run_that_is_asked_to_stop_at_its_best_saves_it_once(
+    patched: Callable[[str, Any], None],
+) -> None:
+    run = Run(losses=LOSSES)
+    validate = run.validate
+
+    def asked_meanwhile() -> float:
+        run.asked_after = run.state.step
+        return validate()
+
+    run.validate = asked_meanwhile  # type: ignore[method-assign]
+    assert run.train(patched, **BEST)
+    assert run.happened("save") == [("save", 2, 3.0)]

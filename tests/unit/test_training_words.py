@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dist_embed.data.corpus import Pair
-from dist_embed.data.tokenizer import Kind
+from dist_embed.data.settings import Kind
 from dist_embed.data.training_words import count_target_words, unknown_share
 from tests.unit.small_corpus import Prepared, prepare, write_text
 

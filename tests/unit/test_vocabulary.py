@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from dist_embed.data import vocabulary
 from dist_embed.data.corpus import Pair
-from dist_embed.data.tokenizer import Kind, Tokenizer
+from dist_embed.data.settings import Kind
+from dist_embed.data.tokenizer import Tokenizer
 from tests.unit.small_corpus import recipe, write_text
 
 PAIRS = [("aa bb bb cc", "zz zz zz zz yy"), ("bb dd", "zz aa aa aa")] * 3
@@ -53,7 +54,7 @@ def test_pieces_are_ordered_by_how_often_their_side_or_both_have_them(
     monkeypatch.setattr(vocabulary, "encoding_pool", pool_here)
     text = write_text(tmp_path, "train", PAIRS)
     found = vocabulary.learn_vocabularies(
-        text, recipe(kind, shared=shared, vocab_size=60), 1, lambda line: None, str(tmp_path)
+        text, *recipe(kind, shared=shared, vocab_size=60), 1, lambda line: None, str(tmp_path)
     )
     first = {}
     for place, side in enumerate(("source", "target")):

@@ -17,8 +17,7 @@ import torch
 from torch import nn
 
 from dist_embed.checkpoint.load import Loaded
-from dist_embed.checkpoint.retention import Retention
-from dist_embed.checkpoint.saver import SaverSettings
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split
@@ -118,7 +117,7 @@ def test_a_run_is_saved_as_configured_and_its_metrics_before(
     for name in ("Saver", "Pruner"):
         monkeypatch.setattr(training, name, lambda *given, _name=name, **how: (_name, given, how))
     checkpoint = {
-        "asynchronous": False, "max_failures": 7, "timeout_seconds": 11.0, "drain_seconds": 13.0,
+        "saving": "waiting", "max_failures": 7, "timeout_seconds": 11.0, "drain_seconds": 13.0,
         "keep_last": 17, "keep_best": 19, "keep_every": 23, "leftover_hours": 29.0,
     }  # fmt: skip
     context, said = context_of(config_of(checkpoint=checkpoint), place(0 if first else 1, 2))
@@ -129,8 +128,8 @@ def test_a_run_is_saved_as_configured_and_its_metrics_before(
     made: Any = training._build_saver(context, store, Loaded(3, damaged, 0), buffers, metrics)
     name, (given_store, group, settings, pruner), how = made
     assert (name, given_store, group) == ("Saver", "store", context.group)
-    assert settings == SaverSettings(False, 7, 11.0, 13.0)
-    assert pruner == ("Pruner", ("store", Retention(17, 19, 23, 29.0)), {})
+    assert settings == CheckpointSection(**checkpoint)
+    assert pruner == ("Pruner", ("store", settings), {})
     assert how["beforehand"] == (metrics.flush if first else None)
     assert (how["damaged"], how["buffers"]) == (damaged, "buffers")
     how["report"]("saved")
@@ -149,7 +148,7 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_says_so(
         return Loaded(step, frozenset(), 0)
 
     monkeypatch.setattr(training, "load_newest", load)
-    config = config_of(checkpoint={"low_memory": True, "asynchronous": False})
+    config = config_of(checkpoint={"saving": "in_place"})
     context, said = context_of(config, place())
     given: Any = ("store", "state", "buffers")
     assert training._resume(context, *given).step == step
@@ -345,3 +344,17 @@ def test_a_checkpoint_is_scored_as_configured(
     context, _ = context_of(config, alone)
     with pytest.raises(UserError, match="split 'train' is not among the held-out data"):
         inference.evaluate_task(context, Evaluate("train"))
+
+
+@pytest.mark.parametrize(
+    ("step", "keep_best", "found"),
+    [(8, 1, 0.1 + 0.2), (8, 3, 0.1 + 0.2), (8, 0, math.inf), (0, 1, math.inf)],
+)
+def test_a_run_that_goes_on_knows_the_best_of_its_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, step: int, keep_best: int, found: float
+) -> None:
+    monkeypatch.setattr(training, "best_loss", {"store": 0.1 + 0.2}.__getitem__)
+    monkeypatch.setattr(training, "same_text_from_first", lambda text, group: text)
+    config, loaded = config_of(checkpoint={"keep_best": keep_best}), Loaded(step, frozenset(), 0)
+    store: Any = "store"
+    assert training._best_so_far(config, store, loaded, place()) == found

@@ -22,11 +22,13 @@ from dist_embed.checkpoint import saver as saver_module
 from dist_embed.checkpoint import write
 from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.parts import PartLate, PartMissing, Parts
-from dist_embed.checkpoint.retention import Pruner, Retention
-from dist_embed.checkpoint.saver import Saver, SaverSettings, _Save
+from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.saver import Saver, _Save
+from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.write import Description
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
+from tests.checkpoints import keeping
 
 ATTEMPT = "step-000000001-20260101T000000Z-00000000"
 CHUNKS = 5
@@ -99,8 +101,8 @@ def saver_of(uri: str, rank: int, **changes: float) -> Saver:
     store = ObjectStore(uri)
     group = Group(rank, 2, 2, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
     times = {"timeout_seconds": 30.0, "drain_seconds": 0.0} | changes
-    settings = SaverSettings(True, 0, **times)
-    pruner = Pruner(store, Retention(1, 0, 0, 1.0))
+    settings = CheckpointSection(max_failures=0, **times)
+    pruner = Pruner(store, keeping(1, 0, 0, 1.0))
     return Saver(store, group, settings, pruner, report=lambda line: None)
 
 

@@ -1,0 +1,56 @@
+"""Keys that had other names: what is written with them is read, and said to be called otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dist_embed.errors import ConfigError
+
+_SAVING = ("asynchronous", "low_memory")
+
+
+def with_new_names(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Sections with today's keys, and a line for each that has another name now.
+
+    Raises:
+        ConfigError: a key is given by both names, or with a value that it could not have.
+    """
+    section = values.get("checkpoint")
+    if not isinstance(section, dict) or not section.keys() & set(_SAVING):
+        return values, []
+    before = {key: section[key] for key in _SAVING if key in section}
+    for key, value in before.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"checkpoint.{key}: {value!r} is not allowed: {_now()}")
+    if "saving" in section:
+        raise ConfigError(
+            f"checkpoint.saving: not allowed beside checkpoint.{next(iter(before))}: {_now()}"
+        )
+    if before == {"asynchronous": True, "low_memory": True}:
+        raise ConfigError(f"checkpoint.low_memory: true copies no table: {_now()}")
+    saving = "behind" if before.get("asynchronous", True) else "waiting"
+    if before.get("low_memory"):
+        saving = "in_place"
+    kept = {key: value for key, value in section.items() if key not in _SAVING}
+    given = " and ".join(f"checkpoint.{key}={str(value).lower()}" for key, value in before.items())
+    line = f"{given}: this is called checkpoint.saving={saving} now"
+    return values | {"checkpoint": kept | {"saving": saving}}, [line]
+
+
+def _now() -> str:
+    return (
+        "checkpoint.asynchronous and checkpoint.low_memory are one key now, checkpoint.saving: "
+        "behind, waiting or in_place"
+    )
+
+
+def with_old_names(values: dict[str, Any]) -> dict[str, Any]:
+    """A whole configuration as it was written before keys were renamed and a default was changed:
+    by digests of that, results of studies are known.
+    """
+    checkpoint, cluster = dict(values["checkpoint"]), dict(values["cluster"])
+    saving = checkpoint.pop("saving")
+    checkpoint |= {"asynchronous": saving == "behind", "low_memory": saving == "in_place"}
+    if cluster["launcher"] == "auto":
+        cluster["launcher"] = "ray"
+    return values | {"checkpoint": checkpoint, "cluster": cluster}

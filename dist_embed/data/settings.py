@@ -1,0 +1,169 @@
+"""Settings of the corpora, of prepared data and of tokenizers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dist_embed.section import (
+    CORPUS_FILES,
+    EXPERT,
+    MAY_CHANGE,
+    NO_RESULT,
+    NOT_PREPARED,
+    Later,
+    NonNegativeFloat,
+    PositiveInt,
+    Section,
+)
+
+Files = str | list[str]
+Kind = Literal["word", "bpe", "unigram"]
+# Into what text has been cut by another program before it comes here, with its marks: U+2581 at the
+# beginning of a word, or "@@" where one goes on.
+Pieces = Literal["none", "sentencepiece", "subword-nmt"]
+# none: text stays as it is; nfc, nfkc: blanks are folded too. The one that tells most apart first.
+Form = Literal["none", "nfc", "nfkc"]
+
+
+class CorpusSection(Section):
+    """Parallel text: either two aligned lists of files, or files that hold both sides."""
+
+    source: Annotated[Files | None, CORPUS_FILES] = Field(
+        None, description="Source-side text files (.txt, .gz, .zst; paths, URLs or globs)."
+    )
+    target: Annotated[Files | None, CORPUS_FILES] = Field(
+        None, description="Target-side files, aligned with `source`."
+    )
+    pairs: Annotated[Files | None, CORPUS_FILES] = Field(
+        None, description="Instead: .tsv (may be .gz or .zst) or .parquet files with both sides."
+    )
+    source_column: str = Field("source", description="Column of `pairs` with the source text.")
+    target_column: str = Field("target", description="Column of `pairs` with the target text.")
+
+
+class SyntheticSection(Section):
+    """A generated corpus in which word order and agreement decide the translation."""
+
+    sentences: PositiveInt = Field(20000, description="Training sentence pairs.")
+    held_out: Annotated[PositiveInt, EXPERT] = Field(
+        500, description="Validation pairs, and as many test pairs."
+    )
+    nouns: Annotated[PositiveInt, EXPERT] = Field(120, description="Noun stems.")
+    verbs: Annotated[PositiveInt, EXPERT] = Field(60, description="Verb stems.")
+    adjectives: Annotated[PositiveInt, EXPERT] = Field(40, description="Adjective stems.")
+    seed: Annotated[int, EXPERT] = Field(1, ge=0, description="Decides lexicon and sentences.")
+
+
+class InflectedSection(Section):
+    """A generated corpus in two languages with many forms of many stems: with these defaults over a
+    million words on each side, most of them rare. A stem has one translation that nothing but
+    itself tells; its ending and its place follow from the sentence.
+    """
+
+    sentences: PositiveInt = Field(1_000_000, description="Training sentence pairs.")
+    held_out: Annotated[PositiveInt, EXPERT] = Field(
+        2000, description="Validation pairs, and as many test pairs."
+    )
+    nouns: Annotated[PositiveInt, EXPERT] = Field(
+        220_000, description="Noun stems; 10 forms each, 8 in the target."
+    )
+    verbs: Annotated[PositiveInt, EXPERT] = Field(
+        60_000, description="Verb stems; 3 forms each, 6 in the target."
+    )
+    adjectives: Annotated[PositiveInt, EXPERT] = Field(
+        40_000, description="Adjective stems; 2 forms each, 6 in the target."
+    )
+    exponent: Annotated[NonNegativeFloat, EXPERT] = Field(
+        0.8, description="A class's stem number r is drawn with a probability ∝ 1 / r^`exponent`."
+    )
+    seed: Annotated[int, EXPERT] = Field(1, ge=0, description="Decides lexicon and sentences.")
+
+
+class DataSection(Section):
+    """The corpora and how they are prepared."""
+
+    uri: Annotated[str, NO_RESULT] = Field(
+        "${run.uri}/data", min_length=1, description="Folder or URL of the prepared data."
+    )
+    synthetic: SyntheticSection | None = Field(
+        None, description="Generate the corpora instead of reading train, validation and test."
+    )
+    inflected: InflectedSection | None = Field(
+        None, description="Or generate these, with over a million words on each side."
+    )
+    train: CorpusSection | None = Field(None, description="Training pairs.")
+    validation: CorpusSection | None = Field(
+        None, description="Pairs for validation loss and BLEU."
+    )
+    test: CorpusSection | None = Field(None, description="Held-out pairs for `evaluate`.")
+    max_sentences: Annotated[int, EXPERT] = Field(
+        0, ge=0, description="Only so many training pairs, the first ones; 0: all."
+    )
+    max_tokens: Annotated[int, Field(gt=1)] = Field(
+        256, description="Longest sentence of a training pair, in tokens of either side."
+    )
+    too_long: Annotated[Literal["drop", "cut"], EXPERT] = Field(
+        "drop", description="What happens to longer training pairs; both are counted."
+    )
+    # As by Moses' `clean-corpus-n.perl`.
+    max_length_ratio: Annotated[
+        Annotated[float, Field(ge=1, allow_inf_nan=False)] | None, Later(None), EXPERT
+    ] = Field(
+        None,
+        description="Training pairs are left out, and counted, where one side has more than so "
+        "many times the other's tokens; null: none.",
+    )
+    num_processes: Annotated[int, NO_RESULT, EXPERT] = Field(
+        0, ge=0, description="Processes that count words and encode; 0: one per core."
+    )
+    shard_sentences: Annotated[PositiveInt, EXPERT] = Field(
+        50_000, description="Sentence pairs per token shard."
+    )
+    lexicon_translations: Annotated[int, MAY_CHANGE, NOT_PREPARED, EXPERT] = Field(
+        0,
+        ge=0,
+        description="Translations per source word in a lexicon learned from the training pairs, "
+        "for `search`; 0: no lexicon.",
+    )
+
+
+class TokenizerSection(Section):
+    """How text becomes tokens."""
+
+    kind: Kind = Field(
+        "word", description="`word`: every word its own id; `bpe`, `unigram`: learned pieces."
+    )
+    vocab_size: Annotated[int, Field(gt=4)] = Field(
+        10_000, description="Upper bound of the vocabulary, with its four special tokens."
+    )
+    min_count: PositiveInt = Field(
+        1, description="`word`, `bpe`: rarer words or pairs are left out."
+    )
+    shared: bool = Field(True, description="One vocabulary for both sides, or one for each.")
+    oov_buckets: Annotated[int, EXPERT] = Field(
+        0,
+        ge=0,
+        description="`word`: rows that source words outside the vocabulary are hashed to; 0: all "
+        "of them are one word.",
+    )
+    # Prepared data have these two, and tokenizers, which are compared themselves: a run may go on
+    # with data that are brought to the same in another way.
+    pieces: Annotated[Pieces, MAY_CHANGE, Later("none"), EXPERT] = Field(
+        "none",
+        description="`word`: what the text has been cut into already. The pieces with their marks "
+        "(▁, @@) are the tokens; translations, and what they are scored with, are put together "
+        "again.",
+    )
+    normalize: Annotated[Literal["auto", Form], MAY_CHANGE, EXPERT] = Field(
+        "auto",
+        description="What all text is brought to. `nfc`: Unicode's composed letters, and one space "
+        "for blanks of any kind and number; `nfkc`: ligatures, full-width and other such letters "
+        "as plain ones too; `none`: it stays as it is. `auto`: as the prepared data have it, or "
+        "the run where data are prepared again, and else `nfc`.",
+    )
+    lowercase: bool = Field(False, description="Lowercase all text before anything else.")
+    split_punctuation: bool = Field(
+        True, description="`word`: make punctuation marks tokens; false for tokenised text."
+    )

@@ -1,0 +1,109 @@
+"""Settings of the translation model and of search."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dist_embed.section import (
+    EXPERT,
+    MAY_CHANGE,
+    Later,
+    MaybeNo,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Section,
+)
+
+ShareEmbeddings = Literal["none", "decoder", "all"]
+ReplaceUnknown = Literal["no", "copy", "lexicon"]
+
+
+class ModelSection(Section):
+    """The translation model."""
+
+    width: PositiveInt = Field(128, description="Width of encoder and decoder; even.")
+    feed_forward: PositiveInt = Field(256, description="Inner width of feed-forward layers.")
+    heads: PositiveInt = Field(4, description="Attention heads; divides `width`.")
+    encoder_layers: PositiveInt = Field(4, description="Encoder layers.")
+    decoder_layers: PositiveInt = Field(4, description="Decoder layers.")
+    dropout: Probability = Field(
+        0.1, description="On embeddings, residuals and feed-forward; rounded to 1/256."
+    )
+    attention_dropout: Annotated[Probability, EXPERT] = Field(
+        0.0, description="On attention weights."
+    )
+    share_embeddings: ShareEmbeddings = Field(
+        "decoder", description="Which of source, target and output use one table."
+    )
+    logits_block_mib: Annotated[PositiveFloat | Literal["auto"], MAY_CHANGE, EXPERT] = Field(
+        "auto",
+        description="Largest block of logits held at once, MiB per worker. `auto`: 8 on the CPU, "
+        "on a GPU by its memory and a worker's rows, from 256 on.",
+    )
+    output: Literal["exact", "sampled"] = Field(
+        "exact",
+        description="`exact`: softmax over the vocabulary in every step, refused where a step "
+        "would surely take more than a minute; `sampled`: over the right "
+        "word and `num_samples` others, at a cost that does not grow with the vocabulary.",
+    )
+    num_samples: PositiveInt | Literal["auto"] = Field(
+        8192,
+        description="`sampled`: negatives that all tokens of a step share. `auto`: 8192, and from "
+        "4,096 `train.batch_tokens` on more, as their root; at most all words.",
+    )
+    batch_negatives: Annotated[bool, Later(False), EXPERT] = Field(
+        False,
+        description="`sampled`: the right words of a worker's other sentences are negatives too. "
+        "They cost no exchange; which ones, depends on the number of workers.",
+    )
+    sampler: Annotated[Literal["log_uniform", "unigram"], EXPERT] = Field(
+        "log_uniform", description="`sampled`: by rank (Zipf's law), or by count^`sampler_power`."
+    )
+    sampler_power: Annotated[float, Field(ge=0, le=1), EXPERT] = Field(
+        0.75, description="`unigram`: the power α; 0 draws evenly, 1 by frequency."
+    )
+
+
+class SearchSection(Section):
+    """Beam search and scoring."""
+
+    beam: PositiveInt = Field(5, description="Hypotheses kept per sentence; 1 is greedy.")
+    length_penalty: NonNegativeFloat = Field(
+        1.0, description="α: hypotheses are ranked by log probability / length^α."
+    )
+    max_length_ratio: Annotated[PositiveFloat, EXPERT] = Field(
+        1.5, description="Longest translation: this × source tokens + 10."
+    )
+    batch_sentences: PositiveInt = Field(64, description="Sentences searched at once, per worker.")
+    candidates: Annotated[NonNegativeInt | Literal["auto"], EXPERT] = Field(
+        "auto",
+        description="Search only these many most frequent words of the target side and the likely "
+        "translations of the sentence's words, at a cost that does not grow with the vocabulary; "
+        "0: all words. `auto`: 30,000 where the target side has over a million words and there is "
+        "a lexicon (`data.lexicon_translations`), else all.",
+    )
+    candidate_translations: Annotated[PositiveInt, EXPERT] = Field(
+        10,
+        description="`candidates`: translations of each source word, from the lexicon; with "
+        "`auto` as many as that has, if it has fewer.",
+    )
+    replace_unknown: Annotated[ReplaceUnknown, MaybeNo] = Field(
+        "no",
+        description="What `<unk>` in a translation becomes: the source word it looks at (`copy`), "
+        "or that word's translation where the lexicon has one (`lexicon`).",
+    )
+    bleu_tokenize: Annotated[Literal["13a", "intl", "char", "none"], EXPERT] = Field(
+        "13a",
+        description="sacrebleu's tokenizer; `none` for text that is tokenised. Whichever it is, an "
+        "unknown word counts as one token that matches nothing, and both sides are compared in the "
+        "run's form of text.",
+    )
+
+    def longest(self, source_tokens: int) -> int:
+        """Tokens of the longest translation, its end mark included."""
+        return int(self.max_length_ratio * source_tokens) + 10

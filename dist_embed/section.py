@@ -1,0 +1,120 @@
+"""What sections of a configuration are made of: their base class, types of values, and marks.
+
+A section lies in the module ``settings`` of the component that it configures, which is handed it as
+it is. All that is known of a key stands with it: type, default and meaning as pydantic has them,
+and here what follows from it for runs, prepared data and studies that there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from typing import Annotated, Any, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _no(value: Any) -> Any:
+    return "no" if value is False else value
+
+
+# What the JSON schema says of a key with the mark.
+EXPERT_IN_SCHEMA = "x-expert"
+# YAML reads a bare `no` as false.
+MaybeNo = BeforeValidator(_no)
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema)["properties"]
+        for name, field in cls.model_fields.items():
+            if EXPERT in field.metadata:
+                properties[name][EXPERT_IN_SCHEMA] = True
+        return schema
+
+
+class Mark(Enum):
+    """What else is known of a key: ``Annotated[int, MAY_CHANGE]``. A section's are its keys' too.
+
+    A key without marks decides what a step does and, under ``data`` and ``tokenizer``, what
+    prepared data hold; everybody is told of it first.
+    """
+
+    MAY_CHANGE = "A run may go on with another value: it does not change what a step does."
+    NOT_PREPARED = "Prepared data hold the same with any value."
+    NO_RESULT = (
+        "A run's result does not depend on it, nor its speed: a place, processes, failures that "
+        "are outlived, waits. So it may change, and prepared data are the same."
+    )
+    CORPUS_FILES = (
+        "Names of files: prepared data, and the runs on them, are known by what is in them."
+    )
+    EXPERT = "Seldom needed: told behind the others."
+
+
+MAY_CHANGE, NOT_PREPARED, NO_RESULT = Mark.MAY_CHANGE, Mark.NOT_PREPARED, Mark.NO_RESULT
+CORPUS_FILES, EXPERT = Mark.CORPUS_FILES, Mark.EXPERT
+
+
+@dataclass(frozen=True)
+class Later:
+    """Marks a key that came later; what is older did as with ``before``.
+
+    Runs and prepared data that have that value are known, by their digests, as the older ones are.
+    """
+
+    before: Any
+
+
+@dataclass(frozen=True)
+class Known:
+    """The marks of a key, with those of the sections that it lies in."""
+
+    marks: frozenset[Mark]
+    later: Later | None
+
+    def as_before(self, value: Any) -> bool:
+        """Whether the key came later, and with ``value`` all is as it was without."""
+        return self.later is not None and bool(value == self.later.before)
+
+
+@cache
+def known_keys(model: type[BaseModel]) -> dict[str, Known]:
+    """By dotted key what is known of it; of a section's keys, of sections in it and of theirs."""
+    return dict(_keys(model, "", frozenset()))
+
+
+def keys_marked(model: type[BaseModel], mark: Mark) -> set[str]:
+    """The dotted keys with a mark."""
+    return {key for key, known in known_keys(model).items() if mark in known.marks}
+
+
+def _keys(
+    model: type[BaseModel], prefix: str, above: frozenset[Mark]
+) -> Iterator[tuple[str, Known]]:
+    for name, field in model.model_fields.items():
+        marks = above | {mark for mark in field.metadata if isinstance(mark, Mark)}
+        if NO_RESULT in marks:
+            marks |= {MAY_CHANGE, NOT_PREPARED}
+        later = next((mark for mark in field.metadata if isinstance(mark, Later)), None)
+        yield f"{prefix}{name}", Known(marks, later)
+        for option in (field.annotation, *get_args(field.annotation)):
+            if isinstance(option, type) and issubclass(option, BaseModel):
+                yield from _keys(option, f"{prefix}{name}.", marks)

@@ -1,0 +1,54 @@
+"""Settings of a file of vectors, and of how rows start from it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dist_embed.section import EXPERT, MaybeNo, Section
+
+# `word2vec` is text with a header, as fastText's .vec is too.
+Format = Literal["word2vec", "word2vec-bin", "glove", "fasttext-bin", "npy", "safetensors"]
+Likeness = Literal["lowercase", "nfc", "digits"]
+Missing = Literal["random", "mean", "subword"]
+Project = Literal["no", "pca", "random"]
+
+
+class PretrainedSection(Section):
+    """Vectors that a table's rows start from, where a run starts from scratch."""
+
+    uri: str = Field(min_length=1, description="The file: a path or URL, may be .gz or .zst.")
+    format: Literal["auto", Format] = Field(
+        "auto",
+        description="`word2vec`: text with a header, fastText's .vec too; `glove`: text without. "
+        "`auto` looks at the first bytes.",
+    )
+    words: str | None = Field(
+        None, description="`npy`, `safetensors`: the file with the rows' words, one a line."
+    )
+    tensor: Annotated[str | None, EXPERT] = Field(
+        None, description="`safetensors`: which tensor, where it holds more than one matrix."
+    )
+    match: Annotated[list[Likeness], EXPERT] = Field(
+        [],
+        description="What is done to a word of the vocabulary, one after the other, until the file "
+        "has it: `lowercase`; `nfc`, Unicode's composed form; `digits`, each becomes 0.",
+    )
+    missing: Missing = Field(
+        "random",
+        description="What words outside the file start from: `random` values spread as the vectors "
+        "found, their `mean`, or the `subword` vectors of a binary fastText model.",
+    )
+    project: Annotated[Project, MaybeNo, EXPERT] = Field(
+        "no", description="How vectors of another width than `embedding.width` are brought to it."
+    )
+    rescale: Annotated[bool, EXPERT] = Field(
+        False,
+        description="Multiply all rows by one number, so that their values are as large as those "
+        "of fresh rows.",
+    )
+    min_coverage: Annotated[float, Field(ge=0, le=1), EXPERT] = Field(
+        0.0,
+        description="Least share of the running words of the table's side that must be found.",
+    )
