@@ -79,7 +79,7 @@ def test_ctrl_c_in_a_script_leaves_no_process_behind(
     complaint = process.stderr.read()
     process.wait(60)
     assert said[-1] == "cleaned", complaint
-    stopped = "dist_embed.train.results.TrainingStopped: stopped as asked after" in complaint
+    stopped = "dist_embed.training.results.TrainingStopped: stopped as asked after" in complaint
     if again and not stopped:  # the second one came while it was saving
         assert "KeyboardInterrupt" in complaint.splitlines(), complaint
     else:

@@ -12,6 +12,7 @@ import pytest
 import zstandard
 
 from dist_embed.data.corpus import CorpusError, Pair, ParallelText, read_lines, read_pairs
+from dist_embed.errors import StorageError
 from dist_embed.storage import uri as storage
 
 PAIRS = [("a cat", "eine katze"), ("", "leer"), (" two  spaces ", "grün — ß"), ("end", "ende")]
@@ -272,7 +273,8 @@ def test_names_with_glob_signs_can_be_read(tmp_path: Path) -> None:
 
 
 def test_an_unknown_protocol_is_named() -> None:
-    assert "nope" in refused(one_file("nope://x/y"))
+    with pytest.raises(StorageError, match="nope"):
+        list(read_pairs(one_file("nope://x/y")))
 
 
 @pytest.mark.parametrize("ending", [".gz", ".zst"])

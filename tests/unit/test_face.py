@@ -37,7 +37,7 @@ def test_importing_it_imports_nothing_that_takes_time() -> None:
 def test_looking_at_a_run_imports_no_torchrec() -> None:
     code = (
         "import sys, dist_embed; dist_embed.open_run\n"
-        "import dist_embed.cli.embeddings, dist_embed.explore.nearest\n"
+        "import dist_embed.cli.explore, dist_embed.explore.nearest\n"
         "print(*sys.modules.keys() & {'torchrec', 'fbgemm_gpu', 'ray'})"
     )
     assert ran(code) == []

@@ -25,6 +25,7 @@ CLOSED = (
 )  # fmt: skip
 NEEDED = {
     "fbgemm_gpu", "fsspec", "hypothesis", "matplotlib", "numpy", "omegaconf", "pyarrow", "pydantic",
+    "pydantic_core",
     "pytest", "sacrebleu", "tabulate", "tensorboardX", "tokenizers", "torch", "torchrec", "tqdm",
     "yaml",
 }  # fmt: skip

@@ -32,8 +32,8 @@ from dist_embed.training.tasks import Train
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-# Where a package is installed under another name than it is imported by.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+# Where a package is installed under another name than it is imported by, or with another one.
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "pydantic_core": "pydantic"}
 
 
 def one_way(name: str) -> str:

@@ -38,7 +38,7 @@ start_from = partial(PretrainedSection, uri="vectors")
 
 
 class File:
-    """Stretches in any order, as workers' rounds bring them."""
+    """Segments in any order, as workers' rounds bring them."""
 
     uri, width, num_stated = "v.txt", 2, None
 
