@@ -1,0 +1,66 @@
+"""Word embeddings whose tables are too large for one device: trained, looked at, and used in models
+of one's own. docs/library.md shows how.
+
+Nothing is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dist_embed.api.data import prepare
+    from dist_embed.api.inference import evaluate, translate
+    from dist_embed.api.trained_run import open_run
+    from dist_embed.api.training import train
+    from dist_embed.config.load import load_config
+    from dist_embed.config.schema import Config
+    from dist_embed.embedding.sharded_tables import ShardedTables, Table
+    from dist_embed.errors import UserError
+
+    __version__: str
+
+__all__ = [
+    "Config",
+    "ShardedTables",
+    "Table",
+    "UserError",
+    "__version__",
+    "evaluate",
+    "load_config",
+    "open_run",
+    "prepare",
+    "train",
+    "translate",
+]
+_MODULE_OF = {
+    "Config": "config.schema",
+    "ShardedTables": "embedding.sharded_tables",
+    "Table": "embedding.sharded_tables",
+    "UserError": "errors",
+    "evaluate": "api.inference",
+    "load_config": "config.load",
+    "open_run": "api.trained_run",
+    "prepare": "api.data",
+    "train": "api.training",
+    "translate": "api.inference",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("dist_embed")
+    elif name in _MODULE_OF:
+        from importlib import import_module
+
+        value = getattr(import_module(f"dist_embed.{_MODULE_OF[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -17,8 +17,8 @@ from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.storage import uri as storage
-from dist_embed.train.results import Evaluation, Translations
-from dist_embed.train.tasks import Evaluate, Task, Translate
+from dist_embed.training.results import Evaluation, Translations
+from dist_embed.training.tasks import Evaluate, Task, Translate
 
 R = TypeVar("R")
 

@@ -13,7 +13,7 @@ from dist_embed.model.settings import ReplaceUnknown
 from dist_embed.observe.events import Event
 from dist_embed.run.folder import read_run_config
 from dist_embed.storage import uri as storage
-from dist_embed.train.results import Translations
+from dist_embed.training.results import Translations
 
 if TYPE_CHECKING:
     import numpy as np

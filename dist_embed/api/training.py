@@ -14,8 +14,8 @@ from dist_embed.installed import WORKERS_NEED, require
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
-from dist_embed.train.results import TrainingStopped, TrainResult
-from dist_embed.train.tasks import Train
+from dist_embed.training.results import TrainingStopped, TrainResult
+from dist_embed.training.tasks import Train
 
 
 def train(

@@ -24,9 +24,13 @@ from dist_embed.parallel.device import device_name
 from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
 from dist_embed.run.data import data_of_all
-from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translation_model
-from dist_embed.train.training import build_train_step
-from dist_embed.train.worker import Context
+from dist_embed.training.assemble import (
+    build_dense_optimizer,
+    build_output,
+    build_translation_model,
+)
+from dist_embed.training.training import build_train_step
+from dist_embed.training.worker import Context
 
 
 def baseline_task(context: Context, asked: Baseline) -> dict[str, Any]:

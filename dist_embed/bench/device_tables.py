@@ -6,7 +6,7 @@ import torch
 
 from dist_embed.config.schema import Config
 from dist_embed.parallel.group import Group
-from dist_embed.train.assemble import TranslationModel, build_translation_model
+from dist_embed.training.assemble import TranslationModel, build_translation_model
 
 
 def build_filled_translator(

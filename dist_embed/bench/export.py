@@ -12,7 +12,7 @@ from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.export.ctranslate2_model import Quantization, export_ctranslate2
 from dist_embed.installed import require
 from dist_embed.storage.temporary import temporary_folder
-from dist_embed.train.scoring import Scorer
+from dist_embed.training.scoring import Scorer
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ Figures = Mapping[str, Any]  # of one command, as it has written them
 GIB = 2**30
 # Where a step lets the host wait by itself (docs/decisions/0029-what-a-gpu-is-asked-for.md), beside
 # what TorchRec's exchange asks.
-NAMED_WAITS = {"dist_embed/train/step.py:run": 1}
+NAMED_WAITS = {"dist_embed/training/step.py:run": 1}
 
 
 @dataclass(frozen=True)

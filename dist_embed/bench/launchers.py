@@ -11,7 +11,7 @@ from dist_embed.cluster.settings import Launcher
 from dist_embed.config.schema import Config
 from dist_embed.run.metrics import read_metrics
 from dist_embed.storage import uri as storage
-from dist_embed.train.tasks import Train
+from dist_embed.training.tasks import Train
 
 LAUNCHERS: tuple[Launcher, ...] = ("local", "ray")
 

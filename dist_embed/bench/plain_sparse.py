@@ -20,7 +20,7 @@ from dist_embed.model.sampler import LogUniformSampler, Negatives
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.device import memory_bytes
 from dist_embed.parallel.group import Group
-from dist_embed.train.samples import samples_of_a_step
+from dist_embed.training.samples import samples_of_a_step
 
 if TYPE_CHECKING:
     from typing_extensions import Self

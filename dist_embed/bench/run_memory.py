@@ -14,7 +14,7 @@ from dist_embed.config.schema import Config
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
-from dist_embed.train.tasks import Train
+from dist_embed.training.tasks import Train
 
 STEPS = 3
 

@@ -1,4 +1,4 @@
-"""What measurements ask of workers that train; see `dist_embed.train.tasks`."""
+"""What measurements ask of workers that train; see `dist_embed.training.tasks`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from dist_embed.config.schema import Config
 from dist_embed.embedding.settings import Tier
-from dist_embed.train.needs import baseline_bytes
-from dist_embed.train.tasks import Task
+from dist_embed.training.needs import baseline_bytes
+from dist_embed.training.tasks import Task
 
 if TYPE_CHECKING:
-    from dist_embed.train.worker import Context
+    from dist_embed.training.worker import Context
 
 
 @dataclass(frozen=True)

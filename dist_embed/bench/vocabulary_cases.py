@@ -22,12 +22,12 @@ from dist_embed.data.batch import build_batch
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.token_shards import TokenPairs
 from dist_embed.parallel.group import Group
-from dist_embed.train.assemble import (
+from dist_embed.training.assemble import (
     build_dense_optimizer,
     build_output,
     dense_tensors,
 )
-from dist_embed.train.training import build_train_step
+from dist_embed.training.training import build_train_step
 
 SENTENCE_TOKENS = 32  # with the end mark
 Kind = Literal["dist_embed, sampled", "nn.Embedding(sparse), sampled", "nn.Embedding, full softmax"]

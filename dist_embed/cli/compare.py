@@ -13,8 +13,8 @@ from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 
 if TYPE_CHECKING:
-    from dist_embed.train.results import Evaluation
-    from dist_embed.train.word_recall import Recall
+    from dist_embed.training.results import Evaluation
+    from dist_embed.training.word_recall import Recall
 
 
 def add_commands(commands: Any) -> None:
@@ -37,7 +37,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     from dist_embed.data.tokenizer_files import load_tokenizers
     from dist_embed.data.training_words import count_target_words, unknown_share
     from dist_embed.parallel.device import device_name, resolve_device
-    from dist_embed.train.word_recall import recall_by_count
+    from dist_embed.training.word_recall import recall_by_count
 
     check_output(arguments.output)
     configs = {run: run_config(run, arguments) for run in arguments.runs}

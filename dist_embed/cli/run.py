@@ -19,7 +19,7 @@ from dist_embed.parallel.stop import taken_signal
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
 
 if TYPE_CHECKING:
-    from dist_embed.train.results import Evaluation, TrainResult
+    from dist_embed.training.results import Evaluation, TrainResult
 
 
 def add_commands(commands: Any) -> None:
@@ -66,7 +66,7 @@ def _train(
     from dist_embed.api.training import train
     from dist_embed.config.paths import with_absolute_paths
     from dist_embed.observe.events import Screen
-    from dist_embed.train.results import TrainingStopped
+    from dist_embed.training.results import TrainingStopped
 
     config = load_config(path, overrides)
     stream = sys.stdout

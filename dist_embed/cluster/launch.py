@@ -17,8 +17,8 @@ from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.parallel.device import resolve_device, resolve_dtype
 from dist_embed.parallel.torchrun import under_torchrun
-from dist_embed.train.step_seconds import check_step
-from dist_embed.train.tasks import Task
+from dist_embed.training.step_seconds import check_step
+from dist_embed.training.tasks import Task
 
 R = TypeVar("R")
 
@@ -39,7 +39,7 @@ def launch(
     """Run ``task`` on the workers of ``config.cluster`` and return worker 0's result.
 
     Args:
-        task: see `dist_embed.train.tasks`.
+        task: see `dist_embed.training.tasks`.
         config: the run's configuration.
         vocabulary_size: rows per side, for the memory check.
         word_tables: whether their words are tables on disk; likewise.
@@ -69,7 +69,7 @@ def launch(
     if task.trains and vocabulary_size:  # under torchrun worker 0 alone has it
         _check_step(config, vocabulary_size["target"], address)
     # Imports PyTorch, as all that follows does.
-    from dist_embed.train.worker import run_worker
+    from dist_embed.training.worker import run_worker
 
     if under_torchrun():
         return run_worker(*arguments(resolve_device(cluster.device)), on_event)

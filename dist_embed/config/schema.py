@@ -11,7 +11,7 @@ from dist_embed.embedding.settings import EmbeddingSection
 from dist_embed.model.settings import ModelSection, SearchSection
 from dist_embed.run.settings import RunSection
 from dist_embed.section import MAY_CHANGE, Section
-from dist_embed.train.settings import TrainSection
+from dist_embed.training.settings import TrainSection
 
 
 class Config(Section):

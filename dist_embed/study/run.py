@@ -35,7 +35,7 @@ from dist_embed.study import unchanged
 from dist_embed.study.plan import Combination, combinations, overrides_of
 from dist_embed.study.schema import TrainingStudy
 from dist_embed.study.word_vectors import ensure_word_vectors
-from dist_embed.train.results import Evaluation, TrainingStopped
+from dist_embed.training.results import Evaluation, TrainingStopped
 
 Say = Callable[[str], None]
 # Stands for the study's folder in values of keys.

@@ -24,7 +24,7 @@ from dist_embed.checkpoint.retention import Pruner
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
-from dist_embed.train.assemble import dense_tensors
+from dist_embed.training.assemble import dense_tensors
 from tests.checkpoints import keeping, write_checkpoint
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.distributed.savers import saver_of

@@ -20,9 +20,9 @@ from dist_embed.model.transformer import Transformer
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
 from dist_embed.run.folder import read_run_config
-from dist_embed.train.inference import translate_task
-from dist_embed.train.tasks import Translate
-from dist_embed.train.worker import Context
+from dist_embed.training.inference import translate_task
+from dist_embed.training.tasks import Translate
+from dist_embed.training.worker import Context
 from tests.distributed.pool import WorkerPool
 from tests.unit.small_run import small_run, word_tokenizer
 

@@ -15,8 +15,8 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, content_digest
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
-from dist_embed.train import training, worker
-from dist_embed.train.tasks import Train
+from dist_embed.training import training, worker
+from dist_embed.training.tasks import Train
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.unit.small_corpus import prepare, synthetic_corpora
 

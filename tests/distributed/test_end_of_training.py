@@ -15,8 +15,8 @@ from dist_embed.config.schema import Config
 from dist_embed.data.preparation import ensure_data
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Emit
-from dist_embed.train import training, worker
-from dist_embed.train.tasks import Train
+from dist_embed.training import training, worker
+from dist_embed.training.tasks import Train
 from tests.stores.killing import configuration
 
 

@@ -22,17 +22,17 @@ from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.collectives import sum_numbers_over_workers as sum_over_all
 from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
-from dist_embed.train import evaluate, scoring
-from dist_embed.train.assemble import TranslationModel
-from dist_embed.train.evaluate import (
+from dist_embed.training import evaluate, scoring
+from dist_embed.training.assemble import TranslationModel
+from dist_embed.training.evaluate import (
     AgainstExact,
     Quality,
     against_exact,
     evaluate_translations,
     exact_loss,
 )
-from dist_embed.train.scoring import Score, Scorer
-from dist_embed.train.translation import Translator, Written
+from dist_embed.training.scoring import Score, Scorer
+from dist_embed.training.translation import Translator, Written
 from tests.distributed.pool import WorkerPool
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Pairs, Sharded, Tiny, random_pairs

@@ -20,7 +20,7 @@ from tests.distributed.host_waits import host_waits
 from tests.distributed.pool import WorkerPool
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
 
-ONCE = {"dist_embed/train/step.py:run": 1}
+ONCE = {"dist_embed/training/step.py:run": 1}
 # Several workers bring the parts of a row's gradient together for its norm; two tables here.
 FOR_THE_NORM = {
     "dist_embed/optim/gradient_norm.py:_exchange_plans": 1,

@@ -33,16 +33,16 @@ from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.group import Group
 from dist_embed.run.data import digests_of_data, digests_of_tokenizers, vocabularies
-from dist_embed.train.assemble import (
+from dist_embed.training.assemble import (
     TranslationModel,
     build_dense_optimizer,
     build_output,
     build_translation_model,
     dense_tensors,
 )
-from dist_embed.train.needs import host_bytes
-from dist_embed.train.training import _build_saver, _resume, build_train_step
-from dist_embed.train.worker import Context
+from dist_embed.training.needs import host_bytes
+from dist_embed.training.training import _build_saver, _resume, build_train_step
+from dist_embed.training.worker import Context
 from tests.distributed.tiny import random_pairs, work_for
 from tests.forks import forking
 from tests.stores.s3_server import MotoServer, moto_missing

@@ -30,11 +30,11 @@ from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.run.folder import check_run_folder, fingerprint, read_run_config
 from dist_embed.run.metrics import read_metrics
-from dist_embed.train.inference import evaluate_task
-from dist_embed.train.results import Evaluation, TrainResult
-from dist_embed.train.tasks import Evaluate, Train
-from dist_embed.train.training import train_task
-from dist_embed.train.worker import Context
+from dist_embed.training.inference import evaluate_task
+from dist_embed.training.results import Evaluation, TrainResult
+from dist_embed.training.tasks import Evaluate, Train
+from dist_embed.training.training import train_task
+from dist_embed.training.worker import Context
 from tests.distributed.pool import WorkerPool
 
 STORED = Path(__file__).parent / "old_runs"

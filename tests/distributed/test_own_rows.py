@@ -8,7 +8,7 @@ from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.table import Table
 from dist_embed.optim.gradient_norm import table_gradient_square_sum
 from dist_embed.parallel.group import Group
-from dist_embed.train.assemble import build_translation_model
+from dist_embed.training.assemble import build_translation_model
 from tests.distributed.own_rows_case import trained_twice
 from tests.distributed.pool import WorkerPool
 

@@ -37,10 +37,10 @@ from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.run.folder import fingerprint, read_run_config
 from dist_embed.section import Section
-from dist_embed.train import assemble, training
-from dist_embed.train.tasks import Train
-from dist_embed.train.training import train_task
-from dist_embed.train.worker import Context
+from dist_embed.training import assemble, training
+from dist_embed.training.tasks import Train
+from dist_embed.training.training import train_task
+from dist_embed.training.worker import Context
 from tests.distributed.configured import DATA, ConfiguredRun, Step, Values, merged
 from tests.distributed.pool import WorkerPool
 

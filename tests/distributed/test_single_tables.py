@@ -25,9 +25,9 @@ from dist_embed.embedding.pretrained import TableStart
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.parallel.group import Group
-from dist_embed.train import single_tables
-from dist_embed.train.assemble import build_translation_model
-from dist_embed.train.single_tables import start_tables, write_coverages
+from dist_embed.training import single_tables
+from dist_embed.training.assemble import build_translation_model
+from dist_embed.training.single_tables import start_tables, write_coverages
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.settings import PretrainedSection
 from tests.distributed.pool import WorkerPool

@@ -6,7 +6,7 @@ from typing import Any
 from unittest import mock
 
 from dist_embed.parallel.group import Group
-from dist_embed.train import saving
+from dist_embed.training import saving
 from tests.distributed.pool import WorkerPool
 from tests.unit.loop_course import STEP_SECONDS, Run
 

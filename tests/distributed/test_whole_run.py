@@ -14,9 +14,9 @@ from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.run.metrics import read_metrics
-from dist_embed.train.results import Evaluation, TrainResult
-from dist_embed.train.tasks import Evaluate, Task, Train, Translate
-from dist_embed.train.worker import Context
+from dist_embed.training.results import Evaluation, TrainResult
+from dist_embed.training.tasks import Evaluate, Task, Train, Translate
+from dist_embed.training.worker import Context
 from tests.distributed.configured import DATA, Values, merged
 from tests.distributed.pool import WorkerPool
 

@@ -25,9 +25,9 @@ from dist_embed.model.transformer import Transformer
 from dist_embed.model.translation_tables import translation_tables
 from dist_embed.optim.schedule import Rates, Schedule
 from dist_embed.parallel.group import Group
-from dist_embed.train.assemble import dense_tensors
-from dist_embed.train.settings import TrainSection
-from dist_embed.train.step import StepResult, TrainStep
+from dist_embed.training.assemble import dense_tensors
+from dist_embed.training.settings import TrainSection
+from dist_embed.training.step import StepResult, TrainStep
 
 TABLE_RATE, EPS = 0.1, 1e-8
 # Key biases have a gradient of exactly zero; with a tiny eps Adam would blow its rounding up to a

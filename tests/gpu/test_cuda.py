@@ -18,7 +18,7 @@ from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.table import Table
 from dist_embed.model.logit_blocks import add_product, multiply
 from dist_embed.parallel.group import Group
-from dist_embed.train.step import PreparedStep
+from dist_embed.training.step import PreparedStep
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Sharded, Tiny, joined, random_pairs, work_for
 from tests.gpu.device import DEVICE, TIERS, on_cuda_alone, synchronise
@@ -71,7 +71,7 @@ def test_three_steps_equal_the_cpu_reference(
 def check_waits(found: Counter[str], steps: int) -> None:
     """One a step of ours, as CUDA tells; a CPU tells of none."""
     ours = {place: count for place, count in found.items() if place.startswith("dist_embed/")}
-    assert ours == ({"dist_embed/train/step.py:run": steps} if DEVICE == "cuda" else {}), found
+    assert ours == ({"dist_embed/training/step.py:run": steps} if DEVICE == "cuda" else {}), found
 
 
 @pytest.mark.parametrize(("num_samples", "block_bytes"), [(9, 620), (0, 620), (0, 2**20)])

@@ -20,9 +20,9 @@ from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.embedding.settings import Tier
 from dist_embed.observe.events import silent_reporter
 from dist_embed.run.metrics import read_metrics
-from dist_embed.train.tasks import Train
-from dist_embed.train.training import train_task
-from dist_embed.train.worker import Context
+from dist_embed.training.tasks import Train
+from dist_embed.training.training import train_task
+from dist_embed.training.worker import Context
 from tests.distributed.configured import Values, merged
 from tests.gpu.device import DEVICE, TIERS, joined_alone
 

@@ -56,10 +56,10 @@ from dist_embed.parallel import errors
 from dist_embed.run.metrics import MetricsLog, read_metrics
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import Buffer, ObjectStore
-from dist_embed.train import training, worker
-from dist_embed.train.results import TrainResult
-from dist_embed.train.step import TrainStep
-from dist_embed.train.tasks import Train
+from dist_embed.training import training, worker
+from dist_embed.training.results import TrainResult
+from dist_embed.training.step import TrainStep
+from dist_embed.training.tasks import Train
 from tests.checkpoints import keeping
 from tests.forks import forking
 from tests.integration.conftest import TINY

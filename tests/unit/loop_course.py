@@ -14,10 +14,10 @@ from dist_embed.checkpoint.state import METRIC, TrainingState
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
-from dist_embed.train.evaluate import Quality
-from dist_embed.train.loop import Hooks, train_loop
-from dist_embed.train.settings import TrainSection
-from dist_embed.train.step import StepResult
+from dist_embed.training.evaluate import Quality
+from dist_embed.training.loop import Hooks, train_loop
+from dist_embed.training.settings import TrainSection
+from dist_embed.training.step import StepResult
 
 ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 STEP_SECONDS = 2.0

@@ -17,8 +17,8 @@ from dist_embed.config.schema import Config
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.run.folder import read_run_config
 from dist_embed.run.metrics import MetricsLog
-from dist_embed.train.results import TrainingStopped, TrainResult
-from dist_embed.train.tasks import Evaluate, Train
+from dist_embed.training.results import TrainingStopped, TrainResult
+from dist_embed.training.tasks import Evaluate, Train
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
 
@@ -57,7 +57,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) 
     )
     return config_from_dict(
         {"run": {"uri": "run"}, "data": {"synthetic": {}, "uri": "data"}, "train": {"max_steps": 9},
-         "cluster": {"device": "cpu"}}
+         "cluster": {"device": "cpu", "launcher": "ray"}}
     )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_a_run_is_used_by_its_folder_or_by_a_configuration_as_it_is(
     tokenizer = word_tokenizer(["a", "b"])
     run = small_run(
         tmp_path, {"source": tokenizer, "target": tokenizer}, {"shared": torch.zeros(6, 4)},
-        share="all", settings={"cluster": {"num_workers": 3, "device": "cpu"}},
+        share="all", settings={"cluster": {"num_workers": 3, "device": "cpu", "launcher": "ray"}},
     )  # fmt: skip
     trained = read_run_config(run)
     evaluate(run, split="validation", step=5, against_exact=True)

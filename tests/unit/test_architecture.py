@@ -15,7 +15,7 @@ PACKAGE = ROOT / "dist_embed"
 GROUND = ["errors", "installed", "section"]
 LAYERS = [
     *GROUND, "storage", "config", "observe", "parallel", "data", "vectors",
-    "embedding", "model", "optim", "checkpoint", "run", "train", "explore", "export", "cluster",
+    "embedding", "model", "optim", "checkpoint", "run", "training", "explore", "export", "cluster",
     "api", "bench", "study", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -93,12 +93,12 @@ def test_imports_point_only_to_layers_above(path: Path) -> None:
 
 
 def test_an_upward_import_is_found() -> None:
-    inside_a_function = "def f():\n    from dist_embed.train.step import TrainStep\n"
+    inside_a_function = "def f():\n    from dist_embed.training.step import TrainStep\n"
     assert upward_imports(ast.parse(inside_a_function), "data") == [
-        "line 2: dist_embed.train.step.TrainStep"
+        "line 2: dist_embed.training.step.TrainStep"
     ]
     assert upward_imports(ast.parse(inside_a_function), "cli") == []
-    of_settings = "from dist_embed.train.settings import TrainSection\n"
+    of_settings = "from dist_embed.training.settings import TrainSection\n"
     assert upward_imports(ast.parse(of_settings), GROUND[-1]) == []
     assert upward_imports(ast.parse("import dist_embed.storage.uri"), GROUND[-1]) != []
 
@@ -141,7 +141,7 @@ def test_init_files_are_empty(path: Path) -> None:
 )
 def test_commands_and_studies_use_what_a_script_uses(path: Path) -> None:
     """Functions of `api`, so that both do the same."""
-    beside = ("dist_embed.cluster.", "dist_embed.train.tasks", "dist_embed.train.worker",
+    beside = ("dist_embed.cluster.", "dist_embed.training.tasks", "dist_embed.training.worker",
               "dist_embed.data.preparation.ensure_data")  # fmt: skip
     found = {name for _, name in imports(ast.parse(path.read_text())) if name.startswith(beside)}
     assert found <= {"dist_embed.cluster.launch.cluster_address"}
@@ -181,7 +181,7 @@ def test_every_module_says_what_it_is_for() -> None:
      ("dist_embed.config.load", "torch tokenizers pyarrow numpy"),
      ("dist_embed.cli.main", "torch pydantic fsspec omegaconf tqdm numpy"),
      ("dist_embed.cli.main; dist_embed.cli.main.build_parser()", "torch"),
-     ("dist_embed.embedding.memory", "torch"), ("dist_embed.train.needs", "torch"),
+     ("dist_embed.embedding.memory", "torch"), ("dist_embed.training.needs", "torch"),
      ("dist_embed.data.preparation", "torch"), ("dist_embed.checkpoint.catalogue", "torchrec"),
      ("dist_embed.explore.nearest, dist_embed.export.embeddings", "torchrec fbgemm_gpu")],
 )  # fmt: skip

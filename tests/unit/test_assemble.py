@@ -17,8 +17,8 @@ from dist_embed.model.output_layer import ExactSoftmax, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
-from dist_embed.train import assemble
-from dist_embed.train.assemble import build_dense_optimizer, build_output, build_translator
+from dist_embed.training import assemble
+from dist_embed.training.assemble import build_dense_optimizer, build_output, build_translator
 
 ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 

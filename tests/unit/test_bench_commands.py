@@ -30,8 +30,8 @@ from dist_embed.cli.table import print_table
 from dist_embed.data.proof import FileInfo
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
 from dist_embed.observe.plot import plot_into
-from dist_embed.train.results import Evaluation
-from dist_embed.train.tasks import Evaluate
+from dist_embed.training.results import Evaluation
+from dist_embed.training.tasks import Evaluate
 from tests.unit.printed_tables import cells
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
@@ -286,7 +286,7 @@ ON_GPU = ON_CPU | {
     "device": "a GPU", "on_cuda": True, "device_busy_seconds": 0.006, "device_idle_share": 0.4,
     "on_device": [entry("void at::native::(anonymous namespace)::add<" + "x" * 90, 2.0, 0.003)],
     "waits": [entry("cudaStreamSynchronize", 1.0, 0.0005, "## a ## › aten::copy_")],
-    "waits_by_place": {"dist_embed/train/step.py:run": 1},
+    "waits_by_place": {"dist_embed/training/step.py:run": 1},
 }  # fmt: skip
 
 
@@ -338,13 +338,13 @@ def test_step_on_a_gpu(
         ["the host may wait in", "within", "calls a step", "ms a step"],
         ["cudaStreamSynchronize", "## a ## › aten::copy_", "1.0", "0.500"],
         ["the host waits, as PyTorch warns", "times in a step"],
-        ["dist_embed/train/step.py:run", "1"],
+        ["dist_embed/training/step.py:run", "1"],
     ]
     instead("cluster.launch.launch", ON_GPU | {"device_busy_seconds": None})
     assert main(["bench", "step", config, "--profile", str(tmp_path)]) == 2
     said = capsys.readouterr()
     assert "f/trace.json.gz: torch.profiler has recorded nothing of the GPU" in said.err
-    assert ["dist_embed/train/step.py:run", "1"] in cells(said.out)
+    assert ["dist_embed/training/step.py:run", "1"] in cells(said.out)
 
 
 OURS = Case(SAMPLED, 1_000_000, 8, 64, 50)

@@ -37,8 +37,8 @@ from dist_embed.errors import RunFailed, UserError
 from dist_embed.observe.quiet import private_log_folder
 from dist_embed.parallel.group import Group
 from dist_embed.run.metrics import MetricsLog
-from dist_embed.train.tasks import Train
-from dist_embed.train.worker import Context
+from dist_embed.training.tasks import Train
+from dist_embed.training.worker import Context
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
 

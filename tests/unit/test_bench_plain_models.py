@@ -32,7 +32,7 @@ from dist_embed.embedding import lookup
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.parallel.group import Group
-from dist_embed.train.step import PreparedStep
+from dist_embed.training.step import PreparedStep
 
 SIZES: dict[str, Any] = {
     "source_rows": 23, "target_rows": 31, "width": 8, "feed_forward": 12, "heads": 2,

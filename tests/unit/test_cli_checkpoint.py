@@ -19,9 +19,9 @@ from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.training_words import count_target_words
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.storage import uri as storage
-from dist_embed.train.results import Evaluation
-from dist_embed.train.tasks import Evaluate
-from dist_embed.train.word_recall import recall_by_count
+from dist_embed.training.results import Evaluation
+from dist_embed.training.tasks import Evaluate
+from dist_embed.training.word_recall import recall_by_count
 from tests.checkpoints import write_checkpoint
 from tests.unit.printed_tables import cells
 from tests.unit.small_corpus import Prepared

@@ -18,8 +18,8 @@ import yaml
 from dist_embed.cli.main import main
 from dist_embed.errors import RunFailed, RunStopped, StoreUnavailable, UserError
 from dist_embed.run.metrics import MetricsLog
-from dist_embed.train.results import AgainstExact, Evaluation, TrainResult, Translations
-from dist_embed.train.tasks import Evaluate, Train, Translate
+from dist_embed.training.results import AgainstExact, Evaluation, TrainResult, Translations
+from dist_embed.training.tasks import Evaluate, Train, Translate
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
 

@@ -22,7 +22,7 @@ from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.word_spills import WordSplitting, split_and_count
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.parallel.group import Group
-from dist_embed.train.evaluate import evaluate_translations
+from dist_embed.training.evaluate import evaluate_translations
 from dist_embed.vectors.coverage import is_word
 from dist_embed.vectors.match import word_in
 from tests.unit.small_corpus import ODD, prepare, sentences, train_tokenizer, write_text

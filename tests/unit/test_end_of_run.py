@@ -19,11 +19,11 @@ from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.run.folder import CONFIG_NAME, RunFolder
 from dist_embed.storage import uri as storage
-from dist_embed.train import saving
-from dist_embed.train.loop import Hooks, train_loop
-from dist_embed.train.saving import is_finite
-from dist_embed.train.settings import TrainSection
-from dist_embed.train.step import StepResult
+from dist_embed.training import saving
+from dist_embed.training.loop import Hooks, train_loop
+from dist_embed.training.saving import is_finite
+from dist_embed.training.settings import TrainSection
+from dist_embed.training.step import StepResult
 
 ONE = Group(0, 1, 1, torch.device("cpu"), process_group=None)  # type: ignore[arg-type]
 STEPS = 6

@@ -138,7 +138,7 @@ def test_what_is_aimed_at_stands_beside_what_was_found() -> None:
         ]},
         "speed": {"tokens_per_second": {"dist_embed bf16": 399_000.0}},
         "vocabulary": {"speeds": [[{"ratio_to_first": 1.0}, {"ratio_to_first": 1.05}]]},
-        "step": {"waits_by_place": {"dist_embed/train/step.py:run": 2, "torchrec/x.py:y": 3}},
+        "step": {"waits_by_place": {"dist_embed/training/step.py:run": 2, "torchrec/x.py:y": 3}},
     }  # fmt: skip
     lines = aim_lines({name: {"figures": figures} for name, figures in found.items()})
     assert [line.partition(": ")[2] for line in lines] == [

@@ -28,7 +28,7 @@ from dist_embed.installed import CHOSEN_BY_SETUP, EXTRAS, MissingPackage, requir
 from dist_embed.observe.plot import check_plot_path
 from dist_embed.storage import uri as storage
 from dist_embed.study.summary import p_value
-from dist_embed.train.tasks import Train
+from dist_embed.training.tasks import Train
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

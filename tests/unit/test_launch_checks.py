@@ -17,8 +17,8 @@ from dist_embed.embedding.memory import CUDA_PROCESS_BYTES, GIB, READING_BYTES, 
 from dist_embed.errors import UserError
 from dist_embed.model.settings import ModelSection
 from dist_embed.observe.quiet import worker_log_folder
-from dist_embed.train.needs import dense_parameters
-from dist_embed.train.tasks import Train
+from dist_embed.training.needs import dense_parameters
+from dist_embed.training.tasks import Train
 
 VOCABULARY = {"source": 2**20, "target": 2**20}
 
@@ -156,7 +156,7 @@ def test_a_worker_of_torchrun_does_the_work_itself(monkeypatch: pytest.MonkeyPat
     without_gpu(monkeypatch)
     done: list[Any] = []
     monkeypatch.setattr(
-        "dist_embed.train.worker.run_worker", lambda *given: done.append(given) or "result"
+        "dist_embed.training.worker.run_worker", lambda *given: done.append(given) or "result"
     )
     # Not even the memory of its machine is looked at: each worker would count that of all.
     monkeypatch.setattr(launching, "available_bytes", lambda: 0)

@@ -25,9 +25,9 @@ from dist_embed.model.output import OutputShard
 from dist_embed.model.transformer import Transformer
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
-from dist_embed.train import assemble, inference, worker
-from dist_embed.train.needs import baseline_bytes, dense_parameters, host_bytes, output_needs
-from dist_embed.train.tasks import Evaluate, Task, Train, Translate
+from dist_embed.training import assemble, inference, worker
+from dist_embed.training.needs import baseline_bytes, dense_parameters, host_bytes, output_needs
+from dist_embed.training.tasks import Evaluate, Task, Train, Translate
 
 VOCABULARY = {"source": 70_000, "target": 3_000}
 # What the tables are with 11 rows for hashed words of the source side.
@@ -207,7 +207,7 @@ def test_a_launch_asks_for_what_its_task_takes(
         asked.append(how)
         return 0
 
-    monkeypatch.setattr("dist_embed.train.tasks.host_bytes", noted)
+    monkeypatch.setattr("dist_embed.training.tasks.host_bytes", noted)
     monkeypatch.setattr("dist_embed.cluster.local.launch_local", lambda *given, **how: None)
     launching.launch(
         task, configured(train={"precision": precision}), vocabulary_size=VOCABULARY,

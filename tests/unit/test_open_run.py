@@ -18,8 +18,8 @@ from dist_embed.explore.nearest import analogy, neighbors
 from dist_embed.explore.table import RunTable
 from dist_embed.run.folder import read_run_config
 from dist_embed.run.metrics import MetricsLog
-from dist_embed.train.results import Translations
-from dist_embed.train.tasks import Translate
+from dist_embed.training.results import Translations
+from dist_embed.training.tasks import Translate
 from tests.unit.small_run import small_run, word_tokenizer
 
 WORDS = [f"w{number}" for number in range(30)]

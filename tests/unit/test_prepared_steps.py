@@ -16,9 +16,9 @@ from dist_embed.model.output_layer import SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.optim.schedule import Rates, Schedule
 from dist_embed.parallel.group import Group
-from dist_embed.train import step as step_module
-from dist_embed.train.settings import TrainSection
-from dist_embed.train.step import TrainStep
+from dist_embed.training import step as step_module
+from dist_embed.training.settings import TrainSection
+from dist_embed.training.step import TrainStep
 from tests.distributed.tiny import random_pairs, work_for
 
 CPU = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.run.folder import fingerprint
-from dist_embed.train.samples import samples_of_a_step, with_kept_samples
+from dist_embed.training.samples import samples_of_a_step, with_kept_samples
 
 
 def config_of(tokens: int = 4096, **model: Any) -> Config:

@@ -24,9 +24,9 @@ from dist_embed.data.loader import Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.stop import stop_on_signals
 from dist_embed.storage.objects import Buffer
-from dist_embed.train.loop import Hooks, train_loop
-from dist_embed.train.settings import TrainSection
-from dist_embed.train.step import StepResult
+from dist_embed.training.loop import Hooks, train_loop
+from dist_embed.training.settings import TrainSection
+from dist_embed.training.step import StepResult
 from tests.unit.gated_store import GatedStore, saver_of, state_of
 
 

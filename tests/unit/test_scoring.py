@@ -11,7 +11,7 @@ from sacrebleu.metrics.bleu import _get_tokenizer
 from dist_embed.data.text_form import FORMS, Lowercase
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.model.settings import SearchSection
-from dist_embed.train.scoring import PRIVATE_USE, Scorer
+from dist_embed.training.scoring import PRIVATE_USE, Scorer
 
 REFERENCES = ["Der Hund sieht die kleine Katze , unklar .", "er geht <unk> nach Haus-Ulm, 3.5 km"]
 # `?` stands for an unknown word.

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dist_embed.config.load import config_from_dict
-from dist_embed.train.search_choice import FREQUENT_WORDS, search_choice
+from dist_embed.training.search_choice import FREQUENT_WORDS, search_choice
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ from dist_embed.data.settings import TokenizerSection
 from dist_embed.data.text_form import TextForm
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.optim.schedule import Schedule
-from dist_embed.train import single_tables, step_seconds, worker
-from dist_embed.train.single_tables import frozen_until, own_rates, own_schedules
-from dist_embed.train.table_settings import table_settings
-from dist_embed.train.tasks import Evaluate, Task, Train
+from dist_embed.training import single_tables, step_seconds, worker
+from dist_embed.training.single_tables import frozen_until, own_rates, own_schedules
+from dist_embed.training.table_settings import table_settings
+from dist_embed.training.tasks import Evaluate, Task, Train
 
 CORPUS = {"pairs": ["a.tsv", "b.tsv"], "source_column": "left", "target_column": "right"}
 TOKENIZER = {

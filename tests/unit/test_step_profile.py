@@ -17,8 +17,8 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.data.loader import StepBatches
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
-from dist_embed.train.step import PreparedStep, TrainStep
-from dist_embed.train.worker import Context
+from dist_embed.training.step import PreparedStep, TrainStep
+from dist_embed.training.worker import Context
 from tests.unit.small_corpus import Prepared
 
 

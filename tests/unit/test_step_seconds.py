@@ -12,8 +12,8 @@ from dist_embed.cluster import launch as launching
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
-from dist_embed.train import step_seconds
-from dist_embed.train.step_seconds import (
+from dist_embed.training import step_seconds
+from dist_embed.training.step_seconds import (
     CPU_THREAD_RATE,
     GPU_RATE,
     LEAST_FILL,
@@ -21,7 +21,7 @@ from dist_embed.train.step_seconds import (
     exact_step_seconds,
     worker_rate,
 )
-from dist_embed.train.tasks import Evaluate, Task, Train
+from dist_embed.training.tasks import Evaluate, Task, Train
 
 TRAIN = Train()
 
@@ -80,7 +80,7 @@ def test_a_training_is_refused_before_it_starts(
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(launching, "check_step", lambda config, *given: asked.append(given))
-    monkeypatch.setattr("dist_embed.train.worker.run_worker", lambda *_: None)
+    monkeypatch.setattr("dist_embed.training.worker.run_worker", lambda *_: None)
     monkeypatch.setattr(launching, "_check_machine", lambda *_: None)
     monkeypatch.setattr("dist_embed.cluster.local.launch_local", lambda *_, **__: None)
     monkeypatch.setattr("dist_embed.cluster.ray_train.launch_ray", lambda *_, **__: None)

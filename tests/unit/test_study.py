@@ -41,7 +41,7 @@ from dist_embed.study.summary import (
     verdicts,
 )
 from dist_embed.study.word_vectors import ensure_word_vectors
-from dist_embed.train.results import Evaluation, TrainingStopped, TrainResult
+from dist_embed.training.results import Evaluation, TrainingStopped, TrainResult
 from tests.unit.drawn_axes import drawn_axes
 
 ROOT = Path(__file__).parents[2]

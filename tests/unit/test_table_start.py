@@ -26,7 +26,7 @@ from dist_embed.embedding.projection import Moments, random_basis
 from dist_embed.errors import UserError
 from dist_embed.model.settings import ShareEmbeddings
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
-from dist_embed.train.single_tables import start_tables
+from dist_embed.training.single_tables import start_tables
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.file import HeldSegment
 from dist_embed.vectors.settings import PretrainedSection

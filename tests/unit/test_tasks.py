@@ -10,13 +10,13 @@ import pytest
 from dist_embed.bench.tasks import Baseline, ProfileSteps
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
-from dist_embed.train.tasks import Evaluate, Task, Train, Translate
+from dist_embed.training.tasks import Evaluate, Task, Train, Translate
 
 VECTORS = {"uri": "v.npy", "words": "w.txt", "format": "npy"}
 TASKS: list[tuple[Task[Any], str, bool, bool]] = [
-    (Train("there"), "train.training.train_task", True, True),
-    (Evaluate("test", 5, 20, True, "there"), "train.inference.evaluate_task", False, False),
-    (Translate(["a b", ""], 7), "train.inference.translate_task", False, False),
+    (Train("there"), "training.training.train_task", True, True),
+    (Evaluate("test", 5, 20, True, "there"), "training.inference.evaluate_task", False, False),
+    (Translate(["a b", ""], 7), "training.inference.translate_task", False, False),
     (Baseline(2, 3, ["fp32"], False, "there"), "bench.baseline.baseline_task", False, True),
     (ProfileSteps(4, "f.json", "there"), "bench.step_profile.step_task", False, True),
 ]

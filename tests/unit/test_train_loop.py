@@ -12,8 +12,8 @@ import pytest
 from dist_embed.checkpoint.state import METRIC
 from dist_embed.data.loader import Position
 from dist_embed.errors import UserError
-from dist_embed.train import loop, saving
-from dist_embed.train.step import StepResult
+from dist_embed.training import loop, saving
+from dist_embed.training.step import StepResult
 from tests.unit.loop_course import STEP_SECONDS, Run, after
 
 

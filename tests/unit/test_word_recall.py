@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_embed.train.word_recall import Recall, recall_by_count
+from dist_embed.training.word_recall import Recall, recall_by_count
 
 COUNTS = {"a": 1, "b": 2, "c": 3, "d": 20, "e": 21, "f": 100, "g": 101, "h": 1000, "i": 1001}
 

@@ -33,11 +33,11 @@ from dist_embed.run.data import (
     training_data,
     vocabularies,
 )
-from dist_embed.train import inference, training, worker
-from dist_embed.train.describe import describe
-from dist_embed.train.results import AgainstExact, Evaluation
-from dist_embed.train.tasks import Evaluate, Task
-from dist_embed.train.worker import Context
+from dist_embed.training import inference, training, worker
+from dist_embed.training.describe import describe
+from dist_embed.training.results import AgainstExact, Evaluation
+from dist_embed.training.tasks import Evaluate, Task
+from dist_embed.training.worker import Context
 from tests.unit.small_run import word_tokenizer
 
 

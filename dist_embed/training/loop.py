@@ -15,10 +15,10 @@ from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
 from dist_embed.run.metrics import MetricsLog
-from dist_embed.train.evaluate import Quality
-from dist_embed.train.saving import Saves, ruined
-from dist_embed.train.settings import TrainSection
-from dist_embed.train.step import StepResult, TrainStep
+from dist_embed.training.evaluate import Quality
+from dist_embed.training.saving import Saves, ruined
+from dist_embed.training.settings import TrainSection
+from dist_embed.training.step import StepResult, TrainStep
 
 
 @dataclass(frozen=True)

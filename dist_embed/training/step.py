@@ -23,7 +23,7 @@ from dist_embed.optim.gradient_norm import table_gradient_square_sum
 from dist_embed.optim.schedule import Rates
 from dist_embed.parallel.collectives import start_sum_over_workers
 from dist_embed.parallel.device import pinned, seed_random_draws
-from dist_embed.train.settings import TrainSection
+from dist_embed.training.settings import TrainSection
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -20,8 +20,8 @@ from dist_embed.embedding.settings import Tier
 from dist_embed.model.settings import ModelSection
 from dist_embed.model.translation_tables import TABLE_OF_ROLE, rows_of_role, translation_tables
 from dist_embed.storage.uri import is_local
-from dist_embed.train.samples import samples_of_a_step
-from dist_embed.train.table_settings import table_settings
+from dist_embed.training.samples import samples_of_a_step
+from dist_embed.training.table_settings import table_settings
 
 
 def output_needs(

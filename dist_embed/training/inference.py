@@ -19,20 +19,20 @@ from dist_embed.run.data import (
 from dist_embed.run.folder import (
     check_vocabularies,
 )
-from dist_embed.train.assemble import (
+from dist_embed.training.assemble import (
     TranslationModel,
     build_translation_model,
     build_translator,
 )
-from dist_embed.train.evaluate import (
+from dist_embed.training.evaluate import (
     against_exact,
     evaluate_translations,
     exact_loss,
 )
-from dist_embed.train.results import AgainstExact, Evaluation, Translations
-from dist_embed.train.search_choice import search_choice
-from dist_embed.train.tasks import Evaluate, Translate
-from dist_embed.train.worker import Context
+from dist_embed.training.results import AgainstExact, Evaluation, Translations
+from dist_embed.training.search_choice import search_choice
+from dist_embed.training.tasks import Evaluate, Translate
+from dist_embed.training.worker import Context
 
 
 def evaluate_task(context: Context, asked: Evaluate) -> Evaluation:

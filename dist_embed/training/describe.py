@@ -9,11 +9,11 @@ from dist_embed.data.token_shards import PreparedData
 from dist_embed.embedding.memory import table_bytes
 from dist_embed.embedding.tiers import tier_line
 from dist_embed.parallel.device import device_name
-from dist_embed.train.assemble import (
+from dist_embed.training.assemble import (
     TranslationModel,
 )
-from dist_embed.train.samples import samples_of_a_step
-from dist_embed.train.worker import Context
+from dist_embed.training.samples import samples_of_a_step
+from dist_embed.training.worker import Context
 
 
 def describe(context: Context, translation_model: TranslationModel, data: PreparedData) -> None:

@@ -14,10 +14,10 @@ from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.errors import all_or_none
-from dist_embed.train.assemble import TranslationModel
-from dist_embed.train.results import AgainstExact
-from dist_embed.train.scoring import Scorer, score_of_first
-from dist_embed.train.translation import Translator
+from dist_embed.training.assemble import TranslationModel
+from dist_embed.training.results import AgainstExact
+from dist_embed.training.scoring import Scorer, score_of_first
+from dist_embed.training.translation import Translator
 
 # Of a split searched with candidate lists, that many sentences are searched among all words too.
 EXACT_SENTENCES = 100

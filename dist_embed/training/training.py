@@ -41,7 +41,7 @@ from dist_embed.run.folder import (
 )
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.storage.objects import ObjectStore
-from dist_embed.train.assemble import (
+from dist_embed.training.assemble import (
     TranslationModel,
     build_dense_optimizer,
     build_output,
@@ -49,24 +49,24 @@ from dist_embed.train.assemble import (
     build_translator,
     dense_tensors,
 )
-from dist_embed.train.describe import describe
-from dist_embed.train.evaluate import (
+from dist_embed.training.describe import describe
+from dist_embed.training.evaluate import (
     Quality,
     evaluate_translations,
     exact_loss,
 )
-from dist_embed.train.loop import Hooks, train_loop
-from dist_embed.train.results import TrainResult
-from dist_embed.train.samples import with_kept_samples
-from dist_embed.train.single_tables import (
+from dist_embed.training.loop import Hooks, train_loop
+from dist_embed.training.results import TrainResult
+from dist_embed.training.samples import with_kept_samples
+from dist_embed.training.single_tables import (
     rates_of,
     start_tables,
     write_coverages,
 )
-from dist_embed.train.step import TrainStep
-from dist_embed.train.tasks import Train
-from dist_embed.train.translation import Translator
-from dist_embed.train.worker import Context
+from dist_embed.training.step import TrainStep
+from dist_embed.training.tasks import Train
+from dist_embed.training.translation import Translator
+from dist_embed.training.worker import Context
 
 
 @stop_on_signals(second_ends=False)  # torchrun passes on what the terminal has sent already

@@ -18,7 +18,7 @@ from dist_embed.model.translation_tables import SIDE_OF_ROLE, sides_of_table
 from dist_embed.optim.schedule import Rates, Schedule
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage import uri as storage
-from dist_embed.train.table_settings import table_settings
+from dist_embed.training.table_settings import table_settings
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.settings import PretrainedSection

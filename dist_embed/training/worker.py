@@ -15,8 +15,8 @@ from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.device import resolve_device
 from dist_embed.parallel.errors import errors_shared
 from dist_embed.parallel.group import Group, joined_group
-from dist_embed.train.step_seconds import threads_per_worker
-from dist_embed.train.tasks import Task
+from dist_embed.training.step_seconds import threads_per_worker
+from dist_embed.training.tasks import Task
 
 R = TypeVar("R")
 
@@ -34,7 +34,7 @@ def run_worker(task: Task[R], config: Config, emit: Emit) -> R:
     """Join the group, do ``task``, and return its result.
 
     Args:
-        task: such as `dist_embed.train.tasks.Train`.
+        task: such as `dist_embed.training.tasks.Train`.
         config: of the run; for the device that was found.
         emit: takes worker 0's events.
 

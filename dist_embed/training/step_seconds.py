@@ -13,7 +13,7 @@ from dist_embed.config.schema import Config
 from dist_embed.embedding.plan import shard_of
 from dist_embed.errors import UserError
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
-from dist_embed.train.table_settings import table_settings
+from dist_embed.training.table_settings import table_settings
 
 LONGEST_STEP_SECONDS = 60.0
 # FLOP/s that matrix products do not exceed: what is refused takes longer than is said. A GPU: what

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from dist_embed.config.schema import Config
 from dist_embed.embedding.settings import Tier
-from dist_embed.train.needs import host_bytes
-from dist_embed.train.results import Evaluation, TrainResult, Translations
+from dist_embed.training.needs import host_bytes
+from dist_embed.training.results import Evaluation, TrainResult, Translations
 
 if TYPE_CHECKING:
-    from dist_embed.train.worker import Context
+    from dist_embed.training.worker import Context
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -63,7 +63,7 @@ class Train(Task[TrainResult]):
 
     def function(self) -> Callable[[Context], TrainResult]:
         """See `training.train_task`."""
-        from dist_embed.train.training import train_task
+        from dist_embed.training.training import train_task
 
         return partial(train_task, asked=self)
 
@@ -89,7 +89,7 @@ class Evaluate(Task[Evaluation]):
 
     def function(self) -> Callable[[Context], Evaluation]:
         """See `inference.evaluate_task`."""
-        from dist_embed.train.inference import evaluate_task
+        from dist_embed.training.inference import evaluate_task
 
         return partial(evaluate_task, asked=self)
 
@@ -109,6 +109,6 @@ class Translate(Task[Translations]):
 
     def function(self) -> Callable[[Context], Translations]:
         """See `inference.translate_task`."""
-        from dist_embed.train.inference import translate_task
+        from dist_embed.training.inference import translate_task
 
         return partial(translate_task, asked=self)

@@ -1,0 +1,91 @@
+"""What ``import dist_embed`` gives, and what it does not import."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import dist_embed
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "dist_embed" / "__init__.py"
+NAMES = [name for name in dist_embed.__all__ if name != "__version__"]
+
+
+def ran(code: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_importing_it_imports_nothing_that_takes_time() -> None:
+    code = (
+        "import sys; before = set(sys.modules); import dist_embed; dir(dist_embed)\n"
+        "print(*{name.split('.')[0] for name in set(sys.modules) - before})"
+    )
+    assert set(ran(code)) <= {"dist_embed", "typing", "_typing", "collections", "__future__"}
+
+
+def test_looking_at_a_run_imports_no_torchrec() -> None:
+    code = (
+        "import sys, dist_embed; dist_embed.open_run\n"
+        "import dist_embed.cli.explore, dist_embed.explore.nearest\n"
+        "print(*sys.modules.keys() & {'torchrec', 'fbgemm_gpu', 'ray'})"
+    )
+    assert ran(code) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_there(name: str) -> None:
+    module = f"dist_embed.{dist_embed._MODULE_OF[name]}"
+    if "sharded_tables" in module and find_spec(module) is None:
+        pytest.skip("not written yet")
+    value = getattr(dist_embed, name)
+    assert value.__name__ == name
+    assert value is getattr(importlib.import_module(module), name)
+    assert value.__doc__
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    (block,) = (
+        node for node in ast.parse(FILE.read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )  # fmt: skip
+    seen = {
+        alias.name: str(node.module).removeprefix("dist_embed.")
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert seen == dist_embed._MODULE_OF
+    assert set(dist_embed.__all__) == {*seen, "__version__"}
+    assert (FILE.parent / "py.typed").exists()
+
+
+def test_names_are_listed_and_others_refused() -> None:
+    assert set(dist_embed.__all__) <= set(dir(dist_embed))
+    with pytest.raises(AttributeError, match="module 'dist_embed' has no attribute 'trane'"):
+        _ = dist_embed.trane  # type: ignore[attr-defined]
+    with pytest.raises(ImportError, match="trane"):
+        exec("from dist_embed import trane")
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    found = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert found
+    assert dist_embed.__version__ == found[1]
+
+
+def test_a_name_stays_what_it_is_after_all_was_imported() -> None:
+    """A package of that name would take its place as soon as anything in it is imported."""
+    packages = {path.name for path in FILE.parent.iterdir() if path.is_dir()}
+    modules = {path.stem for path in FILE.parent.glob("*.py")}
+    assert not {*dist_embed.__all__} & (packages | modules)
