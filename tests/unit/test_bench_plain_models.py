@@ -28,7 +28,7 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.data.batch import build_batch
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.token_shards import TokenPairs
-from dist_embed.embedding import lookup
+from dist_embed.embedding import sharded_tables
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.parallel.group import Group
@@ -355,13 +355,13 @@ def test_each_kind_is_built_with_its_sizes(alone: Group, monkeypatch: pytest.Mon
 
 def test_tables_are_drawn_by_their_device(alone: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[float] = []
-    fill = lookup.fill_initial_rows
+    fill = sharded_tables.fill_initial_rows
 
     def filling(out: Tensor, *, scale: float, **how: Any) -> None:
         asked.append(scale)
         fill(out, scale=scale, **how)
 
-    monkeypatch.setattr(lookup, "fill_initial_rows", filling)
+    monkeypatch.setattr(sharded_tables, "fill_initial_rows", filling)
     size = {"source": 500, "target": 500}
     tables = build_filled_translator(case_config(OURS), size, alone).lookup
     assert asked == [0.0] * 3  # nothing is drawn there
