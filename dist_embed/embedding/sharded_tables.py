@@ -38,13 +38,13 @@ class ShardedTables:
     """Tables of any number and width, split by rows over the workers.
 
     Ids are looked up by feature: the name of a table, or one of those that it has been given. A
-    step, of which every line but the third is collective::
+    step; `lookup` and the backward of its rows are collective::
 
         tables.set_learning_rate(0.05)
         rows = tables.lookup({"word": ids})
         loss = model(rows.vectors("word")).sum() * group.num_workers / ids_of_all_workers
-        loss.backward()
-        rows.backward()
+        loss.backward()  # onto the rows, which are leaves
+        rows.backward()  # from there to the tables
 
     Args:
         tables: by name, as `Table` or as TorchRec's ``EmbeddingConfig``; or a list of the latter.
