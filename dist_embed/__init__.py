@@ -55,7 +55,14 @@ def __getattr__(name: str) -> Any:
     elif name in _MODULE_OF:
         from importlib import import_module
 
-        value = getattr(import_module(f"dist_embed.{_MODULE_OF[name]}"), name)
+        from dist_embed.installed import missing_package
+
+        try:
+            value = getattr(import_module(f"dist_embed.{_MODULE_OF[name]}"), name)
+        except ImportError as exc:
+            if (missing := missing_package(exc)) is None:
+                raise
+            raise missing from None
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

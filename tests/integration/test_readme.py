@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import dist_embed
-
 ROOT = Path(__file__).parents[2]
 # Of a line "<!-- tested -->", then a block of code.
 TESTED = re.compile(r"^<!-- tested -->\n```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -46,7 +44,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.heavy
 @pytest.mark.timeout(1500, func_only=True)
-@pytest.mark.skipif(not hasattr(dist_embed, "train"), reason="README is ahead of the library")
 def test_the_three_ways_in_run(folder: Path) -> None:
     blocks = marked_blocks((ROOT / "README.md").read_text())
     assert [language for language, _ in blocks] == ["bash", "python", "python"]
@@ -65,7 +62,6 @@ def test_the_three_ways_in_run(folder: Path) -> None:
     assert lines_of_run == lines_of_run[:1] * 3  # it was complete
 
 
-@pytest.mark.skipif(not hasattr(dist_embed, "train"), reason="README is ahead of the library")
 def test_the_loop_of_ones_own_runs(tmp_path: Path) -> None:
     *_, (language, code) = marked_blocks((ROOT / "README.md").read_text())
     assert "ShardedTables" in code
