@@ -29,7 +29,7 @@ def train(
 
     Workers are processes of their own, which do not run the caller's script again. Ctrl-C, SIGTERM
     and SIGHUP ask them to end after their step, with a checkpoint; a second Ctrl-C ends them at
-    once. Under torchrun this process is a worker: all that it prints while it trains goes to the
+    once. Under torchrun this process is a worker: from here on all that it prints goes to the
     run's log.
 
     Args:

@@ -152,12 +152,14 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def best_loss(store: ObjectStore) -> float:
-    """The lowest validation loss of a run's checkpoints, but for damaged ones; infinite where none
-    has one. Raises StoreUnavailable, OSError.
+def best_loss(store: ObjectStore, *, but: frozenset[ManifestName] = frozenset()) -> float:
+    """The lowest validation loss of a run's checkpoints, but for those with damaged manifests and
+    ``but``; infinite where none has one. Raises StoreUnavailable, OSError.
     """
     losses = [math.inf]
     for name in current_names(store):
+        if name in but:
+            continue
         with suppress(CheckpointDamaged):  # or removed meanwhile
             loss = loss_of(read_manifest(store, name))
             losses += [] if loss is None else [loss]

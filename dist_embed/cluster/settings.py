@@ -19,7 +19,8 @@ class ClusterSection(Section):
     launcher: Literal["auto", Launcher] = Field(
         "auto",
         description="`ray`: Ray Train, here or on a cluster; `local`: plain processes; `auto`: "
-        "`ray` where `address` or RAY_ADDRESS names a cluster, else `local`.",
+        "`ray` where `address` or RAY_ADDRESS names a cluster, or `max_failures` are to be "
+        "outlived, else `local`.",
     )
     num_workers: PositiveInt = Field(2, description="Worker processes; one GPU each on CUDA.")
     address: str | None = Field(
@@ -46,4 +47,6 @@ class ClusterSection(Section):
         """Who starts the workers, by the environment of this process too."""
         if self.launcher != "auto":
             return self.launcher
-        return "ray" if self.address or os.environ.get("RAY_ADDRESS") else "local"
+        # Only Ray starts failed workers again.
+        wanted = self.address or self.max_failures or os.environ.get("RAY_ADDRESS")
+        return "ray" if wanted else "local"

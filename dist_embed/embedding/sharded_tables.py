@@ -41,6 +41,7 @@ class ShardedTables:
     step; `lookup` and the backward of its rows are collective::
 
         tables.set_learning_rate(0.05)
+        tables.set_step(step)  # from 1; ``adam`` asks for it
         rows = tables.lookup({"word": ids})
         loss = model(rows.vectors("word")).sum() * group.num_workers / ids_of_all_workers
         loss.backward()  # onto the rows, which are leaves

@@ -1,12 +1,14 @@
 """A table as the output layer of a model: which rows a step needs, and the loss that follows.
 
 `ExactSoftmax` and `SampledSoftmax` are used alike, by any model whose hidden states are as wide as
-the table. A step with one micro-batch, of n tokens here and N on all W workers; every line but the
-first two is collective::
+the table. A step with one micro-batch, of n tokens here and N on all W workers, whose ids come on
+the host; the lines from `lookup` on are collective::
 
     negatives = output.draw(step, [targets])
     ids = {"context": [contexts], "word": output.words([targets], negatives)}
     rows = tables.lookup(ids)
+    targets = targets.to(device)
+    negatives = negatives and negatives.to(device)  # None of an exact softmax
     step_loss = output.start(rows, negatives, 1, 1 / N)
     loss, _ = step_loss.of(hidden, 0, targets, tokens_of_worker)
     (loss * W / N).backward()

@@ -21,9 +21,12 @@ def without_main_module() -> Iterator[None]:
     from standard input has no file that could be imported. `multiprocessing` has no setting for it
     (Python 3.10 to 3.14, spawn.py:get_preparation_data).
     """
+    ours = threading.get_ident()
 
     def without_main(name: str) -> dict[str, Any]:
-        told = of_python(name)
+        told: dict[str, Any] = of_python(name)
+        if threading.get_ident() != ours:  # another thread's process
+            return told
         return {key: value for key, value in told.items() if not key.startswith("init_main_from_")}
 
     module: Any = spawn

@@ -50,6 +50,9 @@ SCORING = 4
 # How runs are trained: to be changed where the same settings train another run. Since "units" steps
 # are of mixed lengths.
 TRAINING = "units"
+# Since then the best validation is followed by a checkpoint, which is then scored: another one than
+# before where those of validations were not saved anyway.
+_BEST_IS_SAVED = "units, the best saved"
 # A run's result does not depend on these where the best checkpoint, which is scored, is kept.
 _KEPT = ("checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.keep_every")
 
@@ -191,7 +194,10 @@ def _digest(study: TrainingStudy, config: Config) -> str:
         for vectors in study.word_vectors
         if posixpath.basename(vectors.output) in files
     ]
-    text = json.dumps([TRAINING, values, made], sort_keys=True)
+    every = config.checkpoint.every_steps
+    saved_anyway = every and config.train.evaluate_every % every == 0
+    training = TRAINING if saved_anyway or not config.checkpoint.keep_best else _BEST_IS_SAVED
+    text = json.dumps([training, values, made], sort_keys=True)
     folder = json.dumps(study.folder.rstrip("/"))[1:-1]
     text = text.replace(f"{folder}/", f"{FOLDER_MARK}/")
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -56,7 +56,9 @@ def exact_loss(
     *,
     at_least: float = math.inf,
 ) -> float:
-    """Mean -log p per target token over a split, exact, in float32. Collective.
+    """Mean -log p per target token over a split, exact, in float32; the same on every worker.
+
+    Collective.
 
     Args:
         translation_model: model and tables.
@@ -102,7 +104,9 @@ def exact_loss(
         total, tokens = total + float(nll), tokens + work.global_tokens
         if work.after.epoch > 0 or tokens >= at_least:
             break
-    return total / tokens
+    # The sums are those of all workers, but each has added them up by itself: other processors have
+    # other last bits, and what follows from the loss is to be the same everywhere.
+    return float(same_text_from_first(repr(total / tokens), group))
 
 
 def evaluate_translations(

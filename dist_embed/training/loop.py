@@ -94,10 +94,9 @@ def train_loop(
     following: StepBatches | None = None
     try:
         while state.step < settings.max_steps:
-            stopped = saves.between_steps()
+            stopped = saves.between_steps() or saves.save_if_due()
             if stopped:
                 break
-            saves.save_if_due()
             started = time.perf_counter()
             # Data that cannot be read are an error one step before they are needed; what has been
             # saved by then is kept.

@@ -44,6 +44,9 @@ class TrainingStopped(RunStopped):
         super().__init__(message)
         self.result = result
 
+    def __reduce__(self) -> tuple[type[TrainingStopped], tuple[str, TrainResult]]:
+        return type(self), (str(self), self.result)
+
 
 @dataclass(frozen=True)
 class AgainstExact:

@@ -53,6 +53,7 @@ class Saves:
         self._before_save = before_save
         self._say = say
         self._best_loss = best_loss
+        self._best: tuple[int, float] | None = None  # its step, and the lowest before
         self._due = False
         self._is_best = False  # the step that is done: it is due, and cannot wait
         self._may_hang = False
@@ -73,6 +74,7 @@ class Saves:
         stops, ended, hanging, due = sum_numbers_over_workers([int(n) for n in numbers], group)
         if ended == group.num_workers:
             self._saver.conclude()
+            self._look_at_best()
         self._may_hang = bool(hanging)
         self._due = self._due or bool(due)
         return bool(stops)
@@ -88,17 +90,27 @@ class Saves:
         and such ones are kept. Not collective, but the same on every worker.
         """
         if self._settings.keep_best and loss < self._best_loss:
+            self._best = self._state.step, self._best_loss
             self._best_loss = loss
             self._due = self._is_best = True
 
-    def save_if_due(self) -> None:
+    def save_if_due(self) -> bool:
         """Begin to save, if that is due and no other save is under way, or not to wait for.
-        Collective.
+
+        Returns whether any worker was asked to stop while the best so far waited for another one:
+        then it is not begun, because a run that stops saves its last step. Collective.
         """
         if not self._due:
-            return
+            return False
         under_way = self._saver.step_under_way
-        if under_way is None or self._may_hang or self._is_best:
+        if self._is_best and under_way is not None and not self._may_hang:
+            self._saver.wait()
+            self._look_at_best()
+            (stops,) = sum_numbers_over_workers([int(stop_requested())], self._state.group)
+            if stops:
+                return True
+            under_way = None
+        if under_way is None or self._may_hang:
             self.save()
         elif not self._told:
             self._told = True
@@ -106,6 +118,7 @@ class Saves:
                 f"step {self._state.step}: a checkpoint is due, and that of step {under_way} is "
                 "still under way; it is made once that has ended"
             )
+        return False
 
     def save(self) -> None:
         """Begin to save, if all that is to be saved is finite and somewhere to go; a save that is
@@ -114,7 +127,21 @@ class Saves:
         self._due = self._is_best = self._told = False
         self._last_step = self._state.step
         self._saver.save(self._state, self._check)
+        self._look_at_best()
         self._went_on = time.monotonic()
+
+    def _look_at_best(self) -> None:
+        """Where the save of the best so far has just ended without a checkpoint, the best is what
+        it was before.
+        """
+        if self._best is None or self._is_best:
+            return
+        step, before = self._best
+        if self._saver.step_under_way == step:
+            return
+        if self._saver.saved_step < step:
+            self._best_loss = before
+        self._best = None
 
     def _is_due_by_clock(self) -> bool:
         every = 60 * self._settings.every_minutes

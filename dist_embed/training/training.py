@@ -233,13 +233,13 @@ def _resume(
 
 
 def _best_so_far(config: Config, store: ObjectStore, loaded: Loaded, group: Group) -> float:
-    """The lowest validation loss of the run's checkpoints, where it matters. Collective."""
+    """The lowest validation loss of the run's sound checkpoints, where it matters. Collective."""
     if not (loaded.step and config.checkpoint.keep_best):
         return math.inf
     found = ""
     with all_or_none(group):
         if group.is_first:
-            found = repr(best_loss(store))
+            found = repr(best_loss(store, but=loaded.damaged))
     return float(same_text_from_first(found, group))
 
 

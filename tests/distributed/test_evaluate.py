@@ -94,6 +94,27 @@ def test_the_validation_loss_is_exact_over_every_sentence_once(
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+def loss_with_other_last_bits(group: Group, *given: Any) -> float:
+    """As on workers with other processors."""
+    ours = evaluate.sharded_cross_entropy
+
+    def rounded(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, nll = ours(*arguments)
+        return loss, nll * (1 + 1e-6 * group.rank)
+
+    with mock.patch.object(evaluate, "sharded_cross_entropy", rounded):
+        return loss_on(group, *given)
+
+
+def test_the_loss_is_the_same_on_every_worker(workers: WorkerPool, tmp_path: Path) -> None:
+    """Whether it is the best so far decides what all of them do next."""
+    tiny = Tiny(num_samples=0)
+    pairs = random_pairs(9, 5, tiny.source_rows, tiny.target_rows)
+    data = written(tmp_path, pairs, tiny)
+    found = workers.run(2, loss_with_other_last_bits, tiny, str(tmp_path), data)
+    assert found[0] == found[1]
+
+
 def test_the_loss_of_so_many_tokens_is_that_of_the_first_batches(
     workers: WorkerPool, tmp_path: Path
 ) -> None:

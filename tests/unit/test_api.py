@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ def test_a_training_that_was_asked_to_stop_raises_and_tells_what_it_has_done(
     with pytest.raises(TrainingStopped, match="stopped as asked after step 5; the same") as caught:
         train(config, on_event=lambda event: None)
     assert caught.value.result == workers.answer
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.result) == (str(caught.value), workers.answer)
     workers.answer = RunFailed("worker 0 failed")
     with pytest.raises(RunFailed, match="worker 0 failed"):
         train(config, on_event=lambda event: None)

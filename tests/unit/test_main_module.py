@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import spawn
 from pathlib import Path
 
@@ -40,6 +41,8 @@ def test_a_main_module_is_imported_again_outside_of_the_block() -> None:
         told = spawn.get_preparation_data("x")
         assert not told.keys() & main
         assert (told["name"], "sys_path" in told) == ("x", True)
+        with ThreadPoolExecutor(1) as another:  # whose process is its own affair
+            assert another.submit(spawn.get_preparation_data, "x").result().keys() & main
         with without_main_module():
             pass
         assert not spawn.get_preparation_data("x").keys() & main

@@ -165,6 +165,7 @@ def test_local_workers_get_as_long_for_a_save_as_configured(
     ("cluster", "ray_address", "launcher"),
     [({}, None, "local"), ({}, "", "local"), ({}, "10.0.0.1:6379", "ray"),
      ({"address": "10.0.0.1:6379"}, None, "ray"), ({"launcher": "ray"}, None, "ray"),
+     ({"max_failures": 2}, None, "ray"), ({"launcher": "local", "max_failures": 2}, None, "local"),
      ({"launcher": "local", "address": "10.0.0.1:6379"}, "10.0.0.1:6379", "local")],
 )  # fmt: skip
 def test_ray_starts_workers_where_a_cluster_is_named(

@@ -1096,3 +1096,24 @@ def test_the_command_writes_the_page_of_a_study(
     assert main(["study", written(tmp_path, folder="memory://s")]) == 2
     assert "--output is needed: memory://s is no folder" in capsys.readouterr().err
     assert len(shown) == 2
+
+
+def test_runs_whose_best_was_not_saved_before_are_other_runs_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("run: {uri: x}\ndata: {synthetic: {}}\ntrain: {max_steps: 9}\n")
+    levels = [
+        {"name": f"{number}", "set": {"train.evaluate_every": 4, "checkpoint.every_steps": every}}
+        for number, every in enumerate((2, 3, 0))
+    ]
+    plain = {"set": {}, "factors": [{"name": "s", "levels": levels}], "seeds": [7],
+             "expectations": [], "reference": None, "measures": ["bleu"], "plot": None}  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    found = load_study(written(tmp_path, folder="studies/f", **plain))
+    assert isinstance(found, TrainingStudy)
+    aligned, *others = (run.name.rsplit("_", 1)[1] for run in planned_runs(found))
+    monkeypatch.setattr(study_run, "_BEST_IS_SAVED", study_run.TRAINING)
+    before = [run.name.rsplit("_", 1)[1] for run in planned_runs(found)]
+    assert before[0] == aligned
+    assert all(one != other for one, other in zip(before[1:], others, strict=True))

@@ -380,3 +380,36 @@ def test_a_run_that_is_asked_to_stop_at_its_best_saves_it_once(
     run.validate = asked_meanwhile  # type: ignore[method-assign]
     assert run.train(patched, **BEST)
     assert run.happened("save") == [("save", 2, 3.0)]
+
+
+def test_a_run_asked_to_stop_while_its_best_waits_saves_it_as_its_last(
+    patched: Callable[[str, Any], None],
+) -> None:
+    run = Run(save_takes=20, losses=LOSSES)
+    wait = run.wait
+
+    def asked_meanwhile(limit: float | None = None) -> None:
+        run.asked_after = run.state.step
+        wait(limit)
+
+    run.wait = asked_meanwhile  # type: ignore[method-assign]
+    assert run.train(patched, **BEST | {"save_every": 1})
+    assert run.happened("save") == [("save", 1, None), ("save", 2, 3.0)]
+    assert [event[1] for event in run.happened("step")] == [1, 2]
+
+
+def test_a_best_whose_save_failed_is_no_bar_for_the_next() -> None:
+    losses = {2: 3.0, 4: 2.0, 6: 2.5, 8: 2.6, 9: 9.0}
+    for takes in (0, 1):  # training stands still, or goes on
+        run = Run(save_takes=takes, losses=losses)
+        save = run.save
+
+        def failing(state: Any, check: Any, run: Run = run, save: Any = save) -> None:
+            run.publishes = state.step != 4
+            save(state, check)
+
+        run.save = failing  # type: ignore[method-assign]
+        run.train(**BEST)
+        assert [event[1:] for event in run.happened("save")] == [
+            (2, 3.0), (4, 2.0), (6, 2.5), (9, 9.0),
+        ]  # fmt: skip

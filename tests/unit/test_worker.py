@@ -353,8 +353,10 @@ def test_a_checkpoint_is_scored_as_configured(
 def test_a_run_that_goes_on_knows_the_best_of_its_checkpoints(
     monkeypatch: pytest.MonkeyPatch, step: int, keep_best: int, found: float
 ) -> None:
-    monkeypatch.setattr(training, "best_loss", {"store": 0.1 + 0.2}.__getitem__)
+    damaged: Any = frozenset({"a damaged one"})
+    asked = {("store", damaged): 0.1 + 0.2}
+    monkeypatch.setattr(training, "best_loss", lambda store, but: asked[store, but])
     monkeypatch.setattr(training, "same_text_from_first", lambda text, group: text)
-    config, loaded = config_of(checkpoint={"keep_best": keep_best}), Loaded(step, frozenset(), 0)
+    config, loaded = config_of(checkpoint={"keep_best": keep_best}), Loaded(step, damaged, 0)
     store: Any = "store"
     assert training._best_so_far(config, store, loaded, place()) == found
