@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,12 +44,17 @@ def test_the_page_s_examples_run_from_standard_input(config: str, tmp_path: Path
     )
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A folder with a short name: a socket's path has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="de-", dir="/tmp") as made:
+        yield Path(made)
+
+
 @pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.heavy)])
 def test_ctrl_c_in_a_script_leaves_no_process_behind(
-    again: bool, config: str, tmp_path: Path
+    again: bool, config: str, tmp_path: Path, temporary: Path
 ) -> None:
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
     script = tmp_path / "script.py"
     script.write_text(
         "import dist_embed\n"
@@ -70,6 +77,8 @@ def test_ctrl_c_in_a_script_leaves_no_process_behind(
     for line in lines:
         if line == "progress\n":
             break
+    else:
+        raise AssertionError(process.communicate()[1])
     traces = Traces(process.pid, temporary)
     os.killpg(process.pid, signal.SIGINT)
     if again:

@@ -32,7 +32,7 @@ def test_preparing_ends_by_a_signal_and_leaves_nothing(tmp_path: Path) -> None:
         limit = time.monotonic() + 200
         folders = len(list(temporary.iterdir()))
         # The folder of the words, and in it what the processes write.
-        while not list(temporary.glob("dist_embed-words-*/run-*")):
+        while not list(temporary.glob("dist_embed-words-*/spill-*")):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < limit
             time.sleep(0.05)

@@ -186,12 +186,14 @@ def test_a_second_ctrl_c_ends_a_run_at_once_and_leaves_nothing(
     assert traces.semaphores
     for worker in _workers(command.process.pid):
         worker.suspend()  # they do not end by themselves
-    for _ in range(2):
-        os.killpg(command.process.pid, signal.SIGINT)
-        time.sleep(REPEAT_SECONDS + 0.1)
-    said, complaint = command.process.communicate(timeout=30)
+    os.killpg(command.process.pid, signal.SIGINT)
+    assert command.process.stdout is not None
+    while "Ctrl-C again ends it at once" not in (line := command.process.stdout.readline()):
+        assert line, command.process.communicate()
+    time.sleep(REPEAT_SECONDS + 0.1)
+    os.killpg(command.process.pid, signal.SIGINT)
+    _, complaint = command.process.communicate(timeout=60)
     assert command.process.returncode == 130, complaint
-    assert "Ctrl-C again ends it at once" in said
     assert "Traceback" not in complaint
     traces.check_gone()
 

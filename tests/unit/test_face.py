@@ -86,6 +86,6 @@ def test_the_version_is_that_of_the_project() -> None:
 
 def test_a_name_stays_what_it_is_after_all_was_imported() -> None:
     """A package of that name would take its place as soon as anything in it is imported."""
-    packages = {path.name for path in FILE.parent.iterdir() if path.is_dir()}
+    packages = {path.parent.name for path in FILE.parent.glob("*/__init__.py")}
     modules = {path.stem for path in FILE.parent.glob("*.py")}
     assert not {*dist_embed.__all__} & (packages | modules)

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import spawn
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -33,9 +34,14 @@ def test_processes_of_a_preparation_do_not_run_a_script_again(given: str, tmp_pa
     assert (done.returncode, done.stdout) == (0, "script\n3\n"), done.stderr
 
 
-def test_a_main_module_is_imported_again_outside_of_the_block() -> None:
+def test_a_main_module_is_imported_again_outside_of_the_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Of others' processes, whose functions may be defined there."""
     main = {"init_main_from_name", "init_main_from_path"}
+    script = ModuleType("__main__")
+    script.__file__ = "script.py"
+    monkeypatch.setitem(sys.modules, "__main__", script)
     assert spawn.get_preparation_data("x").keys() & main
     with without_main_module():
         told = spawn.get_preparation_data("x")
