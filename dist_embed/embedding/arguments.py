@@ -32,6 +32,8 @@ def real_number(name: str, value: Any, *, positive: bool = False) -> float:
     """``value`` as a float. Raises UserError: it is none from 0 on, or not above where that is
     ``positive``.
     """
+    if getattr(value, "ndim", None) == 0:  # numpy's and torch's
+        value = value.item()
     allowed = "number above 0" if positive else "number from 0 on"
     number = float(value) if isinstance(value, numbers.Real) else math.nan
     if isinstance(value, bool) or not math.isfinite(number) or number < 0:
