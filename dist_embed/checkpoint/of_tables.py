@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dist_embed.checkpoint.catalogue import open_checkpoints
+from dist_embed.checkpoint.catalogue import current_names, open_checkpoints
 from dist_embed.checkpoint.load import load_newest
-from dist_embed.checkpoint.manifest import ManifestName
+from dist_embed.checkpoint.manifest import CheckpointError, ManifestName
 from dist_embed.checkpoint.retention import Pruner
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
+from dist_embed.embedding.arguments import real_number, shown, whole_number
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.errors import UserError
+from dist_embed.parallel.errors import all_or_none
+from dist_embed.storage import uri as storage
+from dist_embed.storage.objects import ObjectStore
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -72,14 +79,15 @@ class Checkpoints:
             `load` those of the one that was loaded.
 
     Raises:
-        UserError: a name of ``dense`` is one that tables have.
+        UserError: an argument cannot be; or a name of ``dense`` is one that tables have.
 
-    Where the block ends by an error, the save under way gets ten seconds.
+    Where the block ends by an error, the save under way gets ten seconds. Outside a ``with`` block
+    nobody would wait for a save at the end: there `save` returns when it is written.
     """
 
     def __init__(
         self,
-        uri: str,
+        uri: str | os.PathLike[str],
         tables: ShardedTables,
         *,
         dense: Mapping[str, Tensor] | None = None,
@@ -87,13 +95,15 @@ class Checkpoints:
         timeout_seconds: float = 600.0,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        for name in dense or {}:
-            if name.startswith("table."):
-                raise UserError(
-                    f"dense: {name!r} is not allowed: table.… are the tables' own names"
-                )
+        if not isinstance(uri, str | os.PathLike) or not os.fspath(uri):
+            raise UserError(f"uri: {shown(uri)} is no folder; give a path or an fsspec URL")
+        if not isinstance(tables, ShardedTables):
+            raise UserError(f"tables: {shown(tables)} is not allowed: they are a ShardedTables")
+        _check_dense(dense)
+        keep_last = whole_number("keep_last", keep_last, 1)
+        timeout_seconds = real_number("timeout_seconds", timeout_seconds, positive=True)
         self.values: dict[str, Any] = {}
-        self._store = open_checkpoints(uri)
+        self._store = open_checkpoints(os.fspath(uri))
         self._tables = tables
         self._dense = dict(dense or {})
         self._settings = CheckpointSection(
@@ -106,35 +116,51 @@ class Checkpoints:
         self._pruner = Pruner(self._store, self._settings)
         self._report = report
         self._saver: Saver | None = None
+        self._there: frozenset[int] = frozenset()  # steps that had been saved when this began
+        self._in_block = False
 
     def load(self) -> int:
         """Load the newest checkpoint that is sound; its step, or 0 where there is none.
 
         Raises:
+            UserError: none can lie there: it is a file, or no folder can be made.
             CheckpointError: there are some, and none is sound; or the newest is of tables, or of
                 ``dense``, with other names, sizes or types, or of another optimizer.
 
         Collective.
         """
+        self.wait()
+        self._check_folder()
         state = self._state(0)
         loaded = load_newest(self._store, state, self._report)
         self.values = state.scalars.get(_VALUES, {})
+        self._there = frozenset([loaded.step])
         self._saver = self._made(loaded.damaged)
         return loaded.step
 
     def save(self, step: int) -> None:
         """Begin to save as of ``step``, from 1; returns as soon as tables may change again.
 
-        A save under way is waited for first.
+        A save under way is waited for first; outside a ``with`` block this one too.
 
         Raises:
+            UserError: ``step`` is no number from 1 on, JSON cannot hold `values`, or nothing can be
+                written there.
             CheckpointError: that one has failed, or there is one of this step already.
 
         Collective.
         """
+        step = whole_number("step", step, 1)
+        _check_values(self.values)
         if self._saver is None:
+            self._check_folder(step)
             self._saver = self._made(frozenset())
+        self._saver.wait()
+        if step == self._saver.saved_step or step in self._there:
+            raise CheckpointError(_saved_twice(step, self._store))
         self._saver.save(self._state(step))
+        if not self._in_block:
+            self._saver.wait()
 
     def wait(self) -> None:
         """Wait for the save under way, if any. Raises as `save` does. Collective."""
@@ -142,12 +168,14 @@ class Checkpoints:
             self._saver.wait()
 
     def __enter__(self) -> Self:
+        self._in_block = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
+        self._in_block = False
         if self._saver is None:
             return
         try:
@@ -155,6 +183,16 @@ class Checkpoints:
                 self._saver.wait()
         finally:
             self._saver.close()
+
+    def _check_folder(self, step: int | None = None) -> None:
+        """Refuse a place that cannot hold checkpoints, or has one of ``step``. Collective."""
+        with all_or_none(self._tables.group):
+            if not self._tables.group.is_first:
+                return
+            if self._store.is_local:
+                _make_writable(self._store)
+            if step is not None and step in {name.step for name in current_names(self._store)}:
+                raise CheckpointError(_saved_twice(step, self._store))
 
     def _state(self, step: int) -> TrainingState:
         tables = self._tables
@@ -173,3 +211,58 @@ class Checkpoints:
             self._store, self._tables.group, self._settings, self._pruner, damaged=damaged,
             report=self._report,
         )  # fmt: skip
+
+
+def _saved_twice(step: int, store: ObjectStore) -> str:
+    return f"step: {step} has a checkpoint in {store.uri} already; a step is saved once"
+
+
+def _make_writable(store: ObjectStore) -> None:
+    """Make a local store's folder. Raises UserError: it cannot be, or could not be written to."""
+    folder: Path = storage.local_path(store.uri)
+    try:
+        storage.make_folder(folder)
+    except (FileExistsError, NotADirectoryError) as exc:
+        raise UserError(
+            f"uri: checkpoints cannot lie in {store.uri}: {exc.filename} is no folder"
+        ) from exc
+    except OSError as exc:
+        raise UserError(
+            f"uri: checkpoints cannot lie in {store.uri}: no folder can be made there "
+            f"({exc.strerror}); give one that can be written to"
+        ) from exc
+    # Whoever only loads need not write.
+    if not os.access(folder, os.W_OK | os.X_OK) and not current_names(store):
+        raise UserError(
+            f"uri: checkpoints cannot lie in {store.uri}: it cannot be written to, and holds none"
+        )
+
+
+def _check_dense(dense: Any) -> None:
+    if dense is None:
+        return
+    if not isinstance(dense, Mapping):
+        raise UserError(
+            f"dense: a {type(dense).__name__} is not allowed: give tensors by name; those of a "
+            "module and its AdamW are dist_embed.training.assemble.dense_tensors(module, optimizer)"
+        )
+    for name, tensor in dense.items():
+        if not isinstance(name, str) or name.startswith("table."):
+            raise UserError(
+                f"dense: {name!r} is not allowed: names are text, and table.… the tables' own"
+            )
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"dense: {name!r}: {shown(tensor)} is no tensor; others go to `values`")
+
+
+def _check_values(values: Any) -> None:
+    """Raise UserError where JSON cannot hold what a checkpoint is to keep."""
+    parts = values.items() if isinstance(values, dict) else [("", values)]
+    for name, value in parts:
+        try:
+            json.dumps({name: value}, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise UserError(
+                f"values: {shown(name)}: {shown(value)} is not allowed: JSON cannot hold it "
+                f"({exc}); tensors that are to be kept go to `dense`"
+            ) from exc

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
 from torchrec.modules.embedding_configs import EmbeddingConfig
 
+from dist_embed.embedding.arguments import one_of, real_number, shown
 from dist_embed.embedding.bags import bags_of_a_table, in_bags
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
@@ -24,9 +25,18 @@ from dist_embed.embedding.own_rows import OwnRowsKernel
 from dist_embed.embedding.plan import Shard, TableSpec, shard_of
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.embedding.settings import Exchange, Memory, Weights
+from dist_embed.embedding.step_ids import pieces_of
 from dist_embed.embedding.step_rows import RowRequest, StepRows, TableRows, WantedRows
 from dist_embed.embedding.table import Table, named_tables
-from dist_embed.embedding.tables import OPTIMIZERS, build_sharded_tables, by_width, key_of
+from dist_embed.embedding.tables import (
+    EXCHANGES,
+    KERNELS,
+    OPTIMIZERS,
+    WEIGHT_TYPES,
+    build_sharded_tables,
+    by_width,
+    key_of,
+)
 from dist_embed.embedding.tiers import find_tier
 from dist_embed.errors import UserError
 from dist_embed.parallel.group import Group
@@ -89,8 +99,12 @@ class ShardedTables:
         step_bytes: int = 0,
     ) -> None:
         named = named_tables(tables)
-        if optimizer not in OPTIMIZERS:
-            raise UserError(f"optimizer: {optimizer!r} is not one of {', '.join(OPTIMIZERS)}")
+        one_of("optimizer", optimizer, OPTIMIZERS)
+        one_of("memory", memory, ("auto", *KERNELS))
+        one_of("weights", weights, WEIGHT_TYPES)
+        one_of("exchange", exchange, EXCHANGES)
+        learning_rate = real_number("learning_rate", learning_rate)
+        eps = real_number("eps", eps)
         self.group = group
         self._own_rates = {
             name: table.learning_rate
@@ -164,6 +178,15 @@ class ShardedTables:
             if isinstance(module, BatchedFusedEmbedding)
         ]
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(
+            f"{name}: {spec.num_rows:,} × {spec.width}" for name, spec in self.specs.items()
+        )
+        return (
+            f"ShardedTables({sizes}; memory {self.tier}, worker {self.group.rank} of "
+            f"{self.group.num_workers})"
+        )
+
     def lookup(self, ids: Mapping[str, Tensor | Sequence[Tensor]]) -> StepRows:
         """Fetch the rows of one step: `wanted`, `request`, `fetch`. Collective.
 
@@ -176,21 +199,27 @@ class ShardedTables:
         """The distinct rows of a step's ids, on the ids' device. Not collective; in any thread.
 
         Args:
-            ids: for features a tensor of ids, or any number of them, of any shape, also empty.
+            ids: for features a tensor of ids, or any number of them, of any shape, also empty;
+                numpy's arrays are taken too.
 
         Raises:
             UserError: there is no such feature; or something is no id of its table. On a GPU
                 numbers that are too large are not looked for: its host would have to wait.
         """
+        if not isinstance(ids, Mapping):
+            raise UserError(
+                f"ids: {shown(ids)} is not allowed: give them by feature, as "
+                f"{{{next(iter(self.table_of))!r}: ids}}"
+            )
         for feature in ids:
             if feature not in self.table_of:
                 known = ", ".join(self.table_of)
                 raise UserError(f"feature {feature!r}: no table has it; there are {known}")
-        listed = {f: [of_f] if isinstance(of_f, Tensor) else of_f for f, of_f in ids.items()}
+        listed = {feature: pieces_of(feature, given) for feature, given in ids.items()}
         index: dict[str, list[Tensor]] = {}
         rows: dict[str, Tensor] = {}
-        given = [piece for pieces in listed.values() for piece in pieces]
-        device = given[0].device if given else self.group.device
+        everything = [piece for pieces in listed.values() for piece in pieces]
+        device = everything[0].device if everything else self.group.device
         for table, order in self.orders.items():
             features = [feature for feature in listed if self.table_of[feature] == table]
             pieces = [piece for feature in features for piece in listed[feature]]
@@ -263,6 +292,7 @@ class ShardedTables:
         Whoever keeps it over a step calls `before_reading` before it is read again, and whoever
         writes to it `after_writing`. Not collective.
         """
+        self._check_tables([table])
         self.before_reading()
         return self._weights[table][: self.shards[table].num_rows]
 
@@ -290,6 +320,7 @@ class ShardedTables:
 
         Each is [R] (row-wise) or [R, D], by the optimizer's name for it. Not collective.
         """
+        self._check_tables([table])
         saved: dict[str, Any] = {}
         for module in self._modules:
             saved |= module.fused_optimizer.state_dict()["state"]
@@ -316,27 +347,46 @@ class ShardedTables:
                 is said here. Tables that were built with equal rates, and have one width, share a
                 kernel, and have equal rates for ever.
 
+        Raises:
+            UserError: a rate is no number from 0 on, or no table has such a name.
+
         Not collective.
         """
+        learning_rate = real_number("learning_rate", learning_rate)
+        self._check_tables(own_rates or {})
+        for name, rate in (own_rates or {}).items():
+            real_number(f"learning_rate of table {name!r}", rate)
         chosen = dict.fromkeys(self.specs, learning_rate) | self._own_rates | (own_rates or {})
         for module in self._modules:
             for _, kernel in module.fused_optimizer.optimizers:
                 names = [name.split(".")[1] for name in kernel.params]
                 rates = {chosen[name] for name in names}
                 if len(rates) > 1:
-                    raise ValueError(f"tables {names} share a kernel, but not their rates: {rates}")
+                    raise UserError(
+                        f"own_rates: tables {names} share a kernel, but not their rates: {rates}"
+                    )
                 for param_group in kernel.param_groups:
                     param_group["lr"] = next(iter(rates))
             module.fused_optimizer.zero_grad()  # the rates reach the kernels only here
 
-    def freeze(self, tables: frozenset[str]) -> None:
-        """Leave ``tables``, and no others, as they are from the next `fetch` on.
+    def freeze(self, tables: Iterable[str]) -> None:
+        """Leave ``tables``, their names, and no others, as they are from the next `fetch` on.
 
         Their leaves ask for no gradient, and nothing but zeros reaches their optimizer. That leaves
         rows as they are; but Adam moves those that it has moments of, unless training takes the
-        whole table: that is not updated at all. Not collective.
+        whole table: that is not updated at all. A single name may be given as text. Not collective.
+
+        Raises UserError: no table has such a name.
         """
-        self._frozen = tables
+        names = frozenset([tables] if isinstance(tables, str) else tables)
+        self._check_tables(names)
+        self._frozen = names
+
+    def _check_tables(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.specs:
+                known = ", ".join(self.specs)
+                raise UserError(f"table {name!r}: there is none of that name; there are {known}")
 
     def set_step(self, step: int) -> None:
         """Set the number of the step, from 1, whose rows the next `fetch` is to train.
@@ -352,6 +402,7 @@ class ShardedTables:
 
     def ids_of_own_rows(self, table: str) -> Tensor:
         """The ids whose rows of ``table`` this worker holds, in the order of its rows: [R]."""
+        self._check_tables([table])
         shard = self.shards[table]
         rows = torch.arange(shard.first_row, shard.end_row, device=self.group.device)
         return self.orders[table].ids_of(rows)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dist_embed.embedding.own_rows import OwnRows
+from dist_embed.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,29 @@ class StepRows:
     table_of: dict[str, str]
     _index: dict[str, list[Tensor]] = field(repr=False)
     _before_update: Callable[[], None] = field(repr=False)
+    _given: bool = field(default=False, repr=False)
 
     def vectors(self, feature: str, number: int = 0) -> Tensor:
         """Vectors of the ids that were given as ``ids[feature][number]``: their shape + [D].
 
-        With a gradient to the leaf of the feature's table.
+        With a gradient to the leaf of the feature's table. Raises UserError: they were not given.
         """
+        self._check_given(feature, number)
         leaf = self.tables[self.table_of[feature]].vectors
         return functional.embedding(self._index[feature][number], leaf)
+
+    def _check_given(self, feature: str, number: int) -> None:
+        count = len(self._index.get(feature, []))
+        if feature not in self._index:
+            known = ", ".join(self._index) or "none"
+            raise UserError(
+                f"feature {feature!r} was not looked up in this step; there are {known}"
+            )
+        if not -count <= number < count:
+            raise UserError(
+                f"feature {feature!r}: number: {number} is not below {count}, the "
+                "tensors of ids that were looked up"
+            )
 
     def add_gradient(self, feature: str, number: int, gradient: Tensor) -> None:
         """Add the gradient of `vectors` by hand; nothing where the table is frozen.
@@ -140,7 +156,19 @@ class StepRows:
         The fused optimizer updates every row that any worker touched, once, with the mean over
         workers of their leaves' gradients (TorchRec divides by W, as DDP does), and every row of
         the tables that are trained whole.
+
+        Raises UserError: this has been done, or rows were looked up without a gradient.
         """
+        if self._given:
+            raise UserError(
+                "backward: the gradients of these rows have been given to the tables already; "
+                "look the rows of the next step up anew"
+            )
+        if not any(table._looked_up.requires_grad for table in self.tables.values()):
+            raise UserError(
+                "backward: these rows were looked up without a gradient, as inside torch.no_grad()"
+            )
+        self._given = True
         self._before_update()
         leaves = [table.vectors for table in self.tables.values()]
         torch.autograd.backward(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dist_embed.embedding.arguments import real_number, shown, whole_number
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.errors import UserError
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from torchrec.modules.embedding_configs import EmbeddingConfig
 
 LARGEST_TABLE = 2**31 - 1  # rows; see `dist_embed.embedding.row_order`
+_NAMED = "give each by its name, as {'word': Table(1000, 64)}, or TorchRec's EmbeddingConfigs"
+_NAMES = "give names, as ('input', 'output')"
 WIDTH_STEP = 4  # the lookup kernels work by four values
 
 
@@ -27,7 +30,8 @@ class Table:
         rows: V; ids are 0 … V - 1, frequent ones first where their frequencies are known.
         width: D, values of a row: a multiple of 4; on a GPU at most 2,048.
         features: names under which ids are looked up in it; none: the table's own name. TorchRec's
-            word: two features of one table share its rows, as tied input and output vectors do.
+            word: two features of one table share its rows, as tied input and output vectors do. A
+            single one may be given as text.
         initial_scale: standard deviation of fresh rows; 0: zeros, for rows that come from
             elsewhere; None: √(1/D).
         learning_rate: where it differs from that of the other tables.
@@ -41,6 +45,15 @@ class Table:
     initial_scale: float | None = None
     learning_rate: float | None = None
     trained_whole: bool = False
+
+    def __post_init__(self) -> None:
+        given: Any = self.features
+        if not isinstance(given, Iterable):
+            raise UserError(f"features: {shown(given)} is not allowed: {_NAMES}")
+        names = (given,) if isinstance(given, str) else tuple(given)
+        if not all(isinstance(name, str) for name in names):
+            raise UserError(f"features: {shown(names)} is not allowed: {_NAMES}")
+        object.__setattr__(self, "features", names)
 
     @property
     def scale(self) -> float:
@@ -64,12 +77,13 @@ def named_tables(
         UserError: there is none, one cannot be, or two go by one name. Of a TorchRec configuration
             also where it asks for what is not done here.
     """
-    given: list[tuple[str, Table | EmbeddingConfig]]
+    given: list[tuple[str, Any]]
     if isinstance(tables, Mapping):
         given = list(tables.items())
+    elif isinstance(tables, Iterable) and not isinstance(tables, str):
+        given = [(_name_of(config), config) for config in tables]
     else:
-        configs: Iterable[Any] = tables
-        given = [(config.name, config) for config in configs]
+        raise UserError(f"tables: {shown(tables)} is not allowed: {_NAMED}")
     if not given:
         raise UserError("tables: there must be at least one")
     found: dict[str, Table] = {}
@@ -89,11 +103,23 @@ def named_tables(
     return found
 
 
+def _name_of(config: Any) -> str:
+    """Of a TorchRec configuration, which has one of its own."""
+    if not hasattr(config, "embedding_dim"):
+        raise UserError(f"tables: {shown(config)} among them has no name: {_NAMED}")
+    name: str = config.name
+    return name
+
+
 def _check(name: str, table: Table) -> None:
-    if not name or "." in name:
+    if not isinstance(name, str) or not name or "." in name:
         raise UserError(f"table {name!r}: a name has at least one character, and no full stop")
-    if not 1 <= table.rows <= LARGEST_TABLE:
-        raise UserError(f"table {name!r}: rows: {table.rows} is not in 1 … {LARGEST_TABLE:,}")
+    whole_number(f"table {name!r}: rows", table.rows, 1, LARGEST_TABLE)
+    for key in ("initial_scale", "learning_rate"):
+        if getattr(table, key) is not None:
+            real_number(f"table {name!r}: {key}", getattr(table, key))
+    if isinstance(table.width, bool) or not hasattr(table.width, "__index__"):
+        whole_number(f"table {name!r}: width", table.width, 1)
     if table.width < 1 or table.width % WIDTH_STEP:
         near = WIDTH_STEP * max(1, -(-table.width // WIDTH_STEP))
         raise UserError(
@@ -104,6 +130,8 @@ def _check(name: str, table: Table) -> None:
 
 def _from_torchrec(name: str, config: EmbeddingConfig) -> Table:
     """The table of a TorchRec configuration. Rows start as here, not as TorchRec's do."""
+    if not hasattr(config, "embedding_dim"):
+        raise UserError(f"table {name!r}: {shown(config)} is not allowed: {_NAMED}")
     if config.name not in ("", name):
         raise UserError(f"table {name!r}: its EmbeddingConfig has the name {config.name!r}")
     plain = type(config)(num_embeddings=config.num_embeddings, embedding_dim=config.embedding_dim)

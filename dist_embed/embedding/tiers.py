@@ -147,6 +147,17 @@ def check_host_memory(in_host: int, workers_here: int, available: int) -> None:
         )
 
 
+def check_cpu_memory(sizes: Sizes, workers_here: int, available: int) -> None:
+    """Raise UserError where this machine's memory cannot hold its workers' shards, without GPUs."""
+    if workers_here * sizes.whole > available:
+        raise UserError(
+            f"tables: their rows and the optimizer's state need "
+            f"{workers_here * sizes.whole / GIB:.1f} GiB of memory here ({sizes.whole / GIB:.2f} "
+            f"GiB for each of {workers_here} workers), and {available / GIB:.1f} GiB are available"
+            ". Use more machines, fewer rows or a smaller width"
+        )
+
+
 def find_tier(
     wanted: Memory,
     specs: list[TableSpec],
@@ -166,6 +177,7 @@ def find_tier(
     """
     sizes = sizes_of(specs, optimizer, group.num_workers, weights, trained_whole)
     if group.device.type != "cuda":
+        check_cpu_memory(sizes, group.num_local_workers, available_bytes())
         return choose_tier(wanted, sizes, None), 0.0
     free = least_over_workers(free_bytes(group.device), group)
     check_device_memory(sizes, step_bytes, free)

@@ -39,6 +39,17 @@ def config(**how: Any) -> EmbeddingConfig:
      ({"": Table(9, 4)}, "'': a name has at least one"),
      ({"t": Table(0, 4)}, "'t': rows: 0 is not in 1"),
      ({"t": Table(2**31, 4)}, "rows: 2147483648 is not in 1 … 2,147,483,647"),
+     ({"t": Table(None, 4)}, "'t': rows: None is no whole number in 1"),  # type: ignore[arg-type]
+     ({"t": Table("10", 4)}, "'t': rows: '10' is no whole"),  # type: ignore[arg-type]
+     ({"t": Table(1e3, 4)}, r"'t': rows: 1000\.0 is no whole"),  # type: ignore[arg-type]
+     ({"t": Table(9, None)}, "'t': width: None is no whole"),  # type: ignore[arg-type]
+     ({"t": Table(9, 4, learning_rate=-1.0)}, r"'t': learning_rate: -1\.0 is no number from 0"),
+     ({"t": Table(9, 4, initial_scale=float("nan"))}, "'t': initial_scale: nan is no number"),
+     ([Table(9, 4)], r"tables: a Table among them has no name: give each by its name"),
+     (Table(9, 4), "tables: a Table is not allowed: give each by its name"),
+     ({"w": 10}, "table 'w': 10 is not allowed: give each by its name"),
+     (None, "tables: None is not allowed: give each"), ("w", "tables: 'w' is not allowed"),
+     ({1: Table(9, 4)}, "table 1: a name has at least one character"),
      ({"t": Table(9, 10)}, "'t': width: 10 is not allowed.* such as 12"),
      ({"t": Table(9, 0)}, "'t': width: 0 is not allowed.* such as 4"),
      ({"a": Table(9, 4, ("x",)), "b": Table(9, 4, ("y", "x"))}, "'b': its feature 'x' is one of"),
@@ -54,6 +65,14 @@ def config(**how: Any) -> EmbeddingConfig:
 def test_what_cannot_be_a_table_is_refused_by_name(tables: Any, said: str) -> None:
     with pytest.raises(UserError, match=said):
         named_tables(tables)
+
+
+def test_features_are_names_and_one_may_be_given_as_text() -> None:
+    assert Table(9, 4, "input").features == ("input",)  # type: ignore[arg-type]
+    assert Table(9, 4, ["a", "b"]) == Table(9, 4, ("a", "b"))  # type: ignore[arg-type]
+    for features in (3, (1, 2)):
+        with pytest.raises(UserError, match=r"features: .* is not allowed: give names"):
+            Table(9, 4, features)  # type: ignore[arg-type]
 
 
 def test_fresh_rows_have_length_one_unless_told_otherwise() -> None:

@@ -106,7 +106,11 @@ def test_on_the_cpu_no_device_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiers, "free_bytes", None)
     cpu = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
     specs = [TableSpec("a", 10**9, 64)]
+    monkeypatch.setattr(tiers, "available_bytes", lambda: 256 * 10**9)
     assert find_tier("auto", specs, "sgd", "fp32", 0, cpu) == ("device", 0.0)
+    monkeypatch.setattr(tiers, "available_bytes", lambda: 256 * 10**9 - 1)
+    with pytest.raises(UserError, match=r"tables: .* need 238\.4 GiB .* 1 workers"):
+        find_tier("auto", specs, "sgd", "fp32", 0, cpu)
 
 
 def find_on_cuda(

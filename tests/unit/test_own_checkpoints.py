@@ -1,0 +1,121 @@
+"""`Checkpoints` of a loop of one's own, given what cannot be, and used without a ``with`` block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dist_embed.checkpoint.catalogue import list_steps
+from dist_embed.checkpoint.manifest import CheckpointError
+from dist_embed.checkpoint.of_tables import Checkpoints
+from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.embedding.table import Table
+from dist_embed.errors import UserError
+from dist_embed.parallel.group import Group
+
+
+@pytest.fixture(scope="module")
+def tables(alone: Group) -> ShardedTables:
+    return ShardedTables({"w": Table(9, 4)}, alone, optimizer="sgd")
+
+
+def test_a_place_that_cannot_hold_checkpoints_is_refused_at_once(
+    tables: ShardedTables, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("text")
+    calls: list[Callable[[Checkpoints], Any]] = [lambda c: c.load(), lambda c: c.save(1)]
+    for call in calls:
+        with pytest.raises(UserError, match=rf"uri: .*: {file} is no folder"):
+            call(Checkpoints(file, tables))
+        with pytest.raises(UserError, match=r"uri: .*/proc/xx/checkpoints: no folder can be made"):
+            call(Checkpoints("/proc/xx", tables))
+    assert file.read_text() == "text"
+
+
+def test_a_folder_without_rights_is_refused_where_it_holds_no_checkpoint(
+    tables: ShardedTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Checkpoints(tmp_path / "full", tables).save(1)
+    monkeypatch.setattr("os.access", lambda *args: False)
+    assert Checkpoints(tmp_path / "full", tables).load() == 1
+    with pytest.raises(UserError, match="cannot be written to, and holds none"):
+        Checkpoints(tmp_path / "empty", tables).load()
+
+
+def test_without_a_block_a_save_is_whole_when_it_returns(
+    tables: ShardedTables, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path, tables)
+    assert checkpoints.load() == 0
+    for step in (1, 2):
+        checkpoints.save(step)
+        assert list_steps(str(tmp_path))[-1] == step
+
+
+def test_a_step_is_saved_once(tables: ShardedTables, tmp_path: Path) -> None:
+    said = f"step: 2 has a checkpoint in {tmp_path}/checkpoints already; a step is saved once"
+    with Checkpoints(tmp_path, tables) as checkpoints:
+        checkpoints.save(1)
+        checkpoints.save(2)
+        with pytest.raises(CheckpointError) as caught:
+            checkpoints.save(2)
+        assert str(caught.value) == said
+    loaded = Checkpoints(tmp_path, tables)
+    assert loaded.load() == 2
+    for again in (loaded, Checkpoints(tmp_path, tables)):
+        with pytest.raises(CheckpointError) as caught:
+            again.save(2)
+        assert str(caught.value) == said
+    loaded.save(3)
+    assert list_steps(str(tmp_path)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [(0, "step: 0 is not from 1"), (-3, "step: -3 is not"), ("1", "step: '1' is no whole number"),
+     (1.0, r"step: 1\.0 is no whole"), (True, "step: True is no"), (None, "step: None is no")],
+)  # fmt: skip
+def test_steps_are_counted_from_1(
+    tables: ShardedTables, tmp_path: Path, step: Any, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        Checkpoints(tmp_path, tables).save(step)
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_that_json_cannot_hold_are_named_and_nothing_is_written(
+    tables: ShardedTables, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path, tables)
+    checkpoints.values = {"epoch": 1, "x": torch.ones(1)}
+    with pytest.raises(UserError, match=r"values: 'x': tensor\(.*JSON cannot hold it.*`dense`"):
+        checkpoints.save(1)
+    checkpoints.values = {"loss": float("nan")}
+    with pytest.raises(UserError, match="values: 'loss': nan is not allowed"):
+        checkpoints.save(1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [({"keep_last": 0}, "keep_last: 0 is not from 1"),
+     ({"timeout_seconds": -1}, "timeout_seconds: -1 is no number above 0"),
+     ({"timeout_seconds": float("inf")}, "timeout_seconds: inf is no number above 0"),
+     ({"dense": nn.Linear(2, 2)}, r"dense: a Linear is not allowed.*dense_tensors\(module"),
+     ({"dense": {"x": 3}}, "dense: 'x': 3 is no tensor"),
+     ({"dense": {"table.w": torch.ones(1)}}, "dense: 'table.w' is not allowed"),
+     ({"dense": {1: torch.ones(1)}}, "dense: 1 is not allowed: names are text"),
+     ({"uri": ""}, "uri: '' is no folder"), ({"uri": None}, "uri: None is no folder"),
+     ({"tables": {"w": 1}}, r"tables: \{'w': 1\} is not allowed: they are a ShardedTables")],
+)  # fmt: skip
+def test_arguments_that_cannot_be_are_refused_by_name(
+    tables: ShardedTables, tmp_path: Path, how: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        Checkpoints(**({"uri": tmp_path, "tables": tables} | how))
