@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
-from dist_embed.cluster.settings import Launcher
+from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.checks import check
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
@@ -31,7 +31,7 @@ def evaluate(
     training_tokens: int | None = None,
     against_exact: bool = False,
     data_folder: str | None = None,
-    launcher: Launcher | None = None,
+    launcher: LauncherChoice | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Evaluation:
     """Loss and translation quality of a run's checkpoint on a held-out split.
@@ -60,7 +60,7 @@ def translate(
     lines: Sequence[str],
     *,
     step: int | None = None,
-    launcher: Launcher | None = None,
+    launcher: LauncherChoice | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Translations:
     """Translate lines of text with a run's checkpoint.
@@ -121,7 +121,7 @@ def config_to_use(
 
 
 def _on_workers(
-    task: Task[R], run: str | Config, launcher: Launcher | None,
+    task: Task[R], run: str | Config, launcher: LauncherChoice | None,
     on_event: Callable[[Event], None] | None,
 ) -> R:  # fmt: skip
     """What workers give back that use a trained run."""
@@ -132,8 +132,9 @@ def _on_workers(
     if isinstance(run, Config):
         config = run
     else:
-        config, launcher = config_to_use(run), launcher or "local"
-    if (launcher or config.cluster.chosen_launcher) == "local" and not under_torchrun():
+        config = config_to_use(run)
+        launcher = "local" if launcher is None else launcher
+    if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)
     from dist_embed.cluster.launch import cluster_address, launch
     from dist_embed.data.tokenizer_files import load_tokenizers

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from dist_embed.api.inference import config_to_use, translate
-from dist_embed.cluster.settings import Launcher
+from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.schema import Config
 from dist_embed.model.settings import ReplaceUnknown
 from dist_embed.observe.events import Event
@@ -115,7 +115,7 @@ class TrainedRun:
         beam: int | None = None,
         candidates: int | Literal["auto"] | None = None,
         replace_unknown: ReplaceUnknown | None = None,
-        launcher: Launcher = "local",
+        launcher: LauncherChoice = "local",
         on_event: Callable[[Event], None] | None = None,
     ) -> Translations:
         """Translate lines of text; see `translate`, and of the settings `config_to_use`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,29 @@ def test_a_run_is_used_by_its_folder_or_by_a_configuration_as_it_is(
     monkeypatch.chdir(tmp_path)
     evaluate(trained.model_copy(update={"run": trained.run.model_copy(update={"uri": "run"})}))
     assert workers.asked[-1][1] == trained
+
+
+def test_another_launcher_is_refused_before_anything_is_done(
+    workers: Workers, config: Config, tmp_path: Path
+) -> None:
+    run = one_word_run(tmp_path / "other")
+    calls: list[Callable[[Any], Any]] = [
+        lambda launcher: train(config, launcher=launcher),
+        lambda launcher: evaluate(config, launcher=launcher),
+        lambda launcher: evaluate(run, launcher=launcher),
+        lambda launcher: translate(run, ["a"], launcher=launcher),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=r"^launcher: 'spark' is not one of auto, local, ray$"):
+            call("spark")
+    assert (workers.asked, workers.ahead) == ([], [])
+    assert not (tmp_path / "run").exists()
+
+
+def one_word_run(folder: Path) -> str:
+    tokenizer = word_tokenizer(["a"])
+    both = {"source": tokenizer, "target": tokenizer}
+    return small_run(folder, both, {"shared": torch.zeros(5, 4)}, share="all")
 
 
 def test_a_run_without_tokenizer_cannot_be_used(
