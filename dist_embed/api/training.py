@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
+from dist_embed.api.given import config_given
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
@@ -45,6 +46,7 @@ def train(
             worker had begun.
         RunFailed: a worker failed.
     """
+    config = config_given(config)
     require(*WORKERS_NEED)
     quiet_environment()
     from dist_embed.cluster.fork_server import start_ahead

@@ -20,7 +20,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from dist_embed.errors import StorageError
+from dist_embed.errors import StorageError, UserError
 from dist_embed.installed import missing_package
 from dist_embed.storage.retry import retried
 
@@ -91,6 +91,17 @@ def is_local(uri: str) -> bool:
 def local_path(uri: str) -> Path:
     """The path of a local ``uri``."""
     return Path(filesystem(uri)[1])
+
+
+def given(uri: Any, name: str) -> str:
+    """A path or URL that a script gave: str or `os.PathLike`.
+
+    Raises UserError, which calls it ``name``, for anything else and for an empty one.
+    """
+    found = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
+    if not isinstance(found, str) or not found:
+        raise UserError(f"{name}: {uri!r} is not allowed: a path or URL, as str or pathlib.Path")
+    return found
 
 
 def absolute(uri: str) -> str:

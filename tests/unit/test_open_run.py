@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,31 @@ def test_its_words_and_vectors(run: str, vectors: Tensor, tmp_path: Path) -> Non
         words.vectors(["x"])
     (file,) = words.export(str(tmp_path / "v.txt"), "word2vec")
     assert Path(file).read_text().startswith("34 8\n")
+
+
+def test_wrong_arguments_get_one_message(run: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("")
+    words = open_run(Path(run)).table()
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: open_run(""), "run: '' is not allowed: a path or URL"),
+        (lambda: open_run(None), "run: None is not allowed: a path or URL"),  # type: ignore[arg-type]
+        (lambda: open_run(tmp_path / "README.md"), "that is a file, and a run is a folder"),
+        (lambda: open_run(run).table("decoder"),  # type: ignore[arg-type]
+         "role: 'decoder' is not one of source, target, output"),
+        (lambda: words.vectors("w3"), "words: 'w3' is not allowed: a list of str: put it"),
+        (lambda: words.vectors([3]), "words[0]: 3 is not allowed: str"),  # type: ignore[list-item]
+        (lambda: words.neighbors(["w3"]), "word: ['w3'] is not allowed: one word"),  # type: ignore[arg-type]
+        (lambda: words.neighbors("w3", -1), "count: -1 is not allowed: a whole number, at least 1"),
+        (lambda: words.neighbors("w3", 2.5), "count: 2.5 is not allowed"),  # type: ignore[arg-type]
+        (lambda: words.analogy("w1", 5, "w2"), "b: 5 is not allowed: one word"),  # type: ignore[arg-type]
+        (lambda: words.analogy("w1", "w2", "w3", 0), "count: 0 is not allowed"),
+        (lambda: words.frequent_words(-1), "count: -1 is not allowed: a whole number, at least 0"),
+    ]  # fmt: skip
+    for call, said in calls:
+        with pytest.raises(UserError, match=re.escape(said)):
+            call()
+    assert words.frequent_words(0) == []
+    assert words.neighbors("w3", np.int64(2)) == words.neighbors("w3", 2)  # type: ignore[arg-type]
 
 
 def test_it_is_read_from_a_url(run: str) -> None:
