@@ -13,20 +13,24 @@ if TYPE_CHECKING:
     from dist_embed.api.inference import evaluate, translate
     from dist_embed.api.trained_run import open_run
     from dist_embed.api.training import train
+    from dist_embed.checkpoint.of_tables import Checkpoints
     from dist_embed.config.load import load_config
     from dist_embed.config.schema import Config
     from dist_embed.embedding.sharded_tables import ShardedTables, Table
     from dist_embed.errors import UserError
+    from dist_embed.parallel.group import joined_group
 
     __version__: str
 
 __all__ = [
+    "Checkpoints",
     "Config",
     "ShardedTables",
     "Table",
     "UserError",
     "__version__",
     "evaluate",
+    "joined_group",
     "load_config",
     "open_run",
     "prepare",
@@ -34,11 +38,13 @@ __all__ = [
     "translate",
 ]
 _MODULE_OF = {
+    "Checkpoints": "checkpoint.of_tables",
     "Config": "config.schema",
     "ShardedTables": "embedding.sharded_tables",
     "Table": "embedding.sharded_tables",
     "UserError": "errors",
     "evaluate": "api.inference",
+    "joined_group": "parallel.group",
     "load_config": "config.load",
     "open_run": "api.trained_run",
     "prepare": "api.data",
@@ -70,4 +76,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """What is to be used: neither what is imported here for itself nor the packages inside."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

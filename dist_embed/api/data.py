@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dist_embed.api.given import config_given
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData
@@ -31,12 +32,12 @@ def prepare(
     folder.
 
     Raises:
-        UserError: corpora that cannot be read; data there that are of other settings, or with
-            ``renew=False`` of other files.
+        UserError: no configuration; corpora that cannot be read; data there that are of other
+            settings, or with ``renew=False`` of other files.
     """
     from dist_embed.data.preparation import ensure_data
 
-    config = with_absolute_paths(config, on_cluster=False)
+    config = with_absolute_paths(config_given(config), on_cluster=False)
     with shown_by(on_event) as show:
         return ensure_data(
             config, lambda text: show({"kind": "line", "text": text}), force=force, renew=renew

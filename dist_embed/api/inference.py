@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from collections.abc import Callable, Iterable
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
-from dist_embed.cluster.settings import Launcher
+from dist_embed.api.given import count_given, run_given, texts_given
+from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.checks import check
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
@@ -16,29 +18,33 @@ from dist_embed.model.settings import ReplaceUnknown
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.torchrun import under_torchrun
-from dist_embed.storage import uri as storage
 from dist_embed.training.results import Evaluation, Translations
 from dist_embed.training.tasks import Evaluate, Task, Translate
 
+if TYPE_CHECKING:
+    from dist_embed.api.trained_run import TrainedRun
+
 R = TypeVar("R")
+RunGiven: TypeAlias = "str | PathLike[str] | TrainedRun | Config"
 
 
 def evaluate(
-    run: str | Config,
+    run: RunGiven,
     *,
     split: str = "test",
     step: int | None = None,
     training_tokens: int | None = None,
     against_exact: bool = False,
     data_folder: str | None = None,
-    launcher: Launcher | None = None,
+    launcher: LauncherChoice | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Evaluation:
     """Loss and translation quality of a run's checkpoint on a held-out split.
 
     Args:
-        run: the run's folder or URL, whose workers are then processes of this machine; or a
-            configuration as it is, that of the training or one of `config_to_use`.
+        run: the run's folder or URL, or what `open_run` gave, whose workers are then processes of
+            this machine; or a configuration as it is, that of the training or one of
+            `config_to_use`.
         split: ``test`` or ``validation``.
         step: of the checkpoint; None: the one with the lowest validation loss.
         training_tokens: the loss of so many tokens of the training data too.
@@ -56,11 +62,11 @@ def evaluate(
 
 
 def translate(
-    run: str | Config,
-    lines: Sequence[str],
+    run: RunGiven,
+    lines: Iterable[str],
     *,
     step: int | None = None,
-    launcher: Launcher | None = None,
+    launcher: LauncherChoice | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Translations:
     """Translate lines of text with a run's checkpoint.
@@ -68,13 +74,13 @@ def translate(
     Arguments and errors are those of `evaluate`. Each call starts workers, which takes seconds:
     give it many lines at once.
     """
-    if not lines:
+    if not (texts := texts_given(lines, "lines")):
         return Translations(None, [])
-    return _on_workers(Translate(list(lines), step), run, launcher, on_event)
+    return _on_workers(Translate(texts, step), run, launcher, on_event)
 
 
 def config_to_use(
-    run_uri: str,
+    run_uri: str | PathLike[str],
     *,
     workers: int | None = None,
     beam: int | None = None,
@@ -94,10 +100,8 @@ def config_to_use(
     """
     from dist_embed.run.folder import read_run_config
 
-    config = read_run_config(storage.absolute(run_uri))
-    workers = workers if workers is not None else config.cluster.num_workers
-    if workers < 1:
-        raise UserError(f"--workers: {workers} is not allowed: at least 1")
+    config = read_run_config(run_given(run_uri))
+    workers = config.cluster.num_workers if workers is None else count_given(workers, "workers", 1)
     # The machine here need not have the device that trained the run.
     cluster = config.cluster.model_copy(update={"num_workers": workers, "device": "auto"})
     # Nothing is trained: an optimizer without state, which every device has.
@@ -105,35 +109,39 @@ def config_to_use(
         update={"memory": "auto", "exchange": "fp32", "optimizer": "sgd"}
     )
     config = config.model_copy(update={"cluster": cluster, "embedding": embedding})
-    for option, value, least in (
-        ("beam", beam, 1), ("candidates", candidates, 0), ("replace_unknown", replace_unknown, None)
-    ):  # fmt: skip
-        if value is None:
-            continue
-        if least is not None and isinstance(value, int) and value < least:
+    instead: dict[str, Any] = {}
+    if beam is not None:
+        instead["beam"] = count_given(beam, "beam", 1)
+    if candidates is not None:
+        auto = candidates == "auto"
+        instead["candidates"] = "auto" if auto else count_given(candidates, "candidates", 0)
+    if replace_unknown is not None:
+        if replace_unknown not in (allowed := get_args(ReplaceUnknown)):
             raise UserError(
-                f"--{option.replace('_', '-')}: {value} is not allowed: at least {least}"
+                f"replace_unknown: {replace_unknown!r} is not one of {', '.join(allowed)}"
             )
-        search = config.search.model_copy(update={option: value})
-        config = config.model_copy(update={"search": search})
+        instead["replace_unknown"] = replace_unknown
+    config = config.model_copy(update={"search": config.search.model_copy(update=instead)})
     check(config)
     return config
 
 
 def _on_workers(
-    task: Task[R], run: str | Config, launcher: Launcher | None,
+    task: Task[R], run: RunGiven, launcher: LauncherChoice | None,
     on_event: Callable[[Event], None] | None,
 ) -> R:  # fmt: skip
     """What workers give back that use a trained run."""
     require(*WORKERS_NEED)
     quiet_environment()
+    from dist_embed.api.trained_run import TrainedRun
     from dist_embed.cluster.fork_server import start_ahead
 
     if isinstance(run, Config):
         config = run
     else:
-        config, launcher = config_to_use(run), launcher or "local"
-    if (launcher or config.cluster.chosen_launcher) == "local" and not under_torchrun():
+        config = config_to_use(run.uri if isinstance(run, TrainedRun) else run)
+        launcher = "local" if launcher is None else launcher
+    if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)
     from dist_embed.cluster.launch import cluster_address, launch
     from dist_embed.data.tokenizer_files import load_tokenizers

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal
 
+from dist_embed.api.given import count_given, run_given, texts_given
 from dist_embed.api.inference import config_to_use, translate
-from dist_embed.cluster.settings import Launcher
+from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.schema import Config
+from dist_embed.errors import UserError
 from dist_embed.model.settings import ReplaceUnknown
 from dist_embed.observe.events import Event
 from dist_embed.run.folder import read_run_config
@@ -24,9 +27,9 @@ if TYPE_CHECKING:
     from dist_embed.export.embeddings import ExportFormat
 
 
-def open_run(uri: str) -> TrainedRun:
+def open_run(uri: str | PathLike[str]) -> TrainedRun:
     """A trained run in a folder or at any fsspec URL. Raises UserError where there is none."""
-    return TrainedRun(storage.absolute(uri))
+    return TrainedRun(run_given(uri))
 
 
 @dataclass(frozen=True)
@@ -108,14 +111,14 @@ class TrainedRun:
 
     def translate(
         self,
-        lines: Sequence[str],
+        lines: Iterable[str],
         *,
         step: int | None = None,
         workers: int | None = None,
         beam: int | None = None,
         candidates: int | Literal["auto"] | None = None,
         replace_unknown: ReplaceUnknown | None = None,
-        launcher: Launcher = "local",
+        launcher: LauncherChoice = "local",
         on_event: Callable[[Event], None] | None = None,
     ) -> Translations:
         """Translate lines of text; see `translate`, and of the settings `config_to_use`."""
@@ -161,7 +164,7 @@ class WordVectors:
         """
         from dist_embed.explore.nearest import neighbors
 
-        return neighbors(self._table, [word], count)[word]
+        return neighbors(self._table, [_word(word)], count_given(count, "count", 1))[word]
 
     def analogy(self, a: str, b: str, c: str, count: int = 10) -> list[tuple[str, float]]:
         """A is to B as C is to which words? With their cosine; see `explore.nearest.analogy`.
@@ -169,28 +172,36 @@ class WordVectors:
         """
         from dist_embed.explore.nearest import analogy
 
-        return analogy(self._table, a, b, c, count)
+        words = _word(a, "a"), _word(b, "b"), _word(c, "c")
+        return analogy(self._table, *words, count_given(count, "count", 1))
 
-    def vectors(self, words: Sequence[str]) -> NDArray[np.float32]:
+    def vectors(self, words: Iterable[str]) -> NDArray[np.float32]:
         """[n, D] the vectors of some words, as they are. Raises as `neighbors`."""
         found: NDArray[np.float32] = self._table.rows_of(
-            [self._table.trained_id_of(word) for word in words]
+            [self._table.trained_id_of(word) for word in texts_given(words, "words")]
         ).numpy()
         return found
 
     def frequent_words(self, count: int) -> list[str]:
         """The most frequent words of the side, most frequent first, without special tokens."""
-        return [self._table.word(i) for i in self._table.frequent_ids(count)]
+        ids = self._table.frequent_ids(count_given(count, "count", 0))
+        return [self._table.word(i) for i in ids]
 
-    def export(self, output: str, format: ExportFormat) -> list[str]:
+    def export(self, output: str | PathLike[str], format: ExportFormat) -> list[str]:
         """Write all words and vectors into a file: `dist_embed.export.embeddings`.
 
         Args:
-            output: a path; a URL for other formats than safetensors.
+            output: a path, in a folder that is there; a URL for other formats than safetensors.
             format: ``word2vec``, ``word2vec-bin``, ``glove``, ``safetensors`` or ``parquet``.
 
-        Returns the files written.
+        Returns the files written. Raises UserError.
         """
         from dist_embed.export.embeddings import export_embeddings
 
-        return export_embeddings(self._table, output, format)
+        return export_embeddings(self._table, storage.given(output, "output"), format)
+
+
+def _word(given: Any, name: str = "word") -> str:
+    if not isinstance(given, str):
+        raise UserError(f"{name}: {given!r} is not allowed: one word, as str")
+    return given

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
-from dist_embed.cluster.settings import Launcher
+from dist_embed.api.given import config_given
+from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.installed import WORKERS_NEED, require
@@ -21,7 +22,7 @@ from dist_embed.training.tasks import Train
 def train(
     config: Config,
     *,
-    launcher: Launcher | None = None,
+    launcher: LauncherChoice | None = None,
     force: bool = False,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainResult:
@@ -45,11 +46,12 @@ def train(
             worker had begun.
         RunFailed: a worker failed.
     """
+    config = config_given(config)
     require(*WORKERS_NEED)
     quiet_environment()
     from dist_embed.cluster.fork_server import start_ahead
 
-    if (launcher or config.cluster.chosen_launcher) == "local" and not under_torchrun():
+    if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)  # beside the imports that follow
     from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
     from dist_embed.data.preparation import ensure_data

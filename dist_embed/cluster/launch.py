@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from dist_embed.cluster.settings import Launcher
+from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.checks import check
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import GIB, available_bytes
@@ -33,7 +33,7 @@ def launch(
     vocabulary_size: dict[str, int],
     word_tables: bool = False,
     on_event: Callable[[Event], None],
-    launcher: Launcher | None = None,
+    launcher: LauncherChoice | None = None,
     stop_seconds: float = 0.0,
 ) -> R:
     """Run ``task`` on the workers of ``config.cluster`` and return worker 0's result.
@@ -75,7 +75,7 @@ def launch(
         return run_worker(*arguments(resolve_device(cluster.device)), on_event)
     if address is None:
         _check_machine(task, config, vocabulary_size, word_tables, resolve_device(cluster.device))
-    if (launcher or cluster.chosen_launcher) == "local":
+    if cluster.chosen_launcher(launcher) == "local":
         # Only here, so that the local launcher runs where Ray is not installed.
         from dist_embed.cluster.local import launch_local
 
@@ -116,9 +116,9 @@ def stop_seconds(config: Config) -> float:
     return 2 * config.checkpoint.drain_seconds + STEP_SECONDS
 
 
-def cluster_address(config: Config, launcher: Launcher | None = None) -> str | None:
+def cluster_address(config: Config, launcher: LauncherChoice | None = None) -> str | None:
     """The Ray cluster that a task would run on; None: this machine."""
-    if (launcher or config.cluster.chosen_launcher) == "local" or under_torchrun():
+    if config.cluster.chosen_launcher(launcher) == "local" or under_torchrun():
         return None
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
 

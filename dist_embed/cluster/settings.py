@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
+from dist_embed.errors import UserError
 from dist_embed.parallel.settings import DeviceChoice
 from dist_embed.section import EXPERT, NO_RESULT, PositiveFloat, PositiveInt, Section
 
 Launcher = Literal["ray", "local"]
+LauncherChoice = Literal["auto", Launcher]
 
 
 class ClusterSection(Section):
     """The workers and who starts them."""
 
-    launcher: Literal["auto", Launcher] = Field(
+    launcher: LauncherChoice = Field(
         "auto",
         description="`ray`: Ray Train, here or on a cluster; `local`: plain processes; `auto`: "
         "`ray` where `address` or RAY_ADDRESS names a cluster, or `max_failures` are to be "
@@ -42,11 +44,19 @@ class ClusterSection(Section):
         description="Ray only: times failed workers are started again.",
     )
 
-    @property
-    def chosen_launcher(self) -> Launcher:
-        """Who starts the workers, by the environment of this process too."""
-        if self.launcher != "auto":
-            return self.launcher
+    def chosen_launcher(self, instead: LauncherChoice | None = None) -> Launcher:
+        """Who starts the workers, by the environment of this process too.
+
+        Args:
+            instead: of ``launcher``, where it is given.
+
+        Raises UserError for another name.
+        """
+        launcher = self.launcher if instead is None else instead
+        if launcher not in (allowed := get_args(LauncherChoice)):
+            raise UserError(f"launcher: {launcher!r} is not one of {', '.join(sorted(allowed))}")
+        if launcher != "auto":
+            return launcher
         # Only Ray starts failed workers again.
         wanted = self.address or self.max_failures or os.environ.get("RAY_ADDRESS")
         return "ray" if wanted else "local"

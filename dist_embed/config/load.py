@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
+from os import PathLike
 from typing import Any, get_args
 
 import yaml
@@ -28,9 +29,14 @@ def _say_once(line: str) -> None:
 
 
 def load_config(
-    path: str, overrides: list[str] | None = None, *, say: Callable[[str], None] = _say_once
+    path: str | PathLike[str],
+    overrides: Iterable[str] | Mapping[str, Any] | None = None,
+    *,
+    say: Callable[[str], None] = _say_once,
 ) -> Config:
-    """Read a YAML file (local or URL), apply ``key.sub=value`` overrides, resolve and check.
+    """Read a YAML file (local or URL), apply overrides, resolve and check.
+
+    Overrides are texts ``key.sub=value``, or a mapping of such keys to values.
 
     ``say`` takes a line for each key that has another name now; of its own accord it goes to
     standard error.
@@ -39,6 +45,11 @@ def load_config(
         ConfigError: names the key, its value, what is allowed and, for an unknown key, the
             nearest valid one.
     """
+    try:
+        path = storage.given(path, "path")
+    except UserError as exc:
+        raise ConfigError(str(exc)) from None
+    changes = [] if overrides is None else list(_changes(overrides))
     try:
         text = storage.read_text(path)
     except (OSError, UserError, ValueError) as exc:
@@ -51,7 +62,7 @@ def load_config(
         loaded = None
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of sections")
-    config = _build(loaded, overrides or [], path, say)
+    config = _build(loaded, changes, path, say)
     check_written(config)
     return config
 
@@ -93,17 +104,39 @@ def differences(old: Config, new: Config, *, but: Collection[str] = ()) -> list[
     ]
 
 
-def _build(
-    loaded: DictConfig, overrides: list[str], origin: str, say: Callable[[str], None]
-) -> Config:
+def _changes(overrides: Any) -> Iterator[tuple[str, str, Any]]:
+    """Of each override how it was given, its key and its value as OmegaConf takes it."""
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            if not isinstance(key, str) or not key:
+                raise ConfigError(f"overrides: key {key!r} is not allowed: a dotted name, key.sub")
+            yield f"{key}={value!r}", key, str(value) if isinstance(value, PathLike) else value
+        return
+    wanted = "a list of 'key.sub=value', or a mapping of dotted keys to values"
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides: {overrides!r} is not allowed: {wanted}: [{overrides!r}]")
+    if not isinstance(overrides, Iterable):
+        raise ConfigError(f"overrides: {overrides!r} is not allowed: {wanted}")
     for override in overrides:
-        key, separator, value = override.partition("=")
+        key, separator, value = override.partition("=") if isinstance(override, str) else ("",) * 3
         if not separator or not key:
             raise ConfigError(f"override {override!r} is not of the form key.sub=value")
         try:
             # OmegaConf's own YAML reading, so that 1e-3 is a number.
-            parsed = OmegaConf.from_dotlist([f"x={value}"])._get_node("x")
-            OmegaConf.update(loaded, key, parsed, merge=False, force_add=True)
+            yield override, key, OmegaConf.from_dotlist([f"x={value}"])._get_node("x")
+        except (OmegaConfBaseException, yaml.YAMLError, AssertionError, AttributeError) as exc:
+            raise ConfigError(f"override {override!r} cannot be applied: {exc}") from exc
+
+
+def _build(
+    loaded: DictConfig,
+    changes: list[tuple[str, str, Any]],
+    origin: str,
+    say: Callable[[str], None],
+) -> Config:
+    for override, key, value in changes:
+        try:
+            OmegaConf.update(loaded, key, value, merge=False, force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError, AssertionError, AttributeError) as exc:
             raise ConfigError(f"override {override!r} cannot be applied: {exc}") from exc
     _add_interpolated_defaults(loaded)

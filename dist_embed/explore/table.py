@@ -6,7 +6,7 @@ import difflib
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -52,8 +52,8 @@ class RunTable:
         place: where in the training data its words stand, for people.
 
     Raises:
-        UserError: there is no such run or checkpoint, or it was trained with another tokenizer than
-            the run's folder has.
+        UserError: there is no such role, run or checkpoint, or it was trained with another
+            tokenizer than the run's folder has.
 
     Rows are read later: CheckpointDamaged where a training has pruned the checkpoint meanwhile.
     Nothing here is collective.
@@ -62,6 +62,8 @@ class RunTable:
     def __init__(
         self, run_uri: str, role: Role, step: int | None = None, *, untrained: bool = False
     ) -> None:
+        if role not in (allowed := get_args(Role)):
+            raise UserError(f"role: {role!r} is not one of {', '.join(allowed)}")
         config = read_run_config(run_uri)
         self._untrained = untrained
         sides = sides_of_table(config.model.share_embeddings, role)

@@ -64,9 +64,11 @@ def export_ctranslate2(
         UserError: the engine cannot express this model, or it does not fit into this memory.
     """
     if output.exists():
-        raise UserError(f"{output}: is there already")
+        raise UserError(f"output: {str(output)!r} is not allowed: it is there already")
     if not output.parent.is_dir():
-        raise UserError(f"{output}: the folder {output.parent} is not there")
+        raise UserError(
+            f"output: {str(output)!r} is not allowed: the folder {output.parent} does not exist"
+        )
     require("ctranslate2")
     config = read_run_config(run_uri)
     first = RunTable(run_uri, "source", step)  # chooses for all: the run may be saving meanwhile

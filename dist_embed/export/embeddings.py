@@ -16,7 +16,6 @@ from dist_embed.explore.table import RunTable
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
 from dist_embed.vectors.write import (
-    WRITTEN_FORMATS,
     Block,
     WrittenFormat,
     check_uncompressed,
@@ -45,18 +44,21 @@ def export_embeddings(
 
     Args:
         table: the table.
-        output: a local path; a URL for other formats than safetensors.
+        output: a local path, in a folder that is there; a URL for other formats than safetensors.
         format: of `EXPORT_FORMATS`.
         part: which words are written.
 
     Returns the files written. Raises UserError, OSError.
     """
-    ids = np.flatnonzero(table.trained)
-    num_words, own = len(ids), part.rows(len(ids))
-    ids = ids[own.start : own.stop]
+    if format not in EXPORT_FORMATS:
+        raise UserError(f"format: {format!r} is not one of {', '.join(EXPORT_FORMATS)}")
     if format != "safetensors":
         check_uncompressed(output)
     output = part.name(output)
+    storage.check_new_file(output, "output")
+    ids = np.flatnonzero(table.trained)
+    num_words, own = len(ids), part.rows(len(ids))
+    ids = ids[own.start : own.stop]
     if format == "safetensors":
         if not storage.is_local(output):
             raise UserError(f"{output}: safetensors are written to a local path")
@@ -72,11 +74,8 @@ def export_embeddings(
             for i in ids.tolist():
                 file.write(f"{table.word(i)}\n".encode())
         return [output, words]
-    assert format in WRITTEN_FORMATS
     written: WrittenFormat = format
     folder = storage.local_path(output).parent if storage.is_local(output) else None
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
     with temporary_folder(".dist_embed-export-", folder) as scratch:
         path = Path(scratch) / "rows.safetensors"
         export_checkpoint(table.store, table.manifest, path, table=table.table, ids=ids)

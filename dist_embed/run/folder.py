@@ -88,7 +88,7 @@ def check_run_folder(config: Config, data: PreparedData, *, force: bool) -> None
             f"{run_uri} holds a run with another configuration:\n  "
             + "\n  ".join(different)
             + "\nGive run.uri another folder, or go on from its newest checkpoint with the "
-            "new values: --force"
+            "new values: --force, in a script force=True"
         )
 
 
@@ -288,6 +288,8 @@ def read_run_config(run_uri: str) -> Config:
         values["run"]["uri"] = run_uri
     except FileNotFoundError:
         raise UserError(f"no run in {run_uri!r}: {uri} does not exist") from None
+    except NotADirectoryError:
+        raise UserError(f"no run in {run_uri!r}: that is a file, and a run is a folder") from None
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as exc:
         raise UserError(f"{uri} is not a run's configuration: {exc!r}") from exc
     return config_from_dict(values, uri, combinations=False)

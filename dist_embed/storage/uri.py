@@ -10,6 +10,7 @@ import hashlib
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from dist_embed.errors import StorageError
+from dist_embed.errors import StorageError, UserError
 from dist_embed.installed import missing_package
 from dist_embed.storage.retry import retried
 
@@ -91,6 +92,17 @@ def is_local(uri: str) -> bool:
 def local_path(uri: str) -> Path:
     """The path of a local ``uri``."""
     return Path(filesystem(uri)[1])
+
+
+def given(uri: Any, name: str) -> str:
+    """A path or URL that a script gave: str or `os.PathLike`.
+
+    Raises UserError, which calls it ``name``, for anything else and for an empty one.
+    """
+    found = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
+    if not isinstance(found, str) or not found:
+        raise UserError(f"{name}: {uri!r} is not allowed: a path or URL, as str or pathlib.Path")
+    return found
 
 
 def absolute(uri: str) -> str:
@@ -251,6 +263,30 @@ def whole_file(uri: str) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+def check_new_file(uri: str, name: str) -> None:
+    """Refuse a local file that `whole_file` could not write, before the work for it.
+
+    Raises UserError, which calls it ``name``. Of a URL nothing is known before.
+    """
+    if not is_local(uri):
+        return
+    path = local_path(uri)
+    if path.is_dir():
+        why = "that is a folder"
+    elif path.exists() and not path.is_file():
+        why = "not a regular file"
+    elif not path.parent.is_dir():
+        why = f"the folder {path.parent} does not exist"
+    else:
+        try:
+            # Rights alone do not tell: of a read-only disk, or of root's in /proc.
+            with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):
+                return
+        except OSError as exc:
+            why = f"nothing can be written there ({exc.strerror})"
+    raise UserError(f"{name}: {uri!r} is not allowed: {why}")
 
 
 def write_text(uri: str, text: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from dist_embed.errors import RunStopped
 
@@ -103,8 +104,8 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Translations:
-    """Translations of some lines.
+class Translations(Sequence[str]):
+    """Translations of some lines, and a sequence of them.
 
     Attributes:
         step: of the checkpoint that has translated; None: there was nothing to translate.
@@ -119,3 +120,12 @@ class Translations:
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        return self.lines[index]

@@ -360,8 +360,8 @@ def test_errors_of_use_of_a_run(
     assert "split 'other' is not among the held-out data" in refused(
         "evaluate", run, "--split", "other"
     )
-    assert "--workers: 0 is not allowed" in at_once("translate", run, "--workers", "0")
-    assert "--candidates: -1 is not allowed" in at_once("translate", run, "--candidates", "-1")
+    assert "workers: 0 is not allowed" in at_once("translate", run, "--workers", "0")
+    assert "candidates: -1 is not allowed" in at_once("translate", run, "--candidates", "-1")
     lexicon = at_once("translate", run, "--replace-unknown", "lexicon")
     assert "data.lexicon_translations=0" in lexicon
     assert lexicon.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from dist_embed.api.data import prepare
-from dist_embed.api.inference import evaluate, translate
+from dist_embed.api.inference import config_to_use, evaluate, translate
+from dist_embed.api.trained_run import open_run
 from dist_embed.api.training import train
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
@@ -164,6 +166,83 @@ def test_a_run_is_used_by_its_folder_or_by_a_configuration_as_it_is(
     monkeypatch.chdir(tmp_path)
     evaluate(trained.model_copy(update={"run": trained.run.model_copy(update={"uri": "run"})}))
     assert workers.asked[-1][1] == trained
+
+
+def test_another_launcher_is_refused_before_anything_is_done(
+    workers: Workers, config: Config, tmp_path: Path
+) -> None:
+    run = one_word_run(tmp_path / "other")
+    calls: list[Callable[[Any], Any]] = [
+        lambda launcher: train(config, launcher=launcher),
+        lambda launcher: evaluate(config, launcher=launcher),
+        lambda launcher: evaluate(run, launcher=launcher),
+        lambda launcher: translate(run, ["a"], launcher=launcher),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=r"^launcher: 'spark' is not one of auto, local, ray$"):
+            call("spark")
+    assert (workers.asked, workers.ahead) == ([], [])
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_configuration_is_refused(workers: Workers) -> None:
+    for call in (train, prepare):
+        for wrong in ("c.yaml", Path("c.yaml"), None, {"train": {}}):
+            with pytest.raises(
+                UserError, match=r"^config: .* is not allowed: a dist_embed\.Config"
+            ):
+                call(wrong)  # type: ignore[arg-type, operator]
+    with pytest.raises(UserError, match=r"'c\.yaml' .*: dist_embed\.load_config reads a file$"):
+        train("c.yaml")  # type: ignore[arg-type]
+    assert workers.asked == []
+
+
+def test_a_run_may_be_given_as_a_path_or_opened(workers: Workers, tmp_path: Path) -> None:
+    run = one_word_run(tmp_path)
+    for given in (run, Path(run), open_run(run)):
+        evaluate(given)
+        assert workers.asked.pop()[1].run.uri == run
+    for wrong in (None, 3, "", b"run", [run]):
+        with pytest.raises(UserError, match=r"^run: .* is not allowed: a path or URL"):
+            evaluate(wrong)  # type: ignore[arg-type]
+    assert workers.asked == []
+
+
+def test_lines_are_several_and_text(workers: Workers, tmp_path: Path) -> None:
+    run = one_word_run(tmp_path)
+    translate(run, (line for line in ["a", "a a"]))
+    assert workers.asked.pop()[0].lines == ["a", "a a"]
+    for lone in ("the mabru", ""):
+        with pytest.raises(UserError, match=f"^lines: '{lone}' is not allowed: a list of str: put"):
+            translate(run, lone)
+    for wrong in (None, 3, b"a"):
+        with pytest.raises(UserError, match=r"^lines: .* is not allowed: a list of str$"):
+            translate(run, wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^lines\[1\]: 2 is not allowed: str$"):
+        translate(run, ["a", 2])  # type: ignore[list-item]
+    assert workers.asked == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({"workers": 0}, "workers: 0 is not allowed: a whole number, at least 1"),
+     ({"workers": "2"}, "workers: '2' is not allowed: a whole number, at least 1"),
+     ({"beam": 0}, "beam: 0 is not allowed: a whole number, at least 1"),
+     ({"beam": True}, "beam: True is not allowed: a whole number, at least 1"),
+     ({"candidates": -1}, "candidates: -1 is not allowed: a whole number, at least 0"),
+     ({"replace_unknown": "foo"}, "replace_unknown: 'foo' is not one of no, copy, lexicon")],
+)  # fmt: skip
+def test_settings_of_the_search_are_called_as_a_script_calls_them(
+    tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{said}$"):
+        config_to_use(one_word_run(tmp_path), **settings)
+
+
+def one_word_run(folder: Path) -> str:
+    tokenizer = word_tokenizer(["a"])
+    both = {"source": tokenizer, "target": tokenizer}
+    return small_run(folder, both, {"shared": torch.zeros(5, 4)}, share="all")
 
 
 def test_a_run_without_tokenizer_cannot_be_used(

@@ -587,3 +587,36 @@ def test_a_renamed_key_is_said_to_the_user_once(
 def test_keys_of_before_that_cannot_be_read(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=f"checkpoint.{said}"):
         config_from_dict(LEAST | {"checkpoint": given})
+
+
+def test_a_file_is_named_by_text_or_path(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(SMALLEST)
+    assert load_config(tmp_path / "c.yaml") == load_config(str(tmp_path / "c.yaml"))
+    for wrong in ("", None, 3):
+        with pytest.raises(ConfigError, match=rf"^path: {wrong!r} is not allowed: a path or URL"):
+            load_config(wrong)  # type: ignore[arg-type]
+
+
+def test_overrides_are_several_or_a_mapping(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(SMALLEST)
+    file = str(tmp_path / "c.yaml")
+    values = {"train.max_steps": 3, "run.uri": Path("/x"), "data.uri": "${run.uri}/d"}
+    found = load_config(file, values)
+    assert (found.train.max_steps, found.run.uri, found.data.uri) == (3, "/x", "/x/d")
+    assert load_config(file, ("train.max_steps=3",)).train.max_steps == 3
+    with pytest.raises(
+        ConfigError, match=r"^overrides: 'train\.max_steps=3' is not allowed: a list"
+    ):
+        load_config(file, "train.max_steps=3")
+    with pytest.raises(ConfigError, match=r"^overrides: 3 is not allowed: a list"):
+        load_config(file, 3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^overrides: key 3 is not allowed"):
+        load_config(file, {3: 4})  # type: ignore[dict-item]
+    with pytest.raises(ConfigError, match=r"^override 3 is not of the form"):
+        load_config(file, [3])  # type: ignore[list-item]
+    with pytest.raises(ConfigError, match=r"train\.max_steps: 'x' is not allowed"):
+        load_config(file, {"train.max_steps": "x"})
+    with pytest.raises(ConfigError, match=r"train\.max_stepz: unknown key"):
+        load_config(file, {"train.max_stepz": 3})
+    with pytest.raises(ConfigError, match=r"^override 'run\.uri=<object"):
+        load_config(file, {"run.uri": object()})

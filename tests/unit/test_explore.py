@@ -832,7 +832,14 @@ def test_counts_of_other_data_are_not_taken(
         (["plot", "RUN", "--output", "none/map.png"], "folder none does not exist"),
         (["plot", "RUN", "--output", "map.png", "--count", "3"], "at least 4"),
         (["similarity", "RUN", "no.txt"], "cannot read no.txt"),
-        (["export", "translator", "RUN", "--output", "none/model"], "the folder none is not there"),
+        (
+            ["export", "translator", "RUN", "--output", "none/model"],
+            "the folder none does not exist",
+        ),
+        (
+            ["export", "embeddings", "RUN", "--format", "glove", "--output", "none/v.txt"],
+            "output: 'none/v.txt' is not allowed: the folder ",
+        ),
     ],
 )
 def test_errors_of_use(

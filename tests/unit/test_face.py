@@ -71,6 +71,9 @@ def test_type_checkers_see_the_same_names() -> None:
 
 
 def test_names_are_listed_and_others_refused() -> None:
+    assert dist_embed.load_config.__doc__  # with it come packages
+    shown = {name for name in dir(dist_embed) if not name.startswith("__")}
+    assert {*shown, "__version__"} == {*dist_embed.__all__}
     assert set(dist_embed.__all__) <= set(dir(dist_embed))
     with pytest.raises(AttributeError, match="module 'dist_embed' has no attribute 'trane'"):
         _ = dist_embed.trane  # type: ignore[attr-defined]

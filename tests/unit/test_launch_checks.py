@@ -194,6 +194,15 @@ def test_which_cluster_a_task_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert address(launcher="local") is None
     assert address("ray", launcher="local") == "auto"
     assert address("local", address="ray://there") is None
+    assert address("auto", launcher="local") == "auto"  # by the environment
+    assert address("auto", address="ray://there", launcher="local") == "ray://there"
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert address("auto", launcher="ray") is None
+    for wrong in ("spark", "", 3):
+        with pytest.raises(
+            UserError, match=f"^launcher: {wrong!r} is not one of auto, local, ray$"
+        ):
+            address(wrong)
 
 
 @pytest.mark.parametrize("address", [None, "ray://there"])

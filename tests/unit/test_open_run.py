@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,59 @@ def test_its_words_and_vectors(run: str, vectors: Tensor, tmp_path: Path) -> Non
     assert Path(file).read_text().startswith("34 8\n")
 
 
+def test_wrong_arguments_get_one_message(run: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("")
+    words = open_run(Path(run)).table()
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: open_run(""), "run: '' is not allowed: a path or URL"),
+        (lambda: open_run(None), "run: None is not allowed: a path or URL"),  # type: ignore[arg-type]
+        (lambda: open_run(tmp_path / "README.md"), "that is a file, and a run is a folder"),
+        (lambda: open_run(run).table("decoder"),  # type: ignore[arg-type]
+         "role: 'decoder' is not one of source, target, output"),
+        (lambda: words.vectors("w3"), "words: 'w3' is not allowed: a list of str: put it"),
+        (lambda: words.vectors([3]), "words[0]: 3 is not allowed: str"),  # type: ignore[list-item]
+        (lambda: words.neighbors(["w3"]), "word: ['w3'] is not allowed: one word"),  # type: ignore[arg-type]
+        (lambda: words.neighbors("w3", -1), "count: -1 is not allowed: a whole number, at least 1"),
+        (lambda: words.neighbors("w3", 2.5), "count: 2.5 is not allowed"),  # type: ignore[arg-type]
+        (lambda: words.analogy("w1", 5, "w2"), "b: 5 is not allowed: one word"),  # type: ignore[arg-type]
+        (lambda: words.analogy("w1", "w2", "w3", 0), "count: 0 is not allowed"),
+        (lambda: words.frequent_words(-1), "count: -1 is not allowed: a whole number, at least 0"),
+    ]  # fmt: skip
+    for call, said in calls:
+        with pytest.raises(UserError, match=re.escape(said)):
+            call()
+    assert words.frequent_words(0) == []
+    assert words.neighbors("w3", np.int64(2)) == words.neighbors("w3", 2)  # type: ignore[arg-type]
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = open_run(run).table()
+    (tmp_path / "file").write_text("kept")
+    os.mkfifo(tmp_path / "fifo")
+    with monkeypatch.context() as without:
+        without.setattr(words._table, "strips", lambda: pytest.fail("read"))
+        for output, said in (
+            (tmp_path, "that is a folder"),
+            (tmp_path / "none" / "v.txt", f"the folder {tmp_path}/none does not exist"),
+            (tmp_path / "file" / "v.txt", f"the folder {tmp_path}/file does not exist"),
+            (tmp_path / "fifo", "not a regular file"),
+            (Path("/proc/v.txt"), "nothing can be written there"),
+        ):
+            with pytest.raises(
+                UserError, match=re.escape(f"output: {str(output)!r} is not allowed: {said}")
+            ):
+                words.export(output, "word2vec")
+        with pytest.raises(
+            UserError, match=r"^format: 'word3vec' is not one of word2vec, word2vec-"
+        ):
+            words.export(tmp_path / "v", "word3vec")  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "file", "run"]
+    words.export(tmp_path / "file", "word2vec")  # is replaced
+    assert (tmp_path / "file").read_text().startswith("34 8\n")
+
+
 def test_it_is_read_from_a_url(run: str) -> None:
     import fsspec
 
@@ -131,6 +187,8 @@ def test_it_translates_as_the_command_does(run: str, monkeypatch: pytest.MonkeyP
     assert (config.cluster.num_workers, config.search.beam) == (1, 7)
     assert (how["launcher"], how["vocabulary_size"]) == ("local", {"source": 34, "target": 34})
     assert events == ["an event"]
+    assert isinstance(found, Sequence)
+    assert (found[0], found[-1:], found.index("x"), "x" in found) == ("x", ["x"], 0, True)
     assert opened.translate([]) == Translations(None, [])
     assert len(asked) == 1
     assert config_from_dict(opened.config.model_dump()).cluster.num_workers == 3
