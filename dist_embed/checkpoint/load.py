@@ -229,15 +229,15 @@ def _check_fits(
         if name not in wanted:
             if partial:
                 continue
-            raise CheckpointError(f"{where} holds {name}, which the configured model has not")
+            raise CheckpointError(f"{where} holds {name}, which the model or tables here have not")
         if name not in saved:
-            raise CheckpointError(f"{where} has no {name}, which the configured model needs")
+            raise CheckpointError(f"{where} has no {name}, which the model or tables here need")
         if saved[name] != wanted[name]:
             type_alone = saved[name].shape == wanted[name].shape
             raise CheckpointError(
-                f"{where} holds {name} as {describe_tensor(saved[name])}; the configuration asks "
-                f"for {describe_tensor(wanted[name])}"
-                + (" (embedding.weights is the type of tables' rows)" if type_alone else "")
+                f"{where} holds {name} as {describe_tensor(saved[name])}; asked for is "
+                f"{describe_tensor(wanted[name])}"
+                + (" (tables' rows are of the type `embedding.weights`, or `weights`)" * type_alone)
             )
     if manifest.row_multipliers != state.row_multipliers:
         raise CheckpointError(

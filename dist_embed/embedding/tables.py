@@ -88,10 +88,10 @@ def build_sharded_tables(
     Collective: every worker calls it with equal arguments.
     """
     if group.device.type == "cuda":
-        problems = problems_on_cuda(width=max(spec.width for spec in specs))
+        problems = problems_on_cuda(width=max(spec.width for spec in specs), configured=False)
     else:
         problems = problems_without_cuda(
-            optimizer=optimizer, memory=tier, weights=weights, exchange=exchange
+            optimizer=optimizer, memory=tier, weights=weights, exchange=exchange, configured=False
         )
     if problems:
         raise UserError("\n".join(problems))

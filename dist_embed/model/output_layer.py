@@ -109,8 +109,12 @@ def output_shard(tables: ShardedTables, feature: str, *, exact: bool) -> OutputS
     """This worker's part of the table of ``feature`` as an output layer, in float32.
 
     Blocks of logits are as large as those of a run that leaves their size open. ``exact``: whether
-    training takes all own rows. Collective where there are GPUs.
+    training takes all own rows. Raises UserError: no table has the feature. Collective where there
+    are GPUs.
     """
+    if feature not in tables.table_of:
+        known = ", ".join(tables.table_of)
+        raise UserError(f"feature {feature!r}: no table has it; there are {known}")
     group, table = tables.group, tables.table_of[feature]
     num_rows, device_bytes = tables.specs[table].num_rows, None
     if group.device.type == "cuda":

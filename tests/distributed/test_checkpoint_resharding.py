@@ -257,7 +257,7 @@ def test_another_model_is_refused_before_anything_changes(
     workers: WorkerPool, tmp_path: Path
 ) -> None:
     workers.run(2, train_and_save, Tiny(), str(tmp_path))
-    with pytest.raises(RemoteError, match=r"the configuration asks for F32 37 × 8") as refused:
+    with pytest.raises(RemoteError, match=r"asked for is F32 37 × 8") as refused:
         workers.run(1, load_other_model, Tiny(target_rows=37), str(tmp_path))
     assert "changed before it was refused" not in str(refused.value)
 

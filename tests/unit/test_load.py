@@ -134,11 +134,11 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         return str(caught.value)
 
     optimizer = {"optimizer.x": torch.zeros(3)}
-    assert "holds optimizer.x, which the configured model has not" in refused(state_of(5))
+    assert "holds optimizer.x, which the model or tables here have not" in refused(state_of(5))
     more = state_of(5, **optimizer, **{"model.y": torch.zeros(1)})
-    assert "has no model.y, which the configured model needs" in refused(more, partial=True)
+    assert "has no model.y, which the model or tables here need" in refused(more, partial=True)
     wide = refused(state_of(5, **{"optimizer.x": torch.zeros(4)}))
-    assert "holds optimizer.x as F32 3; the configuration asks for F32 4" in wide
+    assert "holds optimizer.x as F32 3; asked for is F32 4" in wide
     assert "embedding.weights" not in wide
     half = refused(state_of(5, **{"optimizer.x": torch.zeros(3).half()}))
     assert "embedding.weights" in half

@@ -45,11 +45,11 @@ def test_fewer_rows_than_workers_leave_some_without() -> None:
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [({"memory": "uvm"}, "embedding.memory: 'uvm'"),
-     ({"memory": "uvm_caching"}, "embedding.memory: 'uvm_caching'"),
-     ({"weights": "fp16"}, "embedding.weights: 'fp16'"),
-     ({"exchange": "bf16"}, "embedding.exchange: 'bf16'"),
-     ({"optimizer": "adam"}, "embedding.optimizer: 'adam'")],
+    [({"memory": "uvm"}, "memory: 'uvm'"),
+     ({"memory": "uvm_caching"}, "memory: 'uvm_caching'"),
+     ({"weights": "fp16"}, "weights: 'fp16'"),
+     ({"exchange": "bf16"}, "exchange: 'bf16'"),
+     ({"optimizer": "adam"}, "optimizer: 'adam'")],
 )  # fmt: skip
 def test_what_needs_cuda_is_refused_before_anything_is_allocated(
     monkeypatch: pytest.MonkeyPatch, how: dict[str, Any], said: str
@@ -60,6 +60,7 @@ def test_what_needs_cuda_is_refused_before_anything_is_allocated(
         ShardedTables({"t": Table(9, 4)}, cpu, **({"optimizer": "sgd"} | how))
     assert str(caught.value).startswith(f"{said} is not allowed on the CPU")
     assert "\n" not in str(caught.value)
+    assert "cluster" not in str(caught.value)  # they have no configuration
 
 
 def test_rows_that_fbgemm_cannot_update_on_a_gpu_are_refused_before_anything_is_allocated(

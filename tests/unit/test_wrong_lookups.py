@@ -12,6 +12,7 @@ import torch
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.table import Table
 from dist_embed.errors import UserError
+from dist_embed.model.output_layer import ExactSoftmax
 from dist_embed.parallel.group import Group
 
 
@@ -69,6 +70,11 @@ def test_names_that_no_table_has_are_refused(tables: ShardedTables) -> None:
     assert said(lambda: tables.set_learning_rate(0.1, {"x": wrong})).startswith(
         "learning_rate of table 'x': -0.1"
     )
+
+
+def test_an_output_layer_of_a_feature_that_no_table_has_is_refused(tables: ShardedTables) -> None:
+    expected = "feature 'x': no table has it; there are w, a, b"
+    assert said(lambda: ExactSoftmax(tables, "x")) == expected
 
 
 def test_one_table_is_frozen_by_its_name(tables: ShardedTables) -> None:
