@@ -13,6 +13,7 @@ from dist_embed.cli.run_table import (
     described,
     open_table,
 )
+from dist_embed.cli.trained_run import check_output
 
 
 def add_commands(commands: Any) -> None:
@@ -88,6 +89,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     from dist_embed.observe.plot import ENDINGS, check_plot_path, without_letters
 
     check_plot_path(arguments.output, (*ENDINGS, ".html"))
+    check_output(arguments.output)
     table = open_table(arguments)
     ids, words = chosen_words(table, arguments)
     vectors = table.rows_of(ids)

@@ -97,12 +97,15 @@ def _projector(arguments: argparse.Namespace) -> None:
 
     if not storage.is_local(arguments.output):
         raise UserError(f"{arguments.output}: the files are written to a folder of this machine")
+    folder = Path(arguments.output)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"--output: {arguments.output!r} is not allowed: {there} is a file")
     table = open_table(arguments)
     ids, words = chosen_words(table, arguments)
     files = projector_files(
         words, word_counts(table)[ids], table.rows_of(ids), f"{table.table} step {table.step}"
     )
-    folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -124,6 +127,7 @@ def _checkpoint(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.output!r} is not allowed: safetensors go to a local path")
     file = part.name(arguments.output)
     output = storage.local_path(file)
+    storage.check_new_file(file, "--output")
 
     def export(store: ObjectStore, name: ManifestName) -> tuple[int, dict[str, TensorInfo]]:
         manifest = read_manifest(store, name)

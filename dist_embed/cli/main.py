@@ -13,7 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 
-from dist_embed.cli.old_spellings import in_new_words, take_output_by_place
+from dist_embed.cli.old_spellings import (
+    in_new_words,
+    refuse_no_output,
+    take_output_by_place,
+    with_missing_output,
+)
 from dist_embed.parallel.stop import (
     end_at_once_with,
     ending_signal,
@@ -87,10 +92,12 @@ def _command(argv: list[str] | None) -> int:
 def _run(argv: list[str] | None) -> None:
     parser = build_parser()
     words, said = in_new_words(sys.argv[1:] if argv is None else argv)
-    arguments, rest = parser.parse_known_args(words)
+    arguments, rest = parser.parse_known_args(with_missing_output(words))
     if said:
         _complain(said)
         take_output_by_place(arguments, rest)
+    else:
+        refuse_no_output(arguments, rest)
     # argparse stops taking overrides at the first option; those behind it are taken here.
     if any(word.startswith("-") or not hasattr(arguments, "overrides") for word in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

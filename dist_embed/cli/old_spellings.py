@@ -35,6 +35,23 @@ def in_new_words(words: list[str]) -> tuple[list[str], str | None]:
     return [*new, "--output", "", *rest], said
 
 
+def with_missing_output(words: list[str]) -> list[str]:
+    """A command line in new words; an output that it lacks is ``""``, for `refuse_no_output`."""
+    for new in {*_WITH_OUTPUT.values(), ("export", "translator")}:
+        # argparse takes the beginning of an option for it.
+        if tuple(words[: len(new)]) == new and not any(word.startswith("--o") for word in words):
+            return [*new, "--output", "", *words[len(new) :]]
+    return words
+
+
+def refuse_no_output(arguments: argparse.Namespace, rest: list[str]) -> None:
+    """Raises UserError where the output is missing; what came in its place is the hint."""
+    if getattr(arguments, "output", None) != "":
+        return
+    hint = f"; did you mean --output {rest[0]}?" if rest and not rest[0].startswith("-") else ""
+    raise UserError(f"the following arguments are required: --output{hint}")
+
+
 def take_output_by_place(arguments: argparse.Namespace, rest: list[str]) -> None:
     """Take the output out of what the parser left over, where it came by its place.
 

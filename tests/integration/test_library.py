@@ -40,7 +40,7 @@ def test_the_page_s_examples_run_from_standard_input(config: str, tmp_path: Path
     assert (tmp_path / "runs/library/source.parquet").exists()
     assert said.endswith(
         "Give run.uri another folder, or go on from its newest checkpoint with the new values: "
-        "--force\n"
+        "--force, in a script force=True\n"
     )
 
 

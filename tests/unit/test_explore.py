@@ -831,6 +831,13 @@ def test_counts_of_other_data_are_not_taken(
         (["plot", "RUN", "--output", "map.pdf"], "ends in .svg or .png or .html"),
         (["plot", "RUN", "--output", "none/map.png"], "folder none does not exist"),
         (["plot", "RUN", "--output", "map.png", "--count", "3"], "at least 4"),
+        (["plot", "RUN", "--output", "RUN/x.html"], "RUN/x.html' is not allowed: that is a folder"),
+        (["export", "projector", "RUN", "--output", "RUN/config.yaml/x"], "config.yaml is a file"),
+        (
+            ["export", "checkpoint", "RUN", "--output", "RUN/config.yaml/x"],
+            "RUN/config.yaml/x' is not allowed: the folder RUN/config.yaml does not exist",
+        ),
+        (["export", "checkpoint", "RUN", "--output", "RUN"], "that is a folder"),
         (["similarity", "RUN", "no.txt"], "cannot read no.txt"),
         (
             ["export", "translator", "RUN", "--output", "none/model"],
@@ -847,8 +854,10 @@ def test_errors_of_use(
     arguments: list[str], said: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
-    assert main([run if word == "RUN" else word for word in arguments]) == 2
-    assert said in capsys.readouterr().err
+    (Path(run) / "x.html").mkdir(exist_ok=True)
+    assert main([word.replace("RUN", run) for word in arguments]) == 2
+    told = capsys.readouterr().err
+    assert said.replace("RUN", run) in told
 
 
 def test_the_commands_print_what_was_found(

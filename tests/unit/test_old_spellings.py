@@ -114,7 +114,15 @@ def test_an_earlier_spelling_does_the_same_and_says_the_new_one(
         ("embeddings plot r --bogus", "--output is missing"),
         ("plot r", "the following arguments are required: --output"),
         ("plot r m.html --output n.html", "unrecognized arguments: m.html"),
-        ("export embeddings r f --format glove", "the following arguments are required: --output"),
+        ("plot r m.html", "are required: --output; did you mean --output m.html?\n"),
+        ("plot --role target r", "the following arguments are required: --output\n"),
+        ("plot r --output=", "the following arguments are required: --output\n"),
+        ("plot m.html --bogus r", "are required: --output"),
+        (
+            "export embeddings r f --format glove",
+            "are required: --output; did you mean --output f?",
+        ),
+        ("export translator r f", "are required: --output; did you mean --output f?"),
     ],
 )
 def test_what_is_missing_or_too_much_is_told(

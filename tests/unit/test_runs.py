@@ -145,8 +145,9 @@ def test_where_rows_lie_may_change_in_a_run(prepared: Prepared, tmp_path: Path) 
         with_data(prepared, tmp_path, "embedding.memory=uvm"), prepared.data, force=False
     )
     other = with_data(prepared, tmp_path, "embedding.weights=fp16")
-    with pytest.raises(UserError, match=r"embedding.weights: 'fp32' there, 'fp16' here"):
+    with pytest.raises(UserError, match=r"embedding.weights: 'fp32' there, 'fp16' here") as refused:
         check_run_folder(other, prepared.data, force=False)
+    assert str(refused.value).endswith(": --force, in a script force=True")
 
 
 def with_lexicon(prepared: Prepared, folder: Path, *, translations: int) -> PreparedData:
