@@ -241,7 +241,7 @@ def test_an_export_that_just_fits_is_made(tmp_path: Path, monkeypatch: pytest.Mo
         export_ctranslate2(run, tmp_path / "model", step=None, quantization=None)
     monkeypatch.setattr(ctranslate2_model, "available_bytes", lambda: needed)
     export_ctranslate2(run, tmp_path / "model", step=None, quantization=None)
-    with pytest.raises(UserError, match=r"the folder .*none is not there"):
+    with pytest.raises(UserError, match=r"the folder .*none does not exist"):
         export_ctranslate2(run, tmp_path / "none" / "model", step=None, quantization=None)
 
 

@@ -116,7 +116,7 @@ def test_narrow_rows_are_saved_as_they_are_and_load_as_nothing_else(store: Gated
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(store, ManifestName(1, 0), TrainingState(ONE, 0, wide))
     assert "table.t.weight as F16 50 × 4" in str(caught.value)
-    assert "asks for F32 50 × 4" in str(caught.value)
+    assert "asked for is F32 50 × 4" in str(caught.value)
     assert "embedding.weights" in str(caught.value)
 
 
