@@ -138,7 +138,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(training: Training) -> None:
         time.sleep(REPEAT_SECONDS + 0.1)
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     assert "Traceback" not in said
     assert not controller.is_running()
     traces.check_gone()
