@@ -240,7 +240,7 @@ def _fit_in_thread(
             ending.start()
             thread.join(END_SECONDS)
             given_up.set()
-            ending.join(POLL_SECONDS)
+            ending.join(END_SECONDS)  # it asks Ray too
 
 
 def _end_fit(thread: threading.Thread, given_up: threading.Event) -> None:

@@ -139,6 +139,24 @@ def test_who_is_given_up_asks_ray_for_nothing_more(monkeypatch: pytest.MonkeyPat
     fit.ended.set()
 
 
+def test_a_slow_answer_of_ray_is_waited_for_before_the_connection_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What ends the controller asks Ray too, and may still do so when that has ended."""
+    fit = Fit(monkeypatch, BEGIN, FAILURE | {"is_passing": False})
+    answered: list[bool] = []
+
+    def slow() -> None:
+        fit.ended.set()
+        time.sleep(0.3)
+        answered.append(True)
+
+    monkeypatch.setattr(ray_train, "_end_controller", slow)
+    fit.goes_on = True
+    assert fit.run() is None
+    assert answered
+
+
 @pytest.mark.parametrize("failures", [[], [FAILURE], [FAILURE | {"is_cause": False}]])
 def test_a_run_without_a_result_ends_with_the_failure_that_was_told(
     monkeypatch: pytest.MonkeyPatch, failures: list[dict[str, Any]]
