@@ -75,7 +75,11 @@ def config_from_dict(
     Without ``combinations`` each value is checked by itself alone: a later version may refuse what
     a run was trained with, and the run is there all the same.
     """
-    config = _build(OmegaConf.create(values), [], origin, lambda line: None)
+    if _refers_to_nothing(values):
+        # The same in a hundredth of the time: a command on a run reads its configuration anew.
+        config = _checked(values, origin, lambda line: None)
+    else:
+        config = _build(OmegaConf.create(values), [], origin, lambda line: None)
     if combinations:
         check(config)
     return config
@@ -145,6 +149,10 @@ def _build(
     except OmegaConfBaseException as exc:
         reason = str(exc).split("\n")[0]
         raise ConfigError(f"{origin}: {exc.full_key or '?'}: {reason}") from exc
+    return _checked(written, origin, say)
+
+
+def _checked(written: Any, origin: str, say: Callable[[str], None]) -> Config:
     values, renamed = with_new_names(written)
     for line in renamed:
         say(f"{origin}: {line}")
@@ -166,6 +174,22 @@ def _add_interpolated_defaults(loaded: DictConfig) -> None:
         loaded["data"] = {"uri": default}
     elif section is not None and "uri" not in section:
         section["uri"] = default
+
+
+def _refers_to_nothing(values: dict[str, Any]) -> bool:
+    """Whether OmegaConf would give these values back as they are."""
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(key, str) and plain(below) for key, below in value.items())
+        if isinstance(value, list):
+            return all(map(plain, value))
+        if isinstance(value, str):
+            return "${" not in value
+        return value is None or type(value) in (bool, int, float)
+
+    data = values.get("data")
+    return isinstance(data, dict) and "uri" in data and plain(values)
 
 
 def _explain(error: Any, origin: str) -> str:

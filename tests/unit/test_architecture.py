@@ -3,7 +3,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,9 +26,17 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """All, also inside functions. `ast.walk` takes long: it visits every expression too."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.stmt, ast.excepthandler, ast.match_case)):
+            yield node
+            yield from statements(node)
+
+
 def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Line and full dotted name of everything imported, also inside functions."""
-    for node in ast.walk(tree):
+    for node in statements(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -83,13 +91,28 @@ def test_every_package_has_its_layer() -> None:
     assert packages | set(GROUND) == set(LAYERS)
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_imports_point_only_to_layers_above(path: Path) -> None:
-    # What the ground imports of dist_embed is ground too; so are settings.
-    package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    layer = GROUND[-1] if path.name == "settings.py" or package in GROUND else package
-    if layer in LAYERS:
-        assert upward_imports(ast.parse(path.read_text()), layer) == []
+@pytest.fixture(scope="module")
+def trees() -> dict[Path, ast.Module]:
+    """Of every file of the package: each is parsed once for all tests."""
+    return {path: ast.parse(path.read_text()) for path in FILES}
+
+
+Find = Callable[[Path, ast.AST], list[str]]
+
+
+def found_in(trees: dict[Path, ast.Module], find: Find) -> list[str]:
+    """What ``find`` finds, with the names of files before it."""
+    return [f"{name_of(path)}, {what}" for path, tree in trees.items() for what in find(path, tree)]
+
+
+def test_imports_point_only_to_layers_above(trees: dict[Path, ast.Module]) -> None:
+    def wrong(path: Path, tree: ast.AST) -> list[str]:
+        # What the ground imports of dist_embed is ground too; so are settings.
+        package = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        layer = GROUND[-1] if path.name == "settings.py" or package in GROUND else package
+        return upward_imports(tree, layer) if layer in LAYERS else []
+
+    assert found_in(trees, wrong) == []
 
 
 def test_an_upward_import_is_found() -> None:
@@ -103,48 +126,54 @@ def test_an_upward_import_is_found() -> None:
     assert upward_imports(ast.parse("import dist_embed.storage.uri"), GROUND[-1]) != []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=name_of)
-def test_no_test_imports_from_another(path: Path) -> None:
-    assert imported_tests(ast.parse(path.read_text())) == []
+def test_no_test_imports_from_another() -> None:
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    assert Path(__file__) in tests
+    found = {name_of(path): imported_tests(ast.parse(path.read_text())) for path in tests}
+    assert [name for name, wrong in found.items() if wrong] == []
 
 
 @pytest.mark.parametrize(
     ("code", "found"),
     [("from tests.unit.test_saver import state_of", 1), ("import tests.unit.test_saver", 1),
      ("def f():\n    from tests.unit import test_saver", 1), ("from tests.checkpoints import x", 0),
+     ("try:\n    x\nexcept E:\n    with x:\n        import tests.unit.test_saver", 1),
+     ("match x:\n    case 1:\n        import tests.unit.test_saver", 1),
+     ("if x:\n    pass\nelse:\n    import tests.unit.test_saver", 1),
      ("from torch.test_case import x", 0)],
 )  # fmt: skip
 def test_an_import_of_a_test_is_found(code: str, found: int) -> None:
     assert len(imported_tests(ast.parse(code))) == found
 
 
-def test_only_cluster_imports_ray() -> None:
+def test_only_cluster_imports_ray(trees: dict[Path, ast.Module]) -> None:
     importers = {
         path.relative_to(PACKAGE).parts[0]
-        for path in FILES
-        for _, name in imports(ast.parse(path.read_text()))
+        for path, tree in trees.items()
+        for _, name in imports(tree)
         if name.split(".")[0] == "ray"
     }
     assert importers == {"cluster"}
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("__init__.py")), ids=name_of)
-def test_init_files_are_empty(path: Path) -> None:
-    if path.parent != PACKAGE:  # that one names what the library gives
-        assert path.read_text() == ""
+def test_init_files_are_empty() -> None:
+    # That of the package names what the library gives.
+    full = {path for path in PACKAGE.rglob("__init__.py") if path.read_text()}
+    assert full == {PACKAGE / "__init__.py"}
 
 
-@pytest.mark.parametrize(
-    "path",
-    [path for path in FILES if path.parent.name in ("cli", "study") and "bench" not in path.name],
-    ids=name_of,
-)
-def test_commands_and_studies_use_what_a_script_uses(path: Path) -> None:
+def test_commands_and_studies_use_what_a_script_uses(trees: dict[Path, ast.Module]) -> None:
     """Functions of `api`, so that both do the same."""
     beside = ("dist_embed.cluster.", "dist_embed.training.tasks", "dist_embed.training.worker",
               "dist_embed.data.preparation.ensure_data")  # fmt: skip
-    found = {name for _, name in imports(ast.parse(path.read_text())) if name.startswith(beside)}
-    assert found <= {"dist_embed.cluster.launch.cluster_address"}
+
+    def wrong(path: Path, tree: ast.AST) -> list[str]:
+        if path.parent.name not in ("cli", "study") or "bench" in path.name:
+            return []
+        found = {name for _, name in imports(tree) if name.startswith(beside)}
+        return sorted(found - {"dist_embed.cluster.launch.cluster_address"})
+
+    assert found_in(trees, wrong) == []
 
 
 def test_no_module_is_named_after_nothing() -> None:
@@ -152,9 +181,8 @@ def test_no_module_is_named_after_nothing() -> None:
     assert not names & {"utils", "util", "common", "helpers", "helper", "misc"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_nothing_loaded_can_run_code(path: Path) -> None:
-    assert code_runners(ast.parse(path.read_text())) == []
+def test_nothing_loaded_can_run_code(trees: dict[Path, ast.Module]) -> None:
+    assert found_in(trees, lambda path, tree: code_runners(tree)) == []
 
 
 @pytest.mark.parametrize(
@@ -166,26 +194,48 @@ def test_code_runners_are_found(code: str) -> None:
     assert len(code_runners(ast.parse(code))) == 1
 
 
-def test_every_module_says_what_it_is_for() -> None:
+def test_every_module_says_what_it_is_for(trees: dict[Path, ast.Module]) -> None:
     silent = [
         name_of(path)
-        for path in FILES
-        if path.name != "__init__.py" and not ast.get_docstring(ast.parse(path.read_text()))
+        for path, tree in trees.items()
+        if path.name != "__init__.py" and not ast.get_docstring(tree)
     ]
     assert silent == []
 
 
-@pytest.mark.parametrize(
-    ("module", "without"),
-    [("dist_embed.cluster.launch", "torchrec fbgemm_gpu ray"),
-     ("dist_embed.config.load", "torch tokenizers pyarrow numpy"),
-     ("dist_embed.cli.main", "torch pydantic fsspec omegaconf tqdm numpy"),
-     ("dist_embed.cli.main; dist_embed.cli.main.build_parser()", "torch"),
-     ("dist_embed.embedding.memory", "torch"), ("dist_embed.training.needs", "torch"),
-     ("dist_embed.data.preparation", "torch"), ("dist_embed.checkpoint.catalogue", "torchrec"),
-     ("dist_embed.explore.nearest, dist_embed.export.embeddings", "torchrec fbgemm_gpu")],
-)  # fmt: skip
-def test_what_starts_quickly_imports_little(module: str, without: str) -> None:
-    code = f"import sys, {module}; print(*({set(without.split())} & sys.modules.keys()))"
+# Statements, and what may not have been imported after each. All run in one Python, one after the
+# other: so what a statement may not import none before it may.
+LITTLE = [
+    ("import dist_embed.cli.main", "torch pydantic fsspec omegaconf tqdm numpy"),
+    ("import dist_embed.config.load", "torch tokenizers pyarrow numpy"),
+    ("dist_embed.cli.main.build_parser()", "torch"),
+    ("import dist_embed.embedding.memory", "torch"),
+    ("import dist_embed.training.needs", "torch"),
+    ("import dist_embed.data.preparation", "torch"),
+    ("import dist_embed.cluster.launch", "torchrec fbgemm_gpu ray"),
+    ("import dist_embed.checkpoint.catalogue", "torchrec"),
+    ("import dist_embed.explore.nearest", "torchrec fbgemm_gpu"),
+    ("import dist_embed.export.embeddings", "torchrec fbgemm_gpu"),
+]
+
+
+def imported_too_much(statements: list[tuple[str, str]]) -> list[str]:
+    """What each has imported that it may not have."""
+    code = (
+        "import sys\n"
+        f"for statement, without in {statements!r}:\n"
+        "    exec(statement)\n"
+        "    for name in without.split():\n"
+        "        if name in sys.modules: print(f'{statement}: {name}')\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == []
+    return done.stdout.splitlines()
+
+
+def test_what_starts_quickly_imports_little() -> None:
+    assert imported_too_much(LITTLE) == []
+
+
+def test_what_is_imported_too_much_is_found() -> None:
+    statements = [("import zipfile", "torch"), ("import dist_embed.errors", "torch zipfile")]
+    assert imported_too_much(statements) == ["import dist_embed.errors: zipfile"]

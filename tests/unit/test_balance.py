@@ -61,7 +61,7 @@ def test_steps_ask_for_what_is_expected(
 
 
 # As many steps as a steady mean takes: on few shards the chance of a single step exceeds the aim.
-@pytest.mark.parametrize(("num_shards", "steps"), [(2, 100), (8, 100), (64, 5), (1024, 2)])
+@pytest.mark.parametrize(("num_shards", "steps"), [(2, 40), (8, 40), (64, 3), (1024, 1)])
 def test_the_bijection_alone_keeps_within_the_aims(num_shards: int, steps: int) -> None:
     [found] = balance_report(
         [1_000_000], [num_shards], tokens=8192, steps=steps, say=lambda _: None

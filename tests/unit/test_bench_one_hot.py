@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -61,6 +62,9 @@ def test_both_ways_are_measured_and_found_equal(monkeypatch: pytest.MonkeyPatch)
 def test_why_there_is_no_cost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     # 2⁴⁰ words of 64 values: no machine has as much.
     assert one_hot._apart(one_hot._cost, "one_hot", 2**40, 64, 1, 1) == "does not fit"
+    # The others are processes too, but forked: one that is started anew imports PyTorch first.
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(one_hot.multiprocessing, "get_context", {"spawn": context}.__getitem__)
     with pytest.raises(RuntimeError, match="KeyError: 'no way'"):
         one_hot._apart(one_hot._cost, "no way", 10, 4, 1, 1)
     with pytest.raises(RuntimeError, match="ended with code 3"):

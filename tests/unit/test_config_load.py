@@ -449,6 +449,30 @@ def test_small_numbers_survive_the_stored_yaml(tmp_path: Path) -> None:
     assert (stored.embedding.eps, stored.train.learning_rate) == (1e-12, 3e-05)
 
 
+def test_plain_values_are_taken_as_they_are_and_references_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only of what it would give back as it is OmegaConf, which takes long, is not asked."""
+    config = smallest(tmp_path)
+    plain = config.model_dump()
+    asked: list[Any] = []
+    create = OmegaConf.create
+    monkeypatch.setattr(OmegaConf, "create", lambda values: asked.append(values) or create(values))
+    assert config_from_dict(plain) == config
+    assert asked == []
+    train = {"source": ["a", "${run.uri}"], "target": ["b", "c"]}
+    refers = [
+        plain | {"data": {"uri": "runs/x/data", "train": train}},
+        plain | {"data": plain["data"] | {"uri": "${run.uri}/data"}},
+        LEAST,  # the data's place is that of the run
+    ]
+    found = [config_from_dict(values).data for values in refers]
+    assert len(asked) == 3
+    assert [data.uri for data in found] == ["runs/x/data"] * 3
+    assert found[0].train is not None
+    assert found[0].train.source == ["a", "runs/x"]
+
+
 def test_differences_name_key_and_both_values(tmp_path: Path) -> None:
     old = smallest(tmp_path)
     new = smallest(tmp_path, "train.learning_rate=0.5", "data.synthetic.sentences=11")
@@ -480,17 +504,23 @@ def test_the_schema_file_is_up_to_date() -> None:
     assert path.read_text() == json_schema(), f"write it again: {command}"
 
 
-def test_the_schema_describes_every_setting() -> None:
-    schema = json.loads(json_schema())
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json_schema())
+    jsonschema.Draft202012Validator.check_schema(found)
+    return found
+
+
+def test_the_schema_describes_every_setting(schema: dict[str, Any]) -> None:
     for section, definition in schema["$defs"].items():
         for name, setting in definition["properties"].items():
             assert setting.get("description"), f"{section}.{name} has no description"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_the_schema_accepts_the_stored_configurations(path: Path) -> None:
+def test_the_schema_accepts_the_stored_configurations(path: Path, schema: dict[str, Any]) -> None:
     values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    jsonschema.validate(values, json.loads(json_schema()))
+    jsonschema.Draft202012Validator(schema).validate(values)
 
 
 @pytest.mark.parametrize(
@@ -500,9 +530,11 @@ def test_the_schema_accepts_the_stored_configurations(path: Path) -> None:
      ("schedule", "cosine", True), ("schedule", "cosinus", False), ("max_stps", 1, False),
      ("schedule", "${embedding.schedule}", True)],
 )  # fmt: skip
-def test_the_schema_judges_like_the_loader(key: str, value: object, accepted: bool) -> None:
+def test_the_schema_judges_like_the_loader(
+    key: str, value: object, accepted: bool, schema: dict[str, Any]
+) -> None:
     values = {"run": {"uri": "x"}, "train": {"max_steps": 1} | {key: value}}
-    assert jsonschema.Draft202012Validator(json.loads(json_schema())).is_valid(values) == accepted
+    assert jsonschema.Draft202012Validator(schema).is_valid(values) == accepted
 
 
 def test_non_finite_numbers_never_reach_a_run() -> None:

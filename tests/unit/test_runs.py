@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,12 @@ data:
   synthetic: {sentences: 30, held_out: 4, nouns: 6, verbs: 3, adjectives: 3}
 train: {max_steps: 5}
 """
+
+
+@pytest.fixture(autouse=True)
+def no_process_prepares() -> Iterator[None]:
+    with one_is_this_process(1):
+        yield
 
 
 def test_one_training_at_a_time_in_a_local_folder(tmp_path: Path) -> None:
@@ -154,10 +161,9 @@ def with_lexicon(prepared: Prepared, folder: Path, *, translations: int) -> Prep
     """A copy of prepared data, and their lexicon."""
     shutil.copytree(prepared.uri, folder)
     data = PreparedData.read(str(folder))
-    with one_is_this_process(1):
-        ensure_lexicon(
-            str(folder), data, translations=translations, num_processes=1, say=lambda line: None
-        )
+    ensure_lexicon(
+        str(folder), data, translations=translations, num_processes=1, say=lambda line: None
+    )
     return data
 
 
