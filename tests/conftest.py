@@ -52,9 +52,11 @@ def no_signal_was_taken() -> Iterator[None]:
     forget_signals()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def ray_alone() -> Iterator[None]:
-    """To be used by tests that start a Ray: two clusters on one machine disturb each other."""
+    """To be used by tests that start a Ray: two clusters on one machine disturb each other. Until
+    the file ends, whose tests may share one.
+    """
     path = Path(tempfile.gettempdir()) / f"dist_embed-tests-ray-{os.getuid()}.lock"
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with open(handle, "wb") as file:

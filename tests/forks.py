@@ -7,6 +7,7 @@ child imports anew.
 from __future__ import annotations
 
 import multiprocessing
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
 _IMPORTED = [
@@ -22,3 +23,9 @@ def forking() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
     return context
+
+
+def start() -> None:
+    """Start the server, if it does not run yet: whoever forks workers then, forks them from it."""
+    forking()
+    forkserver.ensure_running()

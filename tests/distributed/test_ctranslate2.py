@@ -75,6 +75,7 @@ def theirs(
     page = (Path(__file__).parents[2] / "docs/embeddings.md").read_text()
     code = page.split("```python\n")[1].split("```")[0]
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the engine's four wait for each other
     found = []
     for text in texts:
         capsys.readouterr()

@@ -1,17 +1,27 @@
 from __future__ import annotations
 
-import os
+import io
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
 
 from dist_embed.cli.main import main
+from tests.forks import start
 
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+class Done(NamedTuple):
+    """What a command has said."""
+
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Done]
 
 TINY = {
     "data": {"synthetic": {"sentences": 240, "held_out": 20, "nouns": 12, "verbs": 6,
@@ -49,40 +59,55 @@ def config(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def dist_embed() -> Command:
-    """Runs the command; `code` is the exit code it must end with."""
+def as_process() -> Command:
+    """Runs the command as a user does, in a process of its own, which imports all it needs and
+    starts the server that workers are forked from: for what only that can show. `code` is the
+    exit code it must end with.
+    """
 
-    def run(*arguments: str, code: int = 0, text: str | None = None, **environment: str):  # type: ignore[no-untyped-def]
+    def run(*arguments: str, code: int = 0, text: str | None = None) -> Done:
         done = subprocess.run(
             [sys.executable, "-m", "dist_embed.cli.main", *arguments],
-            capture_output=True, text=True, input=text, timeout=300,
-            env={**os.environ, **environment},
+            capture_output=True, text=True, input=text, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        return Done(done.stdout, done.stderr)
 
     return run
 
 
 @pytest.fixture
-def at_once(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., str]:
-    """Runs the command in this process, for what is refused (exit code 2) before any worker starts;
-    gives what it complains of. A process of its own takes seconds to import what it needs.
+def dist_embed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs the command as `as_process` does, but in this process; its workers are forked from the
+    tests' server, with the environment and in the folder that that was started with.
     """
     # Of this process, which is the tests'.
     monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
     monkeypatch.setattr("dist_embed.cluster.fork_server.start_ahead", lambda device: None)
+    monkeypatch.setattr("dist_embed.cluster.fork_server._start", start)
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, code: int = 0, text: str | None = None) -> Done:
+        given = io.TextIOWrapper(io.BytesIO((text or "").encode()))
+        monkeypatch.setattr(sys, "stdin", given)
+        capsys.readouterr()
         try:
-            code = main(list(arguments))
+            ended: Any = main(list(arguments))
         except SystemExit as exc:  # by argparse
-            code = exc.code
-        said = capsys.readouterr()
-        assert code == 2, f"exit code {code}\n{said.out}\n{said.err}"
-        assert "Traceback" not in said.err
-        return said.err
+            ended = exc.code
+        said = Done(*capsys.readouterr())
+        assert ended == code, f"exit code {ended}\n{said.stdout}\n{said.stderr}"
+        return said
+
+    return run
+
+
+@pytest.fixture
+def refused(dist_embed: Command) -> Callable[..., str]:
+    """Runs the command, which must refuse (exit code 2); gives what it complains of."""
+
+    def run(*arguments: str, text: str | None = None) -> str:
+        said = dist_embed(*arguments, code=2, text=text).stderr
+        assert "Traceback" not in said
+        return said
 
     return run

@@ -19,9 +19,9 @@ def figures_of(path: Path) -> Any:
 
 
 @pytest.mark.heavy
-def test_vocabulary_alone_and_beside_plain_pytorch(dist_embed: Command, tmp_path: Path) -> None:
+def test_vocabulary_alone_and_beside_plain_pytorch(as_process: Command, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    shown = dist_embed(
+    shown = as_process(
         "bench", "vocabulary", "--words", "600", "900", "--widths", "8", "--against", "700",
         "--tokens", "64", "--full-tokens", "32", "--samples", "50", "--steps", "2", *FEW,
         "--output", str(out),
@@ -37,18 +37,18 @@ def test_vocabulary_alone_and_beside_plain_pytorch(dist_embed: Command, tmp_path
     assert {"built", "trained"} in phases  # theirs
 
 
-def test_a_benchmark_of_nothing_is_refused(at_once: Callable[..., str]) -> None:
-    said = at_once("bench", "vocabulary", "--words", "--against", "0")
+def test_a_benchmark_of_nothing_is_refused(refused: Callable[..., str]) -> None:
+    said = refused("bench", "vocabulary", "--words", "--against", "0")
     assert "--words: no size is given" in said
-    assert "0 is not allowed: at least 1" in at_once("bench", "vocabulary", "--rounds", "0")
-    said = at_once("bench", "vocabulary", "--full-tokens", "100")
+    assert "0 is not allowed: at least 1" in refused("bench", "vocabulary", "--rounds", "0")
+    said = refused("bench", "vocabulary", "--full-tokens", "100")
     assert "--full-tokens: 100 is not allowed: sentences have 32 tokens" in said
 
 
 @pytest.mark.heavy
-def test_output_layers_beside_plain_cross_entropy(dist_embed: Command, tmp_path: Path) -> None:
+def test_output_layers_beside_plain_cross_entropy(as_process: Command, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    shown = dist_embed(
+    shown = as_process(
         "bench", "output", "--device", "cpu", "--tokens", "64", "--width", "16", "--rows", "500",
         "--logits-block-mib", "auto", "0.01", "--sampled-rows", "300", "--samples", "100",
         "--repeats", "2", "--output", str(out),
@@ -59,14 +59,14 @@ def test_output_layers_beside_plain_cross_entropy(dist_embed: Command, tmp_path:
 
 
 @pytest.mark.heavy
-def test_checkpoint_beside_the_stores_client(dist_embed: Command, tmp_path: Path) -> None:
+def test_checkpoint_beside_the_stores_client(as_process: Command, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     uri = str(tmp_path / "store")
     mine = [tmp_path / "store" / name / "mine.txt" for name in ("raw", "ours", "dcp")]
     for path in mine:
         path.parent.mkdir(parents=True)
         path.write_text("not a benchmark's")
-    dist_embed("bench", "checkpoint", uri, "--rows", "2000", "--width", "8", "--device", "cpu",
+    as_process("bench", "checkpoint", uri, "--rows", "2000", "--width", "8", "--device", "cpu",
                *FEW, "--output", str(out))  # fmt: skip
     store = figures_of(out)["stores"][uri]
     assert {"save", "load", "stall", "DCP save", "DCP load"} <= set(store["seconds"])
@@ -76,9 +76,9 @@ def test_checkpoint_beside_the_stores_client(dist_embed: Command, tmp_path: Path
 
 
 @pytest.mark.heavy
-def test_steps_beside_plain_ddp(config: str, dist_embed: Command, tmp_path: Path) -> None:
+def test_steps_beside_plain_ddp(config: str, as_process: Command, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    dist_embed("bench", "baseline", config, "train.precision=bf16", "--rounds", "1",
+    as_process("bench", "baseline", config, "train.precision=bf16", "--rounds", "1",
                "--output", str(out))  # fmt: skip
     figures = figures_of(out)
     assert set(figures["tokens_per_second"]) == {"dist_embed bf16", "plain DDP bf16"}
@@ -88,10 +88,10 @@ def test_steps_beside_plain_ddp(config: str, dist_embed: Command, tmp_path: Path
 
 @pytest.mark.heavy
 def test_a_step_of_two_workers_is_recorded(
-    config: str, dist_embed: Command, tmp_path: Path
+    config: str, as_process: Command, tmp_path: Path
 ) -> None:
     out = tmp_path / "found.json"
-    shown = dist_embed("bench", "step", config, "--steps", "2", "--profile", str(tmp_path),
+    shown = as_process("bench", "step", config, "--steps", "2", "--profile", str(tmp_path),
                        "--output", str(out)).stdout  # fmt: skip
     found = figures_of(out)
     assert found["workers"] == found["steps"] == 2
@@ -101,21 +101,21 @@ def test_a_step_of_two_workers_is_recorded(
 
 @pytest.mark.heavy
 def test_benchmarks_of_what_goes_in_and_out(
-    config: str, dist_embed: Command, tmp_path: Path
+    config: str, as_process: Command, tmp_path: Path
 ) -> None:
     loaded = tmp_path / "loaded.json"
     for format, ways in (("glove", {"each its part", "everyone all"}),
                          ("fasttext-bin", {"everyone all"})):  # fmt: skip
-        dist_embed(
+        as_process(
             "bench", "pretrained", "--words", "3000", "--width", "8", "--rounds", "1",
             "--format", format, "--folder", str(tmp_path), "--output", str(loaded),
         )  # fmt: skip
         figures = figures_of(loaded)
         assert set(figures["rows_per_second"]) == ways
         assert all(speed > 0 for speed in figures["rows_per_second"].values())
-    dist_embed("train", config)
+    as_process("train", config)
     written = tmp_path / "engine.json"
-    dist_embed("bench", "export", str(tmp_path / "run"), "--output", str(written))
+    as_process("bench", "export", str(tmp_path / "run"), "--output", str(written))
     engine = figures_of(written)["engine"]
     assert [one["kind"] for one in engine] == ["float32", "int8"]
     # So short a run writes sentences up to the limits of length, which differ.

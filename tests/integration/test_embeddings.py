@@ -39,8 +39,8 @@ def test_vectors_go_in_stay_frozen_and_come_out(
         f"{start}.missing=mean", "embedding.tables.source.freeze_until_step=4",
         "embedding.tables.output.learning_rate=0.01",
     ]  # fmt: skip
-    refused = dist_embed("train", config, *settings, f"{start}.min_coverage=1.0", code=2)
-    assert "min_coverage asks for 100.0%" in refused.stderr
+    said = dist_embed("train", config, *settings, f"{start}.min_coverage=1.0", code=2)
+    assert "min_coverage asks for 100.0%" in said.stderr
     assert not (run / "checkpoints").exists()
     trained = dist_embed("train", config, *settings)
     assert f"of their running words start from {uri}" in trained.stdout

@@ -51,20 +51,20 @@ def write_own_text(folder: Path) -> None:
 @pytest.mark.usefixtures("ray_alone")
 @pytest.mark.timeout(1500, func_only=True)
 def test_the_quickstart_learns_and_the_commands_of_the_readme_run(
-    dist_embed: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    as_process: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_own_text(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     data = "data.uri=runs/data"
-    untrained = dist_embed(
+    untrained = as_process(
         "quickstart", CONFIG, data, "run.uri=runs/one", "train.max_steps=1",
         "cluster.launcher=local",
     )  # fmt: skip
     assert bleu(untrained.stdout) < 1
-    trained = dist_embed("quickstart", CONFIG, data)
+    trained = as_process("quickstart", CONFIG, data)
     assert bleu(trained.stdout) >= 50
-    again = dist_embed("quickstart", CONFIG, data)
+    again = as_process("quickstart", CONFIG, data)
     assert "already trained: 600 steps" in again.stdout
     assert bleu(again.stdout) == bleu(trained.stdout)
 
@@ -77,4 +77,4 @@ def test_the_quickstart_learns_and_the_commands_of_the_readme_run(
         # So few texts have fewer words than the default has negatives.
         small = ["train.max_steps=5", "model.num_samples=20"]
         short = small if words == ["train", "my_run.yaml"] else []
-        assert dist_embed(*words, *short, text=text).stdout
+        assert as_process(*words, *short, text=text).stdout

@@ -1,4 +1,4 @@
-"""The Ray launcher, and a job sent to a running cluster."""
+"""The Ray launcher, with a Ray of its own and on a running cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -78,28 +78,15 @@ def test_ray_trains_as_local_processes_do_and_stops_as_asked(
     shutil.rmtree(temporary)
 
 
-def test_an_error_in_a_ray_worker_reaches_the_user_at_once(
-    config: str, dist_embed: Command, tmp_path: Path
-) -> None:
-    dist_embed("prepare", config)
-    folder = Path(prepared_folder(str(tmp_path / "run" / "data")))
-    (folder / "train" / "shard-00000.parquet").write_bytes(b"PAR1 not really")
-    failed = dist_embed("train", config, "cluster.max_failures=2", "--launcher", "ray", code=2)
-    assert re.search(r"token shard .*shard-00000\.parquet.* expected, 11 bytes", failed.stderr)
-    assert "Traceback" not in failed.stderr
-    assert "workers are started again" not in failed.stdout
+def test_no_cluster_at_the_address_is_said(config: str, refused: Callable[..., str]) -> None:
+    said = refused("train", config, "cluster.address=127.0.0.1:1", "cluster.launcher=ray")
+    assert "no Ray cluster answers at '127.0.0.1:1'" in said
 
 
-def test_no_cluster_at_the_address_is_said(config: str, dist_embed: Command) -> None:
-    failed = dist_embed(
-        "train", config, "cluster.address=127.0.0.1:1", "cluster.launcher=ray", code=2
-    )
-    assert "no Ray cluster answers at '127.0.0.1:1'" in failed.stderr
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
+@pytest.fixture(scope="module")
+def cluster(ray_alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A head node on this machine with its job server; the environment that reaches it."""
+    folder = tmp_path_factory.mktemp("cluster")
     ray = str(Path(sys.executable).parent / "ray")
     environment = {
         **os.environ,
@@ -107,13 +94,13 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
         "PATH": f"{Path(ray).parent}:{os.environ['PATH']}",
     }
     # Ray's job server asks for a token; the head and the sender of the job read the same file.
-    token = tmp_path / "token"
+    token = folder / "token"
     token.write_text(secrets.token_hex(32))
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     port, dashboard, agent = free_ports(3)
     ports = [f"--port={port}", f"--dashboard-port={dashboard}",
              f"--dashboard-agent-listen-port={agent}"]  # fmt: skip
-    log = tmp_path / "head.log"
+    log = folder / "head.log"
     with log.open("w") as output:
         # A session of its own, so that this head alone is ended: `ray stop` would end every Ray.
         head = subprocess.Popen(
@@ -127,7 +114,10 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
         address = f"http://127.0.0.1:{dashboard}"
-        yield {**environment, "RAY_API_SERVER_ADDRESS": address, "RAY": ray}
+        yield {
+            **environment, "RAY_API_SERVER_ADDRESS": address, "RAY": ray,
+            "ADDRESS": f"127.0.0.1:{port}",
+        }  # fmt: skip
     finally:
         # Not terminated: `ray start --block` takes half a minute to end.
         processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
@@ -155,6 +145,22 @@ def _job_server_answers(url: str) -> bool:
         return True
     except OSError:
         return False
+
+
+def test_an_error_in_a_ray_worker_reaches_the_user_at_once(
+    config: str, as_process: Command, dist_embed: Command, cluster: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    dist_embed("prepare", config)
+    folder = Path(prepared_folder(str(tmp_path / "run" / "data")))
+    (folder / "train" / "shard-00000.parquet").write_bytes(b"PAR1 not really")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, cluster[name])
+    there = f"cluster.address={cluster['ADDRESS']}"
+    failed = as_process("train", config, there, "cluster.max_failures=2", code=2)
+    assert re.search(r"token shard .*shard-00000\.parquet.* expected, 11 bytes", failed.stderr)
+    assert "Traceback" not in failed.stderr
+    assert "workers are started again" not in failed.stdout
 
 
 def test_a_submitted_job_trains_on_the_cluster(

@@ -31,17 +31,17 @@ pytestmark = [
 class Training:
     """Two equal runs: one that nothing befell, and one under Ray that something is done to."""
 
-    def __init__(self, config: str, dist_embed: Command, folder: Path, temporary: Path) -> None:
+    def __init__(self, config: str, as_process: Command, folder: Path, temporary: Path) -> None:
         self.temporary = temporary
         settings = [
             config, f"data.uri={folder / 'data'}", "train.max_steps=400",
             "train.evaluate_every=400", "checkpoint.every_steps=20", "cluster.max_failures=1",
         ]  # fmt: skip
-        dist_embed("train", *settings, f"run.uri={folder / 'whole'}")
+        as_process("train", *settings, f"run.uri={folder / 'whole'}")
         self._whole = folder / "whole"
         self.run = folder / "run"
         self._command = ["train", *settings, f"run.uri={self.run}", "--launcher", "ray"]
-        self._dist_embed = dist_embed
+        self._as_process = as_process
 
     @contextmanager
     def under_way(self) -> Iterator[subprocess.Popen[str]]:
@@ -66,7 +66,7 @@ class Training:
     def goes_on(self) -> None:
         """The same command resumes from the newest checkpoint and ends as the other run did."""
         newest = list_steps(str(self.run))[-1]
-        resumed = self._dist_embed(*self._command)
+        resumed = self._as_process(*self._command)
         assert f"resuming from the checkpoint of step {newest}\n" in resumed.stdout
         self.is_as_if_not()
 
@@ -76,10 +76,10 @@ class Training:
 
 
 @pytest.fixture
-def training(config: str, dist_embed: Command, tmp_path: Path) -> Iterator[Training]:
+def training(config: str, as_process: Command, tmp_path: Path) -> Iterator[Training]:
     # A folder for temporary files with a short name: a socket's path has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="de-", dir="/tmp") as temporary:
-        yield Training(config, dist_embed, tmp_path, Path(temporary))
+        yield Training(config, as_process, tmp_path, Path(temporary))
 
 
 def _child(process: subprocess.Popen[str], name: str) -> psutil.Process:

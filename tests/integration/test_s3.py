@@ -2,63 +2,52 @@
 
 from __future__ import annotations
 
+import json
 import os
-import socket
+import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-import s3fs
 
-from tests.integration.conftest import Command
+from tests.stores.s3_server import MotoServer, connect
+
+# One process, for its workers are forked from a server with the environment of its start.
+COMMANDS = """
+import json, sys
+from dist_embed.cli.main import main
+for words in json.load(sys.stdin):
+    if code := main(words):
+        sys.exit(code)
+"""
 
 
 @pytest.fixture
-def s3() -> Iterator[dict[str, str]]:
-    """An S3 server in memory with a bucket; the environment that reaches it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    environment = {
-        "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "testkey",
-        "AWS_SECRET_ACCESS_KEY": "testsecret", "AWS_DEFAULT_REGION": "us-east-1",
-    }  # fmt: skip
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **environment},
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert time.monotonic() < deadline, "the S3 server did not start"
-            time.sleep(0.1)
-        store = s3fs.S3FileSystem(
-            key="testkey", secret="testsecret", client_kwargs={"endpoint_url": url}
-        )
-        store.mkdir("bucket")
-        yield environment
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
+def s3(tmp_path: Path) -> Iterator[MotoServer]:
+    with MotoServer(tmp_path / "moto") as server:
+        server.make_bucket("bucket")
+        yield server
 
 
-def test_a_run_lives_on_s3(config: str, dist_embed: Command, s3: dict[str, str]) -> None:
+def test_a_run_lives_on_s3(config: str, s3: MotoServer) -> None:
     run = "s3://bucket/runs/one"
-    dist_embed("train", config, f"run.uri={run}", "train.max_steps=4", **s3)
-    resumed = dist_embed("train", config, f"run.uri={run}", **s3)
-    assert "resuming from the checkpoint of step 4" in resumed.stdout
-    listed = dist_embed("checkpoint", "list", run, **s3).stdout.splitlines()
-    assert [line.split()[1] for line in listed[2:]] == ["4", "8"]
-    assert "BLEU" in dist_embed("evaluate", run, "--workers", "1", **s3).stdout
-    store = s3fs.S3FileSystem(
-        key="testkey", secret="testsecret", client_kwargs={"endpoint_url": s3["AWS_ENDPOINT_URL"]}
-    )
+    train = ["train", config, f"run.uri={run}"]
+    commands = [
+        [*train, "train.max_steps=4"], train, ["checkpoint", "list", run],
+        ["evaluate", run, "--workers", "1"],
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS], input=json.dumps(commands), capture_output=True,
+        text=True, timeout=300, env={**os.environ, **s3.environment}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    first, _, resumed = done.stdout.partition("resuming from the checkpoint of step 4")
+    assert "step 4/4" in first
+    assert re.findall(r"^\| +(\d+) +\| 20", resumed, re.MULTILINE) == ["4", "8"]
+    assert re.search(r"^BLEU \d", resumed, re.MULTILINE)
+    store = connect(s3.url)
     names = {path.rsplit("/", 1)[-1] for path in store.ls("bucket/runs/one")}
     assert {"config.yaml", "metrics.jsonl", "tensorboard", "data", "checkpoints"} <= names
     lines = store.cat_file("bucket/runs/one/metrics.jsonl").decode().splitlines()
