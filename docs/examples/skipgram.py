@@ -94,7 +94,8 @@ def blocks(text: MonolingualText, tables: ShardedTables, size: int = 10_000) -> 
         ids = torch.arange(first, min(first + size, len(text.words)))
         rows = tables.lookup({"word": ids if tables.group.is_first else ids[:0]})
         vectors = rows.vectors("word").cpu().numpy()
-        yield Block(text.words[first : first + size], text.counts[first : first + size], vectors)
+        words = text.words.slice(first, size).to_pylist()
+        yield Block(words, text.counts[first : first + size], vectors)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
