@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from torch import Tensor
 
@@ -16,9 +16,9 @@ from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.manifest import CheckpointError, ManifestName
 from dist_embed.checkpoint.retention import Pruner
 from dist_embed.checkpoint.saver import Saver
-from dist_embed.checkpoint.settings import CheckpointSection
+from dist_embed.checkpoint.settings import CheckpointSection, Saving
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
-from dist_embed.embedding.arguments import real_number, shown, whole_number
+from dist_embed.embedding.arguments import one_of, real_number, shown, whole_number
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.errors import UserError
 from dist_embed.parallel.errors import all_or_none
@@ -71,6 +71,9 @@ class Checkpoints:
         tables: whose rows and optimizer's state are kept.
         dense: by name what every worker holds, equal on all: live tensors, which `load` fills.
         keep_last: how many stay, the newest.
+        saving: ``behind``: from a copy of the tables in host memory, which stays; ``waiting``:
+            training waits, and only a load takes such a copy; ``in_place``: no copy is ever taken,
+            and a load reads everything twice, first to prove it.
         timeout_seconds: within which the other workers must have written, once worker 0 has.
         report: takes lines for the user.
 
@@ -92,6 +95,7 @@ class Checkpoints:
         *,
         dense: Mapping[str, Tensor] | None = None,
         keep_last: int = 3,
+        saving: Saving = "behind",
         timeout_seconds: float = 600.0,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
@@ -101,6 +105,7 @@ class Checkpoints:
             raise UserError(f"tables: {shown(tables)} is not allowed: they are a ShardedTables")
         _check_dense(dense)
         keep_last = whole_number("keep_last", keep_last, 1)
+        one_of("saving", saving, get_args(Saving))
         timeout_seconds = real_number("timeout_seconds", timeout_seconds, positive=True)
         self.values: dict[str, Any] = {}
         self._store = open_checkpoints(os.fspath(uri))
@@ -109,6 +114,7 @@ class Checkpoints:
         self._settings = CheckpointSection(
             keep_last=keep_last,
             keep_best=0,
+            saving=saving,
             max_failures=0,
             timeout_seconds=timeout_seconds,
             drain_seconds=10.0,
@@ -132,7 +138,8 @@ class Checkpoints:
         self.wait()
         self._check_folder()
         state = self._state(0)
-        loaded = load_newest(self._store, state, self._report)
+        in_place = self._settings.saving == "in_place"
+        loaded = load_newest(self._store, state, self._report, in_place=in_place)
         self.values = state.scalars.get(_VALUES, {})
         self._there = frozenset([loaded.step])
         self._saver = self._made(loaded.damaged)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from dist_embed.data.corpus import expand, read_lines
 from dist_embed.errors import UserError
 
 _BLOCK_CHARACTERS = 4_000_000
+_LEAST_ROWS = 1_000_000  # of counts that are summed at once
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class MonolingualText:
 
     Attributes:
         words: [V] those that are kept, most frequent first, equal counts by word: a word's place is
-            its id.
+            its id. An array of Arrow.
         counts: [V] how often each occurs.
         ids: [N] int32, the kept words of the text in order; rarer ones are left out of it.
         line_ends: [L] int64: how many of ``ids`` are in the first line, the first two, …
     """
 
-    words: list[str]
+    words: pa.Array
     counts: NDArray[np.int64]
     ids: NDArray[np.int32]
     line_ends: NDArray[np.int64]
@@ -48,14 +48,14 @@ def read_monolingual(*patterns: str, min_count: int = 5) -> MonolingualText:
         CorpusError: a file is missing or unreadable, or no UTF-8.
         UserError: no word occurs so often.
     """
-    found: Counter[str] = Counter()
-    for words, _ in _blocks(patterns):
-        for entry in pc.value_counts(words).to_pylist():
-            found[entry["values"]] += entry["counts"]
-    kept = sorted((-count, word) for word, count in found.items() if count >= min_count)
-    if not kept:
+    found = _counted(patterns)
+    kept = found.filter(pc.greater_equal(found["count"], min_count))
+    if not len(kept):
         raise UserError(f"{', '.join(patterns)}: no word occurs {min_count} times or more")
-    vocabulary = pa.array([word for _, word in kept], pa.string())
+    del found
+    kept = kept.sort_by([("count", "descending"), ("word", "ascending")])
+    vocabulary = kept["word"].combine_chunks()
+    pa.default_memory_pool().release_unused()  # Arrow would keep what counting took
     ids: list[NDArray[np.int32]] = []
     lengths: list[NDArray[np.int64]] = []
     for words, words_of_line in _blocks(patterns):
@@ -65,12 +65,33 @@ def read_monolingual(*patterns: str, min_count: int = 5) -> MonolingualText:
         # How many are kept up to each line's end, less those up to the end of the line before.
         reached = np.concatenate([[0], np.cumsum(is_kept)])[np.cumsum(words_of_line)]
         lengths.append(np.diff(reached, prepend=0))
+    pa.default_memory_pool().release_unused()
     return MonolingualText(
-        words=vocabulary.to_pylist(),
-        counts=np.array([-count for count, _ in kept], dtype=np.int64),
+        words=vocabulary,
+        counts=kept["count"].to_numpy().astype(np.int64),
         ids=np.concatenate(ids),
         line_ends=np.cumsum(np.concatenate(lengths)),
     )
+
+
+def _counted(patterns: tuple[str, ...]) -> pa.Table:
+    """The distinct words and how often each occurs; of Arrow, whose strings take less memory than
+    Python's.
+    """
+    parts: list[pa.Table] = []
+    for words, _ in _blocks(patterns):
+        found = pc.value_counts(words)
+        parts.append(pa.table([found.field(0), found.field(1)], ["word", "count"]))
+        # So that a word is summed anew a few times only, however long the text is.
+        if sum(map(len, parts[1:])) > max(len(parts[0]), _LEAST_ROWS):
+            parts = [_summed(parts)]
+    return _summed(parts)
+
+
+def _summed(parts: list[pa.Table]) -> pa.Table:
+    # One thread: each has a table of the words of its own.
+    groups = pa.concat_tables(parts).group_by("word", use_threads=False)
+    return groups.aggregate([("count", "sum")]).rename_columns(["word", "count"])
 
 
 def _blocks(patterns: tuple[str, ...]) -> Iterator[tuple[pa.Array, NDArray[np.int64]]]:
@@ -89,7 +110,8 @@ def _blocks(patterns: tuple[str, ...]) -> Iterator[tuple[pa.Array, NDArray[np.in
 
 def _split(lines: list[str]) -> tuple[pa.Array, NDArray[np.int64]]:
     # Blanks at its ends would give a line empty words; and the only word of an empty line is one.
-    trimmed = pc.utf8_trim_whitespace(pa.array(lines, pa.string()))
+    # Large: the letters of a vocabulary may be more than 2^31.
+    trimmed = pc.utf8_trim_whitespace(pa.array(lines, pa.large_string()))
     split = pc.utf8_split_whitespace(trimmed)
     words, lengths = pc.list_flatten(split), pc.list_value_length(split).to_numpy()
     is_empty = pc.equal(trimmed, "").to_numpy(zero_copy_only=False)

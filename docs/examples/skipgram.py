@@ -25,7 +25,7 @@ from dist_embed.parallel.group import Group, joined_group
 from dist_embed.vectors.write import Block, write_vectors
 
 DEFAULTS = {"width": 128, "window": 5, "epochs": 5, "batch": 4096, "negatives": 4096, "seed": 1}
-DEFAULTS |= {"min-count": 5, "subsample": 1e-3, "rate": 0.1, "save-every": 1000, "log-every": 100}
+DEFAULTS |= {"min-count": 5, "subsample": 1e-3, "rate": 0.1, "save-every": 1000, "saving": "behind"}
 
 
 def batches(text: MonolingualText, args: Namespace, epoch: int, start: int) -> Iterator[list]:
@@ -60,7 +60,7 @@ def train(text: MonolingualText, args: Namespace, group: Group) -> ShardedTables
     tables.set_learning_rate(args.rate)
     sampler = UnigramSampler(text.counts, 0.75, min(args.negatives, size.rows))
     output = SampledSoftmax(tables, "context", sampler, seed=args.seed)
-    with Checkpoints(args.out, tables, report=say) as checkpoints:
+    with Checkpoints(args.out, tables, saving=args.saving, report=say) as checkpoints:
         step = saved = checkpoints.load()
         begun, start = checkpoints.values.get("next", (0, 0))
         for epoch in range(begun, args.epochs):
@@ -77,7 +77,7 @@ def train(text: MonolingualText, args: Namespace, group: Group) -> ShardedTables
                 step_loss.finish()
                 rows.backward()
                 checkpoints.values = {"next": (epoch, number + 1)}
-                if step % args.log_every == 0:
+                if step % 100 == 0:
                     say(f"epoch {epoch + 1}, step {step}: loss {loss / max(1, counts[0]):.3f}")
                 if step % args.save_every == 0:
                     checkpoints.save(saved := step)
@@ -94,7 +94,8 @@ def blocks(text: MonolingualText, tables: ShardedTables, size: int = 10_000) -> 
         ids = torch.arange(first, min(first + size, len(text.words)))
         rows = tables.lookup({"word": ids if tables.group.is_first else ids[:0]})
         vectors = rows.vectors("word").cpu().numpy()
-        yield Block(text.words[first : first + size], text.counts[first : first + size], vectors)
+        words = text.words.slice(first, size).to_pylist()
+        yield Block(words, text.counts[first : first + size], vectors)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,8 +11,11 @@ import torch
 from torch import nn
 
 from dist_embed.checkpoint.catalogue import list_steps
+from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.manifest import CheckpointError
 from dist_embed.checkpoint.of_tables import Checkpoints
+from dist_embed.checkpoint.settings import Saving
+from dist_embed.checkpoint.state import HostBuffers
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.table import Table
 from dist_embed.errors import UserError
@@ -77,6 +80,31 @@ def test_a_step_is_saved_once(tables: ShardedTables, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("saving", "of_save", "of_load"), [("behind", 1, 1), ("waiting", 0, 1), ("in_place", 0, 0)]
+)
+def test_saving_says_what_takes_a_copy_of_the_tables(
+    tables: ShardedTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saving: Saving,
+    of_save: int, of_load: int,
+) -> None:  # fmt: skip
+    copies: list[list[Rows]] = []
+    original = HostBuffers.unfilled
+
+    def counted(buffers: HostBuffers, rows: list[Rows]) -> list[Rows]:
+        copies.append(rows)
+        return original(buffers, rows)
+
+    monkeypatch.setattr(HostBuffers, "unfilled", counted)
+    weight = tables.weight("w").fill_(3)
+    checkpoints = Checkpoints(tmp_path, tables, saving=saving)
+    checkpoints.save(1)
+    assert len(copies) == of_save
+    weight.zero_()
+    assert checkpoints.load() == 1
+    assert weight.eq(3).all()
+    assert len(copies) == of_save + of_load
+
+
+@pytest.mark.parametrize(
     ("step", "said"),
     [(0, "step: 0 is not from 1"), (-3, "step: -3 is not"), ("1", "step: '1' is no whole number"),
      (1.0, r"step: 1\.0 is no whole"), (True, "step: True is no"), (None, "step: None is no")],
@@ -105,6 +133,7 @@ def test_values_that_json_cannot_hold_are_named_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("how", "said"),
     [({"keep_last": 0}, "keep_last: 0 is not from 1"),
+     ({"saving": "later"}, "saving: 'later' is not one of behind, waiting, in_place"),
      ({"timeout_seconds": -1}, "timeout_seconds: -1 is no number above 0"),
      ({"timeout_seconds": float("inf")}, "timeout_seconds: inf is no number above 0"),
      ({"dense": nn.Linear(2, 2)}, r"dense: a Linear is not allowed.*dense_tensors\(module"),
