@@ -6,14 +6,18 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
+from dist_embed.config.checks import check
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 
 
 def config_given(value: Any) -> Config:
-    """A configuration as it is. Raises UserError for anything else."""
+    """A configuration as it is. Raises UserError for anything else, and where settings cannot work
+    together: one that a script has made has been checked key by key.
+    """
     if isinstance(value, Config):
+        check(value)
         return value
     hint = ": dist_embed.load_config reads a file" if isinstance(value, str | PathLike) else ""
     raise UserError(f"config: {value!r} is not allowed: a dist_embed.Config{hint}")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cache
 from os import PathLike
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ValidationError
 
 from dist_embed.config.checks import check, check_written
 from dist_embed.config.renamed import with_new_names
@@ -156,12 +154,7 @@ def _checked(written: Any, origin: str, say: Callable[[str], None]) -> Config:
     values, renamed = with_new_names(written)
     for line in renamed:
         say(f"{origin}: {line}")
-    try:
-        return Config.model_validate(values)
-    except ValidationError as exc:
-        # Of a number or a word pydantic tells why it is neither; the description has the word.
-        errors = [e for e in exc.errors() if not str(e["loc"][-1]).startswith("literal[")]
-        raise ConfigError("\n".join(_explain(error, origin) for error in errors)) from None
+    return Config.model_validate(values, context=origin)
 
 
 def _add_interpolated_defaults(loaded: DictConfig) -> None:
@@ -190,49 +183,6 @@ def _refers_to_nothing(values: dict[str, Any]) -> bool:
 
     data = values.get("data")
     return isinstance(data, dict) and "uri" in data and plain(values)
-
-
-def _explain(error: Any, origin: str) -> str:
-    location = list(error["loc"])
-    if error["type"] != "extra_forbidden":  # pydantic adds which member of a union it tried
-        members = ("str", "list[str]", "constrained-float", "constrained-int")
-        location = [part for part in location if part not in members]
-    key = ".".join(str(part) for part in location)
-    model, field = _model_at(location)
-    where = f"{origin}: {key}"
-    if error["type"] == "extra_forbidden":
-        names = list(model.model_fields) if model is not None else []
-        nearest = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean {'.'.join([*map(str, location[:-1]), nearest[0]])!r}? "
-            if nearest
-            else ""
-        )
-        return (
-            f"{where}: unknown key (value {error['input']!r}); {hint}valid here: {', '.join(names)}"
-        )
-    if error["type"] == "missing":
-        return f"{where}: missing; {_description(model, field)}"
-    allowed = error["msg"][0].lower() + error["msg"][1:]
-    return f"{where}: {error['input']!r} is not allowed: {allowed}; {_description(model, field)}"
-
-
-def _model_at(location: list[Any]) -> tuple[type[BaseModel] | None, str]:
-    """The section that holds the last part of a location, and that part's name."""
-    model: type[BaseModel] | None = Config
-    for part in location[:-1]:
-        if model is None or part not in model.model_fields:
-            return None, str(location[-1])
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *get_args(annotation)]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return model, str(location[-1])
-
-
-def _description(model: type[BaseModel] | None, field: str) -> str:
-    if model is None or field not in model.model_fields:
-        return "see docs/configuration.md"
-    return model.model_fields[field].description or (model.model_fields[field].title or field)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

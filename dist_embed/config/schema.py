@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, model_validator
 
 from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.cluster.settings import ClusterSection
+from dist_embed.config.mistakes import mistakes
 from dist_embed.data.settings import DataSection, TokenizerSection
 from dist_embed.embedding.settings import EmbeddingSection
+from dist_embed.errors import ConfigError
 from dist_embed.model.settings import ModelSection, SearchSection
 from dist_embed.run.settings import RunSection
 from dist_embed.section import MAY_CHANGE, Section
@@ -26,3 +31,29 @@ class Config(Section):
     search: Annotated[SearchSection, MAY_CHANGE] = SearchSection()
     checkpoint: Annotated[CheckpointSection, MAY_CHANGE] = CheckpointSection()
     cluster: Annotated[ClusterSection, MAY_CHANGE] = ClusterSection()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(
+        cls, values: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> Any:
+        """Raises ConfigError in place of pydantic's error, from ``Config(…)`` too."""
+        if not isinstance(values, Mapping):
+            return validate(values)
+        try:
+            return validate(_with_data_uri(values))
+        except ValidationError as exc:
+            raise ConfigError(mistakes(exc, cls, info.context or "configuration")) from None
+
+
+def _with_data_uri(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a script gives, with the one default that refers to another key: in a file it is there
+    already, for other keys may refer to it in turn.
+    """
+    run, data = values.get("run"), values.get("data", {})
+    uri = run.get("uri") if isinstance(run, Mapping) else getattr(run, "uri", None)
+    if isinstance(data, Mapping) and "uri" not in data:
+        return {**values, "data": {**data, "uri": f"{uri}/data"}}
+    if isinstance(data, DataSection) and "uri" not in data.model_fields_set:
+        return {**values, "data": data.model_copy(update={"uri": f"{uri}/data"})}
+    return values

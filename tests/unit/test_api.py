@@ -197,6 +197,14 @@ def test_what_is_no_configuration_is_refused(workers: Workers) -> None:
     assert workers.asked == []
 
 
+def test_settings_that_cannot_work_together_are_refused(workers: Workers) -> None:
+    made = Config(run={"uri": "run"}, train={"max_steps": 9})  # type: ignore[arg-type]
+    for function in (train, prepare):
+        with pytest.raises(UserError, match=r"^data\.train: missing; "):
+            function(made)
+    assert not workers.asked
+
+
 def test_a_run_may_be_given_as_a_path_or_opened(workers: Workers, tmp_path: Path) -> None:
     run = one_word_run(tmp_path)
     for given in (run, Path(run), open_run(run)):

@@ -22,6 +22,7 @@ from dist_embed.config.load import (
 )
 from dist_embed.config.reference import configuration_page
 from dist_embed.config.schema import Config
+from dist_embed.data.settings import DataSection, SyntheticSection
 from dist_embed.errors import ConfigError
 from dist_embed.section import MAY_CHANGE, keys_marked, known_keys
 
@@ -652,3 +653,36 @@ def test_overrides_are_several_or_a_mapping(tmp_path: Path) -> None:
         load_config(file, {"train.max_stepz": 3})
     with pytest.raises(ConfigError, match=r"^override 'run\.uri=<object"):
         load_config(file, {"run.uri": object()})
+
+
+def test_a_configuration_from_dictionaries_is_that_of_a_file(tmp_path: Path) -> None:
+    assert Config(**LEAST) == smallest(tmp_path)
+    sections = {name: getattr(Config(**LEAST), name) for name in ("run", "train")}
+    data = DataSection(synthetic=SyntheticSection(sentences=10))
+    assert Config(**sections, data=data) == smallest(tmp_path)
+    elsewhere = {"synthetic": {"sentences": 10}, "uri": "there"}
+    assert Config(**{**LEAST, "data": elsewhere}).data.uri == "there"
+    assert Config(**{**LEAST, "data": DataSection(**elsewhere)}).data.uri == "there"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, ["run: missing; Where a run lives and what makes it reproducible.",
+              "train: missing; Optimisation of the dense part, and when things happen."]),
+        ({"run": {}, "train": {"max_steps": 1}}, ["run.uri: missing; Folder or fsspec URL"]),
+        ({"run": 3, "train": {"max_steps": 1}}, ["run: 3 is not allowed: input should be a"]),
+        ({**LEAST, "train": {"max_steps": 0}}, ["train.max_steps: 0 is not allowed: input "]),
+        ({**LEAST, "modell": {}}, ["modell: unknown key (value {}); did you mean 'model'? "]),
+    ],
+)  # fmt: skip
+def test_wrong_dictionaries_are_refused_as_a_file_is(
+    given: dict[str, Any], said: list[str]
+) -> None:
+    for refused_by in (Config, lambda **values: Config.model_validate(values)):
+        with pytest.raises(ConfigError) as caught:
+            refused_by(**given)
+        lines = str(caught.value).splitlines()
+        assert len(lines) == len(said)
+        for line, start in zip(lines, said, strict=True):
+            assert line.startswith(f"configuration: {start}")
