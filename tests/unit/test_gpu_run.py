@@ -31,7 +31,8 @@ CASES = {
     "skips": ["passes", "skips", "skips_in_call"],
 }
 RUN = """
-import runpy, sys
+import os, runpy, sys
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # importing plugins takes longer than all else
 sys.argv = {arguments!r}
 runpy.run_module("tests.gpu.run", run_name="__main__", alter_sys=True)
 """
@@ -56,8 +57,7 @@ def ended(
         more = ["--json", str(figures)] if case == "skips" else []
         arguments = ["run", "--device", "cpu", "-qq", "--no-summary", *more, str(folder)]
         programs.append(RUN.format(arguments=arguments))
-    imports = "import pytest, torch, dist_embed.bench.report"
-    done = run_apart(imports, programs, tmp_path_factory.mktemp("said"))
+    done = run_apart("import pytest", programs, tmp_path_factory.mktemp("said"))
     return {
         case: (one.returncode, one.stdout.splitlines())
         for case, one in zip(CASES, done, strict=True)
