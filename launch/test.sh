@@ -16,6 +16,9 @@ case ${1:-} in
     shift
     ;;
 esac
+# Compiled tests are kept, also where the environment says not to (images of containers do): each of
+# the two processes, and every Python that a test starts, would compile all that it imports.
+unset PYTHONDONTWRITEBYTECODE
 ruff check .
 ruff format --check .
 mypy

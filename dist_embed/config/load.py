@@ -74,7 +74,7 @@ def config_from_dict(
     a run was trained with, and the run is there all the same.
     """
     if _refers_to_nothing(values):
-        # The same in a hundredth of the time: a command on a run reads its configuration anew.
+        # The same in a fiftieth of the time: a command on a run reads its configuration anew.
         config = _checked(values, origin, lambda line: None)
     else:
         config = _build(OmegaConf.create(values), [], origin, lambda line: None)

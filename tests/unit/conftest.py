@@ -15,10 +15,13 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
-    """A small corpus prepared once, by two processes, in several shards; only to be read."""
+    """A small corpus prepared once, in several shards; only to be read.
+
+    By this process: starting others takes longer, and changes no byte (test_prepare.py).
+    """
     folder = tmp_path_factory.mktemp("prepared")
     corpora, pairs = synthetic_corpora(folder / "text")
-    data = prepare(folder / "data", corpora, num_processes=2)
+    data = prepare(folder / "data", corpora)
     return Prepared(str(folder / "data"), data, corpora, pairs)
 
 

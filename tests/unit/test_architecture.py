@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.statements import statements
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dist_embed"
 # A package may import itself, the packages before it, and every package's module `settings`: that
@@ -24,14 +26,6 @@ MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", 
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
-
-
-def statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """All, also inside functions. `ast.walk` takes long: it visits every expression too."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, (ast.stmt, ast.excepthandler, ast.match_case)):
-            yield node
-            yield from statements(node)
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -212,10 +206,13 @@ LITTLE = [
     ("import dist_embed.embedding.memory", "torch"),
     ("import dist_embed.training.needs", "torch"),
     ("import dist_embed.data.preparation", "torch"),
+    ("import dist_embed.model.translation_tables", "torch torchrec"),
     ("import dist_embed.cluster.launch", "torchrec fbgemm_gpu ray"),
     ("import dist_embed.checkpoint.catalogue", "torchrec"),
-    ("import dist_embed.explore.nearest", "torchrec fbgemm_gpu"),
+    ("dist_embed.open_run", "torchrec fbgemm_gpu ray"),
+    ("import dist_embed.cli.explore, dist_embed.explore.nearest", "torchrec fbgemm_gpu ray"),
     ("import dist_embed.export.embeddings", "torchrec fbgemm_gpu"),
+    ("import dist_embed.bench.balance, dist_embed.observe.plot", "matplotlib"),
 ]
 
 

@@ -22,7 +22,8 @@ HOOKS: dict[str, Any] = {
 def stand_in(folder: Path, name: str) -> None:
     program = folder / "bin" / name
     program.parent.mkdir(parents=True, exist_ok=True)
-    program.write_text(f"#!/usr/bin/env bash\necho {name} $*\n")
+    anew = "${PYTHONDONTWRITEBYTECODE:+ and compiles anew}"
+    program.write_text(f"#!/usr/bin/env bash\necho {name} $*{anew}\n")
     program.chmod(0o755)
 
 
@@ -43,7 +44,8 @@ def test_what_is_checked_before_which_tests(
         stand_in(tmp_path, name)
     done = subprocess.run(
         ["bash", "launch/test.sh", *given], cwd=ROOT, capture_output=True, text=True, check=True,
-        env={"PATH": "/usr/bin:/bin", "DIST_EMBED_VENV": str(tmp_path)}, timeout=60,
+        env={"PATH": "/usr/bin:/bin", "DIST_EMBED_VENV": str(tmp_path),
+             "PYTHONDONTWRITEBYTECODE": "1"}, timeout=60,
     )  # fmt: skip
     assert done.stdout.splitlines() == [
         "ruff check .", "ruff format --check .", "mypy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
@@ -33,12 +34,17 @@ def commands(text: str) -> list[list[str]]:
     return [words for words in found if words]
 
 
+@pytest.fixture(scope="module")
+def parser() -> ArgumentParser:
+    return build_parser()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_commands_are_spelled_as_they_are_now(page: Path) -> None:
+def test_commands_are_spelled_as_they_are_now(page: Path, parser: ArgumentParser) -> None:
     for words in commands(page.read_text()):
         assert in_new_words(words)[1] is None, words
         given = ["1" if word in NUMBERS else word for word in words]
-        arguments, rest = build_parser().parse_known_args(given)
+        arguments, rest = parser.parse_known_args(given)
         overridden = hasattr(arguments, "overrides")
         assert all(overridden and not word.startswith("-") for word in rest), words
         earlier = {"--json", "--page"} & {word.partition("=")[0] for word in words}

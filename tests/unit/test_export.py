@@ -74,11 +74,16 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[ObjectStore, 
     )
 
 
+@pytest.fixture
+def saved_here(tmp_path: Path) -> tuple[ObjectStore, Manifest]:
+    return save(str(tmp_path / "run"))
+
+
 # Rows of 24 bytes: one strip, several with a shorter last one, one row each, and less than a row.
 @pytest.mark.parametrize("strip_bytes", [2**20, 720, 24, 10])
 @pytest.mark.parametrize("buckets", [(2**20, 9), (480, 99), (24, 200), (1, 7), (2**20, 1)])
 def test_a_table_loads_into_an_embedding(
-    saved: tuple[ObjectStore, Manifest],
+    saved_here: tuple[ObjectStore, Manifest],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     strip_bytes: int,
@@ -89,7 +94,7 @@ def test_a_table_loads_into_an_embedding(
     monkeypatch.setattr(by_id, "MOST_BUCKETS", buckets[1])
     strips: list[int] = []
     output = tmp_path / "new" / "words.safetensors"
-    written = export_checkpoint(*saved, output, table="words", on_bytes=strips.append)
+    written = export_checkpoint(*saved_here, output, table="words", on_bytes=strips.append)
     assert written == {"weight": TensorInfo(dtype="F32", shape=[ROWS, WIDTH])}
     embedding = nn.Embedding(ROWS, WIDTH)
     embedding.load_state_dict(load_file(output))

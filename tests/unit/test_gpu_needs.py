@@ -47,7 +47,8 @@ def imported(tree: ast.AST) -> list[str]:
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             found += [f"{node.module}.{alias.name}" for alias in node.names]
-        found += imported(node)
+        if isinstance(node, (ast.stmt, ast.excepthandler, ast.match_case)):  # no expression imports
+            found += imported(node)
     return found
 
 
@@ -82,6 +83,7 @@ def test_a_gpu_machine_needs_no_other_packages() -> None:
 def test_imports_of_functions_count_and_those_for_types_do_not() -> None:
     code = "if TYPE_CHECKING:\n    import a\ndef f():\n    import b.c\n    from d import e\n"
     assert imported(ast.parse(code)) == ["b.c", "d.e"]
+    assert imported(ast.parse("try:\n    import a\nexcept E:\n    import b")) == ["a", "b"]
 
 
 def test_what_is_behind_a_closed_module_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:

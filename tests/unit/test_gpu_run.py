@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,9 @@ import torch
 
 from dist_embed.errors import UserError
 from tests.gpu.device import chosen
+from tests.unit.run_apart import run_apart
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(400)  # the first test waits for all programs, one after the other
 NOTHING = "no test passed: that is a failure"
 TESTS = {
     "passes": "import os\ndef test(): assert os.environ['DIST_EMBED_TEST_DEVICE'] == 'cpu'",
@@ -25,44 +24,73 @@ TESTS = {
 }
 
 
-def run(folder: Path, names: list[str], *options: str) -> tuple[int, list[str]]:
-    """Exit code and lines."""
-    for name in names:
-        (folder / f"test_{name}.py").write_text(TESTS[name])
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.run", "--device", "cpu", "-qq",
-         "--no-summary", *options, str(folder)],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout.splitlines()
+CASES = {
+    "failures": ["passes", "fails", "fails_in_setup"],
+    "one that cannot be read": ["passes", "cannot_be_read"],
+    "nothing passes": ["skips", "skips_in_call"],
+    "skips": ["passes", "skips", "skips_in_call"],
+}
+RUN = """
+import os, runpy, sys
+os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # importing plugins takes longer than all else
+sys.argv = {arguments!r}
+runpy.run_module("tests.gpu.run", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that the last case writes."""
+    return tmp_path_factory.mktemp("figures") / "figures.json"
+
+
+@pytest.fixture(scope="module")
+def ended(
+    tmp_path_factory: pytest.TempPathFactory, figures: Path
+) -> dict[str, tuple[int, list[str]]]:
+    """Of each case the exit code and the lines."""
+    programs = []
+    for case, names in CASES.items():
+        folder = tmp_path_factory.mktemp("tests")
+        for name in names:
+            (folder / f"test_{name}.py").write_text(TESTS[name])
+        more = ["--json", str(figures)] if case == "skips" else []
+        arguments = ["run", "--device", "cpu", "-qq", "--no-summary", *more, str(folder)]
+        programs.append(RUN.format(arguments=arguments))
+    done = run_apart("import pytest", programs, tmp_path_factory.mktemp("said"))
+    return {
+        case: (one.returncode, one.stdout.splitlines())
+        for case, one in zip(CASES, done, strict=True)
+    }
 
 
 @pytest.mark.parametrize(
-    ("names", "code", "last"),
+    ("case", "code", "last"),
     [
-        (["passes", "fails", "fails_in_setup"], 1, ["1 passed, 2 failed, 0 skipped"]),
-        (["passes", "cannot_be_read"], 2, [NOTHING, "0 passed, 1 failed, 0 skipped"]),
-        (["skips", "skips_in_call"], 1, [NOTHING, "0 passed, 0 failed, 2 skipped"]),
+        ("failures", 1, ["1 passed, 2 failed, 0 skipped"]),
+        ("one that cannot be read", 2, [NOTHING, "0 passed, 1 failed, 0 skipped"]),
+        ("nothing passes", 1, [NOTHING, "0 passed, 0 failed, 2 skipped"]),
     ],
 )
 def test_what_failed_is_named_and_nothing_passed_is_a_failure(
-    tmp_path: Path, names: list[str], code: int, last: list[str]
+    ended: dict[str, tuple[int, list[str]]], case: str, code: int, last: list[str]
 ) -> None:
-    found, lines = run(tmp_path, names)
+    found, lines = ended[case]
     assert found == code
     assert lines[-len(last) :] == last
     named = [line.removeprefix("FAILED ") for line in lines if line.startswith("FAILED ")]
     failed = {Path(name.partition("::")[0]).stem for name in named}
-    assert failed == {f"test_{name}" for name in names if name.startswith(("fails", "cannot"))}
+    wrong = [name for name in CASES[case] if name.startswith(("fails", "cannot"))]
+    assert failed == {f"test_{name}" for name in wrong}
 
 
-def test_ends_are_counted_in_a_file_too(tmp_path: Path) -> None:
-    file = tmp_path / "figures.json"
-    names = ["passes", "skips", "skips_in_call"]
-    code, lines = run(tmp_path, names, "--json", str(file))
+def test_ends_are_counted_in_a_file_too(
+    ended: dict[str, tuple[int, list[str]]], figures: Path
+) -> None:
+    code, lines = ended["skips"]
     assert code == 0
     assert lines[-2:] == ["skipped 2: no room", "1 passed, 0 failed, 2 skipped"]
-    assert json.loads(file.read_text())["figures"] == {
+    assert json.loads(figures.read_text())["figures"] == {
         "passed": 1, "failed": 0, "skipped": 2, "failures": [], "skips": {"no room": 2},
     }  # fmt: skip
 

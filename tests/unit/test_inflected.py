@@ -5,6 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 import pytest
@@ -112,8 +113,16 @@ def read_target(text: str) -> Sentence:
 
 
 LANGUAGE = InflectedLanguage(40, 12, 10, exponent=0.5, seed=1)
-PAIRS = list(LANGUAGE.pairs(12_000, "train", 1))
-READ = [(read_source(source), read_target(target)) for source, target in PAIRS]
+
+
+@cache  # when it is asked for: every process of the tests imports this file
+def all_pairs() -> list[Pair]:
+    return list(LANGUAGE.pairs(12_000, "train", 1))
+
+
+@cache
+def all_read() -> list[tuple[Sentence, Sentence]]:
+    return [(read_source(source), read_target(target)) for source, target in all_pairs()]
 
 
 def stem_pairs(read: Iterable[tuple[Sentence, Sentence]]) -> set[tuple[str, str, str]]:
@@ -133,13 +142,13 @@ def stem_pairs(read: Iterable[tuple[Sentence, Sentence]]) -> set[tuple[str, str,
 
 def test_the_same_seed_gives_the_same_text() -> None:
     again = InflectedLanguage(40, 12, 10, exponent=0.5, seed=1)
-    assert list(again.pairs(12_000, "train", 1)) == PAIRS
-    assert list(again.pairs(7, "train", 1)) == PAIRS[:7]
+    assert list(again.pairs(12_000, "train", 1)) == all_pairs()
+    assert list(again.pairs(7, "train", 1)) == all_pairs()[:7]
 
 
 def test_the_text_is_what_it_always_was() -> None:
     """Studies and tables in the docs name a corpus by its settings alone."""
-    text = "".join(f"{source}\t{target}\n" for source, target in PAIRS)
+    text = "".join(f"{source}\t{target}\n" for source, target in all_pairs())
     digest = hashlib.sha256(text.encode()).hexdigest()
     assert digest == "2cebea8ff378de8902e60a21c0eb19579b4cde626f1b4381d894e9ba3b0f580e"
 
@@ -160,7 +169,7 @@ def test_a_stem_has_one_translation_in_all_splits() -> None:
     held_out = [
         (read_source(source), read_target(target)) for source, target in LANGUAGE.pairs(500, "x", 1)
     ]
-    found = stem_pairs([*READ, *held_out])
+    found = stem_pairs([*all_read(), *held_out])
     assert Counter(kind for kind, _, _ in found) == {"noun": 40, "verb": 12, "adjective": 10}
     assert len({source for _, source, _ in found}) == 62
     assert len({target for _, _, target in found}) == 62
@@ -168,14 +177,14 @@ def test_a_stem_has_one_translation_in_all_splits() -> None:
 
 def test_a_source_sentence_has_one_translation() -> None:
     translations = defaultdict(set)
-    for source, target in PAIRS:
+    for source, target in all_pairs():
         translations[source].add(target)
     assert max(map(len, translations.values())) == 1
 
 
 def test_phrases_say_the_same_in_both_languages() -> None:
     # Number and gender of articles, adjectives and possessives: `read_target` insists on them.
-    for source, target in READ:
+    for source, target in all_read():
         for case, phrase in source.phrases.items():
             answer = target.phrases[case]
             assert (phrase.plural, phrase.definite) == (answer.plural, answer.definite)
@@ -185,7 +194,7 @@ def test_phrases_say_the_same_in_both_languages() -> None:
 
 def test_gender_belongs_to_the_targets_nouns() -> None:
     genders = defaultdict(set)
-    for _, target in READ:
+    for _, target in all_read():
         for phrase in target.phrases.values():
             genders[phrase.noun].add(phrase.gender)
     assert max(map(len, genders.values())) == 1
@@ -193,20 +202,21 @@ def test_gender_belongs_to_the_targets_nouns() -> None:
 
 
 def test_the_verb_agrees_with_the_subject() -> None:
-    assert all(source.ending == target.ending for source, target in READ)
-    assert len({target.ending for _, target in READ}) == 6
-    other = [s for s, _ in READ if s.phrases[SUBJECT].plural != s.phrases[OBJECT].plural]
-    assert len(other) > 0.3 * len(READ)  # so the object's number would not do
+    assert all(source.ending == target.ending for source, target in all_read())
+    assert len({target.ending for _, target in all_read()}) == 6
+    other = [s for s, _ in all_read() if s.phrases[SUBJECT].plural != s.phrases[OBJECT].plural]
+    assert len(other) > 0.3 * len(all_read())  # so the object's number would not do
 
 
 def test_no_sentence_is_translated_word_by_word() -> None:
-    translation = {source: target for _, source, target in stem_pairs(READ)}
+    translation = {source: target for _, source, target in stem_pairs(all_read())}
     assert not any(
-        [translation[stem] for stem in source.stems] == target.stems for source, target in READ
+        [translation[stem] for stem in source.stems] == target.stems
+        for source, target in all_read()
     )
     # The same form of a noun has another ending for each role, which only the order tells.
     forms = defaultdict(set)
-    for source, target in READ:
+    for source, target in all_read():
         for case, phrase in source.phrases.items():
             answer = target.phrases[case]
             forms[phrase.noun, phrase.plural].add(answer.case)
@@ -215,13 +225,13 @@ def test_no_sentence_is_translated_word_by_word() -> None:
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_sentences_have_6_to_12_words(side: int) -> None:
-    lengths = {len(pair[side].split()) for pair in PAIRS}
+    lengths = {len(pair[side].split()) for pair in all_pairs()}
     assert lengths == set(range(6, 13))
 
 
 def test_all_forms_of_all_stems_are_used() -> None:
-    source = {word for pair in PAIRS for word in pair[0].split()}
-    target = {word for pair in PAIRS for word in pair[1].split()}
+    source = {word for pair in all_pairs() for word in pair[0].split()}
+    target = {word for pair in all_pairs() for word in pair[1].split()}
     small = ["un", "lo", "su", "ki", "pa", "de", "."]
     assert len(source) == 40 * 10 + 12 * 3 + 10 * 2 + len(small)
     assert len(target) == 40 * 8 + 12 * 6 + 10 * 6 + 2 * 3 * 8 + 4 * 6 + 3 + 1

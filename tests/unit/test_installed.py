@@ -29,7 +29,10 @@ from dist_embed.observe.plot import check_plot_path
 from dist_embed.storage import uri as storage
 from dist_embed.study.summary import p_value
 from dist_embed.training.tasks import Train
+from tests.unit.run_apart import run_apart
+from tests.unit.statements import statements
 
+pytestmark = pytest.mark.timeout(400)  # one test waits for all programs, one after the other
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Where a package is installed under another name than it is imported by, or with another one.
@@ -59,7 +62,7 @@ def test_every_package_that_is_imported_is_brought_by_something() -> None:
     imported = {
         name.split(".")[0]
         for path in (ROOT / "dist_embed").rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in statements(ast.parse(path.read_text()))
         for name in (
             [alias.name for alias in node.names] if isinstance(node, ast.Import)
             else [str(node.module)] if isinstance(node, ast.ImportFrom) else []
@@ -152,34 +155,12 @@ BLOCKED = """
 import sys
 for package in {packages!r}:
     sys.modules[package] = None
+"""
+COMMAND = """
 from dist_embed.cli.main import main
 sys.exit(main({arguments!r}))
 """
-
-
-def command(arguments: list[str], blocked: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    code = BLOCKED.format(packages=blocked, arguments=arguments)
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["train", "configs/quickstart.yaml", "run.uri=/nowhere/at/all"], ["neighbors", "x", "house"]],
-)
-def test_without_torch_one_line_names_the_set_up(arguments: list[str]) -> None:
-    done = command(arguments, CHOSEN_BY_SETUP)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert re.match(r"dist-embed: \w+ is not installed: `bash launch/setup.sh`", line)
-
-
 FROM_A_SCRIPT = """
-import sys
-for package in {packages!r}:
-    sys.modules[package] = None
 from dist_embed import UserError, evaluate, load_config, train, translate
 config = load_config("configs/quickstart.yaml", ["run.uri=/nowhere/at/all"])
 def import_tables():
@@ -196,24 +177,57 @@ for use in (
     except UserError as exc:
         print(exc)
 """
+TRAIN = ["train", "configs/quickstart.yaml", "run.uri=/nowhere/at/all"]
+NEIGHBORS = ["neighbors", "x", "house"]
+# What runs, and the packages that are not there.
+WITHOUT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "train": (COMMAND.format(arguments=TRAIN), CHOSEN_BY_SETUP),
+    "neighbors": (COMMAND.format(arguments=NEIGHBORS), CHOSEN_BY_SETUP),
+    "a script": (FROM_A_SCRIPT, CHOSEN_BY_SETUP),
+    "config show": (
+        COMMAND.format(arguments=["config", "show", "configs/quickstart.yaml"]),
+        (*CHOSEN_BY_SETUP, *EXTRAS),
+    ),
+    "study --help": (
+        COMMAND.format(arguments=["study", "--help"]), (*CHOSEN_BY_SETUP, *EXTRAS),
+    ),
+}  # fmt: skip
 
 
-def test_without_torch_a_script_gets_an_error_that_names_the_set_up() -> None:
-    code = FROM_A_SCRIPT.format(packages=CHOSEN_BY_SETUP)
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+@pytest.fixture(scope="module")
+def done(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """How each ended where packages are missing. Those of the base are imported before."""
+    programs = [BLOCKED.format(packages=packages) + code for code, packages in WITHOUT.values()]
+    imports = "import fsspec, numpy, omegaconf, pydantic, yaml"
+    ended = run_apart(imports, programs, tmp_path_factory.mktemp("done"))
+    return dict(zip(WITHOUT, ended, strict=True))
+
+
+@pytest.mark.parametrize("command", ["train", "neighbors"])
+def test_without_torch_one_line_names_the_set_up(
+    done: dict[str, subprocess.CompletedProcess[str]], command: str
+) -> None:
+    assert done[command].returncode == 2
+    (line,) = done[command].stderr.splitlines()
+    assert re.match(r"dist-embed: \w+ is not installed: `bash launch/setup.sh`", line)
+
+
+def test_without_torch_a_script_gets_an_error_that_names_the_set_up(
+    done: dict[str, subprocess.CompletedProcess[str]],
+) -> None:
+    assert done["a script"].returncode == 0, done["a script"].stderr
+    lines = done["a script"].stdout.splitlines()
     assert len(lines) == 4
     assert all(re.match(r"\w+ is not installed: `bash launch/setup.sh`", line) for line in lines)
 
 
-def test_what_needs_nothing_but_the_base_runs_with_it_alone() -> None:
-    for arguments in (["config", "show", "configs/quickstart.yaml"], ["study", "--help"]):
-        done = command(arguments, (*CHOSEN_BY_SETUP, *EXTRAS))
-        assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("command", ["config show", "study --help"])
+def test_what_needs_nothing_but_the_base_runs_with_it_alone(
+    done: dict[str, subprocess.CompletedProcess[str]], command: str
+) -> None:
+    assert done[command].returncode == 0, done[command].stderr
 
 
 def test_a_package_that_is_broken_is_not_called_missing(tmp_path: Path) -> None:

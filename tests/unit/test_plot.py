@@ -53,16 +53,6 @@ def test_global_state_stays_as_it_was(tmp_path: Path) -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-def test_matplotlib_is_imported_only_for_a_plot() -> None:
-    code = (
-        "import sys, dist_embed.cli.main, dist_embed.bench.balance, dist_embed.observe.plot\n"
-        "dist_embed.cli.main.build_parser()\n"
-        "sys.exit('matplotlib' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
 def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom dist_embed.observe.plot import plot_into\n"

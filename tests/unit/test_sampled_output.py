@@ -109,8 +109,8 @@ def mean_gradient(num_samples: int, draws: int, smoothing: float) -> tuple[Tenso
 def test_the_expected_gradient_approaches_the_exact_one(smoothing: float) -> None:
     """Ẑ is unbiased but 1/Ẑ is not: what is left of the bias falls as S grows.
 
-    Bounds: with S = 10, 30 and 50 of 60 words the mean gradient over 500 draws is off by at most
-    50, 22 and 8 % of the exact one's norm (found: 43, 19 and 7 % with logits that spread by 2.8);
+    Bounds: with S = 10, 30 and 50 of 60 words the mean gradient over 300 draws is off by at most
+    50, 22 and 8 % of the exact one's norm (found: 44, 18 and 6 % with logits that spread by 2.8);
     the standard error of that mean is below a fifth of each bound.
     """
     hidden, weight, targets = problem()
@@ -121,7 +121,7 @@ def test_the_expected_gradient_approaches_the_exact_one(smoothing: float) -> Non
     assert exact is not None
     off = []
     for num_samples, bound in ((10, 0.5), (30, 0.22), (50, 0.08)):
-        mean, error = mean_gradient(num_samples, 500, smoothing)
+        mean, error = mean_gradient(num_samples, 300, smoothing)
         off.append(float((mean - exact).norm() / exact.norm()))
         assert off[-1] < bound
         assert error.norm() / exact.norm() < bound / 5

@@ -43,6 +43,7 @@ from dist_embed.study.summary import (
 from dist_embed.study.word_vectors import ensure_word_vectors
 from dist_embed.training.results import Evaluation, TrainingStopped, TrainResult
 from tests.unit.drawn_axes import drawn_axes
+from tests.unit.small_corpus import one_is_this_process
 
 ROOT = Path(__file__).parents[2]
 PAGES = 2000  # of simulated results
@@ -714,7 +715,8 @@ def test_a_study_over_files_that_have_changed_is_refused(
     scored: list[str] = []
 
     def score(config: Any, on_event: Any) -> dict[str, Any]:
-        ensure_data(config, print)
+        with one_is_this_process(1):
+            ensure_data(config, print)
         if not scored:
             scored.append("interrupted")
             raise RunStopped("asked to")

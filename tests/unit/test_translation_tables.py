@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 from dist_embed.embedding.table import Table
@@ -48,11 +45,3 @@ def test_a_table_serves_the_sides_of_its_roles() -> None:
     assert sides_of_table("none", "output") == ["target"]
     assert sides_of_table("decoder", "source") == ["source"]
     assert sides_of_table("all", "output") == ["source", "target"]
-
-
-def test_who_asks_for_roles_does_not_wait_for_torch() -> None:
-    code = (
-        "import sys, dist_embed.model.translation_tables\n"
-        "assert not {'torch', 'torchrec'} & sys.modules.keys()"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
