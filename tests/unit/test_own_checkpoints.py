@@ -78,8 +78,9 @@ def test_a_step_is_saved_once(tables: ShardedTables, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("step", "said"),
-    [(0, "step: 0 is not from 1"), (-3, "step: -3 is not"), ("1", "step: '1' is no whole number"),
-     (1.0, r"step: 1\.0 is no whole"), (True, "step: True is no"), (None, "step: None is no")],
+    [(0, "step: 0 is not allowed: a whole number, at least 1"), (-3, "step: -3 is"),
+     ("1", "step: '1' is not allowed"), (1.0, r"step: 1\.0 is not allowed: a whole"),
+     (True, "step: True is no"), (None, "step: None is no")],
 )  # fmt: skip
 def test_steps_are_counted_from_1(
     tables: ShardedTables, tmp_path: Path, step: Any, said: str
@@ -104,7 +105,7 @@ def test_values_that_json_cannot_hold_are_named_and_nothing_is_written(
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [({"keep_last": 0}, "keep_last: 0 is not from 1"),
+    [({"keep_last": 0}, "keep_last: 0 is not allowed: a whole number, at least 1"),
      ({"timeout_seconds": -1}, "timeout_seconds: -1 is no number above 0"),
      ({"timeout_seconds": float("inf")}, "timeout_seconds: inf is no number above 0"),
      ({"dense": nn.Linear(2, 2)}, r"dense: a Linear is not allowed.*dense_tensors\(module"),
