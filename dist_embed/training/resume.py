@@ -64,12 +64,16 @@ def resume(
         context.reporter.line(f"resuming from the checkpoint of step {loaded.step}")
     else:
         context.reporter.line("starting from scratch")
+    return loaded
+
+
+def keep_what_holds(state: TrainingState) -> None:
+    """Of what is told of the data, leave out what the next checkpoint could not say of itself."""
     for name in state.scalars.keys() & {"training sentences"} - state.must_equal.keys():
         del state.scalars[name]  # of a checkpoint; these data do not prove that they are those
     if Position.from_dict(state.scalars["position"]).plan == "bands":
         del state.must_equal["training blocks"]  # its steps are not made of blocks
         state.scalars.pop("training blocks", None)
-    return loaded
 
 
 def best_so_far(config: Config, store: ObjectStore, loaded: Loaded, group: Group) -> float:

@@ -42,6 +42,7 @@ from dist_embed.training.results import TrainResult
 from dist_embed.training.resume import (
     best_so_far,
     build_saver,
+    keep_what_holds,
     resume,
     training_state,
     what_must_equal,
@@ -75,6 +76,7 @@ def train_task(context: Context, asked: Train) -> TrainResult:
     # A run that saves behind training keeps the memory that it is loaded through.
     buffers = HostBuffers() if config.checkpoint.saving == "behind" else None
     loaded = resume(context, store, state, buffers)
+    keep_what_holds(state)
     skipped_before = state.scalars["skipped_steps"]
     folder = _begin(context, data, model, tokenizers, from_scratch=not loaded.step)
     hooks = _hooks(context, data, model, tokenizers, folder)
