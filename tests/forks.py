@@ -13,7 +13,7 @@ from multiprocessing.context import ForkServerContext
 _IMPORTED = [
     "torch", "torchrec", "fbgemm_gpu", "torch.profiler", "pandas", "pyarrow.parquet",
     "s3fs", "aiobotocore.session", "pytest",
-    "dist_embed.training.training", "dist_embed.training.inference",
+    "dist_embed.training.train", "dist_embed.training.inference",
     "tests.distributed.tiny", "tests.stores.killing", "tests.stores.test_hostile",
 ]  # fmt: skip
 

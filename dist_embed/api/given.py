@@ -43,14 +43,3 @@ def texts_given(value: Any, name: str) -> list[str]:
         if not isinstance(text, str):
             raise UserError(f"{name}[{number}]: {text!r} is not allowed: str")
     return found
-
-
-def count_given(value: Any, name: str, least: int) -> int:
-    """A whole number, at least ``least``. Raises UserError; ``name`` as for `texts_given`."""
-    try:
-        number = value.__index__()
-    except AttributeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < least:
-        raise UserError(f"{name}: {value!r} is not allowed: a whole number, at least {least}")
-    return int(number)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
-from dist_embed.api.given import count_given, run_given, texts_given
+from dist_embed.api.given import run_given, texts_given
+from dist_embed.arguments import whole_number
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.checks import check
 from dist_embed.config.paths import with_absolute_paths
@@ -101,7 +102,7 @@ def config_to_use(
     from dist_embed.run.folder import read_run_config
 
     config = read_run_config(run_given(run_uri))
-    workers = config.cluster.num_workers if workers is None else count_given(workers, "workers", 1)
+    workers = config.cluster.num_workers if workers is None else whole_number("workers", workers, 1)
     # The machine here need not have the device that trained the run.
     cluster = config.cluster.model_copy(update={"num_workers": workers, "device": "auto"})
     # Nothing is trained: an optimizer without state, which every device has.
@@ -111,10 +112,10 @@ def config_to_use(
     config = config.model_copy(update={"cluster": cluster, "embedding": embedding})
     instead: dict[str, Any] = {}
     if beam is not None:
-        instead["beam"] = count_given(beam, "beam", 1)
+        instead["beam"] = whole_number("beam", beam, 1)
     if candidates is not None:
         auto = candidates == "auto"
-        instead["candidates"] = "auto" if auto else count_given(candidates, "candidates", 0)
+        instead["candidates"] = "auto" if auto else whole_number("candidates", candidates, 0)
     if replace_unknown is not None:
         if replace_unknown not in (allowed := get_args(ReplaceUnknown)):
             raise UserError(

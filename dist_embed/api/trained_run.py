@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal
 
-from dist_embed.api.given import count_given, run_given, texts_given
+from dist_embed.api.given import run_given, texts_given
 from dist_embed.api.inference import config_to_use, translate
+from dist_embed.arguments import whole_number
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
@@ -164,7 +165,7 @@ class WordVectors:
         """
         from dist_embed.explore.nearest import neighbors
 
-        return neighbors(self._table, [_word(word)], count_given(count, "count", 1))[word]
+        return neighbors(self._table, [_word(word)], whole_number("count", count, 1))[word]
 
     def analogy(self, a: str, b: str, c: str, count: int = 10) -> list[tuple[str, float]]:
         """A is to B as C is to which words? With their cosine; see `explore.nearest.analogy`.
@@ -173,7 +174,7 @@ class WordVectors:
         from dist_embed.explore.nearest import analogy
 
         words = _word(a, "a"), _word(b, "b"), _word(c, "c")
-        return analogy(self._table, *words, count_given(count, "count", 1))
+        return analogy(self._table, *words, whole_number("count", count, 1))
 
     def vectors(self, words: Iterable[str]) -> NDArray[np.float32]:
         """[n, D] the vectors of some words, as they are. Raises as `neighbors`."""
@@ -184,7 +185,7 @@ class WordVectors:
 
     def frequent_words(self, count: int) -> list[str]:
         """The most frequent words of the side, most frequent first, without special tokens."""
-        ids = self._table.frequent_ids(count_given(count, "count", 0))
+        ids = self._table.frequent_ids(whole_number("count", count, 0))
         return [self._table.word(i) for i in ids]
 
     def export(self, output: str | PathLike[str], format: ExportFormat) -> list[str]:

@@ -29,7 +29,7 @@ from dist_embed.training.assemble import (
     build_output,
     build_translation_model,
 )
-from dist_embed.training.training import build_train_step
+from dist_embed.training.train import build_train_step
 from dist_embed.training.worker import Context
 
 

@@ -19,16 +19,12 @@ has one table of 16.8 million (``power-law`` in `dist_embed.bench.lookup_draws`)
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from statistics import median
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_embed.bench.device_work import work_seconds
 from dist_embed.bench.lookup_cases import Case, Work, possible_cases
@@ -142,7 +138,7 @@ def lookup_report(
     )  # fmt: skip
     if resolved == "cpu":
         keep_freed_memory()  # as every run's workers do
-    with _alone(resolved) as group:
+    with joined_group(resolved, TIMEOUT_SECONDS) as group:
         copied = min(_COPIED_BYTES, max(work.table_bytes(case) for case in cases))
         copy_took = copy_seconds(copied, work.repeats, group.device)
         found = []
@@ -197,20 +193,6 @@ def measure(case: Case, work: Work, group: Group) -> Found:
     )
     distinct = int(median(len(some.rows["shared"]) for some in wanted))
     return Found(case, distinct, *work.bytes_to_move(case, distinct), seconds)
-
-
-@contextmanager
-def _alone(device_type: Literal["cpu", "cuda"]) -> Iterator[Group]:
-    """This process as the only worker of a group."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    backend = "nccl" if device_type == "cuda" else "gloo"
-    limit = timedelta(seconds=TIMEOUT_SECONDS)
-    dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=limit)
-    try:
-        with joined_group(device_type, TIMEOUT_SECONDS) as group:
-            yield group
-    finally:
-        dist.destroy_process_group()
 
 
 def lookup_lines(report: Report) -> list[str]:

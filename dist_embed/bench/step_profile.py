@@ -20,7 +20,7 @@ from dist_embed.parallel.device import device_name
 from dist_embed.run.data import data_of_all
 from dist_embed.training.assemble import build_dense_optimizer, build_output
 from dist_embed.training.step import TrainStep
-from dist_embed.training.training import build_train_step
+from dist_embed.training.train import build_train_step
 from dist_embed.training.worker import Context
 
 # While the profiler is on, but before the window: it begins to record with some work of its own.

@@ -27,7 +27,7 @@ from dist_embed.training.assemble import (
     build_output,
     dense_tensors,
 )
-from dist_embed.training.training import build_train_step
+from dist_embed.training.train import build_train_step
 
 SENTENCE_TOKENS = 32  # with the end mark
 Kind = Literal["dist_embed, sampled", "nn.Embedding(sparse), sampled", "nn.Embedding, full softmax"]

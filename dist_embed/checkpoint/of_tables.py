@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from torch import Tensor
 
+from dist_embed.arguments import one_of, real_number, shown, whole_number
 from dist_embed.checkpoint.catalogue import current_names, open_checkpoints
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.manifest import CheckpointError, ManifestName
@@ -18,7 +19,6 @@ from dist_embed.checkpoint.retention import Pruner
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.settings import CheckpointSection, Saving
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
-from dist_embed.embedding.arguments import one_of, real_number, shown, whole_number
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.errors import UserError
 from dist_embed.parallel.errors import all_or_none

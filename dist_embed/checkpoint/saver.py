@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 
 from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.manifest import (
-    CheckpointConflict,
     CheckpointError,
     CheckpointLate,
     IndexInfo,
-    Manifest,
     ManifestName,
 )
-from dist_embed.checkpoint.parts import PartMissing, Parts
+from dist_embed.checkpoint.parts import Parts
 from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.save_under_way import Deadline, Outcome, Save, one_line, outcome_of
 from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import HostBuffers, TrainingState, own_rows
 from dist_embed.checkpoint.write import (
@@ -34,18 +30,16 @@ from dist_embed.checkpoint.write import (
     publish,
     write_rows,
 )
-from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import (
     gather_texts,
     same_text_from_first,
     sum_over_workers,
 )
-from dist_embed.parallel.errors import WorkerError, is_passing
+from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
 from dist_embed.parallel.stop import stop_requested
 from dist_embed.storage.objects import ObjectStore
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # While workers wait for a save they meet as often, so that none waits in an exchange for as long as
 # another one writes or prunes.
 MEETING_SECONDS = 0.5
@@ -55,71 +49,6 @@ MEETING_SECONDS = 0.5
 QUIET_SECONDS = 10.0
 # What a thread that is given up has to come to its end, between two calls of the group's store.
 GIVE_UP_SECONDS = 1.0
-
-
-@dataclass
-class _Save:
-    """One save under way: a thread of its own, and what has come of it on this worker.
-
-    Attributes:
-        step: that is saved.
-        attempt: its name.
-        started: when the call began; ``stood_seconds`` later training went on.
-        hurried: set when nobody has time to wait for what can be left out.
-        overdue: whether it has had its time: all workers have waited for it in vain.
-        given_up: set when nobody waits for it any more: its thread ends as soon as it sees that.
-        num_chunks: written by this worker so far.
-        heard: when it has last come further on this worker.
-        manifest: on worker 0, once it is published, at ``published``.
-        error: why it has failed.
-        notes: for the user.
-    """
-
-    step: int
-    attempt: str
-    started: float
-    stood_seconds: float
-    hurried: threading.Event = field(default_factory=threading.Event)
-    overdue: bool = False
-    given_up: threading.Event = field(default_factory=threading.Event)
-    num_chunks: int = 0
-    heard: float = field(default_factory=time.monotonic)
-    thread: threading.Thread | None = None
-    manifest: Manifest | None = None
-    published: float = 0.0
-    error: Exception | None = None
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def has_ended(self) -> bool:
-        return self.thread is not None and not self.thread.is_alive()
-
-
-class _Deadline:
-    """How long a save is waited for: ``seconds`` from now on, unless it is told otherwise."""
-
-    def __init__(self, seconds: float) -> None:
-        self._stopping = False
-        self._begin(seconds)
-
-    def _begin(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._at = time.monotonic() + seconds
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return self._at - time.monotonic()
-
-    def progress(self) -> None:
-        """The save goes on: all the time begins anew."""
-        self._begin(self.seconds)
-
-    def asked_to_stop(self, drain_seconds: float) -> None:
-        """The run is to stop: from the first call on there are ``drain_seconds``, if not less."""
-        if not self._stopping and drain_seconds < self.left:
-            self._begin(drain_seconds)
-        self._stopping = True
 
 
 class Saver:
@@ -159,9 +88,9 @@ class Saver:
         self._report = report
         self._beforehand = beforehand
         self._buffers = buffers or HostBuffers()
-        self._under_way: _Save | None = None
+        self._under_way: Save | None = None
         # Concluded; its thread may still prune. While it does no other one takes its place.
-        self._before: _Save | None = None
+        self._before: Save | None = None
         self._parts: Parts | None = None
         self._failures = 0
         self._last_reason = ""
@@ -190,7 +119,7 @@ class Saver:
             scalars_json=json.dumps(state.scalars, allow_nan=False),
         )
         attempt = same_text_from_first(new_attempt(state.step), self._group)
-        save = _Save(state.step, attempt, started, time.monotonic() - started)
+        save = Save(state.step, attempt, started, time.monotonic() - started)
         save.thread = threading.Thread(
             target=self._carry_out, args=(save, description, rows), name="checkpoint", daemon=True
         )
@@ -237,7 +166,7 @@ class Saver:
             return
         assert save.thread is not None
         patient = limit_seconds is None
-        deadline = _Deadline(
+        deadline = Deadline(
             2 * self._settings.timeout_seconds if limit_seconds is None else limit_seconds
         )
         seen = 0
@@ -317,8 +246,8 @@ class Saver:
         if error is not None:
             logging.getLogger(__name__).error("step %d not saved", save.step, exc_info=error)
         outcomes = [
-            _Outcome(**json.loads(text))
-            for text in gather_texts(json.dumps(vars(_outcome_of(save))), self._group)
+            Outcome(**json.loads(text))
+            for text in gather_texts(json.dumps(vars(outcome_of(save))), self._group)
         ]
         if outcomes[0].saved:
             self._failures = 0
@@ -354,7 +283,7 @@ class Saver:
             ) from error
         self._report("training goes on; the next checkpoint is tried when it is due")
 
-    def _carry_out(self, save: _Save, description: Description, rows: list[Rows]) -> None:
+    def _carry_out(self, save: Save, description: Description, rows: list[Rows]) -> None:
         """What the thread of a save does: write, publish, prune. Errors wait for `conclude`."""
         try:
             if self._group.is_first:
@@ -371,17 +300,16 @@ class Saver:
             return
         save.notes += self._prune(save)
 
-    def _write(self, save: _Save, rows: list[Rows]) -> list[IndexInfo]:
+    def _write(self, save: Save, rows: list[Rows]) -> list[IndexInfo]:
         """Write this worker's part; on worker 0 returns all workers' indexes."""
         parts: Parts | None = None
         if self._group.num_workers > 1:
-            go_on = partial(_go_on, save)
-            parts = self._parts = Parts(save.attempt, self._group, self._parts, go_on)
+            parts = self._parts = Parts(save.attempt, self._group, self._parts, save.go_on)
 
         def on_chunk() -> None:
             save.num_chunks += 1
             save.heard = time.monotonic()
-            _go_on(save)
+            save.go_on()
             if parts is not None:
                 with suppress(RuntimeError):  # only the last note decides
                     parts.note_progress()
@@ -413,7 +341,7 @@ class Saver:
             if self._beforehand is not None:
                 self._beforehand()
         except Exception as exc:
-            return [f"the metrics could not be written: {_message(exc)}"]
+            return [f"the metrics could not be written: {one_line(exc)}"]
         return []
 
     def _tell_late_notes(self) -> None:
@@ -422,7 +350,7 @@ class Saver:
         while before is not None and before.has_ended and before.notes:
             self._report(f"step {before.step}: {before.notes.pop(0)}")
 
-    def _prune(self, save: _Save) -> list[str]:
+    def _prune(self, save: Save) -> list[str]:
         """Remove old checkpoints; a failure is only noted, it harms nothing but space."""
         # Its own save where `wait` has just broken off what begins here.
         before = self._before
@@ -431,58 +359,8 @@ class Saver:
         try:
             pruned = self._pruner.prune(self._damaged, go_on=lambda: not save.hurried.is_set())
         except Exception as exc:
-            return [f"old checkpoints could not be removed: {_message(exc)}"]
+            return [f"old checkpoints could not be removed: {one_line(exc)}"]
         self._damaged = frozenset()
         if pruned.leftovers:
             return [f"removed what {len(pruned.leftovers)} unfinished saves had left behind"]
         return []
-
-
-def _go_on(save: _Save) -> None:
-    if save.given_up.is_set():
-        raise CheckpointError(f"the checkpoint of step {save.step} was given up: the run has ended")
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What a worker tells of a save that has ended.
-
-    Attributes:
-        saved: on worker 0, if it is published: how large it is, how long it took.
-        error: why it has failed.
-        relayed: whether the cause is another worker's.
-        passing: whether it may go well when the run is started again.
-        fatal: whether the run is to stop for it.
-    """
-
-    saved: str
-    error: str
-    relayed: bool
-    passing: bool
-    fatal: bool
-
-
-def _outcome_of(save: _Save) -> _Outcome:
-    error, saved = save.error, ""
-    if save.manifest is not None:
-        saved = (
-            f"{save.manifest.size_bytes / 2**20:.1f} MiB in {save.published - save.started:.1f} s, "
-            f"training stood {save.stood_seconds:.2f} s"
-        )
-    full = isinstance(error, OSError) and error.errno in _NO_ROOM
-    return _Outcome(
-        saved=saved,
-        error="" if error is None else _message(error),
-        relayed=isinstance(error, PartMissing),
-        passing=error is not None and is_passing(error),
-        fatal=full or isinstance(error, CheckpointConflict),
-    )
-
-
-def _message(error: Exception) -> str:
-    """One line."""
-    plain = isinstance(error, UserError | OSError)
-    if plain and str(error):
-        return str(error)
-    # What torch raises ends with a trace of its own.
-    return f"{type(error).__name__}: {error}".split("\n")[0]

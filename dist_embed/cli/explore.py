@@ -79,7 +79,11 @@ def _similarity(arguments: argparse.Namespace) -> None:
     print(
         f"Spearman's rank correlation {found.spearman:.4f} over {found.pairs:,} pairs; "
         f"{found.unknown:,} pairs have a word that the vocabulary lacks"
-        + (f", {found.untrained:,} one that never occurs {table.place}" if found.untrained else "")
+        + (
+            f", {found.untrained:,} one that never occurs {table.on_sides}"
+            if found.untrained
+            else ""
+        )
     )
 
 

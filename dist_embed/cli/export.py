@@ -85,8 +85,8 @@ def _embeddings(arguments: argparse.Namespace) -> None:
     print(f"{described(table)}: {count:,} words × {table.width} → {' and '.join(written)}")
     if left_out := table.num_words - trained:
         print(
-            f"left out: {left_out:,} words that never occur {table.place}; --untrained writes them "
-            "too"
+            f"left out: {left_out:,} words that never occur {table.on_sides}; "
+            "--untrained writes them too"
         )
 
 

@@ -61,8 +61,8 @@ def chosen_words(table: RunTable, arguments: argparse.Namespace) -> tuple[list[i
         ids = table.by_frequency(np.array(sorted(asked), dtype=np.int64)).tolist()
         if left_out := len(asked) - len(ids):
             print(
-                f"left out: {left_out:,} words of {arguments.words} that never occur {table.place};"
-                " --untrained shows them too",
+                f"left out: {left_out:,} words of {arguments.words} that never occur "
+                f"{table.on_sides}; --untrained shows them too",
                 file=sys.stderr,
             )
     else:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
 from torchrec.modules.embedding_configs import EmbeddingConfig
 
-from dist_embed.embedding.arguments import one_of, real_number, shown
+from dist_embed.arguments import one_of, real_number, shown
 from dist_embed.embedding.bags import bags_of_a_table, in_bags
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows

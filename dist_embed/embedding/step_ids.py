@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_embed.embedding.arguments import shown
+from dist_embed.arguments import shown
 from dist_embed.errors import UserError
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dist_embed.embedding.arguments import real_number, shown, whole_number
+from dist_embed.arguments import real_number, shown, whole_number
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.errors import UserError
 

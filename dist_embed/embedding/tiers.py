@@ -1,7 +1,8 @@
 """Choosing where the tables' rows lie: on the device, or in host memory with a cache on the device.
 
 What follows from sizes alone is in plain functions; `find_tier` asks the devices and agrees with
-the other workers.
+the other workers. Messages name settings as `ShardedTables` and the section ``embedding`` both call
+them, and behind that what a translation can change beside.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ CACHED_SHARE = 0.2
 CACHED_ROW_BYTES = 8 + 8 + 4
 # PyTorch takes memory by segments of up to 20 MiB; FBGEMM counts them whole.
 _SEGMENTS = 64 * 2**20
+_OF_A_TRANSLATION = "; of a translation also model.output=sampled, a smaller model.logits_block_mib"
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
     """The tier that is used.
 
     Args:
-        wanted: ``embedding.memory``.
+        wanted: as the user has it.
         sizes: of a worker's shards.
         room_bytes: what tables may take of the fullest device; None on the CPU, where rows lie in
             host memory in any case.
@@ -105,11 +107,11 @@ def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
         least = sizes.least_with_a_cache
         if least >= room_bytes:
             raise UserError(
-                f"embedding.memory: {wanted!r} is not possible here: a cache needs more than "
+                f"memory: {wanted!r} is not possible here: a cache needs more than "
                 f"{least / GIB:.2f} GiB of every GPU for its tables, and the fullest has room for "
                 f"{room_bytes / GIB:.2f} GiB beside the training step. Use more workers, a smaller "
-                "embedding.width, model.output=sampled, a smaller model.logits_block_mib, or "
-                "embedding.memory=uvm (or device, where this estimate is too careful)"
+                "width, or memory=uvm (or device, where this estimate is too careful)"
+                f"{_OF_A_TRANSLATION}"
             )
     return tier
 
@@ -131,8 +133,8 @@ def check_device_memory(sizes: Sizes, step_bytes: int, free: int) -> None:
     if least > free:
         raise UserError(
             f"{least / GIB:.2f} GiB of every GPU are needed beside the rows, wherever these lie, "
-            f"and the fullest has {free / GIB:.2f} GiB free. Use a smaller model.logits_block_mib, "
-            "more workers, a smaller embedding.width or model.output=sampled"
+            f"and the fullest has {free / GIB:.2f} GiB free. Use more workers or a smaller width"
+            f"{_OF_A_TRANSLATION}"
         )
 
 
@@ -142,8 +144,8 @@ def check_host_memory(in_host: int, workers_here: int, available: int) -> None:
         raise UserError(
             f"the tables need {workers_here * in_host / GIB:.1f} GiB of host memory here "
             f"({in_host / GIB:.2f} GiB for each of {workers_here} workers), and "
-            f"{available / GIB:.1f} GiB are available. Use more machines, a smaller vocabulary or "
-            "embedding.width, or embedding.weights=fp16"
+            f"{available / GIB:.1f} GiB are available. Use more machines, fewer rows, a smaller "
+            "width, or weights=fp16"
         )
 
 

@@ -80,7 +80,7 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
         raise UserError(
             f"{uri}: the vocabulary knows {len(pairs)} of its pairs, 2 are needed"
             + (
-                f"; {untrained:,} more have a word that never occurs {table.place}"
+                f"; {untrained:,} more have a word that never occurs {table.on_sides}"
                 if untrained
                 else ""
             )

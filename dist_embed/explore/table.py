@@ -49,7 +49,7 @@ class RunTable:
         num_rows: of the table; more than ``num_words`` where unknown words are hashed to rows.
         width: D.
         itemsize: bytes of a value in the checkpoint, 4 or 2.
-        place: where in the training data its words stand, for people.
+        on_sides: on which sides of the training data its words are, for people.
 
     Raises:
         UserError: there is no such role, run or checkpoint, or it was trained with another
@@ -67,8 +67,8 @@ class RunTable:
         config = read_run_config(run_uri)
         self._untrained = untrained
         sides = sides_of_table(config.model.share_embeddings, role)
-        self.place = f"on the {sides[0]} side of" if len(sides) == 1 else "on either side of"
-        self.place += " the training data"
+        where = f"the {sides[0]} side" if len(sides) == 1 else "either side"
+        self.on_sides = f"on {where} of the training data"
         self.run_uri, self.role = run_uri, role
         self.table = TABLE_OF_ROLE[config.model.share_embeddings][role]
         self.tokenizer = load_tokenizers(run_uri)[SIDE_OF_ROLE[role]]
@@ -157,8 +157,8 @@ class RunTable:
         i = self.id_of(word)
         if not self.trained[i]:
             raise UserError(
-                f"{word!r} never occurs {self.place} of {self.run_uri}: its vector in table "
-                f"{self.table} is untrained (--untrained takes it all the same)"
+                f"{word!r} never occurs {self.on_sides} of {self.run_uri}: its vector in "
+                f"table {self.table} is untrained (--untrained takes it all the same)"
             )
         return i
 

@@ -62,8 +62,8 @@ class Train(Task[TrainResult]):
     trains: ClassVar[bool] = True
 
     def function(self) -> Callable[[Context], TrainResult]:
-        """See `training.train_task`."""
-        from dist_embed.training.training import train_task
+        """See `train.train_task`."""
+        from dist_embed.training.train import train_task
 
         return partial(train_task, asked=self)
 

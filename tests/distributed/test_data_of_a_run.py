@@ -15,8 +15,9 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, content_digest
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
-from dist_embed.training import training, worker
+from dist_embed.training import resume, worker
 from dist_embed.training.tasks import Train
+from dist_embed.training.train import train_task
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.unit.small_corpus import prepare, synthetic_corpora
 
@@ -41,14 +42,14 @@ def train(
             "train": {"max_steps": steps, "batch_tokens": 60},
         }
     )  # fmt: skip
-    told = training.training_data
+    told = resume.training_data
     try:
         if not says_its_data:  # as runs of before
-            training.training_data = lambda *_: {}  # type: ignore[assignment]
+            resume.training_data = lambda *_: {}  # type: ignore[assignment]
         context = worker.Context(config, group, silent_reporter())
-        result = training.train_task(context, Train(data_folder))
+        result = train_task(context, Train(data_folder))
     finally:
-        training.training_data = told
+        resume.training_data = told
     return result.resumed_at
 
 

@@ -15,7 +15,8 @@ from dist_embed.config.schema import Config
 from dist_embed.data.preparation import ensure_data
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Emit
-from dist_embed.training import training, worker
+from dist_embed.training import train as training
+from dist_embed.training import worker
 from dist_embed.training.tasks import Train
 from tests.stores.killing import configuration
 
@@ -33,7 +34,7 @@ def train_and_remove(config: Config, function: str, folder: str, emit: Emit) -> 
 
     def patched(*args: Any, **more: Any) -> Any:
         value = original(*args, **more)
-        if args[0].group.is_first if function == "_build_saver" else more["metrics"]:
+        if args[0].group.is_first if function == "build_saver" else more["metrics"]:
             shutil.rmtree(folder)
         return value
 
@@ -50,7 +51,7 @@ def run(target: Callable[..., Any], config: Config, *arguments: str) -> list[str
     return lines
 
 
-@pytest.mark.parametrize("function", ["_build_saver", "train_loop"])
+@pytest.mark.parametrize("function", ["build_saver", "train_loop"])
 def test_a_run_whose_folder_is_removed_ends_with_an_error(
     function: str, data_uri: str, tmp_path: Path
 ) -> None:

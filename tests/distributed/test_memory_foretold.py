@@ -41,7 +41,8 @@ from dist_embed.training.assemble import (
     dense_tensors,
 )
 from dist_embed.training.needs import host_bytes
-from dist_embed.training.training import _build_saver, _resume, build_train_step
+from dist_embed.training.resume import build_saver, resume
+from dist_embed.training.train import build_train_step
 from dist_embed.training.worker import Context
 from tests.distributed.tiny import random_pairs, work_for
 from tests.forks import forking
@@ -148,7 +149,7 @@ def run(
     )
     checkpoints = open_checkpoints(config.run.uri)
     copy = HostBuffers() if config.checkpoint.saving == "behind" else None
-    loaded = _resume(context, checkpoints, state, copy)
+    loaded = resume(context, checkpoints, state, copy)
     output = build_output(
         config,
         translation_model,
@@ -156,7 +157,7 @@ def run(
         partial(read_predicted, data),
     )
     step = build_train_step(config, translation_model, output, optimizer)
-    saver = _build_saver(context, checkpoints, loaded, copy, None)
+    saver = build_saver(context, checkpoints, loaded, copy, None)
     for number in range(loaded.step + 1, loaded.step + 4):
         pairs = random_pairs(8, number, 60, 60)
         step.run(number, work_for(pairs, group, 1))

@@ -33,7 +33,7 @@ from dist_embed.run.metrics import read_metrics
 from dist_embed.training.inference import evaluate_task
 from dist_embed.training.results import Evaluation, TrainResult
 from dist_embed.training.tasks import Evaluate, Train
-from dist_embed.training.training import train_task
+from dist_embed.training.train import train_task
 from dist_embed.training.worker import Context
 from tests.distributed.pool import WorkerPool
 

@@ -37,9 +37,10 @@ from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
 from dist_embed.run.folder import fingerprint, read_run_config
 from dist_embed.section import Section
-from dist_embed.training import assemble, training
+from dist_embed.training import assemble, resume
+from dist_embed.training import train as training
 from dist_embed.training.tasks import Train
-from dist_embed.training.training import train_task
+from dist_embed.training.train import train_task
 from dist_embed.training.worker import Context
 from tests.distributed.configured import DATA, ConfiguredRun, Step, Values, merged
 from tests.distributed.pool import WorkerPool
@@ -267,9 +268,10 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
 
     with ExitStack() as stack:
         recorded(
-            stack, calls, training, "Loader", "MetricsLog", "Pruner", "Saver", "open_checkpoints",
-            "load_newest", "TrainStep", "TrainingState", "evaluate_translations",
+            stack, calls, training, "Loader", "MetricsLog", "open_checkpoints", "TrainStep",
+            "evaluate_translations",
         )  # fmt: skip
+        recorded(stack, calls, resume, "Pruner", "Saver", "load_newest", "TrainingState")
         recorded(
             stack, calls, assemble, "ShardedTables", "Transformer", "OutputShard", "Searcher",
             "CandidateWords", "UnknownWords",
@@ -414,8 +416,9 @@ def resumed(group: Group, values: dict[str, Any], lost: int) -> dict[str, Any]:
         del data.splits["validation"]
 
     with ExitStack() as stack:
-        recorded(stack, calls, training, "MetricsLog", "Saver")
-        stack.enter_context(mock.patch.object(training, "load_newest", load))
+        recorded(stack, calls, training, "MetricsLog")
+        recorded(stack, calls, resume, "Saver")
+        stack.enter_context(mock.patch.object(resume, "load_newest", load))
         stack.enter_context(mock.patch.object(training, "train_loop", loop))
         stack.enter_context(mock.patch.object(training, "start_tables", started.append))
         stack.enter_context(mock.patch.object(training.RunFolder, "check_end", ended.append))

@@ -21,7 +21,7 @@ from dist_embed.embedding.settings import Tier
 from dist_embed.observe.events import silent_reporter
 from dist_embed.run.metrics import read_metrics
 from dist_embed.training.tasks import Train
-from dist_embed.training.training import train_task
+from dist_embed.training.train import train_task
 from dist_embed.training.worker import Context
 from tests.distributed.configured import Values, merged
 from tests.gpu.device import DEVICE, TIERS, joined_alone

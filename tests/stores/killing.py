@@ -56,7 +56,7 @@ from dist_embed.parallel import errors
 from dist_embed.run.metrics import MetricsLog, read_metrics
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import Buffer, ObjectStore
-from dist_embed.training import training, worker
+from dist_embed.training import resume, worker
 from dist_embed.training.results import TrainResult
 from dist_embed.training.step import TrainStep
 from dist_embed.training.tasks import Train
@@ -281,7 +281,7 @@ POINTS = {
     "amid reading chunks": Point(after(ObjectStore, "read_into", "/chunk-", nth=3)),
     "all proven, nothing copied": Point(after(CheckpointReader, "fill")),
     "amid copying to live tensors": Point(amid_live_copy),
-    "loaded": Point(after(training, "load_newest")),
+    "loaded": Point(after(resume, "load_newest")),
     "amid writing the run's folder": Point(after(storage, "write_text", nth=2), first_only=True),
     "metrics cut back": Point(after(storage, "write_text", r"metrics\.jsonl"), first_only=True),
     # Training.

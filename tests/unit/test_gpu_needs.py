@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENTRIES = [
     "dist_embed.cli.run", "dist_embed.cli.data", "dist_embed.cli.bench", "dist_embed.cli.main",
-    "dist_embed.training.training", "dist_embed.training.inference", "dist_embed.bench.baseline",
+    "dist_embed.training.train", "dist_embed.training.inference", "dist_embed.bench.baseline",
     "tests.conftest",
     *(f"tests.gpu.{path.stem}" for path in (ROOT / "tests" / "gpu").glob("*.py")),
 ]  # fmt: skip

@@ -106,8 +106,9 @@ def test_saving_says_what_takes_a_copy_of_the_tables(
 
 @pytest.mark.parametrize(
     ("step", "said"),
-    [(0, "step: 0 is not from 1"), (-3, "step: -3 is not"), ("1", "step: '1' is no whole number"),
-     (1.0, r"step: 1\.0 is no whole"), (True, "step: True is no"), (None, "step: None is no")],
+    [(0, "step: 0 is not allowed: a whole number, at least 1"), (-3, "step: -3 is"),
+     ("1", "step: '1' is not allowed"), (1.0, r"step: 1\.0 is not allowed: a whole"),
+     (True, "step: True is no"), (None, "step: None is no")],
 )  # fmt: skip
 def test_steps_are_counted_from_1(
     tables: ShardedTables, tmp_path: Path, step: Any, said: str
@@ -132,7 +133,7 @@ def test_values_that_json_cannot_hold_are_named_and_nothing_is_written(
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [({"keep_last": 0}, "keep_last: 0 is not from 1"),
+    [({"keep_last": 0}, "keep_last: 0 is not allowed: a whole number, at least 1"),
      ({"saving": "later"}, "saving: 'later' is not one of behind, waiting, in_place"),
      ({"timeout_seconds": -1}, "timeout_seconds: -1 is no number above 0"),
      ({"timeout_seconds": float("inf")}, "timeout_seconds: inf is no number above 0"),

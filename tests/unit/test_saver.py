@@ -26,6 +26,7 @@ from dist_embed.checkpoint.manifest import (
     ManifestName,
 )
 from dist_embed.checkpoint.retention import Pruner
+from dist_embed.checkpoint.save_under_way import Save
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.state import LiveTensor, TrainingState, own_rows
 from dist_embed.errors import StoreUnavailable
@@ -734,11 +735,11 @@ def test_conclude_takes_in_a_save_that_has_ended(store: GatedStore) -> None:
 
 def test_a_save_is_not_taken_for_one_before_it_that_hangs(store: GatedStore) -> None:
     """As where `wait` breaks it off just when it begins to prune."""
-    saver, save = saver_of(store), saver_module._Save(1, "attempt", 0.0, 0.0)
+    saver, save = saver_of(store), Save(1, "attempt", 0.0, 0.0)
     save.thread = threading.current_thread()
     saver._before = save
     assert saver._prune(save) == []
-    (note,) = saver._prune(saver_module._Save(2, "another", 0.0, 0.0))
+    (note,) = saver._prune(Save(2, "another", 0.0, 0.0))
     assert "the store has not answered yet" in note
 
 

@@ -37,12 +37,12 @@ def config(**how: Any) -> EmbeddingConfig:
     [({}, "at least one"),
      ({"a.b": Table(9, 4)}, r"'a\.b': a name has .* no full stop"),
      ({"": Table(9, 4)}, "'': a name has at least one"),
-     ({"t": Table(0, 4)}, "'t': rows: 0 is not in 1"),
-     ({"t": Table(2**31, 4)}, "rows: 2147483648 is not in 1 … 2,147,483,647"),
-     ({"t": Table(None, 4)}, "'t': rows: None is no whole number in 1"),  # type: ignore[arg-type]
-     ({"t": Table("10", 4)}, "'t': rows: '10' is no whole"),  # type: ignore[arg-type]
-     ({"t": Table(1e3, 4)}, r"'t': rows: 1000\.0 is no whole"),  # type: ignore[arg-type]
-     ({"t": Table(9, None)}, "'t': width: None is no whole"),  # type: ignore[arg-type]
+     ({"t": Table(0, 4)}, "'t': rows: 0 is not allowed: a whole number in 1"),
+     ({"t": Table(2**31, 4)}, "2147483648 is not allowed: a whole number in 1 … 2,147,483,647"),
+     ({"t": Table(None, 4)}, "'t': rows: None is not allowed: a whole number in 1"),  # type: ignore[arg-type]
+     ({"t": Table("10", 4)}, "'t': rows: '10' is not allowed: a whole"),  # type: ignore[arg-type]
+     ({"t": Table(1e3, 4)}, r"'t': rows: 1000\.0 is not allowed: a whole"),  # type: ignore[arg-type]
+     ({"t": Table(9, None)}, "'t': width: None is not allowed: a whole"),  # type: ignore[arg-type]
      ({"t": Table(9, 4, learning_rate=-1.0)}, r"'t': learning_rate: -1\.0 is no number from 0"),
      ({"t": Table(9, 4, initial_scale=float("nan"))}, "'t': initial_scale: nan is no number"),
      ([Table(9, 4)], r"tables: a Table among them has no name: give each by its name"),

@@ -14,7 +14,7 @@ from dist_embed.training.tasks import Evaluate, Task, Train, Translate
 
 VECTORS = {"uri": "v.npy", "words": "w.txt", "format": "npy"}
 TASKS: list[tuple[Task[Any], str, bool, bool]] = [
-    (Train("there"), "training.training.train_task", True, True),
+    (Train("there"), "training.train.train_task", True, True),
     (Evaluate("test", 5, 20, True, "there"), "training.inference.evaluate_task", False, False),
     (Translate(["a b", ""], 7), "training.inference.translate_task", False, False),
     (Baseline(2, 3, ["fp32"], False, "there"), "bench.baseline.baseline_task", False, True),

@@ -50,10 +50,10 @@ def test_a_cache_without_room_is_refused(wanted: Memory) -> None:
     with pytest.raises(UserError) as caught:
         choose_tier(wanted, SIZES, 2 * GIB)
     message = str(caught.value)
-    assert message.startswith(f"embedding.memory: '{wanted}' is not possible here")
+    assert message.startswith(f"memory: '{wanted}' is not possible here")
     assert "more than 2.00 GiB" in message
     assert "room for 2.00 GiB" in message
-    assert "embedding.memory=uvm" in message
+    assert "a smaller width, or memory=uvm" in message
 
 
 def test_a_step_and_a_share_of_the_rest_are_left_to_others() -> None:

@@ -33,7 +33,8 @@ from dist_embed.run.data import (
     training_data,
     vocabularies,
 )
-from dist_embed.training import inference, training, worker
+from dist_embed.training import inference, resume, worker
+from dist_embed.training import train as training
 from dist_embed.training.describe import describe
 from dist_embed.training.results import AgainstExact, Evaluation
 from dist_embed.training.tasks import Evaluate, Task
@@ -115,7 +116,7 @@ def test_a_run_is_saved_as_configured_and_its_metrics_before(
     monkeypatch: pytest.MonkeyPatch, first: bool
 ) -> None:
     for name in ("Saver", "Pruner"):
-        monkeypatch.setattr(training, name, lambda *given, _name=name, **how: (_name, given, how))
+        monkeypatch.setattr(resume, name, lambda *given, _name=name, **how: (_name, given, how))
     checkpoint = {
         "saving": "waiting", "max_failures": 7, "timeout_seconds": 11.0, "drain_seconds": 13.0,
         "keep_last": 17, "keep_best": 19, "keep_every": 23, "leftover_hours": 29.0,
@@ -125,7 +126,7 @@ def test_a_run_is_saved_as_configured_and_its_metrics_before(
     metrics: Any = SimpleNamespace(flush=lambda: None) if first else None
     store: Any = "store"
     buffers: Any = "buffers"
-    made: Any = training._build_saver(context, store, Loaded(3, damaged, 0), buffers, metrics)
+    made: Any = resume.build_saver(context, store, Loaded(3, damaged, 0), buffers, metrics)
     name, (given_store, group, settings, pruner), how = made
     assert (name, given_store, group) == ("Saver", "store", context.group)
     assert settings == CheckpointSection(**checkpoint)
@@ -147,11 +148,11 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_says_so(
         asked.append((store, state, how))
         return Loaded(step, frozenset(), 0)
 
-    monkeypatch.setattr(training, "load_newest", load)
+    monkeypatch.setattr(resume, "load_newest", load)
     config = config_of(checkpoint={"saving": "in_place"})
     context, said = context_of(config, place())
     given: Any = ("store", "state", "buffers")
-    assert training._resume(context, *given).step == step
+    assert resume.resume(context, *given).step == step
     assert asked == [("store", "state", {"buffers": "buffers", "in_place": True})]
     told = f"resuming from the checkpoint of step {step}" if step else "starting from scratch"
     assert said == ["looking", told]
@@ -355,8 +356,8 @@ def test_a_run_that_goes_on_knows_the_best_of_its_checkpoints(
 ) -> None:
     damaged: Any = frozenset({"a damaged one"})
     asked = {("store", damaged): 0.1 + 0.2}
-    monkeypatch.setattr(training, "best_loss", lambda store, but: asked[store, but])
-    monkeypatch.setattr(training, "same_text_from_first", lambda text, group: text)
+    monkeypatch.setattr(resume, "best_loss", lambda store, but: asked[store, but])
+    monkeypatch.setattr(resume, "same_text_from_first", lambda text, group: text)
     config, loaded = config_of(checkpoint={"keep_best": keep_best}), Loaded(step, damaged, 0)
     store: Any = "store"
-    assert training._best_so_far(config, store, loaded, place()) == found
+    assert resume.best_so_far(config, store, loaded, place()) == found

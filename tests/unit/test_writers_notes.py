@@ -23,7 +23,8 @@ from dist_embed.checkpoint import write
 from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.parts import PartLate, PartMissing, Parts
 from dist_embed.checkpoint.retention import Pruner
-from dist_embed.checkpoint.saver import Saver, _Save
+from dist_embed.checkpoint.save_under_way import Save
+from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.write import Description
 from dist_embed.parallel.group import Group
@@ -106,9 +107,9 @@ def saver_of(uri: str, rank: int, **changes: float) -> Saver:
     return Saver(store, group, settings, pruner, report=lambda line: None)
 
 
-def begin(saver: Saver, *, given_up: bool = False) -> _Save:
+def begin(saver: Saver, *, given_up: bool = False) -> Save:
     """As `Saver.save` does, without an exchange."""
-    save = saver._under_way = _Save(1, ATTEMPT, time.monotonic(), 0.0)
+    save = saver._under_way = Save(1, ATTEMPT, time.monotonic(), 0.0)
     if given_up:
         save.given_up.set()
     rows = [Rows("t", 0, torch.zeros(CHUNKS, 4))]
@@ -119,7 +120,7 @@ def begin(saver: Saver, *, given_up: bool = False) -> _Save:
     return save
 
 
-def ended(save: _Save) -> BaseException | None:
+def ended(save: Save) -> BaseException | None:
     assert save.thread is not None
     save.thread.join(30)
     assert save.has_ended

@@ -16,15 +16,14 @@ from dist_embed.errors import UserError
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     """``value`` as an int, of numpy's and torch's too. Raises UserError: it is none of those."""
-    allowed = f"from {least}" if most is None else f"in {least} … {most:,}"
+    allowed = f", at least {least}" if most is None else f" in {least} … {most:,}"
     try:
         number = operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # of a tensor of several values
         number = None
-    if number is None or isinstance(value, bool):
-        raise UserError(f"{name}: {shown(value)} is no whole number {allowed}")
-    if number < least or (most is not None and number > most):
-        raise UserError(f"{name}: {number} is not {allowed}")
+    fits = number is not None and number >= least and (most is None or number <= most)
+    if number is None or isinstance(value, bool) or not fits:
+        raise UserError(f"{name}: {shown(value)} is not allowed: a whole number{allowed}")
     return number
 
 
