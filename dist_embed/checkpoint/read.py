@@ -234,7 +234,8 @@ class CheckpointReader:
         """
         if not hasattr(self._thread, "buffer"):
             # Kept: fresh memory for every read costs more than reading it.
-            self._thread.buffer = memoryview(bytearray(max(READ_BYTES, self._block)))
+            size = max(READ_BYTES, self._block)
+            self._thread.buffer = byte_view(torch.empty(size, dtype=torch.uint8))
         rest: memoryview = self._thread.buffer
         memory: list[memoryview] = []
         reached = read.start

@@ -10,6 +10,7 @@ from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
 from tests.distributed.configured import DATA, Values, merged
 from tests.distributed.pool import WorkerPool
+from tests.unit.small_corpus import one_is_this_process
 
 # Of the references: threads that wait for each other are slow where another process has a core.
 torch.set_num_threads(1)
@@ -35,5 +36,6 @@ def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     least: Values = {
         "run": {"uri": "/nowhere"}, "data": {"uri": uri}, "train": {"max_steps": 1},
     }  # fmt: skip
-    ensure_data(config_from_dict(merged(DATA, least)), lambda line: None)
+    with one_is_this_process(1):
+        ensure_data(config_from_dict(merged(DATA, least)), lambda line: None)
     return prepared_folder(uri)

@@ -282,8 +282,12 @@ def test_pruning_keeps_the_newest_and_the_best(workers: WorkerPool, tmp_path: Pa
     assert list_steps(uri) == [2, 4]
 
 
-def race(group: Group, tiny: Tiny, uri: str) -> str:
+def race(group: Group, uris: list[str]) -> list[str]:
     """Each worker as a run of its own, all saving one step of one folder at the same time."""
+    return [save_at_once_with_others(group, uri) for uri in uris]
+
+
+def save_at_once_with_others(group: Group, uri: str) -> str:
     alone = Group(0, 1, 1, group.device, group.process_group)
     sharded_rows = torch.full((50, 4), float(group.rank))
     from dist_embed.checkpoint.state import LiveTensor, own_rows
@@ -299,9 +303,8 @@ def race(group: Group, tiny: Tiny, uri: str) -> str:
 
 
 def test_of_two_writers_of_one_step_one_is_told(workers: WorkerPool, tmp_path: Path) -> None:
-    for attempt in range(10):
-        uri = str(tmp_path / str(attempt))
-        told = workers.run(4, race, Tiny(), uri)
+    uris = [str(tmp_path / str(attempt)) for attempt in range(10)]
+    for uri, *told in zip(uris, *workers.run(4, race, uris), strict=True):
         assert told.count("saved") == 1
         lost = next(text for text in told if text != "saved")
         assert lost.startswith("CheckpointConflict: another writer has saved step 5")

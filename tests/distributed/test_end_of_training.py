@@ -19,12 +19,14 @@ from dist_embed.training import train as training
 from dist_embed.training import worker
 from dist_embed.training.tasks import Train
 from tests.stores.killing import configuration
+from tests.unit.small_corpus import one_is_this_process
 
 
 @pytest.fixture(scope="module")
 def data_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(tmp_path_factory.mktemp("data"))
-    ensure_data(configuration(uri, uri), lambda line: None)
+    with one_is_this_process(1):
+        ensure_data(configuration(uri, uri), lambda line: None)
     return uri
 
 

@@ -123,7 +123,7 @@ def test_a_worker_0_that_hosts_the_store_and_fails_is_heard() -> None:
 
 
 def hang_forever(emit: Emit) -> None:
-    with joined_group("cpu", 1.0) as group:
+    with joined_group("cpu", 2.0) as group:
         if group.rank == 0:
             sum_over_workers(torch.zeros(1), group)
         time.sleep(60)

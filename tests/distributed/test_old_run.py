@@ -36,6 +36,7 @@ from dist_embed.training.tasks import Evaluate, Train
 from dist_embed.training.train import train_task
 from dist_embed.training.worker import Context
 from tests.distributed.pool import WorkerPool
+from tests.unit.small_corpus import one_is_this_process
 
 STORED = Path(__file__).parent / "old_runs"
 NAME = ManifestName(200, 0)
@@ -154,7 +155,8 @@ def test_data_of_a_run_from_before_text_had_a_form_are_prepared_as_they_were(
     tokenizers = [(run / name).read_bytes() for name in TOKENIZERS]
     stored = PreparedData.read(prepared_folder(config.data.uri))
     said: list[str] = []
-    again = ensure_data(config, said.append, force=True)
+    with one_is_this_process(1):
+        again = ensure_data(config, said.append, force=True)
     assert f"tokenizer.normalize: none, as the run in {run} has it" in said
     # Files may be written otherwise; what they hold is the same.
     for name, split in again.splits.items():
@@ -169,7 +171,8 @@ def test_data_of_a_run_from_before_text_had_a_form_are_prepared_as_they_were(
     other = load_config(
         f"{run}/run.yaml", [f"run.uri={run}", "tokenizer.normalize=nfkc", *corpora(run)]
     )
-    prepared = ensure_data(other, said.append)
+    with one_is_this_process(1):
+        prepared = ensure_data(other, said.append)
     assert prepared.settings["tokenizer.normalize"] == "nfkc"
     with pytest.raises(
         UserError,

@@ -32,6 +32,7 @@ from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.settings import PretrainedSection
 from tests.distributed.pool import WorkerPool
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
+from tests.unit.small_corpus import one_is_this_process
 
 PAIRS = random_pairs(12, 3, 23, 31)
 Tables = dict[str, tuple[torch.Tensor, ...]]
@@ -126,7 +127,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tokenizer": {"shared": False, "vocab_size": 40},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(values))
-    ensure_data(config_from_dict(values), lambda line: None)
+    with one_is_this_process(1):
+        ensure_data(config_from_dict(values), lambda line: None)
     # As data were prepared before they had a folder of their own.
     shutil.move(prepared_folder(str(folder / "data")), folder / "moved")
     shutil.rmtree(folder / "data")

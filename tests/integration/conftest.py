@@ -12,6 +12,7 @@ import yaml
 
 from dist_embed.cli.main import main
 from tests.forks import start
+from tests.unit.small_corpus import one_is_this_process
 
 
 class Done(NamedTuple):
@@ -35,7 +36,7 @@ TINY = {
     "search": {"beam": 2},
     "checkpoint": {"every_steps": 4},
     "cluster": {"launcher": "local", "num_workers": 2, "timeout_seconds": 60.0,
-                "device": "cpu"},
+                "device": "cpu", "threads_per_worker": 1},
 }  # fmt: skip
 
 
@@ -91,7 +92,8 @@ def dist_embed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(sys, "stdin", given)
         capsys.readouterr()
         try:
-            ended: Any = main(list(arguments))
+            with one_is_this_process(1):
+                ended: Any = main(list(arguments))
         except SystemExit as exc:  # by argparse
             ended = exc.code
         said = Done(*capsys.readouterr())

@@ -157,7 +157,8 @@ def test_an_error_in_a_ray_worker_reaches_the_user_at_once(
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.setenv(name, cluster[name])
     there = f"cluster.address={cluster['ADDRESS']}"
-    failed = as_process("train", config, there, "cluster.max_failures=2", code=2)
+    given = ("cluster.max_failures=2", there, "--launcher", "ray")
+    failed = as_process("train", config, *given, code=2)
     assert re.search(r"token shard .*shard-00000\.parquet.* expected, 11 bytes", failed.stderr)
     assert "Traceback" not in failed.stderr
     assert "workers are started again" not in failed.stdout

@@ -64,6 +64,7 @@ from tests.checkpoints import keeping
 from tests.forks import forking
 from tests.integration.conftest import TINY
 from tests.stores.s3_server import KEY, SECRET
+from tests.unit.small_corpus import one_is_this_process
 
 WORKERS = 2
 LAST_STEP = 8
@@ -590,7 +591,8 @@ def material(folder: Path) -> Material:
     data_uri, run, base = (str(folder / name) for name in ("data", "whole", "base"))
     # Else a step whose save is due while that of the one before is under way has none of its own.
     config = configuration(data_uri, run, every_steps=1, keep_last=LAST_STEP, saving="waiting")
-    ensure_data(config, lambda line: None)
+    with one_is_this_process(1):
+        ensure_data(config, lambda line: None)
     whole = Whole.train(config)
     shutil.copytree(run, base)
     store = open_checkpoints(base)
