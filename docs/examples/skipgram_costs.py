@@ -174,7 +174,7 @@ def main() -> None:
     parser = ArgumentParser()
     parser.add_argument("what", choices=["speed", "memory", "one"])
     parser.add_argument("settings", nargs="?", help="for `one` alone, which the others call")
-    sizes = {"rounds": 3, "nouns": 20_000, "sentences": 50_000, "epochs": 2}
+    sizes = {"rounds": 3, "nouns": 20_000, "sentences": 50_000, "epochs": 1}
     for name, default in (sizes | {"rows": 10_000_000, "width": 128, "steps": 5}).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()

@@ -14,7 +14,8 @@ drawn independently.
 **Multi30k.** One side's vectors are trained on the odd lines, the other's on the even ones, so that
 the two have no sentence in common. For words that are each other's likeliest translation: do two
 words of one language have a high cosine where their translations have one (rank correlation over
-all pairs of words)?
+all pairs of words)? Frequent words have frequent translations, and cosines follow frequency in
+vectors that have been trained little; so what frequencies explain is taken out of both.
 """
 
 import gzip
@@ -32,7 +33,7 @@ import numpy as np
 from gensim.models import KeyedVectors, Word2Vec
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from skipgram import DEFAULTS
 from skipgram import main as train_ours
 
@@ -134,12 +135,21 @@ def _occurrences(lines: list[str]) -> tuple[list[str], csr_array]:
 
 
 def agreement(one: KeyedVectors, other: KeyedVectors, pairs: list[tuple[str, str]]) -> float:
-    """Spearman's correlation of the cosines of two words with those of their translations."""
+    """Rank correlation of the cosines of two words with those of their translations, without what
+    the words' frequencies explain of both: a partial correlation.
+    """
     known = [(a, b) for a, b in pairs if a in one and b in other]
     above = np.triu_indices(len(known), 1)
-    found = [cosines_of(one, [a for a, _ in known])[above],
-             cosines_of(other, [b for _, b in known])[above]]  # fmt: skip
-    return float(spearmanr(*found).statistic)
+    cosines, frequencies = [], [np.ones(len(above[0]))]
+    for vectors, words in zip((one, other), zip(*known, strict=True), strict=True):
+        cosines.append(rankdata(cosines_of(vectors, list(words))[above]))
+        place = np.log1p([vectors.key_to_index[word] for word in words])  # by frequency
+        frequencies.append(rankdata((place[:, None] + place)[above]))
+        frequencies.append(rankdata(np.abs(place[:, None] - place)[above]))
+    explained = np.stack(frequencies, 1)
+    ranks = np.stack(cosines, 1)
+    rest = ranks - explained @ np.linalg.lstsq(explained, ranks)[0]
+    return float(np.corrcoef(rest.T)[0, 1])
 
 
 def compare(seeds: int, score: Callable[[Train, int], float]) -> None:
@@ -178,7 +188,7 @@ def main() -> None:
         sides = Path(folder, "source.txt"), Path(folder, "target.txt")
         sides[0].write_text("\n".join(source[0::2]), encoding="utf-8")
         sides[1].write_text("\n".join(target[1::2]), encoding="utf-8")
-        print(f"Multi30k: rank correlation of both sides' cosines; {len(pairs):,} pairs of words")
+        print(f"Multi30k: partial rank correlation of both sides' cosines; {len(pairs):,} words")
         compare(
             args.seeds,
             lambda train, seed: agreement(*(train(side, args, seed) for side in sides), pairs),
