@@ -15,6 +15,8 @@ from dist_embed.errors import UserError
 
 _BLOCK_CHARACTERS = 4_000_000
 _LEAST_ROWS = 1_000_000  # of counts that are summed at once
+# The words of some lines, one after the other, and how many each line has.
+Block = tuple[pa.Array, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def read_monolingual(*patterns: str, min_count: int = 5) -> MonolingualText:
     pa.default_memory_pool().release_unused()  # Arrow would keep what counting took
     ids: list[NDArray[np.int32]] = []
     lengths: list[NDArray[np.int64]] = []
-    for words, words_of_line in _blocks(patterns):
+    # Arrow makes a hash table of the vocabulary for every call: it is to serve as many words.
+    for words, words_of_line in _at_least(len(vocabulary), _blocks(patterns)):
         place = pc.index_in(words, vocabulary)
         is_kept = place.is_valid().to_numpy(zero_copy_only=False)
         ids.append(place.drop_null().to_numpy().astype(np.int32))
@@ -94,8 +97,26 @@ def _summed(parts: list[pa.Table]) -> pa.Table:
     return groups.aggregate([("count", "sum")]).rename_columns(["word", "count"])
 
 
-def _blocks(patterns: tuple[str, ...]) -> Iterator[tuple[pa.Array, NDArray[np.int64]]]:
-    """The words of some lines, one after the other, and how many each line has."""
+def _at_least(count: int, blocks: Iterator[Block]) -> Iterator[Block]:
+    """Some blocks as one that has ``count`` words; the last one may have fewer."""
+    some: list[Block] = []
+    words = 0
+    for block in blocks:
+        some.append(block)
+        words += len(block[0])
+        if words >= count:
+            yield _joined(some)
+            some, words = [], 0
+    if some:
+        yield _joined(some)
+
+
+def _joined(blocks: list[Block]) -> Block:
+    words, lengths = zip(*blocks, strict=True)
+    return pa.concat_arrays(words), np.concatenate(lengths)
+
+
+def _blocks(patterns: tuple[str, ...]) -> Iterator[Block]:
     lines: list[str] = []
     characters = 0
     for uri in expand(patterns):
@@ -108,7 +129,7 @@ def _blocks(patterns: tuple[str, ...]) -> Iterator[tuple[pa.Array, NDArray[np.in
     yield _split(lines)
 
 
-def _split(lines: list[str]) -> tuple[pa.Array, NDArray[np.int64]]:
+def _split(lines: list[str]) -> Block:
     # Blanks at its ends would give a line empty words; and the only word of an empty line is one.
     # Large: the letters of a vocabulary may be more than 2^31.
     trimmed = pc.utf8_trim_whitespace(pa.array(lines, pa.large_string()))

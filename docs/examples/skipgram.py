@@ -24,7 +24,7 @@ from dist_embed.parallel.errors import errors_shared
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.vectors.write import Block, write_vectors
 
-DEFAULTS = {"width": 128, "window": 5, "epochs": 5, "batch": 4096, "negatives": 4096, "seed": 1}
+DEFAULTS = {"width": 128, "window": 5, "epochs": 5, "batch": 4096, "negatives": 256, "seed": 1}
 DEFAULTS |= {"min-count": 5, "subsample": 1e-3, "rate": 0.1, "save-every": 1000, "saving": "behind"}
 
 
