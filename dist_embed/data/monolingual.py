@@ -55,7 +55,8 @@ def read_monolingual(*patterns: str, min_count: int = 5) -> MonolingualText:
     if not len(kept):
         raise UserError(f"{', '.join(patterns)}: no word occurs {min_count} times or more")
     del found
-    kept = kept.sort_by([("count", "descending"), ("word", "ascending")])
+    # Not Table.sort_by, which starts threads of Arrow.
+    kept = kept.take(pc.sort_indices(kept, [("count", "descending"), ("word", "ascending")]))
     vocabulary = kept["word"].combine_chunks()
     pa.default_memory_pool().release_unused()  # Arrow would keep what counting took
     ids: list[NDArray[np.int32]] = []

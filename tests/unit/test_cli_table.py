@@ -6,6 +6,7 @@ from io import StringIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from wcwidth import wcswidth
 
 from dist_embed.cli.table import print_table
 
@@ -28,10 +29,12 @@ def printed(header: list[str], rows: list[list[str]]) -> str:
 @settings(max_examples=200, deadline=None)
 @given(TABLES)
 def test_cells_stand_as_they_are_in_columns_as_wide_as_the_widest(table: list[list[str]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    # Of a terminal: a Chinese letter takes two columns.
+    widths = [max(map(wcswidth, column)) for column in zip(*table, strict=True)]
 
     def line(cells: list[str]) -> str:
-        return "".join(f"| {c.ljust(w)} " for c, w in zip(cells, widths, strict=True)) + "|\n"
+        padded = (c + " " * (w - wcswidth(c)) for c, w in zip(cells, widths, strict=True))
+        return "".join(f"| {cell} " for cell in padded) + "|\n"
 
     header, *rows = table
     below = "".join(f"|{'-' * (width + 2)}" for width in widths) + "|\n"
