@@ -17,6 +17,11 @@ from dist_embed.parallel.stop import forget_signals
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
+# Both ends of a TCPStore ask for the name of ::ffff:127.0.0.1 (torch 2.13, Socket.cpp), which no
+# /etc/hosts has. Where a question to the name server is lost now and then, a start of workers took
+# 5 s longer: then the resolver asks again after one.
+os.environ.setdefault("RES_OPTIONS", "timeout:1")
+
 
 def pytest_configure() -> None:
     """Hear signals as in the foreground: behind `nohup` or `&` tests, and the commands that they
