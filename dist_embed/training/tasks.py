@@ -62,7 +62,7 @@ class Train(Task[TrainResult]):
     trains: ClassVar[bool] = True
 
     def function(self) -> Callable[[Context], TrainResult]:
-        """See `train.train_task`."""
+        """See `training.train.train_task`."""
         from dist_embed.training.train import train_task
 
         return partial(train_task, asked=self)
