@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_embed.arguments import one_of
 from dist_embed.checkpoint.catalogue import open_checkpoints, read_manifest, use_choice
 from dist_embed.checkpoint.chunk import DTYPES
 from dist_embed.checkpoint.manifest import CheckpointError
@@ -62,8 +63,7 @@ class RunTable:
     def __init__(
         self, run_uri: str, role: Role, step: int | None = None, *, untrained: bool = False
     ) -> None:
-        if role not in (allowed := get_args(Role)):
-            raise UserError(f"role: {role!r} is not one of {', '.join(allowed)}")
+        one_of("role", role, get_args(Role))
         config = read_run_config(run_uri)
         self._untrained = untrained
         sides = sides_of_table(config.model.share_embeddings, role)

@@ -179,7 +179,9 @@ def test_another_launcher_is_refused_before_anything_is_done(
         lambda launcher: translate(run, ["a"], launcher=launcher),
     ]
     for call in calls:
-        with pytest.raises(UserError, match=r"^launcher: 'spark' is not one of auto, local, ray$"):
+        with pytest.raises(
+            UserError, match=r"^launcher: 'spark' is not allowed: one of auto, local, ray$"
+        ):
             call("spark")
     assert (workers.asked, workers.ahead) == ([], [])
     assert not (tmp_path / "run").exists()
@@ -238,7 +240,8 @@ def test_lines_are_several_and_text(workers: Workers, tmp_path: Path) -> None:
      ({"beam": 0}, "beam: 0 is not allowed: a whole number, at least 1"),
      ({"beam": True}, "beam: True is not allowed: a whole number, at least 1"),
      ({"candidates": -1}, "candidates: -1 is not allowed: a whole number, at least 0"),
-     ({"replace_unknown": "foo"}, "replace_unknown: 'foo' is not one of no, copy, lexicon")],
+     ({"replace_unknown": "foo"},
+      "replace_unknown: 'foo' is not allowed: one of no, copy, lexicon")],
 )  # fmt: skip
 def test_settings_of_the_search_are_called_as_a_script_calls_them(
     tmp_path: Path, settings: dict[str, Any], said: str
