@@ -158,7 +158,8 @@ class RunTable:
         if not self.trained[i]:
             raise UserError(
                 f"{word!r} never occurs {self.on_sides} of {self.run_uri}: its vector in "
-                f"table {self.table} is untrained (--untrained takes it all the same)"
+                f"table {self.table} is untrained (--untrained takes it all the same, in a script "
+                "untrained=True)"
             )
         return i
 

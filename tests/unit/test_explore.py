@@ -541,8 +541,11 @@ def test_words_of_the_other_side_are_not_taken_for_trained(
         lambda: neighbors(table, [trained[0], untrained], 9),
         lambda: analogy(table, trained[0], trained[1], untrained, 9),
     ):
-        with pytest.raises(UserError, match=re.escape(refused)):
+        with pytest.raises(UserError, match=re.escape(refused)) as caught:
             call()
+        assert "(--untrained takes it all the same, in a script untrained=True)" in str(
+            caught.value
+        )
     assert {word for word, _ in neighbors(table, trained[:1], 9)[trained[0]]} == {*trained[1:]}
     assert {*dict(neighbors(everything, [untrained], 9)[untrained])} == {*BOTH} - {untrained}
 
