@@ -24,6 +24,7 @@ from dist_embed.embedding.row_order import RowOrder
 from dist_embed.errors import UserError
 from dist_embed.explore.occurrences import Occurrences, occurrences
 from dist_embed.model.translation_tables import SIDE_OF_ROLE, TABLE_OF_ROLE, sides_of_table
+from dist_embed.observe.events import printable
 from dist_embed.run.folder import check_tokenizer, read_run_config
 
 Role = Literal["source", "target", "output"]
@@ -110,7 +111,7 @@ class RunTable:
         raise UserError(
             f"{word!r} is not in the {SIDE_OF_ROLE[self.role]} vocabulary of {self.run_uri} "
             f"({self.num_words:,} words)"
-            + (f"; near it: {', '.join(close)}" if close else "")
+            + (f"; near it: {', '.join(map(printable, close))}" if close else "")
         )  # fmt: skip
 
     @cached_property

@@ -421,6 +421,9 @@ def test_a_word_is_looked_for_as_the_run_wrote_its_own(tmp_path: Path) -> None:
         table.id_of("</z>")
     with pytest.raises(UserError, match="near it: mouse"):
         table.id_of("Mouse.")
+    strange = RunTable(run_of(tmp_path / "strange", ["a\x1bb"], torch.eye(5, 4)), "source")
+    with pytest.raises(UserError, match=r"near it: a\\x1bb$"):
+        strange.id_of("a\x1b")
 
 
 def test_a_table_that_does_not_fit_its_run_is_refused(
