@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
-from dist_embed.api.given import run_given, texts_given
+from dist_embed.api.given import config_given, run_given, texts_given
 from dist_embed.arguments import one_of, whole_number
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.checks import check
@@ -135,7 +135,7 @@ def _on_workers(
     from dist_embed.cluster.fork_server import start_ahead
 
     if isinstance(run, Config):
-        config = run
+        config = config_given(run, to_train=False)
     else:
         config = config_to_use(run.uri if isinstance(run, TrainedRun) else run)
         launcher = "local" if launcher is None else launcher
