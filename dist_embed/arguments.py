@@ -33,12 +33,11 @@ def real_number(name: str, value: Any, *, positive: bool = False) -> float:
     """
     if getattr(value, "ndim", None) == 0:  # numpy's and torch's
         value = value.item()
-    allowed = "number above 0" if positive else "number from 0 on"
     number = float(value) if isinstance(value, numbers.Real) else math.nan
-    if isinstance(value, bool) or not math.isfinite(number) or number < 0:
-        raise UserError(f"{name}: {shown(value)} is no {allowed}")
-    if positive and number == 0:
-        raise UserError(f"{name}: {shown(value)} is no {allowed}")
+    fits = math.isfinite(number) and (number > 0 if positive else number >= 0)
+    if isinstance(value, bool) or not fits:
+        allowed = "a number above 0" if positive else "a number, at least 0"
+        raise UserError(f"{name}: {shown(value)} is not allowed: {allowed}")
     return number
 
 
@@ -46,7 +45,7 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
     """Raise UserError unless ``value`` is one of the words ``allowed``."""
     known = list(allowed)
     if not isinstance(value, str) or value not in known:
-        raise UserError(f"{name}: {shown(value)} is not one of {', '.join(known)}")
+        raise UserError(f"{name}: {shown(value)} is not allowed: one of {', '.join(known)}")
 
 
 def shown(value: object) -> str:

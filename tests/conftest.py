@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,11 +58,23 @@ def no_signal_was_taken() -> Iterator[None]:
     forget_signals()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def ray_alone() -> Iterator[None]:
-    """To be used by tests that start a Ray: two clusters on one machine disturb each other. Until
-    the file ends, whose tests may share one.
-    """
+    """To be used by tests that start a Ray: two clusters on one machine disturb each other."""
+    with no_other_ray():
+        yield
+
+
+@pytest.fixture(scope="module")
+def ray_alone_until_the_file_ends() -> Iterator[None]:
+    """The same for a file whose tests share a cluster."""
+    with no_other_ray():
+        yield
+
+
+@contextmanager
+def no_other_ray() -> Iterator[None]:
+    """Wait until no other process of tests is in such a block."""
     path = Path(tempfile.gettempdir()) / f"dist_embed-tests-ray-{os.getuid()}.lock"
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     with open(handle, "wb") as file:

@@ -7,10 +7,9 @@ child imports anew.
 from __future__ import annotations
 
 import multiprocessing
-from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 
-_IMPORTED = [
+IMPORTED = [
     "torch", "torchrec", "fbgemm_gpu", "torch.profiler", "pandas", "pyarrow.parquet",
     "s3fs", "aiobotocore.session", "pytest",
     "dist_embed.training.train", "dist_embed.training.inference",
@@ -21,11 +20,5 @@ _IMPORTED = [
 def forking() -> ForkServerContext:
     """How tests start processes."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
+    context.set_forkserver_preload(IMPORTED)
     return context
-
-
-def start() -> None:
-    """Start the server, if it does not run yet: whoever forks workers then, forks them from it."""
-    forking()
-    forkserver.ensure_running()

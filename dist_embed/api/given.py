@@ -6,21 +6,34 @@ from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
-from dist_embed.config.checks import check
+from pydantic import BaseModel
+
+from dist_embed.config.checks import check, check_written
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 
 
-def config_given(value: Any) -> Config:
-    """A configuration as it is. Raises UserError for anything else, and where settings cannot work
-    together: one that a script has made has been checked key by key.
+def config_given(value: Any, *, to_train: bool = True) -> Config:
+    """A configuration, checked as a file's is: ``Config(…)`` has looked at each key by itself, and
+    ``model_copy``, by which scripts vary one, at nothing. Raises UserError, for anything else too.
+
+    Where it is not ``to_train``, it may have what would do nothing, as a trained run's may.
     """
     if isinstance(value, Config):
-        check(value)
-        return value
+        config = Config.model_validate(_as_given(value), context="config")
+        (check_written if to_train else check)(config)
+        return config
     hint = ": dist_embed.load_config reads a file" if isinstance(value, str | PathLike) else ""
     raise UserError(f"config: {value!r} is not allowed: a dist_embed.Config{hint}")
+
+
+def _as_given(value: Any) -> Any:
+    """Sections as dictionaries of what was given, also of what is no key."""
+    if not isinstance(value, BaseModel):
+        return value
+    held = vars(value)
+    return {name: _as_given(held[name]) for name in held if name in value.model_fields_set}
 
 
 def run_given(value: Any) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
-from dist_embed.api.given import run_given, texts_given
-from dist_embed.arguments import whole_number
+from dist_embed.api.given import config_given, run_given, texts_given
+from dist_embed.arguments import one_of, whole_number
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.checks import check
 from dist_embed.config.paths import with_absolute_paths
@@ -117,10 +117,7 @@ def config_to_use(
         auto = candidates == "auto"
         instead["candidates"] = "auto" if auto else whole_number("candidates", candidates, 0)
     if replace_unknown is not None:
-        if replace_unknown not in (allowed := get_args(ReplaceUnknown)):
-            raise UserError(
-                f"replace_unknown: {replace_unknown!r} is not one of {', '.join(allowed)}"
-            )
+        one_of("replace_unknown", replace_unknown, get_args(ReplaceUnknown))
         instead["replace_unknown"] = replace_unknown
     config = config.model_copy(update={"search": config.search.model_copy(update=instead)})
     check(config)
@@ -138,7 +135,7 @@ def _on_workers(
     from dist_embed.cluster.fork_server import start_ahead
 
     if isinstance(run, Config):
-        config = run
+        config = config_given(run, to_train=False)
     else:
         config = config_to_use(run.uri if isinstance(run, TrainedRun) else run)
         launcher = "local" if launcher is None else launcher

@@ -34,7 +34,7 @@ from dist_embed.bench.passes import WARM_UP, copy_seconds, median_seconds
 from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.device import device_name, resolve_device
-from dist_embed.parallel.group import Group, joined_group
+from dist_embed.parallel.group import Group, lone_group
 from dist_embed.parallel.settings import DeviceChoice
 
 _COPIED_BYTES = 2**29  # at most; far more than caches hold
@@ -138,7 +138,7 @@ def lookup_report(
     )  # fmt: skip
     if resolved == "cpu":
         keep_freed_memory()  # as every run's workers do
-    with joined_group(resolved, TIMEOUT_SECONDS) as group:
+    with lone_group(resolved, TIMEOUT_SECONDS) as group:
         copied = min(_COPIED_BYTES, max(work.table_bytes(case) for case in cases))
         copy_took = copy_seconds(copied, work.repeats, group.device)
         found = []

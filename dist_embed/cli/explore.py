@@ -50,23 +50,26 @@ def _add_count(parser: argparse.ArgumentParser) -> None:
 def _neighbors(arguments: argparse.Namespace) -> None:
     from dist_embed.cli.table import print_table
     from dist_embed.explore.nearest import neighbors
+    from dist_embed.observe.events import printable
 
     table = open_table(arguments)
     found = neighbors(table, arguments.words, arguments.count)
     print(described(table))
     for word, near in found.items():
-        print(f"\n{word}")
+        print(f"\n{printable(word)}")
         print_table(["word", "cosine"], [[other, f"{cosine:.4f}"] for other, cosine in near])
 
 
 def _analogy(arguments: argparse.Namespace) -> None:
     from dist_embed.cli.table import print_table
     from dist_embed.explore.nearest import analogy
+    from dist_embed.observe.events import printable
 
     table = open_table(arguments)
     found = analogy(table, arguments.a, arguments.b, arguments.c, arguments.count)
     print(described(table))
-    print(f"\n{arguments.a} is to {arguments.b} as {arguments.c} is to")
+    a, b, c = (printable(word) for word in (arguments.a, arguments.b, arguments.c))
+    print(f"\n{a} is to {b} as {c} is to")
     print_table(["word", "cosine"], [[word, f"{cosine:.4f}"] for word, cosine in found])
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from typing import Any
 
 from dist_embed.cli.old_spellings import (
     in_new_words,
@@ -38,10 +39,21 @@ def build_parser() -> argparse.ArgumentParser:
         prog="dist-embed",
         description="Train word embeddings whose tables are too large for one device.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print it")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in _MODULES:
         import_module(f"dist_embed.cli.{name}").add_commands(commands)
     return parser
+
+
+class _Version(argparse.Action):
+    """Argparse's own would look the version up for every command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
+        from dist_embed import __version__
+
+        print(f"dist-embed {__version__}")
+        parser.exit()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -133,6 +133,7 @@ def _print_quality(found: Evaluation) -> None:
 def _translate(arguments: argparse.Namespace) -> None:
     from dist_embed.api.inference import translate
     from dist_embed.data.corpus import decoded_lines, read_lines
+    from dist_embed.observe.events import printable
 
     check_output(arguments.output)
     config = run_config(arguments.run, arguments)
@@ -141,7 +142,8 @@ def _translate(arguments: argparse.Namespace) -> None:
     else:
         texts = list(read_lines(arguments.input))
     found = translate(config, texts, step=arguments.step, launcher=arguments.launcher)
-    lines = "".join(f"{line}\n" for line in found)
+    on_terminal = arguments.output == "-" and sys.stdout.isatty()
+    lines = "".join(f"{printable(line) if on_terminal else line}\n" for line in found)
     if arguments.output == "-":
         sys.stdout.buffer.write(lines.encode())
         sys.stdout.flush()
@@ -180,6 +182,7 @@ def _quickstart(arguments: argparse.Namespace) -> None:
     from dist_embed.api.inference import evaluate
     from dist_embed.api.training import tokens_per_second
     from dist_embed.data.token_shards import PreparedData, read_texts
+    from dist_embed.observe.events import printable
 
     config, _ = _train(arguments.config, arguments.overrides)
     if taken_signal():  # in the last step
@@ -191,9 +194,9 @@ def _quickstart(arguments: argparse.Namespace) -> None:
     sources, references = read_texts(folder, data.splits["test"])
     examples = zip(sources, found.translations, references, strict=True)
     for source, translation, reference in islice(examples, 2):
-        print(f"  source       {source}")
-        print(f"  translation  {translation}")
-        print(f"  reference    {reference}")
+        print(f"  source       {printable(source)}")
+        print(f"  translation  {printable(translation)}")
+        print(f"  reference    {printable(reference)}")
     _print_quality(found)
     speed = tokens_per_second(config.run.uri)
     print(f"training: {speed:,.0f} target tokens/s" if speed else "")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from dist_embed.errors import UserError
+from dist_embed.arguments import one_of
 from dist_embed.parallel.settings import DeviceChoice
 from dist_embed.section import EXPERT, NO_RESULT, PositiveFloat, PositiveInt, Section
 
@@ -53,8 +53,7 @@ class ClusterSection(Section):
         Raises UserError for another name.
         """
         launcher = self.launcher if instead is None else instead
-        if launcher not in (allowed := get_args(LauncherChoice)):
-            raise UserError(f"launcher: {launcher!r} is not one of {', '.join(sorted(allowed))}")
+        one_of("launcher", launcher, sorted(get_args(LauncherChoice)))
         if launcher != "auto":
             return launcher
         # Only Ray starts failed workers again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
 from dist_embed.config.schema import Config
@@ -39,7 +40,25 @@ def _without_effect(config: Config) -> Iterator[str]:
         )
 
 
+def _references(key: str, value: Any) -> Iterator[str]:
+    """References that nothing resolves any more. In a run's folder they would be read as such: as
+    other values than the run has had.
+    """
+    if isinstance(value, dict):
+        for name, below in value.items():
+            yield from _references(f"{key}.{name}" if key else name, below)
+    elif isinstance(value, list):
+        for one in value:
+            yield from _references(key, one)
+    elif isinstance(value, str) and "${" in value:
+        yield (
+            f"{key}: {value!r} is not allowed: references are for files and overrides; give what "
+            "this one stands for"
+        )
+
+
 def _problems(config: Config) -> Iterator[str]:
+    yield from _references("", config.model_dump())
     data, model, tokenizer = config.data, config.model, config.tokenizer
     if model.width % model.heads:
         yield (

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from functools import cache
 from os import PathLike
 from typing import Any
 
@@ -14,23 +12,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dist_embed.config.checks import check, check_written
-from dist_embed.config.renamed import with_new_names
+from dist_embed.config.renamed import say_once, with_new_names
 from dist_embed.config.schema import Config
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.section import EXPERT_IN_SCHEMA
 from dist_embed.storage import uri as storage
 
 
-@cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def load_config(
     path: str | PathLike[str],
     overrides: Iterable[str] | Mapping[str, Any] | None = None,
     *,
-    say: Callable[[str], None] = _say_once,
+    say: Callable[[str], None] = say_once,
 ) -> Config:
     """Read a YAML file (local or URL), apply overrides, resolve and check.
 

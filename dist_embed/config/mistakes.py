@@ -9,7 +9,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 
-def mistakes(error: ValidationError, whole: type[BaseModel], origin: str) -> str:
+def mistakes(
+    error: ValidationError, whole: type[BaseModel], origin: str,
+    page: str = "docs/configuration.md",
+) -> str:  # fmt: skip
     """A line for each: the key, its value, what is allowed and, for an unknown key, the nearest
     valid one.
 
@@ -17,20 +20,24 @@ def mistakes(error: ValidationError, whole: type[BaseModel], origin: str) -> str
         error: what pydantic has found.
         whole: the section that was validated.
         origin: where the values are from.
+        page: what tells of all keys.
     """
     # Of a number or a word pydantic tells why it is neither; the description has the word.
-    errors = [e for e in error.errors() if not str(e["loc"][-1]).startswith("literal[")]
-    return "\n".join(_explain(error, whole, origin) for error in errors)
+    errors = [e for e in error.errors() if not any(map(_is_literal, e["loc"][-1:]))]
+    return "\n".join(_explain(error, whole, origin, page) for error in errors)
 
 
-def _explain(error: Any, whole: type[BaseModel], origin: str) -> str:
+def _is_literal(part: Any) -> bool:
+    return str(part).startswith("literal[")
+
+
+def _explain(error: Any, whole: type[BaseModel], origin: str, page: str) -> str:
     location = list(error["loc"])
     if error["type"] != "extra_forbidden":  # pydantic adds which member of a union it tried
         members = ("str", "list[str]", "constrained-float", "constrained-int")
         location = [part for part in location if part not in members]
-    key = ".".join(str(part) for part in location)
-    model, field = _model_at(whole, location)
-    where = f"{origin}: {key}"
+    where = f"{origin}: {'.'.join(map(str, location))}" if location else origin
+    model, field = _model_at(whole, [part for part in location if isinstance(part, str)])
     if error["type"] == "extra_forbidden":
         names = list(model.model_fields) if model is not None else []
         nearest = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
@@ -43,25 +50,28 @@ def _explain(error: Any, whole: type[BaseModel], origin: str) -> str:
             f"{where}: unknown key (value {error['input']!r}); {hint}valid here: {', '.join(names)}"
         )
     if error["type"] == "missing":
-        return f"{where}: missing; {_description(model, field)}"
+        return f"{where}: missing; {_description(model, field, page)}"
     allowed = error["msg"][0].lower() + error["msg"][1:]
-    return f"{where}: {error['input']!r} is not allowed: {allowed}; {_description(model, field)}"
+    said = f"{error['input']!r} is not allowed: {allowed}"
+    return f"{where}: {said}; {_description(model, field, page)}"
 
 
-def _model_at(whole: type[BaseModel], location: list[Any]) -> tuple[type[BaseModel] | None, str]:
-    """The section that holds the last part of a location, and that part's name."""
+def _model_at(whole: type[BaseModel], names: list[str]) -> tuple[type[BaseModel] | None, str]:
+    """The section that holds the last of some names, each in the section of the one before, or in
+    one of a list of them; and that name, empty where there is none.
+    """
     model: type[BaseModel] | None = whole
-    for part in location[:-1]:
-        if model is None or part not in model.model_fields:
-            return None, str(location[-1])
-        annotation = model.model_fields[part].annotation
+    for name in names[:-1]:
+        if model is None or name not in model.model_fields:
+            return None, names[-1]
+        annotation = model.model_fields[name].annotation
         options = [annotation, *get_args(annotation)]
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-    return model, str(location[-1])
+    return model, names[-1] if names else ""
 
 
-def _description(model: type[BaseModel] | None, field: str) -> str:
+def _description(model: type[BaseModel] | None, field: str, page: str) -> str:
     if model is None or field not in model.model_fields:
-        return "see docs/configuration.md"
+        return f"see {page}"
     found = model.model_fields[field]
     return found.description or found.title or getdoc(found.annotation) or field

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from functools import cache
 from typing import Any
 
 from dist_embed.errors import ConfigError
 
 _SAVING = ("asynchronous", "low_memory")
+
+
+@cache
+def say_once(line: str) -> None:
+    """To standard error, where a process has not said it yet."""
+    print(line, file=sys.stderr)
 
 
 def with_new_names(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, model_validator
 
 from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.cluster.settings import ClusterSection
 from dist_embed.config.mistakes import mistakes
+from dist_embed.config.renamed import say_once, with_new_names
 from dist_embed.data.settings import DataSection, TokenizerSection
 from dist_embed.embedding.settings import EmbeddingSection
 from dist_embed.errors import ConfigError
@@ -37,13 +38,35 @@ class Config(Section):
     def _checked(
         cls, values: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
     ) -> Any:
-        """Raises ConfigError in place of pydantic's error, from ``Config(…)`` too."""
-        if not isinstance(values, Mapping):
-            return validate(values)
+        """Reads earlier names of keys, and raises ConfigError in place of pydantic's error, from
+        ``Config(…)`` too.
+        """
+        origin = info.context or "configuration"
+        if isinstance(values, Mapping):
+            values, renamed = with_new_names(dict(values))
+            for line in renamed:
+                say_once(f"{origin}: {line}")
+            values = _with_data_uri(values)
         try:
-            return validate(_with_data_uri(values))
+            return validate(values)
         except ValidationError as exc:
-            raise ConfigError(mistakes(exc, cls, info.context or "configuration")) from None
+            raise ConfigError(mistakes(exc, cls, origin)) from None
+
+    if TYPE_CHECKING:
+        # Sections may be dictionaries, which pydantic's own signature does not say.
+        def __init__(
+            self,
+            *,
+            run: RunSection | dict[str, Any],
+            data: DataSection | dict[str, Any] = ...,
+            tokenizer: TokenizerSection | dict[str, Any] = ...,
+            embedding: EmbeddingSection | dict[str, Any] = ...,
+            model: ModelSection | dict[str, Any] = ...,
+            train: TrainSection | dict[str, Any],
+            search: SearchSection | dict[str, Any] = ...,
+            checkpoint: CheckpointSection | dict[str, Any] = ...,
+            cluster: ClusterSection | dict[str, Any] = ...,
+        ) -> None: ...
 
 
 def _with_data_uri(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import Shard, TableSpec
 from dist_embed.embedding.projection import Basis, Moments, random_basis
 from dist_embed.errors import UserError
+from dist_embed.observe.events import printable
 from dist_embed.parallel.collectives import (
     exchange_rows,
     gather_rows,
@@ -339,7 +340,8 @@ class TableStart:
                 raise UserError(
                     f"{file.uri} knows {found.token_share:.1%} of the running words in table "
                     f"{self._spec.name}; min_coverage asks for {settings.min_coverage:.1%}. Most "
-                    "frequent without a vector: " + ", ".join(word for word, _ in found.missing)
+                    "frequent without a vector: "
+                    + ", ".join(printable(word) for word, _ in found.missing)
                 )
         return found
 

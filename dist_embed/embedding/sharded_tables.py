@@ -71,6 +71,7 @@ class ShardedTables:
         exchange: type in which vectors and gradients cross the network; ``fp16`` and ``bf16`` on
             CUDA alone.
         step_bytes: what a step needs of a GPU beside the tables.
+        configured: messages name settings as a configuration file does (``embedding.memory``).
 
     Attributes:
         specs: the tables' names and sizes.
@@ -97,6 +98,7 @@ class ShardedTables:
         weights: Weights = "fp32",
         exchange: Exchange = "fp32",
         step_bytes: int = 0,
+        configured: bool = False,
     ) -> None:
         named = named_tables(tables)
         one_of("optimizer", optimizer, OPTIMIZERS)
@@ -124,8 +126,9 @@ class ShardedTables:
         specs = list(self.specs.values())
         trained_whole = frozenset(name for name, table in named.items() if table.trained_whole)
         self.tier, cached = find_tier(
-            memory, specs, optimizer, weights, step_bytes, group, trained_whole
-        )
+            memory, specs, optimizer, weights, step_bytes, group, trained_whole,
+            configured=configured,
+        )  # fmt: skip
         # One for each distinct width, and which tables it has.
         self._modules = build_sharded_tables(
             specs,
@@ -138,6 +141,7 @@ class ShardedTables:
             exchange=exchange,
             cache_share=cached,
             trained_whole=trained_whole,
+            configured=configured,
         )
         self._tables_of = [[spec.name for spec in of_width] for of_width in by_width(specs)]
         tables_of_kernels = self._tables_of_kernels()

@@ -62,6 +62,7 @@ def build_sharded_tables(
     exchange: Exchange = "fp32",
     cache_share: float = 0.0,
     trained_whole: Collection[str] = (),
+    configured: bool = False,
 ) -> list[ShardedEmbeddingCollection]:
     """Build the tables from the meta device, so that no process ever holds more than its shard.
 
@@ -80,6 +81,7 @@ def build_sharded_tables(
         cache_share: of the rows of a table, how many the caches of the tier ``uvm_caching`` hold.
         trained_whole: tables of which every step reads and trains all rows of the own shard. Each
             gets a kernel for itself, and no cache.
+        configured: how messages name settings, see `dist_embed.config.cuda_only`.
 
     Raises:
         UserError: something that needs CUDA on another device, or that CUDA cannot serve. Nothing
@@ -88,11 +90,12 @@ def build_sharded_tables(
     Collective: every worker calls it with equal arguments.
     """
     if group.device.type == "cuda":
-        problems = problems_on_cuda(width=max(spec.width for spec in specs), configured=False)
+        problems = problems_on_cuda(width=max(spec.width for spec in specs), configured=configured)
     else:
         problems = problems_without_cuda(
-            optimizer=optimizer, memory=tier, weights=weights, exchange=exchange, configured=False
-        )
+            optimizer=optimizer, memory=tier, weights=weights, exchange=exchange,
+            configured=configured,
+        )  # fmt: skip
     if problems:
         raise UserError("\n".join(problems))
     fused_params = {

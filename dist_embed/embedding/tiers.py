@@ -1,8 +1,8 @@
 """Choosing where the tables' rows lie: on the device, or in host memory with a cache on the device.
 
 What follows from sizes alone is in plain functions; `find_tier` asks the devices and agrees with
-the other workers. Messages name settings as `ShardedTables` and the section ``embedding`` both call
-them, and behind that what a translation can change beside.
+the other workers. Messages name settings by whole keys to those who have ``configured`` a run, to
+others by the arguments of `ShardedTables`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ CACHED_SHARE = 0.2
 CACHED_ROW_BYTES = 8 + 8 + 4
 # PyTorch takes memory by segments of up to 20 MiB; FBGEMM counts them whole.
 _SEGMENTS = 64 * 2**20
-_OF_A_TRANSLATION = "; of a translation also model.output=sampled, a smaller model.logits_block_mib"
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,9 @@ def room_for_tables(free_bytes: int, step_bytes: int) -> int:
     return max(0, int(TABLES_SHARE * (free_bytes - step_bytes)))
 
 
-def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
+def choose_tier(
+    wanted: Memory, sizes: Sizes, room_bytes: int | None, *, configured: bool = False
+) -> Tier:
     """The tier that is used.
 
     Args:
@@ -91,6 +92,7 @@ def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
         sizes: of a worker's shards.
         room_bytes: what tables may take of the fullest device; None on the CPU, where rows lie in
             host memory in any case.
+        configured: how messages name settings.
 
     Raises:
         UserError: a cache is needed and there is no room for any.
@@ -106,14 +108,28 @@ def choose_tier(wanted: Memory, sizes: Sizes, room_bytes: int | None) -> Tier:
     if tier == "uvm_caching" and room_bytes is not None:
         least = sizes.least_with_a_cache
         if least >= room_bytes:
+            workers, width, memory = _names(configured)
             raise UserError(
-                f"memory: {wanted!r} is not possible here: a cache needs more than "
+                f"{memory}: {wanted!r} is not possible here: a cache needs more than "
                 f"{least / GIB:.2f} GiB of every GPU for its tables, and the fullest has room for "
-                f"{room_bytes / GIB:.2f} GiB beside the training step. Use more workers, a smaller "
-                "width, or memory=uvm (or device, where this estimate is too careful)"
-                f"{_OF_A_TRANSLATION}"
+                f"{room_bytes / GIB:.2f} GiB beside the training step. Use {workers}, a smaller "
+                f"{width}, or {memory}=uvm (or device, where this estimate is too careful)"
+                f"{_also(configured)}"
             )
     return tier
+
+
+def _names(configured: bool) -> tuple[str, str, str]:
+    """What is said of more workers, of the width and of where rows lie."""
+    if configured:
+        return "more workers (cluster.num_workers)", "embedding.width", "embedding.memory"
+    return "more workers", "width", "memory"
+
+
+def _also(configured: bool) -> str:
+    """What makes a step smaller beside its tables."""
+    more = "; also model.output=sampled or a smaller model.logits_block_mib"
+    return more if configured else ""
 
 
 def cache_share(sizes: Sizes, room_bytes: int) -> float:
@@ -125,38 +141,47 @@ def cache_share(sizes: Sizes, room_bytes: int) -> float:
     return min(CACHED_SHARE, (room_bytes - sizes.least_with_a_cache) / sizes.cacheable)
 
 
-def check_device_memory(sizes: Sizes, step_bytes: int, free: int) -> None:
+def check_device_memory(
+    sizes: Sizes, step_bytes: int, free: int, *, configured: bool = False
+) -> None:
     """Raise UserError where the device cannot hold what it holds in every tier: what a step needs
     beside the tables, and the optimizer's state that cannot lie elsewhere.
     """
     least = step_bytes + sizes.whole - sizes.in_host
     if least > free:
+        workers, width, _ = _names(configured)
         raise UserError(
             f"{least / GIB:.2f} GiB of every GPU are needed beside the rows, wherever these lie, "
-            f"and the fullest has {free / GIB:.2f} GiB free. Use more workers or a smaller width"
-            f"{_OF_A_TRANSLATION}"
+            f"and the fullest has {free / GIB:.2f} GiB free. Use {workers} or a smaller {width}"
+            f"{_also(configured)}"
         )
 
 
-def check_host_memory(in_host: int, workers_here: int, available: int) -> None:
+def check_host_memory(
+    in_host: int, workers_here: int, available: int, *, configured: bool = False
+) -> None:
     """Raise UserError where this machine's memory cannot hold its workers' shards."""
     if workers_here * in_host > available:
+        _, width, _ = _names(configured)
         raise UserError(
             f"the tables need {workers_here * in_host / GIB:.1f} GiB of host memory here "
             f"({in_host / GIB:.2f} GiB for each of {workers_here} workers), and "
             f"{available / GIB:.1f} GiB are available. Use more machines, fewer rows, a smaller "
-            "width, or weights=fp16"
+            f"{width}, or {'embedding.' if configured else ''}weights=fp16"
         )
 
 
-def check_cpu_memory(sizes: Sizes, workers_here: int, available: int) -> None:
+def check_cpu_memory(
+    sizes: Sizes, workers_here: int, available: int, *, configured: bool = False
+) -> None:
     """Raise UserError where this machine's memory cannot hold its workers' shards, without GPUs."""
     if workers_here * sizes.whole > available:
+        _, width, _ = _names(configured)
         raise UserError(
             f"tables: their rows and the optimizer's state need "
             f"{workers_here * sizes.whole / GIB:.1f} GiB of memory here ({sizes.whole / GIB:.2f} "
             f"GiB for each of {workers_here} workers), and {available / GIB:.1f} GiB are available"
-            ". Use more machines, fewer rows or a smaller width"
+            f". Use more machines, fewer rows or a smaller {width}"
         )
 
 
@@ -168,26 +193,32 @@ def find_tier(
     step_bytes: int,
     group: Group,
     trained_whole: Collection[str] = (),
+    *,
+    configured: bool = False,
 ) -> tuple[Tier, float]:
     """The tier that all workers use, and with ``uvm_caching`` `cache_share`; else 0.
 
     ``step_bytes`` is what a step needs of a device beside the tables; ``trained_whole``: see
-    `dist_embed.embedding.tables.build_sharded_tables`. Collective.
+    `dist_embed.embedding.tables.build_sharded_tables`; ``configured``: how messages name settings.
+    Collective.
 
     Raises:
         UserError: on every worker, where the rows or a step fit neither way.
     """
     sizes = sizes_of(specs, optimizer, group.num_workers, weights, trained_whole)
     if group.device.type != "cuda":
-        check_cpu_memory(sizes, group.num_local_workers, available_bytes())
+        here = group.num_local_workers
+        check_cpu_memory(sizes, here, available_bytes(), configured=configured)
         return choose_tier(wanted, sizes, None), 0.0
     free = least_over_workers(free_bytes(group.device), group)
-    check_device_memory(sizes, step_bytes, free)
+    check_device_memory(sizes, step_bytes, free, configured=configured)
     room = room_for_tables(free, step_bytes)
-    tier = choose_tier(wanted, sizes, room)
+    tier = choose_tier(wanted, sizes, room, configured=configured)
     with all_or_none(group):
         if tier != "device":
-            check_host_memory(sizes.in_host, group.num_local_workers, available_bytes())
+            check_host_memory(
+                sizes.in_host, group.num_local_workers, available_bytes(), configured=configured
+            )
     return tier, cache_share(sizes, room) if tier == "uvm_caching" else 0.0
 
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_embed.arguments import one_of
 from dist_embed.checkpoint.catalogue import open_checkpoints, read_manifest, use_choice
 from dist_embed.checkpoint.chunk import DTYPES
 from dist_embed.checkpoint.manifest import CheckpointError
@@ -23,6 +24,7 @@ from dist_embed.embedding.row_order import RowOrder
 from dist_embed.errors import UserError
 from dist_embed.explore.occurrences import Occurrences, occurrences
 from dist_embed.model.translation_tables import SIDE_OF_ROLE, TABLE_OF_ROLE, sides_of_table
+from dist_embed.observe.events import printable
 from dist_embed.run.folder import check_tokenizer, read_run_config
 
 Role = Literal["source", "target", "output"]
@@ -62,8 +64,7 @@ class RunTable:
     def __init__(
         self, run_uri: str, role: Role, step: int | None = None, *, untrained: bool = False
     ) -> None:
-        if role not in (allowed := get_args(Role)):
-            raise UserError(f"role: {role!r} is not one of {', '.join(allowed)}")
+        one_of("role", role, get_args(Role))
         config = read_run_config(run_uri)
         self._untrained = untrained
         sides = sides_of_table(config.model.share_embeddings, role)
@@ -110,7 +111,7 @@ class RunTable:
         raise UserError(
             f"{word!r} is not in the {SIDE_OF_ROLE[self.role]} vocabulary of {self.run_uri} "
             f"({self.num_words:,} words)"
-            + (f"; near it: {', '.join(close)}" if close else "")
+            + (f"; near it: {', '.join(map(printable, close))}" if close else "")
         )  # fmt: skip
 
     @cached_property
@@ -158,7 +159,8 @@ class RunTable:
         if not self.trained[i]:
             raise UserError(
                 f"{word!r} never occurs {self.on_sides} of {self.run_uri}: its vector in "
-                f"table {self.table} is untrained (--untrained takes it all the same)"
+                f"table {self.table} is untrained (--untrained takes it all the same, in a script "
+                "untrained=True)"
             )
         return i
 

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_embed.arguments import one_of
 from dist_embed.checkpoint.export import WHOLE, Part, export_checkpoint
 from dist_embed.errors import UserError
 from dist_embed.explore.table import RunTable
@@ -50,8 +51,7 @@ def export_embeddings(
 
     Returns the files written. Raises UserError, OSError.
     """
-    if format not in EXPORT_FORMATS:
-        raise UserError(f"format: {format!r} is not one of {', '.join(EXPORT_FORMATS)}")
+    one_of("format", format, EXPORT_FORMATS)
     if format != "safetensors":
         check_uncompressed(output)
     output = part.name(output)

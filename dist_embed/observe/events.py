@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from tqdm import tqdm
 # {"kind": "line", "text": …} or {"kind": "progress", "step": …, "max_steps": …, …}.
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,13 @@ class Screen:
 
 def _is_of_notebook(stream: IO[str]) -> bool:
     return type(stream).__module__.startswith("ipykernel.")
+
+
+def printable(text: str) -> str:
+    """Text of a corpus as it may go to a terminal, which takes some control characters as commands:
+    they are escaped as in Python's ``repr``. Ends of lines too: it stays one line.
+    """
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def duration(seconds: float) -> str:

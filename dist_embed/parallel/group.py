@@ -51,29 +51,49 @@ def joined_group(
     gloo's first connections, as workers join, five times as much (torch 2.13, gloo's pair.h:
     waitUntil). Collective.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    told = dist.is_initialized() or bool({"RANK", "WORLD_SIZE"} & os.environ.keys())
+    with _joined(device_type, timeout_seconds, alone=not told) as group:
+        yield group
+
+
+@contextmanager
+def lone_group(
+    device_type: DeviceChoice = "auto", timeout_seconds: float = 600.0
+) -> Iterator[Group]:
+    """This process as the only worker of a group, on the first device of its type, whatever place
+    the environment gives it. Raises UserError for CUDA on a machine without.
+    """
+    with _joined(device_type, timeout_seconds, alone=True) as group:
+        yield group
+
+
+@contextmanager
+def _joined(device_type: DeviceChoice, timeout_seconds: float, *, alone: bool) -> Iterator[Group]:
+    local_rank = 0 if alone else int(os.environ.get("LOCAL_RANK", "0"))
     device_type = resolve_device(device_type, name="device_type")
     if device_type == "cuda":
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    owned = not dist.is_initialized()
+    owned = alone or not dist.is_initialized()
     if owned:
-        alone: dict[str, Any] = {}
-        if not {"RANK", "WORLD_SIZE"} & os.environ.keys():
-            alone = {"store": HashStore(), "rank": 0, "world_size": 1}
+        place: dict[str, Any] = {}
+        if alone:
+            place = {"store": HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(
             "nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds),
-            **alone,
+            **place,
         )  # fmt: skip
     try:
         pg = dist.group.WORLD
         assert pg is not None
+        num_workers = dist.get_world_size()
+        local = num_workers if alone else int(os.environ.get("LOCAL_WORLD_SIZE", num_workers))
         yield Group(
             rank=dist.get_rank(),
-            num_workers=dist.get_world_size(),
-            num_local_workers=int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size())),
+            num_workers=num_workers,
+            num_local_workers=local,
             device=device,
             process_group=pg,
         )

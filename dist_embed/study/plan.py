@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from dist_embed.config.mistakes import mistakes
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.storage import uri as storage
 from dist_embed.study.schema import Level, TrainingStudy
@@ -46,7 +47,7 @@ def load_study(path: str) -> TrainingStudy:
     try:
         study = TrainingStudy.model_validate(values)
     except ValidationError as exc:
-        raise ConfigError("\n".join(_explain(error, path) for error in exc.errors())) from None
+        raise ConfigError(mistakes(exc, TrainingStudy, path, "docs/studies/keys.md")) from None
     study = study.model_copy(update={"base": _base(path, study.base)})
     _check(study, path)
     return study
@@ -70,15 +71,6 @@ def overrides_of(study: TrainingStudy, combination: Combination) -> dict[str, An
     for factor, level in combination.items():
         merged |= next(one.set for one in levels_of(study, factor) if one.name == level)
     return merged
-
-
-def _explain(error: Any, path: str) -> str:
-    where = f"{path}: {'.'.join(map(str, error['loc']))}"
-    if error["type"] == "missing":
-        return f"{where}: missing"
-    return (
-        f"{where}: {error['input']!r} is not allowed: {error['msg'][0].lower()}{error['msg'][1:]}"
-    )
 
 
 def _base(path: str, base: str) -> str:

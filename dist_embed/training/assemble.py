@@ -111,6 +111,7 @@ def build_translation_model(
         weights=embedding.weights,
         exchange=embedding.exchange,
         step_bytes=beside_tables_bytes(output, group.num_workers, training=training, copied=True),
+        configured=True,
     )
     torch.manual_seed(config.run.seed)
     transformer = Transformer(

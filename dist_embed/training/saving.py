@@ -169,7 +169,8 @@ def ruined(saver: Saver) -> str:
     return (
         f"the model is of no use any more and is not saved ({newest}). Lower train.learning_rate "
         "or embedding.learning_rate, set train.clip_norm, raise embedding.eps, or use "
-        "train.precision=fp32; --force goes on from there with the new values"
+        "train.precision=fp32; --force, in a script force=True, goes on from there with the new "
+        "values"
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from dist_embed.observe.events import printable
 from dist_embed.vectors.match import word_in
 from dist_embed.vectors.settings import Likeness
 
@@ -81,7 +82,7 @@ class Coverage:
                 "parts"
             )
         if self.missing:
-            shown = ", ".join(f"{word} ({count:,})" for word, count in self.missing)
+            shown = ", ".join(f"{printable(word)} ({count:,})" for word, count in self.missing)
             lines.append(f"table {self.table}: without a vector ({self.policy}): {shown}")
         return lines
 

@@ -272,4 +272,4 @@ def test_what_cannot_be_looked_up_is_named(workers: WorkerPool) -> None:
     assert negative == "table 'word': -1 is no id; allowed are 0 to 16"
     assert fraction == "table 'user': ids are whole numbers, not torch.float32"
     assert dense.startswith("dense: 'table.user.weight' is not allowed")
-    assert optimizer.startswith("optimizer: 'adamw' is not one of rowwise_adagrad, adagrad")
+    assert optimizer.startswith("optimizer: 'adamw' is not allowed: one of rowwise_adagrad, ")

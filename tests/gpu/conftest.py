@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dist_embed.parallel.group import Group
-from tests.gpu.device import DEVICE, joined_alone
+from dist_embed.parallel.group import Group, lone_group
+from tests.gpu.device import DEVICE
 
 if DEVICE == "cpu":
     # Threads that wait for each other are slow where another process has a core.
@@ -22,5 +22,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="module")
 def group() -> Iterator[Group]:
     """One worker on the device."""
-    with joined_alone(DEVICE) as joined_one:
+    with lone_group(DEVICE, 60.0) as joined_one:
         yield joined_one

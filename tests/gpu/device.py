@@ -8,9 +8,6 @@ found before the test meets a GPU.
 from __future__ import annotations
 
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 import pytest
@@ -18,7 +15,6 @@ import torch
 
 from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.parallel.device import resolve_device
-from dist_embed.parallel.group import Group, joined_group
 
 VARIABLE = "DIST_EMBED_TEST_DEVICE"
 
@@ -44,19 +40,3 @@ def synchronise() -> None:
     """Wait until the device has done all that it was asked for."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
-
-
-@contextmanager
-def joined_alone(device_type: Literal["cpu", "cuda"]) -> Iterator[Group]:
-    """This process as the only worker, on the first device of its type."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }.items():  # fmt: skip
-            patch.setenv(name, value)
-        with joined_group(device_type, 60.0) as group:
-            yield group

@@ -19,12 +19,13 @@ from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.embedding.settings import Tier
 from dist_embed.observe.events import silent_reporter
+from dist_embed.parallel.group import lone_group
 from dist_embed.run.metrics import read_metrics
 from dist_embed.training.tasks import Train
 from dist_embed.training.train import train_task
 from dist_embed.training.worker import Context
 from tests.distributed.configured import Values, merged
-from tests.gpu.device import DEVICE, TIERS, joined_alone
+from tests.gpu.device import DEVICE, TIERS
 
 # Of several processes that run tests one: what the CPU finds is found once.
 pytestmark = pytest.mark.xdist_group("parity")
@@ -76,7 +77,7 @@ def run(device: Literal["cpu", "cuda"], data_uri: str, folder: Path, *changes: V
         "run": {"uri": str(folder)}, "data": {"uri": data_uri}, "cluster": {"device": device},
     }  # fmt: skip
     config = config_from_dict(merged(RUN, place, *changes))
-    with joined_alone(device) as group:
+    with lone_group(device, 60.0) as group:
         told = train_task(Context(config, group, silent_reporter()), Train())
     assert (told.steps, told.skipped_steps) == (STEPS, 0)
     lines = read_metrics(str(folder))

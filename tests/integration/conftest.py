@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from dist_embed.cli.main import main
-from tests.forks import start
+from tests.forks import IMPORTED
 from tests.unit.small_corpus import one_is_this_process
 
 
@@ -81,11 +82,15 @@ def as_process() -> Command:
 def dist_embed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs the command as `as_process` does, but in this process; its workers are forked from the
     tests' server, with the environment and in the folder that that was started with.
+
+    That has imported more, and hears signals: tests end by them what they fork from it. What a
+    server of the command's own imports, and that it is deaf, is for `as_process`, and for
+    tests/unit/test_fork_server.py; what the screen is kept free of for `as_process` alone.
     """
     # Of this process, which is the tests'.
     monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
-    monkeypatch.setattr("dist_embed.cluster.fork_server.start_ahead", lambda device: None)
-    monkeypatch.setattr("dist_embed.cluster.fork_server._start", start)
+    monkeypatch.setattr("dist_embed.cluster.fork_server._IMPORTED", IMPORTED)
+    monkeypatch.setattr("dist_embed.cluster.fork_server.deaf_children", nullcontext)
 
     def run(*arguments: str, code: int = 0, text: str | None = None) -> Done:
         given = io.TextIOWrapper(io.BytesIO((text or "").encode()))

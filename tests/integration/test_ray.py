@@ -26,7 +26,10 @@ from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.data.prepared_folder import prepared_folder
 from tests.integration.conftest import Command
 
-pytestmark = [pytest.mark.usefixtures("ray_alone"), pytest.mark.timeout(400, func_only=True)]
+pytestmark = [
+    pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
+    pytest.mark.timeout(400, func_only=True),
+]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -84,7 +87,9 @@ def test_no_cluster_at_the_address_is_said(config: str, refused: Callable[..., s
 
 
 @pytest.fixture(scope="module")
-def cluster(ray_alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def cluster(
+    ray_alone_until_the_file_ends: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
     """A head node on this machine with its job server; the environment that reaches it."""
     folder = tmp_path_factory.mktemp("cluster")
     ray = str(Path(sys.executable).parent / "ray")
@@ -147,17 +152,21 @@ def _job_server_answers(url: str) -> bool:
         return False
 
 
+# Its own first, while the module's cluster does not run yet.
+@pytest.mark.parametrize("own", [pytest.param(True, marks=pytest.mark.heavy), False])
 def test_an_error_in_a_ray_worker_reaches_the_user_at_once(
-    config: str, as_process: Command, dist_embed: Command, cluster: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    config: str, as_process: Command, dist_embed: Command, request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: bool,
 ) -> None:  # fmt: skip
     dist_embed("prepare", config)
     folder = Path(prepared_folder(str(tmp_path / "run" / "data")))
     (folder / "train" / "shard-00000.parquet").write_bytes(b"PAR1 not really")
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, cluster[name])
-    there = f"cluster.address={cluster['ADDRESS']}"
-    given = ("cluster.max_failures=2", there, "--launcher", "ray")
+    given = ["cluster.max_failures=2", "--launcher", "ray"]
+    if not own:  # else the command starts a Ray, and ends it
+        cluster: dict[str, str] = request.getfixturevalue("cluster")
+        given.append(f"cluster.address={cluster['ADDRESS']}")
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+            monkeypatch.setenv(name, cluster[name])
     failed = as_process("train", config, *given, code=2)
     assert re.search(r"token shard .*shard-00000\.parquet.* expected, 11 bytes", failed.stderr)
     assert "Traceback" not in failed.stderr

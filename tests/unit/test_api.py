@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from dist_embed.api.trained_run import open_run
 from dist_embed.api.training import train
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.data.settings import DataSection, SyntheticSection
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.run.folder import read_run_config
 from dist_embed.run.metrics import MetricsLog
@@ -179,7 +181,9 @@ def test_another_launcher_is_refused_before_anything_is_done(
         lambda launcher: translate(run, ["a"], launcher=launcher),
     ]
     for call in calls:
-        with pytest.raises(UserError, match=r"^launcher: 'spark' is not one of auto, local, ray$"):
+        with pytest.raises(
+            UserError, match=r"^launcher: 'spark' is not allowed: one of auto, local, ray$"
+        ):
             call("spark")
     assert (workers.asked, workers.ahead) == ([], [])
     assert not (tmp_path / "run").exists()
@@ -198,11 +202,54 @@ def test_what_is_no_configuration_is_refused(workers: Workers) -> None:
 
 
 def test_settings_that_cannot_work_together_are_refused(workers: Workers) -> None:
-    made = Config(run={"uri": "run"}, train={"max_steps": 9})  # type: ignore[arg-type]
-    for function in (train, prepare):
+    made = Config(run={"uri": "run"}, train={"max_steps": 9})
+    calls: list[Callable[[Config], Any]] = [train, prepare, evaluate, lambda c: translate(c, ["a"])]
+    for call in calls:
         with pytest.raises(UserError, match=r"^data\.train: missing; "):
-            function(made)
+            call(made)
+    made = Config(
+        run={"uri": "run"}, data={"train": {"pairs": "a.tsv"}},
+        train={"max_steps": 9, "translate_every": 2},
+    )  # fmt: skip
+    for call in (train, prepare):
+        with pytest.raises(UserError, match=r"^train\.translate_every: 2 is not allowed without"):
+            call(made)
+    with pytest.raises(UserError, match="has no tokenizer"):  # as a run that there is may have it
+        evaluate(made)
     assert not workers.asked
+
+
+def test_a_changed_configuration_is_checked_as_a_file_is(
+    workers: Workers, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[Callable[[Config], Any]] = [train, prepare, evaluate, lambda c: translate(c, ["a"])]
+    steps = config.train.model_copy(update={"max_steps": 0})
+    for changed, said in (
+        (
+            {"model": {"widht": 64}},
+            "model.widht: unknown key (value 64); did you mean 'model.width'?",
+        ),
+        ({"modell": {}}, "modell: unknown key (value {}); did you mean 'model'?"),
+        ({"train": steps}, "train.max_steps: 0 is not allowed: input should be"),
+        ({"train": None}, "train: None is not allowed"),
+    ):
+        for call in calls:
+            with pytest.raises(UserError, match=f"^config: {re.escape(said)}"):
+                call(config.model_copy(update=changed))
+    reference = DataSection(synthetic=SyntheticSection(), uri="${run.uri}/there")
+    for call in calls:
+        with pytest.raises(UserError, match=r"^data\.uri: '\$\{run\.uri\}/there' is not allowed"):
+            call(config.model_copy(update={"data": reference}))
+    assert not workers.asked
+    # Data lie in the run's folder, as a file would have it, and a section may be a dictionary.
+    changes: dict[str, Any] = {
+        "data": DataSection(synthetic=SyntheticSection()), "model": {"width": 64},
+    }  # fmt: skip
+    workers.answer = result(tmp_path / "run")
+    train(config.model_copy(update=changes))
+    used = workers.asked[-1][1]
+    assert (used.data.uri, used.model.width) == (str(tmp_path / "run" / "data"), 64)
+    assert f"preparing {tmp_path}/run/data" in capsys.readouterr().out
 
 
 def test_a_run_may_be_given_as_a_path_or_opened(workers: Workers, tmp_path: Path) -> None:
@@ -238,7 +285,8 @@ def test_lines_are_several_and_text(workers: Workers, tmp_path: Path) -> None:
      ({"beam": 0}, "beam: 0 is not allowed: a whole number, at least 1"),
      ({"beam": True}, "beam: True is not allowed: a whole number, at least 1"),
      ({"candidates": -1}, "candidates: -1 is not allowed: a whole number, at least 0"),
-     ({"replace_unknown": "foo"}, "replace_unknown: 'foo' is not one of no, copy, lexicon")],
+     ({"replace_unknown": "foo"},
+      "replace_unknown: 'foo' is not allowed: one of no, copy, lexicon")],
 )  # fmt: skip
 def test_settings_of_the_search_are_called_as_a_script_calls_them(
     tmp_path: Path, settings: dict[str, Any], said: str

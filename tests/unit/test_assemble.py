@@ -18,7 +18,12 @@ from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.group import Group
 from dist_embed.training import assemble
-from dist_embed.training.assemble import build_dense_optimizer, build_output, build_translator
+from dist_embed.training.assemble import (
+    build_dense_optimizer,
+    build_output,
+    build_translation_model,
+    build_translator,
+)
 
 ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 
@@ -33,6 +38,12 @@ def config_of(**sections: dict[str, Any]) -> Config:
 def translation_model(num_rows: int) -> Any:
     shard = SimpleNamespace(num_rows=num_rows, group=ALONE)
     return SimpleNamespace(shard=shard, lookup=None, group=ALONE)
+
+
+def test_who_has_configured_a_run_reads_its_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dist_embed.embedding.tiers.available_bytes", lambda: 0)
+    with pytest.raises(UserError, match=r"^tables: .* a smaller embedding\.width$"):
+        build_translation_model(config_of(), {"source": 9, "target": 9}, ALONE)
 
 
 def test_fewer_samples_than_words_are_needed() -> None:

@@ -29,6 +29,7 @@ from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import StepRows
 from dist_embed.errors import RunFailed, UserError
+from dist_embed.parallel.group import Group
 
 CPU = torch.device("cpu")
 ON_CPU = ["sgd", "adagrad", "rowwise_adagrad"]
@@ -189,6 +190,27 @@ def test_every_optimizer_that_the_cpu_has() -> None:
         state = states[one.case.optimizer]
         assert one.update_bytes == one.lookup_bytes + 700 * 32 + 2 * distinct * (32 + state)
         assert all(0 < seconds < 60 for seconds in vars(one.seconds).values())
+
+
+def test_no_other_workers_are_waited_for_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As in a pod that is told its place, without an address to meet at.
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in (
+        ("RANK", "1"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2"),
+    ):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    found: list[Group] = []
+    measure = lookup.measure
+    monkeypatch.setattr(
+        lookup,
+        "measure",
+        lambda case, work, group: found.append(group) or measure(case, work, group),
+    )
+    report_of(["sgd"])
+    (group,) = found
+    assert (group.rank, group.num_workers, group.num_local_workers) == (0, 1, 1)
 
 
 def test_a_table_is_gone_before_the_next_is_built(monkeypatch: pytest.MonkeyPatch) -> None:

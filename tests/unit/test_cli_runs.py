@@ -123,6 +123,11 @@ def test_translate(
     assert main(["translate", run_uri, "--step", "5"]) == 0
     assert calls[-1][0] == Translate(["x", "", "y"], 5)
     assert capsys.readouterr().out == "ä\nb\n"
+    calls = launched(Translations(5, ["ä\x1b[2J"]))
+    for is_terminal, said in ((False, "ä\x1b[2J\n"), (True, "ä\\x1b[2J\n")):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda found=is_terminal: found)
+        assert main(["translate", run_uri, "--input", str(texts)]) == 0
+        assert capsys.readouterr().out == said
     before = len(calls)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     assert main(["translate", run_uri]) == 0

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from wcwidth import wcswidth
 
 from dist_embed.cli.table import print_table
+from dist_embed.observe.events import printable
 
 # What a number may be taken for, blanks at the ends, a header that is the widest, wide letters.
 CELL = st.sampled_from(
@@ -39,6 +40,15 @@ def test_cells_stand_as_they_are_in_columns_as_wide_as_the_widest(table: list[li
     header, *rows = table
     below = "".join(f"|{'-' * (width + 2)}" for width in widths) + "|\n"
     assert printed(header, rows) == line(header) + below + "".join(map(line, rows))
+
+
+def test_control_characters_are_shown_and_do_nothing() -> None:
+    cells = ["\x1b[2Jhe", "a\tb", "c\r\n", "\x9b\x7f\u2028", "東\x0b京", "plain \\x1b"]
+    shown = [r"\x1b[2Jhe", r"a\tb", r"c\r\n", r"\x9b\x7f\u2028", r"東\x0b京", "plain \\x1b"]
+    assert list(map(printable, cells)) == shown
+    rows = [[cell, "1"] for cell in cells]
+    assert printed(["a\nb", "n"], rows) == printed([r"a\nb", "n"], [[cell, "1"] for cell in shown])
+    assert len({wcswidth(line) for line in printed(["a\nb", "n"], rows).splitlines()}) == 1
 
 
 @pytest.mark.parametrize("rows", [[], [["1", "2"]]])

@@ -21,6 +21,7 @@ from dist_embed.config.load import (
     load_config,
 )
 from dist_embed.config.reference import configuration_page
+from dist_embed.config.renamed import say_once
 from dist_embed.config.schema import Config
 from dist_embed.data.settings import DataSection, SyntheticSection
 from dist_embed.errors import ConfigError
@@ -599,6 +600,17 @@ def test_keys_of_before_are_read_and_said_to_be_called_otherwise(
     assert config_from_dict(LEAST | {"checkpoint": before}).checkpoint.saving == now
 
 
+def test_keys_of_before_are_read_from_a_script_too(capsys: pytest.CaptureFixture[str]) -> None:
+    say_once.cache_clear()
+    for _ in range(2):
+        found = Config(**LEAST, checkpoint={"asynchronous": False})
+        assert found.checkpoint.saving == "waiting"
+    said = "checkpoint.asynchronous=false: this is called checkpoint.saving=waiting now"
+    assert capsys.readouterr() == ("", f"configuration: {said}\n")
+    with pytest.raises(ConfigError, match=r"checkpoint\.asynchronous: 'yes' is not allowed"):
+        Config(**LEAST, checkpoint={"asynchronous": "yes"})
+
+
 def test_a_renamed_key_is_said_to_the_user_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -679,6 +691,8 @@ def test_a_configuration_from_dictionaries_is_that_of_a_file(tmp_path: Path) -> 
 def test_wrong_dictionaries_are_refused_as_a_file_is(
     given: dict[str, Any], said: list[str]
 ) -> None:
+    with pytest.raises(ConfigError, match=r"^configuration: 5 is not allowed: input should be a"):
+        Config.model_validate(5)
     for refused_by in (Config, lambda **values: Config.model_validate(values)):
         with pytest.raises(ConfigError) as caught:
             refused_by(**given)

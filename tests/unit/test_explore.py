@@ -421,6 +421,9 @@ def test_a_word_is_looked_for_as_the_run_wrote_its_own(tmp_path: Path) -> None:
         table.id_of("</z>")
     with pytest.raises(UserError, match="near it: mouse"):
         table.id_of("Mouse.")
+    strange = RunTable(run_of(tmp_path / "strange", ["a\x1bb"], torch.eye(5, 4)), "source")
+    with pytest.raises(UserError, match=r"near it: a\\x1bb$"):
+        strange.id_of("a\x1b")
 
 
 def test_a_table_that_does_not_fit_its_run_is_refused(
@@ -541,8 +544,11 @@ def test_words_of_the_other_side_are_not_taken_for_trained(
         lambda: neighbors(table, [trained[0], untrained], 9),
         lambda: analogy(table, trained[0], trained[1], untrained, 9),
     ):
-        with pytest.raises(UserError, match=re.escape(refused)):
+        with pytest.raises(UserError, match=re.escape(refused)) as caught:
             call()
+        assert "(--untrained takes it all the same, in a script untrained=True)" in str(
+            caught.value
+        )
     assert {word for word, _ in neighbors(table, trained[:1], 9)[trained[0]]} == {*trained[1:]}
     assert {*dict(neighbors(everything, [untrained], 9)[untrained])} == {*BOTH} - {untrained}
 

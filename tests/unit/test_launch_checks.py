@@ -200,7 +200,7 @@ def test_which_cluster_a_task_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert address("auto", launcher="ray") is None
     for wrong in ("spark", "", 3):
         with pytest.raises(
-            UserError, match=f"^launcher: {wrong!r} is not one of auto, local, ray$"
+            UserError, match=f"^launcher: {wrong!r} is not allowed: one of auto, local, ray$"
         ):
             address(wrong)
 

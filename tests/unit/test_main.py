@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from dist_embed import __version__
 from dist_embed.cli import main as module
 from dist_embed.cli.main import main
 from dist_embed.errors import RunFailed, RunStopped, StoreUnavailable, UserError
@@ -55,6 +56,13 @@ def raising(error: BaseException) -> Callable[[], None]:
         raise error
 
     return act
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr() == (f"dist-embed {__version__}\n", "")
 
 
 def test_a_command_removes_what_killed_ones_have_left(

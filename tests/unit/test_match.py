@@ -134,14 +134,14 @@ def test_what_was_found_is_told_in_full() -> None:
     found = Coverage(
         **how, entries=12_345, duplicates=1_001, unreadable=2_002, words=4_000, tokens=8_000,
         found_words={"as written": 1_000, "after nfc": 0, "after digits": 1_500},
-        composed_words=1_100, composed_tokens=400, missing=[("東京", 1_234), ("y", 0)],
+        composed_words=1_100, composed_tokens=400, missing=[("東京", 1_234), ("\x1b", 0)],
     )  # fmt: skip
     assert found.lines() == [
         "table t: 2,500 of 4,000 words (62.5 %) and 25.0 % of their running words start from u "
         "(12,345 vectors; 1,000 as written, 1,500 after digits; 1,001 duplicates passed over; "
         "2,002 words are not UTF-8)",
         "table t: 1,100 more words (5.0 % of the running words) from their parts",
-        "table t: without a vector (random): 東京 (1,234), y (0)",
+        "table t: without a vector (random): 東京 (1,234), \\x1b (0)",
     ]
     nothing = Coverage(
         **(how | {"found_tokens": 0}), entries=1, duplicates=0, unreadable=0, words=0, tokens=0,

@@ -111,7 +111,7 @@ def test_wrong_arguments_get_one_message(run: str, tmp_path: Path) -> None:
         (lambda: open_run(None), "run: None is not allowed: a path or URL"),  # type: ignore[arg-type]
         (lambda: open_run(tmp_path / "README.md"), "that is a file, and a run is a folder"),
         (lambda: open_run(run).table("decoder"),  # type: ignore[arg-type]
-         "role: 'decoder' is not one of source, target, output"),
+         "role: 'decoder' is not allowed: one of source, target, output"),
         (lambda: words.vectors("w3"), "words: 'w3' is not allowed: a list of str: put it"),
         (lambda: words.vectors([3]), "words[0]: 3 is not allowed: str"),  # type: ignore[list-item]
         (lambda: words.neighbors(["w3"]), "word: ['w3'] is not allowed: one word"),  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_work(
             ):
                 words.export(output, "word2vec")
         with pytest.raises(
-            UserError, match=r"^format: 'word3vec' is not one of word2vec, word2vec-"
+            UserError, match=r"^format: 'word3vec' is not allowed: one of word2vec, word2vec-"
         ):
             words.export(tmp_path / "v", "word3vec")  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "file", "run"]

@@ -134,9 +134,9 @@ def test_values_that_json_cannot_hold_are_named_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("how", "said"),
     [({"keep_last": 0}, "keep_last: 0 is not allowed: a whole number, at least 1"),
-     ({"saving": "later"}, "saving: 'later' is not one of behind, waiting, in_place"),
-     ({"timeout_seconds": -1}, "timeout_seconds: -1 is no number above 0"),
-     ({"timeout_seconds": float("inf")}, "timeout_seconds: inf is no number above 0"),
+     ({"saving": "later"}, "saving: 'later' is not allowed: one of behind, waiting, in_place"),
+     ({"timeout_seconds": -1}, "timeout_seconds: -1 is not allowed: a number above 0"),
+     ({"timeout_seconds": float("inf")}, "timeout_seconds: inf is not allowed: a number above 0"),
      ({"dense": nn.Linear(2, 2)}, r"dense: a Linear is not allowed.*dense_tensors\(module"),
      ({"dense": {"x": 3}}, "dense: 'x': 3 is no tensor"),
      ({"dense": {"table.w": torch.ones(1)}}, "dense: 'table.w' is not allowed"),

@@ -896,7 +896,14 @@ def test_the_page_of_keys_is_that_of_the_study() -> None:
         ({"factors": [*STUDY["factors"], STUDY["factors"][0]]}, "two factors have one name"),
         ({"factors": [*STUDY["factors"], {"name": "c", "levels": [{"name": "x"}, {"name": "y"}]}]},
          "factor 'c' is neither `x` nor `lines`"),
-        ({"measures": ["bleus"]}, r"measures\.0"),
+        ({"measures": ["bleus"]}, r"measures\.0: 'bleus' is not .*; Columns of the table\.$"),
+        ({"factors": [{"name": "a", "level": []}]}, r"factors\.0\.levels: missing; The choices\."),
+        ({"factors": [{"name": "a", "levels": [{"nme": "x"}]}]},
+         r"factors\.0\.levels\.0\.nme: unknown key .*did you mean 'factors\.0\.levels\.0\.name'\?"),
+        ({"plot": STUDY["plot"] | {"lable": "x"}}, r"plot\.lable: .* mean 'plot\.label'\?"),
+        ({"set": 3}, r"set: 3 is not allowed: .*; Keys of the configuration for all runs\."),
+        ({"expectations": [STUDY["expectations"][0] | {"better": {"pairs": 1}}]},
+         r"better\.pairs: 1 is not allowed: .*; see docs/studies/keys\.md$"),
         ({"factors": [STUDY["factors"][0], STUDY["factors"][1] | {"name": "other"}],
           "reference": None, "measures": ["bleu"], "expectations": []},
          "plot: there is no factor 'start'"),
@@ -951,7 +958,7 @@ def test_what_is_missing_in_a_study_is_named(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({k: v for k, v in STUDY.items() if k != "question"}))
     with pytest.raises(ConfigError) as caught:
         load_study(str(path))
-    assert str(caught.value) == f"{path}: question: missing"
+    assert str(caught.value) == f"{path}: question: missing; What it is about."
     for text in ("7", "- 7"):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"study\.yaml.*expected a mapping"):

@@ -43,8 +43,8 @@ def config(**how: Any) -> EmbeddingConfig:
      ({"t": Table("10", 4)}, "'t': rows: '10' is not allowed: a whole"),  # type: ignore[arg-type]
      ({"t": Table(1e3, 4)}, r"'t': rows: 1000\.0 is not allowed: a whole"),  # type: ignore[arg-type]
      ({"t": Table(9, None)}, "'t': width: None is not allowed: a whole"),  # type: ignore[arg-type]
-     ({"t": Table(9, 4, learning_rate=-1.0)}, r"'t': learning_rate: -1\.0 is no number from 0"),
-     ({"t": Table(9, 4, initial_scale=float("nan"))}, "'t': initial_scale: nan is no number"),
+     ({"t": Table(9, 4, learning_rate=-1.0)}, r"'t': learning_rate: -1\.0 is not allowed: a n"),
+     ({"t": Table(9, 4, initial_scale=float("nan"))}, "'t': initial_scale: nan is not"),
      ([Table(9, 4)], r"tables: a Table among them has no name: give each by its name"),
      (Table(9, 4), "tables: a Table is not allowed: give each by its name"),
      ({"w": 10}, "table 'w': 10 is not allowed: give each by its name"),

@@ -45,15 +45,26 @@ def test_what_is_asked_for_is_done(room: int | None) -> None:
         assert choose_tier("uvm_caching", SIZES, room) == "uvm_caching"
 
 
+@pytest.mark.parametrize(
+    ("configured", "section", "also"),
+    [(False, "", ""),
+     (True, "embedding.", "; also model.output=sampled or a smaller model.logits_block_mib")],
+)  # fmt: skip
 @pytest.mark.parametrize("wanted", ["auto", "uvm_caching"])
-def test_a_cache_without_room_is_refused(wanted: Memory) -> None:
+def test_a_cache_without_room_is_refused(
+    wanted: Memory, configured: bool, section: str, also: str
+) -> None:
     with pytest.raises(UserError) as caught:
-        choose_tier(wanted, SIZES, 2 * GIB)
+        choose_tier(wanted, SIZES, 2 * GIB, configured=configured)
     message = str(caught.value)
-    assert message.startswith(f"memory: '{wanted}' is not possible here")
+    assert message.startswith(f"{section}memory: '{wanted}' is not possible here")
     assert "more than 2.00 GiB" in message
     assert "room for 2.00 GiB" in message
-    assert "a smaller width, or memory=uvm" in message
+    assert message.endswith(
+        f"a smaller {section}width, or {section}memory=uvm (or device, where this estimate is too "
+        f"careful){also}"
+    )
+    assert ("cluster.num_workers" in message) == configured
 
 
 def test_a_step_and_a_share_of_the_rest_are_left_to_others() -> None:
@@ -92,14 +103,17 @@ def test_all_caches_together_fit_in_the_room() -> None:
 
 def test_what_a_step_takes_of_a_device_has_to_be_there_in_every_tier() -> None:
     check_device_memory(SIZES, 3 * GIB, 4 * GIB)  # of the tables a GiB cannot lie elsewhere
-    with pytest.raises(UserError, match=r"^4.50 GiB of every GPU .* has 4.00 GiB free"):
+    said = r"^4.50 GiB of every GPU .* has 4.00 GiB free\. Use more workers or a smaller width$"
+    with pytest.raises(UserError, match=said):
         check_device_memory(SIZES, 7 * GIB // 2, 4 * GIB)
 
 
 def test_host_memory_holds_the_shards_of_all_workers_of_the_machine() -> None:
     check_host_memory(3 * GIB, 4, 12 * GIB)
-    with pytest.raises(UserError, match=r"need 12.0 GiB .*3.00 GiB for each of 4 .*11.0 GiB are"):
-        check_host_memory(3 * GIB, 4, 11 * GIB)
+    said = r"need 12.0 GiB .*3.00 GiB for each of 4 .*11.0 GiB are"
+    for configured, keys in ((False, "width, or weights"), (True, "embedding.width, or embedding")):
+        with pytest.raises(UserError, match=f"{said}.* a smaller {keys}"):
+            check_host_memory(3 * GIB, 4, 11 * GIB, configured=configured)
 
 
 def test_on_the_cpu_no_device_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,8 +123,10 @@ def test_on_the_cpu_no_device_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiers, "available_bytes", lambda: 256 * 10**9)
     assert find_tier("auto", specs, "sgd", "fp32", 0, cpu) == ("device", 0.0)
     monkeypatch.setattr(tiers, "available_bytes", lambda: 256 * 10**9 - 1)
-    with pytest.raises(UserError, match=r"tables: .* need 238\.4 GiB .* 1 workers"):
-        find_tier("auto", specs, "sgd", "fp32", 0, cpu)
+    for configured, width in ((False, "width"), (True, "embedding.width")):
+        said = rf"tables: .* need 238\.4 GiB .* 1 workers.* a smaller {width}$"
+        with pytest.raises(UserError, match=said):
+            find_tier("auto", specs, "sgd", "fp32", 0, cpu, configured=configured)
 
 
 def find_on_cuda(
@@ -121,7 +137,8 @@ def find_on_cuda(
     monkeypatch.setattr(tiers, "available_bytes", lambda: host)
     monkeypatch.setattr(tiers, "least_over_workers", lambda value, group: value)
     cuda = Group(0, 1, 1, torch.device("cuda"), None)  # type: ignore[arg-type]
-    return find_tier(wanted, [TableSpec("a", rows, 256)], "sgd", "fp32", GIB, cuda)
+    specs = [TableSpec("a", rows, 256)]
+    return find_tier(wanted, specs, "sgd", "fp32", GIB, cuda, configured=True)
 
 
 def test_with_a_gpu_its_memory_decides_and_then_the_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +148,9 @@ def test_with_a_gpu_its_memory_decides_and_then_the_hosts(monkeypatch: pytest.Mo
     assert find_on_cuda(monkeypatch, "auto", free, 20 * GIB, rows) == ("uvm_caching", 0.2)
     assert find_on_cuda(monkeypatch, "uvm", free, 20 * GIB, rows)[0] == "uvm"
     for wanted in ("auto", "uvm", "uvm_caching"):
-        with pytest.raises(UserError, match=r"need 10.0 GiB of host memory here"):
+        with pytest.raises(
+            UserError, match=r"need 10.0 GiB of host memory here.* embedding\.weights=fp16"
+        ):
             find_on_cuda(monkeypatch, wanted, free, 9 * GIB, rows)  # type: ignore[arg-type]
         with pytest.raises(
             UserError, match=r"^1.00 GiB of every GPU are .* a smaller model.logits"

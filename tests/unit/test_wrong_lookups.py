@@ -30,13 +30,14 @@ def said(call: Callable[[], Any]) -> str:
 
 @pytest.mark.parametrize(
     ("how", "expected"),
-    [({"memory": "ram"}, "memory: 'ram' is not one of auto, device, uvm, uvm_caching"),
-     ({"weights": "int8"}, "weights: 'int8' is not one of fp32, fp16"),
-     ({"exchange": "int8"}, "exchange: 'int8' is not one of fp32, fp16, bf16"),
-     ({"optimizer": None}, "optimizer: None is not one of rowwise_adagrad, adagrad, sgd, adam"),
-     ({"learning_rate": -1}, "learning_rate: -1 is no number from 0 on"),
-     ({"learning_rate": True}, "learning_rate: True is no number from 0 on"),
-     ({"eps": "1e-8"}, "eps: '1e-8' is no number from 0 on")],
+    [({"memory": "ram"}, "memory: 'ram' is not allowed: one of auto, device, uvm, uvm_caching"),
+     ({"weights": "int8"}, "weights: 'int8' is not allowed: one of fp32, fp16"),
+     ({"exchange": "int8"}, "exchange: 'int8' is not allowed: one of fp32, fp16, bf16"),
+     ({"optimizer": None}, "optimizer: None is not allowed: one of rowwise_adagrad, adagrad, sgd, "
+                           "adam"),
+     ({"learning_rate": -1}, "learning_rate: -1 is not allowed: a number, at least 0"),
+     ({"learning_rate": True}, "learning_rate: True is not allowed: a number, at least 0"),
+     ({"eps": "1e-8"}, "eps: '1e-8' is not allowed: a number, at least 0")],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_named(
     alone: Group, how: dict[str, Any], expected: str
@@ -65,7 +66,7 @@ def test_names_that_no_table_has_are_refused(tables: ShardedTables) -> None:
     wrong: Any = -0.1
     assert (
         said(lambda: tables.set_learning_rate(wrong))
-        == "learning_rate: -0.1 is no number from 0 on"
+        == "learning_rate: -0.1 is not allowed: a number, at least 0"
     )
     assert said(lambda: tables.set_learning_rate(0.1, {"x": wrong})).startswith(
         "learning_rate of table 'x': -0.1"
