@@ -138,10 +138,11 @@ def load_checkpoint(
     memory of its own, that of ``buffers`` if given; only when all have, live tensors change, and
     the others get replicated tensors from the worker that has read them. With ``in_place`` it takes
     no such memory: it reads everything twice, first to prove it, then, proving it again, into the
-    live tensors on the CPU. Returns the bytes this worker read.
+    live tensors; one that is not on the CPU, or not contiguous, through a copy. Returns the bytes
+    this worker read.
 
-    Raises, on every worker and with ``state`` as it was (unless, with ``in_place``, the store has
-    changed between the two readings):
+    Raises, on every worker and with ``state`` as it was (unless, with ``in_place``, the second
+    reading fails: a part of it has been overwritten then):
         CheckpointDamaged: something is missing or not what was saved.
         CheckpointError: it does not fit the state.
         StoreUnavailable, OSError: it could not be read.

@@ -72,8 +72,9 @@ class Checkpoints:
         dense: by name what every worker holds, equal on all: live tensors, which `load` fills.
         keep_last: how many stay, the newest.
         saving: ``behind``: from a copy of the tables in host memory, which stays; ``waiting``:
-            training waits, and only a load takes such a copy; ``in_place``: no copy is ever taken,
-            and a load reads everything twice, first to prove it.
+            training waits, and only a load takes such a copy; ``in_place``: none is taken, and a
+            load reads everything twice, first to prove it; what lies on a GPU, or is not
+            contiguous, it reads through host memory, one tensor at a time.
         timeout_seconds: within which the other workers must have written, once worker 0 has.
         report: takes lines for the user.
 
@@ -132,8 +133,10 @@ class Checkpoints:
             UserError: none can lie there: it is a file, or no folder can be made.
             CheckpointError: there are some, and none is sound; or the newest is of tables, or of
                 ``dense``, with other names, sizes or types, or of another optimizer.
+            StoreUnavailable, OSError: they could not be read.
 
-        Collective.
+        Tables and ``dense`` are as they were after an error, unless ``saving`` is ``in_place``: if
+        the second reading fails, a part of them has been overwritten. Collective.
         """
         self.wait()
         self._check_folder()

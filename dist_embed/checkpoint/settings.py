@@ -50,8 +50,9 @@ class CheckpointSection(Section):
     saving: Annotated[Saving, EXPERT] = Field(
         "behind",
         description="`behind`: written behind training, from a copy in host memory; `waiting`: "
-        "training waits, and only a load takes such a copy; `in_place`: training waits, and no "
-        "copy of the tables is ever taken: a load reads everything twice, first to prove it.",
+        "training waits, and only a load takes such a copy; `in_place`: training waits, and none "
+        "is taken: a load reads everything twice, first to prove it; what lies on a GPU it reads "
+        "through host memory, one tensor at a time.",
     )
     max_failures: Annotated[int, NO_RESULT, EXPERT] = Field(
         2, ge=0, description="Failed saves in a row that a run goes on with; a full disk stops it."

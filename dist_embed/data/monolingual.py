@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +16,69 @@ from dist_embed.data.corpus import expand, read_lines
 from dist_embed.errors import UserError
 
 _BLOCK_CHARACTERS = 4_000_000
+_WORDS_AT_ONCE = 10_000  # made strings of Python
 _LEAST_ROWS = 1_000_000  # of counts that are summed at once
 # The words of some lines, one after the other, and how many each line has.
 Block = tuple[pa.Array, NDArray[np.int64]]
+
+
+class Words(Sequence[str]):
+    """Words by their ids: ``words[3]``, ``words.index("tree")``, ``words[10:20]`` as a list.
+
+    Compared with other sequences, word by word. They are held by Arrow, whose strings take less
+    memory than Python's; what looks for one goes through all.
+
+    Attributes:
+        array: the same as an array of Arrow, of which no item equals a text of Python.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, array: pa.Array) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[str]: ...
+    def __getitem__(self, place: int | slice) -> str | list[str]:
+        if isinstance(place, slice):
+            found: list[str] = self.array[place].to_pylist()
+            return found
+        word: str = self.array[operator.index(place)].as_py()
+        return word
+
+    def __iter__(self) -> Iterator[str]:
+        for first in range(0, len(self), _WORDS_AT_ONCE):
+            yield from self[first : first + _WORDS_AT_ONCE]
+
+    def __contains__(self, word: object) -> bool:
+        return self._place(word, 0, len(self)) >= 0
+
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """The id of a word. Raises ValueError: there is none."""
+        begin, end, _ = slice(start, stop).indices(len(self))
+        if (place := self._place(value, begin, end)) < 0:
+            raise ValueError(f"{value!r} is not among the words")
+        return place
+
+    def _place(self, word: object, begin: int, end: int) -> int:
+        if not isinstance(word, str) or begin >= end:
+            return -1
+        place: int = pc.index(self.array, word, begin, end).as_py()
+        return place
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(map(operator.eq, self, other))
+
+    def __repr__(self) -> str:
+        more = ", …" if len(self) > 10 else ""
+        return f"<{len(self):,} words: {', '.join(map(repr, self[:10]))}{more}>"
 
 
 @dataclass(frozen=True)
@@ -25,13 +87,13 @@ class MonolingualText:
 
     Attributes:
         words: [V] those that are kept, most frequent first, equal counts by word: a word's place is
-            its id. An array of Arrow.
+            its id.
         counts: [V] how often each occurs.
         ids: [N] int32, the kept words of the text in order; rarer ones are left out of it.
         line_ends: [L] int64: how many of ``ids`` are in the first line, the first two, …
     """
 
-    words: pa.Array
+    words: Words
     counts: NDArray[np.int64]
     ids: NDArray[np.int32]
     line_ends: NDArray[np.int64]
@@ -71,7 +133,7 @@ def read_monolingual(*patterns: str, min_count: int = 5) -> MonolingualText:
         lengths.append(np.diff(reached, prepend=0))
     pa.default_memory_pool().release_unused()
     return MonolingualText(
-        words=vocabulary,
+        words=Words(vocabulary),
         counts=kept["count"].to_numpy().astype(np.int64),
         ids=np.concatenate(ids),
         line_ends=np.cumsum(np.concatenate(lengths)),

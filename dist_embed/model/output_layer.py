@@ -7,6 +7,7 @@ the host; the lines from `lookup` on are collective::
     negatives = output.draw(step, [targets])
     ids = {"context": [contexts], "word": output.words([targets], negatives)}
     rows = tables.lookup(ids)
+    hidden = rows.vectors("context")  # or what a model makes of it
     targets = targets.to(device)
     negatives = negatives and negatives.to(device)  # None of an exact softmax
     step_loss = output.start(rows, negatives, 1, 1 / N)

@@ -94,7 +94,7 @@ def blocks(text: MonolingualText, tables: ShardedTables, size: int = 10_000) -> 
         ids = torch.arange(first, min(first + size, len(text.words)))
         rows = tables.lookup({"word": ids if tables.group.is_first else ids[:0]})
         vectors = rows.vectors("word").cpu().numpy()
-        words = text.words.slice(first, size).to_pylist()
+        words = text.words[first : first + size]
         yield Block(words, text.counts[first : first + size], vectors)
 
 

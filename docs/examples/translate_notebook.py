@@ -15,8 +15,9 @@
 # `translate_notebook.md`, is made in the project's folder by
 #
 #     jupytext --to ipynb --output - docs/examples/translate_notebook.py |
-#         jupyter nbconvert --stdin --execute --ExecutePreprocessor.coalesce_streams=True \
-#             --to markdown --output-dir docs/examples --output translate_notebook
+#         jupyter nbconvert --stdin --execute --to markdown \
+#             --Exporter.preprocessors=nbconvert.preprocessors.CoalesceStreamsPreprocessor \
+#             --output-dir docs/examples --output translate_notebook
 
 # %%
 import matplotlib.pyplot as plt
@@ -56,7 +57,8 @@ data.vocabulary_size
 
 # %%
 trained = dist_embed.train(config)
-print(f"{trained.steps} steps, {trained.tokens_per_second:,.0f} target tokens/s")
+speed = trained.tokens_per_second  # None if there was nothing left to train
+print(f"{trained.steps} steps" + (f", {speed:,.0f} target tokens/s" if speed else ""))
 
 # %% [markdown]
 # ## Its course

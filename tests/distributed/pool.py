@@ -140,12 +140,14 @@ def _answer_of(rank: int, value: Any, trace: str) -> bytes:
 
 class _Pickler(pickle.Pickler):
     """Tensors as arrays. One by one torch takes 50 times as long, and `multiprocessing`, with a
-    file and a connection for each, no less: tests ask for hundreds from each worker.
+    file and a connection for each, no less: tests ask for hundreds from each worker. Two views of
+    one memory come back apart, as by torch's own pickling.
     """
 
     def reducer_override(self, obj: Any) -> Any:
-        if type(obj) is torch.Tensor and obj.device.type == "cpu" and obj.dtype in _AS_ARRAYS:
-            return torch.from_numpy, (obj.detach().numpy(),)
+        is_plain = type(obj) is torch.Tensor and obj.device.type == "cpu" and not obj.requires_grad
+        if is_plain and obj.dtype in _AS_ARRAYS:
+            return torch.from_numpy, (obj.numpy(),)
         return NotImplemented
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +27,23 @@ def rows_of(*arguments: str) -> list[list[str]]:
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[1:]]
+
+
+def test_both_sides_count_the_words_that_have_a_vector(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs/examples"))
+    costs, skipgram = map(importlib.import_module, ("skipgram_costs", "skipgram"))
+    monkeypatch.setattr(skipgram, "batches", skipgram.batches)  # which the measurement replaces
+    text = tmp_path / "text.txt"
+    # Subsampling leaves out most of "the"; a sixth of the text is words too rare for a vector.
+    text.write_text("".join(f"the cat saw the dog once{i // 2}\n" for i in range(60)))
+    settings = {name.replace("-", "_"): value for name, value in skipgram.DEFAULTS.items()}
+    settings |= {"text": str(text), "out": str(tmp_path), "steps": 0, "epochs": 1}
+    args = Namespace(**settings | {"width": 8, "workers": 1})
+    memory = SimpleNamespace(most=lambda: 0)
+    assert costs.measured_gensim(args, memory)["words"] == 300
+    assert costs.measured_ours(args, memory)["words"] == 300
 
 
 @pytest.mark.heavy

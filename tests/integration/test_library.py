@@ -25,7 +25,9 @@ def test_the_page_s_examples_run_from_standard_input(config: str, tmp_path: Path
     """Without ``if __name__ == "__main__"``, one after the other."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) == 3
-    program = "\n".join(blocks).replace("configs/quickstart.yaml", config)
+    training, _, _ = blocks[0].partition("quality = ")
+    # Twice: the second time it finds nothing left to do.
+    program = "\n".join([training, *blocks]).replace("configs/quickstart.yaml", config)
     done = subprocess.run(
         [sys.executable, "-"], input=program, capture_output=True, text=True, timeout=300,
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False,
@@ -33,6 +35,7 @@ def test_the_page_s_examples_run_from_standard_input(config: str, tmp_path: Path
     assert done.returncode == 0, done.stderr
     said = done.stdout
     assert said.count(" 8 steps, ") + said.count("\n8 steps, ") == 1  # no worker ran it too
+    assert said.count("\n8 steps\n") == 1
     assert re.search(r"^BLEU \d+\.\d over 20 sentences$", said, re.MULTILINE)
     assert "{'step': [4, 8], 'validation_loss': [" in said
     assert "CheckpointInfo(step=8, " in said

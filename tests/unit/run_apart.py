@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import CompletedProcess, Popen, TimeoutExpired
 
+LIMIT_SECONDS = 300.0
 ROOT = Path(__file__).parents[2]
 _FORKS = """
 import os, sys
@@ -25,10 +28,11 @@ for folder in sys.argv[2:]:
 """
 
 
-def run_apart(
-    imports: str, programs: Sequence[str], folder: Path
-) -> list[subprocess.CompletedProcess[str]]:
+def run_apart(imports: str, programs: Sequence[str], folder: Path) -> list[CompletedProcess[str]]:
     """Run each program in a copy of one Python, in the project's folder, and wait for it.
+
+    All have `LIMIT_SECONDS` together: then they are ended, and an error tells what the last one
+    has said.
 
     Args:
         imports: statements that the one Python runs before it is copied.
@@ -40,9 +44,22 @@ def run_apart(
         place.mkdir()
         (place / "program").write_text(program)
     command = [sys.executable, "-c", _FORKS, imports, *map(str, folders)]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    # In a session of their own, so that none outlives the one Python.
+    process = Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        code = process.wait(LIMIT_SECONDS)
+    except TimeoutExpired:
+        last = [place for place in folders if (place / "out").exists()][-1:]
+        said = [f"{place / name}:\n{(place / name).read_text()[-4000:]}"
+                for place in last for name in ("out", "err")]  # fmt: skip
+        raise AssertionError("\n".join([f"not done in {LIMIT_SECONDS} s", *said])) from None
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    assert code == 0, f"{imports!r}: ended with code {code}"
     return [
-        subprocess.CompletedProcess(
+        CompletedProcess(
             program, int((place / "code").read_text()), (place / "out").read_text(),
             (place / "err").read_text(),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from dist_embed.bench.one_hot import (
     one_hot_table,
 )
 from dist_embed.cli.main import main
+from tests.forks import forking
 from tests.unit.drawn_axes import drawn_axes
 from tests.unit.printed_tables import cells
 
@@ -59,12 +59,17 @@ def test_both_ways_are_measured_and_found_equal(monkeypatch: pytest.MonkeyPatch)
     assert len(said) == 6
 
 
+def started_by(monkeypatch: pytest.MonkeyPatch, context: Any) -> None:
+    """Processes of `one_hot` alone."""
+    ways = SimpleNamespace(get_context={"spawn": context}.__getitem__)
+    monkeypatch.setattr(one_hot, "multiprocessing", ways)
+
+
 def test_why_there_is_no_cost_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     # 2⁴⁰ words of 64 values: no machine has as much.
     assert one_hot._apart(one_hot._cost, "one_hot", 2**40, 64, 1, 1) == "does not fit"
     # The others are processes too, but forked: one that is started anew imports PyTorch first.
-    context = multiprocessing.get_context("fork")
-    monkeypatch.setattr(one_hot.multiprocessing, "get_context", {"spawn": context}.__getitem__)
+    started_by(monkeypatch, forking())
     with pytest.raises(RuntimeError, match="KeyError: 'no way'"):
         one_hot._apart(one_hot._cost, "no way", 10, 4, 1, 1)
     with pytest.raises(RuntimeError, match="ended with code 3"):
@@ -142,7 +147,7 @@ def test_a_process_that_was_killed_for_its_memory_did_not_fit(
     ours = SimpleNamespace(poll=lambda seconds: seconds == 600.0, recv=nothing)
     theirs = SimpleNamespace(close=lambda: course.append("closed"))
     context = SimpleNamespace(Pipe=lambda duplex: (ours, theirs), Process=lambda **_: process)
-    monkeypatch.setattr(one_hot.multiprocessing, "get_context", lambda how: {"spawn": context}[how])
+    started_by(monkeypatch, context)
     if found is None:
         with pytest.raises(RuntimeError, match=f"a process ended with code {code}"):
             one_hot._apart(print)

@@ -6,11 +6,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from dist_embed.data import monolingual
 from dist_embed.data.corpus import CorpusError
-from dist_embed.data.monolingual import read_monolingual
+from dist_embed.data.monolingual import Words, read_monolingual
 from dist_embed.errors import UserError
 
 LINES = ["b a  b", "", " c b a ", "\t", "c\u00a0d e", "b"]
@@ -31,12 +32,37 @@ def test_words_are_counted_and_numbered_by_frequency(
     counts = Counter(word for words in split for word in words)
     kept = sorted((word for word in counts if counts[word] >= min_count),
                   key=lambda word: (-counts[word], word))  # fmt: skip
-    assert found.words.to_pylist() == kept
+    assert list(found.words) == kept
     assert found.counts.tolist() == [counts[word] for word in kept]
     starts = np.concatenate([[0], found.line_ends])
     lines = [[kept[i] for i in found.ids[begin:end]] for begin, end in pairwise(starts)]
     assert lines == [[word for word in words if word in kept] for words in split]
     assert found.ids.dtype == np.int32
+
+
+def test_words_are_a_sequence_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monolingual, "_WORDS_AT_ONCE", 2)
+    known = ["b", "a", "c", "ä", ""]
+    words = Words(pa.array(known, pa.large_string()))
+    assert words[0] == "b"
+    assert [words[-1], words[np.int32(3)]] == ["", "ä"]
+    assert (words[1:3], words[::-2]) == (["a", "c"], ["", "c", "b"])
+    assert (list(words), list(reversed(words)), len(words)) == (known, known[::-1], 5)
+    assert "ä" in words
+    assert ("d" in words, 0 in words, None in words) == (False, False, False)
+    assert [words.index(word) for word in known] == list(range(5))
+    assert [words.index("c", 1), words.index("c", -3, 3), words.count("c")] == [2, 2, 1]
+    for given in (("d",), ("c", 3), ("c", 0, 2), ("c", 3, 1), (7,)):
+        with pytest.raises(ValueError, match="is not among the words"):
+            words.index(*given)
+    with pytest.raises(IndexError):
+        words[5]
+    assert words == known
+    assert words == Words(words.array)
+    assert words != known[:4]
+    assert words != "bacä"
+    assert repr(words) == "<5 words: 'b', 'a', 'c', 'ä', ''>"
+    assert repr(Words(pa.array(["x"] * 11))).endswith("'x', 'x', …>")
 
 
 def test_text_without_such_words_is_refused(tmp_path: Path) -> None:

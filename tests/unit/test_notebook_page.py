@@ -19,6 +19,7 @@ def test_the_page_has_the_notebook_s_cells_and_small_pictures() -> None:
     place = 0
     for cell in notebook.cells:  # one behind the other
         place = page.index(cell.source, place) + len(cell.source)
+    assert page.count("%|") == 1  # the bar's last state alone
     pictures = re.findall(r"^!\[.*?\]\((.*?)\)$", page, re.MULTILINE)
     assert len(pictures) == 2
     for name in pictures:

@@ -21,7 +21,7 @@ def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def vectors_of(rows: dict[str, list[float]]) -> models.KeyedVectors:
-    vectors = models.KeyedVectors(2)
+    vectors = models.KeyedVectors(len(next(iter(rows.values()))))
     vectors.add_vectors(list(rows), np.array(list(rows.values())))
     return vectors
 
@@ -66,6 +66,22 @@ def test_agreement_is_that_of_cosines(quality: ModuleType) -> None:
     other = {f"b{word}": row for word, row in zip(rows, reversed(rows.values()), strict=True)}
     assert abs(quality.agreement(one, vectors_of(other), pairs)) < 0.3
     assert quality.agreement(one, vectors_of(turned), [*pairs, ("x", "bx")]) == pytest.approx(1.0)
+
+
+def test_agreement_is_without_what_frequencies_explain(quality: ModuleType) -> None:
+    draw = np.random.default_rng(3)
+    # They have nothing in common but a part that grows with a word's place by frequency.
+    common = np.sqrt(np.arange(100) / 100)[:, None] * np.ones(64)
+    sides = [
+        {f"{side}{i}": row for i, row in enumerate((draw.normal(size=(100, 64)) + common).tolist())}
+        for side in "ab"
+    ]
+    pairs = list(zip(*sides, strict=True))
+    one, other = map(vectors_of, sides)
+    above = np.triu_indices(100, 1)
+    raw = [quality.cosines_of(side, list(side.key_to_index))[above] for side in (one, other)]
+    assert np.corrcoef(raw)[0, 1] > 0.4
+    assert abs(quality.agreement(one, other, pairs)) < 0.1
 
 
 def test_a_tiny_comparison_tells_both(
