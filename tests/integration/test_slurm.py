@@ -140,5 +140,4 @@ def test_before_its_time_ends_a_job_saves_and_queues_again(
     now = ["scontrol", "update", f"JobId={number}", "StartTime=now"]  # it would wait two minutes
     subprocess.run(now, env=cluster, check=True, timeout=60)
     until(lambda: len(losses(run)) > saved)
-    call("stop", number)
-    until(lambda: "exit code 143" in call("status", number).stdout)
+    subprocess.run(["scancel", number], env=cluster, check=True, timeout=60)
