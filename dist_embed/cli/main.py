@@ -29,7 +29,7 @@ from dist_embed.parallel.stop import (
 from dist_embed.parallel.torchrun import under_torchrun
 
 _MODULES = (
-    "run", "compare", "explore", "export", "study", "data", "checkpoint", "bench", "config",
+    "run", "jobs", "compare", "explore", "export", "study", "data", "checkpoint", "bench", "config",
 )  # fmt: skip
 
 

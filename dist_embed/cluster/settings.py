@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field
 
 from dist_embed.arguments import one_of
+from dist_embed.jobs.settings import SubmitSection
 from dist_embed.parallel.settings import DeviceChoice
 from dist_embed.section import EXPERT, NO_RESULT, PositiveFloat, PositiveInt, Section
 
@@ -42,6 +43,9 @@ class ClusterSection(Section):
         0,
         ge=0,
         description="Ray only: times failed workers are started again.",
+    )
+    submit: Annotated[SubmitSection, NO_RESULT, EXPERT] = Field(
+        SubmitSection(), description="Where `dist-embed submit` sends a job."
     )
 
     def chosen_launcher(self, instead: LauncherChoice | None = None) -> Launcher:

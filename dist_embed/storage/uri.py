@@ -161,6 +161,8 @@ def sha256_of(uri: str) -> str:
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError, or StoreUnavailable from an object store."""
     fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):  # fsspec seeks, which a pipe does not let it: /dev/stdin
+        return Path(path).read_bytes()
     data: bytes = _called(fs, "read", uri, lambda: fs.cat_file(path))
     return data
 

@@ -8,7 +8,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -25,6 +24,7 @@ import pytest
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.data.prepared_folder import prepared_folder
 from tests.integration.conftest import Command
+from tests.integration.ports import free_ports
 
 pytestmark = [
     pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
@@ -131,15 +131,6 @@ def cluster(
                 process.kill()
         head.wait(timeout=60)
         psutil.wait_procs(processes, timeout=10)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at; the system gives them beyond those that Ray keeps."""
-    with ExitStack() as stack:
-        found = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in found:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in found]
 
 
 def _job_server_answers(url: str) -> bool:

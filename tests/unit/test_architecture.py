@@ -18,7 +18,7 @@ GROUND = ["errors", "arguments", "installed", "section"]
 LAYERS = [
     *GROUND, "storage", "config", "observe", "parallel", "data", "vectors",
     "embedding", "model", "optim", "checkpoint", "run", "training", "explore", "export", "cluster",
-    "api", "bench", "study", "cli",
+    "jobs", "api", "bench", "study", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}

@@ -1,0 +1,116 @@
+"""``dist-embed submit``, ``jobs``, ``status``, ``logs`` and ``stop``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from dist_embed.cli.config import add_config_arguments
+from dist_embed.config.load import load_config
+from dist_embed.errors import UserError
+from dist_embed.jobs.settings import TARGETS
+
+if TYPE_CHECKING:
+    from dist_embed.jobs.slurm import Job
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands."""
+    submit = commands.add_parser("submit", help="send a run to a cluster as a job")
+    add_config_arguments(submit)
+    submit.add_argument("--to", choices=TARGETS, help="instead of cluster.submit.to")
+    submit.add_argument(
+        "--follow", action="store_true", help="show what the job says, and end as it ends"
+    )
+    submit.add_argument("--dry-run", action="store_true", help="print what would be sent")
+    submit.set_defaults(call=_submit)
+
+    jobs = commands.add_parser("jobs", help="the jobs that are known to the cluster")
+    jobs.set_defaults(call=_jobs)
+    for name, what, call in (
+        ("status", "how a job stands", _status),
+        ("logs", "what a job has said", _logs),
+        ("stop", "ask a job to save and end; `submit` goes on from there", _stop),
+    ):
+        parser = commands.add_parser(name, help=what)
+        parser.add_argument("job", metavar="JOB", help="its number")
+        if name == "logs":
+            parser.add_argument("--follow", action="store_true", help="until the job has ended")
+        parser.set_defaults(call=call)
+
+
+def _submit(arguments: argparse.Namespace) -> None:
+    from dist_embed.config.checks import check
+    from dist_embed.config.paths import with_absolute_paths
+    from dist_embed.jobs import slurm
+
+    config = load_config(arguments.config, arguments.overrides)
+    target = arguments.to or config.cluster.submit.to
+    if target is None:
+        raise UserError(f"where to? set cluster.submit.to, or give --to: {', '.join(TARGETS)}")
+    config = with_absolute_paths(config, on_cluster=False)
+    check(config)
+    text = slurm.script(config)
+    if arguments.dry_run:
+        print(text, end="")
+        return
+    number = slurm.submit(text)
+    print(f"job {number}: {config.run.uri}", flush=True)
+    if arguments.follow:
+        _end_as(slurm.follow(number, _say))
+
+
+def _jobs(arguments: argparse.Namespace) -> None:
+    del arguments
+    from dist_embed.cli.table import print_table
+    from dist_embed.jobs import slurm
+
+    rows = [
+        [job.number, job.state.lower(), job.minutes, job.reason, job.run_uri]
+        for job in slurm.jobs()
+    ]
+    print_table(["job", "state", "running for", "waits for", "run"], rows)
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from dist_embed.jobs import slurm
+    from dist_embed.run.metrics import read_metrics
+
+    job = slurm.job(arguments.job)
+    waits = f", waits: {job.reason}" if job.reason else ""
+    ended = f", exit code {job.exit_code}" if job.is_over else ""
+    print(f"job {job.number}: {job.state.lower()}, running for {job.minutes}{waits}{ended}")
+    print(f"run: {job.run_uri}")
+    print(f"output: {job.output}")
+    lines = [line for line in read_metrics(job.run_uri) if "loss" in line]
+    if lines:
+        print(f"newest line: step {lines[-1]['step']}, loss {lines[-1]['loss']:.4f}")
+
+
+def _logs(arguments: argparse.Namespace) -> None:
+    from dist_embed.jobs import slurm
+
+    if arguments.follow:
+        _end_as(slurm.follow(arguments.job, _say))
+    else:
+        slurm.output_of(slurm.job(arguments.job), _say)
+
+
+def _stop(arguments: argparse.Namespace) -> None:
+    from dist_embed.jobs import slurm
+
+    job = slurm.stop(arguments.job)
+    print(f"job {job.number}: {job.state.lower()}" + ("" if job.is_over else ", asked to stop"))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _end_as(job: Job) -> None:
+    """With the job's exit code, where it is not 0."""
+    if job.exit_code or job.state != "COMPLETED":
+        print(f"dist-embed: job {job.number}: {job.state.lower()}", file=sys.stderr)
+        raise SystemExit(job.exit_code or 1)

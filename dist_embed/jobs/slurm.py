@@ -1,0 +1,260 @@
+"""A run as a job of Slurm: the script that is sent, and what becomes of it.
+
+Each worker is a task of one ``srun``, with nothing between (docs/decisions/0042-jobs-of-slurm.md).
+SIGTERM to ``srun`` itself kills its tasks at once, so the script's own trap has Slurm send them the
+signal (Slurm 22.05.8).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_embed.cluster.launch import stop_seconds
+from dist_embed.config.load import config_to_yaml
+from dist_embed.config.schema import Config
+from dist_embed.errors import UserError
+from dist_embed.jobs.settings import SlurmSection
+
+# Slurm looks at its signals and limits once a minute or so: a limit of 60 s ended at 80, and a
+# signal 30 s before it came 18 to 20 s before (Slurm 22.05.8).
+TICK_SECONDS = 60
+COMMAND_SECONDS = 60.0  # that a command of Slurm may take
+POLL_SECONDS = 2.0
+_COMMENT = "dist_embed"  # by which our jobs are known among others
+_END_OF_CONFIG = "END_OF_CONFIGURATION"
+# States in which a job goes on, or will.
+_LIVING = {
+    "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
+    "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "SPECIAL_EXIT",
+}  # fmt: skip
+
+_BODY = r"""
+set -u
+DIST_EMBED_CONFIG=$(cat <<'{end}'
+{yaml}{end}
+)
+export DIST_EMBED_CONFIG
+
+{setup}if ! command -v dist-embed >/dev/null; then
+    echo "there is no dist-embed on $(hostname): cluster.submit.slurm.setup makes it known" >&2
+    exit 2
+fi
+# What torchrun would say to a worker, and each task of the training is one. `exec`: a signal to the
+# task is one to the worker.
+worker='
+export TORCHELASTIC_RUN_ID=slurm-$SLURM_JOB_ID RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS
+export LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE={per_node}
+exec dist-embed train /dev/stdin <<<"$DIST_EMBED_CONFIG"'
+prepare='exec dist-embed prepare /dev/stdin <<<"$DIST_EMBED_CONFIG"'
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export MASTER_ADDR MASTER_PORT
+
+step=-1
+asked_at=0
+ask() {{ # SIGTERM: before the time limit, by `dist-embed stop`, before preemption
+    asked_at=$(date +%s)
+    [ $step -lt 0 ] || scancel --signal=TERM "$SLURM_JOB_ID.$step"
+}}
+trap ask TERM
+in_step() {{ # COMMAND...: bash serves a trap while it waits, not while a command runs
+    [ $asked_at = 0 ] || return 143
+    step=$((step + 1))
+    "$@" &
+    local pid=$! code
+    while :; do
+        wait $pid
+        code=$?
+        kill -0 $pid 2>/dev/null || return $code
+    done
+}}
+in_step srun --ntasks=1 --nodes=1 bash -c "$prepare" &&
+    in_step srun --kill-on-bad-exit=1 bash -c "$worker"
+code=$?
+limit=$(date -d "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)" +%s 2>/dev/null || echo 0)
+if [ $code = 143 ] && [ "$limit" -gt 0 ] && [ $((limit - asked_at)) -le {margin} ]; then
+    echo "the time limit is near: the job queues again, and goes on from the newest checkpoint"
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $code
+"""
+
+
+def script(config: Config) -> str:
+    """The script that ``sbatch`` gets: the resolved configuration, and what runs it.
+
+    Raises UserError where the workers cannot be spread evenly over the nodes, or the script cannot
+    hold the configuration.
+    """
+    slurm, workers = config.cluster.submit.slurm, config.cluster.num_workers
+    if workers % slurm.nodes:
+        raise UserError(
+            f"cluster.submit.slurm.nodes: {slurm.nodes} is not allowed with "
+            f"cluster.num_workers={workers}: as many workers on each node"
+        )
+    if not config.run.uri.isprintable():
+        raise UserError(f"run.uri: {config.run.uri!r} is not allowed under Slurm: in one line")
+    yaml = config_to_yaml(config)
+    if _END_OF_CONFIG in yaml:
+        raise UserError(f"a configuration with the text {_END_OF_CONFIG!r} cannot be sent to Slurm")
+    per_node = workers // slurm.nodes
+    margin = int(stop_seconds(config)) + 2 * TICK_SECONDS
+    lines = [f"#SBATCH {option}" for option in _options(config, slurm, per_node)]
+    body = _BODY.format(
+        end=_END_OF_CONFIG, yaml=yaml, per_node=per_node, margin=margin,
+        setup=f"{slurm.setup.strip()}\n" if slurm.setup.strip() else "",
+    )  # fmt: skip
+    return "#!/bin/bash\n" + "\n".join(lines) + "\n" + body
+
+
+def _options(config: Config, slurm: SlurmSection, per_node: int) -> Iterator[str]:
+    yield f"--job-name={shlex.quote(Path(config.run.uri).name)}"
+    yield f"--comment={shlex.quote(f'{_COMMENT} {config.run.uri}')}"
+    yield f"--nodes={slurm.nodes}"
+    yield f"--ntasks-per-node={per_node}"
+    yield f"--cpus-per-task={slurm.cpus_per_worker}"
+    gpus = config.cluster.device == "cuda" if slurm.gpus is None else slurm.gpus
+    if gpus:
+        yield f"--gpus-per-node={per_node}"
+    if slurm.partition is not None:
+        yield f"--partition={slurm.partition}"
+    if slurm.hours is not None:
+        yield f"--time={math.ceil(60 * slurm.hours)}"
+    yield f"--signal=B:TERM@{int(stop_seconds(config)) + TICK_SECONDS}"
+    yield "--requeue"
+    yield "--open-mode=append"  # what a job wrote before it was queued again stays
+    yield from slurm.options
+
+
+@dataclass(frozen=True)
+class Job:
+    """What Slurm says of a job.
+
+    Attributes:
+        number: by which Slurm knows it.
+        state: in Slurm's words, ``RUNNING``.
+        run_uri: of the run.
+        minutes: of running.
+        reason: why it waits, where it does.
+        output: file of what the job has said.
+        exit_code: as a shell has it; only told of a job that has ended.
+    """
+
+    number: str
+    state: str
+    run_uri: str
+    minutes: str
+    reason: str
+    output: str
+    exit_code: int
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, and will not begin again."""
+        return self.state not in _LIVING
+
+
+def submit(text: str) -> str:
+    """Send a script; returns the job's number. Raises UserError with what Slurm has against it."""
+    said = _slurm("sbatch", "--parsable", f"--output={os.getcwd()}/dist_embed-%j.out", text=text)
+    return said.strip().partition(";")[0]
+
+
+def jobs() -> list[Job]:
+    """Those of this user that `submit` has sent and Slurm still knows."""
+    listed = _slurm("squeue", "--me", "--noheader", "--format=%A|%k").splitlines()
+    ours = [line.partition("|") for line in listed]
+    return [job(number) for number, _, comment in ours if comment.startswith(f"{_COMMENT} ")]
+
+
+def job(number: str) -> Job:
+    """One by its number. Raises UserError where Slurm does not know it, or not as ours."""
+    if not number.isdigit():
+        raise UserError(f"job: {number!r} is not allowed: a number, as `dist-embed jobs` shows")
+    lines = [line.strip() for line in _slurm("scontrol", "show", "job", number).splitlines()]
+    whole = {}  # of a line with one key the value may have blanks
+    for line in lines:
+        key, _, value = line.partition("=")
+        whole[key] = value
+    words = dict(word.partition("=")[::2] for line in lines for word in line.split())
+    comment = whole.get("Comment", "")
+    if not comment.startswith(f"{_COMMENT} "):
+        raise UserError(f"job {number} was not sent by `dist-embed submit`")
+    code, _, signal = words["ExitCode"].partition(":")
+    return Job(
+        number=number,
+        state=words["JobState"],
+        run_uri=comment.removeprefix(f"{_COMMENT} "),
+        minutes=words["RunTime"],
+        reason=words.get("Reason", "None").replace("None", ""),
+        output=whole["StdOut"],
+        exit_code=128 + int(signal) if int(signal) else int(code),
+    )
+
+
+def stop(number: str) -> Job:
+    """Ask a job to end: a run saves after its step; one that has not begun is taken back."""
+    found = job(number)
+    if found.is_over:
+        return found
+    if found.state == "RUNNING":
+        _slurm("scancel", "--batch", "--signal=TERM", number)
+    else:
+        _slurm("scancel", number)
+    return job(number)
+
+
+def follow(number: str, say: Callable[[str], None]) -> Job:
+    """Give ``say`` what the job writes, from its beginning on, until it has ended."""
+    place = 0
+    while True:
+        found = job(number)
+        place = _say_from(found.output, place, say)
+        if found.is_over:
+            return found
+        time.sleep(POLL_SECONDS)
+
+
+def output_of(found: Job, say: Callable[[str], None]) -> None:
+    """Give ``say`` what a job has written until now."""
+    _say_from(found.output, 0, say)
+
+
+def _say_from(path: str, place: int, say: Callable[[str], None]) -> int:
+    try:
+        with open(path, "rb") as file:
+            file.seek(place)
+            more = file.read()
+    except FileNotFoundError:  # nothing yet, or a node's own folder
+        return place
+    if more:
+        say(more.decode(errors="replace"))
+    return place + len(more)
+
+
+def _slurm(command: str, *arguments: str, text: str | None = None) -> str:
+    if shutil.which(command) is None:
+        raise UserError(
+            f"{command} is not installed here: call this on a machine from which jobs are sent to "
+            "Slurm; `submit --dry-run` prints the script without it"
+        )
+    try:
+        done = subprocess.run(
+            [command, *arguments], input=text, capture_output=True, text=True,
+            timeout=COMMAND_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{command} has not answered within {COMMAND_SECONDS:.0f} s") from None
+    if done.returncode != 0:
+        errors = [line.partition("error: ")[2] for line in done.stderr.splitlines()]
+        said = "; ".join(filter(None, errors)) or done.stderr.strip()
+        raise UserError(f"{command}: {said or f'exit code {done.returncode}'}")
+    return done.stdout

@@ -1,0 +1,143 @@
+"""Jobs of a real Slurm, on this machine alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dist_embed.checkpoint.catalogue import list_steps
+from tests.integration.slurm_cluster import missing, slurm
+
+pytestmark = pytest.mark.skipif(
+    bool(missing()),
+    reason=f"Debian's slurm-wlm and munge are not installed: {', '.join(missing())}",
+)
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    with tempfile.TemporaryDirectory(prefix="sl", dir="/tmp") as folder, slurm(Path(folder)) as env:
+        yield {**env, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+
+
+@pytest.fixture
+def call(cluster: dict[str, str], tmp_path: Path) -> Call:
+    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "dist_embed.cli.main", *arguments], cwd=tmp_path, env=cluster,
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def number_of(said: str) -> str:
+    found = re.match(r"job (\d+): ", said)
+    assert found, said
+    return found[1]
+
+
+def until(what: Callable[[], bool], seconds: float = 200.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+def losses(run: Path) -> list[float]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+
+def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
+    config: str, call: Call, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    long = ("submit", config, "--to", "slurm", "train.schedule=constant",
+            "embedding.schedule=constant", "train.evaluate_every=100000",
+            "checkpoint.every_steps=100000")  # fmt: skip
+    number = number_of(call(*long, "train.max_steps=100000").stdout)
+    until(lambda: len(losses(run)) >= 3)
+    assert re.search(rf"\| {number} +\| running .* {re.escape(str(run))} ", call("jobs").stdout)
+    assert "running" in call("status", number).stdout
+    assert "asked to stop" in call("stop", number).stdout
+    until(lambda: "exit code 143" in call("status", number).stdout)
+    said = call("logs", number).stdout
+    steps = list_steps(str(run))
+    assert f"stopped as asked after step {steps[0]}" in said
+    assert len(losses(run)) == steps[-1]
+    assert call("jobs").stdout.count("|") == call("jobs").stdout.splitlines()[0].count("|") * 2
+
+    last = steps[-1] + 2
+    followed = call(*long, f"train.max_steps={last}", "--follow").stdout
+    assert f"step {last}/{last}" in followed
+    assert len(losses(run)) == last
+    again = number_of(followed)
+    assert "completed" in call("status", again).stdout
+    assert "completed" in call("stop", again).stdout
+
+
+def test_a_job_that_fails_ends_the_command_that_follows_it(config: str, call: Call) -> None:
+    bad = ("data.uri=/proc/none", "--to", "slurm", "--follow")
+    done = call("submit", config, *bad, code=2)
+    assert "/proc/none" in done.stdout
+    assert "failed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["cluster.submit.slurm.partition=night"], "invalid partition specified: night"),
+        (["cluster.submit.slurm.nodes=3"], "as many workers on each node"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_sent_is_said(
+    config: str, call: Call, arguments: list[str], complaint: str
+) -> None:
+    said = call("submit", config, "--to", "slurm", *arguments, code=2).stderr
+    assert complaint in said
+    assert len(said.splitlines()) == 1
+
+
+def test_jobs_of_others_and_unknown_ones_are_told_from_ours(
+    cluster: dict[str, str], call: Call
+) -> None:
+    sent = subprocess.run(
+        ["sbatch", "--parsable", "--wrap=true", "--output=/dev/null"], env=cluster,
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "was not sent by `dist-embed submit`" in call("stop", sent.stdout.strip(), code=2).stderr
+    assert "Invalid job id" in call("status", "4000000", code=2).stderr
+    assert "'run' is not allowed: a number" in call("logs", "run", code=2).stderr
+
+
+@pytest.mark.heavy
+def test_before_its_time_ends_a_job_saves_and_queues_again(
+    config: str, cluster: dict[str, str], call: Call, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    sent = call(
+        "submit", config, "--to", "slurm", "train.max_steps=100000", "train.schedule=constant",
+        "embedding.schedule=constant", "train.evaluate_every=100000", "checkpoint.drain_seconds=1",
+        "checkpoint.every_steps=100000", "cluster.submit.slurm.hours=0.05",
+    )  # fmt: skip
+    number = number_of(sent.stdout)
+    until(lambda: "queues again" in call("logs", number).stdout)
+    assert "pending" in call("status", number).stdout
+    (saved,) = list_steps(str(run))
+    now = ["scontrol", "update", f"JobId={number}", "StartTime=now"]  # it would wait two minutes
+    subprocess.run(now, env=cluster, check=True, timeout=60)
+    until(lambda: len(losses(run)) > saved)
+    subprocess.run(["scancel", number], env=cluster, check=True, timeout=60)

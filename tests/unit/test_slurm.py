@@ -1,0 +1,136 @@
+"""The script that Slurm gets; `tests/integration/test_slurm.py` has a Slurm run it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_embed.cli.main import main
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.schema import Config
+from dist_embed.errors import UserError
+from dist_embed.jobs.slurm import script
+
+
+def config_of(
+    uri: str = "/runs/one", slurm: dict[str, Any] | None = None, **cluster: Any
+) -> Config:
+    return config_from_dict({
+        "run": {"uri": uri}, "data": {"synthetic": {}}, "train": {"max_steps": 9},
+        "checkpoint": {"drain_seconds": 30.0},
+        "cluster": {"num_workers": 4, "submit": {"slurm": slurm or {}}, **cluster},
+    })  # fmt: skip
+
+
+def options_of(config: Config) -> list[str]:
+    lines = script(config).splitlines()
+    return [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
+
+
+def test_the_defaults_ask_for_little() -> None:
+    assert options_of(config_of()) == [
+        "--job-name=one", "--comment='dist_embed /runs/one'", "--nodes=1", "--ntasks-per-node=4",
+        "--cpus-per-task=1", "--signal=B:TERM@180", "--requeue", "--open-mode=append",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("slurm", "cluster", "wanted"),
+    [
+        ({"nodes": 2}, {}, ["--nodes=2", "--ntasks-per-node=2"]),
+        ({"partition": "gpu"}, {}, ["--partition=gpu"]),
+        ({"hours": 0.51}, {}, ["--time=31"]),
+        ({"cpus_per_worker": 6}, {}, ["--cpus-per-task=6"]),
+        ({}, {"device": "cuda"}, ["--gpus-per-node=4"]),
+        ({"gpus": True, "nodes": 4}, {}, ["--gpus-per-node=1"]),
+        ({"options": ["--account=lab"]}, {}, ["--account=lab"]),
+    ],
+)
+def test_a_setting_is_an_option(
+    slurm: dict[str, Any], cluster: dict[str, Any], wanted: list[str]
+) -> None:
+    options = options_of(config_of(slurm=slurm, **cluster))
+    assert set(wanted) <= set(options)
+    assert not set(wanted) <= set(options_of(config_of()))
+
+
+def test_gpus_may_be_left_to_other_options() -> None:
+    options = options_of(config_of(slurm={"gpus": False}, device="cuda"))
+    assert not any("gpu" in option for option in options)
+
+
+def test_lines_of_set_up_come_before_the_command_is_looked_for() -> None:
+    text = script(config_of(slurm={"setup": "source /opt/env/bin/activate"}))
+    assert text.index("\nsource /opt/env/bin/activate\n") < text.index("command -v dist-embed")
+
+
+@pytest.mark.parametrize("uri", ['/runs/it\'s $HOME `id` "x" \\', "/runs/größer 大", "s3://b/r"])
+def test_whatever_a_run_is_called_the_script_is_shell_and_holds_it(
+    uri: str, tmp_path: Path
+) -> None:
+    text = script(config_of(uri))
+    subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+    # As far as the script has it before it needs a Slurm.
+    head = text[: text.index("export DIST_EMBED_CONFIG")] + 'printf "%s\\n" "$DIST_EMBED_CONFIG"'
+    said = subprocess.run(["bash"], input=head, text=True, capture_output=True, check=True).stdout
+    path = tmp_path / "config.yaml"
+    path.write_text(said)
+    from dist_embed.config.load import load_config
+
+    assert load_config(path) == config_of(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "slurm", "complaint"),
+    [
+        ("/runs/one", {"nodes": 3}, "slurm.nodes: 3 is not allowed with cluster.num_workers=4"),
+        ("/runs/one\n#SBATCH --nodes=9", {}, "is not allowed under Slurm: in one line"),
+        ("/runs/END_OF_CONFIGURATION", {}, "cannot be sent to Slurm"),
+    ],
+)
+def test_what_cannot_be_a_script_is_refused(
+    uri: str, slurm: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        script(config_of(uri, slurm))
+
+
+def test_options_of_one_line_alone_are_taken() -> None:
+    with pytest.raises(UserError, match=r"cluster\.submit\.slurm\.partition"):
+        config_of(slurm={"partition": "a\nb"})
+    with pytest.raises(UserError, match=r"cluster\.submit\.slurm\.options"):
+        config_of(slurm={"options": ["--account=a\nrm"]})
+
+
+CONFIG = """\
+run: {uri: runs/one}
+data: {synthetic: {}}
+train: {max_steps: 9}
+"""
+
+
+def test_a_dry_run_prints_the_script_and_needs_no_slurm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    Path("config.yaml").write_text(CONFIG)
+    command = ["submit", "config.yaml", "cluster.submit.to=slurm"]
+    assert main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("#!/bin/bash\n#SBATCH --job-name=one\n")
+    assert f"uri: {tmp_path}/runs/one\n" in said  # wherever the job starts
+    assert main(command) == 2
+    assert "sbatch is not installed here" in capsys.readouterr().err
+
+
+def test_a_submission_without_a_target_names_what_there_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    assert main(["submit", str(path)]) == 2
+    assert "set cluster.submit.to, or give --to: slurm" in capsys.readouterr().err
