@@ -123,7 +123,7 @@ class Checkpoints:
         self._pruner = Pruner(self._store, self._settings)
         self._report = report
         self._saver: Saver | None = None
-        self._there: frozenset[int] = frozenset()  # steps that had been saved when this began
+        self._newest = 0  # step of the checkpoint that was there, or is
         self._in_block = False
 
     def load(self) -> int:
@@ -144,7 +144,7 @@ class Checkpoints:
         in_place = self._settings.saving == "in_place"
         loaded = load_newest(self._store, state, self._report, in_place=in_place)
         self.values = state.scalars.get(_VALUES, {})
-        self._there = frozenset([loaded.step])
+        self._newest = loaded.step
         self._saver = self._made(loaded.damaged)
         return loaded.step
 
@@ -156,7 +156,8 @@ class Checkpoints:
         Raises:
             UserError: ``step`` is no number from 1 on, JSON cannot hold `values`, or nothing can be
                 written there.
-            CheckpointError: that one has failed, or there is one of this step already.
+            CheckpointError: that one has failed, or there is one of this step, or a later one: of
+                two trainings in one place the pruning would keep the steps that are higher.
 
         Collective.
         """
@@ -166,9 +167,10 @@ class Checkpoints:
             self._check_folder(step)
             self._saver = self._made(frozenset())
         self._saver.wait()
-        if step == self._saver.saved_step or step in self._there:
-            raise CheckpointError(_saved_twice(step, self._store))
+        if step <= self._newest:
+            raise CheckpointError(_too_low(step, self._newest, self._store))
         self._saver.save(self._state(step))
+        self._newest = step
         if not self._in_block:
             self._saver.wait()
 
@@ -195,14 +197,17 @@ class Checkpoints:
             self._saver.close()
 
     def _check_folder(self, step: int | None = None) -> None:
-        """Refuse a place that cannot hold checkpoints, or has one of ``step``. Collective."""
+        """Refuse a place that cannot hold checkpoints, or has one of ``step`` or a later one.
+        Collective.
+        """
         with all_or_none(self._tables.group):
             if not self._tables.group.is_first:
                 return
             if self._store.is_local:
                 _make_writable(self._store)
-            if step is not None and step in {name.step for name in current_names(self._store)}:
-                raise CheckpointError(_saved_twice(step, self._store))
+            newest = max((name.step for name in current_names(self._store)), default=0)
+            if step is not None and step <= newest:
+                raise CheckpointError(_too_low(step, newest, self._store))
 
     def _state(self, step: int) -> TrainingState:
         tables = self._tables
@@ -223,8 +228,13 @@ class Checkpoints:
         )  # fmt: skip
 
 
-def _saved_twice(step: int, store: ObjectStore) -> str:
-    return f"step: {step} has a checkpoint in {store.uri} already; a step is saved once"
+def _too_low(step: int, newest: int, store: ObjectStore) -> str:
+    if step == newest:
+        return f"step: {step} has a checkpoint in {store.uri} already; a step is saved once"
+    return (
+        f"step: {step} is not allowed: {store.uri} has a checkpoint of step {newest}; load it and "
+        "go on from there, or give another place"
+    )
 
 
 def _make_writable(store: ObjectStore) -> None:

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 
@@ -39,7 +42,7 @@ def _start() -> None:
     # A SIGTERM to the whole process group asks the workers to save and stop. The server must
     # outlive them: through it the launcher learns how they ended.
     try:
-        with deaf_children():
+        with deaf_children(), _plain_interpreter():
             forkserver.ensure_running()
     except OSError as exc:
         if "AF_UNIX path too long" not in str(exc):
@@ -48,3 +51,23 @@ def _start() -> None:
             f"TMPDIR: {tempfile.gettempdir()!r} is too long for a socket in it, whose path may "
             f"have {_SOCKET_BYTES} bytes; set it to a shorter one, such as /tmp"
         ) from exc
+
+
+@contextmanager
+def _plain_interpreter() -> Iterator[None]:
+    """The server imports what our libraries do, not what lies in the working directory, where a
+    `queue.py` may stand (from Python 3.11 on); and a warning of theirs does not end it.
+    """
+    options, before = sys.warnoptions[:], os.environ.copy()
+    sys.warnoptions.clear()  # of `python -W`, which children are given too
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if "error" in os.environ.get("PYTHONWARNINGS", ""):
+        del os.environ["PYTHONWARNINGS"]
+    try:
+        yield
+    finally:
+        sys.warnoptions[:] = options
+        for name in ("PYTHONSAFEPATH", "PYTHONWARNINGS"):
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]

@@ -7,6 +7,7 @@ back is in `dist_embed.embedding.step_rows`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
 from torchrec.modules.embedding_configs import EmbeddingConfig
 
-from dist_embed.arguments import one_of, real_number, shown
+from dist_embed.arguments import one_of, real_number, shown, whole_number
 from dist_embed.embedding.bags import bags_of_a_table, in_bags
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
@@ -39,6 +40,7 @@ from dist_embed.embedding.tables import (
 )
 from dist_embed.embedding.tiers import find_tier
 from dist_embed.errors import UserError
+from dist_embed.parallel.collectives import gather_texts
 from dist_embed.parallel.group import Group
 
 __all__ = ["ShardedTables", "Table"]
@@ -80,7 +82,8 @@ class ShardedTables:
         table_of: the table of each feature.
 
     Raises:
-        UserError: the tables cannot be, or not on this device, or do not fit.
+        UserError: the tables cannot be, or not on this device, or do not fit; or workers were given
+            others, or in another order.
 
     The constructor is collective.
     """
@@ -101,12 +104,26 @@ class ShardedTables:
         configured: bool = False,
     ) -> None:
         named = named_tables(tables)
+        if not isinstance(group, Group):
+            raise UserError(
+                f"group: {shown(group)} is not allowed: what `joined_group` gives in its block"
+            )
         one_of("optimizer", optimizer, OPTIMIZERS)
         one_of("memory", memory, ("auto", *KERNELS))
         one_of("weights", weights, WEIGHT_TYPES)
         one_of("exchange", exchange, EXCHANGES)
         learning_rate = real_number("learning_rate", learning_rate)
         eps = real_number("eps", eps)
+        seed = whole_number("seed", seed, 0)
+        settings = {
+            "optimizer": optimizer, "learning_rate": learning_rate, "eps": eps, "seed": seed,
+            "memory": memory, "weights": weights, "exchange": exchange,
+        }  # fmt: skip
+        _check_equal(
+            [f"table {name!r}: {table}" for name, table in named.items()]
+            + [f"{key}: {value!r}" for key, value in settings.items()],
+            group,
+        )
         self.group = group
         self._own_rates = {
             name: table.learning_rate
@@ -129,20 +146,23 @@ class ShardedTables:
             memory, specs, optimizer, weights, step_bytes, group, trained_whole,
             configured=configured,
         )  # fmt: skip
-        # One for each distinct width, and which tables it has.
-        self._modules = build_sharded_tables(
-            specs,
-            group,
-            optimizer=optimizer,
-            learning_rates=dict.fromkeys(named, learning_rate) | self._own_rates,
-            eps=eps,
-            tier=self.tier,
-            weights=weights,
-            exchange=exchange,
-            cache_share=cached,
-            trained_whole=trained_whole,
-            configured=configured,
-        )
+        # One for each distinct width, and which tables it has. TorchRec draws rows of its own, as
+        # many as a shard has: the caller's draws would depend on the number of workers.
+        devices = [group.device] if group.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            self._modules = build_sharded_tables(
+                specs,
+                group,
+                optimizer=optimizer,
+                learning_rates=dict.fromkeys(named, learning_rate) | self._own_rates,
+                eps=eps,
+                tier=self.tier,
+                weights=weights,
+                exchange=exchange,
+                cache_share=cached,
+                trained_whole=trained_whole,
+                configured=configured,
+            )
         self._tables_of = [[spec.name for spec in of_width] for of_width in by_width(specs)]
         tables_of_kernels = self._tables_of_kernels()
         self._kernels = [kernel for kernel, _ in tables_of_kernels]
@@ -230,7 +250,7 @@ class ShardedTables:
             flat = [torch.empty(0, dtype=torch.int64, device=device)]
             flat += [piece.reshape(-1) for piece in pieces]
             together = torch.cat(flat)
-            self._check_ids(table, together)
+            self.check_ids(table, together)
             # Distinct ones: a frequent word then crosses the network once.
             rows[table], inverse = order.rows_of(together).unique(return_inverse=True)
             parts = iter(inverse.split([piece.numel() for piece in pieces]))
@@ -238,7 +258,8 @@ class ShardedTables:
                 index[feature] = [next(parts).view(piece.shape) for piece in listed[feature]]
         return WantedRows(rows, index)
 
-    def _check_ids(self, table: str, ids: Tensor) -> None:
+    def check_ids(self, table: str, ids: Tensor) -> None:
+        """Raise UserError where something is no id of a table; on a GPU, of another type."""
         count = self.specs[table].num_rows
         if ids.dtype != torch.int64:  # what integers have become beside each other
             raise UserError(f"table {table!r}: ids are whole numbers, not {ids.dtype}")
@@ -420,3 +441,17 @@ class ShardedTables:
     def kernels(self) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
         """FBGEMM's, which hold the tables: for measurements beside them."""
         return self._kernels
+
+
+def _check_equal(lines: list[str], group: Group) -> None:
+    """Raise UserError on all workers where one has other lines than worker 0. Collective."""
+    if group.num_workers == 1:
+        return
+    of_worker = [text.splitlines() for text in gather_texts("\n".join(lines), group)]
+    for rank, others in enumerate(of_worker):
+        for here, there in zip_longest(of_worker[0], others, fillvalue="nothing more"):
+            if here != there:
+                raise UserError(
+                    f"all workers give the same tables, in one order, and settings; worker 0 has "
+                    f"{here}, worker {rank} {there}"
+                )

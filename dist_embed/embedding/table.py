@@ -132,6 +132,11 @@ def _from_torchrec(name: str, config: EmbeddingConfig) -> Table:
     """The table of a TorchRec configuration. Rows start as here, not as TorchRec's do."""
     if not hasattr(config, "embedding_dim"):
         raise UserError(f"table {name!r}: {shown(config)} is not allowed: {_NAMED}")
+    if hasattr(config, "pooling"):
+        raise UserError(
+            f"table {name!r}: {type(config).__name__} is not allowed: vectors are not pooled here. "
+            "Give an EmbeddingConfig, and pool the vectors of a lookup in your model"
+        )
     if config.name not in ("", name):
         raise UserError(f"table {name!r}: its EmbeddingConfig has the name {config.name!r}")
     plain = type(config)(num_embeddings=config.num_embeddings, embedding_dim=config.embedding_dim)

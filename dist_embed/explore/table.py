@@ -146,6 +146,8 @@ class RunTable:
         """The first so many of all words by frequency, without special tokens."""
         ids = np.arange(len(SPECIAL_TOKENS), self.num_words)
         counts = self.occurrences.on_side
+        if not count:
+            return []
         if counts is not None and count < len(ids):
             # Only what can be among them is sorted: a table may have hundreds of millions.
             known = np.where(self.trained[ids], counts[ids], -1)

@@ -172,7 +172,11 @@ class ExactSoftmax:
                 f"table {table!r} is not trained whole, as an exact softmax needs it: say "
                 "Table(…, trained_whole=True); and rows are looked up with a gradient"
             )
-        rows_of = self._tables.orders[table].rows_of
+
+        def rows_of(targets: Tensor) -> Tensor:
+            self._tables.check_ids(table, targets)
+            return self._tables.orders[table].rows_of(targets)
+
         return _ExactLoss(rows_of, self._shard, rows.own[table], weight_scale)
 
 

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
+from dist_embed.arguments import one_of
 from dist_embed.parallel.device import resolve_device
 from dist_embed.parallel.settings import DeviceChoice
 
@@ -47,9 +48,9 @@ def joined_group(
     MASTER_ADDR, MASTER_PORT) is read and the group is destroyed at the end of the block. A process
     that no launcher has told its place is the only worker.
 
-    Raises UserError for CUDA on a machine without. ``timeout_seconds`` bounds every collective;
-    gloo's first connections, as workers join, five times as much (torch 2.13, gloo's pair.h:
-    waitUntil). Collective.
+    Raises UserError for CUDA on a machine without, or a type that is none. ``timeout_seconds``
+    bounds every collective; gloo's first connections, as workers join, five times as much (torch
+    2.13, gloo's pair.h: waitUntil). Collective.
     """
     told = dist.is_initialized() or bool({"RANK", "WORLD_SIZE"} & os.environ.keys())
     with _joined(device_type, timeout_seconds, alone=not told) as group:
@@ -69,6 +70,7 @@ def lone_group(
 
 @contextmanager
 def _joined(device_type: DeviceChoice, timeout_seconds: float, *, alone: bool) -> Iterator[Group]:
+    one_of("device_type", device_type, get_args(DeviceChoice))
     local_rank = 0 if alone else int(os.environ.get("LOCAL_RANK", "0"))
     device_type = resolve_device(device_type, name="device_type")
     if device_type == "cuda":

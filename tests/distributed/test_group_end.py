@@ -7,6 +7,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_embed.cluster.local import launch_local
+from dist_embed.errors import UserError
 from dist_embed.parallel.group import joined_group
 
 
@@ -27,3 +28,10 @@ def test_a_model_that_outlives_its_group_does_not_hang(tmp_path: Any) -> None:
         assert (
             launch_local(outlive, (), num_workers=2, on_event=print, log_folder=str(tmp_path)) == 2
         )
+
+
+@pytest.mark.parametrize("wrong", ["gpu", "cuda:0", 0, None])
+def test_a_device_that_is_none_is_refused(wrong: Any) -> None:
+    said = "device_type: .* is not allowed: one of auto, cpu, cuda"
+    with pytest.raises(UserError, match=said), joined_group(wrong):
+        pass

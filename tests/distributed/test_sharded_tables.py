@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +255,46 @@ def said(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
+A, B = {"a": Table(8, 4)}, {"b": Table(8, 4)}
+UNLIKE: dict[str, tuple[list[dict[str, Table]], list[dict[str, Any]]]] = {
+    "worker 0 has table 'a': .*, worker 1 table 'b'": ([{**A, **B}, {**B, **A}], [{}, {}]),
+    "worker 0 has optimizer: .*, worker 1 table 'b'": ([A, {**A, **B}], [{}, {}]),
+    "rows=8.*, worker 1 table 'a'.*rows=9": ([A, {"a": Table(9, 4)}], [{}, {}]),
+    "initial_scale=None.* initial_scale=0": ([A, {"a": Table(8, 4, initial_scale=0)}], [{}, {}]),
+    "seed: 0, worker 1 seed: 1": ([A, A], [{"seed": 0}, {"seed": 1}]),
+    "'sgd', worker 1 optimizer: 'adagrad'": (
+        [A, A], [{"optimizer": "sgd"}, {"optimizer": "adagrad"}]),
+    r"0\.05, worker 1 learning_rate: 0\.1": ([A, A], [{}, {"learning_rate": 0.1}]),
+}  # fmt: skip
+
+
+def unlike(group: Group) -> list[str]:
+    return [
+        said(partial(ShardedTables, tables[group.rank], group, **settings[group.rank]))
+        for tables, settings in UNLIKE.values()
+    ]
+
+
+def test_workers_with_unlike_tables_are_refused_on_all(workers: WorkerPool) -> None:
+    here, there = workers.run(2, unlike)
+    assert here == there
+    for text, expected in zip(here, UNLIKE, strict=True):
+        assert re.search(expected, text), text
+
+
+def draws_around_tables(group: Group) -> list[float]:
+    torch.manual_seed(5)
+    ShardedTables({"a": Table(1000, 4)}, group)
+    return torch.rand(3).tolist()
+
+
+def test_tables_leave_the_callers_draws_alone(workers: WorkerPool) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3).tolist()
+    for num_workers in (1, 2):
+        assert workers.run(num_workers, draws_around_tables) == [expected] * num_workers
+
+
 def refusals(group: Group) -> list[str]:
     tables = built(group)
     return [
@@ -261,15 +303,17 @@ def refusals(group: Group) -> list[str]:
         said(lambda: tables.lookup({"read": [], "written": [torch.tensor([[3], [-1]])]})),
         said(lambda: tables.lookup({"user": torch.tensor([1.0])})),
         said(lambda: built(group, "adamw")),
+        said(lambda: ShardedTables(A, group.process_group)),  # type: ignore[arg-type]
         said(lambda: Checkpoints("memory://x", tables, dense={"table.user.weight": torch.ones(1)})),
     ]
 
 
 def test_what_cannot_be_looked_up_is_named(workers: WorkerPool) -> None:
-    ((feature, large, negative, fraction, optimizer, dense),) = workers.run(1, refusals)
+    ((feature, large, negative, fraction, optimizer, no_group, dense),) = workers.run(1, refusals)
     assert feature == "feature 'usr': no table has it; there are user, item, read, written, tag"
     assert large == "table 'user': 13 is no id; allowed are 0 to 12"
     assert negative == "table 'word': -1 is no id; allowed are 0 to 16"
     assert fraction == "table 'user': ids are whole numbers, not torch.float32"
+    assert no_group.endswith("is not allowed: what `joined_group` gives in its block")
     assert dense.startswith("dense: 'table.user.weight' is not allowed")
     assert optimizer.startswith("optimizer: 'adamw' is not allowed: one of rowwise_adagrad, ")

@@ -15,6 +15,7 @@ from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.table import Table
+from dist_embed.errors import UserError
 from dist_embed.model.output_layer import ExactSoftmax, OutputLayer, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.parallel.group import Group
@@ -157,6 +158,24 @@ def test_training_is_that_of_a_softmax_on_one_process(
 def test_with_every_word_drawn_the_estimate_is_the_softmax() -> None:
     exact, sampled = Reference("exact", False), Reference("all words sampled", False)
     assert [exact.step(1), exact.step(2)] == pytest.approx([sampled.step(1), sampled.step(2)])
+
+
+def exact_of_no_ids(group: Group) -> list[str]:
+    tables = ShardedTables({"next": Table(WORDS, WIDTH, trained_whole=True)}, group)
+    said = []
+    for wrong in (-100, WORDS):  # the first is what PyTorch's losses pass over
+        loss = ExactSoftmax(tables, "next").start(tables.lookup({}), None, 1, 1.0)
+        targets = torch.tensor([1, wrong])
+        with pytest.raises(UserError) as caught:
+            loss.of(torch.ones(2, WIDTH), 0, targets, [2])
+        said.append(str(caught.value))
+    return said
+
+
+def test_an_exact_softmax_takes_ids_alone(workers: WorkerPool) -> None:
+    ((negative, large),) = workers.run(1, exact_of_no_ids)
+    assert negative == f"table 'next': -100 is no id; allowed are 0 to {WORDS - 1}"
+    assert large == f"table 'next': {WORDS} is no id; allowed are 0 to {WORDS - 1}"
 
 
 def exact_without_its_table(group: Group) -> Any:

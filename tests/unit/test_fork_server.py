@@ -86,3 +86,36 @@ def test_the_server_imports_what_workers_need(
     monkeypatch.setattr(forkserver, "set_forkserver_preload", named.append)
     worker_context("cpu")
     assert named == [["dist_embed.training.train", "dist_embed.training.inference"]]
+
+
+def test_the_server_is_no_copy_of_the_callers_surroundings(tmp_path: Path) -> None:
+    """A module in the working directory is not the library's of that name, and a warning of a
+    library no error, although the caller's Python was told so.
+    """
+    (tmp_path / "queue.py").write_text("JOBS = []\n")
+    libraries = tmp_path / "libraries"
+    libraries.mkdir()
+    (libraries / "warns.py").write_text("import warnings\nwarnings.warn('old', DeprecationWarning)")
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import os\n"
+        "from dist_embed.cluster import fork_server\n"
+        "fork_server._IMPORTED = ['queue', 'warns']\n"
+        "context = fork_server.worker_context('cpu')\n"
+        "del __file__  # children would run it again\n"
+        "do = 'import queue, warns; print(queue.Queue, flush=True)'\n"
+        "child = context.Process(target=exec, args=(do,))\n"
+        "child.start()\n"
+        "child.join(60)\n"
+        "assert child.exitcode == 0, child.exitcode\n"
+        "assert os.environ.get('PYTHONSAFEPATH') is None\n"
+    )
+    path = f"{ROOT}{os.pathsep}{libraries}"
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error::DeprecationWarning"}
+    environment.pop("PYTHONSAFEPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning", str(script)], cwd=tmp_path,
+        env=environment, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "<class 'queue.Queue'>\n"), done.stderr

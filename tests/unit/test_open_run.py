@@ -96,6 +96,7 @@ def test_its_words_and_vectors(run: str, vectors: Tensor, tmp_path: Path) -> Non
     assert found.dtype == np.float32
     ids = [table.id_of(word) for word in ("w7", "w3", "w7")]
     np.testing.assert_array_equal(found, vectors[ids].numpy())
+    assert words.frequent_words(0) == []
     assert words.frequent_words(3) == [table.word(i) for i in table.frequent_ids(3)]
     with pytest.raises(UserError, match="'x' is not in the target vocabulary"):
         words.vectors(["x"])

@@ -79,6 +79,24 @@ def test_a_step_is_saved_once(tables: ShardedTables, tmp_path: Path) -> None:
     assert list_steps(str(tmp_path)) == [1, 2, 3]
 
 
+def test_a_second_training_in_one_place_is_refused_before_pruning_takes_its_steps(
+    tables: ShardedTables, tmp_path: Path
+) -> None:
+    first = Checkpoints(tmp_path, tables)
+    first.save(2)
+    said = (
+        f"step: 1 is not allowed: {tmp_path}/checkpoints has a checkpoint of step 2; load it and "
+        "go on from there, or give another place"
+    )
+    loaded = Checkpoints(tmp_path, tables)
+    loaded.load()
+    for checkpoints in (first, loaded, Checkpoints(tmp_path, tables)):
+        with pytest.raises(CheckpointError) as caught:
+            checkpoints.save(1)
+        assert str(caught.value) == said
+    assert list_steps(str(tmp_path)) == [2]
+
+
 @pytest.mark.parametrize(
     ("saving", "of_save", "of_load"), [("behind", 1, 1), ("waiting", 0, 1), ("in_place", 0, 0)]
 )

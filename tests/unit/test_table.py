@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torchrec.modules.embedding_configs import EmbeddingConfig
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig
 from torchrec.types import DataType
 
 from dist_embed.embedding.table import Table, named_tables
@@ -57,6 +57,8 @@ def config(**how: Any) -> EmbeddingConfig:
      ([config(name="t"), config(name="t")], "two go by the name 't'"),
      ({"t": config(name="other")}, "'t': its EmbeddingConfig has the name 'other'"),
      ([config(name="t", data_type=DataType.FP16)], "'t': data_type=.*FP16.* has no meaning here"),
+     ([EmbeddingBagConfig(num_embeddings=9, embedding_dim=4, name="t")],
+      "'t': EmbeddingBagConfig is not allowed: vectors are not pooled here"),
      ([config(name="t", weight_init_max=0.5)], "'t': weight_init_max=0.5 of its"),
      ([config(name="t", init_fn=torch.nn.init.ones_)], "'t': init_fn of its .* is not called"),
      ([config(name="t", init_fn=partial(torch.nn.init.uniform_, a=-2.0, b=2.0))],
