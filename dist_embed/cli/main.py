@@ -39,7 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
         prog="dist-embed",
         description="Train word embeddings whose tables are too large for one device.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print it")
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, default=argparse.SUPPRESS, help="print it"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in _MODULES:
         import_module(f"dist_embed.cli.{name}").add_commands(commands)
@@ -50,9 +52,9 @@ class _Version(argparse.Action):
     """Argparse's own would look the version up for every command."""
 
     def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> None:
-        from dist_embed import __version__
+        from importlib.metadata import version
 
-        print(f"dist-embed {__version__}")
+        print(f"dist-embed {version('dist_embed')}")
         parser.exit()
 
 

@@ -151,7 +151,9 @@ def test_what_was_found_is_told_in_full() -> None:
         "table t: 0 of 0 words (0.0 %) and 0.0 % of their running words start from u "
         "(1 vectors; none)"
     ]
-    assert json.loads(found.to_json()) == asdict(found) | {"missing": [["東京", 1_234], ["y", 0]]}
+    assert json.loads(found.to_json()) == asdict(found) | {
+        "missing": [["東京", 1_234], ["\x1b", 0]]
+    }
     assert "東京" in found.to_json()  # people read it too
     assert found.to_json().endswith("}\n")
 
