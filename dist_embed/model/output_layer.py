@@ -155,7 +155,12 @@ class ExactSoftmax:
         """None."""
 
     def words(self, targets: list[Tensor], negatives: Negatives | None) -> list[Tensor]:
-        """None by id: the layer reads its own shard where it lies."""
+        """None by id: the layer reads its own shard where it lies.
+
+        Raises UserError where a target is no id; a lookup would find it where there is one.
+        """
+        for ids in targets:
+            self._tables.check_ids(self._tables.table_of[self._feature], ids)
         return []
 
     def start(
@@ -172,11 +177,7 @@ class ExactSoftmax:
                 f"table {table!r} is not trained whole, as an exact softmax needs it: say "
                 "Table(…, trained_whole=True); and rows are looked up with a gradient"
             )
-
-        def rows_of(targets: Tensor) -> Tensor:
-            self._tables.check_ids(table, targets)
-            return self._tables.orders[table].rows_of(targets)
-
+        rows_of = self._tables.orders[table].rows_of
         return _ExactLoss(rows_of, self._shard, rows.own[table], weight_scale)
 
 
