@@ -184,8 +184,11 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     """
     values = with_old_names(config.model_dump(mode="json"))
     for key in (*keys_marked(Config, NO_RESULT), *(_KEPT if config.checkpoint.keep_best else ())):
-        section, name = key.split(".")
-        values[section].pop(name, None)
+        *above, name = key.split(".")
+        section: Any = values
+        for part in above:
+            section = section.get(part, {})  # or gone with one above it
+        section.pop(name, None)
     starts = [table["pretrained"] for table in values["embedding"]["tables"].values() if table]
     files = {posixpath.basename(start[key] or "")
              for start in starts if start for key in ("uri", "words")}  # fmt: skip

@@ -13,6 +13,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -27,6 +28,7 @@ from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
+from dist_embed.parallel import device
 from dist_embed.parallel.group import Group
 from dist_embed.run.folder import check_run_folder, fingerprint, read_run_config
 from dist_embed.run.metrics import read_metrics
@@ -66,7 +68,9 @@ def go_on(
     data = ensure_data(config, said.append)
     check_run_folder(config, data, force=False)
     context = Context(config, group, Reporter(lambda event: None))
-    trained = train_task(context, Train(data.folder_uri))
+    # As where its loss was computed, whatever train.precision=auto would choose here.
+    with mock.patch.object(device, "has_native_bf16", lambda device: False):
+        trained = train_task(context, Train(data.folder_uri))
     return found, trained, said
 
 

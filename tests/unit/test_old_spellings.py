@@ -12,7 +12,7 @@ import pytest
 from dist_embed.cli import export, main
 
 # What commands read by its place.
-READ = {"RUN", "CONFIG", "key.sub=value", "WORD", "A", "B", "C", "STUDY", "PAIRS", "URI"}
+READ = {"RUN", "CONFIG", "key.sub=value", "WORD", "A", "B", "C", "STUDY", "PAIRS", "URI", "JOB"}
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
