@@ -69,7 +69,7 @@ def go_on(
     check_run_folder(config, data, force=False)
     context = Context(config, group, Reporter(lambda event: None))
     # As where its loss was computed, whatever train.precision=auto would choose here.
-    with mock.patch.object(device, "has_native_bf16", lambda device: False):
+    with mock.patch.object(device, "has_native_bf16", return_value=False):
         trained = train_task(context, Train(data.folder_uri))
     return found, trained, said
 
