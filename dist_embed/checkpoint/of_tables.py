@@ -123,7 +123,7 @@ class Checkpoints:
         self._pruner = Pruner(self._store, self._settings)
         self._report = report
         self._saver: Saver | None = None
-        self._newest = 0  # step of the checkpoint that was there, or is
+        self._loaded = 0  # step of the checkpoint that this goes on from
         self._in_block = False
 
     def load(self) -> int:
@@ -144,7 +144,7 @@ class Checkpoints:
         in_place = self._settings.saving == "in_place"
         loaded = load_newest(self._store, state, self._report, in_place=in_place)
         self.values = state.scalars.get(_VALUES, {})
-        self._newest = loaded.step
+        self._loaded = loaded.step
         self._saver = self._made(loaded.damaged)
         return loaded.step
 
@@ -163,14 +163,15 @@ class Checkpoints:
         """
         step = whole_number("step", step, 1)
         _check_values(self.values)
-        if self._saver is None:
+        self.wait()
+        newest = max(self._loaded, self._saver.saved_step if self._saver else 0)
+        if not newest:  # what may be there is another training's
             self._check_folder(step)
+        elif step <= newest:
+            raise CheckpointError(_too_low(step, newest, self._store))
+        if self._saver is None:
             self._saver = self._made(frozenset())
-        self._saver.wait()
-        if step <= self._newest:
-            raise CheckpointError(_too_low(step, self._newest, self._store))
         self._saver.save(self._state(step))
-        self._newest = step
         if not self._in_block:
             self._saver.wait()
 
@@ -205,8 +206,10 @@ class Checkpoints:
                 return
             if self._store.is_local:
                 _make_writable(self._store)
+            if step is None:
+                return
             newest = max((name.step for name in current_names(self._store)), default=0)
-            if step is not None and step <= newest:
+            if step <= newest:
                 raise CheckpointError(_too_low(step, newest, self._store))
 
     def _state(self, step: int) -> TrainingState:

@@ -41,7 +41,6 @@ def add_commands(commands: Any) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> None:
-    from dist_embed.config.checks import check
     from dist_embed.config.paths import with_absolute_paths
     from dist_embed.jobs import slurm
 
@@ -50,7 +49,6 @@ def _submit(arguments: argparse.Namespace) -> None:
     if target is None:
         raise UserError(f"where to? set cluster.submit.to, or give --to: {', '.join(TARGETS)}")
     config = with_absolute_paths(config, on_cluster=False)
-    check(config)
     text = slurm.script(config)
     if arguments.dry_run:
         print(text, end="")
@@ -104,8 +102,8 @@ def _stop(arguments: argparse.Namespace) -> None:
     print(f"job {job.number}: {job.state.lower()}" + ("" if job.is_over else ", asked to stop"))
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(text)
+def _say(output: bytes) -> None:
+    sys.stdout.buffer.write(output)  # a letter may come in two parts
     sys.stdout.flush()
 
 

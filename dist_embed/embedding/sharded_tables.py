@@ -41,6 +41,7 @@ from dist_embed.embedding.tables import (
 from dist_embed.embedding.tiers import find_tier
 from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import gather_texts
+from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 
 __all__ = ["ShardedTables", "Table"]
@@ -103,21 +104,23 @@ class ShardedTables:
         step_bytes: int = 0,
         configured: bool = False,
     ) -> None:
-        named = named_tables(tables)
         if not isinstance(group, Group):
             raise UserError(
                 f"group: {shown(group)} is not allowed: what `joined_group` gives in its block"
             )
-        one_of("optimizer", optimizer, OPTIMIZERS)
-        one_of("memory", memory, ("auto", *KERNELS))
-        one_of("weights", weights, WEIGHT_TYPES)
-        one_of("exchange", exchange, EXCHANGES)
-        learning_rate = real_number("learning_rate", learning_rate)
-        eps = real_number("eps", eps)
-        seed = whole_number("seed", seed, 0)
+        with all_or_none(group):
+            named = named_tables(tables)
+            one_of("optimizer", optimizer, OPTIMIZERS)
+            one_of("memory", memory, ("auto", *KERNELS))
+            one_of("weights", weights, WEIGHT_TYPES)
+            one_of("exchange", exchange, EXCHANGES)
+            learning_rate = real_number("learning_rate", learning_rate)
+            eps = real_number("eps", eps)
+            seed = whole_number("seed", seed, 0)
+            step_bytes = whole_number("step_bytes", step_bytes, 0)
         settings = {
             "optimizer": optimizer, "learning_rate": learning_rate, "eps": eps, "seed": seed,
-            "memory": memory, "weights": weights, "exchange": exchange,
+            "memory": memory, "weights": weights, "exchange": exchange, "step_bytes": step_bytes,
         }  # fmt: skip
         _check_equal(
             [f"table {name!r}: {table}" for name, table in named.items()]

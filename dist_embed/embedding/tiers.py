@@ -207,8 +207,9 @@ def find_tier(
     """
     sizes = sizes_of(specs, optimizer, group.num_workers, weights, trained_whole)
     if group.device.type != "cuda":
-        here = group.num_local_workers
-        check_cpu_memory(sizes, here, available_bytes(), configured=configured)
+        with all_or_none(group):  # machines differ
+            here = group.num_local_workers
+            check_cpu_memory(sizes, here, available_bytes(), configured=configured)
         return choose_tier(wanted, sizes, None), 0.0
     free = least_over_workers(free_bytes(group.device), group)
     check_device_memory(sizes, step_bytes, free, configured=configured)

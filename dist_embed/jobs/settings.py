@@ -35,7 +35,7 @@ class SlurmSection(Section):
     setup: str = Field(
         "",
         description="Lines of shell that make `dist-embed` known on a node: `module load …`, "
-        "`source …/bin/activate`.",
+        "`source …/bin/activate`. Variables as `$HOME`: `${…}` is a reference to another key.",
     )
     options: Annotated[list[Annotated[str, Field(pattern=_ONE_LINE)]], EXPERT] = Field(
         [], description="More options of sbatch: `--account=lab`, `--constraint=a100`."

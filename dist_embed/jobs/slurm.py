@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -28,59 +29,75 @@ from dist_embed.jobs.settings import SlurmSection
 TICK_SECONDS = 60
 COMMAND_SECONDS = 60.0  # that a command of Slurm may take
 POLL_SECONDS = 2.0
+SILENT_SECONDS = 300.0  # that Slurm may give no answer to one who follows a job
 _COMMENT = "dist_embed"  # by which our jobs are known among others
 _END_OF_CONFIG = "END_OF_CONFIGURATION"
-# States in which a job goes on, or will.
-_LIVING = {
-    "PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED",
-    "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED", "SPECIAL_EXIT",
+# States in which a job has not begun, and those in which it runs, or will.
+_WAITING = {
+    "PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD",
+    "SPECIAL_EXIT",
 }  # fmt: skip
+_BEGUN = {"RUNNING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
+_LIVING = {*_WAITING, *_BEGUN, "COMPLETING"}
 
 _BODY = r"""
-set -u
-DIST_EMBED_CONFIG=$(cat <<'{end}'
-{yaml}{end}
-)
-export DIST_EMBED_CONFIG
+asks=0
+asked_at=0
+pid=
+ask() {{ # SIGTERM: before the time limit, by `dist-embed stop`, before preemption
+    asks=$((asks + 1))
+    asked_at=$(date +%s)
+    local steps
+    while [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; do # its step may be only about to begin
+        steps=$(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format=%i | grep -E '\.[0-9]+$')
+        [ -n "$steps" ] && scancel --signal=TERM $steps && return
+        sleep 1
+    done
+}}
+trap ask TERM
+in_step() {{ # COMMAND...: bash serves a trap while it waits, not while a command runs
+    local code again before
+    [ $asks = 0 ] || return 143
+    "$@" &
+    pid=$!
+    before=$asks
+    wait "$pid"
+    code=$?
+    while [ $asks != "$before" ]; do # that wait was broken off
+        before=$asks
+        wait "$pid"
+        again=$?
+        [ $again = 127 ] || code=$again # it had been waited for
+    done
+    pid=
+    return $code
+}}
 
-{setup}if ! command -v dist-embed >/dev/null; then
+{setup}set -u
+if ! command -v dist-embed >/dev/null; then
     echo "there is no dist-embed on $(hostname): cluster.submit.slurm.setup makes it known" >&2
     exit 2
 fi
+DIST_EMBED_CONFIG=$(cat <<'{end}'
+{yaml}{end}
+)
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
+export DIST_EMBED_CONFIG MASTER_ADDR MASTER_PORT SLURM_EXPORT_ENV=ALL
+prepare='exec dist-embed prepare /dev/stdin <<<"$DIST_EMBED_CONFIG"'
 # What torchrun would say to a worker, and each task of the training is one. `exec`: a signal to the
 # task is one to the worker.
 worker='
 export TORCHELASTIC_RUN_ID=slurm-$SLURM_JOB_ID RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS
 export LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE={per_node}
 exec dist-embed train /dev/stdin <<<"$DIST_EMBED_CONFIG"'
-prepare='exec dist-embed prepare /dev/stdin <<<"$DIST_EMBED_CONFIG"'
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
-export MASTER_ADDR MASTER_PORT
 
-step=-1
-asked_at=0
-ask() {{ # SIGTERM: before the time limit, by `dist-embed stop`, before preemption
-    asked_at=$(date +%s)
-    [ $step -lt 0 ] || scancel --signal=TERM "$SLURM_JOB_ID.$step"
-}}
-trap ask TERM
-in_step() {{ # COMMAND...: bash serves a trap while it waits, not while a command runs
-    [ $asked_at = 0 ] || return 143
-    step=$((step + 1))
-    "$@" &
-    local pid=$! code
-    while :; do
-        wait $pid
-        code=$?
-        kill -0 $pid 2>/dev/null || return $code
-    done
-}}
-in_step srun --ntasks=1 --nodes=1 bash -c "$prepare" &&
-    in_step srun --kill-on-bad-exit=1 bash -c "$worker"
+in_step srun --ntasks=1 --nodes=1 --cpus-per-task={node_cpus} bash -c "$prepare" || exit $?
+in_step srun --cpus-per-task={cpus} --kill-on-bad-exit=1 bash -c "$worker"
 code=$?
-limit=$(date -d "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)" +%s 2>/dev/null || echo 0)
-if [ $code = 143 ] && [ "$limit" -gt 0 ] && [ $((limit - asked_at)) -le {margin} ]; then
+end=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)
+limit=$([ -n "$end" ] && date -d "$end" +%s 2>/dev/null || echo 0)
+if [ $code = 143 ] && [ "$limit" -ge $asked_at ] && [ $((limit - asked_at)) -le {margin} ]; then
     echo "the time limit is near: the job queues again, and goes on from the newest checkpoint"
     scontrol requeue "$SLURM_JOB_ID"
 fi
@@ -91,8 +108,8 @@ exit $code
 def script(config: Config) -> str:
     """The script that ``sbatch`` gets: the resolved configuration, and what runs it.
 
-    Raises UserError where the workers cannot be spread evenly over the nodes, or the script cannot
-    hold the configuration.
+    Raises UserError where the workers cannot be spread evenly over the nodes, the time is too short
+    to save in, or the script cannot hold the configuration.
     """
     slurm, workers = config.cluster.submit.slurm, config.cluster.num_workers
     if workers % slurm.nodes:
@@ -102,21 +119,33 @@ def script(config: Config) -> str:
         )
     if not config.run.uri.isprintable():
         raise UserError(f"run.uri: {config.run.uri!r} is not allowed under Slurm: in one line")
+    margin = int(stop_seconds(config)) + 2 * TICK_SECONDS
+    if slurm.hours is not None and 3600 * slurm.hours < 2 * margin:
+        raise UserError(
+            f"cluster.submit.slurm.hours: {slurm.hours:g} is not allowed: a job is asked to save "
+            f"up to {margin} s before its end (checkpoint.drain_seconds); at least "
+            f"{math.ceil(2 * margin / 36) / 100:g}"
+        )
+    if not config.cluster.threads_per_worker:  # a task may be bound to its own cores, or to none
+        cluster = config.cluster.model_copy(update={"threads_per_worker": slurm.cpus_per_worker})
+        config = config.model_copy(update={"cluster": cluster})
     yaml = config_to_yaml(config)
     if _END_OF_CONFIG in yaml:
         raise UserError(f"a configuration with the text {_END_OF_CONFIG!r} cannot be sent to Slurm")
     per_node = workers // slurm.nodes
-    margin = int(stop_seconds(config)) + 2 * TICK_SECONDS
     lines = [f"#SBATCH {option}" for option in _options(config, slurm, per_node)]
     body = _BODY.format(
         end=_END_OF_CONFIG, yaml=yaml, per_node=per_node, margin=margin,
+        cpus=slurm.cpus_per_worker, node_cpus=slurm.cpus_per_worker * per_node,
         setup=f"{slurm.setup.strip()}\n" if slurm.setup.strip() else "",
     )  # fmt: skip
     return "#!/bin/bash\n" + "\n".join(lines) + "\n" + body
 
 
 def _options(config: Config, slurm: SlurmSection, per_node: int) -> Iterator[str]:
-    yield f"--job-name={shlex.quote(Path(config.run.uri).name)}"
+    # Without what Slurm's own listings would show as more fields.
+    name = re.sub(r"[^\w.-]", "_", Path(config.run.uri).name)
+    yield f"--job-name={name}"
     yield f"--comment={shlex.quote(f'{_COMMENT} {config.run.uri}')}"
     yield f"--nodes={slurm.nodes}"
     yield f"--ntasks-per-node={per_node}"
@@ -184,7 +213,10 @@ def job(number: str) -> Job:
     for line in lines:
         key, _, value = line.partition("=")
         whole[key] = value
-    words = dict(word.partition("=")[::2] for line in lines for word in line.split())
+    words: dict[str, str] = {}
+    for word in " ".join(lines).split():
+        key, _, value = word.partition("=")
+        words.setdefault(key, value)  # those behind the comment may be the run's own
     comment = whole.get("Comment", "")
     if not comment.startswith(f"{_COMMENT} "):
         raise UserError(f"job {number} was not sent by `dist-embed submit`")
@@ -203,32 +235,36 @@ def job(number: str) -> Job:
 def stop(number: str) -> Job:
     """Ask a job to end: a run saves after its step; one that has not begun is taken back."""
     found = job(number)
-    if found.is_over:
-        return found
-    if found.state == "RUNNING":
+    if found.state in _BEGUN:
         _slurm("scancel", "--batch", "--signal=TERM", number)
-    else:
+    elif found.state in _WAITING:
         _slurm("scancel", number)
+    else:
+        return found
     return job(number)
 
 
-def follow(number: str, say: Callable[[str], None]) -> Job:
+def follow(number: str, say: Callable[[bytes], None]) -> Job:
     """Give ``say`` what the job writes, from its beginning on, until it has ended."""
-    place = 0
+    place, found, heard = 0, job(number), time.monotonic()
     while True:
-        found = job(number)
         place = _say_from(found.output, place, say)
         if found.is_over:
             return found
         time.sleep(POLL_SECONDS)
+        try:
+            found, heard = job(number), time.monotonic()
+        except UserError:  # of hours of asking one may fail
+            if time.monotonic() - heard > SILENT_SECONDS:
+                raise
 
 
-def output_of(found: Job, say: Callable[[str], None]) -> None:
+def output_of(found: Job, say: Callable[[bytes], None]) -> None:
     """Give ``say`` what a job has written until now."""
     _say_from(found.output, 0, say)
 
 
-def _say_from(path: str, place: int, say: Callable[[str], None]) -> int:
+def _say_from(path: str, place: int, say: Callable[[bytes], None]) -> int:
     try:
         with open(path, "rb") as file:
             file.seek(place)
@@ -236,7 +272,7 @@ def _say_from(path: str, place: int, say: Callable[[str], None]) -> int:
     except FileNotFoundError:  # nothing yet, or a node's own folder
         return place
     if more:
-        say(more.decode(errors="replace"))
+        say(more)
     return place + len(more)
 
 

@@ -124,6 +124,7 @@ def test_jobs_of_others_and_unknown_ones_are_told_from_ours(
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(900)
 def test_before_its_time_ends_a_job_saves_and_queues_again(
     config: str, cluster: dict[str, str], call: Call, tmp_path: Path
 ) -> None:
@@ -131,10 +132,10 @@ def test_before_its_time_ends_a_job_saves_and_queues_again(
     sent = call(
         "submit", config, "--to", "slurm", "train.max_steps=100000", "train.schedule=constant",
         "embedding.schedule=constant", "train.evaluate_every=100000", "checkpoint.drain_seconds=1",
-        "checkpoint.every_steps=100000", "cluster.submit.slurm.hours=0.05",
+        "checkpoint.every_steps=100000", "cluster.submit.slurm.hours=0.11",
     )  # fmt: skip
     number = number_of(sent.stdout)
-    until(lambda: "queues again" in call("logs", number).stdout)
+    until(lambda: "queues again" in call("logs", number).stdout, 500)
     assert "pending" in call("status", number).stdout
     (saved,) = list_steps(str(run))
     now = ["scontrol", "update", f"JobId={number}", "StartTime=now"]  # it would wait two minutes

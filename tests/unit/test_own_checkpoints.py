@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import nn
 
+from dist_embed.checkpoint import saver
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.checkpoint.chunk import Rows
 from dist_embed.checkpoint.manifest import CheckpointError
@@ -77,6 +79,21 @@ def test_a_step_is_saved_once(tables: ShardedTables, tmp_path: Path) -> None:
         assert str(caught.value) == said
     loaded.save(3)
     assert list_steps(str(tmp_path)) == [1, 2, 3]
+
+
+def test_a_step_whose_save_failed_is_saved_again(
+    tables: ShardedTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Checkpoints(tmp_path, tables).save(1)
+    checkpoints = Checkpoints(tmp_path, tables)
+    with monkeypatch.context() as patch:
+        patch.setattr(saver, "publish", Mock(side_effect=RuntimeError("broken")))
+        with pytest.raises(CheckpointError, match="broken"):
+            checkpoints.save(2)
+    with pytest.raises(CheckpointError, match="1 has a checkpoint in"):
+        checkpoints.save(1)  # nothing has been saved by this one, which has loaded nothing
+    checkpoints.save(2)
+    assert list_steps(str(tmp_path)) == [1, 2]
 
 
 def test_a_second_training_in_one_place_is_refused_before_pruning_takes_its_steps(

@@ -62,9 +62,25 @@ def test_gpus_may_be_left_to_other_options() -> None:
     assert not any("gpu" in option for option in options)
 
 
+def test_a_name_with_blanks_is_one_word_in_slurms_listings() -> None:
+    assert options_of(config_of("/runs/a JobState=FAILED"))[0] == "--job-name=a_JobState_FAILED"
+
+
+def test_cores_reach_steps_and_workers() -> None:
+    text = script(config_of(slurm={"cpus_per_worker": 3, "nodes": 2}))
+    assert "srun --ntasks=1 --nodes=1 --cpus-per-task=6 " in text
+    assert "srun --cpus-per-task=3 --kill-on-bad-exit=1 " in text
+    assert "\n  threads_per_worker: 3\n" in text
+    assert "\n  threads_per_worker: 5\n" in script(config_of(threads_per_worker=5))
+
+
 def test_lines_of_set_up_come_before_the_command_is_looked_for() -> None:
     text = script(config_of(slurm={"setup": "source /opt/env/bin/activate"}))
-    assert text.index("\nsource /opt/env/bin/activate\n") < text.index("command -v dist-embed")
+    lines = text.splitlines()
+    activated = lines.index("source /opt/env/bin/activate")
+    # They may use what is not set, and take their time.
+    assert lines.index("trap ask TERM") < activated < lines.index("set -u")
+    assert text.index("\nset -u\n") < text.index("command -v dist-embed")
 
 
 @pytest.mark.parametrize("uri", ['/runs/it\'s $HOME `id` "x" \\', "/runs/größer 大", "s3://b/r"])
@@ -74,13 +90,13 @@ def test_whatever_a_run_is_called_the_script_is_shell_and_holds_it(
     text = script(config_of(uri))
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     # As far as the script has it before it needs a Slurm.
-    head = text[: text.index("export DIST_EMBED_CONFIG")] + 'printf "%s\\n" "$DIST_EMBED_CONFIG"'
+    head = text[: text.index("MASTER_ADDR=")] + 'printf "%s\\n" "$DIST_EMBED_CONFIG"'
     said = subprocess.run(["bash"], input=head, text=True, capture_output=True, check=True).stdout
     path = tmp_path / "config.yaml"
     path.write_text(said)
     from dist_embed.config.load import load_config
 
-    assert load_config(path) == config_of(uri)
+    assert load_config(path) == config_of(uri, threads_per_worker=1)  # a core of each task
 
 
 @pytest.mark.parametrize(
@@ -89,6 +105,7 @@ def test_whatever_a_run_is_called_the_script_is_shell_and_holds_it(
         ("/runs/one", {"nodes": 3}, "slurm.nodes: 3 is not allowed with cluster.num_workers=4"),
         ("/runs/one\n#SBATCH --nodes=9", {}, "is not allowed under Slurm: in one line"),
         ("/runs/END_OF_CONFIGURATION", {}, "cannot be sent to Slurm"),
+        ("/runs/one", {"hours": 0.1}, r"slurm.hours: 0\.1 is not allowed: .* at least 0\.14"),
     ],
 )
 def test_what_cannot_be_a_script_is_refused(
@@ -134,3 +151,25 @@ def test_a_submission_without_a_target_names_what_there_is(
     path.write_text(CONFIG)
     assert main(["submit", str(path)]) == 2
     assert "set cluster.submit.to, or give --to: slurm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("code", [0, 1, 143])
+def test_a_step_that_is_asked_to_end_gives_its_own_code(tmp_path: Path, code: int) -> None:
+    text = script(config_of())
+    functions = text[text.index("asks=0") : text.index("set -u")]
+    program = (
+        f"folder={tmp_path}\nSLURM_JOB_ID=1\n"
+        # The step is known only when it is asked for again.
+        'squeue() { [ -e "$folder/looked" ] && echo 1.0; touch "$folder/looked"; }\n'
+        'scancel() { echo "$@" >>"$folder/asked"; kill -TERM "$pid"; }\n'
+        f"{functions}\n"
+        "(sleep 0.5; kill -TERM $$) &\n"
+        "in_step bash -c 'trap \"sleep 0.3; exit $1\" TERM; while :; do sleep 0.1; done' - "
+        f"{code}\n"
+        'echo "code $?"\nin_step true\necho "next $?"\n'
+    )
+    done = subprocess.run(
+        ["bash"], input=program, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == f"code {code}\nnext 143\n"
+    assert (tmp_path / "asked").read_text() == "--signal=TERM 1.0\n"
