@@ -82,7 +82,8 @@ DIST_EMBED_CONFIG=$(cat <<'{end}'
 {yaml}{end}
 )
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
+# Above the ports that Ray takes for itself, below those that Linux gives to whoever asks for any.
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 export DIST_EMBED_CONFIG MASTER_ADDR MASTER_PORT SLURM_EXPORT_ENV=ALL
 prepare='exec dist-embed prepare /dev/stdin <<<"$DIST_EMBED_CONFIG"'
 # What torchrun would say to a worker, and each task of the training is one. `exec`: a signal to the
