@@ -102,7 +102,7 @@ def config_to_use(
     from dist_embed.run.folder import read_run_config
 
     config = read_run_config(run_given(run_uri))
-    workers = config.cluster.num_workers if workers is None else whole_number("workers", workers, 1)
+    workers = config.cluster.max_workers if workers is None else whole_number("workers", workers, 1)
     # The machine here need not have the device that trained the run.
     cluster = config.cluster.model_copy(update={"num_workers": workers, "device": "auto"})
     # Nothing is trained: an optimizer without state, which every device has.

@@ -210,7 +210,7 @@ def _export(arguments: argparse.Namespace) -> None:
         f"{len(sources):,} sentences, beam {config.search.beam}"
     )
     rows = [
-        [f"dist_embed, {config.cluster.num_workers} workers", "", f"{result.bleu:.2f}",
+        [f"dist_embed, {config.cluster.max_workers} workers", "", f"{result.bleu:.2f}",
          f"{result.sentences_per_second:.1f}", ""],
         *([f"CTranslate2 {one.kind}", f"{100 * one.same / len(sources):.1f} %", f"{one.bleu:.2f}",
            f"{one.sentences_per_second:.1f}", f"{one.model_bytes / 2**20:.1f}"] for one in found),

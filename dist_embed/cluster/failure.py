@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import signal
+import time
 import traceback
 from typing import Any, NoReturn
 
+from dist_embed.cluster.settings import FAILURE_HOURS
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.parallel.errors import WorkerError, is_broken_collective, is_passing, user_message
 from dist_embed.parallel.stop import taken_signal
+
+BACKOFF_SECONDS = 1.0  # after the first failure
+MOST_BACKOFF_SECONDS = 60.0
 
 
 def failure_event(rank: int, exc: BaseException) -> dict[str, Any]:
@@ -34,61 +39,84 @@ def failure_event(rank: int, exc: BaseException) -> dict[str, Any]:
     }
 
 
-class Attempts:
-    """What the workers of a run have told that is started again after failures.
+class Attempt:
+    """What the workers of one start have told, each by events with that start's ``number``."""
 
-    Every worker says that it begins, with a name that all workers of an attempt have in common.
-    """
-
-    def __init__(self) -> None:
-        self._names: list[str] = []
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.nodes: set[str] = set()  # that workers have begun on
         self.failures: list[dict[str, Any]] = []
         self.results: list[Any] = []
 
     def take(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        """Take in an event: what earlier attempts have told counts no more once another begins,
-        unless they have failed for good.
-
-        Returns what is to be shown, if anything.
-        """
+        """Take in an event; one of an earlier start counts no more. Returns what is to be shown."""
         if "attempt" not in event:
             return event
-        name = event["attempt"]
-        again = None
-        if name not in self._names:
-            if self.is_final:  # Ray has begun again before it could be ended
-                return None
-            if self._names:
-                again = {"kind": "line", "text": f"workers are started again: {self._why()}"}
-            self._names.append(name)
-            self.failures, self.results = [], []
-        if name == self._names[-1]:
-            if event["kind"] == "failure":
+        if event["attempt"] == self.number:
+            if event["kind"] == "begin":
+                self.nodes.add(event["node"])
+            elif event["kind"] == "failure":
                 self.failures.append(event)
             elif event["kind"] == "result":
                 self.results.append(event["value"])
-        return again
+        return None
 
     @property
-    def are_under_way(self) -> bool:
+    def is_under_way(self) -> bool:
         """Whether workers have begun of which none has told a failure since."""
-        return bool(self._names) and not self.failures
+        return bool(self.nodes) and not self.failures
 
     @property
     def is_final(self) -> bool:
-        """Whether the newest attempt has failed in a way that another one would repeat."""
+        """Whether it has failed in a way that another one would repeat."""
         causes = [failure for failure in self.failures if failure["is_cause"]]
         return bool(causes) and not any(failure["is_passing"] for failure in causes)
 
-    def _why(self) -> str:
-        if not any(failure["is_cause"] for failure in self.failures):
-            return "one was lost"
+    @property
+    def has_cause(self) -> bool:
+        """Whether a worker has told an error of its own."""
+        return any(failure["is_cause"] for failure in self.failures)
+
+    def why(self) -> str:
+        """In a line how it has failed."""
+        if not self.has_cause:
+            return "a worker was lost"
         first = _first(self.failures)
         return f"worker {first['rank']} failed: {first['trace'].strip().splitlines()[-1]}"
 
 
-def raise_failure(events: list[dict[str, Any]], log_folder: str) -> NoReturn:
+class Failures:
+    """Failures that may pass, and how many are left to be outlived.
+
+    Those within `FAILURE_HOURS` count: what happens once a day ends no run of weeks.
+    """
+
+    def __init__(self, budget: int) -> None:
+        self._budget = budget
+        self._at: list[float] = []
+        self._first = ""
+
+    def wait_after(self, why: str) -> float | None:
+        """Take in a failure; returns the seconds to wait before another start, None: no more.
+
+        They double with every failure.
+        """
+        self._first = self._first or why
+        now = time.monotonic()
+        self._at = [at for at in self._at if now - at < 3600 * FAILURE_HOURS] + [now]
+        if len(self._at) > self._budget:
+            return None
+        return min(BACKOFF_SECONDS * 2.0 ** (len(self._at) - 1), MOST_BACKOFF_SECONDS)
+
+    def beside(self, why: str) -> str:
+        """What is to be told with the last failure: how the first was, if otherwise."""
+        return f"\nthe first failure was another one: {self._first}" if self._first != why else ""
+
+
+def raise_failure(events: list[dict[str, Any]], log_folder: str, beside: str = "") -> NoReturn:
     """Raise the cause among the failures of several workers.
+
+    ``beside``: what else is to be told.
 
     Raises:
         UserError: where the cause is a mistake of the user; the message alone.
@@ -96,10 +124,11 @@ def raise_failure(events: list[dict[str, Any]], log_folder: str) -> NoReturn:
     """
     for event in events:
         if event["user_message"] is not None:
-            raise UserError(event["user_message"])
+            raise UserError(event["user_message"] + beside)
     first = _first(events)
     raise RunFailed(
         f"worker {first['rank']} failed:\n{first['trace'].rstrip()}\n(worker logs: {log_folder})"
+        + beside
     )
 
 

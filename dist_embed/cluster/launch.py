@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TypeVar
 
-from dist_embed.cluster.settings import LauncherChoice
+from dist_embed.cluster.settings import MAX_FAILURES, LauncherChoice
 from dist_embed.config.checks import check
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import GIB, available_bytes
@@ -82,7 +82,7 @@ def launch(
         return launch_local(
             run_worker,
             arguments(resolve_device(cluster.device)),
-            num_workers=cluster.num_workers,
+            num_workers=cluster.max_workers,
             on_event=on_event,
             log_folder=log_folder,
             stop_seconds=stop_seconds,
@@ -99,12 +99,15 @@ def launch(
     return launch_ray(
         run_worker,
         arguments,
-        num_workers=cluster.num_workers,
+        # Here nothing comes or goes.
+        min_workers=cluster.min_workers if address else cluster.max_workers,
+        max_workers=cluster.max_workers,
         address=address,
         # The workers' device, not this machine's: a cluster's head often has no GPU.
         device=cluster.device if address else resolve_device(cluster.device),
         timeout_seconds=cluster.timeout_seconds,
-        max_failures=cluster.max_failures,
+        replace_seconds=cluster.replace_seconds,
+        max_failures=MAX_FAILURES if cluster.max_failures is None else cluster.max_failures,
         on_event=on_event,
         log_folder=log_folder,
         stop_seconds=stop_seconds,
@@ -129,7 +132,7 @@ def _check_step(config: Config, num_words: int, address: str | None) -> None:
     What a cluster's CPUs are is not known here.
     """
     cluster = config.cluster
-    workers = int(os.environ["WORLD_SIZE"]) if under_torchrun() else cluster.num_workers
+    workers = int(os.environ["WORLD_SIZE"]) if under_torchrun() else cluster.max_workers
     if address is None:
         check_step(config, num_words, workers, resolve_device(cluster.device))
     elif cluster.device != "cpu":
@@ -142,7 +145,9 @@ def _check_machine(
     """Refuse more workers than this machine can hold, saying what is needed and what there is."""
     import torch
 
-    workers, memory = config.cluster.num_workers, config.embedding.memory
+    workers, memory = config.cluster.max_workers, config.embedding.memory
+    cluster = config.cluster.model_copy(update={"num_workers": workers})
+    config = config.model_copy(update={"cluster": cluster})
     tier: Tier | None = None
     if device == "cuda":
         if workers > torch.cuda.device_count():

@@ -5,15 +5,43 @@ from __future__ import annotations
 import os
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from dist_embed.arguments import one_of
 from dist_embed.jobs.settings import SubmitSection
 from dist_embed.parallel.settings import DeviceChoice
-from dist_embed.section import EXPERT, NO_RESULT, PositiveFloat, PositiveInt, Section
+from dist_embed.section import (
+    EXPERT,
+    NO_RESULT,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 Launcher = Literal["ray", "local"]
 LauncherChoice = Literal["auto", Launcher]
+
+
+# Failures within `FAILURE_HOURS` that a run under Ray outlives, where nobody says how many.
+MAX_FAILURES = 5
+FAILURE_HOURS = 24
+
+
+class WorkerRange(Section):
+    """As many workers as there is room for on a cluster, within limits."""
+
+    min: PositiveInt = Field(description="Fewest workers; with less room the run waits.")
+    max: PositiveInt = Field(description="Most workers; as many where no cluster is.")
+
+    @field_validator("max")
+    @classmethod
+    def _not_below_min(cls, most: int, info: ValidationInfo) -> int:
+        if most < info.data.get("min", 1):
+            raise PydanticCustomError("range", f"at least `min`, {info.data['min']}")
+        return most
 
 
 class ClusterSection(Section):
@@ -22,10 +50,14 @@ class ClusterSection(Section):
     launcher: LauncherChoice = Field(
         "auto",
         description="`ray`: Ray Train, here or on a cluster; `local`: plain processes; `auto`: "
-        "`ray` where `address` or RAY_ADDRESS names a cluster, or `max_failures` are to be "
-        "outlived, else `local`.",
+        "`ray` where `address` or RAY_ADDRESS names a cluster, or `max_failures` above 0 is given, "
+        "else `local`.",
     )
-    num_workers: PositiveInt = Field(2, description="Worker processes; one GPU each on CUDA.")
+    num_workers: PositiveInt | WorkerRange = Field(
+        2,
+        description="Worker processes; one GPU each on CUDA. On a Ray cluster also "
+        "`{min: 2, max: 8}`: as many as there is room for, changing as nodes come and go.",
+    )
     address: str | None = Field(
         None, description="Ray cluster to use; else RAY_ADDRESS; else a local Ray is started."
     )
@@ -39,14 +71,38 @@ class ClusterSection(Section):
         "as long for a worker that is lost as they join; under Ray for free "
         "slots; under torchrun for worker 0 to prepare the data.",
     )
-    max_failures: Annotated[int, NO_RESULT, EXPERT] = Field(
-        0,
-        ge=0,
-        description="Ray only: times failed workers are started again.",
+    replace_seconds: Annotated[NonNegativeFloat, NO_RESULT, EXPERT] = Field(
+        60.0,
+        description="With `num_workers` as a range: how long workers that were lost are waited "
+        "for before the run goes on with fewer.",
+    )
+    hang_seconds: Annotated[PositiveFloat, NO_RESULT, EXPERT] = Field(
+        120.0,
+        description="A worker that holds up a step for so long is named, with what it does. The "
+        "run ends only after `timeout_seconds`.",
+    )
+    max_failures: Annotated[NonNegativeInt | None, NO_RESULT, EXPERT] = Field(
+        None,
+        description="Ray only: times in 24 hours that workers are started again after failures "
+        f"that may pass; by default {MAX_FAILURES}.",
     )
     submit: Annotated[SubmitSection, NO_RESULT, EXPERT] = Field(
         SubmitSection(), description="Where `dist-embed submit` sends a job."
     )
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that a run goes on with: then each holds most."""
+        chosen = self.num_workers
+        return chosen if isinstance(chosen, int) else chosen.min
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers, and how many there are where none come and go: on one machine, under
+        Slurm.
+        """
+        chosen = self.num_workers
+        return chosen if isinstance(chosen, int) else chosen.max
 
     def chosen_launcher(self, instead: LauncherChoice | None = None) -> Launcher:
         """Who starts the workers, by the environment of this process too.

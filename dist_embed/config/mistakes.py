@@ -8,6 +8,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from dist_embed.section import Section
+
+_MEMBERS = ("str", "list[str]", "constrained-float", "constrained-int")  # of unions
+
 
 def mistakes(
     error: ValidationError, whole: type[BaseModel], origin: str,
@@ -24,7 +28,16 @@ def mistakes(
     """
     # Of a number or a word pydantic tells why it is neither; the description has the word.
     errors = [e for e in error.errors() if not any(map(_is_literal, e["loc"][-1:]))]
+    # Of a number or a section likewise: the one that was meant has been looked into.
+    errors = [e for e in errors if not (e["type"] == "model_type" and _is_section(e["loc"][-1]))]
+    looked_into = {e["loc"][:i] for e in errors for i, at in enumerate(e["loc"]) if _is_section(at)}
+    errors = [e for e in errors if e["loc"][-1] not in _MEMBERS or e["loc"][:-1] not in looked_into]
     return "\n".join(_explain(error, whole, origin, page) for error in errors)
+
+
+def _is_section(part: Any) -> bool:
+    """Whether a part of a location is the name of a section's class, which a union may be of."""
+    return part in {section.__name__ for section in Section.__subclasses__()}
 
 
 def _is_literal(part: Any) -> bool:
@@ -34,8 +47,8 @@ def _is_literal(part: Any) -> bool:
 def _explain(error: Any, whole: type[BaseModel], origin: str, page: str) -> str:
     location = list(error["loc"])
     if error["type"] != "extra_forbidden":  # pydantic adds which member of a union it tried
-        members = ("str", "list[str]", "constrained-float", "constrained-int")
-        location = [part for part in location if part not in members]
+        location = [part for part in location if part not in _MEMBERS]
+    location = [part for part in location if not _is_section(part)]
     where = f"{origin}: {'.'.join(map(str, location))}" if location else origin
     model, field = _model_at(whole, [part for part in location if isinstance(part, str)])
     if error["type"] == "extra_forbidden":

@@ -109,12 +109,13 @@ def _table(definition: dict[str, Any], definitions: dict[str, Any]) -> str:
 def _rows(keys: dict[str, Any], required: list[str], definitions: dict[str, Any]) -> str:
     lines = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
     for key, value in keys.items():
+        given = value.get("default")
         if key in required:
             default = "required"
-        elif value.get("default") is None or _nested(value, definitions) is not None:
+        elif given is None or (isinstance(given, dict | list) and _nested(value, definitions)):
             default = "–"
         else:
-            default = f"`{_as_yaml(value['default'])}`"
+            default = f"`{_as_yaml(given)}`"
         meaning = value.get("description", "")
         lines.append(f"| `{key}` | {_type(value, definitions)} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
@@ -134,13 +135,16 @@ def _nested(value: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any
 
 
 def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
+    options = [o for o in value.get("anyOf", [value]) if o.get("type") != "null"]
     if _nested(value, definitions) is not None:
-        return "list of sections, see below" if "items" in value else "section, see below"
+        if "items" in value:
+            return "list of sections, see below"
+        others = [_type(option, definitions) for option in options if "type" in option]
+        return " or ".join([*others, "section, see below"])
     if "const" in value:
         return f"`{value['const']}`"
     if "enum" in value:
         return ", ".join(f"`{choice}`" for choice in value["enum"])
-    options = [o for o in value.get("anyOf", [value]) if o.get("type") != "null"]
     names = []
     for option in options:
         if "const" in option:

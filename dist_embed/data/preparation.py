@@ -178,7 +178,7 @@ def _check(
     found = Comparison() if data.inputs is None else compare_inputs(data.inputs, corpora, say)
     if told := data.not_proven(config.data.uri):
         say(told)
-    elif config.cluster.num_workers > 1 and not has_blocks(data, "train"):
+    elif config.cluster.max_workers > 1 and not has_blocks(data, "train"):
         say(
             f"{config.data.uri} was prepared before parts of its shards could be read: every "
             "worker reads all of them. Prepared again, each reads its own part"

@@ -112,7 +112,7 @@ def script(config: Config) -> str:
     Raises UserError where the workers cannot be spread evenly over the nodes, the time is too short
     to save in, or the script cannot hold the configuration.
     """
-    slurm, workers = config.cluster.submit.slurm, config.cluster.num_workers
+    slurm, workers = config.cluster.submit.slurm, config.cluster.max_workers
     if workers % slurm.nodes:
         raise UserError(
             f"cluster.submit.slurm.nodes: {slurm.nodes} is not allowed with "

@@ -14,6 +14,7 @@ from dist_embed.checkpoint.state import METRIC, TrainingState
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
+from dist_embed.parallel.hang import at
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.training.evaluate import Quality
 from dist_embed.training.saving import Saves, ruined
@@ -94,9 +95,11 @@ def train_loop(
     following: StepBatches | None = None
     try:
         while state.step < settings.max_steps:
+            at(f"step {state.step + 1}")
             stopped = saves.between_steps() or saves.save_if_due()
             if stopped:
                 break
+            at(f"step {state.step + 1}")
             started = time.perf_counter()
             # Data that cannot be read are an error one step before they are needed; what has been
             # saved by then is kept.
@@ -121,6 +124,7 @@ def train_loop(
             # complete has its figures all the same.
             if (validate or translate) and not last and (stopped := saves.between_steps()):
                 break
+            at(None)  # either may take long
             if validate:
                 loss = validate()
                 _validate(state, loss, saver, reporter, metrics)
@@ -130,6 +134,7 @@ def train_loop(
             saves.note_step()
             if last:
                 saves.save()
+        at(None)
         saver.wait(checkpoint.drain_seconds if stopped else None)
         if stopped and state.step != first_step:
             reporter.line(f"asked to stop: saving step {state.step}")

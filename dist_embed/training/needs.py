@@ -45,7 +45,7 @@ def output_needs(
     model = config.model
     name = TABLE_OF_ROLE[model.share_embeddings]["output"]
     table, settings = _specs(config, vocabulary_size)[name], table_settings(config).get(name)
-    exact, workers = model.output == "exact", num_workers or config.cluster.num_workers
+    exact, workers = model.output == "exact", num_workers or config.cluster.min_workers
     words, negatives = vocabulary_size["target"], 0
     if not exact:
         negatives = samples_of_a_step(config, words)
@@ -86,7 +86,7 @@ def host_bytes(
     """
     specs = list(_specs(config, vocabulary_size).values())
     output = output_needs(config, vocabulary_size, narrow_products=narrow_products)
-    workers, weights = config.cluster.num_workers, config.embedding.weights
+    workers, weights = config.cluster.min_workers, config.embedding.weights
     one_tokenizer = config.tokenizer.shared
     words = vocabulary_size["source"] if one_tokenizer else sum(vocabulary_size.values())
     replicated = Replicated(
@@ -121,7 +121,7 @@ def baseline_bytes(
     specs = list(_specs(config, vocabulary_size).values())
     narrow = "bf16" in precisions and tier is None
     output = output_needs(config, vocabulary_size, narrow_products=narrow)
-    workers, weights = config.cluster.num_workers, config.embedding.weights
+    workers, weights = config.cluster.min_workers, config.embedding.weights
     optimizer, more = config.embedding.optimizer, len(precisions) - 1
     dense = Replicated(parameters=dense_parameters(config.model, config.embedding.width))
     needed = worker_bytes(
@@ -145,7 +145,7 @@ def _plain_models_bytes(config: Config, vocabulary_size: dict[str, int], number:
     copy of the gradients where there are peers. A step has three whole float32 blocks of logits:
     with torch 2.13 on CPUs the most that the softmax holds at once, in bfloat16 too.
     """
-    workers, width = config.cluster.num_workers, config.model.width
+    workers, width = config.cluster.min_workers, config.model.width
     rows = sum(spec.num_rows for spec in _specs(config, vocabulary_size).values())
     values = (5 if workers > 1 else 4) * (rows * width + dense_parameters(config.model, width))
     tokens = -(-config.train.batch_tokens // workers)

@@ -15,6 +15,7 @@ from dist_embed.checkpoint.state import TrainingState
 from dist_embed.errors import UserError
 from dist_embed.parallel.collectives import sum_numbers_over_workers
 from dist_embed.parallel.errors import all_or_none
+from dist_embed.parallel.hang import at
 from dist_embed.parallel.stop import stop_requested
 
 _BLOCK = 2**20  # values that are looked at together
@@ -102,6 +103,7 @@ class Saves:
         """
         if not self._due:
             return False
+        at(None)  # it may be waited for
         under_way = self._saver.step_under_way
         if self._is_best and under_way is not None and not self._may_hang:
             self._saver.wait()

@@ -85,5 +85,5 @@ def threads_per_worker(config: Config) -> int:
     """CPU threads of one worker on this machine."""
     if config.cluster.threads_per_worker:
         return config.cluster.threads_per_worker
-    local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", config.cluster.num_workers))
+    local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", config.cluster.max_workers))
     return max(1, len(os.sched_getaffinity(0)) // local_workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import cache, partial
@@ -171,6 +172,16 @@ def _output_layer(
         )  # fmt: skip
 
 
+def micro_batches(config: Config, num_workers: int) -> int:
+    """Of a worker and step: of workers that come and go each makes, where they are few, as many
+    more as keeps them as small as they are with all. A global batch is the same with any number.
+    """
+    accumulate, cluster = config.train.accumulate, config.cluster
+    if isinstance(cluster.num_workers, int):
+        return accumulate
+    return math.ceil(accumulate * cluster.max_workers / num_workers)
+
+
 def _loader(config: Config, data: PreparedData, model: TranslationModel) -> Loader:
     return Loader(
         data.folder_uri,
@@ -180,7 +191,7 @@ def _loader(config: Config, data: PreparedData, model: TranslationModel) -> Load
         seed=config.run.seed,
         rank=model.group.rank,
         num_workers=model.group.num_workers,
-        accumulate=config.train.accumulate,
+        accumulate=micro_batches(config, model.group.num_workers),
         num_ids=model.lookup.num_ids,
     )
 

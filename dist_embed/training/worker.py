@@ -15,6 +15,7 @@ from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.device import resolve_device
 from dist_embed.parallel.errors import errors_shared
 from dist_embed.parallel.group import Group, joined_group
+from dist_embed.parallel.hang import hangs_named
 from dist_embed.training.step_seconds import threads_per_worker
 from dist_embed.training.tasks import Task
 
@@ -36,7 +37,7 @@ def run_worker(task: Task[R], config: Config, emit: Emit) -> R:
     Args:
         task: such as `dist_embed.training.tasks.Train`.
         config: of the run; for the device that was found.
-        emit: takes worker 0's events.
+        emit: takes worker 0's events, and from any worker who holds up the others.
 
     Collective. Whatever fails on one worker is raised on all of them.
     """
@@ -46,6 +47,10 @@ def run_worker(task: Task[R], config: Config, emit: Emit) -> R:
     torch.set_num_threads(threads_per_worker(config))
     keep_freed_memory()
     device = resolve_device(config.cluster.device)
-    with joined_group(device, config.cluster.timeout_seconds) as group, errors_shared(group):
+    with (
+        joined_group(device, config.cluster.timeout_seconds) as group,
+        errors_shared(group),
+        hangs_named(group, config.cluster.hang_seconds, Reporter(emit).line),
+    ):
         reporter = Reporter(emit) if group.is_first else silent_reporter()
         return do(Context(config, group, reporter))

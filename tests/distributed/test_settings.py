@@ -169,8 +169,9 @@ ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
         ("data.synthetic", _STEMS), ("data.inflected", [*_STEMS, "exponent"]),
         ("tokenizer", ["kind", "vocab_size", "min_count", "shared", "oov_buckets", "pieces",
                        "normalize", "lowercase", "split_punctuation"]),
-        ("cluster", ["num_workers", "address", "device", "threads_per_worker", "timeout_seconds",
-                     "max_failures"]),
+        ("cluster", ["address", "device", "threads_per_worker", "timeout_seconds",
+                     "replace_seconds", "max_failures"]),
+        ("cluster.num_workers", ["min", "max"]),
         *((f"embedding.tables.{role}", ["freeze", "freeze_until_step", "learning_rate"])
           for role in _ROLES),
     ],
@@ -182,6 +183,7 @@ ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
     ],
     "tests/distributed/test_settings.py": [("search", ["replace_unknown"])],
     "tests/integration/test_ray.py": [("cluster", ["launcher"])],
+    "tests/unit/test_worker.py": [("cluster", ["hang_seconds"])],
     "tests/unit/test_slurm.py": [
         ("cluster.submit", ["to"]),
         ("cluster.submit.slurm", ["nodes", "partition", "hours", "cpus_per_worker", "gpus", "setup",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from dist_embed.checkpoint.manifest import CheckpointError, CheckpointLate
 from dist_embed.checkpoint.parts import PartLate, PartMissing
-from dist_embed.cluster.failure import Attempts, failure_event, raise_failure
+from dist_embed.cluster.failure import Attempt, Failures, failure_event, raise_failure
 from dist_embed.errors import RunFailed, StorageError, StoreUnavailable, UserError
 from dist_embed.parallel.errors import WorkerError, _account, is_passing
 
@@ -66,40 +67,41 @@ def test_events_can_cross_process_borders() -> None:
     assert (event["kind"], event["rank"], event["relayed"]) == ("failure", 1, False)
 
 
-def told(name: str, error: Exception | None = None, rank: int = 0) -> dict[str, Any]:
-    event = {"kind": "begin"} if error is None else event_of(rank, error)
-    return event | {"attempt": name}
+def told(number: int, error: Exception | None = None, rank: int = 0) -> dict[str, Any]:
+    begun = {"kind": "begin", "node": f"node of {rank}"}
+    return (begun if error is None else event_of(rank, error)) | {"attempt": number}
 
 
 BROKEN = RuntimeError("[gloo] Connection closed by peer")
 PASSING = StoreUnavailable("could not write x within 120 s")
 
 
-def test_the_failure_of_an_earlier_attempt_is_no_cause_of_a_later_one() -> None:
-    attempts = Attempts()
-    assert attempts.take(told("a")) is None
-    assert attempts.take(told("a")) is None  # the second worker
-    attempts.take(told("a", PASSING, rank=1))
-    assert attempts.take({"kind": "result", "value": 1, "attempt": "a"}) is None
-    assert [event["rank"] for event in attempts.failures] == [1]
-    assert attempts.results == [1]
-    again = attempts.take(told("b"))
-    assert again is not None
-    assert again["kind"] == "line"
-    assert again["text"].startswith("workers are started again: worker 1 failed: ")
-    assert again["text"].endswith("could not write x within 120 s")
-    assert attempts.failures == attempts.results == []
-    attempts.take(told("a", ZeroDivisionError()))  # late
-    assert attempts.failures == []
-    attempts.take(told("b", BROKEN))
-    assert [event["is_cause"] for event in attempts.failures] == [False]
-    again = attempts.take(told("c"))
-    assert again == {"kind": "line", "text": "workers are started again: one was lost"}
+def test_what_is_told_of_an_earlier_start_counts_no_more() -> None:
+    attempt = Attempt(1)
+    for event in (
+        told(0, ZeroDivisionError()), {"kind": "result", "value": 1, "attempt": 0}, told(0),
+        told(1), told(1, rank=1), told(1, PASSING, rank=1),
+        {"kind": "result", "value": 2, "attempt": 1},
+    ):  # fmt: skip
+        assert attempt.take(event) is None
+    assert attempt.nodes == {"node of 0", "node of 1"}
+    assert [event["rank"] for event in attempt.failures] == [1]
+    assert attempt.results == [2]
+    assert attempt.why().startswith("worker 1 failed: ")
+    assert attempt.why().endswith("could not write x within 120 s")
 
 
-def test_lines_are_shown_whatever_the_attempt() -> None:
+def test_a_worker_that_was_lost_is_the_cause_where_nobody_tells_another() -> None:
+    attempt = Attempt(0)
+    assert attempt.why() == "a worker was lost"
+    attempt.take(told(0, BROKEN))
+    assert not attempt.has_cause
+    assert attempt.why() == "a worker was lost"
+
+
+def test_lines_are_shown_whatever_the_start() -> None:
     line = {"kind": "line", "text": "step 5"}
-    assert Attempts().take(line) is line
+    assert Attempt(3).take(line) is line
 
 
 @pytest.mark.parametrize(
@@ -117,33 +119,39 @@ def test_lines_are_shown_whatever_the_attempt() -> None:
     ],
 )
 def test_only_what_may_pass_is_tried_again(errors: list[Exception], final: bool) -> None:
-    attempts = Attempts()
-    attempts.take(told("a"))
+    attempt = Attempt(0)
+    attempt.take(told(0))
+    assert attempt.is_under_way
     for error in errors:
-        attempts.take(told("a", error))
-    assert attempts.is_final == final
+        attempt.take(told(0, error))
+    assert attempt.is_final == final
+    assert attempt.is_under_way == (not errors)
 
 
-def test_workers_are_under_way_from_their_beginning_to_a_failure() -> None:
-    attempts = Attempts()
-    assert not attempts.are_under_way
-    for event, under_way in [
-        (told("a"), True), (told("a", PASSING), False), (told("b"), True),
-        (told("b", ZeroDivisionError()), False),
-    ]:  # fmt: skip
-        attempts.take(event)
-        assert attempts.are_under_way == under_way
+def test_failures_are_outlived_up_to_a_budget_with_longer_and_longer_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    failures = Failures(3)
+    assert [failures.wait_after("a worker was lost") for _ in range(4)] == [1.0, 2.0, 4.0, None]
+    now[0] += 24 * 3600  # by then they count no more
+    assert failures.wait_after("again") == 1.0
+    assert Failures(0).wait_after("at all") is None
+    many = Failures(99)
+    assert max(many.wait_after("x") or 0 for _ in range(20)) == 60.0
 
 
-def test_a_failure_that_is_final_stays_so_though_ray_begins_again() -> None:
-    attempts = Attempts()
-    attempts.take(told("a"))
-    attempts.take(told("a", UserError("no such file")))
-    assert attempts.take(told("b")) is None
-    assert attempts.take(told("b", BROKEN)) is None
-    assert attempts.is_final
-    (failure,) = attempts.failures
-    assert failure["user_message"] == "no such file"
+def test_the_first_failure_is_told_beside_the_last_one_where_it_was_another() -> None:
+    failures = Failures(1)
+    failures.wait_after("a worker was lost")
+    assert failures.beside("a worker was lost") == ""
+    told_beside = failures.beside("worker 1 failed: full")
+    assert told_beside == "\nthe first failure was another one: a worker was lost"
+    for events in ([event_of(0, UserError("no"))], [event_of(0, ZeroDivisionError())]):
+        with pytest.raises((UserError, RunFailed)) as caught:
+            raise_failure(events, "LOGS", told_beside)
+        assert str(caught.value).endswith(told_beside)
 
 
 # What torch 2.13 puts after every such text.

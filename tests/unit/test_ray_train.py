@@ -5,189 +5,353 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
-from dist_embed.cluster import ray_train
-from dist_embed.cluster.failure import Attempts
-from dist_embed.errors import RunFailed, RunStopped
+from dist_embed.cluster import failure, ray_course, ray_train
+from dist_embed.cluster.failure import Attempt, Failures
+from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import stop
 
-BEGIN = {"kind": "begin", "attempt": "a"}
+BEGIN = {"kind": "begin", "attempt": 0, "node": "here"}
 FAILURE = {
-    "kind": "failure", "attempt": "a", "rank": 1, "relayed": False, "is_cause": True,
+    "kind": "failure", "attempt": 0, "rank": 1, "relayed": False, "is_cause": True,
     "is_passing": True, "user_message": None, "trace": "lost",
 }  # fmt: skip
+BROKEN = FAILURE | {"is_cause": False}
+FOR_GOOD = FAILURE | {"is_passing": False}
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_train, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(ray_course, "POLL_SECONDS", 0.01)
 
 
-class Fit:
-    """A trainer that runs until it is told; ``course`` is what the launcher did.
+class Result(NamedTuple):
+    """Of a training."""
 
-    ``answers``: what workers tell once they are asked to stop, one event a look, while it goes on.
-    ``goes_on``: whether it does not end by being asked.
+    stopped: bool
+
+
+class Start:
+    """What workers tell from their beginning, and once they are asked to stop, one event a look.
+
+    Attributes:
+        ends: how it ends of its own accord, once it has nothing more to tell; ``goes on``: not.
     """
 
     def __init__(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        *events: dict[str, Any],
-        answers: tuple[dict[str, Any], ...] = (),
-    ) -> None:
+        self, *events: dict[str, Any], asked: tuple[dict[str, Any], ...] | None = None,
+        ends: Exception | str | None = "goes on",
+    ) -> None:  # fmt: skip
+        self.events, self.asked, self.ends = list(events), asked, ends
         self.ended = threading.Event()
-        self.course: list[str] = []
-        self.attempts = Attempts()
-        self._events = list(events)
-        self._answers = list(answers)
-        self.goes_on = bool(answers)
-        monkeypatch.setattr(ray_train, "stop_requested", lambda: True)
-        monkeypatch.setattr(ray_train, "_end_controller", self._end_controller)
 
     def fit(self) -> None:
         self.ended.wait(60)
+        if isinstance(self.ends, Exception):
+            raise self.ends
 
-    def _end_controller(self) -> None:
+
+class Launch:
+    """A launcher of such starts; ``course`` is what it did, and was told.
+
+    Attributes:
+        stop: whether a signal has asked it to stop.
+        leaving: nodes that are about to be taken away.
+        room: for how many workers there is room, while others run.
+    """
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, *starts: Start, stop: bool = False, budget: int = 0,
+    ) -> None:  # fmt: skip
+        self.course: list[str] = []
+        self.starts = list(starts)
+        self.stop = stop
+        self.leaving: set[str] = set()
+        self.room = 2
+        self._budget = budget
+        self._now: list[Start] = []
+        monkeypatch.setattr(ray_course, "stop_requested", lambda: self.stop)
+        monkeypatch.setattr(ray_course, "_end_controller", self.end_controller)
+        monkeypatch.setattr(ray_course, "Growth", self._growth)
+        monkeypatch.setattr(failure, "BACKOFF_SECONDS", 0.01)
+
+    @contextmanager
+    def _growth(self, room: Any, workers: int) -> Iterator[Any]:
+        yield SimpleNamespace(now=workers, possible=lambda: max(workers, self.room))
+
+    def end_controller(self) -> None:
         self.course.append("controller ended")
-        self.ended.set()
+        self._now[-1].ended.set()
         raise OSError("of Ray's")
 
-    def deliver(self) -> None:
-        while self._events:
-            self.attempts.take(self._events.pop(0))
-        if "asked" in self.course and self._answers:
-            self.attempts.take(self._answers.pop(0))
+    def _trainer(self, workers: int, number: int) -> Any:
+        self.course.append(f"{workers} workers")
+        self._now.append(self.starts[number])
+        return self._now[-1]
 
-    def run(self) -> Exception | None:
-        trainer: Any = self
+    def _wait(self, wanted: int, say: Any, heed: Callable[[], None], *, again: bool) -> int:
+        heed()
+        assert again == bool(self._now)
+        return wanted
 
-        def ask() -> None:
-            self.course.append("asked")
-            if not self.goes_on:
-                self.ended.set()
+    def _settle(self, nodes: set[str], heed: Callable[[], None]) -> None:
+        assert nodes == {"here"}
 
-        return ray_train._fit_in_thread(
-            trainer, self.attempts, self.deliver,
-            lambda event: self.course.append(event["text"]), ask, 60.0,
+    def _take(self) -> list[dict[str, Any]]:
+        start = self._now[-1]
+        if start.events:
+            return [start.events.pop(0)]
+        if start.ends != "goes on":
+            start.ended.set()
+        return []
+
+    def _stop(self, number: int) -> None:
+        self.course.append("asked")
+        start = self._now[number]
+        if start.asked is None:
+            start.ended.set()
+        else:
+            start.events += start.asked
+
+    def run(self) -> Any:
+        mailbox = SimpleNamespace(stop=SimpleNamespace(remote=self._stop))
+        room: Any = SimpleNamespace(
+            wait=self._wait, leaving=lambda: self.leaving, settle=self._settle
+        )
+        trainer: Any = self._trainer
+        course = ray_course.Course(
+            trainer, mailbox, room, Failures(self._budget),
+            lambda event: self.course.append(event["text"]), "LOGS", 60.0,
         )  # fmt: skip
+        deliveries: Any = SimpleNamespace(take=self._take)
+        course._deliveries = deliveries
+        return course.run(2)
+
+
+def result(number: int = 0, *, stopped: bool = False) -> dict[str, Any]:
+    return {"kind": "result", "attempt": number, "value": Result(stopped)}
 
 
 @pytest.mark.parametrize("events", [[], [BEGIN, FAILURE]])
 def test_a_run_that_waits_for_room_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]]
 ) -> None:
-    fit = Fit(monkeypatch, *events)
-    fit.goes_on = True  # there is nobody to hear that it should not
-    started = time.monotonic()
+    launch = Launch(monkeypatch, Start(*events, asked=()))  # there is nobody to hear it
+    monkeypatch.setattr(ray_course, "POLL_SECONDS", 0.05)
+    threading.Timer(1.0 if events else 0.5, lambda: setattr(launch, "stop", True)).start()
+    with pytest.raises((RunStopped, RunFailed)) as caught:
+        launch.run()
+    if not events:
+        assert "before the workers had begun" in str(caught.value)
+    assert "controller ended" in launch.course  # by a thread, while the terminal is told
+
+
+def test_a_run_that_is_asked_to_stop_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch(monkeypatch, stop=True)
     with pytest.raises(RunStopped, match="before the workers had begun"):
-        fit.run()
-    assert time.monotonic() - started < 30
-    assert "controller ended" in fit.course  # by a thread, while the terminal is told
+        launch.run()
+    assert launch.course == ["asked to stop: the run ends after its step"]
 
 
 def test_workers_that_train_are_asked_before_the_terminal_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fit = Fit(monkeypatch, BEGIN)
-    assert fit.run() is None
-    assert [what.split(":")[0] for what in fit.course] == ["asked", "asked to stop"]
+    launch = Launch(monkeypatch, Start(BEGIN, result(stopped=True)))
+    _stopped_once_begun(monkeypatch, launch)
+    assert launch.run() == Result(stopped=True)
+    assert [what.split(":")[0] for what in launch.course] == ["2 workers", "asked", "asked to stop"]
 
 
-def test_a_failure_for_good_is_told_though_the_run_is_asked_to_stop(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    fit = Fit(monkeypatch, BEGIN, FAILURE | {"is_passing": False})
-    assert fit.run() is None
-    assert fit.attempts.is_final
+def _stopped_once_begun(monkeypatch: pytest.MonkeyPatch, launch: Launch) -> None:
+    """The launcher is asked to stop as soon as its workers have begun."""
+    take = Attempt.take
+
+    def taken(attempt: Attempt, event: dict[str, Any]) -> dict[str, Any] | None:
+        launch.stop = True
+        return take(attempt, event)
+
+    monkeypatch.setattr(Attempt, "take", taken)
 
 
 def test_what_fails_after_the_request_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where another worker's error comes a look later."""
-    broken = FAILURE | {"is_cause": False}
-    mistake = FAILURE | {"rank": 0, "is_passing": False}
-    for answers in ((FAILURE,), (broken,), (broken, mistake)):
-        fit = Fit(monkeypatch, BEGIN, answers=answers)
-        assert fit.run() is None
-        assert fit.attempts.failures == list(answers)
+    mistake = FOR_GOOD | {"rank": 0, "user_message": "no such file"}
+    for answers, told in (
+        ((FAILURE,), "worker 1 failed"), ((BROKEN,), "worker 1 failed"),
+        ((BROKEN, mistake), "no such file"),
+    ):  # fmt: skip
+        launch = Launch(monkeypatch, Start(BEGIN, asked=answers), budget=9)
+        _stopped_once_begun(monkeypatch, launch)
+        with pytest.raises(RunFailed if told != "no such file" else UserError, match=told):
+            launch.run()
         # Nothing of it may ask Ray for anything while the connection ends.
-        assert fit.course[-1] == "controller ended"
+        assert launch.course[-1] == "controller ended"
         assert not [one for one in threading.enumerate() if one.name == "fit"]
+
+
+LOST = RuntimeError("of a worker")
+
+
+def test_failures_that_may_pass_are_outlived(monkeypatch: pytest.MonkeyPatch) -> None:
+    again = {"attempt": 1}
+    launch = Launch(
+        monkeypatch, Start(BEGIN, ends=LOST), Start(BEGIN | again, FAILURE | again, ends=LOST),
+        Start(BEGIN | {"attempt": 2}, result(2), ends=None), budget=2,
+    )  # fmt: skip
+    assert launch.run() == Result(stopped=False)
+    assert launch.course == [
+        "2 workers", "workers are started again in 0 s: a worker was lost",
+        "2 workers", "workers are started again in 0 s: worker 1 failed: lost", "2 workers",
+    ]  # fmt: skip
+
+
+def test_the_last_failure_is_told_and_beside_it_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    again = {"attempt": 1}
+    launch = Launch(
+        monkeypatch, Start(BEGIN, ends=LOST), Start(BEGIN | again, FAILURE | again, ends=LOST),
+        budget=1,
+    )  # fmt: skip
+    with pytest.raises(RunFailed) as caught:
+        launch.run()
+    assert str(caught.value) == (
+        "worker 1 failed:\nlost\n(worker logs: LOGS)\n"
+        "the first failure was another one: a worker was lost"
+    )
+
+
+@pytest.mark.parametrize("budget", [0, 5])
+def test_what_would_come_again_ends_the_run(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
+    launch = Launch(monkeypatch, Start(BEGIN, FOR_GOOD), budget=budget)
+    with pytest.raises(RunFailed, match="worker 1 failed"):
+        launch.run()
+    assert launch.course == ["2 workers", "controller ended"]
+
+
+def test_workers_of_a_node_that_leaves_save_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often: it is no failure. Nor is it one where they had no time to save."""
+    launch = Launch(
+        monkeypatch, Start(BEGIN, asked=(result(stopped=True),), ends=None),
+        Start(BEGIN | {"attempt": 1}, asked=(), ends=LOST),
+        Start(BEGIN | {"attempt": 2}, result(2), ends=None),
+    )  # fmt: skip
+    launch.leaving = {"here", "another"}
+    launch.starts[2].events[0]["node"] = "elsewhere"
+    assert launch.run() == Result(stopped=False)
+    save = (
+        "a node is about to be taken away: the workers save after their step, and the run goes on"
+    )
+    assert launch.course == [
+        "2 workers", "asked", save, "2 workers", "asked", save,
+        "a node was taken away before the workers had saved", "2 workers",
+    ]  # fmt: skip
+
+
+def test_a_run_that_ends_while_it_is_asked_to_go_on_elsewhere_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = Launch(monkeypatch, Start(BEGIN, asked=(result(),), ends=None))
+    launch.leaving = {"here"}
+    assert launch.run() == Result(stopped=False)
+
+
+def test_where_there_is_room_for_more_they_save_and_go_on_as_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = Launch(
+        monkeypatch, Start(BEGIN, asked=(result(stopped=True),), ends=None),
+        Start(BEGIN | {"attempt": 1}, result(1), ends=None),
+    )  # fmt: skip
+    launch.room = 5
+    assert launch.run() == Result(stopped=False)
+    assert launch.course == [
+        "2 workers", "asked",
+        "there is room for 5 workers: the workers save after their step, and the run goes on",
+        "5 workers",
+    ]  # fmt: skip
 
 
 def test_who_is_given_up_asks_ray_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that does would end the process while the connection ends."""
-    monkeypatch.setattr(ray_train, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(ray_train, "END_SECONDS", 0.2)
-    fit = Fit(monkeypatch, BEGIN, FAILURE | {"is_passing": False})
+    launch = Launch(monkeypatch, Start(BEGIN, FOR_GOOD))
+    monkeypatch.setattr(ray_course, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(ray_course, "END_SECONDS", 0.2)
     asked: list[float] = []
-    monkeypatch.setattr(ray_train, "_end_controller", lambda: asked.append(time.monotonic()))
-    fit.goes_on = True
-    assert fit.run() is None
+    monkeypatch.setattr(ray_course, "_end_controller", lambda: asked.append(time.monotonic()))
+    with pytest.raises(RunFailed):
+        launch.run()
     count = len(asked)
     assert count
     time.sleep(0.3)
     assert len(asked) == count
-    fit.ended.set()
+    launch.starts[0].ended.set()
 
 
 def test_a_slow_answer_of_ray_is_waited_for_before_the_connection_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What ends the controller asks Ray too, and may still do so when that has ended."""
-    fit = Fit(monkeypatch, BEGIN, FAILURE | {"is_passing": False})
+    launch = Launch(monkeypatch, Start(BEGIN, FOR_GOOD))
     answered: list[bool] = []
 
     def slow() -> None:
-        fit.ended.set()
+        launch.starts[0].ended.set()
         time.sleep(0.3)
         answered.append(True)
 
-    monkeypatch.setattr(ray_train, "_end_controller", slow)
-    fit.goes_on = True
-    assert fit.run() is None
+    monkeypatch.setattr(ray_course, "_end_controller", slow)
+    with pytest.raises(RunFailed):
+        launch.run()
     assert answered
 
 
-@pytest.mark.parametrize("failures", [[], [FAILURE], [FAILURE | {"is_cause": False}]])
-def test_a_run_without_a_result_ends_with_the_failure_that_was_told(
-    monkeypatch: pytest.MonkeyPatch, failures: list[dict[str, Any]]
-) -> None:
-    def fit(trainer: object, attempts: Attempts, *more: object) -> None:
-        for event in [BEGIN, *failures]:
-            attempts.take(event)
-
-    actor = SimpleNamespace(remote=lambda: SimpleNamespace(stop=SimpleNamespace(remote=None)))
+def test_ray_train_is_asked_for_workers_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     context = SimpleNamespace(get_node_id=lambda: "0" * 56)
     for name, stand_in in {
         "cluster_resources": lambda: {"CPU": 2.0},
         "get_runtime_context": lambda: context,
-        "remote": lambda **how: lambda kind: actor,
+        "remote": lambda **how: lambda kind: SimpleNamespace(remote=lambda: "mailbox"),
     }.items():
         monkeypatch.setattr(ray, name, stand_in)
     monkeypatch.setattr(ray_train, "_connected", lambda *where: nullcontext())
     asked: dict[str, Any] = {}
     monkeypatch.setattr(ray_train, "TorchTrainer", lambda work, **how: asked.update(how))
-    monkeypatch.setattr(ray_train, "_fit_in_thread", fit)
-    with pytest.raises(RunFailed, match="worker 1 failed" if failures else "told no result"):
-        ray_train.launch_ray(
-            print, lambda device: (device,), num_workers=2, address=None, device="cpu",
-            timeout_seconds=150.0, max_failures=7, on_event=print, log_folder="",
-        )  # fmt: skip
-    assert asked["train_loop_config"]["args"] == ("cpu",)
+    courses: list[Any] = []
+
+    class Stand:
+        def __init__(self, trainer: Callable[[int, int], Any], *more: Any) -> None:
+            trainer(3, 7)
+            courses.append(more)
+
+        def run(self, workers: int) -> int:
+            return workers
+
+    monkeypatch.setattr(ray_train, "Course", Stand)
+    how: dict[str, Any] = {
+        "address": None, "device": "cpu", "timeout_seconds": 150.0, "replace_seconds": 5.0,
+        "max_failures": 7, "on_event": print, "log_folder": "LOGS", "stop_seconds": 9.0,
+    }  # fmt: skip
+    given = (print, lambda device: (device,))
+    assert ray_train.launch_ray(*given, min_workers=2, max_workers=4, **how) == 4
+    loop = asked["train_loop_config"]
+    assert (loop["args"], loop["mailbox"], loop["attempt"]) == (("cpu",), "mailbox", 7)
     assert (asked["torch_config"].backend, asked["torch_config"].timeout_s) == ("gloo", 150)
-    assert (asked["scaling_config"].num_workers, asked["scaling_config"].use_gpu) == (2, False)
+    assert (asked["scaling_config"].num_workers, asked["scaling_config"].use_gpu) == (3, False)
     failing = asked["run_config"].failure_config
-    # Ray waits a minute each time for room for the workers.
-    assert (failing.max_failures, failing.controller_failure_limit) == (7, 3)
+    # What follows from a failure is decided by us.
+    assert (failing.max_failures, failing.controller_failure_limit) == (0, 0)
+    assert failing.max_preemption_failures == 0
+    ((mailbox, _, failures, show, *more),) = courses
+    assert (mailbox, failures._budget, show, more) == ("mailbox", 7, print, ["LOGS", 9.0])
+    with pytest.raises(UserError, match=r"needs 3 CPUs .* the Ray cluster has 2"):
+        ray_train.launch_ray(*given, min_workers=3, max_workers=4, **how)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -197,15 +361,15 @@ def test_what_workers_tell_bears_the_name_of_their_start(
     """So that a failure which passed is not taken for one of the workers that came after it."""
     told: list[dict[str, Any]] = []
     mailbox = SimpleNamespace(
-        put=SimpleNamespace(remote=told.append), is_stopped=SimpleNamespace(remote=lambda: None)
+        put=SimpleNamespace(remote=told.append),
+        is_stopped=SimpleNamespace(remote=lambda attempt: None),
     )
-    groups = iter([b"\x01\x02", b"\x03\x04"])
     monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
     monkeypatch.setattr(
         ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: rank)
     )
     monkeypatch.setattr(
-        ray.util, "get_current_placement_group", lambda: SimpleNamespace(id=next(groups))
+        ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here")
     )
 
     def fail(*_: Any) -> None:
@@ -216,13 +380,14 @@ def test_what_workers_tell_bears_the_name_of_their_start(
         return given + 1
 
     with pytest.raises(OSError, match="passing"):
-        ray_train._ray_worker({"mailbox": mailbox, "target": fail, "args": ()})
-    ray_train._ray_worker({"mailbox": mailbox, "target": work, "args": (4,)})
+        ray_train._ray_worker({"mailbox": mailbox, "target": fail, "args": (), "attempt": 1})
+    ray_train._ray_worker({"mailbox": mailbox, "target": work, "args": (4,), "attempt": 2})
     names = [(event["kind"], event.get("attempt")) for event in told]
     assert names == [
-        ("begin", "0102"), ("failure", "0102"), ("begin", "0304"), ("line", None),
-        *([("result", "0304")] if rank == 0 else []),
+        ("begin", 1), ("failure", 1), ("begin", 2), ("line", None),
+        *([("result", 2)] if rank == 0 else []),
     ]  # fmt: skip
+    assert told[0]["node"] == "here"
     assert [event.get("value") for event in told if event["kind"] == "result"] == [5] * (1 - rank)
 
 
@@ -237,11 +402,19 @@ def test_ray_has_what_the_controller_is_ended_by() -> None:
     assert hasattr(worker.global_worker, "current_job_id")
 
 
+def test_ray_has_what_room_is_seen_by() -> None:
+    """Likewise."""
+    from ray._private import state
+
+    assert callable(state.available_resources_per_node)
+    assert callable(state.state.get_draining_nodes)
+
+
 def remote(*answers: Any) -> Any:
     """A method of an actor that answers so, in this order; an error is raised."""
     left = list(answers)
 
-    def call() -> Callable[[], Any]:
+    def call(*_: Any) -> Callable[[], Any]:
         answer = left.pop(0) if left else None
         # The answer to one call is asked for until it is there.
         return lambda: answer.pop(0) if isinstance(answer, list) and answer else answer
@@ -263,7 +436,7 @@ def get(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("get")
 def test_events_that_come_late_are_not_lost() -> None:
     mailbox = SimpleNamespace(take=remote([GetTimeoutError(), ("first",)], [("second",)]))
-    deliveries = ray_train._Deliveries(mailbox)
+    deliveries = ray_course.Deliveries(mailbox)
     assert [deliveries.take() for _ in range(3)] == [[], ("first",), ("second",)]
 
 
@@ -271,7 +444,7 @@ def test_events_that_come_late_are_not_lost() -> None:
 def test_a_launcher_without_its_mailbox_has_failed() -> None:
     mailbox = SimpleNamespace(take=remote(ActorDiedError()))
     with pytest.raises(RunFailed, match="has lost its workers"):
-        ray_train._Deliveries(mailbox).take()
+        ray_course.Deliveries(mailbox).take()
 
 
 @pytest.mark.usefixtures("get")
@@ -288,7 +461,7 @@ def test_a_worker_listens_for_the_request_while_there_is_a_launcher(
     monkeypatch.setattr(stop, "_requested", False)
     mailbox = SimpleNamespace(is_stopped=remote(*answers))
     listener = threading.Thread(
-        target=ray_train._listen_for_stop, args=(mailbox, threading.Event()), daemon=True
+        target=ray_train._listen_for_stop, args=(mailbox, 0, threading.Event()), daemon=True
     )
     listener.start()
     listener.join(30)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dist_embed.cluster import launch as launching
+from dist_embed.cluster.settings import MAX_FAILURES
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import preparation
@@ -20,6 +21,7 @@ from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.settings import TokenizerSection
 from dist_embed.data.text_form import TextForm
 from dist_embed.data.token_shards import PreparedData
+from dist_embed.errors import ConfigError
 from dist_embed.optim.schedule import Schedule
 from dist_embed.training import single_tables, step_seconds, worker
 from dist_embed.training.single_tables import frozen_until, own_rates, own_schedules
@@ -142,7 +144,7 @@ def test_corpora_are_generated_as_configured(
 
 CLUSTER = {
     "num_workers": 3, "address": "ray://there", "threads_per_worker": 5, "timeout_seconds": 77.0,
-    "max_failures": 4,
+    "max_failures": 4, "replace_seconds": 6.0,
 }  # fmt: skip
 
 
@@ -188,6 +190,48 @@ def test_ray_starts_workers_where_a_cluster_is_named(
     assert started == [launcher]
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0, "cluster.num_workers: 0 is not allowed: input should be greater than 0"),
+        ("two", "cluster.num_workers: 'two' is not allowed: input should be a valid integer"),
+        ({"min": 3, "max": 2}, "cluster.num_workers.max: 2 is not allowed: at least `min`, 3"),
+        ({"min": 0, "max": 2}, "cluster.num_workers.min: 0 is not allowed: input should be"),
+        ({"min": 2}, "cluster.num_workers.max: missing"),
+        ({"min": 2, "max": 3, "mx": 3}, "cluster.num_workers.mx: unknown key (value 3); did you"),
+    ],
+)
+def test_a_wrong_number_of_workers_is_refused_in_a_line(value: Any, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_of(cluster={"num_workers": value})
+    assert len(str(caught.value).splitlines()) == 1
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_a_range_of_workers_is_its_most_where_none_come_and_go(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    given: dict[str, dict[str, Any]] = {"local": {}, "ray": {}}
+    monkeypatch.setattr(
+        "dist_embed.cluster.local.launch_local", lambda *_, **how: given["local"].update(how)
+    )
+    monkeypatch.setattr(
+        "dist_embed.cluster.ray_train.launch_ray", lambda *_, **how: given["ray"].update(how)
+    )
+    config = config_of(cluster={"num_workers": {"min": 2, "max": 4}, "address": address})
+    for launcher in ("local", "ray"):
+        launching.launch(
+            Train(), config, vocabulary_size={"source": 9, "target": 9}, launcher=launcher,
+            on_event=lambda event: None,
+        )  # fmt: skip
+    assert given["local"]["num_workers"] == 4
+    asked = given["ray"]["min_workers"], given["ray"]["max_workers"]
+    assert asked == ((2, 4) if address else (4, 4))
+    assert given["ray"]["max_failures"] == MAX_FAILURES  # nobody has said how many
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_ray_is_asked_for_workers_as_configured(
     monkeypatch: pytest.MonkeyPatch, device: str
@@ -202,8 +246,9 @@ def test_ray_is_asked_for_workers_as_configured(
         Train("there"), config, vocabulary_size={"source": 9, "target": 9},
         on_event=lambda event: None, stop_seconds=launching.stop_seconds(config),
     )  # fmt: skip
-    for key in ("num_workers", "address", "timeout_seconds", "max_failures"):
+    for key in ("address", "timeout_seconds", "max_failures", "replace_seconds"):
         assert given[key] == CLUSTER[key], key
+    assert (given["min_workers"], given["max_workers"]) == (3, 3)
     assert given["device"] == device
     assert given["stop_seconds"] == 2 * 10.0 + launching.STEP_SECONDS
     task, resolved = given["arguments"]("cpu")

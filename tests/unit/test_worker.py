@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +71,16 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
     for name in ("redirect_output", "keep_freed_memory"):
         monkeypatch.setattr(worker, name, lambda *_: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
-    config = config_of(run={"uri": str(tmp_path)}, cluster={"device": "cpu"})
+    watched: list[float] = []
+
+    @contextmanager
+    def hangs(group: Group, seconds: float, say: Callable[[str], None]) -> Iterator[None]:
+        watched.append(seconds)
+        say("a worker hangs")
+        yield
+
+    monkeypatch.setattr(worker, "hangs_named", hangs)
+    config = config_of(run={"uri": str(tmp_path)}, cluster={"device": "cpu", "hang_seconds": 7.0})
     said: list[Any] = []
 
     class Hello(Task[Any]):
@@ -83,7 +92,22 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
             return context.config, context.group.rank
 
     assert worker.run_worker(Hello(), config, said.append) == (config, rank)
-    assert said == ([{"kind": "line", "text": "hello"}] if rank == 0 else [])
+    assert watched == [7.0]
+    lines = ["a worker hangs", *(["hello"] if rank == 0 else [])]  # who sees one tells it
+    assert said == [{"kind": "line", "text": text} for text in lines]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "group", "micro"),
+    [(8, 8, 3), (8, 2, 3), ({"min": 2, "max": 8}, 8, 3), ({"min": 2, "max": 8}, 3, 8),
+     ({"min": 2, "max": 8}, 2, 12), ({"min": 2, "max": 8}, 9, 3)],
+)  # fmt: skip
+def test_fewer_workers_than_could_be_make_more_micro_batches(
+    chosen: Any, group: int, micro: int
+) -> None:
+    """So that none needs more memory for a step than with all."""
+    config = config_of(cluster={"num_workers": chosen}, train={"accumulate": 3, "max_steps": 9})
+    assert training.micro_batches(config, group) == micro
 
 
 def test_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,166 @@
+"""Who holds up the others: a worker that makes no progress is named, with what it does.
+
+Each worker says what it is about (`at`), and counts the collectives that it has entered. A thread
+of each leaves both in the group's store while nothing moves. Who has entered fewer than others is
+the one that they wait for; those that wait for it are not named.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import torch.distributed as dist
+
+from dist_embed.parallel.group import Group
+
+LOOKS = 4  # within the time after which a worker hangs
+FRAMES = 12  # of a stack that are told
+_KEY = "dist_embed/hang"
+
+# What this process's worker is about; None: it may take long, and has limits of its own.
+_phase: str | None = None
+
+
+def at(phase: str | None) -> None:
+    """Say what this worker is about from now on, as ``step 12``; None: what may take long."""
+    global _phase
+    _phase = phase
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a worker tells of itself.
+
+    Attributes:
+        looks: how often it has looked, by which it is seen to live.
+        entered: collectives of the group that it has entered.
+        phase: what it is about.
+        since: when it has come so far.
+        stack: where it is.
+    """
+
+    looks: int
+    entered: int
+    phase: str | None
+    since: str
+    stack: str
+
+
+@contextmanager
+def hangs_named(group: Group, seconds: float, say: Callable[[str], None]) -> Iterator[None]:
+    """For the length of a block this worker, which runs in the calling thread, is looked after.
+
+    Args:
+        group: of workers; all enter.
+        seconds: without progress in a phase, after which who holds it up is named.
+        say: takes the lines.
+
+    Not collective: nobody waits here for anybody.
+    """
+    at(None)
+    ended = threading.Event()
+    watch = _Watch(group, threading.get_ident(), seconds, say)
+    thread = threading.Thread(target=watch.run, args=(ended,), name="hangs", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        at(None)
+
+
+class _Watch:
+    def __init__(
+        self, group: Group, worker: int, seconds: float, say: Callable[[str], None]
+    ) -> None:
+        self._group = group
+        self._worker = worker
+        self._seconds = seconds
+        self._say = say
+        self._every = seconds / LOOKS
+        self._looks = 0
+        self._own: _State
+        # A connection of its own: the worker's may wait for a peer.
+        self._store: Any = None
+        if group.num_workers > 1:
+            self._store = dist.distributed_c10d._get_default_store().clone()
+
+    def run(self, ended: threading.Event) -> None:
+        """Look again and again, until the block has ended or the store has gone."""
+        seen: tuple[int, str | None] | None = None
+        told = since = 0.0
+        when = ""
+        while not ended.wait(self._every):
+            now = self._entered(), _phase
+            if now != seen:
+                seen, since = now, time.monotonic()
+                when = f"{datetime.now(timezone.utc):%H:%M:%S} UTC"
+            try:
+                self._leave(when)
+                hangs = _phase is not None and time.monotonic() - since >= self._seconds
+                if hangs and told != since:
+                    told = since
+                    self._name(ended, when)
+            except RuntimeError:  # the store has gone with its host; the worker will notice
+                return
+
+    def _entered(self) -> int:
+        # torch 2.13: counted by gloo and NCCL for every collective of a group, of DDP's too.
+        return int(self._group.process_group._get_sequence_number_for_group())
+
+    def _leave(self, when: str) -> None:
+        self._looks += 1
+        frame = sys._current_frames().get(self._worker)
+        stack = traceback.format_stack(frame, FRAMES) if frame is not None else []
+        self._own = _State(self._looks, self._entered(), _phase, when, "".join(stack))
+        if self._store is not None:
+            self._store.set(f"{_KEY}/{self._group.rank}", json.dumps(asdict(self._own)))
+
+    def _name(self, ended: threading.Event, when: str) -> None:
+        """Tell who holds up the others, where nobody has told it yet."""
+        before = self._states()
+        if ended.wait(self._every):
+            return
+        self._leave(when)
+        now = {rank: state for rank, state in self._states().items() if rank in before}
+        most = max(state.entered for state in now.values())
+        behind = [rank for rank, state in now.items() if state.entered < most]
+        if any(now[rank].phase is None for rank in behind) or not self._is_first_to_tell(most):
+            return
+        for rank in behind or [min(now)]:
+            state = now[rank]
+            all_wait = not behind and self._group.num_workers > 1
+            who = "no worker makes progress" if all_wait else f"worker {rank} makes no progress"
+            what = f"worker {rank}" if all_wait else "it"
+            silent = "" if state.looks > before[rank].looks else " and has not answered of late"
+            self._say(
+                f"{who} in {state.phase}; {what} has been here since {state.since}{silent}:\n"
+                + state.stack.rstrip()
+            )
+
+    def _is_first_to_tell(self, entered: int) -> bool:
+        if self._store is None:
+            return True
+        own = str(self._group.rank)
+        told_by = self._store.compare_set(f"{_KEY}/told/{entered}", "", own)
+        return bool(told_by.decode() == own)
+
+    def _states(self) -> dict[int, _State]:
+        """Of every worker that has left one."""
+        if self._store is None:
+            return {0: self._own}
+        keys = {rank: f"{_KEY}/{rank}" for rank in range(self._group.num_workers)}
+        return {
+            rank: _State(**json.loads(self._store.get(key)))
+            for rank, key in keys.items()
+            if self._store.check([key])
+        }

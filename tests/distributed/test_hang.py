@@ -1,0 +1,71 @@
+"""Who holds up the others is named, and nobody else."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from dist_embed.parallel.collectives import (
+    start_sum_over_workers,
+    sum_numbers_over_workers,
+    sum_over_workers,
+)
+from dist_embed.parallel.group import Group
+from dist_embed.parallel.hang import at, hangs_named
+from tests.distributed.pool import WorkerPool
+
+SECONDS = 0.6
+
+
+def _hang(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+def _held_up(group: Group, slow: int, phase: str | None, started: bool) -> list[str]:
+    """A step in which worker ``slow`` sleeps, after it has ``started`` an exchange or not."""
+    told: list[str] = []
+    with hangs_named(group, SECONDS, told.append):
+        at("step 7")
+        sum_numbers_over_workers([1], group)
+        at(phase)
+        wait = start_sum_over_workers(torch.ones(1), group) if started else lambda: None
+        if group.rank == slow:
+            _hang(4 * SECONDS)
+        wait()
+        sum_over_workers(torch.ones(2), group)
+        at(None)
+        sum_numbers_over_workers([1], group)
+    return told
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize(("num_workers", "slow"), [(2, 0), (2, 1), (3, 1), (1, 0)])
+def test_who_holds_up_the_others_is_named(
+    workers: WorkerPool, num_workers: int, slow: int, started: bool
+) -> None:
+    told = workers.run(num_workers, _held_up, slow, "step 8", started)
+    (text,) = (line for lines in told for line in lines)  # one says it for all
+    assert text.startswith(f"worker {slow} makes no progress in step 8; it has been here since ")
+    assert "_hang(4 * SECONDS)" in text
+    assert text.endswith("time.sleep(seconds)")
+
+
+@pytest.mark.parametrize("phase", [None])
+def test_what_may_take_long_is_no_hang(workers: WorkerPool, phase: str | None) -> None:
+    assert workers.run(2, _held_up, 1, phase, False) == [[], []]
+
+
+def _slow_but_moving(group: Group) -> list[str]:
+    told: list[str] = []
+    with hangs_named(group, SECONDS, told.append):
+        for step in range(8):
+            at(f"step {step}")
+            time.sleep(SECONDS / 3)
+            sum_numbers_over_workers([1], group)
+    return told
+
+
+def test_who_moves_on_slowly_does_not_hang(workers: WorkerPool) -> None:
+    assert workers.run(2, _slow_but_moving) == [[], []]
