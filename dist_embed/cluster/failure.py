@@ -45,6 +45,7 @@ class Attempt:
     def __init__(self, number: int) -> None:
         self.number = number
         self.nodes: set[str] = set()  # that workers have begun on
+        self.begun = 0  # workers that have
         self.failures: list[dict[str, Any]] = []
         self.results: list[Any] = []
 
@@ -55,6 +56,7 @@ class Attempt:
         if event["attempt"] == self.number:
             if event["kind"] == "begin":
                 self.nodes.add(event["node"])
+                self.begun += 1
             elif event["kind"] == "failure":
                 self.failures.append(event)
             elif event["kind"] == "result":
@@ -77,10 +79,10 @@ class Attempt:
         """Whether a worker has told an error of its own."""
         return any(failure["is_cause"] for failure in self.failures)
 
-    def why(self) -> str:
-        """In a line how it has failed."""
+    def why(self, otherwise: str = "a worker was lost") -> str:
+        """In a line how it has failed; ``otherwise``: where no worker has told why."""
         if not self.has_cause:
-            return "a worker was lost"
+            return otherwise
         first = _first(self.failures)
         return f"worker {first['rank']} failed: {first['trace'].strip().splitlines()[-1]}"
 

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
+from ray.train import ControllerError
 from ray.train.torch import TorchTrainer
 
 from dist_embed.cluster.failure import (
@@ -117,7 +118,7 @@ class Course:
 
     def pause(self, fit: Fit, growth: Growth) -> None:
         """Ask workers to stop that would better go on elsewhere, or as more."""
-        if fit.paused or not fit.attempt.is_under_way:
+        if fit.paused or not fit.attempt.is_under_way or fit.attempt.begun < growth.now:
             return
         fit.leaving = bool(self._room.leaving() & fit.attempt.nodes)
         workers = growth.now if fit.leaving else growth.possible()
@@ -148,10 +149,11 @@ class Course:
 
     def _wait_after(self, attempt: Attempt, outcome: Exception | None) -> None:
         """Wait before another start, if there may be one."""
-        seconds = self._failures.wait_after(attempt.why())
+        why = _why(attempt, outcome)
+        seconds = self._failures.wait_after(why)
         if seconds is None:
             self._raise(attempt, outcome)
-        self._say(f"workers are started again in {seconds:.0f} s: {attempt.why()}")
+        self._say(f"workers are started again in {seconds:.0f} s: {why}")
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._heed()
@@ -168,7 +170,7 @@ class Course:
         self._show({"kind": "line", "text": text})
 
     def _raise(self, attempt: Attempt, outcome: Exception | None) -> NoReturn:
-        beside = self._failures.beside(attempt.why())
+        beside = self._failures.beside(_why(attempt, outcome))
         if attempt.has_cause or (attempt.failures and outcome is None):
             raise_failure(attempt.failures, self._log_folder, beside)
         what = f"a worker was lost: {outcome}" if outcome else "the workers told no result"
@@ -247,6 +249,13 @@ class Fit:
     def _has_failed(self) -> bool:
         """With no other try wanted."""
         return self.attempt.is_final or (self.stopping and bool(self.attempt.failures))
+
+
+def _why(attempt: Attempt, outcome: Exception | None) -> str:
+    """In a line how a start has failed."""
+    if isinstance(outcome, ControllerError):  # the workers have not begun
+        return attempt.why(str(outcome.controller_failure).splitlines()[0])
+    return attempt.why()
 
 
 def _end_fit(thread: threading.Thread, given_up: threading.Event) -> None:

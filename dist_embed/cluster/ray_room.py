@@ -138,20 +138,18 @@ def _answers(node: dict[str, Any]) -> bool:
 
 
 class Growth:
-    """Room for more workers than the ``workers`` that run now, while a ``with`` block lasts.
+    """Room for more workers than ``now`` run, while a ``with`` block lasts.
 
     One slot more is asked for, and held: so an autoscaler hears of it.
     """
 
-    def __init__(self, room: Room, workers: int) -> None:
+    def __init__(self, room: Room, now: int) -> None:
         self._room = room
-        self.now = workers
+        self.now = now
         self._asked: Any = None
         self._since: float | None = None
 
     def __enter__(self) -> Growth:
-        if self.now < self._room.max_workers:
-            self._asked = self._room.ask(1)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -159,9 +157,11 @@ class Growth:
             remove_placement_group(self._asked)
 
     def possible(self) -> int:
-        """How many there is room for now."""
-        if self._asked is None:
+        """For how many there is room. To be called once all run: it takes what is free."""
+        if self.now == self._room.max_workers:
             return self.now
+        if self._asked is None:
+            self._asked = self._room.ask(1)
         if self._since is None:
             if self._asked.wait(0.01):
                 self._since = time.monotonic()

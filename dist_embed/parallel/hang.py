@@ -92,7 +92,7 @@ class _Watch:
         # A connection of its own: the worker's may wait for a peer.
         self._store: Any = None
         if group.num_workers > 1:
-            self._store = dist.distributed_c10d._get_default_store().clone()
+            self._store = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]
 
     def run(self, ended: threading.Event) -> None:
         """Look again and again, until the block has ended or the store has gone."""
@@ -109,13 +109,13 @@ class _Watch:
                 hangs = _phase is not None and time.monotonic() - since >= self._seconds
                 if hangs and told != since:
                     told = since
-                    self._name(ended, when)
+                    self._name(ended, when, now)
             except RuntimeError:  # the store has gone with its host; the worker will notice
                 return
 
     def _entered(self) -> int:
         # torch 2.13: counted by gloo and NCCL for every collective of a group, of DDP's too.
-        return int(self._group.process_group._get_sequence_number_for_group())
+        return int(self._group.process_group._get_sequence_number_for_group())  # type: ignore[attr-defined]
 
     def _leave(self, when: str) -> None:
         self._looks += 1
@@ -125,10 +125,10 @@ class _Watch:
         if self._store is not None:
             self._store.set(f"{_KEY}/{self._group.rank}", json.dumps(asdict(self._own)))
 
-    def _name(self, ended: threading.Event, when: str) -> None:
+    def _name(self, ended: threading.Event, when: str, seen: tuple[int, str | None]) -> None:
         """Tell who holds up the others, where nobody has told it yet."""
         before = self._states()
-        if ended.wait(self._every):
+        if ended.wait(self._every) or (self._entered(), _phase) != seen:
             return
         self._leave(when)
         now = {rank: state for rank, state in self._states().items() if rank in before}

@@ -188,7 +188,7 @@ def test_what_fails_after_the_request_is_told(monkeypatch: pytest.MonkeyPatch) -
         ((FAILURE,), "worker 1 failed"), ((BROKEN,), "worker 1 failed"),
         ((BROKEN, mistake), "no such file"),
     ):  # fmt: skip
-        launch = Launch(monkeypatch, Start(BEGIN, asked=answers), budget=9)
+        launch = Launch(monkeypatch, Start(BEGIN, BEGIN, asked=answers), budget=9)
         _stopped_once_begun(monkeypatch, launch)
         with pytest.raises(RunFailed if told != "no such file" else UserError, match=told):
             launch.run()
@@ -238,8 +238,8 @@ def test_what_would_come_again_ends_the_run(monkeypatch: pytest.MonkeyPatch, bud
 def test_workers_of_a_node_that_leaves_save_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often: it is no failure. Nor is it one where they had no time to save."""
     launch = Launch(
-        monkeypatch, Start(BEGIN, asked=(result(stopped=True),), ends=None),
-        Start(BEGIN | {"attempt": 1}, asked=(), ends=LOST),
+        monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None),
+        Start(*[BEGIN | {"attempt": 1}] * 2, asked=(), ends=LOST),
         Start(BEGIN | {"attempt": 2}, result(2), ends=None),
     )  # fmt: skip
     launch.leaving = {"here", "another"}
@@ -257,7 +257,7 @@ def test_workers_of_a_node_that_leaves_save_and_go_on(monkeypatch: pytest.Monkey
 def test_a_run_that_ends_while_it_is_asked_to_go_on_elsewhere_has_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch = Launch(monkeypatch, Start(BEGIN, asked=(result(),), ends=None))
+    launch = Launch(monkeypatch, Start(BEGIN, BEGIN, asked=(result(),), ends=None))
     launch.leaving = {"here"}
     assert launch.run() == Result(stopped=False)
 
@@ -266,7 +266,7 @@ def test_where_there_is_room_for_more_they_save_and_go_on_as_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launch = Launch(
-        monkeypatch, Start(BEGIN, asked=(result(stopped=True),), ends=None),
+        monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None),
         Start(BEGIN | {"attempt": 1}, result(1), ends=None),
     )  # fmt: skip
     launch.room = 5
