@@ -23,6 +23,7 @@ import torch.distributed as dist
 from dist_embed.parallel.group import Group
 
 LOOKS = 4  # within the time after which a worker hangs
+END_SECONDS = 1.0
 FRAMES = 12  # of a stack that are told
 _KEY = "dist_embed/hang"
 
@@ -76,6 +77,7 @@ def hangs_named(group: Group, seconds: float, say: Callable[[str], None]) -> Ite
     finally:
         ended.set()
         at(None)
+        thread.join(END_SECONDS)  # a call of a store whose host is gone may not return
 
 
 class _Watch:
