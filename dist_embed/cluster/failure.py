@@ -80,7 +80,7 @@ class Attempt:
         return any(failure["is_cause"] for failure in self.failures)
 
     def why(self, otherwise: str = "a worker was lost") -> str:
-        """In a line how it has failed; ``otherwise``: where no worker has told why."""
+        """In a line how it has failed; ``otherwise``: where no worker has told."""
         if not self.has_cause:
             return otherwise
         first = _first(self.failures)

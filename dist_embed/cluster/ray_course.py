@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.train import ControllerError
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from dist_embed.cluster.failure import (
@@ -255,6 +255,10 @@ def _why(attempt: Attempt, outcome: Exception | None) -> str:
     """In a line how a start has failed."""
     if isinstance(outcome, ControllerError):  # the workers have not begun
         return attempt.why(str(outcome.controller_failure).splitlines()[0])
+    if isinstance(outcome, WorkerGroupError):
+        told = {failure["rank"] for failure in attempt.failures}
+        lost = sorted(outcome.worker_failures.keys() - told)
+        return attempt.why(f"worker {lost[0]} was lost" if lost else "a worker was lost")
     return attempt.why()
 
 
