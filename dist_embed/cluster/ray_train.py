@@ -109,8 +109,9 @@ def launch_ray(
             timeout_seconds=timeout_seconds, replace_seconds=replace_seconds,
         )  # fmt: skip
         room.check()
-        # On this node, whose end is the command's too; without CPUs Ray would choose any.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # On this node, whose end is the command's too. Not softly: a node that Ray had just started
+        # was passed over for another one, which may be lost (Ray 2.60).
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
 
         def trainer(workers: int, number: int) -> TorchTrainer:

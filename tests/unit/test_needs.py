@@ -182,6 +182,16 @@ def test_a_shared_tokenizer_is_held_once() -> None:
     assert held(False) - held(True) == 340 * VOCABULARY["target"]
 
 
+def test_of_workers_that_come_and_go_each_has_room_for_the_share_of_the_fewest() -> None:
+    def held(num_workers: Any) -> int:
+        return host_bytes(
+            configured(cluster={"num_workers": num_workers}), VOCABULARY,
+            training=True, narrow_products=False, tier=None,
+        )  # fmt: skip
+
+    assert held({"min": 2, "max": 8}) == held(2) > held(8)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_words_in_tables_on_disk_are_held_by_no_worker(training: bool) -> None:
     def held(word_tables: bool) -> int:

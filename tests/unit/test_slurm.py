@@ -74,6 +74,11 @@ def test_cores_reach_steps_and_workers() -> None:
     assert "\n  threads_per_worker: 5\n" in script(config_of(threads_per_worker=5))
 
 
+def test_a_range_of_workers_is_its_most_where_none_come_and_go() -> None:
+    options = options_of(config_of(slurm={"nodes": 2}, num_workers={"min": 2, "max": 6}))
+    assert "--ntasks-per-node=3" in options
+
+
 def test_lines_of_set_up_come_before_the_command_is_looked_for() -> None:
     text = script(config_of(slurm={"setup": "source /opt/env/bin/activate"}))
     lines = text.splitlines()
