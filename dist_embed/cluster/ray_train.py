@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import ray.train
 import ray.util
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_embed.cluster.failure import (
@@ -27,7 +26,10 @@ from dist_embed.cluster.failure import (
     raise_failure,
     stopped_too_late,
 )
+from dist_embed.cluster.ray_address import why_no_answer
+from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
+from dist_embed.cluster.ray_private import private_ray
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.settings import DeviceChoice
@@ -152,9 +154,7 @@ def launch_ray(
                 "args": arguments("cuda" if use_gpu else "cpu"),
                 "mailbox": mailbox,
             },
-            torch_config=TorchConfig(
-                backend="nccl" if use_gpu else "gloo", timeout_s=int(timeout_seconds)
-            ),
+            torch_config=GroupByEnvironment(),
             scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
             run_config=RunConfig(
                 storage_path=storage_path,
@@ -309,15 +309,18 @@ def _listen_for_stop(mailbox: Any, ended: threading.Event) -> None:
 @contextmanager
 def _connected(address: str | None, num_workers: int) -> Iterator[None]:
     """A connection to a cluster, or to a Ray of our own for the length of the block."""
-    if address and not _answers(address):
-        raise UserError(
-            f"no Ray cluster answers at {address!r} (cluster.address or RAY_ADDRESS): nothing "
-            f"listens there within {CONNECT_SECONDS:.0f} s"
-        )
+    if address:
+        if why := why_no_answer(address):
+            raise UserError(
+                f"no Ray cluster answers at {address!r} (cluster.address or RAY_ADDRESS): {why}"
+            )
+        with _driver(address):
+            yield
+        return
     # As many CPU slots as workers: more workers than cores is slow, not wrong.
     cores = max(os.cpu_count() or 1, num_workers)
     try:
-        with nullcontext(address) if address else own_ray(cores) as where, _driver(where):
+        with private_ray(), own_ray(cores) as where, _driver(where):
             yield
     except HeadFailed as exc:
         raise RunFailed(f"no Ray could be started on this machine: {exc}") from exc
@@ -360,21 +363,6 @@ def _driver(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def _answers(address: str) -> bool:
-    """Whether something listens at ``host:port``; ray.init itself would wait for minutes.
-
-    Other forms of an address (``auto``, ``local``) are Ray's to judge.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return True
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True
 
 
 def _check_resources(num_workers: int, use_gpu: bool) -> None:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_embed.parallel.group import Group
+from dist_embed.parallel.rendezvous import hosted_store
 from tests.forks import forking
 
 TIMEOUT_SECONDS = 90.0
@@ -68,7 +69,7 @@ class WorkerPool:
             RemoteError: a worker raised; all tracebacks are in the message.
         """
         self._grow(num_workers)
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = hosted_store()
         for rank in range(num_workers):
             order = (function, args, rank, num_workers, store.port, backend)
             self._orders[rank].put(_packed(order))
