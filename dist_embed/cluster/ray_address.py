@@ -1,4 +1,4 @@
-"""Whether a Ray answers at an address: Ray itself would ask for minutes, and say so on the screen."""
+"""Whether a Ray answers at an address: Ray itself would ask for minutes, loudly."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def why_no_answer(address: str) -> str | None:
 
 def _why_no_head(address: str) -> str | None:
     """Asks for the cluster's number, as `ray.init` does first; private names of Ray 2.60."""
-    import grpc
+    import grpc  # type: ignore[import-untyped]
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub

@@ -31,7 +31,7 @@ class GroupByEnvironment(TorchConfig):
         return _Places
 
 
-class _Places(Backend):  # type: ignore[misc]
+class _Places(Backend):
     share_cuda_visible_devices = True  # as in Ray's: LOCAL_RANK is the number of a device
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:

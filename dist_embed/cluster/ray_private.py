@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import AUTH_MODE_ENV_VAR
-from ray._raylet import AuthenticationTokenLoader, Config
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 # Makes Ray take loopback for a machine's own address. It is there for systems whose firewall asks
 # about every port; anywhere else Ray replaces 127.0.0.1 by the address that others reach, and most

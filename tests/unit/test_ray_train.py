@@ -16,6 +16,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 
 from dist_embed.cluster import ray_train
 from dist_embed.cluster.failure import Attempts
+from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.parallel import stop
 
@@ -183,7 +184,7 @@ def test_a_run_without_a_result_ends_with_the_failure_that_was_told(
             timeout_seconds=150.0, max_failures=7, on_event=print, log_folder="",
         )  # fmt: skip
     assert asked["train_loop_config"]["args"] == ("cpu",)
-    assert (asked["torch_config"].backend, asked["torch_config"].timeout_s) == ("gloo", 150)
+    assert isinstance(asked["torch_config"], GroupByEnvironment)
     assert (asked["scaling_config"].num_workers, asked["scaling_config"].use_gpu) == (2, False)
     failing = asked["run_config"].failure_config
     # Ray waits a minute each time for room for the workers.
