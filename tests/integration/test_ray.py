@@ -87,7 +87,7 @@ def test_ray_trains_as_local_processes_do_and_stops_as_asked(
 
 
 def listening(process: psutil.Process) -> list[str]:
-    """The addresses where it hears TCP; those of version 6 that stand for one of version 4 as it."""
+    """The addresses where it hears TCP; those of version 6 that mean one of version 4 as that."""
     with suppress(psutil.NoSuchProcess):
         found = process.net_connections("inet")
         return [

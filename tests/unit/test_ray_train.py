@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from dist_embed.cluster import ray_train
 from dist_embed.cluster.failure import Attempts
 from dist_embed.cluster.ray_group import GroupByEnvironment
+from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.parallel import stop
 
@@ -137,6 +139,17 @@ def test_who_is_given_up_asks_ray_for_nothing_more(monkeypatch: pytest.MonkeyPat
     assert count
     time.sleep(0.3)
     assert len(asked) == count
+    fit.ended.set()
+
+
+def test_of_a_node_that_is_lost_nothing_more_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would end this process before anything is told."""
+    fit = Fit(monkeypatch, BEGIN)
+    monkeypatch.setattr(fit, "deliver", Living(looks=2).check)
+    monkeypatch.setattr(ray_train, "stop_requested", lambda: False)
+    with pytest.raises(NodeLost):
+        fit.run()
+    assert fit.course == []
     fit.ended.set()
 
 
@@ -261,18 +274,41 @@ def get(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get", get)
 
 
+class Living:
+    """A node that ends after so many looks."""
+
+    def __init__(self, looks: float = math.inf) -> None:
+        self._looks = looks
+
+    def check(self) -> None:
+        self._looks -= 1
+        if self._looks < 0:
+            raise NodeLost
+
+
 @pytest.mark.usefixtures("get")
-def test_events_that_come_late_are_not_lost() -> None:
-    mailbox = SimpleNamespace(take=remote([GetTimeoutError(), ("first",)], [("second",)]))
-    deliveries = ray_train._Deliveries(mailbox)
+def test_events_that_come_late_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[Any] = [GetTimeoutError(), ("first",)]
+    mailbox = SimpleNamespace(take=remote(late, [("second",)]))
+    deliveries = ray_train._Deliveries(mailbox, Living())
+    now = iter([0.0, 1.0, 61.0, *range(100, 200)])  # of the first call, and of later ones
+    monkeypatch.setattr(ray_train, "time", SimpleNamespace(monotonic=lambda: next(now)))
     assert [deliveries.take() for _ in range(3)] == [[], ("first",), ("second",)]
+
+
+@pytest.mark.usefixtures("get")
+def test_a_node_that_ends_is_noticed_while_its_answer_is_waited_for() -> None:
+    for answers in ([GetTimeoutError()] * 9, [ActorDiedError()]):
+        mailbox = SimpleNamespace(take=remote(answers))
+        with pytest.raises(NodeLost):
+            ray_train._Deliveries(mailbox, Living(looks=1)).take()
 
 
 @pytest.mark.usefixtures("get")
 def test_a_launcher_without_its_mailbox_has_failed() -> None:
     mailbox = SimpleNamespace(take=remote(ActorDiedError()))
     with pytest.raises(RunFailed, match="has lost its workers"):
-        ray_train._Deliveries(mailbox).take()
+        ray_train._Deliveries(mailbox, Living()).take()
 
 
 @pytest.mark.usefixtures("get")
