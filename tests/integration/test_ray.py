@@ -97,6 +97,47 @@ def listening(process: psutil.Process) -> list[str]:
     return []
 
 
+@pytest.mark.heavy
+def test_a_machine_without_a_network_trains_and_nothing_of_ray_is_on_the_screen(
+    config: str, dist_embed: Command
+) -> None:
+    dist_embed("prepare", config)
+    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    if subprocess.run([*alone, "true"]).returncode:
+        pytest.skip("namespaces cannot be made here")
+    done = subprocess.run(
+        [*alone, sys.executable, "-m", "dist_embed.cli.main", "train", config, "--launcher", "ray"],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not [line for line in done.stdout.splitlines() if line.startswith(("[", "("))]
+
+
+@pytest.mark.heavy
+def test_a_command_whose_ray_node_ends_says_so_and_goes_on(config: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dist_embed.cli.main", "train", config, "--launcher", "ray",
+               "train.max_steps=100000", "train.evaluate_every=100000"]  # fmt: skip
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as one:
+        deadline = time.monotonic() + 200
+        while len(list_steps(str(tmp_path / "run"))) < 2:
+            assert one.poll() is None, one.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        started = psutil.Process(one.pid).children(recursive=True)
+        (raylet,) = [process for process in started if process.name() == "raylet"]
+        raylet.kill()
+        said, complaint = one.communicate(timeout=100)
+    assert one.returncode == 1
+    assert re.fullmatch(
+        r"dist-embed: the Ray node .* has ended .*: the same command goes on from .*\n", complaint
+    ), complaint
+    assert "raylet" not in said
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert left == []
+
+
 def test_no_cluster_at_the_address_is_said(config: str, refused: Callable[..., str]) -> None:
     said = refused("train", config, "cluster.address=127.0.0.1:1", "cluster.launcher=ray")
     assert "no Ray cluster answers at '127.0.0.1:1'" in said
