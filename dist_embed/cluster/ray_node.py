@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from ray._private import worker
@@ -14,8 +14,8 @@ from dist_embed.errors import RunFailed
 
 
 class NodeLost(RunFailed):
-    """The node has ended. Whoever uses the connection to it then, Ray ends without a word (2.60,
-    connection.cc), as it does by itself some seconds later.
+    """The node has ended. Ray (2.60) ends a process that uses its connection then, without a word,
+    and any that was connected when it notices by itself: within a minute.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class NodeLost(RunFailed):
 
 
 class Node:
-    """The node of this process's connection, while that lasts."""
+    """The node of this process's connection."""
 
     def __init__(self) -> None:
         node = worker._global_node
@@ -36,16 +36,19 @@ class Node:
             self._line.connect(node.raylet_socket_name)
             self._line.setblocking(False)
 
-    def check(self) -> None:
-        """Raises NodeLost if it has ended: it never says anything on this line, but closes it."""
-        with suppress(BlockingIOError):
-            if self._line is not None and not self._line.recv(1):
-                raise NodeLost
+    def lives(self) -> bool:
+        """Whether it has not ended: it never says anything on this line, but closes it."""
+        try:
+            return self._line is None or bool(self._line.recv(1))
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
 
-    def close(self) -> None:
-        """Of a node that is no longer asked about."""
-        if self._line is not None:
-            self._line.close()
+    def check(self) -> None:
+        """Raises NodeLost if it has ended."""
+        if not self.lives():
+            raise NodeLost
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import ray
@@ -345,6 +345,7 @@ def _connected(address: str | None, num_workers: int) -> Iterator[Node]:
 def _driver(address: str) -> Iterator[Node]:
     """This process as a driver of the Ray at an address; gives the node that it is connected to."""
     failed: list[Exception] = []
+    node: Node | None = None
 
     def connect() -> None:
         try:
@@ -375,10 +376,13 @@ def _driver(address: str) -> Iterator[Node]:
             raise failed[0]
         for name in ("ray", "ray.train", "ray.data", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        with closing(Node()) as node:
-            yield node
+        node = Node()
+        yield node
     finally:
-        ray.shutdown()
+        # To a node that is gone Ray cannot say goodbye, and ends this process before we have told
+        # why (2.60, raylet_ipc_client.cc).
+        if node is None or node.lives():
+            ray.shutdown()
 
 
 def _check_resources(num_workers: int, use_gpu: bool) -> None:

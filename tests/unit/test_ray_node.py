@@ -6,7 +6,6 @@ import inspect
 import logging
 import socket
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,19 +26,19 @@ def raylet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.s
 
 
 def test_a_node_is_lost_when_its_process_has_ended(raylet: socket.socket) -> None:
-    with closing(Node()) as node:
+    node = Node()
+    node.check()
+    server, _ = raylet.accept()
+    node.check()
+    server.close()  # as the system does for a process that was killed
+    with pytest.raises(NodeLost, match="goes on from the newest checkpoint"):
         node.check()
-        server, _ = raylet.accept()
-        node.check()
-        server.close()  # as the system does for a process that was killed
-        with pytest.raises(NodeLost, match="goes on from the newest checkpoint"):
-            node.check()
+    assert not node.lives()
 
 
 def test_without_a_node_of_its_own_a_process_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "_global_node", None)
-    with closing(Node()) as node:
-        node.check()
+    Node().check()
 
 
 def test_what_a_node_says_is_logged_alone(

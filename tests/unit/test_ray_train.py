@@ -331,3 +331,17 @@ def test_a_worker_listens_for_the_request_while_there_is_a_launcher(
     listener.join(30)
     assert not listener.is_alive()
     assert stop.stop_requested() == asked
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_ray_is_left_alone_where_the_node_has_ended(
+    monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    """It would end this process."""
+    course: list[str] = []
+    monkeypatch.setattr(ray, "init", lambda **how: course.append("connected"))
+    monkeypatch.setattr(ray, "shutdown", lambda: course.append("left"))
+    monkeypatch.setattr(ray_train, "Node", lambda: SimpleNamespace(lives=lambda: lives))
+    with pytest.raises(NodeLost), ray_train._driver("here:7"):
+        raise NodeLost
+    assert course == ["connected", *(["left"] if lives else [])]
