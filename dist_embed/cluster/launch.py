@@ -90,10 +90,6 @@ def launch(
             device=resolve_device(cluster.device),
         )
     require("ray")
-    if address is None:
-        # What Ray 2.60 chooses where it is started; whoever connects must say so, and before ray is
-        # imported (authentication_token_setup.py:enable_token_auth_by_default).
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     from dist_embed.cluster.ray_train import launch_ray
 
     return launch_ray(

@@ -21,6 +21,7 @@ from dist_embed.cluster.failure import (
     raise_failure,
     stopped_too_late,
 )
+from dist_embed.cluster.ray_node import Node, NodeLost
 from dist_embed.cluster.ray_room import Growth, Room
 from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
@@ -35,22 +36,31 @@ _NOT_BEGUN = "stopped as asked, before the workers had begun"
 class Deliveries:
     """The mailbox as the launcher sees it: its events, each once."""
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: Any, node: Node) -> None:
         self._mailbox = mailbox
+        self._node = node
         self._asked: Any = None
 
     def take(self) -> list[Event]:
-        """Those that have come since, or none where Ray is too busy to answer yet."""
-        if self._asked is None:
-            self._asked = self._mailbox.take.remote()
-        try:
-            events: list[Event] = ray.get(self._asked, timeout=MAILBOX_SECONDS)
-        except GetTimeoutError:  # the answer, which nobody else gets, is asked for again
-            return []
-        except RayError as exc:
-            raise RunFailed(f"the launcher has lost its workers: {exc}") from exc
-        self._asked = None
-        return events
+        """Those that have come since, or none where Ray is too busy to answer yet.
+
+        Raises NodeLost, and RunFailed where the mailbox is gone.
+        """
+        give_up_at = time.monotonic() + MAILBOX_SECONDS
+        while time.monotonic() < give_up_at:
+            self._node.check()
+            if self._asked is None:
+                self._asked = self._mailbox.take.remote()
+            try:
+                events: list[Event] = ray.get(self._asked, timeout=POLL_SECONDS)
+            except GetTimeoutError:  # the answer, which nobody else gets, is asked for again
+                continue
+            except RayError as exc:
+                self._node.check()
+                raise RunFailed(f"the launcher has lost its workers: {exc}") from exc
+            self._asked = None
+            return events
+        return []
 
 
 class Course:
@@ -59,6 +69,7 @@ class Course:
     Args:
         trainer: of so many workers, for the start of this number.
         mailbox: of all starts.
+        node: that this process is connected to.
         room: for workers.
         failures: what is outlived.
         show: takes what is to be shown.
@@ -70,6 +81,7 @@ class Course:
         self,
         trainer: Callable[[int, int], TorchTrainer],
         mailbox: Any,
+        node: Node,
         room: Room,
         failures: Failures,
         show: Callable[[Event], None],
@@ -78,7 +90,8 @@ class Course:
     ) -> None:
         self._trainer = trainer
         self._mailbox = mailbox
-        self._deliveries = Deliveries(mailbox)
+        self._node = node
+        self._deliveries = Deliveries(mailbox, node)
         self._room = room
         self._failures = failures
         self._show = show
@@ -161,7 +174,8 @@ class Course:
         self._room.settle(attempt.nodes, self._heed)
 
     def _heed(self) -> None:
-        """Raises RunStopped where that is asked for while no workers run."""
+        """Raises RunStopped where that is asked for while no workers run, and NodeLost."""
+        self._node.check()
         if self._stop_seconds and stop_requested():
             self._show(asked_to_stop())
             raise RunStopped(_NOT_BEGUN)
@@ -208,7 +222,9 @@ class Fit:
         Raises:
             RunFailed: asked to stop, the workers did not in time.
             RunStopped: asked to stop while no workers had begun.
+            NodeLost: Ray is not there any more.
         """
+        is_lost = False
         outcome: list[Exception] = []
 
         def fit() -> None:
@@ -233,8 +249,11 @@ class Fit:
                 self._course.pause(self, growth)
             self._course.take(self.attempt)
             return outcome[0] if outcome else None
+        except NodeLost:
+            is_lost = True
+            raise
         finally:
-            if thread.is_alive():
+            if thread.is_alive() and not is_lost:
                 # A thread that asks Ray for anything while the connection ends, ends this process
                 # with exit code 1 and no message of ours (Ray 2.60, core_worker_process.cc:1109).
                 # By a thread: of a cluster that does not answer Ray waits a minute, deaf to

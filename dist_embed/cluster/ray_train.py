@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +14,16 @@ import ray
 import ray.train
 from ray.exceptions import ActorDiedError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_embed.cluster.failure import Failures, failure_event
+from dist_embed.cluster.ray_address import why_no_answer
 from dist_embed.cluster.ray_course import MAILBOX_SECONDS, POLL_SECONDS, Course
+from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
+from dist_embed.cluster.ray_node import Node, quiet_node
+from dist_embed.cluster.ray_private import private_ray
 from dist_embed.cluster.ray_room import Room
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
@@ -93,13 +96,13 @@ def launch_ray(
 
     Raises:
         UserError: a worker raised one, or the cluster has too little for the workers.
-        RunFailed: a worker failed or was lost, or there was no room.
+        RunFailed: a worker failed or was lost, or there was no room; NodeLost: nor is there Ray.
         RunStopped: asked to stop while no workers had begun.
     """
     with (
         # Workers write there until the connection ends.
         temporary_folder("dist_embed-ray-") as storage_path,
-        _connected(address, max_workers),
+        _connected(address, max_workers) as node,
     ):
         use_gpu = device == "cuda" or (
             device == "auto" and ray.cluster_resources().get("GPU", 0) >= min_workers
@@ -123,9 +126,7 @@ def launch_ray(
                     "mailbox": mailbox,
                     "attempt": number,
                 },
-                torch_config=TorchConfig(
-                    backend="nccl" if use_gpu else "gloo", timeout_s=int(timeout_seconds)
-                ),
+                torch_config=GroupByEnvironment(),
                 scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
                 run_config=RunConfig(
                     storage_path=storage_path,
@@ -138,8 +139,9 @@ def launch_ray(
 
         with stop_on_signals() if stop_seconds else nullcontext():
             course = Course(
-                trainer, mailbox, room, Failures(max_failures), on_event, log_folder, stop_seconds
-            )
+                trainer, mailbox, node, room, Failures(max_failures), on_event, log_folder,
+                stop_seconds,
+            )  # fmt: skip
             return course.run(max_workers)
 
 
@@ -184,26 +186,30 @@ def _listen_for_stop(mailbox: Any, attempt: int, ended: threading.Event) -> None
 
 
 @contextmanager
-def _connected(address: str | None, num_workers: int) -> Iterator[None]:
+def _connected(address: str | None, num_workers: int) -> Iterator[Node]:
     """A connection to a cluster, or to a Ray of our own for the length of the block."""
-    if address and not _answers(address):
-        raise UserError(
-            f"no Ray cluster answers at {address!r} (cluster.address or RAY_ADDRESS): nothing "
-            f"listens there within {CONNECT_SECONDS:.0f} s"
-        )
+    if address:
+        if why := why_no_answer(address):
+            raise UserError(
+                f"no Ray cluster answers at {address!r} (cluster.address or RAY_ADDRESS): {why}"
+            )
+        with quiet_node(), _driver(address) as node:
+            yield node
+        return
     # As many CPU slots as workers: more workers than cores is slow, not wrong.
     cores = max(os.cpu_count() or 1, num_workers)
     try:
-        with nullcontext(address) if address else own_ray(cores) as where, _driver(where):
-            yield
+        with private_ray(), own_ray(cores) as where, quiet_node(), _driver(where) as node:
+            yield node
     except HeadFailed as exc:
         raise RunFailed(f"no Ray could be started on this machine: {exc}") from exc
 
 
 @contextmanager
-def _driver(address: str) -> Iterator[None]:
-    """This process as a driver of the Ray at an address."""
+def _driver(address: str) -> Iterator[Node]:
+    """This process as a driver of the Ray at an address; gives the node that it is connected to."""
     failed: list[Exception] = []
+    node: Node | None = None
 
     def connect() -> None:
         try:
@@ -234,21 +240,10 @@ def _driver(address: str) -> Iterator[None]:
             raise failed[0]
         for name in ("ray", "ray.train", "ray.data", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        yield
+        node = Node()
+        yield node
     finally:
-        ray.shutdown()
-
-
-def _answers(address: str) -> bool:
-    """Whether something listens at ``host:port``; ray.init itself would wait for minutes.
-
-    Other forms of an address (``auto``, ``local``) are Ray's to judge.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return True
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True
+        # To a node that is gone Ray cannot say goodbye, and ends this process before we have told
+        # why (2.60, raylet_ipc_client.cc).
+        if node is None or node.lives():
+            ray.shutdown()

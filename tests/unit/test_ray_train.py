@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from ray.train import ControllerError, WorkerGroupError
 
 from dist_embed.cluster import failure, ray_course, ray_train
 from dist_embed.cluster.failure import Attempt, Failures
+from dist_embed.cluster.ray_group import GroupByEnvironment
+from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import stop
 
@@ -77,6 +80,7 @@ class Launch:
         self.stop = stop
         self.leaving: set[str] = set()
         self.room = 2
+        self.node = Living()
         self._budget = budget
         self._now: list[Start] = []
         monkeypatch.setattr(ray_course, "stop_requested", lambda: self.stop)
@@ -107,6 +111,7 @@ class Launch:
         assert nodes in ({"here"}, set())
 
     def _take(self) -> list[dict[str, Any]]:
+        self.node.check()
         start = self._now[-1]
         if start.events:
             return [start.events.pop(0)]
@@ -128,8 +133,9 @@ class Launch:
             wait=self._wait, leaving=lambda: self.leaving, settle=self._settle
         )
         trainer: Any = self._trainer
+        node: Any = self.node
         course = ray_course.Course(
-            trainer, mailbox, room, Failures(self._budget),
+            trainer, mailbox, node, room, Failures(self._budget),
             lambda event: self.course.append(event["text"]), "LOGS", 60.0,
         )  # fmt: skip
         deliveries: Any = SimpleNamespace(take=self._take)
@@ -305,6 +311,16 @@ def test_who_is_given_up_asks_ray_for_nothing_more(monkeypatch: pytest.MonkeyPat
     launch.starts[0].ended.set()
 
 
+def test_of_a_node_that_is_lost_nothing_more_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would end this process before anything is told."""
+    launch = Launch(monkeypatch, Start(BEGIN))
+    launch.node = Living(looks=2)
+    with pytest.raises(NodeLost):
+        launch.run()
+    assert launch.course == ["2 workers"]
+    launch.starts[0].ended.set()
+
+
 def test_a_slow_answer_of_ray_is_waited_for_before_the_connection_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -331,7 +347,7 @@ def test_ray_train_is_asked_for_workers_as_configured(monkeypatch: pytest.Monkey
         "remote": lambda **how: lambda kind: SimpleNamespace(remote=lambda: "mailbox"),
     }.items():
         monkeypatch.setattr(ray, name, stand_in)
-    monkeypatch.setattr(ray_train, "_connected", lambda *where: nullcontext())
+    monkeypatch.setattr(ray_train, "_connected", lambda *where: nullcontext("node"))
     asked: dict[str, Any] = {}
     monkeypatch.setattr(ray_train, "TorchTrainer", lambda work, **how: asked.update(how))
     courses: list[Any] = []
@@ -353,14 +369,15 @@ def test_ray_train_is_asked_for_workers_as_configured(monkeypatch: pytest.Monkey
     assert ray_train.launch_ray(*given, min_workers=2, max_workers=4, **how) == 4
     loop = asked["train_loop_config"]
     assert (loop["args"], loop["mailbox"], loop["attempt"]) == (("cpu",), "mailbox", 7)
-    assert (asked["torch_config"].backend, asked["torch_config"].timeout_s) == ("gloo", 150)
+    assert isinstance(asked["torch_config"], GroupByEnvironment)
     assert (asked["scaling_config"].num_workers, asked["scaling_config"].use_gpu) == (3, False)
     failing = asked["run_config"].failure_config
     # What follows from a failure is decided by us.
     assert (failing.max_failures, failing.controller_failure_limit) == (0, 0)
     assert failing.max_preemption_failures == 0
-    ((mailbox, _, failures, show, *more),) = courses
-    assert (mailbox, failures._budget, show, more) == ("mailbox", 7, print, ["LOGS", 9.0])
+    ((mailbox, node, _, failures, show, *more),) = courses
+    assert (mailbox, node, failures._budget, show) == ("mailbox", "node", 7, print)
+    assert more == ["LOGS", 9.0]
     with pytest.raises(UserError, match=r"needs 3 CPUs .* the Ray cluster has 2"):
         ray_train.launch_ray(*given, min_workers=3, max_workers=4, **how)
 
@@ -444,18 +461,41 @@ def get(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get", get)
 
 
+class Living:
+    """A node that ends after so many looks."""
+
+    def __init__(self, looks: float = math.inf) -> None:
+        self._looks = looks
+
+    def check(self) -> None:
+        self._looks -= 1
+        if self._looks < 0:
+            raise NodeLost
+
+
 @pytest.mark.usefixtures("get")
-def test_events_that_come_late_are_not_lost() -> None:
-    mailbox = SimpleNamespace(take=remote([GetTimeoutError(), ("first",)], [("second",)]))
-    deliveries = ray_course.Deliveries(mailbox)
+def test_events_that_come_late_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[Any] = [GetTimeoutError(), ("first",)]
+    mailbox = SimpleNamespace(take=remote(late, [("second",)]))
+    deliveries = ray_course.Deliveries(mailbox, Living())
+    now = iter([0.0, 1.0, 61.0, *range(100, 200)])  # of the first call, and of later ones
+    monkeypatch.setattr(ray_course, "time", SimpleNamespace(monotonic=lambda: next(now)))
     assert [deliveries.take() for _ in range(3)] == [[], ("first",), ("second",)]
+
+
+@pytest.mark.usefixtures("get")
+def test_a_node_that_ends_is_noticed_while_its_answer_is_waited_for() -> None:
+    for answers in ([GetTimeoutError()] * 9, [ActorDiedError()]):
+        mailbox = SimpleNamespace(take=remote(answers))
+        with pytest.raises(NodeLost):
+            ray_course.Deliveries(mailbox, Living(looks=1)).take()
 
 
 @pytest.mark.usefixtures("get")
 def test_a_launcher_without_its_mailbox_has_failed() -> None:
     mailbox = SimpleNamespace(take=remote(ActorDiedError()))
     with pytest.raises(RunFailed, match="has lost its workers"):
-        ray_course.Deliveries(mailbox).take()
+        ray_course.Deliveries(mailbox, Living()).take()
 
 
 @pytest.mark.usefixtures("get")
