@@ -40,8 +40,15 @@ def _held_up(group: Group, slow: int, phase: str | None, started: bool) -> list[
     return told
 
 
-@pytest.mark.parametrize("started", [False, True])
-@pytest.mark.parametrize(("num_workers", "slow"), [(2, 0), (2, 1), (3, 1), (1, 0)])
+@pytest.mark.parametrize(
+    ("num_workers", "slow", "started"),
+    [
+        (2, 1, False),
+        (2, 0, True),
+        *(pytest.param(*case, marks=pytest.mark.heavy)
+          for case in [(2, 0, False), (2, 1, True), (3, 1, False), (1, 0, False)]),
+    ],
+)  # fmt: skip
 def test_who_holds_up_the_others_is_named(
     workers: WorkerPool, num_workers: int, slow: int, started: bool
 ) -> None:
@@ -52,9 +59,8 @@ def test_who_holds_up_the_others_is_named(
     assert text.endswith("time.sleep(seconds)")
 
 
-@pytest.mark.parametrize("phase", [None])
-def test_what_may_take_long_is_no_hang(workers: WorkerPool, phase: str | None) -> None:
-    assert workers.run(2, _held_up, 1, phase, False) == [[], []]
+def test_what_may_take_long_is_no_hang(workers: WorkerPool) -> None:
+    assert workers.run(2, _held_up, 1, None, False) == [[], []]
 
 
 def _slow_but_moving(group: Group) -> list[str]:

@@ -19,7 +19,7 @@ from dist_embed.training.step import TrainStep
 from dist_embed.training.tasks import Train
 from dist_embed.training.worker import run_worker
 
-SECONDS = 9.0
+SECONDS = 7.0
 
 
 def _late(function: Callable[..., Any], at_call: int) -> Callable[..., Any]:
