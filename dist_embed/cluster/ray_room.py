@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray._private import state
 from ray.util import placement_group, remove_placement_group
+from ray.util.client import ray as client
 
 from dist_embed.errors import RunFailed, UserError
 
@@ -51,11 +52,15 @@ class Room:
             )
 
     def leaving(self) -> set[str]:
-        """Nodes that are about to be taken away."""
+        """Nodes that are about to be taken away; through Ray's client (ray://) one cannot see."""
+        if client.is_connected():
+            return set()
         return set(state.state.get_draining_nodes())
 
     def free(self) -> int:
         """Slots that nobody uses, on nodes that stay."""
+        if client.is_connected():
+            return int(ray.available_resources().get(self._kind, 0))
         leaving = self.leaving()
         nodes = state.available_resources_per_node().items()
         return sum(int(has.get(self._kind, 0)) for node, has in nodes if node not in leaving)
@@ -67,7 +72,7 @@ class Room:
         ``check`` is called meanwhile, and may raise.
         """
         until = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < until:
+        while not client.is_connected() and time.monotonic() < until:
             there = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in nodes]
             if all(map(_answers, there)):
                 return

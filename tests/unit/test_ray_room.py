@@ -146,6 +146,17 @@ def test_more_workers_wait_for_nodes_that_come_together(monkeypatch: pytest.Monk
         assert cluster.held == []
 
 
+def test_through_rays_client_less_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, a=9.0)
+    monkeypatch.setattr(ray_room.client, "is_connected", lambda: True)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
+    cluster.leaving["a"] = 0
+    room = Room("CPU", 2, 8, timeout_seconds=600.0, replace_seconds=60.0)
+    assert (room.free(), room.leaving()) == (3, set())
+    room.settle({"a"}, lambda: None)
+    assert cluster.now == 1000.0
+
+
 def test_a_cluster_with_too_little_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 9.0, "GPU": 1.0})
     how = {"timeout_seconds": 1.0, "replace_seconds": 1.0}
