@@ -25,7 +25,7 @@ from tests.integration.run_metrics import metrics
 
 pytestmark = [
     pytest.mark.heavy, pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
-    pytest.mark.timeout(900, func_only=True),
+    pytest.mark.timeout(1500, func_only=True),
 ]  # fmt: skip
 
 STEPS = 300

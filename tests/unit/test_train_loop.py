@@ -49,6 +49,25 @@ def test_the_last_step_has_everything_in_this_order_and_the_end_waits_for_its_sa
     ]  # fmt: skip
 
 
+def test_a_step_is_said_to_be_one_and_what_may_take_long_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For whom nothing of it is a hang."""
+    run = Run()
+    for module in (loop, saving):
+        monkeypatch.setattr(module, "at", lambda phase: run.course.append(("at", phase)))
+    run.train(max_steps=3, evaluate_every=2, translate_every=2, save_every=1)
+    phase, phases = None, {}
+    for what, *about in run.course:
+        if what == "at":
+            (phase,) = about
+        else:
+            phases.setdefault(what, set()).add(phase)
+    assert phases["step"] == {"step 1", "step 2", "step 3"}
+    for long in ("validate", "translate", "save", "wait"):
+        assert phases[long] == {None}, long
+
+
 def test_without_held_out_data_nothing_is_validated_or_translated() -> None:
     run = Run()
     run.train(evaluate_every=2, translate_every=3, held_out=False)
