@@ -186,7 +186,7 @@ class TrainStep:
             for param_group in self._optimizer.param_groups:
                 param_group["lr"] = self._rates.dense.rate(step)
             self._optimizer.step()
-            rows.backward()
+            rows.backward(proven=True)
         return StepResult(
             loss=loss_sum / work.global_tokens,
             nll=nll_sum / work.global_tokens,
