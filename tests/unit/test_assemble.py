@@ -120,7 +120,7 @@ def test_candidates_are_frequent_words_of_the_target_side(
     monkeypatch.setattr(assemble, "ExactWords", lambda *_: None)
     monkeypatch.setattr(assemble, "CandidateWords", lambda *given: made.append(given))
     parts = translation_model(9)
-    parts.shard = SimpleNamespace(in_float32=lambda: SimpleNamespace(block_bytes=1))
+    parts.shard = SimpleNamespace(num_rows=9, in_float32=lambda: SimpleNamespace(block_bytes=1))
     parts.lookup, parts.transformer = SimpleNamespace(group=ALONE), None
     tokenizers: Any = {"source": SimpleNamespace(encode=None), "target": None}
     config = config_of(search={"candidates": 8}, tokenizer={"shared": shared})
