@@ -44,11 +44,13 @@ from dist_embed.model.sampled_output import sampled_cross_entropy
 from dist_embed.model.sampler import Negatives, Sampler
 from dist_embed.parallel.collectives import (
     least_over_workers,
+    stack_over_workers,
     start_gather_rows,
     start_sum_and_scatter_rows,
 )
 from dist_embed.parallel.device import memory_bytes
 from dist_embed.parallel.errors import all_or_none
+from dist_embed.parallel.group import Group
 
 _ROWS = "what the step's lookup has given"
 _NEGATIVES = "what `draw` has given"
@@ -108,8 +110,9 @@ class OutputLayer(Protocol):
         """
 
     def start(
-        self, rows: StepRows, negatives: Negatives | None, micro_batches: int, weight_scale: float
-    ) -> StepLoss:
+        self, rows: StepRows, negatives: Negatives | None, micro_batches: int, weight_scale: float,
+        *, agreed: bool = False,
+    ) -> StepLoss:  # fmt: skip
         """Before a step's first loss. Collective.
 
         Args:
@@ -117,6 +120,8 @@ class OutputLayer(Protocol):
             negatives: its own, on the device.
             micro_batches: how many losses there will be.
             weight_scale: what their sum is multiplied by: 1 / tokens of all workers.
+            agreed: all workers are known to have the same ``tokens_of_worker``. Else an exchange
+                finds that out where a layer gathers by them, and has a GPU's host wait.
         """
 
 
@@ -183,8 +188,9 @@ class ExactSoftmax:
         return []
 
     def start(
-        self, rows: StepRows, negatives: Negatives | None, micro_batches: int, weight_scale: float
-    ) -> StepLoss:
+        self, rows: StepRows, negatives: Negatives | None, micro_batches: int, weight_scale: float,
+        *, agreed: bool = False,
+    ) -> StepLoss:  # fmt: skip
         """See `OutputLayer.start`; nothing has to travel.
 
         Raises:
@@ -206,7 +212,7 @@ class ExactSoftmax:
             own = OwnRows(self._tables.weight(table), None)
         rows_of = self._tables.orders[table].rows_of
         inputs = LossInputs(self._shard, own.weight.shape[1], micro_batches)
-        return _ExactLoss(rows_of, self._shard, own, weight_scale, inputs)
+        return _ExactLoss(rows_of, self._shard, own, weight_scale, inputs, agreed)
 
 
 class _ExactLoss:
@@ -219,10 +225,11 @@ class _ExactLoss:
         own: OwnRows,
         weight_scale: float,
         inputs: LossInputs,
+        agreed: bool,
     ) -> None:
         self._rows_of, self._shard = rows_of, shard
         self._own, self._weight_scale = own, weight_scale
-        self._inputs = inputs
+        self._inputs, self._agreed = inputs, agreed
 
     def of(
         self, hidden: Tensor, micro: int, targets: Tensor, tokens_of_worker: list[int],
@@ -232,6 +239,8 @@ class _ExactLoss:
         hidden, targets, tokens_of_worker = self._inputs.take(
             hidden, micro, targets, tokens_of_worker, label_smoothing
         )
+        if not self._agreed:
+            _check_equal(tokens_of_worker, self._shard.group)
         with _no_autocast(hidden):
             return sharded_cross_entropy(
                 hidden, self._rows_of(targets), self._own.weight, self._shard, tokens_of_worker,
@@ -324,8 +333,9 @@ class SampledSoftmax:
         return [*words, negatives.batch_ids] if isinstance(negatives, BatchNegatives) else words
 
     def start(
-        self, rows: StepRows, negatives: Negatives | None, micro_batches: int, weight_scale: float
-    ) -> StepLoss:
+        self, rows: StepRows, negatives: Negatives | None, micro_batches: int, weight_scale: float,
+        *, agreed: bool = False,
+    ) -> StepLoss:  # fmt: skip
         """Begin to bring the samples' vectors together: [S, D] on every worker.
 
         Raises UserError: an argument cannot be, or others were looked up than `words` gave.
@@ -335,6 +345,7 @@ class SampledSoftmax:
         assert negatives is not None
         self._shard.group.require_joined()
         real_number("weight_scale", weight_scale)  # not needed: the rows are leaves
+        del agreed  # each worker's tokens stay where they are
         return _SampledLoss(self._feature, self._shard, rows, negatives, micro_batches)
 
 
@@ -433,6 +444,20 @@ def _given_shard(shard: OutputShard | None) -> OutputShard | None:
     if shard is not None:
         of_kind("shard", shard, OutputShard, "what `output_shard` gives, or None")
     return shard
+
+
+def _check_equal(tokens_of_worker: list[int], group: Group) -> None:
+    """Raise UserError on all workers where they have other numbers: gloo would end the process at
+    the first gathering (torch 2.13, gloo's pair.cc: an exception in a thread). Collective.
+    """
+    own = torch.tensor(tokens_of_worker, device=group.device)
+    first, *others = stack_over_workers(own, group).tolist() if group.num_workers > 1 else [[]]
+    for rank, numbers in enumerate(others, start=1):
+        if numbers != first:
+            raise UserError(
+                f"tokens_of_worker: all workers give the same; worker 0 has {first}, worker {rank} "
+                f"{numbers}"
+            )
 
 
 def _no_autocast(hidden: Tensor) -> AbstractContextManager[None]:

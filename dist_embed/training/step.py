@@ -224,7 +224,7 @@ class TrainStep:
         # DDP and TorchRec both divide what comes from leaves by W; the loss is multiplied by it.
         scale = self._group.num_workers / work.global_tokens
         step_loss = self._output.start(
-            rows, work.negatives, len(work.batches), 1 / work.global_tokens
+            rows, work.negatives, len(work.batches), 1 / work.global_tokens, agreed=True
         )
         for micro, batch in enumerate(work.batches):
             last = micro + 1 == len(work.batches)

@@ -143,6 +143,26 @@ def test_counts_that_do_not_fit_on_one_worker_reach_all(workers: WorkerPool, lay
     assert reasons >= 2, str(caught.value)
 
 
+def counts_that_differ(group: Group) -> list[str]:
+    tables = built(group, whole=True)
+    output, tokens = ExactSoftmax(tables, "w"), 2 + group.rank
+    found = []
+    for counts in ([[2, 4], [2, 3]], [[2, 3], [3, 3]]):
+        step_loss = output.start(tables.lookup({}), None, 1, 1.0)
+        given = (HIDDEN[:tokens], 0, TARGETS[:tokens], counts[group.rank])
+        found.append(said(lambda given=given, of=step_loss.of: of(*given)))  # type: ignore[misc]
+    return found
+
+
+def test_counts_of_tokens_that_differ_are_refused_on_all(workers: WorkerPool) -> None:
+    """Each list is right for its own worker."""
+    for found in workers.run(2, counts_that_differ):
+        assert found == [
+            "tokens_of_worker: all workers give the same; worker 0 has [2, 4], worker 1 [2, 3]",
+            "tokens_of_worker: all workers give the same; worker 0 has [2, 3], worker 1 [3, 3]",
+        ]
+
+
 def wrong_on_one(group: Group, uri: str) -> list[str]:
     tables = built(group)
     wrong = group.rank == 1
