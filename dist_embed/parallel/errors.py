@@ -125,8 +125,8 @@ def errors_shared(group: Group) -> Iterator[None]:
 
 
 def is_broken_collective(exc: BaseException) -> bool:
-    """Whether ``exc`` is a torch collective that a peer broke or left, or that timed out, or a store
-    that is not there any more.
+    """Whether ``exc`` is a torch collective that a peer broke or left, or that timed out, or a
+    store that is not there any more.
     """
     if isinstance(exc, dist.DistNetworkError):
         return True
