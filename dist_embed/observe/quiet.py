@@ -26,6 +26,9 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # reports to the vendor are on by default
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning on machines without GPUs
+    # Without a name server torch warns of each worker that comes to the launcher's store (2.13,
+    # socket.cpp).
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "true",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
 }

@@ -98,15 +98,17 @@ def listening(process: psutil.Process) -> list[str]:
 
 
 @pytest.mark.heavy
-def test_a_machine_without_a_network_trains_and_nothing_of_ray_is_on_the_screen(
-    config: str, dist_embed: Command
+@pytest.mark.parametrize("launcher", ["local", "ray"])
+def test_a_machine_without_a_network_trains_and_no_library_is_on_the_screen(
+    config: str, dist_embed: Command, launcher: str
 ) -> None:
     dist_embed("prepare", config)
     alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
     if subprocess.run([*alone, "true"]).returncode:
         pytest.skip("namespaces cannot be made here")
     done = subprocess.run(
-        [*alone, sys.executable, "-m", "dist_embed.cli.main", "train", config, "--launcher", "ray"],
+        [*alone, sys.executable, "-m", "dist_embed.cli.main", "train", config,
+         "--launcher", launcher],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
@@ -117,10 +119,9 @@ def test_a_machine_without_a_network_trains_and_nothing_of_ray_is_on_the_screen(
 def test_a_command_whose_ray_node_ends_says_so_and_goes_on(config: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dist_embed.cli.main", "train", config, "--launcher", "ray",
                "train.max_steps=100000", "train.evaluate_every=100000"]  # fmt: skip
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as one:
-        deadline = time.monotonic() + 200
+    one = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 250
         while len(list_steps(str(tmp_path / "run"))) < 2:
             assert one.poll() is None, one.communicate()
             assert time.monotonic() < deadline
@@ -129,6 +130,8 @@ def test_a_command_whose_ray_node_ends_says_so_and_goes_on(config: str, tmp_path
         (raylet,) = [process for process in started if process.name() == "raylet"]
         raylet.kill()
         said, complaint = one.communicate(timeout=100)
+    finally:
+        one.kill()
     assert one.returncode == 1
     assert re.fullmatch(
         r"dist-embed: the Ray node .* has ended .*: the same command goes on from .*\n", complaint

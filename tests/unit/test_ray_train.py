@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 from ray.train import ControllerError, WorkerGroupError
 
-from dist_embed.cluster import failure, ray_course, ray_train
+from dist_embed.cluster import failure, ray_course, ray_group, ray_train
 from dist_embed.cluster.failure import Attempt, Failures
 from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_node import NodeLost
@@ -417,6 +418,36 @@ def test_what_workers_tell_bears_the_name_of_their_start(
     ]  # fmt: skip
     assert told[0]["node"] == "here"
     assert [event.get("value") for event in told if event["kind"] == "result"] == [5] * (1 - rank)
+
+
+def test_workers_of_ray_find_their_group_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = {"world_rank": 3, "local_rank": 1, "world_size": 4, "local_world_size": 2}
+    methods = {f"get_{name}": lambda value=value: value for name, value in place.items()}
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(**methods))
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.2")
+    monkeypatch.setattr(os, "environ", {})
+    course: list[tuple[str, Any]] = []
+
+    class Workers:
+        def execute_single(self, rank: int, function: Callable[..., Any], *given: Any) -> Any:
+            course.append((function.__name__, rank))
+            return function(*given)
+
+        def execute(self, function: Callable[..., Any], *given: Any) -> None:
+            course.append((function.__name__, "all"))
+            function(*given)
+
+    GroupByEnvironment().backend_cls().on_start(Workers(), GroupByEnvironment())
+    assert course == [("_host", 0), ("_take_place", "all")]
+    (store,) = ray_group._hosted  # which lives as long as the first worker does
+    assert os.environ == {
+        "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.2", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    ray_group._hosted.clear()
 
 
 def test_ray_has_what_the_controller_is_ended_by() -> None:
