@@ -102,6 +102,8 @@ class Training:
             "train", config, f"data.uri={folder / 'data'}", "train.schedule=constant",
             "embedding.schedule=constant", "train.evaluate_every=100000",
             "checkpoint.every_steps=20", "model.dropout=0", f"train.max_steps={STEPS}",
+            # Else rounding would grow over some hundred steps: tried, 3e-7 at 600, 0.02 at 1500.
+            "train.learning_rate=0.00001", "embedding.learning_rate=0.0001",
         ]  # fmt: skip
         self._local = run
         self.said: list[str] = []
@@ -148,7 +150,7 @@ class Training:
         whole, found = metrics(self._whole), self.losses()
         assert list(found) == list(whole) == list(range(1, steps + 1))
         for step, loss in whole.items():
-            assert math.isclose(found[step], loss, rel_tol=2e-3), (step, found[step], loss)
+            assert math.isclose(found[step], loss, rel_tol=1e-4), (step, found[step], loss)
         # What a step trains on, in words: the same sentences make the same number of them.
         assert metrics(self.run, "epoch") == metrics(self._whole, "epoch")
         assert list_steps(str(self.run))[-1] == steps
