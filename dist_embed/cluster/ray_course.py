@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.train import ControllerError, WorkerGroupError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from dist_embed.cluster.failure import (
@@ -114,7 +114,7 @@ class Course:
                 if fit.stopping or not (fit.paused and getattr(result, "stopped", False)):
                     return result
                 workers = fit.paused
-            elif attempt.is_final or fit.stopping:
+            elif attempt.is_final or fit.stopping or not _may_start_again(outcome):
                 self._raise(attempt, outcome)
             elif fit.leaving and not attempt.has_cause:
                 self._say("a node was taken away before the workers had saved")
@@ -268,6 +268,13 @@ class Fit:
     def _has_failed(self) -> bool:
         """With no other try wanted."""
         return self.attempt.is_final or (self.stopping and bool(self.attempt.failures))
+
+
+def _may_start_again(outcome: Exception | None) -> bool:
+    """Whether there is room again after a start that ended so: what a controller holds that was
+    killed, Ray gives free by and by only (2.60: not within a minute).
+    """
+    return outcome is None or isinstance(outcome, TrainingFailedError)
 
 
 def _why(attempt: Attempt, outcome: Exception | None) -> str:

@@ -89,10 +89,18 @@ def _child(process: subprocess.Popen[str], name: str) -> psutil.Process:
     raise AssertionError(f"no {name} below {process.pid}")
 
 
-@pytest.mark.parametrize("what", ["TrainController", "RayTrainWorker"])
-def test_what_is_killed_is_replaced(training: Training, what: str) -> None:
+def test_a_killed_controller_ends_the_run(training: Training) -> None:
     with training.under_way() as process:
-        _child(process, what).kill()
+        _child(process, "TrainController").kill()
+        _, said = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "a worker was lost" in said
+    training.goes_on()
+
+
+def test_a_killed_worker_is_replaced(training: Training) -> None:
+    with training.under_way() as process:
+        _child(process, "RayTrainWorker").kill()
         said, complaint = process.communicate(timeout=200)
     assert process.returncode == 0, complaint
     assert said.count("resuming from the checkpoint of step") == 1

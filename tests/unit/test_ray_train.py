@@ -221,6 +221,12 @@ def test_failures_that_may_pass_are_outlived(monkeypatch: pytest.MonkeyPatch) ->
     ]  # fmt: skip
 
 
+def test_where_what_runs_the_workers_is_lost_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch(monkeypatch, Start(BEGIN, ends=ActorDiedError()), budget=5)
+    with pytest.raises(RunFailed, match="a worker was lost"):
+        launch.run()
+
+
 def test_workers_that_ray_cannot_start_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     full = ControllerError(RuntimeError("startup timed out\nmore of it"))
     launch = Launch(
