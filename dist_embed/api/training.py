@@ -54,6 +54,7 @@ def train(
     if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)  # beside the imports that follow
     from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
+    from dist_embed.cluster.preparing import executor_of
     from dist_embed.data.preparation import ensure_data
     from dist_embed.run.folder import check_run_folder, only_training
 
@@ -62,7 +63,10 @@ def train(
     word_tables, task, first = False, Train(), is_first_process()
     with only_training(config.run.uri) if first else nullcontext(), shown_by(on_event) as show:
         if first:  # the others wait for it when they join the group
-            data = ensure_data(config, lambda text: show({"kind": "line", "text": text}))
+            data = ensure_data(
+                config, lambda text: show({"kind": "line", "text": text}),
+                executor_at=executor_of(config, launcher),
+            )  # fmt: skip
             vocabulary_size, word_tables = data.vocabulary_size, data.word_tables
             task = Train(data.folder_uri)
             check_run_folder(config, data, force=force)

@@ -127,7 +127,7 @@ def launch_ray(
     with (
         # Workers write there until the connection ends.
         temporary_folder("dist_embed-ray-") as storage_path,
-        _connected(address, num_workers),
+        connected(address, num_workers),
     ):
         use_gpu = device == "cuda" or (
             device == "auto" and ray.cluster_resources().get("GPU", 0) >= num_workers
@@ -307,7 +307,7 @@ def _listen_for_stop(mailbox: Any, ended: threading.Event) -> None:
 
 
 @contextmanager
-def _connected(address: str | None, num_workers: int) -> Iterator[None]:
+def connected(address: str | None, num_workers: int) -> Iterator[None]:
     """A connection to a cluster, or to a Ray of our own for the length of the block."""
     if address and not _answers(address):
         raise UserError(
