@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from dist_embed.cluster.ray_train import connected
 from dist_embed.data.executor import Arguments, in_order
 from dist_embed.errors import RunFailed, StorageError, UserError
 from dist_embed.storage import uri as storage
@@ -44,6 +43,9 @@ def ray_tasks(
         UserError: nothing answers at the address; on use, a node does not see the folder.
         RunFailed: on use, a task was lost too often, or did not end in time.
     """
+    # Imports PyTorch, which tasks, in whose processes this module is imported too, do not need.
+    from dist_embed.cluster.ray_train import connected
+
     scratch_uri = storage.join(folder_uri, "scratch")
     with connected(address, 1):
         storage.write_text(storage.join(scratch_uri, _MARK), "seen by all nodes\n")

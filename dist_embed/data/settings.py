@@ -116,7 +116,10 @@ class DataSection(Section):
         "many times the other's tokens; null: none.",
     )
     num_processes: Annotated[int, NO_RESULT, EXPERT] = Field(
-        0, ge=0, description="Processes that count words and encode; 0: one per core."
+        0,
+        ge=0,
+        description="Processes that count words and encode, or tasks of a Ray cluster; 0: one per "
+        "core.",
     )
     shard_sentences: Annotated[PositiveInt, EXPERT] = Field(
         50_000, description="Sentence pairs per token shard."
