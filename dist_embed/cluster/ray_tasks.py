@@ -79,6 +79,8 @@ class RayTasks:
     def scratch(self, prefix: str, what: str) -> Iterator[str]:
         """See `Executor`."""
         folder = storage.join(self._scratch_uri, f"{prefix}{secrets.token_hex(8)}")
+        if storage.is_local(folder):
+            storage.make_folder(storage.local_path(folder))
         try:
             yield folder
         finally:

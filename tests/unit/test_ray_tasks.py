@@ -138,7 +138,6 @@ def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
 
 def test_what_hands_over_lies_in_a_folder_that_goes(tmp_path: Path) -> None:
     with RayTasks(str(tmp_path), 0, 9.0).scratch("words-", "words are counted") as folder:
-        Path(folder).mkdir()
         Path(folder, "spill-0").write_text("words")
         assert Path(folder).parent == tmp_path
     assert list(tmp_path.iterdir()) == []
