@@ -127,31 +127,37 @@ def test_the_bytes_are_those_of_one_machine(
         assert [name for name in expected if found[name] != expected[name]] == []
 
 
-def test_killed_half_way_and_started_again(
-    ray: dict[str, str], s3: MotoServer, corpus: dict[str, dict[str, str]], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ended_half_way_and_started_again(
+    ray: dict[str, str], s3: MotoServer, corpus: dict[str, dict[str, str]], tmp_path: Path,
+    number: signal.Signals,
+) -> None:  # fmt: skip
     store = connect(s3.url)
-    config = written(tmp_path, corpus, "sides", "s3://bucket/killed")
+    name = f"bucket/{number.name}"
+    config = written(tmp_path, corpus, "sides", f"s3://{name}")
     process = subprocess.Popen(
         [sys.executable, "-m", "dist_embed.cli.main", "prepare", config],
         env=ray, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     limit = time.monotonic() + 300
-    while len([name for name in store.find("bucket/killed") if "/finished/train/" in name]) < 3:
+    while len([path for path in store.find(name) if "/finished/train/" in path]) < 3:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not store.exists("bucket/killed/data.json")
-    # Nobody renews the turn of the one that was killed; it is not waited for here.
-    store.rm_file("bucket/killed/preparing.json")
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=100)
+    assert not store.exists(f"{name}/data.json")
+    if number == signal.SIGTERM:
+        assert process.returncode == 143, said
+        assert said.splitlines()[-1].startswith("dist-embed: ended by SIGTERM")
+    else:  # nobody renews its turn, which is not waited for here
+        store.rm_file(f"{name}/preparing.json")
     said = call(ray, ["prepare", config])
     assert "shards had been finished by a preparation that was ended" in said
-    undisturbed = written(tmp_path, corpus, "sides", "s3://bucket/undisturbed")
+    undisturbed = written(tmp_path, corpus, "sides", f"s3://{name}-not")
     call(ray, ["prepare", undisturbed, "cluster.launcher=local"])
-    assert files_of(s3, "s3://bucket/killed") == files_of(s3, "s3://bucket/undisturbed")
-    assert len(store.ls("bucket/killed")) == 2  # the data, and what names them
+    assert files_of(s3, f"s3://{name}") == files_of(s3, f"s3://{name}-not")
+    assert len(store.ls(name)) == 2  # the data, and what names them
 
 
 # What is mapped over numbers by the program below: importable, as all functions of pools are.
