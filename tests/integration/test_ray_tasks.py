@@ -70,7 +70,7 @@ def corpus(s3: MotoServer) -> dict[str, dict[str, str]]:
     store = connect(s3.url)
     language = SyntheticLanguage(nouns=30, verbs=12, adjectives=8, seed=3)
     corpora = {}
-    for name, size in (("train", 1000), ("validation", 70)):
+    for name, size in (("train", 600), ("validation", 70)):
         sides = {}
         for place, side in enumerate(("source", "target")):
             lines = [pair[place] for pair in language.pairs(size, name, 3)]
@@ -85,7 +85,7 @@ def written(folder: Path, corpus: dict[str, dict[str, str]], kind: str, data_uri
     path = folder / f"{kind}.yaml"
     path.write_text(yaml.safe_dump({
         "run": {"uri": "s3://bucket/run"}, "train": {"max_steps": 1}, "tokenizer": KINDS[kind],
-        "data": {"uri": data_uri, **corpus, "shard_sentences": 60, "max_tokens": 12,
+        "data": {"uri": data_uri, **corpus, "shard_sentences": 40, "max_tokens": 20, "too_long": "cut",
                  "num_processes": 1},
     }))  # fmt: skip
     return str(path)

@@ -102,6 +102,7 @@ def test_what_was_finished_is_not_made_again(
     assert encoded == [5]  # the other split
     assert [found[1] for found in map(TAKEN_OVER.match, said) if found] == [str(SHARDS)]
     assert files_of(data_uri) == undisturbed
+    assert not [name for name in undisturbed if "finished" in name]
     assert len(storage.names_in(data_uri)) == 2  # the data, and what names them
 
 
