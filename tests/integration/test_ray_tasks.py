@@ -17,6 +17,7 @@ import yaml
 
 from dist_embed.cluster.ray_head import own_ray
 from dist_embed.data.languages.synthetic import SyntheticLanguage
+from tests.integration.conftest import Command
 from tests.stores.s3_server import MotoServer, connect
 
 pytestmark = [
@@ -54,8 +55,7 @@ def ray(ray_alone_until_the_file_ends: None, s3: MotoServer) -> Iterator[dict[st
         **s3.environment, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's workers yield to all other processes: on a busy machine they would not begin.
         "RAY_worker_niceness": "0",
-        # The library's sums of `unigram` have an order then.
-        "RAYON_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",  # sums of `unigram` have an order then
     }  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in more.items():
@@ -85,8 +85,8 @@ def written(folder: Path, corpus: dict[str, dict[str, str]], kind: str, data_uri
     path = folder / f"{kind}.yaml"
     path.write_text(yaml.safe_dump({
         "run": {"uri": "s3://bucket/run"}, "train": {"max_steps": 1}, "tokenizer": KINDS[kind],
-        "data": {"uri": data_uri, **corpus, "shard_sentences": 40, "max_tokens": 20, "too_long": "cut",
-                 "num_processes": 1},
+        "data": {"uri": data_uri, **corpus, "shard_sentences": 40, "max_tokens": 20,
+                 "too_long": "cut", "num_processes": 1},
     }))  # fmt: skip
     return str(path)
 
@@ -110,16 +110,16 @@ def files_of(s3: MotoServer, data_uri: str) -> dict[str, bytes]:
 
 
 def test_the_bytes_are_those_of_one_machine(
-    ray: dict[str, str], s3: MotoServer, corpus: dict[str, dict[str, str]], tmp_path: Path
-) -> None:
-    here, there = [], []
+    ray: dict[str, str], s3: MotoServer, corpus: dict[str, dict[str, str]], tmp_path: Path,
+    dist_embed: Command,
+) -> None:  # fmt: skip
+    there = []
     for kind in KINDS:
         config = written(tmp_path, corpus, kind, f"s3://bucket/there/{kind}")
         there.append(["prepare", config, "data.num_processes=0"])
-        here.append(
-            ["prepare", config, "cluster.launcher=local", f"data.uri=s3://bucket/here/{kind}"]
-        )
-    call(ray, *here, *there)
+        here = ("cluster.launcher=local", f"data.uri=s3://bucket/here/{kind}")
+        dist_embed("prepare", config, *here)
+    call(ray, *there)
     for kind in KINDS:
         expected, found = (files_of(s3, f"s3://bucket/{at}/{kind}") for at in ("here", "there"))
         assert len(expected) > 20
@@ -130,7 +130,7 @@ def test_the_bytes_are_those_of_one_machine(
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_ended_half_way_and_started_again(
     ray: dict[str, str], s3: MotoServer, corpus: dict[str, dict[str, str]], tmp_path: Path,
-    number: signal.Signals,
+    dist_embed: Command, number: signal.Signals,
 ) -> None:  # fmt: skip
     store = connect(s3.url)
     name = f"bucket/{number.name}"
@@ -154,8 +154,7 @@ def test_ended_half_way_and_started_again(
         store.rm_file(f"{name}/preparing.json")
     said = call(ray, ["prepare", config])
     assert "shards had been finished by a preparation that was ended" in said
-    undisturbed = written(tmp_path, corpus, "sides", f"s3://{name}-not")
-    call(ray, ["prepare", undisturbed, "cluster.launcher=local"])
+    dist_embed("prepare", config, "cluster.launcher=local", f"data.uri=s3://{name}-not")
     assert files_of(s3, f"s3://{name}") == files_of(s3, f"s3://{name}-not")
     assert len(store.ls(name)) == 2  # the data, and what names them
 

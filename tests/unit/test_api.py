@@ -58,7 +58,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "dist_embed.data.preparation.ensure_data",
-        lambda config, say, **how: say(f"preparing {config.data.uri} {how}") or prepared.data,
+        lambda config, say, *, executor_at, **how: (
+            say(f"preparing {config.data.uri} {how}") or prepared.data
+        ),
     )
     return config_from_dict(
         {"run": {"uri": "run"}, "data": {"synthetic": {}, "uri": "data"}, "train": {"max_steps": 9},
