@@ -15,6 +15,8 @@ from torch import Tensor
 
 from dist_embed.parallel.group import Group
 
+# The name of 2.13, which warns of the one that versions before have.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 def sum_over_workers(tensor: Tensor, group: Group) -> Tensor:
     """Sum ``tensor`` over all workers, in place; returned for convenience. Collective."""
@@ -70,7 +72,7 @@ def start_stack_over_workers(tensor: Tensor, group: Group) -> Callable[[], Tenso
     if group.num_workers == 1:
         return lambda: tensor.unsqueeze(0)
     out = tensor.new_empty((group.num_workers, *tensor.shape))
-    work = dist.all_gather_into_tensor(
+    work = _all_gather(
         out.view(-1), tensor.reshape(-1), group=group.process_group, async_op=True
     )
 
