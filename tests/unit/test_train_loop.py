@@ -121,12 +121,14 @@ def test_a_line_has_the_means_of_the_steps_since_the_last(clocked: Callable[[Run
     )
     clocked(run)
     run.train(max_steps=10, log_every=2, save_every=1, evaluate_every=3)
-    known = {key: run.metrics[0][key] for key in run.metrics[0] if key != "step"}
+    known = {key: value for key, value in run.metrics[0].items() if "/" not in key}
     assert known == {
+        "step": 2,
         "loss": (4.0 * 10 + 1.0 * 30) / 40, "nll": (3.0 * 10 + 2.0 * 30) / 40,
         "tokens_per_second": 40 / (2 * STEP_SECONDS), "step_seconds": STEP_SECONDS,
         "gradient_norm": 0.25, "skipped_steps": 4, "epoch": 0,
     }  # fmt: skip
+    assert len(run.progress[0].pop("workers")["own_seconds"]) == 1
     assert run.progress[0] == {
         "kind": "progress", "step": 2, "max_steps": 10, "loss": 1.75,
         "tokens_per_second": 10.0, "eta_seconds": 8 * STEP_SECONDS,
