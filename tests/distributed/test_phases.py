@@ -35,6 +35,9 @@ def delay(place: str, sharded: Sharded) -> None:
         sharded.transformer.encoder[0].register_full_backward_pre_hook(delayed(lambda *_: None))
     elif place == "optimizer":
         sharded.optimizer.step = delayed(sharded.optimizer.step)  # type: ignore[method-assign]
+    elif place == "ids exchange":
+        (module,) = sharded.lookup._modules
+        module.input_dist = delayed(module.input_dist)
     elif place == "lookup":
         (module,) = sharded.lookup._modules
         module.compute = delayed(module.compute)  # type: ignore[method-assign]
@@ -64,7 +67,9 @@ def spent_where_worker_1_is_slow(
 
 
 @pytest.mark.parametrize("num_samples", [0, 9])
-@pytest.mark.parametrize("place", ["lookup", "encoder", "output", "dense backward", "optimizer"])
+@pytest.mark.parametrize(
+    "place", ["ids exchange", "lookup", "encoder", "output", "dense backward", "optimizer"]
+)
 def test_the_others_only_wait_for_a_slow_worker(
     workers: WorkerPool, place: str, num_samples: int
 ) -> None:
