@@ -8,10 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from dist_embed.arguments import whole_number
 from dist_embed.config.checks import check, check_written
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
+
+MOST_PROFILED = 100  # steps of a trace: each takes some MB of memory until it is written
 
 
 def config_given(value: Any, *, to_train: bool = True) -> Config:
@@ -39,6 +42,17 @@ def _as_given(value: Any) -> Any:
 def run_given(value: Any) -> str:
     """The absolute address of a run's folder. Raises UserError."""
     return storage.absolute(storage.given(value, "run"))
+
+
+def profile_given(value: Any, max_steps: int) -> tuple[int, int]:
+    """The first and the last step to record, of a run of so many. Raises UserError."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise UserError(
+            f"profile: {value!r} is not allowed: the first and the last step, as (8, 12)"
+        )
+    first = whole_number("profile: the first step", value[0], 1, max_steps)
+    most = min(max_steps, first + MOST_PROFILED - 1)
+    return first, whole_number("profile: the last step", value[1], first, most)
 
 
 def texts_given(value: Any, name: str) -> list[str]:

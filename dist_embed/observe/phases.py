@@ -6,7 +6,6 @@ worker's `Phases` are current, which is in steps of training alone; elsewhere th
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 from torch.profiler import record_function
+
+from dist_embed.observe.clocks import Clock, clock_of
 
 # In the order of a step. `agreement`: what all workers agree on between two steps. `gradient norm`:
 # norms, and the exchange of the step's sums, in which a GPU's host waits for its results.
@@ -56,7 +57,7 @@ class Phases:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._clock = _DeviceClock() if device.type == "cuda" else _HostClock()
+        self._sums = _Sums(clock_of(device))
         self._rows = 0
         self.annotate = False
 
@@ -70,16 +71,15 @@ class Phases:
                 yield
         finally:
             _current = before
-            self._clock.collect()
+            self._sums.collect()
 
     def span(self, name: str) -> AbstractContextManager[None]:
         """A block whose time counts under ``name``."""
-        return _Span(self._clock, name, self.annotate)
+        return _Span(self._sums, name, self.annotate)
 
     def take(self) -> Spent:
         """What was recorded since the last call."""
-        seconds, rows = self._clock.seconds, self._rows
-        self._clock.seconds, self._rows = defaultdict(float), 0
+        seconds, rows, self._rows = self._sums.take(), self._rows, 0
         return Spent(
             {name: seconds[name] for name in PHASES},
             max(0.0, seconds[STEP] - seconds[WAITING]),
@@ -98,7 +98,7 @@ class Phases:
 
         def note(leaf: Tensor) -> None:
             del leaf
-            begun[:] = [self._clock.mark()]
+            begun[:] = [self._sums.clock.mark()]
 
         hooks = [
             leaf.register_post_accumulate_grad_hook(note) for leaf in leaves if leaf.requires_grad
@@ -107,17 +107,17 @@ class Phases:
         for hook in hooks:
             hook.remove()
         if begun:
-            self._clock.add(WAITING, begun[0])
+            self._sums.add(WAITING, begun[0])
 
     @contextmanager
     def waiting_until(self, nodes: Iterable[Node]) -> Iterator[None]:
         """See the function of that name."""
-        begun = [self._clock.mark()]
+        begun = [self._sums.clock.mark()]
 
         def note(gradients: tuple[Tensor, ...]) -> None:
             del gradients
             if begun:
-                self._clock.add(WAITING, begun.pop())
+                self._sums.add(WAITING, begun.pop())
 
         hooks = [node.register_prehook(note) for node in nodes]
         yield
@@ -157,62 +157,45 @@ def note_rows(count: int) -> None:
         _current.note_rows(count)
 
 
-class _HostClock:
-    """Seconds by name, by the host's clock."""
+class _Sums:
+    """Seconds by name; of a device's spans those that it has passed."""
 
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    def mark(self) -> Any:
-        return time.perf_counter()
-
-    def add(self, name: str, begin: Any) -> None:
-        self.seconds[name] += time.perf_counter() - begin
-
-    def collect(self) -> None:
-        """Nothing is left to be read."""
-
-
-class _DeviceClock(_HostClock):
-    """Seconds by name, by events in the device's stream.
-
-    A span in which the host alone is busy counts as long as the device waits for it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._spans: deque[tuple[str, torch.cuda.Event, torch.cuda.Event]] = deque()
-        self._unused: list[torch.cuda.Event] = []
-
-    def mark(self) -> Any:
-        event = self._unused.pop() if self._unused else torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._spans: deque[tuple[str, Any, Any]] = deque()  # a device's, in the order of their ends
 
     def add(self, name: str, begin: Any) -> None:
-        self._spans.append((name, begin, self.mark()))
+        """A span of that name, from ``begin`` to now."""
+        self._spans.append((name, begin, self.clock.mark()))
 
     def collect(self) -> None:
-        """Read what the device has passed; the rest waits for another time."""
-        while self._spans and self._spans[0][2].query():
+        """Sum up the spans that have ended; what the device has not done yet is left."""
+        while self._spans and self.clock.has_passed(self._spans[0][2]):
             name, begin, end = self._spans.popleft()
-            self.seconds[name] += begin.elapsed_time(end) / 1e3
-            self._unused += begin, end
+            self._seconds[name] += self.clock.between(begin, end)
+            self.clock.give_back(begin, end)
+
+    def take(self) -> defaultdict[str, float]:
+        """What was summed up since the last call."""
+        self.collect()
+        seconds, self._seconds = self._seconds, defaultdict(float)
+        return seconds
 
 
 class _Span(AbstractContextManager[None]):
     # No generator: a step has dozens, which would take a measurable part of a short one.
-    __slots__ = ("_annotation", "_begin", "_clock", "_name")
+    __slots__ = ("_annotation", "_begin", "_name", "_sums")
 
-    def __init__(self, clock: _HostClock, name: str, annotate: bool) -> None:
-        self._clock = clock
+    def __init__(self, sums: _Sums, name: str, annotate: bool) -> None:
+        self._sums = sums
         self._name = name
         self._annotation = record_function(name) if annotate else None
 
     def __enter__(self) -> None:
         if self._annotation is not None:
             self._annotation.__enter__()
-        self._begin = self._clock.mark()
+        self._begin = self._sums.clock.mark()
 
     def __exit__(
         self,
@@ -220,6 +203,6 @@ class _Span(AbstractContextManager[None]):
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._clock.add(self._name, self._begin)
+        self._sums.add(self._name, self._begin)
         if self._annotation is not None:
             self._annotation.__exit__(kind, exc, trace)

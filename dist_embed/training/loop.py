@@ -20,22 +20,25 @@ from dist_embed.training.evaluate import Quality
 from dist_embed.training.saving import Saves, ruined
 from dist_embed.training.settings import TrainSection
 from dist_embed.training.step import StepResult, TrainStep
+from dist_embed.training.step_traces import StepTraces
 from dist_embed.training.workers import Stragglers, WorkersSpent, spent_by_workers
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls; the first two are collective.
+    """What the loop calls; all but ``before_save`` is collective.
 
     Attributes:
         validate: mean -log p per token of the validation set; None where there is none.
         translate: quality on the validation set; None where there is none.
         before_save: raises, on some worker, where saving would be in vain.
+        traces: of some steps; None: of none.
     """
 
     validate: Callable[[], float] | None
     translate: Callable[[], Quality] | None
     before_save: Callable[[], None] = lambda: None
+    traces: StepTraces | None = None
 
 
 @dataclass
@@ -96,6 +99,8 @@ def train_loop(
     following: StepBatches | None = None
     try:
         while state.step < settings.max_steps:
+            if hooks.traces:
+                hooks.traces.before(state.step + 1, phases)
             with phases.recorded():
                 with phase("agreement"):
                     stopped = saves.between_steps()
@@ -113,6 +118,8 @@ def train_loop(
                 result = train_step.run(state.step + 1, work, following)
                 window.add(result, time.perf_counter() - started)
             state.step += 1
+            if hooks.traces:
+                hooks.traces.after(state.step)
             state.scalars["position"] = work.after.to_dict()
             state.scalars.pop(METRIC, None)  # a checkpoint carries its own step's, or none
             skipped_in_a_row = _note_skip(state, result, skipped_in_a_row, settings, reporter)
