@@ -190,7 +190,7 @@ class TrainStep:
                 for param_group in self._optimizer.param_groups:
                     param_group["lr"] = self._rates.dense.rate(step)
                 self._optimizer.step()
-            rows.backward()
+            rows.backward(proven=True)
         return StepResult(
             loss=loss_sum / work.global_tokens,
             nll=nll_sum / work.global_tokens,
@@ -229,7 +229,7 @@ class TrainStep:
         scale = self._group.num_workers / work.global_tokens
         with phase("output"):
             step_loss = self._output.start(
-                rows, work.negatives, len(work.batches), 1 / work.global_tokens
+                rows, work.negatives, len(work.batches), 1 / work.global_tokens, agreed=True
             )
         leaves = [table.vectors for table in rows.tables.values()]
         for micro, batch in enumerate(work.batches):
