@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from dist_embed.config.checks import check, check_written
-from dist_embed.config.schema import Config
+from dist_embed.config.schema import Config, Reading
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 
@@ -21,7 +21,7 @@ def config_given(value: Any, *, to_train: bool = True) -> Config:
     Where it is not ``to_train``, it may have what would do nothing, as a trained run's may.
     """
     if isinstance(value, Config):
-        config = Config.model_validate(_as_given(value), context="config")
+        config = Config.model_validate(_as_given(value), context=Reading("config"))
         (check_written if to_train else check)(config)
         return config
     hint = ": dist_embed.load_config reads a file" if isinstance(value, str | PathLike) else ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from torch import Tensor
 
-from dist_embed.arguments import one_of, real_number, shown, whole_number
+from dist_embed.arguments import of_kind, one_of, real_number, shown, whole_number
 from dist_embed.checkpoint.catalogue import current_names, open_checkpoints
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.manifest import CheckpointError, ManifestName
@@ -86,7 +86,8 @@ class Checkpoints:
         UserError: an argument cannot be; or a name of ``dense`` is one that tables have.
 
     Where the block ends by an error, the save under way gets ten seconds. Outside a ``with`` block
-    nobody would wait for a save at the end: there `save` returns when it is written.
+    nobody would wait for a save at the end: there `save` returns when it is written. The
+    constructor is collective.
     """
 
     def __init__(
@@ -100,14 +101,19 @@ class Checkpoints:
         timeout_seconds: float = 600.0,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        if not isinstance(uri, str | os.PathLike) or not os.fspath(uri):
-            raise UserError(f"uri: {shown(uri)} is no folder; give a path or an fsspec URL")
-        if not isinstance(tables, ShardedTables):
-            raise UserError(f"tables: {shown(tables)} is not allowed: they are a ShardedTables")
-        _check_dense(dense)
-        keep_last = whole_number("keep_last", keep_last, 1)
-        one_of("saving", saving, get_args(Saving))
-        timeout_seconds = real_number("timeout_seconds", timeout_seconds, positive=True)
+        of_kind("tables", tables, ShardedTables, "they are a ShardedTables")
+        tables.group.require_joined()
+        with all_or_none(tables.group):
+            if not isinstance(uri, str | os.PathLike) or not os.fspath(uri):
+                raise UserError(f"uri: {shown(uri)} is no folder; give a path or an fsspec URL")
+            _check_dense(dense)
+            keep_last = whole_number("keep_last", keep_last, 1)
+            one_of("saving", saving, get_args(Saving))
+            timeout_seconds = real_number("timeout_seconds", timeout_seconds, positive=True)
+            if not callable(report):
+                raise UserError(
+                    f"report: {shown(report)} is not allowed: a function that takes a line"
+                )
         self.values: dict[str, Any] = {}
         self._store = open_checkpoints(os.fspath(uri))
         self._tables = tables
@@ -139,6 +145,7 @@ class Checkpoints:
         the second reading fails, a part of them has been overwritten. Collective.
         """
         self.wait()
+        self._tables.group.require_joined()
         self._check_folder()
         state = self._state(0)
         in_place = self._settings.saving == "in_place"
@@ -164,6 +171,7 @@ class Checkpoints:
         step = whole_number("step", step, 1)
         _check_values(self.values)
         self.wait()
+        self._tables.group.require_joined()
         newest = max(self._loaded, self._saver.saved_step if self._saver else 0)
         if not newest:  # what may be there is another training's
             self._check_folder(step)
@@ -177,7 +185,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait for the save under way, if any. Raises as `save` does. Collective."""
-        if self._saver is not None:
+        if self._saver is not None and self._saver.step_under_way is not None:
+            self._tables.group.require_joined()
             self._saver.wait()
 
     def __enter__(self) -> Self:
@@ -193,7 +202,7 @@ class Checkpoints:
             return
         try:
             if kind is None:
-                self._saver.wait()
+                self.wait()
         finally:
             self._saver.close()
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, model_validator
@@ -18,6 +19,19 @@ from dist_embed.model.settings import ModelSection, SearchSection
 from dist_embed.run.settings import RunSection
 from dist_embed.section import MAY_CHANGE, Section
 from dist_embed.training.settings import TrainSection
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is validated, as pydantic's context.
+
+    Attributes:
+        origin: what messages call it.
+        say: takes a line for each key that has another name now.
+    """
+
+    origin: str = "configuration"
+    say: Callable[[str], None] = say_once
 
 
 class Config(Section):
@@ -41,16 +55,16 @@ class Config(Section):
         """Reads earlier names of keys, and raises ConfigError in place of pydantic's error, from
         ``Config(…)`` too.
         """
-        origin = info.context or "configuration"
+        reading: Reading = info.context or Reading()
         if isinstance(values, Mapping):
             values, renamed = with_new_names(dict(values))
             for line in renamed:
-                say_once(f"{origin}: {line}")
+                reading.say(f"{reading.origin}: {line}")
             values = _with_data_uri(values)
         try:
             return validate(values)
         except ValidationError as exc:
-            raise ConfigError(mistakes(exc, cls, origin)) from None
+            raise ConfigError(mistakes(exc, cls, reading.origin)) from None
 
     if TYPE_CHECKING:
         # Sections may be dictionaries, which pydantic's own signature does not say.
