@@ -29,21 +29,22 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # reports to the vendor are on by default
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # silences a warning on machines without GPUs
+    # Without a name server torch warns of each worker that comes to the launcher's store (2.13,
+    # socket.cpp).
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TOKENIZERS_PARALLELISM": "true",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
 }
 
 
 @contextmanager
-def quiet_environment(**also: str) -> Iterator[None]:
+def quiet_environment() -> Iterator[None]:
     """What libraries read from the environment, for a ``with`` block around their import; what
     starts in it keeps that. Behind it the environment is as before, also where a library has
-    changed it (Ray 2.60: PYTHONBREAKPOINT).
-
-    ``also``: further variables. Those that are there stay as they are.
+    changed it (Ray 2.60: PYTHONBREAKPOINT). What a user has set stays as it is.
     """
     before = os.environ.copy()
-    for name, value in {**_ENVIRONMENT, **also}.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         yield

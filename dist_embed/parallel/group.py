@@ -17,6 +17,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from dist_embed.arguments import one_of, real_number
 from dist_embed.errors import UserError
 from dist_embed.parallel.device import resolve_device
+from dist_embed.parallel.rendezvous import gloo_listening
 from dist_embed.parallel.settings import DeviceChoice
 
 
@@ -60,14 +61,18 @@ def joined_group(
     A launcher that has already initialised ``torch.distributed`` (Ray Train) keeps ownership of
     the group. Otherwise the environment of ``torchrun`` (RANK, WORLD_SIZE, LOCAL_RANK,
     MASTER_ADDR, MASTER_PORT) is read and the group is destroyed at the end of the block. A process
-    that no launcher has told its place is the only worker.
+    that no launcher has told its place is the only worker. gloo listens where the peers are
+    (`gloo_listening`).
 
     Raises UserError for CUDA on a machine without, or an argument that cannot be.
     ``timeout_seconds``, at most a year, bounds every collective; gloo's first connections, as
     workers join, five times as much (torch 2.13, gloo's pair.h: waitUntil). Collective.
     """
     told = dist.is_initialized() or bool({"RANK", "WORLD_SIZE"} & os.environ.keys())
-    with _joined(device_type, timeout_seconds, alone=not told) as group:
+    with (
+        gloo_listening(alone=not told),
+        _joined(device_type, timeout_seconds, alone=not told) as group,
+    ):
         yield group
 
 
@@ -78,7 +83,7 @@ def lone_group(
     """This process as the only worker of a group, on the first device of its type, whatever place
     the environment gives it. Raises UserError for CUDA on a machine without.
     """
-    with _joined(device_type, timeout_seconds, alone=True) as group:
+    with gloo_listening(alone=True), _joined(device_type, timeout_seconds, alone=True) as group:
         yield group
 
 

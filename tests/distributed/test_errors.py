@@ -29,6 +29,7 @@ from dist_embed.parallel.collectives import (
 )
 from dist_embed.parallel.errors import WorkerError, all_or_none, errors_shared
 from dist_embed.parallel.group import Group, joined_group
+from dist_embed.parallel.rendezvous import hosted_store
 from dist_embed.parallel.stop import exit_on_signals, stop_on_signals, stop_requested
 from tests.distributed.pool import WorkerPool
 
@@ -87,7 +88,7 @@ def fail_as_the_host_of_the_store(emit: Emit) -> None:
     rank = int(os.environ["RANK"])
     launchers = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False)
     if rank == 0:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = hosted_store()
         launchers.set("port", str(store.port))
     else:
         store = TCPStore("127.0.0.1", int(launchers.get("port")), is_master=False)
