@@ -25,6 +25,7 @@ EXTRAS = {
     "safetensors": "export",
     "gcsfs": "gcs",
     "adlfs": "azure",
+    "kubernetes": "kubernetes",
     "gensim": "dev",
 }
 
