@@ -30,7 +30,7 @@ Object = dict[str, Any]
 
 RAY_VERSION = "2.60.0"  # that `launch/setup.sh` installs in the image
 _ANSWER_SECONDS = (10, 60)  # for Kubernetes to be reached, and to answer
-_USER = 1000  # as in launch/Dockerfile
+USER = 1000  # as in launch/Dockerfile
 _MIB = 2**20
 # KubeRay refuses longer names of a RayJob, for what it makes of them (constant.go).
 _NAME_CHARACTERS = 47
@@ -389,9 +389,9 @@ def _pod(settings: KubernetesSection, container: Object) -> Object:
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [container],
