@@ -57,11 +57,12 @@ for file in $(driver); do kill -TERM "$(cut -d/ -f3 <<<"$file")"; done
 while driver >/dev/null; do sleep 1; done
 sleep 10
 """
-# A worker is not taken away before it has saved.
+# A worker is not taken away before it has saved. Its process is called as what it is, or as what it
+# has been called for (Ray 2.60).
 _BEFORE_WORKER_ENDS = r"""
 timeout 30 ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION --reason-message 'its pod ends' \
     --deadline-remaining-seconds {seconds}
-while grep -qsz '[R]ayTrainWorker' /proc/[0-9]*/cmdline; do sleep 1; done
+while grep -qszE '^ray::(RayTrainWorker|execute)' /proc/[0-9]*/cmdline; do sleep 1; done
 """
 
 

@@ -455,3 +455,21 @@ def test_before_the_head_ends_its_run_is_asked_to_save(tmp_path: Path) -> None:
     assert done.returncode == 143
     # And nothing is waited for where there is none.
     subprocess.run([*ALONE, bash, option, before], timeout=5, check=True)
+
+
+@pytest.mark.skipif(not CAN_BE_ALONE, reason="unshare gives no processes of their own here")
+@pytest.mark.parametrize("title", ["ray::RayTrainWorker", "ray::execute._setup"])
+def test_before_a_pod_ends_its_workers_have_ended(title: str, tmp_path: Path) -> None:
+    (tmp_path / "ray").write_text(f'#!/bin/sh\necho "$*" >"{tmp_path}/told"\n')
+    (tmp_path / "ray").chmod(0o755)
+    bash, option, before = at(manifest(config_of()), "ray:lifecycle:preStop:exec:command")
+    script = (
+        f"(exec -a ray::IDLE sleep 30) &\n"
+        f"(exec -a {title} sleep 1.5) & (sleep 1; touch {tmp_path}/late) &\n"
+        f"sleep 0.3; {bash} {option} {shlex.quote(before)}\n[ -e {tmp_path}/late ]\n"
+    )
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run([*ALONE, "bash", "-c", script], env=env, timeout=20, check=True)
+    told = (tmp_path / "told").read_text()
+    assert told.startswith("drain-node --reason DRAIN_NODE_REASON_PREEMPTION ")
+    assert told.endswith(" --deadline-remaining-seconds 120\n")
