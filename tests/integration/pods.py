@@ -54,7 +54,8 @@ class Pod:
     def __init__(self, group: dict[str, Any], log: Path, *options: str, **env: str) -> None:
         (container,) = group["template"]["spec"]["containers"]
         given = {entry["name"]: entry["value"] for entry in container["env"]}
-        self.environment = {**os.environ, **given, **env}
+        # Beside other work on this machine workers would stand still at Ray's own 15.
+        self.environment = {**os.environ, "RAY_worker_niceness": "0", **given, **env}
         self.before_end = container["lifecycle"]["preStop"]["exec"]["command"]
         start = [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
         self.log = log
