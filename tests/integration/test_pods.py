@@ -24,7 +24,6 @@ CAN_BE_ALONE = (
 pytestmark = [
     pytest.mark.heavy,
     pytest.mark.timeout(900),
-    pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
     pytest.mark.skipif(not CAN_BE_ALONE, reason="unshare gives no network of its own here"),
 ]
 
