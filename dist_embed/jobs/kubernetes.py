@@ -44,7 +44,7 @@ _SHARED_MIB = 1024  # /dev/shm: the object store, and what NCCL shares between G
 _RAY_MIB = 1536
 # The estimate is within a tenth, and above 95 % of a pod's memory Ray ends workers.
 _MEMORY_MARGIN = 1.2
-_AFTER_STOP_SECONDS = 30  # that Ray's own processes may take
+_AFTER_STOP_SECONDS = 60  # that a word to Ray, and its own processes, may take
 
 # What happens in a pod before it is ended, beside the other processes of its container. The head's
 # asks the run to save, as nobody else does when a job is suspended, or a node is drained. SIGTERM
@@ -266,11 +266,10 @@ def _prepared(config: Config) -> PreparedData | None:
 
 def _estimate(config: Config, prepared: PreparedData | None) -> int:
     """Bytes of host memory of a worker, at most; see `training.needs.host_bytes`."""
-    bound, tier = config.tokenizer.vocab_size, None
+    bound, memory = config.tokenizer.vocab_size, config.embedding.memory
+    tier: Tier | None = None
     if config.cluster.device == "cuda":
-        memory = config.embedding.memory
-        tier_of: Tier = "device" if memory == "auto" else memory  # what `auto` needs at least
-        tier = tier_of
+        tier = "device" if memory == "auto" else memory  # what `auto` needs at least
     return Train().host_bytes(
         config,
         prepared.vocabulary_size if prepared else {"source": bound, "target": bound},
