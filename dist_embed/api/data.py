@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
-from dist_embed.api.given import config_given
+from dist_embed.api.given import config_given, on_event_given
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData
@@ -35,10 +36,11 @@ def prepare(
         UserError: no configuration; corpora that cannot be read; data there that are of other
             settings, or with ``renew=False`` of other files.
     """
+    on_event_given(on_event)
     from dist_embed.data.preparation import ensure_data
 
     config = with_absolute_paths(config_given(config), on_cluster=False)
-    with shown_by(on_event) as show:
+    with shown_by(on_event, sys.stdout) as show:
         return ensure_data(
             config, lambda text: show({"kind": "line", "text": text}), force=force, renew=renew
         )

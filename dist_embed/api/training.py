@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
-from dist_embed.api.given import config_given
+from dist_embed.api.given import config_given, on_event_given
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
@@ -47,8 +48,22 @@ def train(
         RunFailed: a worker failed.
     """
     config = config_given(config)
+    on_event_given(on_event)
     require(*WORKERS_NEED)
-    quiet_environment()
+    with quiet_environment(), shown_by(on_event, sys.stdout) as show:
+        result = _trained(config, launcher, force, show)
+    if result.stopped:
+        raise TrainingStopped(
+            f"stopped as asked after step {result.steps}; started again, the run goes on from "
+            "there",
+            result,
+        )
+    return result
+
+
+def _trained(
+    config: Config, launcher: LauncherChoice | None, force: bool, show: Callable[[Event], None]
+) -> TrainResult:
     from dist_embed.cluster.fork_server import start_ahead
 
     if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
@@ -60,7 +75,7 @@ def train(
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     vocabulary_size: dict[str, int] = {}
     word_tables, task, first = False, Train(), is_first_process()
-    with only_training(config.run.uri) if first else nullcontext(), shown_by(on_event) as show:
+    with only_training(config.run.uri) if first else nullcontext():
         if first:  # the others wait for it when they join the group
             data = ensure_data(config, lambda text: show({"kind": "line", "text": text}))
             vocabulary_size, word_tables = data.vocabulary_size, data.word_tables
@@ -73,11 +88,6 @@ def train(
     if first:
         speed = tokens_per_second(config.run.uri, after_step=result.resumed_at)
         result = replace(result, tokens_per_second=speed)
-    if result.stopped:
-        raise TrainingStopped(
-            f"stopped as asked after step {result.steps}; the same command goes on from there",
-            result,
-        )
     return result
 
 

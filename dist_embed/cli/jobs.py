@@ -10,6 +10,7 @@ from dist_embed.cli.config import add_config_arguments
 from dist_embed.config.load import load_config
 from dist_embed.errors import UserError
 from dist_embed.jobs.settings import TARGETS
+from dist_embed.streams import say
 
 if TYPE_CHECKING:
     from dist_embed.config.schema import Config
@@ -121,12 +122,13 @@ def _stop(arguments: argparse.Namespace) -> None:
 
 
 def _say(output: bytes) -> None:
-    sys.stdout.buffer.write(output)  # a letter may come in two parts
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.buffer.write(output)  # a letter may come in two parts
+        sys.stdout.flush()
 
 
 def _end_as(job: Job) -> None:
     """With the job's exit code, where it is not 0."""
     if job.exit_code or job.state != "COMPLETED":
-        print(f"dist-embed: job {job.number}: {job.state.lower()}", file=sys.stderr)
+        say(f"dist-embed: job {job.number}: {job.state.lower()}")
         raise SystemExit(job.exit_code or 1)

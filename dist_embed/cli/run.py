@@ -14,7 +14,7 @@ from dist_embed.cli.config import add_config_arguments
 from dist_embed.cli.trained_run import add_worker_options, check_output, run_config
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
-from dist_embed.errors import RunStopped
+from dist_embed.errors import RunStopped, UserError
 from dist_embed.parallel.stop import taken_signal
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
 
@@ -136,6 +136,9 @@ def _translate(arguments: argparse.Namespace) -> None:
     from dist_embed.observe.events import printable
 
     check_output(arguments.output)
+    for name, stream in (("input", sys.stdin), ("output", sys.stdout)):
+        if getattr(arguments, name) == "-" and stream is None:
+            raise UserError(f"--{name}: '-' is not allowed: standard {name} is closed")
     config = run_config(arguments.run, arguments)
     if arguments.input == "-":
         texts = list(decoded_lines(sys.stdin.buffer, "standard input"))

@@ -14,9 +14,10 @@ from dist_embed.embedding.settings import Tier
 from dist_embed.errors import UserError
 from dist_embed.installed import require
 from dist_embed.observe.events import Event
-from dist_embed.observe.quiet import worker_log_folder
+from dist_embed.observe.quiet import quiet_environment, worker_log_folder
 from dist_embed.parallel.device import resolve_device, resolve_dtype
 from dist_embed.parallel.torchrun import under_torchrun
+from dist_embed.storage.uri import check_working_folder
 from dist_embed.training.step_seconds import check_step
 from dist_embed.training.tasks import Task
 
@@ -52,9 +53,10 @@ def launch(
 
     Raises:
         UserError: more workers than the machine can hold, a step of the exact output layer that
-            takes too long, or an error of the user in a worker.
+            takes too long, no working folder, or an error of the user in a worker.
         RunFailed: a worker failed.
     """
+    check_working_folder()  # again: preparation may have taken hours
     cluster = config.cluster
     log_folder = str(worker_log_folder(config.run.uri))
 
@@ -90,25 +92,24 @@ def launch(
             device=resolve_device(cluster.device),
         )
     require("ray")
-    if address is None:
-        # What Ray 2.60 chooses where it is started; whoever connects must say so, and before ray is
-        # imported (authentication_token_setup.py:enable_token_auth_by_default).
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    from dist_embed.cluster.ray_train import launch_ray
+    # What Ray 2.60 chooses where it is started; whoever connects must say so, and before ray is
+    # imported (authentication_token_setup.py:enable_token_auth_by_default).
+    with quiet_environment(**({} if address else {"RAY_AUTH_MODE": "token"})):
+        from dist_embed.cluster.ray_train import launch_ray
 
-    return launch_ray(
-        run_worker,
-        arguments,
-        num_workers=cluster.num_workers,
-        address=address,
-        # The workers' device, not this machine's: a cluster's head often has no GPU.
-        device=cluster.device if address else resolve_device(cluster.device),
-        timeout_seconds=cluster.timeout_seconds,
-        max_failures=cluster.max_failures,
-        on_event=on_event,
-        log_folder=log_folder,
-        stop_seconds=stop_seconds,
-    )
+        return launch_ray(
+            run_worker,
+            arguments,
+            num_workers=cluster.num_workers,
+            address=address,
+            # The workers' device, not this machine's: a cluster's head often has no GPU.
+            device=cluster.device if address else resolve_device(cluster.device),
+            timeout_seconds=cluster.timeout_seconds,
+            max_failures=cluster.max_failures,
+            on_event=on_event,
+            log_folder=log_folder,
+            stop_seconds=stop_seconds,
+        )
 
 
 def stop_seconds(config: Config) -> float:

@@ -186,7 +186,7 @@ class TrainStep:
             for param_group in self._optimizer.param_groups:
                 param_group["lr"] = self._rates.dense.rate(step)
             self._optimizer.step()
-            rows.backward()
+            rows.backward(proven=True)
         return StepResult(
             loss=loss_sum / work.global_tokens,
             nll=nll_sum / work.global_tokens,
@@ -224,7 +224,7 @@ class TrainStep:
         # DDP and TorchRec both divide what comes from leaves by W; the loss is multiplied by it.
         scale = self._group.num_workers / work.global_tokens
         step_loss = self._output.start(
-            rows, work.negatives, len(work.batches), 1 / work.global_tokens
+            rows, work.negatives, len(work.batches), 1 / work.global_tokens, agreed=True
         )
         for micro, batch in enumerate(work.batches):
             last = micro + 1 == len(work.batches)

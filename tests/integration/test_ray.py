@@ -66,7 +66,8 @@ def test_ray_trains_as_local_processes_do_and_stops_as_asked(
         said, complaint = process.communicate(timeout=200)
     assert process.returncode == 143, complaint
     found = re.fullmatch(
-        r"dist-embed: stopped as asked after step (\d+); the same command goes on from there\n",
+        r"dist-embed: stopped as asked after step (\d+); started again, the run goes on from "
+        r"there\n",
         complaint,
     )
     assert found, complaint

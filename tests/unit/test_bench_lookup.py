@@ -247,7 +247,7 @@ def wrong_kernel_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StepRows, "backward", lambda rows: None)
+    monkeypatch.setattr(StepRows, "backward", lambda rows, **how: None)
 
 
 def no_kernel_update(monkeypatch: pytest.MonkeyPatch) -> None:

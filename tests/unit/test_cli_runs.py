@@ -244,7 +244,7 @@ def test_what_a_training_has_done_is_told(
     assert line == f"already trained: 9 steps in {tmp_path}/trained"
     line, complaint = told(result(config, steps=4, stopped=True), 143)
     assert line.startswith("trained 4 steps at 25 ")
-    assert "stopped as asked after step 4; the same command goes on from there" in complaint
+    assert "stopped as asked after step 4; started again, the run goes on from there" in complaint
     line, _ = told(result(config, steps=4, resumed_at=4, stopped=True), 143)
     assert line == "Train begins"
 

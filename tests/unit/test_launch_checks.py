@@ -213,8 +213,10 @@ def test_a_ray_of_our_own_is_asked_for_workers_of_this_machine_s_device(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     given: list[dict[str, Any]] = []
+    modes: list[str | None] = []
     monkeypatch.setattr(
-        "dist_embed.cluster.ray_train.launch_ray", lambda *_, **how: given.append(how)
+        "dist_embed.cluster.ray_train.launch_ray",
+        lambda *_, **how: given.append(how) or modes.append(os.environ.get("RAY_AUTH_MODE")),
     )
     config = config_from_dict(
         {"run": {"uri": "/shared/x"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
@@ -232,7 +234,8 @@ def test_a_ray_of_our_own_is_asked_for_workers_of_this_machine_s_device(
     assert how["device"] == ("cpu" if address is None else "auto")
     assert (how["address"], how["stop_seconds"]) == (address, 9.0)
     assert (how["log_folder"], how["on_event"]) == ("/shared/x/logs", print)
-    assert os.environ.get("RAY_AUTH_MODE") == ("token" if address is None else None)
+    assert modes == ["token" if address is None else None]
+    assert "RAY_AUTH_MODE" not in os.environ
     monkeypatch.setattr(launching, "available_bytes", lambda: 0)
     if address is None:
         with pytest.raises(UserError, match=r"this machine has 0\.0 GiB available"):
