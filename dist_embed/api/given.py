@@ -14,6 +14,8 @@ from dist_embed.config.schema import Config, Reading
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 
+MOST_PROFILED = 100  # steps of a trace: each takes some MB of memory until it is written
+
 
 def config_given(value: Any, *, to_train: bool = True) -> Config:
     """A configuration, checked as a file's is: ``Config(…)`` has looked at each key by itself, and
@@ -42,6 +44,17 @@ def run_given(value: Any) -> str:
     """The absolute address of a run's folder. Raises UserError."""
     storage.check_working_folder()
     return storage.absolute(storage.given(value, "run"))
+
+
+def profile_given(value: Any, max_steps: int) -> tuple[int, int]:
+    """The first and the last step to record, of a run of so many. Raises UserError."""
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise UserError(
+            f"profile: {value!r} is not allowed: the first and the last step, as (8, 12)"
+        )
+    first = whole_number("profile: the first step", value[0], 1, max_steps)
+    most = min(max_steps, first + MOST_PROFILED - 1)
+    return first, whole_number("profile: the last step", value[1], first, most)
 
 
 def texts_given(value: Any, name: str) -> list[str]:

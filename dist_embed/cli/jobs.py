@@ -10,6 +10,7 @@ from dist_embed.cli.config import add_config_arguments
 from dist_embed.config.load import load_config
 from dist_embed.errors import UserError
 from dist_embed.jobs.settings import TARGETS
+from dist_embed.storage import uri as storage
 from dist_embed.streams import say
 
 if TYPE_CHECKING:
@@ -36,7 +37,9 @@ def add_commands(commands: Any) -> None:
         ("stop", "ask a job to save and end; `submit` goes on from there", _stop),
     ):
         parser = commands.add_parser(name, help=what)
-        parser.add_argument("job", metavar="JOB", help="its number")
+        of_runs = ", or a run's folder or URL: what its workers have logged"
+        help = "its number" + (of_runs if name == "logs" else "")
+        parser.add_argument("job", metavar="JOB", help=help)
         if name == "logs":
             parser.add_argument("--follow", action="store_true", help="until the job has ended")
         parser.set_defaults(call=call)
@@ -107,8 +110,14 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _logs(arguments: argparse.Namespace) -> None:
     from dist_embed.jobs import slurm
+    from dist_embed.run.logs import is_run, read_logs
 
-    if arguments.follow:
+    if is_run(arguments.job):
+        if arguments.follow:
+            raise UserError(f"--follow: {arguments.job} is a run, and only a job can be followed")
+        for part in read_logs(storage.absolute(arguments.job)):
+            _say(part)
+    elif arguments.follow:
         _end_as(slurm.follow(arguments.job, _say))
     else:
         slurm.output_of(slurm.job(arguments.job), _say)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -100,6 +101,7 @@ def launch(
         return launch_ray(
             run_worker,
             arguments,
+            name=_name_of(config.run.uri),
             num_workers=cluster.num_workers,
             address=address,
             # The workers' device, not this machine's: a cluster's head often has no GPU.
@@ -122,6 +124,11 @@ def cluster_address(config: Config, launcher: LauncherChoice | None = None) -> s
     if config.cluster.chosen_launcher(launcher) == "local" or under_torchrun():
         return None
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def _name_of(run_uri: str) -> str:
+    """The last part of a run's address, as far as it may be the name of a folder."""
+    return re.sub(r"[^\w.-]+", "-", run_uri.rstrip("/").rpartition("/")[2]).strip(".") or "run"
 
 
 def _check_step(config: Config, num_words: int, address: str | None) -> None:

@@ -28,6 +28,7 @@ from dist_embed.cluster.failure import (
     stopped_too_late,
 )
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
+from dist_embed.cluster.ray_metrics import also_as_gauges
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.settings import DeviceChoice
@@ -95,6 +96,7 @@ def launch_ray(
     target: Callable[..., Any],
     arguments: Callable[[str], tuple[Any, ...]],
     *,
+    name: str,
     num_workers: int,
     address: str | None,
     device: DeviceChoice,
@@ -109,6 +111,7 @@ def launch_ray(
     Args:
         target: importable on every node.
         arguments: its arguments, which can be pickled, for workers on ``cpu`` or ``cuda``.
+        name: what Ray calls the run, on its dashboard and in its metrics.
         num_workers: W.
         address: cluster to use; None: a Ray of our own on this machine.
         device: ``auto``: CUDA where the cluster has a GPU for every worker.
@@ -151,12 +154,14 @@ def launch_ray(
                 "target": target,
                 "args": arguments("cuda" if use_gpu else "cpu"),
                 "mailbox": mailbox,
+                "name": name,
             },
             torch_config=TorchConfig(
                 backend="nccl" if use_gpu else "gloo", timeout_s=int(timeout_seconds)
             ),
             scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
             run_config=RunConfig(
+                name=name,
                 storage_path=storage_path,
                 failure_config=FailureConfig(
                     max_failures=max_failures,
@@ -284,7 +289,8 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     if rank == 0:  # one worker that knows is enough
         threading.Thread(target=_listen_for_stop, args=(mailbox, ended), daemon=True).start()
     try:
-        value = loop_config["target"](*loop_config["args"], emit)
+        told = also_as_gauges(emit, loop_config["name"])
+        value = loop_config["target"](*loop_config["args"], told)
     except Exception as exc:
         tell(failure_event(rank, exc))
         raise

@@ -32,7 +32,9 @@ class Reporter:
         self.emit({"kind": "line", "text": text})
 
     def progress(self, **values: Any) -> None:
-        """Where training stands: step, max_steps, loss, tokens_per_second, eta_seconds."""
+        """Where training stands: step, max_steps, loss, tokens_per_second, eta_seconds, and of
+        each of the ``workers`` what its steps took: `training.workers.WorkersSpent.as_event`.
+        """
         self.emit({"kind": "progress", **values})
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dist_embed.api.data import prepare
+from dist_embed.api.given import profile_given
 from dist_embed.api.inference import config_to_use, evaluate, translate
 from dist_embed.api.trained_run import open_run
 from dist_embed.api.training import train
@@ -113,6 +114,39 @@ def test_a_training_that_was_asked_to_stop_raises_and_tells_what_it_has_done(
         train(config, on_event=lambda event: None)
     workers.answer = result(tmp_path / "run")
     train(config, on_event=lambda event: None)  # the run's folder is free again
+
+
+def test_steps_to_be_recorded_are_given_to_the_workers(
+    workers: Workers, config: Config, prepared: Prepared, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    workers.answer = result(tmp_path / "run")
+    monkeypatch.setattr("dist_embed.checkpoint.catalogue.list_steps", lambda uri: [2, 4])
+    train(config, profile=(5, 9), on_event=lambda event: None)
+    assert workers.asked[0][0] == Train(prepared.uri, profile=(5, 9))
+    with pytest.raises(UserError, match=r"steps 4 to 6 cannot be .*has a checkpoint of step 4, "):
+        train(config, profile=(4, 6), on_event=lambda event: None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [((0, 3), "the first step: 0 is not allowed: a whole number in 1 … 9"),
+     ((5, 4), "the last step: 4 is not allowed: a whole number in 5 … 9"),
+     ((3, 10), "the last step: 10 is not allowed: a whole number in 3 … 9"),
+     ((1.5, 2), "the first step: 1.5 is not"), ("3..4", "'3..4' is not allowed: the first and")],
+)  # fmt: skip
+def test_steps_that_cannot_be_recorded_are_refused(
+    workers: Workers, config: Config, given: Any, said: str
+) -> None:
+    with pytest.raises(UserError, match=f"^profile: {re.escape(said)}"):
+        train(config, profile=given)
+    assert workers.asked == workers.ahead == []
+
+
+def test_no_more_steps_are_recorded_than_memory_holds() -> None:
+    assert profile_given([7, 106], 1000) == (7, 106)
+    with pytest.raises(UserError, match=r"the last step: 107 .* in 7 … 106"):
+        profile_given((7, 107), 1000)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -179,10 +179,11 @@ def test_a_run_without_a_result_ends_with_the_failure_that_was_told(
     monkeypatch.setattr(ray_train, "_fit_in_thread", fit)
     with pytest.raises(RunFailed, match="worker 1 failed" if failures else "told no result"):
         ray_train.launch_ray(
-            print, lambda device: (device,), num_workers=2, address=None, device="cpu",
-            timeout_seconds=150.0, max_failures=7, on_event=print, log_folder="",
+            print, lambda device: (device,), name="night", num_workers=2, address=None,
+            device="cpu", timeout_seconds=150.0, max_failures=7, on_event=print, log_folder="",
         )  # fmt: skip
     assert asked["train_loop_config"]["args"] == ("cpu",)
+    assert asked["train_loop_config"]["name"] == asked["run_config"].name == "night"
     assert (asked["torch_config"].backend, asked["torch_config"].timeout_s) == ("gloo", 150)
     assert (asked["scaling_config"].num_workers, asked["scaling_config"].use_gpu) == (2, False)
     failing = asked["run_config"].failure_config
@@ -216,8 +217,8 @@ def test_what_workers_tell_bears_the_name_of_their_start(
         return given + 1
 
     with pytest.raises(OSError, match="passing"):
-        ray_train._ray_worker({"mailbox": mailbox, "target": fail, "args": ()})
-    ray_train._ray_worker({"mailbox": mailbox, "target": work, "args": (4,)})
+        ray_train._ray_worker({"mailbox": mailbox, "name": "night", "target": fail, "args": ()})
+    ray_train._ray_worker({"mailbox": mailbox, "name": "night", "target": work, "args": (4,)})
     names = [(event["kind"], event.get("attempt")) for event in told]
     assert names == [
         ("begin", "0102"), ("failure", "0102"), ("begin", "0304"), ("line", None),
