@@ -14,6 +14,7 @@ from dist_embed.storage import uri as storage
 from dist_embed.streams import say
 
 if TYPE_CHECKING:
+    from dist_embed.config.schema import Config
     from dist_embed.jobs.slurm import Job
 
 
@@ -53,6 +54,9 @@ def _submit(arguments: argparse.Namespace) -> None:
     if target is None:
         raise UserError(f"where to? set cluster.submit.to, or give --to: {', '.join(TARGETS)}")
     config = with_absolute_paths(config, on_cluster=False)
+    if target == "kubernetes":
+        _to_kubernetes(config, arguments)
+        return
     text = slurm.script(config)
     if arguments.dry_run:
         print(text, end="")
@@ -61,6 +65,20 @@ def _submit(arguments: argparse.Namespace) -> None:
     print(f"job {number}: {config.run.uri}", flush=True)
     if arguments.follow:
         _end_as(slurm.follow(number, _say))
+
+
+def _to_kubernetes(config: Config, arguments: argparse.Namespace) -> None:
+    from dist_embed.jobs import kubernetes
+
+    if arguments.follow:
+        raise UserError("--follow is not for Kubernetes: kubectl logs --follow job/NAME")
+    job = kubernetes.manifest(config)
+    if arguments.dry_run:
+        print(kubernetes.to_yaml(job), end="")
+        return
+    kubernetes.submit(job)
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    print(f"rayjob {name} in namespace {namespace}: {config.run.uri}")
 
 
 def _jobs(arguments: argparse.Namespace) -> None:
