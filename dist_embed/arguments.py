@@ -16,29 +16,48 @@ from dist_embed.errors import UserError
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     """``value`` as an int, of numpy's and torch's too. Raises UserError: it is none of those."""
-    allowed = f", at least {least}" if most is None else f" in {least} … {most:,}"
+    plain = _plain(value)
     try:
-        number = operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # of a tensor of several values
+        number = None if isinstance(plain, bool) else operator.index(plain)
+    except TypeError:
         number = None
-    fits = number is not None and number >= least and (most is None or number <= most)
-    if number is None or isinstance(value, bool) or not fits:
+    if number is None or number < least or (most is not None and number > most):
+        allowed = f", at least {least}" if most is None else f" in {least} … {most:,}"
         raise UserError(f"{name}: {shown(value)} is not allowed: a whole number{allowed}")
     return number
 
 
-def real_number(name: str, value: Any, *, positive: bool = False) -> float:
+def real_number(name: str, value: Any, *, positive: bool = False, most: float = math.inf) -> float:
     """``value`` as a float. Raises UserError: it is none from 0 on, or not above where that is
-    ``positive``.
+    ``positive``; or it is above ``most``.
     """
-    if getattr(value, "ndim", None) == 0:  # numpy's and torch's
-        value = value.item()
-    number = float(value) if isinstance(value, numbers.Real) else math.nan
-    fits = math.isfinite(number) and (number > 0 if positive else number >= 0)
-    if isinstance(value, bool) or not fits:
+    plain = _plain(value)
+    is_number = isinstance(plain, numbers.Real) and not isinstance(plain, bool)
+    number = float(plain) if is_number else math.nan
+    fits = math.isfinite(number) and (number > 0 if positive else number >= 0) and number <= most
+    if not fits:
         allowed = "a number above 0" if positive else "a number, at least 0"
+        allowed += "" if most == math.inf else f", at most {most:,.10g}"
         raise UserError(f"{name}: {shown(value)} is not allowed: {allowed}")
     return number
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's or torch's as Python's; None for arrays with dimensions."""
+    dimensions = getattr(value, "ndim", None)
+    return value.item() if dimensions == 0 else None if dimensions else value
+
+
+def true_or_false(name: str, value: Any) -> None:
+    """Raise UserError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise UserError(f"{name}: {shown(value)} is not allowed: True or False")
+
+
+def of_kind(name: str, value: Any, kind: type, allowed: str) -> None:
+    """Raise UserError unless ``value`` is of a class; ``allowed`` says which, to a user."""
+    if not isinstance(value, kind):
+        raise UserError(f"{name}: {shown(value)} is not allowed: {allowed}")
 
 
 def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
@@ -46,6 +65,21 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
     known = list(allowed)
     if not isinstance(value, str) or value not in known:
         raise UserError(f"{name}: {shown(value)} is not allowed: one of {', '.join(known)}")
+
+
+def function(name: str, value: Any) -> None:
+    """Raise UserError unless ``value`` can be called."""
+    if not callable(value):
+        raise UserError(f"{name}: {shown(value)} is not allowed: a function")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: halves of characters (surrogates) cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shown(value: object) -> str:

@@ -18,6 +18,7 @@ CHOSEN_BY_SETUP = (
 WORKERS_NEED = CHOSEN_BY_SETUP[:3]  # the others are missed where torchrec is imported
 EXTRAS = {
     "ray": "ray",
+    "grpc": "ray",  # brought by ray[default]
     "matplotlib": "plots",
     "scipy": "plots",
     "sklearn": "plots",
@@ -25,6 +26,7 @@ EXTRAS = {
     "safetensors": "export",
     "gcsfs": "gcs",
     "adlfs": "azure",
+    "kubernetes": "kubernetes",
     "gensim": "dev",
 }
 

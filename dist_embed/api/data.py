@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
-from dist_embed.api.given import config_given
+from dist_embed.api.given import config_given, on_event_given
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData
@@ -37,13 +38,14 @@ def prepare(
             settings, or with ``renew=False`` of other files.
         RunFailed: the cluster has lost tasks, or has had no room for them.
     """
+    on_event_given(on_event)
     from dist_embed.cluster.preparing import executor_of
     from dist_embed.data.preparation import ensure_data
 
     config = config_given(config)
     executor_at = executor_of(config)
     config = with_absolute_paths(config, on_cluster=executor_at is not None)
-    with shown_by(on_event) as show:
+    with shown_by(on_event, sys.stdout) as show:
         return ensure_data(
             config, lambda text: show({"kind": "line", "text": text}), force=force, renew=renew,
             executor_at=executor_at,

@@ -74,7 +74,7 @@ class LookupWays:
         self.tables.set_learning_rate(_RATE)
         rows, vectors = self.lookup(wanted)
         vectors.backward(self._gradient)
-        rows.backward()
+        rows.backward(proven=True)
 
     def kernel_lookup(self, rows: Tensor) -> Tensor:
         """FBGEMM's, of the rows of all ids [N], each in a bag of its own: [N, D]."""

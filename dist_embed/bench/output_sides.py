@@ -127,7 +127,7 @@ class OwnTable:
     def begin_step(self) -> tuple[StepRows, OwnRows]:
         """As a training step fetches it."""
         own = self._kernel.begin_step(trained=True)
-        return StepRows({}, {"output": own}, self.table_of, {}, lambda: None), own
+        return StepRows({}, {"output": own}, self.table_of, {}, lambda rows, proven: None), own
 
     def update(self, own: OwnRows) -> None:
         """As a training step ends."""
@@ -284,7 +284,7 @@ def _sampled_side(name: str, words: int, sizes: OutputSizes, group: Group) -> Si
         (loss * (1 / sizes.tokens)).backward()
         step_loss.finish()
         mark("layer")
-        rows.backward()
+        rows.backward(proven=True)
         mark("update")
         grad = rows.tables["output"].vectors.grad
         assert hidden.grad is not None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
 
 from torch import Tensor
 
-from dist_embed.arguments import one_of, real_number, shown, whole_number
+from dist_embed.arguments import function, of_kind, one_of, real_number, shown, whole_number
 from dist_embed.checkpoint.catalogue import current_names, open_checkpoints
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.manifest import CheckpointError, ManifestName
@@ -67,7 +67,8 @@ class Checkpoints:
                     checkpoints.save(step)
 
     Args:
-        uri: a folder, as a path or any fsspec URL; they lie in ``checkpoints`` there.
+        uri: a folder, as a path, relative to the working folder of now, or any fsspec URL; they lie
+            in ``checkpoints`` there.
         tables: whose rows and optimizer's state are kept.
         dense: by name what every worker holds, equal on all: live tensors, which `load` fills.
         keep_last: how many stay, the newest.
@@ -79,14 +80,16 @@ class Checkpoints:
         report: takes lines for the user.
 
     Attributes:
-        values: whatever JSON can hold: saved with each checkpoint, equal on all workers; after
-            `load` those of the one that was loaded.
+        values: what JSON gives back as it was: text, numbers, bools, None, lists, dictionaries by
+            text. Saved with each checkpoint, equal on all workers; after `load` those of the one
+            that was loaded.
 
     Raises:
         UserError: an argument cannot be; or a name of ``dense`` is one that tables have.
 
     Where the block ends by an error, the save under way gets ten seconds. Outside a ``with`` block
-    nobody would wait for a save at the end: there `save` returns when it is written.
+    nobody would wait for a save at the end: there `save` returns when it is written. The
+    constructor is collective.
     """
 
     def __init__(
@@ -100,16 +103,17 @@ class Checkpoints:
         timeout_seconds: float = 600.0,
         report: Callable[[str], None] = lambda line: None,
     ) -> None:
-        if not isinstance(uri, str | os.PathLike) or not os.fspath(uri):
-            raise UserError(f"uri: {shown(uri)} is no folder; give a path or an fsspec URL")
-        if not isinstance(tables, ShardedTables):
-            raise UserError(f"tables: {shown(tables)} is not allowed: they are a ShardedTables")
-        _check_dense(dense)
-        keep_last = whole_number("keep_last", keep_last, 1)
-        one_of("saving", saving, get_args(Saving))
-        timeout_seconds = real_number("timeout_seconds", timeout_seconds, positive=True)
+        of_kind("tables", tables, ShardedTables, "they are a ShardedTables")
+        tables.group.require_joined()
+        with all_or_none(tables.group):
+            uri = storage.absolute(storage.given(uri, "uri"))
+            _check_dense(dense)
+            keep_last = whole_number("keep_last", keep_last, 1)
+            one_of("saving", saving, get_args(Saving))
+            timeout_seconds = real_number("timeout_seconds", timeout_seconds, positive=True)
+            function("report", report)
         self.values: dict[str, Any] = {}
-        self._store = open_checkpoints(os.fspath(uri))
+        self._store = open_checkpoints(uri)
         self._tables = tables
         self._dense = dict(dense or {})
         self._settings = CheckpointSection(
@@ -139,6 +143,7 @@ class Checkpoints:
         the second reading fails, a part of them has been overwritten. Collective.
         """
         self.wait()
+        self._tables.group.require_joined()
         self._check_folder()
         state = self._state(0)
         in_place = self._settings.saving == "in_place"
@@ -154,8 +159,8 @@ class Checkpoints:
         A save under way is waited for first; outside a ``with`` block this one too.
 
         Raises:
-            UserError: ``step`` is no number from 1 on, JSON cannot hold `values`, or nothing can be
-                written there.
+            UserError: ``step`` is no number from 1 on, JSON cannot hold `values` or changes them,
+                or nothing can be written there.
             CheckpointError: that one has failed, or there is one of this step, or a later one: of
                 two trainings in one place the pruning would keep the steps that are higher.
 
@@ -164,6 +169,7 @@ class Checkpoints:
         step = whole_number("step", step, 1)
         _check_values(self.values)
         self.wait()
+        self._tables.group.require_joined()
         newest = max(self._loaded, self._saver.saved_step if self._saver else 0)
         if not newest:  # what may be there is another training's
             self._check_folder(step)
@@ -177,7 +183,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait for the save under way, if any. Raises as `save` does. Collective."""
-        if self._saver is not None:
+        if self._saver is not None and self._saver.step_under_way is not None:
+            self._tables.group.require_joined()
             self._saver.wait()
 
     def __enter__(self) -> Self:
@@ -193,7 +200,7 @@ class Checkpoints:
             return
         try:
             if kind is None:
-                self._saver.wait()
+                self.wait()
         finally:
             self._saver.close()
 
@@ -279,7 +286,7 @@ def _check_dense(dense: Any) -> None:
 
 
 def _check_values(values: Any) -> None:
-    """Raise UserError where JSON cannot hold what a checkpoint is to keep."""
+    """Raise UserError where JSON cannot hold what a checkpoint is to keep, or would change it."""
     parts = values.items() if isinstance(values, dict) else [("", values)]
     for name, value in parts:
         try:
@@ -289,3 +296,19 @@ def _check_values(values: Any) -> None:
                 f"values: {shown(name)}: {shown(value)} is not allowed: JSON cannot hold it "
                 f"({exc}); tensors that are to be kept go to `dense`"
             ) from exc
+    for place, value, instead in _changed("values", values):
+        raise UserError(f"{place}: {shown(value)} is not allowed: JSON makes {instead} of it")
+
+
+def _changed(place: str, value: Any) -> Iterator[tuple[str, Any, str]]:
+    """Where JSON gives back something else: the place, what stands there, and what it would be."""
+    if isinstance(value, tuple):
+        yield place, value, "a list"
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from _changed(f"{place}[{number}]", one)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            if not isinstance(name, str):
+                yield f"a key of {place}", name, "text"
+            yield from _changed(f"{place}[{name!r}]", one)

@@ -87,6 +87,21 @@ class Parts:
         """Say that this worker's part cannot be written."""
         self._leave(self._end(self._group.rank), "0")
 
+    def note_over(self) -> None:
+        """Say, on worker 0, that the attempt has come to its end, well or not."""
+        self._leave(self._over, "")
+
+    def wait_until_over(self, quiet_seconds: float) -> None:
+        """Wait until `note_over` is called on worker 0; or for so long without any progress."""
+        heard, progress = time.monotonic(), -1
+        while not self._store().check([self._over]):
+            seen, now = self._all_progress(), time.monotonic()
+            if seen != progress:
+                progress, heard = seen, now
+            if now - heard > quiet_seconds:
+                return
+            time.sleep(_POLL_SECONDS)
+
     def collect(
         self,
         timeout_seconds: float,
@@ -112,7 +127,7 @@ class Parts:
                 break
             now = time.monotonic()
             if hurried.is_set():
-                seen = sum(self._store().add(self._progress(rank), 0) for rank in ranks)
+                seen = self._all_progress()
                 if seen != progress:
                     progress, heard = seen, now
             quiet = hurried.is_set() and now - heard > quiet_seconds
@@ -135,6 +150,14 @@ class Parts:
     def _leave(self, key: str, text: str) -> None:
         self._left.append(key)
         self._store().set(key, text)
+
+    def _all_progress(self) -> int:
+        ranks = range(self._group.num_workers)
+        return sum(int(self._store().add(self._progress(rank), 0)) for rank in ranks)
+
+    @property
+    def _over(self) -> str:
+        return f"{self._key}/over"
 
     def _progress(self, rank: int) -> str:
         return f"{self._key}/progress/{rank}"

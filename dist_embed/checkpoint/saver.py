@@ -38,6 +38,7 @@ from dist_embed.parallel.collectives import (
 from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
 from dist_embed.parallel.stop import stop_requested
+from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.storage.objects import ObjectStore
 
 # While workers wait for a save they meet as often, so that none waits in an exchange for as long as
@@ -208,28 +209,48 @@ class Saver:
         """
         if self.saved_step != step:
             raise CheckpointError(
-                f"step {step} is trained but not saved: {self._last_reason}. The same command "
-                "trains it again, from the newest checkpoint there is"
+                f"step {step} is trained but not saved: {self._last_reason}. Started again, the "
+                "run trains it anew, from the newest checkpoint there is"
             ) from self._last_error
 
     def close(self) -> None:
         """Give the save under way its time, when the run ends by an error; then it is given up.
 
         One that `wait` has waited for in vain has had its time. Not collective.
+
+        Under torchrun, or as a task of Slurm, the others wait for worker 0 too, who publishes: the
+        first that ends with an error has all killed after 30 s, if the user has said nothing else
+        (torch 2.13, elastic/multiprocessing/api.py:_close; Slurm 22.05, ``--kill-on-bad-exit`` and
+        KillWait).
         """
         save = self._under_way
         if save is None or save.thread is None:
             return
         save.hurried.set()
+        until = time.monotonic() + self._settings.drain_seconds
+        others: threading.Thread | None = None
         try:
             if not save.overdue:
                 save.thread.join(self._settings.drain_seconds)
+                if save.has_ended and save.error is None and under_torchrun():
+                    others = threading.Thread(target=self._wait_for_first, daemon=True)
+                    others.start()
+                    others.join(max(0.0, until - time.monotonic()))
         finally:
             # A daemon thread that comes back from a call of the group's store while the
             # interpreter ends takes the process down (SIGABRT; torch 2.13, Python 3.11). So it
             # makes no more of them.
             save.given_up.set()
-            save.thread.join(GIVE_UP_SECONDS)
+            for thread in (save.thread, others):
+                if thread is not None:
+                    thread.join(GIVE_UP_SECONDS)
+
+    def _wait_for_first(self) -> None:
+        """Where this is not worker 0, wait until that has ended its part in the save."""
+        if self._parts is not None and not self._group.is_first:
+            # The store ends with worker 0, if it is hosted there.
+            with suppress(RuntimeError, CheckpointError):
+                self._parts.wait_until_over(QUIET_SECONDS)
 
     def conclude(self) -> None:
         """Take in the save under way, which has ended on every worker. Raises as `save` does.
@@ -298,6 +319,10 @@ class Saver:
         except Exception as exc:
             save.error = exc
             return
+        finally:
+            if self._parts is not None and self._group.is_first:
+                with suppress(RuntimeError, CheckpointError):
+                    self._parts.note_over()
         save.notes += self._prune(save)
 
     def _write(self, save: Save, rows: list[Rows]) -> list[IndexInfo]:

@@ -10,8 +10,11 @@ from dist_embed.cli.config import add_config_arguments
 from dist_embed.config.load import load_config
 from dist_embed.errors import UserError
 from dist_embed.jobs.settings import TARGETS
+from dist_embed.storage import uri as storage
+from dist_embed.streams import say
 
 if TYPE_CHECKING:
+    from dist_embed.config.schema import Config
     from dist_embed.jobs.slurm import Job
 
 
@@ -34,7 +37,9 @@ def add_commands(commands: Any) -> None:
         ("stop", "ask a job to save and end; `submit` goes on from there", _stop),
     ):
         parser = commands.add_parser(name, help=what)
-        parser.add_argument("job", metavar="JOB", help="its number")
+        of_runs = ", or a run's folder or URL: what its workers have logged"
+        help = "its number" + (of_runs if name == "logs" else "")
+        parser.add_argument("job", metavar="JOB", help=help)
         if name == "logs":
             parser.add_argument("--follow", action="store_true", help="until the job has ended")
         parser.set_defaults(call=call)
@@ -49,6 +54,9 @@ def _submit(arguments: argparse.Namespace) -> None:
     if target is None:
         raise UserError(f"where to? set cluster.submit.to, or give --to: {', '.join(TARGETS)}")
     config = with_absolute_paths(config, on_cluster=False)
+    if target == "kubernetes":
+        _to_kubernetes(config, arguments)
+        return
     text = slurm.script(config)
     if arguments.dry_run:
         print(text, end="")
@@ -57,6 +65,20 @@ def _submit(arguments: argparse.Namespace) -> None:
     print(f"job {number}: {config.run.uri}", flush=True)
     if arguments.follow:
         _end_as(slurm.follow(number, _say))
+
+
+def _to_kubernetes(config: Config, arguments: argparse.Namespace) -> None:
+    from dist_embed.jobs import kubernetes
+
+    if arguments.follow:
+        raise UserError("--follow is not for Kubernetes: kubectl logs --follow job/NAME")
+    job = kubernetes.manifest(config)
+    if arguments.dry_run:
+        print(kubernetes.to_yaml(job), end="")
+        return
+    kubernetes.submit(job)
+    name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+    print(f"rayjob {name} in namespace {namespace}: {config.run.uri}")
 
 
 def _jobs(arguments: argparse.Namespace) -> None:
@@ -88,8 +110,14 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _logs(arguments: argparse.Namespace) -> None:
     from dist_embed.jobs import slurm
+    from dist_embed.run.logs import is_run, read_logs
 
-    if arguments.follow:
+    if is_run(arguments.job):
+        if arguments.follow:
+            raise UserError(f"--follow: {arguments.job} is a run, and only a job can be followed")
+        for part in read_logs(storage.absolute(arguments.job)):
+            _say(part)
+    elif arguments.follow:
         _end_as(slurm.follow(arguments.job, _say))
     else:
         slurm.output_of(slurm.job(arguments.job), _say)
@@ -103,12 +131,13 @@ def _stop(arguments: argparse.Namespace) -> None:
 
 
 def _say(output: bytes) -> None:
-    sys.stdout.buffer.write(output)  # a letter may come in two parts
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.buffer.write(output)  # a letter may come in two parts
+        sys.stdout.flush()
 
 
 def _end_as(job: Job) -> None:
     """With the job's exit code, where it is not 0."""
     if job.exit_code or job.state != "COMPLETED":
-        print(f"dist-embed: job {job.number}: {job.state.lower()}", file=sys.stderr)
+        say(f"dist-embed: job {job.number}: {job.state.lower()}")
         raise SystemExit(job.exit_code or 1)

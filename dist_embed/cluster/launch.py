@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.parallel.device import resolve_device, resolve_dtype
 from dist_embed.parallel.torchrun import under_torchrun
+from dist_embed.storage.uri import check_working_folder
 from dist_embed.training.step_seconds import check_step
 from dist_embed.training.tasks import Task
 
@@ -52,9 +54,10 @@ def launch(
 
     Raises:
         UserError: more workers than the machine can hold, a step of the exact output layer that
-            takes too long, or an error of the user in a worker.
+            takes too long, no working folder, or an error of the user in a worker.
         RunFailed: a worker failed.
     """
+    check_working_folder()  # again: preparation may have taken hours
     cluster = config.cluster
     log_folder = str(worker_log_folder(config.run.uri))
 
@@ -90,15 +93,12 @@ def launch(
             device=resolve_device(cluster.device),
         )
     require("ray")
-    if address is None:
-        # What Ray 2.60 chooses where it is started; whoever connects must say so, and before ray is
-        # imported (authentication_token_setup.py:enable_token_auth_by_default).
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     from dist_embed.cluster.ray_train import launch_ray
 
     return launch_ray(
         run_worker,
         arguments,
+        name=_name_of(config.run.uri),
         num_workers=cluster.num_workers,
         address=address,
         # The workers' device, not this machine's: a cluster's head often has no GPU.
@@ -121,6 +121,11 @@ def cluster_address(config: Config, launcher: LauncherChoice | None = None) -> s
     if config.cluster.chosen_launcher(launcher) == "local" or under_torchrun():
         return None
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def _name_of(run_uri: str) -> str:
+    """The last part of a run's address, as far as it may be the name of a folder."""
+    return re.sub(r"[^\w.-]+", "-", run_uri.rstrip("/").rpartition("/")[2]).strip(".") or "run"
 
 
 def _check_step(config: Config, num_words: int, address: str | None) -> None:

@@ -12,8 +12,6 @@ from contextlib import nullcontext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
-
 from dist_embed.cluster.failure import (
     asked_to_stop,
     failure_event,
@@ -25,6 +23,7 @@ from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
 from dist_embed.parallel.main_module import without_main_module
 from dist_embed.parallel.parent import end_with_parent
+from dist_embed.parallel.rendezvous import LOOPBACK, hosted_store
 from dist_embed.parallel.stop import (
     deaf_children,
     hear_sigterm,
@@ -63,7 +62,7 @@ def launch_local(
         RunStopped: asked to stop, workers ended that were not ready yet to do so by themselves.
     """
     # The launcher hosts the rendezvous store, so it outlives any worker and no port is guessed.
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = hosted_store()
     context = worker_context(device)
     events: multiprocessing.Queue[Event] = context.Queue()
     processes = [
@@ -167,7 +166,7 @@ def _child(
         LOCAL_RANK=str(rank),
         WORLD_SIZE=str(num_workers),
         LOCAL_WORLD_SIZE=str(num_workers),
-        MASTER_ADDR="127.0.0.1",
+        MASTER_ADDR=LOOPBACK,
         MASTER_PORT=str(store_port),
         TORCHELASTIC_USE_AGENT_STORE="True",  # the launcher hosts the store
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import ray.train
 import ray.util
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_embed.cluster.failure import (
@@ -27,7 +26,12 @@ from dist_embed.cluster.failure import (
     raise_failure,
     stopped_too_late,
 )
+from dist_embed.cluster.ray_address import why_no_answer
+from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
+from dist_embed.cluster.ray_metrics import also_as_gauges
+from dist_embed.cluster.ray_node import Node, NodeLost, quiet_node
+from dist_embed.cluster.ray_private import private_ray
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.settings import DeviceChoice
@@ -73,28 +77,38 @@ class _Mailbox:
 class _Deliveries:
     """The mailbox as the launcher sees it: its events, each once."""
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: Any, node: Node) -> None:
         self._mailbox = mailbox
+        self._node = node
         self._asked: Any = None
 
     def take(self) -> list[Event]:
-        """Those that have come since, or none where Ray is too busy to answer yet."""
-        if self._asked is None:
-            self._asked = self._mailbox.take.remote()
-        try:
-            events: list[Event] = ray.get(self._asked, timeout=MAILBOX_SECONDS)
-        except GetTimeoutError:  # the answer, which nobody else gets, is asked for again
-            return []
-        except RayError as exc:
-            raise RunFailed(f"the launcher has lost its workers: {exc}") from exc
-        self._asked = None
-        return events
+        """Those that have come since, or none where Ray is too busy to answer yet.
+
+        Raises NodeLost, and RunFailed where the mailbox is gone.
+        """
+        give_up_at = time.monotonic() + MAILBOX_SECONDS
+        while time.monotonic() < give_up_at:
+            self._node.check()
+            if self._asked is None:
+                self._asked = self._mailbox.take.remote()
+            try:
+                events: list[Event] = ray.get(self._asked, timeout=POLL_SECONDS)
+            except GetTimeoutError:  # the answer, which nobody else gets, is asked for again
+                continue
+            except RayError as exc:
+                self._node.check()
+                raise RunFailed(f"the launcher has lost its workers: {exc}") from exc
+            self._asked = None
+            return events
+        return []
 
 
 def launch_ray(
     target: Callable[..., Any],
     arguments: Callable[[str], tuple[Any, ...]],
     *,
+    name: str,
     num_workers: int,
     address: str | None,
     device: DeviceChoice,
@@ -109,6 +123,7 @@ def launch_ray(
     Args:
         target: importable on every node.
         arguments: its arguments, which can be pickled, for workers on ``cpu`` or ``cuda``.
+        name: what Ray calls the run, on its dashboard and in its metrics.
         num_workers: W.
         address: cluster to use; None: a Ray of our own on this machine.
         device: ``auto``: CUDA where the cluster has a GPU for every worker.
@@ -127,7 +142,7 @@ def launch_ray(
     with (
         # Workers write there until the connection ends.
         temporary_folder("dist_embed-ray-") as storage_path,
-        connected(address, num_workers),
+        connected(address, num_workers) as node,
     ):
         use_gpu = device == "cuda" or (
             device == "auto" and ray.cluster_resources().get("GPU", 0) >= num_workers
@@ -137,7 +152,7 @@ def launch_ray(
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
         attempts = Attempts()
-        deliveries = _Deliveries(mailbox)
+        deliveries = _Deliveries(mailbox, node)
 
         def deliver() -> None:
             for event in deliveries.take():
@@ -151,12 +166,12 @@ def launch_ray(
                 "target": target,
                 "args": arguments("cuda" if use_gpu else "cpu"),
                 "mailbox": mailbox,
+                "name": name,
             },
-            torch_config=TorchConfig(
-                backend="nccl" if use_gpu else "gloo", timeout_s=int(timeout_seconds)
-            ),
+            torch_config=GroupByEnvironment(),
             scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
             run_config=RunConfig(
+                name=name,
                 storage_path=storage_path,
                 failure_config=FailureConfig(
                     max_failures=max_failures,
@@ -198,8 +213,10 @@ def _fit_in_thread(
     Raises:
         RunFailed: asked to stop, the workers did not in time.
         RunStopped: asked to stop while no workers had begun, for the first time or again.
+        NodeLost: Ray is not there any more.
     """
     stop_until: float | None = None
+    is_lost = False
     outcome: list[Exception] = []
 
     def has_failed() -> bool:  # with no other try wanted
@@ -230,8 +247,11 @@ def _fit_in_thread(
                 raise RunFailed(stopped_too_late(stop_seconds))
         deliver()
         return outcome[0] if outcome else None
+    except NodeLost:
+        is_lost = True
+        raise
     finally:
-        if thread.is_alive():
+        if thread.is_alive() and not is_lost:
             # A thread that asks Ray for anything while the connection ends, ends this process with
             # exit code 1 and no message of ours (Ray 2.60, core_worker_process.cc:1109). By a
             # thread: of a cluster that does not answer Ray waits a minute, deaf to signals.
@@ -284,7 +304,8 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
     if rank == 0:  # one worker that knows is enough
         threading.Thread(target=_listen_for_stop, args=(mailbox, ended), daemon=True).start()
     try:
-        value = loop_config["target"](*loop_config["args"], emit)
+        told = also_as_gauges(emit, loop_config["name"])
+        value = loop_config["target"](*loop_config["args"], told)
     except Exception as exc:
         tell(failure_event(rank, exc))
         raise
@@ -307,26 +328,30 @@ def _listen_for_stop(mailbox: Any, ended: threading.Event) -> None:
 
 
 @contextmanager
-def connected(address: str | None, num_workers: int) -> Iterator[None]:
+def connected(address: str | None, num_workers: int) -> Iterator[Node]:
     """A connection to a cluster, or to a Ray of our own for the length of the block."""
-    if address and not _answers(address):
-        raise UserError(
-            f"no Ray cluster answers at {address!r} (cluster.address or RAY_ADDRESS): nothing "
-            f"listens there within {CONNECT_SECONDS:.0f} s"
-        )
+    if address:
+        if why := why_no_answer(address):
+            raise UserError(
+                f"no Ray cluster answers at {address!r} (cluster.address or RAY_ADDRESS): {why}"
+            )
+        with quiet_node(), _driver(address) as node:
+            yield node
+        return
     # As many CPU slots as workers: more workers than cores is slow, not wrong.
     cores = max(os.cpu_count() or 1, num_workers)
     try:
-        with nullcontext(address) if address else own_ray(cores) as where, _driver(where):
-            yield
+        with private_ray(), own_ray(cores) as where, quiet_node(), _driver(where) as node:
+            yield node
     except HeadFailed as exc:
         raise RunFailed(f"no Ray could be started on this machine: {exc}") from exc
 
 
 @contextmanager
-def _driver(address: str) -> Iterator[None]:
-    """This process as a driver of the Ray at an address."""
+def _driver(address: str) -> Iterator[Node]:
+    """This process as a driver of the Ray at an address; gives the node that it is connected to."""
     failed: list[Exception] = []
+    node: Node | None = None
 
     def connect() -> None:
         try:
@@ -357,24 +382,13 @@ def _driver(address: str) -> Iterator[None]:
             raise failed[0]
         for name in ("ray", "ray.train", "ray.data", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        yield
+        node = Node()
+        yield node
     finally:
-        ray.shutdown()
-
-
-def _answers(address: str) -> bool:
-    """Whether something listens at ``host:port``; ray.init itself would wait for minutes.
-
-    Other forms of an address (``auto``, ``local``) are Ray's to judge.
-    """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return True
-    try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError:
-        return False
-    return True
+        # To a node that is gone Ray cannot say goodbye, and ends this process before we have told
+        # why (2.60, raylet_ipc_client.cc).
+        if node is None or node.lives():
+            ray.shutdown()
 
 
 def _check_resources(num_workers: int, use_gpu: bool) -> None:

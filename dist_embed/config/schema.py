@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, model_validator
 
 from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.cluster.settings import ClusterSection
-from dist_embed.config.mistakes import mistakes
 from dist_embed.config.renamed import say_once, with_new_names
 from dist_embed.data.settings import DataSection, TokenizerSection
 from dist_embed.embedding.settings import EmbeddingSection
 from dist_embed.errors import ConfigError
+from dist_embed.mistakes import mistakes
 from dist_embed.model.settings import ModelSection, SearchSection
 from dist_embed.run.settings import RunSection
-from dist_embed.section import MAY_CHANGE, Section
+from dist_embed.section import MAY_CHANGE, Section, paths_as_text
 from dist_embed.training.settings import TrainSection
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is validated, as pydantic's context.
+
+    Attributes:
+        origin: what messages call it.
+        say: takes a line for each key that has another name now.
+    """
+
+    origin: str = "configuration"
+    say: Callable[[str], None] = say_once
 
 
 class Config(Section):
@@ -41,16 +55,16 @@ class Config(Section):
         """Reads earlier names of keys, and raises ConfigError in place of pydantic's error, from
         ``Config(…)`` too.
         """
-        origin = info.context or "configuration"
+        reading: Reading = info.context or Reading()
         if isinstance(values, Mapping):
             values, renamed = with_new_names(dict(values))
             for line in renamed:
-                say_once(f"{origin}: {line}")
+                reading.say(f"{reading.origin}: {line}")
             values = _with_data_uri(values)
         try:
             return validate(values)
         except ValidationError as exc:
-            raise ConfigError(mistakes(exc, cls, origin)) from None
+            raise ConfigError(mistakes(exc, cls, reading.origin)) from None
 
     if TYPE_CHECKING:
         # Sections may be dictionaries, which pydantic's own signature does not say.
@@ -75,6 +89,7 @@ def _with_data_uri(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     run, data = values.get("run"), values.get("data", {})
     uri = run.get("uri") if isinstance(run, Mapping) else getattr(run, "uri", None)
+    uri = paths_as_text(uri)
     if isinstance(data, Mapping) and "uri" not in data:
         return {**values, "data": {**data, "uri": f"{uri}/data"}}
     if isinstance(data, DataSection) and "uri" not in data.model_fields_set:

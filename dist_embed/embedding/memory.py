@@ -82,6 +82,24 @@ def host_table_bytes(
     return whole - 4 * shard_of(spec.num_rows, 0, num_workers).physical_rows
 
 
+def loading_in_place_bytes(
+    specs: list[TableSpec], optimizer: str, num_workers: int, weights: Weights, tier: Tier | None
+) -> int:
+    """What a load into the tables themselves takes of host memory for a while: with a GPU, whose
+    tensors no file can be read into, wherever rows lie, the largest one of a worker's rows or of
+    one kind of their state; else nothing. Tensors of the dense model, all smaller, are left out.
+    """
+    if tier is None:
+        return 0
+
+    def largest(spec: TableSpec) -> int:
+        state = 4 * min(_STATE_VALUES[optimizer](spec.width), spec.width)
+        per_row = max(_VALUE_BYTES[weights] * spec.width, state)
+        return per_row * shard_of(spec.num_rows, 0, num_workers).physical_rows
+
+    return max(map(largest, specs))
+
+
 def tokenizer_bytes(words: int) -> int:
     """What a tokenizer takes whose words, of some nine letters each, are held in memory: those of
     data prepared before words were tables on disk, and pieces of words, which are few.
@@ -197,7 +215,7 @@ def worker_bytes(
     output: OutputNeeds,
     replicated: Replicated,
     *,
-    saving: Saving,
+    saving: Saving | None,
     store: Literal["local", "remote"] = "local",
     weights: Weights = "fp32",
     tier: Tier | None = None,
@@ -206,13 +224,16 @@ def worker_bytes(
 
     Process, tokenizers, tables and dense model with state, the copy through which checkpoints are
     saved and loaded, and what the sampler and a step need: the most that is held at once, of
-    loading, building the sampler and training. Not the dense model's activations, beyond what
-    `PROCESS_BYTES` has for them; with a GPU not what pinned memory is rounded up to.
+    loading, building the sampler and training. Without ``saving`` nothing is loaded or saved.
+    Not the dense model's activations, beyond what `PROCESS_BYTES` has for them; with a GPU not what
+    pinned memory is rounded up to.
     """
     tables = sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs)
     dense = (1 + _MOMENTS) * replicated.dense_bytes
     copy = tables + dense
-    loading = 0 if saving == "in_place" else copy
+    loading = 0 if saving is None else copy
+    if saving == "in_place":
+        loading = loading_in_place_bytes(specs, optimizer, num_workers, weights, tier)
     kept = copy if saving == "behind" else 0
     if tier is None:
         step = beside_tables_bytes(output, num_workers) + replicated.dense_bytes
@@ -246,10 +267,12 @@ def inference_bytes(
     """Estimate of the host memory of one worker that evaluates or translates.
 
     Process, tokenizers, rows and dense model without an optimizer's state; they are loaded through
-    a copy unless ``in_place``. Blocks of logits come when that is gone.
+    a copy, or ``in_place``. Blocks of logits come when that is gone.
     """
     tables = sum(table_bytes(spec, "sgd", num_workers, weights) for spec in specs)
-    copy = 0 if in_place else tables + replicated.dense_bytes
+    copy = tables + replicated.dense_bytes
+    if in_place:
+        copy = loading_in_place_bytes(specs, "sgd", num_workers, weights, tier)
     held = (0 if tier == "device" else tables) + tokenizer_bytes(replicated.words)
     if tier is None:
         held += replicated.dense_bytes

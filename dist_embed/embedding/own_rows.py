@@ -86,11 +86,12 @@ class OwnGradient:
 
     Attributes:
         values: [R, D] float32, a buffer that is used again; holds nothing before `begin_adding`.
+        begun: whether something has been added in this step.
     """
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
-        self._begun = False
+        self.begun = False
 
     def begin_adding(self, every_row: Tensor | None = None) -> Tensor:
         """Add ``every_row`` [D], if any, to the gradient of each row; returns ``values``, to which
@@ -98,17 +99,17 @@ class OwnGradient:
 
         What the step before has left is cleared first.
         """
-        if self._begun:
+        if self.begun:
             if every_row is not None:
                 self.values += every_row
         else:
             self.values[:] = 0 if every_row is None else every_row
-            self._begun = True
+            self.begun = True
         return self.values
 
     def summed(self) -> Tensor:
         """What was added in this step: ``values``, which become zeros where nothing was."""
-        return self.values if self._begun else self.begin_adding()
+        return self.values if self.begun else self.begin_adding()
 
 
 @dataclass(frozen=True)

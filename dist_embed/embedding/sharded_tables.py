@@ -18,7 +18,7 @@ from torch import Tensor
 from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
 from torchrec.modules.embedding_configs import EmbeddingConfig
 
-from dist_embed.arguments import one_of, real_number, shown, whole_number
+from dist_embed.arguments import of_kind, one_of, real_number, true_or_false, whole_number
 from dist_embed.embedding.bags import bags_of_a_table, in_bags
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
@@ -40,7 +40,8 @@ from dist_embed.embedding.tables import (
 )
 from dist_embed.embedding.tiers import find_tier
 from dist_embed.errors import UserError
-from dist_embed.parallel.collectives import gather_texts
+from dist_embed.observe.phases import note_rows, phase, waiting
+from dist_embed.parallel.collectives import gather_texts, sum_numbers_over_workers
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 
@@ -104,10 +105,8 @@ class ShardedTables:
         step_bytes: int = 0,
         configured: bool = False,
     ) -> None:
-        if not isinstance(group, Group):
-            raise UserError(
-                f"group: {shown(group)} is not allowed: what `joined_group` gives in its block"
-            )
+        of_kind("group", group, Group, "what `joined_group` gives in its block")
+        group.require_joined()
         with all_or_none(group):
             named = named_tables(tables)
             one_of("optimizer", optimizer, OPTIMIZERS)
@@ -118,6 +117,7 @@ class ShardedTables:
             eps = real_number("eps", eps)
             seed = whole_number("seed", seed, 0)
             step_bytes = whole_number("step_bytes", step_bytes, 0)
+            true_or_false("configured", configured)
         settings = {
             "optimizer": optimizer, "learning_rate": learning_rate, "eps": eps, "seed": seed,
             "memory": memory, "weights": weights, "exchange": exchange, "step_bytes": step_bytes,
@@ -182,6 +182,7 @@ class ShardedTables:
         self._num_bags = bags_of_a_table(group.device.type, group.num_workers)
         self._cache_is_newer = False
         self._frozen: frozenset[str] = frozenset()
+        self._fetched = 0  # how often rows were fetched for training
         # Of live views, so it need not be asked for again.
         state = {k: v for module in self._modules for k, v in module.state_dict().items()}
         self._weights: dict[str, Tensor] = {
@@ -233,16 +234,15 @@ class ShardedTables:
             UserError: there is no such feature; or something is no id of its table. On a GPU
                 numbers that are too large are not looked for: its host would have to wait.
         """
-        if not isinstance(ids, Mapping):
-            raise UserError(
-                f"ids: {shown(ids)} is not allowed: give them by feature, as "
-                f"{{{next(iter(self.table_of))!r}: ids}}"
-            )
+        allowed = f"give them by feature, as {{{next(iter(self.table_of))!r}: ids}}"
+        of_kind("ids", ids, Mapping, allowed)
         for feature in ids:
             if feature not in self.table_of:
                 known = ", ".join(self.table_of)
                 raise UserError(f"feature {feature!r}: no table has it; there are {known}")
-        listed = {feature: pieces_of(feature, given) for feature, given in ids.items()}
+        listed = {
+            feature: pieces_of(f"feature {feature!r}", given) for feature, given in ids.items()
+        }
         index: dict[str, list[Tensor]] = {}
         rows: dict[str, Tensor] = {}
         everything = [piece for pieces in listed.values() for piece in pieces]
@@ -262,10 +262,8 @@ class ShardedTables:
         return WantedRows(rows, index)
 
     def check_ids(self, table: str, ids: Tensor) -> None:
-        """Raise UserError where something is no id of a table; on a GPU, of another type."""
+        """Raise UserError where something, int64, is no id of a table; not on a GPU."""
         count = self.specs[table].num_rows
-        if ids.dtype != torch.int64:  # what integers have become beside each other
-            raise UserError(f"table {table!r}: ids are whole numbers, not {ids.dtype}")
         if ids.device.type != "cpu" or not ids.numel():
             return
         lowest, highest = map(int, ids.aminmax())
@@ -281,38 +279,59 @@ class ShardedTables:
         The rows are not looked at before `fetch`, so a step's request may go out while the one
         before is still computing. ``wanted`` is on the group's device.
         """
+        of_kind("wanted", wanted, WantedRows, "what `wanted` gives")
+        self.group.require_joined()
         contexts, counts = [], []
-        for module, tables in zip(self._modules, self._tables_of, strict=True):
-            rows = {key_of(table): wanted.rows[table] for table in tables}
-            contexts.append(module.create_context())
-            bags = in_bags(rows, self._num_bags, self.group.device)
-            counts.append(module.input_dist(contexts[-1], bags))
+        with phase("ids exchange"):
+            for module, tables in zip(self._modules, self._tables_of, strict=True):
+                rows = {key_of(table): wanted.rows[table] for table in tables}
+                contexts.append(module.create_context())
+                bags = in_bags(rows, self._num_bags, self.group.device)
+                counts.append(module.input_dist(contexts[-1], bags))
         return RowRequest(wanted, contexts, counts)
 
     def fetch(self, request: RowRequest) -> StepRows:
         """The rows as they are now. Collective. A request is fetched once.
 
-        Of a table that is trained whole only what was last fetched for training can be trained.
+        Only what was last fetched for training can be trained: what is held for an update, the
+        gradient of a table that is trained whole and a GPU's cache, is the newest step's.
         """
+        of_kind("request", request, RowRequest, "what `request` gives")
+        self.group.require_joined()
+        arrived = request.arrived()
+        note_rows(sum(map(len, request.wanted.rows.values())))
+        with phase("lookup"):
+            return self._look_up(request, arrived)
+
+    def _look_up(self, request: RowRequest, arrived: list[Any]) -> StepRows:
         training, own = torch.is_grad_enabled(), {}
         if training:
+            self._fetched += 1
             own = {
                 table: kernel.begin_step(trained=table not in self._frozen)
                 for table, kernel in self._own.items()
             }
-        looked_up = [
-            module.compute_and_output_dist(context, rows)
-            for module, context, rows in zip(
-                self._modules, request.contexts, request.arrived(), strict=True
-            )
-        ]
+        on_their_way, taken_here = [], []
+        for module, context, asked in zip(self._modules, request.contexts, arrived, strict=True):
+            taken = module.compute(context, asked)
+            taken_here += [vectors.grad_fn for vectors in taken if vectors.grad_fn is not None]
+            on_their_way.append(module.output_dist(context, taken))
         fetched: dict[str, TableRows] = {}
-        for found, tables in zip(looked_up, self._tables_of, strict=True):
+        for coming, tables in zip(on_their_way, self._tables_of, strict=True):
+            with waiting():
+                found = coming.wait()
             for table in tables:
                 values = found[key_of(table)].values()
                 leaf = values.detach().requires_grad_(training and table not in self._frozen)
                 fetched[table] = TableRows(request.wanted.rows[table], leaf, values)
-        return StepRows(fetched, own, self.table_of, request.wanted.index, self._note_update)
+        number = self._fetched
+
+        def before_update(rows: StepRows, proven: bool) -> None:
+            self._before_update(rows, number, proven)
+
+        return StepRows(
+            fetched, own, self.table_of, request.wanted.index, before_update, taken_here
+        )
 
     def weight(self, table: str) -> Tensor:
         """Live view of this worker's logical rows of ``table``: [R, D], up to date on return.
@@ -340,7 +359,25 @@ class ShardedTables:
             kernel.reset_cache_states()
         self._cache_is_newer = False
 
-    def _note_update(self) -> None:
+    def _before_update(self, rows: StepRows, number: int, proven: bool) -> None:
+        """Raise UserError where the rows of the ``number``-th fetch cannot be trained. Collective,
+        unless it is ``proven`` that the first half has run: else zeros would pass for gradients.
+        """
+        self.group.require_joined()
+        if number != self._fetched:
+            raise UserError(
+                "backward: rows were looked up for training again since these; only those looked "
+                "up last can be trained"
+            )
+        if not proven:
+            waiting, given, whole, begun = sum_numbers_over_workers(
+                [int(flag) for flag in rows.first_half()], self.group
+            )
+            if (waiting or (whole and not begun)) and not given:
+                raise UserError(
+                    "backward: none of these rows has a gradient on any worker: call backward() of "
+                    "the loss first, from which they get theirs"
+                )
         self._cache_is_newer = self.tier == "uvm_caching"
 
     def optimizer_state(self, table: str) -> dict[str, Tensor]:
@@ -381,10 +418,14 @@ class ShardedTables:
         Not collective.
         """
         learning_rate = real_number("learning_rate", learning_rate)
+        if own_rates is not None:
+            of_kind("own_rates", own_rates, Mapping, "rates by the names of tables")
         self._check_tables(own_rates or {})
-        for name, rate in (own_rates or {}).items():
-            real_number(f"learning_rate of table {name!r}", rate)
-        chosen = dict.fromkeys(self.specs, learning_rate) | self._own_rates | (own_rates or {})
+        given = {
+            name: real_number(f"learning_rate of table {name!r}", rate)
+            for name, rate in (own_rates or {}).items()
+        }
+        chosen = dict.fromkeys(self.specs, learning_rate) | self._own_rates | given
         for module in self._modules:
             for _, kernel in module.fused_optimizer.optimizers:
                 names = [name.split(".")[1] for name in kernel.params]
@@ -406,13 +447,14 @@ class ShardedTables:
 
         Raises UserError: no table has such a name.
         """
-        names = frozenset([tables] if isinstance(tables, str) else tables)
+        of_kind("tables", tables, Iterable, "names of tables")
+        names = [tables] if isinstance(tables, str) else list(tables)
         self._check_tables(names)
-        self._frozen = names
+        self._frozen = frozenset(names)
 
     def _check_tables(self, names: Iterable[str]) -> None:
         for name in names:
-            if name not in self.specs:
+            if not isinstance(name, str) or name not in self.specs:
                 known = ", ".join(self.specs)
                 raise UserError(f"table {name!r}: there is none of that name; there are {known}")
 
@@ -422,6 +464,7 @@ class ShardedTables:
         A fused Adam takes its bias correction from it. By itself FBGEMM counts every forward pass,
         validations too, and a checkpoint does not hold the count. Not collective.
         """
+        step = whole_number("step", step, 1)
         for own in self._own.values():
             own.step = step
         for kernel in self._counting:

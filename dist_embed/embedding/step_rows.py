@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn import functional
 
+from dist_embed.arguments import shown
 from dist_embed.embedding.own_rows import OwnRows
 from dist_embed.errors import UserError
+from dist_embed.observe.phases import phase, waiting, waiting_until
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class RowRequest:
     contexts: list[Any]
     _counts: list[Any] = field(repr=False)
     _numbers: list[Any] = field(default_factory=list, repr=False)
+    _arrived: bool = field(default=False, repr=False)
 
     def send(self) -> None:
         """Begin the second exchanges. Waits for the first; does nothing when called again.
@@ -63,12 +67,20 @@ class RowRequest:
         Collective.
         """
         if not self._numbers:
-            self._numbers = [counts.wait() for counts in self._counts]
+            with phase("ids exchange"), waiting():
+                self._numbers = [counts.wait() for counts in self._counts]
 
     def arrived(self) -> list[Any]:
-        """What the workers ask this one for. Collective."""
+        """What the workers ask this one for. Collective.
+
+        Raises UserError: it has been asked for already.
+        """
+        if self._arrived:
+            raise UserError("request: it is fetched once, and has been already")
+        self._arrived = True
         self.send()
-        return [numbers.wait() for numbers in self._numbers]
+        with phase("ids exchange"), waiting():
+            return [numbers.wait() for numbers in self._numbers]
 
 
 @dataclass
@@ -94,14 +106,18 @@ class StepRows:
         own: of the tables that training takes whole all rows of this worker's shard; none where
             rows were looked up without a gradient.
         table_of: the table of each feature.
+        unfinished: softmaxes that have not given all gradients of these rows yet.
     """
 
     tables: dict[str, TableRows]
     own: dict[str, OwnRows]
     table_of: dict[str, str]
     _index: dict[str, list[Tensor]] = field(repr=False)
-    _before_update: Callable[[], None] = field(repr=False)
+    _before_update: Callable[[StepRows, bool], None] = field(repr=False)
+    # Of what this worker's shards gave: gradients get there from all workers.
+    _taken_here: list[Node] = field(default_factory=list, repr=False)
     _given: bool = field(default=False, repr=False)
+    unfinished: int = field(default=0, repr=False)
 
     def vectors(self, feature: str, number: int = 0) -> Tensor:
         """Vectors of the ids that were given as ``ids[feature][number]``: their shape + [D].
@@ -113,17 +129,26 @@ class StepRows:
         return functional.embedding(self._index[feature][number], leaf)
 
     def _check_given(self, feature: str, number: int) -> None:
-        count = len(self._index.get(feature, []))
-        if feature not in self._index:
+        if not isinstance(feature, str) or feature not in self._index:
             known = ", ".join(self._index) or "none"
             raise UserError(
                 f"feature {feature!r} was not looked up in this step; there are {known}"
             )
-        if not -count <= number < count:
+        count = self.count(feature)
+        if not isinstance(number, int) or not -count <= number < count:
             raise UserError(
-                f"feature {feature!r}: number: {number} is not below {count}, the "
+                f"feature {feature!r}: number: {shown(number)} is not below {count}, the "
                 "tensors of ids that were looked up"
             )
+
+    def count(self, feature: str) -> int:
+        """How many tensors of ids were looked up for a feature."""
+        return len(self._index.get(feature, []))
+
+    @property
+    def train(self) -> bool:
+        """Whether they were looked up with a gradient."""
+        return any(table._looked_up.requires_grad for table in self.tables.values())
 
     def add_gradient(self, feature: str, number: int, gradient: Tensor) -> None:
         """Add the gradient of `vectors` by hand; nothing where the table is frozen.
@@ -150,28 +175,54 @@ class StepRows:
         found += [self.own_gradient(table) for table in self.own]
         return [gradient for gradient in found if gradient is not None]
 
-    def backward(self) -> None:
+    def first_half(self) -> tuple[bool, bool, bool, bool]:
+        """What tells, once it is known of all workers, whether the first half of the step has run:
+        whether any row here waits for a gradient, and has one; the same of tables trained whole.
+        """
+        leaves = [table.vectors for table in self.tables.values() if table.vectors.requires_grad]
+        own = [rows.gradient for rows in self.own.values() if rows.gradient is not None]
+        return (
+            any(len(leaf) for leaf in leaves),
+            any(leaf.grad is not None for leaf in leaves),
+            bool(own),
+            any(gradient.begun for gradient in own),
+        )
+
+    def backward(self, *, proven: bool = False) -> None:
         """Second half of the step: give the gradients to the tables. Collective.
 
         The fused optimizer updates every row that any worker touched, once, with the mean over
         workers of their leaves' gradients (TorchRec divides by W, as DDP does), and every row of
         the tables that are trained whole.
 
-        Raises UserError: this has been done, or rows were looked up without a gradient.
+        Args:
+            proven: the first half has run, so that workers need not agree that it has, which is an
+                exchange, and has a GPU's host wait.
+
+        Raises:
+            UserError: no worker's rows have a gradient, since the loss's backward has not run; or
+                this has been done; or rows were looked up without a gradient, or for training again
+                since; or a softmax is not finished. Nothing has changed.
         """
         if self._given:
             raise UserError(
                 "backward: the gradients of these rows have been given to the tables already; "
                 "look the rows of the next step up anew"
             )
-        if not any(table._looked_up.requires_grad for table in self.tables.values()):
+        if not self.train:
             raise UserError(
                 "backward: these rows were looked up without a gradient, as inside torch.no_grad()"
             )
+        if self.unfinished:
+            raise UserError(
+                "backward: a softmax still has gradients of these rows; call finish() of what its "
+                "`start` has given first"
+            )
+        self._before_update(self, proven)
         self._given = True
-        self._before_update()
         leaves = [table.vectors for table in self.tables.values()]
-        torch.autograd.backward(
-            [table._looked_up for table in self.tables.values()],
-            [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves],
-        )
+        with phase("table backward"), waiting_until(self._taken_here):
+            torch.autograd.backward(
+                [table._looked_up for table in self.tables.values()],
+                [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves],
+            )

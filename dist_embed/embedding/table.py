@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dist_embed.arguments import real_number, shown, whole_number
+from dist_embed.arguments import of_kind, real_number, shown, true_or_false, whole_number
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.errors import UserError
 
@@ -48,8 +48,7 @@ class Table:
 
     def __post_init__(self) -> None:
         given: Any = self.features
-        if not isinstance(given, Iterable):
-            raise UserError(f"features: {shown(given)} is not allowed: {_NAMES}")
+        of_kind("features", given, Iterable, _NAMES)
         names = (given,) if isinstance(given, str) else tuple(given)
         if not all(isinstance(name, str) for name in names):
             raise UserError(f"features: {shown(names)} is not allowed: {_NAMES}")
@@ -115,6 +114,7 @@ def _check(name: str, table: Table) -> None:
     if not isinstance(name, str) or not name or "." in name:
         raise UserError(f"table {name!r}: a name has at least one character, and no full stop")
     whole_number(f"table {name!r}: rows", table.rows, 1, LARGEST_TABLE)
+    true_or_false(f"table {name!r}: trained_whole", table.trained_whole)
     for key in ("initial_scale", "learning_rate"):
         if getattr(table, key) is not None:
             real_number(f"table {name!r}: {key}", getattr(table, key))

@@ -15,13 +15,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_embed.arguments import real_number, shown, whole_number
+from dist_embed.errors import UserError
 from dist_embed.parallel.device import pinned
 
 if TYPE_CHECKING:
@@ -99,12 +101,12 @@ class LogUniformSampler:
         num_samples: S, at most V.
 
     Raises:
-        ValueError: S is not in 1 … V.
+        UserError: V is no number from 1 on, or S is not in 1 … V.
     """
 
     def __init__(self, num_ids: int, num_samples: int) -> None:
-        _check(num_ids, num_samples)
-        self._num_ids, self._num_samples = num_ids, num_samples
+        self._num_ids = num_ids = whole_number("num_ids", num_ids, 1)
+        self._num_samples = num_samples = whole_number("num_samples", num_samples, 1, num_ids)
         # The first h for which id h, drawn in proportion, would not be drawn more than once.
         h = np.arange(num_samples + 1, dtype=np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -141,17 +143,25 @@ class UnigramSampler:
     Ids that never occur count once, so that each is drawn now and then. Holds V float64.
 
     Args:
-        counts: [V] how often each id occurs.
+        counts: [V] how often each id occurs, of any type of whole numbers.
         power: α; 0 draws evenly.
         num_samples: S, at most V.
 
     Raises:
-        ValueError: S is not in 1 … V.
+        UserError: a count, or α, is no number from 0 on, or S is not in 1 … V.
     """
 
     def __init__(self, counts: NDArray[np.int64], power: float, num_samples: int) -> None:
-        _check(len(counts), num_samples)
-        probability = np.maximum(counts, 1).astype(np.float64) ** power
+        counts = _checked(counts)
+        power = real_number("power", power)
+        num_samples = whole_number("num_samples", num_samples, 1, len(counts))
+        with np.errstate(over="ignore"):
+            probability = np.maximum(counts, 1).astype(np.float64) ** power
+        if not np.isfinite(probability.sum()):
+            raise UserError(
+                f"power: {power:g} is not allowed: {counts.max():,}, the largest count, to that "
+                "power is above what float64 holds"
+            )
         certain = np.zeros(len(counts), dtype=np.bool_)
         while True:
             rest = probability[~certain].sum()
@@ -177,12 +187,25 @@ class UnigramSampler:
         return np.minimum(self._reached[ids] - before, 1.0)
 
 
-def _check(num_ids: int, num_samples: int) -> None:
-    if not 1 <= num_samples <= num_ids:
-        raise ValueError(f"{num_samples} samples of {num_ids} ids; 1 to {num_ids} can be drawn")
+def _checked(counts: Any) -> NDArray[np.int64]:
+    """Counts as an array. Raises UserError."""
+    try:
+        found = np.asarray(counts)
+    except (TypeError, ValueError, RuntimeError):  # ragged, or on a GPU
+        found = np.empty(0)
+    if found.ndim != 1 or not len(found) or found.dtype.kind not in "iu":
+        raise UserError(
+            f"counts: {shown(counts)} of type {found.dtype} is not allowed: an array of a whole "
+            "number for each id"
+        )
+    if found.min() < 0:
+        first = int(np.argmax(found < 0))
+        raise UserError(f"counts[{first}]: {found[first]} is not allowed: at least 0")
+    return found
 
 
 def _uniform(seed: int, step: int) -> float:
+    seed, step = whole_number("seed", seed, 0), whole_number("step", step, 0)
     return float(np.random.default_rng([seed, step, _TAG]).random())
 
 

@@ -125,7 +125,11 @@ def errors_shared(group: Group) -> Iterator[None]:
 
 
 def is_broken_collective(exc: BaseException) -> bool:
-    """Whether ``exc`` is a torch collective that a peer broke or left, or that timed out."""
+    """Whether ``exc`` is a torch collective that a peer broke or left, or that timed out, or a
+    store that is not there any more.
+    """
+    if isinstance(exc, dist.DistNetworkError):
+        return True
     text = str(exc)
     signs = ("gloo", "NCCL", "Connection", "Broken pipe", "timeout", "Timed out")
     return isinstance(exc, RuntimeError) and any(sign in text for sign in signs)

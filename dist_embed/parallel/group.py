@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, get_args
 
@@ -13,8 +14,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from dist_embed.arguments import one_of
+from dist_embed.arguments import one_of, real_number
+from dist_embed.errors import UserError
 from dist_embed.parallel.device import resolve_device
+from dist_embed.parallel.rendezvous import gloo_listening
 from dist_embed.parallel.settings import DeviceChoice
 
 
@@ -27,13 +30,25 @@ class Group:
     num_local_workers: int
     device: torch.device
     process_group: dist.ProcessGroup
+    _left: threading.Event = field(
+        default_factory=threading.Event, init=False, repr=False, compare=False
+    )
 
     @property
     def is_first(self) -> bool:
         """Whether this is worker 0, which writes what is written once."""
         return self.rank == 0
 
+    def require_joined(self) -> None:
+        """Raise UserError once the block that has joined the group has ended. Not collective."""
+        if self._left.is_set():
+            raise UserError(
+                "the block `with joined_group()` of these workers has ended; tables, softmaxes and "
+                "checkpoints of its group are used inside it"
+            )
 
+
+LONGEST_TIMEOUT_SECONDS = 365 * 86_400.0  # a timedelta, and torch's milliseconds, have an end
 _last_joined: list[dist.ProcessGroup] = []  # kept beyond `joined_group`; see its end
 
 
@@ -46,14 +61,18 @@ def joined_group(
     A launcher that has already initialised ``torch.distributed`` (Ray Train) keeps ownership of
     the group. Otherwise the environment of ``torchrun`` (RANK, WORLD_SIZE, LOCAL_RANK,
     MASTER_ADDR, MASTER_PORT) is read and the group is destroyed at the end of the block. A process
-    that no launcher has told its place is the only worker.
+    that no launcher has told its place is the only worker. gloo listens where the peers are
+    (`gloo_listening`).
 
-    Raises UserError for CUDA on a machine without, or a type that is none. ``timeout_seconds``
-    bounds every collective; gloo's first connections, as workers join, five times as much (torch
-    2.13, gloo's pair.h: waitUntil). Collective.
+    Raises UserError for CUDA on a machine without, or an argument that cannot be.
+    ``timeout_seconds``, at most a year, bounds every collective; gloo's first connections, as
+    workers join, five times as much (torch 2.13, gloo's pair.h: waitUntil). Collective.
     """
     told = dist.is_initialized() or bool({"RANK", "WORLD_SIZE"} & os.environ.keys())
-    with _joined(device_type, timeout_seconds, alone=not told) as group:
+    with (
+        gloo_listening(alone=not told),
+        _joined(device_type, timeout_seconds, alone=not told) as group,
+    ):
         yield group
 
 
@@ -64,13 +83,16 @@ def lone_group(
     """This process as the only worker of a group, on the first device of its type, whatever place
     the environment gives it. Raises UserError for CUDA on a machine without.
     """
-    with _joined(device_type, timeout_seconds, alone=True) as group:
+    with gloo_listening(alone=True), _joined(device_type, timeout_seconds, alone=True) as group:
         yield group
 
 
 @contextmanager
 def _joined(device_type: DeviceChoice, timeout_seconds: float, *, alone: bool) -> Iterator[Group]:
     one_of("device_type", device_type, get_args(DeviceChoice))
+    timeout_seconds = real_number(
+        "timeout_seconds", timeout_seconds, positive=True, most=LONGEST_TIMEOUT_SECONDS
+    )
     local_rank = 0 if alone else int(os.environ.get("LOCAL_RANK", "0"))
     device_type = resolve_device(device_type, name="device_type")
     if device_type == "cuda":
@@ -87,23 +109,25 @@ def _joined(device_type: DeviceChoice, timeout_seconds: float, *, alone: bool) -
             "nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds),
             **place,
         )  # fmt: skip
+    pg = dist.group.WORLD
+    assert pg is not None
+    num_workers = dist.get_world_size()
+    local = num_workers if alone else int(os.environ.get("LOCAL_WORLD_SIZE", num_workers))
+    group = Group(
+        rank=dist.get_rank(),
+        num_workers=num_workers,
+        num_local_workers=local,
+        device=device,
+        process_group=pg,
+    )
     try:
-        pg = dist.group.WORLD
-        assert pg is not None
-        num_workers = dist.get_world_size()
-        local = num_workers if alone else int(os.environ.get("LOCAL_WORLD_SIZE", num_workers))
-        yield Group(
-            rank=dist.get_rank(),
-            num_workers=num_workers,
-            num_local_workers=local,
-            device=device,
-            process_group=pg,
-        )
+        yield group
         # A DistributedDataParallel may outlive this block. If it held the last reference, it would
         # wait for gloo's threads while it holds the interpreter's lock, which they may need to let
         # go of their last tensors: a deadlock (pytorch/pytorch, issue 56297). After a failure
         # peers are to notice that this worker's connections close.
         _last_joined[:] = [pg]
     finally:
+        group._left.set()
         if owned:
             dist.destroy_process_group()

@@ -125,7 +125,7 @@ def baseline_bytes(
     optimizer, more = config.embedding.optimizer, len(precisions) - 1
     dense = Replicated(parameters=dense_parameters(config.model, config.embedding.width))
     needed = worker_bytes(
-        specs, optimizer, workers, output, dense, saving="in_place", weights=weights, tier=tier
+        specs, optimizer, workers, output, dense, saving=None, weights=weights, tier=tier
     )
     if tier is not None:  # the rest is in the GPU's memory
         return needed + more * sum(

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from dist_embed.parallel.group import Group
+from dist_embed.parallel.rendezvous import gloo_listening, hosted_store
 from tests.forks import forking
 
 TIMEOUT_SECONDS = 90.0
@@ -68,7 +69,7 @@ class WorkerPool:
             RemoteError: a worker raised; all tracebacks are in the message.
         """
         self._grow(num_workers)
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = hosted_store()
         for rank in range(num_workers):
             order = (function, args, rank, num_workers, store.port, backend)
             self._orders[rank].put(_packed(order))
@@ -114,10 +115,11 @@ def _serve(device_type: str, orders: Any, answers: Any) -> None:
         try:
             device, num_local_workers = _place(device_type, rank, num_workers)
             store = TCPStore("127.0.0.1", port, is_master=False)
-            dist.init_process_group(
-                backend, store=store, rank=rank, world_size=num_workers,
-                timeout=timedelta(seconds=30),
-            )  # fmt: skip
+            with gloo_listening(alone=True):  # on this machine
+                dist.init_process_group(
+                    backend, store=store, rank=rank, world_size=num_workers,
+                    timeout=timedelta(seconds=30),
+                )  # fmt: skip
             pg = dist.group.WORLD
             assert pg is not None
             group = Group(rank, num_workers, num_local_workers, device, pg)

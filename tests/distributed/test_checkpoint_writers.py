@@ -28,6 +28,7 @@ from dist_embed.checkpoint.write import write_rows
 from dist_embed.errors import StoreUnavailable
 from dist_embed.parallel.errors import is_passing
 from dist_embed.parallel.group import Group
+from dist_embed.parallel.torchrun import under_torchrun
 from tests.checkpoints import keeping
 from tests.distributed.pool import WorkerPool
 
@@ -272,6 +273,44 @@ def test_at_an_error_the_save_under_way_is_ended_unless_nobody_is_heard_of(
     (took, steps), _ = workers.run(2, end_by_an_error, str(tmp_path), killed)
     assert steps == ([] if killed else [1])
     assert (0.5 if killed else 0.0) < took < 10
+
+
+def fail_while_first_writes(group: Group, uri: str, case: str) -> tuple[float, list[int]]:
+    """What worker 1, whose part is written, finds when `close` has returned."""
+    over = threading.Event()
+
+    def act(group: Group, number: int) -> None:
+        if group.is_first:
+            over.wait(30 if case == "silent" else 1.5)
+
+    saver_module.QUIET_SECONDS = 0.5 if case == "silent" else 10.0
+    vars(saver_module)["under_torchrun"] = lambda: case != "local"
+    before_writing(act, group)
+    saver = saver_of(group, uri, [])
+    try:
+        saver.save(state_of(group, 1))
+        began = time.monotonic()
+        if not group.is_first:
+            saver.close()
+        took, steps = time.monotonic() - began, list_steps(uri)
+        dist.barrier(group.process_group)
+        over.set()
+        saver.close()  # no thread is to outlive the test
+    finally:
+        restore()
+        saver_module.QUIET_SECONDS = 10.0
+        vars(saver_module)["under_torchrun"] = under_torchrun
+    return took, steps
+
+
+@pytest.mark.parametrize("case", ["torchrun", "silent", "local"])
+def test_the_first_to_fail_under_torchrun_waits_for_the_save_of_others(
+    workers: WorkerPool, tmp_path: Path, case: str
+) -> None:
+    """Its end would have them killed; the local launcher gives them their time itself."""
+    _, (took, steps) = workers.run(2, fail_while_first_writes, str(tmp_path), case)
+    assert steps == ([1] if case == "torchrun" else [])
+    assert took < 10
 
 
 def make_progress(group: Group) -> list[str]:

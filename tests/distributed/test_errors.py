@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+import warnings
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -28,6 +29,7 @@ from dist_embed.parallel.collectives import (
 )
 from dist_embed.parallel.errors import WorkerError, all_or_none, errors_shared
 from dist_embed.parallel.group import Group, joined_group
+from dist_embed.parallel.rendezvous import hosted_store
 from dist_embed.parallel.stop import exit_on_signals, stop_on_signals, stop_requested
 from tests.distributed.pool import WorkerPool
 
@@ -86,7 +88,7 @@ def fail_as_the_host_of_the_store(emit: Emit) -> None:
     rank = int(os.environ["RANK"])
     launchers = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False)
     if rank == 0:
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = hosted_store()
         launchers.set("port", str(store.port))
     else:
         store = TCPStore("127.0.0.1", int(launchers.get("port")), is_master=False)
@@ -301,8 +303,14 @@ def exercise_collectives(group: Group) -> dict[str, object]:
     }
 
 
+def exercised_without_warnings(group: Group) -> dict[str, object]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return exercise_collectives(group)
+
+
 def test_collectives(workers: WorkerPool) -> None:
-    results = workers.run(3, exercise_collectives)
+    results = workers.run(3, exercised_without_warnings)
     for result in results:
         assert result["gathered"] == [1, 1, 3, 3, 3]
         assert result["received"] == [0, 1, 1, 2, 2, 2]

@@ -32,6 +32,7 @@ from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.group import Group
+from dist_embed.parallel.rendezvous import hosted_store
 from dist_embed.run.data import digests_of_data, digests_of_tokenizers, vocabularies
 from dist_embed.training.assemble import (
     TranslationModel,
@@ -182,7 +183,7 @@ def peak_bytes(
     """The most anonymous memory of a worker, in a run and in one that goes on from it."""
     peak = 0
     for _ in range(lives):
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = hosted_store()
         processes = [
             forking().Process(
                 target=life,

@@ -182,6 +182,12 @@ ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
     ],
     "tests/distributed/test_settings.py": [("search", ["replace_unknown"])],
     "tests/integration/test_ray.py": [("cluster", ["launcher"])],
+    "tests/unit/test_kubernetes.py": [
+        ("cluster.submit.kubernetes",
+         ["image", "namespace", "secret", "workers_per_pod", "cpus_per_worker", "memory_gib",
+          "hours", "start_hours", "retries", "keep_minutes", "head_cpus", "head_memory_gib",
+          "service_account", "volume_claim", "volume_path"]),
+    ],
     "tests/unit/test_slurm.py": [
         ("cluster.submit", ["to"]),
         ("cluster.submit.slurm", ["nodes", "partition", "hours", "cpus_per_worker", "gpus", "setup",

@@ -313,7 +313,7 @@ def test_what_cannot_be_looked_up_is_named(workers: WorkerPool) -> None:
     assert feature == "feature 'usr': no table has it; there are user, item, read, written, tag"
     assert large == "table 'user': 13 is no id; allowed are 0 to 12"
     assert negative == "table 'word': -1 is no id; allowed are 0 to 16"
-    assert fraction == "table 'user': ids are whole numbers, not torch.float32"
+    assert fraction == "feature 'user': ids are whole numbers, not torch.float32"
     assert no_group.endswith("is not allowed: what `joined_group` gives in its block")
     assert dense.startswith("dense: 'table.user.weight' is not allowed")
     assert optimizer.startswith("optimizer: 'adamw' is not allowed: one of rowwise_adagrad, ")

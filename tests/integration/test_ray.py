@@ -46,12 +46,15 @@ def test_ray_trains_as_local_processes_do_and_stops_as_asked(
     dist_embed("train", config, *same, f"run.uri={tmp_path / 'local'}")
     # Of a short path: there Ray puts sockets, whose names may have 107 bytes.
     temporary = Path(tempfile.mkdtemp(prefix="r", dir="/tmp"))
+    environment = {**os.environ, "TMPDIR": str(temporary), "HOME": str(tmp_path / "home")}
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        environment.pop(name, None)
     run = tmp_path / "run"
     command = ["train", config, *same, "train.max_steps=100000", "checkpoint.every_steps=100000"]
     with subprocess.Popen(
         [sys.executable, "-m", "dist_embed.cli.main", *command, "--launcher", "ray"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "TMPDIR": str(temporary)}, start_new_session=True,
+        env=environment, start_new_session=True,
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 200
         while not (run / "metrics.jsonl").exists() or len(losses(run)) < 8:
@@ -60,13 +63,15 @@ def test_ray_trains_as_local_processes_do_and_stops_as_asked(
             time.sleep(0.1)
         this = psutil.Process(process.pid)
         started = this.children(recursive=True)
+        assert {address for one in [this, *started] for address in listening(one)} == {"127.0.0.1"}
         # To every process, as the end of a Slurm step and `ray job stop` do, and twice.
         for receiver in [this, *started, this]:
             receiver.send_signal(signal.SIGTERM)
         said, complaint = process.communicate(timeout=200)
     assert process.returncode == 143, complaint
     found = re.fullmatch(
-        r"dist-embed: stopped as asked after step (\d+); the same command goes on from there\n",
+        r"dist-embed: stopped as asked after step (\d+); started again, the run goes on from "
+        r"there\n",
         complaint,
     )
     assert found, complaint
@@ -78,7 +83,63 @@ def test_ray_trains_as_local_processes_do_and_stops_as_asked(
     _, left = psutil.wait_procs(started, timeout=60)
     assert left == []
     assert not list(temporary.glob("dist_embed-*"))
+    assert not (tmp_path / "home" / ".ray").exists()  # where Ray writes a token that all can read
     shutil.rmtree(temporary)
+
+
+def listening(process: psutil.Process) -> list[str]:
+    """The addresses where it hears TCP; those of version 6 that mean one of version 4 as that."""
+    with suppress(psutil.NoSuchProcess):
+        found = process.net_connections("inet")
+        return [
+            one.laddr.ip.removeprefix("::ffff:") for one in found
+            if one.status == psutil.CONN_LISTEN
+        ]  # fmt: skip
+    return []
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("launcher", ["local", "ray"])
+def test_a_machine_without_a_network_trains_and_no_library_is_on_the_screen(
+    config: str, dist_embed: Command, launcher: str
+) -> None:
+    dist_embed("prepare", config)
+    alone = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+    if subprocess.run([*alone, "true"]).returncode:
+        pytest.skip("namespaces cannot be made here")
+    done = subprocess.run(
+        [*alone, sys.executable, "-m", "dist_embed.cli.main", "train", config,
+         "--launcher", launcher],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not [line for line in done.stdout.splitlines() if line.startswith(("[", "("))]
+
+
+@pytest.mark.heavy
+def test_a_command_whose_ray_node_ends_says_so_and_goes_on(config: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dist_embed.cli.main", "train", config, "--launcher", "ray",
+               "train.max_steps=100000", "train.evaluate_every=100000"]  # fmt: skip
+    one = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 250
+        while len(list_steps(str(tmp_path / "run"))) < 2:
+            assert one.poll() is None, one.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        started = psutil.Process(one.pid).children(recursive=True)
+        (raylet,) = [process for process in started if process.name() == "raylet"]
+        raylet.kill()
+        said, complaint = one.communicate(timeout=100)
+    finally:
+        one.kill()
+    assert one.returncode == 1
+    assert re.fullmatch(
+        r"dist-embed: the Ray node .* has ended .*: the same command goes on from .*\n", complaint
+    ), complaint
+    assert "raylet" not in said
+    _, left = psutil.wait_procs(started, timeout=60)
+    assert left == []
 
 
 def test_no_cluster_at_the_address_is_said(config: str, refused: Callable[..., str]) -> None:

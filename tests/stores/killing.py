@@ -53,6 +53,7 @@ from dist_embed.config.schema import Config
 from dist_embed.data.preparation import ensure_data
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel import errors
+from dist_embed.parallel.rendezvous import hosted_store
 from dist_embed.run.metrics import MetricsLog, read_metrics
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import Buffer, ObjectStore
@@ -372,11 +373,11 @@ class Ended:
     traces: list[str]
 
 
+@quiet_environment()
 def train(config: Config, environment: dict[str, str], kill: Kill | None = None) -> Ended:
     """Train with ``WORKERS`` workers; returns when all have ended. None of them may hang."""
-    quiet_environment()
     context = forking()
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = hosted_store()
     pipes = [context.Pipe(duplex=False) for _ in range(WORKERS)]
     processes = [
         context.Process(

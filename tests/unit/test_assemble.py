@@ -13,6 +13,7 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.model.batch_negatives import BatchNegatives
+from dist_embed.model.output import OutputShard
 from dist_embed.model.output_layer import ExactSoftmax, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.model.transformer import Transformer
@@ -36,7 +37,7 @@ def config_of(**sections: dict[str, Any]) -> Config:
 
 
 def translation_model(num_rows: int) -> Any:
-    shard = SimpleNamespace(num_rows=num_rows, group=ALONE)
+    shard = OutputShard(ALONE, 0, num_rows, 1000)
     return SimpleNamespace(shard=shard, lookup=None, group=ALONE)
 
 
@@ -119,7 +120,7 @@ def test_candidates_are_frequent_words_of_the_target_side(
     monkeypatch.setattr(assemble, "ExactWords", lambda *_: None)
     monkeypatch.setattr(assemble, "CandidateWords", lambda *given: made.append(given))
     parts = translation_model(9)
-    parts.shard.in_float32 = lambda: SimpleNamespace(block_bytes=1)
+    parts.shard = SimpleNamespace(num_rows=9, in_float32=lambda: SimpleNamespace(block_bytes=1))
     parts.lookup, parts.transformer = SimpleNamespace(group=ALONE), None
     tokenizers: Any = {"source": SimpleNamespace(encode=None), "target": None}
     config = config_of(search={"candidates": 8}, tokenizer={"shared": shared})

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dist_embed.checkpoint.manifest import CheckpointError, CheckpointLate
 from dist_embed.checkpoint.parts import PartLate, PartMissing
@@ -163,6 +164,8 @@ def caused(error: Exception, cause: Exception) -> Exception:
     [
         (BROKEN, True),
         (ConnectionResetError("by peer"), True),
+        # Of a store whose host has ended before this worker came to it.
+        (dist.DistNetworkError("The client socket has timed out after 60000ms"), True),
         (PASSING, True),
         (caused(CheckpointError("not written"), PASSING), True),
         (caused(CheckpointError("not written"), WorkerError(1, "", is_passing=True)), True),

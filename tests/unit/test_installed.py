@@ -36,7 +36,9 @@ pytestmark = pytest.mark.timeout(400)  # one test waits for all programs, one af
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Where a package is installed under another name than it is imported by, or with another one.
-DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "pyyaml", "pydantic_core": "pydantic"}
+DISTRIBUTIONS = {
+    "sklearn": "scikit-learn", "yaml": "pyyaml", "pydantic_core": "pydantic", "grpc": "ray",
+}  # fmt: skip
 
 
 def one_way(name: str) -> str:

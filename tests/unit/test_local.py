@@ -248,7 +248,7 @@ def test_workers_are_numbered_and_given_what_the_launcher_was(
     )
     devices: list[str] = []
     monkeypatch.setattr(local, "worker_context", lambda device: devices.append(device) or context)
-    monkeypatch.setattr(local, "TCPStore", lambda host, port, **how: SimpleNamespace(port=1234))
+    monkeypatch.setattr(local, "hosted_store", lambda: SimpleNamespace(port=1234))
 
     def watch(*given: Any) -> None:
         watched.append(given)

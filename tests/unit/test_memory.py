@@ -18,13 +18,14 @@ from dist_embed.embedding.memory import (
     beside_tables_bytes,
     host_table_bytes,
     inference_bytes,
+    loading_in_place_bytes,
     logits_block_bytes,
     table_bytes,
     tokenizer_bytes,
     worker_bytes,
 )
 from dist_embed.embedding.plan import TableSpec
-from dist_embed.embedding.settings import Tier
+from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.tables import OPTIMIZERS
 
 SPEC = TableSpec("t", 1000, 64)
@@ -97,10 +98,24 @@ def test_a_worker_with_a_gpu_holds_its_copy_and_what_lies_in_host_memory() -> No
             [SPEC], "sgd", 2, EXACT, Replicated(), saving=saving, weights="fp16", tier=tier
         ) - READING_BYTES["local"] - CUDA_PROCESS_BYTES  # fmt: skip
 
-    assert host("device", "in_place") == 0
+    assert host("device", "in_place") == shard  # the rows are loaded through the host's memory
     assert host("device", "behind") == shard
-    assert host("uvm", "in_place") == shard
+    assert host("uvm", "in_place") == 2 * shard
     assert host("uvm_caching", "waiting") == 2 * shard
+
+
+@pytest.mark.parametrize("tier", ["device", "uvm", "uvm_caching"])
+@pytest.mark.parametrize(
+    ("optimizer", "weights", "values"),
+    [("sgd", "fp16", 64 * 2), ("rowwise_adagrad", "fp16", 64 * 2), ("adagrad", "fp16", 64 * 4),
+     ("adam", "fp16", 64 * 4), ("rowwise_adagrad", "fp32", 64 * 4)],
+)  # fmt: skip
+def test_a_load_in_place_takes_the_largest_tensor_where_there_is_a_gpu(
+    tier: Tier, optimizer: str, weights: Weights, values: int
+) -> None:
+    specs = [TableSpec("small", 30, 64), SPEC, TableSpec("narrow", 1000, 4)]
+    assert loading_in_place_bytes(specs, optimizer, 2, weights, tier) == 500 * values
+    assert loading_in_place_bytes(specs, optimizer, 2, weights, None) == 0
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -205,8 +220,8 @@ def test_a_step_on_a_gpu_copies_rows_that_lie_in_host_memory_where_it_goes_by_bl
 
 @pytest.mark.parametrize(
     ("tier", "in_place", "expected"),
-    [(None, True, SHARD + BLOCK), (None, False, 2 * SHARD), ("device", True, 0),
-     ("device", False, SHARD), ("uvm", True, SHARD), ("uvm_caching", False, 2 * SHARD)],
+    [(None, True, SHARD + BLOCK), (None, False, 2 * SHARD), ("device", True, SHARD),
+     ("device", False, SHARD), ("uvm", True, 2 * SHARD), ("uvm_caching", False, 2 * SHARD)],
 )  # fmt: skip
 def test_who_only_reads_holds_no_state(tier: Tier | None, in_place: bool, expected: int) -> None:
     block = BLOCK if in_place else 1

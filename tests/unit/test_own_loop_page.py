@@ -4,15 +4,49 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
 
 from dist_embed.checkpoint.catalogue import list_steps
+from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.embedding.table import Table
+from dist_embed.errors import UserError
 from dist_embed.model import output_layer
+from dist_embed.parallel.group import Group
 
 PAGE = Path(__file__).parents[2] / "docs/own_loop.md"
 
 
+def programs() -> list[str]:
+    """The page's: a loop, and a validation."""
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("trained_whole", [False, True])
+def test_the_validation_loss_of_the_page_is_exact(alone: Group, trained_whole: bool) -> None:
+    tables = ShardedTables(
+        {"read": Table(9, 4), "next": Table(7, 4, trained_whole=trained_whole)}, alone
+    )
+    found: dict[str, Any] = {"torch": torch}
+    exec(compile(programs()[1], str(PAGE), "exec"), found)
+    exact = found["ExactSoftmax"](tables, "next")
+    words, targets = torch.tensor([8, 0, 3]), torch.tensor([6, 0, 6])
+    loss = found["validation_loss"](tables, exact, words, targets, [3])
+    read, following = (
+        tables.weight(name)[order.rows_of(torch.arange(order.num_rows))]
+        for name, order in tables.orders.items()
+    )
+    expected = functional.cross_entropy(read[words] @ following.t(), targets)
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(UserError, match="table 'next': 7 is no id"):
+        found["validation_loss"](tables, exact, words, targets + 1, [3])
+
+
 def test_the_loop_of_the_page_trains_saves_and_goes_on(tmp_path: Path) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    program, _ = programs()
     found: dict[str, object] = {"__name__": "own_loop"}
     exec(compile(program, str(PAGE), "exec"), found)
     main = found["main"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -14,8 +16,10 @@ import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
-from dist_embed.cluster import ray_train
+from dist_embed.cluster import ray_group, ray_train
 from dist_embed.cluster.failure import Attempts
+from dist_embed.cluster.ray_group import GroupByEnvironment
+from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.parallel import stop
 
@@ -139,6 +143,17 @@ def test_who_is_given_up_asks_ray_for_nothing_more(monkeypatch: pytest.MonkeyPat
     fit.ended.set()
 
 
+def test_of_a_node_that_is_lost_nothing_more_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would end this process before anything is told."""
+    fit = Fit(monkeypatch, BEGIN)
+    monkeypatch.setattr(fit, "deliver", Living(looks=2).check)
+    monkeypatch.setattr(ray_train, "stop_requested", lambda: False)
+    with pytest.raises(NodeLost):
+        fit.run()
+    assert fit.course == []
+    fit.ended.set()
+
+
 def test_a_slow_answer_of_ray_is_waited_for_before_the_connection_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -173,17 +188,18 @@ def test_a_run_without_a_result_ends_with_the_failure_that_was_told(
         "remote": lambda **how: lambda kind: actor,
     }.items():
         monkeypatch.setattr(ray, name, stand_in)
-    monkeypatch.setattr(ray_train, "_connected", lambda *where: nullcontext())
+    monkeypatch.setattr(ray_train, "connected", lambda *where: nullcontext())
     asked: dict[str, Any] = {}
     monkeypatch.setattr(ray_train, "TorchTrainer", lambda work, **how: asked.update(how))
     monkeypatch.setattr(ray_train, "_fit_in_thread", fit)
     with pytest.raises(RunFailed, match="worker 1 failed" if failures else "told no result"):
         ray_train.launch_ray(
-            print, lambda device: (device,), num_workers=2, address=None, device="cpu",
-            timeout_seconds=150.0, max_failures=7, on_event=print, log_folder="",
+            print, lambda device: (device,), name="night", num_workers=2, address=None,
+            device="cpu", timeout_seconds=150.0, max_failures=7, on_event=print, log_folder="",
         )  # fmt: skip
     assert asked["train_loop_config"]["args"] == ("cpu",)
-    assert (asked["torch_config"].backend, asked["torch_config"].timeout_s) == ("gloo", 150)
+    assert asked["train_loop_config"]["name"] == asked["run_config"].name == "night"
+    assert isinstance(asked["torch_config"], GroupByEnvironment)
     assert (asked["scaling_config"].num_workers, asked["scaling_config"].use_gpu) == (2, False)
     failing = asked["run_config"].failure_config
     # Ray waits a minute each time for room for the workers.
@@ -216,14 +232,44 @@ def test_what_workers_tell_bears_the_name_of_their_start(
         return given + 1
 
     with pytest.raises(OSError, match="passing"):
-        ray_train._ray_worker({"mailbox": mailbox, "target": fail, "args": ()})
-    ray_train._ray_worker({"mailbox": mailbox, "target": work, "args": (4,)})
+        ray_train._ray_worker({"mailbox": mailbox, "name": "night", "target": fail, "args": ()})
+    ray_train._ray_worker({"mailbox": mailbox, "name": "night", "target": work, "args": (4,)})
     names = [(event["kind"], event.get("attempt")) for event in told]
     assert names == [
         ("begin", "0102"), ("failure", "0102"), ("begin", "0304"), ("line", None),
         *([("result", "0304")] if rank == 0 else []),
     ]  # fmt: skip
     assert [event.get("value") for event in told if event["kind"] == "result"] == [5] * (1 - rank)
+
+
+def test_workers_of_ray_find_their_group_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = {"world_rank": 3, "local_rank": 1, "world_size": 4, "local_world_size": 2}
+    methods = {f"get_{name}": lambda value=value: value for name, value in place.items()}
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(**methods))
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "127.0.0.2")
+    monkeypatch.setattr(os, "environ", {})
+    course: list[tuple[str, Any]] = []
+
+    class Workers:
+        def execute_single(self, rank: int, function: Callable[..., Any], *given: Any) -> Any:
+            course.append((function.__name__, rank))
+            return function(*given)
+
+        def execute(self, function: Callable[..., Any], *given: Any) -> None:
+            course.append((function.__name__, "all"))
+            function(*given)
+
+    GroupByEnvironment().backend_cls().on_start(Workers(), GroupByEnvironment())
+    assert course == [("_host", 0), ("_take_place", "all")]
+    (store,) = ray_group._hosted  # which lives as long as the first worker does
+    assert os.environ == {
+        "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.2", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    ray_group._hosted.clear()
 
 
 def test_ray_has_what_the_controller_is_ended_by() -> None:
@@ -260,18 +306,41 @@ def get(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get", get)
 
 
+class Living:
+    """A node that ends after so many looks."""
+
+    def __init__(self, looks: float = math.inf) -> None:
+        self._looks = looks
+
+    def check(self) -> None:
+        self._looks -= 1
+        if self._looks < 0:
+            raise NodeLost
+
+
 @pytest.mark.usefixtures("get")
-def test_events_that_come_late_are_not_lost() -> None:
-    mailbox = SimpleNamespace(take=remote([GetTimeoutError(), ("first",)], [("second",)]))
-    deliveries = ray_train._Deliveries(mailbox)
+def test_events_that_come_late_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    late: list[Any] = [GetTimeoutError(), ("first",)]
+    mailbox = SimpleNamespace(take=remote(late, [("second",)]))
+    deliveries = ray_train._Deliveries(mailbox, Living())
+    now = iter([0.0, 1.0, 61.0, *range(100, 200)])  # of the first call, and of later ones
+    monkeypatch.setattr(ray_train, "time", SimpleNamespace(monotonic=lambda: next(now)))
     assert [deliveries.take() for _ in range(3)] == [[], ("first",), ("second",)]
+
+
+@pytest.mark.usefixtures("get")
+def test_a_node_that_ends_is_noticed_while_its_answer_is_waited_for() -> None:
+    for answers in ([GetTimeoutError()] * 9, [ActorDiedError()]):
+        mailbox = SimpleNamespace(take=remote(answers))
+        with pytest.raises(NodeLost):
+            ray_train._Deliveries(mailbox, Living(looks=1)).take()
 
 
 @pytest.mark.usefixtures("get")
 def test_a_launcher_without_its_mailbox_has_failed() -> None:
     mailbox = SimpleNamespace(take=remote(ActorDiedError()))
     with pytest.raises(RunFailed, match="has lost its workers"):
-        ray_train._Deliveries(mailbox).take()
+        ray_train._Deliveries(mailbox, Living()).take()
 
 
 @pytest.mark.usefixtures("get")
@@ -294,3 +363,17 @@ def test_a_worker_listens_for_the_request_while_there_is_a_launcher(
     listener.join(30)
     assert not listener.is_alive()
     assert stop.stop_requested() == asked
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_ray_is_left_alone_where_the_node_has_ended(
+    monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    """It would end this process."""
+    course: list[str] = []
+    monkeypatch.setattr(ray, "init", lambda **how: course.append("connected"))
+    monkeypatch.setattr(ray, "shutdown", lambda: course.append("left"))
+    monkeypatch.setattr(ray_train, "Node", lambda: SimpleNamespace(lives=lambda: lives))
+    with pytest.raises(NodeLost), ray_train._driver("here:7"):
+        raise NodeLost
+    assert course == ["connected", *(["left"] if lives else [])]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_embed.errors import UserError
 from dist_embed.model.sampler import (
     LogUniformSampler,
     Negatives,
@@ -143,7 +146,42 @@ def test_places_of_ids_among_the_samples() -> None:
 
 @pytest.mark.parametrize("num_samples", [0, -1, 11])
 def test_more_samples_than_ids_are_refused(num_samples: int) -> None:
-    with pytest.raises(ValueError, match=f"{num_samples} samples of 10 ids; 1 to 10"):
+    expected = f"num_samples: {num_samples} is not allowed: a whole number in 1 … 10"
+    with pytest.raises(UserError, match=expected):
         LogUniformSampler(10, num_samples)
-    with pytest.raises(ValueError, match="of 10 ids"):
+    with pytest.raises(UserError, match=expected):
         UnigramSampler(np.ones(10, dtype=np.int64), 1.0, num_samples)
+
+
+@pytest.mark.parametrize(
+    ("counts", "power", "num_samples", "expected"),
+    [([1, 2], 1.0, 2.5, "num_samples: 2.5 is not allowed: a whole number in 1 … 2"),
+     ([1, 2], 1.0, True, "num_samples: True is not allowed"),
+     ([1, 2], math.nan, 1, "power: nan is not allowed: a number, at least 0"),
+     ([1, 2], -1, 1, "power: -1 is not allowed"), ([1, 2], "1", 1, "power: '1' is not allowed"),
+     ([1, 10**9], 99, 1, "power: 99 is not allowed: 1,000,000,000, the largest count"),
+     ([1, -2], 1.0, 1, r"counts\[1\]: -2 is not allowed: at least 0"),
+     ([1.5, 2], 1.0, 1, r"counts: \[1.5, 2\] of type float64 is not allowed"),
+     ([math.nan, 2], 1.0, 1, r"counts: \[nan, 2\] of type float64"),
+     ([True], 1.0, 1, "of type bool"), ([[1], [2]], 1.0, 1, "an array of a whole number for each"),
+     ([], 1.0, 1, r"counts: \[\]"), (None, 1.0, 1, "counts: None"), ([[1], 2], 1.0, 1, "counts: ")],
+)  # fmt: skip
+def test_what_are_no_counts_is_refused(
+    counts: Any, power: Any, num_samples: Any, expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        UnigramSampler(counts, power, num_samples)
+
+
+def test_counts_may_be_of_any_type_of_whole_numbers() -> None:
+    expected = UnigramSampler(np.array([5, 0, 3]), 0.75, 2).probability_of(np.arange(3))
+    given: list[Any] = [[5, 0, 3], torch.tensor([5, 0, 3]), np.array([5, 0, 3], np.uint64)]
+    for counts in given:
+        found = UnigramSampler(counts, 0.75, 2).probability_of(np.arange(3))
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(("seed", "step"), [(0.5, 1), (-1, 1), (1, -1), (1, "2"), (1, True)])
+def test_a_draw_is_of_a_whole_seed_and_step(seed: Any, step: Any) -> None:
+    with pytest.raises(UserError, match="is not allowed: a whole number, at least 0"):
+        LogUniformSampler(10, 3).draw(seed, step)

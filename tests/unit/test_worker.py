@@ -58,9 +58,9 @@ def context_of(config: Config, group: Group) -> tuple[Context, list[str]]:
     return Context(config, group, reporter), said
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "trains"), [(0, False), (1, True)])
 def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int, trains: bool
 ) -> None:
     @contextmanager
     def joined(device: str, seconds: float) -> Iterator[Group]:
@@ -71,6 +71,15 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
     for name in ("redirect_output", "keep_freed_memory"):
         monkeypatch.setattr(worker, name, lambda *_: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    monkeypatch.setenv("RANK", str(rank))
+    logs: list[Any] = []
+
+    @contextmanager
+    def uploaded(*given: Any) -> Iterator[None]:
+        yield
+        logs.append(given)
+
+    monkeypatch.setattr(worker, "uploaded", uploaded)
     config = config_of(run={"uri": str(tmp_path)}, cluster={"device": "cpu"})
     said: list[Any] = []
 
@@ -82,8 +91,11 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
             context.reporter.line("hello")
             return context.config, context.group.rank
 
+    Hello.trains = trains
     assert worker.run_worker(Hello(), config, said.append) == (config, rank)
     assert said == ([{"kind": "line", "text": "hello"}] if rank == 0 else [])
+    # Only a training's log: who evaluates may have no right to write there.
+    assert logs == ([(tmp_path / "logs/worker-1.log", str(tmp_path))] if trains else [])
 
 
 def test_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

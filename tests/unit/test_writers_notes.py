@@ -28,6 +28,7 @@ from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.write import Description
 from dist_embed.parallel.group import Group
+from dist_embed.parallel.rendezvous import hosted_store
 from dist_embed.storage.objects import ObjectStore
 from tests.checkpoints import keeping
 
@@ -262,7 +263,7 @@ def end_beside_a_save(uri: str, hanging: bool) -> None:
     if hanging:
         ObjectStore.put = lambda *args: threading.Event().wait()  # type: ignore[method-assign]
     parts_module._POLL_SECONDS = 0.0
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = hosted_store()
     dist.init_process_group(
         "gloo", store=store, rank=0, world_size=1, timeout=timedelta(seconds=30)
     )
