@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -52,7 +53,8 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
 def ray(ray_alone_until_the_file_ends: None, s3: MotoServer) -> Iterator[dict[str, str]]:
     """A Ray with two slots whose workers know the store; the environment that reaches it."""
     more = {
-        **s3.environment, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0",
+        **s3.environment, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
         # Ray's workers yield to all other processes: on a busy machine they would not begin.
         "RAY_worker_niceness": "0",
     }  # fmt: skip
