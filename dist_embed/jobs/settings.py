@@ -8,7 +8,7 @@ from pydantic import Field
 
 from dist_embed.section import EXPERT, PositiveFloat, PositiveInt, Section
 
-Target = Literal["slurm"]
+Target = Literal["ray", "slurm"]
 TARGETS: tuple[str, ...] = get_args(Target)
 
 # What becomes a line of the script.
@@ -42,8 +42,19 @@ class SlurmSection(Section):
     )
 
 
+class RaySection(Section):
+    """A job of a Ray cluster."""
+
+    address: str | None = Field(
+        None,
+        description="Of its job server: `http://HEAD:8265` or `HEAD:8265`; else "
+        "RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.",
+    )
+
+
 class SubmitSection(Section):
     """What `dist-embed submit` sends a job to."""
 
     to: Target | None = Field(None, description="The kind of cluster; `--to` says so too.")
+    ray: RaySection = Field(RaySection(), description="A job of a Ray cluster.")
     slurm: SlurmSection = Field(SlurmSection(), description="A job under Slurm.")
