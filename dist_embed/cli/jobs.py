@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,10 +141,19 @@ def _say_what_is_shared(config: Config, server: RayServer) -> None:
 def _jobs(arguments: argparse.Namespace) -> None:
     from dist_embed.cli.table import print_table
 
+    clusters = _clusters(arguments)
+    found, complaints = [], []
+    for cluster in clusters:
+        try:
+            found += cluster().jobs()
+        except UserError as exc:  # the others may answer
+            complaints.append(exc)
+    if len(complaints) == len(clusters):
+        raise complaints[0]
+    for complaint in complaints:
+        print(f"dist-embed: {complaint}", file=sys.stderr)
     rows = [
-        [job.name, job.state.lower(), job.running_for, job.reason, job.run_uri]
-        for cluster in _clusters(arguments)
-        for job in cluster.jobs()
+        [job.name, job.state.lower(), job.running_for, job.reason, job.run_uri] for job in found
     ]
     print_table(["job", "state", "running for", "waits for", "run"], rows)
 
@@ -178,30 +188,33 @@ def _stop(arguments: argparse.Namespace) -> None:
 
 
 def _cluster_of(arguments: argparse.Namespace) -> Cluster:
-    """The cluster of the job that is named."""
-    from dist_embed.jobs import slurm
-
-    is_number = arguments.job.isdigit()
-    if (arguments.to or ("slurm" if is_number else "ray")) == "slurm":
-        return slurm
-    return _ray(arguments.address, arguments)
+    """The cluster of the job that is named: Slurm's names are numbers, Ray's are not."""
+    target = arguments.to or ("slurm" if arguments.job.isdigit() else "ray")
+    return _slurm() if target == "slurm" else _ray(arguments.address, arguments)
 
 
-def _clusters(arguments: argparse.Namespace) -> list[Cluster]:
-    """All that are known here, or that of ``--to``."""
-    from dist_embed.jobs import ray_address, slurm
+def _clusters(arguments: argparse.Namespace) -> list[Callable[[], Cluster]]:
+    """What reaches each that is known here, or that of ``--to``."""
+    from dist_embed.jobs import ray_address
 
-    found: list[Cluster] = []
-    if arguments.to == "ray" or arguments.address or (not arguments.to and ray_address.is_known()):
-        found.append(_ray(arguments.address, arguments))
-    if arguments.to == "slurm" or (not arguments.to and shutil.which("squeue")):
-        found.append(slurm)
-    if not found:
+    known = {
+        "ray": arguments.address or ray_address.is_known(),
+        "slurm": shutil.which("squeue") and not arguments.address,
+    }
+    ways = {"ray": lambda: _ray(arguments.address, arguments), "slurm": _slurm}
+    wanted = [arguments.to] if arguments.to else [name for name in _ASKED if known[name]]
+    if not wanted:
         raise UserError(
             "no cluster is known here: there is no squeue of Slurm; of Ray give --address or "
             "RAY_API_SERVER_ADDRESS=http://HEAD:8265"
         )
-    return found
+    return [ways[name] for name in wanted]
+
+
+def _slurm() -> Cluster:
+    from dist_embed.jobs import slurm
+
+    return slurm
 
 
 def _ray(address: str | None, arguments: argparse.Namespace) -> RayServer:

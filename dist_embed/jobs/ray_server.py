@@ -56,12 +56,13 @@ class _Client(JobSubmissionClient):
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost of what a request failed with, without the objects around it."""
-    while error.args and isinstance(getattr(error.args[0], "reason", error.args[0]), BaseException):
-        error = getattr(error.args[0], "reason", error.args[0])
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error)
+    """What the system has against a request, without the objects around it."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return "what listens there does not speak HTTP"
 
 
 class RayServer:
