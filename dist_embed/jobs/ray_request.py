@@ -1,6 +1,6 @@
 """What a job of Ray is sent: its command, its environment, what it is known by.
 
-docs/decisions/0043-jobs-of-ray.md says why so.
+docs/decisions/0044-jobs-of-ray.md says why so.
 """
 
 from __future__ import annotations

@@ -182,6 +182,7 @@ ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
     ],
     "tests/distributed/test_settings.py": [("search", ["replace_unknown"])],
     "tests/integration/test_ray.py": [("cluster", ["launcher"])],
+    "tests/unit/test_ray_jobs.py": [("cluster.submit.ray", ["address"])],
     "tests/unit/test_slurm.py": [
         ("cluster.submit", ["to"]),
         ("cluster.submit.slurm", ["nodes", "partition", "hours", "cpus_per_worker", "gpus", "setup",
