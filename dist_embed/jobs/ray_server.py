@@ -6,6 +6,7 @@ line (Ray 2.60 waits for ever, and answers with the server's traceback).
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -24,16 +25,20 @@ from dist_embed.jobs.job import Job
 from dist_embed.jobs.ray_address import is_loopback
 from dist_embed.jobs.ray_request import OURS, RUN_URI, new_id
 
+# It tells of every upload.
+logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
+
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 60.0  # of an upload too: that nothing moves
+ANSWER_SECONDS = 60.0
+UPLOAD_SECONDS = 900.0  # for all of it
 
 
 class _Client(JobSubmissionClient):
     def _do_request(self, method: str, endpoint: str, **more: Any) -> requests.Response:
+        # The first is the limit of sending, too (urllib3 2).
+        limits = (UPLOAD_SECONDS if more.get("data") else CONNECT_SECONDS, ANSWER_SECONDS)
         try:
-            return super()._do_request(
-                method, endpoint, timeout=(CONNECT_SECONDS, ANSWER_SECONDS), **more
-            )
+            return super()._do_request(method, endpoint, timeout=limits, **more)
         except AuthenticationError as exc:
             wrong = "does not take this token" if "failed" in str(exc) else "asks for a token"
             raise UserError(
@@ -41,7 +46,7 @@ class _Client(JobSubmissionClient):
                 "cluster's in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
             ) from None
         except requests.Timeout as exc:
-            within = CONNECT_SECONDS if isinstance(exc, requests.ConnectTimeout) else ANSWER_SECONDS
+            within = limits[0] if isinstance(exc, requests.ConnectTimeout) else limits[1]
             raise UserError(
                 f"the job server at {self._address} has not answered within {within:.0f} s"
             ) from None
@@ -80,7 +85,7 @@ class RayServer:
         os.environ["RAY_API_SERVER_ADDRESS"] = url  # it comes before what the client is given
         try:
             self._client = _Client(url)
-        except (RuntimeError, requests.RequestException, LookupError) as exc:
+        except (AuthenticationError, RuntimeError, requests.RequestException, LookupError) as exc:
             raise UserError(f"what answers at {url} is no job server of Ray: {exc}") from exc
         if not insecure and not is_loopback(url) and _serves_all(url):
             raise UserError(
@@ -156,8 +161,11 @@ class RayServer:
 
 
 def _serves_all(url: str) -> bool:
+    """Whether it tells its jobs to one who has no token."""
     limits = (CONNECT_SECONDS, ANSWER_SECONDS)
-    return requests.get(f"{url}/api/jobs/", timeout=limits, allow_redirects=False).ok
+    return (
+        requests.get(f"{url}/api/jobs/", timeout=limits, allow_redirects=False).status_code == 200
+    )
 
 
 def _exit_code(found: JobDetails) -> int:

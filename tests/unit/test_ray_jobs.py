@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -272,6 +274,10 @@ class JobServer(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
+        if self.command == "PUT":
+            time.sleep(0.5)  # longer than a connection may take in a test
+            self.rfile.read(length)
+            length, self.path = 0, "/packages"
         key = f"{self.command} {self.path}"
         self.asked.append(f"{key} {self.rfile.read(length).decode()}".strip())
         status, body = self.answers.get(key, (404, f"{self.path} does not exist"))
@@ -281,7 +287,7 @@ class JobServer(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(text.encode())
 
-    do_GET = do_POST = answer
+    do_GET = do_POST = do_PUT = answer
 
     def log_message(self, *said: Any) -> None:
         pass
@@ -409,3 +415,25 @@ def test_a_server_that_cannot_be_used_is_told_in_a_line(
     said = capsys.readouterr().err
     assert complaint in said
     assert len(said.splitlines()) == 1
+
+
+def test_a_folder_is_sent_however_long_it_takes(
+    server: str, config_file: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = tmp_path / "code"
+    folder.mkdir()
+    (folder / "large").write_bytes(secrets.token_bytes(16 * 2**20))  # more than sockets hold
+    monkeypatch.setattr("dist_embed.jobs.ray_server.CONNECT_SECONDS", 0.2)
+    JobServer.answers |= {
+        "GET /api/jobs/": (200, []),
+        "PUT /packages": (200, ""),
+        "POST /api/jobs/": (200, {"job_id": "one-2", "submission_id": "one-2"}),
+    }
+    to_ray = ["--to", "ray", f"cluster.submit.ray.address={server}"]
+    assert main(["submit", config_file, *to_ray, "--working-dir", str(folder)]) == 0
+    said = capsys.readouterr()
+    assert f"{folder}: 16.0 MiB packed" in said.out
+    assert said.err == ""
+    sent = json.loads(JobServer.asked[-1].partition("/api/jobs/ ")[2])
+    assert sent["runtime_env"]["working_dir"].startswith("gcs://_ray_pkg_")
