@@ -21,7 +21,9 @@ from dist_embed.jobs.arrived import CONFIG, SENT_BY
 from dist_embed.jobs.job import name_of
 from dist_embed.storage import uri as storage
 
-COMMAND = "dist-embed run-job"
+# Of the shell that Ray calls nothing stays: ended by a stop, it would leave the run to the node's
+# first process, and where that buries nobody, as in many containers, Ray waits for a dead run.
+COMMAND = "exec dist-embed run-job"
 RUN_URI, OURS = "run_uri", "dist_embed"  # keys of a job's metadata
 # A variable may have 128 KiB (Linux), and Ray hands all of them on in one, as JSON.
 _CONFIG_BYTES = 100_000

@@ -85,9 +85,10 @@ class RayServer:
         os.environ["RAY_API_SERVER_ADDRESS"] = url  # it comes before what the client is given
         try:
             self._client = _Client(url)
+            is_open = not insecure and not self.is_here and _serves_all(url)
         except (AuthenticationError, RuntimeError, requests.RequestException, LookupError) as exc:
             raise UserError(f"what answers at {url} is no job server of Ray: {exc}") from exc
-        if not insecure and not is_loopback(url) and _serves_all(url):
+        if is_open:
             raise UserError(
                 f"{url} asks for no token, so whoever reaches it runs code there: start the "
                 "cluster with RAY_AUTH_MODE=token (docs/clusters.md); --insecure sends all the same"

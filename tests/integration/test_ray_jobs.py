@@ -19,7 +19,7 @@ from tests.integration.ray_cluster import ray_cluster
 
 pytestmark = [
     pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
-    pytest.mark.timeout(400, func_only=True),
+    pytest.mark.timeout(600, func_only=True),
 ]
 Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -88,6 +88,7 @@ def test_without_the_token_nothing_is_sent(
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.timeout(900, func_only=True)
 def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
     config: str, call: Call, cluster: dict[str, str], tmp_path: Path
 ) -> None:

@@ -51,7 +51,7 @@ def test_a_job_is_sent_its_configuration_the_time_to_stop_and_the_name_of_its_ru
     assert there == config_of("s3://b/gröss 1", launcher="ray", address=None)
     assert variables["RAY_JOB_STOP_WAIT_TIME_S"] == "121"  # a whole number, not less
     assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
-    assert sent["entrypoint"] == "dist-embed run-job"
+    assert sent["entrypoint"] == "exec dist-embed run-job"
     assert sent["metadata"]["run_uri"] == "s3://b/gröss 1"
     assert sent["metadata"]["job_name"] == "gr_ss_1"
     assert new_id(sent).startswith("gr_ss_1-")
@@ -229,7 +229,7 @@ def test_a_dry_run_prints_what_would_be_sent_and_no_token(
     assert main(["submit", config_file, *to_ray, "--dry-run", "--working-dir", "code"]) == 0
     said = capsys.readouterr().out
     sent = yaml.safe_load(said)
-    assert sent["entrypoint"] == "dist-embed run-job"
+    assert sent["entrypoint"] == "exec dist-embed run-job"
     assert sent["runtime_env"]["working_dir"] == "code"
     assert sent["metadata"]["run_uri"] == "/runs/one"
     assert "\n        uri: /runs/one\n" in said  # the configuration can be read
