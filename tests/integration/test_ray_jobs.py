@@ -56,7 +56,7 @@ def name_of(said: str) -> str:
     return found[1]
 
 
-def until(what: Callable[[], bool], seconds: float = 200.0) -> None:
+def until(what: Callable[[], bool], seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline
@@ -70,7 +70,8 @@ def losses(run: Path) -> list[float]:
 
 
 def drivers() -> list[psutil.Process]:
-    return [one for one in psutil.process_iter() if "run-job" in one.cmdline()]
+    found = psutil.process_iter(["cmdline"])
+    return [one for one in found if "run-job" in (one.info["cmdline"] or [])]
 
 
 @pytest.mark.parametrize(
