@@ -29,7 +29,10 @@ def ray_cluster(folder: Path) -> Iterator[dict[str, str]]:
     environment = {
         **os.environ,
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",  # else others on a busy machine leave workers no time
+        # On a busy machine others would leave workers no time, and a node gives itself up whose
+        # agent took more than half a minute to start.
+        "RAY_worker_niceness": "0",
+        "RAY_agent_register_timeout_ms": "300000",
         "PATH": f"{Path(ray).parent}:{os.environ['PATH']}",
     }
     # Ray's job server asks for a token; the head and the sender of the job read the same file.

@@ -56,7 +56,7 @@ def name_of(said: str) -> str:
     return found[1]
 
 
-def until(what: Callable[[], bool], seconds: float = 300.0) -> None:
+def until(what: Callable[[], bool], seconds: float = 400.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline
