@@ -233,7 +233,7 @@ def test_a_dry_run_prints_what_would_be_sent_and_no_token(
     assert sent["runtime_env"]["working_dir"] == "code"
     assert sent["metadata"]["run_uri"] == "/runs/one"
     assert "\n        uri: /runs/one\n" in said  # the configuration can be read
-    assert "secret" not in said
+    assert "verysecret" not in said
 
 
 @pytest.mark.parametrize(
