@@ -36,7 +36,11 @@ def add_commands(commands: Any) -> None:
         help="record the steps N to M, as 100..104: RUN/profile/worker-K.json.gz, for "
         "ui.perfetto.dev",
     )  # fmt: skip
-    train.set_defaults(call=lambda a: _train(a.config, a.overrides, a.launcher, a.force, a.profile))
+    train.set_defaults(
+        call=lambda a: _train(load_config(a.config, a.overrides), a.launcher, a.force, a.profile)
+    )
+    # Without help it is not listed: what a job of Ray calls, whose environment has the rest.
+    commands.add_parser("run-job").set_defaults(call=_run_job)
 
     evaluate = commands.add_parser("evaluate", help="loss, BLEU and chrF of a run on a split")
     _add_run_arguments(evaluate)
@@ -65,9 +69,15 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_worker_options(parser)
 
 
+def _run_job(arguments: argparse.Namespace) -> None:
+    del arguments
+    from dist_embed.jobs.arrived import config_of_job
+
+    _train(config_of_job())
+
+
 def _train(
-    path: str,
-    overrides: list[str],
+    config: Config,
     launcher: Any = None,
     force: bool = False,
     profile: tuple[int, int] | None = None,
@@ -77,7 +87,6 @@ def _train(
     from dist_embed.observe.events import Screen
     from dist_embed.training.results import TrainingStopped
 
-    config = load_config(path, overrides)
     stream = sys.stdout
     if under_torchrun():
         # This process is a worker, whose output goes to the run's log; ours stays on the screen.
@@ -205,7 +214,7 @@ def _quickstart(arguments: argparse.Namespace) -> None:
     from dist_embed.data.token_shards import PreparedData, read_texts
     from dist_embed.observe.events import printable
 
-    config, _ = _train(arguments.config, arguments.overrides)
+    config, _ = _train(load_config(arguments.config, arguments.overrides))
     if taken_signal():  # in the last step
         raise RunStopped("trained; stopped as asked before the test set was translated")
     print("\ntranslating the held-out test set")

@@ -15,7 +15,7 @@ from dist_embed.section import (
     Section,
 )
 
-Target = Literal["slurm", "kubernetes"]
+Target = Literal["ray", "slurm", "kubernetes"]
 TARGETS: tuple[str, ...] = get_args(Target)
 
 # What becomes a line of the script.
@@ -50,6 +50,16 @@ class SlurmSection(Section):
     )
     options: Annotated[list[Annotated[str, Field(pattern=_ONE_LINE)]], EXPERT] = Field(
         [], description="More options of sbatch: `--account=lab`, `--constraint=a100`."
+    )
+
+
+class RaySection(Section):
+    """A job of a Ray cluster."""
+
+    address: str | None = Field(
+        None,
+        description="Of its job server: `http://HEAD:8265` or `HEAD:8265`; else "
+        "RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.",
     )
 
 
@@ -115,6 +125,7 @@ class SubmitSection(Section):
     """What `dist-embed submit` sends a job to."""
 
     to: Target | None = Field(None, description="The kind of cluster; `--to` says so too.")
+    ray: RaySection = Field(RaySection(), description="A job of a Ray cluster.")
     slurm: SlurmSection = Field(SlurmSection(), description="A job under Slurm.")
     kubernetes: KubernetesSection = Field(
         KubernetesSection(), description="A job under Kubernetes, with KubeRay."

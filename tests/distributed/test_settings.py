@@ -188,6 +188,7 @@ ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
           "hours", "start_hours", "retries", "keep_minutes", "head_cpus", "head_memory_gib",
           "service_account", "volume_claim", "volume_path"]),
     ],
+    "tests/unit/test_ray_jobs.py": [("cluster.submit.ray", ["address"])],
     "tests/unit/test_slurm.py": [
         ("cluster.submit", ["to"]),
         ("cluster.submit.slurm", ["nodes", "partition", "hours", "cpus_per_worker", "gpus", "setup",
