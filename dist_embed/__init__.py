@@ -6,6 +6,7 @@ Nothing is imported before it is used.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from dist_embed.parallel.group import joined_group
 
     __version__: str
+
+# FBGEMM 1.8 warns of kernels that a build lacks, as it is imported: with `python -W error` none
+# could be. What is said of the user's own code stays as Python was told.
+warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(fbgemm_gpu|torchrec)\b")
 
 __all__ = [
     "Checkpoints",
@@ -64,6 +69,10 @@ def __getattr__(name: str) -> Any:
         from dist_embed.installed import missing_package
 
         try:
+            if name != "UserError":  # by which what follows is caught
+                from dist_embed.storage.uri import check_working_folder
+
+                check_working_folder()
             value = getattr(import_module(f"dist_embed.{_MODULE_OF[name]}"), name)
         except ImportError as exc:
             if (missing := missing_package(exc)) is None:

@@ -67,6 +67,21 @@ def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
         raise UserError(f"{name}: {shown(value)} is not allowed: one of {', '.join(known)}")
 
 
+def function(name: str, value: Any) -> None:
+    """Raise UserError unless ``value`` can be called."""
+    if not callable(value):
+        raise UserError(f"{name}: {shown(value)} is not allowed: a function")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it can be written as UTF-8: halves of characters (surrogates) cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown(value: object) -> str:
     """A value for a message: as it is written, or where that is long its kind."""
     text = repr(value)

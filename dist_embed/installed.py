@@ -26,6 +26,7 @@ EXTRAS = {
     "safetensors": "export",
     "gcsfs": "gcs",
     "adlfs": "azure",
+    "kubernetes": "kubernetes",
     "gensim": "dev",
 }
 

@@ -7,14 +7,25 @@ and here what follows from it for runs, prepared data and studies that there are
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
 from pydantic_core import CoreSchema
+
+from dist_embed.errors import ConfigError
+from dist_embed.mistakes import mistakes
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -33,7 +44,40 @@ EXPERT_IN_SCHEMA = "x-expert"
 MaybeNo = BeforeValidator(_no)
 
 
-class Section(BaseModel):
+def paths_as_text(value: Any) -> Any:
+    """`os.PathLike` as text, also in lists and mappings; all else as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list):
+        return [paths_as_text(one) for one in value]
+    if isinstance(value, dict):
+        return {name: paths_as_text(one) for name, one in value.items()}
+    return value
+
+
+# Of a path or URL, or several, which a script may give as `pathlib.Path`.
+Paths = BeforeValidator(paths_as_text)
+
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass
+else:
+    ModelMetaclass = type(BaseModel)
+
+
+class _Told(ModelMetaclass):
+    """Mistakes in what a script makes a section of are told in our words, in place of pydantic's.
+    Sections within others are made without a call: the outermost tells of all.
+    """
+
+    def __call__(cls: Any, *given: Any, **values: Any) -> Any:
+        try:
+            return super().__call__(*given, **values)
+        except ValidationError as exc:
+            raise ConfigError(mistakes(exc, cls, cls.__name__)) from None
+
+
+class Section(BaseModel, metaclass=_Told):
     """A part of the configuration: unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
-from dist_embed.api.given import config_given
+from dist_embed.api.given import config_given, on_event_given
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData
@@ -20,7 +21,8 @@ def prepare(
 ) -> PreparedData:
     """Prepare the data of a configuration, or find them prepared.
 
-    `train` does so by itself; prepared beforehand, a job need not wait for it.
+    `train` does so by itself; prepared beforehand, a job need not wait for it. Where the
+    configuration names a Ray cluster, tasks there do it.
 
     Args:
         config: of the run.
@@ -34,11 +36,17 @@ def prepare(
     Raises:
         UserError: no configuration; corpora that cannot be read; data there that are of other
             settings, or with ``renew=False`` of other files.
+        RunFailed: the cluster has lost tasks, or has had no room for them.
     """
+    on_event_given(on_event)
+    from dist_embed.cluster.preparing import executor_of
     from dist_embed.data.preparation import ensure_data
 
-    config = with_absolute_paths(config_given(config), on_cluster=False)
-    with shown_by(on_event) as show:
+    config = config_given(config)
+    executor_at = executor_of(config)
+    config = with_absolute_paths(config, on_cluster=executor_at is not None)
+    with shown_by(on_event, sys.stdout) as show:
         return ensure_data(
-            config, lambda text: show({"kind": "line", "text": text}), force=force, renew=renew
-        )
+            config, lambda text: show({"kind": "line", "text": text}), force=force, renew=renew,
+            executor_at=executor_at,
+        )  # fmt: skip

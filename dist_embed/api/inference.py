@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterable
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
-from dist_embed.api.given import config_given, run_given, texts_given
+from dist_embed.api.given import (
+    config_given,
+    on_event_given,
+    run_given,
+    step_given,
+    texts_given,
+)
 from dist_embed.arguments import one_of, whole_number
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.checks import check
@@ -19,6 +25,7 @@ from dist_embed.model.settings import ReplaceUnknown
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.torchrun import under_torchrun
+from dist_embed.storage import uri as storage
 from dist_embed.training.results import Evaluation, Translations
 from dist_embed.training.tasks import Evaluate, Task, Translate
 
@@ -36,7 +43,7 @@ def evaluate(
     step: int | None = None,
     training_tokens: int | None = None,
     against_exact: bool = False,
-    data_folder: str | None = None,
+    data_folder: str | PathLike[str] | None = None,
     launcher: LauncherChoice | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Evaluation:
@@ -58,7 +65,11 @@ def evaluate(
         UserError: there is no such run, checkpoint or split, or they do not fit together.
         RunFailed: a worker failed.
     """
-    task = Evaluate(split, step, training_tokens, against_exact, data_folder)
+    if training_tokens is not None:
+        training_tokens = whole_number("training_tokens", training_tokens, 0)
+    if data_folder is not None:
+        data_folder = storage.absolute(storage.given(data_folder, "data_folder"))
+    task = Evaluate(split, step_given(step), training_tokens, against_exact, data_folder)
     return _on_workers(task, run, launcher, on_event)
 
 
@@ -75,7 +86,9 @@ def translate(
     Arguments and errors are those of `evaluate`. Each call starts workers, which takes seconds:
     give it many lines at once.
     """
-    if not (texts := texts_given(lines, "lines")):
+    texts, step = texts_given(lines, "lines"), step_given(step)
+    on_event_given(on_event)
+    if not texts:
         return Translations(None, [])
     return _on_workers(Translate(texts, step), run, launcher, on_event)
 
@@ -129,8 +142,15 @@ def _on_workers(
     on_event: Callable[[Event], None] | None,
 ) -> R:  # fmt: skip
     """What workers give back that use a trained run."""
+    on_event_given(on_event)
     require(*WORKERS_NEED)
-    quiet_environment()
+    with quiet_environment(), shown_by(on_event, sys.stderr) as show:
+        return _launched(task, run, launcher, show)
+
+
+def _launched(
+    task: Task[R], run: RunGiven, launcher: LauncherChoice | None, show: Callable[[Event], None]
+) -> R:
     from dist_embed.api.trained_run import TrainedRun
     from dist_embed.cluster.fork_server import start_ahead
 
@@ -152,8 +172,7 @@ def _on_workers(
     sizes = {side: tokenizer.size for side, tokenizer in tokenizers.items()}
     word_tables = all(tokenizer.on_disk for tokenizer in tokenizers.values())
     del tokenizers  # not to be held beside the workers
-    with shown_by(on_event, sys.stderr) as show:
-        return launch(
-            task, config, vocabulary_size=sizes, word_tables=word_tables, on_event=show,
-            launcher=launcher,
-        )  # fmt: skip
+    return launch(
+        task, config, vocabulary_size=sizes, word_tables=word_tables, on_event=show,
+        launcher=launcher,
+    )  # fmt: skip

@@ -147,7 +147,7 @@ class WordVectors:
         return self._table.num_words
 
     def __contains__(self, word: object) -> bool:
-        return isinstance(word, str) and self._table.find(word) is not None
+        return isinstance(word, str) and self._table.find_word(word) is not None
 
     @property
     def width(self) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 
-from dist_embed.api.given import config_given
+from dist_embed.api.given import config_given, on_event_given, profile_given
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
+from dist_embed.errors import UserError
 from dist_embed.installed import WORKERS_NEED, require
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
@@ -24,6 +26,7 @@ def train(
     *,
     launcher: LauncherChoice | None = None,
     force: bool = False,
+    profile: tuple[int, int] | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> TrainResult:
     """Train a run to its last step, from its newest checkpoint if there is one.
@@ -37,6 +40,8 @@ def train(
         config: of the run; see `dist_embed.load_config`.
         launcher: instead of ``config.cluster.launcher``.
         force: go on in a run's folder whose configuration differs, with the new values.
+        profile: the first and the last step, at most 100, that are recorded by torch.profiler: a
+            trace of each worker in the run's folder, ``profile/worker-K.json.gz``.
         on_event: takes what is to be shown, see `observe.events`; by default it is printed, with a
             bar on a terminal and in a notebook.
 
@@ -47,25 +52,51 @@ def train(
         RunFailed: a worker failed.
     """
     config = config_given(config)
+    on_event_given(on_event)
+    if profile is not None:
+        profile = profile_given(profile, config.train.max_steps)
     require(*WORKERS_NEED)
-    quiet_environment()
+    with quiet_environment(), shown_by(on_event, sys.stdout) as show:
+        result = _trained(config, launcher, force, profile, show)
+    if result.stopped:
+        raise TrainingStopped(
+            f"stopped as asked after step {result.steps}; started again, the run goes on from "
+            "there",
+            result,
+        )
+    return result
+
+
+def _trained(
+    config: Config,
+    launcher: LauncherChoice | None,
+    force: bool,
+    profile: tuple[int, int] | None,
+    show: Callable[[Event], None],
+) -> TrainResult:
     from dist_embed.cluster.fork_server import start_ahead
 
     if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)  # beside the imports that follow
     from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
+    from dist_embed.cluster.preparing import executor_of
     from dist_embed.data.preparation import ensure_data
     from dist_embed.run.folder import check_run_folder, only_training
 
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     vocabulary_size: dict[str, int] = {}
-    word_tables, task, first = False, Train(), is_first_process()
-    with only_training(config.run.uri) if first else nullcontext(), shown_by(on_event) as show:
+    word_tables, task, first = False, Train(profile=profile), is_first_process()
+    with only_training(config.run.uri) if first else nullcontext():
         if first:  # the others wait for it when they join the group
-            data = ensure_data(config, lambda text: show({"kind": "line", "text": text}))
+            data = ensure_data(
+                config, lambda text: show({"kind": "line", "text": text}),
+                executor_at=executor_of(config, launcher),
+            )  # fmt: skip
             vocabulary_size, word_tables = data.vocabulary_size, data.word_tables
-            task = Train(data.folder_uri)
+            task = replace(task, data_folder=data.folder_uri)
             check_run_folder(config, data, force=force)
+            if profile:
+                _check_not_made(profile, config.run.uri)
         result = launch(
             task, config, vocabulary_size=vocabulary_size, word_tables=word_tables, on_event=show,
             launcher=launcher, stop_seconds=stop_seconds(config),
@@ -73,12 +104,18 @@ def train(
     if first:
         speed = tokens_per_second(config.run.uri, after_step=result.resumed_at)
         result = replace(result, tokens_per_second=speed)
-    if result.stopped:
-        raise TrainingStopped(
-            f"stopped as asked after step {result.steps}; the same command goes on from there",
-            result,
-        )
     return result
+
+
+def _check_not_made(profile: tuple[int, int], run_uri: str) -> None:
+    from dist_embed.checkpoint.catalogue import list_steps
+
+    newest = max(list_steps(run_uri), default=0)
+    if newest >= profile[0]:
+        raise UserError(
+            f"profile: the steps {profile[0]} to {profile[1]} cannot be recorded: {run_uri} has a "
+            f"checkpoint of step {newest}, and goes on with step {newest + 1}"
+        )
 
 
 def tokens_per_second(run_uri: str, after_step: int = 0) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from dist_embed.bench.memory import peak_bytes, reset_peak
+from dist_embed.observe.clocks import clock_of
 
 WARM_UP = 3  # passes that are not timed; the memory is that of the last of them
 Item = TypeVar("Item")
@@ -26,7 +26,8 @@ class Marks:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device
+        self._clock = clock_of(device)
         self._phases: list[str] = []
         self._moments: list[Any] = []
         self._note()
@@ -37,22 +38,14 @@ class Marks:
         self._note()
 
     def _note(self) -> None:
-        if not self._cuda:
-            self._moments.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._moments.append(event)
+        self._moments.append(self._clock.mark())
 
     def seconds(self) -> dict[str, float]:
         """By phase; a GPU is waited for."""
-        if self._cuda:
+        if self._device.type == "cuda":
             torch.cuda.synchronize()
         ends = zip(self._phases, self._moments, self._moments[1:], strict=False)
-        return {
-            phase: begun.elapsed_time(ended) / 1e3 if self._cuda else ended - begun
-            for phase, begun, ended in ends
-        }
+        return {phase: self._clock.between(begun, ended) for phase, begun, ended in ends}
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,21 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import profile, record_function
 
 from dist_embed.bench.device_tables import build_filled_translator
 from dist_embed.bench.host_waits import told_waits
 from dist_embed.bench.tasks import ProfileSteps
-from dist_embed.bench.trace import STEP, WINDOW, read_trace
+from dist_embed.bench.trace import WINDOW, read_trace
 from dist_embed.bench.workers import meet, steps_of_data
 from dist_embed.data.loader import StepBatches
 from dist_embed.data.prepare import read_counts, read_predicted
+from dist_embed.observe.phases import Phases
 from dist_embed.parallel.device import device_name
 from dist_embed.run.data import data_of_all
 from dist_embed.training.assemble import build_dense_optimizer, build_output
 from dist_embed.training.step import TrainStep
+from dist_embed.training.step_traces import activities_on
 from dist_embed.training.train import build_train_step
 from dist_embed.training.worker import Context
 
@@ -34,28 +36,31 @@ def step_task(context: Context, asked: ProfileSteps) -> dict[str, Any]:
     group, count = context.group, asked.steps
     device = group.device
     before = count + _FIRST_RECORDED
-    step, works = _build(context, asked.data_folder, before + count + 2)  # none of them is the last
+    # None of them is the last.
+    step, works = built_steps(context, asked.data_folder, before + count + 2)
+    phases = Phases(device)
 
     def run(first: int, number: int) -> None:
         for place in range(first, first + number):
-            with record_function(STEP):
+            with phases.recorded():
                 step.run(place + 1, works[place], works[place + 1])
 
     # Every batch once: sizes that are new have a GPU's allocator wait.
     run(0, before + count + 1)
     run(count, _FIRST_RECORDED)  # the first of what is timed has been asked for, as in a run
+    phases.take()
     started = meet(group)
     run(before, count)
     seconds = (meet(group) - started) / count
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) if group.is_first else nullcontext() as profiler:
+    spent = phases.take()
+    phases.annotate = True
+    with profile(activities=activities_on(device)) if group.is_first else nullcontext() as profiler:
         run(count, _FIRST_RECORDED)
         meet(group)
         with record_function(WINDOW):
             run(before, count)
             meet(group)
+    phases.annotate = False
     with told_waits() as places:
         run(before + count, 1)
     if profiler is None:
@@ -72,6 +77,8 @@ def step_task(context: Context, asked: ProfileSteps) -> dict[str, Any]:
         / count,
         "seconds_per_step": seconds,
         "seconds_per_step_recorded": found.seconds,
+        "phases": {name: seconds / count for name, seconds in spent.phases.items()},
+        "own_seconds_per_step": spent.own_seconds / count,
         "device_busy_seconds": busy,
         # Of steps that are not recorded: recording lets the host fall behind.
         "device_idle_share": None if busy is None else max(0.0, 1 - busy / seconds),
@@ -83,7 +90,7 @@ def step_task(context: Context, asked: ProfileSteps) -> dict[str, Any]:
     }
 
 
-def _build(
+def built_steps(
     context: Context, data_folder: str | None, count: int
 ) -> tuple[TrainStep, list[StepBatches]]:
     """What runs the configured step, and the first ``count`` steps of it. Collective."""

@@ -51,6 +51,27 @@ class Baseline(Task[dict[str, Any]]):
 
 
 @dataclass(frozen=True)
+class PhaseCost(Task[dict[str, Any]]):
+    """What it costs training steps that their phases are recorded.
+
+    Attributes:
+        rounds: in each of which steps are recorded, and not.
+        steps: of either.
+        data_folder: see `Train`.
+    """
+
+    rounds: int
+    steps: int
+    data_folder: str | None = None
+
+    def function(self) -> Callable[[Context], dict[str, Any]]:
+        """See `phase_cost.phase_cost_task`."""
+        from dist_embed.bench.phase_cost import phase_cost_task
+
+        return partial(phase_cost_task, asked=self)
+
+
+@dataclass(frozen=True)
 class ProfileSteps(Task[dict[str, Any]]):
     """Where the time of training steps goes.
 

@@ -2,8 +2,8 @@
 
 Read from the file that it writes (Chrome's trace events): operators of the host, the calls of CUDA
 that it makes, and what runs on the device. Of the file counts what begins within an annotation
-`WINDOW`, in which every step is annotated as `STEP`. The device is to be waited for just before the
-window, and at its end, behind the last step.
+`WINDOW`, in which every step is annotated as `STEP` (`observe.phases`). The device is to be waited
+for just before the window, and at its end, behind the last step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-WINDOW, STEP = "dist_embed: steps", "dist_embed: step"
+from dist_embed.observe.phases import STEP
+
+WINDOW = "dist_embed: steps"
 _ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 _ON_HOST = ("cpu_op", "cuda_runtime", "cuda_driver")
 # Calls that wait for the device, or that may: memory is taken and given back in its turn. Of copies

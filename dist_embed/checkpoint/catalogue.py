@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
@@ -21,6 +20,7 @@ from dist_embed.checkpoint.state import METRIC
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import ForeignObject, ObjectStore
 from dist_embed.storage.retry import RETRY_SECONDS
+from dist_embed.streams import say
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ def sound_manifests(
     """Of each step the newest manifest that can be proven; ``report`` (default: to standard error)
     is told of the others. Raises CheckpointError where there is none.
     """
-    store, report = open_checkpoints(run_uri), report or _say
+    store, report = open_checkpoints(run_uri), report or say
     names = manifest_names(store)
     for _ in range(LISTINGS):
         sound: dict[int, tuple[ManifestName, Manifest]] = {}
@@ -146,10 +146,6 @@ def sound_manifests(
     if not sound:
         raise CheckpointError(f"{run_uri} has no complete checkpoint")
     return dict(sound.values())
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def best_loss(store: ObjectStore, *, but: frozenset[ManifestName] = frozenset()) -> float:

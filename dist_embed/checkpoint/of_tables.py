@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
 
 from torch import Tensor
 
-from dist_embed.arguments import of_kind, one_of, real_number, shown, whole_number
+from dist_embed.arguments import function, of_kind, one_of, real_number, shown, whole_number
 from dist_embed.checkpoint.catalogue import current_names, open_checkpoints
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.checkpoint.manifest import CheckpointError, ManifestName
@@ -67,7 +67,8 @@ class Checkpoints:
                     checkpoints.save(step)
 
     Args:
-        uri: a folder, as a path or any fsspec URL; they lie in ``checkpoints`` there.
+        uri: a folder, as a path, relative to the working folder of now, or any fsspec URL; they lie
+            in ``checkpoints`` there.
         tables: whose rows and optimizer's state are kept.
         dense: by name what every worker holds, equal on all: live tensors, which `load` fills.
         keep_last: how many stay, the newest.
@@ -79,8 +80,9 @@ class Checkpoints:
         report: takes lines for the user.
 
     Attributes:
-        values: whatever JSON can hold: saved with each checkpoint, equal on all workers; after
-            `load` those of the one that was loaded.
+        values: what JSON gives back as it was: text, numbers, bools, None, lists, dictionaries by
+            text. Saved with each checkpoint, equal on all workers; after `load` those of the one
+            that was loaded.
 
     Raises:
         UserError: an argument cannot be; or a name of ``dense`` is one that tables have.
@@ -104,18 +106,14 @@ class Checkpoints:
         of_kind("tables", tables, ShardedTables, "they are a ShardedTables")
         tables.group.require_joined()
         with all_or_none(tables.group):
-            if not isinstance(uri, str | os.PathLike) or not os.fspath(uri):
-                raise UserError(f"uri: {shown(uri)} is no folder; give a path or an fsspec URL")
+            uri = storage.absolute(storage.given(uri, "uri"))
             _check_dense(dense)
             keep_last = whole_number("keep_last", keep_last, 1)
             one_of("saving", saving, get_args(Saving))
             timeout_seconds = real_number("timeout_seconds", timeout_seconds, positive=True)
-            if not callable(report):
-                raise UserError(
-                    f"report: {shown(report)} is not allowed: a function that takes a line"
-                )
+            function("report", report)
         self.values: dict[str, Any] = {}
-        self._store = open_checkpoints(os.fspath(uri))
+        self._store = open_checkpoints(uri)
         self._tables = tables
         self._dense = dict(dense or {})
         self._settings = CheckpointSection(
@@ -161,8 +159,8 @@ class Checkpoints:
         A save under way is waited for first; outside a ``with`` block this one too.
 
         Raises:
-            UserError: ``step`` is no number from 1 on, JSON cannot hold `values`, or nothing can be
-                written there.
+            UserError: ``step`` is no number from 1 on, JSON cannot hold `values` or changes them,
+                or nothing can be written there.
             CheckpointError: that one has failed, or there is one of this step, or a later one: of
                 two trainings in one place the pruning would keep the steps that are higher.
 
@@ -288,7 +286,7 @@ def _check_dense(dense: Any) -> None:
 
 
 def _check_values(values: Any) -> None:
-    """Raise UserError where JSON cannot hold what a checkpoint is to keep."""
+    """Raise UserError where JSON cannot hold what a checkpoint is to keep, or would change it."""
     parts = values.items() if isinstance(values, dict) else [("", values)]
     for name, value in parts:
         try:
@@ -298,3 +296,19 @@ def _check_values(values: Any) -> None:
                 f"values: {shown(name)}: {shown(value)} is not allowed: JSON cannot hold it "
                 f"({exc}); tensors that are to be kept go to `dense`"
             ) from exc
+    for place, value, instead in _changed("values", values):
+        raise UserError(f"{place}: {shown(value)} is not allowed: JSON makes {instead} of it")
+
+
+def _changed(place: str, value: Any) -> Iterator[tuple[str, Any, str]]:
+    """Where JSON gives back something else: the place, what stands there, and what it would be."""
+    if isinstance(value, tuple):
+        yield place, value, "a list"
+    elif isinstance(value, list):
+        for number, one in enumerate(value):
+            yield from _changed(f"{place}[{number}]", one)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            if not isinstance(name, str):
+                yield f"a key of {place}", name, "text"
+            yield from _changed(f"{place}[{name!r}]", one)

@@ -209,8 +209,8 @@ class Saver:
         """
         if self.saved_step != step:
             raise CheckpointError(
-                f"step {step} is trained but not saved: {self._last_reason}. The same command "
-                "trains it again, from the newest checkpoint there is"
+                f"step {step} is trained but not saved: {self._last_reason}. Started again, the "
+                "run trains it anew, from the newest checkpoint there is"
             ) from self._last_error
 
     def close(self) -> None:

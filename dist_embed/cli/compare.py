@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dist_embed.cli.trained_run import add_worker_options, check_output, run_config
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
+from dist_embed.streams import say
 
 if TYPE_CHECKING:
     from dist_embed.training.results import Evaluation
@@ -110,7 +111,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 def _evaluated(run: str, config: Config, folder: str, arguments: argparse.Namespace) -> Evaluation:
     from dist_embed.api.inference import evaluate
 
-    print(f"translating with {run}", file=sys.stderr, flush=True)
+    say(f"translating with {run}")
     return evaluate(config, split=arguments.split, data_folder=folder, launcher=arguments.launcher)
 
 

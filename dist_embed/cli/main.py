@@ -6,11 +6,12 @@ What takes long to import is imported when signals are handled already.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -27,6 +28,7 @@ from dist_embed.parallel.stop import (
     taken_signal,
 )
 from dist_embed.parallel.torchrun import under_torchrun
+from dist_embed.streams import say
 
 _MODULES = (
     "run", "jobs", "compare", "explore", "export", "study", "data", "checkpoint", "bench", "config",
@@ -88,6 +90,7 @@ def _signals_handled(*, for_good: bool) -> Iterator[None]:
 
 
 def _command(argv: list[str] | None) -> int:
+    _replace_lacking_letters()
     try:
         _run(argv)
     except BaseException as exc:
@@ -96,8 +99,9 @@ def _command(argv: list[str] | None) -> int:
         number = ending_signal()
         if number is None:
             return _code_of(exc)
-        _complain(
-            f"ended by {signal.Signals(number).name}; a run goes on from its newest checkpoint"
+        say(
+            f"dist-embed: ended by {signal.Signals(number).name}; a run goes on from its newest "
+            "checkpoint"
         )
         return 128 + number
     return 0
@@ -108,7 +112,7 @@ def _run(argv: list[str] | None) -> None:
     words, said = in_new_words(sys.argv[1:] if argv is None else argv)
     arguments, rest = parser.parse_known_args(with_missing_output(words))
     if said:
-        _complain(said)
+        say(f"dist-embed: {said}")
         take_output_by_place(arguments, rest)
     else:
         refuse_no_output(arguments, rest)
@@ -119,11 +123,13 @@ def _run(argv: list[str] | None) -> None:
         arguments.overrides += rest
     from dist_embed.observe import quiet
     from dist_embed.storage.temporary import remove_abandoned
+    from dist_embed.storage.uri import check_working_folder
 
+    check_working_folder()
     remove_abandoned()
-    quiet.quiet_environment()
     quiet.quiet_screen()
-    arguments.call(arguments)
+    with quiet.quiet_environment():
+        arguments.call(arguments)
 
 
 def _code_of(exc: BaseException) -> int:
@@ -136,15 +142,17 @@ def _code_of(exc: BaseException) -> int:
     exc = missing_package(exc) or exc
     if not isinstance(exc, DistEmbedError | OSError):
         raise exc
-    _complain(str(exc))
+    say(f"dist-embed: {exc}")
     if isinstance(exc, RunStopped):
         return 128 + (taken_signal() or signal.SIGTERM)  # none: a worker alone was asked
     return 1 if isinstance(exc, RunFailed) else 2  # an OSError names the file and what is wrong
 
 
-def _complain(text: str) -> None:
-    with suppress(OSError):  # a terminal that has closed
-        print(f"dist-embed: {text}", file=sys.stderr, flush=True)
+def _replace_lacking_letters() -> None:
+    """What the screen's encoding has no letter for is shown as a question mark, and no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.closed and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _let_go_of_output() -> None:

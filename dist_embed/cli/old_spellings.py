@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from dist_embed.cli.export import KINDS
 from dist_embed.errors import UserError
+from dist_embed.streams import say
 
 # The output of these came by its place, behind the run.
 _WITH_OUTPUT: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -69,5 +69,5 @@ class OldOption(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         """Take the value, and say the new name."""
-        print(f"dist-embed: {option_string} is --{self.dest} now", file=sys.stderr)
+        say(f"dist-embed: {option_string} is --{self.dest} now")
         setattr(namespace, self.dest, values)

@@ -14,7 +14,7 @@ from dist_embed.cli.config import add_config_arguments
 from dist_embed.cli.trained_run import add_worker_options, check_output, run_config
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
-from dist_embed.errors import RunStopped
+from dist_embed.errors import RunStopped, UserError
 from dist_embed.parallel.stop import taken_signal
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
 
@@ -31,7 +31,16 @@ def add_commands(commands: Any) -> None:
         "--force", action="store_true",
         help="go on in a run folder whose configuration differs, with the new values",
     )  # fmt: skip
-    train.set_defaults(call=lambda a: _train(a.config, a.overrides, a.launcher, a.force))
+    train.add_argument(
+        "--profile", metavar="N..M", type=_steps,
+        help="record the steps N to M, as 100..104: RUN/profile/worker-K.json.gz, for "
+        "ui.perfetto.dev",
+    )  # fmt: skip
+    train.set_defaults(
+        call=lambda a: _train(load_config(a.config, a.overrides), a.launcher, a.force, a.profile)
+    )
+    # Without help it is not listed: what a job of Ray calls, whose environment has the rest.
+    commands.add_parser("run-job").set_defaults(call=_run_job)
 
     evaluate = commands.add_parser("evaluate", help="loss, BLEU and chrF of a run on a split")
     _add_run_arguments(evaluate)
@@ -60,15 +69,24 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_worker_options(parser)
 
 
+def _run_job(arguments: argparse.Namespace) -> None:
+    del arguments
+    from dist_embed.jobs.arrived import config_of_job
+
+    _train(config_of_job())
+
+
 def _train(
-    path: str, overrides: list[str], launcher: Any = None, force: bool = False
+    config: Config,
+    launcher: Any = None,
+    force: bool = False,
+    profile: tuple[int, int] | None = None,
 ) -> tuple[Config, TrainResult]:
     from dist_embed.api.training import train
     from dist_embed.config.paths import with_absolute_paths
     from dist_embed.observe.events import Screen
     from dist_embed.training.results import TrainingStopped
 
-    config = load_config(path, overrides)
     stream = sys.stdout
     if under_torchrun():
         # This process is a worker, whose output goes to the run's log; ours stays on the screen.
@@ -77,7 +95,9 @@ def _train(
     screen = Screen(stream)
     stopped: TrainingStopped | None = None
     try:
-        result = train(config, launcher=launcher, force=force, on_event=screen.show)
+        result = train(
+            config, launcher=launcher, force=force, profile=profile, on_event=screen.show
+        )
     except TrainingStopped as exc:
         stopped, result = exc, exc.result
     finally:
@@ -87,6 +107,13 @@ def _train(
     if stopped:
         raise stopped
     return with_absolute_paths(config, on_cluster=False), result
+
+
+def _steps(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("..")
+    if not (first.isdecimal() and last.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed: two numbers, as 100..104")
+    return int(first), int(last)
 
 
 def _training_summary(result: TrainResult) -> str:
@@ -136,6 +163,9 @@ def _translate(arguments: argparse.Namespace) -> None:
     from dist_embed.observe.events import printable
 
     check_output(arguments.output)
+    for name, stream in (("input", sys.stdin), ("output", sys.stdout)):
+        if getattr(arguments, name) == "-" and stream is None:
+            raise UserError(f"--{name}: '-' is not allowed: standard {name} is closed")
     config = run_config(arguments.run, arguments)
     if arguments.input == "-":
         texts = list(decoded_lines(sys.stdin.buffer, "standard input"))
@@ -184,7 +214,7 @@ def _quickstart(arguments: argparse.Namespace) -> None:
     from dist_embed.data.token_shards import PreparedData, read_texts
     from dist_embed.observe.events import printable
 
-    config, _ = _train(arguments.config, arguments.overrides)
+    config, _ = _train(load_config(arguments.config, arguments.overrides))
     if taken_signal():  # in the last step
         raise RunStopped("trained; stopped as asked before the test set was translated")
     print("\ntranslating the held-out test set")

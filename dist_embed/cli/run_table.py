@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 from dist_embed.errors import UserError
+from dist_embed.streams import say
 
 if TYPE_CHECKING:
     from dist_embed.explore.table import RunTable
@@ -60,10 +60,9 @@ def chosen_words(table: RunTable, arguments: argparse.Namespace) -> tuple[list[i
         asked = {table.id_of(line.strip()) for line in read_lines(arguments.words) if line}
         ids = table.by_frequency(np.array(sorted(asked), dtype=np.int64)).tolist()
         if left_out := len(asked) - len(ids):
-            print(
+            say(
                 f"left out: {left_out:,} words of {arguments.words} that never occur "
-                f"{table.on_sides}; --untrained shows them too",
-                file=sys.stderr,
+                f"{table.on_sides}; --untrained shows them too"
             )
     else:
         ids = table.frequent_ids(arguments.count)

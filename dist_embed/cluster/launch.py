@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,6 +18,7 @@ from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.parallel.device import resolve_device, resolve_dtype
 from dist_embed.parallel.torchrun import under_torchrun
+from dist_embed.storage.uri import check_working_folder
 from dist_embed.training.step_seconds import check_step
 from dist_embed.training.tasks import Task
 
@@ -52,9 +54,10 @@ def launch(
 
     Raises:
         UserError: more workers than the machine can hold, a step of the exact output layer that
-            takes too long, or an error of the user in a worker.
+            takes too long, no working folder, or an error of the user in a worker.
         RunFailed: a worker failed.
     """
+    check_working_folder()  # again: preparation may have taken hours
     cluster = config.cluster
     log_folder = str(worker_log_folder(config.run.uri))
 
@@ -95,6 +98,7 @@ def launch(
     return launch_ray(
         run_worker,
         arguments,
+        name=_name_of(config.run.uri),
         # Here nothing comes or goes.
         min_workers=cluster.min_workers if address else cluster.max_workers,
         max_workers=cluster.max_workers,
@@ -120,6 +124,11 @@ def cluster_address(config: Config, launcher: LauncherChoice | None = None) -> s
     if config.cluster.chosen_launcher(launcher) == "local" or under_torchrun():
         return None
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
+
+
+def _name_of(run_uri: str) -> str:
+    """The last part of a run's address, as far as it may be the name of a folder."""
+    return re.sub(r"[^\w.-]+", "-", run_uri.rstrip("/").rpartition("/")[2]).strip(".") or "run"
 
 
 def _check_step(config: Config, num_words: int, address: str | None) -> None:

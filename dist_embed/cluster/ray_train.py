@@ -22,6 +22,7 @@ from dist_embed.cluster.ray_address import why_no_answer
 from dist_embed.cluster.ray_course import MAILBOX_SECONDS, POLL_SECONDS, Course
 from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
+from dist_embed.cluster.ray_metrics import also_as_gauges
 from dist_embed.cluster.ray_node import Node, quiet_node
 from dist_embed.cluster.ray_private import private_ray
 from dist_embed.cluster.ray_room import Room
@@ -62,6 +63,7 @@ def launch_ray(
     target: Callable[..., Any],
     arguments: Callable[[str], tuple[Any, ...]],
     *,
+    name: str,
     min_workers: int,
     max_workers: int,
     address: str | None,
@@ -82,6 +84,7 @@ def launch_ray(
     Args:
         target: importable on every node.
         arguments: its arguments, which can be pickled, for workers on ``cpu`` or ``cuda``.
+        name: what Ray calls the run, on its dashboard and in its metrics.
         min_workers: W at least, and
         max_workers: at most.
         address: cluster to use; None: a Ray of our own on this machine.
@@ -102,7 +105,7 @@ def launch_ray(
     with (
         # Workers write there until the connection ends.
         temporary_folder("dist_embed-ray-") as storage_path,
-        _connected(address, max_workers) as node,
+        connected(address, max_workers) as node,
     ):
         use_gpu = device == "cuda" or (
             device == "auto" and ray.cluster_resources().get("GPU", 0) >= min_workers
@@ -125,10 +128,12 @@ def launch_ray(
                     "args": arguments("cuda" if use_gpu else "cpu"),
                     "mailbox": mailbox,
                     "attempt": number,
+                    "name": name,
                 },
                 torch_config=GroupByEnvironment(),
                 scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
                 run_config=RunConfig(
+                    name=name if number == 0 else f"{name}-{number}",
                     storage_path=storage_path,
                     # What follows from a failure is decided here.
                     failure_config=FailureConfig(
@@ -163,7 +168,8 @@ def _ray_worker(loop_config: dict[str, Any]) -> None:
             target=_listen_for_stop, args=(mailbox, attempt, ended), daemon=True
         ).start()
     try:
-        value = loop_config["target"](*loop_config["args"], emit)
+        told = also_as_gauges(emit, loop_config["name"])
+        value = loop_config["target"](*loop_config["args"], told)
     except Exception as exc:
         tell(failure_event(rank, exc))
         raise
@@ -186,7 +192,7 @@ def _listen_for_stop(mailbox: Any, attempt: int, ended: threading.Event) -> None
 
 
 @contextmanager
-def _connected(address: str | None, num_workers: int) -> Iterator[Node]:
+def connected(address: str | None, num_workers: int) -> Iterator[Node]:
     """A connection to a cluster, or to a Ray of our own for the length of the block."""
     if address:
         if why := why_no_answer(address):

@@ -40,25 +40,37 @@ def _without_effect(config: Config) -> Iterator[str]:
         )
 
 
-def _references(key: str, value: Any) -> Iterator[str]:
-    """References that nothing resolves any more. In a run's folder they would be read as such: as
-    other values than the run has had.
-    """
+def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    """All texts of a configuration, with their dotted keys."""
     if isinstance(value, dict):
         for name, below in value.items():
-            yield from _references(f"{key}.{name}" if key else name, below)
+            yield from _texts(f"{key}.{name}" if key else name, below)
     elif isinstance(value, list):
         for one in value:
-            yield from _references(key, one)
-    elif isinstance(value, str) and "${" in value:
-        yield (
-            f"{key}: {value!r} is not allowed: references are for files and overrides; give what "
-            "this one stands for"
-        )
+            yield from _texts(key, one)
+    elif isinstance(value, str):
+        yield key, value
+
+
+def _text_problems(config: Config) -> Iterator[str]:
+    """References that nothing resolves any more: in a run's folder they would be read as such, as
+    other values than the run has had. And what no file can be called.
+    """
+    texts = list(_texts("", config.model_dump()))
+    for key, text in texts:
+        if "${" in text:
+            yield (
+                f"{key}: {text!r} is not allowed: references are for files and overrides; give "
+                "what this one stands for"
+            )
+    for key, text in texts:
+        if "\0" in text:
+            yield f"{key}: {text!r} is not allowed: it has a NUL"
+            break  # data.uri has what run.uri has
 
 
 def _problems(config: Config) -> Iterator[str]:
-    yield from _references("", config.model_dump())
+    yield from _text_problems(config)
     data, model, tokenizer = config.data, config.model, config.tokenizer
     if model.width % model.heads:
         yield (

@@ -11,11 +11,12 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dist_embed.arguments import function
 from dist_embed.config.checks import check, check_written
 from dist_embed.config.renamed import say_once
 from dist_embed.config.schema import Config, Reading
 from dist_embed.errors import ConfigError, UserError
-from dist_embed.section import EXPERT_IN_SCHEMA
+from dist_embed.section import EXPERT_IN_SCHEMA, paths_as_text
 from dist_embed.storage import uri as storage
 
 
@@ -36,6 +37,7 @@ def load_config(
         ConfigError: names the key, its value, what is allowed and, for an unknown key, the
             nearest valid one.
     """
+    function("say", say)
     try:
         path = storage.given(path, "path")
     except UserError as exc:
@@ -105,7 +107,7 @@ def _changes(overrides: Any) -> Iterator[tuple[str, str, Any]]:
         for key, value in overrides.items():
             if not isinstance(key, str) or not key:
                 raise ConfigError(f"overrides: key {key!r} is not allowed: a dotted name, key.sub")
-            yield f"{key}={value!r}", key, str(value) if isinstance(value, PathLike) else value
+            yield f"{key}={value!r}", key, paths_as_text(value)
         return
     wanted = "a list of 'key.sub=value', or a mapping of dotted keys to values"
     if isinstance(overrides, str):

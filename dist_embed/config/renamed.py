@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 from typing import Any
 
 from dist_embed.errors import ConfigError
+from dist_embed.streams import say
 
 _SAVING = ("asynchronous", "low_memory")
 
@@ -14,7 +14,7 @@ _SAVING = ("asynchronous", "low_memory")
 @cache
 def say_once(line: str) -> None:
     """To standard error, where a process has not said it yet."""
-    print(line, file=sys.stderr)
+    say(line)
 
 
 def with_new_names(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:

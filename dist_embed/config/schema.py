@@ -10,14 +10,14 @@ from pydantic import ValidationError, ValidationInfo, ValidatorFunctionWrapHandl
 
 from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.cluster.settings import ClusterSection
-from dist_embed.config.mistakes import mistakes
 from dist_embed.config.renamed import say_once, with_new_names
 from dist_embed.data.settings import DataSection, TokenizerSection
 from dist_embed.embedding.settings import EmbeddingSection
 from dist_embed.errors import ConfigError
+from dist_embed.mistakes import mistakes
 from dist_embed.model.settings import ModelSection, SearchSection
 from dist_embed.run.settings import RunSection
-from dist_embed.section import MAY_CHANGE, Section
+from dist_embed.section import MAY_CHANGE, Section, paths_as_text
 from dist_embed.training.settings import TrainSection
 
 
@@ -89,6 +89,7 @@ def _with_data_uri(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     run, data = values.get("run"), values.get("data", {})
     uri = run.get("uri") if isinstance(run, Mapping) else getattr(run, "uri", None)
+    uri = paths_as_text(uri)
     if isinstance(data, Mapping) and "uri" not in data:
         return {**values, "data": {**data, "uri": f"{uri}/data"}}
     if isinstance(data, DataSection) and "uri" not in data.model_fields_set:

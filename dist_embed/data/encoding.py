@@ -1,11 +1,11 @@
-"""Encoding a stream of sentence pairs on several processes, a few blocks at a time."""
+"""Encoding a stream of sentence pairs, a few blocks at a time, on whatever an executor starts."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -14,53 +14,60 @@ from numpy.typing import NDArray
 
 from dist_embed.data.block_index import ShardBlocks, blocks_of
 from dist_embed.data.corpus import Pair
-from dist_embed.data.processes import Processes, ended
+from dist_embed.data.executor import Executor, Pool
+from dist_embed.data.finished_shards import (
+    LeftOut,
+    keep_record,
+    made_from,
+    take_over,
+)
 from dist_embed.data.proof import FileInfo
 from dist_embed.data.settings import DataSection
 from dist_embed.data.stretches import encode_column
-from dist_embed.data.token_shards import SIDES, ShardInfo, content_digest, shard_content
+from dist_embed.data.token_shards import (
+    SIDES,
+    ShardInfo,
+    content_digest,
+    lists_of,
+    shard_content,
+)
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.storage import uri as storage
 
 
-@dataclass
+@dataclass(frozen=True)
 class EncodedBlock:
-    """One written shard, what was left out of it, and of training data by side which ids it has,
-    and how often.
+    """A written shard.
+
+    Attributes:
+        info: of the shard.
+        blocks: of it.
+        left_out: of what was to become it.
+        taken_over: it had been finished by an earlier preparation.
+        occurrences: of training data, by side, which ids it has, and how often.
     """
 
     info: ShardInfo
-    blocks: ShardBlocks = field(default_factory=ShardBlocks)
-    dropped_empty: int = 0
-    dropped_long: int = 0
-    dropped_ratio: int = 0
-    cut: int = 0
+    blocks: ShardBlocks
+    left_out: LeftOut
+    taken_over: bool
     occurrences: dict[str, tuple[NDArray[np.int32], NDArray[np.int64]]] = field(
         default_factory=dict
     )
 
 
 class EncodingPool:
-    """Processes that each have both tokenizers, and share the tables of their words; 0: one per
-    core.
+    """A pool whose processes have both tokenizers; those of a machine share the tables of their
+    words.
     """
 
-    def __init__(self, source: Tokenizer, target: Tokenizer, num_processes: int) -> None:
-        self.processes = Processes(
-            num_processes,
-            _keep_tokenizers,
-            (source, target),
-        )
-
-    @property
-    def num_processes(self) -> int:
-        """How many there are."""
-        return self.processes.number
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
 
     def count_tokens(self, pairs: Iterable[Pair], block: int) -> dict[str, NDArray[np.int64]]:
         """How often each id occurs on each side."""
         totals: dict[str, NDArray[np.int64]] = {}
-        for counts in self.processes.map(_count_block, ((b,) for b in _blocks(pairs, block))):
+        for counts in self._pool.map(_count_block, ((b,) for b in _blocks(pairs, block))):
             for side, count in counts.items():
                 totals[side] = totals[side] + count if side in totals else count
         return totals
@@ -74,31 +81,42 @@ class EncodingPool:
         shard_sentences: int,
         rule: DataSection | None,
         oov_buckets: int = 0,
+        recipe: str = "",
+        finished: dict[str, list[str]] | None = None,
     ) -> Iterator[EncodedBlock]:
-        """Encode and write ``split``; in order. ``rule`` says what becomes of pairs of unusual
-        lengths; without one, for held-out data, nothing is left out and the texts are stored too.
-        Unknown source words are hashed to ``oov_buckets`` ids; 0: they are one word.
+        """Encode and write ``split``; in order.
+
+        Args:
+            pairs: its text.
+            data_uri: a folder; the names of shards begin with ``split``.
+            split: of the data.
+            shard_sentences: pairs of a shard.
+            rule: what becomes of pairs of unusual lengths; without one, for held-out data, nothing
+                is left out and the texts are stored too.
+            oov_buckets: unknown source words are hashed to so many ids; 0: they are one word.
+            recipe: what tells the tokenizers from others.
+            finished: shards that earlier preparations have finished, and in which folders.
         """
+        names = (f"{split}/shard-{number:05d}.parquet" for number in itertools.count())
         arguments = (
-            (block, data_uri, f"{split}/shard-{number:05d}.parquet", rule, oov_buckets)
-            for number, block in enumerate(_blocks(pairs, shard_sentences))
+            (block, data_uri, name, rule, oov_buckets, recipe, (finished or {}).get(name, []))
+            for name, block in zip(names, _blocks(pairs, shard_sentences), strict=False)
         )
-        yield from self.processes.map(_write_block, arguments)
+        yield from self._pool.map(_write_block, arguments)
 
 
 @contextmanager
 def encoding_pool(
-    source: Tokenizer, target: Tokenizer, num_processes: int
+    source: Tokenizer, target: Tokenizer, executor: Executor
 ) -> Iterator[EncodingPool]:
-    """An `EncodingPool` for the length of a ``with`` block; 0 processes: one per core."""
-    pool = EncodingPool(source, target, num_processes)
-    with ended(pool.processes):
-        yield pool
+    """An `EncodingPool` for the length of a ``with`` block."""
+    with executor.pool(_keep_tokenizers, (source, target)) as pool:
+        yield EncodingPool(pool)
 
 
 def _blocks(pairs: Iterable[Pair], size: int) -> Iterator[list[Pair]]:
     iterator = iter(pairs)
-    while block := list(islice(iterator, size)):
+    while block := list(itertools.islice(iterator, size)):
         yield block
 
 
@@ -126,48 +144,59 @@ def _count_block(block: list[Pair]) -> dict[str, NDArray[np.int64]]:
 
 
 def _write_block(
-    block: list[Pair], data_uri: str, name: str, rule: DataSection | None, oov_buckets: int
-) -> EncodedBlock:
-    source, target = _encode(block, oov_buckets)
-    result = EncodedBlock(ShardInfo(name, 0, 0, 0))
-    texts = None
-    if rule is None:
-        texts = ([s for s, _ in block], [t for _, t in block])
-    else:
-        source, target = _apply_rule(source, target, rule, result)
-    stored = shard_content(source, target, texts)
+    block: list[Pair], data_uri: str, name: str, rule: DataSection | None, oov_buckets: int,
+    recipe: str, earlier: list[str],
+) -> EncodedBlock:  # fmt: skip
+    """Write a shard, made now or by an earlier preparation."""
+    lengths = rule and (rule.max_tokens, rule.too_long, rule.max_length_ratio)
+    made = made_from(block, recipe, oov_buckets, lengths)
+    found = take_over(earlier, name, made)
+    stored, left_out = found or _shard_of(block, rule, oov_buckets)
     storage.write_bytes(storage.join(data_uri, name), stored)
-    result.blocks = blocks_of(stored, source, target)
-    source_tokens, target_tokens = (int(_lengths(side).sum()) for side in (source, target))
+    file = FileInfo.of(stored)
+    keep_record(data_uri, name, made, file, left_out)
+    source, target = sides = lists_of(stored)
+    source_tokens, target_tokens = (int(_lengths(side).sum()) for side in sides)
     content = content_digest(source, target)
-    result.info = ShardInfo(
-        name, len(source), source_tokens, target_tokens, FileInfo.of(stored), content
-    )
+    info = ShardInfo(name, len(source), source_tokens, target_tokens, file, content)
+    result = EncodedBlock(info, blocks_of(stored, source, target), left_out, found is not None)
     if rule is not None:
-        for side, ids in zip(SIDES, (source, target), strict=True):
-            found = pc.value_counts(ids.flatten())
-            result.occurrences[side] = (found.field(0).to_numpy(), found.field(1).to_numpy())
+        for side, ids in zip(SIDES, sides, strict=True):
+            counted = pc.value_counts(ids.flatten())
+            result.occurrences[side] = (counted.field(0).to_numpy(), counted.field(1).to_numpy())
     return result
 
 
+def _shard_of(
+    block: list[Pair], rule: DataSection | None, oov_buckets: int
+) -> tuple[bytes, LeftOut]:
+    source, target = _encode(block, oov_buckets)
+    if rule is None:
+        texts = ([s for s, _ in block], [t for _, t in block])
+        return shard_content(source, target, texts), LeftOut()
+    source, target, left_out = _apply_rule(source, target, rule)
+    return shard_content(source, target), left_out
+
+
 def _apply_rule(
-    source: pa.ListArray, target: pa.ListArray, rule: DataSection, result: EncodedBlock
-) -> tuple[pa.ListArray, pa.ListArray]:
+    source: pa.ListArray, target: pa.ListArray, rule: DataSection
+) -> tuple[pa.ListArray, pa.ListArray, LeftOut]:
     left, right = _lengths(source), _lengths(target)
     kept = np.minimum(left, right) > 0
-    result.dropped_empty = int((~kept).sum())
+    left_out = LeftOut(dropped_empty=int((~kept).sum()))
     shorter, longer = np.minimum(left, right), np.maximum(left, right)
     too_long = longer > rule.max_tokens
     if rule.too_long == "drop":
-        result.dropped_long = int((kept & too_long).sum())
+        left_out.dropped_long = int((kept & too_long).sum())
         kept &= ~too_long
     if rule.max_length_ratio is not None:
         unlike = longer > rule.max_length_ratio * shorter
-        result.dropped_ratio = int((kept & unlike).sum())
+        left_out.dropped_ratio = int((kept & unlike).sum())
         kept &= ~unlike
-    result.cut = int((kept & too_long).sum())
+    left_out.cut = int((kept & too_long).sum())
     source, target = (side.filter(pa.array(kept)) for side in (source, target))
-    return pc.list_slice(source, 0, rule.max_tokens), pc.list_slice(target, 0, rule.max_tokens)
+    most = rule.max_tokens
+    return pc.list_slice(source, 0, most), pc.list_slice(target, 0, most), left_out
 
 
 def _lengths(ids: pa.ListArray) -> NDArray[np.int32]:

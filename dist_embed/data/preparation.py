@@ -8,19 +8,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
 from dist_embed.config.schema import Config
 from dist_embed.data.block_index import has_blocks
 from dist_embed.data.corpus import ParallelText
+from dist_embed.data.executor import Executor, ExecutorAt
 from dist_embed.data.inputs import Comparison, compare_inputs
 from dist_embed.data.languages.inflected import InflectedLanguage
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.lexicon import ensure_lexicon, fitting_lexicon
 from dist_embed.data.prepare import prepare_data
-from dist_embed.data.prepared_folder import new_folder, prepared_folder, publish, remove_others
+from dist_embed.data.prepared_folder import (
+    left_behind,
+    new_folder,
+    prepared_folder,
+    publish,
+    remove_others,
+)
+from dist_embed.data.processes import ThisMachine
 from dist_embed.data.settings import (
     CorpusSection,
     DataSection,
@@ -43,7 +51,12 @@ _NORMALIZE = "tokenizer.normalize"
 
 
 def ensure_data(
-    config: Config, say: Say, *, force: bool = False, renew: bool = False
+    config: Config,
+    say: Say,
+    *,
+    force: bool = False,
+    renew: bool = False,
+    executor_at: ExecutorAt | None = None,
 ) -> PreparedData:
     """The prepared data of ``config``, and where they lie; prepared now where they are not there
     yet, and their lexicon learned.
@@ -53,6 +66,8 @@ def ensure_data(
         say: takes lines of progress, and what is not known of the corpora.
         force: prepare again what is there.
         renew: prepare again what was prepared from other files; otherwise they are refused.
+        executor_at: begins what is to prepare data into the folder that it is given; None:
+            processes of this machine. Lexicons are learned by those in any case.
 
     Raises:
         UserError: the folder holds data prepared with other settings, or from files that have
@@ -73,7 +88,7 @@ def ensure_data(
             # Another process may have prepared it meanwhile.
             ready = None if force else _sound(config, settings, say_once, renew=renew)
             if ready is None:
-                ready = _prepare_anew(config, settings, say, still_ours)
+                ready = _prepare_anew(config, settings, say, still_ours, executor_at)
                 force = False  # or else another process prepares it now
             else:
                 _learn_lexicon(config, ready, say)
@@ -141,7 +156,11 @@ def _sound(
 
 
 def _prepare_anew(
-    config: Config, settings: dict[str, Any], say: Say, still_ours: StillOurs
+    config: Config,
+    settings: dict[str, Any],
+    say: Say,
+    still_ours: StillOurs,
+    executor_at: ExecutorAt | None,
 ) -> PreparedData | None:
     """New prepared data, with their lexicon; None: another process has taken over."""
     data_uri = config.data.uri
@@ -154,7 +173,9 @@ def _prepare_anew(
 
     try:
         with new_folder(data_uri) as folder:
-            data = _prepare(config, folder, settings, say)
+            this_machine = nullcontext(ThisMachine(config.data.num_processes))
+            with executor_at(folder) if executor_at else this_machine as executor:
+                data = _prepare(config, folder, settings, say, executor)
             _learn_lexicon(config, data, say)
             if not alone():
                 raise UserError(f"another process prepares data in {data_uri}")
@@ -270,7 +291,9 @@ def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]
         )
 
 
-def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) -> PreparedData:
+def _prepare(
+    config: Config, folder: str, settings: dict[str, Any], say: Say, executor: Executor
+) -> PreparedData:
     generated = config.data.synthetic or config.data.inflected
     corpora = _generate(generated, folder, say) if generated else _given_corpora(config)
     if config.data.max_sentences:
@@ -284,6 +307,8 @@ def _prepare(config: Config, folder: str, settings: dict[str, Any], say: Say) ->
         form,
         settings=settings | {_NORMALIZE: form.form},
         say=say,
+        executor=executor,
+        earlier=left_behind(config.data.uri, folder),
         generated=generated is not None,
     )
     for name, split in data.splits.items():

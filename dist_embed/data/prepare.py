@@ -8,7 +8,9 @@ that changes from run to run.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_embed.data.block_index import ShardBlocks, index_name, write_index
-from dist_embed.data.corpus import Pair, ParallelText, read_pairs
+from dist_embed.data.corpus import ParallelText, read_pairs
 from dist_embed.data.cut_text import check_pieces
-from dist_embed.data.encoding import EncodingPool, encoding_pool
+from dist_embed.data.encoding import EncodedBlock, encoding_pool
+from dist_embed.data.executor import Executor
+from dist_embed.data.finished_shards import finished_shards
 from dist_embed.data.inputs import Inputs, check_unchanged, record_inputs
 from dist_embed.data.proof import FileInfo, read_table
 from dist_embed.data.scratch import scratch_folder
@@ -42,6 +46,8 @@ def prepare_data(
     *,
     settings: dict[str, Any],
     say: Callable[[str], None],
+    executor: Executor,
+    earlier: Sequence[str] = (),
     generated: bool = False,
 ) -> PreparedData:
     """Prepare ``corpora`` (split name to text; ``train`` must be there) below ``data_uri``.
@@ -49,11 +55,14 @@ def prepare_data(
     Args:
         data_uri: where everything is written; nothing is there yet.
         corpora: the text of each split.
-        data: how many processes there are, pairs in a shard, and tokens in a training pair.
+        data: pairs in a shard, and tokens in a training pair.
         tokenizer: how to learn the tokenizers from the training text.
         form: what text is brought to, where ``tokenizer`` leaves it open.
         settings: kept in ``data.json``, to tell whether the folder fits a configuration.
         say: takes lines of progress.
+        executor: who counts and encodes.
+        earlier: folders of preparations that have ended too early; shards that they have finished
+            are taken over where they are those that would be made here.
         generated: the corpora were made for this; otherwise their files are recorded.
 
     Raises:
@@ -65,29 +74,41 @@ def prepare_data(
     check_pieces(train, tokenizer.pieces, say)
     inputs = {} if generated else record_inputs(corpora, say)
     with scratch_folder("dist_embed-vocabulary-", "the vocabulary is learned") as folder:
-        vocabularies = learn_vocabularies(train, tokenizer, form, data.num_processes, say, folder)
+        vocabularies = learn_vocabularies(train, tokenizer, form, executor, say, folder)
         return _encoded(
-            data_uri, corpora, data, tokenizer, vocabularies, inputs, settings=settings, say=say
-        )
+            data_uri, corpora, data, tokenizer, vocabularies, inputs,
+            settings=settings, say=say, executor=executor, earlier=earlier,
+        )  # fmt: skip
 
 
 def _encoded(
     data_uri: str, corpora: dict[str, ParallelText], data: DataSection,
     tokenizer: TokenizerSection, vocabularies: Vocabularies, inputs: Inputs, *,
-    settings: dict[str, Any], say: Callable[[str], None],
+    settings: dict[str, Any], say: Callable[[str], None], executor: Executor,
+    earlier: Sequence[str],
 ) -> PreparedData:  # fmt: skip
     """`prepare_data` once there are vocabularies, whose tables lie in temporary files."""
     tokenizers = vocabularies.tokenizers
+    tokenizer_files, digests = write_tokenizers(data_uri, tokenizers)
+    recipe = json.dumps(digests)
     splits: dict[str, Split] = {}
     files: dict[str, FileInfo] = {}
     occurrences = {side: np.zeros(t.size, dtype=np.int64) for side, t in tokenizers.items()}
-    with encoding_pool(tokenizers["source"], tokenizers["target"], data.num_processes) as pool:
+    with encoding_pool(tokenizers["source"], tokenizers["target"], executor) as pool:
         for name, text in corpora.items():
             say(f"encoding {name}")
-            splits[name], blocks = _write_split(
-                pool, data_uri, name, read_pairs(text), data if name == "train" else None,
-                data.shard_sentences, tokenizer.oov_buckets, occurrences if name == "train" else {},
+            rule = data if name == "train" else None
+            encoded = pool.write_shards(
+                read_pairs(text), data_uri, name, shard_sentences=data.shard_sentences, rule=rule,
+                oov_buckets=tokenizer.oov_buckets, recipe=recipe,
+                finished=finished_shards(earlier, name),
             )  # fmt: skip
+            splits[name], blocks, taken_over = _gathered(encoded, occurrences if rule else {})
+            if taken_over:
+                say(
+                    f"{taken_over:,} of {len(blocks):,} shards had been finished by a preparation "
+                    "that was ended: they were taken over"
+                )
             files |= _write_blocks(data_uri, splits[name], blocks)
     if splits["train"].sentences == 0:
         train_split = splits["train"]
@@ -102,7 +123,6 @@ def _encoded(
             )
         )
     check_unchanged(inputs)
-    tokenizer_files, digests = write_tokenizers(data_uri, tokenizers)
     files |= tokenizer_files
     for side, learned in tokenizers.items():
         files |= write_vocabulary(
@@ -192,32 +212,24 @@ def _check_readable(text: ParallelText) -> None:
         raise UserError(f"the corpus is empty: {files}")
 
 
-def _write_split(
-    pool: EncodingPool,
-    data_uri: str,
-    name: str,
-    pairs: Iterable[Pair],
-    rule: DataSection | None,
-    shard_sentences: int,
-    oov_buckets: int,
-    occurrences: dict[str, NDArray[np.int64]],
-) -> tuple[Split, list[ShardBlocks]]:
-    """Write a split, and add to ``occurrences`` of sides how often ids occur in it."""
-    split, blocks = Split(), []
-    for block in pool.write_shards(
-        pairs, data_uri, name, shard_sentences=shard_sentences, rule=rule, oov_buckets=oov_buckets
-    ):
+def _gathered(
+    encoded: Iterable[EncodedBlock], occurrences: dict[str, NDArray[np.int64]]
+) -> tuple[Split, list[ShardBlocks], int]:
+    """A split of the shards that are being written, and how many of them were taken over; adds to
+    ``occurrences`` of sides how often ids occur in it.
+    """
+    split, blocks, taken_over = Split(), [], 0
+    for block in encoded:
         split.shards.append(block.info)
         blocks.append(block.blocks)
-        split.dropped_empty += block.dropped_empty
-        split.dropped_long += block.dropped_long
-        split.dropped_ratio += block.dropped_ratio
-        split.cut += block.cut
+        taken_over += block.taken_over
+        for what, number in asdict(block.left_out).items():
+            setattr(split, what, getattr(split, what) + number)
         for side, total in occurrences.items():
             ids, counts = block.occurrences[side]
             known = ids < len(total)  # hashed words have no id of their own
             total[ids[known]] += counts[known]
-    return split, blocks
+    return split, blocks, taken_over
 
 
 def _write_blocks(data_uri: str, split: Split, blocks: list[ShardBlocks]) -> dict[str, FileInfo]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
+from dist_embed.data.executor import Arguments, in_order
+from dist_embed.data.scratch import scratch_folder
 from dist_embed.errors import UserError
 from dist_embed.parallel.main_module import without_main_module
 from dist_embed.parallel.parent import end_with_parent
@@ -32,7 +33,7 @@ class Processes:
         self,
         number: int,
         initializer: Callable[..., None] | None = None,
-        arguments: tuple[object, ...] = (),
+        arguments: Arguments = (),
     ) -> None:
         self.number = number or len(os.sched_getaffinity(0))
         self._executor = ProcessPoolExecutor(
@@ -43,24 +44,22 @@ class Processes:
         )
 
     def map(
-        self, function: Callable[..., Result], arguments: Iterable[tuple[object, ...]]
+        self, function: Callable[..., Result], arguments: Iterable[Arguments]
     ) -> Iterator[Result]:
         """Like Executor.map, but with at most one block more than processes under way.
 
         ``function`` is importable: the processes do not import this one's main module.
         Raises what the function raises, and UserError where a process was ended from outside.
         """
-        under_way: deque[Future[Result]] = deque()
+
+        def begin(args: Arguments) -> Future[Result]:
+            # The main process acts upon a signal to the whole group, and ends them. Of
+            # signals they hear SIGTERM alone, see `_start`.
+            with deaf_children(), without_main_module():
+                return self._executor.submit(function, *args)
+
         try:
-            for args in arguments:
-                if len(under_way) > self.number:
-                    yield self._result(under_way.popleft())
-                # The main process acts upon a signal to the whole group, and ends them. Of
-                # signals they hear SIGTERM alone, see `_start`.
-                with deaf_children(), without_main_module():
-                    under_way.append(self._executor.submit(function, *args))
-            while under_way:
-                yield self._result(under_way.popleft())
+            yield from in_order(arguments, begin, self._result, lambda: self.number)
         except BrokenProcessPool as exc:
             raise UserError(
                 f"one of {self.number} processes that prepare data was ended from outside, often "
@@ -95,15 +94,13 @@ class Processes:
 
 
 @contextmanager
-def processes(number: int) -> Iterator[Processes]:
-    """`Processes` for the length of a ``with`` block; 0: one per core."""
-    with ended(Processes(number)) as pool:
-        yield pool
-
-
-@contextmanager
-def ended(pool: Processes) -> Iterator[Processes]:
-    """End them with a ``with`` block, after an error or a signal without waiting for any block."""
+def processes(
+    number: int, initializer: Callable[..., None] | None = None, arguments: Arguments = ()
+) -> Iterator[Processes]:
+    """`Processes` for the length of a ``with`` block, ended after an error or a signal without
+    waiting for any block; 0: one per core.
+    """
+    pool = Processes(number, initializer, arguments)
     try:
         yield pool
     except BaseException:
@@ -112,7 +109,24 @@ def ended(pool: Processes) -> Iterator[Processes]:
     pool.close()
 
 
-def _start(initializer: Callable[..., None] | None, arguments: tuple[object, ...]) -> None:
+class ThisMachine:
+    """An `Executor`: so many processes of this machine; 0: one per core."""
+
+    def __init__(self, num_processes: int) -> None:
+        self._number = num_processes
+
+    def pool(
+        self, initializer: Callable[..., None] | None = None, arguments: Arguments = ()
+    ) -> AbstractContextManager[Processes]:
+        """See `Executor`."""
+        return processes(self._number, initializer, arguments)
+
+    def scratch(self, prefix: str, what: str) -> AbstractContextManager[str]:
+        """See `Executor`; raises UserError as `scratch_folder` does."""
+        return scratch_folder(prefix, what)
+
+
+def _start(initializer: Callable[..., None] | None, arguments: Arguments) -> None:
     hear_sigterm()  # by which a pool of which one has ended ends the others, and waits for them
     end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism

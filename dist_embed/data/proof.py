@@ -76,7 +76,7 @@ def told_of(uri: str, what: str, remedy: str) -> Iterator[None]:
     except FileNotFoundError as exc:
         raise NotReached(
             f"{what} {uri} cannot be read ({exc}): it was removed, or others were prepared in its "
-            f"place meanwhile, which the same command would use; else {remedy}"
+            f"place meanwhile, which another start would use; else {remedy}"
         ) from exc
     except OSError as exc:
         raise NotReached(f"{what} {uri} cannot be read ({exc})") from exc

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dist_embed.errors import UserError
+from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
 
 _FULL_BYTES = 2**26  # less is left of a full disk: no more is written at once
@@ -36,3 +37,14 @@ def scratch_folder(prefix: str, what: str) -> Iterator[str]:
                 f"no space is left for {folder}, where {what}; the environment variable TMPDIR "
                 "chooses the folder of temporary files"
             ) from exc
+
+
+def write_scratch(uri: str, content: bytes) -> None:
+    """Write a file of a scratch folder, which may be at a URL.
+
+    Not durably on a local disk: nothing in such a folder is for whoever comes after a crash.
+    """
+    if storage.is_local(uri):
+        storage.local_path(uri).write_bytes(content)
+    else:
+        storage.write_bytes(uri, content)

@@ -14,6 +14,7 @@ from dist_embed.section import (
     NOT_PREPARED,
     Later,
     NonNegativeFloat,
+    Paths,
     PositiveInt,
     Section,
 )
@@ -30,13 +31,13 @@ Form = Literal["none", "nfc", "nfkc"]
 class CorpusSection(Section):
     """Parallel text: either two aligned lists of files, or files that hold both sides."""
 
-    source: Annotated[Files | None, CORPUS_FILES] = Field(
+    source: Annotated[Files | None, Paths, CORPUS_FILES] = Field(
         None, description="Source-side text files (.txt, .gz, .zst; paths, URLs or globs)."
     )
-    target: Annotated[Files | None, CORPUS_FILES] = Field(
+    target: Annotated[Files | None, Paths, CORPUS_FILES] = Field(
         None, description="Target-side files, aligned with `source`."
     )
-    pairs: Annotated[Files | None, CORPUS_FILES] = Field(
+    pairs: Annotated[Files | None, Paths, CORPUS_FILES] = Field(
         None, description="Instead: .tsv (may be .gz or .zst) or .parquet files with both sides."
     )
     source_column: str = Field("source", description="Column of `pairs` with the source text.")
@@ -84,7 +85,7 @@ class InflectedSection(Section):
 class DataSection(Section):
     """The corpora and how they are prepared."""
 
-    uri: Annotated[str, NO_RESULT] = Field(
+    uri: Annotated[str, Paths, NO_RESULT] = Field(
         "${run.uri}/data", min_length=1, description="Folder or URL of the prepared data."
     )
     synthetic: SyntheticSection | None = Field(
@@ -116,7 +117,10 @@ class DataSection(Section):
         "many times the other's tokens; null: none.",
     )
     num_processes: Annotated[int, NO_RESULT, EXPERT] = Field(
-        0, ge=0, description="Processes that count words and encode; 0: one per core."
+        0,
+        ge=0,
+        description="Processes that count words and encode, or tasks of a Ray cluster; 0: one per "
+        "core.",
     )
     shard_sentences: Annotated[PositiveInt, EXPERT] = Field(
         50_000, description="Sentence pairs per token shard."

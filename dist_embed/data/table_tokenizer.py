@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -20,8 +21,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as HFTokenizer
 
+from dist_embed.data.proof import FileInfo
+from dist_embed.data.proven_once import at_hand
 from dist_embed.data.settings import Form, Pieces
 from dist_embed.data.text_form import Lowercase
+from dist_embed.data.token_shards import REMEDY
 from dist_embed.data.tokenizer import END, PAD, SPACE, SPECIAL_TOKENS, START, UNKNOWN, Tokenizer
 from dist_embed.data.word_table import WordTable, joined, letters, write_words
 
@@ -36,9 +40,14 @@ class TableTokenizer(Tokenizer):
     Args:
         path_of_text: what `to_json` writes of one that knows the special tokens alone.
         table: the words by id, the special tokens among them.
+
+    Attributes:
+        copied_to: where the table's file lies too, and what proves it: whoever is sent this
+            tokenizer, and has no such file as ``table`` is, fetches it from there.
     """
 
     on_disk = True
+    copied_to: tuple[str, FileInfo] | None = None
 
     def __init__(self, path_of_text: str, table: WordTable) -> None:
         super().__init__(HFTokenizer.from_str(path_of_text))
@@ -64,7 +73,7 @@ class TableTokenizer(Tokenizer):
         return cls(alone.to_json(), table)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _opened, (self.path_of_text, self.table.path)
+        return _opened, (self.path_of_text, self.table.path, self.copied_to)
 
     def to_json(self) -> str:
         """The content of the library's ``tokenizer.json``: all words are in it."""
@@ -180,5 +189,8 @@ class TableTokenizer(Tokenizer):
         return [self.join(shown[start:end]) for start, end in pairwise(ends)]
 
 
-def _opened(path_of_text: str, path: str) -> TableTokenizer:
-    return TableTokenizer(path_of_text, WordTable(path))
+def _opened(path_of_text: str, path: str, copied_to: tuple[str, FileInfo] | None) -> TableTokenizer:
+    if copied_to is None or os.path.exists(path):
+        return TableTokenizer(path_of_text, WordTable(path))
+    file = at_hand(*copied_to, REMEDY)
+    return TableTokenizer(path_of_text, WordTable(file.path, file))

@@ -8,6 +8,7 @@ disk, and what checkpoints know tokenizers by is written here.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +23,7 @@ from dist_embed.data.inputs import Inputs, inputs_from_json
 from dist_embed.data.proof import FileInfo, read_table, sealed, unsealed
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
-from dist_embed.storage.parquet import parquet_of_lists
+from dist_embed.storage.parquet import ParquetReader, parquet_of_lists
 
 FORMAT = 3
 FORMAT_BEFORE = 2
@@ -219,8 +220,7 @@ class TokenPairs:
     def of(cls, table: pa.Table) -> TokenPairs:
         """Of the columns ``source`` and ``target``, lists of ids."""
         arrays: list[Any] = []
-        for column in map(table.combine_chunks().column, SIDES):
-            lists = column.chunk(0) if column.num_chunks else pa.array([], pa.list_(pa.int32()))
+        for lists in _lists(table):
             offsets = np.asarray(lists.offsets, dtype=np.int64)
             # The values of a chunk may start behind an offset.
             arrays.append(np.asarray(lists.values, dtype=np.int32)[offsets[0] : offsets[-1]])
@@ -236,6 +236,17 @@ class TokenPairs:
     def target_lengths(self) -> NDArray[np.int64]:
         """Tokens of each target sentence."""
         return np.diff(self.target_offsets)
+
+
+def lists_of(content: bytes) -> list[pa.ListArray]:
+    """The token lists of both sides of a shard with these bytes."""
+    return _lists(ParquetReader(io.BytesIO(content)).read(SIDES))
+
+
+def _lists(table: pa.Table) -> list[pa.ListArray]:
+    columns = map(table.combine_chunks().column, SIDES)
+    empty = pa.array([], pa.list_(pa.int32()))
+    return [column.chunk(0) if column.num_chunks else empty for column in columns]
 
 
 def content_digest(source: pa.ListArray, target: pa.ListArray) -> str:

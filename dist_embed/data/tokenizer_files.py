@@ -124,7 +124,8 @@ def write_tokenizers(
 ) -> tuple[dict[str, FileInfo], dict[str, dict[str, str]]]:
     """Write the tokenizers of both sides, with one table where they are the same one.
 
-    Returns what proves their files, and by side the digests that `known_by` names.
+    Other machines can be sent them from then on. Returns what proves their files, and by side the
+    digests that `known_by` names.
     """
     files: dict[str, FileInfo] = {}
     digests: dict[str, dict[str, str]] = {}
@@ -146,7 +147,9 @@ def write_tokenizers(
 
 def _page(folder_uri: str, side: str, tokenizer: TableTokenizer) -> WordsPage:
     name = f"words.{side}.arrow"
-    file = copy_proven(tokenizer.table.path, storage.join(folder_uri, name), None, REMEDY)
+    uri = storage.join(folder_uri, name)
+    file = copy_proven(tokenizer.table.path, uri, None, REMEDY)
+    tokenizer.copied_to = uri, file
     return WordsPage(
         name, file, tokenizer.size, tokenizer.json_digest, tokenizer.digest, tokenizer.path_of_text
     )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dist_embed.data.corpus import ParallelText, read_pairs
 from dist_embed.data.encoding import encoding_pool
+from dist_embed.data.executor import Executor
 from dist_embed.data.settings import TokenizerSection
 from dist_embed.data.table_tokenizer import TableTokenizer
 from dist_embed.data.text_form import TextForm
@@ -41,7 +42,7 @@ def learn_vocabularies(
     text: ParallelText,
     settings: TokenizerSection,
     form: TextForm,
-    num_processes: int,
+    executor: Executor,
     say: Say,
     folder: str,
 ) -> Vocabularies:
@@ -51,21 +52,21 @@ def learn_vocabularies(
         text: the training text; read several times for ``bpe`` and ``unigram``.
         settings: what to learn.
         form: what text is brought to first.
-        num_processes: processes that split and count; 0: one per core.
+        executor: who splits and counts.
         say: takes lines of progress.
         folder: a local one, where tables of words are written and stay mapped.
     """
     say(f"learning the {settings.kind} vocabulary")
     if settings.kind == "word":
-        return _words(text, settings, form, num_processes, say, folder)
-    return _pieces(settings.kind, text, settings, form, num_processes, say)
+        return _words(text, settings, form, executor, say, folder)
+    return _pieces(settings.kind, text, settings, form, executor, say)
 
 
 def _words(
     text: ParallelText,
     settings: TokenizerSection,
     form: TextForm,
-    num_processes: int,
+    executor: Executor,
     say: Say,
     folder: str,
 ) -> Vocabularies:
@@ -75,7 +76,7 @@ def _words(
         shared=settings.shared,
         keep=settings.vocab_size - len(SPECIAL_TOKENS),
         min_count=settings.min_count,
-        num_processes=num_processes,
+        executor=executor,
     )
     tokenizers: dict[str, Tokenizer] = {}
     for side, words in found.items():
@@ -99,7 +100,7 @@ def _pieces(
     text: ParallelText,
     settings: TokenizerSection,
     form: TextForm,
-    num_processes: int,
+    executor: Executor,
     say: Say,
 ) -> Vocabularies:
     def train(texts: Iterator[str]) -> Tokenizer:
@@ -116,7 +117,7 @@ def _pieces(
             side: train(pair[place] for pair in read_pairs(text))
             for place, side in enumerate(SIDES)
         }
-    with encoding_pool(tokenizers["source"], tokenizers["target"], num_processes) as pool:
+    with encoding_pool(tokenizers["source"], tokenizers["target"], executor) as pool:
         counts = pool.count_tokens(read_pairs(text), COUNT_BLOCK)
     if settings.shared:
         counts = dict.fromkeys(SIDES, counts["source"] + counts["target"])

@@ -1,15 +1,14 @@
 """How often each word of a corpus occurs, and which words are kept.
 
 Millions of distinct words do not fit every machine, so no process holds them all. Processes count
-blocks of text and write what they found to *spills* on local disk (`word_spills`). Then these are
-summed, some partitions of the words at a time. A histogram of the sums tells how often a word must
-occur to be kept, and the sums are filtered by it one after the other.
+blocks of text and write what they found to *spills* in a scratch folder (`word_spills`). Then these
+are summed, some partitions of the words at a time. A histogram of the sums tells how often a word
+must occur to be kept, and the sums are filtered by it one after the other.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -19,8 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_embed.data.corpus import Pair
-from dist_embed.data.processes import Processes, processes
-from dist_embed.data.scratch import scratch_folder
+from dist_embed.data.executor import Executor, Pool
 from dist_embed.data.token_shards import SIDES
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN
 from dist_embed.data.word_spills import (
@@ -33,6 +31,7 @@ from dist_embed.data.word_spills import (
     sum_partitions,
     write_spill,
 )
+from dist_embed.storage import uri as storage
 
 # Characters per block of text.
 BLOCK_CHARACTERS = 4_000_000
@@ -75,15 +74,15 @@ def count_words(
     shared: bool,
     keep: int,
     min_count: int,
-    num_processes: int,
+    executor: Executor,
     block_characters: int = BLOCK_CHARACTERS,
     sum_rows: int = SUM_ROWS,
 ) -> dict[str, WordCounts]:
     """The ``keep`` most frequent words of each side; of both sides as one where ``shared``.
 
-    The result does not depend on the number of processes. Memory, here and in each process, is for
-    some blocks, ``sum_rows`` rows and ``keep`` words; all else lies in the folder for temporary
-    files until this returns.
+    The result does not depend on what runs it. Memory, here and in each process, is for some
+    blocks, ``sum_rows`` rows and ``keep`` words; all else lies in the executor's scratch folder
+    until this returns.
 
     Args:
         pairs: the text; read once.
@@ -91,21 +90,21 @@ def count_words(
         shared: count both sides as one.
         keep: upper bound of the words that are kept.
         min_count: rarer words are left out.
-        num_processes: 0: one per core.
+        executor: who counts.
         block_characters: size of a block of text.
         sum_rows: rows of spills that a process sums at once.
 
     Raises:
-        UserError: the folder for temporary files is full.
+        UserError: the scratch folder is full.
     """
     with (
-        scratch_folder("dist_embed-words-", "the words of the corpus are counted") as folder,
-        processes(num_processes) as pool,
+        executor.scratch("dist_embed-words-", "the words of the corpus are counted") as folder,
+        executor.pool() as pool,
     ):
         blocks = enumerate(_blocks(pairs, block_characters))
         written = pool.map(
             _write_spills,
-            ((block, splitting, shared, os.path.join(folder, f"spill-{i}")) for i, block in blocks),
+            ((block, splitting, shared, storage.join(folder, f"spill-{i}")) for i, block in blocks),
         )
         spills: dict[str, list[Spill]] = {side: [] for side in SIDES[: 1 if shared else 2]}
         for of_block in written:
@@ -113,7 +112,7 @@ def count_words(
                 spills[side].append(spill)
         counts = {}
         for side, of_side in spills.items():
-            sums = _sum_all(pool, of_side, min_count, sum_rows, os.path.join(folder, side))
+            sums = _sum_all(pool, of_side, min_count, sum_rows, storage.join(folder, side))
             kept = most_frequent(sums, keep)
             counts[side] = WordCounts(
                 kept.column("word").combine_chunks(),
@@ -138,28 +137,28 @@ def _blocks(pairs: Iterable[Pair], characters: int) -> Iterator[list[Pair]]:
 
 
 def _write_spills(
-    block: list[Pair], splitting: WordSplitting, shared: bool, path: str
+    block: list[Pair], splitting: WordSplitting, shared: bool, uri: str
 ) -> dict[str, Spill]:
     """A spill per side, or one of both, called the source's."""
     if shared:
-        return {"source": write_spill([text for pair in block for text in pair], splitting, path)}
+        return {"source": write_spill([text for pair in block for text in pair], splitting, uri)}
     return {
-        side: write_spill([pair[place] for pair in block], splitting, f"{path}-{side}")
+        side: write_spill([pair[place] for pair in block], splitting, f"{uri}-{side}")
         for place, side in enumerate(SIDES)
     }
 
 
 def _sum_all(
-    pool: Processes, spills: list[Spill], min_count: int, sum_rows: int, path: str
+    pool: Pool, spills: list[Spill], min_count: int, sum_rows: int, uri: str
 ) -> list[Sums]:
     """All partitions, as many at a time as have about ``sum_rows`` rows."""
-    paths = [spill.path for spill in spills]
     tasks = max(1, min(PARTITIONS, sum(spill.rows for spill in spills) // sum_rows))
     bounds = [PARTITIONS * i // tasks for i in range(tasks + 1)]
     arguments = (
-        (paths, first, end, min_count, sum_rows, f"{path}-sum-{first}")
+        ([spill.range_of(first, end) for spill in spills], min_count, sum_rows,
+         f"{uri}-sum-{first}")
         for first, end in itertools.pairwise(bounds)
-    )
+    )  # fmt: skip
     return list(pool.map(sum_partitions, arguments))
 
 
@@ -172,7 +171,7 @@ def most_frequent(sums: list[Sums], keep: int) -> pa.Table:
     least, last, room = _threshold([part.histogram for part in sums], keep)
     kept, ties = [ROWS.empty_table()], ROWS.empty_table()
     for part in sums:
-        words = read_sums(part.path)
+        words = read_sums(part.uri)
         counts = words.column("count")
         # Masks, because expressions are computed by threads of Arrow (see `storage.parquet`).
         kept.append(words.filter(pc.greater_equal(counts, least)))

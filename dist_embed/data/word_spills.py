@@ -1,11 +1,13 @@
-"""Spills: the counted words of a block of text, on disk, and their sums.
+"""Spills: the counted words of a block of text, in a file, and their sums.
 
 A spill has a record batch per partition, and a hash of the word says which partition it is in. So
-the words of a corpus can be summed over all spills some partitions at a time.
+the words of a corpus can be summed over all spills some partitions at a time: of each they are one
+range of bytes, which a store gives in one request.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from zlib import crc32
@@ -13,11 +15,14 @@ from zlib import crc32
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from dist_embed.data.scratch import write_scratch
 from dist_embed.data.settings import Form, Pieces
 from dist_embed.data.stretches import Stretches, words_of
 from dist_embed.data.text_form import Lowercase
 from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.storage import uri as storage
 
 # Into how many pieces the summing can be divided.
 PARTITIONS = 256
@@ -37,11 +42,23 @@ class WordSplitting:
 
 @dataclass(frozen=True)
 class Spill:
-    """A spill: its file, its rows, and how many words the block has."""
+    """A spill.
 
-    path: str
+    Attributes:
+        uri: its file.
+        starts: [PARTITIONS + 1] where each partition begins in it, and where the last one ends.
+        rows: how many it has.
+        running: how many words the block has.
+    """
+
+    uri: str
+    starts: NDArray[np.int64]
     rows: int
     running: int
+
+    def range_of(self, first: int, end: int) -> tuple[str, int, int]:
+        """Partitions ``first`` to ``end - 1``: the file, and its bytes from here to there."""
+        return self.uri, int(self.starts[first]), int(self.starts[end])
 
 
 @dataclass(frozen=True)
@@ -49,12 +66,12 @@ class Sums:
     """Some partitions, summed over all spills.
 
     Attributes:
-        path: a file with the words that occur often enough.
+        uri: a file with the words that occur often enough.
         distinct: how many different words there are, the rare ones among them.
         histogram: columns ``count`` and ``words``: so many words of the file occur so often.
     """
 
-    path: str
+    uri: str
     distinct: int
     histogram: pa.Table
 
@@ -80,51 +97,61 @@ def split_and_count(texts: list[str], splitting: WordSplitting) -> pa.RecordBatc
     return pa.record_batch([pa.concat_arrays([words, more]), pa.array(counts)], schema=ROWS)
 
 
-def write_spill(texts: list[str], splitting: WordSplitting, path: str) -> Spill:
-    """Count ``texts`` and write a spill to ``path``."""
+def write_spill(texts: list[str], splitting: WordSplitting, uri: str) -> Spill:
+    """Count ``texts`` and write a spill."""
     batch = split_and_count(texts, splitting)
     words = batch.column("word").cast(pa.large_binary()).to_pylist()
     # Not Python's own hash, which every process draws anew.
     partition = np.fromiter(map(crc32, words), dtype=np.int64, count=len(words)) % PARTITIONS
     order = np.argsort(partition)
-    starts = np.searchsorted(partition[order], np.arange(PARTITIONS + 1)).tolist()
+    bounds = np.searchsorted(partition[order], np.arange(PARTITIONS + 1)).tolist()
     batch = batch.take(order)
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, ROWS) as writer:
-        for start, end in pairwise(starts):
-            writer.write_batch(batch.slice(start, end - start))
-    return Spill(path, batch.num_rows, int(batch.column("count").to_numpy().sum()))
+    parts = [batch.slice(start, end - start).serialize() for start, end in pairwise(bounds)]
+    write_scratch(uri, b"".join(parts))
+    starts = np.cumsum([0, *map(len, parts)])
+    return Spill(uri, starts, batch.num_rows, int(batch.column("count").to_numpy().sum()))
 
 
 def sum_partitions(
-    spills: list[str], first: int, end: int, min_count: int, sum_rows: int, path: str
+    ranges: list[tuple[str, int, int]], min_count: int, sum_rows: int, uri: str
 ) -> Sums:
-    """Sum partitions ``first`` to ``end - 1`` over the ``spills`` and write the words to ``path``.
+    """Sum some partitions over all spills and write the words to ``uri``.
 
     Words with less than ``min_count`` are left out. About twice ``sum_rows`` rows are held at once,
     or as many as the partitions have different words.
+
+    Args:
+        ranges: where the partitions lie in each spill, see `Spill.range_of`.
+        min_count: of the words that are kept.
+        sum_rows: rows that are summed at once.
+        uri: a file to be written.
     """
     total, more, rows = ROWS.empty_table(), [], 0
-    for spill in spills:
-        with pa.OSFile(spill) as file:
-            reader = pa.ipc.open_file(file)
-            for number in range(first, end):
-                more.append(reader.get_batch(number))
-                rows += more[-1].num_rows
-                # As many new rows as there are sums, or every few rows would sum all again.
-                if rows >= max(sum_rows, total.num_rows):
-                    total, more, rows = _added(total, more), [], 0
+    for batch in chain.from_iterable(_batches(*part) for part in ranges):
+        more.append(batch)
+        rows += batch.num_rows
+        # As many new rows as there are sums, or every few rows would sum all again.
+        if rows >= max(sum_rows, total.num_rows):
+            total, more, rows = _added(total, more), [], 0
     total = _added(total, more)
     kept = total.filter(pc.greater_equal(total.column("count"), min_count))
-    with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, ROWS) as writer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, ROWS) as writer:
         writer.write_table(kept)
+    write_scratch(uri, sink.getvalue().to_pybytes())
     histogram = kept.group_by("count", use_threads=False).aggregate([([], "count_all")])
-    return Sums(path, total.num_rows, histogram.rename_columns(["count", "words"]))
+    return Sums(uri, total.num_rows, histogram.rename_columns(["count", "words"]))
 
 
-def read_sums(path: str) -> pa.Table:
+def _batches(uri: str, start: int, end: int) -> Iterator[pa.RecordBatch]:
+    stream = pa.BufferReader(storage.read_range(uri, start, end))
+    while stream.tell() < end - start:
+        yield pa.ipc.read_record_batch(pa.ipc.read_message(stream), ROWS)
+
+
+def read_sums(uri: str) -> pa.Table:
     """Columns ``word`` and ``count`` of a file of `sum_partitions`."""
-    with pa.OSFile(path) as file:
-        return pa.ipc.open_file(file).read_all()
+    return pa.ipc.open_file(pa.py_buffer(storage.read_bytes(uri))).read_all()
 
 
 def _added(total: pa.Table, more: list[pa.RecordBatch]) -> pa.Table:

@@ -40,6 +40,7 @@ from dist_embed.embedding.tables import (
 )
 from dist_embed.embedding.tiers import find_tier
 from dist_embed.errors import UserError
+from dist_embed.observe.phases import note_rows, phase, waiting
 from dist_embed.parallel.collectives import gather_texts, sum_numbers_over_workers
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
@@ -281,11 +282,12 @@ class ShardedTables:
         of_kind("wanted", wanted, WantedRows, "what `wanted` gives")
         self.group.require_joined()
         contexts, counts = [], []
-        for module, tables in zip(self._modules, self._tables_of, strict=True):
-            rows = {key_of(table): wanted.rows[table] for table in tables}
-            contexts.append(module.create_context())
-            bags = in_bags(rows, self._num_bags, self.group.device)
-            counts.append(module.input_dist(contexts[-1], bags))
+        with phase("ids exchange"):
+            for module, tables in zip(self._modules, self._tables_of, strict=True):
+                rows = {key_of(table): wanted.rows[table] for table in tables}
+                contexts.append(module.create_context())
+                bags = in_bags(rows, self._num_bags, self.group.device)
+                counts.append(module.input_dist(contexts[-1], bags))
         return RowRequest(wanted, contexts, counts)
 
     def fetch(self, request: RowRequest) -> StepRows:
@@ -296,6 +298,12 @@ class ShardedTables:
         """
         of_kind("request", request, RowRequest, "what `request` gives")
         self.group.require_joined()
+        arrived = request.arrived()
+        note_rows(sum(map(len, request.wanted.rows.values())))
+        with phase("lookup"):
+            return self._look_up(request, arrived)
+
+    def _look_up(self, request: RowRequest, arrived: list[Any]) -> StepRows:
         training, own = torch.is_grad_enabled(), {}
         if training:
             self._fetched += 1
@@ -303,14 +311,15 @@ class ShardedTables:
                 table: kernel.begin_step(trained=table not in self._frozen)
                 for table, kernel in self._own.items()
             }
-        looked_up = [
-            module.compute_and_output_dist(context, rows)
-            for module, context, rows in zip(
-                self._modules, request.contexts, request.arrived(), strict=True
-            )
-        ]
+        on_their_way, taken_here = [], []
+        for module, context, asked in zip(self._modules, request.contexts, arrived, strict=True):
+            taken = module.compute(context, asked)
+            taken_here += [vectors.grad_fn for vectors in taken if vectors.grad_fn is not None]
+            on_their_way.append(module.output_dist(context, taken))
         fetched: dict[str, TableRows] = {}
-        for found, tables in zip(looked_up, self._tables_of, strict=True):
+        for coming, tables in zip(on_their_way, self._tables_of, strict=True):
+            with waiting():
+                found = coming.wait()
             for table in tables:
                 values = found[key_of(table)].values()
                 leaf = values.detach().requires_grad_(training and table not in self._frozen)
@@ -320,7 +329,9 @@ class ShardedTables:
         def before_update(rows: StepRows, proven: bool) -> None:
             self._before_update(rows, number, proven)
 
-        return StepRows(fetched, own, self.table_of, request.wanted.index, before_update)
+        return StepRows(
+            fetched, own, self.table_of, request.wanted.index, before_update, taken_here
+        )
 
     def weight(self, table: str) -> Tensor:
         """Live view of this worker's logical rows of ``table``: [R, D], up to date on return.

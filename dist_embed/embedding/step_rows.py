@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn import functional
 
 from dist_embed.arguments import shown
 from dist_embed.embedding.own_rows import OwnRows
 from dist_embed.errors import UserError
+from dist_embed.observe.phases import phase, waiting, waiting_until
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class RowRequest:
         Collective.
         """
         if not self._numbers:
-            self._numbers = [counts.wait() for counts in self._counts]
+            with phase("ids exchange"), waiting():
+                self._numbers = [counts.wait() for counts in self._counts]
 
     def arrived(self) -> list[Any]:
         """What the workers ask this one for. Collective.
@@ -76,7 +79,8 @@ class RowRequest:
             raise UserError("request: it is fetched once, and has been already")
         self._arrived = True
         self.send()
-        return [numbers.wait() for numbers in self._numbers]
+        with phase("ids exchange"), waiting():
+            return [numbers.wait() for numbers in self._numbers]
 
 
 @dataclass
@@ -110,6 +114,8 @@ class StepRows:
     table_of: dict[str, str]
     _index: dict[str, list[Tensor]] = field(repr=False)
     _before_update: Callable[[StepRows, bool], None] = field(repr=False)
+    # Of what this worker's shards gave: gradients get there from all workers.
+    _taken_here: list[Node] = field(default_factory=list, repr=False)
     _given: bool = field(default=False, repr=False)
     unfinished: int = field(default=0, repr=False)
 
@@ -215,7 +221,8 @@ class StepRows:
         self._before_update(self, proven)
         self._given = True
         leaves = [table.vectors for table in self.tables.values()]
-        torch.autograd.backward(
-            [table._looked_up for table in self.tables.values()],
-            [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves],
-        )
+        with phase("table backward"), waiting_until(self._taken_here):
+            torch.autograd.backward(
+                [table._looked_up for table in self.tables.values()],
+                [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves],
+            )

@@ -25,6 +25,7 @@ from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
 from dist_embed.embedding.plan import TableSpec, shard_of
 from dist_embed.embedding.settings import Exchange, Tier, Weights
 from dist_embed.errors import UserError
+from dist_embed.observe.quiet import quiet_tables
 from dist_embed.parallel.group import Group
 
 OPTIMIZERS: dict[str, EmbOptimType] = {
@@ -89,6 +90,7 @@ def build_sharded_tables(
 
     Collective: every worker calls it with equal arguments.
     """
+    quiet_tables()
     if group.device.type == "cuda":
         problems = problems_on_cuda(width=max(spec.width for spec in specs), configured=configured)
     else:

@@ -67,7 +67,7 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
                 f"{uri}, line {number}: expected two words and a number, as column {column + 1}: "
                 f"{' | '.join(fields)!r}"
             )
-        first, second = table.find(fields[0]), table.find(fields[1])
+        first, second = table.find_word(fields[0]), table.find_word(fields[1])
         if first is None or second is None:
             unknown += 1
             continue

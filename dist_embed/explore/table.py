@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Literal, get_args
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_embed.arguments import one_of
+from dist_embed.arguments import is_unicode, one_of, whole_number
 from dist_embed.checkpoint.catalogue import open_checkpoints, read_manifest, use_choice
 from dist_embed.checkpoint.chunk import DTYPES
 from dist_embed.checkpoint.manifest import CheckpointError
@@ -26,6 +25,7 @@ from dist_embed.explore.occurrences import Occurrences, occurrences
 from dist_embed.model.translation_tables import SIDE_OF_ROLE, TABLE_OF_ROLE, sides_of_table
 from dist_embed.observe.events import printable
 from dist_embed.run.folder import check_tokenizer, read_run_config
+from dist_embed.streams import say
 
 Role = Literal["source", "target", "output"]
 STRIP_BYTES = 32 * 2**20
@@ -65,6 +65,8 @@ class RunTable:
         self, run_uri: str, role: Role, step: int | None = None, *, untrained: bool = False
     ) -> None:
         one_of("role", role, get_args(Role))
+        if step is not None:
+            step = whole_number("step", step, 1)
         config = read_run_config(run_uri)
         self._untrained = untrained
         sides = sides_of_table(config.model.share_embeddings, role)
@@ -92,16 +94,27 @@ class RunTable:
             )
 
     def find(self, word: str) -> int | None:
-        """The id of a word, in the run's form and case; None where it is not known."""
+        """The id of a word, in the run's form and case; None where it is not known, or no text."""
+        if not (word.strip() and is_unicode(word)):
+            return None
         word = self.tokenizer.normalized(word)
         found = self.tokenizer.id_of(SPACE + word)
         return self.tokenizer.id_of(word) if found is None else found
+
+    def find_word(self, word: str) -> int | None:
+        """As `find`, but None for special tokens too."""
+        found = self.find(word)
+        return None if found is None or found < len(SPECIAL_TOKENS) else found
 
     def id_of(self, word: str) -> int:
         """The id of a word. Raises UserError with what is near, where it is not known."""
         found = self.find(word)
         if found is not None:
             return found
+        if not word.strip():
+            raise UserError(f"word: {word!r} is not allowed: there is nothing in it")
+        if not is_unicode(word):
+            raise UserError(f"word: {word!r} is not allowed: it has half of a character")
         near = [
             self.word(i)
             for i in range(len(SPECIAL_TOKENS), min(self.num_words, 50_000))
@@ -119,7 +132,7 @@ class RunTable:
         """How often words occur in the training data. What is not known of it goes to stderr."""
         found = occurrences(self.run_uri, self.role)
         for line in found.told:
-            print(line, file=sys.stderr)
+            say(line)
         return found
 
     @cached_property
@@ -156,8 +169,10 @@ class RunTable:
         return found
 
     def trained_id_of(self, word: str) -> int:
-        """As `id_of`, of `trained` words alone. Raises UserError."""
+        """As `id_of`, of `trained` words alone, without special tokens. Raises UserError."""
         i = self.id_of(word)
+        if i < len(SPECIAL_TOKENS):
+            raise UserError(f"word: {word!r} is not allowed: a special token, not a word")
         if not self.trained[i]:
             raise UserError(
                 f"{word!r} never occurs {self.on_sides} of {self.run_uri}: its vector in "

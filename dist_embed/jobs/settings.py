@@ -6,13 +6,24 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from dist_embed.section import EXPERT, PositiveFloat, PositiveInt, Section
+from dist_embed.section import (
+    EXPERT,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
-Target = Literal["slurm"]
+Target = Literal["ray", "slurm", "kubernetes"]
 TARGETS: tuple[str, ...] = get_args(Target)
 
 # What becomes a line of the script.
 _ONE_LINE = r"^[^\n\r]*$"
+# Names of Kubernetes' objects: of a namespace (DNS-1123 label), of most others (subdomain).
+_LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
+_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+_Name = Annotated[str, Field(max_length=253, pattern=_SUBDOMAIN)]
 
 
 class SlurmSection(Section):
@@ -42,8 +53,80 @@ class SlurmSection(Section):
     )
 
 
+class RaySection(Section):
+    """A job of a Ray cluster."""
+
+    address: str | None = Field(
+        None,
+        description="Of its job server: `http://HEAD:8265` or `HEAD:8265`; else "
+        "RAY_API_SERVER_ADDRESS, else RAY_ADDRESS.",
+    )
+
+
+class KubernetesSection(Section):
+    """A `RayJob` of KubeRay: a head pod, which prepares the data, and pods with the workers."""
+
+    image: str | None = Field(
+        None,
+        pattern=r"^[^\s]+$",
+        description="With dist_embed, as `launch/Dockerfile` makes it. Has to be given.",
+    )
+    namespace: str = Field("default", pattern=_LABEL, description="Where the job lives.")
+    secret: _Name | None = Field(
+        None,
+        description="Name of the Secret whose keys become environment variables of all pods, such "
+        "as AWS_ACCESS_KEY_ID.",
+    )
+    workers_per_pod: PositiveInt = Field(
+        1,
+        description="On machines with several GPUs as many as these: NVLink and shared memory join "
+        "those of one pod alone.",
+    )
+    cpus_per_worker: PositiveInt = Field(1, description="Cores, and threads, of a worker.")
+    memory_gib: PositiveFloat | None = Field(
+        None,
+        description="Memory of a worker; by default what it is estimated to need, from the "
+        "prepared data or, where there are none yet, `tokenizer.vocab_size`.",
+    )
+    hours: PositiveFloat | None = Field(
+        None, description="Longest time in all. The run saves, and the job does not go on."
+    )
+    start_hours: PositiveFloat = Field(
+        1.0, description="Longest wait for room for all pods; it counts as a failure."
+    )
+    retries: NonNegativeInt = Field(
+        3,
+        description="Failures after which the job starts again, with new pods, from the newest "
+        "checkpoint.",
+    )
+    keep_minutes: Annotated[NonNegativeFloat, EXPERT] = Field(
+        10.0, description="That the pods stay when the job has ended."
+    )
+    head_cpus: Annotated[PositiveInt, EXPERT] = Field(
+        2, description="Cores of the head pod, and processes that prepare data there."
+    )
+    head_memory_gib: Annotated[PositiveFloat, EXPERT] = Field(
+        8.0, description="Memory of the head pod."
+    )
+    service_account: Annotated[_Name | None, EXPERT] = Field(
+        None, description="Of all pods; where it stands for access to a store."
+    )
+    volume_claim: Annotated[_Name | None, EXPERT] = Field(
+        None,
+        description="Name of a PersistentVolumeClaim that many pods may write to: then paths below "
+        "`volume_path` serve as well as URLs.",
+    )
+    volume_path: Annotated[str, EXPERT] = Field(
+        "/mnt/dist_embed", pattern=r"^/[^:]*[^:/]$", description="Where pods see that volume."
+    )
+
+
 class SubmitSection(Section):
     """What `dist-embed submit` sends a job to."""
 
     to: Target | None = Field(None, description="The kind of cluster; `--to` says so too.")
+    ray: RaySection = Field(RaySection(), description="A job of a Ray cluster.")
     slurm: SlurmSection = Field(SlurmSection(), description="A job under Slurm.")
+    kubernetes: KubernetesSection = Field(
+        KubernetesSection(), description="A job under Kubernetes, with KubeRay."
+    )

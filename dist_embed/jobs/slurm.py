@@ -9,27 +9,22 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shlex
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
 from dist_embed.cluster.launch import stop_seconds
 from dist_embed.config.load import config_to_yaml
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
+from dist_embed.jobs.job import Job, name_of
 from dist_embed.jobs.settings import SlurmSection
 
 # Slurm looks at its signals and limits once a minute or so: a limit of 60 s ended at 80, and a
 # signal 30 s before it came 18 to 20 s before (Slurm 22.05.8).
 TICK_SECONDS = 60
 COMMAND_SECONDS = 60.0  # that a command of Slurm may take
-POLL_SECONDS = 2.0
-SILENT_SECONDS = 300.0  # that Slurm may give no answer to one who follows a job
 _COMMENT = "dist_embed"  # by which our jobs are known among others
 _END_OF_CONFIG = "END_OF_CONFIGURATION"
 # States in which a job has not begun, and those in which it runs, or will.
@@ -144,9 +139,7 @@ def script(config: Config) -> str:
 
 
 def _options(config: Config, slurm: SlurmSection, per_node: int) -> Iterator[str]:
-    # Without what Slurm's own listings would show as more fields.
-    name = re.sub(r"[^\w.-]", "_", Path(config.run.uri).name)
-    yield f"--job-name={name}"
+    yield f"--job-name={name_of(config.run.uri)}"
     yield f"--comment={shlex.quote(f'{_COMMENT} {config.run.uri}')}"
     yield f"--nodes={slurm.nodes}"
     yield f"--ntasks-per-node={per_node}"
@@ -164,34 +157,6 @@ def _options(config: Config, slurm: SlurmSection, per_node: int) -> Iterator[str
     yield from slurm.options
 
 
-@dataclass(frozen=True)
-class Job:
-    """What Slurm says of a job.
-
-    Attributes:
-        number: by which Slurm knows it.
-        state: in Slurm's words, ``RUNNING``.
-        run_uri: of the run.
-        minutes: of running.
-        reason: why it waits, where it does.
-        output: file of what the job has said.
-        exit_code: as a shell has it; only told of a job that has ended.
-    """
-
-    number: str
-    state: str
-    run_uri: str
-    minutes: str
-    reason: str
-    output: str
-    exit_code: int
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has ended, and will not begin again."""
-        return self.state not in _LIVING
-
-
 def submit(text: str) -> str:
     """Send a script; returns the job's number. Raises UserError with what Slurm has against it."""
     said = _slurm("sbatch", "--parsable", f"--output={os.getcwd()}/dist_embed-%j.out", text=text)
@@ -205,11 +170,11 @@ def jobs() -> list[Job]:
     return [job(number) for number, _, comment in ours if comment.startswith(f"{_COMMENT} ")]
 
 
-def job(number: str) -> Job:
+def job(name: str) -> Job:
     """One by its number. Raises UserError where Slurm does not know it, or not as ours."""
-    if not number.isdigit():
-        raise UserError(f"job: {number!r} is not allowed: a number, as `dist-embed jobs` shows")
-    lines = [line.strip() for line in _slurm("scontrol", "show", "job", number).splitlines()]
+    if not name.isdigit():
+        raise UserError(f"job: {name!r} is not allowed: a number, as `dist-embed jobs` shows")
+    lines = [line.strip() for line in _slurm("scontrol", "show", "job", name).splitlines()]
     whole = {}  # of a line with one key the value may have blanks
     for line in lines:
         key, _, value = line.partition("=")
@@ -220,61 +185,43 @@ def job(number: str) -> Job:
         words.setdefault(key, value)  # those behind the comment may be the run's own
     comment = whole.get("Comment", "")
     if not comment.startswith(f"{_COMMENT} "):
-        raise UserError(f"job {number} was not sent by `dist-embed submit`")
+        raise UserError(f"job {name} was not sent by `dist-embed submit`")
     code, _, signal = words["ExitCode"].partition(":")
+    state = words["JobState"]
+    is_over = state not in _LIVING
+    ended_badly = is_over and state != "COMPLETED"  # a job that was taken back has the code 0
     return Job(
-        number=number,
-        state=words["JobState"],
+        name=name,
+        state=state,
+        is_over=is_over,
         run_uri=comment.removeprefix(f"{_COMMENT} "),
-        minutes=words["RunTime"],
+        running_for=words["RunTime"],
         reason=words.get("Reason", "None").replace("None", ""),
         output=whole["StdOut"],
-        exit_code=128 + int(signal) if int(signal) else int(code),
+        exit_code=128 + int(signal) if int(signal) else int(code) or int(ended_badly),
     )
 
 
-def stop(number: str) -> Job:
+def stop(name: str) -> Job:
     """Ask a job to end: a run saves after its step; one that has not begun is taken back."""
-    found = job(number)
+    found = job(name)
     if found.state in _BEGUN:
-        _slurm("scancel", "--batch", "--signal=TERM", number)
+        _slurm("scancel", "--batch", "--signal=TERM", name)
     elif found.state in _WAITING:
-        _slurm("scancel", number)
+        _slurm("scancel", name)
     else:
         return found
-    return job(number)
+    return job(name)
 
 
-def follow(number: str, say: Callable[[bytes], None]) -> Job:
-    """Give ``say`` what the job writes, from its beginning on, until it has ended."""
-    place, found, heard = 0, job(number), time.monotonic()
-    while True:
-        place = _say_from(found.output, place, say)
-        if found.is_over:
-            return found
-        time.sleep(POLL_SECONDS)
-        try:
-            found, heard = job(number), time.monotonic()
-        except UserError:  # of hours of asking one may fail
-            if time.monotonic() - heard > SILENT_SECONDS:
-                raise
-
-
-def output_of(found: Job, say: Callable[[bytes], None]) -> None:
-    """Give ``say`` what a job has written until now."""
-    _say_from(found.output, 0, say)
-
-
-def _say_from(path: str, place: int, say: Callable[[bytes], None]) -> int:
+def said(job: Job, since: int) -> bytes:
+    """What a job has written, from that byte on."""
     try:
-        with open(path, "rb") as file:
-            file.seek(place)
-            more = file.read()
+        with open(job.output, "rb") as file:
+            file.seek(since)
+            return file.read()
     except FileNotFoundError:  # nothing yet, or a node's own folder
-        return place
-    if more:
-        say(more)
-    return place + len(more)
+        return b""
 
 
 def _slurm(command: str, *arguments: str, text: str | None = None) -> str:

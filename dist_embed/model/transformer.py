@@ -23,6 +23,7 @@ from dist_embed.model.attention import (
     one_behind_the_other,
 )
 from dist_embed.model.dropout import Dropout
+from dist_embed.observe.phases import phase
 
 
 def positions(first: int, length: int, width: int, device: torch.device) -> Tensor:
@@ -211,12 +212,14 @@ class Transformer(nn.Module):
         if rectangles is not None:
             sources = [(count, length) for count, length, _ in rectangles]
             targets = [(count, length) for count, _, length in rectangles]
-        memory, masks = self._encoded(source_vectors, source_lengths, sources)
-        x = self._enter(target_vectors, self.target_projection, 0, targets)
-        for layer in self.decoder:
-            assert isinstance(layer, DecoderLayer)
-            x = layer(x, layer.cross.memory_heads(memory, sources), masks, targets)
-        return self._leave(x.view(-1, self.width).index_select(0, token_positions))
+        with phase("encoder"):
+            memory, masks = self._encoded(source_vectors, source_lengths, sources)
+        with phase("decoder"):
+            x = self._enter(target_vectors, self.target_projection, 0, targets)
+            for layer in self.decoder:
+                assert isinstance(layer, DecoderLayer)
+                x = layer(x, layer.cross.memory_heads(memory, sources), masks, targets)
+            return self._leave(x.view(-1, self.width).index_select(0, token_positions))
 
     def attention_over_source(
         self, source_vectors: Tensor, source_lengths: Tensor, target_vectors: Tensor

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
 from tqdm import tqdm
+
+from dist_embed.streams import Forgiving
 
 # An event is a plain dict, so that it can cross process and cluster borders:
 # {"kind": "line", "text": …} or {"kind": "progress", "step": …, "max_steps": …, …}.
@@ -32,7 +32,9 @@ class Reporter:
         self.emit({"kind": "line", "text": text})
 
     def progress(self, **values: Any) -> None:
-        """Where training stands: step, max_steps, loss, tokens_per_second, eta_seconds."""
+        """Where training stands: step, max_steps, loss, tokens_per_second, eta_seconds, and of
+        each of the ``workers`` what its steps took: `training.workers.WorkersSpent.as_event`.
+        """
         self.emit({"kind": "progress", **values})
 
 
@@ -43,7 +45,7 @@ def silent_reporter() -> Reporter:
 
 @contextmanager
 def shown_by(
-    on_event: Callable[[Event], None] | None, stream: IO[str] | None = None
+    on_event: Callable[[Event], None] | None, stream: IO[str] | None
 ) -> Iterator[Callable[[Event], None]]:
     """What takes the events of a ``with`` block: the caller's function, or where there is none a
     `Screen` on ``stream``.
@@ -59,40 +61,33 @@ def shown_by(
 
 
 class Screen:
-    """Shows events: a bar on a terminal and in a notebook, plain lines elsewhere."""
+    """Shows events: a bar on a terminal and in a notebook, plain lines elsewhere.
 
-    def __init__(self, stream: IO[str] | None = None) -> None:
-        self._stream = stream or sys.stdout
+    Nobody need look (``train … | head``, a terminal that has closed, a full disk that it goes to,
+    a script without standard output): the run goes on without.
+    """
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        self._stream = Forgiving(stream)
         self._bar: tqdm[Any] | None = None
         # A notebook's stream is no terminal, but a line there can be written over as well.
-        self._is_terminal = self._stream.isatty() or _is_of_notebook(self._stream)
+        self._is_terminal = self._stream.isatty() or _is_of_notebook(stream)
         self._last_line = -math.inf
 
     def show(self, event: Event) -> None:
-        """Show one event. Nobody need look (``train … | head``, a terminal that has closed, a full
-        disk that it goes to): the run goes on without.
-        """
-        try:
-            self._show(event)
-        except OSError:
-            self._bar = None
-            self._is_terminal = False
-            self._stream = open(os.devnull, "w")  # noqa: SIM115
-
-    def _show(self, event: Event) -> None:
+        """Show one event."""
         if event["kind"] == "line":
             if self._bar is not None:
                 self._bar.write(event["text"], file=self._stream)
             else:
-                print(event["text"], file=self._stream, flush=True)
+                self._line(event["text"])
         elif event["kind"] == "progress":
             self._show_progress(event)
 
     def close(self) -> None:
         """End the bar."""
         if self._bar is not None:
-            with suppress(OSError):
-                self._bar.close()
+            self._bar.close()
             self._bar = None
 
     def _show_progress(self, event: Event) -> None:
@@ -113,14 +108,17 @@ class Screen:
         now = time.monotonic()
         if now - self._last_line >= 10 or step == max_steps:
             self._last_line = now
-            text = (
+            self._line(
                 f"step {step}/{max_steps}  loss {event['loss']:.3f}  "
                 f"{event['tokens_per_second']:,.0f} tokens/s  ETA {duration(event['eta_seconds'])}"
             )
-            print(text, file=self._stream, flush=True)
+
+    def _line(self, text: str) -> None:
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
 
 
-def _is_of_notebook(stream: IO[str]) -> bool:
+def _is_of_notebook(stream: object) -> bool:
     return type(stream).__module__.startswith("ipykernel.")
 
 

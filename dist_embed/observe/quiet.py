@@ -9,11 +9,14 @@ import os
 import sys
 import tempfile
 import warnings
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.streams import Forgiving
 
 # Read by the libraries when they are first imported or started.
 _ENVIRONMENT = {
@@ -34,10 +37,21 @@ _ENVIRONMENT = {
 }
 
 
-def quiet_environment() -> None:
-    """Set what libraries read from the environment; call before importing them."""
+@contextmanager
+def quiet_environment() -> Iterator[None]:
+    """What libraries read from the environment, for a ``with`` block around their import; what
+    starts in it keeps that. Behind it the environment is as before, also where a library has
+    changed it (Ray 2.60: PYTHONBREAKPOINT). What a user has set stays as it is.
+    """
+    before = os.environ.copy()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def redirect_output(log_file: Path) -> None:
@@ -46,18 +60,30 @@ def redirect_output(log_file: Path) -> None:
     For worker processes: what the user is to see goes through a `Reporter`. Raises as `open_log`.
     """
     handle = open_log(log_file)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        Forgiving(stream).flush()
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    os.close(handle)
+    if handle > 2:  # else it was one of them that had been closed
+        os.close(handle)
+    log = os.fdopen(2, "w", buffering=1, closefd=False)
     logging.basicConfig(
         level=logging.INFO,
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
-        stream=os.fdopen(2, "w", buffering=1, closefd=False),
+        stream=log,
         force=True,
     )
     logging.captureWarnings(True)
+    _LOGS.append(log_file)
+    _log_what_goes_to_the_screen(log)
+
+
+def _log_what_goes_to_the_screen(log: IO[str]) -> None:
+    """PyTorch's handlers have what sys.stderr was at its import: under torchrun the screen."""
+    for logger in logging.root.manager.loggerDict.values():
+        for handler in getattr(logger, "handlers", []):
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
+                handler.setStream(log)
 
 
 def worker_log_folder(run_uri: str) -> Path:
@@ -128,6 +154,22 @@ def _taken(path: Path) -> UserError:
         f"logs would be written to {path}, which is a link, or not what only this user has made: "
         "remove it, or let the environment variable TMPDIR name another folder of temporary files"
     )
+
+
+_LOGS: list[Path] = []  # to which this process's output goes
+
+
+def quiet_tables() -> None:
+    """Before tables are made: what FBGEMM has PyTorch say of tracing is for a log alone.
+
+    By the logger that says it, for PyTorch's handlers are its user's (torch 2.13,
+    fx/_symbolic_trace.py).
+    """
+    logging.getLogger("torch.fx._symbolic_trace").addFilter(_is_to_be_told)
+
+
+def _is_to_be_told(record: logging.LogRecord) -> bool:
+    return bool(_LOGS) or not record.getMessage().startswith("is_fx_tracing will return true")
 
 
 def quiet_screen() -> None:

@@ -2,7 +2,8 @@
 
 Every function here is collective: all workers of the group call it in the same order, or all wait
 until the group's time-out. Rows are gathered with different counts per worker; the counts are
-known to every worker beforehand, so that a gather is one exchange.
+known to every worker beforehand, so that a gather is one exchange. What a step waits in them counts
+as such (`observe.phases.waiting`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dist_embed.observe.phases import waiting
 from dist_embed.parallel.group import Group
+
+# The name of 2.13, which warns of the one that versions before have.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def sum_over_workers(tensor: Tensor, group: Group) -> Tensor:
@@ -30,7 +35,8 @@ def start_sum_over_workers(tensor: Tensor, group: Group) -> Callable[[], Tensor]
     work = dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group.process_group, async_op=True)
 
     def summed() -> Tensor:
-        work.wait()
+        with waiting():
+            work.wait()
         return tensor
 
     return summed
@@ -52,7 +58,8 @@ def least_over_workers(value: int, group: Group) -> int:
     """The least of every worker's ``value``. Collective."""
     least = torch.tensor(value, device=group.device)
     if group.num_workers > 1:
-        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group.process_group)
+        with waiting():
+            dist.all_reduce(least, op=dist.ReduceOp.MIN, group=group.process_group)
     return int(least)
 
 
@@ -70,12 +77,11 @@ def start_stack_over_workers(tensor: Tensor, group: Group) -> Callable[[], Tenso
     if group.num_workers == 1:
         return lambda: tensor.unsqueeze(0)
     out = tensor.new_empty((group.num_workers, *tensor.shape))
-    work = dist.all_gather_into_tensor(
-        out.view(-1), tensor.reshape(-1), group=group.process_group, async_op=True
-    )
+    work = _all_gather(out.view(-1), tensor.reshape(-1), group=group.process_group, async_op=True)
 
     def gathered() -> Tensor:
-        work.wait()
+        with waiting():
+            work.wait()
         return out
 
     return gathered
@@ -91,7 +97,8 @@ def copy_from_worker(tensor: Tensor, rank: int, group: Group) -> None:
     sent = tensor.detach().to(group.device).contiguous()
     # As bytes: so every type travels, on every backend.
     as_bytes = sent.reshape(-1).view(torch.uint8)
-    dist.broadcast(as_bytes, group=group.process_group, group_src=rank)
+    with waiting():
+        dist.broadcast(as_bytes, group=group.process_group, group_src=rank)
     if sent.data_ptr() != tensor.data_ptr():
         tensor.copy_(sent)
 
@@ -181,7 +188,8 @@ def start_exchange_rows(
     )
 
     def exchanged() -> Tensor:
-        work.wait()
+        with waiting():
+            work.wait()
         return out
 
     return exchanged
@@ -208,10 +216,11 @@ def same_text_from_first(text: str, group: Group) -> str:
         return text
     data = _encoded(text if group.is_first else "", group)
     size = torch.tensor(len(data), device=group.device)
-    dist.broadcast(size, group=group.process_group, group_src=0)
-    if not group.is_first:
-        data = data.new_empty(int(size))
-    dist.broadcast(data, group=group.process_group, group_src=0)
+    with waiting():
+        dist.broadcast(size, group=group.process_group, group_src=0)
+        if not group.is_first:
+            data = data.new_empty(int(size))
+        dist.broadcast(data, group=group.process_group, group_src=0)
     return data.cpu().numpy().tobytes().decode()
 
 

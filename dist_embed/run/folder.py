@@ -226,8 +226,8 @@ class RunFolder:
         if self._look() != self._known:
             raise UserError(
                 f"{self._uri} was removed, moved or replaced while the run trained in it: its "
-                "checkpoints, metrics and configuration are gone from there. Move it back and the "
-                "same command goes on, or the run begins anew"
+                "checkpoints, metrics and configuration are gone from there. Move it back and "
+                "start the run again, which goes on then and else begins anew"
             )
 
     def check_end(self, step: int) -> None:

@@ -12,7 +12,7 @@ import time
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from tensorboardX import SummaryWriter
 
@@ -21,6 +21,7 @@ from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
 
 METRICS_NAME = "metrics.jsonl"
+Figure: TypeAlias = float | list[float] | list[int]
 
 
 class MetricsLog:
@@ -49,19 +50,24 @@ class MetricsLog:
             str(self._folder / "tensorboard"), purge_step=after_step + 1, flush_secs=30
         )
 
-    def write(self, step: int, scored_by: str | None = None, **values: float | int | None) -> None:
-        """One line: the step, the time of day (Unix seconds) and what is not None."""
+    def write(self, step: int, scored_by: str | None = None, **values: Figure | None) -> None:
+        """One line: the step, the time of day (Unix seconds) and what is not None.
+
+        A list has a number, finite, for every worker; TensorBoard does not get it.
+        """
         known = {name: value for name, value in values.items() if value is not None}
         # JSON has no NaN: a reader other than Python would refuse the line.
-        line: dict[str, float | str | None] = {
-            name: value if math.isfinite(value) else None for name, value in known.items()
+        line: dict[str, Figure | str | None] = {
+            name: value if isinstance(value, list) or math.isfinite(value) else None
+            for name, value in known.items()
         }
         if scored_by is not None:
             line["scored_by"] = scored_by
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n")
         self._file.flush()
         for name, value in known.items():
-            self._tensorboard.add_scalar(name, value, step)
+            if not isinstance(value, list):
+                self._tensorboard.add_scalar(name, value, step)
 
     def flush(self) -> None:
         """Make what was written visible at the run's URI."""

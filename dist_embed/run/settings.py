@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dist_embed.section import NO_RESULT, Section
+from dist_embed.section import NO_RESULT, Paths, Section
 
 
 class RunSection(Section):
     """Where a run lives and what makes it reproducible."""
 
-    uri: Annotated[str, NO_RESULT] = Field(
+    uri: Annotated[str, Paths, NO_RESULT] = Field(
         min_length=1, description="Folder or fsspec URL that holds the whole run."
     )
     seed: int = Field(

@@ -97,12 +97,31 @@ def local_path(uri: str) -> Path:
 def given(uri: Any, name: str) -> str:
     """A path or URL that a script gave: str or `os.PathLike`.
 
-    Raises UserError, which calls it ``name``, for anything else and for an empty one.
+    Raises UserError, which calls it ``name``, for anything else, an empty one and one that no file
+    system can hold.
     """
     found = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
     if not isinstance(found, str) or not found:
         raise UserError(f"{name}: {uri!r} is not allowed: a path or URL, as str or pathlib.Path")
+    try:
+        bad = b"\0" in os.fsencode(found)
+    except UnicodeEncodeError:
+        bad = True
+    if bad:
+        raise UserError(f"{name}: {found!r} is not allowed: no path holds such characters")
     return found
+
+
+def check_working_folder() -> None:
+    """Raise UserError where this process's working folder has been removed: relative paths lead
+    nowhere then, and PyTorch ends a process that imports it (2.13, oneMKL).
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError(
+            "the working directory has been removed: go to another one (cd, in a script os.chdir)"
+        ) from None
 
 
 def absolute(uri: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import posixpath
-import sys
 from itertools import product
+from os import PathLike
 from typing import Any
 
 import yaml
@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from dist_embed.config.mistakes import mistakes
 from dist_embed.errors import ConfigError, UserError
+from dist_embed.mistakes import mistakes
 from dist_embed.storage import uri as storage
+from dist_embed.streams import say
 from dist_embed.study.schema import Level, TrainingStudy
 
 
@@ -30,8 +31,9 @@ class Combination(dict[str, str]):
         )
 
 
-def load_study(path: str) -> TrainingStudy:
-    """Read and check a study's file. Raises ConfigError."""
+def load_study(path: str | PathLike[str]) -> TrainingStudy:
+    """Read and check a study's file. Raises UserError."""
+    path = storage.given(path, "study")
     try:
         loaded = OmegaConf.create(storage.read_text(path))
         values: Any = OmegaConf.to_container(loaded, resolve=True)  # ${oc.env:NAME}
@@ -90,10 +92,9 @@ def _base(path: str, base: str) -> str:
             f"{path}: base: {base!r} is both {storage.absolute(base)} and, seen from the study's "
             f"file, {storage.absolute(beside)}: give a full path"
         )
-    print(
+    say(
         f"{path}: base: {base!r} is read beside the study's file; paths are relative to the folder "
-        "in which the command is called",
-        file=sys.stderr,
+        "in which the command is called"
     )
     return beside
 

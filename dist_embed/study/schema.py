@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dist_embed.config.reference import keys_page
-from dist_embed.section import PositiveInt, Section
+from dist_embed.section import Paths, PositiveInt, Section
 
 Measure = Literal[
     "validation_perplexity", "bleu", "chrf", "gap", "parameters", "tokens_per_second",
@@ -50,10 +50,12 @@ class Factor(Section):
 class WordVectors(Section):
     """word2vec vectors that gensim trains before the runs, from one side of a text."""
 
-    text: str | list[str] = Field(
+    text: Annotated[str | list[str], Paths] = Field(
         description="File or files of one sentence a line, tokens by spaces; path or URL."
     )
-    output: str = Field(min_length=1, description="The file, below the study's folder.")
+    output: Annotated[str, Paths] = Field(
+        min_length=1, description="The file, below the study's folder."
+    )
     width: PositiveInt = Field(description="Values per word.")
     epochs: PositiveInt = Field(5, description="Passes over the text.")
     window: PositiveInt = Field(5, description="Words on either side.")
@@ -94,8 +96,12 @@ class TrainingStudy(Section):
     kind: Literal["training"] = Field("training", description="What kind of study it is.")
     title: str = Field(min_length=1, description="Of the page.")
     question: str = Field(min_length=1, description="What it is about.")
-    folder: str = Field(min_length=1, description="Where runs and results lie; a path or URL.")
-    base: str = Field(min_length=1, description="The configuration; a path or URL.")
+    folder: Annotated[str, Paths] = Field(
+        min_length=1, description="Where runs and results lie; a path or URL."
+    )
+    base: Annotated[str, Paths] = Field(
+        min_length=1, description="The configuration; a path or URL."
+    )
     seeds: Annotated[list[int], Field(min_length=1)] = Field(
         description="One run for each; it takes five to tell two to six expectations from chance, "
         "four for one."

@@ -14,27 +14,32 @@ from dist_embed.checkpoint.state import METRIC, TrainingState
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
+from dist_embed.observe.phases import Phases, phase
 from dist_embed.parallel.hang import at
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.training.evaluate import Quality
 from dist_embed.training.saving import Saves, ruined
 from dist_embed.training.settings import TrainSection
 from dist_embed.training.step import StepResult, TrainStep
+from dist_embed.training.step_traces import StepTraces
+from dist_embed.training.workers import Stragglers, WorkersSpent, spent_by_workers
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop calls; the first two are collective.
+    """What the loop calls; all but ``before_save`` is collective.
 
     Attributes:
         validate: mean -log p per token of the validation set; None where there is none.
         translate: quality on the validation set; None where there is none.
         before_save: raises, on some worker, where saving would be in vain.
+        traces: of some steps; None: of none.
     """
 
     validate: Callable[[], float] | None
     translate: Callable[[], Quality] | None
     before_save: Callable[[], None] = lambda: None
+    traces: StepTraces | None = None
 
 
 @dataclass
@@ -88,27 +93,36 @@ def train_loop(
         Position.from_dict(state.scalars["position"]),
         lambda work: train_step.prepare(next(numbers), work),
     )
-    window = _Window()
+    window, phases, stragglers = _Window(), Phases(group.device), Stragglers(group)
     skipped_in_a_row = 0
     first_step = state.step
     stopped = False
     following: StepBatches | None = None
     try:
         while state.step < settings.max_steps:
-            at(f"step {state.step + 1}")
-            stopped = saves.between_steps() or saves.save_if_due()
-            if stopped:
-                break
-            at(f"step {state.step + 1}")
-            started = time.perf_counter()
-            # Data that cannot be read are an error one step before they are needed; what has been
-            # saved by then is kept.
-            work = following or next(steps).to(group.device)
-            more = state.step + 1 < settings.max_steps
-            following = next(steps).to(group.device) if more else None
-            result = train_step.run(state.step + 1, work, following)
-            window.add(result, time.perf_counter() - started)
+            if hooks.traces:
+                hooks.traces.before(state.step + 1, phases)
+            with phases.recorded():
+                at(f"step {state.step + 1}")
+                with phase("agreement"):
+                    stopped = saves.between_steps()
+                with phase("checkpoint stall"):
+                    stopped = stopped or saves.save_if_due()
+                if stopped:
+                    break
+                at(f"step {state.step + 1}")
+                started = time.perf_counter()
+                # Data that cannot be read are an error one step before they are needed; what has
+                # been saved by then is kept.
+                with phase("data wait"):
+                    work = following or next(steps).to(group.device)
+                    more = state.step + 1 < settings.max_steps
+                    following = next(steps).to(group.device) if more else None
+                result = train_step.run(state.step + 1, work, following)
+                window.add(result, time.perf_counter() - started)
             state.step += 1
+            if hooks.traces:
+                hooks.traces.after(state.step)
             state.scalars["position"] = work.after.to_dict()
             state.scalars.pop(METRIC, None)  # a checkpoint carries its own step's, or none
             skipped_in_a_row = _note_skip(state, result, skipped_in_a_row, settings, reporter)
@@ -116,7 +130,10 @@ def train_loop(
             evaluating = last or state.step % settings.evaluate_every == 0
             validate = hooks.validate if evaluating else None
             if last or validate or state.step % settings.log_every == 0:
-                _log(state, result, window, settings, reporter, metrics)
+                spent = spent_by_workers(phases.take(), group)
+                _log(state, result, window, spent, settings, reporter, metrics)
+                for line in stragglers.lines(spent):
+                    reporter.line(line)
                 window = _Window()
             due = settings.translate_every and (last or state.step % settings.translate_every == 0)
             translate = hooks.translate if due else None
@@ -175,6 +192,7 @@ def _log(
     state: TrainingState,
     result: StepResult,
     window: _Window,
+    spent: WorkersSpent,
     settings: TrainSection,
     reporter: Reporter,
     metrics: MetricsLog | None,
@@ -193,6 +211,7 @@ def _log(
             gradient_norm=result.gradient_norm,
             skipped_steps=state.scalars["skipped_steps"],
             epoch=state.scalars["position"]["epoch"],
+            **spent.as_metrics(),
         )
     reporter.progress(
         step=state.step,
@@ -200,6 +219,7 @@ def _log(
         loss=loss,
         tokens_per_second=tokens_per_second,
         eta_seconds=(settings.max_steps - state.step) * step_seconds,
+        workers=spent.as_event(),
     )
 
 

@@ -19,6 +19,7 @@ from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import RowRequest, StepRows, WantedRows
 from dist_embed.model.output_layer import OutputLayer
 from dist_embed.model.sampler import Negatives
+from dist_embed.observe.phases import phase, waiting_after
 from dist_embed.optim.gradient_norm import table_gradient_square_sum
 from dist_embed.optim.schedule import Rates
 from dist_embed.parallel.collectives import start_sum_over_workers
@@ -168,24 +169,27 @@ class TrainStep:
         prepared, request = self._request(step, work)
         rows = self._lookup.fetch(request)
         found = self._dense_half(rows, prepared)
-        # One exchange: each waits for the slowest worker.
-        summing = start_sum_over_workers(self._own_sums(rows, found), self._group)
-        dense_square = torch.stack(torch._foreach_norm(self._dense_gradients())).square().sum()
+        with phase("gradient norm"):
+            # One exchange: each waits for the slowest worker.
+            summing = start_sum_over_workers(self._own_sums(rows, found), self._group)
+            dense_square = torch.stack(torch._foreach_norm(self._dense_gradients())).square().sum()
         if following is not None:
             self._requested = following, *self._request(step + 1, following)
-        tables_square, loss, nll = summing()
-        # Here a GPU's host waits for the results, once.
-        loss_sum, nll_sum, norm = torch.stack(
-            [loss, nll, (dense_square + tables_square).sqrt()]
-        ).tolist()
+        with phase("gradient norm"):
+            tables_square, loss, nll = summing()
+            # Here a GPU's host waits for the results, once.
+            loss_sum, nll_sum, norm = torch.stack(
+                [loss, nll, (dense_square + tables_square).sqrt()]
+            ).tolist()
         if self._requested:
             self._requested[2].send()  # its counts have come by then
         skipped = not (math.isfinite(norm) and math.isfinite(loss_sum))
         if not skipped:
-            self._clip(rows, norm)
-            for param_group in self._optimizer.param_groups:
-                param_group["lr"] = self._rates.dense.rate(step)
-            self._optimizer.step()
+            with phase("optimizer"):
+                self._clip(rows, norm)
+                for param_group in self._optimizer.param_groups:
+                    param_group["lr"] = self._rates.dense.rate(step)
+                self._optimizer.step()
             rows.backward(proven=True)
         return StepResult(
             loss=loss_sum / work.global_tokens,
@@ -223,9 +227,11 @@ class TrainStep:
         sums = torch.zeros(2, device=device)
         # DDP and TorchRec both divide what comes from leaves by W; the loss is multiplied by it.
         scale = self._group.num_workers / work.global_tokens
-        step_loss = self._output.start(
-            rows, work.negatives, len(work.batches), 1 / work.global_tokens, agreed=True
-        )
+        with phase("output"):
+            step_loss = self._output.start(
+                rows, work.negatives, len(work.batches), 1 / work.global_tokens, agreed=True
+            )
+        leaves = [table.vectors for table in rows.tables.values()]
         for micro, batch in enumerate(work.batches):
             last = micro + 1 == len(work.batches)
             with self._gradient_sync(last):
@@ -239,13 +245,16 @@ class TrainStep:
                         batch.token_positions,
                         batch.rectangles,
                     )
-                loss, nll = step_loss.of(
-                    hidden.float(), micro, batch.target_output, work.token_counts[micro],
-                    self._settings.label_smoothing,
-                )  # fmt: skip
-                (loss * scale).backward()
+                with phase("output"):
+                    loss, nll = step_loss.of(
+                        hidden.float(), micro, batch.target_output, work.token_counts[micro],
+                        self._settings.label_smoothing,
+                    )  # fmt: skip
+                with phase("dense backward"), waiting_after(leaves):
+                    (loss * scale).backward()
             sums += torch.stack([loss.detach(), nll])
-        step_loss.finish()
+        with phase("output"):
+            step_loss.finish()
         return sums
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:

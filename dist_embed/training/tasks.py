@@ -56,9 +56,11 @@ class Train(Task[TrainResult]):
     Attributes:
         data_folder: the prepared data that the launching process has looked into; see
             `run.data.data_of_all`.
+        profile: the first and the last step to record; see `step_traces.StepTraces`.
     """
 
     data_folder: str | None = None
+    profile: tuple[int, int] | None = None
     trains: ClassVar[bool] = True
 
     def function(self) -> Callable[[Context], TrainResult]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache, partial
 from typing import TypeAlias
 
@@ -51,6 +52,7 @@ from dist_embed.training.resume import (
 from dist_embed.training.samples import with_kept_samples
 from dist_embed.training.single_tables import rates_of, start_tables, write_coverages
 from dist_embed.training.step import TrainStep
+from dist_embed.training.step_traces import StepTraces
 from dist_embed.training.tasks import Train
 from dist_embed.training.translation import Translator
 from dist_embed.training.worker import Context
@@ -85,6 +87,9 @@ def train_task(context: Context, asked: Train) -> TrainResult:
     train_step = build_train_step(config, model, output, optimizer)
     loader = _loader(config, data, model)
     with ExitStack() as stack:
+        if asked.profile:
+            traces = StepTraces(*asked.profile, config.run.uri, group, reporter.line)
+            hooks = replace(hooks, traces=stack.enter_context(traces))
         metrics = None
         if group.is_first:
             metrics = stack.enter_context(MetricsLog(config.run.uri, state.step))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from dist_embed.parallel.device import resolve_device
 from dist_embed.parallel.errors import errors_shared
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.parallel.hang import hangs_named
+from dist_embed.run.logs import uploaded
 from dist_embed.training.step_seconds import threads_per_worker
 from dist_embed.training.tasks import Task
 
@@ -42,12 +44,13 @@ def run_worker(task: Task[R], config: Config, emit: Emit) -> R:
     Collective. Whatever fails on one worker is raised on all of them.
     """
     do = task.function()  # takes seconds to import: not while others wait
-    log_name = f"worker-{os.environ.get('RANK', '0')}.log"
-    redirect_output(worker_log_folder(config.run.uri) / log_name)
+    log = worker_log_folder(config.run.uri) / f"worker-{os.environ.get('RANK', '0')}.log"
+    redirect_output(log)
     torch.set_num_threads(threads_per_worker(config))
     keep_freed_memory()
     device = resolve_device(config.cluster.device)
     with (
+        uploaded(log, config.run.uri) if task.trains else nullcontext(),
         joined_group(device, config.cluster.timeout_seconds) as group,
         errors_shared(group),
         hangs_named(group, config.cluster.hang_seconds, Reporter(emit).line),

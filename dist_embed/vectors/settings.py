@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dist_embed.section import EXPERT, MaybeNo, Section
+from dist_embed.section import EXPERT, MaybeNo, Paths, Section
 
 # `word2vec` is text with a header, as fastText's .vec is too.
 Format = Literal["word2vec", "word2vec-bin", "glove", "fasttext-bin", "npy", "safetensors"]
@@ -18,13 +18,15 @@ Project = Literal["no", "pca", "random"]
 class PretrainedSection(Section):
     """Vectors that a table's rows start from, where a run starts from scratch."""
 
-    uri: str = Field(min_length=1, description="The file: a path or URL, may be .gz or .zst.")
+    uri: Annotated[str, Paths] = Field(
+        min_length=1, description="The file: a path or URL, may be .gz or .zst."
+    )
     format: Literal["auto", Format] = Field(
         "auto",
         description="`word2vec`: text with a header, fastText's .vec too; `glove`: text without. "
         "`auto` looks at the first bytes.",
     )
-    words: str | None = Field(
+    words: Annotated[str | None, Paths] = Field(
         None, description="`npy`, `safetensors`: the file with the rows' words, one a line."
     )
     tensor: Annotated[str | None, EXPERT] = Field(

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+import warnings
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -302,8 +303,14 @@ def exercise_collectives(group: Group) -> dict[str, object]:
     }
 
 
+def exercised_without_warnings(group: Group) -> dict[str, object]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return exercise_collectives(group)
+
+
 def test_collectives(workers: WorkerPool) -> None:
-    results = workers.run(3, exercise_collectives)
+    results = workers.run(3, exercised_without_warnings)
     for result in results:
         assert result["gathered"] == [1, 1, 3, 3, 3]
         assert result["received"] == [0, 1, 1, 2, 2, 2]

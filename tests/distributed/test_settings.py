@@ -184,6 +184,13 @@ ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
     "tests/distributed/test_settings.py": [("search", ["replace_unknown"])],
     "tests/integration/test_ray.py": [("cluster", ["launcher"])],
     "tests/unit/test_worker.py": [("cluster", ["hang_seconds"])],
+    "tests/unit/test_kubernetes.py": [
+        ("cluster.submit.kubernetes",
+         ["image", "namespace", "secret", "workers_per_pod", "cpus_per_worker", "memory_gib",
+          "hours", "start_hours", "retries", "keep_minutes", "head_cpus", "head_memory_gib",
+          "service_account", "volume_claim", "volume_path"]),
+    ],
+    "tests/unit/test_ray_jobs.py": [("cluster.submit.ray", ["address"])],
     "tests/unit/test_slurm.py": [
         ("cluster.submit", ["to"]),
         ("cluster.submit.slurm", ["nodes", "partition", "hours", "cpus_per_worker", "gpus", "setup",

@@ -47,12 +47,16 @@ def done(group: Group, values: Values, *tasks: Asked) -> list[Told]:
 
 
 def lines_of(run: Path) -> dict[int, dict[str, Any]]:
-    """By step all that its metrics say of what was computed."""
+    """By step all that its metrics say of what was computed, but for each worker's part of it."""
     found: dict[int, dict[str, Any]] = {}
     for line in read_metrics(str(run)):
         timed = ("time", "tokens_per_second", "step_seconds")
         found.setdefault(line["step"], {}).update(
-            {key: value for key, value in line.items() if key not in timed}
+            {
+                key: value
+                for key, value in line.items()
+                if key not in timed and not key.startswith(("phase/", "workers/"))
+            }
         )
     return found
 

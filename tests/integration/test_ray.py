@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +21,7 @@ import pytest
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.data.prepared_folder import prepared_folder
 from tests.integration.conftest import Command
-from tests.integration.ports import free_ports
+from tests.integration.ray_cluster import ray_cluster
 
 pytestmark = [
     pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
@@ -70,7 +67,8 @@ def test_ray_trains_as_local_processes_do_and_stops_as_asked(
         said, complaint = process.communicate(timeout=200)
     assert process.returncode == 143, complaint
     found = re.fullmatch(
-        r"dist-embed: stopped as asked after step (\d+); the same command goes on from there\n",
+        r"dist-embed: stopped as asked after step (\d+); started again, the run goes on from "
+        r"there\n",
         complaint,
     )
     assert found, complaint
@@ -151,56 +149,8 @@ def cluster(
     ray_alone_until_the_file_ends: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
     """A head node on this machine with its job server; the environment that reaches it."""
-    folder = tmp_path_factory.mktemp("cluster")
-    ray = str(Path(sys.executable).parent / "ray")
-    environment = {
-        **os.environ,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{Path(ray).parent}:{os.environ['PATH']}",
-    }
-    # Ray's job server asks for a token; the head and the sender of the job read the same file.
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    port, dashboard, agent = free_ports(3)
-    ports = [f"--port={port}", f"--dashboard-port={dashboard}",
-             f"--dashboard-agent-listen-port={agent}"]  # fmt: skip
-    log = folder / "head.log"
-    with log.open("w") as output:
-        # A session of its own, so that this head alone is ended: `ray stop` would end every Ray.
-        head = subprocess.Popen(
-            [ray, "start", "--head", "--block", "--num-cpus=4", "--include-dashboard=true", *ports],
-            stdout=output, stderr=output, env=environment, start_new_session=True,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 120
-        while not _job_server_answers(f"http://127.0.0.1:{dashboard}/api/version"):
-            assert head.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
-        address = f"http://127.0.0.1:{dashboard}"
-        yield {
-            **environment, "RAY_API_SERVER_ADDRESS": address, "RAY": ray,
-            "ADDRESS": f"127.0.0.1:{port}",
-        }  # fmt: skip
-    finally:
-        # Not terminated: `ray start --block` takes half a minute to end.
-        processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait(timeout=60)
-        psutil.wait_procs(processes, timeout=10)
-
-
-def _job_server_answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except urllib.error.HTTPError:  # it answers, but wants a token, which `ray job` knows
-        return True
-    except OSError:
-        return False
+    with ray_cluster(tmp_path_factory.mktemp("cluster")) as environment:
+        yield environment
 
 
 # Its own first, while the module's cluster does not run yet.
@@ -224,15 +174,28 @@ def test_an_error_in_a_ray_worker_reaches_the_user_at_once(
     assert "workers are started again" not in failed.stdout
 
 
-def test_a_submitted_job_trains_on_the_cluster(
-    config: str, cluster: dict[str, str], tmp_path: Path
+def files_of(data: Path) -> dict[str, bytes]:
+    folder = Path(prepared_folder(str(data)))
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_submitted_job_prepares_and_trains_on_the_cluster(
+    config: str, cluster: dict[str, str], dist_embed: Command, tmp_path: Path
 ) -> None:
     # The cluster was started from the environment of this test, so the job installs nothing.
     done = subprocess.run(
         [cluster["RAY"], "job", "submit", "--working-dir", ".", "--",
-         "bash", "launch/run.sh", "train", config, "cluster.launcher=ray"],
+         "bash", "launch/run.sh", "train", config, "cluster.launcher=ray",
+         "data.shard_sentences=60"],
         capture_output=True, text=True, env=cluster, timeout=300, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 8/8" in done.stdout
     assert len(losses(tmp_path / "run")) == 8
+    # By tasks of Ray: the same bytes as by this process.
+    dist_embed("prepare", config, "data.shard_sentences=60", f"data.uri={tmp_path / 'here'}")
+    assert files_of(tmp_path / "run" / "data") == files_of(tmp_path / "here")

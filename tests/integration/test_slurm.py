@@ -120,7 +120,8 @@ def test_jobs_of_others_and_unknown_ones_are_told_from_ours(
     )  # fmt: skip
     assert "was not sent by `dist-embed submit`" in call("stop", sent.stdout.strip(), code=2).stderr
     assert "Invalid job id" in call("status", "4000000", code=2).stderr
-    assert "'run' is not allowed: a number" in call("logs", "run", code=2).stderr
+    by_force = call("logs", "run", "--to", "slurm", code=2).stderr
+    assert "'run' is not allowed: a number" in by_force
 
 
 @pytest.mark.heavy

@@ -373,9 +373,9 @@ class Ended:
     traces: list[str]
 
 
+@quiet_environment()
 def train(config: Config, environment: dict[str, str], kill: Kill | None = None) -> Ended:
     """Train with ``WORKERS`` workers; returns when all have ended. None of them may hang."""
-    quiet_environment()
     context = forking()
     store = hosted_store()
     pipes = [context.Pipe(duplex=False) for _ in range(WORKERS)]

@@ -162,7 +162,7 @@ def test_a_run_asked_to_stop_goes_on_as_if_not(
     step = newest.step
     assert 5 < step < STEPS
     if who != "a terminal that closes":
-        assert f"stopped as asked after step {step}; the same command goes on" in said
+        assert f"stopped as asked after step {step}; started again, the run goes on" in said
         assert ("Ctrl-C again ends it at once" in said) == (number == signal.SIGINT)
     saved(store, read_manifest(store, newest))
     assert losses(place.uri) == long.losses[:step]

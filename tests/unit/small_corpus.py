@@ -12,10 +12,11 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from dist_embed.data import encoding, lexicon, word_counts
+from dist_embed.data import lexicon, processes
 from dist_embed.data.corpus import Pair, ParallelText
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.prepare import prepare_data
+from dist_embed.data.processes import ThisMachine
 from dist_embed.data.settings import DataSection, Kind, TokenizerSection
 from dist_embed.data.text_form import TextForm
 from dist_embed.data.token_shards import PreparedData, TokenPairs
@@ -49,8 +50,6 @@ class Prepared:
 class OwnProcess:
     """Stands for `Processes` of one: this process does the work."""
 
-    number = 1
-
     def __init__(
         self,
         number: int,
@@ -66,9 +65,6 @@ class OwnProcess:
     ) -> Iterator[Any]:
         return (function(*args) for args in arguments)
 
-    def close(self, *, at_once: bool = False) -> None:
-        pass
-
 
 @contextmanager
 def one_is_this_process(num_processes: int) -> Iterator[None]:
@@ -77,8 +73,7 @@ def one_is_this_process(num_processes: int) -> Iterator[None]:
         yield
         return
     with (
-        mock.patch.object(encoding, "Processes", OwnProcess),
-        mock.patch.object(word_counts, "processes", lambda n: nullcontext(OwnProcess(n))),
+        mock.patch.object(processes, "processes", lambda *how: nullcontext(OwnProcess(*how))),
         mock.patch.object(lexicon, "processes", lambda n: nullcontext(OwnProcess(n))),
     ):
         yield
@@ -132,13 +127,11 @@ def prepare(
     say: Callable[[str], None] = lambda line: None,
     **changes: Any,
 ) -> PreparedData:
-    data = rule.model_copy(
-        update={"num_processes": num_processes, "shard_sentences": shard_sentences}
-    )
+    data = rule.model_copy(update={"shard_sentences": shard_sentences})
     with one_is_this_process(num_processes):
         return prepare_data(
             str(uri), corpora, data, *recipe(kind, **changes), settings={"tokenizer.kind": kind},
-            say=say,
+            say=say, executor=ThisMachine(num_processes),
         )  # fmt: skip
 
 

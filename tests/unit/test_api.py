@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -9,14 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from dist_embed.api.data import prepare
+from dist_embed.api.given import profile_given
 from dist_embed.api.inference import config_to_use, evaluate, translate
 from dist_embed.api.trained_run import open_run
 from dist_embed.api.training import train
-from dist_embed.config.load import config_from_dict
+from dist_embed.config.load import config_from_dict, load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.settings import DataSection, SyntheticSection
 from dist_embed.errors import RunFailed, UserError
@@ -58,7 +61,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "dist_embed.data.preparation.ensure_data",
-        lambda config, say, **how: say(f"preparing {config.data.uri} {how}") or prepared.data,
+        lambda config, say, *, executor_at, **how: (
+            say(f"preparing {config.data.uri} {how}") or prepared.data
+        ),
     )
     return config_from_dict(
         {"run": {"uri": "run"}, "data": {"synthetic": {}, "uri": "data"}, "train": {"max_steps": 9},
@@ -99,7 +104,9 @@ def test_a_training_that_was_asked_to_stop_raises_and_tells_what_it_has_done(
     workers: Workers, config: Config, tmp_path: Path
 ) -> None:
     workers.answer = result(tmp_path / "run", steps=5, stopped=True)
-    with pytest.raises(TrainingStopped, match="stopped as asked after step 5; the same") as caught:
+    with pytest.raises(
+        TrainingStopped, match="stopped as asked after step 5; started again, the run goes on"
+    ) as caught:
         train(config, on_event=lambda event: None)
     assert caught.value.result == workers.answer
     again = pickle.loads(pickle.dumps(caught.value))
@@ -109,6 +116,39 @@ def test_a_training_that_was_asked_to_stop_raises_and_tells_what_it_has_done(
         train(config, on_event=lambda event: None)
     workers.answer = result(tmp_path / "run")
     train(config, on_event=lambda event: None)  # the run's folder is free again
+
+
+def test_steps_to_be_recorded_are_given_to_the_workers(
+    workers: Workers, config: Config, prepared: Prepared, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    workers.answer = result(tmp_path / "run")
+    monkeypatch.setattr("dist_embed.checkpoint.catalogue.list_steps", lambda uri: [2, 4])
+    train(config, profile=(5, 9), on_event=lambda event: None)
+    assert workers.asked[0][0] == Train(prepared.uri, profile=(5, 9))
+    with pytest.raises(UserError, match=r"steps 4 to 6 cannot be .*has a checkpoint of step 4, "):
+        train(config, profile=(4, 6), on_event=lambda event: None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [((0, 3), "the first step: 0 is not allowed: a whole number in 1 … 9"),
+     ((5, 4), "the last step: 4 is not allowed: a whole number in 5 … 9"),
+     ((3, 10), "the last step: 10 is not allowed: a whole number in 3 … 9"),
+     ((1.5, 2), "the first step: 1.5 is not"), ("3..4", "'3..4' is not allowed: the first and")],
+)  # fmt: skip
+def test_steps_that_cannot_be_recorded_are_refused(
+    workers: Workers, config: Config, given: Any, said: str
+) -> None:
+    with pytest.raises(UserError, match=f"^profile: {re.escape(said)}"):
+        train(config, profile=given)
+    assert workers.asked == workers.ahead == []
+
+
+def test_no_more_steps_are_recorded_than_memory_holds() -> None:
+    assert profile_given([7, 106], 1000) == (7, 106)
+    with pytest.raises(UserError, match=r"the last step: 107 .* in 7 … 106"):
+        profile_given((7, 107), 1000)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -152,10 +192,10 @@ def test_a_run_is_used_by_its_folder_or_by_a_configuration_as_it_is(
     )  # fmt: skip
     trained = read_run_config(run)
     evaluate(run, split="validation", step=5, against_exact=True)
-    evaluate(trained, training_tokens=7, data_folder="there")
+    evaluate(trained, training_tokens=7, data_folder=Path("there"))
     (first, by_folder, local), (second, as_it_is, how) = workers.asked
     assert first == Evaluate("validation", 5, None, True)
-    assert second == Evaluate("test", None, 7, False, "there")
+    assert second == Evaluate("test", None, 7, False, str(Path("there").absolute()))
     sizes = {"source": 6, "target": 6}
     assert local == {"vocabulary_size": sizes, "word_tables": False, "launcher": "local"}
     assert how == {"vocabulary_size": sizes, "word_tables": False, "launcher": None}
@@ -187,6 +227,73 @@ def test_another_launcher_is_refused_before_anything_is_done(
             call("spark")
     assert (workers.asked, workers.ahead) == ([], [])
     assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_called_or_is_no_step_is_refused_before_anything_is_done(
+    workers: Workers, config: Config, tmp_path: Path
+) -> None:
+    run = one_word_run(tmp_path / "other")
+    opened: Any = open_run(run)
+    some: Any = evaluate
+    lines: Any = translate
+    calls: list[Callable[[Any], Any]] = [
+        lambda f: train(config, on_event=f), lambda f: prepare(config, on_event=f),
+        lambda f: evaluate(run, on_event=f), lambda f: translate(run, ["a"], on_event=f),
+        lambda f: translate(run, [], on_event=f), lambda f: opened.translate(["a"], on_event=f),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(UserError, match=r"^on_event: 'print' is not allowed: a function$"):
+            call("print")
+    with pytest.raises(UserError, match=r"^say: 3 is not allowed: a function$"):
+        load_config(tmp_path / "none.yaml", say=3)  # type: ignore[arg-type]
+    for step in ("10", 1.5, True, 0):
+        said = f"^step: {step!r} is not allowed: a whole number, at least 1$"
+        for ask in (lambda step: some(run, step=step), lambda step: lines(run, ["a"], step=step),
+                    lambda step: opened.translate(["a"], step=step)):  # fmt: skip
+            with pytest.raises(UserError, match=said):
+                ask(step)
+    assert (workers.asked, workers.ahead) == ([], [])
+    assert not (tmp_path / "run").exists()
+    some(run, step=np.int64(5))
+    assert workers.asked[-1][0].step == 5
+
+
+def test_the_caller_s_environment_is_as_before(
+    workers: Workers, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    before, seen = os.environ.copy(), []
+
+    def look(event: Any) -> None:
+        seen.append(os.environ["TOKENIZERS_PARALLELISM"])
+
+    workers.answer = result(tmp_path / "run")
+    train(config, on_event=look)
+    evaluate(one_word_run(tmp_path / "other"), on_event=look)
+    workers.answer = RunFailed("worker 0 failed")
+    with pytest.raises(RunFailed):
+        train(config, on_event=look)
+    assert set(seen) == {"true"}
+    assert os.environ == before
+
+
+def test_a_working_directory_that_was_removed_is_told(
+    workers: Workers, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = one_word_run(tmp_path / "other")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    calls: list[Callable[[], Any]] = [
+        lambda: train(config), lambda: prepare(config), lambda: evaluate(run),
+        lambda: translate(run, ["a"]), lambda: open_run("run"),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(UserError, match=r"^the working directory has been removed: go to"):
+            call()
+    assert workers.asked == []
+    monkeypatch.chdir(tmp_path)
 
 
 def test_what_is_no_configuration_is_refused(workers: Workers) -> None:
@@ -273,6 +380,10 @@ def test_lines_are_several_and_text(workers: Workers, tmp_path: Path) -> None:
     for wrong in (None, 3, b"a"):
         with pytest.raises(UserError, match=r"^lines: .* is not allowed: a list of str$"):
             translate(run, wrong)  # type: ignore[arg-type]
+    with pytest.raises(
+        UserError, match=r"^lines\[1\]: .* is not allowed: it has half of a character$"
+    ):
+        translate(run, ["a", "\ud800"])
     with pytest.raises(UserError, match=r"^lines\[1\]: 2 is not allowed: str$"):
         translate(run, ["a", 2])  # type: ignore[list-item]
     assert workers.asked == []

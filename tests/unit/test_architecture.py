@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dist_embed"
 # A package may import itself, the packages before it, and every package's module `settings`: that
 # imports the ground, which are modules, and others of its kind alone.
-GROUND = ["errors", "arguments", "installed", "section"]
+GROUND = ["errors", "arguments", "installed", "streams", "mistakes", "section"]
 LAYERS = [
     *GROUND, "storage", "config", "observe", "parallel", "data", "vectors",
     "embedding", "model", "optim", "checkpoint", "run", "training", "explore", "export", "cluster",
@@ -140,14 +140,18 @@ def test_an_import_of_a_test_is_found(code: str, found: int) -> None:
     assert len(imported_tests(ast.parse(code))) == found
 
 
-def test_only_cluster_imports_ray(trees: dict[Path, ast.Module]) -> None:
+def test_only_cluster_and_jobs_import_ray(trees: dict[Path, ast.Module]) -> None:
     importers = {
-        path.relative_to(PACKAGE).parts[0]
+        name_of(path)
         for path, tree in trees.items()
         for _, name in imports(tree)
         if name.split(".")[0] == "ray"
     }
-    assert importers == {"cluster"}
+    in_jobs = {name for name in importers if name.startswith("dist_embed/jobs/")}
+    assert in_jobs == {"dist_embed/jobs/ray_server.py", "dist_embed/jobs/working_dir.py"}
+    others = importers - in_jobs
+    assert others
+    assert all(name.startswith("dist_embed/cluster/ray_") for name in others), others
 
 
 def test_init_files_are_empty() -> None:
@@ -212,6 +216,7 @@ LITTLE = [
     ("dist_embed.open_run", "torchrec fbgemm_gpu ray"),
     ("import dist_embed.cli.explore, dist_embed.explore.nearest", "torchrec fbgemm_gpu ray"),
     ("import dist_embed.export.embeddings", "torchrec fbgemm_gpu"),
+    ("import dist_embed.jobs.ray_request, dist_embed.jobs.slurm", "ray"),
     ("import dist_embed.bench.balance, dist_embed.observe.plot", "matplotlib"),
 ]
 

@@ -21,7 +21,7 @@ from dist_embed.bench.batch_balance import LognormalBlocks
 from dist_embed.bench.export import EngineFigures
 from dist_embed.bench.report import machine
 from dist_embed.bench.run_memory import RunPeaks
-from dist_embed.bench.tasks import Baseline, ProfileSteps
+from dist_embed.bench.tasks import Baseline, PhaseCost, ProfileSteps
 from dist_embed.bench.vocabulary import Report
 from dist_embed.bench.vocabulary_cases import FULL, SAMPLED, SPARSE, Case
 from dist_embed.bench.workers import Say
@@ -280,7 +280,8 @@ ON_CPU = {
     "seconds_per_step": 0.01, "seconds_per_step_recorded": 0.02, "device_busy_seconds": None,
     "device_idle_share": None, "on_device": [], "waits": [], "waits_by_place": {},
     "on_host": [entry("aten::mm", 4.0, 0.015)] + [entry(f"aten::{i}", 1.0, 0.0) for i in range(30)],
-    "trace": "f/trace.json.gz",
+    "phases": {"lookup": 0.002, "encoder": 0.006, "checkpoint stall": 0.0},
+    "own_seconds_per_step": 0.007, "trace": "f/trace.json.gz",
 }  # fmt: skip
 ON_GPU = ON_CPU | {
     "device": "a GPU", "on_cuda": True, "device_busy_seconds": 0.006, "device_idle_share": 0.4,
@@ -314,12 +315,14 @@ def test_step(
     said = capsys.readouterr().out
     assert "2 workers on a processor; 7 steps of 1,234 target tokens; " in said
     assert "trace of worker 0: f/trace.json.gz\n" in said
-    assert cells(said)[:5] == [
+    assert cells(said)[:8] == [
         ["", "ms"], ["a step", "10.00"], ["a step that is recorded", "20.00"],
+        ["phase", "ms a step", "share"], ["lookup", "2.000", "25.0%"],
+        ["encoder", "6.000", "75.0%"],
         ["longest on the host", "ms a step", "share", "calls a step"],
         ["aten::mm", "15.000", "75.0%", "4.0"],
     ]  # fmt: skip
-    assert len(cells(said)) == 4 + 15
+    assert len(cells(said)) == 7 + 15
 
 
 def test_step_on_a_gpu(
@@ -333,6 +336,9 @@ def test_step_on_a_gpu(
         ["a step that is recorded", "20.00"],
         ["in which the device computes or copies", "6.00"],
         ["the device is idle, of a step that is not recorded", "40.0%"],
+        ["phase", "ms a step", "share"],
+        ["lookup", "2.000", "25.0%"],
+        ["encoder", "6.000", "75.0%"],
         ["longest on the device", "ms a step", "share", "calls a step"],
         ["add<" + "x" * 85 + "…", "3.000", "50.0%", "2.0"],
         ["the host may wait in", "within", "calls a step", "ms a step"],
@@ -345,6 +351,23 @@ def test_step_on_a_gpu(
     said = capsys.readouterr()
     assert "f/trace.json.gz: torch.profiler has recorded nothing of the GPU" in said.err
     assert ["dist_embed/training/step.py:run", "1"] in cells(said.out)
+
+
+def test_phases(
+    config: str, instead: Instead, prepared: Prepared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = instead("cluster.launch.launch", {
+        "workers": 2, "device": "a processor", "steps": 5, "share": 0.0025,
+        "seconds_recorded": [0.02, 0.04, 0.03], "seconds_not_recorded": [0.01, 0.05, 0.02],
+    })  # fmt: skip
+    assert main(["bench", "phases", config, "--steps", "5", "--rounds", "3"]) == 0
+    assert asked[0][0][0] == PhaseCost(3, 5, prepared.uri)
+    said = capsys.readouterr().out
+    assert cells(said) == [
+        ["phases", "ms a step, median", "least"], ["recorded", "30.000", "20.000"],
+        ["not recorded", "20.000", "10.000"],
+    ]  # fmt: skip
+    assert "recording takes 0.25% of a step" in said
 
 
 OURS = Case(SAMPLED, 1_000_000, 8, 64, 50)

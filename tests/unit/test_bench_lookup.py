@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dist_embed.bench import lookup, lookup_cases, lookup_ways, passes
+from dist_embed.bench import lookup, lookup_cases, lookup_ways
 from dist_embed.bench.device_work import work_seconds
 from dist_embed.bench.lookup import Found, Report, Seconds, lookup_report, lookup_table
 from dist_embed.bench.lookup_cases import Case, Work, possible_cases
@@ -29,6 +29,7 @@ from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import StepRows
 from dist_embed.errors import RunFailed, UserError
+from dist_embed.observe import clocks
 from dist_embed.parallel.group import Group
 
 CPU = torch.device("cpu")
@@ -294,7 +295,7 @@ def test_garbage_is_not_timed(monkeypatch: pytest.MonkeyPatch, broken: Broken, s
 def test_the_first_calls_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
     clock.perf_counter = lambda: clock.now
-    monkeypatch.setattr(passes, "time", clock)
+    monkeypatch.setattr(clocks, "time", clock)
 
     def call(seconds: float) -> None:
         clock.now += seconds

@@ -170,8 +170,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def ensure_data(
-        config: Any, say: Callable[[str], None], *, force: bool = False, renew: bool = False
-    ) -> Any:
+        config: Any, say: Callable[[str], None], *, executor_at: None, force: bool = False,
+        renew: bool = False,
+    ) -> Any:  # fmt: skip
         say(f"preparing {config.data.uri}, forced: {force}, renewed: {renew}")
         return prepared.data
 
@@ -198,10 +199,10 @@ def test_train(
     )
     calls = launched(result(config))
     assert main(["train", config, "train.max_steps=7", "--launcher", "local", "--force",
-                 "model.heads=2"]) == 0  # fmt: skip
+                 "--profile", "3..5", "model.heads=2"]) == 0  # fmt: skip
     ahead, (task, configured, how) = calls
     assert ahead[:2] == ("ahead", "cpu")
-    assert task == Train(prepared.uri)
+    assert task == Train(prepared.uri, profile=(3, 5))
     assert (configured.train.max_steps, configured.model.heads) == (7, 2)
     assert how == {
         "launcher": "local", "stop_seconds": 2 * 5.0 + 60.0,
@@ -220,6 +221,16 @@ def test_train(
     assert [call[0] for call in calls] == [Train(prepared.uri)]  # nothing is forked here
     assert calls[0][2]["launcher"] is None
     assert checked[-1][-1] is False
+
+
+@pytest.mark.parametrize("given", ["5", "5-7", "..7", "3..x", "-1..4"])
+def test_steps_in_another_form_are_refused(
+    config: str, given: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", config, f"--profile={given}"])
+    assert ended.value.code == 2
+    assert f"{given!r} is not allowed: two numbers, as 100..104" in capsys.readouterr().err
 
 
 def test_what_a_training_has_done_is_told(
@@ -244,7 +255,7 @@ def test_what_a_training_has_done_is_told(
     assert line == f"already trained: 9 steps in {tmp_path}/trained"
     line, complaint = told(result(config, steps=4, stopped=True), 143)
     assert line.startswith("trained 4 steps at 25 ")
-    assert "stopped as asked after step 4; the same command goes on from there" in complaint
+    assert "stopped as asked after step 4; started again, the run goes on from there" in complaint
     line, _ = told(result(config, steps=4, resumed_at=4, stopped=True), 143)
     assert line == "Train begins"
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -23,9 +23,12 @@ from dist_embed.config.load import (
 from dist_embed.config.reference import configuration_page
 from dist_embed.config.renamed import say_once
 from dist_embed.config.schema import Config
-from dist_embed.data.settings import DataSection, SyntheticSection
+from dist_embed.data.settings import CorpusSection, DataSection, SyntheticSection
 from dist_embed.errors import ConfigError
+from dist_embed.run.settings import RunSection
 from dist_embed.section import MAY_CHANGE, keys_marked, known_keys
+from dist_embed.training.settings import TrainSection
+from dist_embed.vectors.settings import PretrainedSection
 
 ROOT = Path(__file__).parents[2]
 # Those of runs; a study is another kind of file (test_study.py).
@@ -700,3 +703,58 @@ def test_wrong_dictionaries_are_refused_as_a_file_is(
         assert len(lines) == len(said)
         for line, start in zip(lines, said, strict=True):
             assert line.startswith(f"configuration: {start}")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: TrainSection(max_steps=0), ["TrainSection: max_steps: 0 is not allowed: input "]),
+        (lambda: TrainSection(max_step=1),  # type: ignore[call-arg]
+         ["TrainSection: max_steps: missing; ",
+          "TrainSection: max_step: unknown key (value 1); did you mean 'max_steps'?"]),
+        (lambda: DataSection(synthetic={"sentences": "x"}),  # type: ignore[arg-type]
+         ["DataSection: synthetic.sentences: 'x' is not allowed: "]),
+        # The outermost tells of all.
+        (lambda: Config(run={"uri": 1}, train={"max_steps": 0}),
+         ["configuration: run.uri: 1 is not", "configuration: train.max_steps: 0 is not"]),
+    ],
+)  # fmt: skip
+def test_wrong_sections_are_refused_as_a_file_is(make: Callable[[], Any], said: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make()
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(said)
+    for line, start in zip(lines, said, strict=True):
+        assert line.startswith(start)
+
+
+def test_paths_may_be_paths(tmp_path: Path) -> None:
+    class Own:
+        def __fspath__(self) -> str:
+            return "runs/x"
+
+    file = tmp_path / "c.yaml"
+    file.write_text("train: {max_steps: 5}")
+    for run in (Path("runs/x"), Own()):
+        data: dict[str, Any] = {"train": {"source": [Path("a"), "b"], "target": Path("c")}}
+        made = Config(run={"uri": run}, data=data, train={"max_steps": 5})
+        assert (made.run.uri, made.data.uri) == ("runs/x", "runs/x/data")
+        assert made.data.train == CorpusSection(source=["a", "b"], target="c")
+        changed = {"run.uri": run, "data": {**data, "uri": Path("d")}}
+        loaded = load_config(file, changed)
+        assert (loaded.run, loaded.data.train) == (made.run, made.data.train)
+        assert loaded.data.uri == "d"
+    start = PretrainedSection(uri=Path("v.npy"), words=Path("w"))  # type: ignore[arg-type]
+    assert (start.uri, start.words) == ("v.npy", "w")
+    with pytest.raises(ConfigError, match=r"^RunSection: uri: b'x' is not allowed"):
+        RunSection(uri=b"x")  # type: ignore[arg-type]
+
+
+def test_what_no_folder_can_be_called_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(SMALLEST)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, {"run.uri": "a\0b"})
+    assert str(caught.value) == r"run.uri: 'a\x00b' is not allowed: it has a NUL"
+    with pytest.raises(ConfigError, match=r"run\.uri: 'a\\ud800' is not allowed: "):
+        load_config(file, {"run.uri": "a\ud800"})

@@ -97,3 +97,39 @@ def test_templates_of_issues_can_be_read(path: Path) -> None:
         assert field["attributes"]["label"]
     ids = [field["id"] for field in found["body"]]
     assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("user", [0, 1])
+@pytest.mark.parametrize("apt", ["install", "exit 100"])
+def test_ci_goes_on_without_packages_of_the_system(user: int, apt: str, tmp_path: Path) -> None:
+    programs, calls = tmp_path / "bin", tmp_path / "calls"
+    programs.mkdir()
+    for name in ("bash", "dirname", "readlink", "timeout", "tail", "touch", "chmod"):
+        (programs / name).symlink_to(f"/usr/bin/{name}")
+    # Installed it is once the second call, without the network, has been made.
+    install = f"touch {programs}/slurmctld {programs}/munged; chmod +x {programs}/*d"
+    says = f"echo $* >>{calls}\ncase $* in *--no-download) {install} ;; esac"
+    told = "echo no mirror\nexit 100"
+    for name, text in (("id", f"echo {user}"), ("apt-get", says if apt == "install" else told)):
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    for name in (".ci/run", "launch/test.sh"):
+        (tmp_path / name).parent.mkdir()
+    script = (ROOT / ".ci" / "run").read_text()
+    (tmp_path / ".ci" / "run").write_text(script.replace("/usr/sbin", str(programs)))
+    (tmp_path / "launch" / "test.sh").write_text("echo tests\nexit 3\n")
+    done = subprocess.run(
+        ["/usr/bin/bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={"PATH": str(programs)}, timeout=60,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("tests\n", 3), done.stderr
+    skipped = "Slurm could not be installed here (slurm-wlm, munge): its tests are skipped\n"
+    if user == 0 and apt == "install":
+        assert done.stderr == ""
+        options = "-qq -y install --no-install-recommends slurm-wlm munge"
+        assert calls.read_text().splitlines() == [
+            "-qq update", f"{options} --download-only", f"{options} --no-download"
+        ]  # fmt: skip
+    else:
+        assert done.stderr == ("no mirror\n" if user == 0 else "") + skipped
+        assert not calls.exists()

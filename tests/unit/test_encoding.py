@@ -9,6 +9,8 @@ import pytest
 
 from dist_embed.data.corpus import Pair
 from dist_embed.data.encoding import EncodingPool, encoding_pool
+from dist_embed.data.finished_shards import LeftOut
+from dist_embed.data.processes import ThisMachine
 from dist_embed.data.settings import DataSection
 from dist_embed.data.token_shards import read_tokens
 from dist_embed.data.tokenizer import UNKNOWN, Tokenizer
@@ -25,7 +27,7 @@ def words(texts: list[str]) -> Tokenizer:
 @pytest.fixture(scope="module")
 def pool() -> Iterator[EncodingPool]:
     """The target side knows fewer words than the source side."""
-    with encoding_pool(words(ALL_WORDS), words(ALL_WORDS[:4]), 2) as pool:
+    with encoding_pool(words(ALL_WORDS), words(ALL_WORDS[:4]), ThisMachine(2)) as pool:
         yield pool
 
 
@@ -63,7 +65,7 @@ def test_a_corpus_is_never_held_in_memory(pool: EncodingPool, tmp_path: Path) ->
     for number in range(3):
         assert next(shards).info.name == f"train/shard-{number:05d}.parquet"
     # Two blocks per process under way, and those that are done.
-    assert taken <= 10 * (3 + 2 * pool.num_processes + 1)
+    assert taken <= 10 * (3 + 2 * 2 + 1)
     shards.close()  # type: ignore[attr-defined]
 
 
@@ -90,7 +92,7 @@ def test_a_shard_in_which_nothing_is_left_is_empty(pool: EncodingPool, tmp_path:
         [("", "w1"), ("w1 w1 w1", "w1")], str(tmp_path), "x", shard_sentences=5,
         rule=DataSection(max_tokens=2, too_long="drop"),
     )  # fmt: skip
-    assert (block.info.sentences, block.dropped_empty, block.dropped_long) == (0, 1, 1)
+    assert (block.info.sentences, block.left_out) == (0, LeftOut(dropped_empty=1, dropped_long=1))
     tokens = read_tokens(str(tmp_path), [block.info])
     assert len(tokens) == 0
     assert tokens.source_offsets.tolist() == [0]
@@ -103,7 +105,7 @@ def test_an_error_while_reading_ends_the_processes() -> None:
         raise OSError("disk gone")
 
     def count_all() -> None:
-        with encoding_pool(words(ALL_WORDS), words(ALL_WORDS), 1) as own:
+        with encoding_pool(words(ALL_WORDS), words(ALL_WORDS), ThisMachine(1)) as own:
             own.count_tokens(failing(), 1)
 
     with pytest.raises(OSError, match="disk gone"):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dist_embed.observe.events import Reporter, Screen, duration, shown_by, silent_reporter
+from dist_embed.streams import say
 
 
 def progress(step: int, **changes: Any) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def test_a_notebook_has_a_bar_and_lines_above_it() -> None:
 
 def test_events_go_to_the_caller_s_function_where_there_is_one() -> None:
     taken: list[Any] = []
-    with shown_by(taken.append) as show:
+    with shown_by(taken.append, None) as show:
         show({"kind": "line", "text": "hello"})
     assert taken == [{"kind": "line", "text": "hello"}]
 
@@ -175,6 +176,65 @@ def test_a_bar_that_cannot_be_ended_is_no_error() -> None:
         stream.close()
 
 
+class Odd:
+    """What a script may have put in the place of sys.stdout."""
+
+    def __init__(self) -> None:
+        self.written = ""
+
+    def write(self, text: str) -> None:
+        self.written += text
+
+
+class Broken(Odd):
+    def write(self, text: str) -> None:
+        raise RuntimeError("not today")
+
+    def isatty(self) -> bool:
+        return True
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("make", [lambda: None, closed, Broken, Odd])
+def test_no_screen_ends_a_run(make: Any) -> None:
+    stream = make()
+    with shown_by(None, stream) as show:
+        for step in (1, 100):
+            show(progress(step))
+            show({"kind": "line", "text": "hello"})
+    if type(stream) is Odd:
+        assert stream.written.endswith("ETA 2:05\nhello\n")
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", "a ?? ?"), ("latin-1", "a \xe9? ?")])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_letters_that_a_screen_lacks_are_replaced(
+    encoding: str, shown: str, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding=encoding)
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    with shown_by(None, stream) as show:
+        show(progress(50))
+        show({"kind": "line", "text": "a \xe9\u4e00 \ud800"})
+        show(progress(100))
+    assert f"{shown}\n" in written.getvalue().decode(encoding)
+    assert "100/100" in written.getvalue().decode(encoding)
+
+
+def test_a_line_on_standard_error_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Odd()
+    for one in (None, closed(), Broken(), stream):
+        monkeypatch.setattr("sys.stderr", one)
+        say("hello")
+    assert stream.written == "hello\n"
+
+
 def test_events_of_other_kinds_are_not_shown() -> None:
     stream = io.StringIO()
     Screen(stream).show({"kind": "failure", "text": "x"})
@@ -203,10 +263,16 @@ def test_redirected_output_holds_native_writes_too(tmp_path: Path) -> None:
     code = f"""
 import logging, os, sys, warnings
 from pathlib import Path
-from dist_embed.observe.quiet import redirect_output, storage
+from dist_embed.observe.quiet import quiet_tables, redirect_output, storage
 make, made = storage.make_folder, []
 storage.make_folder = lambda folder: (made.append(folder), make(folder))
 print("before")
+library = logging.getLogger("torch.fx._symbolic_trace")
+library.propagate = False
+sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)  # the screen, as under torchrun
+library.addHandler(logging.StreamHandler())
+quiet_tables()
+library.warning("is_fx_tracing will return true: not to be shown")
 redirect_output(Path({str(log)!r}))
 os.write(1, b"native out\\n")
 os.write(2, b"native err\\n")
@@ -215,6 +281,9 @@ print("python out")
 print("durable", *made)
 logging.getLogger("some.library").info("logged")
 warnings.warn("warned")
+quiet_tables()
+library.warning("is_fx_tracing will return true: to be logged")
+sys.stderr = sys.__stderr__
 sys.stdout.flush()
 logging.getLogger().handlers[0].stream.close()
 1 / 0
@@ -227,15 +296,21 @@ logging.getLogger().handlers[0].stream.close()
     assert text.startswith("an earlier start\n")
     for part in (
         "native out", "native err", "from a child", "python out", "some.library INFO logged",
-        "warned", "ZeroDivisionError", f"durable {log.parent}",
+        "warned", "to be logged", "ZeroDivisionError", f"durable {log.parent}",
     ):  # fmt: skip
         assert part in text
 
 
 def test_the_environment_of_a_user_is_not_overridden() -> None:
     code = (
-        "import os; from dist_embed.observe.quiet import quiet_environment; quiet_environment();"
-        "print(os.environ['RAY_USAGE_STATS_ENABLED'], os.environ['RAY_DEDUP_LOGS'])"
+        "import os; from dist_embed.observe.quiet import quiet_environment\n"
+        "before = os.environ.copy()\n"
+        "with quiet_environment():\n"
+        "    names = 'RAY_USAGE_STATS_ENABLED', 'RAY_DEDUP_LOGS'\n"
+        "    print(*[os.environ[name] for name in names])\n"
+        "    os.environ['PYTHONBREAKPOINT'] = 'a library'\n"
+        "    del os.environ['RAY_DEDUP_LOGS']\n"
+        "assert os.environ == before\n"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(

@@ -80,3 +80,56 @@ def test_a_name_stays_what_it_is_after_all_was_imported() -> None:
     packages = {path.parent.name for path in FILE.parent.glob("*/__init__.py")}
     modules = {path.stem for path in FILE.parent.glob("*.py")}
     assert not {*dist_embed.__all__} & (packages | modules)
+
+
+def test_it_can_be_imported_where_warnings_are_errors() -> None:
+    """FBGEMM warns as it is imported; the user's own deprecations are errors all the same."""
+    code = (
+        "from dist_embed import Checkpoints, ShardedTables, joined_group\n"
+        "import dist_embed, warnings\n"
+        "with joined_group() as group:\n"
+        "    tables = ShardedTables({'w': dist_embed.Table(9, 4)}, group, optimizer='sgd')\n"
+        "    tables.lookup({'w': __import__('torch').tensor([3])}).backward()\n"
+        "try:\n"
+        "    warnings.warn('mine', DeprecationWarning)\n"
+        "except DeprecationWarning as exc:\n"
+        "    print(exc)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    # Nor does PyTorch say on the screen that FBGEMM asks it about tracing.
+    assert (done.returncode, done.stdout, done.stderr) == (0, "mine\n", "")
+
+
+def test_where_the_working_directory_was_removed_it_is_told(tmp_path: Path) -> None:
+    """PyTorch would end the process as it is imported."""
+    code = (
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "os.rmdir(os.getcwd())\n"
+        "import dist_embed\n"
+        "for name in dist_embed.__all__:\n"
+        "    try:\n"
+        "        getattr(dist_embed, name)\n"
+        "        print(name)\n"
+        "    except dist_embed.UserError as error:\n"
+        "        assert str(error).startswith('the working directory has been removed'), error\n"
+        "from dist_embed.cli.main import main\n"
+        "print(main(['history', '/tmp/run']))\n"
+    )
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=gone,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "UserError\n__version__\n2\n", done.stderr
+    assert done.stderr == (
+        "dist-embed: the working directory has been removed: go to another one (cd, in a script "
+        "os.chdir)\n"
+    )

@@ -19,6 +19,7 @@ from dist_embed.data.inputs import Comparison, InputFile, compare_inputs, record
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepare import read_counts
 from dist_embed.data.prepared_folder import prepared_folder
+from dist_embed.data.processes import ThisMachine
 from dist_embed.data.token_shards import (
     PreparedData,
     ShardInfo,
@@ -370,7 +371,9 @@ def test_what_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     data = PreparedData({}, {"source": 9, "target": 9}, False, splits)
     monkeypatch.setattr(preparation, "prepare_data", lambda *_, **more: data)
     said: list[str] = []
-    preparation._prepare(config_of(max_tokens=3, max_length_ratio=2), "folder", {}, said.append)
+    preparation._prepare(
+        config_of(max_tokens=3, max_length_ratio=2), "folder", {}, said.append, ThisMachine(1)
+    )
     assert said == [
         "train: 1,200 pairs, 9 target tokens "
         "(1,000 dropped with an empty side, 2 dropped as longer than 3 tokens, "

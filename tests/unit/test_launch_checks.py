@@ -74,12 +74,13 @@ def test_workers_are_told_the_device_that_was_found(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("embedding", "low_memory", "tables"),
-    # Two tables of 2^20 rows of 256 values, by rows over two workers.
-    [({"memory": "uvm", "width": 256}, True, 2 * GIB),
-     ({"memory": "uvm_caching", "width": 256, "weights": "fp16"}, True, GIB),
+    # Two tables of 2^20 rows of 256 values, by rows over two workers. In place, one of them at a
+    # time is read into host memory first.
+    [({"memory": "uvm", "width": 256}, True, 3 * GIB),
+     ({"memory": "uvm_caching", "width": 256, "weights": "fp16"}, True, 3 * GIB // 2),
      ({"memory": "uvm", "width": 256}, False, 4 * GIB),
      ({"memory": "device", "width": 256}, False, 2 * GIB),
-     ({"memory": "auto", "width": 256}, True, 0)],
+     ({"memory": "auto", "width": 256}, True, GIB)],
 )  # fmt: skip
 def test_host_memory_of_workers_with_gpus(
     monkeypatch: pytest.MonkeyPatch, embedding: dict[str, Any], low_memory: bool, tables: int
@@ -204,7 +205,8 @@ def test_a_ray_of_our_own_is_asked_for_workers_of_this_machine_s_device(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     given: list[dict[str, Any]] = []
     monkeypatch.setattr(
-        "dist_embed.cluster.ray_train.launch_ray", lambda *_, **how: given.append(how)
+        "dist_embed.cluster.ray_train.launch_ray",
+        lambda *_, **how: given.append(how),
     )
     config = config_from_dict(
         {"run": {"uri": "/shared/x"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},

@@ -211,3 +211,38 @@ def test_nobody_need_read_what_the_command_says(stream: str, call: str, code: in
     done = subprocess.run([sys.executable, "-c", text], **{**streams, stream: writer})
     os.close(writer)
     assert done.returncode == code, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", b"? ?\n"), ("ascii:backslashreplace", b"\\u2192 \\xe9\n")]
+)
+def test_letters_that_the_screen_lacks_are_replaced(encoding: str, shown: bytes) -> None:
+    text = (
+        "import sys\n"
+        "from types import SimpleNamespace\n"
+        "from dist_embed.cli import main\n"
+        "call = lambda _: print('\\u2192 \\xe9')\n"
+        "add = lambda commands: commands.add_parser('act').set_defaults(call=call)\n"
+        "main.import_module = lambda name: SimpleNamespace(add_commands=add)\n"
+        "main._MODULES = ('one',)\n"
+        "sys.argv[1:] = ['act']\n"
+        "sys.exit(main.main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text], env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, shown), done.stderr
+
+
+def test_a_translation_asks_for_its_streams(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(quiet, "quiet_screen", lambda: None)
+    for name in ("stdin", "stdout"):
+        with monkeypatch.context() as closed:
+            closed.setattr(sys, name, None)
+            assert main(["translate", "no-run"]) == 2
+        option = name.removeprefix("std") + "put"
+        said = f"dist-embed: --{option}: '-' is not allowed: standard {option} is closed\n"
+        assert capsys.readouterr().err == said

@@ -36,6 +36,14 @@ def test_lines_hold_step_time_and_what_is_known(run_uri: str) -> None:
     assert second == {"step": 2, "tokens": 7}
 
 
+def test_a_figure_of_every_worker_is_a_list(run_uri: str) -> None:
+    with MetricsLog(run_uri, 0) as log:
+        log.write(3, **{"phase/data_wait": 0.5, "workers/own_seconds": [1.5, 2.5]})
+    (line,) = read_metrics(run_uri)
+    assert line["phase/data_wait"] == 0.5
+    assert line["workers/own_seconds"] == [1.5, 2.5]
+
+
 def test_no_run_has_no_metrics(run_uri: str) -> None:
     assert read_metrics(run_uri) == []
 

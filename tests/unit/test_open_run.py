@@ -110,6 +110,29 @@ def test_wrong_arguments_get_one_message(run: str, tmp_path: Path) -> None:
     calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: open_run(""), "run: '' is not allowed: a path or URL"),
         (lambda: open_run(None), "run: None is not allowed: a path or URL"),  # type: ignore[arg-type]
+        (lambda: open_run("a\0b"), r"run: 'a\x00b' is not allowed: no path holds such characters"),
+        (lambda: open_run("a\ud800"), r"run: 'a\ud800' is not allowed: no path holds"),
+        *(
+            (lambda step=step: open_run(run).table(step=step),
+             f"step: {step!r} is not allowed: a whole number, at least 1")
+            for step in ("10", 1.5, True, 0)
+        ),
+        *(
+            (call, f"word: {word!r} is not allowed: {why}")
+            for word, why in (
+                ("", "there is nothing in it"), (" ", "there is nothing in it"),
+                ("<unk>", "a special token"),
+            )
+            for call in (
+                lambda word=word: words.neighbors(word),
+                lambda word=word: words.analogy("w1", "w2", word),
+                lambda word=word: words.vectors(["w1", word]),
+            )
+        ),
+        (lambda: words.neighbors("\ud800"), r"word: '\ud800' is not allowed: it has half of a"),
+        (lambda: words.analogy("\ud800", "w1", "w2"), r"word: '\ud800' is not allowed: it has"),
+        (lambda: words.vectors(["\ud800"]), r"words[0]: '\ud800' is not allowed: it has half of a"),
+        (lambda: words.neighbors("w3\0"), r"'w3\x00' is not in the source vocabulary"),
         (lambda: open_run(tmp_path / "README.md"), "that is a file, and a run is a folder"),
         (lambda: open_run(run).table("decoder"),  # type: ignore[arg-type]
          "role: 'decoder' is not allowed: one of source, target, output"),
@@ -125,6 +148,8 @@ def test_wrong_arguments_get_one_message(run: str, tmp_path: Path) -> None:
     for call, said in calls:
         with pytest.raises(UserError, match=re.escape(said)):
             call()
+    assert not {"", "<unk>", "\ud800"} & {word for word in ("", "<unk>", "\ud800") if word in words}
+    assert open_run(run).table(step=np.int64(5)).step == 5  # type: ignore[arg-type]
     assert words.frequent_words(0) == []
     assert words.neighbors("w3", np.int64(2)) == words.neighbors("w3", 2)  # type: ignore[arg-type]
 

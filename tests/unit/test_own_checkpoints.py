@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,45 @@ def test_values_that_json_cannot_hold_are_named_and_nothing_is_written(
 
 
 @pytest.mark.parametrize(
+    ("values", "said"),
+    [({1: "a"}, "a key of values: 1 is not allowed: JSON makes text of it"),
+     ({"a": [{"b": (1, 2)}]}, r"values['a'][0]['b']: (1, 2) is not allowed: JSON makes a list of"),
+     ({"a": {None: 1}}, "a key of values['a']: None is not allowed: JSON makes text of it"),
+     ((1, 2), "values: (1, 2) is not allowed: JSON makes a list of it")],
+)  # fmt: skip
+def test_values_that_json_would_change_are_named(
+    tables: ShardedTables, tmp_path: Path, values: Any, said: str
+) -> None:
+    checkpoints = Checkpoints(tmp_path, tables)
+    checkpoints.values = values
+    with pytest.raises(UserError, match=f"^{re.escape(said)}"):
+        checkpoints.save(1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_come_back_as_they_were(tables: ShardedTables, tmp_path: Path) -> None:
+    values = {"a": [1, 2.5, None, True, {"b": "\u4e00"}], "c": {}}
+    checkpoints = Checkpoints(tmp_path, tables)
+    checkpoints.values = values
+    checkpoints.save(1)
+    loaded = Checkpoints(tmp_path, tables)
+    loaded.load()
+    assert loaded.values == values
+
+
+def test_a_relative_folder_is_that_of_the_beginning(
+    tables: ShardedTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    checkpoints = Checkpoints("words", tables)
+    monkeypatch.chdir("elsewhere")
+    checkpoints.save(1)
+    assert list_steps(str(tmp_path / "words")) == [1]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize(
     ("how", "said"),
     [({"keep_last": 0}, "keep_last: 0 is not allowed: a whole number, at least 1"),
      ({"saving": "later"}, "saving: 'later' is not allowed: one of behind, waiting, in_place"),
@@ -176,7 +216,9 @@ def test_values_that_json_cannot_hold_are_named_and_nothing_is_written(
      ({"dense": {"x": 3}}, "dense: 'x': 3 is no tensor"),
      ({"dense": {"table.w": torch.ones(1)}}, "dense: 'table.w' is not allowed"),
      ({"dense": {1: torch.ones(1)}}, "dense: 1 is not allowed: names are text"),
-     ({"uri": ""}, "uri: '' is no folder"), ({"uri": None}, "uri: None is no folder"),
+     ({"uri": ""}, "uri: '' is not allowed: a path"), ({"uri": None}, "uri: None is not allowed"),
+     ({"uri": "a\0b"}, "uri: .* is not allowed: no path holds such characters"),
+     ({"report": "x"}, "report: 'x' is not allowed: a function"),
      ({"tables": {"w": 1}}, r"tables: \{'w': 1\} is not allowed: they are a ShardedTables")],
 )  # fmt: skip
 def test_arguments_that_cannot_be_are_refused_by_name(

@@ -66,7 +66,7 @@ def test_what_is_no_head_is_said_soon(kind: str, request: pytest.FixtureRequest)
     assert said.startswith(NO_HEAD)
     with (
         pytest.raises(UserError, match=f"{address}' .*cluster.address or RAY_ADDRESS.*{NO_HEAD}"),
-        ray_train._connected(address, 2),
+        ray_train.connected(address, 2),
     ):
         pass
 

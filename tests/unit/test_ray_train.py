@@ -354,7 +354,7 @@ def test_ray_train_is_asked_for_workers_as_configured(monkeypatch: pytest.Monkey
         "remote": lambda **how: lambda kind: SimpleNamespace(remote=lambda: "mailbox"),
     }.items():
         monkeypatch.setattr(ray, name, stand_in)
-    monkeypatch.setattr(ray_train, "_connected", lambda *where: nullcontext("node"))
+    monkeypatch.setattr(ray_train, "connected", lambda *where: nullcontext("node"))
     asked: dict[str, Any] = {}
     monkeypatch.setattr(ray_train, "TorchTrainer", lambda work, **how: asked.update(how))
     courses: list[Any] = []
@@ -369,13 +369,16 @@ def test_ray_train_is_asked_for_workers_as_configured(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ray_train, "Course", Stand)
     how: dict[str, Any] = {
-        "address": None, "device": "cpu", "timeout_seconds": 150.0, "replace_seconds": 5.0,
-        "max_failures": 7, "on_event": print, "log_folder": "LOGS", "stop_seconds": 9.0,
+        "name": "night", "address": None, "device": "cpu", "timeout_seconds": 150.0,
+        "replace_seconds": 5.0, "max_failures": 7, "on_event": print, "log_folder": "LOGS",
+        "stop_seconds": 9.0,
     }  # fmt: skip
     given = (print, lambda device: (device,))
     assert ray_train.launch_ray(*given, min_workers=2, max_workers=4, **how) == 4
     loop = asked["train_loop_config"]
     assert (loop["args"], loop["mailbox"], loop["attempt"]) == (("cpu",), "mailbox", 7)
+    assert loop["name"] == "night"
+    assert asked["run_config"].name == "night-7"  # each start's own
     assert isinstance(asked["torch_config"], GroupByEnvironment)
     assert (asked["scaling_config"].num_workers, asked["scaling_config"].use_gpu) == (3, False)
     failing = asked["run_config"].failure_config
@@ -415,8 +418,12 @@ def test_what_workers_tell_bears_the_name_of_their_start(
         return given + 1
 
     with pytest.raises(OSError, match="passing"):
-        ray_train._ray_worker({"mailbox": mailbox, "target": fail, "args": (), "attempt": 1})
-    ray_train._ray_worker({"mailbox": mailbox, "target": work, "args": (4,), "attempt": 2})
+        ray_train._ray_worker(
+            {"mailbox": mailbox, "name": "night", "target": fail, "args": (), "attempt": 1}
+        )
+    ray_train._ray_worker(
+        {"mailbox": mailbox, "name": "night", "target": work, "args": (4,), "attempt": 2}
+    )
     names = [(event["kind"], event.get("attempt")) for event in told]
     assert names == [
         ("begin", 1), ("failure", 1), ("begin", 2), ("line", None),

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import pytest
 
+from dist_embed.errors import ConfigError
 from dist_embed.section import (
     EXPERT,
     EXPERT_IN_SCHEMA,
@@ -64,7 +65,7 @@ def test_what_came_later_is_as_before_with_the_value_of_before(
 
 def test_marks_change_neither_types_nor_defaults_and_editors_are_told_of_experts_keys() -> None:
     assert Inner(place=2).place == 2
-    with pytest.raises(ValueError, match="greater than 0"):
+    with pytest.raises(ConfigError, match=r"^Inner: place: 0 is not allowed: .* greater than 0; "):
         Inner(place=0)
     properties = Root.model_json_schema()["$defs"]["Inner"]["properties"]
     assert [key for key in properties if EXPERT_IN_SCHEMA in properties[key]] == ["place"]

@@ -12,6 +12,7 @@ from dist_embed.cli.main import main
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
+from dist_embed.jobs.settings import TARGETS
 from dist_embed.jobs.slurm import script
 
 
@@ -155,7 +156,8 @@ def test_a_submission_without_a_target_names_what_there_is(
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG)
     assert main(["submit", str(path)]) == 2
-    assert "set cluster.submit.to, or give --to: slurm" in capsys.readouterr().err
+    targets = ", ".join(TARGETS)
+    assert f"set cluster.submit.to, or give --to: {targets}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("code", [0, 1, 143])

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from dist_embed.bench import step_profile, workers
-from dist_embed.bench.tasks import ProfileSteps
+from dist_embed.bench import phase_cost, step_profile, workers
+from dist_embed.bench.tasks import PhaseCost, ProfileSteps
 from dist_embed.bench.trace import TraceFigures
 from dist_embed.config.load import config_from_dict
 from dist_embed.data.loader import StepBatches
+from dist_embed.observe import phases
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
 from dist_embed.training.step import PreparedStep, TrainStep
@@ -69,12 +70,38 @@ def test_steps_are_timed_recorded_and_watched_in_turn(
     assert 0 < found["seconds_per_step_recorded"] < 60
     assert found["trace"] == str(trace)
     assert json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert found["phases"]["encoder"] > 0
+    assert 0 < found["own_seconds_per_step"] < 60
     on_host = {entry["name"]: entry for entry in found["on_host"]}
     assert on_host["aten::_fused_adamw_"]["calls"] == 2.0  # matrices and vectors
     assert sum(one["seconds"] for one in found["on_host"]) < found["seconds_per_step_recorded"]
     assert not found["on_cuda"]
     assert found["on_device"] == found["waits"] == []
     assert found["device_busy_seconds"] is found["device_idle_share"] is None
+
+
+def test_recording_is_weighed_against_not_recording_in_turns(
+    prepared: Prepared, alone: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    course: list[str] = []
+    monkeypatch.setattr(phase_cost, "meet", lambda group: len(course) and float(clock[len(course)]))
+    run = TrainStep.run
+
+    def running(self: TrainStep, *args: Any) -> Any:
+        course.append("on" if phases._current else "off")
+        return run(self, *args)
+
+    clock = [0.0]
+    for kind in "on", "off", "on", "on", "off":  # of each two steps are timed
+        clock += [clock[-1], *(clock[-1] + n * (3.0 if kind == "on" else 2.0) for n in (1, 2))]
+    monkeypatch.setattr(TrainStep, "run", running)
+    found = phase_cost.phase_cost_task(context_of(prepared, alone), PhaseCost(2, 2))
+    # The first step of each is not timed, nor recorded.
+    on, off = ["off", "on", "on"], ["off", "off", "off"]
+    assert course == on + off + on + on + off
+    assert found["seconds_recorded"] == [3.0, 3.0]
+    assert found["seconds_not_recorded"] == [2.0, 2.0]
+    assert (found["share"], found["steps"], found["workers"]) == (0.5, 2, 1)
 
 
 def test_idleness_is_that_of_steps_which_are_not_recorded(

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from dist_embed.bench.trace import STEP, WINDOW, Entry, TraceFigures, read_trace
+from dist_embed.bench.trace import WINDOW, Entry, TraceFigures, read_trace
+from dist_embed.observe.phases import STEP
 
 HOST, BACKWARD, DEVICE = (70, 70), (70, 71), (0, 7)
 

@@ -14,7 +14,7 @@ from dist_embed.data.loader import Position
 from dist_embed.errors import UserError
 from dist_embed.training import loop, saving
 from dist_embed.training.step import StepResult
-from tests.unit.loop_course import STEP_SECONDS, Run, after
+from tests.unit.loop_course import OTHER_SECONDS, STEP_SECONDS, Run, after
 
 
 @pytest.fixture
@@ -140,12 +140,14 @@ def test_a_line_has_the_means_of_the_steps_since_the_last(clocked: Callable[[Run
     )
     clocked(run)
     run.train(max_steps=10, log_every=2, save_every=1, evaluate_every=3)
-    known = {key: run.metrics[0][key] for key in run.metrics[0] if key != "step"}
+    known = {key: value for key, value in run.metrics[0].items() if "/" not in key}
     assert known == {
+        "step": 2,
         "loss": (4.0 * 10 + 1.0 * 30) / 40, "nll": (3.0 * 10 + 2.0 * 30) / 40,
         "tokens_per_second": 40 / (2 * STEP_SECONDS), "step_seconds": STEP_SECONDS,
         "gradient_norm": 0.25, "skipped_steps": 4, "epoch": 0,
     }  # fmt: skip
+    assert len(run.progress[0].pop("workers")["own_seconds"]) == 1
     assert run.progress[0] == {
         "kind": "progress", "step": 2, "max_steps": 10, "loss": 1.75,
         "tokens_per_second": 10.0, "eta_seconds": 8 * STEP_SECONDS,
@@ -164,6 +166,37 @@ def test_a_line_has_the_means_of_the_steps_since_the_last(clocked: Callable[[Run
     assert (fourth["loss"], fourth["nll"], fourth["gradient_norm"]) == (8.0, 6.0, 7.5)
     assert fourth["tokens_per_second"] == 20 / STEP_SECONDS
     assert run.metrics[-2]["epoch"] == 1
+
+
+def test_a_line_tells_what_the_steps_took_and_not_what_a_validation_takes(
+    clocked: Callable[[Run], None],
+) -> None:
+    run = Run()
+    clocked(run)
+    run.train(max_steps=4, log_every=2, save_every=1, evaluate_every=2)
+    logged = [line for line in run.metrics if "loss" in line]
+    # Of the saves only those before the line's steps: that of step 1, then of 2 and 3.
+    assert [line["phase/checkpoint_stall"] for line in logged] == [
+        OTHER_SECONDS, 2 * OTHER_SECONDS
+    ]  # fmt: skip
+    assert [line["workers/own_seconds"] for line in logged] == [
+        [OTHER_SECONDS + 2 * STEP_SECONDS], [2 * OTHER_SECONDS + 2 * STEP_SECONDS]
+    ]  # fmt: skip
+    assert all(line["phase/data_wait"] == 0 for line in logged)
+    assert run.progress[1]["workers"]["phases"]["checkpoint_stall"] == [2 * OTHER_SECONDS]
+    assert run.progress[1]["workers"]["rows_requested"] == [0]
+    assert run.progress[1]["workers"]["memory_bytes"][0] > 2**20
+
+
+def test_who_holds_the_others_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Named(loop.Stragglers):
+        def lines(self, found: loop.WorkersSpent) -> list[str]:
+            return [f"{len(found.own_seconds)} worker, the slowest"]
+
+    monkeypatch.setattr(loop, "Stragglers", Named)
+    run = Run()
+    run.train(max_steps=4, log_every=2, held_out=False)
+    assert run.lines == ["1 worker, the slowest"] * 2
 
 
 def skips(*steps: int) -> dict[int, StepResult]:

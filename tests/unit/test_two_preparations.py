@@ -129,13 +129,11 @@ def test_a_reader_sees_the_old_or_the_new_whole(data_uri: str) -> None:
 
 
 def test_one_that_is_broken_off_leaves_what_was_there(data_uri: str) -> None:
-    how = ValueError if data_uri.startswith("memory:") else SystemExit
-
     def say(line: str) -> None:
         if line == "encoding test":
-            raise how
+            raise ZeroDivisionError
 
-    with pytest.raises(how):
+    with pytest.raises(ZeroDivisionError):
         ensure_data(config_of(data_uri), say)
     assert storage.names_in(data_uri) == []
     first = ensure_data(config_of(data_uri), lambda line: None)
@@ -145,7 +143,7 @@ def test_one_that_is_broken_off_leaves_what_was_there(data_uri: str) -> None:
     storage.write_text(
         f"{data_uri}/prepared-0123456789abcdef/train/shard-00000.parquet", "half of it"
     )
-    with pytest.raises(how):
+    with pytest.raises(ZeroDivisionError):
         ensure_data(config_of(data_uri, min_count=2), say, force=True)
     assert content(data_uri) == before
     assert preparations(data_uri) == sorted(["prepared-0123456789abcdef", *names])

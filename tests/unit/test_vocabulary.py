@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from dist_embed.data import vocabulary
 from dist_embed.data.corpus import Pair
+from dist_embed.data.executor import Executor
+from dist_embed.data.processes import ThisMachine
 from dist_embed.data.settings import Kind
 from dist_embed.data.tokenizer import Tokenizer
 from tests.unit.small_corpus import recipe, write_text
@@ -42,7 +44,7 @@ class Pool:
 
 
 @contextmanager
-def pool_here(source: Tokenizer, target: Tokenizer, num_processes: int) -> Iterator[Pool]:
+def pool_here(source: Tokenizer, target: Tokenizer, executor: Executor) -> Iterator[Pool]:
     yield Pool(source, target)
 
 
@@ -54,8 +56,9 @@ def test_pieces_are_ordered_by_how_often_their_side_or_both_have_them(
     monkeypatch.setattr(vocabulary, "encoding_pool", pool_here)
     text = write_text(tmp_path, "train", PAIRS)
     found = vocabulary.learn_vocabularies(
-        text, *recipe(kind, shared=shared, vocab_size=60), 1, lambda line: None, str(tmp_path)
-    )
+        text, *recipe(kind, shared=shared, vocab_size=60), ThisMachine(1), lambda line: None,
+        str(tmp_path),
+    )  # fmt: skip
     first = {}
     for place, side in enumerate(("source", "target")):
         tokenizer, counts = found.tokenizers[side], found.counts[side]

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from dist_embed.data.corpus import Pair
 from dist_embed.data.languages.synthetic import SyntheticLanguage
+from dist_embed.data.processes import ThisMachine
 from dist_embed.data.word_counts import count_words, most_frequent
 from dist_embed.data.word_spills import (
     PARTITIONS,
     WordSplitting,
+    read_sums,
     split_and_count,
     sum_partitions,
     write_spill,
@@ -79,11 +81,13 @@ def test_sums_of_spills_are_a_plain_count(
             for number, texts in enumerate(blocks)
         ]
         bounds = [PARTITIONS * i // parts for i in range(parts + 1)]
-        paths = [spill.path for spill in spills]
         sums = [
-            sum_partitions(paths, first, end, min_count, sum_rows, f"{folder}/sum-{first}")
+            sum_partitions(
+                [spill.range_of(first, end) for spill in spills], min_count, sum_rows,
+                f"{folder}/sum-{first}",
+            )
             for first, end in itertools.pairwise(bounds)
-        ]
+        ]  # fmt: skip
         kept = rows(most_frequent(sums, keep))
     counts = plain_count((text for texts in blocks for text in texts), PLAIN)
     assert kept == plain_choice(counts, keep, min_count)
@@ -99,12 +103,11 @@ def test_a_word_is_in_the_same_partition_of_every_spill(tmp_path: Path) -> None:
     ]
     where: dict[str, set[int]] = {}
     for spill in spills:
-        with pa.OSFile(spill.path) as file:
-            reader = pa.ipc.open_file(file)
-            assert reader.num_record_batches == PARTITIONS
-            for number in range(PARTITIONS):
-                for word in reader.get_batch(number).column("word").to_pylist():
-                    where.setdefault(word, set()).add(number)
+        for number in range(PARTITIONS):
+            part = spill.range_of(number, number + 1)
+            sums = sum_partitions([part], 1, 100, str(tmp_path / "sums"))
+            for word in read_sums(sums.uri).column("word").to_pylist():
+                where.setdefault(word, set()).add(number)
     assert {len(numbers) for numbers in where.values()} == {1}
     assert len({number for numbers in where.values() for number in numbers}) > PARTITIONS * 0.9
 
@@ -125,7 +128,7 @@ def test_words_of_a_corpus_are_counted(
     with one_is_this_process(num_processes):
         found = count_words(
             iter(pairs), PLAIN, shared=shared, keep=keep, min_count=min_count,
-            num_processes=num_processes, block_characters=1000, sum_rows=700,
+            executor=ThisMachine(num_processes), block_characters=1000, sum_rows=700,
         )  # fmt: skip
     for place, side in enumerate(("source", "target")):
         texts = [text for pair in pairs for text in (pair if shared else [pair[place]])]
@@ -142,7 +145,7 @@ def test_a_text_without_words_has_none() -> None:
     for pairs in ([], [("", "")]):
         with one_is_this_process(1):
             found = count_words(
-                pairs, PLAIN, shared=False, keep=5, min_count=1, num_processes=1
+                pairs, PLAIN, shared=False, keep=5, min_count=1, executor=ThisMachine(1)
             )  # fmt: skip
         for words in found.values():
             assert (words.words.to_pylist(), words.distinct, words.running) == ([], 0, 0)
@@ -156,7 +159,13 @@ def count_in(
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     with nullcontext() if apart else one_is_this_process(1):
         count_words(
-            pairs, PLAIN, shared=True, keep=9, min_count=1, num_processes=1, block_characters=10
+            pairs,
+            PLAIN,
+            shared=True,
+            keep=9,
+            min_count=1,
+            executor=ThisMachine(1),
+            block_characters=10,
         )
 
 

@@ -58,9 +58,9 @@ def context_of(config: Config, group: Group) -> tuple[Context, list[str]]:
     return Context(config, group, reporter), said
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "trains"), [(0, False), (1, True)])
 def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rank: int, trains: bool
 ) -> None:
     @contextmanager
     def joined(device: str, seconds: float) -> Iterator[Group]:
@@ -71,6 +71,16 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
     for name in ("redirect_output", "keep_freed_memory"):
         monkeypatch.setattr(worker, name, lambda *_: None)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    monkeypatch.setenv("RANK", str(rank))
+    logs: list[Any] = []
+
+    @contextmanager
+    def uploaded(*given: Any) -> Iterator[None]:
+        yield
+        logs.append(given)
+
+    monkeypatch.setattr(worker, "uploaded", uploaded)
+    config = config_of(run={"uri": str(tmp_path)}, cluster={"device": "cpu", "hang_seconds": 7.0})
     watched: list[float] = []
 
     @contextmanager
@@ -80,7 +90,6 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
         yield
 
     monkeypatch.setattr(worker, "hangs_named", hangs)
-    config = config_of(run={"uri": str(tmp_path)}, cluster={"device": "cpu", "hang_seconds": 7.0})
     said: list[Any] = []
 
     class Hello(Task[Any]):
@@ -91,10 +100,13 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
             context.reporter.line("hello")
             return context.config, context.group.rank
 
+    Hello.trains = trains
     assert worker.run_worker(Hello(), config, said.append) == (config, rank)
     assert watched == [7.0]
     lines = ["a worker hangs", *(["hello"] if rank == 0 else [])]  # who sees one tells it
     assert said == [{"kind": "line", "text": text} for text in lines]
+    # Only a training's log: who evaluates may have no right to write there.
+    assert logs == ([(tmp_path / "logs/worker-1.log", str(tmp_path))] if trains else [])
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from dist_embed.section import Section
-
 _MEMBERS = ("str", "list[str]", "constrained-float", "constrained-int")  # of unions
 
 
@@ -37,7 +35,8 @@ def mistakes(
 
 def _is_section(part: Any) -> bool:
     """Whether a part of a location is the name of a section's class, which a union may be of."""
-    return part in {section.__name__ for section in Section.__subclasses__()}
+    sections = (one for base in BaseModel.__subclasses__() for one in base.__subclasses__())
+    return part in {section.__name__ for section in sections}
 
 
 def _is_literal(part: Any) -> bool:

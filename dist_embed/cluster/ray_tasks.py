@@ -1,0 +1,178 @@
+"""Data prepared by tasks of a Ray cluster: they call the functions that processes of one machine
+would, and what they hand to each other lies beside the data, where all nodes reach it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from dist_embed.data.executor import Arguments, in_order
+from dist_embed.errors import RunFailed, StorageError, UserError
+from dist_embed.storage import uri as storage
+
+Result = TypeVar("Result")
+
+# Times a task is begun again whose process or node was lost.
+RETRIES = 3
+# Their blocks of text wait in the memory of the node that reads the corpus, some 15 MB each. It
+# reads as fast as about twenty tasks encode.
+MOST_AT_ONCE = 64
+
+
+@contextmanager
+def ray_tasks(
+    folder_uri: str, *, address: str, num_tasks: int, timeout_seconds: float
+) -> Iterator[RayTasks]:
+    """An executor on the Ray at an address, for what is prepared into a folder.
+
+    Args:
+        folder_uri: all nodes can write to it.
+        address: of the cluster.
+        num_tasks: that run at once; 0: one for each CPU slot of the cluster.
+        timeout_seconds: bound of the wait for a task, its wait for a free slot included.
+
+    Raises:
+        UserError: nothing answers at the address; on use, a node does not see the folder.
+        RunFailed: on use, a task was lost too often, or did not end in time.
+    """
+    # Imports PyTorch, which tasks, in whose processes this module is imported too, do not need.
+    from dist_embed.cluster.ray_train import connected
+
+    scratch_uri = storage.join(folder_uri, "scratch")
+    with connected(address, 1):
+        storage.write_text(storage.join(scratch_uri, _MARK), "seen by all nodes\n")
+        try:
+            yield RayTasks(scratch_uri, num_tasks, timeout_seconds)
+        finally:
+            _remove(scratch_uri)
+
+
+class RayTasks:
+    """An `Executor`; see `ray_tasks`."""
+
+    def __init__(self, scratch_uri: str, num_tasks: int, timeout_seconds: float) -> None:
+        self._scratch_uri, self._num_tasks = scratch_uri, num_tasks
+        self._timeout_seconds = timeout_seconds
+
+    @contextmanager
+    def pool(
+        self, initializer: Callable[..., None] | None = None, arguments: Arguments = ()
+    ) -> Iterator[TaskPool]:
+        """See `Executor`. An error or a signal ends the tasks that are under way."""
+        setup = _Setup(secrets.token_hex(8), self._scratch_uri, [ray.put((initializer, arguments))])
+        pool = TaskPool(setup, self._num_tasks, self._timeout_seconds)
+        try:
+            yield pool
+        except BaseException:
+            pool.cancel()
+            raise
+
+    @contextmanager
+    def scratch(self, prefix: str, what: str) -> Iterator[str]:
+        """See `Executor`."""
+        folder = storage.join(self._scratch_uri, f"{prefix}{secrets.token_hex(8)}")
+        if storage.is_local(folder):
+            storage.make_folder(storage.local_path(folder))
+        try:
+            yield folder
+        finally:
+            _remove(folder)
+
+
+class TaskPool:
+    """A `Pool` of tasks."""
+
+    def __init__(self, setup: _Setup, num_tasks: int, timeout_seconds: float) -> None:
+        self._setup, self._num_tasks, self._timeout_seconds = setup, num_tasks, timeout_seconds
+        self._under_way: set[Any] = set()
+
+    def map(
+        self, function: Callable[..., Result], arguments: Iterable[Arguments]
+    ) -> Iterator[Result]:
+        """See `Pool`; raises as `ray_tasks` says, too."""
+
+        def begin(args: Arguments) -> Any:
+            task = _task.remote(function, self._setup, args)
+            self._under_way.add(task)
+            return task
+
+        return in_order(arguments, begin, self._result, self._at_once)
+
+    def _at_once(self) -> int:
+        # Asked for again each time: nodes come and go.
+        slots = self._num_tasks or int(ray.cluster_resources().get("CPU", 0))
+        return min(slots, MOST_AT_ONCE)
+
+    def _result(self, task: Any) -> Any:
+        if not ray.wait([task], timeout=self._timeout_seconds)[0]:
+            raise RunFailed(
+                f"a task that prepares data has not ended within {self._timeout_seconds:.0f} s "
+                "(cluster.timeout_seconds): the Ray cluster had no CPU slot free, or too little "
+                "memory for it"
+            )
+        self._under_way.discard(task)
+        try:
+            return ray.get(task)
+        except RayTaskError as exc:  # by the function; its own traceback is in this one's message
+            raise exc.cause from exc
+        except RayError as exc:
+            raise RunFailed(
+                f"a task that prepares data was lost {RETRIES + 1} times, with its process or "
+                f"node, often for lack of memory: {str(exc).splitlines()[0]}"
+            ) from exc
+
+    def cancel(self) -> None:
+        """End the tasks that are under way."""
+        for task in self._under_way:
+            with suppress(RayError):
+                ray.cancel(task, force=True)
+
+
+class _Setup:
+    """What a process does before the first task of a pool: ``shared`` holds the reference of the
+    initializer and its arguments, in a list so that Ray does not fetch them for every task.
+    """
+
+    def __init__(self, name: str, scratch_uri: str, shared: list[Any]) -> None:
+        self.name, self.scratch_uri, self.shared = name, scratch_uri, shared
+
+
+_MARK = "mark"
+_ready_for = ""  # the pool that this process has been set up for
+
+
+def _call(function: Callable[..., Result], setup: _Setup, args: Arguments) -> Result:
+    """A task. Ray uses a process again for the next one."""
+    global _ready_for
+    if _ready_for != setup.name:
+        _begin(setup)
+        _ready_for = setup.name
+    return function(*args)
+
+
+_task = ray.remote(num_cpus=1, max_retries=RETRIES)(_call)
+
+
+def _begin(setup: _Setup) -> None:
+    if not storage.exists(storage.join(setup.scratch_uri, _MARK)):
+        raise UserError(
+            f"node {socket.gethostname()} of the Ray cluster does not see {setup.scratch_uri}, "
+            "which another node has written: data.uri must be a URL, or a folder that all share"
+        )
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are the parallelism
+    initializer, arguments = ray.get(setup.shared[0])
+    if initializer is not None:
+        initializer(*arguments)
+
+
+def _remove(folder: str) -> None:
+    with suppress(OSError, StorageError):  # the next preparation removes what is left
+        storage.remove(folder)

@@ -1,0 +1,87 @@
+"""Token shards that a preparation has finished, for the one after it if it is ended too early.
+
+Once a shard is written, a record of it goes into a folder beside (`FINISHED`): one digest of what
+it was made from, and what proves the file. A later preparation reads the corpora as ever, and takes
+over what was made from the same text in the same way: the file is copied into its own folder, where
+nobody else writes. The records are removed once data count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+
+import pyarrow as pa
+import tokenizers
+
+from dist_embed.data.corpus import Pair
+from dist_embed.data.proof import FileInfo, read_proven, sealed, unsealed
+from dist_embed.data.token_shards import FORMAT
+from dist_embed.errors import StorageError, UserError
+from dist_embed.storage import uri as storage
+
+# Below the folder that data are prepared in.
+FINISHED = "finished"
+# With others of these, other bytes may be made of the same text.
+_VERSIONS = (FORMAT, tokenizers.__version__, pa.__version__)
+
+
+@dataclass
+class LeftOut:
+    """How many pairs of a block were left out, and why; and how many were cut."""
+
+    dropped_empty: int = 0
+    dropped_long: int = 0
+    dropped_ratio: int = 0
+    cut: int = 0
+
+
+def finished_shards(earlier: Sequence[str], split: str) -> dict[str, list[str]]:
+    """By the names of shards of a split, which folders of ``earlier`` preparations have them."""
+    found: dict[str, list[str]] = {}
+    for folder in earlier:
+        for name in storage.names_in(storage.join(folder, FINISHED, split)):
+            shard = f"{split}/{name.removesuffix('.json')}.parquet"
+            found.setdefault(shard, []).append(folder)
+    return found
+
+
+def made_from(block: list[Pair], *how: object) -> str:
+    """SHA-256, in hex, of pairs of texts, of ``how`` they become a shard (what JSON can hold), and
+    of the versions of what does it.
+    """
+    digest = hashlib.sha256(json.dumps([how, _VERSIONS]).encode())
+    texts = "\n".join(chain.from_iterable(block))  # a line each
+    digest.update(texts.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def keep_record(folder: str, name: str, made: str, file: FileInfo, left_out: LeftOut) -> None:
+    """Write down that the shard ``name`` is finished."""
+    values = {"made_from": made, "file": asdict(file), "left_out": asdict(left_out)}
+    storage.write_text(_record(folder, name), sealed(values))
+
+
+def take_over(folders: Sequence[str], name: str, made: str) -> tuple[bytes, LeftOut] | None:
+    """The bytes of the shard ``name``, if it was finished in one of the ``folders`` and made from
+    what `made_from` says; and what was left out of it. Raises StorageError.
+    """
+    for folder in folders:
+        try:
+            record = unsealed(storage.read_text(_record(folder, name)))
+            if record["made_from"] == made:
+                uri = storage.join(folder, name)
+                content = read_proven(uri, FileInfo(**record["file"]), "it is made anew")
+                return content, LeftOut(**record["left_out"])
+        except StorageError:
+            raise
+        except (UserError, OSError, ValueError, KeyError, TypeError):
+            continue  # damaged, or gone
+    return None
+
+
+def _record(folder: str, name: str) -> str:
+    return storage.join(folder, FINISHED, f"{name.removesuffix('.parquet')}.json")

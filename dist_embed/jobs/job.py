@@ -1,0 +1,82 @@
+"""What all kinds of clusters have in common: a job, and what can be asked of where it is."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from dist_embed.errors import UserError
+
+POLL_SECONDS = 2.0
+SILENT_SECONDS = 300.0  # that a cluster may give no answer to one who follows a job
+
+
+@dataclass(frozen=True)
+class Job:
+    """What its cluster says of a job.
+
+    Attributes:
+        name: by which the cluster knows it.
+        state: in the cluster's words, ``RUNNING``.
+        is_over: whether it has ended, and will not begin again.
+        run_uri: of the run.
+        running_for: hours, minutes and seconds.
+        reason: why it waits, or why it never ran, where there is something to say.
+        output: file or page of what the job has said.
+        exit_code: as a shell has it; only told of a job that has ended.
+    """
+
+    name: str
+    state: str
+    is_over: bool
+    run_uri: str
+    running_for: str
+    reason: str
+    output: str
+    exit_code: int
+
+
+class Cluster(Protocol):
+    """Where jobs are. All raise UserError where it does not answer, or not as hoped."""
+
+    def jobs(self) -> list[Job]:
+        """Those that `dist-embed submit` has sent and it still knows."""
+
+    def job(self, name: str) -> Job:
+        """One by its name."""
+
+    def stop(self, name: str) -> Job:
+        """Ask a job to end: a run saves after its step; one that has not begun is taken back."""
+
+    def said(self, job: Job, since: int) -> bytes:
+        """What a job has written, from that byte on."""
+
+
+def follow(cluster: Cluster, name: str, say: Callable[[bytes], None]) -> Job:
+    """Give ``say`` what the job writes, from its beginning on, until it has ended."""
+    found, place, heard = cluster.job(name), 0, time.monotonic()
+    while True:
+        try:
+            asked = time.monotonic()
+            more = cluster.said(found, place)
+            if more:
+                say(more)
+            place += len(more)
+            if found.is_over:
+                return found
+            # Where all that was ever said has to come anew, it comes seldom.
+            time.sleep(max(POLL_SECONDS, 10 * (time.monotonic() - asked)))
+            found, heard = cluster.job(name), time.monotonic()
+        except UserError:  # of hours of asking one may fail
+            if time.monotonic() - heard > SILENT_SECONDS:
+                raise
+            time.sleep(POLL_SECONDS)
+
+
+def name_of(run_uri: str) -> str:
+    """A run's name as clusters take them: without what listings would show as more fields."""
+    return re.sub(r"[^\w.-]", "_", Path(run_uri).name, flags=re.ASCII)

@@ -1,0 +1,86 @@
+"""Steps that are recorded: a trace of each worker, which Perfetto opens."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_embed.config.load import config_from_dict
+from dist_embed.observe.events import Reporter
+from dist_embed.observe.phases import PHASES, WAITING
+from dist_embed.parallel.group import Group
+from dist_embed.storage import uri as storage
+from dist_embed.training.tasks import Train
+from dist_embed.training.worker import Context
+from tests.distributed.configured import DATA, Values, merged
+from tests.distributed.pool import WorkerPool
+
+SMALL: Values = {
+    "run": {"seed": 11}, "embedding": {"width": 8},
+    "model": {"width": 8, "feed_forward": 12, "heads": 2, "encoder_layers": 1, "decoder_layers": 1,
+              "share_embeddings": "none"},
+    "train": {"max_steps": 5, "batch_tokens": 60, "precision": "fp32"},
+    "cluster": {"device": "cpu", "num_workers": 2, "launcher": "local"},
+}  # fmt: skip
+
+
+def trained(
+    group: Group, values: Values, profile: tuple[int, int] | None, steps: int
+) -> tuple[list[str], bytes]:
+    """What was said of traces, and this worker's."""
+    lines: list[str] = []
+    reporter = Reporter(lambda event: lines.append(event.get("text", "")))
+    config = config_from_dict(merged(values, {"train": {"max_steps": steps}}))
+    Train(profile=profile).function()(Context(config, group, reporter))
+    trace = f"{config.run.uri}/profile/worker-{group.rank}.json.gz"
+    said = [line for line in lines if "recorded" in line]
+    return said, storage.read_bytes(trace) if storage.exists(trace) else b""
+
+
+def steps_in(trace: bytes) -> tuple[int, set[str]]:
+    """How many steps a trace has, and what else is named in it."""
+    events: list[dict[str, Any]] = json.loads(gzip.decompress(trace))["traceEvents"]
+    assert all(one["dur"] >= 0 for one in events if one["ph"] == "X")
+    names = [one["name"] for one in events if one.get("cat") == "user_annotation"]
+    return names.count("step"), set(names)
+
+
+@pytest.fixture
+def values(data_uri: str, tmp_path: Path) -> Values:
+    return merged(DATA, SMALL, {"data": {"uri": data_uri}, "run": {"uri": str(tmp_path)}})
+
+
+def test_the_steps_that_are_asked_for_are_recorded_with_their_phases_on_every_worker(
+    workers: WorkerPool, values: Values, tmp_path: Path
+) -> None:
+    said = workers.run(2, trained, values, (2, 4), 5)
+    for rank in (0, 1):
+        steps, names = steps_in(said[rank][1])
+        assert steps == 3
+        assert {*PHASES, WAITING} <= names
+    first = tmp_path / "profile/worker-0.json.gz"
+    assert said[0][0] == [
+        f"steps 2 to 4 recorded, for ui.perfetto.dev: {first}, and so for every worker"
+    ]
+
+
+def test_a_run_that_goes_on_records_what_is_left_and_one_that_ends_what_there_is(
+    workers: WorkerPool, values: Values
+) -> None:
+    workers.run(2, trained, values, None, 2)
+    said = workers.run(2, trained, values, (2, 9), 4)
+    assert said[0][0][0].startswith("steps 3 to 4 recorded")
+    assert steps_in(said[1][1])[0] == 2
+    assert workers.run(2, trained, values, (2, 4), 5)[0][0] == []
+
+
+def test_of_a_run_at_a_url_too(workers: WorkerPool, values: Values) -> None:
+    at_a_url = merged(values, {"run": {"uri": f"memory://traces-{uuid.uuid4().hex}"}})
+    ((said, trace),) = workers.run(1, trained, at_a_url, (1, 1), 2)
+    assert said[0].startswith("steps 1 to 1 recorded")
+    assert steps_in(trace)[0] == 1

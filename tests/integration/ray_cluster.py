@@ -1,0 +1,80 @@
+"""A Ray cluster of this machine, for tests: a head node with its job server and a token."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from tests.integration.ports import free_ports
+
+
+@contextmanager
+def ray_cluster(folder: Path) -> Iterator[dict[str, str]]:
+    """Up for the length of a ``with`` block; gives the environment that reaches it.
+
+    With `ADDRESS`, where drivers connect, RAY_API_SERVER_ADDRESS, where its job server is, and
+    `RAY`, the command.
+    """
+    ray = str(Path(sys.executable).parent / "ray")
+    environment = {
+        **os.environ,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # On a busy machine others would leave workers no time, and a node gives itself up whose
+        # agent took more than half a minute to start.
+        "RAY_worker_niceness": "0",
+        "RAY_agent_register_timeout_ms": "300000",
+        "PATH": f"{Path(ray).parent}:{os.environ['PATH']}",
+    }
+    # Ray's job server asks for a token; the head and the sender of the job read the same file.
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    port, dashboard, agent = free_ports(3)
+    ports = [f"--port={port}", f"--dashboard-port={dashboard}",
+             f"--dashboard-agent-listen-port={agent}"]  # fmt: skip
+    log = folder / "head.log"
+    with log.open("w") as output:
+        # A session of its own, so that this head alone is ended: `ray stop` would end every Ray.
+        head = subprocess.Popen(
+            [ray, "start", "--head", "--block", "--num-cpus=4", "--include-dashboard=true", *ports],
+            stdout=output, stderr=output, env=environment, start_new_session=True,
+        )  # fmt: skip
+    address = f"http://127.0.0.1:{dashboard}"
+    try:
+        deadline = time.monotonic() + 120
+        while not _job_server_answers(f"{address}/api/version"):
+            assert head.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield {
+            **environment, "RAY_API_SERVER_ADDRESS": address, "RAY": ray,
+            "ADDRESS": f"127.0.0.1:{port}",
+        }  # fmt: skip
+    finally:
+        # Not terminated: `ray start --block` takes half a minute to end.
+        processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        head.wait(timeout=60)
+        psutil.wait_procs(processes, timeout=10)
+
+
+def _job_server_answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError:  # it answers, but wants a token, which `ray job` knows
+        return True
+    except OSError:
+        return False

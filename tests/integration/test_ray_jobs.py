@@ -1,0 +1,163 @@
+"""Jobs of a real Ray with token authentication, on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dist_embed.checkpoint.catalogue import list_steps
+from tests.integration.ray_cluster import ray_cluster
+
+pytestmark = [
+    pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
+    pytest.mark.timeout(600, func_only=True),
+]
+Call = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_alone_until_the_file_ends: None) -> Iterator[dict[str, str]]:
+    # Of a short path: there Ray puts sockets, whose names may have 107 bytes.
+    with (
+        tempfile.TemporaryDirectory(prefix="rj", dir="/tmp") as folder,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        (Path(folder) / "t").mkdir()
+        environment.setenv("TMPDIR", f"{folder}/t")
+        with ray_cluster(Path(folder)) as found:
+            yield found
+
+
+@pytest.fixture
+def call(cluster: dict[str, str], tmp_path: Path) -> Call:
+    def run(*arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "dist_embed.cli.main", *arguments], cwd=tmp_path,
+            env={**cluster, **variables}, capture_output=True, text=True, timeout=380, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def name_of(said: str) -> str:
+    found = re.search(r"^job (\S+): ", said, re.MULTILINE)
+    assert found, said
+    return found[1]
+
+
+def until(what: Callable[[], bool], seconds: float = 400.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+def losses(run: Path) -> list[float]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+
+def drivers() -> list[psutil.Process]:
+    found = psutil.process_iter(["cmdline"])
+    return [one for one in found if "run-job" in (one.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize(
+    ("variables", "complaint"),
+    [
+        ({"RAY_AUTH_TOKEN": "wrong" * 9}, "does not take this token"),
+        ({"RAY_AUTH_MODE": "disabled"}, "asks for a token"),
+    ],
+)
+def test_without_the_token_nothing_is_sent(
+    config: str, call: Call, variables: dict[str, str], complaint: str
+) -> None:
+    said = call("submit", config, "--to", "ray", code=2, **variables).stderr
+    assert complaint in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.timeout(900, func_only=True)
+def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
+    config: str, call: Call, cluster: dict[str, str], tmp_path: Path
+) -> None:
+    run, shared_memory = tmp_path / "run", set(Path("/dev/shm").iterdir())
+    long = ("submit", config, "--to", "ray", "train.schedule=constant",
+            "embedding.schedule=constant", "train.evaluate_every=100000",
+            # Without an init that buries orphans Ray waits for twice as long, and a minute.
+            "checkpoint.every_steps=100000", "checkpoint.drain_seconds=10")  # fmt: skip
+    first = call(*long, "train.max_steps=100000").stdout
+    name = name_of(first)
+    assert f"dashboard: {cluster['RAY_API_SERVER_ADDRESS']}/#/jobs/{name}" in first
+    until(lambda: len(losses(run)) >= 3)
+    assert "asked to stop" in call("stop", name).stdout
+    until(lambda: "exit code 143" in call("status", name).stdout)
+    steps = list_steps(str(run))
+    assert len(losses(run)) == steps[-1]  # it has saved what it had done
+
+    last = steps[-1] + 2
+    followed = call(*long, f"train.max_steps={last}", "--follow").stdout
+    assert f"step {last}/{last}" in followed
+    assert len(losses(run)) == last
+    assert "has ended: succeeded, exit code 0" in call("stop", name_of(followed)).stdout
+
+    assert drivers() == []
+    token = Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text()
+    texts = [path.read_bytes() for path in run.rglob("*") if path.is_file()]
+    assert not any(token.encode() in text for text in [*texts, followed.encode()])
+    assert list(Path(cluster["TMPDIR"]).glob("dist_embed-*")) == []
+    assert {path for path in Path("/dev/shm").iterdir() if path not in shared_memory} == set()
+
+
+@pytest.mark.heavy
+def test_one_who_follows_is_told_why_a_job_fails(config: str, call: Call, tmp_path: Path) -> None:
+    long = call("submit", config, "--to", "ray", "train.max_steps=100000").stdout
+    said = call("submit", config, "--to", "ray", code=2).stderr
+    assert f"is the run of job {name_of(long)}, which has not ended" in said
+    call("stop", name_of(long))
+
+    other = f"run.uri={tmp_path / 'other'}"
+    done = call(
+        "submit", config, "--to", "ray", other, "cluster.num_workers=64", "--follow", code=2
+    )
+    assert (
+        "cluster.num_workers=64 needs 64 CPUs (one per worker); the Ray cluster has 4"
+        in done.stdout
+    )
+    assert "failed" in done.stderr
+    said = call("jobs").stdout
+    assert re.search(rf"\| {name_of(long)} +\| (running|stopped) ", said)
+    assert re.search(rf"\| {name_of(done.stdout)} +\| failed ", said)
+
+
+@pytest.mark.heavy
+def test_a_job_starts_in_the_folder_that_is_sent_with_it(
+    config: str, call: Call, tmp_path: Path
+) -> None:
+    folder = tmp_path / "code"
+    (folder / "dist_embed").mkdir(parents=True)
+    (folder / "dist_embed" / "__init__.py").write_text("raise ImportError('shadowed')\n")
+    words = ["red", "green", "blue", "small", "large", "cat", "dog", "bird"]
+    pairs = "".join(f"the {a} {b}\tdas {b} {a}\n" for a in words for b in words)
+    (folder / "pairs.tsv").write_text(pairs)
+    files = [f"data.{split}={{pairs: pairs.tsv}}" for split in ("train", "validation", "test")]
+    sent = ("submit", config, "--to", "ray", "--follow", "--working-dir", "code",
+            "data.synthetic=null", *files)  # fmt: skip
+    done = call(*sent)
+    assert "code: 0.0 MiB packed" in done.stdout
+    assert "train: 64 pairs" in done.stdout
+    assert "step 8/8" in done.stdout
+    shadowed = call(*sent, "--with-package", f"run.uri={tmp_path / 'other'}", code=1)
+    assert "shadowed" in shadowed.stdout

@@ -1,0 +1,152 @@
+"""What the launching side makes of tasks of Ray, without one."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError, WorkerCrashedError
+
+from dist_embed.cluster import ray_tasks as module
+from dist_embed.cluster.ray_tasks import MOST_AT_ONCE, RayTasks
+from dist_embed.data.corpus import CorpusError
+from dist_embed.data.executor import in_order
+from dist_embed.errors import RunFailed, UserError
+
+
+class FakeRay:
+    """Tasks that are done once they are asked for; counts those under way."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots, self.under_way, self.most = slots, 0, 0
+        self.ready = True
+        self.cancelled: list[Any] = []
+
+    def put(self, value: object) -> object:
+        return value
+
+    def begin(self, function: Callable[..., Any], setup: object, args: tuple[object, ...]) -> Any:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        return lambda: function(*args)
+
+    def wait(self, tasks: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return (tasks, []) if self.ready else ([], tasks)
+
+    def get(self, task: Any) -> Any:
+        self.under_way -= 1
+        return task()
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": float(self.slots)}
+
+    def cancel(self, task: Any, *, force: bool) -> None:
+        assert force
+        self.cancelled.append(task)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+    fake = FakeRay(slots=3)
+    monkeypatch.setattr(module, "ray", fake)
+    monkeypatch.setattr(module, "_task", SimpleNamespace(remote=fake.begin))
+    return fake
+
+
+def numbers(upto: int) -> Iterator[tuple[int]]:
+    return ((number,) for number in range(upto))
+
+
+def test_results_come_in_order_and_few_tasks_are_under_way() -> None:
+    begun: list[object] = []
+    results = in_order(numbers(9), lambda args: begun.append(args) or args, lambda t: t, lambda: 2)
+    for number in range(9):
+        assert next(results) == (number,)
+        assert len(begun) <= number + 4
+    assert len(begun) == 9
+    assert list(results) == []
+
+
+@pytest.mark.parametrize(
+    ("slots", "num_tasks", "most"), [(3, 0, 4), (3, 1, 2), (9999, 0, MOST_AT_ONCE + 1)]
+)
+def test_few_tasks_are_under_way(fake: FakeRay, slots: int, num_tasks: int, most: int) -> None:
+    fake.slots = slots
+    with RayTasks("memory://nowhere", num_tasks, 9.0).pool() as pool:
+        assert list(pool.map(abs, numbers(200))) == list(range(200))
+    assert fake.most == most
+    assert fake.cancelled == []
+
+
+def test_a_cluster_that_grows_gets_more_to_do(fake: FakeRay) -> None:
+    with RayTasks("memory://nowhere", 0, 9.0).pool() as pool:
+        results = pool.map(abs, numbers(50))
+        next(results)
+        fake.slots = 7
+        list(results)
+    assert fake.most == 8
+
+
+def bad_text() -> None:
+    raise RayTaskError("_call", "the traceback", CorpusError("x, line 3: not valid UTF-8"))
+
+
+def lost() -> None:
+    raise WorkerCrashedError
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "told"),
+    [(bad_text, CorpusError, "^x, line 3: not valid UTF-8$"),
+     (lost, RunFailed, r"^a task that prepares data was lost 4 times.*memory: [^\n]+$")],
+)  # fmt: skip
+def test_what_a_task_raises_is_told_in_one_line_and_ends_the_others(
+    fake: FakeRay, function: Callable[[], None], kind: type[Exception], told: str
+) -> None:
+    with (
+        pytest.raises(kind) as raised,
+        RayTasks("memory://nowhere", 0, 9.0).pool() as pool,
+    ):
+        list(pool.map(function, [()] * 9))
+    assert type(raised.value) is kind
+    assert re.search(told, str(raised.value))
+    assert len(fake.cancelled) == 3  # beside the one that failed
+
+
+def test_no_task_is_waited_for_for_ever(fake: FakeRay) -> None:
+    fake.ready = False
+    with (
+        pytest.raises(RunFailed, match=r"not ended within 9 s \(cluster\.timeout_seconds\)"),
+        RayTasks("memory://nowhere", 0, 9.0).pool() as pool,
+    ):
+        list(pool.map(abs, numbers(3)))
+    assert len(fake.cancelled) == 3
+
+
+def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    setup = module._Setup("name", str(tmp_path / "scratch"), [])
+    told = rf"node \S+ of the Ray cluster does not see {tmp_path}/scratch.* data\.uri must be a URL"
+    with pytest.raises(UserError, match=told):
+        module._call(abs, setup, (1,))
+
+
+def test_what_hands_over_lies_in_a_folder_that_goes(tmp_path: Path) -> None:
+    with RayTasks(str(tmp_path), 0, 9.0).scratch("words-", "words are counted") as folder:
+        Path(folder, "spill-0").write_text("words")
+        assert Path(folder).parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tasks_import_no_pytorch() -> None:
+    """In each process of a cluster it would take seconds, and hundreds of megabytes."""
+    code = (
+        "import sys, dist_embed.cluster.ray_tasks, dist_embed.data.encoding\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
