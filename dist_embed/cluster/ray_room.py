@@ -1,7 +1,7 @@
 """Room for workers on a Ray cluster: waiting for it, and seeing it come and go.
 
 Room is asked for by placement groups, for which Ray, and an autoscaler, make all of it or none. Why
-not by Ray Train's own elastic workers: docs/decisions/0050-workers-that-come-and-go.md.
+not by Ray Train's own elastic workers: docs/decisions/0048-workers-that-come-and-go.md.
 """
 
 from __future__ import annotations
