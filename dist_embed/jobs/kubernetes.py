@@ -46,6 +46,13 @@ _RAY_MIB = 1536
 _MEMORY_MARGIN = 1.2
 _AFTER_STOP_SECONDS = 60  # that a word to Ray, and its own processes, may take
 
+_NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+# In the head pod: asks Kubernetes for pods as the run has use for them, and needs an account there.
+_AUTOSCALER = {
+    "enableInTreeAutoscaling": True,
+    "autoscalerOptions": {"securityContext": _NO_PRIVILEGES},
+}
+
 # What happens in a pod before it is ended, beside the other processes of its container. The head's
 # asks the run to save, as nobody else does when a job is suspended, or a node is drained. SIGTERM
 # and not `ray job stop`: KubeRay takes a stopped job for complete, a failed one is tried again. It
@@ -72,17 +79,18 @@ def manifest(config: Config) -> Object:
 
     Raises UserError for what pods do not have, or cannot be spread over them.
     """
-    settings, workers = config.cluster.submit.kubernetes, config.cluster.max_workers
+    settings, cluster = config.cluster.submit.kubernetes, config.cluster
     if settings.image is None:
         raise UserError(
             "cluster.submit.kubernetes.image: missing; an image with dist_embed, which "
             "launch/Dockerfile makes (docs/clusters.md#with-kubernetes)"
         )
-    if workers % settings.workers_per_pod:
-        raise UserError(
-            f"cluster.submit.kubernetes.workers_per_pod: {settings.workers_per_pod} is not allowed "
-            f"with cluster.num_workers={workers}: as many workers in each pod"
-        )
+    for workers in (cluster.min_workers, cluster.max_workers):
+        if workers % settings.workers_per_pod:
+            raise UserError(
+                f"cluster.submit.kubernetes.workers_per_pod: {settings.workers_per_pod} is not "
+                f"allowed with cluster.num_workers={workers}: as many workers in each pod"
+            )
     prepared = _check_places(config, settings)
     memory = settings.memory_gib and int(settings.memory_gib * 2**30)
     worker_bytes = memory or int(_MEMORY_MARGIN * _estimate(config, prepared))
@@ -117,6 +125,7 @@ def manifest(config: Config) -> Object:
             "rayClusterSpec": {
                 "rayVersion": RAY_VERSION,  # authentication and probes depend on it
                 "authOptions": {"mode": "token"},
+                **(_AUTOSCALER if cluster.min_workers != cluster.max_workers else {}),
                 "headGroupSpec": _head(config, settings, labels),
                 "workerGroupSpecs": [_workers(config, settings, labels, worker_bytes)],
             },
@@ -266,6 +275,9 @@ def _prepared(config: Config) -> PreparedData | None:
 
 def _estimate(config: Config, prepared: PreparedData | None) -> int:
     """Bytes of host memory of a worker, at most; see `training.needs.host_bytes`."""
+    # Of the fewest workers each holds most.
+    cluster = config.cluster.model_copy(update={"num_workers": config.cluster.min_workers})
+    config = config.model_copy(update={"cluster": cluster})
     bound, memory = config.tokenizer.vocab_size, config.embedding.memory
     tier: Tier | None = None
     if config.cluster.device == "cuda":
@@ -290,6 +302,8 @@ def _head(config: Config, settings: KubernetesSection, labels: dict[str, str]) -
     template = _ray_pod(config, settings, labels, container)
     # The pod's own annotation as a file: neither a shell nor Kubernetes' $(…) reads it, and there
     # is no second object that could be another run's.
+    if config.cluster.min_workers != config.cluster.max_workers:
+        template["spec"]["automountServiceAccountToken"] = True  # for the autoscaler
     template["metadata"]["annotations"] = {_CONFIG_KEY: _configuration(config, settings)}
     item = {
         "path": "config.yaml",
@@ -302,7 +316,7 @@ def _head(config: Config, settings: KubernetesSection, labels: dict[str, str]) -
 def _workers(
     config: Config, settings: KubernetesSection, labels: dict[str, str], worker_bytes: int
 ) -> Object:
-    each, pods = settings.workers_per_pod, config.cluster.max_workers // settings.workers_per_pod
+    each, cluster = settings.workers_per_pod, config.cluster
     mib = _RAY_MIB + math.ceil(each * worker_bytes / _MIB)
     before = _BEFORE_WORKER_ENDS.format(seconds=int(stop_seconds(config)))
     container = _ray_container(settings, f"{each * settings.cpus_per_worker}", mib, before)
@@ -310,9 +324,9 @@ def _workers(
         container["resources"]["limits"]["nvidia.com/gpu"] = f"{each}"
     return {
         "groupName": "workers",
-        "replicas": pods,
-        "minReplicas": pods,
-        "maxReplicas": pods,
+        "replicas": cluster.min_workers // each,
+        "minReplicas": cluster.min_workers // each,
+        "maxReplicas": cluster.max_workers // each,
         "rayStartParams": _start(each),
         "template": _ray_pod(config, settings, labels, container),
     }
@@ -406,8 +420,5 @@ def _container(settings: KubernetesSection, name: str, cpus: str, memory: str) -
         "image": settings.image,
         "resources": {"requests": amounts, "limits": dict(amounts)},
         **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": _NO_PRIVILEGES,
     }

@@ -27,17 +27,17 @@ Object = dict[str, Any]
 # Fields of ours, wherever they stand, and some that `complaints` looks at.
 _FIELDS = """
     activeDeadlineSeconds allowPrivilegeEscalation annotations authOptions
-    automountServiceAccountToken backoffLimit capabilities claimName clusterSelector command
-    condition containers deletionRules deletionStrategy downwardAPI drop emptyDir
-    enableK8sTokenAuth entrypoint env envFrom exec fieldPath fieldRef fsGroup groupName
-    headGroupSpec image items jobDeploymentStatus jobStatus labels lifecycle limits
-    maxReplicas medium metadata minReplicas mode mountPath name onFailure onSuccess path
-    persistentVolumeClaim policy preRunningDeadlineSeconds preStop rayClusterSpec
+    automountServiceAccountToken autoscalerOptions backoffLimit capabilities claimName
+    clusterSelector command condition containers deletionRules deletionStrategy downwardAPI drop
+    emptyDir enableInTreeAutoscaling enableK8sTokenAuth entrypoint env envFrom exec fieldPath
+    fieldRef fsGroup groupName headGroupSpec image items jobDeploymentStatus jobStatus labels
+    lifecycle limits maxReplicas medium metadata minReplicas mode mountPath name onFailure
+    onSuccess path persistentVolumeClaim policy preRunningDeadlineSeconds preStop rayClusterSpec
     rayStartParams rayVersion replicas requests resources restartPolicy runAsGroup runAsNonRoot
     runAsUser seccompProfile secretRef securityContext serviceAccountName
     shutdownAfterJobFinishes sizeLimit spec submissionMode submitterPodTemplate suspend template
-    terminationGracePeriodSeconds ttlSeconds ttlSecondsAfterFinished type value volumeMounts volumes
-    workerGroupSpecs
+    terminationGracePeriodSeconds ttlSeconds ttlSecondsAfterFinished type value volumeMounts
+    volumes workerGroupSpecs
 """
 FIELDS = frozenset(_FIELDS.split())
 # Names and labels (apimachinery, DNS-1035 label, label's value).

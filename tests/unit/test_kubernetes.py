@@ -172,6 +172,19 @@ def test_the_head_has_memory_and_cores_of_its_own() -> None:
     assert text["data"]["num_processes"] == 5  # not the cores of its machine
 
 
+def test_a_range_of_workers_is_one_of_pods_which_come_as_there_is_room() -> None:
+    job = manifest(config_of(kubernetes={"workers_per_pod": 2}, num_workers={"min": 2, "max": 8}))
+    assert complaints(job) == []
+    pods = [at(job, f"workers:{key}") for key in ("replicas", "minReplicas", "maxReplicas")]
+    assert pods == [1, 1, 4]
+    assert at(job, "job:rayClusterSpec:enableInTreeAutoscaling") is True
+    assert at(job, "pod:automountServiceAccountToken") is True
+    assert at(job, "workers")["template"]["spec"]["automountServiceAccountToken"] is False
+    assert at(manifest(config_of()), "job:rayClusterSpec:enableInTreeAutoscaling") is None
+    with pytest.raises(UserError, match=r"workers_per_pod: 2 is not allowed .*num_workers=3"):
+        manifest(config_of(kubernetes={"workers_per_pod": 2}, num_workers={"min": 3, "max": 4}))
+
+
 def test_no_pod_needs_root_or_what_it_does_not_use() -> None:
     job = manifest(config_of(kubernetes={"secret": "s"}))
     pods = [at(job, "pod"), at(job, "workers")["template"]["spec"], at(job, "submitter")]
