@@ -18,7 +18,8 @@ CHOSEN_BY_SETUP = (
 WORKERS_NEED = CHOSEN_BY_SETUP[:3]  # the others are missed where torchrec is imported
 EXTRAS = {
     "ray": "ray",
-    "grpc": "ray",  # brought by ray[default]
+    "grpc": "ray",  # brought by ray[default], as the next
+    "requests": "ray",
     "matplotlib": "plots",
     "scipy": "plots",
     "sklearn": "plots",

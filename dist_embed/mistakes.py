@@ -27,9 +27,17 @@ def mistakes(
     # Of a number or a word pydantic tells why it is neither; the description has the word.
     errors = [e for e in error.errors() if not any(map(_is_literal, e["loc"][-1:]))]
     # Of a number or a section likewise: the one that was meant has been looked into.
-    errors = [e for e in errors if not (e["type"] == "model_type" and _is_section(e["loc"][-1]))]
+    errors = [
+        e
+        for e in errors
+        if not (e["type"] == "model_type" and any(map(_is_section, e["loc"][-1:])))
+    ]
     looked_into = {e["loc"][:i] for e in errors for i, at in enumerate(e["loc"]) if _is_section(at)}
-    errors = [e for e in errors if e["loc"][-1] not in _MEMBERS or e["loc"][:-1] not in looked_into]
+    errors = [
+        e
+        for e in errors
+        if not (set(e["loc"][-1:]) & set(_MEMBERS) and e["loc"][:-1] in looked_into)
+    ]
     return "\n".join(_explain(error, whole, origin, page) for error in errors)
 
 

@@ -80,9 +80,9 @@ class Checkpoints:
         report: takes lines for the user.
 
     Attributes:
-        values: what JSON gives back as it was: text, numbers, bools, None, lists, dictionaries by
-            text. Saved with each checkpoint, equal on all workers; after `load` those of the one
-            that was loaded.
+        values: what JSON holds: text, numbers, bools, None, lists (tuples come back as these) and
+            dictionaries by text. Saved with each checkpoint, equal on all workers; after `load`
+            those of the one that was loaded.
 
     Raises:
         UserError: an argument cannot be; or a name of ``dense`` is one that tables have.
@@ -296,19 +296,17 @@ def _check_values(values: Any) -> None:
                 f"values: {shown(name)}: {shown(value)} is not allowed: JSON cannot hold it "
                 f"({exc}); tensors that are to be kept go to `dense`"
             ) from exc
-    for place, value, instead in _changed("values", values):
-        raise UserError(f"{place}: {shown(value)} is not allowed: JSON makes {instead} of it")
+    for place, key in _changed("values", values):
+        raise UserError(f"a key of {place}: {shown(key)} is not allowed: JSON makes text of it")
 
 
-def _changed(place: str, value: Any) -> Iterator[tuple[str, Any, str]]:
-    """Where JSON gives back something else: the place, what stands there, and what it would be."""
-    if isinstance(value, tuple):
-        yield place, value, "a list"
-    elif isinstance(value, list):
+def _changed(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Keys of dictionaries that JSON would make text of, and where they stand."""
+    if isinstance(value, list | tuple):
         for number, one in enumerate(value):
             yield from _changed(f"{place}[{number}]", one)
     elif isinstance(value, dict):
         for name, one in value.items():
             if not isinstance(name, str):
-                yield f"a key of {place}", name, "text"
+                yield place, name
             yield from _changed(f"{place}[{name!r}]", one)

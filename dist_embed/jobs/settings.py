@@ -125,7 +125,7 @@ class SubmitSection(Section):
     """What `dist-embed submit` sends a job to."""
 
     to: Target | None = Field(None, description="The kind of cluster; `--to` says so too.")
-    ray: RaySection = Field(RaySection(), description="A job of a Ray cluster.")
+    ray: RaySection = Field(RaySection(), description="A job that a Ray cluster is sent.")
     slurm: SlurmSection = Field(SlurmSection(), description="A job under Slurm.")
     kubernetes: KubernetesSection = Field(
         KubernetesSection(), description="A job under Kubernetes, with KubeRay."

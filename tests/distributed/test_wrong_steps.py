@@ -184,7 +184,7 @@ def test_wrong_arguments_of_one_worker_reach_all(workers: WorkerPool, tmp_path: 
         "feature 'x': no table has it; there are w, v",
         "seed: -1 is not allowed: a whole number, at least 0",
         "keep_last: 0 is not allowed: a whole number, at least 1",
-        "report: 'x' is not allowed: a function that takes a line",
+        "report: 'x' is not allowed: a function",
         "table 'w': trained_whole: 'no' is not allowed: True or False",
     ]
     assert there == expected

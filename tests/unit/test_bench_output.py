@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dist_embed.bench import output, output_check, output_sides, passes
+from dist_embed.bench import output, output_check, output_sides
 from dist_embed.bench.output_check import Computed, check, plain_cross_entropy
 from dist_embed.bench.output_sides import OutputSizes, exact_sides, plain_bytes, sampled_sides
 from dist_embed.bench.passes import WARM_UP, Marks, measured
 from dist_embed.cli.main import build_parser, main
 from dist_embed.errors import RunFailed
 from dist_embed.model.logit_blocks import Picked
+from dist_embed.observe import clocks
 from dist_embed.observe.quiet import private_log_folder
 from dist_embed.parallel.group import Group
 from tests.unit.printed_tables import cells
@@ -33,7 +34,7 @@ SIZES = OutputSizes("cpu", "fp32", 36, 8, 300, ["auto", 39 / 1024, 0.001], False
 
 def test_phases_of_passes_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(passes, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(clocks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     made: list[int] = []
 
     def one_pass(mark: Marks) -> int:

@@ -38,6 +38,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 # Where a package is installed under another name than it is imported by, or with another one.
 DISTRIBUTIONS = {
     "sklearn": "scikit-learn", "yaml": "pyyaml", "pydantic_core": "pydantic", "grpc": "ray",
+    "requests": "ray",
 }  # fmt: skip
 
 
