@@ -25,20 +25,17 @@ def mistakes(
         page: what tells of all keys.
     """
     # Of a number or a word pydantic tells why it is neither; the description has the word.
-    errors = [e for e in error.errors() if not any(map(_is_literal, e["loc"][-1:]))]
+    errors = [e for e in error.errors() if not _is_literal(_last(e))]
     # Of a number or a section likewise: the one that was meant has been looked into.
-    errors = [
-        e
-        for e in errors
-        if not (e["type"] == "model_type" and any(map(_is_section, e["loc"][-1:])))
-    ]
+    errors = [e for e in errors if not (e["type"] == "model_type" and _is_section(_last(e)))]
     looked_into = {e["loc"][:i] for e in errors for i, at in enumerate(e["loc"]) if _is_section(at)}
-    errors = [
-        e
-        for e in errors
-        if not (set(e["loc"][-1:]) & set(_MEMBERS) and e["loc"][:-1] in looked_into)
-    ]
+    errors = [e for e in errors if _last(e) not in _MEMBERS or e["loc"][:-1] not in looked_into]
     return "\n".join(_explain(error, whole, origin, page) for error in errors)
+
+
+def _last(error: Any) -> Any:
+    """The end of where an error is; empty for one in the whole."""
+    return (error["loc"] or ("",))[-1]
 
 
 def _is_section(part: Any) -> bool:
