@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,7 +35,10 @@ def real_number(name: str, value: Any, *, positive: bool = False, most: float = 
     """
     plain = _plain(value)
     is_number = isinstance(plain, numbers.Real) and not isinstance(plain, bool)
-    number = float(plain) if is_number else math.nan
+    try:
+        number = float(plain) if is_number else math.nan
+    except OverflowError:
+        number = math.inf
     fits = math.isfinite(number) and (number > 0 if positive else number >= 0) and number <= most
     if not fits:
         allowed = "a number above 0" if positive else "a number, at least 0"
@@ -71,6 +76,14 @@ def function(name: str, value: Any) -> None:
     """Raise UserError unless ``value`` can be called."""
     if not callable(value):
         raise UserError(f"{name}: {shown(value)} is not allowed: a function")
+
+
+def path_as_text(path: os.PathLike[str]) -> str:
+    """Raises UserError: it was made of a URL, whose two slashes pathlib makes one of."""
+    text = os.fspath(path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        raise UserError(f"{path!r} is not allowed: a URL is given as text, not as a path")
+    return text
 
 
 def is_unicode(text: str) -> bool:

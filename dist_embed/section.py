@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+from dist_embed.arguments import path_as_text
 from dist_embed.errors import ConfigError
 from dist_embed.mistakes import mistakes
 
@@ -47,7 +48,7 @@ MaybeNo = BeforeValidator(_no)
 def paths_as_text(value: Any) -> Any:
     """`os.PathLike` as text, also in lists and mappings; all else as it is."""
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
+        return path_as_text(value)
     if isinstance(value, list):
         return [paths_as_text(one) for one in value]
     if isinstance(value, dict):

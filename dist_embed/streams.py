@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import sys
 from typing import Any
 
@@ -19,7 +20,11 @@ class Forgiving:
     @property
     def encoding(self) -> str:
         """As the stream has it; it decides what a bar is drawn with."""
-        return getattr(self._stream, "encoding", None) or "ascii"
+        name: Any = getattr(self._stream, "encoding", None)
+        try:
+            return codecs.lookup(name).name
+        except (TypeError, LookupError):  # a stream of a script's own may say anything
+            return "ascii"
 
     def write(self, text: str) -> None:
         """Write it, or what can be shown of it."""

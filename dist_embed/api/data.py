@@ -10,6 +10,7 @@ from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.observe.events import Event, shown_by
+from dist_embed.observe.quiet import quiet_environment
 
 
 def prepare(
@@ -45,7 +46,7 @@ def prepare(
     config = config_given(config)
     executor_at = executor_of(config)
     config = with_absolute_paths(config, on_cluster=executor_at is not None)
-    with shown_by(on_event, sys.stdout) as show:
+    with quiet_environment(), shown_by(on_event, sys.stdout) as show:
         return ensure_data(
             config, lambda text: show({"kind": "line", "text": text}), force=force, renew=renew,
             executor_at=executor_at,

@@ -376,7 +376,8 @@ class ShardedTables:
             if (waiting or (whole and not begun)) and not given:
                 raise UserError(
                     "backward: none of these rows has a gradient on any worker: call backward() of "
-                    "the loss first, from which they get theirs"
+                    "the loss first, from which they get theirs. Where none is to have one: "
+                    "backward(proven=True)"
                 )
         self._cache_is_newer = self.tier == "uvm_caching"
 

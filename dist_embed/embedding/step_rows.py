@@ -7,9 +7,10 @@ the touched rows. A step that is dropped between the two leaves the tables untou
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -135,7 +136,7 @@ class StepRows:
                 f"feature {feature!r} was not looked up in this step; there are {known}"
             )
         count = self.count(feature)
-        if not isinstance(number, int) or not -count <= number < count:
+        if not isinstance(number, SupportsIndex) or not -count <= operator.index(number) < count:
             raise UserError(
                 f"feature {feature!r}: number: {shown(number)} is not below {count}, the "
                 "tensors of ids that were looked up"

@@ -270,7 +270,7 @@ class SampledSoftmax:
         sampler: draws the negatives, see `dist_embed.model.sampler`.
         seed: decides them, with the step.
         shard: whose words, block size, type and group are used; None: as `output_shard` says,
-            and the constructor is collective.
+            as it is in any case: the constructor is collective.
         shares: of words in the training text; where given, right answers of a worker are negatives
             of its other sentences too. They cost no exchange.
 
@@ -377,8 +377,8 @@ class _SampledLoss:
         if own.dim() != 2 or len(own) != self._negatives_of_worker[shard.group.rank]:
             raise UserError("negatives: others are given than `words` was given for the lookup")
         self._inputs = LossInputs(shard, own.shape[1], micro_batches)
-        self._trained, self._finished = rows.train, False
-        rows.unfinished += self._trained
+        self._trained: bool | None = None  # known by the first loss
+        self._finished = False
         self._arriving = start_gather_rows(own, self._negatives_of_worker, shard.group)
         self._leaving: list[Callable[[], Tensor]] = []  # one, once the gradients are on their way
 
@@ -389,7 +389,7 @@ class _SampledLoss:
         if isinstance(self._negatives, BatchNegatives):
             in_batch = self._rows.vectors(self._feature, self._in_batch).detach()
             drawn = torch.cat([drawn, in_batch])
-        return drawn.requires_grad_(self._trained)
+        return drawn.requires_grad_(bool(self._trained))
 
     def of(
         self, hidden: Tensor, micro: int, targets: Tensor, tokens_of_worker: list[int],
@@ -399,6 +399,9 @@ class _SampledLoss:
         hidden, targets, _ = self._inputs.take(
             hidden, micro, targets, tokens_of_worker, label_smoothing
         )
+        if self._trained is None:  # inside `torch.no_grad()` it is only looked at
+            self._trained = self._rows.train and torch.is_grad_enabled()
+            self._rows.unfinished += self._trained
         answers = self._rows.vectors(self._feature, micro)
         if len(answers) != len(hidden):
             raise UserError(

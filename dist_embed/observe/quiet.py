@@ -35,23 +35,27 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
 }
+# By Ray 2.60 (worker.py) and tensorboardX (crc32c.py).
+_CHANGED_BY_LIBRARIES = ("PYTHONBREAKPOINT", "CRC32C_SW_MODE")
 
 
 @contextmanager
 def quiet_environment() -> Iterator[None]:
     """What libraries read from the environment, for a ``with`` block around their import; what
     starts in it keeps that. Behind it the environment is as before, also where a library has
-    changed it (Ray 2.60: PYTHONBREAKPOINT). What a user has set stays as it is.
+    changed it. What a user has set stays as it is, and what is renewed meanwhile, as credentials.
     """
-    before = os.environ.copy()
+    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, *_CHANGED_BY_LIBRARIES)}
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        for name in os.environ.keys() - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
+        for name, earlier in before.items():
+            if earlier is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = earlier
 
 
 def redirect_output(log_file: Path) -> None:

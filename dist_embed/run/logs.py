@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,16 +52,34 @@ def uploaded(log_file: Path, run_uri: str) -> Iterator[None]:
 
 def _upload_until(done: threading.Event, log_file: Path, target: str) -> None:
     ended, size = False, -1
+    earlier: bytes | None = None
     while not ended:
         ended = done.wait(EVERY_SECONDS)
         try:
             if log_file.stat().st_size == size:
                 continue
             size = log_file.stat().st_size
-            storage.write_bytes(target, _end_of(str(log_file), size))
+            where = _name_of(log_file)
+            if earlier is None:
+                earlier = _said_elsewhere(target, where)
+            said = earlier + where + _end_of(str(log_file), size)
+            storage.write_bytes(target, said[-MOST_BYTES:])
         except (StorageError, OSError) as exc:
             size = -1
             logging.getLogger(__name__).warning("log not uploaded to %s: %s", target, exc)
+
+
+def _name_of(log_file: Path) -> bytes:
+    """The line above what comes from this file: a worker may begin again on another machine."""
+    return f"-- on {socket.gethostname()}, file {log_file.stat().st_ino} --\n".encode()
+
+
+def _said_elsewhere(target: str, where: bytes) -> bytes:
+    """What workers of this rank have uploaded from other files than this one."""
+    try:
+        return storage.read_bytes(target).partition(where)[0]
+    except FileNotFoundError:
+        return b""
 
 
 def _end_of(uri: str, size: int) -> bytes:

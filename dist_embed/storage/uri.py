@@ -21,6 +21,7 @@ import fsspec
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from dist_embed.arguments import path_as_text
 from dist_embed.errors import StorageError, UserError
 from dist_embed.installed import missing_package
 from dist_embed.storage.retry import retried
@@ -100,7 +101,7 @@ def given(uri: Any, name: str) -> str:
     Raises UserError, which calls it ``name``, for anything else, an empty one and one that no file
     system can hold.
     """
-    found = os.fspath(uri) if isinstance(uri, os.PathLike) else uri
+    found = path_as_text(uri) if isinstance(uri, os.PathLike) else uri
     if not isinstance(found, str) or not found:
         raise UserError(f"{name}: {uri!r} is not allowed: a path or URL, as str or pathlib.Path")
     try:

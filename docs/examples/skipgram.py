@@ -75,7 +75,7 @@ def train(text: MonolingualText, args: Namespace, group: Group) -> ShardedTables
                 loss, _ = step_loss.of(rows.vectors("word"), 0, targets, counts)
                 (loss * workers / total).backward()  # tables divide by the number of workers
                 step_loss.finish()
-                rows.backward()
+                rows.backward(proven=True)  # by the loss's own, above
                 checkpoints.values = {"next": (epoch, number + 1)}
                 if step % 100 == 0:
                     say(f"epoch {epoch + 1}, step {step}: loss {loss / max(1, counts[0]):.3f}")

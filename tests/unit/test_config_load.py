@@ -13,6 +13,7 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
+from dist_embed.api.trained_run import open_run
 from dist_embed.config.load import (
     config_from_dict,
     config_to_yaml,
@@ -24,7 +25,7 @@ from dist_embed.config.reference import configuration_page
 from dist_embed.config.renamed import say_once
 from dist_embed.config.schema import Config
 from dist_embed.data.settings import CorpusSection, DataSection, SyntheticSection
-from dist_embed.errors import ConfigError
+from dist_embed.errors import ConfigError, UserError
 from dist_embed.run.settings import RunSection
 from dist_embed.section import MAY_CHANGE, keys_marked, known_keys
 from dist_embed.training.settings import TrainSection
@@ -748,6 +749,21 @@ def test_paths_may_be_paths(tmp_path: Path) -> None:
     assert (start.uri, start.words) == ("v.npy", "w")
     with pytest.raises(ConfigError, match=r"^RunSection: uri: b'x' is not allowed"):
         RunSection(uri=b"x")  # type: ignore[arg-type]
+
+
+def test_a_path_that_was_a_url_is_refused(tmp_path: Path) -> None:
+    """pathlib makes one slash of two: what is meant for a store would lie on this machine."""
+    file = tmp_path / "c.yaml"
+    file.write_text(SMALLEST)
+    run = Path("s3://bucket/run")
+    calls: list[Callable[[], Any]] = [
+        lambda: RunSection(uri=run),  # type: ignore[arg-type]
+        lambda: load_config(file, {"run.uri": run}),
+        lambda: open_run(run),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=r"s3:/bucket/run.*a URL is given as text, not as a"):
+            call()
 
 
 def test_what_no_folder_can_be_called_is_refused(tmp_path: Path) -> None:

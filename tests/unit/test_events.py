@@ -227,6 +227,14 @@ def test_letters_that_a_screen_lacks_are_replaced(
     assert "100/100" in written.getvalue().decode(encoding)
 
 
+def test_a_stream_may_name_an_encoding_that_there_is_not() -> None:
+    stream = Odd()
+    stream.encoding = "of-my-own"  # type: ignore[attr-defined]
+    with shown_by(None, stream) as show:
+        show({"kind": "line", "text": "hello"})
+    assert stream.written == "hello\n"
+
+
 def test_a_line_on_standard_error_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Odd()
     for one in (None, closed(), Broken(), stream):
@@ -310,7 +318,8 @@ def test_the_environment_of_a_user_is_not_overridden() -> None:
         "    print(*[os.environ[name] for name in names])\n"
         "    os.environ['PYTHONBREAKPOINT'] = 'a library'\n"
         "    del os.environ['RAY_DEDUP_LOGS']\n"
-        "assert os.environ == before\n"
+        "    os.environ['AWS_SESSION_TOKEN'] = 'renewed meanwhile'\n"
+        "assert os.environ == {**before, 'AWS_SESSION_TOKEN': 'renewed meanwhile'}\n"
     )
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(

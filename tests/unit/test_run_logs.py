@@ -44,11 +44,11 @@ def test_a_log_is_uploaded_as_it_grows_and_at_the_end(
     target = f"{at_a_url}/logs/worker-3.log"
     with uploaded(log, at_a_url):
         assert written.wait(30)
-        assert storage.read_bytes(target) == b"begun\n"
+        assert storage.read_bytes(target) == logs._name_of(log) + b"begun\n"
         monkeypatch.setattr(logs, "EVERY_SECONDS", 100.0)
         with log.open("ab") as file:
             file.write(b"ended\n")
-    assert storage.read_bytes(target) == b"begun\nended\n"
+    assert storage.read_bytes(target) == logs._name_of(log) + b"begun\nended\n"
 
 
 def test_no_more_than_its_end_is_uploaded(
@@ -58,6 +58,16 @@ def test_no_more_than_its_end_is_uploaded(
     with uploaded(log, at_a_url):
         pass
     assert storage.read_bytes(f"{at_a_url}/logs/worker-3.log") == b"gun\n"
+
+
+def test_what_a_worker_said_on_another_machine_stays(log: Path, at_a_url: str) -> None:
+    target = f"{at_a_url}/logs/worker-3.log"
+    storage.write_bytes(target, b"why it failed\n")
+    for _ in range(2):  # another time on this one
+        with uploaded(log, at_a_url), log.open("ab") as file:
+            file.write(b"more\n")
+    said = b"why it failed\n" + logs._name_of(log) + b"begun\nmore\nmore\n"
+    assert storage.read_bytes(target) == said
 
 
 def test_of_a_run_in_a_folder_nothing_is_uploaded(log: Path) -> None:

@@ -165,6 +165,17 @@ def test_a_validation_may_come_between_the_halves_of_a_step(case: Case) -> None:
     torch.testing.assert_close(moved, scale * logits.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_a_loss_that_is_only_looked_at_does_not_hold_up_its_step(case: Case) -> None:
+    rows, step_loss, negatives = case.start()
+    with torch.no_grad():
+        looked_at, _ = case.output.start(rows, negatives, 1, 1 / N).of(HIDDEN, 0, TARGETS, [N])
+    loss, _ = step_loss.of(HIDDEN.clone().requires_grad_(), 0, TARGETS, [N])
+    assert torch.equal(loss.detach(), looked_at)
+    loss.backward()
+    step_loss.finish()
+    rows.backward()
+
+
 def test_an_exact_loss_is_had_of_any_table_without_a_gradient(alone: Group) -> None:
     tables = Case(alone, "sampled").tables
     output = ExactSoftmax(tables, "v")

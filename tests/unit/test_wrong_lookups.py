@@ -137,6 +137,7 @@ def test_rows_that_were_not_looked_up_are_named(tables: ShardedTables) -> None:
             f"feature {feature!r} was not looked up in this step; there are w"
         )
     assert said(lambda: rows.vectors("w", 1)).startswith("feature 'w': number: 1 is not below 1")
+    assert torch.equal(rows.vectors("w", np.int64(0)), rows.vectors("w"))
 
 
 def test_gradients_are_given_to_the_tables_once(tables: ShardedTables) -> None:
@@ -158,7 +159,7 @@ def test_gradients_come_before_the_tables_are_asked_to_take_them(tables: Sharded
     loss = rows.vectors("w").sum()
     assert said(rows.backward) == (
         "backward: none of these rows has a gradient on any worker: call backward() of the loss "
-        "first, from which they get theirs"
+        "first, from which they get theirs. Where none is to have one: backward(proven=True)"
     )
     assert torch.equal(before, tables.weight("w"))
     loss.backward()  # nothing is lost
