@@ -20,7 +20,7 @@ ENTRIES = [
 ]  # fmt: skip
 # Behind these a run starts Ray, or something is asked for that is not done there.
 CLOSED = (
-    "dist_embed.cluster.ray_train", "dist_embed.cluster.ray_head", "dist_embed.bench.export",
+    "dist_embed.cluster.ray_train", "dist_embed.cluster.ray_tasks", "dist_embed.bench.export",
     "dist_embed.bench.table_export", "dist_embed.explore", "dist_embed.export", "dist_embed.study",
 )  # fmt: skip
 NEEDED = {
