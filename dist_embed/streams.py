@@ -56,6 +56,17 @@ class Forgiving:
             return None
 
 
+def write_out(content: bytes) -> None:
+    """Put bytes on standard output as they are: what may be kept as a file is the same on every
+    screen. Text there is UTF-8. Nothing happens where there is no standard output.
+    """
+    if sys.stdout is None:
+        return
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content)
+    sys.stdout.flush()
+
+
 def say(line: str) -> None:
     """A line on standard error, where it can be shown."""
     stream = Forgiving(sys.stderr)

@@ -7,6 +7,7 @@ from typing import Any
 
 from dist_embed.config.load import config_to_yaml, json_schema, load_config
 from dist_embed.config.reference import configuration_page
+from dist_embed.streams import write_out
 
 
 def add_commands(commands: Any) -> None:
@@ -34,18 +35,18 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    print(config_to_yaml(load_config(arguments.config, arguments.overrides)), end="")
+    write_out(config_to_yaml(load_config(arguments.config, arguments.overrides)).encode())
 
 
 def _schema(arguments: argparse.Namespace) -> None:
     del arguments
-    print(json_schema(), end="")
+    write_out(json_schema().encode())
 
 
 def _reference(arguments: argparse.Namespace) -> None:
     if arguments.study:
         from dist_embed.study.schema import study_keys_page
 
-        print(study_keys_page(), end="")
+        write_out(study_keys_page().encode())
     else:
-        print(configuration_page(), end="")
+        write_out(configuration_page().encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.jobs.settings import TARGETS
 from dist_embed.storage import uri as storage
-from dist_embed.streams import say
+from dist_embed.streams import say, write_out
 
 if TYPE_CHECKING:
     from dist_embed.jobs.job import Cluster
@@ -95,7 +94,7 @@ def _submit_to_slurm(config: Config, arguments: argparse.Namespace) -> None:
     config = with_absolute_paths(config, on_cluster=False)
     text = slurm.script(config)
     if arguments.dry_run:
-        print(text, end="")
+        write_out(text.encode())
         return
     number = slurm.submit(text)
     print(f"job {number}: {config.run.uri}", flush=True)
@@ -104,17 +103,20 @@ def _submit_to_slurm(config: Config, arguments: argparse.Namespace) -> None:
 
 
 def _submit_to_ray(config: Config, arguments: argparse.Namespace) -> None:
-    from dist_embed.jobs.ray_request import as_yaml, request
+    from dist_embed.jobs.as_yaml import as_yaml
+    from dist_embed.jobs.ray_request import local_paths, request
     from dist_embed.storage.temporary import temporary_folder
 
     sent = request(config, ships_folder=arguments.working_dir is not None)
     if arguments.dry_run:
         if arguments.working_dir:
             sent["runtime_env"]["working_dir"] = arguments.working_dir
-        print(as_yaml(sent), end="")
+        write_out(as_yaml(sent).encode())
         return
     server = _ray(config.cluster.submit.ray.address, arguments)
-    _say_what_is_shared(config, server)
+    # Also of a server on this machine: a tunnel to another looks the same.
+    if keys := local_paths(config):
+        say(f"dist-embed: {', '.join(keys)}: taken as paths that all nodes of the cluster share")
     with temporary_folder("dist_embed-job-") as folder:
         if arguments.working_dir:
             packed = _packed(config, arguments, Path(folder))
@@ -128,12 +130,13 @@ def _submit_to_ray(config: Config, arguments: argparse.Namespace) -> None:
 def _submit_to_kubernetes(config: Config, arguments: argparse.Namespace) -> None:
     from dist_embed.config.paths import with_absolute_paths
     from dist_embed.jobs import kubernetes
+    from dist_embed.jobs.as_yaml import as_yaml
 
     if arguments.follow:
         raise UserError("--follow is not for Kubernetes: kubectl logs --follow job/NAME")
     job = kubernetes.manifest(with_absolute_paths(config, on_cluster=False))
     if arguments.dry_run:
-        print(kubernetes.to_yaml(job), end="")
+        write_out(as_yaml(job).encode())
         return
     kubernetes.submit(job)
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
@@ -141,20 +144,22 @@ def _submit_to_kubernetes(config: Config, arguments: argparse.Namespace) -> None
 
 
 def _packed(config: Config, arguments: argparse.Namespace, folder: Path) -> Path:
+    from zipfile import ZipFile
+
+    from dist_embed.config.paths import path_of
+    from dist_embed.jobs.ray_address import token_file
+    from dist_embed.jobs.ray_request import check_corpora
     from dist_embed.jobs.working_dir import pack
 
     file = folder / "working_dir.zip"
-    own = {Path(uri) for uri in (config.run.uri, config.data.uri)}
-    size = pack(arguments.working_dir, file, with_package=arguments.with_package, but=own)
+    own = {Path(path) for uri in (config.run.uri, config.data.uri) if (path := path_of(uri))}
+    size = pack(
+        arguments.working_dir, file, with_package=arguments.with_package, but={*own, token_file()}
+    )
+    with ZipFile(file) as archive:
+        check_corpora(config, archive.namelist())
     print(f"{arguments.working_dir}: {size / 2**20:.1f} MiB packed")
     return file
-
-
-def _say_what_is_shared(config: Config, server: RayServer) -> None:
-    from dist_embed.jobs.ray_request import local_paths
-
-    if not server.is_here and (keys := local_paths(config)):
-        say(f"dist-embed: {', '.join(keys)}: taken as paths that all nodes of the cluster share")
 
 
 def _jobs(arguments: argparse.Namespace) -> None:
@@ -186,7 +191,7 @@ def _status(arguments: argparse.Namespace) -> None:
     print(f"job {job.name}: {job.state.lower()}, running for {job.running_for}{waits}{ended}")
     print(f"run: {job.run_uri}")
     print(f"output: {job.output}")
-    lines = [line for line in read_metrics(job.run_uri) if "loss" in line]
+    lines = [line for line in read_metrics(job.run_uri) if line.get("loss") is not None]
     if lines:
         print(f"newest line: step {lines[-1]['step']}, loss {lines[-1]['loss']:.4f}")
 
@@ -198,13 +203,13 @@ def _logs(arguments: argparse.Namespace) -> None:
         if arguments.follow:
             raise UserError(f"--follow: {arguments.job} is a run, and only a job can be followed")
         for part in read_logs(storage.absolute(arguments.job)):
-            _say(part)
+            write_out(part)
         return
     cluster = _cluster_of(arguments)
     if arguments.follow:
         _follow(cluster, arguments.job)
     else:
-        _say(cluster.said(cluster.job(arguments.job), 0))
+        write_out(cluster.said(cluster.job(arguments.job), 0))
 
 
 def _stop(arguments: argparse.Namespace) -> None:
@@ -260,14 +265,8 @@ def _follow(cluster: Cluster, name: str) -> None:
     """Show what a job says; end with its exit code where that is not 0."""
     from dist_embed.jobs.job import follow
 
-    job = follow(cluster, name, _say)
+    job = follow(cluster, name, write_out)  # a letter may come in two parts
     if job.exit_code:
         why = f": {job.reason}" if job.reason else ""
         say(f"dist-embed: job {job.name}: {job.state.lower()}{why}")
         raise SystemExit(job.exit_code)
-
-
-def _say(output: bytes) -> None:
-    if sys.stdout is not None:
-        sys.stdout.buffer.write(output)  # a letter may come in two parts
-        sys.stdout.flush()

@@ -17,6 +17,7 @@ from dist_embed.config.schema import Config
 from dist_embed.errors import RunStopped, UserError
 from dist_embed.parallel.stop import taken_signal
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
+from dist_embed.streams import write_out
 
 if TYPE_CHECKING:
     from dist_embed.training.results import Evaluation, TrainResult
@@ -175,8 +176,7 @@ def _translate(arguments: argparse.Namespace) -> None:
     on_terminal = arguments.output == "-" and sys.stdout.isatty()
     lines = "".join(f"{printable(line) if on_terminal else line}\n" for line in found)
     if arguments.output == "-":
-        sys.stdout.buffer.write(lines.encode())
-        sys.stdout.flush()
+        write_out(lines.encode())
     else:
         Path(arguments.output).write_text(lines, encoding="utf-8")
 

@@ -10,13 +10,11 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
-
-import yaml
 
 from dist_embed.cluster.launch import stop_seconds
 from dist_embed.config.load import config_to_yaml
+from dist_embed.config.paths import corpora, is_of_one_process, path_of, places
 from dist_embed.config.schema import Config
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
@@ -133,25 +131,6 @@ def manifest(config: Config) -> Object:
     }
 
 
-def to_yaml(job: Object) -> str:
-    """As a file of which ``kubectl apply -f`` makes the job."""
-    return yaml.dump(job, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Without references, and with texts of several lines as they are."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = "|" if "\n" in data else None
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_str)
-
-
 def job_name(run_uri: str) -> str:
     """Of a run's job: the same for each submission, so that a second one beside it is refused, and
     another for each run. Lower-case letters, digits and hyphens behind a letter, as KubeRay asks.
@@ -212,24 +191,24 @@ def _told_by(error: Any) -> str:
 
 
 def _check_places(config: Config, settings: KubernetesSection) -> PreparedData | None:
-    """Refuse what lies on this machine alone; returns the prepared data if they were looked for."""
+    """Refuse what this machine alone has; returns the prepared data if they were looked for."""
     volume = settings.volume_claim and f"{settings.volume_path}/"
 
     def is_here(uri: str) -> bool:
-        if "://" in uri and not uri.startswith(("file://", "local://")):
-            return False
-        path = re.sub(r"^(file|local)://", "", uri)
+        path = path_of(uri)
+        if path is None:
+            return is_of_one_process(uri)
         return not (volume and path.startswith(volume) and ".." not in path.split("/"))
 
-    for key, uri in _places(config):
+    for key, uri in places(config):
         if is_here(uri):
             raise _here(key, uri)
-    corpora = [(key, uri) for key, uri in _corpora(config) if is_here(uri)]
-    if not corpora and settings.memory_gib is not None:
+    corpora_here = [(key, uri) for key, uri in corpora(config) if is_here(uri)]
+    if not corpora_here and settings.memory_gib is not None:
         return None
     prepared = _prepared(config)
-    if corpora and prepared is None:
-        raise _here(*corpora[0], ", or prepare the data from here: `dist-embed prepare`")
+    if corpora_here and prepared is None:
+        raise _here(*corpora_here[0], ", or prepare the data from here: `dist-embed prepare`")
     return prepared
 
 
@@ -238,25 +217,6 @@ def _here(key: str, uri: str, otherwise: str = "") -> UserError:
         f"{key}: {uri!r} is not allowed under Kubernetes, whose pods have no such place; give a "
         f"URL (s3://…), or a path on a volume (cluster.submit.kubernetes.volume_claim){otherwise}"
     )
-
-
-def _places(config: Config) -> Iterator[tuple[str, str]]:
-    yield "run.uri", config.run.uri
-    yield "data.uri", config.data.uri
-    for side, table in config.embedding.tables:
-        if table and table.pretrained:
-            for name in ("uri", "words"):
-                if place := getattr(table.pretrained, name):
-                    yield f"embedding.tables.{side}.pretrained.{name}", place
-
-
-def _corpora(config: Config) -> Iterator[tuple[str, str]]:
-    for split in ("train", "validation", "test"):
-        if corpus := getattr(config.data, split):
-            for name in ("source", "target", "pairs"):
-                files = getattr(corpus, name) or []
-                for uri in [files] if isinstance(files, str) else files:
-                    yield f"data.{split}.{name}", uri
 
 
 def _prepared(config: Config) -> PreparedData | None:
@@ -343,15 +303,8 @@ def _configuration(config: Config, settings: KubernetesSection) -> str:
     """
     threads = config.cluster.threads_per_worker or settings.cpus_per_worker
     cluster = {"launcher": "ray", "address": None, "threads_per_worker": threads}
-    data = {"num_processes": config.data.num_processes or settings.head_cpus}
-    text = config_to_yaml(
-        config.model_copy(
-            update={
-                "cluster": config.cluster.model_copy(update=cluster),
-                "data": config.data.model_copy(update=data),
-            }
-        )
-    )
+    there = config.cluster.model_copy(update=cluster)
+    text = config_to_yaml(config.model_copy(update={"cluster": there}))
     if len(text.encode()) > _CONFIG_BYTES:
         raise UserError(
             f"a configuration of {len(text.encode()):,} bytes cannot be sent to Kubernetes; at "

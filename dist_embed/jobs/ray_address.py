@@ -89,8 +89,12 @@ def _token_is_there() -> bool:
     """As Ray looks for it (2.60): the first of the three that is set decides."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
         return bool(token.strip())
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
     try:
-        return bool(Path(path).read_text().strip())
+        return bool(token_file().read_text().strip())
     except OSError:
         return False
+
+
+def token_file() -> Path:
+    """Where Ray looks for a token that no variable holds; nothing need be there."""
+    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")

@@ -6,20 +6,28 @@ docs/decisions/0044-jobs-of-ray.md says why so.
 from __future__ import annotations
 
 import math
+import os
+import re
 import secrets
+from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any
 
-import yaml
+from fsspec.utils import glob_translate
 
 from dist_embed.cluster.launch import stop_seconds
 from dist_embed.config.load import config_to_yaml
-from dist_embed.config.paths import with_absolute_paths
+from dist_embed.config.paths import (
+    corpora,
+    is_of_one_process,
+    path_of,
+    places,
+    with_absolute_paths,
+)
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.jobs.arrived import CONFIG, SENT_BY
 from dist_embed.jobs.job import name_of
-from dist_embed.storage import uri as storage
 
 # Of the shell that Ray calls nothing stays: ended by a stop, it would leave the run to the node's
 # first process, and where that buries nobody, as in many containers, Ray waits for a dead run.
@@ -35,13 +43,14 @@ def request(config: Config, *, ships_folder: bool) -> dict[str, Any]:
 
     Args:
         config: the run's.
-        ships_folder: whether the job starts in a folder that is sent with it.
+        ships_folder: whether the job starts in a folder that is sent with it: then
+            `check_corpora` is for who has packed it.
 
     Raises UserError where a path means nothing on the cluster, or the configuration is too long.
     """
     config = with_absolute_paths(config, on_cluster=True)
     if not ships_folder:
-        _check_corpora(config)
+        check_corpora(config)
     # Where the job runs is the cluster that it was sent to; Ray tells it by RAY_ADDRESS.
     here = config.cluster.model_copy(update={"launcher": "ray", "address": None})
     text = config_to_yaml(config.model_copy(update={"cluster": here}))
@@ -73,50 +82,30 @@ def new_id(request: dict[str, Any]) -> str:
     return f"{request['metadata']['job_name'][:_NAME_LETTERS]}-{secrets.token_hex(3)}"
 
 
-def as_yaml(request: dict[str, Any]) -> str:
-    """The request as a file that can be kept."""
-    return yaml.dump(request, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
-
-
 def local_paths(config: Config) -> list[str]:
     """The keys whose files are at paths: which the nodes must have in common."""
-    files = {"run.uri": config.run.uri, "data.uri": config.data.uri, **_corpora(config)}
-    files |= {
-        f"embedding.tables.{side}.pretrained.uri": table["pretrained"]["uri"]
-        for side, table in config.model_dump()["embedding"]["tables"].items()
-        if table and table["pretrained"]
-    }
-    return [key for key, uri in files.items() if storage.is_local(uri)]
+    named = [*places(config), *corpora(config)]
+    return list(dict.fromkeys(key for key, uri in named if os.path.isabs(path_of(uri) or "")))
 
 
-def _check_corpora(config: Config) -> None:
-    for key, uri in _corpora(config).items():
-        if storage.absolute(uri) != uri:
+def check_corpora(config: Config, sent: Collection[str] = ()) -> None:
+    """Refuse corpora that the job does not find: that lie in this process, or at a relative path
+    which no file has that is ``sent`` with it.
+
+    Args:
+        config: the run's.
+        sent: files by their paths in the folder in which the job starts.
+    """
+    for key, uri in corpora(config):
+        path = path_of(uri)
+        if path is None:
+            is_there = not is_of_one_process(uri)
+        else:
+            wanted = re.compile(glob_translate(os.path.normpath(path)))
+            is_there = os.path.isabs(path) or any(map(wanted.match, sent))
+        if not is_there:
             raise UserError(
                 f"{key}: {uri!r} is not allowed in a job: a URL (s3://…), the absolute path of a "
-                "shared folder, or a file in the folder of --working-dir"
+                "shared folder, or a file that --working-dir sends (docs/clusters.md says what "
+                "stays behind)"
             )
-
-
-def _corpora(config: Config) -> dict[str, str]:
-    """The first file of each list that a key names, by that key."""
-    found = {}
-    for split in ("train", "validation", "test"):
-        corpus = getattr(config.data, split)
-        for side in ("source", "target", "pairs") if corpus else ():
-            if files := getattr(corpus, side):
-                found[f"data.{split}.{side}"] = files if isinstance(files, str) else files[0]
-    return found
-
-
-class _Dumper(yaml.SafeDumper):
-    """Texts of several lines stay such."""
-
-
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
-    )
-
-
-_Dumper.add_representer(str, _text)

@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -31,6 +33,7 @@ logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNIN
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0
 UPLOAD_SECONDS = 900.0  # for all of it
+_REFUSALS = (401, 403)  # of who sends no token, or a wrong one
 
 
 class _Client(JobSubmissionClient):
@@ -38,26 +41,30 @@ class _Client(JobSubmissionClient):
         # The first is the limit of sending, too (urllib3 2).
         limits = (UPLOAD_SECONDS if more.get("data") else CONNECT_SECONDS, ANSWER_SECONDS)
         try:
-            return super()._do_request(method, endpoint, timeout=limits, **more)
+            with _silence_told(self._address, limits):
+                return super()._do_request(method, endpoint, timeout=limits, **more)
         except AuthenticationError as exc:
             wrong = "does not take this token" if "failed" in str(exc) else "asks for a token"
             raise UserError(
                 f"the job server at {self._address} {wrong}: RAY_AUTH_MODE=token, and the "
                 "cluster's in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
             ) from None
-        except requests.Timeout as exc:
-            within = limits[0] if isinstance(exc, requests.ConnectTimeout) else limits[1]
-            raise UserError(
-                f"the job server at {self._address} has not answered within {within:.0f} s"
-            ) from None
-        except requests.RequestException as exc:
-            raise UserError(
-                f"no job server of Ray answers at {self._address}: {_cause(exc)}"
-            ) from None
 
     def _raise_error(self, r: requests.Response) -> NoReturn:
         lines = r.text.strip().splitlines() or [f"status {r.status_code}"]  # a traceback's last
         raise UserError(f"the job server at {self._address}: {lines[-1]}")
+
+
+@contextmanager
+def _silence_told(url: str, limits: tuple[float, float]) -> Iterator[None]:
+    """Say in a line why nothing has answered there within ``limits``, as `requests` takes them."""
+    try:
+        yield
+    except requests.Timeout as exc:
+        within = limits[0] if isinstance(exc, requests.ConnectTimeout) else limits[1]
+        raise UserError(f"the job server at {url} has not answered within {within:.0f} s") from None
+    except requests.RequestException as exc:
+        raise UserError(f"no job server of Ray answers at {url}: {_cause(exc)}") from None
 
 
 def _cause(error: BaseException) -> str:
@@ -82,22 +89,13 @@ class RayServer:
 
     def __init__(self, url: str, *, insecure: bool) -> None:
         self._url = url
+        if not insecure and not is_loopback(url):
+            _check_asks_for_token(url)
         os.environ["RAY_API_SERVER_ADDRESS"] = url  # it comes before what the client is given
         try:
             self._client = _Client(url)
-            is_open = not insecure and not self.is_here and _serves_all(url)
         except (AuthenticationError, RuntimeError, requests.RequestException, LookupError) as exc:
             raise UserError(f"what answers at {url} is no job server of Ray: {exc}") from exc
-        if is_open:
-            raise UserError(
-                f"{url} asks for no token, so whoever reaches it runs code there: start the "
-                "cluster with RAY_AUTH_MODE=token (docs/clusters.md); --insecure sends all the same"
-            )
-
-    @property
-    def is_here(self) -> bool:
-        """Whether it is on this machine."""
-        return is_loopback(self._url)
 
     def submit(self, request: dict[str, Any]) -> str:
         """Send a job (of `ray_request.request`); returns its name.
@@ -161,12 +159,23 @@ class RayServer:
         )
 
 
-def _serves_all(url: str) -> bool:
-    """Whether it tells its jobs to one who has no token."""
+def _check_asks_for_token(url: str) -> None:
+    """Raise UserError for a server that answers one who has no token. It is not sent one before:
+    who serves everybody may be anybody.
+    """
     limits = (CONNECT_SECONDS, ANSWER_SECONDS)
-    return (
-        requests.get(f"{url}/api/jobs/", timeout=limits, allow_redirects=False).status_code == 200
-    )
+    with _silence_told(url, limits):
+        answer = requests.get(f"{url}/api/jobs/", timeout=limits, allow_redirects=False)
+    if answer.status_code == 200:
+        raise UserError(
+            f"{url} asks for no token, so whoever reaches it runs code there: start the "
+            "cluster with RAY_AUTH_MODE=token (docs/clusters.md); --insecure sends all the same"
+        )
+    if answer.status_code not in _REFUSALS:
+        raise UserError(
+            f"what answers at {url} is no job server of Ray that asks for a token: status "
+            f"{answer.status_code}"
+        )
 
 
 def _exit_code(found: JobDetails) -> int:

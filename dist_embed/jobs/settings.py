@@ -64,7 +64,7 @@ class RaySection(Section):
 
 
 class KubernetesSection(Section):
-    """A `RayJob` of KubeRay: a head pod, which prepares the data, and pods with the workers."""
+    """A `RayJob` of KubeRay: a head pod for the run's command, and pods that prepare and train."""
 
     image: str | None = Field(
         None,
@@ -103,7 +103,7 @@ class KubernetesSection(Section):
         10.0, description="That the pods stay when the job has ended."
     )
     head_cpus: Annotated[PositiveInt, EXPERT] = Field(
-        2, description="Cores of the head pod, and processes that prepare data there."
+        2, description="Cores of the head pod, in which the command reads the corpora."
     )
     head_memory_gib: Annotated[PositiveFloat, EXPERT] = Field(
         8.0, description="Memory of the head pod."

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from dist_embed.cluster.launch import stop_seconds
 from dist_embed.config.load import config_to_yaml
+from dist_embed.config.paths import is_of_one_process, places
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.jobs.job import Job, name_of
@@ -73,6 +74,7 @@ if ! command -v dist-embed >/dev/null; then
     echo "there is no dist-embed on $(hostname): cluster.submit.slurm.setup makes it known" >&2
     exit 2
 fi
+unset RAY_ADDRESS # the sender's, which sbatch hands on
 DIST_EMBED_CONFIG=$(cat <<'{end}'
 {yaml}{end}
 )
@@ -115,6 +117,12 @@ def script(config: Config) -> str:
         )
     if not config.run.uri.isprintable():
         raise UserError(f"run.uri: {config.run.uri!r} is not allowed under Slurm: in one line")
+    for key, uri in places(config):
+        if is_of_one_process(uri):
+            raise UserError(
+                f"{key}: {uri!r} is not allowed under Slurm, whose tasks have no such place in "
+                "common; give a URL (s3://…) or a path of a shared folder"
+            )
     margin = int(stop_seconds(config)) + 2 * TICK_SECONDS
     if slurm.hours is not None and 3600 * slurm.hours < 2 * margin:
         raise UserError(
@@ -122,10 +130,11 @@ def script(config: Config) -> str:
             f"up to {margin} s before its end (checkpoint.drain_seconds); at least "
             f"{math.ceil(2 * margin / 36) / 100:g}"
         )
-    if not config.cluster.threads_per_worker:  # a task may be bound to its own cores, or to none
-        cluster = config.cluster.model_copy(update={"threads_per_worker": slurm.cpus_per_worker})
-        config = config.model_copy(update={"cluster": cluster})
-    yaml = config_to_yaml(config)
+    # The job's own tasks are all there is; one may be bound to its own cores, or to none.
+    threads = config.cluster.threads_per_worker or slurm.cpus_per_worker
+    cluster = {"launcher": "local", "address": None, "threads_per_worker": threads}
+    there = config.cluster.model_copy(update=cluster)
+    yaml = config_to_yaml(config.model_copy(update={"cluster": there}))
     if _END_OF_CONFIG in yaml:
         raise UserError(f"a configuration with the text {_END_OF_CONFIG!r} cannot be sent to Slurm")
     per_node = workers // slurm.nodes

@@ -6,6 +6,7 @@ not followed, and packing ends where the job server would refuse what it has bec
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
@@ -30,18 +31,20 @@ def pack(folder: str, target: Path, *, with_package: bool, but: set[Path]) -> in
         folder: of files that the job needs.
         target: the file that it becomes, ``….zip``.
         with_package: whether a folder ``dist_embed`` goes with it.
-        but: folders that stay behind as well.
+        but: files and folders that stay behind as well, by whatever name they are found.
 
     Raises UserError where it is no folder, or becomes larger than the job server takes.
     """
     top = Path(folder).absolute()
+    left = {os.path.realpath(path) for path in but}
     if not top.is_dir():
         raise UserError(f"--working-dir {folder}: there is no such folder")
     at_top = _AT_TOP if with_package else {*_AT_TOP, _PACKAGE}
 
     def stays(path: Path) -> bool:
         by_name = path.name in _EVERYWHERE or path.name.startswith(".venv")
-        return by_name or (path.parent == top and path.name in at_top) or path in but
+        by_place = path.parent == top and path.name in at_top
+        return by_name or by_place or os.path.realpath(path) in left
 
     largest = (0, "")
     with target.open("wb") as packed, ZipFile(packed, "w", ZIP_DEFLATED) as archive:

@@ -151,7 +151,7 @@ def test_a_job_starts_in_the_folder_that_is_sent_with_it(
     (folder / "dist_embed" / "__init__.py").write_text("raise ImportError('shadowed')\n")
     words = ["red", "green", "blue", "small", "large", "cat", "dog", "bird"]
     pairs = "".join(f"the {a} {b}\tdas {b} {a}\n" for a in words for b in words)
-    (folder / "pairs.tsv").write_text(pairs)
+    (folder / "pairs.tsv").write_text(f"source\ttarget\n{pairs}")
     files = [f"data.{split}={{pairs: pairs.tsv}}" for split in ("train", "validation", "test")]
     sent = ("submit", config, "--to", "ray", "--follow", "--working-dir", "code",
             "data.synthetic=null", *files)  # fmt: skip

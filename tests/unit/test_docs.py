@@ -147,3 +147,10 @@ def test_what_is_not_there_is_found(tmp_path: Path) -> None:
     assert len(found) == 2
     assert "--gone" in found[0]
     assert "invalid choice: 'gone'" in found[1]
+
+
+def test_decisions_are_called_by_their_numbers() -> None:
+    called = re.compile(r"\[decision\s+(\d+)\]\([^)]*?(\d{4})-[^)]*\)")
+    found = [(page.name, *pair) for page in PAGES for pair in called.findall(page.read_text())]
+    assert len(found) > 50
+    assert [one for one in found if int(one[1]) != int(one[2])] == []

@@ -11,23 +11,40 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
 import yaml
+from fsspec.implementations.memory import MemoryFileSystem
 
 from dist_embed.cli.main import main
 from dist_embed.config.load import config_from_dict, load_config
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
-from dist_embed.jobs.kubernetes import RAY_VERSION, job_name, manifest, submit, to_yaml
+from dist_embed.jobs.as_yaml import as_yaml
+from dist_embed.jobs.kubernetes import RAY_VERSION, job_name, manifest, submit
 from tests.unit.kuberay import complaints
 from tests.unit.small_corpus import Prepared
 
 ROOT = Path(__file__).parents[2]
 Object = dict[str, Any]
 Damage = Callable[[Object], Any]
+
+
+class _Store(MemoryFileSystem):
+    """Stands in for a store of objects, which pods reach too."""
+
+    protocol = "teststore"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("teststore://", "memory://")))
+
+
+fsspec.register_implementation("teststore", _Store)
 
 
 def config_of(
@@ -95,7 +112,7 @@ EVERY = {
 def test_kuberay_takes_it(uri: str, kubernetes: Object, cluster: Object) -> None:
     job = manifest(config_of(uri, kubernetes, **cluster))
     assert complaints(job) == []
-    assert yaml.safe_load(to_yaml(job)) == job
+    assert yaml.safe_load(as_yaml(job)) == job
 
 
 def rules(*conditions: Object, **others: Any) -> Damage:
@@ -168,8 +185,16 @@ def test_the_head_has_memory_and_cores_of_its_own() -> None:
     (container,) = at(job, "pod")["containers"]
     assert container["resources"] == {"requests": amounts, "limits": amounts}
     assert at(job, "head")["rayStartParams"]["num-cpus"] == "0"  # no worker comes there
-    text = yaml.safe_load(mounted_configuration(job))
-    assert text["data"]["num_processes"] == 5  # not the cores of its machine
+
+
+@pytest.mark.parametrize("given", [0, 7])
+def test_data_are_prepared_by_as_many_tasks_as_there_are_slots_unless_fewer_are_given(
+    given: int,
+) -> None:
+    # In a job RAY_ADDRESS is set, so these are tasks in the workers' pods, whatever the head has.
+    data = {"synthetic": {}, "num_processes": given}
+    text = yaml.safe_load(mounted_configuration(manifest(config_of(data=data))))
+    assert text["data"]["num_processes"] == given
 
 
 def test_a_range_of_workers_is_one_of_pods_which_come_as_there_is_room() -> None:
@@ -213,14 +238,13 @@ def test_a_pod_is_given_the_time_that_a_run_needs_to_save() -> None:
 def test_the_run_is_that_of_the_configuration_with_the_pods_cores(tmp_path: Path) -> None:
     uri = "s3://b/größer $(RAY_VERSION) $HOME `id` \\ 'x'"
     config = config_of(uri, {"cpus_per_worker": 3}, address="ray://elsewhere:1", launcher="local")
-    job = yaml.safe_load(to_yaml(manifest(config)))
+    job = yaml.safe_load(as_yaml(manifest(config)))
     path = tmp_path / "config.yaml"
     path.write_text(mounted_configuration(job))
     cluster = config.cluster.model_copy(
         update={"launcher": "ray", "address": None, "threads_per_worker": 3}
     )
-    data = config.data.model_copy(update={"num_processes": 2})
-    assert load_config(path) == config.model_copy(update={"cluster": cluster, "data": data})
+    assert load_config(path) == config.model_copy(update={"cluster": cluster})
 
 
 def test_the_entry_point_means_the_same_to_any_shell() -> None:
@@ -247,12 +271,12 @@ def test_memory_is_estimated_from_prepared_data_or_the_bound(prepared: Prepared)
         memory = at(manifest(config_of(memory_gib=None, **more)), "ray:resources:limits:memory")
         return int(memory.removesuffix("Mi")) / 1024
 
-    many = gib_of(data={"synthetic": {}, "uri": "memory://kube/none"})
-    files = fsspec.filesystem("memory")
+    many = gib_of(data={"synthetic": {}, "uri": "teststore://kube/none"})
+    files = fsspec.filesystem("teststore")
     files.put(prepared.uri, "/kube/data", recursive=True)
-    few = gib_of(data={"synthetic": {}, "uri": "memory://kube/data"})
+    few = gib_of(data={"synthetic": {}, "uri": "teststore://kube/data"})
     assert 2 < few < many < 4
-    assert few < gib_of(data={"synthetic": {}, "uri": "memory://kube/data"}, device="cuda")
+    assert few < gib_of(data={"synthetic": {}, "uri": "teststore://kube/data"}, device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -263,12 +287,14 @@ def test_memory_is_estimated_from_prepared_data_or_the_bound(prepared: Prepared)
          r"workers_per_pod: 3 is not allowed with cluster\.num_workers=4"),
         (lambda: config_of("/home/me/run"), r"run\.uri: '/home/me/run' is not allowed"),
         (lambda: config_of("file:///home/me/run"), r"run\.uri: 'file:///home/me/run' is not"),
+        (lambda: config_of("memory://run"), r"run\.uri: 'memory://run' is not allowed"),
+        (lambda: config_of(data={"synthetic": {}, "uri": "memory://d"}), r"data\.uri: 'memory://d"),
         (lambda: config_of("/mnt/dist_embed/run"), r"run\.uri: .* is not allowed"),
         (lambda: config_of("/mnt/x/../run", {"volume_claim": "c", "volume_path": "/mnt/x"}),
          r"run\.uri: .* is not allowed"),
         (lambda: config_of(data={"synthetic": {}, "uri": "/here"}), r"data\.uri: '/here' is not"),
         (lambda: config_of(data={"train": {"source": ["s3://b/a", "a.en"], "target": "s3://b/x"},
-                                 "uri": "memory://kube/none"}),
+                                 "uri": "teststore://kube/none"}),
          r"data\.train\.source: 'a\.en' is not allowed .* or prepare the data from here"),
         (lambda: config_of(data={"synthetic": {}, "uri": "none://a/b"}, memory_gib=None),
          r"data\.uri: what is prepared .*memory_gib nothing is asked of it"),
@@ -296,8 +322,8 @@ def test_paths_on_a_volume_and_corpora_of_prepared_data_are_taken(prepared: Prep
         assert {"name": "runs", "mountPath": "/mnt/x"} in pod["containers"][0]["volumeMounts"]
         claims = [volume.get("persistentVolumeClaim") for volume in pod["volumes"]]
         assert {"claimName": "runs"} in claims
-    fsspec.filesystem("memory").put(prepared.uri, "/kube/there", recursive=True)
-    manifest(config_of(data={"train": {"pairs": "a.tsv"}, "uri": "memory://kube/there"}))
+    fsspec.filesystem("teststore").put(prepared.uri, "/kube/there", recursive=True)
+    manifest(config_of(data={"train": {"pairs": "a.tsv"}, "uri": "teststore://kube/there"}))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -233,6 +234,36 @@ def test_letters_that_the_screen_lacks_are_replaced(encoding: str, shown: bytes)
         capture_output=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, shown), done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["config", "show", "CONFIG"],
+        ["submit", "CONFIG", "--dry-run", "--to", "slurm"],
+        ["submit", "CONFIG", "--dry-run", "--to", "ray"],
+        ["submit", "CONFIG", "--dry-run", "--to", "kubernetes"],
+        ["config", "schema"],
+        ["config", "reference"],
+        ["config", "reference", "--study"],
+    ],
+)
+def test_what_may_be_kept_as_a_file_has_its_letters_on_every_screen(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "{run: {uri: 's3://b/größe'}, data: {synthetic: {}}, train: {max_steps: 1}, cluster: "
+        "{submit: {kubernetes: {image: i, memory_gib: 1.0}}}}",
+        encoding="utf-8",
+    )
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main([str(config) if word == "CONFIG" else word for word in command]) == 0
+    text = written.getvalue().decode()
+    assert ("größe" if "CONFIG" in command else "\n") in text
+    if "reference" in command:
+        assert any(ord(letter) > 127 for letter in text)
 
 
 def test_a_translation_asks_for_its_streams(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from zipfile import ZipFile
 
 import pytest
 import yaml
@@ -22,8 +24,9 @@ from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.jobs.arrived import CONFIG, SENT_BY, config_of_job
+from dist_embed.jobs.as_yaml import as_yaml
 from dist_embed.jobs.ray_address import is_loopback, job_server, use_token
-from dist_embed.jobs.ray_request import local_paths, new_id, request
+from dist_embed.jobs.ray_request import check_corpora, local_paths, new_id, request
 
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN",
              "RAY_AUTH_TOKEN_PATH", CONFIG, SENT_BY)  # fmt: skip
@@ -69,7 +72,16 @@ FILES = {"train": {"source": ["a.en", "b.en"], "target": "/all/b.de"}}
     ("uri", "data", "complaint"),
     [
         ("runs/one", None, r"run\.uri: 'runs/one' is not allowed"),
+        ("file://runs/one", None, r"run\.uri: 'file://runs/one' is not allowed"),
+        ("memory://one", None, r"run\.uri: 'memory://one' is not allowed on a Ray cluster"),
+        ("/runs/one", {"synthetic": {}, "uri": "memory://d"}, r"data\.uri: 'memory://d' is not"),
         ("/runs/one", FILES, r"data\.train\.source: 'a\.en' is not allowed in a job"),
+        (
+            "/runs/one",
+            {"train": {"pairs": ["/all/a.tsv", "s3://b/c.tsv", "b.tsv"]}},
+            r"data\.train\.pairs: 'b\.tsv' is not allowed in a job",
+        ),
+        ("/runs/one", {"train": {"pairs": "memory://a.tsv"}}, r"pairs: 'memory://a\.tsv' is not"),
         ("/runs/one", {"train": {"pairs": "s3://b/" + "x" * 100_000}}, "at most 100,000"),
     ],
 )
@@ -85,9 +97,48 @@ def test_a_corpus_may_lie_in_the_folder_that_is_sent() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("uri", "is_sent"),
+    [
+        ("a.en", True), ("./x/../a.en", True), ("my/*.en", True), ("**/c.en", True),
+        ("file://a.en", True), ("/all/b.en", True), ("s3://b/b.en", True),
+        ("data/a.en", False), ("../a.en", False), ("b.en", False), ("*.de", False),
+        ("memory://a.en", False),
+    ],
+)  # fmt: skip
+def test_each_corpus_is_at_hand_or_sent(uri: str, is_sent: bool) -> None:
+    config = config_of(data={"train": {"pairs": ["a.en", uri]}})
+    if is_sent:
+        check_corpora(config, ["a.en", "my/b.en", "my/deep/c.en"])
+    else:
+        with pytest.raises(UserError, match=rf"pairs: '{re.escape(uri)}' is not allowed in a job"):
+            check_corpora(config, ["a.en", "my/b.en", "my/deep/c.en"])
+
+
 def test_paths_that_nodes_must_share_are_known() -> None:
-    config = config_of(data={**FILES, "uri": "s3://b/data"})
-    assert local_paths(config) == ["run.uri", "data.train.source", "data.train.target"]
+    config = config_of(data={"train": {"source": ["a.en", "s3://b/b.en"], "target": "/all/b.de"},
+                             "uri": "s3://b/data"})  # fmt: skip
+    assert local_paths(config) == ["run.uri", "data.train.target"]
+    values = config.model_dump()
+    pretrained = {"uri": "s3://b/v.npy", "format": "npy", "words": "file:///all/words"}
+    values["embedding"]["tables"]["source"] = {"pretrained": pretrained}
+    values["data"]["train"]["source"] = ["s3://b/b.en", "/all/a.en", "/all/c.en"]
+    assert local_paths(config_from_dict(values)) == [
+        "run.uri", "embedding.tables.source.pretrained.words", "data.train.source",
+        "data.train.target",
+    ]  # fmt: skip
+
+
+def test_a_store_without_a_client_here_may_have_one_there() -> None:
+    config = config_of("nowhere://b/one")
+    assert request(config, ships_folder=False)["metadata"]["run_uri"] == "nowhere://b/one"
+    assert local_paths(config) == []
+
+
+def test_what_is_kept_stands_whole_and_can_be_read() -> None:
+    twice = {"a": 1}
+    text = as_yaml({"first": twice, "second": twice, "lines": "größe\n$x\n"})
+    assert text == "first:\n  a: 1\nsecond:\n  a: 1\nlines: |\n  größe\n  $x\n"
 
 
 @pytest.mark.parametrize(
@@ -271,6 +322,7 @@ class JobServer(BaseHTTPRequestHandler):
 
     answers: ClassVar[dict[str, tuple[int, Any]]] = {}
     asked: ClassVar[list[str]] = []
+    tokens: ClassVar[list[str | None]] = []
 
     def answer(self) -> None:
         length = int(self.headers.get("Content-Length", 0))
@@ -280,6 +332,7 @@ class JobServer(BaseHTTPRequestHandler):
             length, self.path = 0, "/packages"
         key = f"{self.command} {self.path}"
         self.asked.append(f"{key} {self.rfile.read(length).decode()}".strip())
+        self.tokens.append(self.headers.get("Authorization"))
         status, body = self.answers.get(key, (404, f"{self.path} does not exist"))
         text = body if isinstance(body, str) else json.dumps(body)
         self.send_response(status)
@@ -298,7 +351,7 @@ def server() -> Iterator[str]:
     JobServer.answers = {
         "GET /api/version": (200, {"version": "4", "ray_version": "2.60.0", "ray_commit": "x"})
     }
-    JobServer.asked = []
+    JobServer.asked, JobServer.tokens = [], []
     with ThreadingHTTPServer(("127.0.0.1", 0), JobServer) as http:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{http.server_address[1]}"
@@ -384,7 +437,11 @@ def test_a_run_has_one_job(
     assert main(command) == 2
     assert "'/runs/one' is the run of job one-1, which has not ended" in capsys.readouterr().err
     assert main([*command, "run.uri=/runs/two"]) == 0
-    assert capsys.readouterr().out == (f"job one-2: /runs/two\ndashboard: {server}/#/jobs/one-2\n")
+    said = capsys.readouterr()
+    assert said.out == f"job one-2: /runs/two\ndashboard: {server}/#/jobs/one-2\n"
+    # Also by a loopback address, which may be the end of a tunnel.
+    shared = "run.uri, data.uri: taken as paths that all nodes of the cluster share"
+    assert said.err == f"dist-embed: {shared}\n"
     JobServer.answers["GET /api/jobs/"] = (200, [details("one-1", "STOPPED")])
     assert main(command) == 0
     sent = json.loads(JobServer.asked[-1].partition("/api/jobs/ ")[2])
@@ -401,6 +458,10 @@ def test_a_run_has_one_job(
         ({"GET /api/version": (200, "<html>")}, "is no job server of Ray"),
         ({"GET /api/version": (200, {})}, "is no job server of Ray"),
         ({"GET /api/jobs/": (200, [])}, "asks for no token, so whoever reaches it runs code there"),
+        (
+            {"GET /api/jobs/": (302, "")},
+            "is no job server of Ray that asks for a token: status 302",
+        ),
     ],
 )
 def test_a_server_that_cannot_be_used_is_told_in_a_line(
@@ -410,11 +471,15 @@ def test_a_server_that_cannot_be_used_is_told_in_a_line(
     monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
     # It is taken for another machine's.
     monkeypatch.setattr("dist_embed.jobs.ray_server.is_loopback", lambda url: False)
-    JobServer.answers |= answers
+    JobServer.answers |= {"GET /api/jobs/": (401, "Unauthorized"), **answers}
     assert call(server, "jobs") == 2
     said = capsys.readouterr().err
     assert complaint in said
     assert len(said.splitlines()) == 1
+    # It is judged before it is sent a token.
+    assert JobServer.asked[0] == "GET /api/jobs/"
+    assert JobServer.tokens[0] is None
+    assert ("GET /api/version" in JobServer.asked) == ("GET /api/version" in answers)
 
 
 def test_a_folder_is_sent_however_long_it_takes(
@@ -431,9 +496,55 @@ def test_a_folder_is_sent_however_long_it_takes(
         "POST /api/jobs/": (200, {"job_id": "one-2", "submission_id": "one-2"}),
     }
     to_ray = ["--to", "ray", f"cluster.submit.ray.address={server}"]
-    assert main(["submit", config_file, *to_ray, "--working-dir", str(folder)]) == 0
+    command = ["submit", config_file, *to_ray, "run.uri=s3://b/one", "--working-dir", str(folder)]
+    assert main(command) == 0
     said = capsys.readouterr()
     assert f"{folder}: 16.0 MiB packed" in said.out
     assert said.err == ""
     sent = json.loads(JobServer.asked[-1].partition("/api/jobs/ ")[2])
     assert sent["runtime_env"]["working_dir"].startswith("gcs://_ray_pkg_")
+
+
+def test_neither_a_token_nor_a_run_is_sent_and_each_corpus_is(
+    server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    sent: list[list[str]] = []
+
+    def keep(self: object, job: dict[str, Any]) -> str:
+        with ZipFile(job["runtime_env"]["working_dir"]) as archive:
+            sent.append(archive.namelist())
+        return "one-2"
+
+    monkeypatch.setattr("dist_embed.jobs.ray_server.RayServer.submit", keep)
+    for name in ("code/ray_token", "code/a.tsv", "code/data/b.tsv", "code/one/metrics.jsonl"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("t")
+    (tmp_path / "code" / "link").symlink_to("ray_token")
+    monkeypatch.chdir(tmp_path / "code")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "./ray_token")
+    Path("one.yaml").write_text(
+        f"{{run: {{uri: 'file://{tmp_path}/code/one'}}, train: {{max_steps: 1}}, "
+        "data: {train: {pairs: a.tsv}, validation: {pairs: a.tsv}}}"
+    )
+    command = ["submit", "one.yaml", "--to", "ray", f"cluster.submit.ray.address={server}"]
+    # From another name of the same folder.
+    assert main([*command, "--working-dir", "../code"]) == 0
+    assert sent == [["a.tsv", "one.yaml"]]
+    capsys.readouterr()
+    assert main([*command, "--working-dir", ".", "data.train.pairs=[a.tsv,data/b.tsv]"]) == 2
+    assert "data.train.pairs: 'data/b.tsv' is not allowed in a job" in capsys.readouterr().err
+    assert len(sent) == 1
+
+
+def test_a_run_without_a_newest_loss_has_a_status(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": null}\n{"step": 2, "bleu": 1.0}\n'
+    )
+    ours = {"dist_embed": "0.2.0", "run_uri": str(tmp_path)}
+    JobServer.answers["GET /api/jobs/one-1"] = (200, details("one-1", "RUNNING", metadata=ours))
+    assert call(server, "status", "one-1") == 0
+    assert capsys.readouterr().out.endswith("newest line: step 1, loss 2.5000\n")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dist_embed.cli.main import main
-from dist_embed.config.load import config_from_dict
+from dist_embed.config.load import config_from_dict, load_config
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.jobs.settings import TARGETS
@@ -100,9 +100,34 @@ def test_whatever_a_run_is_called_the_script_is_shell_and_holds_it(
     said = subprocess.run(["bash"], input=head, text=True, capture_output=True, check=True).stdout
     path = tmp_path / "config.yaml"
     path.write_text(said)
-    from dist_embed.config.load import load_config
+    # A core of each task.
+    assert load_config(path) == config_of(uri, threads_per_worker=1, launcher="local")
 
-    assert load_config(path) == config_of(uri, threads_per_worker=1)  # a core of each task
+
+_COMMANDS = {
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "scontrol": "echo here",
+    "squeue": "",
+    "dist-embed": 'echo "$1: ${RAY_ADDRESS-none}"; cat /dev/stdin >"$FOLDER/$1.yaml"',
+}
+
+
+def test_no_ray_of_the_sender_is_used(tmp_path: Path) -> None:
+    for name, body in _COMMANDS.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    ray = "ray://elsewhere:1"
+    done = subprocess.run(
+        ["bash"], input=script(config_of(launcher="ray", address=ray)), text=True,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "FOLDER": str(tmp_path), "RAY_ADDRESS": ray,
+             "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "here", "SLURM_PROCID": "0",
+             "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"},
+        capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert done.stdout == "prepare: none\ntrain: none\n"
+    for command in ("prepare", "train"):
+        cluster = load_config(tmp_path / f"{command}.yaml").cluster
+        assert (cluster.launcher, cluster.address) == ("local", None)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +135,7 @@ def test_whatever_a_run_is_called_the_script_is_shell_and_holds_it(
     [
         ("/runs/one", {"nodes": 3}, "slurm.nodes: 3 is not allowed with cluster.num_workers=4"),
         ("/runs/one\n#SBATCH --nodes=9", {}, "is not allowed under Slurm: in one line"),
+        ("memory://one", {}, "run.uri: 'memory://one' is not allowed under Slurm, whose tasks"),
         ("/runs/END_OF_CONFIGURATION", {}, "cannot be sent to Slurm"),
         ("/runs/one", {"hours": 0.1}, r"slurm.hours: 0\.1 is not allowed: .* at least 0\.14"),
     ],
