@@ -63,7 +63,10 @@ def write_out(content: bytes) -> None:
     if sys.stdout is None:
         return
     sys.stdout.flush()
-    sys.stdout.buffer.write(content)
+    if hasattr(sys.stdout, "buffer"):
+        sys.stdout.buffer.write(content)
+    else:  # a stream of a script's own
+        sys.stdout.write(content.decode("utf-8", "replace"))
     sys.stdout.flush()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dist_embed.observe.events import Reporter, Screen, duration, shown_by, silent_reporter
-from dist_embed.streams import say
+from dist_embed.streams import say, write_out
 
 
 def progress(step: int, **changes: Any) -> dict[str, Any]:
@@ -233,6 +233,13 @@ def test_a_stream_may_name_an_encoding_that_there_is_not() -> None:
     with shown_by(None, stream) as show:
         show({"kind": "line", "text": "hello"})
     assert stream.written == "hello\n"
+
+
+def test_bytes_go_to_a_stream_of_text_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr("sys.stdout", stream)
+    write_out("a \xe9\n".encode())
+    assert stream.getvalue() == "a \xe9\n"
 
 
 def test_a_line_on_standard_error_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
