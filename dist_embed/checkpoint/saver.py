@@ -37,16 +37,16 @@ from dist_embed.parallel.collectives import (
 )
 from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
+from dist_embed.parallel.peers import peers_end_with_this_worker
 from dist_embed.parallel.stop import stop_requested
-from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.storage.objects import ObjectStore
 
 # While workers wait for a save they meet as often, so that none waits in an exchange for as long as
 # another one writes or prunes.
 MEETING_SECONDS = 0.5
-# Without any news for so long worker 0 gives up waiting for the others, where the run ends by an
-# error: a worker that was killed says nothing. Longer where there is more time to drain: it must be
-# enough for a chunk.
+# Without any news for so long worker 0 gives up waiting for the others, and they for worker 0,
+# where the run ends by an error: a worker that was killed says nothing. Longer where there is more
+# time to drain: it must be enough for a chunk.
 QUIET_SECONDS = 10.0
 # What a thread that is given up has to come to its end, between two calls of the group's store.
 GIVE_UP_SECONDS = 1.0
@@ -218,10 +218,10 @@ class Saver:
 
         One that `wait` has waited for in vain has had its time. Not collective.
 
-        Under torchrun, or as a task of Slurm, the others wait for worker 0 too, who publishes: the
-        first that ends with an error has all killed after 30 s, if the user has said nothing else
-        (torch 2.13, elastic/multiprocessing/api.py:_close; Slurm 22.05, ``--kill-on-bad-exit`` and
-        KillWait).
+        But under the local launcher the others wait for worker 0 too, who publishes: the first that
+        ends with an error has all killed, by torchrun and Slurm after 30 s, if the user has said
+        nothing else (torch 2.13, elastic/multiprocessing/api.py:_close; Slurm 22.05,
+        ``--kill-on-bad-exit`` and KillWait), by Ray Train within seconds (2.60).
         """
         save = self._under_way
         if save is None or save.thread is None:
@@ -232,7 +232,7 @@ class Saver:
         try:
             if not save.overdue:
                 save.thread.join(self._settings.drain_seconds)
-                if save.has_ended and save.error is None and under_torchrun():
+                if save.has_ended and save.error is None and peers_end_with_this_worker():
                     others = threading.Thread(target=self._wait_for_first, daemon=True)
                     others.start()
                     others.join(max(0.0, until - time.monotonic()))
@@ -245,12 +245,16 @@ class Saver:
                 if thread is not None:
                     thread.join(GIVE_UP_SECONDS)
 
+    @property
+    def _quiet_seconds(self) -> float:
+        return max(QUIET_SECONDS, self._settings.drain_seconds / 2)
+
     def _wait_for_first(self) -> None:
         """Where this is not worker 0, wait until that has ended its part in the save."""
         if self._parts is not None and not self._group.is_first:
             # The store ends with worker 0, if it is hosted there.
             with suppress(RuntimeError, CheckpointError):
-                self._parts.wait_until_over(QUIET_SECONDS)
+                self._parts.wait_until_over(self._quiet_seconds)
 
     def conclude(self) -> None:
         """Take in the save under way, which has ended on every worker. Raises as `save` does.
@@ -356,7 +360,7 @@ class Saver:
             return indexes
         return parts.collect(
             self._settings.timeout_seconds,
-            max(QUIET_SECONDS, self._settings.drain_seconds / 2),
+            self._quiet_seconds,
             hurried=save.hurried,
         )
 

@@ -23,6 +23,7 @@ from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
 from dist_embed.parallel.main_module import without_main_module
 from dist_embed.parallel.parent import end_with_parent
+from dist_embed.parallel.peers import peers_have_time
 from dist_embed.parallel.rendezvous import LOOPBACK, hosted_store
 from dist_embed.parallel.stop import (
     deaf_children,
@@ -169,6 +170,7 @@ def _child(
         MASTER_ADDR=LOOPBACK,
         MASTER_PORT=str(store_port),
         TORCHELASTIC_USE_AGENT_STORE="True",  # the launcher hosts the store
+        **peers_have_time(),
     )
     try:
         value = target(*args, events.put)

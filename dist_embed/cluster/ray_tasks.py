@@ -7,16 +7,20 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from dist_embed.data.executor import Arguments, in_order
-from dist_embed.errors import RunFailed, StorageError, UserError
+from dist_embed.errors import RunFailed, UserError
 from dist_embed.storage import uri as storage
+
+if TYPE_CHECKING:
+    from dist_embed.cluster.ray_node import Node
 
 Result = TypeVar("Result")
 
@@ -25,6 +29,8 @@ RETRIES = 3
 # Their blocks of text wait in the memory of the node that reads the corpus, some 15 MB each. It
 # reads as fast as about twenty tasks encode.
 MOST_AT_ONCE = 64
+# Between looks whether the node lives, while a task is waited for.
+LOOK_SECONDS = 1.0
 
 
 @contextmanager
@@ -41,16 +47,17 @@ def ray_tasks(
 
     Raises:
         UserError: nothing answers at the address; on use, a node does not see the folder.
-        RunFailed: on use, a task was lost too often, or did not end in time.
+        RunFailed: on use, a task was lost too often, or did not end in time; NodeLost: the node of
+            this process has ended.
     """
     # Imports PyTorch, which tasks, in whose processes this module is imported too, do not need.
     from dist_embed.cluster.ray_train import connected
 
     scratch_uri = storage.join(folder_uri, "scratch")
-    with connected(address, 1):
+    with connected(address, 1) as node:
         storage.write_text(storage.join(scratch_uri, _MARK), "seen by all nodes\n")
         try:
-            yield RayTasks(scratch_uri, num_tasks, timeout_seconds)
+            yield RayTasks(scratch_uri, node, num_tasks, timeout_seconds)
         finally:
             _remove(scratch_uri)
 
@@ -58,8 +65,10 @@ def ray_tasks(
 class RayTasks:
     """An `Executor`; see `ray_tasks`."""
 
-    def __init__(self, scratch_uri: str, num_tasks: int, timeout_seconds: float) -> None:
-        self._scratch_uri, self._num_tasks = scratch_uri, num_tasks
+    def __init__(
+        self, scratch_uri: str, node: Node, num_tasks: int, timeout_seconds: float
+    ) -> None:
+        self._scratch_uri, self._node, self._num_tasks = scratch_uri, node, num_tasks
         self._timeout_seconds = timeout_seconds
 
     @contextmanager
@@ -67,8 +76,9 @@ class RayTasks:
         self, initializer: Callable[..., None] | None = None, arguments: Arguments = ()
     ) -> Iterator[TaskPool]:
         """See `Executor`. An error or a signal ends the tasks that are under way."""
+        self._node.check()
         setup = _Setup(secrets.token_hex(8), self._scratch_uri, [ray.put((initializer, arguments))])
-        pool = TaskPool(setup, self._num_tasks, self._timeout_seconds)
+        pool = TaskPool(setup, self._node, self._num_tasks, self._timeout_seconds)
         try:
             yield pool
         except BaseException:
@@ -88,10 +98,15 @@ class RayTasks:
 
 
 class TaskPool:
-    """A `Pool` of tasks."""
+    """A `Pool` of tasks.
 
-    def __init__(self, setup: _Setup, num_tasks: int, timeout_seconds: float) -> None:
-        self._setup, self._num_tasks, self._timeout_seconds = setup, num_tasks, timeout_seconds
+    Ray is called while the node of this process lives alone: afterwards Ray would end the process
+    before it has told why, see `NodeLost`.
+    """
+
+    def __init__(self, setup: _Setup, node: Node, num_tasks: int, timeout_seconds: float) -> None:
+        self._setup, self._node, self._num_tasks = setup, node, num_tasks
+        self._timeout_seconds = timeout_seconds
         self._under_way: set[Any] = set()
 
     def map(
@@ -100,6 +115,7 @@ class TaskPool:
         """See `Pool`; raises as `ray_tasks` says, too."""
 
         def begin(args: Arguments) -> Any:
+            self._node.check()
             task = _task.remote(function, self._setup, args)
             self._under_way.add(task)
             return task
@@ -107,17 +123,22 @@ class TaskPool:
         return in_order(arguments, begin, self._result, self._at_once)
 
     def _at_once(self) -> int:
+        self._node.check()
         # Asked for again each time: nodes come and go.
         slots = self._num_tasks or int(ray.cluster_resources().get("CPU", 0))
         return min(slots, MOST_AT_ONCE)
 
     def _result(self, task: Any) -> Any:
-        if not ray.wait([task], timeout=self._timeout_seconds)[0]:
-            raise RunFailed(
-                f"a task that prepares data has not ended within {self._timeout_seconds:.0f} s "
-                "(cluster.timeout_seconds): the Ray cluster had no CPU slot free, or too little "
-                "memory for it"
-            )
+        give_up_at = time.monotonic() + self._timeout_seconds
+        self._node.check()
+        while not ray.wait([task], timeout=min(LOOK_SECONDS, self._timeout_seconds))[0]:
+            self._node.check()
+            if time.monotonic() > give_up_at:
+                raise RunFailed(
+                    f"a task that prepares data has not ended within {self._timeout_seconds:.0f} s "
+                    "(cluster.timeout_seconds): the Ray cluster had no CPU slot free, or too "
+                    "little memory for it"
+                )
         self._under_way.discard(task)
         try:
             return ray.get(task)
@@ -130,8 +151,10 @@ class TaskPool:
             ) from exc
 
     def cancel(self) -> None:
-        """End the tasks that are under way."""
+        """End the tasks that are under way; those of a node that has ended, Ray ends."""
         for task in self._under_way:
+            if not self._node.lives():
+                return
             with suppress(RayError):
                 ray.cancel(task, force=True)
 
@@ -174,5 +197,7 @@ def _begin(setup: _Setup) -> None:
 
 
 def _remove(folder: str) -> None:
-    with suppress(OSError, StorageError):  # the next preparation removes what is left
+    # What is done counts, or an error before; the next preparation removes what is left. Clients of
+    # stores have errors of their own kinds.
+    with suppress(Exception):
         storage.remove(folder)

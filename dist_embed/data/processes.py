@@ -22,6 +22,11 @@ from dist_embed.parallel.stop import deaf_children, hear_sigterm
 
 Result = TypeVar("Result")
 
+
+class ProcessEnded(UserError):
+    """A process that prepares data was ended from outside."""
+
+
 # Between looks whether all processes live. A pool that hears of an end by itself does so sooner.
 LOOK_SECONDS = 5.0
 
@@ -49,7 +54,7 @@ class Processes:
         """Like Executor.map, but with at most one block more than processes under way.
 
         ``function`` is importable: the processes do not import this one's main module.
-        Raises what the function raises, and UserError where a process was ended from outside.
+        Raises what the function raises, and ProcessEnded where a process was ended from outside.
         """
 
         def begin(args: Arguments) -> Future[Result]:
@@ -61,7 +66,7 @@ class Processes:
         try:
             yield from in_order(arguments, begin, self._result, lambda: self.number)
         except BrokenProcessPool as exc:
-            raise UserError(
+            raise ProcessEnded(
                 f"one of {self.number} processes that prepare data was ended from outside, often "
                 "for lack of memory; set data.num_processes to fewer"
             ) from exc

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, get_args
@@ -120,6 +120,7 @@ def _joined(device_type: DeviceChoice, timeout_seconds: float, *, alone: bool) -
         device=device,
         process_group=pg,
     )
+    ended_well = False
     try:
         yield group
         # A DistributedDataParallel may outlive this block. If it held the last reference, it would
@@ -127,7 +128,19 @@ def _joined(device_type: DeviceChoice, timeout_seconds: float, *, alone: bool) -
         # go of their last tensors: a deadlock (pytorch/pytorch, issue 56297). After a failure
         # peers are to notice that this worker's connections close.
         _last_joined[:] = [pg]
+        ended_well = True
     finally:
         group._left.set()
         if owned:
-            dist.destroy_process_group()
+            _end_group(device, by_an_error=not ended_well)
+
+
+def _end_group(device: torch.device, *, by_an_error: bool) -> None:
+    if by_an_error and device.type == "cuda":
+        # NCCL's usual end waits for exchanges that peers take part in no more, until their limit,
+        # and the error would be told only then (torch 2.13, ProcessGroupNCCL.cpp: shutdown). torch
+        # has no public call that ends all groups so. That error counts, not one of this end.
+        with suppress(RuntimeError):
+            dist.distributed_c10d._abort_process_group()
+    else:
+        dist.destroy_process_group()

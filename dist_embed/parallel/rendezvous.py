@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 LOOPBACK = "127.0.0.1"
@@ -39,7 +40,8 @@ def gloo_listening(*, alone: bool) -> Iterator[None]:
     ProcessGroupGloo.cpp: createDefaultDevice). For workers of one machine that is often one which
     other machines reach; for those of several it is loopback on Debian, which no peer reaches. Here
     it is loopback for workers of one machine, and else the interface by which MASTER_ADDR is
-    reached. What the user has set (GLOO_SOCKET_IFNAME) stands.
+    reached. What the user has set (GLOO_SOCKET_IFNAME) stands; and all is left as it is where
+    somebody else has made the group, or no launcher has said how many workers there are.
 
     Args:
         alone: without peers, whatever the environment says.
@@ -55,9 +57,13 @@ def gloo_listening(*, alone: bool) -> Iterator[None]:
 
 
 def _interface(alone: bool) -> str | None:
+    if alone:
+        return interface_of(LOOPBACK)
     workers, here = os.environ.get("WORLD_SIZE"), os.environ.get("LOCAL_WORLD_SIZE")
+    if workers is None or dist.is_initialized():
+        return None
     host = os.environ.get("MASTER_ADDR", "localhost")
-    if alone or workers == here or host == "localhost" or _is_loopback(host):
+    if workers == here or host == "localhost" or _is_loopback(host):
         return interface_of(LOOPBACK)
     return interface_towards(host)
 

@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 from tensorboardX import SummaryWriter
 
-from dist_embed.errors import StorageError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
 
@@ -91,7 +90,7 @@ class MetricsLog:
         self._tensorboard.close()
         self._file.close()
         # An error that ends the run is told, not that of the store that it may have come from.
-        with suppress(StorageError, OSError) if exc else nullcontext():
+        with suppress(Exception) if exc else nullcontext():
             self.flush()
         if self._staging is not None:
             self._staging.close()

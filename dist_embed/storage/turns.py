@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dist_embed.errors import StorageError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.storage.retry import RETRY_SECONDS
@@ -124,8 +123,9 @@ def _object_held(
         beat = 0
         while not ended.wait(RENEW_SECONDS):
             beat += 1
-            # A store that fails may be heard again before the others take over.
-            with suppress(OSError, StorageError):
+            # A store that fails may be heard again before the others take over. Its client has
+            # errors of its own kinds.
+            with suppress(Exception):
                 if _owner(_content(uri)) != owner:
                     return
                 storage.write_text(uri, f"{owner} {beat}\n")
@@ -137,7 +137,7 @@ def _object_held(
     finally:
         ended.set()
         thread.join(3 * RETRY_SECONDS)  # what it writes now would come back after it was removed
-        with suppress(OSError, StorageError):  # it is stale soon, and the block's error counts
+        with suppress(Exception):  # it is stale soon, and the block's error counts
             if _owner(_content(uri)) == owner:
                 storage.remove(uri)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -9,8 +10,9 @@ from types import TracebackType
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from dist_embed.checkpoint.save_under_way import one_line
 from dist_embed.observe.phases import Phases
-from dist_embed.parallel.errors import all_or_none
+from dist_embed.parallel.collectives import gather_texts
 from dist_embed.parallel.group import Group
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
@@ -22,6 +24,7 @@ class StepTraces:
     """Records the steps ``first`` to ``last``, or those of them that this attempt at a run makes.
 
     As a context manager: at its end what is recorded by then is written, after an error nothing.
+    Traces that cannot be written are told, and training goes on.
     What a worker does there is collective.
 
     Args:
@@ -63,11 +66,23 @@ class StepTraces:
         if profiler is None:
             return
         name = f"worker-{self._group.rank}.json.gz"
-        with all_or_none(self._group), temporary_folder("dist_embed-profile-") as folder:
-            profiler.stop()
-            trace = Path(folder) / name
-            profiler.export_chrome_trace(str(trace))
-            storage.write_bytes(storage.join(self._folder, name), trace.read_bytes())
+        error = ""
+        try:
+            with temporary_folder("dist_embed-profile-") as folder:
+                profiler.stop()
+                trace = Path(folder) / name
+                profiler.export_chrome_trace(str(trace))
+                storage.write_bytes(storage.join(self._folder, name), trace.read_bytes())
+        except Exception as exc:  # training is worth more
+            logging.getLogger(__name__).error("%s not written", name, exc_info=exc)
+            error = one_line(exc)
+        told = gather_texts(error, self._group)
+        if failed := [rank for rank, text in enumerate(told) if text]:
+            self._say(
+                f"steps {self._begun} to {self._done} recorded, but the traces of {len(failed)} "
+                f"workers could not be written; worker {failed[0]}: {told[failed[0]]}"
+            )
+            return
         self._say(
             f"steps {self._begun} to {self._done} recorded, for ui.perfetto.dev: "
             f"{storage.join(self._folder, 'worker-0.json.gz')}, and so for every worker"

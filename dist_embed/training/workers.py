@@ -61,7 +61,11 @@ def _key(phase: str) -> str:
 
 
 def spent_by_workers(spent: Spent, group: Group) -> WorkersSpent:
-    """Bring together what each has spent: one exchange of a few numbers. Collective."""
+    """Bring together what each has spent: one exchange of a few numbers.
+
+    It is read at once, so a GPU comes to the end of its queue here, once a log line: the lines of a
+    step are about that step. Collective.
+    """
     numbers = [
         *(spent.phases[name] for name in PHASES),
         spent.own_seconds, spent.rows_requested, peak_memory_bytes(group.device),

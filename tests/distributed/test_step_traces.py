@@ -84,3 +84,13 @@ def test_of_a_run_at_a_url_too(workers: WorkerPool, values: Values) -> None:
     ((said, trace),) = workers.run(1, trained, at_a_url, (1, 1), 2)
     assert said[0].startswith("steps 1 to 1 recorded")
     assert steps_in(trace)[0] == 1
+
+
+def test_traces_that_cannot_be_written_do_not_end_training(
+    workers: WorkerPool, values: Values, tmp_path: Path
+) -> None:
+    (tmp_path / "profile").write_text("a file where a folder is to be")
+    said = workers.run(2, trained, values, (2, 3), 4)
+    (line,) = said[0][0]
+    assert "steps 2 to 3 recorded, but the traces of 2 workers could not be written" in line
+    assert str(tmp_path) in line

@@ -14,6 +14,7 @@ from dist_embed.config.schema import Config
 from dist_embed.data import encoding
 from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
+from dist_embed.data.processes import ProcessEnded
 from dist_embed.errors import RunFailed, StoreUnavailable
 from dist_embed.storage import uri as storage
 from tests.unit.small_corpus import one_is_this_process
@@ -106,7 +107,9 @@ def test_what_was_finished_is_not_made_again(
     assert len(storage.names_in(data_uri)) == 2  # the data, and what names them
 
 
-@pytest.mark.parametrize("how", [KeyboardInterrupt(), RunFailed("lost"), StoreUnavailable("503")])
+@pytest.mark.parametrize(
+    "how", [KeyboardInterrupt(), RunFailed("lost"), StoreUnavailable("503"), ProcessEnded("killed")]
+)
 def test_an_end_that_may_pass_leaves_what_is_finished(
     data_uri: str, text: Path, how: BaseException
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dist_embed.checkpoint.of_tables import Checkpoints
 from dist_embed.embedding.sharded_tables import ShardedTables
@@ -16,6 +17,7 @@ from dist_embed.embedding.table import Table
 from dist_embed.errors import UserError
 from dist_embed.model.output_layer import ExactSoftmax, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
+from dist_embed.parallel import group as group_module
 from dist_embed.parallel.group import joined_group, lone_group
 
 
@@ -33,6 +35,31 @@ def test_what_cannot_be_is_refused_before_the_group_is_made(
     with pytest.raises(UserError, match=expected), joined(**wrong):
         raise AssertionError("it was made")
     assert not torch.distributed.is_initialized()
+
+
+def test_at_an_error_exchanges_of_gpus_are_broken_off_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    called: list[str] = []
+    init, destroy = dist.init_process_group, dist.destroy_process_group
+    monkeypatch.setattr(group_module, "resolve_device", lambda *args, **more: "cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **more: init("gloo", **more))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: called.append("end"))
+    monkeypatch.setattr(
+        dist.distributed_c10d, "_abort_process_group", lambda: called.append("broken off")
+    )
+    try:
+        with lone_group("cuda"):
+            pass
+        assert called == ["end"]
+        destroy()
+        with pytest.raises(KeyError), lone_group("cuda"):
+            raise KeyError
+        assert called == ["end", "broken off"]
+    finally:
+        destroy()
 
 
 def test_what_belongs_to_a_group_is_used_inside_its_block(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ import psutil
 import pytest
 
 from dist_embed.data import processes as module
-from dist_embed.data.processes import Processes, processes
-from dist_embed.errors import UserError
+from dist_embed.data.processes import ProcessEnded, Processes, processes
 
 KILLED = r"one of \d process.* set data\.num_processes"
 # A pipe holds far less.
@@ -32,7 +31,7 @@ def end_by_signal(number: int) -> int:
 def test_a_process_that_is_killed_is_told_as_such() -> None:
     with (
         processes(2) as pool,
-        pytest.raises(UserError, match=KILLED),
+        pytest.raises(ProcessEnded, match=KILLED),
     ):
         list(pool.map(end_by_signal, ((number,) for number in range(100))))
 
@@ -54,7 +53,7 @@ def test_a_process_that_is_killed_between_two_blocks_is_told_as_such() -> None:
         time.sleep(0.3)
         yield (b"",)
 
-    with pytest.raises(UserError, match=KILLED), processes(2) as pool:
+    with pytest.raises(ProcessEnded, match=KILLED), processes(2) as pool:
         seen.extend(pool.map(blocked_signals, blocks()))
     assert seen[0] == {signal.SIGINT, signal.SIGHUP}
 
@@ -73,7 +72,7 @@ def test_a_process_that_is_killed_while_it_sends_is_told_as_such(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.2)
-    with pytest.raises(UserError, match=KILLED), processes(1) as pool:
+    with pytest.raises(ProcessEnded, match=KILLED), processes(1) as pool:
         list(pool.map(end_within_the_result, [(b"",)]))
 
 

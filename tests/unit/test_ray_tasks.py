@@ -14,10 +14,25 @@ import pytest
 from ray.exceptions import RayTaskError, WorkerCrashedError
 
 from dist_embed.cluster import ray_tasks as module
+from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.cluster.ray_tasks import MOST_AT_ONCE, RayTasks
 from dist_embed.data.corpus import CorpusError
 from dist_embed.data.executor import in_order
 from dist_embed.errors import RunFailed, UserError
+
+
+class LivingNode:
+    """A node that lives."""
+
+    def lives(self) -> bool:
+        return True
+
+    def check(self) -> None:
+        if not self.lives():
+            raise NodeLost
+
+
+NODE: Any = LivingNode()
 
 
 class FakeRay:
@@ -26,6 +41,7 @@ class FakeRay:
     def __init__(self, slots: int) -> None:
         self.slots, self.under_way, self.most = slots, 0, 0
         self.ready = True
+        self.now = 0.0
         self.cancelled: list[Any] = []
 
     def put(self, value: object) -> object:
@@ -37,6 +53,7 @@ class FakeRay:
         return lambda: function(*args)
 
     def wait(self, tasks: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        self.now += 0 if self.ready else timeout
         return (tasks, []) if self.ready else ([], tasks)
 
     def get(self, task: Any) -> Any:
@@ -55,6 +72,7 @@ class FakeRay:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     fake = FakeRay(slots=3)
     monkeypatch.setattr(module, "ray", fake)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: fake.now))
     monkeypatch.setattr(module, "_task", SimpleNamespace(remote=fake.begin))
     return fake
 
@@ -78,14 +96,14 @@ def test_results_come_in_order_and_few_tasks_are_under_way() -> None:
 )
 def test_few_tasks_are_under_way(fake: FakeRay, slots: int, num_tasks: int, most: int) -> None:
     fake.slots = slots
-    with RayTasks("memory://nowhere", num_tasks, 9.0).pool() as pool:
+    with RayTasks("memory://nowhere", NODE, num_tasks, 9.0).pool() as pool:
         assert list(pool.map(abs, numbers(200))) == list(range(200))
     assert fake.most == most
     assert fake.cancelled == []
 
 
 def test_a_cluster_that_grows_gets_more_to_do(fake: FakeRay) -> None:
-    with RayTasks("memory://nowhere", 0, 9.0).pool() as pool:
+    with RayTasks("memory://nowhere", NODE, 0, 9.0).pool() as pool:
         results = pool.map(abs, numbers(50))
         next(results)
         fake.slots = 7
@@ -111,7 +129,7 @@ def test_what_a_task_raises_is_told_in_one_line_and_ends_the_others(
 ) -> None:
     with (
         pytest.raises(kind) as raised,
-        RayTasks("memory://nowhere", 0, 9.0).pool() as pool,
+        RayTasks("memory://nowhere", NODE, 0, 9.0).pool() as pool,
     ):
         list(pool.map(function, [()] * 9))
     assert type(raised.value) is kind
@@ -123,10 +141,31 @@ def test_no_task_is_waited_for_for_ever(fake: FakeRay) -> None:
     fake.ready = False
     with (
         pytest.raises(RunFailed, match=r"not ended within 9 s \(cluster\.timeout_seconds\)"),
-        RayTasks("memory://nowhere", 0, 9.0).pool() as pool,
+        RayTasks("memory://nowhere", NODE, 0, 9.0).pool() as pool,
     ):
         list(pool.map(abs, numbers(3)))
     assert len(fake.cancelled) == 3
+
+
+def test_a_node_that_ends_is_told_soon_and_ray_is_asked_nothing_more(
+    fake: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would end this process before it has told why."""
+
+    class EndingNode(LivingNode):
+        def lives(self) -> bool:
+            return fake.now < 3
+
+    node: Any = EndingNode()
+    fake.ready = False
+    tasks = RayTasks("memory://nowhere", node, 0, 600.0)
+    with pytest.raises(NodeLost), tasks.pool() as pool:
+        list(pool.map(abs, numbers(9)))
+    assert 3 <= fake.now < 6
+    assert fake.cancelled == []
+    monkeypatch.delattr(FakeRay, "put")
+    with pytest.raises(NodeLost), tasks.pool():
+        pass
 
 
 def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
@@ -137,10 +176,26 @@ def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
 
 
 def test_what_hands_over_lies_in_a_folder_that_goes(tmp_path: Path) -> None:
-    with RayTasks(str(tmp_path), 0, 9.0).scratch("words-", "words are counted") as folder:
+    with RayTasks(str(tmp_path), NODE, 0, 9.0).scratch("words-", "words are counted") as folder:
         Path(folder, "spill-0").write_text("words")
         assert Path(folder).parent == tmp_path
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_removed_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ClientError(Exception):
+        """As a store's client has it."""
+
+    def remove(uri: str) -> None:
+        raise ClientError(uri)
+
+    monkeypatch.setattr(module.storage, "remove", remove)
+    done = []
+    with RayTasks(str(tmp_path), NODE, 0, 9.0).scratch("words-", "words are counted") as folder:
+        done.append(folder)
+    assert done
 
 
 def test_tasks_import_no_pytorch() -> None:

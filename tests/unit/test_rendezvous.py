@@ -93,6 +93,8 @@ def test_interfaces_are_known_by_their_first_address() -> None:
         # Of an address that is no interface's first one likewise.
         ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "first"},
          {"first": "10.0.0.6"}, None),
+        # Nobody has said how many workers there are.
+        ({"MASTER_ADDR": "127.0.0.1"}, {}, None),
         # What the user says stands.
         ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", IF_NAME: "mine"}, {}, "mine"),
     ],
@@ -112,6 +114,19 @@ def test_gloo_listens_where_the_peers_are(
     with gloo_listening(alone=False):
         assert os.environ.get(IF_NAME) == chosen
     assert os.environ.get(IF_NAME) == environment.get(IF_NAME)
+
+
+def test_for_a_group_that_somebody_else_has_made_nothing_is_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "1")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with joined_group("cpu"):
+            assert IF_NAME not in os.environ
+    finally:
+        dist.destroy_process_group()
 
 
 def test_where_nothing_leads_outside_the_only_other_interface_is_meant(
