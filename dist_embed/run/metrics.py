@@ -29,9 +29,10 @@ class MetricsLog:
     Args:
         run_uri: the run's folder or URL.
         after_step: lines of later steps are dropped: the run resumes there and repeats them.
+        evaluates_again: what was found of the model of that step likewise.
     """
 
-    def __init__(self, run_uri: str, after_step: int) -> None:
+    def __init__(self, run_uri: str, after_step: int, *, evaluates_again: bool = False) -> None:
         self._run_uri = run_uri
         self._staging: ExitStack | None = None
         if storage.is_local(run_uri):
@@ -41,7 +42,12 @@ class MetricsLog:
             self._staging = ExitStack()
             folder = self._staging.enter_context(temporary_folder("dist_embed-metrics-"))
             self._folder = Path(folder)
-        kept = [json.dumps(line) for line in read_metrics(run_uri) if line["step"] <= after_step]
+        kept = [
+            json.dumps(line)
+            for line in read_metrics(run_uri)
+            if line["step"] < after_step
+            or (line["step"] == after_step and not (evaluates_again and _is_of_model(line)))
+        ]
         path = self._folder / METRICS_NAME
         storage.write_text(str(path), "".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
@@ -94,6 +100,11 @@ class MetricsLog:
             self.flush()
         if self._staging is not None:
             self._staging.close()
+
+
+def _is_of_model(line: dict[str, Any]) -> bool:
+    """Whether a line is of a validation or translation."""
+    return any(name.startswith("validation_") for name in line)
 
 
 def read_metrics(run_uri: str) -> list[dict[str, Any]]:

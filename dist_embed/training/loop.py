@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.settings import CheckpointSection
@@ -40,6 +41,11 @@ class Hooks:
     translate: Callable[[], Quality] | None
     before_save: Callable[[], None] = lambda: None
     traces: StepTraces | None = None
+
+
+# Among a checkpoint's scalars: what was due after its step was left out, as the run was to stop.
+LEFT_OUT = "evaluation_left_out"
+_Due: TypeAlias = tuple[Callable[[], float] | None, Callable[[], Quality] | None]
 
 
 @dataclass
@@ -77,7 +83,8 @@ def train_loop(
     """Train from ``state`` to ``settings.max_steps``, or until any worker is asked to stop.
 
     Asked to stop, it leaves out what is to be validated or translated after the step, but after the
-    last. The last checkpoint is written when this returns. Which steps others are of: see `Saves`.
+    last; a run that goes on there makes up for it before it steps. The last checkpoint is written
+    when this returns. Which steps others are of: see `Saves`.
     ``metrics`` is given on worker 0 alone; ``best_loss``: see `Saves`.
     Returns whether the run was stopped early. Collective.
 
@@ -99,6 +106,9 @@ def train_loop(
     stopped = False
     following: StepBatches | None = None
     try:
+        # Of no checkpoint: that of this step says nothing of it, and is not written again.
+        if LEFT_OUT in state.scalars and not saves.between_steps():
+            _evaluate(state, _due(state.step, hooks, settings), saver, reporter, metrics)
         while state.step < settings.max_steps:
             if hooks.traces:
                 hooks.traces.before(state.step + 1, phases)
@@ -124,30 +134,25 @@ def train_loop(
             if hooks.traces:
                 hooks.traces.after(state.step)
             state.scalars["position"] = work.after.to_dict()
-            state.scalars.pop(METRIC, None)  # a checkpoint carries its own step's, or none
+            for name in (METRIC, LEFT_OUT):  # a checkpoint carries its own step's, or none
+                state.scalars.pop(name, None)
             skipped_in_a_row = _note_skip(state, result, skipped_in_a_row, settings, reporter)
             last = state.step == settings.max_steps
-            evaluating = last or state.step % settings.evaluate_every == 0
-            validate = hooks.validate if evaluating else None
+            validate, translate = due = _due(state.step, hooks, settings)
             if last or validate or state.step % settings.log_every == 0:
                 spent = spent_by_workers(phases.take(), group)
                 _log(state, result, window, spent, settings, reporter, metrics)
                 for line in stragglers.lines(spent):
                     reporter.line(line)
                 window = _Window()
-            due = settings.translate_every and (last or state.step % settings.translate_every == 0)
-            translate = hooks.translate if due else None
             # Either may take longer than a run that is asked to stop has left. A run that is
             # complete has its figures all the same.
             if (validate or translate) and not last and (stopped := saves.between_steps()):
+                state.scalars[LEFT_OUT] = True
                 break
-            at(None)  # either may take long
+            _evaluate(state, due, saver, reporter, metrics)
             if validate:
-                loss = validate()
-                _validate(state, loss, saver, reporter, metrics)
-                saves.note_validation(loss)
-            if translate:
-                _report_quality(state, translate(), reporter, metrics)
+                saves.note_validation(state.scalars[METRIC])
             saves.note_step()
             if last:
                 saves.save()
@@ -163,6 +168,34 @@ def train_loop(
         saver.close()
         steps.close()
     return stopped
+
+
+def _due(step: int, hooks: Hooks, settings: TrainSection) -> _Due:
+    last = step >= settings.max_steps
+
+    def is_due(every: int) -> bool:
+        return every > 0 and (last or step % every == 0)
+
+    return (
+        hooks.validate if is_due(settings.evaluate_every) else None,
+        hooks.translate if is_due(settings.translate_every) else None,
+    )
+
+
+def _evaluate(
+    state: TrainingState,
+    due: _Due,
+    saver: Saver,
+    reporter: Reporter,
+    metrics: MetricsLog | None,
+) -> None:
+    """Validate and translate what is due. Collective."""
+    validate, translate = due
+    at(None)  # either may take long
+    if validate:
+        _validate(state, validate(), saver, reporter, metrics)
+    if translate:
+        _report_quality(state, translate(), reporter, metrics)
 
 
 def _note_skip(

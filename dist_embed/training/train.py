@@ -39,7 +39,7 @@ from dist_embed.training.assemble import (
 )
 from dist_embed.training.describe import describe
 from dist_embed.training.evaluate import Quality, evaluate_translations, exact_loss
-from dist_embed.training.loop import Hooks, train_loop
+from dist_embed.training.loop import LEFT_OUT, Hooks, train_loop
 from dist_embed.training.results import TrainResult
 from dist_embed.training.resume import (
     best_so_far,
@@ -92,7 +92,8 @@ def train_task(context: Context, asked: Train) -> TrainResult:
             hooks = replace(hooks, traces=stack.enter_context(traces))
         metrics = None
         if group.is_first:
-            metrics = stack.enter_context(MetricsLog(config.run.uri, state.step))
+            log = MetricsLog(config.run.uri, state.step, evaluates_again=LEFT_OUT in state.scalars)
+            metrics = stack.enter_context(log)
         stopped = train_loop(
             state, train_step, loader, config.train, config.checkpoint, hooks,
             build_saver(context, store, loaded, buffers, metrics),

@@ -71,6 +71,7 @@ class Run:
     saved_step: int = 0
     step_under_way: int | None = None
     publishes: bool = True
+    saved_scalars: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.ended_after >= 0:
@@ -123,6 +124,7 @@ class Run:
         check()
         self.now += OTHER_SECONDS
         self.course.append(("save", state.step, state.scalars.get(METRIC)))
+        self.saved_scalars = dict(state.scalars)
         if self.publishes:
             self.saved_step = state.step
         if self.save_takes:

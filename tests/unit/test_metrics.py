@@ -56,6 +56,19 @@ def test_lines_after_the_resumed_step_are_dropped(run_uri: str) -> None:
     ]  # fmt: skip
 
 
+def test_what_is_evaluated_again_at_the_resumed_step_is_dropped(run_uri: str) -> None:
+    with MetricsLog(run_uri, 0) as log:
+        for step in (1, 2):
+            log.write(step, loss=1.0)
+            log.write(step, validation_loss=2.0)
+            log.write(step, validation_bleu=3.0)
+    for again, kept in ((False, 6), (True, 4)):
+        with MetricsLog(run_uri, 2, evaluates_again=again):
+            pass
+        assert len(read_metrics(run_uri)) == kept
+    assert [line["step"] for line in read_metrics(run_uri)] == [1, 1, 1, 2]
+
+
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     write_steps(str(tmp_path), 0, range(1, 3), loss=1.0)
     with (tmp_path / METRICS_NAME).open("a") as file:

@@ -465,3 +465,32 @@ def test_a_best_whose_save_failed_is_no_bar_for_the_next() -> None:
         assert [event[1:] for event in run.happened("save")] == [
             (2, 3.0), (4, 2.0), (6, 2.5), (9, 9.0),
         ]  # fmt: skip
+
+
+def test_what_was_left_out_as_a_run_was_asked_to_stop_is_made_before_it_steps_again(
+    patched: Callable[[str, Any], None],
+) -> None:
+    stopped = Run(asked_after=4, losses=LOSSES)
+    rhythm = {"evaluate_every": 2, "translate_every": 4, "max_steps": 6}
+    assert stopped.train(patched, **rhythm)
+    assert stopped.happened("save")[-1] == ("save", 4, None)
+    assert [event[1] for event in stopped.happened("validate", "translate")] == [2]
+
+    def going_on(**more: Any) -> Run:
+        run = Run(first_step=4, **more)
+        run.state.scalars |= stopped.saved_scalars
+        return run
+
+    # Asked to stop again, and then not.
+    again = going_on(asked_after=0)
+    assert again.train(patched, **rhythm)
+    assert again.happened("validate", "translate", "step", "save") == []
+    run = going_on()
+    assert not run.train(patched, **rhythm, save_every=5, keep_best=1)
+    assert [event[:2] for event in run.happened("validate", "translate", "step", "save")] == [
+        ("validate", 4), ("translate", 4), ("step", 5), ("save", 5),
+        ("step", 6), ("validate", 6), ("translate", 6), ("save", 6),
+    ]  # fmt: skip
+    assert run.metrics[0]["validation_loss"] == 4.0
+    assert run.happened("save")[0] == ("save", 5, None)
+    assert "evaluation_left_out" not in run.saved_scalars
