@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 
@@ -47,6 +48,47 @@ def finished_shards(earlier: Sequence[str], split: str) -> dict[str, list[str]]:
             shard = f"{split}/{name.removesuffix('.json')}.parquet"
             found.setdefault(shard, []).append(folder)
     return found
+
+
+def without_overtaken(folders: Sequence[str]) -> list[str]:
+    """Those of ``folders`` that others do not make superfluous.
+
+    A folder is removed where another one has all its shards, as the preparation there has taken
+    them over: else every preparation that is ended would leave all of them once more. Of their
+    records the first and the last are compared; were one between them another's, that shard would
+    be made anew. Raises StorageError.
+    """
+    records = {folder: _names(folder) for folder in folders}
+    left = sorted(folders, key=lambda folder: len(records[folder]))
+    for folder in list(left):
+        own = records[folder]
+        ends = {min(own), max(own)} if own else set()
+        others = [one for one in left if one != folder and own <= records[one]]
+        if any(all(_are_alike(folder, one, name) for name in ends) for one in others):
+            left.remove(folder)
+            with suppress(Exception):  # removed once data count
+                storage.remove(folder)
+    return left
+
+
+def _names(folder: str) -> set[str]:
+    """Of a preparation's records, below `FINISHED`."""
+    top = storage.join(folder, FINISHED)
+    return {
+        f"{split}/{name}"
+        for split in storage.names_in(top)
+        for name in storage.names_in(storage.join(top, split))
+    }
+
+
+def _are_alike(folder: str, other: str, name: str) -> bool:
+    try:
+        here, there = (
+            storage.read_bytes(storage.join(one, FINISHED, name)) for one in (folder, other)
+        )
+    except FileNotFoundError:  # gone meanwhile
+        return False
+    return here == there
 
 
 def made_from(block: list[Pair], *how: object) -> str:

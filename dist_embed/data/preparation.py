@@ -16,6 +16,7 @@ from dist_embed.config.schema import Config
 from dist_embed.data.block_index import has_blocks
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.executor import Executor, ExecutorAt
+from dist_embed.data.finished_shards import without_overtaken
 from dist_embed.data.inputs import Comparison, compare_inputs
 from dist_embed.data.languages.inflected import InflectedLanguage
 from dist_embed.data.languages.synthetic import SyntheticLanguage
@@ -308,7 +309,7 @@ def _prepare(
         settings=settings | {_NORMALIZE: form.form},
         say=say,
         executor=executor,
-        earlier=left_behind(config.data.uri, folder),
+        earlier=without_overtaken(left_behind(config.data.uri, folder)),
         generated=generated is not None,
     )
     for name, split in data.splits.items():

@@ -121,6 +121,32 @@ def test_an_end_that_may_pass_leaves_what_is_finished(
     assert not ended(config, ValueError("no use"))
 
 
+def test_of_preparations_that_were_ended_one_after_the_other_few_stay(
+    data_uri: str, text: Path, encoded: list[int]
+) -> None:
+    config = config_of(data_uri, text)
+    other = ended(config_of(data_uri, text, kind="bpe", vocab_size=40), SystemExit(143))
+    for _ in range(5):
+        last = ended(config, SystemExit(143))
+    left = {storage.join(data_uri, name) for name in storage.names_in(data_uri)}
+    assert len(left) == 3  # one more than is new; it goes as the next begins
+    assert {other, last} < left
+    assert encoded == [7, 7, 7, 3] * 2
+    ensure_data(config, lambda line: None)
+    assert encoded[2 * SHARDS :] == [5]
+
+
+def test_a_folder_with_a_damaged_record_removes_no_other(
+    data_uri: str, text: Path, encoded: list[int]
+) -> None:
+    config = config_of(data_uri, text)
+    _, second = (ended(config, SystemExit(143)) for _ in range(2))
+    half_of(f"{second}/finished/train/shard-00000.json")
+    encoded.clear()
+    ensure_data(config, lambda line: None)
+    assert encoded == [5]  # what is damaged in one is whole in the other
+
+
 def half_of(uri: str) -> None:
     content = storage.read_bytes(uri)
     storage.write_bytes(uri, content[: len(content) // 2])
