@@ -14,6 +14,7 @@ import pytest
 from dist_embed.cluster import local
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import stop
+from dist_embed.parallel.peers import peers_end_with_this_worker, peers_have_time
 
 FAILURE = {
     "kind": "failure", "rank": 1, "relayed": False, "is_cause": True, "is_passing": False,
@@ -184,6 +185,15 @@ def test_what_was_started_is_ended_and_waited_for() -> None:
     assert course == ["one killed", "two killed", "one gone", "two gone"]
 
 
+def test_only_the_local_launcher_leaves_the_others_time_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert peers_end_with_this_worker()
+    for name, value in peers_have_time().items():
+        monkeypatch.setenv(name, value)
+    assert not peers_end_with_this_worker()
+
+
 class Ended(Exception):
     """Instead of the end of a worker's process."""
 
@@ -222,6 +232,7 @@ def test_a_worker_knows_its_place_and_tells_its_result_or_failure(
     assert environment == {
         "RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "5",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234", "TORCHELASTIC_USE_AGENT_STORE": "True",
+        **peers_have_time(),
     }  # fmt: skip
     assert line == "a line"
     if fails:
