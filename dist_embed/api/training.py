@@ -85,6 +85,13 @@ def _trained(
 
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     vocabulary_size: dict[str, int] = {}
+    resumed_at: list[int] = []  # by each start of the workers
+
+    def seen(event: Event) -> None:
+        if "resumed_at" in event:
+            resumed_at.append(event["resumed_at"])
+        show(event)
+
     word_tables, task, first = False, Train(profile=profile), is_first_process()
     with only_training(config.run.uri) if first else nullcontext():
         if first:  # the others wait for it when they join the group
@@ -98,12 +105,13 @@ def _trained(
             if profile:
                 _check_not_made(profile, config.run.uri)
         result = launch(
-            task, config, vocabulary_size=vocabulary_size, word_tables=word_tables, on_event=show,
+            task, config, vocabulary_size=vocabulary_size, word_tables=word_tables, on_event=seen,
             launcher=launcher, stop_seconds=stop_seconds(config),
         )  # fmt: skip
     if first:
         speed = tokens_per_second(config.run.uri, after_step=result.resumed_at)
-        result = replace(result, tokens_per_second=speed)
+        began = next(iter(resumed_at), result.resumed_at)  # whatever has been lost since
+        result = replace(result, tokens_per_second=speed, resumed_at=began)
     return result
 
 

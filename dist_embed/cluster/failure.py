@@ -7,6 +7,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
+from dist_embed.checkpoint.manifest import CheckpointConflict
 from dist_embed.cluster.settings import FAILURE_HOURS
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.parallel.errors import WorkerError, is_broken_collective, is_passing, user_message
@@ -16,20 +17,21 @@ BACKOFF_SECONDS = 1.0  # after the first failure
 MOST_BACKOFF_SECONDS = 60.0
 
 
-def failure_event(rank: int, exc: BaseException) -> dict[str, Any]:
-    """What a failing worker sends to the launcher.
+def failure_event(rank: int | None, exc: BaseException) -> dict[str, Any]:
+    """What a failing worker, of this rank if that is known, sends to the launcher.
 
-    ``rank``: who failed first, as far as is known. ``is_cause``: what is told is that worker's own
-    error, not a collective that somebody else broke. ``is_passing``: it may go well when tried
-    again. ``relayed``: a peer tells it.
+    ``teller``: that worker. ``rank``: who failed first, as far as is known. ``is_cause``: what is
+    told is that worker's own error, not a collective that somebody else broke. ``is_passing``: it
+    may go well when tried again. ``is_conflict``: another writer has saved the step. ``relayed``:
+    a peer tells it.
     """
+    told = {"kind": "failure", "teller": rank, "is_conflict": _is_conflict(exc)}
     if isinstance(exc, WorkerError):
-        return {
-            "kind": "failure", "rank": exc.rank, "relayed": True, "is_cause": exc.is_cause,
+        return told | {
+            "rank": exc.rank, "relayed": True, "is_cause": exc.is_cause,
             "is_passing": exc.is_passing, "user_message": exc.user_message, "trace": exc.trace,
         }  # fmt: skip
-    return {
-        "kind": "failure",
+    return told | {
         "rank": rank,
         "relayed": False,
         "is_cause": not is_broken_collective(exc),
@@ -39,11 +41,24 @@ def failure_event(rank: int, exc: BaseException) -> dict[str, Any]:
     }
 
 
-class Attempt:
-    """What the workers of one start have told, each by events with that start's ``number``."""
+def _is_conflict(exc: BaseException) -> bool:
+    step: BaseException | None = exc
+    while step is not None and not isinstance(step, CheckpointConflict):
+        step = step.__cause__
+    return step is not None
 
-    def __init__(self, number: int) -> None:
+
+class Attempt:
+    """What the workers of one start have told, each by events with that start's ``number``.
+
+    Args:
+        outlives_conflict: whether it may pass that another writer has saved a step: an earlier
+            start's save may have been published late.
+    """
+
+    def __init__(self, number: int, *, outlives_conflict: bool = False) -> None:
         self.number = number
+        self._outlives_conflict = outlives_conflict
         self.nodes: set[str] = set()  # that workers have begun on
         self.begun = 0  # workers that have
         self.failures: list[dict[str, Any]] = []
@@ -72,7 +87,19 @@ class Attempt:
     def is_final(self) -> bool:
         """Whether it has failed in a way that another one would repeat."""
         causes = [failure for failure in self.failures if failure["is_cause"]]
+        if self._outlives_conflict and self.has_conflict:
+            return False
         return bool(causes) and not any(failure["is_passing"] for failure in causes)
+
+    @property
+    def has_conflict(self) -> bool:
+        """Whether it has failed as another writer had saved a step."""
+        return any(failure["is_conflict"] for failure in self.failures)
+
+    @property
+    def tellers(self) -> set[int]:
+        """Workers that have told a failure, their own or another's."""
+        return {failure["teller"] for failure in self.failures}
 
     @property
     def has_cause(self) -> bool:
@@ -84,7 +111,7 @@ class Attempt:
         if not self.has_cause:
             return otherwise
         first = _first(self.failures)
-        return f"worker {first['rank']} failed: {first['trace'].strip().splitlines()[-1]}"
+        return f"{_who(first)} failed: {first['trace'].strip().splitlines()[-1]}"
 
 
 class Failures:
@@ -129,9 +156,12 @@ def raise_failure(events: list[dict[str, Any]], log_folder: str, beside: str = "
             raise UserError(event["user_message"] + beside)
     first = _first(events)
     raise RunFailed(
-        f"worker {first['rank']} failed:\n{first['trace'].rstrip()}\n(worker logs: {log_folder})"
-        + beside
+        f"{_who(first)} failed:\n{first['trace'].rstrip()}\n(worker logs: {log_folder})" + beside
     )
+
+
+def _who(event: dict[str, Any]) -> str:
+    return "a worker" if event["rank"] is None else f"worker {event['rank']}"
 
 
 def _first(events: list[dict[str, Any]]) -> dict[str, Any]:

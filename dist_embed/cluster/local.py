@@ -128,7 +128,7 @@ def _watch(
         raise_failure(failures, log_folder)
     if stop_until and result is not None:
         return result  # a worker that SIGTERM has ended since had done its part
-    said = {failure["rank"] for failure in failures}
+    said = {failure["teller"] for failure in failures}
     silent = [i for i in ended if i not in said]
     if stop_until and silent and all(processes[i].exitcode == -signal.SIGTERM for i in silent):
         raise RunStopped("stopped as asked, before the workers had begun")

@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchTrainer
 
 from dist_embed.cluster.failure import (
@@ -22,6 +21,7 @@ from dist_embed.cluster.failure import (
     stopped_too_late,
 )
 from dist_embed.cluster.ray_node import Node, NodeLost
+from dist_embed.cluster.ray_outcome import may_start_again, untold, was_announced, why
 from dist_embed.cluster.ray_room import Growth, Room
 from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
@@ -97,6 +97,7 @@ class Course:
         self._show = show
         self._log_folder = log_folder
         self._stop_seconds = stop_seconds
+        self._outlived_conflict = False
 
     def run(self, workers: int) -> Any:
         """Worker 0's result, of ``workers`` at most.
@@ -105,20 +106,25 @@ class Course:
         """
         for number in itertools.count():
             workers = self._room.wait(workers, self._say, self._heed, again=number > 0)
-            fit = Fit(self._trainer(workers, number), number, self)
+            # An earlier start's save may have been published after that start had ended.
+            outlives_conflict = number > 0 and not self._outlived_conflict
+            attempt = Attempt(number, outlives_conflict=outlives_conflict)
+            fit = Fit(self._trainer(workers, number), attempt, self)
             with Growth(self._room, workers) as growth:
                 outcome = fit.run(growth)
-            attempt = fit.attempt
-            if outcome is None and attempt.results and not attempt.failures:
+            if attempt.results and not attempt.failures:  # it counts whatever has ended since
                 result = attempt.results[-1]
                 if fit.stopping or not (fit.paused and getattr(result, "stopped", False)):
                     return result
                 workers = fit.paused
-            elif attempt.is_final or fit.stopping or not _may_start_again(outcome):
+                continue
+            attempt.failures += untold(attempt, outcome)
+            if attempt.is_final or fit.stopping or not may_start_again(outcome):
                 self._raise(attempt, outcome)
-            elif fit.leaving and not attempt.has_cause:
+            elif (fit.leaving or was_announced(outcome)) and not attempt.has_cause:
                 self._say("a node was taken away before the workers had saved")
             else:
+                self._outlived_conflict |= attempt.has_conflict
                 self._wait_after(attempt, outcome)
         raise AssertionError  # it counts without end
 
@@ -131,19 +137,21 @@ class Course:
 
     def pause(self, fit: Fit, growth: Growth) -> None:
         """Ask workers to stop that would better go on elsewhere, or as more."""
-        if fit.paused or not fit.attempt.is_under_way or fit.attempt.begun < growth.now:
+        if not self._stop_seconds or fit.paused:  # workers that do not train cannot go on
+            return
+        if not fit.attempt.is_under_way or fit.attempt.begun < growth.now:
             return
         fit.leaving = bool(self._room.leaving() & fit.attempt.nodes)
         workers = growth.now if fit.leaving else growth.possible()
         if fit.leaving:
-            why = "a node is about to be taken away"
+            reason = "a node is about to be taken away"
         elif workers > growth.now:
-            why = f"there is room for {workers} workers"
+            reason = f"there is room for {workers} workers"
         else:
             return
         fit.paused = workers
         self._mailbox.stop.remote(fit.attempt.number)
-        self._say(f"{why}: the workers save after their step, and the run goes on")
+        self._say(f"{reason}: the workers save after their step, and the run goes on")
 
     def stop(self, fit: Fit) -> float | None:
         """Pass on a request to stop, if there is one; returns until when it may take."""
@@ -162,11 +170,11 @@ class Course:
 
     def _wait_after(self, attempt: Attempt, outcome: Exception | None) -> None:
         """Wait before another start, if there may be one."""
-        why = _why(attempt, outcome)
-        seconds = self._failures.wait_after(why)
+        reason = why(attempt, outcome)
+        seconds = self._failures.wait_after(reason)
         if seconds is None:
             self._raise(attempt, outcome)
-        self._say(f"workers are started again in {seconds:.0f} s: {why}")
+        self._say(f"workers are started again in {seconds:.0f} s: {reason}")
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._heed()
@@ -184,7 +192,7 @@ class Course:
         self._show({"kind": "line", "text": text})
 
     def _raise(self, attempt: Attempt, outcome: Exception | None) -> NoReturn:
-        beside = self._failures.beside(_why(attempt, outcome))
+        beside = self._failures.beside(why(attempt, outcome))
         if attempt.has_cause or (attempt.failures and outcome is None):
             raise_failure(attempt.failures, self._log_folder, beside)
         what = f"a worker was lost: {outcome}" if outcome else "the workers told no result"
@@ -195,16 +203,16 @@ class Fit:
     """One start of the workers.
 
     Attributes:
-        attempt: what they have told.
+        attempt: takes what they tell.
         paused: where they were asked to stop, to go on later: as how many.
         leaving: whether that was because a node is about to be taken away.
         stopping: whether the run was asked to stop.
     """
 
-    def __init__(self, trainer: TorchTrainer, number: int, course: Course) -> None:
+    def __init__(self, trainer: TorchTrainer, attempt: Attempt, course: Course) -> None:
         self._trainer = trainer
         self._course = course
-        self.attempt = Attempt(number)
+        self.attempt = attempt
         self.paused = 0
         self.leaving = False
         self._stop_until: float | None = None
@@ -268,24 +276,6 @@ class Fit:
     def _has_failed(self) -> bool:
         """With no other try wanted."""
         return self.attempt.is_final or (self.stopping and bool(self.attempt.failures))
-
-
-def _may_start_again(outcome: Exception | None) -> bool:
-    """Whether there is room again after a start that ended so: what a controller holds that was
-    killed, Ray gives free by and by only (2.60: not within a minute).
-    """
-    return outcome is None or isinstance(outcome, TrainingFailedError)
-
-
-def _why(attempt: Attempt, outcome: Exception | None) -> str:
-    """In a line how a start has failed."""
-    if isinstance(outcome, ControllerError):  # the workers have not begun
-        return attempt.why(str(outcome.controller_failure).splitlines()[0])
-    if isinstance(outcome, WorkerGroupError):
-        told = {failure["rank"] for failure in attempt.failures}
-        lost = sorted(outcome.worker_failures.keys() - told)
-        return attempt.why(f"worker {lost[0]} was lost" if lost else "a worker was lost")
-    return attempt.why()
 
 
 def _end_fit(thread: threading.Thread, given_up: threading.Event) -> None:

@@ -16,6 +16,7 @@ from ray._private import state
 from ray.util import placement_group, remove_placement_group
 from ray.util.client import ray as client
 
+from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.errors import RunFailed, UserError
 
 POLL_SECONDS = 1.0
@@ -23,6 +24,7 @@ SILENT_SECONDS = 5.0  # of waiting before a word is said
 FIT_SECONDS = 10.0  # that Ray may take to find the room that was counted
 ANSWER_SECONDS = 2.0
 SETTLE_SECONDS = 60.0
+NODE_GROUP = "ray.io/node-group"  # a label of nodes
 GROW_SECONDS = 30.0  # nodes seldom come alone: the others get so long
 
 
@@ -43,12 +45,15 @@ class Room:
         self._timeout, self._replace = timeout_seconds, replace_seconds
 
     def check(self) -> None:
-        """Raises UserError where the cluster has too little, whoever uses it at the moment."""
+        """Raises UserError where the cluster has too little, whoever uses it at the moment, and
+        nothing is known that would give it more.
+        """
         there = int(ray.cluster_resources().get(self._kind, 0))
-        if there < self._min:
+        if there < self._min and not _may_get_nodes():
+            instead = "; cluster.device=cpu trains on CPUs" if self._kind == "GPU" else ""
             raise UserError(
                 f"cluster.num_workers={self._min} needs {self._min} {self._kind}s (one per "
-                f"worker); the Ray cluster has {there}"
+                f"worker); the Ray cluster has {there}{instead}"
             )
 
     def leaving(self) -> set[str]:
@@ -115,8 +120,12 @@ class Room:
                     told = True
                     say(self._waiting(wanted, free))
             return wanted
+        except NodeLost:
+            asked = None  # Ray would end this process before anything is told
+            raise
         finally:
-            remove_placement_group(asked)
+            if asked is not None:
+                remove_placement_group(asked)
 
     def _waiting(self, wanted: int, free: int) -> str:
         fewer = ""
@@ -130,6 +139,13 @@ class Room:
     def ask(self, workers: int) -> Any:
         """Slots for so many workers, all or none, once it is created."""
         return placement_group([{self._kind: 1}] * workers)
+
+
+def _may_get_nodes() -> bool:
+    """Whether nodes are started by what may start others: KubeRay, and `ray up` with Ray's second
+    autoscaler, name each one's group (2.60, RAY_NODE_TYPE_NAME).
+    """
+    return any(NODE_GROUP in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 
 def _answers(node: dict[str, Any]) -> bool:
@@ -157,8 +173,8 @@ class Growth:
     def __enter__(self) -> Growth:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._asked is not None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._asked is not None and kind is not NodeLost:  # of whom nothing more may be asked
             remove_placement_group(self._asked)
 
     def possible(self) -> int:
@@ -172,5 +188,8 @@ class Growth:
                 self._since = time.monotonic()
             return self.now
         if time.monotonic() - self._since < GROW_SECONDS:
+            return self.now
+        if not self._asked.wait(POLL_SECONDS):  # the node with it has gone since
+            self._since = None
             return self.now
         return min(self._room.max_workers, self.now + 1 + self._room.free())

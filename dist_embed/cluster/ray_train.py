@@ -88,7 +88,7 @@ def launch_ray(
         min_workers: W at least, and
         max_workers: at most.
         address: cluster to use; None: a Ray of our own on this machine.
-        device: ``auto``: CUDA where the cluster has a GPU for every worker.
+        device: ``auto``: CUDA where the cluster has GPUs.
         timeout_seconds: bound of every exchange between workers, and of the wait for room for them.
         replace_seconds: how long lost workers are waited for before fewer go on.
         max_failures: times the workers are started again after a failure, see `Failures`.
@@ -108,7 +108,7 @@ def launch_ray(
         connected(address, max_workers) as node,
     ):
         use_gpu = device == "cuda" or (
-            device == "auto" and ray.cluster_resources().get("GPU", 0) >= min_workers
+            device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1
         )
         room = Room(
             "GPU" if use_gpu else "CPU", min_workers, max_workers,
@@ -137,7 +137,11 @@ def launch_ray(
                     storage_path=storage_path,
                     # What follows from a failure is decided here.
                     failure_config=FailureConfig(
-                        max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                        max_failures=0,
+                        controller_failure_limit=0,
+                        max_preemption_failures=0,
+                        # Without a date Ray ends them 120 s after a node was announced to go.
+                        preemption_grace_s=stop_seconds,
                     ),
                 ),
             )

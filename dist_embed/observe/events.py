@@ -31,6 +31,13 @@ class Reporter:
         """A line for the user."""
         self.emit({"kind": "line", "text": text})
 
+    def begins(self, resumed_at: int) -> None:
+        """Training begins: after the step of a checkpoint, or 0."""
+        text = "starting from scratch"
+        if resumed_at:
+            text = f"resuming from the checkpoint of step {resumed_at}"
+        self.emit({"kind": "line", "text": text, "resumed_at": resumed_at})
+
     def progress(self, **values: Any) -> None:
         """Where training stands: step, max_steps, loss, tokens_per_second, eta_seconds, and of
         each of the ``workers`` what its steps took: `training.workers.WorkersSpent.as_event`.

@@ -17,11 +17,13 @@ class TrainResult:
         run_uri: the run's folder or URL.
         data_folder: the prepared data that it was trained on.
         steps: at which it stands.
-        resumed_at: of the checkpoint that it went on from; 0: it started from scratch.
+        resumed_at: of the checkpoint that it went on from, when workers first began; 0: it started
+            from scratch.
         stopped: whether it was asked to end early.
-        skipped_steps: since then, as a loss or gradient was not finite.
+        skipped_steps: since workers last began, as a loss or gradient was not finite.
         peak_memory_bytes: of worker 0, on its device.
-        tokens_per_second: target tokens, the median over its log lines since then; None: none yet.
+        tokens_per_second: target tokens, the median over its log lines since workers last began;
+            None: none yet.
     """
 
     run_uri: str

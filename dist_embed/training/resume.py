@@ -60,10 +60,7 @@ def resume(
     """Load the newest sound checkpoint, if any. Collective."""
     in_place = context.config.checkpoint.saving == "in_place"
     loaded = load_newest(store, state, context.reporter.line, buffers=buffers, in_place=in_place)
-    if loaded.step:
-        context.reporter.line(f"resuming from the checkpoint of step {loaded.step}")
-    else:
-        context.reporter.line("starting from scratch")
+    context.reporter.begins(loaded.step)
     return loaded
 
 

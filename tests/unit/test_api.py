@@ -23,6 +23,7 @@ from dist_embed.config.load import config_from_dict, load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.settings import DataSection, SyntheticSection
 from dist_embed.errors import RunFailed, UserError
+from dist_embed.observe.events import Reporter
 from dist_embed.run.folder import read_run_config
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.training.results import TrainingStopped, TrainResult
@@ -38,12 +39,16 @@ class Workers:
         self.asked: list[tuple[Any, Config, dict[str, Any]]] = []
         self.ahead: list[str] = []
         self.answer: Any = None
+        self.starts: list[int] = []  # the steps that workers went on from
         monkeypatch.setattr("dist_embed.cluster.launch.launch", self.launch)
         monkeypatch.setattr("dist_embed.cluster.fork_server.start_ahead", self.ahead.append)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def launch(self, task: Any, config: Config, **how: Any) -> Any:
-        how.pop("on_event")({"kind": "line", "text": "working"})
+        on_event = how.pop("on_event")
+        on_event({"kind": "line", "text": "working"})
+        for step in self.starts:
+            Reporter(on_event).begins(step)
         self.asked.append((task, config, how))
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -98,6 +103,16 @@ def test_a_training_prints_and_gives_what_it_has_done(
     train(config)
     assert workers.asked[-1][2]["launcher"] is None
     assert len(workers.ahead) == 1  # with Ray nothing is forked here
+
+
+def test_of_workers_that_were_started_again_the_first_start_counts(
+    workers: Workers, config: Config, tmp_path: Path
+) -> None:
+    """What a command has trained is more than what its last workers have."""
+    workers.answer, workers.starts = result(tmp_path / "run"), [2, 4]
+    assert train(config, on_event=lambda event: None).resumed_at == 2
+    workers.starts = []  # a worker of torchrun that is told nothing
+    assert train(config, on_event=lambda event: None).resumed_at == 4
 
 
 def test_a_training_that_was_asked_to_stop_raises_and_tells_what_it_has_done(

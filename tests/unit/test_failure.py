@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dist_embed.checkpoint.manifest import CheckpointError, CheckpointLate
+from dist_embed.checkpoint.manifest import CheckpointConflict, CheckpointError, CheckpointLate
 from dist_embed.checkpoint.parts import PartLate, PartMissing
 from dist_embed.cluster.failure import Attempt, Failures, failure_event, raise_failure
 from dist_embed.errors import RunFailed, StorageError, StoreUnavailable, UserError
@@ -66,6 +66,26 @@ def test_events_can_cross_process_borders() -> None:
     event = event_of(1, ValueError("x"))
     assert json.loads(json.dumps(event)) == event
     assert (event["kind"], event["rank"], event["relayed"]) == ("failure", 1, False)
+    relayed = event_of(1, WorkerError(0, ""))
+    assert [one["teller"] for one in (event, relayed)] == [1, 1]
+
+
+def test_that_another_writer_has_saved_is_known_through_what_is_made_of_it() -> None:
+    conflict = CheckpointConflict("another writer has saved step 5")
+    failed = caused(CheckpointError("could not be saved"), conflict)
+    for error in (conflict, failed, caused(WorkerError(1, "as told"), failed)):
+        assert event_of(0, error)["is_conflict"]
+    assert not event_of(0, CheckpointError("full"))["is_conflict"]
+
+
+@pytest.mark.parametrize("outlives", [False, True])
+def test_a_conflict_may_pass_after_an_earlier_start(outlives: bool) -> None:
+    attempt = Attempt(1, outlives_conflict=outlives)
+    attempt.take(told(1, CheckpointConflict("another writer")))
+    assert attempt.has_conflict
+    attempt.take(told(1, CheckpointError("as another worker tells it"), rank=1))
+    assert attempt.is_final == (not outlives)
+    assert attempt.tellers == {0, 1}
 
 
 def told(number: int, error: Exception | None = None, rank: int = 0) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from dist_embed.parallel import stop
 from dist_embed.parallel.peers import peers_end_with_this_worker, peers_have_time
 
 FAILURE = {
-    "kind": "failure", "rank": 1, "relayed": False, "is_cause": True, "is_passing": False,
+    "kind": "failure", "rank": 1, "teller": 1, "relayed": False, "is_cause": True,
+    "is_passing": False,
     "user_message": "no such file", "trace": "",
 }  # fmt: skip
 
@@ -102,6 +103,8 @@ def test_a_worker_that_was_ended_counts_before_one_whose_collective_broke(
     echo = FAILURE | {"is_cause": False, "user_message": None, "trace": "gloo: closed"}
     with pytest.raises(RunFailed, match="worker 0 was ended from outside"):
         Workers(monkeypatch, [echo], [-9, 1]).watch()
+    with pytest.raises(RunFailed, match="worker 0 was ended from outside"):  # who told of it
+        Workers(monkeypatch, [echo | {"rank": 0}], [-9, 1]).watch()
     with pytest.raises(UserError, match="no such file"):
         Workers(monkeypatch, [echo | {"rank": 0}, FAILURE], [-9, 1]).watch()
     with pytest.raises(RunFailed, match="worker 1 failed:\ngloo: closed"):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import ray
+from ray import _raylet
 
 from dist_embed.cluster import ray_room
+from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.cluster.ray_room import GROW_SECONDS, SETTLE_SECONDS, SILENT_SECONDS, Growth, Room
 from dist_embed.errors import RunFailed, UserError
 
@@ -125,6 +128,46 @@ def test_a_request_to_stop_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> Non
     assert cluster.held == []
 
 
+def test_of_a_node_that_is_lost_nothing_more_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would end this process before anything is told, or never answer."""
+    cluster = Cluster(monkeypatch, a=1.0)
+    removed: list[Request] = []
+    monkeypatch.setattr(ray_room, "remove_placement_group", removed.append)
+
+    def check() -> None:
+        if cluster.now > 1005.0:
+            raise NodeLost
+
+    room = Room("CPU", 2, 2, timeout_seconds=600.0, replace_seconds=60.0)
+    with pytest.raises(NodeLost):
+        room.wait(2, cluster.said.append, check, again=True)
+    growing = Room("CPU", 1, 2, timeout_seconds=600.0, replace_seconds=60.0)
+
+    def grow() -> None:
+        with Growth(growing, 1) as growth:
+            growth.possible()
+            check()
+
+    with pytest.raises(NodeLost):
+        grow()
+    assert len(cluster.held) == 2
+    assert removed == []
+
+
+def test_room_on_a_node_that_has_gone_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, b=1.0)
+    with Growth(Room("CPU", 2, 8, timeout_seconds=600.0, replace_seconds=60.0), 3) as growth:
+        growth.possible()
+        del cluster.free["b"]
+        cluster.now += GROW_SECONDS + 1
+        assert growth.possible() == 3
+        cluster.free["c"] = 1.0
+        assert growth.possible() == 3  # others may come with it
+        cluster.free["c"] = 2.0
+        cluster.now += GROW_SECONDS + 1
+        assert growth.possible() == 6
+
+
 def test_more_workers_wait_for_nodes_that_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch)
     room = Room("CPU", 2, 8, timeout_seconds=600.0, replace_seconds=60.0)
@@ -158,11 +201,21 @@ def test_through_rays_client_less_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_cluster_with_too_little_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes: list[dict[str, Any]] = [{"Alive": True, "Labels": {}}]
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 9.0, "GPU": 1.0})
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     how = {"timeout_seconds": 1.0, "replace_seconds": 1.0}
     Room("CPU", 9, 99, **how).check()
     with pytest.raises(UserError, match=r"num_workers=2 needs 2 GPUs .* the Ray cluster has 1"):
         Room("GPU", 2, 8, **how).check()
+    with pytest.raises(UserError, match=r"needs 10 CPUs .* the Ray cluster has 9$"):
+        Room("CPU", 10, 10, **how).check()
+    managed = {_raylet.RAY_NODE_GROUP_KEY: "workers"}
+    nodes.append({"Alive": False, "Labels": managed})
+    with pytest.raises(UserError):
+        Room("CPU", 10, 10, **how).check()
+    nodes.append({"Alive": True, "Labels": managed})
+    Room("CPU", 10, 10, **how).check()  # more may come: they are waited for
 
 
 def test_ray_gets_the_time_to_see_which_nodes_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:

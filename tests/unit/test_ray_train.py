@@ -15,7 +15,11 @@ from typing import Any, NamedTuple
 import pytest
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
-from ray.train import ControllerError, WorkerGroupError
+from ray.train import ControllerError, PreemptionError, PreemptionInfo, WorkerGroupError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupFailedError,
+    WorkerHealthCheckFailedError,
+)
 
 from dist_embed.cluster import failure, ray_course, ray_group, ray_train
 from dist_embed.cluster.failure import Attempt, Failures
@@ -26,8 +30,8 @@ from dist_embed.parallel import stop
 
 BEGIN = {"kind": "begin", "attempt": 0, "node": "here"}
 FAILURE = {
-    "kind": "failure", "attempt": 0, "rank": 1, "relayed": False, "is_cause": True,
-    "is_passing": True, "user_message": None, "trace": "lost",
+    "kind": "failure", "attempt": 0, "rank": 1, "teller": 1, "relayed": False, "is_cause": True,
+    "is_passing": True, "is_conflict": False, "user_message": None, "trace": "lost",
 }  # fmt: skip
 BROKEN = FAILURE | {"is_cause": False}
 FOR_GOOD = FAILURE | {"is_passing": False}
@@ -71,6 +75,7 @@ class Launch:
         stop: whether a signal has asked it to stop.
         leaving: nodes that are about to be taken away.
         room: for how many workers there is room, while others run.
+        stop_seconds: that workers get; 0: they do not train.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class Launch:
         self.leaving: set[str] = set()
         self.room = 2
         self.node = Living()
+        self.stop_seconds = 60.0
         self._budget = budget
         self._now: list[Start] = []
         monkeypatch.setattr(ray_course, "stop_requested", lambda: self.stop)
@@ -137,7 +143,7 @@ class Launch:
         node: Any = self.node
         course = ray_course.Course(
             trainer, mailbox, node, room, Failures(self._budget),
-            lambda event: self.course.append(event["text"]), "LOGS", 60.0,
+            lambda event: self.course.append(event["text"]), "LOGS", self.stop_seconds,
         )  # fmt: skip
         deliveries: Any = SimpleNamespace(take=self._take)
         course._deliveries = deliveries
@@ -205,7 +211,7 @@ def test_what_fails_after_the_request_is_told(monkeypatch: pytest.MonkeyPatch) -
         assert not [one for one in threading.enumerate() if one.name == "fit"]
 
 
-LOST = WorkerGroupError("lost", {1: RuntimeError("of worker 1")})
+LOST = WorkerGroupError("lost", {1: WorkerHealthCheckFailedError("gone", ActorDiedError())})
 
 
 def test_failures_that_may_pass_are_outlived(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,13 +234,89 @@ def test_where_what_runs_the_workers_is_lost_the_run_ends(monkeypatch: pytest.Mo
 
 
 def test_workers_that_ray_cannot_start_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = ControllerError(RuntimeError("startup timed out\nmore of it"))
+    full = ControllerError(WorkerGroupStartupFailedError("startup timed out\nmore of it"))
     launch = Launch(
         monkeypatch, Start(ends=full), Start(BEGIN | {"attempt": 1}, result(1), ends=None),
         budget=1,
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
     assert launch.course[1] == "workers are started again in 0 s: startup timed out"
+
+
+def test_what_a_worker_could_not_tell_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_package = ModuleNotFoundError("No module named 'dist_embed'")
+    launch = Launch(
+        monkeypatch, Start(BEGIN, ends=WorkerGroupError("failed", {1: no_package})), budget=5
+    )
+    with pytest.raises(RunFailed, match=r"^worker 1 failed:\nModuleNotFoundError: No module"):
+        launch.run()
+    assert launch.course == ["2 workers"]
+
+
+CONFLICT = FOR_GOOD | {"is_conflict": True, "trace": "another writer has saved step 5"}
+
+
+def test_a_conflict_with_an_earlier_start_s_save_passes_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A save of workers that have ended may be published by the store after the next ones began."""
+    starts = [
+        Start(BEGIN | {"attempt": number}, CONFLICT | {"attempt": number}, ends=LOST)
+        for number in (1, 2)
+    ]
+    launch = Launch(monkeypatch, Start(BEGIN, ends=LOST), *starts, budget=9)
+    with pytest.raises(RunFailed, match="another writer has saved step 5"):
+        launch.run()
+    assert len(launch._now) == 3
+    first = Launch(monkeypatch, Start(BEGIN, CONFLICT), budget=9)
+    with pytest.raises(RunFailed, match="another writer has saved step 5"):
+        first.run()  # of another job
+
+
+@pytest.mark.parametrize("ends", [LOST, ActorDiedError()])
+def test_a_result_that_was_told_counts_whatever_ends_afterwards(
+    monkeypatch: pytest.MonkeyPatch, ends: Exception
+) -> None:
+    complete = Launch(monkeypatch, Start(BEGIN, result(), ends=ends))
+    assert complete.run() == Result(stopped=False)
+    asked = Launch(monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=ends))
+    _stopped_once_begun(monkeypatch, asked)
+    assert asked.run() == Result(stopped=True)
+
+
+def test_workers_that_have_saved_to_go_on_do_so_whatever_ends_afterwards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = Launch(
+        monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=LOST),
+        Start(BEGIN | {"attempt": 1}, result(1), ends=None),
+    )  # fmt: skip
+    launch.room = 5
+    assert launch.run() == Result(stopped=False)
+    assert [line for line in launch.course if line.endswith("workers")] == [
+        "2 workers",
+        "5 workers",
+    ]
+
+
+def test_a_node_that_only_ray_knew_to_go_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    announced = PreemptionError(PreemptionInfo(None, {"here": [1]}))
+    launch = Launch(
+        monkeypatch, Start(BEGIN, BROKEN, ends=announced),
+        Start(BEGIN | {"attempt": 1}, result(1), ends=None),
+    )  # fmt: skip
+    assert launch.run() == Result(stopped=False)
+    assert launch.course[1] == "a node was taken away before the workers had saved"
+    with pytest.raises(RunFailed, match="worker 1 failed"):  # of another cause
+        Launch(monkeypatch, Start(BEGIN, FAILURE, ends=announced)).run()
+
+
+def test_workers_that_do_not_train_are_not_asked_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would begin anew."""
+    launch = Launch(monkeypatch, Start(BEGIN, BEGIN, BEGIN, result(), ends=None))
+    launch.stop_seconds, launch.room, launch.leaving = 0.0, 5, {"here"}
+    assert launch.run() == Result(stopped=False)
+    assert launch.course == ["2 workers"]
 
 
 def test_the_last_failure_is_told_and_beside_it_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,8 +430,10 @@ def test_a_slow_answer_of_ray_is_waited_for_before_the_connection_ends(
 
 def test_ray_train_is_asked_for_workers_as_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     context = SimpleNamespace(get_node_id=lambda: "0" * 56)
+    resources = {"CPU": 2.0}
     for name, stand_in in {
-        "cluster_resources": lambda: {"CPU": 2.0},
+        "cluster_resources": lambda: resources,
+        "nodes": list,
         "get_runtime_context": lambda: context,
         "remote": lambda **how: lambda kind: SimpleNamespace(remote=lambda: "mailbox"),
     }.items():
@@ -384,12 +468,21 @@ def test_ray_train_is_asked_for_workers_as_configured(monkeypatch: pytest.Monkey
     failing = asked["run_config"].failure_config
     # What follows from a failure is decided by us.
     assert (failing.max_failures, failing.controller_failure_limit) == (0, 0)
-    assert failing.max_preemption_failures == 0
+    assert (failing.max_preemption_failures, failing.preemption_grace_s) == (0, 9.0)
     ((mailbox, node, _, failures, show, *more),) = courses
     assert (mailbox, node, failures._budget, show) == ("mailbox", "node", 7, print)
     assert more == ["LOGS", 9.0]
     with pytest.raises(UserError, match=r"needs 3 CPUs .* the Ray cluster has 2"):
         ray_train.launch_ray(*given, min_workers=3, max_workers=4, **how)
+    how["device"] = "auto"
+    ray_train.launch_ray(*given, min_workers=2, max_workers=4, **how)
+    assert not asked["scaling_config"].use_gpu
+    resources["GPU"] = 3.0
+    ray_train.launch_ray(*given, min_workers=3, max_workers=4, **how)
+    assert asked["scaling_config"].use_gpu
+    # A run of GPUs is not to go on by CPUs because one is missing.
+    with pytest.raises(UserError, match=r"4 GPUs .* has 3; cluster\.device=cpu trains on CPUs$"):
+        ray_train.launch_ray(*given, min_workers=4, max_workers=4, **how)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
