@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dist_embed.cli import (
+    bench_cluster,
     bench_files,
     bench_lookup,
     bench_one_hot,
@@ -28,3 +29,4 @@ def add_commands(commands: Any) -> None:
     bench_one_hot.add_kinds(kinds)
     bench_search.add_kinds(kinds)
     bench_words.add_kinds(kinds)
+    bench_cluster.add_kinds(kinds)
