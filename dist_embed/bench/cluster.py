@@ -1,5 +1,5 @@
-"""What a cluster costs a run: starts, the loss of a worker or a node, Ray's share of a step, and how
-fast data come.
+"""What a cluster costs a run: its start, workers and nodes that are lost, Ray's share of a step;
+and how fast data come.
 
 All on this machine, whose processes stand for nodes; each stage in a folder of its own.
 """

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from dist_embed.cli.bench_options import add_output_option, at_least, write_figures
+from dist_embed.errors import UserError
 
 STAGES = ("submit", "kill", "node", "overhead", "elastic", "prepare", "loader")
 
@@ -44,6 +45,8 @@ def _cluster(arguments: argparse.Namespace) -> None:
     from dist_embed.storage.uri import absolute
 
     if arguments.plot:
+        if "elastic" not in arguments.stages:
+            raise UserError("--plot: not allowed without `elastic` among --stages")
         check_plot_path(arguments.plot)
     store = arguments.store and absolute(arguments.store)
     figures = measure_cluster(

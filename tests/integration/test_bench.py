@@ -121,3 +121,19 @@ def test_benchmarks_of_what_goes_in_and_out(
     # So short a run writes sentences up to the limits of length, which differ.
     assert all(0 <= one["bleu"] <= 100 and one["sentences_per_second"] > 0 for one in engine)
     assert engine[1]["model_bytes"] < engine[0]["model_bytes"]
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("ray_alone")
+def test_a_step_under_ray_beside_a_local_one(as_process: Command, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    shown = as_process(
+        "bench", "cluster", "--stages", "overhead", "loader", "--rounds", "1", "--steps", "20",
+        "--output", str(out),
+    ).stdout  # fmt: skip
+    figures = figures_of(out)
+    seconds = figures["stages"]["overhead"]["step_seconds"]
+    assert set(seconds) == {"local", "ray"}
+    assert all(value > 0 for value in seconds.values())
+    assert set(figures["left_out"]) == {"loader"}
+    assert "left out: --store" in shown
