@@ -79,8 +79,7 @@ def _measure_loss(
 
 def measure_elastic(folder: str, say: Say) -> dict[str, Any]:
     """The losses of a run with 2, 1, 2 and 3 workers, and of one that nothing befell."""
-    whole = bench_config(folder, "whole")
-    prepare(whole, on_event=silent)
+    prepare(bench_config(folder, "whole"), on_event=silent)
     with ray_nodes(folder, 2) as (cluster, nodes):
         config = bench_config(
             folder, "elastic",
@@ -95,10 +94,8 @@ def measure_elastic(folder: str, say: Say) -> dict[str, Any]:
             run.process.terminate()
             run.ended(128 + signal.SIGTERM)
     found = [one.loss for one in steps_of(config.run.uri)]
-    train(
-        bench_config(folder, "whole", train={"max_steps": len(found)}),
-        on_event=silent,
-    )
+    whole = bench_config(folder, "whole", train={"max_steps": len(found)})
+    train(whole, on_event=silent)
     undisturbed = [one.loss for one in steps_of(whole.run.uri)]
     differences = [abs(a - b) for a, b in zip(found, undisturbed, strict=True)]
     return {
