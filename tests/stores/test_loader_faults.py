@@ -83,6 +83,7 @@ def test_what_passes_changes_no_step(
     assert [step_content(step) for step in found] == [step_content(step) for step in expected]
 
 
+@pytest.mark.heavy  # the store's client tries again for most of a minute
 def test_a_store_that_stays_away_is_told(
     s3: S3Server, url: str, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
