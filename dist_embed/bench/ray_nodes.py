@@ -138,7 +138,7 @@ def ray_nodes(folder: str, count: int) -> Iterator[tuple[RayNodes, list[subproce
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback at which nobody listens."""
+    """Ports of loopback at which nobody listens; the system gives them beyond those of Ray."""
     with ExitStack() as stack:
         found = [stack.enter_context(socket.socket()) for _ in range(count)]
         for one in found:

@@ -77,9 +77,12 @@ def _name_of(log_file: Path) -> bytes:
 def _said_elsewhere(target: str, where: bytes) -> bytes:
     """What workers of this rank have uploaded from other files than this one."""
     try:
-        return storage.read_bytes(target).partition(where)[0]
+        there = storage.read_bytes(target)
     except FileNotFoundError:
         return b""
+    first, *rest = re.split(rb"^(-- on .+, file \d+ --\n)", there, flags=re.MULTILINE)
+    parts = zip(rest[::2], rest[1::2], strict=True)
+    return first + b"".join(name + said for name, said in parts if name != where)
 
 
 def _end_of(uri: str, size: int) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.integration.ports import free_ports
+from dist_embed.bench.ray_nodes import free_ports
 
 
 @contextmanager

@@ -68,6 +68,12 @@ def test_what_a_worker_said_on_another_machine_stays(log: Path, at_a_url: str) -
             file.write(b"more\n")
     said = b"why it failed\n" + logs._name_of(log) + b"begun\nmore\nmore\n"
     assert storage.read_bytes(target) == said
+    other = b"-- on another, file 5 --\nin between\n"
+    storage.write_bytes(target, said + other)
+    with uploaded(log, at_a_url), log.open("ab") as file:
+        file.write(b"back\n")
+    own = said.removeprefix(b"why it failed\n") + b"back\n"
+    assert storage.read_bytes(target) == b"why it failed\n" + other + own
 
 
 def test_of_a_run_in_a_folder_nothing_is_uploaded(log: Path) -> None:
