@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,16 @@ class Traces:
         assert [path for path in self.semaphores if path.exists()] == []
         ours = ("pymp", "dist_embed")
         assert [p for p in self._temporary.iterdir() if p.name.startswith(ours)] == []
+
+
+def shared_memory_of_nobody() -> set[Path]:
+    """Files of shared memory that no process has mapped: what has ended left them."""
+    files = set(Path("/dev/shm").iterdir())
+    for process in psutil.process_iter():
+        with suppress(OSError):  # it has ended, or is another user's
+            mapped = Path(f"/proc/{process.pid}/maps").read_text()
+            files = {file for file in files if str(file) not in mapped}
+    return files
 
 
 def _semaphores(pid: int) -> set[Path]:
