@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from dist_embed.run.metrics import read_metrics
 
-def metrics(folder: Path, key: str = "loss") -> dict[int, float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line[key] for line in lines if key in line}
+
+def metrics(run: Path | str, key: str = "loss") -> dict[int, float]:
+    """By step, as far as they have been written."""
+    return {line["step"]: line[key] for line in read_metrics(str(run)) if key in line}
