@@ -92,7 +92,9 @@ class Nodes:
     """A head without slots, on which commands run, and nodes with one slot and an address each."""
 
     def __init__(self) -> None:
-        self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self._cluster: Any = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, **agent_ports()}
+        )
         self.address: str = self._cluster.address
         self.there: list[Any] = []
         self._leaving: list[Any] = []
@@ -100,7 +102,9 @@ class Nodes:
 
     def add(self) -> Any:
         self._count += 1
-        node = self._cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{1 + self._count}")
+        node = self._cluster.add_node(
+            num_cpus=1, node_ip_address=f"127.0.0.{1 + self._count}", **agent_ports()
+        )
         self.there.append(node)
         return node
 
@@ -141,6 +145,15 @@ class Nodes:
 
     def close(self) -> None:
         self._cluster.shutdown()
+
+
+def agent_ports() -> dict[str, int]:
+    """Ports of what Ray starts beside each node. Where it is to choose them, it waits 15 s for the
+    choice, whatever is asked of it, and then the node ends (2.60, port_persistence.h,
+    node_manager.cc): not enough on a busy machine.
+    """
+    names = ("metrics_agent", "metrics_export", "dashboard_agent_listen", "runtime_env_agent")
+    return {f"{name}_port": port for name, port in zip(names, free_ports(4), strict=True)}
 
 
 @contextmanager

@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1500, func_only=True)]
 STEPS = 600
 RAY = str(Path(sys.executable).parent / "ray")
 PORT = 6379
+# Those of what Ray starts beside a node: see `agent_ports`.
+AGENTS = ("--dashboard-agent-grpc-port=6401", "--metrics-export-port=6402",
+          "--dashboard-agent-listen-port=6403", "--runtime-env-agent-port=6404")  # fmt: skip
 
 
 class RayMachines:
@@ -47,7 +50,7 @@ class RayMachines:
             with log.open("w") as said:
                 node = machine.start(
                     RAY, "start", "--block", f"--node-ip-address={machine.address}",
-                    f"--object-store-memory={150 * 2**20}", *role,
+                    f"--object-store-memory={150 * 2**20}", *role, *AGENTS,
                     stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment,
                 )  # fmt: skip
             while node.poll() is None and time.monotonic() < deadline:
@@ -125,7 +128,7 @@ def test_workers_that_do_not_reach_each_other_are_started_again(
     with training.started("cluster.timeout_seconds=15"):
         training.until_step(30)
         cut(*cluster.nodes)
-        training.until_said("workers are started again in 1 s")
+        training.until_said("workers are started again in 1 s: an exchange between workers broke")
         mend(*cluster.nodes)
         training.ended()
     training.is_as_if_not(STEPS)

@@ -5,6 +5,7 @@ one.
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.integration.conftest import Command, tiny_config
+from tests.integration.prepared_files import prepared_files
 from tests.integration.ray_cluster import Nodes, ray_nodes
 from tests.integration.ray_training import SAME_AT_ANY_LENGTH, Training, Undisturbed
 
@@ -108,6 +111,65 @@ def test_a_node_that_is_announced_to_go_costs_no_step(training: Training, nodes:
     assert f"resuming from the checkpoint of step {saved[0].split()[-1]}" in said
     assert "workers are started again" not in said
     training.is_as_if_not(STEPS)
+
+
+def test_a_node_that_is_lost_while_data_are_prepared(
+    training: Training, nodes: Nodes, dist_embed: Command, tmp_path: Path
+) -> None:
+    """What it had begun is begun again, and the bytes are those of one machine."""
+    data = ("data.synthetic.sentences=6000", "data.shard_sentences=20", "data.num_processes=0")
+    with training.started(*data, f"data.uri={tmp_path / 'data'}", "train.max_steps=5"):
+        training.until(lambda: len(list((tmp_path / "data").glob("*/finished/train/*"))) >= 3)
+        assert not (tmp_path / "data" / "data.json").exists()
+        nodes.remove(nodes.there[0])
+        nodes.add()
+        training.ended()
+    here = f"data.uri={tmp_path / 'here'}"
+    dist_embed("prepare", tiny_config(tmp_path), *data, here, "cluster.launcher=local")
+    assert prepared_files(tmp_path / "data") == prepared_files(tmp_path / "here")
+
+
+def test_a_worker_that_stands_still_is_named_and_replaced(training: Training, nodes: Nodes) -> None:
+    with training.started("cluster.hang_seconds=2", "cluster.timeout_seconds=20"):
+        training.until_step(30)
+        (worker,) = nodes.workers(nodes.there[0])
+        worker.suspend()
+        training.until_said(" makes no progress in step ")
+        training.until_said("workers are started again in 1 s")
+        said = training.ended()
+    named = re.search(
+        r"worker [01] makes no progress in step \d+; it has been here since [\d:]+ UTC and has not "
+        r"answered of late:\n  File ", said,
+    )  # fmt: skip
+    assert named, said
+    training.is_as_if_not(STEPS)
+
+
+def test_a_worker_without_memory_ends_the_run_with_its_own_error(
+    training: Training, nodes: Nodes, tmp_path: Path
+) -> None:
+    """It would come again: nothing is started anew."""
+    large = (
+        "tokenizer.kind=word", "tokenizer.oov_buckets=2000000", "model.output=sampled",
+        f"data.uri={tmp_path / 'data'}",
+    )  # fmt: skip
+    with training.started(*large, "checkpoint.every_steps=200"):
+        training.until_step(5)
+        (worker,) = nodes.workers(nodes.there[0])
+        # Steps have what they need; the copy that a save is made from takes 64 MiB.
+        limit = vm_data(worker) + 24 * 2**20
+        worker.rlimit(psutil.RLIMIT_DATA, (limit, limit))
+        said = training.ended(code=1)
+    assert re.search(r"worker [01] failed:\nTraceback ", said), said
+    assert "allocate memory" in said
+    assert "workers are started again" not in said
+
+
+def vm_data(process: psutil.Process) -> int:
+    """What RLIMIT_DATA counts."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (found,) = re.findall(r"VmData:\s*(\d+) kB", status)
+    return int(found) * 1024
 
 
 @pytest.mark.parametrize("seed", range(5))
