@@ -120,26 +120,27 @@ class Failures:
     Those within `FAILURE_HOURS` count: what happens once a day ends no run of weeks.
     """
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: float) -> None:
         self._budget = budget
-        self._at: list[float] = []
-        self._first = ""
+        self._past: list[tuple[float, str]] = []  # when, and how
 
     def wait_after(self, why: str) -> float | None:
         """Take in a failure; returns the seconds to wait before another start, None: no more.
 
         They double with every failure.
         """
-        self._first = self._first or why
         now = time.monotonic()
-        self._at = [at for at in self._at if now - at < 3600 * FAILURE_HOURS] + [now]
-        if len(self._at) > self._budget:
+        self._past = [one for one in self._past if now - one[0] < 3600 * FAILURE_HOURS]
+        self._past.append((now, why))
+        if len(self._past) > self._budget:
             return None
-        return min(BACKOFF_SECONDS * 2.0 ** (len(self._at) - 1), MOST_BACKOFF_SECONDS)
+        doubled = min(len(self._past) - 1, 10)
+        return min(BACKOFF_SECONDS * 2.0**doubled, MOST_BACKOFF_SECONDS)
 
     def beside(self, why: str) -> str:
         """What is to be told with the last failure: how the first was, if otherwise."""
-        return f"\nthe first failure was another one: {self._first}" if self._first != why else ""
+        first = self._past[0][1] if self._past else why
+        return f"\nthe first failure was another one: {first}" if first != why else ""
 
 
 def raise_failure(events: list[dict[str, Any]], log_folder: str, beside: str = "") -> NoReturn:
@@ -151,10 +152,9 @@ def raise_failure(events: list[dict[str, Any]], log_folder: str, beside: str = "
         UserError: where the cause is a mistake of the user; the message alone.
         RunFailed: otherwise, with the failing worker's traceback.
     """
-    for event in events:
-        if event["user_message"] is not None:
-            raise UserError(event["user_message"] + beside)
     first = _first(events)
+    if first["user_message"] is not None:
+        raise UserError(first["user_message"] + beside)
     raise RunFailed(
         f"{_who(first)} failed:\n{first['trace'].rstrip()}\n(worker logs: {log_folder})" + beside
     )

@@ -26,10 +26,15 @@ class NodeLost(RunFailed):
 
 
 class Node:
-    """The node of this process's connection."""
+    """The node of this process's connection.
+
+    Attributes:
+        id: Ray's name of it; None: see below.
+    """
 
     def __init__(self) -> None:
         node = worker._global_node
+        self.id: str | None = None if node is None else node.node_id
         self._line: socket.socket | None = None
         if node is not None:  # else there is none between this process and the cluster (ray://)
             self._line = socket.socket(socket.AF_UNIX)

@@ -49,14 +49,21 @@ def _raised(error: BaseException) -> BaseException:
 def why(attempt: Attempt, outcome: Exception | None) -> str:
     """In a line how a start has failed."""
     if isinstance(outcome, ControllerError):  # the workers have not begun
-        failure = outcome.controller_failure
-        return attempt.why((str(failure).splitlines() or [type(failure).__name__])[0])
+        return attempt.why(_first_line(outcome.controller_failure))
     if isinstance(outcome, WorkerGroupError):
         lost = sorted(outcome.worker_failures.keys() - attempt.tellers)
         return attempt.why(
             f"worker {lost[0]} was lost" if lost else "an exchange between workers broke"
         )
+    if isinstance(outcome, RayError):
+        return attempt.why("what Ray Train runs the workers by was lost (its controller)")
+    if outcome is not None and not isinstance(outcome, TrainingFailedError):
+        return attempt.why(f"Ray Train failed: {type(outcome).__name__}: {_first_line(outcome)}")
     return attempt.why()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def was_announced(outcome: Exception | None) -> bool:

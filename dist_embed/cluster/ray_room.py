@@ -7,20 +7,22 @@ not by Ray Train's own elastic workers: docs/decisions/0048-workers-that-come-an
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
 from ray._private import state
-from ray.util import placement_group, remove_placement_group
+from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.client import ray as client
 
+from dist_embed.cluster.ray_aside import POLL_SECONDS, Rest
 from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.errors import RunFailed, UserError
 
-POLL_SECONDS = 1.0
-SILENT_SECONDS = 5.0  # of waiting before a word is said
+WORD_SECONDS = 5.0  # of waiting before a word is said
 FIT_SECONDS = 10.0  # that Ray may take to find the room that was counted
 ANSWER_SECONDS = 2.0
 SETTLE_SECONDS = 60.0
@@ -29,7 +31,10 @@ GROW_SECONDS = 30.0  # nodes seldom come alone: the others get so long
 
 
 class Room:
-    """Slots for ``min_workers`` to ``max_workers`` workers, each one of ``kind``, CPU or GPU."""
+    """Slots for ``min_workers`` to ``max_workers`` workers, each one of ``kind``, CPU or GPU.
+
+    All that it does asks Ray; what takes a ``rest`` is for `Aside`.
+    """
 
     def __init__(
         self,
@@ -42,7 +47,7 @@ class Room:
     ) -> None:
         self._kind = kind
         self._min, self.max_workers = min_workers, max_workers
-        self._timeout, self._replace = timeout_seconds, replace_seconds
+        self.timeout_seconds, self._replace = timeout_seconds, replace_seconds
 
     def check(self) -> None:
         """Raises UserError where the cluster has too little, whoever uses it at the moment, and
@@ -70,29 +75,24 @@ class Room:
         nodes = state.available_resources_per_node().items()
         return sum(int(has.get(self._kind, 0)) for node, has in nodes if node not in leaving)
 
-    def settle(self, nodes: set[str], check: Callable[[], None]) -> None:
+    def settle(self, nodes: set[str], rest: Rest) -> None:
         """Wait until Ray knows which of ``nodes`` are gone, where workers were lost: it takes it
         some seconds, and until then it would give room there.
-
-        ``check`` is called meanwhile, and may raise.
         """
         until = time.monotonic() + SETTLE_SECONDS
         while not client.is_connected() and time.monotonic() < until:
             there = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in nodes]
-            if all(map(_answers, there)):
+            if _all_answer(there):
                 return
-            check()
-            time.sleep(POLL_SECONDS)
+            rest(POLL_SECONDS)
 
-    def wait(
-        self, wanted: int, say: Callable[[str], None], check: Callable[[], None], *, again: bool
-    ) -> int:
+    def wait(self, wanted: int, say: Callable[[str], None], rest: Rest, *, again: bool) -> int:
         """Wait until there is room; returns for how many workers.
 
         Args:
             wanted: at best; fewer, from ``min_workers`` on, where that takes ``replace_seconds``.
             say: takes a line for the user.
-            check: is called while it waits, and may raise.
+            rest: see `Aside`.
             again: whether workers were lost, who may be replaced; else fewer are taken at once.
 
         Raises RunFailed after ``timeout_seconds``.
@@ -101,7 +101,7 @@ class Room:
         asked, told = self.ask(wanted), False
         try:
             while not asked.wait(POLL_SECONDS):
-                check()
+                rest(0.0)
                 waited, free = time.monotonic() - began, self.free()
                 if free >= self._min and (waited >= self._replace or not again):
                     remove_placement_group(asked)
@@ -111,12 +111,13 @@ class Room:
                         return fewer
                     remove_placement_group(asked)
                     asked = self.ask(wanted)
-                if waited >= self._timeout:
+                if waited >= self.timeout_seconds:
                     raise RunFailed(
-                        f"there was no room for {self._min} workers within {self._timeout:.0f} s "
-                        f"(cluster.timeout_seconds): {free} of {self._min} {self._kind} slots"
+                        f"there was no room for {self._min} workers within "
+                        f"{self.timeout_seconds:.0f} s (cluster.timeout_seconds): {free} of "
+                        f"{self._min} {self._kind} slots"
                     )
-                if waited >= SILENT_SECONDS and not told:
+                if waited >= WORD_SECONDS and not told:
                     told = True
                     say(self._waiting(wanted, free))
             return wanted
@@ -133,7 +134,7 @@ class Room:
             fewer = f"; after {self._replace:.0f} s it goes on with {self._min} or more"
         return (
             f"waits for room: has {free} of {wanted} {self._kind} slots, up to "
-            f"{self._timeout:.0f} s{fewer}"
+            f"{self.timeout_seconds:.0f} s{fewer}"
         )
 
     def ask(self, workers: int) -> Any:
@@ -148,8 +149,13 @@ def _may_get_nodes() -> bool:
     return any(NODE_GROUP in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 
+def _all_answer(nodes: list[dict[str, Any]]) -> bool:
+    """Whether what Ray runs on nodes does; all are asked at once."""
+    with ThreadPoolExecutor(max(1, len(nodes))) as threads:
+        return all(threads.map(_answers, nodes))
+
+
 def _answers(node: dict[str, Any]) -> bool:
-    """Whether what Ray runs on a node does."""
     place = node["NodeManagerAddress"], node["NodeManagerPort"]
     try:
         socket.create_connection(place, timeout=ANSWER_SECONDS).close()
@@ -161,35 +167,71 @@ def _answers(node: dict[str, Any]) -> bool:
 class Growth:
     """Room for more workers than ``now`` run, while a ``with`` block lasts.
 
-    One slot more is asked for, and held: so an autoscaler hears of it.
+    It is asked for slot by slot, up to ``max_workers``, and what comes is held: so an autoscaler
+    hears of all at once, and starts as many nodes as it may.
     """
 
     def __init__(self, room: Room, now: int) -> None:
         self._room = room
-        self.now = now
-        self._asked: Any = None
-        self._since: float | None = None
+        self._now = now
+        self._asked: list[Any] = []
+        self._come = 0
+        self._since = 0.0
 
     def __enter__(self) -> Growth:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._asked is not None and kind is not NodeLost:  # of whom nothing more may be asked
-            remove_placement_group(self._asked)
+        if kind is not NodeLost:  # of whom nothing more may be asked
+            for one in self._asked:
+                remove_placement_group(one)
 
-    def possible(self) -> int:
-        """For how many there is room. To be called once all run: it takes what is free."""
-        if self.now == self._room.max_workers:
-            return self.now
-        if self._asked is None:
-            self._asked = self._room.ask(1)
-        if self._since is None:
-            if self._asked.wait(0.01):
-                self._since = time.monotonic()
-            return self.now
-        if time.monotonic() - self._since < GROW_SECONDS:
-            return self.now
-        if not self._asked.wait(POLL_SECONDS):  # the node with it has gone since
-            self._since = None
-            return self.now
-        return min(self._room.max_workers, self.now + 1 + self._room.free())
+    def possible(self, leaving: set[str]) -> int:
+        """For how many there is room on other nodes than those ``leaving``, once all have come, or
+        no other for `GROW_SECONDS`. To be called once all run: it takes what is free.
+        """
+        most = self._room.max_workers
+        if not self._asked:
+            self._asked = [self._room.ask(1) for _ in range(self._now, most)]
+        come = self._count(leaving)
+        if come != self._come:
+            self._come, self._since = come, time.monotonic()
+        may_come = self._now + come < most and time.monotonic() - self._since < GROW_SECONDS
+        return self._now if may_come else self._now + come
+
+    def _count(self, leaving: set[str]) -> int:
+        """Those of the slots that are there."""
+        if not self._asked:
+            return 0
+        told = placement_group_table()
+        found = [told.get(one.id.hex(), {}) for one in self._asked]
+        return sum(
+            one.get("state") == "CREATED" and leaving.isdisjoint(one["bundles_to_node_id"].values())
+            for one in found
+        )
+
+
+class Outlook:
+    """What Ray says, while workers run, of nodes and of room for more of them.
+
+    Attributes:
+        leaving: nodes that are about to be taken away.
+        possible: for how many workers there is room.
+        all_run: to be set once all ``now`` do: until then they need what is free.
+    """
+
+    def __init__(self, room: Room, now: int) -> None:
+        self._room = room
+        self.now = now
+        self.leaving: set[str] = set()
+        self.possible = now
+        self.all_run = threading.Event()
+
+    def watch(self, rest: Rest) -> None:
+        """Keep it up to date. For `Aside`."""
+        with Growth(self._room, self.now) as growth:
+            while True:
+                self.leaving = self._room.leaving()
+                if self.all_run.is_set():
+                    self.possible = growth.possible(self.leaving)
+                rest(POLL_SECONDS)

@@ -19,7 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_embed.cluster.failure import Failures, failure_event
 from dist_embed.cluster.ray_address import why_no_answer
-from dist_embed.cluster.ray_course import MAILBOX_SECONDS, POLL_SECONDS, Course
+from dist_embed.cluster.ray_aside import POLL_SECONDS
+from dist_embed.cluster.ray_course import Course
+from dist_embed.cluster.ray_fit import MAILBOX_SECONDS, Mail, Surroundings
 from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
 from dist_embed.cluster.ray_metrics import also_as_gauges
@@ -147,10 +149,8 @@ def launch_ray(
             )
 
         with stop_on_signals() if stop_seconds else nullcontext():
-            course = Course(
-                trainer, mailbox, node, room, Failures(max_failures), on_event, log_folder,
-                stop_seconds,
-            )  # fmt: skip
+            around = Surroundings(node, room, Mail(mailbox, node), on_event, stop_seconds)
+            course = Course(trainer, around, Failures(max_failures), log_folder)
             return course.run(max_workers)
 
 

@@ -1,0 +1,242 @@
+"""One start of the workers under Ray Train: run, heard, and asked to stop where they are to."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.train.torch import TorchTrainer
+
+from dist_embed.cluster.failure import Attempt, asked_to_stop, stopped_too_late
+from dist_embed.cluster.ray_aside import END_SECONDS, POLL_SECONDS, Aside
+from dist_embed.cluster.ray_node import Node, NodeLost
+from dist_embed.cluster.ray_room import Outlook, Room
+from dist_embed.errors import RunFailed
+from dist_embed.observe.events import Event
+from dist_embed.parallel.stop import request_stop, stop_requested
+
+MAILBOX_SECONDS = 60.0
+
+
+class Mail:
+    """The mailbox as the launcher sees it: its events, each once, and the request to stop."""
+
+    def __init__(self, mailbox: Any, node: Node) -> None:
+        self._mailbox = mailbox
+        self._node = node
+        self._asked: Any = None
+
+    def take(self, seconds: float) -> list[Event]:
+        """Those that have come since; none where Ray is too busy to answer within so long.
+
+        Raises NodeLost, and RunFailed where the mailbox is gone.
+        """
+        give_up_at = time.monotonic() + seconds
+        while True:
+            self._node.check()
+            if self._asked is None:
+                self._asked = self._mailbox.take.remote()
+            try:
+                events: list[Event] = ray.get(self._asked, timeout=POLL_SECONDS)
+            except GetTimeoutError:  # the answer, which nobody else gets, is asked for again
+                if time.monotonic() >= give_up_at:
+                    return []
+                continue
+            except RayError as exc:
+                self._node.check()
+                raise RunFailed(
+                    "what workers tell this command by was lost (its mailbox, an actor on the same "
+                    f"node): {exc}"
+                ) from exc
+            self._asked = None
+            return events
+
+    def stop(self, number: int) -> None:
+        """Ask the workers of that start, and of those before, to stop."""
+        self._mailbox.stop.remote(number)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What starts of workers have in common.
+
+    Attributes:
+        node: that this process is connected to.
+        room: for workers.
+        mail: from all of them.
+        show: takes what is to be shown.
+        stop_seconds: see `launch_ray`.
+    """
+
+    node: Node
+    room: Room
+    mail: Mail
+    show: Callable[[Event], None]
+    stop_seconds: float
+
+    def say(self, text: str) -> None:
+        """Show a line."""
+        self.show({"kind": "line", "text": text})
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether a signal has: of workers that do not train it ends the command."""
+        return bool(self.stop_seconds) and stop_requested()
+
+
+class Fit:
+    """One start of the workers.
+
+    Attributes:
+        attempt: what they have told.
+        paused: where they were asked to stop, to go on later: as how many.
+        leaving: whether that was because a node is about to be taken away.
+        stopping: whether the run was asked to stop.
+        was_idle: whether that was while no workers trained.
+    """
+
+    def __init__(self, trainer: TorchTrainer, attempt: Attempt, around: Surroundings) -> None:
+        self.attempt = attempt
+        self.paused = 0
+        self.leaving = False
+        self.stopping = False
+        self.was_idle = False
+        self._around = around
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), name="fit", daemon=True)
+        self._done_at: float | None = None
+        self._stop_until = 0.0
+
+    def run(self, workers: int) -> Exception | None:
+        """Run the trainer of so many workers while events are delivered; returns what it raised.
+
+        After a result, after a failure that would come again, and after any of workers that were
+        asked to stop, the others have a moment to end; then what runs them is ended, they with it.
+
+        Raises:
+            RunFailed: asked to stop, the workers did not in time; or Ray's head has not answered
+                for long, and no workers train meanwhile.
+            NodeLost: Ray is not there any more.
+        """
+        around, is_lost = self._around, False
+        outlook = Outlook(around.room, workers)
+        with Aside(outlook.watch, around.node, around.say, around.room.timeout_seconds) as watching:
+            self._thread.start()
+            try:
+                while self._thread.is_alive():
+                    self._thread.join(POLL_SECONDS)
+                    had_failed = self._has_failed()
+                    self._take(POLL_SECONDS)
+                    self._stop()
+                    if (had_failed and self._has_failed()) or self._is_overdue() or self.was_idle:
+                        return None
+                    watching.ended()
+                    watching.look(has_limit=not self.attempt.is_under_way)
+                    self._pause(outlook)
+                self._take(MAILBOX_SECONDS)
+                return self._error
+            except NodeLost:
+                is_lost = True
+                raise
+            finally:
+                if not is_lost:
+                    self._end()
+
+    def _fit(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except Exception as exc:  # handed to the caller
+            self._error = exc
+
+    def _take(self, seconds: float) -> None:
+        """Take in and show what has been told."""
+        for event in self._around.mail.take(seconds):
+            shown = self.attempt.take(event)
+            if shown is not None:
+                self._around.show(shown)
+
+    def _has_failed(self) -> bool:
+        """With no other try wanted."""
+        return self.attempt.is_final or (self.stopping and bool(self.attempt.failures))
+
+    def _is_overdue(self) -> bool:
+        """Whether workers still run long after the first of them has told the result."""
+        if self._done_at is None and self.attempt.results:
+            self._done_at = time.monotonic()
+        return self._done_at is not None and time.monotonic() - self._done_at > END_SECONDS
+
+    def _stop(self) -> None:
+        """Pass on a request to stop, if there is one."""
+        around, attempt = self._around, self.attempt
+        if self.stopping:
+            if time.monotonic() > self._stop_until:
+                raise RunFailed(stopped_too_late(around.stop_seconds))
+        elif around.is_asked_to_stop():
+            self.stopping = True
+            self._stop_until = time.monotonic() + around.stop_seconds
+            around.mail.stop(attempt.number)
+            around.show(asked_to_stop())  # afterwards: a terminal may stand still
+            self.was_idle = not (attempt.is_under_way or attempt.is_final)
+
+    def _pause(self, outlook: Outlook) -> None:
+        """Ask workers to stop that would better go on elsewhere, or as more."""
+        around, attempt = self._around, self.attempt
+        # Workers that do not train cannot go on.
+        if not around.stop_seconds or self.paused or self.stopping or not attempt.is_under_way:
+            return
+        if attempt.begun < outlook.now:
+            return
+        outlook.all_run.set()
+        if around.node.id in outlook.leaving:
+            around.say("the node of this command is about to be taken away")
+            request_stop()
+            return
+        self.leaving = bool(outlook.leaving & attempt.nodes)
+        workers = outlook.now if self.leaving else outlook.possible
+        if self.leaving:
+            reason = "a node is about to be taken away"
+        elif workers > outlook.now:
+            reason = f"there is room for {workers} workers"
+        else:
+            return
+        self.paused = workers
+        around.mail.stop(attempt.number)
+        around.say(f"{reason}: the workers save after their step, and the run goes on")
+
+    def _end(self) -> None:
+        """End what runs the workers, where it has not ended."""
+        if not self._thread.is_alive():
+            return
+        # In a thread, and waited for: see `Aside`.
+        given_up = threading.Event()
+        ending = threading.Thread(target=_end_fit, args=(self._thread, given_up), daemon=True)
+        ending.start()
+        self._thread.join(END_SECONDS)
+        given_up.set()
+        ending.join(END_SECONDS)
+
+
+def _end_fit(thread: threading.Thread, given_up: threading.Event) -> None:
+    """End the controller that ``thread`` waits for, which may be there only by and by."""
+    while thread.is_alive() and not given_up.is_set():
+        with suppress(Exception):
+            _end_controller()
+        thread.join(POLL_SECONDS)
+
+
+def _end_controller() -> None:
+    """End the actor by which Ray Train runs the workers, and they with it: `fit` then returns.
+
+    Ray Train has no way to be told; what is used here is what `ray.kill` does (Ray 2.60).
+    """
+    from ray._private import state, worker
+
+    connection = worker.global_worker
+    for name, actor in state.actors(job_id=connection.current_job_id).items():
+        if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD":
+            connection.core_worker.kill_actor(ray.ActorID.from_hex(name), True)
