@@ -7,18 +7,16 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dist_embed.cluster.failure import Attempt, Failures, asked_to_stop, raise_failure
-from dist_embed.cluster.ray_aside import POLL_SECONDS, Aside, Rest
-from dist_embed.cluster.ray_fit import Fit, Surroundings
+from dist_embed.cluster.ray_aside import POLL_SECONDS
+from dist_embed.cluster.ray_fit import Fit, Mail, Surroundings
 from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.cluster.ray_outcome import may_start_again, untold, was_announced, why
 from dist_embed.errors import RunFailed, RunStopped
-
-T = TypeVar("T")
 
 
 class Course:
@@ -26,19 +24,22 @@ class Course:
 
     Args:
         trainer: of so many workers, for the start of this number.
-        around: what all starts have in common.
+        mail: from the workers of all starts.
+        around: what else they have in common.
         failures: what is outlived.
         log_folder: named in error messages.
     """
 
     def __init__(
         self,
-        trainer: Callable[[int, int], TorchTrainer],
+        trainer: Callable[[int, int], DataParallelTrainer],
+        mail: Mail,
         around: Surroundings,
         failures: Failures,
         log_folder: str,
     ) -> None:
         self._trainer = trainer
+        self._mail = mail
         self._around = around
         self._failures = failures
         self._taken_away = Failures(math.inf)  # no failures, but they too are waited after
@@ -56,7 +57,7 @@ class Course:
             # An earlier start's save may have been published after that start had ended.
             outlives_conflict = number > 0 and not self._outlived_conflict
             attempt = Attempt(number, outlives_conflict=outlives_conflict)
-            fit = Fit(self._trainer(workers, number), attempt, self._around)
+            fit = Fit(self._trainer(workers, number), attempt, self._mail, self._around)
             outcome = fit.run(workers)
             if attempt.results and not attempt.failures:  # it counts whatever has ended since
                 result = attempt.results[-1]
@@ -87,7 +88,7 @@ class Course:
         room = self._around.room
         heed()
         try:
-            return self._aside(
+            return self._around.aside(
                 lambda rest: room.wait(wanted, lines.append, rest, again=again), heed
             )
         except NodeLost:
@@ -111,12 +112,7 @@ class Course:
         while (left := until - time.monotonic()) > 0:
             self._heed()
             time.sleep(min(left, POLL_SECONDS))
-        self._aside(lambda rest: self._around.room.settle(attempt.nodes, rest), self._heed)
-
-    def _aside(self, do: Callable[[Rest], T], heed: Callable[[], None]) -> T:
-        around = self._around
-        with Aside(do, around.node, around.say, around.room.timeout_seconds) as asking:
-            return asking.result(heed)
+        self._around.aside(lambda rest: self._around.room.settle(attempt.nodes, rest), self._heed)
 
     def _heed(self) -> None:
         """Raises RunStopped where that is asked for while no workers run, and NodeLost."""

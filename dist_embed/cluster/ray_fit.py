@@ -7,21 +7,22 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dist_embed.cluster.failure import Attempt, asked_to_stop, stopped_too_late
-from dist_embed.cluster.ray_aside import END_SECONDS, POLL_SECONDS, Aside
+from dist_embed.cluster.ray_aside import END_SECONDS, POLL_SECONDS, Aside, Rest
 from dist_embed.cluster.ray_node import Node, NodeLost
 from dist_embed.cluster.ray_room import Outlook, Room
+from dist_embed.cluster.ray_worker import MAILBOX_SECONDS
 from dist_embed.errors import RunFailed
 from dist_embed.observe.events import Event
 from dist_embed.parallel.stop import request_stop, stop_requested
 
-MAILBOX_SECONDS = 60.0
+T = TypeVar("T")
 
 
 class Mail:
@@ -69,20 +70,27 @@ class Surroundings:
     Attributes:
         node: that this process is connected to.
         room: for workers.
-        mail: from all of them.
         show: takes what is to be shown.
         stop_seconds: see `launch_ray`.
     """
 
     node: Node
     room: Room
-    mail: Mail
     show: Callable[[Event], None]
     stop_seconds: float
 
     def say(self, text: str) -> None:
         """Show a line."""
         self.show({"kind": "line", "text": text})
+
+    def asking(self, do: Callable[[Rest], T]) -> Aside[T]:
+        """Something that asks Ray."""
+        return Aside(do, self.node, self.say, self.room.timeout_seconds)
+
+    def aside(self, do: Callable[[Rest], T], heed: Callable[[], None]) -> T:
+        """What ``do`` returns; ``heed`` is called while it is waited for, and may raise."""
+        with self.asking(do) as asking:
+            return asking.result(heed)
 
     def is_asked_to_stop(self) -> bool:
         """Whether a signal has: of workers that do not train it ends the command."""
@@ -100,12 +108,15 @@ class Fit:
         was_idle: whether that was while no workers trained.
     """
 
-    def __init__(self, trainer: TorchTrainer, attempt: Attempt, around: Surroundings) -> None:
+    def __init__(
+        self, trainer: DataParallelTrainer, attempt: Attempt, mail: Mail, around: Surroundings
+    ) -> None:
         self.attempt = attempt
         self.paused = 0
         self.leaving = False
         self.stopping = False
         self.was_idle = False
+        self._mail = mail
         self._around = around
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._fit, args=(trainer,), name="fit", daemon=True)
@@ -125,7 +136,7 @@ class Fit:
         """
         around, is_lost = self._around, False
         outlook = Outlook(around.room, workers)
-        with Aside(outlook.watch, around.node, around.say, around.room.timeout_seconds) as watching:
+        with around.asking(outlook.watch) as watching:
             self._thread.start()
             try:
                 while self._thread.is_alive():
@@ -147,7 +158,7 @@ class Fit:
                 if not is_lost:
                     self._end()
 
-    def _fit(self, trainer: TorchTrainer) -> None:
+    def _fit(self, trainer: DataParallelTrainer) -> None:
         try:
             trainer.fit()
         except Exception as exc:  # handed to the caller
@@ -155,7 +166,7 @@ class Fit:
 
     def _take(self, seconds: float) -> None:
         """Take in and show what has been told."""
-        for event in self._around.mail.take(seconds):
+        for event in self._mail.take(seconds):
             shown = self.attempt.take(event)
             if shown is not None:
                 self._around.show(shown)
@@ -179,7 +190,7 @@ class Fit:
         elif around.is_asked_to_stop():
             self.stopping = True
             self._stop_until = time.monotonic() + around.stop_seconds
-            around.mail.stop(attempt.number)
+            self._mail.stop(attempt.number)
             around.show(asked_to_stop())  # afterwards: a terminal may stand still
             self.was_idle = not (attempt.is_under_way or attempt.is_final)
 
@@ -205,7 +216,7 @@ class Fit:
         else:
             return
         self.paused = workers
-        around.mail.stop(attempt.number)
+        self._mail.stop(attempt.number)
         around.say(f"{reason}: the workers save after their step, and the run goes on")
 
     def _end(self) -> None:

@@ -21,6 +21,7 @@ from ray.util.client import ray as client
 from dist_embed.cluster.ray_aside import POLL_SECONDS, Rest
 from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.errors import RunFailed, UserError
+from dist_embed.parallel.settings import DeviceChoice
 
 WORD_SECONDS = 5.0  # of waiting before a word is said
 FIT_SECONDS = 10.0  # that Ray may take to find the room that was counted
@@ -31,33 +32,41 @@ GROW_SECONDS = 30.0  # nodes seldom come alone: the others get so long
 
 
 class Room:
-    """Slots for ``min_workers`` to ``max_workers`` workers, each one of ``kind``, CPU or GPU.
+    """Slots for ``min_workers`` to ``max_workers`` workers.
 
-    All that it does asks Ray; what takes a ``rest`` is for `Aside`.
+    All that it does asks Ray: for `Aside`, whose ``rest`` is handed to what takes long.
+
+    Attributes:
+        kind: of the slots, CPU or GPU, once it is chosen.
     """
+
+    kind: str
 
     def __init__(
         self,
-        kind: str,
         min_workers: int,
         max_workers: int,
         *,
         timeout_seconds: float,
         replace_seconds: float,
     ) -> None:
-        self._kind = kind
         self._min, self.max_workers = min_workers, max_workers
         self.timeout_seconds, self._replace = timeout_seconds, replace_seconds
 
-    def check(self) -> None:
-        """Raises UserError where the cluster has too little, whoever uses it at the moment, and
-        nothing is known that would give it more.
+    def choose(self, device: DeviceChoice) -> None:
+        """Choose the kind of slot.
+
+        Raises UserError where the cluster has too few, whoever uses it at the moment, and nothing
+        is known that would give it more.
         """
-        there = int(ray.cluster_resources().get(self._kind, 0))
+        resources = ray.cluster_resources()
+        gpus = device == "cuda" or (device == "auto" and resources.get("GPU", 0) >= 1)
+        self.kind = "GPU" if gpus else "CPU"
+        there = int(resources.get(self.kind, 0))
         if there < self._min and not _may_get_nodes():
-            instead = "; cluster.device=cpu trains on CPUs" if self._kind == "GPU" else ""
+            instead = "; cluster.device=cpu trains on CPUs" if self.kind == "GPU" else ""
             raise UserError(
-                f"cluster.num_workers={self._min} needs {self._min} {self._kind}s (one per "
+                f"cluster.num_workers={self._min} needs {self._min} {self.kind}s (one per "
                 f"worker); the Ray cluster has {there}{instead}"
             )
 
@@ -70,10 +79,10 @@ class Room:
     def free(self) -> int:
         """Slots that nobody uses, on nodes that stay."""
         if client.is_connected():
-            return int(ray.available_resources().get(self._kind, 0))
+            return int(ray.available_resources().get(self.kind, 0))
         leaving = self.leaving()
         nodes = state.available_resources_per_node().items()
-        return sum(int(has.get(self._kind, 0)) for node, has in nodes if node not in leaving)
+        return sum(int(has.get(self.kind, 0)) for node, has in nodes if node not in leaving)
 
     def settle(self, nodes: set[str], rest: Rest) -> None:
         """Wait until Ray knows which of ``nodes`` are gone, where workers were lost: it takes it
@@ -115,7 +124,7 @@ class Room:
                     raise RunFailed(
                         f"there was no room for {self._min} workers within "
                         f"{self.timeout_seconds:.0f} s (cluster.timeout_seconds): {free} of "
-                        f"{self._min} {self._kind} slots"
+                        f"{self._min} {self.kind} slots"
                     )
                 if waited >= WORD_SECONDS and not told:
                     told = True
@@ -133,13 +142,13 @@ class Room:
         if self._min < wanted:
             fewer = f"; after {self._replace:.0f} s it goes on with {self._min} or more"
         return (
-            f"waits for room: has {free} of {wanted} {self._kind} slots, up to "
+            f"waits for room: has {free} of {wanted} {self.kind} slots, up to "
             f"{self.timeout_seconds:.0f} s{fewer}"
         )
 
     def ask(self, workers: int) -> Any:
         """Slots for so many workers, all or none, once it is created."""
-        return placement_group([{self._kind: 1}] * workers)
+        return placement_group([{self.kind: 1}] * workers)
 
 
 def _may_get_nodes() -> bool:
