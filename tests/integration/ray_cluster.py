@@ -11,19 +11,17 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import ray._private.services
 from ray.cluster_utils import Cluster
 
 from dist_embed.bench.ray_nodes import free_ports
-
-NODE_SECONDS = 300.0
+from tests.integration.patient_ray import agent_ports, be_patient
 
 
 @contextmanager
@@ -93,7 +91,8 @@ class Nodes:
 
     def __init__(self) -> None:
         self._cluster: Any = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, **agent_ports()}
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "include_dashboard": False, **agent_ports()},
         )
         self.address: str = self._cluster.address
         self.there: list[Any] = []
@@ -147,40 +146,13 @@ class Nodes:
         self._cluster.shutdown()
 
 
-def agent_ports() -> dict[str, int]:
-    """Ports of what Ray starts beside each node. Where it is to choose them, it waits 15 s for the
-    choice, whatever is asked of it, and then the node ends (2.60, port_persistence.h,
-    node_manager.cc): not enough on a busy machine.
-    """
-    names = ("metrics_agent", "metrics_export", "dashboard_agent_listen", "runtime_env_agent")
-    return {f"{name}_port": port for name, port in zip(names, free_ports(4), strict=True)}
-
-
 @contextmanager
 def ray_nodes() -> Iterator[Nodes]:
     """For the length of a ``with`` block, with the environment of its begin."""
-    found = ray._private.services.get_node
     with pytest.MonkeyPatch.context() as patch:
-        # Ray's workers are polite by default: on a busy machine they would get no turn.
-        patch.setenv("RAY_worker_niceness", "0")
-        patch.setenv("RAY_agent_register_timeout_ms", "300000")
-        patch.setattr(ray._private.services, "get_node", lambda *node: _patiently(found, *node))
+        be_patient(patch)
         nodes = Nodes()
         try:
             yield nodes
         finally:
             nodes.close()
-
-
-def _patiently(found: Callable[..., Any], *node: str) -> Any:
-    """A node that has been started, once the head knows it. Ray gives up after 30 s (2.60,
-    node.py), and leaves a node there that may come yet.
-    """
-    give_up_at = time.monotonic() + NODE_SECONDS
-    while True:
-        try:
-            return found(*node)
-        except RuntimeError:
-            if time.monotonic() > give_up_at:
-                raise
-            time.sleep(0.2)
