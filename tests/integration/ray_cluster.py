@@ -142,6 +142,15 @@ class Nodes:
                     found.append(child)
         return found
 
+    def worker(self, number: int) -> psutil.Process:
+        """The process of the worker with this number, once it trains: by the log it writes to."""
+        log = f"/worker-{number}.log"
+        (found,) = [
+            worker for node in self.there for worker in self.workers(node)
+            if os.readlink(f"/proc/{worker.pid}/fd/1").endswith(log)
+        ]  # fmt: skip
+        return found
+
     def close(self) -> None:
         self._cluster.shutdown()
 
