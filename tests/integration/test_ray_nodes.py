@@ -16,7 +16,7 @@ import pytest
 
 from tests.integration.conftest import Command, tiny_config
 from tests.integration.prepared_files import prepared_files
-from tests.integration.ray_cluster import Nodes, ray_nodes
+from tests.integration.ray_nodes import Nodes, ray_nodes
 from tests.integration.ray_training import SAME_AT_ANY_LENGTH, Training, Undisturbed
 
 pytestmark = [
