@@ -139,11 +139,12 @@ def _check_step(config: Config, num_words: int, address: str | None) -> None:
     What a cluster's CPUs are is not known here.
     """
     cluster = config.cluster
+    if address is not None:
+        if cluster.device != "cpu":
+            check_step(config, num_words, cluster.min_workers, "cuda")  # then it takes longest
+        return
     workers = int(os.environ["WORLD_SIZE"]) if under_torchrun() else cluster.max_workers
-    if address is None:
-        check_step(config, num_words, workers, resolve_device(cluster.device))
-    elif cluster.device != "cpu":
-        check_step(config, num_words, workers, "cuda")
+    check_step(config, num_words, workers, resolve_device(cluster.device))
 
 
 def _check_machine(

@@ -40,7 +40,7 @@ def private_ray() -> Iterator[None]:
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
         ray_constants.ENABLE_RAY_CLUSTER = several_nodes

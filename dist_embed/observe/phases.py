@@ -103,9 +103,11 @@ class Phases:
         hooks = [
             leaf.register_post_accumulate_grad_hook(note) for leaf in leaves if leaf.requires_grad
         ]
-        yield
-        for hook in hooks:
-            hook.remove()
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
         if begun:
             self._sums.add(WAITING, begun[0])
 
@@ -120,9 +122,11 @@ class Phases:
                 self._sums.add(WAITING, begun.pop())
 
         hooks = [node.register_prehook(note) for node in nodes]
-        yield
-        for hook in hooks:
-            hook.remove()
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 _current: Phases | None = None  # a worker's process has one training; its loader's threads no phase

@@ -57,8 +57,10 @@ class _Window:
     tokens: int = 0
     seconds: float = 0.0
     steps: int = 0
+    gradient_norm: float | None = None  # of the last
 
     def add(self, result: StepResult, seconds: float) -> None:
+        self.gradient_norm = result.gradient_norm
         self.seconds += seconds
         self.steps += 1
         if not result.skipped:
@@ -105,6 +107,18 @@ def train_loop(
     first_step = state.step
     stopped = False
     following: StepBatches | None = None
+
+    def tell_window() -> None:
+        """Collective."""
+        nonlocal window
+        if not window.steps:
+            return
+        spent = spent_by_workers(phases.take(), group)
+        _log(state, window, spent, settings, reporter, metrics)
+        for line in stragglers.lines(spent):
+            reporter.line(line)
+        window = _Window()
+
     try:
         # Of no checkpoint: that of this step says nothing of it, and is not written again.
         if LEFT_OUT in state.scalars and not saves.between_steps():
@@ -140,11 +154,7 @@ def train_loop(
             last = state.step == settings.max_steps
             validate, translate = due = _due(state.step, hooks, settings)
             if last or validate or state.step % settings.log_every == 0:
-                spent = spent_by_workers(phases.take(), group)
-                _log(state, result, window, spent, settings, reporter, metrics)
-                for line in stragglers.lines(spent):
-                    reporter.line(line)
-                window = _Window()
+                tell_window()
             # Either may take longer than a run that is asked to stop has left. A run that is
             # complete has its figures all the same.
             if (validate or translate) and not last and (stopped := saves.between_steps()):
@@ -157,9 +167,10 @@ def train_loop(
             if last:
                 saves.save()
         at(None)
+        tell_window()  # what it was stopped in
         saver.wait(checkpoint.drain_seconds if stopped else None)
         if stopped and state.step != first_step:
-            reporter.line(f"asked to stop: saving step {state.step}")
+            reporter.line(f"the workers stop here: saving step {state.step}")
             saves.save()
             saver.wait(checkpoint.drain_seconds)
         if state.step != first_step:
@@ -223,7 +234,6 @@ def _note_skip(
 
 def _log(
     state: TrainingState,
-    result: StepResult,
     window: _Window,
     spent: WorkersSpent,
     settings: TrainSection,
@@ -241,7 +251,7 @@ def _log(
             nll=nll if math.isfinite(nll) else None,
             tokens_per_second=tokens_per_second,
             step_seconds=step_seconds,
-            gradient_norm=result.gradient_norm,
+            gradient_norm=window.gradient_norm,
             skipped_steps=state.scalars["skipped_steps"],
             epoch=state.scalars["position"]["epoch"],
             **spent.as_metrics(),

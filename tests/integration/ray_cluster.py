@@ -1,6 +1,4 @@
-"""Ray clusters of this machine, for tests: a head node with its job server and a token; and nodes
-that come and go.
-"""
+"""A Ray cluster of this machine, for tests: a head node with its job server and a token."""
 
 from __future__ import annotations
 
@@ -11,19 +9,13 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
-import pytest
-import ray._private.services
-from ray.cluster_utils import Cluster
 
 from dist_embed.bench.ray_nodes import free_ports
-
-NODE_SECONDS = 300.0
 
 
 @contextmanager
@@ -86,101 +78,3 @@ def _job_server_answers(url: str) -> bool:
         return True
     except OSError:
         return False
-
-
-class Nodes:
-    """A head without slots, on which commands run, and nodes with one slot and an address each."""
-
-    def __init__(self) -> None:
-        self._cluster: Any = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, **agent_ports()}
-        )
-        self.address: str = self._cluster.address
-        self.there: list[Any] = []
-        self._leaving: list[Any] = []
-        self._count = 0
-
-    def add(self) -> Any:
-        self._count += 1
-        node = self._cluster.add_node(
-            num_cpus=1, node_ip_address=f"127.0.0.{1 + self._count}", **agent_ports()
-        )
-        self.there.append(node)
-        return node
-
-    def remove(self, node: Any) -> None:
-        """At once and without notice."""
-        self.there.remove(node)
-        self._cluster.remove_node(node, allow_graceful=False)
-
-    def drain(self, node: Any, seconds: int) -> None:
-        """As a machine's owner does who takes it away."""
-        self.there.remove(node)
-        self._leaving.append(node)
-        subprocess.run(
-            [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", self.address,
-             "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-             "--reason-message", "a test", "--deadline-remaining-seconds", str(seconds)],
-            check=True, capture_output=True, timeout=300,
-        )  # fmt: skip
-
-    def settle(self, count: int) -> None:
-        """As many as that from now on, none of which is about to go."""
-        for node in (*self._leaving, *self.there[count:]):
-            self._cluster.remove_node(node, allow_graceful=False)
-        self._leaving.clear()
-        del self.there[count:]
-        while len(self.there) < count:
-            self.add()
-
-    def workers(self, node: Any) -> list[psutil.Process]:
-        """The training processes of a node."""
-        (raylet,) = [one.process.pid for one in node.all_processes["raylet"]]
-        found = []
-        for child in psutil.Process(raylet).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if "RayTrainWorker" in " ".join(child.cmdline()):
-                    found.append(child)
-        return found
-
-    def close(self) -> None:
-        self._cluster.shutdown()
-
-
-def agent_ports() -> dict[str, int]:
-    """Ports of what Ray starts beside each node. Where it is to choose them, it waits 15 s for the
-    choice, whatever is asked of it, and then the node ends (2.60, port_persistence.h,
-    node_manager.cc): not enough on a busy machine.
-    """
-    names = ("metrics_agent", "metrics_export", "dashboard_agent_listen", "runtime_env_agent")
-    return {f"{name}_port": port for name, port in zip(names, free_ports(4), strict=True)}
-
-
-@contextmanager
-def ray_nodes() -> Iterator[Nodes]:
-    """For the length of a ``with`` block, with the environment of its begin."""
-    found = ray._private.services.get_node
-    with pytest.MonkeyPatch.context() as patch:
-        # Ray's workers are polite by default: on a busy machine they would get no turn.
-        patch.setenv("RAY_worker_niceness", "0")
-        patch.setenv("RAY_agent_register_timeout_ms", "300000")
-        patch.setattr(ray._private.services, "get_node", lambda *node: _patiently(found, *node))
-        nodes = Nodes()
-        try:
-            yield nodes
-        finally:
-            nodes.close()
-
-
-def _patiently(found: Callable[..., Any], *node: str) -> Any:
-    """A node that has been started, once the head knows it. Ray gives up after 30 s (2.60,
-    node.py), and leaves a node there that may come yet.
-    """
-    give_up_at = time.monotonic() + NODE_SECONDS
-    while True:
-        try:
-            return found(*node)
-        except RuntimeError:
-            if time.monotonic() > give_up_at:
-                raise
-            time.sleep(0.2)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dist_embed.checkpoint.catalogue import list_steps
+from dist_embed.run.metrics import read_metrics
 from tests.integration.conftest import tiny_config
 from tests.integration.run_metrics import metrics
 
@@ -126,12 +127,14 @@ class Training:
         """Each step of the course, of so many, once, with the loss of the undisturbed run to
         rounding.
         """
-        found = self.losses()
         newest = list_steps(self.run)[-1]
         steps = newest if steps is None else steps
         assert newest == steps
+        told = [line["step"] for line in read_metrics(self.run) if "loss" in line]
+        assert told == list(range(1, steps + 1))
+        found = self.losses()
         whole = self._whole.metrics(steps)
-        assert list(found) == list(whole) == list(range(1, steps + 1))
+        assert list(whole) == told
         for step, loss in whole.items():
             assert math.isclose(found[step], loss, rel_tol=1e-4), (step, found[step], loss)
         # What a step trains on, in words: the same sentences make the same number of them.

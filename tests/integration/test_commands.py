@@ -301,7 +301,7 @@ def test_torchrun_asked_to_stop_ends_with_1_and_the_run_is_saved(
     assert "SignalException" in complaint
     steps = list_steps(str(run))
     assert len(steps) == 1
-    assert f"asked to stop: saving step {steps[0]}" in said
+    assert f"the workers stop here: saving step {steps[0]}" in said
     assert f"stopped as asked after step {steps[0]}" in complaint
     assert len(metrics(run)) == steps[0]
     _, left = psutil.wait_procs(workers, timeout=60)

@@ -19,9 +19,9 @@ from tests.integration.ray_training import SAME_AT_ANY_LENGTH, SECONDS, Training
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1500, func_only=True)]
 
 STEPS = 600
-RAY = str(Path(sys.executable).parent / "ray")
+RAY = (sys.executable, "-m", "tests.integration.patient_ray")
 PORT = 6379
-# Those of what Ray starts beside a node: see `agent_ports`.
+# Of what Ray starts beside a node: see `agent_ports`.
 AGENTS = ("--dashboard-agent-grpc-port=6401", "--metrics-export-port=6402",
           "--dashboard-agent-listen-port=6403", "--runtime-env-agent-port=6404")  # fmt: skip
 
@@ -40,25 +40,20 @@ class RayMachines:
         role = ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"]
         if machine is not self.head:
             role = [f"--address={self.address}", "--num-cpus=1"]
-        environment = os.environ | {
-            "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0",
-            "RAY_agent_register_timeout_ms": "300000",
-        }  # fmt: skip
         log = self._folder / f"{machine.name}.log"
+        with log.open("w") as said:
+            node = machine.start(
+                *RAY, "start", "--block", f"--node-ip-address={machine.address}",
+                f"--object-store-memory={150 * 2**20}", *role, *AGENTS,
+                stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+                env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+            )  # fmt: skip
         deadline = time.monotonic() + SECONDS
-        while time.monotonic() < deadline:
-            with log.open("w") as said:
-                node = machine.start(
-                    RAY, "start", "--block", f"--node-ip-address={machine.address}",
-                    f"--object-store-memory={150 * 2**20}", *role, *AGENTS,
-                    stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=environment,
-                )  # fmt: skip
-            while node.poll() is None and time.monotonic() < deadline:
-                if "Ray runtime started" in log.read_text():
-                    return node
-                time.sleep(0.2)
-            machine.crash()  # on a busy machine Ray gives up after 30 s: again
-        raise AssertionError(log.read_text())
+        while "Ray runtime started" not in log.read_text():
+            assert node.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        return node
 
     def settle(self) -> None:
         """All are there and hear each other."""

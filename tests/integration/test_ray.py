@@ -21,7 +21,6 @@ import pytest
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.data.prepared_folder import prepared_folder
 from tests.integration.conftest import Command
-from tests.integration.prepared_files import prepared_files
 from tests.integration.ray_cluster import ray_cluster
 
 pytestmark = [
@@ -175,6 +174,15 @@ def test_an_error_in_a_ray_worker_reaches_the_user_at_once(
     assert "workers are started again" not in failed.stdout
 
 
+def files_of(data: Path) -> dict[str, bytes]:
+    folder = Path(prepared_folder(str(data)))
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
 def test_a_submitted_job_prepares_and_trains_on_the_cluster(
     config: str, cluster: dict[str, str], dist_embed: Command, tmp_path: Path
 ) -> None:
@@ -190,4 +198,4 @@ def test_a_submitted_job_prepares_and_trains_on_the_cluster(
     assert len(losses(tmp_path / "run")) == 8
     # By tasks of Ray: the same bytes as by this process.
     dist_embed("prepare", config, "data.shard_sentences=60", f"data.uri={tmp_path / 'here'}")
-    assert prepared_files(tmp_path / "run" / "data") == prepared_files(tmp_path / "here")
+    assert files_of(tmp_path / "run" / "data") == files_of(tmp_path / "here")

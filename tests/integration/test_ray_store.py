@@ -9,7 +9,7 @@ import pytest
 import s3fs
 
 from dist_embed.checkpoint.catalogue import list_steps
-from tests.integration.ray_cluster import Nodes, ray_nodes
+from tests.integration.ray_nodes import Nodes, ray_nodes
 from tests.integration.ray_training import SAME_AT_ANY_LENGTH, SECONDS, Training, Undisturbed
 from tests.stores.fault_proxy import Fault, FaultProxy
 from tests.stores.s3_server import MotoServer, environment

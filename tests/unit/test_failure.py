@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import time
 from typing import Any
 
@@ -49,6 +50,12 @@ def test_a_mistake_of_the_user_is_told_by_a_peer_that_alone_lives() -> None:
     with pytest.raises(UserError) as caught:
         raise_failure([event_of(1, WorkerError(0, "trace", "no such split 'tset'"))], "/logs")
     assert str(caught.value) == "no such split 'tset'"
+
+
+def test_a_late_error_of_a_peer_is_not_taken_for_the_cause() -> None:
+    late = event_of(1, ConnectionResetError("by peer"))
+    with pytest.raises(RunFailed, match=r"^worker 0 failed:\nTraceback"):
+        raise_failure([event_of(0, ValueError("the cause")), late], "")
 
 
 def test_a_broken_collective_is_told_only_where_nobody_knows_better() -> None:
@@ -156,11 +163,19 @@ def test_failures_are_outlived_up_to_a_budget_with_longer_and_longer_waits(
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     failures = Failures(3)
     assert [failures.wait_after("a worker was lost") for _ in range(4)] == [1.0, 2.0, 4.0, None]
-    now[0] += 24 * 3600  # by then they count no more
+    now[0] += 12 * 3600
+    failures.wait_after("a full disk")
+    now[0] += 12 * 3600  # by then the others count no more
+    assert failures.wait_after("again") == 2.0
+    assert failures.beside("again").endswith(": a full disk")
+    now[0] += 24 * 3600
     assert failures.wait_after("again") == 1.0
+    assert failures.beside("again") == ""
     assert Failures(0).wait_after("at all") is None
     many = Failures(99)
     assert max(many.wait_after("x") or 0 for _ in range(20)) == 60.0
+    endless = Failures(math.inf)
+    assert [endless.wait_after("x") for _ in range(2000)][-1] == 60.0
 
 
 def test_the_first_failure_is_told_beside_the_last_one_where_it_was_another() -> None:
@@ -215,8 +230,13 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (torch.AcceleratorError(f"CUDA error: out of memory{HINT}"), False),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), False),
         (MemoryError(), False),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
-                      "allocate memory: you tried to allocate 4096 bytes. Error code 12"), False),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                "allocate memory: you tried to allocate 4096 bytes. Error code 12"
+            ),
+            False,
+        ),
         (FileNotFoundError("x"), False),
         (UserError("x"), False),
     ],

@@ -108,7 +108,7 @@ def test_an_error_without_a_text_is_named() -> None:
 
 
 def test_of_no_failure_and_of_others_nothing_is_said() -> None:
-    for outcome in (None, ActorDiedError(), TrainingFailedError()):
+    for outcome in (None, TrainingFailedError()):
         assert untold(attempt_of(), outcome) == []
         assert why(attempt_of(), outcome) == "a worker was lost"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,16 @@ import ray
 from ray import _raylet
 
 from dist_embed.cluster import ray_room
+from dist_embed.cluster.ray_aside import GivenUp
 from dist_embed.cluster.ray_node import NodeLost
-from dist_embed.cluster.ray_room import GROW_SECONDS, SETTLE_SECONDS, SILENT_SECONDS, Growth, Room
+from dist_embed.cluster.ray_room import (
+    GROW_SECONDS,
+    SETTLE_SECONDS,
+    WORD_SECONDS,
+    Growth,
+    Outlook,
+    Room,
+)
 from dist_embed.errors import RunFailed, UserError
 
 
@@ -38,6 +47,7 @@ class Cluster:
         monkeypatch.setattr(time, "sleep", self.pass_time)
         monkeypatch.setattr(ray_room, "placement_group", lambda slots: Request(self, slots))
         monkeypatch.setattr(ray_room, "remove_placement_group", lambda one: self.held.remove(one))
+        monkeypatch.setattr(ray_room, "placement_group_table", self.table)
         state = ray_room.state
         monkeypatch.setattr(
             state, "available_resources_per_node",
@@ -51,8 +61,34 @@ class Cluster:
             self.course.pop(at)()
 
     def wait(self, wanted: int, *, again: bool = True, **how: float) -> int:
-        room = Room("CPU", 2, 8, **({"timeout_seconds": 600.0, "replace_seconds": 60.0} | how))
-        return room.wait(wanted, self.said.append, lambda: None, again=again)
+        return room_for(2, 8, **how).wait(wanted, self.said.append, self.pass_time, again=again)
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        """Of the requests for one slot, by their order; a slot that is given stays given."""
+        free = dict(self.free)
+        told = {}
+        for one in self.held:
+            if one.node is None:
+                one.node = next((node for node, slots in free.items() if slots >= 1), None)
+            if one.node is not None:
+                free[one.node] = free.get(one.node, 0.0) - 1
+            is_there = one.node in self.free
+            told[one.id] = {
+                "state": "CREATED" if is_there else "PENDING", "bundles_to_node_id": {0: one.node},
+            }  # fmt: skip
+        return told
+
+
+def room_for(min_workers: int, max_workers: int, **how: float) -> Room:
+    limits = {"timeout_seconds": 600.0, "replace_seconds": 60.0} | how
+    room = Room(min_workers, max_workers, **limits)
+    room.kind = "CPU"
+    return room
+
+
+class Id(str):
+    def hex(self) -> str:
+        return self
 
 
 class Request:
@@ -61,6 +97,8 @@ class Request:
     def __init__(self, cluster: Cluster, slots: list[dict[str, int]]) -> None:
         assert slots == [{"CPU": 1}] * len(slots)
         self._cluster, self._slots = cluster, len(slots)
+        self.node: str | None = None
+        self.id = Id(f"{id(self):x}")
         cluster.held.append(self)
 
     def wait(self, seconds: float) -> bool:
@@ -80,7 +118,7 @@ def test_workers_start_at_once_where_there_is_room(monkeypatch: pytest.MonkeyPat
 def test_at_the_start_fewer_begin_and_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, a=1.5, b=2.0)
     assert cluster.wait(8, again=False) == 3
-    assert cluster.now < 1000.0 + SILENT_SECONDS
+    assert cluster.now < 1000.0 + WORD_SECONDS
     assert (cluster.said, cluster.held) == ([], [])
 
 
@@ -119,10 +157,10 @@ def test_the_wait_for_room_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_request_to_stop_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, a=1.0)
 
-    def stop() -> None:
+    def stop(seconds: float) -> None:
         raise KeyError("stop")
 
-    room = Room("CPU", 2, 2, timeout_seconds=600.0, replace_seconds=60.0)
+    room = room_for(2, 2)
     with pytest.raises(KeyError):
         room.wait(2, cluster.said.append, stop, again=True)
     assert cluster.held == []
@@ -134,59 +172,76 @@ def test_of_a_node_that_is_lost_nothing_more_is_asked(monkeypatch: pytest.Monkey
     removed: list[Request] = []
     monkeypatch.setattr(ray_room, "remove_placement_group", removed.append)
 
-    def check() -> None:
+    def rest(seconds: float) -> None:
+        cluster.pass_time(seconds)
         if cluster.now > 1005.0:
             raise NodeLost
 
-    room = Room("CPU", 2, 2, timeout_seconds=600.0, replace_seconds=60.0)
+    room = room_for(2, 2)
     with pytest.raises(NodeLost):
-        room.wait(2, cluster.said.append, check, again=True)
-    growing = Room("CPU", 1, 2, timeout_seconds=600.0, replace_seconds=60.0)
-
-    def grow() -> None:
-        with Growth(growing, 1) as growth:
-            growth.possible()
-            check()
-
+        room.wait(2, cluster.said.append, rest, again=True)
+    outlook = Outlook(room_for(1, 2), 1)
+    outlook.all_run.set()
     with pytest.raises(NodeLost):
-        grow()
+        outlook.watch(rest)
     assert len(cluster.held) == 2
     assert removed == []
 
 
-def test_room_on_a_node_that_has_gone_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = Cluster(monkeypatch, b=1.0)
-    with Growth(Room("CPU", 2, 8, timeout_seconds=600.0, replace_seconds=60.0), 3) as growth:
-        growth.possible()
-        del cluster.free["b"]
-        cluster.now += GROW_SECONDS + 1
-        assert growth.possible() == 3
-        cluster.free["c"] = 1.0
-        assert growth.possible() == 3  # others may come with it
-        cluster.free["c"] = 2.0
-        cluster.now += GROW_SECONDS + 1
-        assert growth.possible() == 6
-
-
 def test_more_workers_wait_for_nodes_that_come_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All are asked for at once, so that an autoscaler hears of all."""
     cluster = Cluster(monkeypatch)
-    room = Room("CPU", 2, 8, timeout_seconds=600.0, replace_seconds=60.0)
+    room = room_for(2, 8)
     with Growth(room, 3) as growth:
-        assert growth.possible() == 3
+        assert growth.possible(set()) == 3
+        assert len(cluster.held) == 5
         cluster.free["b"] = 1.0
-        assert growth.possible() == 3
-        cluster.free.update(b=0.0, c=2.0)  # b's is held
+        assert growth.possible(set()) == 3
         cluster.now += GROW_SECONDS - 1
-        assert growth.possible() == 3
+        cluster.free["c"] = 2.0
+        assert growth.possible(set()) == 3  # others may come with it
+        cluster.now += GROW_SECONDS - 1
+        assert growth.possible(set()) == 3
         cluster.now += 2
-        assert growth.possible() == 6
+        assert growth.possible(set()) == 6
         cluster.free["c"] = 20.0
-        assert growth.possible() == 8
-        assert len(cluster.held) == 1
+        assert growth.possible(set()) == 8  # there are no others
     assert cluster.held == []
     with Growth(room, 8) as growth:
-        assert growth.possible() == 8
+        assert growth.possible(set()) == 8
         assert cluster.held == []
+
+
+def test_room_on_a_node_that_goes_or_has_gone_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, b=1.0, c=1.0)
+    with Growth(room_for(2, 8), 3) as growth:
+        assert growth.possible(set()) == 3
+        cluster.now += GROW_SECONDS + 1
+        assert growth.possible(set()) == 5
+        assert growth.possible({"b"}) == 3
+        cluster.now += GROW_SECONDS + 1
+        assert growth.possible({"b"}) == 4
+        del cluster.free["c"]
+        cluster.now += GROW_SECONDS + 1
+        assert growth.possible({"b"}) == 3
+
+
+def test_what_workers_need_is_not_taken_before_all_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, b=9.0)
+    cluster.leaving["x"] = 0
+    outlook = Outlook(room_for(2, 8), 3)
+    cluster.course = {5: outlook.all_run.set}
+
+    def rest(seconds: float) -> None:
+        assert outlook.leaving == {"x"}
+        assert (len(cluster.held), outlook.possible) == ((5, 8) if cluster.now > 1005 else (0, 3))
+        cluster.pass_time(seconds)
+        if cluster.now > 1008:
+            raise GivenUp
+
+    with pytest.raises(GivenUp):
+        outlook.watch(rest)
+    assert cluster.held == []
 
 
 def test_through_rays_client_less_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,9 +249,9 @@ def test_through_rays_client_less_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ray_room.client, "is_connected", lambda: True)
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
     cluster.leaving["a"] = 0
-    room = Room("CPU", 2, 8, timeout_seconds=600.0, replace_seconds=60.0)
+    room = room_for(2, 8)
     assert (room.free(), room.leaving()) == (3, set())
-    room.settle({"a"}, lambda: None)
+    room.settle({"a"}, cluster.pass_time)
     assert cluster.now == 1000.0
 
 
@@ -204,18 +259,17 @@ def test_a_cluster_with_too_little_is_refused(monkeypatch: pytest.MonkeyPatch) -
     nodes: list[dict[str, Any]] = [{"Alive": True, "Labels": {}}]
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 9.0, "GPU": 1.0})
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    how = {"timeout_seconds": 1.0, "replace_seconds": 1.0}
-    Room("CPU", 9, 99, **how).check()
+    room_for(9, 99).choose("cpu")
     with pytest.raises(UserError, match=r"num_workers=2 needs 2 GPUs .* the Ray cluster has 1"):
-        Room("GPU", 2, 8, **how).check()
+        room_for(2, 8).choose("cuda")
     with pytest.raises(UserError, match=r"needs 10 CPUs .* the Ray cluster has 9$"):
-        Room("CPU", 10, 10, **how).check()
+        room_for(10, 10).choose("cpu")
     managed = {_raylet.RAY_NODE_GROUP_KEY: "workers"}
     nodes.append({"Alive": False, "Labels": managed})
     with pytest.raises(UserError):
-        Room("CPU", 10, 10, **how).check()
+        room_for(10, 10).choose("cpu")
     nodes.append({"Alive": True, "Labels": managed})
-    Room("CPU", 10, 10, **how).check()  # more may come: they are waited for
+    room_for(10, 10).choose("cpu")  # more may come: they are waited for
 
 
 def test_ray_gets_the_time_to_see_which_nodes_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,11 +283,23 @@ def test_ray_gets_the_time_to_see_which_nodes_are_gone(monkeypatch: pytest.Monke
             for name, place in {"a": lives, "b": dead, "other": dead}.items()
         ]  # fmt: skip
         monkeypatch.setattr(ray, "nodes", lambda: nodes)
-        room = Room("CPU", 2, 2, timeout_seconds=600.0, replace_seconds=60.0)
-        room.settle({"a"}, lambda: None)
+        room = room_for(2, 2)
+        room.settle({"a"}, cluster.pass_time)
         assert cluster.now == 1000.0
         cluster.course[7] = lambda: nodes[1].update(Alive=False)
-        room.settle({"a", "b"}, lambda: None)
+        room.settle({"a", "b"}, cluster.pass_time)
         assert cluster.now == pytest.approx(1007.0)
-        room.settle({"other"}, lambda: None)  # it has a limit
+        room.settle({"other"}, cluster.pass_time)  # it has a limit
         assert cluster.now == pytest.approx(1007.0 + SETTLE_SECONDS)
+
+
+def test_nodes_that_say_nothing_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(8)
+
+    def connect(place: object, timeout: float) -> None:
+        together.wait(30)
+        raise TimeoutError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    nodes = [{"NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port} for port in range(8)]
+    assert not ray_room._all_answer(nodes)

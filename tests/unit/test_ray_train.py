@@ -22,7 +22,16 @@ from ray.train.v2._internal.exceptions import (
 )
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from dist_embed.cluster import failure, ray_course, ray_group, ray_train, ray_worker
+from dist_embed.cluster import (
+    failure,
+    ray_aside,
+    ray_course,
+    ray_fit,
+    ray_group,
+    ray_room,
+    ray_train,
+    ray_worker,
+)
 from dist_embed.cluster.failure import Attempt, Failures
 from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_node import NodeLost
@@ -40,7 +49,8 @@ FOR_GOOD = FAILURE | {"is_passing": False}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_course, "POLL_SECONDS", 0.01)
+    for module in (ray_aside, ray_course, ray_fit):
+        monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
 
 
 class Result(NamedTuple):
@@ -76,6 +86,7 @@ class Launch:
         stop: whether a signal has asked it to stop.
         leaving: nodes that are about to be taken away.
         room: for how many workers there is room, while others run.
+        hears: what Ray is asked while workers run, beside that.
         stop_seconds: that workers get; 0: they do not train.
     """
 
@@ -83,22 +94,31 @@ class Launch:
         self, monkeypatch: pytest.MonkeyPatch, *starts: Start, stop: bool = False, budget: int = 0,
     ) -> None:  # fmt: skip
         self.course: list[str] = []
+        self.settled: list[set[str]] = []
         self.starts = list(starts)
         self.stop = stop
         self.leaving: set[str] = set()
         self.room = 2
         self.node = Living()
+        self.hears: Callable[[], None] = lambda: None
+        self.waits: Callable[[Callable[[float], None]], None] = lambda rest: None
+        self.limit = 60.0
         self.stop_seconds = 60.0
         self._budget = budget
         self._now: list[Start] = []
-        monkeypatch.setattr(ray_course, "stop_requested", lambda: self.stop)
-        monkeypatch.setattr(ray_course, "_end_controller", self.end_controller)
-        monkeypatch.setattr(ray_course, "Growth", self._growth)
+        monkeypatch.setattr(ray_fit, "stop_requested", lambda: self.stop)
+        monkeypatch.setattr(ray_fit, "request_stop", lambda: setattr(self, "stop", True))
+        monkeypatch.setattr(ray_fit, "_end_controller", self.end_controller)
+        monkeypatch.setattr(ray_room, "Growth", self._growth)
         monkeypatch.setattr(failure, "BACKOFF_SECONDS", 0.01)
 
     @contextmanager
     def _growth(self, room: Any, workers: int) -> Iterator[Any]:
-        yield SimpleNamespace(now=workers, possible=lambda: max(workers, self.room))
+        yield SimpleNamespace(possible=lambda leaving: max(workers, self.room))
+
+    def _leaving(self) -> set[str]:
+        self.hears()
+        return self.leaving
 
     def end_controller(self) -> None:
         self.course.append("controller ended")
@@ -110,15 +130,16 @@ class Launch:
         self._now.append(self.starts[number])
         return self._now[-1]
 
-    def _wait(self, wanted: int, say: Any, heed: Callable[[], None], *, again: bool) -> int:
-        heed()
+    def _wait(self, wanted: int, say: Any, rest: Callable[[float], None], *, again: bool) -> int:
+        self.waits(rest)
         assert again == bool(self._now)
         return wanted
 
-    def _settle(self, nodes: set[str], heed: Callable[[], None]) -> None:
+    def _settle(self, nodes: set[str], rest: Callable[[float], None]) -> None:
+        self.settled.append(nodes)
         assert nodes in ({"here"}, set())
 
-    def _take(self) -> list[dict[str, Any]]:
+    def _take(self, seconds: float) -> list[dict[str, Any]]:
         self.node.check()
         start = self._now[-1]
         if start.events:
@@ -136,18 +157,16 @@ class Launch:
             start.events += start.asked
 
     def run(self) -> Any:
-        mailbox = SimpleNamespace(stop=SimpleNamespace(remote=self._stop))
+        mail: Any = SimpleNamespace(stop=self._stop, take=self._take)
         room: Any = SimpleNamespace(
-            wait=self._wait, leaving=lambda: self.leaving, settle=self._settle
-        )
+            wait=self._wait, leaving=self._leaving, settle=self._settle, timeout_seconds=self.limit,
+        )  # fmt: skip
         trainer: Any = self._trainer
         node: Any = self.node
-        course = ray_course.Course(
-            trainer, mailbox, node, room, Failures(self._budget),
-            lambda event: self.course.append(event["text"]), "LOGS", self.stop_seconds,
-        )  # fmt: skip
-        deliveries: Any = SimpleNamespace(take=self._take)
-        course._deliveries = deliveries
+        around = ray_fit.Surroundings(
+            node, room, lambda event: self.course.append(event["text"]), self.stop_seconds
+        )
+        course = ray_course.Course(trainer, mail, around, Failures(self._budget), "LOGS")
         return course.run(2)
 
 
@@ -160,13 +179,71 @@ def test_a_run_that_waits_for_room_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]]
 ) -> None:
     launch = Launch(monkeypatch, Start(*events, asked=()))  # there is nobody to hear it
-    monkeypatch.setattr(ray_course, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(ray_fit, "POLL_SECONDS", 0.05)
     threading.Timer(1.0 if events else 0.5, lambda: setattr(launch, "stop", True)).start()
     with pytest.raises((RunStopped, RunFailed)) as caught:
         launch.run()
     if not events:
         assert "before the workers had begun" in str(caught.value)
     assert "controller ended" in launch.course  # by a thread, while the terminal is told
+
+
+def test_a_head_that_stands_still_leaves_the_command_able_to_hear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(ray_aside, "END_SECONDS", 0.1)
+    monkeypatch.setattr(ray_aside, "SILENT_SECONDS", 0.05)
+    launch = Launch(monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None))
+    launch.hears = lambda: goes_on.wait(60) and None
+    threading.Timer(1.0, lambda: setattr(launch, "stop", True)).start()
+    assert launch.run() == Result(stopped=True)
+    said = [line.split(":")[0] for line in launch.course]
+    assert said == ["2 workers", "Ray's head has not answered for 0 s", "asked", "asked to stop"]
+
+    waiting = Launch(monkeypatch, Start())
+    waiting.waits = lambda rest: goes_on.wait(60) and None
+    threading.Timer(0.2, lambda: setattr(waiting, "stop", True)).start()
+    with pytest.raises(RunStopped, match="before the workers had begun"):
+        waiting.run()
+    goes_on.set()
+
+
+def test_where_no_workers_train_the_head_s_silence_has_a_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goes_on = threading.Event()
+    for name, seconds in {"END": 0.1, "SILENT": 0.05}.items():
+        monkeypatch.setattr(ray_aside, f"{name}_SECONDS", seconds)
+    for where in ("waits", "hears"):
+        launch = Launch(monkeypatch, Start())
+        launch.limit = 0.3
+        setattr(launch, where, lambda *_: goes_on.wait(60) and None)
+        with pytest.raises(RunFailed, match=r"Ray's head has not answered for 0 s \(cluster\.time"):
+            launch.run()
+    goes_on.set()
+
+
+def test_workers_that_do_not_end_after_the_result_are_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_fit, "END_SECONDS", 0.2)
+    launch = Launch(monkeypatch, Start(BEGIN, BEGIN, result()))
+    assert launch.run() == Result(stopped=False)
+    assert launch.course == ["2 workers", "controller ended"]
+
+
+def test_where_the_command_s_own_node_is_to_go_the_run_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It cannot go on elsewhere."""
+    launch = Launch(monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None))
+    launch.leaving = {launch.node.id, "here"}
+    assert launch.run() == Result(stopped=True)
+    assert launch.course == [
+        "2 workers", "the node of this command is about to be taken away", "asked",
+        "asked to stop: the run ends after its step",
+    ]  # fmt: skip
 
 
 def test_a_run_that_is_asked_to_stop_starts_no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,9 +305,45 @@ def test_failures_that_may_pass_are_outlived(monkeypatch: pytest.MonkeyPatch) ->
     ]  # fmt: skip
 
 
+def test_a_request_between_two_starts_is_told_with_what_came_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = Launch(monkeypatch, Start(BEGIN, ends=LOST), budget=2)
+    monkeypatch.setattr(failure, "BACKOFF_SECONDS", 60.0)
+    show = launch.course.append
+
+    class Course(list[str]):
+        def append(self, line: str) -> None:
+            show(line)
+            launch.stop = "started again" in line
+
+    launch.course = Course()
+    with pytest.raises(RunStopped, match=r"the workers were started again \(worker 1 was lost\)"):
+        launch.run()
+    told = Launch(monkeypatch, Start(BEGIN, FAILURE), budget=2)
+    threading.Timer(0.5, lambda: setattr(told, "stop", True)).start()
+    with pytest.raises(RunStopped, match=r"were started again \(worker 1 failed: lost\)"):
+        told.run()
+
+
+def test_where_no_room_is_left_the_first_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = Launch(monkeypatch, Start(BEGIN, ends=LOST), budget=2)
+
+    def full(rest: object) -> None:
+        if launch._now:
+            raise RunFailed("no room")
+
+    launch.waits = full
+    with pytest.raises(RunFailed, match=r"^no room\nthe first failure .*: worker 1 was lost$"):
+        launch.run()
+
+
 def test_where_what_runs_the_workers_is_lost_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     launch = Launch(monkeypatch, Start(BEGIN, ends=ActorDiedError()), budget=5)
-    with pytest.raises(RunFailed, match="a worker was lost"):
+    with pytest.raises(RunFailed, match=r"^what Ray Train runs the workers by was lost"):
+        launch.run()
+    launch = Launch(monkeypatch, Start(BEGIN, ends=ValueError("of Ray's own")), budget=5)
+    with pytest.raises(RunFailed, match=r"^Ray Train failed: ValueError: of Ray's own"):
         launch.run()
 
 
@@ -307,7 +420,7 @@ def test_a_node_that_only_ray_knew_to_go_is_no_failure(monkeypatch: pytest.Monke
         Start(BEGIN | {"attempt": 1}, result(1), ends=None),
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
-    assert launch.course[1] == "a node was taken away before the workers had saved"
+    assert launch.course[1].endswith(" s: a node was taken away before the workers had saved")
     with pytest.raises(RunFailed, match="worker 1 failed"):  # of another cause
         Launch(monkeypatch, Start(BEGIN, FAILURE, ends=announced)).run()
 
@@ -357,8 +470,10 @@ def test_workers_of_a_node_that_leaves_save_and_go_on(monkeypatch: pytest.Monkey
     )
     assert launch.course == [
         "2 workers", "asked", save, "2 workers", "asked", save,
-        "a node was taken away before the workers had saved", "2 workers",
+        "workers are started again in 0 s: a node was taken away before the workers had saved",
+        "2 workers",
     ]  # fmt: skip
+    assert launch.settled == [{"here"}]
 
 
 def test_a_run_that_ends_while_it_is_asked_to_go_on_elsewhere_has_ended(
@@ -388,10 +503,10 @@ def test_where_there_is_room_for_more_they_save_and_go_on_as_more(
 def test_who_is_given_up_asks_ray_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that does would end the process while the connection ends."""
     launch = Launch(monkeypatch, Start(BEGIN, FOR_GOOD))
-    monkeypatch.setattr(ray_course, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(ray_course, "END_SECONDS", 0.2)
+    monkeypatch.setattr(ray_fit, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(ray_fit, "END_SECONDS", 0.2)
     asked: list[float] = []
-    monkeypatch.setattr(ray_course, "_end_controller", lambda: asked.append(time.monotonic()))
+    monkeypatch.setattr(ray_fit, "_end_controller", lambda: asked.append(time.monotonic()))
     with pytest.raises(RunFailed):
         launch.run()
     count = len(asked)
@@ -423,7 +538,7 @@ def test_a_slow_answer_of_ray_is_waited_for_before_the_connection_ends(
         time.sleep(0.3)
         answered.append(True)
 
-    monkeypatch.setattr(ray_course, "_end_controller", slow)
+    monkeypatch.setattr(ray_fit, "_end_controller", slow)
     with pytest.raises(RunFailed):
         launch.run()
     assert answered
@@ -439,8 +554,9 @@ def test_ray_train_is_asked_for_workers_as_configured(monkeypatch: pytest.Monkey
         "remote": lambda **how: lambda kind: SimpleNamespace(remote=lambda: "mailbox"),
     }.items():
         monkeypatch.setattr(ray, name, stand_in)
-    monkeypatch.setattr(ray_train, "connected", lambda *where: nullcontext("node"))
+    monkeypatch.setattr(ray_train, "connected", lambda *where: nullcontext(node))
     asked: dict[str, Any] = {}
+    node = Living()
     monkeypatch.setattr(ray_train, "_Trainer", lambda work, **how: asked.update(how))
     courses: list[Any] = []
 
@@ -469,9 +585,9 @@ def test_ray_train_is_asked_for_workers_as_configured(monkeypatch: pytest.Monkey
     # What follows from a failure is decided by us.
     assert (failing.max_failures, failing.controller_failure_limit) == (0, 0)
     assert (failing.max_preemption_failures, failing.preemption_grace_s) == (0, 9.0)
-    ((mailbox, node, _, failures, show, *more),) = courses
-    assert (mailbox, node, failures._budget, show) == ("mailbox", "node", 7, print)
-    assert more == ["LOGS", 9.0]
+    ((mail, around, failures, log_folder),) = courses
+    assert (mail._mailbox, around.node, failures._budget) == ("mailbox", node, 7)
+    assert (around.show, around.stop_seconds, log_folder) == (print, 9.0, "LOGS")
     with pytest.raises(UserError, match=r"needs 3 CPUs .* the Ray cluster has 2"):
         ray_train.launch_ray(*given, min_workers=3, max_workers=4, **how)
     how["device"] = "auto"
@@ -581,6 +697,7 @@ def test_ray_has_what_room_is_seen_by() -> None:
 
     assert callable(state.available_resources_per_node)
     assert callable(state.state.get_draining_nodes)
+    assert '"bundles_to_node_id"' in inspect.getsource(state.state._gen_placement_group_info)
 
 
 def remote(*answers: Any) -> Any:
@@ -609,8 +726,13 @@ def get(monkeypatch: pytest.MonkeyPatch) -> None:
 class Living:
     """A node that ends after so many looks."""
 
+    id = "the command's"
+
     def __init__(self, looks: float = math.inf) -> None:
         self._looks = looks
+
+    def lives(self) -> bool:
+        return self._looks >= 0
 
     def check(self) -> None:
         self._looks -= 1
@@ -619,13 +741,13 @@ class Living:
 
 
 @pytest.mark.usefixtures("get")
-def test_events_that_come_late_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    late: list[Any] = [GetTimeoutError(), ("first",)]
-    mailbox = SimpleNamespace(take=remote(late, [("second",)]))
-    deliveries = ray_course.Deliveries(mailbox, Living())
-    now = iter([0.0, 1.0, 61.0, *range(100, 200)])  # of the first call, and of later ones
-    monkeypatch.setattr(ray_course, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    assert [deliveries.take() for _ in range(3)] == [[], ("first",), ("second",)]
+def test_events_that_come_late_are_not_lost() -> None:
+    late: list[Any] = [GetTimeoutError()]
+    mailbox = SimpleNamespace(take=remote([*late, ("first",)], [("second",)]))
+    mail = ray_fit.Mail(mailbox, Living())
+    assert [mail.take(0.0) for _ in range(3)] == [[], ("first",), ("second",)]
+    patient = ray_fit.Mail(SimpleNamespace(take=remote([*late * 3, ("last",)])), Living())
+    assert patient.take(60.0) == ("last",)  # as nobody asks again
 
 
 @pytest.mark.usefixtures("get")
@@ -633,14 +755,14 @@ def test_a_node_that_ends_is_noticed_while_its_answer_is_waited_for() -> None:
     for answers in ([GetTimeoutError()] * 9, [ActorDiedError()]):
         mailbox = SimpleNamespace(take=remote(answers))
         with pytest.raises(NodeLost):
-            ray_course.Deliveries(mailbox, Living(looks=1)).take()
+            ray_fit.Mail(mailbox, Living(looks=1)).take(60.0)
 
 
 @pytest.mark.usefixtures("get")
 def test_a_launcher_without_its_mailbox_has_failed() -> None:
     mailbox = SimpleNamespace(take=remote(ActorDiedError()))
-    with pytest.raises(RunFailed, match="has lost its workers"):
-        ray_course.Deliveries(mailbox, Living()).take()
+    with pytest.raises(RunFailed, match="what workers tell this command by was lost"):
+        ray_fit.Mail(mailbox, Living()).take(0.0)
 
 
 @pytest.mark.usefixtures("get")

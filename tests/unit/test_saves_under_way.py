@@ -155,7 +155,7 @@ def test_a_request_to_stop_in_the_middle_waits_for_it_and_saves_the_last_step(
     with stop_on_signals():
         assert Run(saver, lines, at_step).train()
     check_holds(store, [2, 5])
-    assert told(lines)[-2:] == ["asked to stop: saving step 5", "step 5: checkpoint saved"]
+    assert told(lines)[-2:] == ["the workers stop here: saving step 5", "step 5: checkpoint saved"]
 
 
 def test_a_save_that_hangs_ends_the_run_at_the_next_one_that_is_due(

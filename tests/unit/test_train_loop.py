@@ -240,7 +240,7 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_it_has_done(
     assert end == [
         ("wait", 7.0), ("save", 3, None), ("wait", 7.0), ("require", 3), ("close",), ("close",),
     ]  # fmt: skip
-    assert run.lines == ["asked to stop: saving step 3"]
+    assert run.lines == ["the workers stop here: saving step 3"]
 
 
 @pytest.mark.parametrize("rhythm", [{"evaluate_every": 3}, {"translate_every": 3}])
