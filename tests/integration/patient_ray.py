@@ -47,6 +47,7 @@ def be_patient(patch: pytest.MonkeyPatch) -> None:
                 time.sleep(0.2)
 
     patch.setenv("RAY_agent_register_timeout_ms", str(int(1000 * NODE_SECONDS)))
+    patch.setenv("RAY_DASHBOARD_STARTUP_TIMEOUT_S", str(int(NODE_SECONDS)))
     # Ray's workers are polite by default: on a busy machine they would get no turn.
     patch.setenv("RAY_worker_niceness", "0")
     patch.setattr(services, "start_ray_process", start_with_port)
