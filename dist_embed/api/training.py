@@ -87,11 +87,11 @@ def _trained(
 
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     vocabulary_size: dict[str, int] = {}
-    resumed_at: list[int] = []  # by each start of the workers
+    starts: list[Event] = []  # of the workers
 
     def seen(event: Event) -> None:
         if "resumed_at" in event:
-            resumed_at.append(event["resumed_at"])
+            starts.append(event)
         show(event)
 
     word_tables, task, first = False, Train(profile=profile), is_first_process()
@@ -111,9 +111,14 @@ def _trained(
             launcher=launcher, stop_seconds=stop_seconds(config),
         )  # fmt: skip
     if first:
+        if starts:  # the first counts, whatever has been lost since
+            skipped = starts[-1]["skipped_steps"] - starts[0]["skipped_steps"]
+            result = replace(
+                result, resumed_at=starts[0]["resumed_at"],
+                skipped_steps=result.skipped_steps + skipped,
+            )  # fmt: skip
         speed = tokens_per_second(config.run.uri, after_step=result.resumed_at)
-        began = next(iter(resumed_at), result.resumed_at)  # whatever has been lost since
-        result = replace(result, tokens_per_second=speed, resumed_at=began)
+        result = replace(result, tokens_per_second=speed)
     return result
 
 

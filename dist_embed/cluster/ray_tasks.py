@@ -13,7 +13,14 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from dist_embed.data.executor import Arguments, in_order
 from dist_embed.errors import RunFailed, UserError
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+# What Ray raises of a task whose process or node was lost.
+_LOSSES = (WorkerCrashedError, NodeDiedError, LocalRayletDiedError, OutOfMemoryError)
 # Times a task is begun again whose process or node was lost.
 RETRIES = 3
 # Their blocks of text wait in the memory of the node that reads the corpus, some 15 MB each. It
@@ -43,11 +52,11 @@ def ray_tasks(
         folder_uri: all nodes can write to it.
         address: of the cluster.
         num_tasks: that run at once; 0: one for each CPU slot of the cluster.
-        timeout_seconds: bound of the wait for a task, its wait for a free slot included.
+        timeout_seconds: in which some task that is under way ends.
 
     Raises:
         UserError: nothing answers at the address; on use, a node does not see the folder.
-        RunFailed: on use, a task was lost too often, or did not end in time; NodeLost: the node of
+        RunFailed: on use, a task was lost too often, or none ended in time; NodeLost: the node of
             this process has ended.
     """
     # Imports PyTorch, which tasks, in whose processes this module is imported too, do not need.
@@ -129,26 +138,39 @@ class TaskPool:
         return min(slots, MOST_AT_ONCE)
 
     def _result(self, task: Any) -> Any:
-        give_up_at = time.monotonic() + self._timeout_seconds
+        since, before = time.monotonic(), 0
         self._node.check()
         while not ray.wait([task], timeout=min(LOOK_SECONDS, self._timeout_seconds))[0]:
             self._node.check()
-            if time.monotonic() > give_up_at:
+            # Others may be under way for longer than this one, and end before it.
+            ended = self._ended()
+            if ended != before:
+                since, before = time.monotonic(), ended
+            if time.monotonic() - since > self._timeout_seconds:
                 raise RunFailed(
-                    f"a task that prepares data has not ended within {self._timeout_seconds:.0f} s "
-                    "(cluster.timeout_seconds): the Ray cluster had no CPU slot free, or too "
-                    "little memory for it"
+                    "no task that prepares data has ended for "
+                    f"{self._timeout_seconds:.0f} s (cluster.timeout_seconds): the Ray cluster had "
+                    "no CPU slot free, or too little memory for it, or each takes longer"
                 )
         self._under_way.discard(task)
         try:
             return ray.get(task)
         except RayTaskError as exc:  # by the function; its own traceback is in this one's message
             raise exc.cause from exc
-        except RayError as exc:
+        except _LOSSES as exc:
             raise RunFailed(
                 f"a task that prepares data was lost {RETRIES + 1} times, with its process or "
-                f"node, often for lack of memory: {str(exc).splitlines()[0]}"
+                f"node, often for lack of memory: {_first_line(exc)}"
             ) from exc
+        except RayError as exc:
+            raise RunFailed(
+                f"Ray could not run a task that prepares data: {_first_line(exc)}"
+            ) from exc
+
+    def _ended(self) -> int:
+        """How many of the tasks under way have ended."""
+        tasks = list(self._under_way)
+        return len(ray.wait(tasks, num_returns=len(tasks), timeout=0)[0])
 
     def cancel(self) -> None:
         """End the tasks that are under way; those of a node that has ended, Ray ends."""
@@ -194,6 +216,10 @@ def _begin(setup: _Setup) -> None:
     initializer, arguments = ray.get(setup.shared[0])
     if initializer is not None:
         initializer(*arguments)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _remove(folder: str) -> None:

@@ -23,9 +23,11 @@ from dist_embed.data.stretches import Stretches, words_of
 from dist_embed.data.text_form import Lowercase
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.storage import uri as storage
+from dist_embed.storage.threads import in_threads
 
 # Into how many pieces the summing can be divided.
 PARTITIONS = 256
+READ_AT_ONCE = 16  # of a task, and a cluster has many
 
 ROWS = pa.schema([("word", pa.large_string()), ("count", pa.int64())])
 
@@ -127,7 +129,7 @@ def sum_partitions(
         uri: a file to be written.
     """
     total, more, rows = ROWS.empty_table(), [], 0
-    for batch in chain.from_iterable(_batches(*part) for part in ranges):
+    for batch in _batches(ranges):
         more.append(batch)
         rows += batch.num_rows
         # As many new rows as there are sums, or every few rows would sum all again.
@@ -143,10 +145,21 @@ def sum_partitions(
     return Sums(uri, total.num_rows, histogram.rename_columns(["count", "words"]))
 
 
-def _batches(uri: str, start: int, end: int) -> Iterator[pa.RecordBatch]:
-    stream = pa.BufferReader(storage.read_range(uri, start, end))
-    while stream.tell() < end - start:
-        yield pa.ipc.read_record_batch(pa.ipc.read_message(stream), ROWS)
+def _batches(ranges: list[tuple[str, int, int]]) -> Iterator[pa.RecordBatch]:
+    """Those of each range, in order; some ranges are read at once, as a store takes its time."""
+    read: dict[int, bytes] = {}
+
+    def fetch(number: int) -> None:
+        read[number] = storage.read_range(*ranges[number])
+
+    for first in range(0, len(ranges), READ_AT_ONCE):
+        numbers = range(first, min(first + READ_AT_ONCE, len(ranges)))
+        in_threads(fetch, numbers, lambda _: None, num_threads=READ_AT_ONCE)
+        for number in numbers:
+            part = read.pop(number)
+            stream = pa.BufferReader(part)
+            while stream.tell() < len(part):
+                yield pa.ipc.read_record_batch(pa.ipc.read_message(stream), ROWS)
 
 
 def read_sums(uri: str) -> pa.Table:

@@ -31,12 +31,13 @@ class Reporter:
         """A line for the user."""
         self.emit({"kind": "line", "text": text})
 
-    def begins(self, resumed_at: int) -> None:
-        """Training begins: after the step of a checkpoint, or 0."""
+    def begins(self, resumed_at: int, skipped_steps: int) -> None:
+        """Training begins: after the step of a checkpoint, or 0; so many were skipped before."""
         text = "starting from scratch"
         if resumed_at:
             text = f"resuming from the checkpoint of step {resumed_at}"
-        self.emit({"kind": "line", "text": text, "resumed_at": resumed_at})
+        began = {"resumed_at": resumed_at, "skipped_steps": skipped_steps}
+        self.emit({"kind": "line", "text": text, **began})
 
     def progress(self, **values: Any) -> None:
         """Where training stands: step, max_steps, loss, tokens_per_second, eta_seconds, and of

@@ -70,14 +70,19 @@ def hangs_named(group: Group, seconds: float, say: Callable[[str], None]) -> Ite
     at(None)
     ended = threading.Event()
     watch = _Watch(group, threading.get_ident(), seconds, say)
-    thread = threading.Thread(target=watch.run, args=(ended,), name="hangs", daemon=True)
-    thread.start()
+    threads = [
+        threading.Thread(target=run, args=(ended,), name="hangs", daemon=True)
+        for run in (watch.run, watch.look_at_store)
+    ]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         ended.set()
         at(None)
-        thread.join(END_SECONDS)  # a call of a store whose host is gone may not return
+        for thread in threads:
+            thread.join(END_SECONDS)  # a call of a store whose host is gone may not return
 
 
 class _Watch:
@@ -91,6 +96,7 @@ class _Watch:
         self._every = seconds / LOOKS
         self._looks = 0
         self._own: _State
+        self._asked_at: float | None = None  # a call of the store, while it lasts
         # A connection of its own: the worker's may wait for a peer.
         self._store: Any = None
         if group.num_workers > 1:
@@ -102,11 +108,11 @@ class _Watch:
         told = since = 0.0
         when = ""
         while not ended.wait(self._every):
-            now = self._entered(), _phase
-            if now != seen:
-                seen, since = now, time.monotonic()
-                when = f"{datetime.now(timezone.utc):%H:%M:%S} UTC"
             try:
+                now = self._entered(), _phase
+                if now != seen:
+                    seen, since = now, time.monotonic()
+                    when = f"{datetime.now(timezone.utc):%H:%M:%S} UTC"
                 self._leave(when)
                 hangs = _phase is not None and time.monotonic() - since >= self._seconds
                 if hangs and told != since:
@@ -114,6 +120,34 @@ class _Watch:
                     self._name(ended, when, now)
             except RuntimeError:  # the store has gone with its host; the worker will notice
                 return
+
+    def look_at_store(self, ended: threading.Event) -> None:
+        """Tell it where worker 0, in whose process the store is, does not answer: then nobody can
+        say who holds up the others, and most often it is that one.
+        """
+        # Two for all, on two machines.
+        if self._store is None or self._group.rank not in (1, self._group.num_workers - 1):
+            return
+        told: float | None = None
+        while not ended.wait(self._every):
+            asked_at = self._asked_at
+            if asked_at is None or asked_at == told or _phase is None:
+                continue
+            if time.monotonic() - asked_at >= self._seconds:
+                told = asked_at
+                self._say(
+                    f"worker 0, or its machine, does not answer: worker {self._group.rank}, in "
+                    f"{_phase}, has waited {self._seconds:.0f} s for its store"
+                )
+
+    @contextmanager
+    def _asking(self) -> Iterator[Any]:
+        """The store, for a call."""
+        self._asked_at = time.monotonic()
+        try:
+            yield self._store
+        finally:
+            self._asked_at = None
 
     def _entered(self) -> int:
         # torch 2.13: counted by gloo and NCCL for every collective of a group, of DDP's too.
@@ -125,7 +159,8 @@ class _Watch:
         stack = traceback.format_stack(frame, FRAMES) if frame is not None else []
         self._own = _State(self._looks, self._entered(), _phase, when, "".join(stack))
         if self._store is not None:
-            self._store.set(f"{_KEY}/{self._group.rank}", json.dumps(asdict(self._own)))
+            with self._asking() as store:
+                store.set(f"{_KEY}/{self._group.rank}", json.dumps(asdict(self._own)))
 
     def _name(self, ended: threading.Event, when: str, seen: tuple[int, str | None]) -> None:
         """Tell who holds up the others, where nobody has told it yet."""
@@ -153,7 +188,8 @@ class _Watch:
         if self._store is None:
             return True
         own = str(self._group.rank)
-        told_by = self._store.compare_set(f"{_KEY}/told/{entered}", "", own)
+        with self._asking() as store:
+            told_by = store.compare_set(f"{_KEY}/told/{entered}", "", own)
         return bool(told_by.decode() == own)
 
     def _states(self) -> dict[int, _State]:
@@ -161,8 +197,9 @@ class _Watch:
         if self._store is None:
             return {0: self._own}
         keys = {rank: f"{_KEY}/{rank}" for rank in range(self._group.num_workers)}
-        return {
-            rank: _State(**json.loads(self._store.get(key)))
-            for rank, key in keys.items()
-            if self._store.check([key])
-        }
+        with self._asking() as store:
+            return {
+                rank: _State(**json.loads(store.get(key)))
+                for rank, key in keys.items()
+                if store.check([key])
+            }

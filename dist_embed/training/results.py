@@ -20,10 +20,9 @@ class TrainResult:
         resumed_at: of the checkpoint that it went on from, when workers first began; 0: it started
             from scratch.
         stopped: whether it was asked to end early.
-        skipped_steps: since workers last began, as a loss or gradient was not finite.
+        skipped_steps: of those since, as a loss or gradient was not finite.
         peak_memory_bytes: of worker 0, on its device.
-        tokens_per_second: target tokens, the median over its log lines since workers last began;
-            None: none yet.
+        tokens_per_second: target tokens, the median over its log lines since; None: none yet.
     """
 
     run_uri: str

@@ -60,7 +60,7 @@ def resume(
     """Load the newest sound checkpoint, if any. Collective."""
     in_place = context.config.checkpoint.saving == "in_place"
     loaded = load_newest(store, state, context.reporter.line, buffers=buffers, in_place=in_place)
-    context.reporter.begins(loaded.step)
+    context.reporter.begins(loaded.step, state.scalars["skipped_steps"])
     return loaded
 
 

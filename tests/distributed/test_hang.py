@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from dist_embed.parallel.collectives import (
     start_sum_over_workers,
@@ -75,3 +79,40 @@ def _slow_but_moving(group: Group) -> list[str]:
 
 def test_who_moves_on_slowly_does_not_hang(workers: WorkerPool) -> None:
     assert workers.run(2, _slow_but_moving) == [[], []]
+
+
+class Silent:
+    """A store whose host stands still."""
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Event()
+
+    def clone(self) -> Silent:
+        return self
+
+    def set(self, *_: str) -> None:
+        self.goes_on.wait(60)
+        raise RuntimeError("gone")
+
+
+@pytest.mark.parametrize(
+    ("rank", "phase"), [(1, "step 8"), (3, "step 8"), (2, "step 8"), (1, None)]
+)
+def test_where_worker_0_does_not_answer_two_of_the_others_say_so(
+    monkeypatch: pytest.MonkeyPatch, rank: int, phase: str | None
+) -> None:
+    """Nobody else can tell it, and the exchange's limit is far."""
+    store = Silent()
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    exchanges: Any = SimpleNamespace(_get_sequence_number_for_group=lambda: 3)
+    group = Group(rank, 4, 1, torch.device("cpu"), exchanges)
+    told: list[str] = []
+    with hangs_named(group, 0.2, told.append):
+        at(phase)
+        time.sleep(1.0)
+        store.goes_on.set()
+    expected = (
+        f"worker 0, or its machine, does not answer: worker {rank}, in step 8, has waited 0 s for "
+        "its store"
+    )
+    assert told == ([expected] if rank != 2 and phase else [])

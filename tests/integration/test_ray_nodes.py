@@ -107,7 +107,9 @@ def test_a_node_that_is_announced_to_go_costs_no_step(training: Training, nodes:
         nodes.drain(nodes.there[0], 300)
         training.until_said("a node is about to be taken away: the workers save")
         said = training.ended()
-    saved = [line for line in training.said if line.startswith("the workers stop here: saving step ")]
+    saved = [
+        line for line in training.said if line.startswith("the workers stop here: saving step ")
+    ]
     assert f"resuming from the checkpoint of step {saved[0].split()[-1]}" in said
     assert "workers are started again" not in said
     training.is_as_if_not(STEPS)

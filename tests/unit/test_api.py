@@ -39,7 +39,7 @@ class Workers:
         self.asked: list[tuple[Any, Config, dict[str, Any]]] = []
         self.ahead: list[str] = []
         self.answer: Any = None
-        self.starts: list[int] = []  # the steps that workers went on from
+        self.starts: list[tuple[int, int]] = []  # the steps that workers went on from, and skipped
         monkeypatch.setattr("dist_embed.cluster.launch.launch", self.launch)
         monkeypatch.setattr("dist_embed.cluster.fork_server.start_ahead", self.ahead.append)
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
@@ -47,8 +47,8 @@ class Workers:
     def launch(self, task: Any, config: Config, **how: Any) -> Any:
         on_event = how.pop("on_event")
         on_event({"kind": "line", "text": "working"})
-        for step in self.starts:
-            Reporter(on_event).begins(step)
+        for start in self.starts:
+            Reporter(on_event).begins(*start)
         self.asked.append((task, config, how))
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -109,10 +109,16 @@ def test_of_workers_that_were_started_again_the_first_start_counts(
     workers: Workers, config: Config, tmp_path: Path
 ) -> None:
     """What a command has trained is more than what its last workers have."""
-    workers.answer, workers.starts = result(tmp_path / "run"), [2, 4]
-    assert train(config, on_event=lambda event: None).resumed_at == 2
+    with MetricsLog(str(tmp_path / "run"), 0) as log:
+        for step, speed in ((2, 1.0), (3, 1000.0), (4, 1000.0), (6, 10.0)):
+            log.write(step, tokens_per_second=speed)
+    workers.answer = result(tmp_path / "run", skipped_steps=1)
+    workers.starts = [(2, 5), (4, 7)]
+    done = train(config, on_event=lambda event: None)
+    assert (done.resumed_at, done.skipped_steps, done.tokens_per_second) == (2, 3, 1000.0)
     workers.starts = []  # a worker of torchrun that is told nothing
-    assert train(config, on_event=lambda event: None).resumed_at == 4
+    done = train(config, on_event=lambda event: None)
+    assert (done.resumed_at, done.skipped_steps, done.tokens_per_second) == (4, 1, 10.0)
 
 
 def test_a_training_that_was_asked_to_stop_raises_and_tells_what_it_has_done(

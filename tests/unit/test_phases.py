@@ -123,6 +123,21 @@ def test_what_comes_before_a_node_of_a_backward_is_a_wait(
     assert (spent.seconds, spent.own_seconds) == (14.0, 7.0)
 
 
+def test_a_backward_that_fails_leaves_nothing_on_leaves_and_nodes(
+    passes: Callable[[float], None],
+) -> None:
+    recorder = Phases(CPU)
+    leaf = torch.ones(2, requires_grad=True)
+    node = Slow.apply(leaf, passes)
+    for waits in (recorder.waiting_after([leaf]), recorder.waiting_until([node.grad_fn])):
+        with pytest.raises(ZeroDivisionError), waits:
+            raise ZeroDivisionError
+    assert not leaf._post_accumulate_grad_hooks
+    passes(3.0)
+    node.sum().backward()
+    assert recorder._sums.take()["waiting for workers"] == 0.0
+
+
 class Event:
     """What is recorded in a device's stream; one that is not there could not be waited for."""
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import RayTaskError, WorkerCrashedError
+from ray.exceptions import RayTaskError, TaskUnschedulableError, WorkerCrashedError
 
 from dist_embed.cluster import ray_tasks as module
 from dist_embed.cluster.ray_node import NodeLost
@@ -41,6 +41,7 @@ class FakeRay:
     def __init__(self, slots: int) -> None:
         self.slots, self.under_way, self.most = slots, 0, 0
         self.ready = True
+        self.seconds = 1e9  # in which one more of several has ended, where the first is not ready
         self.now = 0.0
         self.cancelled: list[Any] = []
 
@@ -52,9 +53,15 @@ class FakeRay:
         self.most = max(self.most, self.under_way)
         return lambda: function(*args)
 
-    def wait(self, tasks: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+    def wait(
+        self, tasks: list[Any], timeout: float, num_returns: int = 1
+    ) -> tuple[list[Any], list[Any]]:
         self.now += 0 if self.ready else timeout
-        return (tasks, []) if self.ready else ([], tasks)
+        assert num_returns == len(tasks)
+        if num_returns == 1:
+            return (tasks, []) if self.ready else ([], tasks)
+        ended = int(self.now // self.seconds)
+        return tasks[:ended], tasks[ended:]
 
     def get(self, task: Any) -> Any:
         self.under_way -= 1
@@ -119,10 +126,15 @@ def lost() -> None:
     raise WorkerCrashedError
 
 
+def no_place() -> None:
+    raise TaskUnschedulableError("nowhere")
+
+
 @pytest.mark.parametrize(
     ("function", "kind", "told"),
     [(bad_text, CorpusError, "^x, line 3: not valid UTF-8$"),
-     (lost, RunFailed, r"^a task that prepares data was lost 4 times.*memory: [^\n]+$")],
+     (lost, RunFailed, r"^a task that prepares data was lost 4 times.*memory: [^\n]+$"),
+     (no_place, RunFailed, r"^Ray could not run a task that prepares data: .*nowhere$")],
 )  # fmt: skip
 def test_what_a_task_raises_is_told_in_one_line_and_ends_the_others(
     fake: FakeRay, function: Callable[[], None], kind: type[Exception], told: str
@@ -139,11 +151,15 @@ def test_what_a_task_raises_is_told_in_one_line_and_ends_the_others(
 
 def test_no_task_is_waited_for_for_ever(fake: FakeRay) -> None:
     fake.ready = False
+    fake.seconds = 6.0  # the first is not, but while others end nobody loses patience
     with (
-        pytest.raises(RunFailed, match=r"not ended within 9 s \(cluster\.timeout_seconds\)"),
+        pytest.raises(
+            RunFailed, match=r"has ended for 9 s \(cluster\.timeout_seconds\): .* longer$"
+        ),
         RayTasks("memory://nowhere", NODE, 0, 9.0).pool() as pool,
     ):
         list(pool.map(abs, numbers(3)))
+    assert fake.now == pytest.approx(18 + 9, abs=2)
     assert len(fake.cancelled) == 3
 
 

@@ -63,7 +63,8 @@ class Start:
     """What workers tell from their beginning, and once they are asked to stop, one event a look.
 
     Attributes:
-        ends: how it ends of its own accord, once it has nothing more to tell; ``goes on``: not.
+        ends: how it ends of its own accord, once it has nothing more to tell, and has been asked
+            to stop where it waits for that; ``goes on``: not.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Start:
         ends: Exception | str | None = "goes on",
     ) -> None:  # fmt: skip
         self.events, self.asked, self.ends = list(events), asked, ends
+        self.waits = asked is not None
         self.ended = threading.Event()
 
     def fit(self) -> None:
@@ -144,13 +146,14 @@ class Launch:
         start = self._now[-1]
         if start.events:
             return [start.events.pop(0)]
-        if start.ends != "goes on":
+        if start.ends != "goes on" and not start.waits:
             start.ended.set()
         return []
 
     def _stop(self, number: int) -> None:
         self.course.append("asked")
         start = self._now[number]
+        start.waits = False
         if start.asked is None:
             start.ended.set()
         else:

@@ -103,3 +103,5 @@ def test_a_training_is_refused_before_it_starts(
         for device in ("cpu", "auto"):
             launch(launcher="ray", address="ray://there", device=device, num_workers=4)
         assert asked[1:] == [(9, 4, "cuda")]
+        launch(launcher="ray", address="ray://there", num_workers={"min": 2, "max": 8})
+        assert asked[-1] == (9, 2, "cuda")  # then a step takes longest

@@ -243,6 +243,16 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_it_has_done(
     assert run.lines == ["the workers stop here: saving step 3"]
 
 
+@pytest.mark.parametrize("rhythm", [{}, {"translate_every": 5}])
+def test_steps_before_a_stop_are_told_though_no_line_is_due(
+    patched: Callable[[str, Any], None], rhythm: dict[str, int]
+) -> None:
+    run = Run(asked_after=5)
+    assert run.train(patched, log_every=3, **rhythm)
+    assert [line["step"] for line in run.progress] == [3, 5]
+    assert [line["step"] for line in run.metrics if "step_seconds" in line] == [3, 5]
+
+
 @pytest.mark.parametrize("rhythm", [{"evaluate_every": 3}, {"translate_every": 3}])
 def test_a_run_that_is_asked_to_stop_validates_and_translates_no_more(
     patched: Callable[[str, Any], None], rhythm: dict[str, int]

@@ -3,18 +3,21 @@ from __future__ import annotations
 import errno
 import itertools
 import tempfile
+import threading
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_embed.data import word_spills
 from dist_embed.data.corpus import Pair
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.processes import ThisMachine
@@ -110,6 +113,26 @@ def test_a_word_is_in_the_same_partition_of_every_spill(tmp_path: Path) -> None:
                 where.setdefault(word, set()).add(number)
     assert {len(numbers) for numbers in where.values()} == {1}
     assert len({number for numbers in where.values() for number in numbers}) > PARTITIONS * 0.9
+
+
+def test_a_store_that_takes_its_time_is_asked_for_some_ranges_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100 GB of text there are 25,000: one after the other they would take a quarter of an
+    hour.
+    """
+    spills = [write_spill([f"w{n} all"], PLAIN, str(tmp_path / f"s-{n}")) for n in range(8)]
+    together, read = threading.Barrier(4), word_spills.storage.read_range
+
+    def slow(*part: Any) -> bytes:
+        together.wait(30)
+        return read(*part)
+
+    monkeypatch.setattr(word_spills.storage, "read_range", slow)
+    monkeypatch.setattr(word_spills, "READ_AT_ONCE", 4)
+    ranges = [spill.range_of(0, PARTITIONS) for spill in spills]
+    sums = sum_partitions(ranges, 1, 100, str(tmp_path / "sums"))
+    assert sorted(read_sums(sums.uri).column("count").to_pylist()) == [1] * 8 + [8]
 
 
 @pytest.fixture(scope="module")
