@@ -63,11 +63,7 @@ def launch(
     log_folder = str(worker_log_folder(config.run.uri))
 
     def arguments(device: str) -> tuple[Task[R], Config]:
-        """What `run_worker` gets on workers of one kind of device."""
-        on_device = cluster.model_copy(update={"device": device})
-        resolved = config.model_copy(update={"cluster": on_device})
-        check(resolved)  # what `auto` has become may be too little for other settings
-        return task, resolved
+        return task, _resolved(config, device)
 
     address = cluster_address(config, launcher)
     if task.trains and vocabulary_size:  # under torchrun worker 0 alone has it
@@ -80,7 +76,6 @@ def launch(
     if address is None:
         _check_machine(task, config, vocabulary_size, word_tables, resolve_device(cluster.device))
     if cluster.chosen_launcher(launcher) == "local":
-        # Only here, so that the local launcher runs where Ray is not installed.
         from dist_embed.cluster.local import launch_local
 
         return launch_local(
@@ -114,6 +109,14 @@ def launch(
         log_folder=log_folder,
         stop_seconds=stop_seconds,
     )
+
+
+def _resolved(config: Config, device: str) -> Config:
+    """For workers of one kind of device."""
+    on_device = config.cluster.model_copy(update={"device": device})
+    resolved = config.model_copy(update={"cluster": on_device})
+    check(resolved)  # what `auto` has become may be too little for other settings
+    return resolved
 
 
 def stop_seconds(config: Config) -> float:

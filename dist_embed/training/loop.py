@@ -23,7 +23,7 @@ from dist_embed.training.saving import Saves, ruined
 from dist_embed.training.settings import TrainSection
 from dist_embed.training.step import StepResult, TrainStep
 from dist_embed.training.step_traces import StepTraces
-from dist_embed.training.workers import Stragglers, WorkersSpent, spent_by_workers
+from dist_embed.training.workers import Stragglers, spent_by_workers
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,50 @@ class _Window:
             self.tokens += result.tokens
 
 
+@dataclass(frozen=True)
+class _Lines:
+    """What is told of steps."""
+
+    phases: Phases
+    stragglers: Stragglers
+    settings: TrainSection
+    reporter: Reporter
+    metrics: MetricsLog | None
+
+    def tell(self, state: TrainingState, window: _Window) -> _Window:
+        """Tell of the steps in a window, if there are any; returns the next one. Collective."""
+        if not window.steps:
+            return window
+        spent = spent_by_workers(self.phases.take(), state.group)
+        loss = window.loss / window.tokens if window.tokens else math.nan
+        nll = window.nll / window.tokens if window.tokens else math.nan
+        tokens_per_second = window.tokens / window.seconds
+        step_seconds = window.seconds / window.steps
+        if self.metrics is not None:
+            self.metrics.write(
+                state.step,
+                loss=loss if math.isfinite(loss) else None,
+                nll=nll if math.isfinite(nll) else None,
+                tokens_per_second=tokens_per_second,
+                step_seconds=step_seconds,
+                gradient_norm=window.gradient_norm,
+                skipped_steps=state.scalars["skipped_steps"],
+                epoch=state.scalars["position"]["epoch"],
+                **spent.as_metrics(),
+            )
+        self.reporter.progress(
+            step=state.step,
+            max_steps=self.settings.max_steps,
+            loss=loss,
+            tokens_per_second=tokens_per_second,
+            eta_seconds=(self.settings.max_steps - state.step) * step_seconds,
+            workers=spent.as_event(),
+        )
+        for line in self.stragglers.lines(spent):
+            self.reporter.line(line)
+        return _Window()
+
+
 def train_loop(
     state: TrainingState,
     train_step: TrainStep,
@@ -102,23 +146,12 @@ def train_loop(
         Position.from_dict(state.scalars["position"]),
         lambda work: train_step.prepare(next(numbers), work),
     )
-    window, phases, stragglers = _Window(), Phases(group.device), Stragglers(group)
+    phases, window = Phases(group.device), _Window()
+    lines = _Lines(phases, Stragglers(group), settings, reporter, metrics)
     skipped_in_a_row = 0
     first_step = state.step
     stopped = False
     following: StepBatches | None = None
-
-    def tell_window() -> None:
-        """Collective."""
-        nonlocal window
-        if not window.steps:
-            return
-        spent = spent_by_workers(phases.take(), group)
-        _log(state, window, spent, settings, reporter, metrics)
-        for line in stragglers.lines(spent):
-            reporter.line(line)
-        window = _Window()
-
     try:
         # Of no checkpoint: that of this step says nothing of it, and is not written again.
         if LEFT_OUT in state.scalars and not saves.between_steps():
@@ -154,7 +187,7 @@ def train_loop(
             last = state.step == settings.max_steps
             validate, translate = due = _due(state.step, hooks, settings)
             if last or validate or state.step % settings.log_every == 0:
-                tell_window()
+                window = lines.tell(state, window)
             # Either may take longer than a run that is asked to stop has left. A run that is
             # complete has its figures all the same.
             if (validate or translate) and not last and (stopped := saves.between_steps()):
@@ -167,7 +200,7 @@ def train_loop(
             if last:
                 saves.save()
         at(None)
-        tell_window()  # what it was stopped in
+        lines.tell(state, window)  # steps before a stop
         saver.wait(checkpoint.drain_seconds if stopped else None)
         if stopped and state.step != first_step:
             reporter.line(f"the workers stop here: saving step {state.step}")
@@ -230,40 +263,6 @@ def _note_skip(
             "embedding.learning_rate, set train.clip_norm, or use train.precision=fp32"
         )
     return in_a_row + 1
-
-
-def _log(
-    state: TrainingState,
-    window: _Window,
-    spent: WorkersSpent,
-    settings: TrainSection,
-    reporter: Reporter,
-    metrics: MetricsLog | None,
-) -> None:
-    loss = window.loss / window.tokens if window.tokens else math.nan
-    nll = window.nll / window.tokens if window.tokens else math.nan
-    tokens_per_second = window.tokens / window.seconds
-    step_seconds = window.seconds / window.steps
-    if metrics is not None:
-        metrics.write(
-            state.step,
-            loss=loss if math.isfinite(loss) else None,
-            nll=nll if math.isfinite(nll) else None,
-            tokens_per_second=tokens_per_second,
-            step_seconds=step_seconds,
-            gradient_norm=window.gradient_norm,
-            skipped_steps=state.scalars["skipped_steps"],
-            epoch=state.scalars["position"]["epoch"],
-            **spent.as_metrics(),
-        )
-    reporter.progress(
-        step=state.step,
-        max_steps=settings.max_steps,
-        loss=loss,
-        tokens_per_second=tokens_per_second,
-        eta_seconds=(settings.max_steps - state.step) * step_seconds,
-        workers=spent.as_event(),
-    )
 
 
 def _validate(
