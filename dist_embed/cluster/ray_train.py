@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray._private import worker
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -22,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_embed.cluster.failure import Failures
 from dist_embed.cluster.ray_address import why_no_answer
-from dist_embed.cluster.ray_aside import POLL_SECONDS
+from dist_embed.cluster.ray_aside import END_SECONDS, POLL_SECONDS
 from dist_embed.cluster.ray_course import Course
 from dist_embed.cluster.ray_fit import Mail, Surroundings
 from dist_embed.cluster.ray_group import GroupByEnvironment
@@ -211,4 +213,15 @@ def _driver(address: str) -> Iterator[Node]:
         # To a node that is gone Ray cannot say goodbye, and ends this process before we have told
         # why (2.60, raylet_ipc_client.cc).
         if node is None or node.lives():
-            ray.shutdown()
+            _disconnect()
+
+
+def _disconnect() -> None:
+    """Say goodbye to Ray, or leave without it: a head that stands still does not answer that either
+    (2.60: not within 150 s).
+    """
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(END_SECONDS)
+    if thread.is_alive():
+        atexit.unregister(worker.shutdown)  # it would be waited for again

@@ -102,7 +102,7 @@ def test_a_killed_controller_ends_the_run(training: Training) -> None:
         _child(process, "TrainController").kill()
         _, said = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "a worker was lost" in said
+    assert "what Ray Train runs the workers by was lost" in said
     training.goes_on()
 
 
@@ -113,6 +113,19 @@ def test_a_killed_worker_is_replaced(training: Training) -> None:
     assert process.returncode == 0, complaint
     assert said.count("resuming from the checkpoint of step") == 1
     training.is_as_if_not()
+
+
+def test_a_command_whose_head_stands_still_is_asked_to_stop(training: Training) -> None:
+    with training.under_way() as process:
+        _child(process, "gcs_server").suspend()
+        time.sleep(5)  # meanwhile Ray is asked what it does not answer
+        process.terminate()
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 143
+    found = re.search(r"stopped as asked after step (\d+)", said)
+    assert found, said
+    assert list_steps(training.run)[-1] == int(found[1])
+    training.goes_on()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import math
 import os
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import ray
+from ray._private import worker
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 from ray.train import ControllerError, PreemptionError, PreemptionInfo, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
@@ -683,9 +685,24 @@ def test_processes_that_do_nothing_for_a_run_are_not_started() -> None:
     }
 
 
+def test_a_head_that_stands_still_is_left_without_a_goodbye(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    goes_on, forgotten = threading.Event(), []
+    monkeypatch.setattr(ray_train, "END_SECONDS", 0.1)
+    monkeypatch.setattr(ray, "shutdown", lambda: goes_on.wait(60))
+    monkeypatch.setattr(atexit, "unregister", forgotten.append)
+    ray_train._disconnect()
+    assert forgotten == [worker.shutdown]  # which the interpreter's end would wait for
+    goes_on.set()
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    ray_train._disconnect()
+    assert len(forgotten) == 1
+
+
 def test_ray_has_what_the_controller_is_ended_by() -> None:
     """Private names, as what else ends by them would be told by no test: Ray 2.60."""
-    from ray._private import state, worker
+    from ray._private import state
     from ray.train.v2._internal.execution.controller import TrainController
 
     assert TrainController.__qualname__ == "TrainController"
