@@ -11,10 +11,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray._private import state
+from ray.exceptions import RayError
 from ray.util import placement_group, placement_group_table, remove_placement_group
 from ray.util.client import ray as client
 
@@ -240,7 +242,8 @@ class Outlook:
         """Keep it up to date. For `Aside`."""
         with Growth(self._room, self.now) as growth:
             while True:
-                self.leaving = self._room.leaving()
-                if self.all_run.is_set():
-                    self.possible = growth.possible(self.leaving)
+                with suppress(RayError):  # a head that starts again may answer next time
+                    self.leaving = self._room.leaving()
+                    if self.all_run.is_set():
+                        self.possible = growth.possible(self.leaving)
                 rest(POLL_SECONDS)

@@ -22,6 +22,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
+from dist_embed.cluster.ray_aside import Aside
 from dist_embed.data.executor import Arguments, in_order
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.storage import uri as storage
@@ -133,9 +134,15 @@ class TaskPool:
 
     def _at_once(self) -> int:
         self._node.check()
-        # Asked for again each time: nodes come and go.
-        slots = self._num_tasks or int(ray.cluster_resources().get("CPU", 0))
-        return min(slots, MOST_AT_ONCE)
+        return min(self._num_tasks or self._slots(), MOST_AT_ONCE)
+
+    def _slots(self) -> int:
+        """Asked for again each time: nodes come and go."""
+        with Aside(
+            lambda rest: ray.cluster_resources(), self._node, lambda text: None,
+            self._timeout_seconds,
+        ) as asking:  # fmt: skip
+            return int(asking.result(self._node.check).get("CPU", 0))
 
     def _result(self, task: Any) -> Any:
         since, before = time.monotonic(), 0

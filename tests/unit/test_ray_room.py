@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 from ray import _raylet
+from ray.exceptions import RpcError
 
 from dist_embed.cluster import ray_room
 from dist_embed.cluster.ray_aside import GivenUp
@@ -224,6 +225,24 @@ def test_room_on_a_node_that_goes_or_has_gone_is_none(monkeypatch: pytest.Monkey
         del cluster.free["c"]
         cluster.now += GROW_SECONDS + 1
         assert growth.possible({"b"}) == 3
+
+
+def test_an_error_of_ray_s_head_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch)
+    cluster.leaving["x"] = 0
+    outlook = Outlook(room_for(2, 8), 3)
+    answers = iter([RpcError("unavailable"), cluster.leaving, GivenUp()])
+
+    def leaving() -> dict[str, int]:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ray_room.state.state, "get_draining_nodes", leaving)
+    with pytest.raises(GivenUp):
+        outlook.watch(cluster.pass_time)
+    assert outlook.leaving == {"x"}
 
 
 def test_what_workers_need_is_not_taken_before_all_run(monkeypatch: pytest.MonkeyPatch) -> None:
