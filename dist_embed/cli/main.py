@@ -25,6 +25,7 @@ from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.stop import (
     end_at_once_with,
     ending_signal,
+    ends_abruptly,
     exit_on_signals,
     taken_signal,
 )
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         end_at_once_with(code)
         _let_go_of_output()
+        if ends_abruptly():
+            os._exit(code)
     return code
 
 

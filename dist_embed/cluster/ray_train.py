@@ -37,7 +37,7 @@ from dist_embed.cluster.ray_worker import work, work_for
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.settings import DeviceChoice
-from dist_embed.parallel.stop import handle_again, stop_on_signals
+from dist_embed.parallel.stop import end_abruptly, handle_again, stop_on_signals
 from dist_embed.storage.temporary import temporary_folder
 
 CONNECT_SECONDS = 10.0
@@ -218,10 +218,11 @@ def _driver(address: str) -> Iterator[Node]:
 
 def _disconnect() -> None:
     """Say goodbye to Ray, or leave without it: a head that stands still does not answer that either
-    (2.60: not within 150 s).
+    (2.60: not within 150 s), and the interpreter's end would wait for it again, or crash.
     """
     thread = threading.Thread(target=ray.shutdown, daemon=True)
     thread.start()
     thread.join(END_SECONDS)
     if thread.is_alive():
-        atexit.unregister(worker.shutdown)  # it would be waited for again
+        atexit.unregister(worker.shutdown)
+        end_abruptly()

@@ -36,6 +36,7 @@ _taken: int | None = None  # the first signal that this process has taken
 _ending: int | None = None  # the first by which it ends
 _last_taken_at = -math.inf
 _exits: Handler = None  # the handler of `exit_on_signals`, while it is one
+_abruptly = False  # whether the interpreter's end is to be left out
 _parent_asks = False  # whether SIGTERM comes from the process that has started this one
 
 
@@ -156,6 +157,19 @@ def end_at_once_with(code: int) -> None:
         os._exit(code)
 
     _handle(on_signal)
+
+
+def end_abruptly() -> None:
+    """The process is to end without the interpreter's end, in which a thread that a library does
+    not give back would crash it.
+    """
+    global _abruptly
+    _abruptly = True
+
+
+def ends_abruptly() -> bool:
+    """Whether it is to."""
+    return _abruptly
 
 
 def handle_again() -> None:

@@ -179,6 +179,20 @@ def test_a_worker_of_torchrun_is_ended_by_the_signal_itself() -> None:
     assert done.stderr == ""
 
 
+def test_a_command_that_a_library_will_not_let_go_ends_with_its_code_and_words() -> None:
+    """Ray's threads crash the interpreter's end while its head stands still (2.60)."""
+    code = (
+        "import atexit, sys\n"
+        "from dist_embed.cli import main\n"
+        "from dist_embed.parallel.stop import end_abruptly\n"
+        "atexit.register(print, 'crashed')\n"
+        "main._command = lambda argv: print('said') or end_abruptly() or 143\n"
+        "sys.exit(main.main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "said\n", "")
+
+
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_closed_outputs_are_no_error(closed: str) -> None:
     command = f"exec {sys.executable} -m dist_embed.cli.main config schema {closed}"

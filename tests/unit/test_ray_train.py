@@ -692,8 +692,10 @@ def test_a_head_that_stands_still_is_left_without_a_goodbye(
     monkeypatch.setattr(ray_train, "END_SECONDS", 0.1)
     monkeypatch.setattr(ray, "shutdown", lambda: goes_on.wait(60))
     monkeypatch.setattr(atexit, "unregister", forgotten.append)
+    monkeypatch.setattr(stop, "_abruptly", False)
     ray_train._disconnect()
     assert forgotten == [worker.shutdown]  # which the interpreter's end would wait for
+    assert stop.ends_abruptly()
     goes_on.set()
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     ray_train._disconnect()
