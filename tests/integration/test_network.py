@@ -16,7 +16,7 @@ import pytest
 from tests.integration.machines import Machine, cut, machines, mend
 from tests.integration.ray_training import SAME_AT_ANY_LENGTH, SECONDS, Training, Undisturbed
 
-pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1500, func_only=True)]
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(3600, func_only=True)]
 
 STEPS = 600
 RAY = (sys.executable, "-m", "tests.integration.patient_ray")
