@@ -112,7 +112,7 @@ def test_workers_that_do_not_reach_each_other_are_started_again(
     training: Training, cluster: RayMachines
 ) -> None:
     """Ray reaches all of them, and sees nothing."""
-    with training.started("cluster.timeout_seconds=15"):
+    with training.started("cluster.timeout_seconds=30"):
         training.until_step(30)
         with cut(*cluster.nodes):
             training.until_said("started again in 1 s: an exchange between workers broke")
@@ -123,7 +123,7 @@ def test_workers_that_do_not_reach_each_other_are_started_again(
 def test_workers_that_never_reach_each_other_again_end_the_run_in_time(
     training: Training, cluster: RayMachines
 ) -> None:
-    limits = ("cluster.timeout_seconds=15", "cluster.max_failures=1")
+    limits = ("cluster.timeout_seconds=30", "cluster.max_failures=1")
     with training.started(*limits):
         training.until_step(30)
         with cut(*cluster.nodes):
