@@ -105,13 +105,17 @@ def machines(folder: Path, *names: str) -> Iterator[list[Machine]]:
             one.close()
 
 
-def cut(one: Machine, other: Machine) -> None:
-    """From now on what they send each other arrives nowhere, and no system says so."""
-    for here, there in ((one, other), (other, one)):
+@contextmanager
+def cut(one: Machine, *others: Machine) -> Iterator[None]:
+    """For the length of a ``with`` block what it and the others send each other arrives nowhere,
+    and no system says so.
+    """
+    pairs = [pair for other in others for pair in ((one, other), (other, one))]
+    for here, there in pairs:
         here.ip("neigh", "replace", there.address, "lladdr", NOBODY, "dev", "eth0",
                 "nud", "permanent")  # fmt: skip
-
-
-def mend(one: Machine, other: Machine) -> None:
-    for here, there in ((one, other), (other, one)):
-        here.ip("neigh", "del", there.address, "dev", "eth0")
+    try:
+        yield
+    finally:
+        for here, there in pairs:
+            here.ip("neigh", "del", there.address, "dev", "eth0")

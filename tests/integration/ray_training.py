@@ -17,7 +17,7 @@ from tests.integration.conftest import tiny_config
 from tests.integration.run_metrics import metrics
 
 COMMAND = [sys.executable, "-m", "dist_embed.cli.main"]
-SECONDS = 600.0  # for each thing that is waited for
+SECONDS = 1200.0  # for each thing that is waited for: a start takes ten minutes on a busy machine
 # So that the first steps of runs of any length are the same.
 SAME_AT_ANY_LENGTH = (
     "train.schedule=constant", "embedding.schedule=constant", "train.evaluate_every=100000",
@@ -91,7 +91,8 @@ class Training:
         self.process = subprocess.Popen(
             [*self._command, *settings], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         try:
             yield self.process
         finally:
@@ -120,7 +121,9 @@ class Training:
         self.until(lambda: sum(text in line for line in self.said) >= times)
 
     def ended(self, code: int = 0) -> str:
-        assert self.process.wait(SECONDS) == code, "\n".join(self.said)
+        ended = self.process.wait(SECONDS)
+        self._listener.join(SECONDS)
+        assert ended == code, "\n".join(self.said)
         return "\n".join(self.said)
 
     def is_as_if_not(self, steps: int | None = None) -> None:

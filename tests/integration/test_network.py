@@ -9,14 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from tests.integration.machines import Machine, cut, machines, mend
+from tests.integration.machines import Machine, cut, machines
 from tests.integration.ray_training import SAME_AT_ANY_LENGTH, SECONDS, Training, Undisturbed
 
-pytestmark = [pytest.mark.heavy, pytest.mark.timeout(1500, func_only=True)]
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(3600, func_only=True)]
 
 STEPS = 600
 RAY = (sys.executable, "-m", "tests.integration.patient_ray")
@@ -62,17 +63,9 @@ class RayMachines:
                 machine.crash()
                 self._up[machine] = self._start(machine)
 
-    def cut_off(self, machine: Machine) -> None:
-        """From all others."""
-        for other in (self.head, *self.nodes):
-            if other is not machine:
-                cut(machine, other)
-
-    def mend(self, machine: Machine) -> None:
-        """What `cut_off` has done."""
-        for other in (self.head, *self.nodes):
-            if other is not machine:
-                mend(machine, other)
+    def cut_off(self, machine: Machine) -> AbstractContextManager[None]:
+        """From all others, for the length of a ``with`` block."""
+        return cut(machine, *{self.head, *self.nodes} - {machine})
 
     def has_ended(self, machine: Machine) -> bool:
         """What Ray runs there."""
@@ -108,9 +101,8 @@ def test_a_network_that_is_back_after_5_seconds_costs_nothing(
     one, _ = cluster.nodes
     with training.started():
         training.until_step(30)
-        cluster.cut_off(one)
-        time.sleep(5)
-        cluster.mend(one)
+        with cluster.cut_off(one):
+            time.sleep(5)
         said = training.ended()
     assert "workers are started again" not in said
     training.is_as_if_not(STEPS)
@@ -120,11 +112,10 @@ def test_workers_that_do_not_reach_each_other_are_started_again(
     training: Training, cluster: RayMachines
 ) -> None:
     """Ray reaches all of them, and sees nothing."""
-    with training.started("cluster.timeout_seconds=15"):
+    with training.started("cluster.timeout_seconds=30"):
         training.until_step(30)
-        cut(*cluster.nodes)
-        training.until_said("workers are started again in 1 s: an exchange between workers broke")
-        mend(*cluster.nodes)
+        with cut(*cluster.nodes):
+            training.until_said("started again in 1 s: an exchange between workers broke")
         training.ended()
     training.is_as_if_not(STEPS)
 
@@ -132,14 +123,11 @@ def test_workers_that_do_not_reach_each_other_are_started_again(
 def test_workers_that_never_reach_each_other_again_end_the_run_in_time(
     training: Training, cluster: RayMachines
 ) -> None:
-    limits = ("cluster.timeout_seconds=15", "cluster.max_failures=1")
+    limits = ("cluster.timeout_seconds=30", "cluster.max_failures=1")
     with training.started(*limits):
         training.until_step(30)
-        cut(*cluster.nodes)
-        try:
+        with cut(*cluster.nodes):
             training.ended(code=1)
-        finally:
-            mend(*cluster.nodes)
     with training.started(*limits):
         training.ended()
     training.is_as_if_not(STEPS)
@@ -153,9 +141,8 @@ def test_a_node_that_is_cut_off_is_gone_and_writes_nothing_when_it_is_back(
     lost = cluster.nodes[which]
     with training.started("cluster.num_workers={min: 1, max: 2}", "cluster.replace_seconds=3"):
         training.until_step(30)
-        cluster.cut_off(lost)
-        training.until_said("resuming from the checkpoint of step")
-        cluster.mend(lost)
+        with cluster.cut_off(lost):
+            training.until_said("resuming from the checkpoint of step")
         said = training.ended()
     assert "1 workers on cpu" in said
     training.is_as_if_not(STEPS)

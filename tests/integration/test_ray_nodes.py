@@ -21,7 +21,7 @@ from tests.integration.ray_training import SAME_AT_ANY_LENGTH, Training, Undistu
 
 pytestmark = [
     pytest.mark.heavy, pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
-    pytest.mark.timeout(1500, func_only=True),
+    pytest.mark.timeout(3600, func_only=True),
 ]  # fmt: skip
 
 STEPS = 300
@@ -93,7 +93,7 @@ def test_a_node_that_dies_for_good_ends_the_run_in_time(training: Training, node
         training.until_said("waits for room: has 1 of 2 CPU slots, up to 20 s")
         began = time.monotonic()
         said = training.ended(code=1)
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 120
     assert (
         "there was no room for 2 workers within 20 s (cluster.timeout_seconds): 1 of 2 CPU slots"
         in said

@@ -16,7 +16,7 @@ from tests.stores.s3_server import MotoServer, environment
 
 pytestmark = [
     pytest.mark.heavy, pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
-    pytest.mark.timeout(1500, func_only=True),
+    pytest.mark.timeout(3600, func_only=True),
 ]  # fmt: skip
 
 STEPS = 300
