@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from ray._private import worker
+from ray._private.node import Node as RayNode
 
 from dist_embed.cluster.ray_node import Node, NodeLost, quiet_node
 
@@ -18,7 +19,9 @@ from dist_embed.cluster.ray_node import Node, NodeLost, quiet_node
 @pytest.fixture
 def raylet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     path = str(tmp_path / "raylet")
-    monkeypatch.setattr(worker, "_global_node", SimpleNamespace(raylet_socket_name=path))
+    monkeypatch.setattr(
+        worker, "_global_node", SimpleNamespace(raylet_socket_name=path, node_id="7f")
+    )
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
@@ -27,6 +30,7 @@ def raylet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.s
 
 def test_a_node_is_lost_when_its_process_has_ended(raylet: socket.socket) -> None:
     node = Node()
+    assert node.id == "7f"
     node.check()
     server, _ = raylet.accept()
     node.check()
@@ -56,3 +60,4 @@ def test_what_a_node_says_is_logged_alone(
 def test_ray_says_it_by_the_name_that_is_replaced() -> None:
     assert "        print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
     assert hasattr(worker, "_global_node")
+    assert isinstance(RayNode.node_id, property)

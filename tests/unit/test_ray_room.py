@@ -253,7 +253,7 @@ def test_what_workers_need_is_not_taken_before_all_run(monkeypatch: pytest.Monke
 
     def rest(seconds: float) -> None:
         assert outlook.leaving == {"x"}
-        assert (len(cluster.held), outlook.possible) == ((5, 8) if cluster.now > 1005 else (0, 3))
+        assert (len(cluster.held), outlook.possible) == ((5, 8) if cluster.now >= 1005 else (0, 3))
         cluster.pass_time(seconds)
         if cluster.now > 1008:
             raise GivenUp

@@ -125,7 +125,8 @@ class Launch:
         return self.leaving
 
     def end_controller(self) -> None:
-        self.course.append("controller ended")
+        if not self._now[-1].ended.is_set():
+            self.course.append("controller ended")
         self._now[-1].ended.set()
         raise OSError("of Ray's")
 

@@ -238,7 +238,8 @@ def test_a_run_that_is_asked_to_stop_saves_the_step_it_has_done(
     assert run.happened("step")[-1][1] == 3
     end = run.course[run.course.index(run.happened("step")[-1]) + 1 :]
     assert end == [
-        ("wait", 7.0), ("save", 3, None), ("wait", 7.0), ("require", 3), ("close",), ("close",),
+        ("metrics", 3, "epoch"), ("wait", 7.0), ("save", 3, None), ("wait", 7.0), ("require", 3),
+        ("close",), ("close",),
     ]  # fmt: skip
     assert run.lines == ["the workers stop here: saving step 3"]
 
