@@ -336,8 +336,8 @@ def test_a_run_asked_to_stop_waits_for_the_save_under_way_and_makes_its_last(
     end = run.course[run.course.index(run.happened("step")[-1]) + 1 :]
     ended = [("concluded", 9)] if asked_after == 9 else []
     assert end == [
-        *ended, ("wait", 7.0), ("save", asked_after, None), ("wait", 7.0),
-        ("require", asked_after), ("close",), ("close",),
+        *ended, ("metrics", asked_after, "epoch"), ("wait", 7.0), ("save", asked_after, None),
+        ("wait", 7.0), ("require", asked_after), ("close",), ("close",),
     ]  # fmt: skip
 
 
