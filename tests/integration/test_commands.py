@@ -201,7 +201,7 @@ def test_a_run_goes_on_with_another_number_of_workers(
     ("launcher", "process_name", "complaint"),
     [
         ("local", "forkserver", "was ended from outside"),
-        ("ray", "RayTrainWorker", "a worker was lost"),
+        ("ray", "RayTrainWorker", " was lost: "),
     ],
 )
 @pytest.mark.usefixtures("ray_alone")
