@@ -57,7 +57,7 @@ class Course:
             # An earlier start's save may have been published after that start had ended.
             outlives_conflict = number > 0 and not self._outlived_conflict
             attempt = Attempt(number, outlives_conflict=outlives_conflict)
-            fit = Fit(self._trainer(workers, number), attempt, self._mail, self._around)
+            fit = self._fit(workers, attempt)
             outcome = fit.run(workers)
             if attempt.results and not attempt.failures:  # it counts whatever has ended since
                 result = attempt.results[-1]
@@ -75,6 +75,13 @@ class Course:
             self._outlived_conflict |= attempt.has_conflict
             self._wait_after(fit, outcome)
         raise AssertionError  # it counts without end
+
+    def _fit(self, workers: int, attempt: Attempt) -> Fit:
+        # The first of them tells Ray's head that Ray Train is used (2.60, usage_lib.py).
+        trainer = self._around.aside(
+            lambda rest: self._trainer(workers, attempt.number), self._heed
+        )
+        return Fit(trainer, attempt, self._mail, self._around)
 
     def _room(self, wanted: int, *, again: bool) -> int:
         """For how many workers there is room, once there is."""

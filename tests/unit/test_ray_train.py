@@ -199,10 +199,10 @@ def test_a_head_that_stands_still_leaves_the_command_able_to_hear(
 ) -> None:
     goes_on = threading.Event()
     monkeypatch.setattr(ray_aside, "END_SECONDS", 0.1)
-    monkeypatch.setattr(ray_aside, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(ray_aside, "SILENT_SECONDS", 0.5)
     launch = Launch(monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None))
     launch.hears = lambda: goes_on.wait(60) and None
-    threading.Timer(1.0, lambda: setattr(launch, "stop", True)).start()
+    threading.Timer(2.0, lambda: setattr(launch, "stop", True)).start()
     assert launch.run() == Result(stopped=True)
     said = [line.split(":")[0] for line in launch.course]
     assert said == ["2 workers", "Ray's head has not answered for 0 s", "asked", "asked to stop"]
@@ -221,7 +221,7 @@ def test_where_no_workers_train_the_head_s_silence_has_a_limit(
     goes_on = threading.Event()
     for name, seconds in {"END": 0.1, "SILENT": 0.05}.items():
         monkeypatch.setattr(ray_aside, f"{name}_SECONDS", seconds)
-    for where in ("waits", "hears"):
+    for where in ("waits", "_trainer", "hears"):
         launch = Launch(monkeypatch, Start())
         launch.limit = 0.3
         setattr(launch, where, lambda *_: goes_on.wait(60) and None)
