@@ -25,7 +25,7 @@ from dist_embed.cluster.ray_head import HeadFailed, own_ray
 from dist_embed.cluster.ray_metrics import also_as_gauges
 from dist_embed.cluster.ray_node import Node, quiet_node
 from dist_embed.cluster.ray_private import private_ray
-from dist_embed.cluster.ray_room import Room
+from dist_embed.cluster.ray_room import Room, takes_gpus
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.settings import DeviceChoice
@@ -107,9 +107,7 @@ def launch_ray(
         temporary_folder("dist_embed-ray-") as storage_path,
         connected(address, max_workers) as node,
     ):
-        use_gpu = device == "cuda" or (
-            device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1
-        )
+        use_gpu = takes_gpus(device, lambda text: on_event({"kind": "line", "text": text}))
         room = Room(
             "GPU" if use_gpu else "CPU", min_workers, max_workers,
             timeout_seconds=timeout_seconds, replace_seconds=replace_seconds,

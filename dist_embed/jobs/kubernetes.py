@@ -14,7 +14,7 @@ from typing import Any
 
 from dist_embed.cluster.launch import stop_seconds
 from dist_embed.config.load import config_to_yaml
-from dist_embed.config.paths import corpora, is_of_one_process, path_of, places
+from dist_embed.config.paths import corpora, is_of_one_process, path_of, places, run_name
 from dist_embed.config.schema import Config
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
@@ -136,8 +136,7 @@ def job_name(run_uri: str) -> str:
     another for each run. Lower-case letters, digits and hyphens behind a letter, as KubeRay asks.
     """
     digest = hashlib.sha256(run_uri.encode()).hexdigest()[:8]
-    last = run_uri.rstrip("/").rpartition("/")[2].lower()
-    words = re.sub(r"[^a-z0-9]+", "-", last).strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", run_name(run_uri).lower()).strip("-")
     if not words[:1].isalpha():
         words = f"run-{words}".strip("-")
     return f"{words[: _NAME_CHARACTERS - 9].rstrip('-')}-{digest}"

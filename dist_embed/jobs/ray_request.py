@@ -22,12 +22,12 @@ from dist_embed.config.paths import (
     is_of_one_process,
     path_of,
     places,
+    run_name,
     with_absolute_paths,
 )
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.jobs.arrived import CONFIG, SENT_BY
-from dist_embed.jobs.job import name_of
 
 # Of the shell that Ray calls nothing stays: ended by a stop, it would leave the run to the node's
 # first process, and where that buries nobody, as in many containers, Ray waits for a dead run.
@@ -70,7 +70,7 @@ def request(config: Config, *, ships_folder: bool) -> dict[str, Any]:
             }
         },
         "metadata": {
-            "job_name": name_of(config.run.uri),
+            "job_name": run_name(config.run.uri),
             RUN_URI: config.run.uri,
             OURS: version("dist_embed"),
         },

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 
 from dist_embed.cluster.launch import stop_seconds
 from dist_embed.config.load import config_to_yaml
-from dist_embed.config.paths import is_of_one_process, places
+from dist_embed.config.paths import is_of_one_process, places, run_name
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
-from dist_embed.jobs.job import Job, name_of
+from dist_embed.jobs.job import Job, check_is_free
 from dist_embed.jobs.settings import SlurmSection
 
 # Slurm looks at its signals and limits once a minute or so: a limit of 60 s ended at 80, and a
@@ -148,7 +148,7 @@ def script(config: Config) -> str:
 
 
 def _options(config: Config, slurm: SlurmSection, per_node: int) -> Iterator[str]:
-    yield f"--job-name={name_of(config.run.uri)}"
+    yield f"--job-name={run_name(config.run.uri)}"
     yield f"--comment={shlex.quote(f'{_COMMENT} {config.run.uri}')}"
     yield f"--nodes={slurm.nodes}"
     yield f"--ntasks-per-node={per_node}"
@@ -166,8 +166,13 @@ def _options(config: Config, slurm: SlurmSection, per_node: int) -> Iterator[str
     yield from slurm.options
 
 
-def submit(text: str) -> str:
-    """Send a script; returns the job's number. Raises UserError with what Slurm has against it."""
+def submit(text: str, run_uri: str) -> str:
+    """Send a script of that run; returns the job's number.
+
+    Raises UserError where a job of this user that has not ended has the same run, and with what
+    Slurm has against the script.
+    """
+    check_is_free(run_uri, jobs())
     said = _slurm("sbatch", "--parsable", f"--output={os.getcwd()}/dist_embed-%j.out", text=text)
     return said.strip().partition(";")[0]
 

@@ -18,6 +18,15 @@ import psutil
 from dist_embed.bench.ray_nodes import free_ports
 
 
+# There others would leave workers no time, and a node gives itself up whose dashboard took more than
+# a minute to start, or whose agent more than half a one (Ray 2.60).
+FOR_BUSY_MACHINES = {
+    "RAY_worker_niceness": "0",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",
+    "RAY_agent_register_timeout_ms": "300000",
+}
+
+
 @contextmanager
 def ray_cluster(folder: Path) -> Iterator[dict[str, str]]:
     """Up for the length of a ``with`` block; gives the environment that reaches it.
@@ -29,10 +38,7 @@ def ray_cluster(folder: Path) -> Iterator[dict[str, str]]:
     environment = {
         **os.environ,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # On a busy machine others would leave workers no time, and a node gives itself up whose
-        # agent took more than half a minute to start.
-        "RAY_worker_niceness": "0",
-        "RAY_agent_register_timeout_ms": "300000",
+        **FOR_BUSY_MACHINES,
         "PATH": f"{Path(ray).parent}:{os.environ['PATH']}",
     }
     # Ray's job server asks for a token; the head and the sender of the job read the same file.
@@ -44,16 +50,18 @@ def ray_cluster(folder: Path) -> Iterator[dict[str, str]]:
              f"--dashboard-agent-listen-port={agent}"]  # fmt: skip
     log = folder / "head.log"
     with log.open("w") as output:
-        # A session of its own, so that this head alone is ended: `ray stop` would end every Ray.
+        # In a session of its own, so that this head alone is ended: `ray stop` would end every Ray.
+        # Without `--block`, which ends the head where the server of Ray's client, that nobody uses
+        # here, waits for more than 30 s: it does where the dashboard takes so long to start (2.60).
         head = subprocess.Popen(
-            [ray, "start", "--head", "--block", "--num-cpus=4", "--include-dashboard=true", *ports],
+            [ray, "start", "--head", "--num-cpus=4", "--include-dashboard=true", *ports],
             stdout=output, stderr=output, env=environment, start_new_session=True,
         )  # fmt: skip
     address = f"http://127.0.0.1:{dashboard}"
     try:
+        assert head.wait(400) == 0, log.read_text()
         deadline = time.monotonic() + 120
         while not _job_server_answers(f"{address}/api/version"):
-            assert head.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
         yield {
@@ -61,13 +69,23 @@ def ray_cluster(folder: Path) -> Iterator[dict[str, str]]:
             "ADDRESS": f"127.0.0.1:{port}",
         }  # fmt: skip
     finally:
-        # Not terminated: `ray start --block` takes half a minute to end.
-        processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+        head.kill()
+        processes = _processes_of(head.pid)
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         head.wait(timeout=60)
         psutil.wait_procs(processes, timeout=10)
+
+
+def _processes_of(session: int) -> list[psutil.Process]:
+    """Those of a session, and what they have started in others, as drivers of jobs."""
+    found = []
+    for one in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(one.pid) == session:
+                found += [one, *one.children(recursive=True)]
+    return found
 
 
 def _job_server_answers(url: str) -> bool:

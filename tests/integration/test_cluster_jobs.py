@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 
 from dist_embed.checkpoint.catalogue import list_steps
 from tests.integration.ray_cluster import ray_cluster
+from tests.integration.run_metrics import losses, until
 from tests.left_behind import shared_memory_of_nobody
 
 pytestmark = [
@@ -55,19 +54,6 @@ def name_of(said: str) -> str:
     found = re.search(r"^job (\S+): ", said, re.MULTILINE)
     assert found, said
     return found[1]
-
-
-def until(what: Callable[[], bool], seconds: float = 400.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-
-
-def losses(run: Path) -> list[float]:
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
 def drivers() -> list[psutil.Process]:

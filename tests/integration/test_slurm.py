@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from dist_embed.checkpoint.catalogue import list_steps
+from tests.integration.run_metrics import losses, until
 from tests.integration.slurm_cluster import missing, slurm
 
 pytestmark = pytest.mark.skipif(
@@ -46,19 +45,6 @@ def number_of(said: str) -> str:
     found = re.match(r"job (\d+): ", said)
     assert found, said
     return found[1]
-
-
-def until(what: Callable[[], bool], seconds: float = 200.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-
-
-def losses(run: Path) -> list[float]:
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
 def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(

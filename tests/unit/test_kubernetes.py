@@ -358,8 +358,11 @@ def test_a_dry_run_prints_the_manifest_and_needs_no_client(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "kubernetes", None)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "verysecret")
     assert main([*command, "--dry-run"]) == 0
-    job = yaml.safe_load(capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert "verysecret" not in said
+    job = yaml.safe_load(said)
     assert (job["kind"], job["metadata"]["namespace"]) == ("RayJob", "team")
     assert main([*command, "--follow", "--dry-run"]) == 2
     assert "kubectl logs --follow" in capsys.readouterr().err
