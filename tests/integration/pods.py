@@ -60,7 +60,7 @@ class Pod:
         start = [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
         self.log = log
         with log.open("w") as output:
-            # KubeRay adds `--block`, by which a head ends that is slow to start: see ray_cluster.py.
+            # Not with the `--block` of KubeRay: see ray_cluster.py.
             subprocess.Popen(
                 ["ray", "start", *start, *options], env=self.environment,
                 stdout=output, stderr=output, start_new_session=True,

@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine, for tests: a head node with its job server and a token."""
+"""A Ray cluster of this machine, for tests: a head node with its job server."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ import psutil
 
 from dist_embed.bench.ray_nodes import free_ports
 
-
-# There others would leave workers no time, and a node gives itself up whose dashboard took more than
+# There others leave workers no time, and a node gives itself up whose dashboard took more than
 # a minute to start, or whose agent more than half a one (Ray 2.60).
 FOR_BUSY_MACHINES = {
     "RAY_worker_niceness": "0",
@@ -28,7 +27,7 @@ FOR_BUSY_MACHINES = {
 
 
 @contextmanager
-def ray_cluster(folder: Path) -> Iterator[dict[str, str]]:
+def ray_cluster(folder: Path, *, asks_for_token: bool = True) -> Iterator[dict[str, str]]:
     """Up for the length of a ``with`` block; gives the environment that reaches it.
 
     With `ADDRESS`, where drivers connect, RAY_API_SERVER_ADDRESS, where its job server is, and
@@ -44,7 +43,8 @@ def ray_cluster(folder: Path) -> Iterator[dict[str, str]]:
     # Ray's job server asks for a token; the head and the sender of the job read the same file.
     token = folder / "token"
     token.write_text(secrets.token_hex(32))
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    mode = "token" if asks_for_token else "disabled"
+    environment |= {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN_PATH": str(token)}
     port, dashboard, agent = free_ports(3)
     ports = [f"--port={port}", f"--dashboard-port={dashboard}",
              f"--dashboard-agent-listen-port={agent}"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Jobs of a real Ray with token authentication, on this machine."""
+"""Jobs of a real Ray, with token authentication and without, on this machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def cluster(ray_alone_until_the_file_ends: None) -> Iterator[dict[str, str]]:
+def cluster(
+    request: pytest.FixtureRequest, ray_alone_until_the_file_ends: None
+) -> Iterator[dict[str, str]]:
     # Of a short path: there Ray puts sockets, whose names may have 107 bytes.
     with (
         tempfile.TemporaryDirectory(prefix="rj", dir="/tmp") as folder,
@@ -33,7 +35,8 @@ def cluster(ray_alone_until_the_file_ends: None) -> Iterator[dict[str, str]]:
     ):
         (Path(folder) / "t").mkdir()
         environment.setenv("TMPDIR", f"{folder}/t")
-        with ray_cluster(Path(folder)) as found:
+        asks = getattr(request, "param", True)
+        with ray_cluster(Path(folder), asks_for_token=asks) as found:
             yield found
 
 
@@ -149,3 +152,11 @@ def test_a_job_starts_in_the_folder_that_is_sent_with_it(
     assert "step 8/8" in done.stdout
     shadowed = call(*sent, "--with-package", f"run.uri={tmp_path / 'other'}", code=1)
     assert "shadowed" in shadowed.stdout
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("cluster", [False], indirect=True)
+def test_a_head_that_asks_for_no_token_serves_its_own_machine(config: str, call: Call) -> None:
+    """Here a token lies where Ray looks for one."""
+    done = call("submit", config, "--to", "ray", "--follow", "train.max_steps=2")
+    assert "step 2/2" in done.stdout

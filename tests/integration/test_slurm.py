@@ -111,7 +111,7 @@ def test_jobs_of_others_and_unknown_ones_are_told_from_ours(
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_before_its_time_ends_a_job_saves_and_queues_again(
     config: str, cluster: dict[str, str], call: Call, tmp_path: Path
 ) -> None:
