@@ -229,9 +229,9 @@ def test_no_pod_needs_root_or_what_it_does_not_use() -> None:
 def test_a_pod_is_given_the_time_that_a_run_needs_to_save() -> None:
     job = manifest(config_of())
     grace = at(job, "pod:terminationGracePeriodSeconds")
-    assert grace == at(job, "workers")["template"]["spec"]["terminationGracePeriodSeconds"] == 180
+    assert grace == at(job, "workers")["template"]["spec"]["terminationGracePeriodSeconds"] == 240
     (container,) = at(job, "pod")["containers"]
-    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "120"} in container["env"]
+    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "180"} in container["env"]
     assert "--deadline-remaining-seconds 120" in at(job, "ray:lifecycle:preStop:exec:command")[-1]
 
 

@@ -54,7 +54,7 @@ def test_a_job_is_sent_its_configuration_the_time_to_stop_and_the_name_of_its_ru
     variables = sent["runtime_env"]["env_vars"]
     there = config_from_dict(yaml.safe_load(variables[CONFIG]))
     assert there == config_of("s3://b/gröss 1", launcher="ray", address=None)
-    assert variables["RAY_JOB_STOP_WAIT_TIME_S"] == "121"  # a whole number, not less
+    assert variables["RAY_JOB_STOP_WAIT_TIME_S"] == "181"  # a whole number, not less, and a minute
     assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
     assert sent["entrypoint"] == "exec dist-embed run-job"
     assert sent["metadata"]["run_uri"] == "s3://b/gröss 1"

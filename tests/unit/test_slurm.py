@@ -149,6 +149,7 @@ def test_no_ray_of_the_sender_is_used(tmp_path: Path) -> None:
         ("/runs/one\n#SBATCH --nodes=9", {}, "is not allowed under Slurm: in one line"),
         ("memory://one", {}, "run.uri: 'memory://one' is not allowed under Slurm, whose tasks"),
         ("/runs/END_OF_CONFIGURATION", {}, "cannot be sent to Slurm"),
+        ("/runs/" + "x" * 130_000, {}, "of 13.* bytes cannot be sent to Slurm; at most 130,000"),
         ("/runs/one", {"hours": 0.1}, r"slurm.hours: 0\.1 is not allowed: .* at least 0\.14"),
     ],
 )
@@ -233,3 +234,22 @@ def test_a_step_that_is_asked_to_end_gives_its_own_code(tmp_path: Path, code: in
     )
     assert done.stdout == f"code {code}\nnext 143\n"
     assert (tmp_path / "asked").read_text() == "--signal=TERM 1.0\n"
+
+
+@pytest.mark.parametrize("during", ["prepare", "train"])
+def test_a_job_whose_time_ends_queues_again_in_all_it_does(during: str) -> None:
+    commands = (
+        "SLURM_JOB_ID=7 SLURM_JOB_NODELIST=here\n"
+        "dist-embed() { :; }\n"
+        'scontrol() { [ "$1" = show ] && echo here || echo "$@"; }\n'
+        'squeue() { case "$*" in *--steps*) echo 7.0 ;; *) date -d "+60 sec" +%FT%T ;; esac; }\n'
+        'scancel() { kill -TERM "$pid"; }\n'
+        f'srun() {{ case "$*" in *"dist-embed {during}"*) trap "exit 143" TERM\n'
+        "    kill -TERM $$; while :; do sleep 0.1; done ;; esac; }\n"
+    )
+    done = subprocess.run(
+        ["bash"], input=commands + script(config_of()), capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 143, done.stderr
+    assert done.stdout.splitlines()[-1] == "requeue 7"
