@@ -49,17 +49,12 @@ def ray_cluster(folder: Path, *, asks_for_token: bool = True) -> Iterator[dict[s
     ports = [f"--port={port}", f"--dashboard-port={dashboard}",
              f"--dashboard-agent-listen-port={agent}"]  # fmt: skip
     log = folder / "head.log"
-    with log.open("w") as output:
-        # In a session of its own, so that this head alone is ended: `ray stop` would end every Ray.
-        # Without `--block`, which ends the head where the server of Ray's client, that nobody uses
-        # here, waits for more than 30 s: it does where the dashboard takes so long to start (2.60).
-        head = subprocess.Popen(
-            [ray, "start", "--head", "--num-cpus=4", "--include-dashboard=true", *ports],
-            stdout=output, stderr=output, env=environment, start_new_session=True,
-        )  # fmt: skip
+    # Without `--block`, which ends the head where the server of Ray's client, which nobody uses
+    # here, waits for more than 30 s: it does where the dashboard takes so long to start (2.60).
+    command = [ray, "start", "--head", "--num-cpus=4", "--include-dashboard=true", *ports]
+    session = _started(command, environment, log)
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        assert head.wait(400) == 0, log.read_text()
         deadline = time.monotonic() + 120
         while not _job_server_answers(f"{address}/api/version"):
             assert time.monotonic() < deadline, log.read_text()
@@ -69,23 +64,38 @@ def ray_cluster(folder: Path, *, asks_for_token: bool = True) -> Iterator[dict[s
             "ADDRESS": f"127.0.0.1:{port}",
         }  # fmt: skip
     finally:
-        head.kill()
-        processes = _processes_of(head.pid)
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait(timeout=60)
-        psutil.wait_procs(processes, timeout=10)
+        _end(session)
 
 
-def _processes_of(session: int) -> list[psutil.Process]:
-    """Those of a session, and what they have started in others, as drivers of jobs."""
+def _started(command: list[str], environment: dict[str, str], log: Path) -> int:
+    """Start a head in a session of its own, so that it alone is ended: `ray stop` would end every
+    Ray. Returns the session's number. A node gives up that is not there after 30 s (Ray 2.60,
+    node.py), so another one is tried.
+    """
+    for left in (2, 1, 0):
+        with log.open("w") as output:
+            head = subprocess.Popen(
+                command, stdout=output, stderr=output, env=environment, start_new_session=True
+            )
+        with suppress(subprocess.TimeoutExpired):
+            if head.wait(400) == 0:
+                return head.pid
+        _end(head.pid)
+        assert left, log.read_text()
+    raise AssertionError
+
+
+def _end(session: int) -> None:
+    """End the processes of a session, and what they have started in others, as drivers of jobs."""
     found = []
     for one in psutil.process_iter():
         with suppress(ProcessLookupError, psutil.NoSuchProcess):
             if os.getsid(one.pid) == session:
                 found += [one, *one.children(recursive=True)]
-    return found
+    for one in found:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    psutil.wait_procs(found, timeout=10)
 
 
 def _job_server_answers(url: str) -> bool:

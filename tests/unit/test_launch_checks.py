@@ -257,12 +257,12 @@ def test_who_uses_a_run_of_a_range_of_workers_needs_what_this_machine_has(
     monkeypatch: pytest.MonkeyPatch, launcher: str, there: int, workers: int
 ) -> None:
     given: list[int] = []
-    for place, name in (
+    for place, key in (
         ("local.launch_local", "num_workers"),
         ("ray_train.launch_ray", "min_workers"),
     ):
         monkeypatch.setattr(
-            f"dist_embed.cluster.{place}", lambda *_, name=name, **how: given.append(how[name])
+            f"dist_embed.cluster.{place}", lambda *_, key=key, **how: given.append(how[key])
         )
     monkeypatch.setattr(launching, "available_bytes", lambda: 10**15)
     config = config_from_dict(
