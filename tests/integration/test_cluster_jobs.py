@@ -15,9 +15,9 @@ import pytest
 
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.data.prepared_folder import prepared_folder
-from tests.integration.command_copies import Commands
 from tests.integration.conftest import Command
 from tests.integration.ray_cluster import ray_cluster
+from tests.integration.several_commands import Commands
 from tests.left_behind import shared_memory_of_nobody
 
 pytestmark = [

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dist_embed.checkpoint.catalogue import list_steps
-from tests.integration.command_copies import Commands
+from tests.integration.several_commands import Commands
 from tests.integration.slurm_cluster import missing, slurm
 
 pytestmark = pytest.mark.skipif(
