@@ -53,7 +53,7 @@ def number_of(said: str) -> str:
     return found[1]
 
 
-def until(what: Callable[[], bool], seconds: float = 200.0) -> None:
+def until(what: Callable[[], bool], seconds: float = 400.0) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < deadline
@@ -66,6 +66,7 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
+@pytest.mark.timeout(900)
 def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
     config: str, call: Call, tmp_path: Path
 ) -> None:
