@@ -1,12 +1,10 @@
-"""Jobs of a real Ray with token authentication, on this machine."""
+"""Jobs of a real Ray, with token authentication and without, on this machine."""
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.data.prepared_folder import prepared_folder
 from tests.integration.conftest import Command
 from tests.integration.ray_cluster import ray_cluster
+from tests.integration.run_metrics import losses, until
 from tests.integration.several_commands import Commands
 from tests.left_behind import shared_memory_of_nobody
 
@@ -28,7 +27,9 @@ Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def cluster(ray_alone_until_the_file_ends: None) -> Iterator[dict[str, str]]:
+def cluster(
+    request: pytest.FixtureRequest, ray_alone_until_the_file_ends: None
+) -> Iterator[dict[str, str]]:
     # Of a short path: there Ray puts sockets, whose names may have 107 bytes.
     with (
         tempfile.TemporaryDirectory(prefix="rj", dir="/tmp") as folder,
@@ -36,7 +37,8 @@ def cluster(ray_alone_until_the_file_ends: None) -> Iterator[dict[str, str]]:
     ):
         (Path(folder) / "t").mkdir()
         environment.setenv("TMPDIR", f"{folder}/t")
-        with ray_cluster(Path(folder)) as found:
+        asks = getattr(request, "param", True)
+        with ray_cluster(Path(folder), asks_for_token=asks) as found:
             yield found
 
 
@@ -61,19 +63,6 @@ def name_of(said: str) -> str:
     found = re.search(r"^job (\S+): ", said, re.MULTILINE)
     assert found, said
     return found[1]
-
-
-def until(what: Callable[[], bool], seconds: float = 400.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-
-
-def losses(run: Path) -> list[float]:
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
 def drivers(cluster: dict[str, str]) -> list[psutil.Process]:
@@ -192,3 +181,15 @@ def test_a_job_starts_in_the_folder_that_is_sent_with_it(
     assert "step 8/8" in done.stdout
     shadowed = call(*sent, "--with-package", f"run.uri={tmp_path / 'other'}", code=1)
     assert "shadowed" in shadowed.stdout
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("cluster", [False], indirect=True)
+def test_a_head_that_asks_for_no_token_serves_its_own_machine(
+    config: str, as_process: Command, cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a token lies where Ray looks for one, once, as it is imported."""
+    for name, value in cluster.items():
+        monkeypatch.setenv(name, value)
+    done = as_process("submit", config, "--to", "ray", "--follow", "train.max_steps=2")
+    assert "step 2/2" in done.stdout
