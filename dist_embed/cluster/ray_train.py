@@ -37,7 +37,7 @@ from dist_embed.cluster.ray_worker import work, work_for
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.settings import DeviceChoice
-from dist_embed.parallel.stop import end_abruptly, handle_again, stop_on_signals
+from dist_embed.parallel.stop import end_abruptly, handled_here, stop_on_signals
 from dist_embed.storage.temporary import temporary_folder
 
 CONNECT_SECONDS = 10.0
@@ -111,7 +111,10 @@ def launch_ray(
             replace_seconds=replace_seconds,
         )  # fmt: skip
         around = Surroundings(node, room, on_event, stop_seconds)
-        around.aside(lambda rest: room.choose(device), node.check)
+        said: list[str] = []
+        around.aside(lambda rest: room.choose(device, said.append), node.check)
+        for line in said:
+            around.say(line)
         use_gpu = room.kind == "GPU"
         # On this node, whose end is the command's too. Not softly: a node that Ray had just started
         # was passed over for another one, which may be lost (Ray 2.60).
@@ -187,18 +190,17 @@ def _driver(address: str) -> Iterator[Node]:
     # In a thread: in the main one a signal would break off what cannot be taken up again.
     logging.getLogger("ray").setLevel(logging.ERROR)
     thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
     try:
-        try:
-            give_up_at = time.monotonic() + INIT_SECONDS
-            while thread.is_alive() and time.monotonic() < give_up_at:
-                thread.join(POLL_SECONDS)
-        finally:
-            thread.join(CONNECT_SECONDS)
-            if threading.current_thread() is threading.main_thread():
-                # Ray has put a handler of SIGTERM in front of ours, which prints a trace and sets
-                # an alarm that aborts 3 s later (2.60, C++, in whichever thread it is connected).
-                handle_again()
+        # Ray's handler of SIGTERM prints a trace, and sets an alarm that aborts 3 s later (2.60,
+        # C++, in whichever thread it is connected).
+        with handled_here():
+            thread.start()
+            try:
+                give_up_at = time.monotonic() + INIT_SECONDS
+                while thread.is_alive() and time.monotonic() < give_up_at:
+                    thread.join(POLL_SECONDS)
+            finally:
+                thread.join(CONNECT_SECONDS)
         if thread.is_alive():
             raise RunFailed(f"Ray at {address} has not answered within {INIT_SECONDS:.0f} s")
         if failed:

@@ -14,6 +14,7 @@ import pytest
 from ray._private import services
 
 from dist_embed.bench.ray_nodes import free_ports
+from tests.integration.ray_cluster import FOR_BUSY_MACHINES
 
 NODE_SECONDS = 300.0
 
@@ -46,10 +47,8 @@ def be_patient(patch: pytest.MonkeyPatch) -> None:
                     raise
                 time.sleep(0.2)
 
-    patch.setenv("RAY_agent_register_timeout_ms", str(int(1000 * NODE_SECONDS)))
-    patch.setenv("RAY_DASHBOARD_STARTUP_TIMEOUT_S", str(int(NODE_SECONDS)))
-    # Ray's workers are polite by default: on a busy machine they would get no turn.
-    patch.setenv("RAY_worker_niceness", "0")
+    for name, value in FOR_BUSY_MACHINES.items():
+        patch.setenv(name, value)
     patch.setattr(services, "start_ray_process", start_with_port)
     patch.setattr(services, "get_node", wait_for_node)
 

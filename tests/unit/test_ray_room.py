@@ -23,8 +23,10 @@ from dist_embed.cluster.ray_room import (
     Growth,
     Outlook,
     Room,
+    takes_gpus,
 )
 from dist_embed.errors import RunFailed, UserError
+from dist_embed.parallel.settings import DeviceChoice
 
 
 class Cluster:
@@ -278,17 +280,32 @@ def test_a_cluster_with_too_little_is_refused(monkeypatch: pytest.MonkeyPatch) -
     nodes: list[dict[str, Any]] = [{"Alive": True, "Labels": {}}]
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 9.0, "GPU": 1.0})
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    room_for(9, 99).choose("cpu")
+    room_for(9, 99).choose("cpu", print)
     with pytest.raises(UserError, match=r"num_workers=2 needs 2 GPUs .* the Ray cluster has 1"):
-        room_for(2, 8).choose("cuda")
+        room_for(2, 8).choose("cuda", print)
     with pytest.raises(UserError, match=r"needs 10 CPUs .* the Ray cluster has 9$"):
-        room_for(10, 10).choose("cpu")
+        room_for(10, 10).choose("cpu", print)
     managed = {_raylet.RAY_NODE_GROUP_KEY: "workers"}
     nodes.append({"Alive": False, "Labels": managed})
     with pytest.raises(UserError):
-        room_for(10, 10).choose("cpu")
+        room_for(10, 10).choose("cpu", print)
     nodes.append({"Alive": True, "Labels": managed})
-    room_for(10, 10).choose("cpu")  # more may come: they are waited for
+    room_for(10, 10).choose("cpu", print)  # more may come: they are waited for
+
+
+def test_workers_take_gpus_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    has, nodes, said = {"CPU": 9.0, "GPU": 1.0}, [{"Alive": True, "Labels": {}}], []
+    monkeypatch.setattr(ray, "cluster_resources", lambda: has)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    devices: list[DeviceChoice] = ["cpu", "cuda", "auto"]
+    assert [takes_gpus(device, said.append) for device in devices] == [False, True, True]
+    del has["GPU"]
+    assert [takes_gpus(device, said.append) for device in devices] == [False, True, False]
+    assert said == []
+    nodes[0]["Labels"] = {_raylet.RAY_NODE_GROUP_KEY: "head"}
+    assert [takes_gpus(device, said.append) for device in devices] == [False, True, False]
+    (line,) = said  # of `auto`
+    assert "no node of the Ray cluster has a GPU now: workers train on CPUs" in line
 
 
 def test_ray_gets_the_time_to_see_which_nodes_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
