@@ -60,7 +60,7 @@ class Aside(AbstractContextManager["Aside[T]"], Generic[T]):
         trace: TracebackType | None,
     ) -> None:
         self._given_up.set()
-        if self._node.lives():
+        if self._node.lives() and not self.is_silent:
             # A thread that asks Ray for anything while the connection ends, ends this process with
             # exit code 1 and no message of ours (Ray 2.60, core_worker_process.cc:1109).
             self._thread.join(END_SECONDS)
@@ -71,6 +71,11 @@ class Aside(AbstractContextManager["Aside[T]"], Generic[T]):
         if self._error is not None:
             raise self._error
         return not self._thread.is_alive()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether Ray has not answered for so long that nothing is to be hoped for in the end."""
+        return time.monotonic() - self._answered_at > END_SECONDS
 
     def look(self, *, has_limit: bool = True) -> None:
         """Say it where Ray does not answer. Raises RunFailed where that takes too long."""

@@ -155,7 +155,7 @@ class Fit:
                 is_lost = True
                 raise
             finally:
-                if not is_lost:
+                if not is_lost and not watching.is_silent:
                     self._end()
 
     def _fit(self, trainer: DataParallelTrainer) -> None:

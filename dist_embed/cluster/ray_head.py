@@ -23,10 +23,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from dist_embed.parallel.collector import collector_off
-from dist_embed.parallel.stop import deaf_children
+from dist_embed.parallel.stop import deaf_children, ends_abruptly
 
 START_SECONDS = 300.0  # Ray's own limits are below
 END_SECONDS = 20.0
+_left: list[subprocess.Popen[str]] = []  # whose pipes are not to close before this process ends
 
 
 class HeadFailed(Exception):
@@ -59,14 +60,24 @@ def own_ray(num_cpus: int) -> Iterator[str]:
                 raise HeadFailed(complaints.read().strip() or f"exit code {code}")
             yield address
         finally:
-            with suppress(BrokenPipeError):
-                head.stdin.close()
-            with suppress(subprocess.TimeoutExpired):
-                head.wait(END_SECONDS)
-            if head.returncode != 0:  # it did not end by itself, and has left others perhaps
-                _kill_session(head.pid)
-                head.wait(END_SECONDS)
-            head.stdout.close()
+            if ends_abruptly():
+                # It ends with this process, which a connection that is still there would end first.
+                _left.append(head)
+            else:
+                _end(head)
+
+
+def _end(head: subprocess.Popen[str]) -> None:
+    assert head.stdin is not None
+    assert head.stdout is not None
+    with suppress(BrokenPipeError):
+        head.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        head.wait(END_SECONDS)
+    if head.returncode != 0:  # it did not end by itself, and has left others perhaps
+        _kill_session(head.pid)
+        head.wait(END_SECONDS)
+    head.stdout.close()
 
 
 def main() -> None:
