@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from dist_embed.cluster import ray_head
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
+from dist_embed.parallel import stop
 
 ROOT = Path(__file__).parents[2]
 RAY = """
@@ -70,6 +72,22 @@ def test_it_is_in_a_session_of_its_own_and_deaf(child: Path) -> None:
                 assert blocked >> (number - 1) & 1
     assert ended(child)
     assert not psutil.pid_exists(head)
+
+
+def test_it_outlives_a_connection_that_cannot_be_ended(
+    child: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else Ray would end this process before it has told anything."""
+    monkeypatch.setattr(stop, "_abruptly", True)
+    monkeypatch.setattr(ray_head, "_left", [])
+    with own_ray(3):
+        pass
+    gc.collect()
+    time.sleep(0.5)
+    assert psutil.pid_exists(int(child.read_text()))
+    (head,) = ray_head._left
+    ray_head._end(head)  # as the end of this process does
+    assert ended(child)
 
 
 def test_why_it_could_not_be_started_is_told(child: Path) -> None:
