@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import ray
@@ -50,9 +50,16 @@ FOR_GOOD = FAILURE | {"is_passing": False}
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (ray_aside, ray_course, ray_fit):
         monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
+    yield
+    for start in Start.made:
+        start.ended.set()
+    Start.made.clear()
+    for thread in threading.enumerate():
+        if thread.name == "fit":
+            thread.join(30)
 
 
 class Result(NamedTuple):
@@ -69,6 +76,8 @@ class Start:
             to stop where it waits for that; ``goes on``: not.
     """
 
+    made: ClassVar[list[Start]] = []
+
     def __init__(
         self, *events: dict[str, Any], asked: tuple[dict[str, Any], ...] | None = None,
         ends: Exception | str | None = "goes on",
@@ -76,6 +85,7 @@ class Start:
         self.events, self.asked, self.ends = list(events), asked, ends
         self.waits = asked is not None
         self.ended = threading.Event()
+        self.made.append(self)
 
     def fit(self) -> None:
         self.ended.wait(60)
