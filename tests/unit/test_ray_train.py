@@ -529,7 +529,6 @@ def test_who_is_given_up_asks_ray_for_nothing_more(monkeypatch: pytest.MonkeyPat
     assert count
     time.sleep(0.3)
     assert len(asked) == count
-    launch.starts[0].ended.set()
 
 
 def test_of_a_node_that_is_lost_nothing_more_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,7 +538,6 @@ def test_of_a_node_that_is_lost_nothing_more_is_asked(monkeypatch: pytest.Monkey
     with pytest.raises(NodeLost):
         launch.run()
     assert launch.course == ["2 workers"]
-    launch.starts[0].ended.set()
 
 
 def test_a_slow_answer_of_ray_is_waited_for_before_the_connection_ends(
