@@ -1,10 +1,16 @@
-"""A run's course, read from its metrics: one row per validation."""
+"""A run's course, read from its metrics: one row per validation, and where its steps' time went."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
+
+PHASE = "phase/"  # begins the names of phases in a line of metrics
+REST = "rest"
+_BEFORE_A_STEP = ("agreement", "checkpoint stall")
 
 
 @dataclass(frozen=True)
@@ -76,3 +82,34 @@ def ways_of_scoring(rows: list[Course]) -> list[str]:
             said.append(f"from step {step:,}: {way or 'as an earlier version did'}")
         before = way
     return said
+
+
+def phases_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds a step of each phase on worker 0, the mean over all steps, in a step's order; last
+    `REST`, what of a step is in no phase. Empty where no line has any.
+
+    Names are those of `observe.phases.PHASES`.
+    """
+    spent: Counter[str] = Counter()
+    steps, inside, before = 0, 0.0, 0
+    for line in lines:
+        if "step_seconds" not in line:
+            continue
+        # Earlier versions did not say of how many steps a line is.
+        made = line.get("steps") or line["step"] - before
+        before = line["step"]
+        phases = {
+            name.removeprefix(PHASE).replace("_", " "): seconds
+            for name, seconds in line.items()
+            if name.startswith(PHASE)
+        }
+        if phases:
+            spent.update(phases)
+            steps += made
+            inside += line["step_seconds"] * made
+    if not steps:
+        return {}
+    # A step's own clock starts behind these two.
+    within = sum(seconds for name, seconds in spent.items() if name not in _BEFORE_A_STEP)
+    spent[REST] = max(0.0, inside - within)
+    return {name: seconds / steps for name, seconds in spent.items()}

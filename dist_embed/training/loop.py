@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from dist_embed.checkpoint.manifest import METRIC
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.settings import CheckpointSection
-from dist_embed.checkpoint.state import METRIC, TrainingState
+from dist_embed.checkpoint.state import TrainingState
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
@@ -241,6 +242,7 @@ def _log(
             nll=nll if math.isfinite(nll) else None,
             tokens_per_second=tokens_per_second,
             step_seconds=step_seconds,
+            steps=window.steps,
             gradient_norm=result.gradient_norm,
             skipped_steps=state.scalars["skipped_steps"],
             epoch=state.scalars["position"]["epoch"],
@@ -283,7 +285,7 @@ def _report_quality(
     if metrics is not None:
         metrics.write(
             state.step, validation_bleu=quality.bleu, validation_chrf=quality.chrf,
-            scored_by=quality.signature,
+            scored_by=quality.signature, samples=quality.samples,
         )  # fmt: skip
     reporter.line(
         f"step {state.step}: validation BLEU {quality.bleu:.2f}, chrF {quality.chrf:.2f} "

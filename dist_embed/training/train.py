@@ -40,6 +40,7 @@ from dist_embed.training.assemble import (
 from dist_embed.training.describe import describe
 from dist_embed.training.evaluate import Quality, evaluate_translations, exact_loss
 from dist_embed.training.loop import LEFT_OUT, Hooks, train_loop
+from dist_embed.training.rates import rates_of
 from dist_embed.training.results import TrainResult
 from dist_embed.training.resume import (
     best_so_far,
@@ -50,7 +51,7 @@ from dist_embed.training.resume import (
     what_must_equal,
 )
 from dist_embed.training.samples import with_kept_samples
-from dist_embed.training.single_tables import rates_of, start_tables, write_coverages
+from dist_embed.training.single_tables import start_tables, write_coverages
 from dist_embed.training.step import TrainStep
 from dist_embed.training.step_traces import StepTraces
 from dist_embed.training.tasks import Train

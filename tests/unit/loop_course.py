@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from dist_embed.checkpoint.manifest import METRIC
 from dist_embed.checkpoint.settings import CheckpointSection
-from dist_embed.checkpoint.state import METRIC, TrainingState
+from dist_embed.checkpoint.state import TrainingState
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group

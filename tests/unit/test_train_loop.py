@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dist_embed.checkpoint.state import METRIC
+from dist_embed.checkpoint.manifest import METRIC
 from dist_embed.data.loader import Position
 from dist_embed.errors import UserError
 from dist_embed.training import loop, saving
