@@ -75,21 +75,26 @@ def columns_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, Column]:
 
 
 def thinned(column: Column, most: int) -> Column:
-    """At most so many points, among them the first, the last and every extreme that can be seen.
+    """The column at the `places_of_extremes`."""
+    places = places_of_extremes(column.values, most)
+    return Column(column.steps[places], column.values[places])
 
-    Of stretches of equally many points the lowest and the highest are kept, in their order. A
-    stretch without any finite value keeps its first, which is a gap in a line.
+
+def places_of_extremes(values: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    """At most so many places, among them the first, the last and every extreme that can be seen.
+
+    Of stretches of equally many values the lowest and the highest are kept, in their order. A
+    stretch without any finite one keeps its first, which is a gap in a line.
     """
-    count = len(column)
+    count = len(values)
     if count <= most:
-        return column
+        return np.arange(count)
     ends = np.linspace(1, count - 1, (most - 2) // 2 + 1).astype(int)
     kept = [0, count - 1]
     for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-        values = column.values[begin:end]
-        if np.isfinite(values).any():
-            kept += [begin + int(np.nanargmin(values)), begin + int(np.nanargmax(values))]
+        stretch = values[begin:end]
+        if np.isfinite(stretch).any():
+            kept += [begin + int(np.nanargmin(stretch)), begin + int(np.nanargmax(stretch))]
         else:
             kept.append(begin)
-    places = np.unique(kept)
-    return Column(column.steps[places], column.values[places])
+    return np.unique(kept)

@@ -29,7 +29,7 @@ def joined(parts: Iterable[str]) -> Markup:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
-    """A table that scrolls by itself where it is wider than the page. The first column names rows."""
+    """A table that scrolls by itself where it is too wide. The first column names rows."""
     head = tag("tr", *(tag("th", text, scope="col", dir="auto") for text in header))
     body = [
         tag("tr", tag("th", first, scope="row", dir="auto"),

@@ -101,7 +101,9 @@ def read_run(uri: str, name: str, words: Sequence[str] = ()) -> RunFigures:
     if words:
         from dist_embed.report.checkpoint_words import neighbors_in_checkpoints
 
-        known += neighbors_in_checkpoints(uri, [found.step for found in checkpoints], words)
+        known += neighbors_in_checkpoints(
+            uri, [found.step for found in checkpoints], words, missing
+        )  # fmt: skip
     run = RunFigures(
         name, uri, config, columns, phases_of(lines), checkpoints, coverages,
         recorded_sentences(lines), known, missing,

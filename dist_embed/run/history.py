@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
@@ -10,7 +10,7 @@ from typing import Any
 
 PHASE = "phase/"  # begins the names of phases in a line of metrics
 REST = "rest"
-_BEFORE_A_STEP = ("agreement", "checkpoint stall")
+BEFORE_A_STEP = ("agreement", "checkpoint stall")
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def phases_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
     Names are those of `observe.phases.PHASES`.
     """
-    spent: Counter[str] = Counter()
-    steps, inside, before = 0, 0.0, 0
+    spent: defaultdict[str, float] = defaultdict(float)
+    steps, before, inside = 0, 0, 0.0
     for line in lines:
         if "step_seconds" not in line:
             continue
@@ -104,12 +104,13 @@ def phases_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
             if name.startswith(PHASE)
         }
         if phases:
-            spent.update(phases)
+            for name, seconds in phases.items():
+                spent[name] += seconds
             steps += made
             inside += line["step_seconds"] * made
     if not steps:
         return {}
     # A step's own clock starts behind these two.
-    within = sum(seconds for name, seconds in spent.items() if name not in _BEFORE_A_STEP)
+    within = sum(seconds for name, seconds in spent.items() if name not in BEFORE_A_STEP)
     spent[REST] = max(0.0, inside - within)
     return {name: seconds / steps for name, seconds in spent.items()}

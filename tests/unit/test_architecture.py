@@ -18,7 +18,7 @@ GROUND = ["errors", "arguments", "installed", "streams", "mistakes", "section"]
 LAYERS = [
     *GROUND, "storage", "config", "observe", "parallel", "data", "vectors",
     "embedding", "model", "optim", "checkpoint", "run", "training", "explore", "export", "cluster",
-    "jobs", "api", "bench", "study", "cli",
+    "jobs", "api", "bench", "study", "report", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}

@@ -1,0 +1,131 @@
+"""A report: one HTML page that needs nothing else, no network and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+
+from dist_embed.report.chart import Chart, figure_of
+from dist_embed.report.columns import BALANCE, MOST, WORKERS, Column
+from dist_embed.report.lines import number
+from dist_embed.report.markup import Markup, table, tag
+from dist_embed.report.runs import RunFigures
+from dist_embed.run.history import BEFORE_A_STEP, PHASE
+
+_STYLE = Path(__file__).with_name("page.css")
+# Whatever comes from data could not load or run anything either.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def page(title: str, sections: Sequence[Markup]) -> str:
+    """The whole page."""
+    head = tag(
+        "head",
+        Markup('<meta charset="utf-8">'),
+        Markup('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'),
+        tag("title", title),
+        Markup(f"<style>{_STYLE.read_text(encoding='utf-8')}</style>"),
+    )
+    body = tag("body", tag("h1", title), *sections)
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def runs_sections(runs: Sequence[RunFigures], charts: Sequence[Chart]) -> list[Markup]:
+    """What a page says of runs."""
+    facts = [(run.name, _facts(run)) for run in runs]
+    names = list(dict.fromkeys(name for _, of in facts for name in of))
+    rows = [[name, *(of.get(name, "") for _, of in facts)] for name in names]
+    lacking = [
+        tag("li", f"{run.name}: {line}" if len(runs) > 1 else line)
+        for run in runs
+        for line in run.missing
+    ]
+    sections = [tag("section", table(["", *(run.name for run in runs)], rows), class_="facts")]
+    if lacking:
+        sections.append(tag("section", tag("h2", "What is not here"), tag("ul", *lacking)))
+    figures = tag("div", *(figure_of(chart) for chart in charts), class_="charts")
+    sections.append(tag("section", tag("h2", "Course"), figures))
+    return sections + [section for run in runs for section in _texts(run)]
+
+
+def made_by(command: str) -> Markup:
+    """Which command has made the page, by which version."""
+    try:
+        by = f"dist_embed {version('dist_embed')}"
+    except PackageNotFoundError:  # called from a folder, without an installation
+        by = "dist_embed"
+    return tag("p", f"{command} · {by}", class_="quiet")
+
+
+def _facts(run: RunFigures) -> dict[str, str]:
+    """The figures of a run that stand above all charts, as text."""
+    best = {
+        name: _best(run.column(column), lowest=lowest)
+        for name, column, lowest in (
+            ("lowest validation loss", "validation_loss", True),
+            ("highest BLEU", "validation_bleu", False),
+            ("highest chrF", "validation_chrf", False),
+        )
+    }
+    middle = {
+        "target tokens/s, median": run.column("tokens_per_second"),
+        "ms a step, median": _scaled(run.column("step_seconds"), 1e3),
+        "workers": run.column(WORKERS),
+        "balance of own time, median": run.column(f"workers/own_seconds{BALANCE}"),
+        "balance of rows, median": run.column(f"workers/rows_requested{BALANCE}"),
+    }
+    memory = run.column(f"workers/memory_bytes{MOST}").finite
+    stall = run.column(f"{PHASE}{BEFORE_A_STEP[1].replace(' ', '_')}").finite
+    times = run.column("time").finite
+    facts = {
+        "run": run.uri,
+        "steps": f"{run.last_step:,} of {run.config.train.max_steps:,}",
+        **best,
+        **{name: _median(column) for name, column in middle.items()},
+        "most memory of a worker, GiB": number(float(memory.max()) / 2**30) if len(memory) else "",
+        "hours since the first line": number((times[-1] - times[0]) / 3600) if len(times) else "",
+        "checkpoints that are there": f"{len(run.checkpoints):,}",
+        "waited for them, s": number(float(stall.sum())) if len(stall) else "",
+    }  # fmt: skip
+    return {name: text for name, text in facts.items() if text}
+
+
+def _median(column: Column) -> str:
+    return number(float(np.median(column.finite))) if len(column.finite) else ""
+
+
+def _scaled(column: Column, by: float) -> Column:
+    return Column(column.steps, column.values * by)
+
+
+def _best(column: Column, *, lowest: bool) -> str:
+    if not len(column.finite):
+        return ""
+    place = int(np.nanargmin(column.values) if lowest else np.nanargmax(column.values))
+    return f"{number(float(column.values[place]))} (step {column.steps[place]:,.0f})"
+
+
+def _texts(run: RunFigures) -> list[Markup]:
+    """Translations and neighbours over time."""
+    sections = []
+    if run.sentences:
+        parts = []
+        for sentence in run.sentences:
+            rows = [["source", sentence.source], ["reference", sentence.reference]]
+            rows += [[f"step {step:,}", text] for step, text in sentence.translations.items()]
+            parts.append(tag("div", table(["", ""], rows), class_="texts"))
+        sections.append(tag("section", tag("h2", f"Translations of {run.name}"), *parts))
+    if run.words:
+        parts = []
+        for word in run.words:
+            rows = [
+                [f"step {step:,}", ", ".join(f"{other} {cosine:.2f}" for other, cosine in near)]
+                for step, near in word.neighbors.items()
+            ]
+            parts += [tag("h3", word.word), tag("div", table(["", ""], rows), class_="texts")]
+        sections.append(tag("section", tag("h2", f"Neighbours in {run.name}, with cosine"), *parts))
+    return sections

@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_embed.cli.main import main
+from dist_embed.report.columns import BALANCE, MOST, Column, columns_of, places_of_extremes
+from dist_embed.report.markup import Markup, tag
+from dist_embed.report.report import report
+from dist_embed.report.run_charts import run_charts
+from dist_embed.report.runs import RunFigures, names_of, read_run
+from dist_embed.run.history import phases_of
+from dist_embed.run.metrics import METRICS_NAME, sound_metrics
+from tests.unit.told_runs import (
+    step_line,
+    told_run,
+    translation_line,
+    validation_line,
+    whole_course,
+)
+
+
+class Elements(HTMLParser):
+    """What a page consists of: names of elements, their attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def page_of(*runs: str, **options: Any) -> str:
+    return report(runs, command="dist-embed report", **options)
+
+
+# Columns
+
+
+def test_figures_of_workers_become_the_most_and_how_even_they_are() -> None:
+    columns = columns_of([step_line(10), step_line(20, **{"workers/rows_requested": [5, 5, 5]})])
+    assert columns[f"workers/rows_requested{MOST}"].values.tolist() == [300, 5]
+    assert columns[f"workers/rows_requested{BALANCE}"].values.tolist() == [1.5, 1.0]
+    assert columns["workers"].values.tolist() == [2, 3]
+
+
+def test_what_is_not_finite_is_a_gap_and_what_is_no_number_is_left_out() -> None:
+    lines = [{"step": 1, "loss": None}, {"step": 2, "loss": 3}, {"step": 3, "loss": "x"},
+             {"step": 4, "loss": math.inf}, {"step": 5, "workers/x": [1, "y"]}]  # fmt: skip
+    columns = columns_of(lines)
+    assert columns["loss"].steps.tolist() == [1, 2, 4]
+    assert np.isnan(columns["loss"].values).tolist() == [True, False, True]
+    assert not any(name.startswith("workers") for name in columns)
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=1, max_size=400), st.integers(4, 60)
+)
+def test_fewer_points_keep_ends_and_extremes(values: list[float], most: int) -> None:
+    array = np.array(values)
+    places = places_of_extremes(array, most)
+    assert len(places) <= max(most, 2)
+    assert (np.diff(places) > 0).all()
+    assert {0, len(values) - 1} <= {*places.tolist()}
+    if np.isfinite(array).any():
+        assert np.nanmin(array[places]) == np.nanmin(array)
+        assert np.nanmax(array[places]) == np.nanmax(array)
+
+
+def test_a_stretch_without_a_finite_value_stays_a_gap() -> None:
+    values = np.arange(1000.0)
+    values[300:600] = math.nan
+    assert np.isnan(values[places_of_extremes(values, 20)]).any()
+
+
+# Phases
+
+
+def test_phases_are_means_over_steps_and_the_rest_is_told() -> None:
+    lines = [step_line(10), validation_line(10), step_line(40, made=30, **{"phase/encoder": 9.0})]
+    found = phases_of(lines)
+    assert list(found)[:3] == ["agreement", "checkpoint stall", "data wait"]
+    assert found["encoder"] == pytest.approx((0.1 * 10 + 9.0) / 40)
+    # What a step does before its own clock starts is none of its parts.
+    inside = found["data wait"] + found["encoder"] + found["decoder"]
+    assert found["rest"] == pytest.approx(0.3 - inside)
+
+
+def test_lines_that_do_not_say_of_how_many_steps_they_are() -> None:
+    lines = [{**step_line(10)}, {**step_line(30, made=20)}]
+    before = [{name: value for name, value in line.items() if name != "steps"} for line in lines]
+    assert phases_of(before) == pytest.approx(phases_of(lines))
+
+
+def test_no_phases_where_none_were_recorded() -> None:
+    assert phases_of([{"step": 5, "step_seconds": 1.0}, validation_line(5)]) == {}
+
+
+# What is read
+
+
+def test_damaged_lines_are_counted_and_a_torn_last_one_is_not(tmp_path: Path) -> None:
+    run = told_run(tmp_path / "run", [step_line(10), step_line(20)])
+    path = tmp_path / "run" / METRICS_NAME
+    good = path.read_bytes()
+    path.write_bytes(b'{"step": 5, "lo\n\xff\xfe\n[1]\n7\n{"loss": 2}\n{"step": "1"}\n' + good)
+    lines, damaged = sound_metrics(run)
+    assert ([line["step"] for line in lines], damaged) == ([10, 20], 6)
+    path.write_bytes(good + b'{"step": 30, "lo')
+    assert sound_metrics(run)[1] == 0
+
+
+def test_a_page_says_what_is_not_there(tmp_path: Path) -> None:
+    going = told_run(tmp_path / "going", [step_line(10), step_line(60)])
+    with (tmp_path / "going" / METRICS_NAME).open("ab") as file:
+        file.write(b"\x00\x01\n")
+    said = " ".join(read_run(going, "going").missing)
+    assert "1 line of its metrics damaged" in said
+    assert "not complete: step 60 of 100, told at 2023-11-14 22:14 UTC" in said
+    assert "no validation" in said
+    assert "no BLEU" in said
+    assert "no checkpoint" in said
+    page = page_of(going)
+    assert "not complete: step 60 of 100" in page
+    assert 'id="speed"' in page
+    assert 'id="bleu"' not in page
+
+
+def test_a_run_that_has_told_nothing_yet_has_a_page(tmp_path: Path) -> None:
+    run = told_run(tmp_path / "run", [])
+    (tmp_path / "run" / METRICS_NAME).unlink()
+    assert "no metrics yet" in page_of(run)
+
+
+def test_a_complete_run_lacks_checkpoints_alone(tmp_path: Path) -> None:
+    run = read_run(told_run(tmp_path / "run", whole_course()), "run")
+    assert run.missing == ["no checkpoint"]
+    (sentence,) = run.sentences
+    assert sentence.translations == {50: "ein Wort 50", 100: "ein Wort 100"}
+    (word,) = run.words
+    assert word.neighbors[50] == [("near word", 0.5)]
+
+
+def test_damaged_coverage_is_said(tmp_path: Path) -> None:
+    run = told_run(tmp_path / "run", whole_course())
+    (tmp_path / "run" / "pretrained.source.json").write_text('{"table": ')
+    assert any(
+        "pretrained.source.json cannot be read" in line for line in read_run(run, "").missing
+    )
+
+
+def test_wrong_samples_and_neighbours_are_left_out(tmp_path: Path) -> None:
+    wrong = {"step": 100, "validation_samples": [3, {"source": 1}],
+             "validation_neighbors": {"a": [3, ["b"], ["c", 0.5]]}}  # fmt: skip
+    run = read_run(told_run(tmp_path / "run", [wrong]), "run")
+    assert run.sentences == []
+    assert run.words[0].neighbors == {100: [("c", 0.5)]}
+
+
+def test_runs_have_short_names_that_differ() -> None:
+    assert names_of(["a/x", "s3://b/y/"]) == ["x", "y"]
+    assert names_of(["a/x", "b/x", "c/z"]) == ["a/x", "b/x", "z"]
+
+
+# The page
+
+
+def test_text_is_escaped_wherever_it_stands() -> None:
+    assert tag("p", "<b>", Markup("<i></i>"), title='"&') == (
+        '<p title="&quot;&amp;">&lt;b&gt;<i></i></p>'
+    )
+    assert tag("p", "a\x1b[2J\n") == "<p>a\\x1b[2J\\n</p>"
+
+
+HOSTILE = "<script>alert(1)</script>$x_{$ &lt; \" ' <img src=x onerror=alert(1)>"
+
+
+def test_nothing_that_is_data_is_markup(tmp_path: Path) -> None:
+    lines = [*whole_course(), translation_line(100, HOSTILE, HOSTILE)]
+    run = told_run(tmp_path / HOSTILE.replace("/", "|"), lines)
+    page = page_of(run, told_run(tmp_path / "other", lines))
+    found = Elements(page)
+    assert not {"script", "img", "b", "iframe", "object"} & {*found.names}
+    assert not any(name.startswith("on") for name, _ in found.attributes)
+    assert any("<script>alert(1)" in text for text in found.texts)
+
+
+def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
+    page = page_of(told_run(tmp_path / "run", whole_course()))
+    links = [
+        value for name, value in Elements(page).attributes if name in ("src", "href", "xlink:href")
+    ]
+    assert all(link.startswith("#") for link in links)
+    assert "url(http" not in page
+    assert "@import" not in page
+
+
+def test_every_chart_has_its_table_and_ids_are_unique(tmp_path: Path) -> None:
+    runs = [told_run(tmp_path / name, whole_course()) for name in ("one", "two")]
+    page = Elements(page_of(*runs))
+    figures = page.names.count("figure")
+    assert figures == page.names.count("details") == page.names.count("svg") - 2 * 9 - 2 * 6
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len({*ids})
+    known = {*ids}
+    links = [value[1:] for name, value in page.attributes if name == "xlink:href"]
+    assert {*links} <= known
+
+
+def test_several_runs_share_charts(tmp_path: Path) -> None:
+    runs = [read_run(told_run(tmp_path / name, whole_course()), name) for name in ("one", "two")]
+    charts = {chart.name: chart for chart in run_charts(runs)}
+    assert charts["loss"].key == ["one", "two"]
+    assert {row[0] for row in charts["loss"].table.rows} == {"one", "two"}
+    assert charts["loss"].table.rows[0][:2] == ["one", "10"]
+    assert {"phases-1", "phases-2"} <= {*charts}
+
+
+def test_colors_are_those_of_the_page(tmp_path: Path) -> None:
+    page = page_of(told_run(tmp_path / "run", whole_course()))
+    svg = page[page.index("</style>") :]
+    assert "#0072b2" not in svg
+    assert "#1a1a1a" not in svg
+    assert "stroke: var(--c0)" in svg
+
+
+def test_charts_are_written_as_files(tmp_path: Path) -> None:
+    (tmp_path / "charts").mkdir()
+    page_of(told_run(tmp_path / "run", whole_course()), charts=tmp_path / "charts")
+    names = {path.name for path in (tmp_path / "charts").iterdir()}
+    assert {"loss.svg", "loss.png", "phases.svg", "time.png"} <= names
+
+
+def test_a_hundred_thousand_lines_of_metrics_stay_small(tmp_path: Path) -> None:
+    run = read_run(told_run(tmp_path / "run", whole_course()), "run")
+    steps, draw = np.arange(1.0, 100_001.0), np.random.default_rng(1)
+    columns = {name: Column(steps, draw.random(len(steps))) for name in run.columns}
+    long = RunFigures(**{**vars(run), "columns": columns})
+    charts = run_charts([long])
+    assert len(charts) >= 9
+    from dist_embed.report.page import page, runs_sections
+
+    assert len(page("", runs_sections([long], charts))) < 2**21
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["gone"], "no run in"), (["RUN", "-o", "page.pdf"], "a .html file"),
+     (["RUN", "-o", "gone/page.html"], "no such folder"),
+     (["RUN", "--charts", "gone"], "--charts: 'gone' is not allowed: no such folder")],
+)  # fmt: skip
+def test_bad_input_is_one_line(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    told_run(tmp_path / "RUN", whole_course())
+    assert main(["report", *arguments]) == 2
+    found = capsys.readouterr().err.splitlines()
+    assert len(found) == 1
+    assert said in found[0]
+    assert not list(tmp_path.glob("*.html"))
+
+
+def test_the_command_writes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told_run(tmp_path / "RUN", whole_course())
+    assert main(["report", "RUN"]) == 0
+    assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+    assert json.loads((tmp_path / "RUN" / METRICS_NAME).read_text().splitlines()[0])["step"] == 10
