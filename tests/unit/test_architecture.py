@@ -210,6 +210,7 @@ LITTLE = [
     ("import dist_embed.embedding.memory", "torch"),
     ("import dist_embed.training.needs", "torch"),
     ("import dist_embed.data.preparation", "torch"),
+    ("import dist_embed.report.report", "torch matplotlib tensorboardX"),
     ("import dist_embed.model.translation_tables", "torch torchrec"),
     ("import dist_embed.cluster.launch", "torchrec fbgemm_gpu ray"),
     ("import dist_embed.checkpoint.catalogue", "torchrec"),
