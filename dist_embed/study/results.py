@@ -30,7 +30,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("workers", pa.int64(), "processes; on GPUs one device each"),
     ("threads_per_worker", pa.int64(), "of a worker on the CPU"),
     ("oversubscribed", pa.bool_(), "more threads of workers than cores; null: not known"),
-    ("source_words", pa.int64(), "the source vocabulary vocabulary; its bound before data are prepared"),
+    ("source_words", pa.int64(), "the source vocabulary; its bound before data are prepared"),
     ("target_words", pa.int64(), "likewise"),
     ("table_width", pa.int64(), "`embedding.width`"),
     ("model_width", pa.int64(), "`model.width`"),
