@@ -1,0 +1,52 @@
+"""How evenly rows, and what a step asks of them, lie over the workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from dist_embed.embedding.plan import shard_of
+from dist_embed.planning.step import Step
+from dist_embed.planning.words import Group
+
+# Words whose place is looked up one by one; rarer ones are many on every worker.
+_LOOKED_UP = 20_000
+
+
+def rows_per_worker(step: Step) -> tuple[int, int]:
+    """The fewest and the most rows, of all tables, that a worker holds."""
+
+    def held(rank: int) -> int:
+        specs = step.specs.values()
+        return sum(shard_of(spec.num_rows, rank, step.workers).num_rows for spec in specs)
+
+    return held(step.workers - 1), held(0)
+
+
+def request_balance(step: Step) -> float:
+    """Rows that the worker is asked for which is asked for most, by the mean of all; 1: equal.
+
+    Of the output layer's table, or the source's where that is not looked up: a word's row is asked
+    for by a worker at most once a step, so the most frequent words count as many times as there are
+    workers.
+    """
+    if step.workers == 1:
+        return 1.0
+    spec = step.output.table
+    words = step.text.words["target"]
+    tokens = step.padded_tokens * step.text.target_share
+    shard = shard_of(spec.num_rows, 0, step.workers).physical_rows
+    multiplier, asked = spec.order.multiplier, [0.0] * step.workers
+    rest = 0.0
+    for group in words:
+        wanted = 1.0 - math.exp(tokens * math.log1p(-min(group.probability, 1 - 1e-12)))
+        alone = max(0, min(group.first + group.count, _LOOKED_UP) - group.first)
+        for word in _first_words(group, alone):
+            asked[(word * multiplier) % spec.num_rows // shard] += wanted
+        rest += (group.count - alone) * wanted
+    mean = (sum(asked) + rest) / step.workers
+    return (max(asked) + rest / step.workers) / mean if mean else 1.0
+
+
+def _first_words(group: Group, count: int) -> Iterator[int]:
+    return iter(range(group.first, group.first + count))
