@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from dist_embed.config.schema import Config
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import read_parquet, write_parquet
+from dist_embed.training.step_seconds import threads_per_worker
 
 RESULTS_NAME = "results.parquet"
 # waiting: its turn has not come yet. skipped: by its plan it does not fit.
@@ -85,6 +87,24 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
 SCHEMA = pa.schema(
     [pa.field(name, kind, metadata={"meaning": meaning}) for name, kind, meaning in _COLUMNS]
 )
+
+
+def described(config: Config, levels: Mapping[str, str]) -> dict[str, Any]:
+    """The columns that say which run it is, but for its name and state."""
+    return {
+        "seed": config.run.seed,
+        "levels": dict(levels),
+        "scaling": levels.get("scaling"),
+        "workers": config.cluster.max_workers,
+        "threads_per_worker": threads_per_worker(config),
+        "source_words": config.tokenizer.vocab_size,
+        "target_words": config.tokenizer.vocab_size,
+        "table_width": config.embedding.width,
+        "model_width": config.model.width,
+        "batch_tokens": config.train.batch_tokens,
+        "output": config.model.output,
+        "configuration": config.model_dump_json(),
+    }
 
 
 def write_results(folder: str, rows: Sequence[Mapping[str, Any]]) -> None:
