@@ -62,7 +62,7 @@ def _study(arguments: argparse.Namespace) -> None:
     failed = sum(outcome.row.get("state") == "failed" for outcome in outcomes)
     if failed:
         raise RunFailed(
-            f"{failed} of {len(outcomes)} runs failed, see {page}; the same command tries them again"
+            f"{failed} of {len(outcomes)} runs failed, see {page}: the same command tries again"
         )
 
 

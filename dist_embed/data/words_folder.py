@@ -62,7 +62,7 @@ def write_words_folder(
     """
     sizes = {side: vocabulary[side] for side in SIDES}
     shared = sizes["source"] == sizes["target"] if shared is None else shared
-    draw, files = np.random.default_rng(seed), {}
+    draw = np.random.default_rng(seed)
     ids = {side: _sentences(draw, sizes[side], sentences * length) for side in SIDES}
     split, files = _train_split(folder_uri, ids, length) if sentences else (Split(), {})
     own = {side: np.bincount(ids[side], minlength=sizes[side]) for side in SIDES}

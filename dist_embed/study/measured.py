@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dist_embed.observe.phase_names import PHASES, metric_of
+from dist_embed.observe.phase_names import PHASES, PhaseName, metric_of
 
-_OUTSIDE = ("agreement", "checkpoint stall")  # phases that `step_seconds` does not count
+_OUTSIDE: tuple[PhaseName, ...] = ("agreement", "checkpoint stall")  # phases that `step_seconds` does not count
 
 
 def figures_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
