@@ -184,7 +184,7 @@ def test_words_without_a_text_are_generated_as_configured(tmp_path: Path) -> Non
 def test_what_words_without_a_text_cannot_have(sections: Any, said: str) -> None:
     sections["data"].setdefault("synthetic", {})
     with pytest.raises(ConfigError, match=said):
-        check(config_of(**sections))
+        config_of(**sections)
 
 
 CLUSTER = {
