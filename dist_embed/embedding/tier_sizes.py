@@ -1,5 +1,6 @@
-"""What of the tables lies where, from sizes alone: tiers, and whether memory suffices. Free of torch:
-who plans a run asks. Messages name settings by whole keys to those who have ``configured`` a run,
+"""What of the tables lies where, from sizes alone: tiers, and whether memory suffices.
+
+Free of torch: who plans a run asks. Messages name settings by whole keys to those who have ``configured`` a run,
 to others by the arguments of `ShardedTables`.
 """
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from dist_embed.embedding.plan import shard_of
 from dist_embed.planning.step import Step
-from dist_embed.planning.words import Group
 
 # Words whose place is looked up one by one; rarer ones are many on every worker.
-_LOOKED_UP = 20_000
+_LOOKED_UP = 4096
 
 
 def rows_per_worker(step: Step) -> tuple[int, int]:
@@ -41,12 +39,9 @@ def request_balance(step: Step) -> float:
     for group in words:
         wanted = 1.0 - math.exp(tokens * math.log1p(-min(group.probability, 1 - 1e-12)))
         alone = max(0, min(group.first + group.count, _LOOKED_UP) - group.first)
-        for word in _first_words(group, alone):
+        for word in range(group.first, group.first + alone):
             asked[(word * multiplier) % spec.num_rows // shard] += wanted
         rest += (group.count - alone) * wanted
     mean = (sum(asked) + rest) / step.workers
     return (max(asked) + rest / step.workers) / mean if mean else 1.0
 
-
-def _first_words(group: Group, count: int) -> Iterator[int]:
-    return iter(range(group.first, group.first + count))

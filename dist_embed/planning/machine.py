@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -140,7 +141,7 @@ def _between(points: Sequence[tuple[int, float]], at: float) -> float:
     """A figure between measured ones, on a straight line over the logarithm; outside the last."""
     if at <= points[0][0]:
         return points[0][1]
-    for (low, first), (high, second) in zip(points, points[1:], strict=False):
+    for (low, first), (high, second) in pairwise(points):
         if at <= high:
             share = math.log(at / low) / math.log(high / low)
             return first + share * (second - first)

@@ -8,6 +8,7 @@ by making steps.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from dist_embed.embedding.memory import table_bytes
 from dist_embed.observe.phase_names import PHASES, PhaseName
@@ -93,6 +94,10 @@ class StepTime:
         factors = self.step.machine.factors
         return {name: found[name] * factors.get(name, 1.0) for name in PHASES if name in found}
 
+    @cached_property
+    def _sent(self) -> dict[str, float]:
+        return traffic(self.step)
+
     @property
     def _network(self) -> Network:
         return Network(self.step.machine, self.step.workers)
@@ -144,18 +149,20 @@ class StepTime:
         weights = (8 if cross else 4) * width * width + 2 * width * inner
         attention = (2 if cross else 1) * 2 * _SENTENCE_TOKENS * width
         passes = (_PASSES_OF_WIDTH + cross * _CROSS_PASSES) * width + _PASSES_OF_INNER * inner
-        rectangles = min(_MOST_RECTANGLES, max(1.0, tokens / _RECTANGLE_TOKENS))
-        operations = (1.75 if cross else 1) * (
+        parts = self.step.config.train.accumulate
+        rectangles = min(_MOST_RECTANGLES, max(1.0, tokens / parts / _RECTANGLE_TOKENS))
+        operations = parts * (1.75 if cross else 1) * (
             _LAYER_OPERATIONS + _RECTANGLE_OPERATIONS * rectangles
-        )
+        )  # fmt: skip
         entering = 8 * max(width, self.step.config.embedding.width) * tokens
         return self._of(
             flops=layers * 2 * tokens * (weights + attention), inner=width,
-            values=layers * passes * tokens + entering, operations=layers * operations + 20,
+            values=layers * passes * tokens + entering,
+            operations=layers * operations + 20 * parts,
         )  # fmt: skip
 
     def _backward(self, twice_forward: Spent) -> Spent:
-        sent = traffic(self.step).get("dense gradients", 0.0)
+        sent = self._sent.get("dense gradients", 0.0)
         exchange = self._exchange("all_reduce", sent)
         if self.step.machine.device == "cuda":
             beside = _BESIDE_BACKWARD * twice_forward.seconds
@@ -164,7 +171,7 @@ class StepTime:
 
     def _ids(self) -> Spent:
         """How many, then which rows: two exchanges."""
-        sent = traffic(self.step)["ids"]
+        sent = self._sent["ids"]
         return self._of(operations=_EXCHANGE_OPERATIONS) + self._exchange("rows", sent, times=2)
 
     def _lookup(self) -> Spent:
@@ -173,7 +180,7 @@ class StepTime:
         return (
             self._of(values=3 * width * rows, operations=_EXCHANGE_OPERATIONS)
             + self._gathered(rows, width)
-            + self._exchange("rows", traffic(self.step)["vectors"])
+            + self._exchange("rows", self._sent["vectors"])
         )
 
     def _exact(self) -> Spent:
@@ -187,8 +194,7 @@ class StepTime:
         operations = _BLOCK_OPERATIONS * blocks
         if step.by_tiles:
             operations *= max(1.0, 4 * block * rows / step.output.block_bytes)
-        sent = traffic(step)
-        carried = sum(size for name, size in sent.items() if "hidden" in name or "logits" in name)
+        carried = sum(size for name, size in self._sent.items() if "hidden" in name or "logits" in name)
         return self._of(
             flops=products * tokens * rows * width, inner=width,
             values=passes * tokens * rows + 2 * rows * width, operations=operations,
