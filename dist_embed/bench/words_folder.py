@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dist_embed.bench.zipf import zipf
 from dist_embed.data.prepare import write_vocabulary
@@ -58,28 +59,42 @@ def write_words_folder(
                 lowercase=False, split_punctuation=True,
             )  # fmt: skip
         files, digests = write_tokenizers(folder_uri, tokenizers)
-        for side, size in sizes.items():
-            counts = np.ones(size, np.int64)
-            files |= write_vocabulary(folder_uri, side, tokenizers[side], counts, counts)
+        words = _drawn_words(sizes, sentences * length)
+        occurrences = {side: _occurrences(words[side], size) for side, size in sizes.items()}
+        both = sum(occurrences.values()) if shared else None
+        for side in SIDES:
+            counts = occurrences[side] if both is None else both
+            files |= write_vocabulary(
+                folder_uri, side, tokenizers[side], counts, occurrences[side]
+            )
     data = PreparedData(
-        {}, sizes, shared, {"train": _train_split(folder_uri, sizes, sentences, length)},
+        {}, sizes, shared, {"train": _train_split(folder_uri, words, sentences, length)},
         files=files, digests=digests, word_tables=True, folder_uri=folder_uri,
     )  # fmt: skip
     storage.write_text(storage.join(folder_uri, INDEX_NAME), data.to_json())
     return data
 
 
-def _train_split(folder_uri: str, sizes: dict[str, int], sentences: int, length: int) -> Split:
+def _drawn_words(sizes: dict[str, int], count: int) -> dict[str, NDArray[np.int32]]:
+    """So many words of each side, by Zipf's law."""
+    draw = np.random.default_rng(1)
+    return {side: zipf(draw, sizes[side], count) for side in SIDES}
+
+
+def _occurrences(words: NDArray[np.int32], size: int) -> NDArray[np.int64]:
+    """How often each id is among ``words``; without any, as if each were there once."""
+    if not len(words):
+        return np.ones(size, np.int64)
+    return np.bincount(words, minlength=size).astype(np.int64)
+
+
+def _train_split(
+    folder_uri: str, words: dict[str, NDArray[np.int32]], sentences: int, length: int
+) -> Split:
     if not sentences:
         return Split()
-    draw, offsets = (
-        np.random.default_rng(1),
-        pa.array(np.arange(sentences + 1) * length, pa.int32()),
-    )
-    source, target = (
-        pa.ListArray.from_arrays(offsets, pa.array(zipf(draw, sizes[side], sentences * length)))
-        for side in SIDES
-    )
+    offsets = pa.array(np.arange(sentences + 1) * length, pa.int32())
+    source, target = (pa.ListArray.from_arrays(offsets, pa.array(words[s])) for s in SIDES)
     file = write_shard(storage.join(folder_uri, _SHARD), source, target)
     tokens, content = sentences * length, content_digest(source, target)
     return Split([ShardInfo(_SHARD, sentences, tokens, tokens, file, content)])

@@ -71,6 +71,20 @@ class Store(Section):
     get_gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a node reads.")
 
 
+class Factor(Section):
+    """What a phase of a step took, by what the machine's figures say of it."""
+
+    work: PositiveFloat = Field(1.0, description="Of what a worker does by itself.")
+    exchange: PositiveFloat = Field(1.0, description="Of exchanges, waits for others among them.")
+
+
+class Factors(Section):
+    """By phase, of steps with either output layer."""
+
+    exact: dict[PhaseName, Factor] = Field({}, description="model.output=exact.")
+    sampled: dict[PhaseName, Factor] = Field({}, description="model.output=sampled.")
+
+
 class Machine(Section):
     """What one kind of machine does. Speeds are of a worker's GPU, or of one core of a CPU."""
 
@@ -103,8 +117,8 @@ class Machine(Section):
     between_nodes: Link | None = Field(None, description="Between workers of two nodes.")
     exchanges: list[Exchange] = Field([], description="Measured, instead of `within_node`.")
     store: Store = Field(description="Of checkpoints.")
-    factors: dict[PhaseName, PositiveFloat] = Field(
-        {}, description="By phase: what steps took, by what the figures above say."
+    factors: Factors = Field(
+        Factors(), description="What phases of steps took, by what the figures above say."
     )
 
     @property

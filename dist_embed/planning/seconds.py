@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 
 from dist_embed.embedding.memory import table_bytes
-from dist_embed.observe.phase_names import PHASES, PhaseName
+from dist_embed.observe.phase_names import PhaseName
+from dist_embed.planning.machine import Factor
 from dist_embed.planning.step import Step
 from dist_embed.planning.traffic import Network, traffic
 
@@ -54,13 +55,27 @@ class Spent:
     def __add__(self, other: Spent) -> Spent:
         return Spent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-    def __mul__(self, factor: float) -> Spent:
-        return Spent(*(factor * getattr(self, f.name) for f in fields(self)))
+    def times(self, work: float, exchange: float) -> Spent:
+        """What a worker does by itself, and exchanges, each so many times."""
+        return Spent(
+            work * self.compute, work * self.memory, work * self.operations,
+            exchange * self.latency, exchange * self.network,
+        )  # fmt: skip
+
+    @property
+    def work(self) -> float:
+        """Seconds without exchanges."""
+        return self.compute + self.memory + self.operations
+
+    @property
+    def exchange(self) -> float:
+        """Seconds of exchanges."""
+        return self.latency + self.network
 
     @property
     def seconds(self) -> float:
         """All of them."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        return self.work + self.exchange
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,7 @@ class StepTime:
             "encoder": forward["encoder"],
             "decoder": forward["decoder"],
             "output": self._exact() if self.step.output.exact else self._sampled(),
-            "dense backward": self._backward((forward["encoder"] + forward["decoder"]) * 2),
+            "dense backward": self._backward((forward["encoder"] + forward["decoder"]).times(2, 2)),
             "gradient norm": self._norm(),
             "optimizer": self._optimizer(),
             "table backward": self._table_backward(),

@@ -1,0 +1,141 @@
+"""A machine file of this machine: speeds, then steps of small runs by which a plan is set right."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import get_args
+
+import torch
+import yaml
+
+from dist_embed.bench.machine_speeds import measure_speeds
+from dist_embed.bench.planned_runs import Case, Measured, Output, Runs
+from dist_embed.bench.store_speed import measure_store
+from dist_embed.bench.workers import Say
+from dist_embed.observe.phase_names import PhaseName
+from dist_embed.parallel.device import device_name
+from dist_embed.planning.estimate import step_of
+from dist_embed.planning.machine import Factor, Factors, Machine
+from dist_embed.planning.memory import worker_memory
+from dist_embed.planning.seconds import Spent, StepTime
+from dist_embed.planning.step import Step
+from dist_embed.planning.text import text_of
+
+# Of the runs by which a machine is calibrated; those that a plan is compared with are others.
+_WIDTH, _TOKENS = 96, 1536
+_WORDS: dict[Output, int] = {"exact": 30_000, "sampled": 300_000}
+_LEAST_FACTOR = 0.01
+
+
+def calibrate(folder: str, store: str, workers: list[int], say: Say) -> Machine:
+    """Measure this machine, with one worker and with each number of ``workers``.
+
+    Args:
+        folder: for runs, which leave nothing there.
+        store: folder or URL of checkpoints.
+        workers: numbers from 2 on.
+        say: takes lines of progress.
+    """
+    cores = len(os.sched_getaffinity(0))
+    speeds = measure_speeds(cores, workers, say)
+    slowest = max(speeds["exchanges"], key=lambda one: one["latency_us"])
+    say("the store")
+    machine = Machine.model_validate(
+        {
+            "name": f"{cores} cores of {device_name(torch.device('cpu'))}",
+            "device": "cpu",
+            "cores": cores,
+            "node_memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+            "process_mib": 0.0,
+            "within_node": {key: slowest[key] for key in ("latency_us", "gb_s")},
+            "store": measure_store(store),
+            **speeds,
+        }
+    )  # fmt: skip
+    runs = Runs(folder, say)
+    probes = [probe for number in (1, *workers) for probe in _probes(runs, machine, number)]
+    return machine.model_copy(
+        update={"factors": _factors(probes), "process_mib": _process_mib(probes)}
+    )
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A run as it was planned and as it was.
+
+    Attributes:
+        output: of its output layer.
+        step: which.
+        spent: by phase, without factors.
+        measured: what it took.
+    """
+
+    output: Output
+    step: Step
+    spent: dict[PhaseName, Spent]
+    measured: Measured
+
+
+def _probes(runs: Runs, machine: Machine, workers: int) -> Iterator[_Probe]:
+    for output in get_args(Output):
+        case = Case(output, _WORDS[output], _WIDTH, workers, _TOKENS * workers)
+        config = runs.config(case)
+        measured = runs.measured(case)
+        step = step_of(config, workers, machine, text_of(config))
+        yield _Probe(output, step, StepTime(step).spent(), measured)
+
+
+def _factors(probes: list[_Probe]) -> Factors:
+    """Of what a worker does by itself from runs of one, of exchanges from what others took more."""
+    found: dict[Output, dict[PhaseName, Factor]] = {}
+    for output in get_args(Output):
+        of_kind = [probe for probe in probes if probe.output == output]
+        work: dict[PhaseName, float] = {}
+        exchange: defaultdict[PhaseName, list[float]] = defaultdict(list)
+        for probe in of_kind:
+            for name, spent in probe.spent.items():
+                took = probe.measured.phases[name]
+                if probe.step.workers == 1:
+                    work[name] = max(_LEAST_FACTOR, took / spent.work)
+                elif spent.exchange:
+                    more = took - work[name] * spent.work
+                    exchange[name].append(max(_LEAST_FACTOR, more / spent.exchange))
+        found[output] = {
+            name: Factor(work=round(factor, 3), exchange=_mean(exchange[name]))
+            for name, factor in work.items()
+        }
+    return Factors(**found)
+
+
+def _mean(factors: list[float]) -> float:
+    """Geometric."""
+    if not factors:
+        return 1.0
+    return round(math.exp(sum(map(math.log, factors)) / len(factors)), 3)
+
+
+def _process_mib(probes: list[_Probe]) -> float:
+    """What runs held beside what can be told apart."""
+    rest = (probe.measured.memory_bytes - worker_memory(probe.step).device_bytes for probe in probes)
+    return round(median(rest) / 2**20, 1)
+
+
+def machine_yaml(machine: Machine, said: str) -> str:
+    """The file of a machine; ``said``: when and by what it was measured."""
+    values = machine.model_dump(exclude_none=True)
+    lines = yaml.safe_dump(_rounded(values), sort_keys=False, width=100).splitlines()
+    return "\n".join([f"# All figures measured by calibrate: {said}", *lines, ""])
+
+
+def _rounded(value: object) -> object:
+    """Four digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
