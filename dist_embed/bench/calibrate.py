@@ -20,16 +20,19 @@ from dist_embed.bench.workers import Say
 from dist_embed.observe.phase_names import PhaseName
 from dist_embed.parallel.device import device_name
 from dist_embed.planning.estimate import step_of
-from dist_embed.planning.machine import Factor, Factors, Machine
+from dist_embed.planning.machine import Machine
 from dist_embed.planning.memory import worker_memory
 from dist_embed.planning.seconds import Spent, StepTime
 from dist_embed.planning.step import Step
 from dist_embed.planning.text import text_of
 
-# Of the runs by which a machine is calibrated; those that a plan is compared with are others.
-_WIDTH, _TOKENS = 96, 1536
+# Runs by which a machine is calibrated: words by the output layer; width and tokens of a worker that
+# is alone, in two sizes, and of one among others. Those that a plan is compared with are others.
 _WORDS: dict[Output, int] = {"exact": 30_000, "sampled": 300_000}
+_ALONE, _AMONG_OTHERS = ((80, 1024), (112, 3072)), ((96, 1536),)
 _LEAST_FACTOR = 0.01
+# Phases without an exchange, and large enough: they tell how much longer work takes beside others.
+_OWN_WORK: tuple[PhaseName, ...] = ("encoder", "decoder")
 
 
 def calibrate(folder: str, store: str, workers: list[int], say: Say) -> Machine:
@@ -59,9 +62,21 @@ def calibrate(folder: str, store: str, workers: list[int], say: Say) -> Machine:
     )  # fmt: skip
     runs = Runs(folder, say)
     probes = [probe for number in (1, *workers) for probe in _probes(runs, machine, number)]
-    return machine.model_copy(
-        update={"factors": _factors(probes), "process_mib": _process_mib(probes)}
-    )
+    work = {output: _work_factors(probes, output) for output in get_args(Output)}
+    crowded = {number: _crowded(probes, number, work) for number in workers}
+    return Machine.model_validate(
+        machine.model_dump() | {
+            "process_mib": _process_mib(probes),
+            "factors": {
+                output: _factors(probes, output, factors, crowded)
+                for output, factors in work.items()
+            },
+            "crowding": [
+                {"workers": number, "factor": factor} for number, factor in crowded.items()
+            ],
+            "rest": median(_rest(probe) for probe in probes),
+        }
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,40 +98,64 @@ class _Probe:
 
 def _probes(runs: Runs, machine: Machine, workers: int) -> Iterator[_Probe]:
     for output in get_args(Output):
-        case = Case(output, _WORDS[output], _WIDTH, workers, _TOKENS * workers)
-        config = runs.config(case)
-        measured = runs.measured(case)
-        step = step_of(config, workers, machine, text_of(config))
-        yield _Probe(output, step, StepTime(step).spent(), measured)
+        for width, tokens in _ALONE if workers == 1 else _AMONG_OTHERS:
+            case = Case(output, _WORDS[output], width, workers, tokens * workers)
+            config = runs.config(case)
+            measured = runs.measured(case)
+            step = step_of(config, workers, machine, text_of(config))
+            yield _Probe(output, step, StepTime(step).spent(), measured)
 
 
-def _factors(probes: list[_Probe]) -> Factors:
-    """Of what a worker does by itself from runs of one, of exchanges from what others took more."""
-    found: dict[Output, dict[PhaseName, Factor]] = {}
-    for output in get_args(Output):
-        of_kind = [probe for probe in probes if probe.output == output]
-        work: dict[PhaseName, float] = {}
-        exchange: defaultdict[PhaseName, list[float]] = defaultdict(list)
-        for probe in of_kind:
-            for name, spent in probe.spent.items():
-                took = probe.measured.phases[name]
-                if probe.step.workers == 1:
-                    work[name] = max(_LEAST_FACTOR, took / spent.work)
-                elif spent.exchange:
-                    more = took - work[name] * spent.work
-                    exchange[name].append(max(_LEAST_FACTOR, more / spent.exchange))
-        found[output] = {
-            name: Factor(work=round(factor, 3), exchange=_mean(exchange[name]))
-            for name, factor in work.items()
-        }
-    return Factors(**found)
+Factors = dict[PhaseName, float]
+
+
+def _work_factors(probes: list[_Probe], output: Output) -> Factors:
+    """Of what a worker does by itself: from runs of one."""
+    alone = [probe for probe in probes if probe.output == output and probe.step.workers == 1]
+    return {
+        name: _mean([probe.measured.phases[name] / probe.spent[name].work for probe in alone])
+        for name in alone[0].spent
+    }
+
+
+def _crowded(probes: list[_Probe], workers: int, work: dict[Output, Factors]) -> float:
+    """How much longer own work takes with so many workers."""
+    return _mean(
+        [
+            probe.measured.phases[name] / (work[probe.output][name] * probe.spent[name].work)
+            for probe in probes
+            for name in _OWN_WORK
+            if probe.step.workers == workers
+        ]
+    )
+
+
+def _factors(
+    probes: list[_Probe], output: Output, work: Factors, crowded: dict[int, float]
+) -> dict[PhaseName, dict[str, float]]:
+    """Of work and exchanges: the latter is what runs of several workers took more."""
+    exchange: defaultdict[PhaseName, list[float]] = defaultdict(list)
+    for probe in probes:
+        if probe.output != output or probe.step.workers == 1:
+            continue
+        for name, spent in probe.spent.items():
+            own = crowded[probe.step.workers] * work[name] * spent.work
+            if spent.exchange:
+                exchange[name].append((probe.measured.phases[name] - own) / spent.exchange)
+    return {
+        name: {"work": factor, "exchange": _mean(exchange[name])} for name, factor in work.items()
+    }
 
 
 def _mean(factors: list[float]) -> float:
-    """Geometric."""
-    if not factors:
-        return 1.0
-    return round(math.exp(sum(map(math.log, factors)) / len(factors)), 3)
+    """Geometric; 1 of none."""
+    positive = [math.log(max(_LEAST_FACTOR, factor)) for factor in factors]
+    return math.exp(sum(positive) / len(positive)) if positive else 1.0
+
+
+def _rest(probe: _Probe) -> float:
+    phases = sum(probe.measured.phases.values())
+    return max(0.0, probe.measured.step_seconds / phases - 1)
 
 
 def _process_mib(probes: list[_Probe]) -> float:

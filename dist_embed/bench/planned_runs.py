@@ -55,7 +55,8 @@ class Measured:
     """What a run took.
 
     Attributes:
-        step_seconds: median of its lines of metrics.
+        step_seconds: from one step to the next: of a run's steps, and what it spends between them;
+            median of its lines of metrics.
         phases: by name the seconds of a step; medians likewise, of worker 0.
         memory_bytes: the most that a worker held, resident.
     """
@@ -140,8 +141,10 @@ def _of_metrics(lines: list[dict[str, Any]], peak_bytes: int) -> Measured:
             yield line[metric_of(name)] / (line["step"] - before)
             before = line["step"]
 
+    phases = {name: median(of_phase(name)) for name in PHASES}
+    between = phases["agreement"] + phases["checkpoint stall"]
     return Measured(
-        median(line["step_seconds"] for line in counted),
-        {name: median(of_phase(name)) for name in PHASES},
+        median(line["step_seconds"] for line in counted) + between,
+        phases,
         max(peak_bytes, *(max(line["workers/memory_bytes"]) for line in steps)),
     )

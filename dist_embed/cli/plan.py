@@ -24,7 +24,9 @@ def add_commands(commands: Any) -> None:
         help="a machine file, or one of those that are there (docs/planning.md); default 8xh100 "
         "with cluster.device=cuda, else cpu",
     )  # fmt: skip
-    parser.add_argument("--json", metavar="FILE", help="write the plans there")
+    parser.add_argument(
+        "--output", "--json", metavar="FILE", help="write the plans there, as JSON"
+    )
     parser.set_defaults(call=_plan)
 
 
@@ -45,8 +47,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config, arguments.overrides)
     workers = _numbers(arguments.workers) or [config.cluster.max_workers]
     machine = load_machine(arguments.machine or usual_machine(config))
-    if arguments.json:
-        storage.check_new_file(arguments.json, "--json")
+    if arguments.output:
+        storage.check_new_file(arguments.output, "--output")
     plans = [plan(config, number, machine) for number in workers]
     print_table(*overview(plans))
     last = plans[-1]
@@ -57,9 +59,9 @@ def _plan(arguments: argparse.Namespace) -> None:
     for one in plans:
         print("\n".join(verdict_lines(one)))
     print("\n".join(remarks(last)))
-    if arguments.json:
+    if arguments.output:
         content = {"plans": [one.as_dict() for one in plans], "machine": machine.model_dump()}
-        storage.write_text(arguments.json, json.dumps(content, indent=1) + "\n")
+        storage.write_text(arguments.output, json.dumps(content, indent=1) + "\n")
 
 
 def _numbers(text: str | None) -> list[int]:

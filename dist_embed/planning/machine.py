@@ -71,6 +71,13 @@ class Store(Section):
     get_gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a node reads.")
 
 
+class Crowding(Section):
+    """How much longer a worker takes for its own work beside others of its node."""
+
+    workers: Annotated[int, Field(ge=2)] = Field(description="Of a node.")
+    factor: PositiveFloat = Field(description="By what it takes alone, its share of cores aside.")
+
+
 class Factor(Section):
     """What a phase of a step took, by what the machine's figures say of it."""
 
@@ -121,6 +128,11 @@ class Machine(Section):
         Factors(), description="What phases of steps took, by what the figures above say."
     )
 
+    crowding: list[Crowding] = Field([], description="By workers of a node; else 1.")
+    rest: NonNegativeFloat = Field(
+        0.0, description="What a step takes beside its phases, by what these take."
+    )
+
     @property
     def narrow_is_native(self) -> bool:
         """Whether `train.precision: auto` is bf16 here."""
@@ -141,6 +153,11 @@ class Machine(Section):
         of_type = [one for one in self.products if one.type == dtype] or self.products
         points = sorted((one.inner, one.gflops) for one in of_type)
         return 1e9 * self.efficiency * _between(points, inner)
+
+    def crowded(self, workers: int) -> float:
+        """How much longer work takes beside so many workers of a node."""
+        points = [(1, 1.0), *sorted((one.workers, one.factor) for one in self.crowding)]
+        return _between(points, workers)
 
     def bytes_per_second(self) -> float:
         """That are read and written in a row."""

@@ -18,13 +18,13 @@ def overview(plans: Sequence[Plan]) -> tuple[Row, list[Row]]:
         [
             f"{one.workers:,}",
             f"{one.rows_per_worker[1]:,}",
-            gib(one.memory_bytes),
+            size(one.memory_bytes),
             "yes" if one.fits else "no",
             f"{1000 * one.step_seconds:,.1f}",
             f"{one.tokens_per_second:,.0f}",
             f"{one.tokens_per_second / one.workers / first:.2f}",
-            mib(sum(one.traffic.values())),
-            f"{gib(one.checkpoint.bytes)}, {one.checkpoint.seconds:,.1f} s",
+            size(sum(one.traffic.values())),
+            f"{size(one.checkpoint.bytes)}, {one.checkpoint.seconds:,.1f} s",
         ]
         for one in plans
     ]
@@ -35,10 +35,10 @@ def memory_table(one: Plan) -> tuple[Row, list[Row]]:
     where = [("GPU" if one.host_memory else "process", one.memory)]
     where += [("host", one.host_memory)] if one.host_memory else []
     rows = [
-        [place, part, gib(size)]
+        [place, part, size(count)]
         for place, parts in where
-        for part, size in sorted(parts.items(), key=lambda item: -item[1])
-        if size
+        for part, count in sorted(parts.items(), key=lambda item: -item[1])
+        if count
     ]
     return ["where", "part", "bytes"], rows
 
@@ -49,13 +49,15 @@ def time_table(one: Plan) -> tuple[Row, list[Row]]:
         [name, f"{1000 * seconds:,.2f}", f"{seconds / one.step_seconds:.0%}"]
         for name, seconds in one.phases.items()
     ]
+    rest = one.step_seconds - sum(one.phases.values())
+    rows.append(["beside these", f"{1000 * rest:,.2f}", f"{rest / one.step_seconds:.0%}"])
     return ["phase", "ms", "share"], rows
 
 
 def traffic_table(one: Plan) -> tuple[Row, list[Row]]:
     """What a worker sends in a step."""
-    rows = [[name, mib(size)] for name, size in one.traffic.items()]
-    return ["sent", "bytes"], rows + [[f"of all, {name}", mib(s)] for name, s in one.links.items()]
+    rows = [[name, size(count)] for name, count in one.traffic.items()]
+    return ["sent", "bytes"], rows + [[f"of all, {name}", size(count)] for name, count in one.links.items()]
 
 
 def verdict_lines(one: Plan) -> list[str]:
@@ -72,10 +74,10 @@ def verdict_lines(one: Plan) -> list[str]:
 def _told(remedy: Remedy, before: Plan) -> str:
     if before.fits:
         faster = remedy.tokens_per_second / before.tokens_per_second
-        return f"{remedy.change}: {faster:.2f} times the tokens/s, {gib(remedy.memory_bytes)}"
+        return f"{remedy.change}: {faster:.2f} times the tokens/s, {size(remedy.memory_bytes)}"
     fits = "fits" if remedy.fits else "still does not fit"
     return (
-        f"{remedy.change}: {gib(remedy.memory_bytes)} instead of {gib(before.memory_bytes)}, {fits}"
+        f"{remedy.change}: {size(remedy.memory_bytes)} instead of {size(before.memory_bytes)}, {fits}"
     )
 
 
@@ -95,11 +97,9 @@ def remarks(one: Plan) -> list[str]:
     ]
 
 
-def gib(size: float) -> str:
-    """Bytes as GiB."""
-    return f"{size / 2**30:,.2f} GiB"
-
-
-def mib(size: float) -> str:
-    """Bytes as MiB."""
-    return f"{size / 2**20:,.2f} MiB"
+def size(count: float) -> str:
+    """Bytes in a unit that suits them."""
+    for unit, factor in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20)):
+        if count >= factor:
+            return f"{count / factor:,.2f} {unit}"
+    return f"{count / 1024:,.1f} KiB"

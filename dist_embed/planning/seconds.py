@@ -106,8 +106,15 @@ class StepTime:
             "optimizer": self._optimizer(),
             "table backward": self._table_backward(),
         }
-        factors = self.step.machine.factors
-        return {name: found[name] * factors.get(name, 1.0) for name in PHASES if name in found}
+        machine = self.step.machine
+        of_kind = machine.factors.exact if self.step.output.exact else machine.factors.sampled
+        crowded = machine.crowded(machine.workers_of_node(self.step.workers))
+
+        def corrected(name: PhaseName) -> Spent:
+            factor = of_kind.get(name, Factor())
+            return found[name].times(crowded * factor.work, factor.exchange)
+
+        return {name: corrected(name) for name in found}
 
     @cached_property
     def _sent(self) -> dict[str, float]:
@@ -151,7 +158,7 @@ class StepTime:
         network = self._network
         collective = "all_reduce" if kind == "all_reduce" else "all_to_all"
         return Spent(
-            latency=times * network.latency(collective) / min(1.0, self._share),
+            latency=times * network.latency(collective),
             network=network.sending(collective, sent),
         )
 
