@@ -26,8 +26,8 @@ from dist_embed.planning.seconds import Spent, StepTime
 from dist_embed.planning.step import Step
 from dist_embed.planning.text import text_of
 
-# Runs by which a machine is calibrated: words by the output layer; width and tokens of a worker that
-# is alone, in two sizes, and of one among others. Those that a plan is compared with are others.
+# Runs by which a machine is calibrated: words by the output layer; width and tokens of a worker
+# that is alone, in two sizes, and of one among others. A plan is compared with other runs.
 _WORDS: dict[Output, int] = {"exact": 30_000, "sampled": 300_000}
 _ALONE, _AMONG_OTHERS = ((80, 1024), (112, 3072)), ((96, 1536),)
 _LEAST_FACTOR = 0.01
@@ -50,7 +50,7 @@ def calibrate(folder: str, store: str, workers: list[int], say: Say) -> Machine:
     say("the store")
     machine = Machine.model_validate(
         {
-            "name": f"{cores} cores of {device_name(torch.device('cpu'))}",
+            "name": "this machine",
             "device": "cpu",
             "cores": cores,
             "node_memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
@@ -160,15 +160,18 @@ def _rest(probe: _Probe) -> float:
 
 def _process_mib(probes: list[_Probe]) -> float:
     """What runs held beside what can be told apart."""
-    rest = (probe.measured.memory_bytes - worker_memory(probe.step).device_bytes for probe in probes)
+    rest = (
+        probe.measured.memory_bytes - worker_memory(probe.step).device_bytes for probe in probes
+    )
     return round(median(rest) / 2**20, 1)
 
 
-def machine_yaml(machine: Machine, said: str) -> str:
-    """The file of a machine; ``said``: when and by what it was measured."""
-    values = machine.model_dump(exclude_none=True)
+def machine_yaml(machine: Machine, name: str, said: str) -> str:
+    """The file of a machine by that name; ``said``: when and by what it was measured."""
+    values = machine.model_dump(exclude_none=True) | {"name": name}
     lines = yaml.safe_dump(_rounded(values), sort_keys=False, width=100).splitlines()
-    return "\n".join([f"# All figures measured by calibrate: {said}", *lines, ""])
+    cpu = f"{machine.cores} cores of {device_name(torch.device('cpu'))}"
+    return "\n".join([f"# {cpu}. All figures measured by calibrate:", f"# {said}", *lines, ""])
 
 
 def _rounded(value: object) -> object:

@@ -73,7 +73,9 @@ class Compared:
         return abs(self.plan.memory_bytes - self.memory_bytes) <= allowed
 
 
-def compare(machine: Machine, folder: str, rounds: int, workers: list[int], say: Say) -> list[Compared]:
+def compare(
+    machine: Machine, folder: str, rounds: int, workers: list[int], say: Say
+) -> list[Compared]:
     """Each of `CASES` with at most as many workers as the most of ``workers``, in rounds."""
     runs = Runs(folder, say)
     cases = [case for case in CASES if case.workers in (1, *workers)]
@@ -90,8 +92,10 @@ def compare(machine: Machine, folder: str, rounds: int, workers: list[int], say:
 
 def comparison_table(compared: list[Compared]) -> tuple[list[str], list[list[str]]]:
     """Header and rows."""
-    header = ["output", "words", "width", "workers", "tokens a step", "ms a step: planned",
-              "measured", "error", "spread", "MiB a worker: planned", "measured", "error"]  # fmt: skip
+    header = [
+        "output", "words", "width", "workers", "tokens a step", "ms a step: planned", "measured",
+        "error", "spread", "MiB a worker: planned", "measured", "error",
+    ]  # fmt: skip
     return header, [
         [
             one.case.output,

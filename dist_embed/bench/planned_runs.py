@@ -19,7 +19,9 @@ from dist_embed.run.metrics import read_metrics
 from dist_embed.storage import uri as storage
 from dist_embed.training.tasks import Train
 
-LOG_STEPS = 5  # between two lines of metrics, of which the first, with the first step, does not count
+LOG_STEPS = (
+    5  # between two lines of metrics, of which the first, with the first step, does not count
+)
 Output = Literal["exact", "sampled"]
 
 

@@ -64,9 +64,7 @@ def write_words_folder(
         both = sum(occurrences.values()) if shared else None
         for side in SIDES:
             counts = occurrences[side] if both is None else both
-            files |= write_vocabulary(
-                folder_uri, side, tokenizers[side], counts, occurrences[side]
-            )
+            files |= write_vocabulary(folder_uri, side, tokenizers[side], counts, occurrences[side])
     data = PreparedData(
         {}, sizes, shared, {"train": _train_split(folder_uri, words, sentences, length)},
         files=files, digests=digests, word_tables=True, folder_uri=folder_uri,

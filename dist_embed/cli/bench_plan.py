@@ -73,10 +73,11 @@ def _measured(arguments: argparse.Namespace, folder: str) -> Any:
 
 def _write_machine(machine: Any, file: str) -> None:
     from datetime import date
+    from pathlib import PurePosixPath
 
     from dist_embed.bench.calibrate import machine_yaml
     from dist_embed.storage.uri import write_text
 
     said = f"{shlex.join(['dist-embed', *sys.argv[1:]])}, {date.today()}"
-    write_text(file, machine_yaml(machine, said))
+    write_text(file, machine_yaml(machine, PurePosixPath(file).stem, said))
     print(f"→ {file}")

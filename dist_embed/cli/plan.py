@@ -24,9 +24,7 @@ def add_commands(commands: Any) -> None:
         help="a machine file, or one of those that are there (docs/planning.md); default 8xh100 "
         "with cluster.device=cuda, else cpu",
     )  # fmt: skip
-    parser.add_argument(
-        "--output", "--json", metavar="FILE", help="write the plans there, as JSON"
-    )
+    parser.add_argument("--output", "--json", metavar="FILE", help="write the plans there, as JSON")
     parser.set_defaults(call=_plan)
 
 

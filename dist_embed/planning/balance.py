@@ -44,4 +44,3 @@ def request_balance(step: Step) -> float:
         rest += (group.count - alone) * wanted
     mean = (sum(asked) + rest) / step.workers
     return (max(asked) + rest / step.workers) / mean if mean else 1.0
-

@@ -57,7 +57,9 @@ def time_table(one: Plan) -> tuple[Row, list[Row]]:
 def traffic_table(one: Plan) -> tuple[Row, list[Row]]:
     """What a worker sends in a step."""
     rows = [[name, size(count)] for name, count in one.traffic.items()]
-    return ["sent", "bytes"], rows + [[f"of all, {name}", size(count)] for name, count in one.links.items()]
+    return ["sent", "bytes"], rows + [
+        [f"of all, {name}", size(count)] for name, count in one.links.items()
+    ]
 
 
 def verdict_lines(one: Plan) -> list[str]:
@@ -76,9 +78,8 @@ def _told(remedy: Remedy, before: Plan) -> str:
         faster = remedy.tokens_per_second / before.tokens_per_second
         return f"{remedy.change}: {faster:.2f} times the tokens/s, {size(remedy.memory_bytes)}"
     fits = "fits" if remedy.fits else "still does not fit"
-    return (
-        f"{remedy.change}: {size(remedy.memory_bytes)} instead of {size(before.memory_bytes)}, {fits}"
-    )
+    less = f"{size(remedy.memory_bytes)} instead of {size(before.memory_bytes)}"
+    return f"{remedy.change}: {less}, {fits}"
 
 
 def remarks(one: Plan) -> list[str]:

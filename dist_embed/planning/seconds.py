@@ -12,7 +12,7 @@ from functools import cached_property
 
 from dist_embed.embedding.memory import table_bytes
 from dist_embed.observe.phase_names import PhaseName
-from dist_embed.planning.machine import Factor
+from dist_embed.planning.machine import Collective, Factor
 from dist_embed.planning.step import Step
 from dist_embed.planning.traffic import Network, traffic
 
@@ -121,10 +121,6 @@ class StepTime:
         return traffic(self.step)
 
     @property
-    def _network(self) -> Network:
-        return Network(self.step.machine, self.step.workers)
-
-    @property
     def _share(self) -> float:
         """Of one core, or one GPU, that a worker has: more with several threads."""
         machine, workers = self.step.machine, self.step.workers
@@ -154,13 +150,10 @@ class StepTime:
             memory=rows * of_row / self.step.machine.gathered_per_second(of_row) / self._share
         )
 
-    def _exchange(self, kind: str, sent: float, times: float = 1.0) -> Spent:
-        network = self._network
-        collective = "all_reduce" if kind == "all_reduce" else "all_to_all"
-        return Spent(
-            latency=times * network.latency(collective),
-            network=network.sending(collective, sent),
-        )
+    def _exchange(self, kind: Collective, sent: float, times: float = 1.0) -> Spent:
+        """``times`` exchanges that carry ``sent`` bytes of this worker together."""
+        network = Network(self.step.machine, self.step.workers)
+        return Spent(latency=times * network.latency(kind), network=network.sending(kind, sent))
 
     def _layers(self, side: str) -> Spent:
         """The forward of the encoder or the decoder, with what leads from rows to it."""
@@ -184,8 +177,7 @@ class StepTime:
         )  # fmt: skip
 
     def _backward(self, twice_forward: Spent) -> Spent:
-        sent = self._sent.get("dense gradients", 0.0)
-        exchange = self._exchange("all_reduce", sent)
+        exchange = self._exchange("all_reduce", self._sent["dense gradients"])
         if self.step.machine.device == "cuda":
             beside = _BESIDE_BACKWARD * twice_forward.seconds
             exchange = Spent(latency=exchange.latency, network=max(0.0, exchange.network - beside))
@@ -193,8 +185,8 @@ class StepTime:
 
     def _ids(self) -> Spent:
         """How many, then which rows: two exchanges."""
-        sent = self._sent["ids"]
-        return self._of(operations=_EXCHANGE_OPERATIONS) + self._exchange("rows", sent, times=2)
+        exchange = self._exchange("all_to_all", self._sent["ids"], times=2)
+        return self._of(operations=_EXCHANGE_OPERATIONS) + exchange
 
     def _lookup(self) -> Spent:
         width = self.step.config.embedding.width
@@ -202,7 +194,7 @@ class StepTime:
         return (
             self._of(values=3 * width * rows, operations=_EXCHANGE_OPERATIONS)
             + self._gathered(rows, width)
-            + self._exchange("rows", self._sent["vectors"])
+            + self._exchange("all_to_all", self._sent["vectors"])
         )
 
     def _exact(self) -> Spent:
@@ -216,22 +208,24 @@ class StepTime:
         operations = _BLOCK_OPERATIONS * blocks
         if step.by_tiles:
             operations *= max(1.0, 4 * block * rows / step.output.block_bytes)
-        carried = sum(size for name, size in self._sent.items() if "hidden" in name or "logits" in name)
+        carried = sum(
+            size for name, size in self._sent.items() if "hidden" in name or "logits" in name
+        )
         return self._of(
             flops=products * tokens * rows * width, inner=width,
             values=passes * tokens * rows + 2 * rows * width, operations=operations,
-        ) + self._exchange("rows", carried, times=3 + (0 if step.by_tiles else blocks))  # fmt: skip
+        ) + self._exchange("all_to_all", carried, times=3 + (0 if step.by_tiles else blocks))  # fmt: skip
 
     def _sampled(self) -> Spent:
         step = self.step
         tokens, width = step.target_tokens / step.workers, step.output.table.width
-        carried = sum(size for name, size in traffic(step).items() if "negatives" in name)
+        carried = sum(size for name, size in self._sent.items() if "negatives" in name)
         return self._of(
             flops=6 * tokens * step.samples * width, inner=width,
             values=_SAMPLED_PASSES * tokens * step.samples + 6 * step.samples * width,
             operations=_BLOCK_OPERATIONS
             * max(1.0, 4 * tokens * step.samples / step.output.block_bytes),
-        ) + self._exchange("rows", carried, times=2)  # fmt: skip
+        ) + self._exchange("all_to_all", carried, times=2)  # fmt: skip
 
     def _norm(self) -> Spent:
         rows = sum(self.step.distinct_rows.values())
@@ -255,7 +249,7 @@ class StepTime:
         found = (
             self._of(values=3 * width * rows, operations=_EXCHANGE_OPERATIONS)
             + self._gathered(2 * rows, width)
-            + self._exchange("rows", traffic(step)["row gradients"])
+            + self._exchange("all_to_all", self._sent["row gradients"])
         )
         if step.output.exact and step.output.trained:  # all rows of the output layer's table
             optimizer, weights = step.config.embedding.optimizer, step.config.embedding.weights

@@ -1,4 +1,4 @@
-"""What a plan knows of a run's text: sizes of vocabularies, frequencies of words, how full steps are.
+"""What a plan knows of a run's text: vocabularies, frequencies of words, how full steps are.
 
 Where data are prepared they are asked, else bounds and Zipf's law serve.
 """

@@ -63,9 +63,13 @@ def test_runs_tell_the_factors_of_a_machine(made_up: None) -> None:
 
 
 def test_a_machine_file_is_read_as_it_was_written() -> None:
-    text = machine_yaml(TRUTH, "today")
-    assert text.startswith("# All figures measured by calibrate: today\n")
-    assert machine_from_yaml(text, "machine.yaml") == TRUTH
+    text = machine_yaml(TRUTH, "mine", "today")
+    first, second, _ = text.split("\n", 2)
+    assert first.startswith("# 64 cores of ")
+    assert first.endswith(". All figures measured by calibrate:")
+    assert second == "# today"
+    found = machine_from_yaml(text, "mine.yaml")
+    assert found == TRUTH.model_copy(update={"name": "mine"})
 
 
 def test_plans_beside_runs(made_up: None) -> None:

@@ -17,9 +17,7 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_page_and_a_file(
-    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_page_and_a_file(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "plan.json"
     machine = tmp_path / "machine.yaml"
     machine.write_text(MACHINE)

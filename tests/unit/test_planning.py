@@ -60,9 +60,7 @@ def test_a_gpu_holds_tables_and_step_and_its_host_the_copy() -> None:
     assert memory.fits
 
 
-@pytest.mark.parametrize(
-    ("vocabulary", "where"), [(10**6, "rows"), (3 * 10**8, "cache of rows")]
-)
+@pytest.mark.parametrize(("vocabulary", "where"), [(10**6, "rows"), (3 * 10**8, "cache of rows")])
 def test_rows_that_a_gpu_cannot_hold_lie_on_its_host(vocabulary: int, where: str) -> None:
     sections = {"tokenizer": {"vocab_size": vocabulary}, "embedding": {"width": 32}, **SAMPLED}
     memory = worker_memory(planned(2, machine(GPUS), **sections))
@@ -115,16 +113,12 @@ def test_phases_are_those_that_a_run_records_and_add_up() -> None:
     found = plan(configured(), 2, machine())
     assert set(found.phases) == set(PHASES)
     assert sum(found.phases.values()) == pytest.approx(found.step_seconds)
-    assert found.tokens_per_second == pytest.approx(
-        1000 * 0.95 * 0.94 / found.step_seconds
-    )
+    assert found.tokens_per_second == pytest.approx(1000 * 0.95 * 0.94 / found.step_seconds)
 
 
 def test_factors_of_the_machine_count() -> None:
     slow = {"exact": {"encoder": {"work": 3.0}}}
-    before, after = (
-        estimated(planned(2, on)).phases for on in (machine(), with_factors(slow))
-    )
+    before, after = (estimated(planned(2, on)).phases for on in (machine(), with_factors(slow)))
     assert after["encoder"] == pytest.approx(3 * before["encoder"])
     assert after["decoder"] == before["decoder"]
     sampled = [estimated(planned(2, on, **SAMPLED)) for on in (machine(), with_factors(slow))]
