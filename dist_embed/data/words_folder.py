@@ -65,7 +65,7 @@ def write_words_folder(
     draw = np.random.default_rng(seed)
     ids = {side: _sentences(draw, sizes[side], sentences * length) for side in SIDES}
     split, files = _train_split(folder_uri, ids, length) if sentences else (Split(), {})
-    own = {side: np.bincount(ids[side], minlength=sizes[side]) for side in SIDES}
+    own = {side: _occurrences(ids[side], sizes[side]) for side in SIDES}
     tokenizers: dict[str, Tokenizer] = {}
     with scratch_folder("dist_embed-vocabulary-", "words are written") as scratch:
         for side, size in sizes.items():
@@ -95,6 +95,11 @@ def _sentences(draw: np.random.Generator, num_words: int, count: int) -> NDArray
     """Ids of words, and of no special token."""
     special = len(SPECIAL_TOKENS)
     return zipf(draw, num_words - special, count) + np.int32(special)
+
+
+def _occurrences(ids: NDArray[np.int32], size: int) -> NDArray[np.int64]:
+    """How often each id is among ``ids``; without any, as if each were there once."""
+    return np.bincount(ids, minlength=size).astype(np.int64) if len(ids) else np.ones(size, int)
 
 
 def _train_split(

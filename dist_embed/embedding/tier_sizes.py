@@ -1,6 +1,7 @@
-"""What of the tables lies where, from sizes alone: tiers, and whether memory suffices. Free of torch:
-who plans a run asks. Messages name settings by whole keys to those who have ``configured`` a run,
-to others by the arguments of `ShardedTables`.
+"""What of the tables lies where, from sizes alone: tiers, and whether memory suffices.
+
+Free of torch: who plans a run asks. Messages name settings by whole keys to those who have
+``configured`` a run, to others by the arguments of `ShardedTables`.
 """
 
 from __future__ import annotations

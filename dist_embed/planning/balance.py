@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 from dist_embed.embedding.plan import shard_of
 from dist_embed.planning.step import Step
-from dist_embed.planning.words import Group
 
 # Words whose place is looked up one by one; rarer ones are many on every worker.
-_LOOKED_UP = 20_000
+_LOOKED_UP = 4096
 
 
 def rows_per_worker(step: Step) -> tuple[int, int]:
@@ -23,8 +21,10 @@ def rows_per_worker(step: Step) -> tuple[int, int]:
     return held(step.workers - 1), held(0)
 
 
-def request_balance(step: Step) -> float:
+def request_balance(step: Step, *, replicated: int = 0) -> float:
     """Rows that the worker is asked for which is asked for most, by the mean of all; 1: equal.
+
+    ``replicated``: as if every worker had the rows of so many of the most frequent words.
 
     Of the output layer's table, or the source's where that is not looked up: a word's row is asked
     for by a worker at most once a step, so the most frequent words count as many times as there are
@@ -40,13 +40,11 @@ def request_balance(step: Step) -> float:
     rest = 0.0
     for group in words:
         wanted = 1.0 - math.exp(tokens * math.log1p(-min(group.probability, 1 - 1e-12)))
-        alone = max(0, min(group.first + group.count, _LOOKED_UP) - group.first)
-        for word in _first_words(group, alone):
+        end = group.first + group.count
+        first = min(max(group.first, replicated), end)
+        behind = min(max(first, replicated + _LOOKED_UP), end)
+        for word in range(first, behind):
             asked[(word * multiplier) % spec.num_rows // shard] += wanted
-        rest += (group.count - alone) * wanted
+        rest += (end - behind) * wanted
     mean = (sum(asked) + rest) / step.workers
     return (max(asked) + rest / step.workers) / mean if mean else 1.0
-
-
-def _first_words(group: Group, count: int) -> Iterator[int]:
-    return iter(range(group.first, group.first + count))

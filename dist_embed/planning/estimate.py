@@ -54,7 +54,8 @@ class Plan:
         memory_bytes: all of ``memory``.
         host_memory_bytes: all of ``host_memory``.
         fits: whether the machine's memory suffices.
-        step_seconds: of one step, its share of a checkpoint's stall included.
+        step_seconds: from one step to the next, with the agreement between them and a share of a
+            checkpoint's stall, which a run's own ``step_seconds`` leaves out.
         phases: seconds of a step by the names that a run records.
         spent: seconds of a step by what they are spent on, see `seconds.Spent`.
         traffic: bytes that a worker sends in a step, by what they are.
@@ -117,7 +118,7 @@ def estimated(step: Step) -> Plan:
     phases = {name: one.seconds for name, one in spent.items()}
     every = step.config.checkpoint.every_steps
     phases["checkpoint stall"] = checkpoint.stall_seconds / every if every else 0.0
-    seconds = sum(phases.values())
+    seconds = (1 + step.machine.rest) * sum(phases.values())
     sent = traffic(step)
     return Plan(
         workers=step.workers,

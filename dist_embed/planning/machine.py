@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -70,6 +71,27 @@ class Store(Section):
     get_gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a node reads.")
 
 
+class Crowding(Section):
+    """How much longer a worker takes for its own work beside others of its node."""
+
+    workers: Annotated[int, Field(ge=2)] = Field(description="Of a node.")
+    factor: PositiveFloat = Field(description="By what it takes alone, its share of cores aside.")
+
+
+class Factor(Section):
+    """What a phase of a step took, by what the machine's figures say of it."""
+
+    work: PositiveFloat = Field(1.0, description="Of what a worker does by itself.")
+    exchange: PositiveFloat = Field(1.0, description="Of exchanges, waits for others among them.")
+
+
+class Factors(Section):
+    """By phase, of steps with either output layer."""
+
+    exact: dict[PhaseName, Factor] = Field({}, description="model.output=exact.")
+    sampled: dict[PhaseName, Factor] = Field({}, description="model.output=sampled.")
+
+
 class Machine(Section):
     """What one kind of machine does. Speeds are of a worker's GPU, or of one core of a CPU."""
 
@@ -102,8 +124,13 @@ class Machine(Section):
     between_nodes: Link | None = Field(None, description="Between workers of two nodes.")
     exchanges: list[Exchange] = Field([], description="Measured, instead of `within_node`.")
     store: Store = Field(description="Of checkpoints.")
-    factors: dict[PhaseName, PositiveFloat] = Field(
-        {}, description="By phase: what steps took, by what the figures above say."
+    factors: Factors = Field(
+        Factors(), description="What phases of steps took, by what the figures above say."
+    )
+
+    crowding: list[Crowding] = Field([], description="By workers of a node; else 1.")
+    rest: NonNegativeFloat = Field(
+        0.0, description="What a step takes beside its phases, by what these take."
     )
 
     @property
@@ -127,6 +154,11 @@ class Machine(Section):
         points = sorted((one.inner, one.gflops) for one in of_type)
         return 1e9 * self.efficiency * _between(points, inner)
 
+    def crowded(self, workers: int) -> float:
+        """How much longer work takes beside so many workers of a node."""
+        points = [(1, 1.0), *sorted((one.workers, one.factor) for one in self.crowding)]
+        return _between(points, workers)
+
     def bytes_per_second(self) -> float:
         """That are read and written in a row."""
         return 1e9 * self.memory_gb_s
@@ -140,7 +172,7 @@ def _between(points: Sequence[tuple[int, float]], at: float) -> float:
     """A figure between measured ones, on a straight line over the logarithm; outside the last."""
     if at <= points[0][0]:
         return points[0][1]
-    for (low, first), (high, second) in zip(points, points[1:], strict=False):
+    for (low, first), (high, second) in pairwise(points):
         if at <= high:
             share = math.log(at / low) / math.log(high / low)
             return first + share * (second - first)

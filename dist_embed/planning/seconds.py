@@ -8,9 +8,11 @@ by making steps.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from dist_embed.embedding.memory import table_bytes
-from dist_embed.observe.phase_names import PHASES, PhaseName
+from dist_embed.observe.phase_names import PhaseName
+from dist_embed.planning.machine import Collective, Factor
 from dist_embed.planning.step import Step
 from dist_embed.planning.traffic import Network, traffic
 
@@ -53,13 +55,27 @@ class Spent:
     def __add__(self, other: Spent) -> Spent:
         return Spent(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-    def __mul__(self, factor: float) -> Spent:
-        return Spent(*(factor * getattr(self, f.name) for f in fields(self)))
+    def times(self, work: float, exchange: float) -> Spent:
+        """What a worker does by itself, and exchanges, each so many times."""
+        return Spent(
+            work * self.compute, work * self.memory, work * self.operations,
+            exchange * self.latency, exchange * self.network,
+        )  # fmt: skip
+
+    @property
+    def work(self) -> float:
+        """Seconds without exchanges."""
+        return self.compute + self.memory + self.operations
+
+    @property
+    def exchange(self) -> float:
+        """Seconds of exchanges."""
+        return self.latency + self.network
 
     @property
     def seconds(self) -> float:
         """All of them."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        return self.work + self.exchange
 
 
 @dataclass(frozen=True)
@@ -85,17 +101,24 @@ class StepTime:
             "encoder": forward["encoder"],
             "decoder": forward["decoder"],
             "output": self._exact() if self.step.output.exact else self._sampled(),
-            "dense backward": self._backward((forward["encoder"] + forward["decoder"]) * 2),
+            "dense backward": self._backward((forward["encoder"] + forward["decoder"]).times(2, 2)),
             "gradient norm": self._norm(),
             "optimizer": self._optimizer(),
             "table backward": self._table_backward(),
         }
-        factors = self.step.machine.factors
-        return {name: found[name] * factors.get(name, 1.0) for name in PHASES if name in found}
+        machine = self.step.machine
+        of_kind = machine.factors.exact if self.step.output.exact else machine.factors.sampled
+        crowded = machine.crowded(machine.workers_of_node(self.step.workers))
 
-    @property
-    def _network(self) -> Network:
-        return Network(self.step.machine, self.step.workers)
+        def corrected(name: PhaseName) -> Spent:
+            factor = of_kind.get(name, Factor())
+            return found[name].times(crowded * factor.work, factor.exchange)
+
+        return {name: corrected(name) for name in found}
+
+    @cached_property
+    def _sent(self) -> dict[str, float]:
+        return traffic(self.step)
 
     @property
     def _share(self) -> float:
@@ -127,13 +150,10 @@ class StepTime:
             memory=rows * of_row / self.step.machine.gathered_per_second(of_row) / self._share
         )
 
-    def _exchange(self, kind: str, sent: float, times: float = 1.0) -> Spent:
-        network = self._network
-        collective = "all_reduce" if kind == "all_reduce" else "all_to_all"
-        return Spent(
-            latency=times * network.latency(collective) / min(1.0, self._share),
-            network=network.sending(collective, sent),
-        )
+    def _exchange(self, kind: Collective, sent: float, times: float = 1.0) -> Spent:
+        """``times`` exchanges that carry ``sent`` bytes of this worker together."""
+        network = Network(self.step.machine, self.step.workers)
+        return Spent(latency=times * network.latency(kind), network=network.sending(kind, sent))
 
     def _layers(self, side: str) -> Spent:
         """The forward of the encoder or the decoder, with what leads from rows to it."""
@@ -144,19 +164,20 @@ class StepTime:
         weights = (8 if cross else 4) * width * width + 2 * width * inner
         attention = (2 if cross else 1) * 2 * _SENTENCE_TOKENS * width
         passes = (_PASSES_OF_WIDTH + cross * _CROSS_PASSES) * width + _PASSES_OF_INNER * inner
-        rectangles = min(_MOST_RECTANGLES, max(1.0, tokens / _RECTANGLE_TOKENS))
-        operations = (1.75 if cross else 1) * (
+        parts = self.step.config.train.accumulate
+        rectangles = min(_MOST_RECTANGLES, max(1.0, tokens / parts / _RECTANGLE_TOKENS))
+        operations = parts * (1.75 if cross else 1) * (
             _LAYER_OPERATIONS + _RECTANGLE_OPERATIONS * rectangles
-        )
+        )  # fmt: skip
         entering = 8 * max(width, self.step.config.embedding.width) * tokens
         return self._of(
             flops=layers * 2 * tokens * (weights + attention), inner=width,
-            values=layers * passes * tokens + entering, operations=layers * operations + 20,
+            values=layers * passes * tokens + entering,
+            operations=layers * operations + 20 * parts,
         )  # fmt: skip
 
     def _backward(self, twice_forward: Spent) -> Spent:
-        sent = traffic(self.step).get("dense gradients", 0.0)
-        exchange = self._exchange("all_reduce", sent)
+        exchange = self._exchange("all_reduce", self._sent["dense gradients"])
         if self.step.machine.device == "cuda":
             beside = _BESIDE_BACKWARD * twice_forward.seconds
             exchange = Spent(latency=exchange.latency, network=max(0.0, exchange.network - beside))
@@ -164,8 +185,8 @@ class StepTime:
 
     def _ids(self) -> Spent:
         """How many, then which rows: two exchanges."""
-        sent = traffic(self.step)["ids"]
-        return self._of(operations=_EXCHANGE_OPERATIONS) + self._exchange("rows", sent, times=2)
+        exchange = self._exchange("all_to_all", self._sent["ids"], times=2)
+        return self._of(operations=_EXCHANGE_OPERATIONS) + exchange
 
     def _lookup(self) -> Spent:
         width = self.step.config.embedding.width
@@ -173,7 +194,7 @@ class StepTime:
         return (
             self._of(values=3 * width * rows, operations=_EXCHANGE_OPERATIONS)
             + self._gathered(rows, width)
-            + self._exchange("rows", traffic(self.step)["vectors"])
+            + self._exchange("all_to_all", self._sent["vectors"])
         )
 
     def _exact(self) -> Spent:
@@ -187,23 +208,24 @@ class StepTime:
         operations = _BLOCK_OPERATIONS * blocks
         if step.by_tiles:
             operations *= max(1.0, 4 * block * rows / step.output.block_bytes)
-        sent = traffic(step)
-        carried = sum(size for name, size in sent.items() if "hidden" in name or "logits" in name)
+        carried = sum(
+            size for name, size in self._sent.items() if "hidden" in name or "logits" in name
+        )
         return self._of(
             flops=products * tokens * rows * width, inner=width,
             values=passes * tokens * rows + 2 * rows * width, operations=operations,
-        ) + self._exchange("rows", carried, times=3 + (0 if step.by_tiles else blocks))  # fmt: skip
+        ) + self._exchange("all_to_all", carried, times=3 + (0 if step.by_tiles else blocks))  # fmt: skip
 
     def _sampled(self) -> Spent:
         step = self.step
         tokens, width = step.target_tokens / step.workers, step.output.table.width
-        carried = sum(size for name, size in traffic(step).items() if "negatives" in name)
+        carried = sum(size for name, size in self._sent.items() if "negatives" in name)
         return self._of(
             flops=6 * tokens * step.samples * width, inner=width,
             values=_SAMPLED_PASSES * tokens * step.samples + 6 * step.samples * width,
             operations=_BLOCK_OPERATIONS
             * max(1.0, 4 * tokens * step.samples / step.output.block_bytes),
-        ) + self._exchange("rows", carried, times=2)  # fmt: skip
+        ) + self._exchange("all_to_all", carried, times=2)  # fmt: skip
 
     def _norm(self) -> Spent:
         rows = sum(self.step.distinct_rows.values())
@@ -227,7 +249,7 @@ class StepTime:
         found = (
             self._of(values=3 * width * rows, operations=_EXCHANGE_OPERATIONS)
             + self._gathered(2 * rows, width)
-            + self._exchange("rows", traffic(step)["row gradients"])
+            + self._exchange("all_to_all", self._sent["row gradients"])
         )
         if step.output.exact and step.output.trained:  # all rows of the output layer's table
             optimizer, weights = step.config.embedding.optimizer, step.config.embedding.weights

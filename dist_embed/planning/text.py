@@ -1,4 +1,4 @@
-"""What a plan knows of a run's text: sizes of vocabularies, frequencies of words, how full steps are.
+"""What a plan knows of a run's text: vocabularies, frequencies of words, how full steps are.
 
 Where data are prepared they are asked, else bounds and Zipf's law serve.
 """
@@ -6,11 +6,16 @@ Where data are prepared they are asked, else bounds and Zipf's law serve.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dist_embed.config.schema import Config
-from dist_embed.data.prepared_folder import prepared_folder
-from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.planning.words import Words, counted_words, zipf_words
+from dist_embed.storage import uri as storage
+
+if TYPE_CHECKING:
+    from dist_embed.data.token_shards import PreparedData
+
+_SIDES = ("source", "target")
 
 # Of a step's budget, that is not the padding of units, and of the longer side of a pair, that is
 # target tokens where lengths are not known (docs/benchmarks/balance.md).
@@ -40,6 +45,12 @@ class Text:
 
 def text_of(config: Config) -> Text:
     """Of a configuration. Reads prepared data, where there are any."""
+    if not storage.names_in(config.data.uri):
+        return expected_text(config, config.tokenizer.vocab_size)
+    # Imported here: pyarrow and the like take longer than a plan without data.
+    from dist_embed.data.prepared_folder import prepared_folder
+    from dist_embed.data.token_shards import PreparedData
+
     try:
         data = PreparedData.read(prepared_folder(config.data.uri))
     except FileNotFoundError:
@@ -52,7 +63,7 @@ def expected_text(config: Config, num_words: int) -> Text:
     share = UNPADDED * LONGER_SIDE
     words = zipf_words(num_words)
     return Text(
-        dict.fromkeys(SIDES, num_words), dict.fromkeys((*SIDES, "both"), words), share, share,
+        dict.fromkeys(_SIDES, num_words), dict.fromkeys((*_SIDES, "both"), words), share, share,
         prepared=False, word_tables=config.tokenizer.kind == "word",
     )  # fmt: skip
 
@@ -62,9 +73,9 @@ def _prepared_text(data: PreparedData) -> Text:
     source = sum(shard.source_tokens for shard in shards)
     target = data.splits["train"].target_tokens
     longer = max(source, target, 1)
-    words = {side: _counted(data, [side]) for side in SIDES}
+    words = {side: _counted(data, [side]) for side in _SIDES}
     if data.shared_vocabulary:
-        words["both"] = _counted(data, list(SIDES))
+        words["both"] = _counted(data, list(_SIDES))
     return Text(
         dict(data.vocabulary_size), words, UNPADDED * source / longer, UNPADDED * target / longer,
         prepared=True, word_tables=data.word_tables,
@@ -72,7 +83,6 @@ def _prepared_text(data: PreparedData) -> Text:
 
 
 def _counted(data: PreparedData, sides: list[str]) -> Words:
-    # Imported here: without prepared data a plan needs neither.
     import numpy as np
 
     from dist_embed.data.prepare import read_counts, read_occurrences
