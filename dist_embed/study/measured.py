@@ -10,7 +10,8 @@ import numpy as np
 
 from dist_embed.observe.phase_names import PHASES, PhaseName, metric_of
 
-_OUTSIDE: tuple[PhaseName, ...] = ("agreement", "checkpoint stall")  # phases that `step_seconds` does not count
+# Phases that `step_seconds` does not count.
+_OUTSIDE: tuple[PhaseName, ...] = ("agreement", "checkpoint stall")
 
 
 def figures_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:

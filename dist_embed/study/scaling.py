@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.observe.phase_names import PhaseName
 from dist_embed.planning import Machine, Plan, load_machine, plan
+from dist_embed.planning.balance import request_balance
+from dist_embed.planning.estimate import step_of
+from dist_embed.planning.text import text_of
 from dist_embed.storage import uri as storage
 from dist_embed.study.estimate import planned_columns
 from dist_embed.study.plan import Combination, combinations, growth, overrides_of
@@ -17,6 +21,7 @@ from dist_embed.study.results import described
 from dist_embed.study.schema import ScalingStudy
 
 Row = dict[str, Any]
+_HEAD = 4096  # rows that every worker might have
 # Phases in which a worker is waited for by those that ask it for rows.
 _ASKED: tuple[PhaseName, ...] = ("ids exchange", "lookup", "table backward")
 
@@ -85,10 +90,56 @@ def _simulated(
     }  # fmt: skip
 
 
-def waiting_for_most_asked(found: Plan) -> float:
-    """Seconds of a planned step in which rows are as unevenly asked for as they lie."""
+def waiting_for_most_asked(found: Plan, balance: float | None = None) -> float:
+    """Seconds of a planned step in which rows are as unevenly asked for as they lie, or as
+    ``balance`` says.
+    """
     asked = sum(found.phases.get(name, 0.0) for name in _ASKED)
-    return found.step_seconds + (found.request_balance - 1.0) * asked
+    return found.step_seconds + ((balance or found.request_balance) - 1.0) * asked
+
+
+@dataclass(frozen=True)
+class Breaks:
+    """What a simulated size is limited by, and what each remedy would give.
+
+    Attributes:
+        row: of the result.
+        remedies: a change, and how many times as fast a step is with it; where the size does not
+            fit, whether it would.
+    """
+
+    row: Row
+    remedies: list[str]
+
+
+def what_breaks(study: ScalingStudy) -> list[Breaks]:
+    """Of the most simulated workers, for each other level."""
+    assert study.simulate is not None
+    machine, workers = load_machine(study.simulate.machine), max(study.simulate.workers)
+    return [
+        Breaks(_simulated(study, combination, workers, machine),
+               _remedies(_config(study, combination, workers, machine), workers, machine))
+        for combination in _without_workers(study)
+    ]  # fmt: skip
+
+
+def _remedies(config: Config, workers: int, machine: Machine) -> list[str]:
+    found = plan(config, workers, machine)
+    told = [
+        f"`{one.change}`: {one.tokens_per_second / found.tokens_per_second:.2f} times the tokens/s"
+        if found.fits
+        else f"`{one.change}`: {one.memory_bytes / 2**30:,.1f} GiB a worker, "
+        f"{'fits' if one.fits else 'still too much'}"
+        for one in found.remedies
+    ]
+    even = request_balance(step_of(config, workers, machine, text_of(config)), replicated=_HEAD)
+    seconds, before = waiting_for_most_asked(found, even), waiting_for_most_asked(found)
+    told.append(
+        f"the {_HEAD:,} most frequent rows on every worker (not built): the fullest shard is asked "
+        f"for {even:.2f} times the mean instead of {found.request_balance:.2f}, "
+        f"{before / seconds:.2f} times the tokens/s"
+    )
+    return told
 
 
 def _config(

@@ -12,6 +12,7 @@ from typing import Any
 from dist_embed.observe.phase_names import PHASES
 from dist_embed.study.report import made_on, not_made, set_up_of
 from dist_embed.study.run import Outcome
+from dist_embed.study.scaling import what_breaks
 from dist_embed.study.schema import ScalingStudy
 
 Row = dict[str, Any]
@@ -172,7 +173,13 @@ def _simulated_part(
         + (f"; with {more}" if more else "")
         + ".\n",
         _table(simulated, levels, _SIMULATED),
+        "What limits the most workers, and what would change that:\n",
     ]
+    for breaks in what_breaks(study):
+        named = ", ".join(f"{name} {breaks.row['levels'][name]}" for name in levels)
+        parts.append(f"- {named}: {breaks.row['planned_bottleneck']}")
+        parts += [f"  - {remedy}" for remedy in breaks.remedies]
+    parts.append("")
     return parts + ([f"![simulated target tokens a second]({plot_name})\n"] if plot_name else [])
 
 

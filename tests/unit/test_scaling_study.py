@@ -20,7 +20,7 @@ from dist_embed.study.measured import figures_of
 from dist_embed.study.plan import load_study
 from dist_embed.study.results import SCHEMA, read_results, write_results
 from dist_embed.study.run import Outcome, planned_runs, run_study
-from dist_embed.study.scaling import set_efficiencies, simulated_rows, waiting_for_most_asked
+from dist_embed.study.scaling import set_efficiencies, simulated_rows
 from dist_embed.study.scaling_page import scaling_page
 from dist_embed.study.scaling_plot import draw_scaling, draw_simulated
 from dist_embed.study.schema import ScalingStudy
@@ -278,12 +278,12 @@ def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
         assert row["planned_tokens_per_second"] == pytest.approx(
             plan["tokens_per_second"] * plan["step_seconds"] / longer
         )
-    assert waiting_for_most_asked.__doc__
     page = scaling_page(
         study, [], simulated_rows(study), command="x", plot_name=None, simulated_plot_name="s.svg"
     )
     assert "**Nothing below was measured on so many workers.**" in page
     assert "machine file `8xh100`" in page
+    assert "the 4,096 most frequent rows on every worker (not built)" in page
     plot = tmp_path / "s.svg"
     draw_simulated(study, found, str(plot))
     assert "SIMULATED, not measured" in plot.read_text()
