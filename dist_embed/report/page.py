@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from dist_embed.observe.phase_names import metric_of
 from dist_embed.report.chart import Chart, figure_of
 from dist_embed.report.columns import BALANCE, MOST, WORKERS, Column
 from dist_embed.report.lines import number
 from dist_embed.report.markup import Markup, table, tag
 from dist_embed.report.runs import RunFigures
-from dist_embed.run.history import BEFORE_A_STEP, PHASE
 
 _STYLE = Path(__file__).with_name("page.css")
 # Whatever comes from data could not load or run anything either.
@@ -79,7 +79,7 @@ def _facts(run: RunFigures) -> dict[str, str]:
         "balance of rows, median": run.column(f"workers/rows_requested{BALANCE}"),
     }
     memory = run.column(f"workers/memory_bytes{MOST}").finite
-    stall = run.column(f"{PHASE}{BEFORE_A_STEP[1].replace(' ', '_')}").finite
+    stall = run.column(metric_of("checkpoint stall")).finite
     times = run.column("time").finite
     facts = {
         "run": run.uri,

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_embed.observe.phase_names import PHASES, metric_of
 from dist_embed.report.chart import COLORS, HEIGHT, Chart, Table
 from dist_embed.report.columns import places_of_extremes
 from dist_embed.report.lines import POINTS, TABLE_ROWS, number, of_steps
 from dist_embed.report.runs import RunFigures
-from dist_embed.run.history import BEFORE_A_STEP, PHASE, REST
+from dist_embed.run.history import OUTSIDE, REST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ _GROUPS = {
     "backward": ("dense backward",),
     "rows: asked for, sent, updated": ("ids exchange", "lookup", "table backward"),
     "norms, optimizer": ("gradient norm", "optimizer"),
-    "data, agreement, checkpoints": ("data wait", *BEFORE_A_STEP),
+    "data, agreement, checkpoints": ("data wait", *OUTSIDE),
     REST: (REST,),
 }
 
@@ -105,9 +106,7 @@ def phases_over_time(run: RunFigures, name: str) -> Chart | None:
 def _groups(run: RunFigures) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
     """The steps of log lines with phases, and seconds a step of each group that took any."""
     columns = {
-        name.removeprefix(PHASE).replace("_", " "): column
-        for name, column in run.columns.items()
-        if name.startswith(PHASE)
+        name: run.columns[metric_of(name)] for name in PHASES if metric_of(name) in run.columns
     }
     lengths = {len(column) for column in columns.values()}
     log = run.column("step_seconds")
@@ -117,8 +116,10 @@ def _groups(run: RunFigures) -> tuple[NDArray[np.float64], dict[str, NDArray[np.
     logged = np.isin(log.steps, steps)
     made = run.column("steps").values
     made = made if len(made) == len(steps) else np.diff(steps, prepend=0.0)
-    seconds = {phase: np.nan_to_num(column.values) / made for phase, column in columns.items()}
-    within = [values for phase, values in seconds.items() if phase not in BEFORE_A_STEP]
+    seconds: dict[str, NDArray[np.float64]] = {
+        phase: np.nan_to_num(column.values) / made for phase, column in columns.items()
+    }
+    within = [values for phase, values in seconds.items() if phase not in OUTSIDE]
     if logged.sum() == len(steps):
         seconds[REST] = np.maximum(0, log.values[logged] - np.sum(within, axis=0))
     groups = {

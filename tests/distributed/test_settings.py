@@ -167,6 +167,7 @@ ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
                   "num_processes", "shard_sentences", "lexicon_translations"]),
         *((f"data.{split}", _CORPUS) for split in ("train", "validation", "test")),
         ("data.synthetic", _STEMS), ("data.inflected", [*_STEMS, "exponent"]),
+        ("data.words", ["sentences", "length", "seed"]),
         ("tokenizer", ["kind", "vocab_size", "min_count", "shared", "oov_buckets", "pieces",
                        "normalize", "lowercase", "split_punctuation"]),
         ("cluster", ["address", "device", "threads_per_worker", "timeout_seconds",
