@@ -14,6 +14,7 @@ from dist_embed.report.columns import BALANCE, MOST, WORKERS, Column
 from dist_embed.report.lines import number
 from dist_embed.report.markup import Markup, table, tag
 from dist_embed.report.runs import RunFigures
+from dist_embed.report.studies import StudyFigures, label_of
 
 _STYLE = Path(__file__).with_name("page.css")
 # Whatever comes from data could not load or run anything either.
@@ -36,20 +37,55 @@ def page(title: str, sections: Sequence[Markup]) -> str:
 
 def runs_sections(runs: Sequence[RunFigures], charts: Sequence[Chart]) -> list[Markup]:
     """What a page says of runs."""
-    facts = [(run.name, _facts(run)) for run in runs]
-    names = list(dict.fromkeys(name for _, of in facts for name in of))
-    rows = [[name, *(of.get(name, "") for _, of in facts)] for name in names]
-    lacking = [
-        tag("li", f"{run.name}: {line}" if len(runs) > 1 else line)
-        for run in runs
-        for line in run.missing
+    facts = [_facts(run) for run in runs]
+    names = list(dict.fromkeys(name for of in facts for name in of))
+    rows = [[name, *(of.get(name, "") for of in facts)] for name in names]
+    missing = [
+        f"{run.name}: {line}" if len(runs) > 1 else line for run in runs for line in run.missing
     ]
-    sections = [tag("section", table(["", *(run.name for run in runs)], rows), class_="facts")]
-    if lacking:
-        sections.append(tag("section", tag("h2", "What is not here"), tag("ul", *lacking)))
+    return [
+        tag("section", table(["", *(run.name for run in runs)], rows), class_="facts"),
+        *_not_here(missing),
+        _charts("Course", charts),
+        *(section for run in runs for section in _texts(run)),
+    ]
+
+
+def study_sections(study: StudyFigures, charts: Sequence[Chart]) -> list[Markup]:
+    """What a page says of a study."""
+    header = ["run", "workers", "target tokens/s", "efficiency", "ms a step", "GiB", "loss", "BLEU",
+              "machine"]  # fmt: skip
+    rows = [
+        [label_of(row), *map(_shown, (
+            row["workers"], row["tokens_per_second"], row["efficiency"],
+            row["step_seconds_p50"] and 1e3 * row["step_seconds_p50"],
+            row["memory_bytes"] and max(row["memory_bytes"]) / 2**30,
+            row["validation_loss"],
+            row["validation_bleu"] if row["test_bleu"] is None else row["test_bleu"],
+        )), f"{row['device'] or '?'}, {row['cores'] or '?'} cores"]
+        for row in study.done
+    ]  # fmt: skip
+    return [
+        tag("section", tag("h2", f"Study {study.name}"), table(header, rows)),
+        *_not_here(study.missing),
+        _charts("Charts", charts),
+    ]
+
+
+def _not_here(lines: Sequence[str]) -> list[Markup]:
+    if not lines:
+        return []
+    items = tag("ul", *(tag("li", line) for line in lines))
+    return [tag("section", tag("h2", "What is not here"), items)]
+
+
+def _charts(title: str, charts: Sequence[Chart]) -> Markup:
     figures = tag("div", *(figure_of(chart) for chart in charts), class_="charts")
-    sections.append(tag("section", tag("h2", "Course"), figures))
-    return sections + [section for run in runs for section in _texts(run)]
+    return tag("section", tag("h2", title), figures)
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else number(value)
 
 
 def made_by(command: str) -> Markup:

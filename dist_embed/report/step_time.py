@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _ROW = 0.17  # inches of a bar
 # Over time: all phases would be more than colours can tell apart.
-_GROUPS = {
+GROUPS = {
     "forward": ("encoder", "decoder", "output"),
     "backward": ("dense backward",),
     "rows: asked for, sent, updated": ("ids exchange", "lookup", "table backward"),
@@ -124,6 +124,6 @@ def _groups(run: RunFigures) -> tuple[NDArray[np.float64], dict[str, NDArray[np.
         seconds[REST] = np.maximum(0, log.values[logged] - np.sum(within, axis=0))
     groups = {
         group: np.sum([seconds.get(phase, np.zeros(len(steps))) for phase in names], axis=0)
-        for group, names in _GROUPS.items()
+        for group, names in GROUPS.items()
     }
     return steps, {group: values for group, values in groups.items() if values.any()}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dist_embed.cli.main import main
 from dist_embed.report.columns import BALANCE, MOST, Column, columns_of, places_of_extremes
 from dist_embed.report.markup import Markup, tag
+from dist_embed.report.page import page, runs_sections
 from dist_embed.report.report import report
 from dist_embed.report.run_charts import run_charts
 from dist_embed.report.runs import RunFigures, names_of, read_run
@@ -254,8 +255,6 @@ def test_a_hundred_thousand_lines_of_metrics_stay_small(tmp_path: Path) -> None:
     long = RunFigures(**{**vars(run), "columns": columns})
     charts = run_charts([long])
     assert len(charts) >= 9
-    from dist_embed.report.page import page, runs_sections
-
     assert len(page("", runs_sections([long], charts))) < 2**21
 
 
