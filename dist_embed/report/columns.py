@@ -61,9 +61,9 @@ def columns_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, Column]:
             elif value is None:
                 note(name, step, math.nan)
             elif kind is list and value and all(type(one) in (int, float) for one in value):
-                workers, most = len(value), max(value)
+                workers, most = max(workers, len(value)), max(value)
                 note(f"{name}{MOST}", step, most)
-                note(f"{name}{BALANCE}", step, most * workers / (sum(value) or math.nan))
+                note(f"{name}{BALANCE}", step, most * len(value) / (sum(value) or math.nan))
         if workers:
             note(WORKERS, step, workers)
     columns = {}

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
-import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_embed.cli.main import main
+from dist_embed.errors import UserError
+from dist_embed.report.chart import write_chart
 from dist_embed.report.columns import BALANCE, MOST, Column, columns_of, places_of_extremes
+from dist_embed.report.lines import number
 from dist_embed.report.markup import Markup, tag
-from dist_embed.report.page import page, runs_sections
+from dist_embed.report.page import page, runs_sections, study_sections
 from dist_embed.report.report import report
 from dist_embed.report.run_charts import run_charts
 from dist_embed.report.runs import RunFigures, names_of, read_run
+from dist_embed.report.studies import folder_of_study, read_study
+from dist_embed.report.study_charts import study_charts
 from dist_embed.run.history import phases_of
 from dist_embed.run.metrics import METRICS_NAME, sound_metrics
+from dist_embed.study.results import write_results
+from tests.unit.study_rows import scaling_rows
 from tests.unit.told_runs import (
     step_line,
     told_run,
@@ -47,8 +53,21 @@ class Elements(HTMLParser):
         self.texts.append(data)
 
 
-def page_of(*runs: str, **options: Any) -> str:
-    return report(runs, command="dist-embed report", **options)
+HOSTILE = "<script>alert(1)<|script>$x_{$ &lt; \" ' <img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def page_text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Of two runs whose names, words and translations would like to be markup."""
+    folder = tmp_path_factory.mktemp("report")
+    lines = [*whole_course(), translation_line(100, HOSTILE, HOSTILE)]
+    runs = [told_run(folder / name, lines) for name in (HOSTILE, "other")]
+    return report(runs, command="dist-embed report")
+
+
+def text_of(run: str) -> str:
+    """What a page says of a run beside its charts."""
+    return " ".join(runs_sections([read_run(run, "run")], []))
 
 
 # Columns
@@ -137,16 +156,17 @@ def test_a_page_says_what_is_not_there(tmp_path: Path) -> None:
     assert "no validation" in said
     assert "no BLEU" in said
     assert "no checkpoint" in said
-    page = page_of(going)
-    assert "not complete: step 60 of 100" in page
-    assert 'id="speed"' in page
-    assert 'id="bleu"' not in page
+    assert "not complete: step 60 of 100" in text_of(going)
+    names = [chart.name for chart in run_charts([read_run(going, "going")])]
+    assert "speed" in names
+    assert "bleu" not in names
 
 
 def test_a_run_that_has_told_nothing_yet_has_a_page(tmp_path: Path) -> None:
     run = told_run(tmp_path / "run", [])
     (tmp_path / "run" / METRICS_NAME).unlink()
-    assert "no metrics yet" in page_of(run)
+    assert "no metrics yet" in text_of(run)
+    assert run_charts([read_run(run, "run")]) == []
 
 
 def test_a_complete_run_lacks_checkpoints_alone(tmp_path: Path) -> None:
@@ -189,39 +209,30 @@ def test_text_is_escaped_wherever_it_stands() -> None:
     assert tag("p", "a\x1b[2J\n") == "<p>a\\x1b[2J\\n</p>"
 
 
-HOSTILE = "<script>alert(1)</script>$x_{$ &lt; \" ' <img src=x onerror=alert(1)>"
-
-
-def test_nothing_that_is_data_is_markup(tmp_path: Path) -> None:
-    lines = [*whole_course(), translation_line(100, HOSTILE, HOSTILE)]
-    run = told_run(tmp_path / HOSTILE.replace("/", "|"), lines)
-    page = page_of(run, told_run(tmp_path / "other", lines))
-    found = Elements(page)
+def test_nothing_that_is_data_is_markup(page_text: str) -> None:
+    found = Elements(page_text)
     assert not {"script", "img", "b", "iframe", "object"} & {*found.names}
     assert not any(name.startswith("on") for name, _ in found.attributes)
-    assert any("<script>alert(1)" in text for text in found.texts)
+    assert sum("<script>alert(1)" in text for text in found.texts) > 20
 
 
-def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
-    page = page_of(told_run(tmp_path / "run", whole_course()))
-    links = [
-        value for name, value in Elements(page).attributes if name in ("src", "href", "xlink:href")
-    ]
+def test_a_page_needs_nothing_else(page_text: str) -> None:
+    pointing = ("src", "href", "xlink:href")
+    links = [value for name, value in Elements(page_text).attributes if name in pointing]
+    assert links
     assert all(link.startswith("#") for link in links)
-    assert "url(http" not in page
-    assert "@import" not in page
+    assert not re.search(r"url\((?!#)|@import", page_text)
 
 
-def test_every_chart_has_its_table_and_ids_are_unique(tmp_path: Path) -> None:
-    runs = [told_run(tmp_path / name, whole_course()) for name in ("one", "two")]
-    page = Elements(page_of(*runs))
+def test_every_chart_has_its_table_and_what_it_points_to(page_text: str) -> None:
+    page = Elements(page_text)
     figures = page.names.count("figure")
-    assert figures == page.names.count("details") == page.names.count("svg") - 2 * 9 - 2 * 6
+    assert figures == page.names.count("details") > 10
+    assert figures + page.names.count("line") == page.names.count("svg")  # lines are those of keys
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len({*ids})
-    known = {*ids}
-    links = [value[1:] for name, value in page.attributes if name == "xlink:href"]
-    assert {*links} <= known
+    assert {value[1:] for name, value in page.attributes if name == "xlink:href"} <= {*ids}
+    assert {*re.findall(r"url\(#(\w+)\)", page_text)} <= {*ids}
 
 
 def test_several_runs_share_charts(tmp_path: Path) -> None:
@@ -233,19 +244,17 @@ def test_several_runs_share_charts(tmp_path: Path) -> None:
     assert {"phases-1", "phases-2"} <= {*charts}
 
 
-def test_colors_are_those_of_the_page(tmp_path: Path) -> None:
-    page = page_of(told_run(tmp_path / "run", whole_course()))
-    svg = page[page.index("</style>") :]
-    assert "#0072b2" not in svg
-    assert "#1a1a1a" not in svg
-    assert "stroke: var(--c0)" in svg
+def test_colors_are_those_of_the_page(page_text: str) -> None:
+    charts = page_text[page_text.index("</style>") :]
+    assert "stroke: var(--c0)" in charts
+    assert {*re.findall(r"(?:fill|stroke): (#\w+)", charts)} == set()
 
 
-def test_charts_are_written_as_files(tmp_path: Path) -> None:
-    (tmp_path / "charts").mkdir()
-    page_of(told_run(tmp_path / "run", whole_course()), charts=tmp_path / "charts")
-    names = {path.name for path in (tmp_path / "charts").iterdir()}
-    assert {"loss.svg", "loss.png", "phases.svg", "time.png"} <= names
+def test_a_chart_is_written_as_files(tmp_path: Path) -> None:
+    run = read_run(told_run(tmp_path / "run", whole_course()), "run")
+    write_chart(run_charts([run])[0], tmp_path)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "loss.svg").read_text()
 
 
 def test_a_hundred_thousand_lines_of_metrics_stay_small(tmp_path: Path) -> None:
@@ -256,6 +265,52 @@ def test_a_hundred_thousand_lines_of_metrics_stay_small(tmp_path: Path) -> None:
     charts = run_charts([long])
     assert len(charts) >= 9
     assert len(page("", runs_sections([long], charts))) < 2**21
+
+
+# Studies
+
+
+def written_study(folder: Path) -> str:
+    folder.mkdir()
+    write_results(str(folder), scaling_rows())
+    return str(folder)
+
+
+def test_a_study_has_its_charts(tmp_path: Path) -> None:
+    study = read_study(written_study(tmp_path / "study"), "study")
+    charts = {chart.name: chart for chart in study_charts(study)}
+    assert {*charts} == {
+        "speed-workers", "step-workers", "memory-workers", "speed-vocabulary", "step-vocabulary",
+        "memory-vocabulary", "efficiency", "phases", "planned-step", "planned-memory", "simulated",
+        "measure-bleu",
+    }  # fmt: skip
+    # Strong and weak, of two vocabularies: of 1, 2 and 4 workers, the last on shared cores.
+    assert len(charts["speed-workers"].key) == 4
+    rows = charts["speed-workers"].table.rows
+    assert rows[2][1:] == ["4", number(1000 * 4**0.8), "3,600", "yes"]
+    assert [row[1] for row in charts["efficiency"].table.rows][:2] == ["1", "2"]
+    assert "SIMULATED" in charts["simulated"].title
+    assert "8xh100" in charts["simulated"].note
+    planned = charts["planned-step"].table.rows[0]
+    assert planned[1:] == ["400", "500", "+25%"]
+
+
+def test_runs_of_a_study_that_were_not_measured_are_named_with_the_reason(tmp_path: Path) -> None:
+    study = read_study(written_study(tmp_path / "study"), "study")
+    assert study.missing == [
+        "workers 8, failed, seed 1: failed: out of memory <b>",
+        "workers 8, skipped, seed 1: skipped: does not fit", "workers 8, waiting, seed 1: waiting",
+    ]  # fmt: skip
+    assert "out of memory &lt;b&gt;" in " ".join(study_sections(study, []))
+
+
+def test_a_study_is_known_by_its_folder_and_by_its_file(tmp_path: Path) -> None:
+    folder = written_study(tmp_path / "study")
+    assert folder_of_study(folder) == folder
+    assert folder_of_study(told_run(tmp_path / "run", [])) is None
+    assert folder_of_study("configs/scale/workers.yaml") == "runs/scale/workers"
+    with pytest.raises(UserError, match="no results in"):
+        read_study(str(tmp_path / "gone"), "gone")
 
 
 # The command
@@ -285,4 +340,3 @@ def test_the_command_writes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     told_run(tmp_path / "RUN", whole_course())
     assert main(["report", "RUN"]) == 0
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
-    assert json.loads((tmp_path / "RUN" / METRICS_NAME).read_text().splitlines()[0])["step"] == 10
