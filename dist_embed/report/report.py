@@ -49,4 +49,5 @@ def report(
     if charts:
         for chart in drawn:
             write_chart(chart, charts)
-    return page(", ".join(one.name for one in (*runs, *studies)), sections)
+    names = [run.name for run in runs] + [study.name for study in studies]
+    return page(", ".join(names), sections)

@@ -58,7 +58,7 @@ def _times(by: float, value: float | None) -> float | None:
 
 def _lines(rows: Sequence[Row], along: str, figure: Figure) -> dict[str, list[Row]]:
     """Rows with the figure by what is alike but for a factor, in its order, where it differs."""
-    place, found = _ALONG[along][1], {}
+    place, found = _ALONG[along][1], dict[str, list[Row]]()
     for row in rows:
         value = figure(row)
         if along in row["levels"] and row[place] and value is not None and not math.isnan(value):
@@ -85,8 +85,8 @@ def _over(
             y = [measured(row) or math.nan for row in own]
             axes.plot(x, y, **style | {"marker": ""}, label=label)
             for row, here in zip(own, y, strict=True):
-                fill = {"markerfacecolor": "none"} if row["oversubscribed"] else {}
-                axes.plot([row[place]], [here], **style, **fill, label="_nolegend_")
+                own_style = style | ({"markerfacecolor": "none"} if row["oversubscribed"] else {})
+                axes.plot([row[place]], [here], **own_style, label="_nolegend_")
             axes.plot(
                 x, [planned(row) or math.nan for row in own], color=style["color"], linewidth=0.7,
                 alpha=0.75, label="_nolegend_",
@@ -129,7 +129,7 @@ def _efficiency(rows: Sequence[Row]) -> Chart | None:
         axes.axhline(1, color=GREY, linestyle="--", linewidth=0.8)
         for place, (label, own) in enumerate(lines.items()):
             x = [row["workers"] for row in own]
-            axes.plot(x, [of(row) for row in own], **look(place), label=label)
+            axes.plot(x, [of(row) or math.nan for row in own], **look(place), label=label)
             thin = {"color": look(place)["color"], "linewidth": 0.7, "alpha": 0.75}
             planned = [row["planned_efficiency"] or math.nan for row in own]
             axes.plot(x, planned, **thin, label="_nolegend_")

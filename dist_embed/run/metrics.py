@@ -64,12 +64,14 @@ class MetricsLog:
         step: int,
         scored_by: str | None = None,
         samples: Sequence[Mapping[str, str]] = (),
+        neighbors: Mapping[str, Sequence[tuple[str, float]]] | None = None,
         **values: Figure | None,
     ) -> None:
         """One line: the step, the time of day (Unix seconds) and what is not None.
 
         A list has a number, finite, for every worker; TensorBoard does not get it. ``samples`` have
-        texts of some sentences by `SAMPLE_KEYS`, ``scored_by`` says how they were scored.
+        texts of some sentences by `SAMPLE_KEYS`, ``neighbors`` of some words the nearest with their
+        cosine, ``scored_by`` says how translations were scored.
         """
         known = {name: value for name, value in values.items() if value is not None}
         # JSON has no NaN: a reader other than Python would refuse the line.
@@ -81,6 +83,8 @@ class MetricsLog:
             line["scored_by"] = scored_by
         if samples:
             line[SAMPLES] = [dict(sample) for sample in samples]
+        if neighbors:
+            line[NEIGHBORS] = {word: list(near) for word, near in neighbors.items()}
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n")
         self._file.flush()
         for name, value in known.items():

@@ -39,6 +39,7 @@ class Quality:
         translations: the translations, in order.
         scored: the same with one character for an unknown word, which no reference has.
         samples: source, reference and translation of some sentences, the same ones each time.
+        neighbors: of words that are watched, the nearest words with their cosine.
     """
 
     bleu: float
@@ -49,6 +50,7 @@ class Quality:
     translations: list[str]
     scored: list[str]
     samples: list[dict[str, str]] = field(default_factory=list)
+    neighbors: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
 
 
 @torch.no_grad()

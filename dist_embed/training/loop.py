@@ -286,6 +286,7 @@ def _report_quality(
         metrics.write(
             state.step, validation_bleu=quality.bleu, validation_chrf=quality.chrf,
             scored_by=quality.signature, samples=quality.samples,
+            neighbors=quality.neighbors,
         )  # fmt: skip
     reporter.line(
         f"step {state.step}: validation BLEU {quality.bleu:.2f}, chrF {quality.chrf:.2f} "
