@@ -161,7 +161,9 @@ class Run:
     def translate(self) -> Quality:
         self.now += OTHER_SECONDS
         self.course.append(("translate", self.state.step))
-        return Quality(21.5, 43.25, "tok:13a", 17, 3.4, [], [])
+        return Quality(
+            21.5, 43.25, "tok:13a", 17, 3.4, [], [], [{"source": "a"}], {"a": [("b", 0.5)]}
+        )  # fmt: skip
 
     def train(
         self, patched: Callable[[str, Any], None] = lambda name, value: None, *,
