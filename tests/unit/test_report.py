@@ -113,10 +113,10 @@ def test_a_stretch_without_a_finite_value_stays_a_gap() -> None:
 
 
 def test_phases_are_means_over_steps_and_the_rest_is_told() -> None:
-    lines = [step_line(10), validation_line(10), step_line(40, made=30, **{"phase/encoder": 9.0})]
+    lines = [step_line(10), validation_line(10), step_line(40, made=30, **{"phase/encoder": 1.5})]
     found = phases_of(lines)
     assert list(found)[:3] == ["agreement", "checkpoint stall", "data wait"]
-    assert found["encoder"] == pytest.approx((0.1 * 10 + 9.0) / 40)
+    assert found["encoder"] == pytest.approx((0.1 * 10 + 1.5) / 40)
     # What a step does before its own clock starts is none of its parts.
     inside = found["data wait"] + found["encoder"] + found["decoder"]
     assert found["rest"] == pytest.approx(0.3 - inside)
