@@ -115,16 +115,21 @@ def _time_line(runs: Sequence[RunFigures]) -> Chart | None:
         axes.set_ylabel("step")
         short_numbers(axes, "y")
 
-    rows = [
-        [name, f"{one.step:,}", moment(one.time), f"{one.size_bytes / 2**20:,.1f}",
-         "" if one.loss is None else f"{one.loss:.4f}"]
-        for name, (run, _) in drawn.items()
-        for one in run.checkpoints
-    ]  # fmt: skip
+    rows = []
+    for name, (run, times) in drawn.items():
+        rows += [
+            [name, f"{what} line of metrics", f"{times.steps[at]:,.0f}", moment(times.values[at])]
+            for what, at in (("first", 0), ("last", -1))
+        ]
+        rows += [
+            [name, "checkpoint", f"{one.step:,}", moment(one.time),
+             f"{one.size_bytes / 2**20:,.1f}", "" if one.loss is None else f"{one.loss:.4f}"]
+            for one in run.checkpoints
+        ]  # fmt: skip
     return Chart(
         "time", "Time line and checkpoints",
         "Marks: complete checkpoints that are there. Level stretches: validation, pauses.", draw,
-        Table(["run", "checkpoint of step", "saved", "MiB", "validation loss"], rows), list(drawn),
+        Table(["run", "what", "step", "time", "MiB", "validation loss"], rows), list(drawn),
     )  # fmt: skip
 
 

@@ -182,8 +182,11 @@ def _coverages(uri: str, config: Config, missing: list[str]) -> list[Coverage]:
 
 
 def moment(seconds: float) -> str:
-    """A time of day, for people."""
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M} UTC"
+    """A time of day, for people; nothing for what is none."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError, OSError):
+        return ""
 
 
 def _counted(number: int, what: str) -> str:

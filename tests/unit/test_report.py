@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_embed.cli.main import main
+from dist_embed.data.token_shards import SIDES
 from dist_embed.errors import UserError
 from dist_embed.report.chart import write_chart
 from dist_embed.report.columns import BALANCE, MOST, Column, columns_of, places_of_extremes
@@ -25,6 +28,7 @@ from dist_embed.report.study_charts import study_charts
 from dist_embed.run.history import phases_of
 from dist_embed.run.metrics import METRICS_NAME, sound_metrics
 from dist_embed.study.results import write_results
+from tests.unit.small_run import small_run, word_tokenizer
 from tests.unit.study_rows import scaling_rows
 from tests.unit.told_runs import (
     step_line,
@@ -192,6 +196,26 @@ def test_wrong_samples_and_neighbours_are_left_out(tmp_path: Path) -> None:
     run = read_run(told_run(tmp_path / "run", [wrong]), "run")
     assert run.sentences == []
     assert run.words[0].neighbors == {100: [("c", 0.5)]}
+
+
+def test_checkpoints_are_on_the_time_line(tmp_path: Path) -> None:
+    vectors = torch.eye(8)[:, :4]
+    told = told_run(tmp_path / "told", [step_line(5), {**step_line(8), "time": None}])
+    saved = small_run(
+        tmp_path, {side: word_tokenizer(["one", "two", "three", "four"]) for side in SIDES},
+        {"shared": vectors}, share="all",
+    )  # fmt: skip
+    Path(saved, METRICS_NAME).write_bytes(Path(told, METRICS_NAME).read_bytes())
+    run = read_run(saved, "run")
+    (checkpoint,) = run.checkpoints
+    assert checkpoint.step == 5
+    assert abs(checkpoint.time - time.time()) < 3600
+    (chart,) = [chart for chart in run_charts([run]) if chart.name == "time"]
+    assert [row[1:3] for row in chart.table.rows] == [
+        ["first line of metrics", "5"], ["last line of metrics", "8"], ["checkpoint", "5"]
+    ]  # fmt: skip
+    (word,) = read_run(saved, "run", ["one"]).words
+    assert len(word.neighbors[5]) == 3
 
 
 def test_runs_have_short_names_that_differ() -> None:
