@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 POINTS = 600  # of a line: more than a chart is wide, in pixels
 TABLE_ROWS = 60  # of a run
 _MARKED = 40  # points; more would be a bar of marks
+_FAR = 4  # times the lowest
 
 
 def line_chart(
@@ -46,8 +47,6 @@ def line_chart(
     labels = list(dict.fromkeys(label for columns in figures.values() for label in columns))
 
     def draw(axes: Axes) -> None:
-        if logarithmic:
-            log_axis(axes, "y")
         for number, (run, columns) in enumerate(drawn.items()):
             own = look(number)
             for label, column in columns.items():
@@ -59,8 +58,10 @@ def line_chart(
                 axes.plot(points.steps, points.values, **own, label=run if strong else "_nolegend_")
         of_steps(axes)
         axes.set_ylabel(unit)
-        if not logarithmic:
-            short_numbers(axes, "y")
+        values = [
+            value for columns in drawn.values() for c in columns.values() for value in c.finite
+        ]
+        scale_axis(axes, "y", values, logarithmic=logarithmic)
 
     lines = f"Strong: {labels[0]}; thin: {' and '.join(labels[1:])}." if labels[1:] else ""
     return Chart(
@@ -76,6 +77,25 @@ def of_steps(axes: Axes) -> None:
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     short_numbers(axes, "x")
+
+
+def scale_axis(
+    axes: Axes, name: Literal["x", "y"], values: Sequence[float], *, logarithmic: bool = True
+) -> None:
+    """Short numbers on an axis, and a logarithmic scale where that is asked for and ``values``, all
+    above 0, lie far apart. Below a ten-thousandth of the highest nothing is shown.
+    """
+    from matplotlib.ticker import LogLocator
+
+    lowest, highest = min(values), max(values)
+    if not logarithmic or lowest <= 0 or highest < _FAR * lowest:
+        short_numbers(axes, name)
+        return
+    log_axis(axes, name)
+    lowest = max(lowest, highest / 1e4)
+    axis, limits = (axes.xaxis, axes.set_xlim) if name == "x" else (axes.yaxis, axes.set_ylim)
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest < 100 * lowest else (1,)))
+    limits(lowest / 1.2, highest * 1.2)
 
 
 def short_numbers(axes: Axes, name: Literal["x", "y"]) -> None:

@@ -29,14 +29,16 @@ def joined(parts: Iterable[str]) -> Markup:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
-    """A table that scrolls by itself where it is too wide. The first column names rows."""
-    head = tag("tr", *(tag("th", text, scope="col", dir="auto") for text in header))
+    """A table that scrolls by itself where it is too wide. The first column names rows.
+    Without a header there is none.
+    """
+    head = tag("thead", tag("tr", *(tag("th", text, scope="col", dir="auto") for text in header)))
     body = [
         tag("tr", tag("th", first, scope="row", dir="auto"),
             *(tag("td", text, dir="auto") for text in rest))
         for first, *rest in rows
     ]  # fmt: skip
-    whole = tag("table", tag("thead", head), tag("tbody", *body))
+    whole = tag("table", *([head] if header else []), tag("tbody", *body))
     return tag("div", whole, class_="wide", tabindex="0")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def study_sections(study: StudyFigures, charts: Sequence[Chart]) -> list[Markup]
         for row in study.done
     ]  # fmt: skip
     return [
-        tag("section", tag("h2", f"Study {study.name}"), table(header, rows)),
+        tag("section", tag("h2", f"Study {study.name}"), table(header, rows), class_="facts"),
         *_not_here(study.missing),
         _charts("Charts", charts),
     ]
@@ -125,7 +126,7 @@ def _facts(run: RunFigures) -> dict[str, str]:
         "most memory of a worker, GiB": number(float(memory.max()) / 2**30) if len(memory) else "",
         "hours since the first line": number((times[-1] - times[0]) / 3600) if len(times) else "",
         "checkpoints that are there": f"{len(run.checkpoints):,}",
-        "waited for them, s": number(float(stall.sum())) if len(stall) else "",
+        "seconds waited for checkpoints": number(float(stall.sum())) if len(stall) else "",
     }  # fmt: skip
     return {name: text for name, text in facts.items() if text}
 
@@ -147,21 +148,31 @@ def _best(column: Column, *, lowest: bool) -> str:
 
 def _texts(run: RunFigures) -> list[Markup]:
     """Translations and neighbours over time."""
-    sections = []
-    if run.sentences:
-        parts = []
-        for sentence in run.sentences:
-            rows = [["source", sentence.source], ["reference", sentence.reference]]
-            rows += [[f"step {step:,}", text] for step, text in sentence.translations.items()]
-            parts.append(tag("div", table(["", ""], rows), class_="texts"))
-        sections.append(tag("section", tag("h2", f"Translations of {run.name}"), *parts))
-    if run.words:
-        parts = []
-        for word in run.words:
-            rows = [
-                [f"step {step:,}", ", ".join(f"{other} {cosine:.2f}" for other, cosine in near)]
-                for step, near in word.neighbors.items()
-            ]
-            parts += [tag("h3", word.word), tag("div", table(["", ""], rows), class_="texts")]
-        sections.append(tag("section", tag("h2", f"Neighbours in {run.name}, with cosine"), *parts))
-    return sections
+    of_sentences = [
+        table((), [["source", one.source], ["reference", one.reference], *_steps(one.translations)])
+        for one in run.sentences
+    ]
+    of_words = [
+        tag("div", tag("h3", one.word), table((), _steps({
+            step: ", ".join(f"{other} {cosine:.2f}" for other, cosine in near)
+            for step, near in one.neighbors.items()
+        })))
+        for one in run.words
+    ]  # fmt: skip
+    titles = {f"Translations of {run.name}": of_sentences,
+              f"Neighbours in {run.name}, with their cosine": of_words}  # fmt: skip
+    return [
+        tag("section", tag("h2", title), tag("div", *parts, class_="texts"))
+        for title, parts in titles.items()
+        if parts
+    ]
+
+
+def _steps(texts: Mapping[int, str]) -> list[list[str]]:
+    """A row for each step after which a text is another one than before."""
+    rows: list[list[str]] = []
+    for text, steps in groupby(texts, key=texts.__getitem__):
+        first, *others = steps
+        to = f" to {others[-1]:,}" if others else ""
+        rows.append([f"step {first:,}{to}", text])
+    return rows

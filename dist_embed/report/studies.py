@@ -48,6 +48,7 @@ def read_study(folder: str, name: str) -> StudyFigures:
         raise UserError(
             f"no results in {folder!r}: {RESULTS_NAME} does not exist; dist-embed study writes it"
         ) from None
+    _without_what_is_alike(rows)
     by_state: dict[str, list[Row]] = {}
     for row in rows:
         by_state.setdefault(row["state"], []).append(row)
@@ -59,6 +60,18 @@ def read_study(folder: str, name: str) -> StudyFigures:
     return StudyFigures(
         name, folder, by_state.get("done", []), by_state.get("simulated", []), missing
     )
+
+
+def _without_what_is_alike(rows: Sequence[Row]) -> None:
+    """Leave levels and seeds that no two rows differ in out of what rows are called by."""
+    ran = [row for row in rows if row["state"] != "simulated"]
+    if len({row["seed"] for row in ran}) == 1:
+        for row in ran:
+            row["seed"] = None
+    for factor in {factor for row in rows for factor in row["levels"]}:
+        if len(rows) > 1 and len({row["levels"].get(factor) for row in rows}) == 1:
+            for row in rows:
+                del row["levels"][factor]
 
 
 def label_of(row: Row, but: Sequence[str] = ()) -> str:

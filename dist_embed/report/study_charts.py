@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from dist_embed.observe.plot import GREY, log_axis
 from dist_embed.report.chart import COLORS, HEIGHT, Chart, Table, look
-from dist_embed.report.lines import number
+from dist_embed.report.lines import number, scale_axis
 from dist_embed.report.step_time import GROUPS
 from dist_embed.report.studies import Row, StudyFigures, label_of
+from dist_embed.study.schema import MEASURES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ _ALONG = {
     "batch": ("tokens a step", "batch_tokens"),
 }
 _PLANNED = "Thin: as planned."
+_PHASES = ("phases", "planned_phases")
 _SHARED = "Open marks: more threads than cores."
 # What is drawn over each factor: name, title, unit, as measured, as planned.
 _FIGURES: tuple[tuple[str, str, str, Figure, Figure], ...] = (
@@ -79,7 +81,6 @@ def _over(
 
     def draw(axes: Axes) -> None:
         log_axis(axes, "x", sorted({row[place] for own in lines.values() for row in own}))
-        log_axis(axes, "y")
         for number_of_line, (label, own) in enumerate(lines.items()):
             style, x = look(number_of_line), [row[place] for row in own]
             y = [measured(row) or math.nan for row in own]
@@ -96,6 +97,9 @@ def _over(
                     x, [y[0] * here / x[0] for here in x], color=GREY, linestyle="--",
                     linewidth=0.8, label="_nolegend_",
                 )  # fmt: skip
+        shown = [measured(row) or math.nan for own in lines.values() for row in own]
+        shown += [planned(row) or math.nan for own in lines.values() for row in own]
+        scale_axis(axes, "y", [value for value in shown if not math.isnan(value)])
         axes.set_xlabel(said)
         axes.set_ylabel(unit)
 
@@ -153,36 +157,41 @@ def _efficiency(rows: Sequence[Row]) -> Chart | None:
 
 def _phases(rows: Sequence[Row]) -> Chart | None:
     """Where each run's steps spend their time, beside where the plan has it."""
-    bars = []
-    for row in rows:
-        if row["phases"]:
-            bars.append((label_of(row), row["phases"]))
-            if row["planned_phases"]:
-                bars.append((f"{label_of(row)}: planned", row["planned_phases"]))
-    if not bars:
+    shown = [row for row in rows if row["phases"]]
+    if not shown:
         return None
     groups = {group: names for group, names in GROUPS.items() if names != (group,)}
 
     def draw(axes: Axes) -> None:
-        ends = [0.0] * len(bars)
-        for place, (group, names) in enumerate(groups.items()):
-            parts = [1e3 * sum(of.get(name, 0.0) for name in names) for _, of in bars]
-            axes.barh(range(len(bars)), parts, 0.75, left=ends, color=COLORS[place], label=group)
-            ends = [end + part for end, part in zip(ends, parts, strict=True)]
-        for at, (label, _) in enumerate(bars):
+        for at, row in enumerate(shown):
             axes.annotate(
-                label, (0, at), xytext=(2, 0), textcoords="offset points", va="center", size=7,
+                label_of(row), (0, 3 * at), xytext=(2, 0), textcoords="offset points",
+                va="center", size=8,
             )  # fmt: skip
+            for below, column in enumerate(_PHASES, start=1):
+                end, of = 0.0, row[column] or {}
+                for place, names in enumerate(groups.values()):
+                    part = 1e3 * sum(of.get(name, 0.0) for name in names)
+                    axes.barh(
+                        3 * at + below, part, 0.9, left=end, color=COLORS[place],
+                        alpha=1 / below,
+                    )  # fmt: skip
+                    end += part
+        for place, group in enumerate(groups):  # for the legend of a file
+            axes.barh(0, 0, color=COLORS[place], label=group)
         axes.set_yticks([])
-        axes.invert_yaxis()
+        axes.set_ylim(3 * len(shown) - 0.3, -0.7)
         axes.set_xlabel("milliseconds a step, mean")
 
+    bars = [(label_of(row), row["phases"]) for row in shown]
+    bars += [(f"{label_of(row)}: planned", row["planned_phases"])
+             for row in shown if row["planned_phases"]]  # fmt: skip
     names = list(dict.fromkeys(name for _, of in bars for name in of))
     table = [[label, *(_text(_times(1e3, of.get(name))) for name in names)] for label, of in bars]
     return Chart(
-        "phases", "Where a step's time goes", "Of worker 0.", draw,
+        "phases", "Where a step's time goes", "Of worker 0. Pale: as planned.", draw,
         Table(["milliseconds a step", *names], table), list(groups),
-        max(HEIGHT, 0.8 + 0.2 * len(bars)),
+        max(HEIGHT, 0.6 + 0.42 * len(shown)),
     )  # fmt: skip
 
 
@@ -198,12 +207,12 @@ def _against_plan(rows: Sequence[Row], drawn: tuple[str, str, str, Figure, Figur
         return None
 
     def draw(axes: Axes) -> None:
-        log_axis(axes, "x")
-        log_axis(axes, "y")
         x, y = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
         ends = [min(x + y) * 0.8, max(x + y) * 1.25]
         axes.plot(ends, ends, color=GREY, linestyle="--", linewidth=0.8)
         axes.plot(x, y, **look(0) | {"linestyle": ""})
+        for name in ("x", "y"):
+            scale_axis(axes, name, ends)
         axes.set_xlabel(f"planned, {unit}")
         axes.set_ylabel("measured")
 
@@ -230,12 +239,13 @@ def _simulated(study: StudyFigures) -> Chart | None:
 
     def draw(axes: Axes) -> None:
         log_axis(axes, "x", sorted({row["workers"] for own in lines.values() for row in own}))
-        log_axis(axes, "y")
         for place, (label, own) in enumerate(lines.items()):
             x, y = [row["workers"] for row in own], [of(row) or math.nan for row in own]
             axes.plot(x, y, **look(place), markerfacecolor="none", label=label)
             ideal = [y[0] * here / x[0] for here in x]
             axes.plot(x, ideal, color=GREY, linestyle="--", linewidth=0.8)
+        shown = [value for own in lines.values() for row in own if (value := of(row))]
+        scale_axis(axes, "y", shown)
         axes.set_xlabel("workers")
         axes.set_ylabel("target tokens/s, simulated")
 
@@ -263,7 +273,7 @@ def _measures(rows: Sequence[Row]) -> list[Chart]:
 
 
 def _measure(rows: Sequence[Row], name: str) -> Chart | None:
-    found: dict[str, dict[int, float]] = {}
+    found: dict[str, dict[int | None, float]] = {}
     for row in rows:
         value = (row["measures"] or {}).get(name)
         if value is not None and math.isfinite(value):
@@ -271,7 +281,7 @@ def _measure(rows: Sequence[Row], name: str) -> Chart | None:
             found.setdefault(levels, {})[row["seed"]] = value
     if not found:
         return None
-    title = name.replace("_", " ")
+    title = MEASURES[name][0] if name in MEASURES else name.replace("_", " ")
 
     def draw(axes: Axes) -> None:
         for at, by_seed in enumerate(found.values()):
@@ -283,12 +293,12 @@ def _measure(rows: Sequence[Row], name: str) -> Chart | None:
         axes.set_xlabel(title)
 
     table = [
-        [levels, f"{seed}", number(value)]
+        [levels, "" if seed is None else f"{seed}", number(value)]
         for levels, by_seed in found.items()
         for seed, value in by_seed.items()
     ]
     return Chart(
-        f"measure-{name.replace('_', '-')}", title.capitalize(), "A mark for each seed.", draw,
+        f"measure-{name.replace('_', '-')}", title[:1].upper() + title[1:], "A mark for each seed.", draw,
         Table(["run", "seed", title], table), height=max(1.4, 0.7 + 0.25 * len(found)),
     )  # fmt: skip
 

@@ -57,6 +57,7 @@ class Elements(HTMLParser):
         self.texts.append(data)
 
 
+pytestmark = pytest.mark.timeout(400)  # a page has dozens of charts
 HOSTILE = "<script>alert(1)<|script>$x_{$ &lt; \" ' <img src=x onerror=alert(1)>"
 
 
@@ -226,6 +227,16 @@ def test_runs_have_short_names_that_differ() -> None:
 # The page
 
 
+def test_equal_translations_are_shown_once(tmp_path: Path) -> None:
+    lines = [translation_line(step, word="w") for step in (10, 20, 30, 40)]
+    for line, text in zip(lines, "abba", strict=True):
+        line["validation_samples"][0]["translation"] = text
+    text = text_of(told_run(tmp_path / "run", lines))
+    assert re.findall(r">(step [^<]*)</th><td dir=.auto.>([ab])<", text) == [
+        ("step 10", "a"), ("step 20 to 30", "b"), ("step 40", "a")
+    ]  # fmt: skip
+
+
 def test_text_is_escaped_wherever_it_stands() -> None:
     assert tag("p", "<b>", Markup("<i></i>"), title='"&') == (
         '<p title="&quot;&amp;">&lt;b&gt;<i></i></p>'
@@ -322,8 +333,8 @@ def test_a_study_has_its_charts(tmp_path: Path) -> None:
 def test_runs_of_a_study_that_were_not_measured_are_named_with_the_reason(tmp_path: Path) -> None:
     study = read_study(written_study(tmp_path / "study"), "study")
     assert study.missing == [
-        "workers 8, failed, seed 1: failed: out of memory <b>",
-        "workers 8, skipped, seed 1: skipped: does not fit", "workers 8, waiting, seed 1: waiting",
+        "workers 8, failed: failed: out of memory <b>",
+        "workers 8, skipped: skipped: does not fit", "workers 8, waiting: waiting",
     ]  # fmt: skip
     assert "out of memory &lt;b&gt;" in " ".join(study_sections(study, []))
 
@@ -361,6 +372,6 @@ def test_bad_input_is_one_line(
 
 def test_the_command_writes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    told_run(tmp_path / "RUN", whole_course())
+    told_run(tmp_path / "RUN", [{"step": 5, "nll": 1.0}])
     assert main(["report", "RUN"]) == 0
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
