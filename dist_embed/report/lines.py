@@ -58,10 +58,9 @@ def line_chart(
                 axes.plot(points.steps, points.values, **own, label=run if strong else "_nolegend_")
         of_steps(axes)
         axes.set_ylabel(unit)
-        values = [
-            value for columns in drawn.values() for c in columns.values() for value in c.finite
-        ]
-        scale_axis(axes, "y", values, logarithmic=logarithmic)
+        finite = [column.finite for columns in drawn.values() for column in columns.values()]
+        ends = [end for values in finite for end in (float(values.min()), float(values.max()))]
+        scale_axis(axes, "y", ends, logarithmic=logarithmic)
 
     lines = f"Strong: {labels[0]}; thin: {' and '.join(labels[1:])}." if labels[1:] else ""
     return Chart(

@@ -298,7 +298,8 @@ def _measure(rows: Sequence[Row], name: str) -> Chart | None:
         for seed, value in by_seed.items()
     ]
     return Chart(
-        f"measure-{name.replace('_', '-')}", title[:1].upper() + title[1:], "A mark for each seed.", draw,
+        f"measure-{name.replace('_', '-')}", title[:1].upper() + title[1:],
+        "A mark for each seed.", draw,
         Table(["run", "seed", title], table), height=max(1.4, 0.7 + 0.25 * len(found)),
     )  # fmt: skip
 
