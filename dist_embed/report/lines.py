@@ -55,7 +55,12 @@ def line_chart(
                 own |= {"marker": own["marker"] if marked else ""}
                 if not strong:
                     own |= {"linewidth": 0.7, "alpha": 0.75}
-                axes.plot(points.steps, points.values, **own, label=run if strong else "_nolegend_")
+                axes.plot(
+                    points.steps,
+                    points.values,
+                    **own,
+                    label=run if label == next(iter(columns)) else "_nolegend_",
+                )
         of_steps(axes)
         axes.set_ylabel(unit)
         finite = [column.finite for columns in drawn.values() for column in columns.values()]
