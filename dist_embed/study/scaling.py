@@ -61,12 +61,14 @@ def simulated_rows(study: ScalingStudy) -> list[Row]:
     """
     if study.simulate is None:
         return []
-    machine = load_machine(study.simulate.machine)
-    return [
-        _simulated(study, combination, workers, machine)
-        for combination in _without_workers(study)
-        for workers in study.simulate.workers
-    ]
+    machine, found = load_machine(study.simulate.machine), []
+    for combination in _without_workers(study):
+        config = _config(study, combination, machine)  # which takes longer than a plan
+        found += [
+            _simulated(study, combination, config, workers, machine)
+            for workers in study.simulate.workers
+        ]
+    return found
 
 
 def _without_workers(study: ScalingStudy) -> Iterator[Combination]:
@@ -76,9 +78,9 @@ def _without_workers(study: ScalingStudy) -> Iterator[Combination]:
 
 
 def _simulated(
-    study: ScalingStudy, combination: Combination, workers: int, machine: Machine
+    study: ScalingStudy, combination: Combination, config: Config, workers: int, machine: Machine
 ) -> Row:
-    config = _config(study, combination, workers, machine)
+    config = grown(config, growth(study, combination, workers))
     found = plan(config, workers, machine)
     seconds = waiting_for_most_asked(found)
     speed = found.tokens_per_second * found.step_seconds / seconds
@@ -116,11 +118,13 @@ def what_breaks(study: ScalingStudy) -> list[Breaks]:
     """Of the most simulated workers, for each other level."""
     assert study.simulate is not None
     machine, workers = load_machine(study.simulate.machine), max(study.simulate.workers)
-    return [
-        Breaks(_simulated(study, combination, workers, machine),
-               _remedies(_config(study, combination, workers, machine), workers, machine))
-        for combination in _without_workers(study)
-    ]  # fmt: skip
+    found = []
+    for combination in _without_workers(study):
+        config = _config(study, combination, machine)
+        row = _simulated(study, combination, config, workers, machine)
+        config = grown(config, growth(study, combination, workers))
+        found.append(Breaks(row, _remedies(config, workers, machine)))
+    return found
 
 
 def _remedies(config: Config, workers: int, machine: Machine) -> list[str]:
@@ -142,18 +146,17 @@ def _remedies(config: Config, workers: int, machine: Machine) -> list[str]:
     return told
 
 
-def _config(
-    study: ScalingStudy, combination: Combination, workers: int, machine: Machine
-) -> Config:
+def _config(study: ScalingStudy, combination: Combination, machine: Machine) -> Config:
+    """Of any number of workers, before its batch has grown with them."""
     assert study.simulate is not None
     nowhere = storage.join(study.folder, "simulated")
     keys = overrides_of(study, combination) | study.simulate.set | {
-        "run.uri": nowhere, "data.uri": nowhere, "cluster.num_workers": workers,
-        "cluster.device": machine.device,
+        "run.uri": nowhere, "data.uri": nowhere, "cluster.device": machine.device,
     }  # fmt: skip
-    overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
-    config = load_config(study.base, overrides)
-    return grown(config, growth(study, combination, workers))
+    return load_config(
+        study.base,
+        [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()],
+    )
 
 
 def grown(config: Config, times: Any) -> Config:
