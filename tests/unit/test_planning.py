@@ -205,7 +205,8 @@ def test_more_workers_hold_less_each(
 
 def test_a_billion_rows_are_planned_without_torch_in_little_memory() -> None:
     code = """
-import resource, sys
+import sys
+from dist_embed.bench.memory import peak_bytes
 from dist_embed.config.load import config_from_dict
 from dist_embed.planning import load_machine, plan
 config = config_from_dict({
@@ -216,7 +217,7 @@ config = config_from_dict({
 found = plan(config, 1024, load_machine("8xh100"))
 assert found.rows_per_worker[1] == 2 * 976563
 print([name for name in ("torch", "numpy", "pyarrow") if name in sys.modules])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peak_bytes() // 2**20)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported, mib = done.stdout.split("\n", 1)
