@@ -10,9 +10,11 @@ from typing import Any
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.observe.phase_names import PhaseName
-from dist_embed.planning import Machine, Plan, load_machine, plan
+from dist_embed.planning import Machine, load_machine, plan
 from dist_embed.planning.balance import request_balance
 from dist_embed.planning.estimate import step_of
+from dist_embed.planning.seconds import StepTime
+from dist_embed.planning.step import Step
 from dist_embed.planning.text import text_of
 from dist_embed.storage import uri as storage
 from dist_embed.study.estimate import planned_columns
@@ -82,7 +84,8 @@ def _simulated(
 ) -> Row:
     config = grown(config, growth(study, combination, workers))
     found = plan(config, workers, machine)
-    seconds = waiting_for_most_asked(found)
+    step = step_of(config, workers, machine, text_of(config))
+    seconds = found.step_seconds + extra_seconds(step, found.request_balance)
     speed = found.tokens_per_second * found.step_seconds / seconds
     levels = Combination({**combination, "workers": str(workers)})
     return {
@@ -92,12 +95,13 @@ def _simulated(
     }  # fmt: skip
 
 
-def waiting_for_most_asked(found: Plan, balance: float | None = None) -> float:
-    """Seconds of a planned step in which rows are as unevenly asked for as they lie, or as
-    ``balance`` says.
+def extra_seconds(step: Step, balance: float) -> float:
+    """By how much a step is longer where one worker is asked for so many times the mean of rows:
+    until it has read, sent and updated them. Latencies and small operations are as they were.
     """
-    asked = sum(found.phases.get(name, 0.0) for name in _ASKED)
-    return found.step_seconds + ((balance or found.request_balance) - 1.0) * asked
+    spent = StepTime(step).spent()
+    of_rows = sum(spent[name].memory + spent[name].network for name in _ASKED)
+    return (balance - 1.0) * of_rows
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,15 @@ def _remedies(config: Config, workers: int, machine: Machine) -> list[str]:
         f"{'fits' if one.fits else 'still too much'}"
         for one in found.remedies
     ]
-    even = request_balance(step_of(config, workers, machine, text_of(config)), replicated=_HEAD)
-    seconds, before = waiting_for_most_asked(found, even), waiting_for_most_asked(found)
+    step = step_of(config, workers, machine, text_of(config))
+    even = request_balance(step, replicated=_HEAD)
+    before, after = (
+        found.step_seconds + extra_seconds(step, one) for one in (found.request_balance, even)
+    )
     told.append(
         f"the {_HEAD:,} most frequent rows on every worker (not built): the fullest shard is asked "
         f"for {even:.2f} times the mean instead of {found.request_balance:.2f}, "
-        f"{before / seconds:.2f} times the tokens/s"
+        f"{before / after:.2f} times the tokens/s"
     )
     return told
 

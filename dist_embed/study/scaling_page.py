@@ -89,7 +89,7 @@ _PLANNED: _Columns = (
 )
 _SIMULATED: _Columns = (
     ("target tokens/s", _figure("planned_tokens_per_second", "{:,.0f}")),
-    ("efficiency", _figure("planned_efficiency", "{:.0%}")),
+    ("efficiency", _figure("planned_efficiency", "{:.1%}")),
     ("step, ms", _figure("planned_step_seconds", "{:,.1f}", 1e3)),
     ("sent by a worker, MB a step", _figure("planned_exchange_bytes", "{:,.1f}", 1e-6)),
     ("asked of the fullest shard ÷ mean", _figure("planned_rows_balance", "{:.2f}")),
