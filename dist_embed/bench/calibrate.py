@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from dist_embed.bench.machine_speeds import measure_speeds
-from dist_embed.bench.planned_runs import Case, Measured, Output, Runs
+from dist_embed.bench.planned_runs import LOG_STEPS, Case, Measured, Output, Runs
 from dist_embed.bench.store_speed import measure_store
 from dist_embed.bench.workers import Say
 from dist_embed.observe.phase_names import PhaseName
@@ -30,7 +30,7 @@ from dist_embed.planning.text import text_of
 # that is alone, in two sizes, and of one among others. A plan is compared with other runs.
 _WORDS: dict[Output, int] = {"exact": 30_000, "sampled": 300_000}
 _ALONE, _AMONG_OTHERS = ((80, 1024), (112, 3072)), ((96, 1536),)
-_LEAST_FACTOR = 0.01
+_STEPS, _LEAST_FACTOR = 4 * LOG_STEPS, 0.01
 # Phases without an exchange, and large enough: they tell how much longer work takes beside others.
 _OWN_WORK: tuple[PhaseName, ...] = ("encoder", "decoder")
 
@@ -99,7 +99,7 @@ class _Probe:
 def _probes(runs: Runs, machine: Machine, workers: int) -> Iterator[_Probe]:
     for output in get_args(Output):
         for width, tokens in _ALONE if workers == 1 else _AMONG_OTHERS:
-            case = Case(output, _WORDS[output], width, workers, tokens * workers)
+            case = Case(output, _WORDS[output], width, workers, tokens * workers, _STEPS)
             config = runs.config(case)
             measured = runs.measured(case)
             step = step_of(config, workers, machine, text_of(config))

@@ -15,9 +15,9 @@ MEMORY_SHARE, MEMORY_BYTES, MEDIAN_ERROR = 0.1, 64 * 2**20, 0.25
 CASES = (
     Case("exact", 10_000, 64, 1, 4096),
     Case("exact", 10_000, 128, 2, 4096),
-    Case("exact", 100_000, 64, 2, 2048),
-    Case("exact", 100_000, 128, 4, 2048, steps=20),
-    Case("exact", 1_000_000, 64, 2, 512, steps=15),
+    Case("exact", 100_000, 64, 2, 2048, steps=12),
+    Case("exact", 100_000, 128, 4, 2048, steps=12),
+    Case("exact", 1_000_000, 64, 2, 512, steps=12),
     Case("sampled", 10_000, 128, 1, 4096),
     Case("sampled", 100_000, 64, 2, 4096),
     Case("sampled", 1_000_000, 128, 4, 4096),

@@ -19,9 +19,8 @@ from dist_embed.run.metrics import read_metrics
 from dist_embed.storage import uri as storage
 from dist_embed.training.tasks import Train
 
-LOG_STEPS = (
-    5  # between two lines of metrics, of which the first, with the first step, does not count
-)
+# Steps between two lines of metrics, of which the first, with the first step, does not count.
+LOG_STEPS = 4
 Output = Literal["exact", "sampled"]
 
 
@@ -43,7 +42,7 @@ class Case:
     width: int
     workers: int
     batch_tokens: int
-    steps: int = 6 * LOG_STEPS
+    steps: int = 5 * LOG_STEPS
 
     def __str__(self) -> str:
         return (

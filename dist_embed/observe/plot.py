@@ -137,8 +137,8 @@ def log_axis(axes: Axes, name: Literal["x", "y"], ticks: Sequence[float] | None 
 
 
 def short_number(value: float) -> str:
-    """As few letters as an axis has room for: 2,048, but 10 k and 4 M."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
+    """As few letters as an axis has room for: 2,048, but 10 k, 4 M and 2 G."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 1e4 and value >= size:
             return f"{value / size:.12g} {unit}"
     return f"{value:,.12g}"

@@ -212,16 +212,17 @@ def load_machine(name: str) -> Machine:
 
 def machine_from_yaml(text: str, origin: str) -> Machine:
     """A machine from the text of a file. Raises ConfigError."""
+    values: object = None
     try:
         values = OmegaConf.to_container(OmegaConf.create(text))
-    except (yaml.YAMLError, OmegaConfBaseException, AssertionError) as exc:
+    except (yaml.YAMLError, OmegaConfBaseException) as exc:
         raise ConfigError(f"{origin}: not valid YAML: {exc}") from None
+    except AssertionError:  # OmegaConf's answer to a bare number
+        pass
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: expected a mapping of figures, see {PAGE}")
     try:
         machine = Machine.model_validate(values)
-    except ConfigError:
-        raise
     except ValidationError as exc:
         raise ConfigError(mistakes(exc, Machine, origin, PAGE)) from None
     if machine.device == "cuda" and machine.device_memory_gib is None:

@@ -211,21 +211,24 @@ class StepTime:
         carried = sum(
             size for name, size in self._sent.items() if "hidden" in name or "logits" in name
         )
-        return self._of(
+        own = self._of(
             flops=products * tokens * rows * width, inner=width,
             values=passes * tokens * rows + 2 * rows * width, operations=operations,
-        ) + self._exchange("all_to_all", carried, times=3 + (0 if step.by_tiles else blocks))  # fmt: skip
+        )  # fmt: skip
+        times = 3 + (0 if step.by_tiles else blocks)
+        return own + self._exchange("all_to_all", carried, times=times)
 
     def _sampled(self) -> Spent:
         step = self.step
         tokens, width = step.target_tokens / step.workers, step.output.table.width
         carried = sum(size for name, size in self._sent.items() if "negatives" in name)
-        return self._of(
+        blocks = max(1.0, 4 * tokens * step.samples / step.output.block_bytes)
+        own = self._of(
             flops=6 * tokens * step.samples * width, inner=width,
             values=_SAMPLED_PASSES * tokens * step.samples + 6 * step.samples * width,
-            operations=_BLOCK_OPERATIONS
-            * max(1.0, 4 * tokens * step.samples / step.output.block_bytes),
-        ) + self._exchange("all_to_all", carried, times=2)  # fmt: skip
+            operations=_BLOCK_OPERATIONS * blocks,
+        )  # fmt: skip
+        return own + self._exchange("all_to_all", carried, times=2)
 
     def _norm(self) -> Spent:
         rows = sum(self.step.distinct_rows.values())

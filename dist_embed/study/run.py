@@ -11,6 +11,7 @@ import os
 import posixpath
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,8 +198,9 @@ def _outcome(
         return Outcome(levels, run.seed, {}, [], {}, row)
     validations = [(step, loss) for step, loss in values["validations"]]
     there = values["machine"]
-    # Now there are prepared data, of which the plan knows more.
-    row |= planner.estimate(run.config).columns() | values.get("figures", {})
+    with suppress(UserError):  # what has been trained counts, whatever a plan says
+        row |= planner.estimate(run.config).columns()  # of prepared data, now that they are there
+    row |= values.get("figures", {})
     row |= {key: there.get(key) for key in ("device", "cores", "memory_gib", "platform", "python",
                                             "versions")}  # fmt: skip
     row |= {"state": "done", "reason": None, "measures": values["measures"]}

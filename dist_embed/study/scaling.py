@@ -10,9 +10,11 @@ from typing import Any
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.observe.phase_names import PhaseName
-from dist_embed.planning import Machine, Plan, load_machine, plan
+from dist_embed.planning import Machine, load_machine, plan
 from dist_embed.planning.balance import request_balance
 from dist_embed.planning.estimate import step_of
+from dist_embed.planning.seconds import StepTime
+from dist_embed.planning.step import Step
 from dist_embed.planning.text import text_of
 from dist_embed.storage import uri as storage
 from dist_embed.study.estimate import planned_columns
@@ -61,12 +63,14 @@ def simulated_rows(study: ScalingStudy) -> list[Row]:
     """
     if study.simulate is None:
         return []
-    machine = load_machine(study.simulate.machine)
-    return [
-        _simulated(study, combination, workers, machine)
-        for combination in _without_workers(study)
-        for workers in study.simulate.workers
-    ]
+    machine, found = load_machine(study.simulate.machine), []
+    for combination in _without_workers(study):
+        config = _config(study, combination, machine)  # which takes longer than a plan
+        found += [
+            _simulated(study, combination, config, workers, machine)
+            for workers in study.simulate.workers
+        ]
+    return found
 
 
 def _without_workers(study: ScalingStudy) -> Iterator[Combination]:
@@ -76,11 +80,12 @@ def _without_workers(study: ScalingStudy) -> Iterator[Combination]:
 
 
 def _simulated(
-    study: ScalingStudy, combination: Combination, workers: int, machine: Machine
+    study: ScalingStudy, combination: Combination, config: Config, workers: int, machine: Machine
 ) -> Row:
-    config = _config(study, combination, workers, machine)
+    config = grown(config, growth(study, combination, workers))
     found = plan(config, workers, machine)
-    seconds = waiting_for_most_asked(found)
+    step = step_of(config, workers, machine, text_of(config))
+    seconds = found.step_seconds + extra_seconds(step, found.request_balance)
     speed = found.tokens_per_second * found.step_seconds / seconds
     levels = Combination({**combination, "workers": str(workers)})
     return {
@@ -90,12 +95,13 @@ def _simulated(
     }  # fmt: skip
 
 
-def waiting_for_most_asked(found: Plan, balance: float | None = None) -> float:
-    """Seconds of a planned step in which rows are as unevenly asked for as they lie, or as
-    ``balance`` says.
+def extra_seconds(step: Step, balance: float) -> float:
+    """By how much a step is longer where one worker is asked for so many times the mean of rows:
+    until it has read, sent and updated them. Latencies and small operations are as they were.
     """
-    asked = sum(found.phases.get(name, 0.0) for name in _ASKED)
-    return found.step_seconds + ((balance or found.request_balance) - 1.0) * asked
+    spent = StepTime(step).spent()
+    of_rows = sum(spent[name].memory + spent[name].network for name in _ASKED)
+    return (balance - 1.0) * of_rows
 
 
 @dataclass(frozen=True)
@@ -116,11 +122,13 @@ def what_breaks(study: ScalingStudy) -> list[Breaks]:
     """Of the most simulated workers, for each other level."""
     assert study.simulate is not None
     machine, workers = load_machine(study.simulate.machine), max(study.simulate.workers)
-    return [
-        Breaks(_simulated(study, combination, workers, machine),
-               _remedies(_config(study, combination, workers, machine), workers, machine))
-        for combination in _without_workers(study)
-    ]  # fmt: skip
+    found = []
+    for combination in _without_workers(study):
+        config = _config(study, combination, machine)
+        row = _simulated(study, combination, config, workers, machine)
+        config = grown(config, growth(study, combination, workers))
+        found.append(Breaks(row, _remedies(config, workers, machine)))
+    return found
 
 
 def _remedies(config: Config, workers: int, machine: Machine) -> list[str]:
@@ -132,28 +140,30 @@ def _remedies(config: Config, workers: int, machine: Machine) -> list[str]:
         f"{'fits' if one.fits else 'still too much'}"
         for one in found.remedies
     ]
-    even = request_balance(step_of(config, workers, machine, text_of(config)), replicated=_HEAD)
-    seconds, before = waiting_for_most_asked(found, even), waiting_for_most_asked(found)
+    step = step_of(config, workers, machine, text_of(config))
+    even = request_balance(step, replicated=_HEAD)
+    before, after = (
+        found.step_seconds + extra_seconds(step, one) for one in (found.request_balance, even)
+    )
     told.append(
         f"the {_HEAD:,} most frequent rows on every worker (not built): the fullest shard is asked "
         f"for {even:.2f} times the mean instead of {found.request_balance:.2f}, "
-        f"{before / seconds:.2f} times the tokens/s"
+        f"{before / after:.2f} times the tokens/s"
     )
     return told
 
 
-def _config(
-    study: ScalingStudy, combination: Combination, workers: int, machine: Machine
-) -> Config:
+def _config(study: ScalingStudy, combination: Combination, machine: Machine) -> Config:
+    """Of any number of workers, before its batch has grown with them."""
     assert study.simulate is not None
     nowhere = storage.join(study.folder, "simulated")
     keys = overrides_of(study, combination) | study.simulate.set | {
-        "run.uri": nowhere, "data.uri": nowhere, "cluster.num_workers": workers,
-        "cluster.device": machine.device,
+        "run.uri": nowhere, "data.uri": nowhere, "cluster.device": machine.device,
     }  # fmt: skip
-    overrides = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()]
-    config = load_config(study.base, overrides)
-    return grown(config, growth(study, combination, workers))
+    return load_config(
+        study.base,
+        [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in keys.items()],
+    )
 
 
 def grown(config: Config, times: Any) -> Config:

@@ -54,6 +54,11 @@ def _memory_against(row: Row) -> str | None:
     return f"{planned / max(row['memory_bytes']) - 1:+.0%}"
 
 
+def _planned_memory(row: Row) -> str:
+    lacks = " (does not fit)" if row["planned_fits"] is False else ""
+    return f"{row['planned_memory_bytes'] / 2**30:,.2f}{lacks}"
+
+
 def _bottleneck(row: Row) -> str | None:
     return row.get("planned_bottleneck")
 
@@ -84,11 +89,11 @@ _PLANNED: _Columns = (
 )
 _SIMULATED: _Columns = (
     ("target tokens/s", _figure("planned_tokens_per_second", "{:,.0f}")),
-    ("efficiency", _figure("planned_efficiency", "{:.0%}")),
+    ("efficiency", _figure("planned_efficiency", "{:.1%}")),
     ("step, ms", _figure("planned_step_seconds", "{:,.1f}", 1e3)),
     ("sent by a worker, MB a step", _figure("planned_exchange_bytes", "{:,.1f}", 1e-6)),
     ("asked of the fullest shard ÷ mean", _figure("planned_rows_balance", "{:.2f}")),
-    ("memory, GiB", _figure("planned_memory_bytes", "{:,.2f}", 2**-30)),
+    ("memory, GiB", _planned_memory),
     ("checkpoint, s", _figure("planned_checkpoint_seconds", "{:,.1f}")),
     ("bottleneck", _bottleneck),
 )

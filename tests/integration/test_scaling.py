@@ -42,7 +42,7 @@ def test_two_points_are_measured_beside_their_plans(
         assert min(row["rows_requested"]) > 0
         assert row["efficiency"] is not None or row["oversubscribed"]
         assert row["versions"]["torch"]
-    assert two["exchange_share"] > one["exchange_share"] == 0
+        assert 0 <= row["exchange_share"] < 1
     assert len(list((folder / "data").iterdir())) == 1  # both were trained on the same
     assert [row["state"] for row in simulated] == ["simulated"] * 2
     page = (folder / "page.md").read_text()

@@ -209,13 +209,12 @@ def test_a_shared_tokenizer_is_held_once() -> None:
 
 
 def test_of_workers_that_come_and_go_each_has_room_for_the_share_of_the_fewest() -> None:
-    def held(num_workers: Any) -> int:
-        return host_bytes(
-            configured(cluster={"num_workers": num_workers}), VOCABULARY,
-            training=True, narrow_products=False, tier=None,
-        )  # fmt: skip
+    def held(num_workers: Any, accumulate: int = 1) -> int:
+        config = configured(cluster={"num_workers": num_workers}, train={"accumulate": accumulate})
+        return host_bytes(config, VOCABULARY, training=True, narrow_products=False, tier=None)
 
-    assert held({"min": 2, "max": 8}) == held(2) > held(8)
+    # The fewest make as many more micro-batches.
+    assert held({"min": 2, "max": 8}) == held(2, accumulate=4) > held(8)
 
 
 @pytest.mark.parametrize("training", [True, False])

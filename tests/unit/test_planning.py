@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dist_embed.bench.words_folder import write_words_folder
+from dist_embed.data.prepare import read_occurrences
 from dist_embed.embedding.memory import READING_BYTES, table_bytes
 from dist_embed.errors import UserError
 from dist_embed.observe.phase_names import PHASES
@@ -116,6 +120,24 @@ def test_phases_are_those_that_a_run_records_and_add_up() -> None:
     assert found.tokens_per_second == pytest.approx(1000 * 0.95 * 0.94 / found.step_seconds)
 
 
+def test_prepared_data_are_asked(tmp_path: Path) -> None:
+    sizes = {"source": 5000, "target": 5000}
+    folder = str(tmp_path / "data")
+    data = write_words_folder(folder, sizes, sentences=400, length=15)
+    config = configured(data={"uri": folder}, tokenizer={"vocab_size": 10**6})
+    found = plan(config, 2, machine())
+    assert found.prepared
+    assert found.rows_per_worker == (2500, 2500)
+    # With its end a target sentence has 16 tokens, the longer side.
+    assert found.tokens_per_second == pytest.approx(1000 * 0.95 / found.step_seconds)
+    often = read_occurrences(data, ["source", "target"])
+    assert often is not None
+    text = np.repeat(np.arange(5000), often)
+    draw, tokens = np.random.default_rng(0), round(500 * 0.95 * (15 / 16 + 1))
+    distinct = np.mean([len(set(draw.choice(text, tokens).tolist())) for _ in range(20)])
+    assert found.distinct_rows == pytest.approx(distinct, rel=0.03)
+
+
 def test_factors_of_the_machine_count() -> None:
     slow = {"exact": {"encoder": {"work": 3.0}}}
     before, after = (estimated(planned(2, on)).phases for on in (machine(), with_factors(slow)))
@@ -212,7 +234,8 @@ def test_more_workers_hold_less_each(
 
 def test_a_billion_rows_are_planned_without_torch_in_little_memory() -> None:
     code = """
-import resource, sys
+import sys
+from dist_embed.bench.memory import peak_bytes
 from dist_embed.config.load import config_from_dict
 from dist_embed.planning import load_machine, plan
 config = config_from_dict({
@@ -223,7 +246,7 @@ config = config_from_dict({
 found = plan(config, 1024, load_machine("8xh100"))
 assert found.rows_per_worker[1] == 2 * 976563
 print([name for name in ("torch", "numpy", "pyarrow") if name in sys.modules])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peak_bytes() // 2**20)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     imported, mib = done.stdout.split("\n", 1)
