@@ -137,7 +137,7 @@ def _efficiency(rows: Sequence[Row]) -> Chart | None:
             thin = {"color": look(place)["color"], "linewidth": 0.7, "alpha": 0.75}
             planned = [row["planned_efficiency"] or math.nan for row in own]
             axes.plot(x, planned, **thin, label="_nolegend_")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.set_xlabel("workers")
         axes.set_ylabel("efficiency")
 
