@@ -61,9 +61,10 @@ def write_words_folder(
         files, digests = write_tokenizers(folder_uri, tokenizers)
         words = _drawn_words(sizes, sentences * length)
         occurrences = {side: _occurrences(words[side], size) for side, size in sizes.items()}
-        both = sum(occurrences.values()) if shared else None
         for side in SIDES:
-            counts = occurrences[side] if both is None else both
+            counts = occurrences[side]
+            if shared:
+                counts = occurrences["source"] + occurrences["target"]
             files |= write_vocabulary(folder_uri, side, tokenizers[side], counts, occurrences[side])
     data = PreparedData(
         {}, sizes, shared, {"train": _train_split(folder_uri, words, sentences, length)},
