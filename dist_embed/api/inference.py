@@ -105,7 +105,7 @@ def config_to_use(
 
     Args:
         run_uri: the run's folder or URL.
-        workers: instead of as many as trained it.
+        workers: instead of as many as trained it; of a range as many as there is room for.
         beam: instead of ``search.beam``.
         candidates: instead of ``search.candidates``; 0: the whole vocabulary.
         replace_unknown: instead of ``search.replace_unknown``.
@@ -115,15 +115,17 @@ def config_to_use(
     from dist_embed.run.folder import read_run_config
 
     config = read_run_config(run_given(run_uri))
-    workers = config.cluster.max_workers if workers is None else whole_number("workers", workers, 1)
     # The machine here need not have the device that trained the run.
-    cluster = config.cluster.model_copy(update={"num_workers": workers, "device": "auto"})
+    instead: dict[str, Any] = {"device": "auto"}
+    if workers is not None:
+        instead["num_workers"] = whole_number("workers", workers, 1)
+    cluster = config.cluster.model_copy(update=instead)
     # Nothing is trained: an optimizer without state, which every device has.
     embedding = config.embedding.model_copy(
         update={"memory": "auto", "exchange": "fp32", "optimizer": "sgd"}
     )
     config = config.model_copy(update={"cluster": cluster, "embedding": embedding})
-    instead: dict[str, Any] = {}
+    instead = {}
     if beam is not None:
         instead["beam"] = whole_number("beam", beam, 1)
     if candidates is not None:

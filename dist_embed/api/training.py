@@ -17,6 +17,7 @@ from dist_embed.installed import WORKERS_NEED, require
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
+from dist_embed.storage import uri as storage
 from dist_embed.training.results import TrainingStopped, TrainResult
 from dist_embed.training.tasks import Train
 
@@ -95,6 +96,7 @@ def _trained(
     word_tables, task, first = False, Train(profile=profile), is_first_process()
     with only_training(config.run.uri) if first else nullcontext():
         if first:  # the others wait for it when they join the group
+            storage.check_writable(config.run.uri, "run.uri")
             data = ensure_data(
                 config, lambda text: show({"kind": "line", "text": text}),
                 executor_at=executor_of(config, launcher),

@@ -24,6 +24,7 @@ ROW_BYTES = (256, 512, 2048)  # of rows that are gathered
 EXCHANGE_BYTES = (1 << 10, 1 << 16, 1 << 22)  # that a worker sends
 _PRODUCT_TOKENS, _PRODUCT_VALUES = 256, 1 << 21  # a block of logits is as large
 _COPIED_BYTES, _TABLE_BYTES, _GATHERED_ROWS = 1 << 26, 1 << 28, 1 << 14
+_SMALL_OPERATIONS = 3
 _SECONDS = 0.4  # for each thing that is measured
 
 Speeds = dict[str, Any]
@@ -85,12 +86,23 @@ def _work(group: Group) -> Speeds:
         rows = torch.randint(len(table), (_GATHERED_ROWS,))
         taken = seconds(lambda t=table, r=rows: t.index_select(0, r))  # type: ignore[misc]
         gather.append({"row_bytes": row_bytes, "gb_s": 1e-9 * row_bytes * len(rows) / taken})
-    small = torch.ones(64)
-    operation = seconds(lambda: small.add(1.0))
     return {
         "products": products, "memory_gb_s": 1e-9 * copied, "gather": gather,
-        "operation_us": 1e6 * operation,
+        "operation_us": 1e6 * seconds(_small_operations(len(types) > 1)) / _SMALL_OPERATIONS,
     }  # fmt: skip
+
+
+def _small_operations(narrow: bool) -> Callable[[], object]:
+    """Three, as a layer has them, of so few values that starting them is what takes time."""
+    layers = torch.nn.Sequential(torch.nn.LayerNorm(64), torch.nn.Linear(64, 64), torch.nn.ReLU())
+    few = torch.randn(8, 64)
+
+    def call() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            found: torch.Tensor = layers(few)
+        return found
+
+    return call
 
 
 def _exchanges(group: Group) -> list[Speeds]:

@@ -26,6 +26,7 @@ from dist_embed.parallel.stop import (
     ending_signal,
     exit_on_signals,
     taken_signal,
+    tell_launcher_in_the_end,
 )
 from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.streams import say
@@ -84,6 +85,7 @@ def _signals_handled(*, for_good: bool) -> Iterator[None]:
         # native code would not hear the signal.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+        tell_launcher_in_the_end()
         yield
         return
     with exit_on_signals(for_good=for_good):

@@ -56,8 +56,11 @@ def _study(arguments: argparse.Namespace) -> None:
     require("matplotlib", "scipy")  # before hours of training
     outcomes = _run(study)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write = _comparison if isinstance(study, TrainingStudy) else _scaling
-    page.write_text(write(study, outcomes, page), encoding="utf-8")
+    if isinstance(study, TrainingStudy):
+        text = _comparison(study, outcomes, page)
+    else:
+        text = _scaling(study, outcomes, page)
+    page.write_text(text, encoding="utf-8")
     print(f"→ {page}")
     failed = sum(outcome.row.get("state") == "failed" for outcome in outcomes)
     if failed:

@@ -25,11 +25,11 @@ from dist_embed.cluster.ray_head import HeadFailed, own_ray
 from dist_embed.cluster.ray_metrics import also_as_gauges
 from dist_embed.cluster.ray_node import Node, quiet_node
 from dist_embed.cluster.ray_private import private_ray
-from dist_embed.cluster.ray_room import Room
+from dist_embed.cluster.ray_room import Room, takes_gpus
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.settings import DeviceChoice
-from dist_embed.parallel.stop import handle_again, request_stop, stop_on_signals
+from dist_embed.parallel.stop import handled_here, request_stop, stop_on_signals
 from dist_embed.storage.temporary import temporary_folder
 
 CONNECT_SECONDS = 10.0
@@ -107,9 +107,7 @@ def launch_ray(
         temporary_folder("dist_embed-ray-") as storage_path,
         connected(address, max_workers) as node,
     ):
-        use_gpu = device == "cuda" or (
-            device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1
-        )
+        use_gpu = takes_gpus(device, lambda text: on_event({"kind": "line", "text": text}))
         room = Room(
             "GPU" if use_gpu else "CPU", min_workers, max_workers,
             timeout_seconds=timeout_seconds, replace_seconds=replace_seconds,
@@ -230,18 +228,17 @@ def _driver(address: str) -> Iterator[Node]:
     # In a thread: in the main one a signal would break off what cannot be taken up again.
     logging.getLogger("ray").setLevel(logging.ERROR)
     thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
     try:
-        try:
-            give_up_at = time.monotonic() + INIT_SECONDS
-            while thread.is_alive() and time.monotonic() < give_up_at:
-                thread.join(POLL_SECONDS)
-        finally:
-            thread.join(CONNECT_SECONDS)
-            if threading.current_thread() is threading.main_thread():
-                # Ray has put a handler of SIGTERM in front of ours, which prints a trace and sets
-                # an alarm that aborts 3 s later (2.60, C++, in whichever thread it is connected).
-                handle_again()
+        # Ray's handler of SIGTERM prints a trace, and sets an alarm that aborts 3 s later (2.60,
+        # C++, in whichever thread it is connected).
+        with handled_here():
+            thread.start()
+            try:
+                give_up_at = time.monotonic() + INIT_SECONDS
+                while thread.is_alive() and time.monotonic() < give_up_at:
+                    thread.join(POLL_SECONDS)
+            finally:
+                thread.join(CONNECT_SECONDS)
         if thread.is_alive():
             raise RunFailed(f"Ray at {address} has not answered within {INIT_SECONDS:.0f} s")
         if failed:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dist_embed.planning.estimate import Plan, Remedy
 
-Row = Sequence[str]
+Row = list[str]
 
 
 def overview(plans: Sequence[Plan]) -> tuple[Row, list[Row]]:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from dist_embed.embedding.memory import table_bytes
 from dist_embed.observe.phase_names import PhaseName
-from dist_embed.planning.machine import Collective, Factor
+from dist_embed.planning.machine import Collective, Dtype, Factor
 from dist_embed.planning.step import Step
 from dist_embed.planning.traffic import Network, traffic
 
@@ -135,7 +135,7 @@ class StepTime:
     ) -> Spent:
         """Products, float32 values that are read or written, and operations."""
         machine, share = self.step.machine, self._share
-        dtype = "bf16" if self.step.narrow else "fp32"
+        dtype: Dtype = "bf16" if self.step.narrow else "fp32"
         compute = flops / machine.flops(dtype, inner) / share
         memory = 4 * values / machine.bytes_per_second() / share
         starting = 1e-6 * machine.operation_us * operations / min(1.0, share)

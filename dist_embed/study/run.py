@@ -152,8 +152,8 @@ def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
     outcomes = []
     lacking: dict[str, dict[str, Any]] = {}
     for number, (run, row) in enumerate(zip(runs, rows, strict=True), start=1):
-        values = results[run.name]
-        if not _is_settled(values) and run.name not in lacking:
+        # The same run may stand for two combinations: of strong and weak scaling.
+        if not _is_settled(results[run.name]) and run.name not in lacking:
             say(f"run {number} of {len(runs)}: {run.name}")
             if started_from[run.name] and begun_from[run.name] is None:
                 recorded = unchanged.record(started_from[run.name], say)
@@ -164,8 +164,7 @@ def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
             else:
                 results[run.name] = made
                 storage.write_text(kept[run.name], json.dumps(made, indent=1) + "\n")
-        # The same run may stand for two combinations: of strong and weak scaling.
-        values = results[run.name] if _is_settled(results[run.name]) else None
+        values = None if run.name in lacking else results[run.name]
         outcomes.append(_outcome(run, row, planner, values, lacking.get(run.name, {})))
         if isinstance(study, ScalingStudy):
             set_efficiencies([*rows, *simulated])
@@ -269,7 +268,7 @@ def _planned(study: Study, combination: Combination, seed: int) -> PlannedRun:
         raise ConfigError(
             f"{study.base}: data.{missing[0]}: missing; a study scores its runs with it"
         )
-    name = f"{_without_scaling(combination).key}_seed{seed}_{_digest(study, config)}"
+    name = f"{_key(study, combination)}_seed{seed}_{_digest(study, config)}"
     # Runs that need the same data share it.
     uris = {
         "run": storage.join(study.folder, "runs", name),
@@ -282,11 +281,11 @@ def _planned(study: Study, combination: Combination, seed: int) -> PlannedRun:
     return PlannedRun(name, combination, seed, config)
 
 
-def _without_scaling(combination: Combination) -> Combination:
-    """Strong and weak scaling begin with the same run: it has one name. A comparison has no such
-    factor of its own, but may.
-    """
-    return Combination({name: level for name, level in combination.items() if name != SCALING})
+def _key(study: Study, combination: Combination) -> str:
+    """Of a run's name. Strong and weak scaling begin with the same run, which has one."""
+    if isinstance(study, TrainingStudy):
+        return combination.key
+    return Combination({n: level for n, level in combination.items() if n != SCALING}).key
 
 
 def _has(config: Config, split: str) -> bool:

@@ -119,7 +119,10 @@ def scaling_page(
         f"Every run is {set_up_of(study)}" + (f"; {', '.join(same)}" if same else "") + ".\n",
     ]  # fmt: skip
     if rows:
-        parts += ["## Measured\n", _table(rows, shown, _SPEED), _EXPLAINED]
+        several = len(study.grid.workers) > 1  # else there is nothing to be more efficient than
+        columns = tuple(one for one in _SPEED if several or one[1] is not _efficiency)
+        parts += ["## Measured\n", _table(rows, shown, columns), _EXPLAINED]
+        parts += [_EFFICIENCY] if several else []
     if plot_name:
         parts.append(f"![target tokens a second]({plot_name})\n")
     if rows:
@@ -135,8 +138,10 @@ def scaling_page(
     return "\n".join(parts)
 
 
-_EXPLAINED = """\
+_EFFICIENCY = """\
 *Efficiency*: tokens/s for each thread (or GPU), by that of the fewest workers in the same rows.
+"""
+_EXPLAINED = """\
 *Waiting for data*, *exchange*: their share of a step, the latter with all waits for other workers.
 *Memory*: of the worker that held most. Times are of all log lines but the first.
 """

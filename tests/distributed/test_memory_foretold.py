@@ -71,7 +71,7 @@ def configured(
 ) -> Config:
     values: dict[str, Any] = {
         "run": {"uri": str(folder)}, "data": {"synthetic": {}},
-        "train": {"max_steps": 9, "batch_tokens": 256},  # about as many as `run` makes
+        "train": {"max_steps": 9, "batch_tokens": 32},  # about as many as `run` makes
         "cluster": {"launcher": "local", "num_workers": num_workers},
         "embedding": {"width": WIDTH},
         "model": {"width": 32, "feed_forward": 32, "heads": 2, "encoder_layers": 1,

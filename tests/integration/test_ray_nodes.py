@@ -125,7 +125,7 @@ class Training:
             self.said.append(line.rstrip())
 
     def losses(self) -> dict[int, float]:
-        return metrics(self.run) if (self.run / "metrics.jsonl").exists() else {}
+        return metrics(self.run)
 
     def until(self, reached: Callable[[], bool]) -> None:
         deadline = time.monotonic() + SECONDS

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_embed.bench.words_folder import write_words_folder
 from dist_embed.data.prepare import read_occurrences
+from dist_embed.data.words_folder import write_words_folder
 from dist_embed.embedding.memory import READING_BYTES, table_bytes
 from dist_embed.errors import UserError
 from dist_embed.observe.phase_names import PHASES

@@ -159,6 +159,7 @@ def test_what_does_not_fit_is_skipped_and_listed(
         study, outcomes, [], command="x", plot_name=None, simulated_plot_name=None
     )  # fmt: skip
     assert "- 20000000, seed 1: skipped: does not fit by its plan" in page
+    assert "fficiency" not in page  # there is one number of workers
     monkeypatch.setattr(estimate, "available_bytes", lambda: 2**40)
     run(study)
     assert len(stand.asked) == 2
