@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dist_embed.bench.zipf import zipf, zipf_probability
+from dist_embed.data.zipf import zipf, zipf_probability
 from dist_embed.embedding.plan import shard_of
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.errors import UserError

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_embed.bench.zipf import zipf
+from dist_embed.data.zipf import zipf
 
 Draw = Literal["distinct", "zipf", "power-law"]
 DRAWS: tuple[Draw, ...] = get_args(Draw)
@@ -23,7 +23,7 @@ def draw_ids(draw: Draw, num_rows: int, count: int, seed: int, device: torch.dev
     """Ids below ``num_rows``: [count] int64 on ``device``; the same for equal arguments.
 
     Args:
-        draw: ``distinct``: each another, all equally likely; ``zipf``: `dist_embed.bench.zipf`;
+        draw: ``distinct``: each another, all equally likely; ``zipf``: `dist_embed.data.zipf`;
             ``power-law``: as `power_law`.
         num_rows: V; with ``distinct`` at least ``count``.
         count: how many.

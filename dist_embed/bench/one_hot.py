@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_embed.bench.memory import peak_bytes, reset_peak
-from dist_embed.bench.zipf import zipf
+from dist_embed.data.zipf import zipf
 from dist_embed.embedding.memory import GIB
 from dist_embed.observe.plot import GREY, INK, label_ends, log_axis, plot_into
 

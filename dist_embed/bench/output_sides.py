@@ -28,7 +28,7 @@ from dist_embed.bench.output_check import (
     plain_sampled_cross_entropy,
 )
 from dist_embed.bench.passes import WARM_UP, Marks, Passes, measured
-from dist_embed.bench.zipf import zipf
+from dist_embed.data.zipf import zipf
 from dist_embed.embedding.memory import GIB, available_bytes, logits_block_bytes, table_bytes
 from dist_embed.embedding.own_rows import OwnRows, OwnRowsKernel
 from dist_embed.embedding.plan import TableSpec

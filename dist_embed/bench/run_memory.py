@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from dist_embed.bench.vocabulary_cases import SAMPLED, SENTENCE_TOKENS, Case, case_config
 from dist_embed.bench.vocabulary_memory import largest_that
-from dist_embed.bench.words_folder import write_words_folder
 from dist_embed.bench.workers import Say
 from dist_embed.cluster.launch import launch
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.data.words_folder import write_words_folder
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder

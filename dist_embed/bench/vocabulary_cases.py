@@ -13,7 +13,6 @@ from dist_embed.bench.device_tables import build_filled_translator
 from dist_embed.bench.plain_model import Step, plain_training_step
 from dist_embed.bench.plain_sparse import SparseSampled
 from dist_embed.bench.workers import Prepare, as_it_is
-from dist_embed.bench.zipf import zipf
 from dist_embed.checkpoint.of_tables import live_tensors
 from dist_embed.checkpoint.state import LiveTensor
 from dist_embed.config.load import config_from_dict
@@ -21,6 +20,7 @@ from dist_embed.config.schema import Config
 from dist_embed.data.batch import build_batch
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.data.token_shards import TokenPairs
+from dist_embed.data.zipf import zipf
 from dist_embed.parallel.group import Group
 from dist_embed.training.assemble import (
     build_dense_optimizer,

@@ -10,6 +10,7 @@ from dist_embed.cli import (
     bench_lookup,
     bench_one_hot,
     bench_output,
+    bench_plan,
     bench_search,
     bench_step,
     bench_training,
@@ -30,3 +31,4 @@ def add_commands(commands: Any) -> None:
     bench_search.add_kinds(kinds)
     bench_words.add_kinds(kinds)
     bench_cluster.add_kinds(kinds)
+    bench_plan.add_kinds(kinds)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
 from dist_embed.config.schema import Config
-from dist_embed.data.settings import CorpusSection
+from dist_embed.data.settings import CorpusSection, WordsSection
 from dist_embed.errors import ConfigError
 
 # As many as there are special tokens; data.tokenizer is a layer below.
@@ -37,6 +37,11 @@ def _without_effect(config: Config) -> Iterator[str]:
         yield (
             f"train.translate_every: {every} is not allowed without data.validation, which it "
             "translates; set it to 0"
+        )
+    if config.train.neighbors_of and not every:
+        yield (
+            f"train.neighbors_of: {config.train.neighbors_of} is not allowed without "
+            "train.translate_every, at which neighbours are recorded"
         )
 
 
@@ -105,9 +110,13 @@ def _problems(config: Config) -> Iterator[str]:
         )
     yield from _word_problems(config)
     yield from _table_problems(config)
-    generated = [name for name in ("synthetic", "inflected") if getattr(data, name) is not None]
+    kinds = ("synthetic", "inflected", "words")
+    generated = [name for name in kinds if getattr(data, name) is not None]
     if len(generated) > 1:
-        yield "data.inflected: not allowed beside data.synthetic, which generates the corpora too"
+        yield (
+            f"data.{generated[1]}: not allowed beside data.{generated[0]}, which generates the "
+            "corpora too"
+        )
     elif not generated and data.train is None:
         yield (
             "data.train: missing; give data.train, or data.synthetic or data.inflected to generate "
@@ -116,10 +125,29 @@ def _problems(config: Config) -> Iterator[str]:
     for name in ("train", "validation", "test"):
         if generated and getattr(data, name) is not None:
             yield f"data.{name}: not allowed beside data.{generated[0]}, which generates it"
+    if data.words:
+        yield from _generated_word_problems(config, data.words)
     for name in ("train", "validation", "test"):
         corpus = getattr(data, name)
         if corpus is not None:
             yield from _corpus_problems(f"data.{name}", corpus)
+
+
+def _generated_word_problems(config: Config, words: WordsSection) -> Iterator[str]:
+    """Of sentences without a text."""
+    kind, longest = config.tokenizer.kind, config.data.max_tokens
+    if kind != "word":
+        yield f"tokenizer.kind: {kind!r} is not allowed with data.words, which are whole words"
+    if words.length >= longest:
+        yield (
+            f"data.words.length: {words.length} is not allowed with data.max_tokens={longest}: "
+            "a sentence has an end too"
+        )
+    if config.data.lexicon_translations:
+        yield (
+            f"data.lexicon_translations: {config.data.lexicon_translations} is not allowed with "
+            "data.words: no word is another's translation"
+        )
 
 
 def _word_problems(config: Config) -> Iterator[str]:

@@ -53,12 +53,15 @@ def _now() -> str:
 
 
 def with_old_names(values: dict[str, Any]) -> dict[str, Any]:
-    """A whole configuration as it was written before keys were renamed and a default was changed:
-    by digests of that, results of studies are known.
+    """A whole configuration as it was written before keys were renamed or added and a default was
+    changed: by digests of that, results of studies are known.
     """
     checkpoint, cluster = dict(values["checkpoint"]), dict(values["cluster"])
     saving = checkpoint.pop("saving")
     checkpoint |= {"asynchronous": saving == "behind", "low_memory": saving == "in_place"}
     if cluster["launcher"] == "auto":
         cluster["launcher"] = "ray"
-    return values | {"checkpoint": checkpoint, "cluster": cluster}
+    data = dict(values["data"])
+    if data["words"] is None:
+        del data["words"]
+    return values | {"checkpoint": checkpoint, "cluster": cluster, "data": data}

@@ -36,10 +36,12 @@ from dist_embed.data.settings import (
     InflectedSection,
     SyntheticSection,
     TokenizerSection,
+    WordsSection,
 )
 from dist_embed.data.text_form import Lowercase, TextForm
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
+from dist_embed.data.words_folder import write_words_folder
 from dist_embed.errors import UserError
 from dist_embed.section import CORPUS_FILES, NOT_PREPARED, keys_marked, known_keys
 from dist_embed.storage import uri as storage
@@ -297,6 +299,8 @@ def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]
 def _prepare(
     config: Config, folder: str, settings: dict[str, Any], say: Say, executor: Executor
 ) -> PreparedData:
+    if config.data.words:
+        return _generate_words(config, config.data.words, folder, settings, say)
     generated = config.data.synthetic or config.data.inflected
     corpora = _generate(generated, folder, say) if generated else _given_corpora(config)
     if config.data.max_sentences:
@@ -367,7 +371,7 @@ def _data_settings(config: Config) -> dict[str, Any]:
     data = config.data.model_dump()
     settings = {
         f"data.{name}.{key}": value
-        for name in ("train", "validation", "test", "synthetic", "inflected")
+        for name in ("train", "validation", "test", "synthetic", "inflected", "words")
         for key, value in (data.pop(name) or {}).items()
     }
     settings |= {f"data.{key}": value for key, value in data.items()}
@@ -399,6 +403,19 @@ def _parallel_text(corpus: CorpusSection) -> ParallelText:
         files(corpus.pairs),
         (corpus.source_column, corpus.target_column),
     )
+
+
+def _generate_words(
+    config: Config, wanted: WordsSection, folder: str, settings: dict[str, Any], say: Say
+) -> PreparedData:
+    form = "nfc" if config.tokenizer.normalize == "auto" else config.tokenizer.normalize
+    words = config.tokenizer.vocab_size
+    say(f"generating {wanted.sentences:,} sentence pairs of {words:,} words")
+    return write_words_folder(
+        folder, dict.fromkeys(SIDES, words), shared=config.tokenizer.shared,
+        sentences=wanted.sentences, length=wanted.length, seed=wanted.seed,
+        settings=settings | {_NORMALIZE: form},
+    )  # fmt: skip
 
 
 def _generate(

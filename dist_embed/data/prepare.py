@@ -109,7 +109,7 @@ def _encoded(
                     f"{taken_over:,} of {len(blocks):,} shards had been finished by a preparation "
                     "that was ended: they were taken over"
                 )
-            files |= _write_blocks(data_uri, splits[name], blocks)
+            files |= write_blocks(data_uri, splits[name], blocks)
     if splits["train"].sentences == 0:
         train_split = splits["train"]
         raise UserError(
@@ -232,7 +232,7 @@ def _gathered(
     return split, blocks, taken_over
 
 
-def _write_blocks(data_uri: str, split: Split, blocks: list[ShardBlocks]) -> dict[str, FileInfo]:
+def write_blocks(data_uri: str, split: Split, blocks: list[ShardBlocks]) -> dict[str, FileInfo]:
     """The index of a split's blocks; returns what proves it."""
     names = [shard.name for shard in split.shards]
     name = index_name(names[0])

@@ -82,6 +82,17 @@ class InflectedSection(Section):
     seed: Annotated[int, EXPERT] = Field(1, ge=0, description="Decides lexicon and sentences.")
 
 
+class WordsSection(Section):
+    """Sentences without a text, for measurements: as many words as `tokenizer.vocab_size` says, as
+    frequent as in a natural text (Zipf's law by rank). Nothing can be learned from them, so there
+    is nothing to validate on.
+    """
+
+    sentences: PositiveInt = Field(20_000, description="Training sentence pairs.")
+    length: PositiveInt = Field(31, description="Words of each sentence, without its end.")
+    seed: Annotated[int, EXPERT] = Field(1, ge=0, description="Decides the sentences.")
+
+
 class DataSection(Section):
     """The corpora and how they are prepared."""
 
@@ -93,6 +104,9 @@ class DataSection(Section):
     )
     inflected: InflectedSection | None = Field(
         None, description="Or generate these, with over a million words on each side."
+    )
+    words: Annotated[WordsSection | None, Later(None), EXPERT] = Field(
+        None, description="Or these, of a vocabulary of any size, to measure with: no text is read."
     )
     train: CorpusSection | None = Field(None, description="Training pairs.")
     validation: CorpusSection | None = Field(

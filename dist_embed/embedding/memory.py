@@ -14,8 +14,8 @@ from dist_embed.checkpoint.settings import Saving
 from dist_embed.embedding.plan import TableSpec, shard_of
 from dist_embed.embedding.settings import Tier, Weights
 
-# A worker process with torch, torchrec and fbgemm loaded, and some for activations. A whole run
-# with a table of 146 rows peaked at 0.46 GiB ("peak memory of worker 0" at the end of `train`).
+# A worker process with torch, torchrec and fbgemm loaded. A whole run with a table of 146 rows
+# peaked at 0.46 GiB ("peak memory of worker 0" at the end of `train`).
 # CUDA takes host memory too: how much has not been measured.
 PROCESS_BYTES = 512 * 2**20
 CUDA_PROCESS_BYTES = 768 * 2**20
@@ -168,27 +168,36 @@ class OutputNeeds:
 
 @dataclass(frozen=True)
 class Replicated:
-    """What every worker holds whole, however many there are.
+    """What every worker holds of its own, whole tables aside.
 
     Attributes:
         words: of the tokenizers that are held in memory; of both sides together, where they have no
             shared one.
         parameters: of the dense model.
+        activation_bytes: what a step keeps of the dense model's forward for its backward.
+        exchange_bytes: a step's rows, their gradients, and both on their way.
     """
 
     words: int = 0
     parameters: int = 0
+    activation_bytes: int = 0
+    exchange_bytes: int = 0
 
     @property
     def dense_bytes(self) -> int:
         """Of the dense model's parameters."""
         return 4 * self.parameters
 
+    @property
+    def of_a_step(self) -> dict[str, int]:
+        """What a step holds beside gradients and the output layer's, by part."""
+        return {"activations": self.activation_bytes, "vectors": self.exchange_bytes}
 
-def beside_tables_bytes(
+
+def output_memory(
     output: OutputNeeds, num_workers: int, *, training: bool = True, copied: bool = False
-) -> int:
-    """Bytes that a step needs beside the tables, as far as they can be foretold.
+) -> dict[str, int]:
+    """Bytes that the output layer needs in a step beside the tables, by part.
 
     A block of logits, and one more of narrow products; the negatives of the sampled layer; where
     the exact output layer is trained, the gradient of its shard, float32, and where it goes by
@@ -196,16 +205,82 @@ def beside_tables_bytes(
     On a GPU three blocks are counted: nobody has measured there what libraries take beside them.
     """
     blocks = 3 if output.device == "cuda" else 1.5 if output.narrow_products else 1
-    needed = int(blocks * output.block_bytes)
+    needed = {"logits": int(blocks * output.block_bytes)}
     if training:
-        needed += ROWS_OF_A_NEGATIVE * 4 * output.table.width * output.negatives
+        needed["negatives"] = ROWS_OF_A_NEGATIVE * 4 * output.table.width * output.negatives
     if training and output.exact:
         shard = shard_of(output.table.num_rows, 0, num_workers).physical_rows * output.table.width
-        needed += 4 * shard * output.trained
+        needed["gradient of all rows"] = 4 * shard * output.trained
         tokens = block_tokens(output.block_bytes, output.table.num_rows, num_workers)
         if tokens >= LEAST_BLOCK_TOKENS[output.device] and (copied or output.narrow_products):
-            needed += (2 if output.narrow_products else 4) * shard
+            needed["rows for products"] = (2 if output.narrow_products else 4) * shard
     return needed
+
+
+def beside_tables_bytes(
+    output: OutputNeeds, num_workers: int, *, training: bool = True, copied: bool = False
+) -> int:
+    """Bytes that a step needs beside the tables, as far as they can be foretold: the sum of
+    `output_memory`.
+    """
+    return sum(output_memory(output, num_workers, training=training, copied=copied).values())
+
+
+def worker_memory(
+    specs: list[TableSpec],
+    optimizer: str,
+    num_workers: int,
+    output: OutputNeeds,
+    replicated: Replicated,
+    *,
+    saving: Saving | None,
+    store: Literal["local", "remote"] = "local",
+    weights: Weights = "fp32",
+    tier: Tier | None = None,
+    process_bytes: int | None = None,
+) -> dict[str, int]:
+    """Estimate of the host memory of a worker that trains, by part: on the CPU, or with a GPU and
+    ``tier``.
+
+    Process, words, tables and dense model with state, the copy through which checkpoints are saved
+    and loaded, and what the sampler and a step need: the most that is held at once, of loading,
+    building the sampler and training; so parts of the other times are not there. Without ``saving``
+    nothing is loaded or saved. With a GPU not what pinned memory is rounded up to.
+    ``process_bytes``: of a process with its libraries, where that has been measured.
+    """
+    states = 4 * _state_values(specs, optimizer, num_workers)
+    rows = sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs) - states
+    process = _process_bytes(tier) if process_bytes is None else process_bytes
+    held = {"process": process + READING_BYTES[store]}
+    held["words"] = tokenizer_bytes(replicated.words)
+    dense, moments = replicated.dense_bytes, _MOMENTS * replicated.dense_bytes
+    copy = rows + states + dense + moments
+    step: dict[str, int] = {}
+    if tier is None:
+        held |= {"rows": rows, "optimizer of tables": states}
+        held |= {"dense model": dense, "AdamW": moments}
+        step = (
+            {"dense gradients": dense} | replicated.of_a_step | output_memory(output, num_workers)
+        )
+    else:
+        in_host = (host_table_bytes(s, optimizer, num_workers, weights, tier) for s in specs)
+        held["rows"] = sum(in_host)
+    loading = 0 if saving is None else copy
+    if saving == "in_place":
+        loading = loading_in_place_bytes(specs, optimizer, num_workers, weights, tier)
+    kept = {"copy for checkpoints": copy if saving == "behind" else 0}
+    sampler = {"sampler": SAMPLER_BYTES * output.sampler_words}
+    building = {"building the sampler": SAMPLER_BUILDING_BYTES * output.sampler_words}
+    building_shares = {"building the sampler": SAMPLER_BUILDING_BYTES * output.share_words}
+    shares = {"shares of words": SHARES_BYTES * output.share_words}
+    times: list[dict[str, int]] = [  # of two that take as much the first is told
+        kept | sampler | shares | step | {"writing a checkpoint": WRITING_BYTES[store]},
+        kept | building,
+        kept | sampler | building_shares,  # made from counts as well
+        {"loading a checkpoint": loading},
+    ]
+    most = max(times, key=lambda parts: sum(parts.values()))
+    return {part: size for part, size in (held | most).items() if size}
 
 
 def worker_bytes(
@@ -220,37 +295,19 @@ def worker_bytes(
     weights: Weights = "fp32",
     tier: Tier | None = None,
 ) -> int:
-    """Estimate of the host memory of a worker that trains: on the CPU, or with a GPU and ``tier``.
+    """The sum of `worker_memory`."""
+    parts = worker_memory(
+        specs, optimizer, num_workers, output, replicated,
+        saving=saving, store=store, weights=weights, tier=tier,
+    )  # fmt: skip
+    return sum(parts.values())
 
-    Process, tokenizers, tables and dense model with state, the copy through which checkpoints are
-    saved and loaded, and what the sampler and a step need: the most that is held at once, of
-    loading, building the sampler and training. Without ``saving`` nothing is loaded or saved.
-    Not the dense model's activations, beyond what `PROCESS_BYTES` has for them; with a GPU not what
-    pinned memory is rounded up to.
-    """
-    tables = sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs)
-    dense = (1 + _MOMENTS) * replicated.dense_bytes
-    copy = tables + dense
-    loading = 0 if saving is None else copy
-    if saving == "in_place":
-        loading = loading_in_place_bytes(specs, optimizer, num_workers, weights, tier)
-    kept = copy if saving == "behind" else 0
-    if tier is None:
-        step = beside_tables_bytes(output, num_workers) + replicated.dense_bytes
-        held = copy
-    else:
-        step = 0
-        held = sum(host_table_bytes(spec, optimizer, num_workers, weights, tier) for spec in specs)
-    held += tokenizer_bytes(replicated.words)
-    sampler = SAMPLER_BYTES * output.sampler_words
-    staying = sampler + SHARES_BYTES * output.share_words
-    most = max(
-        loading,
-        kept + SAMPLER_BUILDING_BYTES * output.sampler_words,
-        kept + sampler + SAMPLER_BUILDING_BYTES * output.share_words,  # made from counts as well
-        kept + staying + step + WRITING_BYTES[store],
+
+def _state_values(specs: list[TableSpec], optimizer: str, num_workers: int) -> int:
+    return sum(
+        _STATE_VALUES[optimizer](spec.width) * shard_of(spec.num_rows, 0, num_workers).physical_rows
+        for spec in specs
     )
-    return _process_bytes(tier) + READING_BYTES[store] + held + most
 
 
 def inference_bytes(

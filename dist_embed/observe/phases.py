@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +19,8 @@ from torch.autograd.graph import Node
 from torch.profiler import record_function
 
 from dist_embed.observe.clocks import Clock, clock_of
+from dist_embed.observe.phase_names import PHASES, PhaseName
 
-# In the order of a step. `agreement`: what all workers agree on between two steps. `gradient norm`:
-# norms, and the exchange of the step's sums, in which a GPU's host waits for its results.
-PhaseName = Literal[
-    "agreement", "checkpoint stall", "data wait", "ids exchange", "lookup", "encoder", "decoder",
-    "output", "dense backward", "gradient norm", "optimizer", "table backward",
-]  # fmt: skip
-PHASES: tuple[PhaseName, ...] = get_args(PhaseName)
 STEP, WAITING = "step", "waiting for workers"  # the whole, and what of it is no work of its own
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from fractions import Fraction
 from itertools import product
 from os import PathLike
 from typing import Any
@@ -16,7 +17,15 @@ from dist_embed.errors import ConfigError, UserError
 from dist_embed.mistakes import mistakes
 from dist_embed.storage import uri as storage
 from dist_embed.streams import say
-from dist_embed.study.schema import Level, TrainingStudy
+from dist_embed.study.schema import (
+    GRID_KEYS,
+    SCALING,
+    STUDIES,
+    Level,
+    ScalingStudy,
+    Study,
+    TrainingStudy,
+)
 
 
 class Combination(dict[str, str]):
@@ -31,7 +40,7 @@ class Combination(dict[str, str]):
         )
 
 
-def load_study(path: str | PathLike[str]) -> TrainingStudy:
+def load_study(path: str | PathLike[str]) -> Study:
     """Read and check a study's file. Raises UserError."""
     path = storage.given(path, "study")
     try:
@@ -46,33 +55,50 @@ def load_study(path: str | PathLike[str]) -> TrainingStudy:
         raise ConfigError(f"{path}: expected a mapping")
     if values.get("kind") == "one_hot":
         raise ConfigError(f"{path}: kind: one_hot is a measurement now: dist-embed bench one-hot")
+    kind = values.get("kind", "training")
+    if not isinstance(kind, str) or kind not in STUDIES:
+        raise ConfigError(f"{path}: kind: {kind!r} is not allowed: {' or '.join(STUDIES)}")
+    form = STUDIES[kind]
     try:
-        study = TrainingStudy.model_validate(values)
+        study: Study = form.model_validate(values)
     except ValidationError as exc:
-        raise ConfigError(mistakes(exc, TrainingStudy, path, "docs/studies/keys.md")) from None
+        raise ConfigError(mistakes(exc, form, path, "docs/studies/keys.md")) from None
     study = study.model_copy(update={"base": _base(path, study.base)})
-    _check(study, path)
+    problems = _problems(study) if isinstance(study, TrainingStudy) else _grid_problems(study)
+    if problems:
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
     return study
 
 
-def combinations(study: TrainingStudy) -> list[Combination]:
+def combinations(study: Study) -> list[Combination]:
     """All of them, the last factor changing fastest."""
     names = [factor.name for factor in study.factors]
     levels = [[level.name for level in factor.levels] for factor in study.factors]
     return [Combination(zip(names, chosen, strict=True)) for chosen in product(*levels)]
 
 
-def levels_of(study: TrainingStudy, factor: str) -> list[Level]:
+def levels_of(study: Study, factor: str) -> list[Level]:
     """The levels of a factor, by its name."""
     return next(found.levels for found in study.factors if found.name == factor)
 
 
-def overrides_of(study: TrainingStudy, combination: Combination) -> dict[str, Any]:
-    """The keys that the runs of a combination set."""
+def overrides_of(study: Study, combination: Combination) -> dict[str, Any]:
+    """The keys that the runs of a combination set; of a grid's weak scaling all but the batch."""
     merged = dict(study.set)
     for factor, level in combination.items():
         merged |= next(one.set for one in levels_of(study, factor) if one.name == level)
     return merged
+
+
+def growth(study: Study, combination: Combination, workers: int | None = None) -> int | Fraction:
+    """How many times the batch of the fewest workers a run has: 1 but for weak scaling.
+
+    ``workers``: instead of those of the combination.
+    """
+    if not isinstance(study, ScalingStudy) or combination.get(SCALING) != "weak":
+        return 1
+    there = int(combination["workers"]) if workers is None else workers
+    return Fraction(there, min(study.grid.workers))
 
 
 def _base(path: str, base: str) -> str:
@@ -99,8 +125,42 @@ def _base(path: str, base: str) -> str:
     return beside
 
 
-def _check(study: TrainingStudy, path: str) -> None:
-    """Names that refer to nothing. Raises ConfigError."""
+def _grid_problems(study: ScalingStudy) -> list[str]:
+    """What contradicts itself in a study of scaling."""
+    problems = []
+    lists = {f"grid.{name}": getattr(study.grid, name) for name in GRID_KEYS}
+    lists |= {"seeds": study.seeds, "scaling": study.scaling}
+    lists |= {"simulate.workers": study.simulate.workers} if study.simulate else {}
+    for name, given in lists.items():
+        if len(set(given)) < len(given):
+            problems.append(f"{name}: {given} has one twice")
+    if not study.factors:
+        problems.append(f"grid: empty; give one of {', '.join(GRID_KEYS)}")
+    if "weak" in study.scaling and not study.grid.workers:
+        problems.append("scaling: 'weak' is not allowed without grid.workers")
+    if study.simulate and not study.grid.workers:
+        problems.append("simulate: not allowed without grid.workers, which it goes on")
+    for where, keys in (
+        ("set", study.set),
+        ("simulate.set", study.simulate.set if study.simulate else {}),
+    ):
+        for name, of_grid in GRID_KEYS.items():
+            if getattr(study.grid, name):
+                problems += [
+                    f"{where}.{key}: not allowed beside grid.{name}, which sets it"
+                    for key in of_grid
+                    if key in keys
+                ]
+        problems += [
+            f"{where}.{key}: not allowed: the study sets it"
+            for key in ("run.uri", "run.seed", "data.uri")
+            if key in keys
+        ]
+    return problems
+
+
+def _problems(study: TrainingStudy) -> list[str]:
+    """Names that refer to nothing."""
     levels = {f.name: {level.name for level in f.levels} for f in study.factors}
     problems = []
     if len(levels) < len(study.factors):
@@ -145,5 +205,4 @@ def _check(study: TrainingStudy, path: str) -> None:
         without = [level.name for level in along.levels if level.x is None] if along else []
         if along and without and (study.plot.logarithmic or len(without) < len(along.levels)):
             problems.append(f"plot: {without[0]!r} of {study.plot.x!r} needs `x`")
-    if problems:
-        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+    return problems

@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_embed.study.plan import Combination, combinations
 from dist_embed.study.run import TRAINING_TOKENS, Outcome
-from dist_embed.study.schema import MEASURES, Expectation, Measure, TrainingStudy
+from dist_embed.study.schema import MEASURES, Expectation, Measure, Study, TrainingStudy
 from dist_embed.study.summary import (
     LOWER_IS_BETTER,
     Comparison,
@@ -42,8 +42,15 @@ def study_page(
         parts.append(f"![{MEASURES[study.plot.measure][0]}]({plot_name})\n")
     if study.expectations:
         parts += ["## What was expected\n", _rule(study), _judged(study, found)]
+    parts += not_made(outcomes)
     parts.append(made_on([outcome.machine for outcome in outcomes]))
     return "\n".join(parts)
+
+
+def not_made(outcomes: Sequence[Outcome]) -> list[str]:
+    """The runs of which there are no figures, and why: a part of the page, where there are any."""
+    told = [outcome.lacks for outcome in outcomes if outcome.lacks]
+    return ["## Without figures\n", *(f"- {line}" for line in told), ""] if told else []
 
 
 def _rule(study: TrainingStudy) -> str:
@@ -105,9 +112,8 @@ def _notes(study: TrainingStudy) -> list[str]:
 
 
 def _set_up(study: TrainingStudy, *, some_left_out: bool) -> str:
-    same = ", ".join(f"`{key}={_plain(value)}`" for key, value in study.set.items())
     lines = [
-        f"Every run is `{Path(study.base).name}`" + (f" with {same}" if same else "") + ".",
+        f"Every run is {set_up_of(study)}.",
         f"{len(study.seeds)} seeds for each row: mean ± standard deviation over seeds"
         + (", without those that are told beside a figure" if some_left_out else "")
         + ". The checkpoint with the lowest validation loss is scored.",
@@ -128,6 +134,12 @@ def _set_up(study: TrainingStudy, *, some_left_out: bool) -> str:
             lines.append(f"| {level.name} | {keys or 'nothing'} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def set_up_of(study: Study) -> str:
+    """The configuration of a study, and what all its runs set."""
+    same = ", ".join(f"`{key}={_plain(value)}`" for key, value in study.set.items())
+    return f"`{Path(study.base).name}`" + (f" with {same}" if same else "")
 
 
 def _table(study: TrainingStudy, found: dict[str, dict[Measure, Summary]]) -> str:
@@ -186,7 +198,7 @@ def command_of(arguments: Sequence[str]) -> str:
 def made_on(machines: Sequence[dict[str, Any]]) -> str:
     """Machines and versions of the measurements, for the end of a page."""
     told: list[str] = []
-    for machine in machines:
+    for machine in filter(None, machines):
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         line = (
             f"{machine['cores']} cores, {machine['memory_gib']:g} GiB, {machine['device']}; "
@@ -194,6 +206,8 @@ def made_on(machines: Sequence[dict[str, Any]]) -> str:
         )
         if line not in told:
             told.append(line)
+    if not told:
+        return "Written by the command above. No run has figures.\n"
     return (
         f"Written by the command above. Measured on: {'; and on: '.join(told)}. Speeds share the "
         "machine with whatever else it did; compare them with care.\n"

@@ -1,18 +1,23 @@
-"""Trains and scores the runs of a study; what is done already is not done again."""
+"""Trains and scores the runs of a study; what is done already is not done again, what does not fit
+is skipped, and a run that fails ends no other.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import os
 import posixpath
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from dist_embed.api.data import prepare
 from dist_embed.api.inference import evaluate
 from dist_embed.api.training import train
 from dist_embed.bench.report import machine
@@ -24,7 +29,7 @@ from dist_embed.config.renamed import with_old_names
 from dist_embed.config.schema import Config
 from dist_embed.data.preparation import data_digest
 from dist_embed.data.token_shards import PreparedData
-from dist_embed.errors import ConfigError, RunStopped
+from dist_embed.errors import ConfigError, DistEmbedError, RunStopped, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.stop import taken_signal
@@ -32,10 +37,15 @@ from dist_embed.run.metrics import read_metrics
 from dist_embed.section import NO_RESULT, keys_marked
 from dist_embed.storage import uri as storage
 from dist_embed.study import unchanged
-from dist_embed.study.plan import Combination, combinations, overrides_of
-from dist_embed.study.schema import TrainingStudy
+from dist_embed.study.estimate import Estimate, Planner
+from dist_embed.study.measured import figures_of
+from dist_embed.study.plan import Combination, combinations, growth, overrides_of
+from dist_embed.study.results import described, write_results
+from dist_embed.study.scaling import grown, set_efficiencies, simulated_rows
+from dist_embed.study.schema import SCALING, ScalingStudy, Study, TrainingStudy, WordVectors
 from dist_embed.study.word_vectors import ensure_word_vectors
-from dist_embed.training.results import Evaluation, TrainingStopped
+from dist_embed.training.results import Evaluation, TrainingStopped, TrainResult
+from dist_embed.training.step_seconds import threads_per_worker
 
 Say = Callable[[str], None]
 # Stands for the study's folder in values of keys.
@@ -64,9 +74,11 @@ class Outcome:
     Attributes:
         levels: factor to level.
         seed: of the run.
-        measures: see `dist_embed.study.schema.MEASURES`; without ``steps_to_reference``.
+        measures: see `dist_embed.study.schema.MEASURES`; without ``steps_to_reference``. None of a
+            run that was not made, and in a study of scaling.
         validations: steps and validation losses.
-        machine: where it ran, see `dist_embed.bench.report.machine`.
+        machine: where it ran, see `dist_embed.bench.report.machine`; empty: it was not made.
+        row: its columns in the file of results, see `dist_embed.study.results`.
     """
 
     levels: dict[str, str]
@@ -74,6 +86,18 @@ class Outcome:
     measures: dict[str, float]
     validations: list[tuple[int, float]]
     machine: dict[str, Any]
+    row: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lacks(self) -> str | None:
+        """Why there are no figures of it, in a line; None where there are."""
+        if self.row.get("state") not in ("failed", "skipped"):
+            return None
+        # A failure of a worker ends with its error, behind a traceback.
+        reason = [line for line in self.row["reason"].splitlines() if line.strip()] or ["no reason"]
+        told = reason[-1] if self.row["state"] == "failed" else reason[0]
+        named = ", ".join([*self.levels.values(), f"seed {self.seed}"])
+        return f"{named}: {self.row['state']}: {told.strip()}"
 
 
 @dataclass(frozen=True)
@@ -93,23 +117,28 @@ class PlannedRun:
     config: Config
 
 
-def run_study(study: TrainingStudy, on_event: Callable[[Event], None]) -> list[Outcome]:
+def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
     """Train and score every run that has no result yet; returns all results. A run that was scored
-    in another way is scored again, without being trained where its checkpoints are there.
+    in another way is scored again, without being trained where its checkpoints are there. One that
+    failed before is tried again.
 
-    Seed after seed: what the machine does meanwhile then falls on all combinations.
+    Seed after seed: what the machine does meanwhile then falls on all combinations. After each the
+    file of results is written, see `dist_embed.study.results`.
 
     Raises:
-        UserError: a configuration that cannot be, or files that have changed since figures were
-            made from them; said before anything is trained.
-        RunFailed, RunStopped: a run failed, or was asked to stop; the same call goes on there.
+        UserError: a configuration that cannot be, a folder of another study, or files that have
+            changed since figures were made from them; said before anything is trained.
+        RunStopped: it was asked to stop; the same call goes on there.
     """
 
     def say(text: str) -> None:
         on_event({"kind": "line", "text": text})
 
-    runs = planned_runs(study)
-    for vectors in study.word_vectors:
+    runs, planner = planned_runs(study), Planner(study.machine)
+    _check_folder(study)
+    simulated = simulated_rows(study) if isinstance(study, ScalingStudy) else []
+    rows = [_row_of(run, planner.estimate(run.config)) for run in runs]
+    for vectors in _word_vectors(study):
         ensure_word_vectors(vectors, study.folder, say)
     unchanged.check_corpora([run.config for run in runs], say)
     kept = {run.name: storage.join(study.folder, "results", f"{run.name}.json") for run in runs}
@@ -121,25 +150,105 @@ def run_study(study: TrainingStudy, on_event: Callable[[Event], None]) -> list[O
     for name, recorded in begun_from.items():
         unchanged.check(recorded, started_from[name], f"the run {name}", say)
     outcomes = []
-    for number, run in enumerate(runs, start=1):
-        values = results[run.name]
-        if values is None or values.get("scoring") != SCORING:
+    lacking: dict[str, dict[str, Any]] = {}
+    for number, (run, row) in enumerate(zip(runs, rows, strict=True), start=1):
+        # The same run may stand for two combinations: of strong and weak scaling.
+        if not _is_settled(results[run.name]) and run.name not in lacking:
             say(f"run {number} of {len(runs)}: {run.name}")
             if started_from[run.name] and begun_from[run.name] is None:
                 recorded = unchanged.record(started_from[run.name], say)
                 storage.write_text(notes[run.name], json.dumps(recorded, indent=1) + "\n")
-            values = _train_and_score(run.config, on_event) | {"scoring": SCORING}
-            storage.write_text(kept[run.name], json.dumps(values, indent=1) + "\n")
-        validations = [(step, loss) for step, loss in values["validations"]]
-        outcomes.append(
-            Outcome(
-                dict(run.combination), run.seed, values["measures"], validations, values["machine"]
-            )
-        )
+            made = _made(study, run, planner, on_event)
+            if "state" in made:
+                lacking[run.name] = made
+            else:
+                results[run.name] = made
+                storage.write_text(kept[run.name], json.dumps(made, indent=1) + "\n")
+        values = None if run.name in lacking else results[run.name]
+        outcomes.append(_outcome(run, row, planner, values, lacking.get(run.name, {})))
+        if isinstance(study, ScalingStudy):
+            set_efficiencies([*rows, *simulated])
+        write_results(study.folder, [*rows, *simulated])
+        if said := outcomes[-1].lacks:
+            say(said)
     return outcomes
 
 
-def planned_runs(study: TrainingStudy) -> list[PlannedRun]:
+def _row_of(run: PlannedRun, estimate: Estimate) -> dict[str, Any]:
+    """The columns of a run whose turn has not come yet."""
+    row = {"name": run.name, "state": "waiting", **described(run.config, run.combination)}
+    cluster = run.config.cluster
+    if not cluster_address(run.config) and resolve_device(cluster.device) == "cpu":
+        threads = cluster.max_workers * threads_per_worker(run.config)
+        row["oversubscribed"] = threads > len(os.sched_getaffinity(0))
+    else:
+        row["threads_per_worker"] = None
+    return row | estimate.columns()
+
+
+def _outcome(
+    run: PlannedRun, row: dict[str, Any], planner: Planner, values: dict[str, Any] | None,
+    lacks: dict[str, Any],
+) -> Outcome:  # fmt: skip
+    """Of a run that has been made, or not; its ``row`` is filled in."""
+    levels = dict(run.combination)
+    if values is None:
+        row |= lacks
+        return Outcome(levels, run.seed, {}, [], {}, row)
+    validations = [(step, loss) for step, loss in values["validations"]]
+    there = values["machine"]
+    with suppress(UserError):  # what has been trained counts, whatever a plan says
+        row |= planner.estimate(run.config).columns()  # of prepared data, now that they are there
+    row |= values.get("figures", {})
+    row |= {key: there.get(key) for key in ("device", "cores", "memory_gib", "platform", "python",
+                                            "versions")}  # fmt: skip
+    row |= {"state": "done", "reason": None, "measures": values["measures"]}
+    return Outcome(levels, run.seed, values["measures"], validations, there, row)
+
+
+def _is_settled(values: dict[str, Any] | None) -> bool:
+    return values is not None and values.get("scoring") == SCORING
+
+
+def _made(
+    study: Study, run: PlannedRun, planner: Planner, on_event: Callable[[Event], None]
+) -> dict[str, Any]:
+    """A run's result; or its state and the reason where there is none."""
+    try:
+        if why_not := _cannot_fit(run.config, planner, on_event):
+            return {"state": "skipped", "reason": why_not}
+        make = _train_and_score if isinstance(study, TrainingStudy) else _train_and_measure
+        return make(run.config, on_event) | {"scoring": SCORING}
+    except RunStopped:
+        raise
+    except (DistEmbedError, OSError) as exc:
+        return {"state": "failed", "reason": str(exc) or type(exc).__name__}
+
+
+def _cannot_fit(config: Config, planner: Planner, on_event: Callable[[Event], None]) -> str | None:
+    """Why a run is not tried; None: it is."""
+    found = planner.estimate(config)
+    if found.fits is False and not found.plan.prepared and not config.data.words:
+        prepare(config, on_event=on_event)  # the text may have fewer words than it may have
+        found = planner.estimate(config)
+    return found.why_not() if found.fits is False else None
+
+
+def _check_folder(study: Study) -> None:
+    """Refuse a folder with the results of another study; what earlier versions left is believed."""
+    uri = storage.join(study.folder, "study.json")
+    own, there = {"kind": study.kind, "title": study.title}, _read(uri)
+    if there is None:
+        storage.write_text(uri, json.dumps(own, ensure_ascii=False) + "\n")
+    elif there != own:
+        raise UserError(
+            f"folder: {study.folder!r} has the results of another study, {there.get('title')!r} "
+            f"(kind: {there.get('kind')}): give this one a folder of its own, or, where it is the "
+            f"same one with another title, remove {uri}"
+        )
+
+
+def planned_runs(study: Study) -> list[PlannedRun]:
     """All runs, the first seed's first. Raises ConfigError."""
     return [
         _planned(study, combination, seed)
@@ -148,18 +257,18 @@ def planned_runs(study: TrainingStudy) -> list[PlannedRun]:
     ]
 
 
-def _planned(study: TrainingStudy, combination: Combination, seed: int) -> PlannedRun:
+def _planned(study: Study, combination: Combination, seed: int) -> PlannedRun:
     keys = overrides_of(study, combination) | {"run.uri": study.folder, "run.seed": seed}
     written = {key: json.dumps(value, ensure_ascii=False) for key, value in keys.items()}
     folder = study.folder.rstrip("/")  # an object store would look for two slashes
     overrides = [f"{key}={value.replace(FOLDER_MARK, folder)}" for key, value in written.items()]
-    config = load_config(study.base, overrides)
+    config = grown(load_config(study.base, overrides), growth(study, combination))
     missing = [split for split in ("validation", "test") if not _has(config, split)]
-    if missing:
+    if missing and isinstance(study, TrainingStudy):
         raise ConfigError(
             f"{study.base}: data.{missing[0]}: missing; a study scores its runs with it"
         )
-    name = f"{combination.key}_seed{seed}_{_digest(study, config)}"
+    name = f"{_key(study, combination)}_seed{seed}_{_digest(study, config)}"
     # Runs that need the same data share it.
     uris = {
         "run": storage.join(study.folder, "runs", name),
@@ -172,12 +281,19 @@ def _planned(study: TrainingStudy, combination: Combination, seed: int) -> Plann
     return PlannedRun(name, combination, seed, config)
 
 
+def _key(study: Study, combination: Combination) -> str:
+    """Of a run's name. Strong and weak scaling begin with the same run, which has one."""
+    if isinstance(study, TrainingStudy):
+        return combination.key
+    return Combination({n: level for n, level in combination.items() if n != SCALING}).key
+
+
 def _has(config: Config, split: str) -> bool:
     data = config.data
     return bool(data.synthetic or data.inflected or getattr(data, split))
 
 
-def _digest(study: TrainingStudy, config: Config) -> str:
+def _digest(study: Study, config: Config) -> str:
     """Of what decides a run's result: its settings, and how the word vectors are made that it
     starts from. What files hold is `unchanged`'s to say; where the study's folder lies
     does not matter.
@@ -194,7 +310,7 @@ def _digest(study: TrainingStudy, config: Config) -> str:
              for start in starts if start for key in ("uri", "words")}  # fmt: skip
     made = [
         vectors.model_dump(mode="json")
-        for vectors in study.word_vectors
+        for vectors in _word_vectors(study)
         if posixpath.basename(vectors.output) in files
     ]
     every = config.checkpoint.every_steps
@@ -206,11 +322,15 @@ def _digest(study: TrainingStudy, config: Config) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _vector_files(study: TrainingStudy, config: Config) -> list[str]:
+def _word_vectors(study: Study) -> list[WordVectors]:
+    return [] if isinstance(study, ScalingStudy) else study.word_vectors
+
+
+def _vector_files(study: Study, config: Config) -> list[str]:
     """The files of vectors that a run starts from, but for those that the study makes."""
     made = {
         storage.absolute(storage.join(study.folder, vectors.output))
-        for vectors in study.word_vectors
+        for vectors in _word_vectors(study)
     }
     tables = [config.embedding.tables.source, config.embedding.tables.target,
               config.embedding.tables.output]  # fmt: skip
@@ -219,7 +339,8 @@ def _vector_files(study: TrainingStudy, config: Config) -> list[str]:
     return sorted({file for file in files if file not in made})
 
 
-def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[str, Any]:
+def _trained(config: Config, on_event: Callable[[Event], None]) -> TrainResult:
+    """Train to the end. Raises RunStopped where it was asked to stop, also in the last step."""
     try:
         # The run's name has a digest of what decides on it: other differences are none.
         trained = train(config, force=True, on_event=on_event)
@@ -228,21 +349,42 @@ def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[
         trained, stopped = exc.result, 1
     if stopped:
         raise RunStopped(f"stopped as asked after step {trained.steps} of {config.run.uri}")
+    return trained
+
+
+def _train_and_measure(config: Config, on_event: Callable[[Event], None]) -> dict[str, Any]:
+    data = PreparedData.read(_trained(config, on_event).data_folder)
+    return _result(config, data, read_metrics(config.run.uri))
+
+
+def _train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[str, Any]:
+    trained = _trained(config, on_event)
     found = evaluate(
         config, training_tokens=TRAINING_TOKENS, data_folder=trained.data_folder, on_event=on_event
     )
     data = PreparedData.read(trained.data_folder)
     lines = read_metrics(config.run.uri)
+    result = _result(config, data, lines)
+    validations = dict(result["validations"])
+    result["measures"] = _measures(config, data, found, lines, validations)
+    result["figures"] |= {"test_bleu": found.bleu, "validation_loss": validations.get(found.step)}
+    return result
+
+
+def _result(config: Config, data: PreparedData, lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is kept of a run whose checkpoint is not scored."""
     validations = [
         (line["step"], line["validation_loss"])
         for line in lines
         if line.get("validation_loss") is not None
     ]
     device = torch.device(resolve_device(config.cluster.device))
+    words = {f"{side}_words": size for side, size in data.vocabulary_size.items()}
     return {
-        "measures": _measures(config, data, found, lines, dict(validations)),
+        "measures": {},
         "validations": validations,
         "machine": machine(device_name(device)),
+        "figures": figures_of(lines) | words,
     }
 
 

@@ -81,7 +81,7 @@ def summaries(
         found[combination.key] = {
             measure: _steps_to_reference(study, combination, own, outcomes)
             if measure == "steps_to_reference"
-            else Summary([outcome.measures[measure] for outcome in own])
+            else Summary([outcome.measures.get(measure, math.nan) for outcome in own])
             for measure in MEASURES
             if measure != "steps_to_reference" or study.reference
         }

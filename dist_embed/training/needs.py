@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from dist_embed.config.schema import Config
@@ -14,6 +15,7 @@ from dist_embed.embedding.memory import (
     logits_block_bytes,
     table_bytes,
     worker_bytes,
+    worker_memory,
 )
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.settings import Tier
@@ -22,6 +24,10 @@ from dist_embed.model.translation_tables import TABLE_OF_ROLE, rows_of_role, tra
 from dist_embed.storage.uri import is_local
 from dist_embed.training.samples import samples_of_a_step
 from dist_embed.training.table_settings import table_settings
+
+# Of each of a worker's tokens: a row on either side and of the right answer, each where it was
+# fetched and laid out, with its gradient, and both where they travel.
+_VECTORS_OF_A_TOKEN = 3 * 4
 
 
 def output_needs(
@@ -44,7 +50,7 @@ def output_needs(
     """
     model = config.model
     name = TABLE_OF_ROLE[model.share_embeddings]["output"]
-    table, settings = _specs(config, vocabulary_size)[name], table_settings(config).get(name)
+    table, settings = specs_of(config, vocabulary_size)[name], table_settings(config).get(name)
     exact, workers = model.output == "exact", num_workers or config.cluster.min_workers
     words, negatives = vocabulary_size["target"], 0
     if not exact:
@@ -84,26 +90,72 @@ def host_bytes(
     ``training``: else it evaluates or translates. ``tier``: None on the CPU. ``word_tables``:
     whether the words are tables on disk, which the workers of a machine map and none holds.
     """
-    specs = list(_specs(config, vocabulary_size).values())
-    output = output_needs(config, vocabulary_size, narrow_products=narrow_products)
-    workers, weights = config.cluster.min_workers, config.embedding.weights
-    one_tokenizer = config.tokenizer.shared
-    words = vocabulary_size["source"] if one_tokenizer else sum(vocabulary_size.values())
-    replicated = Replicated(
-        0 if word_tables else words,
-        dense_parameters(config.model, config.embedding.width),
-    )
-    store: Literal["local", "remote"] = "local" if is_local(config.run.uri) else "remote"
-    if not training:
-        return inference_bytes(
-            specs, workers, output.block_bytes, replicated,
-            in_place=config.checkpoint.saving == "in_place", store=store, weights=weights,
-            tier=tier,
+    if training:
+        parts = training_memory(
+            config, vocabulary_size, narrow_products=narrow_products, tier=tier,
+            word_tables=word_tables,
         )  # fmt: skip
-    return worker_bytes(
-        specs, config.embedding.optimizer, workers, output, replicated,
-        saving=config.checkpoint.saving, store=store, weights=weights, tier=tier,
+        return sum(parts.values())
+    output = output_needs(config, vocabulary_size, narrow_products=narrow_products)
+    return inference_bytes(
+        list(specs_of(config, vocabulary_size).values()), config.cluster.min_workers,
+        output.block_bytes, _replicated(config, vocabulary_size, word_tables=word_tables),
+        in_place=config.checkpoint.saving == "in_place", store=_store(config),
+        weights=config.embedding.weights, tier=tier,
     )  # fmt: skip
+
+
+def training_memory(
+    config: Config,
+    vocabulary_size: dict[str, int],
+    *,
+    narrow_products: bool,
+    tier: Tier | None,
+    word_tables: bool = False,
+    process_bytes: int | None = None,
+) -> dict[str, int]:
+    """`host_bytes` of a worker that trains, by part; see `embedding.memory.worker_memory`."""
+    return worker_memory(
+        list(specs_of(config, vocabulary_size).values()), config.embedding.optimizer,
+        config.cluster.min_workers,
+        output_needs(config, vocabulary_size, narrow_products=narrow_products),
+        step_needs(config, vocabulary_size, word_tables=word_tables, narrow=narrow_products),
+        saving=config.checkpoint.saving, store=_store(config), weights=config.embedding.weights,
+        tier=tier, process_bytes=process_bytes,
+    )  # fmt: skip
+
+
+def step_needs(
+    config: Config, vocabulary_size: dict[str, int], *, word_tables: bool, narrow: bool
+) -> Replicated:
+    """What a worker that trains holds beside tables and output layer."""
+    held = _replicated(config, vocabulary_size, word_tables=word_tables)
+    # Of workers that come and go each makes as many more micro-batches as there are fewer.
+    tokens = -(-config.train.batch_tokens // config.cluster.max_workers)
+    vectors = (
+        4 * config.embedding.width * -(-config.train.batch_tokens // config.cluster.min_workers)
+    )
+    return replace(
+        held,
+        activation_bytes=activation_bytes(
+            config.model, -(-tokens // config.train.accumulate), narrow=narrow
+        ),
+        exchange_bytes=_VECTORS_OF_A_TOKEN * vectors,
+    )
+
+
+def _replicated(
+    config: Config, vocabulary_size: dict[str, int], *, word_tables: bool
+) -> Replicated:
+    shared = config.tokenizer.shared
+    words = vocabulary_size["source"] if shared else sum(vocabulary_size.values())
+    return Replicated(
+        0 if word_tables else words, dense_parameters(config.model, config.embedding.width)
+    )
+
+
+def _store(config: Config) -> Literal["local", "remote"]:
+    return "local" if is_local(config.run.uri) else "remote"
 
 
 def baseline_bytes(
@@ -118,7 +170,7 @@ def baseline_bytes(
     ``precisions`` our tables and model beside the plain one, and that again where it is also
     ``compiled``; one of them makes a step at a time.
     """
-    specs = list(_specs(config, vocabulary_size).values())
+    specs = list(specs_of(config, vocabulary_size).values())
     narrow = "bf16" in precisions and tier is None
     output = output_needs(config, vocabulary_size, narrow_products=narrow)
     workers, weights = config.cluster.min_workers, config.embedding.weights
@@ -146,7 +198,7 @@ def _plain_models_bytes(config: Config, vocabulary_size: dict[str, int], number:
     with torch 2.13 on CPUs the most that the softmax holds at once, in bfloat16 too.
     """
     workers, width = config.cluster.min_workers, config.model.width
-    rows = sum(spec.num_rows for spec in _specs(config, vocabulary_size).values())
+    rows = sum(spec.num_rows for spec in specs_of(config, vocabulary_size).values())
     values = (5 if workers > 1 else 4) * (rows * width + dense_parameters(config.model, width))
     tokens = -(-config.train.batch_tokens // workers)
     return 4 * (number * values + 3 * tokens * vocabulary_size["target"])
@@ -169,7 +221,28 @@ def dense_parameters(model: ModelSection, embedding_width: int) -> int:
     return encoder + decoder + 2 * norm + between
 
 
-def _specs(config: Config, vocabulary_size: dict[str, int]) -> dict[str, TableSpec]:
+def activation_bytes(model: ModelSection, tokens: int, *, narrow: bool) -> int:
+    """What the forward of the dense model keeps for its backward, and the largest gradients there.
+
+    Of each token and layer: what both norms, the attention and the feed-forward layers have been
+    given and have made, as PyTorch's autograd saves it.
+
+    Args:
+        model: its sizes.
+        tokens: of a micro-batch, on either side.
+        narrow: whether products are bfloat16: of what they are given there is a narrow copy, what
+            they make is narrow.
+    """
+    dropped = 2 if model.dropout else 1
+    encoder = 9 * model.width + dropped * model.feed_forward
+    decoder = encoder + 7 * model.width
+    gradients = 6 * model.width + 2 * model.feed_forward
+    values = model.encoder_layers * encoder + model.decoder_layers * decoder + gradients
+    return (3 if narrow else 4) * tokens * values
+
+
+def specs_of(config: Config, vocabulary_size: dict[str, int]) -> dict[str, TableSpec]:
+    """The tables of a run, by name."""
     tables = translation_tables(
         rows_of_role(vocabulary_size, config.tokenizer.oov_buckets),
         config.embedding.width,

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from dist_embed.observe.phases import PHASES, Spent
+from dist_embed.observe.phase_names import PHASES, PhaseName, key_of, metric_of
+from dist_embed.observe.phases import Spent
 from dist_embed.parallel.collectives import gather_texts, stack_over_workers
 from dist_embed.parallel.device import peak_memory_bytes
 from dist_embed.parallel.group import Group
@@ -31,14 +32,14 @@ class WorkersSpent:
     """
 
     seconds: float
-    phases: dict[str, list[float]]
+    phases: dict[PhaseName, list[float]]
     own_seconds: list[float]
     rows_requested: list[int]
     memory_bytes: list[int]
 
     def as_metrics(self) -> dict[str, Any]:
         """For a run's metrics: phases of worker 0, and what tells workers apart."""
-        phases = {f"phase/{_key(name)}": of[0] for name, of in self.phases.items()}
+        phases = {metric_of(name): of[0] for name, of in self.phases.items()}
         return {
             **{name: round(seconds, 6) for name, seconds in phases.items()},
             "workers/own_seconds": [round(seconds, 6) for seconds in self.own_seconds],
@@ -49,15 +50,11 @@ class WorkersSpent:
     def as_event(self) -> dict[str, Any]:
         """For whoever watches: a list by rank for each figure."""
         return {
-            "phases": {_key(name): of for name, of in self.phases.items()},
+            "phases": {key_of(name): of for name, of in self.phases.items()},
             "own_seconds": self.own_seconds,
             "rows_requested": self.rows_requested,
             "memory_bytes": self.memory_bytes,
         }
-
-
-def _key(phase: str) -> str:
-    return phase.replace(" ", "_")
 
 
 def spent_by_workers(spent: Spent, group: Group) -> WorkersSpent:

@@ -17,7 +17,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dist_embed.bench.words_folder import write_words_folder
 from dist_embed.checkpoint.catalogue import manifest_names, open_checkpoints
 from dist_embed.checkpoint.load import load_checkpoint
 from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
@@ -27,6 +26,7 @@ from dist_embed.config.schema import Config
 from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
+from dist_embed.data.words_folder import write_words_folder
 from dist_embed.embedding.memory import PROCESS_BYTES
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.observe.events import silent_reporter
@@ -70,7 +70,8 @@ def configured(
     folder: Path | str, num_workers: int, saving: str, **sections: dict[str, Any]
 ) -> Config:
     values: dict[str, Any] = {
-        "run": {"uri": str(folder)}, "data": {"synthetic": {}}, "train": {"max_steps": 9},
+        "run": {"uri": str(folder)}, "data": {"synthetic": {}},
+        "train": {"max_steps": 9, "batch_tokens": 32},  # about as many as `run` makes
         "cluster": {"launcher": "local", "num_workers": num_workers},
         "embedding": {"width": WIDTH},
         "model": {"width": 32, "feed_forward": 32, "heads": 2, "encoder_layers": 1,

@@ -20,6 +20,7 @@ from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.table import Table
 from dist_embed.embedding.tables import lies_in_host_memory
+from dist_embed.embedding.tier_sizes import room_for_tables
 from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.model.next_words import ExactWords
 from dist_embed.model.output import sharded_cross_entropy
@@ -349,7 +350,7 @@ def test_a_cache_takes_no_more_than_its_room(group: Group, monkeypatch: pytest.M
     held = sum(state.nbytes for state in lookup.optimizer_state("output").values())
     caches = [k.lxu_cache_weights.nbytes for k in lookup._kernels if k.lxu_cache_weights.numel()]
     assert len(caches) == 1
-    assert held + sum(caches) <= tiers.room_for_tables(190 * 2**20, 2**20)
+    assert held + sum(caches) <= room_for_tables(190 * 2**20, 2**20)
     # Kernels of tables with other rates have equal shares of it.
     made_up(monkeypatch, 130 * 2**20)
     lookup = lookup_of(

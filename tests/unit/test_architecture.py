@@ -17,8 +17,8 @@ PACKAGE = ROOT / "dist_embed"
 GROUND = ["errors", "arguments", "installed", "streams", "mistakes", "section"]
 LAYERS = [
     *GROUND, "storage", "config", "observe", "parallel", "data", "vectors",
-    "embedding", "model", "optim", "checkpoint", "run", "training", "explore", "export", "cluster",
-    "jobs", "api", "bench", "study", "cli",
+    "embedding", "model", "optim", "checkpoint", "run", "training", "planning", "explore", "export",
+    "cluster", "jobs", "api", "bench", "study", "report", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
@@ -155,9 +155,9 @@ def test_only_cluster_and_jobs_import_ray(trees: dict[Path, ast.Module]) -> None
 
 
 def test_init_files_are_empty() -> None:
-    # That of the package names what the library gives.
+    # That of the package names what the library gives, that of planning what its users call.
     full = {path for path in PACKAGE.rglob("__init__.py") if path.read_text()}
-    assert full == {PACKAGE / "__init__.py"}
+    assert full == {PACKAGE / "__init__.py", PACKAGE / "planning" / "__init__.py"}
 
 
 def test_commands_and_studies_use_what_a_script_uses(trees: dict[Path, ast.Module]) -> None:
@@ -209,7 +209,9 @@ LITTLE = [
     ("dist_embed.cli.main.build_parser()", "torch"),
     ("import dist_embed.embedding.memory", "torch"),
     ("import dist_embed.training.needs", "torch"),
+    ("import dist_embed.planning", "torch numpy pyarrow tokenizers"),
     ("import dist_embed.data.preparation", "torch"),
+    ("import dist_embed.report.report", "torch matplotlib tensorboardX"),
     ("import dist_embed.model.translation_tables", "torch torchrec"),
     ("import dist_embed.cluster.launch", "torchrec fbgemm_gpu ray"),
     ("import dist_embed.checkpoint.catalogue", "torchrec"),

@@ -13,7 +13,7 @@ from dist_embed.bench.balance import (
     balance_report,
     expected_of_shards,
 )
-from dist_embed.bench.zipf import zipf, zipf_probability
+from dist_embed.data.zipf import zipf, zipf_probability
 from dist_embed.embedding.plan import shard_of
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.errors import UserError

@@ -23,8 +23,8 @@ from dist_embed.bench.lookup_cases import Case, Work, possible_cases
 from dist_embed.bench.lookup_draws import DRAWS, draw_ids, power_law
 from dist_embed.bench.lookup_ways import LookupWays
 from dist_embed.bench.passes import median_seconds
-from dist_embed.bench.zipf import zipf
 from dist_embed.cli.main import build_parser, main
+from dist_embed.data.zipf import zipf
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import StepRows

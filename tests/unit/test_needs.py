@@ -26,7 +26,13 @@ from dist_embed.model.transformer import Transformer
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
 from dist_embed.training import assemble, inference, worker
-from dist_embed.training.needs import baseline_bytes, dense_parameters, host_bytes, output_needs
+from dist_embed.training.needs import (
+    baseline_bytes,
+    dense_parameters,
+    host_bytes,
+    output_needs,
+    step_needs,
+)
 from dist_embed.training.tasks import Evaluate, Task, Train, Translate
 
 VOCABULARY = {"source": 70_000, "target": 3_000}
@@ -134,11 +140,11 @@ def test_what_a_worker_that_trains_is_charged(
     output = output_needs(config, VOCABULARY, narrow_products=narrow)
     assert host_bytes(
         config, VOCABULARY, training=True, narrow_products=narrow, tier=None
-    ) == worker_bytes(SPECS, "adagrad", 3, output, replicated(config), **how)
+    ) == worker_bytes(SPECS, "adagrad", 3, output, training(config, narrow), **how)
     with_gpu = host_bytes(config, VOCABULARY, training=True, narrow_products=False, tier="uvm")
     expected = output_needs(config, VOCABULARY, narrow_products=False)
     assert with_gpu == worker_bytes(
-        SPECS, "adagrad", 3, expected, replicated(config), tier="uvm", **how
+        SPECS, "adagrad", 3, expected, training(config, False), tier="uvm", **how
     )
 
 
@@ -151,6 +157,26 @@ def test_what_a_worker_that_reads_is_charged(low_memory: bool, uri: str, store: 
     assert host_bytes(
         config, VOCABULARY, training=False, narrow_products=False, tier=None
     ) == inference_bytes(SPECS, 3, BLOCK, replicated(config), in_place=low_memory, store=store)
+
+
+def training(config: Config, narrow: bool) -> Replicated:
+    return step_needs(config, VOCABULARY, word_tables=False, narrow=narrow)
+
+
+def test_a_step_keeps_what_its_layers_have_made() -> None:
+    """One layer on either side, width 4, inner width 8, without dropout: by hand."""
+    sections = {
+        "model": {"width": 4, "heads": 2, "feed_forward": 8, "dropout": 0.0, "encoder_layers": 1,
+                  "decoder_layers": 1},
+        "train": {"batch_tokens": 60, "accumulate": 2},
+    }  # fmt: skip
+    config = configured(**sections)
+    # 9 values of the width and the inner ones, in the decoder 7 more; and gradients.
+    values = (36 + 8) + (36 + 8 + 28) + (24 + 16)
+    assert training(config, False).activation_bytes == 4 * 10 * values
+    assert training(config, True).activation_bytes == 3 * 10 * values
+    assert training(config, False).exchange_bytes == 12 * 4 * 12 * 20
+    assert replicated(config).of_a_step == {"activations": 0, "vectors": 0}
 
 
 def replicated(config: Config) -> Replicated:
@@ -183,13 +209,12 @@ def test_a_shared_tokenizer_is_held_once() -> None:
 
 
 def test_of_workers_that_come_and_go_each_has_room_for_the_share_of_the_fewest() -> None:
-    def held(num_workers: Any) -> int:
-        return host_bytes(
-            configured(cluster={"num_workers": num_workers}), VOCABULARY,
-            training=True, narrow_products=False, tier=None,
-        )  # fmt: skip
+    def held(num_workers: Any, accumulate: int = 1) -> int:
+        config = configured(cluster={"num_workers": num_workers}, train={"accumulate": accumulate})
+        return host_bytes(config, VOCABULARY, training=True, narrow_products=False, tier=None)
 
-    assert held({"min": 2, "max": 8}) == held(2) > held(8)
+    # The fewest make as many more micro-batches.
+    assert held({"min": 2, "max": 8}) == held(2, accumulate=4) > held(8)
 
 
 @pytest.mark.parametrize("training", [True, False])

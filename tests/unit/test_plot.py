@@ -117,7 +117,7 @@ def test_labels_keep_their_order_and_their_middle(places: list[float]) -> None:
 def test_numbers_on_an_axis_are_short() -> None:
     values = [0.25, 5, 1000, 2048, 9999, 10_000, 250_000, 1_000_000, 8_000_000, 1.5e9]
     assert [short_number(value) for value in values] == [
-        "0.25", "5", "1,000", "2,048", "9,999", "10 k", "250 k", "1 M", "8 M", "1500 M",
+        "0.25", "5", "1,000", "2,048", "9,999", "10 k", "250 k", "1 M", "8 M", "1.5 G",
     ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,17 +17,21 @@ from dist_embed.cluster.settings import MAX_FAILURES
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import preparation
+from dist_embed.data.block_index import has_blocks
 from dist_embed.data.corpus import ParallelText
+from dist_embed.data.prepare import read_occurrences
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.settings import TokenizerSection
 from dist_embed.data.text_form import TextForm
-from dist_embed.data.token_shards import PreparedData
-from dist_embed.errors import ConfigError
+from dist_embed.data.token_shards import PreparedData, read_tokens
+from dist_embed.data.tokenizer import SPECIAL_TOKENS
+from dist_embed.errors import ConfigError, UserError
 from dist_embed.optim.schedule import Schedule
-from dist_embed.training import single_tables, step_seconds, worker
-from dist_embed.training.single_tables import frozen_until, own_rates, own_schedules
+from dist_embed.training import step_seconds, worker
+from dist_embed.training.rates import frozen_until, own_rates, own_schedules
 from dist_embed.training.table_settings import table_settings
 from dist_embed.training.tasks import Evaluate, Task, Train
+from dist_embed.vectors.coverage import coverage_name
 
 CORPUS = {"pairs": ["a.tsv", "b.tsv"], "source_column": "left", "target_column": "right"}
 TOKENIZER = {
@@ -140,6 +145,47 @@ def test_corpora_are_generated_as_configured(
     folder = Path(prepared_folder(str(tmp_path)))
     assert given["corpora"]["test"].source == (str(folder / "text" / "test.source.txt"),)
     assert (folder / "text" / "train.target.txt").read_text() == "b\n" * 11
+
+
+def test_words_without_a_text_are_generated_as_configured(tmp_path: Path) -> None:
+    words = {"sentences": 11, "length": 6, "seed": 13}
+    data = {"uri": str(tmp_path), "words": words, "synthetic": None}
+    given: dict[str, Any] = {"data": data, "tokenizer": {"vocab_size": 77, "shared": False}}
+    given["model"] = {"share_embeddings": "none"}
+    found = preparation.ensure_data(config_of(**given), print)
+    pairs = read_tokens(found.folder_uri, found.splits["train"].shards)
+    assert len(pairs) == 11
+    assert len(pairs.target_tokens) == 11 * 6
+    assert found.vocabulary_size == {"source": 77, "target": 77}
+    assert not found.shared_vocabulary
+    assert pairs.target_tokens.min() >= len(SPECIAL_TOKENS)  # words alone
+    assert pairs.target_tokens.max() < 77
+    assert has_blocks(found, "train")
+    counted = read_occurrences(found, ["target"])
+    assert counted is not None
+    assert counted.tolist() == np.bincount(pairs.target_tokens, minlength=77).tolist()
+    assert preparation.ensure_data(config_of(**given), print) == found
+    words["seed"] = 14
+    with pytest.raises(UserError, match=r"data\.words\.seed: 13 there, 14 here"):
+        preparation.ensure_data(config_of(**given), print)
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"data": {"words": {}}}, "data.words: not allowed beside data.synthetic"),
+        ({"data": {"words": {}, "synthetic": None}, "tokenizer": {"kind": "bpe"}},
+         "tokenizer.kind: 'bpe' is not allowed with data.words"),
+        ({"data": {"words": {"length": 20}, "synthetic": None, "max_tokens": 20}},
+         "data.words.length: 20 is not allowed with data.max_tokens=20"),
+        ({"data": {"words": {}, "synthetic": None, "lexicon_translations": 3}},
+         "data.lexicon_translations: 3 is not allowed with data.words"),
+    ],
+)  # fmt: skip
+def test_what_words_without_a_text_cannot_have(sections: Any, said: str) -> None:
+    sections["data"].setdefault("synthetic", {})
+    with pytest.raises(ConfigError, match=said):
+        config_of(**sections)
 
 
 CLUSTER = {
@@ -322,4 +368,4 @@ def test_sides_that_share_a_table_share_its_settings(share: str, role: str, tabl
     config = config_of(embedding=embedding, model={"share_embeddings": share})
     assert own_rates(config) == {table: 0.5}
     assert frozen_until(config) == {table: math.inf}
-    assert single_tables.coverage_name(table) == f"pretrained.{table}.json"
+    assert coverage_name(table) == f"pretrained.{table}.json"

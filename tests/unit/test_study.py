@@ -889,7 +889,7 @@ def test_the_page_of_keys_is_that_of_the_study() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"kind": "trainin"}, "kind: 'trainin' is not allowed: input should be 'training'"),
+        ({"kind": "trainin"}, "kind: 'trainin' is not allowed: training or scaling"),
         ({"kind": "one_hot"}, "is a measurement now: dist-embed bench one-hot"),
         ({"seeds": []}, "seeds"),
         ({"seeds": [1, 2, 1]}, r"seeds: \[1, 2, 1\] has one twice"),

@@ -10,17 +10,16 @@ import torch
 from dist_embed.embedding import tiers
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.settings import Memory, Tier
-from dist_embed.embedding.tiers import (
+from dist_embed.embedding.tier_sizes import (
     Sizes,
     cache_share,
     check_device_memory,
     check_host_memory,
     choose_tier,
-    find_tier,
     room_for_tables,
     sizes_of,
-    tier_line,
 )
+from dist_embed.embedding.tiers import find_tier, tier_line
 from dist_embed.errors import UserError
 from dist_embed.parallel.group import Group
 

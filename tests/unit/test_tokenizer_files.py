@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from dist_embed.bench.words_folder import some_words, write_words_folder
 from dist_embed.data import proven_once
 from dist_embed.data.proof import copy_proven
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.tokenizer_files import copy_tokenizers, load_tokenizers
+from dist_embed.data.words_folder import some_words, write_words_folder
 from dist_embed.errors import UserError
 from dist_embed.run.data import digests_of_data, digests_of_tokenizers
 from dist_embed.run.folder import OtherVocabulary, check_vocabularies
@@ -198,7 +198,7 @@ WORKER = """
 import sys
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
-from dist_embed.bench.words_folder import some_words
+from dist_embed.data.words_folder import some_words
 
 def kept(*kinds):
     lines = dict(line.split(":", 1) for line in open("/proc/self/status"))

@@ -1,0 +1,234 @@
+"""Machine files: what a worker's device, its node and the network do, in YAML that a user edits.
+
+Those that come with the package are in ``planning/machines``; ``dist-embed bench calibrate`` writes
+one of the machine that it runs on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import Field, ValidationError
+
+from dist_embed.config.schema import Config
+from dist_embed.errors import ConfigError, UserError
+from dist_embed.mistakes import mistakes
+from dist_embed.observe.phase_names import PhaseName
+from dist_embed.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
+
+PAGE = "docs/planning.md"
+_ENDING = ".yaml"
+_SHIPPED = files("dist_embed.planning") / "machines"
+
+Dtype = Literal["fp32", "bf16"]
+Collective = Literal["all_to_all", "all_reduce"]
+
+
+class Products(Section):
+    """Matrix products of one type and one inner size."""
+
+    type: Dtype = Field(description="Of what is multiplied.")
+    inner: PositiveInt = Field(description="Values that are summed up for one of the result.")
+    gflops: PositiveFloat = Field(description="10⁹ multiplications and additions a second.")
+
+
+class Gather(Section):
+    """Rows that are read one by one, anywhere in a table."""
+
+    row_bytes: PositiveInt = Field(description="Of one row.")
+    gb_s: PositiveFloat = Field(description="10⁹ bytes of rows a second.")
+
+
+class Link(Section):
+    """What one worker sends, while all do."""
+
+    latency_us: NonNegativeFloat = Field(description="Until a message of no size is there, µs.")
+    gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a worker sends.")
+
+
+class Exchange(Section):
+    """A collective of some workers, as it was measured."""
+
+    kind: Collective = Field(description="all_to_all or all_reduce.")
+    workers: Annotated[int, Field(ge=2)] = Field(description="That took part.")
+    latency_us: NonNegativeFloat = Field(description="Of one without bytes, µs.")
+    gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a worker sends.")
+
+
+class Store(Section):
+    """Where checkpoints lie."""
+
+    latency_ms: NonNegativeFloat = Field(description="Of a call that moves nothing, ms.")
+    put_gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a node writes.")
+    get_gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a node reads.")
+
+
+class Crowding(Section):
+    """How much longer a worker takes for its own work beside others of its node."""
+
+    workers: Annotated[int, Field(ge=2)] = Field(description="Of a node.")
+    factor: PositiveFloat = Field(description="By what it takes alone, its share of cores aside.")
+
+
+class Factor(Section):
+    """What a phase of a step took, by what the machine's figures say of it."""
+
+    work: PositiveFloat = Field(1.0, description="Of what a worker does by itself.")
+    exchange: PositiveFloat = Field(1.0, description="Of exchanges, waits for others among them.")
+
+
+class Factors(Section):
+    """By phase, of steps with either output layer."""
+
+    exact: dict[PhaseName, Factor] = Field({}, description="model.output=exact.")
+    sampled: dict[PhaseName, Factor] = Field({}, description="model.output=sampled.")
+
+
+class Machine(Section):
+    """What one kind of machine does. Speeds are of a worker's GPU, or of one core of a CPU."""
+
+    name: str = Field(min_length=1, description="What a plan calls it.")
+    device: Literal["cpu", "cuda"] = Field(description="cpu or cuda.")
+    workers_per_node: PositiveInt | None = Field(
+        None, description="Workers of one node; null: all workers are on this machine."
+    )
+    cores: PositiveInt = Field(description="Cores of a node.")
+    node_memory_gib: PositiveFloat = Field(description="Host memory of a node.")
+    device_memory_gib: PositiveFloat | None = Field(None, description="Memory of a worker's GPU.")
+    process_mib: NonNegativeFloat = Field(
+        description="Host memory of a worker's process with its libraries."
+    )
+    device_process_mib: NonNegativeFloat = Field(
+        0.0, description="Of a GPU's memory, what the driver and libraries take."
+    )
+    efficiency: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Share of `products` that a step reaches."
+    )
+    products: Annotated[list[Products], Field(min_length=1)] = Field(
+        description="Matrix products, by type and inner size."
+    )
+    memory_gb_s: PositiveFloat = Field(description="10⁹ bytes a second read and written.")
+    gather: Annotated[list[Gather], Field(min_length=1)] = Field(description="By size of rows.")
+    operation_us: NonNegativeFloat = Field(
+        description="What an operation on small tensors takes at least, µs."
+    )
+    within_node: Link = Field(description="Between two workers of a node.")
+    between_nodes: Link | None = Field(None, description="Between workers of two nodes.")
+    exchanges: list[Exchange] = Field([], description="Measured, instead of `within_node`.")
+    store: Store = Field(description="Of checkpoints.")
+    factors: Factors = Field(
+        Factors(), description="What phases of steps took, by what the figures above say."
+    )
+
+    crowding: list[Crowding] = Field([], description="By workers of a node; else 1.")
+    rest: NonNegativeFloat = Field(
+        0.0, description="What a step takes beside its phases, by what these take."
+    )
+
+    @property
+    def narrow_is_native(self) -> bool:
+        """Whether `train.precision: auto` is bf16 here."""
+        return any(one.type == "bf16" for one in self.products)
+
+    def nodes(self, workers: int) -> int:
+        """How many nodes so many workers are on."""
+        return 1 if self.workers_per_node is None else math.ceil(workers / self.workers_per_node)
+
+    def workers_of_node(self, workers: int) -> int:
+        """The most workers of a node, of so many in all."""
+        return min(workers, self.workers_per_node or workers)
+
+    def flops(self, dtype: Dtype, inner: int) -> float:
+        """FLOP/s of products with sums of ``inner`` values; those of fp32 where there are none of
+        ``dtype``.
+        """
+        of_type = [one for one in self.products if one.type == dtype] or self.products
+        points = sorted((one.inner, one.gflops) for one in of_type)
+        return 1e9 * self.efficiency * _between(points, inner)
+
+    def crowded(self, workers: int) -> float:
+        """How much longer work takes beside so many workers of a node."""
+        points = [(1, 1.0), *sorted((one.workers, one.factor) for one in self.crowding)]
+        return _between(points, workers)
+
+    def bytes_per_second(self) -> float:
+        """That are read and written in a row."""
+        return 1e9 * self.memory_gb_s
+
+    def gathered_per_second(self, row_bytes: int) -> float:
+        """Bytes of rows that are read or written one by one."""
+        return 1e9 * _between(sorted((one.row_bytes, one.gb_s) for one in self.gather), row_bytes)
+
+
+def _between(points: Sequence[tuple[int, float]], at: float) -> float:
+    """A figure between measured ones, on a straight line over the logarithm; outside the last."""
+    if at <= points[0][0]:
+        return points[0][1]
+    for (low, first), (high, second) in pairwise(points):
+        if at <= high:
+            share = math.log(at / low) / math.log(high / low)
+            return first + share * (second - first)
+    return points[-1][1]
+
+
+def shipped_machines() -> list[str]:
+    """The names of the machine files that come with the package."""
+    found = (Path(entry.name) for entry in _SHIPPED.iterdir())
+    return sorted(path.stem for path in found if path.suffix == _ENDING)
+
+
+def usual_machine(config: Config) -> str:
+    """The name of the one that a configuration is planned for where none is named."""
+    return "8xh100" if config.cluster.device == "cuda" else "cpu"
+
+
+def load_machine(name: str) -> Machine:
+    """The machine of a name among `shipped_machines`, or of a file.
+
+    Raises UserError: there is none, or a figure of it cannot be; the line names the figure, its
+    value and what is allowed.
+    """
+    shipped = shipped_machines()
+    if name in shipped:
+        text = (_SHIPPED / f"{name}{_ENDING}").read_text(encoding="utf-8")
+    else:
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except (OSError, ValueError) as exc:
+            raise UserError(
+                f"--machine: {name!r} is neither a file nor one of {', '.join(shipped)} "
+                f"({getattr(exc, 'strerror', None) or exc})"
+            ) from None
+    return machine_from_yaml(text, name)
+
+
+def machine_from_yaml(text: str, origin: str) -> Machine:
+    """A machine from the text of a file. Raises ConfigError."""
+    values: object = None
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(text))
+    except (yaml.YAMLError, OmegaConfBaseException) as exc:
+        raise ConfigError(f"{origin}: not valid YAML: {exc}") from None
+    except AssertionError:  # OmegaConf's answer to a bare number
+        pass
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin}: expected a mapping of figures, see {PAGE}")
+    try:
+        machine = Machine.model_validate(values)
+    except ValidationError as exc:
+        raise ConfigError(mistakes(exc, Machine, origin, PAGE)) from None
+    if machine.device == "cuda" and machine.device_memory_gib is None:
+        raise ConfigError(f"{origin}: device_memory_gib: missing; memory of a worker's GPU")
+    if machine.workers_per_node is not None and machine.between_nodes is None:
+        raise ConfigError(
+            f"{origin}: between_nodes: missing; with workers_per_node there may be several nodes"
+        )
+    return machine

@@ -1,0 +1,94 @@
+"""What a plan knows of a run's text: vocabularies, frequencies of words, how full steps are.
+
+Where data are prepared they are asked, else bounds and Zipf's law serve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dist_embed.config.schema import Config
+from dist_embed.planning.words import Words, counted_words, zipf_words
+from dist_embed.storage import uri as storage
+
+if TYPE_CHECKING:
+    from dist_embed.data.token_shards import PreparedData
+
+_SIDES = ("source", "target")
+
+# Of a step's budget, that is not the padding of units, and of the longer side of a pair, that is
+# target tokens where lengths are not known (docs/benchmarks/balance.md).
+UNPADDED, LONGER_SIDE = 0.95, 0.94
+
+
+@dataclass(frozen=True)
+class Text:
+    """A run's text.
+
+    Attributes:
+        vocabulary_size: V of each side.
+        words: of each side, and of ``both``, as a table is asked for them.
+        source_share: source tokens for each token of a step's budget, without padding.
+        target_share: target tokens likewise, ends of sentences among them.
+        prepared: whether prepared data were asked; else it is by Zipf's law, and V a bound.
+        word_tables: whether words are in tables on disk, which take no memory.
+    """
+
+    vocabulary_size: dict[str, int]
+    words: dict[str, Words]
+    source_share: float
+    target_share: float
+    prepared: bool
+    word_tables: bool
+
+
+def text_of(config: Config) -> Text:
+    """Of a configuration. Reads prepared data, where there are any."""
+    if not storage.names_in(config.data.uri):
+        return expected_text(config, config.tokenizer.vocab_size)
+    # Imported here: pyarrow and the like take longer than a plan without data.
+    from dist_embed.data.prepared_folder import prepared_folder
+    from dist_embed.data.token_shards import PreparedData
+
+    try:
+        data = PreparedData.read(prepared_folder(config.data.uri))
+    except FileNotFoundError:
+        return expected_text(config, config.tokenizer.vocab_size)
+    return _prepared_text(data)
+
+
+def expected_text(config: Config, num_words: int) -> Text:
+    """Of a vocabulary that is not there yet, by Zipf's law."""
+    share = UNPADDED * LONGER_SIDE
+    words = zipf_words(num_words)
+    return Text(
+        dict.fromkeys(_SIDES, num_words), dict.fromkeys((*_SIDES, "both"), words), share, share,
+        prepared=False, word_tables=config.tokenizer.kind == "word",
+    )  # fmt: skip
+
+
+def _prepared_text(data: PreparedData) -> Text:
+    shards = data.splits["train"].shards
+    source = sum(shard.source_tokens for shard in shards)
+    target = data.splits["train"].target_tokens
+    longer = max(source, target, 1)
+    words = {side: _counted(data, [side]) for side in _SIDES}
+    if data.shared_vocabulary:
+        words["both"] = _counted(data, list(_SIDES))
+    return Text(
+        dict(data.vocabulary_size), words, UNPADDED * source / longer, UNPADDED * target / longer,
+        prepared=True, word_tables=data.word_tables,
+    )  # fmt: skip
+
+
+def _counted(data: PreparedData, sides: list[str]) -> Words:
+    import numpy as np
+
+    from dist_embed.data.prepare import read_counts, read_occurrences
+
+    counts = read_occurrences(data, sides)
+    if counts is None:
+        counts = read_counts(data, sides[0])
+    often, words = np.unique(counts, return_counts=True)
+    return counted_words(zip(often.tolist(), words.tolist(), strict=True))

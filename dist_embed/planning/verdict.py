@@ -1,0 +1,166 @@
+"""What limits a run first, in words, and what would change that, each with what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dist_embed.config.schema import Config
+from dist_embed.errors import UserError
+from dist_embed.observe.phase_names import PhaseName
+from dist_embed.planning.estimate import Plan, Remedy, estimated, step_of
+from dist_embed.planning.machine import Machine, load_machine, usual_machine
+from dist_embed.planning.seconds import StepTime
+from dist_embed.planning.step import Step
+from dist_embed.planning.text import text_of
+
+_MOST_WORKERS = 4096
+_COUNTS = 0.05  # of memory or speed: changes that give less are not named
+_NAMED = 5
+_IN_WORDS = {
+    "compute": "matrix products", "memory": "reading and writing memory",
+    "operations": "starting small operations", "latency": "the latency of exchanges",
+    "network": "bytes on the network",
+}  # fmt: skip
+
+
+def plan(config: Config, workers: int, machine: Machine | None = None) -> Plan:
+    """Plan a run with so many workers.
+
+    Args:
+        config: of the run; prepared data are asked where there are any.
+        workers: W, whatever the configuration has.
+        machine: None: `usual_machine`.
+
+    Raises:
+        UserError: there cannot be so many workers.
+    """
+    machine = machine or load_machine(usual_machine(config))
+    step = step_of(config, workers, machine, text_of(config))
+    found = estimated(step)
+    found = replace(found, bottleneck=bottleneck(found, step))
+    return replace(found, remedies=remedies(found, step))
+
+
+def bottleneck(found: Plan, step: Step) -> str:
+    """The first one: memory that is not there, else what most of a step's time goes to."""
+    if not found.fits:
+        memory = found.memory
+        part = max(memory, key=lambda name: memory[name])
+        return (
+            f"memory: {_gib(found.memory_bytes)} of a worker"
+            + (f" and {_gib(found.host_memory_bytes)} on its host" if found.host_memory else "")
+            + f"; {_there(step)}; the largest part is {part}, {_gib(memory[part])}"
+        )
+    kind = max(found.spent, key=lambda name: found.spent[name])
+    spent = StepTime(step).spent()
+
+    def of_kind(name: PhaseName) -> float:
+        return float(getattr(spent[name], kind))
+
+    phase = max(spent, key=of_kind)
+    whole = found.step_seconds
+    return (
+        f"{_IN_WORDS[kind]}: {found.spent[kind] / whole:.0%} of a step, most of it in "
+        f"{phase!r} ({of_kind(phase) / whole:.0%})"
+    )
+
+
+def remedies(found: Plan, step: Step) -> list[Remedy]:
+    """Changes that make it fit, or less large; where it fits, that make it faster. The best ones.
+
+    More workers come first where memory is what lacks: the fewest, by doubling, that suffice.
+    """
+    tried = [_tried(change, step) for change in _changes(step.config, step)]
+    known = [one for one in tried if one is not None]
+    if found.fits:
+        faster = [
+            one
+            for one in known
+            if one.fits and one.tokens_per_second > (1 + _COUNTS) * found.tokens_per_second
+        ]
+        return sorted(faster, key=lambda one: -one.tokens_per_second)[:_NAMED]
+    smaller = [
+        one for one in known
+        if one.fits or one.memory_bytes < (1 - _COUNTS) * found.memory_bytes
+    ]  # fmt: skip
+    smaller.sort(key=lambda one: (not one.fits, one.memory_bytes))
+    return [*_more_workers(step), *smaller[:_NAMED]]
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Values of keys of one section."""
+
+    section: str
+    values: dict[str, Any]
+
+    def __str__(self) -> str:
+        return " ".join(f"{self.section}.{key}={value}" for key, value in self.values.items())
+
+    def of(self, config: Config) -> Config:
+        section = getattr(config, self.section).model_copy(update=self.values)
+        return config.model_copy(update={self.section: section})
+
+
+def _changes(config: Config, step: Step) -> Iterator[_Change]:
+    embedding, train = config.embedding, config.train
+    if config.model.output == "exact":
+        yield _Change("model", {"output": "sampled"})
+    if config.checkpoint.saving != "in_place":
+        yield _Change("checkpoint", {"saving": "in_place"})
+    if embedding.optimizer in ("adagrad", "adam"):
+        yield _Change("embedding", {"optimizer": "rowwise_adagrad"})
+    if embedding.width >= 8:
+        yield _Change("embedding", {"width": embedding.width // 2})
+    yield _Change("train", {"accumulate": 2 * train.accumulate})
+    yield _Change("train", {"batch_tokens": 2 * train.batch_tokens})
+    if step.machine.device == "cuda":
+        if embedding.weights == "fp32":
+            yield _Change("embedding", {"weights": "fp16"})
+        if embedding.exchange == "fp32":
+            yield _Change("embedding", {"exchange": "bf16"})
+        if embedding.memory == "device":
+            yield _Change("embedding", {"memory": "auto"})
+    if train.precision == "fp32" and step.machine.narrow_is_native:
+        yield _Change("train", {"precision": "bf16"})
+
+
+def _tried(change: _Change, step: Step) -> Remedy | None:
+    try:
+        changed = step_of(change.of(step.config), step.workers, step.machine, step.text)
+        return _remedy(str(change), estimated(changed))
+    except UserError:  # it cannot be combined with the rest
+        return None
+
+
+def _more_workers(step: Step) -> Iterator[Remedy]:
+    workers = 2 * step.workers
+    while workers <= _MOST_WORKERS:
+        try:
+            found = estimated(step_of(step.config, workers, step.machine, step.text))
+        except UserError:  # more than there are rows
+            return
+        if found.fits:
+            yield _remedy(f"cluster.num_workers={workers}", found)
+            return
+        workers *= 2
+
+
+def _remedy(change: str, found: Plan) -> Remedy:
+    return Remedy(
+        change, found.memory_bytes, found.step_seconds, found.tokens_per_second, found.fits
+    )
+
+
+def _there(step: Step) -> str:
+    machine = step.machine
+    node = f"{machine.node_memory_gib:g} GiB for {machine.workers_of_node(step.workers)} workers"
+    if machine.device == "cuda":
+        return f"a GPU has {machine.device_memory_gib:g} GiB, a node {node}"
+    return f"a node has {node}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB"

@@ -1,0 +1,89 @@
+"""The plan of each of a study's runs: whether it fits, and what stands beside its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from dist_embed.cluster.launch import cluster_address
+from dist_embed.config.schema import Config
+from dist_embed.embedding.memory import GIB, available_bytes
+from dist_embed.parallel.device import resolve_device
+from dist_embed.planning import Machine, Plan, load_machine, plan
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A run's plan.
+
+    Attributes:
+        plan: what it is expected to take.
+        fits: whether its machine has the memory; None: the machine is not known.
+        memory_gib: of a node of it.
+    """
+
+    plan: Plan
+    fits: bool | None
+    memory_gib: float
+
+    def why_not(self) -> str:
+        """That it does not fit, with what would."""
+        remedies = [
+            f"{one.change} ({one.memory_bytes / GIB:.2f} GiB per worker)"
+            for one in self.plan.remedies
+            if one.fits
+        ]
+        ways = f"; it would with {' or '.join(remedies[:3])}" if remedies else ""
+        return f"does not fit by its plan: {self.plan.bottleneck}{ways}"
+
+    def columns(self) -> dict[str, Any]:
+        """Of `dist_embed.study.results`."""
+        return planned_columns(self.plan) | {"planned_fits": self.fits}
+
+
+class Planner:
+    """Plans runs for one machine.
+
+    Args:
+        machine: name or file; None: this machine, where it trains on CPUs. On others, and on GPUs,
+            a plan is for the usual machine, and does not say what fits.
+
+    Raises UserError: there is no such machine.
+    """
+
+    def __init__(self, machine: str | None) -> None:
+        self._named = load_machine(machine) if machine else None
+
+    def estimate(self, config: Config) -> Estimate:
+        """Of one run. Raises UserError: a table has fewer rows than there are workers."""
+        machine = self._named or _this_machine(config)
+        found = plan(config, config.cluster.max_workers, machine)
+        memory = machine.node_memory_gib if machine else 0.0
+        return Estimate(found, found.fits if machine else None, memory)
+
+
+def _this_machine(config: Config) -> Machine | None:
+    if cluster_address(config) or resolve_device(config.cluster.device) != "cpu":
+        return None
+    here = {"cores": len(os.sched_getaffinity(0)), "node_memory_gib": available_bytes() / GIB}
+    return load_machine("cpu").model_copy(update=here)
+
+
+def planned_columns(found: Plan) -> dict[str, Any]:
+    """A plan as columns of a result, but for what is said of memory that is there."""
+    return {
+        "planned_machine": found.machine,
+        "planned_tokens_per_second": found.tokens_per_second,
+        "planned_step_seconds": found.step_seconds,
+        "planned_phases": dict(found.phases),
+        "planned_memory_bytes": found.memory_bytes,
+        "planned_memory": found.memory,
+        "planned_exchange_bytes": sum(found.traffic.values()),
+        "planned_distinct_rows": found.distinct_rows,
+        "planned_rows_balance": found.request_balance,
+        "planned_checkpoint_seconds": found.checkpoint.seconds,
+        "planned_bottleneck": found.bottleneck,
+        "plan": json.dumps(found.as_dict()),
+    }

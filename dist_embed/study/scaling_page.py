@@ -1,0 +1,214 @@
+"""The page of a study of scaling: what was measured beside what was planned, and what is
+simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from dist_embed.observe.phase_names import PHASES
+from dist_embed.study.report import made_on, not_made, set_up_of
+from dist_embed.study.run import Outcome
+from dist_embed.study.scaling import what_breaks
+from dist_embed.study.schema import ScalingStudy
+
+Row = dict[str, Any]
+_MIB = 2**20
+# A column's head, and its text; none where a row lacks it.
+_Columns = tuple[tuple[str, Callable[[Row], str | None]], ...]
+
+
+def _figure(name: str, form: str, scale: float = 1.0) -> Callable[[Row], str | None]:
+    def text(row: Row) -> str | None:
+        return None if row.get(name) is None else form.format(row[name] * scale)
+
+    return text
+
+
+def _efficiency(row: Row) -> str | None:
+    return "more workers than cores" if row.get("oversubscribed") else _PER_CORE(row)
+
+
+def _rows(row: Row) -> str | None:
+    if not row.get("rows_requested"):
+        return None
+    return f"{mean(row['rows_requested']):,.0f} (most ÷ mean {row['rows_balance']:.2f})"
+
+
+def _memory(row: Row) -> str | None:
+    return f"{max(row['memory_bytes']) / _MIB:,.0f}" if row.get("memory_bytes") else None
+
+
+def _against(row: Row) -> str | None:
+    measured, planned = row.get("step_seconds_p50"), row.get("planned_step_seconds")
+    return f"{planned / measured - 1:+.0%}" if measured and planned else None
+
+
+def _memory_against(row: Row) -> str | None:
+    planned = row.get("planned_memory_bytes")
+    if not row.get("memory_bytes") or not planned:
+        return None
+    return f"{planned / max(row['memory_bytes']) - 1:+.0%}"
+
+
+def _planned_memory(row: Row) -> str:
+    lacks = " (does not fit)" if row["planned_fits"] is False else ""
+    return f"{row['planned_memory_bytes'] / 2**30:,.2f}{lacks}"
+
+
+def _bottleneck(row: Row) -> str | None:
+    return row.get("planned_bottleneck")
+
+
+_PER_CORE = _figure("efficiency", "{:.0%}")
+_SPEED: _Columns = (
+    ("target tokens/s", _figure("tokens_per_second", "{:,.0f}")),
+    ("efficiency", _efficiency),
+    ("step, ms: median", _figure("step_seconds_p50", "{:,.1f}", 1e3)),
+    ("p10", _figure("step_seconds_p10", "{:,.1f}", 1e3)),
+    ("p90", _figure("step_seconds_p90", "{:,.1f}", 1e3)),
+    ("waiting for data", _figure("data_wait_share", "{:.1%}")),
+    ("exchange", _figure("exchange_share", "{:.1%}")),
+    ("distinct rows a step", _rows),
+    ("memory, MiB", _memory),
+    ("training loss", _figure("training_loss", "{:.3f}")),
+    ("validation loss", _figure("validation_loss", "{:.3f}")),
+    ("validation BLEU", _figure("validation_bleu", "{:.1f}")),
+)
+_PLANNED: _Columns = (
+    ("step, ms: measured", _figure("step_seconds_p50", "{:,.1f}", 1e3)),
+    ("planned", _figure("planned_step_seconds", "{:,.1f}", 1e3)),
+    ("off by", _against),
+    ("memory, MiB: measured", _memory),
+    ("planned", _figure("planned_memory_bytes", "{:,.0f}", 1 / _MIB)),
+    ("off by", _memory_against),
+    ("bottleneck by the plan", _bottleneck),
+)
+_SIMULATED: _Columns = (
+    ("target tokens/s", _figure("planned_tokens_per_second", "{:,.0f}")),
+    ("efficiency", _figure("planned_efficiency", "{:.1%}")),
+    ("step, ms", _figure("planned_step_seconds", "{:,.1f}", 1e3)),
+    ("sent by a worker, MB a step", _figure("planned_exchange_bytes", "{:,.1f}", 1e-6)),
+    ("asked of the fullest shard ÷ mean", _figure("planned_rows_balance", "{:.2f}")),
+    ("memory, GiB", _planned_memory),
+    ("checkpoint, s", _figure("planned_checkpoint_seconds", "{:,.1f}")),
+    ("bottleneck", _bottleneck),
+)
+
+
+def scaling_page(
+    study: ScalingStudy,
+    outcomes: Sequence[Outcome],
+    simulated: Sequence[Row],
+    *,
+    command: str,
+    plot_name: str | None,
+    simulated_plot_name: str | None,
+) -> str:
+    """The page in Markdown."""
+    rows = [outcome.row for outcome in outcomes if outcome.row.get("state") == "done"]
+    shown = [factor.name for factor in study.factors if len(factor.levels) > 1]
+    shown += ["seed"] if len(study.seeds) > 1 else []
+    same = [f"{factor.name} {factor.levels[0].name}" for factor in study.factors
+            if len(factor.levels) == 1]  # fmt: skip
+    parts = [
+        f"# {study.title}\n", study.question.strip() + "\n", f"```bash\n{command}\n```\n",
+        f"Every run is {set_up_of(study)}" + (f"; {', '.join(same)}" if same else "") + ".\n",
+    ]  # fmt: skip
+    if rows:
+        several = len(study.grid.workers) > 1  # else there is nothing to be more efficient than
+        columns = tuple(one for one in _SPEED if several or one[1] is not _efficiency)
+        parts += ["## Measured\n", _table(rows, shown, columns), _EXPLAINED]
+        parts += [_EFFICIENCY] if several else []
+    if plot_name:
+        parts.append(f"![target tokens a second]({plot_name})\n")
+    if rows:
+        parts += [
+            "## Where a step's time goes\n", "Milliseconds of a step of worker 0; behind the "
+            "stroke what was planned.\n", _table(rows, shown, _phases(rows)),
+            "## Planned\n", _on(rows), _table(rows, shown, _PLANNED),
+        ]  # fmt: skip
+    parts += not_made(outcomes)
+    if simulated:
+        parts += _simulated_part(study, simulated, simulated_plot_name)
+    parts.append(made_on([outcome.machine for outcome in outcomes]))
+    return "\n".join(parts)
+
+
+_EFFICIENCY = """\
+*Efficiency*: tokens/s for each thread (or GPU), by that of the fewest workers in the same rows.
+"""
+_EXPLAINED = """\
+*Waiting for data*, *exchange*: their share of a step, the latter with all waits for other workers.
+*Memory*: of the worker that held most. Times are of all log lines but the first.
+"""
+
+
+def _on(rows: Sequence[Row]) -> str:
+    machines = ", ".join(sorted({row["planned_machine"] for row in rows}))
+    return f"By the machine file `{machines}`, and the same configurations, before a run.\n"
+
+
+def _phases(rows: Sequence[Row]) -> _Columns:
+    """A column for each phase that any run has."""
+
+    def column(name: str) -> Callable[[Row], str | None]:
+        def text(row: Row) -> str | None:
+            if not row.get("phases"):
+                return None
+            planned = (row.get("planned_phases") or {}).get(name, 0.0)
+            return f"{row['phases'].get(name, 0.0) * 1e3:,.1f} / {planned * 1e3:,.1f}"
+
+        return text
+
+    used = [name for name in PHASES if any((row.get("phases") or {}).get(name) for row in rows)]
+    return tuple((name, column(name)) for name in used)
+
+
+def _simulated_part(
+    study: ScalingStudy, simulated: Sequence[Row], plot_name: str | None
+) -> list[str]:
+    assert study.simulate is not None
+    more = ", ".join(f"`{key}={value}`" for key, value in study.simulate.set.items())
+    levels = [factor.name for factor in study.factors
+              if factor.name == "workers" or len(factor.levels) > 1]  # fmt: skip
+    parts = [
+        "## Simulated\n",
+        f"**Nothing below was measured on so many workers.** It is computed from the figures of "
+        f"the machine file `{study.simulate.machine}` ({_inputs(simulated)}) by the model of "
+        "`dist-embed plan`, with rows where they lie on that many workers, and words by Zipf's law"
+        + (f"; with {more}" if more else "")
+        + ".\n",
+        _table(simulated, levels, _SIMULATED),
+        "What limits the most workers, and what would change that:\n",
+    ]
+    for breaks in what_breaks(study):
+        named = ", ".join(f"{name} {breaks.row['levels'][name]}" for name in levels)
+        parts.append(f"- {named}: {breaks.row['planned_bottleneck']}")
+        parts += [f"  - {remedy}" for remedy in breaks.remedies]
+    parts.append("")
+    return parts + ([f"![simulated target tokens a second]({plot_name})\n"] if plot_name else [])
+
+
+def _inputs(simulated: Sequence[Row]) -> str:
+    names = sorted({row["planned_machine"] for row in simulated})
+    return f"“{', '.join(names)}”; every figure in it says where it is from"
+
+
+def _table(rows: Sequence[Row], levels: Sequence[str], columns: _Columns) -> str:
+    """Of columns that any row has something in."""
+    kept = [(head, text) for head, text in columns if any(text(row) for row in rows)]
+    lines = ["| " + " | ".join([*levels, *(head for head, _ in kept)]) + " |"]
+    lines.append("|" + " --- |" * len(levels) + " ---: |" * len(kept))
+    for row in rows:
+        named = [str(row["seed"]) if name == "seed" else row["levels"][name] for name in levels]
+        lines.append("| " + " | ".join([*named, *(text(row) or "–" for _, text in kept)]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plots_of(page: Path) -> tuple[Path, Path]:
+    """Where the plots of a page lie: of what was measured, and of what is simulated."""
+    return page.with_suffix(".svg"), page.with_name(f"{page.stem}-simulated.svg")

@@ -1,0 +1,89 @@
+"""What a plan says that a step sends, against the bytes that one gives its collectives."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from dist_embed.config.load import config_from_dict
+from dist_embed.parallel import collectives
+from dist_embed.parallel.group import Group
+from dist_embed.planning import load_machine
+from dist_embed.planning.step import Step
+from dist_embed.planning.text import Text
+from dist_embed.planning.traffic import traffic
+from tests.distributed.pool import WorkerPool
+from tests.distributed.tiny import Sharded, Tiny, random_pairs
+
+ROWS, WIDTH, WORKERS, PAIRS = 301, 8, 2, 120
+
+
+def sent_in_a_step(group: Group, tiny: Tiny) -> tuple[dict[str, int], int, int]:
+    """Bytes to other workers by kind, the rows that this one wants, and tokens of all."""
+    sharded = Sharded(tiny, group)
+    work = sharded.work(random_pairs(PAIRS, 1, ROWS, ROWS))
+    prepared = sharded.train_step.prepare(1, work)
+    sent: defaultdict[str, int] = defaultdict(int)
+    exchange, gather = dist.all_to_all_single, collectives._all_gather
+
+    def exchanged(output: Any, given: Any, received: Any = None, split: Any = None, **how: Any):  # type: ignore[no-untyped-def]
+        whole = given.shape[0]
+        own = whole // group.num_workers if split is None else split[group.rank]
+        kind = "rows" if given.is_floating_point() else "ids"
+        sent[kind] += (given.nbytes // max(1, whole)) * (whole - own)
+        return exchange(output, given, received, split, **how)
+
+    def gathered(output: Any, given: Any, **how: Any) -> Any:
+        sent["gathered"] += given.nbytes * (group.num_workers - 1)
+        return gather(output, given, **how)
+
+    dist.all_to_all_single, collectives._all_gather = exchanged, gathered
+    try:
+        sharded.train_step.run(1, prepared)
+    finally:
+        dist.all_to_all_single, collectives._all_gather = exchange, gather
+    wanted = sum(len(rows) for rows in prepared.wanted.rows.values())
+    return dict(sent), wanted, work.global_tokens
+
+
+def planned(rows: float, tokens: int, num_samples: int) -> dict[str, float]:
+    """Of a step that asks for so many rows."""
+    output = {"output": "sampled", "num_samples": num_samples} if num_samples else {}
+    config = config_from_dict(
+        {
+            "run": {"uri": "/nowhere"}, "data": {"synthetic": {}},
+            "embedding": {"width": WIDTH}, "model": {"share_embeddings": "all", **output},
+            "train": {"max_steps": 1, "batch_tokens": tokens},
+            "cluster": {"num_workers": WORKERS},
+        }
+    )  # fmt: skip
+    sizes = {"source": ROWS, "target": ROWS}
+    text = Text(sizes, {}, 1.0, 1.0, prepared=False, word_tables=True)
+    step = Step(config, load_machine("cpu"), text, WORKERS)
+    step.__dict__["distinct_rows"] = {"shared": rows}
+    return traffic(step)
+
+
+@pytest.mark.parametrize("num_samples", [0, 40])
+def test_a_step_sends_what_is_planned(workers: WorkerPool, num_samples: int) -> None:
+    tiny = Tiny(
+        share="all", source_rows=ROWS, target_rows=ROWS, width=WIDTH, num_samples=num_samples,
+        block_bytes=4 * ROWS * 400,
+    )  # fmt: skip
+    found = workers.run(WORKERS, sent_in_a_step, tiny)
+    rows = sum(wanted for _, wanted, _ in found) / WORKERS
+    told = planned(rows, found[0][2], num_samples)
+
+    def mean(kind: str) -> float:
+        return sum(sent[kind] for sent, _, _ in found) / WORKERS
+
+    back = "negatives" if num_samples else "hidden states"
+    assert mean("ids") == pytest.approx(told["ids"], rel=0.1)
+    both_ways = told["vectors"] + told["row gradients"] + told[f"gradients of {back}"]
+    assert mean("rows") == pytest.approx(both_ways, rel=0.1)
+    assert mean("gathered") == pytest.approx(
+        told[back] + told.get("numbers of logits", 0.0), rel=0.1
+    )

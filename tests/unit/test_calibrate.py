@@ -1,0 +1,83 @@
+"""What a machine is set right by, with runs that are made up: as another machine file says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dist_embed.bench import calibrate as calibrating
+from dist_embed.bench.calibrate import calibrate, machine_yaml
+from dist_embed.bench.plan_check import CASES, compare, comparison_table, verdict
+from dist_embed.bench.planned_runs import Case, Measured, Runs, case_config
+from dist_embed.observe.phase_names import PHASES
+from dist_embed.planning import Machine, machine_from_yaml, plan
+from tests.unit.planned import machine
+
+FACTORS = {
+    output: {name: {"work": 2.0 + place, "exchange": 3.0} for place, name in enumerate(PHASES)}
+    for output in ("exact", "sampled")
+}
+TRUTH = Machine.model_validate(
+    machine().model_dump()
+    | {"factors": FACTORS, "crowding": [{"workers": 2, "factor": 1.5}], "rest": 0.1,
+       "process_mib": 321.0, "operation_us": 5.0}
+)  # fmt: skip
+BARE = {"products", "memory_gb_s", "gather", "operation_us"}
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds: dict[str, Any] = TRUTH.model_dump(include=BARE)
+    link = TRUTH.within_node.model_dump()
+    exchanges = [{"kind": kind, "workers": 2, **link} for kind in ("all_to_all", "all_reduce")]
+    monkeypatch.setattr(
+        calibrating, "measure_speeds", lambda *given: {**speeds, "exchanges": exchanges}
+    )
+    monkeypatch.setattr(calibrating, "measure_store", lambda store: TRUTH.store.model_dump())
+    monkeypatch.setattr(calibrating.os, "sched_getaffinity", lambda pid: range(TRUTH.cores))
+
+    def config(runs: Runs, case: Case) -> Any:
+        return case_config(case, "/nowhere/run", "/nowhere/data")
+
+    def measured(runs: Runs, case: Case) -> Measured:
+        found = plan(config(runs, case), case.workers, TRUTH)
+        return Measured(found.step_seconds, found.phases, found.memory_bytes)
+
+    monkeypatch.setattr(Runs, "config", config)
+    monkeypatch.setattr(Runs, "measured", measured)
+
+
+def test_runs_tell_the_factors_of_a_machine(made_up: None) -> None:
+    found = calibrate("/nowhere", "/nowhere", [2], lambda line: None)
+    assert found.process_mib == pytest.approx(321, abs=0.1)
+    assert found.crowded(2) == pytest.approx(1.5)
+    assert found.rest == pytest.approx(0.1)
+    for case in CASES:
+        if case.workers > 2:
+            continue
+        config = case_config(case, "/nowhere/run", "/nowhere/data")
+        told, there = (plan(config, case.workers, one) for one in (found, TRUTH))
+        assert told.step_seconds == pytest.approx(there.step_seconds, rel=1e-3)
+        assert told.memory_bytes == pytest.approx(there.memory_bytes, rel=1e-3)
+
+
+def test_a_machine_file_is_read_as_it_was_written() -> None:
+    text = machine_yaml(TRUTH, "mine", "today")
+    first, second, _ = text.split("\n", 2)
+    assert first.startswith("# 64 cores of ")
+    assert first.endswith(". All figures measured by calibrate:")
+    assert second == "# today"
+    found = machine_from_yaml(text, "mine.yaml")
+    assert found == TRUTH.model_copy(update={"name": "mine"})
+
+
+def test_plans_beside_runs(made_up: None) -> None:
+    compared = compare(TRUTH, "/nowhere", 2, [2], lambda line: None)
+    assert {one.case.workers for one in compared} == {1, 2}
+    header, rows = comparison_table(compared)
+    assert all(len(row) == len(header) for row in rows)
+    assert verdict(compared)[0].startswith("step time: median error 0%")
+    wrong = compare(TRUTH.model_copy(update={"process_mib": 5000.0}), "", 1, [2], print)
+    assert " !" in comparison_table(wrong)[1][0][-1]
+    assert verdict(wrong)[1].startswith(f"memory: {len(wrong)} of {len(wrong)} beyond")

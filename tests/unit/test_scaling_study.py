@@ -1,0 +1,376 @@
+"""Studies of scaling, and what all studies got by them: plans, failures, one file of results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dist_embed.cli.main import main
+from dist_embed.errors import ConfigError, RunFailed, RunStopped, UserError
+from dist_embed.planning import load_machine
+from dist_embed.planning.seconds import StepTime
+from dist_embed.run.metrics import MetricsLog
+from dist_embed.study import estimate
+from dist_embed.study import run as study_run
+from dist_embed.study.measured import figures_of
+from dist_embed.study.plan import load_study
+from dist_embed.study.results import SCHEMA, read_results, write_results
+from dist_embed.study.run import Outcome, planned_runs, run_study
+from dist_embed.study.scaling import extra_seconds, set_efficiencies, simulated_rows
+from dist_embed.study.scaling_page import scaling_page
+from dist_embed.study.scaling_plot import draw_scaling, draw_simulated
+from dist_embed.study.schema import ScalingStudy
+from tests.unit.planned import GPUS, SAMPLED, machine, planned
+
+ROOT = Path(__file__).parents[2]
+BASE = """
+run: {uri: x}
+data: {words: {sentences: 40, length: 5}}
+tokenizer: {vocab_size: 60}
+embedding: {width: 8}
+model: {width: 8, heads: 2, output: sampled, num_samples: 8}
+train: {max_steps: 9, batch_tokens: 64, translate_every: 0}
+cluster: {launcher: local, device: cpu, threads_per_worker: 1}
+"""
+MACHINE = {"cores": 2, "memory_gib": 23.0, "device": "a CPU", "platform": "p", "python": "3",
+           "versions": {"torch": "9"}}  # fmt: skip
+Trains = Callable[[Any], dict[str, Any]]
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+
+
+def study_of(folder: Path, **changes: Any) -> ScalingStudy:
+    base = folder / "base.yaml"
+    base.write_text(BASE)
+    values = {
+        "kind": "scaling", "title": "Workers", "question": "How fast?", "base": str(base),
+        "folder": str(folder / "study"), "grid": {"workers": [1, 2, 4]},
+    } | changes  # fmt: skip
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(values))
+    found = load_study(path)
+    assert isinstance(found, ScalingStudy)
+    return found
+
+
+class Stand:
+    """A stand-in for `train`, and whom it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.errors: dict[int, Exception] = {}
+
+    def __call__(self, config: Any, on_event: Any) -> dict[str, Any]:
+        workers = config.cluster.num_workers
+        self.asked.append(config.run.uri)
+        if workers in self.errors:
+            raise self.errors[workers]
+        figures = {"tokens_per_second": 100.0 * workers**0.5, "steps": 9, "phases": {"lookup": 0.1}}
+        return {"measures": {}, "validations": [], "machine": MACHINE, "figures": figures}
+
+
+@pytest.fixture
+def stand(monkeypatch: pytest.MonkeyPatch, cores: None) -> Stand:
+    made = Stand()
+    monkeypatch.setattr(study_run, "_train_and_measure", made)
+    return made
+
+
+def run(study: ScalingStudy) -> list[Outcome]:
+    return run_study(study, lambda event: None)
+
+
+def test_a_grid_is_every_combination(tmp_path: Path) -> None:
+    study = study_of(
+        tmp_path, grid={"workers": [2, 4], "vocabulary": [50, 70], "width": [8, 16], "batch": [64],
+                        "output": ["exact"]}, scaling=["strong", "weak"], seeds=[1, 2],
+    )  # fmt: skip
+    runs = planned_runs(study)
+    assert len(runs) == 2 * 2 * 2 * 2 * 2
+    last = runs[-1]
+    assert dict(last.combination) == {
+        "workers": "4", "scaling": "weak", "vocabulary": "70", "width": "16", "batch": "64",
+        "output": "exact",
+    }  # fmt: skip
+    config = last.config
+    assert (config.cluster.num_workers, config.tokenizer.vocab_size) == (4, 70)
+    assert (config.embedding.width, config.model.width, config.model.output) == (16, 16, "exact")
+    assert config.train.batch_tokens == 128  # twice as many workers as the fewest
+    assert (last.seed, config.run.seed) == (2, 2)
+    # Data do not depend on workers, width, batch, output or seed.
+    assert len({one.config.data.uri for one in runs}) == 2
+    # Where they begin, strong and weak scaling are one run.
+    assert len({one.name for one in runs}) == 2 * 2 * 2 * (1 + 2)
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path, stand: Stand) -> None:
+    study = study_of(tmp_path, scaling=["strong", "weak"])
+    stand.errors[2] = RunStopped("asked to")
+    with pytest.raises(RunStopped):
+        run(study)
+    assert [row["state"] for row in read_results(study.folder)] == [
+        "done", "done", "waiting", "waiting", "waiting", "waiting"
+    ]  # fmt: skip
+    stand.errors.clear()
+    first = run(study)
+    assert len(stand.asked) == len(set(stand.asked)) + 1 == 6  # the one that was stopped
+    assert run(study) == first
+    assert len(stand.asked) == 6
+    assert [row["state"] for row in read_results(study.folder)] == ["done"] * 6
+
+
+def test_a_failure_is_recorded_and_stops_no_other(tmp_path: Path, stand: Stand) -> None:
+    study = study_of(tmp_path)
+    stand.errors[2] = RunFailed("worker 1:\nTraceback\n  at x\nValueError: no\n")
+    outcomes = run(study)
+    rows = read_results(study.folder)
+    assert [row["state"] for row in rows] == ["done", "failed", "done"]
+    assert rows[1]["reason"] == str(stand.errors[2])
+    assert rows[1]["tokens_per_second"] is None
+    assert outcomes[1].lacks == "2, strong, seed 1: failed: ValueError: no"
+    assert len(stand.asked) == 3
+    stand.errors.clear()
+    run(study)
+    assert len(stand.asked) == 4  # it alone is tried again
+    assert [row["state"] for row in read_results(study.folder)] == ["done"] * 3
+
+
+def test_what_does_not_fit_is_skipped_and_listed(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "available_bytes", lambda: 2**30)
+    study = study_of(tmp_path, grid={"vocabulary": [60, 20_000_000]})
+    outcomes = run(study)
+    rows = read_results(study.folder)
+    assert [row["state"] for row in rows] == ["done", "skipped"]
+    assert [row["planned_fits"] for row in rows] == [True, False]
+    assert rows[1]["reason"].startswith("does not fit by its plan: memory: ")
+    assert "a node has 1 GiB" in rows[1]["reason"]
+    assert len(stand.asked) == 1
+    page = scaling_page(
+        study, outcomes, [], command="x", plot_name=None, simulated_plot_name=None
+    )  # fmt: skip
+    assert "- 20000000, seed 1: skipped: does not fit by its plan" in page
+    assert "fficiency" not in page  # there is one number of workers
+    monkeypatch.setattr(estimate, "available_bytes", lambda: 2**40)
+    run(study)
+    assert len(stand.asked) == 2
+
+
+def test_a_bound_of_the_vocabulary_skips_nothing(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text may have fewer words: it is prepared, and looked at."""
+    monkeypatch.setattr(estimate, "available_bytes", lambda: 2**30)
+    prepared: list[Any] = []
+    monkeypatch.setattr(study_run, "prepare", lambda config, **_: prepared.append(config))
+    study = study_of(
+        tmp_path, set={"data.words": None, "data.synthetic": {}}, grid={"vocabulary": [20_000_000]}
+    )
+    run(study)
+    assert len(prepared) == 1
+    assert stand.asked == []
+
+
+def test_plans_of_a_named_machine_decide(tmp_path: Path, stand: Stand) -> None:
+    study = study_of(tmp_path, machine="cpu", grid={"vocabulary": [60, 2_000_000_000]})
+    run(study)
+    rows = read_results(study.folder)
+    assert [row["state"] for row in rows] == ["done", "skipped"]
+    assert {row["planned_machine"] for row in rows} == {"cpu"}
+
+
+@pytest.mark.usefixtures("cores")
+def test_efficiency_is_by_the_fewest_workers(tmp_path: Path, stand: Stand) -> None:
+    """By hand: 100, 141 and 200 tokens/s of 1, 2 and 4 workers."""
+    study = study_of(tmp_path, scaling=["strong", "weak"])
+    run(study)
+    rows = read_results(study.folder)
+    assert [row["workers"] for row in rows] == [1, 1, 2, 2, 4, 4]
+    found = [row["efficiency"] for row in rows]
+    assert found[:4] == pytest.approx([1, 1, 0.7071, 0.7071], rel=1e-4)
+    assert found[4:] == [None, None]  # of two cores
+    assert [row["oversubscribed"] for row in rows] == [False] * 4 + [True] * 2
+    assert all(row["planned_efficiency"] > 0 for row in rows[:4])
+
+
+def test_efficiency_counts_threads_and_like_levels_alone() -> None:
+    def row(workers: int, speed: float, threads: int = 1, **more: Any) -> dict[str, Any]:
+        return {"workers": workers, "threads_per_worker": threads, "tokens_per_second": speed,
+                "levels": {"workers": str(workers), "width": more.get("width", "8")},
+                "state": "done", "seed": more.get("seed", 1)}  # fmt: skip
+
+    rows = [
+        row(2, 30.0), row(1, 20.0, threads=2), row(2, 50.0, width="16"), row(4, 50.0, width="16"),
+        row(4, 30.0, seed=2), row(8, 0.0),
+    ]  # fmt: skip
+    set_efficiencies(rows)
+    assert [one.get("efficiency") for one in rows] == [1.5, 1.0, 1.0, 0.5, 1.0, None]
+
+
+def test_figures_are_those_of_the_metrics(tmp_path: Path) -> None:
+    with MetricsLog(str(tmp_path), 0) as log:
+        for step, seconds, wait in ((2, 9.0, 5.0), (4, 0.2, 0.04), (8, 0.4, 0.16)):
+            count = 2 if step < 8 else 4
+            log.write(
+                step, nll=5.0 - step / 10, step_seconds=seconds, tokens_per_second=10 / seconds,
+                **{"phase/data_wait": wait, "phase/agreement": 0.0, "phase/checkpoint_stall": 0.0,
+                   "workers/own_seconds": [0.1 * count, 0.3 * count],
+                   "workers/rows_requested": [10 * count, 30 * count],
+                   "workers/memory_bytes": [100 - step, 100 + step]},
+            )  # fmt: skip
+        log.write(8, validation_loss=4.0)
+        log.write(8, validation_bleu=3.0)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    found = figures_of(lines)
+    # Of the second and third line: 2 steps of 0.2 s and 4 of 0.4 s, 2 s in all.
+    assert found["tokens_per_second"] == pytest.approx((50 + 25) / 2)
+    assert found["step_seconds_p50"] == pytest.approx(0.3)
+    assert found["step_seconds_max"] == pytest.approx(0.4)
+    assert found["phases"]["data wait"] == pytest.approx(0.2 / 6)
+    assert found["data_wait_share"] == pytest.approx(0.1)
+    assert found["exchange_share"] == pytest.approx(1 - 6 * 0.2 / 2)
+    assert found["rows_requested"] == [10, 30]
+    assert found["rows_balance"] == 1.5
+    assert found["memory_bytes"] == [96, 108]
+    assert (found["steps"], found["training_loss"]) == (8, 4.2)
+    assert (found["validation_loss"], found["validation_bleu"]) == (4.0, 3.0)
+    assert figures_of([]) == {}
+    assert figures_of(lines[:1])["step_seconds_p50"] == 9.0  # there is no other
+
+
+def test_the_file_of_results_has_its_columns(tmp_path: Path) -> None:
+    row = {"state": "done", "levels": {"a": "b"}, "phases": {"lookup": 0.5}, "memory_bytes": [1, 2]}
+    write_results(str(tmp_path), [row, {"state": "simulated", "levels": {}}])
+    first, second = read_results(str(tmp_path))
+    assert list(first) == SCHEMA.names
+    assert {name: value for name, value in first.items() if value is not None} == row
+    assert second["phases"] is None
+    assert all(field.metadata[b"meaning"] for field in SCHEMA)
+
+
+def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
+    tmp_path: Path, stand: Stand
+) -> None:
+    simulate = {"workers": [1, 8, 64], "machine": "8xh100", "set": {"tokenizer.vocab_size": 10**6}}
+    study = study_of(tmp_path, simulate=simulate, scaling=["strong", "weak"])
+    run(study)
+    found = [row for row in read_results(study.folder) if row["state"] == "simulated"]
+    assert [(row["levels"]["scaling"], row["workers"]) for row in found] == [
+        (kind, workers) for kind in ("strong", "weak") for workers in (1, 8, 64)
+    ]
+    assert [row["batch_tokens"] for row in found] == [64, 64, 64, 64, 512, 4096]
+    assert {row["target_words"] for row in found} == {10**6}
+    assert found[0]["planned_efficiency"] == 1
+    name = load_machine("8xh100").name
+    for row in found:
+        assert row["planned_machine"] == name
+        assert row["tokens_per_second"] is None
+        plan = json.loads(row["plan"])
+        longer = row["planned_step_seconds"]
+        assert longer >= plan["step_seconds"]
+        assert row["planned_tokens_per_second"] == pytest.approx(
+            plan["tokens_per_second"] * plan["step_seconds"] / longer
+        )
+    assert found[2]["planned_rows_balance"] > 1
+    assert found[2]["planned_step_seconds"] > json.loads(found[2]["plan"])["step_seconds"]
+    page = scaling_page(
+        study, [], simulated_rows(study), command="x", plot_name=None, simulated_plot_name="s.svg"
+    )
+    assert "**Nothing below was measured on so many workers.**" in page
+    assert "machine file `8xh100`" in page
+    assert "the 4,096 most frequent rows on every worker (not built)" in page
+    plot = tmp_path / "s.svg"
+    draw_simulated(study, found, str(plot))
+    assert "SIMULATED, not measured" in plot.read_text()
+    assert "8xh100" in plot.read_text()
+
+
+def test_the_page_and_its_plot(tmp_path: Path, stand: Stand, capsys: Any) -> None:
+    study = study_of(tmp_path)
+    stand.errors[4] = UserError("memory gone")
+    assert main(["study", str(tmp_path / "study.yaml")]) == 1
+    page = (tmp_path / "study" / "page.md").read_text()
+    said = capsys.readouterr()
+    assert "1 of 3 runs failed" in said.err
+    assert "4, strong, seed 1: failed: memory gone" in said.out
+    for part in ("| workers | target tokens/s | efficiency |", "| 2 | 141 | 71% |", "## Planned",
+                 "- 4, strong, seed 1: failed: memory gone", "![target tokens a second](page.svg)",
+                 "lookup", "2 cores"):  # fmt: skip
+        assert part in page, part
+    assert "Simulated" not in page
+    assert "ideal" in (tmp_path / "study" / "page.svg").read_text()
+    assert not draw_scaling(study, [], str(tmp_path / "none.svg"))
+
+
+def test_a_step_waits_for_the_rows_of_the_worker_that_is_asked_for_most() -> None:
+    """Three times the mean: twice more of what reading, sending and updating rows takes."""
+    step = planned(8, machine(GPUS), **SAMPLED)
+    spent = StepTime(step).spent()
+    rows = [spent[name] for name in ("ids exchange", "lookup", "table backward")]
+    assert extra_seconds(step, 1.0) == 0
+    assert extra_seconds(step, 3.0) == pytest.approx(2 * sum(s.memory + s.network for s in rows))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"grid": {}}, "grid: empty; give one of workers, vocabulary, width, batch, output"),
+        ({"grid": {"width": [8, 8]}}, r"grid.width: \[8, 8\] has one twice"),
+        ({"grid": {"width": [8]}, "scaling": ["weak"]}, "scaling: 'weak' is not allowed without"),
+        ({"set": {"cluster.num_workers": 3}}, "set.cluster.num_workers: not allowed beside grid"),
+        ({"set": {"run.seed": 3}}, "set.run.seed: not allowed: the study sets it"),
+        ({"grid": {"width": [8]}, "simulate": {"workers": [1], "machine": "cpu"}},
+         "simulate: not allowed without grid.workers"),
+        ({"factors": []}, "factors: unknown key"),
+        ({"kind": "scale"}, "kind: 'scale' is not allowed: training or scaling"),
+        ({"grid": {"workers": [0]}}, "grid.workers.0: 0 is not allowed"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_named(tmp_path: Path, changes: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        study_of(tmp_path, **changes)
+
+
+def test_more_workers_than_rows_are_refused_before_anything(tmp_path: Path, stand: Stand) -> None:
+    study_of(tmp_path, grid={"workers": [1, 64]})
+    assert main(["study", str(tmp_path / "study.yaml")]) == 2
+    assert stand.asked == []
+
+
+def test_a_large_grid_is_asked_about(tmp_path: Path, stand: Stand, capsys: Any) -> None:
+    grid = {"batch": list(range(64, 64 + 1001))}
+    study_of(tmp_path, grid=grid)
+    assert main(["study", str(tmp_path / "study.yaml")]) == 2
+    assert "1,001 runs are not allowed without --yes: at most 1,000" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_study_is_refused(
+    tmp_path: Path, stand: Stand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(study_of(tmp_path))
+    study_of(tmp_path, title="Others")
+    assert main(["study", str(tmp_path / "study.yaml")]) == 2
+    assert "has the results of another study, 'Workers' (kind: scaling)" in capsys.readouterr().err
+    assert len(stand.asked) == 3
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/scale/*.yaml")), ids=lambda p: p.name)
+def test_the_stored_studies_are_sound(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path.name == "base.yaml":
+        pytest.skip("what they vary")
+    monkeypatch.chdir(ROOT)
+    study = load_study(path)
+    assert isinstance(study, ScalingStudy)
+    assert planned_runs(study)
+    if study.simulate:
+        few = study.simulate.model_copy(update={"workers": [max(study.simulate.workers)]})
+        assert simulated_rows(study.model_copy(update={"simulate": few}))
