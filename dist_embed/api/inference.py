@@ -24,6 +24,7 @@ from dist_embed.installed import WORKERS_NEED, require
 from dist_embed.model.settings import ReplaceUnknown
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
+from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.storage import uri as storage
 from dist_embed.training.results import Evaluation, Translations
@@ -105,7 +106,7 @@ def config_to_use(
 
     Args:
         run_uri: the run's folder or URL.
-        workers: instead of as many as trained it.
+        workers: instead of as many as trained it; of a range as many as there is room for.
         beam: instead of ``search.beam``.
         candidates: instead of ``search.candidates``; 0: the whole vocabulary.
         replace_unknown: instead of ``search.replace_unknown``.
@@ -115,15 +116,17 @@ def config_to_use(
     from dist_embed.run.folder import read_run_config
 
     config = read_run_config(run_given(run_uri))
-    workers = config.cluster.max_workers if workers is None else whole_number("workers", workers, 1)
     # The machine here need not have the device that trained the run.
-    cluster = config.cluster.model_copy(update={"num_workers": workers, "device": "auto"})
+    instead: dict[str, Any] = {"device": "auto"}
+    if workers is not None:
+        instead["num_workers"] = whole_number("workers", workers, 1)
+    cluster = config.cluster.model_copy(update=instead)
     # Nothing is trained: an optimizer without state, which every device has.
     embedding = config.embedding.model_copy(
         update={"memory": "auto", "exchange": "fp32", "optimizer": "sgd"}
     )
     config = config.model_copy(update={"cluster": cluster, "embedding": embedding})
-    instead: dict[str, Any] = {}
+    instead = {}
     if beam is not None:
         instead["beam"] = whole_number("beam", beam, 1)
     if candidates is not None:
@@ -161,8 +164,9 @@ def _launched(
         launcher = "local" if launcher is None else launcher
     if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)
-    from dist_embed.cluster.launch import cluster_address, launch
-    from dist_embed.data.tokenizer_files import load_tokenizers
+    with collector_off():
+        from dist_embed.cluster.launch import cluster_address, launch
+        from dist_embed.data.tokenizer_files import load_tokenizers
 
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     try:

@@ -96,7 +96,7 @@ def _submit_to_slurm(config: Config, arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         write_out(text.encode())
         return
-    number = slurm.submit(text)
+    number = slurm.submit(text, config.run.uri)
     print(f"job {number}: {config.run.uri}", flush=True)
     if arguments.follow:
         _follow(slurm, number)

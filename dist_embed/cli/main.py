@@ -21,11 +21,13 @@ from dist_embed.cli.old_spellings import (
     take_output_by_place,
     with_missing_output,
 )
+from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.stop import (
     end_at_once_with,
     ending_signal,
     exit_on_signals,
     taken_signal,
+    tell_launcher_in_the_end,
 )
 from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.streams import say
@@ -84,6 +86,7 @@ def _signals_handled(*, for_good: bool) -> Iterator[None]:
         # native code would not hear the signal.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+        tell_launcher_in_the_end()
         yield
         return
     with exit_on_signals(for_good=for_good):
@@ -109,7 +112,8 @@ def _command(argv: list[str] | None) -> int:
 
 
 def _run(argv: list[str] | None) -> None:
-    parser = build_parser()
+    with collector_off():
+        parser = build_parser()
     words, said = in_new_words(sys.argv[1:] if argv is None else argv)
     arguments, rest = parser.parse_known_args(with_missing_output(words))
     if said:

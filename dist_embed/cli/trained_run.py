@@ -12,7 +12,10 @@ from dist_embed.errors import UserError
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that `run_config` takes, and ``--launcher``."""
-    parser.add_argument("--workers", type=int, help="default: as many as trained it")
+    parser.add_argument(
+        "--workers", type=int,
+        help="default: as many as trained it; of a range as many as there is room for",
+    )  # fmt: skip
     parser.add_argument("--launcher", choices=("ray", "local"), default="local")
     parser.add_argument("--beam", type=int, help="instead of search.beam")
     parser.add_argument(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
+
 from dist_embed.cluster.settings import MAX_FAILURES, LauncherChoice
 from dist_embed.config.checks import check
+from dist_embed.config.paths import run_name
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import GIB, available_bytes
 from dist_embed.embedding.settings import Tier
@@ -16,6 +18,7 @@ from dist_embed.errors import UserError
 from dist_embed.installed import require
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
+from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.device import resolve_device, resolve_dtype
 from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.storage.uri import check_working_folder
@@ -58,6 +61,9 @@ def launch(
         RunFailed: a worker failed.
     """
     check_working_folder()  # again: preparation may have taken hours
+    address = cluster_address(config, launcher)
+    if address is None and not task.trains:
+        config = _with_workers_there(config)
     cluster = config.cluster
     log_folder = str(worker_log_folder(config.run.uri))
 
@@ -68,7 +74,6 @@ def launch(
         check(resolved)  # what `auto` has become may be too little for other settings
         return task, resolved
 
-    address = cluster_address(config, launcher)
     if task.trains and vocabulary_size:  # under torchrun worker 0 alone has it
         _check_step(config, vocabulary_size["target"], address)
     # Imports PyTorch, as all that follows does.
@@ -92,13 +97,14 @@ def launch(
             save_seconds=config.checkpoint.drain_seconds if task.trains else 0.0,
             device=resolve_device(cluster.device),
         )
-    require("ray")
-    from dist_embed.cluster.ray_train import launch_ray
+    with collector_off():
+        require("ray")
+        from dist_embed.cluster.ray_train import launch_ray
 
     return launch_ray(
         run_worker,
         arguments,
-        name=_name_of(config.run.uri),
+        name=run_name(config.run.uri),
         # Here nothing comes or goes.
         min_workers=cluster.min_workers if address else cluster.max_workers,
         max_workers=cluster.max_workers,
@@ -126,9 +132,19 @@ def cluster_address(config: Config, launcher: LauncherChoice | None = None) -> s
     return config.cluster.address or os.environ.get("RAY_ADDRESS")
 
 
-def _name_of(run_uri: str) -> str:
-    """The last part of a run's address, as far as it may be the name of a folder."""
-    return re.sub(r"[^\w.-]+", "-", run_uri.rstrip("/").rpartition("/")[2]).strip(".") or "run"
+def _with_workers_there(config: Config) -> Config:
+    """A range of workers becomes as many as this machine has GPUs or cores, within it: who uses a
+    trained run need not have the room that its training had.
+    """
+    cluster = config.cluster
+    if isinstance(cluster.num_workers, int):
+        return config
+    on_gpus = resolve_device(cluster.device) == "cuda"
+    there = torch.cuda.device_count() if on_gpus else len(os.sched_getaffinity(0))
+    workers = max(cluster.min_workers, min(there, cluster.max_workers))
+    return config.model_copy(
+        update={"cluster": cluster.model_copy(update={"num_workers": workers})}
+    )
 
 
 def _check_step(config: Config, num_words: int, address: str | None) -> None:
@@ -148,8 +164,6 @@ def _check_machine(
     task: Task[R], config: Config, vocabulary_size: dict[str, int], word_tables: bool, device: str
 ) -> None:
     """Refuse more workers than this machine can hold, saying what is needed and what there is."""
-    import torch
-
     workers, memory = config.cluster.max_workers, config.embedding.memory
     cluster = config.cluster.model_copy(update={"num_workers": workers})
     config = config.model_copy(update={"cluster": cluster})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import queue
 import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -19,6 +18,7 @@ from dist_embed.cluster.failure import (
     stopped_too_late,
 )
 from dist_embed.cluster.fork_server import worker_context
+from dist_embed.cluster.mailbox import Mailbox, sender
 from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
 from dist_embed.parallel.main_module import without_main_module
@@ -65,26 +65,26 @@ def launch_local(
     # The launcher hosts the rendezvous store, so it outlives any worker and no port is guessed.
     store = hosted_store()
     context = worker_context(device)
-    events: multiprocessing.Queue[Event] = context.Queue()
-    processes = [
-        context.Process(
-            target=_child, args=(target, args, rank, num_workers, store.port, events), daemon=True
-        )
-        for rank in range(num_workers)
-    ]
+    mailbox = Mailbox()
+    processes: list[BaseProcess] = []
     with stop_on_signals() if stop_seconds else nullcontext():
         try:
-            for process in processes:
-                with deaf_children(), without_main_module():
+            for rank in range(num_workers):
+                with mailbox.opened(context) as writer, deaf_children(), without_main_module():
+                    process = context.Process(
+                        target=_child, args=(target, args, rank, num_workers, store.port, writer),
+                        daemon=True,
+                    )  # fmt: skip
+                    processes.append(process)
                     process.start()
-            return _watch(processes, events, on_event, log_folder, stop_seconds, save_seconds)
+            return _watch(processes, mailbox, on_event, log_folder, stop_seconds, save_seconds)
         finally:
             _end(processes)
 
 
 def _watch(
     processes: Sequence[BaseProcess],
-    events: multiprocessing.Queue[Event],
+    mailbox: Mailbox,
     on_event: Callable[[Event], None],
     log_folder: str,
     stop_seconds: float,
@@ -101,13 +101,12 @@ def _watch(
             for process in processes:
                 process.terminate()
             on_event(asked_to_stop())  # afterwards: a terminal may stand still
-        # Look at the processes before the queue: what they sent before they ended is then in it.
+        # Look at the processes before the mailbox: what they sent before they ended is then in it.
         alive = any(process.is_alive() for process in processes)
         ended = [i for i, p in enumerate(processes) if p.exitcode not in (None, 0)]
-        try:
-            event = events.get(timeout=0.1)
-        except queue.Empty:
-            event = None
+        if not alive:
+            mailbox.wait_for_the_rest()
+        event = mailbox.get(0.1)
         if event is not None:
             if event["kind"] == "failure":
                 failures.append(event)
@@ -158,7 +157,7 @@ def _child(
     rank: int,
     num_workers: int,
     store_port: int,
-    events: multiprocessing.Queue[Event],
+    writer: Connection,
 ) -> None:
     hear_sigterm()
     end_with_parent()
@@ -172,14 +171,11 @@ def _child(
         TORCHELASTIC_USE_AGENT_STORE="True",  # the launcher hosts the store
         **peers_have_time(),
     )
+    emit = sender(writer)
     try:
-        value = target(*args, events.put)
+        value = target(*args, emit)
         if rank == 0:
-            events.put({"kind": "result", "value": value})
+            emit({"kind": "result", "value": value})
     except BaseException as exc:
-        events.put(failure_event(rank, exc))
-        events.close()
-        events.join_thread()
+        emit(failure_event(rank, exc))
         os._exit(1)
-    events.close()
-    events.join_thread()

@@ -18,14 +18,33 @@ from ray.util.client import ray as client
 
 from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.errors import RunFailed, UserError
+from dist_embed.parallel.settings import DeviceChoice
 
 POLL_SECONDS = 1.0
 SILENT_SECONDS = 5.0  # of waiting before a word is said
 FIT_SECONDS = 10.0  # that Ray may take to find the room that was counted
 ANSWER_SECONDS = 2.0
 SETTLE_SECONDS = 60.0
-NODE_GROUP = "ray.io/node-group"  # a label of nodes
+# A label of nodes (Ray 2.60, ray._raylet.RAY_NODE_GROUP_KEY): RAY_NODE_TYPE_NAME of `ray start`.
+# KubeRay sets that in each pod (1.7.0, ray-operator/controllers/ray/common/pod.go), and so does
+# `ray up` (2.60, autoscaler/_private/commands.py).
+NODE_GROUP = "ray.io/node-group"
 GROW_SECONDS = 30.0  # nodes seldom come alone: the others get so long
+
+
+def takes_gpus(device: DeviceChoice, say: Callable[[str], None]) -> bool:
+    """Whether workers on ``device`` take GPUs; ``auto``: where the cluster has any, whoever uses
+    them at the moment. ``say`` is told where it has none, but may get some.
+    """
+    if device != "auto":
+        return device == "cuda"
+    has_some = bool(ray.cluster_resources().get("GPU", 0) >= 1)
+    if not has_some and _may_get_nodes():
+        say(
+            "no node of the Ray cluster has a GPU now: workers train on CPUs; cluster.device=cuda "
+            "waits for GPUs"
+        )
+    return has_some
 
 
 class Room:
@@ -142,9 +161,7 @@ class Room:
 
 
 def _may_get_nodes() -> bool:
-    """Whether nodes are started by what may start others: KubeRay, and `ray up` with Ray's second
-    autoscaler, name each one's group (2.60, RAY_NODE_TYPE_NAME).
-    """
+    """Whether nodes are started by what may start others, and names each one's group."""
     return any(NODE_GROUP in node["Labels"] for node in ray.nodes() if node["Alive"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 from dist_embed.config.schema import Config
@@ -39,6 +40,14 @@ def path_of(uri: str) -> str | None:
     if not separator:
         return uri
     return path if scheme in ("file", "local") else None
+
+
+def run_name(run_uri: str) -> str:
+    """What a cluster calls a run, by the end of its address: one word of any listing, which may
+    also be the name of a folder.
+    """
+    last = run_uri.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "_", last, flags=re.ASCII).strip(".") or "run"
 
 
 def is_of_one_process(uri: str) -> bool:

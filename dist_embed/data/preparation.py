@@ -104,8 +104,10 @@ def _preparing_alone(data_uri: str, say: Say) -> Iterator[StillOurs]:
     """For the length of a block only this process prepares anything there; others are waited for.
 
     Raises:
-        UserError: another process did not end within `LONGEST_WAIT_SECONDS`.
+        UserError: nothing can be written there, or another process did not end within
+            `LONGEST_WAIT_SECONDS`.
     """
+    storage.check_writable(data_uri, "data.uri")
 
     def waiting() -> None:
         say(

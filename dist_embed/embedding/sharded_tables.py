@@ -41,7 +41,7 @@ from dist_embed.embedding.tables import (
 from dist_embed.embedding.tiers import find_tier
 from dist_embed.errors import UserError
 from dist_embed.observe.phases import note_rows, phase, waiting
-from dist_embed.parallel.collectives import gather_texts, sum_numbers_over_workers
+from dist_embed.parallel.collectives import gather_texts
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 
@@ -361,7 +361,7 @@ class ShardedTables:
 
     def _before_update(self, rows: StepRows, number: int, proven: bool) -> None:
         """Raise UserError where the rows of the ``number``-th fetch cannot be trained. Collective,
-        unless it is ``proven`` that the first half has run: else zeros would pass for gradients.
+        unless it is ``proven`` that the first half has run.
         """
         self.group.require_joined()
         if number != self._fetched:
@@ -370,15 +370,7 @@ class ShardedTables:
                 "up last can be trained"
             )
         if not proven:
-            waiting, given, whole, begun = sum_numbers_over_workers(
-                [int(flag) for flag in rows.first_half()], self.group
-            )
-            if (waiting or (whole and not begun)) and not given:
-                raise UserError(
-                    "backward: none of these rows has a gradient on any worker: call backward() of "
-                    "the loss first, from which they get theirs. Where none is to have one: "
-                    "backward(proven=True)"
-                )
+            rows.require_first_half(self.group)
         self._cache_is_newer = self.tier == "uvm_caching"
 
     def optimizer_state(self, table: str) -> dict[str, Tensor]:

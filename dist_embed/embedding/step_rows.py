@@ -21,6 +21,8 @@ from dist_embed.arguments import shown
 from dist_embed.embedding.own_rows import OwnRows
 from dist_embed.errors import UserError
 from dist_embed.observe.phases import phase, waiting, waiting_until
+from dist_embed.parallel.collectives import sum_numbers_over_workers
+from dist_embed.parallel.group import Group
 
 
 @dataclass(frozen=True)
@@ -176,18 +178,27 @@ class StepRows:
         found += [self.own_gradient(table) for table in self.own]
         return [gradient for gradient in found if gradient is not None]
 
-    def first_half(self) -> tuple[bool, bool, bool, bool]:
-        """What tells, once it is known of all workers, whether the first half of the step has run:
-        whether any row here waits for a gradient, and has one; the same of tables trained whole.
+    def require_first_half(self, group: Group) -> None:
+        """Raise UserError on all workers where no row of any has a gradient, but some wait for one:
+        zeros would pass for theirs. Collective.
         """
         leaves = [table.vectors for table in self.tables.values() if table.vectors.requires_grad]
         own = [rows.gradient for rows in self.own.values() if rows.gradient is not None]
-        return (
+        flags = [
             any(len(leaf) for leaf in leaves),
             any(leaf.grad is not None for leaf in leaves),
             bool(own),
             any(gradient.begun for gradient in own),
+        ]
+        pending, given, whole, begun = sum_numbers_over_workers(
+            [int(flag) for flag in flags], group
         )
+        if (pending or (whole and not begun)) and not given:
+            raise UserError(
+                "backward: none of these rows has a gradient on any worker: call backward() of the "
+                "loss first, from which they get theirs. Where none is to have one: "
+                "backward(proven=True)"
+            )
 
     def backward(self, *, proven: bool = False) -> None:
         """Second half of the step: give the gradients to the tables. Collective.

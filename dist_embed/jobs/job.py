@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from dist_embed.errors import UserError
@@ -56,6 +54,16 @@ class Cluster(Protocol):
         """What a job has written, from that byte on."""
 
 
+def check_is_free(run_uri: str, jobs: Iterable[Job]) -> None:
+    """Raises UserError where one of a cluster's ``jobs`` has that run, and has not ended."""
+    for job in jobs:
+        if job.run_uri == run_uri and not job.is_over:
+            raise UserError(
+                f"run.uri: {run_uri!r} is the run of job {job.name}, which has not ended "
+                f"({job.state.lower()}): `dist-embed stop {job.name}`, or another run.uri"
+            )
+
+
 def follow(cluster: Cluster, name: str, say: Callable[[bytes], None]) -> Job:
     """Give ``say`` what the job writes, from its beginning on, until it has ended."""
     found, place, heard = cluster.job(name), 0, time.monotonic()
@@ -75,8 +83,3 @@ def follow(cluster: Cluster, name: str, say: Callable[[bytes], None]) -> Job:
             if time.monotonic() - heard > SILENT_SECONDS:
                 raise
             time.sleep(POLL_SECONDS)
-
-
-def name_of(run_uri: str) -> str:
-    """A run's name as clusters take them: without what listings would show as more fields."""
-    return re.sub(r"[^\w.-]", "_", Path(run_uri).name, flags=re.ASCII)

@@ -13,14 +13,14 @@ import re
 from typing import Any
 
 from dist_embed.cluster.launch import stop_seconds
-from dist_embed.config.load import config_to_yaml
-from dist_embed.config.paths import corpora, is_of_one_process, path_of, places
+from dist_embed.config.paths import corpora, is_of_one_process, path_of, places, run_name
 from dist_embed.config.schema import Config
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.embedding.settings import Tier
 from dist_embed.errors import StorageError, UserError
 from dist_embed.installed import require
+from dist_embed.jobs.configuration import configuration, whole_stop_seconds
 from dist_embed.jobs.settings import KubernetesSection
 from dist_embed.training.tasks import Train
 
@@ -136,8 +136,7 @@ def job_name(run_uri: str) -> str:
     another for each run. Lower-case letters, digits and hyphens behind a letter, as KubeRay asks.
     """
     digest = hashlib.sha256(run_uri.encode()).hexdigest()[:8]
-    last = run_uri.rstrip("/").rpartition("/")[2].lower()
-    words = re.sub(r"[^a-z0-9]+", "-", last).strip("-")
+    words = re.sub(r"[^a-z0-9]+", "-", run_name(run_uri).lower()).strip("-")
     if not words[:1].isalpha():
         words = f"run-{words}".strip("-")
     return f"{words[: _NAME_CHARACTERS - 9].rstrip('-')}-{digest}"
@@ -256,7 +255,7 @@ def _head(config: Config, settings: KubernetesSection, labels: dict[str, str]) -
     container = _ray_container(settings, f"{settings.head_cpus}", mib, _BEFORE_HEAD_ENDS)
     # What `ray job stop`, and the deletion of the job, leave the run to end.
     container["env"].append(
-        {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": f"{int(stop_seconds(config))}"}
+        {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": f"{whole_stop_seconds(config)}"}
     )
     container["volumeMounts"].append({"name": "config", "mountPath": _CONFIG_FOLDER})
     template = _ray_pod(config, settings, labels, container)
@@ -264,7 +263,12 @@ def _head(config: Config, settings: KubernetesSection, labels: dict[str, str]) -
     # is no second object that could be another run's.
     if config.cluster.min_workers != config.cluster.max_workers:
         template["spec"]["automountServiceAccountToken"] = True  # for the autoscaler
-    template["metadata"]["annotations"] = {_CONFIG_KEY: _configuration(config, settings)}
+    text = configuration(
+        config, target="Kubernetes", most_bytes=_CONFIG_BYTES, launcher="ray",
+        # Cores are the pods', not the machines' that they are on.
+        threads_per_worker=config.cluster.threads_per_worker or settings.cpus_per_worker,
+    )  # fmt: skip
+    template["metadata"]["annotations"] = {_CONFIG_KEY: text}
     item = {
         "path": "config.yaml",
         "fieldRef": {"fieldPath": f"metadata.annotations['{_CONFIG_KEY}']"},
@@ -297,22 +301,6 @@ def _start(slots: int) -> dict[str, str]:
     return {"num-cpus": f"{slots}", "object-store-memory": f"{_OBJECT_STORE_MIB * _MIB}"}
 
 
-def _configuration(config: Config, settings: KubernetesSection) -> str:
-    """What the run is given: the cluster is the job's own, and cores are the pods', not the
-    machines' that they are on.
-    """
-    threads = config.cluster.threads_per_worker or settings.cpus_per_worker
-    cluster = {"launcher": "ray", "address": None, "threads_per_worker": threads}
-    there = config.cluster.model_copy(update=cluster)
-    text = config_to_yaml(config.model_copy(update={"cluster": there}))
-    if len(text.encode()) > _CONFIG_BYTES:
-        raise UserError(
-            f"a configuration of {len(text.encode()):,} bytes cannot be sent to Kubernetes; at "
-            f"most {_CONFIG_BYTES:,}: name files by a pattern"
-        )
-    return text
-
-
 def _ray_pod(
     config: Config, settings: KubernetesSection, labels: dict[str, str], container: Object
 ) -> Object:
@@ -325,7 +313,7 @@ def _ray_pod(
         container["volumeMounts"].append({"name": "runs", "mountPath": settings.volume_path})
     spec = {
         **_pod(settings, container),
-        "terminationGracePeriodSeconds": int(stop_seconds(config)) + _AFTER_STOP_SECONDS,
+        "terminationGracePeriodSeconds": whole_stop_seconds(config) + _AFTER_STOP_SECONDS,
         "volumes": volumes,
     }
     return {"metadata": {"labels": labels}, "spec": spec}

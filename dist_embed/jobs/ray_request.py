@@ -5,7 +5,6 @@ docs/decisions/0044-jobs-of-ray.md says why so.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import secrets
@@ -15,19 +14,18 @@ from typing import Any
 
 from fsspec.utils import glob_translate
 
-from dist_embed.cluster.launch import stop_seconds
-from dist_embed.config.load import config_to_yaml
 from dist_embed.config.paths import (
     corpora,
     is_of_one_process,
     path_of,
     places,
+    run_name,
     with_absolute_paths,
 )
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.jobs.arrived import CONFIG, SENT_BY
-from dist_embed.jobs.job import name_of
+from dist_embed.jobs.configuration import configuration, whole_stop_seconds
 
 # Of the shell that Ray calls nothing stays: ended by a stop, it would leave the run to the node's
 # first process, and where that buries nobody, as in many containers, Ray waits for a dead run.
@@ -51,26 +49,19 @@ def request(config: Config, *, ships_folder: bool) -> dict[str, Any]:
     config = with_absolute_paths(config, on_cluster=True)
     if not ships_folder:
         check_corpora(config)
-    # Where the job runs is the cluster that it was sent to; Ray tells it by RAY_ADDRESS.
-    here = config.cluster.model_copy(update={"launcher": "ray", "address": None})
-    text = config_to_yaml(config.model_copy(update={"cluster": here}))
-    if len(text.encode()) > _CONFIG_BYTES:
-        raise UserError(
-            f"a configuration of {len(text.encode()):,} bytes cannot be sent to Ray: at most "
-            f"{_CONFIG_BYTES:,} (name the files of a corpus by globs)"
-        )
+    text = configuration(config, target="Ray", most_bytes=_CONFIG_BYTES, launcher="ray")
     return {
         "entrypoint": COMMAND,
         "runtime_env": {
             "env_vars": {
                 CONFIG: text,
                 SENT_BY: version("dist_embed"),
-                "RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(stop_seconds(config))),
+                "RAY_JOB_STOP_WAIT_TIME_S": str(whole_stop_seconds(config)),
                 "RAY_USAGE_STATS_ENABLED": "0",
             }
         },
         "metadata": {
-            "job_name": name_of(config.run.uri),
+            "job_name": run_name(config.run.uri),
             RUN_URI: config.run.uri,
             OURS: version("dist_embed"),
         },

@@ -23,7 +23,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from dist_embed.errors import UserError
-from dist_embed.jobs.job import Job
+from dist_embed.jobs.job import Job, check_is_free
 from dist_embed.jobs.ray_address import is_loopback
 from dist_embed.jobs.ray_request import OURS, RUN_URI, new_id
 
@@ -102,13 +102,7 @@ class RayServer:
 
         Raises UserError where a job that has not ended has the same run.
         """
-        run_uri = request["metadata"][RUN_URI]
-        for job in self.jobs():
-            if job.run_uri == run_uri and not job.is_over:
-                raise UserError(
-                    f"run.uri: {run_uri!r} is the run of job {job.name}, which has not ended "
-                    f"({job.state.lower()}): `dist-embed stop {job.name}`, or another run.uri"
-                )
+        check_is_free(request["metadata"][RUN_URI], self.jobs())
         there = self._client._server_ray_version or ""
         if there.split(".")[:2] != ray.__version__.split(".")[:2]:
             print(f"dist-embed: Ray {there} there, {ray.__version__} here", file=sys.stderr)

@@ -15,17 +15,19 @@ import subprocess
 from collections.abc import Iterator
 
 from dist_embed.cluster.launch import stop_seconds
-from dist_embed.config.load import config_to_yaml
-from dist_embed.config.paths import is_of_one_process, places
+from dist_embed.config.paths import is_of_one_process, places, run_name
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
-from dist_embed.jobs.job import Job, name_of
+from dist_embed.jobs.configuration import configuration
+from dist_embed.jobs.job import Job, check_is_free
 from dist_embed.jobs.settings import SlurmSection
 
 # Slurm looks at its signals and limits once a minute or so: a limit of 60 s ended at 80, and a
 # signal 30 s before it came 18 to 20 s before (Slurm 22.05.8).
 TICK_SECONDS = 60
 COMMAND_SECONDS = 60.0  # that a command of Slurm may take
+# The script hands it on in one variable, of which Linux takes 128 KiB with its name.
+_CONFIG_BYTES = 130_000
 _COMMENT = "dist_embed"  # by which our jobs are known among others
 _END_OF_CONFIG = "END_OF_CONFIGURATION"
 # States in which a job has not begun, and those in which it runs, or will.
@@ -90,9 +92,12 @@ export TORCHELASTIC_RUN_ID=slurm-$SLURM_JOB_ID RANK=$SLURM_PROCID WORLD_SIZE=$SL
 export LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE={per_node}
 exec dist-embed train /dev/stdin <<<"$DIST_EMBED_CONFIG"'
 
-in_step srun --ntasks=1 --nodes=1 --cpus-per-task={node_cpus} bash -c "$prepare" || exit $?
-in_step srun --cpus-per-task={cpus} --kill-on-bad-exit=1 bash -c "$worker"
+in_step srun --ntasks=1 --nodes=1 --cpus-per-task={node_cpus} bash -c "$prepare"
 code=$?
+if [ $code = 0 ]; then
+    in_step srun --cpus-per-task={cpus} --kill-on-bad-exit=1 bash -c "$worker"
+    code=$?
+fi
 end=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)
 limit=$([ -n "$end" ] && date -d "$end" +%s 2>/dev/null || echo 0)
 if [ $code = 143 ] && [ "$limit" -ge $asked_at ] && [ $((limit - asked_at)) -le {margin} ]; then
@@ -132,9 +137,10 @@ def script(config: Config) -> str:
         )
     # The job's own tasks are all there is; one may be bound to its own cores, or to none.
     threads = config.cluster.threads_per_worker or slurm.cpus_per_worker
-    cluster = {"launcher": "local", "address": None, "threads_per_worker": threads}
-    there = config.cluster.model_copy(update=cluster)
-    yaml = config_to_yaml(config.model_copy(update={"cluster": there}))
+    yaml = configuration(
+        config, target="Slurm", most_bytes=_CONFIG_BYTES, launcher="local",
+        threads_per_worker=threads,
+    )  # fmt: skip
     if _END_OF_CONFIG in yaml:
         raise UserError(f"a configuration with the text {_END_OF_CONFIG!r} cannot be sent to Slurm")
     per_node = workers // slurm.nodes
@@ -148,7 +154,7 @@ def script(config: Config) -> str:
 
 
 def _options(config: Config, slurm: SlurmSection, per_node: int) -> Iterator[str]:
-    yield f"--job-name={name_of(config.run.uri)}"
+    yield f"--job-name={run_name(config.run.uri)}"
     yield f"--comment={shlex.quote(f'{_COMMENT} {config.run.uri}')}"
     yield f"--nodes={slurm.nodes}"
     yield f"--ntasks-per-node={per_node}"
@@ -166,8 +172,13 @@ def _options(config: Config, slurm: SlurmSection, per_node: int) -> Iterator[str
     yield from slurm.options
 
 
-def submit(text: str) -> str:
-    """Send a script; returns the job's number. Raises UserError with what Slurm has against it."""
+def submit(text: str, run_uri: str) -> str:
+    """Send a script of that run; returns the job's number.
+
+    Raises UserError where a job of this user that has not ended has the same run, and with what
+    Slurm has against the script.
+    """
+    check_is_free(run_uri, jobs())
     said = _slurm("sbatch", "--parsable", f"--output={os.getcwd()}/dist_embed-%j.out", text=text)
     return said.strip().partition(";")[0]
 

@@ -36,7 +36,7 @@ _taken: int | None = None  # the first signal that this process has taken
 _ending: int | None = None  # the first by which it ends
 _last_taken_at = -math.inf
 _exits: Handler = None  # the handler of `exit_on_signals`, while it is one
-_parent_asks = False  # whether SIGTERM comes from the process that has started this one
+_tells_its_launcher = False  # whether this process is a worker, of a launcher that waits for it
 
 
 def request_stop() -> None:
@@ -109,10 +109,9 @@ def stop_on_signals(*, second_ends: bool = True) -> Iterator[None]:
     in a script or a notebook, by KeyboardInterrupt. A request counts to the block's end, one made
     before it too. Beyond that end what was handled before is handled so again; but in a worker
     (without ``second_ends`` and `exit_on_signals`) signals are ignored once one has made the
-    request, for its launcher passes on what the whole group has got, and in one of the local
-    launcher in any case: it has done what it was to do, and tells so. What was ignored before
-    stays so. In any but the main thread Python takes no signals: there somebody else makes the
-    request.
+    request, for its launcher passes on what the whole group has got, and after
+    `tell_launcher_in_the_end` in any case. What was ignored before stays so. In any but the main
+    thread Python takes no signals: there somebody else makes the request.
     """
     global _requested
     if second_ends and _exits is None:
@@ -141,11 +140,20 @@ def stop_on_signals(*, second_ends: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        if _exits is None and not second_ends and (taken or _parent_asks):
+        if _exits is None and not second_ends and (taken or _tells_its_launcher):
             _restore(dict.fromkeys(before, signal.SIG_IGN))
         else:
             _restore(before)
         _requested = False
+
+
+def tell_launcher_in_the_end() -> None:
+    """Beyond the block of `stop_on_signals` this process, a worker, ignores signals: it has done
+    its part, or has failed, and its launcher is to have its own exit code and error for that. One
+    that has seen another worker fail sends SIGTERM while this one still tells why.
+    """
+    global _tells_its_launcher
+    _tells_its_launcher = True
 
 
 def end_at_once_with(code: int) -> None:
@@ -158,13 +166,25 @@ def end_at_once_with(code: int) -> None:
     _handle(on_signal)
 
 
-def handle_again() -> None:
-    """Set the handlers of `SIGNALS` anew, behind the back of whom a library has put its own, and
-    stop the alarm clock of such a one. For the main thread.
+@contextmanager
+def handled_here() -> Iterator[None]:
+    """A block in which a library puts handlers of `SIGNALS` of its own in front of ours, behind
+    Python's back, which set an alarm: at its end ours are set anew, and the alarm clock goes on as
+    it was. For the main thread; in any other nothing is done.
     """
-    for number in SIGNALS:
-        signal.signal(number, signal.getsignal(number))
-    signal.alarm(0)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seconds, interval = signal.getitimer(signal.ITIMER_REAL)
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.getsignal(number))
+        left = seconds - (time.monotonic() - began)
+        # One that has rung meanwhile stays off, or rings again after its interval.
+        signal.setitimer(signal.ITIMER_REAL, left if left > 0 else interval, interval)
 
 
 @contextmanager
@@ -192,8 +212,7 @@ def deaf_children() -> Iterator[None]:
 
 def hear_sigterm() -> None:
     """To be called first in a deaf child that its parent may end, or ask to stop, by SIGTERM."""
-    global _parent_asks
-    _parent_asks = True
+    tell_launcher_in_the_end()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent may have been told to ignore it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
 

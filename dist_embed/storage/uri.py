@@ -311,6 +311,23 @@ def check_new_file(uri: str, name: str) -> None:
     raise UserError(f"{name}: {uri!r} is not allowed: {why}")
 
 
+def check_writable(folder_uri: str, name: str) -> None:
+    """Refuse a folder or URL below which nothing can be written, before the work for it: writes a
+    file there, and removes it.
+
+    Raises UserError, which calls it ``name``.
+    """
+    trial = join(folder_uri, ".trial")
+    try:
+        write_bytes(trial, b"")
+    except (OSError, StorageError) as exc:
+        raise UserError(
+            f"{name}: {folder_uri!r} is not allowed: nothing can be written there: {exc}"
+        ) from exc
+    with suppress(OSError, StorageError):  # some may write and not remove
+        remove(trial)
+
+
 def write_text(uri: str, text: str) -> None:
     """Like `write_bytes`, UTF-8."""
     write_bytes(uri, text.encode())

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.settings import CheckpointSection
@@ -23,7 +22,7 @@ from dist_embed.training.saving import Saves, ruined
 from dist_embed.training.settings import TrainSection
 from dist_embed.training.step import StepResult, TrainStep
 from dist_embed.training.step_traces import StepTraces
-from dist_embed.training.workers import Stragglers, WorkersSpent, spent_by_workers
+from dist_embed.training.workers import Stragglers, spent_by_workers
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ class Hooks:
 
 # Among a checkpoint's scalars: what was due after its step was left out, as the run was to stop.
 LEFT_OUT = "evaluation_left_out"
-_Due: TypeAlias = tuple[Callable[[], float] | None, Callable[[], Quality] | None]
 
 
 @dataclass
@@ -93,69 +91,16 @@ def train_loop(
             a value to be saved, that is not finite; what ``hooks.before_save`` raises.
         CheckpointError: saving failed in a way that a run does not go on with; see `Saver`.
     """
-    group = state.group
     saves = Saves(state, saver, checkpoint, hooks.before_save, reporter.line, best_loss=best_loss)
     numbers = itertools.count(state.step + 1)
     steps = loader.prefetched(
         Position.from_dict(state.scalars["position"]),
         lambda work: train_step.prepare(next(numbers), work),
     )
-    window, phases, stragglers = _Window(), Phases(group.device), Stragglers(group)
-    skipped_in_a_row = 0
     first_step = state.step
-    stopped = False
-    following: StepBatches | None = None
+    course = _Course(state, train_step, settings, hooks, saver, saves, reporter, metrics)
     try:
-        # Of no checkpoint: that of this step says nothing of it, and is not written again.
-        if LEFT_OUT in state.scalars and not saves.between_steps():
-            _evaluate(state, _due(state.step, hooks, settings), saver, reporter, metrics)
-        while state.step < settings.max_steps:
-            if hooks.traces:
-                hooks.traces.before(state.step + 1, phases)
-            with phases.recorded():
-                at(f"step {state.step + 1}")
-                with phase("agreement"):
-                    stopped = saves.between_steps()
-                with phase("checkpoint stall"):
-                    stopped = stopped or saves.save_if_due()
-                if stopped:
-                    break
-                at(f"step {state.step + 1}")
-                started = time.perf_counter()
-                # Data that cannot be read are an error one step before they are needed; what has
-                # been saved by then is kept.
-                with phase("data wait"):
-                    work = following or next(steps).to(group.device)
-                    more = state.step + 1 < settings.max_steps
-                    following = next(steps).to(group.device) if more else None
-                result = train_step.run(state.step + 1, work, following)
-                window.add(result, time.perf_counter() - started)
-            state.step += 1
-            if hooks.traces:
-                hooks.traces.after(state.step)
-            state.scalars["position"] = work.after.to_dict()
-            for name in (METRIC, LEFT_OUT):  # a checkpoint carries its own step's, or none
-                state.scalars.pop(name, None)
-            skipped_in_a_row = _note_skip(state, result, skipped_in_a_row, settings, reporter)
-            last = state.step == settings.max_steps
-            validate, translate = due = _due(state.step, hooks, settings)
-            if last or validate or state.step % settings.log_every == 0:
-                spent = spent_by_workers(phases.take(), group)
-                _log(state, result, window, spent, settings, reporter, metrics)
-                for line in stragglers.lines(spent):
-                    reporter.line(line)
-                window = _Window()
-            # Either may take longer than a run that is asked to stop has left. A run that is
-            # complete has its figures all the same.
-            if (validate or translate) and not last and (stopped := saves.between_steps()):
-                state.scalars[LEFT_OUT] = True
-                break
-            _evaluate(state, due, saver, reporter, metrics)
-            if validate:
-                saves.note_validation(state.scalars[METRIC])
-            saves.note_step()
-            if last:
-                saves.save()
+        stopped = course.run(steps)
         at(None)
         saver.wait(checkpoint.drain_seconds if stopped else None)
         if stopped and state.step != first_step:
@@ -170,122 +115,195 @@ def train_loop(
     return stopped
 
 
-def _due(step: int, hooks: Hooks, settings: TrainSection) -> _Due:
-    last = step >= settings.max_steps
+class _Course:
+    """The steps of a run, and what happens between them; arguments as those of `train_loop`."""
 
-    def is_due(every: int) -> bool:
-        return every > 0 and (last or step % every == 0)
+    def __init__(
+        self,
+        state: TrainingState,
+        train_step: TrainStep,
+        settings: TrainSection,
+        hooks: Hooks,
+        saver: Saver,
+        saves: Saves,
+        reporter: Reporter,
+        metrics: MetricsLog | None,
+    ) -> None:
+        self._state = state
+        self._train_step = train_step
+        self._settings = settings
+        self._hooks = hooks
+        self._saver = saver
+        self._saves = saves
+        self._reporter = reporter
+        self._metrics = metrics
+        self._window = _Window()
+        self._phases = Phases(state.group.device)
+        self._stragglers = Stragglers(state.group)
+        self._skipped_in_a_row = 0
 
-    return (
-        hooks.validate if is_due(settings.evaluate_every) else None,
-        hooks.translate if is_due(settings.translate_every) else None,
-    )
+    def run(self, steps: Iterator[StepBatches]) -> bool:
+        """Train to the last step; returns whether it was stopped early. Collective."""
+        state, device = self._state, self._state.group.device
+        traces, max_steps = self._hooks.traces, self._settings.max_steps
+        # Of no checkpoint: that of this step says nothing of it, and is not written again.
+        if LEFT_OUT in state.scalars and not self._saves.between_steps():
+            self._evaluate(*self._due())
+        following: StepBatches | None = None
+        while state.step < max_steps:
+            number = state.step + 1
+            if traces:
+                traces.before(number, self._phases)
+            with self._phases.recorded():
+                if self._is_to_stop():
+                    return True
+                at(f"step {number}")
+                started = time.perf_counter()
+                # Data that cannot be read are an error one step before they are needed; what has
+                # been saved by then is kept.
+                with phase("data wait"):
+                    work = following or next(steps).to(device)
+                    following = next(steps).to(device) if number < max_steps else None
+                result = self._train_step.run(number, work, following)
+                self._window.add(result, time.perf_counter() - started)
+            state.step = number
+            if traces:
+                traces.after(number)
+            self._note(result, work.after)
+            if not self._look_at_model(result):
+                return True
+        return False
 
+    def _is_to_stop(self) -> bool:
+        """Take in what has been saved, and save if that is due. Collective."""
+        at(f"step {self._state.step + 1}")
+        with phase("agreement"):
+            stopped = self._saves.between_steps()
+        with phase("checkpoint stall"):
+            return stopped or self._saves.save_if_due()
 
-def _evaluate(
-    state: TrainingState,
-    due: _Due,
-    saver: Saver,
-    reporter: Reporter,
-    metrics: MetricsLog | None,
-) -> None:
-    """Validate and translate what is due. Collective."""
-    validate, translate = due
-    at(None)  # either may take long
-    if validate:
-        _validate(state, validate(), saver, reporter, metrics)
-    if translate:
-        _report_quality(state, translate(), reporter, metrics)
+    def _note(self, result: StepResult, after: Position) -> None:
+        """A step is done, with the data up to ``after``.
 
-
-def _note_skip(
-    state: TrainingState,
-    result: StepResult,
-    in_a_row: int,
-    settings: TrainSection,
-    reporter: Reporter,
-) -> int:
-    if not result.skipped:
-        return 0
-    state.scalars["skipped_steps"] += 1
-    reporter.line(
-        f"step {state.step} skipped: loss {result.loss} or its gradient is not finite; "
-        f"nothing was changed ({state.scalars['skipped_steps']} skipped so far)"
-    )
-    if in_a_row + 1 >= settings.max_skipped_steps:
-        raise UserError(
-            f"{in_a_row + 1} steps in a row had a non-finite loss or gradient "
-            f"(train.max_skipped_steps={settings.max_skipped_steps}); lower train.learning_rate or "
-            "embedding.learning_rate, set train.clip_norm, or use train.precision=fp32"
+        Raises UserError: too many in a row were skipped.
+        """
+        scalars, most = self._state.scalars, self._settings.max_skipped_steps
+        scalars["position"] = after.to_dict()
+        for name in (METRIC, LEFT_OUT):  # a checkpoint carries its own step's, or none
+            scalars.pop(name, None)
+        if not result.skipped:
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_in_a_row += 1
+        scalars["skipped_steps"] += 1
+        self._reporter.line(
+            f"step {self._state.step} skipped: loss {result.loss} or its gradient is not finite; "
+            f"nothing was changed ({scalars['skipped_steps']} skipped so far)"
         )
-    return in_a_row + 1
+        if self._skipped_in_a_row >= most:
+            raise UserError(
+                f"{self._skipped_in_a_row} steps in a row had a non-finite loss or gradient "
+                f"(train.max_skipped_steps={most}); lower train.learning_rate or "
+                "embedding.learning_rate, set train.clip_norm, or use train.precision=fp32"
+            )
 
+    def _look_at_model(self, result: StepResult) -> bool:
+        """Log, validate, translate and save, as far as each is due; False: the run is to stop.
+        Collective.
+        """
+        state = self._state
+        last = state.step == self._settings.max_steps
+        validate, translate = self._due()
+        if last or validate or state.step % self._settings.log_every == 0:
+            self._log(result)
+        # Either may take longer than a run that is asked to stop has left. A run that is complete
+        # has its figures all the same.
+        if (validate or translate) and not last and self._saves.between_steps():
+            state.scalars[LEFT_OUT] = True
+            return False
+        self._evaluate(validate, translate)
+        if validate:
+            self._saves.note_validation(state.scalars[METRIC])
+        self._saves.note_step()
+        if last:
+            self._saves.save()
+        return True
 
-def _log(
-    state: TrainingState,
-    result: StepResult,
-    window: _Window,
-    spent: WorkersSpent,
-    settings: TrainSection,
-    reporter: Reporter,
-    metrics: MetricsLog | None,
-) -> None:
-    loss = window.loss / window.tokens if window.tokens else math.nan
-    nll = window.nll / window.tokens if window.tokens else math.nan
-    tokens_per_second = window.tokens / window.seconds
-    step_seconds = window.seconds / window.steps
-    if metrics is not None:
-        metrics.write(
-            state.step,
-            loss=loss if math.isfinite(loss) else None,
-            nll=nll if math.isfinite(nll) else None,
+    def _due(self) -> tuple[Callable[[], float] | None, Callable[[], Quality] | None]:
+        """What validates and translates, where that is due after the step that is done."""
+        step = self._state.step
+        last = step >= self._settings.max_steps
+
+        def is_due(every: int) -> bool:
+            return every > 0 and (last or step % every == 0)
+
+        return (
+            self._hooks.validate if is_due(self._settings.evaluate_every) else None,
+            self._hooks.translate if is_due(self._settings.translate_every) else None,
+        )
+
+    def _evaluate(
+        self, validate: Callable[[], float] | None, translate: Callable[[], Quality] | None
+    ) -> None:
+        """Collective."""
+        at(None)  # either may take long
+        if validate:
+            self._note_loss(validate())
+        if translate:
+            self._note_quality(translate())
+
+    def _log(self, result: StepResult) -> None:
+        """Tell of the steps since this was last called. Collective."""
+        state, window = self._state, self._window
+        spent = spent_by_workers(self._phases.take(), state.group)
+        loss = window.loss / window.tokens if window.tokens else math.nan
+        nll = window.nll / window.tokens if window.tokens else math.nan
+        tokens_per_second = window.tokens / window.seconds
+        step_seconds = window.seconds / window.steps
+        if self._metrics is not None:
+            self._metrics.write(
+                state.step,
+                loss=loss if math.isfinite(loss) else None,
+                nll=nll if math.isfinite(nll) else None,
+                tokens_per_second=tokens_per_second,
+                step_seconds=step_seconds,
+                gradient_norm=result.gradient_norm,
+                skipped_steps=state.scalars["skipped_steps"],
+                epoch=state.scalars["position"]["epoch"],
+                **spent.as_metrics(),
+            )
+        self._reporter.progress(
+            step=state.step,
+            max_steps=self._settings.max_steps,
+            loss=loss,
             tokens_per_second=tokens_per_second,
-            step_seconds=step_seconds,
-            gradient_norm=result.gradient_norm,
-            skipped_steps=state.scalars["skipped_steps"],
-            epoch=state.scalars["position"]["epoch"],
-            **spent.as_metrics(),
+            eta_seconds=(self._settings.max_steps - state.step) * step_seconds,
+            workers=spent.as_event(),
         )
-    reporter.progress(
-        step=state.step,
-        max_steps=settings.max_steps,
-        loss=loss,
-        tokens_per_second=tokens_per_second,
-        eta_seconds=(settings.max_steps - state.step) * step_seconds,
-        workers=spent.as_event(),
-    )
+        for line in self._stragglers.lines(spent):
+            self._reporter.line(line)
+        self._window = _Window()
 
+    def _note_loss(self, loss: float) -> None:
+        """Of a validation. One that is not finite ends the run before its step is saved (decision
+        19). Not collective, but the same on every worker.
+        """
+        step = self._state.step
+        perplexity = math.exp(min(loss, 700.0))  # beyond that a float overflows
+        if self._metrics is not None:
+            self._metrics.write(step, validation_loss=loss, validation_perplexity=perplexity)
+        self._reporter.line(f"step {step}: validation loss {loss:.4f}, perplexity {perplexity:.2f}")
+        if not math.isfinite(loss):
+            raise UserError(f"step {step}: the validation loss is {loss}; {ruined(self._saver)}")
+        self._state.scalars[METRIC] = loss
 
-def _validate(
-    state: TrainingState,
-    loss: float,
-    saver: Saver,
-    reporter: Reporter,
-    metrics: MetricsLog | None,
-) -> None:
-    """Note a validation loss.
-
-    One that is not finite ends the run before its step is saved (decision 19). Not collective, but
-    the same on every worker.
-    """
-    perplexity = math.exp(min(loss, 700.0))  # beyond that a float overflows
-    if metrics is not None:
-        metrics.write(state.step, validation_loss=loss, validation_perplexity=perplexity)
-    reporter.line(f"step {state.step}: validation loss {loss:.4f}, perplexity {perplexity:.2f}")
-    if not math.isfinite(loss):
-        raise UserError(f"step {state.step}: the validation loss is {loss}; {ruined(saver)}")
-    state.scalars[METRIC] = loss
-
-
-def _report_quality(
-    state: TrainingState, quality: Quality, reporter: Reporter, metrics: MetricsLog | None
-) -> None:
-    if metrics is not None:
-        metrics.write(
-            state.step, validation_bleu=quality.bleu, validation_chrf=quality.chrf,
-            scored_by=quality.signature,
-        )  # fmt: skip
-    reporter.line(
-        f"step {state.step}: validation BLEU {quality.bleu:.2f}, chrF {quality.chrf:.2f} "
-        f"({quality.sentences} sentences in {quality.seconds:.0f} s)"
-    )
+    def _note_quality(self, quality: Quality) -> None:
+        if self._metrics is not None:
+            self._metrics.write(
+                self._state.step, validation_bleu=quality.bleu, validation_chrf=quality.chrf,
+                scored_by=quality.signature,
+            )  # fmt: skip
+        self._reporter.line(
+            f"step {self._state.step}: validation BLEU {quality.bleu:.2f}, "
+            f"chrF {quality.chrf:.2f} ({quality.sentences} sentences in {quality.seconds:.0f} s)"
+        )

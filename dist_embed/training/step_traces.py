@@ -43,15 +43,16 @@ class StepTraces:
         self._group = group
         self._say = say
         self._profiler: profile | None = None
+        self._error = ""
+        self._told = False
         self._begun = self._done = 0
 
     def before(self, step: int, phases: Phases) -> None:
         """A step is to be made, whose ``phases`` are recorded."""
         wanted = self._first <= step <= self._last
-        if wanted and self._profiler is None:
-            self._profiler = profile(activities=activities_on(self._group.device))
-            self._profiler.start()
+        if wanted and not self._begun:
             self._begun = step
+            self._start()
         phases.annotate = wanted
 
     def after(self, step: int) -> None:
@@ -60,27 +61,37 @@ class StepTraces:
         if step == self._last:
             self._write()
 
+    def _start(self) -> None:
+        try:
+            profiler = profile(activities=activities_on(self._group.device))
+            profiler.start()
+            self._profiler = profiler
+        except Exception as exc:  # training is worth more
+            logging.getLogger(__name__).error("no steps recorded", exc_info=exc)
+            self._error = one_line(exc)
+
     def _write(self) -> None:
         """End, and write what was recorded, if anything."""
-        profiler, self._profiler = self._profiler, None
-        if profiler is None:
+        if not self._begun or self._told:
             return
+        self._told = True
+        profiler, self._profiler = self._profiler, None
         name = f"worker-{self._group.rank}.json.gz"
-        error = ""
-        try:
-            with temporary_folder("dist_embed-profile-") as folder:
-                profiler.stop()
-                trace = Path(folder) / name
-                profiler.export_chrome_trace(str(trace))
-                storage.write_bytes(storage.join(self._folder, name), trace.read_bytes())
-        except Exception as exc:  # training is worth more
-            logging.getLogger(__name__).error("%s not written", name, exc_info=exc)
-            error = one_line(exc)
-        told = gather_texts(error, self._group)
+        if profiler is not None:
+            try:
+                with temporary_folder("dist_embed-profile-") as folder:
+                    profiler.stop()
+                    trace = Path(folder) / name
+                    profiler.export_chrome_trace(str(trace))
+                    storage.write_bytes(storage.join(self._folder, name), trace.read_bytes())
+            except Exception as exc:
+                logging.getLogger(__name__).error("%s not written", name, exc_info=exc)
+                self._error = one_line(exc)
+        told = gather_texts(self._error, self._group)
         if failed := [rank for rank, text in enumerate(told) if text]:
             self._say(
-                f"steps {self._begun} to {self._done} recorded, but the traces of {len(failed)} "
-                f"workers could not be written; worker {failed[0]}: {told[failed[0]]}"
+                f"steps {self._begun} to {self._done} recorded, but the traces of {len(failed)} of "
+                f"{len(told)} workers could not be written; worker {failed[0]}: {told[failed[0]]}"
             )
             return
         self._say(

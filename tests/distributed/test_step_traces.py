@@ -15,6 +15,7 @@ from dist_embed.observe.events import Reporter
 from dist_embed.observe.phases import PHASES, WAITING
 from dist_embed.parallel.group import Group
 from dist_embed.storage import uri as storage
+from dist_embed.training import step_traces
 from dist_embed.training.tasks import Train
 from dist_embed.training.worker import Context
 from tests.distributed.configured import DATA, Values, merged
@@ -27,6 +28,14 @@ SMALL: Values = {
     "train": {"max_steps": 5, "batch_tokens": 60, "precision": "fp32"},
     "cluster": {"device": "cpu", "num_workers": 2, "launcher": "local"},
 }  # fmt: skip
+
+
+def trained_where_one_cannot_record(group: Group, *arguments: Any) -> list[str]:
+    """What was said where the last worker's profiler does not start."""
+    with pytest.MonkeyPatch.context() as patch:
+        if group.rank == group.num_workers - 1:
+            patch.setattr(step_traces, "activities_on", lambda device: 1 / 0)
+        return trained(group, *arguments)[0]
 
 
 def trained(
@@ -92,5 +101,13 @@ def test_traces_that_cannot_be_written_do_not_end_training(
     (tmp_path / "profile").write_text("a file where a folder is to be")
     said = workers.run(2, trained, values, (2, 3), 4)
     (line,) = said[0][0]
-    assert "steps 2 to 3 recorded, but the traces of 2 workers could not be written" in line
+    assert "steps 2 to 3 recorded, but the traces of 2 of 2 workers could not be written" in line
     assert str(tmp_path) in line
+
+
+def test_a_worker_that_cannot_record_does_not_end_training(
+    workers: WorkerPool, values: Values
+) -> None:
+    ((line,), _) = workers.run(2, trained_where_one_cannot_record, values, (2, 3), 4)
+    assert "the traces of 1 of 2 workers could not be written; worker 1: " in line
+    assert "division by zero" in line

@@ -22,6 +22,7 @@ from typing import Any
 from dist_embed.config.load import config_from_dict
 from dist_embed.jobs.kubernetes import manifest
 from tests.integration.conftest import TINY
+from tests.integration.ray_cluster import FOR_BUSY_MACHINES
 
 PORT, DASHBOARD = 6380, 8266
 JOBS = ["--address", f"http://127.0.0.1:{DASHBOARD}"]
@@ -54,14 +55,14 @@ class Pod:
     def __init__(self, group: dict[str, Any], log: Path, *options: str, **env: str) -> None:
         (container,) = group["template"]["spec"]["containers"]
         given = {entry["name"]: entry["value"] for entry in container["env"]}
-        # Beside other work on this machine workers would stand still at Ray's own 15.
-        self.environment = {**os.environ, "RAY_worker_niceness": "0", **given, **env}
+        self.environment = {**os.environ, **FOR_BUSY_MACHINES, **given, **env}
         self.before_end = container["lifecycle"]["preStop"]["exec"]["command"]
         start = [f"--{key}={value}" for key, value in group["rayStartParams"].items()]
         self.log = log
         with log.open("w") as output:
+            # Not with the `--block` of KubeRay: see ray_cluster.py.
             subprocess.Popen(
-                ["ray", "start", "--block", *start, *options], env=self.environment,
+                ["ray", "start", *start, *options], env=self.environment,
                 stdout=output, stderr=output, start_new_session=True,
             )  # fmt: skip
 

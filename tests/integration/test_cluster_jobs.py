@@ -1,13 +1,11 @@
-"""Jobs of a real Ray with token authentication, on this machine."""
+"""Jobs of a real Ray, with token authentication and without, on this machine."""
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 
 from dist_embed.checkpoint.catalogue import list_steps
 from tests.integration.ray_cluster import ray_cluster
+from tests.integration.run_metrics import losses, until
 from tests.left_behind import shared_memory_of_nobody
 
 pytestmark = [
@@ -26,7 +25,9 @@ Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def cluster(ray_alone_until_the_file_ends: None) -> Iterator[dict[str, str]]:
+def cluster(
+    request: pytest.FixtureRequest, ray_alone_until_the_file_ends: None
+) -> Iterator[dict[str, str]]:
     # Of a short path: there Ray puts sockets, whose names may have 107 bytes.
     with (
         tempfile.TemporaryDirectory(prefix="rj", dir="/tmp") as folder,
@@ -34,7 +35,8 @@ def cluster(ray_alone_until_the_file_ends: None) -> Iterator[dict[str, str]]:
     ):
         (Path(folder) / "t").mkdir()
         environment.setenv("TMPDIR", f"{folder}/t")
-        with ray_cluster(Path(folder)) as found:
+        asks = getattr(request, "param", True)
+        with ray_cluster(Path(folder), asks_for_token=asks) as found:
             yield found
 
 
@@ -55,19 +57,6 @@ def name_of(said: str) -> str:
     found = re.search(r"^job (\S+): ", said, re.MULTILINE)
     assert found, said
     return found[1]
-
-
-def until(what: Callable[[], bool], seconds: float = 400.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.3)
-
-
-def losses(run: Path) -> list[float]:
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
 def drivers() -> list[psutil.Process]:
@@ -163,3 +152,11 @@ def test_a_job_starts_in_the_folder_that_is_sent_with_it(
     assert "step 8/8" in done.stdout
     shadowed = call(*sent, "--with-package", f"run.uri={tmp_path / 'other'}", code=1)
     assert "shadowed" in shadowed.stdout
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("cluster", [False], indirect=True)
+def test_a_head_that_asks_for_no_token_serves_its_own_machine(config: str, call: Call) -> None:
+    """Here a token lies where Ray looks for one."""
+    done = call("submit", config, "--to", "ray", "--follow", "train.max_steps=2")
+    assert "step 2/2" in done.stdout

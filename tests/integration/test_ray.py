@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -22,17 +21,13 @@ from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.data.prepared_folder import prepared_folder
 from tests.integration.conftest import Command
 from tests.integration.ray_cluster import ray_cluster
+from tests.integration.run_metrics import losses
 
 pytestmark = [
     pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
     pytest.mark.timeout(400, func_only=True),
 ]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def losses(folder: Path) -> list[float]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_ray_trains_as_local_processes_do_and_stops_as_asked(
@@ -54,7 +49,7 @@ def test_ray_trains_as_local_processes_do_and_stops_as_asked(
         env=environment, start_new_session=True,
     ) as process:  # fmt: skip
         deadline = time.monotonic() + 200
-        while not (run / "metrics.jsonl").exists() or len(losses(run)) < 8:
+        while len(losses(run)) < 8:
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.1)

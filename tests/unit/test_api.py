@@ -133,6 +133,20 @@ def test_a_training_that_was_asked_to_stop_raises_and_tells_what_it_has_done(
     train(config, on_event=lambda event: None)  # the run's folder is free again
 
 
+def test_where_a_run_cannot_be_written_nothing_is_prepared(
+    workers: Workers, config: Config, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refuse(uri: str, data: bytes) -> None:
+        raise PermissionError("Access Denied")  # all that a store's client says
+
+    monkeypatch.setattr("dist_embed.storage.uri.write_bytes", refuse)
+    with pytest.raises(UserError, match=r"^run\.uri: '.*/run' .* written there: Access Denied$"):
+        train(config)
+    assert capsys.readouterr().out == ""
+    assert workers.asked == []
+
+
 def test_steps_to_be_recorded_are_given_to_the_workers(
     workers: Workers, config: Config, prepared: Prepared, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -421,10 +435,17 @@ def test_settings_of_the_search_are_called_as_a_script_calls_them(
         config_to_use(one_word_run(tmp_path), **settings)
 
 
-def one_word_run(folder: Path) -> str:
+def test_a_run_of_a_range_of_workers_may_be_used_by_any_of_them(tmp_path: Path) -> None:
+    run = one_word_run(tmp_path, cluster={"num_workers": {"min": 2, "max": 8}})
+    cluster = config_to_use(run).cluster
+    assert (cluster.min_workers, cluster.max_workers) == (2, 8)
+    assert config_to_use(run, workers=3).cluster.num_workers == 3
+
+
+def one_word_run(folder: Path, **settings: Any) -> str:
     tokenizer = word_tokenizer(["a"])
     both = {"source": tokenizer, "target": tokenizer}
-    return small_run(folder, both, {"shared": torch.zeros(5, 4)}, share="all")
+    return small_run(folder, both, {"shared": torch.zeros(5, 4)}, share="all", settings=settings)
 
 
 def test_a_run_without_tokenizer_cannot_be_used(

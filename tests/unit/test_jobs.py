@@ -1,4 +1,4 @@
-"""Following a job, whatever its cluster is."""
+"""Following a job, and what it is called, whatever its cluster is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from dist_embed.config.paths import run_name
 from dist_embed.errors import UserError
 from dist_embed.jobs import job as jobs
 from dist_embed.jobs.job import Job, follow
@@ -83,3 +84,12 @@ def test_long_answers_are_asked_for_seldom(clock: Clock) -> None:
 
     follow(Slow(b"a", b"a", b"a"), "one", lambda said: None)
     assert clock.now >= 3 * 60 + 2 * 600
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [("/a/runs/night-1", "night-1"), ("s3://bucket/run = one/", "run_one"), ("runs/ü.x", "_.x"),
+     ("memory://..", "run")],
+)  # fmt: skip
+def test_a_run_is_called_by_the_end_of_its_address(uri: str, name: str) -> None:
+    assert run_name(uri) == name

@@ -229,9 +229,9 @@ def test_no_pod_needs_root_or_what_it_does_not_use() -> None:
 def test_a_pod_is_given_the_time_that_a_run_needs_to_save() -> None:
     job = manifest(config_of())
     grace = at(job, "pod:terminationGracePeriodSeconds")
-    assert grace == at(job, "workers")["template"]["spec"]["terminationGracePeriodSeconds"] == 180
+    assert grace == at(job, "workers")["template"]["spec"]["terminationGracePeriodSeconds"] == 240
     (container,) = at(job, "pod")["containers"]
-    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "120"} in container["env"]
+    assert {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "180"} in container["env"]
     assert "--deadline-remaining-seconds 120" in at(job, "ray:lifecycle:preStop:exec:command")[-1]
 
 
@@ -358,8 +358,11 @@ def test_a_dry_run_prints_the_manifest_and_needs_no_client(
     command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "kubernetes", None)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "verysecret")
     assert main([*command, "--dry-run"]) == 0
-    job = yaml.safe_load(capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert "verysecret" not in said
+    job = yaml.safe_load(said)
     assert (job["kind"], job["metadata"]["namespace"]) == ("RayJob", "team")
     assert main([*command, "--follow", "--dry-run"]) == 2
     assert "kubectl logs --follow" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from dist_embed.errors import UserError
 from dist_embed.model.settings import ModelSection
 from dist_embed.observe.quiet import worker_log_folder
 from dist_embed.training.needs import dense_parameters
-from dist_embed.training.tasks import Train
+from dist_embed.training.tasks import Evaluate, Task, Train
 
 VOCABULARY = {"source": 2**20, "target": 2**20}
 
@@ -249,6 +249,40 @@ def test_a_local_worker_s_log_and_events_go_where_the_run_s_go(
     assert (how["log_folder"], how["on_event"]) == ("/shared/x/logs", print)
     assert (how["num_workers"], how["device"]) == (3, "cpu")
     assert (how["stop_seconds"], how["save_seconds"]) == (0.0, 60.0)
+
+
+@pytest.mark.parametrize("launcher", ["local", "ray"])
+@pytest.mark.parametrize(("there", "workers"), [(1, 2), (3, 3), (64, 8)])
+def test_who_uses_a_run_of_a_range_of_workers_needs_what_this_machine_has(
+    monkeypatch: pytest.MonkeyPatch, launcher: str, there: int, workers: int
+) -> None:
+    given: list[int] = []
+    for place, key in (
+        ("local.launch_local", "num_workers"),
+        ("ray_train.launch_ray", "min_workers"),
+    ):
+        monkeypatch.setattr(
+            f"dist_embed.cluster.{place}", lambda *_, key=key, **how: given.append(how[key])
+        )
+    monkeypatch.setattr(launching, "available_bytes", lambda: 10**15)
+    config = config_from_dict(
+        {"run": {"uri": "/shared/x"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
+         "cluster": {"num_workers": {"min": 2, "max": 8}, "launcher": launcher}}
+    )  # fmt: skip
+
+    def start(task: Task[Any]) -> None:
+        launching.launch(task, config, vocabulary_size=VOCABULARY, on_event=print)
+
+    without_gpu(monkeypatch)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(there))
+    start(Evaluate("test"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: max(there, 2))
+    start(Evaluate("test"))
+    assert given == [workers, workers]
+    without_gpu(monkeypatch)
+    start(Train())
+    assert given[2] == 8
 
 
 def test_a_worker_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import queue
+import multiprocessing
 import signal
 import time
 from contextlib import nullcontext
@@ -24,7 +24,7 @@ FAILURE = {
 
 
 class Workers:
-    """Two workers, as processes and as the queue of what they tell; ``course`` is what happened.
+    """Two workers, as processes and as the mailbox of what they tell; ``course`` is what happened.
 
     Attributes:
         events: what they tell, at once.
@@ -39,20 +39,23 @@ class Workers:
         self.course: list[str] = []
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
 
-    def get(self, timeout: float) -> Any:
+    def get(self, seconds: float) -> Any:
         if self.events:
             return self.events.pop(0)
-        self.now += timeout
-        raise queue.Empty
+        self.now += seconds
+        return None
+
+    def wait_for_the_rest(self) -> None:
+        assert all(code is not None for code in self.codes)
 
     def terminate(self) -> None:
         self.course.append("told")
 
     def watch(self, *, stop_seconds: float = 0.0, save_seconds: float = 0.0) -> Any:
         processes: list[Any] = [_Process(code, self) for code in self.codes]
-        events: Any = self
+        mailbox: Any = self
         return local._watch(
-            processes, events, lambda event: self.course.append(event["text"]), "LOGS",
+            processes, mailbox, lambda event: self.course.append(event["text"]), "LOGS",
             stop_seconds, save_seconds,
         )  # fmt: skip
 
@@ -165,7 +168,7 @@ def test_workers_are_started_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     process = SimpleNamespace(
         start=lambda: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())), pid=None
     )
-    context = SimpleNamespace(Queue=lambda: None, Process=lambda **_: process)
+    context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=lambda **_: process)
     monkeypatch.setattr(local, "worker_context", lambda device: context)
     monkeypatch.setattr(local, "_watch", lambda *_: "done")
     assert (
@@ -216,10 +219,7 @@ def test_a_worker_knows_its_place_and_tells_its_result_or_failure(
     monkeypatch.setattr(local, "os", system)
     for name in ("hear_sigterm", "end_with_parent"):
         monkeypatch.setattr(local, name, lambda name=name: course.append(name))
-    events: Any = SimpleNamespace(
-        put=course.append, close=lambda: course.append("closed"),
-        join_thread=lambda: course.append("sent"),
-    )  # fmt: skip
+    writer: Any = SimpleNamespace(send=course.append)
 
     def target(first: int, second: int, emit: Any) -> int:
         course.append(dict(system.environ))
@@ -229,7 +229,7 @@ def test_a_worker_knows_its_place_and_tells_its_result_or_failure(
         return first + second
 
     with pytest.raises(Ended) if fails else nullcontext():
-        local._child(target, (3, 4), rank, 5, 1234, events)
+        local._child(target, (3, 4), rank, 5, 1234, writer)
     before, environment, line, *rest = course[:2], *course[2:]
     assert before == ["hear_sigterm", "end_with_parent"]
     assert environment == {
@@ -244,7 +244,7 @@ def test_a_worker_knows_its_place_and_tells_its_result_or_failure(
     elif rank == 0:
         result, *rest = rest
         assert result == {"kind": "result", "value": 7}
-    assert rest == ["closed", "sent", *(["exit 1"] if fails else [])]
+    assert rest == (["exit 1"] if fails else [])
 
 
 def test_workers_are_numbered_and_given_what_the_launcher_was(
@@ -258,7 +258,7 @@ def test_workers_are_numbered_and_given_what_the_launcher_was(
         join=lambda: None,
     )  # fmt: skip
     context = SimpleNamespace(
-        Queue=lambda: "queue", Process=lambda **how: made.append(how) or process
+        Pipe=multiprocessing.Pipe, Process=lambda **how: made.append(how) or process
     )
     devices: list[str] = []
     monkeypatch.setattr(local, "worker_context", lambda device: devices.append(device) or context)
@@ -274,12 +274,13 @@ def test_workers_are_numbered_and_given_what_the_launcher_was(
             print, (1, 2), num_workers=2, on_event=print, log_folder="LOGS", stop_seconds=3.0,
             save_seconds=4.0, device="cuda",
         )  # fmt: skip
-    assert [how["args"] for how in made] == [
-        (print, (1, 2), rank, 2, 1234, "queue") for rank in range(2)
+    assert [how["args"][:-1] for how in made] == [
+        (print, (1, 2), rank, 2, 1234) for rank in range(2)
     ]
+    assert all(how["args"][-1].closed for how in made)  # here: the process has its own
     # Those of a launcher that is gone must not stay.
     assert all(how["target"] is local._child and how["daemon"] for how in made)
-    assert watched == [([process] * 2, "queue", print, "LOGS", 3.0, 4.0)]
+    assert [(what[0], *what[2:]) for what in watched] == [([process] * 2, print, "LOGS", 3.0, 4.0)]
     assert devices == ["cuda"]
     assert course == ["started", "started", "killed", "killed"]
 
@@ -288,7 +289,7 @@ def test_workers_are_numbered_and_given_what_the_launcher_was(
 def test_a_signal_is_taken_only_for_workers_that_get_time_to_stop(
     monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    context = SimpleNamespace(Queue=lambda: None, Process=lambda **_: None)
+    context = SimpleNamespace()
     monkeypatch.setattr(local, "worker_context", lambda device: context)
     heard: list[Any] = []
     monkeypatch.setattr(local, "_watch", lambda *_: heard.append(signal.getsignal(signal.SIGTERM)))

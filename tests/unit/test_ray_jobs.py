@@ -1,5 +1,5 @@
 """What is sent to a job server of Ray, and how its answers are told; `tests/integration/
-test_ray_jobs.py` has a Ray run it.
+test_cluster_jobs.py` has a Ray run it.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any, ClassVar
 from zipfile import ZipFile
 
 import pytest
+import ray
 import yaml
 
 from dist_embed.cli.main import main
@@ -26,7 +28,7 @@ from dist_embed.errors import UserError
 from dist_embed.jobs.arrived import CONFIG, SENT_BY, config_of_job
 from dist_embed.jobs.as_yaml import as_yaml
 from dist_embed.jobs.ray_address import is_loopback, job_server, use_token
-from dist_embed.jobs.ray_request import check_corpora, local_paths, new_id, request
+from dist_embed.jobs.ray_request import COMMAND, check_corpora, local_paths, new_id, request
 
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN",
              "RAY_AUTH_TOKEN_PATH", CONFIG, SENT_BY)  # fmt: skip
@@ -52,13 +54,22 @@ def test_a_job_is_sent_its_configuration_the_time_to_stop_and_the_name_of_its_ru
     variables = sent["runtime_env"]["env_vars"]
     there = config_from_dict(yaml.safe_load(variables[CONFIG]))
     assert there == config_of("s3://b/gröss 1", launcher="ray", address=None)
-    assert variables["RAY_JOB_STOP_WAIT_TIME_S"] == "121"  # a whole number, not less
+    assert variables["RAY_JOB_STOP_WAIT_TIME_S"] == "181"  # a whole number, not less, and a minute
     assert variables["RAY_USAGE_STATS_ENABLED"] == "0"
     assert sent["entrypoint"] == "exec dist-embed run-job"
     assert sent["metadata"]["run_uri"] == "s3://b/gröss 1"
     assert sent["metadata"]["job_name"] == "gr_ss_1"
     assert new_id(sent).startswith("gr_ss_1-")
     assert new_id(sent) != new_id(sent)
+
+
+def test_a_node_without_the_command_is_told() -> None:
+    done = subprocess.run(
+        ["/bin/sh", "-c", COMMAND], env={"PATH": "/none"}, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 127
+    assert "dist-embed: not found" in done.stderr
 
 
 def test_a_run_with_a_number_for_a_name_is_no_job_of_slurm() -> None:
@@ -73,6 +84,7 @@ FILES = {"train": {"source": ["a.en", "b.en"], "target": "/all/b.de"}}
     [
         ("runs/one", None, r"run\.uri: 'runs/one' is not allowed"),
         ("file://runs/one", None, r"run\.uri: 'file://runs/one' is not allowed"),
+        ("/runs/one", {"synthetic": {}, "uri": "data"}, r"data\.uri: 'data' is not allowed"),
         ("memory://one", None, r"run\.uri: 'memory://one' is not allowed on a Ray cluster"),
         ("/runs/one", {"synthetic": {}, "uri": "memory://d"}, r"data\.uri: 'memory://d' is not"),
         ("/runs/one", FILES, r"data\.train\.source: 'a\.en' is not allowed in a job"),
@@ -88,6 +100,14 @@ FILES = {"train": {"source": ["a.en", "b.en"], "target": "/all/b.de"}}
 def test_what_means_nothing_on_the_cluster_is_refused(uri: str, data: Any, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         request(config_of(uri, data), ships_folder=False)
+
+
+def test_vectors_that_lie_here_are_refused() -> None:
+    values = config_of().model_dump()
+    vectors = {"uri": "vectors.vec", "format": "glove"}
+    values["embedding"]["tables"]["source"] = {"pretrained": vectors}
+    with pytest.raises(UserError, match=r"source\.pretrained\.uri: 'vectors\.vec' is not allowed"):
+        request(config_from_dict(values), ships_folder=True)
 
 
 def test_a_corpus_may_lie_in_the_folder_that_is_sent() -> None:
@@ -480,6 +500,21 @@ def test_a_server_that_cannot_be_used_is_told_in_a_line(
     assert JobServer.asked[0] == "GET /api/jobs/"
     assert JobServer.tokens[0] is None
     assert ("GET /api/version" in JobServer.asked) == ("GET /api/version" in answers)
+
+
+@pytest.mark.parametrize(("there", "told"), [("2.60.1", False), ("2.59.0", True)])
+def test_another_ray_there_is_told(
+    there: str, told: bool, server: str, config_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    JobServer.answers |= {
+        "GET /api/version": (200, {"version": "4", "ray_version": there, "ray_commit": "x"}),
+        "GET /api/jobs/": (200, []),
+        "POST /api/jobs/": (200, {"job_id": "one-2", "submission_id": "one-2"}),
+    }
+    to_ray = ["--to", "ray", f"cluster.submit.ray.address={server}"]
+    assert main(["submit", config_file, *to_ray]) == 0
+    said = capsys.readouterr().err
+    assert (f"dist-embed: Ray {there} there, {ray.__version__} here" in said) == told
 
 
 def test_a_folder_is_sent_however_long_it_takes(

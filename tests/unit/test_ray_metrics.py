@@ -9,7 +9,6 @@ import pytest
 from ray.util import metrics
 
 from dist_embed.cluster import ray_metrics
-from dist_embed.cluster.launch import _name_of
 
 PROGRESS: dict[str, Any] = {
     "kind": "progress", "step": 50, "max_steps": 200, "loss": math.nan, "tokens_per_second": 12.5,
@@ -64,12 +63,3 @@ def test_progress_becomes_gauges_of_the_run_and_of_each_worker(
         ("dist_embed_phase_seconds", "night", "0", "lookup"): 1.0,
         ("dist_embed_phase_seconds", "night", "1", "lookup"): 2.0,
     }
-
-
-@pytest.mark.parametrize(
-    ("uri", "name"),
-    [("/a/runs/night-1", "night-1"), ("s3://bucket/run one/", "run-one"), ("runs/ü.x", "ü.x"),
-     ("memory://..", "run")],
-)  # fmt: skip
-def test_a_run_is_called_by_the_end_of_its_address(uri: str, name: str) -> None:
-    assert _name_of(uri) == name

@@ -13,8 +13,16 @@ from ray import _raylet
 
 from dist_embed.cluster import ray_room
 from dist_embed.cluster.ray_node import NodeLost
-from dist_embed.cluster.ray_room import GROW_SECONDS, SETTLE_SECONDS, SILENT_SECONDS, Growth, Room
+from dist_embed.cluster.ray_room import (
+    GROW_SECONDS,
+    SETTLE_SECONDS,
+    SILENT_SECONDS,
+    Growth,
+    Room,
+    takes_gpus,
+)
 from dist_embed.errors import RunFailed, UserError
+from dist_embed.parallel.settings import DeviceChoice
 
 
 class Cluster:
@@ -216,6 +224,21 @@ def test_a_cluster_with_too_little_is_refused(monkeypatch: pytest.MonkeyPatch) -
         Room("CPU", 10, 10, **how).check()
     nodes.append({"Alive": True, "Labels": managed})
     Room("CPU", 10, 10, **how).check()  # more may come: they are waited for
+
+
+def test_workers_take_gpus_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    has, nodes, said = {"CPU": 9.0, "GPU": 1.0}, [{"Alive": True, "Labels": {}}], []
+    monkeypatch.setattr(ray, "cluster_resources", lambda: has)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    devices: list[DeviceChoice] = ["cpu", "cuda", "auto"]
+    assert [takes_gpus(device, said.append) for device in devices] == [False, True, True]
+    del has["GPU"]
+    assert [takes_gpus(device, said.append) for device in devices] == [False, True, False]
+    assert said == []
+    nodes[0]["Labels"] = {_raylet.RAY_NODE_GROUP_KEY: "head"}
+    assert [takes_gpus(device, said.append) for device in devices] == [False, True, False]
+    (line,) = said  # of `auto`
+    assert "no node of the Ray cluster has a GPU now: workers train on CPUs" in line
 
 
 def test_ray_gets_the_time_to_see_which_nodes_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:

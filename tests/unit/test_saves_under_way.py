@@ -175,7 +175,7 @@ def test_a_save_that_hangs_ends_the_run_at_the_next_one_that_is_due(
     with pytest.raises(CheckpointLate, match="step 2 was not written"):
         Run(saver, lines, at_step).train(max_steps=1000)
     # Until then training has gone on.
-    assert 5 < len(steps) < 100
+    assert 2 < len(steps) < 100
     assert told(lines) == [f"{WAITS} that has ended"]
 
 

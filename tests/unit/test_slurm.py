@@ -12,6 +12,7 @@ from dist_embed.cli.main import main
 from dist_embed.config.load import config_from_dict, load_config
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
+from dist_embed.jobs import slurm
 from dist_embed.jobs.settings import TARGETS
 from dist_embed.jobs.slurm import script
 
@@ -104,6 +105,17 @@ def test_whatever_a_run_is_called_the_script_is_shell_and_holds_it(
     assert load_config(path) == config_of(uri, threads_per_worker=1, launcher="local")
 
 
+def test_a_node_without_the_command_is_told(tmp_path: Path) -> None:
+    (tmp_path / "hostname").write_text("#!/bin/bash\necho node7\n")
+    (tmp_path / "hostname").chmod(0o755)
+    done = subprocess.run(
+        ["/bin/bash"], input=script(config_of()), text=True, env={"PATH": str(tmp_path)},
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "there is no dist-embed on node7: cluster.submit.slurm.setup" in done.stderr
+
+
 _COMMANDS = {
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "scontrol": "echo here",
@@ -137,6 +149,7 @@ def test_no_ray_of_the_sender_is_used(tmp_path: Path) -> None:
         ("/runs/one\n#SBATCH --nodes=9", {}, "is not allowed under Slurm: in one line"),
         ("memory://one", {}, "run.uri: 'memory://one' is not allowed under Slurm, whose tasks"),
         ("/runs/END_OF_CONFIGURATION", {}, "cannot be sent to Slurm"),
+        ("/runs/" + "x" * 130_000, {}, "of 13.* bytes cannot be sent to Slurm; at most 130,000"),
         ("/runs/one", {"hours": 0.1}, r"slurm.hours: 0\.1 is not allowed: .* at least 0\.14"),
     ],
 )
@@ -173,7 +186,22 @@ def test_a_dry_run_prints_the_script_and_needs_no_slurm(
     assert said.startswith("#!/bin/bash\n#SBATCH --job-name=one\n")
     assert f"uri: {tmp_path}/runs/one\n" in said  # wherever the job starts
     assert main(command) == 2
-    assert "sbatch is not installed here" in capsys.readouterr().err
+    assert "squeue is not installed here" in capsys.readouterr().err
+
+
+def test_a_run_has_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "squeue": "7|dist_embed /runs/one\n8|another's\n",
+        "scontrol": "JobId=7\n JobState=RUNNING Reason=None\n RunTime=00:01:00 ExitCode=0:0\n "
+        "Comment=dist_embed /runs/one\n StdOut=/x\n",
+        "sbatch": "9\n",
+    }
+    monkeypatch.setattr(slurm, "_slurm", lambda command, *arguments, text=None: answers[command])
+    with pytest.raises(UserError, match=r"'/runs/one' is the run of job 7, which has not ended"):
+        slurm.submit("", "/runs/one")
+    assert slurm.submit("", "/runs/two") == "9"
+    answers["scontrol"] = answers["scontrol"].replace("RUNNING", "COMPLETED")
+    assert slurm.submit("", "/runs/one") == "9"
 
 
 def test_a_submission_without_a_target_names_what_there_is(
@@ -206,3 +234,22 @@ def test_a_step_that_is_asked_to_end_gives_its_own_code(tmp_path: Path, code: in
     )
     assert done.stdout == f"code {code}\nnext 143\n"
     assert (tmp_path / "asked").read_text() == "--signal=TERM 1.0\n"
+
+
+@pytest.mark.parametrize("during", ["prepare", "train"])
+def test_a_job_whose_time_ends_queues_again_in_all_it_does(during: str) -> None:
+    commands = (
+        "SLURM_JOB_ID=7 SLURM_JOB_NODELIST=here\n"
+        "dist-embed() { :; }\n"
+        'scontrol() { [ "$1" = show ] && echo here || echo "$@"; }\n'
+        'squeue() { case "$*" in *--steps*) echo 7.0 ;; *) date -d "+60 sec" +%FT%T ;; esac; }\n'
+        'scancel() { kill -TERM "$pid"; }\n'
+        f'srun() {{ case "$*" in *"dist-embed {during}"*) trap "exit 143" TERM\n'
+        "    kill -TERM $$; while :; do sleep 0.1; done ;; esac; }\n"
+    )
+    done = subprocess.run(
+        ["bash"], input=commands + script(config_of()), capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 143, done.stderr
+    assert done.stdout.splitlines()[-1] == "requeue 7"

@@ -16,8 +16,9 @@ from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.embedding.step_rows import StepRows
 from dist_embed.embedding.table import Table
 from dist_embed.errors import UserError
-from dist_embed.model.output_layer import ExactSoftmax, OutputLayer, SampledSoftmax, StepLoss
+from dist_embed.model.output_layer import ExactSoftmax, OutputLayer, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler, Negatives
+from dist_embed.model.step_loss import StepLoss
 from dist_embed.parallel.group import Group
 
 WORDS, WIDTH, N = 9, 4, 3

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -38,7 +38,18 @@ def handlers() -> Iterator[dict[int, object]]:
     yield dict(before)
     for number, handler in before.items():
         signal.signal(number, handler)
-    stop._parent_asks = False
+    stop._tells_its_launcher = False
+
+
+@contextmanager
+def no_alarm() -> Iterator[None]:
+    """As in a process of its own; the alarm clock of the tests (pytest-timeout's) goes on."""
+    before, began = signal.setitimer(signal.ITIMER_REAL, 0), time.monotonic()
+    try:
+        yield
+    finally:
+        left = before[0] and max(0.1, before[0] - (time.monotonic() - began))
+        signal.setitimer(signal.ITIMER_REAL, left, before[1])
 
 
 def take(number: int) -> None:
@@ -157,6 +168,14 @@ def test_a_local_worker_that_has_done_its_part_is_not_ended_by_a_late_signal() -
     assert set(handled().values()) == {signal.SIG_IGN}
 
 
+def test_a_worker_that_has_failed_tells_so_in_spite_of_a_late_signal() -> None:
+    """As under Slurm, which ends all tasks by SIGTERM once one has failed."""
+    stop.tell_launcher_in_the_end()
+    with pytest.raises(ValueError, match="told"), stop_on_signals(second_ends=False):
+        raise ValueError("told")
+    assert set(handled().values()) == {signal.SIG_IGN}
+
+
 def test_a_script_has_its_own_handlers_again_after_a_training(
     handlers: dict[int, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,14 +225,26 @@ def test_a_handler_that_a_library_has_put_before_ours_is_put_behind_it() -> None
     """As Ray does, in native code: Python does not know of it."""
     libc = ctypes.CDLL(None)
     libc.signal.restype = ctypes.c_void_p
-    libc.signal(int(signal.SIGTERM), ctypes.c_void_p(1))  # SIG_IGN
-    signal.alarm(100)
-    take(signal.SIGTERM)
-    assert taken_signal() is None
-    stop.handle_again()
-    assert signal.alarm(0) == 0
+    with no_alarm():
+        with stop.handled_here():
+            libc.signal(int(signal.SIGTERM), ctypes.c_void_p(1))  # SIG_IGN
+            signal.alarm(100)
+            take(signal.SIGTERM)
+            assert taken_signal() is None
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     with pytest.raises(SystemExit):
         take(signal.SIGTERM)
+
+
+def test_an_alarm_clock_of_the_callers_goes_on() -> None:
+    with no_alarm():
+        signal.setitimer(signal.ITIMER_REAL, 1000.0, 7.0)
+        with stop.handled_here():
+            signal.alarm(100)
+            time.sleep(0.1)
+        left, interval = signal.getitimer(signal.ITIMER_REAL)
+    assert 900 < left < 999.95
+    assert interval == 7
 
 
 def test_when_a_command_is_done_signals_end_what_is_left_with_its_code() -> None:

@@ -19,7 +19,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from dist_embed.errors import StorageError
+from dist_embed.errors import StorageError, UserError
 from dist_embed.observe.quiet import open_log
 from dist_embed.storage import retry
 from dist_embed.storage import uri as storage
@@ -403,3 +403,22 @@ def test_a_compressed_file_that_was_cut_is_an_error(tmp_path: Path, name: str) -
     (tmp_path / name).write_bytes(stored[: len(stored) // 2])
     with pytest.raises((*OPEN_ERRORS, *READ_ERRORS)):
         open_decompressed(str(tmp_path / name)).read()
+
+
+def test_where_nothing_can_be_written_is_told_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (f"{tmp_path}/a/b", "memory://trials"):
+        storage.check_writable(folder, "run.uri")
+        assert storage.names_in(folder) == []
+    with pytest.raises(UserError, match=r"^run\.uri: '/proc/none' is not allowed: nothing can"):
+        storage.check_writable("/proc/none", "run.uri")
+
+    def refuse(*_: Any, **more: Any) -> None:
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(MemoryFileSystem, "rm", refuse)
+    storage.check_writable("memory://trials", "run.uri")  # that is no reason
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
+    with pytest.raises(UserError, match=r"^run\.uri: 'memory://trials' .*: Access Denied$"):
+        storage.check_writable("memory://trials", "run.uri")

@@ -14,6 +14,7 @@ from dist_embed.data.loader import Position
 from dist_embed.errors import UserError
 from dist_embed.training import loop, saving
 from dist_embed.training.step import StepResult
+from dist_embed.training.workers import WorkersSpent
 from tests.unit.loop_course import OTHER_SECONDS, STEP_SECONDS, Run, after
 
 
@@ -190,7 +191,7 @@ def test_a_line_tells_what_the_steps_took_and_not_what_a_validation_takes(
 
 def test_who_holds_the_others_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     class Named(loop.Stragglers):
-        def lines(self, found: loop.WorkersSpent) -> list[str]:
+        def lines(self, found: WorkersSpent) -> list[str]:
             return [f"{len(found.own_seconds)} worker, the slowest"]
 
     monkeypatch.setattr(loop, "Stragglers", Named)

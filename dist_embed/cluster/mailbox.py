@@ -1,0 +1,73 @@
+"""What workers on this machine tell their launcher."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+
+from dist_embed.observe.events import Event
+
+# Beyond the end of the processes: a child of theirs may hold a pipe open.
+REST_SECONDS = 5.0
+
+
+class Mailbox:
+    """Takes events from a pipe for each worker, at once, however long the launcher shows one.
+
+    With one queue for all, a worker that is killed while it writes would leave the others waiting
+    for the queue's lock, and the launcher for the rest of an event: `multiprocessing.Queue.get`
+    minds its limit only until an event begins.
+    """
+
+    def __init__(self) -> None:
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._listeners: list[threading.Thread] = []
+        self._rest_until: float | None = None
+
+    @contextmanager
+    def opened(self, context: BaseContext) -> Iterator[Connection]:
+        """The end of a worker's pipe; to be handed to its process within the block, after which
+        that is the only one that holds it.
+        """
+        reader, writer = context.Pipe(duplex=False)
+        with writer:
+            yield writer
+        listener = threading.Thread(target=self._listen, args=(reader,), daemon=True)
+        listener.start()
+        self._listeners.append(listener)
+
+    def get(self, seconds: float) -> Event | None:
+        """The next event; None where none comes for so long."""
+        try:
+            return self._events.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def wait_for_the_rest(self) -> None:
+        """Until all that ended workers have told can be got, at most `REST_SECONDS` in all."""
+        self._rest_until = self._rest_until or time.monotonic() + REST_SECONDS
+        for listener in self._listeners:
+            listener.join(max(0.0, self._rest_until - time.monotonic()))
+
+    def _listen(self, reader: Connection) -> None:
+        with reader, suppress(EOFError, OSError):  # half an event is none
+            while True:
+                self._events.put(reader.recv())
+
+
+def sender(writer: Connection) -> Callable[[Event], None]:
+    """What a worker tells events with, from any of its threads. In the launcher a thread takes
+    them, so that the pipe is never full for long.
+    """
+    lock = threading.Lock()
+
+    def send(event: Event) -> None:
+        with lock:
+            writer.send(event)
+
+    return send
