@@ -14,6 +14,10 @@ from hypothesis import settings
 
 from dist_embed.parallel.stop import forget_signals
 
+# What is imported and collected stays to the end: the garbage collector need not look at it, while
+# it grows or later. The folders' conftest.py are imported after this one, and PyTorch with them.
+gc.disable()
+
 # No limit of time for an example, on a busy machine; the same examples in every run.
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
@@ -42,10 +46,7 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What has been imported and collected stays to the end: the garbage collector need not look at
-    it. Of two million objects each `gc.collect()` of a test would take a third of a second.
-    """
-    gc.disable()
+    """Then each `gc.collect()` of a test is spared two million objects, a third of a second."""
     yield
     gc.freeze()
     gc.enable()

@@ -1,7 +1,6 @@
 """The server from which tests fork processes.
 
-There is one in a process, and its first start decides what it has imported; what is missing every
-child imports anew.
+There is one in a process, and its first start decides what it has imported: `tests.forked`.
 """
 
 from __future__ import annotations
@@ -9,12 +8,7 @@ from __future__ import annotations
 import multiprocessing
 from multiprocessing.context import ForkServerContext
 
-IMPORTED = [
-    "torch", "torchrec", "fbgemm_gpu", "torch.profiler", "pandas", "pyarrow.parquet",
-    "s3fs", "aiobotocore.session", "pytest",
-    "dist_embed.training.train", "dist_embed.training.inference",
-    "tests.distributed.tiny", "tests.stores.killing", "tests.stores.test_hostile",
-]  # fmt: skip
+IMPORTED = ["tests.forked"]
 
 
 def forking() -> ForkServerContext:

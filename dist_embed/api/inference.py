@@ -24,6 +24,7 @@ from dist_embed.installed import WORKERS_NEED, require
 from dist_embed.model.settings import ReplaceUnknown
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
+from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.storage import uri as storage
 from dist_embed.training.results import Evaluation, Translations
@@ -163,8 +164,9 @@ def _launched(
         launcher = "local" if launcher is None else launcher
     if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)
-    from dist_embed.cluster.launch import cluster_address, launch
-    from dist_embed.data.tokenizer_files import load_tokenizers
+    with collector_off():
+        from dist_embed.cluster.launch import cluster_address, launch
+        from dist_embed.data.tokenizer_files import load_tokenizers
 
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     try:

@@ -16,6 +16,7 @@ from dist_embed.errors import UserError
 from dist_embed.installed import WORKERS_NEED, require
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
+from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
 from dist_embed.storage import uri as storage
 from dist_embed.training.results import TrainingStopped, TrainResult
@@ -79,10 +80,11 @@ def _trained(
 
     if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)  # beside the imports that follow
-    from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
-    from dist_embed.cluster.preparing import executor_of
-    from dist_embed.data.preparation import ensure_data
-    from dist_embed.run.folder import check_run_folder, only_training
+    with collector_off():
+        from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
+        from dist_embed.cluster.preparing import executor_of
+        from dist_embed.data.preparation import ensure_data
+        from dist_embed.run.folder import check_run_folder, only_training
 
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     vocabulary_size: dict[str, int] = {}

@@ -16,6 +16,7 @@ from dist_embed.bench import cluster_course, cluster_data
 from dist_embed.bench.cluster_runs import bench_config, silent
 from dist_embed.bench.launchers import measure_launchers
 from dist_embed.bench.workers import Say
+from dist_embed.errors import RunFailed
 from dist_embed.installed import MissingPackage, require
 from dist_embed.observe.plot import GREY, INK, plot_into
 from dist_embed.storage.temporary import temporary_folder
@@ -57,31 +58,34 @@ class Stage:
 
 
 def measure_cluster(stages: Sequence[str], sizes: Sizes) -> Figures:
-    """The figures of each of ``stages`` by its name, and why others are left out.
-
-    Raises RunFailed where something that is measured fails.
+    """The figures of each of ``stages`` by its name, why others are left out, and how those failed
+    that did: the figures of the others are not lost with them.
     """
     os.environ.pop("RAY_ADDRESS", None)  # nothing is measured on somebody's cluster
     found: Figures = {}
-    left_out = {}
+    left_out, failed = {}, {}
     for name in stages:
         if why := _why_not(name, sizes):
             left_out[name] = why
             continue
         sizes.say(f"{name} …")
-        with temporary_folder("dist_embed-bench-") as folder:
-            found[name] = STAGES[name].measure(folder, sizes)
-    return {"stages": found, "left_out": left_out}
+        try:
+            with temporary_folder("dist_embed-bench-") as folder:
+                found[name] = STAGES[name].measure(folder, sizes)
+        except RunFailed as exc:
+            failed[name] = str(exc)
+    return {"stages": found, "left_out": left_out, "failed": failed}
 
 
 def cluster_table(figures: Figures) -> tuple[list[str], list[list[str]]]:
-    """What was found beside what is aimed at, and what was left out."""
+    """What was found beside what is aimed at, and what is missing."""
     rows = [
         [name, *row]
         for name, found in figures["stages"].items()
         for row in STAGES[name].rows(found)
     ]
     rows += [[name, f"left out: {why}", "", ""] for name, why in figures["left_out"].items()]
+    rows += [[name, "failed", "", ""] for name in figures["failed"]]
     return ["stage", "what", "figure", "aim"], rows
 
 

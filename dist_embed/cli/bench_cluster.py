@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from dist_embed.cli.bench_options import add_output_option, at_least, write_figures
-from dist_embed.errors import UserError
+from dist_embed.errors import RunFailed, UserError
 
 STAGES = ("submit", "kill", "node", "overhead", "elastic", "prepare", "loader")
 
@@ -56,3 +56,5 @@ def _cluster(arguments: argparse.Namespace) -> None:
     write_figures(arguments, figures)
     if arguments.plot:
         draw_elastic(figures, arguments.plot)
+    if figures["failed"]:
+        raise RunFailed("\n".join(f"{name}: {why}" for name, why in figures["failed"].items()))

@@ -21,6 +21,7 @@ from dist_embed.cli.old_spellings import (
     take_output_by_place,
     with_missing_output,
 )
+from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.stop import (
     end_at_once_with,
     ending_signal,
@@ -111,7 +112,8 @@ def _command(argv: list[str] | None) -> int:
 
 
 def _run(argv: list[str] | None) -> None:
-    parser = build_parser()
+    with collector_off():
+        parser = build_parser()
     words, said = in_new_words(sys.argv[1:] if argv is None else argv)
     arguments, rest = parser.parse_known_args(with_missing_output(words))
     if said:

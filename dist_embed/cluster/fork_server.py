@@ -20,7 +20,7 @@ from dist_embed.errors import UserError
 from dist_embed.parallel.stop import deaf_children
 
 _SOCKET_BYTES = 107  # of Linux, unix(7)
-_IMPORTED = ["dist_embed.training.train", "dist_embed.training.inference"]
+_IMPORTED = ["dist_embed.cluster.forked"]
 
 
 def worker_context(device: str) -> SpawnContext | ForkServerContext:

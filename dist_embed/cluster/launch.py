@@ -18,6 +18,7 @@ from dist_embed.errors import UserError
 from dist_embed.installed import require
 from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log_folder
+from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.device import resolve_device, resolve_dtype
 from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.storage.uri import check_working_folder
@@ -96,8 +97,9 @@ def launch(
             save_seconds=config.checkpoint.drain_seconds if task.trains else 0.0,
             device=resolve_device(cluster.device),
         )
-    require("ray")
-    from dist_embed.cluster.ray_train import launch_ray
+    with collector_off():
+        require("ray")
+        from dist_embed.cluster.ray_train import launch_ray
 
     return launch_ray(
         run_worker,

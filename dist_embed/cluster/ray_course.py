@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
-from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dist_embed.cluster.failure import (
     Attempt,
@@ -23,12 +23,12 @@ from dist_embed.cluster.failure import (
 from dist_embed.cluster.ray_node import Node, NodeLost
 from dist_embed.cluster.ray_outcome import may_start_again, untold, was_announced, why
 from dist_embed.cluster.ray_room import Growth, Room
+from dist_embed.cluster.ray_worker import MAILBOX_SECONDS
 from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
 from dist_embed.parallel.stop import stop_requested
 
 POLL_SECONDS = 1.0
-MAILBOX_SECONDS = 60.0
 END_SECONDS = 20.0  # that what runs the workers may take to end
 _NOT_BEGUN = "stopped as asked, before the workers had begun"
 
@@ -79,7 +79,7 @@ class Course:
 
     def __init__(
         self,
-        trainer: Callable[[int, int], TorchTrainer],
+        trainer: Callable[[int, int], DataParallelTrainer],
         mailbox: Any,
         node: Node,
         room: Room,
@@ -209,7 +209,7 @@ class Fit:
         stopping: whether the run was asked to stop.
     """
 
-    def __init__(self, trainer: TorchTrainer, attempt: Attempt, course: Course) -> None:
+    def __init__(self, trainer: DataParallelTrainer, attempt: Attempt, course: Course) -> None:
         self._trainer = trainer
         self._course = course
         self.attempt = attempt

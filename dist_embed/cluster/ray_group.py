@@ -1,28 +1,31 @@
 """How workers of Ray Train find each other: by the environment that torchrun gives, and a store
 that the first of them hosts.
+
+What starts the workers imports this module too, and should not have to wait for PyTorch.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.util
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from ray.train.backend import Backend, BackendConfig
 
-from dist_embed.parallel.rendezvous import hosted_store
+from dist_embed.parallel.collector import collector_off
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 _hosted: list[TCPStore] = []  # by this worker, as long as its process lives
 
 
-class GroupByEnvironment(TorchConfig):
+class GroupByEnvironment(BackendConfig):
     """Workers join their group themselves (`joined_group`), as under every other launcher.
 
-    Ray Train would do it for them (2.60, train/torch/config.py), with a store that listens on all
-    addresses of a machine, at a port that was free a moment before.
+    Ray Train's `TorchConfig` would do it for them (2.60, train/torch/config.py), with a store that
+    listens on all addresses of a machine, at a port that was free a moment before.
     """
 
     @property
@@ -34,13 +37,22 @@ class GroupByEnvironment(TorchConfig):
 class _Places(Backend):
     share_cuda_visible_devices = True  # as in Ray's: LOCAL_RANK is the number of a device
 
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        worker_group.execute(_import_ahead)
         address, port = worker_group.execute_single(0, _host)
         worker_group.execute(_take_place, address, port)
 
 
+def _import_ahead() -> None:
+    """On all at once, before they wait for the first."""
+    with collector_off():
+        import dist_embed.parallel.rendezvous  # noqa: F401
+
+
 def _host() -> tuple[str, int]:
     """Host the store at this node's address."""
+    from dist_embed.parallel.rendezvous import hosted_store
+
     address = ray.util.get_node_ip_address()
     _hosted[:] = [hosted_store(address)]
     return address, _hosted[0].port

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.stop import deaf_children
 
 START_SECONDS = 300.0  # Ray's own limits are below
@@ -74,7 +75,8 @@ def main() -> None:
     # What libraries print is not the address.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    import ray
+    with collector_off(freeze=True):
+        import ray
 
     try:
         context = ray.init(

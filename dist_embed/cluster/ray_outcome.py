@@ -53,7 +53,9 @@ def why(attempt: Attempt, outcome: Exception | None) -> str:
         return attempt.why((str(failure).splitlines() or [type(failure).__name__])[0])
     if isinstance(outcome, WorkerGroupError):
         lost = sorted(outcome.worker_failures.keys() - attempt.tellers)
-        return attempt.why(f"worker {lost[0]} was lost" if lost else "a worker was lost")
+        return attempt.why(
+            f"worker {lost[0]} was lost" if lost else "an exchange between workers broke"
+        )
     return attempt.why()
 
 

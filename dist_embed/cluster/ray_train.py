@@ -12,51 +12,46 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from dist_embed.cluster.failure import Failures, failure_event
+from dist_embed.cluster.failure import Failures
 from dist_embed.cluster.ray_address import why_no_answer
-from dist_embed.cluster.ray_course import MAILBOX_SECONDS, POLL_SECONDS, Course
+from dist_embed.cluster.ray_course import POLL_SECONDS, Course
 from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
-from dist_embed.cluster.ray_metrics import also_as_gauges
+from dist_embed.cluster.ray_mailbox import Mailbox
 from dist_embed.cluster.ray_node import Node, quiet_node
 from dist_embed.cluster.ray_private import private_ray
 from dist_embed.cluster.ray_room import Room, takes_gpus
+from dist_embed.cluster.ray_worker import work, work_for
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.settings import DeviceChoice
-from dist_embed.parallel.stop import handled_here, request_stop, stop_on_signals
+from dist_embed.parallel.stop import handled_here, stop_on_signals
 from dist_embed.storage.temporary import temporary_folder
 
 CONNECT_SECONDS = 10.0
 INIT_SECONDS = 300.0  # Ray's own limits are below
 
 
-class _Mailbox:
-    """Actor between workers and launcher, wherever they run: events go one way, the request to
-    stop goes the other.
+class _Trainer(DataParallelTrainer):
+    """Without two processes that Ray Train (2.60) starts with the workers of every start, each of
+    which takes seconds of a core: one for data sets of Ray's, which we have none of, and one that
+    gives the slots of a controller free that was killed, after which we start no workers.
     """
 
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._stopped = -1
-
-    def put(self, event: Event) -> None:
-        self._events.append(event)
-
-    def take(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
-
-    def stop(self, attempt: int) -> None:
-        self._stopped = attempt
-
-    def is_stopped(self, attempt: int) -> bool:
-        return attempt <= self._stopped
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        return [
+            callback
+            for callback in super()._create_default_callbacks()
+            if not isinstance(callback, DatasetsCallback | PlacementGroupCleanerCallback)
+        ]
 
 
 def launch_ray(
@@ -116,19 +111,15 @@ def launch_ray(
         # On this node, whose end is the command's too. Not softly: a node that Ray had just started
         # was passed over for another one, which may be lost (Ray 2.60).
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(_Mailbox).remote()
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
 
-        def trainer(workers: int, number: int) -> TorchTrainer:
-            return TorchTrainer(
-                _ray_worker,
-                train_loop_config={
-                    "target": target,
-                    "args": arguments("cuda" if use_gpu else "cpu"),
-                    "mailbox": mailbox,
-                    "attempt": number,
-                    "name": name,
-                },
-                torch_config=GroupByEnvironment(),
+        def trainer(workers: int, number: int) -> DataParallelTrainer:
+            return _Trainer(
+                work,
+                train_loop_config=work_for(
+                    target, arguments("cuda" if use_gpu else "cpu"), mailbox, number, name
+                ),
+                backend_config=GroupByEnvironment(),
                 scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
                 run_config=RunConfig(
                     name=name if number == 0 else f"{name}-{number}",
@@ -150,47 +141,6 @@ def launch_ray(
                 stop_seconds,
             )  # fmt: skip
             return course.run(max_workers)
-
-
-def _ray_worker(loop_config: dict[str, Any]) -> None:
-    mailbox = loop_config["mailbox"]
-    attempt = loop_config["attempt"]
-    rank = ray.train.get_context().get_world_rank()
-
-    def emit(event: Event) -> None:
-        mailbox.put.remote(event)
-
-    def tell(event: Event) -> None:
-        ray.get(mailbox.put.remote(event | {"attempt": attempt}), timeout=MAILBOX_SECONDS)
-
-    tell({"kind": "begin", "node": ray.get_runtime_context().get_node_id()})
-    ended = threading.Event()
-    if rank == 0:  # one worker that knows is enough
-        threading.Thread(
-            target=_listen_for_stop, args=(mailbox, attempt, ended), daemon=True
-        ).start()
-    try:
-        told = also_as_gauges(emit, loop_config["name"])
-        value = loop_config["target"](*loop_config["args"], told)
-    except Exception as exc:
-        tell(failure_event(rank, exc))
-        raise
-    finally:
-        ended.set()
-    if rank == 0:
-        tell({"kind": "result", "value": value})
-
-
-def _listen_for_stop(mailbox: Any, attempt: int, ended: threading.Event) -> None:
-    while not ended.wait(POLL_SECONDS):
-        try:
-            if ray.get(mailbox.is_stopped.remote(attempt), timeout=MAILBOX_SECONDS):
-                request_stop()
-                return
-        except ActorDiedError:  # without a launcher nobody asks
-            return
-        except RayError:  # it has not answered this time
-            continue
 
 
 @contextmanager

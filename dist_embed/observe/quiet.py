@@ -24,6 +24,10 @@ _ENVIRONMENT = {
     # have (Ray's default is niceness 15), in the folder they were started from.
     "RAY_worker_niceness": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Of a Ray of our own: after 60 s, its default, a process that a busy machine has not let import
+    # Ray yet is ended, and another one begins anew (2.60).
+    "RAY_worker_register_timeout_seconds": "120",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # by default a lost worker is noticed within 2 s
     # oneDNN keeps compiled kernels by shape; 1024 of them, its default, take 2 GiB in a bf16 run.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "RAY_USAGE_STATS_ENABLED": "0",  # reports to the vendor are on by default

@@ -35,7 +35,7 @@ _NETWORK_FAULTS = (errno.ETIMEDOUT, errno.ESTALE)  # of a shared file system
 # What cudaGetErrorString says of errors that code or its arguments make: they come again.
 _NO_FAULTS_OF_DEVICES = (
     "device-side assert triggered", "illegal memory access", "misaligned address", "invalid ",
-    "no kernel image",
+    "no kernel image", "out of memory",
 )  # fmt: skip
 _TAG = 19_000_001  # of messages that nobody sends
 _TOLD = "_dist_embed_told"  # an attribute of errors that every worker knows of

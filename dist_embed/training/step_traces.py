@@ -90,8 +90,8 @@ class StepTraces:
         told = gather_texts(self._error, self._group)
         if failed := [rank for rank, text in enumerate(told) if text]:
             self._say(
-                f"steps {self._begun} to {self._done} recorded, but the traces of {len(failed)} "
-                f"of {self._group.num_workers} workers could not be written; worker {failed[0]}: {told[failed[0]]}"
+                f"steps {self._begun} to {self._done} recorded, but the traces of {len(failed)} of "
+                f"{len(told)} workers could not be written; worker {failed[0]}: {told[failed[0]]}"
             )
             return
         self._say(

@@ -13,10 +13,12 @@ from dist_embed.config.schema import Config
 from dist_embed.observe.events import Emit, Reporter, silent_reporter
 from dist_embed.observe.quiet import redirect_output, worker_log_folder
 from dist_embed.parallel.allocator import keep_freed_memory
+from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.device import resolve_device
 from dist_embed.parallel.errors import errors_shared
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.parallel.hang import hangs_named
+from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.run.logs import uploaded
 from dist_embed.training.step_seconds import threads_per_worker
 from dist_embed.training.tasks import Task
@@ -43,7 +45,9 @@ def run_worker(task: Task[R], config: Config, emit: Emit) -> R:
 
     Collective. Whatever fails on one worker is raised on all of them.
     """
-    do = task.function()  # takes seconds to import: not while others wait
+    # It takes seconds: not while others wait. Under torchrun the process may be somebody's.
+    with collector_off(freeze=not under_torchrun()):
+        do = task.function()
     log = worker_log_folder(config.run.uri) / f"worker-{os.environ.get('RANK', '0')}.log"
     redirect_output(log)
     torch.set_num_threads(threads_per_worker(config))

@@ -52,11 +52,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> str:
+    """See `tiny_config`."""
+    return tiny_config(tmp_path)
+
+
+def tiny_config(folder: Path) -> str:
     """A configuration file of a run that takes a few seconds; the run lies beside it."""
     values = {key: value for key, value in TINY.items() if "." not in key}
     values["data"] = {**TINY["data"], "max_tokens": TINY["data.max_tokens"]}  # type: ignore[dict-item]
-    values["run"] = {"uri": str(tmp_path / "run")}
-    path = tmp_path / "config.yaml"
+    values["run"] = {"uri": str(folder / "run")}
+    path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(values))
     return str(path)
 
@@ -71,7 +76,7 @@ def as_process() -> Command:
     def run(*arguments: str, code: int = 0, text: str | None = None) -> Done:
         done = subprocess.run(
             [sys.executable, "-m", "dist_embed.cli.main", *arguments],
-            capture_output=True, text=True, input=text, timeout=300, check=False,
+            capture_output=True, text=True, input=text, timeout=600, check=False,
         )  # fmt: skip
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return Done(done.stdout, done.stderr)

@@ -9,12 +9,12 @@ from pathlib import Path
 from dist_embed.run.metrics import read_metrics
 
 
-def metrics(folder: Path, key: str = "loss") -> dict[int, float]:
+def metrics(folder: Path | str, key: str = "loss") -> dict[int, float]:
     """By step; empty where there are none yet."""
     return {line["step"]: line[key] for line in read_metrics(str(folder)) if key in line}
 
 
-def losses(folder: Path) -> list[float]:
+def losses(folder: Path | str) -> list[float]:
     """Of each line that has one: of a step that was told twice, twice."""
     return [line["loss"] for line in read_metrics(str(folder)) if "loss" in line]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +12,11 @@ import psutil
 import pytest
 
 from dist_embed.checkpoint.catalogue import list_steps
+from dist_embed.data.prepared_folder import prepared_folder
+from tests.integration.conftest import Command
 from tests.integration.ray_cluster import ray_cluster
 from tests.integration.run_metrics import losses, until
+from tests.integration.several_commands import Commands
 from tests.left_behind import shared_memory_of_nobody
 
 pytestmark = [
@@ -40,15 +42,19 @@ def cluster(
             yield found
 
 
+@pytest.fixture(scope="module")
+def commands(
+    cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Commands]:
+    imports = "import dist_embed.config.load, dist_embed.jobs.ray_server, dist_embed.run.metrics"
+    with Commands(imports, tmp_path_factory.mktemp("said"), cluster) as found:
+        yield found
+
+
 @pytest.fixture
-def call(cluster: dict[str, str], tmp_path: Path) -> Call:
-    def run(*arguments: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "dist_embed.cli.main", *arguments], cwd=tmp_path,
-            env={**cluster, **variables}, capture_output=True, text=True, timeout=380, check=False,
-        )  # fmt: skip
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
+def call(commands: Commands, tmp_path: Path) -> Call:
+    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        return commands.call(*arguments, code=code, cwd=tmp_path)
 
     return run
 
@@ -59,39 +65,58 @@ def name_of(said: str) -> str:
     return found[1]
 
 
-def drivers() -> list[psutil.Process]:
-    found = psutil.process_iter(["cmdline"])
-    return [one for one in found if "run-job" in (one.info["cmdline"] or [])]
+def drivers(cluster: dict[str, str]) -> list[psutil.Process]:
+    """Of jobs on this cluster: other tests may have one too."""
+    found = []
+    for one in psutil.process_iter(["cmdline", "environ"]):
+        is_ours = cluster["TMPDIR"] == (one.info["environ"] or {}).get("TMPDIR")
+        if is_ours and "run-job" in (one.info["cmdline"] or []):
+            found.append(one)
+    return found
+
+
+def files_of(data: Path) -> dict[str, bytes]:
+    folder = Path(prepared_folder(str(data)))
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize(
     ("variables", "complaint"),
     [
         ({"RAY_AUTH_TOKEN": "wrong" * 9}, "does not take this token"),
-        ({"RAY_AUTH_MODE": "disabled"}, "asks for a token"),
+        pytest.param({"RAY_AUTH_MODE": "disabled"}, "asks for a token", marks=pytest.mark.heavy),
     ],
 )
 def test_without_the_token_nothing_is_sent(
-    config: str, call: Call, variables: dict[str, str], complaint: str
-) -> None:
-    said = call("submit", config, "--to", "ray", code=2, **variables).stderr
+    config: str, as_process: Command, cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str], complaint: str,
+) -> None:  # fmt: skip
+    for name, value in {**cluster, **variables}.items():
+        monkeypatch.setenv(name, value)
+    said = as_process("submit", config, "--to", "ray", code=2).stderr
     assert complaint in said
     assert len(said.splitlines()) == 1
 
 
 @pytest.mark.timeout(900, func_only=True)
 def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
-    config: str, call: Call, cluster: dict[str, str], tmp_path: Path
+    config: str, call: Call, cluster: dict[str, str], dist_embed: Command, tmp_path: Path
 ) -> None:
     run, left = tmp_path / "run", shared_memory_of_nobody()
     long = ("submit", config, "--to", "ray", "train.schedule=constant",
             "embedding.schedule=constant", "train.evaluate_every=100000",
+            "data.shard_sentences=60",
             # Without an init that buries orphans Ray waits for twice as long, and a minute.
             "checkpoint.every_steps=100000", "checkpoint.drain_seconds=10")  # fmt: skip
     first = call(*long, "train.max_steps=100000").stdout
     name = name_of(first)
     assert f"dashboard: {cluster['RAY_API_SERVER_ADDRESS']}/#/jobs/{name}" in first
     until(lambda: len(losses(run)) >= 3)
+    assert drivers(cluster) != []
     assert "asked to stop" in call("stop", name).stdout
     until(lambda: "exit code 143" in call("status", name).stdout)
     steps = list_steps(str(run))
@@ -103,7 +128,11 @@ def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
     assert len(losses(run)) == last
     assert "has ended: succeeded, exit code 0" in call("stop", name_of(followed)).stdout
 
-    assert drivers() == []
+    # By tasks of Ray: the same bytes as by this process.
+    dist_embed("prepare", config, "data.shard_sentences=60", f"data.uri={tmp_path / 'here'}")
+    assert files_of(run / "data") == files_of(tmp_path / "here")
+
+    assert drivers(cluster) == []
     token = Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text()
     texts = [path.read_bytes() for path in run.rglob("*") if path.is_file()]
     assert not any(token.encode() in text for text in [*texts, followed.encode()])
@@ -156,7 +185,11 @@ def test_a_job_starts_in_the_folder_that_is_sent_with_it(
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("cluster", [False], indirect=True)
-def test_a_head_that_asks_for_no_token_serves_its_own_machine(config: str, call: Call) -> None:
-    """Here a token lies where Ray looks for one."""
-    done = call("submit", config, "--to", "ray", "--follow", "train.max_steps=2")
+def test_a_head_that_asks_for_no_token_serves_its_own_machine(
+    config: str, as_process: Command, cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a token lies where Ray looks for one, once, as it is imported."""
+    for name, value in cluster.items():
+        monkeypatch.setenv(name, value)
+    done = as_process("submit", config, "--to", "ray", "--follow", "train.max_steps=2")
     assert "step 2/2" in done.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,18 +27,20 @@ from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.run.folder import only_training
 from tests.integration.conftest import Command
 from tests.integration.run_metrics import metrics
+from tests.integration.several_commands import in_one_process
 
 
-def test_the_whole_path(
-    config: str, as_process: Command, dist_embed: Command, tmp_path: Path
-) -> None:
+def test_the_whole_path(config: str, dist_embed: Command, tmp_path: Path) -> None:
     run = str(tmp_path / "run")
-    trained = as_process("train", config)
-    assert "starting from scratch" in trained.stdout
-    assert "step 8/8" in trained.stdout
-    assert "target tokens/s" in trained.stdout
+    dist_embed("prepare", config)
+    text = Path(prepared_folder(f"{run}/data")) / "text" / "test.source.txt"
+    done = in_one_process(["train", config], ["translate", run, "--input", str(text)])
+    last_of_training = r"trained 8 steps at .* target tokens/s; peak memory of worker 0: .* GiB\n"
+    trained, translated = re.split(last_of_training, done.stdout)
+    assert "starting from scratch" in trained
+    assert "step 8/8" in trained
     for noise in ("TBE", "Warning", "INFO", "torchrec"):
-        assert noise not in trained.stdout + trained.stderr
+        assert noise not in done.stdout + done.stderr
     names = {path.name for path in Path(run).iterdir()}
     assert {"config.yaml", "tokenizer.source.json", "checkpoints", "metrics.jsonl", "tensorboard",
             "logs", "data"} <= names  # fmt: skip
@@ -51,11 +54,9 @@ def test_the_whole_path(
     assert "chrF" in evaluated.stdout
     assert len((tmp_path / "out.txt").read_text().splitlines()) == 20
 
-    text = (Path(prepared_folder(f"{run}/data")) / "text" / "test.source.txt").read_text()
-    translated = as_process("translate", run, text=text)
-    assert translated.stdout == (tmp_path / "out.txt").read_text()
-    alone = dist_embed("translate", run, "--workers", "1", text=text)
-    assert alone.stdout == translated.stdout
+    assert translated == (tmp_path / "out.txt").read_text()
+    alone = dist_embed("translate", run, "--workers", "1", text=text.read_text())
+    assert alone.stdout == translated
 
     again = dist_embed("train", config)
     assert "already trained: 8 steps" in again.stdout

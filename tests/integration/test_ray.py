@@ -149,7 +149,8 @@ def cluster(
 
 
 # Its own first, while the module's cluster does not run yet.
-@pytest.mark.parametrize("own", [pytest.param(True, marks=pytest.mark.heavy), False])
+@pytest.mark.heavy
+@pytest.mark.parametrize("own", [True, False])
 def test_an_error_in_a_ray_worker_reaches_the_user_at_once(
     config: str, as_process: Command, dist_embed: Command, request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, own: bool,
@@ -169,28 +170,16 @@ def test_an_error_in_a_ray_worker_reaches_the_user_at_once(
     assert "workers are started again" not in failed.stdout
 
 
-def files_of(data: Path) -> dict[str, bytes]:
-    folder = Path(prepared_folder(str(data)))
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def test_a_submitted_job_prepares_and_trains_on_the_cluster(
-    config: str, cluster: dict[str, str], dist_embed: Command, tmp_path: Path
+@pytest.mark.heavy
+def test_a_submitted_job_trains_on_the_cluster(
+    config: str, cluster: dict[str, str], tmp_path: Path
 ) -> None:
     # The cluster was started from the environment of this test, so the job installs nothing.
     done = subprocess.run(
         [cluster["RAY"], "job", "submit", "--working-dir", ".", "--",
-         "bash", "launch/run.sh", "train", config, "cluster.launcher=ray",
-         "data.shard_sentences=60"],
+         "bash", "launch/run.sh", "train", config, "cluster.launcher=ray"],
         capture_output=True, text=True, env=cluster, timeout=300, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 8/8" in done.stdout
     assert len(losses(tmp_path / "run")) == 8
-    # By tasks of Ray: the same bytes as by this process.
-    dist_embed("prepare", config, "data.shard_sentences=60", f"data.uri={tmp_path / 'here'}")
-    assert files_of(tmp_path / "run" / "data") == files_of(tmp_path / "here")

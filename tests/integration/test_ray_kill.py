@@ -19,28 +19,28 @@ import pytest
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.parallel.stop import REPEAT_SECONDS
 from tests.integration.conftest import Command
+from tests.integration.ray_training import Undisturbed
 from tests.integration.run_metrics import metrics
 from tests.left_behind import Traces
 
 pytestmark = [
     pytest.mark.heavy, pytest.mark.usefixtures("ray_alone"),
-    pytest.mark.timeout(400, func_only=True),
+    pytest.mark.timeout(900, func_only=True),
 ]  # fmt: skip
+
+STEPS = 400
 
 
 class Training:
-    """Two equal runs: one that nothing befell, and one under Ray that something is done to."""
+    """A run like ``whole`` under a Ray of its own, that something is done to."""
 
-    def __init__(self, config: str, as_process: Command, folder: Path, temporary: Path) -> None:
+    def __init__(self, whole: Undisturbed, run: str, as_process: Command, temporary: Path) -> None:
         self.temporary = temporary
-        settings = [
-            config, f"data.uri={folder / 'data'}", "train.max_steps=400",
-            "train.evaluate_every=400", "checkpoint.every_steps=20", "cluster.max_failures=1",
+        self._whole = whole
+        self.run = run
+        self._command = [
+            *whole.train, f"run.uri={run}", "--launcher", "ray", f"train.max_steps={STEPS}",
         ]  # fmt: skip
-        as_process("train", *settings, f"run.uri={folder / 'whole'}")
-        self._whole = folder / "whole"
-        self.run = folder / "run"
-        self._command = ["train", *settings, f"run.uri={self.run}", "--launcher", "ray"]
         self._as_process = as_process
 
     @contextmanager
@@ -51,8 +51,8 @@ class Training:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
             env=os.environ | {"TMPDIR": str(self.temporary)},
         ) as process:  # fmt: skip
-            deadline = time.monotonic() + 200
-            while max(list_steps(str(self.run)), default=0) < 40:
+            deadline = time.monotonic() + 300
+            while max(list_steps(self.run), default=0) < 40:
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
@@ -65,21 +65,29 @@ class Training:
 
     def goes_on(self) -> None:
         """The same command resumes from the newest checkpoint and ends as the other run did."""
-        newest = list_steps(str(self.run))[-1]
+        newest = list_steps(self.run)[-1]
         resumed = self._as_process(*self._command)
         assert f"resuming from the checkpoint of step {newest}\n" in resumed.stdout
         self.is_as_if_not()
 
     def is_as_if_not(self) -> None:
-        assert metrics(self.run) == metrics(self._whole)
-        assert list_steps(str(self.run))[-1] == 400
+        assert metrics(self.run) == self._whole.metrics(STEPS)
+        assert list_steps(self.run)[-1] == STEPS
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed(
+        tmp_path_factory.mktemp("undisturbed"), f"train.evaluate_every={STEPS}",
+        "checkpoint.every_steps=20", "cluster.max_failures=1",
+    )  # fmt: skip
 
 
 @pytest.fixture
-def training(config: str, as_process: Command, tmp_path: Path) -> Iterator[Training]:
+def training(whole: Undisturbed, as_process: Command, tmp_path: Path) -> Iterator[Training]:
     # A folder for temporary files with a short name: a socket's path has 107 bytes at most.
     with tempfile.TemporaryDirectory(prefix="de-", dir="/tmp") as temporary:
-        yield Training(config, as_process, tmp_path, Path(temporary))
+        yield Training(whole, str(tmp_path / "run"), as_process, Path(temporary))
 
 
 def _child(process: subprocess.Popen[str], name: str) -> psutil.Process:
@@ -92,7 +100,7 @@ def _child(process: subprocess.Popen[str], name: str) -> psutil.Process:
 def test_a_killed_controller_ends_the_run(training: Training) -> None:
     with training.under_way() as process:
         _child(process, "TrainController").kill()
-        _, said = process.communicate(timeout=200)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "a worker was lost" in said
     training.goes_on()
@@ -101,7 +109,7 @@ def test_a_killed_controller_ends_the_run(training: Training) -> None:
 def test_a_killed_worker_is_replaced(training: Training) -> None:
     with training.under_way() as process:
         _child(process, "RayTrainWorker").kill()
-        said, complaint = process.communicate(timeout=200)
+        said, complaint = process.communicate(timeout=300)
     assert process.returncode == 0, complaint
     assert said.count("resuming from the checkpoint of step") == 1
     training.is_as_if_not()
@@ -114,12 +122,12 @@ def test_a_command_that_is_interrupted_ends_with_a_checkpoint(
     with training.under_way() as process:
         traces = Traces(process.pid, training.temporary)
         os.killpg(process.pid, number)
-        _, said = process.communicate(timeout=200)
+        _, said = process.communicate(timeout=300)
     assert process.returncode == code
     traces.check_gone()
     found = re.search(r"stopped as asked after step (\d+)", said)
     assert found, said
-    assert list_steps(str(training.run))[-1] == int(found[1])
+    assert list_steps(training.run)[-1] == int(found[1])
     training.goes_on()
 
 

@@ -4,248 +4,206 @@ one.
 
 from __future__ import annotations
 
-import math
-import os
 import random
-import subprocess
-import sys
-import threading
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from ray.cluster_utils import Cluster
 
-from dist_embed.checkpoint.catalogue import list_steps
-from tests.integration.conftest import Command
-from tests.integration.run_metrics import metrics
+from tests.integration.conftest import Command, tiny_config
+from tests.integration.prepared_files import prepared_files
+from tests.integration.ray_nodes import Nodes, ray_nodes
+from tests.integration.ray_training import SAME_AT_ANY_LENGTH, Training, Undisturbed
 
 pytestmark = [
     pytest.mark.heavy, pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
-    pytest.mark.timeout(1500, func_only=True),
+    pytest.mark.timeout(3600, func_only=True),
 ]  # fmt: skip
 
 STEPS = 300
-SECONDS = 600.0  # for each thing that is waited for
-
-
-class Nodes:
-    """A head without slots, on which commands run, and nodes with one slot and an address each."""
-
-    def __init__(self) -> None:
-        self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        self.address: str = self._cluster.address
-        self.there: list[Any] = []
-        self._count = 0
-
-    def add(self) -> Any:
-        self._count += 1
-        node = self._cluster.add_node(num_cpus=1, node_ip_address=f"127.0.0.{1 + self._count}")
-        self.there.append(node)
-        return node
-
-    def remove(self, node: Any) -> None:
-        """At once and without notice."""
-        self.there.remove(node)
-        self._cluster.remove_node(node, allow_graceful=False)
-
-    def drain(self, node: Any, seconds: int) -> None:
-        """As a machine's owner does who takes it away."""
-        subprocess.run(
-            [str(Path(sys.executable).parent / "ray"), "drain-node", "--address", self.address,
-             "--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-             "--reason-message", "a test", "--deadline-remaining-seconds", str(seconds)],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
-
-    def workers(self, node: Any) -> list[psutil.Process]:
-        """The training processes of a node."""
-        (raylet,) = [one.process.pid for one in node.all_processes["raylet"]]
-        children = psutil.Process(raylet).children(recursive=True)
-        return [one for one in children if "RayTrainWorker" in " ".join(one.cmdline())]
-
-    def close(self) -> None:
-        self._cluster.shutdown()
+FEWER = ("cluster.num_workers={min: 1, max: 2}", "cluster.replace_seconds=3")
 
 
 @pytest.fixture(scope="module")
 def cluster(ray_alone_until_the_file_ends: None) -> Iterator[Nodes]:
-    # Ray's workers are polite by default: on a busy machine they would get no turn.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    nodes = Nodes()
-    yield nodes
-    nodes.close()
-    del os.environ["RAY_worker_niceness"]  # noqa: SIM112
+    with ray_nodes() as nodes:
+        yield nodes
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    made = Undisturbed(tmp_path_factory.mktemp("undisturbed"), *SAME_AT_ANY_LENGTH)
+    made.prepare()
+    return made
 
 
 @pytest.fixture
-def nodes(cluster: Nodes) -> Iterator[Nodes]:
+def nodes(cluster: Nodes) -> Nodes:
     """Two of them."""
-    while len(cluster.there) < 2:
-        cluster.add()
-    yield cluster
-    for node in cluster.there[:]:
-        cluster.remove(node)
-
-
-class Training:
-    """Two equal runs: one that nothing befell, and one under Ray while nodes go and come."""
-
-    def __init__(self, config: str, run: Command, folder: Path, nodes: Nodes) -> None:
-        self.nodes = nodes
-        self.run = folder / "run"
-        self._whole = folder / "whole"
-        self._command = [
-            "train", config, f"data.uri={folder / 'data'}", "train.schedule=constant",
-            "embedding.schedule=constant", "train.evaluate_every=100000",
-            "checkpoint.every_steps=20", "model.dropout=0", f"train.max_steps={STEPS}",
-            # Else rounding would grow over some hundred steps: tried, 3e-7 at 600, 0.02 at 1500.
-            "train.learning_rate=0.00001", "embedding.learning_rate=0.0001",
-        ]  # fmt: skip
-        self._local = run
-        self.said: list[str] = []
-
-    def start(self, *settings: str, steps: int = 30) -> subprocess.Popen[str]:
-        """The command, once it has made some steps."""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "dist_embed.cli.main", *self._command, f"run.uri={self.run}",
-             "--launcher", "ray", f"cluster.address={self.nodes.address}", *settings],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        threading.Thread(target=self._listen, daemon=True).start()
-        self.until(lambda: len(self.losses()) >= steps)
-        return self.process
-
-    def _listen(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.said.append(line.rstrip())
-
-    def losses(self) -> dict[int, float]:
-        return metrics(self.run)
-
-    def until(self, reached: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + SECONDS
-        while not reached():
-            assert self.process.poll() is None, "\n".join(self.said)
-            assert time.monotonic() < deadline, "\n".join(self.said)
-            time.sleep(0.1)
-
-    def has_said(self, text: str, times: int = 1) -> bool:
-        return sum(text in line for line in self.said) >= times
-
-    def ended(self, code: int = 0) -> str:
-        assert self.process.wait(SECONDS) == code, "\n".join(self.said)
-        return "\n".join(self.said)
-
-    def is_as_if_not(self, steps: int = STEPS) -> None:
-        """Each step of the course once, with the loss of the undisturbed run to rounding."""
-        self._local(
-            *self._command, f"run.uri={self._whole}", "--launcher", "local",
-            f"train.max_steps={steps}",
-        )  # fmt: skip
-        whole, found = metrics(self._whole), self.losses()
-        assert list(found) == list(whole) == list(range(1, steps + 1))
-        for step, loss in whole.items():
-            assert math.isclose(found[step], loss, rel_tol=1e-4), (step, found[step], loss)
-        # What a step trains on, in words: the same sentences make the same number of them.
-        assert metrics(self.run, "epoch") == metrics(self._whole, "epoch")
-        assert list_steps(str(self.run))[-1] == steps
+    cluster.settle(2)
+    return cluster
 
 
 @pytest.fixture
-def training(config: str, dist_embed: Command, tmp_path: Path, nodes: Nodes) -> Iterator[Training]:
-    made = Training(config, dist_embed, tmp_path, nodes)
-    yield made
-    if made.process.poll() is None:
-        made.process.kill()
-        made.process.wait()
+def training(whole: Undisturbed, tmp_path: Path, nodes: Nodes) -> Training:
+    return Training(whole, str(tmp_path / "run"), nodes.address, f"train.max_steps={STEPS}")
 
 
-FEWER = ("cluster.num_workers={min: 1, max: 2}", "cluster.replace_seconds=3")
-
-
-def test_a_run_goes_on_with_fewer_workers_and_later_with_more(training: Training) -> None:
-    process = training.start(*FEWER, "train.max_steps=100000")
-    training.nodes.remove(training.nodes.there[0])
-    training.until(lambda: training.has_said("resuming from the checkpoint of step"))
-    training.nodes.add()
-    training.until(lambda: training.has_said("there is room for 2 workers: the workers save"))
-    training.until(lambda: training.has_said("2 workers on cpu", times=2))
-    steps = len(training.losses())
-    training.until(lambda: len(training.losses()) > steps + 20)
-    process.terminate()
-    said = training.ended(code=143)
+def test_a_run_goes_on_with_fewer_workers_and_later_with_more(
+    training: Training, nodes: Nodes
+) -> None:
+    with training.started(*FEWER, "train.max_steps=100000") as process:
+        training.until_step(30)
+        nodes.remove(nodes.there[0])
+        training.until_said("resuming from the checkpoint of step")
+        nodes.add()
+        training.until_said("there is room for 2 workers: the workers save")
+        training.until_said("2 workers on cpu", times=2)
+        training.until_step(max(training.losses()) + 20)
+        process.terminate()
+        said = training.ended(code=143)
     assert said.count("workers are started again in") == 1
     assert said.count("1 workers on cpu") == 1
-    training.is_as_if_not(list_steps(str(training.run))[-1])
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_node_that_is_lost_and_replaced_after_90_seconds(training: Training, which: int) -> None:
-    """Later than the minute that Ray Train waits for room; with worker 0 and without."""
-    training.start("cluster.timeout_seconds=300")
-    training.nodes.remove(training.nodes.there[which])
-    training.until(lambda: training.has_said("waits for room: has 1 of 2 CPU slots, up to 300 s"))
-    time.sleep(90)
-    training.nodes.add()
-    training.ended()
     training.is_as_if_not()
 
 
-def test_a_node_that_dies_for_good_ends_the_run_in_time(training: Training) -> None:
-    training.start("cluster.timeout_seconds=20")
-    training.nodes.remove(training.nodes.there[0])
-    training.until(lambda: training.has_said("waits for room: has 1 of 2 CPU slots, up to 20 s"))
-    began = time.monotonic()
-    said = training.ended(code=1)
-    assert time.monotonic() - began < 60
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_node_that_is_lost_and_replaced_after_90_seconds(
+    training: Training, nodes: Nodes, which: int
+) -> None:
+    """Later than the minute that Ray Train waits for room; with worker 0 and without."""
+    with training.started("cluster.timeout_seconds=300"):
+        training.until_step(30)
+        nodes.remove(nodes.there[which])
+        training.until_said("waits for room: has 1 of 2 CPU slots, up to 300 s")
+        time.sleep(90)
+        nodes.add()
+        training.ended()
+    training.is_as_if_not(STEPS)
+
+
+def test_a_node_that_dies_for_good_ends_the_run_in_time(training: Training, nodes: Nodes) -> None:
+    with training.started("cluster.timeout_seconds=20"):
+        training.until_step(30)
+        nodes.remove(nodes.there[0])
+        training.until_said("waits for room: has 1 of 2 CPU slots, up to 20 s")
+        began = time.monotonic()
+        said = training.ended(code=1)
+        assert time.monotonic() - began < 120
     assert (
         "there was no room for 2 workers within 20 s (cluster.timeout_seconds): 1 of 2 CPU slots"
         in said
     )
 
 
-def test_a_node_that_is_announced_to_go_costs_no_step(training: Training) -> None:
-    training.start("cluster.max_failures=0")
-    training.nodes.add()
-    training.nodes.drain(training.nodes.there[0], 300)
-    training.until(lambda: training.has_said("a node is about to be taken away: the workers save"))
-    said = training.ended()
+def test_a_node_that_is_announced_to_go_costs_no_step(training: Training, nodes: Nodes) -> None:
+    with training.started("cluster.max_failures=0"):
+        training.until_step(30)
+        nodes.add()
+        nodes.drain(nodes.there[0], 300)
+        training.until_said("a node is about to be taken away: the workers save")
+        said = training.ended()
     saved = [line for line in training.said if line.startswith("asked to stop: saving step ")]
     assert f"resuming from the checkpoint of step {saved[0].split()[-1]}" in said
     assert "workers are started again" not in said
-    training.is_as_if_not()
+    training.is_as_if_not(STEPS)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_seeded_disturbances(training: Training, seed: int) -> None:
-    """Workers and nodes, those with worker 0 too, at any moment, while saving too."""
+def test_a_node_that_is_lost_while_data_are_prepared(
+    training: Training, nodes: Nodes, dist_embed: Command, tmp_path: Path
+) -> None:
+    """What it had begun is begun again, and the bytes are those of one machine."""
+    data = ("data.synthetic.sentences=6000", "data.shard_sentences=20", "data.num_processes=0")
+    with training.started(*data, f"data.uri={tmp_path / 'data'}", "train.max_steps=5"):
+        training.until(lambda: len(list((tmp_path / "data").glob("*/finished/train/*"))) >= 3)
+        assert not (tmp_path / "data" / "data.json").exists()
+        nodes.remove(nodes.there[0])
+        nodes.add()
+        training.ended()
+    here = f"data.uri={tmp_path / 'here'}"
+    dist_embed("prepare", tiny_config(tmp_path), *data, here, "cluster.launcher=local")
+    assert prepared_files(tmp_path / "data") == prepared_files(tmp_path / "here")
+
+
+def test_a_worker_that_stands_still_is_named_and_replaced(training: Training, nodes: Nodes) -> None:
+    """Not worker 0: with it stands still the store in which the others tell of it."""
+    with training.started("cluster.hang_seconds=5", "cluster.timeout_seconds=30"):
+        training.until_step(30)
+        nodes.worker(1).suspend()
+        training.until_said("worker 1 makes no progress in step ")
+        training.until_said("workers are started again in 1 s")
+        said = training.ended()
+    named = (
+        r"worker 1 makes no progress in step \d+; it has been here since [\d:]+ UTC and has not "
+    )
+    assert re.search(named + r"answered of late:\n  File ", said), said
+    training.is_as_if_not(STEPS)
+
+
+def test_a_worker_without_memory_ends_the_run_with_its_own_error(
+    training: Training, nodes: Nodes, tmp_path: Path
+) -> None:
+    """It would come again: nothing is started anew."""
+    large = (
+        "tokenizer.kind=word", "tokenizer.oov_buckets=2000000", "model.output=sampled",
+        f"data.uri={tmp_path / 'data'}",
+    )  # fmt: skip
+    with training.started(*large, "checkpoint.every_steps=200"):
+        training.until_step(5)
+        worker = nodes.worker(1)
+        # Steps have what they need; the copy that a save is made from takes 64 MiB.
+        limit = vm_data(worker) + 24 * 2**20
+        worker.rlimit(psutil.RLIMIT_DATA, (limit, limit))
+        said = training.ended(code=1)
+    assert re.search(r"worker 1 failed:\nTraceback ", said), said
+    assert "allocate memory" in said
+    assert "workers are started again" not in said
+
+
+def vm_data(process: psutil.Process) -> int:
+    """What RLIMIT_DATA counts."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (found,) = re.findall(r"VmData:\s*(\d+) kB", status)
+    return int(found) * 1024
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_seeded_disturbances(training: Training, nodes: Nodes, seed: int) -> None:
+    """Four each, of workers and nodes, those with worker 0 too: in steps, while saving, and while
+    the workers of the one before start again.
+    """
     chance = random.Random(seed)
-    training.start(*FEWER, "checkpoint.every_steps=5", steps=chance.randrange(1, 60))
-    for _ in range(chance.randrange(1, 3)):
-        nodes = training.nodes
-        node = chance.choice(nodes.there)
-        what = chance.choice(["kill", "terminate", "suspend", "remove", "drain"])
-        if what in ("kill", "terminate"):
-            for worker in nodes.workers(node):
-                getattr(worker, what)()
-        elif what == "suspend":
-            for worker in nodes.workers(node):
-                worker.suspend()
-                time.sleep(chance.uniform(0, 2))
-                worker.resume()
-        elif what == "remove":
-            nodes.remove(node)
-            nodes.add()
-        else:
-            nodes.add()
-            nodes.drain(node, 60)
-        time.sleep(chance.uniform(0, 20))
-        if training.process.poll() is not None:
-            break
-    training.ended()
-    training.is_as_if_not()
+    steps = sorted(chance.sample(range(1, STEPS - 50), 4))
+    with training.started(*FEWER, "checkpoint.every_steps=5", "cluster.max_failures=20"):
+        for step in steps:
+            if step == steps[0] or chance.random() < 0.7:
+                training.until_step(step)
+            else:
+                time.sleep(chance.uniform(0, 20))
+            disturb(nodes, chance)
+        training.ended()
+    training.is_as_if_not(STEPS)
+
+
+def disturb(nodes: Nodes, chance: random.Random) -> None:
+    node = chance.choice(nodes.there)
+    what = chance.choice(["kill", "terminate", "suspend", "remove", "drain"])
+    if what == "remove":
+        nodes.remove(node)
+        nodes.add()
+    elif what == "drain":
+        nodes.add()
+        nodes.drain(node, 60)
+    else:
+        for worker in nodes.workers(node):
+            with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                if what == "suspend":
+                    worker.suspend()
+                    time.sleep(chance.uniform(0, 2))
+                    worker.resume()
+                else:
+                    getattr(worker, what)()

@@ -19,6 +19,7 @@ import yaml
 from dist_embed.cluster.ray_head import own_ray
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from tests.integration.conftest import Command
+from tests.integration.several_commands import in_one_process
 from tests.stores.s3_server import MotoServer, connect
 
 pytestmark = [
@@ -26,14 +27,6 @@ pytestmark = [
     pytest.mark.heavy,
     pytest.mark.timeout(600, func_only=True),
 ]
-# One process, for its imports take longer than what it does.
-COMMANDS = """
-import json, sys
-from dist_embed.cli.main import main
-for words in json.load(sys.stdin):
-    if code := main(words):
-        sys.exit(code)
-"""
 KINDS: dict[str, dict[str, Any]] = {
     "word": {"kind": "word"},
     "sides": {"kind": "word", "shared": False, "vocab_size": 90, "oov_buckets": 7},
@@ -92,15 +85,6 @@ def written(folder: Path, corpus: dict[str, dict[str, str]], kind: str, data_uri
     return str(path)
 
 
-def call(environment: dict[str, str], *commands: list[str], code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS], input=json.dumps(commands), capture_output=True,
-        text=True, timeout=500, env=environment, check=False,
-    )  # fmt: skip
-    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
-
-
 def files_of(s3: MotoServer, data_uri: str) -> dict[str, bytes]:
     """All files of prepared data, on the store, by name."""
     store = connect(s3.url)
@@ -120,7 +104,7 @@ def test_the_bytes_are_those_of_one_machine(
         there.append(["prepare", config, "data.num_processes=0"])
         here = ("cluster.launcher=local", f"data.uri=s3://bucket/here/{kind}")
         dist_embed("prepare", config, *here)
-    call(ray, *there)
+    in_one_process(*there, environment=ray)
     for kind in KINDS:
         expected, found = (files_of(s3, f"s3://bucket/{at}/{kind}") for at in ("here", "there"))
         assert len(expected) > 20
@@ -155,8 +139,8 @@ def test_ended_half_way_and_started_again(
         assert said.splitlines()[-1].startswith("dist-embed: ended by SIGTERM")
     else:  # nobody renews its turn, which is not waited for here
         store.rm_file(f"{name}/preparing.json")
-    said = call(ray, ["prepare", config])
-    assert "shards had been finished by a preparation that was ended" in said
+    said = in_one_process(["prepare", config], environment=ray)
+    assert "shards had been finished by a preparation that was ended" in said.stdout
     dist_embed("prepare", config, "cluster.launcher=local", f"data.uri=s3://{name}-not")
     assert files_of(s3, f"s3://{name}") == files_of(s3, f"s3://{name}-not")
     assert len(store.ls(name)) == 2  # the data, and what names them

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.integration.several_commands import in_one_process
 from tests.stores.s3_server import MotoServer, connect
-
-# One process, for its workers are forked from a server with the environment of its start.
-COMMANDS = """
-import json, sys
-from dist_embed.cli.main import main
-for words in json.load(sys.stdin):
-    if code := main(words):
-        sys.exit(code)
-"""
 
 
 @pytest.fixture
@@ -38,11 +27,8 @@ def test_a_run_lives_on_s3(config: str, s3: MotoServer) -> None:
         [*train, "train.max_steps=4"], train, ["checkpoint", "list", run],
         ["evaluate", run, "--workers", "1"],
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", COMMANDS], input=json.dumps(commands), capture_output=True,
-        text=True, timeout=300, env={**os.environ, **s3.environment}, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    # Workers are forked from a server with the environment of its start.
+    done = in_one_process(*commands, environment={**os.environ, **s3.environment})
     first, _, resumed = done.stdout.partition("resuming from the checkpoint of step 4")
     assert "step 4/4" in first
     assert re.findall(r"^\| +(\d+) +\| 20", resumed, re.MULTILINE) == ["4", "8"]

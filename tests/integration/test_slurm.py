@@ -13,6 +13,7 @@ import pytest
 
 from dist_embed.checkpoint.catalogue import list_steps
 from tests.integration.run_metrics import losses, until
+from tests.integration.several_commands import Commands
 from tests.integration.slurm_cluster import missing, slurm
 
 pytestmark = pytest.mark.skipif(
@@ -28,15 +29,19 @@ def cluster() -> Iterator[dict[str, str]]:
         yield {**env, "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
 
 
+@pytest.fixture(scope="module")
+def commands(
+    cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Commands]:
+    imports = "import dist_embed.config.load, dist_embed.jobs.slurm, dist_embed.run.metrics"
+    with Commands(imports, tmp_path_factory.mktemp("said"), cluster) as found:
+        yield found
+
+
 @pytest.fixture
-def call(cluster: dict[str, str], tmp_path: Path) -> Call:
+def call(commands: Commands, tmp_path: Path) -> Call:
     def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "dist_embed.cli.main", *arguments], cwd=tmp_path, env=cluster,
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
+        return commands.call(*arguments, code=code, cwd=tmp_path)
 
     return run
 
@@ -47,6 +52,7 @@ def number_of(said: str) -> str:
     return found[1]
 
 
+@pytest.mark.timeout(900)
 def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
     config: str, call: Call, tmp_path: Path
 ) -> None:
@@ -75,6 +81,7 @@ def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
     assert "completed" in call("stop", again).stdout
 
 
+@pytest.mark.heavy
 def test_a_job_that_fails_ends_the_command_that_follows_it(config: str, call: Call) -> None:
     bad = ("data.uri=/proc/none", "--to", "slurm", "--follow")
     done = call("submit", config, *bad, code=2)

@@ -136,7 +136,7 @@ def test_training_goes_on_while_the_store_is_away(bench: Bench) -> None:
     storm = bench.proxy.add(Fault(status=503, times=None))
     saver = bench.saver()
     saver.save(state_of(1))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while storm.hits < 4:  # several attempts; training would be several steps on
         assert time.monotonic() < deadline
         assert saver._under_way is not None
@@ -157,7 +157,7 @@ def test_a_store_that_stays_away_fails_the_save_in_bounded_time(bench: Bench) ->
     started = time.monotonic()
     saver.save(state_of(2))
     saver.wait()
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 60
     assert "step 2: checkpoint NOT saved: could not write" in bench.lines[-2]
     assert "within 1 s" in bench.lines[-2]
     assert "training goes on" in bench.lines[-1]

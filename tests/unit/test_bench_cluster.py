@@ -125,6 +125,26 @@ def test_what_cannot_be_measured_is_left_out_with_its_reason(
     assert "2 cores" in measure_cluster(["loader"], there)["left_out"]["loader"]
 
 
+def test_a_stage_that_fails_takes_no_other_s_figures_with_it(
+    found: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fail(folder: str, sizes: Sizes) -> Any:
+        raise RunFailed("no node came\nin 600 s")
+
+    monkeypatch.setitem(STAGES, "elastic", Stage(fail, STAGES["elastic"].rows))
+    out, plot = tmp_path / "found.json", tmp_path / "losses.svg"
+    words = ["bench", "cluster", "--stages", "elastic", "kill", "--plot", str(plot)]
+    assert main([*words, "--output", str(out)]) == 1
+    said = capsys.readouterr()
+    assert [row[:2] for row in cells(said.out)[1:]] == [
+        ["kill", "from a worker's end to the next step"], ["elastic", "failed"],
+    ]  # fmt: skip
+    assert "dist-embed: elastic: no node came\nin 600 s" in said.err
+    assert list(json.loads(out.read_text())["figures"]["stages"]) == ["kill"]
+    assert not plot.exists()
+
+
 def test_a_plot_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     words = ["bench", "cluster", "--stages", "kill", "--plot", str(tmp_path / "a.svg")]
     assert main(words) == 2

@@ -211,6 +211,17 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (torch.AcceleratorError(f"CUDA error: device-side assert triggered{HINT}"), False),
         (torch.AcceleratorError(f"CUDA error: an illegal memory access was{HINT}"), False),
         (torch.AcceleratorError(f"CUDA error: invalid argument{HINT}"), False),
+        # Memory that is refused is wanted again.
+        (torch.AcceleratorError(f"CUDA error: out of memory{HINT}"), False),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), False),
+        (MemoryError(), False),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                "allocate memory: you tried to allocate 4096 bytes. Error code 12"
+            ),
+            False,
+        ),
         (FileNotFoundError("x"), False),
         (UserError("x"), False),
     ],

@@ -85,7 +85,7 @@ def test_the_server_imports_what_workers_need(
     named: list[list[str]] = []
     monkeypatch.setattr(forkserver, "set_forkserver_preload", named.append)
     worker_context("cpu")
-    assert named == [["dist_embed.training.train", "dist_embed.training.inference"]]
+    assert named == [["dist_embed.cluster.forked"]]
 
 
 def test_the_server_is_no_copy_of_the_callers_surroundings(tmp_path: Path) -> None:

@@ -496,7 +496,8 @@ def test_before_the_head_ends_its_run_is_asked_to_save(tmp_path: Path) -> None:
     done = subprocess.run([*ALONE, "bash", "-c", script], timeout=60, check=False)
     assert done.returncode == 143
     # And nothing is waited for where there is none.
-    subprocess.run([*ALONE, bash, option, before], timeout=5, check=True)
+    waits = re.sub(r"sleep \d+", "exit 9", before)
+    subprocess.run([*ALONE, bash, option, waits], timeout=60, check=True)
 
 
 @pytest.mark.skipif(not CAN_BE_ALONE, reason="unshare gives no processes of their own here")
@@ -506,12 +507,13 @@ def test_before_a_pod_ends_its_workers_have_ended(title: str, tmp_path: Path) ->
     (tmp_path / "ray").chmod(0o755)
     bash, option, before = at(manifest(config_of()), "ray:lifecycle:preStop:exec:command")
     script = (
-        f"(exec -a ray::IDLE sleep 30) &\n"
-        f"(exec -a {title} sleep 1.5) & (sleep 1; touch {tmp_path}/late) &\n"
-        f"sleep 0.3; {bash} {option} {shlex.quote(before)}\n[ -e {tmp_path}/late ]\n"
+        f"(exec -a ray::IDLE sleep 60) &\n"
+        f"(exec -a {title} bash -c 'sleep 1.5; touch {tmp_path}/late') &\n"
+        f"until grep -qsz ^{title} /proc/[0-9]*/cmdline; do sleep 0.1; done\n"
+        f"{bash} {option} {shlex.quote(before)}\n[ -e {tmp_path}/late ]\n"
     )
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    subprocess.run([*ALONE, "bash", "-c", script], env=env, timeout=20, check=True)
+    subprocess.run([*ALONE, "bash", "-c", script], env=env, timeout=60, check=True)
     told = (tmp_path / "told").read_text()
     assert told.startswith("drain-node --reason DRAIN_NODE_REASON_PREEMPTION ")
     assert told.endswith(" --deadline-remaining-seconds 120\n")

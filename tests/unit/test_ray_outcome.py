@@ -95,6 +95,12 @@ def test_who_has_told_is_not_told_again() -> None:
     assert why(attempt, outcome) == "worker 1 was lost"
 
 
+def test_a_network_between_workers_that_all_live_is_no_lost_worker() -> None:
+    broken = [failure_event(rank, RuntimeError("gloo: Timed out")) for rank in (0, 1)]
+    outcome = WorkerGroupError("x", {0: RuntimeError("gloo"), 1: RuntimeError("gloo")})
+    assert why(attempt_of(*broken), outcome) == "an exchange between workers broke"
+
+
 def test_an_error_without_a_text_is_named() -> None:
     assert why(attempt_of(), ControllerError(WorkerGroupStartupFailedError())) == (
         "WorkerGroupStartupFailedError"

@@ -20,8 +20,9 @@ from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerHealthCheckFailedError,
 )
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from dist_embed.cluster import failure, ray_course, ray_group, ray_train
+from dist_embed.cluster import failure, ray_course, ray_group, ray_train, ray_worker
 from dist_embed.cluster.failure import Attempt, Failures
 from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_node import NodeLost
@@ -440,7 +441,7 @@ def test_ray_train_is_asked_for_workers_as_configured(monkeypatch: pytest.Monkey
         monkeypatch.setattr(ray, name, stand_in)
     monkeypatch.setattr(ray_train, "connected", lambda *where: nullcontext("node"))
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(ray_train, "TorchTrainer", lambda work, **how: asked.update(how))
+    monkeypatch.setattr(ray_train, "_Trainer", lambda work, **how: asked.update(how))
     courses: list[Any] = []
 
     class Stand:
@@ -460,10 +461,9 @@ def test_ray_train_is_asked_for_workers_as_configured(monkeypatch: pytest.Monkey
     given = (print, lambda device: (device,))
     assert ray_train.launch_ray(*given, min_workers=2, max_workers=4, **how) == 4
     loop = asked["train_loop_config"]
-    assert (loop["args"], loop["mailbox"], loop["attempt"]) == (("cpu",), "mailbox", 7)
-    assert loop["name"] == "night"
+    assert loop == ray_worker.work_for(print, ("cpu",), "mailbox", 7, "night")
     assert asked["run_config"].name == "night-7"  # each start's own
-    assert isinstance(asked["torch_config"], GroupByEnvironment)
+    assert isinstance(asked["backend_config"], GroupByEnvironment)
     assert (asked["scaling_config"].num_workers, asked["scaling_config"].use_gpu) == (3, False)
     failing = asked["run_config"].failure_config
     # What follows from a failure is decided by us.
@@ -511,12 +511,8 @@ def test_what_workers_tell_bears_the_name_of_their_start(
         return given + 1
 
     with pytest.raises(OSError, match="passing"):
-        ray_train._ray_worker(
-            {"mailbox": mailbox, "name": "night", "target": fail, "args": (), "attempt": 1}
-        )
-    ray_train._ray_worker(
-        {"mailbox": mailbox, "name": "night", "target": work, "args": (4,), "attempt": 2}
-    )
+        ray_worker.work(ray_worker.work_for(fail, (), mailbox, 1, "night"))
+    ray_worker.work(ray_worker.work_for(work, (4,), mailbox, 2, "night"))
     names = [(event["kind"], event.get("attempt")) for event in told]
     assert names == [
         ("begin", 1), ("failure", 1), ("begin", 2), ("line", None),
@@ -546,7 +542,7 @@ def test_workers_of_ray_find_their_group_by_the_environment(
             function(*given)
 
     GroupByEnvironment().backend_cls().on_start(Workers(), GroupByEnvironment())
-    assert course == [("_host", 0), ("_take_place", "all")]
+    assert course == [("_import_ahead", "all"), ("_host", 0), ("_take_place", "all")]
     (store,) = ray_group._hosted  # which lives as long as the first worker does
     assert os.environ == {
         "RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2",
@@ -554,6 +550,18 @@ def test_workers_of_ray_find_their_group_by_the_environment(
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
     ray_group._hosted.clear()
+
+
+def test_processes_that_do_nothing_for_a_run_are_not_started() -> None:
+    """Ray 2.60 has the callbacks that start them, by private names, and others that are kept."""
+    alike: dict[str, Any] = {"backend_config": GroupByEnvironment()}
+    every = DataParallelTrainer(print, **alike)._create_default_callbacks()
+    kept = ray_train._Trainer(print, **alike)._create_default_callbacks()
+    left_out = {type(one).__name__ for one in every} - {type(one).__name__ for one in kept}
+    assert left_out == {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    assert {"BackendSetupCallback", "AcceleratorSetupCallback"} <= {
+        type(one).__name__ for one in kept
+    }
 
 
 def test_ray_has_what_the_controller_is_ended_by() -> None:
@@ -649,7 +657,7 @@ def test_a_worker_listens_for_the_request_while_there_is_a_launcher(
     monkeypatch.setattr(stop, "_requested", False)
     mailbox = SimpleNamespace(is_stopped=remote(*answers))
     listener = threading.Thread(
-        target=ray_train._listen_for_stop, args=(mailbox, 0, threading.Event()), daemon=True
+        target=ray_worker._listen_for_stop, args=(mailbox, 0, threading.Event()), daemon=True
     )
     listener.start()
     listener.join(30)

@@ -1,0 +1,36 @@
+"""What launcher and workers tell each other, wherever they run.
+
+It imports nothing: in the process that has it nobody waits for PyTorch, or for Ray Train.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dist_embed.observe.events import Event
+
+
+class Mailbox:
+    """An actor: events go one way, the request to stop goes the other."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._stopped = -1
+
+    def put(self, event: Event) -> None:
+        """Of a worker."""
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        """What has come since, for the launcher."""
+        events, self._events = self._events, []
+        return events
+
+    def stop(self, attempt: int) -> None:
+        """Ask the workers of this start, and of those before it."""
+        self._stopped = attempt
+
+    def is_stopped(self, attempt: int) -> bool:
+        """Whether they are asked to."""
+        return attempt <= self._stopped

@@ -1,0 +1,79 @@
+"""The worker's end of a start by Ray Train.
+
+What starts the workers imports this module too, and should not have to wait for PyTorch: only the
+functions import it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import ray.train
+from ray import cloudpickle
+from ray.exceptions import ActorDiedError, RayError
+
+from dist_embed.observe.events import Event
+from dist_embed.parallel.collector import collector_off
+from dist_embed.parallel.stop import request_stop
+
+POLL_SECONDS = 1.0
+MAILBOX_SECONDS = 60.0
+
+
+def work_for(
+    target: Callable[..., Any], args: tuple[Any, ...], mailbox: Any, attempt: int, name: str
+) -> dict[str, Any]:
+    """What `work` is handed. ``target`` and its arguments are sealed: to open them means to import
+    what they are made of, which Ray's controller has no use for.
+    """
+    sealed = cloudpickle.dumps((target, args))
+    return {"sealed": sealed, "mailbox": mailbox, "attempt": attempt, "name": name}
+
+
+def work(handed: dict[str, Any]) -> None:
+    """Run a worker's part; begin, result and failure are told to the mailbox."""
+    mailbox, attempt = handed["mailbox"], handed["attempt"]
+    rank = ray.train.get_context().get_world_rank()
+
+    def emit(event: Event) -> None:
+        mailbox.put.remote(event)
+
+    def tell(event: Event) -> None:
+        ray.get(mailbox.put.remote(event | {"attempt": attempt}), timeout=MAILBOX_SECONDS)
+
+    tell({"kind": "begin", "node": ray.get_runtime_context().get_node_id()})
+    with collector_off():
+        from dist_embed.cluster.failure import failure_event
+        from dist_embed.cluster.ray_metrics import also_as_gauges
+
+    ended = threading.Event()
+    if rank == 0:  # one worker that knows is enough
+        threading.Thread(
+            target=_listen_for_stop, args=(mailbox, attempt, ended), daemon=True
+        ).start()
+    try:
+        with collector_off():
+            target, args = cloudpickle.loads(handed["sealed"])
+        value = target(*args, also_as_gauges(emit, handed["name"]))
+    except Exception as exc:
+        tell(failure_event(rank, exc))
+        raise
+    finally:
+        ended.set()
+    if rank == 0:
+        tell({"kind": "result", "value": value})
+
+
+def _listen_for_stop(mailbox: Any, attempt: int, ended: threading.Event) -> None:
+    while not ended.wait(POLL_SECONDS):
+        try:
+            if ray.get(mailbox.is_stopped.remote(attempt), timeout=MAILBOX_SECONDS):
+                request_stop()
+                return
+        except ActorDiedError:  # without a launcher nobody asks
+            return
+        except RayError:  # it has not answered this time
+            continue

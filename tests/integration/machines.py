@@ -1,0 +1,121 @@
+"""Machines for tests: namespaces of this one, each with a network, a name and an /etc/hosts of its
+own, and a cable to the first of them. To itself its name is loopback, as Debian sets it up.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+# Lives as long as its standard input is open. What Ray keeps for all processes of a machine is its
+# own too.
+MACHINE = """
+set -e
+hostname "$1"
+mount --bind "$2" /etc/hosts
+mkdir -p /tmp/ray
+mount --bind "$3" /tmp/ray
+ip link set lo up
+echo ready
+read -r _
+"""
+NOBODY = "02:00:00:00:00:00"
+
+
+class Machine:
+    """Where commands run as on a machine of its own.
+
+    Attributes:
+        address: of its one interface, eth0.
+    """
+
+    def __init__(self, name: str, address: str, known: dict[str, str], folder: Path) -> None:
+        self.name, self.address = name, address
+        hosts = folder / f"hosts-{name}"
+        known = {"localhost": "127.0.0.1", **known, name: "127.0.1.1"}
+        hosts.write_text("".join(f"{where}\t{who}\n" for who, where in known.items()))
+        ray = folder / f"ray-{name}"
+        ray.mkdir()
+        self._process = subprocess.Popen(
+            ["unshare", "--net", "--uts", "--mount", "sh", "-c", MACHINE, "sh", name, str(hosts),
+             str(ray)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
+        if answer != "ready\n":
+            pytest.skip(f"namespaces cannot be made here: {answer}")
+        self.pid = self._process.pid
+        self.within = [
+            "nsenter", f"--target={self.pid}", "--net", "--uts", "--mount", f"--wd={os.getcwd()}",
+        ]  # fmt: skip
+
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """A process there."""
+        return subprocess.Popen([*self.within, *command], text=True, **options)
+
+    def ip(self, *what: str) -> None:
+        subprocess.run([*self.within, "ip", *what], check=True, timeout=60)
+
+    def crash(self) -> None:
+        """End all that runs there at once."""
+        here = os.stat(f"/proc/{self.pid}/ns/net").st_ino
+        ended = []
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, OSError):
+                its = os.stat(f"/proc/{process.pid}/ns/net").st_ino
+                if its == here and process.pid != self.pid:
+                    process.kill()
+                    ended.append(process)
+        psutil.wait_procs(ended, timeout=60)
+
+    def close(self) -> None:
+        self.crash()
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextmanager
+def machines(folder: Path, *names: str) -> Iterator[list[Machine]]:
+    """For the length of a ``with`` block."""
+    known = {name: f"10.77.0.{number}" for number, name in enumerate(names, 1)}
+    made: list[Machine] = []
+    try:
+        for name, address in known.items():
+            made.append(Machine(name, address, known, folder))
+        first, *others = made
+        first.ip("link", "add", "name", "eth0", "type", "bridge")
+        for number, one in enumerate(others):
+            first.ip("link", "add", "name", f"port{number}", "type", "veth",
+                     "peer", "name", "eth0", "netns", str(one.pid))  # fmt: skip
+            first.ip("link", "set", f"port{number}", "master", "eth0", "up")
+        for one in made:
+            one.ip("address", "add", f"{one.address}/24", "dev", "eth0")
+            one.ip("link", "set", "eth0", "up")
+        yield made
+    finally:
+        for one in made:
+            one.close()
+
+
+@contextmanager
+def cut(one: Machine, *others: Machine) -> Iterator[None]:
+    """For the length of a ``with`` block what it and the others send each other arrives nowhere,
+    and no system says so.
+    """
+    pairs = [pair for other in others for pair in ((one, other), (other, one))]
+    for here, there in pairs:
+        here.ip("neigh", "replace", there.address, "lladdr", NOBODY, "dev", "eth0",
+                "nud", "permanent")  # fmt: skip
+    try:
+        yield
+    finally:
+        for here, there in pairs:
+            here.ip("neigh", "del", there.address, "dev", "eth0")
