@@ -10,13 +10,13 @@ from typing import TypeVar
 from dist_embed.checkpoint.manifest import (
     MANIFESTS,
     MAX_MANIFEST_BYTES,
+    METRIC,
     CheckpointDamaged,
     CheckpointError,
     Manifest,
     ManifestName,
     parse_manifest,
 )
-from dist_embed.checkpoint.state import METRIC
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import ForeignObject, ObjectStore
 from dist_embed.storage.retry import RETRY_SECONDS

@@ -35,6 +35,7 @@ MAX_MANIFEST_BYTES = 16 * 2**20
 MAX_INDEX_BYTES = 64 * 2**20
 MANIFESTS = "manifests"
 OBJECTS = "objects"
+METRIC = "validation_loss"  # among scalars, of a checkpoint whose step was validated
 
 _FILE_NAME = re.compile(r"step-(\d{9,15})-(\d{1,4})\.manifest", re.ASCII)
 

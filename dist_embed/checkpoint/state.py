@@ -13,8 +13,6 @@ from dist_embed.checkpoint.chunk import Rows, dtype_name
 from dist_embed.checkpoint.manifest import TensorInfo
 from dist_embed.parallel.group import Group
 
-METRIC = "validation_loss"
-
 
 @dataclass(frozen=True)
 class LiveTensor:

@@ -33,8 +33,8 @@ from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.streams import say
 
 _MODULES = (
-    "run", "plan", "jobs", "compare", "explore", "export", "study", "data", "checkpoint", "bench",
-    "config",
+    "run", "plan", "jobs", "compare", "explore", "export", "study", "report", "data", "checkpoint",
+    "bench", "config",
 )  # fmt: skip
 
 

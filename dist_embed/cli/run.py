@@ -184,11 +184,12 @@ def _translate(arguments: argparse.Namespace) -> None:
 def _history(arguments: argparse.Namespace) -> None:
     from dist_embed.cli.table import print_table
     from dist_embed.run.folder import read_run_config
-    from dist_embed.run.history import course_of, ways_of_scoring
+    from dist_embed.run.history import course_of, phases_of, ways_of_scoring
     from dist_embed.run.metrics import read_metrics
 
     read_run_config(arguments.run)  # a clear message where there is no run
-    rows = course_of(read_metrics(arguments.run))
+    lines = read_metrics(arguments.run)
+    rows = course_of(lines)
     print_table(
         ["step", "epoch", "minutes in steps", "wall minutes", "tokens/s", "perplexity", "BLEU"],
         [
@@ -206,6 +207,13 @@ def _history(arguments: argparse.Namespace) -> None:
     )
     for line in ways_of_scoring(rows):
         print(line)
+    if phases := phases_of(lines):
+        step = sum(phases.values())
+        print()
+        print_table(
+            ["phase of a step, mean of worker 0", "ms", "share"],
+            [[name, f"{1e3 * s:.1f}", f"{s / step:.1%}"] for name, s in phases.items()],
+        )
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:

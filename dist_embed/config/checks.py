@@ -38,6 +38,11 @@ def _without_effect(config: Config) -> Iterator[str]:
             f"train.translate_every: {every} is not allowed without data.validation, which it "
             "translates; set it to 0"
         )
+    if config.train.neighbors_of and not every:
+        yield (
+            f"train.neighbors_of: {config.train.neighbors_of} is not allowed without "
+            "train.translate_every, at which neighbours are recorded"
+        )
 
 
 def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:

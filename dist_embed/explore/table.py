@@ -17,8 +17,9 @@ from dist_embed.checkpoint.catalogue import open_checkpoints, read_manifest, use
 from dist_embed.checkpoint.chunk import DTYPES
 from dist_embed.checkpoint.manifest import CheckpointError
 from dist_embed.checkpoint.read import CheckpointReader
-from dist_embed.data.tokenizer import SPACE, SPECIAL_TOKENS
+from dist_embed.data.tokenizer import SPECIAL_TOKENS
 from dist_embed.data.tokenizer_files import load_tokenizers
+from dist_embed.data.words import find_word, shown_word
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.errors import UserError
 from dist_embed.explore.occurrences import Occurrences, occurrences
@@ -95,11 +96,7 @@ class RunTable:
 
     def find(self, word: str) -> int | None:
         """The id of a word, in the run's form and case; None where it is not known, or no text."""
-        if not (word.strip() and is_unicode(word)):
-            return None
-        word = self.tokenizer.normalized(word)
-        found = self.tokenizer.id_of(SPACE + word)
-        return self.tokenizer.id_of(word) if found is None else found
+        return find_word(self.tokenizer, word)
 
     def find_word(self, word: str) -> int | None:
         """As `find`, but None for special tokens too."""
@@ -182,16 +179,8 @@ class RunTable:
         return i
 
     def word(self, i: int) -> str:
-        """What the id stands for, to be shown and to be written into files: different for each id.
-
-        A word without the mark of the space before it, unless the vocabulary has both; pieces of
-        words with it.
-        """
-        token = self.tokenizer.token(i)
-        if not self.tokenizer.knows_words or not token.startswith(SPACE):
-            return token
-        word = token[len(SPACE) :]
-        return token if not word or self.tokenizer.id_of(word) is not None else word
+        """See `shown_word`."""
+        return shown_word(self.tokenizer, i)
 
     def rows_of(self, ids: Sequence[int]) -> Tensor:
         """The vectors of some ids: [n, D] float32."""

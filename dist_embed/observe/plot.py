@@ -6,7 +6,8 @@ imported only then: commands without a plot start as fast as before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ from dist_embed.installed import require
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
 
 INK = "#1a1a1a"
 GREY = "#8a8a8a"  # light enough to differ from INK in black and white, dark enough to be read
@@ -42,6 +44,7 @@ _STYLE: dict[str, Any] = {
     "savefig.dpi": 200,
     "svg.fonttype": "none",  # text stays text: a third of the bytes, and it can be searched
     "svg.hashsalt": "dist_embed",  # without it the ids in an SVG are random
+    "text.parse_math": False,  # a word or a name may have two dollar signs
 }
 
 
@@ -75,16 +78,40 @@ def plot_into(path: str, *, width: float = 5.6, height: float = 3.6) -> Iterator
         UserError: see `check_plot_path`.
     """
     check_plot_path(path)
+    with _figure(width, height, _STYLE) as figure:
+        yield figure.add_subplot()
+        nothing = {"Date": None, "Creator": None} if path.endswith(".svg") else {"Software": None}
+        figure.savefig(path, metadata=nothing)
+
+
+def svg_of(draw: Callable[[Axes], None], *, width: float, height: float, name: str) -> str:
+    """An SVG of exactly that size, without a background, for a page that holds several.
+
+    Args:
+        draw: draws into axes.
+        width: inches, with all that stands outside the axes.
+        height: likewise.
+        name: different for each SVG of a page, or they would have the same ids.
+    """
+    text = io.StringIO()
+    with _figure(width, height, _STYLE | {"savefig.bbox": None, "svg.hashsalt": name}) as figure:
+        figure.set_layout_engine("constrained")
+        draw(figure.add_subplot())
+        none = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(text, format="svg", transparent=True, metadata=none)
+    return text.getvalue()
+
+
+@contextmanager
+def _figure(width: float, height: float, settings: dict[str, Any]) -> Iterator[Figure]:
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with style.context(_STYLE, after_reset=True):
+    with style.context(settings, after_reset=True):
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        yield figure.add_subplot()
-        nothing = {"Date": None, "Creator": None} if path.endswith(".svg") else {"Software": None}
-        figure.savefig(path, metadata=nothing)
+        yield figure
 
 
 def without_letters(words: Sequence[str]) -> list[str]:

@@ -1,10 +1,17 @@
-"""A run's course, read from its metrics: one row per validation."""
+"""A run's course, read from its metrics: one row per validation, and where its steps' time went."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
+
+from dist_embed.observe.phase_names import PHASES, PhaseName, metric_of
+
+REST = "rest"
+# A step's own clock starts behind these.
+OUTSIDE: tuple[PhaseName, ...] = ("agreement", "checkpoint stall")
 
 
 @dataclass(frozen=True)
@@ -76,3 +83,35 @@ def ways_of_scoring(rows: list[Course]) -> list[str]:
             said.append(f"from step {step:,}: {way or 'as an earlier version did'}")
         before = way
     return said
+
+
+def steps_of(logged: Sequence[Mapping[str, Any]]) -> list[int]:
+    """How many steps each log line is about. Where a run has resumed that is what the line says, or
+    in those of earlier versions, which did not say it, too many.
+    """
+    before, found = 0, []
+    for line in logged:
+        found.append(line.get("steps") or line["step"] - before)
+        before = line["step"]
+    return found
+
+
+def phases_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds a step of each phase on worker 0, the mean over all steps, in a step's order; last
+    `REST`, what of a step is in no phase. Empty where no line has any.
+    """
+    logged = [line for line in lines if "step_seconds" in line]
+    told = [
+        (line, count)
+        for line, count in zip(logged, steps_of(logged), strict=True)
+        if metric_of(PHASES[0]) in line
+    ]
+    if not told:
+        return {}
+    steps = sum(count for _, count in told)
+    found: dict[str, float] = {
+        name: sum(line.get(metric_of(name), 0.0) for line, _ in told) / steps for name in PHASES
+    }
+    whole = sum(line["step_seconds"] * count for line, count in told) / steps
+    inside = sum(seconds for name, seconds in found.items() if name not in OUTSIDE)
+    return found | {REST: max(0.0, whole - inside)}

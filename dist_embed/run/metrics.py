@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
-from tensorboardX import SummaryWriter
-
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
 
 METRICS_NAME = "metrics.jsonl"
+# What a line of a translation has beside its figures: some sentences, and words near some words.
+SAMPLES, NEIGHBORS = "validation_samples", "validation_neighbors"
+SAMPLE_KEYS = ("source", "reference", "translation")
 Figure: TypeAlias = float | list[float] | list[int]
 
 
@@ -33,6 +35,8 @@ class MetricsLog:
     """
 
     def __init__(self, run_uri: str, after_step: int, *, evaluates_again: bool = False) -> None:
+        from tensorboardX import SummaryWriter  # imports torch, which readers do without
+
         self._run_uri = run_uri
         self._staging: ExitStack | None = None
         if storage.is_local(run_uri):
@@ -55,19 +59,32 @@ class MetricsLog:
             str(self._folder / "tensorboard"), purge_step=after_step + 1, flush_secs=30
         )
 
-    def write(self, step: int, scored_by: str | None = None, **values: Figure | None) -> None:
+    def write(
+        self,
+        step: int,
+        scored_by: str | None = None,
+        samples: Sequence[Mapping[str, str]] = (),
+        neighbors: Mapping[str, Sequence[tuple[str, float]]] | None = None,
+        **values: Figure | None,
+    ) -> None:
         """One line: the step, the time of day (Unix seconds) and what is not None.
 
-        A list has a number, finite, for every worker; TensorBoard does not get it.
+        A list has a number, finite, for every worker; TensorBoard does not get it. ``samples`` have
+        texts of some sentences by `SAMPLE_KEYS`, ``neighbors`` of some words the nearest with their
+        cosine, ``scored_by`` says how translations were scored.
         """
         known = {name: value for name, value in values.items() if value is not None}
         # JSON has no NaN: a reader other than Python would refuse the line.
-        line: dict[str, Figure | str | None] = {
+        line: dict[str, Any] = {
             name: value if isinstance(value, list) or math.isfinite(value) else None
             for name, value in known.items()
         }
         if scored_by is not None:
             line["scored_by"] = scored_by
+        if samples:
+            line[SAMPLES] = [dict(sample) for sample in samples]
+        if neighbors:
+            line[NEIGHBORS] = {word: list(near) for word, near in neighbors.items()}
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n")
         self._file.flush()
         for name, value in known.items():
@@ -108,15 +125,27 @@ def _is_of_model(line: dict[str, Any]) -> bool:
 
 
 def read_metrics(run_uri: str) -> list[dict[str, Any]]:
-    """All lines of a run's metrics; none where there are none yet. A torn last line is left out."""
+    """All lines of a run's metrics; none where there are none yet. Damaged ones are left out."""
+    return sound_metrics(run_uri)[0]
+
+
+def sound_metrics(run_uri: str) -> tuple[list[dict[str, Any]], int]:
+    """The lines of a run's metrics, and how many were left out as damaged: those that are no JSON
+    object with a step. A torn last line is none: a run writes it just now, or was killed in it.
+    """
     try:
-        text = storage.read_text(storage.join(run_uri, METRICS_NAME))
+        data = storage.read_bytes(storage.join(run_uri, METRICS_NAME))
     except FileNotFoundError:
-        return []
-    lines = []
-    for line in text.splitlines():
+        return [], 0
+    texts = data.split(b"\n")
+    lines, damaged = [], 0
+    for number, text in enumerate(texts, start=1):
         try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue  # a killed run may leave half a line
-    return lines
+            line = json.loads(text)
+        except ValueError:  # of bytes that are no UTF-8 too
+            line = None
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            lines.append(line)
+        elif number < len(texts):
+            damaged += 1
+    return lines, damaged

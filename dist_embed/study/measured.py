@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dist_embed.observe.phase_names import PHASES, PhaseName, metric_of
-
-# Phases that `step_seconds` does not count.
-_OUTSIDE: tuple[PhaseName, ...] = ("agreement", "checkpoint stall")
+from dist_embed.observe.phase_names import PHASES, metric_of
+from dist_embed.run.history import OUTSIDE, steps_of
 
 
 def figures_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def figures_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not logged:
         return found
     found |= {"steps": logged[-1]["step"], "training_loss": logged[-1].get("nll")}
-    steps = _steps_of(logged)
+    steps = steps_of(logged)
     timed = list(zip(logged, steps, strict=True))[1:] or list(zip(logged, steps, strict=True))
     seconds = [line["step_seconds"] for line, _ in timed]
     found["tokens_per_second"] = statistics.median(line["tokens_per_second"] for line, _ in timed)
@@ -36,15 +34,6 @@ def figures_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found[f"step_seconds_{column}"] = float(np.quantile(seconds, share))
     told = [(line, count) for line, count in timed if "workers/own_seconds" in line]
     return found | (_by_phase(told) | _by_worker(told) if told else {})
-
-
-def _steps_of(logged: Sequence[dict[str, Any]]) -> list[int]:
-    """How many steps each log line is about. One that comes behind a resumed step has its own."""
-    before, found = 0, []
-    for line in logged:
-        found.append(line["step"] - before)
-        before = line["step"]
-    return found
 
 
 def _by_phase(told: Sequence[tuple[dict[str, Any], int]]) -> dict[str, Any]:
@@ -77,5 +66,5 @@ def _by_worker(told: Sequence[tuple[dict[str, Any], int]]) -> dict[str, Any]:
 
 def _whole(told: Sequence[tuple[dict[str, Any], int]]) -> float:
     """Seconds of all steps."""
-    outside = (line.get(metric_of(name), 0.0) for line, _ in told for name in _OUTSIDE)
+    outside = (line.get(metric_of(name), 0.0) for line, _ in told for name in OUTSIDE)
     return sum(line["step_seconds"] * count for line, count in told) + sum(outside)

@@ -35,9 +35,9 @@ from dist_embed.parallel.device import memory_bytes, resolve_dtype
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 from dist_embed.training.needs import output_needs
+from dist_embed.training.rates import own_rates
 from dist_embed.training.samples import samples_of_a_step
 from dist_embed.training.search_choice import search_choice
-from dist_embed.training.single_tables import own_rates
 from dist_embed.training.translation import Encode, Translator
 
 

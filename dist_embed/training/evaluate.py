@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,6 +14,7 @@ from dist_embed.data.token_shards import PreparedData, read_texts
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.errors import all_or_none
+from dist_embed.run.metrics import SAMPLE_KEYS
 from dist_embed.training.assemble import TranslationModel
 from dist_embed.training.results import AgainstExact
 from dist_embed.training.scoring import Scorer, score_of_first
@@ -21,6 +22,8 @@ from dist_embed.training.translation import Translator
 
 # Of a split searched with candidate lists, that many sentences are searched among all words too.
 EXACT_SENTENCES = 100
+# Of each translation of a split, that many sentences are shown as they come out over time.
+SAMPLE_SENTENCES = 5
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Quality:
         seconds: time of the search.
         translations: the translations, in order.
         scored: the same with one character for an unknown word, which no reference has.
+        samples: source, reference and translation of some sentences, the same ones each time.
+        neighbors: of words that are watched, the nearest words with their cosine.
     """
 
     bleu: float
@@ -44,6 +49,8 @@ class Quality:
     seconds: float
     translations: list[str]
     scored: list[str]
+    samples: list[dict[str, str]] = field(default_factory=list)
+    neighbors: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -140,7 +147,17 @@ def evaluate_translations(
         seconds=seconds,
         translations=[one.shown for one in written],
         scored=scored,
+        samples=[
+            dict(zip(SAMPLE_KEYS, (sources[i], references[i], written[i].shown), strict=True))
+            for i in spread_over(len(sources), SAMPLE_SENTENCES)
+        ],
     )
+
+
+def spread_over(number: int, most: int) -> list[int]:
+    """Of so many places at most ``most``, evenly spread."""
+    count = min(number, most)
+    return [place * number // count for place in range(count)]
 
 
 def against_exact(
@@ -167,8 +184,7 @@ def against_exact(
     group, scorer = exact.group, None
     with all_or_none(group):
         sources, references = read_texts(data_uri, data.splits[split])
-        number = min(len(sources), EXACT_SENTENCES)
-        places = [place * len(sources) // number for place in range(number)]
+        places = spread_over(len(sources), EXACT_SENTENCES)
         if group.is_first:
             chosen = [references[place] for place in places]
             scorer = Scorer(chosen, exact.target, bleu_tokenize=bleu_tokenize)
@@ -179,4 +195,4 @@ def against_exact(
         for texts in ([quality.scored[place] for place in places], [one.marked for one in written])
     )
     same = sum(one.shown == quality.translations[p] for p, one in zip(places, written, strict=True))
-    return AgainstExact(number, bleu, exact_bleu, same)
+    return AgainstExact(len(places), bleu, exact_bleu, same)

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from dist_embed.checkpoint.manifest import METRIC
 from dist_embed.checkpoint.saver import Saver
 from dist_embed.checkpoint.settings import CheckpointSection
-from dist_embed.checkpoint.state import METRIC, TrainingState
+from dist_embed.checkpoint.state import TrainingState
 from dist_embed.data.loader import Loader, Position, StepBatches
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter
@@ -267,6 +268,7 @@ class _Course:
                 nll=nll if math.isfinite(nll) else None,
                 tokens_per_second=tokens_per_second,
                 step_seconds=step_seconds,
+                steps=window.steps,
                 gradient_norm=result.gradient_norm,
                 skipped_steps=state.scalars["skipped_steps"],
                 epoch=state.scalars["position"]["epoch"],
@@ -301,7 +303,8 @@ class _Course:
         if self._metrics is not None:
             self._metrics.write(
                 self._state.step, validation_bleu=quality.bleu, validation_chrf=quality.chrf,
-                scored_by=quality.signature,
+                scored_by=quality.signature, samples=quality.samples,
+                neighbors=quality.neighbors,
             )  # fmt: skip
         self._reporter.line(
             f"step {self._state.step}: validation BLEU {quality.bleu:.2f}, "

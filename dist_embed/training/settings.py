@@ -67,3 +67,8 @@ class TrainSection(Section):
     translate_every: Annotated[int, MAY_CHANGE] = Field(
         0, ge=0, description="Steps between two translations of the validation set (BLEU); 0: none."
     )
+    neighbors_of: Annotated[list[str], NO_RESULT] = Field(
+        [],
+        description="Words of the source side whose nearest words are recorded at each translation "
+        "of the validation set, for `dist-embed report`.",
+    )

@@ -1,8 +1,7 @@
-"""What single tables do otherwise than the rest: start from a file, stay frozen, own rates."""
+"""Tables that start from a file of vectors."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -15,56 +14,12 @@ from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.embedding.pretrained import TableStart
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.model.translation_tables import SIDE_OF_ROLE, sides_of_table
-from dist_embed.optim.schedule import Rates, Schedule
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage import uri as storage
 from dist_embed.training.table_settings import table_settings
-from dist_embed.vectors.coverage import Coverage
+from dist_embed.vectors.coverage import Coverage, coverage_name
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.settings import PretrainedSection
-
-
-def coverage_name(table: str) -> str:
-    """The file in a run's folder that tells what a table has started from."""
-    return f"pretrained.{table}.json"
-
-
-def own_rates(config: Config) -> dict[str, float]:
-    """The peak rates of tables that have one of their own."""
-    return {
-        table: settings.learning_rate
-        for table, settings in table_settings(config).items()
-        if settings.learning_rate is not None
-    }
-
-
-def own_schedules(config: Config) -> dict[str, Schedule]:
-    """Their schedules: as that of the other tables, with another peak."""
-    embedding = config.embedding
-    return {
-        table: Schedule(rate, embedding.schedule, embedding.warmup_steps, config.train.max_steps)
-        for table, rate in own_rates(config).items()
-    }
-
-
-def frozen_until(config: Config) -> dict[str, float]:
-    """The last step in which each frozen table stays as it is."""
-    found = {
-        table: math.inf if settings.freeze else float(settings.freeze_until_step)
-        for table, settings in table_settings(config).items()
-    }
-    return {table: last for table, last in found.items() if last}
-
-
-def rates_of(config: Config) -> Rates:
-    """The learning rates of a run: of its dense part, and of its tables."""
-    train, tables, steps = config.train, config.embedding, config.train.max_steps
-    return Rates(
-        dense=Schedule(train.learning_rate, train.schedule, train.warmup_steps, steps),
-        tables=Schedule(tables.learning_rate, tables.schedule, tables.warmup_steps, steps),
-        own=own_schedules(config),
-        frozen_until=frozen_until(config),
-    )
 
 
 def start_tables(

@@ -40,6 +40,7 @@ from dist_embed.training.assemble import (
 from dist_embed.training.describe import describe
 from dist_embed.training.evaluate import Quality, evaluate_translations, exact_loss
 from dist_embed.training.loop import LEFT_OUT, Hooks, train_loop
+from dist_embed.training.rates import rates_of
 from dist_embed.training.results import TrainResult
 from dist_embed.training.resume import (
     best_so_far,
@@ -50,11 +51,12 @@ from dist_embed.training.resume import (
     what_must_equal,
 )
 from dist_embed.training.samples import with_kept_samples
-from dist_embed.training.single_tables import rates_of, start_tables, write_coverages
+from dist_embed.training.single_tables import start_tables, write_coverages
 from dist_embed.training.step import TrainStep
 from dist_embed.training.step_traces import StepTraces
 from dist_embed.training.tasks import Train
 from dist_embed.training.translation import Translator
+from dist_embed.training.watched import WatchedWords
 from dist_embed.training.worker import Context
 
 Tokenizers: TypeAlias = Callable[[], dict[str, Tokenizer]]
@@ -142,20 +144,28 @@ def _hooks(
     config = context.config
     held_out = "validation" in data.splits
     translator: Translator | None = None
+    watched: WatchedWords | None = None
     if held_out and config.train.translate_every:
         with all_or_none(context.group):
             tokenizers()
         translator = build_translator(config, model, tokenizers(), context.reporter.line)
+        if config.train.neighbors_of:
+            with all_or_none(context.group):
+                watched = WatchedWords(
+                    config.train.neighbors_of, tokenizers()["source"], data,
+                    config.model.share_embeddings, model.lookup,
+                )  # fmt: skip
 
     def validate() -> float:
         return exact_loss(model, data.folder_uri, data, "validation", config.train.batch_tokens)
 
     def translate() -> Quality:
         assert translator is not None
-        return evaluate_translations(
+        quality = evaluate_translations(
             translator, data.folder_uri, data, "validation",
             bleu_tokenize=config.search.bleu_tokenize,
         )  # fmt: skip
+        return replace(quality, neighbors=watched.neighbors()) if watched else quality
 
     return Hooks(
         validate if held_out else None,

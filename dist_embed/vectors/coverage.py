@@ -19,6 +19,11 @@ MISSING_SHOWN = 20
 COMPOSED, NOT_FOUND = 100, 127
 
 
+def coverage_name(table: str) -> str:
+    """The file in a run's folder that tells what a table has started from."""
+    return f"pretrained.{table}.json"
+
+
 @dataclass
 class Coverage:
     """What a table has taken of a file.

@@ -66,6 +66,7 @@ EXACT: Values = {
         "schedule": "inverse_sqrt", "warmup_steps": 2, "beta1": 0.7, "beta2": 0.93,
         "weight_decay": 0.6, "label_smoothing": 0.15, "clip_norm": 1.1, "max_skipped_steps": 17,
         "precision": "fp32", "log_every": 11, "evaluate_every": 13, "translate_every": 19,
+        "neighbors_of": ["the"],
     },
     "search": {
         "beam": 2, "length_penalty": 0.7, "max_length_ratio": 0.4, "batch_sentences": 6,
@@ -110,7 +111,7 @@ ARRIVE = {
     "model.logits_block_mib": "OutputShard.block_bytes", "train.precision": "OutputShard.dtype",
     "train.max_steps": "train_loop.settings", "train.log_every": "train_loop.settings",
     "train.evaluate_every": "train_loop.settings", "train.translate_every": "train_loop.settings",
-    "train.max_skipped_steps": "train_loop.settings",
+    "train.max_skipped_steps": "train_loop.settings", "train.neighbors_of": "WatchedWords.words",
     "train.accumulate": "Loader.accumulate", "train.batch_tokens": "Loader.batch_tokens",
     "search.beam": "Searcher.settings", "search.length_penalty": "Searcher.settings",
     "search.max_length_ratio": "Searcher.settings",
@@ -284,7 +285,7 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
     with ExitStack() as stack:
         recorded(
             stack, calls, training, "Loader", "MetricsLog", "open_checkpoints", "TrainStep",
-            "evaluate_translations",
+            "evaluate_translations", "WatchedWords",
         )  # fmt: skip
         recorded(stack, calls, resume, "Pruner", "Saver", "load_newest", "TrainingState")
         recorded(
@@ -368,6 +369,8 @@ def test_an_exact_run_is_as_it_is_configured(
         assert quality.sentences == len(quality.translations) == 7
         assert "tok:char" in quality.signature
         assert "case:lc" in quality.signature
+        assert len(quality.samples) == 5
+        assert len(quality.neighbors["the"]) == 8
 
 
 def test_a_sampled_run_is_as_it_is_configured(

@@ -129,7 +129,9 @@ def test_a_runs_checkpoints_are_proven_pruned_and_exported(
     run, exported = tmp_path / "run", tmp_path / "table.safetensors"
     at_each = ("checkpoint.every_steps=2", "checkpoint.saving=waiting")
     dist_embed("train", config, *at_each, "train.log_every=50")
-    course = [line.split() for line in dist_embed("history", str(run)).stdout.splitlines()[2:]]
+    told, phases = dist_embed("history", str(run)).stdout.split("\n\n")
+    assert "dense backward" in phases
+    course = [line.split() for line in told.splitlines()[2:]]
     assert [row[1] for row in course] == ["4", "8"]
     assert all(float(row[9].replace(",", "")) > 0 for row in course)  # tokens/s of steps before it
     verified = dist_embed("checkpoint", "verify", str(run)).stdout.splitlines()

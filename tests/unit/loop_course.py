@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from dist_embed.checkpoint.manifest import METRIC
 from dist_embed.checkpoint.settings import CheckpointSection
-from dist_embed.checkpoint.state import METRIC, TrainingState
+from dist_embed.checkpoint.state import TrainingState
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.observe.events import Reporter
 from dist_embed.parallel.group import Group
@@ -160,7 +161,9 @@ class Run:
     def translate(self) -> Quality:
         self.now += OTHER_SECONDS
         self.course.append(("translate", self.state.step))
-        return Quality(21.5, 43.25, "tok:13a", 17, 3.4, [], [])
+        return Quality(
+            21.5, 43.25, "tok:13a", 17, 3.4, [], [], [{"source": "a"}], {"a": [("b", 0.5)]}
+        )  # fmt: skip
 
     def train(
         self, patched: Callable[[str, Any], None] = lambda name, value: None, *,

@@ -18,7 +18,7 @@ GROUND = ["errors", "arguments", "installed", "streams", "mistakes", "section"]
 LAYERS = [
     *GROUND, "storage", "config", "observe", "parallel", "data", "vectors",
     "embedding", "model", "optim", "checkpoint", "run", "training", "planning", "explore", "export",
-    "cluster", "jobs", "api", "bench", "study", "cli",
+    "cluster", "jobs", "api", "bench", "study", "report", "cli",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES_THAT_RUN_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
@@ -211,6 +211,7 @@ LITTLE = [
     ("import dist_embed.training.needs", "torch"),
     ("import dist_embed.planning", "torch numpy pyarrow tokenizers"),
     ("import dist_embed.data.preparation", "torch"),
+    ("import dist_embed.report.report", "torch matplotlib tensorboardX"),
     ("import dist_embed.model.translation_tables", "torch torchrec"),
     ("import dist_embed.cluster.launch", "torchrec fbgemm_gpu ray"),
     ("import dist_embed.checkpoint.catalogue", "torchrec"),

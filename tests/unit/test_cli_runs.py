@@ -22,6 +22,7 @@ from dist_embed.training.results import AgainstExact, Evaluation, TrainResult, T
 from dist_embed.training.tasks import Evaluate, Train, Translate
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
+from tests.unit.told_runs import told_run, whole_course
 
 WORDS = ["a", "b", "c", "d"]
 QUALITY = Evaluation(
@@ -155,6 +156,17 @@ def test_history(run_uri: str, launched: Launched, capsys: pytest.CaptureFixture
     ]  # fmt: skip
     assert rows[2] == ["1,000", "2", "1.0", "1.0", "1,235", "2.72", "21.55"]
     assert rows[3][:3] + rows[3][4:] == ["2,000", "2", "1.0", "nan", "2.00", ""]
+
+
+def test_history_says_where_the_time_of_steps_went(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["history", told_run(tmp_path / "run", whole_course())]) == 0
+    phases = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in phases]
+    assert rows[2] == ["agreement", "10.0", "3.2%"]
+    assert ["encoder", "100.0", "32.3%"] in rows
+    assert rows[-1] == ["rest", "30.0", "9.7%"]
 
 
 @pytest.fixture

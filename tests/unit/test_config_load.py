@@ -296,6 +296,7 @@ def test_a_malformed_override_is_quoted(tmp_path: Path, override: str) -> None:
          ["data.train.source: []", "one file"]),
         (["data.synthetic=null", "data.train.pairs=a", "train.translate_every=10"],
          ["train.translate_every: 10", "data.validation"]),
+        (["train.neighbors_of=[the]"], ["train.neighbors_of: ['the']", "train.translate_every"]),
         (["search.candidates=3", "data.lexicon_translations=10"],
          ["search.candidates: 3", "at least 4"]),
         (["search.candidates=-1"], ["search.candidates: -1"]),

@@ -107,8 +107,13 @@ def test_ci_goes_on_without_packages_of_the_system(user: int, apt: str, tmp_path
     for name in ("bash", "dirname", "readlink", "timeout", "tail", "touch", "chmod"):
         (programs / name).symlink_to(f"/usr/bin/{name}")
     # Installed it is once the second call, without the network, has been made.
-    install = f"touch {programs}/slurmctld {programs}/munged; chmod +x {programs}/*d"
-    says = f"echo $* >>{calls}\ncase $* in *--no-download) {install} ;; esac"
+    # Its own package then has a program's name; Slurm's two come with it.
+    says = (
+        f"echo $* >>{calls}\ncase $* in\n"
+        f"*munge*--no-download) made='slurmctld munged' ;;\n"
+        f"*chromium*--no-download) made=chromium ;;\nesac\n"
+        f"for name in $made; do touch {programs}/$name; chmod +x {programs}/$name; done"
+    )
     told = "echo no mirror\nexit 100"
     for name, text in (("id", f"echo {user}"), ("apt-get", says if apt == "install" else told)):
         (programs / name).write_text(f"#!/bin/bash\n{text}\n")
@@ -123,13 +128,22 @@ def test_ci_goes_on_without_packages_of_the_system(user: int, apt: str, tmp_path
         env={"PATH": str(programs)}, timeout=60,
     )  # fmt: skip
     assert (done.stdout, done.returncode) == ("tests\n", 3), done.stderr
-    skipped = "Slurm could not be installed here (slurm-wlm, munge): its tests are skipped\n"
+    wanted = {"Slurm": "slurm-wlm munge", "Chromium": "chromium fonts-dejavu-core"}
     if user == 0 and apt == "install":
         assert done.stderr == ""
-        options = "-qq -y install --no-install-recommends slurm-wlm munge"
+        install = "-qq -y install --no-install-recommends"
         assert calls.read_text().splitlines() == [
-            "-qq update", f"{options} --download-only", f"{options} --no-download"
+            call
+            for packages in wanted.values()
+            for call in (
+                "-qq update", f"{install} {packages} --download-only",
+                f"{install} {packages} --no-download",
+            )
         ]  # fmt: skip
     else:
-        assert done.stderr == ("no mirror\n" if user == 0 else "") + skipped
+        assert done.stderr == "".join(
+            ("no mirror\n" if user == 0 else "")
+            + f"{name} could not be installed here ({packages}): its tests are skipped\n"
+            for name, packages in wanted.items()
+        )
         assert not calls.exists()

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from dist_embed.checkpoint.manifest import METRIC
 from dist_embed.checkpoint.settings import CheckpointSection
-from dist_embed.checkpoint.state import METRIC, LiveTensor, TrainingState
+from dist_embed.checkpoint.state import LiveTensor, TrainingState
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Reporter

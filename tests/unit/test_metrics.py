@@ -44,6 +44,16 @@ def test_a_figure_of_every_worker_is_a_list(run_uri: str) -> None:
     assert line["workers/own_seconds"] == [1.5, 2.5]
 
 
+def test_what_a_translation_records_beside_its_figures(run_uri: str) -> None:
+    sample = {"source": "a", "reference": "b", "translation": "c\u2028"}
+    with MetricsLog(run_uri, 0) as log:
+        log.write(1, validation_bleu=1.0, samples=[sample], neighbors={"a": [("b", 0.5)]})
+    (line,) = read_metrics(run_uri)
+    assert line["validation_samples"] == [sample]
+    assert line["validation_neighbors"] == {"a": [["b", 0.5]]}
+    assert [name for _, name, _ in shown_by_tensorboard(run_uri) if name] == ["validation_bleu"]
+
+
 def test_no_run_has_no_metrics(run_uri: str) -> None:
     assert read_metrics(run_uri) == []
 

@@ -27,10 +27,11 @@ from dist_embed.data.token_shards import PreparedData, read_tokens
 from dist_embed.data.tokenizer import SPECIAL_TOKENS
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.optim.schedule import Schedule
-from dist_embed.training import single_tables, step_seconds, worker
-from dist_embed.training.single_tables import frozen_until, own_rates, own_schedules
+from dist_embed.training import step_seconds, worker
+from dist_embed.training.rates import frozen_until, own_rates, own_schedules
 from dist_embed.training.table_settings import table_settings
 from dist_embed.training.tasks import Evaluate, Task, Train
+from dist_embed.vectors.coverage import coverage_name
 
 CORPUS = {"pairs": ["a.tsv", "b.tsv"], "source_column": "left", "target_column": "right"}
 TOKENIZER = {
@@ -367,4 +368,4 @@ def test_sides_that_share_a_table_share_its_settings(share: str, role: str, tabl
     config = config_of(embedding=embedding, model={"share_embeddings": share})
     assert own_rates(config) == {table: 0.5}
     assert frozen_until(config) == {table: math.inf}
-    assert single_tables.coverage_name(table) == f"pretrained.{table}.json"
+    assert coverage_name(table) == f"pretrained.{table}.json"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dist_embed.checkpoint.state import METRIC
+from dist_embed.checkpoint.manifest import METRIC
 from dist_embed.data.loader import Position
 from dist_embed.errors import UserError
 from dist_embed.training import loop, saving
@@ -45,7 +45,7 @@ def test_the_last_step_has_everything_in_this_order_and_the_end_waits_for_its_sa
     at_the_end = run.course[run.course.index(("step", 2, after(1), None)) + 1 :]
     assert at_the_end == [
         ("metrics", 2, "epoch"), ("validate", 2), ("metrics", 2, "validation_loss"),
-        ("translate", 2), ("metrics", 2, "scored_by"), ("save", 2, 2.0), ("wait", None),
+        ("translate", 2), ("metrics", 2, "neighbors"), ("save", 2, 2.0), ("wait", None),
         ("require", 2), ("close",), ("close",),
     ]  # fmt: skip
 
@@ -123,7 +123,8 @@ def test_a_translation_is_told_and_written() -> None:
     run = Run()
     run.train(max_steps=1, translate_every=1)
     assert run.metrics[-1] == {
-        "step": 1, "validation_bleu": 21.5, "validation_chrf": 43.25, "scored_by": "tok:13a"
+        "step": 1, "validation_bleu": 21.5, "validation_chrf": 43.25, "scored_by": "tok:13a",
+        "samples": [{"source": "a"}], "neighbors": {"a": [("b", 0.5)]},
     }  # fmt: skip
     assert run.lines[-1] == (
         "step 1: validation BLEU 21.50, chrF 43.25 (17 sentences in 3 s)"
@@ -146,7 +147,7 @@ def test_a_line_has_the_means_of_the_steps_since_the_last(clocked: Callable[[Run
         "step": 2,
         "loss": (4.0 * 10 + 1.0 * 30) / 40, "nll": (3.0 * 10 + 2.0 * 30) / 40,
         "tokens_per_second": 40 / (2 * STEP_SECONDS), "step_seconds": STEP_SECONDS,
-        "gradient_norm": 0.25, "skipped_steps": 4, "epoch": 0,
+        "steps": 2, "gradient_norm": 0.25, "skipped_steps": 4, "epoch": 0,
     }  # fmt: skip
     assert len(run.progress[0].pop("workers")["own_seconds"]) == 1
     assert run.progress[0] == {

@@ -1,0 +1,50 @@
+"""``dist-embed report``: runs and studies as one page."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from dist_embed.errors import UserError
+from dist_embed.installed import require
+
+
+def add_commands(commands: Any) -> None:
+    """Add this module's commands."""
+    text = "runs and studies as one page of charts, to be opened in a browser"
+    parser = commands.add_parser("report", help=text, description=text)
+    parser.add_argument(
+        "sources", nargs="+", metavar="RUN|STUDY",
+        help="folders or URLs of runs, or of studies, or studies' files",
+    )  # fmt: skip
+    parser.add_argument(
+        "-o", "--output", metavar="FILE.html", default="report.html", help="default: report.html"
+    )
+    parser.add_argument(
+        "--words", metavar="WORD", nargs="+", default=[],
+        help="their neighbours, in every checkpoint that is there (reads whole tables)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--charts", metavar="FOLDER", help="write each chart there too, as .svg and .png"
+    )
+    parser.set_defaults(call=_report)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from dist_embed.cli.trained_run import check_output
+    from dist_embed.report.report import report
+
+    check_output(arguments.output)
+    if Path(arguments.output).suffix != ".html":
+        raise UserError(f"--output: {arguments.output!r} is not allowed: a .html file")
+    folder = Path(arguments.charts) if arguments.charts else None
+    if folder and not folder.is_dir():
+        raise UserError(f"--charts: {arguments.charts!r} is not allowed: no such folder")
+    require("matplotlib")
+    command = shlex.join(["dist-embed", *sys.argv[1:]])
+    text = report(arguments.sources, command=command, words=arguments.words, charts=folder)
+    Path(arguments.output).write_text(text, encoding="utf-8")
+    print(f"→ {arguments.output}")

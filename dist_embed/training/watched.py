@@ -1,0 +1,73 @@
+"""Words whose neighbours a run records as it goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from dist_embed.data.prepare import read_occurrences
+from dist_embed.data.token_shards import PreparedData
+from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from dist_embed.data.words import find_word, shown_word
+from dist_embed.embedding.nearest_rows import nearest_rows
+from dist_embed.embedding.sharded_tables import ShardedTables
+from dist_embed.errors import UserError
+from dist_embed.model.settings import ShareEmbeddings
+from dist_embed.model.translation_tables import sides_of_table
+
+NEIGHBORS_KEPT = 8
+
+
+class WatchedWords:
+    """The nearest words of some words of the source side, among those that occur in training.
+
+    Args:
+        words: as a user writes them.
+        tokenizer: of the source side.
+        data: that the run is trained on.
+        share: which roles share a table.
+        tables: the run's.
+
+    Raises UserError for a word that is not in the vocabulary. Not collective, and alike on all.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        tokenizer: Tokenizer,
+        data: PreparedData,
+        share: ShareEmbeddings,
+        tables: ShardedTables,
+    ) -> None:
+        self._tokenizer, self._tables = tokenizer, tables
+        self._ids: dict[str, int] = {}
+        for word in words:
+            found = find_word(tokenizer, word)
+            if found is None or found < len(SPECIAL_TOKENS):
+                raise UserError(
+                    f"train.neighbors_of: {word!r} is not allowed: not a word of the source "
+                    f"vocabulary ({tokenizer.size:,} words)"
+                )
+            self._ids[word] = found
+        counts = read_occurrences(data, sides_of_table(share, "source"))
+        self._allowed = torch.ones(tokenizer.size, dtype=torch.bool)
+        if counts is not None:
+            self._allowed = torch.from_numpy(counts > 0)
+        self._allowed[: len(SPECIAL_TOKENS)] = False
+
+    def neighbors(self) -> dict[str, list[tuple[str, float]]]:
+        """Of each word, the nearest first, with their cosine. Collective."""
+        cosines, ids = nearest_rows(
+            self._tables, self._tables.table_of["source"], torch.tensor([*self._ids.values()]),
+            NEIGHBORS_KEPT, self._allowed,
+        )  # fmt: skip
+        return {
+            word: [
+                (shown_word(self._tokenizer, i), round(cosine, 4))
+                for i, cosine in zip(near, values, strict=True)
+                if math.isfinite(cosine)
+            ]
+            for word, near, values in zip(self._ids, ids.tolist(), cosines.tolist(), strict=True)
+        }
