@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from typing import Any
 
@@ -29,12 +30,14 @@ def sent_in_a_step(group: Group, tiny: Tiny) -> tuple[dict[str, int], int, int]:
     sent: defaultdict[str, int] = defaultdict(int)
     exchange, gather = dist.all_to_all_single, collectives._all_gather
 
-    def exchanged(output: Any, given: Any, received: Any = None, split: Any = None, **how: Any):  # type: ignore[no-untyped-def]
-        whole = given.shape[0]
-        own = whole // group.num_workers if split is None else split[group.rank]
-        kind = "rows" if given.is_floating_point() else "ids"
-        sent[kind] += (given.nbytes // max(1, whole)) * (whole - own)
-        return exchange(output, given, received, split, **how)
+    def exchanged(*given: Any, **named: Any) -> Any:  # TorchRec names what it gives
+        bound = inspect.signature(exchange).bind(*given, **named).arguments
+        values, split = bound["input"], bound.get("input_split_sizes")
+        whole = values.shape[0]
+        own = split[group.rank] if split else whole // group.num_workers
+        kind = "rows" if values.is_floating_point() else "ids"
+        sent[kind] += values.nbytes * (whole - own) // max(1, whole)
+        return exchange(*given, **named)
 
     def gathered(output: Any, given: Any, **how: Any) -> Any:
         sent["gathered"] += given.nbytes * (group.num_workers - 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ from dist_embed.bench import calibrate as calibrating
 from dist_embed.bench.calibrate import calibrate, machine_yaml
 from dist_embed.bench.plan_check import CASES, compare, comparison_table, verdict
 from dist_embed.bench.planned_runs import Case, Measured, Runs, case_config
+from dist_embed.cli.main import main
 from dist_embed.observe.phase_names import PHASES
-from dist_embed.planning import Machine, machine_from_yaml, plan
+from dist_embed.planning import Machine, load_machine, machine_from_yaml, plan
 from tests.unit.planned import machine
 
 FACTORS = {
@@ -81,3 +84,33 @@ def test_plans_beside_runs(made_up: None) -> None:
     wrong = compare(TRUTH.model_copy(update={"process_mib": 5000.0}), "", 1, [2], print)
     assert " !" in comparison_table(wrong)[1][0][-1]
     assert verdict(wrong)[1].startswith(f"memory: {len(wrong)} of {len(wrong)} beyond")
+
+
+def test_the_commands_write_what_was_found(
+    made_up: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(calibrating, "calibrate", lambda *given: TRUTH)
+    mine, figures = tmp_path / "mine.yaml", tmp_path / "plan.json"
+    assert main(["bench", "calibrate", "-o", str(mine)]) == 0
+    assert load_machine(str(mine)).name == "mine"
+    mine.unlink()
+    words = ["--rounds", "1", "--workers", "2", "--machine-file", str(mine)]
+    assert main(["bench", "plan", *words, "--output", str(figures)]) == 0
+    assert "step time: median error 0%" in capsys.readouterr().out
+    assert load_machine(str(mine)).rest == TRUTH.rest
+    compared = json.loads(figures.read_text())["figures"]["compared"]
+    assert {one["case"]["workers"] for one in compared} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["calibrate", "-o", "/nowhere/at/all.yaml"], ["plan", "--machine-file", "/nowhere/at/all"]],
+)
+def test_a_file_that_cannot_be_written_is_refused_before(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(["bench", *words]) == 2
+    assert "is not allowed: the folder /nowhere/at does not exist" in capsys.readouterr().err
