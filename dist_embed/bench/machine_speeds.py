@@ -16,6 +16,7 @@ from dist_embed.cluster.local import launch_local
 from dist_embed.observe.events import Emit
 from dist_embed.observe.quiet import redirect_output
 from dist_embed.parallel.allocator import keep_freed_memory
+from dist_embed.parallel.collectives import stack_over_workers
 from dist_embed.parallel.device import has_native_bf16
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.planning.machine import Collective
@@ -119,13 +120,13 @@ def _exchange(group: Group, kind: Collective) -> Speeds:
     for size, times in EXCHANGE_BYTES.items():
         # Zeros, which stay what they are when they are summed up.
         values = torch.zeros(size // 4 // group.num_workers * group.num_workers)
-        out = torch.empty(len(values) * (group.num_workers if kind == "all_gather" else 1))
+        out = torch.empty_like(values)
 
         def call(values: torch.Tensor = values, out: torch.Tensor = out) -> None:
             if kind == "all_to_all":
                 dist.all_to_all_single(out, values, group=group.process_group)
             elif kind == "all_gather":
-                dist.all_gather_into_tensor(out, values, group=group.process_group)
+                stack_over_workers(values, group)
             else:
                 dist.all_reduce(values, group=group.process_group)
 
