@@ -165,8 +165,8 @@ def _factors(
 
 
 def _ratio(pairs: list[tuple[float, float]]) -> float:
-    """All that was measured by all that was planned, so that small ones, which are mostly noise, count
-    for little; 1 of none.
+    """All that was measured by all that was planned, so that small ones, which are mostly noise,
+    count for little; 1 of none.
     """
     if not pairs:
         return 1.0

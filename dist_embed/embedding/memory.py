@@ -212,7 +212,8 @@ def output_memory(
     A block of logits, and one more of narrow products; the negatives of the sampled layer; where
     the exact output layer is trained, all workers' tokens, the gradient of its shard, float32, and
     where it goes by blocks of rows that are ``copied`` from the host or of another type than the
-    products, the copy. On a GPU three blocks are counted: nobody has measured there what libraries take beside them.
+    products, the copy. On a GPU three blocks are counted: nobody has measured there what libraries
+    take beside them.
     """
     blocks = 3 if output.device == "cuda" else 1.5 if output.narrow_products else 1
     needed = {"logits": int(blocks * output.block_bytes)}
@@ -397,8 +398,8 @@ def _left_of_limits(root: Path) -> list[int]:
 
 
 def _limits(root: Path) -> list[tuple[int, int]]:
-    """Limits of control groups, version 2 or 1, and what is used of each, in bytes; the files' cache
-    counts as free.
+    """Limits of control groups, version 2 or 1, and what is used of each, in bytes; the files'
+    cache counts as free.
     """
     group = root / "sys/fs/cgroup"
     limits = []

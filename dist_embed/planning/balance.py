@@ -27,8 +27,8 @@ def request_balance(step: Step, *, replicated: int = 0) -> float:
 
     ``replicated``: as if every worker had the rows of so many of the most frequent words.
 
-    Of the table of target words, by a step's target tokens: a word's row is asked for by a worker at
-    most once a step, so the most frequent words count as many times as there are workers. Source
+    Of the table of target words, by a step's target tokens: a word's row is asked for by a worker
+    at most once a step, so the most frequent words count as many times as there are workers. Source
     words, and negatives, which are drawn once for all, are left out.
     """
     if step.workers == 1:

@@ -15,8 +15,8 @@ class CheckpointPlan:
     Attributes:
         bytes: of all workers together.
         worker_bytes: that a worker writes.
-        seconds: from its step until it counts: all is read to see that it is finite, copied, digested
-            and written.
+        seconds: from its step until it counts: all is read to see that it is finite, copied,
+            digested and written.
         stall_seconds: of them training waits.
         load_seconds: until a run that goes on has read it.
     """

@@ -160,9 +160,12 @@ def estimated(step: Step) -> Plan:
 
 
 def _checkpoints_a_step(config: Config, seconds: float) -> float:
-    """How many are made for each step of so many seconds, by steps and by the clock."""
+    """How many are made for each step of so many seconds: by steps or by the clock, which starts
+    anew with each, whichever comes first.
+    """
     steps, minutes = config.checkpoint.every_steps, config.checkpoint.every_minutes
-    return (1 / steps if steps else 0.0) + (seconds / (60 * minutes) if minutes else 0.0)
+    by_clock = seconds / (60 * minutes) if minutes else 0.0
+    return max(by_clock, 1 / steps if steps else 0.0)
 
 
 def _why_refused(step: Step) -> str:

@@ -106,7 +106,7 @@ class Step:
         return {table: self._distinct(of) for table, of in self._roles.items()}
 
     def distinct_beyond(self, share: float) -> float:
-        """Of all `distinct_rows`, those that are not among so many of each table's most frequent."""
+        """Of all `distinct_rows`, those beyond a share of each table's rows, the most frequent."""
         if share >= 1:
             return 0.0
         return sum(

@@ -155,7 +155,8 @@ def _micro_tokens(config: Config, num_workers: int | None = None) -> int:
     # Of workers that come and go each makes as many more micro-batches as there are fewer.
     fixed = cluster.min_workers == cluster.max_workers
     workers = num_workers if num_workers and fixed else cluster.max_workers
-    return -(-(-(-config.train.batch_tokens // workers)) // config.train.accumulate)
+    tokens = -(-config.train.batch_tokens // workers)
+    return -(-tokens // config.train.accumulate)
 
 
 def _replicated(

@@ -314,8 +314,7 @@ def test_so_it_does_where_tokens_are_what_it_holds(
     )  # fmt: skip
     few, many = 400, 120_000
     peaks = [
-        peak_bytes(config, {"target": tokens}, life=train_output, lives=1)
-        for tokens in (few, many)
+        peak_bytes(config, {"target": tokens}, life=train_output, lives=1) for tokens in (few, many)
     ]
     output = OutputNeeds(
         TableSpec("t", OUTPUT_ROWS * num_workers, 512), True, int(block_mib * 2**20),

@@ -19,9 +19,9 @@ from dist_embed.embedding.memory import (
     host_table_bytes,
     inference_bytes,
     loading_in_place_bytes,
+    logits_block_bytes,
     machine_bytes,
     output_memory,
-    logits_block_bytes,
     table_bytes,
     tokenizer_bytes,
     worker_bytes,
@@ -139,7 +139,7 @@ def needed(
 @pytest.mark.parametrize(
     ("workers", "narrow", "block_bytes", "expected"),
     [
-        # Hidden states, their gradient, what comes back of it and its sum; a block's logits' numbers.
+        # Hidden states, their gradient, what comes back and its sum; numbers of a block.
         (2, False, BLOCK, 6400 * (4 + 8 + 2) + 16 * 2 * 32),
         (2, True, BLOCK, 6400 * (2 + 8 + 2) + 16 * 2 * 32),
         # By tiles the numbers of all tokens come before the gradient.

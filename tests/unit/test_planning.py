@@ -79,7 +79,9 @@ def test_what_clipping_takes() -> None:
     clipped = {"train": {"clip_norm": 1.0}}
     step, rows = planned(4, **clipped), sum(planned(4).distinct_rows.values())
     more = {k: v for k, v in traffic(step).items() if k not in traffic(planned(4))}
-    assert more == {"counts for clipping": 8 * 1 * 4 * 3, "rows for clipping": (8 + 32) * rows * 0.75}
+    assert more["counts for clipping"] == 8 * 1 * 4 * 3
+    assert more["rows for clipping"] == pytest.approx((8 + 32) * rows * 3 / 4)
+    assert len(more) == 2
     assert worker_memory(step).device["counts for clipping"] == 48 * 16
     norm, without = (StepTime(one).spent()["gradient norm"] for one in (step, planned(4)))
     # 16 threads each: the own shard's gradient is read, rows are put in order and added up.
@@ -276,11 +278,13 @@ def test_rows_on_the_host_of_a_gpu_come_over_its_link() -> None:
 
 
 def test_checkpoints_by_the_clock_stall_too() -> None:
-    step = planned(2, checkpoint={"every_minutes": 0.5})
-    found, without = estimated(step), estimated(planned(2))
-    share = without.step_seconds / 30
-    stall = found.phases["checkpoint stall"]
-    assert stall == pytest.approx(share * checkpoint_plan(step).stall_seconds)
+    def stalls(**settings: Any) -> float:
+        return estimated(planned(2, checkpoint=settings)).phases["checkpoint stall"]
+
+    each, seconds = checkpoint_plan(planned(2)).stall_seconds, estimated(planned(2)).step_seconds
+    assert stalls(every_minutes=0.5) == pytest.approx(each * seconds / 30)
+    assert stalls(every_steps=10) == pytest.approx(each / 10)
+    assert stalls(every_steps=10, every_minutes=1000) == pytest.approx(each / 10)
 
 
 def test_what_train_refuses_does_not_fit() -> None:
@@ -307,11 +311,10 @@ def test_a_host_that_lacks_memory_is_what_is_told() -> None:
     )  # fmt: skip
     assert found.lacking == "host"
     assert "the largest part is copy for checkpoints" in found.bottleneck
-    taken = [one.host_memory_bytes for one in found.remedies if not one.change.startswith("cluster")]
-    assert taken[0] < found.host_memory_bytes
-    fits = [one.fits for one in found.remedies]
-    assert "on the host" in verdict_lines(found)[-1] or all(fits)
-    assert any("saving=in_place" in one.change for one in found.remedies)
+    remedies = [one for one in found.remedies if not one.change.startswith("cluster")]
+    assert remedies[0].host_memory_bytes < found.host_memory_bytes
+    assert any(one.change == "checkpoint.saving=in_place" for one in remedies)
+    assert verdict_lines(found)[-1].endswith("on the host, fits")
 
 
 def test_rows_lie_as_the_tables_have_them() -> None:
