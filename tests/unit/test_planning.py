@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_embed.data.prepare import read_occurrences
+from dist_embed.data.token_blocks import TokenBlocks
 from dist_embed.data.words_folder import write_words_folder
 from dist_embed.embedding.memory import READING_BYTES, table_bytes
 from dist_embed.errors import UserError
@@ -27,6 +28,7 @@ from dist_embed.planning.memory import worker_memory
 from dist_embed.planning.page import overview, verdict_lines
 from dist_embed.planning.seconds import StepTime
 from dist_embed.planning.step import Step
+from dist_embed.planning.text import text_of
 from dist_embed.planning.traffic import Network, traffic
 from dist_embed.training.needs import dense_parameters, host_bytes
 from tests.unit.planned import GPUS, SAMPLED, configured, machine, planned
@@ -217,13 +219,26 @@ def test_prepared_data_are_asked(tmp_path: Path) -> None:
     assert found.prepared
     assert found.rows_per_worker == (2500, 2500)
     # With its end a target sentence has 16 tokens, the longer side.
-    assert found.tokens_per_second == pytest.approx(1000 * 0.95 * 0.94 / found.step_seconds)
+    assert found.tokens_per_second == pytest.approx(1000 * 0.95 / found.step_seconds)
     often = read_occurrences(data, ["source", "target"])
     assert often is not None
     text = np.repeat(np.arange(5000), often)
-    draw, tokens = np.random.default_rng(0), round(500 * 0.95 * 0.94 * (15 / 16 + 1))
+    draw, tokens = np.random.default_rng(0), round(500 * 0.95 * (15 / 16 + 1))
     distinct = np.mean([len(set(draw.choice(text, tokens).tolist())) for _ in range(20)])
     assert found.distinct_rows == pytest.approx(distinct, rel=0.03)
+
+
+def test_a_step_is_as_full_as_the_longer_sides_of_pairs_leave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(tmp_path / "data")
+    write_words_folder(folder, {"source": 50, "target": 50}, sentences=400, length=15)
+    # Of two pairs, with its end, the longer sides have 30 and 16, the targets 16 each.
+    lengths = np.array([30, 2]), np.array([15, 15])
+    monkeypatch.setattr(TokenBlocks, "lengths", lambda blocks, some: lengths)
+    found = text_of(configured(data={"uri": folder}))
+    assert found.target_share == pytest.approx(0.95 * 32 / 46)
+    assert found.source_share == pytest.approx(0.95 * 32 / 46 * 15 / 16)
 
 
 def test_factors_of_the_machine_count() -> None:
