@@ -95,7 +95,7 @@ def _longer_sides(data: PreparedData, source: int, target: int) -> float:
     some = range(0, len(blocks), max(1, len(blocks) // _BLOCKS))
     of_source, of_target = blocks.lengths(some)
     ended = of_target + 1
-    return float(np.maximum(of_source, ended).sum() / max(1, ended.sum()) * max(target, 1))
+    return max(1.0, target * float(np.maximum(of_source, ended).sum() / max(1, ended.sum())))
 
 
 def _counted(data: PreparedData, sides: list[str]) -> Words:
