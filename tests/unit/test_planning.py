@@ -203,6 +203,15 @@ def test_the_exact_output_takes_six_operations_for_each_token_row_and_value() ->
     assert spent.latency > 0
 
 
+def test_each_micro_batch_has_exchanges_of_its_own() -> None:
+    found = [
+        StepTime(planned(2, train={"accumulate": parts})).spent()["output"].latency
+        for parts in (1, 4)
+    ]
+    # Two gathers and one back of 1 ms each; 524 tokens are a block: 893 in one step, 223 in each micro-batch.
+    assert found == pytest.approx([(3 + 893 / 524) * 1e-3, 4 * (3 + 1) * 1e-3])
+
+
 def test_phases_are_those_that_a_run_records_and_add_up() -> None:
     found = plan(configured(), 2, machine())
     assert set(found.phases) == set(PHASES)
