@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dist_embed.optim.schedule import Schedule
 from dist_embed.report.chart import Chart, Table, height_of_rows, look, name_rows
@@ -84,12 +85,10 @@ def _learning_rates(runs: Sequence[RunFigures]) -> Chart | None:
         rates, logged = rates_of(run.config), run.column("step_seconds").steps
         untold = logged[~np.isin(logged, run.column("learning_rate").steps)]
         until = int(untold[-1]) if len(untold) else 0
+        steps = _up_to(until, [rates.dense.warmup_steps, rates.tables.warmup_steps])
         figures[run.name] = {
-            label: _rate(schedule, run.column(name), until)
-            for label, name, schedule in (
-                ("dense part", "learning_rate", rates.dense),
-                ("tables", "table_learning_rate", rates.tables),
-            )
+            "dense part": _rate(rates.dense, steps, run.column("learning_rate")),
+            "tables": _rate(rates.tables, steps, run.column("table_learning_rate")),
         }
         if until:
             notes.append(f"{run.name} up to step {until:,}: as the configuration says now.")
@@ -98,14 +97,19 @@ def _learning_rates(runs: Sequence[RunFigures]) -> Chart | None:
     )
 
 
-def _rate(schedule: Schedule, told: Column, until: int) -> Column:
-    """Up to a step by its schedule, with its peak; then as it was told."""
-    peak, after = schedule.warmup_steps, told.steps > until
-    steps = np.unique([*np.linspace(1, until, POINTS).round(), peak - 1, peak, peak + 1])
-    steps = steps[(steps >= 1) & (steps <= until)]
-    computed = [schedule.rate(int(step)) for step in steps]
+def _up_to(until: int, peaks: Sequence[int]) -> NDArray[np.float64]:
+    """Steps that show a rate, with its peaks."""
+    around = [peak + by for peak in peaks for by in (-1, 0, 1)]
+    steps = np.unique([*np.linspace(1, until, POINTS).round(), *around])
+    return steps[(steps >= 1) & (steps <= until)]
+
+
+def _rate(schedule: Schedule, steps: NDArray[np.float64], told: Column) -> Column:
+    """As scheduled at some steps, behind them as told."""
+    after = told.steps > max(steps, default=0)
+    scheduled = [schedule.rate(int(step)) for step in steps]
     return Column(
-        np.concatenate([steps, told.steps[after]]), np.concatenate([computed, told.values[after]])
+        np.concatenate([steps, told.steps[after]]), np.concatenate([scheduled, told.values[after]])
     )
 
 

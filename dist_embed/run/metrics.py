@@ -153,7 +153,7 @@ def sound_metrics(run_uri: str) -> tuple[list[dict[str, Any]], int]:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether what a line has can be reckoned with: no text, and no integer that no float can be."""
+    """Whether what a line has can be reckoned with: no text, no integer beyond those of floats."""
     return type(value) is float or (type(value) is int and abs(value) < 2**53)
 
 

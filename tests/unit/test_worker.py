@@ -109,6 +109,29 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
     assert logs == ([(tmp_path / "logs/worker-1.log", str(tmp_path))] if trains else [])
 
 
+@pytest.mark.parametrize("torchrun", [True, False])
+def test_what_a_worker_imports_is_never_walked_again_but_in_somebody_s_process(
+    monkeypatch: pytest.MonkeyPatch, torchrun: bool
+) -> None:
+    frozen: list[bool] = []
+
+    @contextmanager
+    def off(*, freeze: bool = False) -> Iterator[None]:
+        frozen.append(freeze)
+        yield
+
+    class Ends(Task[Any]):
+        def function(self) -> Any:
+            return lambda context: None
+
+    monkeypatch.setattr(worker, "collector_off", off)
+    monkeypatch.setattr(worker, "under_torchrun", lambda: torchrun)
+    monkeypatch.setattr(worker, "worker_log_folder", lambda uri: 1 / 0)  # far enough
+    with pytest.raises(ZeroDivisionError):
+        worker.run_worker(Ends(), config_of(), lambda event: None)
+    assert frozen == [not torchrun]
+
+
 @pytest.mark.parametrize(
     ("chosen", "group", "micro"),
     [(8, 8, 3), (8, 2, 3), ({"min": 2, "max": 8}, 8, 3), ({"min": 2, "max": 8}, 3, 8),
