@@ -132,8 +132,8 @@ def _is_of_notebook(stream: object) -> bool:
 
 def printable(text: str) -> str:
     """Text of a corpus as it may go to a terminal, which takes some control characters as commands:
-    they are escaped as in Python's ``repr``, and halves of letters, which no file takes. Ends of lines
-    too: it stays one line.
+    they are escaped as in Python's ``repr``, as halves of letters are, which no file takes. Ends of
+    lines too: it stays one line.
     """
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 

@@ -11,6 +11,7 @@ from dist_embed.report.chart import COLORS, HEIGHT, Chart, Table, height_of_rows
 from dist_embed.report.lines import number, scale_axis
 from dist_embed.report.step_time import GROUPS
 from dist_embed.report.studies import Row, StudyFigures, label_of
+from dist_embed.run.history import REST
 from dist_embed.study.schema import MEASURES
 
 if TYPE_CHECKING:
@@ -164,7 +165,8 @@ def _phases(rows: Sequence[Row]) -> Chart | None:
     shown = [row for row in rows if row["phases"]]
     if not shown:
         return None
-    groups = {group: names for group, names in GROUPS.items() if names != (group,)}
+    rest = any(REST in row["phases"] for row in shown)
+    groups = {group: names for group, names in GROUPS.items() if group != REST or rest}
 
     def draw(axes: Axes) -> None:
         name_rows(axes, [label_of(row) for row in shown], each=3)

@@ -282,8 +282,20 @@ def test_what_is_ideal_is_within_the_chart(tmp_path: Path) -> None:
             row["planned_tokens_per_second"] = 900.0
     study = read_study(written_study(tmp_path / "study", rows), "study")
     charts = {chart.name: chart for chart in study_charts(study)}
-    assert drawn(charts["speed-workers"]).get_ylim()[1] >= 4000
-    assert drawn(charts["simulated"]).get_ylim()[1] >= 900 * 4096
+    for name in ("speed-workers", "simulated"):
+        axes = drawn(charts[name])
+        highest = max(max(line.get_xydata()[:, 1]) for line in axes.lines)
+        assert 2000 < highest <= axes.get_ylim()[1]
+
+
+def test_what_of_a_step_is_in_no_phase_is_in_its_bar(tmp_path: Path) -> None:
+    rows = scaling_rows()[:1]
+    rows[0]["phases"] = {"encoder": 0.25, "rest": 0.5}
+    study = read_study(written_study(tmp_path / "study", rows), "study")
+    (chart,) = [chart for chart in study_charts(study) if chart.name == "phases"]
+    assert chart.key[-1] == "rest"
+    bars = [patch for patch in drawn(chart).patches if isinstance(patch, Rectangle)]
+    assert max(bar.get_x() + bar.get_width() for bar in bars) == 750
 
 
 # What is read
