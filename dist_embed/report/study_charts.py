@@ -83,18 +83,16 @@ def _over(
     def draw(axes: Axes) -> None:
         shown: list[float] = []
         log_axis(axes, "x", sorted({row[place] for own in lines.values() for row in own}))
-        for number_of_line, (label, own) in enumerate(lines.items()):
+        for number_of_line, own in enumerate(lines.values()):
             style, x = look(number_of_line), [row[place] for row in own]
             y = [measured(row) or math.nan for row in own]
             expected = [planned(row) or math.nan for row in own]
             shown += y + expected
-            axes.plot(x, y, **style | {"marker": ""}, label=label)
+            axes.plot(x, y, **style | {"marker": ""})
             for row, here in zip(own, y, strict=True):
                 own_style = style | ({"markerfacecolor": "none"} if row["oversubscribed"] else {})
-                axes.plot([row[place]], [here], **own_style, label="_nolegend_")
-            axes.plot(
-                x, expected, color=style["color"], linewidth=0.7, alpha=0.75, label="_nolegend_"
-            )
+                axes.plot([row[place]], [here], **own_style)
+            axes.plot(x, expected, color=style["color"], linewidth=0.7, alpha=0.75)
             if ideal:
                 shown += _draw_ideal(axes, x, y[0])
         scale_axis(axes, "y", [value for value in shown if not math.isnan(value)])
@@ -119,7 +117,7 @@ def _over(
 def _draw_ideal(axes: Axes, workers: Sequence[int], first: float) -> list[float]:
     """Throughput that grows as the workers do, from that of the fewest; returns it."""
     ideal = [first * here / workers[0] for here in workers]
-    axes.plot(workers, ideal, color=GREY, linestyle="--", linewidth=0.8, label="_nolegend_")
+    axes.plot(workers, ideal, color=GREY, linestyle="--", linewidth=0.8)
     return ideal
 
 
@@ -136,12 +134,12 @@ def _efficiency(rows: Sequence[Row]) -> Chart | None:
     def draw(axes: Axes) -> None:
         log_axis(axes, "x", sorted({row["workers"] for own in lines.values() for row in own}))
         axes.axhline(1, color=GREY, linestyle="--", linewidth=0.8)
-        for place, (label, own) in enumerate(lines.items()):
+        for place, own in enumerate(lines.values()):
             x = [row["workers"] for row in own]
-            axes.plot(x, [of(row) or math.nan for row in own], **look(place), label=label)
+            axes.plot(x, [of(row) or math.nan for row in own], **look(place))
             thin = {"color": look(place)["color"], "linewidth": 0.7, "alpha": 0.75}
             planned = [row["planned_efficiency"] or math.nan for row in own]
-            axes.plot(x, planned, **thin, label="_nolegend_")
+            axes.plot(x, planned, **thin)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.set_xlabel("workers")
         axes.set_ylabel("efficiency")
@@ -180,8 +178,6 @@ def _phases(rows: Sequence[Row]) -> Chart | None:
                         alpha=1 / below,
                     )  # fmt: skip
                     end += part
-        for place, group in enumerate(groups):  # for the legend of a file
-            axes.barh(0, 0, color=COLORS[place], label=group)
         axes.set_xlabel("milliseconds a step, mean")
 
     bars = [(label_of(row), row["phases"]) for row in shown]
@@ -241,9 +237,9 @@ def _simulated(study: StudyFigures) -> Chart | None:
     def draw(axes: Axes) -> None:
         shown: list[float] = []
         log_axis(axes, "x", sorted({row["workers"] for own in lines.values() for row in own}))
-        for place, (label, own) in enumerate(lines.items()):
+        for place, own in enumerate(lines.values()):
             x, y = [row["workers"] for row in own], [of(row) or math.nan for row in own]
-            axes.plot(x, y, **look(place), markerfacecolor="none", label=label)
+            axes.plot(x, y, **look(place), markerfacecolor="none")
             shown += y + _draw_ideal(axes, x, y[0])
         scale_axis(axes, "y", [value for value in shown if not math.isnan(value)])
         axes.set_xlabel("workers")
