@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import queue
 import threading
 import time
@@ -59,9 +58,10 @@ class Mailbox:
     def _listen(self, reader: Connection, rank: int) -> None:
         with reader, suppress(EOFError, OSError):  # half an event is none
             while True:
-                data = reader.recv_bytes()
                 try:
-                    event = pickle.loads(data)
+                    event = reader.recv()
+                except (EOFError, OSError):
+                    raise
                 except Exception as exc:  # a result of a class that only the worker can make
                     event = failure_event(rank, exc)
                 self._events.put(event)

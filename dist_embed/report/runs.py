@@ -118,8 +118,7 @@ def names_of(uris: Sequence[str]) -> list[str]:
     short = [posixpath.basename(uri.rstrip("/")) or uri for uri in uris]
     often = Counter(short)
     return [
-        printable(name if often[name] == 1 else uri)
-        for name, uri in zip(short, uris, strict=True)
+        printable(name if often[name] == 1 else uri) for name, uri in zip(short, uris, strict=True)
     ]
 
 
@@ -167,9 +166,7 @@ def _not_recorded(run: RunFigures) -> list[str]:
         found = sum(one.word in train.neighbors_of for one in run.words)
         wanted.append(("neighbours of train.neighbors_of", "translate_every", found))
     return [
-        f"no {what}: {why(name, getattr(train, name))}"
-        for what, name, found in wanted
-        if not found
+        f"no {what}: {why(name, getattr(train, name))}" for what, name, found in wanted if not found
     ]
 
 

@@ -22,9 +22,7 @@ from dist_embed.training.settings import TrainSection
 from dist_embed.training.step import StepResult
 
 ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
-RATES = Rates(
-    dense=Schedule(0.5, "linear", 4, 12), tables=Schedule(0.125, "constant", 0, 12)
-)
+RATES = Rates(dense=Schedule(0.5, "linear", 4, 12), tables=Schedule(0.125, "constant", 0, 12))
 STEP_SECONDS = 2.0
 OTHER_SECONDS = 100.0  # what a validation, a translation and a save take
 

@@ -216,7 +216,7 @@ def test_rates_that_were_told_are_drawn_whatever_the_configuration_says_now(tmp_
     chart = chart_of(read_run(told_run(tmp_path / "run", told), "run"), "rate")
     assert "configuration" not in chart.note
     assert [row[1:] for row in chart.table.rows] == [["20", "0.5", "0.25"], ["30", "0", "0.125"]]
-    dense, tables = drawn(chart).lines
+    dense, _ = drawn(chart).lines
     assert marked(dense) == [0, 1]
     assert np.isnan(dense.get_ydata()).tolist() == [False, True]  # type: ignore[arg-type]
     before = [step_line(10), *told]
