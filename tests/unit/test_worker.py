@@ -210,9 +210,10 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_says_so(
     monkeypatch.setattr(resume, "load_newest", load)
     config = config_of(checkpoint={"saving": "in_place"})
     context, said = context_of(config, place())
-    given: Any = ("store", "state", "buffers")
+    state = SimpleNamespace(scalars={"skipped_steps": 0})
+    given: Any = ("store", state, "buffers")
     assert resume.resume(context, *given).step == step
-    assert asked == [("store", "state", {"buffers": "buffers", "in_place": True})]
+    assert asked == [("store", state, {"buffers": "buffers", "in_place": True})]
     told = f"resuming from the checkpoint of step {step}" if step else "starting from scratch"
     assert said == ["looking", told]
 
