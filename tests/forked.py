@@ -6,9 +6,10 @@ nor later, in every fork, whose pages that would copy.
 
 from __future__ import annotations
 
-import gc
 from contextlib import suppress
 from importlib import import_module
+
+from dist_embed.parallel.collector import collector_off
 
 _NAMES = [
     "torch", "torchrec", "fbgemm_gpu", "torch.profiler", "pandas", "pyarrow.parquet",
@@ -17,9 +18,7 @@ _NAMES = [
     "tests.distributed.tiny", "tests.stores.killing", "tests.stores.test_hostile",
 ]  # fmt: skip
 
-gc.disable()
-for _name in _NAMES:
-    with suppress(ImportError):
-        import_module(_name)
-gc.freeze()
-gc.enable()
+with collector_off(freeze=True):
+    for _name in _NAMES:
+        with suppress(ImportError):
+            import_module(_name)

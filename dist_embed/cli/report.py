@@ -34,17 +34,17 @@ def add_commands(commands: Any) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from dist_embed.cli.trained_run import check_output
     from dist_embed.report.report import report
+    from dist_embed.storage import uri as storage
 
-    check_output(arguments.output)
     if Path(arguments.output).suffix != ".html":
         raise UserError(f"--output: {arguments.output!r} is not allowed: a .html file")
+    storage.check_new_file(arguments.output, "--output")
     folder = Path(arguments.charts) if arguments.charts else None
     if folder and not folder.is_dir():
         raise UserError(f"--charts: {arguments.charts!r} is not allowed: no such folder")
     require("matplotlib")
     command = shlex.join(["dist-embed", *sys.argv[1:]])
     text = report(arguments.sources, command=command, words=arguments.words, charts=folder)
-    Path(arguments.output).write_text(text, encoding="utf-8")
+    storage.write_text(arguments.output, text)
     print(f"→ {arguments.output}")

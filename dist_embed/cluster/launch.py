@@ -24,6 +24,7 @@ from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.storage.uri import check_working_folder
 from dist_embed.training.step_seconds import check_step
 from dist_embed.training.tasks import Task
+from dist_embed.training.worker import run_worker
 
 R = TypeVar("R")
 
@@ -72,9 +73,6 @@ def launch(
 
     if task.trains and vocabulary_size:  # under torchrun worker 0 alone has it
         _check_step(config, vocabulary_size["target"], address)
-    # Imports PyTorch, as all that follows does.
-    from dist_embed.training.worker import run_worker
-
     if under_torchrun():
         return run_worker(*arguments(resolve_device(cluster.device)), on_event)
     if address is None:

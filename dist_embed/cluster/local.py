@@ -70,7 +70,8 @@ def launch_local(
     with stop_on_signals() if stop_seconds else nullcontext():
         try:
             for rank in range(num_workers):
-                with mailbox.opened(context) as writer, deaf_children(), without_main_module():
+                opened = mailbox.opened(context, rank)
+                with opened as writer, deaf_children(), without_main_module():
                     process = context.Process(
                         target=_child, args=(target, args, rank, num_workers, store.port, writer),
                         daemon=True,

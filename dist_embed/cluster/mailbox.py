@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 
+from dist_embed.cluster.failure import failure_event
 from dist_embed.observe.events import Event
 
 # Beyond the end of the processes: a child of theirs may hold a pipe open.
@@ -30,14 +31,14 @@ class Mailbox:
         self._rest_until: float | None = None
 
     @contextmanager
-    def opened(self, context: BaseContext) -> Iterator[Connection]:
-        """The end of a worker's pipe; to be handed to its process within the block, after which
-        that is the only one that holds it.
+    def opened(self, context: BaseContext, rank: int) -> Iterator[Connection]:
+        """The end of a pipe for the worker of a rank; to be handed to its process within the block,
+        after which that is the only one that holds it.
         """
         reader, writer = context.Pipe(duplex=False)
         with writer:
             yield writer
-        listener = threading.Thread(target=self._listen, args=(reader,), daemon=True)
+        listener = threading.Thread(target=self._listen, args=(reader, rank), daemon=True)
         listener.start()
         self._listeners.append(listener)
 
@@ -54,10 +55,16 @@ class Mailbox:
         for listener in self._listeners:
             listener.join(max(0.0, self._rest_until - time.monotonic()))
 
-    def _listen(self, reader: Connection) -> None:
+    def _listen(self, reader: Connection, rank: int) -> None:
         with reader, suppress(EOFError, OSError):  # half an event is none
             while True:
-                self._events.put(reader.recv())
+                try:
+                    event = reader.recv()
+                except (EOFError, OSError):
+                    raise
+                except Exception as exc:  # a result of a class that only the worker can make
+                    event = failure_event(rank, exc)
+                self._events.put(event)
 
 
 def sender(writer: Connection) -> Callable[[Event], None]:

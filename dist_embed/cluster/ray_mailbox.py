@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dist_embed.observe.events import Event
 
 
-class Mailbox:
+class RayMailbox:
     """An actor: events go one way, the request to stop goes the other."""
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ from dist_embed.cluster.ray_course import Course
 from dist_embed.cluster.ray_fit import Mail, Surroundings
 from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
-from dist_embed.cluster.ray_mailbox import Mailbox
+from dist_embed.cluster.ray_mailbox import RayMailbox
 from dist_embed.cluster.ray_node import Node, quiet_node
 from dist_embed.cluster.ray_private import private_ray
 from dist_embed.cluster.ray_room import Room
@@ -119,7 +119,7 @@ def launch_ray(
         # On this node, whose end is the command's too. Not softly: a node that Ray had just started
         # was passed over for another one, which may be lost (Ray 2.60).
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(RayMailbox).remote()
 
         def trainer(workers: int, number: int) -> DataParallelTrainer:
             return _Trainer(

@@ -39,13 +39,13 @@ def nearest_rows(
     for number, i in enumerate(ids.tolist()):
         queries[number] += weight[own_ids == i].float().sum(dim=0)  # of one worker's one row
     directions = functional.normalize(sum_over_workers(queries, group))
-    asked = ids.to(group.device)
+    asked, may_be = ids.to(group.device), allowed.to(group.device)
     best = torch.full((len(ids), count), float("-inf"), device=group.device)
     found = torch.zeros(len(ids), count, dtype=torch.int64, device=group.device)
     rows = max(1, BLOCK_BYTES // (4 * width))
     for rows_here, ids_here in zip(weight.split(rows), own_ids.split(rows), strict=True):
-        inside = ids_here < len(allowed)
-        inside[inside.clone()] = allowed.to(group.device)[ids_here[inside]]
+        inside = ids_here < len(may_be)
+        inside[inside.clone()] = may_be[ids_here[inside]]
         vectors, those = rows_here[inside].float(), ids_here[inside]
         cosines = directions @ functional.normalize(vectors).T
         cosines[:, vectors.square().sum(dim=1) == 0] = float("-inf")

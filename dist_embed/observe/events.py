@@ -18,7 +18,7 @@ from dist_embed.streams import Forgiving
 # {"kind": "line", "text": …} or {"kind": "progress", "step": …, "max_steps": …, …}.
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def _is_of_notebook(stream: object) -> bool:
 
 def printable(text: str) -> str:
     """Text of a corpus as it may go to a terminal, which takes some control characters as commands:
-    they are escaped as in Python's ``repr``. Ends of lines too: it stays one line.
+    they are escaped as in Python's ``repr``, as halves of letters are, which no file takes. Ends of
+    lines too: it stays one line.
     """
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dist_embed.observe.events import printable
 from dist_embed.observe.plot import ENDINGS, GREY, INK, plot_into, svg_of
 from dist_embed.report.markup import Markup, table, tag
 
@@ -21,6 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = {"-": "", "--": "7 4", ":": "2 3", "-.": "7 3 2 3"}
 # At 400 pixels a page has 376 for a chart: these inches, so that its letters are 12 pixels high.
 WIDTH, HEIGHT = 3.9, 2.5
+_NAME_LETTERS = 49  # of a row: as wide as a chart
 _IN_PAGE = {color: f"var(--c{number})" for number, color in enumerate(COLORS)} | {
     INK: "var(--ink)", GREY: "var(--grey)", "#ffffff": "var(--paper)",
 }  # fmt: skip
@@ -75,6 +77,32 @@ def look(number: int) -> dict[str, Any]:
     }
 
 
+def name_rows(axes: Axes, names: Sequence[str], each: int = 2) -> None:
+    """Make a chart of rows, so many for each name, of which the first has it: before its bars a
+    long one would leave them no room.
+    """
+    for at, name in enumerate(names):
+        text = axes.annotate(
+            _shortened(printable(name)), (0, each * at), xycoords=axes.get_yaxis_transform(),
+            xytext=(2, 0), textcoords="offset points", va="center", size=8,
+        )  # fmt: skip
+        text.set_in_layout(False)
+    axes.set_yticks([])
+    axes.set_ylim(each * len(names) - 0.3, -0.7)
+
+
+def height_of_rows(names: int, each: int = 2) -> float:
+    """Inches of a chart with `name_rows`."""
+    return 0.7 + 0.15 * each * max(2, names)
+
+
+def _shortened(name: str) -> str:
+    if len(name) <= _NAME_LETTERS:
+        return name
+    half = (_NAME_LETTERS - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"
+
+
 def figure_of(chart: Chart) -> Markup:
     """The chart as a page has it, with its table."""
     svg = svg_of(chart.draw, width=WIDTH, height=chart.height, name=chart.name)
@@ -95,14 +123,16 @@ def figure_of(chart: Chart) -> Markup:
 
 def write_chart(chart: Chart, folder: Path) -> None:
     """The chart as files for a paper, with a legend: NAME.svg and NAME.png in a folder."""
+    from matplotlib.lines import Line2D
+
     for ending in ENDINGS:
         with plot_into(str(folder / f"{chart.name}{ending}"), height=chart.height * 1.4) as axes:
             chart.draw(axes)
             axes.set_title(chart.title)
-            handles, labels = axes.get_legend_handles_labels()
-            if len(labels) > 1:
+            if len(chart.key) > 1:
+                lines = [Line2D([], [], **look(place)) for place in range(len(chart.key))]
                 axes.legend(
-                    handles, labels, frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1)
+                    lines, chart.key, frameon=False, loc="upper left", bbox_to_anchor=(1.02, 1)
                 )
 
 

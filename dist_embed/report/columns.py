@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_embed.run.metrics import is_number
+
 # Of a figure with a number for each worker: the most, and that by the mean of all.
 MOST, BALANCE = "/most", "/balance"
 WORKERS = "workers"
@@ -55,12 +57,11 @@ def columns_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, Column]:
     for line in lines:
         step, workers = float(line["step"]), 0
         for name, value in line.items():
-            kind = type(value)
-            if kind is float or kind is int:
+            if is_number(value):
                 note(name, step, value)
             elif value is None:
                 note(name, step, math.nan)
-            elif kind is list and value and all(type(one) in (int, float) for one in value):
+            elif type(value) is list and value and all(map(is_number, value)):
                 workers, most = max(workers, len(value)), max(value)
                 note(f"{name}{MOST}", step, most)
                 note(f"{name}{BALANCE}", step, most * len(value) / (sum(value) or math.nan))
@@ -81,20 +82,22 @@ def thinned(column: Column, most: int) -> Column:
 
 
 def places_of_extremes(values: NDArray[np.float64], most: int) -> NDArray[np.int64]:
-    """At most so many places, among them the first, the last and every extreme that can be seen.
+    """At most so many places, 5 or more: the first, the last and every extreme and gap to be seen.
 
-    Of stretches of equally many values the lowest and the highest are kept, in their order. A
-    stretch without any finite one keeps its first, which is a gap in a line.
+    Of stretches of equally many values the lowest and the highest are kept, and the first that is
+    not finite where there is one, in their order.
     """
     count = len(values)
     if count <= most:
         return np.arange(count)
-    ends = np.linspace(1, count - 1, (most - 2) // 2 + 1).astype(int)
+    known = np.isfinite(values)
+    of_each = 2 if known.all() else 3
+    ends = np.linspace(1, count - 1, (most - 2) // of_each + 1).astype(int)
     kept = [0, count - 1]
     for begin, end in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
-        stretch = values[begin:end]
-        if np.isfinite(stretch).any():
+        stretch, here = values[begin:end], known[begin:end]
+        if here.any():
             kept += [begin + int(np.nanargmin(stretch)), begin + int(np.nanargmax(stretch))]
-        else:
-            kept.append(begin)
+        if not here.all():
+            kept.append(begin + int(np.argmin(here)))
     return np.unique(kept)

@@ -6,6 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dist_embed.observe.plot import log_axis, short_number
 from dist_embed.report.chart import Chart, Table, look
 from dist_embed.report.columns import Column, thinned
@@ -45,26 +48,25 @@ def line_chart(
     if not any(drawn.values()):
         return None
     labels = list(dict.fromkeys(label for columns in figures.values() for label in columns))
+    known = np.concatenate([c.finite for columns in drawn.values() for c in columns.values()])
+    logarithmic = logarithmic and bool((known > 0).any())
 
     def draw(axes: Axes) -> None:
-        for number, (run, columns) in enumerate(drawn.items()):
-            own = look(number)
+        for number, columns in enumerate(drawn.values()):
             for label, column in columns.items():
-                points, strong = thinned(column, POINTS), label == labels[0]
-                marked = strong and len(points) <= _MARKED
-                own |= {"marker": own["marker"] if marked else ""}
+                points, strong, own = thinned(column, POINTS), label == labels[0], look(number)
+                values = points.values
+                if logarithmic:
+                    values = np.where(values > 0, values, math.nan)
+                if not strong or len(points) > _MARKED:
+                    own |= {"markevery": alone(values)}
                 if not strong:
-                    own |= {"linewidth": 0.7, "alpha": 0.75}
-                axes.plot(
-                    points.steps,
-                    points.values,
-                    **own,
-                    label=run if label == next(iter(columns)) else "_nolegend_",
-                )
+                    own |= {"linewidth": 0.7, "alpha": 0.75, "markersize": 3}
+                axes.plot(points.steps, values, **own)
         of_steps(axes)
         axes.set_ylabel(unit)
-        finite = [column.finite for columns in drawn.values() for column in columns.values()]
-        ends = [end for values in finite for end in (float(values.min()), float(values.max()))]
+        shown = known[known > 0] if logarithmic else known
+        ends = [float(shown.min()), float(shown.max())]
         scale_axis(axes, "y", ends, logarithmic=logarithmic)
 
     lines = f"Strong: {labels[0]}; thin: {' and '.join(labels[1:])}." if labels[1:] else ""
@@ -72,6 +74,12 @@ def line_chart(
         name, title, " ".join(filter(None, (lines, note))), draw, _table(labels, drawn),
         list(drawn),
     )  # fmt: skip
+
+
+def alone(values: NDArray[np.float64]) -> list[int]:
+    """Places of values without a neighbour to draw a line to: only a mark shows them."""
+    known = np.isfinite(np.concatenate([[math.nan], values, [math.nan]]))
+    return np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()
 
 
 def of_steps(axes: Axes) -> None:
@@ -120,14 +128,15 @@ def number(value: float) -> str:
 def _table(labels: Sequence[str], drawn: Mapping[str, Mapping[str, Column]]) -> Table:
     rows, left_out = [], False
     for run, columns in drawn.items():
-        shown = {label: thinned(column, TABLE_ROWS) for label, column in columns.items()}
-        left_out |= any(len(shown[label]) < len(columns[label]) for label in columns)
-        at = {
-            label: dict(zip(found.steps.tolist(), found.values.tolist(), strict=True))
-            for label, found in shown.items()
+        of = {
+            label: dict(zip(column.steps.tolist(), column.values.tolist(), strict=True))
+            for label, column in columns.items()
         }
-        for step in sorted({step for values in at.values() for step in values}):
-            figures = [number(at.get(label, {}).get(step, math.nan)) for label in labels]
+        thin = [thinned(column, TABLE_ROWS).steps.tolist() for column in columns.values()]
+        steps = sorted({step for some in thin for step in some})
+        left_out |= len(steps) < len({step for known in of.values() for step in known})
+        for step in steps:
+            figures = [number(of.get(label, {}).get(step, math.nan)) for label in labels]
             rows.append([run, f"{step:,.0f}", *figures])
-    note = "Some of the steps, extremes among them; metrics.jsonl has all." if left_out else ""
-    return Table(["run", "step", *labels], rows, note)
+    note = "Some of the steps, extremes among them; metrics.jsonl has all that it told."
+    return Table(["run", "step", *labels], rows, note if left_out else "")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dist_embed.errors import UserError
 from dist_embed.report.chart import Chart, write_chart
 from dist_embed.report.page import made_by, page, runs_sections, study_sections
 from dist_embed.report.run_charts import run_charts
-from dist_embed.report.runs import names_of, read_run
+from dist_embed.report.runs import RunFigures, names_of, read_run
 from dist_embed.report.studies import folder_of_study, read_study
 from dist_embed.report.study_charts import study_charts
 from dist_embed.storage import uri as storage
@@ -28,11 +29,14 @@ def report(
 
     Raises UserError.
     """
-    given = [storage.given(source, "RUN|STUDY") for source in dict.fromkeys(sources)]
+    given = [storage.given(source, "RUN|STUDY") for source in sources]
     folders = {source: folder_of_study(source) for source in given}
-    uris = [source for source in given if folders[source] is None]
+    uris = _different(source for source in given if folders[source] is None)
+    if words and not uris:
+        raise UserError(f"--words: {[*words]} is not allowed: studies have none")
     runs = [read_run(uri, name, words) for uri, name in zip(uris, names_of(uris), strict=True)]
-    found = [folder for folder in folders.values() if folder is not None]
+    _check_found(words, runs)
+    found = _different(folder for folder in folders.values() if folder is not None)
     studies = [read_study(uri, name) for uri, name in zip(found, names_of(found), strict=True)]
     sections, drawn, several = [made_by(command)], list[Chart](), len(studies) + bool(runs) > 1
 
@@ -51,3 +55,17 @@ def report(
             write_chart(chart, charts)
     names = [run.name for run in runs] + [study.name for study in studies]
     return page(", ".join(names), sections)
+
+
+def _different(uris: Iterable[str]) -> list[str]:
+    """Each place once, in whatever ways it is named."""
+    return list({storage.absolute(uri): uri for uri in uris}.values())
+
+
+def _check_found(words: Sequence[str], runs: Sequence[RunFigures]) -> None:
+    """Raise UserError for a word that no run has."""
+    found = {one.word for run in runs for one in run.words}
+    for word in words:
+        if word not in found:
+            told = [line for run in runs for line in run.missing if repr(word) in line]
+            raise UserError(f"--words: {word!r} is not allowed: {told[0]}")

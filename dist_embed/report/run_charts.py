@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dist_embed.report.chart import Chart, Table, look
+from dist_embed.optim.schedule import Schedule
+from dist_embed.report.chart import Chart, Table, height_of_rows, look, name_rows
 from dist_embed.report.columns import BALANCE, MOST, Column, thinned
-from dist_embed.report.lines import POINTS, line_chart, number, short_numbers
+from dist_embed.report.lines import POINTS, alone, line_chart, number, short_numbers
 from dist_embed.report.runs import RunFigures, moment
 from dist_embed.report.step_time import bars_of_phases, phases_over_time
 from dist_embed.training.rates import rates_of
@@ -75,19 +76,41 @@ def _memory(runs: Sequence[RunFigures]) -> dict[str, dict[str, Column]]:
 
 
 def _learning_rates(runs: Sequence[RunFigures]) -> Chart | None:
-    """As the settings say, which decide them for every step."""
-    figures = {}
+    """As runs have told them. Earlier versions did not: of their steps what the configuration says
+    now, which a run that goes on may have changed.
+    """
+    figures: dict[str, dict[str, Column]] = {}
+    notes = ["Tables with a rate of their own have another peak."]
     for run in runs:
-        rates, last = rates_of(run.config), run.last_step
-        steps = np.unique(np.linspace(1, max(1, last), 200).round()) if last else np.empty(0)
+        rates, logged = rates_of(run.config), run.column("step_seconds").steps
+        untold = logged[~np.isin(logged, run.column("learning_rate").steps)]
+        until = int(untold[-1]) if len(untold) else 0
+        steps = _up_to(until, [rates.dense.warmup_steps, rates.tables.warmup_steps])
         figures[run.name] = {
-            label: Column(steps, np.array([schedule.rate(int(s)) or math.nan for s in steps]))
-            for label, schedule in {"dense part": rates.dense, "tables": rates.tables}.items()
+            "dense part": _rate(rates.dense, steps, run.column("learning_rate")),
+            "tables": _rate(rates.tables, steps, run.column("table_learning_rate")),
         }
+        if until:
+            notes.append(f"{run.name} up to step {until:,}: as the configuration says now.")
     return line_chart(
-        "rate", "Learning rate", "rate", figures, logarithmic=True,
-        note="As the configuration says; tables with a rate of their own have another peak.",
-    )  # fmt: skip
+        "rate", "Learning rate", "rate", figures, logarithmic=True, note=" ".join(notes)
+    )
+
+
+def _up_to(until: int, peaks: Sequence[int]) -> NDArray[np.float64]:
+    """Steps that show a rate, with its peaks."""
+    around = [peak + by for peak in peaks for by in (-1, 0, 1)]
+    steps = np.unique([*np.linspace(1, until, POINTS).round(), *around])
+    return steps[(steps >= 1) & (steps <= until)]
+
+
+def _rate(schedule: Schedule, steps: NDArray[np.float64], told: Column) -> Column:
+    """As scheduled at some steps, behind them as told."""
+    after = told.steps > max(steps, default=0)
+    scheduled = [schedule.rate(int(step)) for step in steps]
+    return Column(
+        np.concatenate([steps, told.steps[after]]), np.concatenate([scheduled, told.values[after]])
+    )
 
 
 def _time_line(runs: Sequence[RunFigures]) -> Chart | None:
@@ -100,16 +123,17 @@ def _time_line(runs: Sequence[RunFigures]) -> Chart | None:
     unit, seconds = ("hours", 3600) if longest > 2 * 3600 else ("minutes", 60)
 
     def draw(axes: Axes) -> None:
-        for place, (name, (run, times)) in enumerate(drawn.items()):
+        for place, (run, times) in enumerate(drawn.values()):
             line, own = thinned(times, POINTS), look(place)
             began = times.finite[0]
             axes.plot(
-                (line.values - began) / seconds, line.steps, **own | {"marker": ""}, label=name
-            )
+                (line.values - began) / seconds, line.steps,
+                **own | {"marker": ".", "markevery": alone(line.values)},
+            )  # fmt: skip
             saved = [one for one in run.checkpoints if one.time >= began]
             axes.plot(
                 [(one.time - began) / seconds for one in saved], [one.step for one in saved],
-                **own | {"linestyle": "", "markersize": 6}, label="_nolegend_",
+                **own | {"linestyle": "", "markersize": 6},
             )  # fmt: skip
         axes.set_xlabel(f"{unit} since its first line of metrics")
         axes.set_ylabel("step")
@@ -146,15 +170,10 @@ def _coverage(runs: Sequence[RunFigures]) -> Chart | None:
         ]
 
     def draw(axes: Axes) -> None:
-        rows = range(len(found))
-        axes.barh(rows, shares(False), 0.6, color=look(0)["color"], label="in the file")
-        axes.barh(
-            rows, shares(True), 0.6, left=shares(False), color=look(1)["color"],
-            label="from their parts",
-        )  # fmt: skip
-        axes.set_yticks(rows, [name for name, _ in found])
-        axes.tick_params(axis="y", length=0)
-        axes.invert_yaxis()
+        rows = [2 * at + 1 for at in range(len(found))]
+        axes.barh(rows, shares(False), 0.9, color=look(0)["color"])
+        axes.barh(rows, shares(True), 0.9, left=shares(False), color=look(1)["color"])
+        name_rows(axes, [name for name, _ in found])
         axes.set_xlim(0, 100)
         axes.set_xlabel("% of running words")
 
@@ -168,5 +187,5 @@ def _coverage(runs: Sequence[RunFigures]) -> Chart | None:
               "% from parts", "most frequent without a vector"]  # fmt: skip
     return Chart(
         "coverage", "Vectors that tables start from", "Of the words of the training data.", draw,
-        Table(header, rows), ["in the file", "from their parts"], 1.2 + 0.25 * len(found),
+        Table(header, rows), ["in the file", "from their parts"], height_of_rows(len(found)),
     )  # fmt: skip

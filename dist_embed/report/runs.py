@@ -14,6 +14,7 @@ from dist_embed.checkpoint.catalogue import list_steps, loss_of, sound_manifests
 from dist_embed.checkpoint.manifest import CheckpointError
 from dist_embed.config.schema import Config
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
+from dist_embed.observe.events import printable
 from dist_embed.report.columns import NOTHING, Column, columns_of
 from dist_embed.report.words import Sentence, Words, recorded_neighbors, recorded_sentences
 from dist_embed.run.folder import read_run_config
@@ -85,9 +86,9 @@ def read_run(uri: str, name: str, words: Sequence[str] = ()) -> RunFigures:
         uri: its folder or URL.
         name: for the page.
         words: of the source side, whose neighbours are looked for in every checkpoint that is
-            there. That reads the whole table of each.
+            there. That reads the whole table of each. One that the run lacks is `missing`.
 
-    Raises UserError where there is no run, or no such word.
+    Raises UserError where there is no run.
     """
     config = read_run_config(uri)
     missing: list[str] = []
@@ -116,7 +117,9 @@ def names_of(uris: Sequence[str]) -> list[str]:
     """A short name for each run: the last part of its address, or where two have one all of it."""
     short = [posixpath.basename(uri.rstrip("/")) or uri for uri in uris]
     often = Counter(short)
-    return [name if often[name] == 1 else uri for name, uri in zip(short, uris, strict=True)]
+    return [
+        printable(name if often[name] == 1 else uri) for name, uri in zip(short, uris, strict=True)
+    ]
 
 
 def _not_there(run: RunFigures) -> list[str]:
@@ -128,12 +131,8 @@ def _not_there(run: RunFigures) -> list[str]:
         times = run.column("time").values
         at = f", told at {moment(times[-1])}" if len(times) else ""
         said.append(f"not complete: step {run.last_step:,} of {run.config.train.max_steps:,}{at}")
-    wanted = {
-        "validation_loss": "validation",
-        "validation_bleu": "BLEU: train.translate_every is 0, or there is no validation set",
-    }
     if run.columns:
-        said += [f"no {what}" for name, what in wanted.items() if not len(run.column(name))]
+        said += _not_recorded(run)
         if not run.phases:
             said.append("no phases: trained by an earlier version")
     if run.column("validation_bleu") is not NOTHING and not run.sentences:
@@ -142,6 +141,33 @@ def _not_there(run: RunFigures) -> list[str]:
     if len(skipped) and skipped[-1]:
         said.append(f"{_counted(int(skipped[-1]), 'step')} skipped: loss or gradient not finite")
     return said
+
+
+def _not_recorded(run: RunFigures) -> list[str]:
+    """What of the validation set is not there, and why."""
+    train, data = run.config.train, run.config.data
+    held_out = data.validation or data.synthetic or data.inflected
+
+    def why(name: str, every: int) -> str:
+        first = min(every, train.max_steps)
+        if not held_out:
+            return "there is no validation set"
+        if not every:
+            return f"train.{name} is 0"
+        if run.last_step < first:
+            return f"the first is due after step {first:,}"
+        return f"none was recorded by step {run.last_step:,}"
+
+    wanted = [
+        ("validation", "evaluate_every", len(run.column("validation_loss"))),
+        ("BLEU", "translate_every", len(run.column("validation_bleu"))),
+    ]
+    if train.neighbors_of:
+        found = sum(one.word in train.neighbors_of for one in run.words)
+        wanted.append(("neighbours of train.neighbors_of", "translate_every", found))
+    return [
+        f"no {what}: {why(name, getattr(train, name))}" for what, name, found in wanted if not found
+    ]
 
 
 def _checkpoints(uri: str, missing: list[str]) -> list[Checkpoint]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_embed.observe.phase_names import PHASES, metric_of
-from dist_embed.report.chart import COLORS, HEIGHT, Chart, Table
+from dist_embed.report.chart import COLORS, HEIGHT, Chart, Table, look
 from dist_embed.report.columns import places_of_extremes
 from dist_embed.report.lines import POINTS, TABLE_ROWS, number, of_steps
 from dist_embed.report.runs import RunFigures
@@ -46,11 +46,14 @@ def bars_of_phases(
 
     def draw(axes: Axes) -> None:
         thick = 0.8 / len(phases)
-        for place, (run, of) in enumerate(phases.items()):
+        for place, of in enumerate(phases.values()):
             heights = [row + (place - (len(phases) - 1) / 2) * thick for row in range(len(names))]
+            own = look(place)
             bars = axes.barh(
                 heights, [1e3 * of.get(phase, 0.0) for phase in names], thick,
-                color=COLORS[place % len(COLORS)], label=run,
+                # More than there are colours for: as lines are, by dashes.
+                color=own["color"] if place < len(COLORS) else "none",
+                edgecolor=own["color"], linestyle=own["linestyle"], linewidth=0.8,
             )  # fmt: skip
             if len(phases) == 1:
                 total = sum(of.values())
@@ -86,7 +89,7 @@ def phases_over_time(run: RunFigures, name: str) -> Chart | None:
     def draw(axes: Axes) -> None:
         axes.stackplot(
             steps[places], *(1e3 * values[places] for values in groups.values()),
-            labels=list(groups), colors=COLORS, edgecolor="#ffffff", linewidth=0.4,
+            colors=COLORS, edgecolor="#ffffff", linewidth=0.4,
         )  # fmt: skip
         axes.margins(x=0)
         of_steps(axes)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dist_embed.observe.plot import GREY, log_axis
-from dist_embed.report.chart import COLORS, HEIGHT, Chart, Table, look
+from dist_embed.report.chart import COLORS, HEIGHT, Chart, Table, height_of_rows, look, name_rows
 from dist_embed.report.lines import number, scale_axis
 from dist_embed.report.step_time import GROUPS
 from dist_embed.report.studies import Row, StudyFigures, label_of
+from dist_embed.run.history import REST
 from dist_embed.study.schema import MEASURES
 
 if TYPE_CHECKING:
@@ -80,25 +81,20 @@ def _over(
     ideal = along == "workers" and name == "speed"
 
     def draw(axes: Axes) -> None:
+        shown: list[float] = []
         log_axis(axes, "x", sorted({row[place] for own in lines.values() for row in own}))
-        for number_of_line, (label, own) in enumerate(lines.items()):
+        for number_of_line, own in enumerate(lines.values()):
             style, x = look(number_of_line), [row[place] for row in own]
             y = [measured(row) or math.nan for row in own]
-            axes.plot(x, y, **style | {"marker": ""}, label=label)
+            expected = [planned(row) or math.nan for row in own]
+            shown += y + expected
+            axes.plot(x, y, **style | {"marker": ""})
             for row, here in zip(own, y, strict=True):
                 own_style = style | ({"markerfacecolor": "none"} if row["oversubscribed"] else {})
-                axes.plot([row[place]], [here], **own_style, label="_nolegend_")
-            axes.plot(
-                x, [planned(row) or math.nan for row in own], color=style["color"], linewidth=0.7,
-                alpha=0.75, label="_nolegend_",
-            )  # fmt: skip
+                axes.plot([row[place]], [here], **own_style)
+            axes.plot(x, expected, color=style["color"], linewidth=0.7, alpha=0.75)
             if ideal:
-                axes.plot(
-                    x, [y[0] * here / x[0] for here in x], color=GREY, linestyle="--",
-                    linewidth=0.8, label="_nolegend_",
-                )  # fmt: skip
-        shown = [measured(row) or math.nan for own in lines.values() for row in own]
-        shown += [planned(row) or math.nan for own in lines.values() for row in own]
+                shown += _draw_ideal(axes, x, y[0])
         scale_axis(axes, "y", [value for value in shown if not math.isnan(value)])
         axes.set_xlabel(said)
         axes.set_ylabel(unit)
@@ -118,6 +114,13 @@ def _over(
     )  # fmt: skip
 
 
+def _draw_ideal(axes: Axes, workers: Sequence[int], first: float) -> list[float]:
+    """Throughput that grows as the workers do, from that of the fewest; returns it."""
+    ideal = [first * here / workers[0] for here in workers]
+    axes.plot(workers, ideal, color=GREY, linestyle="--", linewidth=0.8)
+    return ideal
+
+
 def _efficiency(rows: Sequence[Row]) -> Chart | None:
     """Of what more workers should give, how much they do."""
 
@@ -131,12 +134,12 @@ def _efficiency(rows: Sequence[Row]) -> Chart | None:
     def draw(axes: Axes) -> None:
         log_axis(axes, "x", sorted({row["workers"] for own in lines.values() for row in own}))
         axes.axhline(1, color=GREY, linestyle="--", linewidth=0.8)
-        for place, (label, own) in enumerate(lines.items()):
+        for place, own in enumerate(lines.values()):
             x = [row["workers"] for row in own]
-            axes.plot(x, [of(row) or math.nan for row in own], **look(place), label=label)
+            axes.plot(x, [of(row) or math.nan for row in own], **look(place))
             thin = {"color": look(place)["color"], "linewidth": 0.7, "alpha": 0.75}
             planned = [row["planned_efficiency"] or math.nan for row in own]
-            axes.plot(x, planned, **thin, label="_nolegend_")
+            axes.plot(x, planned, **thin)
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.set_xlabel("workers")
         axes.set_ylabel("efficiency")
@@ -160,14 +163,12 @@ def _phases(rows: Sequence[Row]) -> Chart | None:
     shown = [row for row in rows if row["phases"]]
     if not shown:
         return None
-    groups = {group: names for group, names in GROUPS.items() if names != (group,)}
+    rest = any(REST in row["phases"] for row in shown)
+    groups = {group: names for group, names in GROUPS.items() if group != REST or rest}
 
     def draw(axes: Axes) -> None:
+        name_rows(axes, [label_of(row) for row in shown], each=3)
         for at, row in enumerate(shown):
-            axes.annotate(
-                label_of(row), (0, 3 * at), xytext=(2, 0), textcoords="offset points",
-                va="center", size=8,
-            )  # fmt: skip
             for below, column in enumerate(_PHASES, start=1):
                 end, of = 0.0, row[column] or {}
                 for place, names in enumerate(groups.values()):
@@ -177,10 +178,6 @@ def _phases(rows: Sequence[Row]) -> Chart | None:
                         alpha=1 / below,
                     )  # fmt: skip
                     end += part
-        for place, group in enumerate(groups):  # for the legend of a file
-            axes.barh(0, 0, color=COLORS[place], label=group)
-        axes.set_yticks([])
-        axes.set_ylim(3 * len(shown) - 0.3, -0.7)
         axes.set_xlabel("milliseconds a step, mean")
 
     bars = [(label_of(row), row["phases"]) for row in shown]
@@ -191,7 +188,7 @@ def _phases(rows: Sequence[Row]) -> Chart | None:
     return Chart(
         "phases", "Where a step's time goes", "Of worker 0. Pale: as planned.", draw,
         Table(["milliseconds a step", *names], table), list(groups),
-        max(HEIGHT, 0.6 + 0.42 * len(shown)),
+        max(HEIGHT, height_of_rows(len(shown), each=3)),
     )  # fmt: skip
 
 
@@ -238,14 +235,13 @@ def _simulated(study: StudyFigures) -> Chart | None:
     machines = ", ".join(sorted({row["planned_machine"] or "?" for row in study.simulated}))
 
     def draw(axes: Axes) -> None:
+        shown: list[float] = []
         log_axis(axes, "x", sorted({row["workers"] for own in lines.values() for row in own}))
-        for place, (label, own) in enumerate(lines.items()):
+        for place, own in enumerate(lines.values()):
             x, y = [row["workers"] for row in own], [of(row) or math.nan for row in own]
-            axes.plot(x, y, **look(place), markerfacecolor="none", label=label)
-            ideal = [y[0] * here / x[0] for here in x]
-            axes.plot(x, ideal, color=GREY, linestyle="--", linewidth=0.8)
-        shown = [value for own in lines.values() for row in own if (value := of(row))]
-        scale_axis(axes, "y", shown)
+            axes.plot(x, y, **look(place), markerfacecolor="none")
+            shown += y + _draw_ideal(axes, x, y[0])
+        scale_axis(axes, "y", [value for value in shown if not math.isnan(value)])
         axes.set_xlabel("workers")
         axes.set_ylabel("target tokens/s, simulated")
 
@@ -286,10 +282,8 @@ def _measure(rows: Sequence[Row], name: str) -> Chart | None:
     def draw(axes: Axes) -> None:
         for at, by_seed in enumerate(found.values()):
             marks = look(0) | {"linestyle": "", "alpha": 0.7}
-            axes.plot([*by_seed.values()], [at] * len(by_seed), **marks)
-        axes.set_yticks(range(len(found)), list(found))
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(found) - 0.5, -0.5)
+            axes.plot([*by_seed.values()], [2 * at + 1] * len(by_seed), **marks)
+        name_rows(axes, list(found))
         axes.set_xlabel(title)
 
     table = [
@@ -300,7 +294,7 @@ def _measure(rows: Sequence[Row], name: str) -> Chart | None:
     return Chart(
         f"measure-{name.replace('_', '-')}", title[:1].upper() + title[1:],
         "A mark for each seed.", draw,
-        Table(["run", "seed", title], table), height=max(1.4, 0.7 + 0.25 * len(found)),
+        Table(["run", "seed", title], table), height=height_of_rows(len(found)),
     )  # fmt: skip
 
 

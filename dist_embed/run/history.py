@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 from dist_embed.observe.phase_names import PHASES, PhaseName, metric_of
+from dist_embed.run.metrics import figure
 
 REST = "rest"
 # A step's own clock starts behind these.
@@ -44,29 +46,33 @@ def course_of(lines: list[dict[str, Any]]) -> list[Course]:
     rows: list[Course] = []
     seconds, last_step, epoch = 0.0, 0, 0
     speeds: list[float] = []
-    # The first line is written after its steps.
-    began = lines[0]["time"] - lines[0].get("step_seconds", 0.0) * lines[0]["step"] if lines else 0
+    began: float | None = None
     for line in lines:
-        if "step_seconds" in line:
-            seconds += line["step_seconds"] * (line["step"] - last_step)
-            last_step, epoch = line["step"], line["epoch"]
-            speeds.append(line["tokens_per_second"])
-        elif line.get("validation_perplexity") is not None:
+        spent, perplexity = figure(line, "step_seconds"), figure(line, "validation_perplexity")
+        time = figure(line, "time")
+        if began is None and time is not None:  # the first line is written after its steps
+            began = time - (spent or 0.0) * line["step"]
+        if spent is not None:
+            seconds += spent * (line["step"] - last_step)
+            last_step, epoch = line["step"], int(figure(line, "epoch") or 0)
+            if (speed := figure(line, "tokens_per_second")) is not None:
+                speeds.append(speed)
+        elif perplexity is not None:
             rows.append(
                 Course(
                     line["step"],
                     epoch,
                     seconds / 60,
-                    (line["time"] - began) / 60,
-                    median(speeds) if speeds else float("nan"),
-                    line["validation_perplexity"],
+                    math.nan if time is None or began is None else (time - began) / 60,
+                    median(speeds) if speeds else math.nan,
+                    perplexity,
                     None,
                 )
             )
             speeds = []
         elif "validation_bleu" in line and rows and rows[-1].step == line["step"]:
             rows[-1] = replace(
-                rows[-1], bleu=line["validation_bleu"], scored_by=line.get("scored_by")
+                rows[-1], bleu=figure(line, "validation_bleu"), scored_by=line.get("scored_by")
             )
     return rows
 
@@ -91,7 +97,7 @@ def steps_of(logged: Sequence[Mapping[str, Any]]) -> list[int]:
     """
     before, found = 0, []
     for line in logged:
-        found.append(line.get("steps") or line["step"] - before)
+        found.append(int(figure(line, "steps") or line["step"] - before))
         before = line["step"]
     return found
 
@@ -100,17 +106,18 @@ def phases_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Seconds a step of each phase on worker 0, the mean over all steps, in a step's order; last
     `REST`, what of a step is in no phase. Empty where no line has any.
     """
-    logged = [line for line in lines if "step_seconds" in line]
+    logged = [line for line in lines if figure(line, "step_seconds") is not None]
     told = [
         (line, count)
         for line, count in zip(logged, steps_of(logged), strict=True)
-        if metric_of(PHASES[0]) in line
+        if metric_of(PHASES[0]) in line and count > 0
     ]
     if not told:
         return {}
     steps = sum(count for _, count in told)
     found: dict[str, float] = {
-        name: sum(line.get(metric_of(name), 0.0) for line, _ in told) / steps for name in PHASES
+        name: sum(figure(line, metric_of(name)) or 0.0 for line, _ in told) / steps
+        for name in PHASES
     }
     whole = sum(line["step_seconds"] * count for line, count in told) / steps
     inside = sum(seconds for name, seconds in found.items() if name not in OUTSIDE)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
@@ -144,8 +144,20 @@ def sound_metrics(run_uri: str) -> tuple[list[dict[str, Any]], int]:
             line = json.loads(text)
         except ValueError:  # of bytes that are no UTF-8 too
             line = None
-        if isinstance(line, dict) and type(line.get("step")) is int:
+        step = line.get("step") if isinstance(line, dict) else None
+        if type(step) is int and is_number(step):
             lines.append(line)
         elif number < len(texts):
             damaged += 1
     return lines, damaged
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether what a line has can be reckoned with: no text, no integer beyond those of floats."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**53)
+
+
+def figure(line: Mapping[str, Any], name: str) -> float | None:
+    """A finite figure of a line; None where the line has none of that name."""
+    value = line.get(name)
+    return value if is_number(value) and math.isfinite(value) else None

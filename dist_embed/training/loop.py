@@ -267,10 +267,13 @@ class _Course:
         tokens_per_second = window.tokens / window.seconds
         step_seconds = window.seconds / window.steps
         if self._metrics is not None:
+            rates = self._train_step.rates
             self._metrics.write(
                 state.step,
-                loss=loss if math.isfinite(loss) else None,
-                nll=nll if math.isfinite(nll) else None,
+                loss=loss,  # NaN too: a gap in a chart
+                nll=nll,
+                learning_rate=rates.dense.rate(state.step),
+                table_learning_rate=rates.tables.rate(state.step),
                 tokens_per_second=tokens_per_second,
                 step_seconds=step_seconds,
                 steps=window.steps,

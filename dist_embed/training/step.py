@@ -92,7 +92,7 @@ class TrainStep:
         output: the output layer.
         optimizer: of the dense part.
         settings: label smoothing, and the largest global gradient norm.
-        rates: of dense part and tables.
+        rates: of dense part and tables; an attribute too.
         compute_dtype: type of matrix products; parameters and sums stay float32.
         seed: with step and rank, decides dropout, so that a resumed run draws the same.
     """
@@ -114,7 +114,7 @@ class TrainStep:
         self._output = output
         self._optimizer = optimizer
         self._settings = settings
-        self._rates = rates
+        self.rates = rates
         self._compute_dtype = compute_dtype
         self._seed = seed
         self._group = lookup.group
@@ -162,10 +162,10 @@ class TrainStep:
         self._lookup.set_step(step)
         # Before the rows are fetched: FBGEMM's kernels take the rate with them.
         self._lookup.set_learning_rate(
-            self._rates.tables.rate(step),
-            {name: schedule.rate(step) for name, schedule in self._rates.own.items()},
+            self.rates.tables.rate(step),
+            {name: schedule.rate(step) for name, schedule in self.rates.own.items()},
         )
-        self._lookup.freeze(self._rates.frozen(step))
+        self._lookup.freeze(self.rates.frozen(step))
         prepared, request = self._request(step, work)
         rows = self._lookup.fetch(request)
         found = self._dense_half(rows, prepared)
@@ -188,7 +188,7 @@ class TrainStep:
             with phase("optimizer"):
                 self._clip(rows, norm)
                 for param_group in self._optimizer.param_groups:
-                    param_group["lr"] = self._rates.dense.rate(step)
+                    param_group["lr"] = self.rates.dense.rate(step)
                 self._optimizer.step()
             rows.backward(proven=True)
         return StepResult(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -111,7 +112,8 @@ class StepTraces:
         if exc is None:
             self._write()
         elif self._profiler is not None:
-            self._profiler.stop()
+            with suppress(Exception):  # the error that is under way is told
+                self._profiler.stop()
 
 
 def activities_on(device: torch.device) -> list[ProfilerActivity]:

@@ -89,13 +89,13 @@ def train_task(context: Context, asked: Train) -> TrainResult:
     train_step = build_train_step(config, model, output, optimizer)
     loader = _loader(config, data, model)
     with ExitStack() as stack:
-        if asked.profile:
-            traces = StepTraces(*asked.profile, config.run.uri, group, reporter.line)
-            hooks = replace(hooks, traces=stack.enter_context(traces))
         metrics = None
         if group.is_first:
             log = MetricsLog(config.run.uri, state.step, evaluates_again=LEFT_OUT in state.scalars)
             metrics = stack.enter_context(log)
+        if asked.profile:  # left before the metrics, which may fail on worker 0 alone
+            traces = StepTraces(*asked.profile, config.run.uri, group, reporter.line)
+            hooks = replace(hooks, traces=stack.enter_context(traces))
         stopped = train_loop(
             state, train_step, loader, config.train, config.checkpoint, hooks,
             build_saver(context, store, loaded, buffers, metrics),
@@ -150,11 +150,10 @@ def _hooks(
             tokenizers()
         translator = build_translator(config, model, tokenizers(), context.reporter.line)
         if config.train.neighbors_of:
-            with all_or_none(context.group):
-                watched = WatchedWords(
-                    config.train.neighbors_of, tokenizers()["source"], data,
-                    config.model.share_embeddings, model.lookup,
-                )  # fmt: skip
+            watched = WatchedWords(
+                config.train.neighbors_of, tokenizers()["source"], data,
+                config.model.share_embeddings, model.lookup,
+            )  # fmt: skip
 
     def validate() -> float:
         return exact_loss(model, data.folder_uri, data, "validation", config.train.batch_tokens)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dist_embed.data.prepare import read_occurrences
 from dist_embed.data.token_shards import PreparedData
@@ -16,6 +18,8 @@ from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.errors import UserError
 from dist_embed.model.settings import ShareEmbeddings
 from dist_embed.model.translation_tables import sides_of_table
+from dist_embed.parallel.collectives import copy_from_worker
+from dist_embed.parallel.errors import all_or_none
 
 NEIGHBORS_KEPT = 8
 
@@ -30,7 +34,8 @@ class WatchedWords:
         share: which roles share a table.
         tables: the run's.
 
-    Raises UserError for a word that is not in the vocabulary. Not collective, and alike on all.
+    Raises UserError for a word that is not in the vocabulary, or does not occur in training.
+    Collective.
     """
 
     def __init__(
@@ -43,19 +48,30 @@ class WatchedWords:
     ) -> None:
         self._tokenizer, self._tables = tokenizer, tables
         self._ids: dict[str, int] = {}
-        for word in words:
-            found = find_word(tokenizer, word)
-            if found is None or found < len(SPECIAL_TOKENS):
-                raise UserError(
-                    f"train.neighbors_of: {word!r} is not allowed: not a word of the source "
-                    f"vocabulary ({tokenizer.size:,} words)"
-                )
-            self._ids[word] = found
-        counts = read_occurrences(data, sides_of_table(share, "source"))
         self._allowed = torch.ones(tokenizer.size, dtype=torch.bool)
-        if counts is not None:
-            self._allowed = torch.from_numpy(counts > 0)
         self._allowed[: len(SPECIAL_TOKENS)] = False
+        with all_or_none(tables.group):
+            for word in words:
+                found = find_word(tokenizer, word)
+                if found is None or found < len(SPECIAL_TOKENS):
+                    raise UserError(
+                        f"train.neighbors_of: {word!r} is not allowed: not a word of the source "
+                        f"vocabulary ({tokenizer.size:,} words)"
+                    )
+                self._ids[word] = found
+            if tables.group.is_first:  # the counts are larger than all else here
+                self._leave_out_untrained(read_occurrences(data, sides_of_table(share, "source")))
+        copy_from_worker(self._allowed, 0, tables.group)
+
+    def _leave_out_untrained(self, counts: NDArray[np.int64] | None) -> None:
+        if counts is None:
+            return
+        self._allowed &= torch.from_numpy(counts > 0)
+        for word, i in self._ids.items():
+            if not self._allowed[i]:
+                raise UserError(
+                    f"train.neighbors_of: {word!r} is not allowed: no training pair has it"
+                )
 
     def neighbors(self) -> dict[str, list[tuple[str, float]]]:
         """Of each word, the nearest first, with their cosine. Collective."""

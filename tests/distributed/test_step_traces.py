@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dist_embed.config.load import config_from_dict
 from dist_embed.observe.events import Reporter
 from dist_embed.observe.phases import PHASES, WAITING
+from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
+from dist_embed.run.metrics import MetricsLog
 from dist_embed.storage import uri as storage
 from dist_embed.training import step_traces
+from dist_embed.training.step_traces import StepTraces
 from dist_embed.training.tasks import Train
 from dist_embed.training.worker import Context
 from tests.distributed.configured import DATA, Values, merged
@@ -111,3 +115,35 @@ def test_a_worker_that_cannot_record_does_not_end_training(
     ((line,), _) = workers.run(2, trained_where_one_cannot_record, values, (2, 3), 4)
     assert "the traces of 1 of 2 workers could not be written; worker 1: " in line
     assert "division by zero" in line
+
+
+def trained_where_metrics_cannot_be_kept(group: Group, *arguments: Any) -> list[str]:
+    """What was said where worker 0's metrics fail at their end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricsLog, "__exit__", lambda *_: 1 / 0)
+        try:
+            return trained(group, *arguments)[0]
+        except ZeroDivisionError:
+            with all_or_none(group):  # as the others do at the end of a training
+                return []
+
+
+def test_traces_are_written_before_metrics_can_fail_on_worker_0_alone(
+    workers: WorkerPool, values: Values, tmp_path: Path
+) -> None:
+    said = workers.run(2, trained_where_metrics_cannot_be_kept, values, (2, 9), 3)
+    assert said[0] == []
+    assert said[1][0].startswith("steps 2 to 3 recorded")
+    assert len(list((tmp_path / "profile").iterdir())) == 2
+
+
+def test_the_error_that_ends_a_training_is_told_whatever_the_profiler_says(tmp_path: Path) -> None:
+    class Fails:
+        def stop(self) -> None:
+            raise RuntimeError("the profiler")
+
+    alone = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+    traces = StepTraces(1, 2, str(tmp_path), alone, print)
+    traces._profiler = Fails()  # type: ignore[assignment]
+    with pytest.raises(OSError, match="the training"), traces:
+        raise OSError("the training")

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from dist_embed.checkpoint.catalogue import list_steps
-from dist_embed.data.prepared_folder import prepared_folder
 from tests.integration.conftest import Command
+from tests.integration.prepared_files import prepared_files
 from tests.integration.ray_cluster import ray_cluster
 from tests.integration.run_metrics import losses, until
 from tests.integration.several_commands import Commands
@@ -75,15 +75,6 @@ def drivers(cluster: dict[str, str]) -> list[psutil.Process]:
     return found
 
 
-def files_of(data: Path) -> dict[str, bytes]:
-    folder = Path(prepared_folder(str(data)))
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 @pytest.mark.parametrize(
     ("variables", "complaint"),
     [
@@ -130,7 +121,7 @@ def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
 
     # By tasks of Ray: the same bytes as by this process.
     dist_embed("prepare", config, "data.shard_sentences=60", f"data.uri={tmp_path / 'here'}")
-    assert files_of(run / "data") == files_of(tmp_path / "here")
+    assert prepared_files(run / "data") == prepared_files(tmp_path / "here")
 
     assert drivers(cluster) == []
     token = Path(cluster["RAY_AUTH_TOKEN_PATH"]).read_text()

@@ -61,6 +61,11 @@ def test_the_whole_path(config: str, dist_embed: Command, tmp_path: Path) -> Non
     again = dist_embed("train", config)
     assert "already trained: 8 steps" in again.stdout
 
+    page = tmp_path / "page.html"
+    dist_embed("report", run, "--output", str(page))
+    charts = {*re.findall(r'<figure id="([^"]+)"', page.read_text())}
+    assert {"loss", "rate", "speed", "phases", "memory", "balance", "time"} <= charts
+
 
 @pytest.mark.heavy
 def test_runs_are_compared_by_the_words_they_find(

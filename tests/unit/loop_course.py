@@ -14,6 +14,7 @@ from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.data.loader import Position, StepBatches
 from dist_embed.observe.events import Reporter
+from dist_embed.optim.schedule import Rates, Schedule
 from dist_embed.parallel.group import Group
 from dist_embed.training.evaluate import Quality
 from dist_embed.training.loop import Hooks, train_loop
@@ -21,6 +22,7 @@ from dist_embed.training.settings import TrainSection
 from dist_embed.training.step import StepResult
 
 ALONE = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
+RATES = Rates(dense=Schedule(0.5, "linear", 4, 12), tables=Schedule(0.125, "constant", 0, 12))
 STEP_SECONDS = 2.0
 OTHER_SECONDS = 100.0  # what a validation, a translation and a save take
 
@@ -99,6 +101,8 @@ class Run:
         return next(self._works)
 
     # The step.
+    rates = RATES
+
     def prepare(self, step: int, work: StepBatches) -> StepBatches:
         self.prepared.append((step, work.after))
         return work

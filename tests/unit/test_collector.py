@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -50,6 +52,19 @@ def test_of_a_process_of_our_own_what_is_imported_is_left_alone() -> None:
         pass
     assert gc.get_freeze_count()
     assert gc.isenabled()
+    gc.unfreeze()
+
+
+def test_what_the_process_imports_that_workers_are_forked_from_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or the collector of each fork would copy its pages."""
+    for name in ("inference", "train"):  # they take seconds
+        stand_in = ModuleType(f"dist_embed.training.{name}")
+        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    gc.unfreeze()
+    runpy.run_module("dist_embed.cluster.forked")
+    assert gc.get_freeze_count()
     gc.unfreeze()
 
 

@@ -147,9 +147,7 @@ def test_files_of_vectors_are_found_from_everywhere(monkeypatch: pytest.MonkeyPa
 def test_a_worker_of_torchrun_does_the_work_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     without_gpu(monkeypatch)
     done: list[Any] = []
-    monkeypatch.setattr(
-        "dist_embed.training.worker.run_worker", lambda *given: done.append(given) or "result"
-    )
+    monkeypatch.setattr(launching, "run_worker", lambda *given: done.append(given) or "result")
     # Not even the memory of its machine is looked at: each worker would count that of all.
     monkeypatch.setattr(launching, "available_bytes", lambda: 0)
     config = config_from_dict(

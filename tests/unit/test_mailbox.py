@@ -6,8 +6,8 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 from multiprocessing.connection import Connection
+from typing import Any
 
 import pytest
 
@@ -35,11 +35,26 @@ def half(writer: Connection) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def open_child(writer: Connection) -> None:
-    """Ends, and leaves a child that holds its pipe."""
-    if os.fork() == 0:
-        time.sleep(60)
+def leave_child(writer: Connection) -> None:
+    """Tells the id of a child that holds its pipe for ever, and ends."""
+    child = os.fork()
+    while child == 0:
+        signal.pause()
+    sender(writer)({"kind": "line", "child": child})
     os._exit(0)
+
+
+class Unreadable:
+    """What only the worker can make again."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
+def tell_unreadable(writer: Connection) -> None:
+    emit = sender(writer)
+    emit({"kind": "result", "value": Unreadable()})
+    emit({"kind": "line", "text": "after it"})
 
 
 @pytest.fixture
@@ -48,8 +63,8 @@ def mailbox() -> Mailbox:
 
 
 def begun(mailbox: Mailbox, *targets: tuple) -> None:  # type: ignore[type-arg]
-    for target, *arguments in targets:
-        with mailbox.opened(FORK) as writer:
+    for rank, (target, *arguments) in enumerate(targets):
+        with mailbox.opened(FORK, rank) as writer:
             process = FORK.Process(target=target, args=(writer, *arguments), daemon=True)
             process.start()
     process.join()
@@ -75,7 +90,26 @@ def test_a_child_of_a_worker_is_not_waited_for_without_end(
     mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "REST_SECONDS", 0.2)
-    begun(mailbox, (open_child,))
-    for _ in range(3):
-        mailbox.wait_for_the_rest()
-        assert mailbox.get(0) is None
+    begun(mailbox, (leave_child,))
+    told = mailbox.get(30)
+    assert told is not None
+    try:
+        for _ in range(3):
+            waiting = threading.Thread(target=mailbox.wait_for_the_rest, daemon=True)
+            waiting.start()
+            waiting.join(30)
+            assert not waiting.is_alive()
+            assert mailbox.get(0) is None
+    finally:
+        os.kill(told["child"], signal.SIGKILL)
+
+
+def test_what_cannot_be_read_is_a_failure_of_its_worker_and_the_next_is_heard(
+    mailbox: Mailbox,
+) -> None:
+    begun(mailbox, (tell, 0), (tell_unreadable,))
+    failure, line = mailbox.get(30), mailbox.get(30)
+    assert failure is not None
+    assert (failure["kind"], failure["teller"], failure["is_cause"]) == ("failure", 1, True)
+    assert "no number" in failure["trace"]
+    assert line == {"kind": "line", "text": "after it"}

@@ -1,31 +1,42 @@
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 import time
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from dist_embed.cli.main import main
 from dist_embed.data.token_shards import SIDES
 from dist_embed.errors import UserError
-from dist_embed.report.chart import write_chart
+from dist_embed.model.translation_tables import TABLE_OF_ROLE
+from dist_embed.report.chart import MARKERS, WIDTH, Chart, write_chart
 from dist_embed.report.columns import BALANCE, MOST, Column, columns_of, places_of_extremes
-from dist_embed.report.lines import number
+from dist_embed.report.lines import line_chart, number
 from dist_embed.report.markup import Markup, tag
 from dist_embed.report.page import page, runs_sections, study_sections
 from dist_embed.report.report import report
 from dist_embed.report.run_charts import run_charts
 from dist_embed.report.runs import RunFigures, names_of, read_run
+from dist_embed.report.step_time import bars_of_phases
 from dist_embed.report.studies import folder_of_study, read_study
 from dist_embed.report.study_charts import study_charts
-from dist_embed.run.history import phases_of
+from dist_embed.run.history import course_of, phases_of
 from dist_embed.run.metrics import METRICS_NAME, sound_metrics
 from dist_embed.study.results import write_results
 from tests.unit.small_run import small_run, word_tokenizer
@@ -57,7 +68,10 @@ class Elements(HTMLParser):
         self.texts.append(data)
 
 
-pytestmark = pytest.mark.timeout(400)  # a page has dozens of charts
+pytestmark = [
+    pytest.mark.timeout(400),  # a page has dozens of charts
+    pytest.mark.filterwarnings("error::UserWarning"),  # matplotlib's, where a chart has no room
+]
 HOSTILE = "<script>alert(1)<|script>$x_{$ &lt; \" ' <img src=x onerror=alert(1)>"
 
 
@@ -73,6 +87,12 @@ def page_text(tmp_path_factory: pytest.TempPathFactory) -> str:
 def text_of(run: str) -> str:
     """What a page says of a run beside its charts."""
     return " ".join(runs_sections([read_run(run, "run")], []))
+
+
+def written_study(folder: Path, rows: Sequence[Mapping[str, Any]] | None = None) -> str:
+    folder.mkdir()
+    write_results(str(folder), scaling_rows() if rows is None else rows)
+    return str(folder)
 
 
 # Columns
@@ -95,7 +115,7 @@ def test_what_is_not_finite_is_a_gap_and_what_is_no_number_is_left_out() -> None
 
 
 @given(
-    st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=1, max_size=400), st.integers(4, 60)
+    st.lists(st.floats(-1e6, 1e6) | st.just(math.nan), min_size=1, max_size=400), st.integers(5, 60)
 )
 def test_fewer_points_keep_ends_and_extremes(values: list[float], most: int) -> None:
     array = np.array(values)
@@ -106,12 +126,14 @@ def test_fewer_points_keep_ends_and_extremes(values: list[float], most: int) -> 
     if np.isfinite(array).any():
         assert np.nanmin(array[places]) == np.nanmin(array)
         assert np.nanmax(array[places]) == np.nanmax(array)
+    assert np.isfinite(array[places]).all() == np.isfinite(array).all()
 
 
-def test_a_stretch_without_a_finite_value_stays_a_gap() -> None:
+def test_gaps_stay_gaps_also_short_ones() -> None:
     values = np.arange(1000.0)
-    values[300:600] = math.nan
-    assert np.isnan(values[places_of_extremes(values, 20)]).any()
+    values[[100, 101]] = values[300:600] = values[900] = math.nan
+    shown = np.isfinite(values[places_of_extremes(values, 60)])
+    assert np.count_nonzero(np.diff(shown.astype(int)) == -1) == 3
 
 
 # Phases
@@ -137,7 +159,175 @@ def test_no_phases_where_none_were_recorded() -> None:
     assert phases_of([{"step": 5, "step_seconds": 1.0}, validation_line(5)]) == {}
 
 
+# Lines
+
+
+def chart_of(run: RunFigures, name: str) -> Chart:
+    (chart,) = [chart for chart in run_charts([run]) if chart.name == name]
+    return chart
+
+
+def drawn(chart: Chart) -> Axes:
+    """Its axes, laid out as in a page."""
+    figure = Figure(figsize=(WIDTH, chart.height), layout="constrained")
+    axes = figure.add_subplot()
+    chart.draw(axes)
+    FigureCanvasAgg(figure).draw()
+    return axes
+
+
+def marked(line: Line2D) -> list[int]:
+    """The places of its points that are seen as marks."""
+    places: Any = line.get_markevery()
+    return [*range(len(line.get_xydata()))] if places is None else places
+
+
+def test_points_without_a_neighbour_are_marked(tmp_path: Path) -> None:
+    run = read_run(told_run(tmp_path / "run", [step_line(10), validation_line(10)]), "run")
+    lines = drawn(chart_of(run, "loss")).lines
+    assert [marked(line) for line in lines] == [[0], [0]]
+    assert all(line.get_marker() in MARKERS for line in lines)
+    single = read_run(told_run(tmp_path / "single", [step_line(10)]), "single")
+    assert marked(drawn(chart_of(single, "time")).lines[0]) == [0]
+
+
+def test_of_many_points_those_between_gaps_are_marked() -> None:
+    values = np.arange(1.0, 101.0)
+    values[[0, 2, 50, 98]] = math.nan
+    columns = {"a": Column(np.arange(100.0), values)}
+    chart = line_chart("a", "A", "unit", {"run": columns | {"b": columns["a"]}})
+    assert chart is not None
+    assert [marked(line) for line in drawn(chart).lines] == [[1, 99], [1, 99]]
+
+
+def test_the_highest_rate_is_shown_of_a_run_that_told_none(tmp_path: Path) -> None:
+    train = {"max_steps": 100_000, "learning_rate": 1e-3, "warmup_steps": 100}
+    run = read_run(told_run(tmp_path / "run", [step_line(100_000)], train=train), "run")
+    chart = chart_of(run, "rate")
+    assert np.nanmax(drawn(chart).lines[0].get_ydata()) == 1e-3  # type: ignore[arg-type]
+    assert "run up to step 100,000: as the configuration says now." in chart.note
+    assert "0.001" in [row[2] for row in chart.table.rows]
+    assert all(all(row) for row in chart.table.rows)  # each known at all of these steps
+
+
+def test_rates_that_were_told_are_drawn_whatever_the_configuration_says_now(tmp_path: Path) -> None:
+    told = [step_line(20, learning_rate=0.5, table_learning_rate=0.25),
+            step_line(30, learning_rate=0.0, table_learning_rate=0.125)]  # fmt: skip
+    chart = chart_of(read_run(told_run(tmp_path / "run", told), "run"), "rate")
+    assert "configuration" not in chart.note
+    assert [row[1:] for row in chart.table.rows] == [["20", "0.5", "0.25"], ["30", "0", "0.125"]]
+    dense, _ = drawn(chart).lines
+    assert marked(dense) == [0, 1]
+    assert np.isnan(dense.get_ydata()).tolist() == [False, True]  # type: ignore[arg-type]
+    before = [step_line(10), *told]
+    chart = chart_of(read_run(told_run(tmp_path / "before", before), "before"), "rate")
+    assert "before up to step 10: as" in chart.note
+    assert [row[2] for row in chart.table.rows][-2:] == ["0.5", "0"]
+
+
+# Rows and colours
+
+
+LONG = "a-run-with-a-very-long-name-" * 3
+COVERAGE = {
+    "table": "source", "uri": "file", "entries": 9, "duplicates": 0, "unreadable": 0, "words": 9,
+    "tokens": 100, "found_words": {"as they are": 5}, "found_tokens": 60, "composed_words": 1,
+    "composed_tokens": 10, "policy": "random",
+}  # fmt: skip
+
+
+def test_long_names_leave_room_for_what_is_drawn(tmp_path: Path) -> None:
+    folder = told_run(tmp_path / "run", whole_course())
+    for table in {table for tables in TABLE_OF_ROLE.values() for table in tables.values()}:
+        (tmp_path / "run" / f"pretrained.{table}.json").write_text(json.dumps(COVERAGE))
+    rows = [
+        {**row, "levels": {"workers": f"{LONG}{number}"}}
+        for number, row in enumerate(scaling_rows())
+        if row["state"] == "done"
+    ]
+    study = read_study(written_study(tmp_path / "study", rows), "study")
+    charts = [chart_of(read_run(folder, LONG), "coverage")]
+    charts += [c for c in study_charts(study) if c.name in ("measure-bleu", "phases")]
+    assert len(charts) == 3
+    for chart in charts:
+        axes = drawn(chart)
+        assert axes.get_position().width > 0.8
+        assert 40 < max(len(text.get_text()) for text in axes.texts) < 50
+
+
+def test_bars_of_more_runs_than_there_are_colors_differ() -> None:
+    chart = bars_of_phases("phases", {f"{run}": {"encoder": 1.0} for run in range(8)})
+    assert chart is not None
+    bars = [patch for patch in drawn(chart).patches if isinstance(patch, Rectangle)]
+    looks = {(b.get_facecolor(), b.get_edgecolor(), b.get_linestyle()) for b in bars}
+    assert len(looks) == 8
+
+
+def test_every_name_is_in_the_legend_of_a_file(tmp_path: Path) -> None:
+    runs = [read_run(told_run(tmp_path / name, whole_course()), name) for name in ("_a", "b")]
+    charts = {chart.name: chart for chart in run_charts(runs)}
+    for name in ("loss", "phases"):
+        write_chart(charts[name], tmp_path)
+        text = (tmp_path / f"{name}.svg").read_text()
+        assert ">_a<" in text
+        assert ">b<" in text
+
+
+def test_what_is_ideal_is_within_the_chart(tmp_path: Path) -> None:
+    rows = scaling_rows()
+    for row in rows:
+        if "tokens_per_second" in row:
+            speed = 5e7 / row["target_words"]  # with more workers no more
+            row["tokens_per_second"] = row["planned_tokens_per_second"] = speed
+        elif row["state"] == "simulated":
+            row["planned_tokens_per_second"] = 900.0 * row["workers"] ** 0.5
+    study = read_study(written_study(tmp_path / "study", rows), "study")
+    charts = {chart.name: chart for chart in study_charts(study)}
+    for name in ("speed-workers", "simulated"):
+        axes = drawn(charts[name])
+        highest = max(max(line.get_xydata()[:, 1]) for line in axes.lines)
+        assert 1e5 < highest <= axes.get_ylim()[1]
+
+
+def test_what_of_a_step_is_in_no_phase_is_in_its_bar(tmp_path: Path) -> None:
+    rows = scaling_rows()[:1]
+    rows[0]["phases"] = {"encoder": 0.25, "rest": 0.5}
+    study = read_study(written_study(tmp_path / "study", rows), "study")
+    (chart,) = [chart for chart in study_charts(study) if chart.name == "phases"]
+    assert chart.key[-1] == "rest"
+    bars = [patch for patch in drawn(chart).patches if isinstance(patch, Rectangle)]
+    assert max(bar.get_x() + bar.get_width() for bar in bars) == 750
+
+
 # What is read
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "text", pytest.param(10**400, id="giant"), [1], True, math.nan]
+)
+def test_a_figure_that_is_no_number_ends_nothing(wrong: Any) -> None:
+    wrongs = dict.fromkeys(
+        ("time", "step_seconds", "steps", "epoch", "tokens_per_second", "phase/encoder"), wrong
+    )
+    lines = [
+        step_line(10),
+        step_line(20, **wrongs),
+        step_line(30, **{"workers/own_seconds": wrong}),
+        {**validation_line(30), "time": wrong},
+        {"step": 30, "validation_bleu": wrong},
+    ]
+    (row,) = course_of(lines)
+    assert (row.step, row.bleu) == (30, None)
+    assert phases_of(lines)["encoder"] == pytest.approx(0.1)
+    columns = columns_of(lines)
+    assert columns["phase/encoder"].finite.tolist() == [1.0, 1.0]
+    assert len(columns[f"workers/own_seconds{MOST}"]) == (3 if wrong == [1] else 2)
+
+
+def test_a_step_that_no_float_can_be_is_damage(tmp_path: Path) -> None:
+    run = told_run(tmp_path / "run", [step_line(10), {"step": 10**400}, {"step": True}])
+    assert [line["step"] for line in sound_metrics(run)[0]] == [10]
+    assert sound_metrics(run)[1] == 2
 
 
 def test_damaged_lines_are_counted_and_a_torn_last_one_is_not(tmp_path: Path) -> None:
@@ -165,6 +355,29 @@ def test_a_page_says_what_is_not_there(tmp_path: Path) -> None:
     names = [chart.name for chart in run_charts([read_run(going, "going")])]
     assert "speed" in names
     assert "bleu" not in names
+
+
+@pytest.mark.parametrize(
+    ("train", "data", "last", "said"),
+    [({}, {}, 60, ["no validation: the first is due after step 100",
+                   "no BLEU: train.translate_every is 0"]),
+     ({"evaluate_every": 50, "translate_every": 50}, {}, 49,
+      ["no validation: the first is due after step 50", "no BLEU: the first is due after step 50"]),
+     ({"evaluate_every": 50, "translate_every": 80, "neighbors_of": ["word"]}, {}, 60,
+      ["no validation: none was recorded by step 60", "no BLEU: the first is due after step 80",
+       "no neighbours of train.neighbors_of: the first is due after step 80"]),
+     ({}, {"synthetic": None, "train": {"source": ["a"], "target": ["b"]}}, 60,
+      ["no validation: there is no validation set", "no BLEU: there is no validation set"])],
+)  # fmt: skip
+def test_why_the_validation_set_has_no_figures(
+    train: dict[str, Any], data: dict[str, Any], last: int, said: list[str], tmp_path: Path
+) -> None:
+    sections = {"train": {"max_steps": 100, **train}}
+    if data:
+        sections["data"] = {**data, "uri": str(tmp_path / "data")}
+    run = told_run(tmp_path / "run", [step_line(last)], **sections)
+    found = [line for line in read_run(run, "run").missing if line.startswith("no ")]
+    assert found == ["no checkpoint", *said]
 
 
 def test_a_run_that_has_told_nothing_yet_has_a_page(tmp_path: Path) -> None:
@@ -242,6 +455,7 @@ def test_text_is_escaped_wherever_it_stands() -> None:
         '<p title="&quot;&amp;">&lt;b&gt;<i></i></p>'
     )
     assert tag("p", "a\x1b[2J\n") == "<p>a\\x1b[2J\\n</p>"
+    assert tag("p", "half \ud800") == "<p>half \\ud800</p>"
 
 
 def test_nothing_that_is_data_is_markup(page_text: str) -> None:
@@ -305,12 +519,6 @@ def test_a_hundred_thousand_lines_of_metrics_stay_small(tmp_path: Path) -> None:
 # Studies
 
 
-def written_study(folder: Path) -> str:
-    folder.mkdir()
-    write_results(str(folder), scaling_rows())
-    return str(folder)
-
-
 def test_a_study_has_its_charts(tmp_path: Path) -> None:
     study = read_study(written_study(tmp_path / "study"), "study")
     charts = {chart.name: chart for chart in study_charts(study)}
@@ -354,7 +562,7 @@ def test_a_study_is_known_by_its_folder_and_by_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [(["gone"], "no run in"), (["RUN", "-o", "page.pdf"], "a .html file"),
-     (["RUN", "-o", "gone/page.html"], "no such folder"),
+     (["RUN", "-o", "gone/page.html"], "gone does not exist"),
      (["RUN", "--charts", "gone"], "--charts: 'gone' is not allowed: no such folder")],
 )  # fmt: skip
 def test_bad_input_is_one_line(
@@ -375,3 +583,43 @@ def test_the_command_writes_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     told_run(tmp_path / "RUN", [{"step": 5, "nll": 1.0}])
     assert main(["report", "RUN"]) == 0
     assert (tmp_path / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_a_page_replaces_the_one_before_once_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a letter, which a damaged corpus may have, is no error either."""
+    monkeypatch.chdir(tmp_path)
+    told_run(tmp_path / "RUN", [translation_line(100, "half \ud800", "\ud800")])
+    (tmp_path / "report.html").write_text("before")
+    os.link("report.html", "same_file.html")
+    assert main(["report", "RUN"]) == 0
+    assert "half \\ud800" in (tmp_path / "report.html").read_text()
+    assert (tmp_path / "same_file.html").read_text() == "before"
+
+
+def test_words_that_no_run_has_are_refused_and_those_that_one_lacks_are_named(
+    tmp_path: Path,
+) -> None:
+    runs = []
+    for name, words in (("one", ["a", "b", "c"]), ("two", ["a", "b", "d"])):
+        (tmp_path / name).mkdir()
+        tokenizers = {side: word_tokenizer(words) for side in SIDES}
+        vectors = {"shared": torch.arange(28.0).reshape(7, 4)}
+        runs.append(small_run(tmp_path / name, tokenizers, vectors, share="all"))
+    text = report(runs, command="", words=["a", "c"])
+    assert "no neighbours of &#x27;c&#x27;" in text
+    with pytest.raises(UserError, match="--words: 'x' is not allowed: no neighbours of 'x'"):
+        report(runs, command="", words=["a", "x"])
+    study = written_study(tmp_path / "study")
+    with pytest.raises(UserError, match=r"--words: \['a'\] is not allowed: studies have none"):
+        report([study], command="", words=["a"])
+
+
+def test_what_is_named_in_two_ways_is_shown_once(tmp_path: Path) -> None:
+    study = written_study(tmp_path / "study", scaling_rows()[:1])
+    run = told_run(tmp_path / "run", [{"step": 5, "nll": 1.0}])
+    text = report([study, f"{study}/", run, f"{run}/"], command="")
+    assert text.count("<h2>Study study") == 1
+    assert text.count("<h2>Course") == 1
+    assert "<title>run, study</title>" in text

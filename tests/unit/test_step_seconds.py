@@ -80,7 +80,7 @@ def test_a_training_is_refused_before_it_starts(
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(launching, "check_step", lambda config, *given: asked.append(given))
-    monkeypatch.setattr("dist_embed.training.worker.run_worker", lambda *_: None)
+    monkeypatch.setattr(launching, "run_worker", lambda *_: None)
     monkeypatch.setattr(launching, "_check_machine", lambda *_: None)
     monkeypatch.setattr("dist_embed.cluster.local.launch_local", lambda *_, **__: None)
     monkeypatch.setattr("dist_embed.cluster.ray_train.launch_ray", lambda *_, **__: None)

@@ -109,6 +109,29 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
     assert logs == ([(tmp_path / "logs/worker-1.log", str(tmp_path))] if trains else [])
 
 
+@pytest.mark.parametrize("torchrun", [True, False])
+def test_what_a_worker_imports_is_never_walked_again_but_in_somebody_s_process(
+    monkeypatch: pytest.MonkeyPatch, torchrun: bool
+) -> None:
+    frozen: list[bool] = []
+
+    @contextmanager
+    def off(*, freeze: bool = False) -> Iterator[None]:
+        frozen.append(freeze)
+        yield
+
+    class Ends(Task[Any]):
+        def function(self) -> Any:
+            return lambda context: None
+
+    monkeypatch.setattr(worker, "collector_off", off)
+    monkeypatch.setattr(worker, "under_torchrun", lambda: torchrun)
+    monkeypatch.setattr(worker, "worker_log_folder", lambda uri: 1 / 0)  # far enough
+    with pytest.raises(ZeroDivisionError):
+        worker.run_worker(Ends(), config_of(), lambda event: None)
+    assert frozen == [not torchrun]
+
+
 @pytest.mark.parametrize(
     ("chosen", "group", "micro"),
     [(8, 8, 3), (8, 2, 3), ({"min": 2, "max": 8}, 8, 3), ({"min": 2, "max": 8}, 3, 8),
@@ -187,9 +210,10 @@ def test_a_run_goes_on_from_its_newest_checkpoint_and_says_so(
     monkeypatch.setattr(resume, "load_newest", load)
     config = config_of(checkpoint={"saving": "in_place"})
     context, said = context_of(config, place())
-    given: Any = ("store", "state", "buffers")
+    state = SimpleNamespace(scalars={"skipped_steps": 0})
+    given: Any = ("store", state, "buffers")
     assert resume.resume(context, *given).step == step
-    assert asked == [("store", "state", {"buffers": "buffers", "in_place": True})]
+    assert asked == [("store", state, {"buffers": "buffers", "in_place": True})]
     told = f"resuming from the checkpoint of step {step}" if step else "starting from scratch"
     assert said == ["looking", told]
 
