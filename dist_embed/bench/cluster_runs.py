@@ -70,7 +70,7 @@ class Made:
 
 def steps_of(run_uri: str) -> list[Made]:
     """The steps that a run has told so far; after a resumption those of its newest course."""
-    lines = (line for line in read_metrics(run_uri) if "loss" in line)
+    lines = (line for line in read_metrics(run_uri) if line.get("loss") is not None)
     return [Made(line["step"], line["time"], line["loss"]) for line in lines]
 
 
