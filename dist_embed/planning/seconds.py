@@ -106,15 +106,31 @@ class StepTime:
             "optimizer": self._optimizer(),
             "table backward": self._table_backward(),
         }
+        return {name: self._corrected(name, found[name]) for name in found}
+
+    def seconds_of_asked_rows(self) -> dict[PhaseName, float]:
+        """By phase the part of `spent` that goes with the rows a worker is asked for by others: it
+        reads and updates them one by one, and what is told of them goes over its link.
+        """
+        rows, width = sum(self.step.distinct_rows.values()), self.step.config.embedding.width
+        network = Network(self.step.machine, self.step.workers)
+
+        def served(times: int, carried: str) -> Spent:
+            sent = network.sending("all_to_all", self._sent[carried])
+            return self._gathered(times * rows, width) + Spent(network=sent)
+
+        found: dict[PhaseName, Spent] = {
+            "ids exchange": served(0, "ids"), "lookup": served(1, "vectors"),
+            "table backward": served(2, "row gradients"),
+        }  # fmt: skip
+        return {name: self._corrected(name, found[name]).seconds for name in found}
+
+    def _corrected(self, name: PhaseName, spent: Spent) -> Spent:
         machine = self.step.machine
         of_kind = machine.factors.exact if self.step.output.exact else machine.factors.sampled
+        factor = of_kind.get(name, Factor())
         crowded = machine.crowded(machine.workers_of_node(self.step.workers))
-
-        def corrected(name: PhaseName) -> Spent:
-            factor = of_kind.get(name, Factor())
-            return found[name].times(crowded * factor.work, factor.exchange)
-
-        return {name: corrected(name) for name in found}
+        return spent.times(crowded * factor.work, factor.exchange)
 
     @cached_property
     def _sent(self) -> dict[str, float]:

@@ -12,6 +12,7 @@ from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import GIB, available_bytes
 from dist_embed.parallel.device import resolve_device
 from dist_embed.planning import Machine, Plan, load_machine, plan
+from dist_embed.run.history import REST
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,12 @@ def _this_machine(config: Config) -> Machine | None:
 
 def planned_columns(found: Plan) -> dict[str, Any]:
     """A plan as columns of a result, but for what is said of memory that is there."""
+    phases: dict[str, float] = {**found.phases}
     return {
         "planned_machine": found.machine,
         "planned_tokens_per_second": found.tokens_per_second,
         "planned_step_seconds": found.step_seconds,
-        "planned_phases": dict(found.phases),
+        "planned_phases": phases | {REST: found.step_seconds - sum(phases.values())},
         "planned_memory_bytes": found.memory_bytes,
         "planned_memory": found.memory,
         "planned_exchange_bytes": sum(found.traffic.values()),

@@ -10,6 +10,7 @@ import math
 import os
 import posixpath
 import statistics
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,11 +37,12 @@ from dist_embed.parallel.stop import taken_signal
 from dist_embed.run.metrics import read_metrics
 from dist_embed.section import NO_RESULT, keys_marked
 from dist_embed.storage import uri as storage
+from dist_embed.storage.parquet import ParquetError
 from dist_embed.study import unchanged
 from dist_embed.study.estimate import Estimate, Planner
 from dist_embed.study.measured import figures_of
 from dist_embed.study.plan import Combination, combinations, growth, overrides_of
-from dist_embed.study.results import described, write_results
+from dist_embed.study.results import described, read_results, write_results
 from dist_embed.study.scaling import grown, set_efficiencies, simulated_rows
 from dist_embed.study.schema import SCALING, ScalingStudy, Study, TrainingStudy, WordVectors
 from dist_embed.study.word_vectors import ensure_word_vectors
@@ -122,8 +124,8 @@ def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
     in another way is scored again, without being trained where its checkpoints are there. One that
     failed before is tried again.
 
-    Seed after seed: what the machine does meanwhile then falls on all combinations. After each the
-    file of results is written, see `dist_embed.study.results`.
+    Seed after seed: what the machine does meanwhile then falls on all combinations. Before the
+    first and after each the file of results is written, see `dist_embed.study.results`.
 
     Raises:
         UserError: a configuration that cannot be, a folder of another study, or files that have
@@ -142,36 +144,55 @@ def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
         ensure_word_vectors(vectors, study.folder, say)
     unchanged.check_corpora([run.config for run in runs], say)
     kept = {run.name: storage.join(study.folder, "results", f"{run.name}.json") for run in runs}
-    results = {name: _read(uri) for name, uri in kept.items()}
     started_from = {run.name: _vector_files(study, run.config) for run in runs}
     # Written before a run begins, which may be interrupted.
     notes = {run.name: storage.join(study.folder, "results", f"{run.name}.from") for run in runs}
     begun_from = {name: _read(uri) for name, uri in notes.items()}
     for name, recorded in begun_from.items():
         unchanged.check(recorded, started_from[name], f"the run {name}", say)
-    outcomes = []
-    lacking: dict[str, dict[str, Any]] = {}
-    for number, (run, row) in enumerate(zip(runs, rows, strict=True), start=1):
-        # The same run may stand for two combinations: of strong and weak scaling.
-        if not _is_settled(results[run.name]) and run.name not in lacking:
-            say(f"run {number} of {len(runs)}: {run.name}")
-            if started_from[run.name] and begun_from[run.name] is None:
-                recorded = unchanged.record(started_from[run.name], say)
-                storage.write_text(notes[run.name], json.dumps(recorded, indent=1) + "\n")
-            made = _made(study, run, planner, on_event)
-            if "state" in made:
-                lacking[run.name] = made
-            else:
-                results[run.name] = made
-                storage.write_text(kept[run.name], json.dumps(made, indent=1) + "\n")
-        values = None if run.name in lacking else results[run.name]
-        outcomes.append(_outcome(run, row, planner, values, lacking.get(run.name, {})))
+    # By name of the run: its result, or its state and the reason where there is none.
+    made = _not_made_before(study.folder) | {
+        name: values for name, uri in kept.items() if _is_settled(values := _read(uri) or {})
+    }
+
+    def note() -> None:
+        for run, row in zip(runs, rows, strict=True):
+            _fill(row, made.get(run.name, {}))
         if isinstance(study, ScalingStudy):
             set_efficiencies([*rows, *simulated])
         write_results(study.folder, [*rows, *simulated])
-        if said := outcomes[-1].lacks:
+
+    note()
+    # The same run may stand for two combinations: of strong and weak scaling.
+    waiting = {run.name for run in runs if not _is_settled(made.get(run.name, {}))}
+    for number, run in enumerate(runs, start=1):
+        if run.name not in waiting:
+            continue
+        waiting.remove(run.name)
+        say(f"run {number} of {len(runs)}: {run.name}")
+        if started_from[run.name] and begun_from[run.name] is None:
+            recorded = unchanged.record(started_from[run.name], say)
+            storage.write_text(notes[run.name], json.dumps(recorded, indent=1) + "\n")
+        found = made[run.name] = _made(study, run, planner, on_event)
+        if _is_settled(found):
+            storage.write_text(kept[run.name], json.dumps(found, indent=1) + "\n")
+        note()
+        if said := _outcome(run, rows[number - 1], found).lacks:
             say(said)
-    return outcomes
+    return [_outcome(run, row, made[run.name]) for run, row in zip(runs, rows, strict=True)]
+
+
+def _not_made_before(folder: str) -> dict[str, dict[str, Any]]:
+    """By name the runs that an earlier call has skipped, or that failed, and why: so they stay in
+    the file of results until their turn.
+    """
+    with suppress(FileNotFoundError, ParquetError):
+        return {
+            row["name"]: {"state": row["state"], "reason": row["reason"]}
+            for row in read_results(folder)
+            if row["state"] in ("failed", "skipped")
+        }
+    return {}
 
 
 def _row_of(run: PlannedRun, estimate: Estimate) -> dict[str, Any]:
@@ -186,52 +207,60 @@ def _row_of(run: PlannedRun, estimate: Estimate) -> dict[str, Any]:
     return row | estimate.columns()
 
 
-def _outcome(
-    run: PlannedRun, row: dict[str, Any], planner: Planner, values: dict[str, Any] | None,
-    lacks: dict[str, Any],
-) -> Outcome:  # fmt: skip
-    """Of a run that has been made, or not; its ``row`` is filled in."""
-    levels = dict(run.combination)
-    if values is None:
-        row |= lacks
-        return Outcome(levels, run.seed, {}, [], {}, row)
-    validations = [(step, loss) for step, loss in values["validations"]]
-    there = values["machine"]
-    with suppress(UserError):  # what has been trained counts, whatever a plan says
-        row |= planner.estimate(run.config).columns()  # of prepared data, now that they are there
-    row |= values.get("figures", {})
+def _fill(row: dict[str, Any], made: dict[str, Any]) -> None:
+    """Put what a run came to into its row; nothing of one that has not been looked at."""
+    if not _is_settled(made):
+        row |= made
+        return
+    there = made["machine"]
+    # The plan is the one before the run: after it more would be known. Earlier versions kept none.
+    row |= made.get("planned", {}) | made.get("figures", {})
     row |= {key: there.get(key) for key in ("device", "cores", "memory_gib", "platform", "python",
                                             "versions")}  # fmt: skip
-    row |= {"state": "done", "reason": None, "measures": values["measures"]}
-    return Outcome(levels, run.seed, values["measures"], validations, there, row)
+    row |= {"state": "done", "reason": None, "measures": made["measures"]}
 
 
-def _is_settled(values: dict[str, Any] | None) -> bool:
-    return values is not None and values.get("scoring") == SCORING
+def _outcome(run: PlannedRun, row: dict[str, Any], made: dict[str, Any]) -> Outcome:
+    """Of a run that has been looked at, with its row."""
+    levels = dict(run.combination)
+    if not _is_settled(made):
+        return Outcome(levels, run.seed, {}, [], {}, row)
+    validations = [(step, loss) for step, loss in made["validations"]]
+    return Outcome(levels, run.seed, made["measures"], validations, made["machine"], row)
+
+
+def _is_settled(made: dict[str, Any]) -> bool:
+    return made.get("scoring") == SCORING
 
 
 def _made(
     study: Study, run: PlannedRun, planner: Planner, on_event: Callable[[Event], None]
 ) -> dict[str, Any]:
-    """A run's result; or its state and the reason where there is none."""
+    """A run's result; or its state and the reason where there is none. Either with its plan."""
+    planned: dict[str, Any] = {}
     try:
-        if why_not := _cannot_fit(run.config, planner, on_event):
-            return {"state": "skipped", "reason": why_not}
+        estimate = _estimate(run.config, planner, on_event)
+        planned = estimate.columns()
+        if estimate.fits is False:
+            return {"state": "skipped", "reason": estimate.why_not(), **planned}
         make = _train_and_score if isinstance(study, TrainingStudy) else _train_and_measure
-        return make(run.config, on_event) | {"scoring": SCORING}
+        return make(run.config, on_event) | {"scoring": SCORING, "planned": planned}
     except RunStopped:
         raise
-    except (DistEmbedError, OSError) as exc:
-        return {"state": "failed", "reason": str(exc) or type(exc).__name__}
+    except DistEmbedError as exc:
+        reason = str(exc) or type(exc).__name__
+    except Exception:  # whatever it is, it ends no other run; its last line names the type
+        reason = traceback.format_exc()
+    return {"state": "failed", "reason": reason, **planned}
 
 
-def _cannot_fit(config: Config, planner: Planner, on_event: Callable[[Event], None]) -> str | None:
-    """Why a run is not tried; None: it is."""
+def _estimate(config: Config, planner: Planner, on_event: Callable[[Event], None]) -> Estimate:
+    """The plan by which a run is tried or skipped."""
     found = planner.estimate(config)
     if found.fits is False and not found.plan.prepared and not config.data.words:
         prepare(config, on_event=on_event)  # the text may have fewer words than it may have
         found = planner.estimate(config)
-    return found.why_not() if found.fits is False else None
+    return found
 
 
 def _check_folder(study: Study) -> None:
