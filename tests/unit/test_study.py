@@ -25,7 +25,7 @@ from dist_embed.study import plot as study_plot
 from dist_embed.study import run as study_run
 from dist_embed.study import summary as study_summary
 from dist_embed.study import word_vectors
-from dist_embed.study.plan import combinations, load_study, overrides_of
+from dist_embed.study.plan import combinations, load_study, number_of_runs, overrides_of
 from dist_embed.study.plot import draw_study
 from dist_embed.study.report import left_out, study_page, too_few_seeds
 from dist_embed.study.run import Outcome, planned_runs, speed_of
@@ -925,6 +925,8 @@ def test_the_page_of_keys_is_that_of_the_study() -> None:
         ({"expectations": [STUDY["expectations"][0] | {"better": {"pairs": "1 k"}}]},
          "no level of start"),
         ({"factors": [{"name": "a", "levels": [{"name": "x"}, {"name": "x"}]}]}, "two levels"),
+        ({"factors": [{"name": "a", "levels": [{"name": "x-"}, {"name": "X"}]}]},
+         "factor 'a' has two levels that are both 'x' in names of folders"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_study_are_named(tmp_path: Path, changes: Any, said: str) -> None:
@@ -932,6 +934,13 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, changes: Any, said: str) 
         load_study(written(tmp_path, **changes))
     with pytest.raises(ConfigError, match="cannot read study"):
         load_study(str(tmp_path / "none.yaml"))
+
+
+def test_runs_are_counted_and_not_made_up(tmp_path: Path) -> None:
+    factors = [{"name": f"{n}", "levels": [{"name": "x"}, {"name": "y"}]} for n in range(60)]
+    plain = {"factors": factors, "expectations": [], "reference": None, "measures": ["bleu"],
+             "plot": None, "seeds": [1, 2, 3]}  # fmt: skip
+    assert number_of_runs(load_study(written(tmp_path, **plain))) == 3 * 2**60
 
 
 def test_the_smallest_study_is_one_and_nothing_smaller(tmp_path: Path) -> None:
