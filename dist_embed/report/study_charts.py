@@ -143,7 +143,8 @@ def _efficiency(rows: Sequence[Row]) -> Chart | None:
 
     table = [
         [label, f"{row['workers']:,}", f"{row['batch_tokens']:,}", _text(row["tokens_per_second"]),
-         f"{row['efficiency']:.2f}", _text(row["planned_efficiency"]), f"{row['efficiency_base']:,}"]
+         f"{row['efficiency']:.2f}", _text(row["planned_efficiency"]),
+         f"{row['efficiency_base']:,}"]
         for label, own in lines.items()
         for row in own
     ]  # fmt: skip

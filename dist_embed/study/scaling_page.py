@@ -159,20 +159,22 @@ _EFFICIENCY = """\
 were measured, on cores of their own: *base*.
 """
 _EXPLAINED = """\
-*Step*: from one to the next, with the agreement before it and its share of checkpoints' stalls, as in
-plans; so are tokens/s. Of all log lines but the first after each start. *Waiting for data*,
+*Step*: from one to the next, with the agreement before it and its share of checkpoints' stalls, as
+in plans; so are tokens/s. Of all log lines but the first after each start. *Waiting for data*,
 *exchange*: their share of a step, the latter with all waits for other workers. *Memory*: of the
 worker that held most.
 """
 _SIMULATED_EXPLAINED = """\
 *Efficiency*: tokens/s of each worker, by that of the fewest in the same rows that fit: *base*. More
-than 100 % is no mistake where the base has more rows on each worker: with the exact output layer all
-of them are updated in every step, and too many for one pass take two.
+than 100 % is no mistake: where the base has more rows on each worker, the exact output layer has
+more of them to update in a step, and too many for one pass take two.
 """
 _UNEVEN = """\
-*Uneven*: fewer tokens than `data.max_tokens`, so that one long sentence is more than a worker's part.
-Workers then have unlike many tokens and wait for each other, which is not simulated.
+*Uneven*: fewer tokens than `data.max_tokens`: one long sentence is more than a worker's part. Workers
+then have unlike many tokens and wait for each other, which is not simulated.
 """
+# What is said where any size has a value in a column.
+_NOTES = ((_SIMULATED_EXPLAINED, "planned_efficiency"), (_UNEVEN, "uneven"))
 
 
 def _on(rows: Sequence[Row]) -> str:
@@ -212,8 +214,7 @@ def _simulated_part(
         + (f"; with {more}" if more else "")
         + ".\n",
         _table(simulated, levels, _SIMULATED),
-        *([_SIMULATED_EXPLAINED] if any(row.get("planned_efficiency") for row in simulated) else []),
-        *([_UNEVEN] if any(row["uneven"] for row in simulated) else []),
+        *(said for said, name in _NOTES if any(row.get(name) for row in simulated)),
         "What limits the most workers, and what would change that:\n",
     ]
     for breaks in what_breaks(simulated):

@@ -450,7 +450,8 @@ def test_the_page_and_its_plot(tmp_path: Path, stand: Stand, capsys: Any) -> Non
     said = capsys.readouterr()
     assert "1 of 3 runs failed" in said.err
     assert "4, strong, seed 1: failed: memory gone" in said.out
-    for part in ("| workers | target tokens/s | efficiency |", "| 1 | 100 | 100% (base) |", "| 2 | 141 | 71% |", "## Planned",
+    for part in ("| workers | target tokens/s | efficiency |",
+                 "| 1 | 100 | 100% (base) |", "| 2 | 141 | 71% |", "## Planned",
                  "- 4, strong, seed 1: failed: memory gone", "![target tokens a second](page.svg)",
                  "lookup", "2 cores"):  # fmt: skip
         assert part in page, part
@@ -517,7 +518,8 @@ def test_a_large_grid_is_asked_about(tmp_path: Path, stand: Stand, capsys: Any) 
     assert main(["study", str(tmp_path / "study.yaml")]) == 2
     assert "1,001 runs are not allowed without --yes: at most 1,000" in capsys.readouterr().err
     # Counted, not made up, which would take all memory.
-    study_of(tmp_path, grid={name: list(range(8, 8008, 8)) for name in ("batch", "width", "workers")})
+    many = list(range(8, 8008, 8))
+    study_of(tmp_path, grid={"batch": many, "width": many, "workers": many})
     assert main(["study", str(tmp_path / "study.yaml")]) == 2
     assert "1,000,000,000 runs are not allowed" in capsys.readouterr().err
 
