@@ -24,7 +24,8 @@ def add_commands(commands: Any) -> None:
         help="a machine file, or one of those that are there (docs/planning.md); default 8xh100 "
         "with cluster.device=cuda, else cpu",
     )  # fmt: skip
-    parser.add_argument("--output", "--json", metavar="FILE", help="write the plans there, as JSON")
+    parser.add_argument("--output", metavar="FILE", help="write the plans there, as JSON")
+    parser.add_argument("--json", dest="output", metavar="FILE", help=argparse.SUPPRESS)
     parser.set_defaults(call=_plan)
 
 

@@ -12,7 +12,20 @@ import pytest
 from dist_embed.cli import export, main
 
 # What commands read by its place.
-READ = {"RUN", "CONFIG", "key.sub=value", "WORD", "A", "B", "C", "STUDY", "PAIRS", "URI", "JOB"}
+READ = {
+    "RUN|STUDY",
+    "RUN",
+    "CONFIG",
+    "key.sub=value",
+    "WORD",
+    "A",
+    "B",
+    "C",
+    "STUDY",
+    "PAIRS",
+    "URI",
+    "JOB",
+}
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -31,13 +44,13 @@ def test_what_is_read_comes_by_its_place_and_what_is_written_by_name() -> None:
         for action in command._actions:
             if not action.option_strings:
                 assert action.metavar in READ, (command.prog, action.metavar)
-            elif action.option_strings == ["--output"]:
+            elif "--output" in action.option_strings:
                 outputs.append(command.prog.removeprefix("dist-embed "))
             elif action.help != argparse.SUPPRESS:
                 assert not {"--json", "--page"} & {*action.option_strings}, command.prog
     benches = [one for one in outputs if one.startswith("bench ")]
     assert {*outputs} - {*benches} == {
-        "evaluate", "translate", "compare", "plot", "study", "export translator",
+        "evaluate", "translate", "compare", "plan", "plot", "report", "study", "export translator",
         "export embeddings", "export projector", "export checkpoint",
     }  # fmt: skip
     assert len(benches) == sum(

@@ -149,7 +149,7 @@ def test_no_ray_of_the_sender_is_used(tmp_path: Path) -> None:
         ("/runs/one\n#SBATCH --nodes=9", {}, "is not allowed under Slurm: in one line"),
         ("memory://one", {}, "run.uri: 'memory://one' is not allowed under Slurm, whose tasks"),
         ("/runs/END_OF_CONFIGURATION", {}, "cannot be sent to Slurm"),
-        ("/runs/" + "x" * 130_000, {}, "of 13.* bytes cannot be sent to Slurm; at most 130,000"),
+        ("/runs/" + "x" * 130_000, {}, "of 262,.* bytes cannot be sent to Slurm; at most 130,000"),
         ("/runs/one", {"hours": 0.1}, r"slurm.hours: 0\.1 is not allowed: .* at least 0\.14"),
     ],
 )
