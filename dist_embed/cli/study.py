@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dist_embed.observe.events import Event
-    from dist_embed.study.run import Outcome
+    from dist_embed.study.outcome import Outcome
     from dist_embed.study.schema import ScalingStudy, Study, TrainingStudy
 
 MOST_RUNS = 1000

@@ -20,9 +20,11 @@ from dist_embed.run.metrics import MetricsLog
 from dist_embed.study import estimate
 from dist_embed.study import run as study_run
 from dist_embed.study.measured import figures_of
+from dist_embed.study.outcome import Outcome
 from dist_embed.study.plan import load_study
+from dist_embed.study.planned import planned_runs
 from dist_embed.study.results import SCHEMA, read_results, write_results
-from dist_embed.study.run import Outcome, planned_runs, run_study
+from dist_embed.study.run import run_study
 from dist_embed.study.scaling import extra_seconds, set_efficiencies, simulated_rows
 from dist_embed.study.scaling_page import scaling_page
 from dist_embed.study.scaling_plot import draw_scaling, draw_simulated
@@ -82,7 +84,7 @@ class Stand:
 @pytest.fixture
 def stand(monkeypatch: pytest.MonkeyPatch, cores: None) -> Stand:
     made = Stand()
-    monkeypatch.setattr(study_run, "_train_and_measure", made)
+    monkeypatch.setattr(study_run, "train_and_measure", made)
     return made
 
 
