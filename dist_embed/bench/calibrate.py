@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -17,6 +16,7 @@ from dist_embed.bench.machine_speeds import measure_speeds
 from dist_embed.bench.planned_runs import LOG_STEPS, Case, Measured, Output, Runs
 from dist_embed.bench.store_speed import measure_store
 from dist_embed.bench.workers import Say
+from dist_embed.embedding.memory import GIB, machine_bytes
 from dist_embed.observe.phase_names import PhaseName
 from dist_embed.parallel.device import device_name
 from dist_embed.planning.estimate import step_of
@@ -27,10 +27,12 @@ from dist_embed.planning.step import Step
 from dist_embed.planning.text import text_of
 
 # Runs by which a machine is calibrated: words by the output layer; width and tokens of a worker
-# that is alone, in two sizes, and of one among others. A plan is compared with other runs.
+# that is alone, in two sizes, and of one among others, which bring gradients together to clip them
+# too. A plan is compared with other runs.
 _WORDS: dict[Output, int] = {"exact": 30_000, "sampled": 300_000}
 _ALONE, _AMONG_OTHERS = ((80, 1024), (112, 3072)), ((96, 1536),)
 _STEPS, _LEAST_FACTOR = 4 * LOG_STEPS, 0.01
+MEASURED = "measured by calibrate"
 # Phases without an exchange, and large enough: they tell how much longer work takes beside others.
 _OWN_WORK: tuple[PhaseName, ...] = ("encoder", "decoder")
 
@@ -51,11 +53,13 @@ def calibrate(folder: str, store: str, workers: list[int], say: Say) -> Machine:
     machine = Machine.model_validate(
         {
             "name": "this machine",
+            "source": MEASURED,
             "device": "cpu",
             "cores": cores,
-            "node_memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+            "node_memory_gib": machine_bytes() / GIB,
             "process_mib": 0.0,
-            "within_node": {key: slowest[key] for key in ("latency_us", "gb_s")},
+            "within_node": {key: slowest[key] for key in ("latency_us", "gb_s")}
+            | {"peer_us": _peer_us(speeds["exchanges"])},
             "store": measure_store(store),
             **speeds,
         }
@@ -79,6 +83,15 @@ def calibrate(folder: str, store: str, workers: list[int], say: Say) -> Machine:
     )  # fmt: skip
 
 
+def _peer_us(exchanges: list[dict[str, Any]]) -> float:
+    """What each worker more adds to the latency of messages from each to each."""
+    points = sorted(
+        (one["workers"], one["latency_us"]) for one in exchanges if one["kind"] == "all_to_all"
+    )
+    (few, less), (many, more) = points[0], points[-1]
+    return max(0.0, (more - less) / (many - few)) if many > few else 0.0
+
+
 @dataclass(frozen=True)
 class _Probe:
     """A run as it was planned and as it was.
@@ -99,11 +112,15 @@ class _Probe:
 def _probes(runs: Runs, machine: Machine, workers: int) -> Iterator[_Probe]:
     for output in get_args(Output):
         for width, tokens in _ALONE if workers == 1 else _AMONG_OTHERS:
-            case = Case(output, _WORDS[output], width, workers, tokens * workers, _STEPS)
-            config = runs.config(case)
-            measured = runs.measured(case)
-            step = step_of(config, workers, machine, text_of(config))
-            yield _Probe(output, step, StepTime(step).spent(), measured)
+            for clip_norm in (0.0,) if workers == 1 else (0.0, 1.0):
+                case = Case(
+                    output, _WORDS[output], width, workers, tokens * workers, _STEPS,
+                    clip_norm=clip_norm,
+                )  # fmt: skip
+                config = runs.config(case)
+                measured = runs.measured(case)
+                step = step_of(config, workers, machine, text_of(config))
+                yield _Probe(output, step, StepTime(step).spent(), measured)
 
 
 Factors = dict[PhaseName, float]
@@ -113,16 +130,16 @@ def _work_factors(probes: list[_Probe], output: Output) -> Factors:
     """Of what a worker does by itself: from runs of one."""
     alone = [probe for probe in probes if probe.output == output and probe.step.workers == 1]
     return {
-        name: _mean([probe.measured.phases[name] / probe.spent[name].work for probe in alone])
+        name: _ratio([(probe.measured.phases[name], probe.spent[name].work) for probe in alone])
         for name in alone[0].spent
     }
 
 
 def _crowded(probes: list[_Probe], workers: int, work: dict[Output, Factors]) -> float:
     """How much longer own work takes with so many workers."""
-    return _mean(
+    return _ratio(
         [
-            probe.measured.phases[name] / (work[probe.output][name] * probe.spent[name].work)
+            (probe.measured.phases[name], work[probe.output][name] * probe.spent[name].work)
             for probe in probes
             for name in _OWN_WORK
             if probe.step.workers == workers
@@ -134,23 +151,26 @@ def _factors(
     probes: list[_Probe], output: Output, work: Factors, crowded: dict[int, float]
 ) -> dict[PhaseName, dict[str, float]]:
     """Of work and exchanges: the latter is what runs of several workers took more."""
-    exchange: defaultdict[PhaseName, list[float]] = defaultdict(list)
+    exchange: defaultdict[PhaseName, list[tuple[float, float]]] = defaultdict(list)
     for probe in probes:
         if probe.output != output or probe.step.workers == 1:
             continue
         for name, spent in probe.spent.items():
             own = crowded[probe.step.workers] * work[name] * spent.work
             if spent.exchange:
-                exchange[name].append((probe.measured.phases[name] - own) / spent.exchange)
+                exchange[name].append((probe.measured.phases[name] - own, spent.exchange))
     return {
-        name: {"work": factor, "exchange": _mean(exchange[name])} for name, factor in work.items()
+        name: {"work": factor, "exchange": _ratio(exchange[name])} for name, factor in work.items()
     }
 
 
-def _mean(factors: list[float]) -> float:
-    """Geometric; 1 of none."""
-    positive = [math.log(max(_LEAST_FACTOR, factor)) for factor in factors]
-    return math.exp(sum(positive) / len(positive)) if positive else 1.0
+def _ratio(pairs: list[tuple[float, float]]) -> float:
+    """All that was measured by all that was planned, so that small ones, which are mostly noise,
+    count for little; 1 of none.
+    """
+    if not pairs:
+        return 1.0
+    return max(_LEAST_FACTOR, sum(one for one, _ in pairs) / sum(other for _, other in pairs))
 
 
 def _rest(probe: _Probe) -> float:
@@ -171,7 +191,7 @@ def machine_yaml(machine: Machine, name: str, said: str) -> str:
     values = machine.model_dump(exclude_none=True) | {"name": name}
     lines = yaml.safe_dump(_rounded(values), sort_keys=False, width=100).splitlines()
     cpu = f"{machine.cores} cores of {device_name(torch.device('cpu'))}"
-    return "\n".join([f"# {cpu}. All figures measured by calibrate:", f"# {said}", *lines, ""])
+    return "\n".join([f"# {cpu}. All figures {MEASURED}:", f"# {said}", *lines, ""])
 
 
 def _rounded(value: object) -> object:

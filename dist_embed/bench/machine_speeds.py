@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -16,12 +16,14 @@ from dist_embed.cluster.local import launch_local
 from dist_embed.observe.events import Emit
 from dist_embed.observe.quiet import redirect_output
 from dist_embed.parallel.allocator import keep_freed_memory
+from dist_embed.parallel.collectives import stack_over_workers
 from dist_embed.parallel.device import has_native_bf16
 from dist_embed.parallel.group import Group, joined_group
+from dist_embed.planning.machine import Collective
 
 INNER = (64, 128, 512)  # of products
 ROW_BYTES = (256, 512, 2048)  # of rows that are gathered
-EXCHANGE_BYTES = (1 << 10, 1 << 16, 1 << 22)  # that a worker sends
+EXCHANGE_BYTES = {1 << 10: 30, 1 << 22: 12}  # that a worker sends, and how often
 _PRODUCT_TOKENS, _PRODUCT_VALUES = 256, 1 << 21  # a block of logits is as large
 _COPIED_BYTES, _TABLE_BYTES, _GATHERED_ROWS = 1 << 26, 1 << 28, 1 << 14
 _SMALL_OPERATIONS = 3
@@ -106,27 +108,30 @@ def _small_operations(narrow: bool) -> Callable[[], object]:
 
 
 def _exchanges(group: Group) -> list[Speeds]:
-    """Both kinds of collectives. Collective."""
-    return [_exchange(group, kind) for kind in ("all_to_all", "all_reduce")]
+    """All kinds of collectives. Collective."""
+    return [_exchange(group, kind) for kind in get_args(Collective)]
 
 
-def _exchange(group: Group, kind: str) -> Speeds:
+def _exchange(group: Group, kind: Collective) -> Speeds:
     """What one without bytes takes, and how many bytes a second a worker sends."""
     points = []
-    for size in EXCHANGE_BYTES:
-        values = torch.ones(size // 4 // group.num_workers * group.num_workers)
+    others, own = group.num_workers - 1, 1 / group.num_workers
+    parts = {"all_to_all": others * own, "all_gather": others, "all_reduce": 2 * others * own}
+    for size, times in EXCHANGE_BYTES.items():
+        # Zeros, which stay what they are when they are summed up.
+        values = torch.zeros(size // 4 // group.num_workers * group.num_workers)
         out = torch.empty_like(values)
 
         def call(values: torch.Tensor = values, out: torch.Tensor = out) -> None:
             if kind == "all_to_all":
                 dist.all_to_all_single(out, values, group=group.process_group)
+            elif kind == "all_gather":
+                stack_over_workers(values, group)
             else:
-                dist.all_reduce(values.fill_(1.0), group=group.process_group)
+                dist.all_reduce(values, group=group.process_group)
 
-        elsewhere = (group.num_workers - 1) / group.num_workers
-        sent = values.nbytes * elsewhere * (2 if kind == "all_reduce" else 1)
-        points.append((sent, _median_of(call, 30 if size < EXCHANGE_BYTES[-1] else 12, group)))
-    (least, latency), *_, (most, longest) = points
+        points.append((values.nbytes * parts[kind], _median_of(call, times, group)))
+    (least, latency), (most, longest) = points
     gb_s = 1e-9 * (most - least) / max(longest - latency, 1e-9)
     return {"kind": kind, "workers": group.num_workers, "latency_us": 1e6 * latency, "gb_s": gb_s}
 

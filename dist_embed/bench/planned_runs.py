@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -26,7 +26,7 @@ Output = Literal["exact", "sampled"]
 
 @dataclass(frozen=True)
 class Case:
-    """One run: one table for both sides and the output layer, two layers on either side.
+    """One run.
 
     Attributes:
         output: of the output layer.
@@ -35,6 +35,10 @@ class Case:
         workers: W.
         batch_tokens: of all workers.
         steps: that are made.
+        share: which tables there are: one for both sides and the output layer, or three.
+        layers: on either side.
+        accumulate: micro-batches of a step.
+        clip_norm: 0: no clipping.
     """
 
     output: Output
@@ -43,11 +47,21 @@ class Case:
     workers: int
     batch_tokens: int
     steps: int = 5 * LOG_STEPS
+    share: Literal["all", "none"] = "all"
+    layers: int = 2
+    accumulate: int = 1
+    clip_norm: float = 0.0
 
     def __str__(self) -> str:
+        usual = {field.name: field.default for field in fields(self)}
+        more = [
+            f", {key}={getattr(self, key)}"
+            for key in ("share", "layers", "accumulate", "clip_norm")
+            if getattr(self, key) != usual[key]
+        ]
         return (
             f"{self.output}, {self.num_words:,} words × {self.width}, {self.workers} workers, "
-            f"{self.batch_tokens:,} tokens"
+            f"{self.batch_tokens:,} tokens{''.join(more)}"
         )
 
 
@@ -118,12 +132,13 @@ def case_config(case: Case, run_uri: str, data_uri: str) -> Config:
             "tokenizer": {"shared": True, "vocab_size": case.num_words},
             "embedding": {"width": case.width},
             "model": {
-                "width": case.width, "feed_forward": 4 * case.width, "encoder_layers": 2,
-                "decoder_layers": 2, "share_embeddings": "all", "output": case.output,
-                "num_samples": 1024,
+                "width": case.width, "feed_forward": 4 * case.width,
+                "encoder_layers": case.layers, "decoder_layers": case.layers,
+                "share_embeddings": case.share, "output": case.output, "num_samples": 1024,
             },
             "train": {
                 "max_steps": case.steps, "batch_tokens": case.batch_tokens, "log_every": LOG_STEPS,
+                "accumulate": case.accumulate, "clip_norm": case.clip_norm,
             },
             "checkpoint": {"saving": "in_place", "every_steps": 0},
             "cluster": {"launcher": "local", "num_workers": case.workers, "device": "cpu",

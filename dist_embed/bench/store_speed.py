@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from statistics import median
@@ -33,6 +34,9 @@ def measure_store(folder: str) -> dict[str, Any]:
         latency = median(seconds(small) for _ in range(_TIMES))
         put = median(seconds(large) for _ in range(_TIMES))
         get = median(seconds(None) for _ in range(_TIMES))
+        started = time.perf_counter()
+        hashlib.sha256(large)
+        digest = time.perf_counter() - started
     finally:
         storage.remove(uri)
     size = 1e-9 * _BYTES
@@ -40,4 +44,5 @@ def measure_store(folder: str) -> dict[str, Any]:
         "latency_ms": 1000 * latency,
         "put_gb_s": size / max(put - latency, 1e-9),
         "get_gb_s": size / get,
+        "digest_gb_s": size / digest,
     }

@@ -49,7 +49,13 @@ def _calibrate(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from dist_embed.bench.plan_check import compare, comparison_table, figures, verdict
+    from dist_embed.bench.plan_check import (
+        compare,
+        comparison_table,
+        factors_table,
+        figures,
+        verdict,
+    )
     from dist_embed.cli.table import print_table
     from dist_embed.storage.uri import check_new_file
 
@@ -60,6 +66,8 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.machine_file:
             _write_machine(machine, arguments.machine_file)
         compared = compare(machine, folder, arguments.rounds, arguments.workers, print)
+    print_table(*factors_table(machine))
+    print()
     print_table(*comparison_table(compared))
     print("\n".join(verdict(compared)))
     write_figures(arguments, figures(machine, compared))

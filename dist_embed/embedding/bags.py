@@ -16,15 +16,6 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 
-def bags_of_a_table(device_type: str, num_workers: int) -> int:
-    """Into how many bags each worker cuts what it wants of each table; the same on all workers.
-
-    An owner has ``num_workers`` times as many, of which FBGEMM's kernels allow 2²⁶, and 2³¹ over
-    all tables.
-    """
-    return max(1024, 8192 // num_workers) if device_type == "cuda" else 1
-
-
 def in_bags(rows: dict[str, Tensor], num_bags: int, device: torch.device) -> KeyedJaggedTensor:
     """The rows of each key in ``num_bags`` bags of nearly equal length, in their order.
 

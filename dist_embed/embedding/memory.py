@@ -40,6 +40,11 @@ SHARES_BYTES = 2
 # Vectors, gradients and what exchanges hold of a negative, in float32 rows of it. Measured by peaks
 # of steps of one worker: 9.4 with 50 thousand negatives of width 64, 7.5 with 200 thousand.
 ROWS_OF_A_NEGATIVE = 10
+# Bytes of a number that a worker has of another's token: four floats of its logits.
+LOGIT_NUMBERS_BYTES = 4 * 4
+# Bytes of each of the counts of rows by which clipping brings gradients to their owners: an int64,
+# and in CPython 3.12 a place in a list and a number.
+CLIPPING_COUNT_BYTES = 8 + 8 + 32
 # Values beside each parameter of the dense model: AdamW's two moments; its gradient in a step.
 _MOMENTS = 2
 
@@ -151,6 +156,7 @@ class OutputNeeds:
         sampler_words: V where the sampler holds a number a word, else 0.
         share_words: V where right answers serve as negatives, else 0.
         negatives: how many a worker has at most in a step.
+        tokens: that all workers have at most in a micro-batch; 0 with negatives.
         trained: whether any step changes the rows of the table.
         device: where it is computed.
     """
@@ -162,6 +168,7 @@ class OutputNeeds:
     sampler_words: int = 0
     share_words: int = 0
     negatives: int = 0
+    tokens: int = 0
     trained: bool = True
     device: Literal["cpu", "cuda"] = "cpu"
 
@@ -176,12 +183,15 @@ class Replicated:
         parameters: of the dense model.
         activation_bytes: what a step keeps of the dense model's forward for its backward.
         exchange_bytes: a step's rows, their gradients, and both on their way.
+        clipping_bytes: how many rows each worker has for each other, see `optim.gradient_norm`; of
+            the host, wherever the model is.
     """
 
     words: int = 0
     parameters: int = 0
     activation_bytes: int = 0
     exchange_bytes: int = 0
+    clipping_bytes: int = 0
 
     @property
     def dense_bytes(self) -> int:
@@ -200,9 +210,10 @@ def output_memory(
     """Bytes that the output layer needs in a step beside the tables, by part.
 
     A block of logits, and one more of narrow products; the negatives of the sampled layer; where
-    the exact output layer is trained, the gradient of its shard, float32, and where it goes by
-    blocks of rows that are ``copied`` from the host or of another type than the products, the copy.
-    On a GPU three blocks are counted: nobody has measured there what libraries take beside them.
+    the exact output layer is trained, all workers' tokens, the gradient of its shard, float32, and
+    where it goes by blocks of rows that are ``copied`` from the host or of another type than the
+    products, the copy. On a GPU three blocks are counted: nobody has measured there what libraries
+    take beside them.
     """
     blocks = 3 if output.device == "cuda" else 1.5 if output.narrow_products else 1
     needed = {"logits": int(blocks * output.block_bytes)}
@@ -211,10 +222,35 @@ def output_memory(
     if training and output.exact:
         shard = shard_of(output.table.num_rows, 0, num_workers).physical_rows * output.table.width
         needed["gradient of all rows"] = 4 * shard * output.trained
-        tokens = block_tokens(output.block_bytes, output.table.num_rows, num_workers)
-        if tokens >= LEAST_BLOCK_TOKENS[output.device] and (copied or output.narrow_products):
+        needed["tokens of all workers"] = _tokens_bytes(output, num_workers)
+        if _by_blocks(output, num_workers) and (copied or output.narrow_products):
             needed["rows for products"] = (2 if output.narrow_products else 4) * shard
     return needed
+
+
+def _by_blocks(output: OutputNeeds, num_workers: int) -> bool:
+    tokens = block_tokens(output.block_bytes, output.table.num_rows, num_workers)
+    return tokens >= LEAST_BLOCK_TOKENS[output.device]
+
+
+def _tokens_bytes(output: OutputNeeds, num_workers: int) -> int:
+    """Of all workers' tokens, which each has at its rows of the exact output layer.
+
+    Their hidden states in the type of the products; the gradient of these, what comes back of it
+    from each worker, and its sum; and what workers tell each other of logits, by tiles of all
+    tokens, before there is a gradient, else of a block's.
+    """
+    values = output.table.width * output.tokens
+    if num_workers == 1:  # its hidden states are those of the decoder, which nothing brings back
+        hidden, gradients = 2 * output.narrow_products * values, 4 * values
+    else:
+        hidden = (2 if output.narrow_products else 4) * values
+        gradients = 2 * 4 * values + 4 * values // num_workers
+    of_token = LOGIT_NUMBERS_BYTES * num_workers
+    if not _by_blocks(output, num_workers):
+        return hidden + max(gradients, of_token * output.tokens)
+    block = block_tokens(output.block_bytes, output.table.num_rows, num_workers)
+    return hidden + gradients + of_token * min(block, output.tokens)
 
 
 def beside_tables_bytes(
@@ -255,13 +291,12 @@ def worker_memory(
     held["words"] = tokenizer_bytes(replicated.words)
     dense, moments = replicated.dense_bytes, _MOMENTS * replicated.dense_bytes
     copy = rows + states + dense + moments
-    step: dict[str, int] = {}
+    step = {"counts for clipping": replicated.clipping_bytes}
     if tier is None:
         held |= {"rows": rows, "optimizer of tables": states}
         held |= {"dense model": dense, "AdamW": moments}
-        step = (
-            {"dense gradients": dense} | replicated.of_a_step | output_memory(output, num_workers)
-        )
+        step |= {"dense gradients": dense} | replicated.of_a_step
+        step |= output_memory(output, num_workers)
     else:
         in_host = (host_table_bytes(s, optimizer, num_workers, weights, tier) for s in specs)
         held["rows"] = sum(in_host)
@@ -350,10 +385,24 @@ def available_bytes(root: Path = Path("/")) -> int:
     return min([machine * 1024, *_left_of_limits(root)])
 
 
+def machine_bytes(root: Path = Path("/")) -> int:
+    """Memory of this machine, or of this container, whichever is less, whoever uses it."""
+    with (root / "proc/meminfo").open() as file:
+        machine = next(int(line.split()[1]) for line in file if line.startswith("MemTotal:"))
+    return min([machine * 1024, *(allowed for allowed, _ in _limits(root))])
+
+
 def _left_of_limits(root: Path) -> list[int]:
-    """Bytes left of a limit of control groups, version 2 or 1; the files' cache counts as free."""
+    """Bytes left of each of `_limits`."""
+    return [max(0, allowed - used) for allowed, used in _limits(root)]
+
+
+def _limits(root: Path) -> list[tuple[int, int]]:
+    """Limits of control groups, version 2 or 1, and what is used of each, in bytes; the files'
+    cache counts as free.
+    """
     group = root / "sys/fs/cgroup"
-    left = []
+    limits = []
     for limit, used, cache in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
@@ -364,7 +413,7 @@ def _left_of_limits(root: Path) -> list[int]:
                 continue
             statistics = ((group / limit).parent / "memory.stat").read_text().splitlines()
             cached = sum(int(line.split()[1]) for line in statistics if line.split()[0] == cache)
-            left.append(max(0, int(allowed) - int((group / used).read_text()) + cached))
+            limits.append((int(allowed), int((group / used).read_text()) - cached))
         except (OSError, ValueError):  # no such group
             continue
-    return left
+    return limits

@@ -48,3 +48,12 @@ def shard_of(num_rows: int, rank: int, num_workers: int) -> Shard:
     physical = -(-num_rows // num_workers)
     first = min(rank * physical, num_rows)
     return Shard(first, min(physical, num_rows - first), physical)
+
+
+def bags_of_a_table(device_type: str, num_workers: int) -> int:
+    """Into how many bags each worker cuts what it wants of each table; the same on all workers.
+
+    An owner has ``num_workers`` times as many, of which FBGEMM's kernels allow 2²⁶, and 2³¹ over
+    all tables. See `embedding.bags`.
+    """
+    return max(1024, 8192 // num_workers) if device_type == "cuda" else 1

@@ -19,11 +19,11 @@ from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
 from torchrec.modules.embedding_configs import EmbeddingConfig
 
 from dist_embed.arguments import of_kind, one_of, real_number, true_or_false, whole_number
-from dist_embed.embedding.bags import bags_of_a_table, in_bags
+from dist_embed.embedding.bags import in_bags
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.own_rows import OwnRowsKernel
-from dist_embed.embedding.plan import Shard, TableSpec, shard_of
+from dist_embed.embedding.plan import Shard, TableSpec, bags_of_a_table, shard_of
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.embedding.settings import Exchange, Memory, Weights
 from dist_embed.embedding.step_ids import pieces_of

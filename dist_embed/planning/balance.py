@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from dist_embed.embedding.plan import shard_of
+from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.planning.step import Step
 
 # Words whose place is looked up one by one; rarer ones are many on every worker.
@@ -26,13 +27,13 @@ def request_balance(step: Step, *, replicated: int = 0) -> float:
 
     ``replicated``: as if every worker had the rows of so many of the most frequent words.
 
-    Of the output layer's table, or the source's where that is not looked up: a word's row is asked
-    for by a worker at most once a step, so the most frequent words count as many times as there are
-    workers.
+    Of the table of target words, by a step's target tokens: a word's row is asked for by a worker
+    at most once a step, so the most frequent words count as many times as there are workers. Source
+    words, and negatives, which are drawn once for all, are left out.
     """
     if step.workers == 1:
         return 1.0
-    spec = step.output.table
+    spec = step.specs[TABLE_OF_ROLE[step.config.model.share_embeddings]["target"]]
     words = step.text.words["target"]
     tokens = step.padded_tokens * step.text.target_share
     shard = shard_of(spec.num_rows, 0, step.workers).physical_rows

@@ -15,7 +15,8 @@ class CheckpointPlan:
     Attributes:
         bytes: of all workers together.
         worker_bytes: that a worker writes.
-        seconds: from its step until it counts.
+        seconds: from its step until it counts: all is read to see that it is finite, copied,
+            digested and written.
         stall_seconds: of them training waits.
         load_seconds: until a run that goes on has read it.
     """
@@ -41,14 +42,17 @@ def checkpoint_plan(step: Step) -> CheckpointPlan:
     dense = 3 * 4 * step.parameters
     of_node = own * machine.workers_of_node(workers) + dense
     store, latency = machine.store, 1e-3 * machine.store.latency_ms
-    writing = latency + of_node / (1e9 * store.put_gb_s)
-    copying = 2 * (own + dense) / machine.bytes_per_second()
+    held = own + dense
+    writing = latency + of_node / (1e9 * store.put_gb_s) + held / (1e9 * store.digest_gb_s)
+    looking = held / machine.bytes_per_second()
+    # From a GPU over its link to the host, within a host read and written.
+    copying = (1 if machine.device == "cuda" else 2) * held / machine.host_link()
     behind = config.checkpoint.saving == "behind"
     twice = 2 if config.checkpoint.saving == "in_place" else 1  # first to prove it
     return CheckpointPlan(
         bytes=own * workers + dense,
         worker_bytes=own,
-        seconds=writing + (copying if behind else 0.0),
-        stall_seconds=copying if behind else writing,
+        seconds=looking + writing + (copying if behind else 0.0),
+        stall_seconds=looking + (copying if behind else writing),
         load_seconds=latency + twice * of_node / (1e9 * store.get_gb_s),
     )

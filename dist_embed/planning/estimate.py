@@ -15,11 +15,12 @@ from dist_embed.observe.phase_names import PhaseName
 from dist_embed.planning.balance import request_balance, rows_per_worker
 from dist_embed.planning.checkpoint import CheckpointPlan, checkpoint_plan
 from dist_embed.planning.machine import Machine
-from dist_embed.planning.memory import worker_memory
+from dist_embed.planning.memory import Lacking, worker_memory
 from dist_embed.planning.seconds import Spent, StepTime
 from dist_embed.planning.step import Step
 from dist_embed.planning.text import Text
 from dist_embed.planning.traffic import Network, traffic
+from dist_embed.training.step_seconds import CPU_THREAD_RATE, GPU_RATE, why_refused
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Remedy:
     Attributes:
         change: as an override, or in words.
         memory_bytes: of a worker then, see `Plan`.
+        host_memory_bytes: likewise.
         step_seconds: of a step then.
         tokens_per_second: then.
         fits: whether it fits then.
@@ -36,6 +38,7 @@ class Remedy:
 
     change: str
     memory_bytes: int
+    host_memory_bytes: int
     step_seconds: float
     tokens_per_second: float
     fits: bool
@@ -48,12 +51,16 @@ class Plan:
     Attributes:
         workers: W.
         machine: name of the machine that it is planned for.
+        machine_source: where its figures are from.
         memory: bytes of a worker by part, at the time when it holds most: of its GPU, or of its
             process where it has none.
         host_memory: of its host where it has a GPU; else empty.
         memory_bytes: all of ``memory``.
         host_memory_bytes: all of ``host_memory``.
-        fits: whether the machine's memory suffices.
+        lacking: where memory lacks: on a worker's ``device``, see ``memory``, or on its ``host``;
+            empty: nowhere.
+        refused: why `train` would not start it whatever memory there is; empty: it would.
+        fits: whether the machine's memory suffices and `train` would start it.
         step_seconds: from one step to the next, with the agreement between them and a share of a
             checkpoint's stall, which a run's own ``step_seconds`` leaves out.
         phases: seconds of a step by the names that a run records.
@@ -73,10 +80,13 @@ class Plan:
 
     workers: int
     machine: str
+    machine_source: str
     memory: dict[str, int]
     host_memory: dict[str, int]
     memory_bytes: int
     host_memory_bytes: int
+    lacking: Lacking
+    refused: str
     fits: bool
     step_seconds: float
     phases: dict[PhaseName, float]
@@ -116,23 +126,28 @@ def estimated(step: Step) -> Plan:
     memory, checkpoint = worker_memory(step), checkpoint_plan(step)
     spent = StepTime(step).spent()
     phases = {name: one.seconds for name, one in spent.items()}
-    every = step.config.checkpoint.every_steps
-    phases["checkpoint stall"] = checkpoint.stall_seconds / every if every else 0.0
-    seconds = (1 + step.machine.rest) * sum(phases.values())
-    sent = traffic(step)
+    phases["checkpoint stall"] = 0.0
+    rest = 1 + step.machine.rest
+    stall = _checkpoints_a_step(step.config, rest * sum(phases.values())) * checkpoint.stall_seconds
+    phases["checkpoint stall"] = stall
+    seconds = rest * sum(phases.values())
+    sent, refused = traffic(step), _why_refused(step)
     return Plan(
         workers=step.workers,
         machine=step.machine.name,
+        machine_source=step.machine.source,
         memory=memory.device,
         host_memory=memory.host,
         memory_bytes=memory.device_bytes,
         host_memory_bytes=memory.host_bytes,
-        fits=memory.fits,
+        lacking=memory.lacking,
+        refused=refused,
+        fits=not memory.lacking and not refused,
         step_seconds=seconds,
         phases=phases,
         spent=asdict(sum(spent.values(), Spent())),
         traffic=sent,
-        links=Network(step.machine, step.workers).links(sum(sent.values())),
+        links=Network(step.machine, step.workers).links(sent),
         distinct_rows=sum(step.distinct_rows.values()),
         rows_per_worker=rows_per_worker(step),
         request_balance=request_balance(step),
@@ -142,3 +157,24 @@ def estimated(step: Step) -> Plan:
         checkpoint=checkpoint,
         prepared=step.text.prepared,
     )
+
+
+def _checkpoints_a_step(config: Config, seconds: float) -> float:
+    """How many are made for each step of so many seconds: by steps or by the clock, which starts
+    anew with each, whichever comes first.
+    """
+    steps, minutes = config.checkpoint.every_steps, config.checkpoint.every_minutes
+    by_clock = seconds / (60 * minutes) if minutes else 0.0
+    return max(by_clock, 1 / steps if steps else 0.0)
+
+
+def _why_refused(step: Step) -> str:
+    """What the check before a run says on the machine that it is planned for."""
+    machine, config = step.machine, step.config
+    if machine.device == "cuda":
+        rate = GPU_RATE
+    else:
+        threads = max(1, machine.cores // machine.workers_of_node(step.workers))
+        kind = "matrix units" if step.narrow else "usual"
+        rate = (config.cluster.threads_per_worker or threads) * CPU_THREAD_RATE[kind]
+    return why_refused(config, step.text.vocabulary_size["target"], step.workers, rate)

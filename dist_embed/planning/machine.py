@@ -29,7 +29,7 @@ _ENDING = ".yaml"
 _SHIPPED = files("dist_embed.planning") / "machines"
 
 Dtype = Literal["fp32", "bf16"]
-Collective = Literal["all_to_all", "all_reduce"]
+Collective = Literal["all_to_all", "all_gather", "all_reduce"]
 
 
 class Products(Section):
@@ -52,12 +52,15 @@ class Link(Section):
 
     latency_us: NonNegativeFloat = Field(description="Until a message of no size is there, µs.")
     gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a worker sends.")
+    peer_us: NonNegativeFloat = Field(
+        0.0, description="More for each worker that gets a message of its own, µs."
+    )
 
 
 class Exchange(Section):
     """A collective of some workers, as it was measured."""
 
-    kind: Collective = Field(description="all_to_all or all_reduce.")
+    kind: Collective = Field(description="all_to_all, all_gather or all_reduce.")
     workers: Annotated[int, Field(ge=2)] = Field(description="That took part.")
     latency_us: NonNegativeFloat = Field(description="Of one without bytes, µs.")
     gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a worker sends.")
@@ -69,6 +72,9 @@ class Store(Section):
     latency_ms: NonNegativeFloat = Field(description="Of a call that moves nothing, ms.")
     put_gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a node writes.")
     get_gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a node reads.")
+    digest_gb_s: PositiveFloat = Field(
+        1.0, description="10⁹ bytes a second that a worker takes the SHA-256 of."
+    )
 
 
 class Crowding(Section):
@@ -96,6 +102,9 @@ class Machine(Section):
     """What one kind of machine does. Speeds are of a worker's GPU, or of one core of a CPU."""
 
     name: str = Field(min_length=1, description="What a plan calls it.")
+    source: str = Field(
+        "not said", min_length=1, description="Where its figures are from; a plan tells it."
+    )
     device: Literal["cpu", "cuda"] = Field(description="cpu or cuda.")
     workers_per_node: PositiveInt | None = Field(
         None, description="Workers of one node; null: all workers are on this machine."
@@ -106,11 +115,14 @@ class Machine(Section):
     process_mib: NonNegativeFloat = Field(
         description="Host memory of a worker's process with its libraries."
     )
+    host_link_gb_s: PositiveFloat | None = Field(
+        None, description="10⁹ bytes a second between a GPU and its host, either way."
+    )
     device_process_mib: NonNegativeFloat = Field(
         0.0, description="Of a GPU's memory, what the driver and libraries take."
     )
     efficiency: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Share of `products` that a step reaches."
+        1.0, description="Share of `products` that products reach in a step."
     )
     products: Annotated[list[Products], Field(min_length=1)] = Field(
         description="Matrix products, by type and inner size."
@@ -158,6 +170,10 @@ class Machine(Section):
         """How much longer work takes beside so many workers of a node."""
         points = [(1, 1.0), *sorted((one.workers, one.factor) for one in self.crowding)]
         return _between(points, workers)
+
+    def host_link(self) -> float:
+        """Bytes per second between where tables are trained and the memory of the host."""
+        return 1e9 * (self.host_link_gb_s or self.memory_gb_s)
 
     def bytes_per_second(self) -> float:
         """That are read and written in a row."""
@@ -225,8 +241,11 @@ def machine_from_yaml(text: str, origin: str) -> Machine:
         machine = Machine.model_validate(values)
     except ValidationError as exc:
         raise ConfigError(mistakes(exc, Machine, origin, PAGE)) from None
-    if machine.device == "cuda" and machine.device_memory_gib is None:
-        raise ConfigError(f"{origin}: device_memory_gib: missing; memory of a worker's GPU")
+    if machine.device == "cuda":
+        for key in ("device_memory_gib", "host_link_gb_s"):
+            if getattr(machine, key) is None:
+                said = Machine.model_fields[key].description
+                raise ConfigError(f"{origin}: {key}: missing; {said}")
     if machine.workers_per_node is not None and machine.between_nodes is None:
         raise ConfigError(
             f"{origin}: between_nodes: missing; with workers_per_node there may be several nodes"

@@ -7,6 +7,7 @@ device holds is added, whose tier is chosen as a run chooses it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from dist_embed.embedding.memory import beside_tables_bytes, output_memory, table_bytes
 from dist_embed.embedding.settings import Tier
@@ -21,6 +22,8 @@ from dist_embed.errors import UserError
 from dist_embed.planning.step import Step
 from dist_embed.training.needs import step_needs, training_memory
 
+Lacking = Literal["", "device", "host"]
+
 
 @dataclass(frozen=True)
 class WorkerMemory:
@@ -29,12 +32,13 @@ class WorkerMemory:
     Attributes:
         device: bytes by part where it computes: of the GPU, or of the host where there is none.
         host: of the host of a GPU; empty where there is none.
-        fits: whether the machine has that for each of its workers.
+        lacking: where the machine has not that for each of its workers: on its ``device``s, else on
+            the ``host``; empty: nowhere.
     """
 
     device: dict[str, int]
     host: dict[str, int]
-    fits: bool
+    lacking: Lacking
 
     @property
     def device_bytes(self) -> int:
@@ -53,12 +57,14 @@ def worker_memory(step: Step) -> WorkerMemory:
     node = machine.node_memory_gib * 2**30
     if step.device_bytes is None:
         parts = _on_host(step, None)
-        return WorkerMemory(parts, {}, here * sum(parts.values()) <= node)
-    tier, tables = _tables_on_device(step)
+        return WorkerMemory(parts, {}, "device" if here * sum(parts.values()) > node else "")
+    tier, tables, _ = tables_on_device(step)
     device = {"process": int(machine.device_process_mib * 2**20)} | tables | _beside(step)
     host = _on_host(step, tier or "device")
-    fits = tier is not None and sum(device.values()) <= step.device_bytes
-    return WorkerMemory(device, host, fits and here * sum(host.values()) <= node)
+    lacking: Lacking = "host" if here * sum(host.values()) > node else ""
+    if tier is None or sum(device.values()) > step.device_bytes:
+        lacking = "device"
+    return WorkerMemory(device, host, lacking)
 
 
 def _on_host(step: Step, tier: Tier | None) -> dict[str, int]:
@@ -69,9 +75,9 @@ def _on_host(step: Step, tier: Tier | None) -> dict[str, int]:
     )  # fmt: skip
 
 
-def _tables_on_device(step: Step) -> tuple[Tier | None, dict[str, int]]:
-    """The tier that a run would choose, None where there is no room for any, and what the tables
-    take of the GPU.
+def tables_on_device(step: Step) -> tuple[Tier | None, dict[str, int], float]:
+    """With a GPU: the tier that a run would choose, None where there is no room for any; what the
+    tables take of the GPU; and the share of their rows that lies there, in caches too.
     """
     assert step.device_bytes is not None
     embedding, specs = step.config.embedding, list(step.specs.values())
@@ -83,14 +89,15 @@ def _tables_on_device(step: Step) -> tuple[Tier | None, dict[str, int]]:
     try:
         tier = choose_tier(embedding.memory, sizes, room)
     except UserError:
-        return None, _by_kind(step, sizes)
+        return None, _by_kind(step, sizes), 1.0
     if tier == "device":
-        return tier, _by_kind(step, sizes)
+        return tier, _by_kind(step, sizes), 1.0
     held = {"optimizer of tables": sizes.whole - sizes.in_host}
-    if tier == "uvm_caching":
-        cache = int(cache_share(sizes, room) * sizes.cacheable)
-        held["cache of rows"] = sizes.bookkeeping + cache
-    return tier, held
+    if tier == "uvm":
+        return tier, held, 0.0
+    share = cache_share(sizes, room)
+    held["cache of rows"] = sizes.bookkeeping + int(share * sizes.cacheable)
+    return tier, held, share
 
 
 def _by_kind(step: Step, sizes: Sizes) -> dict[str, int]:

@@ -19,7 +19,7 @@ def overview(plans: Sequence[Plan]) -> tuple[Row, list[Row]]:
             f"{one.workers:,}",
             f"{one.rows_per_worker[1]:,}",
             size(one.memory_bytes),
-            "yes" if one.fits else "no",
+            "refused" if one.refused else "yes" if one.fits else "no",
             f"{1000 * one.step_seconds:,.1f}",
             f"{one.tokens_per_second:,.0f}",
             f"{one.tokens_per_second / one.workers / first:.2f}",
@@ -64,10 +64,8 @@ def traffic_table(one: Plan) -> tuple[Row, list[Row]]:
 
 def verdict_lines(one: Plan) -> list[str]:
     """What limits it, and what would change that."""
-    lines = [
-        f"{one.workers:,} workers: {'fits' if one.fits else 'does not fit'}. First limit: "
-        f"{one.bottleneck}"
-    ]
+    state = "refused" if one.refused else "fits" if one.fits else "does not fit"
+    lines = [f"{one.workers:,} workers: {state}. First limit: {one.bottleneck}"]
     if not one.fits and not any(remedy.fits for remedy in one.remedies):
         lines.append("no single change makes it fit; together they may")
     return lines + [f"  {_told(remedy, one)}" for remedy in one.remedies]
@@ -79,6 +77,9 @@ def _told(remedy: Remedy, before: Plan) -> str:
         return f"{remedy.change}: {faster:.2f} times the tokens/s, {size(remedy.memory_bytes)}"
     fits = "fits" if remedy.fits else "still does not fit"
     less = f"{size(remedy.memory_bytes)} instead of {size(before.memory_bytes)}"
+    if before.lacking == "host":
+        less = f"{size(remedy.host_memory_bytes)} instead of {size(before.host_memory_bytes)}"
+        less += " on the host"
     return f"{remedy.change}: {less}, {fits}"
 
 
@@ -90,7 +91,8 @@ def remarks(one: Plan) -> list[str]:
         else "no prepared data: at most tokenizer.vocab_size words, as often as by Zipf's law"
     )
     return [
-        f"machine {one.machine}; {asked}; {one.distinct_rows:,.0f} distinct rows a step and worker",
+        f"machine {one.machine}: {one.machine_source}",
+        f"{asked}; {one.distinct_rows:,.0f} distinct rows a step and worker",
         f"a worker that is asked for most rows is asked for {one.request_balance:.2f} times the "
         f"mean; rows a worker: {one.rows_per_worker[0]:,} to {one.rows_per_worker[1]:,}",
         f"a checkpoint: training waits {one.checkpoint.stall_seconds:,.2f} s, loading takes "

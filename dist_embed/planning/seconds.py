@@ -13,6 +13,7 @@ from functools import cached_property
 from dist_embed.embedding.memory import table_bytes
 from dist_embed.observe.phase_names import PhaseName
 from dist_embed.planning.machine import Collective, Dtype, Factor
+from dist_embed.planning.memory import tables_on_device
 from dist_embed.planning.step import Step
 from dist_embed.planning.traffic import Network, traffic
 
@@ -30,6 +31,9 @@ _ADAM_PASSES, _UPDATE_PASSES = 7, 6
 # Operations of TorchRec and of our own around an exchange of ids or rows.
 _EXCHANGE_OPERATIONS = 120
 _TENSORS_OF_A_LAYER = 15
+# Seconds for each count that clipping makes a number of Python of, and picks by owner: some 30 ns,
+# assumed.
+_COUNT_SECONDS = 3e-8
 # Of a backward, in which the exchange of gradients can go on beside it.
 _BESIDE_BACKWARD = 0.5
 
@@ -166,6 +170,26 @@ class StepTime:
             memory=rows * of_row / self.step.machine.gathered_per_second(of_row) / self._share
         )
 
+    @cached_property
+    def _on_device(self) -> tuple[bool, float]:
+        """Whether rows may lie on the host of a GPU, and the share of them that does not."""
+        if self.step.device_bytes is None:
+            return False, 1.0
+        tier, _, share = tables_on_device(self.step)
+        return tier in ("uvm", "uvm_caching"), share
+
+    def _from_host(self, values: float) -> Spent:
+        """Values of rows that a GPU fetches from its host, or writes there."""
+        of_value = 2 if self.step.config.embedding.weights == "fp16" else 4
+        return Spent(memory=of_value * values / self.step.machine.host_link())
+
+    def _missed(self, times: int) -> Spent:
+        """Rows that no cache holds, so often between a GPU and its host: those of words that are
+        not among the most frequent ones, of which a cache is full.
+        """
+        rows = self.step.distinct_beyond(self._on_device[1])
+        return self._from_host(times * self.step.config.embedding.width * rows)
+
     def _exchange(self, kind: Collective, sent: float, times: float = 1.0) -> Spent:
         """``times`` exchanges that carry ``sent`` bytes of this worker together."""
         network = Network(self.step.machine, self.step.workers)
@@ -181,13 +205,17 @@ class StepTime:
         attention = (2 if cross else 1) * 2 * _SENTENCE_TOKENS * width
         passes = (_PASSES_OF_WIDTH + cross * _CROSS_PASSES) * width + _PASSES_OF_INNER * inner
         parts = self.step.config.train.accumulate
+        ends = 0 if width == self.step.config.embedding.width else 1 + cross  # projections
         rectangles = min(_MOST_RECTANGLES, max(1.0, tokens / parts / _RECTANGLE_TOKENS))
         operations = parts * (1.75 if cross else 1) * (
             _LAYER_OPERATIONS + _RECTANGLE_OPERATIONS * rectangles
         )  # fmt: skip
         entering = 8 * max(width, self.step.config.embedding.width) * tokens
         return self._of(
-            flops=layers * 2 * tokens * (weights + attention), inner=width,
+            flops=2 * tokens * (
+                layers * (weights + attention) + ends * width * self.step.config.embedding.width
+            ),
+            inner=width,
             values=layers * passes * tokens + entering,
             operations=layers * operations + 20 * parts,
         )  # fmt: skip
@@ -210,6 +238,7 @@ class StepTime:
         return (
             self._of(values=3 * width * rows, operations=_EXCHANGE_OPERATIONS)
             + self._gathered(rows, width)
+            + self._missed(1)
             + self._exchange("all_to_all", self._sent["vectors"])
         )
 
@@ -224,32 +253,51 @@ class StepTime:
         operations = _BLOCK_OPERATIONS * blocks
         if step.by_tiles:
             operations *= max(1.0, 4 * block * rows / step.output.block_bytes)
-        carried = sum(
-            size for name, size in self._sent.items() if "hidden" in name or "logits" in name
-        )
+        gathered = self._sent["hidden states"] + self._sent["numbers of logits"]
         own = self._of(
             flops=products * tokens * rows * width, inner=width,
             values=passes * tokens * rows + 2 * rows * width, operations=operations,
         )  # fmt: skip
-        times = 3 + (0 if step.by_tiles else blocks)
-        return own + self._exchange("all_to_all", carried, times=times)
+        if self._on_device[0]:  # by blocks they are copied once, by tiles fetched in both passes
+            own += self._from_host((1 + step.by_tiles) * rows * width)
+        back = self._exchange("all_to_all", self._sent["gradients of hidden states"])
+        times = 2 + (1 if step.by_tiles else blocks)
+        return own + back + self._exchange("all_gather", gathered, times=times)
 
     def _sampled(self) -> Spent:
         step = self.step
         tokens, width = step.target_tokens / step.workers, step.output.table.width
-        carried = sum(size for name, size in self._sent.items() if "negatives" in name)
         blocks = max(1.0, 4 * tokens * step.samples / step.output.block_bytes)
         own = self._of(
             flops=6 * tokens * step.samples * width, inner=width,
             values=_SAMPLED_PASSES * tokens * step.samples + 6 * step.samples * width,
             operations=_BLOCK_OPERATIONS * blocks,
         )  # fmt: skip
-        return own + self._exchange("all_to_all", carried, times=2)
+        back = self._exchange("all_to_all", self._sent["gradients of negatives"])
+        return own + back + self._exchange("all_gather", self._sent["negatives"])
 
     def _norm(self) -> Spent:
         rows = sum(self.step.distinct_rows.values())
         values = self.step.parameters + rows * self.step.config.embedding.width
-        return self._of(values=values, operations=self._tensors) + self._exchange("all_reduce", 0.0)
+        found = self._of(values=values, operations=self._tensors)
+        found += self._exchange("all_reduce", 0.0)
+        return found + self._summed_at_owners(rows) if self.step.config.train.clip_norm else found
+
+    def _summed_at_owners(self, rows: float) -> Spent:
+        """Gradients of rows for the norm of their sums, see `optim.gradient_norm`."""
+        step, width = self.step, self.step.config.embedding.width
+        found = Spent()
+        if step.output.exact and step.output.trained:  # the gradient of the whole shard is there
+            found += self._of(values=step.output_rows * width)
+        if step.workers == 1:
+            return found
+        counts = len(step.specs) * step.workers**2
+        found += Spent(operations=_COUNT_SECONDS * counts)
+        # Put in order of rows, and added up there.
+        found += self._of(values=4 * width * rows, operations=_EXCHANGE_OPERATIONS)
+        found += self._gathered(2 * rows, width)
+        found += self._exchange("all_gather", self._sent["counts for clipping"])
+        return found + self._exchange("all_to_all", self._sent["rows for clipping"], times=2)
 
     @property
     def _tensors(self) -> int:
@@ -268,10 +316,13 @@ class StepTime:
         found = (
             self._of(values=3 * width * rows, operations=_EXCHANGE_OPERATIONS)
             + self._gathered(2 * rows, width)
+            + self._missed(2)
             + self._exchange("all_to_all", self._sent["row gradients"])
         )
         if step.output.exact and step.output.trained:  # all rows of the output layer's table
             optimizer, weights = step.config.embedding.optimizer, step.config.embedding.weights
             shard = table_bytes(step.output.table, optimizer, workers, weights) / 4
             found += self._of(values=_UPDATE_PASSES * shard)
+            if self._on_device[0]:
+                found += self._from_host(2 * step.output_rows * width)
         return found

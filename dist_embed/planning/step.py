@@ -12,7 +12,7 @@ from dist_embed.embedding.plan import TableSpec, shard_of
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.planning.machine import Machine
 from dist_embed.planning.text import Text
-from dist_embed.planning.words import Group, Words, by_rank, distinct, sampled
+from dist_embed.planning.words import Group, Words, by_rank, distinct, rarer, sampled
 from dist_embed.training.needs import dense_parameters, output_needs, specs_of
 from dist_embed.training.samples import samples_of_a_step
 
@@ -103,13 +103,27 @@ class Step:
     @cached_property
     def distinct_rows(self) -> dict[str, float]:
         """U: by table how many distinct rows a worker looks up, expected."""
+        return {table: self._distinct(of) for table, of in self._roles.items()}
+
+    def distinct_beyond(self, share: float) -> float:
+        """Of all `distinct_rows`, those beyond a share of each table's rows, the most frequent."""
+        if share >= 1:
+            return 0.0
+        return sum(
+            self._distinct(of, int(share * self.specs[table].num_rows))
+            for table, of in self._roles.items()
+        )
+
+    @property
+    def _roles(self) -> dict[str, list[str]]:
+        """By table."""
         roles: dict[str, list[str]] = {}
         for role, table in TABLE_OF_ROLE[self.config.model.share_embeddings].items():
             roles.setdefault(table, []).append(role)
-        return {table: self._distinct(of) for table, of in roles.items()}
+        return roles
 
-    def _distinct(self, roles: list[str]) -> float:
-        """Of one table with these roles."""
+    def _distinct(self, roles: list[str], first: int = 0) -> float:
+        """Of one table with these roles, from the id ``first`` on."""
         share = {"source": self.text.source_share, "target": self.text.target_share}
         negatives = "output" in roles and self.samples > 0
         sides = ["source"] if "source" in roles else []
@@ -119,7 +133,8 @@ class Step:
             return 0.0
         words = self.text.words["both" if len(sides) > 1 else sides[0]]
         draws = self.padded_tokens * sum(share[side] for side in sides)
-        return distinct(words, draws, self._own_negatives(words) if negatives else None)
+        also = self._own_negatives(words) if negatives else None
+        return distinct(rarer(words, first), draws, also)
 
     def _own_negatives(self, words: Words) -> Callable[[Group], float]:
         """The probability by which a word of a group is in a worker's part of the negatives."""

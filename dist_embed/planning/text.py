@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _SIDES = ("source", "target")
 
-# Of a step's budget, that is not the padding of units, and of the longer side of a pair, that is
-# target tokens where lengths are not known (docs/benchmarks/balance.md).
+# Of a step's budget, that is not the padding of units, and of the longer sides of pairs, that is
+# tokens of the side that has more of them (docs/benchmarks/balance.md).
 UNPADDED, LONGER_SIDE = 0.95, 0.94
 
 
@@ -72,7 +72,9 @@ def _prepared_text(data: PreparedData) -> Text:
     shards = data.splits["train"].shards
     source = sum(shard.source_tokens for shard in shards)
     target = data.splits["train"].target_tokens
-    longer = max(source, target, 1)
+    # The longer side of a pair has more than the longer side of the text, but where all sentences
+    # of each side are equally long.
+    longer = max(source, target, 1) / LONGER_SIDE
     words = {side: _counted(data, [side]) for side in _SIDES}
     if data.shared_vocabulary:
         words["both"] = _counted(data, list(_SIDES))

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dist_embed.planning.machine import Collective, Machine
+from dist_embed.embedding.memory import LOGIT_NUMBERS_BYTES
+from dist_embed.embedding.plan import bags_of_a_table
+from dist_embed.planning.machine import Collective, Link, Machine
 from dist_embed.planning.step import Step
 
 _ID_BYTES = 8
 _VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-_NUMBERS_OF_A_TOKEN = 4 * 4  # what workers tell each other of a token's logits
+# By what collective things are sent, where not from each worker to each other.
+_KINDS: dict[str, Collective] = {
+    "hidden states": "all_gather", "numbers of logits": "all_gather", "negatives": "all_gather",
+    "counts for clipping": "all_gather", "dense gradients": "all_reduce",
+}  # fmt: skip
 
 
 def traffic(step: Step) -> dict[str, float]:
@@ -26,8 +33,10 @@ def traffic(step: Step) -> dict[str, float]:
     width = step.config.embedding.width
     rows = sum(step.distinct_rows.values()) * elsewhere
     of_row = width * _VALUE_BYTES[step.config.embedding.exchange]
+    # TorchRec sends how many rows each bag has before it sends which.
+    bags = bags_of_a_table(step.machine.device, step.workers) * len(step.specs)
     sent = {
-        "ids": _ID_BYTES * rows,
+        "ids": _ID_BYTES * (rows + bags * others),
         "vectors": of_row * rows,
         "row gradients": of_row * rows,
         "dense gradients": 2 * 4 * step.parameters * elsewhere,
@@ -36,11 +45,14 @@ def traffic(step: Step) -> dict[str, float]:
     if step.output.exact:
         sent["hidden states"] = (4 * width + _ID_BYTES) * own_tokens * others
         sent["gradients of hidden states"] = 4 * width * own_tokens * others
-        sent["numbers of logits"] = _NUMBERS_OF_A_TOKEN * step.target_tokens * others
+        sent["numbers of logits"] = LOGIT_NUMBERS_BYTES * step.target_tokens * others
     else:
         own_samples = step.drawn / step.workers
         sent["negatives"] = 4 * width * own_samples * others
         sent["gradients of negatives"] = 4 * width * own_samples * others
+    if step.config.train.clip_norm:  # see `optim.gradient_norm`
+        sent["counts for clipping"] = _ID_BYTES * len(step.specs) * step.workers * others
+        sent["rows for clipping"] = (_ID_BYTES + 4 * width) * rows
     return sent
 
 
@@ -56,12 +68,26 @@ class Network:
     machine: Machine
     workers: int
 
-    def links(self, sent: float) -> dict[str, float]:
-        """Of bytes that a worker sends to all others alike: those within its node and beyond."""
-        if self.workers == 1:
-            return {"within a node": 0.0, "between nodes": 0.0}
-        beyond = (self.workers - self.machine.workers_of_node(self.workers)) / (self.workers - 1)
-        return {"within a node": sent * (1 - beyond), "between nodes": sent * beyond}
+    def links(self, sent: Mapping[str, float]) -> dict[str, float]:
+        """Of what `traffic` tells: bytes within a worker's node, and beyond."""
+        parts = [self.parts(_KINDS.get(name, "all_to_all"), size) for name, size in sent.items()]
+        within, between = (sum(part[place] for part in parts) for place in (0, 1))
+        return {"within a node": within, "between nodes": between}
+
+    def parts(self, kind: Collective, sent: float) -> tuple[float, float]:
+        """Of the bytes that a worker sends in a collective: those within its node, and beyond.
+
+        From each worker to each other every byte has a way of its own. What is gathered enters a
+        node once, and what is summed up goes round in a ring for each worker of a node; each worker
+        has a link of its own to other nodes, and its share of that.
+        """
+        here = self.machine.workers_of_node(self.workers)
+        if self.workers == here:
+            return sent, 0.0
+        beyond = sent if kind == "all_reduce" else sent * (self.workers - here) / (self.workers - 1)
+        if kind != "all_to_all":
+            beyond /= here
+        return sent - beyond, beyond
 
     def latency(self, kind: Collective) -> float:
         """Seconds of one without bytes."""
@@ -70,23 +96,18 @@ class Network:
         here = self.machine.workers_of_node(self.workers)
         within, _ = self._within(kind, here)
         nodes, between = self.machine.nodes(self.workers), self.machine.between_nodes
-        beyond = between.latency_us * math.ceil(math.log2(nodes)) if between and nodes > 1 else 0.0
-        return 1e-6 * (within + beyond)
+        if between is None or nodes == 1:
+            return 1e-6 * within
+        return 1e-6 * (within + _link_latency(kind, between, nodes, self.workers - here))
 
     def sending(self, kind: Collective, sent: float) -> float:
         """Seconds for the bytes that each worker sends, without `latency`."""
         if self.workers == 1:
             return 0.0
         _, gb_s = self._within(kind, self.machine.workers_of_node(self.workers))
-        links, between = self.links(sent), self.machine.between_nodes
-        if kind == "all_reduce":  # a ring for each worker of a node, each over its own link
-            links = {"within a node": sent, "between nodes": sent if between else 0.0}
-            if self.machine.nodes(self.workers) == 1:
-                links["between nodes"] = 0.0
-            else:
-                links["between nodes"] /= self.machine.workers_of_node(self.workers)
-        beyond = links["between nodes"] / (1e9 * between.gb_s) if between else 0.0
-        return max(links["within a node"] / (1e9 * gb_s), beyond)
+        within, beyond = self.parts(kind, sent)
+        between = self.machine.between_nodes
+        return max(within / (1e9 * gb_s), beyond / (1e9 * between.gb_s) if between else 0.0)
 
     def _within(self, kind: Collective, workers: int) -> tuple[float, float]:
         """Latency, µs, and 10⁹ bytes a second of a collective of a node's workers."""
@@ -95,7 +116,17 @@ class Network:
         link = self.machine.within_node
         of_kind = [one for one in self.machine.exchanges if one.kind == kind]
         if not of_kind:
-            return link.latency_us * math.ceil(math.log2(workers)), link.gb_s
+            return _link_latency(kind, link, workers, workers - 1), link.gb_s
         nearest = min(of_kind, key=lambda one: abs(math.log(one.workers / workers)))
+        if kind == "all_to_all":
+            more = link.peer_us * max(0, workers - nearest.workers)
+            return nearest.latency_us + more, nearest.gb_s
         steps = math.log2(workers) / math.log2(nearest.workers)
         return nearest.latency_us * max(1.0, steps), nearest.gb_s
+
+
+def _link_latency(kind: Collective, link: Link, members: int, peers: int) -> float:
+    """µs: by a tree of so many members; from each to each, one and more for each peer."""
+    if kind == "all_to_all":
+        return link.latency_us + link.peer_us * peers
+    return link.latency_us * math.ceil(math.log2(members))

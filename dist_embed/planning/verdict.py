@@ -44,9 +44,13 @@ def plan(config: Config, workers: int, machine: Machine | None = None) -> Plan:
 
 
 def bottleneck(found: Plan, step: Step) -> str:
-    """The first one: memory that is not there, else what most of a step's time goes to."""
-    if not found.fits:
-        memory = found.memory
+    """The first one: that a run is refused, memory that is not there, else what most of a step's
+    time goes to.
+    """
+    if found.refused:
+        return f"refused, whatever memory there is: {found.refused}"
+    if found.lacking:
+        memory = found.memory if found.lacking == "device" else found.host_memory
         part = max(memory, key=lambda name: memory[name])
         return (
             f"memory: {_gib(found.memory_bytes)} of a worker"
@@ -81,11 +85,12 @@ def remedies(found: Plan, step: Step) -> list[Remedy]:
             if one.fits and one.tokens_per_second > (1 + _COUNTS) * found.tokens_per_second
         ]
         return sorted(faster, key=lambda one: -one.tokens_per_second)[:_NAMED]
-    smaller = [
-        one for one in known
-        if one.fits or one.memory_bytes < (1 - _COUNTS) * found.memory_bytes
-    ]  # fmt: skip
-    smaller.sort(key=lambda one: (not one.fits, one.memory_bytes))
+
+    def taken(one: Plan | Remedy) -> int:  # of what lacks
+        return one.host_memory_bytes if found.lacking == "host" else one.memory_bytes
+
+    smaller = [one for one in known if one.fits or taken(one) < (1 - _COUNTS) * taken(found)]
+    smaller.sort(key=lambda one: (not one.fits, taken(one)))
     return [*_more_workers(step), *smaller[:_NAMED]]
 
 
@@ -115,6 +120,8 @@ def _changes(config: Config, step: Step) -> Iterator[_Change]:
     if embedding.width >= 8:
         yield _Change("embedding", {"width": embedding.width // 2})
     yield _Change("train", {"accumulate": 2 * train.accumulate})
+    if train.clip_norm:
+        yield _Change("train", {"clip_norm": 0.0})
     yield _Change("train", {"batch_tokens": 2 * train.batch_tokens})
     if step.machine.device == "cuda":
         if embedding.weights == "fp32":
@@ -150,8 +157,9 @@ def _more_workers(step: Step) -> Iterator[Remedy]:
 
 def _remedy(change: str, found: Plan) -> Remedy:
     return Remedy(
-        change, found.memory_bytes, found.step_seconds, found.tokens_per_second, found.fits
-    )
+        change, found.memory_bytes, found.host_memory_bytes, found.step_seconds,
+        found.tokens_per_second, found.fits,
+    )  # fmt: skip
 
 
 def _there(step: Step) -> str:

@@ -58,6 +58,16 @@ def counted_words(counts: Iterable[tuple[int, int]]) -> Words:
     return groups
 
 
+def rarer(words: Words, first: int) -> Words:
+    """Those whose ids are ``first`` and more."""
+    ends = [group.first + group.count for group in words]
+    return [
+        Group(max(group.first, first), end - max(group.first, first), group.probability)
+        for group, end in zip(words, ends, strict=True)
+        if end > first
+    ]
+
+
 def distinct(words: Words, draws: float, also: Callable[[Group], float] | None = None) -> float:
     """How many different words are expected among so many independent draws.
 

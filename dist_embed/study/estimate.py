@@ -7,11 +7,14 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from dist_embed.cluster.launch import cluster_address
 from dist_embed.config.schema import Config
-from dist_embed.embedding.memory import GIB, available_bytes
-from dist_embed.parallel.device import resolve_device
+from dist_embed.embedding.memory import GIB, PROCESS_BYTES, available_bytes
+from dist_embed.parallel.device import has_native_bf16, resolve_device
 from dist_embed.planning import Machine, Plan, load_machine, plan
+from dist_embed.planning.machine import Dtype
 from dist_embed.run.history import REST
 
 
@@ -30,13 +33,15 @@ class Estimate:
     memory_gib: float
 
     def why_not(self) -> str:
-        """That it does not fit, with what would."""
+        """That it does not fit, or is refused, with what would do."""
         remedies = [
             f"{one.change} ({one.memory_bytes / GIB:.2f} GiB per worker)"
             for one in self.plan.remedies
             if one.fits
         ]
         ways = f"; it would with {' or '.join(remedies[:3])}" if remedies else ""
+        if self.plan.refused:
+            return f"{self.plan.bottleneck}{ways}"
         return f"does not fit by its plan: {self.plan.bottleneck}{ways}"
 
     def columns(self) -> dict[str, Any]:
@@ -68,8 +73,21 @@ class Planner:
 def _this_machine(config: Config) -> Machine | None:
     if cluster_address(config) or resolve_device(config.cluster.device) != "cpu":
         return None
-    here = {"cores": len(os.sched_getaffinity(0)), "node_memory_gib": available_bytes() / GIB}
-    return load_machine("cpu").model_copy(update=here)
+    usual = load_machine("cpu")
+    # As the check before a run has them, so that both say the same.
+    types: list[Dtype] = ["fp32", "bf16"] if has_native_bf16(torch.device("cpu")) else ["fp32"]
+    here = {
+        "cores": len(os.sched_getaffinity(0)),
+        "node_memory_gib": available_bytes() / GIB,
+        "process_mib": PROCESS_BYTES / 2**20,
+        "products": [
+            one.model_copy(update={"type": dtype})
+            for dtype in types
+            for one in usual.products
+            if one.type == "fp32"
+        ],
+    }
+    return usual.model_copy(update=here)
 
 
 def planned_columns(found: Plan) -> dict[str, Any]:

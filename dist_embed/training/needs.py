@@ -8,6 +8,7 @@ from typing import Literal
 
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import (
+    CLIPPING_COUNT_BYTES,
     OutputNeeds,
     Replicated,
     host_table_bytes,
@@ -52,7 +53,9 @@ def output_needs(
     name = TABLE_OF_ROLE[model.share_embeddings]["output"]
     table, settings = specs_of(config, vocabulary_size)[name], table_settings(config).get(name)
     exact, workers = model.output == "exact", num_workers or config.cluster.min_workers
-    words, negatives = vocabulary_size["target"], 0
+    words, negatives, tokens = vocabulary_size["target"], 0, 0
+    if exact and training:
+        tokens = workers * _micro_tokens(config, num_workers)
     if not exact:
         negatives = samples_of_a_step(config, words)
         if model.batch_negatives:
@@ -71,6 +74,7 @@ def output_needs(
         sampler_words=words if not exact and model.sampler == "unigram" else 0,
         share_words=words if model.batch_negatives else 0,
         negatives=negatives,
+        tokens=tokens,
         trained=not (settings and settings.freeze),
         device="cpu" if device_bytes is None else "cuda",
     )
@@ -130,18 +134,29 @@ def step_needs(
 ) -> Replicated:
     """What a worker that trains holds beside tables and output layer."""
     held = _replicated(config, vocabulary_size, word_tables=word_tables)
-    # Of workers that come and go each makes as many more micro-batches as there are fewer.
-    tokens = -(-config.train.batch_tokens // config.cluster.max_workers)
-    vectors = (
-        4 * config.embedding.width * -(-config.train.batch_tokens // config.cluster.min_workers)
-    )
+    workers = config.cluster.min_workers
+    vectors = 4 * config.embedding.width * -(-config.train.batch_tokens // workers)
+    counts = 0
+    if config.train.clip_norm and workers > 1:
+        counts = len(specs_of(config, vocabulary_size)) * workers**2
     return replace(
         held,
-        activation_bytes=activation_bytes(
-            config.model, -(-tokens // config.train.accumulate), narrow=narrow
-        ),
+        activation_bytes=activation_bytes(config.model, _micro_tokens(config), narrow=narrow),
         exchange_bytes=_VECTORS_OF_A_TOKEN * vectors,
+        clipping_bytes=CLIPPING_COUNT_BYTES * counts,
     )
+
+
+def _micro_tokens(config: Config, num_workers: int | None = None) -> int:
+    """The most tokens that a worker has on either side of a micro-batch; ``num_workers`` as in
+    `output_needs`.
+    """
+    cluster = config.cluster
+    # Of workers that come and go each makes as many more micro-batches as there are fewer.
+    fixed = cluster.min_workers == cluster.max_workers
+    workers = num_workers if num_workers and fixed else cluster.max_workers
+    tokens = -(-config.train.batch_tokens // workers)
+    return -(-tokens // config.train.accumulate)
 
 
 def _replicated(

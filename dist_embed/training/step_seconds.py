@@ -68,17 +68,24 @@ def check_step(
 
     Raises UserError.
     """
-    if config.model.output != "exact":
-        return
     rate = worker_rate(device, threads_per_worker(config), config.train.precision, root)
+    if why := why_refused(config, num_words, num_workers, rate):
+        raise UserError(why)
+
+
+def why_refused(config: Config, num_words: int, num_workers: int, rate: float) -> str:
+    """What `check_step` says where a worker does not exceed ``rate`` FLOP/s; empty: nothing."""
+    if config.model.output != "exact":
+        return ""
     seconds = exact_step_seconds(config, num_words, num_workers, rate)
-    if seconds > LONGEST_STEP_SECONDS:
-        raise UserError(
-            f"model.output: 'exact' is not allowed for {num_words:,} words with {num_workers} "
-            f"workers: one step of train.batch_tokens={config.train.batch_tokens:,} would take "
-            f"{seconds / 60:,.1f} minutes or more; with model.output=sampled its cost does not "
-            "grow with the vocabulary"
-        )
+    if seconds <= LONGEST_STEP_SECONDS:
+        return ""
+    return (
+        f"model.output: 'exact' is not allowed for {num_words:,} words with {num_workers} "
+        f"workers: one step of train.batch_tokens={config.train.batch_tokens:,} would take "
+        f"{seconds / 60:,.1f} minutes or more; with model.output=sampled its cost does not "
+        "grow with the vocabulary"
+    )
 
 
 def threads_per_worker(config: Config) -> int:

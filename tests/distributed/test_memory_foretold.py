@@ -27,10 +27,12 @@ from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.words_folder import write_words_folder
-from dist_embed.embedding.memory import PROCESS_BYTES
-from dist_embed.model.output import sharded_cross_entropy
+from dist_embed.embedding.memory import PROCESS_BYTES, OutputNeeds, output_memory
+from dist_embed.embedding.plan import TableSpec
+from dist_embed.model.output import OutputShard, sharded_cross_entropy
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.allocator import keep_freed_memory
+from dist_embed.parallel.device import resolve_dtype
 from dist_embed.parallel.group import Group
 from dist_embed.parallel.rendezvous import hosted_store
 from dist_embed.run.data import digests_of_data, digests_of_tokenizers, vocabularies
@@ -52,6 +54,7 @@ from tests.stores.s3_server import MotoServer, moto_missing
 pytestmark = [pytest.mark.distributed, pytest.mark.heavy, pytest.mark.timeout(1200)]
 
 WIDTH = 64
+OUTPUT_ROWS = 16  # of each worker, where tokens are what counts
 LIMIT_SECONDS = 400.0  # of a life; without bf16 of its own a CPU takes long for such products
 Sizes = dict[str, int]
 Sections = dict[str, dict[str, Any]]
@@ -279,6 +282,47 @@ def test_so_it_does_with_other_tables_and_products(
 ) -> None:
     given = {"train": {"precision": "fp32"}} | sections | prepare(vocabulary)
     check(configured(tmp_path, 1, "in_place", **given), vocabulary, base)
+
+
+def train_output(rank: int, port: int, values: dict[str, Any], tokens: Sizes, *_: Any) -> None:
+    """A worker's part of the exact output layer, with gradients, of its share of the tokens."""
+    config = config_from_dict(values)
+    group, width = joined(rank, port, config), config.embedding.width
+    own = tokens["target"] // group.num_workers
+    counts = [own + (worker == 0) for worker in range(group.num_workers)]
+    shard = OutputShard(
+        group, rank * OUTPUT_ROWS, OUTPUT_ROWS * group.num_workers,
+        int(float(config.model.logits_block_mib) * 2**20), resolve_dtype(
+            config.train.precision, group.device
+        ),
+    )  # fmt: skip
+    hidden = torch.randn(counts[rank], width, requires_grad=True)
+    targets = torch.zeros(counts[rank], dtype=torch.int64)
+    sharded_cross_entropy(hidden, targets, torch.randn(OUTPUT_ROWS, width), shard, counts, 0.1)
+    os._exit(0)
+
+
+@pytest.mark.parametrize(("num_workers", "block_mib"), [(1, 1.0), (4, 1.0), (4, 0.001)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_so_it_does_where_tokens_are_what_it_holds(
+    tmp_path: Path, num_workers: int, block_mib: float, precision: str
+) -> None:
+    """By blocks and, where a block has few tokens, by tiles."""
+    config = configured(
+        tmp_path, num_workers, "in_place", embedding={"width": 512},
+        model={"logits_block_mib": block_mib}, train={"precision": precision},
+    )  # fmt: skip
+    few, many = 400, 120_000
+    peaks = [
+        peak_bytes(config, {"target": tokens}, life=train_output, lives=1) for tokens in (few, many)
+    ]
+    output = OutputNeeds(
+        TableSpec("t", OUTPUT_ROWS * num_workers, 512), True, int(block_mib * 2**20),
+        narrow_products=precision == "bf16", tokens=many,
+    )  # fmt: skip
+    own = 4 * 512 * many // num_workers  # of the decoder
+    expected = output_memory(output, num_workers)["tokens of all workers"] + own
+    assert peaks[1] - peaks[0] == pytest.approx(expected, rel=0.1)
 
 
 def read(rank: int, port: int, values: dict[str, Any], vocabulary: Sizes, *_: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from dist_embed.config.load import config_from_dict
+from dist_embed.embedding import sharded_tables
 from dist_embed.parallel import collectives
 from dist_embed.parallel.group import Group
 from dist_embed.planning import load_machine
@@ -20,11 +21,14 @@ from tests.distributed.pool import WorkerPool
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
 
 ROWS, WIDTH, WORKERS, PAIRS = 301, 8, 2, 120
+BAGS = 400  # of a table, as on a GPU
 
 
 def sent_in_a_step(group: Group, tiny: Tiny) -> tuple[dict[str, int], int, int]:
     """Bytes to other workers by kind, the rows that this one wants, and tokens of all."""
-    sharded = Sharded(tiny, group)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharded_tables, "bags_of_a_table", lambda *given: BAGS)
+        sharded = Sharded(tiny, group)
     work = sharded.work(random_pairs(PAIRS, 1, ROWS, ROWS))
     prepared = sharded.train_step.prepare(1, work)
     sent: defaultdict[str, int] = defaultdict(int)
@@ -52,14 +56,16 @@ def sent_in_a_step(group: Group, tiny: Tiny) -> tuple[dict[str, int], int, int]:
     return dict(sent), wanted, work.global_tokens
 
 
-def planned(rows: float, tokens: int, num_samples: int) -> dict[str, float]:
+def planned(
+    rows: float, tokens: int, num_samples: int, clip_norm: float, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, float]:
     """Of a step that asks for so many rows."""
     output = {"output": "sampled", "num_samples": num_samples} if num_samples else {}
     config = config_from_dict(
         {
             "run": {"uri": "/nowhere"}, "data": {"synthetic": {}},
             "embedding": {"width": WIDTH}, "model": {"share_embeddings": "all", **output},
-            "train": {"max_steps": 1, "batch_tokens": tokens},
+            "train": {"max_steps": 1, "batch_tokens": tokens, "clip_norm": clip_norm},
             "cluster": {"num_workers": WORKERS},
         }
     )  # fmt: skip
@@ -67,26 +73,33 @@ def planned(rows: float, tokens: int, num_samples: int) -> dict[str, float]:
     text = Text(sizes, {}, 1.0, 1.0, prepared=False, word_tables=True)
     step = Step(config, load_machine("cpu"), text, WORKERS)
     step.__dict__["distinct_rows"] = {"shared": rows}
+    monkeypatch.setattr("dist_embed.planning.traffic.bags_of_a_table", lambda *given: BAGS)
     return traffic(step)
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 0.3])
 @pytest.mark.parametrize("num_samples", [0, 40])
-def test_a_step_sends_what_is_planned(workers: WorkerPool, num_samples: int) -> None:
+def test_a_step_sends_what_is_planned(
+    workers: WorkerPool, num_samples: int, clip_norm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny = Tiny(
         share="all", source_rows=ROWS, target_rows=ROWS, width=WIDTH, num_samples=num_samples,
-        block_bytes=4 * ROWS * 400,
+        block_bytes=4 * ROWS * 400, clip_norm=clip_norm,
     )  # fmt: skip
     found = workers.run(WORKERS, sent_in_a_step, tiny)
     rows = sum(wanted for _, wanted, _ in found) / WORKERS
-    told = planned(rows, found[0][2], num_samples)
+    told = planned(rows, found[0][2], num_samples, clip_norm, monkeypatch)
 
     def mean(kind: str) -> float:
         return sum(sent[kind] for sent, _, _ in found) / WORKERS
 
     back = "negatives" if num_samples else "hidden states"
-    assert mean("ids") == pytest.approx(told["ids"], rel=0.1)
+    clipping = told.get("rows for clipping", 0.0)
+    numbers = clipping * 8 / (8 + 4 * WIDTH)
+    assert mean("ids") == pytest.approx(told["ids"] + numbers, rel=0.1)
     both_ways = told["vectors"] + told["row gradients"] + told[f"gradients of {back}"]
-    assert mean("rows") == pytest.approx(both_ways, rel=0.1)
+    assert mean("rows") == pytest.approx(both_ways + clipping - numbers, rel=0.1)
+    gathered = told[back] + told.get("numbers of logits", 0.0)
     assert mean("gathered") == pytest.approx(
-        told[back] + told.get("numbers of logits", 0.0), rel=0.1
+        gathered + told.get("counts for clipping", 0.0), rel=0.1
     )

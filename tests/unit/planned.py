@@ -34,6 +34,7 @@ node_memory_gib: 512
 device_memory_gib: 16
 process_mib: 100
 device_process_mib: 200
+host_link_gb_s: 50
 products: [{type: bf16, inner: 64, gflops: 1000}]
 memory_gb_s: 1000
 gather: [{row_bytes: 256, gb_s: 1000}]

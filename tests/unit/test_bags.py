@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dist_embed.embedding.bags import bags_of_a_table, in_bags
+from dist_embed.embedding.bags import in_bags
+from dist_embed.embedding.plan import bags_of_a_table
 
 CPU = torch.device("cpu")
 

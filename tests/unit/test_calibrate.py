@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from dist_embed.bench import calibrate as calibrating
 from dist_embed.bench.calibrate import calibrate, machine_yaml
-from dist_embed.bench.plan_check import CASES, compare, comparison_table, verdict
+from dist_embed.bench.plan_check import (
+    CASES,
+    compare,
+    comparison_table,
+    factors_table,
+    verdict,
+)
 from dist_embed.bench.planned_runs import Case, Measured, Runs, case_config
 from dist_embed.cli.main import main
 from dist_embed.observe.phase_names import PHASES
 from dist_embed.planning import Machine, load_machine, machine_from_yaml, plan
+from dist_embed.planning.machine import Collective
 from tests.unit.planned import machine
 
 FACTORS = {
@@ -32,8 +39,8 @@ BARE = {"products", "memory_gb_s", "gather", "operation_us"}
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds: dict[str, Any] = TRUTH.model_dump(include=BARE)
-    link = TRUTH.within_node.model_dump()
-    exchanges = [{"kind": kind, "workers": 2, **link} for kind in ("all_to_all", "all_reduce")]
+    link = TRUTH.within_node.model_dump(exclude={"peer_us"})
+    exchanges = [{"kind": kind, "workers": 2, **link} for kind in get_args(Collective)]
     monkeypatch.setattr(
         calibrating, "measure_speeds", lambda *given: {**speeds, "exchanges": exchanges}
     )
@@ -65,6 +72,24 @@ def test_runs_tell_the_factors_of_a_machine(made_up: None) -> None:
         assert told.memory_bytes == pytest.approx(there.memory_bytes, rel=1e-3)
 
 
+def test_noise_of_what_hardly_takes_time_decides_no_factor() -> None:
+    # A thousandth of the time, measured as a hundredth of it and as less than nothing.
+    assert calibrating._ratio([(2.0, 1.0), (-0.01, 0.001)]) == pytest.approx(1.99 / 1.001)
+    assert calibrating._ratio([]) == 1
+    assert calibrating._ratio([(-1.0, 1.0)]) > 0
+
+
+def test_what_each_peer_adds_is_told_by_few_and_many() -> None:
+    exchanges = [
+        {"kind": kind, "workers": workers, "latency_us": us}
+        for kind, workers, us in (
+            ("all_to_all", 4, 340.0), ("all_to_all", 2, 300.0), ("all_reduce", 2, 900.0),
+        )
+    ]  # fmt: skip
+    assert calibrating._peer_us(exchanges) == 20
+    assert calibrating._peer_us(exchanges[1:]) == 0
+
+
 def test_a_machine_file_is_read_as_it_was_written() -> None:
     text = machine_yaml(TRUTH, "mine", "today")
     first, second, _ = text.split("\n", 2)
@@ -80,7 +105,14 @@ def test_plans_beside_runs(made_up: None) -> None:
     assert {one.case.workers for one in compared} == {1, 2}
     header, rows = comparison_table(compared)
     assert all(len(row) == len(header) for row in rows)
-    assert verdict(compared)[0].startswith("step time: median error 0%")
+    said = verdict(compared)[0]
+    assert said.startswith("step time: median error 0%")
+    # Work takes twice as long and more.
+    assert "; without factors: " in said
+    assert all(one.bare_error < -0.3 for one in compared)
+    header, rows = factors_table(TRUTH)
+    assert [row[0] for row in rows] == list(PHASES)
+    assert rows[0][1:] == ["2.00", "3.00", "2.00", "3.00"]
     wrong = compare(TRUTH.model_copy(update={"process_mib": 5000.0}), "", 1, [2], print)
     assert " !" in comparison_table(wrong)[1][0][-1]
     assert verdict(wrong)[1].startswith(f"memory: {len(wrong)} of {len(wrong)} beyond")

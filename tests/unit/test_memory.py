@@ -20,6 +20,8 @@ from dist_embed.embedding.memory import (
     inference_bytes,
     loading_in_place_bytes,
     logits_block_bytes,
+    machine_bytes,
+    output_memory,
     table_bytes,
     tokenizer_bytes,
     worker_bytes,
@@ -132,6 +134,28 @@ def needed(
 ) -> int:
     how = {"saving": "behind", "replicated": Replicated(), **how}
     return worker_bytes(specs, optimizer, workers, output, **how) - TOLD
+
+
+@pytest.mark.parametrize(
+    ("workers", "narrow", "block_bytes", "expected"),
+    [
+        # Hidden states, their gradient, what comes back and its sum; numbers of a block.
+        (2, False, BLOCK, 6400 * (4 + 8 + 2) + 16 * 2 * 32),
+        (2, True, BLOCK, 6400 * (2 + 8 + 2) + 16 * 2 * 32),
+        # By tiles the numbers of all tokens come before the gradient.
+        (2, False, BLOCK - 1, 6400 * (4 + 8 + 2)),
+        (500, False, 4 * 2 * 31, 6400 * 4 + 16 * 500 * 100),
+        # Alone nothing is sent: the decoder's hidden states, and their gradient.
+        (1, False, BLOCK, 6400 * 4),
+        (1, True, BLOCK, 6400 * (2 + 4)),
+    ],
+)  # fmt: skip
+def test_the_exact_output_holds_tokens_of_all_workers(
+    workers: int, narrow: bool, block_bytes: int, expected: int
+) -> None:
+    output = replace(EXACT, tokens=100, narrow_products=narrow, block_bytes=block_bytes)
+    assert output_memory(output, workers)["tokens of all workers"] == expected
+    assert "tokens of all workers" not in output_memory(output, workers, training=False)
 
 
 def test_more_workers_need_less_each() -> None:
@@ -263,6 +287,10 @@ def write(path: Path, text: str) -> None:
 )  # fmt: skip
 def test_a_containers_limit_counts(tmp_path: Path, files: dict[str, str], available: int) -> None:
     write(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 1000 kB\n")
+    assert machine_bytes(tmp_path) == 9000 * 1024
     for name, text in files.items():
         write(tmp_path / "sys/fs/cgroup" / name, text)
     assert available_bytes(tmp_path) == available
+    limit = next((text for name, text in files.items() if "max" in name or "limit" in name), "max")
+    known = limit.strip().isdigit() and len(files) == 3
+    assert machine_bytes(tmp_path) == min(9000 * 1024, int(limit) if known else 9000 * 1024)

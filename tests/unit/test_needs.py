@@ -43,6 +43,7 @@ SPECS = [
     TableSpec("output", 3_000, 12),
 ]
 BLOCK = 3 * 2**20
+TOKENS = 3 * 1366  # of 4,096 that three workers share
 WIDER: dict[str, Any] = {
     "embedding": {"width": 20},
     "model": {"encoder_layers": 3, "decoder_layers": 2, "feed_forward": 28},
@@ -70,10 +71,10 @@ UNIGRAM: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("sections", "narrow", "expected"),
     [
-        ({}, False, OutputNeeds(SPECS[2], True, BLOCK)),
-        ({}, True, OutputNeeds(SPECS[2], True, BLOCK, narrow_products=True)),
+        ({}, False, OutputNeeds(SPECS[2], True, BLOCK, tokens=TOKENS)),
+        ({}, True, OutputNeeds(SPECS[2], True, BLOCK, narrow_products=True, tokens=TOKENS)),
         ({"model": {"share_embeddings": "decoder"}}, False,
-         OutputNeeds(TableSpec("decoder", 3_000, 12), True, BLOCK)),
+         OutputNeeds(TableSpec("decoder", 3_000, 12), True, BLOCK, tokens=TOKENS)),
         ({"model": {"output": "sampled", "num_samples": 500}}, False,
          OutputNeeds(SPECS[2], False, BLOCK, negatives=500)),
         ({"model": {"output": "sampled", "num_samples": 500, "batch_negatives": True},
@@ -84,24 +85,51 @@ UNIGRAM: dict[str, Any] = {
         (UNIGRAM, False,
          OutputNeeds(SPECS[2], False, BLOCK, sampler_words=3_000, negatives=2_000)),
         # The exact layer has no sampler, whatever is configured.
-        ({"model": {"sampler": "unigram"}}, False, OutputNeeds(SPECS[2], True, BLOCK)),
+        ({"model": {"sampler": "unigram"}}, False,
+         OutputNeeds(SPECS[2], True, BLOCK, tokens=TOKENS)),
         # A table that is never trained has no gradient, one that is trained later has.
         ({"embedding": {"tables": {"output": {"freeze": True}}}}, False,
-         OutputNeeds(SPECS[2], True, BLOCK, trained=False)),
+         OutputNeeds(SPECS[2], True, BLOCK, tokens=TOKENS, trained=False)),
         ({"embedding": {"tables": {"output": {"freeze_until_step": 5}}}}, False,
-         OutputNeeds(SPECS[2], True, BLOCK)),
+         OutputNeeds(SPECS[2], True, BLOCK, tokens=TOKENS)),
         # A table that the target side shares is frozen by its settings too.
         ({"model": {"share_embeddings": "decoder"},
           "embedding": {"tables": {"target": {"freeze": True}}}}, False,
-         OutputNeeds(TableSpec("decoder", 3_000, 12), True, BLOCK, trained=False)),
+         OutputNeeds(TableSpec("decoder", 3_000, 12), True, BLOCK, tokens=TOKENS, trained=False)),
         ({"embedding": {"tables": {"target": {"freeze": True}}}}, False,
-         OutputNeeds(SPECS[2], True, BLOCK)),
+         OutputNeeds(SPECS[2], True, BLOCK, tokens=TOKENS)),
     ],
 )  # fmt: skip
 def test_what_the_output_layer_is(
     sections: dict[str, Any], narrow: bool, expected: OutputNeeds
 ) -> None:
     assert output_needs(configured(**sections), VOCABULARY, narrow_products=narrow) == expected
+
+
+def test_tokens_of_all_workers_are_those_of_a_micro_batch() -> None:
+    def tokens(workers: Any, num_workers: int | None = None, **how: Any) -> int:
+        config = configured(
+            train={"batch_tokens": 1000, "accumulate": 4}, cluster={"num_workers": workers}
+        )
+        return output_needs(
+            config, VOCABULARY, narrow_products=False, num_workers=num_workers, **how
+        ).tokens
+
+    assert tokens(5) == 5 * 50
+    assert tokens(3, 5) == 5 * 50  # under a launcher of the user's
+    assert tokens({"min": 2, "max": 8}) == 2 * 32  # the fewest make more micro-batches
+    assert tokens(5, training=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("workers", "clip_norm", "counts"), [(3, 1.0, 3 * 3 * 3), (3, 0.0, 0), (1, 1.0, 0)]
+)
+def test_clipping_counts_rows_of_each_table_from_each_worker_to_each(
+    workers: int, clip_norm: float, counts: int
+) -> None:
+    config = configured(train={"clip_norm": clip_norm}, cluster={"num_workers": workers})
+    needs = step_needs(config, VOCABULARY, word_tables=True, narrow=False)
+    assert needs.clipping_bytes == 48 * counts
 
 
 @pytest.mark.parametrize(
@@ -351,8 +379,11 @@ def test_blocks_of_their_own_accord_are_for_the_workers_that_there_are(
         with pytest.raises(Asked) as caught:
             assemble.build_translation_model(config, sizes, group, training=False)
         assert caught.value.args[1]["step_bytes"] == 3 * 2**28
-    # Three blocks of 2,048 tokens; the gradient, and the rows in bfloat16.
-    assert charged == [rows * (3 * 4 * 2048 + 12 * (4 + 2)) for rows in (300_000, 150_000)]
+    # Three blocks of 2,048 tokens; the gradient, and the rows in bfloat16; 4,096 tokens' hidden
+    # states, their gradient and, from two workers, that once and half again; numbers of a block.
+    tokens = [4096 * 12 * (2 + 4) + 2048 * 16, 4096 * 12 * (2 + 4 + 4 + 2) + 2048 * 16 * 2]
+    rows = [rows * (3 * 4 * 2048 + 12 * (4 + 2)) for rows in (300_000, 150_000)]
+    assert charged == [one + other for one, other in zip(rows, tokens, strict=True)]
 
 
 def test_who_evaluates_or_translates_only_reads(monkeypatch: pytest.MonkeyPatch) -> None:
