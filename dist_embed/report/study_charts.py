@@ -239,7 +239,8 @@ def _simulated(study: StudyFigures) -> Chart | None:
     lines = _lines(fitting, "workers", of)
     if not known:
         return None
-    machines = ", ".join(sorted({row["planned_machine"] or "?" for row in study.simulated}))
+    named = {f"{row['planned_machine']} ({row['planned_source']})" for row in study.simulated}
+    machines = ", ".join(sorted(named))
 
     def draw(axes: Axes) -> None:
         log_axis(axes, "x", sorted({row["workers"] for own in lines.values() for row in own}))
@@ -255,7 +256,7 @@ def _simulated(study: StudyFigures) -> Chart | None:
         axes.set_ylabel("target tokens/s, simulated")
 
     table = [
-        [label, f"{row['workers']:,}", "no" if row["planned_fits"] is False else "yes",
+        [label, f"{row['workers']:,}", _fits(row),
          f"{row['batch_tokens'] / row['workers']:,.0f}" + (" (uneven)" if row["uneven"] else ""),
          _text(of(row)), _text(row["planned_efficiency"]),
          _text(_times(1e3, row["planned_step_seconds"])),
@@ -272,6 +273,12 @@ def _simulated(study: StudyFigures) -> Chart | None:
         f"Not measured: from the figures of the machine {machines}. Dashed: ideal. What does not "
         "fit is in the table alone.", draw, Table(header, table), list(lines),
     )  # fmt: skip
+
+
+def _fits(row: Row) -> str:
+    if row["planned_refused"]:
+        return "refused"
+    return "no" if row["planned_fits"] is False else "yes"
 
 
 def _measures(rows: Sequence[Row]) -> list[Chart]:

@@ -24,7 +24,8 @@ class Estimate:
 
     Attributes:
         plan: what it is expected to take.
-        fits: whether its machine has the memory; None: the machine is not known.
+        fits: whether its machine has the memory, and `train` would start it there; None: the
+            machine is not known.
         memory_gib: of a node of it.
     """
 
@@ -40,9 +41,8 @@ class Estimate:
             if one.fits
         ]
         ways = f"; it would with {' or '.join(remedies[:3])}" if remedies else ""
-        if self.plan.refused:
-            return f"{self.plan.bottleneck}{ways}"
-        return f"does not fit by its plan: {self.plan.bottleneck}{ways}"
+        told = "" if self.plan.refused else "does not fit by its plan: "
+        return f"{told}{self.plan.bottleneck}{ways}"
 
     def columns(self) -> dict[str, Any]:
         """Of `dist_embed.study.results`."""
@@ -95,6 +95,8 @@ def planned_columns(found: Plan) -> dict[str, Any]:
     phases: dict[str, float] = {**found.phases}
     return {
         "planned_machine": found.machine,
+        "planned_source": found.machine_source,
+        "planned_refused": bool(found.refused),
         "planned_tokens_per_second": found.tokens_per_second,
         "planned_step_seconds": found.step_seconds,
         "planned_phases": phases | {REST: found.step_seconds - sum(phases.values())},

@@ -67,8 +67,9 @@ def _memory_against(row: Row) -> str | None:
 
 
 def _planned_memory(row: Row) -> str:
-    lacks = " (does not fit)" if row["planned_fits"] is False else ""
-    return f"{row['planned_memory_bytes'] / 2**30:,.2f}{lacks}"
+    lacks = "refused" if row["planned_refused"] else "does not fit"
+    told = f" ({lacks})" if row["planned_fits"] is False else ""
+    return f"{row['planned_memory_bytes'] / 2**30:,.2f}{told}"
 
 
 def _tokens(row: Row) -> str:
@@ -170,7 +171,7 @@ than 100 % is no mistake: where the base has more rows on each worker, the exact
 more of them to update in a step, and too many for one pass take two.
 """
 _UNEVEN = """\
-*Uneven*: fewer tokens than `data.max_tokens`: one long sentence is more than a worker's part. Workers
+*Uneven*: fewer tokens than `data.max_tokens`: a long sentence is more than a worker's part. Workers
 then have unlike many tokens and wait for each other, which is not simulated.
 """
 # What is said where any size has a value in a column.
@@ -178,8 +179,7 @@ _NOTES = ((_SIMULATED_EXPLAINED, "planned_efficiency"), (_UNEVEN, "uneven"))
 
 
 def _on(rows: Sequence[Row]) -> str:
-    machines = ", ".join(sorted({row["planned_machine"] for row in rows}))
-    return f"By the machine file `{machines}`, and the same configurations, before a run.\n"
+    return f"By the machine file {_machines(rows)}, and the same configurations, before a run.\n"
 
 
 def _phases(rows: Sequence[Row]) -> _Columns:
@@ -209,7 +209,7 @@ def _simulated_part(
     parts = [
         "## Simulated\n",
         f"**Nothing below was measured on so many workers.** It is computed from the figures of "
-        f"the machine file `{study.simulate.machine}` ({_inputs(simulated)}) by the model of "
+        f"the machine file {_machines(simulated)} by the model of "
         "`dist-embed plan`, with rows where they lie on that many workers, and words by Zipf's law"
         + (f"; with {more}" if more else "")
         + ".\n",
@@ -225,9 +225,10 @@ def _simulated_part(
     return parts + ([f"![simulated target tokens a second]({plot_name})\n"] if plot_name else [])
 
 
-def _inputs(simulated: Sequence[Row]) -> str:
-    names = sorted({row["planned_machine"] for row in simulated})
-    return f"“{', '.join(names)}”; every figure in it says where it is from"
+def _machines(rows: Sequence[Row]) -> str:
+    """With where their figures are from."""
+    named = {f"`{row['planned_machine']}` ({row['planned_source']})" for row in rows}
+    return ", ".join(sorted(named))
 
 
 def _table(rows: Sequence[Row], levels: Sequence[str], columns: _Columns) -> str:

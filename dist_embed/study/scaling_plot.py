@@ -70,7 +70,8 @@ def draw_simulated(study: ScalingStudy, rows: Sequence[Row], path: str) -> bool:
         axes.set_title(
             "SIMULATED, not measured: target tokens/s; dashed: ideal"
             + ("; what does not fit is left out" if len(fitting) < len(rows) else "")
-            + f"\nfrom the figures of the machine file {study.simulate.machine}"
+            + f"\nfrom the figures of the machine file {study.simulate.machine}:"
+            + f"\n{fitting[0]['planned_source']}"
         )
         label_ends(axes, max(float(row["workers"]) for row in fitting), ends)
     return True

@@ -35,7 +35,7 @@ def _planned(workers: int, scaling: str = "strong", words: int = 1000) -> dict[s
         "planned_phases": {"encoder": 0.1 / workers, "table backward": 0.1},
         "planned_exchange_bytes": 1e6, "planned_rows_balance": 1.1,
         "planned_checkpoint_seconds": 3.0, "planned_bottleneck": "the exchange of vectors",
-        "planned_fits": True, "uneven": workers > 64,
+        "planned_fits": True, "planned_source": "data sheets", "uneven": workers > 64,
     }  # fmt: skip
 
 

@@ -327,7 +327,7 @@ def test_a_study_has_its_charts(tmp_path: Path) -> None:
     assert [row[1] for row in charts["efficiency"].table.rows][:2] == ["1", "2"]
     assert charts["efficiency"].table.rows[1][-1] == "1"  # whose speed it is by
     assert "SIMULATED" in charts["simulated"].title
-    assert "8xh100" in charts["simulated"].note
+    assert "8xh100 (data sheets)" in charts["simulated"].note
     sizes = charts["simulated"].table.rows
     assert [row[1:4] for row in sizes] == [
         ["1", "no", "4,096"], ["8", "yes", "512"], ["64", "yes", "64"], ["4,096", "yes", "1 (uneven)"]

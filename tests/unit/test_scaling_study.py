@@ -413,13 +413,14 @@ def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
         study, [], simulated_rows(study), command="x", plot_name=None, simulated_plot_name="s.svg"
     )
     assert "**Nothing below was measured on so many workers.**" in page
-    assert "machine file `8xh100`" in page
+    assert "machine file `8xh100` (data sheets and assumptions, nothing measured)" in page
     assert "64 (uneven)" in page
     assert "*Uneven*: fewer tokens than" in page
     assert "times the tokens/s" in page
     plot = tmp_path / "s.svg"
     draw_simulated(study, found, str(plot))
     assert "SIMULATED, not measured" in plot.read_text()
+    assert "data sheets and assumptions" in plot.read_text()
     assert "8xh100" in plot.read_text()
 
 
@@ -462,29 +463,35 @@ def test_the_page_and_its_plot(tmp_path: Path, stand: Stand, capsys: Any) -> Non
     assert not draw_scaling(study, [], str(tmp_path / "none.svg"))
 
 
-@pytest.mark.parametrize("output", [SAMPLED, {}], ids=["sampled", "exact"])
+CLIPPED: dict[str, Any] = {"train": {"clip_norm": 1.0}}
+
+
+@pytest.mark.parametrize("how", [SAMPLED, CLIPPED], ids=["sampled", "exact, clipped"])
 def test_a_step_waits_for_the_rows_of_the_worker_that_is_asked_for_most(
-    output: dict[str, Any],
+    how: dict[str, Any],
 ) -> None:
     """Three times the mean: twice more of what its rows take. With the exact output layer it
     updates its whole shard too, which nobody's asking makes longer.
     """
-    step = planned(8, machine(GPUS), **output)
+    step = planned(8, machine(GPUS), **how)
     of_row = 4 * step.config.embedding.width
     rows = sum(step.distinct_rows.values())
     row_seconds = of_row / step.machine.gathered_per_second(of_row)
     sent, network = traffic(step), Network(step.machine, 8)
 
-    def seconds(what: str) -> float:
-        return network.sending("all_to_all", sent[what])
+    def twice(times: int, size: float) -> Any:
+        return pytest.approx(
+            2 * (times * rows * row_seconds + network.sending("all_to_all", size))
+        )
 
-    assert extra_seconds(step, 3.0) == pytest.approx(
-        {
-            "ids exchange": 2 * seconds("ids"),
-            "lookup": 2 * (rows * row_seconds + seconds("vectors")),
-            "table backward": 2 * (2 * rows * row_seconds + seconds("row gradients")),
-        }
-    )
+    found = extra_seconds(step, 3.0)
+    # How long bags are is told in as many bytes however many rows are asked for.
+    assert found.pop("ids exchange") == twice(0, 8 * rows * 7 / 8)
+    assert found.pop("lookup") == twice(1, sent["vectors"])
+    assert found.pop("table backward") == twice(2, sent["row gradients"])
+    if how == CLIPPED:
+        assert found.pop("gradient norm") == twice(2, sent["rows for clipping"])
+    assert not found
     assert set(extra_seconds(step, 1.0).values()) == {0}
 
 
