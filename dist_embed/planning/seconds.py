@@ -247,25 +247,26 @@ class StepTime:
         )
 
     def _exact(self) -> Spent:
-        """All workers' tokens against own rows; see `model.output`."""
-        step = self.step
+        """All workers' tokens against own rows, a micro-batch at a time; see `model.output`."""
+        step, parts = self.step, self.step.config.train.accumulate
         tokens, rows, width = step.target_tokens, step.output_rows, step.output.table.width
         products = (6 if step.output.trained else 4) + 2 * step.by_tiles
         passes = _TILE_PASSES if step.by_tiles else _BLOCK_PASSES
         block = _TILE_TOKENS if step.by_tiles else step.block_tokens
-        blocks = max(1.0, tokens / block)
+        blocks = parts * max(1.0, tokens / parts / block)
         operations = _BLOCK_OPERATIONS * blocks
         if step.by_tiles:
             operations *= max(1.0, 4 * block * rows / step.output.block_bytes)
         gathered = self._sent["hidden states"] + self._sent["numbers of logits"]
         own = self._of(
             flops=products * tokens * rows * width, inner=width,
-            values=passes * tokens * rows + 2 * rows * width, operations=operations,
+            values=passes * tokens * rows + 2 * parts * rows * width,
+            operations=operations,
         )  # fmt: skip
         if self._on_device[0]:  # by blocks they are copied once, by tiles fetched in both passes
-            own += self._from_host((1 + step.by_tiles) * rows * width)
-        back = self._exchange("all_to_all", self._sent["gradients of hidden states"])
-        times = 2 + (1 if step.by_tiles else blocks)
+            own += self._from_host((1 + step.by_tiles) * parts * rows * width)
+        back = self._exchange("all_to_all", self._sent["gradients of hidden states"], times=parts)
+        times = 2 * parts + (parts if step.by_tiles else blocks)
         return own + back + self._exchange("all_gather", gathered, times=times)
 
     def _sampled(self) -> Spent:

@@ -20,6 +20,7 @@ _SIDES = ("source", "target")
 # Of a step's budget, that is not the padding of units, and of the longer sides of pairs, that is
 # tokens of the side that has more of them (docs/benchmarks/balance.md).
 UNPADDED, LONGER_SIDE = 0.95, 0.94
+_BLOCKS = 32  # of a text, whose lengths are looked at
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,7 @@ def _prepared_text(data: PreparedData) -> Text:
     shards = data.splits["train"].shards
     source = sum(shard.source_tokens for shard in shards)
     target = data.splits["train"].target_tokens
-    # The longer side of a pair has more than the longer side of the text, but where all sentences
-    # of each side are equally long.
-    longer = max(source, target, 1) / LONGER_SIDE
+    longer = _longer_sides(data, source, target)
     words = {side: _counted(data, [side]) for side in _SIDES}
     if data.shared_vocabulary:
         words["both"] = _counted(data, list(_SIDES))
@@ -82,6 +81,21 @@ def _prepared_text(data: PreparedData) -> Text:
         dict(data.vocabulary_size), words, UNPADDED * source / longer, UNPADDED * target / longer,
         prepared=True, word_tables=data.word_tables,
     )  # fmt: skip
+
+
+def _longer_sides(data: PreparedData, source: int, target: int) -> float:
+    """Tokens of the longer side of each pair, by pairs of some blocks, where lengths are known."""
+    import numpy as np
+
+    from dist_embed.data.token_blocks import index_of, open_blocks
+
+    if index_of(data, "train") is None:
+        return max(source, target, 1) / LONGER_SIDE
+    blocks = open_blocks(data, "train")
+    some = range(0, len(blocks), max(1, len(blocks) // _BLOCKS))
+    of_source, of_target = blocks.lengths(some)
+    ended = of_target + 1
+    return max(1.0, target * float(np.maximum(of_source, ended).sum() / max(1, ended.sum())))
 
 
 def _counted(data: PreparedData, sides: list[str]) -> Words:

@@ -287,10 +287,14 @@ def write(path: Path, text: str) -> None:
 )  # fmt: skip
 def test_a_containers_limit_counts(tmp_path: Path, files: dict[str, str], available: int) -> None:
     write(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 1000 kB\n")
-    assert machine_bytes(tmp_path) == 9000 * 1024
     for name, text in files.items():
         write(tmp_path / "sys/fs/cgroup" / name, text)
     assert available_bytes(tmp_path) == available
-    limit = next((text for name, text in files.items() if "max" in name or "limit" in name), "max")
-    known = limit.strip().isdigit() and len(files) == 3
-    assert machine_bytes(tmp_path) == min(9000 * 1024, int(limit) if known else 9000 * 1024)
+
+
+@pytest.mark.parametrize(("limit", "there"), [("500000", 500_000), ("max", 9000 * 1024)])
+def test_a_containers_memory_is_its_limit(tmp_path: Path, limit: str, there: int) -> None:
+    write(tmp_path / "proc/meminfo", "MemTotal: 9000 kB\nMemAvailable: 1000 kB\n")
+    for name, text in {"memory.max": limit, "memory.current": "7", "memory.stat": ""}.items():
+        write(tmp_path / "sys/fs/cgroup" / name, text)
+    assert machine_bytes(tmp_path) == there

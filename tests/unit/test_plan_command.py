@@ -20,11 +20,14 @@ def file(tmp_path: Path) -> str:
 def test_a_page_and_a_file(file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "plan.json"
     machine = tmp_path / "machine.yaml"
-    machine.write_text(MACHINE)
+    machine.write_text(MACHINE + "source: guessed\n")
     words = ["plan", file, "--workers", "2,8", "--machine", str(machine), "--json", str(output)]
     assert main([*words, "model.output=sampled", "model.num_samples=10"]) == 0
     said = capsys.readouterr().out
-    for part in ("| workers", "optimizer of tables", "table backward", "First limit: ", "made up"):
+    for part in (
+        "| workers", "optimizer of tables", "table backward", "First limit: ",
+        "machine made up: guessed",
+    ):  # fmt: skip
         assert part in said
     plans = json.loads(output.read_text())["plans"]
     assert [one["workers"] for one in plans] == [2, 8]

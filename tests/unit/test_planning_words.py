@@ -13,6 +13,7 @@ from dist_embed.planning.words import (
     by_rank,
     counted_words,
     distinct,
+    rarer,
     sampled,
     zipf_words,
 )
@@ -45,6 +46,13 @@ def test_counted_words_are_ordered_by_how_often_they_occur() -> None:
     assert words == [Group(0, 2, 0.3), Group(2, 4, 0.1)]
     assert distinct(words, 1) == pytest.approx(1)
     assert distinct(words, 10**6) == pytest.approx(6)
+
+
+def test_rarer_words_are_what_is_left_of_groups() -> None:
+    words = counted_words([(1, 4), (3, 2)])
+    assert rarer(words, 0) == words
+    assert rarer(words, 3) == [Group(3, 3, 0.1)]
+    assert rarer(words, 6) == []
 
 
 def test_a_text_of_one_word_has_one() -> None:
