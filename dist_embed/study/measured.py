@@ -42,7 +42,6 @@ def figures_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     )
     for column, share in (("p10", 0.1), ("p50", 0.5), ("p90", 0.9), ("max", 1.0)):
         found[f"step_seconds_{column}"] = float(np.quantile(seconds, share))
-    return found
     told = [one for one in timed if "workers/own_seconds" in one[0]]
     return found | (_by_phase(told) | _by_worker(told) if told else {})
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_embed.study.plan import Combination, combinations
 from dist_embed.study.outcome import Outcome
+from dist_embed.study.plan import Combination, combinations
 from dist_embed.study.schema import MEASURES, Expectation, Measure, Study, TrainingStudy
 from dist_embed.study.scored import TRAINING_TOKENS
 from dist_embed.study.summary import (

@@ -76,7 +76,8 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     # What `dist_embed.planning` expected of the same configuration, before it was run.
     ("planned_machine", pa.string(), "name of the machine file; what a simulation rests on"),
     ("planned_source", pa.string(), "where the figures of that machine are from"),
-    ("planned_fits", pa.bool_(), "whether memory suffices and `train` would start it; null: unknown"),
+    ("planned_fits", pa.bool_(), "whether memory suffices, and `train` would start it; null: not "
+     "known"),
     ("planned_refused", pa.bool_(), "whether `train` would not, whatever memory there is"),
     ("planned_tokens_per_second", pa.float64(), "target tokens"),
     ("planned_efficiency", pa.float64(), "as `efficiency`, of planned tokens/s"),

@@ -11,8 +11,8 @@ from typing import Any
 
 from dist_embed.observe.phase_names import PHASES
 from dist_embed.run.history import REST
-from dist_embed.study.report import made_on, not_made, set_up_of
 from dist_embed.study.outcome import Outcome
+from dist_embed.study.report import made_on, not_made, set_up_of
 from dist_embed.study.scaling import what_breaks
 from dist_embed.study.schema import ScalingStudy
 

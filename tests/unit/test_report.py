@@ -330,7 +330,8 @@ def test_a_study_has_its_charts(tmp_path: Path) -> None:
     assert "8xh100 (data sheets)" in charts["simulated"].note
     sizes = charts["simulated"].table.rows
     assert [row[1:4] for row in sizes] == [
-        ["1", "no", "4,096"], ["8", "yes", "512"], ["64", "yes", "64"], ["4,096", "yes", "1 (uneven)"]
+        ["1", "no", "4,096"], ["8", "yes", "512"], ["64", "yes", "64"],
+        ["4,096", "yes", "1 (uneven)"],
     ]  # fmt: skip
     with plot_into(str(tmp_path / "simulated.svg")) as axes:
         charts["simulated"].draw(axes)

@@ -426,7 +426,8 @@ def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
 
 def test_sizes_that_do_not_fit_are_in_the_table_alone(tmp_path: Path, stand: Stand) -> None:
     simulate = {
-        "workers": [1, 64], "machine": "8xh100",
+        "workers": [1, 64],
+        "machine": "8xh100",
         "set": {"tokenizer.vocab_size": 10**8, "embedding.width": 512, "model.width": 512},
     }
     study = study_of(tmp_path, simulate=simulate)
@@ -480,9 +481,7 @@ def test_a_step_waits_for_the_rows_of_the_worker_that_is_asked_for_most(
     sent, network = traffic(step), Network(step.machine, 8)
 
     def twice(times: int, size: float) -> Any:
-        return pytest.approx(
-            2 * (times * rows * row_seconds + network.sending("all_to_all", size))
-        )
+        return pytest.approx(2 * (times * rows * row_seconds + network.sending("all_to_all", size)))
 
     found = extra_seconds(step, 3.0)
     # How long bags are is told in as many bytes however many rows are asked for.

@@ -21,19 +21,19 @@ from dist_embed.errors import ConfigError, RunStopped, UserError
 from dist_embed.observe.plot import GREY, INK
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.storage import uri as storage
-from dist_embed.study import plot as study_plot
 from dist_embed.study import planned as study_planned
+from dist_embed.study import plot as study_plot
 from dist_embed.study import run as study_run
 from dist_embed.study import scored as study_scored
 from dist_embed.study import summary as study_summary
 from dist_embed.study import word_vectors
+from dist_embed.study.outcome import Outcome
 from dist_embed.study.plan import combinations, load_study, number_of_runs, overrides_of
+from dist_embed.study.planned import planned_runs
 from dist_embed.study.plot import draw_study
 from dist_embed.study.report import left_out, study_page, too_few_seeds
-from dist_embed.study.outcome import Outcome
-from dist_embed.study.planned import planned_runs
-from dist_embed.study.scored import speed_of
 from dist_embed.study.schema import TrainingStudy, WordVectors, study_keys_page
+from dist_embed.study.scored import speed_of
 from dist_embed.study.summary import (
     Comparison,
     Summary,
