@@ -27,8 +27,6 @@ def traffic(step: Step) -> dict[str, float]:
     dense gradients what it passes on in a ring.
     """
     others = step.workers - 1
-    if not others:
-        return dict.fromkeys(("ids", "vectors", "row gradients", "dense gradients"), 0.0)
     elsewhere = others / step.workers
     width = step.config.embedding.width
     rows = sum(step.distinct_rows.values()) * elsewhere

@@ -354,7 +354,7 @@ def test_tables_are_built_for_what_is_done_with_them(
     assert how["optimizer"] == ("adagrad" if training else "sgd")
     whole = [name for name, table in named.items() if table.trained_whole]
     assert whole == (["output"] if training and output == "exact" else [])
-    needs = output_needs(config, VOCABULARY, narrow_products=True)
+    needs = output_needs(config, VOCABULARY, narrow_products=True, num_workers=1)
     assert how["step_bytes"] == beside_tables_bytes(needs, 1, training=training, copied=True)
 
 

@@ -208,7 +208,8 @@ def test_each_micro_batch_has_exchanges_of_its_own() -> None:
         StepTime(planned(2, train={"accumulate": parts})).spent()["output"].latency
         for parts in (1, 4)
     ]
-    # Two gathers and one back of 1 ms each; 524 tokens are a block: 893 in one step, 223 in each micro-batch.
+    # Two gathers and one back of 1 ms each, and a gather for each block of 524 tokens: 893 are in
+    # the step, 223 in a micro-batch.
     assert found == pytest.approx([(3 + 893 / 524) * 1e-3, 4 * (3 + 1) * 1e-3])
 
 

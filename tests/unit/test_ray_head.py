@@ -133,7 +133,7 @@ def test_it_ends_with_a_command_that_is_killed(child: Path) -> None:
 
 
 def test_one_that_does_not_end_is_killed(child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_head, "END_SECONDS", 0.2)
+    monkeypatch.setattr(ray_head, "END_SECONDS", 2.0)  # also those in which it is killed
     with own_ray(2):
         head = psutil.Process(int(child.read_text())).ppid()
         os.kill(head, signal.SIGSTOP)

@@ -209,14 +209,14 @@ def test_no_error_of_a_run_ends_others(
 def test_what_does_not_fit_is_skipped_and_listed(
     tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "available_bytes", lambda: 2**30)
+    monkeypatch.setattr(estimate, "available_bytes", lambda: 3 * 2**29)
     study = study_of(tmp_path, grid={"vocabulary": [60, 20_000_000]})
     outcomes = run(study)
     rows = read_results(study.folder)
     assert [row["state"] for row in rows] == ["done", "skipped"]
     assert [row["planned_fits"] for row in rows] == [True, False]
     assert rows[1]["reason"].startswith("does not fit by its plan: memory: ")
-    assert "a node has 1 GiB" in rows[1]["reason"]
+    assert "a node has 1.5 GiB" in rows[1]["reason"]
     assert len(stand.asked) == 1
     page = scaling_page(
         study, outcomes, [], command="x", plot_name=None, simulated_plot_name=None

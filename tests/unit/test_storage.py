@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from dist_embed.errors import StorageError, UserError
 from dist_embed.observe.quiet import open_log
@@ -422,3 +423,31 @@ def test_where_nothing_can_be_written_is_told_before(
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
     with pytest.raises(UserError, match=r"^run\.uri: 'memory://trials' .*: Access Denied$"):
         storage.check_writable("memory://trials", "run.uri")
+
+
+class FarFile(AbstractBufferedFile):
+    """As of S3 or GCS: read by ranges, of which the last is kept."""
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return FarStore.content[start:end]
+
+    def readuntil(self, *arguments: Any, **how: Any) -> bytes:
+        raise AssertionError("a line costs a block")
+
+
+class FarStore(AbstractFileSystem):
+    content = b""
+
+    def _open(self, path: str, mode: str = "rb", **how: Any) -> FarFile:
+        return FarFile(self, path, mode, size=len(self.content), block_size=1000)
+
+
+@pytest.mark.parametrize(("ending", "packed"), [("", bytes), (".gz", gzip.compress)])
+def test_lines_of_a_far_file_do_not_cost_a_block_each(
+    monkeypatch: pytest.MonkeyPatch, ending: str, packed: Callable[[bytes], bytes]
+) -> None:
+    lines = [b"%d\n" % number for number in range(5000)]
+    monkeypatch.setattr(FarStore, "content", packed(b"".join(lines)))
+    monkeypatch.setattr(storage, "filesystem", lambda uri: (FarStore(), uri))
+    with open_decompressed(f"far{ending}") as file:
+        assert list(file) == lines
