@@ -92,7 +92,7 @@ def _this_machine(config: Config) -> Machine | None:
 
 def planned_columns(found: Plan) -> dict[str, Any]:
     """A plan as columns of a result, but for what is said of memory that is there."""
-    phases: dict[str, float] = {name: seconds for name, seconds in found.phases.items()}
+    phases: dict[str, float] = dict(found.phases.items())
     return {
         "planned_machine": found.machine,
         "planned_source": found.machine_source,

@@ -428,7 +428,12 @@ def test_sizes_that_do_not_fit_are_in_the_table_alone(tmp_path: Path, stand: Sta
     simulate = {
         "workers": [1, 64],
         "machine": "8xh100",
-        "set": {"tokenizer.vocab_size": 10**8, "embedding.width": 512, "model.width": 512},
+        "set": {
+            "tokenizer.vocab_size": 10**8,
+            "embedding.width": 512,
+            "model.width": 512,
+            "embedding.memory": "device",
+        },
     }
     study = study_of(tmp_path, simulate=simulate)
     run(study)
