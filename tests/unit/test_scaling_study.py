@@ -404,6 +404,8 @@ def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
         plan = json.loads(row["plan"])
         longer = row["planned_step_seconds"]
         assert longer >= plan["step_seconds"]
+        rest = plan["step_seconds"] - sum(plan["phases"].values())
+        assert row["planned_phases"]["rest"] == pytest.approx(rest, abs=1e-12)
         assert row["planned_tokens_per_second"] == pytest.approx(
             plan["tokens_per_second"] * plan["step_seconds"] / longer
         )
