@@ -90,7 +90,7 @@ def test_what_clipping_takes() -> None:
     values = 250 * 8 + 4 * 8 * rows
     read = 4 * values / 1e9 / 16 + 2 * rows * 32 / 1e9 / 16
     assert norm.memory - without.memory == pytest.approx(read)
-    assert norm.operations - without.operations == pytest.approx(3e-8 * 16)
+    assert norm.operations - without.operations == pytest.approx(1e-7 * 16)
     # A gather over 4 workers is 2 ms, each of two exchanges 1 ms.
     assert norm.latency - without.latency == pytest.approx(4e-3)
     assert norm.network - without.network == pytest.approx(sum(more.values()) / 1e9)
@@ -338,7 +338,9 @@ def test_a_host_that_lacks_memory_is_what_is_told() -> None:
     assert found.lacking == "host"
     assert "the largest part is copy for checkpoints" in found.bottleneck
     remedies = [one for one in found.remedies if not one.change.startswith("cluster")]
-    assert remedies[0].host_memory_bytes < found.host_memory_bytes
+    fitting = [one.host_memory_bytes for one in remedies if one.fits]
+    assert fitting == sorted(fitting)
+    assert fitting[0] < found.host_memory_bytes
     assert any(one.change == "checkpoint.saving=in_place" for one in remedies)
     assert any(line.endswith("on the host, fits") for line in verdict_lines(found))
 
