@@ -472,9 +472,12 @@ def test_the_page_and_its_plot(tmp_path: Path, stand: Stand, capsys: Any) -> Non
 
 
 CLIPPED: dict[str, Any] = {"train": {"clip_norm": 1.0}}
+ON_HOST: dict[str, Any] = SAMPLED | {"embedding": {"memory": "uvm"}}
 
 
-@pytest.mark.parametrize("how", [SAMPLED, CLIPPED], ids=["sampled", "exact, clipped"])
+@pytest.mark.parametrize(
+    "how", [SAMPLED, CLIPPED, ON_HOST], ids=["sampled", "exact, clipped", "on the host"]
+)
 def test_a_step_waits_for_the_rows_of_the_worker_that_is_asked_for_most(
     how: dict[str, Any],
 ) -> None:
@@ -485,6 +488,8 @@ def test_a_step_waits_for_the_rows_of_the_worker_that_is_asked_for_most(
     of_row = 4 * step.config.embedding.width
     rows = sum(step.distinct_rows.values())
     row_seconds = of_row / step.machine.gathered_per_second(of_row)
+    if how == ON_HOST:
+        row_seconds += of_row / step.machine.host_link()
     sent, network = traffic(step), Network(step.machine, 8)
 
     def twice(times: int, size: float) -> Any:
