@@ -43,7 +43,7 @@ ROWS_OF_A_NEGATIVE = 10
 # Bytes of a number that a worker has of another's token: four floats of its logits.
 LOGIT_NUMBERS_BYTES = 4 * 4
 # Bytes of each of the counts of rows by which clipping brings gradients to their owners: an int64,
-# and in CPython 3.12 a place in a list and a number.
+# and in CPython a place in a list and a number.
 CLIPPING_COUNT_BYTES = 8 + 8 + 32
 # Values beside each parameter of the dense model: AdamW's two moments; its gradient in a step.
 _MOMENTS = 2

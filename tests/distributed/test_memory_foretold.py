@@ -151,6 +151,7 @@ def run(
             translation_model.lookup, dense_tensors(translation_model.transformer, optimizer)
         ),
         row_multipliers(translation_model.lookup),
+        scalars={"skipped_steps": 0},
     )
     checkpoints = open_checkpoints(config.run.uri)
     copy = HostBuffers() if config.checkpoint.saving == "behind" else None
