@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dist_embed.observe.events import Event
-    from dist_embed.study.run import Outcome
+    from dist_embed.study.outcome import Outcome
     from dist_embed.study.schema import ScalingStudy, Study, TrainingStudy
 
 MOST_RUNS = 1000
@@ -39,11 +39,11 @@ def add_commands(commands: Any) -> None:
 
 def _study(arguments: argparse.Namespace) -> None:
     from dist_embed.storage import uri as storage
-    from dist_embed.study.plan import combinations, load_study
+    from dist_embed.study.plan import load_study, number_of_runs
     from dist_embed.study.schema import TrainingStudy
 
     study = load_study(arguments.study)
-    runs = len(study.seeds) * len(combinations(study))
+    runs = number_of_runs(study)
     if runs > MOST_RUNS and not arguments.yes:
         raise UserError(
             f"{arguments.study}: {runs:,} runs are not allowed without --yes: at most {MOST_RUNS:,}"
@@ -95,12 +95,11 @@ def _scaling(study: ScalingStudy, outcomes: list[Outcome], page: Path) -> str:
     rows = [outcome.row for outcome in outcomes]
     drawn = draw_scaling(study, rows, str(measured))
     simulated = [row for row in read_results(study.folder) if row["state"] == "simulated"]
-    if simulated:
-        draw_simulated(study, simulated, str(beyond))
+    beyond_drawn = draw_simulated(study, simulated, str(beyond))
     return scaling_page(
         study, outcomes, simulated, command=command_of(sys.argv[1:]),
         plot_name=measured.name if drawn else None,
-        simulated_plot_name=beyond.name if simulated else None,
+        simulated_plot_name=beyond.name if beyond_drawn else None,
     )  # fmt: skip
 
 

@@ -22,10 +22,8 @@ def rows_per_worker(step: Step) -> tuple[int, int]:
     return held(step.workers - 1), held(0)
 
 
-def request_balance(step: Step, *, replicated: int = 0) -> float:
+def request_balance(step: Step) -> float:
     """Rows that the worker is asked for which is asked for most, by the mean of all; 1: equal.
-
-    ``replicated``: as if every worker had the rows of so many of the most frequent words.
 
     Of the table of target words, by a step's target tokens: a word's row is asked for by a worker
     at most once a step, so the most frequent words count as many times as there are workers. Source
@@ -42,9 +40,8 @@ def request_balance(step: Step, *, replicated: int = 0) -> float:
     for group in words:
         wanted = 1.0 - math.exp(tokens * math.log1p(-min(group.probability, 1 - 1e-12)))
         end = group.first + group.count
-        first = min(max(group.first, replicated), end)
-        behind = min(max(first, replicated + _LOOKED_UP), end)
-        for word in range(first, behind):
+        behind = min(max(group.first, _LOOKED_UP), end)
+        for word in range(group.first, behind):
             asked[(word * multiplier) % spec.num_rows // shard] += wanted
         rest += (end - behind) * wanted
     mean = (sum(asked) + rest) / step.workers

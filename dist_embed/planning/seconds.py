@@ -15,7 +15,7 @@ from dist_embed.observe.phase_names import PhaseName
 from dist_embed.planning.machine import Collective, Dtype, Factor
 from dist_embed.planning.memory import tables_on_device
 from dist_embed.planning.step import Step
-from dist_embed.planning.traffic import Network, traffic
+from dist_embed.planning.traffic import Network, sent_ids, traffic
 
 # Passes over values of a layer's activations, forward; a backward makes twice as many of all.
 _PASSES_OF_WIDTH, _PASSES_OF_INNER = 24, 4
@@ -110,15 +110,35 @@ class StepTime:
             "optimizer": self._optimizer(),
             "table backward": self._table_backward(),
         }
+        return {name: self._corrected(name, found[name]) for name in found}
+
+    def seconds_of_asked_rows(self) -> dict[PhaseName, float]:
+        """By phase the part of `spent` that goes with the rows a worker is asked for by others: it
+        reads and updates them one by one, and what is told of them goes over its link.
+        """
+        step, network = self.step, Network(self.step.machine, self.step.workers)
+        rows, width = sum(step.distinct_rows.values()), step.config.embedding.width
+
+        def served(times: int, sent: float) -> Spent:
+            own = self._gathered(times * rows, width)
+            if self._on_device[1] == 0:  # what misses a cache are rare words: all have as many
+                own += self._missed(times)
+            return own + Spent(network=network.sending("all_to_all", sent))
+
+        found: dict[PhaseName, Spent] = {
+            "ids exchange": served(0, sent_ids(step)), "lookup": served(1, self._sent["vectors"]),
+            "table backward": served(2, self._sent["row gradients"]),
+        }  # fmt: skip
+        if "rows for clipping" in self._sent:
+            found["gradient norm"] = served(2, self._sent["rows for clipping"])
+        return {name: self._corrected(name, found[name]).seconds for name in found}
+
+    def _corrected(self, name: PhaseName, spent: Spent) -> Spent:
         machine = self.step.machine
         of_kind = machine.factors.exact if self.step.output.exact else machine.factors.sampled
+        factor = of_kind.get(name, Factor())
         crowded = machine.crowded(machine.workers_of_node(self.step.workers))
-
-        def corrected(name: PhaseName) -> Spent:
-            factor = of_kind.get(name, Factor())
-            return found[name].times(crowded * factor.work, factor.exchange)
-
-        return {name: corrected(name) for name in found}
+        return spent.times(crowded * factor.work, factor.exchange)
 
     @cached_property
     def _sent(self) -> dict[str, float]:

@@ -34,7 +34,7 @@ def traffic(step: Step) -> dict[str, float]:
     # TorchRec sends how many rows each bag has before it sends which.
     bags = bags_of_a_table(step.machine.device, step.workers) * len(step.specs)
     sent = {
-        "ids": _ID_BYTES * (rows + bags * others),
+        "ids": sent_ids(step) + _ID_BYTES * bags * others,
         "vectors": of_row * rows,
         "row gradients": of_row * rows,
         "dense gradients": 2 * 4 * step.parameters * elsewhere,
@@ -52,6 +52,11 @@ def traffic(step: Step) -> dict[str, float]:
         sent["counts for clipping"] = _ID_BYTES * len(step.specs) * step.workers * others
         sent["rows for clipping"] = (_ID_BYTES + 4 * width) * rows
     return sent
+
+
+def sent_ids(step: Step) -> float:
+    """Bytes of the ids that a worker sends in a step, without how many each bag has of them."""
+    return _ID_BYTES * sum(step.distinct_rows.values()) * (step.workers - 1) / step.workers
 
 
 @dataclass(frozen=True)

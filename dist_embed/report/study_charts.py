@@ -32,7 +32,7 @@ _SHARED = "Open marks: more threads than cores."
 _FIGURES: tuple[tuple[str, str, str, Figure, Figure], ...] = (
     ("speed", "Throughput", "target tokens/s",
      lambda row: row["tokens_per_second"], lambda row: row["planned_tokens_per_second"]),
-    ("step", "Step time", "milliseconds, median",
+    ("step", "Step time", "milliseconds from one to the next, median",
      lambda row: _times(1e3, row["step_seconds_p50"]),
      lambda row: _times(1e3, row["planned_step_seconds"])),
     ("memory", "Memory of the fullest worker", "GiB",
@@ -146,14 +146,16 @@ def _efficiency(rows: Sequence[Row]) -> Chart | None:
 
     table = [
         [label, f"{row['workers']:,}", f"{row['batch_tokens']:,}", _text(row["tokens_per_second"]),
-         f"{row['efficiency']:.2f}", _text(row["planned_efficiency"])]
+         f"{row['efficiency']:.2f}", _text(row["planned_efficiency"]),
+         f"{row['efficiency_base']:,}"]
         for label, own in lines.items()
         for row in own
     ]  # fmt: skip
-    header = ["runs", "workers", "tokens a step", "target tokens/s", "efficiency", "planned"]
+    header = ["runs", "workers", "tokens a step", "target tokens/s", "efficiency", "planned",
+              "by that of workers"]  # fmt: skip
     return Chart(
         "efficiency", "Efficiency",
-        f"Tokens/s of each core or GPU, by that of the fewest workers. {_PLANNED}", draw,
+        f"Tokens/s of each core or GPU, by that of the fewest workers measured. {_PLANNED}", draw,
         Table(header, table), list(lines),
     )  # fmt: skip
 
@@ -224,15 +226,18 @@ def _against_plan(rows: Sequence[Row], drawn: tuple[str, str, str, Figure, Figur
 
 
 def _simulated(study: StudyFigures) -> Chart | None:
-    """Sizes that no run was made of."""
+    """Sizes that no run was made of; those that do not fit are in the table alone."""
 
     def of(row: Row) -> float | None:
         return row["planned_tokens_per_second"]
 
-    lines = _lines(study.simulated, "workers", of)
-    if not lines:
+    known = _lines(study.simulated, "workers", of)
+    fitting = [row for row in study.simulated if row["planned_fits"] is not False]
+    lines = _lines(fitting, "workers", of)
+    if not known:
         return None
-    machines = ", ".join(sorted({row["planned_machine"] or "?" for row in study.simulated}))
+    named = {f"{row['planned_machine']} ({row['planned_source']})" for row in study.simulated}
+    machines = ", ".join(sorted(named))
 
     def draw(axes: Axes) -> None:
         shown: list[float] = []
@@ -241,25 +246,35 @@ def _simulated(study: StudyFigures) -> Chart | None:
             x, y = [row["workers"] for row in own], [of(row) or math.nan for row in own]
             axes.plot(x, y, **look(place), markerfacecolor="none")
             shown += y + _draw_ideal(axes, x, y[0])
-        scale_axis(axes, "y", [value for value in shown if not math.isnan(value)])
+        if finite := [value for value in shown if not math.isnan(value)]:
+            scale_axis(axes, "y", finite)
         axes.set_xlabel("workers")
         axes.set_ylabel("target tokens/s, simulated")
 
     table = [
-        [label, f"{row['workers']:,}", _text(of(row)), _text(row["planned_efficiency"]),
+        [label, f"{row['workers']:,}", _fits(row),
+         f"{row['batch_tokens'] / row['workers']:,.0f}" + (" (uneven)" if row["uneven"] else ""),
+         _text(of(row)), _text(row["planned_efficiency"]),
          _text(_times(1e3, row["planned_step_seconds"])),
          _text(_times(2**-20, row["planned_exchange_bytes"])), _text(row["planned_rows_balance"]),
          _text(row["planned_checkpoint_seconds"]), row["planned_bottleneck"] or ""]
-        for label, own in lines.items()
+        for label, own in known.items()
         for row in own
     ]  # fmt: skip
-    header = ["sizes", "workers", "target tokens/s", "efficiency", "ms a step", "MiB sent a step",
-              "balance of rows", "s a checkpoint", "bottleneck"]  # fmt: skip
+    header = ["sizes", "workers", "fits", "tokens a step and worker", "target tokens/s",
+              "efficiency", "ms a step", "MiB sent a step", "balance of rows", "s a checkpoint",
+              "bottleneck"]  # fmt: skip
     return Chart(
         "simulated", "SIMULATED: throughput over workers",
-        f"Not measured: from the figures of the machine {machines}. Dashed: ideal.", draw,
-        Table(header, table), list(lines),
+        f"Not measured: from the figures of the machine {machines}. Dashed: ideal. What does not "
+        "fit is in the table alone.", draw, Table(header, table), list(lines),
     )  # fmt: skip
+
+
+def _fits(row: Row) -> str:
+    if row["planned_refused"]:
+        return "refused"
+    return "no" if row["planned_fits"] is False else "yes"
 
 
 def _measures(rows: Sequence[Row]) -> list[Chart]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, TypeAlias
 
 from dist_embed.observe.phase_names import PHASES, PhaseName, metric_of
 from dist_embed.run.metrics import figure
 
+# A log line of a run's metrics, and how many steps it is about.
+Logged: TypeAlias = tuple[Mapping[str, Any], int]
 REST = "rest"
 # A step's own clock starts behind these.
 OUTSIDE: tuple[PhaseName, ...] = ("agreement", "checkpoint stall")
@@ -91,27 +93,29 @@ def ways_of_scoring(rows: list[Course]) -> list[str]:
     return said
 
 
-def steps_of(logged: Sequence[Mapping[str, Any]]) -> list[int]:
-    """How many steps each log line is about. Where a run has resumed that is what the line says, or
-    in those of earlier versions, which did not say it, too many.
+def with_steps(lines: Iterable[Mapping[str, Any]]) -> list[Logged]:
+    """The log lines among a run's metrics, each with how many steps it is about. Where a run has
+    resumed that is what the line says, or in those of earlier versions, which did not say it, too
+    many.
     """
     before, found = 0, []
-    for line in logged:
-        found.append(int(figure(line, "steps") or line["step"] - before))
-        before = line["step"]
+    for line in lines:
+        if figure(line, "step_seconds") is not None:
+            found.append((line, int(figure(line, "steps") or line["step"] - before)))
+            before = line["step"]
     return found
 
 
 def phases_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Those of all lines of a run's metrics, see `mean_phases`."""
+    return mean_phases(with_steps(lines))
+
+
+def mean_phases(logged: Iterable[Logged]) -> dict[str, float]:
     """Seconds a step of each phase on worker 0, the mean over all steps, in a step's order; last
     `REST`, what of a step is in no phase. Empty where no line has any.
     """
-    logged = [line for line in lines if figure(line, "step_seconds") is not None]
-    told = [
-        (line, count)
-        for line, count in zip(logged, steps_of(logged), strict=True)
-        if metric_of(PHASES[0]) in line and count > 0
-    ]
+    told = [(line, count) for line, count in logged if metric_of(PHASES[0]) in line and count > 0]
     if not told:
         return {}
     steps = sum(count for _, count in told)

@@ -15,6 +15,7 @@ from dist_embed.embedding.memory import GIB, PROCESS_BYTES, available_bytes
 from dist_embed.parallel.device import has_native_bf16, resolve_device
 from dist_embed.planning import Machine, Plan, load_machine, plan
 from dist_embed.planning.machine import Dtype
+from dist_embed.run.history import REST
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Estimate:
 
     Attributes:
         plan: what it is expected to take.
-        fits: whether its machine has the memory; None: the machine is not known.
+        fits: whether its machine has the memory, and `train` would start it there; None: the
+            machine is not known.
         memory_gib: of a node of it.
     """
 
@@ -32,14 +34,15 @@ class Estimate:
     memory_gib: float
 
     def why_not(self) -> str:
-        """That it does not fit, with what would."""
+        """That it does not fit, or is refused, with what would do."""
         remedies = [
             f"{one.change} ({one.memory_bytes / GIB:.2f} GiB per worker)"
             for one in self.plan.remedies
             if one.fits
         ]
         ways = f"; it would with {' or '.join(remedies[:3])}" if remedies else ""
-        return f"does not fit by its plan: {self.plan.bottleneck}{ways}"
+        told = "" if self.plan.refused else "does not fit by its plan: "
+        return f"{told}{self.plan.bottleneck}{ways}"
 
     def columns(self) -> dict[str, Any]:
         """Of `dist_embed.study.results`."""
@@ -89,11 +92,14 @@ def _this_machine(config: Config) -> Machine | None:
 
 def planned_columns(found: Plan) -> dict[str, Any]:
     """A plan as columns of a result, but for what is said of memory that is there."""
+    phases: dict[str, float] = dict(found.phases.items())
     return {
         "planned_machine": found.machine,
+        "planned_source": found.machine_source,
+        "planned_refused": bool(found.refused),
         "planned_tokens_per_second": found.tokens_per_second,
         "planned_step_seconds": found.step_seconds,
-        "planned_phases": dict(found.phases),
+        "planned_phases": phases | {REST: found.step_seconds - sum(phases.values())},
         "planned_memory_bytes": found.memory_bytes,
         "planned_memory": found.memory,
         "planned_exchange_bytes": sum(found.traffic.values()),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import posixpath
+from collections import Counter
 from fractions import Fraction
 from itertools import product
 from os import PathLike
@@ -34,10 +36,12 @@ class Combination(dict[str, str]):
     @property
     def key(self) -> str:
         """A name for folders."""
-        return "_".join(
-            "".join(c if c.isalnum() else "-" for c in level).strip("-").lower()
-            for level in self.values()
-        )
+        return "_".join(map(_in_key, self.values()))
+
+
+def _in_key(level: str) -> str:
+    """Without underscores, which stand between levels: keys differ where one of these does."""
+    return "".join(c if c.isalnum() else "-" for c in level).strip("-").lower()
 
 
 def load_study(path: str | PathLike[str]) -> Study:
@@ -75,6 +79,11 @@ def combinations(study: Study) -> list[Combination]:
     names = [factor.name for factor in study.factors]
     levels = [[level.name for level in factor.levels] for factor in study.factors]
     return [Combination(zip(names, chosen, strict=True)) for chosen in product(*levels)]
+
+
+def number_of_runs(study: Study) -> int:
+    """How many a study has, without making them up."""
+    return len(study.seeds) * math.prod(len(factor.levels) for factor in study.factors)
 
 
 def levels_of(study: Study, factor: str) -> list[Level]:
@@ -170,8 +179,12 @@ def _problems(study: TrainingStudy) -> list[str]:
     for factor in study.factors:
         if len(levels[factor.name]) < len(factor.levels):
             problems.append(f"factor {factor.name!r} has two levels of one name")
-    keys = [combination.key for combination in combinations(study)]
-    problems += [f"two combinations are both called {k!r}" for k in set(keys) if keys.count(k) > 1]
+        called = Counter(map(_in_key, levels[factor.name]))
+        problems += [
+            f"factor {factor.name!r} has two levels that are both {name!r} in names of folders"
+            for name, times in called.items()
+            if times > 1
+        ]
     named: list[tuple[str, dict[str, str]]] = []
     for number, expected in enumerate(study.expectations):
         for side, chosen in (("better", expected.better), ("worse", expected.worse)):

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dist_embed.observe.plot import GREY, INK, LABEL_POINTS, label_ends, log_axis, plot_into
+from dist_embed.study.outcome import Outcome
 from dist_embed.study.plan import combinations, levels_of
-from dist_embed.study.run import Outcome
 from dist_embed.study.schema import MEASURES, TrainingStudy
 from dist_embed.study.summary import summaries
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_embed.study.outcome import Outcome
 from dist_embed.study.plan import Combination, combinations
-from dist_embed.study.run import TRAINING_TOKENS, Outcome
 from dist_embed.study.schema import MEASURES, Expectation, Measure, Study, TrainingStudy
+from dist_embed.study.scored import TRAINING_TOKENS
 from dist_embed.study.summary import (
     LOWER_IS_BETTER,
     Comparison,

@@ -37,18 +37,24 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("table_width", pa.int64(), "`embedding.width`"),
     ("model_width", pa.int64(), "`model.width`"),
     ("batch_tokens", pa.int64(), "`train.batch_tokens`, of all workers together"),
+    ("uneven", pa.bool_(), "a worker's part of a step has fewer tokens than a sentence may have: "
+     "workers have unlike many, which a plan takes for even"),
     ("output", pa.string(), "`exact` or `sampled`"),
     ("configuration", pa.string(), "all of it, as JSON"),
     # What was measured.
     ("steps", pa.int64(), "that were trained"),
-    ("tokens_per_second", pa.float64(), "target tokens, median over log lines"),
-    ("efficiency", pa.float64(), "tokens/s for each core (or GPU), by that of the fewest workers "
-     "with all else and the seed alike; null where oversubscribed"),
-    ("step_seconds_p10", pa.float64(), "quantile over log lines, each the mean of its steps"),
+    ("tokens_per_second", pa.float64(), "target tokens, median over log lines, by steps as in "
+     "`step_seconds_p50`"),
+    ("efficiency_base", pa.int64(), "workers that efficiencies are by: the fewest, with all else "
+     "and the seed alike, that were measured, or, simulated, fit"),
+    ("efficiency", pa.float64(), "tokens/s for each core (or GPU), by that of `efficiency_base`; "
+     "null where oversubscribed"),
+    ("step_seconds_p10", pa.float64(), "quantile over log lines, each the mean of its steps, from "
+     "one to the next: with the agreement before it and its share of all checkpoints' stalls"),
     ("step_seconds_p50", pa.float64(), "median"),
     ("step_seconds_p90", pa.float64(), "quantile"),
-    ("step_seconds_max", pa.float64(), "of the slowest log line, without the first"),
-    ("phases", _SECONDS, "phase of a step to seconds a step, of worker 0, mean"),
+    ("step_seconds_max", pa.float64(), "of the slowest log line but for the first after a start"),
+    ("phases", _SECONDS, "phase to seconds a step of worker 0, mean; `rest`: in no phase"),
     ("data_wait_share", pa.float64(), "of a step's time, that worker 0 waits for its batch"),
     ("exchange_share", pa.float64(), "of a step's time, that a worker waits for others and what "
      "they send: mean over workers"),
@@ -67,13 +73,17 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("platform", pa.string(), "likewise"),
     ("python", pa.string(), "its version"),
     ("versions", pa.map_(pa.string(), pa.string()), "package to version"),
-    # What `dist_embed.planning` expected of the same configuration.
+    # What `dist_embed.planning` expected of the same configuration, before it was run.
     ("planned_machine", pa.string(), "name of the machine file; what a simulation rests on"),
-    ("planned_fits", pa.bool_(), "whether memory is enough; null: not known"),
+    ("planned_source", pa.string(), "where the figures of that machine are from"),
+    ("planned_fits", pa.bool_(), "whether memory suffices, and `train` would start it; null: not "
+     "known"),
+    ("planned_refused", pa.bool_(), "whether `train` would not, whatever memory there is"),
     ("planned_tokens_per_second", pa.float64(), "target tokens"),
     ("planned_efficiency", pa.float64(), "as `efficiency`, of planned tokens/s"),
-    ("planned_step_seconds", pa.float64(), "of a step"),
-    ("planned_phases", _SECONDS, "phase to seconds a step"),
+    ("planned_step_seconds", pa.float64(), "from one to the next; if simulated, with the wait for "
+     "the worker that is asked for most rows"),
+    ("planned_phases", _SECONDS, "phase to seconds a step, which add up to `planned_step_seconds`"),
     ("planned_memory_bytes", pa.int64(), "of the worker that holds most"),
     ("planned_memory", _BYTES, "what for, to bytes of that worker"),
     ("planned_exchange_bytes", pa.float64(), "that a worker sends in a step"),
@@ -81,7 +91,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("planned_rows_balance", pa.float64(), "rows asked of the fullest shard by the mean of all"),
     ("planned_checkpoint_seconds", pa.float64(), "of writing one"),
     ("planned_bottleneck", pa.string(), "in words"),
-    ("plan", pa.string(), "all of it, as JSON"),
+    ("plan", pa.string(), "all of it, as JSON, without that wait"),
 )  # fmt: skip
 # Each field's metadata say what it means.
 SCHEMA = pa.schema(
@@ -89,19 +99,27 @@ SCHEMA = pa.schema(
 )
 
 
-def described(config: Config, levels: Mapping[str, str]) -> dict[str, Any]:
-    """The columns that say which run it is, but for its name and state."""
+def described(
+    config: Config, levels: Mapping[str, str], workers: int | None = None
+) -> dict[str, Any]:
+    """The columns that say which run it is, but for its name and state.
+
+    ``workers``: instead of those of the configuration.
+    """
+    workers = workers or config.cluster.max_workers
+    tokens = config.train.batch_tokens
     return {
         "seed": config.run.seed,
         "levels": dict(levels),
         "scaling": levels.get("scaling"),
-        "workers": config.cluster.max_workers,
+        "workers": workers,
         "threads_per_worker": threads_per_worker(config),
         "source_words": config.tokenizer.vocab_size,
         "target_words": config.tokenizer.vocab_size,
         "table_width": config.embedding.width,
         "model_width": config.model.width,
-        "batch_tokens": config.train.batch_tokens,
+        "batch_tokens": tokens,
+        "uneven": tokens / (workers * config.train.accumulate) < config.data.max_tokens,
         "output": config.model.output,
         "configuration": config.model_dump_json(),
     }

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.observe.phase_names import PhaseName
 from dist_embed.planning import Machine, load_machine, plan
-from dist_embed.planning.balance import request_balance
 from dist_embed.planning.estimate import step_of
 from dist_embed.planning.seconds import StepTime
 from dist_embed.planning.step import Step
@@ -23,30 +22,39 @@ from dist_embed.study.results import described
 from dist_embed.study.schema import ScalingStudy
 
 Row = dict[str, Any]
-_HEAD = 4096  # rows that every worker might have
-# Phases in which a worker is waited for by those that ask it for rows.
-_ASKED: tuple[PhaseName, ...] = ("ids exchange", "lookup", "table backward")
+_EFFICIENCIES = {
+    "efficiency": "tokens_per_second", "planned_efficiency": "planned_tokens_per_second",
+}  # fmt: skip
 
 
 def set_efficiencies(rows: Sequence[Row]) -> None:
     """Set ``efficiency`` and ``planned_efficiency``: speed for each core, or GPU, by that of the
-    fewest workers with all other levels and the seed alike.
+    fewest workers with all other levels and the seed alike, which are ``efficiency_base``: of runs
+    those that were measured, of simulated sizes those that fit. Other rows have none.
 
     With more threads than cores there is none: such a run measures how they take turns.
     """
-    for speed, into in (
-        ("tokens_per_second", "efficiency"), ("planned_tokens_per_second", "planned_efficiency"),
-    ):  # fmt: skip
-        fewest: dict[Any, Row] = {}
-        known = [row for row in rows if row.get(speed) and not row.get("oversubscribed")]
-        for row in sorted(known, key=lambda row: row["workers"]):
-            base = fewest.setdefault(_alike(row), row)
-            row[into] = _for_each(row, speed) / _for_each(base, speed)
+    fewest: dict[Any, Row] = {}
+    for row in rows:
+        row |= dict.fromkeys(("efficiency_base", *_EFFICIENCIES))
+    for row in sorted(filter(_counts, rows), key=lambda row: row["workers"]):
+        base = fewest.setdefault(_alike(row), row)
+        row["efficiency_base"] = base["workers"]
+        for name, speed in _EFFICIENCIES.items():
+            if row.get(speed) and base.get(speed):
+                row[name] = _for_each(row, speed) / _for_each(base, speed)
+
+
+def _counts(row: Row) -> bool:
+    if row["state"] == "simulated":
+        return row["planned_fits"] is not False
+    measured = row["state"] == "done" and row.get("tokens_per_second")
+    return bool(measured and not row.get("oversubscribed"))
 
 
 def _alike(row: Row) -> Any:
     levels = {name: level for name, level in row["levels"].items() if name != "workers"}
-    return (row["state"] == "simulated", row.get("seed"), tuple(sorted(levels.items())))
+    return (row["state"], row.get("seed"), tuple(sorted(levels.items())))
 
 
 def _for_each(row: Row, speed: str) -> float:
@@ -85,23 +93,26 @@ def _simulated(
     config = grown(config, growth(study, combination, workers))
     found = plan(config, workers, machine)
     step = step_of(config, workers, machine, text_of(config))
-    seconds = found.step_seconds + extra_seconds(step, found.request_balance)
-    speed = found.tokens_per_second * found.step_seconds / seconds
+    extra = extra_seconds(step, found.request_balance)
+    seconds = found.step_seconds + sum(extra.values())
+    waiting = replace(
+        found, step_seconds=seconds,
+        phases={name: of + extra.get(name, 0.0) for name, of in found.phases.items()},
+        tokens_per_second=found.tokens_per_second * found.step_seconds / seconds,
+    )  # fmt: skip
     levels = Combination({**combination, "workers": str(workers)})
     return {
-        **described(config, levels), "workers": workers, "threads_per_worker": None,
-        "state": "simulated", "planned_fits": found.fits, **planned_columns(found),
-        "planned_step_seconds": seconds, "planned_tokens_per_second": speed,
+        **described(config, levels, workers), "threads_per_worker": None, "state": "simulated",
+        "planned_fits": found.fits, **planned_columns(waiting), "plan": json.dumps(found.as_dict()),
     }  # fmt: skip
 
 
-def extra_seconds(step: Step, balance: float) -> float:
-    """By how much a step is longer where one worker is asked for so many times the mean of rows:
-    until it has read, sent and updated them. Latencies and small operations are as they were.
+def extra_seconds(step: Step, balance: float) -> dict[PhaseName, float]:
+    """By how much phases are longer where one worker is asked for so many times the mean of rows:
+    until it has read, sent and updated them. All else is as it was.
     """
-    spent = StepTime(step).spent()
-    of_rows = sum(spent[name].memory + spent[name].network for name in _ASKED)
-    return (balance - 1.0) * of_rows
+    served = StepTime(step).seconds_of_asked_rows()
+    return {name: (balance - 1.0) * seconds for name, seconds in served.items()}
 
 
 @dataclass(frozen=True)
@@ -118,39 +129,29 @@ class Breaks:
     remedies: list[str]
 
 
-def what_breaks(study: ScalingStudy) -> list[Breaks]:
+def what_breaks(simulated: Sequence[Row]) -> list[Breaks]:
     """Of the most simulated workers, for each other level."""
-    assert study.simulate is not None
-    machine, workers = load_machine(study.simulate.machine), max(study.simulate.workers)
-    found = []
-    for combination in _without_workers(study):
-        config = _config(study, combination, machine)
-        row = _simulated(study, combination, config, workers, machine)
-        config = grown(config, growth(study, combination, workers))
-        found.append(Breaks(row, _remedies(config, workers, machine)))
-    return found
-
-
-def _remedies(config: Config, workers: int, machine: Machine) -> list[str]:
-    found = plan(config, workers, machine)
-    told = [
-        f"`{one.change}`: {one.tokens_per_second / found.tokens_per_second:.2f} times the tokens/s"
-        if found.fits
-        else f"`{one.change}`: {one.memory_bytes / 2**30:,.1f} GiB a worker, "
-        f"{'fits' if one.fits else 'still too much'}"
-        for one in found.remedies
+    most = max(row["workers"] for row in simulated)
+    return [
+        Breaks(row, _remedies(json.loads(row["plan"])))
+        for row in simulated
+        if row["workers"] == most
     ]
-    step = step_of(config, workers, machine, text_of(config))
-    even = request_balance(step, replicated=_HEAD)
-    before, after = (
-        found.step_seconds + extra_seconds(step, one) for one in (found.request_balance, even)
-    )
-    told.append(
-        f"the {_HEAD:,} most frequent rows on every worker (not built): the fullest shard is asked "
-        f"for {even:.2f} times the mean instead of {found.request_balance:.2f}, "
-        f"{before / after:.2f} times the tokens/s"
-    )
-    return told
+
+
+def _remedies(found: dict[str, Any]) -> list[str]:
+    """Of a `Plan` as plain values."""
+    if found["fits"]:
+        before = found["tokens_per_second"]
+        return [
+            f"`{one['change']}`: {one['tokens_per_second'] / before:.2f} times the tokens/s"
+            for one in found["remedies"]
+        ]
+    return [
+        f"`{one['change']}`: {one['memory_bytes'] / 2**30:,.1f} GiB a worker, "
+        f"{'fits' if one['fits'] else 'still too much'}"
+        for one in found["remedies"]
+    ]
 
 
 def _config(study: ScalingStudy, combination: Combination, machine: Machine) -> Config:

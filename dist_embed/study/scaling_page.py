@@ -10,8 +10,9 @@ from statistics import mean
 from typing import Any
 
 from dist_embed.observe.phase_names import PHASES
+from dist_embed.run.history import REST
+from dist_embed.study.outcome import Outcome
 from dist_embed.study.report import made_on, not_made, set_up_of
-from dist_embed.study.run import Outcome
 from dist_embed.study.scaling import what_breaks
 from dist_embed.study.schema import ScalingStudy
 
@@ -28,8 +29,19 @@ def _figure(name: str, form: str, scale: float = 1.0) -> Callable[[Row], str | N
     return text
 
 
+def _by_base(name: str) -> Callable[[Row], str | None]:
+    """An efficiency, marked where it is the one that others are by."""
+
+    def text(row: Row) -> str | None:
+        if row.get(name) is None:
+            return None
+        return f"{row[name]:.0%}" + (" (base)" if row["workers"] == row["efficiency_base"] else "")
+
+    return text
+
+
 def _efficiency(row: Row) -> str | None:
-    return "more workers than cores" if row.get("oversubscribed") else _PER_CORE(row)
+    return "more workers than cores" if row.get("oversubscribed") else _by_base("efficiency")(row)
 
 
 def _rows(row: Row) -> str | None:
@@ -55,15 +67,19 @@ def _memory_against(row: Row) -> str | None:
 
 
 def _planned_memory(row: Row) -> str:
-    lacks = " (does not fit)" if row["planned_fits"] is False else ""
-    return f"{row['planned_memory_bytes'] / 2**30:,.2f}{lacks}"
+    lacks = "refused" if row["planned_refused"] else "does not fit"
+    told = f" ({lacks})" if row["planned_fits"] is False else ""
+    return f"{row['planned_memory_bytes'] / 2**30:,.2f}{told}"
+
+
+def _tokens(row: Row) -> str:
+    return f"{row['batch_tokens'] / row['workers']:,.0f}" + (" (uneven)" if row["uneven"] else "")
 
 
 def _bottleneck(row: Row) -> str | None:
     return row.get("planned_bottleneck")
 
 
-_PER_CORE = _figure("efficiency", "{:.0%}")
 _SPEED: _Columns = (
     ("target tokens/s", _figure("tokens_per_second", "{:,.0f}")),
     ("efficiency", _efficiency),
@@ -89,7 +105,8 @@ _PLANNED: _Columns = (
 )
 _SIMULATED: _Columns = (
     ("target tokens/s", _figure("planned_tokens_per_second", "{:,.0f}")),
-    ("efficiency", _figure("planned_efficiency", "{:.1%}")),
+    ("tokens a step and worker", _tokens),
+    ("efficiency", _by_base("planned_efficiency")),
     ("step, ms", _figure("planned_step_seconds", "{:,.1f}", 1e3)),
     ("sent by a worker, MB a step", _figure("planned_exchange_bytes", "{:,.1f}", 1e-6)),
     ("asked of the fullest shard ÷ mean", _figure("planned_rows_balance", "{:.2f}")),
@@ -139,17 +156,30 @@ def scaling_page(
 
 
 _EFFICIENCY = """\
-*Efficiency*: tokens/s for each thread (or GPU), by that of the fewest workers in the same rows.
+*Efficiency*: tokens/s for each thread (or GPU), by that of the fewest workers in the same rows that
+were measured, on cores of their own: *base*.
 """
 _EXPLAINED = """\
-*Waiting for data*, *exchange*: their share of a step, the latter with all waits for other workers.
-*Memory*: of the worker that held most. Times are of all log lines but the first.
+*Step*: from one to the next, with the agreement before it and its share of checkpoints' stalls, as
+in plans; so are tokens/s. Of all log lines but the first after each start. *Waiting for data*,
+*exchange*: their share of a step, the latter with all waits for other workers. *Memory*: of the
+worker that held most.
 """
+_SIMULATED_EXPLAINED = """\
+*Efficiency*: tokens/s of each worker, by that of the fewest in the same rows that fit: *base*. More
+than 100 % is no mistake: where the base has more rows on each worker, the exact output layer has
+more of them to update in a step, and too many for one pass take two.
+"""
+_UNEVEN = """\
+*Uneven*: fewer tokens than `data.max_tokens`: a long sentence is more than a worker's part. Workers
+then have unlike many tokens and wait for each other, which is not simulated.
+"""
+# What is said where any size has a value in a column.
+_NOTES = ((_SIMULATED_EXPLAINED, "planned_efficiency"), (_UNEVEN, "uneven"))
 
 
 def _on(rows: Sequence[Row]) -> str:
-    machines = ", ".join(sorted({row["planned_machine"] for row in rows}))
-    return f"By the machine file `{machines}`, and the same configurations, before a run.\n"
+    return f"By the machine file {_machines(rows)}, and the same configurations, before a run.\n"
 
 
 def _phases(rows: Sequence[Row]) -> _Columns:
@@ -164,7 +194,8 @@ def _phases(rows: Sequence[Row]) -> _Columns:
 
         return text
 
-    used = [name for name in PHASES if any((row.get("phases") or {}).get(name) for row in rows)]
+    names = (*PHASES, REST)
+    used = [name for name in names if any((row.get("phases") or {}).get(name) for row in rows)]
     return tuple((name, column(name)) for name in used)
 
 
@@ -178,14 +209,15 @@ def _simulated_part(
     parts = [
         "## Simulated\n",
         f"**Nothing below was measured on so many workers.** It is computed from the figures of "
-        f"the machine file `{study.simulate.machine}` ({_inputs(simulated)}) by the model of "
+        f"the machine file {_machines(simulated)} by the model of "
         "`dist-embed plan`, with rows where they lie on that many workers, and words by Zipf's law"
         + (f"; with {more}" if more else "")
         + ".\n",
         _table(simulated, levels, _SIMULATED),
+        *(said for said, name in _NOTES if any(row.get(name) for row in simulated)),
         "What limits the most workers, and what would change that:\n",
     ]
-    for breaks in what_breaks(study):
+    for breaks in what_breaks(simulated):
         named = ", ".join(f"{name} {breaks.row['levels'][name]}" for name in levels)
         parts.append(f"- {named}: {breaks.row['planned_bottleneck']}")
         parts += [f"  - {remedy}" for remedy in breaks.remedies]
@@ -193,9 +225,10 @@ def _simulated_part(
     return parts + ([f"![simulated target tokens a second]({plot_name})\n"] if plot_name else [])
 
 
-def _inputs(simulated: Sequence[Row]) -> str:
-    names = sorted({row["planned_machine"] for row in simulated})
-    return f"“{', '.join(names)}”; every figure in it says where it is from"
+def _machines(rows: Sequence[Row]) -> str:
+    """With where their figures are from."""
+    named = {f"`{row['planned_machine']}` ({row['planned_source']})" for row in rows}
+    return ", ".join(sorted(named))
 
 
 def _table(rows: Sequence[Row], levels: Sequence[str], columns: _Columns) -> str:

@@ -47,13 +47,19 @@ def draw_scaling(study: ScalingStudy, rows: Sequence[Row], path: str) -> bool:
     return True
 
 
-def draw_simulated(study: ScalingStudy, rows: Sequence[Row], path: str) -> None:
-    """Tokens a second that are simulated. Raises UserError for a file that cannot be drawn."""
+def draw_simulated(study: ScalingStudy, rows: Sequence[Row], path: str) -> bool:
+    """Tokens a second that are simulated, of sizes that fit. Returns whether there are any.
+
+    Raises UserError for a file that cannot be drawn.
+    """
+    fitting = [row for row in rows if row["planned_fits"] is not False]
+    if not fitting:
+        return False
     assert study.simulate is not None
     with plot_into(path) as axes:
-        _log_axes(axes, sorted({float(row["workers"]) for row in rows}))
+        _log_axes(axes, sorted({float(row["workers"]) for row in fitting}))
         ends = []
-        for number, (name, own) in enumerate(_lines(study, rows, "workers").items()):
+        for number, (name, own) in enumerate(_lines(study, fitting, "workers").items()):
             x = [float(row["workers"]) for row in own]
             y = [row["planned_tokens_per_second"] for row in own]
             axes.plot(x, y, color=INK, marker=_MARKERS[number % len(_MARKERS)],
@@ -62,10 +68,13 @@ def draw_simulated(study: ScalingStudy, rows: Sequence[Row], path: str) -> None:
             ends.append((y[-1], f"{name}, simulated" if name else "simulated"))
         axes.set_xlabel("workers")
         axes.set_title(
-            "SIMULATED, not measured: target tokens/s; dashed: ideal\n"
-            f"from the figures of the machine file {study.simulate.machine}"
+            "SIMULATED, not measured: target tokens/s; dashed: ideal"
+            + ("; what does not fit is left out" if len(fitting) < len(rows) else "")
+            + f"\nfrom the figures of the machine file {study.simulate.machine}:"
+            + f"\n{fitting[0]['planned_source']}"
         )
-        label_ends(axes, max(float(row["workers"]) for row in rows), ends)
+        label_ends(axes, max(float(row["workers"]) for row in fitting), ends)
+    return True
 
 
 def _log_axes(axes: Axes, places: Sequence[float]) -> None:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from dist_embed.installed import require
+from dist_embed.study.outcome import Outcome
 from dist_embed.study.plan import Combination, combinations
-from dist_embed.study.run import Outcome
 from dist_embed.study.schema import MEASURES, Measure, TrainingStudy
 
 LOWER_IS_BETTER: tuple[Measure, ...] = (

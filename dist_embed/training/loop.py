@@ -142,6 +142,7 @@ class _Course:
         self._reporter = reporter
         self._metrics = metrics
         self._window = _Window()
+        self._resumed_at: int | None = state.step  # until a line has said so
         self._phases = Phases(state.group.device)
         self._stragglers = Stragglers(state.group)
         self._skipped_in_a_row = 0
@@ -280,6 +281,7 @@ class _Course:
                 gradient_norm=window.gradient_norm,
                 skipped_steps=state.scalars["skipped_steps"],
                 epoch=state.scalars["position"]["epoch"],
+                resumed_at=self._resumed_at,
                 **spent.as_metrics(),
             )
         self._reporter.progress(
@@ -292,7 +294,7 @@ class _Course:
         )
         for line in self._stragglers.lines(spent):
             self._reporter.line(line)
-        self._window = _Window()
+        self._window, self._resumed_at = _Window(), None
 
     def _note_loss(self, loss: float) -> None:
         """Of a validation. One that is not finite ends the run before its step is saved (decision

@@ -50,12 +50,12 @@ def lines_of(run: Path) -> dict[int, dict[str, Any]]:
     """By step all that its metrics say of what was computed, but for each worker's part of it."""
     found: dict[int, dict[str, Any]] = {}
     for line in read_metrics(str(run)):
-        timed = ("time", "tokens_per_second", "step_seconds")
+        of_course = ("time", "tokens_per_second", "step_seconds", "resumed_at")
         found.setdefault(line["step"], {}).update(
             {
                 key: value
                 for key, value in line.items()
-                if key not in timed and not key.startswith(("phase/", "workers/"))
+                if key not in of_course and not key.startswith(("phase/", "workers/"))
             }
         )
     return found

@@ -18,7 +18,10 @@ def scaling_rows() -> list[dict[str, Any]]:
         {"state": state, "reason": reason, "levels": {"workers": "8", "scaling": state}, "seed": 1}
         for state, reason in others
     ]
-    rows += [_planned(workers) | {"state": "simulated"} for workers in (1, 64, 4096)]
+    rows += [
+        _planned(workers) | {"state": "simulated", "planned_fits": workers > 1}
+        for workers in (1, 8, 64, 4096)
+    ]
     return rows
 
 
@@ -32,6 +35,7 @@ def _planned(workers: int, scaling: str = "strong", words: int = 1000) -> dict[s
         "planned_phases": {"encoder": 0.1 / workers, "table backward": 0.1},
         "planned_exchange_bytes": 1e6, "planned_rows_balance": 1.1,
         "planned_checkpoint_seconds": 3.0, "planned_bottleneck": "the exchange of vectors",
+        "planned_fits": True, "planned_source": "data sheets", "uneven": workers > 64,
     }  # fmt: skip
 
 
@@ -39,7 +43,7 @@ def _measured(workers: int, scaling: str, words: int) -> dict[str, Any]:
     return _planned(workers, scaling, words) | {
         "name": f"{workers}", "state": "done", "seed": 1, "oversubscribed": workers > 2,
         "tokens_per_second": 1000.0 * workers**0.8, "step_seconds_p50": 0.5 / workers**0.8,
-        "efficiency": None if workers > 2 else workers**-0.2,
+        "efficiency": None if workers > 2 else workers**-0.2, "efficiency_base": 1,
         "phases": {"encoder": 0.2 / workers, "dense backward": 0.3 / workers, "lookup": 0.02},
         "memory_bytes": [2**30 + 70 * words, 2**30], "validation_loss": 2.5, "device": "CPU",
         "cores": 2, "measures": {"bleu": 20.0 + workers},

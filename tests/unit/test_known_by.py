@@ -14,8 +14,8 @@ import pytest
 from dist_embed.config.load import config_from_dict, config_to_yaml
 from dist_embed.data.preparation import data_digest
 from dist_embed.run.folder import fingerprint
-from dist_embed.study import run as study_run
-from dist_embed.study.run import _digest
+from dist_embed.study import planned as study_planned
+from dist_embed.study.planned import _digest
 
 Values = dict[str, Any]
 FILES: Values = {"source": "a.en", "target": ["a.de", "b.de"]}
@@ -98,5 +98,5 @@ def known_by(name: str) -> tuple[str, str, str, str]:
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_configurations_are_known_as_they_were(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Where validations were not saved anyway, a study's run is another one since the best are.
-    monkeypatch.setattr(study_run, "_BEST_IS_SAVED", study_run.TRAINING)
+    monkeypatch.setattr(study_planned, "_BEST_IS_SAVED", study_planned.TRAINING)
     assert known_by(name) == KNOWN_BY[name]

@@ -352,13 +352,6 @@ def test_rows_lie_as_the_tables_have_them() -> None:
     assert 1 <= request_balance(planned(8)) < 2
 
 
-def test_rows_that_all_workers_have_are_asked_of_none() -> None:
-    step = planned(64, tokenizer={"vocab_size": 10**6}, **SAMPLED)
-    found = [request_balance(step, replicated=count) for count in (0, 100, 4096)]
-    assert found[0] > found[1] > found[2] >= 1
-    assert request_balance(step, replicated=10**6) == 1
-
-
 def test_what_does_not_fit_is_said_with_what_would() -> None:
     found = plan(
         configured(tokenizer={"vocab_size": 10**8}, embedding={"width": 512}), 2,

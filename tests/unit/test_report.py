@@ -25,6 +25,7 @@ from dist_embed.cli.main import main
 from dist_embed.data.token_shards import SIDES
 from dist_embed.errors import UserError
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
+from dist_embed.observe.plot import plot_into
 from dist_embed.report.chart import MARKERS, WIDTH, Chart, write_chart
 from dist_embed.report.columns import BALANCE, MOST, Column, columns_of, places_of_extremes
 from dist_embed.report.lines import line_chart, number
@@ -532,8 +533,17 @@ def test_a_study_has_its_charts(tmp_path: Path) -> None:
     rows = charts["speed-workers"].table.rows
     assert rows[2][1:] == ["4", number(1000 * 4**0.8), "3,600", "yes"]
     assert [row[1] for row in charts["efficiency"].table.rows][:2] == ["1", "2"]
+    assert charts["efficiency"].table.rows[1][-1] == "1"  # whose speed it is by
     assert "SIMULATED" in charts["simulated"].title
-    assert "8xh100" in charts["simulated"].note
+    assert "8xh100 (data sheets)" in charts["simulated"].note
+    sizes = charts["simulated"].table.rows
+    assert [row[1:4] for row in sizes] == [
+        ["1", "no", "4,096"], ["8", "yes", "512"], ["64", "yes", "64"],
+        ["4,096", "yes", "1 (uneven)"],
+    ]  # fmt: skip
+    with plot_into(str(tmp_path / "simulated.svg")) as axes:
+        charts["simulated"].draw(axes)
+        assert list(axes.lines[0].get_xdata()) == [8, 64, 4096]
     planned = charts["planned-step"].table.rows[0]
     assert planned[1:] == ["400", "500", "+25%"]
 

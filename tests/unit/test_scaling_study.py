@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 
 from dist_embed.cli.main import main
 from dist_embed.errors import ConfigError, RunFailed, RunStopped, UserError
 from dist_embed.planning import load_machine
-from dist_embed.planning.seconds import StepTime
+from dist_embed.planning.traffic import Network, traffic
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.study import estimate
 from dist_embed.study import run as study_run
 from dist_embed.study.measured import figures_of
+from dist_embed.study.outcome import Outcome
 from dist_embed.study.plan import load_study
+from dist_embed.study.planned import planned_runs
 from dist_embed.study.results import SCHEMA, read_results, write_results
-from dist_embed.study.run import Outcome, planned_runs, run_study
+from dist_embed.study.run import run_study
 from dist_embed.study.scaling import extra_seconds, set_efficiencies, simulated_rows
 from dist_embed.study.scaling_page import scaling_page
 from dist_embed.study.scaling_plot import draw_scaling, draw_simulated
@@ -80,7 +84,7 @@ class Stand:
 @pytest.fixture
 def stand(monkeypatch: pytest.MonkeyPatch, cores: None) -> Stand:
     made = Stand()
-    monkeypatch.setattr(study_run, "_train_and_measure", made)
+    monkeypatch.setattr(study_run, "train_and_measure", made)
     return made
 
 
@@ -141,6 +145,65 @@ def test_a_failure_is_recorded_and_stops_no_other(tmp_path: Path, stand: Stand) 
     run(study)
     assert len(stand.asked) == 4  # it alone is tried again
     assert [row["state"] for row in read_results(study.folder)] == ["done"] * 3
+
+
+def test_results_are_in_the_file_before_a_run_begins(tmp_path: Path, stand: Stand) -> None:
+    """A call that is stopped in its first run loses none of those of earlier ones."""
+    study = study_of(tmp_path, grid={"workers": [1, 2, 4], "width": [8]})
+    stand.errors[2] = RunFailed("no")
+    run(study)
+    stand.errors[1] = RunStopped("asked to")
+    for first in (tmp_path / "study" / "results").glob("1_8_*.json"):
+        first.unlink()  # is to be made again
+    for states in (["waiting", "failed", "done"], ["waiting", "waiting", "done"]):
+        with pytest.raises(RunStopped):
+            run(study)
+        rows = read_results(study.folder)
+        assert [row["state"] for row in rows] == states
+        assert rows[1]["reason"] == ("no" if "failed" in states else None)
+        assert rows[2]["tokens_per_second"] == 200
+        (tmp_path / "study" / "results.parquet").write_text("torn")
+
+
+def test_the_plan_of_a_result_is_the_one_before_its_run(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(tmp_path, grid={"workers": [1]})
+    asked: list[Any] = []
+    plan = estimate.plan
+
+    def planned_once(config: Any, *how: Any) -> Any:
+        asked.append(len(stand.asked))
+        found = plan(config, *how)
+        return dataclasses.replace(found, step_seconds=1.0 + len(stand.asked))
+
+    monkeypatch.setattr(estimate, "plan", planned_once)
+    for _ in range(2):
+        run(study)
+        assert [row["planned_step_seconds"] for row in read_results(study.folder)] == [1.0]
+    assert asked[-1] == 1  # it was planned again, and that is not what stands there
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "MemoryError"),
+        (pa.ArrowInvalid("torn"), "pyarrow.lib.ArrowInvalid: torn"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (KeyError("x"), "KeyError: 'x'"),
+        (RunFailed("worker 1:\nValueError: no"), "ValueError: no"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_no_error_of_a_run_ends_others(
+    tmp_path: Path, stand: Stand, error: Exception, said: str
+) -> None:
+    study = study_of(tmp_path)
+    stand.errors[1] = error
+    outcomes = run(study)
+    assert [outcome.row["state"] for outcome in outcomes] == ["failed", "done", "done"]
+    assert outcomes[0].lacks == f"1, strong, seed 1: failed: {said}"
+    assert outcomes[0].row["planned_step_seconds"] > 0
 
 
 def test_what_does_not_fit_is_skipped_and_listed(
@@ -213,7 +276,33 @@ def test_efficiency_counts_threads_and_like_levels_alone() -> None:
         row(4, 30.0, seed=2), row(8, 0.0),
     ]  # fmt: skip
     set_efficiencies(rows)
-    assert [one.get("efficiency") for one in rows] == [1.5, 1.0, 1.0, 0.5, 1.0, None]
+    assert [one["efficiency"] for one in rows] == [1.5, 1.0, 1.0, 0.5, 1.0, None]
+    assert [one["efficiency_base"] for one in rows] == [1, 1, 2, 2, 4, None]
+
+
+def test_both_efficiencies_are_by_a_size_that_can_be() -> None:
+    """Of runs the fewest workers that were measured, of simulated sizes the fewest that fit."""
+
+    def row(workers: int, state: str, fits: bool | None = True, **more: Any) -> dict[str, Any]:
+        measured = {"tokens_per_second": 30.0 * workers} if state == "done" else {}
+        return {"workers": workers, "levels": {"workers": str(workers)}, "state": state,
+                "planned_fits": fits, "planned_tokens_per_second": 10.0 * workers**0.5,
+                **measured, **more}  # fmt: skip
+
+    runs = [
+        row(1, "failed"), row(2, "skipped", fits=False), row(4, "done", oversubscribed=True),
+        row(8, "done", fits=None), row(32, "done"), row(64, "waiting"),
+    ]  # fmt: skip
+    sizes = [row(1, "simulated", fits=False), row(8, "simulated"), row(32, "simulated")]
+    set_efficiencies([*runs, *sizes])
+    assert [one["efficiency_base"] for one in runs] == [None, None, None, 8, 8, None]
+    assert [one["efficiency"] for one in runs] == [None, None, None, 1.0, 1.0, None]
+    assert [one["planned_efficiency"] for one in runs] == [None, None, None, 1.0, 0.5, None]
+    assert [one["efficiency_base"] for one in sizes] == [None, 8, 8]
+    assert [one["planned_efficiency"] for one in sizes] == [None, 1.0, 0.5]
+    runs[0] |= row(1, "done")  # tried again: the others are by it now
+    set_efficiencies([*runs, *sizes])
+    assert [one["efficiency_base"] for one in runs] == [1, None, None, 1, 1, None]
 
 
 def test_figures_are_those_of_the_metrics(tmp_path: Path) -> None:
@@ -247,6 +336,42 @@ def test_figures_are_those_of_the_metrics(tmp_path: Path) -> None:
     assert figures_of(lines[:1])["step_seconds_p50"] == 9.0  # there is no other
 
 
+def logged(step: int, seconds: float, **more: float) -> dict[str, Any]:
+    """A log line of two steps of ten tokens in all."""
+    return {
+        "step": step, "steps": 2, "step_seconds": seconds, "tokens_per_second": 5 / seconds,
+        "phase/agreement": 0.0, "phase/checkpoint_stall": 0.0, "phase/lookup": seconds,
+        "workers/own_seconds": [seconds], "workers/rows_requested": [8],
+        "workers/memory_bytes": [7], **more,
+    }  # fmt: skip
+
+
+def test_the_first_line_after_each_start_does_not_count() -> None:
+    lines = [
+        logged(2, 9.0, resumed_at=0), logged(4, 0.2), logged(6, 7.0, resumed_at=4),
+        logged(8, 0.2), logged(10, 8.0, resumed_at=8),
+    ]  # fmt: skip
+    found = figures_of(lines)
+    assert found["step_seconds_max"] == pytest.approx(0.2)
+    assert found["tokens_per_second"] == pytest.approx(25)
+    assert found["phases"]["lookup"] == pytest.approx(0.1)
+    assert found["steps"] == 10
+    assert figures_of(lines[:1])["step_seconds_max"] == 9.0  # there is no other
+
+
+def test_a_step_is_from_one_to_the_next_as_in_a_plan() -> None:
+    """By hand: 0.2 and 0.4 s, 10 and 20 ms of agreement, and of 0.4 s of stalls a quarter."""
+    lines = [
+        logged(2, 9.0),
+        logged(4, 0.2, **{"phase/agreement": 0.02, "phase/checkpoint_stall": 0.4}),
+        logged(6, 0.4, **{"phase/agreement": 0.04}),
+    ]
+    found = figures_of(lines)
+    assert found["step_seconds_p50"] == pytest.approx((0.31 + 0.52) / 2)
+    assert found["tokens_per_second"] == pytest.approx((5 / 0.31 + 5 / 0.52) / 2)
+    assert sum(found["phases"].values()) == pytest.approx((0.31 + 0.52) / 2)
+
+
 def test_the_file_of_results_has_its_columns(tmp_path: Path) -> None:
     row = {"state": "done", "levels": {"a": "b"}, "phases": {"lookup": 0.5}, "memory_bytes": [1, 2]}
     write_results(str(tmp_path), [row, {"state": "simulated", "levels": {}}])
@@ -269,14 +394,18 @@ def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
     ]
     assert [row["batch_tokens"] for row in found] == [64, 64, 64, 64, 512, 4096]
     assert {row["target_words"] for row in found} == {10**6}
+    assert [row["uneven"] for row in found] == [True] * 6  # sentences may have 256 tokens
     assert found[0]["planned_efficiency"] == 1
     name = load_machine("8xh100").name
     for row in found:
         assert row["planned_machine"] == name
         assert row["tokens_per_second"] is None
+        assert sum(row["planned_phases"].values()) == pytest.approx(row["planned_step_seconds"])
         plan = json.loads(row["plan"])
         longer = row["planned_step_seconds"]
         assert longer >= plan["step_seconds"]
+        rest = plan["step_seconds"] - sum(plan["phases"].values())
+        assert row["planned_phases"]["rest"] == pytest.approx(rest, abs=1e-12)
         assert row["planned_tokens_per_second"] == pytest.approx(
             plan["tokens_per_second"] * plan["step_seconds"] / longer
         )
@@ -286,12 +415,42 @@ def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
         study, [], simulated_rows(study), command="x", plot_name=None, simulated_plot_name="s.svg"
     )
     assert "**Nothing below was measured on so many workers.**" in page
-    assert "machine file `8xh100`" in page
-    assert "the 4,096 most frequent rows on every worker (not built)" in page
+    assert "machine file `8xh100` (data sheets and assumptions, nothing measured)" in page
+    assert "64 (uneven)" in page
+    assert "*Uneven*: fewer tokens than" in page
+    assert "times the tokens/s" in page
     plot = tmp_path / "s.svg"
     draw_simulated(study, found, str(plot))
     assert "SIMULATED, not measured" in plot.read_text()
+    assert "data sheets and assumptions" in plot.read_text()
     assert "8xh100" in plot.read_text()
+
+
+def test_sizes_that_do_not_fit_are_in_the_table_alone(tmp_path: Path, stand: Stand) -> None:
+    simulate = {
+        "workers": [1, 64],
+        "machine": "8xh100",
+        "set": {
+            "tokenizer.vocab_size": 10**8,
+            "embedding.width": 512,
+            "model.width": 512,
+            "embedding.memory": "device",
+        },
+    }
+    study = study_of(tmp_path, simulate=simulate)
+    run(study)
+    one, many = (row for row in read_results(study.folder) if row["state"] == "simulated")
+    assert (one["planned_fits"], one["efficiency_base"]) == (False, None)
+    assert (many["planned_fits"], many["planned_efficiency"]) == (True, 1.0)
+    page = scaling_page(
+        study, [], [one, many], command="x", plot_name=None, simulated_plot_name=None
+    )
+    assert "| 100% (base) |" in page
+    assert "(does not fit) |" in page
+    plot = tmp_path / "s.svg"
+    assert draw_simulated(study, [one, many], str(plot))
+    assert "what does not fit is left out" in plot.read_text()
+    assert not draw_simulated(study, [one], str(tmp_path / "none.svg"))
 
 
 def test_the_page_and_its_plot(tmp_path: Path, stand: Stand, capsys: Any) -> None:
@@ -302,7 +461,8 @@ def test_the_page_and_its_plot(tmp_path: Path, stand: Stand, capsys: Any) -> Non
     said = capsys.readouterr()
     assert "1 of 3 runs failed" in said.err
     assert "4, strong, seed 1: failed: memory gone" in said.out
-    for part in ("| workers | target tokens/s | efficiency |", "| 2 | 141 | 71% |", "## Planned",
+    for part in ("| workers | target tokens/s | efficiency |",
+                 "| 1 | 100 | 100% (base) |", "| 2 | 141 | 71% |", "## Planned",
                  "- 4, strong, seed 1: failed: memory gone", "![target tokens a second](page.svg)",
                  "lookup", "2 cores"):  # fmt: skip
         assert part in page, part
@@ -311,13 +471,39 @@ def test_the_page_and_its_plot(tmp_path: Path, stand: Stand, capsys: Any) -> Non
     assert not draw_scaling(study, [], str(tmp_path / "none.svg"))
 
 
-def test_a_step_waits_for_the_rows_of_the_worker_that_is_asked_for_most() -> None:
-    """Three times the mean: twice more of what reading, sending and updating rows takes."""
-    step = planned(8, machine(GPUS), **SAMPLED)
-    spent = StepTime(step).spent()
-    rows = [spent[name] for name in ("ids exchange", "lookup", "table backward")]
-    assert extra_seconds(step, 1.0) == 0
-    assert extra_seconds(step, 3.0) == pytest.approx(2 * sum(s.memory + s.network for s in rows))
+CLIPPED: dict[str, Any] = {"train": {"clip_norm": 1.0}}
+ON_HOST: dict[str, Any] = SAMPLED | {"embedding": {"memory": "uvm"}}
+
+
+@pytest.mark.parametrize(
+    "how", [SAMPLED, CLIPPED, ON_HOST], ids=["sampled", "exact, clipped", "on the host"]
+)
+def test_a_step_waits_for_the_rows_of_the_worker_that_is_asked_for_most(
+    how: dict[str, Any],
+) -> None:
+    """Three times the mean: twice more of what its rows take. With the exact output layer it
+    updates its whole shard too, which nobody's asking makes longer.
+    """
+    step = planned(8, machine(GPUS), **how)
+    of_row = 4 * step.config.embedding.width
+    rows = sum(step.distinct_rows.values())
+    row_seconds = of_row / step.machine.gathered_per_second(of_row)
+    if how == ON_HOST:
+        row_seconds += of_row / step.machine.host_link()
+    sent, network = traffic(step), Network(step.machine, 8)
+
+    def twice(times: int, size: float) -> Any:
+        return pytest.approx(2 * (times * rows * row_seconds + network.sending("all_to_all", size)))
+
+    found = extra_seconds(step, 3.0)
+    # How long bags are is told in as many bytes however many rows are asked for.
+    assert found.pop("ids exchange") == twice(0, 8 * rows * 7 / 8)
+    assert found.pop("lookup") == twice(1, sent["vectors"])
+    assert found.pop("table backward") == twice(2, sent["row gradients"])
+    if how == CLIPPED:
+        assert found.pop("gradient norm") == twice(2, sent["rows for clipping"])
+    assert not found
+    assert set(extra_seconds(step, 1.0).values()) == {0}
 
 
 @pytest.mark.parametrize(
@@ -351,6 +537,11 @@ def test_a_large_grid_is_asked_about(tmp_path: Path, stand: Stand, capsys: Any) 
     study_of(tmp_path, grid=grid)
     assert main(["study", str(tmp_path / "study.yaml")]) == 2
     assert "1,001 runs are not allowed without --yes: at most 1,000" in capsys.readouterr().err
+    # Counted, not made up, which would take all memory.
+    many = list(range(8, 8008, 8))
+    study_of(tmp_path, grid={"batch": many, "width": many, "workers": many})
+    assert main(["study", str(tmp_path / "study.yaml")]) == 2
+    assert "1,000,000,000 runs are not allowed" in capsys.readouterr().err
 
 
 def test_a_folder_of_another_study_is_refused(

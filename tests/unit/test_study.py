@@ -21,15 +21,19 @@ from dist_embed.errors import ConfigError, RunStopped, UserError
 from dist_embed.observe.plot import GREY, INK
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.storage import uri as storage
+from dist_embed.study import planned as study_planned
 from dist_embed.study import plot as study_plot
 from dist_embed.study import run as study_run
+from dist_embed.study import scored as study_scored
 from dist_embed.study import summary as study_summary
 from dist_embed.study import word_vectors
-from dist_embed.study.plan import combinations, load_study, overrides_of
+from dist_embed.study.outcome import Outcome
+from dist_embed.study.plan import combinations, load_study, number_of_runs, overrides_of
+from dist_embed.study.planned import planned_runs
 from dist_embed.study.plot import draw_study
 from dist_embed.study.report import left_out, study_page, too_few_seeds
-from dist_embed.study.run import Outcome, planned_runs, speed_of
 from dist_embed.study.schema import TrainingStudy, WordVectors, study_keys_page
+from dist_embed.study.scored import speed_of
 from dist_embed.study.summary import (
     Comparison,
     Summary,
@@ -451,7 +455,7 @@ def test_a_run_with_other_settings_is_another_run(
     levels = [{"name": "x"}, {"name": "y", "set": {"modl.width": 1}}]
     with pytest.raises(ConfigError, match="modl"):
         names(factors=[{"name": "a", "levels": levels}])
-    monkeypatch.setattr(study_run, "TRAINING", "otherwise")
+    monkeypatch.setattr(study_planned, "TRAINING", "otherwise")
     assert not names() & first
 
 
@@ -471,7 +475,7 @@ def test_a_run_that_was_scored_in_another_way_is_scored_again(
         scored.append(config.run.uri)
         return {"measures": {"bleu": float(len(scored))}, "validations": [], "machine": MACHINE}
 
-    monkeypatch.setattr(study_run, "_train_and_score", score)
+    monkeypatch.setattr(study_run, "train_and_score", score)
     monkeypatch.setattr(study_run, "ensure_word_vectors", lambda *_: None)
     first = study_run.run_study(found, lambda event: None)
     assert study_run.run_study(found, lambda event: None) == first
@@ -506,7 +510,7 @@ def test_vectors_are_made_before_the_runs_that_start_from_them(
         course.append((source.pretrained.uri, config.run.seed))
         return {"measures": {}, "validations": [], "machine": MACHINE}
 
-    monkeypatch.setattr(study_run, "_train_and_score", score)
+    monkeypatch.setattr(study_run, "train_and_score", score)
     monkeypatch.setattr(
         study_run, "ensure_word_vectors",
         lambda wanted, folder, say: course.append((wanted.output, folder)),
@@ -591,15 +595,15 @@ def test_a_loss_too_large_for_a_perplexity_has_the_largest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = SimpleNamespace(tensors={})
-    monkeypatch.setattr(study_run, "read_manifest", lambda store, name: manifest)
-    monkeypatch.setattr(study_run, "name_of_step", lambda uri, step: step)
+    monkeypatch.setattr(study_scored, "read_manifest", lambda store, name: manifest)
+    monkeypatch.setattr(study_scored, "name_of_step", lambda uri, step: step)
     data = PreparedData({}, {}, True, {"train": Split([ShardInfo("s", 30, 100, 170)])})
     config = config_from_dict(
         {"run": {"uri": str(tmp_path)}, "data": {"synthetic": {}}, "train": {"max_steps": 9}}
     )
     scored: Any = SimpleNamespace(step=4, bleu=1.0, chrf=2.0, training_loss=1.0)
     for validations, perplexity, gap in (({4: 1e4}, math.exp(700), 9999.0), ({3: 1.0}, None, None)):
-        found = study_run._measures(config, data, scored, [], validations)
+        found = study_scored._measures(config, data, scored, [], validations)
         for value, wanted in ((found["validation_perplexity"], perplexity), (found["gap"], gap)):
             assert math.isnan(value) if wanted is None else value == wanted
         assert math.isnan(found["epochs"])
@@ -723,7 +727,7 @@ def test_a_study_over_files_that_have_changed_is_refused(
         scored.append(config.run.uri)
         return {"measures": {"bleu": 1.0}, "validations": [], "machine": MACHINE}
 
-    monkeypatch.setattr(study_run, "_train_and_score", score)
+    monkeypatch.setattr(study_run, "train_and_score", score)
     with pytest.raises(RunStopped):
         study_run.run_study(wanted, lambda event: None)
     vectors.write_text("2 1\nb 1\na 2\n")  # the run would go on with those that it has begun from
@@ -808,8 +812,8 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
         asked.append(("evaluate", config.run.uri, how))
         return found
 
-    monkeypatch.setattr(study_run, "train", train)
-    monkeypatch.setattr(study_run, "evaluate", evaluate)
+    monkeypatch.setattr(study_scored, "train", train)
+    monkeypatch.setattr(study_scored, "evaluate", evaluate)
     monkeypatch.setattr(PreparedData, "read", lambda folder: {"there": data}[folder])
     said: list[str] = []
 
@@ -821,7 +825,7 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert asked == [("train", run_uri, True)]
     result = replace(result, steps=9, stopped=False)
     with monkeypatch.context() as patched:  # asked in its last step
-        patched.setattr(study_run, "taken_signal", lambda: 15)
+        patched.setattr(study_scored, "taken_signal", lambda: 15)
         with pytest.raises(RunStopped, match="stopped as asked after step 9"):
             run()
     assert [what for what, *_ in asked] == ["train", "train"]
@@ -834,9 +838,9 @@ def test_a_run_is_trained_and_scored_once(tmp_path: Path, monkeypatch: pytest.Mo
     manifest = SimpleNamespace(
         tensors={name: SimpleNamespace(shape=list(shape)) for name, shape in info.items()}
     )
-    monkeypatch.setattr(study_run, "name_of_step", lambda uri, step: (uri, step))
+    monkeypatch.setattr(study_scored, "name_of_step", lambda uri, step: (uri, step))
     monkeypatch.setattr(
-        study_run, "read_manifest", lambda store, name: {(run_uri, 4): manifest}[name]
+        study_scored, "read_manifest", lambda store, name: {(run_uri, 4): manifest}[name]
     )
     with MetricsLog(run_uri, 0) as log:
         log.write(2, tokens_per_second=100.0, step_seconds=0.5)
@@ -925,6 +929,8 @@ def test_the_page_of_keys_is_that_of_the_study() -> None:
         ({"expectations": [STUDY["expectations"][0] | {"better": {"pairs": "1 k"}}]},
          "no level of start"),
         ({"factors": [{"name": "a", "levels": [{"name": "x"}, {"name": "x"}]}]}, "two levels"),
+        ({"factors": [{"name": "a", "levels": [{"name": "x-"}, {"name": "X"}]}]},
+         "factor 'a' has two levels that are both 'x' in names of folders"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_study_are_named(tmp_path: Path, changes: Any, said: str) -> None:
@@ -932,6 +938,13 @@ def test_mistakes_in_a_study_are_named(tmp_path: Path, changes: Any, said: str) 
         load_study(written(tmp_path, **changes))
     with pytest.raises(ConfigError, match="cannot read study"):
         load_study(str(tmp_path / "none.yaml"))
+
+
+def test_runs_are_counted_and_not_made_up(tmp_path: Path) -> None:
+    factors = [{"name": f"{n}", "levels": [{"name": "x"}, {"name": "y"}]} for n in range(60)]
+    plain = {"factors": factors, "expectations": [], "reference": None, "measures": ["bleu"],
+             "plot": None, "seeds": [1, 2, 3]}  # fmt: skip
+    assert number_of_runs(load_study(written(tmp_path, **plain))) == 3 * 2**60
 
 
 def test_the_smallest_study_is_one_and_nothing_smaller(tmp_path: Path) -> None:
@@ -1122,7 +1135,7 @@ def test_runs_whose_best_was_not_saved_before_are_other_runs_now(
     found = load_study(written(tmp_path, folder="studies/f", **plain))
     assert isinstance(found, TrainingStudy)
     aligned, *others = (run.name.rsplit("_", 1)[1] for run in planned_runs(found))
-    monkeypatch.setattr(study_run, "_BEST_IS_SAVED", study_run.TRAINING)
+    monkeypatch.setattr(study_planned, "_BEST_IS_SAVED", study_planned.TRAINING)
     before = [run.name.rsplit("_", 1)[1] for run in planned_runs(found)]
     assert before[0] == aligned
     assert all(one != other for one, other in zip(before[1:], others, strict=True))

@@ -147,7 +147,7 @@ def test_a_line_has_the_means_of_the_steps_since_the_last(clocked: Callable[[Run
         "step": 2,
         "loss": (4.0 * 10 + 1.0 * 30) / 40, "nll": (3.0 * 10 + 2.0 * 30) / 40,
         "tokens_per_second": 40 / (2 * STEP_SECONDS), "step_seconds": STEP_SECONDS,
-        "steps": 2, "gradient_norm": 0.25, "skipped_steps": 4, "epoch": 0,
+        "steps": 2, "gradient_norm": 0.25, "skipped_steps": 4, "epoch": 0, "resumed_at": 0,
         "learning_rate": 0.25, "table_learning_rate": 0.125,
     }  # fmt: skip
     assert len(run.progress[0].pop("workers")["own_seconds"]) == 1
@@ -166,6 +166,13 @@ def test_a_line_has_the_means_of_the_steps_since_the_last(clocked: Callable[[Run
     assert (fourth["loss"], fourth["nll"], fourth["gradient_norm"]) == (8.0, 6.0, 7.5)
     assert fourth["tokens_per_second"] == 20 / STEP_SECONDS
     assert run.metrics[-2]["epoch"] == 1
+
+
+def test_the_first_line_of_a_start_says_where_it_began() -> None:
+    run = Run(first_step=5)
+    run.train(max_steps=8, log_every=1)
+    logged = [line for line in run.metrics if "step_seconds" in line]
+    assert [line["resumed_at"] for line in logged] == [5, None, None]
 
 
 def test_a_line_tells_what_the_steps_took_and_not_what_a_validation_takes(
