@@ -119,8 +119,9 @@ def test_a_node_that_is_lost_while_data_are_prepared(
     training: Training, nodes: Nodes, dist_embed: Command, tmp_path: Path
 ) -> None:
     """What it had begun is begun again, and the bytes are those of one machine."""
-    data = ("data.synthetic.sentences=6000", "data.shard_sentences=20", "data.num_processes=0")
-    with training.started(*data, f"data.uri={tmp_path / 'data'}", "train.max_steps=5"):
+    data = ("data.synthetic.sentences=6000", "data.shard_sentences=20")
+    there = ("data.num_processes=0", f"data.uri={tmp_path / 'data'}")
+    with training.started(*data, *there, "train.max_steps=5"):
         training.until(lambda: len(list((tmp_path / "data").glob("*/finished/train/*"))) >= 3)
         assert not (tmp_path / "data" / "data.json").exists()
         nodes.remove(nodes.there[0])
@@ -152,7 +153,7 @@ def test_a_worker_without_memory_ends_the_run_with_its_own_error(
     """It would come again: nothing is started anew."""
     large = (
         "tokenizer.kind=word", "tokenizer.oov_buckets=2000000", "model.output=sampled",
-        f"data.uri={tmp_path / 'data'}",
+        "model.share_embeddings=decoder", f"data.uri={tmp_path / 'data'}",
     )  # fmt: skip
     with training.started(*large, "checkpoint.every_steps=200"):
         training.until_step(5)
