@@ -153,7 +153,7 @@ def test_a_worker_without_memory_ends_the_run_with_its_own_error(
     """It would come again: nothing is started anew."""
     large = (
         "tokenizer.kind=word", "tokenizer.oov_buckets=2000000", "model.output=sampled",
-        "model.share_embeddings=decoder", f"data.uri={tmp_path / 'data'}",
+        "model.num_samples=32", "model.share_embeddings=decoder", f"data.uri={tmp_path / 'data'}",
     )  # fmt: skip
     with training.started(*large, "checkpoint.every_steps=200"):
         training.until_step(5)
