@@ -81,8 +81,9 @@ def _trained(
     if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)  # beside the imports that follow
     with collector_off():
-        from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
+        from dist_embed.cluster.launch import cluster_address, launch
         from dist_embed.cluster.preparing import executor_of
+        from dist_embed.cluster.stopping import stop_seconds
         from dist_embed.data.preparation import ensure_data
         from dist_embed.run.folder import check_run_folder, only_training
 

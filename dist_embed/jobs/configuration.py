@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dist_embed.cluster.launch import stop_seconds
+from dist_embed.cluster.stopping import stop_seconds
 from dist_embed.config.load import config_to_yaml
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError

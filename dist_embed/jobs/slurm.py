@@ -14,7 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
-from dist_embed.cluster.launch import stop_seconds
+from dist_embed.cluster.stopping import stop_seconds
 from dist_embed.config.paths import is_of_one_process, places, run_name
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
