@@ -127,6 +127,11 @@ class Machine(Section):
     products: Annotated[list[Products], Field(min_length=1)] = Field(
         description="Matrix products, by type and inner size."
     )
+    thread_gflops: PositiveFloat | None = Field(
+        None,
+        description="10⁹ operations a second that a thread of a CPU does not exceed: by so many "
+        "`train` refuses what takes minutes a step; null: what matrix units do.",
+    )
     memory_gb_s: PositiveFloat = Field(description="10⁹ bytes a second read and written.")
     gather: Annotated[list[Gather], Field(min_length=1)] = Field(description="By size of rows.")
     operation_us: NonNegativeFloat = Field(

@@ -20,6 +20,6 @@ def test_this_machine_is_planned_as_the_check_before_a_run_has_it(
     )
     expected = host_bytes(
         config, {"source": 1000, "target": 1000}, training=True, narrow_products=native, tier=None,
-        word_tables=True,
+        word_tables=True, sentences=20_000,
     )  # fmt: skip
     assert estimate.Planner(None).estimate(config).plan.memory_bytes == expected
