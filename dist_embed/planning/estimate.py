@@ -23,7 +23,7 @@ from dist_embed.planning.memory import Lacking, worker_memory
 from dist_embed.planning.step import Step
 from dist_embed.planning.text import Text
 from dist_embed.planning.traffic import Network, traffic
-from dist_embed.planning.waits import costs_with_waits
+from dist_embed.planning.waits import costs_with_waits, planning_seconds
 from dist_embed.training.step_seconds import CPU_THREAD_RATE, GPU_RATE, why_refused
 
 
@@ -75,6 +75,7 @@ class Plan:
         traffic: bytes that a worker sends in a step, by what they are.
         links: the same by where they go.
         distinct_rows: that a worker looks up in a step, of all tables.
+        planning_seconds: of processor time on every worker, to plan a step's batches.
         negatives: that are drawn for a step; 0 with the exact output layer.
         rows_per_worker: the fewest and the most rows that a worker holds.
         request_balance: rows that the worker is asked for that is asked for most, by the mean.
@@ -106,6 +107,7 @@ class Plan:
     traffic: dict[str, float]
     links: dict[str, float]
     distinct_rows: float
+    planning_seconds: float
     negatives: int
     rows_per_worker: tuple[int, int]
     request_balance: float
@@ -186,6 +188,7 @@ def estimated(step: Step) -> Plan:
         traffic=sent,
         links=Network(step.machine, step.workers).links(sent),
         distinct_rows=sum(step.distinct_rows.values()),
+        planning_seconds=planning_seconds(step),
         negatives=step.drawn,
         rows_per_worker=rows_per_worker(step),
         request_balance=request_balance(step),

@@ -115,10 +115,26 @@ def remarks(one: Plan) -> list[str]:
     return [
         f"machine {one.machine}: {one.machine_source}",
         f"{asked}; {one.distinct_rows:,.0f} distinct rows a step and worker",
-        f"a worker that is asked for most rows is asked for {one.request_balance:.2f} times the "
-        f"mean; rows a worker: {one.rows_per_worker[0]:,} to {one.rows_per_worker[1]:,}",
-        checkpoint_line(one.checkpoint),
+        f"rows a worker: {one.rows_per_worker[0]:,} to {one.rows_per_worker[1]:,}",
+        *pressures(one),
     ]
+
+
+def pressures(one: Plan) -> list[str]:
+    """What grows with the workers, whatever it is that limits a step first."""
+    told = [
+        f"planning the batches: {1000 * one.planning_seconds:,.1f} ms of each worker's processor "
+        f"time a step, for which it waits {1000 * one.spent['data']:,.1f} ms",
+        f"the worker that is asked for most rows is asked for {one.request_balance:,.2f} times the "
+        f"mean: {1000 * one.spent['hot']:,.1f} ms a step",
+    ]
+    if gathered := one.traffic.get("hidden states"):
+        held = one.memory.get("tokens of all workers", 0)
+        told.append(
+            f"hidden states of all tokens: {size(gathered)} a step to each worker, which holds "
+            f"{size(held)} for them"
+        )
+    return [*told, checkpoint_line(one.checkpoint)]
 
 
 def checkpoint_line(one: CheckpointPlan) -> str:

@@ -28,10 +28,15 @@ def _all(costs: dict[PhaseName, Cost]) -> float:
     return sum(cost.seconds for cost in costs.values())
 
 
+def planning_seconds(step: Step) -> float:
+    """Processor time that planning a step's batches takes every worker."""
+    return step.pairs * PLANNING_SECONDS / step.parts_of_data
+
+
 def _not_planned_yet(step: Step, seconds: float) -> float:
     """Every worker plans the batches of all, in a thread of its own: beside a step of so many
     seconds where it has a core for that.
     """
-    planning = step.pairs * PLANNING_SECONDS / step.parts_of_data
+    planning = planning_seconds(step)
     spare = step.cores > step.threads  # with a GPU: one that waits for it
     return max(0.0, planning - seconds) if spare else planning

@@ -73,8 +73,8 @@ class Planner:
             device = resolve_device("auto")
         if machine and device not in ("auto", machine.device):
             raise UserError(
-                f"machine: {machine.name!r} is not allowed: it has {machine.device!r}, and the runs "
-                f"are on {device!r} (cluster.device)"
+                f"machine: {machine.name!r} is not allowed: it has {machine.device!r}, and the "
+                f"runs are on {device!r} (cluster.device)"
             )
         found = plan(config, config.cluster.max_workers, machine)
         memory = machine.node_memory_gib if machine else 0.0

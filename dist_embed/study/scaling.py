@@ -12,7 +12,7 @@ from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.planning import Machine, Plan, load_machine, plan
 from dist_embed.planning.efficiency import Size, efficiencies
-from dist_embed.planning.page import given, given_by_speed
+from dist_embed.planning.page import given, given_by_speed, pressures
 from dist_embed.storage import uri as storage
 from dist_embed.study.estimate import planned_columns
 from dist_embed.study.plan import Combination, combinations, growth, overrides_of
@@ -110,16 +110,19 @@ class Breaks:
         row: of the result.
         remedies: a change, and how long a step is with it; where the size does not fit, whether it
             would; then what is not built.
+        pressures: what grows with the workers, in figures.
     """
 
     row: Row
     remedies: list[str]
+    pressures: list[str]
 
 
 def what_breaks(simulated: Sequence[Row]) -> list[Breaks]:
     """Of the most simulated workers, for each other level."""
     most = max(row["workers"] for row in simulated)
-    return [Breaks(row, _remedies(plan_of(row))) for row in simulated if row["workers"] == most]
+    found = [(row, plan_of(row)) for row in simulated if row["workers"] == most]
+    return [Breaks(row, _remedies(planned), pressures(planned)) for row, planned in found]
 
 
 def plan_of(row: Row) -> Plan:

@@ -220,7 +220,7 @@ def _simulated_part(
     for breaks in what_breaks(simulated):
         named = ", ".join(f"{name} {breaks.row['levels'][name]}" for name in levels)
         parts.append(f"- {named}: {breaks.row['planned_bottleneck']}")
-        parts += [f"  - {remedy}" for remedy in breaks.remedies]
+        parts += [f"  - {line}" for line in (*breaks.remedies, *breaks.pressures)]
     parts.append("")
     return parts + ([f"![simulated target tokens a second]({plot_name})\n"] if plot_name else [])
 

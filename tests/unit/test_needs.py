@@ -292,7 +292,7 @@ def test_words_in_tables_on_disk_are_held_by_no_worker(training: bool) -> None:
 
 @pytest.mark.parametrize(
     ("task", "training"),
-    [(Train(), True), (Evaluate("test"), False), (Translate([]), False)],
+    [(Train(sentences=7), True), (Evaluate("test"), False), (Translate([]), False)],
 )
 @pytest.mark.parametrize(("precision", "narrow"), [("fp32", False), ("bf16", True)])
 def test_a_launch_asks_for_what_its_task_takes(
@@ -311,7 +311,13 @@ def test_a_launch_asks_for_what_its_task_takes(
         word_tables=narrow, on_event=lambda event: None,
     )  # fmt: skip
     assert asked == [
-        {"training": training, "narrow_products": narrow, "tier": None, "word_tables": narrow}
+        {
+            "training": training,
+            "narrow_products": narrow,
+            "tier": None,
+            "word_tables": narrow,
+            "sentences": task.sentences,
+        }
     ]
 
 

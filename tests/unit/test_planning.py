@@ -379,9 +379,7 @@ def test_workers_are_a_number(workers: object) -> None:
 
 def test_no_more_workers_than_rows() -> None:
     assert plan(configured(), 1000, machine()).rows_per_worker == (1, 1)
-    with pytest.raises(
-        UserError, match="workers: 1001 is not allowed: table 'shared' has 1,000 row"
-    ):
+    with pytest.raises(UserError, match="workers: 1001 is not allowed: table 'shared' has"):
         plan(configured(), 1001, machine())
 
 
