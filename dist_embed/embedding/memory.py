@@ -266,7 +266,7 @@ def beside_tables_bytes(
     return sum(output_memory(output, num_workers, training=training, copied=copied).values())
 
 
-def worker_memory(
+def host_memory(
     specs: list[TableSpec],
     optimizer: str,
     num_workers: int,
@@ -323,26 +323,6 @@ def worker_memory(
     ]
     most = max(times, key=lambda parts: sum(parts.values()))
     return {part: size for part, size in (held | most).items() if size}
-
-
-def worker_bytes(
-    specs: list[TableSpec],
-    optimizer: str,
-    num_workers: int,
-    output: OutputNeeds,
-    replicated: Replicated,
-    *,
-    saving: Saving | None,
-    store: Literal["local", "remote"] = "local",
-    weights: Weights = "fp32",
-    tier: Tier | None = None,
-) -> int:
-    """The sum of `worker_memory`."""
-    parts = worker_memory(
-        specs, optimizer, num_workers, output, replicated,
-        saving=saving, store=store, weights=weights, tier=tier,
-    )  # fmt: skip
-    return sum(parts.values())
 
 
 def _state_values(specs: list[TableSpec], optimizer: str, num_workers: int) -> int:

@@ -81,8 +81,8 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("planned_refused", pa.bool_(), "whether `train` would not, whatever memory there is"),
     ("planned_tokens_per_second", pa.float64(), "target tokens"),
     ("planned_efficiency", pa.float64(), "as `efficiency`, of planned tokens/s"),
-    ("planned_step_seconds", pa.float64(), "from one to the next; if simulated, with the wait for "
-     "the worker that is asked for most rows"),
+    ("planned_step_seconds", pa.float64(), "from one to the next, with the wait for the worker "
+     "that is asked for most rows, for data and for checkpoints"),
     ("planned_phases", _SECONDS, "phase to seconds a step, which add up to `planned_step_seconds`"),
     ("planned_memory_bytes", pa.int64(), "of the worker that holds most"),
     ("planned_memory", _BYTES, "what for, to bytes of that worker"),
@@ -91,7 +91,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("planned_rows_balance", pa.float64(), "rows asked of the fullest shard by the mean of all"),
     ("planned_checkpoint_seconds", pa.float64(), "of writing one"),
     ("planned_bottleneck", pa.string(), "in words"),
-    ("plan", pa.string(), "all of it, as JSON, without that wait"),
+    ("plan", pa.string(), "all of it, as JSON"),
 )  # fmt: skip
 # Each field's metadata say what it means.
 SCHEMA = pa.schema(

@@ -12,12 +12,11 @@ from dist_embed.embedding.memory import (
     CLIPPING_COUNT_BYTES,
     OutputNeeds,
     Replicated,
+    host_memory,
     host_table_bytes,
     inference_bytes,
     logits_block_bytes,
     table_bytes,
-    worker_bytes,
-    worker_memory,
 )
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.settings import Tier
@@ -122,8 +121,8 @@ def training_memory(
     sentences: int | None = 0,
     process_bytes: int | None = None,
 ) -> dict[str, int]:
-    """`host_bytes` of a worker that trains, by part; see `embedding.memory.worker_memory`."""
-    return worker_memory(
+    """`host_bytes` of a worker that trains, by part; see `embedding.memory.host_memory`."""
+    return host_memory(
         list(specs_of(config, vocabulary_size).values()), config.embedding.optimizer,
         config.cluster.min_workers,
         output_needs(config, vocabulary_size, narrow_products=narrow_products),
@@ -201,9 +200,10 @@ def baseline_bytes(
     workers, weights = config.cluster.min_workers, config.embedding.weights
     optimizer, more = config.embedding.optimizer, len(precisions) - 1
     dense = Replicated(parameters=dense_parameters(config.model, config.embedding.width))
-    needed = worker_bytes(
+    parts = host_memory(
         specs, optimizer, workers, output, dense, saving=None, weights=weights, tier=tier
     )
+    needed = sum(parts.values())
     if tier is not None:  # the rest is in the GPU's memory
         return needed + more * sum(
             host_table_bytes(spec, optimizer, workers, weights, tier) for spec in specs

@@ -100,7 +100,7 @@ def test_the_balance_is_of_all_rows_that_are_asked_for() -> None:
 
 
 def test_a_hot_row_is_named_with_what_a_replicated_head_would_give() -> None:
-    slow = machine(gather=[Gather(row_bytes=32, gb_s=1e-6)])
+    slow = machine(gather=[Gather(row_bytes=32, gb_s=1e-6)], node_memory_gib=1000)
     found = plan(configured(tokenizer={"vocab_size": 10**6}, **SAMPLED), 512, slow)
     assert found.bottleneck.startswith("the worker that is asked for most rows: ")
     assert "; it is asked for " in found.bottleneck

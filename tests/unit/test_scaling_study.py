@@ -417,6 +417,20 @@ def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
     assert "8xh100" in plot.read_text()
 
 
+def test_simulated_sizes_of_cpus_share_no_cores_and_of_gpus_may_have_a_batch_of_their_own(
+    tmp_path: Path,
+) -> None:
+    study = study_of(tmp_path, simulate={"workers": [1, 2, 4], "machine": "cpu"})
+    rows = simulated_rows(study)
+    set_efficiencies(rows)
+    assert [row["oversubscribed"] for row in rows] == [False, False, True]  # of two cores
+    assert [row["planned_efficiency"] is None for row in rows] == [False, False, True]
+    assert [row["threads_per_worker"] for row in rows] == [1, 1, 1]
+    simulate = {"workers": [2, 8], "machine": "8xh100", "tokens_per_worker": 4096}
+    study = study_of(tmp_path, simulate=simulate, scaling=["strong", "weak"])
+    assert [row["batch_tokens"] for row in simulated_rows(study)] == [64, 64, 8192, 32768]
+
+
 def test_sizes_that_do_not_fit_are_in_the_table_alone(tmp_path: Path, stand: Stand) -> None:
     simulate = {
         "workers": [1, 64],
@@ -472,6 +486,11 @@ def test_the_page_and_its_plot(tmp_path: Path, stand: Stand, capsys: Any) -> Non
         ({"set": {"run.seed": 3}}, "set.run.seed: not allowed: the study sets it"),
         ({"grid": {"width": [8]}, "simulate": {"workers": [1], "machine": "cpu"}},
          "simulate: not allowed without grid.workers"),
+        ({"grid": {"workers": [1]}, "simulate": {"workers": [1], "machine": "cpu",
+                                                 "set": {"cluster.device": "cuda"}}},
+         "simulate.set.cluster.device: not allowed: the study sets it"),
+        ({"simulate": {"workers": [1], "machine": "cpu", "tokens_per_worker": 9}},
+         "simulate.tokens_per_worker: not allowed without scaling"),
         ({"factors": []}, "factors: unknown key"),
         ({"kind": "scale"}, "kind: 'scale' is not allowed: training or scaling"),
         ({"grid": {"workers": [0]}}, "grid.workers.0: 0 is not allowed"),
