@@ -12,6 +12,7 @@ from dist_embed.api.given import config_given, on_event_given, profile_given
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
+from dist_embed.config.stop_time import stop_seconds
 from dist_embed.errors import UserError
 from dist_embed.installed import WORKERS_NEED, require
 from dist_embed.observe.events import Event, shown_by
@@ -81,7 +82,7 @@ def _trained(
     if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)  # beside the imports that follow
     with collector_off():
-        from dist_embed.cluster.launch import cluster_address, launch, stop_seconds
+        from dist_embed.cluster.launch import cluster_address, launch
         from dist_embed.cluster.preparing import executor_of
         from dist_embed.data.preparation import ensure_data
         from dist_embed.run.folder import check_run_folder, only_training

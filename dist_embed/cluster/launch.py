@@ -28,9 +28,6 @@ from dist_embed.training.worker import run_worker
 
 R = TypeVar("R")
 
-# What a step, or a validation, may still take after the run was asked to stop.
-STEP_SECONDS = 60.0
-
 
 def launch(
     task: Task[R],
@@ -119,11 +116,6 @@ def _resolved(config: Config, device: str) -> Config:
     resolved = config.model_copy(update={"cluster": on_device})
     check(resolved)  # what `auto` has become may be too little for other settings
     return resolved
-
-
-def stop_seconds(config: Config) -> float:
-    """How long a training gets to end by itself when it is asked to stop."""
-    return 2 * config.checkpoint.drain_seconds + STEP_SECONDS
 
 
 def cluster_address(config: Config, launcher: LauncherChoice | None = None) -> str | None:
