@@ -12,7 +12,6 @@ from dist_embed.api.given import config_given, on_event_given, profile_given
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
-from dist_embed.config.stop_time import stop_seconds
 from dist_embed.errors import UserError
 from dist_embed.installed import WORKERS_NEED, require
 from dist_embed.observe.events import Event, shown_by
@@ -84,6 +83,7 @@ def _trained(
     with collector_off():
         from dist_embed.cluster.launch import cluster_address, launch
         from dist_embed.cluster.preparing import executor_of
+        from dist_embed.cluster.stopping import stop_seconds
         from dist_embed.data.preparation import ensure_data
         from dist_embed.run.folder import check_run_folder, only_training
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dist_embed.cluster.stopping import stop_seconds
 from dist_embed.config.load import config_to_yaml
 from dist_embed.config.schema import Config
-from dist_embed.config.stop_time import stop_seconds
 from dist_embed.errors import UserError
 
 # Beyond the time that workers get to stop the command needs this to end them, and to say so.

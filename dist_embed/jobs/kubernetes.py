@@ -12,9 +12,9 @@ import math
 import re
 from typing import Any
 
+from dist_embed.cluster.stopping import stop_seconds
 from dist_embed.config.paths import corpora, is_of_one_process, path_of, places, run_name
 from dist_embed.config.schema import Config
-from dist_embed.config.stop_time import stop_seconds
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.embedding.settings import Tier

@@ -14,9 +14,9 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
+from dist_embed.cluster.stopping import stop_seconds
 from dist_embed.config.paths import is_of_one_process, places, run_name
 from dist_embed.config.schema import Config
-from dist_embed.config.stop_time import stop_seconds
 from dist_embed.errors import UserError
 from dist_embed.jobs.configuration import configuration
 from dist_embed.jobs.job import Job, check_is_free

@@ -210,18 +210,20 @@ LITTLE = [
     ("import dist_embed.embedding.memory", "torch"),
     ("import dist_embed.training.needs", "torch"),
     ("import dist_embed.planning", "torch numpy pyarrow tokenizers"),
+    (
+        "import dist_embed.jobs.ray_request, dist_embed.jobs.slurm, dist_embed.jobs.kubernetes",
+        "torch ray",
+    ),
     ("import dist_embed.data.preparation", "torch"),
     ("import dist_embed.report.report", "torch matplotlib tensorboardX"),
     ("import dist_embed.model.translation_tables", "torch torchrec"),
-    ("import dist_embed.jobs.ray_request, dist_embed.jobs.slurm, dist_embed.jobs.kubernetes",
-     "torch ray"),
     ("import dist_embed.cluster.launch", "torchrec fbgemm_gpu ray"),
     ("import dist_embed.checkpoint.catalogue", "torchrec"),
     ("dist_embed.open_run", "torchrec fbgemm_gpu ray"),
     ("import dist_embed.cli.explore, dist_embed.explore.nearest", "torchrec fbgemm_gpu ray"),
     ("import dist_embed.export.embeddings", "torchrec fbgemm_gpu"),
     ("import dist_embed.bench.balance, dist_embed.observe.plot", "matplotlib"),
-]  # fmt: skip
+]
 
 
 def imported_too_much(statements: list[tuple[str, str]]) -> list[str]:

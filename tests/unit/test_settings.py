@@ -14,7 +14,7 @@ import torch
 
 from dist_embed.cluster import launch as launching
 from dist_embed.cluster.settings import MAX_FAILURES
-from dist_embed.config import stop_time
+from dist_embed.cluster.stopping import STEP_SECONDS, stop_seconds
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import preparation
@@ -291,13 +291,13 @@ def test_ray_is_asked_for_workers_as_configured(
     config = config_of(cluster=CLUSTER | {"device": device}, checkpoint={"drain_seconds": 10.0})
     launching.launch(
         Train("there"), config, vocabulary_size={"source": 9, "target": 9},
-        on_event=lambda event: None, stop_seconds=stop_time.stop_seconds(config),
+        on_event=lambda event: None, stop_seconds=stop_seconds(config),
     )  # fmt: skip
     for key in ("address", "timeout_seconds", "max_failures", "replace_seconds"):
         assert given[key] == CLUSTER[key], key
     assert (given["min_workers"], given["max_workers"]) == (3, 3)
     assert given["device"] == device
-    assert given["stop_seconds"] == 2 * 10.0 + stop_time.STEP_SECONDS
+    assert given["stop_seconds"] == 2 * 10.0 + STEP_SECONDS
     task, resolved = given["arguments"]("cpu")
     assert task == Train("there")
     assert resolved == config.model_copy(

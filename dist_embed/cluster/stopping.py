@@ -1,4 +1,4 @@
-"""How long a run that is asked to stop gets for it."""
+"""How long a training gets to end by itself. Without PyTorch, for those who only send jobs."""
 
 from __future__ import annotations
 
