@@ -13,7 +13,7 @@ from dist_embed.observe.phase_names import PHASES
 from dist_embed.run.history import REST
 from dist_embed.study.outcome import Outcome
 from dist_embed.study.report import made_on, not_made, set_up_of
-from dist_embed.study.scaling import what_breaks
+from dist_embed.study.scaling import plan_of, what_breaks
 from dist_embed.study.schema import ScalingStudy
 
 Row = dict[str, Any]
@@ -76,6 +76,16 @@ def _tokens(row: Row) -> str:
     return f"{row['batch_tokens'] / row['workers']:,.0f}" + (" (uneven)" if row["uneven"] else "")
 
 
+def _negatives(row: Row) -> str | None:
+    negatives = plan_of(row).negatives
+    return f"{negatives:,}" if negatives else None
+
+
+def _checkpoint(row: Row) -> str:
+    one = plan_of(row).checkpoint
+    return f"{one.seconds:,.1f} ({one.bytes / one.seconds / 1e9:,.0f})"
+
+
 def _bottleneck(row: Row) -> str | None:
     return row.get("planned_bottleneck")
 
@@ -106,12 +116,13 @@ _PLANNED: _Columns = (
 _SIMULATED: _Columns = (
     ("target tokens/s", _figure("planned_tokens_per_second", "{:,.0f}")),
     ("tokens a step and worker", _tokens),
+    ("negatives a step", _negatives),
     ("efficiency", _by_base("planned_efficiency")),
     ("step, ms", _figure("planned_step_seconds", "{:,.1f}", 1e3)),
     ("sent by a worker, MB a step", _figure("planned_exchange_bytes", "{:,.1f}", 1e-6)),
     ("asked of the fullest shard ÷ mean", _figure("planned_rows_balance", "{:.2f}")),
     ("memory, GiB", _planned_memory),
-    ("checkpoint, s", _figure("planned_checkpoint_seconds", "{:,.1f}")),
+    ("checkpoint, s (GB/s of all nodes)", _checkpoint),
     ("bottleneck", _bottleneck),
 )
 
@@ -215,7 +226,7 @@ def _simulated_part(
         + ".\n",
         _table(simulated, levels, _SIMULATED),
         *(said for said, name in _NOTES if any(row.get(name) for row in simulated)),
-        "What limits the most workers, and what would change that:\n",
+        "What limits the most workers, what would change that, and what grows with them:\n",
     ]
     for breaks in what_breaks(simulated):
         named = ", ".join(f"{name} {breaks.row['levels'][name]}" for name in levels)

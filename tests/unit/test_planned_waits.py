@@ -122,6 +122,9 @@ def test_what_a_replicated_head_takes() -> None:
     )
     assert head.looked_up == pytest.approx(sum(step.distinct_rows.values()))
     assert head.head_rows == 100
+    # A cache of a twentieth of the rows holds none that anybody is asked for.
+    assert head.distinct_beyond(0.05) == head.distinct_rows["shared"]
+    assert head.distinct_beyond(0.2) == step.distinct_beyond(0.2)
     sent, before = traffic(head), traffic(step)
     assert sent["gradients of the head"] == 2 * 4 * 8 * 100 * 3 / 4
     assert sent["vectors"] == pytest.approx(32 * head.distinct_rows["shared"] * 3 / 4)

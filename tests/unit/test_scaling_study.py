@@ -15,6 +15,7 @@ import yaml
 from dist_embed.cli.main import main
 from dist_embed.errors import ConfigError, RunFailed, RunStopped, UserError
 from dist_embed.planning import load_machine
+from dist_embed.planning.page import pressures
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.study import estimate
 from dist_embed.study import run as study_run
@@ -24,7 +25,7 @@ from dist_embed.study.plan import load_study
 from dist_embed.study.planned import planned_runs
 from dist_embed.study.results import SCHEMA, read_results, write_results
 from dist_embed.study.run import run_study
-from dist_embed.study.scaling import set_efficiencies, simulated_rows
+from dist_embed.study.scaling import plan_of, set_efficiencies, simulated_rows
 from dist_embed.study.scaling_page import scaling_page
 from dist_embed.study.scaling_plot import draw_scaling, draw_simulated
 from dist_embed.study.schema import ScalingStudy
@@ -410,6 +411,14 @@ def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
     assert "64 (uneven)" in page
     assert "*Uneven*: fewer tokens than" in page
     assert "times the tokens/s" in page
+    # 8 negatives, whatever the size; what a checkpoint comes to of all nodes together.
+    assert "| negatives a step |" in page
+    assert "| 8 |" in page
+    one = plan_of(found[2]).checkpoint
+    assert f"| {one.seconds:,.1f} ({one.bytes / one.seconds / 1e9:,.0f}) |" in page
+    most = plan_of(found[2])
+    for line in (*pressures(most), most.not_built[0].change):
+        assert line in page, line
     plot = tmp_path / "s.svg"
     draw_simulated(study, found, str(plot))
     assert "SIMULATED, not measured" in plot.read_text()
