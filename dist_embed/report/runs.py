@@ -15,6 +15,7 @@ from dist_embed.checkpoint.manifest import CheckpointError
 from dist_embed.config.schema import Config
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.observe.events import printable
+from dist_embed.parallel.collector import collector_off
 from dist_embed.report.columns import NOTHING, Column, columns_of
 from dist_embed.report.words import Sentence, Words, recorded_neighbors, recorded_sentences
 from dist_embed.run.folder import read_run_config
@@ -79,6 +80,7 @@ class RunFigures:
         return int(max((column.steps[-1] for column in self.columns.values()), default=0))
 
 
+@collector_off()  # of many lines it takes half as long again
 def read_run(uri: str, name: str, words: Sequence[str] = ()) -> RunFigures:
     """Read what a run tells.
 
