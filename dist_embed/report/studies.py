@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.parquet import ParquetError
 from dist_embed.study.plan import load_study
 from dist_embed.study.results import RESULTS_NAME, read_results
 
@@ -47,6 +48,10 @@ def read_study(folder: str, name: str) -> StudyFigures:
     except FileNotFoundError:
         raise UserError(
             f"no results in {folder!r}: {RESULTS_NAME} does not exist; dist-embed study writes it"
+        ) from None
+    except ParquetError as exc:
+        raise UserError(
+            f"{RESULTS_NAME} of {folder!r} cannot be read: {exc}; dist-embed study writes it anew"
         ) from None
     _without_what_is_alike(rows)
     by_state: dict[str, list[Row]] = {}

@@ -216,12 +216,12 @@ def _against_plan(rows: Sequence[Row], drawn: tuple[str, str, str, Figure, Figur
         axes.set_ylabel("measured")
 
     table = [
-        [label, number(expected), number(found), f"{found / expected - 1:+.0%}"]
+        [label, number(expected), number(found), f"{expected / found - 1:+.0%}"]
         for label, expected, found in pairs
     ]
     return Chart(
         f"planned-{name}", f"{title}: planned and measured", "Dashed: as planned.", draw,
-        Table(["run", f"planned, {unit}", "measured", "measured by planned"], table),
+        Table(["run", f"planned, {unit}", "measured", "off by"], table),
     )  # fmt: skip
 
 
@@ -256,13 +256,14 @@ def _simulated(study: StudyFigures) -> Chart | None:
          f"{row['batch_tokens'] / row['workers']:,.0f}" + (" (uneven)" if row["uneven"] else ""),
          _text(of(row)), _text(row["planned_efficiency"]),
          _text(_times(1e3, row["planned_step_seconds"])),
-         _text(_times(2**-20, row["planned_exchange_bytes"])), _text(row["planned_rows_balance"]),
+         _text(_times(2**-20, row["planned_exchange_bytes"])), _text(row["planned_served_balance"]),
          _text(row["planned_checkpoint_seconds"]), row["planned_bottleneck"] or ""]
         for label, own in known.items()
         for row in own
     ]  # fmt: skip
     header = ["sizes", "workers", "fits", "tokens a step and worker", "target tokens/s",
-              "efficiency", "ms a step", "MiB sent a step", "balance of rows", "s a checkpoint",
+              "efficiency", "ms a step", "MiB sent a step", "asked of the fullest shard ÷ mean",
+              "s a checkpoint",
               "bottleneck"]  # fmt: skip
     return Chart(
         "simulated", "SIMULATED: throughput over workers",

@@ -47,7 +47,7 @@ def _efficiency(row: Row) -> str | None:
 def _rows(row: Row) -> str | None:
     if not row.get("rows_requested"):
         return None
-    return f"{mean(row['rows_requested']):,.0f} (most ÷ mean {row['rows_balance']:.2f})"
+    return f"{mean(row['rows_requested']):,.0f} (most ÷ mean {row['requested_balance']:.2f})"
 
 
 def _memory(row: Row) -> str | None:
@@ -109,7 +109,7 @@ _SIMULATED: _Columns = (
     ("efficiency", _by_base("planned_efficiency")),
     ("step, ms", _figure("planned_step_seconds", "{:,.1f}", 1e3)),
     ("sent by a worker, MB a step", _figure("planned_exchange_bytes", "{:,.1f}", 1e-6)),
-    ("asked of the fullest shard ÷ mean", _figure("planned_rows_balance", "{:.2f}")),
+    ("asked of the fullest shard ÷ mean", _figure("planned_served_balance", "{:.2f}")),
     ("memory, GiB", _planned_memory),
     ("checkpoint, s", _figure("planned_checkpoint_seconds", "{:,.1f}")),
     ("bottleneck", _bottleneck),

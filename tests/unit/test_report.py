@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -39,7 +41,7 @@ from dist_embed.report.studies import folder_of_study, read_study
 from dist_embed.report.study_charts import study_charts
 from dist_embed.run.history import course_of, phases_of
 from dist_embed.run.metrics import METRICS_NAME, sound_metrics
-from dist_embed.study.results import write_results
+from dist_embed.study.results import RESULTS_NAME, SCHEMA, write_results
 from tests.unit.small_run import small_run, word_tokenizer
 from tests.unit.study_rows import scaling_rows
 from tests.unit.told_runs import (
@@ -545,7 +547,7 @@ def test_a_study_has_its_charts(tmp_path: Path) -> None:
         charts["simulated"].draw(axes)
         assert list(axes.lines[0].get_xdata()) == [8, 64, 4096]
     planned = charts["planned-step"].table.rows[0]
-    assert planned[1:] == ["400", "500", "+25%"]
+    assert planned[1:] == ["400", "500", "-20%"]  # as in a study's page
 
 
 def test_runs_of_a_study_that_were_not_measured_are_named_with_the_reason(tmp_path: Path) -> None:
@@ -564,6 +566,31 @@ def test_a_study_is_known_by_its_folder_and_by_its_file(tmp_path: Path) -> None:
     assert folder_of_study("configs/scale/workers.yaml") == "runs/scale/workers"
     with pytest.raises(UserError, match="no results in"):
         read_study(str(tmp_path / "gone"), "gone")
+
+
+def test_results_that_cannot_be_read_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torn, foreign, others = (Path(written_study(tmp_path / name)) for name in "abc")
+    (torn / RESULTS_NAME).write_bytes(b"PAR1x")
+    pq.write_table(pa.table({"state": ["done"]}), foreign / RESULTS_NAME)
+    wrong = pa.table({"state": ["done"], "levels": pa.array([{}], SCHEMA.field("levels").type)})
+    pq.write_table(wrong.append_column("workers", [["many"]]), others / RESULTS_NAME)
+    for folder in (torn, foreign, others):
+        assert main(["report", str(folder), "-o", str(tmp_path / "page.html")]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert f"{RESULTS_NAME} of {str(folder)!r} cannot be read: " in said
+        assert "dist-embed study writes it anew" in said
+
+
+def test_results_of_an_earlier_version_lack_its_columns_alone(tmp_path: Path) -> None:
+    folder = Path(written_study(tmp_path / "study"))
+    table = pq.read_table(folder / RESULTS_NAME, use_threads=False)
+    pq.write_table(table.drop_columns(["planned_phases", "seed"]), folder / RESULTS_NAME)
+    study = read_study(str(folder), "study")
+    assert study.done[0]["planned_phases"] is None
+    assert study.done[0]["phases"]["lookup"] == 0.02
+    assert "phases" in {chart.name for chart in study_charts(study)}
 
 
 # The command

@@ -328,7 +328,7 @@ def test_figures_are_those_of_the_metrics(tmp_path: Path) -> None:
     assert found["data_wait_share"] == pytest.approx(0.1)
     assert found["exchange_share"] == pytest.approx(1 - 6 * 0.2 / 2)
     assert found["rows_requested"] == [10, 30]
-    assert found["rows_balance"] == 1.5
+    assert found["requested_balance"] == 1.5
     assert found["memory_bytes"] == [96, 108]
     assert (found["steps"], found["training_loss"]) == (8, 4.2)
     assert (found["validation_loss"], found["validation_bleu"]) == (4.0, 3.0)
@@ -409,7 +409,7 @@ def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
         assert row["planned_tokens_per_second"] == pytest.approx(
             plan["tokens_per_second"] * plan["step_seconds"] / longer
         )
-    assert found[2]["planned_rows_balance"] > 1
+    assert found[2]["planned_served_balance"] > 1
     assert found[2]["planned_step_seconds"] > json.loads(found[2]["plan"])["step_seconds"]
     page = scaling_page(
         study, [], simulated_rows(study), command="x", plot_name=None, simulated_plot_name="s.svg"
