@@ -12,7 +12,6 @@ import pyarrow as pa
 from dist_embed.config.schema import Config
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
-from dist_embed.training.step_seconds import threads_per_worker
 
 RESULTS_NAME = "results.parquet"
 # waiting: its turn has not come yet. skipped: by its plan it does not fit.
@@ -116,7 +115,6 @@ def described(
         "levels": dict(levels),
         "scaling": levels.get("scaling"),
         "workers": workers,
-        "threads_per_worker": threads_per_worker(config),
         "source_words": config.tokenizer.vocab_size,
         "target_words": config.tokenizer.vocab_size,
         "table_width": config.embedding.width,
