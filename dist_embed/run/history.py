@@ -128,4 +128,3 @@ def mean_phases(logged: Iterable[Logged]) -> dict[str, float]:
     whole = sum(line["step_seconds"] * count for line, count in told) / steps
     inside = sum(seconds for name, seconds in found.items() if name not in OUTSIDE)
     return found | {REST: max(0.0, whole - inside)}
-

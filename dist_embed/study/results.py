@@ -4,6 +4,7 @@ each size that is simulated. It is written anew whenever a run has ended.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -158,6 +159,16 @@ def read_results(folder: str) -> list[dict[str, Any]]:
         for name in maps:
             row[name] = None if row[name] is None else dict(row[name])
     return rows
+
+
+# To be said where no row has a validation's figures.
+NO_TEXT = "No loss of a validation and no BLEU: words of data.words have no text to be translated."
+
+
+def have_no_text(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all runs were trained on words without a text."""
+    configurations = [json.loads(row["configuration"] or "{}") for row in rows]
+    return bool(rows) and all(one.get("data", {}).get("words") for one in configurations)
 
 
 def columns_table() -> str:

@@ -13,6 +13,7 @@ from dist_embed.observe.phase_names import PHASES
 from dist_embed.run.history import REST
 from dist_embed.study.outcome import Outcome
 from dist_embed.study.report import made_on, not_made, set_up_of
+from dist_embed.study.results import NO_TEXT, have_no_text
 from dist_embed.study.scaling import what_breaks
 from dist_embed.study.schema import ScalingStudy
 
@@ -139,6 +140,7 @@ def scaling_page(
         several = len(study.grid.workers) > 1  # else there is nothing to be more efficient than
         columns = tuple(one for one in _SPEED if several or one[1] is not _efficiency)
         parts += ["## Measured\n", _table(rows, shown, columns), _EXPLAINED]
+        parts += [f"{NO_TEXT}\n"] if have_no_text(rows) else []
         parts += [_EFFICIENCY] if several else []
     if plot_name:
         parts.append(f"![target tokens a second]({plot_name})\n")

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,20 @@ def test_figures_of_workers_become_the_most_and_how_even_they_are() -> None:
     assert columns[f"workers/rows_requested{MOST}"].values.tolist() == [300, 5]
     assert columns[f"workers/rows_requested{BALANCE}"].values.tolist() == [1.5, 1.0]
     assert columns["workers"].values.tolist() == [2, 3]
+
+
+def test_many_lines_are_as_few() -> None:
+    """Of which some are told in one go; what none of them can be alone, a list of a number."""
+    wrong = {"workers/own_seconds": [1.0, "x"], "loss": 2**60, "nll": [1.5]}
+    lines = [step_line(step, **(wrong if step == 700 else {})) for step in range(1, 1301)]
+    whole, parts = columns_of(lines), [columns_of([line]) for line in lines]
+    for name, column in whole.items():
+        own = [part[name] for part in parts if name in part]
+        assert column.steps.tolist() == [one.steps.item() for one in own], name
+        assert column.values.tolist() == [one.values.item() for one in own], name
+    assert {*whole} == {name for part in parts for name in part}
+    assert len(whole["loss"]) == len(whole[f"workers/own_seconds{MOST}"]) == 1299
+    assert whole[f"nll{MOST}"].values.tolist() == [1.5]
 
 
 def test_what_is_not_finite_is_a_gap_and_what_is_no_number_is_left_out() -> None:
@@ -509,6 +524,38 @@ def test_a_chart_is_written_as_files(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "loss.svg").read_text()
 
 
+def test_a_chart_of_a_thousand_runs_is_written_as_files(tmp_path: Path) -> None:
+    """A PNG may have 2¹⁶ pixels a side."""
+    chart = bars_of_phases("phases", {"run": {"encoder": 1.0}})
+    assert chart is not None
+    write_chart(replace(chart, height=500.0), tmp_path)
+    assert (tmp_path / "phases.png").exists()
+
+
+def test_a_run_is_shown_beside_its_plan_where_that_is_asked_for(tmp_path: Path) -> None:
+    folder = told_run(tmp_path / "run", whole_course())
+    (chart,) = [c for c in run_charts([read_run(folder, "run", (), "cpu")]) if c.name == "phases"]
+    assert list(chart.key) == ["run", "run, planned"]
+    assert "Planned for cpu (" in chart.note
+    found = {row[0]: row[1:3] for row in chart.table.rows}
+    assert found["encoder"][0] == "100"
+    assert float(found["encoder"][1].replace(",", "")) > 0
+    assert found["rest"][1] != "0"
+    with pytest.raises(UserError, match="machine"):
+        read_run(folder, "run", (), "gone")
+    with pytest.raises(UserError, match="--machine: 'cpu' is not allowed: studies have plans"):
+        report([written_study(tmp_path / "study")], command="", machine="cpu")
+
+
+def test_of_many_translations_some_are_shown(tmp_path: Path) -> None:
+    lines = [translation_line(step) for step in range(1, 2001)]
+    text = text_of(told_run(tmp_path / "run", lines))
+    shown = re.findall(r">step ([\d,]+)<", text)
+    assert len(shown) == 60
+    assert (shown[0], shown[-1]) == ("1", "2,000")
+    assert "1,940 are left out" in text
+
+
 def test_a_hundred_thousand_lines_of_metrics_stay_small(tmp_path: Path) -> None:
     run = read_run(told_run(tmp_path / "run", whole_course()), "run")
     steps, draw = np.arange(1.0, 100_001.0), np.random.default_rng(1)
@@ -520,6 +567,46 @@ def test_a_hundred_thousand_lines_of_metrics_stay_small(tmp_path: Path) -> None:
 
 
 # Studies
+
+
+def test_what_no_row_has_is_no_column_and_is_said(tmp_path: Path) -> None:
+    rows = scaling_rows()
+    for row in rows:
+        row["validation_loss"] = None
+        row["configuration"] = json.dumps({"data": {"words": {"sentences": 9}}})
+    text = " ".join(study_sections(read_study(written_study(tmp_path / "bare", rows), "s"), []))
+    assert ">BLEU<" not in text
+    assert ">validation loss<" not in text
+    assert "no BLEU: words of data.words have no text" in text
+    rows[0] |= {"validation_bleu": 9.5, "configuration": None}
+    text = " ".join(study_sections(read_study(written_study(tmp_path / "some", rows), "s"), []))
+    assert ">BLEU<" in text
+    assert "no BLEU" not in text
+
+
+def test_a_planned_point_between_gaps_is_marked(tmp_path: Path) -> None:
+    rows = [row for row in scaling_rows()[:3]]
+    for row in rows[1:]:
+        row["planned_tokens_per_second"] = row["planned_efficiency"] = None
+    charts = {c.name: c for c in study_charts(read_study(written_study(tmp_path / "s", rows), "s"))}
+    for name in ("speed-workers", "efficiency"):
+        (planned,) = [line for line in drawn(charts[name]).lines if line.get_linewidth() == 0.7]
+        assert marked(planned) == [0]
+
+
+@pytest.mark.parametrize("fitting", [0, 1])
+def test_simulated_sizes_of_which_none_fits_have_no_chart(tmp_path: Path, fitting: int) -> None:
+    rows = scaling_rows()
+    for row in rows:
+        if row["state"] == "simulated":
+            row["planned_fits"] = row["workers"] == 8 and bool(fitting)
+    study = read_study(written_study(tmp_path / "study", rows), "study")
+    charts = {chart.name: chart for chart in study_charts(study)}
+    assert ("simulated" in charts) == bool(fitting)
+    assert any("no simulated size fits" in line for line in study.missing) != bool(fitting)
+    if fitting:
+        assert len(charts["simulated"].table.rows) == 4
+        assert drawn(charts["simulated"]).lines[0].get_xdata().tolist() == [8]  # type: ignore[union-attr]
 
 
 def test_a_study_has_its_charts(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ import yaml
 from dist_embed.api.data import prepare
 from dist_embed.cli.main import main
 from dist_embed.errors import ConfigError, RunFailed, RunStopped, UserError
+from dist_embed.observe.plot import INK
 from dist_embed.planning import load_machine
 from dist_embed.planning.traffic import Network, traffic
 from dist_embed.run.metrics import MetricsLog
-from dist_embed.study import estimate, scored
+from dist_embed.study import estimate, scaling_plot, scored
 from dist_embed.study import run as study_run
 from dist_embed.study.measured import figures_of
 from dist_embed.study.outcome import Outcome
@@ -32,6 +33,7 @@ from dist_embed.study.scaling_page import scaling_page
 from dist_embed.study.scaling_plot import draw_scaling, draw_simulated
 from dist_embed.study.schema import ScalingStudy
 from dist_embed.training.results import TrainResult
+from tests.unit.drawn_axes import drawn_axes
 from tests.unit.planned import GPUS, SAMPLED, machine, planned
 
 ROOT = Path(__file__).parents[2]
@@ -376,7 +378,10 @@ def test_memory_counts_until_a_run_has_ended(
 ) -> None:
     """The last checkpoint is made behind the last log line."""
     (planned_run,) = planned_runs(study_of(tmp_path, grid={"workers": [2]}))
-    config, result = planned_run.config, TrainResult(planned_run.config.run.uri, "", 2, 0, False, 0, peak)
+    config, result = (
+        planned_run.config,
+        TrainResult(planned_run.config.run.uri, "", 2, 0, False, 0, peak),
+    )
     with MetricsLog(config.run.uri, 0) as log:
         line = logged(2, 0.5, **{"workers/own_seconds": [1.0, 1.0], "workers/memory_bytes": [7, 8],
                                  "workers/rows_requested": [1, 1]})  # fmt: skip
@@ -520,8 +525,28 @@ def test_the_page_and_its_plot(tmp_path: Path, stand: Stand, capsys: Any) -> Non
                  "lookup", "2 cores"):  # fmt: skip
         assert part in page, part
     assert "Simulated" not in page
-    assert "ideal" in (tmp_path / "study" / "page.svg").read_text()
+    plot = (tmp_path / "study" / "page.svg").read_text()
+    assert "ideal" in plot
+    assert "open" not in plot  # the run on shared cores failed
+    assert "no BLEU: words of data.words have no text" in page
     assert not draw_scaling(study, [], str(tmp_path / "none.svg"))
+
+
+def test_shared_cores_are_open_marks_and_single_plans_are_seen(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(tmp_path)
+    run(study)
+    rows = read_results(study.folder)
+    rows[1]["planned_tokens_per_second"] = None
+    plots = drawn_axes(monkeypatch, scaling_plot)
+    draw_scaling(study, rows, str(tmp_path / "x.svg"))
+    (axes,) = plots
+    marks = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [line.get_markerfacecolor() for line in marks] == [INK, INK, "white"]
+    assert "open: more threads than cores" in axes.get_title(loc="left")
+    (planned_line,) = [line for line in axes.lines if line.get_marker() == "."]
+    assert planned_line.get_markevery() == [0, 2]
 
 
 CLIPPED: dict[str, Any] = {"train": {"clip_norm": 1.0}}
