@@ -104,7 +104,7 @@ def _are_numbers(values: Sequence[Any]) -> bool:
     kinds = {*map(type, values)}
     if kinds == {float}:
         return True
-    return kinds <= {float, int} and -LIMIT < min(values) and max(values) < LIMIT
+    return kinds <= {float, int} and min(values) > -LIMIT and max(values) < LIMIT
 
 
 def _are_lists(values: Sequence[Any]) -> bool:

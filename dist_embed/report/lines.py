@@ -58,7 +58,7 @@ def line_chart(
                 if logarithmic:
                     values = np.where(values > 0, values, math.nan)
                 if not strong or len(points) > _MARKED:
-                    own |= {"markevery": alone(values)}
+                    own |= {"markevery": alone(values.tolist())}
                 if not strong:
                     own |= {"linewidth": 0.7, "alpha": 0.75, "markersize": 3}
                 axes.plot(points.steps, values, **own)

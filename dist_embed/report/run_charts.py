@@ -141,7 +141,7 @@ def _time_line(runs: Sequence[RunFigures]) -> Chart | None:
             began = times.finite[0]
             axes.plot(
                 (line.values - began) / seconds, line.steps,
-                **own | {"marker": ".", "markevery": alone(line.values)},
+                **own | {"marker": ".", "markevery": alone(line.values.tolist())},
             )  # fmt: skip
             saved = [one for one in run.checkpoints if one.time >= began]
             axes.plot(

@@ -76,8 +76,9 @@ def bars_of_phases(
     ]  # fmt: skip
     header = ["phase", *(f"{run}: ms" for run in phases), *(f"{run}: share" for run in phases)]
     height = max(HEIGHT, 0.6 + _ROW * len(names) * max(1.0, 0.6 * len(phases)))
+    said = f"Of worker 0; docs/operating.md says what each phase is. {note}".rstrip()
     return Chart(
-        name, title, f"Of worker 0; docs/operating.md says what each phase is. {note}".rstrip(), draw,
+        name, title, said, draw,
         Table(header, rows), list(phases), height,
     )  # fmt: skip
 

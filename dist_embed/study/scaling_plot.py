@@ -18,8 +18,8 @@ _MARKERS = ("o", "s", "^", "D", "v")
 def draw_scaling(study: ScalingStudy, rows: Sequence[Row], path: str) -> bool:
     """Tokens a second over the first factor that has numbers: measured, and planned in grey.
 
-    Over workers with what would be ideal. Open marks: more threads than cores. Returns whether there was anything to draw. Raises
-    UserError for a file that cannot be drawn.
+    Over workers with what would be ideal. Open marks: more threads than cores. Returns whether
+    there was anything to draw. Raises UserError for a file that cannot be drawn.
     """
     numbers = [f.name for f in study.factors if len(f.levels) > 1 and f.levels[0].x is not None]
     along = next(iter(numbers), None)
@@ -37,8 +37,8 @@ def draw_scaling(study: ScalingStudy, rows: Sequence[Row], path: str) -> bool:
             planned = [row["planned_tokens_per_second"] for row in own]
             axes.plot(x, measured, color=INK)
             for row, place, speed in zip(own, x, measured, strict=True):
-                filled = {"markerfacecolor": "white"} if row.get("oversubscribed") else {}
-                axes.plot([place], [speed], color=INK, marker=marker, **filled)
+                inside = "white" if row.get("oversubscribed") else INK
+                axes.plot([place], [speed], color=INK, marker=marker, markerfacecolor=inside)
             axes.plot(x, planned, color=GREY, linestyle=":", marker=".", markevery=alone(planned))
             if along == "workers":
                 _ideal(axes, x, measured[0])

@@ -29,6 +29,7 @@ from dist_embed.data.token_shards import SIDES
 from dist_embed.errors import UserError
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.observe.plot import plot_into
+from dist_embed.planning import load_machine, plan
 from dist_embed.report.chart import MARKERS, WIDTH, Chart, write_chart
 from dist_embed.report.columns import BALANCE, MOST, Column, columns_of, places_of_extremes
 from dist_embed.report.lines import line_chart, number
@@ -40,6 +41,7 @@ from dist_embed.report.runs import RunFigures, names_of, read_run
 from dist_embed.report.step_time import bars_of_phases
 from dist_embed.report.studies import folder_of_study, read_study
 from dist_embed.report.study_charts import study_charts
+from dist_embed.run.folder import read_run_config
 from dist_embed.run.history import course_of, phases_of
 from dist_embed.run.metrics import METRICS_NAME, sound_metrics
 from dist_embed.study.results import RESULTS_NAME, SCHEMA, write_results
@@ -539,8 +541,10 @@ def test_a_run_is_shown_beside_its_plan_where_that_is_asked_for(tmp_path: Path) 
     assert "Planned for cpu (" in chart.note
     found = {row[0]: row[1:3] for row in chart.table.rows}
     assert found["encoder"][0] == "100"
-    assert float(found["encoder"][1].replace(",", "")) > 0
-    assert found["rest"][1] != "0"
+    expected = plan(read_run_config(folder), 1, load_machine("cpu"))
+    assert found["encoder"][1] == number(1e3 * expected.phases["encoder"]) != "0"
+    whole = sum(float(row[1].replace(",", "")) for row in found.values())
+    assert whole == pytest.approx(1e3 * expected.step_seconds, rel=0.01)
     with pytest.raises(UserError, match="machine"):
         read_run(folder, "run", (), "gone")
     with pytest.raises(UserError, match="--machine: 'cpu' is not allowed: studies have plans"):
@@ -585,7 +589,7 @@ def test_what_no_row_has_is_no_column_and_is_said(tmp_path: Path) -> None:
 
 
 def test_a_planned_point_between_gaps_is_marked(tmp_path: Path) -> None:
-    rows = [row for row in scaling_rows()[:3]]
+    rows = scaling_rows()[:3]
     for row in rows[1:]:
         row["planned_tokens_per_second"] = row["planned_efficiency"] = None
     charts = {c.name: c for c in study_charts(read_study(written_study(tmp_path / "s", rows), "s"))}

@@ -378,10 +378,8 @@ def test_memory_counts_until_a_run_has_ended(
 ) -> None:
     """The last checkpoint is made behind the last log line."""
     (planned_run,) = planned_runs(study_of(tmp_path, grid={"workers": [2]}))
-    config, result = (
-        planned_run.config,
-        TrainResult(planned_run.config.run.uri, "", 2, 0, False, 0, peak),
-    )
+    config = planned_run.config
+    result = TrainResult(config.run.uri, "", 2, 0, False, 0, peak)
     with MetricsLog(config.run.uri, 0) as log:
         line = logged(2, 0.5, **{"workers/own_seconds": [1.0, 1.0], "workers/memory_bytes": [7, 8],
                                  "workers/rows_requested": [1, 1]})  # fmt: skip
