@@ -32,7 +32,7 @@ _SHARED = "Open marks: more threads than cores."
 _FIGURES: tuple[tuple[str, str, str, Figure, Figure], ...] = (
     ("speed", "Throughput", "target tokens/s",
      lambda row: row["tokens_per_second"], lambda row: row["planned_tokens_per_second"]),
-    ("step", "Step time", "milliseconds from one to the next, median",
+    ("step", "Step time", "milliseconds a step, median",
      lambda row: _times(1e3, row["step_seconds_p50"]),
      lambda row: _times(1e3, row["planned_step_seconds"])),
     ("memory", "Memory of the fullest worker", "GiB",

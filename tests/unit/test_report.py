@@ -541,7 +541,8 @@ def test_a_run_is_shown_beside_its_plan_where_that_is_asked_for(tmp_path: Path) 
     assert "Planned for cpu (" in chart.note
     found = {row[0]: row[1:3] for row in chart.table.rows}
     assert found["encoder"][0] == "100"
-    expected = plan(read_run_config(folder), 1, load_machine("cpu"))
+    config = read_run_config(folder)
+    expected = plan(config, config.cluster.max_workers, load_machine("cpu"))
     assert found["encoder"][1] == number(1e3 * expected.phases["encoder"]) != "0"
     whole = sum(float(row[1].replace(",", "")) for row in found.values())
     assert whole == pytest.approx(1e3 * expected.step_seconds, rel=0.01)
