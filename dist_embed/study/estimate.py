@@ -120,7 +120,7 @@ def planned_columns(found: Plan) -> dict[str, Any]:
         "planned_memory": found.memory,
         "planned_exchange_bytes": sum(found.traffic.values()),
         "planned_distinct_rows": found.distinct_rows,
-        "planned_rows_balance": found.request_balance,
+        "planned_served_balance": found.request_balance,
         "planned_checkpoint_seconds": found.checkpoint.seconds,
         "planned_bottleneck": found.bottleneck,
         "plan": json.dumps(found.as_dict()),

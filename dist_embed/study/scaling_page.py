@@ -13,6 +13,7 @@ from dist_embed.observe.phase_names import PHASES
 from dist_embed.run.history import REST
 from dist_embed.study.outcome import Outcome
 from dist_embed.study.report import made_on, not_made, set_up_of
+from dist_embed.study.results import NO_TEXT, have_no_text
 from dist_embed.study.scaling import plan_of, what_breaks
 from dist_embed.study.schema import ScalingStudy
 
@@ -47,7 +48,7 @@ def _efficiency(row: Row) -> str | None:
 def _rows(row: Row) -> str | None:
     if not row.get("rows_requested"):
         return None
-    return f"{mean(row['rows_requested']):,.0f} (most ÷ mean {row['rows_balance']:.2f})"
+    return f"{mean(row['rows_requested']):,.0f} (most ÷ mean {row['requested_balance']:.2f})"
 
 
 def _memory(row: Row) -> str | None:
@@ -120,7 +121,7 @@ _SIMULATED: _Columns = (
     ("efficiency", _by_base("planned_efficiency")),
     ("step, ms", _figure("planned_step_seconds", "{:,.1f}", 1e3)),
     ("sent by a worker, MB a step", _figure("planned_exchange_bytes", "{:,.1f}", 1e-6)),
-    ("asked of the fullest shard ÷ mean", _figure("planned_rows_balance", "{:.2f}")),
+    ("asked of the fullest shard ÷ mean", _figure("planned_served_balance", "{:.2f}")),
     ("memory, GiB", _planned_memory),
     ("checkpoint, s (GB/s of all nodes)", _checkpoint),
     ("bottleneck", _bottleneck),
@@ -150,6 +151,7 @@ def scaling_page(
         several = len(study.grid.workers) > 1  # else there is nothing to be more efficient than
         columns = tuple(one for one in _SPEED if several or one[1] is not _efficiency)
         parts += ["## Measured\n", _table(rows, shown, columns), _EXPLAINED]
+        parts += [f"{NO_TEXT}\n"] if have_no_text(rows) else []
         parts += [_EFFICIENCY] if several else []
     if plot_name:
         parts.append(f"![target tokens a second]({plot_name})\n")

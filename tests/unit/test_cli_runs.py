@@ -167,6 +167,15 @@ def test_history_says_where_the_time_of_steps_went(
     assert rows[2] == ["agreement", "10.0", "3.2%"]
     assert ["encoder", "100.0", "32.3%"] in rows
     assert rows[-1] == ["rest", "30.0", "9.7%"]
+    assert main(["history", str(tmp_path / "run"), "--machine", "cpu"]) == 0
+    *beside, machine = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert machine.startswith("planned for cpu (")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in beside]
+    assert [row[:3] for row in cells] == [
+        row if set(row[0]) != {"-"} else cells[1][:3] for row in rows
+    ]
+    assert cells[0][3] == "planned, ms"
+    assert all(float(row[3].replace(",", "")) >= 0 for row in cells[2:])
 
 
 @pytest.fixture
