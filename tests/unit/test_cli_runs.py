@@ -223,7 +223,9 @@ def test_train(
                  "--profile", "3..5", "model.heads=2"]) == 0  # fmt: skip
     ahead, (task, configured, how) = calls
     assert ahead[:2] == ("ahead", "cpu")
-    assert task == Train(prepared.uri, profile=(3, 5))
+    assert task == Train(
+        prepared.uri, sentences=prepared.data.splits["train"].sentences, profile=(3, 5)
+    )
     assert (configured.train.max_steps, configured.model.heads) == (7, 2)
     assert how == {
         "launcher": "local", "stop_seconds": 2 * 5.0 + 60.0,
@@ -239,7 +241,9 @@ def test_train(
 
     calls = launched(result(config))
     assert main(["train", config, "cluster.launcher=ray"]) == 0
-    assert [call[0] for call in calls] == [Train(prepared.uri)]  # nothing is forked here
+    assert [call[0] for call in calls] == [
+        Train(prepared.uri, sentences=prepared.data.splits["train"].sentences)
+    ]  # nothing is forked here
     assert calls[0][2]["launcher"] is None
     assert checked[-1][-1] is False
 
@@ -307,7 +311,10 @@ def test_a_quickstart_that_was_asked_to_stop_in_its_last_step_ends_there(
     calls = launched({Train: result(config)})
     monkeypatch.setattr("dist_embed.cli.run.taken_signal", lambda: 15)
     assert main(["quickstart", config, "cluster.launcher=local"]) == 143
-    assert [call[0] for call in calls] == ["ahead", Train(prepared.uri)]
+    assert [call[0] for call in calls] == [
+        "ahead",
+        Train(prepared.uri, sentences=prepared.data.splits["train"].sentences),
+    ]
     assert "trained; stopped as asked before the test set" in capsys.readouterr().err
 
 
@@ -325,7 +332,8 @@ def test_quickstart(
         (tmp_path / "trained" / f"tokenizer.{side}.json").write_text(tokenizer.to_json())
     assert main(["quickstart", config, "cluster.launcher=local"]) == 0
     assert [call[0] for call in calls] == [
-        "ahead", Train(prepared.uri), "ahead", Evaluate("test")
+        "ahead", Train(prepared.uri, sentences=prepared.data.splits["train"].sentences),
+        "ahead", Evaluate("test"),
     ]  # fmt: skip
     assert calls[-1][2] == {
         "launcher": "local", "vocabulary_size": {"source": 8, "target": 8}, "word_tables": False
