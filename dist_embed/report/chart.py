@@ -22,7 +22,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = {"-": "", "--": "7 4", ":": "2 3", "-.": "7 3 2 3"}
 # At 400 pixels a page has 376 for a chart: these inches, so that its letters are 12 pixels high.
 WIDTH, HEIGHT = 3.9, 2.5
-_HIGHEST = 200.0  # inches of a file: a PNG's 2¹⁶ pixels are 327, with what stands outside the axes
+# Inches of a file. Matplotlib 3.9 refuses a PNG of 2¹⁶ pixels, which are 327; later ones take
+# memory for it.
+_HIGHEST = 100.0
 _NAME_LETTERS = 49  # of a row: as wide as a chart
 _IN_PAGE = {color: f"var(--c{number})" for number, color in enumerate(COLORS)} | {
     INK: "var(--ink)", GREY: "var(--grey)", "#ffffff": "var(--paper)",
