@@ -55,7 +55,7 @@ def launch_local(
     Each process gets the environment of ``torchrun`` (RANK, WORLD_SIZE, …). When one fails, the
     others are ended: when one has told its error, not before those that finish a save have had
     ``save_seconds`` for it; when one was killed, after `GRACE_SECONDS`, though a save may be
-    under way; and once worker 0 has told its result, after `FAREWELL_SECONDS`. With ``stop_seconds``
+    under way; once worker 0 has told its result, after `FAREWELL_SECONDS`. With ``stop_seconds``
     a signal that asks this process to stop is passed on to the workers as SIGTERM, and they get
     that long to end by themselves.
 
