@@ -163,7 +163,7 @@ def _check_asks_for_token(url: str) -> None:
     if answer.status_code == 200:
         raise UserError(
             f"{url} asks for no token, so whoever reaches it runs code there: start the "
-            "cluster with RAY_AUTH_MODE=token (docs/clusters.md); --insecure sends all the same"
+            "cluster with RAY_AUTH_MODE=token (docs/ports.md); --insecure sends all the same"
         )
     if answer.status_code not in _REFUSALS:
         raise UserError(

@@ -139,9 +139,10 @@ def step_needs(
     counts = 0
     if config.train.clip_norm and workers > 1:
         counts = len(specs_of(config, vocabulary_size)) * workers**2
+    kept = activation_bytes(config.model, _micro_tokens(config), narrow=narrow)
     return replace(
         held,
-        activation_bytes=activation_bytes(config.model, _micro_tokens(config), narrow=narrow),
+        activation_bytes=kept + (2 * held.parameters if narrow else 0),  # and narrow weights
         exchange_bytes=_VECTORS_OF_A_TOKEN * vectors,
         clipping_bytes=CLIPPING_COUNT_BYTES * counts,
     )
@@ -239,21 +240,29 @@ def dense_parameters(model: ModelSection, embedding_width: int) -> int:
 def activation_bytes(model: ModelSection, tokens: int, *, narrow: bool) -> int:
     """What the forward of the dense model keeps for its backward, and the largest gradients there.
 
-    Of each token and layer: what both norms, the attention and the feed-forward layers have been
-    given and have made, as PyTorch's autograd saves it.
+    That is what PyTorch's autograd saves of each token: what norms, products, ReLU and dropout have
+    been given, and of attention queries, keys, values and result. With dropout of attention's
+    weights, which is not counted, it keeps a few numbers for each pair of tokens besides.
 
     Args:
         model: its sizes.
         tokens: of a micro-batch, on either side.
-        narrow: whether products are bfloat16: of what they are given there is a narrow copy, what
-            they make is narrow.
+        narrow: whether products are bfloat16: what they are given is narrow then; norms and,
+            on CPUs, attention keep float32.
     """
-    dropped = 2 if model.dropout else 1
-    encoder = 9 * model.width + dropped * model.feed_forward
-    decoder = encoder + 7 * model.width
-    gradients = 6 * model.width + 2 * model.feed_forward
-    values = model.encoder_layers * encoder + model.decoder_layers * decoder + gradients
-    return (3 if narrow else 4) * tokens * values
+    dropped = 1 if model.dropout else 0
+    inner = (1 + 2 * dropped) * model.feed_forward
+    if narrow:
+        encoder = 4 * 6 * model.width + 2 * ((3 + 2 * dropped) * model.width + inner)
+        decoder = 4 * 11 * model.width + 2 * ((6 + 3 * dropped) * model.width + inner)
+        ends = 4 * (2 + 2 * dropped) * model.width
+    else:
+        encoder = 4 * ((8 + 2 * dropped) * model.width + inner)
+        decoder = 4 * ((14 + 3 * dropped) * model.width + inner)
+        ends = 4 * (3 + 2 * dropped) * model.width
+    gradients = (3 if narrow else 4) * (6 * model.width + 2 * model.feed_forward)
+    kept = model.encoder_layers * encoder + model.decoder_layers * decoder + ends
+    return tokens * (kept + gradients)
 
 
 def specs_of(config: Config, vocabulary_size: dict[str, int]) -> dict[str, TableSpec]:

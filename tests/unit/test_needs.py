@@ -22,6 +22,7 @@ from dist_embed.embedding.memory import (
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.errors import UserError
 from dist_embed.model.output import OutputShard
+from dist_embed.model.settings import ModelSection
 from dist_embed.model.transformer import Transformer
 from dist_embed.observe.events import silent_reporter
 from dist_embed.parallel.group import Group
@@ -191,18 +192,51 @@ def training(config: Config, narrow: bool) -> Replicated:
     return step_needs(config, VOCABULARY, word_tables=False, narrow=narrow)
 
 
-def test_a_step_keeps_what_its_layers_have_made() -> None:
-    """One layer on either side, width 4, inner width 8, without dropout: by hand."""
-    sections = {
-        "model": {"width": 4, "heads": 2, "feed_forward": 8, "dropout": 0.0, "encoder_layers": 1,
-                  "decoder_layers": 1},
-        "train": {"batch_tokens": 60, "accumulate": 2},
-    }  # fmt: skip
-    config = configured(**sections)
-    # 9 values of the width and the inner ones, in the decoder 7 more; and gradients.
-    values = (36 + 8) + (36 + 8 + 28) + (24 + 16)
-    assert training(config, False).activation_bytes == 4 * 10 * values
-    assert training(config, True).activation_bytes == 3 * 10 * values
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_step_keeps_what_autograd_saves(narrow: bool, dropout: float) -> None:
+    """Of layers of any number; beside it there are gradients, and of each token a few numbers."""
+    tokens = 16 * 32
+    sections = {"train": {"batch_tokens": 3 * 2 * tokens, "accumulate": 2}}
+    for encoder_layers, decoder_layers in ((1, 1), (3, 1), (1, 3)):
+        model = {"width": 64, "heads": 4, "feed_forward": 256, "dropout": dropout,
+                 "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}  # fmt: skip
+        config = configured(model=model, **sections)
+        gradients = (3 if narrow else 4) * tokens * (6 * 64 + 2 * 256)
+        saved = _saved_bytes(config.model, narrow)
+        expected = training(config, narrow).activation_bytes - gradients
+        assert expected == pytest.approx(saved, rel=0.02)
+
+
+def _saved_bytes(model: ModelSection, narrow: bool) -> int:
+    """What a forward over 16 sentences of 32 words keeps beside the model itself."""
+    transformer = Transformer(
+        embedding_width=model.width, width=model.width, feed_forward=model.feed_forward,
+        heads=model.heads, encoder_layers=model.encoder_layers,
+        decoder_layers=model.decoder_layers, dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+    )  # fmt: skip
+    own = {parameter.untyped_storage().data_ptr() for parameter in transformer.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage
+        return tensor
+
+    vectors = [torch.randn(16 * 32, model.width, requires_grad=True) for _ in range(2)]
+    lengths, places = torch.full((16,), 32), torch.arange(32).repeat(16)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=narrow),
+    ):
+        transformer(vectors[0], lengths, vectors[1], places, [(16, 32, 32)])
+    return sum(storage.nbytes() for storage in saved.values())
+
+
+def test_the_rows_of_a_step_and_their_gradients_are_counted() -> None:
+    config = configured(model={"width": 4, "heads": 2}, train={"batch_tokens": 60, "accumulate": 2})
     assert training(config, False).exchange_bytes == 12 * 4 * 12 * 20
     assert replicated(config).of_a_step == {"activations": 0, "vectors": 0}
 
