@@ -131,7 +131,7 @@ if [ $code != 143 ]; then
 elif is_preempted; then
     queue_again "others take the nodes"
 elif limit_is_near; then
-    if [ $SECONDS -lt {least} ]; then
+    if [ $SECONDS -lt {margin} ]; then
         echo "not queued again: a job that is asked to save up to {margin} s before its limit" \
             "needs a limit of {least} s (cluster.submit.slurm.hours); it ran for $SECONDS s" >&2
     elif [ -z "$prepared" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -ge {preparations} ]; then

@@ -258,7 +258,7 @@ def ended_job(
     *,
     asked: bool = True,
     left: int = 60,
-    ran: int = 480,
+    ran: int = 240,
     restarts: int = 0,
     preempted: str = "None",
 ) -> subprocess.CompletedProcess[str]:
@@ -314,9 +314,9 @@ def test_a_job_whose_nodes_others_take_queues_again_however_often() -> None:
 
 
 def test_a_job_that_gets_nowhere_does_not_queue_again() -> None:
-    short = ended_job(ran=400)
+    short = ended_job(ran=200)
     assert (short.returncode, short.stdout) == (143, "")
-    assert "needs a limit of 480 s (cluster.submit.slurm.hours); it ran for 40" in short.stderr
+    assert "needs a limit of 480 s (cluster.submit.slurm.hours); it ran for 20" in short.stderr
     counts = ended_job("prepare", restarts=5)
     assert (counts.returncode, counts.stdout) == (143, "")
     assert "5 times it has, and the data are not prepared yet" in counts.stderr
