@@ -14,8 +14,8 @@ from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 def end_controllers() -> None:
     """End those of this process, and their workers: `fit` then returns, as after `ray.kill`.
 
-    Their slots are free then. By itself Ray gives those of a controller that has not ended by
-    itself free with the whole job only: tried, they were taken 92 s later.
+    Their slots are free then, also those of one that was lost before. Left to itself Ray gives them
+    free with the whole job only: tried, they were taken 92 s later.
     """
     core = worker.global_worker.core_worker
     controllers = _controllers()
@@ -33,7 +33,7 @@ def _controllers() -> dict[str, dict[str, Any]]:
 
 
 def _groups() -> list[PlacementGroupTableData]:
-    """Of all that is asked for at once (placement groups), those that are not given back."""
+    """Of all jobs, those that hold slots, or wait for some."""
     told = state.state._connect_and_get_accessor().get_placement_group_table()
     groups = [PlacementGroupTableData.FromString(one) for one in told]
     return [group for group in groups if group.state != PlacementGroupTableData.REMOVED]
