@@ -44,6 +44,13 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First the longest of the files that have a Ray, for another one would wait until its end: so
+    that none of them comes soon.
+    """
+    items.sort(key=lambda item: item.path.name != "test_cluster_jobs.py")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_collection() -> Iterator[None]:
     """Then each `gc.collect()` of a test is spared two million objects, a third of a second."""

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+
+def living(processes: Iterable[psutil.Process], seconds: float = 60.0) -> list[psutil.Process]:
+    """Those that have not ended within so long. A dead one has, whenever it is buried: some first
+    processes of a machine come round every other second, those of many containers never.
+    """
+    until = time.monotonic() + seconds
+    while left := [one for one in processes if _lives(one)]:
+        if time.monotonic() > until:
+            break
+        time.sleep(0.02)
+    return left
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Traces:
@@ -23,7 +44,7 @@ class Traces:
 
     def check_gone(self) -> None:
         """Nothing of it is there any more, once they have ended."""
-        _, left = psutil.wait_procs(self._processes, timeout=60)
+        left = living(self._processes)
         for orphan in left:
             orphan.kill()
         assert left == []

@@ -168,13 +168,13 @@ def _exchange_causes(store: Any, group: Group, exc: Exception) -> WorkerError | 
         with suppress(RuntimeError, ValueError):  # the store may have died with its host
             own = store.clone()
             cause = _read_cause(own, wait=is_broken_collective(exc))
-            if cause is not None and cause.rank != group.rank:
+            if cause is None:  # of failures at the same moment the first to be written counts
+                account = own.compare_set(_KEY, "", _account(group.rank, exc))
+                cause = WorkerError(**json.loads(account))
+            if cause.rank != group.rank:
                 causes.append(cause)
                 own.add(_READERS, 1)
-                return
-            # compare_set: of several failures the first counts.
-            own.compare_set(_KEY, "", _account(group.rank, exc))
-            if group.is_first and not getattr(exc, _TOLD, False):
+            elif group.is_first and not getattr(exc, _TOLD, False):
                 _wait_for_readers(own, group)
 
     if group.num_workers > 1:

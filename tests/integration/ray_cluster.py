@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 
 from dist_embed.bench.ray_nodes import free_ports
+from tests.left_behind import living
 
 # There others leave workers no time, and a node gives itself up whose dashboard took more than
 # a minute to start, or whose agent more than half a one (Ray 2.60).
@@ -95,7 +96,7 @@ def _end(session: int) -> None:
     for one in found:
         with suppress(psutil.NoSuchProcess):
             one.kill()
-    psutil.wait_procs(found, timeout=10)
+    living(found, 10.0)
 
 
 def _job_server_answers(url: str) -> bool:

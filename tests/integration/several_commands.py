@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
 
 from tests.unit.run_apart import Copies
 
@@ -24,6 +28,7 @@ from dist_embed.cli.main import main
 sys.argv[1:] = {arguments!r}
 sys.exit(main())
 """
+Call = Callable[..., "CompletedProcess[str]"]
 
 
 def in_one_process(
@@ -50,3 +55,23 @@ class Commands(Copies):
         done = self.run(_ONE.format(arguments=list(arguments)), cwd)
         assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
         return done
+
+
+def of_jobs(imports: str) -> tuple[Any, Any]:
+    """The fixtures ``commands`` and ``call`` of a module whose ``cluster`` is an environment: a
+    `Call` runs a command there, in the test's folder; ``imports`` are made once for all.
+    """
+
+    @pytest.fixture(scope="module")
+    def commands(
+        cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Commands]:
+        made = f"import dist_embed.config.load, dist_embed.run.metrics, {imports}"
+        with Commands(made, tmp_path_factory.mktemp("said"), cluster) as found:
+            yield found
+
+    @pytest.fixture
+    def call(commands: Commands, tmp_path: Path) -> Call:
+        return partial(commands.call, cwd=tmp_path)
+
+    return commands, call

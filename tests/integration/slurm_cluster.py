@@ -56,6 +56,7 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         "JobAcctGatherType": "jobacct_gather/none",
         "SelectType": "select/cons_tres",
         "SlurmdParameters": "config_overrides",
+        "SchedulerParameters": "batch_sched_delay=0",  # it looks for new jobs every third second
         "ReturnToService": 2,
         "KillWait": 8,
         "PreemptType": "preempt/partition_prio",

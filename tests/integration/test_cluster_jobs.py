@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -16,14 +15,13 @@ from tests.integration.conftest import Command
 from tests.integration.prepared_files import prepared_files
 from tests.integration.ray_cluster import ray_cluster
 from tests.integration.run_metrics import losses, until
-from tests.integration.several_commands import Commands
+from tests.integration.several_commands import Call, of_jobs
 from tests.left_behind import shared_memory_of_nobody
 
 pytestmark = [
     pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
     pytest.mark.timeout(600, func_only=True),
 ]
-Call = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +40,7 @@ def cluster(
             yield found
 
 
-@pytest.fixture(scope="module")
-def commands(
-    cluster: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Commands]:
-    imports = "import dist_embed.config.load, dist_embed.jobs.ray_server, dist_embed.run.metrics"
-    with Commands(imports, tmp_path_factory.mktemp("said"), cluster) as found:
-        yield found
-
-
-@pytest.fixture
-def call(commands: Commands, tmp_path: Path) -> Call:
-    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        return commands.call(*arguments, code=code, cwd=tmp_path)
-
-    return run
+commands, call = of_jobs("dist_embed.jobs.ray_server")
 
 
 def name_of(said: str) -> str:
@@ -114,7 +98,8 @@ def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
     assert len(losses(run)) == steps[-1]  # it has saved what it had done
 
     last = steps[-1] + 2
-    followed = call(*long, f"train.max_steps={last}", "--follow").stdout
+    fewer = "cluster.num_workers=1"  # it goes on on any number
+    followed = call(*long, f"train.max_steps={last}", fewer, "--follow").stdout
     assert f"step {last}/{last}" in followed
     assert len(losses(run)) == last
     assert "has ended: succeeded, exit code 0" in call("stop", name_of(followed)).stdout

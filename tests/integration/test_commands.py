@@ -28,6 +28,7 @@ from dist_embed.run.folder import only_training
 from tests.integration.conftest import Command
 from tests.integration.run_metrics import metrics
 from tests.integration.several_commands import in_one_process
+from tests.left_behind import living
 
 
 def test_the_whole_path(config: str, dist_embed: Command, tmp_path: Path) -> None:
@@ -312,8 +313,7 @@ def test_torchrun_asked_to_stop_ends_with_1_and_the_run_is_saved(
     assert f"the workers stop here: saving step {steps[0]}" in said
     assert f"stopped as asked after step {steps[0]}" in complaint
     assert len(metrics(run)) == steps[0]
-    _, left = psutil.wait_procs(workers, timeout=60)
-    assert left == []
+    assert living(workers) == []
 
 
 def test_torchrun_gives_workers_as_long_to_save_as_the_documentation_says(

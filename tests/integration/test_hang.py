@@ -19,7 +19,7 @@ from dist_embed.training.step import TrainStep
 from dist_embed.training.tasks import Train
 from dist_embed.training.worker import run_worker
 
-SECONDS = 7.0
+SECONDS = 5.0
 
 
 def _late(function: Callable[..., Any], at_call: int) -> Callable[..., Any]:
@@ -48,7 +48,7 @@ def _work(task: Train, config: Config, late: str, emit: Emit) -> TrainResult:
 
 @pytest.mark.parametrize("late", ["step", pytest.param("validation", marks=pytest.mark.heavy)])
 def test_who_sleeps_in_a_step_is_named_and_nobody_else(config: str, late: str) -> None:
-    loaded = api.load_config(config, {"cluster.hang_seconds": 2.0})
+    loaded = api.load_config(config, {"cluster.hang_seconds": 1.0})
     data = api.prepare(loaded)
     told: list[str] = []
 

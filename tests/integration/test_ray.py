@@ -22,6 +22,7 @@ from dist_embed.data.prepared_folder import prepared_folder
 from tests.integration.conftest import Command
 from tests.integration.ray_cluster import ray_cluster
 from tests.integration.run_metrics import losses
+from tests.left_behind import living
 
 pytestmark = [
     pytest.mark.usefixtures("ray_alone_until_the_file_ends"),
@@ -72,8 +73,7 @@ def test_ray_trains_as_local_processes_do_and_stops_as_asked(
         assert noise not in said.replace(str(tmp_path), "")
     assert losses(run)[:8] == losses(tmp_path / "local")
     assert len(losses(run)) == int(found[1])
-    _, left = psutil.wait_procs(started, timeout=60)
-    assert left == []
+    assert living(started) == []
     assert not list(temporary.glob("dist_embed-*"))
     assert not (tmp_path / "home" / ".ray").exists()  # where Ray writes a token that all can read
     shutil.rmtree(temporary)
@@ -130,8 +130,7 @@ def test_a_command_whose_ray_node_ends_says_so_and_goes_on(config: str, tmp_path
         r"dist-embed: the Ray node .* has ended .*: the same command goes on from .*\n", complaint
     ), complaint
     assert "raylet" not in said
-    _, left = psutil.wait_procs(started, timeout=60)
-    assert left == []
+    assert living(started) == []
 
 
 def test_no_cluster_at_the_address_is_said(config: str, refused: Callable[..., str]) -> None:

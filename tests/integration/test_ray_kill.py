@@ -21,7 +21,7 @@ from dist_embed.parallel.stop import REPEAT_SECONDS
 from tests.integration.conftest import Command
 from tests.integration.ray_training import Undisturbed
 from tests.integration.run_metrics import metrics
-from tests.left_behind import Traces
+from tests.left_behind import Traces, living
 
 pytestmark = [
     pytest.mark.heavy, pytest.mark.usefixtures("ray_alone"),
@@ -58,7 +58,7 @@ class Training:
                 time.sleep(0.05)
             started = psutil.Process(process.pid).children(recursive=True)
             yield process
-        _, left = psutil.wait_procs(started, timeout=60)
+        left = living(started)
         for orphan in left:
             orphan.kill()
         assert not left

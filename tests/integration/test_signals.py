@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.left_behind import living
+
 
 def test_preparing_ends_by_a_signal_and_leaves_nothing(tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
@@ -57,5 +59,4 @@ def test_preparing_ends_by_a_signal_and_leaves_nothing(tmp_path: Path) -> None:
     assert said.splitlines()[-1].startswith("dist-embed: ended by SIGINT")
     assert "Traceback" not in said
     assert list(temporary.iterdir()) == []
-    _, alive = psutil.wait_procs([*children, *more], timeout=30)
-    assert alive == []
+    assert living([*children, *more]) == []

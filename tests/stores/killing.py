@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import torch
 from botocore.auth import S3SigV4Auth  # type: ignore[import-untyped]
 from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
 from botocore.credentials import Credentials  # type: ignore[import-untyped]
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from dist_embed.checkpoint import load, parts, saver
+from dist_embed.checkpoint import load, saver
 from dist_embed.checkpoint.catalogue import (
     current_names,
     list_steps,
@@ -73,7 +74,6 @@ LAST_STEP = 8
 CHUNK_BYTES = 12 * 2**10
 # Of gloo's first connection, five times its time-out (torch 2.13, pair.h: waitUntil), and some.
 END_SECONDS = 5 * 30.0 + 60.0
-# What workers import, and what that imports on its first use.
 
 Steps = tuple[int, ...]
 Do = Callable[[], None]
@@ -430,9 +430,10 @@ def _work(
         LOCAL_WORLD_SIZE=str(WORKERS), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         TORCHELASTIC_USE_AGENT_STORE="True",
     )  # fmt: skip
-    vars(saver)["write_rows"] = partial(write_rows, chunk_bytes=CHUNK_BYTES)
-    errors.CAUSE_WAIT_SECONDS = 0.2  # nobody reads the causes here
-    parts.QUIET_SECONDS = 0.2  # who says nothing has been killed
+    here = pytest.MonkeyPatch()  # it refuses names that are not there any more
+    here.setattr(saver, "write_rows", partial(write_rows, chunk_bytes=CHUNK_BYTES))
+    here.setattr(errors, "CAUSE_WAIT_SECONDS", 0.2)  # nobody reads the causes here
+    here.setattr(saver.Saver, "_quiet_seconds", 0.2)  # who says nothing has been killed
     if kill is not None:
         end = _end_of(kill, rank, TCPStore("127.0.0.1", port, is_master=False))
         if not kill.point:

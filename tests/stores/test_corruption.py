@@ -158,9 +158,11 @@ def test_damage_on_a_local_disk_is_refused(
         found = found[::every]
     for number, (label, changes) in enumerate(found):
         print(label)  # shown where it fails
-        run.check_refused(changes)
+        run.put(changes)
+        run.check_refused()
         if number % 8 == 0:
-            run.check_passed_over(changes)
+            run.check_passed_over()
+        run.mend(changes)
     assert found
     run.check_sound()
 
@@ -192,8 +194,10 @@ def test_damage_on_an_object_store_is_refused(s3_run: Run) -> None:
     assert len(sample) >= 40
     for label, changes in sample:
         print(label)
-        s3_run.check_refused(changes)
-        s3_run.check_passed_over(changes)
+        s3_run.put(changes)
+        s3_run.check_refused()
+        s3_run.check_passed_over()
+        s3_run.mend(changes)
     s3_run.check_sound()
 
 

@@ -88,22 +88,27 @@ class Run:
                 (self.folder / name).unlink()
             else:
                 (self.folder / name).write_bytes(data)
+        self._until_seen()
+
+    def mend(self, changes: dict[str, bytes | None]) -> None:
+        """Put back what was there; to be seen by the next `put`, or `check_sound`."""
+        for name in changes:
+            (self.folder / name).write_bytes(self.files[name])
+
+    def _until_seen(self) -> None:
         if not self.store.is_local:
             time.sleep(5 * FORGETS_SECONDS)  # until the server looks again
 
-    def mend(self, changes: dict[str, bytes | None]) -> None:
-        self.put({name: self.files[name] for name in changes})
-
     def check_sound(self) -> None:
         """What nobody has touched loads."""
+        self._until_seen()
         state = state_of(0)
         assert load_newest(self.store, state, pytest.fail).step == 10
         assert_holds(state, 10)
         CheckpointReader(self.store, read_manifest(self.store, NEWER)).verify()
 
-    def check_refused(self, changes: dict[str, bytes | None]) -> None:
-        """With ``changes`` the newer one is neither loaded nor found sound."""
-        self.put(changes)
+    def check_refused(self) -> None:
+        """The newer one, of which something was put, is neither loaded nor found sound."""
         state = state_of(0)
         for in_place in (False, True):
             with pytest.raises(CheckpointDamaged):
@@ -111,18 +116,15 @@ class Run:
             assert_holds(state, 0)
         with pytest.raises(CheckpointDamaged):
             CheckpointReader(self.store, read_manifest(self.store, NEWER)).verify()
-        self.mend(changes)
 
-    def check_passed_over(self, changes: dict[str, bytes | None]) -> None:
-        """With ``changes`` the older one is taken, and it is said why."""
-        self.put(changes)
+    def check_passed_over(self) -> None:
+        """The older one is taken, and it is said why."""
         state, said = state_of(0), list[str]()
         loaded = load_newest(self.store, state, said.append)
         assert (loaded.step, loaded.damaged) == (5, frozenset({NEWER}))
         assert len(said) == 1
         assert said[0].startswith("the checkpoint of step 10 is damaged and not used: ")
         assert_holds(state, 5)
-        self.mend(changes)
 
 
 def run_at(uri: str, folder: Path, chunk_bytes: int) -> Run:

@@ -90,7 +90,7 @@ def test_the_server_imports_what_workers_need(
 
 def test_the_server_is_no_copy_of_the_callers_surroundings(tmp_path: Path) -> None:
     """A module in the working directory is not the library's of that name, and a warning of a
-    library no error, although the caller's Python was told so.
+    library no error, although the caller's Python was told so. But workers find its environment.
     """
     (tmp_path / "queue.py").write_text("JOBS = []\n")
     libraries = tmp_path / "libraries"
@@ -104,7 +104,7 @@ def test_the_server_is_no_copy_of_the_callers_surroundings(tmp_path: Path) -> No
         "fork_server._IMPORTED = ['queue', 'warns']\n"
         "context = fork_server.worker_context('cpu')\n"
         "del __file__  # children would run it again\n"
-        "do = 'import queue, warns; print(queue.Queue, flush=True)'\n"
+        "do = 'import os, queue, warns; print(queue.Queue, os.environ[\"STORE\"], flush=True)'\n"
         "child = context.Process(target=exec, args=(do,))\n"
         "child.start()\n"
         "child.join(60)\n"
@@ -112,10 +112,13 @@ def test_the_server_is_no_copy_of_the_callers_surroundings(tmp_path: Path) -> No
         "assert os.environ.get('PYTHONSAFEPATH') is None\n"
     )
     path = f"{ROOT}{os.pathsep}{libraries}"
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error::DeprecationWarning"}
+    environment = {
+        **os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "error::DeprecationWarning",
+        "STORE": "here",
+    }  # fmt: skip
     environment.pop("PYTHONSAFEPATH", None)
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning", str(script)], cwd=tmp_path,
         env=environment, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "<class 'queue.Queue'>\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "<class 'queue.Queue'> here\n"), done.stderr

@@ -16,6 +16,7 @@ import pytest
 
 from dist_embed.data import processes as module
 from dist_embed.data.processes import ProcessEnded, Processes, processes
+from tests.left_behind import living
 
 KILLED = r"one of \d process.* set data\.num_processes"
 # A pipe holds far less.
@@ -130,7 +131,7 @@ def test_a_killed_command_leaves_no_process_behind() -> None:
     assert workers
     parent.kill()
     parent.wait()
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    alive = living(workers, 30.0)
     for process in alive:
         process.kill()
     assert not alive

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 from dist_embed.cluster import ray_head
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
 from dist_embed.parallel import stop
+from tests.left_behind import living
 
 ROOT = Path(__file__).parents[2]
 RAY = """
@@ -46,17 +48,17 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "ray.py").write_text(RAY)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
     monkeypatch.setenv("CHILD", str(tmp_path / "child"))
-    yield tmp_path / "child"
-    with pytest.raises((psutil.NoSuchProcess, FileNotFoundError)):
-        psutil.Process(int((tmp_path / "child").read_text())).kill()
+    named = tmp_path / "child"
+    yield named
+    if named.exists() and not ended(named, 0.0):
+        psutil.Process(int(named.read_text())).kill()
+        raise AssertionError("it has outlived its test")
 
 
-def ended(child: Path) -> bool:
-    pid = int(child.read_text())
-    limit = time.monotonic() + 30
-    while psutil.pid_exists(pid) and time.monotonic() < limit:
-        time.sleep(0.01)
-    return not psutil.pid_exists(pid)
+def ended(child: Path, seconds: float = 30.0) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return living([psutil.Process(int(child.read_text()))], seconds) == []
+    return True
 
 
 def test_it_is_in_a_session_of_its_own_and_deaf(child: Path) -> None:
@@ -84,7 +86,7 @@ def test_it_outlives_a_connection_that_cannot_be_ended(
         pass
     gc.collect()
     time.sleep(0.5)
-    assert psutil.pid_exists(int(child.read_text()))
+    assert not ended(child, 0.0)
     (head,) = ray_head._left
     ray_head._end(head)  # as the end of this process does
     assert ended(child)

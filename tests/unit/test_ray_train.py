@@ -904,6 +904,7 @@ def test_a_worker_listens_for_the_request_while_there_is_a_launcher(
     monkeypatch: pytest.MonkeyPatch, answers: list[Any], asked: bool
 ) -> None:
     monkeypatch.setattr(stop, "_requested", False)
+    monkeypatch.setattr(ray_worker, "POLL_SECONDS", 0.01)
     mailbox = SimpleNamespace(is_stopped=remote(*answers))
     listener = threading.Thread(
         target=ray_worker._listen_for_stop, args=(mailbox, 0, threading.Event()), daemon=True

@@ -59,8 +59,8 @@ class Peers:
         self.values[key] = self.values.get(key, 0) + number
         return int(self.values[key])
 
-    def compare_set(self, key: str, expected: str, value: str) -> None:
-        self.values.setdefault(key, value)
+    def compare_set(self, key: str, expected: str, value: str) -> bytes:
+        return str(self.values.setdefault(key, value)).encode()
 
 
 def test_a_store_that_stands_still_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +91,20 @@ def test_a_worker_raises_the_error_that_a_peer_has_left(
     with pytest.raises(WorkerError, match="the cause"), errors_shared(peers.group):
         raise error
     assert peers.values[errors._READERS] == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_failures_at_the_same_moment_the_first_counts_and_is_read(
+    monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    peers, waited = Peers(monkeypatch, rank), []
+    monkeypatch.setattr(errors, "_wait_for_readers", lambda *_: waited.append(1))
+    monkeypatch.setattr(errors, "_read_cause", lambda *_, wait: None)  # nobody had written yet
+    peers.values[errors._KEY] = errors._account(1 - rank, ZeroDivisionError("the first"))
+    with pytest.raises(WorkerError, match="the first"), errors_shared(peers.group):
+        raise ZeroDivisionError("the second")
+    assert peers.values[errors._READERS] == 1
+    assert waited == []
 
 
 @pytest.mark.parametrize("carried", [False, True])
