@@ -164,6 +164,8 @@ def test_a_machine_without_which_a_run_ends_and_the_same_command_goes_on(
     """
     cluster.settle()
     node, other = cluster.nodes
+    for machine in cluster.nodes:  # by which a driver knows its own address (Ray 2.60)
+        machine.ip("route", "replace", "default", "dev", "eth0")
 
     def training(where: Machine) -> Training:
         return Training(
