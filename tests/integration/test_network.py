@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from dist_embed.checkpoint.catalogue import list_steps
 from tests.integration.machines import Machine, cut, machines
 from tests.integration.ray_training import SAME_AT_ANY_LENGTH, SECONDS, Training, Undisturbed
 
@@ -59,9 +58,8 @@ class RayMachines:
 
     def settle(self) -> None:
         """All are there and hear each other."""
-        is_lost = self.has_ended(self.head)
-        for machine in (self.head, *self.nodes):
-            if is_lost or self.has_ended(machine):
+        for machine in self.nodes:
+            if self._up[machine].poll() is not None:
                 machine.crash()
                 self._up[machine] = self._start(machine)
 
@@ -153,36 +151,3 @@ def test_a_node_that_is_cut_off_is_gone_and_writes_nothing_when_it_is_back(
     while not cluster.has_ended(lost):  # told that it counts as lost
         assert time.monotonic() < deadline
         time.sleep(0.5)
-
-
-@pytest.mark.parametrize("which", ["head", "command"])
-def test_a_machine_without_which_a_run_ends_and_the_same_command_goes_on(
-    whole: Undisturbed, tmp_path: Path, cluster: RayMachines, which: str
-) -> None:
-    """That of the head, with the command on another one; that of the command and what runs its
-    workers.
-    """
-    cluster.settle()
-    node, other = cluster.nodes
-    for machine in cluster.nodes:  # by which a driver knows its own address (Ray 2.60)
-        machine.ip("route", "replace", "default", "dev", "eth0")
-
-    def training(where: Machine) -> Training:
-        return Training(
-            whole, str(tmp_path / "run"), cluster.address, f"train.max_steps={STEPS}",
-            within=where.within,
-        )  # fmt: skip
-
-    lost = training(node)
-    with lost.started() as process:
-        lost.until_step(30)
-        (cluster.head if which == "head" else node).crash()
-        assert process.wait(SECONDS) != 0
-    newest = list_steps(lost.run)[-1]
-    assert newest < STEPS
-    cluster.settle()
-    again = training(other)
-    with again.started():
-        said = again.ended()
-    assert f"resuming from the checkpoint of step {newest}" in said
-    again.is_as_if_not(STEPS)
