@@ -105,7 +105,8 @@ def _trained(
                 executor_at=executor_of(config, launcher),
             )  # fmt: skip
             vocabulary_size, word_tables = data.vocabulary_size, data.word_tables
-            task = replace(task, data_folder=data.folder_uri)
+            sentences = data.splits["train"].sentences
+            task = replace(task, data_folder=data.folder_uri, sentences=sentences)
             check_run_folder(config, data, force=force)
             if profile:
                 _check_not_made(profile, config.run.uri)

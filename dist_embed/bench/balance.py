@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from dist_embed.data.zipf import zipf, zipf_probability
 from dist_embed.embedding.plan import shard_of
-from dist_embed.embedding.row_order import RowOrder
+from dist_embed.embedding.row_order import MOST_ROWS, RowOrder
 from dist_embed.errors import UserError
 from dist_embed.observe.plot import GREY, INK, label_ends, log_axis, plot_into
 
@@ -59,8 +59,8 @@ def balance_report(
         UserError: more rows than a table can have.
     """
     for num_rows in sizes:
-        if num_rows >= 2**31:
-            raise UserError(f"--rows: {num_rows} is not allowed: at most {2**31 - 1}")
+        if num_rows > MOST_ROWS:
+            raise UserError(f"--rows: {num_rows} is not allowed: at most {MOST_ROWS}")
     found = []
     for num_rows in dict.fromkeys(sizes):
         for num_shards in dict.fromkeys(shards):

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from dist_embed.data.batch import merged
-from dist_embed.data.loader import POOL_SENTENCES, POOL_STEPS
 from dist_embed.data.pool import pools_of_blocks
+from dist_embed.data.pool_sizes import POOL_SENTENCES, POOL_STEPS
 from dist_embed.data.token_blocks import TokenBlocks, open_blocks
 from dist_embed.data.token_shards import PreparedData, TokenPairs
 from dist_embed.data.units import Indices, PoolPlan, plan_pool

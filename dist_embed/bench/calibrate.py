@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from statistics import median
 from typing import Any, get_args
 
@@ -19,12 +20,14 @@ from dist_embed.bench.workers import Say
 from dist_embed.embedding.memory import GIB, machine_bytes
 from dist_embed.observe.phase_names import PhaseName
 from dist_embed.parallel.device import device_name
+from dist_embed.planning.cost import Cost
 from dist_embed.planning.estimate import step_of
 from dist_embed.planning.machine import Machine
 from dist_embed.planning.memory import worker_memory
-from dist_embed.planning.seconds import Spent, StepTime
+from dist_embed.planning.seconds import StepTime
 from dist_embed.planning.step import Step
 from dist_embed.planning.text import text_of
+from dist_embed.training.step_seconds import worker_rate
 
 # Runs by which a machine is calibrated: words by the output layer; width and tokens of a worker
 # that is alone, in two sizes, and of one among others, which bring gradients together to clip them
@@ -53,11 +56,12 @@ def calibrate(folder: str, store: str, workers: list[int], say: Say) -> Machine:
     machine = Machine.model_validate(
         {
             "name": "this machine",
-            "source": MEASURED,
+            "source": f"{MEASURED} on {cpu_name(cores)}, {date.today()}",
             "device": "cpu",
             "cores": cores,
             "node_memory_gib": machine_bytes() / GIB,
             "process_mib": 0.0,
+            "thread_gflops": worker_rate("cpu", 1, "auto") / 1e9,
             "within_node": {key: slowest[key] for key in ("latency_us", "gb_s")}
             | {"peer_us": _peer_us(speeds["exchanges"])},
             "store": measure_store(store),
@@ -99,13 +103,13 @@ class _Probe:
     Attributes:
         output: of its output layer.
         step: which.
-        spent: by phase, without factors.
+        costs: by phase, without factors or waits.
         measured: what it took.
     """
 
     output: Output
     step: Step
-    spent: dict[PhaseName, Spent]
+    costs: dict[PhaseName, Cost]
     measured: Measured
 
 
@@ -120,7 +124,7 @@ def _probes(runs: Runs, machine: Machine, workers: int) -> Iterator[_Probe]:
                 config = runs.config(case)
                 measured = runs.measured(case)
                 step = step_of(config, workers, machine, text_of(config))
-                yield _Probe(output, step, StepTime(step).spent(), measured)
+                yield _Probe(output, step, StepTime(step).costs(), measured)
 
 
 Factors = dict[PhaseName, float]
@@ -130,8 +134,8 @@ def _work_factors(probes: list[_Probe], output: Output) -> Factors:
     """Of what a worker does by itself: from runs of one."""
     alone = [probe for probe in probes if probe.output == output and probe.step.workers == 1]
     return {
-        name: _ratio([(probe.measured.phases[name], probe.spent[name].work) for probe in alone])
-        for name in alone[0].spent
+        name: _ratio([(probe.measured.phases[name], probe.costs[name].work) for probe in alone])
+        for name in alone[0].costs
     }
 
 
@@ -139,7 +143,7 @@ def _crowded(probes: list[_Probe], workers: int, work: dict[Output, Factors]) ->
     """How much longer own work takes with so many workers."""
     return _ratio(
         [
-            (probe.measured.phases[name], work[probe.output][name] * probe.spent[name].work)
+            (probe.measured.phases[name], work[probe.output][name] * probe.costs[name].work)
             for probe in probes
             for name in _OWN_WORK
             if probe.step.workers == workers
@@ -155,10 +159,10 @@ def _factors(
     for probe in probes:
         if probe.output != output or probe.step.workers == 1:
             continue
-        for name, spent in probe.spent.items():
-            own = crowded[probe.step.workers] * work[name] * spent.work
-            if spent.exchange:
-                exchange[name].append((probe.measured.phases[name] - own, spent.exchange))
+        for name, cost in probe.costs.items():
+            own = crowded[probe.step.workers] * work[name] * cost.work
+            if cost.exchange:
+                exchange[name].append((probe.measured.phases[name] - own, cost.exchange))
     return {
         name: {"work": factor, "exchange": _ratio(exchange[name])} for name, factor in work.items()
     }
@@ -183,15 +187,21 @@ def _process_mib(probes: list[_Probe]) -> float:
     rest = (
         probe.measured.memory_bytes - worker_memory(probe.step).device_bytes for probe in probes
     )
-    return round(median(rest) / 2**20, 1)
+    return max(0.0, round(median(rest) / 2**20, 1))
+
+
+def cpu_name(cores: int) -> str:
+    """What figures of this machine are told with."""
+    return f"{cores} cores of {device_name(torch.device('cpu'))}"
 
 
 def machine_yaml(machine: Machine, name: str, said: str) -> str:
     """The file of a machine by that name; ``said``: when and by what it was measured."""
     values = machine.model_dump(exclude_none=True) | {"name": name}
     lines = yaml.safe_dump(_rounded(values), sort_keys=False, width=100).splitlines()
-    cpu = f"{machine.cores} cores of {device_name(torch.device('cpu'))}"
-    return "\n".join([f"# {cpu}. All figures {MEASURED}:", f"# {said}", *lines, ""])
+    return "\n".join(
+        [f"# {cpu_name(machine.cores)}. All figures {MEASURED}:", f"# {said}", *lines, ""]
+    )
 
 
 def _rounded(value: object) -> object:

@@ -10,7 +10,7 @@ from dist_embed.bench.planned_runs import Case, Measured, Runs
 from dist_embed.bench.workers import Say
 from dist_embed.observe.phase_names import PHASES
 from dist_embed.planning import Machine, Plan, plan
-from dist_embed.planning.machine import Factor, Factors
+from dist_embed.planning.machine import Correction, Corrections
 
 # Aims: memory within a tenth or so many bytes, whichever is more; the median error of step time.
 MEMORY_SHARE, MEMORY_BYTES, MEDIAN_ERROR = 0.1, 64 * 2**20, 0.25
@@ -96,7 +96,7 @@ def compare(
         say(f"round {number + 1}")
         for case in cases:
             measured[case].append(runs.measured(case))
-    bare = machine.model_copy(update={"factors": Factors(), "crowding": [], "rest": 0.0})
+    bare = machine.model_copy(update={"factors": Corrections(), "crowding": [], "rest": 0.0})
 
     def compared(case: Case) -> Compared:
         config = runs.config(case)
@@ -154,7 +154,7 @@ def factors_table(machine: Machine) -> tuple[list[str], list[list[str]]]:
     return ["phase", "exact: work", "exchange", "sampled: work", "exchange"], rows
 
 
-def _both(factor: Factor | None) -> tuple[float, float]:
+def _both(factor: Correction | None) -> tuple[float, float]:
     return (factor.work, factor.exchange) if factor else (1.0, 1.0)
 
 

@@ -21,6 +21,7 @@ from dist_embed.training.tasks import Train
 
 # Steps between two lines of metrics, of which the first, with the first step, does not count.
 LOG_STEPS = 4
+_SENTENCES = 8192
 Output = Literal["exact", "sampled"]
 
 
@@ -102,8 +103,8 @@ class Runs:
         size = dict.fromkeys(("source", "target"), case.num_words)
         try:
             result = launch(
-                Train(config.data.uri), config, vocabulary_size=size, word_tables=True,
-                on_event=lambda event: None, launcher="local",
+                Train(config.data.uri, sentences=_SENTENCES), config, vocabulary_size=size,
+                word_tables=True, on_event=lambda event: None, launcher="local",
             )  # fmt: skip
             found = _of_metrics(read_metrics(config.run.uri), result.peak_memory_bytes)
         finally:
@@ -119,7 +120,7 @@ class Runs:
         if not Path(folder).exists():
             self._say(f"writing data with {num_words:,} words")
             size = dict.fromkeys(("source", "target"), num_words)
-            write_words_folder(folder, size, sentences=8192, length=SENTENCE_TOKENS - 1)
+            write_words_folder(folder, size, sentences=_SENTENCES, length=SENTENCE_TOKENS - 1)
         return folder
 
 

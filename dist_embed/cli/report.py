@@ -30,6 +30,10 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--charts", metavar="FOLDER", help="write each chart there too, as .svg and .png"
     )
+    parser.add_argument(
+        "--machine", metavar="NAME|FILE",
+        help="plan the runs for it, as dist-embed plan does, beside their phases",
+    )  # fmt: skip
     parser.set_defaults(call=_report)
 
 
@@ -45,6 +49,9 @@ def _report(arguments: argparse.Namespace) -> None:
         raise UserError(f"--charts: {arguments.charts!r} is not allowed: no such folder")
     require("matplotlib")
     command = shlex.join(["dist-embed", *sys.argv[1:]])
-    text = report(arguments.sources, command=command, words=arguments.words, charts=folder)
+    text = report(
+        arguments.sources, command=command, words=arguments.words, charts=folder,
+        machine=arguments.machine,
+    )  # fmt: skip
     storage.write_text(arguments.output, text)
     print(f"→ {arguments.output}")

@@ -57,6 +57,10 @@ def add_commands(commands: Any) -> None:
 
     history = commands.add_parser("history", help="the course of a run: a row per validation")
     history.add_argument("run", metavar="RUN", help="the run's folder or URL")
+    history.add_argument(
+        "--machine", metavar="NAME|FILE",
+        help="plan the run for it, as dist-embed plan does, beside its phases",
+    )  # fmt: skip
     history.set_defaults(call=_history)
 
     quickstart = commands.add_parser("quickstart", help="train and evaluate the small example")
@@ -187,7 +191,12 @@ def _history(arguments: argparse.Namespace) -> None:
     from dist_embed.run.history import course_of, phases_of, ways_of_scoring
     from dist_embed.run.metrics import read_metrics
 
-    read_run_config(arguments.run)  # a clear message where there is no run
+    config = read_run_config(arguments.run)  # a clear message where there is no run
+    planned = None
+    if arguments.machine:
+        from dist_embed.planning.phases import planned_phases
+
+        planned = planned_phases(config, arguments.machine)
     lines = read_metrics(arguments.run)
     rows = course_of(lines)
     print_table(
@@ -209,11 +218,15 @@ def _history(arguments: argparse.Namespace) -> None:
         print(line)
     if phases := phases_of(lines):
         step = sum(phases.values())
+        header = ["phase of a step, mean of worker 0", "ms", "share"]
+        table = [[name, f"{1e3 * s:.1f}", f"{s / step:.1%}"] for name, s in phases.items()]
+        if planned:
+            header.append("planned, ms")
+            table = [[*row, f"{1e3 * planned.seconds[row[0]]:.1f}"] for row in table]
         print()
-        print_table(
-            ["phase of a step, mean of worker 0", "ms", "share"],
-            [[name, f"{1e3 * s:.1f}", f"{s / step:.1%}"] for name, s in phases.items()],
-        )
+        print_table(header, table)
+        if planned:
+            print(f"planned for {planned.machine}")
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ import torch
 from dist_embed.data.bands import BandsPool, pools_of_shards
 from dist_embed.data.batch import Batch
 from dist_embed.data.pool import UnitsPool, pools_of_blocks, read_pool
+from dist_embed.data.pool_sizes import POOL_SENTENCES, POOL_STEPS
 from dist_embed.data.proof import FileInfo
 from dist_embed.data.read_ahead import ReadAhead
 from dist_embed.data.token_blocks import TokenBlocks
@@ -25,12 +26,6 @@ from dist_embed.data.units import Indices
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-# Of a pool: sentence pairs, or steps where those are larger. With fewer steps a stream's units pad
-# more, the last step weighs more, and so do the first and the last block of a worker's part, which
-# it shares with others.
-POOL_SENTENCES = 500_000
-POOL_STEPS = 128
 
 
 @dataclass(frozen=True)

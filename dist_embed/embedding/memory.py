@@ -31,6 +31,8 @@ LEAST_BLOCK_TOKENS = {"cpu": 32, "cuda": 1024}
 CPU_BLOCK_BYTES = 8 * 2**20
 CUDA_BLOCK_TOKENS = 2048
 CUDA_TILE_BYTES = 4 * 8192 * 8192
+# Of a tile: enough for a CPU's matrix product to be fast; its rows follow from its bytes.
+TILE_TOKENS = 256
 # Of a GPU's memory for a block; `beside_tables_bytes` counts three of them there.
 CUDA_BLOCK_SHARE = 1 / 16
 # Bytes a word: what counts of words and the sampler made of them hold at once, and what stays.
@@ -185,6 +187,7 @@ class Replicated:
         exchange_bytes: a step's rows, their gradients, and both on their way.
         clipping_bytes: how many rows each worker has for each other, see `optim.gradient_norm`; of
             the host, wherever the model is.
+        sentence_bytes: prepared sentences and the plans of their batches; likewise.
     """
 
     words: int = 0
@@ -192,6 +195,7 @@ class Replicated:
     activation_bytes: int = 0
     exchange_bytes: int = 0
     clipping_bytes: int = 0
+    sentence_bytes: int = 0
 
     @property
     def dense_bytes(self) -> int:
@@ -262,7 +266,7 @@ def beside_tables_bytes(
     return sum(output_memory(output, num_workers, training=training, copied=copied).values())
 
 
-def worker_memory(
+def host_memory(
     specs: list[TableSpec],
     optimizer: str,
     num_workers: int,
@@ -291,7 +295,10 @@ def worker_memory(
     held["words"] = tokenizer_bytes(replicated.words)
     dense, moments = replicated.dense_bytes, _MOMENTS * replicated.dense_bytes
     copy = rows + states + dense + moments
-    step = {"counts for clipping": replicated.clipping_bytes}
+    step = {
+        "counts for clipping": replicated.clipping_bytes,
+        "prepared sentences": replicated.sentence_bytes,
+    }
     if tier is None:
         held |= {"rows": rows, "optimizer of tables": states}
         held |= {"dense model": dense, "AdamW": moments}
@@ -316,26 +323,6 @@ def worker_memory(
     ]
     most = max(times, key=lambda parts: sum(parts.values()))
     return {part: size for part, size in (held | most).items() if size}
-
-
-def worker_bytes(
-    specs: list[TableSpec],
-    optimizer: str,
-    num_workers: int,
-    output: OutputNeeds,
-    replicated: Replicated,
-    *,
-    saving: Saving | None,
-    store: Literal["local", "remote"] = "local",
-    weights: Weights = "fp32",
-    tier: Tier | None = None,
-) -> int:
-    """The sum of `worker_memory`."""
-    parts = worker_memory(
-        specs, optimizer, num_workers, output, replicated,
-        saving=saving, store=store, weights=weights, tier=tier,
-    )  # fmt: skip
-    return sum(parts.values())
 
 
 def _state_values(specs: list[TableSpec], optimizer: str, num_workers: int) -> int:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 GOLDEN_FRACTION = 0.6180339887498949
+# Of a table: id * multiplier must stay below 2**63.
+MOST_ROWS = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,7 @@ class RowOrder:
     def __post_init__(self) -> None:
         if self.num_rows < 1:
             raise ValueError(f"a table needs at least one row, got num_rows={self.num_rows}")
-        if self.num_rows >= 2**31:
-            # id * multiplier must stay below 2**63.
+        if self.num_rows > MOST_ROWS:
             raise ValueError(f"num_rows={self.num_rows} is above the supported 2**31 - 1")
 
     @cached_property

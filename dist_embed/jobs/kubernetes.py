@@ -253,7 +253,8 @@ def _estimate(config: Config, prepared: PreparedData | None) -> int:
     tier: Tier | None = None
     if config.cluster.device == "cuda":
         tier = "device" if memory == "auto" else memory  # what `auto` needs at least
-    return Train().host_bytes(
+    sentences = prepared.splits["train"].sentences if prepared else None
+    return Train(sentences=sentences).host_bytes(
         config,
         prepared.vocabulary_size if prepared else {"source": bound, "target": bound},
         narrow_products=tier is None and config.train.precision != "fp32",

@@ -14,11 +14,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dist_embed.embedding.memory import TILE_TOKENS
 from dist_embed.embedding.tables import lies_in_host_memory
 from dist_embed.model.logit_blocks import LogitBlocks, Picked, exponentials
-
-# Enough for the matrix product to be fast on a CPU; the rows of a tile follow from its bytes.
-TILE_TOKENS = 256
 
 
 class LogitTiles:

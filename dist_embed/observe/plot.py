@@ -7,6 +7,7 @@ imported only then: commands without a plot start as fast as before.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,6 +113,12 @@ def _figure(width: float, height: float, settings: dict[str, Any]) -> Iterator[F
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
         yield figure
+
+
+def alone(values: Sequence[float | None]) -> list[int]:
+    """Places of values without a neighbour to draw a line to: only a mark shows them."""
+    known = [value is not None and math.isfinite(value) for value in (None, *values, None)]
+    return [at for at in range(len(values)) if known[at : at + 3] == [False, True, False]]
 
 
 def without_letters(words: Sequence[str]) -> list[str]:

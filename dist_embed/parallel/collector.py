@@ -1,4 +1,4 @@
-"""Imports of large libraries without Python's cyclic garbage collector."""
+"""Making what is large and stays, as by imports, without Python's cyclic garbage collector."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_off(*, freeze: bool = False) -> Iterator[None]:
-    """Python's cyclic garbage collector does not run in a ``with`` block, which is to import.
+    """Python's cyclic garbage collector does not run in a ``with`` block, which is to import, or to
+    make much else that stays. Decorates functions too.
 
     What an import creates stays, but the collector walks it again and again: a third to a half of
     the time that PyTorch and TorchRec take. Afterwards the collector is on again if it was.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
 from dist_embed.embedding.plan import shard_of
-from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.planning.step import Step
 
 # Words whose place is looked up one by one; rarer ones are many on every worker.
@@ -25,24 +22,21 @@ def rows_per_worker(step: Step) -> tuple[int, int]:
 def request_balance(step: Step) -> float:
     """Rows that the worker is asked for which is asked for most, by the mean of all; 1: equal.
 
-    Of the table of target words, by a step's target tokens: a word's row is asked for by a worker
-    at most once a step, so the most frequent words count as many times as there are workers. Source
-    words, and negatives, which are drawn once for all, are left out.
+    Of all `Step.distinct_rows`: a row is asked for by a worker at most once a step, so the most
+    frequent words count as many times as there are workers, negatives once. Of one table it is what
+    `bench balance` expects (docs/benchmarks/balance.md).
     """
     if step.workers == 1:
         return 1.0
-    spec = step.specs[TABLE_OF_ROLE[step.config.model.share_embeddings]["target"]]
-    words = step.text.words["target"]
-    tokens = step.padded_tokens * step.text.target_share
-    shard = shard_of(spec.num_rows, 0, step.workers).physical_rows
-    multiplier, asked = spec.order.multiplier, [0.0] * step.workers
-    rest = 0.0
-    for group in words:
-        wanted = 1.0 - math.exp(tokens * math.log1p(-min(group.probability, 1 - 1e-12)))
-        end = group.first + group.count
-        behind = min(max(group.first, _LOOKED_UP), end)
-        for word in range(group.first, behind):
-            asked[(word * multiplier) % spec.num_rows // shard] += wanted
-        rest += (end - behind) * wanted
+    asked, rest = [0.0] * step.workers, 0.0
+    for table, spec in step.specs.items():
+        shard = shard_of(spec.num_rows, 0, step.workers).physical_rows
+        multiplier = spec.order.multiplier
+        for group, likely in step.asked(table, step.head):
+            end = group.first + group.count
+            behind = min(max(group.first, _LOOKED_UP), end)
+            for word in range(group.first, behind):
+                asked[(word * multiplier) % spec.num_rows // shard] += likely
+            rest += (end - behind) * likely
     mean = (sum(asked) + rest) / step.workers
     return (max(asked) + rest / step.workers) / mean if mean else 1.0

@@ -10,16 +10,20 @@ from typing import Any
 
 from dist_embed.arguments import whole_number
 from dist_embed.config.schema import Config
+from dist_embed.embedding.plan import shard_of
+from dist_embed.embedding.row_order import MOST_ROWS
 from dist_embed.errors import UserError
 from dist_embed.observe.phase_names import PhaseName
+from dist_embed.planning import limits
 from dist_embed.planning.balance import request_balance, rows_per_worker
-from dist_embed.planning.checkpoint import CheckpointPlan, checkpoint_plan
+from dist_embed.planning.checkpoint import CheckpointPlan
+from dist_embed.planning.cost import Cost
 from dist_embed.planning.machine import Machine
 from dist_embed.planning.memory import Lacking, worker_memory
-from dist_embed.planning.seconds import Spent, StepTime
 from dist_embed.planning.step import Step
 from dist_embed.planning.text import Text
 from dist_embed.planning.traffic import Network, traffic
+from dist_embed.planning.waits import costs_with_waits, planning_seconds
 from dist_embed.training.step_seconds import CPU_THREAD_RATE, GPU_RATE, why_refused
 
 
@@ -50,6 +54,8 @@ class Plan:
 
     Attributes:
         workers: W.
+        threads: of a worker on a CPU; with a GPU 1.
+        oversubscribed: whether workers of a node have more threads than it has cores.
         machine: name of the machine that it is planned for.
         machine_source: where its figures are from.
         memory: bytes of a worker by part, at the time when it holds most: of its GPU, or of its
@@ -62,23 +68,30 @@ class Plan:
         refused: why `train` would not start it whatever memory there is; empty: it would.
         fits: whether the machine's memory suffices and `train` would start it.
         step_seconds: from one step to the next, with the agreement between them and a share of a
-            checkpoint's stall, which a run's own ``step_seconds`` leaves out.
+            checkpoint's stall, which a run's own ``step_seconds`` leaves out; with the wait for the
+            worker that is asked for most rows.
         phases: seconds of a step by the names that a run records.
-        spent: seconds of a step by what they are spent on, see `seconds.Spent`.
+        spent: seconds of a step by what they are spent on, see `cost.Cost`.
         traffic: bytes that a worker sends in a step, by what they are.
         links: the same by where they go.
         distinct_rows: that a worker looks up in a step, of all tables.
+        planning_seconds: of processor time on every worker, to plan a step's batches.
+        negatives: that are drawn for a step; 0 with the exact output layer.
         rows_per_worker: the fewest and the most rows that a worker holds.
         request_balance: rows that the worker is asked for that is asked for most, by the mean.
         tokens_per_second: target tokens.
         bottleneck: what limits it first, in words.
         remedies: what would change that.
-        checkpoint: bytes and seconds of one.
+        not_built: what nothing does yet, and would: that every worker has the most frequent rows;
+            that each plans its part of the batches, where that would be faster.
+        checkpoint: bytes and seconds of one, and how often there is one.
         prepared: whether prepared data were asked; else words are by Zipf's law and at most
             `tokenizer.vocab_size`.
     """
 
     workers: int
+    threads: int
+    oversubscribed: bool
     machine: str
     machine_source: str
     memory: dict[str, int]
@@ -94,11 +107,14 @@ class Plan:
     traffic: dict[str, float]
     links: dict[str, float]
     distinct_rows: float
+    planning_seconds: float
+    negatives: int
     rows_per_worker: tuple[int, int]
     request_balance: float
     tokens_per_second: float
     bottleneck: str
     remedies: list[Remedy]
+    not_built: list[Remedy]
     checkpoint: CheckpointPlan
     prepared: bool
 
@@ -106,34 +122,57 @@ class Plan:
         """For JSON."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Plan:
+        """Of `as_dict`."""
+        return cls(
+            **values | {
+                "rows_per_worker": tuple(values["rows_per_worker"]),
+                "remedies": [Remedy(**one) for one in values["remedies"]],
+                "not_built": [Remedy(**one) for one in values["not_built"]],
+                "checkpoint": CheckpointPlan(**values["checkpoint"]),
+            }
+        )  # fmt: skip
+
 
 def step_of(config: Config, workers: int, machine: Machine, text: Text) -> Step:
-    """A step with so many workers. Raises UserError: there cannot be so many."""
+    """A step with so many workers. Raises UserError: there cannot be so many, or so many rows."""
     workers = whole_number("workers", workers, 1)
     cluster = config.cluster.model_copy(update={"num_workers": workers})
     step = Step(config.model_copy(update={"cluster": cluster}), machine, text, workers)
     for spec in step.specs.values():
-        if workers > spec.num_rows:
+        if spec.num_rows > MOST_ROWS:
+            raise UserError(
+                f"tokenizer.vocab_size: table {spec.name!r} would have {spec.num_rows:,} rows; at "
+                f"most {MOST_ROWS:,} are allowed"
+            )
+        shard = shard_of(spec.num_rows, 0, workers).physical_rows
+        fed = -(-spec.num_rows // shard)
+        if fed < workers:
             raise UserError(
                 f"workers: {workers} is not allowed: table {spec.name!r} has {spec.num_rows:,} "
-                "rows, and each worker holds one at least"
+                f"rows, {shard:,} on each of {fed:,} workers, and none is left for the others"
             )
     return step
 
 
 def estimated(step: Step) -> Plan:
-    """A plan without a verdict."""
-    memory, checkpoint = worker_memory(step), checkpoint_plan(step)
-    spent = StepTime(step).spent()
-    phases = {name: one.seconds for name, one in spent.items()}
-    phases["checkpoint stall"] = 0.0
-    rest = 1 + step.machine.rest
-    stall = _checkpoints_a_step(step.config, rest * sum(phases.values())) * checkpoint.stall_seconds
-    phases["checkpoint stall"] = stall
-    seconds = rest * sum(phases.values())
-    sent, refused = traffic(step), _why_refused(step)
+    """A plan without what would change it."""
+    memory, refused = worker_memory(step), _why_refused(step)
+    costs, checkpoint = costs_with_waits(step)
+    phases = {name: cost.seconds for name, cost in costs.items()}
+    seconds = (1 + step.machine.rest) * sum(phases.values())
+    sent = traffic(step)
+    if refused:
+        limit = f"refused, whatever memory there is: {refused}"
+    elif memory.lacking:
+        limit = limits.of_memory(memory, step)
+    else:
+        limit = limits.of_time(costs, seconds, checkpoint, step)
     return Plan(
         workers=step.workers,
+        threads=step.threads,
+        oversubscribed=step.oversubscribed,
         machine=step.machine.name,
         machine_source=step.machine.source,
         memory=memory.device,
@@ -145,36 +184,30 @@ def estimated(step: Step) -> Plan:
         fits=not memory.lacking and not refused,
         step_seconds=seconds,
         phases=phases,
-        spent=asdict(sum(spent.values(), Spent())),
+        spent=asdict(sum(costs.values(), Cost())),
         traffic=sent,
         links=Network(step.machine, step.workers).links(sent),
         distinct_rows=sum(step.distinct_rows.values()),
+        planning_seconds=planning_seconds(step),
+        negatives=step.drawn,
         rows_per_worker=rows_per_worker(step),
         request_balance=request_balance(step),
         tokens_per_second=step.target_tokens / seconds,
-        bottleneck="",
+        bottleneck=limit,
         remedies=[],
+        not_built=[],
         checkpoint=checkpoint,
         prepared=step.text.prepared,
     )
 
 
-def _checkpoints_a_step(config: Config, seconds: float) -> float:
-    """How many are made for each step of so many seconds: by steps or by the clock, which starts
-    anew with each, whichever comes first.
-    """
-    steps, minutes = config.checkpoint.every_steps, config.checkpoint.every_minutes
-    by_clock = seconds / (60 * minutes) if minutes else 0.0
-    return max(by_clock, 1 / steps if steps else 0.0)
-
-
 def _why_refused(step: Step) -> str:
     """What the check before a run says on the machine that it is planned for."""
-    machine, config = step.machine, step.config
+    machine = step.machine
     if machine.device == "cuda":
         rate = GPU_RATE
-    else:
-        threads = max(1, machine.cores // machine.workers_of_node(step.workers))
-        kind = "matrix units" if step.narrow else "usual"
-        rate = (config.cluster.threads_per_worker or threads) * CPU_THREAD_RATE[kind]
-    return why_refused(config, step.text.vocabulary_size["target"], step.workers, rate)
+    elif machine.thread_gflops is not None:
+        rate = step.threads * 1e9 * machine.thread_gflops
+    else:  # it may be less, and the run refused all the same; what would run is not skipped
+        rate = step.threads * max(CPU_THREAD_RATE.values())
+    return why_refused(step.config, step.text.vocabulary_size["target"], step.workers, rate)

@@ -84,18 +84,18 @@ class Crowding(Section):
     factor: PositiveFloat = Field(description="By what it takes alone, its share of cores aside.")
 
 
-class Factor(Section):
+class Correction(Section):
     """What a phase of a step took, by what the machine's figures say of it."""
 
     work: PositiveFloat = Field(1.0, description="Of what a worker does by itself.")
     exchange: PositiveFloat = Field(1.0, description="Of exchanges, waits for others among them.")
 
 
-class Factors(Section):
+class Corrections(Section):
     """By phase, of steps with either output layer."""
 
-    exact: dict[PhaseName, Factor] = Field({}, description="model.output=exact.")
-    sampled: dict[PhaseName, Factor] = Field({}, description="model.output=sampled.")
+    exact: dict[PhaseName, Correction] = Field({}, description="model.output=exact.")
+    sampled: dict[PhaseName, Correction] = Field({}, description="model.output=sampled.")
 
 
 class Machine(Section):
@@ -127,6 +127,11 @@ class Machine(Section):
     products: Annotated[list[Products], Field(min_length=1)] = Field(
         description="Matrix products, by type and inner size."
     )
+    thread_gflops: PositiveFloat | None = Field(
+        None,
+        description="10⁹ operations a second that a thread of a CPU does not exceed: by so many "
+        "`train` refuses what takes minutes a step; null: what matrix units do.",
+    )
     memory_gb_s: PositiveFloat = Field(description="10⁹ bytes a second read and written.")
     gather: Annotated[list[Gather], Field(min_length=1)] = Field(description="By size of rows.")
     operation_us: NonNegativeFloat = Field(
@@ -136,8 +141,8 @@ class Machine(Section):
     between_nodes: Link | None = Field(None, description="Between workers of two nodes.")
     exchanges: list[Exchange] = Field([], description="Measured, instead of `within_node`.")
     store: Store = Field(description="Of checkpoints.")
-    factors: Factors = Field(
-        Factors(), description="What phases of steps took, by what the figures above say."
+    factors: Corrections = Field(
+        Corrections(), description="What phases of steps took, by what the figures above say."
     )
 
     crowding: list[Crowding] = Field([], description="By workers of a node; else 1.")

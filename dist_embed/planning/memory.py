@@ -70,7 +70,7 @@ def worker_memory(step: Step) -> WorkerMemory:
 def _on_host(step: Step, tier: Tier | None) -> dict[str, int]:
     return training_memory(
         step.config, step.text.vocabulary_size, narrow_products=step.narrow and tier is None,
-        tier=tier, word_tables=step.text.word_tables,
+        tier=tier, word_tables=step.text.word_tables, sentences=step.text.sentences,
         process_bytes=int(step.machine.process_mib * 2**20),
     )  # fmt: skip
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dist_embed.planning.checkpoint import CheckpointPlan
+from dist_embed.planning.efficiency import Size, efficiencies
 from dist_embed.planning.estimate import Plan, Remedy
 
 Row = list[str]
@@ -13,7 +15,14 @@ def overview(plans: Sequence[Plan]) -> tuple[Row, list[Row]]:
     """Header and rows of a table with a plan in each."""
     header = ["workers", "rows a worker", "memory a worker", "fits", "ms a step", "target tokens/s",
               "efficiency", "sent a step and worker", "checkpoint"]  # fmt: skip
-    first = plans[0].tokens_per_second / plans[0].workers
+    _, efficiency = efficiencies(
+        [
+            Size(
+                one.workers, one.threads, one.tokens_per_second, one.fits and not one.oversubscribed
+            )
+            for one in plans
+        ]
+    )
     return header, [
         [
             f"{one.workers:,}",
@@ -22,11 +31,11 @@ def overview(plans: Sequence[Plan]) -> tuple[Row, list[Row]]:
             "refused" if one.refused else "yes" if one.fits else "no",
             f"{1000 * one.step_seconds:,.1f}",
             f"{one.tokens_per_second:,.0f}",
-            f"{one.tokens_per_second / one.workers / first:.2f}",
+            "–" if used is None else f"{used:.2f}",
             size(sum(one.traffic.values())),
             f"{size(one.checkpoint.bytes)}, {one.checkpoint.seconds:,.1f} s",
         ]
-        for one in plans
+        for one, used in zip(plans, efficiency, strict=True)
     ]
 
 
@@ -68,19 +77,32 @@ def verdict_lines(one: Plan) -> list[str]:
     lines = [f"{one.workers:,} workers: {state}. First limit: {one.bottleneck}"]
     if not one.fits and not any(remedy.fits for remedy in one.remedies):
         lines.append("no single change makes it fit; together they may")
-    return lines + [f"  {_told(remedy, one)}" for remedy in one.remedies]
+    lines += [f"  {remedy.change}: {given(remedy, one)}" for remedy in one.remedies]
+    return lines + [
+        f"  not built: {remedy.change}: {given_by_speed(remedy, one)}" for remedy in one.not_built
+    ]
 
 
-def _told(remedy: Remedy, before: Plan) -> str:
+def given(remedy: Remedy, before: Plan) -> str:
+    """What a remedy gives: memory where that lacks, else speed."""
     if before.fits:
-        faster = remedy.tokens_per_second / before.tokens_per_second
-        return f"{remedy.change}: {faster:.2f} times the tokens/s, {size(remedy.memory_bytes)}"
+        return given_by_speed(remedy, before)
     fits = "fits" if remedy.fits else "still does not fit"
     less = f"{size(remedy.memory_bytes)} instead of {size(before.memory_bytes)}"
     if before.lacking == "host":
         less = f"{size(remedy.host_memory_bytes)} instead of {size(before.host_memory_bytes)}"
         less += " on the host"
-    return f"{remedy.change}: {less}, {fits}"
+    return f"{less}, {fits}"
+
+
+def given_by_speed(remedy: Remedy, before: Plan) -> str:
+    """What a remedy gives where memory suffices."""
+    faster = remedy.tokens_per_second / before.tokens_per_second
+    return (
+        f"{1000 * remedy.step_seconds:,.1f} ms a step instead of "
+        f"{1000 * before.step_seconds:,.1f}, {faster:.2f} times the tokens/s, "
+        f"{size(remedy.memory_bytes)}"
+    )
 
 
 def remarks(one: Plan) -> list[str]:
@@ -93,11 +115,40 @@ def remarks(one: Plan) -> list[str]:
     return [
         f"machine {one.machine}: {one.machine_source}",
         f"{asked}; {one.distinct_rows:,.0f} distinct rows a step and worker",
-        f"a worker that is asked for most rows is asked for {one.request_balance:.2f} times the "
-        f"mean; rows a worker: {one.rows_per_worker[0]:,} to {one.rows_per_worker[1]:,}",
-        f"a checkpoint: training waits {one.checkpoint.stall_seconds:,.2f} s, loading takes "
-        f"{one.checkpoint.load_seconds:,.1f} s",
+        f"rows a worker: {one.rows_per_worker[0]:,} to {one.rows_per_worker[1]:,}",
+        *pressures(one),
     ]
+
+
+def pressures(one: Plan) -> list[str]:
+    """What grows with the workers, whatever it is that limits a step first."""
+    told = [
+        f"planning the batches: {1000 * one.planning_seconds:,.1f} ms of each worker's processor "
+        f"time a step, for which it waits {1000 * one.spent['data']:,.1f} ms",
+        f"the worker that is asked for most rows is asked for {one.request_balance:,.2f} times the "
+        f"mean: {1000 * one.spent['hot']:,.1f} ms a step",
+    ]
+    if gathered := one.traffic.get("hidden states"):
+        held = one.memory.get("tokens of all workers", 0)
+        told.append(
+            f"hidden states of all tokens: {size(gathered)} a step to each worker, which holds "
+            f"{size(held)} for them"
+        )
+    return [*told, checkpoint_line(one.checkpoint)]
+
+
+def checkpoint_line(one: CheckpointPlan) -> str:
+    """How fast it is stored, how long training waits, and how often there is one."""
+    said = (
+        f"a checkpoint: {size(one.bytes / one.seconds)} a second of all nodes together; training "
+        f"waits {one.stall_seconds:,.2f} s, loading takes {one.load_seconds:,.1f} s"
+    )
+    if one.steps and one.due_steps and one.steps > one.due_steps:
+        said += (
+            f"; due each {one.due_steps:,.0f} steps, but one takes as long as {one.steps:,.0f}: so "
+            "often there is one"
+        )
+    return said
 
 
 def size(count: float) -> str:

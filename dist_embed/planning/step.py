@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from dist_embed.config.schema import Config
-from dist_embed.embedding.memory import LEAST_BLOCK_TOKENS, OutputNeeds, block_tokens
+from dist_embed.embedding.memory import (
+    LEAST_BLOCK_TOKENS,
+    TILE_TOKENS,
+    OutputNeeds,
+    block_tokens,
+)
 from dist_embed.embedding.plan import TableSpec, shard_of
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.planning.machine import Machine
 from dist_embed.planning.text import Text
-from dist_embed.planning.words import Group, Words, by_rank, distinct, rarer, sampled
+from dist_embed.planning.words import Group, Words, asked_words, by_rank, rarer, sampled
 from dist_embed.training.needs import dense_parameters, output_needs, specs_of
 from dist_embed.training.samples import samples_of_a_step
 
@@ -26,12 +32,18 @@ class Step:
         machine: what does it.
         text: what it is of.
         workers: W.
+        head: H: of each table so many of the most frequent rows are taken to be on every worker.
+        parts_of_data: by how many workers each plans its part of the batches.
+
+    Nothing does the last two yet: so a plan tells what they would give.
     """
 
     config: Config
     machine: Machine
     text: Text
     workers: int
+    head: int = 0
+    parts_of_data: int = 1
 
     @cached_property
     def specs(self) -> dict[str, TableSpec]:
@@ -43,6 +55,23 @@ class Step:
         """Whether matrix products are bfloat16."""
         precision = self.config.train.precision
         return precision == "bf16" or (precision == "auto" and self.machine.narrow_is_native)
+
+    @property
+    def cores(self) -> float:
+        """Of a node, for each of its workers."""
+        return self.machine.cores / self.machine.workers_of_node(self.workers)
+
+    @property
+    def threads(self) -> int:
+        """Of a worker on a CPU; with a GPU 1."""
+        if self.machine.device == "cuda":
+            return 1
+        return self.config.cluster.threads_per_worker or max(1, int(self.cores))
+
+    @property
+    def oversubscribed(self) -> bool:
+        """Whether a node's workers have more threads than it has cores."""
+        return self.machine.device == "cpu" and self.threads > self.cores
 
     @property
     def device_bytes(self) -> int | None:
@@ -69,6 +98,11 @@ class Step:
         return self.config.train.batch_tokens * self.text.target_share
 
     @property
+    def pairs(self) -> float:
+        """Sentence pairs of all workers."""
+        return self.target_tokens / self.text.pair_tokens
+
+    @property
     def padded_tokens(self) -> float:
         """Of a worker on either side, padding included."""
         return self.config.train.batch_tokens / self.workers
@@ -89,6 +123,13 @@ class Step:
         return block_tokens(self.output.block_bytes, self.output.table.num_rows, self.workers)
 
     @property
+    def tile_tokens(self) -> int:
+        """Tokens of a tile; see `model.logit_tiles`."""
+        if self.output.device == "cpu":
+            return TILE_TOKENS
+        return max(TILE_TOKENS, math.isqrt(self.output.block_bytes // 4))
+
+    @property
     def samples(self) -> int:
         """C: negatives of a worker's tokens; 0 with the exact output layer."""
         return self.output.negatives
@@ -102,39 +143,54 @@ class Step:
 
     @cached_property
     def distinct_rows(self) -> dict[str, float]:
-        """U: by table how many distinct rows a worker looks up, expected."""
-        return {table: self._distinct(of) for table, of in self._roles.items()}
+        """U: by table how many distinct rows a worker asks others for, expected."""
+        return {table: self._distinct(table, self.head) for table in self.specs}
+
+    @property
+    def looked_up(self) -> float:
+        """Of all tables, those of the `head` too, which nobody is asked for."""
+        if not self.head:
+            return sum(self.distinct_rows.values())
+        return sum(self._distinct(table, 0) for table in self.specs)
+
+    @property
+    def head_rows(self) -> int:
+        """Of all tables, that every worker has."""
+        return sum(min(self.head, spec.num_rows) for spec in self.specs.values())
 
     def distinct_beyond(self, share: float) -> float:
         """Of all `distinct_rows`, those beyond a share of each table's rows, the most frequent."""
         if share >= 1:
             return 0.0
         return sum(
-            self._distinct(of, int(share * self.specs[table].num_rows))
-            for table, of in self._roles.items()
+            self._distinct(table, max(self.head, int(share * spec.num_rows)))
+            for table, spec in self.specs.items()
         )
 
-    @property
-    def _roles(self) -> dict[str, list[str]]:
-        """By table."""
-        roles: dict[str, list[str]] = {}
-        for role, table in TABLE_OF_ROLE[self.config.model.share_embeddings].items():
-            roles.setdefault(table, []).append(role)
-        return roles
+    def _distinct(self, table: str, first: int) -> float:
+        return math.fsum(group.count * likely for group, likely in self.asked(table, first))
 
-    def _distinct(self, roles: list[str], first: int = 0) -> float:
-        """Of one table with these roles, from the id ``first`` on."""
+    def asked(self, table: str, first: int) -> list[tuple[Group, float]]:
+        """Words of a table from the id ``first`` on, with the probability that a worker asks for
+        each of them in a step.
+        """
+        roles = [role for role, of in self._tables.items() if of == table]
         share = {"source": self.text.source_share, "target": self.text.target_share}
         negatives = "output" in roles and self.samples > 0
         sides = ["source"] if "source" in roles else []
         # What is read and what is to be written are the same words, one place apart.
         sides += ["target"] if "target" in roles or negatives else []
         if not sides:
-            return 0.0
+            return []
         words = self.text.words["both" if len(sides) > 1 else sides[0]]
         draws = self.padded_tokens * sum(share[side] for side in sides)
         also = self._own_negatives(words) if negatives else None
-        return distinct(rarer(words, first), draws, also)
+        return asked_words(rarer(words, first), draws, also)
+
+    @property
+    def _tables(self) -> Mapping[str, str]:
+        """By role."""
+        return TABLE_OF_ROLE[self.config.model.share_embeddings]
 
     def _own_negatives(self, words: Words) -> Callable[[Group], float]:
         """The probability by which a word of a group is in a worker's part of the negatives."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dist_embed.config.schema import Config
+from dist_embed.data.pool_sizes import PAIR_TOKENS
 from dist_embed.planning.words import Words, counted_words, zipf_words
 from dist_embed.storage import uri as storage
 
@@ -32,6 +33,8 @@ class Text:
         words: of each side, and of ``both``, as a table is asked for them.
         source_share: source tokens for each token of a step's budget, without padding.
         target_share: target tokens likewise, ends of sentences among them.
+        pair_tokens: target tokens of a pair.
+        sentences: pairs; None: not known.
         prepared: whether prepared data were asked; else it is by Zipf's law, and V a bound.
         word_tables: whether words are in tables on disk, which take no memory.
     """
@@ -40,6 +43,8 @@ class Text:
     words: dict[str, Words]
     source_share: float
     target_share: float
+    pair_tokens: float
+    sentences: int | None
     prepared: bool
     word_tables: bool
 
@@ -65,20 +70,28 @@ def expected_text(config: Config, num_words: int) -> Text:
     words = zipf_words(num_words)
     return Text(
         dict.fromkeys(_SIDES, num_words), dict.fromkeys((*_SIDES, "both"), words), share, share,
+        PAIR_TOKENS * LONGER_SIDE, _made_up(config),
         prepared=False, word_tables=config.tokenizer.kind == "word",
     )  # fmt: skip
+
+
+def _made_up(config: Config) -> int | None:
+    """Pairs, where the data are made up: they are known then."""
+    made = config.data.words or config.data.synthetic or config.data.inflected
+    return made.sentences if made else None
 
 
 def _prepared_text(data: PreparedData) -> Text:
     shards = data.splits["train"].shards
     source = sum(shard.source_tokens for shard in shards)
-    target = data.splits["train"].target_tokens
+    target, sentences = data.splits["train"].target_tokens, data.splits["train"].sentences
     longer = _longer_sides(data, source, target)
     words = {side: _counted(data, [side]) for side in _SIDES}
     if data.shared_vocabulary:
         words["both"] = _counted(data, list(_SIDES))
     return Text(
         dict(data.vocabulary_size), words, UNPADDED * source / longer, UNPADDED * target / longer,
+        target / max(1, sentences), sentences,
         prepared=True, word_tables=data.word_tables,
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ _VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 _KINDS: dict[str, Collective] = {
     "hidden states": "all_gather", "numbers of logits": "all_gather", "negatives": "all_gather",
     "counts for clipping": "all_gather", "dense gradients": "all_reduce",
+    "gradients of the head": "all_reduce",
 }  # fmt: skip
 
 
@@ -39,6 +40,8 @@ def traffic(step: Step) -> dict[str, float]:
         "row gradients": of_row * rows,
         "dense gradients": 2 * 4 * step.parameters * elsewhere,
     }
+    if step.head_rows:
+        sent["gradients of the head"] = 2 * 4 * width * step.head_rows * elsewhere
     own_tokens = step.target_tokens / step.workers
     if step.output.exact:
         sent["hidden states"] = (4 * width + _ID_BYTES) * own_tokens * others

@@ -1,4 +1,4 @@
-"""What limits a run first, in words, and what would change that, each with what it gives."""
+"""A plan with what would change what limits it, each with what it gives."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dist_embed.config.schema import Config
+from dist_embed.embedding.memory import table_bytes
 from dist_embed.errors import UserError
-from dist_embed.observe.phase_names import PhaseName
 from dist_embed.planning.estimate import Plan, Remedy, estimated, step_of
 from dist_embed.planning.machine import Machine, load_machine, usual_machine
-from dist_embed.planning.seconds import StepTime
 from dist_embed.planning.step import Step
 from dist_embed.planning.text import text_of
 
 _MOST_WORKERS = 4096
 _COUNTS = 0.05  # of memory or speed: changes that give less are not named
 _NAMED = 5
-_IN_WORDS = {
-    "compute": "matrix products", "memory": "reading and writing memory",
-    "operations": "starting small operations", "latency": "the latency of exchanges",
-    "network": "bytes on the network",
-}  # fmt: skip
+# Of the most frequent words: numbers of rows that a replicated head is tried with.
+_HEADS = (64, 256, 1024, 4096, 16384)
 
 
 def plan(config: Config, workers: int, machine: Machine | None = None) -> Plan:
@@ -39,36 +35,7 @@ def plan(config: Config, workers: int, machine: Machine | None = None) -> Plan:
     machine = machine or load_machine(usual_machine(config))
     step = step_of(config, workers, machine, text_of(config))
     found = estimated(step)
-    found = replace(found, bottleneck=bottleneck(found, step))
-    return replace(found, remedies=remedies(found, step))
-
-
-def bottleneck(found: Plan, step: Step) -> str:
-    """The first one: that a run is refused, memory that is not there, else what most of a step's
-    time goes to.
-    """
-    if found.refused:
-        return f"refused, whatever memory there is: {found.refused}"
-    if found.lacking:
-        memory = found.memory if found.lacking == "device" else found.host_memory
-        part = max(memory, key=lambda name: memory[name])
-        return (
-            f"memory: {_gib(found.memory_bytes)} of a worker"
-            + (f" and {_gib(found.host_memory_bytes)} on its host" if found.host_memory else "")
-            + f"; {_there(step)}; the largest part is {part}, {_gib(memory[part])}"
-        )
-    kind = max(found.spent, key=lambda name: found.spent[name])
-    spent = StepTime(step).spent()
-
-    def of_kind(name: PhaseName) -> float:
-        return float(getattr(spent[name], kind))
-
-    phase = max(spent, key=of_kind)
-    whole = found.step_seconds
-    return (
-        f"{_IN_WORDS[kind]}: {found.spent[kind] / whole:.0%} of a step, most of it in "
-        f"{phase!r} ({of_kind(phase) / whole:.0%})"
-    )
+    return replace(found, remedies=remedies(found, step), not_built=_not_built(found, step))
 
 
 def remedies(found: Plan, step: Step) -> list[Remedy]:
@@ -113,7 +80,13 @@ def _changes(config: Config, step: Step) -> Iterator[_Change]:
     embedding, train = config.embedding, config.train
     if config.model.output == "exact":
         yield _Change("model", {"output": "sampled"})
-    if config.checkpoint.saving != "in_place":
+    checkpoint = config.checkpoint
+    for key in ("every_steps", "every_minutes"):
+        if getattr(checkpoint, key):
+            yield _Change("checkpoint", {key: 10 * getattr(checkpoint, key)})
+    if checkpoint.saving != "behind":
+        yield _Change("checkpoint", {"saving": "behind"})
+    if checkpoint.saving != "in_place":
         yield _Change("checkpoint", {"saving": "in_place"})
     if embedding.optimizer in ("adagrad", "adam"):
         yield _Change("embedding", {"optimizer": "rowwise_adagrad"})
@@ -155,20 +128,33 @@ def _more_workers(step: Step) -> Iterator[Remedy]:
         workers *= 2
 
 
+def _not_built(found: Plan, step: Step) -> list[Remedy]:
+    if step.workers == 1:
+        return []
+    parts = estimated(replace(step, parts_of_data=step.workers))
+    apart = _remedy("each worker plans its part of the batches", parts)
+    counts = apart.tokens_per_second > (1 + _COUNTS) * found.tokens_per_second
+    return [_replicated_head(step), *([apart] if counts else [])]
+
+
+def _replicated_head(step: Step) -> Remedy:
+    """The best of some numbers of rows that every worker has, so that nobody is asked for them.
+
+    Their gradients are summed over all workers in every step, and each updates them all.
+    """
+    tried = [(rows, estimated(replace(step, head=rows))) for rows in _HEADS]
+    rows, found = max(tried, key=lambda one: one[1].tokens_per_second)
+    embedding, more = step.config.embedding, 0
+    for spec in step.specs.values():  # with their gradient
+        head = replace(spec, num_rows=min(rows, spec.num_rows))
+        more += table_bytes(head, embedding.optimizer, 1, embedding.weights)
+        more += 4 * head.num_rows * head.width
+    change = f"the {rows:,} most frequent rows of each table on every worker"
+    return replace(_remedy(change, found), memory_bytes=found.memory_bytes + more)
+
+
 def _remedy(change: str, found: Plan) -> Remedy:
     return Remedy(
         change, found.memory_bytes, found.host_memory_bytes, found.step_seconds,
         found.tokens_per_second, found.fits,
     )  # fmt: skip
-
-
-def _there(step: Step) -> str:
-    machine = step.machine
-    node = f"{machine.node_memory_gib:g} GiB for {machine.workers_of_node(step.workers)} workers"
-    if machine.device == "cuda":
-        return f"a GPU has {machine.device_memory_gib:g} GiB, a node {node}"
-    return f"a node has {node}"
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.2f} GiB"

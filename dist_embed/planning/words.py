@@ -73,7 +73,14 @@ def distinct(words: Words, draws: float, also: Callable[[Group], float] | None =
 
     ``also``: the probability by which a word of a group is there anyway, as one of the negatives.
     """
-    return math.fsum(group.count * _asked(group, draws, also) for group in words)
+    return math.fsum(group.count * likely for group, likely in asked_words(words, draws, also))
+
+
+def asked_words(
+    words: Words, draws: float, also: Callable[[Group], float] | None = None
+) -> list[tuple[Group, float]]:
+    """With the probability that each word of a group is among the draws of `distinct`."""
+    return [(group, _asked(group, draws, also)) for group in words]
 
 
 def _asked(group: Group, draws: float, also: Callable[[Group], float] | None) -> float:

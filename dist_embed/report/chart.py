@@ -22,6 +22,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = {"-": "", "--": "7 4", ":": "2 3", "-.": "7 3 2 3"}
 # At 400 pixels a page has 376 for a chart: these inches, so that its letters are 12 pixels high.
 WIDTH, HEIGHT = 3.9, 2.5
+# Inches of a file. Matplotlib 3.9 refuses a PNG of 2¹⁶ pixels, which are 327; later ones take
+# memory for it.
+_HIGHEST = 100.0
 _NAME_LETTERS = 49  # of a row: as wide as a chart
 _IN_PAGE = {color: f"var(--c{number})" for number, color in enumerate(COLORS)} | {
     INK: "var(--ink)", GREY: "var(--grey)", "#ffffff": "var(--paper)",
@@ -125,8 +128,9 @@ def write_chart(chart: Chart, folder: Path) -> None:
     """The chart as files for a paper, with a legend: NAME.svg and NAME.png in a folder."""
     from matplotlib.lines import Line2D
 
+    height = min(chart.height * 1.4, _HIGHEST)
     for ending in ENDINGS:
-        with plot_into(str(folder / f"{chart.name}{ending}"), height=chart.height * 1.4) as axes:
+        with plot_into(str(folder / f"{chart.name}{ending}"), height=height) as axes:
             chart.draw(axes)
             axes.set_title(chart.title)
             if len(chart.key) > 1:

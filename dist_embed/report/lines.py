@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from dist_embed.observe.plot import log_axis, short_number
+from dist_embed.observe.plot import alone, log_axis, short_number
 from dist_embed.report.chart import Chart, Table, look
 from dist_embed.report.columns import Column, thinned
 
@@ -59,7 +58,7 @@ def line_chart(
                 if logarithmic:
                     values = np.where(values > 0, values, math.nan)
                 if not strong or len(points) > _MARKED:
-                    own |= {"markevery": alone(values)}
+                    own |= {"markevery": alone(values.tolist())}
                 if not strong:
                     own |= {"linewidth": 0.7, "alpha": 0.75, "markersize": 3}
                 axes.plot(points.steps, values, **own)
@@ -74,12 +73,6 @@ def line_chart(
         name, title, " ".join(filter(None, (lines, note))), draw, _table(labels, drawn),
         list(drawn),
     )  # fmt: skip
-
-
-def alone(values: NDArray[np.float64]) -> list[int]:
-    """Places of values without a neighbour to draw a line to: only a mark shows them."""
-    known = np.isfinite(np.concatenate([[math.nan], values, [math.nan]]))
-    return np.flatnonzero(known[1:-1] & ~known[:-2] & ~known[2:]).tolist()
 
 
 def of_steps(axes: Axes) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from dist_embed.observe.phase_names import metric_of
 from dist_embed.report.chart import Chart, figure_of
 from dist_embed.report.columns import BALANCE, MOST, WORKERS, Column
-from dist_embed.report.lines import number
+from dist_embed.report.lines import TABLE_ROWS, number
 from dist_embed.report.markup import Markup, table, tag
 from dist_embed.report.runs import RunFigures
 from dist_embed.report.studies import StudyFigures, label_of
@@ -54,23 +54,41 @@ def runs_sections(runs: Sequence[RunFigures], charts: Sequence[Chart]) -> list[M
 
 def study_sections(study: StudyFigures, charts: Sequence[Chart]) -> list[Markup]:
     """What a page says of a study."""
-    header = ["run", "workers", "target tokens/s", "efficiency", "ms a step", "GiB", "loss", "BLEU",
-              "machine"]  # fmt: skip
+    header = ["run", "workers", "target tokens/s", "efficiency", "ms a step", "GiB",
+              "validation loss", "BLEU", "machine"]  # fmt: skip
     rows = [
-        [label_of(row), *map(_shown, (
-            row["workers"], row["tokens_per_second"], row["efficiency"],
-            row["step_seconds_p50"] and 1e3 * row["step_seconds_p50"],
-            row["memory_bytes"] and max(row["memory_bytes"]) / 2**30,
-            row["validation_loss"],
-            row["validation_bleu"] if row["test_bleu"] is None else row["test_bleu"],
-        )), f"{row['device'] or '?'}, {row['cores'] or '?'} cores"]
+        [
+            label_of(row),
+            *map(
+                _shown,
+                (
+                    row["workers"],
+                    row["tokens_per_second"],
+                    row["efficiency"],
+                    row["step_seconds_p50"] and 1e3 * row["step_seconds_p50"],
+                    row["memory_bytes"] and max(row["memory_bytes"]) / 2**30,
+                    row["validation_loss"],
+                    row["validation_bleu"] if row["test_bleu"] is None else row["test_bleu"],
+                ),
+            ),
+            f"{row['device'] or '?'}, {row['cores'] or '?'} cores",
+        ]
         for row in study.done
-    ]  # fmt: skip
+    ]
     return [
-        tag("section", tag("h2", f"Study {study.name}"), table(header, rows), class_="facts"),
+        tag("section", tag("h2", f"Study {study.name}"), table(*_filled(header, rows)),
+            class_="facts"),
         *_not_here(study.missing),
         _charts("Charts", charts),
-    ]
+    ]  # fmt: skip
+
+
+def _filled(
+    header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """Without columns that no row has anything in, but the first, which names rows."""
+    places = [at for at in range(len(header)) if at == 0 or any(row[at] for row in rows)]
+    return [header[at] for at in places], [[row[at] for at in places] for row in rows]
 
 
 def _not_here(lines: Sequence[str]) -> list[Markup]:
@@ -169,10 +187,13 @@ def _texts(run: RunFigures) -> list[Markup]:
 
 
 def _steps(texts: Mapping[int, str]) -> list[list[str]]:
-    """A row for each step after which a text is another one than before."""
+    """A row for each step after which a text is another one than before; of many some."""
     rows: list[list[str]] = []
     for text, steps in groupby(texts, key=texts.__getitem__):
         first, *others = steps
         to = f" to {others[-1]:,}" if others else ""
         rows.append([f"step {first:,}{to}", text])
-    return rows
+    if len(rows) <= TABLE_ROWS:
+        return rows
+    kept = np.linspace(0, len(rows) - 1, TABLE_ROWS).astype(int).tolist()
+    return [rows[at] for at in kept] + [["others", f"{len(rows) - TABLE_ROWS:,} are left out"]]

@@ -17,8 +17,9 @@ from dist_embed.storage import uri as storage
 
 
 def report(
-    sources: Sequence[str], *, command: str, words: Sequence[str] = (), charts: Path | None = None
-) -> str:
+    sources: Sequence[str], *, command: str, words: Sequence[str] = (), charts: Path | None = None,
+    machine: str | None = None,
+) -> str:  # fmt: skip
     """The page, as HTML.
 
     Args:
@@ -26,6 +27,7 @@ def report(
         command: that has asked for it, for the page.
         words: see `read_run`.
         charts: a folder that gets each chart as files.
+        machine: see `read_run`.
 
     Raises UserError.
     """
@@ -34,7 +36,11 @@ def report(
     uris = _different(source for source in given if folders[source] is None)
     if words and not uris:
         raise UserError(f"--words: {[*words]} is not allowed: studies have none")
-    runs = [read_run(uri, name, words) for uri, name in zip(uris, names_of(uris), strict=True)]
+    if machine and not uris:
+        raise UserError(f"--machine: {machine!r} is not allowed: studies have plans of their own")
+    runs = [
+        read_run(uri, name, words, machine) for uri, name in zip(uris, names_of(uris), strict=True)
+    ]
     _check_found(words, runs)
     found = _different(folder for folder in folders.values() if folder is not None)
     studies = [read_study(uri, name) for uri, name in zip(found, names_of(found), strict=True)]

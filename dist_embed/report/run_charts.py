@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_embed.observe.plot import alone
 from dist_embed.optim.schedule import Schedule
 from dist_embed.report.chart import Chart, Table, height_of_rows, look, name_rows
 from dist_embed.report.columns import BALANCE, MOST, Column, thinned
-from dist_embed.report.lines import POINTS, alone, line_chart, number, short_numbers
+from dist_embed.report.lines import POINTS, line_chart, number, short_numbers
 from dist_embed.report.runs import RunFigures, moment
 from dist_embed.report.step_time import bars_of_phases, phases_over_time
 from dist_embed.training.rates import rates_of
@@ -46,7 +47,7 @@ def run_charts(runs: Sequence[RunFigures]) -> list[Chart]:
             "speed", "Throughput", "target tokens/s", columns(throughput="tokens_per_second"),
             note="Of all workers together, without validations and saving.",
         ),
-        bars_of_phases("phases", {run.name: run.phases for run in runs}),
+        _phases(runs),
         *(phases_over_time(run, f"phases-{place}") for place, run in enumerate(runs, start=1)),
         line_chart(
             "memory", "Memory", "GiB", _memory(runs),
@@ -68,6 +69,18 @@ def run_charts(runs: Sequence[RunFigures]) -> list[Chart]:
         _coverage(runs),
     ]  # fmt: skip
     return [chart for chart in charts if chart is not None]
+
+
+def _phases(runs: Sequence[RunFigures]) -> Chart | None:
+    """As runs have recorded them, each beside its plan where that was asked for."""
+    bars: dict[str, dict[str, float]] = {}
+    machines = dict.fromkeys(run.planned.machine for run in runs if run.planned)
+    for run in runs:
+        bars[run.name] = run.phases
+        if run.planned and run.phases:
+            bars[f"{run.name}, planned"] = run.planned.seconds
+    note = f"Planned for {', '.join(machines)}." if machines else ""
+    return bars_of_phases("phases", bars, note=note)
 
 
 def _memory(runs: Sequence[RunFigures]) -> dict[str, dict[str, Column]]:
@@ -128,7 +141,7 @@ def _time_line(runs: Sequence[RunFigures]) -> Chart | None:
             began = times.finite[0]
             axes.plot(
                 (line.values - began) / seconds, line.steps,
-                **own | {"marker": ".", "markevery": alone(line.values)},
+                **own | {"marker": ".", "markevery": alone(line.values.tolist())},
             )  # fmt: skip
             saved = [one for one in run.checkpoints if one.time >= began]
             axes.plot(

@@ -15,6 +15,8 @@ from dist_embed.checkpoint.manifest import CheckpointError
 from dist_embed.config.schema import Config
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.observe.events import printable
+from dist_embed.parallel.collector import collector_off
+from dist_embed.planning.phases import PlannedPhases, planned_phases
 from dist_embed.report.columns import NOTHING, Column, columns_of
 from dist_embed.report.words import Sentence, Words, recorded_neighbors, recorded_sentences
 from dist_embed.run.folder import read_run_config
@@ -51,6 +53,7 @@ class RunFigures:
         config: its configuration.
         columns: its metrics, see `columns_of`.
         phases: seconds a step of each phase, see `phases_of`.
+        planned: the same by a plan, where one was asked for.
         checkpoints: by step.
         coverages: what tables have taken of files of vectors.
         sentences: translations that it has recorded.
@@ -63,6 +66,7 @@ class RunFigures:
     config: Config
     columns: dict[str, Column]
     phases: dict[str, float]
+    planned: PlannedPhases | None
     checkpoints: list[Checkpoint]
     coverages: list[Coverage]
     sentences: list[Sentence]
@@ -79,7 +83,10 @@ class RunFigures:
         return int(max((column.steps[-1] for column in self.columns.values()), default=0))
 
 
-def read_run(uri: str, name: str, words: Sequence[str] = ()) -> RunFigures:
+@collector_off()  # of many lines it takes half as long again
+def read_run(
+    uri: str, name: str, words: Sequence[str] = (), machine: str | None = None
+) -> RunFigures:
     """Read what a run tells.
 
     Args:
@@ -87,8 +94,9 @@ def read_run(uri: str, name: str, words: Sequence[str] = ()) -> RunFigures:
         name: for the page.
         words: of the source side, whose neighbours are looked for in every checkpoint that is
             there. That reads the whole table of each. One that the run lacks is `missing`.
+        machine: that its steps are planned for, by its name or file; None: they are not.
 
-    Raises UserError where there is no run.
+    Raises UserError where there is no run, or no such machine.
     """
     config = read_run_config(uri)
     missing: list[str] = []
@@ -106,7 +114,8 @@ def read_run(uri: str, name: str, words: Sequence[str] = ()) -> RunFigures:
             uri, [found.step for found in checkpoints], words, missing
         )  # fmt: skip
     run = RunFigures(
-        name, uri, config, columns, phases_of(lines), checkpoints, coverages,
+        name, uri, config, columns, phases_of(lines),
+        planned_phases(config, machine) if machine else None, checkpoints, coverages,
         recorded_sentences(lines), known, missing,
     )  # fmt: skip
     missing += _not_there(run)

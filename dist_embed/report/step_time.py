@@ -30,7 +30,10 @@ GROUPS = {
 
 
 def bars_of_phases(
-    name: str, phases: dict[str, dict[str, float]], title: str = "Where a step's time goes"
+    name: str,
+    phases: dict[str, dict[str, float]],
+    title: str = "Where a step's time goes",
+    note: str = "",
 ) -> Chart | None:
     """Bars of milliseconds a step, for each phase one of each run; None where none has any.
 
@@ -38,6 +41,7 @@ def bars_of_phases(
         name: see `Chart`.
         phases: by run, see `phases_of`.
         title: see `Chart`.
+        note: what else there is to be said.
     """
     phases = {run: of for run, of in phases.items() if of}
     if not phases:
@@ -72,8 +76,9 @@ def bars_of_phases(
     ]  # fmt: skip
     header = ["phase", *(f"{run}: ms" for run in phases), *(f"{run}: share" for run in phases)]
     height = max(HEIGHT, 0.6 + _ROW * len(names) * max(1.0, 0.6 * len(phases)))
+    said = f"Of worker 0; docs/operating.md says what each phase is. {note}".rstrip()
     return Chart(
-        name, title, "Of worker 0; docs/operating.md says what each phase is.", draw,
+        name, title, said, draw,
         Table(header, rows), list(phases), height,
     )  # fmt: skip
 

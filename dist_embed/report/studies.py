@@ -8,8 +8,9 @@ from typing import Any
 
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.parquet import ParquetError
 from dist_embed.study.plan import load_study
-from dist_embed.study.results import RESULTS_NAME, read_results
+from dist_embed.study.results import NO_TEXT, RESULTS_NAME, have_no_text, read_results
 
 Row = dict[str, Any]
 
@@ -23,7 +24,7 @@ class StudyFigures:
         folder: where they lie.
         done: rows of runs that were measured.
         simulated: rows of sizes that no run was made of.
-        missing: runs that are not measured and why, a line each.
+        missing: runs that are not measured, and figures that none has, and why, a line each.
     """
 
     name: str
@@ -48,6 +49,10 @@ def read_study(folder: str, name: str) -> StudyFigures:
         raise UserError(
             f"no results in {folder!r}: {RESULTS_NAME} does not exist; dist-embed study writes it"
         ) from None
+    except ParquetError as exc:
+        raise UserError(
+            f"{RESULTS_NAME} of {folder!r} cannot be read: {exc}; dist-embed study writes it anew"
+        ) from None
     _without_what_is_alike(rows)
     by_state: dict[str, list[Row]] = {}
     for row in rows:
@@ -57,9 +62,12 @@ def read_study(folder: str, name: str) -> StudyFigures:
         for state in ("failed", "skipped", "waiting")
         for row in by_state.get(state, [])
     ]
-    return StudyFigures(
-        name, folder, by_state.get("done", []), by_state.get("simulated", []), missing
-    )
+    done = by_state.get("done", [])
+    simulated = by_state.get("simulated", [])
+    missing += [NO_TEXT] if have_no_text(done) else []
+    if simulated and all(row["planned_fits"] is False for row in simulated):
+        missing.append("no simulated size fits: those are on the page that the study writes")
+    return StudyFigures(name, folder, done, simulated, missing)
 
 
 def _without_what_is_alike(rows: Sequence[Row]) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dist_embed.observe.plot import GREY, log_axis
+from dist_embed.observe.plot import GREY, alone, log_axis
 from dist_embed.report.chart import COLORS, HEIGHT, Chart, Table, height_of_rows, look, name_rows
 from dist_embed.report.lines import number, scale_axis
 from dist_embed.report.step_time import GROUPS
@@ -32,7 +32,7 @@ _SHARED = "Open marks: more threads than cores."
 _FIGURES: tuple[tuple[str, str, str, Figure, Figure], ...] = (
     ("speed", "Throughput", "target tokens/s",
      lambda row: row["tokens_per_second"], lambda row: row["planned_tokens_per_second"]),
-    ("step", "Step time", "milliseconds from one to the next, median",
+    ("step", "Step time", "milliseconds a step, median",
      lambda row: _times(1e3, row["step_seconds_p50"]),
      lambda row: _times(1e3, row["planned_step_seconds"])),
     ("memory", "Memory of the fullest worker", "GiB",
@@ -92,7 +92,7 @@ def _over(
             for row, here in zip(own, y, strict=True):
                 own_style = style | ({"markerfacecolor": "none"} if row["oversubscribed"] else {})
                 axes.plot([row[place]], [here], **own_style)
-            axes.plot(x, expected, color=style["color"], linewidth=0.7, alpha=0.75)
+            _draw_planned(axes, x, expected, style["color"])
             if ideal:
                 shown += _draw_ideal(axes, x, y[0])
         scale_axis(axes, "y", [value for value in shown if not math.isnan(value)])
@@ -112,6 +112,11 @@ def _over(
         f"{name}-{along}", f"{title} over {along}", " ".join(notes), draw, Table(header, table),
         list(lines),
     )  # fmt: skip
+
+
+def _draw_planned(axes: Axes, x: Sequence[int], y: Sequence[float], color: str) -> None:
+    """A thin line; a mark where there is none to draw."""
+    axes.plot(x, y, color=color, linewidth=0.7, alpha=0.75, marker=".", markevery=alone(y))
 
 
 def _draw_ideal(axes: Axes, workers: Sequence[int], first: float) -> list[float]:
@@ -137,9 +142,8 @@ def _efficiency(rows: Sequence[Row]) -> Chart | None:
         for place, own in enumerate(lines.values()):
             x = [row["workers"] for row in own]
             axes.plot(x, [of(row) or math.nan for row in own], **look(place))
-            thin = {"color": look(place)["color"], "linewidth": 0.7, "alpha": 0.75}
             planned = [row["planned_efficiency"] or math.nan for row in own]
-            axes.plot(x, planned, **thin)
+            _draw_planned(axes, x, planned, look(place)["color"])
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         axes.set_xlabel("workers")
         axes.set_ylabel("efficiency")
@@ -216,12 +220,12 @@ def _against_plan(rows: Sequence[Row], drawn: tuple[str, str, str, Figure, Figur
         axes.set_ylabel("measured")
 
     table = [
-        [label, number(expected), number(found), f"{found / expected - 1:+.0%}"]
+        [label, number(expected), number(found), f"{expected / found - 1:+.0%}"]
         for label, expected, found in pairs
     ]
     return Chart(
         f"planned-{name}", f"{title}: planned and measured", "Dashed: as planned.", draw,
-        Table(["run", f"planned, {unit}", "measured", "measured by planned"], table),
+        Table(["run", f"planned, {unit}", "measured", "off by"], table),
     )  # fmt: skip
 
 
@@ -232,9 +236,10 @@ def _simulated(study: StudyFigures) -> Chart | None:
         return row["planned_tokens_per_second"]
 
     known = _lines(study.simulated, "workers", of)
-    fitting = [row for row in study.simulated if row["planned_fits"] is not False]
-    lines = _lines(fitting, "workers", of)
-    if not known:
+    fitting = {label: [row for row in own if row["planned_fits"] is not False]
+               for label, own in known.items()}  # fmt: skip
+    lines = {label: own for label, own in fitting.items() if own}
+    if not lines:
         return None
     named = {f"{row['planned_machine']} ({row['planned_source']})" for row in study.simulated}
     machines = ", ".join(sorted(named))
@@ -256,13 +261,14 @@ def _simulated(study: StudyFigures) -> Chart | None:
          f"{row['batch_tokens'] / row['workers']:,.0f}" + (" (uneven)" if row["uneven"] else ""),
          _text(of(row)), _text(row["planned_efficiency"]),
          _text(_times(1e3, row["planned_step_seconds"])),
-         _text(_times(2**-20, row["planned_exchange_bytes"])), _text(row["planned_rows_balance"]),
+         _text(_times(2**-20, row["planned_exchange_bytes"])), _text(row["planned_served_balance"]),
          _text(row["planned_checkpoint_seconds"]), row["planned_bottleneck"] or ""]
         for label, own in known.items()
         for row in own
     ]  # fmt: skip
     header = ["sizes", "workers", "fits", "tokens a step and worker", "target tokens/s",
-              "efficiency", "ms a step", "MiB sent a step", "balance of rows", "s a checkpoint",
+              "efficiency", "ms a step", "MiB sent a step", "asked of the fullest shard ÷ mean",
+              "s a checkpoint",
               "bottleneck"]  # fmt: skip
     return Chart(
         "simulated", "SIMULATED: throughput over workers",

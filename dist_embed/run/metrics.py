@@ -23,6 +23,7 @@ METRICS_NAME = "metrics.jsonl"
 SAMPLES, NEIGHBORS = "validation_samples", "validation_neighbors"
 SAMPLE_KEYS = ("source", "reference", "translation")
 Figure: TypeAlias = float | list[float] | list[int]
+LIMIT = 2**53  # of integers: beyond it a float is not exact
 
 
 class MetricsLog:
@@ -154,7 +155,7 @@ def sound_metrics(run_uri: str) -> tuple[list[dict[str, Any]], int]:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether what a line has can be reckoned with: no text, no integer beyond those of floats."""
-    return type(value) is float or (type(value) is int and abs(value) < 2**53)
+    return type(value) is float or (type(value) is int and abs(value) < LIMIT)
 
 
 def figure(line: Mapping[str, Any], name: str) -> float | None:

@@ -12,10 +12,13 @@ import torch
 from dist_embed.cluster.launch import cluster_address
 from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import GIB, PROCESS_BYTES, available_bytes
+from dist_embed.errors import UserError
 from dist_embed.parallel.device import has_native_bf16, resolve_device
 from dist_embed.planning import Machine, Plan, load_machine, plan
-from dist_embed.planning.machine import Dtype
+from dist_embed.planning.machine import Products
+from dist_embed.planning.page import given
 from dist_embed.run.history import REST
+from dist_embed.training.step_seconds import worker_rate
 
 
 @dataclass(frozen=True)
@@ -36,9 +39,7 @@ class Estimate:
     def why_not(self) -> str:
         """That it does not fit, or is refused, with what would do."""
         remedies = [
-            f"{one.change} ({one.memory_bytes / GIB:.2f} GiB per worker)"
-            for one in self.plan.remedies
-            if one.fits
+            f"{one.change} ({given(one, self.plan)})" for one in self.plan.remedies if one.fits
         ]
         ways = f"; it would with {' or '.join(remedies[:3])}" if remedies else ""
         told = "" if self.plan.refused else "does not fit by its plan: "
@@ -63,8 +64,18 @@ class Planner:
         self._named = load_machine(machine) if machine else None
 
     def estimate(self, config: Config) -> Estimate:
-        """Of one run. Raises UserError: a table has fewer rows than there are workers."""
+        """Of one run. Raises UserError: a table has no row for some worker, or the machine is none
+        that the run would train on.
+        """
         machine = self._named or _this_machine(config)
+        device: str = config.cluster.device
+        if device == "auto" and not cluster_address(config):
+            device = resolve_device("auto")
+        if machine and device not in ("auto", machine.device):
+            raise UserError(
+                f"machine: {machine.name!r} is not allowed: it has {machine.device!r}, and the "
+                f"runs are on {device!r} (cluster.device)"
+            )
         found = plan(config, config.cluster.max_workers, machine)
         memory = machine.node_memory_gib if machine else 0.0
         return Estimate(found, found.fits if machine else None, memory)
@@ -75,19 +86,24 @@ def _this_machine(config: Config) -> Machine | None:
         return None
     usual = load_machine("cpu")
     # As the check before a run has them, so that both say the same.
-    types: list[Dtype] = ["fp32", "bf16"] if has_native_bf16(torch.device("cpu")) else ["fp32"]
     here = {
+        "source": f"{usual.source}; cores and memory are this machine's",
+        "thread_gflops": worker_rate("cpu", 1, config.train.precision) / 1e9,
         "cores": len(os.sched_getaffinity(0)),
         "node_memory_gib": available_bytes() / GIB,
         "process_mib": PROCESS_BYTES / 2**20,
-        "products": [
-            one.model_copy(update={"type": dtype})
-            for dtype in types
-            for one in usual.products
-            if one.type == "fp32"
-        ],
+        "products": _products(usual, narrow=has_native_bf16(torch.device("cpu"))),
     }
     return usual.model_copy(update=here)
+
+
+def _products(machine: Machine, *, narrow: bool) -> list[Products]:
+    """Of types that there are here: those of bfloat16 as they were measured, else as float32."""
+    full, half = (
+        [one for one in machine.products if one.type == dtype] for dtype in ("fp32", "bf16")
+    )
+    taken = half or [one.model_copy(update={"type": "bf16"}) for one in full]
+    return [*full, *(taken if narrow else [])]
 
 
 def planned_columns(found: Plan) -> dict[str, Any]:
@@ -104,7 +120,7 @@ def planned_columns(found: Plan) -> dict[str, Any]:
         "planned_memory": found.memory,
         "planned_exchange_bytes": sum(found.traffic.values()),
         "planned_distinct_rows": found.distinct_rows,
-        "planned_rows_balance": found.request_balance,
+        "planned_served_balance": found.request_balance,
         "planned_checkpoint_seconds": found.checkpoint.seconds,
         "planned_bottleneck": found.bottleneck,
         "plan": json.dumps(found.as_dict()),

@@ -67,7 +67,7 @@ def _by_worker(told: Sequence[Logged]) -> dict[str, Any]:
         "exchange_share": max(0.0, 1.0 - float(own.mean()) / whole),
         "memory_bytes": [int(size) for size in of_workers("memory_bytes").max(axis=0)],
         "rows_requested": rows.tolist(),
-        "rows_balance": float(rows.max() / rows.mean()) if rows.any() else 1.0,
+        "requested_balance": float(rows.max() / rows.mean()) if rows.any() else 1.0,
     }
 
 

@@ -134,6 +134,10 @@ def _base(path: str, base: str) -> str:
     return beside
 
 
+# Keys that the machine of a simulation decides.
+_BY_MACHINE: dict[str, tuple[str, ...]] = {"set": (), "simulate.set": ("cluster.device",)}
+
+
 def _grid_problems(study: ScalingStudy) -> list[str]:
     """What contradicts itself in a study of scaling."""
     problems = []
@@ -149,6 +153,8 @@ def _grid_problems(study: ScalingStudy) -> list[str]:
         problems.append("scaling: 'weak' is not allowed without grid.workers")
     if study.simulate and not study.grid.workers:
         problems.append("simulate: not allowed without grid.workers, which it goes on")
+    if study.simulate and study.simulate.tokens_per_worker and "weak" not in study.scaling:
+        problems.append("simulate.tokens_per_worker: not allowed without scaling: [weak]")
     for where, keys in (
         ("set", study.set),
         ("simulate.set", study.simulate.set if study.simulate else {}),
@@ -162,7 +168,7 @@ def _grid_problems(study: ScalingStudy) -> list[str]:
                 ]
         problems += [
             f"{where}.{key}: not allowed: the study sets it"
-            for key in ("run.uri", "run.seed", "data.uri")
+            for key in ("run.uri", "run.seed", "data.uri", *_BY_MACHINE[where])
             if key in keys
         ]
     return problems

@@ -4,6 +4,7 @@ each size that is simulated. It is written anew whenever a run has ended.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,8 +12,7 @@ import pyarrow as pa
 
 from dist_embed.config.schema import Config
 from dist_embed.storage import uri as storage
-from dist_embed.storage.parquet import read_parquet, write_parquet
-from dist_embed.training.step_seconds import threads_per_worker
+from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
 
 RESULTS_NAME = "results.parquet"
 # waiting: its turn has not come yet. skipped: by its plan it does not fit.
@@ -58,9 +58,10 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("data_wait_share", pa.float64(), "of a step's time, that worker 0 waits for its batch"),
     ("exchange_share", pa.float64(), "of a step's time, that a worker waits for others and what "
      "they send: mean over workers"),
-    ("memory_bytes", pa.list_(pa.int64()), "the most that each worker has held"),
+    ("memory_bytes", pa.list_(pa.int64()), "the most that each worker has held: worker 0 until its "
+     "end, with the last checkpoint, others until the last log line"),
     ("rows_requested", pa.list_(pa.float64()), "distinct rows a step, of each worker"),
-    ("rows_balance", pa.float64(), "the most of these by their mean"),
+    ("requested_balance", pa.float64(), "the most of these by their mean"),
     ("training_loss", pa.float64(), "nll of the last log line"),
     ("validation_loss", pa.float64(), "of the last validation; in a comparison, the best"),
     ("validation_bleu", pa.float64(), "of the last one that was translated"),
@@ -81,17 +82,19 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("planned_refused", pa.bool_(), "whether `train` would not, whatever memory there is"),
     ("planned_tokens_per_second", pa.float64(), "target tokens"),
     ("planned_efficiency", pa.float64(), "as `efficiency`, of planned tokens/s"),
-    ("planned_step_seconds", pa.float64(), "from one to the next; if simulated, with the wait for "
-     "the worker that is asked for most rows"),
+    ("planned_step_seconds", pa.float64(), "from one to the next, with the wait for the worker "
+     "that is asked for most rows, for data and for checkpoints"),
     ("planned_phases", _SECONDS, "phase to seconds a step, which add up to `planned_step_seconds`"),
     ("planned_memory_bytes", pa.int64(), "of the worker that holds most"),
     ("planned_memory", _BYTES, "what for, to bytes of that worker"),
     ("planned_exchange_bytes", pa.float64(), "that a worker sends in a step"),
     ("planned_distinct_rows", pa.float64(), "a step, of a worker"),
-    ("planned_rows_balance", pa.float64(), "rows asked of the fullest shard by the mean of all"),
+    ("planned_served_balance", pa.float64(), "rows that the worker is asked for "
+     "which is asked for most, by the mean: of rows that it holds, not, as `requested_balance`, of "
+     "those that it asks for; runs do not measure it"),
     ("planned_checkpoint_seconds", pa.float64(), "of writing one"),
     ("planned_bottleneck", pa.string(), "in words"),
-    ("plan", pa.string(), "all of it, as JSON, without that wait"),
+    ("plan", pa.string(), "all of it, as JSON"),
 )  # fmt: skip
 # Each field's metadata say what it means.
 SCHEMA = pa.schema(
@@ -113,7 +116,6 @@ def described(
         "levels": dict(levels),
         "scaling": levels.get("scaling"),
         "workers": workers,
-        "threads_per_worker": threads_per_worker(config),
         "source_words": config.tokenizer.vocab_size,
         "target_words": config.tokenizer.vocab_size,
         "table_width": config.embedding.width,
@@ -133,19 +135,40 @@ def write_results(folder: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_results(folder: str) -> list[dict[str, Any]]:
-    """The rows of the study in a folder, maps as dictionaries.
+    """The rows of the study in a folder, maps as dictionaries. Columns that the file lacks, which a
+    later version has added, are null.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ParquetError: it is none that was written here.
+        ParquetError: it is damaged, or none that was written here.
     """
-    table = read_parquet(storage.join(folder, RESULTS_NAME), SCHEMA.names)
+    there = read_parquet(storage.join(folder, RESULTS_NAME))
+    for name in ("state", "levels"):
+        if name not in there.column_names or there[name].null_count:
+            raise ParquetError(f"not every row has a {name!r}")
+    try:
+        table = pa.table(
+            [there[field.name].cast(field.type) if field.name in there.column_names
+             else pa.nulls(len(there), field.type) for field in SCHEMA], schema=SCHEMA,
+        )  # fmt: skip
+    except pa.ArrowException as exc:
+        raise ParquetError(str(exc)) from exc
     maps = [field.name for field in SCHEMA if pa.types.is_map(field.type)]
     rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:
         for name in maps:
             row[name] = None if row[name] is None else dict(row[name])
     return rows
+
+
+# To be said where no row has a validation's figures.
+NO_TEXT = "No loss of a validation and no BLEU: words of data.words have no text to be translated."
+
+
+def have_no_text(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all runs were trained on words without a text."""
+    configurations = [json.loads(row["configuration"] or "{}") for row in rows]
+    return bool(rows) and all(one.get("data", {}).get("words") for one in configurations)
 
 
 def columns_table() -> str:

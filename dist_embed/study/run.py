@@ -28,7 +28,6 @@ from dist_embed.study.scaling import set_efficiencies, simulated_rows
 from dist_embed.study.schema import ScalingStudy, Study, TrainingStudy
 from dist_embed.study.scored import train_and_measure, train_and_score
 from dist_embed.study.word_vectors import ensure_word_vectors
-from dist_embed.training.step_seconds import threads_per_worker
 
 # How runs are scored: to be raised where the same run gets other figures, so that those of before
 # and after do not share a mean. 0.2.0 did not say; since 2 blank lines have a blank translation,
@@ -75,7 +74,7 @@ def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
 
     def note() -> None:
         for run, row in zip(runs, rows, strict=True):
-            _fill(row, made.get(run.name, {}))
+            _fill(row, run.config, made.get(run.name, {}))
         if isinstance(study, ScalingStudy):
             set_efficiencies([*rows, *simulated])
         write_results(study.folder, [*rows, *simulated])
@@ -116,21 +115,28 @@ def _not_made_before(folder: str) -> dict[str, dict[str, Any]]:
 def _row_of(run: PlannedRun, estimate: Estimate) -> dict[str, Any]:
     """The columns of a run whose turn has not come yet."""
     row = {"name": run.name, "state": "waiting", **described(run.config, run.combination)}
-    cluster = run.config.cluster
-    if not cluster_address(run.config) and resolve_device(cluster.device) == "cpu":
-        threads = cluster.max_workers * threads_per_worker(run.config)
-        row["oversubscribed"] = threads > len(os.sched_getaffinity(0))
-    else:
-        row["threads_per_worker"] = None
-    return row | estimate.columns()
+    return row | _threads(run.config, len(os.sched_getaffinity(0))) | estimate.columns()
 
 
-def _fill(row: dict[str, Any], made: dict[str, Any]) -> None:
+def _threads(config: Config, cores: int) -> dict[str, Any]:
+    """The columns that say how many threads there are on a machine with so many cores. On GPUs and
+    clusters nothing is known of them.
+    """
+    workers = config.cluster.max_workers
+    if cluster_address(config) or resolve_device(config.cluster.device) != "cpu":
+        return {"threads_per_worker": None, "oversubscribed": None}
+    threads = config.cluster.threads_per_worker or max(1, cores // workers)
+    return {"threads_per_worker": threads, "oversubscribed": workers * threads > cores}
+
+
+def _fill(row: dict[str, Any], config: Config, made: dict[str, Any]) -> None:
     """Put what a run came to into its row; nothing of one that has not been looked at."""
     if not _is_settled(made):
         row |= made
         return
     there = made["machine"]
+    # Those of the machine that it was made on, which may be another. Earlier versions did not say.
+    row |= _threads(config, there["cores"])
     # The plan is the one before the run: after it more would be known. Earlier versions kept none.
     row |= made.get("planned", {}) | made.get("figures", {})
     row |= {key: there.get(key) for key in ("device", "cores", "memory_gib", "platform", "python",
@@ -162,7 +168,9 @@ def _made(
         if estimate.fits is False:
             return {"state": "skipped", "reason": estimate.why_not(), **planned}
         make = train_and_score if isinstance(study, TrainingStudy) else train_and_measure
-        return make(run.config, on_event) | {"scoring": SCORING, "planned": planned}
+        found = make(run.config, on_event) | {"scoring": SCORING, "planned": planned}
+        found["figures"] |= _threads(run.config, found["machine"]["cores"])
+        return found
     except RunStopped:
         raise
     except DistEmbedError as exc:
@@ -173,10 +181,14 @@ def _made(
 
 
 def _estimate(config: Config, planner: Planner, on_event: Callable[[Event], None]) -> Estimate:
-    """The plan by which a run is tried or skipped."""
+    """The plan by which a run is tried or skipped, of prepared data, which its training needs
+    anyway: the first run on some data is then planned as those after it are, and a text may have
+    fewer words than it may have. Words without a text are as many as they are said to be, and are
+    not made where they do not fit.
+    """
     found = planner.estimate(config)
-    if found.fits is False and not found.plan.prepared and not config.data.words:
-        prepare(config, on_event=on_event)  # the text may have fewer words than it may have
+    if not found.plan.prepared and not (found.fits is False and config.data.words):
+        prepare(config, on_event=on_event)
         found = planner.estimate(config)
     return found
 

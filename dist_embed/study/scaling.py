@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
-from dist_embed.observe.phase_names import PhaseName
-from dist_embed.planning import Machine, load_machine, plan
-from dist_embed.planning.estimate import step_of
-from dist_embed.planning.seconds import StepTime
-from dist_embed.planning.step import Step
-from dist_embed.planning.text import text_of
+from dist_embed.planning import Machine, Plan, load_machine, plan
+from dist_embed.planning.efficiency import Size, efficiencies
+from dist_embed.planning.page import given, given_by_speed, pressures
 from dist_embed.storage import uri as storage
 from dist_embed.study.estimate import planned_columns
 from dist_embed.study.plan import Combination, combinations, growth, overrides_of
 from dist_embed.study.results import described
-from dist_embed.study.schema import ScalingStudy
+from dist_embed.study.schema import SCALING, ScalingStudy
 
 Row = dict[str, Any]
 _EFFICIENCIES = {
@@ -28,44 +26,43 @@ _EFFICIENCIES = {
 
 
 def set_efficiencies(rows: Sequence[Row]) -> None:
-    """Set ``efficiency`` and ``planned_efficiency``: speed for each core, or GPU, by that of the
-    fewest workers with all other levels and the seed alike, which are ``efficiency_base``: of runs
-    those that were measured, of simulated sizes those that fit. Other rows have none.
-
-    With more threads than cores there is none: such a run measures how they take turns.
+    """Set ``efficiency`` and ``planned_efficiency`` of rows with all other levels and the seed
+    alike, see `efficiencies`, and ``efficiency_base``, the number of workers that they are by: of
+    runs those that were measured count, of simulated sizes those that fit. Other rows have none.
     """
-    fewest: dict[Any, Row] = {}
+    alike: dict[Any, list[Row]] = {}
     for row in rows:
-        row |= dict.fromkeys(("efficiency_base", *_EFFICIENCIES))
-    for row in sorted(filter(_counts, rows), key=lambda row: row["workers"]):
-        base = fewest.setdefault(_alike(row), row)
-        row["efficiency_base"] = base["workers"]
+        alike.setdefault(_alike(row), []).append(row)
+    for some in alike.values():
+        counts = [_counts(row) for row in some]
         for name, speed in _EFFICIENCIES.items():
-            if row.get(speed) and base.get(speed):
-                row[name] = _for_each(row, speed) / _for_each(base, speed)
+            base, found = efficiencies(
+                [
+                    Size(row["workers"], row.get("threads_per_worker") or 1, row.get(speed), each)
+                    for row, each in zip(some, counts, strict=True)
+                ]
+            )
+            for row, each, efficiency in zip(some, counts, found, strict=True):
+                row |= {"efficiency_base": base if each else None, name: efficiency}
 
 
 def _counts(row: Row) -> bool:
+    if row.get("oversubscribed"):
+        return False
     if row["state"] == "simulated":
         return row["planned_fits"] is not False
-    measured = row["state"] == "done" and row.get("tokens_per_second")
-    return bool(measured and not row.get("oversubscribed"))
+    return bool(row["state"] == "done" and row.get("tokens_per_second"))
 
 
 def _alike(row: Row) -> Any:
     levels = {name: level for name, level in row["levels"].items() if name != "workers"}
-    return (row["state"], row.get("seed"), tuple(sorted(levels.items())))
-
-
-def _for_each(row: Row, speed: str) -> float:
-    return float(row[speed]) / (row["workers"] * (row.get("threads_per_worker") or 1))
+    return (row["state"] == "simulated", row.get("seed"), tuple(sorted(levels.items())))
 
 
 def simulated_rows(study: ScalingStudy) -> list[Row]:
     """What is planned for each of the simulated sizes, in the rows of a result.
 
-    Words are by Zipf's law. A step waits for the worker that is asked for most rows, where they
-    lie as `RowOrder` places them: that much longer are its exchanges of rows.
+    Words are by Zipf's law.
 
     Raises UserError: no such machine, a configuration that cannot be, or more workers than rows.
     """
@@ -90,29 +87,19 @@ def _without_workers(study: ScalingStudy) -> Iterator[Combination]:
 def _simulated(
     study: ScalingStudy, combination: Combination, config: Config, workers: int, machine: Machine
 ) -> Row:
-    config = grown(config, growth(study, combination, workers))
+    assert study.simulate is not None
+    each, times = study.simulate.tokens_per_worker, growth(study, combination, workers)
+    if each and combination[SCALING] == "weak":
+        times = Fraction(each * workers, config.train.batch_tokens)
+    config = grown(config, times)
     found = plan(config, workers, machine)
-    step = step_of(config, workers, machine, text_of(config))
-    extra = extra_seconds(step, found.request_balance)
-    seconds = found.step_seconds + sum(extra.values())
-    waiting = replace(
-        found, step_seconds=seconds,
-        phases={name: of + extra.get(name, 0.0) for name, of in found.phases.items()},
-        tokens_per_second=found.tokens_per_second * found.step_seconds / seconds,
-    )  # fmt: skip
     levels = Combination({**combination, "workers": str(workers)})
     return {
-        **described(config, levels, workers), "threads_per_worker": None, "state": "simulated",
-        "planned_fits": found.fits, **planned_columns(waiting), "plan": json.dumps(found.as_dict()),
+        **described(config, levels, workers), "state": "simulated", "seed": None,
+        "threads_per_worker": found.threads if machine.device == "cpu" else None,
+        "oversubscribed": found.oversubscribed,
+        "planned_fits": found.fits, **planned_columns(found),
     }  # fmt: skip
-
-
-def extra_seconds(step: Step, balance: float) -> dict[PhaseName, float]:
-    """By how much phases are longer where one worker is asked for so many times the mean of rows:
-    until it has read, sent and updated them. All else is as it was.
-    """
-    served = StepTime(step).seconds_of_asked_rows()
-    return {name: (balance - 1.0) * seconds for name, seconds in served.items()}
 
 
 @dataclass(frozen=True)
@@ -121,36 +108,32 @@ class Breaks:
 
     Attributes:
         row: of the result.
-        remedies: a change, and how many times as fast a step is with it; where the size does not
-            fit, whether it would.
+        remedies: a change, and how long a step is with it; where the size does not fit, whether it
+            would; then what is not built.
+        pressures: what grows with the workers, in figures.
     """
 
     row: Row
     remedies: list[str]
+    pressures: list[str]
 
 
 def what_breaks(simulated: Sequence[Row]) -> list[Breaks]:
     """Of the most simulated workers, for each other level."""
     most = max(row["workers"] for row in simulated)
-    return [
-        Breaks(row, _remedies(json.loads(row["plan"])))
-        for row in simulated
-        if row["workers"] == most
-    ]
+    found = [(row, plan_of(row)) for row in simulated if row["workers"] == most]
+    return [Breaks(row, _remedies(planned), pressures(planned)) for row, planned in found]
 
 
-def _remedies(found: dict[str, Any]) -> list[str]:
-    """Of a `Plan` as plain values."""
-    if found["fits"]:
-        before = found["tokens_per_second"]
-        return [
-            f"`{one['change']}`: {one['tokens_per_second'] / before:.2f} times the tokens/s"
-            for one in found["remedies"]
-        ]
-    return [
-        f"`{one['change']}`: {one['memory_bytes'] / 2**30:,.1f} GiB a worker, "
-        f"{'fits' if one['fits'] else 'still too much'}"
-        for one in found["remedies"]
+def plan_of(row: Row) -> Plan:
+    """The whole plan of a row."""
+    return Plan.from_dict(json.loads(row["plan"]))
+
+
+def _remedies(found: Plan) -> list[str]:
+    told = [f"`{one.change}`: {given(one, found)}" for one in found.remedies]
+    return told + [
+        f"not built: {one.change}: {given_by_speed(one, found)}" for one in found.not_built
     ]
 
 

@@ -13,7 +13,8 @@ from dist_embed.observe.phase_names import PHASES
 from dist_embed.run.history import REST
 from dist_embed.study.outcome import Outcome
 from dist_embed.study.report import made_on, not_made, set_up_of
-from dist_embed.study.scaling import what_breaks
+from dist_embed.study.results import NO_TEXT, have_no_text
+from dist_embed.study.scaling import plan_of, what_breaks
 from dist_embed.study.schema import ScalingStudy
 
 Row = dict[str, Any]
@@ -47,7 +48,7 @@ def _efficiency(row: Row) -> str | None:
 def _rows(row: Row) -> str | None:
     if not row.get("rows_requested"):
         return None
-    return f"{mean(row['rows_requested']):,.0f} (most ÷ mean {row['rows_balance']:.2f})"
+    return f"{mean(row['rows_requested']):,.0f} (most ÷ mean {row['requested_balance']:.2f})"
 
 
 def _memory(row: Row) -> str | None:
@@ -74,6 +75,16 @@ def _planned_memory(row: Row) -> str:
 
 def _tokens(row: Row) -> str:
     return f"{row['batch_tokens'] / row['workers']:,.0f}" + (" (uneven)" if row["uneven"] else "")
+
+
+def _negatives(row: Row) -> str | None:
+    negatives = plan_of(row).negatives
+    return f"{negatives:,}" if negatives else None
+
+
+def _checkpoint(row: Row) -> str:
+    one = plan_of(row).checkpoint
+    return f"{one.seconds:,.1f} ({one.bytes / one.seconds / 1e9:,.0f})"
 
 
 def _bottleneck(row: Row) -> str | None:
@@ -106,12 +117,13 @@ _PLANNED: _Columns = (
 _SIMULATED: _Columns = (
     ("target tokens/s", _figure("planned_tokens_per_second", "{:,.0f}")),
     ("tokens a step and worker", _tokens),
+    ("negatives a step", _negatives),
     ("efficiency", _by_base("planned_efficiency")),
     ("step, ms", _figure("planned_step_seconds", "{:,.1f}", 1e3)),
     ("sent by a worker, MB a step", _figure("planned_exchange_bytes", "{:,.1f}", 1e-6)),
-    ("asked of the fullest shard ÷ mean", _figure("planned_rows_balance", "{:.2f}")),
+    ("asked of the fullest shard ÷ mean", _figure("planned_served_balance", "{:.2f}")),
     ("memory, GiB", _planned_memory),
-    ("checkpoint, s", _figure("planned_checkpoint_seconds", "{:,.1f}")),
+    ("checkpoint, s (GB/s of all nodes)", _checkpoint),
     ("bottleneck", _bottleneck),
 )
 
@@ -139,6 +151,7 @@ def scaling_page(
         several = len(study.grid.workers) > 1  # else there is nothing to be more efficient than
         columns = tuple(one for one in _SPEED if several or one[1] is not _efficiency)
         parts += ["## Measured\n", _table(rows, shown, columns), _EXPLAINED]
+        parts += [f"{NO_TEXT}\n"] if have_no_text(rows) else []
         parts += [_EFFICIENCY] if several else []
     if plot_name:
         parts.append(f"![target tokens a second]({plot_name})\n")
@@ -215,12 +228,12 @@ def _simulated_part(
         + ".\n",
         _table(simulated, levels, _SIMULATED),
         *(said for said, name in _NOTES if any(row.get(name) for row in simulated)),
-        "What limits the most workers, and what would change that:\n",
+        "What limits the most workers, what would change that, and what grows with them:\n",
     ]
     for breaks in what_breaks(simulated):
         named = ", ".join(f"{name} {breaks.row['levels'][name]}" for name in levels)
         parts.append(f"- {named}: {breaks.row['planned_bottleneck']}")
-        parts += [f"  - {remedy}" for remedy in breaks.remedies]
+        parts += [f"  - {line}" for line in (*breaks.remedies, *breaks.pressures)]
     parts.append("")
     return parts + ([f"![simulated target tokens a second]({plot_name})\n"] if plot_name else [])
 

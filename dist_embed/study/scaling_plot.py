@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dist_embed.observe.plot import GREY, INK, label_ends, log_axis, plot_into
+from dist_embed.observe.plot import GREY, INK, alone, label_ends, log_axis, plot_into
 from dist_embed.study.schema import ScalingStudy
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ _MARKERS = ("o", "s", "^", "D", "v")
 def draw_scaling(study: ScalingStudy, rows: Sequence[Row], path: str) -> bool:
     """Tokens a second over the first factor that has numbers: measured, and planned in grey.
 
-    Over workers with what would be ideal. Returns whether there was anything to draw. Raises
-    UserError for a file that cannot be drawn.
+    Over workers with what would be ideal. Open marks: more threads than cores. Returns whether
+    there was anything to draw. Raises UserError for a file that cannot be drawn.
     """
     numbers = [f.name for f in study.factors if len(f.levels) > 1 and f.levels[0].x is not None]
     along = next(iter(numbers), None)
@@ -35,14 +35,20 @@ def draw_scaling(study: ScalingStudy, rows: Sequence[Row], path: str) -> bool:
             marker = _MARKERS[number % len(_MARKERS)]
             measured = [row["tokens_per_second"] for row in own]
             planned = [row["planned_tokens_per_second"] for row in own]
-            axes.plot(x, measured, color=INK, marker=marker)
-            axes.plot(x, planned, color=GREY, marker=marker, markerfacecolor="none", linestyle=":")
+            axes.plot(x, measured, color=INK)
+            for row, place, speed in zip(own, x, measured, strict=True):
+                inside = "white" if row.get("oversubscribed") else INK
+                axes.plot([place], [speed], color=INK, marker=marker, markerfacecolor=inside)
+            axes.plot(x, planned, color=GREY, linestyle=":", marker=".", markevery=alone(planned))
             if along == "workers":
                 _ideal(axes, x, measured[0])
             ends += [(measured[-1], name)] if x[-1] == last else []
         axes.set_xlabel(along)
-        axes.set_title("target tokens/s; grey: planned" +
-                       (", dashed: ideal" if along == "workers" else ""))  # fmt: skip
+        said = ["target tokens/s; grey: planned"]
+        said += ["dashed: ideal"] if along == "workers" else []
+        if any(row.get("oversubscribed") for row in done):
+            said.append("open: more threads than cores")
+        axes.set_title(", ".join(said))
         label_ends(axes, last, ends)
     return True
 

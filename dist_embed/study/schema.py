@@ -159,6 +159,11 @@ class Simulation(Section):
     machine: str = Field(
         min_length=1, description="Name or file of the machine, as of `dist-embed plan`."
     )
+    tokens_per_worker: PositiveInt | None = Field(
+        None,
+        description="With weak scaling `train.batch_tokens` for each worker; null: it grows from "
+        "the fewest workers of the grid, as that of runs.",
+    )
     set: dict[str, Any] = Field({}, description="Keys of the configuration besides.")
 
 

@@ -42,8 +42,9 @@ def _trained(config: Config, on_event: Callable[[Event], None]) -> TrainResult:
 
 def train_and_measure(config: Config, on_event: Callable[[Event], None]) -> dict[str, Any]:
     """Train a run to its end; what is kept of it. Raises what `train` does, and RunStopped."""
-    data = PreparedData.read(_trained(config, on_event).data_folder)
-    return _result(config, data, read_metrics(config.run.uri))
+    trained = _trained(config, on_event)
+    data = PreparedData.read(trained.data_folder)
+    return _result(config, data, read_metrics(config.run.uri), trained.peak_memory_bytes)
 
 
 def train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[str, Any]:
@@ -54,15 +55,17 @@ def train_and_score(config: Config, on_event: Callable[[Event], None]) -> dict[s
     )
     data = PreparedData.read(trained.data_folder)
     lines = read_metrics(config.run.uri)
-    result = _result(config, data, lines)
+    result = _result(config, data, lines, trained.peak_memory_bytes)
     validations = dict(result["validations"])
     result["measures"] = _measures(config, data, found, lines, validations)
     result["figures"] |= {"test_bleu": found.bleu, "validation_loss": validations.get(found.step)}
     return result
 
 
-def _result(config: Config, data: PreparedData, lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is kept of a run whose checkpoint is not scored."""
+def _result(
+    config: Config, data: PreparedData, lines: list[dict[str, Any]], peak_bytes: int
+) -> dict[str, Any]:
+    """What is kept of a run whose checkpoint is not scored; ``peak_bytes``: of worker 0."""
     validations = [
         (line["step"], line["validation_loss"])
         for line in lines
@@ -70,11 +73,14 @@ def _result(config: Config, data: PreparedData, lines: list[dict[str, Any]]) -> 
     ]
     device = torch.device(resolve_device(config.cluster.device))
     words = {f"{side}_words": size for side, size in data.vocabulary_size.items()}
+    figures = figures_of(lines) | words
+    if "memory_bytes" in figures:  # the last log line comes before the last checkpoint
+        figures["memory_bytes"][0] = max(figures["memory_bytes"][0], peak_bytes)
     return {
         "measures": {},
         "validations": validations,
         "machine": machine(device_name(device)),
-        "figures": figures_of(lines) | words,
+        "figures": figures,
     }
 
 

@@ -7,16 +7,16 @@ from dataclasses import replace
 from typing import Literal
 
 from dist_embed.config.schema import Config
+from dist_embed.data.pool_sizes import pools_bytes
 from dist_embed.embedding.memory import (
     CLIPPING_COUNT_BYTES,
     OutputNeeds,
     Replicated,
+    host_memory,
     host_table_bytes,
     inference_bytes,
     logits_block_bytes,
     table_bytes,
-    worker_bytes,
-    worker_memory,
 )
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.settings import Tier
@@ -88,16 +88,18 @@ def host_bytes(
     narrow_products: bool,
     tier: Tier | None,
     word_tables: bool = False,
+    sentences: int | None = 0,
 ) -> int:
     """Estimate of the host memory of one of the configured workers, see `embedding.memory`.
 
     ``training``: else it evaluates or translates. ``tier``: None on the CPU. ``word_tables``:
     whether the words are tables on disk, which the workers of a machine map and none holds.
+    ``sentences``: pairs of the training text; None: more than are planned together.
     """
     if training:
         parts = training_memory(
             config, vocabulary_size, narrow_products=narrow_products, tier=tier,
-            word_tables=word_tables,
+            word_tables=word_tables, sentences=sentences,
         )  # fmt: skip
         return sum(parts.values())
     output = output_needs(config, vocabulary_size, narrow_products=narrow_products)
@@ -116,22 +118,27 @@ def training_memory(
     narrow_products: bool,
     tier: Tier | None,
     word_tables: bool = False,
+    sentences: int | None = 0,
     process_bytes: int | None = None,
 ) -> dict[str, int]:
-    """`host_bytes` of a worker that trains, by part; see `embedding.memory.worker_memory`."""
-    return worker_memory(
+    """`host_bytes` of a worker that trains, by part; see `embedding.memory.host_memory`."""
+    return host_memory(
         list(specs_of(config, vocabulary_size).values()), config.embedding.optimizer,
         config.cluster.min_workers,
         output_needs(config, vocabulary_size, narrow_products=narrow_products),
-        step_needs(config, vocabulary_size, word_tables=word_tables, narrow=narrow_products),
+        step_needs(
+            config, vocabulary_size, word_tables=word_tables, narrow=narrow_products,
+            sentences=sentences,
+        ),
         saving=config.checkpoint.saving, store=_store(config), weights=config.embedding.weights,
         tier=tier, process_bytes=process_bytes,
     )  # fmt: skip
 
 
 def step_needs(
-    config: Config, vocabulary_size: dict[str, int], *, word_tables: bool, narrow: bool
-) -> Replicated:
+    config: Config, vocabulary_size: dict[str, int], *, word_tables: bool, narrow: bool,
+    sentences: int | None = 0,
+) -> Replicated:  # fmt: skip
     """What a worker that trains holds beside tables and output layer."""
     held = _replicated(config, vocabulary_size, word_tables=word_tables)
     workers = config.cluster.min_workers
@@ -145,6 +152,7 @@ def step_needs(
         activation_bytes=kept + (2 * held.parameters if narrow else 0),  # and narrow weights
         exchange_bytes=_VECTORS_OF_A_TOKEN * vectors,
         clipping_bytes=CLIPPING_COUNT_BYTES * counts,
+        sentence_bytes=pools_bytes(config.train.batch_tokens, sentences, workers),
     )
 
 
@@ -192,9 +200,10 @@ def baseline_bytes(
     workers, weights = config.cluster.min_workers, config.embedding.weights
     optimizer, more = config.embedding.optimizer, len(precisions) - 1
     dense = Replicated(parameters=dense_parameters(config.model, config.embedding.width))
-    needed = worker_bytes(
+    parts = host_memory(
         specs, optimizer, workers, output, dense, saving=None, weights=weights, tier=tier
     )
+    needed = sum(parts.values())
     if tier is not None:  # the rest is in the GPU's memory
         return needed + more * sum(
             host_table_bytes(spec, optimizer, workers, weights, tier) for spec in specs

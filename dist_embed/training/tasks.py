@@ -29,10 +29,12 @@ class Task(Generic[R_co]):
         trains: whether it is a run's training, which saves and is refused where a step would take
             too long.
         keeps_states: whether tables have the optimizer's.
+        sentences: pairs of its training text, see `needs.host_bytes`; 0: it has none.
     """
 
     trains: ClassVar[bool] = False
     keeps_states: ClassVar[bool] = True
+    sentences: int | None = 0
 
     @abstractmethod
     def function(self) -> Callable[[Context], R_co]:
@@ -45,7 +47,7 @@ class Task(Generic[R_co]):
         """Host memory that a worker needs; arguments as those of `needs.host_bytes`."""
         return host_bytes(
             config, vocabulary_size, training=self.keeps_states, narrow_products=narrow_products,
-            tier=tier, word_tables=word_tables,
+            tier=tier, word_tables=word_tables, sentences=self.sentences,
         )  # fmt: skip
 
 
@@ -57,10 +59,12 @@ class Train(Task[TrainResult]):
         data_folder: the prepared data that the launching process has looked into; see
             `run.data.data_of_all`.
         profile: the first and the last step to record; see `step_traces.StepTraces`.
+        sentences: of these data.
     """
 
     data_folder: str | None = None
     profile: tuple[int, int] | None = None
+    sentences: int | None = 0
     trains: ClassVar[bool] = True
 
     def function(self) -> Callable[[Context], TrainResult]:

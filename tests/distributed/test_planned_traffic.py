@@ -20,7 +20,7 @@ from dist_embed.planning.traffic import traffic
 from tests.distributed.pool import WorkerPool
 from tests.distributed.tiny import Sharded, Tiny, random_pairs
 
-ROWS, WIDTH, WORKERS, PAIRS = 301, 8, 2, 120
+ROWS, WIDTH, PAIRS = 301, 8, 120
 BAGS = 400  # of a table, as on a GPU
 
 
@@ -57,7 +57,12 @@ def sent_in_a_step(group: Group, tiny: Tiny) -> tuple[dict[str, int], int, int]:
 
 
 def planned(
-    rows: float, tokens: int, num_samples: int, clip_norm: float, monkeypatch: pytest.MonkeyPatch
+    num_workers: int,
+    rows: float,
+    tokens: int,
+    num_samples: int,
+    clip_norm: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, float]:
     """Of a step that asks for so many rows."""
     output = {"output": "sampled", "num_samples": num_samples} if num_samples else {}
@@ -66,32 +71,37 @@ def planned(
             "run": {"uri": "/nowhere"}, "data": {"synthetic": {}},
             "embedding": {"width": WIDTH}, "model": {"share_embeddings": "all", **output},
             "train": {"max_steps": 1, "batch_tokens": tokens, "clip_norm": clip_norm},
-            "cluster": {"num_workers": WORKERS},
+            "cluster": {"num_workers": num_workers},
         }
     )  # fmt: skip
     sizes = {"source": ROWS, "target": ROWS}
-    text = Text(sizes, {}, 1.0, 1.0, prepared=False, word_tables=True)
-    step = Step(config, load_machine("cpu"), text, WORKERS)
+    text = Text(sizes, {}, 1.0, 1.0, 30.0, None, prepared=False, word_tables=True)
+    step = Step(config, load_machine("cpu"), text, num_workers)
     step.__dict__["distinct_rows"] = {"shared": rows}
     monkeypatch.setattr("dist_embed.planning.traffic.bags_of_a_table", lambda *given: BAGS)
     return traffic(step)
 
 
+@pytest.mark.parametrize("num_workers", [2, 4])
 @pytest.mark.parametrize("clip_norm", [0.0, 0.3])
 @pytest.mark.parametrize("num_samples", [0, 40])
 def test_a_step_sends_what_is_planned(
-    workers: WorkerPool, num_samples: int, clip_norm: float, monkeypatch: pytest.MonkeyPatch
+    workers: WorkerPool,
+    num_samples: int,
+    clip_norm: float,
+    num_workers: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tiny = Tiny(
         share="all", source_rows=ROWS, target_rows=ROWS, width=WIDTH, num_samples=num_samples,
         block_bytes=4 * ROWS * 400, clip_norm=clip_norm,
     )  # fmt: skip
-    found = workers.run(WORKERS, sent_in_a_step, tiny)
-    rows = sum(wanted for _, wanted, _ in found) / WORKERS
-    told = planned(rows, found[0][2], num_samples, clip_norm, monkeypatch)
+    found = workers.run(num_workers, sent_in_a_step, tiny)
+    rows = sum(wanted for _, wanted, _ in found) / num_workers
+    told = planned(num_workers, rows, found[0][2], num_samples, clip_norm, monkeypatch)
 
     def mean(kind: str) -> float:
-        return sum(sent[kind] for sent, _, _ in found) / WORKERS
+        return sum(sent[kind] for sent, _, _ in found) / num_workers
 
     back = "negatives" if num_samples else "hidden states"
     clipping = told.get("rows for clipping", 0.0)

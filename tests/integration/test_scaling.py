@@ -10,7 +10,7 @@ from dist_embed.study.results import read_results
 from tests.integration.conftest import Command
 
 
-def test_two_points_are_measured_beside_their_plans(
+def test_a_user_goes_from_plan_to_study_to_report(
     tmp_path: Path, config: str, dist_embed: Command
 ) -> None:
     values = yaml.safe_load(Path(config).read_text())
@@ -28,6 +28,7 @@ def test_two_points_are_measured_beside_their_plans(
              "simulate": {"workers": [1, 64], "machine": "8xh100"}}
         )
     )  # fmt: skip
+    assert "2 workers: " in dist_embed("plan", config, "--workers", "1,2").stdout
     dist_embed("study", str(study))
     one, two, *simulated = read_results(str(folder))
     assert [len(row["memory_bytes"]) for row in (one, two)] == [1, 2]
@@ -51,3 +52,7 @@ def test_two_points_are_measured_beside_their_plans(
     metrics = [path.read_bytes() for path in sorted(folder.glob("runs/*/metrics.jsonl"))]
     dist_embed("study", str(study))  # nothing is trained again
     assert [p.read_bytes() for p in sorted(folder.glob("runs/*/metrics.jsonl"))] == metrics
+    page = tmp_path / "page.html"
+    dist_embed("report", str(study), "-o", str(page))
+    for title in ("Step time: planned and measured", "Where a step&#x27;s time goes", "SIMULATED"):
+        assert title in page.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from dist_embed.config.load import config_from_dict
@@ -64,9 +65,11 @@ def configured(**sections: dict[str, Any]) -> Config:
     return config_from_dict(values)
 
 
-def planned(workers: int = 2, on: Machine | None = None, **sections: dict[str, Any]) -> Step:
+def planned(
+    workers: int = 2, on: Machine | None = None, head: int = 0, **sections: dict[str, Any]
+) -> Step:
     config = configured(**sections)
-    return step_of(config, workers, on or machine(), text_of(config))
+    return replace(step_of(config, workers, on or machine(), text_of(config)), head=head)
 
 
 SAMPLED: dict[str, Any] = {"model": {"output": "sampled", "num_samples": 100}}

@@ -33,7 +33,7 @@ def _planned(workers: int, scaling: str = "strong", words: int = 1000) -> dict[s
         "planned_tokens_per_second": 900.0 * workers, "planned_efficiency": 0.9,
         "planned_step_seconds": 0.4 / workers, "planned_memory_bytes": 2**30 + 64 * words,
         "planned_phases": {"encoder": 0.1 / workers, "table backward": 0.1},
-        "planned_exchange_bytes": 1e6, "planned_rows_balance": 1.1,
+        "planned_exchange_bytes": 1e6, "planned_served_balance": 1.1,
         "planned_checkpoint_seconds": 3.0, "planned_bottleneck": "the exchange of vectors",
         "planned_fits": True, "planned_source": "data sheets", "uneven": workers > 64,
     }  # fmt: skip

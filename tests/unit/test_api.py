@@ -90,7 +90,7 @@ def test_a_training_prints_and_gives_what_it_has_done(
     workers.answer = result(tmp_path / "run")
     assert train(config, launcher="local") == result(tmp_path / "run", tokens_per_second=10.0)
     ((task, used, how),) = workers.asked
-    assert task == Train(prepared.uri)
+    assert task == Train(prepared.uri, sentences=prepared.data.splits["train"].sentences)
     assert (used.run.uri, used.data.uri) == (str(tmp_path / "run"), str(tmp_path / "data"))
     assert how == {
         "vocabulary_size": prepared.data.vocabulary_size, "launcher": "local",
@@ -160,7 +160,9 @@ def test_steps_to_be_recorded_are_given_to_the_workers(
     workers.answer = result(tmp_path / "run")
     monkeypatch.setattr("dist_embed.checkpoint.catalogue.list_steps", lambda uri: [2, 4])
     train(config, profile=(5, 9), on_event=lambda event: None)
-    assert workers.asked[0][0] == Train(prepared.uri, profile=(5, 9))
+    assert workers.asked[0][0] == Train(
+        prepared.uri, sentences=prepared.data.splits["train"].sentences, profile=(5, 9)
+    )
     with pytest.raises(UserError, match=r"steps 4 to 6 cannot be .*has a checkpoint of step 4, "):
         train(config, profile=(4, 6), on_event=lambda event: None)
 
@@ -197,7 +199,9 @@ def test_under_torchrun_one_process_prepares_and_each_is_a_worker(
     lines: list[str] = []
     found = train(config, launcher="local", on_event=lambda event: lines.append(event["text"]))
     ((task, _, how),) = workers.asked
-    assert task == (Train() if rank else Train(prepared.uri))
+    assert task == (
+        Train() if rank else Train(prepared.uri, sentences=prepared.data.splits["train"].sentences)
+    )
     assert how["vocabulary_size"] == ({} if rank else prepared.data.vocabulary_size)
     before = [] if rank else [f"preparing {tmp_path}/data {{}}"]
     assert lines == [*before, "working"]

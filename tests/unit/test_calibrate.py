@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +23,7 @@ from dist_embed.cli.main import main
 from dist_embed.observe.phase_names import PHASES
 from dist_embed.planning import Machine, load_machine, machine_from_yaml, plan
 from dist_embed.planning.machine import Collective
-from tests.unit.planned import machine
+from tests.unit.planned import machine, planned
 
 FACTORS = {
     output: {name: {"work": 2.0 + place, "exchange": 3.0} for place, name in enumerate(PHASES)}
@@ -61,6 +62,9 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_runs_tell_the_factors_of_a_machine(made_up: None) -> None:
     found = calibrate("/nowhere", "/nowhere", [2], lambda line: None)
     assert found.process_mib == pytest.approx(321, abs=0.1)
+    assert found.source.startswith("measured by calibrate on 64 cores of ")
+    assert found.source.endswith(f", {date.today()}")
+    assert found.thread_gflops in (250, 2500)
     assert found.crowded(2) == pytest.approx(1.5)
     assert found.rest == pytest.approx(0.1)
     for case in CASES:
@@ -77,6 +81,12 @@ def test_noise_of_what_hardly_takes_time_decides_no_factor() -> None:
     assert calibrating._ratio([(2.0, 1.0), (-0.01, 0.001)]) == pytest.approx(1.99 / 1.001)
     assert calibrating._ratio([]) == 1
     assert calibrating._ratio([(-1.0, 1.0)]) > 0
+
+
+def test_a_process_takes_no_less_than_nothing() -> None:
+    """Where all is counted a little too high."""
+    probe = calibrating._Probe("exact", planned(1), {}, Measured(0.1, {}, memory_bytes=1))
+    assert calibrating._process_mib([probe]) == 0
 
 
 def test_what_each_peer_adds_is_told_by_few_and_many() -> None:

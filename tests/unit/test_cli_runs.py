@@ -167,6 +167,16 @@ def test_history_says_where_the_time_of_steps_went(
     assert rows[2] == ["agreement", "10.0", "3.2%"]
     assert ["encoder", "100.0", "32.3%"] in rows
     assert rows[-1] == ["rest", "30.0", "9.7%"]
+    assert main(["history", str(tmp_path / "run"), "--machine", "cpu"]) == 0
+    *beside, machine = capsys.readouterr().out.split("\n\n")[1].splitlines()
+    assert machine.startswith("planned for cpu (")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in beside]
+    assert [row[:3] for row in cells] == [
+        row if set(row[0]) != {"-"} else cells[1][:3] for row in rows
+    ]
+    assert cells[0][3] == "planned, ms"
+    (output,) = [row for row in cells if row[0] == "output"]  # of which the run has told nothing
+    assert float(output[3]) > float(output[1]) == 0
 
 
 @pytest.fixture
@@ -214,7 +224,9 @@ def test_train(
                  "--profile", "3..5", "model.heads=2"]) == 0  # fmt: skip
     ahead, (task, configured, how) = calls
     assert ahead[:2] == ("ahead", "cpu")
-    assert task == Train(prepared.uri, profile=(3, 5))
+    assert task == Train(
+        prepared.uri, sentences=prepared.data.splits["train"].sentences, profile=(3, 5)
+    )
     assert (configured.train.max_steps, configured.model.heads) == (7, 2)
     assert how == {
         "launcher": "local", "stop_seconds": 2 * 5.0 + 60.0,
@@ -230,7 +242,9 @@ def test_train(
 
     calls = launched(result(config))
     assert main(["train", config, "cluster.launcher=ray"]) == 0
-    assert [call[0] for call in calls] == [Train(prepared.uri)]  # nothing is forked here
+    assert [call[0] for call in calls] == [
+        Train(prepared.uri, sentences=prepared.data.splits["train"].sentences)
+    ]  # nothing is forked here
     assert calls[0][2]["launcher"] is None
     assert checked[-1][-1] is False
 
@@ -298,7 +312,10 @@ def test_a_quickstart_that_was_asked_to_stop_in_its_last_step_ends_there(
     calls = launched({Train: result(config)})
     monkeypatch.setattr("dist_embed.cli.run.taken_signal", lambda: 15)
     assert main(["quickstart", config, "cluster.launcher=local"]) == 143
-    assert [call[0] for call in calls] == ["ahead", Train(prepared.uri)]
+    assert [call[0] for call in calls] == [
+        "ahead",
+        Train(prepared.uri, sentences=prepared.data.splits["train"].sentences),
+    ]
     assert "trained; stopped as asked before the test set" in capsys.readouterr().err
 
 
@@ -316,7 +333,8 @@ def test_quickstart(
         (tmp_path / "trained" / f"tokenizer.{side}.json").write_text(tokenizer.to_json())
     assert main(["quickstart", config, "cluster.launcher=local"]) == 0
     assert [call[0] for call in calls] == [
-        "ahead", Train(prepared.uri), "ahead", Evaluate("test")
+        "ahead", Train(prepared.uri, sentences=prepared.data.splits["train"].sentences),
+        "ahead", Evaluate("test"),
     ]  # fmt: skip
     assert calls[-1][2] == {
         "launcher": "local", "vocabulary_size": {"source": 8, "target": 8}, "word_tables": False

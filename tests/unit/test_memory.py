@@ -16,6 +16,7 @@ from dist_embed.embedding.memory import (
     Saving,
     available_bytes,
     beside_tables_bytes,
+    host_memory,
     host_table_bytes,
     inference_bytes,
     loading_in_place_bytes,
@@ -24,11 +25,15 @@ from dist_embed.embedding.memory import (
     output_memory,
     table_bytes,
     tokenizer_bytes,
-    worker_bytes,
 )
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.tables import OPTIMIZERS
+
+
+def held_bytes(*given: Any, **how: Any) -> int:
+    return sum(host_memory(*given, **how).values())
+
 
 SPEC = TableSpec("t", 1000, 64)
 BLOCK = 4 * 500 * 32  # of 32 tokens, on two workers
@@ -96,7 +101,7 @@ def test_a_worker_with_a_gpu_holds_its_copy_and_what_lies_in_host_memory() -> No
     shard = 500 * 64 * 2
 
     def host(tier: Tier, saving: Saving) -> int:
-        return worker_bytes(
+        return held_bytes(
             [SPEC], "sgd", 2, EXACT, Replicated(), saving=saving, weights="fp16", tier=tier
         ) - READING_BYTES["local"] - CUDA_PROCESS_BYTES  # fmt: skip
 
@@ -133,7 +138,7 @@ def needed(
     specs: list[TableSpec], optimizer: str, workers: int, output: OutputNeeds, **how: Any
 ) -> int:
     how = {"saving": "behind", "replicated": Replicated(), **how}
-    return worker_bytes(specs, optimizer, workers, output, **how) - TOLD
+    return held_bytes(specs, optimizer, workers, output, **how) - TOLD
 
 
 @pytest.mark.parametrize(

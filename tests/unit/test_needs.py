@@ -15,9 +15,9 @@ from dist_embed.embedding.memory import (
     OutputNeeds,
     Replicated,
     beside_tables_bytes,
+    host_memory,
     inference_bytes,
     table_bytes,
-    worker_bytes,
 )
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.errors import UserError
@@ -35,6 +35,11 @@ from dist_embed.training.needs import (
     step_needs,
 )
 from dist_embed.training.tasks import Evaluate, Task, Train, Translate
+
+
+def held_bytes(*given: Any, **how: Any) -> int:
+    return sum(host_memory(*given, **how).values())
+
 
 VOCABULARY = {"source": 70_000, "target": 3_000}
 # What the tables are with 11 rows for hashed words of the source side.
@@ -169,10 +174,10 @@ def test_what_a_worker_that_trains_is_charged(
     output = output_needs(config, VOCABULARY, narrow_products=narrow)
     assert host_bytes(
         config, VOCABULARY, training=True, narrow_products=narrow, tier=None
-    ) == worker_bytes(SPECS, "adagrad", 3, output, training(config, narrow), **how)
+    ) == held_bytes(SPECS, "adagrad", 3, output, training(config, narrow), **how)
     with_gpu = host_bytes(config, VOCABULARY, training=True, narrow_products=False, tier="uvm")
     expected = output_needs(config, VOCABULARY, narrow_products=False)
-    assert with_gpu == worker_bytes(
+    assert with_gpu == held_bytes(
         SPECS, "adagrad", 3, expected, training(config, False), tier="uvm", **how
     )
 
@@ -292,7 +297,7 @@ def test_words_in_tables_on_disk_are_held_by_no_worker(training: bool) -> None:
 
 @pytest.mark.parametrize(
     ("task", "training"),
-    [(Train(), True), (Evaluate("test"), False), (Translate([]), False)],
+    [(Train(sentences=7), True), (Evaluate("test"), False), (Translate([]), False)],
 )
 @pytest.mark.parametrize(("precision", "narrow"), [("fp32", False), ("bf16", True)])
 def test_a_launch_asks_for_what_its_task_takes(
@@ -311,7 +316,13 @@ def test_a_launch_asks_for_what_its_task_takes(
         word_tables=narrow, on_event=lambda event: None,
     )  # fmt: skip
     assert asked == [
-        {"training": training, "narrow_products": narrow, "tier": None, "word_tables": narrow}
+        {
+            "training": training,
+            "narrow_products": narrow,
+            "tier": None,
+            "word_tables": narrow,
+            "sentences": task.sentences,
+        }
     ]
 
 
@@ -326,9 +337,7 @@ def test_the_baseline_is_foretold_with_the_model_that_it_is_compared_with(
     config = configured(cluster={"num_workers": workers}, train=batch | {"precision": "fp32"})
     dense = dense_parameters(config.model, 12)
     output = output_needs(config, VOCABULARY, narrow_products="bf16" in precisions)
-    ours = worker_bytes(
-        SPECS, "adagrad", workers, output, Replicated(parameters=dense), saving=None
-    )
+    ours = held_bytes(SPECS, "adagrad", workers, output, Replicated(parameters=dense), saving=None)
     tables = sum(table_bytes(spec, "adagrad", workers) for spec in SPECS)
     # All parameters with gradient, two moments, and what DDP sends of the gradient.
     plain = (16 if workers == 1 else 20) * ((70_011 + 3_000 + 3_000) * 12 + dense)

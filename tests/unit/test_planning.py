@@ -19,8 +19,8 @@ from dist_embed.data.words_folder import write_words_folder
 from dist_embed.embedding.memory import READING_BYTES, table_bytes
 from dist_embed.errors import UserError
 from dist_embed.observe.phase_names import PHASES, PhaseName
-from dist_embed.planning import plan
-from dist_embed.planning.balance import request_balance, rows_per_worker
+from dist_embed.planning import Plan, plan
+from dist_embed.planning.balance import rows_per_worker
 from dist_embed.planning.checkpoint import checkpoint_plan
 from dist_embed.planning.estimate import estimated
 from dist_embed.planning.machine import Exchange
@@ -40,7 +40,7 @@ def test_memory_is_that_of_the_check_before_a_run() -> None:
     step = planned(2)
     expected = host_bytes(
         step.config, step.text.vocabulary_size, training=True, narrow_products=False, tier=None,
-        word_tables=True,
+        word_tables=True, sentences=20_000,
     )  # fmt: skip
     # But for the process, of which the machine file tells.
     assert worker_memory(step).device_bytes == expected - 412 * MIB
@@ -85,7 +85,7 @@ def test_what_clipping_takes() -> None:
     assert more["rows for clipping"] == pytest.approx((8 + 32) * rows * 3 / 4)
     assert len(more) == 2
     assert worker_memory(step).device["counts for clipping"] == 48 * 16
-    norm, without = (StepTime(one).spent()["gradient norm"] for one in (step, planned(4)))
+    norm, without = (StepTime(one).costs()["gradient norm"] for one in (step, planned(4)))
     # 16 threads each: the own shard's gradient is read, rows are put in order and added up.
     values = 250 * 8 + 4 * 8 * rows
     read = 4 * values / 1e9 / 16 + 2 * rows * 32 / 1e9 / 16
@@ -94,7 +94,7 @@ def test_what_clipping_takes() -> None:
     # A gather over 4 workers is 2 ms, each of two exchanges 1 ms.
     assert norm.latency - without.latency == pytest.approx(4e-3)
     assert norm.network - without.network == pytest.approx(sum(more.values()) / 1e9)
-    alone = [StepTime(planned(1, **how)).spent()["gradient norm"] for how in (clipped, {})]
+    alone = [StepTime(planned(1, **how)).costs()["gradient norm"] for how in (clipped, {})]
     assert alone[0].memory - alone[1].memory == pytest.approx(4 * 1000 * 8 / 1e9 / 64)
 
 
@@ -189,13 +189,13 @@ def test_projections_between_widths_are_products() -> None:
     step, alike = planned(2, model={"width": 16}), planned(2, embedding={"width": 16},
                                                            model={"width": 16})  # fmt: skip
     for side, projections in (("encoder", 1), ("decoder", 2)):
-        found, without = (StepTime(one).spent()[side].compute for one in (step, alike))
+        found, without = (StepTime(one).costs()[side].compute for one in (step, alike))
         assert found - without == pytest.approx(projections * 2 * 500 * 8 * 16 / 1e9 / 32)
 
 
 def test_the_exact_output_takes_six_operations_for_each_token_row_and_value() -> None:
     step = planned(2, tokenizer={"vocab_size": 100_000}, embedding={"width": 8})
-    spent = StepTime(step).spent()["output"]
+    spent = StepTime(step).costs()["output"]
     products = 6 + 2 * step.by_tiles
     # With 64 cores for 2 workers each has 32 threads.
     flops = products * step.target_tokens * 50_000 * 8
@@ -205,7 +205,7 @@ def test_the_exact_output_takes_six_operations_for_each_token_row_and_value() ->
 
 def test_each_micro_batch_has_exchanges_of_its_own() -> None:
     found = [
-        StepTime(planned(2, train={"accumulate": parts})).spent()["output"].latency
+        StepTime(planned(2, train={"accumulate": parts})).costs()["output"].latency
         for parts in (1, 4)
     ]
     # Two gathers and one back of 1 ms each, and a gather for each block of 524 tokens: 893 are in
@@ -269,7 +269,7 @@ def with_factors(factors: dict[str, dict[str, dict[str, float]]]):  # type: igno
 def test_a_checkpoint_by_hand() -> None:
     step = planned(2, checkpoint={"saving": "waiting"})
     dense = 12 * dense_parameters(step.config.model, 8)
-    found = checkpoint_plan(step)
+    found = checkpoint_plan(step, 1.0)
     assert found.bytes == 1000 * 36 + dense
     assert found.worker_bytes == 500 * 36
     # Read, to see that all is finite; written; digested by each worker, 10⁹ bytes a second each.
@@ -281,16 +281,16 @@ def test_a_checkpoint_by_hand() -> None:
 def test_a_copy_of_a_gpu_s_tables_goes_over_its_link() -> None:
     step = planned(2, machine(GPUS), checkpoint={"saving": "behind"})
     own = 500 * 36 + 12 * dense_parameters(step.config.model, 8)
-    assert checkpoint_plan(step).stall_seconds == pytest.approx(own / 1e12 + own / 50e9)
+    assert checkpoint_plan(step, 1.0).stall_seconds == pytest.approx(own / 1e12 + own / 50e9)
     step = planned(2, checkpoint={"saving": "behind"})
-    assert checkpoint_plan(step).stall_seconds == pytest.approx(own / 1e9 + 2 * own / 1e9)
+    assert checkpoint_plan(step, 1.0).stall_seconds == pytest.approx(own / 1e9 + 2 * own / 1e9)
 
 
 def test_rows_on_the_host_of_a_gpu_come_over_its_link() -> None:
     def lookup(memory: str, phase: PhaseName = "lookup", **sections: Any) -> tuple[float, Step]:
         given = {"embedding": {"width": 8, "memory": memory}, **SAMPLED, **sections}
         step = planned(2, machine(GPUS), **given)
-        return StepTime(step).spent()[phase].memory, step
+        return StepTime(step).costs()[phase].memory, step
 
     (there, step), (here, _), (some, cached) = map(lookup, ("device", "uvm", "uvm_caching"))
     rows = sum(step.distinct_rows.values())
@@ -307,7 +307,8 @@ def test_checkpoints_by_the_clock_stall_too() -> None:
     def stalls(**settings: Any) -> float:
         return estimated(planned(2, checkpoint=settings)).phases["checkpoint stall"]
 
-    each, seconds = checkpoint_plan(planned(2)).stall_seconds, estimated(planned(2)).step_seconds
+    seconds = estimated(planned(2)).step_seconds
+    each = checkpoint_plan(planned(2), seconds).stall_seconds
     assert stalls(every_minutes=0.5) == pytest.approx(each * seconds / 30)
     assert stalls(every_steps=10) == pytest.approx(each / 10)
     assert stalls(every_steps=10, every_minutes=1000) == pytest.approx(each / 10)
@@ -348,8 +349,6 @@ def test_a_host_that_lacks_memory_is_what_is_told() -> None:
 def test_rows_lie_as_the_tables_have_them() -> None:
     assert rows_per_worker(planned(3)) == (332, 334)
     assert rows_per_worker(planned(1000)) == (1, 1)
-    assert request_balance(planned(1)) == 1
-    assert 1 <= request_balance(planned(8)) < 2
 
 
 def test_what_does_not_fit_is_said_with_what_would() -> None:
@@ -380,13 +379,13 @@ def test_workers_are_a_number(workers: object) -> None:
 
 def test_no_more_workers_than_rows() -> None:
     assert plan(configured(), 1000, machine()).rows_per_worker == (1, 1)
-    with pytest.raises(UserError, match="workers: 1001 is not allowed: table 'shared' has 1,000"):
+    with pytest.raises(UserError, match="workers: 1001 is not allowed: table 'shared' has"):
         plan(configured(), 1001, machine())
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(1000, 10**7), st.sampled_from([8, 64, 512]), st.integers(1, 64),
+    st.integers(20_000, 10**7), st.sampled_from([8, 64, 512]), st.integers(1, 64),
     st.sampled_from(["exact", "sampled"]), st.sampled_from([None, GPUS]),
 )  # fmt: skip
 def test_more_workers_hold_less_each(
@@ -399,8 +398,12 @@ def test_more_workers_hold_less_each(
         "model": {"output": output, "num_samples": 100},
     }
     few, many = (estimated(planned(number, on, **sections)) for number in (workers, 2 * workers))
+
+    def held(found: Plan, part: str) -> int:  # where fewer workers had no room on their GPUs
+        return found.memory.get(part, 0) + found.host_memory.get(part, 0)
+
     for part in ("rows", "optimizer of tables"):
-        assert many.memory.get(part, 0) <= few.memory.get(part, 0) or gpus
+        assert held(many, part) <= held(few, part)
     assert many.rows_per_worker[1] <= few.rows_per_worker[1]
     assert many.distinct_rows <= few.distinct_rows * (1 + 1e-9)
     assert many.checkpoint.worker_bytes <= few.checkpoint.worker_bytes

@@ -4,13 +4,17 @@ import json
 import math
 import os
 import re
+import struct
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -26,6 +30,7 @@ from dist_embed.data.token_shards import SIDES
 from dist_embed.errors import UserError
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.observe.plot import plot_into
+from dist_embed.planning import load_machine, plan
 from dist_embed.report.chart import MARKERS, WIDTH, Chart, write_chart
 from dist_embed.report.columns import BALANCE, MOST, Column, columns_of, places_of_extremes
 from dist_embed.report.lines import line_chart, number
@@ -37,9 +42,10 @@ from dist_embed.report.runs import RunFigures, names_of, read_run
 from dist_embed.report.step_time import bars_of_phases
 from dist_embed.report.studies import folder_of_study, read_study
 from dist_embed.report.study_charts import study_charts
+from dist_embed.run.folder import read_run_config
 from dist_embed.run.history import course_of, phases_of
 from dist_embed.run.metrics import METRICS_NAME, sound_metrics
-from dist_embed.study.results import write_results
+from dist_embed.study.results import RESULTS_NAME, SCHEMA, write_results
 from tests.unit.small_run import small_run, word_tokenizer
 from tests.unit.study_rows import scaling_rows
 from tests.unit.told_runs import (
@@ -104,6 +110,20 @@ def test_figures_of_workers_become_the_most_and_how_even_they_are() -> None:
     assert columns[f"workers/rows_requested{MOST}"].values.tolist() == [300, 5]
     assert columns[f"workers/rows_requested{BALANCE}"].values.tolist() == [1.5, 1.0]
     assert columns["workers"].values.tolist() == [2, 3]
+
+
+def test_many_lines_are_as_few() -> None:
+    """Of which some are told in one go; what none of them can be alone, a list of a number."""
+    wrong = {"workers/own_seconds": [1.0, "x"], "loss": 2**60, "nll": [1.5]}
+    lines = [step_line(step, **(wrong if step == 700 else {})) for step in range(1, 1301)]
+    whole, parts = columns_of(lines), [columns_of([line]) for line in lines]
+    for name, column in whole.items():
+        own = [part[name] for part in parts if name in part]
+        assert column.steps.tolist() == [one.steps.item() for one in own], name
+        assert column.values.tolist() == [one.values.item() for one in own], name
+    assert {*whole} == {name for part in parts for name in part}
+    assert len(whole["loss"]) == len(whole[f"workers/own_seconds{MOST}"]) == 1299
+    assert whole[f"nll{MOST}"].values.tolist() == [1.5]
 
 
 def test_what_is_not_finite_is_a_gap_and_what_is_no_number_is_left_out() -> None:
@@ -507,6 +527,42 @@ def test_a_chart_is_written_as_files(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "loss.svg").read_text()
 
 
+def test_a_chart_of_a_thousand_runs_is_written_as_files(tmp_path: Path) -> None:
+    """A PNG may have 2¹⁶ pixels a side, as its first bytes say."""
+    chart = bars_of_phases("phases", {"run": {"encoder": 1.0}})
+    assert chart is not None
+    write_chart(replace(chart, height=400.0), tmp_path)
+    width, height = struct.unpack(">II", (tmp_path / "phases.png").read_bytes()[16:24])
+    assert width < height < 2**16
+
+
+def test_a_run_is_shown_beside_its_plan_where_that_is_asked_for(tmp_path: Path) -> None:
+    folder = told_run(tmp_path / "run", whole_course())
+    (chart,) = [c for c in run_charts([read_run(folder, "run", (), "cpu")]) if c.name == "phases"]
+    assert list(chart.key) == ["run", "run, planned"]
+    assert "Planned for cpu (" in chart.note
+    found = {row[0]: row[1:3] for row in chart.table.rows}
+    assert found["encoder"][0] == "100"
+    config = read_run_config(folder)
+    expected = plan(config, config.cluster.max_workers, load_machine("cpu"))
+    assert found["encoder"][1] == number(1e3 * expected.phases["encoder"]) != "0"
+    whole = sum(float(row[1].replace(",", "")) for row in found.values())
+    assert whole == pytest.approx(1e3 * expected.step_seconds, rel=0.01)
+    with pytest.raises(UserError, match="machine"):
+        read_run(folder, "run", (), "gone")
+    with pytest.raises(UserError, match="--machine: 'cpu' is not allowed: studies have plans"):
+        report([written_study(tmp_path / "study")], command="", machine="cpu")
+
+
+def test_of_many_translations_some_are_shown(tmp_path: Path) -> None:
+    lines = [translation_line(step) for step in range(1, 2001)]
+    text = text_of(told_run(tmp_path / "run", lines))
+    shown = re.findall(r">step ([\d,]+)<", text)
+    assert len(shown) == 60
+    assert (shown[0], shown[-1]) == ("1", "2,000")
+    assert "1,940 are left out" in text
+
+
 def test_a_hundred_thousand_lines_of_metrics_stay_small(tmp_path: Path) -> None:
     run = read_run(told_run(tmp_path / "run", whole_course()), "run")
     steps, draw = np.arange(1.0, 100_001.0), np.random.default_rng(1)
@@ -518,6 +574,46 @@ def test_a_hundred_thousand_lines_of_metrics_stay_small(tmp_path: Path) -> None:
 
 
 # Studies
+
+
+def test_what_no_row_has_is_no_column_and_is_said(tmp_path: Path) -> None:
+    rows = scaling_rows()
+    for row in rows:
+        row["validation_loss"] = None
+        row["configuration"] = json.dumps({"data": {"words": {"sentences": 9}}})
+    text = " ".join(study_sections(read_study(written_study(tmp_path / "bare", rows), "s"), []))
+    assert ">BLEU<" not in text
+    assert ">validation loss<" not in text
+    assert "no BLEU: words of data.words have no text" in text
+    rows[0] |= {"validation_bleu": 9.5, "configuration": None}
+    text = " ".join(study_sections(read_study(written_study(tmp_path / "some", rows), "s"), []))
+    assert ">BLEU<" in text
+    assert "no BLEU" not in text
+
+
+def test_a_planned_point_between_gaps_is_marked(tmp_path: Path) -> None:
+    rows = scaling_rows()[:3]
+    for row in rows[1:]:
+        row["planned_tokens_per_second"] = row["planned_efficiency"] = None
+    charts = {c.name: c for c in study_charts(read_study(written_study(tmp_path / "s", rows), "s"))}
+    for name in ("speed-workers", "efficiency"):
+        (planned,) = [line for line in drawn(charts[name]).lines if line.get_linewidth() == 0.7]
+        assert marked(planned) == [0]
+
+
+@pytest.mark.parametrize("fitting", [0, 1])
+def test_simulated_sizes_of_which_none_fits_have_no_chart(tmp_path: Path, fitting: int) -> None:
+    rows = scaling_rows()
+    for row in rows:
+        if row["state"] == "simulated":
+            row["planned_fits"] = row["workers"] == 8 and bool(fitting)
+    study = read_study(written_study(tmp_path / "study", rows), "study")
+    charts = {chart.name: chart for chart in study_charts(study)}
+    assert ("simulated" in charts) == bool(fitting)
+    assert any("no simulated size fits" in line for line in study.missing) != bool(fitting)
+    if fitting:
+        assert len(charts["simulated"].table.rows) == 4
+        assert drawn(charts["simulated"]).lines[0].get_xdata().tolist() == [8]  # type: ignore[union-attr]
 
 
 def test_a_study_has_its_charts(tmp_path: Path) -> None:
@@ -545,7 +641,7 @@ def test_a_study_has_its_charts(tmp_path: Path) -> None:
         charts["simulated"].draw(axes)
         assert list(axes.lines[0].get_xdata()) == [8, 64, 4096]
     planned = charts["planned-step"].table.rows[0]
-    assert planned[1:] == ["400", "500", "+25%"]
+    assert planned[1:] == ["400", "500", "-20%"]  # as in a study's page
 
 
 def test_runs_of_a_study_that_were_not_measured_are_named_with_the_reason(tmp_path: Path) -> None:
@@ -564,6 +660,31 @@ def test_a_study_is_known_by_its_folder_and_by_its_file(tmp_path: Path) -> None:
     assert folder_of_study("configs/scale/workers.yaml") == "runs/scale/workers"
     with pytest.raises(UserError, match="no results in"):
         read_study(str(tmp_path / "gone"), "gone")
+
+
+def test_results_that_cannot_be_read_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torn, foreign, others = (Path(written_study(tmp_path / name)) for name in "abc")
+    (torn / RESULTS_NAME).write_bytes(b"PAR1x")
+    pq.write_table(pa.table({"state": ["done"]}), foreign / RESULTS_NAME)
+    wrong = pa.table({"state": ["done"], "levels": pa.array([{}], SCHEMA.field("levels").type)})
+    pq.write_table(wrong.append_column("workers", [["many"]]), others / RESULTS_NAME)
+    for folder in (torn, foreign, others):
+        assert main(["report", str(folder), "-o", str(tmp_path / "page.html")]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert f"{RESULTS_NAME} of {str(folder)!r} cannot be read: " in said
+        assert "dist-embed study writes it anew" in said
+
+
+def test_results_of_an_earlier_version_lack_its_columns_alone(tmp_path: Path) -> None:
+    folder = Path(written_study(tmp_path / "study"))
+    table = pq.read_table(folder / RESULTS_NAME, use_threads=False)
+    pq.write_table(table.drop_columns(["planned_phases", "seed"]), folder / RESULTS_NAME)
+    study = read_study(str(folder), "study")
+    assert study.done[0]["planned_phases"] is None
+    assert study.done[0]["phases"]["lookup"] == 0.02
+    assert "phases" in {chart.name for chart in study_charts(study)}
 
 
 # The command

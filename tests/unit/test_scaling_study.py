@@ -6,18 +6,21 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import yaml
 
+from dist_embed.api.data import prepare
 from dist_embed.cli.main import main
 from dist_embed.errors import ConfigError, RunFailed, RunStopped, UserError
+from dist_embed.observe.plot import INK
 from dist_embed.planning import load_machine
-from dist_embed.planning.traffic import Network, traffic
+from dist_embed.planning.page import pressures
 from dist_embed.run.metrics import MetricsLog
-from dist_embed.study import estimate
+from dist_embed.study import estimate, scaling_plot, scored
 from dist_embed.study import run as study_run
 from dist_embed.study.measured import figures_of
 from dist_embed.study.outcome import Outcome
@@ -25,11 +28,12 @@ from dist_embed.study.plan import load_study
 from dist_embed.study.planned import planned_runs
 from dist_embed.study.results import SCHEMA, read_results, write_results
 from dist_embed.study.run import run_study
-from dist_embed.study.scaling import extra_seconds, set_efficiencies, simulated_rows
+from dist_embed.study.scaling import plan_of, set_efficiencies, simulated_rows
 from dist_embed.study.scaling_page import scaling_page
 from dist_embed.study.scaling_plot import draw_scaling, draw_simulated
 from dist_embed.study.schema import ScalingStudy
-from tests.unit.planned import GPUS, SAMPLED, machine, planned
+from dist_embed.training.results import TrainResult
+from tests.unit.drawn_axes import drawn_axes
 
 ROOT = Path(__file__).parents[2]
 BASE = """
@@ -85,6 +89,7 @@ class Stand:
 def stand(monkeypatch: pytest.MonkeyPatch, cores: None) -> Stand:
     made = Stand()
     monkeypatch.setattr(study_run, "train_and_measure", made)
+    monkeypatch.setattr(study_run, "prepare", lambda config, **how: None)
     return made
 
 
@@ -182,6 +187,36 @@ def test_the_plan_of_a_result_is_the_one_before_its_run(
         run(study)
         assert [row["planned_step_seconds"] for row in read_results(study.folder)] == [1.0]
     assert asked[-1] == 1  # it was planned again, and that is not what stands there
+
+
+def test_every_kept_plan_is_of_prepared_data(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the first run, before whose turn there were none, too."""
+    monkeypatch.setattr(study_run, "prepare", prepare)
+    study = study_of(tmp_path, grid={"vocabulary": [60, 70], "width": [8, 16]})
+    run(study)
+    plans = [json.loads(row["plan"]) for row in read_results(study.folder)]
+    assert [plan["prepared"] for plan in plans] == [True] * 4
+
+
+def test_threads_and_cores_are_those_of_the_machine_that_measured(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_of(tmp_path, set={"cluster.threads_per_worker": 0})
+    monkeypatch.setitem(MACHINE, "cores", 64)
+    run(study)
+    kept = [*(tmp_path / "study" / "results").glob("*.json")]
+    for say in (True, False):  # as earlier versions did not
+        rows = read_results(study.folder)
+        assert [row["threads_per_worker"] for row in rows] == [64, 32, 16]
+        assert [row["oversubscribed"] for row in rows] == [False] * 3
+        assert rows[2]["efficiency"] == pytest.approx(4**0.5)
+        for path in kept if say else ():
+            made = json.loads(path.read_text())
+            del made["figures"]["threads_per_worker"], made["figures"]["oversubscribed"]
+            path.write_text(json.dumps(made))
+        run(study)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +363,7 @@ def test_figures_are_those_of_the_metrics(tmp_path: Path) -> None:
     assert found["data_wait_share"] == pytest.approx(0.1)
     assert found["exchange_share"] == pytest.approx(1 - 6 * 0.2 / 2)
     assert found["rows_requested"] == [10, 30]
-    assert found["rows_balance"] == 1.5
+    assert found["requested_balance"] == 1.5
     assert found["memory_bytes"] == [96, 108]
     assert (found["steps"], found["training_loss"]) == (8, 4.2)
     assert (found["validation_loss"], found["validation_bleu"]) == (4.0, 3.0)
@@ -336,7 +371,27 @@ def test_figures_are_those_of_the_metrics(tmp_path: Path) -> None:
     assert figures_of(lines[:1])["step_seconds_p50"] == 9.0  # there is no other
 
 
-def logged(step: int, seconds: float, **more: float) -> dict[str, Any]:
+@pytest.mark.parametrize(("peak", "held"), [(90, [90, 8]), (5, [7, 8])])
+def test_memory_counts_until_a_run_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peak: int, held: list[int]
+) -> None:
+    """The last checkpoint is made behind the last log line."""
+    (planned_run,) = planned_runs(study_of(tmp_path, grid={"workers": [2]}))
+    config = planned_run.config
+    result = TrainResult(config.run.uri, "", 2, 0, False, 0, peak)
+    with MetricsLog(config.run.uri, 0) as log:
+        line = logged(2, 0.5, **{"workers/own_seconds": [1.0, 1.0], "workers/memory_bytes": [7, 8],
+                                 "workers/rows_requested": [1, 1]})  # fmt: skip
+        log.write(line.pop("step"), **line)
+    monkeypatch.setattr(scored, "train", lambda config, **how: result)
+    data = SimpleNamespace(vocabulary_size={"source": 9})
+    monkeypatch.setattr(scored.PreparedData, "read", lambda folder: data)
+    figures = scored.train_and_measure(config, lambda event: None)["figures"]
+    assert figures["memory_bytes"] == held
+    assert figures["source_words"] == 9
+
+
+def logged(step: int, seconds: float, **more: Any) -> dict[str, Any]:
     """A log line of two steps of ten tokens in all."""
     return {
         "step": step, "steps": 2, "step_seconds": seconds, "tokens_per_second": 5 / seconds,
@@ -401,16 +456,9 @@ def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
         assert row["planned_machine"] == name
         assert row["tokens_per_second"] is None
         assert sum(row["planned_phases"].values()) == pytest.approx(row["planned_step_seconds"])
-        plan = json.loads(row["plan"])
-        longer = row["planned_step_seconds"]
-        assert longer >= plan["step_seconds"]
-        rest = plan["step_seconds"] - sum(plan["phases"].values())
-        assert row["planned_phases"]["rest"] == pytest.approx(rest, abs=1e-12)
-        assert row["planned_tokens_per_second"] == pytest.approx(
-            plan["tokens_per_second"] * plan["step_seconds"] / longer
-        )
-    assert found[2]["planned_rows_balance"] > 1
-    assert found[2]["planned_step_seconds"] > json.loads(found[2]["plan"])["step_seconds"]
+        assert json.loads(row["plan"])["step_seconds"] == row["planned_step_seconds"]
+        assert row["seed"] is None
+    assert found[2]["planned_served_balance"] > 1
     page = scaling_page(
         study, [], simulated_rows(study), command="x", plot_name=None, simulated_plot_name="s.svg"
     )
@@ -419,11 +467,33 @@ def test_simulated_sizes_are_planned_and_wait_for_the_most_asked(
     assert "64 (uneven)" in page
     assert "*Uneven*: fewer tokens than" in page
     assert "times the tokens/s" in page
+    # 8 negatives, whatever the size; what a checkpoint comes to of all nodes together.
+    assert "| negatives a step |" in page
+    assert "| 8 |" in page
+    one = plan_of(found[2]).checkpoint
+    assert f"| {one.seconds:,.1f} ({one.bytes / one.seconds / 1e9:,.0f}) |" in page
+    most = plan_of(found[2])
+    for line in (*pressures(most), most.not_built[0].change):
+        assert line in page, line
     plot = tmp_path / "s.svg"
     draw_simulated(study, found, str(plot))
     assert "SIMULATED, not measured" in plot.read_text()
     assert "data sheets and assumptions" in plot.read_text()
     assert "8xh100" in plot.read_text()
+
+
+def test_simulated_sizes_of_cpus_share_no_cores_and_of_gpus_may_have_a_batch_of_their_own(
+    tmp_path: Path,
+) -> None:
+    study = study_of(tmp_path, simulate={"workers": [1, 2, 4], "machine": "cpu"})
+    rows = simulated_rows(study)
+    set_efficiencies(rows)
+    assert [row["oversubscribed"] for row in rows] == [False, False, True]  # of two cores
+    assert [row["planned_efficiency"] is None for row in rows] == [False, False, True]
+    assert [row["threads_per_worker"] for row in rows] == [1, 1, 1]
+    simulate = {"workers": [2, 8], "machine": "8xh100", "tokens_per_worker": 4096}
+    study = study_of(tmp_path, simulate=simulate, scaling=["strong", "weak"])
+    assert [row["batch_tokens"] for row in simulated_rows(study)] == [64, 64, 8192, 32768]
 
 
 def test_sizes_that_do_not_fit_are_in_the_table_alone(tmp_path: Path, stand: Stand) -> None:
@@ -467,43 +537,28 @@ def test_the_page_and_its_plot(tmp_path: Path, stand: Stand, capsys: Any) -> Non
                  "lookup", "2 cores"):  # fmt: skip
         assert part in page, part
     assert "Simulated" not in page
-    assert "ideal" in (tmp_path / "study" / "page.svg").read_text()
+    plot = (tmp_path / "study" / "page.svg").read_text()
+    assert "ideal" in plot
+    assert "open" not in plot  # the run on shared cores failed
+    assert "no BLEU: words of data.words have no text" in page
     assert not draw_scaling(study, [], str(tmp_path / "none.svg"))
 
 
-CLIPPED: dict[str, Any] = {"train": {"clip_norm": 1.0}}
-ON_HOST: dict[str, Any] = SAMPLED | {"embedding": {"memory": "uvm"}}
-
-
-@pytest.mark.parametrize(
-    "how", [SAMPLED, CLIPPED, ON_HOST], ids=["sampled", "exact, clipped", "on the host"]
-)
-def test_a_step_waits_for_the_rows_of_the_worker_that_is_asked_for_most(
-    how: dict[str, Any],
+def test_shared_cores_are_open_marks_and_single_plans_are_seen(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three times the mean: twice more of what its rows take. With the exact output layer it
-    updates its whole shard too, which nobody's asking makes longer.
-    """
-    step = planned(8, machine(GPUS), **how)
-    of_row = 4 * step.config.embedding.width
-    rows = sum(step.distinct_rows.values())
-    row_seconds = of_row / step.machine.gathered_per_second(of_row)
-    if how == ON_HOST:
-        row_seconds += of_row / step.machine.host_link()
-    sent, network = traffic(step), Network(step.machine, 8)
-
-    def twice(times: int, size: float) -> Any:
-        return pytest.approx(2 * (times * rows * row_seconds + network.sending("all_to_all", size)))
-
-    found = extra_seconds(step, 3.0)
-    # How long bags are is told in as many bytes however many rows are asked for.
-    assert found.pop("ids exchange") == twice(0, 8 * rows * 7 / 8)
-    assert found.pop("lookup") == twice(1, sent["vectors"])
-    assert found.pop("table backward") == twice(2, sent["row gradients"])
-    if how == CLIPPED:
-        assert found.pop("gradient norm") == twice(2, sent["rows for clipping"])
-    assert not found
-    assert set(extra_seconds(step, 1.0).values()) == {0}
+    study = study_of(tmp_path)
+    run(study)
+    rows = read_results(study.folder)
+    rows[1]["planned_tokens_per_second"] = None
+    plots = drawn_axes(monkeypatch, scaling_plot)
+    draw_scaling(study, rows, str(tmp_path / "x.svg"))
+    (axes,) = plots
+    marks = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [line.get_markerfacecolor() for line in marks] == [INK, INK, "white"]
+    assert "open: more threads than cores" in axes.get_title(loc="left")
+    (planned_line,) = [line for line in axes.lines if line.get_marker() == "."]
+    assert planned_line.get_markevery() == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -516,6 +571,11 @@ def test_a_step_waits_for_the_rows_of_the_worker_that_is_asked_for_most(
         ({"set": {"run.seed": 3}}, "set.run.seed: not allowed: the study sets it"),
         ({"grid": {"width": [8]}, "simulate": {"workers": [1], "machine": "cpu"}},
          "simulate: not allowed without grid.workers"),
+        ({"grid": {"workers": [1]}, "simulate": {"workers": [1], "machine": "cpu",
+                                                 "set": {"cluster.device": "cuda"}}},
+         "simulate.set.cluster.device: not allowed: the study sets it"),
+        ({"simulate": {"workers": [1], "machine": "cpu", "tokens_per_worker": 9}},
+         "simulate.tokens_per_worker: not allowed without scaling"),
         ({"factors": []}, "factors: unknown key"),
         ({"kind": "scale"}, "kind: 'scale' is not allowed: training or scaling"),
         ({"grid": {"workers": [0]}}, "grid.workers.0: 0 is not allowed"),

@@ -51,6 +51,14 @@ from tests.unit.small_corpus import one_is_this_process
 
 ROOT = Path(__file__).parents[2]
 PAGES = 2000  # of simulated results
+
+
+@pytest.fixture(autouse=True)
+def unprepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is prepared for the plans of runs that are none."""
+    monkeypatch.setattr(study_run, "prepare", lambda config, **how: None)
+
+
 STUDY: dict[str, Any] = {
     "title": "Starts", "question": "Does a start help?", "folder": "/f", "base": "base.yaml",
     "seeds": [1, 2, 3], "set": {"train.max_steps": 5, "model.width": 16},
@@ -473,7 +481,8 @@ def test_a_run_that_was_scored_in_another_way_is_scored_again(
 
     def score(config: Any, on_event: Any) -> dict[str, Any]:
         scored.append(config.run.uri)
-        return {"measures": {"bleu": float(len(scored))}, "validations": [], "machine": MACHINE}
+        return {"measures": {"bleu": float(len(scored))}, "validations": [], "machine": MACHINE,
+                "figures": {}}  # fmt: skip
 
     monkeypatch.setattr(study_run, "train_and_score", score)
     monkeypatch.setattr(study_run, "ensure_word_vectors", lambda *_: None)
@@ -508,7 +517,7 @@ def test_vectors_are_made_before_the_runs_that_start_from_them(
     def score(config: Any, on_event: Any) -> dict[str, Any]:
         source = config.embedding.tables.source
         course.append((source.pretrained.uri, config.run.seed))
-        return {"measures": {}, "validations": [], "machine": MACHINE}
+        return {"measures": {}, "validations": [], "machine": MACHINE, "figures": {}}
 
     monkeypatch.setattr(study_run, "train_and_score", score)
     monkeypatch.setattr(
@@ -725,7 +734,8 @@ def test_a_study_over_files_that_have_changed_is_refused(
             scored.append("interrupted")
             raise RunStopped("asked to")
         scored.append(config.run.uri)
-        return {"measures": {"bleu": 1.0}, "validations": [], "machine": MACHINE}
+        return {"measures": {"bleu": 1.0}, "validations": [], "machine": MACHINE,
+                "figures": {}}  # fmt: skip
 
     monkeypatch.setattr(study_run, "train_and_score", score)
     with pytest.raises(RunStopped):

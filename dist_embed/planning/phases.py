@@ -1,0 +1,34 @@
+"""A plan's phases, to be set beside those that a run has recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dist_embed.config.schema import Config
+from dist_embed.planning.machine import load_machine
+from dist_embed.planning.verdict import plan
+from dist_embed.run.history import REST
+
+
+@dataclass(frozen=True)
+class PlannedPhases:
+    """Of a run.
+
+    Attributes:
+        machine: that it is planned for, with where its figures are from.
+        seconds: of a step by phase, as `phases_of` has them of a run.
+    """
+
+    machine: str
+    seconds: dict[str, float]
+
+
+def planned_phases(config: Config, machine: str) -> PlannedPhases:
+    """Of a run's configuration, on a machine by its name or file. Reads prepared data, as `plan`.
+
+    Raises UserError: there is no such machine, or no plan for so many workers.
+    """
+    found = plan(config, config.cluster.max_workers, load_machine(machine))
+    phases: dict[str, float] = dict(found.phases.items())
+    rest = found.step_seconds - sum(phases.values())
+    return PlannedPhases(f"{found.machine} ({found.machine_source})", phases | {REST: rest})
