@@ -147,7 +147,7 @@ def _packed(config: Config, arguments: argparse.Namespace, folder: Path) -> Path
     from zipfile import ZipFile
 
     from dist_embed.config.paths import path_of
-    from dist_embed.jobs.ray_address import token_file
+    from dist_embed.jobs.job_server_address import token_file
     from dist_embed.jobs.ray_request import check_corpora
     from dist_embed.jobs.working_dir import pack
 
@@ -227,10 +227,10 @@ def _cluster_of(arguments: argparse.Namespace) -> Cluster:
 
 def _clusters(arguments: argparse.Namespace) -> list[Callable[[], Cluster]]:
     """What reaches each that is known here, or that of ``--to``."""
-    from dist_embed.jobs import ray_address
+    from dist_embed.jobs import job_server_address
 
     known = {
-        "ray": arguments.address or ray_address.is_known(),
+        "ray": arguments.address or job_server_address.is_known(),
         "slurm": shutil.which("squeue") and not arguments.address,
     }
     ways = {"ray": lambda: _ray(arguments.address, arguments), "slurm": _slurm}
@@ -251,7 +251,7 @@ def _slurm() -> Cluster:
 
 def _ray(address: str | None, arguments: argparse.Namespace) -> RayServer:
     from dist_embed.installed import require
-    from dist_embed.jobs.ray_address import job_server, use_token
+    from dist_embed.jobs.job_server_address import job_server, use_token
 
     require("ray")
     url = job_server(address)

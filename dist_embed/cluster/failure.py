@@ -15,6 +15,7 @@ from dist_embed.parallel.stop import taken_signal
 
 BACKOFF_SECONDS = 1.0  # after the first failure
 MOST_BACKOFF_SECONDS = 60.0
+FAREWELL_SECONDS = 20.0  # that workers have to end, once worker 0 has told its result
 
 
 def failure_event(rank: int | None, exc: BaseException) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def _is_conflict(exc: BaseException) -> bool:
     return step is not None
 
 
-class Attempt:
+class Start:
     """What the workers of one start have told, each by events with that start's ``number``.
 
     Args:
@@ -65,17 +66,20 @@ class Attempt:
         self.results: list[Any] = []
 
     def take(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        """Take in an event; one of an earlier start counts no more. Returns what is to be shown."""
-        if "attempt" not in event:
-            return event
-        if event["attempt"] == self.number:
-            if event["kind"] == "begin":
-                self.nodes.add(event["node"])
-                self.begun += 1
-            elif event["kind"] == "failure":
-                self.failures.append(event)
-            elif event["kind"] == "result":
-                self.results.append(event["value"])
+        """Take in an event; one of an earlier start counts no more: a worker that was cut off tells
+        old progress when it comes back. Returns what is to be shown.
+        """
+        if event["start"] != self.number:
+            return None
+        if event["kind"] == "begin":
+            self.nodes.add(event["node"])
+            self.begun += 1
+        elif event["kind"] == "failure":
+            self.failures.append(event)
+        elif event["kind"] == "result":
+            self.results.append(event["value"])
+        else:
+            return {key: value for key, value in event.items() if key != "start"}
         return None
 
     @property

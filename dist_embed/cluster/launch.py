@@ -119,10 +119,22 @@ def _resolved(config: Config, device: str) -> Config:
 
 
 def cluster_address(config: Config, launcher: LauncherChoice | None = None) -> str | None:
-    """The Ray cluster that a task would run on; None: this machine."""
+    """The Ray cluster that a task would run on; None: this machine.
+
+    Raises UserError for the address of a job server.
+    """
     if config.cluster.chosen_launcher(launcher) == "local" or under_torchrun():
         return None
-    return config.cluster.address or os.environ.get("RAY_ADDRESS")
+    given, name = config.cluster.address, "cluster.address"
+    if not given:
+        given, name = os.environ.get("RAY_ADDRESS"), "RAY_ADDRESS"
+    if given and given.startswith(("http://", "https://")):  # which Ray (2.60) refuses, too
+        raise UserError(
+            f"{name}: {given!r} is not allowed: it is where a job server answers, to which "
+            "`dist-embed submit` sends a run; workers are started at HOST:PORT, ray://HOST:PORT or "
+            "auto, and with cluster.launcher=local on this machine, whatever is set"
+        )
+    return given
 
 
 def _with_workers_there(config: Config) -> Config:

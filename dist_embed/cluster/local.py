@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from dist_embed.cluster.failure import (
+    FAREWELL_SECONDS,
     asked_to_stop,
     failure_event,
     raise_failure,
@@ -54,8 +55,9 @@ def launch_local(
     Each process gets the environment of ``torchrun`` (RANK, WORLD_SIZE, …). When one fails, the
     others are ended: when one has told its error, not before those that finish a save have had
     ``save_seconds`` for it; when one was killed, after `GRACE_SECONDS`, though a save may be
-    under way. With ``stop_seconds`` a signal that asks this process to stop is passed on to the
-    workers as SIGTERM, and they get that long to end by themselves.
+    under way; once worker 0 has told its result, after `FAREWELL_SECONDS`. With ``stop_seconds``
+    a signal that asks this process to stop is passed on to the workers as SIGTERM, and they get
+    that long to end by themselves.
 
     Raises:
         UserError: a worker raised one.
@@ -96,6 +98,7 @@ def _watch(
     failures: list[Event] = []
     result: Any = None
     give_up_at: float | None = None
+    leave_until: float | None = None
     while True:
         if stop_seconds and stop_requested() and stop_until is None:
             stop_until = time.monotonic() + stop_seconds
@@ -113,14 +116,16 @@ def _watch(
                 failures.append(event)
             elif event["kind"] == "result":
                 result = event["value"]
+                leave_until = time.monotonic() + FAREWELL_SECONDS
             else:
                 on_event(event)
             continue
         if (failures or ended) and give_up_at is None:
             give_up_at = time.monotonic() + GRACE_SECONDS + (save_seconds if failures else 0)
-        if stop_until is not None and time.monotonic() > stop_until:
+        if leave_until is None and stop_until is not None and time.monotonic() > stop_until:
             raise RunFailed(stopped_too_late(stop_seconds))
-        if not alive or (give_up_at is not None and time.monotonic() > give_up_at):
+        limits = [limit for limit in (give_up_at, leave_until) if limit is not None]
+        if not alive or (limits and time.monotonic() > max(limits)):
             break
     # A worker that said why it failed counts before one that was ended from outside, and both
     # before one whose collective a peer broke.

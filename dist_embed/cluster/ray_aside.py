@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from ray.exceptions import RayError
+
 from dist_embed.cluster.ray_node import Node
 from dist_embed.errors import RunFailed
 
@@ -91,10 +93,16 @@ class Aside(AbstractContextManager["Aside[T]"], Generic[T]):
             self._say(f"Ray's head has not answered for {SILENT_SECONDS:.0f} s")
 
     def result(self, heed: Callable[[], None]) -> T:
-        """What it returns; ``heed`` is called while it is waited for, and may raise."""
-        while not self.ended(POLL_SECONDS):
-            heed()
-            self.look()
+        """What it returns; ``heed`` is called while it is waited for, and may raise.
+
+        Raises RunFailed where Ray has answered with an error.
+        """
+        try:
+            while not self.ended(POLL_SECONDS):
+                heed()
+                self.look()
+        except RayError as exc:
+            raise RunFailed(f"Ray could not be asked: {type(exc).__name__}: {exc}") from exc
         return self._results[0]
 
     def _run(self) -> None:

@@ -11,12 +11,21 @@ from typing import Any, NoReturn
 
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from dist_embed.cluster.failure import Attempt, Failures, asked_to_stop, raise_failure
+from dist_embed.cluster.failure import Failures, Start, asked_to_stop, raise_failure
 from dist_embed.cluster.ray_aside import POLL_SECONDS
 from dist_embed.cluster.ray_fit import Fit, Mail, Surroundings
 from dist_embed.cluster.ray_node import NodeLost
-from dist_embed.cluster.ray_outcome import may_start_again, untold, was_announced, why
+from dist_embed.cluster.ray_outcome import (
+    lost_room,
+    may_start_again,
+    untold,
+    was_announced,
+    why,
+)
 from dist_embed.errors import RunFailed, RunStopped
+
+# Between our finding room and Ray Train's asking for it another job may be faster, not ever again.
+MOST_LOST_ROOM = 10
 
 
 class Course:
@@ -43,6 +52,7 @@ class Course:
         self._around = around
         self._failures = failures
         self._taken_away = Failures(math.inf)  # no failures, but they too are waited after
+        self._lost_room = Failures(MOST_LOST_ROOM)
         self._log_folder = log_folder
         self._outlived_conflict = False
         self._next = "the workers had begun"  # what a request to stop comes before
@@ -56,32 +66,35 @@ class Course:
             workers = self._room(workers, again=number > 0)
             # An earlier start's save may have been published after that start had ended.
             outlives_conflict = number > 0 and not self._outlived_conflict
-            attempt = Attempt(number, outlives_conflict=outlives_conflict)
-            fit = self._fit(workers, attempt)
+            start = Start(number, outlives_conflict=outlives_conflict)
+            fit = self._fit(workers, start)
             outcome = fit.run(workers)
-            if attempt.results and not attempt.failures:  # it counts whatever has ended since
-                result = attempt.results[-1]
+            if start.results and not start.failures:  # it counts whatever has ended since
+                result = start.results[-1]
                 if fit.stopping or not (fit.paused and getattr(result, "stopped", False)):
                     return result
+                if not fit.has_ended:
+                    raise RunFailed(
+                        "the workers have saved, but did not end, and hold the room of those that "
+                        "would go on; the same command goes on from there"
+                    )
                 workers, self._next = fit.paused, "the workers went on"
                 continue
-            attempt.failures += untold(attempt, outcome)
+            start.failures += untold(start, outcome)
             if fit.was_idle:
-                if attempt.failures:
-                    self._next = _again(why(attempt, outcome))
+                if start.failures:
+                    self._next = _again(why(start, outcome))
                 raise self._stopped()
-            if attempt.is_final or fit.stopping or not may_start_again(outcome):
-                self._raise(attempt, outcome)
-            self._outlived_conflict |= attempt.has_conflict
+            if start.is_final or fit.stopping or not may_start_again(outcome):
+                self._raise(start, outcome)
+            self._outlived_conflict |= start.has_conflict
             self._wait_after(fit, outcome)
         raise AssertionError  # it counts without end
 
-    def _fit(self, workers: int, attempt: Attempt) -> Fit:
+    def _fit(self, workers: int, start: Start) -> Fit:
         # The first of them tells Ray's head that Ray Train is used (2.60, usage_lib.py).
-        trainer = self._around.aside(
-            lambda rest: self._trainer(workers, attempt.number), self._heed
-        )
-        return Fit(trainer, attempt, self._mail, self._around)
+        trainer = self._around.aside(lambda rest: self._trainer(workers, start.number), self._heed)
+        return Fit(trainer, start, self._mail, self._around)
 
     def _room(self, wanted: int, *, again: bool) -> int:
         """For how many workers there is room, once there is."""
@@ -105,21 +118,23 @@ class Course:
 
     def _wait_after(self, fit: Fit, outcome: Exception | None) -> None:
         """Wait before another start, if there may be one."""
-        attempt = fit.attempt
-        reason, failures = why(attempt, outcome), self._failures
-        if (fit.leaving or was_announced(outcome)) and not attempt.has_cause:
+        start = fit.start
+        reason, failures = why(start, outcome), self._failures
+        if (fit.leaving or was_announced(outcome)) and not start.has_cause:
             reason = "a node was taken away before the workers had saved"
             failures = self._taken_away
+        elif lost_room(outcome):
+            reason, failures = "others have taken the room", self._lost_room
         seconds = failures.wait_after(reason)
         if seconds is None:
-            self._raise(attempt, outcome)
+            self._raise(start, outcome)
         self._next = _again(reason)
         self._around.say(f"workers are started again in {seconds:.0f} s: {reason}")
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._heed()
             time.sleep(min(left, POLL_SECONDS))
-        self._around.aside(lambda rest: self._around.room.settle(attempt.nodes, rest), self._heed)
+        self._around.aside(lambda rest: self._around.room.settle(start.nodes, rest), self._heed)
 
     def _heed(self) -> None:
         """Raises RunStopped where that is asked for while no workers run, and NodeLost."""
@@ -131,11 +146,11 @@ class Course:
     def _stopped(self) -> RunStopped:
         return RunStopped(f"stopped as asked, before {self._next}")
 
-    def _raise(self, attempt: Attempt, outcome: Exception | None) -> NoReturn:
-        reason = why(attempt, outcome)
+    def _raise(self, start: Start, outcome: Exception | None) -> NoReturn:
+        reason = why(start, outcome)
         beside = self._failures.beside(reason)
-        if attempt.has_cause or (attempt.failures and outcome is None):
-            raise_failure(attempt.failures, self._log_folder, beside)
+        if start.has_cause or (start.failures and outcome is None):
+            raise_failure(start.failures, self._log_folder, beside)
         what = f"{reason}: {outcome}" if outcome else "the workers told no result"
         raise RunFailed(f"{what}\n(worker logs: {self._log_folder}){beside}")
 

@@ -13,9 +13,16 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from dist_embed.cluster.failure import Attempt, asked_to_stop, stopped_too_late
+from dist_embed.cluster.failure import (
+    FAREWELL_SECONDS,
+    Start,
+    asked_to_stop,
+    stopped_too_late,
+)
 from dist_embed.cluster.ray_aside import END_SECONDS, POLL_SECONDS, Aside, Rest
+from dist_embed.cluster.ray_controller import end_controllers
 from dist_embed.cluster.ray_node import Node, NodeLost
+from dist_embed.cluster.ray_outcome import ended_by_itself
 from dist_embed.cluster.ray_room import Outlook, Room
 from dist_embed.cluster.ray_worker import MAILBOX_SECONDS
 from dist_embed.errors import RunFailed
@@ -101,7 +108,7 @@ class Fit:
     """One start of the workers.
 
     Attributes:
-        attempt: what they have told.
+        start: what they have told.
         paused: where they were asked to stop, to go on later: as how many.
         leaving: whether that was because a node is about to be taken away.
         stopping: whether the run was asked to stop.
@@ -109,9 +116,9 @@ class Fit:
     """
 
     def __init__(
-        self, trainer: DataParallelTrainer, attempt: Attempt, mail: Mail, around: Surroundings
+        self, trainer: DataParallelTrainer, start: Start, mail: Mail, around: Surroundings
     ) -> None:
-        self.attempt = attempt
+        self.start = start
         self.paused = 0
         self.leaving = False
         self.stopping = False
@@ -147,7 +154,7 @@ class Fit:
                     if (had_failed and self._has_failed()) or self._is_overdue() or self.was_idle:
                         return None
                     watching.ended()
-                    watching.look(has_limit=not self.attempt.is_under_way)
+                    watching.look(has_limit=not self.start.is_under_way)
                     self._pause(outlook)
                 self._take(MAILBOX_SECONDS)
                 return self._error
@@ -167,47 +174,55 @@ class Fit:
     def _take(self, seconds: float) -> None:
         """Take in and show what has been told."""
         for event in self._mail.take(seconds):
-            shown = self.attempt.take(event)
+            shown = self.start.take(event)
             if shown is not None:
                 self._around.show(shown)
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return not self._thread.is_alive()
+
     def _has_failed(self) -> bool:
         """With no other try wanted."""
-        return self.attempt.is_final or (self.stopping and bool(self.attempt.failures))
+        return self.start.is_final or (self.stopping and bool(self.start.failures))
 
     def _is_overdue(self) -> bool:
         """Whether workers still run long after the first of them has told the result."""
-        if self._done_at is None and self.attempt.results:
+        if self._done_at is None and self.start.results:
             self._done_at = time.monotonic()
-        return self._done_at is not None and time.monotonic() - self._done_at > END_SECONDS
+        # To go on, all have to save: they get as long as those that are asked to stop.
+        goes_on = self.paused and not self.stopping
+        limit = self._around.stop_seconds if goes_on else FAREWELL_SECONDS
+        return self._done_at is not None and time.monotonic() - self._done_at > limit
 
     def _stop(self) -> None:
         """Pass on a request to stop, if there is one."""
-        around, attempt = self._around, self.attempt
+        around, start = self._around, self.start
         if self.stopping:
-            if time.monotonic() > self._stop_until:
+            if time.monotonic() > self._stop_until and not start.results:  # else all is saved
                 raise RunFailed(stopped_too_late(around.stop_seconds))
         elif around.is_asked_to_stop():
             self.stopping = True
             self._stop_until = time.monotonic() + around.stop_seconds
-            self._mail.stop(attempt.number)
+            self._mail.stop(start.number)
             around.show(asked_to_stop())  # afterwards: a terminal may stand still
-            self.was_idle = not (attempt.is_under_way or attempt.is_final)
+            self.was_idle = not (start.is_under_way or start.is_final)
 
     def _pause(self, outlook: Outlook) -> None:
         """Ask workers to stop that would better go on elsewhere, or as more."""
-        around, attempt = self._around, self.attempt
+        around, start = self._around, self.start
         # Workers that do not train cannot go on.
-        if not around.stop_seconds or self.paused or self.stopping or not attempt.is_under_way:
+        if not around.stop_seconds or self.paused or self.stopping or not start.is_under_way:
             return
-        if attempt.begun < outlook.now:
+        if start.begun < outlook.now:
             return
         outlook.all_run.set()
         if around.node.id in outlook.leaving:
             around.say("the node of this command is about to be taken away")
             request_stop()
             return
-        self.leaving = bool(outlook.leaving & attempt.nodes)
+        self.leaving = bool(outlook.leaving & start.nodes)
         workers = outlook.now if self.leaving else outlook.possible
         if self.leaving:
             reason = "a node is about to be taken away"
@@ -216,38 +231,31 @@ class Fit:
         else:
             return
         self.paused = workers
-        self._mail.stop(attempt.number)
+        self._mail.stop(start.number)
         around.say(f"{reason}: the workers save after their step, and the run goes on")
 
     def _end(self) -> None:
-        """End what runs the workers, where it has not ended."""
-        if not self._thread.is_alive():
+        """End what runs the workers, and give free what it holds, unless it has ended by itself."""
+        if self.has_ended and ended_by_itself(self._error):
             return
         # In a thread, and waited for: see `Aside`.
         given_up = threading.Event()
         ending = threading.Thread(target=_end_fit, args=(self._thread, given_up), daemon=True)
         ending.start()
-        self._thread.join(END_SECONDS)
+        ending.join(END_SECONDS)
         given_up.set()
         ending.join(END_SECONDS)
 
 
 def _end_fit(thread: threading.Thread, given_up: threading.Event) -> None:
     """End the controller that ``thread`` waits for, which may be there only by and by."""
-    while thread.is_alive() and not given_up.is_set():
+    while not given_up.is_set():
+        had_ended = not thread.is_alive()
         with suppress(Exception):
-            _end_controller()
-        thread.join(POLL_SECONDS)
-
-
-def _end_controller() -> None:
-    """End the actor by which Ray Train runs the workers, and they with it: `fit` then returns.
-
-    Ray Train has no way to be told; what is used here is what `ray.kill` does (Ray 2.60).
-    """
-    from ray._private import state, worker
-
-    connection = worker.global_worker
-    for name, actor in state.actors(job_id=connection.current_job_id).items():
-        if actor["ActorClassName"] == "TrainController" and actor["State"] != "DEAD":
-            connection.core_worker.kill_actor(ray.ActorID.from_hex(name), True)
+            end_controllers()
+            if had_ended:  # else it may have asked for slots meanwhile
+                return
+        if had_ended:
+            given_up.wait(POLL_SECONDS)
+        else:
+            thread.join(POLL_SECONDS)

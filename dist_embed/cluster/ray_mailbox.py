@@ -27,10 +27,10 @@ class RayMailbox:
         events, self._events = self._events, []
         return events
 
-    def stop(self, attempt: int) -> None:
+    def stop(self, start: int) -> None:
         """Ask the workers of this start, and of those before it."""
-        self._stopped = attempt
+        self._stopped = start
 
-    def is_stopped(self, attempt: int) -> bool:
+    def is_stopped(self, start: int) -> bool:
         """Whether they are asked to."""
-        return attempt <= self._stopped
+        return start <= self._stopped

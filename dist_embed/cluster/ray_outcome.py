@@ -6,12 +6,12 @@ from typing import Any
 
 from ray.exceptions import RayError, RaySystemError, RayTaskError
 from ray.train import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
-from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 
-from dist_embed.cluster.failure import Attempt, failure_event
+from dist_embed.cluster.failure import Start, failure_event
 
 
-def untold(attempt: Attempt, outcome: Exception | None) -> list[dict[str, Any]]:
+def untold(start: Start, outcome: Exception | None) -> list[dict[str, Any]]:
     """Failures of workers that could not tell them, such as a package that their machine lacks.
 
     What Ray says of its own, that a worker was lost or not started, is none of them.
@@ -23,7 +23,7 @@ def untold(attempt: Attempt, outcome: Exception | None) -> list[dict[str, Any]]:
         errors = {
             rank: error
             for rank, error in outcome.worker_failures.items()
-            if rank not in attempt.tellers
+            if rank not in start.tellers
         }
     events = []
     for rank, error in errors.items():
@@ -46,20 +46,20 @@ def _raised(error: BaseException) -> BaseException:
             return error
 
 
-def why(attempt: Attempt, outcome: Exception | None) -> str:
+def why(start: Start, outcome: Exception | None) -> str:
     """In a line how a start has failed."""
     if isinstance(outcome, ControllerError):  # the workers have not begun
-        return attempt.why(_first_line(outcome.controller_failure))
+        return start.why(_first_line(outcome.controller_failure))
     if isinstance(outcome, WorkerGroupError):
-        lost = sorted(outcome.worker_failures.keys() - attempt.tellers)
-        return attempt.why(
+        lost = sorted(outcome.worker_failures.keys() - start.tellers)
+        return start.why(
             f"worker {lost[0]} was lost" if lost else "an exchange between workers broke"
         )
     if isinstance(outcome, RayError):
-        return attempt.why("what Ray Train runs the workers by was lost (its controller)")
+        return start.why("what Ray Train runs the workers by was lost (its controller)")
     if outcome is not None and not isinstance(outcome, TrainingFailedError):
-        return attempt.why(f"Ray Train failed: {type(outcome).__name__}: {_first_line(outcome)}")
-    return attempt.why()
+        return start.why(f"Ray Train failed: {type(outcome).__name__}: {_first_line(outcome)}")
+    return start.why()
 
 
 def _first_line(error: Exception) -> str:
@@ -71,8 +71,17 @@ def was_announced(outcome: Exception | None) -> bool:
     return isinstance(outcome, PreemptionError)
 
 
+def lost_room(outcome: Exception | None) -> bool:
+    """Whether the room that there was is not there any more: others were faster."""
+    error = outcome.controller_failure if isinstance(outcome, ControllerError) else None
+    return isinstance(error, WorkerGroupStartupTimeoutError)
+
+
 def may_start_again(outcome: Exception | None) -> bool:
-    """Whether there is room again after a start that ended so: what a controller holds that was
-    killed, Ray gives free by and by only (2.60: not within a minute).
-    """
+    """Whether another start may go better than one that ended so."""
+    return outcome is None or isinstance(outcome, TrainingFailedError | RayError)
+
+
+def ended_by_itself(outcome: Exception | None) -> bool:
+    """Whether what ran the workers has given back what it held, before it ended so."""
     return outcome is None or isinstance(outcome, TrainingFailedError)

@@ -124,36 +124,44 @@ class Room:
 
         Raises RunFailed after ``timeout_seconds``.
         """
-        began = time.monotonic()
+        began, free = time.monotonic(), 0
         asked, told = self.ask(wanted), False
         try:
-            while not asked.wait(POLL_SECONDS):
+            while True:
+                waited = time.monotonic() - began
+                try:
+                    if asked.wait(POLL_SECONDS):
+                        return wanted
+                    free = self.free()
+                    if free >= self._min and (waited >= self._replace or not again):
+                        remove_placement_group(asked)
+                        fewer = min(wanted, free)
+                        asked = self.ask(fewer)
+                        if asked.wait(FIT_SECONDS):
+                            return fewer
+                        remove_placement_group(asked)
+                        asked = self.ask(wanted)
+                except RayError:  # a head that starts again may answer next time
+                    rest(POLL_SECONDS)
                 rest(0.0)
-                waited, free = time.monotonic() - began, self.free()
-                if free >= self._min and (waited >= self._replace or not again):
-                    remove_placement_group(asked)
-                    fewer = min(wanted, free)
-                    asked = self.ask(fewer)
-                    if asked.wait(FIT_SECONDS):
-                        return fewer
-                    remove_placement_group(asked)
-                    asked = self.ask(wanted)
                 if waited >= self.timeout_seconds:
-                    raise RunFailed(
-                        f"there was no room for {self._min} workers within "
-                        f"{self.timeout_seconds:.0f} s (cluster.timeout_seconds): {free} of "
-                        f"{self._min} {self.kind} slots"
-                    )
+                    raise RunFailed(self._no_room(free))
                 if waited >= WORD_SECONDS and not told:
                     told = True
                     say(self._waiting(wanted, free))
-            return wanted
         except NodeLost:
             asked = None  # Ray would end this process before anything is told
             raise
         finally:
             if asked is not None:
                 remove_placement_group(asked)
+
+    def _no_room(self, free: int) -> str:
+        apart = ", which others took, or which did not fit" if free >= self._min else ""
+        return (
+            f"there was no room for {self._min} workers within {self.timeout_seconds:.0f} s "
+            f"(cluster.timeout_seconds): {free} of {self._min} {self.kind} slots{apart}"
+        )
 
     def _waiting(self, wanted: int, free: int) -> str:
         fewer = ""

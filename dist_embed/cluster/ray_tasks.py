@@ -126,7 +126,7 @@ class TaskPool:
 
         def begin(args: Arguments) -> Any:
             self._node.check()
-            task = _task.remote(function, self._setup, args)
+            task = self._aside(lambda: _task.remote(function, self._setup, args))
             self._under_way.add(task)
             return task
 
@@ -138,11 +138,14 @@ class TaskPool:
 
     def _slots(self) -> int:
         """Asked for again each time: nodes come and go."""
+        return int(self._aside(ray.cluster_resources).get("CPU", 0))
+
+    def _aside(self, do: Callable[[], Result]) -> Result:
+        """What ``do`` returns, which asks Ray's head."""
         with Aside(
-            lambda rest: ray.cluster_resources(), self._node, lambda text: None,
-            self._timeout_seconds,
-        ) as asking:  # fmt: skip
-            return int(asking.result(self._node.check).get("CPU", 0))
+            lambda rest: do(), self._node, lambda text: None, self._timeout_seconds
+        ) as asking:
+            return asking.result(self._node.check)
 
     def _result(self, task: Any) -> Any:
         since, before = time.monotonic(), 0

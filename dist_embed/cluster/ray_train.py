@@ -47,7 +47,7 @@ INIT_SECONDS = 300.0  # Ray's own limits are below
 class _Trainer(DataParallelTrainer):
     """Without two processes that Ray Train (2.60) starts with the workers of every start, each of
     which takes seconds of a core: one for data sets of Ray's, which we have none of, and one that
-    gives the slots of a controller free that was killed, after which we start no workers.
+    gives free the slots of a controller that was killed, as `end_controllers` does.
     """
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
@@ -119,7 +119,9 @@ def launch_ray(
         # On this node, whose end is the command's too. Not softly: a node that Ray had just started
         # was passed over for another one, which may be lost (Ray 2.60).
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(RayMailbox).remote()
+        actor = ray.remote(num_cpus=0, scheduling_strategy=here)(RayMailbox)
+        # Its class goes by the head, as the function of a first task does (Ray 2.60).
+        mailbox = around.aside(lambda rest: actor.remote(), node.check)
 
         def trainer(workers: int, number: int) -> DataParallelTrainer:
             return _Trainer(
@@ -157,26 +159,40 @@ def _run_config(name: str, storage_path: str, stop_seconds: float) -> RunConfig:
 
 @contextmanager
 def connected(address: str | None, num_workers: int) -> Iterator[Node]:
-    """A connection to a cluster, or to a Ray of our own for the length of the block."""
+    """A connection to a cluster, or to a Ray of our own for the length of the block.
+
+    Raises:
+        UserError: this process is connected already; no cluster answers at the address, or one of
+            another version.
+        RunFailed: a Ray of our own did not start, or does not answer.
+    """
+    if ray.is_initialized():
+        raise UserError(
+            "this process is connected to a Ray already, and a run connects by itself: call "
+            "ray.shutdown() first"
+        )
     if address:
         if why := why_no_answer(address):
             raise UserError(
                 f"no Ray cluster answers at {address!r} (cluster.address or RAY_ADDRESS): {why}"
             )
-        with quiet_node(), _driver(address) as node:
+        with quiet_node(), _driver(address, is_own=False) as node:
             yield node
         return
     # As many CPU slots as workers: more workers than cores is slow, not wrong.
     cores = max(os.cpu_count() or 1, num_workers)
     try:
-        with private_ray(), own_ray(cores) as where, quiet_node(), _driver(where) as node:
+        with (
+            private_ray(), own_ray(cores) as where, quiet_node(),
+            _driver(where, is_own=True) as node,
+        ):  # fmt: skip
             yield node
     except HeadFailed as exc:
         raise RunFailed(f"no Ray could be started on this machine: {exc}") from exc
 
 
 @contextmanager
-def _driver(address: str) -> Iterator[Node]:
+def _driver(address: str, *, is_own: bool) -> Iterator[Node]:
     """This process as a driver of the Ray at an address; gives the node that it is connected to."""
     failed: list[Exception] = []
     node: Node | None = None
@@ -204,9 +220,7 @@ def _driver(address: str) -> Iterator[Node]:
         if thread.is_alive():
             raise RunFailed(f"Ray at {address} has not answered within {INIT_SECONDS:.0f} s")
         if failed:
-            if isinstance(failed[0], ConnectionError | RayError | ValueError | RuntimeError):
-                raise UserError(f"no Ray cluster answers at {address}: {failed[0]}") from failed[0]
-            raise failed[0]
+            raise _not_connected(address, failed[0], is_own=is_own) from failed[0]
         for name in ("ray", "ray.train", "ray.data", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
         node = Node()
@@ -216,6 +230,18 @@ def _driver(address: str) -> Iterator[Node]:
         # why (2.60, raylet_ipc_client.cc).
         if node is None or node.lives():
             _disconnect()
+
+
+def _not_connected(address: str, error: Exception, *, is_own: bool) -> Exception:
+    """What is raised of what `ray.init` has raised."""
+    if not isinstance(error, ConnectionError | RayError | ValueError | RuntimeError):
+        return error
+    if is_own:
+        return RunFailed(f"the Ray that was started on this machine does not answer: {error}")
+    if "Version mismatch" in str(error):  # Ray 2.60, _private/utils.py:check_version_info
+        told = " ".join(str(error).split())
+        return UserError(f"the Ray cluster at {address} is of another version: {told}")
+    return UserError(f"no Ray cluster answers at {address}: {error}")
 
 
 def _disconnect() -> None:

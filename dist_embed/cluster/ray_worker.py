@@ -24,25 +24,25 @@ MAILBOX_SECONDS = 60.0
 
 
 def work_for(
-    target: Callable[..., Any], args: tuple[Any, ...], mailbox: Any, attempt: int, name: str
+    target: Callable[..., Any], args: tuple[Any, ...], mailbox: Any, start: int, name: str
 ) -> dict[str, Any]:
     """What `work` is handed. ``target`` and its arguments are sealed: to open them means to import
     what they are made of, which Ray's controller has no use for.
     """
     sealed = cloudpickle.dumps((target, args))
-    return {"sealed": sealed, "mailbox": mailbox, "attempt": attempt, "name": name}
+    return {"sealed": sealed, "mailbox": mailbox, "start": start, "name": name}
 
 
 def work(handed: dict[str, Any]) -> None:
-    """Run a worker's part; begin, result and failure are told to the mailbox."""
-    mailbox, attempt = handed["mailbox"], handed["attempt"]
+    """Run a worker's part; what it tells the mailbox bears the number of its start."""
+    mailbox, start = handed["mailbox"], handed["start"]
     rank = ray.train.get_context().get_world_rank()
 
     def emit(event: Event) -> None:
-        mailbox.put.remote(event)
+        mailbox.put.remote(event | {"start": start})
 
     def tell(event: Event) -> None:
-        ray.get(mailbox.put.remote(event | {"attempt": attempt}), timeout=MAILBOX_SECONDS)
+        ray.get(mailbox.put.remote(event | {"start": start}), timeout=MAILBOX_SECONDS)
 
     tell({"kind": "begin", "node": ray.get_runtime_context().get_node_id()})
     with collector_off():
@@ -51,9 +51,7 @@ def work(handed: dict[str, Any]) -> None:
 
     ended = threading.Event()
     if rank == 0:  # one worker that knows is enough
-        threading.Thread(
-            target=_listen_for_stop, args=(mailbox, attempt, ended), daemon=True
-        ).start()
+        threading.Thread(target=_listen_for_stop, args=(mailbox, start, ended), daemon=True).start()
     try:
         with collector_off():
             target, args = cloudpickle.loads(handed["sealed"])
@@ -67,10 +65,10 @@ def work(handed: dict[str, Any]) -> None:
         tell({"kind": "result", "value": value})
 
 
-def _listen_for_stop(mailbox: Any, attempt: int, ended: threading.Event) -> None:
+def _listen_for_stop(mailbox: Any, start: int, ended: threading.Event) -> None:
     while not ended.wait(POLL_SECONDS):
         try:
-            if ray.get(mailbox.is_stopped.remote(attempt), timeout=MAILBOX_SECONDS):
+            if ray.get(mailbox.is_stopped.remote(start), timeout=MAILBOX_SECONDS):
                 request_stop()
                 return
         except ActorDiedError:  # without a launcher nobody asks

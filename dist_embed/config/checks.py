@@ -43,6 +43,14 @@ def _without_effect(config: Config) -> Iterator[str]:
             f"train.neighbors_of: {config.train.neighbors_of} is not allowed without "
             "train.translate_every, at which neighbours are recorded"
         )
+    cluster = config.cluster
+    if cluster.min_workers < cluster.max_workers:
+        replace, limit = cluster.replace_seconds, cluster.timeout_seconds
+        if replace >= limit:
+            yield (
+                f"cluster.replace_seconds: {replace:g} is not allowed with "
+                f"cluster.timeout_seconds={limit:g}, after which the run ends: less than that"
+            )
 
 
 def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ from dist_embed.embedding.settings import Tier
 from dist_embed.errors import StorageError, UserError
 from dist_embed.installed import require
 from dist_embed.jobs.configuration import configuration, whole_stop_seconds
-from dist_embed.jobs.settings import KubernetesSection
+from dist_embed.jobs.settings import KEEP_MINUTES, KubernetesSection
 from dist_embed.training.tasks import Train
 
 Object = dict[str, Any]
@@ -48,19 +48,24 @@ _NO_PRIVILEGES = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["
 # In the head pod: asks Kubernetes for pods as the run has use for them, and needs an account there.
 _AUTOSCALER = {
     "enableInTreeAutoscaling": True,
-    "autoscalerOptions": {"securityContext": _NO_PRIVILEGES},
+    "autoscalerOptions": {
+        "securityContext": _NO_PRIVILEGES,
+        # Ray's 60 s (2.60, autoscaling_config.py) pass between two starts of the workers, and while
+        # the command alone works, as where subwords are learned.
+        "idleTimeoutSeconds": 600,
+    },
 }
 
 # What happens in a pod before it is ended, beside the other processes of its container. The head's
 # asks the run to save, as nobody else does when a job is suspended, or a node is drained. SIGTERM
 # and not `ray job stop`: KubeRay takes a stopped job for complete, a failed one is tried again. It
-# looks every 3 s.
+# looks every 3 s, and first waits for the pod that follows the job to be done.
 _BEFORE_HEAD_ENDS = r"""
 driver() { grep -lsz '/[d]ist-embed$' /proc/[0-9]*/cmdline; }
 driver >/dev/null || exit 0
 for file in $(driver); do kill -TERM "$(cut -d/ -f3 <<<"$file")"; done
 while driver >/dev/null; do sleep 1; done
-sleep 10
+sleep 30
 """
 # A worker is not taken away before it has saved. Its process is called as what it is, or as what it
 # has been called for (Ray 2.60).
@@ -118,7 +123,7 @@ def manifest(config: Config) -> Object:
             ),
             # Not `deletionStrategy`: its rules know no job that was stopped, and forbid `suspend`.
             "shutdownAfterJobFinishes": True,
-            "ttlSecondsAfterFinished": math.ceil(60 * settings.keep_minutes),
+            "ttlSecondsAfterFinished": math.ceil(60 * _keep_minutes(settings)),
             "submitterPodTemplate": _submitter(settings, labels),
             "rayClusterSpec": {
                 "rayVersion": RAY_VERSION,  # authentication and probes depend on it
@@ -129,6 +134,13 @@ def manifest(config: Config) -> Object:
             },
         },
     }
+
+
+def _keep_minutes(settings: KubernetesSection) -> float:
+    """The end of `hours` ends the job, and the pods train on until they are taken away."""
+    if settings.keep_minutes is not None:
+        return settings.keep_minutes
+    return 0.0 if settings.hours else KEEP_MINUTES
 
 
 def job_name(run_uri: str) -> str:

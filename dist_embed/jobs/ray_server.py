@@ -24,7 +24,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from dist_embed.errors import UserError
 from dist_embed.jobs.job import Job, check_is_free
-from dist_embed.jobs.ray_address import is_loopback
+from dist_embed.jobs.job_server_address import is_loopback
 from dist_embed.jobs.ray_request import OURS, RUN_URI, new_id
 
 # It tells of every upload.

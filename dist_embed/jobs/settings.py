@@ -23,6 +23,7 @@ _ONE_LINE = r"^[^\n\r]*$"
 # Names of Kubernetes' objects: of a namespace (DNS-1123 label), of most others (subdomain).
 _LABEL = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$"
 _SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+KEEP_MINUTES = 10.0  # that pods of a job without `hours` stay, where nobody says how long
 _Name = Annotated[str, Field(max_length=253, pattern=_SUBDOMAIN)]
 
 
@@ -89,7 +90,9 @@ class KubernetesSection(Section):
         "prepared data or, where there are none yet, `tokenizer.vocab_size`.",
     )
     hours: PositiveFloat | None = Field(
-        None, description="Longest time in all. The run saves, and the job does not go on."
+        None,
+        description="Longest time in all. Then the pods go, the run saves, and the job does "
+        "not go on.",
     )
     start_hours: PositiveFloat = Field(
         1.0, description="Longest wait for room for all pods; it counts as a failure."
@@ -97,10 +100,13 @@ class KubernetesSection(Section):
     retries: NonNegativeInt = Field(
         3,
         description="Failures after which the job starts again, with new pods, from the newest "
-        "checkpoint.",
+        "checkpoint. To KubeRay it is one, too, when the head's node is drained: more where that "
+        "may happen often.",
     )
-    keep_minutes: Annotated[NonNegativeFloat, EXPERT] = Field(
-        10.0, description="That the pods stay when the job has ended."
+    keep_minutes: Annotated[NonNegativeFloat | None, EXPERT] = Field(
+        None,
+        description="That the pods stay when the job has ended, and at the end of `hours` train "
+        f"on; by default {KEEP_MINUTES:g}, with `hours` 0.",
     )
     head_cpus: Annotated[PositiveInt, EXPERT] = Field(
         2, description="Cores of the head pod, in which the command reads the corpora."

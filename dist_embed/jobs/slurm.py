@@ -25,6 +25,9 @@ from dist_embed.jobs.settings import SlurmSection
 # Slurm looks at its signals and limits once a minute or so: a limit of 60 s ended at 80, and a
 # signal 30 s before it came 18 to 20 s before (Slurm 22.05.8).
 TICK_SECONDS = 60
+# Times that a job queues again while data are prepared: what is counted then is counted anew, so it
+# may never be done. As many as Slurm by itself tries to begin a job (`max_batch_requeue`).
+MOST_PREPARATIONS = 5
 COMMAND_SECONDS = 60.0  # that a command of Slurm may take
 # The script hands it on in one variable, of which Linux takes 128 KiB with its name.
 _CONFIG_BYTES = 130_000
@@ -36,15 +39,20 @@ _WAITING = {
     "SPECIAL_EXIT",
 }  # fmt: skip
 _BEGUN = {"RUNNING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
+_NOT_BEGUN = "00:00:00"
 _LIVING = {*_WAITING, *_BEGUN, "COMPLETING"}
 
 _BODY = r"""
 asks=0
 asked_at=0
 pid=
-ask() {{ # SIGTERM: before the time limit, by `dist-embed stop`, before preemption
+prepared=
+ask() {{ # SIGTERM: before the time limit, or by `dist-embed stop`
     asks=$((asks + 1))
     asked_at=$(date +%s)
+    tell_step
+}}
+tell_step() {{
     local steps
     while [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null; do # its step may be only about to begin
         steps=$(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format=%i | grep -E '\.[0-9]+$')
@@ -55,9 +63,11 @@ ask() {{ # SIGTERM: before the time limit, by `dist-embed stop`, before preempti
 trap ask TERM
 in_step() {{ # COMMAND...: bash serves a trap while it waits, not while a command runs
     local code again before
+    before=0
     [ $asks = 0 ] || return 143
     "$@" &
     pid=$!
+    [ $asks = 0 ] || tell_step # asked before it had a number
     before=$asks
     wait "$pid"
     code=$?
@@ -92,17 +102,44 @@ export TORCHELASTIC_RUN_ID=slurm-$SLURM_JOB_ID RANK=$SLURM_PROCID WORLD_SIZE=$SL
 export LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE={per_node}
 exec dist-embed train /dev/stdin <<<"$DIST_EMBED_CONFIG"'
 
+is_preempted() {{ # since it began this time. To those Slurm signals the steps, not this script
+    local shown began announced
+    shown=$(SLURM_TIME_FORMAT=standard scontrol show job "$SLURM_JOB_ID")
+    began=$(sed -n 's/.* StartTime=\([0-9][^ ]*\).*/\1/p' <<<"$shown")
+    announced=$(sed -n 's/.* PreemptTime=\([0-9][^ ]*\).*/\1/p' <<<"$shown")
+    [[ -n "$announced" && ! "$announced" < "$began" ]]
+}}
+limit_is_near() {{
+    local end limit
+    end=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)
+    limit=$([ -n "$end" ] && date -d "$end" +%s 2>/dev/null || echo 0)
+    [ "$limit" -ge $asked_at ] && [ $((limit - asked_at)) -le {margin} ]
+}}
+queue_again() {{ # WHY
+    echo "$1: the job queues again, and goes on from what is saved"
+    scontrol requeue "$SLURM_JOB_ID"
+}}
 in_step srun --ntasks=1 --nodes=1 --cpus-per-task={node_cpus} bash -c "$prepare"
 code=$?
 if [ $code = 0 ]; then
-    in_step srun --cpus-per-task={cpus} --kill-on-bad-exit=1 bash -c "$worker"
+    prepared=1
+    in_step srun --cpus-per-task={cpus} --kill-on-bad-exit=1 --wait={margin} bash -c "$worker"
     code=$?
 fi
-end=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)
-limit=$([ -n "$end" ] && date -d "$end" +%s 2>/dev/null || echo 0)
-if [ $code = 143 ] && [ "$limit" -ge $asked_at ] && [ $((limit - asked_at)) -le {margin} ]; then
-    echo "the time limit is near: the job queues again, and goes on from the newest checkpoint"
-    scontrol requeue "$SLURM_JOB_ID"
+if [ $code != 143 ]; then
+    :
+elif is_preempted; then
+    queue_again "others take the nodes"
+elif limit_is_near; then
+    if [ $SECONDS -lt {margin} ]; then
+        echo "not queued again: a job that is asked to save up to {margin} s before its limit" \
+            "needs a limit of {least} s (cluster.submit.slurm.hours); it ran for $SECONDS s" >&2
+    elif [ -z "$prepared" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -ge {preparations} ]; then
+        echo "not queued again: {preparations} times it has, and the data are not prepared yet;" \
+            "a longer limit (cluster.submit.slurm.hours)? The same submission goes on" >&2
+    else
+        queue_again "the time limit is near"
+    fi
 fi
 exit $code
 """
@@ -147,6 +184,7 @@ def script(config: Config) -> str:
     lines = [f"#SBATCH {option}" for option in _options(config, slurm, per_node)]
     body = _BODY.format(
         end=_END_OF_CONFIG, yaml=yaml, per_node=per_node, margin=margin,
+        least=2 * margin, preparations=MOST_PREPARATIONS,
         cpus=slurm.cpus_per_worker, node_cpus=slurm.cpus_per_worker * per_node,
         setup=f"{slurm.setup.strip()}\n" if slurm.setup.strip() else "",
     )  # fmt: skip
@@ -240,8 +278,14 @@ def said(job: Job, since: int) -> bytes:
         with open(job.output, "rb") as file:
             file.seek(since)
             return file.read()
-    except FileNotFoundError:  # nothing yet, or a node's own folder
-        return b""
+    except FileNotFoundError:
+        if job.running_for == _NOT_BEGUN:
+            return b""
+        raise UserError(
+            f"job {job.name} writes to {job.output}, which this machine does not have: look on the "
+            f"node where it began (BatchHost of `scontrol show job {job.name}`), or send jobs from "
+            "a folder that all share"
+        ) from None
 
 
 def _slurm(command: str, *arguments: str, text: str | None = None) -> str:

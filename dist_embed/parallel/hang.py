@@ -28,13 +28,13 @@ FRAMES = 12  # of a stack that are told
 _KEY = "dist_embed/hang"
 
 # What this process's worker is about; None: it may take long, and has limits of its own.
-_phase: str | None = None
+_about: str | None = None
 
 
-def at(phase: str | None) -> None:
+def at(about: str | None) -> None:
     """Say what this worker is about from now on, as ``step 12``; None: what may take long."""
-    global _phase
-    _phase = phase
+    global _about
+    _about = about
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class _State:
     Attributes:
         looks: how often it has looked, by which it is seen to live.
         entered: collectives of the group that it has entered.
-        phase: what it is about.
+        about: what it is about.
         since: when it has come so far.
         stack: where it is.
     """
 
     looks: int
     entered: int
-    phase: str | None
+    about: str | None
     since: str
     stack: str
 
@@ -62,7 +62,7 @@ def hangs_named(group: Group, seconds: float, say: Callable[[str], None]) -> Ite
 
     Args:
         group: of workers; all enter.
-        seconds: without progress in a phase, after which who holds it up is named.
+        seconds: without progress, after which who holds it up is named.
         say: takes the lines.
 
     Not collective: nobody waits here for anybody.
@@ -109,12 +109,12 @@ class _Watch:
         when = ""
         while not ended.wait(self._every):
             try:
-                now = self._entered(), _phase
+                now = self._entered(), _about
                 if now != seen:
                     seen, since = now, time.monotonic()
                     when = f"{datetime.now(timezone.utc):%H:%M:%S} UTC"
                 self._leave(when)
-                hangs = _phase is not None and time.monotonic() - since >= self._seconds
+                hangs = _about is not None and time.monotonic() - since >= self._seconds
                 if hangs and told != since:
                     told = since
                     self._name(ended, when, now)
@@ -131,13 +131,13 @@ class _Watch:
         told: float | None = None
         while not ended.wait(self._every):
             asked_at = self._asked_at
-            if asked_at is None or asked_at == told or _phase is None:
+            if asked_at is None or asked_at == told or _about is None:
                 continue
             if time.monotonic() - asked_at >= self._seconds:
                 told = asked_at
                 self._say(
                     f"worker 0, or its machine, does not answer: worker {self._group.rank}, in "
-                    f"{_phase}, has waited {self._seconds:.0f} s for its store"
+                    f"{_about}, has waited {self._seconds:.0f} s for its store"
                 )
 
     @contextmanager
@@ -157,7 +157,7 @@ class _Watch:
         self._looks += 1
         frame = sys._current_frames().get(self._worker)
         stack = traceback.format_stack(frame, FRAMES) if frame is not None else []
-        self._own = _State(self._looks, self._entered(), _phase, when, "".join(stack))
+        self._own = _State(self._looks, self._entered(), _about, when, "".join(stack))
         if self._store is not None:
             with self._asking() as store:
                 store.set(f"{_KEY}/{self._group.rank}", json.dumps(asdict(self._own)))
@@ -165,13 +165,13 @@ class _Watch:
     def _name(self, ended: threading.Event, when: str, seen: tuple[int, str | None]) -> None:
         """Tell who holds up the others, where nobody has told it yet."""
         before = self._states()
-        if ended.wait(self._every) or (self._entered(), _phase) != seen:
+        if ended.wait(self._every) or (self._entered(), _about) != seen:
             return
         self._leave(when)
         now = {rank: state for rank, state in self._states().items() if rank in before}
         most = max(state.entered for state in now.values())
         behind = [rank for rank, state in now.items() if state.entered < most]
-        if any(now[rank].phase is None for rank in behind) or not self._is_first_to_tell(most):
+        if any(now[rank].about is None for rank in behind) or not self._is_first_to_tell(most):
             return
         for rank in behind or [min(now)]:
             state = now[rank]
@@ -180,7 +180,7 @@ class _Watch:
             what = f"worker {rank}" if all_wait else "it"
             silent = "" if state.looks > before[rank].looks else " and has not answered of late"
             self._say(
-                f"{who} in {state.phase}; {what} has been here since {state.since}{silent}:\n"
+                f"{who} in {state.about}; {what} has been here since {state.since}{silent}:\n"
                 + state.stack.rstrip()
             )
 

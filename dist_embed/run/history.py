@@ -19,7 +19,7 @@ OUTSIDE: tuple[PhaseName, ...] = ("agreement", "checkpoint stall")
 
 
 @dataclass(frozen=True)
-class Course:
+class Validated:
     """Where a run stood at one validation.
 
     Attributes:
@@ -43,9 +43,9 @@ class Course:
     scored_by: str | None = None
 
 
-def course_of(lines: list[dict[str, Any]]) -> list[Course]:
+def course_of(lines: list[dict[str, Any]]) -> list[Validated]:
     """One row per validation, from the lines of ``metrics.jsonl``."""
-    rows: list[Course] = []
+    rows: list[Validated] = []
     seconds, last_step, epoch = 0.0, 0, 0
     speeds: list[float] = []
     began: float | None = None
@@ -61,7 +61,7 @@ def course_of(lines: list[dict[str, Any]]) -> list[Course]:
                 speeds.append(speed)
         elif perplexity is not None:
             rows.append(
-                Course(
+                Validated(
                     line["step"],
                     epoch,
                     seconds / 60,
@@ -79,7 +79,7 @@ def course_of(lines: list[dict[str, Any]]) -> list[Course]:
     return rows
 
 
-def ways_of_scoring(rows: list[Course]) -> list[str]:
+def ways_of_scoring(rows: list[Validated]) -> list[str]:
     """What is to be said of how BLEU was computed; nothing where none was."""
     by = {row.step: row.scored_by for row in rows if row.bleu is not None}
     if len(set(by.values())) < 2:

@@ -98,7 +98,7 @@ class ObjectStore:
             _create_local(Path(path), data)
             return
 
-        def attempt() -> None:
+        def once() -> None:
             # Read first and last: a reply may be lost after the store has written.
             found = self._content(path)
             if found is None:
@@ -108,7 +108,7 @@ class ObjectStore:
             if found != data:
                 raise FileExistsError(errno.EEXIST, "another writer has written", name)
 
-        self._retried(f"create {name}", attempt)
+        self._retried(f"create {name}", once)
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes | bytearray:
         """Bytes ``start`` to ``end`` of an object; fewer where it ends before.
@@ -144,7 +144,7 @@ class ObjectStore:
         """Names directly below ``folder``, objects and folders, sorted; empty where it is none."""
         path = self._path(folder)
 
-        def attempt() -> list[str]:
+        def once() -> list[str]:
             self._fs.invalidate_cache()
             try:
                 found = self._fs.ls(path, detail=False)
@@ -153,7 +153,7 @@ class ObjectStore:
             below = (entry.rstrip("/") for entry in found)  # an object lists itself
             return sorted(entry.rsplit("/", 1)[-1] for entry in below if entry != path)
 
-        return self._retried(f"list {folder}", attempt)
+        return self._retried(f"list {folder}", once)
 
     def entries(self, folder: str) -> list[Entry]:
         """Every object below ``folder``, however deep; none behind a link that leads elsewhere."""
@@ -161,7 +161,7 @@ class ObjectStore:
         if self.is_local and os.path.islink(path):
             return []
 
-        def attempt() -> list[Entry]:
+        def once() -> list[Entry]:
             self._fs.invalidate_cache()
             found = self._fs.find(path, detail=True)
             below = path.rstrip("/") + "/"
@@ -170,19 +170,19 @@ class ObjectStore:
                 for where, info in sorted(found.items())
             ]
 
-        return self._retried(f"list {folder}", attempt)
+        return self._retried(f"list {folder}", once)
 
     def remove(self, name: str) -> None:
         """Remove an object; nothing happens where there is none."""
         path = self._path(name)
         self._check_inside(path)
 
-        def attempt() -> None:
+        def once() -> None:
             self._fs.invalidate_cache()
             with suppress(FileNotFoundError):
                 self._fs.rm_file(path)
 
-        self._retried(f"remove {name}", attempt)
+        self._retried(f"remove {name}", once)
         if self.is_local and Path(path).parent.exists():
             sync_folder(Path(path).parent)
 
@@ -194,12 +194,12 @@ class ObjectStore:
             _remove_local(path)
             return
 
-        def attempt() -> None:
+        def once() -> None:
             self._fs.invalidate_cache()
             with suppress(FileNotFoundError):
                 self._fs.rm(path, recursive=True)
 
-        self._retried(f"remove {folder}", attempt)
+        self._retried(f"remove {folder}", once)
 
     def _path(self, name: str) -> str:
         if not _NAME.fullmatch(name):

@@ -38,7 +38,7 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
         what: for the message, such as ``read x``.
         where: the store's URI, for the message.
         operation: may be carried out more than once.
-        seconds: limit; an attempt under way is not interrupted.
+        seconds: limit; a try under way is not interrupted.
 
     Raises:
         StoreUnavailable: it failed to the end.

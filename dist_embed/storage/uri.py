@@ -60,8 +60,8 @@ class Stamp:
 def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of ``uri`` and the path in it.
 
-    Without ``retries`` S3's client makes one attempt of every request: for callers that repeat
-    calls themselves, and whose limit its attempts would stretch. Raises StorageError.
+    Without ``retries`` S3's client tries every request once: for callers that repeat
+    calls themselves, and whose limit its tries would stretch. Raises StorageError.
     """
     options: dict[str, Any] = {}
     is_s3 = uri.startswith(("s3://", "s3a://"))
@@ -194,7 +194,7 @@ def read_range(uri: str, start: int, end: int) -> bytes:
 
 
 def cat_range(fs: fsspec.AbstractFileSystem, path: str, start: int, end: int | None) -> bytes:
-    """One attempt at bytes ``start`` to ``end`` of a file; fewer where it ends before."""
+    """One try at bytes ``start`` to ``end`` of a file; fewer where it ends before."""
     try:
         data: bytes = fs.cat_file(path, start=start or None, end=end)
     except OSError as exc:

@@ -22,7 +22,7 @@ FOLDER = "profile"
 
 
 class StepTraces:
-    """Records the steps ``first`` to ``last``, or those of them that this attempt at a run makes.
+    """Records the steps ``first`` to ``last``, or those of them that this start of a run makes.
 
     As a context manager: at its end what is recorded by then is written, after an error nothing.
     Traces that cannot be written are told, and training goes on.

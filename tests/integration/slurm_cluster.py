@@ -59,10 +59,14 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         "SchedulerParameters": "batch_sched_delay=0",  # it looks for new jobs every third second
         "ReturnToService": 2,
         "KillWait": 8,
+        "PreemptType": "preempt/partition_prio",
+        "PreemptMode": "REQUEUE",
     }
     text = "".join(f"{name}={value}\n" for name, value in lines.items())
     text += "NodeName=localhost NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN\n"
-    text += "PartitionName=main Nodes=ALL Default=YES\n"
+    # Jobs of the second one take the nodes of those of the first, after a notice of a minute.
+    text += "PartitionName=main Nodes=ALL Default=YES PriorityTier=1 GraceTime=60\n"
+    text += "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF\n"
     conf = folder / "slurm.conf"
     conf.write_text(text)
     environment = {**os.environ, "SLURM_CONF": str(conf), "PATH": _path()}
@@ -102,7 +106,10 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
         deadline = time.monotonic() + 60
         while True:
             state = subprocess.run(
-                ["sinfo", "-h", "-o", "%T"], capture_output=True, text=True, env=environment
+                ["sinfo", "-h", "-p", "main", "-o", "%T"],
+                capture_output=True,
+                text=True,
+                env=environment,
             ).stdout.strip()
             if state == "idle":
                 break

@@ -120,14 +120,15 @@ def test_workers_that_do_not_reach_each_other_are_started_again(
     training.is_as_if_not(STEPS)
 
 
-def test_workers_that_never_reach_each_other_again_end_the_run_in_time(
+def test_workers_that_never_reach_each_other_again_end_the_run(
     training: Training, cluster: RayMachines
 ) -> None:
     limits = ("cluster.timeout_seconds=30", "cluster.max_failures=1")
     with training.started(*limits):
         training.until_step(30)
         with cut(*cluster.nodes):
-            training.ended(code=1)
+            said = training.ended(code=1)
+    assert said.count("workers are started again in") == 1
     with training.started(*limits):
         training.ended()
     training.is_as_if_not(STEPS)

@@ -54,3 +54,13 @@ def test_a_head_that_is_to_end_has_the_run_saved_and_its_job_tried_again(
     assert len(told["saved"]) == 1
     # KubeRay takes a job that was stopped for complete.
     assert "failed" in told["status"].lower()
+
+
+def test_a_worker_that_is_to_end_has_the_run_saved_which_waits_for_another(
+    short_folder: Path,
+) -> None:
+    told = ended(short_folder, "worker")
+    assert told["code"] == 0, told["said"]
+    assert "a node is about to be taken away: the workers save after their step" in told["log"]
+    assert len(told["saved"]) == 1
+    assert "running" in told["status"].lower()

@@ -181,32 +181,49 @@ def test_seeded_disturbances(training: Training, nodes: Nodes, seed: int) -> Non
     """
     chance = random.Random(seed)
     steps = sorted(chance.sample(range(1, STEPS - 50), 4))
-    with training.started(*FEWER, "checkpoint.every_steps=5", "cluster.max_failures=20"):
+    ended: list[int] = []  # the numbers of starts that came to an end
+    often = ("checkpoint.every_steps=5", "cluster.max_failures=20", "train.max_steps=100000")
+    with training.started(*FEWER, *often) as process:
         for step in steps:
             if step == steps[0] or chance.random() < 0.7:
                 training.until_step(step)
             else:
                 time.sleep(chance.uniform(0, 20))
-            disturb(nodes, chance)
-        training.ended()
-    training.is_as_if_not(STEPS)
+            ended.append(disturb(training, nodes, chance))
+        training.until(lambda: training.starts() > max(ended))
+        training.until_step(max(max(training.losses(), default=0) + 20, STEPS))
+        process.terminate()
+        training.ended(code=143)
+    training.is_as_if_not()
 
 
-def disturb(nodes: Nodes, chance: random.Random) -> None:
-    node = chance.choice(nodes.there)
+def disturb(training: Training, nodes: Nodes, chance: random.Random) -> int:
+    """Something befalls the workers of a node; where there are none at the moment, they are waited
+    for. Returns how many starts there had been, where it ends one, else 0.
+    """
     what = chance.choice(["kill", "terminate", "suspend", "remove", "drain"])
-    if what == "remove":
-        nodes.remove(node)
-        nodes.add()
-    elif what == "drain":
-        nodes.add()
-        nodes.drain(node, 60)
-    else:
+    while True:
+        training.until(lambda: any(nodes.workers(node) for node in nodes.there))
+        node = chance.choice([one for one in nodes.there if nodes.workers(one)] or nodes.there)
+        starts = training.starts()
+        if what == "remove":
+            nodes.remove(node)
+            nodes.add()
+            return starts
+        if what == "drain":
+            nodes.add()
+            nodes.drain(node, 60)
+            return starts
+        hit = False
         for worker in nodes.workers(node):
             with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
                 if what == "suspend":
                     worker.suspend()
+                    hit = True
                     time.sleep(chance.uniform(0, 2))
                     worker.resume()
                 else:
                     getattr(worker, what)()
+                    hit = True
+        if hit:
+            return 0 if what == "suspend" else starts

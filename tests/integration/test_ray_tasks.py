@@ -203,6 +203,6 @@ def test_tasks_that_are_lost_that_refuse_and_that_do_not_end(
     assert told["lost_once"] == list(range(8))
     assert told["always_lost"].startswith("RunFailed: a task that prepares data was lost 4 times")
     assert told["refuses"] == "UserError: nothing to be done with this"
-    assert told["slow"].startswith("RunFailed: a task that prepares data has not ended within 15 s")
+    assert told["slow"].startswith("RunFailed: no task that prepares data has ended for 15 s")
     assert (tmp_path / "begun").exists()
     assert not (tmp_path / "scratch").exists()

@@ -127,3 +127,39 @@ def test_before_its_time_ends_a_job_saves_and_queues_again(
     ).stdout  # fmt: skip
     assert re.search(r"Restarts=[1-9]", shown)
     subprocess.run(["scancel", number], env=cluster, check=True, timeout=60)
+
+
+@pytest.mark.heavy
+@pytest.mark.timeout(1500)
+def test_a_job_whose_nodes_others_take_saves_and_queues_again(
+    config: str, cluster: dict[str, str], call: Call, tmp_path: Path
+) -> None:
+    """Of that Slurm signals the workers alone. And a stop afterwards is one for good."""
+
+    def slurm(*command: str) -> str:
+        return subprocess.run(
+            command, env=cluster, check=True, timeout=60, capture_output=True, text=True
+        ).stdout
+
+    run = tmp_path / "run"
+    sent = call(
+        "submit", config, "--to", "slurm", "train.max_steps=100000", "train.schedule=constant",
+        "embedding.schedule=constant", "train.evaluate_every=100000",
+        "checkpoint.every_steps=100000",
+    )  # fmt: skip
+    number = number_of(sent.stdout)
+    until(lambda: len(losses(run)) >= 3)
+    slurm("sbatch", "--partition=high", "--ntasks=4", "--output=/dev/null", "--wrap=sleep 5")
+    until(lambda: "others take the nodes: the job queues again" in call("logs", number).stdout, 300)
+    (saved,) = list_steps(str(run))
+    assert len(losses(run)) == saved
+    until(lambda: "Restarts=1" in slurm("scontrol", "show", "job", number), 120)
+    # It would wait two minutes, or has begun.
+    subprocess.run(
+        ["scontrol", "update", f"JobId={number}", "StartTime=now"], env=cluster, check=False,
+        timeout=60,
+    )  # fmt: skip
+    until(lambda: len(losses(run)) > saved, 600)
+    call("stop", number)
+    until(lambda: "exit code 143" in call("status", number).stdout, 300)
+    assert "Restarts=1" in slurm("scontrol", "show", "job", number)

@@ -30,7 +30,8 @@ _FIELDS = """
     automountServiceAccountToken autoscalerOptions backoffLimit capabilities claimName
     clusterSelector command condition containers deletionRules deletionStrategy downwardAPI drop
     emptyDir enableInTreeAutoscaling enableK8sTokenAuth entrypoint env envFrom exec fieldPath
-    fieldRef fsGroup groupName headGroupSpec image items jobDeploymentStatus jobStatus labels
+    fieldRef fsGroup groupName headGroupSpec idleTimeoutSeconds image items
+    jobDeploymentStatus jobStatus labels
     lifecycle limits maxReplicas medium metadata minReplicas mode mountPath name onFailure
     onSuccess path persistentVolumeClaim policy preRunningDeadlineSeconds preStop rayClusterSpec
     rayStartParams rayVersion replicas requests resources restartPolicy runAsGroup runAsNonRoot

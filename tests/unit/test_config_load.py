@@ -301,6 +301,8 @@ def test_a_malformed_override_is_quoted(tmp_path: Path, override: str) -> None:
          ["data.train.source: []", "one file"]),
         (["data.synthetic=null", "data.train.pairs=a", "train.translate_every=10"],
          ["train.translate_every: 10", "data.validation"]),
+        (["cluster.num_workers={min: 1, max: 2}", "cluster.replace_seconds=600"],
+         ["cluster.replace_seconds: 600", "cluster.timeout_seconds=600", "less than that"]),
         (["train.neighbors_of=[the]"], ["train.neighbors_of: ['the']", "train.translate_every"]),
         (["search.candidates=3", "data.lexicon_translations=10"],
          ["search.candidates: 3", "at least 4"]),

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from dist_embed.checkpoint.manifest import CheckpointConflict, CheckpointError, CheckpointLate
 from dist_embed.checkpoint.parts import PartLate, PartMissing
-from dist_embed.cluster.failure import Attempt, Failures, failure_event, raise_failure
+from dist_embed.cluster.failure import Failures, Start, failure_event, raise_failure
 from dist_embed.errors import RunFailed, StorageError, StoreUnavailable, UserError
 from dist_embed.parallel.errors import WorkerError, _account, is_passing
 
@@ -87,17 +87,17 @@ def test_that_another_writer_has_saved_is_known_through_what_is_made_of_it() -> 
 
 @pytest.mark.parametrize("outlives", [False, True])
 def test_a_conflict_may_pass_after_an_earlier_start(outlives: bool) -> None:
-    attempt = Attempt(1, outlives_conflict=outlives)
-    attempt.take(told(1, CheckpointConflict("another writer")))
-    assert attempt.has_conflict
-    attempt.take(told(1, CheckpointError("as another worker tells it"), rank=1))
-    assert attempt.is_final == (not outlives)
-    assert attempt.tellers == {0, 1}
+    start = Start(1, outlives_conflict=outlives)
+    start.take(told(1, CheckpointConflict("another writer")))
+    assert start.has_conflict
+    start.take(told(1, CheckpointError("as another worker tells it"), rank=1))
+    assert start.is_final == (not outlives)
+    assert start.tellers == {0, 1}
 
 
 def told(number: int, error: Exception | None = None, rank: int = 0) -> dict[str, Any]:
     begun = {"kind": "begin", "node": f"node of {rank}"}
-    return (begun if error is None else event_of(rank, error)) | {"attempt": number}
+    return (begun if error is None else event_of(rank, error)) | {"start": number}
 
 
 BROKEN = RuntimeError("[gloo] Connection closed by peer")
@@ -105,31 +105,33 @@ PASSING = StoreUnavailable("could not write x within 120 s")
 
 
 def test_what_is_told_of_an_earlier_start_counts_no_more() -> None:
-    attempt = Attempt(1)
+    start = Start(1)
     for event in (
-        told(0, ZeroDivisionError()), {"kind": "result", "value": 1, "attempt": 0}, told(0),
+        told(0, ZeroDivisionError()), {"kind": "result", "value": 1, "start": 0}, told(0),
         told(1), told(1, rank=1), told(1, PASSING, rank=1),
-        {"kind": "result", "value": 2, "attempt": 1},
+        {"kind": "result", "value": 2, "start": 1},
     ):  # fmt: skip
-        assert attempt.take(event) is None
-    assert attempt.nodes == {"node of 0", "node of 1"}
-    assert [event["rank"] for event in attempt.failures] == [1]
-    assert attempt.results == [2]
-    assert attempt.why().startswith("worker 1 failed: ")
-    assert attempt.why().endswith("could not write x within 120 s")
+        assert start.take(event) is None
+    assert start.nodes == {"node of 0", "node of 1"}
+    assert [event["rank"] for event in start.failures] == [1]
+    assert start.results == [2]
+    assert start.why().startswith("worker 1 failed: ")
+    assert start.why().endswith("could not write x within 120 s")
 
 
 def test_a_worker_that_was_lost_is_the_cause_where_nobody_tells_another() -> None:
-    attempt = Attempt(0)
-    assert attempt.why() == "a worker was lost"
-    attempt.take(told(0, BROKEN))
-    assert not attempt.has_cause
-    assert attempt.why() == "a worker was lost"
+    start = Start(0)
+    assert start.why() == "a worker was lost"
+    start.take(told(0, BROKEN))
+    assert not start.has_cause
+    assert start.why() == "a worker was lost"
 
 
-def test_lines_are_shown_whatever_the_start() -> None:
+def test_lines_of_an_earlier_start_are_not_shown() -> None:
+    """Of a worker that was cut off, and is there again."""
     line = {"kind": "line", "text": "step 5"}
-    assert Attempt(3).take(line) is line
+    assert Start(3).take(line | {"start": 3}) == line
+    assert Start(3).take(line | {"start": 2}) is None
 
 
 @pytest.mark.parametrize(
@@ -147,13 +149,13 @@ def test_lines_are_shown_whatever_the_start() -> None:
     ],
 )
 def test_only_what_may_pass_is_tried_again(errors: list[Exception], final: bool) -> None:
-    attempt = Attempt(0)
-    attempt.take(told(0))
-    assert attempt.is_under_way
+    start = Start(0)
+    start.take(told(0))
+    assert start.is_under_way
     for error in errors:
-        attempt.take(told(0, error))
-    assert attempt.is_final == final
-    assert attempt.is_under_way == (not errors)
+        start.take(told(0, error))
+    assert start.is_final == final
+    assert start.is_under_way == (not errors)
 
 
 def test_failures_are_outlived_up_to_a_budget_with_longer_and_longer_waits(

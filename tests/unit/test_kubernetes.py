@@ -171,6 +171,9 @@ def test_what_kuberay_does_not_take_is_found(damage: Damage, complaint: str) -> 
         ({"start_hours": 0.5}, {}, "job:preRunningDeadlineSeconds", 1800),
         ({"retries": 7}, {}, "job:backoffLimit", 7),
         ({"keep_minutes": 1.0}, {}, "job:ttlSecondsAfterFinished", 60),
+        # Till then pods train on, which KubeRay does not end with the job.
+        ({"hours": 2.0}, {}, "job:ttlSecondsAfterFinished", 0),
+        ({"hours": 2.0, "keep_minutes": 1.0}, {}, "job:ttlSecondsAfterFinished", 60),
         ({"service_account": "a"}, {}, "pod:serviceAccountName", "a"),
     ],
 )
@@ -490,7 +493,7 @@ def test_before_the_head_ends_its_run_is_asked_to_save(tmp_path: Path) -> None:
     script = (
         f'python3 "{program}" "{tmp_path}" & run=$!\n'
         f'until [ -e "{tmp_path}/runs" ]; do sleep 0.1; done\n'
-        f"{bash} {option} {shlex.quote(before.replace('sleep 10', ''))}\n"
+        f"{bash} {option} {shlex.quote(before.replace('sleep 30', ''))}\n"
         f'[ -e "{tmp_path}/saved" ] && wait $run\n'
     )
     done = subprocess.run([*ALONE, "bash", "-c", script], timeout=60, check=False)

@@ -186,6 +186,17 @@ def test_which_cluster_a_task_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert address("local", address="ray://there") is None
     assert address("auto", launcher="local") == "auto"  # by the environment
     assert address("auto", address="ray://there", launcher="local") == "ray://there"
+    for server in ("http://head:8265", "https://head"):
+        line = f"{server!r} is not allowed: .* `dist-embed submit` .* HOST:PORT, .*launcher=local"
+        monkeypatch.setenv("RAY_ADDRESS", server)
+        for launcher in (None, "ray"):
+            with pytest.raises(UserError, match=f"^RAY_ADDRESS: {line}") as caught:
+                address(launcher)
+            assert len(str(caught.value).splitlines()) == 1
+        assert address("local") is None
+        assert address(address="there:6379") == "there:6379"
+        with pytest.raises(UserError, match=f"^cluster.address: {line}"):
+            address(address=server)
     monkeypatch.delenv("RAY_ADDRESS")
     assert address("auto", launcher="ray") is None
     for wrong in ("spark", "", 3):

@@ -123,6 +123,17 @@ def test_workers_that_do_not_stop_in_time_are_told_so(monkeypatch: pytest.Monkey
     assert workers.course.count("told") == 2  # once each, however often one looks
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_result_that_was_told_is_not_lost_with_a_worker_that_does_not_end(
+    monkeypatch: pytest.MonkeyPatch, stop: bool
+) -> None:
+    """Stuck in its farewell: all is saved."""
+    monkeypatch.setattr(local, "stop_requested", lambda: stop)
+    workers = Workers(monkeypatch, [{"kind": "result", "value": 7}], [0, None])
+    assert workers.watch(stop_seconds=5.0) == 7
+    assert workers.now - 1000.0 == pytest.approx(20.0, abs=0.5)
+
+
 def test_workers_that_a_stop_found_before_they_had_begun_are_no_failure(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -41,7 +41,7 @@ def local(tmp_path: Path) -> ObjectStore:
 
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
-    """A store that is no local disk, with short pauses between attempts."""
+    """A store that is no local disk, with short pauses between tries."""
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
     monkeypatch.setattr(retry, "LONGEST_WAIT_SECONDS", 0.004)
     return memory_store()

@@ -7,18 +7,20 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent import futures
+from contextlib import nullcontext
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import grpc
 import pytest
+import ray
 from ray._private import ray_constants, services
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
 
 from dist_embed.cluster import ray_address, ray_train
 from dist_embed.cluster.ray_address import why_no_answer
 from dist_embed.cluster.ray_private import private_ray
-from dist_embed.errors import UserError
+from dist_embed.errors import RunFailed, UserError
 
 NO_HEAD = "what listens there is no head of a Ray cluster"
 
@@ -81,6 +83,43 @@ def test_a_port_where_nobody_listens_is_said_at_once() -> None:
 @pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:{silent}", "named"])
 def test_of_other_addresses_ray_is_the_judge(address: str, silent: int) -> None:
     assert why_no_answer(address.format(silent=silent)) is None
+
+
+MISMATCH = (
+    "Version mismatch: The cluster was started with:\n    Ray: 2.55.0\n    Python: 3.11.7\n"
+    "This process on 10.0.0.2 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "kind", "told"),
+    [
+        ("there:6379", RuntimeError(MISMATCH), UserError,
+         r"^the Ray cluster at there:6379 is of another version: .* Ray: 2\.55\.0 .* 2\.60\.0 "),
+        ("there:6379", ConnectionError("refused"), UserError, "^no Ray cluster answers at there"),
+        (None, ConnectionError("refused"), RunFailed, "^the Ray that was started on this machine"),
+        ("there:6379", KeyError("a mistake of ours"), KeyError, "a mistake of ours"),
+    ],
+)  # fmt: skip
+def test_why_no_connection_is_made_is_told_as_what_it_is(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exception,
+    kind: type[Exception], told: str,
+) -> None:  # fmt: skip
+    def init(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray_train, "why_no_answer", lambda address: None)
+    monkeypatch.setattr(ray_train, "own_ray", lambda cores: nullcontext("127.0.0.1:1"))
+    with pytest.raises(kind, match=told) as caught, ray_train.connected(address, 2):
+        pass
+    assert len(str(caught.value).splitlines()) == 1
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with (
+        pytest.raises(UserError, match=r"connected to a Ray already.*ray\.shutdown\(\) first"),
+        ray_train.connected(address, 2),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("fails", [False, True])

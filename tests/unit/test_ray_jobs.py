@@ -27,7 +27,7 @@ from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.jobs.arrived import CONFIG, SENT_BY, config_of_job
 from dist_embed.jobs.as_yaml import as_yaml
-from dist_embed.jobs.ray_address import is_loopback, job_server, use_token
+from dist_embed.jobs.job_server_address import is_loopback, job_server, use_token
 from dist_embed.jobs.ray_request import COMMAND, check_corpora, local_paths, new_id, request
 
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN",

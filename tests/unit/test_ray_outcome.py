@@ -14,7 +14,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
 )
 
-from dist_embed.cluster.failure import Attempt, failure_event, raise_failure
+from dist_embed.cluster.failure import Start, failure_event, raise_failure
 from dist_embed.cluster.ray_outcome import untold, why
 from dist_embed.errors import RunFailed
 from dist_embed.parallel.errors import WorkerError
@@ -23,11 +23,11 @@ LOST = WorkerHealthCheckFailedError("worker 1 has not answered", ActorDiedError(
 NO_PACKAGE = ModuleNotFoundError("No module named 'dist_embed'")
 
 
-def attempt_of(*told: dict[str, Any]) -> Attempt:
-    attempt = Attempt(0)
+def start_of(*told: dict[str, Any]) -> Start:
+    start = Start(0)
     for event in told:
-        attempt.take(event | {"attempt": 0})
-    return attempt
+        start.take(event | {"start": 0})
+    return start
 
 
 def of_task(cause: Exception) -> Exception:
@@ -51,16 +51,16 @@ def test_what_a_worker_could_not_tell_is_told_and_final(failure: Exception) -> N
     """Where an image lacks the package, or has another version of it."""
     outcomes = (ControllerError(failure), WorkerGroupError("failed", {3: failure}))
     for outcome, who in zip(outcomes, ("a worker", "worker 3"), strict=True):
-        attempt = attempt_of()
-        attempt.failures += untold(attempt, outcome)
-        assert attempt.is_final
-        assert why(attempt, outcome) == f"{who} failed: ModuleNotFoundError: {NO_PACKAGE}"
+        start = start_of()
+        start.failures += untold(start, outcome)
+        assert start.is_final
+        assert why(start, outcome) == f"{who} failed: ModuleNotFoundError: {NO_PACKAGE}"
         with pytest.raises(RunFailed, match=rf"^{who} failed:\n[^$]*No module named 'dist_embed'"):
-            raise_failure(attempt.failures, "LOGS")
+            raise_failure(start.failures, "LOGS")
 
 
 def test_a_trace_of_a_worker_s_machine_is_told() -> None:
-    (event,) = untold(attempt_of(), ControllerError(of_task(ValueError("no such port"))))
+    (event,) = untold(start_of(), ControllerError(of_task(ValueError("no such port"))))
     assert "in _host" in event["trace"]
 
 
@@ -76,45 +76,45 @@ def test_a_trace_of_a_worker_s_machine_is_told() -> None:
 )
 def test_what_is_ray_s_own_is_a_loss(failure: Exception) -> None:
     for outcome in (ControllerError(failure), WorkerGroupError("lost", {1: failure})):
-        assert untold(attempt_of(), outcome) == []
+        assert untold(start_of(), outcome) == []
 
 
 def test_what_may_pass_is_told_and_not_final() -> None:
-    attempt = attempt_of()
-    attempt.failures += untold(attempt, WorkerGroupError("x", {0: ConnectionResetError("peer")}))
-    assert attempt.has_cause
-    assert not attempt.is_final
+    start = start_of()
+    start.failures += untold(start, WorkerGroupError("x", {0: ConnectionResetError("peer")}))
+    assert start.has_cause
+    assert not start.is_final
 
 
 def test_who_has_told_is_not_told_again() -> None:
     """Also where it told of another: that one was lost, and is the one to name."""
     relayed = failure_event(0, WorkerError(1, "gloo", is_cause=False))
-    attempt = attempt_of(relayed)
+    start = start_of(relayed)
     outcome = WorkerGroupError("x", {0: WorkerError(1, "gloo"), 1: LOST})
-    assert untold(attempt, outcome) == []
-    assert why(attempt, outcome) == "worker 1 was lost"
+    assert untold(start, outcome) == []
+    assert why(start, outcome) == "worker 1 was lost"
 
 
 def test_a_network_between_workers_that_all_live_is_no_lost_worker() -> None:
     broken = [failure_event(rank, RuntimeError("gloo: Timed out")) for rank in (0, 1)]
     outcome = WorkerGroupError("x", {0: RuntimeError("gloo"), 1: RuntimeError("gloo")})
-    assert why(attempt_of(*broken), outcome) == "an exchange between workers broke"
+    assert why(start_of(*broken), outcome) == "an exchange between workers broke"
 
 
 def test_an_error_without_a_text_is_named() -> None:
-    assert why(attempt_of(), ControllerError(WorkerGroupStartupFailedError())) == (
+    assert why(start_of(), ControllerError(WorkerGroupStartupFailedError())) == (
         "WorkerGroupStartupFailedError"
     )
 
 
 def test_of_no_failure_and_of_others_nothing_is_said() -> None:
     for outcome in (None, TrainingFailedError()):
-        assert untold(attempt_of(), outcome) == []
-        assert why(attempt_of(), outcome) == "a worker was lost"
+        assert untold(start_of(), outcome) == []
+        assert why(start_of(), outcome) == "a worker was lost"
 
 
 def test_ray_s_errors_reach_the_launcher_as_they_are() -> None:
     """Pickled by the controller, as the others."""
     outcome = pickle.loads(pickle.dumps(WorkerGroupError("x", {1: LOST, 2: NO_PACKAGE})))
-    (event,) = untold(attempt_of(), outcome)
+    (event,) = untold(start_of(), outcome)
     assert (event["rank"], event["trace"]) == (2, f"ModuleNotFoundError: {NO_PACKAGE}\n")

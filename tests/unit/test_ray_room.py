@@ -157,6 +157,29 @@ def test_the_wait_for_room_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cluster.held == []
 
 
+def test_slots_that_are_counted_and_not_had_are_told_as_such(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster(monkeypatch, a=3.0)
+    with pytest.raises(RunFailed, match=r": 3 of 2 CPU slots, which others took, or which did not"):
+        cluster.wait(4, timeout_seconds=20.0)
+
+
+def test_an_error_of_ray_s_head_ends_no_wait_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that starts again answers later."""
+    cluster = Cluster(monkeypatch, a=1.0)
+
+    def broken() -> Any:
+        raise RpcError("unavailable")
+
+    monkeypatch.setattr(ray_room.state, "available_resources_per_node", broken)
+    cluster.course[20] = lambda: cluster.free.update(b=1.0)
+    assert cluster.wait(2) == 2
+    del cluster.free["b"]
+    with pytest.raises(RunFailed, match="there was no room"):
+        cluster.wait(2, timeout_seconds=30.0)
+
+
 def test_a_request_to_stop_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, a=1.0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError, TaskUnschedulableError, WorkerCrashedError
 
+from dist_embed.cluster import ray_aside
 from dist_embed.cluster import ray_tasks as module
 from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.cluster.ray_tasks import MOST_AT_ONCE, RayTasks
@@ -116,6 +118,22 @@ def test_a_cluster_that_grows_gets_more_to_do(fake: FakeRay) -> None:
         fake.slots = 7
         list(results)
     assert fake.most == 8
+
+
+def test_a_head_that_stands_still_as_a_task_begins_has_a_limit(
+    fake: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one's function goes by it."""
+    goes_on = threading.Event()
+    for name, seconds in {"END": 0.1, "SILENT": 0.05, "POLL": 0.01}.items():
+        monkeypatch.setattr(ray_aside, f"{name}_SECONDS", seconds)
+    monkeypatch.setattr(module, "_task", SimpleNamespace(remote=lambda *_: goes_on.wait(60)))
+    with (
+        pytest.raises(RunFailed, match=r"Ray's head has not answered for 0 s \(cluster\.timeout"),
+        RayTasks("memory://nowhere", NODE, 0, 0.2).pool() as pool,
+    ):
+        list(pool.map(abs, numbers(3)))
+    goes_on.set()
 
 
 def bad_text() -> None:

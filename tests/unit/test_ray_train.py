@@ -16,10 +16,11 @@ from typing import Any, ClassVar, NamedTuple
 import pytest
 import ray
 from ray._private import worker
-from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RpcError
 from ray.train import ControllerError, PreemptionError, PreemptionInfo, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
 )
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
@@ -34,15 +35,15 @@ from dist_embed.cluster import (
     ray_train,
     ray_worker,
 )
-from dist_embed.cluster.failure import Attempt, Failures
+from dist_embed.cluster.failure import Failures, Start
 from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import stop
 
-BEGIN = {"kind": "begin", "attempt": 0, "node": "here"}
+BEGIN = {"kind": "begin", "start": 0, "node": "here"}
 FAILURE = {
-    "kind": "failure", "attempt": 0, "rank": 1, "teller": 1, "relayed": False, "is_cause": True,
+    "kind": "failure", "start": 0, "rank": 1, "teller": 1, "relayed": False, "is_cause": True,
     "is_passing": True, "is_conflict": False, "user_message": None, "trace": "lost",
 }  # fmt: skip
 BROKEN = FAILURE | {"is_cause": False}
@@ -54,9 +55,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (ray_aside, ray_course, ray_fit):
         monkeypatch.setattr(module, "POLL_SECONDS", 0.01)
     yield
-    for start in Start.made:
+    for start in Scripted.made:
         start.ended.set()
-    Start.made.clear()
+    Scripted.made.clear()
     for thread in threading.enumerate():
         if thread.name == "fit":
             thread.join(30)
@@ -68,15 +69,15 @@ class Result(NamedTuple):
     stopped: bool
 
 
-class Start:
+class Scripted:
     """What workers tell from their beginning, and once they are asked to stop, one event a look.
 
     Attributes:
         ends: how it ends of its own accord, once it has nothing more to tell, and has been asked
-            to stop where it waits for that; ``goes on``: not.
+            to stop where it waits for that; ``goes on``: not; ``never``: whatever is done.
     """
 
-    made: ClassVar[list[Start]] = []
+    made: ClassVar[list[Scripted]] = []
 
     def __init__(
         self, *events: dict[str, Any], asked: tuple[dict[str, Any], ...] | None = None,
@@ -105,7 +106,8 @@ class Launch:
     """
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, *starts: Start, stop: bool = False, budget: int = 0,
+        self, monkeypatch: pytest.MonkeyPatch, *starts: Scripted, stop: bool = False,
+        budget: int = 0,
     ) -> None:  # fmt: skip
         self.course: list[str] = []
         self.settled: list[set[str]] = []
@@ -119,10 +121,10 @@ class Launch:
         self.limit = 60.0
         self.stop_seconds = 60.0
         self._budget = budget
-        self._now: list[Start] = []
+        self._now: list[Scripted] = []
         monkeypatch.setattr(ray_fit, "stop_requested", lambda: self.stop)
         monkeypatch.setattr(ray_fit, "request_stop", lambda: setattr(self, "stop", True))
-        monkeypatch.setattr(ray_fit, "_end_controller", self.end_controller)
+        monkeypatch.setattr(ray_fit, "end_controllers", self.end_controller)
         monkeypatch.setattr(ray_room, "Growth", self._growth)
         monkeypatch.setattr(failure, "BACKOFF_SECONDS", 0.01)
 
@@ -135,9 +137,12 @@ class Launch:
         return self.leaving
 
     def end_controller(self) -> None:
-        if not self._now[-1].ended.is_set():
-            self.course.append("controller ended")
-        self._now[-1].ended.set()
+        if self._now[-1].ended.is_set():
+            self.course.append("slots free")
+            return
+        self.course.append("controller ended")
+        if self._now[-1].ends != "never":
+            self._now[-1].ended.set()
         raise OSError("of Ray's")
 
     def _trainer(self, workers: int, number: int) -> Any:
@@ -159,7 +164,7 @@ class Launch:
         start = self._now[-1]
         if start.events:
             return [start.events.pop(0)]
-        if start.ends != "goes on" and not start.waits:
+        if start.ends not in ("goes on", "never") and not start.waits:
             start.ended.set()
         return []
 
@@ -187,20 +192,19 @@ class Launch:
 
 
 def result(number: int = 0, *, stopped: bool = False) -> dict[str, Any]:
-    return {"kind": "result", "attempt": number, "value": Result(stopped)}
+    return {"kind": "result", "start": number, "value": Result(stopped)}
 
 
 @pytest.mark.parametrize("events", [[], [BEGIN, FAILURE]])
 def test_a_run_that_waits_for_room_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, events: list[dict[str, Any]]
 ) -> None:
-    launch = Launch(monkeypatch, Start(*events, asked=()))  # there is nobody to hear it
+    launch = Launch(monkeypatch, Scripted(*events, asked=()))  # there is nobody to hear it
     monkeypatch.setattr(ray_fit, "POLL_SECONDS", 0.05)
     threading.Timer(1.0 if events else 0.5, lambda: setattr(launch, "stop", True)).start()
-    with pytest.raises((RunStopped, RunFailed)) as caught:
+    before = r"were started again \(worker 1 failed: lost\)" if events else "had begun"
+    with pytest.raises(RunStopped, match=f"before the workers {before}"):
         launch.run()
-    if not events:
-        assert "before the workers had begun" in str(caught.value)
     assert "controller ended" in launch.course  # by a thread, while the terminal is told
 
 
@@ -210,14 +214,14 @@ def test_a_head_that_stands_still_leaves_the_command_able_to_hear(
     goes_on = threading.Event()
     monkeypatch.setattr(ray_aside, "END_SECONDS", 0.1)
     monkeypatch.setattr(ray_aside, "SILENT_SECONDS", 0.5)
-    launch = Launch(monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None))
+    launch = Launch(monkeypatch, Scripted(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None))
     launch.hears = lambda: goes_on.wait(60) and None
     threading.Timer(2.0, lambda: setattr(launch, "stop", True)).start()
     assert launch.run() == Result(stopped=True)
     said = [line.split(":")[0] for line in launch.course]
     assert said == ["2 workers", "Ray's head has not answered for 0 s", "asked", "asked to stop"]
 
-    waiting = Launch(monkeypatch, Start())
+    waiting = Launch(monkeypatch, Scripted())
     waiting.waits = lambda rest: goes_on.wait(60) and None
     threading.Timer(0.2, lambda: setattr(waiting, "stop", True)).start()
     with pytest.raises(RunStopped, match="before the workers had begun"):
@@ -232,7 +236,7 @@ def test_where_no_workers_train_the_head_s_silence_has_a_limit(
     for name, seconds in {"END": 0.1, "SILENT": 0.05}.items():
         monkeypatch.setattr(ray_aside, f"{name}_SECONDS", seconds)
     for where in ("waits", "_trainer", "hears"):
-        launch = Launch(monkeypatch, Start())
+        launch = Launch(monkeypatch, Scripted())
         launch.limit = 0.3
         setattr(launch, where, lambda *_: goes_on.wait(60) and None)
         with pytest.raises(RunFailed, match=r"Ray's head has not answered for 0 s \(cluster\.time"):
@@ -243,17 +247,57 @@ def test_where_no_workers_train_the_head_s_silence_has_a_limit(
 def test_workers_that_do_not_end_after_the_result_are_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(ray_fit, "END_SECONDS", 0.2)
-    launch = Launch(monkeypatch, Start(BEGIN, BEGIN, result()))
+    monkeypatch.setattr(ray_fit, "FAREWELL_SECONDS", 0.2)
+    launch = Launch(monkeypatch, Scripted(BEGIN, BEGIN, result()))
     assert launch.run() == Result(stopped=False)
-    assert launch.course == ["2 workers", "controller ended"]
+    assert launch.course == ["2 workers", "controller ended", "slots free"]
+
+
+def test_who_saves_to_go_on_has_as_long_as_who_saves_to_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And what such workers hold, if they must be ended all the same, is free for those after."""
+    monkeypatch.setattr(ray_fit, "FAREWELL_SECONDS", 1.0)
+    for seconds, ended in ((60.0, []), (0.3, ["controller ended", "slots free"])):
+        late = Scripted(BEGIN, BEGIN, asked=(result(stopped=True),))
+        launch = Launch(monkeypatch, late, Scripted(BEGIN | {"start": 1}, result(1), ends=None))
+        launch.room, launch.stop_seconds = 5, seconds
+        threading.Timer(2.0, late.ended.set).start()
+        assert launch.run() == Result(stopped=False)
+        assert [what for what in launch.course if "room for" not in what] == [
+            "2 workers", "asked", *ended, "5 workers",
+        ]  # fmt: skip
+
+
+def test_where_workers_that_have_saved_cannot_be_ended_none_are_started_beside_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, seconds in {"END_SECONDS": 0.2, "POLL_SECONDS": 0.05}.items():
+        monkeypatch.setattr(ray_fit, name, seconds)
+    launch = Launch(
+        monkeypatch, Scripted(BEGIN, BEGIN, asked=(result(stopped=True),), ends="never")
+    )
+    launch.room, launch.stop_seconds = 5, 0.3
+    with pytest.raises(RunFailed, match=r"have saved, .* the same command goes on from there"):
+        launch.run()
+
+
+def test_a_result_that_was_told_counts_though_the_workers_end_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All is saved: that the others did not end in time is no failure of the run."""
+    monkeypatch.setattr(ray_fit, "FAREWELL_SECONDS", 0.5)
+    launch = Launch(monkeypatch, Scripted(BEGIN, BEGIN, asked=(result(stopped=True),)))
+    launch.stop_seconds = 0.1
+    _stopped_once_begun(monkeypatch, launch)
+    assert launch.run() == Result(stopped=True)
 
 
 def test_where_the_command_s_own_node_is_to_go_the_run_stops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It cannot go on elsewhere."""
-    launch = Launch(monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None))
+    launch = Launch(monkeypatch, Scripted(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None))
     launch.leaving = {launch.node.id, "here"}
     assert launch.run() == Result(stopped=True)
     assert launch.course == [
@@ -272,7 +316,7 @@ def test_a_run_that_is_asked_to_stop_starts_no_workers(monkeypatch: pytest.Monke
 def test_workers_that_train_are_asked_before_the_terminal_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch = Launch(monkeypatch, Start(BEGIN, result(stopped=True)))
+    launch = Launch(monkeypatch, Scripted(BEGIN, result(stopped=True)))
     _stopped_once_begun(monkeypatch, launch)
     assert launch.run() == Result(stopped=True)
     assert [what.split(":")[0] for what in launch.course] == ["2 workers", "asked", "asked to stop"]
@@ -280,13 +324,13 @@ def test_workers_that_train_are_asked_before_the_terminal_is_told(
 
 def _stopped_once_begun(monkeypatch: pytest.MonkeyPatch, launch: Launch) -> None:
     """The launcher is asked to stop as soon as its workers have begun."""
-    take = Attempt.take
+    take = Start.take
 
-    def taken(attempt: Attempt, event: dict[str, Any]) -> dict[str, Any] | None:
+    def taken(start: Start, event: dict[str, Any]) -> dict[str, Any] | None:
         launch.stop = True
-        return take(attempt, event)
+        return take(start, event)
 
-    monkeypatch.setattr(Attempt, "take", taken)
+    monkeypatch.setattr(Start, "take", taken)
 
 
 def test_what_fails_after_the_request_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,12 +340,12 @@ def test_what_fails_after_the_request_is_told(monkeypatch: pytest.MonkeyPatch) -
         ((FAILURE,), "worker 1 failed"), ((BROKEN,), "worker 1 failed"),
         ((BROKEN, mistake), "no such file"),
     ):  # fmt: skip
-        launch = Launch(monkeypatch, Start(BEGIN, BEGIN, asked=answers), budget=9)
+        launch = Launch(monkeypatch, Scripted(BEGIN, BEGIN, asked=answers), budget=9)
         _stopped_once_begun(monkeypatch, launch)
         with pytest.raises(RunFailed if told != "no such file" else UserError, match=told):
             launch.run()
         # Nothing of it may ask Ray for anything while the connection ends.
-        assert launch.course[-1] == "controller ended"
+        assert launch.course[-2:] == ["controller ended", "slots free"]
         assert not [one for one in threading.enumerate() if one.name == "fit"]
 
 
@@ -309,10 +353,11 @@ LOST = WorkerGroupError("lost", {1: WorkerHealthCheckFailedError("gone", ActorDi
 
 
 def test_failures_that_may_pass_are_outlived(monkeypatch: pytest.MonkeyPatch) -> None:
-    again = {"attempt": 1}
+    again = {"start": 1}
     launch = Launch(
-        monkeypatch, Start(BEGIN, ends=LOST), Start(BEGIN | again, FAILURE | again, ends=LOST),
-        Start(BEGIN | {"attempt": 2}, result(2), ends=None), budget=2,
+        monkeypatch, Scripted(BEGIN, ends=LOST),
+        Scripted(BEGIN | again, FAILURE | again, ends=LOST),
+        Scripted(BEGIN | {"start": 2}, result(2), ends=None), budget=2,
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
     assert launch.course == [
@@ -324,7 +369,7 @@ def test_failures_that_may_pass_are_outlived(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_request_between_two_starts_is_told_with_what_came_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch = Launch(monkeypatch, Start(BEGIN, ends=LOST), budget=2)
+    launch = Launch(monkeypatch, Scripted(BEGIN, ends=LOST), budget=2)
     monkeypatch.setattr(failure, "BACKOFF_SECONDS", 60.0)
     show = launch.course.append
 
@@ -336,14 +381,14 @@ def test_a_request_between_two_starts_is_told_with_what_came_before(
     launch.course = Course()
     with pytest.raises(RunStopped, match=r"the workers were started again \(worker 1 was lost\)"):
         launch.run()
-    told = Launch(monkeypatch, Start(BEGIN, FAILURE), budget=2)
+    told = Launch(monkeypatch, Scripted(BEGIN, FAILURE), budget=2)
     threading.Timer(0.5, lambda: setattr(told, "stop", True)).start()
     with pytest.raises(RunStopped, match=r"were started again \(worker 1 failed: lost\)"):
         told.run()
 
 
 def test_where_no_room_is_left_the_first_failure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = Launch(monkeypatch, Start(BEGIN, ends=LOST), budget=2)
+    launch = Launch(monkeypatch, Scripted(BEGIN, ends=LOST), budget=2)
 
     def full(rest: object) -> None:
         if launch._now:
@@ -354,11 +399,51 @@ def test_where_no_room_is_left_the_first_failure_is_told(monkeypatch: pytest.Mon
         launch.run()
 
 
-def test_where_what_runs_the_workers_is_lost_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    launch = Launch(monkeypatch, Start(BEGIN, ends=ActorDiedError()), budget=5)
+def test_an_error_of_ray_s_where_room_is_waited_for_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = Launch(monkeypatch, Scripted())
+
+    def broken(rest: object) -> None:
+        raise RpcError("unavailable")
+
+    launch.waits = broken
+    with pytest.raises(RunFailed, match=r"^Ray could not be asked: RpcError: unavailable"):
+        launch.run()
+
+
+def test_where_others_were_faster_room_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is no failure of the run's, but does not go on for ever."""
+    taken = ControllerError(WorkerGroupStartupTimeoutError(2))
+    monkeypatch.setattr(ray_course, "MOST_LOST_ROOM", 2)
+    launch = Launch(
+        monkeypatch, *(Scripted(ends=taken) for _ in range(2)),
+        Scripted(BEGIN | {"start": 2}, result(2), ends=None),
+    )  # fmt: skip
+    assert launch.run() == Result(stopped=False)
+    assert launch.course[1] == "workers are started again in 0 s: others have taken the room"
+    launch = Launch(monkeypatch, *(Scripted(ends=taken) for _ in range(3)))
+    with pytest.raises(RunFailed, match="timed out"):
+        launch.run()
+
+
+def test_where_what_runs_the_workers_is_lost_they_are_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it held is given free before."""
+    launch = Launch(
+        monkeypatch, Scripted(BEGIN, ends=ActorDiedError()),
+        Scripted(BEGIN | {"start": 1}, result(1), ends=None), budget=1,
+    )  # fmt: skip
+    assert launch.run() == Result(stopped=False)
+    lost = "what Ray Train runs the workers by was lost (its controller)"
+    assert launch.course == [
+        "2 workers", "slots free", f"workers are started again in 0 s: {lost}", "2 workers",
+    ]  # fmt: skip
+    launch = Launch(monkeypatch, Scripted(BEGIN, ends=ActorDiedError()))
     with pytest.raises(RunFailed, match=r"^what Ray Train runs the workers by was lost"):
         launch.run()
-    launch = Launch(monkeypatch, Start(BEGIN, ends=ValueError("of Ray's own")), budget=5)
+    launch = Launch(monkeypatch, Scripted(BEGIN, ends=ValueError("of Ray's own")), budget=5)
     with pytest.raises(RunFailed, match=r"^Ray Train failed: ValueError: of Ray's own"):
         launch.run()
 
@@ -366,7 +451,7 @@ def test_where_what_runs_the_workers_is_lost_the_run_ends(monkeypatch: pytest.Mo
 def test_workers_that_ray_cannot_start_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     full = ControllerError(WorkerGroupStartupFailedError("startup timed out\nmore of it"))
     launch = Launch(
-        monkeypatch, Start(ends=full), Start(BEGIN | {"attempt": 1}, result(1), ends=None),
+        monkeypatch, Scripted(ends=full), Scripted(BEGIN | {"start": 1}, result(1), ends=None),
         budget=1,
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
@@ -376,7 +461,7 @@ def test_workers_that_ray_cannot_start_are_tried_again(monkeypatch: pytest.Monke
 def test_what_a_worker_could_not_tell_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     no_package = ModuleNotFoundError("No module named 'dist_embed'")
     launch = Launch(
-        monkeypatch, Start(BEGIN, ends=WorkerGroupError("failed", {1: no_package})), budget=5
+        monkeypatch, Scripted(BEGIN, ends=WorkerGroupError("failed", {1: no_package})), budget=5
     )
     with pytest.raises(RunFailed, match=r"^worker 1 failed:\nModuleNotFoundError: No module"):
         launch.run()
@@ -391,14 +476,14 @@ def test_a_conflict_with_an_earlier_start_s_save_passes_once(
 ) -> None:
     """A save of workers that have ended may be published by the store after the next ones began."""
     starts = [
-        Start(BEGIN | {"attempt": number}, CONFLICT | {"attempt": number}, ends=LOST)
+        Scripted(BEGIN | {"start": number}, CONFLICT | {"start": number}, ends=LOST)
         for number in (1, 2)
     ]
-    launch = Launch(monkeypatch, Start(BEGIN, ends=LOST), *starts, budget=9)
+    launch = Launch(monkeypatch, Scripted(BEGIN, ends=LOST), *starts, budget=9)
     with pytest.raises(RunFailed, match="another writer has saved step 5"):
         launch.run()
     assert len(launch._now) == 3
-    first = Launch(monkeypatch, Start(BEGIN, CONFLICT), budget=9)
+    first = Launch(monkeypatch, Scripted(BEGIN, CONFLICT), budget=9)
     with pytest.raises(RunFailed, match="another writer has saved step 5"):
         first.run()  # of another job
 
@@ -407,9 +492,9 @@ def test_a_conflict_with_an_earlier_start_s_save_passes_once(
 def test_a_result_that_was_told_counts_whatever_ends_afterwards(
     monkeypatch: pytest.MonkeyPatch, ends: Exception
 ) -> None:
-    complete = Launch(monkeypatch, Start(BEGIN, result(), ends=ends))
+    complete = Launch(monkeypatch, Scripted(BEGIN, result(), ends=ends))
     assert complete.run() == Result(stopped=False)
-    asked = Launch(monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=ends))
+    asked = Launch(monkeypatch, Scripted(BEGIN, BEGIN, asked=(result(stopped=True),), ends=ends))
     _stopped_once_begun(monkeypatch, asked)
     assert asked.run() == Result(stopped=True)
 
@@ -418,8 +503,8 @@ def test_workers_that_have_saved_to_go_on_do_so_whatever_ends_afterwards(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launch = Launch(
-        monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=LOST),
-        Start(BEGIN | {"attempt": 1}, result(1), ends=None),
+        monkeypatch, Scripted(BEGIN, BEGIN, asked=(result(stopped=True),), ends=LOST),
+        Scripted(BEGIN | {"start": 1}, result(1), ends=None),
     )  # fmt: skip
     launch.room = 5
     assert launch.run() == Result(stopped=False)
@@ -432,27 +517,28 @@ def test_workers_that_have_saved_to_go_on_do_so_whatever_ends_afterwards(
 def test_a_node_that_only_ray_knew_to_go_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     announced = PreemptionError(PreemptionInfo(None, {"here": [1]}))
     launch = Launch(
-        monkeypatch, Start(BEGIN, BROKEN, ends=announced),
-        Start(BEGIN | {"attempt": 1}, result(1), ends=None),
+        monkeypatch, Scripted(BEGIN, BROKEN, ends=announced),
+        Scripted(BEGIN | {"start": 1}, result(1), ends=None),
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
     assert launch.course[1].endswith(" s: a node was taken away before the workers had saved")
     with pytest.raises(RunFailed, match="worker 1 failed"):  # of another cause
-        Launch(monkeypatch, Start(BEGIN, FAILURE, ends=announced)).run()
+        Launch(monkeypatch, Scripted(BEGIN, FAILURE, ends=announced)).run()
 
 
 def test_workers_that_do_not_train_are_not_asked_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """They would begin anew."""
-    launch = Launch(monkeypatch, Start(BEGIN, BEGIN, BEGIN, result(), ends=None))
+    launch = Launch(monkeypatch, Scripted(BEGIN, BEGIN, BEGIN, result(), ends=None))
     launch.stop_seconds, launch.room, launch.leaving = 0.0, 5, {"here"}
     assert launch.run() == Result(stopped=False)
     assert launch.course == ["2 workers"]
 
 
 def test_the_last_failure_is_told_and_beside_it_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    again = {"attempt": 1}
+    again = {"start": 1}
     launch = Launch(
-        monkeypatch, Start(BEGIN, ends=LOST), Start(BEGIN | again, FAILURE | again, ends=LOST),
+        monkeypatch, Scripted(BEGIN, ends=LOST),
+        Scripted(BEGIN | again, FAILURE | again, ends=LOST),
         budget=1,
     )  # fmt: skip
     with pytest.raises(RunFailed) as caught:
@@ -465,18 +551,18 @@ def test_the_last_failure_is_told_and_beside_it_the_first(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("budget", [0, 5])
 def test_what_would_come_again_ends_the_run(monkeypatch: pytest.MonkeyPatch, budget: int) -> None:
-    launch = Launch(monkeypatch, Start(BEGIN, FOR_GOOD), budget=budget)
+    launch = Launch(monkeypatch, Scripted(BEGIN, FOR_GOOD), budget=budget)
     with pytest.raises(RunFailed, match="worker 1 failed"):
         launch.run()
-    assert launch.course == ["2 workers", "controller ended"]
+    assert launch.course == ["2 workers", "controller ended", "slots free"]
 
 
 def test_workers_of_a_node_that_leaves_save_and_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """However often: it is no failure. Nor is it one where they had no time to save."""
     launch = Launch(
-        monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None),
-        Start(*[BEGIN | {"attempt": 1}] * 2, asked=(), ends=LOST),
-        Start(BEGIN | {"attempt": 2}, result(2), ends=None),
+        monkeypatch, Scripted(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None),
+        Scripted(*[BEGIN | {"start": 1}] * 2, asked=(), ends=LOST),
+        Scripted(BEGIN | {"start": 2}, result(2), ends=None),
     )  # fmt: skip
     launch.leaving = {"here", "another"}
     launch.starts[2].events[0]["node"] = "elsewhere"
@@ -495,7 +581,7 @@ def test_workers_of_a_node_that_leaves_save_and_go_on(monkeypatch: pytest.Monkey
 def test_a_run_that_ends_while_it_is_asked_to_go_on_elsewhere_has_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    launch = Launch(monkeypatch, Start(BEGIN, BEGIN, asked=(result(),), ends=None))
+    launch = Launch(monkeypatch, Scripted(BEGIN, BEGIN, asked=(result(),), ends=None))
     launch.leaving = {"here"}
     assert launch.run() == Result(stopped=False)
 
@@ -504,8 +590,8 @@ def test_where_there_is_room_for_more_they_save_and_go_on_as_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     launch = Launch(
-        monkeypatch, Start(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None),
-        Start(BEGIN | {"attempt": 1}, result(1), ends=None),
+        monkeypatch, Scripted(BEGIN, BEGIN, asked=(result(stopped=True),), ends=None),
+        Scripted(BEGIN | {"start": 1}, result(1), ends=None),
     )  # fmt: skip
     launch.room = 5
     assert launch.run() == Result(stopped=False)
@@ -518,11 +604,16 @@ def test_where_there_is_room_for_more_they_save_and_go_on_as_more(
 
 def test_who_is_given_up_asks_ray_for_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread that does would end the process while the connection ends."""
-    launch = Launch(monkeypatch, Start(BEGIN, FOR_GOOD))
+    launch = Launch(monkeypatch, Scripted(BEGIN, FOR_GOOD))
     monkeypatch.setattr(ray_fit, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(ray_fit, "END_SECONDS", 0.2)
     asked: list[float] = []
-    monkeypatch.setattr(ray_fit, "_end_controller", lambda: asked.append(time.monotonic()))
+
+    def ask() -> None:
+        asked.append(time.monotonic())
+        raise OSError("of Ray's")
+
+    monkeypatch.setattr(ray_fit, "end_controllers", ask)
     with pytest.raises(RunFailed):
         launch.run()
     count = len(asked)
@@ -533,7 +624,7 @@ def test_who_is_given_up_asks_ray_for_nothing_more(monkeypatch: pytest.MonkeyPat
 
 def test_of_a_node_that_is_lost_nothing_more_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray would end this process before anything is told."""
-    launch = Launch(monkeypatch, Start(BEGIN))
+    launch = Launch(monkeypatch, Scripted(BEGIN))
     launch.node = Living(looks=2)
     with pytest.raises(NodeLost):
         launch.run()
@@ -544,7 +635,7 @@ def test_a_slow_answer_of_ray_is_waited_for_before_the_connection_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What ends the controller asks Ray too, and may still do so when that has ended."""
-    launch = Launch(monkeypatch, Start(BEGIN, FOR_GOOD))
+    launch = Launch(monkeypatch, Scripted(BEGIN, FOR_GOOD))
     answered: list[bool] = []
 
     def slow() -> None:
@@ -552,7 +643,7 @@ def test_a_slow_answer_of_ray_is_waited_for_before_the_connection_ends(
         time.sleep(0.3)
         answered.append(True)
 
-    monkeypatch.setattr(ray_fit, "_end_controller", slow)
+    monkeypatch.setattr(ray_fit, "end_controllers", slow)
     with pytest.raises(RunFailed):
         launch.run()
     assert answered
@@ -623,7 +714,7 @@ def test_what_workers_tell_bears_the_name_of_their_start(
     told: list[dict[str, Any]] = []
     mailbox = SimpleNamespace(
         put=SimpleNamespace(remote=told.append),
-        is_stopped=SimpleNamespace(remote=lambda attempt: None),
+        is_stopped=SimpleNamespace(remote=lambda start: None),
     )
     monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
     monkeypatch.setattr(
@@ -643,9 +734,9 @@ def test_what_workers_tell_bears_the_name_of_their_start(
     with pytest.raises(OSError, match="passing"):
         ray_worker.work(ray_worker.work_for(fail, (), mailbox, 1, "night"))
     ray_worker.work(ray_worker.work_for(work, (4,), mailbox, 2, "night"))
-    names = [(event["kind"], event.get("attempt")) for event in told]
+    names = [(event["kind"], event.get("start")) for event in told]
     assert names == [
-        ("begin", 1), ("failure", 1), ("begin", 2), ("line", None),
+        ("begin", 1), ("failure", 1), ("begin", 2), ("line", 2),
         *([("result", 2)] if rank == 0 else []),
     ]  # fmt: skip
     assert told[0]["node"] == "here"
@@ -714,8 +805,13 @@ def test_a_head_that_stands_still_is_left_without_a_goodbye(
 def test_ray_has_what_the_controller_is_ended_by() -> None:
     """Private names, as what else ends by them would be told by no test: Ray 2.60."""
     from ray._private import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
     from ray.train.v2._internal.execution.controller import TrainController
 
+    assert hasattr(PlacementGroupTableData(), "creator_actor_id")
+    removing = inspect.getsource(ray.util.remove_placement_group)
+    assert "core_worker.remove_placement_group(" in removing
+    assert "get_placement_group_table" in inspect.getsource(state.state.placement_group_table)
     assert TrainController.__qualname__ == "TrainController"
     assert "core_worker.kill_actor(" in inspect.getsource(ray.kill)
     assert "job_id" in inspect.signature(state.actors).parameters

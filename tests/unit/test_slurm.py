@@ -71,7 +71,7 @@ def test_a_name_with_blanks_is_one_word_in_slurms_listings() -> None:
 def test_cores_reach_steps_and_workers() -> None:
     text = script(config_of(slurm={"cpus_per_worker": 3, "nodes": 2}))
     assert "srun --ntasks=1 --nodes=1 --cpus-per-task=6 " in text
-    assert "srun --cpus-per-task=3 --kill-on-bad-exit=1 " in text
+    assert "srun --cpus-per-task=3 --kill-on-bad-exit=1 --wait=240 " in text
     assert "\n  threads_per_worker: 3\n" in text
     assert "\n  threads_per_worker: 5\n" in script(config_of(threads_per_worker=5))
 
@@ -236,20 +236,100 @@ def test_a_step_that_is_asked_to_end_gives_its_own_code(tmp_path: Path, code: in
     assert (tmp_path / "asked").read_text() == "--signal=TERM 1.0\n"
 
 
-@pytest.mark.parametrize("during", ["prepare", "train"])
-def test_a_job_whose_time_ends_queues_again_in_all_it_does(during: str) -> None:
-    commands = (
-        "SLURM_JOB_ID=7 SLURM_JOB_NODELIST=here\n"
-        "dist-embed() { :; }\n"
-        'scontrol() { [ "$1" = show ] && echo here || echo "$@"; }\n'
-        'squeue() { case "$*" in *--steps*) echo 7.0 ;; *) date -d "+60 sec" +%FT%T ;; esac; }\n'
-        'scancel() { kill -TERM "$pid"; }\n'
-        f'srun() {{ case "$*" in *"dist-embed {during}"*) trap "exit 143" TERM\n'
-        "    kill -TERM $$; while :; do sleep 0.1; done ;; esac; }\n"
+def test_a_request_that_comes_as_a_step_begins_is_not_lost() -> None:
+    """Before the script knows the step's number."""
+    text = script(config_of())
+    functions = text[text.index("asks=0") : text.index("set -u")]
+    program = (
+        "SLURM_JOB_ID=1\nsqueue() { echo 1.0; }\nset -T\n"
+        f'scancel() {{ kill -TERM "$pid"; }}\n{functions}\n'
+        'trap \'[ "$BASH_COMMAND" != "pid=\\$!" ] || kill -TERM $$\' DEBUG\n'
+        "in_step bash -c 'trap \"exit 143\" TERM; for i in $(seq 50); do sleep 0.1; done'\n"
+        'echo "code $?, asked $asks"\n'
     )
     done = subprocess.run(
+        ["bash"], input=program, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "code 143, asked 1\n", done.stderr
+
+
+def ended_job(
+    during: str = "train",
+    *,
+    asked: bool = True,
+    left: int = 60,
+    ran: int = 240,
+    restarts: int = 0,
+    preempted: str = "None",
+) -> subprocess.CompletedProcess[str]:
+    """A job whose steps end as those do that have saved.
+
+    Args:
+        during: the step in which they are asked to.
+        asked: whether the script is, which asks the step; else Slurm asks the step itself.
+        left: seconds to the job's limit.
+        ran: seconds since its begin.
+        restarts: times that it has begun before.
+        preempted: when Slurm says that others take its nodes.
+    """
+    ask = "kill -TERM $$; while :; do sleep 0.1; done" if asked else "exit 143"
+    commands = (
+        f"SLURM_JOB_ID=7 SLURM_JOB_NODELIST=here SLURM_RESTART_COUNT={restarts} SECONDS={ran}\n"
+        "dist-embed() { :; }\n"
+        'scontrol() { case "$*" in "show hostnames"*) echo here ;; "show job 7")\n'
+        '    echo "   StartTime=2026-11-29T13:00:00 EndTime=2026-11-29T14:00:00 Deadline=N/A"\n'
+        '    echo "   PreemptEligibleTime=2026-11-29T13:00:00 '
+        f'PreemptTime={preempted}" ;; *) echo "$@" ;; esac; }}\n'
+        'squeue() { case "$*" in *--steps*) echo 7.0 ;; '
+        f'*) date -d "+{left} sec" +%FT%T ;; esac; }}\n'
+        'scancel() { kill -TERM "$pid"; }\n'
+        f'srun() {{ case "$*" in *"dist-embed {during}"*) trap "exit 143" TERM\n'
+        f"    {ask} ;; esac; }}\n"
+    )
+    return subprocess.run(
         ["bash"], input=commands + script(config_of()), capture_output=True, text=True, timeout=60,
         check=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("during", ["prepare", "train"])
+def test_a_job_whose_time_ends_queues_again_in_all_it_does(during: str) -> None:
+    done = ended_job(during)
     assert done.returncode == 143, done.stderr
     assert done.stdout.splitlines()[-1] == "requeue 7"
+
+
+def test_a_job_that_is_stopped_long_before_its_limit_has_ended_for_good() -> None:
+    done = ended_job(left=4000)
+    assert (done.returncode, done.stdout) == (143, ""), done.stderr
+    assert ended_job(left=4000, preempted="2026-11-29T12:59:00").stdout == ""  # the time before
+
+
+def test_a_job_whose_nodes_others_take_queues_again_however_often() -> None:
+    """Slurm asks the steps, not the script: so tried, 22.05.8."""
+    for how in ({"asked": False}, {"ran": 5, "restarts": 99, "during": "prepare"}):
+        done = ended_job(left=4000, preempted="2026-11-29T13:05:00", **how)
+        assert done.returncode == 143, done.stderr
+        assert done.stdout.splitlines()[-1] == "requeue 7"
+
+
+def test_a_job_that_gets_nowhere_does_not_queue_again() -> None:
+    short = ended_job(ran=200)
+    assert (short.returncode, short.stdout) == (143, "")
+    assert "needs a limit of 480 s (cluster.submit.slurm.hours); it ran for 20" in short.stderr
+    counts = ended_job("prepare", restarts=5)
+    assert (counts.returncode, counts.stdout) == (143, "")
+    assert "5 times it has, and the data are not prepared yet" in counts.stderr
+    assert "requeue 7" in ended_job("prepare", restarts=4).stdout
+    assert "requeue 7" in ended_job("train", restarts=99).stdout
+
+
+def test_output_on_another_machine_is_told_of(tmp_path: Path) -> None:
+    def job(ran: str) -> slurm.Job:
+        return slurm.Job("7", "RUNNING", False, "/r", ran, "", f"{tmp_path}/out", 0)
+
+    assert slurm.said(job("00:00:00"), 0) == b""  # it has not begun
+    with pytest.raises(UserError, match=rf"job 7 writes to {tmp_path}/out, which .*BatchHost"):
+        slurm.said(job("00:00:09"), 0)
+    (tmp_path / "out").write_text("line\n")
+    assert slurm.said(job("00:00:09"), 2) == b"ne\n"
