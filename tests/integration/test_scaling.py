@@ -25,7 +25,7 @@ def test_a_user_goes_from_plan_to_study_to_report(
         yaml.safe_dump(
             {"kind": "scaling", "title": "Workers", "question": "How fast?", "base": config,
              "folder": str(folder), "grid": {"workers": [1, 2]},
-             "simulate": {"workers": [1, 64], "machine": "8xh100"}}
+             "simulate": {"workers": [1, 20], "machine": "8xh100"}}
         )
     )  # fmt: skip
     assert "2 workers: " in dist_embed("plan", config, "--workers", "1,2").stdout
