@@ -10,6 +10,9 @@ from dist_embed.planning.estimate import Plan, Remedy
 
 Row = list[str]
 
+# What is not built is told to whom it would give so many times the tokens/s.
+LEAST_GAIN = 1.01
+
 
 def overview(plans: Sequence[Plan]) -> tuple[Row, list[Row]]:
     """Header and rows of a table with a plan in each."""
@@ -79,7 +82,9 @@ def verdict_lines(one: Plan) -> list[str]:
         lines.append("no single change makes it fit; together they may")
     lines += [f"  {remedy.change}: {given(remedy, one)}" for remedy in one.remedies]
     return lines + [
-        f"  not built: {remedy.change}: {given_by_speed(remedy, one)}" for remedy in one.not_built
+        f"  not built: {remedy.change}: {given_by_speed(remedy, one)}"
+        for remedy in one.not_built
+        if remedy.tokens_per_second >= LEAST_GAIN * one.tokens_per_second
     ]
 
 

@@ -109,6 +109,10 @@ def test_a_hot_row_is_named_with_what_a_replicated_head_would_give() -> None:
     assert head.step_seconds < found.step_seconds
     told = verdict_lines(found)[-1]
     assert told.startswith(f"  not built: {head.change}: {1000 * head.step_seconds:,.1f} ms a step")
+    fast = plan(configured(tokenizer={"vocab_size": 10**6}, **SAMPLED), 2, machine())
+    # To which it gives nothing.
+    assert fast.not_built
+    assert not any("not built" in line for line in verdict_lines(fast))
 
 
 def test_what_a_replicated_head_takes() -> None:
