@@ -280,6 +280,39 @@ def test_where_workers_that_have_saved_cannot_be_ended_none_are_started_beside_t
     launch.room, launch.stop_seconds = 5, 0.3
     with pytest.raises(RunFailed, match=r"have saved, .* the same command goes on from there"):
         launch.run()
+    assert launch.course[-1] == "what runs the workers could not be ended: OSError: of Ray's"
+
+
+def test_where_workers_that_have_failed_cannot_be_ended_none_are_started_beside_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_fit, "END_SECONDS", 0.2)
+    monkeypatch.setattr(ray_fit, "FAREWELL_SECONDS", 0.1)
+    # Its result, told after the failure, counts no more, and lets nobody wait for the rest.
+    launch = Launch(monkeypatch, Scripted(BEGIN, BEGIN, FAILURE, result(), ends="never"), budget=5)
+    with pytest.raises(
+        RunFailed, match=r"^the workers have failed \(worker 1 failed: lost\), but did not end, "
+    ):
+        launch.run()
+    assert launch.course == [
+        "2 workers", *["controller ended"] * launch.course.count("controller ended"),
+        "what runs the workers could not be ended: OSError: of Ray's",
+    ]  # fmt: skip
+
+
+def test_slots_that_could_not_be_given_free_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Ray has other names for what we end them by."""
+    monkeypatch.setattr(ray_fit, "END_SECONDS", 0.1)
+    launch = Launch(monkeypatch, Scripted(BEGIN, result(), ends=ActorDiedError()))
+
+    def renamed() -> None:
+        raise AttributeError("no kill_actor")
+
+    monkeypatch.setattr(ray_fit, "end_controllers", renamed)
+    assert launch.run() == Result(stopped=False)
+    assert launch.course == [
+        "2 workers", "what runs the workers could not be ended: AttributeError: no kill_actor",
+    ]  # fmt: skip
 
 
 def test_a_result_that_was_told_counts_though_the_workers_end_late(
@@ -421,7 +454,7 @@ def test_where_others_were_faster_room_is_waited_for_again(monkeypatch: pytest.M
         Scripted(BEGIN | {"start": 2}, result(2), ends=None),
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
-    assert launch.course[1] == "workers are started again in 0 s: others have taken the room"
+    assert launch.course[1] == "workers are started again in 0 s: the room was gone"
     launch = Launch(monkeypatch, *(Scripted(ends=taken) for _ in range(3)))
     with pytest.raises(RunFailed, match="timed out"):
         launch.run()
