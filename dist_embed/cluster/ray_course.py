@@ -127,7 +127,8 @@ class Course:
         if seconds is None:
             self._raise(start, outcome)
         self._next = _again(reason)
-        self._around.say(f"workers are started again in {seconds:.0f} s: {reason}")
+        counted = failures.counted()
+        self._around.say(f"workers are started again in {seconds:.0f} s: {reason}{counted}")
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._heed()

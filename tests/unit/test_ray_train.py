@@ -394,8 +394,11 @@ def test_failures_that_may_pass_are_outlived(monkeypatch: pytest.MonkeyPatch) ->
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
     assert launch.course == [
-        "2 workers", "workers are started again in 0 s: worker 1 was lost",
-        "2 workers", "workers are started again in 0 s: worker 1 failed: lost", "2 workers",
+        "2 workers",
+        "workers are started again in 0 s: worker 1 was lost (1 of 2 times in 24 h)",
+        "2 workers",
+        "workers are started again in 0 s: worker 1 failed: lost (2 of 2 times in 24 h)",
+        "2 workers",
     ]  # fmt: skip
 
 
@@ -454,7 +457,9 @@ def test_where_others_were_faster_room_is_waited_for_again(monkeypatch: pytest.M
         Scripted(BEGIN | {"start": 2}, result(2), ends=None),
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
-    assert launch.course[1] == "workers are started again in 0 s: the room was gone"
+    assert launch.course[1] == (
+        "workers are started again in 0 s: the room was gone (1 of 2 times in 24 h)"
+    )
     launch = Launch(monkeypatch, *(Scripted(ends=taken) for _ in range(3)))
     with pytest.raises(RunFailed, match="timed out"):
         launch.run()
@@ -471,7 +476,8 @@ def test_where_what_runs_the_workers_is_lost_they_are_started_again(
     assert launch.run() == Result(stopped=False)
     lost = "what Ray Train runs the workers by was lost (its controller)"
     assert launch.course == [
-        "2 workers", "slots free", f"workers are started again in 0 s: {lost}", "2 workers",
+        "2 workers", "slots free",
+        f"workers are started again in 0 s: {lost} (1 of 1 times in 24 h)", "2 workers",
     ]  # fmt: skip
     launch = Launch(monkeypatch, Scripted(BEGIN, ends=ActorDiedError()))
     with pytest.raises(RunFailed, match=r"^what Ray Train runs the workers by was lost"):
@@ -488,7 +494,9 @@ def test_workers_that_ray_cannot_start_are_tried_again(monkeypatch: pytest.Monke
         budget=1,
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
-    assert launch.course[1] == "workers are started again in 0 s: startup timed out"
+    assert launch.course[1] == (
+        "workers are started again in 0 s: startup timed out (1 of 1 times in 24 h)"
+    )
 
 
 def test_what_a_worker_could_not_tell_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
