@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -51,15 +51,21 @@ def http() -> Iterator[int]:
         server.shutdown()
 
 
-@pytest.fixture
-def other_grpc() -> Iterator[int]:
-    """Such as the port for `ray://` clients."""
+@contextmanager
+def serving(*handlers: Any) -> Iterator[int]:
+    """A gRPC server for the length of a block; gives its port."""
     with futures.ThreadPoolExecutor(1) as pool:
-        server = grpc.server(pool)
+        server = grpc.server(pool, handlers)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         yield port
         server.stop(None).wait()
+
+
+@pytest.fixture
+def other_grpc() -> Iterator[int]:
+    with serving() as port:
+        yield port
 
 
 @pytest.mark.parametrize("by", ["", "ray://"])
@@ -77,6 +83,22 @@ def test_what_is_no_ray_is_said_soon(kind: str, by: str, request: pytest.Fixture
     assert len(str(told.value).splitlines()) == 1
 
 
+class ForClients(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers as the server of Ray's client does before a client has told who it is (2.60)."""
+
+    def service(self, call: Any) -> Any:
+        if call.method == "/ray.rpc.RayletDriver/ClusterInfo":
+            return grpc.unary_unary_rpc_method_handler(lambda question, context: b"")
+        return None
+
+
+def test_the_server_of_ray_s_client_is_told_from_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_address, "ANSWER_SECONDS", 10.0)
+    with serving(ForClients()) as port:
+        assert why_no_answer(f"ray://127.0.0.1:{port}") is None
+        assert (why_no_answer(f"127.0.0.1:{port}") or "").startswith(NO_HEAD)
+
+
 class WrongToken(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Answers as Ray does where a token is asked for (2.60)."""
 
@@ -90,12 +112,8 @@ class WrongToken(grpc.GenericRpcHandler):  # type: ignore[misc]
 @pytest.mark.parametrize("by", ["", "ray://"])
 def test_a_token_that_is_not_taken_is_said(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "ANSWER_SECONDS", 10.0)
-    with futures.ThreadPoolExecutor(1) as pool:
-        server = grpc.server(pool, [WrongToken()])
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
+    with serving(WrongToken()) as port:
         said = why_no_answer(f"{by}127.0.0.1:{port}")
-        server.stop(None).wait()
     assert said == f"InvalidAuthToken: missing or incorrect: {ray_address._TOKEN}"
 
 
