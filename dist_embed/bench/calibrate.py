@@ -27,7 +27,6 @@ from dist_embed.planning.memory import worker_memory
 from dist_embed.planning.seconds import StepTime
 from dist_embed.planning.step import Step
 from dist_embed.planning.text import text_of
-from dist_embed.training.step_seconds import worker_rate
 
 # Runs by which a machine is calibrated: words by the output layer; width and tokens of a worker
 # that is alone, in two sizes, and of one among others, which bring gradients together to clip them
@@ -61,7 +60,6 @@ def calibrate(folder: str, store: str, workers: list[int], say: Say) -> Machine:
             "cores": cores,
             "node_memory_gib": machine_bytes() / GIB,
             "process_mib": 0.0,
-            "thread_gflops": worker_rate("cpu", 1, "auto") / 1e9,
             "within_node": {key: slowest[key] for key in ("latency_us", "gb_s")}
             | {"peer_us": _peer_us(speeds["exchanges"])},
             "store": measure_store(store),

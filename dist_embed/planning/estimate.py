@@ -15,7 +15,7 @@ from dist_embed.embedding.row_order import MOST_ROWS
 from dist_embed.errors import UserError
 from dist_embed.observe.phase_names import PhaseName
 from dist_embed.planning import limits
-from dist_embed.planning.balance import request_balance, rows_per_worker
+from dist_embed.planning.balance import rows_per_worker
 from dist_embed.planning.checkpoint import CheckpointPlan
 from dist_embed.planning.cost import Cost
 from dist_embed.planning.machine import Machine
@@ -24,6 +24,7 @@ from dist_embed.planning.step import Step
 from dist_embed.planning.text import Text
 from dist_embed.planning.traffic import Network, traffic
 from dist_embed.planning.waits import costs_with_waits, planning_seconds
+from dist_embed.run.history import REST
 from dist_embed.training.step_seconds import CPU_THREAD_RATE, GPU_RATE, why_refused
 
 
@@ -83,7 +84,7 @@ class Plan:
         bottleneck: what limits it first, in words.
         remedies: what would change that.
         not_built: what nothing does yet, and would: that every worker has the most frequent rows;
-            that each plans its part of the batches, where that would be faster.
+            that each plans its part of the batches. Whatever it gives.
         checkpoint: bytes and seconds of one, and how often there is one.
         prepared: whether prepared data were asked; else words are by Zipf's law and at most
             `tokenizer.vocab_size`.
@@ -117,6 +118,12 @@ class Plan:
     not_built: list[Remedy]
     checkpoint: CheckpointPlan
     prepared: bool
+
+    @property
+    def whole_step(self) -> dict[str, float]:
+        """``phases``, and what of ``step_seconds`` is in none, as `phases_of` has them of a run."""
+        rest = self.step_seconds - sum(self.phases.values())
+        return {str(name): seconds for name, seconds in self.phases.items()} | {REST: rest}
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -190,8 +197,8 @@ def estimated(step: Step) -> Plan:
         distinct_rows=sum(step.distinct_rows.values()),
         planning_seconds=planning_seconds(step),
         negatives=step.drawn,
-        rows_per_worker=rows_per_worker(step),
-        request_balance=request_balance(step),
+        rows_per_worker=rows_per_worker(step.specs.values(), step.workers),
+        request_balance=step.request_balance,
         tokens_per_second=step.target_tokens / seconds,
         bottleneck=limit,
         remedies=[],

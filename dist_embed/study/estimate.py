@@ -17,7 +17,6 @@ from dist_embed.parallel.device import has_native_bf16, resolve_device
 from dist_embed.planning import Machine, Plan, load_machine, plan
 from dist_embed.planning.machine import Products
 from dist_embed.planning.page import given
-from dist_embed.run.history import REST
 from dist_embed.training.step_seconds import worker_rate
 
 
@@ -108,14 +107,13 @@ def _products(machine: Machine, *, narrow: bool) -> list[Products]:
 
 def planned_columns(found: Plan) -> dict[str, Any]:
     """A plan as columns of a result, but for what is said of memory that is there."""
-    phases: dict[str, float] = dict(found.phases.items())
     return {
         "planned_machine": found.machine,
         "planned_source": found.machine_source,
         "planned_refused": bool(found.refused),
         "planned_tokens_per_second": found.tokens_per_second,
         "planned_step_seconds": found.step_seconds,
-        "planned_phases": phases | {REST: found.step_seconds - sum(phases.values())},
+        "planned_phases": found.whole_step,
         "planned_memory_bytes": found.memory_bytes,
         "planned_memory": found.memory,
         "planned_exchange_bytes": sum(found.traffic.values()),

@@ -347,8 +347,8 @@ def test_a_host_that_lacks_memory_is_what_is_told() -> None:
 
 
 def test_rows_lie_as_the_tables_have_them() -> None:
-    assert rows_per_worker(planned(3)) == (332, 334)
-    assert rows_per_worker(planned(1000)) == (1, 1)
+    assert rows_per_worker(planned(3).specs.values(), 3) == (332, 334)
+    assert rows_per_worker(planned(1000).specs.values(), 1000) == (1, 1)
 
 
 def test_what_does_not_fit_is_said_with_what_would() -> None:
