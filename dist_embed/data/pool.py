@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dist_embed.data.batch import Batch, build_batch, merged
+from dist_embed.data.pool_sizes import number_of_pools
 from dist_embed.data.token_blocks import TokenBlocks
 from dist_embed.data.token_shards import TokenPairs
 from dist_embed.data.units import Indices, PoolPlan, plan_pool
@@ -24,7 +25,7 @@ def pools_of_blocks(
     total = max(1, int(sentences.sum()))
     tokens = max(int(blocks.source_tokens.sum()), int(blocks.target_tokens.sum())) + total
     wanted = max(pool_sentences, pool_tokens * total // tokens)
-    num_pools = max(1, round(total / wanted))
+    num_pools = number_of_pools(total, wanted)
     middle = np.cumsum(sentences) - sentences / 2
     pool = (middle * num_pools / total).astype(np.int64)
     return np.split(order, np.flatnonzero(np.diff(pool)) + 1)

@@ -19,10 +19,15 @@ _POOLS = 2  # one is used, the next one is planned and read meanwhile
 _TOKEN_BYTES = 4
 
 
+def number_of_pools(sentences: int, wanted: int) -> int:
+    """Into how many pools of about ``wanted`` pairs a text is cut: of up to half as many again."""
+    return max(1, round(sentences / wanted))
+
+
 def pool_pairs(batch_tokens: int, sentences: int | None) -> int:
-    """Pairs of a pool, of a text of so many; None: of more than a pool has."""
-    pairs = max(POOL_SENTENCES, POOL_STEPS * batch_tokens // PAIR_TOKENS)
-    return pairs if sentences is None else min(pairs, sentences)
+    """Pairs of a pool, of a text of so many; None: of many pools."""
+    wanted = max(POOL_SENTENCES, POOL_STEPS * batch_tokens // PAIR_TOKENS)
+    return wanted if sentences is None else -(-sentences // number_of_pools(sentences, wanted))
 
 
 def pools_bytes(batch_tokens: int, sentences: int | None, num_workers: int) -> int:

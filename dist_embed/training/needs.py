@@ -146,7 +146,9 @@ def step_needs(
     counts = 0
     if config.train.clip_norm and workers > 1:
         counts = len(specs_of(config, vocabulary_size)) * workers**2
-    kept = activation_bytes(config.model, _micro_tokens(config), narrow=narrow)
+    kept = activation_bytes(
+        config.model, config.embedding.width, _micro_tokens(config), narrow=narrow
+    )
     return replace(
         held,
         activation_bytes=kept + (2 * held.parameters if narrow else 0),  # and narrow weights
@@ -246,30 +248,36 @@ def dense_parameters(model: ModelSection, embedding_width: int) -> int:
     return encoder + decoder + 2 * norm + between
 
 
-def activation_bytes(model: ModelSection, tokens: int, *, narrow: bool) -> int:
+def activation_bytes(
+    model: ModelSection, embedding_width: int, tokens: int, *, narrow: bool
+) -> int:
     """What the forward of the dense model keeps for its backward, and the largest gradients there.
 
-    That is what PyTorch's autograd saves of each token: what norms, products, ReLU and dropout have
-    been given, and of attention queries, keys, values and result. With dropout of attention's
-    weights, which is not counted, it keeps a few numbers for each pair of tokens besides.
+    That is what PyTorch's autograd saves of each token of a batch of several rectangles: what
+    norms, products, ReLU and dropout have been given, and of attention queries, keys, values and
+    result. With dropout of attention's weights, which is not counted, it keeps a few numbers for
+    each pair of tokens besides.
 
     Args:
         model: its sizes.
+        embedding_width: of the tables.
         tokens: of a micro-batch, on either side.
         narrow: whether products are bfloat16: what they are given is narrow then; norms and,
             on CPUs, attention keep float32.
     """
-    dropped = 1 if model.dropout else 0
+    width, dropped = model.width, 1 if model.dropout else 0
     inner = (1 + 2 * dropped) * model.feed_forward
     if narrow:
-        encoder = 4 * 6 * model.width + 2 * ((3 + 2 * dropped) * model.width + inner)
-        decoder = 4 * 11 * model.width + 2 * ((6 + 3 * dropped) * model.width + inner)
-        ends = 4 * (2 + 2 * dropped) * model.width
+        encoder = 4 * 6 * width + 2 * ((3 + 2 * dropped) * width + inner)
+        decoder = 4 * 11 * width + 2 * ((6 + 3 * dropped) * width + inner)
+        ends = 4 * (2 + 2 * dropped) * width
     else:
-        encoder = 4 * ((8 + 2 * dropped) * model.width + inner)
-        decoder = 4 * ((14 + 3 * dropped) * model.width + inner)
-        ends = 4 * (3 + 2 * dropped) * model.width
-    gradients = (3 if narrow else 4) * (6 * model.width + 2 * model.feed_forward)
+        encoder = 4 * ((9 + 2 * dropped) * width + inner)
+        decoder = 4 * ((16 + 3 * dropped) * width + inner)
+        ends = 4 * (3 + 2 * dropped) * width
+    if embedding_width != width:
+        ends += (2 if narrow else 4) * (2 * embedding_width + width)
+    gradients = (3 if narrow else 4) * (6 * width + 2 * model.feed_forward)
     kept = model.encoder_layers * encoder + model.decoder_layers * decoder + ends
     return tokens * (kept + gradients)
 

@@ -199,24 +199,33 @@ def training(config: Config, narrow: bool) -> Replicated:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("narrow", [False, True])
-def test_a_step_keeps_what_autograd_saves(narrow: bool, dropout: float) -> None:
+@pytest.mark.parametrize("embedding_width", [64, 512])
+def test_a_step_keeps_what_autograd_saves(
+    narrow: bool, dropout: float, embedding_width: int
+) -> None:
     """Of layers of any number; beside it there are gradients, and of each token a few numbers."""
-    tokens = 16 * 32
-    sections = {"train": {"batch_tokens": 3 * 2 * tokens, "accumulate": 2}}
+    tokens = sum(count * length for count, length, _ in RECTANGLES)
+    sections = {
+        "train": {"batch_tokens": 3 * 2 * tokens, "accumulate": 2},
+        "embedding": {"width": embedding_width},
+    }
     for encoder_layers, decoder_layers in ((1, 1), (3, 1), (1, 3)):
         model = {"width": 64, "heads": 4, "feed_forward": 256, "dropout": dropout,
                  "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}  # fmt: skip
         config = configured(model=model, **sections)
         gradients = (3 if narrow else 4) * tokens * (6 * 64 + 2 * 256)
-        saved = _saved_bytes(config.model, narrow)
+        saved = _saved_bytes(config.model, embedding_width, narrow)
         expected = training(config, narrow).activation_bytes - gradients
         assert expected == pytest.approx(saved, rel=0.02)
 
 
-def _saved_bytes(model: ModelSection, narrow: bool) -> int:
-    """What a forward over 16 sentences of 32 words keeps beside the model itself."""
+RECTANGLES = ((8, 32, 32), (6, 24, 24), (4, 28, 28))
+
+
+def _saved_bytes(model: ModelSection, embedding_width: int, narrow: bool) -> int:
+    """What a forward over `RECTANGLES` keeps beside the model itself."""
     transformer = Transformer(
-        embedding_width=model.width, width=model.width, feed_forward=model.feed_forward,
+        embedding_width=embedding_width, width=model.width, feed_forward=model.feed_forward,
         heads=model.heads, encoder_layers=model.encoder_layers,
         decoder_layers=model.decoder_layers, dropout=model.dropout,
         attention_dropout=model.attention_dropout,
@@ -230,13 +239,15 @@ def _saved_bytes(model: ModelSection, narrow: bool) -> int:
             saved[storage.data_ptr()] = storage
         return tensor
 
-    vectors = [torch.randn(16 * 32, model.width, requires_grad=True) for _ in range(2)]
-    lengths, places = torch.full((16,), 32), torch.arange(32).repeat(16)
+    tokens = sum(count * length for count, length, _ in RECTANGLES)
+    vectors = [torch.randn(tokens, embedding_width, requires_grad=True) for _ in range(2)]
+    lengths = torch.cat([torch.full((count,), length) for count, length, _ in RECTANGLES])
+    places = torch.cat([torch.arange(length).repeat(count) for count, length, _ in RECTANGLES])
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=narrow),
     ):
-        transformer(vectors[0], lengths, vectors[1], places, [(16, 32, 32)])
+        transformer(vectors[0], lengths, vectors[1], places, RECTANGLES)
     return sum(storage.nbytes() for storage in saved.values())
 
 

@@ -6,12 +6,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 
 from dist_embed.bench.balance import expected_of_shards
-from dist_embed.data.pool_sizes import PLANNING_SECONDS
+from dist_embed.data.pool import pools_of_blocks
+from dist_embed.data.pool_sizes import (
+    PLANNING_SECONDS,
+    POOL_SENTENCES,
+    POOL_STEPS,
+    pool_pairs,
+)
 from dist_embed.errors import UserError
 from dist_embed.planning import Machine, Plan, load_machine, plan
 from dist_embed.planning import step as step_module
@@ -272,14 +279,28 @@ def test_planning_the_data_is_what_breaks_first_among_thousands() -> None:
 
 
 def test_what_is_planned_lies_in_the_memory_of_each_worker_s_host() -> None:
-    """128 steps of 4,096 tokens a worker are 71.6 million pairs: 80 bytes, and 480 of own tokens by
-    4,096 workers, each.
+    """128 steps of 4,096 tokens a worker are 71.6 million pairs, so that 10⁹ are 14 pools: 80 bytes
+    of each pair, and 480 of own tokens by 4,096 workers.
     """
     step = planned(4096, load_machine("8xh100"), **LARGE, train={"batch_tokens": 4096**2})
     held = worker_memory(step).host["prepared sentences"]
-    assert held == pytest.approx(128 * 4096**2 / 30 * (80 + 480 / 4096), rel=1e-6)
+    assert held == pytest.approx(1e9 / 14 * (80 + 480 / 4096), rel=1e-6)
     # Of a text that is known, no more than it has.
     assert worker_memory(planned(2)).device["prepared sentences"] == 20_000 * (80 + 240)
+
+
+@pytest.mark.parametrize(
+    ("sentences", "pairs"), [(100, 100), (740_000, 740_000), (760_000, 380_000), (None, 500_000)]
+)
+def test_a_pool_is_as_large_as_the_loader_makes_it(sentences: int | None, pairs: int) -> None:
+    assert pool_pairs(4096, sentences) == pairs
+    if sentences is None:
+        return
+    lengths = np.full(100, sentences // 100)
+    blocks = MagicMock(sentences=lengths, source_tokens=9 * lengths, target_tokens=lengths)
+    blocks.__len__.return_value = len(lengths)
+    pools = pools_of_blocks(blocks, POOL_SENTENCES, POOL_STEPS * 4096, np.random.default_rng(1))
+    assert max(lengths[pool].sum() for pool in pools) == pairs
 
 
 def test_ids_travel_while_a_gpu_updates() -> None:
