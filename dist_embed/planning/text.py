@@ -70,12 +70,12 @@ def expected_text(config: Config, num_words: int) -> Text:
     words = zipf_words(num_words)
     return Text(
         dict.fromkeys(_SIDES, num_words), dict.fromkeys((*_SIDES, "both"), words), share, share,
-        PAIR_TOKENS * LONGER_SIDE, _made_up(config),
+        PAIR_TOKENS * LONGER_SIDE, made_up(config),
         prepared=False, word_tables=config.tokenizer.kind == "word",
     )  # fmt: skip
 
 
-def _made_up(config: Config) -> int | None:
+def made_up(config: Config) -> int | None:
     """Pairs, where the data are made up: they are known then."""
     made = config.data.words or config.data.synthetic or config.data.inflected
     return made.sentences if made else None
