@@ -227,6 +227,8 @@ def _history(arguments: argparse.Namespace) -> None:
         print_table(header, table)
         if planned:
             print(f"planned for {planned.machine}")
+    elif planned:
+        print("no plan beside it: the run has told nothing of the phases of its steps")
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:
