@@ -24,7 +24,6 @@ from dist_embed.planning.step import Step
 from dist_embed.planning.text import Text
 from dist_embed.planning.traffic import Network, traffic
 from dist_embed.planning.waits import costs_with_waits, planning_seconds
-from dist_embed.run.history import REST
 from dist_embed.training.step_seconds import CPU_THREAD_RATE, GPU_RATE, why_refused
 
 
@@ -119,12 +118,6 @@ class Plan:
     checkpoint: CheckpointPlan
     prepared: bool
 
-    @property
-    def whole_step(self) -> dict[str, float]:
-        """``phases``, and what of ``step_seconds`` is in none, as `phases_of` has them of a run."""
-        rest = self.step_seconds - sum(self.phases.values())
-        return {str(name): seconds for name, seconds in self.phases.items()} | {REST: rest}
-
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
@@ -168,7 +161,7 @@ def estimated(step: Step) -> Plan:
     memory, refused = worker_memory(step), _why_refused(step)
     costs, checkpoint = costs_with_waits(step)
     phases = {name: cost.seconds for name, cost in costs.items()}
-    seconds = (1 + step.machine.rest) * sum(phases.values())
+    seconds = sum(phases.values())
     sent = traffic(step)
     if refused:
         limit = f"refused, whatever memory there is: {refused}"

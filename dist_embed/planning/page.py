@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dist_embed.planning.checkpoint import CheckpointPlan
 from dist_embed.planning.efficiency import Size, efficiencies
 from dist_embed.planning.estimate import Plan, Remedy
-from dist_embed.run.history import REST
 
 Row = list[str]
 
@@ -59,12 +58,8 @@ def memory_table(one: Plan) -> tuple[Row, list[Row]]:
 def time_table(one: Plan) -> tuple[Row, list[Row]]:
     """Where a step's time goes, in the order of a step."""
     rows = [
-        [
-            "beside these" if name == REST else name,
-            f"{1000 * seconds:,.2f}",
-            f"{seconds / one.step_seconds:.0%}",
-        ]
-        for name, seconds in one.whole_step.items()
+        [name, f"{1000 * seconds:,.2f}", f"{seconds / one.step_seconds:.0%}"]
+        for name, seconds in one.phases.items()
     ]
     return ["phase", "ms", "share"], rows
 

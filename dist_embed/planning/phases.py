@@ -16,7 +16,7 @@ class PlannedPhases:
 
     Attributes:
         machine: that it is planned for, with where its figures are from.
-        seconds: of a step by phase, as `phases_of` has them of a run.
+        seconds: of a step by phase, as `phases_of` has them of a run, but for what is in none.
     """
 
     machine: str
@@ -30,4 +30,5 @@ def planned_phases(config: Config, machine: str) -> PlannedPhases:
     """
     workers, known = config.cluster.max_workers, load_machine(machine)
     found = estimated(step_of(config, workers, known, text_of(config)))
-    return PlannedPhases(f"{known.name} ({known.source})", found.whole_step)
+    phases = {str(name): seconds for name, seconds in found.phases.items()}
+    return PlannedPhases(f"{known.name} ({known.source})", phases)

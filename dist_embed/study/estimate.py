@@ -123,7 +123,7 @@ def planned_columns(found: Plan) -> dict[str, Any]:
         "planned_refused": bool(found.refused),
         "planned_tokens_per_second": found.tokens_per_second,
         "planned_step_seconds": found.step_seconds,
-        "planned_phases": found.whole_step,
+        "planned_phases": found.phases,
         "planned_memory_bytes": found.memory_bytes,
         "planned_memory": found.memory,
         "planned_exchange_bytes": sum(found.traffic.values()),

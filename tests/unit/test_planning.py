@@ -254,21 +254,6 @@ def test_a_step_is_as_full_as_the_longer_sides_of_pairs_leave_it(
     assert found.source_share == pytest.approx(0.95 * 32 / 46 * 15 / 16)
 
 
-def test_factors_of_the_machine_count() -> None:
-    slow = {"exact": {"encoder": {"work": 3.0}}}
-    before, after = (estimated(planned(2, on)).phases for on in (machine(), with_factors(slow)))
-    assert after["encoder"] == pytest.approx(3 * before["encoder"])
-    assert after["decoder"] == before["decoder"]
-    sampled = [estimated(planned(2, on, **SAMPLED)) for on in (machine(), with_factors(slow))]
-    assert sampled[0].step_seconds == sampled[1].step_seconds
-
-
-def with_factors(factors: dict[str, dict[str, dict[str, float]]]):  # type: ignore[no-untyped-def]
-    from dist_embed.planning.machine import Machine
-
-    return Machine.model_validate(machine().model_dump() | {"factors": factors})
-
-
 def test_a_checkpoint_by_hand() -> None:
     step = planned(2, checkpoint={"saving": "waiting"})
     dense = 12 * dense_parameters(step.config.model, 8)
