@@ -21,7 +21,7 @@ from dist_embed.planning.machine import Machine
 from dist_embed.planning.memory import worker_memory
 from dist_embed.planning.text import text_of
 
-# Runs by which a machine is calibrated: words by the output layer; width, and tokens of a worker.
+# Runs that tell what a process takes: words by the output layer; width, and tokens of a worker.
 # A plan is compared with other runs.
 _WORDS: dict[Output, int] = {"exact": 30_000, "sampled": 300_000}
 _WIDTH, _TOKENS = 96, 1536

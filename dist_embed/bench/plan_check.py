@@ -23,7 +23,7 @@ CASES = (
     Case("sampled", 1_000_000, 128, 4, 4096),
     Case("sampled", 1_000_000, 128, 1, 2048),
     Case("sampled", 10_000_000, 64, 2, 4096),
-    # Unlike the runs by which a machine is calibrated.
+    # Of other kinds than most runs.
     Case("exact", 30_000, 64, 2, 2048, steps=12, share="none", clip_norm=1.0),
     Case("sampled", 100_000, 64, 2, 4096, layers=4, accumulate=2),
 )
