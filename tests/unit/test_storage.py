@@ -24,6 +24,7 @@ from dist_embed.errors import StorageError, UserError
 from dist_embed.observe.quiet import open_log
 from dist_embed.storage import retry
 from dist_embed.storage import uri as storage
+from dist_embed.storage.clients import filesystem
 from dist_embed.storage.compressed import (
     OPEN_ERRORS,
     READ_ERRORS,
@@ -191,7 +192,7 @@ def test_a_link_goes_on_leading_to_what_is_written(tmp_path: Path) -> None:
 
 def test_unknown_protocol_is_named() -> None:
     with pytest.raises(StorageError, match=r"cannot open 'nope://x'.*nope"):
-        storage.filesystem("nope://x")
+        filesystem("nope://x")
 
 
 def test_local_uris_are_known() -> None:
@@ -223,8 +224,8 @@ def test_a_server_of_s3_is_asked_for_what_all_of_them_can(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(storage, "url_to_fs", open_store)
     for uri in ("s3://bucket/x", "s3a://bucket/x"):
-        fs, _ = storage.filesystem(uri)
-        once, _ = storage.filesystem(uri, retries=False)
+        fs, _ = filesystem(uri)
+        once, _ = filesystem(uri, retries=False)
         # Who repeats calls does so alone: no attempt of the client stretches the limit of time.
         assert (fs.retries, once.retries) == (5, 1)
         usual, single = (options["config_kwargs"] for options in asked)
@@ -235,7 +236,7 @@ def test_a_server_of_s3_is_asked_for_what_all_of_them_can(monkeypatch: pytest.Mo
         assert usual["response_checksum_validation"] == "when_required"
         asked.clear()
     for retries in (True, False):
-        assert storage.filesystem("gs://bucket/x", retries=retries)[0].retries == 5
+        assert filesystem("gs://bucket/x", retries=retries)[0].retries == 5
     assert asked == [{}, {}]
 
 
