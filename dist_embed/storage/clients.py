@@ -5,7 +5,6 @@ caller does, and each waits for an answer within limits. fsspec has no common na
 from __future__ import annotations
 
 import logging
-import re
 from types import MethodType
 from typing import Any
 
@@ -14,6 +13,7 @@ from fsspec.core import url_to_fs
 
 from dist_embed.errors import StorageError
 from dist_embed.installed import missing_package
+from dist_embed.passwords import password_in
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -31,25 +31,6 @@ _SAME_CLIENT = {
 }  # fmt: skip
 # They write of errors that the caller tells, with tracebacks (gcsfs 221 lines): for logs alone.
 _TALKATIVE = ("gcsfs", "azure", "paramiko")
-
-_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):([^/@\s]*)@")
-
-
-def masked(text: str) -> str:
-    """``text`` without the passwords of the URLs in it."""
-    return _PASSWORD.sub(r"\1:***@", text)
-
-
-def password_in(uri: str) -> str | None:
-    """What is wrong with a URL that holds a password, and what to do; None where it holds none."""
-    if not _PASSWORD.search(uri):
-        return None
-    return (
-        f"{masked(uri)!r} is not allowed: a password in a URL is kept in configurations, and shown "
-        "in messages and logs. Leave it out and give it where the store's client looks for it: a "
-        "profile, a key of ssh, the client's variables in the environment, or fsspec's, such as "
-        "FSSPEC_SFTP_USERNAME and FSSPEC_SFTP_PASSWORD"
-    )
 
 
 def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -98,7 +79,8 @@ def _options(client: str, retries: bool) -> dict[str, Any]:
             import aiohttp
 
             limits = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS)
-            return options | {"requests_timeout": limits}  # else five minutes
+            # Else five minutes; and one for each look at what kind of bucket it is.
+            return options | {"requests_timeout": limits, "retry_timeout": CONNECT_SECONDS}
         return options | {"connection_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
     if client == "webdav" and not retries:
         return {"retry": False}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import socket
 import sys
@@ -31,6 +32,9 @@ _ACCOUNT = "devstoreaccount1"
 _ACCOUNT_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 )
+# gcsfs asks by gRPC of what kind a bucket is, which no emulator answers; read as it is imported.
+_NO_KINDS = {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
+os.environ.update(_NO_KINDS)
 WRONG = "d3Jvbmc="  # a key, and a password, that no server here has
 
 
@@ -71,7 +75,9 @@ class GoogleServer(Server):
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"STORAGE_EMULATOR_HOST": self.url, "FSSPEC_GS": '{"token": "anon"}'}
+        return {
+            "STORAGE_EMULATOR_HOST": self.url, "FSSPEC_GS": '{"token": "anon"}', **_NO_KINDS,
+        }  # fmt: skip
 
 
 class RcloneServer(Server):
@@ -87,7 +93,8 @@ class RcloneServer(Server):
     def _command(self, port: int) -> list[str]:
         return [
             str(RCLONE), "serve", self.protocol, "--addr", f"127.0.0.1:{port}", "--user", KEY,
-            "--pass", SECRET, "--config", "", "--dir-cache-time", "10ms", str(self._folder),
+            "--pass", SECRET, "--config", "", "--cache-dir", str(self._folder.parent / "cache"),
+            "--dir-cache-time", "10ms", str(self._folder),
         ]  # fmt: skip
 
 
@@ -126,6 +133,9 @@ class MotoWithBucket(MotoServer):
 
 
 class RcloneWithBucket(S3Server):
+    def environment_with(self, key: str) -> dict[str, str]:
+        return self.environment | {"AWS_SECRET_ACCESS_KEY": key}
+
     def start(self) -> None:
         self.folder("bucket")
         super().start()

@@ -648,7 +648,7 @@ NoCredentialsError.__module__ = "botocore.exceptions"
 
 @pytest.mark.parametrize(
     ("error", "raised"),
-    [(FileNotFoundError("gone"), FileNotFoundError), (PermissionError("403"), PermissionError),
+    [(FileNotFoundError("gone"), FileNotFoundError), (PermissionError("403"), StorageError),
      (ValueError("a mistake of ours"), ValueError), (KeyError("x"), KeyError),
      (NoCredentialsError("Unable to locate credentials"), StorageError)],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
