@@ -15,8 +15,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "tests/stores" in str(item.path):
             item.add_marker(pytest.mark.integration)
             # Servers and whole commands: minutes on a busy machine.
-            if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(400))
+            item.add_marker(pytest.mark.timeout(400))
 
 
 @pytest.fixture(scope="module")

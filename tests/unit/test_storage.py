@@ -366,7 +366,7 @@ def test_a_store_reads_no_more_than_is_asked_for_where_it_is_told_so(
 
 
 class Disk(AbstractFileSystem):
-    """A server's disk as of sftp: files are opened, and lie in folders. It fails when it is told."""
+    """A server's disk, as of sftp: files are opened, and lie in folders. It may be full."""
 
     protocol = "disk"
     files: ClassVar[dict[str, bytes]] = {}
