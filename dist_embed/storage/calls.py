@@ -6,6 +6,7 @@ import errno
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import fsspec
 
@@ -24,6 +25,43 @@ def is_in_place(fs: fsspec.AbstractFileSystem) -> bool:
     """
     # What fsspec does where a file system has no way of its own.
     return getattr(fs.pipe_file, "__func__", None) is fsspec.AbstractFileSystem.pipe_file
+
+
+def exists(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    """Whether a file or folder lies there."""
+    if type(fs).exists is not fsspec.AbstractFileSystem.exists:
+        return bool(fs.exists(path))
+    # fsspec's own says that nothing does where the store does not answer.
+    try:
+        fs.info(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def names_in(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+    """The paths of what lies in a folder; none where it is none."""
+    fs.invalidate_cache()
+    try:
+        # sftp has no error of its own for listing a file.
+        if is_in_place(fs) and fs.info(path)["type"] == "file":
+            return []
+        found: list[str] = fs.ls(path, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return found
+
+
+def files_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
+    """What a store says of each file below a folder, by its path."""
+    fs.invalidate_cache()
+    # Else folders that the store gives no answer for are left out.
+    strictly = {} if fs.async_impl else {"on_error": "raise"}
+    try:
+        found: dict[str, dict[str, Any]] = fs.find(path, detail=True, **strictly)
+    except FileNotFoundError:
+        return {}
+    return found
 
 
 def cat_whole(fs: fsspec.AbstractFileSystem, path: str) -> bytes:
@@ -54,7 +92,8 @@ def cat_range(fs: fsspec.AbstractFileSystem, path: str, start: int, end: int | N
 def make_parents(fs: fsspec.AbstractFileSystem, path: str) -> None:
     """Make the folder of a store's file, where the store has folders."""
     folder = path.rpartition("/")[0]
-    if is_in_place(fs) and folder and not fs.exists(folder):
+    has_folders = is_in_place(fs) or "webdav" in protocols(fs)
+    if has_folders and folder and not exists(fs, folder):
         with suppress(FileExistsError):  # another worker makes it too
             fs.makedirs(folder, exist_ok=True)
 

@@ -11,9 +11,10 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from dist_embed.errors import StorageError
+from dist_embed.errors import StorageError, StoreUnavailable
 from dist_embed.installed import missing_package
 from dist_embed.passwords import password_in
+from dist_embed.storage.retry import comes_from_the_store, first_line, is_refusal
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -46,14 +47,20 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
     options = {protocol: _options(client, retries) for protocol, client in clients.items()}
     for name in _TALKATIVE:
         _keep_from_screen(logging.getLogger(name))
+    client = clients[protocols[0]] if len(protocols) == 1 else ""
     try:
         fs, path = url_to_fs(uri, **{key: given for key, given in options.items() if given})
-    except (ImportError, ValueError) as exc:
+        if client == "sftp":
+            _bound_sftp(fs)
+    except (ImportError, ValueError, TypeError) as exc:  # or what fsspec is told of it is wrong
         raise StorageError(f"cannot open {uri!r}: {missing_package(exc) or exc}") from exc
-    except OSError as exc:
-        raise StorageError(f"cannot open {uri!r}: {exc}") from exc
-    if len(protocols) == 1 and not retries:
-        _try_once(clients[protocols[0]], fs)
+    except Exception as exc:  # as of ssh, which connects here
+        if not comes_from_the_store(exc):
+            raise
+        kind = StorageError if is_refusal(exc) else StoreUnavailable
+        raise kind(f"cannot open {uri!r}: {first_line(exc)}") from exc
+    if not retries:
+        _try_once(client, fs)
     return fs, path
 
 
@@ -64,13 +71,14 @@ def _keep_from_screen(logger: logging.Logger) -> None:
 
 def _options(client: str, retries: bool) -> dict[str, Any]:
     """What a client is told when it is made."""
+    options: dict[str, Any]
     if client == "s3":
         config = dict(_S3_CONFIG)
         if not retries:
             config["retries"] = {"total_max_attempts": 1}
         return {"use_listings_cache": False, "config_kwargs": config}
     if client in ("gs", "abfs"):
-        options: dict[str, Any] = {"use_listings_cache": False}
+        options = {"use_listings_cache": False}
         if not retries:
             # fsspec makes one client for each set of options. This one says nothing where listings
             # are not kept: it tells the two clients apart.
@@ -82,9 +90,19 @@ def _options(client: str, retries: bool) -> dict[str, Any]:
             # Else five minutes; and one for each look at what kind of bucket it is.
             return options | {"requests_timeout": limits, "retry_timeout": CONNECT_SECONDS}
         return options | {"connection_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
-    if client == "webdav" and not retries:
-        return {"retry": False}
+    if client == "webdav":
+        options = {} if retries else {"retry": False}
+        # JSON, in fsspec's configuration and in the environment, has no pairs as httpx asks for.
+        auth = fsspec.config.conf.get("webdav", {}).get("auth")
+        return options | {"auth": tuple(auth)} if isinstance(auth, list) else options
     return {"timeout": CONNECT_SECONDS} if client == "sftp" else {}
+
+
+def _bound_sftp(fs: Any) -> None:
+    """Give its answers a limit, and a connection that is lost another one."""
+    if not fs.client.get_transport().is_active():
+        fs._connect()
+    fs.ftp.get_channel().settimeout(READ_SECONDS)
 
 
 def _try_once(client: str, fs: Any) -> None:

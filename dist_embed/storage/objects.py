@@ -19,13 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TypeVar
 
+import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.errors import StorageError
 from dist_embed.storage.calls import (
     cat_range,
     cat_whole,
+    exists,
+    files_below,
     is_in_place,
+    names_in,
     nowhere,
     protocols,
     put_whole,
@@ -79,10 +83,20 @@ class ObjectStore:
 
     def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self.uri = uri
-        self._fs, self._root = filesystem(uri, retries=False)
-        self.is_local = isinstance(self._fs, LocalFileSystem)
+        self._shared, self._root = filesystem(uri, retries=False)
+        self.is_local = isinstance(self._shared, LocalFileSystem)
         self._retry_seconds = retry_seconds
         self._ignores_conditions = False  # until `keeps_conditions` has found out
+
+    @property
+    def _fs(self) -> fsspec.AbstractFileSystem:
+        """Of this thread's own, where the client serves one thread: an answer that another thread
+        of sftp's reads is lost (paramiko 5.1, sftp_client.py:_read_response), for which one would
+        wait. fsspec keeps one for each.
+        """
+        if self._shared.async_impl:
+            return self._shared
+        return filesystem(self.uri, retries=False)[0]
 
     def put(self, name: str, parts: Iterable[Buffer]) -> None:
         """Write a new object from ``parts``, which are taken one after the other.
@@ -188,12 +202,8 @@ class ObjectStore:
         path = self._path(folder)
 
         def once() -> list[str]:
-            self._fs.invalidate_cache()
-            try:
-                found = self._fs.ls(path, detail=False)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-            below = (entry.rstrip("/") for entry in found)  # an object lists itself
+            # An object lists itself.
+            below = (entry.rstrip("/") for entry in names_in(self._fs, path))
             return sorted(entry.rsplit("/", 1)[-1] for entry in below if entry != path)
 
         return self._retried(f"list {folder}", once)
@@ -205,8 +215,7 @@ class ObjectStore:
             return []
 
         def once() -> list[Entry]:
-            self._fs.invalidate_cache()
-            found = self._fs.find(path, detail=True)
+            found = files_below(self._fs, path)
             below = path.rstrip("/") + "/"
             return [
                 Entry(f"{folder}/{where.removeprefix(below)}", int(info["size"]), modified(info))
@@ -262,7 +271,7 @@ class ObjectStore:
     def _pipe(self, path: str, data: bytes, *, mode: str) -> None:
         try:
             if is_in_place(self._fs):
-                if mode == "create" and self._fs.exists(path):
+                if mode == "create" and exists(self._fs, path):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
                 put_whole(self._fs, path, lambda where: self._fs.pipe_file(where, data))
             elif "s3" in protocols(self._fs):

@@ -57,14 +57,14 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
         except _ANSWERS:
             raise
         except (Exception, CancelledError) as exc:  # a client's, as its event loop ends
-            if not _comes_from_the_store(exc):
+            if not comes_from_the_store(exc):
                 raise
-            if _is_refusal(exc):
-                raise StorageError(f"cannot {what} in {where}: {_first_line(exc)}") from exc
+            if is_refusal(exc):
+                raise StorageError(f"cannot {what} in {where}: {first_line(exc)}") from exc
             if time.monotonic() + wait > give_up_at:
                 raise StoreUnavailable(
                     f"could not {what} in {where} within {seconds:.0f} s; "
-                    f"the last error: {_first_line(exc)}"
+                    f"the last error: {first_line(exc)}"
                 ) from exc
         # Spread out: thousands of workers meet the same 503.
         time.sleep(wait * random.uniform(0.5, 1.0))
@@ -85,7 +85,8 @@ def status_of(exc: BaseException) -> int | None:
     return 403 if str(exc).startswith("Forbidden: ") else None
 
 
-def _is_refusal(exc: BaseException) -> bool:
+def is_refusal(exc: BaseException) -> bool:
+    """Whether a store's error is one that repeating does not change."""
     kinds = {kind.__name__ for kind in type(exc).__mro__}
     return (
         isinstance(exc, PermissionError)
@@ -94,13 +95,14 @@ def _is_refusal(exc: BaseException) -> bool:
     )
 
 
-def _first_line(exc: BaseException) -> str:
-    """An error in a line: some hold the whole reply."""
+def first_line(exc: BaseException) -> str:
+    """An error in a line: some clients' hold the whole reply."""
     text = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
     return f"{type(exc).__name__}: {text[:500]}" if text else type(exc).__name__
 
 
-def _comes_from_the_store(exc: BaseException) -> bool:
-    return isinstance(exc, (OSError, TimeoutError)) or any(
+def comes_from_the_store(exc: BaseException) -> bool:
+    """Whether an error is a store's or its client's, and none of this program."""
+    return isinstance(exc, (OSError, TimeoutError, StoreUnavailable)) or any(
         kind.__module__.split(".")[0] in _CLIENTS for kind in type(exc).__mro__
     )

@@ -25,7 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.arguments import path_as_text
 from dist_embed.errors import StorageError, UserError
-from dist_embed.storage.calls import cat_range, cat_whole, make_parents, nowhere, put_whole
+from dist_embed.storage import calls
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.retry import retried
 from dist_embed.storage.temporary import temporary_folder
@@ -117,7 +117,7 @@ def exists(uri: str) -> bool:
 
     def look() -> bool:
         fs.invalidate_cache()
-        return bool(fs.exists(path))
+        return calls.exists(fs, path)
 
     return _called(fs, "look at", uri, look)
 
@@ -142,7 +142,7 @@ def modified(info: Mapping[str, Any]) -> float:
     of it; 0 where it does not say.
     """
     for key in _TIMES:
-        value = info.get(key)
+        value: Any = info.get(key)
         if isinstance(value, str):
             value = _parsed_time(value)
         if hasattr(value, "timestamp"):
@@ -179,13 +179,13 @@ def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):  # fsspec seeks, which a pipe does not let it: /dev/stdin
         return Path(path).read_bytes()
-    return _called(fs, "read", uri, lambda: cat_whole(fs, path))
+    return _called(fs, "read", uri, lambda: calls.cat_whole(fs, path))
 
 
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Bytes ``start`` to ``end`` of a file; fewer where it ends before. Raises as `read_bytes`."""
     fs, path = filesystem(uri)
-    return _called(fs, "read", uri, lambda: cat_range(fs, path, start, end))
+    return _called(fs, "read", uri, lambda: calls.cat_range(fs, path, start, end))
 
 
 def read_text(uri: str) -> str:
@@ -202,7 +202,7 @@ def open_file(uri: str, mode: str = "rb", *, read_ahead: bool = True) -> IO[byte
     if "w" in mode and isinstance(fs, LocalFileSystem):
         make_folder(Path(path).parent)
     elif "w" in mode:
-        _called(fs, "write", uri, lambda: make_parents(fs, path))
+        _called(fs, "write", uri, lambda: calls.make_parents(fs, path))
     handle: IO[bytes]
     if not (read_ahead or isinstance(fs, LocalFileSystem)):
         with suppress(TypeError):  # not all file systems have a cache that can be chosen
@@ -231,9 +231,9 @@ def _put(fs: fsspec.AbstractFileSystem, uri: str, path: str, put: Callable[[str]
 
     def once() -> None:
         try:
-            put_whole(fs, path, put)
+            calls.put_whole(fs, path, put)
         except FileNotFoundError as exc:
-            raise nowhere(uri, exc) from exc
+            raise calls.nowhere(uri, exc) from exc
 
     _called(fs, "write", uri, once)
 
@@ -376,11 +376,7 @@ def names_in(uri: str) -> list[str]:
     fs, path = filesystem(uri)
 
     def look() -> list[str]:
-        fs.invalidate_cache()
-        try:
-            found = fs.ls(path, detail=False)
-        except FileNotFoundError:
-            return []
+        found = calls.names_in(fs, path)
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
     return _called(fs, "list", uri, look)
@@ -393,7 +389,7 @@ def remove(uri: str) -> None:
     def once() -> None:
         fs.invalidate_cache()
         with suppress(FileNotFoundError):
-            if fs.exists(path):
+            if calls.exists(fs, path):
                 fs.rm(path, recursive=True)
 
     _called(fs, "remove", uri, once)

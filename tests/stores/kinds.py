@@ -183,7 +183,11 @@ KINDS = {
     "s3-rclone": Kind(rclone_missing, RcloneWithBucket, "s3://bucket", False),
     "abfs": Kind(_azurite_missing, AzureServer, "abfs://bucket", True),
     "gs": Kind(
-        _packages("gcsfs", "gcp_storage_emulator"), GoogleServer, "gs://bucket", True, forbids=False
+        _packages("gcsfs", "gcp_storage_emulator"),
+        GoogleServer,
+        "gs://bucket",
+        False,
+        forbids=False,
     ),
     "webdav": Kind(_rclone_with("webdav4"), WebdavServer, "webdav://bucket", False),
     "sftp": Kind(_rclone_with("paramiko"), SftpServer, "sftp://127.0.0.1:{port}/bucket", False),

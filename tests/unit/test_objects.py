@@ -845,6 +845,8 @@ def test_an_entry_s_time_is_that_of_the_store(
 ) -> None:
     path = remote.uri.removeprefix("memory:/")
     monkeypatch.setattr(
-        MemoryFileSystem, "find", lambda fs, where, detail: {f"{path}/a/x": {"size": "3"} | info}
+        MemoryFileSystem,
+        "find",
+        lambda fs, where, detail, on_error: {f"{path}/a/x": {"size": "3"} | info},
     )
     assert remote.entries("a") == [objects.Entry("a/x", 3, modified)]

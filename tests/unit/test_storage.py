@@ -24,7 +24,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from dist_embed.errors import StorageError, UserError
 from dist_embed.observe.quiet import open_log
 from dist_embed.passwords import masked, password_in
-from dist_embed.storage import clients, retry
+from dist_embed.storage import clients, compressed, retry
 from dist_embed.storage import uri as storage
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.compressed import (
@@ -547,6 +547,6 @@ def test_lines_of_a_far_file_do_not_cost_a_block_each(
 ) -> None:
     lines = [b"%d\n" % number for number in range(5000)]
     monkeypatch.setattr(FarStore, "content", packed(b"".join(lines)))
-    monkeypatch.setattr(storage, "filesystem", lambda uri: (FarStore(), uri))
+    monkeypatch.setattr(compressed, "filesystem", lambda uri: (FarStore(), uri))
     with open_decompressed(f"far{ending}") as file:
         assert list(file) == lines
