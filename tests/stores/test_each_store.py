@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -12,6 +17,7 @@ from dist_embed.errors import StorageError, StoreUnavailable
 from dist_embed.storage import uri as storage
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.objects import ObjectStore
+from tests.integration.conftest import tiny_config
 from tests.stores.conftest import EachStore
 from tests.stores.kinds import WRONG, used
 from tests.stores.two_checkpoints import NEWER, assert_holds, save, state_of
@@ -187,3 +193,53 @@ def test_a_store_that_is_away_is_waited_for_as_long_as_is_said(each_store: EachS
             call()
         # Azure's library alone would go on for over a minute, gcsfs for half a one.
         assert time.monotonic() - started < 20
+
+
+@pytest.mark.heavy
+def test_of_two_writers_at_the_same_moment_one_is_told(each_store: EachStore) -> None:
+    stores = [ObjectStore(each_store.root) for _ in range(2)]
+    for store in stores:
+        store.keeps_conditions()
+    start = threading.Barrier(2)
+
+    def write(number: int) -> list[bool]:
+        written = []
+        for turn in range(10):
+            start.wait(60)
+            try:
+                stores[number].create(f"m/{turn}", f"writer {number}".encode())
+            except FileExistsError:
+                written.append(False)
+            else:
+                written.append(True)
+        return written
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(write, range(2))
+    for turn, mine in enumerate(first):
+        assert mine != second[turn]
+        assert stores[0].read(f"m/{turn}") == f"writer {0 if mine else 1}".encode()
+
+
+@pytest.mark.heavy
+def test_a_run_lives_on_each_store(each_store: EachStore, tmp_path: Path) -> None:
+    config, run = tiny_config(tmp_path), storage.join(each_store.root, "run")
+
+    def command(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "dist_embed.cli.main", *arguments], capture_output=True,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    train = ("train", config, f"run.uri={run}")
+    began = command(*train, "train.max_steps=4")
+    assert "step 4/4" in began
+    assert ("does not promise" in began) != each_store.kind.keeps_conditions
+    assert "resuming from the checkpoint of step 4" in command(*train)
+    assert "BLEU" in command("evaluate", run, "--workers", "1")
+    vectors = storage.join(each_store.root, "vectors.txt")
+    command("export", "embeddings", run, "--output", vectors)
+    assert storage.read_bytes(vectors).count(b"\n") > 20
+    assert "step" in command("checkpoint", "verify", run)
