@@ -308,7 +308,7 @@ class ObjectStore:
         return (
             operation()
             if self.is_local
-            else retried(what, self.uri, operation, self._retry_seconds)
+            else retried(f"{what} in", self.uri, operation, self._retry_seconds)
         )
 
 

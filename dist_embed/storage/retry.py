@@ -39,7 +39,7 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
     """``operation()``, repeated with growing pauses for ``seconds`` while the store fails.
 
     Args:
-        what: for the message, such as ``read x``.
+        what: for the message, such as ``read`` or ``read x in``.
         where: the store's URI, for the message.
         operation: may be carried out more than once.
         seconds: limit; a try under way is not interrupted.
@@ -60,10 +60,10 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
             if not comes_from_the_store(exc):
                 raise
             if is_refusal(exc):
-                raise StorageError(f"cannot {what} in {where}: {first_line(exc)}") from exc
+                raise StorageError(f"cannot {what} {where}: {first_line(exc)}") from exc
             if time.monotonic() + wait > give_up_at:
                 raise StoreUnavailable(
-                    f"could not {what} in {where} within {seconds:.0f} s; "
+                    f"could not {what} {where} within {seconds:.0f} s; "
                     f"the last error: {first_line(exc)}"
                 ) from exc
         # Spread out: thousands of workers meet the same 503.

@@ -58,8 +58,7 @@ class AzureServer(Server):
     def environment(self) -> dict[str, str]:
         return self.environment_with(_ACCOUNT_KEY)
 
-    def start(self) -> None:
-        super().start()
+    def _furnish(self) -> None:
         with used(self.environment):
             fsspec.filesystem("abfs").mkdir("bucket")
 
@@ -127,8 +126,7 @@ class SftpServer(RcloneServer):
 
 
 class MotoWithBucket(MotoServer):
-    def start(self) -> None:
-        super().start()
+    def _furnish(self) -> None:
         self.make_bucket("bucket")
 
 
@@ -136,9 +134,8 @@ class RcloneWithBucket(S3Server):
     def environment_with(self, key: str) -> dict[str, str]:
         return self.environment | {"AWS_SECRET_ACCESS_KEY": key}
 
-    def start(self) -> None:
+    def _furnish(self) -> None:
         self.folder("bucket")
-        super().start()
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,10 @@ class Server:
                 self.kill()
                 raise RuntimeError(f"the server did not start:\n{self._log.read_text()}")
             time.sleep(0.05)
+        self._furnish()
+
+    def _furnish(self) -> None:
+        """What is to be there once it answers."""
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
