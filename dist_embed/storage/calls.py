@@ -43,8 +43,8 @@ def names_in(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
     """The paths of what lies in a folder; none where it is none."""
     fs.invalidate_cache()
     try:
-        # sftp has no error of its own for listing a file.
-        if is_in_place(fs) and fs.info(path)["type"] == "file":
+        # It has no error of its own for listing a file.
+        if "sftp" in protocols(fs) and fs.info(path)["type"] == "file":
             return []
         found: list[str] = fs.ls(path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
