@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):([^/@\s]*)@")
+# Behind one slash too: a path has no two.
+_PASSWORD = re.compile(r"(?<=:/)(/?[^/@:\s]*):([^/@\s]*)@")
 
 
 def masked(text: str) -> str:
@@ -14,7 +15,7 @@ def masked(text: str) -> str:
 
 def password_in(uri: str) -> str | None:
     """What is wrong with a URL that holds a password, and what to do; None where it holds none."""
-    if not _PASSWORD.search(uri):
+    if "://" not in uri or not _PASSWORD.search(uri):
         return None
     return (
         f"{masked(uri)!r} is not allowed: a password in a URL is kept in configurations, and shown "

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.errors import StorageError
 from dist_embed.storage.retry import status_of
@@ -55,8 +56,9 @@ def names_in(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
 def files_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
     """What a store says of each file below a folder, by its path."""
     fs.invalidate_cache()
-    # Else folders that the store gives no answer for are left out.
-    strictly = {} if fs.async_impl else {"on_error": "raise"}
+    # Else fsspec leaves out folders that a store gives no answer for. A disk's may go meanwhile.
+    own_way = fs.async_impl or isinstance(fs, LocalFileSystem)
+    strictly = {} if own_way else {"on_error": "raise"}
     try:
         found: dict[str, dict[str, Any]] = fs.find(path, detail=True, **strictly)
     except FileNotFoundError:

@@ -113,7 +113,7 @@ def absolute(uri: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder lies there."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
 
     def look() -> bool:
         fs.invalidate_cache()
@@ -124,7 +124,7 @@ def exists(uri: str) -> bool:
 
 def stamp(uri: str) -> Stamp:
     """A file's size and time. Raises FileNotFoundError, or StoreUnavailable."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
 
     def look() -> dict[str, Any]:
         fs.invalidate_cache()
@@ -176,7 +176,7 @@ def sha256_of(uri: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError, or StoreUnavailable from an object store."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
     if isinstance(fs, LocalFileSystem):  # fsspec seeks, which a pipe does not let it: /dev/stdin
         return Path(path).read_bytes()
     return _called(fs, "read", uri, lambda: calls.cat_whole(fs, path))
@@ -184,7 +184,7 @@ def read_bytes(uri: str) -> bytes:
 
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Bytes ``start`` to ``end`` of a file; fewer where it ends before. Raises as `read_bytes`."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
     return _called(fs, "read", uri, lambda: calls.cat_range(fs, path, start, end))
 
 
@@ -218,7 +218,7 @@ def write_bytes(uri: str, data: bytes) -> None:
     Where files are opened, by writing beside it and renaming, locally after an fsync; an object
     store's put has the property already.
     """
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
     if not isinstance(fs, LocalFileSystem):
         _put(fs, uri, path, lambda where: fs.pipe_file(where, data))
         return
@@ -247,7 +247,7 @@ def whole_file(uri: str) -> Iterator[IO[bytes]]:
     it is written in place, a local file that is there keeps its mode, a new one has what the umask
     leaves, and a link goes on leading to what is written.
     """
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
     if not isinstance(fs, LocalFileSystem):
         with temporary_folder("dist_embed-file-") as folder:
             here = os.path.join(folder, "whole")
@@ -352,7 +352,7 @@ def make_folder(folder: Path) -> None:
 
 def glob(uri: str) -> list[str]:
     """The files that a pattern with ``*``, ``?`` or ``[]`` names, sorted, as URIs like ``uri``."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
     sign = re.search(r"[*?[]", path)
     if not sign:
         return [uri]
@@ -373,7 +373,7 @@ def glob(uri: str) -> list[str]:
 
 def names_in(uri: str) -> list[str]:
     """The names of what lies in a folder, sorted; none where there is no such folder."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
 
     def look() -> list[str]:
         found = calls.names_in(fs, path)
@@ -384,7 +384,7 @@ def names_in(uri: str) -> list[str]:
 
 def remove(uri: str) -> None:
     """Remove a file, or a folder with all below it; nothing happens where there is none."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
 
     def once() -> None:
         fs.invalidate_cache()
