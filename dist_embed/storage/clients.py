@@ -100,7 +100,8 @@ def _options(client: str, retries: bool) -> dict[str, Any]:
 
 def _bound_sftp(fs: Any) -> None:
     """Give its answers a limit, and a connection that is lost another one."""
-    if not fs.client.get_transport().is_active():
+    connection = fs.client.get_transport()  # none where connecting has failed
+    if connection is None or not connection.is_active():
         fs._connect()
     fs.ftp.get_channel().settimeout(READ_SECONDS)
 
