@@ -77,8 +77,8 @@ class ObjectStore:
         uri: the folder; need not exist.
         retry_seconds: how long a call on a remote store is repeated.
 
-    May be used from several threads. Nothing here is collective. On a store every method but
-    `keeps_conditions` may raise StorageError: it refuses what is asked, or has no such place.
+    May be used from several threads. Nothing here is collective. Where it lies on a store every
+    method may raise StorageError: that refuses what is asked, or has no such place.
     """
 
     def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:

@@ -831,7 +831,8 @@ def test_a_store_that_is_away_is_no_empty_one(
         raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
 
     remote.put("m/x", [b"1"])
-    monkeypatch.setattr(MemoryFileSystem, "exists", AbstractFileSystem.exists)
+    for own in ("exists", "find"):
+        monkeypatch.setattr(MemoryFileSystem, own, getattr(AbstractFileSystem, own))
     monkeypatch.setattr(MemoryFileSystem, "info", away)
     monkeypatch.setattr(MemoryFileSystem, "ls", away)
     for look in (lambda: remote.entries("m"), lambda: uri.exists(f"{remote.uri}/m/x")):
