@@ -80,7 +80,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
         one.kill()
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(
+    params=[
+        # Other tests have a server of its kind by default.
+        pytest.param(name, marks=pytest.mark.heavy) if name == "s3-moto" else name
+        for name in KINDS
+    ]
+)
 def each_store(
     request: pytest.FixtureRequest, servers: Callable[[str], Server]
 ) -> Iterator[EachStore]:

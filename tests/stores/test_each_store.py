@@ -126,7 +126,9 @@ def test_no_look_is_an_old_one(each_store: EachStore) -> None:
     assert not storage.exists(storage.join(d, "gone"))
 
 
-@pytest.mark.parametrize("left", [0, 10, 3000])
+@pytest.mark.parametrize(
+    "left", [0, *(pytest.param(left, marks=pytest.mark.heavy) for left in (10, 3000))]
+)
 def test_a_truncated_object_is_damage(each_store: EachStore, left: int) -> None:
     store = ObjectStore(each_store.root, retry_seconds=5.0)
     for step in (5, 10):
@@ -240,6 +242,6 @@ def test_a_run_lives_on_each_store(each_store: EachStore, tmp_path: Path) -> Non
     assert "resuming from the checkpoint of step 4" in command(*train)
     assert "BLEU" in command("evaluate", run, "--workers", "1")
     vectors = storage.join(each_store.root, "vectors.txt")
-    command("export", "embeddings", run, "--output", vectors)
+    command("export", "embeddings", run, "--format", "word2vec", "--output", vectors)
     assert storage.read_bytes(vectors).count(b"\n") > 20
     assert "step" in command("checkpoint", "verify", run)
