@@ -54,7 +54,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Name the stores that could not be tried, where others were."""
     reports = [one for found in terminalreporter.stats.values() for one in found]
-    if any("test_each_store.py" in getattr(report, "nodeid", "") for report in reports):
+    names = {getattr(report, "nodeid", None) or "" for report in reports}
+    if any("test_each_store.py" in name for name in names):
         from tests.stores.kinds import missing_kinds  # not in every process: it imports s3fs
 
         for name, why in missing_kinds().items():
