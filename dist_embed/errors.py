@@ -4,9 +4,16 @@ Errors of a part of the project (`CorpusError`, `CheckpointError`, …) are `Use
 defined there. What the system says of a file stays an `OSError`: it names the file.
 """
 
+from dist_embed.passwords import masked
+
 
 class DistEmbedError(Exception):
-    """All that dist_embed raises on purpose. The message says all that a user needs."""
+    """All that dist_embed raises on purpose. The message says all that a user needs, and no URL's
+    password.
+    """
+
+    def __str__(self) -> str:
+        return masked(super().__str__())
 
 
 class UserError(DistEmbedError):

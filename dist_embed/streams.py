@@ -6,6 +6,8 @@ import codecs
 import sys
 from typing import Any
 
+from dist_embed.passwords import masked
+
 
 class Forgiving:
     """A stream to which any text may be written.
@@ -73,5 +75,5 @@ def write_out(content: bytes) -> None:
 def say(line: str) -> None:
     """A line on standard error, where it can be shown."""
     stream = Forgiving(sys.stderr)
-    stream.write(f"{line}\n")
+    stream.write(f"{masked(line)}\n")
     stream.flush()

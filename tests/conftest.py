@@ -51,6 +51,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_cluster_jobs.py")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the stores that could not be tried, where others were."""
+    reports = [one for found in terminalreporter.stats.values() for one in found]
+    names = {getattr(report, "nodeid", None) or "" for report in reports}
+    if any("test_each_store.py" in name for name in names):
+        from tests.stores.kinds import missing_kinds  # not in every process: it imports s3fs
+
+        for name, why in missing_kinds().items():
+            terminalreporter.write_line(f"store not tried: {name}: {why}", yellow=True)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_collection() -> Iterator[None]:
     """Then each `gc.collect()` of a test is spared two million objects, a third of a second."""

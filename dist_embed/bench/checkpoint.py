@@ -40,6 +40,7 @@ from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.device import device_name
 from dist_embed.parallel.group import Group, joined_group
 from dist_embed.storage import uri as storage
+from dist_embed.storage.clients import filesystem
 
 
 def measure_checkpoint(
@@ -210,7 +211,7 @@ def _measure(
 
 def _raw_client(bench: _Bench, uri: str) -> None:
     """The same bytes in the same pieces and threads through the client alone, nothing checked."""
-    fs, root = storage.filesystem(uri)
+    fs, root = filesystem(uri)
     local = storage.is_local(uri)
     pieces = bench.pieces()
     names = [f"{root}/{bench.group.rank}-{n}" for n in range(len(pieces))]

@@ -9,6 +9,7 @@ from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
 from dist_embed.config.schema import Config
 from dist_embed.data.settings import CorpusSection, WordsSection
 from dist_embed.errors import ConfigError
+from dist_embed.passwords import password_in
 
 # As many as there are special tokens; data.tokenizer is a layer below.
 LEAST_CANDIDATES = 4
@@ -76,10 +77,14 @@ def _text_problems(config: Config) -> Iterator[str]:
                 f"{key}: {text!r} is not allowed: references are for files and overrides; give "
                 "what this one stands for"
             )
+    for key, text in texts:  # the first alone: data.uri has what run.uri has
+        if wrong := password_in(text):
+            yield f"{key}: {wrong}"
+            break
     for key, text in texts:
         if "\0" in text:
             yield f"{key}: {text!r} is not allowed: it has a NUL"
-            break  # data.uri has what run.uri has
+            break
 
 
 def _problems(config: Config) -> Iterator[str]:

@@ -110,7 +110,7 @@ def copy_proven(uri: str, to: str, expected: FileInfo | None, remedy: str) -> Fi
 
     if storage.is_local(uri) and storage.is_local(to):
         return copy()
-    return retried(f"copy to {to}", uri, copy)
+    return retried(f"copy to {to} what is in", uri, copy)
 
 
 def read_table(

@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from dist_embed.passwords import masked
 from dist_embed.streams import Forgiving
 
 # An event is a plain dict, so that it can cross process and cluster borders:
@@ -29,7 +30,7 @@ class Reporter:
 
     def line(self, text: str) -> None:
         """A line for the user."""
-        self.emit({"kind": "line", "text": text})
+        self.emit({"kind": "line", "text": masked(text)})
 
     def begins(self, resumed_at: int, skipped_steps: int) -> None:
         """Training begins: after the step of a checkpoint, or 0; so many were skipped before."""

@@ -13,6 +13,7 @@ from fsspec.core import OpenFile, get_compression
 from fsspec.spec import AbstractBufferedFile
 
 from dist_embed.storage import uri as storage
+from dist_embed.storage.clients import filesystem
 
 ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".zip")
 # What opening raises, and what reading a damaged or truncated file does.
@@ -40,7 +41,7 @@ def open_decompressed(uri: str) -> IO[bytes]:
         if len(names) != 1:
             raise ValueError(f"{len(names)} files in it; a .zip with one is read: unpack it")
         return archive.open(names[0])
-    fs, path = storage.filesystem(uri)
+    fs, path = filesystem(uri)
     file: Any = OpenFile(fs, path, "rb", get_compression(path, "infer")).open()
     # Each line that such a file is asked for takes a copy of a whole block, of 50 MB from S3, and a
     # step back (fsspec 2026.9.0, spec.py:readuntil).

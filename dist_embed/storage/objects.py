@@ -9,19 +9,34 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
+import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.errors import StorageError
+from dist_embed.storage.calls import (
+    cat_range,
+    cat_whole,
+    exists,
+    files_below,
+    is_in_place,
+    names_in,
+    nowhere,
+    protocols,
+    put_whole,
+)
+from dist_embed.storage.clients import filesystem
 from dist_embed.storage.retry import RETRY_SECONDS, retried
-from dist_embed.storage.uri import cat_range, filesystem, join, make_folder, sync_folder
+from dist_embed.storage.uri import join, make_folder, modified, sync_folder
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
@@ -29,6 +44,9 @@ Buffer = bytes | bytearray | memoryview
 # Above any chunk: an interrupted upload of one part leaves nothing behind on S3, one of several
 # parts leaves them, invisible and paid for.
 SINGLE_PUT_BYTES = 512 * 2**20
+
+# Where a store ignores conditions, another one's put of the same moment has arrived after so long.
+SETTLE_SECONDS = 2.0
 
 # How often a folder is tried to be removed that others remove from.
 _REMOVALS = 100
@@ -59,14 +77,26 @@ class ObjectStore:
         uri: the folder; need not exist.
         retry_seconds: how long a call on a remote store is repeated.
 
-    May be used from several threads. Nothing here is collective.
+    May be used from several threads. Nothing here is collective. Where it lies on a store every
+    method may raise StorageError: that refuses what is asked, or has no such place.
     """
 
     def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self.uri = uri
-        self._fs, self._root = filesystem(uri, retries=False)
-        self.is_local = isinstance(self._fs, LocalFileSystem)
+        self._shared, self._root = filesystem(uri, retries=False)
+        self.is_local = isinstance(self._shared, LocalFileSystem)
         self._retry_seconds = retry_seconds
+        self._ignores_conditions = False  # until `keeps_conditions` has found out
+
+    @property
+    def _fs(self) -> fsspec.AbstractFileSystem:
+        """Of this thread's own, where the client serves one thread: an answer that another thread
+        of sftp's reads is lost (paramiko 5.1, sftp_client.py:_read_response), for which one would
+        wait. fsspec keeps one for each.
+        """
+        if self._shared.async_impl:
+            return self._shared
+        return filesystem(self.uri, retries=False)[0]
 
     def put(self, name: str, parts: Iterable[Buffer]) -> None:
         """Write a new object from ``parts``, which are taken one after the other.
@@ -82,11 +112,35 @@ class ObjectStore:
         data = b"".join(parts)
         self._retried(f"write {name}", lambda: self._pipe(path, data, mode="overwrite"))
 
+    def keeps_conditions(self) -> bool:
+        """Whether of two writers who `create` at the same moment one is told: found out by a trial.
+        Where that is not certain `create` looks a second time from now on, `SETTLE_SECONDS` later.
+
+        Raises as `put`.
+        """
+        if self.is_local:
+            return True
+        path = self._path(f"trial-{secrets.token_hex(8)}")
+
+        def once() -> bool:
+            with suppress(FileExistsError):  # of a try whose reply was lost
+                self._pipe(path, b"1", mode="create")
+            try:
+                self._pipe(path, b"2", mode="create")
+            except FileExistsError:
+                return not is_in_place(self._fs)  # that was only looked at before
+            return False
+
+        self._ignores_conditions = not self._retried("write a trial", once)
+        self.remove(path.rpartition("/")[2])
+        return not self._ignores_conditions
+
     def create(self, name: str, data: bytes) -> None:
         """Write an object only if none has that name; its content must be unique.
 
         Locally by a link, elsewhere by a conditional put. A store that ignores the condition
-        keeps the last of two simultaneous writers, whole; the other one is told here.
+        keeps the last of two simultaneous writers, whole; the other one is told here, where the
+        last one's put comes no later than `SETTLE_SECONDS` (`keeps_conditions`).
 
         Raises:
             FileExistsError: another object has the name.
@@ -104,6 +158,9 @@ class ObjectStore:
             if found is None:
                 with suppress(FileExistsError):
                     self._pipe(path, data, mode="create")
+                found = self._content(path)
+            if found == data and self._ignores_conditions:
+                time.sleep(SETTLE_SECONDS)
                 found = self._content(path)
             if found != data:
                 raise FileExistsError(errno.EEXIST, "another writer has written", name)
@@ -145,12 +202,8 @@ class ObjectStore:
         path = self._path(folder)
 
         def once() -> list[str]:
-            self._fs.invalidate_cache()
-            try:
-                found = self._fs.ls(path, detail=False)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-            below = (entry.rstrip("/") for entry in found)  # an object lists itself
+            # An object lists itself.
+            below = (entry.rstrip("/") for entry in names_in(self._fs, path))
             return sorted(entry.rsplit("/", 1)[-1] for entry in below if entry != path)
 
         return self._retried(f"list {folder}", once)
@@ -162,11 +215,10 @@ class ObjectStore:
             return []
 
         def once() -> list[Entry]:
-            self._fs.invalidate_cache()
-            found = self._fs.find(path, detail=True)
+            found = files_below(self._fs, path)
             below = path.rstrip("/") + "/"
             return [
-                Entry(f"{folder}/{where.removeprefix(below)}", int(info["size"]), _modified(info))
+                Entry(f"{folder}/{where.removeprefix(below)}", int(info["size"]), modified(info))
                 for where, info in sorted(found.items())
             ]
 
@@ -217,9 +269,19 @@ class ObjectStore:
             raise ForeignObject(f"{path} leads out of {self._root}")
 
     def _pipe(self, path: str, data: bytes, *, mode: str) -> None:
-        if "s3" in self._protocols():
-            self._pipe_s3(path, data, mode=mode)
-            return
+        try:
+            if is_in_place(self._fs):
+                if mode == "create" and exists(self._fs, path):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+                put_whole(self._fs, path, lambda where: self._fs.pipe_file(where, data))
+            elif "s3" in protocols(self._fs):
+                self._pipe_s3(path, data, mode=mode)
+            else:
+                self._pipe_other(path, data, mode=mode)
+        except FileNotFoundError as exc:
+            raise nowhere(self.uri, exc) from exc
+
+    def _pipe_other(self, path: str, data: bytes, *, mode: str) -> None:
         try:
             self._fs.pipe_file(path, data, mode=mode)
         except (TypeError, NotImplementedError):  # a file system without conditional puts
@@ -237,21 +299,16 @@ class ObjectStore:
     def _content(self, path: str) -> bytes | None:
         self._fs.invalidate_cache()
         try:
-            data: bytes = self._fs.cat_file(path)
+            return cat_whole(self._fs, path)
         except FileNotFoundError:
             return None
-        return data
-
-    def _protocols(self) -> tuple[str, ...]:
-        protocol = self._fs.protocol
-        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
     def _retried(self, what: str, operation: Callable[[], T]) -> T:
         """On a local disk an error counts at once."""
         return (
             operation()
             if self.is_local
-            else retried(what, self.uri, operation, self._retry_seconds)
+            else retried(f"{what} in", self.uri, operation, self._retry_seconds)
         )
 
 
@@ -345,8 +402,3 @@ def _read_fully(file: IO[bytes], start: int, buffers: list[memoryview]) -> int:
         if count:
             left[0] = left[0][count:]
     return got
-
-
-def _modified(info: dict[str, Any]) -> float:
-    value = info.get("mtime", info.get("LastModified", info.get("created", 0.0)))
-    return float(value.timestamp()) if hasattr(value, "timestamp") else float(value or 0.0)

@@ -6,6 +6,7 @@ import random
 import time
 from asyncio import CancelledError
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from dist_embed.errors import StorageError, StoreUnavailable
@@ -16,18 +17,21 @@ RETRY_SECONDS = 120.0
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
 
-# What repeating does not change.
-_FINAL = (
-    FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError,
-)  # fmt: skip
+# What repeating does not change, and callers ask for.
+_ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+# HTTP's statuses of which the same holds, which nobody asks for. Not 400, for S3's time-outs and
+# bodies that were cut are among its; nor those of a store that is busy or changing.
+_REFUSALS = {401, 402, 403, 404, 405, 407, 410, 413, 414, 451, 501, 505, 507}
 # Packages whose exceptions come from talking to a store; not all of them are OSErrors.
 _CLIENTS = {
     "botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "google", "requests",
-    "urllib3", "asyncio", "concurrent", "fsspec",
+    "urllib3", "asyncio", "concurrent", "fsspec", "paramiko", "webdav4", "httpx", "httpcore",
 }  # fmt: skip
 _MISCONFIGURED = {
     "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError",
-    "TokenRetrievalError", "InvalidRegionError", "ParamValidationError",
+    "TokenRetrievalError", "InvalidRegionError", "ParamValidationError", "DefaultCredentialsError",
+    "ClientAuthenticationError", "AzureSigningError", "AuthenticationException",
+    "BadHostKeyException", "ForbiddenOperation",
 }  # fmt: skip
 
 
@@ -35,39 +39,70 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
     """``operation()``, repeated with growing pauses for ``seconds`` while the store fails.
 
     Args:
-        what: for the message, such as ``read x``.
+        what: for the message, such as ``read`` or ``read x in``.
         where: the store's URI, for the message.
         operation: may be carried out more than once.
         seconds: limit; a try under way is not interrupted.
 
     Raises:
         StoreUnavailable: it failed to the end.
-        StorageError: credentials or settings are missing.
-        FileNotFoundError, FileExistsError, PermissionError: what the store answered.
+        StorageError: the store refuses it, or credentials or settings are missing.
+        FileNotFoundError, FileExistsError, …: what the store answered.
     """
     give_up_at = time.monotonic() + seconds
     wait = FIRST_WAIT_SECONDS
     while True:
         try:
             return operation()
-        except _FINAL:
+        except _ANSWERS:
             raise
         except (Exception, CancelledError) as exc:  # a client's, as its event loop ends
-            if not _comes_from_the_store(exc):
+            if not comes_from_the_store(exc):
                 raise
-            if type(exc).__name__ in _MISCONFIGURED:
-                raise StorageError(f"cannot {what} in {where}: {exc}") from exc
+            if is_refusal(exc):
+                raise StorageError(f"cannot {what} {where}: {first_line(exc)}") from exc
             if time.monotonic() + wait > give_up_at:
                 raise StoreUnavailable(
-                    f"could not {what} in {where} within {seconds:.0f} s; "
-                    f"the last error: {type(exc).__name__}: {exc}"
+                    f"could not {what} {where} within {seconds:.0f} s; "
+                    f"the last error: {first_line(exc)}"
                 ) from exc
         # Spread out: thousands of workers meet the same 503.
         time.sleep(wait * random.uniform(0.5, 1.0))
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 
-def _comes_from_the_store(exc: BaseException) -> bool:
-    return isinstance(exc, (OSError, TimeoutError)) or any(
+def status_of(exc: BaseException) -> int | None:
+    """The status of HTTP that a client's error stands for; None where it does not tell."""
+    for name in ("status_code", "status", "code"):
+        with suppress(TypeError, ValueError):
+            return int(getattr(exc, name, None))  # type: ignore[arg-type]
+    reply = getattr(exc, "response", None)
+    if isinstance(reply, dict):  # botocore's
+        return reply.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    # s3fs and gcsfs make errors of the system's kinds of them.
+    if exc.__cause__ is not None and exc.__cause__ is not exc:
+        return status_of(exc.__cause__)
+    return 403 if str(exc).startswith("Forbidden: ") else None
+
+
+def is_refusal(exc: BaseException) -> bool:
+    """Whether a store's error is one that repeating does not change."""
+    kinds = {kind.__name__ for kind in type(exc).__mro__}
+    return (
+        isinstance(exc, PermissionError)
+        or bool(kinds & _MISCONFIGURED)
+        or status_of(exc) in _REFUSALS
+    )
+
+
+def first_line(exc: BaseException) -> str:
+    """An error in a line: some clients' hold the whole reply."""
+    text = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
+    return f"{type(exc).__name__}: {text[:500]}" if text else type(exc).__name__
+
+
+def comes_from_the_store(exc: BaseException) -> bool:
+    """Whether an error is a store's or its client's, and none of this program."""
+    return isinstance(exc, (OSError, TimeoutError, StoreUnavailable)) or any(
         kind.__module__.split(".")[0] in _CLIENTS for kind in type(exc).__mro__
     )

@@ -8,39 +8,37 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import fsspec
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.arguments import path_as_text
 from dist_embed.errors import StorageError, UserError
-from dist_embed.installed import missing_package
+from dist_embed.storage import calls
+from dist_embed.storage.clients import filesystem
 from dist_embed.storage.retry import retried
+from dist_embed.storage.temporary import temporary_folder
 
 T = TypeVar("T")
 
 
-# Checksums in headers that S3-compatible servers lack or get wrong in replies to ranged reads; what
-# must be proven here carries SHA-256 of its own.
-_S3_CONFIG: dict[str, Any] = {
-    "request_checksum_calculation": "when_required",
-    "response_checksum_validation": "when_required",
-    "connect_timeout": 10,
-    "read_timeout": 60,
-}
-
-# What file systems call the time, or what else another content has another of, best first. Both
-# "created" and an ETag are new where a file has been replaced.
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "Last-Modified", "created", "ETag")
+# What file systems call the time of the last change, best first; that of the first, which is new
+# where a file has been replaced, comes last.
+_TIMES = (
+    "mtime", "LastModified", "last_modified", "modified", "updated", "Last-Modified", "created",
+)  # fmt: skip
+_TAGS = ("ETag", "etag")  # what else another content has another of
 _DIGEST_BLOCK_BYTES = 2**22
 
 
@@ -55,27 +53,6 @@ class Stamp:
 
     size_bytes: int | None
     modified: float | str | None
-
-
-def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of ``uri`` and the path in it.
-
-    Without ``retries`` S3's client tries every request once: for callers that repeat
-    calls themselves, and whose limit its tries would stretch. Raises StorageError.
-    """
-    options: dict[str, Any] = {}
-    is_s3 = uri.startswith(("s3://", "s3a://"))
-    if is_s3:
-        options["config_kwargs"] = dict(_S3_CONFIG)
-        if not retries:
-            options["config_kwargs"]["retries"] = {"total_max_attempts": 1}
-    try:
-        fs, path = url_to_fs(uri, **options)
-    except (ImportError, ValueError) as exc:
-        raise StorageError(f"cannot open {uri!r}: {missing_package(exc) or exc}") from exc
-    if is_s3 and not retries:
-        fs.retries = 1
-    return fs, path
 
 
 def join(uri: str, *parts: str) -> str:
@@ -136,18 +113,18 @@ def absolute(uri: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder lies there."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
 
     def look() -> bool:
         fs.invalidate_cache()
-        return bool(fs.exists(path))
+        return calls.exists(fs, path)
 
     return _called(fs, "look at", uri, look)
 
 
 def stamp(uri: str) -> Stamp:
     """A file's size and time. Raises FileNotFoundError, or StoreUnavailable."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
 
     def look() -> dict[str, Any]:
         fs.invalidate_cache()
@@ -156,13 +133,32 @@ def stamp(uri: str) -> Stamp:
 
     info = _called(fs, "look at", uri, look)
     size = info.get("size")
-    time: Any = next((info[key] for key in _TIMES if info.get(key)), None)
-    if hasattr(time, "timestamp"):
-        time = time.timestamp()
-    return Stamp(
-        None if size is None else int(size),
-        float(time) if isinstance(time, (int, float)) else time and str(time),
-    )
+    text = next((str(info[key]) for key in (*_TIMES, *_TAGS) if info.get(key)), None)
+    return Stamp(None if size is None else int(size), modified(info) or text)
+
+
+def modified(info: Mapping[str, Any]) -> float:
+    """The time of a file's last change in seconds since the epoch, by what its store's client says
+    of it; 0 where it does not say.
+    """
+    for key in _TIMES:
+        value: Any = info.get(key)
+        if isinstance(value, str):
+            value = _parsed_time(value)
+        if hasattr(value, "timestamp"):
+            value = value.timestamp()
+        if isinstance(value, (int, float)) and value:
+            return float(value)
+    return 0.0
+
+
+def _parsed_time(text: str) -> datetime | None:
+    """A time as texts of HTTP and of JSON have it."""
+    for parse in (datetime.fromisoformat, parsedate_to_datetime):
+        with suppress(ValueError, TypeError):
+            found = parse(text.replace("Z", "+00:00") if parse is datetime.fromisoformat else text)
+            return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+    return None
 
 
 def sha256_of(uri: str) -> str:
@@ -180,32 +176,16 @@ def sha256_of(uri: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError, or StoreUnavailable from an object store."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
     if isinstance(fs, LocalFileSystem):  # fsspec seeks, which a pipe does not let it: /dev/stdin
         return Path(path).read_bytes()
-    data: bytes = _called(fs, "read", uri, lambda: fs.cat_file(path))
-    return data
+    return _called(fs, "read", uri, lambda: calls.cat_whole(fs, path))
 
 
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Bytes ``start`` to ``end`` of a file; fewer where it ends before. Raises as `read_bytes`."""
-    fs, path = filesystem(uri)
-    return _called(fs, "read", uri, lambda: cat_range(fs, path, start, end))
-
-
-def cat_range(fs: fsspec.AbstractFileSystem, path: str, start: int, end: int | None) -> bytes:
-    """One try at bytes ``start`` to ``end`` of a file; fewer where it ends before."""
-    try:
-        data: bytes = fs.cat_file(path, start=start or None, end=end)
-    except OSError as exc:
-        # S3 refuses a range that begins behind the end, instead of giving nothing.
-        if exc.errno != errno.EINVAL:
-            raise
-        fs.invalidate_cache()
-        if int(fs.info(path)["size"]) > start:
-            raise
-        return b""
-    return data
+    fs, path = filesystem(uri, retries=False)
+    return _called(fs, "read", uri, lambda: calls.cat_range(fs, path, start, end))
 
 
 def read_text(uri: str) -> str:
@@ -221,6 +201,8 @@ def open_file(uri: str, mode: str = "rb", *, read_ahead: bool = True) -> IO[byte
     fs, path = filesystem(uri)
     if "w" in mode and isinstance(fs, LocalFileSystem):
         make_folder(Path(path).parent)
+    elif "w" in mode:
+        _called(fs, "write", uri, lambda: calls.make_parents(fs, path))
     handle: IO[bytes]
     if not (read_ahead or isinstance(fs, LocalFileSystem)):
         with suppress(TypeError):  # not all file systems have a cache that can be chosen
@@ -233,33 +215,45 @@ def open_file(uri: str, mode: str = "rb", *, read_ahead: bool = True) -> IO[byte
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file so that a reader sees all of it or nothing.
 
-    Locally by writing beside it, fsync and rename; an object store's put has the property already.
+    Where files are opened, by writing beside it and renaming, locally after an fsync; an object
+    store's put has the property already.
     """
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
     if not isinstance(fs, LocalFileSystem):
-        _called(fs, "write", uri, lambda: fs.pipe_file(path, data))
+        _put(fs, uri, path, lambda where: fs.pipe_file(where, data))
         return
     with whole_file(uri) as file:
         file.write(data)
+
+
+def _put(fs: fsspec.AbstractFileSystem, uri: str, path: str, put: Callable[[str], object]) -> None:
+    """Write a whole file of a store by ``put``, which takes where to."""
+
+    def once() -> None:
+        try:
+            calls.put_whole(fs, path, put)
+        except FileNotFoundError as exc:
+            raise calls.nowhere(uri, exc) from exc
+
+    _called(fs, "write", uri, once)
 
 
 @contextmanager
 def whole_file(uri: str) -> Iterator[IO[bytes]]:
     """A file to write in pieces, which appears under its name when the block has ended well.
 
-    It replaces one of that name, and leaves it as it was after an error. A local one has a file
-    number that may be read from, too. As when it is written in place, a file that is there keeps
-    its mode, a new one has what the umask leaves, and a link goes on leading to what is written.
+    It replaces one of that name, and leaves it as it was after an error. It has a file number that
+    may be read from, too: what goes to a store is a temporary file here until it is whole. As when
+    it is written in place, a local file that is there keeps its mode, a new one has what the umask
+    leaves, and a link goes on leading to what is written.
     """
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
     if not isinstance(fs, LocalFileSystem):
-        remote = fs.open(path, "wb")
-        try:
-            yield remote
-        except BaseException:
-            remote.discard()
-            raise
-        remote.close()
+        with temporary_folder("dist_embed-file-") as folder:
+            here = os.path.join(folder, "whole")
+            with open(here, "w+b") as file:
+                yield file
+            _put(fs, uri, path, lambda where: fs.put_file(here, where))
         return
     mode: int | None = None
     # Before a link is read: the system may refuse to follow it (fs.protected_symlinks).
@@ -358,23 +352,31 @@ def make_folder(folder: Path) -> None:
 
 def glob(uri: str) -> list[str]:
     """The files that a pattern with ``*``, ``?`` or ``[]`` names, sorted, as URIs like ``uri``."""
-    fs, path = filesystem(uri)
-    if not any(sign in path for sign in "*?["):
+    fs, path = filesystem(uri, retries=False)
+    sign = re.search(r"[*?[]", path)
+    if not sign:
         return [uri]
-    local = isinstance(fs, LocalFileSystem)
-    return sorted(found if local else str(fs.unstrip_protocol(found)) for found in fs.glob(path))
+    if isinstance(fs, LocalFileSystem):
+        return sorted(fs.glob(path))
+
+    def look() -> list[str]:
+        fs.invalidate_cache()
+        return sorted(fs.glob(path))
+
+    # A path need not tell which server it lies on: what has been found takes the pattern's place.
+    fixed, pattern = path[: (cut := path.rfind("/", 0, sign.start()) + 1)], path[cut:]
+    return [
+        uri.replace(pattern, found.removeprefix(fixed), 1)
+        for found in _called(fs, "list", uri, look)
+    ]
 
 
 def names_in(uri: str) -> list[str]:
     """The names of what lies in a folder, sorted; none where there is no such folder."""
-    fs, path = filesystem(uri)
+    fs, path = filesystem(uri, retries=False)
 
     def look() -> list[str]:
-        fs.invalidate_cache()
-        try:
-            found = fs.ls(path, detail=False)
-        except FileNotFoundError:
-            return []
+        found = calls.names_in(fs, path)
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
     return _called(fs, "list", uri, look)
@@ -382,10 +384,15 @@ def names_in(uri: str) -> list[str]:
 
 def remove(uri: str) -> None:
     """Remove a file, or a folder with all below it; nothing happens where there is none."""
-    fs, path = filesystem(uri)
-    fs.invalidate_cache()
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    fs, path = filesystem(uri, retries=False)
+
+    def once() -> None:
+        fs.invalidate_cache()
+        with suppress(FileNotFoundError):
+            if calls.exists(fs, path):
+                fs.rm(path, recursive=True)
+
+    _called(fs, "remove", uri, once)
 
 
 def _called(fs: fsspec.AbstractFileSystem, what: str, uri: str, operation: Callable[[], T]) -> T:

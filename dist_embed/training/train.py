@@ -30,6 +30,7 @@ from dist_embed.parallel.stop import stop_on_signals
 from dist_embed.run.data import data_of_all
 from dist_embed.run.folder import RunFolder, write_run_folder
 from dist_embed.run.metrics import MetricsLog
+from dist_embed.storage.objects import ObjectStore
 from dist_embed.training.assemble import (
     TranslationModel,
     build_dense_optimizer,
@@ -83,7 +84,7 @@ def train_task(context: Context, asked: Train) -> TrainResult:
     loaded = resume(context, store, state, buffers)
     keep_what_holds(state)
     skipped_before = state.scalars["skipped_steps"]
-    folder = _begin(context, data, model, tokenizers, from_scratch=not loaded.step)
+    folder = _begin(context, data, model, tokenizers, store, from_scratch=not loaded.step)
     hooks = _hooks(context, data, model, tokenizers, folder)
     output = _output_layer(context, data, model, state)
     train_step = build_train_step(config, model, output, optimizer)
@@ -117,11 +118,11 @@ def train_task(context: Context, asked: Train) -> TrainResult:
 
 
 def _begin(
-    context: Context, data: PreparedData, model: TranslationModel, tokenizers: Tokenizers, *,
-    from_scratch: bool,
+    context: Context, data: PreparedData, model: TranslationModel, tokenizers: Tokenizers,
+    store: ObjectStore, *, from_scratch: bool,
 ) -> RunFolder | None:  # fmt: skip
     """Start the tables where there is no checkpoint, and write the run's folder; worker 0, which
-    looks after that, gets it. Collective.
+    looks after that, gets it, and finds out what its store promises. Collective.
     """
     config, group = context.config, context.group
     coverages = {}
@@ -133,6 +134,11 @@ def _begin(
             write_run_folder(config, data)
             write_coverages(config.run.uri, coverages)
             folder = RunFolder(config.run.uri)
+            if not store.keeps_conditions():
+                context.reporter.line(
+                    f"{config.run.uri}: the store does not promise that an object is written only "
+                    "where there is none: let no second command train this run meanwhile"
+                )
     return folder
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 
-from tests.stores.s3_server import MotoServer, S3Server, moto_missing, rclone_missing
+from tests.stores.kinds import KINDS, Kind, used
+from tests.stores.s3_server import MotoServer, S3Server, Server, moto_missing, rclone_missing
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,3 +43,57 @@ def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
     with MotoServer(tmp_path_factory.mktemp("moto")) as server:
         server.make_bucket("bucket")
         yield server
+
+
+@dataclass(frozen=True)
+class EachStore:
+    """A running store of some kind, which this process finds by its environment.
+
+    Attributes:
+        name: of the kind.
+        kind: what it can.
+        server: it runs.
+        bucket: a URL.
+        root: a URL below which there is nothing yet.
+    """
+
+    name: str
+    kind: Kind
+    server: Server
+    bucket: str
+    root: str
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """The server of a kind of store: one for all tests, started when it is asked for."""
+    started: dict[str, Server] = {}
+
+    def server(name: str) -> Server:
+        if name not in started:
+            started[name] = KINDS[name].server(tmp_path_factory.mktemp(name))
+        started[name].start()
+        return started[name]
+
+    yield server
+    for one in started.values():
+        one.kill()
+
+
+@pytest.fixture(
+    params=[
+        # Other tests have a server of its kind by default.
+        pytest.param(name, marks=pytest.mark.heavy) if name == "s3-moto" else name
+        for name in KINDS
+    ]
+)
+def each_store(
+    request: pytest.FixtureRequest, servers: Callable[[str], Server]
+) -> Iterator[EachStore]:
+    kind = KINDS[request.param]
+    if reason := kind.missing():
+        pytest.skip(reason)
+    server = servers(request.param)
+    bucket = kind.url.format(port=server.port)
+    with used(server.environment):
+        yield EachStore(request.param, kind, server, bucket, f"{bucket}/{uuid.uuid4().hex[:12]}")

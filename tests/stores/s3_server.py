@@ -24,7 +24,7 @@ RCLONE = Path(sys.executable).parent / "rclone"
 START_SECONDS = 120.0
 # After so long the server sees what was changed behind its back.
 FORGETS_SECONDS = 0.01
-ServerT = TypeVar("ServerT", bound="_Server")
+ServerT = TypeVar("ServerT", bound="Server")
 
 
 def rclone_missing() -> str | None:
@@ -66,7 +66,7 @@ def connect(url: str, retries: int = 1) -> s3fs.S3FileSystem:
     return store
 
 
-class _Server:
+class Server:
     """A server process on a free port of this machine; ``folder`` gets its log."""
 
     def __init__(self, folder: Path) -> None:
@@ -79,6 +79,10 @@ class _Server:
 
     def _command(self, port: int) -> list[str]:
         raise NotImplementedError
+
+    @property
+    def port(self) -> int:
+        return self._port
 
     @property
     def url(self) -> str:
@@ -101,8 +105,12 @@ class _Server:
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                raise RuntimeError(f"the S3 server did not start:\n{self._log.read_text()}")
+                raise RuntimeError(f"the server did not start:\n{self._log.read_text()}")
             time.sleep(0.05)
+        self._furnish()
+
+    def _furnish(self) -> None:
+        """What is to be there once it answers."""
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
@@ -134,7 +142,7 @@ class _Server:
         self.kill()
 
 
-class S3Server(_Server):
+class S3Server(Server):
     """``rclone serve s3`` on ``folder``: buckets are folders, objects are files.
 
     After `kill`, `start` brings it back with the same objects at the same address.
@@ -168,7 +176,7 @@ class S3Server(_Server):
         return folder
 
 
-class MotoServer(_Server):
+class MotoServer(Server):
     """``moto.server``: objects in memory, gone when it is killed; `make_bucket` first."""
 
     def _command(self, port: int) -> list[str]:

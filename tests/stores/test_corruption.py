@@ -33,7 +33,7 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.checkpoint.read import CheckpointReader
 from dist_embed.checkpoint.state import LiveTensor, TrainingState
-from dist_embed.errors import StoreUnavailable
+from dist_embed.errors import StorageError, StoreUnavailable
 from dist_embed.storage.objects import ObjectStore
 from tests.stores.s3_server import MotoServer, S3Server, connect
 from tests.stores.two_checkpoints import (
@@ -477,5 +477,5 @@ def test_a_store_that_denies_access_is_no_damage(
 ) -> None:
     answer_for_chunks(monkeypatch, raising(PermissionError("The provided token has expired.")))
     state = state_of(0)
-    with pytest.raises((PermissionError, ValueError)):
+    with pytest.raises(StorageError, match="token has expired"):
         load_newest(memory_store, state, lambda line: None)

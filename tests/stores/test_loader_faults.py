@@ -92,7 +92,7 @@ def test_a_store_that_stays_away_is_told(
         through(proxy, monkeypatch)
         proxy.add(Fault("GET", r"shard-", status=503, times=None))
         began = time.monotonic()
-        with pytest.raises(StoreUnavailable, match=r"could not read in s3://.*shard-"):
+        with pytest.raises(StoreUnavailable, match=r"could not read s3://.*shard-"):
             steps(prepared, url, START)
         assert time.monotonic() - began < 60
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "dist_embed"
 # A package may import itself, the packages before it, and every package's module `settings`: that
 # imports the ground, which are modules, and others of its kind alone.
-GROUND = ["errors", "arguments", "installed", "streams", "mistakes", "section"]
+GROUND = ["passwords", "errors", "arguments", "installed", "streams", "mistakes", "section"]
 LAYERS = [
     *GROUND, "storage", "config", "observe", "parallel", "data", "vectors",
     "embedding", "model", "optim", "checkpoint", "run", "training", "planning", "explore", "export",

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 
 from dist_embed.api.trained_run import open_run
+from dist_embed.cli.main import main
 from dist_embed.config.load import (
     config_from_dict,
     config_to_yaml,
@@ -772,6 +773,26 @@ def test_a_path_that_was_a_url_is_refused(tmp_path: Path) -> None:
     for call in calls:
         with pytest.raises(UserError, match=r"s3:/bucket/run.*a URL is given as text, not as a"):
             call()
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(SMALLEST)
+    for key in ("run.uri", "data.uri"):
+        with pytest.raises(ConfigError) as caught:
+            load_config(file, {key: "sftp://me:secret@host/run"})
+        assert str(caught.value).startswith(f"{key}: 'sftp://me:***@host/run' is not allowed: ")
+        assert "FSSPEC_SFTP_PASSWORD" in str(caught.value)
+    for overrides in (["run.uri=sftp://me:secret@host/run"], ["sftp://me:secret@host/run"]):
+        assert main(["config", "show", str(file), *overrides]) == 2
+    assert main(["evaluate", "sftp://me:secret@host/run"]) == 2
+    with pytest.raises(UserError, match=r"sftp:/me:\*\*\*@host/run"):
+        open_run(Path("sftp://me:secret@host/run"))
+    said = "".join(capsys.readouterr())
+    assert said.count("me:***@host") >= 3
+    assert "secret" not in said
 
 
 def test_what_no_folder_can_be_called_is_refused(tmp_path: Path) -> None:

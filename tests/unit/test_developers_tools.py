@@ -115,7 +115,11 @@ def test_ci_goes_on_without_packages_of_the_system(user: int, apt: str, tmp_path
         f"for name in $made; do touch {programs}/$name; chmod +x {programs}/$name; done"
     )
     told = "echo no mirror\nexit 100"
-    for name, text in (("id", f"echo {user}"), ("apt-get", says if apt == "install" else told)):
+    made = f"touch {programs}/azurite-blob; chmod +x {programs}/azurite-blob"
+    for name, text in (
+        ("id", f"echo {user}"), ("apt-get", says if apt == "install" else told),
+        ("npm", made if apt == "install" else told), ("python", "" if apt == "install" else told),
+    ):  # fmt: skip
         (programs / name).write_text(f"#!/bin/bash\n{text}\n")
         (programs / name).chmod(0o755)
     for name in (".ci/run", "launch/test.sh"):
@@ -123,6 +127,7 @@ def test_ci_goes_on_without_packages_of_the_system(user: int, apt: str, tmp_path
     script = (ROOT / ".ci" / "run").read_text()
     (tmp_path / ".ci" / "run").write_text(script.replace("/usr/sbin", str(programs)))
     (tmp_path / "launch" / "test.sh").write_text("echo tests\nexit 3\n")
+    (tmp_path / "launch" / "setup.sh").write_text('cd "$(dirname "${BASH_SOURCE[0]}")/.."\n')
     done = subprocess.run(
         ["/usr/bin/bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, check=False,
         env={"PATH": str(programs)}, timeout=60,
@@ -145,5 +150,12 @@ def test_ci_goes_on_without_packages_of_the_system(user: int, apt: str, tmp_path
             ("no mirror\n" if user == 0 else "")
             + f"{name} could not be installed here ({packages}): its tests are skipped\n"
             for name, packages in wanted.items()
+        ) + (
+            ""
+            if apt == "install"
+            else (
+                "Azurite could not be installed here (npm's azurite): its tests are skipped\n"
+                "clients of stores could not be installed: their tests are skipped\n"
+            )
         )
         assert not calls.exists()

@@ -17,6 +17,7 @@ from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.processes import ProcessEnded
 from dist_embed.errors import RunFailed, StoreUnavailable
 from dist_embed.storage import uri as storage
+from dist_embed.storage.clients import filesystem
 from tests.unit.small_corpus import one_is_this_process
 
 SHARDS = 4  # of training data
@@ -56,7 +57,7 @@ def config_of(data_uri: str, text: Path, **tokenizer: Any) -> Config:
 def files_of(data_uri: str) -> dict[str, bytes]:
     """All files of prepared data by name."""
     folder = prepared_folder(data_uri)
-    fs, path = storage.filesystem(folder)
+    fs, path = filesystem(folder)
     return {name.removeprefix(path): fs.cat_file(name) for name in fs.find(path)}
 
 

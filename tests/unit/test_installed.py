@@ -26,7 +26,7 @@ from dist_embed.explore.similarity import similarity_agreement
 from dist_embed.export.ctranslate2_model import export_ctranslate2
 from dist_embed.installed import CHOSEN_BY_SETUP, EXTRAS, MissingPackage, require
 from dist_embed.observe.plot import check_plot_path
-from dist_embed.storage import uri as storage
+from dist_embed.storage.clients import filesystem
 from dist_embed.study.summary import p_value
 from dist_embed.training.tasks import Train
 from tests.unit.run_apart import run_apart
@@ -140,7 +140,7 @@ def test_a_store_names_the_extra_of_its_client(
 ) -> None:
     without(monkeypatch, package)
     with pytest.raises(StorageError) as caught:
-        storage.filesystem(url)
+        filesystem(url)
     assert str(caught.value).startswith(f"cannot open '{url}': {package} is not installed: ")
     assert f"pip install '.[{EXTRAS[package]}]'" in str(caught.value)
 

@@ -11,14 +11,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractFileSystem
 
 from dist_embed.errors import StorageError, StoreUnavailable
-from dist_embed.storage import objects, retry
+from dist_embed.storage import objects, retry, uri
 from dist_embed.storage.objects import ForeignObject, ObjectStore
 
 
@@ -646,9 +648,22 @@ class NoCredentialsError(Exception):
 NoCredentialsError.__module__ = "botocore.exceptions"
 
 
+class HttpResponseError(Exception):
+    """As azure's, gcsfs's (``code``) and webdav4's."""
+
+    def __init__(self, status: int, name: str = "status_code") -> None:
+        super().__init__("the server's answer\nRequestId: 7")
+        setattr(self, name, status)
+
+
+HttpResponseError.__module__ = "azure.core.exceptions"
+
+
 @pytest.mark.parametrize(
     ("error", "raised"),
-    [(FileNotFoundError("gone"), FileNotFoundError), (PermissionError("403"), PermissionError),
+    [(HttpResponseError(401), StorageError), (HttpResponseError(403, "code"), StorageError),
+     (HttpResponseError(404), StorageError), (OSError("Forbidden: http://x"), StorageError),
+     (FileNotFoundError("gone"), FileNotFoundError), (PermissionError("403"), StorageError),
      (ValueError("a mistake of ours"), ValueError), (KeyError("x"), KeyError),
      (NoCredentialsError("Unable to locate credentials"), StorageError)],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
@@ -665,14 +680,21 @@ def test_what_repeating_does_not_change_counts_at_once(
         remote.read("x")
     assert calls.count == 1
     assert not isinstance(caught.value, StoreUnavailable)
+    if raised is StorageError:
+        assert str(caught.value).startswith(f"cannot read x in {remote.uri}: ")
+        assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "refused",
+    [OSError(errno.EINVAL, "The requested range is not satisfiable"), HttpResponseError(416),
+     HttpResponseError(416, "code")],
+)  # fmt: skip
 def test_a_range_behind_the_end_is_empty_where_the_store_refuses_it(
-    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, refused: Exception
 ) -> None:
     remote.put("x", [b"0123"])
     calls = Calls(monkeypatch, "cat_file")
-    refused = OSError(errno.EINVAL, "The requested range is not satisfiable")
     calls.errors = [refused]
     assert remote.read("x", 4, 9) == b""
     # Within the object the same answer is an error like any other.
@@ -776,6 +798,48 @@ def test_create_is_conditional(remote: ObjectStore, monkeypatch: pytest.MonkeyPa
     assert modes == ["overwrite", "create"]
 
 
+def test_where_conditions_are_ignored_create_looks_a_second_time(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+
+    def other_comes_in(seconds: float) -> None:
+        pauses.append(seconds)
+        remote.put("m/x", [b"another's"])
+
+    monkeypatch.setattr(objects, "time", SimpleNamespace(sleep=other_comes_in))
+    assert remote.keeps_conditions()
+    remote.create("m/y", b"mine")
+    assert pauses == []
+    calls = Calls(monkeypatch, "pipe_file")
+    calls.instead = lambda whole, path, data, **how: whole(path, data)
+    assert not remote.keeps_conditions()
+    with pytest.raises(FileExistsError, match="another writer"):
+        remote.create("m/x", b"mine")
+    assert pauses == [objects.SETTLE_SECONDS]
+    remote.create("m/z", b"mine")
+    assert uri.names_in(remote.uri) == ["m"]  # no trial is left
+
+
+def test_a_store_that_is_away_is_no_empty_one(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsspec's own `exists` and `find` say that nothing is there."""
+    monkeypatch.setattr(retry, "time", Clock())
+
+    def away(*args: Any, **more: Any) -> None:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
+
+    remote.put("m/x", [b"1"])
+    for own in ("exists", "find"):
+        monkeypatch.setattr(MemoryFileSystem, own, getattr(AbstractFileSystem, own))
+    monkeypatch.setattr(MemoryFileSystem, "info", away)
+    monkeypatch.setattr(MemoryFileSystem, "ls", away)
+    for look in (lambda: remote.entries("m"), lambda: uri.exists(f"{remote.uri}/m/x")):
+        with pytest.raises(StoreUnavailable, match="refused"):
+            look()
+
+
 class ServerOfS3:
     """Records puts to a store whose protocol is S3's."""
 
@@ -845,6 +909,8 @@ def test_an_entry_s_time_is_that_of_the_store(
 ) -> None:
     path = remote.uri.removeprefix("memory:/")
     monkeypatch.setattr(
-        MemoryFileSystem, "find", lambda fs, where, detail: {f"{path}/a/x": {"size": "3"} | info}
+        MemoryFileSystem,
+        "find",
+        lambda fs, where, detail, on_error: {f"{path}/a/x": {"size": "3"} | info},
     )
     assert remote.entries("a") == [objects.Entry("a/x", 3, modified)]

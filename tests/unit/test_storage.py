@@ -12,8 +12,9 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
@@ -22,8 +23,10 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from dist_embed.errors import StorageError, UserError
 from dist_embed.observe.quiet import open_log
-from dist_embed.storage import retry
+from dist_embed.passwords import masked, password_in
+from dist_embed.storage import clients, compressed, retry
 from dist_embed.storage import uri as storage
+from dist_embed.storage.clients import filesystem
 from dist_embed.storage.compressed import (
     OPEN_ERRORS,
     READ_ERRORS,
@@ -191,7 +194,7 @@ def test_a_link_goes_on_leading_to_what_is_written(tmp_path: Path) -> None:
 
 def test_unknown_protocol_is_named() -> None:
     with pytest.raises(StorageError, match=r"cannot open 'nope://x'.*nope"):
-        storage.filesystem("nope://x")
+        filesystem("nope://x")
 
 
 def test_local_uris_are_known() -> None:
@@ -221,13 +224,13 @@ def test_a_server_of_s3_is_asked_for_what_all_of_them_can(monkeypatch: pytest.Mo
         asked.append(options)
         return SimpleNamespace(retries=5), "path"
 
-    monkeypatch.setattr(storage, "url_to_fs", open_store)
-    for uri in ("s3://bucket/x", "s3a://bucket/x"):
-        fs, _ = storage.filesystem(uri)
-        once, _ = storage.filesystem(uri, retries=False)
+    monkeypatch.setattr(clients, "url_to_fs", open_store)
+    for protocol in ("s3", "s3a"):
+        fs, _ = filesystem(f"{protocol}://bucket/x")
+        once, _ = filesystem(f"{protocol}://bucket/x", retries=False)
         # Who repeats calls does so alone: no attempt of the client stretches the limit of time.
         assert (fs.retries, once.retries) == (5, 1)
-        usual, single = (options["config_kwargs"] for options in asked)
+        usual, single = (options[protocol]["config_kwargs"] for options in asked)
         assert single.pop("retries") == {"total_max_attempts": 1}
         assert single == usual
         # Servers lack these checksums, or get them wrong.
@@ -235,8 +238,41 @@ def test_a_server_of_s3_is_asked_for_what_all_of_them_can(monkeypatch: pytest.Mo
         assert usual["response_checksum_validation"] == "when_required"
         asked.clear()
     for retries in (True, False):
-        assert storage.filesystem("gs://bucket/x", retries=retries)[0].retries == 5
+        filesystem("memory://bucket/x", retries=retries)
     assert asked == [{}, {}]
+
+
+@pytest.mark.parametrize(
+    ("uri", "protocol"), [("s3://b/x", "s3"), ("blockcache::s3a://b/x", "s3a")]
+)  # fmt: skip
+def test_no_client_keeps_listings(monkeypatch: pytest.MonkeyPatch, uri: str, protocol: str) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        clients, "url_to_fs", lambda uri, **options: (asked.append(options), "path")
+    )
+    filesystem(uri)
+    assert asked[0][protocol]["use_listings_cache"] is False
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [("sftp://me:secret@host/run", "sftp://me:***@host/run"),
+     ("simplecache::https://me:s%40crt@host:80/x", "simplecache::https://me:***@host:80/x")],
+)  # fmt: skip
+def test_a_url_with_a_password_is_refused_and_not_shown(uri: str, shown: str) -> None:
+    with pytest.raises(StorageError) as caught:
+        filesystem(uri)
+    assert str(caught.value).startswith(f"{shown!r} is not allowed: a password in a URL")
+    assert "FSSPEC_SFTP_PASSWORD" in str(caught.value)
+    assert masked(f"cannot read {uri}: no") == f"cannot read {shown}: no"
+
+
+@pytest.mark.parametrize(
+    "uri", ["abfss://container@account.dfs.core.windows.net/x", "http://host:80/a@b", "a:b@c", "s3://b"]
+)  # fmt: skip
+def test_what_is_no_password_is_let_be(uri: str) -> None:
+    assert masked(uri) == uri
+    assert password_in(uri) is None
 
 
 @pytest.mark.parametrize(
@@ -245,7 +281,11 @@ def test_a_server_of_s3_is_asked_for_what_all_of_them_can(monkeypatch: pytest.Mo
      ({"size": 0, "LastModified": datetime(1970, 1, 2, tzinfo=timezone.utc), "ETag": "a"},
       storage.Stamp(0, 86400.0)),
      ({"size": None, "created": None, "ETag": '"a"'}, storage.Stamp(None, '"a"')),
-     ({"Last-Modified": "Fri, 01 Jan 2027"}, storage.Stamp(None, "Fri, 01 Jan 2027")),
+     ({"Last-Modified": "Fri, 02 Jan 1970 00:00:00 GMT"}, storage.Stamp(None, 86400.0)),
+     ({"Last-Modified": "yesterday"}, storage.Stamp(None, "yesterday")),
+     ({"updated": "1970-01-02T00:00:00.000Z"}, storage.Stamp(None, 86400.0)),
+     ({"size": 1, "modified": datetime(1970, 1, 2, tzinfo=timezone.utc)},
+      storage.Stamp(1, 86400.0)),
      ({"size": "7"}, storage.Stamp(7, None))],
 )  # fmt: skip
 def test_a_file_s_time_is_the_best_that_its_store_gives(
@@ -325,21 +365,80 @@ def test_a_store_reads_no_more_than_is_asked_for_where_it_is_told_so(
     assert given == [{}, {"cache_type": "none"}]
 
 
+class Disk(AbstractFileSystem):
+    """A server's disk, as of sftp: files are opened, and lie in folders. It may be full."""
+
+    protocol = "disk"
+    files: ClassVar[dict[str, bytes]] = {}
+    folders: ClassVar[set[str]] = set()
+    full = False
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        if path.rpartition("/")[0] not in self.folders:
+            raise FileNotFoundError(path)
+        if "r" in mode:
+            return io.BytesIO(self.files[path])
+        self.files[path] = b""  # as by O_TRUNC
+        return WrittenToDisk(self, path)
+
+    def exists(self, path: str, **options: Any) -> bool:
+        return path in self.folders or path in self.files
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        self.folders.add(path)
+
+    def mv(self, old: str, new: str, **options: Any) -> None:
+        self.files[new] = self.files.pop(old)
+
+    def rm_file(self, path: str) -> None:
+        del self.files[path]
+
+
+class WrittenToDisk(io.BytesIO):
+    def __init__(self, disk: Disk, path: str) -> None:
+        super().__init__()
+        self._disk, self._path = disk, path
+
+    def write(self, data: Any) -> int:
+        self._disk.files[self._path] += bytes(data)[: 2 if self._disk.full else None]
+        if self._disk.full:
+            raise PermissionError(errno.EACCES, "no room")
+        return len(data)
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_a_whole_file_of_a_store_appears_when_its_block_has_ended_well(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    """A file of a store is there once it was closed, and never once it was discarded."""
-    done: list[str] = []
-    file = SimpleNamespace(
-        close=lambda: done.append("closed"), discard=lambda: done.append("discarded")
-    )
-    monkeypatch.setattr(MemoryFileSystem, "open", lambda fs, path, mode: {"wb": file}[mode])
-    with storage.whole_file("memory://whole/x") as given:
-        assert given is file
-        assert done == []
-    with pytest.raises(KeyboardInterrupt), storage.whole_file("memory://whole/x"):
-        raise KeyboardInterrupt
-    assert done == ["closed", "discarded"]
+    fsspec.register_implementation("disk", Disk, clobber=True)
+    uri = f"{kind}://whole-{uuid.uuid4().hex}/new/x"
+    for content in (b"good", b"better"):
+        with storage.whole_file(uri) as file:
+            file.write(content)
+            os.fstat(file.fileno())
+        assert storage.read_bytes(uri) == content
+
+    def refuse() -> None:
+        with storage.whole_file(uri) as file:
+            file.write(b"half")
+            file.flush()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        refuse()
+    assert storage.read_bytes(uri) == b"better"
+    if kind == "disk":
+        monkeypatch.setattr(Disk, "full", True)
+        for write in (
+            lambda: storage.write_bytes(uri, b"half"),
+            lambda: ObjectStore(uri[:-1]).put("x", [b"half"]),
+        ):
+            with pytest.raises(StorageError, match="no room"):
+                write()
+            assert storage.read_bytes(uri) == b"better"
+        assert (
+            len([name for name in Disk.files if name.startswith(uri[len("disk://") :][:20])]) == 1
+        )
 
 
 def test_a_local_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,6 +547,6 @@ def test_lines_of_a_far_file_do_not_cost_a_block_each(
 ) -> None:
     lines = [b"%d\n" % number for number in range(5000)]
     monkeypatch.setattr(FarStore, "content", packed(b"".join(lines)))
-    monkeypatch.setattr(storage, "filesystem", lambda uri: (FarStore(), uri))
+    monkeypatch.setattr(compressed, "filesystem", lambda uri: (FarStore(), uri))
     with open_decompressed(f"far{ending}") as file:
         assert list(file) == lines
