@@ -37,6 +37,7 @@ from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from dist_embed.data.tokenizer_files import tokenizer_name
 from dist_embed.errors import StorageError, UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.local_file import named
 from dist_embed.storage.parquet import write_parquet
 
 FORMAT = 2
@@ -324,7 +325,7 @@ def _count_shard(
 
 def _save(path: Path, array: NDArray[np.signedinteger]) -> None:
     """As np.save, which does not say why a write failed."""
-    with open(path, "wb") as file:
+    with named(path), open(path, "wb") as file:
         npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
         file.write(array.tobytes())
 

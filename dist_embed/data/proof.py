@@ -99,7 +99,7 @@ def copy_proven(uri: str, to: str, expected: FileInfo | None, remedy: str) -> Fi
 
     def copy() -> FileInfo:
         digest, size = hashlib.sha256(), 0
-        with storage.whole_file(to) as written, storage.open_file(uri) as file:
+        with storage.whole_file(to, follow=False) as written, storage.open_file(uri) as file:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
                 size += len(block)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, TypeAlias, TypeGuard
 
 from dist_embed.storage import uri as storage
+from dist_embed.storage.local_file import named, regular_itself
 from dist_embed.storage.temporary import temporary_folder
 
 METRICS_NAME = "metrics.jsonl"
@@ -55,7 +56,8 @@ class MetricsLog:
         ]
         path = self._folder / METRICS_NAME
         storage.write_text(str(path), "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a")
+        self._path = path
+        self._file = open(path, "a", opener=regular_itself)  # noqa: SIM115
         self._tensorboard = SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=after_step + 1, flush_secs=30
         )
@@ -86,8 +88,11 @@ class MetricsLog:
             line[SAMPLES] = [dict(sample) for sample in samples]
         if neighbors:
             line[NEIGHBORS] = {word: list(near) for word, near in neighbors.items()}
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n")
-        self._file.flush()
+        with named(self._path):
+            self._file.write(
+                json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n"
+            )
+            self._file.flush()
         for name, value in known.items():
             if not isinstance(value, list):
                 self._tensorboard.add_scalar(name, value, step)

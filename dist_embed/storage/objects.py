@@ -20,6 +20,7 @@ from typing import IO, Any, TypeVar
 from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.errors import StorageError
+from dist_embed.storage.local_file import named
 from dist_embed.storage.retry import RETRY_SECONDS, retried
 from dist_embed.storage.uri import cat_range, filesystem, join, make_folder, sync_folder
 
@@ -304,7 +305,7 @@ def _create_local(path: Path, data: bytes) -> None:
         return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        with open(handle, "wb") as file:
+        with named(path), open(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(handle)
