@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.json_text import from_json
 from dist_embed.storage.parquet import ParquetError, read_parquet
 from dist_embed.storage.retry import retried
 
@@ -158,7 +159,7 @@ def unsealed(text: str) -> dict[str, Any]:
     body, seal = text[:-end], text[-end:]
     if seal != _seal(body):
         raise ValueError("its text is not what its SHA-256, the last key, was taken of")
-    values: dict[str, Any] = json.loads(text)
+    values: dict[str, Any] = from_json(text)
     del values["sha256"]
     return values
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, TypeAlias, TypeGuard
 
 from dist_embed.storage import uri as storage
+from dist_embed.storage.json_text import from_json
 from dist_embed.storage.local_file import named, regular_itself
 from dist_embed.storage.temporary import temporary_folder
 
@@ -147,7 +148,7 @@ def sound_metrics(run_uri: str) -> tuple[list[dict[str, Any]], int]:
     lines, damaged = [], 0
     for number, text in enumerate(texts, start=1):
         try:
-            line = json.loads(text)
+            line = from_json(text)
         except ValueError:  # of bytes that are no UTF-8 too
             line = None
         step = line.get("step") if isinstance(line, dict) else None

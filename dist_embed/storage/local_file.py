@@ -44,9 +44,7 @@ def regular_itself(path: str | Path, flags: int) -> int:
         return regular(path, flags | os.O_NOFOLLOW)
     except OSError as exc:
         if exc.errno == errno.ELOOP:
-            raise OSError(
-                exc.errno, "a link, through which nothing is written", str(path)
-            ) from None
+            raise OSError(exc.errno, "a link, not written through", str(path)) from None
         raise
 
 

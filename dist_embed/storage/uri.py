@@ -263,8 +263,8 @@ def whole_file(uri: str, *, follow: bool = True) -> Iterator[IO[bytes]]:
 
     It replaces one of that name, and leaves it as it was after an error. A local one has a file
     number that may be read from, too. As when it is written in place, a file that is there keeps
-    its mode, a new one has what the umask leaves, and a link goes on leading to what is written; unless
-    ``follow``, the link is what is replaced.
+    its mode, a new one has what the umask leaves, and a link goes on leading to what is written;
+    without ``follow`` the link itself is replaced.
     """
     fs, path = filesystem(uri)
     if not isinstance(fs, LocalFileSystem):

@@ -352,7 +352,7 @@ def test_a_call_of_a_store_is_repeated_and_one_of_a_disk_is_not(
         "cat_file",
         "pipe_file",
         "open",
-    ):  # a local file is read and written in other ways
+    ):  # a local file goes other ways
         (tmp_path / "x").write_bytes(b"1")
         failing[:] = [OSError(errno.EIO, "bad block")]
         with pytest.raises(OSError, match="bad block"):
