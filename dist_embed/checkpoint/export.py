@@ -145,7 +145,8 @@ def _write_tensor(
         table = name.removeprefix("table.").removesuffix(".weight")
         multiplier = RowOrder(reader.manifest.rows_of(table).num_rows).multiplier
         if multiplier != reader.manifest.row_multipliers[table]:
-            raise CheckpointError(f"{name} was written with another order of rows")
+            step = reader.manifest.step
+            raise CheckpointError(f"{name} of step {step} was written with another order of rows")
         wanted = range(info.num_rows) if ids is None else ids
         write_by_id(handle, offset, reader, name, wanted, on_bytes)
         return

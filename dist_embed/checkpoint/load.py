@@ -227,7 +227,7 @@ def _check_scalars(saved: dict[str, Any], state: TrainingState, where: str) -> N
             parts += [(theirs[key], ours[key]) for key in theirs.keys() & ours.keys()]
         for there, here in parts:
             if type(there) is not type(here) or (isinstance(there, int) and there < 0):
-                raise CheckpointDamaged(f"{where} has {name} as {str(theirs)[:80]}")
+                raise CheckpointDamaged(f"{name} is {str(theirs)[:80]} in {where}")
 
 
 def _check_fits(

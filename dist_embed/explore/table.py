@@ -85,7 +85,9 @@ class RunTable:
         info = self.manifest.rows_of(self.table)
         self._order = RowOrder(info.num_rows)
         if self._order.multiplier != self.manifest.row_multipliers[self.table]:
-            raise CheckpointError(f"{self._name} was written with another order of rows")
+            raise CheckpointError(
+                f"{self._name} of step {self.step} was written with another order of rows"
+            )
         self.num_words, self.width = self.tokenizer.size, info.shape[1]
         self.num_rows, self.itemsize = info.num_rows, DTYPES[info.dtype].itemsize
         if self.num_words > info.num_rows:
