@@ -45,11 +45,11 @@ def own_ray(num_cpus: int) -> Iterator[str]:
         UserError: the folder of temporary files is too long for Ray's sockets.
     """
     # By -m it would look for modules in the working folder, too.
-    code = (
+    program = (
         f"import sys; sys.path += [path for path in {sys.path!r} if path not in sys.path]; "
         f"from {__name__} import main; main()"
     )
-    command = [sys.executable, "-c", code, str(num_cpus)]
+    command = [sys.executable, "-c", program, str(num_cpus)]
     with tempfile.TemporaryFile("w+") as complaints:  # a pipe that nobody reads would fill up
         with safe_path(), deaf_children():
             head = subprocess.Popen(

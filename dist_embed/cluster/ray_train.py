@@ -199,7 +199,8 @@ class _Job(JobConfig):
 
     def _serialize(self) -> str:
         ours = {os.path.abspath(path) for path in sys.path}
-        self._py_driver_sys_path = [path for path in self._py_driver_sys_path if path in ours]
+        theirs: list[str] = self._py_driver_sys_path
+        theirs[:] = [path for path in theirs if path in ours]
         serialized: str = super()._serialize()
         return serialized
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -25,15 +24,8 @@ def as_kind(kind: type[T], values: Any) -> T:
     key that does not fit.
     """
     try:
-        found: T = _adapter(kind).validate_python(values)
-        return found
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
-        found = repr(first["input"])
-        raise ValueError(f"{where}: {found[:80]}: {first['msg']}") from None
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+        raise ValueError(f"{where}: {first['input']!r:.80}: {first['msg']}") from None
