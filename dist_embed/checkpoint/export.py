@@ -126,11 +126,7 @@ def _names(manifest: Manifest, table: str | None) -> dict[str, str]:
             for name in manifest.tensors
             if name.startswith("model.") or (name.startswith("table.") and name.endswith(".weight"))
         }
-    if f"table.{table}.weight" not in manifest.tensors:
-        raise CheckpointError(
-            f"the checkpoint of step {manifest.step} has no table {table!r}; it has "
-            + ", ".join(manifest.row_multipliers)
-        )
+    manifest.rows_of(table)
     return {"weight": f"table.{table}.weight"}
 
 
@@ -147,9 +143,10 @@ def _write_tensor(
     per_row = row_bytes(info)
     if name.startswith("table."):
         table = name.removeprefix("table.").removesuffix(".weight")
-        multiplier = RowOrder(info.num_rows).multiplier
-        if multiplier != reader.manifest.row_multipliers.get(table):
-            raise CheckpointError(f"{name} was written with another order of rows")
+        multiplier = RowOrder(reader.manifest.rows_of(table).num_rows).multiplier
+        if multiplier != reader.manifest.row_multipliers[table]:
+            step = reader.manifest.step
+            raise CheckpointError(f"{name} of step {step} was written with another order of rows")
         wanted = range(info.num_rows) if ids is None else ids
         write_by_id(handle, offset, reader, name, wanted, on_bytes)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from dist_embed.checkpoint.catalogue import (
     LISTINGS,
@@ -217,6 +218,18 @@ def _raise_damage(texts: list[str]) -> None:
             raise CheckpointDamaged(text)
 
 
+def _check_scalars(saved: dict[str, Any], state: TrainingState, where: str) -> None:
+    """What the state has before anything is loaded, a checkpoint has in the same form."""
+    for name, ours in state.scalars.items():
+        theirs = saved.get(name, None if name not in state.must_equal else ours)
+        parts = [(theirs, ours)]
+        if isinstance(theirs, dict) and isinstance(ours, dict):
+            parts += [(theirs[key], ours[key]) for key in theirs.keys() & ours.keys()]
+        for there, here in parts:
+            if type(there) is not type(here) or (isinstance(there, int) and there < 0):
+                raise CheckpointDamaged(f"{name} is {str(theirs)[:80]} in {where}")
+
+
 def _check_fits(
     manifest: Manifest, state: TrainingState, store: ObjectStore, partial: bool
 ) -> None:
@@ -240,6 +253,8 @@ def _check_fits(
                 f"{describe_tensor(wanted[name])}"
                 + (" (tables' rows are of the type `embedding.weights`, or `weights`)" * type_alone)
             )
+    if not partial:
+        _check_scalars(manifest.scalars, state, where)
     if manifest.row_multipliers != state.row_multipliers:
         raise CheckpointError(
             f"{where} was written with another order of rows: {manifest.row_multipliers}; "

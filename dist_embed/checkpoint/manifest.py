@@ -69,6 +69,7 @@ AttemptName = Annotated[str, StringConstraints(pattern=r"^step-\d{9,15}-\d{8}T\d
 TensorName = Annotated[str, StringConstraints(min_length=1, max_length=400)]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**62)]
+ROW_TYPES = ("F32", "F16", "BF16")
 DType = Literal["F64", "F32", "F16", "BF16", "I64", "I32", "U8", "BOOL"]
 
 
@@ -143,6 +144,21 @@ class Manifest(_Part):
     def size_bytes(self) -> int:
         """Bytes of all objects but the manifest."""
         return sum(index.size_bytes + index.chunk_bytes for index in self.indexes)
+
+    def rows_of(self, table: str) -> TensorInfo:
+        """What it says of a table's rows. Raises CheckpointError where it has no such table."""
+        info = self.tensors.get(f"table.{table}.weight")
+        if info is None or table not in self.row_multipliers:
+            names = ", ".join(self.row_multipliers)
+            raise CheckpointError(
+                f"the checkpoint of step {self.step} has no table {table!r}; it has {names}"
+            )
+        if len(info.shape) != 2 or 0 in info.shape or info.dtype not in ROW_TYPES:
+            raise CheckpointDamaged(
+                f"the checkpoint of step {self.step} has table {table!r} as {info.dtype} of shape "
+                f"{info.shape}, which no table has"
+            )
+        return info
 
     def object_name(self, name: str) -> str:
         """Where one of its objects lies, below the run's ``checkpoints`` folder."""

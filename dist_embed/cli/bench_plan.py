@@ -81,8 +81,8 @@ def _write_machine(machine: Any, file: str) -> None:
     from pathlib import PurePosixPath
 
     from dist_embed.bench.calibrate import machine_yaml
-    from dist_embed.storage.uri import write_text
+    from dist_embed.storage.uri import write_given_text
 
     said = f"{shlex.join(['dist-embed', *sys.argv[1:]])}, {date.today()}"
-    write_text(file, machine_yaml(machine, PurePosixPath(file).stem, said))
+    write_given_text(file, machine_yaml(machine, PurePosixPath(file).stem, said))
     print(f"→ {file}")

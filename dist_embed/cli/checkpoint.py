@@ -99,7 +99,7 @@ def _verify(arguments: argparse.Namespace) -> None:
             damaged += 1
             print(f"step {name.step}: DAMAGED: {exc}")
     if not names:
-        print(f"no complete checkpoint in {arguments.run}")
+        raise CheckpointError(f"no complete checkpoint in {arguments.run}")
     if damaged:
         raise CheckpointError(f"{damaged} of {len(names)} checkpoints are damaged")
 

@@ -60,7 +60,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     print("\n".join(remarks(last)))
     if arguments.output:
         content = {"plans": [one.as_dict() for one in plans], "machine": machine.model_dump()}
-        storage.write_text(arguments.output, json.dumps(content, indent=1) + "\n")
+        storage.write_given_text(arguments.output, json.dumps(content, indent=1) + "\n")
 
 
 def _numbers(text: str | None) -> list[int]:

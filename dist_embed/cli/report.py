@@ -53,5 +53,5 @@ def _report(arguments: argparse.Namespace) -> None:
         arguments.sources, command=command, words=arguments.words, charts=folder,
         machine=arguments.machine,
     )  # fmt: skip
-    storage.write_text(arguments.output, text)
+    storage.write_given_text(arguments.output, text)
     print(f"→ {arguments.output}")

@@ -10,16 +10,15 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 
-from dist_embed.errors import UserError
+from dist_embed.cluster.socket_folder import if_too_long
+from dist_embed.parallel.safe_path import safe_path
 from dist_embed.parallel.stop import deaf_children
 
-_SOCKET_BYTES = 107  # of Linux, unix(7)
 _IMPORTED = ["dist_embed.cluster.forked"]
 
 
@@ -42,32 +41,22 @@ def _start() -> None:
     # A SIGTERM to the whole process group asks the workers to save and stop. The server must
     # outlive them: through it the launcher learns how they ended.
     try:
-        with deaf_children(), _plain_interpreter():
+        with safe_path(), _without_errors_of_warnings(), deaf_children():
             forkserver.ensure_running()
     except OSError as exc:
-        if "AF_UNIX path too long" not in str(exc):
-            raise
-        raise UserError(
-            f"TMPDIR: {tempfile.gettempdir()!r} is too long for a socket in it, whose path may "
-            f"have {_SOCKET_BYTES} bytes; set it to a shorter one, such as /tmp"
-        ) from exc
+        raise if_too_long(str(exc), "TMPDIR") or exc from exc
 
 
 @contextmanager
-def _plain_interpreter() -> Iterator[None]:
-    """The server imports what our libraries do, not what lies in the working directory, where a
-    `queue.py` may stand (from Python 3.11 on); and a warning of theirs does not end it.
-    """
-    options, before = sys.warnoptions[:], os.environ.copy()
+def _without_errors_of_warnings() -> Iterator[None]:
+    """A warning of a library does not end the server."""
+    options, before = sys.warnoptions[:], os.environ.get("PYTHONWARNINGS", "")
     sys.warnoptions.clear()  # of `python -W`, which children are given too
-    os.environ["PYTHONSAFEPATH"] = "1"
-    if "error" in os.environ.get("PYTHONWARNINGS", ""):
+    if "error" in before:
         del os.environ["PYTHONWARNINGS"]
     try:
         yield
     finally:
         sys.warnoptions[:] = options
-        for name in ("PYTHONSAFEPATH", "PYTHONWARNINGS"):
-            os.environ.pop(name, None)
-            if name in before:
-                os.environ[name] = before[name]
+        if "error" in before:
+            os.environ["PYTHONWARNINGS"] = before

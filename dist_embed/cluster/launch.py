@@ -17,7 +17,7 @@ from dist_embed.embedding.settings import Tier
 from dist_embed.errors import UserError
 from dist_embed.installed import require
 from dist_embed.observe.events import Event
-from dist_embed.observe.quiet import worker_log_folder
+from dist_embed.observe.quiet import worker_log
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.device import resolve_device, resolve_dtype
 from dist_embed.parallel.torchrun import under_torchrun
@@ -63,7 +63,7 @@ def launch(
     if address is None and not task.trains:
         config = _with_workers_there(config)
     cluster = config.cluster
-    log_folder = str(worker_log_folder(config.run.uri))
+    log_folder = str(worker_log(config.run.uri, 0, trains=task.trains).parent)
 
     def arguments(device: str) -> tuple[Task[R], Config]:
         return task, _resolved(config, device)

@@ -26,6 +26,7 @@ from dist_embed.parallel.main_module import without_main_module
 from dist_embed.parallel.parent import end_with_parent
 from dist_embed.parallel.peers import peers_have_time
 from dist_embed.parallel.rendezvous import LOOPBACK, hosted_store
+from dist_embed.parallel.safe_path import safe_path
 from dist_embed.parallel.stop import (
     deaf_children,
     hear_sigterm,
@@ -73,7 +74,7 @@ def launch_local(
         try:
             for rank in range(num_workers):
                 opened = mailbox.opened(context, rank)
-                with opened as writer, deaf_children(), without_main_module():
+                with opened as writer, safe_path(), deaf_children(), without_main_module():
                     process = context.Process(
                         target=_child, args=(target, args, rank, num_workers, store.port, writer),
                         daemon=True,

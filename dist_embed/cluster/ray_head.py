@@ -22,7 +22,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from dist_embed.cluster.socket_folder import if_too_long
 from dist_embed.parallel.collector import collector_off
+from dist_embed.parallel.safe_path import safe_path
 from dist_embed.parallel.stop import deaf_children, ends_abruptly
 
 START_SECONDS = 300.0  # Ray's own limits are below
@@ -40,10 +42,16 @@ def own_ray(num_cpus: int) -> Iterator[str]:
 
     Raises:
         HeadFailed: it did not start.
+        UserError: the folder of temporary files is too long for Ray's sockets.
     """
-    command = [sys.executable, "-m", "dist_embed.cluster.ray_head", str(num_cpus)]
+    # By -m it would look for modules in the working folder, too.
+    program = (
+        f"import sys; sys.path += [path for path in {sys.path!r} if path not in sys.path]; "
+        f"from {__name__} import main; main()"
+    )
+    command = [sys.executable, "-c", program, str(num_cpus)]
     with tempfile.TemporaryFile("w+") as complaints:  # a pipe that nobody reads would fill up
-        with deaf_children():
+        with safe_path(), deaf_children():
             head = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=complaints,
                 text=True, start_new_session=True,
@@ -57,7 +65,11 @@ def own_ray(num_cpus: int) -> Iterator[str]:
             if not address:
                 code = head.wait(END_SECONDS)
                 complaints.seek(0)
-                raise HeadFailed(complaints.read().strip() or f"exit code {code}")
+                said = complaints.read().strip()
+                # Some 75 bytes below it (2.60, node.py, get_default_system_temp_dir).
+                raise if_too_long(said, "RAY_TMPDIR", "TMPDIR") or HeadFailed(
+                    said or f"exit code {code}"
+                )
             yield address
         finally:
             if ends_abruptly():
@@ -128,7 +140,3 @@ def _members(session: int) -> list[int]:
             if int(its_session) == session and state != "Z" and int(name) != os.getpid():
                 found.append(int(name))
     return found
-
-
-if __name__ == "__main__":
-    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import ray
 import ray.train
 from ray._private import worker
 from ray.exceptions import RayError
+from ray.job_config import JobConfig
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -190,6 +192,19 @@ def connected(address: str | None, num_workers: int) -> Iterator[Node]:
         raise RunFailed(f"no Ray could be started on this machine: {exc}") from exc
 
 
+class _Job(JobConfig):
+    """Workers look for modules where this process does. Ray (2.60, worker.py:connect) has them look
+    into the working folder first, where a user's `tokenizers.py` may stand.
+    """
+
+    def _serialize(self) -> str:
+        ours = {os.path.abspath(path) for path in sys.path}
+        theirs: list[str] = self._py_driver_sys_path
+        theirs[:] = [path for path in theirs if path in ours]
+        serialized: str = super()._serialize()
+        return serialized
+
+
 @contextmanager
 def _driver(address: str, *, is_own: bool) -> Iterator[Node]:
     """This process as a driver of the Ray at an address; gives the node that it is connected to."""
@@ -198,7 +213,10 @@ def _driver(address: str, *, is_own: bool) -> Iterator[Node]:
 
     def connect() -> None:
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address=address, log_to_driver=False, logging_level=logging.ERROR,
+                job_config=_Job(),
+            )  # fmt: skip
         except Exception as exc:  # handed to the caller
             failed.append(exc)
 

@@ -44,7 +44,7 @@ def load_config(
         raise ConfigError(str(exc)) from None
     changes = [] if overrides is None else list(_changes(overrides))
     try:
-        text = storage.read_text(path)
+        text = storage.read_given_text(path)
     except (OSError, UserError, ValueError) as exc:
         raise ConfigError(f"cannot read configuration {path!r}: {exc}") from exc
     try:

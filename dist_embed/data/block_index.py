@@ -12,6 +12,7 @@ likewise (`order_of_lengths`), so that sentence i of it is the same one to both.
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from dist_embed.data.proof import FileInfo, prove, told_of
 from dist_embed.data.token_shards import REMEDY, SIDES, PreparedData
 from dist_embed.storage import uri as storage
+from dist_embed.storage.local_file import regular
 from dist_embed.storage.parquet import row_groups
 
 _COLUMNS = pa.schema(
@@ -128,5 +130,7 @@ def read_index(uri: str, expected: FileInfo) -> pa.RecordBatch:
 
 
 def _mapped(uri: str) -> pa.Buffer:
-    with pa.memory_map(str(storage.local_path(uri))) as file:
+    path = storage.local_path(uri)
+    os.close(regular(path, os.O_RDONLY))  # a pipe would be waited for
+    with pa.memory_map(str(path)) as file:
         return file.read_buffer()

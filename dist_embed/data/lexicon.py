@@ -13,15 +13,16 @@ remainder. A process holds one block of pairs, or one part, whatever the corpus.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
+from pydantic import Field
 
 from dist_embed.data.processes import processes
 from dist_embed.data.proof import FileInfo, read_proven, read_table, sealed, unsealed
@@ -37,6 +38,8 @@ from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from dist_embed.data.tokenizer_files import tokenizer_name
 from dist_embed.errors import StorageError, UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.json_text import Count, as_kind, from_json
+from dist_embed.storage.local_file import named
 from dist_embed.storage.parquet import write_parquet
 
 FORMAT = 2
@@ -64,9 +67,9 @@ class LexiconIndex:
             ordered by frequency where its vocabulary is its own, and before there were lists.
     """
 
-    translations: int
-    entries: int
-    parts: int
+    translations: Count
+    entries: Count
+    parts: Annotated[int, Field(ge=1, lt=2**31)]
     data: str
     format: int = FORMAT
     files: tuple[FileInfo, ...] = ()
@@ -80,16 +83,16 @@ class LexiconIndex:
     @classmethod
     def from_json(cls, text: str) -> LexiconIndex:
         """Read it. Raises ValueError, KeyError, TypeError, AttributeError."""
-        values = json.loads(text)
+        values = from_json(text)
         found = values.get("format")
         if found == UNPROVEN_FORMAT:
-            return cls(**values)
+            return as_kind(cls, values)
         if found != FORMAT:
             raise ValueError(f"format {found!r}; this version reads {FORMAT}")
-        values = unsealed(text)
-        files = tuple(FileInfo(**file) for file in values.pop("files"))
-        frequent = values.pop("frequent", None)
-        return cls(**values, files=files, frequent=frequent and FileInfo(**frequent))
+        index = as_kind(cls, unsealed(text))
+        if len(index.files) != index.parts:
+            raise ValueError(f"parts: {index.parts} of which {len(index.files)} are listed")
+        return index
 
 
 @dataclass(frozen=True)
@@ -324,7 +327,7 @@ def _count_shard(
 
 def _save(path: Path, array: NDArray[np.signedinteger]) -> None:
     """As np.save, which does not say why a write failed."""
-    with open(path, "wb") as file:
+    with named(path), open(path, "wb") as file:
         npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(array))
         file.write(array.tobytes())
 

@@ -23,6 +23,7 @@ from dist_embed.data.read_ahead import ReadAhead
 from dist_embed.data.token_blocks import TokenBlocks
 from dist_embed.data.token_shards import ShardInfo, read_tokens
 from dist_embed.data.units import Indices
+from dist_embed.storage.json_text import as_kind
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -51,8 +52,10 @@ class Position:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Position:
-        """The position of a checkpoint; one without a plan was saved before there were units."""
-        return cls(**({"plan": "bands"} | values))
+        """The position of a checkpoint; one without a plan was saved before there were units.
+        Raises ValueError.
+        """
+        return as_kind(cls, {"plan": "bands"} | values)
 
 
 @dataclass(frozen=True)

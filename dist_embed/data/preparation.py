@@ -440,7 +440,10 @@ def _generate(
     corpora = {}
     for name, count in sizes.items():
         uris = [storage.join(folder, "text", f"{name}.{side}.txt") for side in SIDES]
-        with storage.open_file(uris[0], "wb") as left, storage.open_file(uris[1], "wb") as right:
+        with (
+            storage.whole_file(uris[0], follow=False) as left,
+            storage.whole_file(uris[1], follow=False) as right,
+        ):
             for source, target in language.pairs(count, name, wanted.seed):
                 left.write(f"{source}\n".encode())
                 right.write(f"{target}\n".encode())

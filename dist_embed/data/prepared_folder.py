@@ -19,6 +19,7 @@ from dist_embed.data.processes import ProcessEnded
 from dist_embed.data.token_shards import FORMAT, INDEX_NAME, SPLITS
 from dist_embed.errors import RunFailed, StoreUnavailable
 from dist_embed.storage import uri as storage
+from dist_embed.storage.json_text import from_json
 
 # Others' folders may have names that begin so.
 _NAME = re.compile(r"prepared-[0-9a-f]{16}")
@@ -37,7 +38,7 @@ def prepared_folder(data_uri: str) -> str:
     except FileNotFoundError:
         return data_uri
     try:
-        values = json.loads(content)
+        values = from_json(content)
     except ValueError:
         return data_uri
     folder = values.get("folder") if isinstance(values, dict) else None

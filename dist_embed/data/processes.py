@@ -18,6 +18,7 @@ from dist_embed.data.scratch import scratch_folder
 from dist_embed.errors import UserError
 from dist_embed.parallel.main_module import without_main_module
 from dist_embed.parallel.parent import end_with_parent
+from dist_embed.parallel.safe_path import safe_path
 from dist_embed.parallel.stop import deaf_children, hear_sigterm
 
 Result = TypeVar("Result")
@@ -60,7 +61,7 @@ class Processes:
         def begin(args: Arguments) -> Future[Result]:
             # The main process acts upon a signal to the whole group, and ends them. Of
             # signals they hear SIGTERM alone, see `_start`.
-            with deaf_children(), without_main_module():
+            with safe_path(), deaf_children(), without_main_module():
                 return self._executor.submit(function, *args)
 
         try:

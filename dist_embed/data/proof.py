@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.json_text import from_json
 from dist_embed.storage.parquet import ParquetError, read_parquet
 from dist_embed.storage.retry import retried
 
@@ -99,7 +100,7 @@ def copy_proven(uri: str, to: str, expected: FileInfo | None, remedy: str) -> Fi
 
     def copy() -> FileInfo:
         digest, size = hashlib.sha256(), 0
-        with storage.whole_file(to) as written, storage.open_file(uri) as file:
+        with storage.whole_file(to, follow=False) as written, storage.open_file(uri) as file:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
                 size += len(block)
@@ -158,7 +159,7 @@ def unsealed(text: str) -> dict[str, Any]:
     body, seal = text[:-end], text[-end:]
     if seal != _seal(body):
         raise ValueError("its text is not what its SHA-256, the last key, was taken of")
-    values: dict[str, Any] = json.loads(text)
+    values: dict[str, Any] = from_json(text)
     del values["sha256"]
     return values
 

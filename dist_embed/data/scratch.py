@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.local_file import named
 from dist_embed.storage.temporary import temporary_folder
 
 _FULL_BYTES = 2**26  # less is left of a full disk: no more is written at once
@@ -45,6 +46,8 @@ def write_scratch(uri: str, content: bytes) -> None:
     Not durably on a local disk: nothing in such a folder is for whoever comes after a crash.
     """
     if storage.is_local(uri):
-        storage.local_path(uri).write_bytes(content)
+        path = storage.local_path(uri)
+        with named(path):
+            path.write_bytes(content)
     else:
         storage.write_bytes(uri, content)

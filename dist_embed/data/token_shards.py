@@ -19,10 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dist_embed.data.inputs import Inputs, inputs_from_json
+from dist_embed.data.inputs import Inputs
 from dist_embed.data.proof import FileInfo, read_table, sealed, unsealed
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.json_text import Count, as_kind, from_json
 from dist_embed.storage.parquet import ParquetReader, parquet_of_lists
 
 FORMAT = 3
@@ -51,9 +52,9 @@ class ShardInfo:
     """
 
     name: str
-    sentences: int
-    source_tokens: int
-    target_tokens: int
+    sentences: Count
+    source_tokens: Count
+    target_tokens: Count
     file: FileInfo | None = None
     content: str | None = None
 
@@ -116,7 +117,7 @@ class PreparedData:
     """
 
     settings: dict[str, Any]
-    vocabulary_size: dict[str, int]
+    vocabulary_size: dict[str, Count]
     shared_vocabulary: bool
     splits: dict[str, Split]
     format: int = FORMAT
@@ -182,7 +183,7 @@ class PreparedData:
 
     @classmethod
     def _from_text(cls, text: str, uri: str) -> PreparedData:
-        values = json.loads(text)
+        values = from_json(text)
         found = values.get("format")
         if found not in (UNPROVEN_FORMAT, FORMAT_BEFORE, FORMAT):
             raise UserError(
@@ -190,18 +191,10 @@ class PreparedData:
             )
         if found != UNPROVEN_FORMAT:
             values = unsealed(text)
-        splits = {
-            name: Split(**(split | {"shards": [_shard_info(s) for s in split["shards"]]}))
-            for name, split in values.pop("splits").items()
-        }
-        files = {name: FileInfo(**file) for name, file in values.pop("files", {}).items()}
-        inputs = inputs_from_json(values.pop("inputs", None))
-        return cls(splits=splits, files=files, inputs=inputs, **values)
-
-
-def _shard_info(values: dict[str, Any]) -> ShardInfo:
-    file = values.get("file")
-    return ShardInfo(**(values | {"file": file and FileInfo(**file)}))
+        data = as_kind(cls, values)
+        if "train" not in data.splits or set(SIDES) - data.vocabulary_size.keys():
+            raise ValueError("it has no training data, or no vocabulary of a side")
+        return data
 
 
 @dataclass

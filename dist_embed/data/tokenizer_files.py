@@ -19,6 +19,7 @@ from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.word_table import WordTable
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.json_text import as_kind
 
 _REMEDY_OF_RUN = "put the run's own file back; the data it was trained on have it too"
 _HEAD = b'{\n "word_table": '  # no file of the library begins so
@@ -49,11 +50,7 @@ class WordsPage:
         """That of a tokenizer's file; None where it is the library's. Raises ValueError."""
         if not content.startswith(_HEAD):
             return None
-        try:
-            values = unsealed(content.decode())
-            return cls(**(values | {"file": FileInfo(**values["file"])}))
-        except (KeyError, TypeError) as exc:
-            raise ValueError(f"{type(exc).__name__}: {exc}") from exc
+        return as_kind(cls, unsealed(content.decode()))
 
     def to_bytes(self) -> bytes:
         """The content of the file."""

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_embed.data.tokenizer import UNKNOWN
+from dist_embed.storage.local_file import named
 
 _SCHEMA = pa.schema({"word": pa.large_string(), "hash": pa.uint64(), "id": pa.int32()})
 _SEED = b"seed"
@@ -109,7 +110,7 @@ def write_words(path: str, words: pa.Array) -> WordTable:
         raise ValueError("the words of a table are not distinct")
     schema = _SCHEMA.with_metadata({_SEED: str(seed)})
     batch = pa.record_batch([words, pa.array(hashes), pa.array(order)], schema=schema)
-    with open(path, "wb") as file:
+    with named(path), open(path, "wb") as file:
         with pa.ipc.new_file(file, schema) as writer:
             writer.write_batch(batch)
         file.flush()

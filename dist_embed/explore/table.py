@@ -82,10 +82,12 @@ class RunTable:
         check_tokenizer(SIDE_OF_ROLE[role], self.tokenizer, self.manifest.scalars, run_uri)
         self._name = f"table.{self.table}.weight"
         self._reader = CheckpointReader(self.store, self.manifest)
-        info = self.manifest.tensors[self._name]
+        info = self.manifest.rows_of(self.table)
         self._order = RowOrder(info.num_rows)
         if self._order.multiplier != self.manifest.row_multipliers[self.table]:
-            raise CheckpointError(f"{self._name} was written with another order of rows")
+            raise CheckpointError(
+                f"{self._name} of step {self.step} was written with another order of rows"
+            )
         self.num_words, self.width = self.tokenizer.size, info.shape[1]
         self.num_rows, self.itemsize = info.num_rows, DTYPES[info.dtype].itemsize
         if self.num_words > info.num_rows:
@@ -197,7 +199,9 @@ class RunTable:
 
     def parameter(self, name: str) -> Tensor:
         """A replicated parameter of the model, by its name in the checkpoint. Float32."""
-        info = self.manifest.tensors[name]
+        info = self.manifest.tensors.get(name)
+        if info is None:
+            raise CheckpointError(f"the checkpoint of step {self.step} has no {name}")
         return self._reader.rows(name, 0, info.num_rows).float()
 
     def strips(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -16,6 +16,7 @@ from typing import IO
 
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
+from dist_embed.storage.local_file import regular_itself
 from dist_embed.streams import Forgiving
 
 # Read by the libraries when they are first imported or started.
@@ -96,13 +97,24 @@ def _log_what_goes_to_the_screen(log: IO[str]) -> None:
                 handler.setStream(log)
 
 
-def worker_log_folder(run_uri: str) -> Path:
-    """Where the workers of a run write their logs: in its folder, or for a run at a URL in a
-    folder of each worker's machine.
+def worker_log(run_uri: str, rank: int, *, trains: bool) -> Path:
+    """Where a worker of a run writes its log: in the run's folder, or in one of its own machine for
+    a run at a URL, or one that it only reads and that takes no log: another user's, on a read-only
+    disk, or with something else in the log's place.
     """
+    name = f"worker-{rank}.log"
     if storage.is_local(run_uri):
-        return storage.local_path(storage.join(run_uri, "logs"))
-    return private_log_folder(hashlib.sha256(run_uri.encode()).hexdigest()[:12])
+        log = storage.local_path(storage.join(run_uri, "logs")) / name
+        if trains or _takes_more(log):
+            return log
+    return private_log_folder(hashlib.sha256(run_uri.encode()).hexdigest()[:12]) / name
+
+
+def _takes_more(log: Path) -> bool:
+    if os.path.lexists(log):
+        return not log.is_symlink() and log.is_file() and os.access(log, os.W_OK)
+    there = log.parent if log.parent.exists() else log.parent.parent
+    return os.access(there, os.W_OK | os.X_OK)
 
 
 def private_log_folder(name: str) -> Path:
@@ -121,14 +133,17 @@ def open_log(log_file: Path) -> int:
     that leads to a file of ours. A `private_log_folder` and what lies in it are therefore opened
     without following links, must be this user's, and the folders are closed to everybody else.
 
+    In a run's folder a link may stand for the folder of logs, as its user wants it, not for a log.
+
     Raises:
         UserError: they are not this user's alone.
+        OSError: it cannot be opened, or is a link or no regular file; with its name.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     if log_file.parent.parent != _private_folder():
         # Under torchrun this may be what makes the run's folder.
         storage.make_folder(log_file.parent)
-        return os.open(log_file, flags, 0o666)
+        return regular_itself(log_file, flags)
     path = log_file.parent.parent.parent
     with ExitStack() as opened:
         try:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any
 
 from dist_embed.checkpoint.catalogue import list_steps, loss_of, sound_manifests
 from dist_embed.checkpoint.manifest import CheckpointError
@@ -23,6 +21,7 @@ from dist_embed.run.folder import read_run_config
 from dist_embed.run.history import phases_of
 from dist_embed.run.metrics import sound_metrics
 from dist_embed.storage import uri as storage
+from dist_embed.storage.json_text import as_kind, from_json
 from dist_embed.vectors.coverage import Coverage, coverage_name
 
 
@@ -207,11 +206,10 @@ def _coverages(uri: str, config: Config, missing: list[str]) -> list[Coverage]:
     for table in dict.fromkeys(TABLE_OF_ROLE[config.model.share_embeddings].values()):
         place = storage.join(uri, coverage_name(table))
         try:
-            values: Any = json.loads(storage.read_bytes(place))
-            found.append(Coverage(**values))
+            found.append(as_kind(Coverage, from_json(storage.read_bytes(place))))
         except FileNotFoundError:
             continue
-        except (ValueError, TypeError) as exc:
+        except ValueError as exc:
             missing.append(f"{coverage_name(table)} cannot be read: {exc}")
     return found
 

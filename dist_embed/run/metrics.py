@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Any, TypeAlias, TypeGuard
 
 from dist_embed.storage import uri as storage
+from dist_embed.storage.json_text import from_json
+from dist_embed.storage.local_file import named, regular_itself
 from dist_embed.storage.temporary import temporary_folder
 
 METRICS_NAME = "metrics.jsonl"
@@ -55,7 +57,8 @@ class MetricsLog:
         ]
         path = self._folder / METRICS_NAME
         storage.write_text(str(path), "".join(f"{line}\n" for line in kept))
-        self._file = path.open("a")
+        self._path = path
+        self._file = open(path, "a", opener=regular_itself)  # noqa: SIM115
         self._tensorboard = SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=after_step + 1, flush_secs=30
         )
@@ -86,8 +89,11 @@ class MetricsLog:
             line[SAMPLES] = [dict(sample) for sample in samples]
         if neighbors:
             line[NEIGHBORS] = {word: list(near) for word, near in neighbors.items()}
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n")
-        self._file.flush()
+        with named(self._path):
+            self._file.write(
+                json.dumps({"step": step, "time": round(time.time(), 3), **line}) + "\n"
+            )
+            self._file.flush()
         for name, value in known.items():
             if not isinstance(value, list):
                 self._tensorboard.add_scalar(name, value, step)
@@ -142,7 +148,7 @@ def sound_metrics(run_uri: str) -> tuple[list[dict[str, Any]], int]:
     lines, damaged = [], 0
     for number, text in enumerate(texts, start=1):
         try:
-            line = json.loads(text)
+            line = from_json(text)
         except ValueError:  # of bytes that are no UTF-8 too
             line = None
         step = line.get("step") if isinstance(line, dict) else None

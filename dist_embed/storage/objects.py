@@ -35,6 +35,7 @@ from dist_embed.storage.calls import (
     put_whole,
 )
 from dist_embed.storage.clients import filesystem
+from dist_embed.storage.local_file import named
 from dist_embed.storage.retry import RETRY_SECONDS, retried
 from dist_embed.storage.uri import join, make_folder, modified, sync_folder
 
@@ -361,7 +362,7 @@ def _create_local(path: Path, data: bytes) -> None:
         return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        with open(handle, "wb") as file:
+        with named(path), open(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(handle)

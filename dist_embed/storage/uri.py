@@ -27,6 +27,7 @@ from dist_embed.arguments import path_as_text
 from dist_embed.errors import StorageError, UserError
 from dist_embed.storage import calls
 from dist_embed.storage.clients import filesystem
+from dist_embed.storage.local_file import named, regular
 from dist_embed.storage.retry import retried
 from dist_embed.storage.temporary import temporary_folder
 
@@ -177,14 +178,24 @@ def sha256_of(uri: str) -> str:
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError, or StoreUnavailable from an object store."""
     fs, path = filesystem(uri, retries=False)
-    if isinstance(fs, LocalFileSystem):  # fsspec seeks, which a pipe does not let it: /dev/stdin
-        return Path(path).read_bytes()
+    if isinstance(fs, LocalFileSystem):
+        with open(path, "rb", opener=regular) as file:
+            return file.read()
     return _called(fs, "read", uri, lambda: calls.cat_whole(fs, path))
+
+
+def read_given_text(uri: str) -> str:
+    """Like `read_text`, of a file that a user has named: it may be a pipe, as /dev/stdin."""
+    return local_path(uri).read_bytes().decode() if is_local(uri) else read_text(uri)
 
 
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Bytes ``start`` to ``end`` of a file; fewer where it ends before. Raises as `read_bytes`."""
     fs, path = filesystem(uri, retries=False)
+    if isinstance(fs, LocalFileSystem):
+        with open(path, "rb", opener=regular) as file:
+            file.seek(start)
+            return file.read(max(0, end - start))
     return _called(fs, "read", uri, lambda: calls.cat_range(fs, path, start, end))
 
 
@@ -199,12 +210,14 @@ def open_file(uri: str, mode: str = "rb", *, read_ahead: bool = True) -> IO[byte
     With ``read_ahead`` a store's client fetches more than was asked for, s3fs 50 MiB more.
     """
     fs, path = filesystem(uri)
-    if "w" in mode and isinstance(fs, LocalFileSystem):
-        make_folder(Path(path).parent)
-    elif "w" in mode:
+    if isinstance(fs, LocalFileSystem):
+        if "w" in mode:
+            make_folder(Path(path).parent)
+        return open(path, mode, opener=regular)
+    if "w" in mode:
         _called(fs, "write", uri, lambda: calls.make_parents(fs, path))
     handle: IO[bytes]
-    if not (read_ahead or isinstance(fs, LocalFileSystem)):
+    if not read_ahead:
         with suppress(TypeError):  # not all file systems have a cache that can be chosen
             handle = _called(fs, "open", uri, lambda: fs.open(path, mode, cache_type="none"))
             return handle
@@ -216,13 +229,14 @@ def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file so that a reader sees all of it or nothing.
 
     Where files are opened, by writing beside it and renaming, locally after an fsync; an object
-    store's put has the property already.
+    store's put has the property already. For files of our own: a link in such a one's place is
+    replaced, what it leads to is not.
     """
     fs, path = filesystem(uri, retries=False)
     if not isinstance(fs, LocalFileSystem):
         _put(fs, uri, path, lambda where: fs.pipe_file(where, data))
         return
-    with whole_file(uri) as file:
+    with whole_file(uri, follow=False) as file:
         file.write(data)
 
 
@@ -239,13 +253,14 @@ def _put(fs: fsspec.AbstractFileSystem, uri: str, path: str, put: Callable[[str]
 
 
 @contextmanager
-def whole_file(uri: str) -> Iterator[IO[bytes]]:
+def whole_file(uri: str, *, follow: bool = True) -> Iterator[IO[bytes]]:
     """A file to write in pieces, which appears under its name when the block has ended well.
 
     It replaces one of that name, and leaves it as it was after an error. It has a file number that
     may be read from, too: what goes to a store is a temporary file here until it is whole. As when
     it is written in place, a local file that is there keeps its mode, a new one has what the umask
-    leaves, and a link goes on leading to what is written.
+    leaves, and a link goes on leading to what is written; without ``follow`` the link itself is
+    replaced.
     """
     fs, path = filesystem(uri, retries=False)
     if not isinstance(fs, LocalFileSystem):
@@ -258,17 +273,19 @@ def whole_file(uri: str) -> Iterator[IO[bytes]]:
     mode: int | None = None
     # Before a link is read: the system may refuse to follow it (fs.protected_symlinks).
     with suppress(FileNotFoundError, NotADirectoryError):
-        mode = os.stat(path).st_mode
+        mode = os.stat(path, follow_symlinks=follow).st_mode
+    if mode is not None and stat.S_ISLNK(mode):
+        mode = None
     if mode is not None and not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "not a regular file; a whole file can only replace one", path)
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(path) if follow else path)
     make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.{secrets.token_urlsafe(6)}")
     # Not by mkstemp: the umask and a folder's default rights are for the system to apply.
     at_first = 0o666 if mode is None else 0o600
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, at_first)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with named(target), os.fdopen(handle, "wb") as file:
             if mode is not None:
                 os.fchmod(handle, stat.S_IMODE(mode))
             yield file
@@ -325,6 +342,12 @@ def check_writable(folder_uri: str, name: str) -> None:
 def write_text(uri: str, text: str) -> None:
     """Like `write_bytes`, UTF-8."""
     write_bytes(uri, text.encode())
+
+
+def write_given_text(uri: str, text: str) -> None:
+    """Like `write_text`, into a file that a user has named: a link goes on leading to it."""
+    with whole_file(uri) as file:
+        file.write(text.encode())
 
 
 def sync_folder(folder: Path) -> None:

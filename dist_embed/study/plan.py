@@ -48,7 +48,7 @@ def load_study(path: str | PathLike[str]) -> Study:
     """Read and check a study's file. Raises UserError."""
     path = storage.given(path, "study")
     try:
-        loaded = OmegaConf.create(storage.read_text(path))
+        loaded = OmegaConf.create(storage.read_given_text(path))
         values: Any = OmegaConf.to_container(loaded, resolve=True)  # ${oc.env:NAME}
     except (OSError, UserError, ValueError, yaml.YAMLError, OmegaConfBaseException,
             AssertionError) as exc:  # fmt: skip

@@ -19,6 +19,7 @@ from dist_embed.errors import DistEmbedError, RunStopped, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.device import device_name
 from dist_embed.storage import uri as storage
+from dist_embed.storage.json_text import from_json
 from dist_embed.storage.parquet import ParquetError
 from dist_embed.study import unchanged
 from dist_embed.study.estimate import Estimate, Planner
@@ -212,8 +213,13 @@ def _check_folder(study: Study) -> None:
 
 
 def _read(uri: str) -> dict[str, Any] | None:
+    """A file of a study's folder; None where there is none. Raises UserError: it is damaged."""
     try:
-        values: dict[str, Any] = json.loads(storage.read_text(uri))
+        values = from_json(storage.read_bytes(uri))
+        if not isinstance(values, dict):
+            raise ValueError("no mapping")
     except FileNotFoundError:
         return None
+    except ValueError as exc:
+        raise UserError(f"{uri} is damaged ({exc}): remove it, and its run is made anew") from exc
     return values

@@ -40,7 +40,8 @@ def with_kept_samples(
         scalars.pop("num_samples", None)  # of a run that was told to go on with a number
         return config
     today = samples_of_a_step(config, num_words)
-    samples = int(scalars.setdefault("num_samples", today))
+    kept = scalars.get("num_samples")
+    samples = scalars["num_samples"] = kept if type(kept) is int and kept > 0 else today
     if samples != today:
         say(f"model.num_samples=auto: {samples:,} negatives a step, as the run began")
     return config.model_copy(

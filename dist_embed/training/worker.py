@@ -11,7 +11,7 @@ import torch
 
 from dist_embed.config.schema import Config
 from dist_embed.observe.events import Emit, Reporter, silent_reporter
-from dist_embed.observe.quiet import redirect_output, worker_log_folder
+from dist_embed.observe.quiet import redirect_output, worker_log
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.device import resolve_device
@@ -48,7 +48,7 @@ def run_worker(task: Task[R], config: Config, emit: Emit) -> R:
     # It takes seconds: not while others wait. Under torchrun the process may be somebody's.
     with collector_off(freeze=not under_torchrun()):
         do = task.function()
-    log = worker_log_folder(config.run.uri) / f"worker-{os.environ.get('RANK', '0')}.log"
+    log = worker_log(config.run.uri, int(os.environ.get("RANK", "0")), trains=task.trains)
     redirect_output(log)
     torch.set_num_threads(threads_per_worker(config))
     keep_freed_memory()
@@ -60,4 +60,7 @@ def run_worker(task: Task[R], config: Config, emit: Emit) -> R:
         hangs_named(group, config.cluster.hang_seconds, Reporter(emit).line),
     ):
         reporter = Reporter(emit) if group.is_first else silent_reporter()
+        in_run = worker_log(config.run.uri, group.rank, trains=True)
+        if log != in_run:
+            reporter.line(f"logs go to {log.parent}, for {in_run} cannot be written")
         return do(Context(config, group, reporter))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import struct
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from dist_embed.storage.compressed import READ_ERRORS
+from dist_embed.storage.json_text import from_json
 from dist_embed.vectors.file import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
@@ -145,7 +145,7 @@ def _safetensors_matrix(file: IO[bytes], uri: str, wanted: str | None) -> _Matri
     try:
         if size > _MAX_HEADER_BYTES:
             raise ValueError("no header")
-        header = json.loads(read_up_to(file, size, uri))
+        header = from_json(read_up_to(file, size, uri))
         header.pop("__metadata__", None)
         matrices = {
             name: entry

@@ -21,7 +21,8 @@ def test_a_folder_of_temporary_files_that_is_too_long_for_a_socket_is_named(tmp_
     folder.mkdir()
     code = (
         "import tempfile\n"
-        f"tempfile.tempdir = {str(folder)!r}\n"
+        "import os\n"
+        f"os.environ['TMPDIR'] = tempfile.tempdir = {str(folder)!r}\n"
         "from dist_embed.cluster.fork_server import worker_context\n"
         "from dist_embed.errors import UserError\n"
         "try:\n"
@@ -33,7 +34,7 @@ def test_a_folder_of_temporary_files_that_is_too_long_for_a_socket_is_named(tmp_
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
         check=True,
     ).stdout  # fmt: skip
-    assert f"TMPDIR: {str(folder)!r} is too long" in said
+    assert f"TMPDIR: {str(folder)!r} is too long for a socket" in said
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from dist_embed.config.paths import with_absolute_paths
 from dist_embed.embedding.memory import CUDA_PROCESS_BYTES, GIB, READING_BYTES, tokenizer_bytes
 from dist_embed.errors import UserError
 from dist_embed.model.settings import ModelSection
-from dist_embed.observe.quiet import worker_log_folder
+from dist_embed.observe.quiet import worker_log
 from dist_embed.training.needs import dense_parameters
 from dist_embed.training.tasks import Evaluate, Task, Train
 
@@ -120,9 +120,11 @@ def test_folders_on_a_cluster_are_the_same_for_all_nodes(key: str) -> None:
 
 
 def test_logs_of_a_run_at_a_url_lie_on_the_workers_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert worker_log_folder("/runs/one") == Path("/runs/one/logs")
+    assert worker_log("/runs/one", 3, trains=True) == Path("/runs/one/logs/worker-3.log")
     monkeypatch.setattr("tempfile.tempdir", "/scratch")
-    one, other = (worker_log_folder(f"s3://bucket/{name}") for name in ("one", "other"))
+    one, other = (
+        worker_log(f"s3://bucket/{name}", 0, trains=True).parent for name in ("one", "other")
+    )
     assert one != other
     assert one.parent == other.parent == Path(f"/scratch/dist_embed-{os.getuid()}")
 

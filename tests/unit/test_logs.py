@@ -16,7 +16,7 @@ from dist_embed.observe.quiet import (
     open_log,
     quiet_screen,
     redirect_output,
-    worker_log_folder,
+    worker_log,
 )
 
 
@@ -25,7 +25,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The log of a run at a URL, in a new folder of temporary files."""
     (tmp_path / "shared").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "shared"))
-    return worker_log_folder("s3://bucket/run") / "worker-0.log"
+    return worker_log("s3://bucket/run", 0, trains=True)
 
 
 def write(log: Path, text: bytes) -> None:
@@ -119,8 +119,56 @@ def test_links_in_the_folder_of_a_local_run_are_its_users(tmp_path: Path) -> Non
     (tmp_path / "scratch").mkdir()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "logs").symlink_to(tmp_path / "scratch")
-    write(worker_log_folder(str(tmp_path / "run")) / "worker-0.log", b"text")
+    write(worker_log(str(tmp_path / "run"), 0, trains=True), b"text")
     assert (tmp_path / "scratch" / "worker-0.log").read_bytes() == b"text"
+
+
+IN_PLACE: dict[str, Callable[[Path, Path], None]] = {
+    "a link": lambda path, victim: path.symlink_to(victim),
+    "a link to nothing": lambda path, victim: path.symlink_to(victim.with_name("new")),
+    "a pipe": lambda path, victim: os.mkfifo(path),
+    "a folder": lambda path, victim: path.mkdir(),
+}
+
+
+@pytest.mark.parametrize("put", list(IN_PLACE))
+def test_what_lies_in_place_of_a_runs_log_is_not_written_to(
+    log: Path, tmp_path: Path, put: str
+) -> None:
+    """A training says so, what only reads a run writes its log elsewhere."""
+    run, victim = tmp_path / "run", tmp_path / "victims" / "victim"
+    victim.parent.mkdir()
+    victim.write_bytes(b"secret")
+    (run / "logs").mkdir(parents=True)
+    IN_PLACE[put](run / "logs" / "worker-0.log", victim)
+    ours = worker_log(str(run), 0, trains=True)
+    said = "a link, not written through|not a regular file|Is a directory"
+    with pytest.raises(OSError, match=f"({said}).*'{ours}'"):
+        open_log(ours)
+    elsewhere = worker_log(str(run), 0, trains=False)
+    assert elsewhere.parent.parent == log.parent.parent
+    write(elsewhere, b"text")
+    assert victim.read_bytes() == b"secret"
+    assert os.listdir(victim.parent) == [victim.name]
+    assert worker_log(str(run), 1, trains=False) == run / "logs" / "worker-1.log"
+
+
+@pytest.mark.parametrize("what", ["run", "logs", "worker-0.log"])
+def test_who_only_reads_a_run_and_may_not_write_there_has_the_log_elsewhere(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Another user, or on a read-only disk: `os.access` knows."""
+    run = tmp_path / "run"
+    folder = run if what == "run" else run / "logs"
+    folder.mkdir(parents=True)
+    if what == "worker-0.log":
+        write(folder / what, b"theirs")
+    place = folder / what if what == "worker-0.log" else folder
+    access = os.access
+    assert worker_log(str(run), 0, trains=False) == run / "logs" / "worker-0.log"
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != place and access(path, mode))
+    assert worker_log(str(run), 0, trains=False).parent.parent == log.parent.parent
+    assert worker_log(str(run), 0, trains=True) == run / "logs" / "worker-0.log"
 
 
 def test_only_errors_of_third_parties_are_shown(

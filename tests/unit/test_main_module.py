@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,24 @@ def test_processes_of_a_preparation_do_not_run_a_script_again(given: str, tmp_pa
         timeout=60, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "script\n3\n"), done.stderr
+
+
+def test_processes_of_a_preparation_import_what_their_caller_does(tmp_path: Path) -> None:
+    """Nothing of the working folder, whatever it is called there; but a module of the script's."""
+    names = ("socket", "queue", "random", "numpy", "struct", "signal", "tokenizers", "dist_embed")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('of the working folder')\n")
+    script = tmp_path / "elsewhere" / "script.py"
+    script.parent.mkdir()
+    (script.parent / "mine.py").write_text("def double(text): return 2 * text\n")
+    script.write_text(SCRIPT.replace("len,", "__import__('mine').double,"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("PYTHONSAFEPATH", None)
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "script\nabcabc\n"), done.stderr
 
 
 def test_a_main_module_is_imported_again_outside_of_the_block(

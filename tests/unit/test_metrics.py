@@ -6,6 +6,8 @@ import os
 import struct
 import time
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -198,3 +200,21 @@ def test_every_line_is_valid_json(tmp_path: Path, value: float) -> None:
         raise ValueError(f"not JSON: {word}")
 
     json.loads((tmp_path / METRICS_NAME).read_text(), parse_constant=refuse)
+
+
+def test_a_metrics_file_without_room_is_named(
+    tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    log = MetricsLog(str(tmp_path), 0)
+    with pytest.raises(OSError, match=f"File too large: '{tmp_path}/metrics.jsonl'"), full_disk():
+        log.write(1, loss=1.0, sizes=[1.0] * 1000)
+
+
+def test_metrics_do_not_go_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text('{"step": 1}\n')
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").symlink_to("../victim")
+    with MetricsLog(str(tmp_path / "run"), 5) as log:
+        log.write(6, loss=1.0)
+    assert (tmp_path / "victim").read_text() == '{"step": 1}\n'
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2

@@ -20,6 +20,7 @@ import pytest
 
 from dist_embed.cluster import ray_head
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
+from dist_embed.errors import UserError
 from dist_embed.parallel import stop
 from tests.left_behind import living
 
@@ -36,6 +37,8 @@ def init(**settings):
         raise RuntimeError("no room for the store")
     if settings["num_cpus"] == 14:
         import time; time.sleep(1000)
+    if settings["num_cpus"] == 15:
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes: /a/long/one/ray/session")
     assert settings["address"] == "local" and settings["include_dashboard"] is False
     assert settings["log_to_driver"] is False and settings["logging_level"] == 40  # errors
     return types.SimpleNamespace(address_info={"gcs_address": f"here:{settings['num_cpus']}"})
@@ -96,6 +99,30 @@ def test_why_it_could_not_be_started_is_told(child: Path) -> None:
     with pytest.raises(HeadFailed, match="RuntimeError: no room for the store"), own_ray(13):
         pass
     assert ended(child)
+
+
+def test_a_folder_that_is_too_long_for_its_sockets_is_named(
+    child: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", "/a/long/one")
+    with pytest.raises(UserError, match="RAY_TMPDIR: '/a/long/one' is too long"), own_ray(15):
+        pass
+    monkeypatch.delenv("RAY_TMPDIR")
+    with pytest.raises(UserError, match=r"TMPDIR: '.+' is too long for a socket"), own_ray(15):
+        pass
+
+
+def test_it_imports_nothing_from_the_working_folder(
+    child: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "working"
+    folder.mkdir()
+    for name in ("queue", "ray", "socket", "dist_embed"):
+        (folder / f"{name}.py").write_text("raise SystemExit('of the working folder')\n")
+    monkeypatch.chdir(folder)
+    with own_ray(3) as address:
+        assert address == "here:3"
+    assert "PYTHONSAFEPATH" not in os.environ
 
 
 def test_an_interrupted_start_leaves_nothing(child: Path) -> None:
@@ -188,7 +215,8 @@ def test_a_session_is_ended_where_its_head_was_ended_from_outside(
         assert not head.stdin.closed
     assert head.stdin.closed
     assert head.killed == ([head.pid] if code else [])
-    assert head.asked["command"][1:] == ["-m", "dist_embed.cluster.ray_head", "5"]
+    assert head.asked["command"][1] == "-c"
+    assert head.asked["command"][-1] == "5"
     assert head.asked["start_new_session"]
     head = Head(monkeypatch, b"", code)
     with pytest.raises(HeadFailed, match=f"exit code {code}"), own_ray(5):

@@ -6,10 +6,12 @@ import atexit
 import inspect
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
@@ -48,6 +50,23 @@ FAILURE = {
 }  # fmt: skip
 BROKEN = FAILURE | {"is_cause": False}
 FOR_GOOD = FAILURE | {"is_passing": False}
+
+
+def test_workers_look_for_modules_where_this_process_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not in the working folder, which Ray adds (2.60, worker.py:connect)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["/ours", *sys.path])
+    job = ray_train._Job()
+    job._py_driver_sys_path.extend(["/ours", os.path.abspath(os.curdir)])
+    job._serialize()
+    assert list(job._get_proto_job_config().py_driver_sys_path) == ["/ours"]
+    monkeypatch.setattr(sys, "path", ["", *sys.path])  # of an interactive Python
+    job = ray_train._Job()
+    job._py_driver_sys_path.append(str(tmp_path))
+    job._serialize()
+    assert list(job._get_proto_job_config().py_driver_sys_path) == [str(tmp_path)]
 
 
 @pytest.fixture(autouse=True)

@@ -6,9 +6,12 @@ import gzip
 import io
 import lzma
 import os
+import socket
 import uuid
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +24,9 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from dist_embed.data.proof import copy_proven
+from dist_embed.data.scratch import write_scratch
+from dist_embed.data.word_table import write_words
 from dist_embed.errors import StorageError, UserError
 from dist_embed.observe.quiet import open_log
 from dist_embed.passwords import masked, password_in
@@ -127,8 +133,11 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "null").symlink_to(os.devnull)
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "null", "folder"):
-        with pytest.raises(OSError, match=f"not a regular file.*{name}"):
-            storage.write_bytes(str(tmp_path / name), b"x")
+        with (
+            pytest.raises(OSError, match=f"not a regular file.*{name}"),
+            storage.whole_file(str(tmp_path / name)),
+        ):
+            pass
     assert sorted(os.listdir(tmp_path)) == ["folder", "null", "pipe"]
 
 
@@ -180,7 +189,7 @@ def test_a_link_goes_on_leading_to_what_is_written(tmp_path: Path) -> None:
     for name, target in links.items():
         link = tmp_path / "links" / name
         link.symlink_to(target)
-        storage.write_text(str(link), name)
+        storage.write_given_text(str(link), name)
         assert os.readlink(link) == target
         assert link.read_text() == name
     assert (tmp_path / "there").read_text() == "twice"
@@ -188,8 +197,65 @@ def test_a_link_goes_on_leading_to_what_is_written(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["links", "new", "there"]
     (tmp_path / "round").symlink_to("round")
     with pytest.raises(OSError, match=f"symbolic links.*'{tmp_path}/round'"):
-        storage.write_bytes(str(tmp_path / "round"), b"x")
+        storage.write_given_text(str(tmp_path / "round"), "x")
     assert (tmp_path / "round").is_symlink()
+
+
+def test_a_link_in_place_of_a_file_of_our_own_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_bytes(b"secret")
+    (tmp_path / "run").mkdir()
+    for name, target in {"file": "../victim", "nothing": "../new", "round": "round"}.items():
+        link = tmp_path / "run" / name
+        link.symlink_to(target)
+        storage.write_bytes(str(link), b"ours")
+        assert not link.is_symlink()
+        assert link.read_bytes() == b"ours"
+    copy_proven(str(tmp_path / "run/file"), str(tmp_path / "run/copy"), None, "")
+    assert (tmp_path / "victim").read_bytes() == b"secret"
+    assert sorted(os.listdir(tmp_path)) == ["run", "victim"]
+
+
+def test_nothing_but_a_regular_file_is_read(tmp_path: Path) -> None:
+    """A named pipe would be waited for, a device has no end."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "socket"))
+    reads: list[Callable[[str], object]] = [
+        storage.read_bytes, storage.sha256_of, storage.open_file,
+        lambda uri: storage.read_range(uri, 0, 5),
+    ]  # fmt: skip
+    for name in ("pipe", "zero", "socket"):
+        for read in reads:
+            with pytest.raises(OSError, match=f"not a regular file: '{tmp_path}/{name}'"):
+                read(str(tmp_path / name))
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        storage.read_bytes(str(tmp_path))
+
+
+def test_a_file_that_a_user_has_named_may_be_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as other:
+        other.submit((tmp_path / "pipe").write_text, "Grüße")
+        assert storage.read_given_text(str(tmp_path / "pipe")) == "Grüße"
+
+
+def test_a_write_that_has_no_room_names_the_file(
+    tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]
+) -> None:
+    path, much = tmp_path / "file", b"x" * 1000
+    store = ObjectStore(str(tmp_path))
+    writes: list[Callable[[], object]] = [
+        lambda: storage.write_bytes(str(path), much),
+        lambda: write_scratch(str(path), much),
+        lambda: store.put("file", [much]),
+        lambda: store.create("file", much),
+        lambda: write_words(str(path), pa.array(["a" * 1000], pa.large_string())),
+    ]  # fmt: skip
+    for write in writes:
+        path.unlink(missing_ok=True)
+        with pytest.raises(OSError, match=f"File too large: '{path}'"), full_disk():
+            write()
 
 
 def test_unknown_protocol_is_named() -> None:
@@ -322,7 +388,11 @@ def test_a_call_of_a_store_is_repeated_and_one_of_a_disk_is_not(
     failing[:] = [OSError(errno.EBUSY, "busy")] * 2
     LOOKS[method](uri)
     assert failing == []
-    if method not in ("cat_file", "pipe_file"):  # a local file is read and written in other ways
+    if method not in (
+        "cat_file",
+        "pipe_file",
+        "open",
+    ):  # a local file goes other ways
         (tmp_path / "x").write_bytes(b"1")
         failing[:] = [OSError(errno.EIO, "bad block")]
         with pytest.raises(OSError, match="bad block"):

@@ -126,7 +126,7 @@ def test_what_a_worker_imports_is_never_walked_again_but_in_somebody_s_process(
 
     monkeypatch.setattr(worker, "collector_off", off)
     monkeypatch.setattr(worker, "under_torchrun", lambda: torchrun)
-    monkeypatch.setattr(worker, "worker_log_folder", lambda uri: 1 / 0)  # far enough
+    monkeypatch.setattr(worker, "worker_log", lambda *_, **__: 1 / 0)  # far enough
     with pytest.raises(ZeroDivisionError):
         worker.run_worker(Ends(), config_of(), lambda event: None)
     assert frozen == [not torchrun]
