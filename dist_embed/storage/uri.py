@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -64,18 +64,29 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
     calls themselves, and whose limit its tries would stretch. Raises StorageError.
     """
     options: dict[str, Any] = {}
-    is_s3 = uri.startswith(("s3://", "s3a://"))
+    archive = archive_of(uri)
+    is_s3 = archive.startswith(("s3://", "s3a://"))
     if is_s3:
         options["config_kwargs"] = dict(_S3_CONFIG)
         if not retries:
             options["config_kwargs"]["retries"] = {"total_max_attempts": 1}
+        if archive != uri:
+            options = {archive.partition("://")[0]: options}
     try:
         fs, path = url_to_fs(uri, **options)
     except (ImportError, ValueError) as exc:
         raise StorageError(f"cannot open {uri!r}: {missing_package(exc) or exc}") from exc
-    if is_s3 and not retries:
+    if is_s3 and not retries and archive == uri:
         fs.retries = 1
     return fs, path
+
+
+def archive_of(uri: str) -> str:
+    """Where a file lies that is named as fsspec names one in an archive, ``zip://NAME::ARCHIVE``;
+    of others ``uri`` itself.
+    """
+    inside, _, archive = uri.rpartition("::")
+    return archive if "://" in inside else uri
 
 
 def join(uri: str, *parts: str) -> str:
@@ -129,6 +140,9 @@ def absolute(uri: str) -> str:
     """``uri`` without a slash at its end, made absolute where it is a relative local path: workers
     may stand elsewhere.
     """
+    archive = archive_of(uri)
+    if archive != uri:
+        return uri.removesuffix(archive) + absolute(archive)
     if "://" in uri or not is_local(uri):
         return uri if uri.endswith("://") else uri.rstrip("/")
     return os.path.abspath(os.path.expanduser(uri))
@@ -225,9 +239,16 @@ def open_file(uri: str, mode: str = "rb", *, read_ahead: bool = True) -> IO[byte
     if not (read_ahead or isinstance(fs, LocalFileSystem)):
         with suppress(TypeError):  # not all file systems have a cache that can be chosen
             handle = _called(fs, "open", uri, lambda: fs.open(path, mode, cache_type="none"))
-            return handle
+            return _kept_open(handle, fs, uri)
     handle = _called(fs, "open", uri, lambda: fs.open(path, mode))
-    return handle
+    return _kept_open(handle, fs, uri)
+
+
+def _kept_open(handle: Any, fs: fsspec.AbstractFileSystem, uri: str) -> IO[bytes]:
+    """An archive closes what is open of it as soon as nobody has it (fsspec 2026.9.0, zip.py)."""
+    if archive_of(uri) != uri:
+        handle.archive = fs
+    return cast(IO[bytes], handle)
 
 
 def write_bytes(uri: str, data: bytes) -> None:

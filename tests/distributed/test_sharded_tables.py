@@ -25,12 +25,13 @@ from dist_embed.parallel.group import Group
 from tests.distributed.pool import RemoteError, WorkerPool
 
 RATE, OWN_RATE, EPS, SEED, STEPS = 0.1, 0.02, 1e-8, 5, 4
-# Three widths; one table with two features, one with fewer rows than workers.
+# Three widths, of which the kernels pad two; one table with two features, one with fewer rows than
+# workers.
 TABLES = {
-    "user": Table(13, 8),
+    "user": Table(13, 7),
     "item": Table(9, 4, learning_rate=OWN_RATE),
-    "word": Table(17, 8, features=("read", "written"), initial_scale=0.5),
-    "tag": Table(2, 12),
+    "word": Table(17, 7, features=("read", "written"), initial_scale=0.5),
+    "tag": Table(2, 10),
 }
 FEATURES = {"user": "user", "item": "item", "read": "word", "written": "word", "tag": "tag"}
 Values = dict[str, Tensor]
@@ -49,7 +50,7 @@ def ids_of(step: int) -> dict[str, Tensor]:
 def loss_of(vectors: Values) -> Tensor:
     """Sum over examples of something in which every feature has a part."""
     draw = torch.Generator().manual_seed(99)
-    to_word, to_user = torch.randn(4, 8, generator=draw), torch.randn(12, 8, generator=draw)
+    to_word, to_user = torch.randn(4, 7, generator=draw), torch.randn(10, 7, generator=draw)
     score = vectors["user"] * vectors["read"] + (vectors["item"] @ to_word) * vectors["written"]
     score = score + (vectors["tag"] @ to_user) * vectors["user"]
     return functional.softplus(-score.sum(1)).sum()

@@ -266,7 +266,7 @@ def test_a_malformed_override_is_quoted(tmp_path: Path, override: str) -> None:
     [
         (["model.heads=3"], ["model.heads: 3", "model.width=128"]),
         (["model.width=9", "model.heads=3"], ["model.width: 9", "even"]),
-        (["embedding.width=30"], ["embedding.width: 30", "multiple of 4", "32"]),
+        (["embedding.width=0"], ["embedding.width", "0"]),
         (["model.share_embeddings=all", "tokenizer.shared=false"],
          ["model.share_embeddings: 'all'", "tokenizer.shared=false"]),
         (["model.logits_block_mib=large"], ["model.logits_block_mib", "auto"]),

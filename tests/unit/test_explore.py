@@ -778,7 +778,7 @@ def test_labels_overlap_where_their_boxes_do() -> None:
 
 def test_projector_files_have_a_line_for_each_word() -> None:
     files = projector_files(["a", "b"], np.array([3, 1]), torch.tensor([[1.0, 0.5], [2, 3]]), "x")
-    assert files["vectors.tsv"] == "1\t0.5\n2\t3\n"
+    assert files["vectors.tsv"] == "1.0\t0.5\n2.0\t3.0\n"
     assert files["metadata.tsv"] == "word\tcount\na\t3\nb\t1\n"
     assert files["projector_config.pbtxt"] == (
         'embeddings {\n  tensor_name: "x"\n  metadata_path: "metadata.tsv"\n'

@@ -386,6 +386,10 @@ def test_a_file_is_decompressed_by_its_ending(folder: str, name: str) -> None:
     assert is_compressed(uri) is (name in PACKED)
     with open_decompressed(uri) as file:
         assert file.read(4) + file.read() == content
+    plain = storage.join(folder, "plain")
+    storage.write_bytes(plain, stored)
+    with open_decompressed(plain, Path(name).suffix if name in PACKED else "") as file:
+        assert file.read() == content
 
 
 @pytest.mark.parametrize("names", [(), ("folder/",), ("a", "b")])
@@ -394,7 +398,9 @@ def test_an_archive_of_any_number_of_files_but_one_is_refused(
 ) -> None:
     (tmp_path / "x.zip").write_bytes(as_zip(b"1", names))
     number = sum(not name.endswith("/") for name in names)
-    with pytest.raises(ValueError, match=f"{number} files in it; .*unpack it"):
+    with pytest.raises(
+        ValueError, match=f"{number} files in it; name one, as zip://NAME::/.*x.zip, or unpack it"
+    ):
         open_decompressed(str(tmp_path / "x.zip"))
 
 

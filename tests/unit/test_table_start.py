@@ -99,7 +99,7 @@ def test_a_row_takes_the_best_entry_and_of_equal_ones_the_first(
 @pytest.mark.parametrize(
     ("settings", "width", "said"),
     [
-        (start_from(), 3, r"source from v\.txt: its vectors have width 2, the table has 3; set "
+        (start_from(), 1, r"source from v\.txt: its vectors have width 2, the table has 1; set "
          r"embedding\.width=2"),
         (start_from(project="pca"), 3, "cannot widen vectors, from 2 to 3"),
         (start_from(missing="subword"), 2, "needs a binary fastText model"),
@@ -231,6 +231,23 @@ def test_pca_keeps_the_directions_in_which_the_vectors_found_vary_most(
     flat = (known - known.mean(0)) @ directions[:width].T
     np.testing.assert_allclose(np.abs(rows[4:9]), np.abs(flat), atol=1e-5)
     assert (coverage.entries, coverage.duplicates) == (6, 0)  # though the file was read twice
+
+
+def cosines(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    unit = vectors / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return np.asarray(unit @ unit.T)
+
+
+@pytest.mark.parametrize("width", [4, 5, 7, 50])
+@pytest.mark.parametrize("project", ["no", "random"])
+def test_widening_changes_no_length_and_no_angle(width: int, project: Any) -> None:
+    rows, *_ = filled(start_from(project=project, missing="random"), width=width)
+    np.testing.assert_allclose(cosines(rows[4:9]), cosines(VECTORS[:5]), atol=1e-6)
+    lengths = np.linalg.norm(VECTORS[:5], axis=1)
+    np.testing.assert_allclose(np.linalg.norm(rows[4:9], axis=1), lengths, rtol=1e-6)
+    if project == "no":
+        np.testing.assert_array_equal(rows[4:9, :4], VECTORS[:5].astype(np.float32))
+        assert not rows[:, 4:].any()  # other rows neither: they are spread as the vectors are
 
 
 @pytest.mark.parametrize("width", [3, 6])
