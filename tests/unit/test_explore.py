@@ -40,7 +40,6 @@ from dist_embed.explore.table import RunTable
 from dist_embed.export import embeddings as export_module
 from dist_embed.export.embeddings import EXPORT_FORMATS, export_embeddings, word_counts
 from dist_embed.export.projector import projector_files
-from dist_embed.observe.plot import without_letters
 from dist_embed.run.folder import check_tokenizer, read_run_config
 from dist_embed.storage.parquet import read_parquet
 from dist_embed.vectors.file import VectorFile
@@ -800,10 +799,6 @@ def test_a_map_is_drawn(tmp_path: Path) -> None:
     assert [word for word in words if f">{word}<" in text] == [words[0], words[29]]
 
 
-def test_words_that_a_picture_cannot_show_are_told() -> None:
-    assert without_letters(["house", "東京", "naïve", "хлеб", "हिन्दी"]) == ["東京", "हिन्दी"]
-
-
 def test_counts_of_other_data_are_not_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -998,10 +993,10 @@ def test_maps_show_the_most_frequent_words_or_those_of_a_file(
     assert page.read_text() == map_page(np.zeros((9, 2)), SOURCE[:9], vectors, described)
     lines = printed(capsys, "plot", run, "--output", str(tmp_path / "m.png"), "--method", "pca")
     assert lines[0] == f"{described}: 154 words by pca → {tmp_path}/m.png"
-    assert lines[1].startswith("1 of them, '東京' for one, have letters that the picture's font")
+    assert lines[1].startswith("1 of them, '東京' for one, have letters that no font of this")
+    assert lines[1].endswith(f"--output {tmp_path}/m.html")
     assert asked[-1][1] == "pca"
-    # Of an SVG nothing is said: it shows them.
-    assert len(printed(capsys, "plot", run, "--output", str(tmp_path / "m.svg"))) == 1
+    assert len(printed(capsys, "plot", run, "--output", str(tmp_path / "m.svg"))) == 2
     chosen = tmp_path / "words.txt"
     chosen.write_text("s7 \ns2\n\ns7\ns30\ns4\ns5\n")
     (line,) = printed(
