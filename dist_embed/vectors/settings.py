@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dist_embed.section import EXPERT, MaybeNo, Paths, Section
+from dist_embed.section import EXPERT, Later, MaybeNo, Paths, Section
 
 # `word2vec` is text with a header, as fastText's .vec is too.
 Format = Literal[
@@ -36,7 +36,7 @@ class PretrainedSection(Section):
     tensor: Annotated[str | None, EXPERT] = Field(
         None, description="`safetensors`: which tensor, where it holds more than one matrix."
     )
-    prefix: Annotated[str, EXPERT] = Field(
+    prefix: Annotated[str, Later(""), EXPERT] = Field(
         "",
         description="What the file's words of interest begin with, such as ConceptNet's `/c/en/`; "
         "they count without it, and others are passed over.",

@@ -157,8 +157,13 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     ).split("\n")
     assert len(lines) == 3
     assert all(line.startswith(str(tmp_path / "c.yaml")) for line in lines)
-    combinations = refused(tmp_path, SMALLEST, "model.heads=3", "model.share_embeddings=all", "tokenizer.shared=false").split("\n")
-    assert [line.split(":")[0] for line in combinations] == ["model.heads", "model.share_embeddings"]
+    combinations = refused(
+        tmp_path, SMALLEST, "model.heads=3", "model.share_embeddings=all", "tokenizer.shared=false"
+    ).split("\n")
+    assert [line.split(":")[0] for line in combinations] == [
+        "model.heads",
+        "model.share_embeddings",
+    ]
 
 
 def test_interpolation_follows_keys_and_the_environment(
