@@ -72,6 +72,8 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
             options["config_kwargs"]["retries"] = {"total_max_attempts": 1}
         if archive != uri:
             options = {archive.partition("://")[0]: options}
+    if uri.startswith("tar://") and archive.endswith(".tgz"):  # an ending that fsspec does not know
+        options["tar"] = {"compression": "gzip"}
     try:
         fs, path = url_to_fs(uri, **options)
     except (ImportError, ValueError) as exc:

@@ -7,11 +7,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-import numpy as np
 import pyarrow as pa
 
 from dist_embed.storage.compressed import READ_ERRORS
-from dist_embed.vectors.file import BLOCK_BYTES, BYTE_ORDER_MARK, HeldSegment, VectorFileError
+from dist_embed.vectors.file import (
+    BLOCK_BYTES,
+    BYTE_ORDER_MARK,
+    HeldSegment,
+    VectorFileError,
+    Vectors,
+)
 from dist_embed.vectors.stream import open_stream
 from dist_embed.vectors.text import parse_numbers
 from dist_embed.vectors.word_list import words_of
@@ -70,7 +75,7 @@ class NumberLines:
                     f"{self._words_uri}: more words than the {first:,} rows of {self.uri}"
                 )
 
-    def _parsed(self, lines: list[bytes], first: int) -> np.ndarray:
+    def _parsed(self, lines: list[bytes], first: int) -> Vectors:
         rows = [line.split() for line in lines]
         for place, row in enumerate(rows):
             if len(row) != self.width:

@@ -457,3 +457,22 @@ def test_lines_of_a_far_file_do_not_cost_a_block_each(
     monkeypatch.setattr(storage, "filesystem", lambda uri: (FarStore(), uri))
     with open_decompressed(f"far{ending}") as file:
         assert list(file) == lines
+
+
+def test_a_file_in_an_archive_of_s3_is_opened_with_its_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+
+    def noted(uri: str, **options: Any) -> tuple[FarStore, str]:
+        asked.append(options)
+        return FarStore(), uri
+
+    monkeypatch.setattr(storage, "url_to_fs", noted)
+    for uri in ("s3://b/v.txt", "zip://v.txt::s3://b/v.zip", "tar://v.txt::v.tgz", "zip://a::b"):
+        storage.filesystem(uri)
+    plain, chained, tar, local = asked
+    assert chained == {"s3": plain}
+    assert set(plain) == {"config_kwargs"}
+    assert (tar, local) == ({"tar": {"compression": "gzip"}}, {})
+    assert storage.archive_of("a::b") == "a::b"  # a path

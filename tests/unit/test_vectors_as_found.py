@@ -102,7 +102,12 @@ def archives(folder: Path) -> list[tuple[str, Path]]:
     with zipfile.ZipFile(found[0][1], "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("in/v.2d.txt", PLAIN)
         archive.writestr("in/v.1d.txt", b"x 1\n")
-    for mode, name in (("w", "v.tar"), ("w:gz", "v.tar.gz"), ("w:bz2", "v.tar.bz2")):
+    for mode, name in (
+        ("w", "v.tar"),
+        ("w:gz", "v.tar.gz"),
+        ("w:bz2", "v.tar.bz2"),
+        ("w:gz", "v.tgz"),
+    ):
         found.append(("tar", folder / name))
         with tarfile.open(folder / name, mode) as tar:  # type: ignore[call-overload]
             for member, content in (("in/v.2d.txt", PLAIN), ("in/v.1d.txt", b"x 1\n")):
