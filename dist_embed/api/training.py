@@ -87,7 +87,7 @@ def _trained(
         from dist_embed.cluster.stopping import stop_seconds
         from dist_embed.data.preparation import ensure_data
         from dist_embed.run.folder import check_run_folder, only_training
-        from dist_embed.training.table_settings import check_vectors
+        from dist_embed.training.vector_files import check_vectors
 
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     vocabulary_size: dict[str, int] = {}

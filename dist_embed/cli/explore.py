@@ -109,8 +109,8 @@ def _plot(arguments: argparse.Namespace) -> None:
         draw_map(arguments.output, places, words, described(table))
     print(f"{described(table)}: {len(words):,} words by {arguments.method} → {arguments.output}")
     if not arguments.output.endswith(".html") and (boxes := without_letters(words)):
-        page = Path(arguments.output).with_suffix(".html")
+        shown = Path(arguments.output).with_suffix(".html")
         print(
             f"{len(boxes):,} of them, {boxes[0]!r} for one, have letters that no font of this "
-            f"machine has, and may be boxes in the picture; a page shows them: --output {page}"
+            f"machine has, and may be boxes in the picture; a page shows them: --output {shown}"
         )

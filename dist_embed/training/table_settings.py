@@ -1,14 +1,10 @@
-"""What is configured for single tables, and whether it can be. Free of torch: the launching process
-asks.
-"""
+"""What is configured for single tables. Free of torch: the launching process asks."""
 
 from __future__ import annotations
 
 from dist_embed.config.schema import Config
 from dist_embed.embedding.settings import TableSection
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
-from dist_embed.vectors.fit import check_fit
-from dist_embed.vectors.formats import open_file_of
 
 
 def table_settings(config: Config) -> dict[str, TableSection]:
@@ -19,12 +15,3 @@ def table_settings(config: Config) -> dict[str, TableSection]:
         if settings is not None:
             found[table] = settings
     return found
-
-
-def check_vectors(config: Config) -> None:
-    """Look at the files that tables are to start from, before the work for it: whether each is
-    there, of a known format, and fits its table. Raises UserError.
-    """
-    for table, settings in table_settings(config).items():
-        if wanted := settings.pretrained:
-            check_fit(open_file_of(wanted), wanted, table=table, width=config.embedding.width)

@@ -25,7 +25,7 @@ from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.errors import UserError
 from dist_embed.export.projector import projector_files
 from dist_embed.storage import uri as storage
-from dist_embed.training.table_settings import check_vectors
+from dist_embed.training.vector_files import check_vectors
 from dist_embed.vectors import arrays, number_lines, parquet, text
 from dist_embed.vectors.fasttext_binary import MAGIC, FastTextBinary
 from dist_embed.vectors.file import VectorFileError
