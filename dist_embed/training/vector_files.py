@@ -1,6 +1,4 @@
-"""A look at the files of vectors that tables are to start from. Free of torch: the launching process
-looks.
-"""
+"""A look at the files that tables are to start from. Free of torch: the launching process looks."""
 
 from __future__ import annotations
 

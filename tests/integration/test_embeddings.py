@@ -37,7 +37,8 @@ def test_vectors_go_in_stay_frozen_and_come_out(
     start = "embedding.tables.source.pretrained"
     settings = [
         "model.share_embeddings=none", "tokenizer.shared=false", f"{start}.uri={uri}",
-        f"embedding.width={WIDTH}", f"{start}.missing=mean", "embedding.tables.source.freeze_until_step=4",
+        f"embedding.width={WIDTH}", f"{start}.missing=mean",
+        "embedding.tables.source.freeze_until_step=4",
         "embedding.tables.output.learning_rate=0.01",
     ]  # fmt: skip
     said = dist_embed("train", config, *settings, f"{start}.min_coverage=1.0", code=2)
