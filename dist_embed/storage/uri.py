@@ -249,7 +249,8 @@ def open_file(uri: str, mode: str = "rb", *, read_ahead: bool = True) -> IO[byte
 def _kept_open(handle: Any, fs: fsspec.AbstractFileSystem, uri: str) -> IO[bytes]:
     """An archive closes what is open of it as soon as nobody has it (fsspec 2026.9.0, zip.py)."""
     if archive_of(uri) != uri:
-        handle.archive = fs
+        with suppress(AttributeError):  # not all files take what they do not know
+            handle.archive = fs
     return cast(IO[bytes], handle)
 
 

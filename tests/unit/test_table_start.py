@@ -29,6 +29,7 @@ from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.training.single_tables import start_tables
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.file import HeldSegment
+from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.settings import PretrainedSection
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import ONE
@@ -167,6 +168,7 @@ def filled(
     width: int = 4,
     seed: int = 7,
     counts: NDArray[np.int64] | None = None,
+    file: Any = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], Coverage]:
     """The rows, by id, of five words of the file, two others and three hashed ones; fresh rows of
     standard deviation 1 for the same table; what was found.
@@ -179,7 +181,7 @@ def filled(
     shard = shard_of(spec.num_rows, 0, 1)
     weight = torch.full((spec.num_rows, width), torch.nan)
     start = TableStart(weight, spec, shard, ONE, tokenizer, settings, seed=seed, fresh_scale=0.25)
-    found = start.fill(Held(), counts)  # type: ignore[arg-type]
+    found = start.fill(file or Held(), counts)
     fresh = torch.empty_like(weight)
     fill_initial_rows(fresh, seed=seed, table="decoder", first_row=0, scale=1.0)
     order = spec.order.rows_of(torch.arange(spec.num_rows))
@@ -217,6 +219,24 @@ def test_as_much_must_be_found_as_is_asked_for() -> None:
     )
     with pytest.raises(UserError, match=rf"{told}\. Most .*: rare$"):
         filled(start_from(min_coverage=0.751), counts=counts)
+
+
+def test_entries_without_a_word_are_passed_over_and_counted(tmp_path: Path) -> None:
+    uri = tmp_path / "v.vec"
+    for stated in (5, 4, 1):
+        uri.write_bytes(b"%d 4\nw0 1 2 3 4\nw\xff 5 5 5 5\n 6 6 6 6\nw2 7 8 9 9\n" % stated)
+        rows, _, found = filled(start_from(), file=open_vectors(str(uri), None))
+        assert rows[[4, 6]].tolist() == [[1, 2, 3, 4], [7, 8, 9, 9]]
+        assert (found.entries, found.unreadable, found.stated) == (4, 2, stated)
+        assert "2 words are empty or not UTF-8" in found.lines()[0]
+        told = f"{uri} holds 4 vectors, which are taken; its header promises {stated}"
+        assert any(told in line for line in found.lines()) == (stated != 4)
+    for content, said in (
+        (b"1 4\n\xff 1 2 3 4\n", "none of its words is valid UTF-8"), (b"9 4\n", "holds no vectors"),
+    ):  # fmt: skip
+        uri.write_bytes(content)
+        with pytest.raises(UserError, match=rf"v\.vec: {said}"):
+            filled(start_from(), file=open_vectors(str(uri), "word2vec"))
 
 
 @pytest.mark.parametrize("at_once", [2, 4096])
