@@ -232,8 +232,9 @@ def test_entries_without_a_word_are_passed_over_and_counted(tmp_path: Path) -> N
         told = f"{uri} holds 4 vectors, which are taken; its header promises {stated}"
         assert any(told in line for line in found.lines()) == (stated != 4)
     for content, said in (
-        (b"1 4\n\xff 1 2 3 4\n", "none of its words is valid UTF-8"), (b"9 4\n", "holds no vectors"),
-    ):  # fmt: skip
+        (b"1 4\n\xff 1 2 3 4\n", "none of its words is valid UTF-8"),
+        (b"9 4\n", "holds no vectors"),
+    ):
         uri.write_bytes(content)
         with pytest.raises(UserError, match=rf"v\.vec: {said}"):
             filled(start_from(), file=open_vectors(str(uri), "word2vec"))
