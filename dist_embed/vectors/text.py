@@ -69,6 +69,10 @@ class TextVectors:
         self._tab_ends_word = 2 * sum(b"\t" in line for line in lines) > len(lines)
         if not has_header:
             self.width = _usual_width(lines, self._tab_ends_word, uri)
+            return
+        first_line = self._segment(self._first_byte, head.partition(b"\n")[0])
+        if not all(are_numbers(text.split()) for text in first_line.numbers):
+            raise first_line.first_mistake([0])
 
     def segments(self, part: int, num_parts: int) -> Iterator[_TextSegment]:
         """See `VectorFile.segments`: every ``num_parts``-th block of lines.
@@ -189,9 +193,10 @@ class _TextSegment:
                 return found
         except pa.ArrowInvalid:
             pass
-        raise self._first_mistake(chosen)
+        raise self.first_mistake(chosen)
 
-    def _first_mistake(self, chosen: Sequence[int]) -> VectorFileError:
+    def first_mistake(self, chosen: Sequence[int]) -> VectorFileError:
+        """What is wrong with the first of ``chosen`` that cannot be parsed."""
         for place in chosen:
             for text in self.numbers[place].split(b" "):
                 problem = "is not a number"
