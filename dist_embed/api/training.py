@@ -81,11 +81,13 @@ def _trained(
     if config.cluster.chosen_launcher(launcher) == "local" and not under_torchrun():
         start_ahead(config.cluster.device)  # beside the imports that follow
     with collector_off():
+        from dist_embed.checkpoint.catalogue import list_steps
         from dist_embed.cluster.launch import cluster_address, launch
         from dist_embed.cluster.preparing import executor_of
         from dist_embed.cluster.stopping import stop_seconds
         from dist_embed.data.preparation import ensure_data
         from dist_embed.run.folder import check_run_folder, only_training
+        from dist_embed.training.vector_files import check_vectors
 
     config = with_absolute_paths(config, on_cluster=bool(cluster_address(config, launcher)))
     vocabulary_size: dict[str, int] = {}
@@ -100,6 +102,8 @@ def _trained(
     with only_training(config.run.uri) if first else nullcontext():
         if first:  # the others wait for it when they join the group
             storage.check_writable(config.run.uri, "run.uri")
+            if not list_steps(config.run.uri):  # else rows come from the checkpoint
+                check_vectors(config)
             data = ensure_data(
                 config, lambda text: show({"kind": "line", "text": text}),
                 executor_at=executor_of(config, launcher),

@@ -60,7 +60,7 @@ class EveryoneReadsAll(TableStart):
                 found.counted[mine],
                 segment.vectors(found.places[mine].tolist()),
             )
-            self.count_entries(len(segment.words) if self.is_first else 0)
+            self.count_entries(len(segment.words) if self.is_first else 0, 0)
 
 
 def measure_pretrained(

@@ -93,7 +93,8 @@ def _similarity(arguments: argparse.Namespace) -> None:
 def _plot(arguments: argparse.Namespace) -> None:
     from dist_embed.explore.flat_map import draw_map, flat_map
     from dist_embed.explore.map_page import map_page
-    from dist_embed.observe.plot import ENDINGS, check_plot_path, without_letters
+    from dist_embed.observe.fonts import without_letters
+    from dist_embed.observe.plot import ENDINGS, check_plot_path
 
     check_plot_path(arguments.output, (*ENDINGS, ".html"))
     check_output(arguments.output)
@@ -107,8 +108,9 @@ def _plot(arguments: argparse.Namespace) -> None:
     else:
         draw_map(arguments.output, places, words, described(table))
     print(f"{described(table)}: {len(words):,} words by {arguments.method} → {arguments.output}")
-    if arguments.output.endswith(".png") and (boxes := without_letters(words)):
+    if not arguments.output.endswith(".html") and (boxes := without_letters(words)):
+        shown = Path(arguments.output).with_suffix(".html")
         print(
-            f"{len(boxes):,} of them, {boxes[0]!r} for one, have letters that the picture's font "
-            "lacks, and are drawn as boxes; .svg and .html show them"
+            f"{len(boxes):,} of them, {boxes[0]!r} for one, have letters that no font of this "
+            f"machine has, and may be boxes in the picture; a page shows them: --output {shown}"
         )

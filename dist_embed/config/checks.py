@@ -96,11 +96,6 @@ def _problems(config: Config) -> Iterator[str]:
         )
     if model.width % 2:
         yield f"model.width: {model.width} is not allowed: position vectors need an even width"
-    if config.embedding.width % 4:
-        yield (
-            f"embedding.width: {config.embedding.width} is not allowed: the lookup kernels need a "
-            f"multiple of 4, such as {-(-config.embedding.width // 4) * 4}"
-        )
     if model.share_embeddings == "all" and not tokenizer.shared:
         yield (
             "model.share_embeddings: 'all' is not allowed with tokenizer.shared=false: source and "

@@ -36,6 +36,7 @@ def path_of(uri: str) -> str | None:
     """The path of a ``uri`` on a file system, by its form: a store's client may be missing here.
     None: it is a store's.
     """
+    uri = storage.archive_of(uri)
     scheme, separator, path = uri.partition("://")
     if not separator:
         return uri

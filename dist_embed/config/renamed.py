@@ -64,4 +64,17 @@ def with_old_names(values: dict[str, Any]) -> dict[str, Any]:
     data = dict(values["data"])
     if data["words"] is None:
         del data["words"]
-    return values | {"checkpoint": checkpoint, "cluster": cluster, "data": data}
+    tables = values["embedding"]["tables"]
+    embedding = values["embedding"] | {
+        "tables": {side: _without_prefix(table) for side, table in tables.items()}
+    }
+    return values | {
+        "checkpoint": checkpoint, "cluster": cluster, "data": data, "embedding": embedding,
+    }  # fmt: skip
+
+
+def _without_prefix(table: dict[str, Any] | None) -> dict[str, Any] | None:
+    start = table and table["pretrained"]
+    if not table or not start or start["prefix"]:
+        return table
+    return table | {"pretrained": {key: start[key] for key in start if key != "prefix"}}

@@ -136,7 +136,8 @@ class ComposedRows:
         for places, vectors in self._file.vectors_of(parts):
             np.add.at(counts, places, 1)
             taken = vectors if basis is None else (vectors @ basis.matrix).astype(np.float32)
-            sums.index_add_(0, torch.from_numpy(places), torch.from_numpy(taken))
+            filled = sums[:, : taken.shape[1]]  # the rest of a wider table stays 0
+            filled.index_add_(0, torch.from_numpy(places), torch.from_numpy(taken))
 
     def _word(self, row: int) -> str:
         """The word whose n-grams count: the model's own spelling where it lists the word; empty

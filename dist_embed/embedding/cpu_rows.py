@@ -40,8 +40,8 @@ def adagrad(
 ) -> None:
     """Adagrad (Duchi et al. 2011): a sum for each value."""
     (sums,) = states
-    total = gradient.square().add_(sums.view_as(weight).index_select(0, rows))
-    sums.view_as(weight).index_copy_(0, rows, total)
+    total = gradient.square().add_(sums.index_select(0, rows))
+    sums.index_copy_(0, rows, total)
     weight.index_add_(0, rows, gradient / total.sqrt_().add_(eps), alpha=-rate)
 
 
@@ -65,21 +65,27 @@ class CpuRows:
 
     Args:
         kernel: whose float32 tables of one width, state and learning rate are used.
+        width: D, without padding; None: there is none.
     """
 
-    def __init__(self, kernel: SplitTableBatchedEmbeddingBagsCodegen) -> None:
+    def __init__(
+        self, kernel: SplitTableBatchedEmbeddingBagsCodegen, width: int | None = None
+    ) -> None:
         self._kernel = kernel
         self._update = UPDATES[kernel.optimizer]
         self._tables: list[Tensor] = kernel.split_embedding_weights()
         stateless = kernel.optimizer == EmbOptimType.EXACT_SGD
-        self._states: list[list[Tensor]] = (
-            [[] for _ in self._tables] if stateless else kernel.split_optimizer_states()
-        )
+        states = [[] for _ in self._tables] if stateless else kernel.split_optimizer_states()
+        self._width = self._tables[0].shape[1] if width is None else width
+        self._states: list[list[Tensor]] = [
+            [state_without_padding(state, table, self._width) for state in of_table]
+            for of_table, table in zip(states, self._tables, strict=True)
+        ]
         # Rows are no autograd leaves here; something must ask for the backward that updates them.
         self._anchor = torch.empty(0, requires_grad=True)
 
     def __call__(self, indices: Tensor, offsets: Tensor) -> Tensor:
-        """The rows of every feature, one after the other: [N, D]. Not collective.
+        """The rows of every feature, one after the other: [N, D with padding]. Not collective.
 
         Raises IndexError for a row that is not in its table.
 
@@ -113,8 +119,9 @@ class CpuRows:
 
         Args:
             parts: as they were taken.
-            gradient: [N, D] of what was taken.
+            gradient: [N, D with padding] of what was taken.
         """
+        gradient = gradient[:, : self._width]
         rate, eps = self._kernel.get_learning_rate(), self._kernel.optimizer_args.eps
         gradients = gradient.split([rows.numel() for _, rows in parts])
         for number, (weight, states) in enumerate(zip(self._tables, self._states, strict=True)):
@@ -127,7 +134,13 @@ class CpuRows:
             places = place_of.split([parts[place][1].numel() for place in own])
             for place, into in zip(own, places, strict=True):
                 summed.index_add_(0, into, gradients[place])
-            self._update(weight, states, distinct, summed, rate, eps)
+            self._update(weight[:, : self._width], states, distinct, summed, rate, eps)
+
+
+def state_without_padding(state: Tensor, weight: Tensor, width: int) -> Tensor:
+    """What FBGEMM keeps of a table's rows: [R] as it is, or [R, ``width``] of a value each."""
+    of_rows = state.numel() == len(weight)
+    return state.view(-1) if of_rows else state.view_as(weight)[:, :width]
 
 
 def no_such_row(table: str, rows: Tensor, count: int) -> IndexError:

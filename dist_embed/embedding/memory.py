@@ -71,7 +71,9 @@ def table_bytes(
     spec: TableSpec, optimizer: str, num_workers: int, weights: Weights = "fp32"
 ) -> int:
     """Bytes of one worker's shard of a table with its optimizer's state."""
-    per_row = _VALUE_BYTES[weights] * spec.width + 4 * _STATE_VALUES[optimizer](spec.width)
+    per_row = _VALUE_BYTES[weights] * spec.physical_width + 4 * _STATE_VALUES[optimizer](
+        spec.physical_width
+    )
     return per_row * shard_of(spec.num_rows, 0, num_workers).physical_rows
 
 
@@ -85,7 +87,7 @@ def host_table_bytes(
     if tier == "device":
         return 0
     whole = table_bytes(spec, optimizer, num_workers, weights)
-    if _STATE_VALUES[optimizer](spec.width) != 1:
+    if _STATE_VALUES[optimizer](spec.physical_width) != 1:
         return whole
     return whole - 4 * shard_of(spec.num_rows, 0, num_workers).physical_rows
 
@@ -94,18 +96,19 @@ def loading_in_place_bytes(
     specs: list[TableSpec], optimizer: str, num_workers: int, weights: Weights, tier: Tier | None
 ) -> int:
     """What a load into the tables themselves takes of host memory for a while: with a GPU, whose
-    tensors no file can be read into, wherever rows lie, the largest one of a worker's rows or of
-    one kind of their state; else nothing. Tensors of the dense model, all smaller, are left out.
+    tensors no file can be read into, wherever rows lie, and where rows are padded, the largest one
+    of a worker's rows or of one kind of their state; else nothing. Tensors of the dense model, all
+    smaller, are left out.
     """
     if tier is None:
-        return 0
+        specs = [spec for spec in specs if spec.width < spec.physical_width]
 
     def largest(spec: TableSpec) -> int:
-        state = 4 * min(_STATE_VALUES[optimizer](spec.width), spec.width)
-        per_row = max(_VALUE_BYTES[weights] * spec.width, state)
+        state = 4 * min(_STATE_VALUES[optimizer](spec.physical_width), spec.physical_width)
+        per_row = max(_VALUE_BYTES[weights] * spec.physical_width, state)
         return per_row * shard_of(spec.num_rows, 0, num_workers).physical_rows
 
-    return max(map(largest, specs))
+    return max(map(largest, specs), default=0)
 
 
 def tokenizer_bytes(words: int) -> int:
@@ -337,7 +340,8 @@ def host_memory(
 
 def _state_values(specs: list[TableSpec], optimizer: str, num_workers: int) -> int:
     return sum(
-        _STATE_VALUES[optimizer](spec.width) * shard_of(spec.num_rows, 0, num_workers).physical_rows
+        _STATE_VALUES[optimizer](spec.physical_width)
+        * shard_of(spec.num_rows, 0, num_workers).physical_rows
         for spec in specs
     )
 

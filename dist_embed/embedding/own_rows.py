@@ -20,7 +20,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
 )
 from torch import Tensor
 
-from dist_embed.embedding.cpu_rows import no_such_row
+from dist_embed.embedding.cpu_rows import no_such_row, state_without_padding
 
 LARGEST = 65504.0  # of float16
 # Rows are updated by parts, so that what is computed on the way takes little memory: on the CPU it
@@ -132,20 +132,25 @@ class OwnRowsKernel:
     Args:
         kernel: whose table, state and learning rate are used. It has no cache.
         num_rows: R, logical rows of the own shard.
+        width: D, without padding; None: there is none.
 
     Nothing here is collective.
     """
 
-    def __init__(self, kernel: SplitTableBatchedEmbeddingBagsCodegen, num_rows: int) -> None:
+    def __init__(
+        self,
+        kernel: SplitTableBatchedEmbeddingBagsCodegen,
+        num_rows: int,
+        width: int | None = None,
+    ) -> None:
         (weight,) = kernel.split_embedding_weights()  # a kernel with more tables raises ValueError
         stateless = kernel.optimizer == EmbOptimType.EXACT_SGD
         states = [] if stateless else kernel.split_optimizer_states()[0]
-        self.weight = weight[:num_rows]
+        self._rows = weight[:num_rows]
+        self.weight = self._rows[:, :width]
         self.step = 1  # of which the next update is, for Adam's bias correction
         self._states = [
-            (state if state.dim() == 1 and len(state) == len(weight) else state.view_as(weight))[
-                :num_rows
-            ]
+            state_without_padding(state, weight, self.weight.shape[1])[:num_rows]
             for state in states
         ]
         self._kernel = kernel
@@ -165,7 +170,7 @@ class OwnRowsKernel:
         return OwnRows(self.weight, self._gradient)
 
     def __call__(self, indices: Tensor, offsets: Tensor) -> Tensor:
-        """The rows ``indices`` [N] of the own shard: [N, D] float32.
+        """The rows ``indices`` [N] of the own shard: [N, D with padding] float32.
 
         In their backward all rows are updated, with the gradient of `begin_step` and theirs.
         """
@@ -174,9 +179,11 @@ class OwnRowsKernel:
         return rows
 
     def take(self, rows: Tensor) -> Tensor:
-        """The rows, float32: [N, D]. Raises IndexError for one that is not there (on the CPU)."""
+        """The rows, float32: [N, D with padding]. Raises IndexError for one that is not there (on
+        the CPU).
+        """
         try:
-            return self.weight.index_select(0, rows).float()
+            return self._rows.index_select(0, rows).float()
         except IndexError:
             raise no_such_row("the output layer's table", rows, len(self.weight)) from None
 
@@ -186,7 +193,7 @@ class OwnRowsKernel:
         Args:
             own: the gradient of `begin_step`; None: the table is frozen, nothing happens.
             rows: [N] that were looked up, repeated or not.
-            gradient: [N, D] their gradients, to be added.
+            gradient: [N, D with padding] their gradients, to be added.
 
         Raises:
             RuntimeError: another step has begun since: the buffer is its by now.
@@ -195,7 +202,8 @@ class OwnRowsKernel:
             return
         if own is not self._gradient:
             raise RuntimeError("rows were fetched for training again before these were updated")
-        summed = own.summed().index_add_(0, rows, gradient)
+        summed = own.summed()
+        summed.index_add_(0, rows, gradient[:, : summed.shape[1]])
         arguments = self._kernel.optimizer_args
         constants = Constants(
             self._kernel.get_learning_rate(), arguments.eps, arguments.beta1, arguments.beta2,

@@ -5,6 +5,9 @@ TorchRec have ``ceil(rows / workers)`` rows, which can leave the last worker wit
 kernel crashes on an empty shard. The physical table is therefore padded to a multiple of the number
 of workers. Padding rows are never looked up, trained, saved or counted.
 
+FBGEMM's kernels take rows of a multiple of four values. Those of another width have up to three
+zeros behind them (docs/decisions/0053-any-width.md), which nobody but the kernels sees.
+
 Nothing here imports TorchRec, which takes seconds: the launching process uses it too.
 """
 
@@ -14,6 +17,8 @@ from dataclasses import dataclass
 
 from dist_embed.embedding.row_order import RowOrder
 
+_WIDTH_STEP = 4
+
 
 @dataclass(frozen=True)
 class TableSpec:
@@ -22,6 +27,11 @@ class TableSpec:
     name: str
     num_rows: int
     width: int
+
+    @property
+    def physical_width(self) -> int:
+        """D with padding."""
+        return -(-self.width // _WIDTH_STEP) * _WIDTH_STEP
 
     @property
     def order(self) -> RowOrder:

@@ -22,7 +22,7 @@ from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, Tokenizer
 from dist_embed.embedding.composed_rows import ComposedRows
 from dist_embed.embedding.initial_values import fill_initial_rows
 from dist_embed.embedding.plan import Shard, TableSpec
-from dist_embed.embedding.projection import Basis, Moments, random_basis
+from dist_embed.embedding.projection import Basis, Moments, random_basis, widened
 from dist_embed.errors import UserError
 from dist_embed.observe.events import printable
 from dist_embed.parallel.collectives import (
@@ -35,7 +35,8 @@ from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 from dist_embed.vectors.coverage import COMPOSED, NOT_FOUND, Coverage, coverage_of
 from dist_embed.vectors.fasttext_binary import FastTextBinary
-from dist_embed.vectors.file import VectorFile, Vectors, check_count
+from dist_embed.vectors.file import VectorFile, VectorFileError, Vectors
+from dist_embed.vectors.fit import check_fit
 from dist_embed.vectors.match import VocabularyKeys, word_of
 from dist_embed.vectors.settings import PretrainedSection
 
@@ -106,7 +107,7 @@ class TableStart:
         self._numbers = np.zeros(shard.num_rows, dtype=np.int64)
         # Entries by rank and row: each pair of them stands for one way to write a word.
         self._seen = np.zeros((2 + len(settings.match), shard.num_rows), dtype=np.int32)
-        self._entries = 0
+        self._entries = self._unreadable = 0
 
     def fill(self, file: VectorFile | FastTextBinary, counts: NDArray[np.int64] | None) -> Coverage:
         """Fill every row. Collective.
@@ -122,54 +123,47 @@ class TableStart:
             UserError: the file cannot be used with this table and these settings, or knows too
                 few of its words. Rows may have been written: the run must not go on.
         """
-        self._check_settings(file)
-        keys = VocabularyKeys(self._tokenizer, self._settings.match)
+        settings = self._settings
+        check_fit(file, settings, table=self._spec.name, width=self._spec.width)
+        keys = VocabularyKeys(self._tokenizer, settings.match, settings.prefix)
         if isinstance(file, FastTextBinary):
             self._compose(file, keys)
         else:
             self._read(file, keys)
         pieces = self._drop_words_that_look_like_pieces()
-        total = self._sum([self._entries, int(np.maximum(self._seen - 1, 0).sum())])
-        if not isinstance(file, FastTextBinary):
-            check_count(file, int(total[0]))
+        duplicates = int(np.maximum(self._seen - 1, 0).sum())
+        seen = self._sum([self._entries, duplicates, self._unreadable]).tolist()
+        entries, duplicates, unreadable = map(int, seen)
+        if entries == unreadable and not isinstance(file, FastTextBinary):
+            what = "none of its words is valid UTF-8" if entries else "holds no vectors"
+            raise VectorFileError(f"{file.uri}: {what}")
         self._finish_rows(file)
-        return self._coverage(file, counts, int(total[0]), int(total[1]), pieces=pieces)
+        return self._coverage(file, counts, entries, duplicates, unreadable, pieces=pieces)
 
     def _read(self, file: VectorFile, keys: VocabularyKeys) -> None:
         """Write the vectors of the words found to their rows. Collective."""
-        basis = self._basis(file, keys) if file.width != self._spec.width else None
+        basis = self._basis(file, keys) if self._is_projected(file) else None
         entries = self.wanted(file, keys)
         done = False
         while not done:
             with all_or_none(self._group):
                 some = next(entries, None)
-                if some is not None and basis is not None:
-                    some = replace(some, vectors=basis.project(some.vectors))
+                if some is not None:
+                    vectors = (
+                        widened(some.vectors, self._spec.width)
+                        if basis is None
+                        else basis.project(some.vectors)
+                    )
+                    some = replace(some, vectors=vectors)
             done = self._deliver(some)
 
-    def _check_settings(self, file: VectorFile | FastTextBinary) -> None:
-        settings, width = self._settings, self._spec.width
-        where = f"embedding.tables: {self._spec.name} from {file.uri}"
-        if file.width != width and settings.project == "no":
-            raise UserError(
-                f"{where}: its vectors have width {file.width}, the table has {width}; set "
-                f"embedding.width={file.width}, or `project` to pca or random"
-            )
-        if settings.project == "pca" and file.width < width:
-            raise UserError(
-                f"{where}: `project: pca` cannot widen vectors, from {file.width} to {width}; set "
-                "it to random"
-            )
-        if settings.missing == "subword" and not isinstance(file, FastTextBinary):
-            raise UserError(
-                f"{where}: `missing: subword` needs a binary fastText model, which knows the parts "
-                "of words; set it to random or mean"
-            )
+    def _is_projected(self, file: VectorFile | FastTextBinary) -> bool:
+        return file.width != self._spec.width and self._settings.project != "no"
 
     def wanted(self, file: VectorFile, keys: VocabularyKeys) -> Iterator[Entries]:
         """What this worker has to deliver. Not collective."""
         for segment in file.segments(self._group.rank, self._group.num_workers):
-            self.count_entries(len(segment.words))
+            self.count_entries(len(segment.words), segment.words.count(""))
             found = keys.match(segment.words)
             chosen, of_pair = np.unique(found.places, return_inverse=True)
             vectors = segment.vectors(chosen.tolist())
@@ -181,9 +175,10 @@ class TableStart:
                 vectors[of_pair],
             )
 
-    def count_entries(self, count: int) -> None:
-        """Note entries of the file that this worker has seen."""
+    def count_entries(self, count: int, unreadable: int) -> None:
+        """Note entries of the file that this worker has seen, and those of them without a word."""
         self._entries += count
+        self._unreadable += unreadable
 
     @property
     def is_first(self) -> bool:
@@ -195,8 +190,9 @@ class TableStart:
         with all_or_none(self._group):
             others = self._settings.missing == "subword"
             model = ComposedRows(file, self._own_ids(), self._tokenizer, keys, others=others)
-            self._entries = len(file.words) if self.is_first else 0
-        basis = self._basis_of_model(model) if file.width != self._spec.width else None
+            if self.is_first:
+                self.count_entries(len(file.words), file.unreadable)
+        basis = self._basis_of_model(model) if self._is_projected(file) else None
         with all_or_none(self._group):
             found = model.write_to(self._weight, basis)
         self._ranks[found] = np.where(model.listed >= 0, model.ranks, COMPOSED)[found]
@@ -317,6 +313,7 @@ class TableStart:
         counts: NDArray[np.int64] | None,
         entries: int,
         duplicates: int,
+        unreadable: int,
         *,
         pieces: bool,
     ) -> Coverage:
@@ -332,9 +329,9 @@ class TableStart:
         with all_or_none(group):
             found = coverage_of(
                 self._tokenizer, counts, by_id, settings.match, table=self._spec.name,
-                uri=file.uri, entries=entries, duplicates=duplicates, policy=settings.missing,
-                pieces=pieces,
-                unreadable=file.unreadable if isinstance(file, FastTextBinary) else 0,
+                uri=file.uri, entries=entries, duplicates=duplicates, unreadable=unreadable,
+                stated=None if isinstance(file, FastTextBinary) else file.num_stated,
+                policy=settings.missing, pieces=pieces,
             )  # fmt: skip
             if counts is not None and found.token_share < settings.min_coverage:
                 raise UserError(
@@ -353,7 +350,7 @@ class TableStart:
             moments = Moments(file.width)
             for some in self.wanted(file, keys):
                 moments.add(some.vectors)
-        self._entries = 0
+        self._entries = self._unreadable = 0
         return moments.main_directions(self._spec.width, self._group)
 
     def _basis_of_model(self, model: ComposedRows) -> Basis:

@@ -1,4 +1,4 @@
-"""Vectors brought to the width of a table: `project: pca` and `project: random`."""
+"""Vectors brought to the width of a table: by zeros, `project: pca` and `project: random`."""
 
 from __future__ import annotations
 
@@ -70,11 +70,21 @@ class Moments:
         return Basis(mean.numpy(), stack_over_workers(directions, group)[0].cpu().numpy())
 
 
+def widened(vectors: Vectors, width: int) -> Vectors:
+    """[n, D of the file] → [n, ``width``], by zeros: lengths and angles stay as they are."""
+    return np.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))
+
+
 def random_basis(wide: int, width: int, *, seed: int) -> Basis:
-    """Normal values of variance 1 / ``width``, which keep lengths and angles on average.
+    """A random map that keeps lengths and angles: to a larger width exactly, by orthonormal rows;
+    to a smaller one on average, by normal values of variance 1 / ``width``.
 
     The same on every worker, and for every table of a run.
     """
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(wide, width, generator=generator, dtype=torch.float64)
-    return Basis(np.zeros(wide), (matrix / math.sqrt(width)).numpy())
+    if wide <= width:
+        matrix = torch.linalg.qr(matrix.T).Q.T
+    else:
+        matrix /= math.sqrt(width)
+    return Basis(np.zeros(wide), matrix.numpy())

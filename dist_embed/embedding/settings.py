@@ -46,7 +46,8 @@ class EmbeddingSection(Section):
     """The row-sharded tables."""
 
     width: PositiveInt = Field(
-        128, description="D, values per row; a multiple of 4, at most 2,048 on a GPU."
+        128,
+        description="D, values per row; at most 2,048 on a GPU. In memory it is a multiple of 4.",
     )
     optimizer: Optimizer = Field(
         "rowwise_adagrad", description="Fused into the tables' backward. `adam` needs CUDA."

@@ -173,10 +173,12 @@ class ShardedTables:
         for kernel, names in tables_of_kernels:
             if trained_whole.intersection(names):
                 (name,) = names
-                self._own[name] = OwnRowsKernel(kernel, self.shards[name].num_rows)
+                self._own[name] = OwnRowsKernel(
+                    kernel, self.shards[name].num_rows, self.specs[name].width
+                )
                 kernel.forward = self._own[name]
             elif group.device.type == "cpu":
-                kernel.forward = CpuRows(kernel)
+                kernel.forward = CpuRows(kernel, self.specs[names[0]].width)
         # They count steps for themselves, for Adam's bias correction.
         self._counting = self._kernels if optimizer == "adam" else []
         self._num_bags = bags_of_a_table(group.device.type, group.num_workers)
@@ -185,11 +187,13 @@ class ShardedTables:
         self._fetched = 0  # how often rows were fetched for training
         # Of live views, so it need not be asked for again.
         state = {k: v for module in self._modules for k, v in module.state_dict().items()}
-        self._weights: dict[str, Tensor] = {
-            name: state[f"embeddings.{name}.weight"].local_shards()[0].tensor for name in self.specs
-        }
+        self._weights: dict[str, Tensor] = {}
         for name, shard in self.shards.items():
-            self._weights[name][shard.num_rows :].zero_()
+            rows, width = state[f"embeddings.{name}.weight"], self.specs[name].width
+            physical = rows.local_shards()[0].tensor
+            physical[shard.num_rows :].zero_()
+            physical[:, width:].zero_()
+            self._weights[name] = physical[:, :width]
             fill_initial_rows(
                 self.weight(name), seed=seed, table=name, first_row=shard.first_row,
                 scale=self.initial_scale[name],
@@ -322,6 +326,8 @@ class ShardedTables:
                 found = coming.wait()
             for table in tables:
                 values = found[key_of(table)].values()
+                if values.shape[1] > self.specs[table].width:  # whose gradient is 0 there
+                    values = values[:, : self.specs[table].width]
                 leaf = values.detach().requires_grad_(training and table not in self._frozen)
                 fetched[table] = TableRows(request.wanted.rows[table], leaf, values)
         number = self._fetched
@@ -388,7 +394,9 @@ class ShardedTables:
         for name, value in state.items():
             local = value.local_shards()[0].tensor
             if local.dim() and local.shape[0] == shard.physical_rows:
-                views[name.removeprefix(f"{table}.")] = local[: shard.num_rows]
+                rows = local[: shard.num_rows]
+                of_rows = rows if rows.dim() == 1 else rows[:, : self.specs[table].width]
+                views[name.removeprefix(f"{table}.")] = of_rows
         return views
 
     def set_learning_rate(

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 LARGEST_TABLE = 2**31 - 1  # rows; see `dist_embed.embedding.row_order`
 _NAMED = "give each by its name, as {'word': Table(1000, 64)}, or TorchRec's EmbeddingConfigs"
 _NAMES = "give names, as ('input', 'output')"
-WIDTH_STEP = 4  # the lookup kernels work by four values
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Table:
 
     Attributes:
         rows: V; ids are 0 … V - 1, frequent ones first where their frequencies are known.
-        width: D, values of a row: a multiple of 4; on a GPU at most 2,048.
+        width: D, values of a row; on a GPU at most 2,048. In memory it is a multiple of 4.
         features: names under which ids are looked up in it; none: the table's own name. TorchRec's
             word: two features of one table share its rows, as tied input and output vectors do. A
             single one may be given as text.
@@ -118,14 +117,7 @@ def _check(name: str, table: Table) -> None:
     for key in ("initial_scale", "learning_rate"):
         if getattr(table, key) is not None:
             real_number(f"table {name!r}: {key}", getattr(table, key))
-    if isinstance(table.width, bool) or not hasattr(table.width, "__index__"):
-        whole_number(f"table {name!r}: width", table.width, 1)
-    if table.width < 1 or table.width % WIDTH_STEP:
-        near = WIDTH_STEP * max(1, -(-table.width // WIDTH_STEP))
-        raise UserError(
-            f"table {name!r}: width: {table.width} is not allowed: the lookup kernels need a "
-            f"multiple of {WIDTH_STEP}, such as {near}"
-        )
+    whole_number(f"table {name!r}: width", table.width, 1)
 
 
 def _from_torchrec(name: str, config: EmbeddingConfig) -> Table:

@@ -140,7 +140,7 @@ def _collection(
             EmbeddingConfig(
                 name=spec.name,
                 num_embeddings=shard_of(spec.num_rows, 0, num_workers).physical_rows * num_workers,
-                embedding_dim=spec.width,
+                embedding_dim=spec.physical_width,
                 feature_names=[key_of(spec.name)],
                 init_fn=_leave_as_is,  # filled by `fill_initial_rows` or a checkpoint
                 data_type=WEIGHT_TYPES[weights],

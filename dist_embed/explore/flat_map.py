@@ -66,7 +66,7 @@ def draw_map(path: str, places: NDArray[np.float64], words: Sequence[str], title
 
     Raises UserError for another kind of file, or a folder that does not exist.
     """
-    with plot_into(path, width=8.0, height=8.0) as axes:
+    with plot_into(path, width=8.0, height=8.0, texts=[title, *words]) as axes:
         axes.scatter(places[:, 0], places[:, 1], s=2, color=GREY, linewidths=0)
         axes.set_title(title)
         axes.set_xticks([])

@@ -19,6 +19,7 @@ from dist_embed.storage.temporary import temporary_folder
 from dist_embed.vectors.write import (
     Block,
     WrittenFormat,
+    as_line,
     check_uncompressed,
     write_vectors,
 )
@@ -72,7 +73,7 @@ def export_embeddings(
         words = f"{output.removesuffix('.safetensors')}.words.txt"
         with storage.whole_file(words) as file:
             for i in ids.tolist():
-                file.write(f"{table.word(i)}\n".encode())
+                file.write(b"%b\n" % as_line(table.word(i), words))
         return [output, words]
     written: WrittenFormat = format
     folder = storage.local_path(output).parent if storage.is_local(output) else None

@@ -9,13 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dist_embed.observe.events import printable
+
 
 def projector_files(
     words: Sequence[str], counts: NDArray[np.int64], vectors: Tensor, name: str
 ) -> dict[str, str]:
     """What TensorBoard's projector reads, by file name: vectors, words with counts, and where."""
-    rows = ["\t".join(f"{value:.6g}" for value in row) for row in vectors.tolist()]
-    lines = [f"{word}\t{count}" for word, count in zip(words, counts.tolist(), strict=True)]
+    rows = ["\t".join(map(str, row)) for row in vectors.float().numpy()]
+    lines = [
+        f"{printable(word)}\t{count}" for word, count in zip(words, counts.tolist(), strict=True)
+    ]
     tensor = {"tensor_name": name, "metadata_path": "metadata.tsv", "tensor_path": "vectors.tsv"}
     inside = "\n".join(f"  {key}: {json.dumps(value)}" for key, value in tensor.items())
     return {

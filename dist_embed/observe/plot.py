@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dist_embed.errors import UserError
 from dist_embed.installed import require
+from dist_embed.observe.fonts import families_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +66,9 @@ def check_plot_path(path: str, endings: tuple[str, ...] = ENDINGS) -> None:
 
 
 @contextmanager
-def plot_into(path: str, *, width: float = 5.6, height: float = 3.6) -> Iterator[Axes]:
+def plot_into(
+    path: str, *, width: float = 5.6, height: float = 3.6, texts: Iterable[str] = ()
+) -> Iterator[Axes]:
     """Axes to draw into, written to ``path`` when the block has ended without an error.
 
     Equal calls write equal bytes with one version of matplotlib, whatever the user's own settings
@@ -74,15 +78,18 @@ def plot_into(path: str, *, width: float = 5.6, height: float = 3.6) -> Iterator
         path: an SVG or PNG file.
         width: inches, without what stands outside the axes.
         height: inches.
+        texts: words of any language that are drawn, for whose letters fonts are looked for.
 
     Raises:
         UserError: see `check_plot_path`.
     """
     check_plot_path(path)
-    with _figure(width, height, _STYLE) as figure:
+    with _figure(width, height, _STYLE | {"font.family": families_for(texts)}) as figure:
         yield figure.add_subplot()
         nothing = {"Date": None, "Creator": None} if path.endswith(".svg") else {"Software": None}
-        figure.savefig(path, metadata=nothing)
+        with warnings.catch_warnings():  # who draws words tells which it could not
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(path, metadata=nothing)
 
 
 def svg_of(draw: Callable[[Axes], None], *, width: float, height: float, name: str) -> str:
@@ -119,14 +126,6 @@ def alone(values: Sequence[float | None]) -> list[int]:
     """Places of values without a neighbour to draw a line to: only a mark shows them."""
     known = [value is not None and math.isfinite(value) for value in (None, *values, None)]
     return [at for at in range(len(values)) if known[at : at + 3] == [False, True, False]]
-
-
-def without_letters(words: Sequence[str]) -> list[str]:
-    """Those of ``words`` of which matplotlib's font lacks a letter; a PNG has a box for it."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    known = get_font(findfont(FontProperties(family=["sans-serif"]))).get_charmap()
-    return [word for word in words if any(ord(letter) not in known for letter in word)]
 
 
 def log_axis(axes: Axes, name: Literal["x", "y"], ticks: Sequence[float] | None = None) -> None:

@@ -45,6 +45,8 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
     protocols = [part.partition("://")[0] for part in uri.split("::") if "://" in part]
     clients = {protocol: _SAME_CLIENT.get(protocol, protocol) for protocol in protocols}
     options = {protocol: _options(client, retries) for protocol, client in clients.items()}
+    if uri.startswith("tar://") and uri.endswith(".tgz"):  # an ending that fsspec does not know
+        options["tar"] = {"compression": "gzip"}
     for name in _TALKATIVE:
         _keep_from_screen(logging.getLogger(name))
     client = clients[protocols[0]] if len(protocols) == 1 else ""

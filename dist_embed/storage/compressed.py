@@ -4,45 +4,61 @@ from __future__ import annotations
 
 import io
 import lzma
+import tarfile
 import zipfile
 import zlib
-from typing import IO, Any
+from pathlib import PurePosixPath
+from typing import IO, Any, cast
 
 import pyarrow as pa
-from fsspec.core import OpenFile, get_compression
+from fsspec.compression import compr
+from fsspec.core import get_compression
 from fsspec.spec import AbstractBufferedFile
 
 from dist_embed.storage import uri as storage
-from dist_embed.storage.clients import filesystem
 
 ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".zip")
 # What opening raises, and what reading a damaged or truncated file does.
-OPEN_ERRORS = (OSError, ValueError, ImportError, zipfile.BadZipFile)
-READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+OPEN_ERRORS = (OSError, ValueError, ImportError, zipfile.BadZipFile, tarfile.TarError)
+READ_ERRORS = (
+    OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError,
+)  # fmt: skip
+_NAMES_SHOWN = 4
 
 
 def is_compressed(uri: str) -> bool:
-    """Whether `open_decompressed` decompresses it."""
-    return uri.endswith(ENDINGS)
+    """Whether `open_decompressed` decompresses it by its ending."""
+    return _name(uri).endswith(ENDINGS)
 
 
-def open_decompressed(uri: str) -> IO[bytes]:
-    """What a file holds, a .zip its only file; decompressed by its ending.
+def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
+    """What a file holds, a .zip its only file; decompressed by its ending, or as if that were
+    ``ending``. A file in an archive is named as fsspec does: ``zip://NAME::ARCHIVE``.
 
     Raises one of `OPEN_ERRORS`.
     """
-    if uri.endswith(".zst"):
+    ending = PurePosixPath(_name(uri)).suffix if ending is None else ending
+    if ending == ".zst":
         # pyarrow's reader tells a truncated file and reads several frames; zstandard's cannot.
         raw = pa.PythonFile(storage.open_file(uri), "r")
         return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
-    if uri.endswith(".zip"):
+    if ending == ".zip":
         archive = zipfile.ZipFile(storage.open_file(uri))
         names = [name for name in archive.namelist() if not name.endswith("/")]
         if len(names) != 1:
-            raise ValueError(f"{len(names)} files in it; a .zip with one is read: unpack it")
+            raise ValueError(
+                f"{len(names)} files in it; name one, as zip://NAME::{uri}, or unpack it"
+                + (f" ({', '.join(names[:_NAMES_SHOWN])}, …)" if names else "")
+            )
         return archive.open(names[0])
-    fs, path = filesystem(uri)
-    file: Any = OpenFile(fs, path, "rb", get_compression(path, "infer")).open()
+    file: Any = storage.open_file(uri)
+    if kind := get_compression(f"x{ending}", "infer"):
+        return cast(IO[bytes], compr[kind](file, mode="rb"))
     # Each line that such a file is asked for takes a copy of a whole block, of 50 MB from S3, and a
     # step back (fsspec 2026.9.0, spec.py:readuntil).
     return io.BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file
+
+
+def _name(uri: str) -> str:
+    """The file's own, where it lies in an archive."""
+    return uri.partition("::")[0] if storage.archive_of(uri) != uri else uri

@@ -46,6 +46,12 @@ class ParquetReader:
             self._file = pq.ParquetFile(file, metadata=metadata, pre_buffer=False)
             self.schema: pa.Schema = self._file.schema_arrow
 
+    @property
+    def group_rows(self) -> list[int]:
+        """How many rows each row group has."""
+        found = self._file.metadata
+        return [found.row_group(number).num_rows for number in range(found.num_row_groups)]
+
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The named columns, or all. Raises ParquetError."""
         names = self._known(columns)
@@ -58,11 +64,15 @@ class ParquetReader:
         with _errors_of_arrow():
             return self._file.read_row_group(number, columns=names, use_threads=False)
 
-    def batches(self, columns: Sequence[str], *, rows: int) -> Iterator[pa.RecordBatch]:
-        """The named columns, at most ``rows`` rows at a time. Raises ParquetError."""
-        names = self._known(columns)
+    def batches(
+        self, columns: Sequence[str], *, rows: int, group: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The named columns, at most ``rows`` rows at a time, of all row groups or of one. Raises
+        ParquetError.
+        """
+        names, groups = self._known(columns), None if group is None else [group]
         with _errors_of_arrow():
-            yield from self._file.iter_batches(rows, columns=names, use_threads=False)
+            yield from self._file.iter_batches(rows, groups, columns=names, use_threads=False)
 
     def _known(self, columns: Sequence[str] | None) -> list[str]:
         # pyarrow leaves out without a word what is not there.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -54,6 +54,14 @@ class Stamp:
 
     size_bytes: int | None
     modified: float | str | None
+
+
+def archive_of(uri: str) -> str:
+    """Where a file lies that is named as fsspec names one in an archive, ``zip://NAME::ARCHIVE``;
+    of others ``uri`` itself.
+    """
+    inside, _, archive = uri.rpartition("::")
+    return archive if "://" in inside else uri
 
 
 def join(uri: str, *parts: str) -> str:
@@ -107,6 +115,9 @@ def absolute(uri: str) -> str:
     """``uri`` without a slash at its end, made absolute where it is a relative local path: workers
     may stand elsewhere.
     """
+    archive = archive_of(uri)
+    if archive != uri:
+        return uri.removesuffix(archive) + absolute(archive)
     if "://" in uri or not is_local(uri):
         return uri if uri.endswith("://") else uri.rstrip("/")
     return os.path.abspath(os.path.expanduser(uri))
@@ -220,9 +231,17 @@ def open_file(uri: str, mode: str = "rb", *, read_ahead: bool = True) -> IO[byte
     if not read_ahead:
         with suppress(TypeError):  # not all file systems have a cache that can be chosen
             handle = _called(fs, "open", uri, lambda: fs.open(path, mode, cache_type="none"))
-            return handle
+            return _kept_open(handle, fs, uri)
     handle = _called(fs, "open", uri, lambda: fs.open(path, mode))
-    return handle
+    return _kept_open(handle, fs, uri)
+
+
+def _kept_open(handle: Any, fs: fsspec.AbstractFileSystem, uri: str) -> IO[bytes]:
+    """An archive closes what is open of it as soon as nobody has it (fsspec 2026.9.0, zip.py)."""
+    if archive_of(uri) != uri:
+        with suppress(AttributeError):  # not all files take what they do not know
+            handle.archive = fs
+    return cast(IO[bytes], handle)
 
 
 def write_bytes(uri: str, data: bytes) -> None:

@@ -18,7 +18,7 @@ from dist_embed.parallel.errors import all_or_none
 from dist_embed.storage import uri as storage
 from dist_embed.training.table_settings import table_settings
 from dist_embed.vectors.coverage import Coverage, coverage_name
-from dist_embed.vectors.formats import open_vectors
+from dist_embed.vectors.formats import open_file_of
 from dist_embed.vectors.settings import PretrainedSection
 
 
@@ -73,12 +73,7 @@ def _start_table(
 ) -> Coverage:
     counts: NDArray[np.int64] | None = None
     with all_or_none(lookup.group):
-        file = open_vectors(
-            wanted.uri,
-            None if wanted.format == "auto" else wanted.format,
-            words=wanted.words,
-            tensor=wanted.tensor,
-        )
+        file = open_file_of(wanted)
         if lookup.group.is_first:
             counts = read_occurrences(data, sides)
             if counts is None:

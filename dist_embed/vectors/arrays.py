@@ -11,36 +11,48 @@ from itertools import islice
 from typing import IO, Any, Literal
 
 import numpy as np
-import torch
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from dist_embed.storage.compressed import READ_ERRORS
 from dist_embed.storage.json_text import from_json
-from dist_embed.vectors.file import (
-    BLOCK_BYTES,
-    BYTE_ORDER_MARK,
-    HeldSegment,
-    VectorFileError,
-    decode_word,
-)
-from dist_embed.vectors.stream import go_to, open_stream, read_up_to
+from dist_embed.vectors.file import BLOCK_BYTES, HeldSegment, VectorFileError, Vectors
+from dist_embed.vectors.stream import go_to, is_packed, open_stream, read_up_to
+from dist_embed.vectors.word_list import words_of
 
 _MAX_HEADER_BYTES = 100 * 2**20
 _NPY_HEADER_BYTES = 2**16 + 12
-_TORCH_TYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-}  # fmt: skip
+# Of a matrix in Fortran's order, whose columns are read one by one.
+_COLUMNS_BLOCK_BYTES = 64 * 2**20
+_BF16 = "bf16"  # numpy has no such type: the upper halves of float32
+_SAFETENSORS_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": _BF16}
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """Where the values lie in the file."""
+    """Where the values lie in the file.
+
+    Attributes:
+        first_byte: of the values.
+        num_rows: V.
+        width: D.
+        type: as numpy writes it, or `_BF16`.
+        by_columns: in Fortran's order.
+    """
 
     first_byte: int
     num_rows: int
     width: int
-    dtype: torch.dtype
+    type: str
+    by_columns: bool = False
+
+    @property
+    def itemsize(self) -> int:
+        return 2 if self.type == _BF16 else np.dtype(self.type).itemsize
+
+    @property
+    def rows_at_once(self) -> int:
+        block = _COLUMNS_BLOCK_BYTES if self.by_columns else BLOCK_BYTES
+        return max(1, block // (self.width * self.itemsize))
 
 
 class ArrayVectors:
@@ -65,56 +77,76 @@ class ArrayVectors:
     ) -> None:
         self.uri = uri
         self._words_uri = words_uri
+        self._packed = is_packed(uri)
         with open_stream(uri) as file:
             if format == "npy":
                 self._matrix = _npy_matrix(file, uri)
             else:
                 self._matrix = _safetensors_matrix(file, uri, tensor)
+        if self._matrix.by_columns and self._packed:
+            raise VectorFileError(
+                f"{uri}: is in Fortran's order, whose rows cannot be read from a compressed file: "
+                "unpack it, or save numpy.ascontiguousarray(…) of it"
+            )
+        with open_stream(words_uri):  # told before anything is read
+            pass
         self.width = self._matrix.width
         self.num_stated: int | None = self._matrix.num_rows
 
     def segments(self, part: int, num_parts: int) -> Iterator[HeldSegment]:
         """See `VectorFile.segments`: every ``num_parts``-th group of rows."""
         matrix = self._matrix
-        per_row = matrix.width * matrix.dtype.itemsize
-        group = max(1, BLOCK_BYTES // per_row)
+        group = matrix.rows_at_once
         first = number = 0
         with (
             open_stream(self._words_uri) as list_file,
             open_stream(self.uri, read_ahead=False) as file,
         ):
-            passed = 0
-            all_lines = _lines(list_file, self._words_uri)
-            while lines := list(islice(all_lines, group)):
-                if first + len(lines) > matrix.num_rows:
-                    raise VectorFileError(
-                        f"{self._words_uri}: more words than the {matrix.num_rows:,} rows of "
-                        f"{self.uri}"
-                    )
+            at = 0
+            all_words = words_of(list_file, self._words_uri, most=matrix.num_rows)
+            while words := list(islice(all_words, group)):
                 if number % num_parts == part:
-                    words = [
-                        decode_word(line, f"{self._words_uri}, line {first + place + 1}")
-                        for place, line in enumerate(lines)
-                    ]
-                    at = matrix.first_byte + first * per_row
-                    go_to(file, passed, at, self.uri)
-                    data = read_up_to(file, len(lines) * per_row, self.uri)
-                    if len(data) < len(lines) * per_row:
-                        raise VectorFileError(f"{self.uri}: ends before row {first + len(lines)}")
-                    passed = at + len(data)
-                    values = _values(data, matrix)
+                    if matrix.by_columns:
+                        values = self._from_columns(file, first, len(words))
+                    else:
+                        values, at = self._rows(file, at, first, len(words))
                     yield HeldSegment(self.uri, first, words, values)
-                first += len(lines)
+                first += len(words)
                 number += 1
         if first < matrix.num_rows:
             raise VectorFileError(
                 f"{self._words_uri}: {first:,} words for the {matrix.num_rows:,} rows of {self.uri}"
             )
 
+    def _rows(self, file: IO[bytes], at: int, first: int, count: int) -> tuple[Vectors, int]:
+        """``count`` rows from ``first`` on, read at byte ``at``; and the byte behind them."""
+        per_row = self.width * self._matrix.itemsize
+        begin = self._matrix.first_byte + first * per_row
+        go_to(file, at, begin, self.uri, packed=self._packed)
+        data = self._read(file, count * per_row, first + count)
+        return _values(data, self._matrix.type).reshape(-1, self.width), begin + len(data)
 
-def _values(data: bytes, matrix: _Matrix) -> NDArray[np.floating]:
-    flat = torch.frombuffer(bytearray(data), dtype=matrix.dtype)
-    return flat.reshape(-1, matrix.width).to(torch.float32).numpy()
+    def _from_columns(self, file: IO[bytes], first: int, count: int) -> Vectors:
+        matrix = self._matrix
+        found = np.empty((count, self.width), dtype=np.float32)
+        for column in range(self.width):
+            file.seek(matrix.first_byte + matrix.itemsize * (column * matrix.num_rows + first))
+            data = self._read(file, count * matrix.itemsize, first + count)
+            found[:, column] = _values(data, matrix.type)
+        return found
+
+    def _read(self, file: IO[bytes], count: int, end_row: int) -> bytes:
+        data = read_up_to(file, count, self.uri)
+        if len(data) < count:
+            raise VectorFileError(f"{self.uri}: ends before row {end_row}")
+        return data
+
+
+def _values(data: bytes, type: str) -> NDArray[np.float32]:
+    if type == _BF16:
+        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="ignore"):  # too large a float64 becomes what is refused as infinite
+        return np.frombuffer(data, type).astype(np.float32)
 
 
 def _npy_matrix(file: IO[bytes], uri: str) -> _Matrix:
@@ -129,14 +161,17 @@ def _npy_matrix(file: IO[bytes], uri: str) -> _Matrix:
         shape, fortran_order, dtype = read(start)
     except ValueError as exc:
         raise VectorFileError(f"{uri}: not a .npy file: {exc}") from exc
-    if len(shape) != 2 or not shape[1] or fortran_order or dtype.str not in ("<f2", "<f4", "<f8"):
-        order = " in Fortran order" if fortran_order else ""
+    if dtype.hasobject:
         raise VectorFileError(
-            f"{uri}: holds {dtype} of shape {shape}{order}; expected a matrix of float16, float32 "
-            "or float64 in C order"
+            f"{uri}: holds objects, pickled, which can run code: it is not read; save its matrix "
+            "as numpy.save(FILE, numpy.stack(array).astype('float32'))"
         )
-    torch_type = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}[dtype.str]
-    return _Matrix(start.tell(), shape[0], shape[1], torch_type)
+    if len(shape) != 2 or not shape[1] or dtype.kind != "f" or dtype.itemsize > 8:
+        raise VectorFileError(
+            f"{uri}: holds {dtype} of shape {shape}; expected a matrix of float16, float32 or "
+            "float64"
+        )
+    return _Matrix(start.tell(), shape[0], shape[1], dtype.str, bool(fortran_order))
 
 
 def _safetensors_matrix(file: IO[bytes], uri: str, wanted: str | None) -> _Matrix:
@@ -150,7 +185,7 @@ def _safetensors_matrix(file: IO[bytes], uri: str, wanted: str | None) -> _Matri
         matrices = {
             name: entry
             for name, entry in header.items()
-            if len(entry["shape"]) == 2 and entry["dtype"] in _TORCH_TYPES
+            if len(entry["shape"]) == 2 and entry["dtype"] in _SAFETENSORS_TYPES
         }
         names = [wanted] if wanted in matrices else [] if wanted else list(matrices)
         if len(names) != 1:
@@ -161,30 +196,14 @@ def _safetensors_matrix(file: IO[bytes], uri: str, wanted: str | None) -> _Matri
                 + f"it holds {', '.join(header) or 'nothing'}"
             )  # fmt: skip
         entry = matrices[names[0]]
-        dtype = _TORCH_TYPES[entry["dtype"]]
         rows, width = entry["shape"]
         begin, end = entry["data_offsets"]
-        if rows < 0 or width < 1 or end - begin != math.prod((rows, width, dtype.itemsize)):
+        found = _Matrix(8 + size + begin, rows, width, _SAFETENSORS_TYPES[entry["dtype"]])
+        if rows < 0 or width < 1 or end - begin != math.prod((rows, width, found.itemsize)):
             raise ValueError(f"{names[0]!r} has {end - begin} bytes for {rows} × {width}")
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise VectorFileError(f"{uri}: not a safetensors file: {exc}") from exc
-    return _Matrix(8 + size + begin, rows, width, dtype)
-
-
-def _lines(file: IO[bytes], uri: str) -> Iterator[bytes]:
-    """The words; empty lines behind the last one are passed over."""
-    empty = 0
-    try:
-        for number, line in enumerate(file):
-            word = (line if number else line.removeprefix(BYTE_ORDER_MARK)).rstrip(b"\r\n")
-            if not word:
-                empty += 1
-            elif empty:
-                raise VectorFileError(f"{uri}, line {number + 1 - empty}: is empty, not a word")
-            else:
-                yield word
-    except READ_ERRORS as exc:
-        raise VectorFileError(f"cannot read {uri}: {exc}") from exc
+    return found
 
 
 def is_safetensors(head: bytes) -> bool:

@@ -33,7 +33,7 @@ class Coverage:
         uri: the file.
         entries: vectors in the file.
         duplicates: entries for a word that had come before; the first counts.
-        unreadable: entries whose word is not UTF-8 (fastText models only).
+        unreadable: entries whose word is not UTF-8, or empty.
         words: of the vocabulary that occur on the table's side of the training data. Special
             tokens are none, nor is what `is_word` says no to.
         tokens: how often they do; what is outside the vocabulary is not counted.
@@ -43,6 +43,7 @@ class Coverage:
         composed_tokens: their occurrences.
         missing: the most frequent words without a vector, with their occurrences.
         policy: what the rows without a vector start from.
+        stated: how many entries the file's header promises; None: nothing.
     """
 
     table: str
@@ -58,6 +59,7 @@ class Coverage:
     composed_tokens: int
     policy: str
     missing: list[tuple[str, int]] = field(default_factory=list)
+    stated: int | None = None
 
     @property
     def token_share(self) -> float:
@@ -77,9 +79,14 @@ class Coverage:
             f"and {_share(self.found_tokens, self.tokens)} of their running words start from "
             f"{self.uri} ({self.entries:,} vectors; {ways or 'none'}"
             + (f"; {self.duplicates:,} duplicates passed over" if self.duplicates else "")
-            + (f"; {self.unreadable:,} words are not UTF-8" if self.unreadable else "")
+            + (f"; {self.unreadable:,} words are empty or not UTF-8" if self.unreadable else "")
             + ")"
         ]
+        if self.stated not in (None, self.entries):
+            lines.append(
+                f"table {self.table}: {self.uri} holds {self.entries:,} vectors, which are taken; "
+                f"its header promises {self.stated:,}"
+            )
         if self.composed_words:
             lines.append(
                 f"table {self.table}: {self.composed_words:,} more words "
@@ -104,6 +111,7 @@ def coverage_of(
     duplicates: int,
     unreadable: int,
     policy: str,
+    stated: int | None = None,
     pieces: bool = False,
 ) -> Coverage:
     """Sum up.
@@ -119,6 +127,7 @@ def coverage_of(
         duplicates: see `Coverage`.
         unreadable: see `Coverage`.
         policy: see `Coverage`.
+        stated: see `Coverage`.
         pieces: whether the file is one of pieces of words, whose pieces all count.
     """
     first = len(SPECIAL_TOKENS)
@@ -145,7 +154,7 @@ def coverage_of(
         words=int(counted.sum()), tokens=int(counts[counted].sum()),
         found_words=ways, found_tokens=int(counts[found].sum()),
         composed_words=int(composed.sum()), composed_tokens=int(counts[composed].sum()),
-        policy=policy,
+        policy=policy, stated=stated,
         missing=[(_word(tokenizer, first + int(i)), int(counts[i])) for i in most],
     )  # fmt: skip
 

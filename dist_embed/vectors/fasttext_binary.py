@@ -8,14 +8,15 @@ n-grams, which are hashed into buckets; so words that the model does not list ha
 from __future__ import annotations
 
 import struct
+import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.storage.compressed import is_compressed
-from dist_embed.vectors.file import BLOCK_BYTES, VectorFileError, Vectors, decode_word
-from dist_embed.vectors.stream import Forward, go_to, open_stream, read_up_to
+from dist_embed.vectors.file import BLOCK_BYTES, VectorFileError, Vectors, readable
+from dist_embed.vectors.stream import Forward, go_to, is_packed, open_stream, read_up_to
 from dist_embed.vectors.word_list import WordList
 
 MAGIC = struct.pack("<i", 793712314)
@@ -47,6 +48,7 @@ class FastTextBinary:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self._packed = is_packed(uri)
         with Forward(uri) as self._file:
             self._header()
             self._dictionary()
@@ -96,7 +98,7 @@ class FastTextBinary:
                     continue
                 count = min(group, self._num_rows - first)
                 wanted = self._first_byte + first * per_row
-                go_to(file, at, wanted, self.uri)
+                go_to(file, at, wanted, self.uri, packed=self._packed)
                 data = read_up_to(file, count * per_row, self.uri)
                 at = wanted + len(data)
                 if len(data) < count * per_row:
@@ -124,7 +126,13 @@ class FastTextBinary:
             raise VectorFileError(
                 f"{self.uri}: version {version} of the format is not known, {_VERSION} is"
             )
-        settings = self._unpack("<12id")
+        *settings, threshold = self._unpack("<12id")
+        # floret has two whole numbers before it, which read as such a one (args.cc at 2c19d15).
+        if 0 < threshold < sys.float_info.min:
+            raise VectorFileError(
+                f"{self.uri}: is a model of floret, which is not read; give the .vec file that "
+                "floret writes beside it"
+            )
         self.width, self._num_buckets = settings[0], settings[8]
         self._shortest, self._longest = settings[9], settings[10]
         if not (0 < self.width <= _MAX_WIDTH and self._num_buckets >= 0):
@@ -143,13 +151,10 @@ class FastTextBinary:
             _, kind = self._unpack("<qb")
             if kind:  # a label
                 continue
-            try:
-                self.words.append(decode_word(raw, where))
-            except VectorFileError:
-                if not raw:
-                    raise
-                self.unreadable += 1
-                self.words.append(raw.decode(errors="backslashreplace"))
+            if not raw:
+                raise VectorFileError(f"{where}: no word")
+            self.unreadable += not readable(raw)
+            self.words.append(raw.decode(errors="backslashreplace"))
         if self.unreadable and self.unreadable == len(self.words):
             raise VectorFileError(f"{self.uri}: none of its words is valid UTF-8")
         if len(self.words) != num_words or num_words < 0:
@@ -161,7 +166,7 @@ class FastTextBinary:
 
     def _check_end(self) -> None:
         """That the file holds its matrices; a compressed one tells by itself where it is cut."""
-        if is_compressed(self.uri):
+        if self._packed:
             return
         with open_stream(self.uri) as file:
             end = self._first_byte + self._num_rows * 4 * self.width
@@ -184,7 +189,7 @@ class FastTextBinary:
         hashes, of_word = gram_hashes(wrapped, self._shortest, self._longest)
         return hashes % self._num_buckets + len(self.words), of_word
 
-    def _unpack(self, layout: str) -> tuple[int, ...]:
+    def _unpack(self, layout: str) -> tuple[Any, ...]:
         data = self._take(struct.calcsize(layout))
         return struct.unpack(layout, data)
 

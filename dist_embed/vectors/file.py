@@ -31,7 +31,8 @@ class Segment(Protocol):
     Attributes:
         origin: a number that is higher than that of every entry before this segment. Entry i of it
             has ``origin + i``; so the numbers of all entries are in the file's order.
-        words: the word of each entry.
+        words: the word of each entry; empty where it is none, or not UTF-8: nothing is written like
+            that, so the entry is passed over.
     """
 
     @property
@@ -53,7 +54,8 @@ class VectorFile(Protocol):
     Attributes:
         uri: where it lies.
         width: D.
-        num_stated: how many entries its header promises; None without one.
+        num_stated: how many entries its header promises; None without one. Text may hold others:
+            several tools write wrong numbers.
     """
 
     uri: str
@@ -97,28 +99,9 @@ class HeldSegment:
         return found
 
 
-def check_count(file: VectorFile, found: int) -> None:
-    """Refuse a file that holds another number of entries than its header says, or none.
-
-    Raises VectorFileError.
-    """
-    if not found:
-        raise VectorFileError(f"{file.uri}: holds no vectors")
-    if file.num_stated not in (None, found):
-        raise VectorFileError(
-            f"{file.uri}: the header promises {file.num_stated:,} vectors, the file holds {found:,}"
-        )
-
-
-def decode_word(raw: bytes, place: str) -> str:
-    """A word's bytes as text. Raises VectorFileError, naming ``place``."""
+def readable(raw: bytes) -> str:
+    """A word's bytes as text; empty where they are not UTF-8, as `Segment.words` has it."""
     try:
-        word = raw.decode()
-    except UnicodeDecodeError as exc:
-        raise VectorFileError(
-            f"{place}: the word is not valid UTF-8 (byte {exc.object[exc.start]:#04x} at "
-            f"column {exc.start + 1})"
-        ) from None
-    if not word:
-        raise VectorFileError(f"{place}: no word before the numbers")
-    return word
+        return raw.decode()
+    except UnicodeDecodeError:
+        return ""

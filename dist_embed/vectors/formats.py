@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import re
+
 from dist_embed.vectors.arrays import ArrayVectors, is_safetensors
 from dist_embed.vectors.fasttext_binary import MAGIC, FastTextBinary
 from dist_embed.vectors.file import BYTE_ORDER_MARK, VectorFile, VectorFileError
-from dist_embed.vectors.settings import Format
+from dist_embed.vectors.number_lines import NumberLines
+from dist_embed.vectors.parquet import ParquetVectors
+from dist_embed.vectors.settings import Format, PretrainedSection
 from dist_embed.vectors.stream import open_stream, read_up_to
-from dist_embed.vectors.text import TextVectors, parse_header
+from dist_embed.vectors.text import TextVectors, are_numbers, parse_header
 from dist_embed.vectors.word2vec_binary import Word2VecBinary
 
 _LOOKED_AT = 2**14
+# What is not read: how such a file begins, and what is said of it.
+_REFUSED = (
+    (
+        re.compile(rb"\x80[\x02-\x05]"),
+        "is pickled, as gensim's .kv and .model are, which can run code: it is not read; gensim "
+        "writes what is: gensim.models.KeyedVectors.load(FILE).save_word2vec_format('vectors.bin', "
+        "binary=True)",
+    ),
+    (
+        re.compile(rb"(\d+ ){6}< >\r?\n"),
+        "is a table of floret, whose rows are no words but buckets of parts of words: it is not "
+        "read; give the .vec file that floret writes beside it",
+    ),
+    (
+        re.compile(rb"\x89HDF\r\n"),
+        "is HDF5, which is not read; save its matrix with numpy.save, and its words one a line",
+    ),
+    (
+        re.compile(rb"(?s).{257}ustar"),
+        "is a tar archive; name the file in it, as tar://NAME::ARCHIVE.tar.gz",
+    ),
+)
+
+
+def open_file_of(settings: PretrainedSection) -> VectorFile | FastTextBinary:
+    """`open_vectors` as a section of a configuration says."""
+    return open_vectors(
+        settings.uri,
+        None if settings.format == "auto" else settings.format,
+        words=settings.words,
+        tensor=settings.tensor,
+    )
 
 
 def open_vectors(
@@ -19,7 +55,7 @@ def open_vectors(
     """The reader of a file.
 
     Args:
-        uri: the file, a local path or URL; decompressed by its ending.
+        uri: the file, a local path or URL, see `dist_embed.vectors.stream`.
         format: None to find it out.
         words: list of words beside a matrix.
         tensor: which tensor of a safetensors file.
@@ -27,10 +63,12 @@ def open_vectors(
     Raises:
         VectorFileError: it cannot be read, or not as this format.
     """
-    found = format or detect_format(uri)
-    if found == "npy" or found == "safetensors":
+    found = format or detect_format(uri, with_words=words is not None)
+    if found in ("npy", "safetensors", "tsv"):
         if words is None:
             raise VectorFileError(f"{uri}: a matrix needs the list of its words beside it")
+        if found == "tsv":
+            return NumberLines(uri, words)
         return ArrayVectors(uri, found, words, tensor)
     if words is not None:
         raise VectorFileError(f"{uri}: a list of words belongs to a matrix, this is {found}")
@@ -38,31 +76,46 @@ def open_vectors(
         return FastTextBinary(uri)
     if found == "word2vec-bin":
         return Word2VecBinary(uri)
+    if found == "parquet":
+        return ParquetVectors(uri)
     return TextVectors(uri, has_header=found == "word2vec")
 
 
-def detect_format(uri: str) -> Format:
-    """The format of a file by its first bytes. Raises VectorFileError."""
+def detect_format(uri: str, *, with_words: bool = False) -> Format:
+    """The format of a file by its first bytes, and whether a list of words belongs to it.
+
+    Raises VectorFileError: also of a file of a known kind that is not read.
+    """
     with open_stream(uri, read_ahead=False) as file:
         head = read_up_to(file, _LOOKED_AT, uri)
     if not head:
         raise VectorFileError(f"{uri}: is empty")
+    for begins, what in _REFUSED:
+        if begins.match(head):
+            raise VectorFileError(f"{uri}: {what}")
     if head.startswith(b"\x93NUMPY"):
         return "npy"
+    if head.startswith(b"PAR1"):
+        return "parquet"
     if head.startswith(MAGIC):
         return "fasttext-bin"
     if is_safetensors(head):
         return "safetensors"
     first, _, rest = head.removeprefix(BYTE_ORDER_MARK).partition(b"\n")
-    if parse_header(first) is None:
+    second = rest.partition(b"\n")[0].split()[:-1]  # the last may be cut
+    if with_words and are_numbers(first.split() + second):
+        return "tsv"
+    header = parse_header(first)
+    if header is None:
         return "glove"
-    return "word2vec" if _is_text(rest) else "word2vec-bin"
+    return "word2vec" if _is_text(rest, header[1]) else "word2vec-bin"
 
 
-def _is_text(data: bytes) -> bool:
-    """Whether ``data`` has no control characters, which binary numbers hardly do without.
-
-    Whether its lines have as many numbers as the header says is not asked: where they have not,
-    the reader of text names the line.
+def _is_text(data: bytes, width: int) -> bool:
+    """Whether the first line ends with ``width`` numbers; or ``data`` has no control characters,
+    which binary numbers hardly do without, so that the reader of text names the line that is wrong.
     """
+    numbers = data.partition(b"\n")[0].rsplit(None, min(width, len(data)))[1:]
+    if len(numbers) == width and are_numbers(numbers):
+        return True
     return not any(byte < 0x20 and byte not in b"\t\n\r" for byte in data)

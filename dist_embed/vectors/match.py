@@ -18,6 +18,8 @@ FORMS: dict[Likeness, Callable[[str], str]] = {
     "lowercase": lowercased,
     "nfc": lambda word: unicodedata.normalize("NFC", word),
     "digits": lambda word: re.sub(r"\d", "0", word),
+    # As in word2vec's vectors of news, and ConceptNet's.
+    "hashes": lambda word: re.sub(r"\d", "#", word) if re.search(r"\d\d", word) else word,
 }
 _BLOCK = 2**16
 
@@ -51,10 +53,11 @@ class VocabularyKeys:
     Args:
         tokenizer: the vocabulary.
         forms: what is tried where the word itself is not in the file.
+        prefix: what the file's words begin with; others stand for no token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, forms: Sequence[Likeness]) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, forms: Sequence[Likeness], prefix: str = "") -> None:
+        self._tokenizer, self._prefix = tokenizer, prefix
         self._forms = [FORMS[form] for form in forms]
         hashes, ids, ranks = [], [], []
         for first in range(0, tokenizer.size, _BLOCK):
@@ -88,6 +91,8 @@ class VocabularyKeys:
 
     def match(self, words: Sequence[str]) -> Matches:
         """All tokens that ``words`` stand for."""
+        if prefix := self._prefix:
+            words = [word[len(prefix) :] if word.startswith(prefix) else "" for word in words]
         form = self._tokenizer.form
         if form != "none":  # ASCII has one form
             words = [word if word.isascii() else in_form([word], form)[0] for word in words]

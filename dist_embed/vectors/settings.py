@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dist_embed.section import EXPERT, MaybeNo, Paths, Section
+from dist_embed.section import EXPERT, Later, MaybeNo, Paths, Section
 
 # `word2vec` is text with a header, as fastText's .vec is too.
-Format = Literal["word2vec", "word2vec-bin", "glove", "fasttext-bin", "npy", "safetensors"]
-Likeness = Literal["lowercase", "nfc", "digits"]
+Format = Literal[
+    "word2vec", "word2vec-bin", "glove", "fasttext-bin", "npy", "safetensors", "parquet", "tsv"
+]
+Likeness = Literal["lowercase", "nfc", "digits", "hashes"]
 Missing = Literal["random", "mean", "subword"]
 Project = Literal["no", "pca", "random"]
 
@@ -19,23 +21,31 @@ class PretrainedSection(Section):
     """Vectors that a table's rows start from, where a run starts from scratch."""
 
     uri: Annotated[str, Paths] = Field(
-        min_length=1, description="The file: a path or URL, may be .gz or .zst."
+        min_length=1,
+        description="The file: a path or URL, may be compressed; in an archive "
+        "`zip://NAME::ARCHIVE`.",
     )
     format: Literal["auto", Format] = Field(
         "auto",
         description="`word2vec`: text with a header, fastText's .vec too; `glove`: text without. "
-        "`auto` looks at the first bytes.",
+        "`tsv`: lines of numbers alone. `auto` looks at the first bytes.",
     )
     words: Annotated[str | None, Paths] = Field(
-        None, description="`npy`, `safetensors`: the file with the rows' words, one a line."
+        None, description="`npy`, `safetensors`, `tsv`: the file with the rows' words, one a line."
     )
     tensor: Annotated[str | None, EXPERT] = Field(
         None, description="`safetensors`: which tensor, where it holds more than one matrix."
     )
+    prefix: Annotated[str, Later(""), EXPERT] = Field(
+        "",
+        description="What the file's words of interest begin with, such as ConceptNet's `/c/en/`; "
+        "they count without it, and others are passed over.",
+    )
     match: Annotated[list[Likeness], EXPERT] = Field(
         [],
         description="What is done to a word of the vocabulary, one after the other, until the file "
-        "has it: `lowercase`; `nfc`, Unicode's composed form; `digits`, each becomes 0.",
+        "has it: `lowercase`; `nfc`, Unicode's composed form; `digits`, each becomes 0; `hashes`, "
+        "each becomes #, where two stand together.",
     )
     missing: Missing = Field(
         "random",
@@ -43,7 +53,9 @@ class PretrainedSection(Section):
         "found, their `mean`, or the `subword` vectors of a binary fastText model.",
     )
     project: Annotated[Project, MaybeNo, EXPERT] = Field(
-        "no", description="How vectors of another width than `embedding.width` are brought to it."
+        "no",
+        description="How vectors of another width than `embedding.width` are brought to it. `no`: "
+        "zeros widen them, which keeps all cosines, and wider ones are refused.",
     )
     rescale: Annotated[bool, EXPERT] = Field(
         False,

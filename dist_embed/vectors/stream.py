@@ -1,45 +1,79 @@
-"""The bytes of a file of vectors, decompressed by its ending; problems become one kind of error."""
+"""The bytes of a file of vectors, decompressed as its first ones say; one kind of error.
+
+A file in an archive is named as fsspec does, ``zip://NAME::ARCHIVE`` or ``tar://NAME::ARCHIVE``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO
 
 from dist_embed.storage import uri as storage
-from dist_embed.storage.compressed import (
-    OPEN_ERRORS,
-    READ_ERRORS,
-    is_compressed,
-    open_decompressed,
-)
+from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, open_decompressed
 from dist_embed.vectors.file import VectorFileError
 
 _BUFFER_BYTES = 2**20
+# What compressed files begin with, and the ending that they should have.
+_ENDINGS = {
+    b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ\0": ".xz", b"PK\x03\x04": ".zip",
+    b"PK\x05\x06": ".zip", **{b"BZh%d1AY&SY" % size: ".bz2" for size in range(1, 10)},
+}  # fmt: skip
+_LOOKED_AT = max(map(len, _ENDINGS))
 
 
 def open_stream(uri: str, *, read_ahead: bool = True) -> IO[bytes]:
-    """What a file holds; can jump where it is not compressed. Raises VectorFileError.
+    """What a file holds; can jump where it is not `is_packed`. Raises VectorFileError.
 
     Without ``read_ahead`` just what is asked for is fetched: for readers of large blocks that skip
     others.
     """
+    with _errors_named(uri):
+        file = storage.open_file(uri, read_ahead=False)
+        ending = _ending(file)
+        if ending is None and (not read_ahead or _in_archive(uri)):
+            file.seek(0)
+            return file
+        file.close()
+        return open_decompressed(uri, ending or "")
+
+
+def is_packed(uri: str) -> bool:
+    """Whether a file's bytes can only be had one after the other: it is compressed, or lies in an
+    archive. Raises VectorFileError.
+    """
+    if _in_archive(uri):
+        return True
+    with _errors_named(uri), storage.open_file(uri, read_ahead=False) as file:
+        return _ending(file) is not None
+
+
+@contextmanager
+def _errors_named(uri: str) -> Iterator[None]:
     try:
-        if is_compressed(uri):
-            return open_decompressed(uri)
-        return storage.open_file(uri, read_ahead=read_ahead)
-    except OPEN_ERRORS as exc:
+        yield
+    except (*OPEN_ERRORS, *READ_ERRORS) as exc:
         reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
         raise VectorFileError(f"cannot read {uri}: {reason}") from exc
+
+
+def _in_archive(uri: str) -> bool:
+    return storage.archive_of(uri) != uri
+
+
+def _ending(file: IO[bytes]) -> str | None:
+    """What a file that is at its beginning should end in, were its name to tell; None: nothing."""
+    head = file.read(_LOOKED_AT)
+    return next((end for first, end in _ENDINGS.items() if head.startswith(first)), None)
 
 
 def read_up_to(file: IO[bytes], count: int, uri: str) -> bytes:
     """The next ``count`` bytes; fewer only where the file ends. Raises VectorFileError."""
     parts = []
-    try:
+    with _errors_named(uri):
         while count > 0 and (data := file.read(min(count, 2**24))):
             parts.append(data)
             count -= len(data)
-    except READ_ERRORS as exc:
-        raise VectorFileError(f"cannot read {uri}: {exc}") from exc
     return b"".join(parts)
 
 
@@ -91,12 +125,12 @@ class Forward:
         return min(count, len(self._data) - self._place)
 
 
-def go_to(file: IO[bytes], at: int, wanted: int, uri: str) -> None:
-    """Move from byte ``at`` on to ``wanted``; a compressed file is read up to there.
+def go_to(file: IO[bytes], at: int, wanted: int, uri: str, *, packed: bool) -> None:
+    """Move from byte ``at`` on to ``wanted``; a file that is `is_packed` is read up to there.
 
     Raises VectorFileError.
     """
-    if not is_compressed(uri):
+    if not packed:
         file.seek(wanted)
         return
     while at < wanted:

@@ -1,7 +1,7 @@
 """Vectors as text: one line for each word, ``word number number …``.
 
 The word2vec tool and fastText (``.vec``) write a first line with the number of words and the
-width; GloVe writes none, and its words may contain spaces.
+width; GloVe writes none. Words may contain blanks: numbers are what a line ends with.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dist_embed.storage.compressed import is_compressed
 from dist_embed.vectors.file import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
     VectorFileError,
     Vectors,
-    decode_word,
+    readable,
 )
-from dist_embed.vectors.stream import open_stream, read_up_to
+from dist_embed.vectors.stream import is_packed, open_stream, read_up_to
 
-# Lines from whose lengths the width is taken where no header tells it.
+# Lines that tell the width where no header does, and what parts word and numbers.
 _SAMPLE_LINES = 1000
 _SPACES = b" \t\r"
 # Read with a block, to have the end of its last line.
@@ -45,6 +45,7 @@ class TextVectors:
 
     def __init__(self, uri: str, *, has_header: bool) -> None:
         self.uri = uri
+        self._packed = is_packed(uri)
         self.num_stated: int | None = None
         with open_stream(self.uri, read_ahead=False) as file:
             head = read_up_to(file, BLOCK_BYTES, uri)
@@ -62,15 +63,23 @@ class TextVectors:
                 )
             self.num_stated, self.width = stated
             self._first_byte += len(first) + len(end)
-        else:
-            self.width = _usual_width(head, uri)
+            head = head[len(first) + len(end) :]
+        lines = _first_lines(head)
+        # Else a tab is part of a word.
+        self._tab_ends_word = 2 * sum(b"\t" in line for line in lines) > len(lines)
+        if not has_header:
+            self.width = _usual_width(lines, self._tab_ends_word, uri)
+            return
+        first_line = self._segment(self._first_byte, head.partition(b"\n")[0])
+        if not all(are_numbers(text.split()) for text in first_line.numbers):
+            raise first_line.first_mistake([0])
 
     def segments(self, part: int, num_parts: int) -> Iterator[_TextSegment]:
         """See `VectorFile.segments`: every ``num_parts``-th block of lines.
 
         A compressed file is decompressed by everyone; of others each reads only its part.
         """
-        blocks = self._all_blocks if is_compressed(self.uri) else self._own_blocks
+        blocks = self._all_blocks if self._packed else self._own_blocks
         for offset, block in blocks(part, num_parts):
             skipped = max(0, self._first_byte - offset)
             yield self._segment(offset + skipped, block[skipped:])
@@ -120,38 +129,33 @@ class TextVectors:
             if not line:  # also what follows the last line's end
                 found.empty.append(len(words))
                 continue
-            if line.count(b" ") == width and b"\t" not in line:
-                word, _, rest = line.partition(b" ")
-            else:
+            word, _, rest = line.partition(b" ")
+            tab = b"\t" in (line if self._tab_ends_word else rest)
+            if tab or line.count(b" ") != width:
                 word, rest = self._unusual(line, offset, number)
-            try:
-                words.append(word.decode())
-            except UnicodeDecodeError:
-                words.append(decode_word(word, self._place(offset, number)))
+            words.append(readable(word))
             numbers.append(rest)
-        if "" in words:
-            decode_word(b"", found.place(words.index("")))
         return found
 
     def _unusual(self, line: bytes, offset: int, number: int) -> tuple[bytes, bytes]:
         """Word and numbers of a line that has not one space before each number.
 
-        Only words of a file without a header may hold spaces. What looks like a line of too many
-        numbers is taken for one.
+        Where all parts of a word but the first are numbers, the line may as well have too many,
+        and is refused; unless a tab is before the numbers and nowhere else.
         """
-        fields = line.replace(b"\t", b" ").split(b" ")
-        if self.num_stated is not None:
-            fields = [text for text in fields if text]
-        there = len(fields) - 1
-        too_many = there > self.width and (
-            self.num_stated is not None or all(map(_is_number, fields[1:]))
+        word, *numbers = line.rsplit(None, self.width)
+        if len(numbers) < self.width and line[:1] in _SPACES and are_numbers([word, *numbers]):
+            word, numbers = b"", [word, *numbers]  # no word, as at the beginning of the line
+        more, behind = word.split()[1:], line[len(word) :].lstrip(b" ")
+        tab_decides = behind.startswith(b"\t") and b"\t" not in word + behind.lstrip(_SPACES)
+        too_many = bool(more) and are_numbers(more) and not tab_decides
+        if len(numbers) == self.width and not too_many:
+            return word.strip(_SPACES), b" ".join(numbers)
+        there = max(0, len(line.split()) - 1)
+        raise VectorFileError(
+            f"{self._place(offset, number)}: {there} numbers, the width is {self.width}"
+            + ("" if there > 0 else f" (the line is {line[:80].decode(errors='replace')!r})")
         )
-        if there < self.width or too_many:
-            raise VectorFileError(
-                f"{self._place(offset, number)}: {max(0, there)} numbers, the width is {self.width}"
-                + ("" if there > 0 else f" (the line is {line[:80].decode(errors='replace')!r})")
-            )
-        return b" ".join(fields[: -self.width]), b" ".join(fields[-self.width :])
 
     def _place(self, offset: int, number: int) -> str:
         return f"{self.uri}, line {self._line_at(offset) + number}"
@@ -184,19 +188,20 @@ class _TextSegment:
         """See `Segment.vectors`."""
         lines = [self.numbers[place] for place in chosen]
         try:
-            found = _parse(lines, self.file.width)
+            found = parse_numbers(lines, self.file.width)
             if np.isfinite(found).all():
                 return found
         except pa.ArrowInvalid:
             pass
-        raise self._first_mistake(chosen)
+        raise self.first_mistake(chosen)
 
-    def _first_mistake(self, chosen: Sequence[int]) -> VectorFileError:
+    def first_mistake(self, chosen: Sequence[int]) -> VectorFileError:
+        """What is wrong with the first of ``chosen`` that cannot be parsed."""
         for place in chosen:
             for text in self.numbers[place].split(b" "):
                 problem = "is not a number"
                 try:
-                    if np.isfinite(np.float32(_parse([text], 1)[0, 0])):
+                    if np.isfinite(np.float32(parse_numbers([text], 1)[0, 0])):
                         continue
                     problem = "is not finite"
                 except pa.ArrowInvalid:
@@ -216,8 +221,8 @@ def parse_header(line: bytes) -> tuple[int, int] | None:
     return int(fields[0]), int(fields[1])
 
 
-def _parse(lines: list[bytes], width: int) -> Vectors:
-    """[n, width] from lines of numbers. Raises pa.ArrowInvalid."""
+def parse_numbers(lines: list[bytes], width: int) -> Vectors:
+    """[n, width] from lines of numbers, parted by one space each. Raises pa.ArrowInvalid."""
     if not lines:
         return np.empty((0, width), dtype=np.float32)
     # As fast as pyarrow's reader of CSV, which leaves a thread behind (see `storage.parquet`).
@@ -228,20 +233,31 @@ def _parse(lines: list[bytes], width: int) -> Vectors:
     return parsed.reshape(-1, width)
 
 
-def _usual_width(head: bytes, uri: str) -> int:
-    """The width that most of the first lines have, counting one field as the word."""
-    lines = head.replace(b"\t", b" ").split(b"\n")
+def _first_lines(head: bytes) -> list[bytes]:
+    lines = head.split(b"\n")
     if len(lines) > 1:
         lines.pop()  # may be cut, or is what follows the last line's end
-    lines = [text for line in lines[:_SAMPLE_LINES] if (text := line.rstrip(_SPACES))] or [head]
-    spaces = Counter(line.count(b" ") for line in lines)
-    width = spaces.most_common(1)[0][0]
+    return [text for line in lines[:_SAMPLE_LINES] if (text := line.rstrip(_SPACES))] or [head]
+
+
+def _usual_width(lines: list[bytes], tab_ends_word: bool, uri: str) -> int:
+    """How many numbers most of ``lines`` end with, behind the word."""
+    counts: Counter[int] = Counter()
+    for line in lines:
+        fields = line.partition(b"\t")[2].split() if tab_ends_word else line.split()[1:]
+        counts[len(list(takewhile(_is_number, reversed(fields))))] += 1
+    width = counts.most_common(1)[0][0]
     if not width:
         raise VectorFileError(
             f"{uri}: expected lines of a word and numbers, found "
             f"{lines[0][:80].decode(errors='replace')!r}"
         )
     return width
+
+
+def are_numbers(texts: list[bytes]) -> bool:
+    """Whether each of ``texts`` is a number."""
+    return all(map(_is_number, texts))
 
 
 def _is_number(text: bytes) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dist_embed.vectors.file import BLOCK_BYTES, HeldSegment, VectorFileError, decode_word
+from dist_embed.vectors.file import BLOCK_BYTES, HeldSegment, VectorFileError, readable
 from dist_embed.vectors.stream import Forward
 from dist_embed.vectors.text import parse_header
 
@@ -68,7 +68,7 @@ class Word2VecBinary:
                         )
                     if mine:
                         # The tool ends each vector with a line end, which others leave out.
-                        words.append(decode_word(word.lstrip(b"\n"), where))
+                        words.append(readable(word.lstrip(b"\n")))
                         values[place] = np.frombuffer(vector, dtype="<f4")
                 if mine:
                     yield HeldSegment(self.uri, first, words, values)

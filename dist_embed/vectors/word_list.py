@@ -1,12 +1,19 @@
-"""Many words in one buffer: as Python strings a million of them take over 60 MB."""
+"""Lists of words: many in one buffer; and the words, one a line, that belong to the rows of a
+matrix.
+"""
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
+from typing import IO
+
+from dist_embed.storage.compressed import READ_ERRORS
+from dist_embed.vectors.file import BYTE_ORDER_MARK, VectorFileError, readable
 
 
 class WordList:
-    """Words in the order in which they were added."""
+    """Words in the order in which they were added. As Python strings a million take over 60 MB."""
 
     def __init__(self) -> None:
         self._text = bytearray()
@@ -26,3 +33,34 @@ class WordList:
     def part(self, first: int, end: int) -> list[str]:
         """The words from number ``first`` up to ``end``, or to the last."""
         return [self[place] for place in range(first, min(end, len(self)))]
+
+
+def words_of(
+    file: IO[bytes], uri: str, *, most: int | None = None, columns: bool = False
+) -> Iterator[str]:
+    """The words of a list, as `Segment.words` has them: an empty line is an empty word, whose row
+    belongs to none.
+
+    Args:
+        file: the list.
+        uri: where it lies, for messages.
+        most: how many rows there are; empty lines behind them do not count.
+        columns: whether lines with tabs are columns, the words the first, under a line of names.
+
+    Raises:
+        VectorFileError: it cannot be read, or has more words than ``most``.
+    """
+    try:
+        given, in_columns = 0, False
+        for number, line in enumerate(file):
+            word = (line if number else line.removeprefix(BYTE_ORDER_MARK)).rstrip(b"\r\n")
+            if columns and not number and b"\t" in word:
+                in_columns = True
+                continue
+            if given != most:
+                given += 1
+                yield readable(word.partition(b"\t")[0] if in_columns else word)
+            elif word:
+                raise VectorFileError(f"{uri}: more words than the {most:,} rows beside it")
+    except READ_ERRORS as exc:
+        raise VectorFileError(f"cannot read {uri}: {exc}") from exc

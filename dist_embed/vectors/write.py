@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from dist_embed.errors import UserError
+from dist_embed.observe.events import printable
 from dist_embed.storage import uri as storage
 from dist_embed.storage.compressed import is_compressed
 from dist_embed.storage.parquet import parquet_writer
@@ -23,7 +24,7 @@ class Block(NamedTuple):
     """Some words in the order of their ids.
 
     Attributes:
-        words: n of them, without spaces and line ends.
+        words: n of them, without spaces.
         counts: [n] how often each occurs in the training data.
         vectors: [n, D] float32.
         ids: [n] of the words; None: 0 and on over all blocks.
@@ -74,23 +75,33 @@ def write_vectors(
         if format != "glove" and not goes_on:
             file.write(f"{num_words} {width}\n".encode())
         for block in blocks:
-            lines = _binary(block) if format == "word2vec-bin" else _text(block)
+            lines = (_binary if format == "word2vec-bin" else _text)(block, uri)
             file.write(b"".join(lines))
 
 
-def _text(block: Block) -> Iterator[bytes]:
+def as_line(word: str, uri: str) -> bytes:
+    """A word as a line begins with it. Raises UserError where it has the end of a line in it."""
+    if "\n" in word:
+        raise UserError(
+            f"{uri}: the word {printable(word)!r} has a line's end in it, which such a file cannot "
+            "hold; Parquet can"
+        )
+    return word.encode()
+
+
+def _text(block: Block, uri: str) -> Iterator[bytes]:
     names = [str(column) for column in range(block.vectors.shape[1])]
     table = pa.table([pa.array(column) for column in block.vectors.T.copy()], names=names)
     sink = pa.BufferOutputStream()
     csv.write_csv(table, sink, csv.WriteOptions(include_header=False, delimiter=" "))
     numbers = sink.getvalue().to_pybytes().split(b"\n")
     for word, line in zip(block.words, numbers, strict=False):  # an empty one follows the last
-        yield b"%b %b\n" % (word.encode(), line)
+        yield b"%b %b\n" % (as_line(word, uri), line)
 
 
-def _binary(block: Block) -> Iterator[bytes]:
+def _binary(block: Block, uri: str) -> Iterator[bytes]:
     for word, row in zip(block.words, block.vectors.astype("<f4"), strict=True):
-        yield b"%b %b\n" % (word.encode(), row.tobytes())
+        yield b"%b %b\n" % (as_line(word, uri), row.tobytes())
 
 
 def _write_parquet(file: IO[bytes], blocks: Iterable[Block], width: int) -> None:

@@ -26,6 +26,7 @@ def trained_twice(
     memory: Memory = "device",
     weights: Weights = "fp32",
     freeze: bool = True,
+    width: int = WIDTH,
 ) -> tuple[Values, Values, Values]:
     """Rows and state of this worker's shards before, trained whole, and trained by looking up.
 
@@ -34,7 +35,7 @@ def trained_twice(
     lookups = [
         ShardedTables(
             translation_tables(
-                ROWS, WIDTH, "decoder", trained_whole=trained_whole, initial_scale=0.1
+                ROWS, width, "decoder", trained_whole=trained_whole, initial_scale=0.1
             ),
             group, optimizer=optimizer, learning_rate=0.1, eps=1e-3, seed=3, memory=memory,
             weights=weights,
@@ -74,11 +75,12 @@ def train_step(lookup: ShardedTables, step: int, *, frozen: bool) -> None:
     if by_looking_up:
         ids["output"] = [own_ids]
     rows = lookup.lookup(ids)
+    width = lookup.specs["decoder"].width
     gradients: dict[str, Tensor] = {
-        role: torch.randn(num_ids, WIDTH, generator=draw).to(device)
+        role: torch.randn(num_ids, width, generator=draw).to(device)
         for role in ("source", "target")
     }
-    whole = torch.randn(len(own_ids), WIDTH, generator=draw).to(device)
+    whole = torch.randn(len(own_ids), width, generator=draw).to(device)
     losses: list[Any] = [
         (rows.vectors(role, 0) * gradient).sum() for role, gradient in gradients.items()
     ]

@@ -121,7 +121,7 @@ def test_words_of_a_model_that_are_not_utf8_are_passed_over_and_counted(
         np.testing.assert_allclose(rows[words[word]], theirs[word], rtol=1e-5, atol=1e-7)
     assert sum(coverage.found_words.values()) == len(known)
     assert (coverage.entries, coverage.unreadable) == (len(theirs.key_to_index), 1)
-    assert "; 1 words are not UTF-8)" in coverage.lines()[0]
+    assert "; 1 words are empty or not UTF-8)" in coverage.lines()[0]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

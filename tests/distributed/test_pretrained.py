@@ -220,7 +220,7 @@ def test_rescaled_rows_are_as_large_as_fresh_ones(
 @pytest.mark.parametrize(
     ("settings", "width", "said"),
     [
-        (start_from(), 3, "its vectors have width 3, the table has 4; set embedding.width=3"),
+        (start_from(), 5, "its vectors have width 5, the table has 4; set embedding.width=5"),
         (start_from(project="pca"), 3, "cannot widen"),
         (start_from(missing="subword"), 4, "needs a binary fastText model"),
         (start_from(min_coverage=0.99), 4, r"min_coverage asks for 99.0%.*rare"),

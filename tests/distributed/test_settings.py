@@ -179,7 +179,7 @@ ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
     ],
     "tests/distributed/test_single_tables.py": [
         (f"embedding.tables.{role}.pretrained",
-         ["uri", "format", "words", "tensor", "match", "missing", "project", "rescale",
+         ["uri", "format", "words", "tensor", "prefix", "match", "missing", "project", "rescale",
           "min_coverage"])
         for role in _ROLES
     ],

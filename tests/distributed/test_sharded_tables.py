@@ -25,12 +25,13 @@ from dist_embed.parallel.group import Group
 from tests.distributed.pool import RemoteError, WorkerPool
 
 RATE, OWN_RATE, EPS, SEED, STEPS = 0.1, 0.02, 1e-8, 5, 4
-# Three widths; one table with two features, one with fewer rows than workers.
+# Three widths, of which the kernels pad two; one table with two features, one with fewer rows than
+# workers.
 TABLES = {
-    "user": Table(13, 8),
+    "user": Table(13, 7),
     "item": Table(9, 4, learning_rate=OWN_RATE),
-    "word": Table(17, 8, features=("read", "written"), initial_scale=0.5),
-    "tag": Table(2, 12),
+    "word": Table(17, 7, features=("read", "written"), initial_scale=0.5),
+    "tag": Table(2, 10),
 }
 FEATURES = {"user": "user", "item": "item", "read": "word", "written": "word", "tag": "tag"}
 Values = dict[str, Tensor]
@@ -49,7 +50,7 @@ def ids_of(step: int) -> dict[str, Tensor]:
 def loss_of(vectors: Values) -> Tensor:
     """Sum over examples of something in which every feature has a part."""
     draw = torch.Generator().manual_seed(99)
-    to_word, to_user = torch.randn(4, 8, generator=draw), torch.randn(12, 8, generator=draw)
+    to_word, to_user = torch.randn(4, 7, generator=draw), torch.randn(10, 7, generator=draw)
     score = vectors["user"] * vectors["read"] + (vectors["item"] @ to_word) * vectors["written"]
     score = score + (vectors["tag"] @ to_user) * vectors["user"]
     return functional.softplus(-score.sum(1)).sum()
@@ -146,7 +147,7 @@ def steps_of(group: Group, optimizer: str, by_torchrec: bool) -> tuple[list[floa
     tables: Any = TABLES
     if by_torchrec:
         tables = [
-            EmbeddingConfig(num_embeddings=13, embedding_dim=8, name="user"),
+            EmbeddingConfig(num_embeddings=13, embedding_dim=7, name="user"),
             EmbeddingConfig(num_embeddings=9, embedding_dim=4, name="item"),
         ]
     tables = built(group, optimizer, tables)
@@ -240,12 +241,12 @@ def test_what_two_workers_have_saved_others_go_on_with(
 
 
 def load_others(group: Group, uri: str) -> None:
-    Checkpoints(uri, built(group, tables={"user": Table(14, 8)})).load()
+    Checkpoints(uri, built(group, tables={"user": Table(14, 7)})).load()
 
 
 def test_checkpoints_of_other_tables_are_refused(workers: WorkerPool, tmp_path: Path) -> None:
     workers.run(1, save, str(tmp_path))
-    with pytest.raises(RemoteError, match=r"holds table\.user\.weight as F32 13 × 8"):
+    with pytest.raises(RemoteError, match=r"holds table\.user\.weight as F32 13 × 7"):
         workers.run(1, load_others, str(tmp_path))
 
 

@@ -134,7 +134,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(folder / "data")
     shutil.move(folder / "moved", folder / "data")
     (folder / "source.txt").write_text(
-        "".join(f"{w} {' '.join(map(str, v))}\n" for w, v in source_vectors(folder).items())
+        "".join(f"en:{w} {' '.join(map(str, v))}\n" for w, v in source_vectors(folder).items())
     )
     words = words_of(folder, "target")[::2]
     (folder / "words.txt").write_text("".join(f"{word}\n" for word in words))
@@ -178,7 +178,7 @@ def started(
     written = mock.Mock(wraps=lookup.after_writing)
     with (
         mock.patch.object(single_tables, "TableStart", noted("start", TableStart)),
-        mock.patch.object(single_tables, "open_vectors", noted("open", single_tables.open_vectors)),
+        mock.patch.object(single_tables, "open_file_of", noted("open", single_tables.open_file_of)),
         mock.patch.object(lookup, "after_writing", written),
     ):
         tokenizers = load_tokenizers(config.data.uri)
@@ -197,7 +197,8 @@ def started(
 def test_tables_start_from_their_own_files(
     workers: WorkerPool, files: Path, share: Any, num_workers: int
 ) -> None:
-    source = {"uri": str(files / "source.txt"), "match": ["lowercase"], "missing": "mean"}
+    source = {"uri": str(files / "source.txt"), "prefix": "en:", "match": ["lowercase"],
+              "missing": "mean"}  # fmt: skip
     output = {
         "uri": str(files / "target.safetensors"), "format": "safetensors", "tensor": "b",
         "words": str(files / "words.txt"), "project": "random", "rescale": True,
@@ -246,10 +247,10 @@ def test_tables_start_from_their_own_files(
             f"table {name}" for name in coverages
         ]
         assert asked == [
-            ((source["uri"], None), {"words": None, "tensor": None}),
+            ((PretrainedSection(**source),), {}),
             (PretrainedSection(**source), (),
              {"seed": SEED, "fresh_scale": WIDTH**-0.5}),
-            ((output["uri"], "safetensors"), {"words": output["words"], "tensor": "b"}),
+            ((PretrainedSection(**output),), {}),
             (PretrainedSection(**output), (),
              {"seed": SEED, "fresh_scale": WIDTH**-0.5}),
         ]  # fmt: skip

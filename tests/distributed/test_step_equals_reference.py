@@ -58,7 +58,7 @@ def train_with_fbgemm(
 ) -> tuple[list[float], dict[str, Any], Any]:
     """Updates by FBGEMM's own autograd function, as on CUDA; here it runs on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lookup_module, "CpuRows", lambda kernel: kernel.forward)
+        patch.setattr(lookup_module, "CpuRows", lambda kernel, _: kernel.forward)
         sharded = Sharded(tiny, group)
     for kernel in sharded.lookup._kernels:
         assert getattr(kernel.forward, "__func__", None) is type(kernel).forward

@@ -12,16 +12,17 @@ from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.explore.table import RunTable
 from tests.integration.conftest import Command
 
-WIDTH = 16
+# Of a file, and of tables: zeros fill the rows, and the kernels pad them by one more.
+FILE_WIDTH, WIDTH = 14, 15
 
 
 def vectors_for(folder: Path, words: list[str]) -> tuple[str, dict[str, np.ndarray]]:
     generator = np.random.default_rng(3)
-    found = {w: generator.standard_normal(WIDTH).astype(np.float32) for w in words}
+    found = {w: generator.standard_normal(FILE_WIDTH).astype(np.float32) for w in words}
     lines = [f"{word} {' '.join(map(str, row))}" for word, row in found.items()]
     path = folder / "vectors.txt"
-    path.write_text("\n".join([f"{len(lines)} {WIDTH}", *lines]) + "\n")
-    return str(path), found
+    path.write_text("\n".join([f"{len(lines)} {FILE_WIDTH}", *lines]) + "\n")
+    return str(path), {word: np.pad(row, (0, WIDTH - FILE_WIDTH)) for word, row in found.items()}
 
 
 def test_vectors_go_in_stay_frozen_and_come_out(
@@ -36,7 +37,8 @@ def test_vectors_go_in_stay_frozen_and_come_out(
     start = "embedding.tables.source.pretrained"
     settings = [
         "model.share_embeddings=none", "tokenizer.shared=false", f"{start}.uri={uri}",
-        f"{start}.missing=mean", "embedding.tables.source.freeze_until_step=4",
+        f"embedding.width={WIDTH}", f"{start}.missing=mean",
+        "embedding.tables.source.freeze_until_step=4",
         "embedding.tables.output.learning_rate=0.01",
     ]  # fmt: skip
     said = dist_embed("train", config, *settings, f"{start}.min_coverage=1.0", code=2)

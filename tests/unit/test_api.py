@@ -153,6 +153,24 @@ def test_where_a_run_cannot_be_written_nothing_is_prepared(
     assert workers.asked == []
 
 
+def test_vectors_that_cannot_be_read_are_told_before_anything_is_prepared(
+    workers: Workers, config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    workers.answer = result(tmp_path / "run")
+    values = config.model_dump()
+    values["embedding"]["tables"] = {"source": {"pretrained": {"uri": "v.txt"}}}
+    (tmp_path / "v.txt").write_text("no vectors\n")
+    with pytest.raises(UserError, match=r"/v\.txt: expected lines of a word and numbers"):
+        train(Config.model_validate(values))
+    assert capsys.readouterr().out == ""
+    assert workers.asked == []
+    # What goes on has its rows in the checkpoint.
+    monkeypatch.setattr("dist_embed.checkpoint.catalogue.list_steps", lambda uri: [2])
+    train(Config.model_validate(values), on_event=lambda event: None)
+    assert len(workers.asked) == 1
+
+
 def test_steps_to_be_recorded_are_given_to_the_workers(
     workers: Workers, config: Config, prepared: Prepared, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

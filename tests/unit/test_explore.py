@@ -40,7 +40,6 @@ from dist_embed.explore.table import RunTable
 from dist_embed.export import embeddings as export_module
 from dist_embed.export.embeddings import EXPORT_FORMATS, export_embeddings, word_counts
 from dist_embed.export.projector import projector_files
-from dist_embed.observe.plot import without_letters
 from dist_embed.run.folder import check_tokenizer, read_run_config
 from dist_embed.storage.parquet import read_parquet
 from dist_embed.vectors.file import VectorFile
@@ -778,7 +777,7 @@ def test_labels_overlap_where_their_boxes_do() -> None:
 
 def test_projector_files_have_a_line_for_each_word() -> None:
     files = projector_files(["a", "b"], np.array([3, 1]), torch.tensor([[1.0, 0.5], [2, 3]]), "x")
-    assert files["vectors.tsv"] == "1\t0.5\n2\t3\n"
+    assert files["vectors.tsv"] == "1.0\t0.5\n2.0\t3.0\n"
     assert files["metadata.tsv"] == "word\tcount\na\t3\nb\t1\n"
     assert files["projector_config.pbtxt"] == (
         'embeddings {\n  tensor_name: "x"\n  metadata_path: "metadata.tsv"\n'
@@ -798,10 +797,6 @@ def test_a_map_is_drawn(tmp_path: Path) -> None:
     draw_map(str(tmp_path / "crowd.svg"), crowd, words, "title")
     text = (tmp_path / "crowd.svg").read_text()
     assert [word for word in words if f">{word}<" in text] == [words[0], words[29]]
-
-
-def test_words_that_a_picture_cannot_show_are_told() -> None:
-    assert without_letters(["house", "東京", "naïve", "хлеб", "हिन्दी"]) == ["東京", "हिन्दी"]
 
 
 def test_counts_of_other_data_are_not_taken(
@@ -998,10 +993,10 @@ def test_maps_show_the_most_frequent_words_or_those_of_a_file(
     assert page.read_text() == map_page(np.zeros((9, 2)), SOURCE[:9], vectors, described)
     lines = printed(capsys, "plot", run, "--output", str(tmp_path / "m.png"), "--method", "pca")
     assert lines[0] == f"{described}: 154 words by pca → {tmp_path}/m.png"
-    assert lines[1].startswith("1 of them, '東京' for one, have letters that the picture's font")
+    assert lines[1].startswith("1 of them, '東京' for one, have letters that no font of this")
+    assert lines[1].endswith(f"--output {tmp_path}/m.html")
     assert asked[-1][1] == "pca"
-    # Of an SVG nothing is said: it shows them.
-    assert len(printed(capsys, "plot", run, "--output", str(tmp_path / "m.svg"))) == 1
+    assert len(printed(capsys, "plot", run, "--output", str(tmp_path / "m.svg"))) == 2
     chosen = tmp_path / "words.txt"
     chosen.write_text("s7 \ns2\n\ns7\ns30\ns4\ns5\n")
     (line,) = printed(

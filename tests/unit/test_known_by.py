@@ -85,6 +85,7 @@ def known_by(name: str) -> tuple[str, str, str, str]:
     # Keys that came or were renamed since, and a default that was changed.
     text = re.sub(r"  submit:\n(    .*\n)*", "", config_to_yaml(config))
     text = text.replace("  launcher: auto\n", "  launcher: ray\n")
+    text = text.replace("        prefix: ''\n", "")
     text = text.replace("  words: null\n", "").replace("  neighbors_of: []\n", "")
     text = re.sub("  (replace|hang)_seconds: .*\n", "", text)
     text = text.replace("  max_failures: null\n", "  max_failures: 0\n")

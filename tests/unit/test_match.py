@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import numpy as np
@@ -79,6 +79,7 @@ def test_spellings_by_rank() -> None:
     assert keys.spellings("<pad>") == ["<pad>", None, None, None]
     assert VocabularyKeys(tokenizer(), ()).spellings("A") == ["A", None]
     assert FORMS["digits"]("a1b22") == "a0b00"
+    assert [FORMS["hashes"](word) for word in ("a1b22", "1", "1990s")] == ["a#b##", "1", "####s"]
 
 
 def test_what_word_a_token_stands_for() -> None:
@@ -124,7 +125,7 @@ def test_coverage_counts_words_and_how_often_they_occur() -> None:
         vocabulary, None, ranks, (), entries=1, **(how | {"unreadable": 3, "duplicates": 0})
     )
     assert none.token_share == 0
-    assert "3 words are not UTF-8" in none.lines()[0]
+    assert "3 words are empty or not UTF-8" in none.lines()[0]
     assert "duplicates" not in none.lines()[0]
     assert none.missing[:2] == [("w7", 0), ("w8", 0)]
 
@@ -139,10 +140,16 @@ def test_what_was_found_is_told_in_full() -> None:
     assert found.lines() == [
         "table t: 2,500 of 4,000 words (62.5 %) and 25.0 % of their running words start from u "
         "(12,345 vectors; 1,000 as written, 1,500 after digits; 1,001 duplicates passed over; "
-        "2,002 words are not UTF-8)",
+        "2,002 words are empty or not UTF-8)",
         "table t: 1,100 more words (5.0 % of the running words) from their parts",
         "table t: without a vector (random): 東京 (1,234), \\x1b (0)",
     ]
+    for stated, told in ((12_345, 3), (12_346, 4)):
+        lines = replace(found, stated=stated).lines()
+        assert len(lines) == told
+    assert lines[1] == (
+        "table t: u holds 12,345 vectors, which are taken; its header promises 12,346"
+    )
     nothing = Coverage(
         **(how | {"found_tokens": 0}), entries=1, duplicates=0, unreadable=0, words=0, tokens=0,
         found_words={"as written": 0}, composed_words=0, composed_tokens=0,

@@ -82,6 +82,15 @@ def test_a_row_costs_its_values_and_its_optimizer_state(
     assert table_bytes(SPEC, optimizer, 3) == 334 * values_per_row * 4
 
 
+def test_rows_are_counted_with_what_pads_them() -> None:
+    for width, physical in ((49, 52), (52, 52), (1, 4)):
+        spec = TableSpec("t", 1000, width)
+        assert table_bytes(spec, "rowwise_adagrad", 1) == 1000 * (4 * physical + 4)
+        assert table_bytes(spec, "adagrad", 1) == 1000 * 8 * physical
+        in_place = loading_in_place_bytes([spec, SPEC], "adagrad", 2, "fp32", None)
+        assert in_place == (500 * 4 * physical if width < physical else 0)
+
+
 def test_narrow_rows_have_wide_state() -> None:
     assert table_bytes(SPEC, "sgd", 1, "fp16") == 1000 * 64 * 2
     assert table_bytes(SPEC, "rowwise_adagrad", 1, "fp16") == 1000 * (64 * 2 + 4)

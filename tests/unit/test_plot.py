@@ -19,7 +19,6 @@ from dist_embed.observe.plot import (
     plot_into,
     short_number,
     spread,
-    without_letters,
 )
 
 FOUND = [
@@ -119,10 +118,6 @@ def test_numbers_on_an_axis_are_short() -> None:
     assert [short_number(value) for value in values] == [
         "0.25", "5", "1,000", "2,048", "9,999", "10 k", "250 k", "1 M", "8 M", "1.5 G",
     ]  # fmt: skip
-
-
-def test_words_that_the_font_cannot_draw_are_found() -> None:
-    assert without_letters(["word", "größer", "語", "a語", "", "слово"]) == ["語", "a語"]
 
 
 def test_a_logarithmic_axis_has_plain_numbers_where_it_is_told(tmp_path: Path) -> None:

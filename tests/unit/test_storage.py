@@ -555,6 +555,10 @@ def test_a_file_is_decompressed_by_its_ending(folder: str, name: str) -> None:
     assert is_compressed(uri) is (name in PACKED)
     with open_decompressed(uri) as file:
         assert file.read(4) + file.read() == content
+    plain = storage.join(folder, "plain")
+    storage.write_bytes(plain, stored)
+    with open_decompressed(plain, Path(name).suffix if name in PACKED else "") as file:
+        assert file.read() == content
 
 
 @pytest.mark.parametrize("names", [(), ("folder/",), ("a", "b")])
@@ -563,7 +567,9 @@ def test_an_archive_of_any_number_of_files_but_one_is_refused(
 ) -> None:
     (tmp_path / "x.zip").write_bytes(as_zip(b"1", names))
     number = sum(not name.endswith("/") for name in names)
-    with pytest.raises(ValueError, match=f"{number} files in it; .*unpack it"):
+    with pytest.raises(
+        ValueError, match=f"{number} files in it; name one, as zip://NAME::/.*x.zip, or unpack it"
+    ):
         open_decompressed(str(tmp_path / "x.zip"))
 
 
@@ -620,3 +626,22 @@ def test_lines_of_a_far_file_do_not_cost_a_block_each(
     monkeypatch.setattr(compressed, "filesystem", lambda uri: (FarStore(), uri))
     with open_decompressed(f"far{ending}") as file:
         assert list(file) == lines
+
+
+def test_a_file_in_an_archive_of_s3_is_opened_with_its_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+
+    def noted(uri: str, **options: Any) -> tuple[FarStore, str]:
+        asked.append(options)
+        return FarStore(), uri
+
+    monkeypatch.setattr(storage, "url_to_fs", noted)
+    for uri in ("s3://b/v.txt", "zip://v.txt::s3://b/v.zip", "tar://v.txt::v.tgz", "zip://a::b"):
+        storage.filesystem(uri)
+    plain, chained, tar, local = asked
+    assert chained == {"s3": plain}
+    assert set(plain) == {"config_kwargs"}
+    assert (tar, local) == ({"tar": {"compression": "gzip"}}, {})
+    assert storage.archive_of("a::b") == "a::b"  # a path

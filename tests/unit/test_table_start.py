@@ -29,6 +29,7 @@ from dist_embed.model.translation_tables import TABLE_OF_ROLE
 from dist_embed.training.single_tables import start_tables
 from dist_embed.vectors.coverage import Coverage
 from dist_embed.vectors.file import HeldSegment
+from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.settings import PretrainedSection
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import ONE
@@ -99,7 +100,7 @@ def test_a_row_takes_the_best_entry_and_of_equal_ones_the_first(
 @pytest.mark.parametrize(
     ("settings", "width", "said"),
     [
-        (start_from(), 3, r"source from v\.txt: its vectors have width 2, the table has 3; set "
+        (start_from(), 1, r"source from v\.txt: its vectors have width 2, the table has 1; set "
          r"embedding\.width=2"),
         (start_from(project="pca"), 3, "cannot widen vectors, from 2 to 3"),
         (start_from(missing="subword"), 2, "needs a binary fastText model"),
@@ -167,6 +168,7 @@ def filled(
     width: int = 4,
     seed: int = 7,
     counts: NDArray[np.int64] | None = None,
+    file: Any = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], Coverage]:
     """The rows, by id, of five words of the file, two others and three hashed ones; fresh rows of
     standard deviation 1 for the same table; what was found.
@@ -179,7 +181,7 @@ def filled(
     shard = shard_of(spec.num_rows, 0, 1)
     weight = torch.full((spec.num_rows, width), torch.nan)
     start = TableStart(weight, spec, shard, ONE, tokenizer, settings, seed=seed, fresh_scale=0.25)
-    found = start.fill(Held(), counts)  # type: ignore[arg-type]
+    found = start.fill(file or Held(), counts)
     fresh = torch.empty_like(weight)
     fill_initial_rows(fresh, seed=seed, table="decoder", first_row=0, scale=1.0)
     order = spec.order.rows_of(torch.arange(spec.num_rows))
@@ -219,6 +221,25 @@ def test_as_much_must_be_found_as_is_asked_for() -> None:
         filled(start_from(min_coverage=0.751), counts=counts)
 
 
+def test_entries_without_a_word_are_passed_over_and_counted(tmp_path: Path) -> None:
+    uri = tmp_path / "v.vec"
+    for stated in (5, 4, 1):
+        uri.write_bytes(b"%d 4\nw0 1 2 3 4\nw\xff 5 5 5 5\n 6 6 6 6\nw2 7 8 9 9\n" % stated)
+        rows, _, found = filled(start_from(), file=open_vectors(str(uri), None))
+        assert rows[[4, 6]].tolist() == [[1, 2, 3, 4], [7, 8, 9, 9]]
+        assert (found.entries, found.unreadable, found.stated) == (4, 2, stated)
+        assert "2 words are empty or not UTF-8" in found.lines()[0]
+        told = f"{uri} holds 4 vectors, which are taken; its header promises {stated}"
+        assert any(told in line for line in found.lines()) == (stated != 4)
+    for content, said in (
+        (b"1 4\n\xff 1 2 3 4\n", "none of its words is valid UTF-8"),
+        (b"9 4\n", "holds no vectors"),
+    ):
+        uri.write_bytes(content)
+        with pytest.raises(UserError, match=rf"v\.vec: {said}"):
+            filled(start_from(), file=open_vectors(str(uri), "word2vec"))
+
+
 @pytest.mark.parametrize("at_once", [2, 4096])
 @pytest.mark.parametrize("width", [1, 2, 3])
 def test_pca_keeps_the_directions_in_which_the_vectors_found_vary_most(
@@ -231,6 +252,23 @@ def test_pca_keeps_the_directions_in_which_the_vectors_found_vary_most(
     flat = (known - known.mean(0)) @ directions[:width].T
     np.testing.assert_allclose(np.abs(rows[4:9]), np.abs(flat), atol=1e-5)
     assert (coverage.entries, coverage.duplicates) == (6, 0)  # though the file was read twice
+
+
+def cosines(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    unit = vectors / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return np.asarray(unit @ unit.T)
+
+
+@pytest.mark.parametrize("width", [4, 5, 7, 50])
+@pytest.mark.parametrize("project", ["no", "random"])
+def test_widening_changes_no_length_and_no_angle(width: int, project: Any) -> None:
+    rows, *_ = filled(start_from(project=project, missing="random"), width=width)
+    np.testing.assert_allclose(cosines(rows[4:9]), cosines(VECTORS[:5]), atol=1e-6)
+    lengths = np.linalg.norm(VECTORS[:5], axis=1)
+    np.testing.assert_allclose(np.linalg.norm(rows[4:9], axis=1), lengths, rtol=1e-6)
+    if project == "no":
+        np.testing.assert_array_equal(rows[4:9, :4], VECTORS[:5].astype(np.float32))
+        assert not rows[:, 4:].any()  # other rows neither: they are spread as the vectors are
 
 
 @pytest.mark.parametrize("width", [3, 6])

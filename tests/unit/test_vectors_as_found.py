@@ -1,0 +1,361 @@
+"""Files of vectors as other tools write them, and as people have them."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import pickle
+import struct
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from dist_embed.config.load import config_from_dict
+from dist_embed.config.paths import path_of
+from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.errors import UserError
+from dist_embed.export.projector import projector_files
+from dist_embed.storage import uri as storage
+from dist_embed.training.vector_files import check_vectors
+from dist_embed.vectors import arrays, number_lines, parquet, text
+from dist_embed.vectors.fasttext_binary import MAGIC, FastTextBinary
+from dist_embed.vectors.file import VectorFileError
+from dist_embed.vectors.formats import detect_format, open_vectors
+from dist_embed.vectors.match import VocabularyKeys
+from dist_embed.vectors.settings import Format
+from dist_embed.vectors.write import Block, write_vectors
+from tests.unit.vector_entries import read
+
+VECTORS = np.array([[1, 2], [3, 4], [5, 6]], np.float32)
+PLAIN = b"a 1 2\nb 3 4\nc 5 6\n"
+
+
+def saved(folder: Path, name: str, content: bytes) -> str:
+    (folder / name).write_bytes(content)
+    return str(folder / name)
+
+
+def found_in(
+    uri: str, format: Format | None = None, **options: Any
+) -> tuple[list[str], NDArray[np.float32]]:
+    file = open_vectors(uri, format, **options)
+    assert not isinstance(file, FastTextBinary)
+    return read(file, 2)
+
+
+@pytest.mark.parametrize("header", [b"", b"4 2\n"])
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        (b"of  0.5 1", "of"), (b"of 0.5  1 ", "of"), (b" of 0.5 1", "of"),
+        (b"new york 0.5 1", "new york"), (b"new  york 0.5 1", "new  york"),
+        (b"12\t0.5 1", "12"), (b"12 000\t0.5 1", "12 000"), (b"Apollo 11 \t0.5 1", "Apollo 11"),
+        (b"a\tb 0.5 1", "a\tb"), (b"a\t5 0.5 1", "a\t5"), (b"\x1f\x85 0.5 1", ""),
+        (b"\x1f 0.5 1", "\x1f"), (b" 0.5 1", ""), (b"\t0.5 1", ""), ("na\xefve".encode("latin-1")
+         + b" 0.5 1", ""), (b"caf\xc3 0.5 1", ""),
+    ],
+)  # fmt: skip
+def test_a_line_ends_with_the_numbers_and_its_beginning_is_the_word(
+    tmp_path: Path, header: bytes, line: bytes, word: str
+) -> None:
+    for place, lines in ((0, [line, *PLAIN.split(b"\n")]), (3, [PLAIN.rstrip(), line])):
+        uri = saved(tmp_path, "v.txt", header + b"\n".join(lines))
+        words, vectors = found_in(uri)
+        assert (len(words), words[place]) == (4, word)
+        assert vectors[place].tolist() == [0.5, 1]
+
+
+def test_a_tab_decides_where_the_word_ends(tmp_path: Path) -> None:
+    """As wikipedia2vec writes, whose titles of articles have spaces and numbers."""
+    lines = b"the\t1 2\nENTITY/Apollo 11\t3 4\nENTITY/1 2 3\t5 6\n"
+    for header in (b"", b"3 2\n"):
+        words, vectors = found_in(saved(tmp_path, "v.txt", header + lines))
+        assert words == ["the", "ENTITY/Apollo 11", "ENTITY/1 2 3"]
+        np.testing.assert_array_equal(vectors, VECTORS)
+    too_many = b"the\t1 2\na\t3 4 5\nc\t5 6\n"
+    with pytest.raises(VectorFileError, match="line 2: 3 numbers, the width is 2"):
+        found_in(saved(tmp_path, "v.txt", too_many))
+
+
+@pytest.mark.parametrize("name", ["v.GZ", "v", "v.txt", "v.zst"])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, bytes])
+def test_the_first_bytes_tell_how_a_file_is_compressed(
+    tmp_path: Path, name: str, pack: Any
+) -> None:
+    words, vectors = found_in(saved(tmp_path, name, pack(PLAIN)))
+    assert words == ["a", "b", "c"]
+    np.testing.assert_array_equal(vectors, VECTORS)
+
+
+def archives(folder: Path) -> list[tuple[str, Path]]:
+    """A zip and tars with two files of vectors."""
+    found = [("zip", folder / "glove.zip")]
+    with zipfile.ZipFile(found[0][1], "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("in/v.2d.txt", PLAIN)
+        archive.writestr("in/v.1d.txt", b"x 1\n")
+    for mode, name in (
+        ("w", "v.tar"),
+        ("w:gz", "v.tar.gz"),
+        ("w:bz2", "v.tar.bz2"),
+        ("w:gz", "v.tgz"),
+    ):
+        found.append(("tar", folder / name))
+        with tarfile.open(folder / name, mode) as tar:  # type: ignore[call-overload]
+            for member, content in (("in/v.2d.txt", PLAIN), ("in/v.1d.txt", b"x 1\n")):
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    return found
+
+
+def test_a_file_in_an_archive_is_read_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind, path in archives(tmp_path):
+        for place in (path, path.name):
+            uri = f"{kind}://in/v.2d.txt::{place}"
+            assert found_in(uri)[0] == ["a", "b", "c"]
+            assert storage.absolute(uri) == f"{kind}://in/v.2d.txt::{path}"
+            assert path_of(uri) == str(place)
+        assert found_in(f"{kind}://in/v.1d.txt::{path}")[0] == ["x"]
+        with pytest.raises(VectorFileError, match=r"none\.txt::.*: no such file"):
+            open_vectors(f"{kind}://none.txt::{path}", None)
+        with pytest.raises(VectorFileError, match=rf"{kind}://NAME::"):
+            open_vectors(str(path), None)
+    with pytest.raises(VectorFileError, match="no such file"):
+        open_vectors(f"zip://in/v.2d.txt::{tmp_path}/gone.zip", None)
+    data = gzip.compress(PLAIN)
+    with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
+        archive.writestr("a.gz", data)
+        archive.writestr("b.gz", data)
+    assert found_in("zip://b.gz::twice.zip")[0] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2, 100])
+@pytest.mark.parametrize("type", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, type: str, order: Any, rows_at_once: int
+) -> None:
+    size = rows_at_once * 2 * np.dtype(type).itemsize
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", size)
+    monkeypatch.setattr(arrays, "_COLUMNS_BLOCK_BYTES", size)
+    np.save(tmp_path / "v.npy", np.asarray(VECTORS.astype(type), order=order))
+    words = saved(tmp_path, "words", b"a\nb\nc\n")
+    found, vectors = found_in(str(tmp_path / "v.npy"), words=words)
+    assert found == ["a", "b", "c"]
+    np.testing.assert_array_equal(vectors, VECTORS)
+    packed = saved(tmp_path, "v.npy.gz", gzip.compress((tmp_path / "v.npy").read_bytes()))
+    if order == "F":
+        with pytest.raises(VectorFileError, match=r"Fortran's order.*unpack it, or save"):
+            open_vectors(packed, None, words=words)
+
+
+def test_arrays_of_a_npz(tmp_path: Path) -> None:
+    words = saved(tmp_path, "words", b"a\nb\nc\n")
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "one.npz", VECTORS)
+        save(tmp_path / "two.npz", x=VECTORS, y=VECTORS + 1)
+        for uri, more in ((f"{tmp_path}/one.npz", 0), (f"zip://y.npy::{tmp_path}/two.npz", 1)):
+            found, vectors = found_in(uri, words=words)
+            assert found == ["a", "b", "c"]
+            np.testing.assert_array_equal(vectors, VECTORS + more)
+        with pytest.raises(VectorFileError, match=r"2 files in it; name one, as zip://NAME::.*npz"):
+            open_vectors(f"{tmp_path}/two.npz", None, words=words)
+
+
+def test_too_large_a_number_of_an_array_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.array([[1e300, 1]]))
+    words = saved(tmp_path, "words", b"a\n")
+    with pytest.raises(VectorFileError, match=r"entry 1 \('a'\): a value is not finite"):
+        found_in(str(tmp_path / "v.npy"), words=words)
+
+
+def floret_model(mode: int = 0, hashes: int = 2, update_rate: int = 100) -> bytes:
+    numbers = (10, 5, 1, 1, 5, 1, 2, 2, 50, 3, 6, mode, hashes, update_rate)
+    return MAGIC + struct.pack("<i14id", 12, *numbers, 1e-4) + bytes(99)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (pickle.dumps({"vectors": 1}), r"is pickled, as gensim's \.kv .*save_word2vec_format"),
+        (pickle.dumps([1], protocol=2), "is pickled"),
+        (b"5000 10 2 3 2 2166136261 < >\n0 " + b"0.5 " * 10, r"table of floret.*give the \.vec"),
+        (floret_model(), r"is a model of floret, .*give the \.vec file"),
+        (floret_model(mode=1, hashes=1, update_rate=1), "is a model of floret"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "is HDF5"),
+        (b"<!DOCTYPE html>\n<html lang='en'>\n", "expected lines of a word and numbers, found '<!"),
+        (b"3 2\nthis is text\n", r"line 2 \('this'\): 'is' is not a number"),
+        (b"3 4\nthis is text\n", "line 2: 2 numbers, the width is 4"),
+        (b"word,x,y\na,1,2\n", "expected lines of a word and numbers, found 'word,x,y'"),
+        (bytes(range(256)) * 9, "expected lines of a word and numbers"),
+    ],
+)
+def test_what_is_no_file_of_vectors_is_named_and_gets_no_width(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    uri = saved(tmp_path, "v", content)
+    with pytest.raises(VectorFileError, match=said) as caught:
+        open_vectors(uri, None)
+    assert str(caught.value).startswith(uri)
+
+
+def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
+    np.save(tmp_path / "v.npy", np.array([[1.0, "x"]], dtype=object), allow_pickle=True)
+    words = saved(tmp_path, "words", b"a\n")
+    with pytest.raises(VectorFileError, match=r"v\.npy: holds objects, pickled.*numpy\.save\("):
+        open_vectors(str(tmp_path / "v.npy"), None, words=words)
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+@pytest.mark.parametrize("lists", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2)])
+@pytest.mark.parametrize("texts", [pa.string(), pa.large_string(), pa.string_view(), pa.binary()])
+def test_parquet_of_any_tool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, lists: Any, texts: Any
+) -> None:
+    monkeypatch.setattr(parquet, "BLOCK_BYTES", 16)
+    words = ["a", None, "c"]
+    rows = pa.array([row.astype(kind.to_pandas_dtype()) for row in VECTORS], lists(kind))
+    table = pa.table({"n": [1, 2, 3], "token": pa.array(words, texts), "embedding": rows})
+    pq.write_table(table, tmp_path / "v.parquet", row_group_size=2)
+    found, vectors = found_in(str(tmp_path / "v.parquet"))
+    assert found == ["a", "", "c"]
+    np.testing.assert_array_equal(vectors, VECTORS)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"a": ["x"], "b": ["y"], "vector": [[1.0]]}, "expected a column 'word', or one column of"),
+        ({"word": ["x"]}, r"expected a column 'vector'.*it has word \(string\)"),
+        ({"word": ["x", "y"], "vector": [[1.0, 2.0], [1.0]]}, "row 2: expected 2 numbers, found 1"),
+        ({"word": ["x", "y"], "vector": [[1.0, 2.0], None]}, "row 2: expected 2 numbers, found 0"),
+        ({"word": ["x"], "vector": [[1.0, None]]}, "row 1: expected 2 numbers, or one"),
+        ({"word": ["x"], "vector": [[1.0, np.inf]]}, r"entry 1 \('x'\): a value is not finite"),
+        ({"word": ["x"], "vector": [pa.scalar([], pa.list_(pa.float32()))]}, "holds no vectors"),
+    ],
+)
+def test_what_is_wrong_with_a_parquet_file_is_said(
+    tmp_path: Path, columns: dict[str, Any], said: str
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "v.parquet")
+    with pytest.raises(VectorFileError, match=rf"v\.parquet.*{said}"):
+        found_in(str(tmp_path / "v.parquet"))
+    content = (tmp_path / "v.parquet").read_bytes()
+    with pytest.raises(VectorFileError, match="cannot read"):
+        found_in(saved(tmp_path, "cut.parquet", content[: len(content) // 2]))
+
+
+ODD_WORDS = ["a\tb", "a\t5", "\x1f", "\x0b1", "\u2028", "x\r", "東京", "c"]
+
+
+@pytest.mark.parametrize("format", ["word2vec", "word2vec-bin", "glove", "parquet"])
+@pytest.mark.parametrize("turn", range(len(ODD_WORDS)))
+def test_what_is_written_comes_back_whatever_its_words(
+    tmp_path: Path, format: Any, turn: int
+) -> None:
+    words = ODD_WORDS[turn:] + ODD_WORDS[:turn]
+    vectors = np.random.default_rng(1).standard_normal((len(words), 3)).astype(np.float32)
+    block = Block(words, np.ones(len(words), np.int64), vectors)
+    uri = str(tmp_path / "v")
+    write_vectors(uri, format, [block], num_words=len(words), width=3)
+    assert detect_format(uri) == format
+    found, rows = found_in(uri)
+    assert found == words
+    np.testing.assert_array_equal(rows, vectors)
+
+
+def test_a_word_with_the_end_of_a_line_goes_to_parquet_alone(tmp_path: Path) -> None:
+    block = Block(["a\nb"], np.ones(1, np.int64), VECTORS[:1])
+    for format in ("word2vec", "word2vec-bin", "glove", "parquet"):
+        uri = str(tmp_path / format)
+        if format == "parquet":
+            write_vectors(uri, format, [block], num_words=1, width=2)
+            assert found_in(uri)[0] == ["a\nb"]
+        else:
+            with pytest.raises(UserError, match=r"the word 'a\\\\nb' has a line's end .* Parquet"):
+                write_vectors(uri, format, [block], num_words=1, width=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 100])
+def test_the_projectors_files_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+) -> None:
+    import torch
+
+    monkeypatch.setattr(number_lines, "BLOCK_BYTES", rows_at_once * 48)
+    rows = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
+    files = projector_files(["a", "b\tc", "d\n"], np.arange(3), torch.from_numpy(rows), "t")
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    words = str(tmp_path / "metadata.tsv")
+    found, vectors = found_in(str(tmp_path / "vectors.tsv"), words=words)
+    assert found == ["a", "b\\tc", "d\\n"]  # neither can stand in a column
+    np.testing.assert_array_equal(vectors, rows)
+    few, many = saved(tmp_path, "few", b"a\nb\n"), saved(tmp_path, "many", b"a\nb\nc\nd\n")
+    for listed, said in ((few, "few: 2 words, but"), (many, "many: more words than the 3 rows")):
+        with pytest.raises(VectorFileError, match=said):
+            found_in(str(tmp_path / "vectors.tsv"), words=listed)
+    for content, said in (
+        (b"1 2\n1\n", "row 2: 1 numbers, the width is 2"), (b"1 2\n1 x\n", "rows (1|2) to 2"),
+        (b"1 2\n1 x\n", "'x'"),
+    ):  # fmt: skip
+        with pytest.raises(VectorFileError, match=said):
+            found_in(saved(tmp_path, "v.tsv", content), words=few)
+    with pytest.raises(VectorFileError, match=r"x\.tsv: expected lines of numbers, found 'a 1'"):
+        open_vectors(saved(tmp_path, "x.tsv", b"a 1\n"), "tsv", words=few)
+    with pytest.raises(VectorFileError, match="needs the list of its words"):
+        open_vectors(str(tmp_path / "vectors.tsv"), "tsv")
+
+
+def test_words_with_a_prefix_alone_are_of_interest() -> None:
+    tokenizer = Tokenizer.from_words(
+        [SPACE + "house", SPACE + "1990"], lowercase=False, split_punctuation=False
+    )
+    keys = VocabularyKeys(tokenizer, ["hashes"], prefix="/c/en/")
+    found = keys.match(["/c/fr/house", "house", "/c/en/house", "/c/en/####", "/c/en/", ""])
+    assert found.places.tolist() == [2, 3]
+    assert [tokenizer.token(i) for i in found.ids] == [SPACE + "house", SPACE + "1990"]
+
+
+def configured(width: int, **file: Any) -> Any:
+    return config_from_dict(
+        {"run": {"uri": "unused"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
+         "embedding": {"width": width, "tables": {"source": {"pretrained": file}}}}
+    )  # fmt: skip
+
+
+def test_vectors_are_looked_at_before_the_work(tmp_path: Path) -> None:
+    uri = saved(tmp_path, "v.txt", PLAIN)
+    check_vectors(configured(2, uri=uri))
+    check_vectors(configured(4, uri=uri))
+    check_vectors(configured(4, uri=uri, project="random"))
+    np.save(tmp_path / "v.npy", VECTORS)
+    for settings, said in [
+        ({"uri": f"{tmp_path}/none"}, "none: no such file"),
+        ({"uri": uri, "missing": "subword"}, "needs a binary fastText model"),
+        ({"uri": uri, "project": "pca"}, "cannot widen vectors, from 2 to 4; leave `project` out"),
+        ({"uri": f"{tmp_path}/v.npy", "words": f"{tmp_path}/gone"}, "gone: no such file"),
+    ]:
+        with pytest.raises(UserError, match=said):
+            check_vectors(configured(4, **settings))
+    with pytest.raises(UserError, match=r"width 2, the table has 1; set embedding\.width=2, or"):
+        check_vectors(configured(1, uri=uri))
+
+
+def test_the_width_is_that_of_most_lines(tmp_path: Path) -> None:
+    lines = b"a 1 2\nb 1 3 4\n1 2\n" + PLAIN
+    file = open_vectors(saved(tmp_path, "v", lines), "glove")
+    assert isinstance(file, text.TextVectors)
+    assert file.width == 2
