@@ -266,3 +266,9 @@ def _corpus_problems(key: str, corpus: CorpusSection) -> Iterator[str]:
     elif corpus.source is None or corpus.target is None:
         missing = "source" if corpus.source is None else "target"
         yield f"{key}.{missing}: missing; give `source` and `target`, or `pairs`"
+    columns = corpus.source_column, corpus.target_column
+    if isinstance(columns[0], int) != isinstance(columns[1], int):
+        yield (
+            f"{key}.target_column: {columns[1]!r} is not allowed with source_column={columns[0]!r}: "
+            "both by name, or both by number"
+        )

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dist_embed.data.corpus import expand, read_lines
+from dist_embed.data.corpus import expand
+from dist_embed.data.text.lines import read_lines
 from dist_embed.errors import UserError
 
 _BLOCK_CHARACTERS = 4_000_000

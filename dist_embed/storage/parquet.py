@@ -31,6 +31,8 @@ class ParquetReader:
     Args:
         file: stays open while it is read.
         footer: its last bytes, as `row_groups` gives them; None: they are read from it.
+        as_stored: columns whose values are held once where they are stored once, however many rows
+            have them: as dictionaries of Arrow.
 
     Attributes:
         schema: the columns' names and types.
@@ -38,13 +40,23 @@ class ParquetReader:
     Raises ParquetError.
     """
 
-    def __init__(self, file: IO[bytes] | FilePart, footer: bytes | None = None) -> None:
+    def __init__(
+        self,
+        file: IO[bytes] | FilePart,
+        footer: bytes | None = None,
+        *,
+        as_stored: Sequence[str] = (),
+    ) -> None:
         with _errors_of_arrow():
             metadata = None
             if footer is not None:
                 metadata = pq.ParquetFile(io.BytesIO(footer), pre_buffer=False).metadata
             self._file = pq.ParquetFile(file, metadata=metadata, pre_buffer=False)
             self.schema: pa.Schema = self._file.schema_arrow
+            if leaves := [path for path in self._leaves() if _is_within(path, as_stored)]:
+                self._file = pq.ParquetFile(
+                    file, metadata=self._file.metadata, pre_buffer=False, read_dictionary=leaves
+                )
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The named columns, or all. Raises ParquetError."""
@@ -59,16 +71,35 @@ class ParquetReader:
             return self._file.read_row_group(number, columns=names, use_threads=False)
 
     def batches(self, columns: Sequence[str], *, rows: int) -> Iterator[pa.RecordBatch]:
-        """The named columns, at most ``rows`` rows at a time. Raises ParquetError."""
+        """The named columns, at most ``rows`` rows at a time; of a struct ``a.b`` its field b
+        alone, in a struct of its name. Raises ParquetError.
+        """
         names = self._known(columns)
         with _errors_of_arrow():
             yield from self._file.iter_batches(rows, columns=names, use_threads=False)
+
+    def row_bytes(self, columns: Sequence[str]) -> int:
+        """What a row of the named columns takes in the file, uncompressed: the mean of the row
+        group that has most.
+        """
+        metadata = self._file.metadata
+        wanted = [i for i, path in enumerate(self._leaves()) if _is_within(path, columns)]
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        sizes = (
+            sum(group.column(i).total_uncompressed_size for i in wanted) // max(1, group.num_rows)
+            for group in groups
+        )
+        return max(1, *sizes, 1)
+
+    def _leaves(self) -> list[str]:
+        schema = self._file.schema
+        return [schema.column(place).path for place in range(len(schema))]
 
     def _known(self, columns: Sequence[str] | None) -> list[str]:
         # pyarrow leaves out without a word what is not there.
         names: list[str] = self.schema.names
         for name in columns or ():
-            if name not in names:
+            if name not in names and not any(_is_within(leaf, [name]) for leaf in self._leaves()):
                 raise ParquetError(f"no column {name!r}; there are {', '.join(names) or 'none'}")
         return names if columns is None else list(columns)
 
@@ -181,6 +212,11 @@ class FilePart:
 def parquet_writer(file: IO[bytes], schema: pa.Schema) -> Any:
     """The writer of record batches of pyarrow, for a ``with`` block."""
     return pq.ParquetWriter(file, schema)
+
+
+def _is_within(path: str, columns: Sequence[str]) -> bool:
+    """Whether the values at ``path`` are one of the columns, or a part of one."""
+    return any(path == one or path.startswith(f"{one}.") for one in columns)
 
 
 @contextmanager

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from dist_embed.data.corpus import CorpusError, Pair, ParallelText, read_lines, read_pairs
+from dist_embed.data.corpus import ParallelText, read_pairs
+from dist_embed.data.text.lines import read_lines
+from dist_embed.data.text.rows import CorpusError, Pair
 from dist_embed.errors import StorageError
 from dist_embed.storage import uri as storage
 

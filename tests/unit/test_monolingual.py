@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from dist_embed.data import monolingual
-from dist_embed.data.corpus import CorpusError
 from dist_embed.data.monolingual import Words, read_monolingual
+from dist_embed.data.text.rows import CorpusError
 from dist_embed.errors import UserError
 
 LINES = ["b a  b", "", " c b a ", "\t", "c\u00a0d e", "b"]
