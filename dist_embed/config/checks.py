@@ -269,6 +269,6 @@ def _corpus_problems(key: str, corpus: CorpusSection) -> Iterator[str]:
     columns = corpus.source_column, corpus.target_column
     if isinstance(columns[0], int) != isinstance(columns[1], int):
         yield (
-            f"{key}.target_column: {columns[1]!r} is not allowed with source_column={columns[0]!r}: "
-            "both by name, or both by number"
+            f"{key}.target_column: {columns[1]!r} is not allowed with "
+            f"source_column={columns[0]!r}: both by name, or both by number"
         )

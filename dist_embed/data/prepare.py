@@ -100,9 +100,9 @@ def _encoded(
             rule = data if name == "train" else None
             skipped = Skipped()
             encoded = pool.write_shards(
-                read_pairs(text, skipped), data_uri, name, shard_sentences=data.shard_sentences, rule=rule,
-                oov_buckets=tokenizer.oov_buckets, recipe=recipe,
-                finished=finished_shards(earlier, name),
+                read_pairs(text, skipped), data_uri, name,
+                shard_sentences=data.shard_sentences, rule=rule, oov_buckets=tokenizer.oov_buckets,
+                recipe=recipe, finished=finished_shards(earlier, name),
             )  # fmt: skip
             splits[name], blocks, taken_over = _gathered(encoded, occurrences if rule else {})
             splits[name].dropped_wrong = skipped.count

@@ -145,7 +145,7 @@ def test_a_long_tsv_row_is_named(tmp_path: Path) -> None:
     assert f"{path}, line 3: 3 columns, the header has 2" in message
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x"])
+@pytest.mark.parametrize("name", ["x.tsv", "x"])
 def test_files_of_pairs_without_tabs_are_refused(tmp_path: Path, name: str) -> None:
     path = put(tmp_path / name, "source,target\na,b\n")
     message = refused(ParallelText(pairs=(path,)))
@@ -177,14 +177,26 @@ def test_parquet_nulls_are_empty_sides(tmp_path: Path) -> None:
     assert list(read_pairs(corpus)) == [("a", ""), ("", "b")]
 
 
+def _of_type(texts: tuple[str, ...], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return pa.array(texts).cast(kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(texts).cast(kind)
+
+
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str
-)
+    "kind",
+    [
+        pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(),
+        pa.binary_view(), pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int8(), pa.binary()),
+    ],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("name", ["x.parquet", "X.Parquet"])
 def test_text_of_every_type_of_parquet_is_read(
     tmp_path: Path, kind: pa.DataType, name: str
 ) -> None:
-    source, target = (pa.array(side).cast(kind) for side in zip(*PAIRS, strict=True))
+    source, target = (_of_type(side, kind) for side in zip(*PAIRS, strict=True))
     pq.write_table(pa.table({"source": source, "target": target}), tmp_path / name)
     assert list(read_pairs(ParallelText(pairs=(str(tmp_path / name),)))) == PAIRS
 
@@ -200,7 +212,7 @@ def test_a_file_of_pairs_without_a_header_has_no_columns(tmp_path: Path) -> None
     assert f"{path}: no column 'source'; there are none" in refused(ParallelText(pairs=(path,)))
 
 
-@pytest.mark.parametrize("values", [[1, 2], [b"\xff", b"a"], [["a"], ["b"]]], ids=str)
+@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [None, None]], ids=str)
 def test_a_parquet_column_that_is_no_text_is_named(tmp_path: Path, values: list[object]) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"source": values, "target": ["a", "b"]}), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import IO
 
 from dist_embed.data.text.lines import lines_of
@@ -28,12 +29,14 @@ def aligned_lines(
             yield right
         else:
             yield left, right
-    left_count, right_count = (
-        count + (one is not None) + sum(1 for _ in side)
-        for one, side in zip((left, right), sides, strict=True)
-    )
-    if left_count != right_count:
+    counts = [count, count]
+    for place, rest in enumerate((left, right)):
+        for line in chain([] if rest is None else [rest], sides[place]):
+            counts[place] += 1
+            if isinstance(line, WrongRow):  # which may have no end
+                yield line
+    if counts[0] != counts[1]:
         raise CorpusError(
-            f"source and target differ in length: {names[0]} has {left_count} lines, "
-            f"{names[1]} has {right_count}"
+            f"source and target differ in length: {names[0]} has {counts[0]} lines, "
+            f"{names[1]} has {counts[1]}"
         )

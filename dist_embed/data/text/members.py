@@ -1,4 +1,4 @@
-"""Archives of files of text: ``.zip`` with one file, or with one for each side, as OPUS has them."""
+"""Archives of text: ``.zip`` with one file, or with one for each side, as OPUS has them."""
 
 from __future__ import annotations
 

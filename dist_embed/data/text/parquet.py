@@ -43,7 +43,7 @@ def parquet_pairs(
         found = [_found(name, schema, one) for one in wanted]
         tops, read = dict.fromkeys(top for top, _ in found), [path for _, path in found]
         reader = ParquetReader(file, as_stored=read)
-        rows = max(1, min(_ROWS, _BATCH_BYTES // reader.row_bytes(read)))
+        rows = max(1, min(_ROWS, _BATCH_BYTES // max(1, reader.row_bytes())))
         number = 0
         for batch in reader.batches(read, rows=rows):
             for values in zip(*(batch.column(top) for top in tops), strict=True):
@@ -53,10 +53,12 @@ def parquet_pairs(
                     row = {top: one.as_py() for top, one in zip(tops, values, strict=True)}
                     source, target = (cell(nested(row, one), limit) for one in wanted)
                     yield source, target
+                except pa.ArrowException:
+                    raise
                 except ValueError as exc:
                     yield WrongRow(f"{name}, row {number}: {exc}")
-    except ParquetError as exc:
-        raise CorpusError(f"cannot read {name}: {exc}") from exc
+    except (ParquetError, pa.ArrowException) as exc:
+        raise CorpusError(f"cannot read {name}: {' '.join(str(exc).split())}") from exc
 
 
 def _found(name: str, schema: pa.Schema, wanted: str) -> tuple[str, str]:
