@@ -90,7 +90,7 @@ def _sound_pairs(corpus: ParallelText, skipped: Skipped) -> Iterator[Pair]:
 
 def _rows(corpus: ParallelText) -> Iterator[Pair | WrongRow]:
     for uri in expand(corpus.pairs):
-        if uri.lower().endswith(".zip"):
+        if _own_name(uri).endswith(".zip"):
             yield from _zipped_rows(uri, corpus)
         else:
             with opened(uri) as file:
@@ -123,7 +123,7 @@ def _rows_of_file(
     file: IO[bytes], name: str, uri: str, corpus: ParallelText
 ) -> Iterator[Pair | WrongRow]:
     """``file``, whose ending is ``name``'s; messages call it ``uri``."""
-    name = name.partition("::")[0].lower()
+    name = _own_name(name)
     for ending in ENDINGS:
         name = name.removesuffix(ending)
     how = (file, uri, corpus.columns, corpus.max_line_bytes)
@@ -135,3 +135,8 @@ def _rows_of_file(
         return tmx_pairs(*how)
     delimiter = "," if name.endswith(".csv") else "\t"
     return table_pairs(*how, delimiter=delimiter, quoting=corpus.quoting)
+
+
+def _own_name(uri: str) -> str:
+    """The file's, where it lies in an archive: ``zip://NAME::ARCHIVE``."""
+    return uri.partition("::")[0].lower()

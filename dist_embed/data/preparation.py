@@ -392,10 +392,12 @@ def _given_corpora(config: Config) -> dict[str, ParallelText]:
         "validation": config.data.validation,
         "test": config.data.test,
     }
-    return {name: _parallel_text(c) for name, c in found.items() if c is not None}
+    return {name: parallel_text(c) for name, c in found.items() if c is not None}
 
 
-def _parallel_text(corpus: CorpusSection) -> ParallelText:
+def parallel_text(corpus: CorpusSection) -> ParallelText:
+    """What is to be read for a section."""
+
     def files(value: str | list[str] | None) -> tuple[str, ...]:
         return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 

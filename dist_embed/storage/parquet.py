@@ -31,8 +31,6 @@ class ParquetReader:
     Args:
         file: stays open while it is read.
         footer: its last bytes, as `row_groups` gives them; None: they are read from it.
-        as_stored: columns whose values are held once where they are stored once, however many rows
-            have them: as dictionaries of Arrow.
 
     Attributes:
         schema: the columns' names and types.
@@ -40,23 +38,13 @@ class ParquetReader:
     Raises ParquetError.
     """
 
-    def __init__(
-        self,
-        file: IO[bytes] | FilePart,
-        footer: bytes | None = None,
-        *,
-        as_stored: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, file: IO[bytes] | FilePart, footer: bytes | None = None) -> None:
         with _errors_of_arrow():
             metadata = None
             if footer is not None:
                 metadata = pq.ParquetFile(io.BytesIO(footer), pre_buffer=False).metadata
             self._file = pq.ParquetFile(file, metadata=metadata, pre_buffer=False)
             self.schema: pa.Schema = self._file.schema_arrow
-            if leaves := [path for path in self._leaves() if _is_within(path, as_stored)]:
-                self._file = pq.ParquetFile(
-                    file, metadata=self._file.metadata, pre_buffer=False, read_dictionary=leaves
-                )
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The named columns, or all. Raises ParquetError."""
@@ -88,15 +76,11 @@ class ParquetReader:
             (max(0, one.total_byte_size) // max(1, one.num_rows) for one in groups), default=0
         )
 
-    def _leaves(self) -> list[str]:
-        schema = self._file.schema
-        return [schema.column(place).path for place in range(len(schema))]
-
     def _known(self, columns: Sequence[str] | None) -> list[str]:
         # pyarrow leaves out without a word what is not there.
         names: list[str] = self.schema.names
         for name in columns or ():
-            if name not in names and not any(_is_within(leaf, [name]) for leaf in self._leaves()):
+            if name not in names and name.partition(".")[0] not in names:
                 raise ParquetError(f"no column {name!r}; there are {', '.join(names) or 'none'}")
         return names if columns is None else list(columns)
 
@@ -209,11 +193,6 @@ class FilePart:
 def parquet_writer(file: IO[bytes], schema: pa.Schema) -> Any:
     """The writer of record batches of pyarrow, for a ``with`` block."""
     return pq.ParquetWriter(file, schema)
-
-
-def _is_within(path: str, columns: Sequence[str]) -> bool:
-    """Whether the values at ``path`` are one of the columns, or a part of one."""
-    return any(path == one or path.startswith(f"{one}.") for one in columns)
 
 
 @contextmanager

@@ -221,12 +221,13 @@ KINDS = {
 }
 
 
-def hugging_face(path: Path, kind: str, rows: list[Any]) -> str:
+def hugging_face(path: Path, kind: str, rows: list[Any], **options: Any) -> str:
     if kind == "map":
         rows = [row and list(row.items()) for row in rows]
     pq.write_table(
-        pa.table({"id": range(len(rows)), "translation": pa.array(rows, KINDS[kind])}), path
-    )
+        pa.table({"id": range(len(rows)), "translation": pa.array(rows, KINDS[kind])}),
+        path, **options,
+    )  # fmt: skip
     return str(path)
 
 
@@ -245,6 +246,15 @@ def test_translations_in_one_column_of_parquet_are_read(tmp_path: Path, kind: st
         message = refused(path, ("translation.en", "translation.es"))
         assert f"{path}, row 1: no 'translation.es'" in message or "row 1: no 'es'" in message
         assert "there are id, translation.KEY" in refused(path, ("en", "de"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_translations_of_several_row_groups_are_read(tmp_path: Path, kind: str) -> None:
+    # Where a dictionary becomes too large, what follows is stored plainly.
+    rows = [{"en": f"{i % 50}", "de": "x" * 5000 + str(i)} for i in range(700)]
+    path = hugging_face(tmp_path / "x.parquet", kind, rows, row_group_size=300)
+    found = pairs(path, ("translation.en", "translation.de"))
+    assert found == [(row["en"], row["de"]) for row in rows]
 
 
 def test_a_column_with_a_point_in_its_name_comes_first(tmp_path: Path) -> None:
@@ -460,9 +470,10 @@ def test_what_has_no_end_is_refused_by_its_limit(put: Put, name: str) -> None:
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 25_000  # KiB
 
 
-def test_a_long_text_that_many_rows_of_parquet_share_is_held_once(tmp_path: Path) -> None:
+def test_a_long_text_that_many_rows_of_parquet_share_is_held_a_few_times(tmp_path: Path) -> None:
     words = pa.DictionaryArray.from_arrays(pa.array([0] * 4000), pa.array(["x" * 1_000_000]))
-    pq.write_table(pa.table({"source": words, "target": ["a"] * 4000}), tmp_path / "x.parquet")
+    table = pa.table({"source": words, "target": ["a"] * 4000})
+    pq.write_table(table, tmp_path / "x.parquet", store_schema=False)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     read = read_pairs(ParallelText(pairs=(str(tmp_path / "x.parquet"),)))
     assert len(next(read)[0]) == 1_000_000

@@ -45,19 +45,21 @@ def read_lines(uri: str, *, limit: int = LONGEST_LINE) -> Iterator[str]:
 
 def decoded_lines(file: IO[bytes], name: str, *, limit: int = LONGEST_LINE) -> Iterator[str]:
     """As `read_lines`, of an open file that messages call ``name``."""
-    for line in lines_of(file, name, limit):
+    for line in lines_of(file, name, limit, f"longer than {limit:,} bytes"):
         if isinstance(line, WrongRow):
             raise line
         yield line
 
 
-def lines_of(file: IO[bytes], name: str, limit: int) -> Iterator[str | WrongRow]:
-    """The lines of an open file, and what is wrong with those that are none."""
+def lines_of(file: IO[bytes], name: str, limit: int, beyond: str = "") -> Iterator[str | WrongRow]:
+    """The lines of an open file, and what is wrong with those that are none; ``beyond`` is what is
+    wrong with longer ones, in place of the name of a corpus' setting.
+    """
     read = partial(file.readline, limit + 2)  # so that it fits with its end
     for number, line in enumerate(iter(read, b""), start=1):
         text = line.rstrip(b"\r\n")
         if len(text) > limit:
-            yield WrongRow(f"{name}, line {number}: {too_long(limit)}")
+            yield WrongRow(f"{name}, line {number}: {beyond or too_long(limit)}")
             while line and not line.endswith(b"\n"):
                 line = read()
             continue

@@ -19,8 +19,9 @@ from dist_embed.data.text.rows import (
 )
 from dist_embed.storage.parquet import ParquetError, ParquetReader
 
-# Of a batch: at most, and on average.
-_ROWS = 4096
+# Of a batch: at most, so that a text of 10 MB that is stored once and used in all rows fits as often;
+# and on average.
+_ROWS = 64
 _BATCH_BYTES = 2**26
 
 _IS_TEXT = (
@@ -39,17 +40,15 @@ def parquet_pairs(
     """
     wanted = names_alone(name, columns)
     try:
-        schema = ParquetReader(file).schema
-        found = [_found(name, schema, one) for one in wanted]
+        reader = ParquetReader(file)
+        found = [_found(name, reader.schema, one) for one in wanted]
         tops, read = dict.fromkeys(top for top, _ in found), [path for _, path in found]
-        reader = ParquetReader(file, as_stored=read)
         rows = max(1, min(_ROWS, _BATCH_BYTES // max(1, reader.row_bytes())))
         number = 0
         for batch in reader.batches(read, rows=rows):
             for values in zip(*(batch.column(top) for top in tops), strict=True):
                 number += 1
                 try:
-                    # One at a time: a batch may hold a long text once, for all of its rows.
                     row = {top: one.as_py() for top, one in zip(tops, values, strict=True)}
                     source, target = (cell(nested(row, one), limit) for one in wanted)
                     yield source, target

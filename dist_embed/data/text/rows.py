@@ -28,7 +28,7 @@ class WrongRow(CorpusError):
 
 
 def too_long(limit: int) -> str:
-    """What is wrong with a line, or a cell, of more bytes."""
+    """What is wrong with a line of a corpus, or a cell, of more bytes."""
     return f"longer than max_line_bytes={limit:,}"
 
 
