@@ -108,7 +108,7 @@ def _encoded(
             splits[name].dropped_wrong = skipped.count
             if skipped.count:
                 say(
-                    f"{skipped.count:,} rows cannot be read and are skipped; the first: "
+                    f"{skipped.count:,} rows of {name} cannot be read and are skipped; the first: "
                     f"{skipped.first}"
                 )
             if taken_over:

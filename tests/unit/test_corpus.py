@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,8 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
     ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
 }
 
 
@@ -45,7 +49,7 @@ def one_file(path: str) -> ParallelText:
     return ParallelText((path,), (path,))
 
 
-@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("ending", COMPRESS)
 def test_text_is_read_compressed_or_not(tmp_path: Path, ending: str) -> None:
     source = put(tmp_path / f"s.txt{ending}", COMPRESS[ending](lines_of(PAIRS, 0)))
     target = put(tmp_path / f"t.txt{ending}", COMPRESS[ending](lines_of(PAIRS, 1)))
@@ -71,7 +75,7 @@ def test_a_zip_is_read_if_it_holds_one_file(tmp_path: Path) -> None:
         list(read_lines(put(tmp_path / "broken.zip", b"no zip")))
 
 
-@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2", ".xz"])
 def test_several_compressed_members_are_one_text(tmp_path: Path, ending: str) -> None:
     # What `cat a.gz b.gz` and parallel compressors write.
     path = put(tmp_path / f"s{ending}", COMPRESS[ending](b"a\nb\n") + COMPRESS[ending](b"c\n"))
@@ -291,7 +295,7 @@ def test_an_unknown_protocol_is_named() -> None:
         list(read_pairs(one_file("nope://x/y")))
 
 
-@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2", ".xz"])
 def test_a_truncated_file_is_an_error(tmp_path: Path, ending: str) -> None:
     data = COMPRESS[ending]("".join(f"{i} {i * 7919 % 1000}\n" for i in range(20_000)).encode())
     path = put(tmp_path / f"x{ending}", data[: len(data) // 2])

@@ -19,8 +19,8 @@ from dist_embed.data.text.rows import (
 )
 from dist_embed.storage.parquet import ParquetError, ParquetReader
 
-# Of a batch: at most, so that a text of 10 MB that is stored once and used in all rows fits as often;
-# and on average.
+# Of a batch: its rows, so many that a text of 10 MB fits which is stored once and used in all; and
+# its size, where rows are alike.
 _ROWS = 64
 _BATCH_BYTES = 2**26
 
