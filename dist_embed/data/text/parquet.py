@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 
@@ -16,6 +16,7 @@ from dist_embed.data.text.rows import (
     listed,
     names_alone,
     nested,
+    too_long,
 )
 from dist_embed.storage.parquet import ParquetError, ParquetReader
 
@@ -49,7 +50,7 @@ def parquet_pairs(
             for values in zip(*(batch.column(top) for top in tops), strict=True):
                 number += 1
                 try:
-                    row = {top: one.as_py() for top, one in zip(tops, values, strict=True)}
+                    row = {top: _value(one, limit) for top, one in zip(tops, values, strict=True)}
                     source, target = (cell(nested(row, one), limit) for one in wanted)
                     yield source, target
                 except pa.ArrowException:
@@ -82,6 +83,19 @@ def _found(name: str, schema: pa.Schema, wanted: str) -> tuple[str, str]:
     if not any(is_text(kind) for is_text in _IS_TEXT):
         raise CorpusError(f"{name}: column {wanted!r} holds {kind}, not text")
     return top, path
+
+
+def _value(scalar: pa.Scalar, limit: int) -> Any:
+    """As Python has it. Raises ValueError where a text is too long, before it is copied."""
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.StructScalar):
+        return {name: _value(one, limit) for name, one in scalar.items()}
+    if isinstance(scalar, pa.DictionaryScalar):
+        return _value(scalar.value, limit)
+    if isinstance(scalar, pa.BinaryScalar) and scalar.as_buffer().size > limit:
+        raise ValueError(too_long(limit))
+    return scalar.as_py()
 
 
 def _names(fields: Iterable[pa.Field]) -> list[str]:

@@ -45,7 +45,7 @@ def cell(value: Any, limit: int) -> str:
         value = value.decode()
     if not isinstance(value, str):
         raise ValueError(f"{str(value)[:40]!r} is not text")
-    if len(value) * 4 > limit and len(value.encode()) > limit:
+    if len(value) > limit or (len(value) * 4 > limit and len(value.encode()) > limit):
         raise ValueError(too_long(limit))
     value.encode()  # half a character, which JSON can write
     return one_line(value)
