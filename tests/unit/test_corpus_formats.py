@@ -152,8 +152,8 @@ def test_quoted_tables_are_read_as_they_were_written(
     "cell", ['"all quoted"', '"a" and "b"', 'a ""b"" c', '""b""', '"', '""', "5\" pipe", '"open'],
 )  # fmt: skip
 def test_quote_signs_of_plain_text_are_kept(put: Put, cell: str) -> None:
-    path = put("x.tsv", f"source\ttarget\n{cell}\tx\n")
-    assert pairs(path) == pairs(path, quoting="none") == [(cell, "x")]
+    path = put("x.tsv", f"source\ttarget\n{cell}\t{cell}\n")
+    assert pairs(path) == pairs(path, quoting="none") == [(cell, cell)]
 
 
 def test_quote_signs_are_text_where_that_is_said(put: Put) -> None:
@@ -353,6 +353,7 @@ def laughs(levels: int = 12) -> str:
         (TMX.format(encoding="utf-8").replace("&amp;", "&nbsp;"), "the entity 'nbsp' is declared"),
         ("<tmx><tu><tuv>", "no element found"),
         ("plain text", "syntax error"),
+        ('<?xml version="1.0" encoding="klingon"?><tmx/>', "unknown encoding: klingon"),
         ("", "no element found"),
         ("<tmx></tmx>", "no unit has both"),
     ],
@@ -387,6 +388,12 @@ def test_a_zip_with_a_file_for_each_side_is_read(put: Put) -> None:
 def test_a_zip_with_one_file_is_read_as_that_file(put: Put) -> None:
     assert pairs(put("x.zip", zipped(**{"x.csv": 'source,target\n"a, b",c\n'}))) == [("a, b", "c")]
     assert pairs(put("x.zip", zipped(**{"x.txt": "a\tb\n"})), NUMBERED) == [("a", "b")]
+
+
+def test_a_file_of_several_in_a_zip_is_named(put: Put) -> None:
+    path = put("deu-eng.zip", zipped(**{"_about.txt": "!", "deu.txt": "Go.\tGeh.\tCC-BY\n"}))
+    assert f"is given as zip://NAME::{path}" in refused(path, NUMBERED)
+    assert pairs(f"zip://folder/deu.txt::{path}", NUMBERED) == [("Go.", "Geh.")]
 
 
 def test_a_zip_that_cannot_be_read_is_one_line(put: Put, tmp_path: Path) -> None:

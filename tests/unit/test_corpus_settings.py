@@ -114,6 +114,7 @@ def test_columns_are_named_or_numbered() -> None:
         ({"source_column": 0, "target_column": 1}, "source_column: 0 is not allowed"),
         ({"max_line_bytes": 2**40}, "max_line_bytes: 1099511627776 is not allowed"),
         ({"quoting": "yes"}, "quoting: 'yes' is not allowed"),
+        ({"pairs": None, "source": "s", "target": "t", "quoting": "csv"}, "'csv' is of `pairs`"),
     ):
         with pytest.raises(ConfigError, match=told):
             config_of(**columns)

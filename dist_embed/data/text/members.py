@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
-from dist_embed.data.text.rows import Column, CorpusError, listed, names_alone
+from dist_embed.data.text.rows import Column, CorpusError, listed
 from dist_embed.storage import uri as storage
 from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS
 
@@ -39,12 +39,13 @@ def sides_among(uri: str, names: Sequence[str], columns: tuple[Column, Column]) 
     Raises CorpusError.
     """
     found = []
-    for column in names_alone(uri, columns):
+    for column in map(str, columns):
         ours = [name for name in names if name.endswith(f".{column}")]
         if len(ours) != 1:
             raise CorpusError(
                 f"{uri}: {len(ours)} files end in .{column}; there are {listed(names)}. Columns "
-                "are to be the endings of two of them, such as languages"
+                "are the endings of the files of both sides, such as languages; a file that has "
+                f"both is given as zip://NAME::{uri}"
             )
         found += ours
     return found[0], found[1]

@@ -19,6 +19,8 @@ from dist_embed.data.text.rows import (
 )
 
 Cells = list[str] | WrongRow
+# Rows of blank lines, as each way to split them has them.
+_BLANK: tuple[list[str], ...] = ([], [""])
 _CHOOSE = (
     "set quoting to csv where cells are quoted as csv.writer and pandas do it, or to none where "
     "quote signs are text"
@@ -57,25 +59,21 @@ def table_pairs(
         if isinstance(header, WrongRow):
             raise header
         places, width = _places(name, header, columns, delimiter), len(header)
-    is_first = True
     for number, cells in rows:
         if isinstance(cells, WrongRow):
             yield cells
-            continue
-        where = f"{name}, line {number}"
-        if must_tell and _looks_quoted(cells, is_first):
-            raise CorpusError(f"{where}: looks quoted ({' | '.join(cells)[:80]}): {_CHOOSE}")
-        is_first = False
-        if not width and cells in ([], [""]):
+        elif must_tell and _looks_quoted(cells, number == 1):
+            start = " | ".join(cells)[:80]
+            raise CorpusError(f"{name}, line {number}: looks quoted ({start}): {_CHOOSE}")
+        elif not width and cells in _BLANK:
             yield "", ""
         elif len(cells) != width if width else len(cells) <= max(places):
             wanted = f"the header has {width}" if width else f"column {max(places) + 1} is wanted"
             hint = f"; {_CHOOSE}" if must_tell and any('"' in one for one in cells) else ""
-            yield WrongRow(f"{where}: {len(cells)} columns, {wanted}{hint}")
-        elif is_quoted:
-            yield one_line(cells[places[0]]), one_line(cells[places[1]])
+            yield WrongRow(f"{name}, line {number}: {len(cells)} columns, {wanted}{hint}")
         else:
-            yield cells[places[0]], cells[places[1]]
+            source, target = (cells[place] for place in places)
+            yield (one_line(source), one_line(target)) if is_quoted else (source, target)
 
 
 def _plain(lines: Iterator[str | WrongRow], delimiter: str) -> Iterator[tuple[int, Cells]]:
@@ -122,7 +120,7 @@ def _quoted(
 def _without_blank_end(rows: Iterator[tuple[int, Cells]]) -> Iterator[tuple[int, Cells]]:
     blank = 0
     for number, cells in rows:
-        if cells in ([], [""]):
+        if cells in _BLANK:
             blank += 1
             continue
         yield from ((number - back, [""]) for back in range(blank, 0, -1))
@@ -130,10 +128,12 @@ def _without_blank_end(rows: Iterator[tuple[int, Cells]]) -> Iterator[tuple[int,
         yield number, cells
 
 
-def _looks_quoted(cells: Sequence[str], is_first: bool) -> bool:
-    """Whether a row has quote signs as only somebody who quotes cells writes them."""
+def _looks_quoted(cells: Sequence[str], is_all: bool) -> bool:
+    """Whether a row has quote signs as only somebody who quotes cells writes them; with ``is_all``
+    also where each cell stands in some.
+    """
     quoted = [one for one in cells if len(one) > 1 and one[0] == one[-1] == '"']
-    if is_first and len(quoted) == len(cells) > 0:
+    if is_all and len(quoted) == len(cells) > 0:
         return True
     doubled = (one[1:-1] for one in quoted if '""' in one[1:-1])
     return any('"' not in one.replace('""', "") for one in doubled)

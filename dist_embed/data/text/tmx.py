@@ -96,7 +96,7 @@ class _Units:
         self._fed += len(block)
         try:
             self._parser.Parse(block, not block)
-        except expat.ExpatError as exc:
+        except (expat.ExpatError, LookupError, ValueError) as exc:  # its encoding may be unknown
             raise CorpusError(f"cannot read {self._name}: {exc}") from exc
         # What has no end yet is kept by the parser.
         if self._fed - self._parser.CurrentByteIndex > self._limit + _BLOCK_BYTES:
