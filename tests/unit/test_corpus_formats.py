@@ -381,6 +381,7 @@ def test_a_zip_with_a_file_for_each_side_is_read(put: Put) -> None:
     assert pairs(path, LANGUAGES) == [("a", "x"), ("b", "y")]
     message = refused(path)
     assert "0 files end in .source; there are folder/README, folder/Europarl.de-en.en" in message
+    assert "0 files end in .1" in refused(path, NUMBERED)
     path = put("de-en.txt.zip", zipped(**(files | {"Europarl.de-en.de": "x\n"})))
     assert "Europarl.de-en.en has 2 lines" in refused(path, LANGUAGES)
 
@@ -388,12 +389,6 @@ def test_a_zip_with_a_file_for_each_side_is_read(put: Put) -> None:
 def test_a_zip_with_one_file_is_read_as_that_file(put: Put) -> None:
     assert pairs(put("x.zip", zipped(**{"x.csv": 'source,target\n"a, b",c\n'}))) == [("a, b", "c")]
     assert pairs(put("x.zip", zipped(**{"x.txt": "a\tb\n"})), NUMBERED) == [("a", "b")]
-
-
-def test_a_file_of_several_in_a_zip_is_named(put: Put) -> None:
-    path = put("deu-eng.zip", zipped(**{"_about.txt": "!", "deu.txt": "Go.\tGeh.\tCC-BY\n"}))
-    assert f"is given as zip://NAME::{path}" in refused(path, NUMBERED)
-    assert pairs(f"zip://folder/deu.txt::{path}", NUMBERED) == [("Go.", "Geh.")]
 
 
 def test_a_zip_that_cannot_be_read_is_one_line(put: Put, tmp_path: Path) -> None:

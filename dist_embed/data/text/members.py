@@ -44,8 +44,8 @@ def sides_among(uri: str, names: Sequence[str], columns: tuple[Column, Column]) 
         if len(ours) != 1:
             raise CorpusError(
                 f"{uri}: {len(ours)} files end in .{column}; there are {listed(names)}. Columns "
-                "are the endings of the files of both sides, such as languages; a file that has "
-                f"both is given as zip://NAME::{uri}"
+                "are the endings of the files of both sides, such as languages; unpack a file that "
+                "has both"
             )
         found += ours
     return found[0], found[1]
