@@ -67,8 +67,8 @@ DOWNLOADED: dict[str, tuple[str, tuple[int, int], list[Pair]]] = {
     ),
     "news-commentary-v18.de-en.tsv": (
         "Titel\tTitle\n\t\nMehr\tMore\n\nEnde\tEnd\n\n\n\tx\n", (2, 1),
-        [("Title", "Titel"), ("", ""), ("More", "Mehr"), ("", ""), ("End", "Ende"), ("", ""), ("", ""),
-         ("x", "")],
+        [("Title", "Titel"), ("", ""), ("More", "Mehr"), ("", ""), ("End", "Ende"),
+         ("", ""), ("", ""), ("x", "")],
     ),
     "tatoeba.tsv": (
         '1\t"Go!"\t77\tGeh!\n2\tI go.\t78\t"Ich gehe."\n', (2, 4),
