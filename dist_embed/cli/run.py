@@ -164,7 +164,7 @@ def _print_quality(found: Evaluation) -> None:
 
 def _translate(arguments: argparse.Namespace) -> None:
     from dist_embed.api.inference import translate
-    from dist_embed.data.corpus import decoded_lines, read_lines
+    from dist_embed.data.text.lines import decoded_lines, read_lines
     from dist_embed.observe.events import printable
 
     check_output(arguments.output)

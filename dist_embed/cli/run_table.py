@@ -53,7 +53,7 @@ def chosen_words(table: RunTable, arguments: argparse.Namespace) -> tuple[list[i
     """Ids and words that are asked for, the most frequent of the table's side first."""
     import numpy as np
 
-    from dist_embed.data.corpus import read_lines
+    from dist_embed.data.text.lines import read_lines
     from dist_embed.explore.flat_map import LEAST_WORDS
 
     if arguments.words:

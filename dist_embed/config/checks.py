@@ -266,3 +266,11 @@ def _corpus_problems(key: str, corpus: CorpusSection) -> Iterator[str]:
     elif corpus.source is None or corpus.target is None:
         missing = "source" if corpus.source is None else "target"
         yield f"{key}.{missing}: missing; give `source` and `target`, or `pairs`"
+    if corpus.pairs is None and corpus.quoting != "auto":
+        yield f"{key}.quoting: {corpus.quoting!r} is of `pairs`; there are none"
+    columns = corpus.source_column, corpus.target_column
+    if isinstance(columns[0], int) != isinstance(columns[1], int):
+        yield (
+            f"{key}.target_column: {columns[1]!r} is not allowed with "
+            f"source_column={columns[0]!r}: both by name, or both by number"
+        )

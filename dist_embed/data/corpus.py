@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO
 
-import pyarrow as pa
-
-from dist_embed.errors import UserError
+from dist_embed.data.settings import Quoting
+from dist_embed.data.text.aligned import aligned_lines
+from dist_embed.data.text.json_lines import json_pairs
+from dist_embed.data.text.lines import LONGEST_LINE, opened
+from dist_embed.data.text.members import archive_of, open_member, sides_among
+from dist_embed.data.text.parquet import parquet_pairs
+from dist_embed.data.text.rows import Column, CorpusError, Pair, WrongRow
+from dist_embed.data.text.tables import table_pairs
+from dist_embed.data.text.tmx import tmx_pairs
 from dist_embed.storage import uri as storage
-from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, open_decompressed
-from dist_embed.storage.parquet import ParquetError, ParquetReader
-
-Pair = tuple[str, str]
-_LINE_ENDS = re.compile(r"[\r\n]+")
-
-
-class CorpusError(UserError):
-    """A corpus cannot be read; the message names the file and the line."""
+from dist_embed.storage.compressed import ENDINGS
 
 
 @dataclass(frozen=True)
@@ -30,70 +27,40 @@ class ParallelText:
     Attributes:
         source: files or globs of the source side; empty where ``pairs`` is given.
         target: files or globs of the target side, aligned file by file with ``source``.
-        pairs: TSV or Parquet files or globs with both sides in named columns.
-        columns: names of the source and the target column of ``pairs``.
+        pairs: files or globs with both sides, of a format that their endings name.
+        columns: the source and the target column of ``pairs``.
+        quoting: of tables, see `table_pairs`.
+        skip_wrong: rows that cannot be read are passed over; otherwise the first one is refused.
+        max_line_bytes: longer lines, and cells, cannot be read.
         limit: sentence pairs that are read, the first ones; None: all.
     """
 
     source: tuple[str, ...] = ()
     target: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
-    columns: tuple[str, str] = ("source", "target")
+    columns: tuple[Column, Column] = ("source", "target")
+    quoting: Quoting = "auto"
+    skip_wrong: bool = False
+    max_line_bytes: int = LONGEST_LINE
     limit: int | None = None
 
 
-def read_pairs(corpus: ParallelText) -> Iterator[Pair]:
-    """The sentence pairs in order, without line ends.
+@dataclass
+class Skipped:
+    """Rows that were passed over: how many, and what is wrong with the first."""
+
+    count: int = 0
+    first: str = ""
+
+
+def read_pairs(corpus: ParallelText, skipped: Skipped | None = None) -> Iterator[Pair]:
+    """The sentence pairs in order, without line ends; ``skipped`` counts what is passed over.
 
     Raises:
-        CorpusError: a missing or unreadable file, invalid UTF-8, sides of different length, a
-            missing column.
+        CorpusError: a missing or unreadable file, sides of different length, a missing column, or
+            a row that is not to be passed over: no UTF-8, too long, of other columns.
     """
-    return islice(_all_pairs(corpus), corpus.limit)
-
-
-def _all_pairs(corpus: ParallelText) -> Iterator[Pair]:
-    if corpus.pairs:
-        for uri in expand(corpus.pairs):
-            name = uri.removesuffix(".gz").removesuffix(".zst")
-            if name.lower().endswith(".parquet"):
-                yield from _parquet_pairs(uri, corpus.columns)
-            else:
-                yield from _tsv_pairs(uri, corpus.columns)
-        return
-    sources, targets = expand(corpus.source), expand(corpus.target)
-    if len(sources) != len(targets):
-        raise CorpusError(
-            f"{len(sources)} source files but {len(targets)} target files: they must pair up; "
-            f"source: {', '.join(sources)}; target: {', '.join(targets)}"
-        )
-    for source, target in zip(sources, targets, strict=True):
-        yield from _aligned_lines(source, target)
-
-
-def read_lines(uri: str) -> Iterator[str]:
-    """The lines of a text file (``.gz`` and ``.zst`` are decompressed), without line ends.
-
-    Raises:
-        CorpusError: the file is missing or unreadable, or a line is not UTF-8.
-    """
-    with _open(uri) as file:
-        try:
-            yield from decoded_lines(file, uri)
-        except READ_ERRORS as exc:
-            raise CorpusError(f"cannot read {uri}: {exc}") from exc
-
-
-def decoded_lines(file: Iterable[bytes], name: str) -> Iterator[str]:
-    """The UTF-8 lines of an open file, without line ends. Raises CorpusError naming the line."""
-    for number, line in enumerate(file, start=1):
-        try:
-            yield line.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as exc:
-            raise CorpusError(
-                f"{name}, line {number}: not valid UTF-8 (byte {exc.object[exc.start]:#04x} "
-                f"at column {exc.start + 1})"
-            ) from None
+    return islice(_sound_pairs(corpus, skipped or Skipped()), corpus.limit)
 
 
 def expand(patterns: tuple[str, ...]) -> list[str]:
@@ -110,73 +77,66 @@ def expand(patterns: tuple[str, ...]) -> list[str]:
     return files
 
 
-def _open(uri: str) -> IO[bytes]:
-    try:
-        return open_decompressed(uri)
-    except OPEN_ERRORS as exc:
-        reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
-        raise CorpusError(f"cannot read {uri}: {reason}") from exc
+def _sound_pairs(corpus: ParallelText, skipped: Skipped) -> Iterator[Pair]:
+    for row in _rows(corpus):
+        if not isinstance(row, WrongRow):
+            yield row
+        elif corpus.skip_wrong:
+            skipped.count += 1
+            skipped.first = skipped.first or str(row)
+        else:
+            raise row
 
 
-def _aligned_lines(source: str, target: str) -> Iterator[Pair]:
-    source_lines, target_lines = read_lines(source), read_lines(target)
-    count = 0
-    while True:
-        left, right = next(source_lines, None), next(target_lines, None)
-        if left is None or right is None:
-            break
-        count += 1
-        yield left, right
-    left_count = count + (left is not None) + sum(1 for _ in source_lines)
-    right_count = count + (right is not None) + sum(1 for _ in target_lines)
-    if left_count != right_count:
+def _rows(corpus: ParallelText) -> Iterator[Pair | WrongRow]:
+    for uri in expand(corpus.pairs):
+        if _own_name(uri).endswith(".zip"):
+            yield from _zipped_rows(uri, corpus)
+        else:
+            with opened(uri) as file:
+                yield from _rows_of_file(file, uri, uri, corpus)
+    sources, targets = expand(corpus.source), expand(corpus.target)
+    if len(sources) != len(targets):
         raise CorpusError(
-            f"source and target differ in length: {source} has {left_count} lines, "
-            f"{target} has {right_count}"
+            f"{len(sources)} source files but {len(targets)} target files: they must pair up; "
+            f"source: {', '.join(sources)}; target: {', '.join(targets)}"
         )
+    for names in zip(sources, targets, strict=True):
+        with opened(names[0]) as source, opened(names[1]) as target:
+            yield from aligned_lines(source, target, names, corpus.max_line_bytes)
 
 
-def _tsv_pairs(uri: str, columns: tuple[str, str]) -> Iterator[Pair]:
-    rows = (line.split("\t") for line in read_lines(uri))
-    header = next(rows, [])
-    if len(header) == 1:
-        raise CorpusError(
-            f"{uri}, line 1: expected names of columns with tabs between them, among them "
-            f"{columns[0]!r} and {columns[1]!r}, found {header[0][:80]!r}; other files of pairs "
-            "end in .parquet"
-        )
-    places = [_column(uri, header, name) for name in columns]
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise CorpusError(
-                f"{uri}, line {number}: {len(row)} columns, the header has {len(header)}"
-            )
-        yield row[places[0]], row[places[1]]
+def _zipped_rows(uri: str, corpus: ParallelText) -> Iterator[Pair | WrongRow]:
+    with archive_of(uri) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+        if len(names) == 1:
+            with open_member(archive, names[0]) as file:
+                yield from _rows_of_file(file, names[0], uri, corpus)
+            return
+        sides = sides_among(uri, names, corpus.columns)
+        with open_member(archive, sides[0]) as source, open_member(archive, sides[1]) as target:
+            called = (f"{uri}, {sides[0]}", f"{uri}, {sides[1]}")
+            yield from aligned_lines(source, target, called, corpus.max_line_bytes)
 
 
-def _parquet_pairs(uri: str, columns: tuple[str, str]) -> Iterator[Pair]:
-    with _open(uri) as file:
-        try:
-            parquet = ParquetReader(file)
-            for name in columns:
-                place = _column(uri, parquet.schema.names, name)
-                kind = parquet.schema.types[place]
-                kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                    raise CorpusError(f"{uri}: column {name!r} holds {kind}, not text")
-            for batch in parquet.batches(columns, rows=4096):
-                left, right = (batch.column(name).to_pylist() for name in columns)
-                for source, target in zip(left, right, strict=True):
-                    yield _one_line(source), _one_line(target)
-        except (ParquetError, OSError) as exc:
-            raise CorpusError(f"cannot read {uri}: {exc}") from exc
+def _rows_of_file(
+    file: IO[bytes], name: str, uri: str, corpus: ParallelText
+) -> Iterator[Pair | WrongRow]:
+    """``file``, whose ending is ``name``'s; messages call it ``uri``."""
+    name = _own_name(name)
+    for ending in ENDINGS:
+        name = name.removesuffix(ending)
+    how = (file, uri, corpus.columns, corpus.max_line_bytes)
+    if name.endswith(".parquet"):
+        return parquet_pairs(*how)
+    if name.endswith((".jsonl", ".ndjson", ".json")):
+        return json_pairs(*how)
+    if name.endswith(".tmx"):
+        return tmx_pairs(*how)
+    delimiter = "," if name.endswith(".csv") else "\t"
+    return table_pairs(*how, delimiter=delimiter, quoting=corpus.quoting)
 
 
-def _one_line(cell: str | None) -> str:
-    return _LINE_ENDS.sub(" ", cell or "")
-
-
-def _column(uri: str, names: list[str], wanted: str) -> int:
-    if wanted not in names:
-        raise CorpusError(f"{uri}: no column {wanted!r}; there are {', '.join(names) or 'none'}")
-    return names.index(wanted)
+def _own_name(uri: str) -> str:
+    """The file's, where it lies in an archive: ``zip://NAME::ARCHIVE``."""
+    return uri.partition("::")[0].lower()

@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dist_embed.data.block_index import ShardBlocks, blocks_of
-from dist_embed.data.corpus import Pair
 from dist_embed.data.executor import Executor, Pool
 from dist_embed.data.finished_shards import (
     LeftOut,
@@ -24,6 +23,7 @@ from dist_embed.data.finished_shards import (
 from dist_embed.data.proof import FileInfo
 from dist_embed.data.settings import DataSection
 from dist_embed.data.stretches import encode_column
+from dist_embed.data.text.rows import Pair
 from dist_embed.data.token_shards import (
     SIDES,
     ShardInfo,

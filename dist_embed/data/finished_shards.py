@@ -18,8 +18,8 @@ from itertools import chain
 import pyarrow as pa
 import tokenizers
 
-from dist_embed.data.corpus import Pair
 from dist_embed.data.proof import FileInfo, read_proven, sealed, unsealed
+from dist_embed.data.text.rows import Pair
 from dist_embed.data.token_shards import FORMAT
 from dist_embed.errors import StorageError, UserError
 from dist_embed.storage import uri as storage

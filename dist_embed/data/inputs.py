@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from dist_embed.data.corpus import CorpusError, ParallelText, expand
+from dist_embed.data.corpus import ParallelText, expand
+from dist_embed.data.text.rows import CorpusError
 from dist_embed.errors import StorageError, UserError
 from dist_embed.storage import uri as storage
 

@@ -12,10 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dist_embed.data.corpus import expand, read_lines
+from dist_embed.data.corpus import expand
+from dist_embed.data.text.lines import read_lines
 from dist_embed.errors import UserError
 
 _BLOCK_CHARACTERS = 4_000_000
+# Some texts, text8 for one, are one line of 100 MB.
+_LONGEST_LINE = 2**27
 _WORDS_AT_ONCE = 10_000  # made strings of Python
 _LEAST_ROWS = 1_000_000  # of counts that are summed at once
 # The words of some lines, one after the other, and how many each line has.
@@ -99,20 +102,23 @@ class MonolingualText:
     line_ends: NDArray[np.int64]
 
 
-def read_monolingual(*patterns: str, min_count: int = 5) -> MonolingualText:
+def read_monolingual(
+    *patterns: str, min_count: int = 5, max_line_bytes: int = _LONGEST_LINE
+) -> MonolingualText:
     """Read files twice, first to count their words, then for the ids of those that are kept.
 
     Needs memory for the distinct words, and four bytes for every running word that is kept.
 
     Args:
-        patterns: text files or globs, UTF-8; ``.gz`` and ``.zst`` are decompressed.
+        patterns: text files or globs, UTF-8; compressed ones are known by their endings.
         min_count: rarer words are left out.
+        max_line_bytes: longer lines are refused; a line takes several times its size in memory.
 
     Raises:
-        CorpusError: a file is missing or unreadable, or no UTF-8.
+        CorpusError: a file is missing or unreadable, or no UTF-8, or a line is too long.
         UserError: no word occurs so often.
     """
-    found = _counted(patterns)
+    found = _counted(patterns, max_line_bytes)
     kept = found.filter(pc.greater_equal(found["count"], min_count))
     if not len(kept):
         raise UserError(f"{', '.join(patterns)}: no word occurs {min_count} times or more")
@@ -124,7 +130,7 @@ def read_monolingual(*patterns: str, min_count: int = 5) -> MonolingualText:
     ids: list[NDArray[np.int32]] = []
     lengths: list[NDArray[np.int64]] = []
     # Arrow makes a hash table of the vocabulary for every call: it is to serve as many words.
-    for words, words_of_line in _at_least(len(vocabulary), _blocks(patterns)):
+    for words, words_of_line in _at_least(len(vocabulary), _blocks(patterns, max_line_bytes)):
         place = pc.index_in(words, vocabulary)
         is_kept = place.is_valid().to_numpy(zero_copy_only=False)
         ids.append(place.drop_null().to_numpy().astype(np.int32))
@@ -140,12 +146,12 @@ def read_monolingual(*patterns: str, min_count: int = 5) -> MonolingualText:
     )
 
 
-def _counted(patterns: tuple[str, ...]) -> pa.Table:
+def _counted(patterns: tuple[str, ...], longest: int) -> pa.Table:
     """The distinct words and how often each occurs; of Arrow, whose strings take less memory than
     Python's.
     """
     parts: list[pa.Table] = []
-    for words, _ in _blocks(patterns):
+    for words, _ in _blocks(patterns, longest):
         found = pc.value_counts(words)
         parts.append(pa.table([found.field(0), found.field(1)], ["word", "count"]))
         # So that a word is summed anew a few times only, however long the text is.
@@ -179,11 +185,11 @@ def _joined(blocks: list[Block]) -> Block:
     return pa.concat_arrays(words), np.concatenate(lengths)
 
 
-def _blocks(patterns: tuple[str, ...]) -> Iterator[Block]:
+def _blocks(patterns: tuple[str, ...], longest: int) -> Iterator[Block]:
     lines: list[str] = []
     characters = 0
     for uri in expand(patterns):
-        for line in read_lines(uri):
+        for line in read_lines(uri, limit=longest):
             lines.append(line)
             characters += len(line)
             if characters >= _BLOCK_CHARACTERS:

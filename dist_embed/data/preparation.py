@@ -287,7 +287,8 @@ def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]
     # What a record lacks came later: prepared then as its default prepares now, or as is marked.
     sections = {"data": DataSection(), "tokenizer": TokenizerSection()}
     there = _data_settings(config.model_copy(update=sections)) | {_NORMALIZE: "none"}
-    marked = {key: later for key in there if (later := known_keys(Config)[key].later)}
+    marked = {key: one.later for key, one in known_keys(Config).items() if one.later}
+    marked = {key: later for key, later in marked.items() if key in {*there, *settings}}
     there |= {key: later.before for key, later in marked.items()} | data.settings
     different = [
         f"{key}: {there.get(key)!r} there, {settings.get(key)!r} here"
@@ -331,6 +332,7 @@ def _prepare(
             f"{count:,} {what}"
             for count, what in (
                 (split.dropped_empty, "dropped with an empty side"),
+                (split.dropped_wrong, "rows skipped that cannot be read"),
                 (split.dropped_long, f"dropped as longer than {config.data.max_tokens} tokens"),
                 (
                     split.dropped_ratio,
@@ -397,10 +399,12 @@ def _given_corpora(config: Config) -> dict[str, ParallelText]:
         "validation": config.data.validation,
         "test": config.data.test,
     }
-    return {name: _parallel_text(c) for name, c in found.items() if c is not None}
+    return {name: parallel_text(c) for name, c in found.items() if c is not None}
 
 
-def _parallel_text(corpus: CorpusSection) -> ParallelText:
+def parallel_text(corpus: CorpusSection) -> ParallelText:
+    """What is to be read for a section."""
+
     def files(value: str | list[str] | None) -> tuple[str, ...]:
         return () if value is None else (value,) if isinstance(value, str) else tuple(value)
 
@@ -409,6 +413,9 @@ def _parallel_text(corpus: CorpusSection) -> ParallelText:
         files(corpus.target),
         files(corpus.pairs),
         (corpus.source_column, corpus.target_column),
+        corpus.quoting,
+        corpus.wrong_rows == "skip",
+        corpus.max_line_bytes,
     )
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_embed.data.block_index import ShardBlocks, index_name, write_index
-from dist_embed.data.corpus import ParallelText, read_pairs
+from dist_embed.data.corpus import ParallelText, Skipped, read_pairs
 from dist_embed.data.cut_text import check_pieces
 from dist_embed.data.encoding import EncodedBlock, encoding_pool
 from dist_embed.data.executor import Executor
@@ -98,12 +98,19 @@ def _encoded(
         for name, text in corpora.items():
             say(f"encoding {name}")
             rule = data if name == "train" else None
+            skipped = Skipped()
             encoded = pool.write_shards(
-                read_pairs(text), data_uri, name, shard_sentences=data.shard_sentences, rule=rule,
-                oov_buckets=tokenizer.oov_buckets, recipe=recipe,
-                finished=finished_shards(earlier, name),
+                read_pairs(text, skipped), data_uri, name,
+                shard_sentences=data.shard_sentences, rule=rule, oov_buckets=tokenizer.oov_buckets,
+                recipe=recipe, finished=finished_shards(earlier, name),
             )  # fmt: skip
             splits[name], blocks, taken_over = _gathered(encoded, occurrences if rule else {})
+            splits[name].dropped_wrong = skipped.count
+            if skipped.count:
+                say(
+                    f"{skipped.count:,} rows of {name} cannot be read and are skipped; the first: "
+                    f"{skipped.first}"
+                )
             if taken_over:
                 say(
                     f"{taken_over:,} of {len(blocks):,} shards had been finished by a preparation "
@@ -207,9 +214,13 @@ def _occurrences_name(side: str) -> str:
 
 
 def _check_readable(text: ParallelText) -> None:
-    if next(read_pairs(text), None) is None:
+    skipped = Skipped()
+    if next(read_pairs(text, skipped), None) is None:
         files = ", ".join(text.pairs or (*text.source, *text.target))
-        raise UserError(f"the corpus is empty: {files}")
+        wrong = (
+            f" ({skipped.count:,} rows cannot be read: {skipped.first})" if skipped.count else ""
+        )
+        raise UserError(f"the corpus is empty: {files}{wrong}")
 
 
 def _gathered(

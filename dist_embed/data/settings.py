@@ -13,6 +13,7 @@ from dist_embed.section import (
     NO_RESULT,
     NOT_PREPARED,
     Later,
+    MaybeNo,
     NonNegativeFloat,
     Paths,
     PositiveInt,
@@ -26,22 +27,48 @@ Kind = Literal["word", "bpe", "unigram"]
 Pieces = Literal["none", "sentencepiece", "subword-nmt"]
 # none: text stays as it is; nfc, nfkc: blanks are folded too. The one that tells most apart first.
 Form = Literal["none", "nfc", "nfkc"]
+Quoting = Literal["auto", "csv", "none"]
 
 
 class CorpusSection(Section):
     """Parallel text: either two aligned lists of files, or files that hold both sides."""
 
     source: Annotated[Files | None, Paths, CORPUS_FILES] = Field(
-        None, description="Source-side text files (.txt, .gz, .zst; paths, URLs or globs)."
+        None,
+        description="Source-side text files, a sentence a line (paths, URLs or globs; may be .gz, "
+        ".zst, .bz2, .xz or .zip).",
     )
     target: Annotated[Files | None, Paths, CORPUS_FILES] = Field(
         None, description="Target-side files, aligned with `source`."
     )
     pairs: Annotated[Files | None, Paths, CORPUS_FILES] = Field(
-        None, description="Instead: .tsv (may be .gz or .zst) or .parquet files with both sides."
+        None,
+        description="Instead: files with both sides: .tsv, .csv, .jsonl, .tmx, .parquet, or a .zip "
+        "with a file of each side (docs/formats.md).",
     )
-    source_column: str = Field("source", description="Column of `pairs` with the source text.")
-    target_column: str = Field("target", description="Column of `pairs` with the target text.")
+    source_column: Annotated[str | PositiveInt, MaybeNo] = Field(
+        "source",
+        description="Column of `pairs` with the source text: its name (`translation.en` within "
+        "another), a language, or its number from 1 where the first line is text.",
+    )
+    target_column: Annotated[str | PositiveInt, MaybeNo] = Field(
+        "target", description="Column of `pairs` with the target text."
+    )
+    # What is older took quote signs of TSV for text, as `auto` does where it takes them at all.
+    quoting: Annotated[Quoting, Later("auto")] = Field(
+        "auto",
+        description="Quote signs in tables: `csv`: around cells, as pandas and csv.writer write "
+        "them; `none`: text; `auto`: the first in .csv, else the second, and cells that look "
+        "quoted are refused.",
+    )
+    wrong_rows: Annotated[Literal["refuse", "skip"], Later("refuse")] = Field(
+        "refuse",
+        description="What happens to rows that cannot be read: no UTF-8, too long, columns "
+        "missing; `skip`: they are left out, and counted.",
+    )
+    max_line_bytes: Annotated[int, Field(gt=0, le=2**30), Later(2**20), EXPERT] = Field(
+        2**20, description="Longer lines, and cells, cannot be read, so that none fills the memory."
+    )
 
 
 class SyntheticSection(Section):

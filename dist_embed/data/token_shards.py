@@ -68,6 +68,7 @@ class Split:
     dropped_long: int = 0
     cut: int = 0
     dropped_ratio: int = 0
+    dropped_wrong: int = 0
 
     @property
     def sentences(self) -> int:
@@ -151,8 +152,9 @@ class PreparedData:
         values = asdict(self)
         del values["folder_uri"]
         for split in values["splits"].values():
-            if not split["dropped_ratio"]:  # as before it was counted
-                del split["dropped_ratio"]
+            for later in ("dropped_ratio", "dropped_wrong"):
+                if not split[later]:  # as before it was counted
+                    del split[later]
         if self.inputs is None:
             del values["inputs"]
         if self.format < FORMAT:

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dist_embed.data.corpus import Pair
 from dist_embed.data.executor import Executor, Pool
+from dist_embed.data.text.rows import Pair
 from dist_embed.data.token_shards import SIDES
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN
 from dist_embed.data.word_spills import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch.nn import functional
 
-from dist_embed.data.corpus import read_lines
+from dist_embed.data.text.lines import read_lines
 from dist_embed.errors import UserError
 from dist_embed.explore.table import RunTable
 from dist_embed.installed import require

@@ -67,18 +67,28 @@ class ParquetReader:
     def batches(
         self, columns: Sequence[str], *, rows: int, group: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """The named columns, at most ``rows`` rows at a time, of all row groups or of one. Raises
-        ParquetError.
+        """The named columns, at most ``rows`` rows at a time, of all row groups or of one; of a
+        struct ``a.b`` its field b alone, in a struct of its name. Raises ParquetError.
         """
         names, groups = self._known(columns), None if group is None else [group]
         with _errors_of_arrow():
             yield from self._file.iter_batches(rows, groups, columns=names, use_threads=False)
 
+    def row_bytes(self) -> int:
+        """What a row takes in the file, uncompressed: the mean of the row group that has most."""
+        metadata = self._file.metadata
+        # Not of the columns: to ask for one ends the process where a file is damaged ("Repetition
+        # level histogram size mismatch", pyarrow 26.0.1, RowGroupMetaData.column).
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        return max(
+            (max(0, one.total_byte_size) // max(1, one.num_rows) for one in groups), default=0
+        )
+
     def _known(self, columns: Sequence[str] | None) -> list[str]:
         # pyarrow leaves out without a word what is not there.
         names: list[str] = self.schema.names
         for name in columns or ():
-            if name not in names:
+            if name not in names and name.partition(".")[0] not in names:
                 raise ParquetError(f"no column {name!r}; there are {', '.join(names) or 'none'}")
         return names if columns is None else list(columns)
 
@@ -198,4 +208,4 @@ def _errors_of_arrow() -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException, UnicodeDecodeError) as exc:
-        raise ParquetError(str(exc)) from exc
+        raise ParquetError(" ".join(str(exc).split())) from exc

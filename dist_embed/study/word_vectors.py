@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 
-from dist_embed.data.corpus import read_lines
+from dist_embed.data.text.lines import read_lines
 from dist_embed.installed import require
 from dist_embed.storage import uri as storage
 from dist_embed.study import unchanged

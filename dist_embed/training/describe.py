@@ -46,7 +46,7 @@ def describe(context: Context, translation_model: TranslationModel, data: Prepar
         f"{translation_model.shard.num_rows:,} words"
     )
     split = data.splits["train"]
-    left_out = split.dropped_long + split.dropped_empty + split.dropped_ratio
+    left_out = split.dropped_long + split.dropped_empty + split.dropped_ratio + split.dropped_wrong
     say(
         f"data: {split.sentences:,} training pairs"
         + (f", {left_out:,} left out" if left_out else "")

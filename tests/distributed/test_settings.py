@@ -159,7 +159,8 @@ SAMPLED_NUMBERS: dict[str, Any] = {
     "model.sampler": "log_uniform", "model.sampler_power": 0.5, "model.batch_negatives": True,
 }  # fmt: skip
 # What other tests look at: sections and their keys.
-_CORPUS = ["source", "target", "pairs", "source_column", "target_column"]
+_CORPUS = ["source", "target", "pairs", "source_column", "target_column", "quoting", "wrong_rows",
+           "max_line_bytes"]  # fmt: skip
 _STEMS = ["sentences", "held_out", "nouns", "verbs", "adjectives", "seed"]
 _ROLES = ["source", "target", "output"]
 ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {

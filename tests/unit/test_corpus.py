@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from dist_embed.data.corpus import CorpusError, Pair, ParallelText, read_lines, read_pairs
+from dist_embed.data.corpus import ParallelText, read_pairs
+from dist_embed.data.text.lines import read_lines
+from dist_embed.data.text.rows import CorpusError, Pair
 from dist_embed.errors import StorageError
 from dist_embed.storage import uri as storage
 
@@ -20,6 +24,8 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
     ".zst": zstandard.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
 }
 
 
@@ -43,7 +49,7 @@ def one_file(path: str) -> ParallelText:
     return ParallelText((path,), (path,))
 
 
-@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("ending", COMPRESS)
 def test_text_is_read_compressed_or_not(tmp_path: Path, ending: str) -> None:
     source = put(tmp_path / f"s.txt{ending}", COMPRESS[ending](lines_of(PAIRS, 0)))
     target = put(tmp_path / f"t.txt{ending}", COMPRESS[ending](lines_of(PAIRS, 1)))
@@ -69,7 +75,7 @@ def test_a_zip_is_read_if_it_holds_one_file(tmp_path: Path) -> None:
         list(read_lines(put(tmp_path / "broken.zip", b"no zip")))
 
 
-@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2", ".xz"])
 def test_several_compressed_members_are_one_text(tmp_path: Path, ending: str) -> None:
     # What `cat a.gz b.gz` and parallel compressors write.
     path = put(tmp_path / f"s{ending}", COMPRESS[ending](b"a\nb\n") + COMPRESS[ending](b"c\n"))
@@ -143,7 +149,7 @@ def test_a_long_tsv_row_is_named(tmp_path: Path) -> None:
     assert f"{path}, line 3: 3 columns, the header has 2" in message
 
 
-@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x"])
+@pytest.mark.parametrize("name", ["x.tsv", "x"])
 def test_files_of_pairs_without_tabs_are_refused(tmp_path: Path, name: str) -> None:
     path = put(tmp_path / name, "source,target\na,b\n")
     message = refused(ParallelText(pairs=(path,)))
@@ -175,14 +181,26 @@ def test_parquet_nulls_are_empty_sides(tmp_path: Path) -> None:
     assert list(read_pairs(corpus)) == [("a", ""), ("", "b")]
 
 
+def _of_type(texts: tuple[str, ...], kind: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(kind):
+        return pa.array(texts).cast(kind.value_type).dictionary_encode().cast(kind)
+    return pa.array(texts).cast(kind)
+
+
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())], ids=str
-)
+    "kind",
+    [
+        pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(),
+        pa.binary_view(), pa.dictionary(pa.int32(), pa.string()),
+        pa.dictionary(pa.int8(), pa.binary()),
+    ],
+    ids=str,
+)  # fmt: skip
 @pytest.mark.parametrize("name", ["x.parquet", "X.Parquet"])
 def test_text_of_every_type_of_parquet_is_read(
     tmp_path: Path, kind: pa.DataType, name: str
 ) -> None:
-    source, target = (pa.array(side).cast(kind) for side in zip(*PAIRS, strict=True))
+    source, target = (_of_type(side, kind) for side in zip(*PAIRS, strict=True))
     pq.write_table(pa.table({"source": source, "target": target}), tmp_path / name)
     assert list(read_pairs(ParallelText(pairs=(str(tmp_path / name),)))) == PAIRS
 
@@ -198,7 +216,7 @@ def test_a_file_of_pairs_without_a_header_has_no_columns(tmp_path: Path) -> None
     assert f"{path}: no column 'source'; there are none" in refused(ParallelText(pairs=(path,)))
 
 
-@pytest.mark.parametrize("values", [[1, 2], [b"\xff", b"a"], [["a"], ["b"]]], ids=str)
+@pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [None, None]], ids=str)
 def test_a_parquet_column_that_is_no_text_is_named(tmp_path: Path, values: list[object]) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"source": values, "target": ["a", "b"]}), path)
@@ -277,7 +295,7 @@ def test_an_unknown_protocol_is_named() -> None:
         list(read_pairs(one_file("nope://x/y")))
 
 
-@pytest.mark.parametrize("ending", [".gz", ".zst"])
+@pytest.mark.parametrize("ending", [".gz", ".zst", ".bz2", ".xz"])
 def test_a_truncated_file_is_an_error(tmp_path: Path, ending: str) -> None:
     data = COMPRESS[ending]("".join(f"{i} {i * 7919 % 1000}\n" for i in range(20_000)).encode())
     path = put(tmp_path / f"x{ending}", data[: len(data) // 2])

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_embed.data.corpus import Pair
 from dist_embed.data.encoding import EncodingPool, encoding_pool
 from dist_embed.data.finished_shards import LeftOut
 from dist_embed.data.processes import ThisMachine
 from dist_embed.data.settings import DataSection
+from dist_embed.data.text.rows import Pair
 from dist_embed.data.token_shards import read_tokens
 from dist_embed.data.tokenizer import UNKNOWN, Tokenizer
 from tests.unit.small_corpus import sentences, train_tokenizer

@@ -10,8 +10,8 @@ from itertools import islice
 
 import pytest
 
-from dist_embed.data.corpus import Pair
 from dist_embed.data.languages.inflected import InflectedLanguage
+from dist_embed.data.text.rows import Pair
 
 # The grammar, spelled once more: classes of words are told by their endings.
 PERSONS = {"": "", "im": "b", "ot": "d", "ens": "g", "uk": "v"}

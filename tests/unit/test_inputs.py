@@ -14,12 +14,13 @@ import pytest
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import inputs, preparation
-from dist_embed.data.corpus import CorpusError, ParallelText
+from dist_embed.data.corpus import ParallelText
 from dist_embed.data.inputs import Comparison, InputFile, compare_inputs, record_inputs
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepare import read_counts
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.processes import ThisMachine
+from dist_embed.data.text.rows import CorpusError
 from dist_embed.data.token_shards import (
     PreparedData,
     ShardInfo,

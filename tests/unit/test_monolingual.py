@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from dist_embed.data import monolingual
-from dist_embed.data.corpus import CorpusError
 from dist_embed.data.monolingual import Words, read_monolingual
+from dist_embed.data.text.rows import CorpusError
 from dist_embed.errors import UserError
 
 LINES = ["b a  b", "", " c b a ", "\t", "c\u00a0d e", "b"]
@@ -71,3 +71,11 @@ def test_text_without_such_words_is_refused(tmp_path: Path) -> None:
         read_monolingual(str(tmp_path / "t.txt"), min_count=3)
     with pytest.raises(CorpusError, match=r"none\.txt: no such file"):
         read_monolingual(str(tmp_path / "none.txt"))
+
+
+def test_a_line_without_an_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt.gz"
+    path.write_bytes(gzip.compress(b"a b\n" + b"c " * 500))
+    assert len(read_monolingual(str(path), min_count=1, max_line_bytes=1000).ids) == 502
+    with pytest.raises(CorpusError, match=r"t\.txt\.gz, line 2: longer than 999 bytes"):
+        read_monolingual(str(path), min_count=1, max_line_bytes=999)

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers.trainers import WordLevelTrainer
 
-from dist_embed.data.corpus import CorpusError, Pair
 from dist_embed.data.finished_shards import FINISHED
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.prepare import read_counts, read_occurrences, read_predicted
 from dist_embed.data.proof import FileInfo
 from dist_embed.data.settings import DataSection, Kind, TokenizerSection
+from dist_embed.data.text.rows import CorpusError, Pair
 from dist_embed.data.token_shards import (
     PreparedData,
     ShardInfo,

@@ -18,8 +18,8 @@ from dist_embed.cluster import ray_aside
 from dist_embed.cluster import ray_tasks as module
 from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.cluster.ray_tasks import MOST_AT_ONCE, RayTasks
-from dist_embed.data.corpus import CorpusError
 from dist_embed.data.executor import in_order
+from dist_embed.data.text.rows import CorpusError
 from dist_embed.errors import RunFailed, UserError
 
 

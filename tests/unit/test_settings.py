@@ -34,7 +34,10 @@ from dist_embed.training.table_settings import table_settings
 from dist_embed.training.tasks import Evaluate, Task, Train
 from dist_embed.vectors.coverage import coverage_name
 
-CORPUS = {"pairs": ["a.tsv", "b.tsv"], "source_column": "left", "target_column": "right"}
+CORPUS = {
+    "pairs": ["a.tsv", "b.tsv"], "source_column": "left", "target_column": "right",
+    "quoting": "csv", "wrong_rows": "skip", "max_line_bytes": 99,
+}  # fmt: skip
 TOKENIZER = {
     "kind": "word", "vocab_size": 77, "min_count": 3, "shared": False, "oov_buckets": 5,
     "pieces": "subword-nmt", "normalize": "nfkc", "lowercase": False, "split_punctuation": False,
@@ -80,7 +83,9 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
     given = prepared_with(monkeypatch, config)
     usual = ("source", "target")
     assert given["corpora"] == {
-        "train": ParallelText((), (), ("a.tsv", "b.tsv"), ("left", "right"), limit=31),
+        "train": ParallelText(
+            (), (), ("a.tsv", "b.tsv"), ("left", "right"), "csv", True, 99, limit=31
+        ),
         "validation": ParallelText(("v.en",), ("v.de", "w.de"), (), usual),
         "test": ParallelText((), (), ("t",), usual),
     }
@@ -92,6 +97,9 @@ def test_data_are_prepared_as_configured(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (lexicon["translations"], lexicon["num_processes"]) == (6, 3)
     settings = given["settings"]
     assert settings["data.train.source_column"] == "left"
+    assert settings["data.train.quoting"] == "csv"
+    assert settings["data.train.wrong_rows"] == "skip"
+    assert settings["data.train.max_line_bytes"] == 99
     assert settings["data.max_tokens"] == 17
     assert settings["data.max_length_ratio"] == 2.5
     assert settings["tokenizer.min_count"] == 3

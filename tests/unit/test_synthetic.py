@@ -5,8 +5,8 @@ import re
 from collections import Counter, defaultdict
 from itertools import islice
 
-from dist_embed.data.corpus import Pair
 from dist_embed.data.languages.synthetic import SyntheticLanguage
+from dist_embed.data.text.rows import Pair
 
 LANGUAGE = SyntheticLanguage(nouns=30, verbs=12, adjectives=10, seed=1)
 PAIRS = list(LANGUAGE.pairs(4000, "train", 1))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_embed.data.corpus import Pair
 from dist_embed.data.settings import Kind
+from dist_embed.data.text.rows import Pair
 from dist_embed.data.training_words import count_target_words, unknown_share
 from tests.unit.small_corpus import Prepared, prepare, write_text
 

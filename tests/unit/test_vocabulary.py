@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 
 from dist_embed.data import vocabulary
-from dist_embed.data.corpus import Pair
 from dist_embed.data.executor import Executor
 from dist_embed.data.processes import ThisMachine
 from dist_embed.data.settings import Kind
+from dist_embed.data.text.rows import Pair
 from dist_embed.data.tokenizer import Tokenizer
 from tests.unit.small_corpus import recipe, write_text
 

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_embed.data import word_spills
-from dist_embed.data.corpus import Pair
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.processes import ThisMachine
+from dist_embed.data.text.rows import Pair
 from dist_embed.data.word_counts import count_words, most_frequent
 from dist_embed.data.word_spills import (
     PARTITIONS,

@@ -234,7 +234,7 @@ def described(config: Config, split: Split, **translation_model: Any) -> list[st
 
 
 def test_what_a_run_says_of_itself() -> None:
-    split = Split([ShardInfo("a", 1200, 7, 9)], 1000, 200, 5678, dropped_ratio=34)
+    split = Split([ShardInfo("a", 1200, 7, 9)], 1000, 200, 5678, dropped_ratio=30, dropped_wrong=4)
     config = config_of(
         train={"max_steps": 9, "precision": "fp32"}, embedding={"optimizer": "adagrad"}
     )

@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dist_embed.data.corpus import Pair
 from dist_embed.data.languages.stems import ONSETS, OTHER_ONSETS, VOWELS, spelled, zipf_bounds
+from dist_embed.data.text.rows import Pair
 
 Numbers = NDArray[np.int64]
 Flags = NDArray[np.bool_]

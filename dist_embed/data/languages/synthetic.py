@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dist_embed.data.corpus import Pair
 from dist_embed.data.languages.stems import ONSETS, VOWELS
+from dist_embed.data.text.rows import Pair
 
 T = TypeVar("T")
 

@@ -1,0 +1,72 @@
+"""Lines of UTF-8 text, never more than one of them in memory, and none beyond a limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import IO
+
+from dist_embed.data.text.rows import CorpusError, WrongRow, too_long
+from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, open_decompressed
+
+# Bytes: a thousand times what a sentence has.
+LONGEST_LINE = 2**20
+
+
+@contextmanager
+def opened(uri: str) -> Iterator[IO[bytes]]:
+    """An open file, decompressed by its ending, for the length of a block.
+
+    Raises CorpusError, also for what goes wrong with the file in the block.
+    """
+    try:
+        file = open_decompressed(uri)
+    except OPEN_ERRORS as exc:
+        reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
+        raise CorpusError(f"cannot read {uri}: {reason}") from exc
+    with file:
+        try:
+            yield file
+        except READ_ERRORS as exc:
+            raise CorpusError(f"cannot read {uri}: {exc}") from exc
+
+
+def read_lines(uri: str, *, limit: int = LONGEST_LINE) -> Iterator[str]:
+    """The lines of a text file, decompressed by its ending, without line ends.
+
+    Raises:
+        CorpusError: the file is missing or unreadable; a line is not UTF-8, or has more bytes than
+            ``limit``.
+    """
+    with opened(uri) as file:
+        yield from decoded_lines(file, uri, limit=limit)
+
+
+def decoded_lines(file: IO[bytes], name: str, *, limit: int = LONGEST_LINE) -> Iterator[str]:
+    """As `read_lines`, of an open file that messages call ``name``."""
+    for line in lines_of(file, name, limit, f"longer than {limit:,} bytes"):
+        if isinstance(line, WrongRow):
+            raise line
+        yield line
+
+
+def lines_of(file: IO[bytes], name: str, limit: int, beyond: str = "") -> Iterator[str | WrongRow]:
+    """The lines of an open file, and what is wrong with those that are none; ``beyond`` is what is
+    wrong with longer ones, in place of the name of a corpus' setting.
+    """
+    read = partial(file.readline, limit + 2)  # so that it fits with its end
+    for number, line in enumerate(iter(read, b""), start=1):
+        text = line.rstrip(b"\r\n")
+        if len(text) > limit:
+            yield WrongRow(f"{name}, line {number}: {beyond or too_long(limit)}")
+            while line and not line.endswith(b"\n"):
+                line = read()
+            continue
+        try:
+            yield text.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as exc:
+            yield WrongRow(
+                f"{name}, line {number}: not valid UTF-8 (byte {exc.object[exc.start]:#04x} "
+                f"at column {exc.start + 1})"
+            )

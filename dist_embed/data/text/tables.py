@@ -1,0 +1,159 @@
+"""Tables of text: TSV and CSV, with names of columns in the first line, or by number without."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from dist_embed.data.settings import Quoting
+from dist_embed.data.text.lines import lines_of
+from dist_embed.data.text.rows import (
+    Column,
+    CorpusError,
+    Pair,
+    WrongRow,
+    listed,
+    one_line,
+    too_long,
+)
+
+Cells = list[str] | WrongRow
+# Rows of blank lines, as each way to split them has them.
+_BLANK: tuple[list[str], ...] = ([], [""])
+_CHOOSE = (
+    "set quoting to csv where cells are quoted as csv.writer and pandas do it, or to none where "
+    "quote signs are text"
+)
+
+
+def table_pairs(
+    file: IO[bytes], name: str, columns: tuple[Column, Column], limit: int, *,
+    delimiter: str, quoting: Quoting,
+) -> Iterator[Pair | WrongRow]:  # fmt: skip
+    """Pairs of an open file that messages call ``name``.
+
+    Args:
+        file: the table; a blank end of it is no row.
+        name: of the file.
+        columns: names, which the first line has; or numbers from 1: then the first line is text,
+            rows may have any number of further columns, and a blank line is an empty pair.
+        limit: bytes of a line, and characters of a row over several.
+        delimiter: between cells.
+        quoting: `csv`: cells with a tab, a line end or a quote sign stand in quote signs, their own
+            doubled; `none`: quote signs are text; `auto`: the first in CSV, the second in TSV, of
+            which a file that looks quoted is refused.
+
+    Raises CorpusError.
+    """
+    is_quoted = quoting == "csv" or (quoting == "auto" and delimiter == ",")
+    lines = lines_of(file, name, limit)
+    rows = _without_blank_end(
+        _quoted(lines, name, delimiter, limit) if is_quoted else _plain(lines, delimiter)
+    )
+    must_tell = quoting == "auto" and not is_quoted
+    if isinstance(columns[0], int) and isinstance(columns[1], int):
+        places, width = [columns[0] - 1, columns[1] - 1], 0
+    else:
+        _, header = next(rows, (1, []))
+        if isinstance(header, WrongRow):
+            raise header
+        places, width = _places(name, header, columns, delimiter), len(header)
+    for number, cells in rows:
+        if isinstance(cells, WrongRow):
+            yield cells
+        elif must_tell and _looks_quoted(cells, number == 1):
+            start = " | ".join(cells)[:80]
+            raise CorpusError(f"{name}, line {number}: looks quoted ({start}): {_CHOOSE}")
+        elif not width and cells in _BLANK:
+            yield "", ""
+        elif len(cells) != width if width else len(cells) <= max(places):
+            wanted = f"the header has {width}" if width else f"column {max(places) + 1} is wanted"
+            hint = f"; {_CHOOSE}" if must_tell and any('"' in one for one in cells) else ""
+            yield WrongRow(f"{name}, line {number}: {len(cells)} columns, {wanted}{hint}")
+        else:
+            source, target = (cells[place] for place in places)
+            yield (one_line(source), one_line(target)) if is_quoted else (source, target)
+
+
+def _plain(lines: Iterator[str | WrongRow], delimiter: str) -> Iterator[tuple[int, Cells]]:
+    for number, line in enumerate(lines, start=1):
+        yield number, line if isinstance(line, WrongRow) else line.split(delimiter)
+
+
+def _quoted(
+    lines: Iterator[str | WrongRow], name: str, delimiter: str, limit: int
+) -> Iterator[tuple[int, Cells]]:
+    wrong: list[WrongRow] = []
+    first, size = 1, 0
+
+    def fed() -> Iterator[str]:
+        nonlocal size
+        for line in lines:
+            if isinstance(line, WrongRow):
+                wrong.append(line)
+                line = ""
+            size += len(line)
+            if size > limit:
+                raise CorpusError(
+                    f"{name}, line {first}: the row that begins here is {too_long(limit)}; does a "
+                    "quote sign have no end?"
+                )
+            yield line + "\n"
+
+    # The module has one limit for all; ours is looked at above.
+    csv.field_size_limit(max(csv.field_size_limit(), 2 * limit))
+    reader = csv.reader(fed(), delimiter=delimiter, strict=True)
+    while True:
+        first, size = reader.line_num + 1, 0
+        cells: Cells | None
+        try:
+            cells = next(reader, None)
+        except csv.Error as exc:
+            cells = WrongRow(f"{name}, line {first}: {exc}")
+        if cells is None:
+            return
+        yield first, wrong[0] if wrong else cells
+        wrong.clear()
+
+
+def _without_blank_end(rows: Iterator[tuple[int, Cells]]) -> Iterator[tuple[int, Cells]]:
+    blank = 0
+    for number, cells in rows:
+        if cells in _BLANK:
+            blank += 1
+            continue
+        yield from ((number - back, [""]) for back in range(blank, 0, -1))
+        blank = 0
+        yield number, cells
+
+
+def _looks_quoted(cells: Sequence[str], is_all: bool) -> bool:
+    """Whether a row has quote signs as only somebody who quotes cells writes them; with ``is_all``
+    also where each cell stands in some.
+    """
+    quoted = [one for one in cells if len(one) > 1 and one[0] == one[-1] == '"']
+    if is_all and len(quoted) == len(cells) > 0:
+        return True
+    doubled = (one[1:-1] for one in quoted if '""' in one[1:-1])
+    return any('"' not in one.replace('""', "") for one in doubled)
+
+
+def _places(
+    name: str, header: Sequence[str], columns: tuple[Column, Column], delimiter: str
+) -> list[int]:
+    if len(header) == 1:
+        signs = "commas" if delimiter == "," else "tabs"
+        raise CorpusError(
+            f"{name}, line 1: expected names of columns with {signs} between them, among them "
+            f"{columns[0]!r} and {columns[1]!r}, found {header[0][:80]!r}"
+        )
+    for column in columns:
+        if (there := header.count(str(column))) != 1:
+            found = f"{there} columns" if there else "no column"
+            quoted = f"; {_CHOOSE}" if any(one.startswith('"') for one in header) else ""
+            raise CorpusError(
+                f"{name}: {found} {column!r}; there are {listed(header)}{quoted}; where the first "
+                "line is text, give columns by number: 1, 2, …"
+            )
+    return [header.index(str(column)) for column in columns]

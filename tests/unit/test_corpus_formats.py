@@ -1,0 +1,490 @@
+"""Corpora as their publishers and other tools write them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import resource
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dist_embed.data.corpus import ParallelText, Skipped, read_pairs
+from dist_embed.data.text.rows import CorpusError, Pair
+
+NUMBERED = (1, 2)
+LANGUAGES = ("en", "de")
+
+
+@pytest.fixture
+def put(tmp_path: Path) -> Callable[[str, str | bytes], str]:
+    def write(name: str, content: str | bytes) -> str:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    return write
+
+
+Put = Callable[[str, str | bytes], str]
+
+
+def pairs(path: str, columns: Any = ("source", "target"), **more: Any) -> list[Pair]:
+    return list(read_pairs(ParallelText(pairs=(path,), columns=columns, **more)))
+
+
+def refused(path: str, columns: Any = ("source", "target"), **more: Any) -> str:
+    with pytest.raises(CorpusError) as caught:
+        pairs(path, columns, **more)
+    message = str(caught.value)
+    assert path in message
+    assert "\n" not in message
+    return message
+
+
+def skipping(path: str, columns: Any = ("source", "target"), **more: Any) -> tuple[Any, ...]:
+    """The pairs, how many rows were passed over, and what is wrong with the first."""
+    skipped = Skipped()
+    corpus = ParallelText(pairs=(path,), columns=columns, skip_wrong=True, **more)
+    return list(read_pairs(corpus, skipped)), skipped.count, skipped.first
+
+
+# Tables by number.
+
+DOWNLOADED: dict[str, tuple[str, tuple[int, int], list[Pair]]] = {
+    # Each with its columns as its publisher gives them; texts are made up.
+    "europarl-v10.de-en.tsv": (
+        "Ein Satz.\tA sentence.\t\t1\tEN\nZwei .\tTwo .\n", (2, 1),
+        [("A sentence.", "Ein Satz."), ("Two .", "Zwei .")],
+    ),
+    "news-commentary-v18.de-en.tsv": (
+        "Titel\tTitle\n\t\nMehr\tMore\n\nEnde\tEnd\n\n\n\tx\n", (2, 1),
+        [("Title", "Titel"), ("", ""), ("More", "Mehr"), ("", ""), ("End", "Ende"),
+         ("", ""), ("", ""), ("x", "")],
+    ),
+    "tatoeba.tsv": (
+        '1\t"Go!"\t77\tGeh!\n2\tI go.\t78\t"Ich gehe."\n', (2, 4),
+        [('"Go!"', "Geh!"), ("I go.", '"Ich gehe."')],
+    ),
+    "paracrawl.en-de.txt": (
+        "http://a\thttp://b\tHello\tHallo\t0.7\n", (3, 4), [("Hello", "Hallo")],
+    ),
+    "WikiMatrix.de-en.tsv": ("1.2\tHallo\tHello\tde\ten\n", (3, 2), [("Hello", "Hallo")]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_tables_without_a_header_are_read_by_number(put: Put, name: str, ending: str) -> None:
+    text, columns, expected = DOWNLOADED[name]
+    content = gzip.compress(text.encode()) if ending else text
+    assert pairs(put(name + ending, content), columns) == expected
+
+
+def test_a_column_behind_the_last_is_named(put: Put) -> None:
+    path = put("x.tsv", "a\tb\tc\nd\te\n")
+    assert f"{path}, line 2: 2 columns, column 3 is wanted" in refused(path, (1, 3))
+
+
+@pytest.mark.parametrize("end", ["\n", "\n\n", "\r\n\r\n"])
+@pytest.mark.parametrize("columns", [("source", "target"), (1, 2)], ids=str)
+@pytest.mark.parametrize("name", ["x.tsv", "x.csv"])
+def test_a_blank_end_is_no_row(put: Put, end: str, columns: Any, name: str) -> None:
+    sign = "," if name.endswith("csv") else "\t"
+    path = put(name, f"source{sign}target\na{sign}b{end}")
+    assert pairs(path, columns)[-1] == ("a", "b")
+    assert len(pairs(path, columns)) == (1 if columns[0] == "source" else 2)
+
+
+def test_a_blank_line_within_named_columns_is_a_wrong_row(put: Put) -> None:
+    path = put("x.tsv", "source\ttarget\n\na\tb\n")
+    assert f"{path}, line 2: 1 columns, the header has 2" in refused(path)
+
+
+def test_a_column_that_is_there_twice_is_refused(put: Put, tmp_path: Path) -> None:
+    assert "2 columns 'source'" in refused(put("x.tsv", "source\tsource\ttarget\na\tb\tc\n"))
+    table = pa.table([pa.array(["a"])] * 3, names=["source", "source", "target"])
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert "2 columns 'source'" in refused(str(tmp_path / "x.parquet"))
+
+
+# Quote signs.
+
+QUOTED = [
+    ('He said "yes" .', 'Er sagte "ja" .'), ('"Stop !"', '"Halt !"'), ("plain", "einfach"),
+    ('5" pipe', 'a\ttab, "and', ), ("two\nlines", "x"),
+]  # fmt: skip
+UNQUOTED = [(s.replace("\n", " "), t) for s, t in QUOTED]
+
+
+def written(rows: list[Any], delimiter: str, quoting: Any = csv.QUOTE_MINIMAL) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter, lineterminator="\n", quoting=quoting).writerows(rows)
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("with_header", [True, False])
+@pytest.mark.parametrize("name", ["x.tsv", "x.csv"])
+def test_quoted_tables_are_read_as_they_were_written(
+    put: Put, quoting: Any, with_header: bool, name: str
+) -> None:
+    rows = [("source", "target")] * with_header + QUOTED
+    path = put(name, written(rows, "," if name.endswith("csv") else "\t", quoting))
+    columns = ("source", "target") if with_header else (1, 2)
+    assert pairs(path, columns, quoting="csv") == UNQUOTED
+    if name.endswith("csv"):
+        assert pairs(path, columns) == UNQUOTED
+    else:
+        assert "set quoting to csv" in refused(path, columns)
+        # Not even where wrong rows may be passed over: those with quote signs would all go.
+        assert "set quoting to csv" in refused(path, columns, skip_wrong=True)
+
+
+@pytest.mark.parametrize(
+    "cell", ['"all quoted"', '"a" and "b"', 'a ""b"" c', '""b""', '"', '""', "5\" pipe", '"open'],
+)  # fmt: skip
+def test_quote_signs_of_plain_text_are_kept(put: Put, cell: str) -> None:
+    path = put("x.tsv", f"source\ttarget\n{cell}\t{cell}\n")
+    assert pairs(path) == pairs(path, quoting="none") == [(cell, cell)]
+
+
+def test_a_first_row_that_is_quoted_throughout_is_refused_where_it_is_text(put: Put) -> None:
+    path = put("x.tsv", '"a"\t"b"\n"c"\t"d"\n')
+    assert f"{path}, line 1: looks quoted" in refused(path, NUMBERED)
+    assert pairs(path, NUMBERED, quoting="csv") == [("a", "b"), ("c", "d")]
+    assert pairs(path, NUMBERED, quoting="none")[0] == ('"a"', '"b"')
+
+
+def test_quote_signs_are_text_where_that_is_said(put: Put) -> None:
+    cell = '"He said ""yes"" ."'
+    assert "line 2: looks quoted" in refused(put("x.tsv", f"source\ttarget\n{cell}\tx\n"))
+    assert pairs(put("x.tsv", f"source\ttarget\n{cell}\tx\n"), quoting="none") == [(cell, "x")]
+    assert pairs(put("x.csv", f"source,target\n{cell},x\n"), quoting="none") == [(cell, "x")]
+
+
+def test_a_quote_without_an_end_is_told_by_where_it_begins(put: Put) -> None:
+    path = put("x.csv", 'source,target\na,b\n"c,d\n' + "more,text\n" * 9)
+    assert f"{path}, line 3: unexpected end of data" in refused(path)
+    message = refused(path, max_line_bytes=20, skip_wrong=True)
+    assert f"{path}, line 3: the row that begins here is longer than max_line_bytes=20" in message
+
+
+def test_a_long_cell_of_csv_is_read(put: Put) -> None:
+    assert pairs(put("x.csv", f"source,target\n{'x' * 300_000},t\n")) == [("x" * 300_000, "t")]
+
+
+# JSON lines.
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson.gz", "x.json"])
+def test_json_lines_are_read_by_key(put: Put, name: str) -> None:
+    rows = [
+        {"translation": {"en": "a\nb", "de": "ü"}}, {"translation": {"en": None, "de": "x"}},
+        {"translation.en": "flat", "translation": {"de": "y"}}, {"translation": None},
+    ]  # fmt: skip
+    content = ("\n".join(map(json.dumps, rows)) + "\n\n").encode()
+    path = put(name, gzip.compress(content) if name.endswith("gz") else content)
+    found = pairs(path, ("translation.en", "translation.de"))
+    assert found == [("a b", "ü"), ("", "x"), ("flat", "y"), ("", "")]
+
+
+WRONG_JSON = [
+    '{"source": "a"}', '{"source": 1, "target": "b"}', "[]", "{",
+    '{"source": "\\ud800", "target": ""}',
+    "[" * 100_000, '{"source": ' + "1" * 5000 + "}", '{"source": {"en": "a"}, "target": "b"}',
+    '{"source": [1], "target": "b"}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", WRONG_JSON, ids=lambda row: row[:20])
+def test_wrong_json_is_one_line(put: Put, row: str) -> None:
+    good = '{"source": "a", "target": "b"}'
+    path = put("x.jsonl", f"{good}\n{row}\n{good}\n")
+    assert f"{path}, line 2: " in refused(path)
+    found, count, first = skipping(path)
+    assert (found, count) == ([("a", "b")] * 2, 1)
+    assert f"{path}, line 2: " in first
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.tmx", "x.parquet"])
+def test_columns_by_number_are_of_tables_alone(put: Put, name: str) -> None:
+    assert "columns have names here, 1 and 2 are none" in refused(put(name, b""), NUMBERED)
+
+
+# Parquet.
+
+HUGGING_FACE = [{"en": "a", "de": "b", "fr": "c"}, {"en": None, "de": "d", "fr": "e"}, None]
+KINDS = {
+    "struct": pa.struct([(code, pa.string()) for code in ("en", "de", "fr")]),
+    "map": pa.map_(pa.string(), pa.large_string()),
+}
+
+
+def hugging_face(path: Path, kind: str, rows: list[Any], **options: Any) -> str:
+    if kind == "map":
+        rows = [row and list(row.items()) for row in rows]
+    pq.write_table(
+        pa.table({"id": range(len(rows)), "translation": pa.array(rows, KINDS[kind])}),
+        path, **options,
+    )  # fmt: skip
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_translations_in_one_column_of_parquet_are_read(tmp_path: Path, kind: str) -> None:
+    path = hugging_face(tmp_path / "x.parquet", kind, HUGGING_FACE)
+    columns = ("translation.en", "translation.de")
+    assert pairs(path, columns) == [("a", "b"), ("", "d"), ("", "")]
+    if kind == "struct":
+        message = refused(path, ("translation.en", "translation.es"))
+        assert "no column 'translation.es'" in message
+        assert "there are id, translation.en, translation.de, translation.fr" in message
+        assert "holds struct" in refused(path, ("translation", "translation.de"))
+    else:
+        # A language that no row has is no empty text.
+        message = refused(path, ("translation.en", "translation.es"))
+        assert f"{path}, row 1: no 'translation.es'" in message or "row 1: no 'es'" in message
+        assert "there are id, translation.KEY" in refused(path, ("en", "de"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_translations_of_several_row_groups_are_read(tmp_path: Path, kind: str) -> None:
+    # Where a dictionary becomes too large, what follows is stored plainly.
+    rows = [{"en": f"{i % 50}", "de": "x" * 5000 + str(i)} for i in range(700)]
+    path = hugging_face(tmp_path / "x.parquet", kind, rows, row_group_size=300)
+    found = pairs(path, ("translation.en", "translation.de"))
+    assert found == [(row["en"], row["de"]) for row in rows]
+
+
+def test_a_column_with_a_point_in_its_name_comes_first(tmp_path: Path) -> None:
+    nested = pa.array([{"en": "inner", "de": "x"}])
+    table = pa.table({"translation": nested, "translation.en": ["outer"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    found = pairs(str(tmp_path / "x.parquet"), ("translation.en", "translation.de"))
+    assert found == [("outer", "x")]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.string()], ids=str)
+def test_bytes_of_parquet_that_are_no_text_are_told_by_row(tmp_path: Path, kind: Any) -> None:
+    source = pa.array([b"ok", b"\xff", b"ok"])
+    if kind == pa.string():  # as a writer that does not look has it
+        source = pa.Array.from_buffers(kind, 3, source.buffers())
+    pq.write_table(pa.table({"source": source, "target": ["a", "b", "c"]}), tmp_path / "x.parquet")
+    path = str(tmp_path / "x.parquet")
+    assert f"{path}, row 2: " in refused(path)
+    assert skipping(path)[:2] == ([("ok", "a"), ("ok", "c")], 1)
+
+
+def told(path: str) -> str:
+    """What is wrong with a file; nothing where it is read, as what has no checksums is."""
+    try:
+        pairs(path)
+    except CorpusError as exc:
+        return str(exc)
+    return ""
+
+
+def test_damaged_parquet_is_one_line(tmp_path: Path) -> None:
+    texts = [f"a sentence of number {i}" for i in range(300)]
+    good = tmp_path / "good.parquet"
+    pq.write_table(pa.table({"source": texts, "target": texts}), good, row_group_size=100)
+    content = good.read_bytes()
+    path = tmp_path / "x.parquet"
+    for place in range(0, len(content), 97):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x5A
+        path.write_bytes(damaged)
+        message = told(str(path))
+        assert not message or str(path) in message
+        assert "\n" not in message
+
+
+# TMX.
+
+TMX = """<?xml version="1.0" encoding="{encoding}"?>
+<!DOCTYPE tmx SYSTEM "tmx14.dtd">
+<tmx version="1.4"><header srclang="en"/><body>
+<tu><note>no text</note>
+ <tuv xml:lang="EN-gb"><prop>no</prop><seg>A <bpt i="1">&lt;b&gt;</bpt>big<ept i="1"/> &amp;
+ small <hi>cat</hi>.</seg></tuv>
+ <tuv xml:lang="de"><seg>Eine Katze – süß.</seg></tuv>
+ <tuv xml:lang="fr"><seg>Un chat.</seg></tuv></tu>
+<tu><tuv xml:lang="en"><seg>Only English</seg></tuv></tu>
+<tu><tuv lang="en"><seg></seg></tuv><tuv lang="de_AT"><seg>leer</seg></tuv></tu>
+</body></tmx>"""
+OF_TMX = [("A big &  small cat.", "Eine Katze – süß."), ("", "leer")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("name", ["x.tmx", "x.tmx.gz"])
+def test_units_of_tmx_are_read_by_language(put: Put, encoding: str, name: str) -> None:
+    content = TMX.format(encoding=encoding).encode(encoding)
+    path = put(name, gzip.compress(content) if name.endswith("gz") else content)
+    assert pairs(path, LANGUAGES) == OF_TMX
+    message = refused(path, ("en", "es"))
+    assert "no unit has both 'en' and 'es'; languages there are EN-gb, de, fr" in message
+
+
+def test_a_unit_with_two_texts_of_a_language_is_wrong(put: Put) -> None:
+    unit = "".join(
+        f"<tuv xml:lang='{code}'><seg>{code}</seg></tuv>" for code in ("en-GB", "en-US", "de")
+    )
+    path = put("x.tmx", f"<tmx>\n<tu>{unit}</tu></tmx>")
+    assert f"{path}, line 2: 2 texts of 'en': en-GB, en-US, de" in refused(path, LANGUAGES)
+    assert pairs(path, ("en-us", "de")) == [("en-US", "de")]
+
+
+def laughs(levels: int = 12) -> str:
+    declared = '<!ENTITY a0 "ha">' + "".join(
+        f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, levels)
+    )
+    return f"<!DOCTYPE tmx [{declared}]><tmx>&a{levels - 1};</tmx>"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (laughs(), "line 1: declares the entity 'a0'; none is followed"),
+        (
+            "<!DOCTYPE tmx [<!ENTITY f SYSTEM 'file:///etc/passwd'>]><tmx>&f;</tmx>",
+            "the entity 'f'",
+        ),
+        (TMX.format(encoding="utf-8").replace("&amp;", "&nbsp;"), "the entity 'nbsp' is declared"),
+        ("<tmx><tu><tuv>", "no element found"),
+        ("plain text", "syntax error"),
+        ('<?xml version="1.0" encoding="klingon"?><tmx/>', "unknown encoding: klingon"),
+        ("", "no element found"),
+        ("<tmx></tmx>", "no unit has both"),
+    ],
+    ids=lambda text: text[:24],
+)
+def test_tmx_that_cannot_be_read_is_one_line(put: Put, content: str, told: str) -> None:
+    assert told in refused(put("x.tmx", content), LANGUAGES)
+
+
+# Archives.
+
+
+def zipped(**files: str | bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("folder/", "")
+        for name, text in files.items():
+            archive.writestr(f"folder/{name}", text)
+    return packed.getvalue()
+
+
+def test_a_zip_with_a_file_for_each_side_is_read(put: Put) -> None:
+    files = {"README": "!", "Europarl.de-en.en": "a\nb\n", "Europarl.de-en.de": "x\ny\n"}
+    path = put("de-en.txt.zip", zipped(**files))
+    assert pairs(path, LANGUAGES) == [("a", "x"), ("b", "y")]
+    message = refused(path)
+    assert "0 files end in .source; there are folder/README, folder/Europarl.de-en.en" in message
+    assert "0 files end in .1" in refused(path, NUMBERED)
+    path = put("de-en.txt.zip", zipped(**(files | {"Europarl.de-en.de": "x\n"})))
+    assert "Europarl.de-en.en has 2 lines" in refused(path, LANGUAGES)
+
+
+def test_a_zip_with_one_file_is_read_as_that_file(put: Put) -> None:
+    assert pairs(put("x.zip", zipped(**{"x.csv": 'source,target\n"a, b",c\n'}))) == [("a, b", "c")]
+    assert pairs(put("x.zip", zipped(**{"x.txt": "a\tb\n"})), NUMBERED) == [("a", "b")]
+
+
+def test_a_zip_that_cannot_be_read_is_one_line(put: Put, tmp_path: Path) -> None:
+    content = bytearray(zipped(**{"x.en": "a\n" * 99, "x.de": "b\n" * 99}))
+    refused(put("x.zip", bytes(content[:-9])), LANGUAGES)
+    content[content.index(b"x.en") + 5] ^= 0xFF
+    refused(put("x.zip", bytes(content)), LANGUAGES)
+    assert "no such file" in refused(str(tmp_path / "none.zip"))
+
+
+# Rows that cannot be read, and what has no end.
+
+
+@pytest.mark.parametrize("name", ["x.tsv", "x.csv"])
+def test_wrong_rows_are_refused_or_passed_over_and_counted(put: Put, name: str) -> None:
+    rows = [b"source\ttarget", b"a\tb", b"one", b"1\t2\t3", b"\xff\ty", b"x" * 30 + b"\ty", b"c\td"]
+    text = b"\n".join(rows)
+    path = put(name, text.replace(b"\t", b",") if name == "x.csv" else text)
+    assert f"{path}, line 3: " in refused(path, max_line_bytes=20)
+    found, count, first = skipping(path, max_line_bytes=20)
+    assert found == [("a", "b"), ("c", "d")]
+    assert count == 4
+    assert f"{path}, line 3: " in first
+
+
+def test_wrong_lines_of_either_side_take_the_other_with_them(put: Put) -> None:
+    source = put("s", b"a\n\xffb\nc\nd\ne\n")
+    target = put("t", b"v\nw\nx\n" + b"y" * 99 + b"\nz\n")
+    corpus = ParallelText((source,), (target,), max_line_bytes=50)
+    with pytest.raises(CorpusError, match="s, line 2: not valid UTF-8"):
+        list(read_pairs(corpus))
+    skipped = Skipped()
+    corpus = ParallelText((source,), (target,), max_line_bytes=50, skip_wrong=True)
+    assert list(read_pairs(corpus, skipped)) == [("a", "v"), ("c", "x"), ("e", "z")]
+    assert skipped.count == 2
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_a_line_of_just_the_limit_is_read(put: Put, end: str) -> None:
+    path = put("s", "é" * 10 + end)
+    corpus = ParallelText((path,), (path,), max_line_bytes=20)
+    assert list(read_pairs(corpus)) == [("é" * 10,) * 2]
+    with pytest.raises(CorpusError, match=r"line 1: longer than max_line_bytes=19"):
+        list(read_pairs(ParallelText((path,), (path,), max_line_bytes=19)))
+
+
+def _endless(name: str, size: int) -> bytes:
+    """A small file in which a text of ``size`` bytes is packed."""
+    text = b"x" * size
+    if name == "x.parquet":
+        packed = io.BytesIO()
+        table = pa.table({"source": ["a", text.decode()], "target": ["a", "b"]})
+        pq.write_table(table, packed, compression="zstd")
+        return packed.getvalue()
+    if name == "x.zip":
+        return zipped(**{"x.source": b"a\n" + text, "x.target": b"a\n"})
+    tu = "<tu><tuv xml:lang='%s'><seg>a</seg></tuv><tuv xml:lang='target'><seg>a</seg></tuv></tu>"
+    before = {
+        "x.tsv.gz": b"source\ttarget\na\ta\n", "x.csv.gz": b'source,target\na,a\n"',
+        "x.jsonl.gz": b'{"source": "a", "target": "a"}\n{"source": "',
+        "x.tmx.gz": f"<tmx>{tu % 'source'}\n<tu><tuv><seg>".encode(),
+        "x.attribute.tmx.gz": f"<tmx>{tu % 'source'}\n<tu a='".encode(),
+    }[name]  # fmt: skip
+    return gzip.compress(before + text, 1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x.tsv.gz", "x.csv.gz", "x.jsonl.gz", "x.tmx.gz", "x.attribute.tmx.gz", "x.zip", "x.parquet"],
+)
+def test_what_has_no_end_is_refused_by_its_limit(put: Put, name: str) -> None:
+    path = put(name, _endless(name, 3_000_000 if name == "x.parquet" else 30_000_000))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read = read_pairs(ParallelText(pairs=(path,)))
+    assert next(read) == ("a", "a")
+    with pytest.raises(CorpusError, match=r"longer than max_line_bytes=1,048,576") as caught:
+        next(read)
+    assert f"{path}, " in str(caught.value)
+    assert re.search(r"(line|row) [23]: ", str(caught.value))
+    if name != "x.parquet":  # which stores a text as one piece
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 25_000  # KiB
+
+
+def test_a_long_text_that_many_rows_of_parquet_share_is_held_a_few_times(tmp_path: Path) -> None:
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 4000), pa.array(["x" * 1_000_000]))
+    table = pa.table({"source": words, "target": ["a"] * 4000})
+    pq.write_table(table, tmp_path / "x.parquet", store_schema=False)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    read = read_pairs(ParallelText(pairs=(str(tmp_path / "x.parquet"),)))
+    assert len(next(read)[0]) == 1_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # of 4 GB
