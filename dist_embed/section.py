@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import CoreSchema
 
@@ -82,6 +83,12 @@ class Section(BaseModel, metaclass=_Told):
     """A part of the configuration: unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, values: Any) -> Any:
+        """A section of which all lines are comments is None to YAML."""
+        return {} if values is None else values
 
     @classmethod
     def __get_pydantic_json_schema__(

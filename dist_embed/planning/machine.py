@@ -13,12 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
 from dist_embed.config.schema import Config
+from dist_embed.config.written import mapping_in
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.mistakes import mistakes
 from dist_embed.observe.phase_names import PhaseName
@@ -233,15 +232,7 @@ def load_machine(name: str) -> Machine:
 
 def machine_from_yaml(text: str, origin: str) -> Machine:
     """A machine from the text of a file. Raises ConfigError."""
-    values: object = None
-    try:
-        values = OmegaConf.to_container(OmegaConf.create(text))
-    except (yaml.YAMLError, OmegaConfBaseException) as exc:
-        raise ConfigError(f"{origin}: not valid YAML: {exc}") from None
-    except AssertionError:  # OmegaConf's answer to a bare number
-        pass
-    if not isinstance(values, dict):
-        raise ConfigError(f"{origin}: expected a mapping of figures, see {PAGE}")
+    values = OmegaConf.to_container(mapping_in(text, origin))
     try:
         machine = Machine.model_validate(values)
     except ValidationError as exc:
