@@ -60,7 +60,7 @@ class Exchange(Section):
     """A collective of some workers, as it was measured."""
 
     kind: Collective = Field(description="all_to_all, all_gather or all_reduce.")
-    workers: Annotated[int, Field(ge=2)] = Field(description="That took part.")
+    workers: Annotated[int, Field(ge=2, le=100_000)] = Field(description="That took part.")
     latency_us: NonNegativeFloat = Field(description="Of one without bytes, µs.")
     gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a worker sends.")
 
@@ -79,7 +79,7 @@ class Store(Section):
 class Crowding(Section):
     """How much longer a worker takes for its own work beside others of its node."""
 
-    workers: Annotated[int, Field(ge=2)] = Field(description="Of a node.")
+    workers: Annotated[int, Field(ge=2, le=100_000)] = Field(description="Of a node.")
     factor: PositiveFloat = Field(description="By what it takes alone, its share of cores aside.")
 
 

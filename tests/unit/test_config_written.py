@@ -1,7 +1,8 @@
-"""Configurations as people type them: what YAML would take for another thing, and what has no end."""
+"""Configurations as people type them: what YAML takes for another thing, and what has no end."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from pydantic import BaseModel
 
 from dist_embed import Config, UserError, load_config
 from dist_embed.config.load import config_from_dict, config_to_yaml
 from dist_embed.config.written import escaped, mapping_in
 from dist_embed.errors import ConfigError
+from dist_embed.planning.machine import Machine
 from dist_embed.run.folder import CONFIG_NAME, read_run_config
+from dist_embed.study.schema import ScalingStudy, TrainingStudy
 from dist_embed.training.settings import TrainSection
 
 LEAST = "run: {uri: runs/x}\ndata:\n  synthetic: {sentences: 10}\ntrain:\n  max_steps: 5\n"
@@ -33,8 +37,8 @@ def refused(folder: Path, *overrides: str, text: Any = LEAST) -> str:
 
 def test_references_reach_defaults_too(tmp_path: Path) -> None:
     config = loaded(
-        tmp_path, "train.warmup_steps=${train.evaluate_every}", "data.uri=${run.uri}-${model.width}",
-        "model.width=${embedding.width}", "data.max_sentences=${data.synthetic.nouns}",
+        tmp_path, "train.warmup_steps=${train.evaluate_every}",
+        "data.uri=${run.uri}-${model.width}", "model.width=${embedding.width}", "data.max_sentences=${data.synthetic.nouns}",
     )  # fmt: skip
     assert (config.train.warmup_steps, config.data.uri) == (500, "runs/x-128")
     assert (config.model.width, config.data.max_sentences) == (128, 120)
@@ -132,7 +136,7 @@ def test_what_no_reader_comes_to_the_end_of_is_refused(
     assert part in message
     assert len(message) < 1000
     (tmp_path / "config.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
-    with pytest.raises(UserError, match="config.yaml"):
+    with pytest.raises(UserError, match=CONFIG_NAME):
         read_run_config(str(tmp_path))
 
 
@@ -190,3 +194,49 @@ def test_a_literal_dollar_survives_file_and_run_folder(tmp_path: Path) -> None:
     assert read_run_config(str(folder)) == config
     values = OmegaConf.to_container(OmegaConf.create(config_to_yaml(config)))
     assert config_from_dict(values) == config
+
+
+def _numbers(node: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if node.get("type") in ("integer", "number"):
+            yield where, node
+        for key, below in node.items():
+            yield from _numbers(below, f"{where}.{key}")
+    elif isinstance(node, list):
+        for below in node:
+            yield from _numbers(below, where)
+
+
+@pytest.mark.parametrize("kind", [Config, TrainingStudy, ScalingStudy, Machine])
+def test_every_number_has_a_range(kind: type[BaseModel]) -> None:
+    numbers = list(_numbers(kind.model_json_schema(), kind.__name__))
+    assert len(numbers) > 5
+    unbounded = [
+        where
+        for where, node in numbers
+        if not {"minimum", "exclusiveMinimum"} & node.keys()
+        or not {"maximum", "exclusiveMaximum"} & node.keys()
+    ]
+    assert unbounded == []
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed"),
+    [
+        ("cluster.timeout_seconds=1e300", "less than or equal to 2000000"),
+        ("cluster.timeout_seconds=1e-9", "greater than or equal to 0.1"),
+        ("cluster.hang_seconds=1e-9", "greater than or equal to 0.1"),
+        ("checkpoint.retry_seconds=1e300", "less than or equal to 2000000"),
+        ("model.width=100000000000000000000000000", "less than or equal to 1048576"),
+        ("search.beam=1000000000", "less than or equal to 1000"),
+        ("search.length_penalty=1e300", "less than or equal to 10"),
+        ("cluster.threads_per_worker=100000", "less than or equal to 4096"),
+        ("tokenizer.vocab_size=99999999999999999999", "less than or equal to 1000000000000"),
+        ("train.learning_rate=1e300", "less than or equal to 1000"),
+    ],
+)
+def test_values_out_of_sense_are_refused(tmp_path: Path, key: str, allowed: str) -> None:
+    name, _, value = key.partition("=")
+    message = refused(tmp_path, key)
+    assert f"{name}: {float(value) if 'e' in value else value} is not allowed" in message
+    assert allowed in message
