@@ -38,7 +38,8 @@ def refused(folder: Path, *overrides: str, text: Any = LEAST) -> str:
 def test_references_reach_defaults_too(tmp_path: Path) -> None:
     config = loaded(
         tmp_path, "train.warmup_steps=${train.evaluate_every}",
-        "data.uri=${run.uri}-${model.width}", "model.width=${embedding.width}", "data.max_sentences=${data.synthetic.nouns}",
+        "data.uri=${run.uri}-${model.width}", "model.width=${embedding.width}",
+        "data.max_sentences=${data.synthetic.nouns}",
     )  # fmt: skip
     assert (config.train.warmup_steps, config.data.uri) == (500, "runs/x-128")
     assert (config.model.width, config.data.max_sentences) == (128, 120)
