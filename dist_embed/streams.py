@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import codecs
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+_given_up: list[Any] = []  # streams that have failed, and nobody need look at
 
 
 class Forgiving:
@@ -52,6 +56,7 @@ class Forgiving:
         except UnicodeEncodeError:
             raise
         except Exception:  # of whatever a script has put in the place of sys.stdout
+            _given_up.append(self._stream)
             self._stream = None
             return None
 
@@ -70,8 +75,42 @@ def write_out(content: bytes) -> None:
     sys.stdout.flush()
 
 
+def end_of_output() -> None:
+    """See that all that was printed has arrived. Raises OSError where it has not, as on a full
+    disk; not for what only shows how far something is.
+    """
+    stream = sys.stdout
+    if stream is not None and not stream.closed and stream not in _given_up:
+        stream.flush()
+
+
+_results_alone = False
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """For a ``with`` block nothing is shown of how far something is, or remarked."""
+    global _results_alone
+    before, _results_alone = _results_alone, True
+    try:
+        yield
+    finally:
+        _results_alone = before
+
+
+def is_to_show() -> bool:
+    """Whether progress and remarks are shown, see `results_alone`."""
+    return not _results_alone
+
+
 def say(line: str) -> None:
-    """A line on standard error, where it can be shown."""
+    """A remark, as a line on standard error, where it can be shown."""
+    if is_to_show():
+        say_error(line)
+
+
+def say_error(line: str) -> None:
+    """As `say`, of what ends a command: always."""
     stream = Forgiving(sys.stderr)
     stream.write(f"{line}\n")
     stream.flush()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from dist_embed.bench.machine_speeds import measure_speeds
 from dist_embed.bench.planned_runs import LOG_STEPS, Case, Measured, Output, Runs
 from dist_embed.bench.store_speed import measure_store
 from dist_embed.bench.workers import Say
-from dist_embed.embedding.memory import GIB, machine_bytes
+from dist_embed.embedding.memory import GIB
 from dist_embed.observe.phase_names import PhaseName
 from dist_embed.parallel.device import device_name
+from dist_embed.parallel.machine import machine_bytes, usable_cores
 from dist_embed.planning.cost import Cost
 from dist_embed.planning.estimate import step_of
 from dist_embed.planning.machine import Machine
@@ -49,7 +49,7 @@ def calibrate(folder: str, store: str, workers: list[int], say: Say) -> Machine:
         workers: numbers from 2 on.
         say: takes lines of progress.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     speeds = measure_speeds(cores, workers, say)
     slowest = max(speeds["exchanges"], key=lambda one: one["latency_us"])
     say("the store")

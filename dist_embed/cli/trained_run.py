@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from dist_embed.config.schema import Config
-from dist_embed.errors import UserError
+from dist_embed.errors import NotWritable, UserError
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -52,4 +52,4 @@ def check_output(path: str | None) -> None:
     if Path(path).is_dir():
         raise UserError(f"--output: {path!r} is not allowed: that is a folder")
     if not os.access(path if Path(path).exists() else Path(path).parent, os.W_OK):
-        raise UserError(f"--output: {path!r} is not allowed: it may not be written")
+        raise NotWritable(f"--output: {path!r} is not allowed: it may not be written")

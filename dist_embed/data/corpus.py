@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO
@@ -16,6 +16,16 @@ from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, open_decompr
 from dist_embed.storage.parquet import ParquetError, ParquetReader
 
 Pair = tuple[str, str]
+# Passes the pairs of a text on, and shows for what how many have been read.
+Watch = Callable[[str, Iterable[Pair]], Iterable[Pair]]
+
+
+def unwatched(what: str, pairs: Iterable[Pair]) -> Iterable[Pair]:
+    """A `Watch` that shows nothing."""
+    del what
+    return pairs
+
+
 _LINE_ENDS = re.compile(r"[\r\n]+")
 
 

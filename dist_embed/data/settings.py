@@ -140,7 +140,7 @@ class DataSection(Section):
         ge=0,
         le=10_000,
         description="Processes that count words and encode, or tasks of a Ray cluster; 0: one per "
-        "core.",
+        "core of this machine, or fewer where there is less memory than that takes.",
     )
     shard_sentences: Annotated[int, EXPERT] = Field(
         50_000, gt=0, le=10**8, description="Sentence pairs per token shard."

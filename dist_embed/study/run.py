@@ -5,7 +5,6 @@ and a run that fails ends no other.
 from __future__ import annotations
 
 import json
-import os
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dist_embed.config.schema import Config
 from dist_embed.errors import DistEmbedError, RunStopped, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.device import resolve_device
+from dist_embed.parallel.machine import usable_cores
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import ParquetError
 from dist_embed.study import unchanged
@@ -115,7 +115,7 @@ def _not_made_before(folder: str) -> dict[str, dict[str, Any]]:
 def _row_of(run: PlannedRun, estimate: Estimate) -> dict[str, Any]:
     """The columns of a run whose turn has not come yet."""
     row = {"name": run.name, "state": "waiting", **described(run.config, run.combination)}
-    return row | _threads(run.config, len(os.sched_getaffinity(0))) | estimate.columns()
+    return row | _threads(run.config, usable_cores()) | estimate.columns()
 
 
 def _threads(config: Config, cores: int) -> dict[str, Any]:

@@ -14,14 +14,12 @@ from dist_embed.embedding.memory import (
     OutputNeeds,
     Replicated,
     Saving,
-    available_bytes,
     beside_tables_bytes,
     host_memory,
     host_table_bytes,
     inference_bytes,
     loading_in_place_bytes,
     logits_block_bytes,
-    machine_bytes,
     output_memory,
     table_bytes,
     tokenizer_bytes,
@@ -29,6 +27,7 @@ from dist_embed.embedding.memory import (
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.tables import OPTIMIZERS
+from dist_embed.parallel.machine import available_bytes, machine_bytes
 
 
 def held_bytes(*given: Any, **how: Any) -> int:
