@@ -95,6 +95,14 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def typed(text: str) -> str:
+    """A word of a command line, whose bytes are UTF-8 whatever the locale takes them for."""
+    try:
+        return text if is_unicode(text) else os.fsencode(text).decode()
+    except UnicodeError:
+        return text
+
+
 def shown(value: object) -> str:
     """A value for a message: as it is written, or where that is long its kind."""
     try:

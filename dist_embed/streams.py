@@ -80,8 +80,12 @@ def end_of_output() -> None:
     disk; not for what only shows how far something is.
     """
     stream = sys.stdout
-    if stream is not None and not stream.closed and stream not in _given_up:
+    if stream is None or getattr(stream, "closed", False) or stream in _given_up:
+        return
+    try:
         stream.flush()
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, "standard output") from exc
 
 
 _results_alone = False

@@ -149,7 +149,10 @@ def _complete(parser: argparse.ArgumentParser) -> None:
 
 
 def _call(
-    parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str], said: str
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    rest: list[str],
+    said: str | None,
 ) -> None:
     if said:
         say(f"dist-embed: {said}")

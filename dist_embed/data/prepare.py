@@ -101,7 +101,8 @@ def _encoded(
             say(f"encoding {name}")
             rule = data if name == "train" else None
             encoded = pool.write_shards(
-                watch(f"encoding {name}", read_pairs(text)), data_uri, name, shard_sentences=data.shard_sentences, rule=rule,
+                watch(f"encoding {name}", read_pairs(text)), data_uri, name,
+                shard_sentences=data.shard_sentences, rule=rule,
                 oov_buckets=tokenizer.oov_buckets, recipe=recipe,
                 finished=finished_shards(earlier, name),
             )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.data.corpus import ParallelText, read_pairs
+from dist_embed.data.corpus import ParallelText, Watch, read_pairs, unwatched
 from dist_embed.data.encoding import encoding_pool
 from dist_embed.data.executor import Executor
 from dist_embed.data.settings import TokenizerSection
