@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from argparse import Namespace
 from dataclasses import replace

@@ -138,7 +138,8 @@ def test_a_shell_is_told_what_may_stand_next() -> None:
 
     def after(line: str) -> list[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "dist_embed.cli.main"], capture_output=True, text=True, check=False,
+            [sys.executable, "-m", "dist_embed.cli.main"],
+            capture_output=True, text=True, check=False,
             env=os.environ | asked | {"COMP_LINE": line, "COMP_POINT": str(len(line))},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
