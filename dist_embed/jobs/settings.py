@@ -49,7 +49,8 @@ class SlurmSection(Section):
     setup: str = Field(
         "",
         description="Lines of shell that make `dist-embed` known on a node: `module load …`, "
-        "`source …/bin/activate`. Variables as `$HOME`: `${…}` is a reference to another key.",
+        "`source …/bin/activate`. Variables as `$HOME` or `\\${HOME}`: "
+        "`${…}` is a reference to another key.",
     )
     options: Annotated[list[Annotated[str, Field(pattern=_ONE_LINE)]], EXPERT] = Field(
         [], description="More options of sbatch: `--account=lab`, `--constraint=a100`."

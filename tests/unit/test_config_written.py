@@ -16,8 +16,9 @@ from dist_embed import Config, UserError, load_config
 from dist_embed.config.load import config_from_dict, config_to_yaml
 from dist_embed.config.written import escaped, mapping_in
 from dist_embed.errors import ConfigError
-from dist_embed.planning.machine import Machine
+from dist_embed.planning.machine import Machine, load_machine
 from dist_embed.run.folder import CONFIG_NAME, read_run_config
+from dist_embed.study.plan import load_study
 from dist_embed.study.schema import ScalingStudy, TrainingStudy
 from dist_embed.training.settings import TrainSection
 
@@ -137,8 +138,11 @@ def test_what_no_reader_comes_to_the_end_of_is_refused(
     assert part in message
     assert len(message) < 1000
     (tmp_path / "config.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
-    with pytest.raises(UserError, match=CONFIG_NAME):
-        read_run_config(str(tmp_path))
+    for read in (lambda: read_run_config(str(tmp_path)),
+                 lambda: load_study(tmp_path / CONFIG_NAME),
+                 lambda: load_machine(str(tmp_path / CONFIG_NAME))):  # fmt: skip
+        with pytest.raises(UserError, match=CONFIG_NAME):
+            read()
 
 
 def test_aliases_are_taken(tmp_path: Path) -> None:
