@@ -21,11 +21,11 @@ _HEAD = """\
 
 One YAML file describes a run; `dist-embed train CONFIG key.sub=value …` replaces single values.
 `${section.key}` refers to another key, its default too, `${oc.env:NAME}` to a variable of the
-environment; `\\${` is written for a `${` that is meant. Unknown keys, wrong types, values out of their range and
-impossible combinations are refused with one message (exit code 2), and so are spellings that YAML
-takes for something else: `010` (octal), `1:30` (base 60), on the command line a value with ` #` in
-it. A text that looks like a number or like `no` is written in quotes: `run.uri='"123"'`. Relative
-paths are relative to the folder in which the command is called.
+environment; `\\${` is written for a `${` that is meant. Unknown keys, wrong types, values out of
+their range and impossible combinations are refused with one message (exit code 2), and so are
+spellings that YAML takes for something else: `010` (octal), `1:30` (base 60), on the command line a
+value with ` #` in it. A text that looks like a number or like `no` is written in quotes:
+`run.uri='"123"'`. Relative paths are relative to the folder in which the command is called.
 
 This page is written by `dist-embed config reference`; the JSON schema for editors
 (`configs/schema.json`) by `dist-embed config schema`; `dist-embed config show CONFIG` prints a
