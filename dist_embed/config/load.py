@@ -159,8 +159,11 @@ def _add_data_uri(raw: dict[str, Any], whole: dict[str, Any]) -> None:
     """The one default that refers to another key; a file has it, for others may refer to it."""
     if not isinstance(whole["data"], dict) or "uri" in (raw.get("data") or {}):
         return
-    run = whole["run"]
-    uri = run.get("uri") if isinstance(run, dict) else "${run.uri}"
+    run, uri = whole["run"], None
+    if isinstance(run, dict):
+        uri = run.get("uri")
+    elif isinstance(run, str):  # a reference to a section
+        uri = "${run.uri}"
     if isinstance(uri, str):
         whole["data"]["uri"] = storage.join(uri, "data")
         raw["data"] = {**(raw.get("data") or {}), "uri": whole["data"]["uri"]}

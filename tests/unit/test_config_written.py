@@ -166,7 +166,8 @@ def test_sections_whose_lines_are_all_comments_are_as_if_they_were_not_there(
     assert Config(**{**_plain(config), "data": None}).data.uri == "runs/x/data"
     message = refused(tmp_path, text=LEAST.replace("  synthetic: {sentences: 10}\n", ""))
     assert message.startswith("data.train: missing")
-    assert "a mapping of keys" in refused(tmp_path, "model=[1]")
+    for wrong in ("model=[1]", "run=3", "run=[a]"):
+        assert "a mapping of keys" in refused(tmp_path, wrong)
 
 
 def _plain(config: Config) -> dict[str, Any]:
