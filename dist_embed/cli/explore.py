@@ -67,10 +67,10 @@ def _analogy(arguments: argparse.Namespace) -> None:
     from dist_embed.observe.events import printable
 
     table = open_table(arguments)
-    words = [typed(word) for word in (arguments.a, arguments.b, arguments.c)]
-    found = analogy(table, *words, arguments.count)
+    a, b, c = map(typed, (arguments.a, arguments.b, arguments.c))
+    found = analogy(table, a, b, c, arguments.count)
     print(described(table))
-    a, b, c = map(printable, words)
+    a, b, c = map(printable, (a, b, c))
     print(f"\n{a} is to {b} as {c} is to")
     print_table(["word", "cosine"], [[word, f"{cosine:.4f}"] for word, cosine in found])
 
