@@ -40,8 +40,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**64)]
 Width = Annotated[int, Field(gt=0, le=2**20)]  # of vectors and layers
 Workers = Annotated[int, Field(gt=0, le=100_000)]
 Cores = Annotated[int, Field(gt=0, le=4096)]  # of a machine
-LearningRate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
-MiB = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
+MiB = Annotated[float, Field(gt=0, le=10**9, allow_inf_nan=False)]
 GiB = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
 # 23 days: `poll` takes milliseconds as an int of 32 bits.
 Timeout = Annotated[float, Field(ge=0.1, le=2_000_000, allow_inf_nan=False)]

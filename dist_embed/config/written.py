@@ -21,7 +21,8 @@ _MOST_DIGITS = 100
 # Numbers to YAML 1.1: octal, and in base 60.
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
-_LONG_NUMBER = re.compile(rf"[-+]?(0[xb])?[0-9a-fA-F_]{{{_MOST_DIGITS + 1},}}")
+_LONG = f"{{{_MOST_DIGITS + 1},}}"
+_LONG_NUMBER = re.compile(rf"[-+]?(0x[0-9a-fA-F_]{_LONG}|0b[01_]{_LONG}|[0-9_]{_LONG})")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

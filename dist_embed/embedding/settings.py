@@ -10,8 +10,8 @@ from dist_embed.optim.settings import Shape
 from dist_embed.section import (
     EXPERT,
     MAY_CHANGE,
-    LearningRate,
     NonNegativeInt,
+    PositiveFloat,
     Section,
     Width,
 )
@@ -36,7 +36,7 @@ class TableSection(Section):
     freeze_until_step: Annotated[NonNegativeInt, EXPERT] = Field(
         0, description="Leave the rows as they start for this many steps."
     )
-    learning_rate: Annotated[LearningRate | None, EXPERT] = Field(
+    learning_rate: Annotated[PositiveFloat | None, EXPERT] = Field(
         None, description="Peak rate of this table, instead of `embedding.learning_rate`."
     )
 
@@ -58,7 +58,7 @@ class EmbeddingSection(Section):
     optimizer: Optimizer = Field(
         "rowwise_adagrad", description="Fused into the tables' backward. `adam` needs CUDA."
     )
-    learning_rate: LearningRate = Field(0.05, description="Peak rate of the tables.")
+    learning_rate: PositiveFloat = Field(0.05, description="Peak rate of the tables.")
     schedule: Annotated[Shape, EXPERT] = Field(
         "constant", description="How the tables' rate changes after warm-up."
     )

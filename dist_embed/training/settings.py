@@ -12,9 +12,9 @@ from dist_embed.section import (
     EXPERT,
     MAY_CHANGE,
     NO_RESULT,
-    LearningRate,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Probability,
     Section,
@@ -36,7 +36,7 @@ class TrainSection(Section):
     accumulate: Annotated[PositiveInt, EXPERT] = Field(
         1, description="Micro-batches per worker and step; but for dropout the result is the same."
     )
-    learning_rate: LearningRate = Field(1e-3, description="Peak rate of the dense part (AdamW).")
+    learning_rate: PositiveFloat = Field(1e-3, description="Peak rate of the dense part (AdamW).")
     schedule: Shape = Field("inverse_sqrt", description="How the dense rate changes after warm-up.")
     warmup_steps: NonNegativeInt = Field(0, description="Steps of linear warm-up.")
     beta1: Annotated[Probability, EXPERT] = Field(

@@ -66,7 +66,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "dist_embed.data.preparation.ensure_data",
-        lambda config, say, *, executor_at, **how: (
+        lambda config, say, *, executor_at, watch, **how: (
             say(f"preparing {config.data.uri} {how}") or prepared.data
         ),
     )

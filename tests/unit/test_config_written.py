@@ -184,7 +184,7 @@ def test_data_lie_below_the_run(tmp_path: Path, run: str, data: str) -> None:
     assert Config(run={"uri": run}, train={"max_steps": 1}).data.uri == data
 
 
-@given(st.text(alphabet="${}\\ax.:'\" ", min_size=1))
+@given(st.text(alphabet="${}\\ax.:'\" 01#-_\n", min_size=1))
 def test_any_text_comes_back_from_its_file(text: str) -> None:
     written = OmegaConf.to_yaml(OmegaConf.create({"a": escaped(text)}))
     assert OmegaConf.to_container(mapping_in(written, "x"), resolve=True) == {"a": text}
@@ -238,7 +238,7 @@ def test_every_number_has_a_range(kind: type[BaseModel]) -> None:
         ("search.length_penalty=1e300", "less than or equal to 10"),
         ("cluster.threads_per_worker=100000", "less than or equal to 4096"),
         ("tokenizer.vocab_size=99999999999999999999", "less than or equal to 1000000000000"),
-        ("train.learning_rate=1e300", "less than or equal to 1000"),
+        ("train.learning_rate=1e300", "less than or equal to 1000000000000"),
     ],
 )
 def test_values_out_of_sense_are_refused(tmp_path: Path, key: str, allowed: str) -> None:
