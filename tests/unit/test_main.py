@@ -277,7 +277,8 @@ def test_nobody_need_read_what_the_command_says(stream: str, call: str, code: in
     if stream == "full":
         stream, writer = "stdout", os.open("/dev/full", os.O_WRONLY)
     streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    done = subprocess.run([sys.executable, "-c", text], **{**streams, stream: writer})
+    buffered = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", text], env=buffered, **{**streams, stream: writer})
     os.close(writer)
     assert done.returncode == code, done.stderr
 
