@@ -95,8 +95,24 @@ def is_unicode(text: str) -> bool:
     return True
 
 
+def typed(text: str) -> str:
+    """A word of a command line, whose bytes are UTF-8 whatever the locale takes them for."""
+    try:
+        return text if is_unicode(text) else os.fsencode(text).decode()
+    except UnicodeError:
+        return text
+
+
 def shown(value: object) -> str:
     """A value for a message: as it is written, or where that is long its kind."""
-    text = repr(value)
-    short = len(text) <= 60 and "\n" not in text
+    try:
+        text = repr(value)
+    except ValueError:  # an int of thousands of digits
+        text = ""
+    short = 0 < len(text) <= 60 and "\n" not in text
     return text if short else f"a {type(value).__name__}"
+
+
+def begins(text: str, most: int = 200) -> str:
+    """A text for a message, or how it begins."""
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -28,6 +28,10 @@ class StorageError(UserError):
     """A store that cannot be used: an unknown protocol, a missing package, wrong credentials."""
 
 
+class NotWritable(StorageError):
+    """A place where nothing can be written: read-only, another user's, full (exit code 1)."""
+
+
 class StoreUnavailable(StorageError):
     """The store did not do what it was asked to within the time limit."""
 

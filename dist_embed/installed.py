@@ -28,6 +28,7 @@ EXTRAS = {
     "gcsfs": "gcs",
     "adlfs": "azure",
     "kubernetes": "kubernetes",
+    "argcomplete": "completion",
     "gensim": "dev",
 }
 

@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from dist_embed.arguments import begins, shown
+
 _MEMBERS = ("str", "list[str]", "constrained-float", "constrained-int")  # of unions
 
 
@@ -63,14 +65,42 @@ def _explain(error: Any, whole: type[BaseModel], origin: str, page: str) -> str:
             if nearest
             else ""
         )
-        return (
-            f"{where}: unknown key (value {error['input']!r}); {hint}valid here: {', '.join(names)}"
-        )
+        said = f"unknown key (value {_shown(error['input'])})"
+        return f"{where}: {said}; {hint}valid here: {', '.join(names)}"
     if error["type"] == "missing":
         return f"{where}: missing; {_description(model, field, page)}"
-    allowed = error["msg"][0].lower() + error["msg"][1:]
-    said = f"{error['input']!r} is not allowed: {allowed}"
+    said = f"{_shown(error['input'])} is not allowed: {_allowed(error)}"
     return f"{where}: {said}; {_description(model, field, page)}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return begins(repr(value))
+    except ValueError:  # an int of thousands of digits
+        return shown(value)
+
+
+def _allowed(error: Any) -> str:
+    """What pydantic says of it, and how what was meant is written."""
+    given = error["input"]
+    if error["type"] == "model_type":
+        return "input should be a mapping of keys to values"
+    said = error["msg"][0].lower() + error["msg"][1:]
+    if error["type"] == "string_type" and isinstance(given, bool):
+        words, one = ("yes, on and true", "yes") if given else ("no, off and false", "no")
+        return f'{said} (YAML takes {words} for {given}; a text is written in quotes, "{one}")'
+    if error["type"] == "string_type" and isinstance(given, int | float):
+        return f"{said} (a text of digits is written in quotes, on a command line '\"…\"')"
+    is_whole = isinstance(given, float) and abs(given) < 2**53 and given == int(given)
+    if error["type"] == "int_type" and is_whole:
+        return f"{said}, without a point or an exponent: {int(given)}"
+    return said
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a value of this type may be."""
+    options = [annotation, *get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
 
 
 def _model_at(whole: type[BaseModel], names: list[str]) -> tuple[type[BaseModel] | None, str]:
@@ -81,9 +111,7 @@ def _model_at(whole: type[BaseModel], names: list[str]) -> tuple[type[BaseModel]
     for name in names[:-1]:
         if model is None or name not in model.model_fields:
             return None, names[-1]
-        annotation = model.model_fields[name].annotation
-        options = [annotation, *get_args(annotation)]
-        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        model = model_in(model.model_fields[name].annotation)
     return model, names[-1] if names else ""
 
 

@@ -21,6 +21,7 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import CoreSchema
 
@@ -28,11 +29,24 @@ from dist_embed.arguments import path_as_text
 from dist_embed.errors import ConfigError
 from dist_embed.mistakes import mistakes
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Far beyond what there is of anything, and what is computed from it still is a number.
+MOST_OF_ANYTHING = 10**12
+PositiveInt = Annotated[int, Field(gt=0, le=MOST_OF_ANYTHING)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MOST_OF_ANYTHING)]
+PositiveFloat = Annotated[float, Field(gt=0, le=MOST_OF_ANYTHING, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=MOST_OF_ANYTHING, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+Width = Annotated[int, Field(gt=0, le=2**20)]  # of vectors and layers
+Workers = Annotated[int, Field(gt=0, le=100_000)]
+Cores = Annotated[int, Field(gt=0, le=4096)]  # of a machine
+MiB = Annotated[float, Field(gt=0, le=10**9, allow_inf_nan=False)]
+GiB = Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)]
+# 23 days: `poll` takes milliseconds as an int of 32 bits.
+Timeout = Annotated[float, Field(ge=0.1, le=2_000_000, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(ge=0, le=2_000_000, allow_inf_nan=False)]
+Minutes = Annotated[float, Field(ge=0, le=1_000_000, allow_inf_nan=False)]
+Hours = Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)]
 
 
 def _no(value: Any) -> Any:
@@ -82,6 +96,12 @@ class Section(BaseModel, metaclass=_Told):
     """A part of the configuration: unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, values: Any) -> Any:
+        """A section of which all lines are comments is None to YAML."""
+        return {} if values is None else values
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import codecs
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from dist_embed.passwords import masked
+
+_given_up: list[Any] = []  # streams that have failed, and nobody need look at
 
 
 class Forgiving:
@@ -54,6 +58,7 @@ class Forgiving:
         except UnicodeEncodeError:
             raise
         except Exception:  # of whatever a script has put in the place of sys.stdout
+            _given_up.append(self._stream)
             self._stream = None
             return None
 
@@ -72,8 +77,46 @@ def write_out(content: bytes) -> None:
     sys.stdout.flush()
 
 
+def end_of_output() -> None:
+    """See that all that was printed has arrived. Raises OSError where it has not, as on a full
+    disk; not for what only shows how far something is.
+    """
+    stream = sys.stdout
+    if stream is None or getattr(stream, "closed", False) or stream in _given_up:
+        return
+    try:
+        stream.flush()
+    except OSError as exc:
+        raise OSError(exc.errno, exc.strerror, "standard output") from exc
+
+
+_results_alone = False
+
+
+@contextmanager
+def results_alone() -> Iterator[None]:
+    """For a ``with`` block nothing is shown of how far something is, or remarked."""
+    global _results_alone
+    before, _results_alone = _results_alone, True
+    try:
+        yield
+    finally:
+        _results_alone = before
+
+
+def is_to_show() -> bool:
+    """Whether progress and remarks are shown, see `results_alone`."""
+    return not _results_alone
+
+
 def say(line: str) -> None:
-    """A line on standard error, where it can be shown."""
+    """A remark, as a line on standard error, where it can be shown."""
+    if is_to_show():
+        say_error(line)
+
+
+def say_error(line: str) -> None:
+    """As `say`, of what ends a command: always."""
     stream = Forgiving(sys.stderr)
     stream.write(f"{masked(line)}\n")
     stream.flush()

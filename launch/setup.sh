@@ -88,7 +88,7 @@ make_venv() {
         pip -c "launch/constraints/$device.txt" -c launch/constraints/common.txt setuptools \
             tensordict torchmetrics pyre-extensions &&
         pip -c "launch/constraints/$device.txt" -c launch/constraints/common.txt \
-            --no-build-isolation -e ".[ray,plots,export,dev]" || failed
+            --no-build-isolation -e ".[ray,plots,export,completion,dev]" || failed
     [ -x "$venv/bin/dist-embed" ] ||
         refuse "pip has not installed into $venv; its settings name another place: pip config list"
     echo "$stamp" >"$venv/stamp"

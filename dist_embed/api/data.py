@@ -9,7 +9,7 @@ from dist_embed.api.given import config_given, on_event_given
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData
-from dist_embed.observe.events import Event, shown_by
+from dist_embed.observe.events import Event, shown_by, watched_by
 from dist_embed.observe.quiet import quiet_environment
 
 
@@ -49,5 +49,5 @@ def prepare(
     with quiet_environment(), shown_by(on_event, sys.stdout) as show:
         return ensure_data(
             config, lambda text: show({"kind": "line", "text": text}), force=force, renew=renew,
-            executor_at=executor_at,
+            executor_at=executor_at, watch=watched_by(show),
         )  # fmt: skip

@@ -14,7 +14,7 @@ from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.installed import WORKERS_NEED, require
-from dist_embed.observe.events import Event, shown_by
+from dist_embed.observe.events import Event, shown_by, watched_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
@@ -106,7 +106,7 @@ def _trained(
                 check_vectors(config)
             data = ensure_data(
                 config, lambda text: show({"kind": "line", "text": text}),
-                executor_at=executor_of(config, launcher),
+                executor_at=executor_of(config, launcher), watch=watched_by(show),
             )  # fmt: skip
             vocabulary_size, word_tables = data.vocabulary_size, data.word_tables
             sentences = data.splits["train"].sentences

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import date
 from statistics import median
 from typing import Any, get_args
@@ -14,8 +13,9 @@ from dist_embed.bench.machine_speeds import measure_speeds
 from dist_embed.bench.planned_runs import LOG_STEPS, Case, Output, Runs
 from dist_embed.bench.store_speed import measure_store
 from dist_embed.bench.workers import Say
-from dist_embed.embedding.memory import GIB, machine_bytes
+from dist_embed.embedding.memory import GIB
 from dist_embed.parallel.device import device_name
+from dist_embed.parallel.machine import machine_bytes, usable_cores
 from dist_embed.planning.estimate import step_of
 from dist_embed.planning.machine import Machine
 from dist_embed.planning.memory import worker_memory
@@ -37,7 +37,7 @@ def calibrate(folder: str, store: str, workers: list[int], say: Say) -> Machine:
         workers: numbers from 2 on.
         say: takes lines of progress.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     speeds = measure_speeds(cores, workers, say)
     slowest = max(speeds["exchanges"], key=lambda one: one["latency_us"])
     say("the store")

@@ -19,6 +19,7 @@ from dist_embed.bench.workers import Say
 from dist_embed.errors import RunFailed
 from dist_embed.installed import MissingPackage, require
 from dist_embed.observe.plot import GREY, INK, plot_into
+from dist_embed.parallel.machine import usable_cores
 from dist_embed.storage.temporary import temporary_folder
 
 Figures = dict[str, Any]
@@ -110,7 +111,7 @@ def _why_not(stage: str, sizes: Sizes) -> str | None:
             require("ray")
         except MissingPackage as exc:
             return str(exc)
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if cores < _CORES:
         return f"it takes {_CORES} cores, and this machine has {cores}"
     if stage == "loader" and sizes.store is None:

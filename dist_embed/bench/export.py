@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from dist_embed.config.schema import Config
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.export.ctranslate2_model import Quantization, export_ctranslate2
 from dist_embed.installed import require
+from dist_embed.parallel.machine import usable_cores
 from dist_embed.storage.temporary import temporary_folder
 from dist_embed.training.scoring import Scorer
 
@@ -67,7 +67,7 @@ def measure_engine(
             export_ctranslate2(config.run.uri, model, step=step, quantization=kind)
             size = (model / "model.bin").stat().st_size
             engine = ctranslate2.Translator(
-                str(model), device="cpu", inter_threads=len(os.sched_getaffinity(0)),
+                str(model), device="cpu", inter_threads=usable_cores(),
                 intra_threads=1, compute_type=kind or "float32",
             )  # fmt: skip
             started = time.perf_counter()  # from text to text, as ours

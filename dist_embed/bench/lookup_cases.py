@@ -11,12 +11,13 @@ import torch
 from dist_embed.bench.lookup_draws import Draw
 from dist_embed.bench.passes import WARM_UP
 from dist_embed.config.cuda_only import problems_on_cuda, problems_without_cuda
-from dist_embed.embedding.memory import GIB, available_bytes, table_bytes
+from dist_embed.embedding.memory import GIB, table_bytes
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.tier_sizes import choose_tier, room_for_tables, sizes_of
 from dist_embed.embedding.tiers import free_bytes
 from dist_embed.errors import UserError
+from dist_embed.parallel.machine import available_bytes
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from dist_embed.bench.output_check import (
 )
 from dist_embed.bench.passes import WARM_UP, Marks, Passes, measured
 from dist_embed.data.zipf import zipf
-from dist_embed.embedding.memory import GIB, available_bytes, logits_block_bytes, table_bytes
+from dist_embed.embedding.memory import GIB, logits_block_bytes, table_bytes
 from dist_embed.embedding.own_rows import OwnRows, OwnRowsKernel
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.row_order import RowOrder
@@ -43,6 +43,7 @@ from dist_embed.model.output_layer import ExactSoftmax, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.parallel.device import memory_bytes, resolve_dtype
 from dist_embed.parallel.group import Group
+from dist_embed.parallel.machine import available_bytes
 
 OPTIMIZER = "rowwise_adagrad"
 EPS = 1e-8

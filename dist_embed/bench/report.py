@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_embed.embedding.memory import GIB
+from dist_embed.parallel.machine import usable_cores
 
 _PACKAGES = ("dist_embed", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "ray", "numpy")
 
@@ -18,7 +19,7 @@ def machine(device: str) -> dict[str, Any]:
     """What a reader needs to compare figures."""
     return {
         "device": device,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
         "platform": platform.platform(),
         "python": platform.python_version(),

@@ -23,8 +23,9 @@ from dist_embed.bench.vocabulary_speed import (
     measure_side_by_side,
 )
 from dist_embed.bench.workers import Say
-from dist_embed.embedding.memory import GIB, available_bytes
+from dist_embed.embedding.memory import GIB
 from dist_embed.errors import UserError
+from dist_embed.parallel.machine import available_bytes
 from dist_embed.storage.temporary import temporary_folder
 
 Table = tuple[str, list[str], list[list[str]]]  # title, header, rows

@@ -7,6 +7,8 @@ from typing import Any
 
 from dist_embed.config.load import config_to_yaml, json_schema, load_config
 from dist_embed.config.reference import configuration_page
+from dist_embed.config.schema import Config
+from dist_embed.section import known_keys
 from dist_embed.streams import write_out
 
 
@@ -29,9 +31,10 @@ def add_commands(commands: Any) -> None:
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """A configuration file and overrides."""
     parser.add_argument("config", metavar="CONFIG", help="YAML file or URL")
-    parser.add_argument(
+    overrides: Any = parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="values that replace the file's"
     )
+    overrides.completer = lambda **given: [f"{key}=" for key in known_keys(Config)]  # argcomplete's
 
 
 def _show(arguments: argparse.Namespace) -> None:

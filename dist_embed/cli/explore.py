@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from dist_embed.arguments import typed
 from dist_embed.cli.run_table import (
     add_table_options,
     add_words_options,
@@ -53,7 +54,7 @@ def _neighbors(arguments: argparse.Namespace) -> None:
     from dist_embed.observe.events import printable
 
     table = open_table(arguments)
-    found = neighbors(table, arguments.words, arguments.count)
+    found = neighbors(table, [typed(word) for word in arguments.words], arguments.count)
     print(described(table))
     for word, near in found.items():
         print(f"\n{printable(word)}")
@@ -66,9 +67,10 @@ def _analogy(arguments: argparse.Namespace) -> None:
     from dist_embed.observe.events import printable
 
     table = open_table(arguments)
-    found = analogy(table, arguments.a, arguments.b, arguments.c, arguments.count)
+    a, b, c = map(typed, (arguments.a, arguments.b, arguments.c))
+    found = analogy(table, a, b, c, arguments.count)
     print(described(table))
-    a, b, c = (printable(word) for word in (arguments.a, arguments.b, arguments.c))
+    a, b, c = map(printable, (a, b, c))
     print(f"\n{a} is to {b} as {c} is to")
     print_table(["word", "cosine"], [[word, f"{cosine:.4f}"] for word, cosine in found])
 

@@ -6,12 +6,13 @@ What takes long to import is imported when signals are handled already.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -31,17 +32,18 @@ from dist_embed.parallel.stop import (
     tell_launcher_in_the_end,
 )
 from dist_embed.parallel.torchrun import under_torchrun
-from dist_embed.streams import say
+from dist_embed.streams import end_of_output, results_alone, say, say_error
 
 _MODULES = (
     "run", "plan", "jobs", "compare", "explore", "export", "study", "report", "data", "checkpoint",
     "bench", "config",
 )  # fmt: skip
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dist-embed",
         description="Train word embeddings whose tables are too large for one device.",
     )
@@ -52,6 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
     for name in _MODULES:
         import_module(f"dist_embed.cli.{name}").add_commands(commands)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of the command and of each command in it: what all of them take, at any place."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.add_argument(
+            "--quiet", action="store_true", default=argparse.SUPPRESS,
+            help="no progress and no remarks: results and errors alone",
+        )  # fmt: skip
 
 
 class _Version(argparse.Action):
@@ -65,9 +78,9 @@ class _Version(argparse.Action):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 (the run failed), 2 (bad input), or 128 and the
-    number of the signal that ended it or asked it to stop: 143 (SIGTERM), 130 (SIGINT), 129
-    (SIGHUP).
+    """Run one command; returns the exit code: 0, 1 (the run failed, or nothing can be written where
+    it was to be), 2 (bad input), or 128 and the number of the signal that ended it or asked it to
+    stop: 143 (SIGTERM), 130 (SIGINT), 129 (SIGHUP).
 
     Without ``argv`` it is the process's own command: when it is done, signals end what is left of
     it, with this exit code. For the main thread.
@@ -100,13 +113,14 @@ def _command(argv: list[str] | None) -> int:
     _replace_lacking_letters()
     try:
         _run(argv)
+        end_of_output()
     except BaseException as exc:
         # Whatever it has become on its way: libraries turn what ends an import, or a wait, into
         # errors of their own.
         number = ending_signal()
         if number is None:
             return _code_of(exc)
-        say(
+        say_error(
             f"dist-embed: ended by {signal.Signals(number).name}; a run goes on from its newest "
             "checkpoint"
         )
@@ -117,8 +131,29 @@ def _command(argv: list[str] | None) -> int:
 def _run(argv: list[str] | None) -> None:
     with collector_off():
         parser = build_parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may stand next
+        _complete(parser)
     words, said = in_new_words(sys.argv[1:] if argv is None else argv)
     arguments, rest = parser.parse_known_args(with_missing_output(words))
+    with results_alone() if "quiet" in arguments else nullcontext():
+        _call(parser, arguments, rest, said)
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    from dist_embed.installed import require
+
+    require("argcomplete")
+    from argcomplete import autocomplete
+
+    autocomplete(parser, exclude=["run-job"])
+
+
+def _call(
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    rest: list[str],
+    said: str | None,
+) -> None:
     if said:
         say(f"dist-embed: {said}")
         take_output_by_place(arguments, rest)
@@ -142,7 +177,7 @@ def _run(argv: list[str] | None) -> None:
 
 def _code_of(exc: BaseException) -> int:
     """The exit code of a command that ended with an error, which is told; raises what is a bug."""
-    from dist_embed.errors import DistEmbedError, RunFailed, RunStopped
+    from dist_embed.errors import DistEmbedError, NotWritable, RunFailed, RunStopped
     from dist_embed.installed import missing_package
 
     if isinstance(exc, BrokenPipeError):  # the reader of our output has seen enough
@@ -150,10 +185,20 @@ def _code_of(exc: BaseException) -> int:
     exc = missing_package(exc) or exc
     if not isinstance(exc, DistEmbedError | OSError):
         raise exc
-    say(f"dist-embed: {exc}")
+    say_error(f"dist-embed: {exc}")
     if isinstance(exc, RunStopped):
         return 128 + (taken_signal() or signal.SIGTERM)  # none: a worker alone was asked
-    return 1 if isinstance(exc, RunFailed) else 2  # an OSError names the file and what is wrong
+    failed = isinstance(exc, RunFailed | NotWritable) or _has_no_room(exc)
+    return 1 if failed else 2  # an OSError names the file and what is wrong
+
+
+def _has_no_room(exc: BaseException | None) -> bool:
+    """Whether a disk was full, or only to be read: nothing is wrong with what was given."""
+    while exc is not None:
+        if isinstance(exc, OSError) and exc.errno in _NO_ROOM:
+            return True
+        exc = exc.__cause__
+    return False
 
 
 def _replace_lacking_letters() -> None:

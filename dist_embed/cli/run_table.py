@@ -57,7 +57,11 @@ def chosen_words(table: RunTable, arguments: argparse.Namespace) -> tuple[list[i
     from dist_embed.explore.flat_map import LEAST_WORDS
 
     if arguments.words:
-        asked = {table.id_of(line.strip()) for line in read_lines(arguments.words) if line}
+        words = {word for line in read_lines(arguments.words) if (word := line.strip())}
+        found = [table.find(word) for word in words]
+        if unknown := found.count(None):
+            say(f"left out: {unknown:,} words of {arguments.words} that the vocabulary lacks")
+        asked = {i for i in found if i is not None}
         ids = table.by_frequency(np.array(sorted(asked), dtype=np.int64)).tolist()
         if left_out := len(asked) - len(ids):
             say(

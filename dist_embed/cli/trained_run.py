@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from dist_embed.config.schema import Config
-from dist_embed.errors import UserError
+from dist_embed.errors import NotWritable, UserError
+from dist_embed.storage import uri as storage
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +48,10 @@ def check_output(path: str | None) -> None:
     """Refuse a file that cannot be written, before the work. Raises UserError."""
     if path is None or path == "-":
         return
-    if not Path(path).parent.is_dir():
+    target = Path(path)
+    if not target.parent.is_dir():
         raise UserError(f"--output: {path!r} is not allowed: no such folder")
-    if Path(path).is_dir():
-        raise UserError(f"--output: {path!r} is not allowed: that is a folder")
-    if not os.access(path if Path(path).exists() else Path(path).parent, os.W_OK):
-        raise UserError(f"--output: {path!r} is not allowed: it may not be written")
+    if not target.exists() or target.is_dir():
+        storage.check_new_file(path, "--output")
+    elif not os.access(path, os.W_OK):
+        raise NotWritable(f"--output: {path!r} is not allowed: it may not be written")

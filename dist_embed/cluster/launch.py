@@ -12,7 +12,7 @@ from dist_embed.cluster.settings import MAX_FAILURES, LauncherChoice
 from dist_embed.config.checks import check
 from dist_embed.config.paths import run_name
 from dist_embed.config.schema import Config
-from dist_embed.embedding.memory import GIB, available_bytes
+from dist_embed.embedding.memory import GIB
 from dist_embed.embedding.settings import Tier
 from dist_embed.errors import UserError
 from dist_embed.installed import require
@@ -20,6 +20,7 @@ from dist_embed.observe.events import Event
 from dist_embed.observe.quiet import worker_log
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.device import resolve_device, resolve_dtype
+from dist_embed.parallel.machine import available_bytes, usable_cores
 from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.storage.uri import check_working_folder
 from dist_embed.training.step_seconds import check_step
@@ -145,7 +146,7 @@ def _with_workers_there(config: Config) -> Config:
     if isinstance(cluster.num_workers, int):
         return config
     on_gpus = resolve_device(cluster.device) == "cuda"
-    there = torch.cuda.device_count() if on_gpus else len(os.sched_getaffinity(0))
+    there = torch.cuda.device_count() if on_gpus else usable_cores()
     workers = max(cluster.min_workers, min(there, cluster.max_workers))
     return config.model_copy(
         update={"cluster": cluster.model_copy(update={"num_workers": workers})}

@@ -14,11 +14,11 @@ from dist_embed.parallel.settings import DeviceChoice
 from dist_embed.section import (
     EXPERT,
     NO_RESULT,
-    NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
+    Seconds,
     Section,
+    Timeout,
+    Workers,
 )
 
 Launcher = Literal["ray", "local"]
@@ -33,8 +33,8 @@ FAILURE_HOURS = 24
 class WorkerRange(Section):
     """As many workers as there is room for on a cluster, within limits."""
 
-    min: PositiveInt = Field(description="Fewest workers; with less room the run waits.")
-    max: PositiveInt = Field(description="Most workers; as many where no cluster is.")
+    min: Workers = Field(description="Fewest workers; with less room the run waits.")
+    max: Workers = Field(description="Most workers; as many where no cluster is.")
 
     @field_validator("max")
     @classmethod
@@ -53,7 +53,7 @@ class ClusterSection(Section):
         "`ray` where `address` or RAY_ADDRESS names a cluster, or `max_failures` above 0 is given, "
         "else `local`.",
     )
-    num_workers: PositiveInt | WorkerRange = Field(
+    num_workers: Workers | WorkerRange = Field(
         2,
         description="Worker processes; one GPU each on CUDA. On a Ray cluster also "
         "`{min: 2, max: 8}`: as many as there is room for, changing as nodes come and go.",
@@ -63,20 +63,20 @@ class ClusterSection(Section):
     )
     device: DeviceChoice = Field("auto", description="`auto`: CUDA if there.")
     threads_per_worker: Annotated[int, EXPERT] = Field(
-        0, ge=0, description="CPU threads; 0: cores / workers."
+        0, ge=0, le=4096, description="CPU threads; 0: cores / workers."
     )
-    timeout_seconds: Annotated[PositiveFloat, NO_RESULT, EXPERT] = Field(
+    timeout_seconds: Annotated[Timeout, NO_RESULT, EXPERT] = Field(
         600.0,
         description="Longest wait, seconds: of an exchange between workers, on the CPU five times "
         "as long for a worker that is lost as they join; under Ray for free "
         "slots; under torchrun for worker 0 to prepare the data.",
     )
-    replace_seconds: Annotated[NonNegativeFloat, NO_RESULT, EXPERT] = Field(
+    replace_seconds: Annotated[Seconds, NO_RESULT, EXPERT] = Field(
         60.0,
         description="With `num_workers` as a range: how long workers that were lost are waited "
         "for before the run goes on with fewer.",
     )
-    hang_seconds: Annotated[PositiveFloat, NO_RESULT, EXPERT] = Field(
+    hang_seconds: Annotated[Timeout, NO_RESULT, EXPERT] = Field(
         120.0,
         description="A worker that holds up a step for so long is named, with what it does. The "
         "run ends only after `timeout_seconds`.",

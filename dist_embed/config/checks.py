@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from dist_embed.passwords import password_in
 
 # As many as there are special tokens; data.tokenizer is a layer below.
 LEAST_CANDIDATES = 4
+_REFERENCE = re.compile(rf"\$\{{(oc\.|({'|'.join(Config.model_fields)})[.}}])")
 
 
 def check(config: Config) -> None:
@@ -67,12 +69,12 @@ def _texts(key: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def _text_problems(config: Config) -> Iterator[str]:
-    """References that nothing resolves any more: in a run's folder they would be read as such, as
-    other values than the run has had. And what no file can be called.
+    """References that nothing resolves any more: a script meant what they stand for. And what no
+    file can be called.
     """
     texts = list(_texts("", config.model_dump()))
     for key, text in texts:
-        if "${" in text:
+        if _REFERENCE.search(text):
             yield (
                 f"{key}: {text!r} is not allowed: references are for files and overrides; give "
                 "what this one stands for"

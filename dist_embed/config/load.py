@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from os import PathLike
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel
 
-from dist_embed.arguments import function
+from dist_embed.arguments import begins, function, shown
 from dist_embed.config.checks import check, check_written
 from dist_embed.config.renamed import say_once
 from dist_embed.config.schema import Config, Reading
+from dist_embed.config.written import escaped, mapping_in, value_in
 from dist_embed.errors import ConfigError, UserError
+from dist_embed.mistakes import model_in
 from dist_embed.section import EXPERT_IN_SCHEMA, paths_as_text
 from dist_embed.storage import uri as storage
 
@@ -47,15 +51,7 @@ def load_config(
         text = storage.read_given_text(path)
     except (OSError, UserError, ValueError) as exc:
         raise ConfigError(f"cannot read configuration {path!r}: {exc}") from exc
-    try:
-        loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-    except (yaml.YAMLError, OmegaConfBaseException) as exc:
-        raise ConfigError(f"{path}: not valid YAML: {exc}") from exc
-    except AssertionError:  # OmegaConf's answer to a bare number
-        loaded = None
-    if not isinstance(loaded, DictConfig):
-        raise ConfigError(f"{path}: expected a mapping of sections")
-    config = _build(loaded, changes, path, say)
+    config = _build(_changed(mapping_in(text, path), changes), path, say)
     check_written(config)
     return config
 
@@ -72,7 +68,7 @@ def config_from_dict(
         # The same in a fiftieth of the time: a command on a run reads its configuration anew.
         config = Config.model_validate(values, context=Reading(origin, lambda line: None))
     else:
-        config = _build(OmegaConf.create(values), [], origin, lambda line: None)
+        config = _build(values, origin, lambda line: None)
     if combinations:
         check(config)
     return config
@@ -81,7 +77,7 @@ def config_from_dict(
 def config_to_yaml(config: Config) -> str:
     """The resolved configuration with every default spelled out."""
     # OmegaConf quotes what its own, wider reading of numbers would take for one: 1e5.
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config.model_dump())))
 
 
 def json_schema() -> str:
@@ -107,7 +103,7 @@ def _changes(overrides: Any) -> Iterator[tuple[str, str, Any]]:
         for key, value in overrides.items():
             if not isinstance(key, str) or not key:
                 raise ConfigError(f"overrides: key {key!r} is not allowed: a dotted name, key.sub")
-            yield f"{key}={value!r}", key, paths_as_text(value)
+            yield f"{key}={shown(value)}", key, paths_as_text(value)
         return
     wanted = "a list of 'key.sub=value', or a mapping of dotted keys to values"
     if isinstance(overrides, str):
@@ -117,44 +113,92 @@ def _changes(overrides: Any) -> Iterator[tuple[str, str, Any]]:
     for override in overrides:
         key, separator, value = override.partition("=") if isinstance(override, str) else ("",) * 3
         if not separator or not key:
-            raise ConfigError(f"override {override!r} is not of the form key.sub=value")
-        try:
-            # OmegaConf's own YAML reading, so that 1e-3 is a number.
-            yield override, key, OmegaConf.from_dotlist([f"x={value}"])._get_node("x")
-        except (OmegaConfBaseException, yaml.YAMLError, AssertionError, AttributeError) as exc:
-            raise ConfigError(f"override {override!r} cannot be applied: {exc}") from exc
+            raise ConfigError(f"override {shown(override)} is not of the form key.sub=value")
+        said = begins(override, 100)
+        yield said, key, value_in(value, f"override {said!r}")
 
 
-def _build(
-    loaded: DictConfig,
-    changes: list[tuple[str, str, Any]],
-    origin: str,
-    say: Callable[[str], None],
-) -> Config:
+def _changed(loaded: DictConfig, changes: list[tuple[str, str, Any]]) -> dict[str, Any]:
     for override, key, value in changes:
         try:
             OmegaConf.update(loaded, key, value, merge=False, force_add=True)
         except (OmegaConfBaseException, yaml.YAMLError, AssertionError, AttributeError) as exc:
             raise ConfigError(f"override {override!r} cannot be applied: {exc}") from exc
-    _add_interpolated_defaults(loaded)
+    found: Any = OmegaConf.to_container(loaded)
+    return found
+
+
+def _build(values: dict[str, Any], origin: str, say: Callable[[str], None]) -> Config:
+    """From values as they are written, with their references."""
+    raw = {"run": {}, **values}  # without it the key that has to be there is named
+    whole = _with_defaults(raw, Config)
+    _add_data_uri(raw, whole)
     try:
-        written: Any = OmegaConf.to_container(loaded, resolve=True)
+        resolved = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)
     except OmegaConfBaseException as exc:
         reason = str(exc).split("\n")[0]
         raise ConfigError(f"{origin}: {exc.full_key or '?'}: {reason}") from exc
+    written = _as_written(resolved, raw, Config, origin)
     return Config.model_validate(written, context=Reading(origin, say))
 
 
-def _add_interpolated_defaults(loaded: DictConfig) -> None:
-    # The one default that refers to another key; it must be there before interpolation.
-    if OmegaConf.is_interpolation(loaded, "data"):
+def _with_defaults(values: dict[Any, Any], kind: type[BaseModel]) -> dict[Any, Any]:
+    """What is written, and beside it the defaults, to which a reference may be as well."""
+    whole = dict(values)
+    for name, field in kind.model_fields.items():
+        below, given, default = model_in(field.annotation), values.get(name), field.get_default()
+        always = isinstance(default, BaseModel) or field.is_required()
+        if below and (isinstance(given, dict) or (given is None and always)):
+            whole[name] = _with_defaults(given or {}, below)
+        elif name not in values and not field.is_required():
+            whole[name] = default
+    return whole
+
+
+def _add_data_uri(raw: dict[str, Any], whole: dict[str, Any]) -> None:
+    """The one default that refers to another key; a file has it, for others may refer to it."""
+    if not isinstance(whole["data"], dict) or "uri" in (raw.get("data") or {}):
         return
-    section = loaded.get("data") if isinstance(loaded.get("data", {}), DictConfig) else None
-    default = "${run.uri}/data"
-    if "data" not in loaded:
-        loaded["data"] = {"uri": default}
-    elif section is not None and "uri" not in section:
-        section["uri"] = default
+    run, uri = whole["run"], None
+    if isinstance(run, dict):
+        uri = run.get("uri")
+    elif isinstance(run, str):  # a reference to a section
+        uri = "${run.uri}"
+    if isinstance(uri, str):
+        whole["data"]["uri"] = storage.join(uri, "data")
+        raw["data"] = {**(raw.get("data") or {}), "uri": whole["data"]["uri"]}
+    else:
+        del whole["data"]["uri"]
+
+
+def _as_written(resolved: Any, raw: Any, kind: Any, origin: str) -> Any:
+    """Without defaults, and references to numbers as numbers: they have become texts where they are
+    of environment variables. What takes no text is read as if it stood there.
+
+    Args:
+        resolved: a section, or a value.
+        raw: the same as it is written.
+        kind: type of the key; None: there is no such key.
+        origin: where it is, for errors.
+    """
+    if isinstance(raw, dict) and isinstance(resolved, dict):
+        section = model_in(kind)
+        fields = section.model_fields if section else {}
+        return {
+            name: _as_written(
+                resolved[name], below, fields[name].annotation if name in fields else None,
+                f"{origin}: {name}" if kind is Config else f"{origin}.{name}",
+            )
+            for name, below in raw.items()
+        }  # fmt: skip
+    is_referred = isinstance(raw, str) and "${" in raw and isinstance(resolved, str)
+    return value_in(resolved, origin) if is_referred and not _takes_text(kind) else resolved
+
+
+def _takes_text(kind: Any) -> bool:
+    return kind in (str, None) or any(
+        _takes_text(one) for one in get_args(kind) if one is not NoneType
+    )
 
 
 def _refers_to_nothing(values: dict[str, Any]) -> bool:
@@ -181,6 +225,15 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _escaped(value: Any) -> Any:
+    """As it is written in a file, where ``${`` would be a reference."""
+    if isinstance(value, dict):
+        return {name: _escaped(below) for name, below in value.items()}
+    if isinstance(value, list):
+        return [_escaped(below) for below in value]
+    return escaped(value) if isinstance(value, str) else value
 
 
 def _allow_interpolation(node: Any) -> None:

@@ -8,19 +8,30 @@ from typing import Any
 from pydantic import BaseModel
 
 from dist_embed.config.schema import Config
-from dist_embed.section import EXPERT_IN_SCHEMA, MAY_CHANGE, keys_marked, known_keys
+from dist_embed.section import (
+    EXPERT_IN_SCHEMA,
+    MAY_CHANGE,
+    MOST_OF_ANYTHING,
+    keys_marked,
+    known_keys,
+)
 
 _HEAD = """\
 # Configuration
 
 One YAML file describes a run; `dist-embed train CONFIG key.sub=value …` replaces single values.
-`${section.key}` refers to another key, `${oc.env:NAME}` to an environment variable. Unknown keys,
-wrong types and impossible combinations are refused with one message (exit code 2). Relative paths
-are relative to the folder in which the command is called.
+`${section.key}` refers to another key, its default too, `${oc.env:NAME}` to a variable of the
+environment; `\\${` is written for a `${` that is meant. Unknown keys, wrong types, values out of
+their range and impossible combinations are refused with one message (exit code 2), and so are
+spellings that YAML takes for something else: `010` (octal), `1:30` (base 60), on the command line a
+value with ` #` in it. A text that looks like a number or like `no` is written in quotes:
+`run.uri='"123"'`. Relative paths are relative to the folder in which the command is called.
 
 This page is written by `dist-embed config reference`; the JSON schema for editors
 (`configs/schema.json`) by `dist-embed config schema`; `dist-embed config show CONFIG` prints a
 configuration with every default spelled out.
+
+Where a table names no largest value of a number, it is 10¹².
 
 A section's first table has the keys that a new run is made of. The keys under "Seldom needed" are
 for experts: their defaults are right for most runs.
@@ -159,8 +170,8 @@ def _type(value: dict[str, Any], definitions: dict[str, Any]) -> str:
             ("≥", "minimum"), (">", "exclusiveMinimum"),
             ("≤", "maximum"), ("<", "exclusiveMaximum"),
         ):  # fmt: skip
-            if bound in option:
-                name += f" {sign} {option[bound]:g}"
+            if bound in option and option[bound] != MOST_OF_ANYTHING:
+                name += f" {sign} {option[bound]:,.10g}"
         names.append(name)
     return " or ".join(names)
 

@@ -18,6 +18,7 @@ from dist_embed.mistakes import mistakes
 from dist_embed.model.settings import ModelSection, SearchSection
 from dist_embed.run.settings import RunSection
 from dist_embed.section import MAY_CHANGE, Section, paths_as_text
+from dist_embed.storage import uri as storage
 from dist_embed.training.settings import TrainSection
 
 
@@ -90,8 +91,11 @@ def _with_data_uri(values: Mapping[str, Any]) -> Mapping[str, Any]:
     run, data = values.get("run"), values.get("data", {})
     uri = run.get("uri") if isinstance(run, Mapping) else getattr(run, "uri", None)
     uri = paths_as_text(uri)
-    if isinstance(data, Mapping) and "uri" not in data:
-        return {**values, "data": {**data, "uri": f"{uri}/data"}}
+    if not isinstance(uri, str):
+        return values
+    below = {"uri": storage.join(uri, "data")}
+    if data is None or (isinstance(data, Mapping) and "uri" not in data):
+        return {**values, "data": {**(data or {}), **below}}
     if isinstance(data, DataSection) and "uri" not in data.model_fields_set:
-        return {**values, "data": data.model_copy(update={"uri": f"{uri}/data"})}
+        return {**values, "data": data.model_copy(update=below)}
     return values

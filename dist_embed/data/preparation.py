@@ -14,7 +14,7 @@ from typing import Any
 
 from dist_embed.config.schema import Config
 from dist_embed.data.block_index import has_blocks
-from dist_embed.data.corpus import ParallelText
+from dist_embed.data.corpus import ParallelText, Watch, unwatched
 from dist_embed.data.executor import Executor, ExecutorAt
 from dist_embed.data.finished_shards import without_overtaken
 from dist_embed.data.inputs import Comparison, compare_inputs
@@ -60,6 +60,7 @@ def ensure_data(
     force: bool = False,
     renew: bool = False,
     executor_at: ExecutorAt | None = None,
+    watch: Watch = unwatched,
 ) -> PreparedData:
     """The prepared data of ``config``, and where they lie; prepared now where they are not there
     yet, and their lexicon learned.
@@ -71,6 +72,7 @@ def ensure_data(
         renew: prepare again what was prepared from other files; otherwise they are refused.
         executor_at: begins what is to prepare data into the folder that it is given; None:
             processes of this machine. Lexicons are learned by those in any case.
+        watch: shows how far the text has been read.
 
     Raises:
         UserError: the folder holds data prepared with other settings, or from files that have
@@ -91,7 +93,7 @@ def ensure_data(
             # Another process may have prepared it meanwhile.
             ready = None if force else _sound(config, settings, say_once, renew=renew)
             if ready is None:
-                ready = _prepare_anew(config, settings, say, still_ours, executor_at)
+                ready = _prepare_anew(config, settings, say, still_ours, executor_at, watch)
                 force = False  # or else another process prepares it now
             else:
                 _learn_lexicon(config, ready, say)
@@ -173,6 +175,7 @@ def _prepare_anew(
     say: Say,
     still_ours: StillOurs,
     executor_at: ExecutorAt | None,
+    watch: Watch,
 ) -> PreparedData | None:
     """New prepared data, with their lexicon; None: another process has taken over."""
     data_uri = config.data.uri
@@ -187,7 +190,7 @@ def _prepare_anew(
         with new_folder(data_uri) as folder:
             this_machine = nullcontext(ThisMachine(config.data.num_processes))
             with executor_at(folder) if executor_at else this_machine as executor:
-                data = _prepare(config, folder, settings, say, executor)
+                data = _prepare(config, folder, settings, say, executor, watch)
             _learn_lexicon(config, data, say)
             if not alone():
                 raise UserError(f"another process prepares data in {data_uri}")
@@ -305,7 +308,12 @@ def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]
 
 
 def _prepare(
-    config: Config, folder: str, settings: dict[str, Any], say: Say, executor: Executor
+    config: Config,
+    folder: str,
+    settings: dict[str, Any],
+    say: Say,
+    executor: Executor,
+    watch: Watch,
 ) -> PreparedData:
     if config.data.words:
         return _generate_words(config, config.data.words, folder, settings, say)
@@ -323,6 +331,7 @@ def _prepare(
         settings=settings | {_NORMALIZE: form.form},
         say=say,
         executor=executor,
+        watch=watch,
         earlier=without_overtaken(left_behind(config.data.uri, folder)),
         generated=generated is not None,
     )

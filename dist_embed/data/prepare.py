@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_embed.data.block_index import ShardBlocks, index_name, write_index
-from dist_embed.data.corpus import ParallelText, Skipped, read_pairs
+from dist_embed.data.corpus import ParallelText, Skipped, Watch, read_pairs, unwatched
 from dist_embed.data.cut_text import check_pieces
 from dist_embed.data.encoding import EncodedBlock, encoding_pool
 from dist_embed.data.executor import Executor
@@ -47,6 +47,7 @@ def prepare_data(
     settings: dict[str, Any],
     say: Callable[[str], None],
     executor: Executor,
+    watch: Watch = unwatched,
     earlier: Sequence[str] = (),
     generated: bool = False,
 ) -> PreparedData:
@@ -61,6 +62,7 @@ def prepare_data(
         settings: kept in ``data.json``, to tell whether the folder fits a configuration.
         say: takes lines of progress.
         executor: who counts and encodes.
+        watch: shows how far the text has been read.
         earlier: folders of preparations that have ended too early; shards that they have finished
             are taken over where they are those that would be made here.
         generated: the corpora were made for this; otherwise their files are recorded.
@@ -74,10 +76,10 @@ def prepare_data(
     check_pieces(train, tokenizer.pieces, say)
     inputs = {} if generated else record_inputs(corpora, say)
     with scratch_folder("dist_embed-vocabulary-", "the vocabulary is learned") as folder:
-        vocabularies = learn_vocabularies(train, tokenizer, form, executor, say, folder)
+        vocabularies = learn_vocabularies(train, tokenizer, form, executor, say, folder, watch)
         return _encoded(
             data_uri, corpora, data, tokenizer, vocabularies, inputs,
-            settings=settings, say=say, executor=executor, earlier=earlier,
+            settings=settings, say=say, executor=executor, watch=watch, earlier=earlier,
         )  # fmt: skip
 
 
@@ -85,7 +87,7 @@ def _encoded(
     data_uri: str, corpora: dict[str, ParallelText], data: DataSection,
     tokenizer: TokenizerSection, vocabularies: Vocabularies, inputs: Inputs, *,
     settings: dict[str, Any], say: Callable[[str], None], executor: Executor,
-    earlier: Sequence[str],
+    watch: Watch, earlier: Sequence[str],
 ) -> PreparedData:  # fmt: skip
     """`prepare_data` once there are vocabularies, whose tables lie in temporary files."""
     tokenizers = vocabularies.tokenizers
@@ -100,9 +102,10 @@ def _encoded(
             rule = data if name == "train" else None
             skipped = Skipped()
             encoded = pool.write_shards(
-                read_pairs(text, skipped), data_uri, name,
-                shard_sentences=data.shard_sentences, rule=rule, oov_buckets=tokenizer.oov_buckets,
-                recipe=recipe, finished=finished_shards(earlier, name),
+                watch(f"encoding {name}", read_pairs(text, skipped)), data_uri, name,
+                shard_sentences=data.shard_sentences, rule=rule,
+                oov_buckets=tokenizer.oov_buckets, recipe=recipe,
+                finished=finished_shards(earlier, name),
             )  # fmt: skip
             splits[name], blocks, taken_over = _gathered(encoded, occurrences if rule else {})
             splits[name].dropped_wrong = skipped.count

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from dist_embed.data.executor import Arguments, in_order
 from dist_embed.data.scratch import scratch_folder
 from dist_embed.errors import UserError
+from dist_embed.parallel.machine import available_bytes, usable_cores
 from dist_embed.parallel.main_module import without_main_module
 from dist_embed.parallel.parent import end_with_parent
 from dist_embed.parallel.safe_path import safe_path
@@ -32,8 +33,18 @@ class ProcessEnded(UserError):
 LOOK_SECONDS = 5.0
 
 
+# Private memory of one, with 10⁶ words a side: 156 MiB as it encodes, 307 MiB as it counts
+# (docs/scale.md). Tables of words are mapped, one copy for all.
+PROCESS_BYTES = 320 * 2**20
+
+
+def processes_that_fit() -> int:
+    """One for each core that we may use, or as many as there is memory for."""
+    return max(1, min(usable_cores(), available_bytes() // PROCESS_BYTES))
+
+
 class Processes:
-    """Processes that work on one block of a stream each; 0: one for each core that we may use."""
+    """Processes that work on one block of a stream each; 0: see `processes_that_fit`."""
 
     def __init__(
         self,
@@ -41,7 +52,7 @@ class Processes:
         initializer: Callable[..., None] | None = None,
         arguments: Arguments = (),
     ) -> None:
-        self.number = number or len(os.sched_getaffinity(0))
+        self.number = number or processes_that_fit()
         self._executor = ProcessPoolExecutor(
             self.number,
             mp_context=multiprocessing.get_context("spawn"),
@@ -104,7 +115,7 @@ def processes(
     number: int, initializer: Callable[..., None] | None = None, arguments: Arguments = ()
 ) -> Iterator[Processes]:
     """`Processes` for the length of a ``with`` block, ended after an error or a signal without
-    waiting for any block; 0: one per core.
+    waiting for any block; 0: see `processes_that_fit`.
     """
     pool = Processes(number, initializer, arguments)
     try:
@@ -116,7 +127,7 @@ def processes(
 
 
 class ThisMachine:
-    """An `Executor`: so many processes of this machine; 0: one per core."""
+    """An `Executor`: so many processes of this machine; 0: see `processes_that_fit`."""
 
     def __init__(self, num_processes: int) -> None:
         self._number = num_processes

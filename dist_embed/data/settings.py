@@ -10,14 +10,16 @@ from dist_embed.section import (
     CORPUS_FILES,
     EXPERT,
     MAY_CHANGE,
+    MOST_OF_ANYTHING,
     NO_RESULT,
     NOT_PREPARED,
     Later,
     MaybeNo,
-    NonNegativeFloat,
+    NonNegativeInt,
     Paths,
     PositiveInt,
     Section,
+    Seed,
 )
 
 Files = str | list[str]
@@ -81,7 +83,7 @@ class SyntheticSection(Section):
     nouns: Annotated[PositiveInt, EXPERT] = Field(120, description="Noun stems.")
     verbs: Annotated[PositiveInt, EXPERT] = Field(60, description="Verb stems.")
     adjectives: Annotated[PositiveInt, EXPERT] = Field(40, description="Adjective stems.")
-    seed: Annotated[int, EXPERT] = Field(1, ge=0, description="Decides lexicon and sentences.")
+    seed: Annotated[Seed, EXPERT] = Field(1, description="Decides lexicon and sentences.")
 
 
 class InflectedSection(Section):
@@ -103,10 +105,13 @@ class InflectedSection(Section):
     adjectives: Annotated[PositiveInt, EXPERT] = Field(
         40_000, description="Adjective stems; 2 forms each, 6 in the target."
     )
-    exponent: Annotated[NonNegativeFloat, EXPERT] = Field(
-        0.8, description="A class's stem number r is drawn with a probability ∝ 1 / r^`exponent`."
+    exponent: Annotated[float, EXPERT] = Field(
+        0.8,
+        ge=0,
+        le=100,
+        description="A class's stem number r is drawn with a probability ∝ 1 / r^`exponent`.",
     )
-    seed: Annotated[int, EXPERT] = Field(1, ge=0, description="Decides lexicon and sentences.")
+    seed: Annotated[Seed, EXPERT] = Field(1, description="Decides lexicon and sentences.")
 
 
 class WordsSection(Section):
@@ -116,8 +121,8 @@ class WordsSection(Section):
     """
 
     sentences: PositiveInt = Field(20_000, description="Training sentence pairs.")
-    length: PositiveInt = Field(31, description="Words of each sentence, without its end.")
-    seed: Annotated[int, EXPERT] = Field(1, ge=0, description="Decides the sentences.")
+    length: int = Field(31, gt=0, le=10**9, description="Words of each sentence, without its end.")
+    seed: Annotated[Seed, EXPERT] = Field(1, description="Decides the sentences.")
 
 
 class DataSection(Section):
@@ -140,10 +145,10 @@ class DataSection(Section):
         None, description="Pairs for validation loss and BLEU."
     )
     test: CorpusSection | None = Field(None, description="Held-out pairs for `evaluate`.")
-    max_sentences: Annotated[int, EXPERT] = Field(
-        0, ge=0, description="Only so many training pairs, the first ones; 0: all."
+    max_sentences: Annotated[NonNegativeInt, EXPERT] = Field(
+        0, description="Only so many training pairs, the first ones; 0: all."
     )
-    max_tokens: Annotated[int, Field(gt=1)] = Field(
+    max_tokens: Annotated[int, Field(gt=1, le=10**9)] = Field(
         256, description="Longest sentence of a training pair, in tokens of either side."
     )
     too_long: Annotated[Literal["drop", "cut"], EXPERT] = Field(
@@ -151,7 +156,7 @@ class DataSection(Section):
     )
     # As by Moses' `clean-corpus-n.perl`.
     max_length_ratio: Annotated[
-        Annotated[float, Field(ge=1, allow_inf_nan=False)] | None, Later(None), EXPERT
+        Annotated[float, Field(ge=1, le=10**9, allow_inf_nan=False)] | None, Later(None), EXPERT
     ] = Field(
         None,
         description="Training pairs are left out, and counted, where one side has more than so "
@@ -160,15 +165,17 @@ class DataSection(Section):
     num_processes: Annotated[int, NO_RESULT, EXPERT] = Field(
         0,
         ge=0,
+        le=10_000,
         description="Processes that count words and encode, or tasks of a Ray cluster; 0: one per "
-        "core.",
+        "core of this machine, or fewer where there is less memory than that takes.",
     )
-    shard_sentences: Annotated[PositiveInt, EXPERT] = Field(
-        50_000, description="Sentence pairs per token shard."
+    shard_sentences: Annotated[int, EXPERT] = Field(
+        50_000, gt=0, le=10**8, description="Sentence pairs per token shard."
     )
     lexicon_translations: Annotated[int, MAY_CHANGE, NOT_PREPARED, EXPERT] = Field(
         0,
         ge=0,
+        le=10_000,
         description="Translations per source word in a lexicon learned from the training pairs, "
         "for `search`; 0: no lexicon.",
     )
@@ -180,16 +187,15 @@ class TokenizerSection(Section):
     kind: Kind = Field(
         "word", description="`word`: every word its own id; `bpe`, `unigram`: learned pieces."
     )
-    vocab_size: Annotated[int, Field(gt=4)] = Field(
+    vocab_size: Annotated[int, Field(gt=4, le=MOST_OF_ANYTHING)] = Field(
         10_000, description="Upper bound of the vocabulary, with its four special tokens."
     )
     min_count: PositiveInt = Field(
         1, description="`word`, `bpe`: rarer words or pairs are left out."
     )
     shared: bool = Field(True, description="One vocabulary for both sides, or one for each.")
-    oov_buckets: Annotated[int, EXPERT] = Field(
+    oov_buckets: Annotated[NonNegativeInt, EXPERT] = Field(
         0,
-        ge=0,
         description="`word`: rows that source words outside the vocabulary are hashed to; 0: all "
         "of them are one word.",
     )

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.data.corpus import ParallelText, read_pairs
+from dist_embed.data.corpus import ParallelText, Watch, read_pairs, unwatched
 from dist_embed.data.encoding import encoding_pool
 from dist_embed.data.executor import Executor
 from dist_embed.data.settings import TokenizerSection
@@ -45,6 +45,7 @@ def learn_vocabularies(
     executor: Executor,
     say: Say,
     folder: str,
+    watch: Watch = unwatched,
 ) -> Vocabularies:
     """Learn tokenizers whose ids are ordered by frequency, and say how large they became.
 
@@ -55,11 +56,12 @@ def learn_vocabularies(
         executor: who splits and counts.
         say: takes lines of progress.
         folder: a local one, where tables of words are written and stay mapped.
+        watch: shows how far the text has been read.
     """
     say(f"learning the {settings.kind} vocabulary")
     if settings.kind == "word":
-        return _words(text, settings, form, executor, say, folder)
-    return _pieces(settings.kind, text, settings, form, executor, say)
+        return _words(text, settings, form, executor, say, folder, watch)
+    return _pieces(settings.kind, text, settings, form, executor, say, watch)
 
 
 def _words(
@@ -69,9 +71,10 @@ def _words(
     executor: Executor,
     say: Say,
     folder: str,
+    watch: Watch,
 ) -> Vocabularies:
     found = count_words(
-        read_pairs(text),
+        watch("counting words", read_pairs(text)),
         WordSplitting(form.lowercase, settings.split_punctuation, form.form, settings.pieces),
         shared=settings.shared,
         keep=settings.vocab_size - len(SPECIAL_TOKENS),
@@ -102,6 +105,7 @@ def _pieces(
     form: TextForm,
     executor: Executor,
     say: Say,
+    watch: Watch,
 ) -> Vocabularies:
     def train(texts: Iterator[str]) -> Tokenizer:
         return Tokenizer.train(
@@ -110,15 +114,16 @@ def _pieces(
         )  # fmt: skip
 
     if settings.shared:
-        both = train(sentence for pair in read_pairs(text) for sentence in pair)
+        pairs = watch("learning pieces", read_pairs(text))
+        both = train(sentence for pair in pairs for sentence in pair)
         tokenizers = {"source": both, "target": both}
     else:
         tokenizers = {
-            side: train(pair[place] for pair in read_pairs(text))
+            side: train(pair[place] for pair in watch(f"learning {side} pieces", read_pairs(text)))
             for place, side in enumerate(SIDES)
         }
     with encoding_pool(tokenizers["source"], tokenizers["target"], executor) as pool:
-        counts = pool.count_tokens(read_pairs(text), COUNT_BLOCK)
+        counts = pool.count_tokens(watch("counting pieces", read_pairs(text)), COUNT_BLOCK)
     if settings.shared:
         counts = dict.fromkeys(SIDES, counts["source"] + counts["target"])
     tokenizers = _order_by_frequency(tokenizers, counts, settings.shared)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from dist_embed.checkpoint.settings import Saving
@@ -375,46 +374,3 @@ def inference_bytes(
 
 def _process_bytes(tier: Tier | None) -> int:
     return PROCESS_BYTES if tier is None else CUDA_PROCESS_BYTES
-
-
-def available_bytes(root: Path = Path("/")) -> int:
-    """Memory that new processes can use here: what Linux estimates for the machine, or what is
-    left of this container's limit, whichever is less.
-    """
-    with (root / "proc/meminfo").open() as file:
-        machine = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
-    return min([machine * 1024, *_left_of_limits(root)])
-
-
-def machine_bytes(root: Path = Path("/")) -> int:
-    """Memory of this machine, or of this container, whichever is less, whoever uses it."""
-    with (root / "proc/meminfo").open() as file:
-        machine = next(int(line.split()[1]) for line in file if line.startswith("MemTotal:"))
-    return min([machine * 1024, *(allowed for allowed, _ in _limits(root))])
-
-
-def _left_of_limits(root: Path) -> list[int]:
-    """Bytes left of each of `_limits`."""
-    return [max(0, allowed - used) for allowed, used in _limits(root)]
-
-
-def _limits(root: Path) -> list[tuple[int, int]]:
-    """Limits of control groups, version 2 or 1, and what is used of each, in bytes; the files'
-    cache counts as free.
-    """
-    group = root / "sys/fs/cgroup"
-    limits = []
-    for limit, used, cache in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            allowed = (group / limit).read_text().strip()
-            if not allowed.isdigit():  # "max"
-                continue
-            statistics = ((group / limit).parent / "memory.stat").read_text().splitlines()
-            cached = sum(int(line.split()[1]) for line in statistics if line.split()[0] == cache)
-            limits.append((int(allowed), int((group / used).read_text()) - cached))
-        except (OSError, ValueError):  # no such group
-            continue
-    return limits

@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dist_embed.optim.settings import Shape
-from dist_embed.section import EXPERT, MAY_CHANGE, PositiveFloat, PositiveInt, Section
+from dist_embed.section import (
+    EXPERT,
+    MAY_CHANGE,
+    NonNegativeInt,
+    PositiveFloat,
+    Section,
+    Width,
+)
 from dist_embed.vectors.settings import PretrainedSection
 
 Optimizer = Literal["rowwise_adagrad", "adagrad", "sgd", "adam"]
@@ -26,8 +33,8 @@ class TableSection(Section):
         None, description="Start from the vectors of a file."
     )
     freeze: bool = Field(False, description="Leave the rows as they start.")
-    freeze_until_step: Annotated[int, EXPERT] = Field(
-        0, ge=0, description="Leave the rows as they start for this many steps."
+    freeze_until_step: Annotated[NonNegativeInt, EXPERT] = Field(
+        0, description="Leave the rows as they start for this many steps."
     )
     learning_rate: Annotated[PositiveFloat | None, EXPERT] = Field(
         None, description="Peak rate of this table, instead of `embedding.learning_rate`."
@@ -45,7 +52,7 @@ class TablesSection(Section):
 class EmbeddingSection(Section):
     """The row-sharded tables."""
 
-    width: PositiveInt = Field(
+    width: Width = Field(
         128,
         description="D, values per row; at most 2,048 on a GPU. In memory it is a multiple of 4.",
     )
@@ -56,11 +63,11 @@ class EmbeddingSection(Section):
     schedule: Annotated[Shape, EXPERT] = Field(
         "constant", description="How the tables' rate changes after warm-up."
     )
-    warmup_steps: Annotated[int, EXPERT] = Field(
-        0, ge=0, description="Steps of linear warm-up of the tables' rate."
+    warmup_steps: Annotated[NonNegativeInt, EXPERT] = Field(
+        0, description="Steps of linear warm-up of the tables' rate."
     )
-    eps: Annotated[PositiveFloat, EXPERT] = Field(
-        1e-8, description="The optimizer's term against division by zero."
+    eps: Annotated[float, EXPERT] = Field(
+        1e-8, gt=0, le=1, description="The optimizer's term against division by zero."
     )
     memory: Annotated[Memory, MAY_CHANGE, EXPERT] = Field(
         "auto",

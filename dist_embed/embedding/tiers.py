@@ -10,7 +10,6 @@ from collections.abc import Collection
 
 import torch
 
-from dist_embed.embedding.memory import available_bytes
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.settings import Exchange, Memory, Tier, Weights
 from dist_embed.embedding.tier_sizes import (
@@ -25,6 +24,7 @@ from dist_embed.embedding.tier_sizes import (
 from dist_embed.parallel.collectives import least_over_workers
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
+from dist_embed.parallel.machine import available_bytes
 
 
 def find_tier(

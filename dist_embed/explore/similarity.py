@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -43,7 +44,8 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
             in the first, that is a header. Lines that begin with ``#`` are passed over.
 
     Raises:
-        UserError: the file cannot be read, or fewer than two of its pairs can be compared.
+        UserError: the file cannot be read, a judgement is missing, fewer than two of its pairs can
+            be compared, or all of these are judged alike.
     """
     require("scipy")
     from scipy.stats import spearmanr
@@ -76,6 +78,11 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
             continue
         pairs.append((first, second))
         judged.append(value)
+    if len(set(judged)) == 1 < len(judged):
+        raise UserError(
+            f"{uri}: all {len(judged):,} pairs that the vocabulary knows are judged {judged[0]:g}: "
+            "there is no order to compare"
+        )
     if len(pairs) < 2:
         raise UserError(
             f"{uri}: the vocabulary knows {len(pairs)} of its pairs, 2 are needed"
@@ -87,6 +94,8 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
         )
     vectors = functional.normalize(table.rows_of([i for pair in pairs for i in pair]))
     cosines = (vectors[0::2] * vectors[1::2]).sum(1).numpy()
+    if (cosines == cosines[0]).all():
+        raise UserError(f"{uri}: all pairs have the cosine {cosines[0]:g}: there is no order")
     spearman = float(spearmanr(cosines, judged).statistic)
     return Agreement(spearman, len(pairs), unknown, untrained)
 
@@ -102,6 +111,7 @@ def _fields(line: str) -> list[str]:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None  # as pandas writes what is missing

@@ -21,11 +21,12 @@ from torch import Tensor
 from dist_embed.config.schema import Config
 from dist_embed.data.tokenizer import END, PAD, SPECIAL_TOKENS, START, UNKNOWN
 from dist_embed.data.tokenizer_files import tokenizer_name
-from dist_embed.embedding.memory import GIB, available_bytes
+from dist_embed.embedding.memory import GIB
 from dist_embed.errors import UserError
 from dist_embed.explore.table import Role, RunTable
 from dist_embed.installed import require
 from dist_embed.model.transformer import positions
+from dist_embed.parallel.machine import available_bytes
 from dist_embed.run.folder import read_run_config
 from dist_embed.storage.temporary import temporary_folder
 

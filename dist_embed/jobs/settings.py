@@ -8,11 +8,13 @@ from pydantic import Field
 
 from dist_embed.section import (
     EXPERT,
-    NonNegativeFloat,
+    Cores,
+    GiB,
+    Hours,
+    Minutes,
     NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     Section,
+    Workers,
 )
 
 Target = Literal["ray", "slurm", "kubernetes"]
@@ -30,15 +32,15 @@ _Name = Annotated[str, Field(max_length=253, pattern=_SUBDOMAIN)]
 class SlurmSection(Section):
     """A job under Slurm; what is not set is left to the cluster's defaults."""
 
-    nodes: PositiveInt = Field(
+    nodes: Workers = Field(
         1, description="Machines; `cluster.num_workers` are spread evenly over them."
     )
     partition: str | None = Field(None, pattern=_ONE_LINE, description="As `sbatch --partition`.")
-    hours: PositiveFloat | None = Field(
+    hours: Hours | None = Field(
         None,
         description="Longest time at once. Before it ends the run saves, and the job queues again.",
     )
-    cpus_per_worker: PositiveInt = Field(1, description="As `sbatch --cpus-per-task`.")
+    cpus_per_worker: Cores = Field(1, description="As `sbatch --cpus-per-task`.")
     gpus: bool | None = Field(
         None,
         description="Whether to ask for a GPU for each worker; by default with "
@@ -47,7 +49,8 @@ class SlurmSection(Section):
     setup: str = Field(
         "",
         description="Lines of shell that make `dist-embed` known on a node: `module load …`, "
-        "`source …/bin/activate`. Variables as `$HOME`: `${…}` is a reference to another key.",
+        "`source …/bin/activate`. Variables as `$HOME` or `\\${HOME}`: "
+        "`${…}` is a reference to another key.",
     )
     options: Annotated[list[Annotated[str, Field(pattern=_ONE_LINE)]], EXPERT] = Field(
         [], description="More options of sbatch: `--account=lab`, `--constraint=a100`."
@@ -78,23 +81,23 @@ class KubernetesSection(Section):
         description="Name of the Secret whose keys become environment variables of all pods, such "
         "as AWS_ACCESS_KEY_ID.",
     )
-    workers_per_pod: PositiveInt = Field(
+    workers_per_pod: Cores = Field(
         1,
         description="On machines with several GPUs as many as these: NVLink and shared memory join "
         "those of one pod alone.",
     )
-    cpus_per_worker: PositiveInt = Field(1, description="Cores, and threads, of a worker.")
-    memory_gib: PositiveFloat | None = Field(
+    cpus_per_worker: Cores = Field(1, description="Cores, and threads, of a worker.")
+    memory_gib: GiB | None = Field(
         None,
         description="Memory of a worker; by default what it is estimated to need, from the "
         "prepared data or, where there are none yet, `tokenizer.vocab_size`.",
     )
-    hours: PositiveFloat | None = Field(
+    hours: Hours | None = Field(
         None,
         description="Longest time in all. Then the pods go, the run saves, and the job does "
         "not go on.",
     )
-    start_hours: PositiveFloat = Field(
+    start_hours: Hours = Field(
         1.0, description="Longest wait for room for all pods; it counts as a failure."
     )
     retries: NonNegativeInt = Field(
@@ -103,17 +106,15 @@ class KubernetesSection(Section):
         "checkpoint. To KubeRay it is one, too, when the head's node is drained: more where that "
         "may happen often.",
     )
-    keep_minutes: Annotated[NonNegativeFloat | None, EXPERT] = Field(
+    keep_minutes: Annotated[Minutes | None, EXPERT] = Field(
         None,
         description="That the pods stay when the job has ended, and at the end of `hours` train "
         f"on; by default {KEEP_MINUTES:g}, with `hours` 0.",
     )
-    head_cpus: Annotated[PositiveInt, EXPERT] = Field(
+    head_cpus: Annotated[Cores, EXPERT] = Field(
         2, description="Cores of the head pod, in which the command reads the corpora."
     )
-    head_memory_gib: Annotated[PositiveFloat, EXPERT] = Field(
-        8.0, description="Memory of the head pod."
-    )
+    head_memory_gib: Annotated[GiB, EXPERT] = Field(8.0, description="Memory of the head pod.")
     service_account: Annotated[_Name | None, EXPERT] = Field(
         None, description="Of all pods; where it stands for access to a store."
     )

@@ -11,12 +11,12 @@ from dist_embed.section import (
     MAY_CHANGE,
     Later,
     MaybeNo,
-    NonNegativeFloat,
+    MiB,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     Probability,
     Section,
+    Width,
 )
 
 ShareEmbeddings = Literal["none", "decoder", "all"]
@@ -26,11 +26,11 @@ ReplaceUnknown = Literal["no", "copy", "lexicon"]
 class ModelSection(Section):
     """The translation model."""
 
-    width: PositiveInt = Field(128, description="Width of encoder and decoder; even.")
-    feed_forward: PositiveInt = Field(256, description="Inner width of feed-forward layers.")
-    heads: PositiveInt = Field(4, description="Attention heads; divides `width`.")
-    encoder_layers: PositiveInt = Field(4, description="Encoder layers.")
-    decoder_layers: PositiveInt = Field(4, description="Decoder layers.")
+    width: Width = Field(128, description="Width of encoder and decoder; even.")
+    feed_forward: Width = Field(256, description="Inner width of feed-forward layers.")
+    heads: Width = Field(4, description="Attention heads; divides `width`.")
+    encoder_layers: int = Field(4, gt=0, le=1000, description="Encoder layers.")
+    decoder_layers: int = Field(4, gt=0, le=1000, description="Decoder layers.")
     dropout: Probability = Field(
         0.1, description="On embeddings, residuals and feed-forward; rounded to 1/256."
     )
@@ -40,7 +40,7 @@ class ModelSection(Section):
     share_embeddings: ShareEmbeddings = Field(
         "decoder", description="Which of source, target and output use one table."
     )
-    logits_block_mib: Annotated[PositiveFloat | Literal["auto"], MAY_CHANGE, EXPERT] = Field(
+    logits_block_mib: Annotated[MiB | Literal["auto"], MAY_CHANGE, EXPERT] = Field(
         "auto",
         description="Largest block of logits held at once, MiB per worker. `auto`: 8 on the CPU, "
         "on a GPU by its memory and a worker's rows, from 256 on.",
@@ -72,14 +72,16 @@ class ModelSection(Section):
 class SearchSection(Section):
     """Beam search and scoring."""
 
-    beam: PositiveInt = Field(5, description="Hypotheses kept per sentence; 1 is greedy.")
-    length_penalty: NonNegativeFloat = Field(
-        1.0, description="α: hypotheses are ranked by log probability / length^α."
+    beam: int = Field(5, gt=0, le=1000, description="Hypotheses kept per sentence; 1 is greedy.")
+    length_penalty: float = Field(
+        1.0, ge=0, le=10, description="α: hypotheses are ranked by log probability / length^α."
     )
-    max_length_ratio: Annotated[PositiveFloat, EXPERT] = Field(
-        1.5, description="Longest translation: this × source tokens + 10."
+    max_length_ratio: Annotated[float, EXPERT] = Field(
+        1.5, gt=0, le=1000, description="Longest translation: this × source tokens + 10."
     )
-    batch_sentences: PositiveInt = Field(64, description="Sentences searched at once, per worker.")
+    batch_sentences: int = Field(
+        64, gt=0, le=100_000, description="Sentences searched at once, per worker."
+    )
     candidates: Annotated[NonNegativeInt | Literal["auto"], EXPERT] = Field(
         "auto",
         description="Search only these many most frequent words of the target side and the likely "

@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from tqdm import tqdm
 
 from dist_embed.passwords import masked
-from dist_embed.streams import Forgiving
+from dist_embed.streams import Forgiving, is_to_show
 
 # An event is a plain dict, so that it can cross process and cluster borders:
-# {"kind": "line", "text": …} or {"kind": "progress", "step": …, "max_steps": …, …}.
+# {"kind": "line", "text": …}, {"kind": "progress", "step": …, "max_steps": …, …} or, as data are
+# prepared, {"kind": "reading", "what": …, "pairs": …, "ended": …}.
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
+Item = TypeVar("Item")
+_READING_SECONDS = 0.5
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -69,6 +72,23 @@ def shown_by(
         screen.close()
 
 
+def watched_by(
+    show: Callable[[Event], None],
+) -> Callable[[str, Iterable[Item]], Iterator[Item]]:
+    """What passes the pairs of a text on and shows how many there were, twice a second at most."""
+
+    def watch(what: str, pairs: Iterable[Item]) -> Iterator[Item]:
+        number, next_time = 0, time.monotonic() + _READING_SECONDS
+        for number, pair in enumerate(pairs, start=1):
+            if number % 256 == 0 and time.monotonic() >= next_time:
+                show({"kind": "reading", "what": what, "pairs": number, "ended": False})
+                next_time = time.monotonic() + _READING_SECONDS
+            yield pair
+        show({"kind": "reading", "what": what, "pairs": number, "ended": True})
+
+    return watch
+
+
 class Screen:
     """Shows events: a bar on a terminal and in a notebook, plain lines elsewhere.
 
@@ -82,9 +102,12 @@ class Screen:
         # A notebook's stream is no terminal, but a line there can be written over as well.
         self._is_terminal = self._stream.isatty() or _is_of_notebook(stream)
         self._last_line = -math.inf
+        self._last_reading = time.monotonic()
 
     def show(self, event: Event) -> None:
         """Show one event."""
+        if not is_to_show():
+            return
         if event["kind"] == "line":
             if self._bar is not None:
                 self._bar.write(event["text"], file=self._stream)
@@ -92,6 +115,8 @@ class Screen:
                 self._line(event["text"])
         elif event["kind"] == "progress":
             self._show_progress(event)
+        elif event["kind"] == "reading":
+            self._show_reading(event)
 
     def close(self) -> None:
         """End the bar."""
@@ -121,6 +146,24 @@ class Screen:
                 f"step {step}/{max_steps}  loss {event['loss']:.3f}  "
                 f"{event['tokens_per_second']:,.0f} tokens/s  ETA {duration(event['eta_seconds'])}"
             )
+
+    def _show_reading(self, event: Event) -> None:
+        if not self._is_terminal:
+            # A line a minute, and none of what has ended: other lines tell that.
+            now = time.monotonic()
+            if now - self._last_reading >= 60 and not event["ended"]:
+                self._last_reading = now
+                self._line(f"{event['what']}: {event['pairs']:,} pairs")
+        elif event["ended"]:
+            self.close()
+        else:
+            if self._bar is None:
+                self._bar = tqdm(
+                    desc=event["what"], file=self._stream, unit=" pairs", leave=False,
+                    bar_format="{desc}: {n:,}{unit}, {elapsed}",
+                )  # fmt: skip
+            self._bar.n = event["pairs"]
+            self._bar.refresh()
 
     def _line(self, text: str) -> None:
         self._stream.write(f"{text}\n")

@@ -106,8 +106,8 @@ def _joined(device_type: DeviceChoice, timeout_seconds: float, *, alone: bool) -
         if alone:
             place = {"store": HashStore(), "rank": 0, "world_size": 1}
         dist.init_process_group(
-            "nccl" if device_type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_seconds),
-            **place,
+            "nccl" if device_type == "cuda" else "gloo",
+            timeout=timedelta(seconds=max(0.001, timeout_seconds)), **place,
         )  # fmt: skip
     pg = dist.group.WORLD
     assert pg is not None

@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import Field, ValidationError
 
 from dist_embed.config.schema import Config
+from dist_embed.config.written import mapping_in
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.mistakes import mistakes
 from dist_embed.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
@@ -62,7 +61,7 @@ class Exchange(Section):
     """A collective of some workers, as it was measured."""
 
     kind: Collective = Field(description="all_to_all, all_gather or all_reduce.")
-    workers: Annotated[int, Field(ge=2)] = Field(description="That took part.")
+    workers: Annotated[int, Field(ge=2, le=100_000)] = Field(description="That took part.")
     latency_us: NonNegativeFloat = Field(description="Of one without bytes, µs.")
     gb_s: PositiveFloat = Field(description="10⁹ bytes a second that a worker sends.")
 
@@ -200,15 +199,7 @@ def load_machine(name: str) -> Machine:
 
 def machine_from_yaml(text: str, origin: str) -> Machine:
     """A machine from the text of a file. Raises ConfigError."""
-    values: object = None
-    try:
-        values = OmegaConf.to_container(OmegaConf.create(text))
-    except (yaml.YAMLError, OmegaConfBaseException) as exc:
-        raise ConfigError(f"{origin}: not valid YAML: {exc}") from None
-    except AssertionError:  # OmegaConf's answer to a bare number
-        pass
-    if not isinstance(values, dict):
-        raise ConfigError(f"{origin}: expected a mapping of figures, see {PAGE}")
+    values: Any = OmegaConf.to_container(mapping_in(text, origin))
     if gone := [key for key in _GONE if key in values]:
         raise ConfigError(
             f"{origin}: {', '.join(gone)}: not allowed any more, plans are nearer to runs without: "

@@ -16,6 +16,7 @@ import yaml
 from dist_embed.checkpoint.catalogue import list_steps
 from dist_embed.config.load import config_from_dict, config_to_yaml, differences
 from dist_embed.config.schema import Config
+from dist_embed.config.written import escaped, look_through
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
@@ -282,12 +283,13 @@ def read_run_config(run_uri: str) -> Config:
     try:
         text = storage.read_text(uri)
         _check_seal(text, uri)
+        look_through(text, uri)
         values: Any = _YAML(text).get_single_data()
         # The folder may have been moved or copied, with the data in it.
         below = values["data"]["uri"].removeprefix(values["run"]["uri"])
         if below != values["data"]["uri"] and below.startswith("/"):
-            values["data"]["uri"] = run_uri.rstrip("/") + below
-        values["run"]["uri"] = run_uri
+            values["data"]["uri"] = escaped(run_uri.rstrip("/")) + below
+        values["run"]["uri"] = escaped(run_uri)
     except FileNotFoundError:
         raise UserError(f"no run in {run_uri!r}: {uri} does not exist") from None
     except NotADirectoryError:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dist_embed.section import NO_RESULT, Paths, Section
+from dist_embed.section import NO_RESULT, Paths, Section, Seed
 
 
 class RunSection(Section):
@@ -15,6 +15,4 @@ class RunSection(Section):
     uri: Annotated[str, Paths, NO_RESULT] = Field(
         min_length=1, description="Folder or fsspec URL that holds the whole run."
     )
-    seed: int = Field(
-        1, ge=0, lt=2**64, description="Decides initial values, batch order and dropout."
-    )
+    seed: Seed = Field(1, description="Decides initial values, batch order and dropout.")

@@ -24,7 +24,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.arguments import path_as_text
-from dist_embed.errors import StorageError, UserError
+from dist_embed.errors import NotWritable, StorageError, UserError
 from dist_embed.storage import calls
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.local_file import named, regular
@@ -320,7 +320,8 @@ def whole_file(uri: str, *, follow: bool = True) -> Iterator[IO[bytes]]:
 def check_new_file(uri: str, name: str) -> None:
     """Refuse a local file that `whole_file` could not write, before the work for it.
 
-    Raises UserError, which calls it ``name``. Of a URL nothing is known before.
+    Raises UserError, which calls it ``name``: NotWritable where the place would do. Of a URL
+    nothing is known before.
     """
     if not is_local(uri):
         return
@@ -337,7 +338,9 @@ def check_new_file(uri: str, name: str) -> None:
             with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):
                 return
         except OSError as exc:
-            why = f"nothing can be written there ({exc.strerror})"
+            raise NotWritable(
+                f"{name}: {uri!r} is not allowed: nothing can be written there ({exc.strerror})"
+            ) from exc
     raise UserError(f"{name}: {uri!r} is not allowed: {why}")
 
 
@@ -351,7 +354,8 @@ def check_writable(folder_uri: str, name: str) -> None:
     try:
         write_bytes(trial, b"")
     except (OSError, StorageError) as exc:
-        raise UserError(
+        kind = NotWritable if isinstance(exc, OSError) else UserError
+        raise kind(
             f"{name}: {folder_uri!r} is not allowed: nothing can be written there: {exc}"
         ) from exc
     with suppress(OSError, StorageError):  # some may write and not remove

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -12,9 +11,10 @@ import torch
 
 from dist_embed.cluster.launch import cluster_address
 from dist_embed.config.schema import Config
-from dist_embed.embedding.memory import GIB, PROCESS_BYTES, available_bytes
+from dist_embed.embedding.memory import GIB, PROCESS_BYTES
 from dist_embed.errors import UserError
 from dist_embed.parallel.device import has_native_bf16, resolve_device
+from dist_embed.parallel.machine import available_bytes, usable_cores
 from dist_embed.planning import Machine, Plan, load_machine
 from dist_embed.planning.estimate import estimated, step_of
 from dist_embed.planning.machine import Products, usual_machine
@@ -98,7 +98,7 @@ class Planner:
         here = {
             "source": f"{usual.source}; cores and memory are this machine's",
             "thread_gflops": worker_rate("cpu", 1, config.train.precision) / 1e9,
-            "cores": len(os.sched_getaffinity(0)),
+            "cores": usable_cores(),
             "node_memory_gib": available_bytes() / GIB,
             "process_mib": PROCESS_BYTES / 2**20,
             "products": _products(usual, narrow=has_native_bf16(torch.device("cpu"))),

@@ -10,11 +10,11 @@ from itertools import product
 from os import PathLike
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from dist_embed.config.written import mapping_in
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.mistakes import mistakes
 from dist_embed.storage import uri as storage
@@ -48,15 +48,14 @@ def load_study(path: str | PathLike[str]) -> Study:
     """Read and check a study's file. Raises UserError."""
     path = storage.given(path, "study")
     try:
-        loaded = OmegaConf.create(storage.read_given_text(path))
+        text = storage.read_given_text(path)
+    except (OSError, UserError, ValueError) as exc:
+        raise ConfigError(f"cannot read study {path!r}: {str(exc).splitlines()[0]}") from exc
+    loaded = mapping_in(text, path)
+    try:
         values: Any = OmegaConf.to_container(loaded, resolve=True)  # ${oc.env:NAME}
-    except (OSError, UserError, ValueError, yaml.YAMLError, OmegaConfBaseException,
-            AssertionError) as exc:  # fmt: skip
-        # OmegaConf asserts that it is given no bare number.
-        reason = str(exc).split("\n")[0] or "expected a mapping"
-        raise ConfigError(f"cannot read study {path!r}: {reason}") from exc
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping")
+    except OmegaConfBaseException as exc:
+        raise ConfigError(f"{path}: {str(exc).splitlines()[0]}") from exc
     if values.get("kind") == "one_hot":
         raise ConfigError(f"{path}: kind: one_hot is a measurement now: dist-embed bench one-hot")
     kind = values.get("kind", "training")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from dist_embed.config.reference import keys_page
-from dist_embed.section import Paths, PositiveInt, Section
+from dist_embed.section import Paths, PositiveInt, Section, Seed, Width, Workers
 from dist_embed.study.results import columns_table
 
 Measure = Literal[
@@ -36,7 +36,7 @@ class Level(Section):
     set: dict[str, Any] = Field(
         {}, description="Keys of the configuration, dotted, and values; `{study}`: its folder."
     )
-    x: float | None = Field(
+    x: Annotated[float, Field(ge=-1e12, le=1e12)] | None = Field(
         None, description="Its place on the plot's axis; levels without stand side by side."
     )
 
@@ -57,11 +57,11 @@ class WordVectors(Section):
     output: Annotated[str, Paths] = Field(
         min_length=1, description="The file, below the study's folder."
     )
-    width: PositiveInt = Field(description="Values per word.")
+    width: Width = Field(description="Values per word.")
     epochs: PositiveInt = Field(5, description="Passes over the text.")
     window: PositiveInt = Field(5, description="Words on either side.")
     min_count: PositiveInt = Field(2, description="Rarer words get no vector.")
-    seed: int = Field(1, ge=0, description="With one thread the vectors are reproducible.")
+    seed: Seed = Field(1, description="With one thread the vectors are reproducible.")
 
 
 class Expectation(Section):
@@ -105,7 +105,7 @@ class _Study(Section):
         description="The machine that runs are planned for, a name or file as of "
         "`dist-embed plan`; without one, this machine, where it is the one that trains.",
     )
-    seeds: Annotated[list[int], Field(min_length=1)] = Field(
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(
         description="One run for each; it takes five to tell two to six expectations from chance, "
         "four for one."
     )
@@ -139,9 +139,9 @@ SCALING = "scaling"  # the factor beside these
 class Grid(Section):
     """All combinations are run. What is not given stays as the configuration has it."""
 
-    workers: list[PositiveInt] = Field([], description="`cluster.num_workers`.")
+    workers: list[Workers] = Field([], description="`cluster.num_workers`.")
     vocabulary: list[PositiveInt] = Field([], description="`tokenizer.vocab_size`.")
-    width: list[PositiveInt] = Field(
+    width: list[Width] = Field(
         [], description="`embedding.width` and `model.width`, of vectors and of the model."
     )
     batch: list[PositiveInt] = Field(
@@ -153,7 +153,7 @@ class Grid(Section):
 class Simulation(Section):
     """Sizes that no run is made of: steps, traffic and checkpoints as they are planned."""
 
-    workers: Annotated[list[PositiveInt], Field(min_length=1)] = Field(
+    workers: Annotated[list[Workers], Field(min_length=1)] = Field(
         description="How many, each for every other level of the grid."
     )
     machine: str = Field(
@@ -171,7 +171,7 @@ class ScalingStudy(_Study):
     """Runs of one configuration on more workers, or of other sizes: their speed and memory."""
 
     kind: Literal["scaling"] = Field(description="What kind of study it is.")
-    seeds: Annotated[list[int], Field(min_length=1)] = Field([1], description="One run for each.")
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field([1], description="One run for each.")
     grid: Grid = Field(description="What the runs differ in.")
     scaling: Annotated[list[Scaling], Field(min_length=1)] = Field(
         ["strong"],
@@ -206,7 +206,8 @@ _KEYS_HEAD = """\
 # Keys of a study's file
 
 This page is written by `dist-embed config reference --study`. Relative paths in the file are
-relative to the folder in which the command is called. First the keys of a comparison
+relative to the folder in which the command is called. Where a table names no largest value of a
+number, it is 10¹². First the keys of a comparison
 (`kind: training`), then those [of scaling](#of-scaling), then
 [the columns of results.parquet](#columns-of-resultsparquet).
 """

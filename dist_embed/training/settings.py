@@ -13,6 +13,7 @@ from dist_embed.section import (
     MAY_CHANGE,
     NO_RESULT,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Probability,
@@ -37,15 +38,15 @@ class TrainSection(Section):
     )
     learning_rate: PositiveFloat = Field(1e-3, description="Peak rate of the dense part (AdamW).")
     schedule: Shape = Field("inverse_sqrt", description="How the dense rate changes after warm-up.")
-    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    warmup_steps: NonNegativeInt = Field(0, description="Steps of linear warm-up.")
     beta1: Annotated[Probability, EXPERT] = Field(
         0.9, description="AdamW's decay of the first moment."
     )
     beta2: Annotated[Probability, EXPERT] = Field(
         0.98, description="AdamW's decay of the second moment."
     )
-    weight_decay: Annotated[NonNegativeFloat, EXPERT] = Field(
-        0.0, description="AdamW's decoupled weight decay."
+    weight_decay: Annotated[float, EXPERT] = Field(
+        0.0, ge=0, le=1000, description="AdamW's decoupled weight decay."
     )
     label_smoothing: Probability = Field(0.0, description="ε, spread evenly over the vocabulary.")
     clip_norm: NonNegativeFloat = Field(
@@ -64,8 +65,8 @@ class TrainSection(Section):
     evaluate_every: Annotated[PositiveInt, MAY_CHANGE] = Field(
         500, description="Steps between two validations."
     )
-    translate_every: Annotated[int, MAY_CHANGE] = Field(
-        0, ge=0, description="Steps between two translations of the validation set (BLEU); 0: none."
+    translate_every: Annotated[NonNegativeInt, MAY_CHANGE] = Field(
+        0, description="Steps between two translations of the validation set (BLEU); 0: none."
     )
     neighbors_of: Annotated[list[str], NO_RESULT] = Field(
         [],

@@ -13,6 +13,7 @@ from dist_embed.config.schema import Config
 from dist_embed.embedding.plan import shard_of
 from dist_embed.errors import UserError
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
+from dist_embed.parallel.machine import usable_cores
 from dist_embed.training.table_settings import table_settings
 
 LONGEST_STEP_SECONDS = 60.0
@@ -93,4 +94,4 @@ def threads_per_worker(config: Config, cores: int | None = None) -> int:
     if config.cluster.threads_per_worker:
         return config.cluster.threads_per_worker
     local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", config.cluster.max_workers))
-    return max(1, (cores or len(os.sched_getaffinity(0))) // local_workers)
+    return max(1, (cores or usable_cores()) // local_workers)

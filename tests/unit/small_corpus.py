@@ -13,7 +13,7 @@ from unittest import mock
 from hypothesis import strategies as st
 
 from dist_embed.data import lexicon, processes
-from dist_embed.data.corpus import ParallelText
+from dist_embed.data.corpus import ParallelText, Watch, unwatched
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.prepare import prepare_data
 from dist_embed.data.processes import ThisMachine
@@ -126,13 +126,14 @@ def prepare(
     num_processes: int = 1,
     shard_sentences: int = SHARD_SENTENCES,
     say: Callable[[str], None] = lambda line: None,
+    watch: Watch = unwatched,
     **changes: Any,
 ) -> PreparedData:
     data = rule.model_copy(update={"shard_sentences": shard_sentences})
     with one_is_this_process(num_processes):
         return prepare_data(
             str(uri), corpora, data, *recipe(kind, **changes), settings={"tokenizer.kind": kind},
-            say=say, executor=ThisMachine(num_processes),
+            say=say, executor=ThisMachine(num_processes), watch=watch,
         )  # fmt: skip
 
 

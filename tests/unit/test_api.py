@@ -66,7 +66,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "dist_embed.data.preparation.ensure_data",
-        lambda config, say, *, executor_at, **how: (
+        lambda config, say, *, executor_at, watch, **how: (
             say(f"preparing {config.data.uri} {how}") or prepared.data
         ),
     )
@@ -395,7 +395,7 @@ def test_a_changed_configuration_is_checked_as_a_file_is(
         ),
         ({"modell": {}}, "modell: unknown key (value {}); did you mean 'model'?"),
         ({"train": steps}, "train.max_steps: 0 is not allowed: input should be"),
-        ({"train": None}, "train: None is not allowed"),
+        ({"train": None}, "train.max_steps: missing"),
     ):
         for call in calls:
             with pytest.raises(UserError, match=f"^config: {re.escape(said)}"):

@@ -36,7 +36,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
         calibrating, "measure_speeds", lambda *given: {**speeds, "exchanges": exchanges}
     )
     monkeypatch.setattr(calibrating, "measure_store", lambda store: TRUTH.store.model_dump())
-    monkeypatch.setattr(calibrating.os, "sched_getaffinity", lambda pid: range(TRUTH.cores))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(TRUTH.cores))
 
     def config(runs: Runs, case: Case) -> Any:
         return case_config(case, "/nowhere/run", "/nowhere/data")

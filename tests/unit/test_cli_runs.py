@@ -203,8 +203,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
     def ensure_data(
-        config: Any, say: Callable[[str], None], *, executor_at: None, force: bool = False,
-        renew: bool = False,
+        config: Any, say: Callable[[str], None], *, executor_at: None, watch: Any,
+        force: bool = False, renew: bool = False,
     ) -> Any:  # fmt: skip
         say(f"preparing {config.data.uri}, forced: {force}, renewed: {renew}")
         return prepared.data

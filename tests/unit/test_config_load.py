@@ -125,7 +125,7 @@ def test_unknown_key_in_a_corpus_names_its_keys(tmp_path: Path) -> None:
         ("train.learning_rate=.inf", ["train.learning_rate: inf", "finite"]),
         ("train.label_smoothing=.nan", ["train.label_smoothing: nan"]),
         ("cluster.address=5", ["cluster.address: 5", "valid string", "RAY_ADDRESS"]),
-        ("data=null", ["data: None", "dictionary"]),
+        ("data=[a]", ["data: ['a']", "a mapping of keys"]),
         ("data.train.source=5", ["data.train.source: 5", "valid string", "valid list"]),
         ("data.train.source=[a,5]", ["data.train.source.1: 5", "valid string"]),
     ],

@@ -4,7 +4,9 @@ import contextlib
 import errno
 import gc
 import io
+import itertools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +15,14 @@ from typing import Any
 
 import pytest
 
-from dist_embed.observe.events import Reporter, Screen, duration, shown_by, silent_reporter
+from dist_embed.observe.events import (
+    Reporter,
+    Screen,
+    duration,
+    shown_by,
+    silent_reporter,
+    watched_by,
+)
 from dist_embed.streams import say, write_out
 
 
@@ -334,3 +343,43 @@ def test_the_environment_of_a_user_is_not_overridden() -> None:
         env=clean | {"RAY_DEDUP_LOGS": "1"},
     )  # fmt: skip
     assert done.stdout == "0 1\n"
+
+
+def reading(show: Any, pairs: int) -> list[int]:
+    return list(watched_by(show)("counting words", range(pairs)))
+
+
+def test_how_far_a_text_is_read_is_a_line_a_minute_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count(0, 0.01)  # seconds, each time it is looked at
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    screen = Screen(stream)
+    assert reading(screen.show, 5_000_000) == list(range(5_000_000))
+    lines = stream.getvalue().splitlines()
+    assert 2 <= len(lines) <= 4
+    assert all(re.fullmatch(r"counting words: [\d,]+ pairs", line) for line in lines)
+    assert reading(screen.show, 100) == list(range(100))
+    assert len(stream.getvalue().splitlines()) == len(lines)
+
+
+def test_how_far_a_text_is_read_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    clock = itertools.count(0, 1.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    stream = Terminal()
+    with shown_by(None, stream) as show:
+        reading(show, 600)
+        show({"kind": "line", "text": "done"})
+    assert "counting words: 512 pairs" in stream.getvalue()
+    assert stream.getvalue().endswith("\rdone\n")  # in the place of the bar
+
+
+def test_what_reads_a_text_hears_how_far_it_is() -> None:
+    events: list[Any] = []
+    assert reading(events.append, 3) == [0, 1, 2]
+    assert events == [{"kind": "reading", "what": "counting words", "pairs": 3, "ended": True}]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from argparse import Namespace
 from dataclasses import replace
@@ -209,6 +210,15 @@ def test_agreement_with_judgements_is_spearmans(
         similarity_agreement(RunTable(run, "source"), str(uri))
     uri.write_text("s1 unheard 3\n")
     with pytest.raises(UserError, match="knows 0 of its pairs"):
+        similarity_agreement(RunTable(run, "source"), str(uri))
+    uri.write_text("s1 s2 3\ns2 s3 nan\n")
+    with pytest.raises(UserError, match=r"line 2: expected two words and a number.*nan"):
+        similarity_agreement(RunTable(run, "source"), str(uri))
+    uri.write_text("s1 s2 3\ns2 s3 3\ns1 unheard 4\n")
+    with pytest.raises(UserError, match=r"all 2 pairs that the vocabulary knows are judged 3"):
+        similarity_agreement(RunTable(run, "source"), str(uri))
+    uri.write_text("s1 s2 3\ns2 s1 4\n")
+    with pytest.raises(UserError, match="all pairs have the cosine"):
         similarity_agreement(RunTable(run, "source"), str(uri))
 
 
@@ -882,6 +892,14 @@ def test_the_commands_print_what_was_found(
         assert main(arguments) == 0
         assert said in capsys.readouterr().out
     assert len((tmp_path / "p" / "vectors.tsv").read_text().splitlines()) == 9
+    # As a locale without letters has it: bytes that it cannot read.
+    assert main(["neighbors", run, os.fsencode("東京").decode("ascii", "surrogateescape")]) == 0
+    assert "東京" in capsys.readouterr().out
+    shown.write_text("\n".join([*SOURCE[:20], "unheard", "unseen"]))
+    assert main(["plot", run, "--output", f"{tmp_path}/m.html", "--words", str(shown)]) == 0
+    told = capsys.readouterr()
+    assert "20 words" in told.out
+    assert f"left out: 2 words of {shown} that the vocabulary lacks" in told.err
 
 
 def test_the_words_of_another_tokenizer_are_not_written_beside_the_vectors(

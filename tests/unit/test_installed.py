@@ -90,7 +90,7 @@ def test_nothing_that_pip_brings_brings_torch() -> None:
 def test_set_up_installs_what_tests_and_the_first_command_need() -> None:
     found = re.search(r'-e "\.\[(.*?)\]"', (ROOT / "launch" / "setup.sh").read_text())
     assert found
-    assert set(found[1].split(",")) == {"ray", "plots", "export", "dev"}
+    assert set(found[1].split(",")) == {"ray", "plots", "export", "completion", "dev"}
     text = (ROOT / "launch" / "constraints" / "common.txt").read_text()
     pinned = names([line for line in text.splitlines() if "==" in line])
     wanted = [PROJECT["dependencies"]]

@@ -19,10 +19,12 @@ import pytest
 from dist_embed import __version__
 from dist_embed.cli import main as module
 from dist_embed.cli.main import main
-from dist_embed.errors import RunFailed, RunStopped, StoreUnavailable, UserError
+from dist_embed.errors import NotWritable, RunFailed, RunStopped, StoreUnavailable, UserError
 from dist_embed.observe import quiet
+from dist_embed.observe.events import Screen
 from dist_embed.parallel.stop import SIGNALS, stop_on_signals
 from dist_embed.storage.temporary import temporary_folder
+from dist_embed.streams import say
 
 Doing = Callable[[Callable[[], None]], int]
 
@@ -77,6 +79,11 @@ def test_a_command_removes_what_killed_ones_have_left(
         assert list(tmp_path.iterdir()) == [Path(ours)]
 
 
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 def taking(*numbers: int) -> None:
     for number in numbers:
         os.kill(os.getpid(), number)
@@ -87,7 +94,12 @@ def taking(*numbers: int) -> None:
     [
         (UserError("no such split"), 2, "dist-embed: no such split\n"),
         (StoreUnavailable("s3 is silent"), 2, "dist-embed: s3 is silent\n"),
-        (OSError(errno.ENOSPC, "no space", "/x"), 2, "dist-embed: [Errno 28] no space: '/x'\n"),
+        (OSError(errno.ENOENT, "none", "/x"), 2, "dist-embed: [Errno 2] none: '/x'\n"),
+        (OSError(errno.ENOSPC, "no space", "/x"), 1, "dist-embed: [Errno 28] no space: '/x'\n"),
+        (OSError(errno.EROFS, "read-only", "/x"), 1, "dist-embed: [Errno 30] read-only: '/x'\n"),
+        (caused(UserError("full"), OSError(errno.EDQUOT, "")), 1, "dist-embed: full\n"),
+        (caused(UserError("gone"), OSError(errno.ENOENT, "")), 2, "dist-embed: gone\n"),
+        (NotWritable("not ours"), 1, "dist-embed: not ours\n"),
         (RunFailed("worker 1 failed"), 1, "dist-embed: worker 1 failed\n"),
         (RunStopped("after step 5"), 143, "dist-embed: after step 5\n"),  # a worker was asked
         (BrokenPipeError(), 0, ""),
@@ -98,6 +110,43 @@ def test_errors_have_their_exit_codes(
 ) -> None:
     assert doing(raising(error)) == code
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("words", [["--quiet", "act"], ["act", "--quiet"]])
+def test_a_quiet_command_shows_results_and_errors_alone(
+    words: list[str], doing: Doing, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def act() -> None:
+        Screen(sys.stdout).show({"kind": "line", "text": "at 3"})
+        say("by the way")
+        print("result")
+        raise UserError("but not so")
+
+    monkeypatch.setattr(module, "in_new_words", lambda _: (words, None))
+    assert doing(act) == 2
+    assert capsys.readouterr() == ("result\n", "dist-embed: but not so\n")
+    monkeypatch.setattr(module, "in_new_words", lambda words: (words, None))
+    assert doing(act) == 2
+    assert "at 3" in capsys.readouterr().out
+
+
+def test_a_shell_is_told_what_may_stand_next() -> None:
+    pytest.importorskip("argcomplete")
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_SHELL": "bash", "COMP_TYPE": "9", "IFS": "\n",
+             "_ARGCOMPLETE_STDOUT_FILENAME": "/dev/stdout"}  # fmt: skip
+
+    def after(line: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "dist_embed.cli.main"],
+            capture_output=True, text=True, check=False,
+            env=os.environ | asked | {"COMP_LINE": line, "COMP_POINT": str(len(line))},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return [word.strip() for word in done.stdout.splitlines()]
+
+    assert after("dist-embed exp") == ["export"]
+    assert after("dist-embed train c.yaml search.bea") == ["search.beam="]
 
 
 def test_a_command_that_ends_well() -> None:
@@ -203,14 +252,17 @@ def test_closed_outputs_are_no_error(closed: str) -> None:
 
 @pytest.mark.parametrize(
     ("stream", "call", "code"),
-    [("stdout", "lambda _: print('little')", 0), ("stderr", "lambda _: open('/nowhere')", 2)],
-)
+    [("stdout", "lambda _: print('little')", 0), ("full", "lambda _: print('little')", 1),
+     ("full", "lambda _: Screen(sys.stdout).show({'kind': 'line', 'text': 'at 3'})", 0),
+     ("stderr", "lambda _: open('/nowhere')", 2)],
+)  # fmt: skip
 def test_nobody_need_read_what_the_command_says(stream: str, call: str, code: int) -> None:
     # Without a reader the interpreter's own last flush would end with 120.
     text = (
         "import signal, sys\n"
         "from types import SimpleNamespace\n"
         "from dist_embed.cli import main\n"
+        "from dist_embed.observe.events import Screen\n"
         f"add = lambda commands: commands.add_parser('act').set_defaults(call={call})\n"
         "main.import_module = lambda name: SimpleNamespace(add_commands=add)\n"
         "main._MODULES = ('one',)\n"
@@ -222,8 +274,11 @@ def test_nobody_need_read_what_the_command_says(stream: str, call: str, code: in
     )
     reader, writer = os.pipe()
     os.close(reader)
+    if stream == "full":
+        stream, writer = "stdout", os.open("/dev/full", os.O_WRONLY)
     streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    done = subprocess.run([sys.executable, "-c", text], **{**streams, stream: writer})
+    buffered = {name: os.environ[name] for name in os.environ if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", text], env=buffered, **{**streams, stream: writer})
     os.close(writer)
     assert done.returncode == code, done.stderr
 

@@ -14,14 +14,12 @@ from dist_embed.embedding.memory import (
     OutputNeeds,
     Replicated,
     Saving,
-    available_bytes,
     beside_tables_bytes,
     host_memory,
     host_table_bytes,
     inference_bytes,
     loading_in_place_bytes,
     logits_block_bytes,
-    machine_bytes,
     output_memory,
     table_bytes,
     tokenizer_bytes,
@@ -29,6 +27,7 @@ from dist_embed.embedding.memory import (
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.tables import OPTIMIZERS
+from dist_embed.parallel.machine import available_bytes, machine_bytes, usable_cores
 
 
 def held_bytes(*given: Any, **how: Any) -> int:
@@ -312,3 +311,25 @@ def test_a_containers_memory_is_its_limit(tmp_path: Path, limit: str, there: int
     for name, text in {"memory.max": limit, "memory.current": "7", "memory.stat": ""}.items():
         write(tmp_path / "sys/fs/cgroup" / name, text)
     assert machine_bytes(tmp_path) == there
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 7),
+        ({"cpu.max": "max 100000\n"}, 7),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "250000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "9900000 100000\n"}, 7),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 7),
+    ],
+)
+def test_a_containers_quota_of_processor_time_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(7)))
+    for name, text in files.items():
+        write(tmp_path / "sys/fs/cgroup" / name, text)
+    assert usable_cores(tmp_path) == cores

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,27 @@ def words(text: str) -> list[str]:
     return [
         token for word in text.split() for token in (["▁", "."] if word == "." else ["▁" + word])
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shared", "learning"),
+    [("word", True, ["counting words"]),
+     ("bpe", True, ["learning pieces", "counting pieces"]),
+     ("bpe", False, ["learning source pieces", "learning target pieces", "counting pieces"])],
+)  # fmt: skip
+def test_all_passes_over_the_text_are_watched(
+    prepared: Prepared, tmp_path: Path, kind: Kind, shared: bool, learning: list[str]
+) -> None:
+    watched = Counter[str]()
+
+    def watch(what: str, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        for pair in pairs:
+            watched[what] += 1
+            yield pair
+
+    prepare(tmp_path / "data", prepared.corpora, kind, watch=watch, shared=shared)
+    sizes = {f"encoding {name}": len(pairs) for name, pairs in prepared.pairs.items()}
+    assert watched == dict.fromkeys(learning, len(prepared.pairs["train"])) | sizes
 
 
 def test_preparing_again_gives_the_same_bytes(prepared: Prepared, tmp_path: Path) -> None:

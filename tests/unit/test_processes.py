@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from dist_embed.data import processes as module
-from dist_embed.data.processes import ProcessEnded, Processes, processes
+from dist_embed.data.processes import PROCESS_BYTES, ProcessEnded, Processes, processes
 from tests.left_behind import living
 
 KILLED = r"one of \d process.* set data\.num_processes"
@@ -113,6 +113,21 @@ def test_no_more_processes_than_cores_that_may_be_used(monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
     pool = Processes(0)
     assert pool.number == 1
+    pool.close()
+
+
+@pytest.mark.parametrize(("room", "number"), [(0, 1), (PROCESS_BYTES * 3, 3), (2**50, 64)])
+def test_no_more_processes_than_there_is_memory_for(
+    monkeypatch: pytest.MonkeyPatch, room: int, number: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("dist_embed.data.processes.available_bytes", lambda: room)
+    monkeypatch.setattr("dist_embed.data.processes.usable_cores", lambda: 64)
+    pool = Processes(0)
+    assert pool.number == number
+    pool.close()
+    pool = Processes(2)
+    assert pool.number == 2  # as a user says
     pool.close()
 
 

@@ -314,7 +314,7 @@ def test_ray_is_asked_for_workers_as_configured(
 
 
 def test_threads_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_seconds.os, "sched_getaffinity", lambda process: set(range(7)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(7)))
     assert step_seconds.threads_per_worker(config_of(cluster=CLUSTER)) == 5
     of_its_own = config_of(cluster={"num_workers": 3})
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
