@@ -21,7 +21,7 @@ from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.installed import WORKERS_NEED, require
-from dist_embed.model.settings import ReplaceUnknown
+from dist_embed.model.settings import ReplaceUnknown, TooLong
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.collector import collector_off
@@ -101,6 +101,8 @@ def config_to_use(
     beam: int | None = None,
     candidates: int | Literal["auto"] | None = None,
     replace_unknown: ReplaceUnknown | None = None,
+    max_source_tokens: int | None = None,
+    too_long: TooLong | None = None,
 ) -> Config:
     """The configuration of a trained run, to use it on this machine and not to train it.
 
@@ -110,6 +112,8 @@ def config_to_use(
         beam: instead of ``search.beam``.
         candidates: instead of ``search.candidates``; 0: the whole vocabulary.
         replace_unknown: instead of ``search.replace_unknown``.
+        max_source_tokens: instead of ``search.max_source_tokens``.
+        too_long: instead of ``search.too_long``.
 
     Raises UserError.
     """
@@ -135,6 +139,11 @@ def config_to_use(
     if replace_unknown is not None:
         one_of("replace_unknown", replace_unknown, get_args(ReplaceUnknown))
         instead["replace_unknown"] = replace_unknown
+    if max_source_tokens is not None:
+        instead["max_source_tokens"] = whole_number("max_source_tokens", max_source_tokens, 1)
+    if too_long is not None:
+        one_of("too_long", too_long, get_args(TooLong))
+        instead["too_long"] = too_long
     config = config.model_copy(update={"search": config.search.model_copy(update=instead)})
     check(config)
     return config

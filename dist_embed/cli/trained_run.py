@@ -27,6 +27,10 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
         "--replace-unknown", choices=("no", "copy", "lexicon"),
         help="instead of search.replace_unknown",
     )  # fmt: skip
+    parser.add_argument(
+        "--max-source-tokens", type=int, metavar="N", help="instead of search.max_source_tokens"
+    )
+    parser.add_argument("--too-long", choices=("cut", "refuse"), help="instead of search.too_long")
 
 
 def _candidates(text: str) -> int | str:
@@ -39,7 +43,8 @@ def run_config(run_uri: str, arguments: argparse.Namespace) -> Config:
 
     return config_to_use(
         run_uri, workers=arguments.workers, beam=arguments.beam, candidates=arguments.candidates,
-        replace_unknown=arguments.replace_unknown,
+        replace_unknown=arguments.replace_unknown, max_source_tokens=arguments.max_source_tokens,
+        too_long=arguments.too_long,
     )  # fmt: skip
 
 

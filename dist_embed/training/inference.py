@@ -52,7 +52,7 @@ def evaluate_task(context: Context, asked: Evaluate) -> Evaluation:
     quality = evaluate_translations(
         build_translator(config, translation_model, tokenizers, context.reporter.line),
         data_uri, data, split,
-        bleu_tokenize=config.search.bleu_tokenize,
+        bleu_tokenize=config.search.bleu_tokenize, say=context.reporter.line,
     )  # fmt: skip
     compared: AgainstExact | None = None
     if asked.against_exact and search_choice(config, translation_model.shard.num_rows).frequent:
