@@ -66,8 +66,8 @@ def _with_batch_tokens(values: dict[str, Any]) -> tuple[dict[str, Any], list[str
         raise ConfigError(f"search.batch_sentences: not allowed beside search.batch_tokens: {now}")
     tokens = _TOKENS_OF_SENTENCE * sentences
     line = (
-        f"search.batch_sentences={sentences}: batches have a budget of tokens now, and this is read "
-        f"as search.batch_tokens={tokens}"
+        f"search.batch_sentences={sentences}: batches have a budget of tokens now, and this is "
+        f"read as search.batch_tokens={tokens}"
     )
     return values | {"search": kept | {"batch_tokens": tokens}}, [line]
 

@@ -1,4 +1,4 @@
-"""Which sentences are searched together: a budget of tokens, so that a long one has few beside it."""
+"""Which sentences are searched together: as many as a budget of tokens holds."""
 
 from __future__ import annotations
 

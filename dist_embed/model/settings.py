@@ -87,8 +87,8 @@ class SearchSection(Section):
     )
     batch_tokens: PositiveInt = Field(
         2048,
-        description="Source tokens searched at once, per worker, with end marks and padding: so many "
-        "sentences as fit, at least one. Each has `beam` hypotheses.",
+        description="Source tokens searched at once, per worker, with end marks and padding: as "
+        "many sentences as fit, at least one. Each has `beam` hypotheses.",
     )
     max_source_tokens: PositiveInt = Field(
         1024, description="Longest sentence that is translated, in source tokens."

@@ -1,4 +1,4 @@
-"""sacrebleu's BLEU with one of its tokenizers, some of which need other packages, or load a model."""
+"""sacrebleu's BLEU with one of its tokenizers, some of which need other packages or a model."""
 
 from __future__ import annotations
 

@@ -170,9 +170,12 @@ class Copied:
         return {i: texts[i].upper() for i, ids in enumerate(answers) if ids.count(UNKNOWN) == 2}
 
 
+USUAL = SearchSection()
+
+
 def echo(
     group: Group, words: list[str], search: Any = None, replace: Any = None, form: Form = "none",
-    settings: SearchSection = SearchSection(),
+    settings: SearchSection = USUAL,
 ) -> Translator:  # fmt: skip
     tokenizer = Tokenizer.from_words(
         [f"▁{word}" for word in words], lowercase=False, split_punctuation=False, form=form

@@ -69,8 +69,8 @@ EXACT: Values = {
         "neighbors_of": ["the"],
     },
     "search": {
-        "beam": 2, "length_penalty": 0.7, "max_length_ratio": 0.4, "batch_tokens": 60, "max_source_tokens": 81,
-        "candidates": 9, "candidate_translations": 3, "replace_unknown": "lexicon",
+        "beam": 2, "length_penalty": 0.7, "max_length_ratio": 0.4, "batch_tokens": 60,
+        "max_source_tokens": 81, "candidates": 9, "candidate_translations": 3, "replace_unknown": "lexicon",
         "bleu_tokenize": "char",
     },
     "checkpoint": {
