@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
+from dist_embed.storage.uri import check_new_file
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -56,5 +57,7 @@ def check_output(path: str | None) -> None:
         raise UserError(f"--output: {path!r} is not allowed: no such folder")
     if Path(path).is_dir():
         raise UserError(f"--output: {path!r} is not allowed: that is a folder")
-    if not os.access(path if Path(path).exists() else Path(path).parent, os.W_OK):
+    if Path(path).is_file() or not Path(path).exists():
+        check_new_file(path, "--output")
+    elif not os.access(path, os.W_OK):
         raise UserError(f"--output: {path!r} is not allowed: it may not be written")

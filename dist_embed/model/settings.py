@@ -127,3 +127,11 @@ class SearchSection(Section):
     def longest(self, source_tokens: int) -> int:
         """Tokens of the longest translation, its end mark included."""
         return int(self.max_length_ratio * source_tokens) + 10
+
+    def told_of_cut(self, count: int, first: int) -> str:
+        """A line for the user: so many were too long and were cut, the first being this line."""
+        return (
+            f"lines with more than {self.max_source_tokens:,} source tokens "
+            f"(search.max_source_tokens): {count:,}, the first is line {first:,}; what is behind "
+            "was not translated"
+        )

@@ -20,7 +20,7 @@ from dist_embed.run.metrics import SAMPLE_KEYS
 from dist_embed.training.assemble import TranslationModel
 from dist_embed.training.results import AgainstExact
 from dist_embed.training.scoring import Scorer, score_of_first
-from dist_embed.training.translation import TooLongError, Translator, told_of_cut
+from dist_embed.training.translation import TooLongError, Translator
 
 # Of a split searched with candidate lists, that many sentences are searched among all words too.
 EXACT_SENTENCES = 100
@@ -145,8 +145,7 @@ def evaluate_translations(
         raise UserError(f"{split}, line {exc.place + 1:,}: {exc}") from None
     seconds = time.perf_counter() - started
     if cut := [place for place, one in enumerate(written) if one.cut]:
-        told = told_of_cut(len(cut), cut[0] + 1, translator.settings.max_source_tokens)
-        say(f"{split}: {told}")
+        say(f"{split}: {translator.settings.told_of_cut(len(cut), cut[0] + 1)}")
     scored = [one.marked for one in written]
     score = score_of_first(scorer, scored, group)
     return Quality(

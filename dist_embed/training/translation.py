@@ -17,6 +17,7 @@ from dist_embed.parallel.group import Group
 
 # Ids of sentences: `Tokenizer.encode`, or `encode_hashed` where the source has hashed rows.
 Encode = Callable[[list[str]], list[list[int]]]
+UNKNOWN_SHOWN = SPECIAL_TOKENS[UNKNOWN]
 
 
 class Written(NamedTuple):
@@ -90,7 +91,7 @@ class Translator:
 
         Collective: equal texts everywhere.
         """
-        return [written.shown for written in self.written(texts, SPECIAL_TOKENS[UNKNOWN])]
+        return [written.shown for written in self.written(texts, UNKNOWN_SHOWN)]
 
     def written(self, texts: list[str], unknown: str) -> list[Written]:
         """Like `of`, each also with ``unknown`` for every unknown word. Collective, as `of` is.
@@ -120,8 +121,8 @@ class Translator:
         gathered = gather_texts(json.dumps(list(zip(mine, shown, marked, strict=True))), group)
         by_place = [Written("", "")] * len(texts)
         for part in gathered:
-            for place, *written in json.loads(part):
-                by_place[place] = Written(*written, cut=is_cut[place])
+            for place, shown_one, marked_one in json.loads(part):
+                by_place[place] = Written(shown_one, marked_one, is_cut[place])
         return by_place
 
     def _within_limit(self, sources: list[list[int]]) -> tuple[list[list[int]], list[bool]]:
@@ -132,14 +133,3 @@ class Translator:
             place = is_cut.index(True)
             raise TooLongError(place, len(sources[place]), most)
         return [ids[:most] for ids in sources], is_cut
-
-
-def told_of_cut(count: int, first: int, most: int) -> str:
-    """A line for the user about so many texts of which only ``most`` tokens were translated.
-
-    ``first``: the number of the first one, from 1.
-    """
-    return (
-        f"lines with more than {most:,} source tokens (search.max_source_tokens): {count:,}, the "
-        f"first is line {first:,}; what is behind was not translated"
-    )

@@ -70,8 +70,8 @@ EXACT: Values = {
     },
     "search": {
         "beam": 2, "length_penalty": 0.7, "max_length_ratio": 0.4, "batch_tokens": 60,
-        "max_source_tokens": 81, "candidates": 9, "candidate_translations": 3, "replace_unknown": "lexicon",
-        "bleu_tokenize": "char",
+        "max_source_tokens": 81, "candidates": 9, "candidate_translations": 3,
+        "replace_unknown": "lexicon", "bleu_tokenize": "char",
     },
     "checkpoint": {
         "every_steps": 23, "every_minutes": 37.0, "keep_last": 5, "keep_best": 4,
