@@ -85,7 +85,7 @@ def test_all_workers_translate_what_comes(workers: WorkerPool, num_workers: int)
 def test_what_comes_before_a_refused_line_is_translated(
     workers: WorkerPool, num_workers: int
 ) -> None:
-    found = workers.run(num_workers, streamed, [chunk(11, "a", "b", "c!", "d")], refuses=True)
+    found = workers.run(num_workers, streamed, [chunk(11, "a", "b", "c!", "d")], True)
     assert found[0][0][1:] == [{"kind": "translated", "lines": ["A", "B"], "cut": []}]
     for _, _, (kind, said), _ in found:
         assert kind is UserError

@@ -54,7 +54,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
 
         def launch(task: Any, config: Any, **how: Any) -> Any:
             how.pop("on_event")({"kind": "line", "text": f"{type(task).__name__} begins"})
-            if feed := how.pop("feed"):
+            if feed := how.pop("feed", None):
                 asking(feed, how)
             calls.append((task, config, how))
             if isinstance(answer, BaseException):
@@ -148,16 +148,16 @@ def test_translate(
     assert out.read_text(encoding="utf-8") == "Ä B\nC!\n"
     assert calls[-1][0] == TranslateStream()
     assert calls[-1][2]["lines"] == ["ä b", "c!"]
-    told = "lines with more than 7 source tokens (search.max_source_tokens): 1, the first is line 2"
+    told = "lines with more than 7 source tokens (search.max_source_tokens): 2, the first is line 3"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\n\ny!\nz!\n")))
     capsys.readouterr()
     options = ["--max-source-tokens", "7", "--too-long", "cut"]
     assert main(["translate", run_uri, "--step", "5", *options]) == 0
     assert calls[-1][0] == TranslateStream(5)
     assert (calls[-1][1].search.max_source_tokens, calls[-1][1].search.too_long) == (7, "cut")
-    said = capsys.readouterr()
-    assert said.out == "X\n\nY!\nZ!\n"
-    assert told.replace(": 1, the first is line 2", ": 2, the first is line 3") in said.err
+    shown = capsys.readouterr()
+    assert shown.out == "X\n\nY!\nZ!\n"
+    assert told in shown.err
     assert main(["translate", run_uri, "--too-long", "refuse", "--input", str(texts)]) == 0
     assert calls[-1][1].search.too_long == "refuse"
     capsys.readouterr()
@@ -176,7 +176,7 @@ def test_translate(
         assert "no such folder" in capsys.readouterr().err
     assert main(["translate", run_uri, "--input", str(tmp_path / "gone")]) == 2
     assert "gone: no such file" in capsys.readouterr().err
-    assert len([one for one in calls if one[0] != "ahead"]) == before
+    assert len(calls) == before
 
 
 def test_a_translation_that_fails_leaves_its_file_as_it_was(
