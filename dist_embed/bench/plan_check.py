@@ -8,9 +8,7 @@ from typing import Any
 
 from dist_embed.bench.planned_runs import Case, Measured, Runs
 from dist_embed.bench.workers import Say
-from dist_embed.observe.phase_names import PHASES
 from dist_embed.planning import Machine, Plan, plan
-from dist_embed.planning.machine import Correction, Corrections
 
 # Aims: memory within a tenth or so many bytes, whichever is more; the median error of step time.
 MEMORY_SHARE, MEMORY_BYTES, MEDIAN_ERROR = 0.1, 64 * 2**20, 0.25
@@ -25,7 +23,7 @@ CASES = (
     Case("sampled", 1_000_000, 128, 4, 4096),
     Case("sampled", 1_000_000, 128, 1, 2048),
     Case("sampled", 10_000_000, 64, 2, 4096),
-    # Unlike the runs by which a machine is calibrated.
+    # Of other kinds than most runs.
     Case("exact", 30_000, 64, 2, 2048, steps=12, share="none", clip_norm=1.0),
     Case("sampled", 100_000, 64, 2, 4096, layers=4, accumulate=2),
 )
@@ -38,13 +36,11 @@ class Compared:
     Attributes:
         case: which.
         plan: what was expected.
-        bare_seconds: of a step, what would have been without the machine's factors.
         measured: of each round.
     """
 
     case: Case
     plan: Plan
-    bare_seconds: float
     measured: list[Measured]
 
     @property
@@ -56,11 +52,6 @@ class Compared:
     def time_error(self) -> float:
         """Planned by measured, less 1."""
         return self.plan.step_seconds / self.step_seconds - 1
-
-    @property
-    def bare_error(self) -> float:
-        """Planned without the machine's factors by measured, less 1."""
-        return self.bare_seconds / self.step_seconds - 1
 
     @property
     def spread(self) -> float:
@@ -96,21 +87,17 @@ def compare(
         say(f"round {number + 1}")
         for case in cases:
             measured[case].append(runs.measured(case))
-    bare = machine.model_copy(update={"factors": Corrections(), "crowding": [], "rest": 0.0})
-
-    def compared(case: Case) -> Compared:
-        config = runs.config(case)
-        found, without = (plan(config, case.workers, one) for one in (machine, bare))
-        return Compared(case, found, without.step_seconds, measured[case])
-
-    return [compared(case) for case in measured]
+    return [
+        Compared(case, plan(runs.config(case), case.workers, machine), rounds_of)
+        for case, rounds_of in measured.items()
+    ]
 
 
 def comparison_table(compared: list[Compared]) -> tuple[list[str], list[list[str]]]:
     """Header and rows."""
     header = [
         "run", "ms a step: planned", "measured",
-        "error", "without factors", "spread", "MiB a worker: planned", "measured", "error",
+        "error", "spread", "MiB a worker: planned", "measured", "error",
     ]  # fmt: skip
     return header, [
         [
@@ -118,7 +105,6 @@ def comparison_table(compared: list[Compared]) -> tuple[list[str], list[list[str
             f"{1000 * one.plan.step_seconds:,.1f}",
             f"{1000 * one.step_seconds:,.1f}",
             f"{one.time_error:+.0%}",
-            f"{one.bare_error:+.0%}",
             f"{one.spread:.0%}",
             f"{one.plan.memory_bytes / 2**20:,.0f}",
             f"{one.memory_bytes / 2**20:,.0f}",
@@ -136,26 +122,10 @@ def verdict(compared: list[Compared]) -> list[str]:
     wrong = [one for one in compared if not one.memory_is_right]
     return [
         f"step time: median error {median(errors):.0%} (aim: {MEDIAN_ERROR:.0%}); worst: "
-        f"{worst.case}, {worst.time_error:+.0%}, whose rounds differ by {worst.spread:.0%}; "
-        f"without factors: {median(abs(one.bare_error) for one in compared):.0%}",
+        f"{worst.case}, {worst.time_error:+.0%}, whose rounds differ by {worst.spread:.0%}",
         f"memory: {len(wrong)} of {len(compared)} beyond a tenth and 64 MiB (aim: 0); worst: "
         f"{heaviest.case}, {heaviest.memory_error:+.0%}",
     ]
-
-
-def factors_table(machine: Machine) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: by what each phase's work and exchanges were multiplied."""
-    exact, sampled = machine.factors.exact, machine.factors.sampled
-    rows = [
-        [name, *(f"{figure:.2f}" for of in (exact, sampled) for figure in _both(of.get(name)))]
-        for name in PHASES
-        if name in exact or name in sampled
-    ]
-    return ["phase", "exact: work", "exchange", "sampled: work", "exchange"], rows
-
-
-def _both(factor: Correction | None) -> tuple[float, float]:
-    return (factor.work, factor.exchange) if factor else (1.0, 1.0)
 
 
 def figures(machine: Machine, compared: list[Compared]) -> dict[str, Any]:
@@ -166,7 +136,6 @@ def figures(machine: Machine, compared: list[Compared]) -> dict[str, Any]:
             {
                 "case": asdict(one.case),
                 "plan": one.plan.as_dict(),
-                "bare_seconds": one.bare_seconds,
                 "measured": [asdict(measured) for measured in one.measured],
             }
             for one in compared

@@ -1,4 +1,4 @@
-"""Runs whose time and memory a plan is compared with, and by which a machine is calibrated."""
+"""Runs whose time and memory a plan is compared with, and that tell what a process takes."""
 
 from __future__ import annotations
 

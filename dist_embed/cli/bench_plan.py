@@ -52,7 +52,6 @@ def _check(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.plan_check import (
         compare,
         comparison_table,
-        factors_table,
         figures,
         verdict,
     )
@@ -66,8 +65,6 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.machine_file:
             _write_machine(machine, arguments.machine_file)
         compared = compare(machine, folder, arguments.rounds, arguments.workers, print)
-    print_table(*factors_table(machine))
-    print()
     print_table(*comparison_table(compared))
     print("\n".join(verdict(compared)))
     write_figures(arguments, figures(machine, compared))

@@ -214,11 +214,13 @@ def _history(arguments: argparse.Namespace) -> None:
         table = [[name, f"{1e3 * s:.1f}", f"{s / step:.1%}"] for name, s in phases.items()]
         if planned:
             header.append("planned, ms")
-            table = [[*row, f"{1e3 * planned.seconds[row[0]]:.1f}"] for row in table]
+            table = [[*row, f"{1e3 * planned.seconds.get(row[0], 0.0):.1f}"] for row in table]
         print()
         print_table(header, table)
         if planned:
             print(f"planned for {planned.machine}")
+    elif planned:
+        print("no plan beside it: the run has told nothing of the phases of its steps")
 
 
 def _quickstart(arguments: argparse.Namespace) -> None:

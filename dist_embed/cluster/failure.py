@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 import traceback
@@ -140,6 +141,12 @@ class Failures:
             return None
         doubled = min(len(self._past) - 1, 10)
         return min(BACKOFF_SECONDS * 2.0**doubled, MOST_BACKOFF_SECONDS)
+
+    def counted(self) -> str:
+        """How many of how many have been outlived; nothing where all are."""
+        if math.isinf(self._budget):
+            return ""
+        return f" ({len(self._past)} of {self._budget:.0f} times in {FAILURE_HOURS} h)"
 
     def beside(self, why: str) -> str:
         """What is to be told with the last failure: how the first was, if otherwise."""

@@ -24,7 +24,8 @@ from dist_embed.cluster.ray_outcome import (
 )
 from dist_embed.errors import RunFailed, RunStopped
 
-# Between our finding room and Ray Train's asking for it another job may be faster, not ever again.
+# Between our finding room and Ray Train's asking for it another job may be faster, or a node go;
+# not ever again.
 MOST_LOST_ROOM = 10
 
 
@@ -73,11 +74,7 @@ class Course:
                 result = start.results[-1]
                 if fit.stopping or not (fit.paused and getattr(result, "stopped", False)):
                     return result
-                if not fit.has_ended:
-                    raise RunFailed(
-                        "the workers have saved, but did not end, and hold the room of those that "
-                        "would go on; the same command goes on from there"
-                    )
+                _check_has_ended(fit, "have saved")
                 workers, self._next = fit.paused, "the workers went on"
                 continue
             start.failures += untold(start, outcome)
@@ -87,6 +84,7 @@ class Course:
                 raise self._stopped()
             if start.is_final or fit.stopping or not may_start_again(outcome):
                 self._raise(start, outcome)
+            _check_has_ended(fit, f"have failed ({why(start, outcome)})")
             self._outlived_conflict |= start.has_conflict
             self._wait_after(fit, outcome)
         raise AssertionError  # it counts without end
@@ -124,12 +122,13 @@ class Course:
             reason = "a node was taken away before the workers had saved"
             failures = self._taken_away
         elif lost_room(outcome):
-            reason, failures = "others have taken the room", self._lost_room
+            reason, failures = "the room was gone", self._lost_room
         seconds = failures.wait_after(reason)
         if seconds is None:
             self._raise(start, outcome)
         self._next = _again(reason)
-        self._around.say(f"workers are started again in {seconds:.0f} s: {reason}")
+        counted = failures.counted()
+        self._around.say(f"workers are started again in {seconds:.0f} s: {reason}{counted}")
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self._heed()
@@ -153,6 +152,14 @@ class Course:
             raise_failure(start.failures, self._log_folder, beside)
         what = f"{reason}: {outcome}" if outcome else "the workers told no result"
         raise RunFailed(f"{what}\n(worker logs: {self._log_folder}){beside}")
+
+
+def _check_has_ended(fit: Fit, workers: str) -> None:
+    if not fit.has_ended:
+        raise RunFailed(
+            f"the workers {workers}, but did not end, and hold the room of those that would go on; "
+            "the same command goes on from there"
+        )
 
 
 def _again(reason: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -207,7 +206,7 @@ class Fit:
         """Whether workers still run long after the first of them has told the result."""
         if self._done_at is None and self.start.results:
             self._done_at = time.monotonic()
-        # To go on, all have to save: they get as long as those that are asked to stop.
+        # All is saved. Who goes on needs their slots: they get as long to give them back as a stop.
         goes_on = self.paused and not self.stopping
         limit = self._around.stop_seconds if goes_on else FAREWELL_SECONDS
         return self._done_at is not None and time.monotonic() - self._done_at > limit
@@ -256,19 +255,31 @@ class Fit:
             return
         # In a thread, and waited for: see `Aside`.
         given_up = threading.Event()
-        ending = threading.Thread(target=_end_fit, args=(self._thread, given_up), daemon=True)
+        errors: list[Exception] = []
+        ending = threading.Thread(
+            target=_end_fit, args=(self._thread, given_up, errors), daemon=True
+        )
         ending.start()
         ending.join(END_SECONDS)
         given_up.set()
         ending.join(END_SECONDS)
+        for error in errors:
+            name = type(error).__name__
+            self._around.say(f"what runs the workers could not be ended: {name}: {error}")
 
 
-def _end_fit(thread: threading.Thread, given_up: threading.Event) -> None:
-    """End the controller that ``thread`` waits for, which may be there only by and by."""
+def _end_fit(thread: threading.Thread, given_up: threading.Event, errors: list[Exception]) -> None:
+    """End the controller that ``thread`` waits for, which may be there only by and by; ``errors``
+    holds how the last try has failed, if it has.
+    """
     while not given_up.is_set():
         had_ended = not thread.is_alive()
-        with suppress(Exception):
+        try:
             end_controllers()
+        except Exception as exc:  # may pass; does not where Ray has other names for what it calls
+            errors[:] = [exc]
+        else:
+            errors.clear()
             if had_ended:  # else it may have asked for slots meanwhile
                 return
         if had_ended:

@@ -72,7 +72,9 @@ def was_announced(outcome: Exception | None) -> bool:
 
 
 def lost_room(outcome: Exception | None) -> bool:
-    """Whether the room that there was is not there any more: others were faster."""
+    """Whether the room that there was is not there any more: others were faster, or
+    a node of it has gone.
+    """
     error = outcome.controller_failure if isinstance(outcome, ControllerError) else None
     return isinstance(error, WorkerGroupStartupTimeoutError)
 

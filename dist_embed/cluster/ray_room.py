@@ -124,23 +124,25 @@ class Room:
 
         Raises RunFailed after ``timeout_seconds``.
         """
-        began, free = time.monotonic(), 0
-        asked, told = self.ask(wanted), False
+        began, free, told = time.monotonic(), 0, False
+        asked, size = None, wanted
         try:
             while True:
                 waited = time.monotonic() - began
                 try:
+                    if asked is None:
+                        asked, size = self.ask(wanted), wanted
                     if asked.wait(POLL_SECONDS):
-                        return wanted
+                        return size
                     free = self.free()
                     if free >= self._min and (waited >= self._replace or not again):
                         remove_placement_group(asked)
-                        fewer = min(wanted, free)
-                        asked = self.ask(fewer)
+                        asked, size = None, min(wanted, free)
+                        asked = self.ask(size)
                         if asked.wait(FIT_SECONDS):
-                            return fewer
+                            return size
                         remove_placement_group(asked)
-                        asked = self.ask(wanted)
+                        asked = None
                 except RayError:  # a head that starts again may answer next time
                     rest(POLL_SECONDS)
                 rest(0.0)

@@ -118,6 +118,7 @@ class TaskPool:
         self._setup, self._node, self._num_tasks = setup, node, num_tasks
         self._timeout_seconds = timeout_seconds
         self._under_way: set[Any] = set()
+        self._has_begun = False
 
     def map(
         self, function: Callable[..., Result], arguments: Iterable[Arguments]
@@ -126,7 +127,13 @@ class TaskPool:
 
         def begin(args: Arguments) -> Any:
             self._node.check()
-            task = self._aside(lambda: _task.remote(function, self._setup, args))
+
+            def submit() -> Any:
+                return _task.remote(function, self._setup, args)
+
+            # The function of a first task goes by the head (Ray 2.60), those after it do not.
+            task = submit() if self._has_begun else self._aside(submit)
+            self._has_begun = True
             self._under_way.add(task)
             return task
 

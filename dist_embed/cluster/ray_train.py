@@ -140,9 +140,7 @@ def launch_ray(
                 ),
                 backend_config=GroupByEnvironment(),
                 scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
-                run_config=_run_config(
-                    name if number == 0 else f"{name}-{number}", storage_path, stop_seconds
-                ),
+                run_config=_run_config(name if number == 0 else f"{name}-{number}", storage_path),
             )
 
         with stop_on_signals() if stop_seconds else nullcontext():
@@ -151,7 +149,7 @@ def launch_ray(
             return course.run(max_workers)
 
 
-def _run_config(name: str, storage_path: str, stop_seconds: float) -> RunConfig:
+def _run_config(name: str, storage_path: str) -> RunConfig:
     return RunConfig(
         name=name,
         storage_path=storage_path,
@@ -160,8 +158,6 @@ def _run_config(name: str, storage_path: str, stop_seconds: float) -> RunConfig:
             max_failures=0,
             controller_failure_limit=0,
             max_preemption_failures=0,
-            # Without a date Ray ends them 120 s after a node was announced to go.
-            preemption_grace_s=stop_seconds,
         ),
     )
 

@@ -101,6 +101,13 @@ def ensure_data(
     return ready
 
 
+def find_data(config: Config, say: Say) -> PreparedData | None:
+    """The prepared data of ``config``, as `ensure_data` would use them; None: they are to be
+    prepared. Raises UserError where that would.
+    """
+    return _sound(config, _data_settings(config), say, renew=False)
+
+
 @contextmanager
 def _preparing_alone(data_uri: str, say: Say) -> Iterator[StillOurs]:
     """For the length of a block only this process prepares anything there; others are waited for.

@@ -6,6 +6,7 @@ launching process asks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -123,6 +124,14 @@ def block_tokens(block_bytes: int, num_rows: int, num_workers: int) -> int:
     return max(1, block_bytes // (4 * shard_of(num_rows, 0, num_workers).physical_rows))
 
 
+def tile_tokens(tile_bytes: int, device: Literal["cpu", "cuda"]) -> int:
+    """Tokens of a tile of float32 logits, where there are so many."""
+    if device == "cpu":
+        return TILE_TOKENS
+    # As many as rows: the fewest operations, and passes over memory.
+    return max(TILE_TOKENS, math.isqrt(tile_bytes // 4))
+
+
 def logits_block_bytes(
     mib: float | Literal["auto"], num_rows: int, num_workers: int, *, exact: bool,
     device_bytes: int | None,
@@ -227,12 +236,13 @@ def output_memory(
         shard = shard_of(output.table.num_rows, 0, num_workers).physical_rows * output.table.width
         needed["gradient of all rows"] = 4 * shard * output.trained
         needed["tokens of all workers"] = _tokens_bytes(output, num_workers)
-        if _by_blocks(output, num_workers) and (copied or output.narrow_products):
+        if by_blocks(output, num_workers) and (copied or output.narrow_products):
             needed["rows for products"] = (2 if output.narrow_products else 4) * shard
     return needed
 
 
-def _by_blocks(output: OutputNeeds, num_workers: int) -> bool:
+def by_blocks(output: OutputNeeds, num_workers: int) -> bool:
+    """Whether the exact output layer is trained by blocks of whole logits; else by tiles."""
     tokens = block_tokens(output.block_bytes, output.table.num_rows, num_workers)
     return tokens >= LEAST_BLOCK_TOKENS[output.device]
 
@@ -251,7 +261,7 @@ def _tokens_bytes(output: OutputNeeds, num_workers: int) -> int:
         hidden = (2 if output.narrow_products else 4) * values
         gradients = 2 * 4 * values + 4 * values // num_workers
     of_token = LOGIT_NUMBERS_BYTES * num_workers
-    if not _by_blocks(output, num_workers):
+    if not by_blocks(output, num_workers):
         return hidden + max(gradients, of_token * output.tokens)
     block = block_tokens(output.block_bytes, output.table.num_rows, num_workers)
     return hidden + gradients + of_token * min(block, output.tokens)

@@ -38,6 +38,10 @@ class Job:
     exit_code: int
 
 
+class NoOutput(UserError):
+    """What a job has written is not where it would be read: elsewhere, or not there yet."""
+
+
 class Cluster(Protocol):
     """Where jobs are. All raise UserError where it does not answer, or not as hoped."""
 
@@ -65,12 +69,17 @@ def check_is_free(run_uri: str, jobs: Iterable[Job]) -> None:
 
 
 def follow(cluster: Cluster, name: str, say: Callable[[bytes], None]) -> Job:
-    """Give ``say`` what the job writes, from its beginning on, until it has ended."""
+    """Give ``say`` what the job writes, from its beginning on, until it has ended; if that is
+    nowhere then, why.
+    """
     found, place, heard = cluster.job(name), 0, time.monotonic()
     while True:
         try:
             asked = time.monotonic()
-            more = cluster.said(found, place)
+            try:
+                more = cluster.said(found, place)
+            except NoOutput as exc:
+                more = f"{exc}\n".encode() if found.is_over else b""
             if more:
                 say(more)
             place += len(more)

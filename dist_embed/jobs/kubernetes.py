@@ -22,6 +22,7 @@ from dist_embed.errors import StorageError, UserError
 from dist_embed.installed import require
 from dist_embed.jobs.configuration import configuration, whole_stop_seconds
 from dist_embed.jobs.settings import KEEP_MINUTES, KubernetesSection
+from dist_embed.planning.text import made_up
 from dist_embed.training.tasks import Train
 
 Object = dict[str, Any]
@@ -253,7 +254,7 @@ def _estimate(config: Config, prepared: PreparedData | None) -> int:
     tier: Tier | None = None
     if config.cluster.device == "cuda":
         tier = "device" if memory == "auto" else memory  # what `auto` needs at least
-    sentences = prepared.splits["train"].sentences if prepared else None
+    sentences = prepared.splits["train"].sentences if prepared else made_up(config)
     return Train(sentences=sentences).host_bytes(
         config,
         prepared.vocabulary_size if prepared else {"source": bound, "target": bound},

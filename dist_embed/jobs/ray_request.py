@@ -23,7 +23,8 @@ from dist_embed.config.paths import (
     with_absolute_paths,
 )
 from dist_embed.config.schema import Config
-from dist_embed.errors import UserError
+from dist_embed.data.preparation import find_data
+from dist_embed.errors import StorageError, UserError
 from dist_embed.jobs.arrived import CONFIG, SENT_BY
 from dist_embed.jobs.configuration import configuration, whole_stop_seconds
 
@@ -81,11 +82,13 @@ def local_paths(config: Config) -> list[str]:
 
 def check_corpora(config: Config, sent: Collection[str] = ()) -> None:
     """Refuse corpora that the job does not find: that lie in this process, or at a relative path
-    which no file has that is ``sent`` with it.
+    which no file has that is ``sent`` with it. None is needed where their prepared data are.
 
     Args:
         config: the run's.
         sent: files by their paths in the folder in which the job starts.
+
+    Raises UserError for these, and for prepared data that the run would refuse.
     """
     for key, uri in corpora(config):
         path = path_of(uri)
@@ -95,8 +98,17 @@ def check_corpora(config: Config, sent: Collection[str] = ()) -> None:
             wanted = re.compile(glob_translate(os.path.normpath(path)))
             is_there = os.path.isabs(path) or any(map(wanted.match, sent))
         if not is_there:
+            if _is_prepared(config):
+                return
             raise UserError(
                 f"{key}: {uri!r} is not allowed in a job: a URL (s3://…), the absolute path of a "
                 "shared folder, or a file that --working-dir sends (docs/clusters.md says what "
-                "stays behind)"
+                "stays behind); none is needed where the data are prepared already"
             )
+
+
+def _is_prepared(config: Config) -> bool:
+    try:
+        return find_data(config, lambda line: None) is not None
+    except (StorageError, OSError):  # a store or folder that is not for this machine
+        return False

@@ -31,6 +31,7 @@ from dist_embed.jobs.ray_request import OURS, RUN_URI, new_id
 logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
 
 CONNECT_SECONDS = 5.0
+FIRST_SECONDS = 10.0  # for the first answer, which shows that it is one
 ANSWER_SECONDS = 60.0
 UPLOAD_SECONDS = 900.0  # for all of it
 _REFUSALS = (401, 403)  # of who sends no token, or a wrong one
@@ -39,7 +40,10 @@ _REFUSALS = (401, 403)  # of who sends no token, or a wrong one
 class _Client(JobSubmissionClient):
     def _do_request(self, method: str, endpoint: str, **more: Any) -> requests.Response:
         # The first is the limit of sending, too (urllib3 2).
-        limits = (UPLOAD_SECONDS if more.get("data") else CONNECT_SECONDS, ANSWER_SECONDS)
+        limits = (
+            UPLOAD_SECONDS if more.get("data") else CONNECT_SECONDS,
+            FIRST_SECONDS if endpoint == "/api/version" else ANSWER_SECONDS,
+        )
         try:
             with _silence_told(self._address, limits):
                 return super()._do_request(method, endpoint, timeout=limits, **more)
@@ -157,7 +161,7 @@ def _check_asks_for_token(url: str) -> None:
     """Raise UserError for a server that answers one who has no token. It is not sent one before:
     who serves everybody may be anybody.
     """
-    limits = (CONNECT_SECONDS, ANSWER_SECONDS)
+    limits = (CONNECT_SECONDS, FIRST_SECONDS)
     with _silence_told(url, limits):
         answer = requests.get(f"{url}/api/jobs/", timeout=limits, allow_redirects=False)
     if answer.status_code == 200:

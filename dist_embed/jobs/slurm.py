@@ -19,7 +19,7 @@ from dist_embed.config.paths import is_of_one_process, places, run_name
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.jobs.configuration import configuration
-from dist_embed.jobs.job import Job, check_is_free
+from dist_embed.jobs.job import Job, NoOutput, check_is_free
 from dist_embed.jobs.settings import SlurmSection
 
 # Slurm looks at its signals and limits once a minute or so: a limit of 60 s ended at 80, and a
@@ -109,10 +109,16 @@ is_preempted() {{ # since it began this time. To those Slurm signals the steps, 
     announced=$(sed -n 's/.* PreemptTime=\([0-9][^ ]*\).*/\1/p' <<<"$shown")
     [[ -n "$announced" && ! "$announced" < "$began" ]]
 }}
-limit_is_near() {{
+limit_is_near() {{ # as this script was asked to save
     local end limit
+    [ $asked_at -gt 0 ] || return
     end=$(SLURM_TIME_FORMAT=standard squeue --noheader --jobs="$SLURM_JOB_ID" --format=%e)
-    limit=$([ -n "$end" ] && date -d "$end" +%s 2>/dev/null || echo 0)
+    if [ -z "$end" ]; then
+        echo "not queued again: Slurm does not say when the job's time ends; the same submission" \
+            "goes on" >&2
+        return 1
+    fi
+    limit=$(date -d "$end" +%s 2>/dev/null || echo 0) # where it has none
     [ "$limit" -ge $asked_at ] && [ $((limit - asked_at)) -le {margin} ]
 }}
 queue_again() {{ # WHY
@@ -273,7 +279,7 @@ def stop(name: str) -> Job:
 
 
 def said(job: Job, since: int) -> bytes:
-    """What a job has written, from that byte on."""
+    """What a job has written, from that byte on. Raises NoOutput where there is no such file."""
     try:
         with open(job.output, "rb") as file:
             file.seek(since)
@@ -281,7 +287,7 @@ def said(job: Job, since: int) -> bytes:
     except FileNotFoundError:
         if job.running_for == _NOT_BEGUN:
             return b""
-        raise UserError(
+        raise NoOutput(
             f"job {job.name} writes to {job.output}, which this machine does not have: look on the "
             f"node where it began (BatchHost of `scontrol show job {job.name}`), or send jobs from "
             "a folder that all share"

@@ -8,13 +8,12 @@ of Cut Cross-Entropy (Wijmans et al. 2025, arXiv 2411.09009), with plain matrix 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from dist_embed.embedding.memory import TILE_TOKENS
+from dist_embed.embedding.memory import tile_tokens
 from dist_embed.embedding.tables import lies_in_host_memory
 from dist_embed.model.logit_blocks import LogitBlocks, Picked, exponentials
 
@@ -34,9 +33,7 @@ class LogitTiles:
     def __init__(self, hidden: Tensor, weight: Tensor, tile_bytes: int) -> None:
         self._hidden = hidden
         self._weight = weight
-        most = TILE_TOKENS
-        if weight.is_cuda:  # as many tokens as rows: the fewest operations, and passes over memory
-            most = max(TILE_TOKENS, math.isqrt(tile_bytes // 4))
+        most = tile_tokens(tile_bytes, "cuda" if weight.is_cuda else "cpu")
         self._tokens = max(1, min(most, hidden.shape[0]))
         self._copied = weight.dtype != hidden.dtype or lies_in_host_memory(weight)
         row_bytes = 4 * self._tokens

@@ -27,7 +27,9 @@ _ENVIRONMENT = {
     # Of a Ray of our own: after 60 s, its default, a process that a busy machine has not let import
     # Ray yet is ended, and another one begins anew (2.60).
     "RAY_worker_register_timeout_seconds": "120",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # by default a lost worker is noticed within 2 s
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # by default a lost worker is noticed within 2 s
+    # A process of each start that tells of nodes about to go, as `Outlook` does (Ray Train 2.60).
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     # oneDNN keeps compiled kernels by shape; 1024 of them, its default, take 2 GiB in a bf16 run.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
     "RAY_USAGE_STATS_ENABLED": "0",  # reports to the vendor are on by default

@@ -159,18 +159,23 @@ def is_passing(exc: BaseException) -> bool:
 def _exchange_causes(store: Any, group: Group, exc: Exception) -> WorkerError | None:
     """Another worker's error, if it is the cause of this one; else this one is left for the peers.
 
+    What is no cause itself, but a collective that a peer broke, gives way to this one where it is.
+
     In a thread: a call of the store of a machine that stands still does not return (torch 2.13).
     On a connection of its own: the one there is may be gone, as nothing has used it for long.
     """
     causes: list[WorkerError] = []
+    is_echo = is_broken_collective(exc)
 
     def exchange() -> None:
         with suppress(RuntimeError, ValueError):  # the store may have died with its host
             own = store.clone()
-            cause = _read_cause(own, wait=is_broken_collective(exc))
-            if cause is None:  # of failures at the same moment the first to be written counts
-                account = own.compare_set(_KEY, "", _account(group.rank, exc))
-                cause = WorkerError(**json.loads(account))
+            account = _read_cause(own, wait=is_echo) or ""
+            # Of failures at the same moment the first to be written counts.
+            while not account or not (is_echo or json.loads(account)["is_cause"]):
+                own_account = _account(group.rank, exc)
+                account = own.compare_set(_KEY, account, own_account).decode()
+            cause = WorkerError(**json.loads(account))
             if cause.rank != group.rank:
                 causes.append(cause)
                 own.add(_READERS, 1)
@@ -184,13 +189,15 @@ def _exchange_causes(store: Any, group: Group, exc: Exception) -> WorkerError | 
     return causes[0] if causes else None
 
 
-def _read_cause(store: Any, *, wait: bool) -> WorkerError | None:
+def _read_cause(store: Any, *, wait: bool) -> str | None:
+    """A worker's `_account`, if there is one."""
     try:
         if wait:
             store.wait([_KEY], timedelta(seconds=CAUSE_WAIT_SECONDS))
         elif not store.check([_KEY]):
             return None
-        return WorkerError(**json.loads(store.get(_KEY)))
+        account: str = store.get(_KEY).decode()
+        return account
     except (RuntimeError, ValueError):  # nobody said anything, or the store died with its host
         return None
 

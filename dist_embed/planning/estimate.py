@@ -15,7 +15,7 @@ from dist_embed.embedding.row_order import MOST_ROWS
 from dist_embed.errors import UserError
 from dist_embed.observe.phase_names import PhaseName
 from dist_embed.planning import limits
-from dist_embed.planning.balance import request_balance, rows_per_worker
+from dist_embed.planning.balance import rows_per_worker
 from dist_embed.planning.checkpoint import CheckpointPlan
 from dist_embed.planning.cost import Cost
 from dist_embed.planning.machine import Machine
@@ -83,7 +83,7 @@ class Plan:
         bottleneck: what limits it first, in words.
         remedies: what would change that.
         not_built: what nothing does yet, and would: that every worker has the most frequent rows;
-            that each plans its part of the batches, where that would be faster.
+            that each plans its part of the batches. Whatever it gives.
         checkpoint: bytes and seconds of one, and how often there is one.
         prepared: whether prepared data were asked; else words are by Zipf's law and at most
             `tokenizer.vocab_size`.
@@ -161,7 +161,7 @@ def estimated(step: Step) -> Plan:
     memory, refused = worker_memory(step), _why_refused(step)
     costs, checkpoint = costs_with_waits(step)
     phases = {name: cost.seconds for name, cost in costs.items()}
-    seconds = (1 + step.machine.rest) * sum(phases.values())
+    seconds = sum(phases.values())
     sent = traffic(step)
     if refused:
         limit = f"refused, whatever memory there is: {refused}"
@@ -190,8 +190,8 @@ def estimated(step: Step) -> Plan:
         distinct_rows=sum(step.distinct_rows.values()),
         planning_seconds=planning_seconds(step),
         negatives=step.drawn,
-        rows_per_worker=rows_per_worker(step),
-        request_balance=request_balance(step),
+        rows_per_worker=rows_per_worker(step.specs.values(), step.workers),
+        request_balance=step.request_balance,
         tokens_per_second=step.target_tokens / seconds,
         bottleneck=limit,
         remedies=[],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from dist_embed.observe.phase_names import PhaseName
-from dist_embed.planning.balance import request_balance
 from dist_embed.planning.checkpoint import CheckpointPlan
 from dist_embed.planning.cost import Cost
 from dist_embed.planning.memory import WorkerMemory
@@ -48,7 +47,7 @@ def of_time(
     phase = max(costs, key=of_kind)
     most = f"{share}, most of it in {phase!r} ({of_kind(phase) / seconds:.0%})"
     if kind == "hot":
-        return f"{most}; it is asked for {request_balance(step):,.1f} times the mean"
+        return f"{most}; it is asked for {step.request_balance:,.1f} times the mean"
     return most
 
 

@@ -21,11 +21,12 @@ from pydantic import Field, ValidationError
 from dist_embed.config.schema import Config
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.mistakes import mistakes
-from dist_embed.observe.phase_names import PhaseName
 from dist_embed.section import NonNegativeFloat, PositiveFloat, PositiveInt, Section
 
 PAGE = "docs/planning.md"
 _ENDING = ".yaml"
+# What `bench calibrate` wrote before (docs/benchmarks/plan.md).
+_GONE = ("factors", "crowding", "rest")
 _SHIPPED = files("dist_embed.planning") / "machines"
 
 Dtype = Literal["fp32", "bf16"]
@@ -77,27 +78,6 @@ class Store(Section):
     )
 
 
-class Crowding(Section):
-    """How much longer a worker takes for its own work beside others of its node."""
-
-    workers: Annotated[int, Field(ge=2)] = Field(description="Of a node.")
-    factor: PositiveFloat = Field(description="By what it takes alone, its share of cores aside.")
-
-
-class Correction(Section):
-    """What a phase of a step took, by what the machine's figures say of it."""
-
-    work: PositiveFloat = Field(1.0, description="Of what a worker does by itself.")
-    exchange: PositiveFloat = Field(1.0, description="Of exchanges, waits for others among them.")
-
-
-class Corrections(Section):
-    """By phase, of steps with either output layer."""
-
-    exact: dict[PhaseName, Correction] = Field({}, description="model.output=exact.")
-    sampled: dict[PhaseName, Correction] = Field({}, description="model.output=sampled.")
-
-
 class Machine(Section):
     """What one kind of machine does. Speeds are of a worker's GPU, or of one core of a CPU."""
 
@@ -141,14 +121,6 @@ class Machine(Section):
     between_nodes: Link | None = Field(None, description="Between workers of two nodes.")
     exchanges: list[Exchange] = Field([], description="Measured, instead of `within_node`.")
     store: Store = Field(description="Of checkpoints.")
-    factors: Corrections = Field(
-        Corrections(), description="What phases of steps took, by what the figures above say."
-    )
-
-    crowding: list[Crowding] = Field([], description="By workers of a node; else 1.")
-    rest: NonNegativeFloat = Field(
-        0.0, description="What a step takes beside its phases, by what these take."
-    )
 
     @property
     def narrow_is_native(self) -> bool:
@@ -170,11 +142,6 @@ class Machine(Section):
         of_type = [one for one in self.products if one.type == dtype] or self.products
         points = sorted((one.inner, one.gflops) for one in of_type)
         return 1e9 * self.efficiency * _between(points, inner)
-
-    def crowded(self, workers: int) -> float:
-        """How much longer work takes beside so many workers of a node."""
-        points = [(1, 1.0), *sorted((one.workers, one.factor) for one in self.crowding)]
-        return _between(points, workers)
 
     def host_link(self) -> float:
         """Bytes per second between where tables are trained and the memory of the host."""
@@ -242,6 +209,11 @@ def machine_from_yaml(text: str, origin: str) -> Machine:
         pass
     if not isinstance(values, dict):
         raise ConfigError(f"{origin}: expected a mapping of figures, see {PAGE}")
+    if gone := [key for key in _GONE if key in values]:
+        raise ConfigError(
+            f"{origin}: {', '.join(gone)}: not allowed any more, plans are nearer to runs without: "
+            "remove them, or write the file anew by dist-embed bench calibrate"
+        )
     try:
         machine = Machine.model_validate(values)
     except ValidationError as exc:

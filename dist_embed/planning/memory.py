@@ -6,7 +6,7 @@ device holds is added, whose tier is chosen as a run chooses it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dist_embed.embedding.memory import beside_tables_bytes, output_memory, table_bytes
@@ -56,10 +56,11 @@ def worker_memory(step: Step) -> WorkerMemory:
     machine, here = step.machine, step.machine.workers_of_node(step.workers)
     node = machine.node_memory_gib * 2**30
     if step.device_bytes is None:
-        parts = _on_host(step, None)
+        parts = _on_host(step, None) | _head(step)
         return WorkerMemory(parts, {}, "device" if here * sum(parts.values()) > node else "")
     tier, tables, _ = tables_on_device(step)
-    device = {"process": int(machine.device_process_mib * 2**20)} | tables | _beside(step)
+    device = {"process": int(machine.device_process_mib * 2**20)} | tables
+    device |= _head(step) | _beside(step)
     host = _on_host(step, tier or "device")
     lacking: Lacking = "host" if here * sum(host.values()) > node else ""
     if tier is None or sum(device.values()) > step.device_bytes:
@@ -84,6 +85,7 @@ def tables_on_device(step: Step) -> tuple[Tier | None, dict[str, int], float]:
     whole = {step.output.table.name} if step.output.exact else set()
     sizes = sizes_of(specs, embedding.optimizer, step.workers, embedding.weights, whole)
     beside = beside_tables_bytes(step.output, step.workers, copied=True)
+    beside += sum(_head(step).values())
     free = step.device_bytes - int(step.machine.device_process_mib * 2**20)
     room = room_for_tables(free, beside)
     try:
@@ -98,6 +100,16 @@ def tables_on_device(step: Step) -> tuple[Tier | None, dict[str, int], float]:
     share = cache_share(sizes, room)
     held["cache of rows"] = sizes.bookkeeping + int(share * sizes.cacheable)
     return tier, held, share
+
+
+def _head(step: Step) -> dict[str, int]:
+    """Rows that every worker has, with their state and gradient, where it computes."""
+    if not step.head:
+        return {}
+    embedding = step.config.embedding
+    heads = [replace(spec, num_rows=min(step.head, spec.num_rows)) for spec in step.specs.values()]
+    held = sum(table_bytes(head, embedding.optimizer, 1, embedding.weights) for head in heads)
+    return {"rows on every worker": held + sum(4 * head.num_rows * head.width for head in heads)}
 
 
 def _by_kind(step: Step, sizes: Sizes) -> dict[str, int]:

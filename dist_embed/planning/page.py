@@ -61,8 +61,6 @@ def time_table(one: Plan) -> tuple[Row, list[Row]]:
         [name, f"{1000 * seconds:,.2f}", f"{seconds / one.step_seconds:.0%}"]
         for name, seconds in one.phases.items()
     ]
-    rest = one.step_seconds - sum(one.phases.values())
-    rows.append(["beside these", f"{1000 * rest:,.2f}", f"{rest / one.step_seconds:.0%}"])
     return ["phase", "ms", "share"], rows
 
 
@@ -101,12 +99,13 @@ def given(remedy: Remedy, before: Plan) -> str:
 
 
 def given_by_speed(remedy: Remedy, before: Plan) -> str:
-    """What a remedy gives where memory suffices."""
+    """What a remedy gives where memory suffices; what is not built may need more than there is."""
     faster = remedy.tokens_per_second / before.tokens_per_second
+    lacks = ", does not fit" if before.fits and not remedy.fits else ""
     return (
         f"{1000 * remedy.step_seconds:,.1f} ms a step instead of "
         f"{1000 * before.step_seconds:,.1f}, {faster:.2f} times the tokens/s, "
-        f"{size(remedy.memory_bytes)}"
+        f"{size(remedy.memory_bytes)}{lacks}"
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dist_embed.config.schema import Config
+from dist_embed.planning.estimate import estimated, step_of
 from dist_embed.planning.machine import load_machine
-from dist_embed.planning.verdict import plan
-from dist_embed.run.history import REST
+from dist_embed.planning.text import text_of
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class PlannedPhases:
 
     Attributes:
         machine: that it is planned for, with where its figures are from.
-        seconds: of a step by phase, as `phases_of` has them of a run.
+        seconds: of a step by phase, as `phases_of` has them of a run, but for what is in none.
     """
 
     machine: str
@@ -28,7 +28,7 @@ def planned_phases(config: Config, machine: str) -> PlannedPhases:
 
     Raises UserError: there is no such machine, or no plan for so many workers.
     """
-    found = plan(config, config.cluster.max_workers, load_machine(machine))
-    phases: dict[str, float] = dict(found.phases.items())
-    rest = found.step_seconds - sum(phases.values())
-    return PlannedPhases(f"{found.machine} ({found.machine_source})", phases | {REST: rest})
+    workers, known = config.cluster.max_workers, load_machine(machine)
+    found = estimated(step_of(config, workers, known, text_of(config)))
+    phases = {str(name): seconds for name, seconds in found.phases.items()}
+    return PlannedPhases(f"{known.name} ({known.source})", phases)

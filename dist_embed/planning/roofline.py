@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from dist_embed.observe.phase_names import PhaseName
 from dist_embed.planning.cost import Cost
-from dist_embed.planning.machine import Collective, Correction, Dtype
+from dist_embed.planning.machine import Collective, Dtype
 from dist_embed.planning.memory import tables_on_device
 from dist_embed.planning.step import Step
 from dist_embed.planning.traffic import Network
@@ -64,14 +63,6 @@ class Roofline:
         """
         rows = self.step.distinct_beyond(self.share_on_device)
         return self.from_host(times * self.step.config.embedding.width * rows)
-
-    def corrected(self, name: PhaseName, cost: Cost) -> Cost:
-        """A phase with the factors of the machine."""
-        machine = self.step.machine
-        of_kind = machine.factors.exact if self.step.output.exact else machine.factors.sampled
-        factor = of_kind.get(name, Correction())
-        crowded = machine.crowded(machine.workers_of_node(self.step.workers))
-        return cost.times(crowded * factor.work, factor.exchange)
 
     @property
     def _share(self) -> float:

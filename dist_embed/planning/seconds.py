@@ -1,8 +1,6 @@
 """How long a step's phases take: a roofline of each, by what a machine does at most.
 
-Each phase is counted as products, bytes that are read and written, operations, and exchanges. What
-is left out, or counted too coarsely, is in the machine's ``factors``, which `bench calibrate` finds
-by making steps.
+Each phase is counted as products, bytes that are read and written, operations, and exchanges.
 """
 
 from __future__ import annotations
@@ -49,14 +47,14 @@ class StepTime:
     step: Step
 
     def costs(self) -> dict[PhaseName, Cost]:
-        """By phase, `Machine.factors` applied, without waits: see `dist_embed.planning.waits`."""
+        """By phase, without waits: see `dist_embed.planning.waits`."""
         roof = self._roof
         dense = self._layers("encoder"), self._layers("decoder")
         forward = dense[0] + dense[1]
         update, owners = self._optimizer(), self._table_backward()
         # On a GPU ids of the next step travel while this one updates.
         updating = update.work + owners.work if self._beside else 0.0
-        found: dict[PhaseName, Cost] = {
+        return {
             "agreement": roof.own(operations=20) + roof.exchanged("all_reduce", 0.0),
             "data wait": roof.own(operations=20),
             "ids exchange": self._ids().beside(updating),
@@ -69,7 +67,6 @@ class StepTime:
             "optimizer": update,
             "table backward": owners,
         }
-        return {name: roof.corrected(name, found[name]) for name in found}
 
     def seconds_of_asked_rows(self) -> dict[PhaseName, float]:
         """By phase the part of `costs` that goes with the rows a worker is asked for by others: it
@@ -78,19 +75,19 @@ class StepTime:
         step, roof = self.step, self._roof
         rows, width = sum(step.distinct_rows.values()), step.config.embedding.width
 
-        def served(times: int, sent: float) -> Cost:
+        def served(times: int, sent: float) -> float:
             own = roof.gathered(times * rows, width)
             if roof.share_on_device == 0:  # what misses a cache are rare words: all have as many
                 own += roof.missed(times)
-            return own + Cost(network=roof.network.sending("all_to_all", sent))
+            return own.seconds + roof.network.sending("all_to_all", sent)
 
-        found: dict[PhaseName, Cost] = {
+        found: dict[PhaseName, float] = {
             "ids exchange": served(0, sent_ids(step)), "lookup": served(1, self._sent["vectors"]),
             "table backward": served(2, self._sent["row gradients"]),
         }  # fmt: skip
         if "rows for clipping" in self._sent:
             found["gradient norm"] = served(2, self._sent["rows for clipping"])
-        return {name: roof.corrected(name, found[name]).seconds for name in found}
+        return found
 
     @property
     def _beside(self) -> bool:

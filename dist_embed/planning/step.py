@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dist_embed.config.schema import Config
-from dist_embed.embedding.memory import (
-    LEAST_BLOCK_TOKENS,
-    TILE_TOKENS,
-    OutputNeeds,
-    block_tokens,
-)
+from dist_embed.embedding.memory import OutputNeeds, block_tokens, by_blocks, tile_tokens
 from dist_embed.embedding.plan import TableSpec, shard_of
 from dist_embed.model.translation_tables import TABLE_OF_ROLE
+from dist_embed.planning.balance import request_balance
 from dist_embed.planning.machine import Machine
 from dist_embed.planning.text import Text
-from dist_embed.planning.words import Group, Words, asked_words, by_rank, rarer, sampled
+from dist_embed.planning.words import Asked, Group, Words, asked_words, by_rank, rarer, sampled
 from dist_embed.training.needs import dense_parameters, output_needs, specs_of
 from dist_embed.training.samples import samples_of_a_step
 
@@ -115,7 +111,7 @@ class Step:
     @property
     def by_tiles(self) -> bool:
         """Whether the exact output layer is trained by tiles of tokens × rows."""
-        return self.block_tokens < LEAST_BLOCK_TOKENS[self.output.device]
+        return not by_blocks(self.output, self.workers)
 
     @property
     def block_tokens(self) -> int:
@@ -123,11 +119,10 @@ class Step:
         return block_tokens(self.output.block_bytes, self.output.table.num_rows, self.workers)
 
     @property
-    def tile_tokens(self) -> int:
-        """Tokens of a tile; see `model.logit_tiles`."""
-        if self.output.device == "cpu":
-            return TILE_TOKENS
-        return max(TILE_TOKENS, math.isqrt(self.output.block_bytes // 4))
+    def tile_tokens(self) -> float:
+        """Tokens of a tile: no more than a micro-batch has; see `model.logit_tiles`."""
+        there = self.target_tokens / self.config.train.accumulate
+        return min(tile_tokens(self.output.block_bytes, self.output.device), there)
 
     @property
     def samples(self) -> int:
@@ -142,16 +137,26 @@ class Step:
         return samples_of_a_step(self.config, self.text.vocabulary_size["target"])
 
     @cached_property
+    def asked(self) -> dict[str, Asked]:
+        """By table the words that a worker asks others for in a step, with how likely that is."""
+        return {table: self._asked(table, self.head) for table in self.specs}
+
+    @cached_property
     def distinct_rows(self) -> dict[str, float]:
         """U: by table how many distinct rows a worker asks others for, expected."""
-        return {table: self._distinct(table, self.head) for table in self.specs}
+        return {table: _expected(words) for table, words in self.asked.items()}
 
-    @property
+    @cached_property
     def looked_up(self) -> float:
         """Of all tables, those of the `head` too, which nobody is asked for."""
         if not self.head:
             return sum(self.distinct_rows.values())
-        return sum(self._distinct(table, 0) for table in self.specs)
+        return sum(_expected(self._asked(table, 0)) for table in self.specs)
+
+    @cached_property
+    def request_balance(self) -> float:
+        """Rows that the worker is asked for which is asked for most, by the mean of all."""
+        return request_balance(self.specs, self.asked, self.workers)
 
     @property
     def head_rows(self) -> int:
@@ -163,17 +168,12 @@ class Step:
         if share >= 1:
             return 0.0
         return sum(
-            self._distinct(table, max(self.head, int(share * spec.num_rows)))
+            _expected(self._asked(table, max(self.head, int(share * spec.num_rows))))
             for table, spec in self.specs.items()
         )
 
-    def _distinct(self, table: str, first: int) -> float:
-        return math.fsum(group.count * likely for group, likely in self.asked(table, first))
-
-    def asked(self, table: str, first: int) -> list[tuple[Group, float]]:
-        """Words of a table from the id ``first`` on, with the probability that a worker asks for
-        each of them in a step.
-        """
+    def _asked(self, table: str, first: int) -> Asked:
+        """Words of a table from the id ``first`` on, which a worker looks up in a step."""
         roles = [role for role, of in self._tables.items() if of == table]
         share = {"source": self.text.source_share, "target": self.text.target_share}
         negatives = "output" in roles and self.samples > 0
@@ -202,3 +202,8 @@ class Step:
         weight = by_count if model.sampler == "unigram" else by_rank
         drawn = sampled(words, self.drawn, weight)
         return lambda group: drawn(group) / self.workers
+
+
+def _expected(words: Asked) -> float:
+    """How many of them."""
+    return math.fsum(group.count * likely for group, likely in words)

@@ -6,6 +6,7 @@ Where data are prepared they are asked, else bounds and Zipf's law serve.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dist_embed.config.schema import Config
@@ -50,18 +51,17 @@ class Text:
 
 
 def text_of(config: Config) -> Text:
-    """Of a configuration. Reads prepared data, where there are any."""
+    """Of a configuration. Reads prepared data, where there are any, once for all plans."""
     if not storage.names_in(config.data.uri):
         return expected_text(config, config.tokenizer.vocab_size)
     # Imported here: pyarrow and the like take longer than a plan without data.
     from dist_embed.data.prepared_folder import prepared_folder
-    from dist_embed.data.token_shards import PreparedData
+    from dist_embed.data.token_shards import INDEX_NAME
 
-    try:
-        data = PreparedData.read(prepared_folder(config.data.uri))
-    except FileNotFoundError:
+    folder = prepared_folder(config.data.uri)
+    if not storage.exists(storage.join(folder, INDEX_NAME)):
         return expected_text(config, config.tokenizer.vocab_size)
-    return _prepared_text(data)
+    return _prepared_text(folder)
 
 
 def expected_text(config: Config, num_words: int) -> Text:
@@ -70,18 +70,22 @@ def expected_text(config: Config, num_words: int) -> Text:
     words = zipf_words(num_words)
     return Text(
         dict.fromkeys(_SIDES, num_words), dict.fromkeys((*_SIDES, "both"), words), share, share,
-        PAIR_TOKENS * LONGER_SIDE, _made_up(config),
+        PAIR_TOKENS * LONGER_SIDE, made_up(config),
         prepared=False, word_tables=config.tokenizer.kind == "word",
     )  # fmt: skip
 
 
-def _made_up(config: Config) -> int | None:
+def made_up(config: Config) -> int | None:
     """Pairs, where the data are made up: they are known then."""
     made = config.data.words or config.data.synthetic or config.data.inflected
     return made.sentences if made else None
 
 
-def _prepared_text(data: PreparedData) -> Text:
+@lru_cache(maxsize=32)  # what a preparation has written stays as it is
+def _prepared_text(folder: str) -> Text:
+    from dist_embed.data.token_shards import PreparedData
+
+    data = PreparedData.read(folder)
     shards = data.splits["train"].shards
     source = sum(shard.source_tokens for shard in shards)
     target, sentences = data.splits["train"].target_tokens, data.splits["train"].sentences

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dist_embed.config.schema import Config
-from dist_embed.embedding.memory import table_bytes
 from dist_embed.errors import UserError
 from dist_embed.planning.estimate import Plan, Remedy, estimated, step_of
 from dist_embed.planning.machine import Machine, load_machine, usual_machine
@@ -35,7 +34,7 @@ def plan(config: Config, workers: int, machine: Machine | None = None) -> Plan:
     machine = machine or load_machine(usual_machine(config))
     step = step_of(config, workers, machine, text_of(config))
     found = estimated(step)
-    return replace(found, remedies=remedies(found, step), not_built=_not_built(found, step))
+    return replace(found, remedies=remedies(found, step), not_built=_not_built(step))
 
 
 def remedies(found: Plan, step: Step) -> list[Remedy]:
@@ -128,13 +127,11 @@ def _more_workers(step: Step) -> Iterator[Remedy]:
         workers *= 2
 
 
-def _not_built(found: Plan, step: Step) -> list[Remedy]:
+def _not_built(step: Step) -> list[Remedy]:
     if step.workers == 1:
         return []
-    parts = estimated(replace(step, parts_of_data=step.workers))
-    apart = _remedy("each worker plans its part of the batches", parts)
-    counts = apart.tokens_per_second > (1 + _COUNTS) * found.tokens_per_second
-    return [_replicated_head(step), *([apart] if counts else [])]
+    apart = estimated(replace(step, parts_of_data=step.workers))
+    return [_replicated_head(step), _remedy("each worker plans its part of the batches", apart)]
 
 
 def _replicated_head(step: Step) -> Remedy:
@@ -143,14 +140,8 @@ def _replicated_head(step: Step) -> Remedy:
     Their gradients are summed over all workers in every step, and each updates them all.
     """
     tried = [(rows, estimated(replace(step, head=rows))) for rows in _HEADS]
-    rows, found = max(tried, key=lambda one: one[1].tokens_per_second)
-    embedding, more = step.config.embedding, 0
-    for spec in step.specs.values():  # with their gradient
-        head = replace(spec, num_rows=min(rows, spec.num_rows))
-        more += table_bytes(head, embedding.optimizer, 1, embedding.weights)
-        more += 4 * head.num_rows * head.width
-    change = f"the {rows:,} most frequent rows of each table on every worker"
-    return replace(_remedy(change, found), memory_bytes=found.memory_bytes + more)
+    rows, found = max(tried, key=lambda one: (one[1].fits, one[1].tokens_per_second))
+    return _remedy(f"the {rows:,} most frequent rows of each table on every worker", found)
 
 
 def _remedy(change: str, found: Plan) -> Remedy:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dist_embed.data.pool_sizes import PLANNING_SECONDS
 from dist_embed.observe.phase_names import PhaseName
-from dist_embed.planning.balance import request_balance
 from dist_embed.planning.checkpoint import CheckpointPlan, checkpoint_plan
 from dist_embed.planning.cost import Cost
 from dist_embed.planning.seconds import StepTime
@@ -12,13 +11,13 @@ from dist_embed.planning.step import Step
 
 
 def costs_with_waits(step: Step) -> tuple[dict[PhaseName, Cost], CheckpointPlan]:
-    """By phase, `Machine.rest` left out; and the checkpoints that training waits for."""
-    time, rest = StepTime(step), 1 + step.machine.rest
-    found, more = time.costs(), request_balance(step) - 1
+    """By phase; and the checkpoints that training waits for."""
+    time = StepTime(step)
+    found, more = time.costs(), step.request_balance - 1
     for name, seconds in time.seconds_of_asked_rows().items():
         found[name] += Cost(hot=more * seconds)
-    found["data wait"] += Cost(data=_not_planned_yet(step, rest * _all(found)) / rest)
-    checkpoint = checkpoint_plan(step, rest * _all(found))
+    found["data wait"] += Cost(data=_not_planned_yet(step, _all(found)))
+    checkpoint = checkpoint_plan(step, _all(found))
     stall = checkpoint.stall_seconds / checkpoint.steps if checkpoint.steps else 0.0
     found["checkpoint stall"] = Cost(stall=stall)
     return found, checkpoint

@@ -31,6 +31,8 @@ class Group:
 
 
 Words = Sequence[Group]
+# Groups, each with the probability by which a word of it is there.
+Asked = Sequence[tuple[Group, float]]
 
 
 def zipf_words(num_words: int) -> Words:
@@ -68,18 +70,11 @@ def rarer(words: Words, first: int) -> Words:
     ]
 
 
-def distinct(words: Words, draws: float, also: Callable[[Group], float] | None = None) -> float:
-    """How many different words are expected among so many independent draws.
+def asked_words(words: Words, draws: float, also: Callable[[Group], float] | None = None) -> Asked:
+    """What is among so many independent draws.
 
     ``also``: the probability by which a word of a group is there anyway, as one of the negatives.
     """
-    return math.fsum(group.count * likely for group, likely in asked_words(words, draws, also))
-
-
-def asked_words(
-    words: Words, draws: float, also: Callable[[Group], float] | None = None
-) -> list[tuple[Group, float]]:
-    """With the probability that each word of a group is among the draws of `distinct`."""
     return [(group, _asked(group, draws, also)) for group in words]
 
 

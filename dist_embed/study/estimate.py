@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from dist_embed.config.schema import Config
 from dist_embed.embedding.memory import GIB, PROCESS_BYTES, available_bytes
 from dist_embed.errors import UserError
 from dist_embed.parallel.device import has_native_bf16, resolve_device
-from dist_embed.planning import Machine, Plan, load_machine, plan
-from dist_embed.planning.machine import Products
+from dist_embed.planning import Machine, Plan, load_machine
+from dist_embed.planning.estimate import estimated, step_of
+from dist_embed.planning.machine import Products, usual_machine
 from dist_embed.planning.page import given
-from dist_embed.run.history import REST
+from dist_embed.planning.text import text_of
+from dist_embed.planning.verdict import remedies
 from dist_embed.training.step_seconds import worker_rate
 
 
@@ -61,13 +64,16 @@ class Planner:
     """
 
     def __init__(self, machine: str | None) -> None:
-        self._named = load_machine(machine) if machine else None
+        self._load = cache(load_machine)  # each file is read once
+        self._named = self._load(machine) if machine else None
 
     def estimate(self, config: Config) -> Estimate:
-        """Of one run. Raises UserError: a table has no row for some worker, or the machine is none
-        that the run would train on.
+        """Of one run, with remedies where it does not fit.
+
+        Raises UserError: a table has no row for some worker, or the machine is none that the run
+        would train on.
         """
-        machine = self._named or _this_machine(config)
+        machine = self._named or self._this_machine(config)
         device: str = config.cluster.device
         if device == "auto" and not cluster_address(config):
             device = resolve_device("auto")
@@ -76,25 +82,28 @@ class Planner:
                 f"machine: {machine.name!r} is not allowed: it has {machine.device!r}, and the "
                 f"runs are on {device!r} (cluster.device)"
             )
-        found = plan(config, config.cluster.max_workers, machine)
+        usual = machine or self._load(usual_machine(config))
+        step = step_of(config, config.cluster.max_workers, usual, text_of(config))
+        found = estimated(step)
+        if not found.fits:
+            found = replace(found, remedies=remedies(found, step))
         memory = machine.node_memory_gib if machine else 0.0
         return Estimate(found, found.fits if machine else None, memory)
 
-
-def _this_machine(config: Config) -> Machine | None:
-    if cluster_address(config) or resolve_device(config.cluster.device) != "cpu":
-        return None
-    usual = load_machine("cpu")
-    # As the check before a run has them, so that both say the same.
-    here = {
-        "source": f"{usual.source}; cores and memory are this machine's",
-        "thread_gflops": worker_rate("cpu", 1, config.train.precision) / 1e9,
-        "cores": len(os.sched_getaffinity(0)),
-        "node_memory_gib": available_bytes() / GIB,
-        "process_mib": PROCESS_BYTES / 2**20,
-        "products": _products(usual, narrow=has_native_bf16(torch.device("cpu"))),
-    }
-    return usual.model_copy(update=here)
+    def _this_machine(self, config: Config) -> Machine | None:
+        if cluster_address(config) or resolve_device(config.cluster.device) != "cpu":
+            return None
+        usual = self._load("cpu")
+        # As the check before a run has them, so that both say the same.
+        here = {
+            "source": f"{usual.source}; cores and memory are this machine's",
+            "thread_gflops": worker_rate("cpu", 1, config.train.precision) / 1e9,
+            "cores": len(os.sched_getaffinity(0)),
+            "node_memory_gib": available_bytes() / GIB,
+            "process_mib": PROCESS_BYTES / 2**20,
+            "products": _products(usual, narrow=has_native_bf16(torch.device("cpu"))),
+        }
+        return usual.model_copy(update=here)
 
 
 def _products(machine: Machine, *, narrow: bool) -> list[Products]:
@@ -108,14 +117,13 @@ def _products(machine: Machine, *, narrow: bool) -> list[Products]:
 
 def planned_columns(found: Plan) -> dict[str, Any]:
     """A plan as columns of a result, but for what is said of memory that is there."""
-    phases: dict[str, float] = dict(found.phases.items())
     return {
         "planned_machine": found.machine,
         "planned_source": found.machine_source,
         "planned_refused": bool(found.refused),
         "planned_tokens_per_second": found.tokens_per_second,
         "planned_step_seconds": found.step_seconds,
-        "planned_phases": phases | {REST: found.step_seconds - sum(phases.values())},
+        "planned_phases": found.phases,
         "planned_memory_bytes": found.memory_bytes,
         "planned_memory": found.memory,
         "planned_exchange_bytes": sum(found.traffic.values()),

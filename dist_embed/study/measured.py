@@ -67,8 +67,14 @@ def _by_worker(told: Sequence[Logged]) -> dict[str, Any]:
         "exchange_share": max(0.0, 1.0 - float(own.mean()) / whole),
         "memory_bytes": [int(size) for size in of_workers("memory_bytes").max(axis=0)],
         "rows_requested": rows.tolist(),
-        "requested_balance": float(rows.max() / rows.mean()) if rows.any() else 1.0,
+        "requested_balance": balance(rows.tolist()),
     }
+
+
+def balance(of_workers: Sequence[float]) -> float:
+    """The most by the mean; 1 where all are 0."""
+    mean = statistics.mean(of_workers)
+    return max(of_workers) / mean if mean else 1.0
 
 
 def _sum(timed: Sequence[Logged], name: PhaseName) -> float:

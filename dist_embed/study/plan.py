@@ -134,10 +134,6 @@ def _base(path: str, base: str) -> str:
     return beside
 
 
-# Keys that the machine of a simulation decides.
-_BY_MACHINE: dict[str, tuple[str, ...]] = {"set": (), "simulate.set": ("cluster.device",)}
-
-
 def _grid_problems(study: ScalingStudy) -> list[str]:
     """What contradicts itself in a study of scaling."""
     problems = []
@@ -155,9 +151,11 @@ def _grid_problems(study: ScalingStudy) -> list[str]:
         problems.append("simulate: not allowed without grid.workers, which it goes on")
     if study.simulate and study.simulate.tokens_per_worker and "weak" not in study.scaling:
         problems.append("simulate.tokens_per_worker: not allowed without scaling: [weak]")
-    for where, keys in (
-        ("set", study.set),
-        ("simulate.set", study.simulate.set if study.simulate else {}),
+    simulated = study.simulate.set if study.simulate else {}
+    own = ("run.uri", "run.seed", "data.uri")
+    for where, keys, decided in (
+        ("set", study.set, own),
+        ("simulate.set", simulated, (*own, "cluster.device")),  # the machine's
     ):
         for name, of_grid in GRID_KEYS.items():
             if getattr(study.grid, name):
@@ -167,9 +165,7 @@ def _grid_problems(study: ScalingStudy) -> list[str]:
                     if key in keys
                 ]
         problems += [
-            f"{where}.{key}: not allowed: the study sets it"
-            for key in ("run.uri", "run.seed", "data.uri", *_BY_MACHINE[where])
-            if key in keys
+            f"{where}.{key}: not allowed: the study sets it" for key in decided if key in keys
         ]
     return problems
 

@@ -94,7 +94,7 @@ _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
      "those that it asks for; runs do not measure it"),
     ("planned_checkpoint_seconds", pa.float64(), "of writing one"),
     ("planned_bottleneck", pa.string(), "in words"),
-    ("plan", pa.string(), "all of it, as JSON"),
+    ("plan", pa.string(), "all of it, as JSON; of runs that fit without what would change it"),
 )  # fmt: skip
 # Each field's metadata say what it means.
 SCHEMA = pa.schema(

@@ -5,29 +5,31 @@ and a run that fails ends no other.
 from __future__ import annotations
 
 import json
-import os
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+
+import torch
 
 from dist_embed.api.data import prepare
 from dist_embed.cluster.launch import cluster_address
 from dist_embed.config.schema import Config
 from dist_embed.errors import DistEmbedError, RunStopped, UserError
 from dist_embed.observe.events import Event
-from dist_embed.parallel.device import resolve_device
+from dist_embed.parallel.device import device_name
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import ParquetError
 from dist_embed.study import unchanged
 from dist_embed.study.estimate import Estimate, Planner
 from dist_embed.study.outcome import Outcome
 from dist_embed.study.planned import PlannedRun, planned_runs, vector_files, word_vectors_of
-from dist_embed.study.results import described, read_results, write_results
+from dist_embed.study.results import SCHEMA, described, read_results, write_results
 from dist_embed.study.scaling import set_efficiencies, simulated_rows
 from dist_embed.study.schema import ScalingStudy, Study, TrainingStudy
 from dist_embed.study.scored import train_and_measure, train_and_score
 from dist_embed.study.word_vectors import ensure_word_vectors
+from dist_embed.training.step_seconds import threads_per_worker
 
 # How runs are scored: to be raised where the same run gets other figures, so that those of before
 # and after do not share a mean. 0.2.0 did not say; since 2 blank lines have a blank translation,
@@ -56,21 +58,22 @@ def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
     runs, planner = planned_runs(study), Planner(study.machine)
     _check_folder(study)
     simulated = simulated_rows(study) if isinstance(study, ScalingStudy) else []
-    rows = [_row_of(run, planner.estimate(run.config)) for run in runs]
+    kept = {run.name: storage.join(study.folder, "results", f"{run.name}.json") for run in runs}
+    # By name of the run: its result, or its state and the reason where there is none.
+    made = _not_made_before(study.folder) | {
+        name: values for name, uri in kept.items() if _is_settled(values := _read(uri) or {})
+    }
+    waiting = {run.name for run in runs if not _is_settled(made.get(run.name, {}))}
+    rows = [_row_of(run, planner if run.name in waiting else None) for run in runs]
     for vectors in word_vectors_of(study):
         ensure_word_vectors(vectors, study.folder, say)
     unchanged.check_corpora([run.config for run in runs], say)
-    kept = {run.name: storage.join(study.folder, "results", f"{run.name}.json") for run in runs}
     started_from = {run.name: vector_files(study, run.config) for run in runs}
     # Written before a run begins, which may be interrupted.
     notes = {run.name: storage.join(study.folder, "results", f"{run.name}.from") for run in runs}
     begun_from = {name: _read(uri) for name, uri in notes.items()}
     for name, recorded in begun_from.items():
         unchanged.check(recorded, started_from[name], f"the run {name}", say)
-    # By name of the run: its result, or its state and the reason where there is none.
-    made = _not_made_before(study.folder) | {
-        name: values for name, uri in kept.items() if _is_settled(values := _read(uri) or {})
-    }
 
     def note() -> None:
         for run, row in zip(runs, rows, strict=True):
@@ -80,10 +83,8 @@ def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
         write_results(study.folder, [*rows, *simulated])
 
     note()
-    # The same run may stand for two combinations: of strong and weak scaling.
-    waiting = {run.name for run in runs if not _is_settled(made.get(run.name, {}))}
     for number, run in enumerate(runs, start=1):
-        if run.name not in waiting:
+        if run.name not in waiting:  # or no more: weak scaling begins with a run of strong scaling
             continue
         waiting.remove(run.name)
         say(f"run {number} of {len(runs)}: {run.name}")
@@ -112,21 +113,24 @@ def _not_made_before(folder: str) -> dict[str, dict[str, Any]]:
     return {}
 
 
-def _row_of(run: PlannedRun, estimate: Estimate) -> dict[str, Any]:
-    """The columns of a run whose turn has not come yet."""
-    row = {"name": run.name, "state": "waiting", **described(run.config, run.combination)}
-    return row | _threads(run.config, len(os.sched_getaffinity(0))) | estimate.columns()
+def _row_of(run: PlannedRun, planner: Planner | None) -> dict[str, Any]:
+    """All columns of a run before what it came to; with a plan where it is yet to be made."""
+    row = dict.fromkeys(SCHEMA.names) | described(run.config, run.combination)
+    row |= {"name": run.name, "state": "waiting"}
+    return row | (planner.estimate(run.config).columns() if planner else {})
 
 
-def _threads(config: Config, cores: int) -> dict[str, Any]:
-    """The columns that say how many threads there are on a machine with so many cores. On GPUs and
-    clusters nothing is known of them.
+def _threads(config: Config, machine: dict[str, Any]) -> dict[str, Any]:
+    """The columns that say how many threads there were on the machine of a result; none where it
+    was a GPU or a cluster, of which nothing is known.
     """
-    workers = config.cluster.max_workers
-    if cluster_address(config) or resolve_device(config.cluster.device) != "cpu":
-        return {"threads_per_worker": None, "oversubscribed": None}
-    threads = config.cluster.threads_per_worker or max(1, cores // workers)
-    return {"threads_per_worker": threads, "oversubscribed": workers * threads > cores}
+    on_cpu = config.cluster.device == "cpu" or machine["device"] == device_name(torch.device("cpu"))
+    if cluster_address(config) or not on_cpu:
+        return {}
+    cores = machine["cores"]
+    threads = threads_per_worker(config, cores)
+    all_threads = config.cluster.max_workers * threads
+    return {"threads_per_worker": threads, "oversubscribed": all_threads > cores}
 
 
 def _fill(row: dict[str, Any], config: Config, made: dict[str, Any]) -> None:
@@ -136,7 +140,7 @@ def _fill(row: dict[str, Any], config: Config, made: dict[str, Any]) -> None:
         return
     there = made["machine"]
     # Those of the machine that it was made on, which may be another. Earlier versions did not say.
-    row |= _threads(config, there["cores"])
+    row |= _threads(config, there)
     # The plan is the one before the run: after it more would be known. Earlier versions kept none.
     row |= made.get("planned", {}) | made.get("figures", {})
     row |= {key: there.get(key) for key in ("device", "cores", "memory_gib", "platform", "python",
@@ -169,7 +173,7 @@ def _made(
             return {"state": "skipped", "reason": estimate.why_not(), **planned}
         make = train_and_score if isinstance(study, TrainingStudy) else train_and_measure
         found = make(run.config, on_event) | {"scoring": SCORING, "planned": planned}
-        found["figures"] |= _threads(run.config, found["machine"]["cores"])
+        found["figures"] |= _threads(run.config, found["machine"])
         return found
     except RunStopped:
         raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 from dist_embed.config.load import load_config
@@ -88,10 +87,11 @@ def _simulated(
     study: ScalingStudy, combination: Combination, config: Config, workers: int, machine: Machine
 ) -> Row:
     assert study.simulate is not None
-    each, times = study.simulate.tokens_per_worker, growth(study, combination, workers)
+    each = study.simulate.tokens_per_worker
     if each and combination[SCALING] == "weak":
-        times = Fraction(each * workers, config.train.batch_tokens)
-    config = grown(config, times)
+        config = _with_batch(config, each * workers)
+    else:
+        config = grown(config, growth(study, combination, workers))
     found = plan(config, workers, machine)
     levels = Combination({**combination, "workers": str(workers)})
     return {
@@ -152,9 +152,10 @@ def _config(study: ScalingStudy, combination: Combination, machine: Machine) -> 
 
 def grown(config: Config, times: Any) -> Config:
     """With a batch that is so many times as large; see `growth`."""
-    if times == 1:
-        return config
-    tokens = max(1, round(config.train.batch_tokens * times))
+    return _with_batch(config, max(1, round(config.train.batch_tokens * times)))
+
+
+def _with_batch(config: Config, tokens: int) -> Config:
     return config.model_copy(
         update={"train": config.train.model_copy(update={"batch_tokens": tokens})}
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from dist_embed.observe.phase_names import PHASES
 from dist_embed.run.history import REST
+from dist_embed.study.measured import balance
 from dist_embed.study.outcome import Outcome
 from dist_embed.study.report import made_on, not_made, set_up_of
 from dist_embed.study.results import NO_TEXT, have_no_text
@@ -46,9 +47,8 @@ def _efficiency(row: Row) -> str | None:
 
 
 def _rows(row: Row) -> str | None:
-    if not row.get("rows_requested"):
-        return None
-    return f"{mean(row['rows_requested']):,.0f} (most ÷ mean {row['requested_balance']:.2f})"
+    rows = row.get("rows_requested")
+    return f"{mean(rows):,.0f} (most ÷ mean {balance(rows):.2f})" if rows else None
 
 
 def _memory(row: Row) -> str | None:
@@ -159,8 +159,9 @@ def scaling_page(
         parts += [
             "## Where a step's time goes\n", "Milliseconds of a step of worker 0; behind the "
             "stroke what was planned.\n", _table(rows, shown, _phases(rows)),
-            "## Planned\n", _on(rows), _table(rows, shown, _PLANNED),
         ]  # fmt: skip
+    if planned := [row for row in rows if row.get("planned_machine")]:
+        parts += ["## Planned\n", _on(planned), _table(rows, shown, _PLANNED)]
     parts += not_made(outcomes)
     if simulated:
         parts += _simulated_part(study, simulated, simulated_plot_name)
@@ -202,8 +203,9 @@ def _phases(rows: Sequence[Row]) -> _Columns:
         def text(row: Row) -> str | None:
             if not row.get("phases"):
                 return None
-            planned = (row.get("planned_phases") or {}).get(name, 0.0)
-            return f"{row['phases'].get(name, 0.0) * 1e3:,.1f} / {planned * 1e3:,.1f}"
+            planned = row.get("planned_phases")
+            told = f"{planned.get(name, 0.0) * 1e3:,.1f}" if planned else "–"
+            return f"{row['phases'].get(name, 0.0) * 1e3:,.1f} / {told}"
 
         return text
 
@@ -239,8 +241,8 @@ def _simulated_part(
 
 
 def _machines(rows: Sequence[Row]) -> str:
-    """With where their figures are from."""
-    named = {f"`{row['planned_machine']}` ({row['planned_source']})" for row in rows}
+    """With where their figures are from, which earlier versions did not say."""
+    named = {f"`{row['planned_machine']}` ({row['planned_source'] or 'not said'})" for row in rows}
     return ", ".join(sorted(named))
 
 

@@ -44,7 +44,8 @@ def draw_scaling(study: ScalingStudy, rows: Sequence[Row], path: str) -> bool:
                 _ideal(axes, x, measured[0])
             ends += [(measured[-1], name)] if x[-1] == last else []
         axes.set_xlabel(along)
-        said = ["target tokens/s; grey: planned"]
+        with_plan = any(row["planned_tokens_per_second"] for row in done)
+        said = ["target tokens/s" + ("; grey: planned" if with_plan else "")]
         said += ["dashed: ideal"] if along == "workers" else []
         if any(row.get("oversubscribed") for row in done):
             said.append("open: more threads than cores")

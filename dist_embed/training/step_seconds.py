@@ -88,9 +88,9 @@ def why_refused(config: Config, num_words: int, num_workers: int, rate: float) -
     )
 
 
-def threads_per_worker(config: Config) -> int:
-    """CPU threads of one worker on this machine."""
+def threads_per_worker(config: Config, cores: int | None = None) -> int:
+    """CPU threads of one worker on a machine with so many cores; None: on this one."""
     if config.cluster.threads_per_worker:
         return config.cluster.threads_per_worker
     local_workers = int(os.environ.get("LOCAL_WORLD_SIZE", config.cluster.max_workers))
-    return max(1, len(os.sched_getaffinity(0)) // local_workers)
+    return max(1, (cores or len(os.sched_getaffinity(0))) // local_workers)

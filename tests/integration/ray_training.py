@@ -22,12 +22,14 @@ SECONDS = 1200.0  # for each thing that is waited for: a start takes ten minutes
 SAME_AT_ANY_LENGTH = (
     "train.schedule=constant", "embedding.schedule=constant", "train.evaluate_every=100000",
     "model.dropout=0",
-    # Else rounding would grow over some hundred steps: tried, 3e-7 at 600, 0.02 at 1500.
+    # Else rounding would grow sooner.
     "train.learning_rate=0.00001", "embedding.learning_rate=0.0001",
 )  # fmt: skip
 # Of the loss, relative. With other numbers of workers it rounds otherwise, by some 1e-7; one update
 # that is lost changes it by 1e-4 (test_lost_update.py).
 LOSS_TOLERANCE = 1e-5
+# Up to which losses are compared: rounding grows. Tried, 3e-7 at 600, 0.02 at 1500.
+MOST_COMPARED_STEPS = 600
 
 
 class Undisturbed:
@@ -135,8 +137,8 @@ class Training:
         return "\n".join(self.said)
 
     def is_as_if_not(self, steps: int | None = None) -> None:
-        """Each step of the course, of so many, once, with the loss of the undisturbed run to
-        rounding.
+        """Each step of the course, of so many, once, on the text of the undisturbed run, and with
+        its loss as far as rounding allows that.
         """
         newest = list_steps(self.run)[-1]
         steps = newest if steps is None else steps
@@ -146,7 +148,7 @@ class Training:
         found = self.losses()
         whole = self._whole.metrics(steps)
         assert list(whole) == told
-        for step, loss in whole.items():
+        for step, loss in list(whole.items())[:MOST_COMPARED_STEPS]:
             same = math.isclose(found[step], loss, rel_tol=LOSS_TOLERANCE)
             assert same, (step, found[step], loss)
         # What a step trains on, in words: the same sentences make the same number of them.

@@ -98,8 +98,7 @@ def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
     assert len(losses(run)) == steps[-1]  # it has saved what it had done
 
     last = steps[-1] + 2
-    fewer = "cluster.num_workers=1"  # it goes on on any number
-    followed = call(*long, f"train.max_steps={last}", fewer, "--follow").stdout
+    followed = call(*long, f"train.max_steps={last}", "--follow").stdout
     assert f"step {last}/{last}" in followed
     assert len(losses(run)) == last
     assert "has ended: succeeded, exit code 0" in call("stop", name_of(followed)).stdout

@@ -4,72 +4,19 @@ arrives any more, and nobody is told.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tests.integration.machines import Machine, cut, machines
+from tests.integration.ray_machines import RayMachines
 from tests.integration.ray_training import SAME_AT_ANY_LENGTH, SECONDS, Training, Undisturbed
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(3600, func_only=True)]
 
 STEPS = 600
-RAY = (sys.executable, "-m", "tests.integration.patient_ray")
-PORT = 6379
-# Of what Ray starts beside a node: see `agent_ports`.
-AGENTS = ("--dashboard-agent-grpc-port=6401", "--metrics-export-port=6402",
-          "--dashboard-agent-listen-port=6403", "--runtime-env-agent-port=6404")  # fmt: skip
-
-
-class RayMachines:
-    """A head without slots, on which commands run, and two nodes with one slot each."""
-
-    def __init__(self, folder: Path, all_of_them: list[Machine]) -> None:
-        self._folder = folder
-        self.head, *self.nodes = all_of_them
-        self.address = f"{self.head.address}:{PORT}"
-        self._up = {machine: self._start(machine) for machine in all_of_them}
-
-    def _start(self, machine: Machine) -> subprocess.Popen[str]:
-        """Start what Ray runs there, until it says that it is up."""
-        role = ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"]
-        if machine is not self.head:
-            role = [f"--address={self.address}", "--num-cpus=1"]
-        log = self._folder / f"{machine.name}.log"
-        with log.open("w") as said:
-            node = machine.start(
-                *RAY, "start", "--block", f"--node-ip-address={machine.address}",
-                f"--object-store-memory={150 * 2**20}", *role, *AGENTS,
-                stdin=subprocess.DEVNULL, stdout=said, stderr=said,
-                env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
-            )  # fmt: skip
-        deadline = time.monotonic() + SECONDS
-        while "Ray runtime started" not in log.read_text():
-            assert node.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-        return node
-
-    def settle(self) -> None:
-        """All are there and hear each other."""
-        for machine in self.nodes:
-            if self._up[machine].poll() is not None:
-                machine.crash()
-                self._up[machine] = self._start(machine)
-
-    def cut_off(self, machine: Machine) -> AbstractContextManager[None]:
-        """From all others, for the length of a ``with`` block."""
-        return cut(machine, *{self.head, *self.nodes} - {machine})
-
-    def has_ended(self, machine: Machine) -> bool:
-        """What Ray runs there."""
-        return self._up[machine].poll() is not None
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +35,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayMachines]:
 
 @pytest.fixture
 def training(whole: Undisturbed, tmp_path: Path, cluster: RayMachines) -> Training:
+    return training_on(cluster.head, whole, tmp_path, cluster)
+
+
+def training_on(
+    machine: Machine, whole: Undisturbed, folder: Path, cluster: RayMachines
+) -> Training:
+    """A run whose command is there."""
     cluster.settle()
     return Training(
-        whole, str(tmp_path / "run"), cluster.address, f"train.max_steps={STEPS}",
-        within=cluster.head.within,
+        whole, str(folder / "run"), cluster.address, f"train.max_steps={STEPS}",
+        within=machine.within,
     )  # fmt: skip
 
 
@@ -151,3 +105,24 @@ def test_a_node_that_is_cut_off_is_gone_and_writes_nothing_when_it_is_back(
     while not cluster.has_ended(lost):  # told that it counts as lost
         assert time.monotonic() < deadline
         time.sleep(0.5)
+
+
+def test_without_its_head_a_run_ends_and_goes_on_under_another(
+    whole: Undisturbed, tmp_path: Path, cluster: RayMachines
+) -> None:
+    """The command is on a node that is there still, as both workers are."""
+    training = training_on(cluster.nodes[0], whole, tmp_path, cluster)
+    with training.started():
+        training.until_step(30)
+        cluster.head.crash()
+        said = training.ended(code=1)
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    deadline = time.monotonic() + SECONDS
+    while not all(map(cluster.has_ended, cluster.nodes)):  # as Ray ends them without a head
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    cluster.settle()
+    with training.started():
+        training.ended()
+    training.is_as_if_not(STEPS)

@@ -186,6 +186,8 @@ def test_seeded_disturbances(training: Training, nodes: Nodes, seed: int) -> Non
     with training.started(*FEWER, *often) as process:
         for step in steps:
             if step == steps[0] or chance.random() < 0.7:
+                # What was not to fall into a start had one end each time.
+                training.until(lambda: training.starts() > max(ended, default=0))
                 training.until_step(step)
             else:
                 time.sleep(chance.uniform(0, 20))

@@ -1,4 +1,4 @@
-"""What a machine is set right by, with runs that are made up: as another machine file says."""
+"""What a machine is measured by, with runs that are made up: as another machine file says."""
 
 from __future__ import annotations
 
@@ -15,25 +15,15 @@ from dist_embed.bench.plan_check import (
     CASES,
     compare,
     comparison_table,
-    factors_table,
     verdict,
 )
 from dist_embed.bench.planned_runs import Case, Measured, Runs, case_config
 from dist_embed.cli.main import main
-from dist_embed.observe.phase_names import PHASES
-from dist_embed.planning import Machine, load_machine, machine_from_yaml, plan
+from dist_embed.planning import load_machine, machine_from_yaml, plan
 from dist_embed.planning.machine import Collective
-from tests.unit.planned import machine, planned
+from tests.unit.planned import machine
 
-FACTORS = {
-    output: {name: {"work": 2.0 + place, "exchange": 3.0} for place, name in enumerate(PHASES)}
-    for output in ("exact", "sampled")
-}
-TRUTH = Machine.model_validate(
-    machine().model_dump()
-    | {"factors": FACTORS, "crowding": [{"workers": 2, "factor": 1.5}], "rest": 0.1,
-       "process_mib": 321.0, "operation_us": 5.0}
-)  # fmt: skip
+TRUTH = machine(process_mib=321.0, operation_us=5.0)
 BARE = {"products", "memory_gb_s", "gather", "operation_us"}
 
 
@@ -59,14 +49,14 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Runs, "measured", measured)
 
 
-def test_runs_tell_the_factors_of_a_machine(made_up: None) -> None:
+def test_runs_tell_what_a_process_takes(made_up: None) -> None:
     found = calibrate("/nowhere", "/nowhere", [2], lambda line: None)
     assert found.process_mib == pytest.approx(321, abs=0.1)
     assert found.source.startswith("measured by calibrate on 64 cores of ")
     assert found.source.endswith(f", {date.today()}")
-    assert found.thread_gflops in (250, 2500)
-    assert found.crowded(2) == pytest.approx(1.5)
-    assert found.rest == pytest.approx(0.1)
+    # Which none has measured.
+    assert found.thread_gflops is None
+    assert "thread_gflops" not in machine_yaml(found, "mine", "today")
     for case in CASES:
         if case.workers > 2:
             continue
@@ -76,17 +66,12 @@ def test_runs_tell_the_factors_of_a_machine(made_up: None) -> None:
         assert told.memory_bytes == pytest.approx(there.memory_bytes, rel=1e-3)
 
 
-def test_noise_of_what_hardly_takes_time_decides_no_factor() -> None:
-    # A thousandth of the time, measured as a hundredth of it and as less than nothing.
-    assert calibrating._ratio([(2.0, 1.0), (-0.01, 0.001)]) == pytest.approx(1.99 / 1.001)
-    assert calibrating._ratio([]) == 1
-    assert calibrating._ratio([(-1.0, 1.0)]) > 0
-
-
-def test_a_process_takes_no_less_than_nothing() -> None:
+def test_a_process_takes_no_less_than_nothing(
+    made_up: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Where all is counted a little too high."""
-    probe = calibrating._Probe("exact", planned(1), {}, Measured(0.1, {}, memory_bytes=1))
-    assert calibrating._process_mib([probe]) == 0
+    monkeypatch.setattr(Runs, "measured", lambda runs, case: Measured(0.1, {}, memory_bytes=1))
+    assert calibrate("/nowhere", "/nowhere", [2], lambda line: None).process_mib == 0
 
 
 def test_what_each_peer_adds_is_told_by_few_and_many() -> None:
@@ -117,12 +102,8 @@ def test_plans_beside_runs(made_up: None) -> None:
     assert all(len(row) == len(header) for row in rows)
     said = verdict(compared)[0]
     assert said.startswith("step time: median error 0%")
-    # Work takes twice as long and more.
-    assert "; without factors: " in said
-    assert all(one.bare_error < -0.3 for one in compared)
-    header, rows = factors_table(TRUTH)
-    assert [row[0] for row in rows] == list(PHASES)
-    assert rows[0][1:] == ["2.00", "3.00", "2.00", "3.00"]
+    slow = compare(machine(process_mib=321.0, operation_us=5000.0), "", 1, [2], print)
+    assert all(one.time_error > 0 for one in slow)
     wrong = compare(TRUTH.model_copy(update={"process_mib": 5000.0}), "", 1, [2], print)
     assert " !" in comparison_table(wrong)[1][0][-1]
     assert verdict(wrong)[1].startswith(f"memory: {len(wrong)} of {len(wrong)} beyond")
@@ -142,7 +123,7 @@ def test_the_commands_write_what_was_found(
     words = ["--rounds", "1", "--workers", "2", "--machine-file", str(mine)]
     assert main(["bench", "plan", *words, "--output", str(figures)]) == 0
     assert "step time: median error 0%" in capsys.readouterr().out
-    assert load_machine(str(mine)).rest == TRUTH.rest
+    assert load_machine(str(mine)).process_mib == TRUTH.process_mib
     compared = json.loads(figures.read_text())["figures"]["compared"]
     assert {one["case"]["workers"] for one in compared} == {1, 2}
 

@@ -255,6 +255,17 @@ def test_history_says_where_the_time_of_steps_went(
     assert float(output[3]) > float(output[1]) == 0
 
 
+def test_history_says_why_there_is_no_plan_beside_it(
+    run_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["history", run_uri]) == 0
+    assert "plan" not in capsys.readouterr().out
+    assert main(["history", run_uri, "--machine", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "no plan beside it: the run has told nothing of the phases of its steps"
+    )
+
+
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> str:
     """A configuration whose run lies beside it and whose data are prepared already."""

@@ -9,7 +9,7 @@ import pytest
 from dist_embed.config.paths import run_name
 from dist_embed.errors import UserError
 from dist_embed.jobs import job as jobs
-from dist_embed.jobs.job import Job, follow
+from dist_embed.jobs.job import Job, NoOutput, follow
 
 RUNNING = Job("one", "RUNNING", False, "/runs/one", "0:00:01", "", "file", 0)
 
@@ -74,6 +74,20 @@ def test_a_cluster_that_does_not_answer_for_too_long_is_given_up(clock: Clock) -
     with pytest.raises(UserError, match="does not answer"):
         follow(Course(b"", *[None] * 1000, b""), "one", print)
     assert clock.now == pytest.approx(jobs.SILENT_SECONDS, abs=10)
+
+
+def test_a_job_whose_output_is_nowhere_ends_as_it_ends(clock: Clock) -> None:
+    """Its output is on another machine, or never came: that is told, and how it has ended."""
+
+    class Elsewhere(Course):
+        def said(self, job: Job, since: int) -> bytes:
+            super().said(job, since)
+            raise NoOutput("job one writes to file")
+
+    heard: list[bytes] = []
+    assert follow(Elsewhere(*[b""] * 1000), "one", heard.append).exit_code == 7
+    assert heard == [b"job one writes to file\n"]
+    assert clock.now > jobs.SILENT_SECONDS
 
 
 def test_long_answers_are_asked_for_seldom(clock: Clock) -> None:

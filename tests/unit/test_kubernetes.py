@@ -282,6 +282,16 @@ def test_memory_is_estimated_from_prepared_data_or_the_bound(prepared: Prepared)
     assert few < gib_of(data={"synthetic": {}, "uri": "teststore://kube/data"}, device="cuda")
 
 
+def test_memory_of_made_up_data_is_by_as_many_pairs_as_are_made() -> None:
+    def mib_of(sentences: int) -> int:
+        data = {"words": {"sentences": sentences, "length": 5}, "uri": "teststore://kube/none"}
+        job = manifest(config_of(memory_gib=None, data=data))
+        return int(at(job, "ray:resources:limits:memory").removesuffix("Mi"))
+
+    few, many, more = map(mib_of, (1000, 500_000, 50_000_000))
+    assert few + 30 < many == more
+
+
 @pytest.mark.parametrize(
     ("config", "complaint"),
     [

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dist_embed.model import logit_tiles, output
+from dist_embed.embedding import memory
+from dist_embed.model import output
 from dist_embed.model.logit_tiles import LogitTiles
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.model.top_words import top_log_probabilities
@@ -22,7 +23,7 @@ from tests.unit.output_problem import (
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logit_tiles, "TILE_TOKENS", 8)
+    monkeypatch.setattr(memory, "TILE_TOKENS", 8)
     monkeypatch.setattr(output, "LEAST_BLOCK_TOKENS", {"cpu": 10**6})
 
 

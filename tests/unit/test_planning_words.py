@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -10,13 +11,19 @@ from hypothesis import strategies as st
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.planning.words import (
     Group,
+    Words,
+    asked_words,
     by_rank,
     counted_words,
-    distinct,
     rarer,
     sampled,
     zipf_words,
 )
+
+
+def distinct(words: Words, draws: float, also: Callable[[Group], float] | None = None) -> float:
+    """How many different words are expected."""
+    return math.fsum(group.count * likely for group, likely in asked_words(words, draws, also))
 
 
 @pytest.mark.parametrize("num_words", [1, 10, 1000, 10**9])

@@ -7,9 +7,10 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,12 +18,13 @@ import ray
 from ray._private import ray_constants, services
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
 
-from dist_embed.cluster import ray_address, ray_train
+from dist_embed.cluster import ray_address, ray_private, ray_train
 from dist_embed.cluster.ray_address import why_no_answer
 from dist_embed.cluster.ray_private import private_ray
 from dist_embed.errors import RunFailed, UserError
 
 NO_HEAD = "what listens there is no head of a Ray cluster"
+NO_SERVER = r"what listens there is no server of Ray's client \(ray://\)"
 
 
 @pytest.fixture(autouse=True)
@@ -49,40 +51,116 @@ def http() -> Iterator[int]:
         server.shutdown()
 
 
-@pytest.fixture
-def other_grpc() -> Iterator[int]:
-    """Such as the port for `ray://` clients."""
+@contextmanager
+def serving(*handlers: Any) -> Iterator[int]:
+    """A gRPC server for the length of a block; gives its port."""
     with futures.ThreadPoolExecutor(1) as pool:
-        server = grpc.server(pool)
+        server = grpc.server(pool, handlers)
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()
         yield port
         server.stop(None).wait()
 
 
+@pytest.fixture
+def other_grpc() -> Iterator[int]:
+    with serving() as port:
+        yield port
+
+
+@pytest.mark.parametrize("by", ["", "ray://"])
 @pytest.mark.parametrize("kind", ["silent", "http", "other_grpc"])
-def test_what_is_no_head_is_said_soon(kind: str, request: pytest.FixtureRequest) -> None:
-    address = f"127.0.0.1:{request.getfixturevalue(kind)}"
-    said = why_no_answer(address)
-    assert said is not None
-    assert said.startswith(NO_HEAD)
+def test_what_is_no_ray_is_said_soon(kind: str, by: str, request: pytest.FixtureRequest) -> None:
+    address = f"{by}127.0.0.1:{request.getfixturevalue(kind)}"
+    why = NO_SERVER if by else NO_HEAD
     with (
-        pytest.raises(UserError, match=f"{address}' .*cluster.address or RAY_ADDRESS.*{NO_HEAD}"),
+        pytest.raises(
+            UserError, match=f"{address}' .*cluster.address or RAY_ADDRESS.*{why}"
+        ) as told,
         ray_train.connected(address, 2),
     ):
         pass
+    assert len(str(told.value).splitlines()) == 1
 
 
-def test_a_port_where_nobody_listens_is_said_at_once() -> None:
+class ForClients(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers as the server of Ray's client does before a client has told who it is (2.60)."""
+
+    def service(self, call: Any) -> Any:
+        if call.method == "/ray.rpc.RayletDriver/ClusterInfo":
+            return grpc.unary_unary_rpc_method_handler(lambda question, context: b"")
+        return None
+
+
+def test_the_server_of_ray_s_client_is_told_from_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_address, "ANSWER_SECONDS", 10.0)
+    with serving(ForClients()) as port:
+        assert why_no_answer(f"ray://127.0.0.1:{port}") is None
+        assert (why_no_answer(f"127.0.0.1:{port}") or "").startswith(NO_HEAD)
+
+
+class WrongToken(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers as Ray does where a token is asked for (2.60)."""
+
+    def service(self, call: Any) -> Any:
+        def refuse(question: Any, context: Any) -> None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken: missing or incorrect")
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+@pytest.mark.parametrize("by", ["", "ray://"])
+def test_a_token_that_is_not_taken_is_said(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_address, "ANSWER_SECONDS", 10.0)
+    with serving(WrongToken()) as port:
+        said = why_no_answer(f"{by}127.0.0.1:{port}")
+    assert said == f"InvalidAuthToken: missing or incorrect: {ray_address._TOKEN}"
+
+
+def test_a_token_that_is_asked_for_and_is_nowhere_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other_grpc: int
+) -> None:
+    monkeypatch.setattr(ray_address, "ANSWER_SECONDS", 10.0)
+    with monkeypatch.context() as environment:
+        environment.setenv("RAY_AUTH_MODE", "token")
+        environment.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+        environment.delenv("RAY_AUTH_TOKEN", raising=False)
+        ray_private._read_anew()
+        said = why_no_answer(f"127.0.0.1:{other_grpc}")
+    ray_private._read_anew()
+    assert said is not None
+    assert said.endswith(ray_address._TOKEN)
+    assert len(said.splitlines()) == 1
+
+
+def test_a_port_where_nobody_listens_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     for address in (f"127.0.0.1:{port}", f"[::1]:{port}", f"ray://127.0.0.1:{port}"):
-        assert "nothing listens" in (why_no_answer(address) or "")
+        assert "nothing listens there (" in (why_no_answer(address) or "")
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    assert why_no_answer("auto") == (
+        f"127.0.0.1:{port}: nothing listens there (Connection refused)"
+    )
 
 
-@pytest.mark.parametrize("address", ["auto", "local", "ray://127.0.0.1:{silent}", "named"])
-def test_of_other_addresses_ray_is_the_judge(address: str, silent: int) -> None:
-    assert why_no_answer(address.format(silent=silent)) is None
+def test_why_nobody_listens_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nothing listens there (" in (why_no_answer("no-such-host.invalid:6379") or "")
+    assert "nothing listens there (" in (why_no_answer("127.0.0.1:66000") or "")
+
+    def connect(*_: object, **__: object) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    assert why_no_answer("10.0.0.1:6379") == "nothing answers there within 5 s"
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "named"])
+def test_of_other_addresses_ray_is_the_judge(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda folder: None)
+    assert why_no_answer(address) is None
 
 
 MISMATCH = (

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import socket
 import subprocess
 import threading
 import time
@@ -24,11 +25,13 @@ import yaml
 from dist_embed.cli.main import main
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
+from dist_embed.data.preparation import ensure_data
 from dist_embed.errors import UserError
 from dist_embed.jobs.arrived import CONFIG, SENT_BY, config_of_job
 from dist_embed.jobs.as_yaml import as_yaml
 from dist_embed.jobs.job_server_address import is_loopback, job_server, use_token
 from dist_embed.jobs.ray_request import COMMAND, check_corpora, local_paths, new_id, request
+from tests.unit.small_corpus import one_is_this_process
 
 VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN",
              "RAY_AUTH_TOKEN_PATH", CONFIG, SENT_BY)  # fmt: skip
@@ -133,6 +136,34 @@ def test_each_corpus_is_at_hand_or_sent(uri: str, is_sent: bool) -> None:
     else:
         with pytest.raises(UserError, match=rf"pairs: '{re.escape(uri)}' is not allowed in a job"):
             check_corpora(config, ["a.en", "my/b.en", "my/deep/c.en"])
+
+
+def test_no_corpus_is_needed_where_its_prepared_data_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the run would take them: of the same settings, and of this corpus where it is here."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.tsv").write_text("source\ttarget\n" + "a b\tc d\n" * 20)
+    values = {
+        split: {"pairs": "a.tsv"} for split in ("train", "validation", "test")
+    } | {"uri": str(tmp_path / "data"), "num_processes": 1}  # fmt: skip
+    config = config_of(str(tmp_path / "run"), values)
+    refused = pytest.raises(UserError, match=r"'a\.tsv' is not allowed in a job: .* are prepared")
+    with refused:
+        check_corpora(config)
+    with one_is_this_process(1):
+        ensure_data(config, lambda line: None)
+    check_corpora(config)
+    request(config, ships_folder=False)
+    Path("a.tsv").rename("b.tsv")
+    check_corpora(config)
+    with pytest.raises(UserError, match=r"(?s)prepared with other settings:.*data\.max_tokens"):
+        check_corpora(config_of(str(tmp_path / "run"), values | {"max_tokens": 7}))
+    Path("a.tsv").write_text("source\ttarget\nother\ttext\n")
+    with pytest.raises(UserError, match="the corpora have changed since"):
+        check_corpora(config)
+    with refused:
+        check_corpora(config_of(str(tmp_path / "run"), values | {"uri": "nowhere://b/data"}))
 
 
 def test_paths_that_nodes_must_share_are_known() -> None:
@@ -500,6 +531,21 @@ def test_a_server_that_cannot_be_used_is_told_in_a_line(
     assert JobServer.asked[0] == "GET /api/jobs/"
     assert JobServer.tokens[0] is None
     assert ("GET /api/version" in JobServer.asked) == ("GET /api/version" in answers)
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_what_never_answers_is_told_soon(
+    is_here: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head's other ports, for one."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "t")
+    monkeypatch.setattr("dist_embed.jobs.ray_server.is_loopback", lambda url: is_here)
+    monkeypatch.setattr("dist_embed.jobs.ray_server.FIRST_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert call(address, "jobs") == 2
+    said = capsys.readouterr().err
+    assert said == f"dist-embed: the job server at {address} has not answered within 0 s\n"
 
 
 @pytest.mark.parametrize(("there", "told"), [("2.60.1", False), ("2.59.0", True)])

@@ -180,6 +180,57 @@ def test_an_error_of_ray_s_head_ends_no_wait_for_room(monkeypatch: pytest.Monkey
         cluster.wait(2, timeout_seconds=30.0)
 
 
+def test_a_head_that_is_lost_between_two_questions_leaves_no_request_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was taken back is neither waited for nor taken back again, and what is asked for anew is
+    what there is then.
+    """
+    cluster = Cluster(monkeypatch, a=3.0)
+    asked: list[int] = []
+
+    def ask(slots: list[dict[str, int]]) -> Request:
+        asked.append(len(slots))
+        if len(asked) in (1, 3, 5):
+            raise RpcError("unavailable")
+        return Request(cluster, slots)
+
+    monkeypatch.setattr(ray_room, "placement_group", ask)
+    wait = Request.wait
+
+    def waited(request: Request, seconds: float) -> bool:
+        assert request in cluster.held
+        return wait(request, seconds)
+
+    monkeypatch.setattr(Request, "wait", waited)
+    assert cluster.wait(4, again=False) == 3
+    assert asked == [4, 4, 3, 4, 3, 4, 3]
+    assert cluster.held == []
+
+
+def test_a_request_that_could_not_be_taken_back_is_no_room_for_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster(monkeypatch, a=3.0)
+    answers = iter([None, RpcError("unavailable"), None])
+
+    def remove(request: Request) -> None:
+        if answer := next(answers):
+            raise answer
+        cluster.held.remove(request)
+
+    monkeypatch.setattr(ray_room, "remove_placement_group", remove)
+    wait = Request.wait
+
+    def waited(request: Request, seconds: float) -> bool:
+        cluster.free["a"] = 3.0 - (seconds == ray_room.FIT_SECONDS)
+        return wait(request, seconds)
+
+    monkeypatch.setattr(Request, "wait", waited)
+    assert cluster.wait(4, again=False) == 3
+    assert cluster.held == []
+
+
 def test_a_request_to_stop_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster(monkeypatch, a=1.0)
 

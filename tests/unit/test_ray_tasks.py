@@ -136,6 +136,23 @@ def test_a_head_that_stands_still_as_a_task_begins_has_a_limit(
     goes_on.set()
 
 
+def test_the_head_is_asked_aside_for_the_first_task_alone(
+    fake: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread for each would be dear."""
+    here: list[bool] = []
+
+    def begin(*given: Any) -> Any:
+        here.append(threading.current_thread() is threading.main_thread())
+        return fake.begin(*given)
+
+    monkeypatch.setattr(module, "_task", SimpleNamespace(remote=begin))
+    with RayTasks("memory://nowhere", NODE, 2, 9.0).pool() as pool:
+        for _ in range(2):
+            assert list(pool.map(abs, numbers(3))) == [0, 1, 2]
+    assert here == [False, *[True] * 5]
+
+
 def bad_text() -> None:
     raise RayTaskError("_call", "the traceback", CorpusError("x, line 3: not valid UTF-8"))
 

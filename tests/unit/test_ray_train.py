@@ -288,6 +288,39 @@ def test_where_workers_that_have_saved_cannot_be_ended_none_are_started_beside_t
     launch.room, launch.stop_seconds = 5, 0.3
     with pytest.raises(RunFailed, match=r"have saved, .* the same command goes on from there"):
         launch.run()
+    assert launch.course[-1] == "what runs the workers could not be ended: OSError: of Ray's"
+
+
+def test_where_workers_that_have_failed_cannot_be_ended_none_are_started_beside_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_fit, "END_SECONDS", 0.2)
+    monkeypatch.setattr(ray_fit, "FAREWELL_SECONDS", 0.1)
+    # Its result, told after the failure, counts no more, and lets nobody wait for the rest.
+    launch = Launch(monkeypatch, Scripted(BEGIN, BEGIN, FAILURE, result(), ends="never"), budget=5)
+    with pytest.raises(
+        RunFailed, match=r"^the workers have failed \(worker 1 failed: lost\), but did not end, "
+    ):
+        launch.run()
+    assert launch.course == [
+        "2 workers", *["controller ended"] * launch.course.count("controller ended"),
+        "what runs the workers could not be ended: OSError: of Ray's",
+    ]  # fmt: skip
+
+
+def test_slots_that_could_not_be_given_free_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Ray has other names for what we end them by."""
+    monkeypatch.setattr(ray_fit, "END_SECONDS", 0.1)
+    launch = Launch(monkeypatch, Scripted(BEGIN, result(), ends=ActorDiedError()))
+
+    def renamed() -> None:
+        raise AttributeError("no kill_actor")
+
+    monkeypatch.setattr(ray_fit, "end_controllers", renamed)
+    assert launch.run() == Result(stopped=False)
+    assert launch.course == [
+        "2 workers", "what runs the workers could not be ended: AttributeError: no kill_actor",
+    ]  # fmt: skip
 
 
 def test_a_result_that_was_told_counts_though_the_workers_end_late(
@@ -369,8 +402,11 @@ def test_failures_that_may_pass_are_outlived(monkeypatch: pytest.MonkeyPatch) ->
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
     assert launch.course == [
-        "2 workers", "workers are started again in 0 s: worker 1 was lost",
-        "2 workers", "workers are started again in 0 s: worker 1 failed: lost", "2 workers",
+        "2 workers",
+        "workers are started again in 0 s: worker 1 was lost (1 of 2 times in 24 h)",
+        "2 workers",
+        "workers are started again in 0 s: worker 1 failed: lost (2 of 2 times in 24 h)",
+        "2 workers",
     ]  # fmt: skip
 
 
@@ -429,7 +465,9 @@ def test_where_others_were_faster_room_is_waited_for_again(monkeypatch: pytest.M
         Scripted(BEGIN | {"start": 2}, result(2), ends=None),
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
-    assert launch.course[1] == "workers are started again in 0 s: others have taken the room"
+    assert launch.course[1] == (
+        "workers are started again in 0 s: the room was gone (1 of 2 times in 24 h)"
+    )
     launch = Launch(monkeypatch, *(Scripted(ends=taken) for _ in range(3)))
     with pytest.raises(RunFailed, match="timed out"):
         launch.run()
@@ -446,7 +484,8 @@ def test_where_what_runs_the_workers_is_lost_they_are_started_again(
     assert launch.run() == Result(stopped=False)
     lost = "what Ray Train runs the workers by was lost (its controller)"
     assert launch.course == [
-        "2 workers", "slots free", f"workers are started again in 0 s: {lost}", "2 workers",
+        "2 workers", "slots free",
+        f"workers are started again in 0 s: {lost} (1 of 1 times in 24 h)", "2 workers",
     ]  # fmt: skip
     launch = Launch(monkeypatch, Scripted(BEGIN, ends=ActorDiedError()))
     with pytest.raises(RunFailed, match=r"^what Ray Train runs the workers by was lost"):
@@ -495,7 +534,9 @@ def test_workers_that_ray_cannot_start_are_tried_again(monkeypatch: pytest.Monke
         budget=1,
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
-    assert launch.course[1] == "workers are started again in 0 s: startup timed out"
+    assert launch.course[1] == (
+        "workers are started again in 0 s: startup timed out (1 of 1 times in 24 h)"
+    )
 
 
 def test_what_a_worker_could_not_tell_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

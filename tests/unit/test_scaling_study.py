@@ -175,18 +175,90 @@ def test_the_plan_of_a_result_is_the_one_before_its_run(
 ) -> None:
     study = study_of(tmp_path, grid={"workers": [1]})
     asked: list[Any] = []
-    plan = estimate.plan
+    estimated = estimate.estimated
 
-    def planned_once(config: Any, *how: Any) -> Any:
+    def planned(step: Any) -> Any:
         asked.append(len(stand.asked))
-        found = plan(config, *how)
-        return dataclasses.replace(found, step_seconds=1.0 + len(stand.asked))
+        return dataclasses.replace(estimated(step), step_seconds=1.0 + len(stand.asked))
 
-    monkeypatch.setattr(estimate, "plan", planned_once)
+    monkeypatch.setattr(estimate, "estimated", planned)
     for _ in range(2):
         run(study)
         assert [row["planned_step_seconds"] for row in read_results(study.folder)] == [1.0]
-    assert asked[-1] == 1  # it was planned again, and that is not what stands there
+    assert {*asked} == {0}  # what is settled is not planned again
+
+
+def test_a_plan_that_fits_is_made_without_remedies_and_the_machine_read_once(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: dict[str, list[Any]] = {"remedies": [], "load_machine": []}
+    for name, seen in calls.items():
+        made = getattr(estimate, name)
+        monkeypatch.setattr(
+            estimate, name,
+            lambda *given, made=made, seen=seen: (seen.append(given[0]), made(*given))[1],
+        )  # fmt: skip
+    study = study_of(tmp_path, grid={"vocabulary": [60, 2_000_000_000]})
+    run(study)
+    assert [row["state"] for row in read_results(study.folder)] == ["done", "skipped"]
+    assert calls["load_machine"] == ["cpu"]
+    assert [found.fits for found in calls["remedies"]] == [False] * 2  # at the start, and its turn
+
+
+def test_results_of_an_earlier_version_have_a_page(tmp_path: Path, stand: Stand) -> None:
+    """Which named a balance otherwise, and kept less of a plan, or none: what is lacking is left
+    out, and nothing of a later plan is put beside it.
+    """
+    study = study_of(tmp_path, grid={"workers": [1, 2]})
+    run(study)
+    kept = sorted((tmp_path / "study" / "results").glob("*.json"))
+    for path in kept:
+        made = json.loads(path.read_text())
+        made["figures"] |= {"rows_requested": [10.0, 30.0], "rows_balance": 1.5,
+                            "step_seconds_p50": 0.5}  # fmt: skip
+        for name in ("planned_source", "planned_refused", "planned_served_balance"):
+            del made["planned"][name]
+        path.write_text(json.dumps(made))
+
+    def page() -> str:
+        study_of(tmp_path, grid={"workers": [1, 2]})
+        assert main(["study", str(tmp_path / "study.yaml")]) == 0
+        return (tmp_path / "study" / "page.md").read_text()
+
+    told = page()
+    assert told.count("20 (most ÷ mean 1.50)") == 2
+    assert "machine file `cpu` (not said)" in told
+    for path in kept:
+        made = json.loads(path.read_text())
+        del made["planned"]
+        path.write_text(json.dumps(made))
+    told = page()
+    assert "## Planned" not in told
+    assert "100.0 / –" in told
+    assert "grey: planned" not in (tmp_path / "study" / "page.svg").read_text()
+    assert len(stand.asked) == 2
+    rows = read_results(study.folder)
+    assert [row["planned_step_seconds"] for row in rows] == [None, None]
+    assert main(["report", study.folder, "-o", str(tmp_path / "report.html")]) == 0
+
+
+@pytest.mark.parametrize(("device", "threads"), [("a GPU", None), ("a processor", 32)])
+def test_threads_of_an_earlier_version_are_by_the_device_of_the_row(
+    tmp_path: Path, stand: Stand, monkeypatch: pytest.MonkeyPatch, device: str, threads: int | None
+) -> None:
+    """At whose making none were told: the stand-in's processor is another than this machine's."""
+    monkeypatch.setattr(study_run, "device_name", lambda _: "a processor")
+    changes = {"cluster.threads_per_worker": 0, "cluster.device": "auto"}
+    study = study_of(tmp_path, set=changes, grid={"workers": [2]})
+    run(study)
+    (path,) = (tmp_path / "study" / "results").glob("*.json")
+    made = json.loads(path.read_text())
+    made["machine"] |= {"device": device, "cores": 64}
+    path.write_text(json.dumps(made))
+    run(study)
+    (row,) = read_results(study.folder)
+    assert (row["threads_per_worker"], row["device"]) == (threads, device)
+    assert row["oversubscribed"] == (None if threads is None else False)
 
 
 def test_every_kept_plan_is_of_prepared_data(
@@ -574,6 +646,8 @@ def test_shared_cores_are_open_marks_and_single_plans_are_seen(
         ({"grid": {"workers": [1]}, "simulate": {"workers": [1], "machine": "cpu",
                                                  "set": {"cluster.device": "cuda"}}},
          "simulate.set.cluster.device: not allowed: the study sets it"),
+        ({"simulate": {"workers": [1], "machine": "cpu", "set": {"run.seed": 3}}},
+         "simulate.set.run.seed: not allowed: the study sets it"),
         ({"simulate": {"workers": [1], "machine": "cpu", "tokens_per_worker": 9}},
          "simulate.tokens_per_worker: not allowed without scaling"),
         ({"factors": []}, "factors: unknown key"),

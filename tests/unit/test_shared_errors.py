@@ -52,15 +52,17 @@ class Peers:
         if not self.check(keys):
             raise RuntimeError("wait timeout")
 
-    def get(self, key: str) -> str:
-        return str(self.values[key])
+    def get(self, key: str) -> bytes:
+        return str(self.values[key]).encode()
 
     def add(self, key: str, number: int) -> int:
         self.values[key] = self.values.get(key, 0) + number
         return int(self.values[key])
 
     def compare_set(self, key: str, expected: str, value: str) -> bytes:
-        return str(self.values.setdefault(key, value)).encode()
+        if self.values.get(key, "") == expected:
+            self.values[key] = value
+        return str(self.values[key]).encode()
 
 
 def test_a_store_that_stands_still_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +107,44 @@ def test_of_failures_at_the_same_moment_the_first_counts_and_is_read(
         raise ZeroDivisionError("the second")
     assert peers.values[errors._READERS] == 1
     assert waited == []
+
+
+ECHO = RuntimeError("[gloo] Connection closed")
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_an_echo_that_a_peer_has_left_gives_way_to_a_cause(
+    monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """A peer may be told of a broken connection before the one that broke it."""
+    peers = Peers(monkeypatch, 1)
+    if is_late:  # it comes between our look and our word
+        monkeypatch.setattr(errors, "_read_cause", lambda *_, wait: None)
+    peers.values[errors._KEY] = errors._account(0, ECHO)
+    with pytest.raises(ZeroDivisionError), errors_shared(peers.group):
+        raise ZeroDivisionError("the cause")
+    told = json.loads(peers.values[errors._KEY])
+    assert (told["rank"], told["is_cause"]) == (1, True)
+    assert errors._READERS not in peers.values
+
+
+def test_an_echo_gives_way_to_none_but_a_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = Peers(monkeypatch, 1)
+    peers.values[errors._KEY] = errors._account(0, ECHO)
+    with pytest.raises(WorkerError, match="worker 0 failed"), errors_shared(peers.group):
+        raise ECHO
+    assert json.loads(peers.values[errors._KEY])["rank"] == 0
+
+
+def test_of_two_causes_that_find_an_echo_the_first_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other has taken its place between our look and our word."""
+    peers = Peers(monkeypatch, 1)
+    echo = errors._account(0, ECHO)
+    peers.values[errors._KEY] = errors._account(0, ZeroDivisionError("the first"))
+    monkeypatch.setattr(errors, "_read_cause", lambda *_, wait: echo)
+    with pytest.raises(WorkerError, match="the first"), errors_shared(peers.group):
+        raise ZeroDivisionError("the second")
+    assert peers.values[errors._READERS] == 1
 
 
 @pytest.mark.parametrize("carried", [False, True])

@@ -258,6 +258,7 @@ def ended_job(
     *,
     asked: bool = True,
     left: int = 60,
+    end: str | None = None,
     ran: int = 240,
     restarts: int = 0,
     preempted: str = "None",
@@ -268,6 +269,7 @@ def ended_job(
         during: the step in which they are asked to.
         asked: whether the script is, which asks the step; else Slurm asks the step itself.
         left: seconds to the job's limit.
+        end: what Slurm says of it, by this command.
         ran: seconds since its begin.
         restarts: times that it has begun before.
         preempted: when Slurm says that others take its nodes.
@@ -281,7 +283,7 @@ def ended_job(
         '    echo "   PreemptEligibleTime=2026-11-29T13:00:00 '
         f'PreemptTime={preempted}" ;; *) echo "$@" ;; esac; }}\n'
         'squeue() { case "$*" in *--steps*) echo 7.0 ;; '
-        f'*) date -d "+{left} sec" +%FT%T ;; esac; }}\n'
+        f"*) {end or f'date -d +{left}sec +%FT%T'} ;; esac; }}\n"
         'scancel() { kill -TERM "$pid"; }\n'
         f'srun() {{ case "$*" in *"dist-embed {during}"*) trap "exit 143" TERM\n'
         f"    {ask} ;; esac; }}\n"
@@ -322,6 +324,24 @@ def test_a_job_that_gets_nowhere_does_not_queue_again() -> None:
     assert "5 times it has, and the data are not prepared yet" in counts.stderr
     assert "requeue 7" in ended_job("prepare", restarts=4).stdout
     assert "requeue 7" in ended_job("train", restarts=99).stdout
+
+
+@pytest.mark.parametrize("end", ["echo NONE", "false"])
+def test_a_job_that_nobody_asked_to_save_does_not_queue_again(end: str) -> None:
+    """Its workers were, by somebody else; no end of its time is known."""
+    done = ended_job(asked=False, end=end)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")
+
+
+def test_a_job_whose_end_slurm_does_not_tell_says_that_it_does_not_queue_again() -> None:
+    done = ended_job(end="false")
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == (
+        "not queued again: Slurm does not say when the job's time ends; the same submission goes "
+        "on\n"
+    )
+    without_limit = ended_job(end="echo NONE")
+    assert (without_limit.returncode, without_limit.stdout, without_limit.stderr) == (143, "", "")
 
 
 def test_output_on_another_machine_is_told_of(tmp_path: Path) -> None:
