@@ -25,6 +25,7 @@ from dist_embed.errors import RunFailed, RunStopped, StoreUnavailable, UserError
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.training.results import AgainstExact, Evaluation, TrainResult
 from dist_embed.training.tasks import Evaluate, Train, TranslateStream
+from tests.unit.full_disk import full_disk
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
 from tests.unit.told_runs import told_run, whole_course
@@ -120,6 +121,11 @@ def test_evaluate(
     assert how == {"launcher": "local", "vocabulary_size": sizes, "word_tables": False}
     assert (config.search.beam, config.cluster.num_workers) == (7, 3)
     assert config.embedding.optimizer == "sgd"
+
+    with full_disk():
+        assert main(["evaluate", run_uri, *options]) != 0
+    assert f"No space left on device: '{out}'" in capsys.readouterr().err
+    assert out.read_text() == "ein\nzwei\n"
 
     compared = AgainstExact(sentences=100, bleu=10.125, exact_bleu=10.5, same=97)
     calls = launched(replace(QUALITY, against_exact=compared))
