@@ -35,10 +35,6 @@ class Feed:
         self._written = 0
         self._wanted: Event | None = None
 
-    def begin(self) -> None:
-        """Workers are started: what those before have asked for counts no more."""
-        self._wanted = None
-
     def taking(self, show: Callable[[Event], None]) -> Callable[[Event], None]:
         """What takes events of workers: those that are for this, and others to ``show``."""
 
@@ -53,8 +49,9 @@ class Feed:
         return take
 
     def answer(self) -> Event | None:
-        """What worker 0 is to hear, once, if it waits for lines and there are any. Without
-        ``lines`` there are no more; ``first`` is the number of the first one, from 1.
+        """What worker 0 is to hear, once, if it waits for lines and there are any: first those
+        that it, or one before it, has been given and not told of. Without ``lines`` there are no
+        more; ``first`` is the number of the first one, from 1.
 
         Raises what reading them does.
         """

@@ -148,8 +148,6 @@ class Fit:
             NodeLost: Ray is not there any more.
         """
         around, is_lost = self._around, False
-        if around.feed is not None:
-            around.feed.begin()
         outlook = Outlook(around.room, workers)
         with around.asking(outlook.watch) as watching:
             self._thread.start()
