@@ -1,5 +1,6 @@
-"""Machines for tests: namespaces of this one, each with a network, a name and an /etc/hosts of its
-own, and a cable to the first of them. To itself its name is loopback, as Debian sets it up.
+"""Machines for tests: namespaces of this one, each with a network, processes, a name and an
+/etc/hosts of its own, and a cable to the first of them. To itself its name is loopback, as Debian
+sets it up.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-# Lives as long as its standard input is open. What Ray keeps for all processes of a machine is its
-# own too.
+# Lives as long as its standard input is open. While bash waits it buries processes that are left to
+# it, the machine's first. What Ray keeps for all processes of a machine is its own too.
 MACHINE = """
 set -e
 hostname "$1"
@@ -23,8 +24,10 @@ mount --bind "$2" /etc/hosts
 mkdir -p /tmp/ray
 mount --bind "$3" /tmp/ray
 ip link set lo up
+exec 3<&0
+cat <&3 >/dev/null &
 echo ready
-read -r _
+wait $!
 """
 NOBODY = "02:00:00:00:00:00"
 
@@ -44,17 +47,21 @@ class Machine:
         ray = folder / f"ray-{name}"
         ray.mkdir()
         self._process = subprocess.Popen(
-            ["unshare", "--net", "--uts", "--mount", "sh", "-c", MACHINE, "sh", name, str(hosts),
-             str(ray)],
+            ["unshare", "--net", "--uts", "--mount-proc", "--pid", "--fork", "--kill-child",
+             "bash", "-c", MACHINE, "bash", name, str(hosts), str(ray)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         assert self._process.stdout is not None
         answer = self._process.stdout.readline()
         if answer != "ready\n":
             pytest.skip(f"namespaces cannot be made here: {answer}")
-        self.pid = self._process.pid
+        (first,) = psutil.Process(self._process.pid).children()
+        self.pid = first.pid
+        self._itself = {first.pid, *(child.pid for child in first.children())}
+        # A process there is a child of the one that enters, and ends with it.
         self.within = [
-            "nsenter", f"--target={self.pid}", "--net", "--uts", "--mount", f"--wd={os.getcwd()}",
+            "nsenter", f"--target={self.pid}", "--net", "--uts", "--mount", "--pid",
+            f"--wd={os.getcwd()}", "setpriv", "--pdeathsig=KILL",
         ]  # fmt: skip
 
     def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
@@ -62,7 +69,9 @@ class Machine:
         return subprocess.Popen([*self.within, *command], text=True, **options)
 
     def ip(self, *what: str) -> None:
-        subprocess.run([*self.within, "ip", *what], check=True, timeout=60)
+        # Where numbers of processes are those of here.
+        command = ["nsenter", f"--target={self.pid}", "--net", "ip", *what]
+        subprocess.run(command, check=True, timeout=60)
 
     def crash(self) -> None:
         """End all that runs there at once."""
@@ -71,7 +80,7 @@ class Machine:
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, OSError):
                 its = os.stat(f"/proc/{process.pid}/ns/net").st_ino
-                if its == here and process.pid != self.pid:
+                if its == here and process.pid not in self._itself:
                     process.kill()
                     ended.append(process)
         psutil.wait_procs(ended, timeout=60)
