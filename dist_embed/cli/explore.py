@@ -97,6 +97,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     from dist_embed.explore.map_page import map_page
     from dist_embed.observe.fonts import without_letters
     from dist_embed.observe.plot import ENDINGS, check_plot_path
+    from dist_embed.storage import uri as storage
 
     check_plot_path(arguments.output, (*ENDINGS, ".html"))
     check_output(arguments.output)
@@ -106,7 +107,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     places = flat_map(vectors, arguments.method, seed=1)
     if arguments.output.endswith(".html"):
         page = map_page(places, words, vectors, described(table))
-        Path(arguments.output).write_text(page, encoding="utf-8")
+        storage.write_text(arguments.output, page)
     else:
         draw_map(arguments.output, places, words, described(table))
     print(f"{described(table)}: {len(words):,} words by {arguments.method} → {arguments.output}")

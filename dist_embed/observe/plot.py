@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from dist_embed.errors import UserError
 from dist_embed.installed import require
 from dist_embed.observe.fonts import families_for
+from dist_embed.storage import uri as storage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,9 +88,11 @@ def plot_into(
     with _figure(width, height, _STYLE | {"font.family": families_for(texts)}) as figure:
         yield figure.add_subplot()
         nothing = {"Date": None, "Creator": None} if path.endswith(".svg") else {"Software": None}
+        drawn = io.BytesIO()
         with warnings.catch_warnings():  # who draws words tells which it could not
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-            figure.savefig(path, metadata=nothing)
+            figure.savefig(drawn, format=Path(path).suffix[1:], metadata=nothing)
+        storage.write_bytes(path, drawn.getvalue())
 
 
 def svg_of(draw: Callable[[Axes], None], *, width: float, height: float, name: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Of a write, about which the system does not say where it went.
 _OF_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -57,3 +59,15 @@ def named(path: str | Path) -> Iterator[None]:
         if exc.filename is not None or exc.errno not in _OF_WRITES:
             raise
         raise OSError(exc.errno, os.strerror(exc.errno), str(path)) from exc
+
+
+class NamedFile(io.FileIO):
+    """An open file, to write, whose failed writes are `named`."""
+
+    def __init__(self, handle: int, path: str | Path) -> None:
+        super().__init__(handle, "wb")
+        self._path = path
+
+    def write(self, content: Any) -> int:
+        with named(self._path):
+            return super().write(content)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -27,7 +28,7 @@ from dist_embed.arguments import path_as_text
 from dist_embed.errors import NotWritable, StorageError, UserError
 from dist_embed.storage import calls
 from dist_embed.storage.clients import filesystem
-from dist_embed.storage.local_file import named, regular
+from dist_embed.storage.local_file import NamedFile, named, regular
 from dist_embed.storage.retry import retried
 from dist_embed.storage.temporary import temporary_folder
 
@@ -304,17 +305,29 @@ def whole_file(uri: str, *, follow: bool = True) -> Iterator[IO[bytes]]:
     at_first = 0o666 if mode is None else 0o600
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, at_first)
     try:
-        with named(target), os.fdopen(handle, "wb") as file:
+        with io.BufferedWriter(NamedFile(handle, path)) as file:
             if mode is not None:
                 os.fchmod(handle, stat.S_IMODE(mode))
             yield file
             file.flush()
-            os.fsync(handle)
+            with named(path):
+                os.fsync(handle)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+@contextmanager
+def output_file(path: str) -> Iterator[IO[bytes]]:
+    """`whole_file` of a local path; or what else has that name, as a named pipe, to write to."""
+    if not os.path.exists(path) or os.path.isfile(path):
+        with whole_file(path) as file:
+            yield file
+        return
+    with io.BufferedWriter(NamedFile(os.open(path, os.O_WRONLY), path)) as file:
+        yield file
 
 
 def check_new_file(uri: str, name: str) -> None:

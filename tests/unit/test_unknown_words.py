@@ -95,9 +95,9 @@ class NoRows:
         return torch.zeros(*self.shapes[role], 4)
 
 
-@pytest.mark.parametrize("batch_sentences", [1, 10])
+@pytest.mark.parametrize("batch_tokens", [1, 100])
 @pytest.mark.parametrize("lexicon", [True, False])
-def test_unknown_words_become_what_they_look_at(batch_sentences: int, lexicon: bool) -> None:
+def test_unknown_words_become_what_they_look_at(batch_tokens: int, lexicon: bool) -> None:
     source = words("the cat saw Bob , and")
     target = words("die Katze sah , und")
     cat, katze = (t.encode([w])[0][0] for t, w in ((source, "cat"), (target, "Katze")))
@@ -116,7 +116,7 @@ def test_unknown_words_become_what_they_look_at(batch_sentences: int, lexicon: b
 
     replaced = UnknownWords(
         LooksAt({6: [0, 1, 2, 3, 4, 5], 1: [0]}), NoRows(),
-        {"source": source, "target": target}, translations if lexicon else None, batch_sentences,
+        {"source": source, "target": target}, translations if lexicon else None, batch_tokens,
     ).texts(texts, sources, answers)  # fmt: skip
     # The lexicon's files are read once, for the sentences with an unknown word.
     assert asked == ([[*sources[0], *sources[1]]] if lexicon else [])
