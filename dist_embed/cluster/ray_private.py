@@ -1,4 +1,6 @@
-"""A Ray that nobody else reaches: on loopback alone, and with a token that is in no file."""
+"""What Ray reads from the environment, by which it is private: a Ray that nobody else reaches, on
+loopback alone, and with a token that is in no file.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,21 @@ def private_ray() -> Iterator[None]:
         # read (2.60, authentication_token_setup.py:generate_and_save_token).
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }
-    before = {name: os.environ.get(name) for name in private}
     several_nodes = ray_constants.ENABLE_RAY_CLUSTER
+    with ray_settings(private):
+        try:
+            ray_constants.ENABLE_RAY_CLUSTER = False
+            yield
+        finally:
+            ray_constants.ENABLE_RAY_CLUSTER = several_nodes
+
+
+@contextmanager
+def ray_settings(values: dict[str, str]) -> Iterator[None]:
+    """Variables of the environment as Ray has them in this process and what starts in the block."""
+    before = {name: os.environ.get(name) for name in values}
     try:
-        os.environ.update(private)
-        ray_constants.ENABLE_RAY_CLUSTER = False
+        os.environ.update(values)
         _read_anew()
         yield
     finally:
@@ -43,7 +55,6 @@ def private_ray() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        ray_constants.ENABLE_RAY_CLUSTER = several_nodes
         _read_anew()
 
 

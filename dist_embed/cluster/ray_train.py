@@ -31,7 +31,7 @@ from dist_embed.cluster.ray_group import GroupByEnvironment
 from dist_embed.cluster.ray_head import HeadFailed, own_ray
 from dist_embed.cluster.ray_mailbox import RayMailbox
 from dist_embed.cluster.ray_node import Node, quiet_node
-from dist_embed.cluster.ray_private import private_ray
+from dist_embed.cluster.ray_private import private_ray, ray_settings
 from dist_embed.cluster.ray_room import Room
 from dist_embed.cluster.ray_worker import work, work_for
 from dist_embed.errors import RunFailed, UserError
@@ -42,6 +42,9 @@ from dist_embed.storage.temporary import temporary_folder
 
 CONNECT_SECONDS = 10.0
 INIT_SECONDS = 300.0  # Ray's own limits are below
+# Without its head Ray (2.60, rpc_client.h) ends a process that is connected after 60 s, with a line
+# of its own. Its nodes end then too, which is noticed here, and told.
+_WITHOUT_HEAD = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 
 
 class _Trainer(DataParallelTrainer):
@@ -172,14 +175,14 @@ def connected(address: str | None, num_workers: int) -> Iterator[Node]:
             raise UserError(
                 f"no Ray cluster answers at {address!r} (cluster.address or RAY_ADDRESS): {why}"
             )
-        with quiet_node(), _driver(address, is_own=False) as node:
+        with ray_settings(_WITHOUT_HEAD), quiet_node(), _driver(address, is_own=False) as node:
             yield node
         return
     # As many CPU slots as workers: more workers than cores is slow, not wrong.
     cores = max(os.cpu_count() or 1, num_workers)
     try:
         with (
-            private_ray(), own_ray(cores) as where, quiet_node(),
+            private_ray(), own_ray(cores) as where, ray_settings(_WITHOUT_HEAD), quiet_node(),
             _driver(where, is_own=True) as node,
         ):  # fmt: skip
             yield node

@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-# Lives as long as its standard input is open. While bash waits it buries the processes that are left
-# to it, the machine's first. What Ray keeps for all processes of a machine is its own too.
+# Lives as long as its standard input is open. While bash waits it buries processes that are left to
+# it, the machine's first. What Ray keeps for all processes of a machine is its own too.
 MACHINE = """
 set -e
 hostname "$1"
@@ -57,6 +57,8 @@ class Machine:
             pytest.skip(f"namespaces cannot be made here: {answer}")
         (first,) = psutil.Process(self._process.pid).children()
         self.pid = first.pid
+        mine = self._process.pid, first.pid, *(child.pid for child in first.children())
+        self._itself = set(mine)
         # A process there is a child of the one that enters, and ends with it.
         self.within = [
             "nsenter", f"--target={self.pid}", "--net", "--uts", "--mount", "--pid",
@@ -79,7 +81,7 @@ class Machine:
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, OSError):
                 its = os.stat(f"/proc/{process.pid}/ns/net").st_ino
-                if its == here and process.pid != self.pid:
+                if its == here and process.pid not in self._itself:
                     process.kill()
                     ended.append(process)
         psutil.wait_procs(ended, timeout=60)
