@@ -405,6 +405,11 @@ def test_a_zip_that_cannot_be_read_is_one_line(put: Put, tmp_path: Path) -> None
     content[content.index(b"x.en") + 5] ^= 0xFF
     refused(put("x.zip", bytes(content)), LANGUAGES)
     assert "no such file" in refused(str(tmp_path / "none.zip"))
+    content = bytearray(zipped(**{"x.en": "a\n", "x.de": "b\n"}))
+    for head, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        for found in re.finditer(head, bytes(content)):
+            content[found.start() + flags] |= 1
+    assert "password required" in refused(put("x.zip", bytes(content)), LANGUAGES)
 
 
 # Rows that cannot be read, and what has no end.

@@ -53,8 +53,6 @@ def parquet_pairs(
                     row = {top: _value(one, limit) for top, one in zip(tops, values, strict=True)}
                     source, target = (cell(nested(row, one), limit) for one in wanted)
                     yield source, target
-                except pa.ArrowException:
-                    raise
                 except ValueError as exc:
                     yield WrongRow(f"{name}, row {number}: {exc}")
     except (ParquetError, pa.ArrowException) as exc:
