@@ -57,7 +57,8 @@ class Machine:
             pytest.skip(f"namespaces cannot be made here: {answer}")
         (first,) = psutil.Process(self._process.pid).children()
         self.pid = first.pid
-        self._itself = {first.pid, *(child.pid for child in first.children())}
+        mine = self._process.pid, first.pid, *(child.pid for child in first.children())
+        self._itself = set(mine)
         # A process there is a child of the one that enters, and ends with it.
         self.within = [
             "nsenter", f"--target={self.pid}", "--net", "--uts", "--mount", "--pid",
