@@ -71,14 +71,22 @@ class TrainedRun:
         """What was measured, a row for each line of ``metrics.jsonl``, null where a line has
         nothing of a column: ``step``, ``time`` (Unix seconds), ``loss``, ``tokens_per_second``,
         ``validation_loss``, … As pandas has it: ``run.metrics().to_pandas()``.
+
+        Raises UserError where a column has values of several kinds, which no run writes.
         """
         import pyarrow as pa
 
-        from dist_embed.run.metrics import read_metrics
+        from dist_embed.run.metrics import METRICS_NAME, read_metrics
 
         lines = read_metrics(self.uri)
-        names = dict.fromkeys(name for line in lines for name in line)
-        return pa.table({name: [line.get(name) for line in lines] for name in names})
+        columns = {}
+        for name in dict.fromkeys(name for line in lines for name in line):
+            try:
+                columns[name] = pa.array([line.get(name) for line in lines])
+            except (pa.ArrowException, OverflowError, UnicodeError) as exc:
+                uri = storage.join(self.uri, METRICS_NAME)
+                raise UserError(f"{uri} is damaged: {name!r} has no column: {exc}") from exc
+        return pa.table(columns)
 
     def checkpoints(self) -> list[CheckpointInfo]:
         """The complete checkpoints, by step. Of damaged ones it is told on stderr."""

@@ -28,6 +28,7 @@ from dist_embed.installed import require
 from dist_embed.model.transformer import positions
 from dist_embed.parallel.machine import available_bytes
 from dist_embed.run.folder import read_run_config
+from dist_embed.storage.local_file import named
 from dist_embed.storage.temporary import temporary_folder
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def export_ctranslate2(
     spec = _spec(config, tables, _int8 if quantization == "int8" else None)
     spec.validate()
     spec.optimize(quantization=None if quantization == "int8" else quantization)
-    with temporary_folder(f".{output.name}.", output.parent) as folder:
+    with named(output), temporary_folder(f".{output.name}.", output.parent) as folder:
         # In it, because the temporary folder itself is closed to others, whatever the umask.
         scratch = Path(folder) / output.name
         scratch.mkdir()

@@ -14,6 +14,7 @@ from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 from ray._private.runtime_env.packaging import get_excludes_from_ignore_files
 
 from dist_embed.errors import UserError
+from dist_embed.storage.local_file import named
 
 # Of what the job server takes, whatever limit its client tells of (2.60, ray_constants.py:
 # DASHBOARD_CLIENT_MAX_SIZE).
@@ -47,7 +48,7 @@ def pack(folder: str, target: Path, *, with_package: bool, but: set[Path]) -> in
         return by_name or by_place or os.path.realpath(path) in left
 
     largest = (0, "")
-    with target.open("wb") as packed, ZipFile(packed, "w", ZIP_DEFLATED) as archive:
+    with named(target), target.open("wb") as packed, ZipFile(packed, "w", ZIP_DEFLATED) as archive:
         for path in _files(top, stays, []):
             name = str(path.relative_to(top))
             largest = max(largest, (path.stat().st_size, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from contextlib import nullcontext
@@ -120,6 +121,26 @@ def test_a_worker_that_was_ended_counts_before_one_whose_collective_broke(
         Workers(monkeypatch, [echo | {"rank": 0}, FAILURE], [-9, 1]).watch()
     with pytest.raises(RunFailed, match="worker 1 failed:\ngloo: closed"):
         Workers(monkeypatch, [echo], [0, 1]).watch()
+
+
+def test_workers_that_are_started_anew_import_nothing_from_the_working_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Started(Exception):
+        pass
+
+    class Fresh:
+        pid = None
+
+        def start(self) -> None:
+            raise Started(os.environ.get("PYTHONSAFEPATH"))
+
+    context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=lambda **how: Fresh())
+    monkeypatch.setattr(local, "worker_context", lambda device: context)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    with pytest.raises(Started, match="1"):
+        local.launch_local(len, (), num_workers=1, on_event=print, log_folder="", device="cuda")
+    assert "PYTHONSAFEPATH" not in os.environ
 
 
 def test_workers_that_do_not_stop_in_time_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

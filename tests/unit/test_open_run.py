@@ -81,6 +81,14 @@ def test_a_run_that_has_saved_and_measured_nothing_yet(run: str) -> None:
     assert open_run(run).metrics().num_rows == 0
 
 
+def test_metrics_that_no_run_writes_are_damage(run: str) -> None:
+    for odd in ('"text"', "[1]", "1" * 30):
+        lines = f'{{"step": 1, "loss": 1.5}}\n{{"step": 2, "loss": {odd}}}\n'
+        (Path(run) / "metrics.jsonl").write_text(lines)
+        with pytest.raises(UserError, match=r"metrics.jsonl is damaged: 'loss' has no column"):
+            open_run(run).metrics()
+
+
 def test_its_words_and_vectors(run: str, vectors: Tensor, tmp_path: Path) -> None:
     words = open_run(run).table("target", step=5)
     table = RunTable(run, "target", 5)
