@@ -14,6 +14,9 @@ from dist_embed.errors import UserError
 from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.streams import write_out
 
+# Bytes. What a search takes of a line, `search.max_source_tokens` says.
+LONGEST_LINE = 2**26
+
 
 def lines_from(name: str) -> Iterator[str]:
     """The lines of a file, one by one as they come; ``-``: of standard input.
@@ -24,18 +27,18 @@ def lines_from(name: str) -> Iterator[str]:
     from dist_embed.data.text.lines import decoded_lines, read_lines
 
     if name == "-":
-        return decoded_lines(_standard_input(), "standard input")
+        return decoded_lines(_standard_input(), "standard input", limit=LONGEST_LINE)
     path = Path(name)
     if path.exists() and not path.is_file() and not path.is_dir():  # a pipe; fsspec seeks
         return _lines_of_pipe(path)
-    return read_lines(name)
+    return read_lines(name, limit=LONGEST_LINE)
 
 
 def _lines_of_pipe(path: Path) -> Iterator[str]:
     from dist_embed.data.text.lines import decoded_lines
 
     with path.open("rb") as file:
-        yield from decoded_lines(file, str(path))
+        yield from decoded_lines(file, str(path), limit=LONGEST_LINE)
 
 
 def _standard_input() -> IO[bytes]:

@@ -61,4 +61,5 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
 
 def _name(uri: str) -> str:
     """The file's own, where it lies in an archive."""
-    return uri.partition("::")[0] if storage.archive_of(uri) != uri else uri
+    name = uri.partition("::")[0] if storage.archive_of(uri) != uri else uri
+    return name.lower()  # .GZ, as some systems write it
