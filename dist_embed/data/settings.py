@@ -14,7 +14,6 @@ from dist_embed.section import (
     NO_RESULT,
     NOT_PREPARED,
     Later,
-    MaybeNo,
     NonNegativeInt,
     Paths,
     PositiveInt,
@@ -48,12 +47,12 @@ class CorpusSection(Section):
         description="Instead: files with both sides: .tsv, .csv, .jsonl, .tmx, .parquet, or a .zip "
         "with a file of each side (docs/formats.md).",
     )
-    source_column: Annotated[str | PositiveInt, MaybeNo] = Field(
+    source_column: str | PositiveInt = Field(
         "source",
         description="Column of `pairs` with the source text: its name (`translation.en` within "
         "another), a language, or its number from 1 where the first line is text.",
     )
-    target_column: Annotated[str | PositiveInt, MaybeNo] = Field(
+    target_column: str | PositiveInt = Field(
         "target", description="Column of `pairs` with the target text."
     )
     # What is older took quote signs of TSV for text, as `auto` does where it takes them at all.

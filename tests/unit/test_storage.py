@@ -32,7 +32,7 @@ from dist_embed.data.word_table import write_words
 from dist_embed.errors import StorageError, UserError
 from dist_embed.observe.quiet import open_log
 from dist_embed.passwords import masked, password_in
-from dist_embed.storage import clients, compressed, retry
+from dist_embed.storage import clients, retry
 from dist_embed.storage import uri as storage
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.compressed import (
@@ -661,7 +661,7 @@ def test_lines_of_a_far_file_do_not_cost_a_block_each(
 ) -> None:
     lines = [b"%d\n" % number for number in range(5000)]
     monkeypatch.setattr(FarStore, "content", packed(b"".join(lines)))
-    monkeypatch.setattr(compressed, "filesystem", lambda uri: (FarStore(), uri))
+    monkeypatch.setattr(storage, "filesystem", lambda uri: (FarStore(), uri))
     with open_decompressed(f"far{ending}") as file:
         assert list(file) == lines
 
@@ -675,11 +675,11 @@ def test_a_file_in_an_archive_of_s3_is_opened_with_its_settings(
         asked.append(options)
         return FarStore(), uri
 
-    monkeypatch.setattr(storage, "url_to_fs", noted)
+    monkeypatch.setattr(clients, "url_to_fs", noted)
     for uri in ("s3://b/v.txt", "zip://v.txt::s3://b/v.zip", "tar://v.txt::v.tgz", "zip://a::b"):
         storage.filesystem(uri)
     plain, chained, tar, local = asked
-    assert chained == {"s3": plain}
-    assert set(plain) == {"config_kwargs"}
+    assert chained == plain
+    assert set(plain["s3"]) == {"config_kwargs", "use_listings_cache"}
     assert (tar, local) == ({"tar": {"compression": "gzip"}}, {})
     assert storage.archive_of("a::b") == "a::b"  # a path
