@@ -33,7 +33,7 @@ from dist_embed.training.evaluate import (
 from dist_embed.training.results import AgainstExact, Evaluation, Translations
 from dist_embed.training.search_choice import search_choice
 from dist_embed.training.tasks import Evaluate, Translate
-from dist_embed.training.translation import UNKNOWN_SHOWN, TooLongError, Translator
+from dist_embed.training.translation import TooLongError, Translator
 from dist_embed.training.worker import Context
 
 
@@ -92,7 +92,7 @@ def translate_task(context: Context, asked: Translate) -> Translations:
     """Translations of some lines by a run's checkpoint. Collective."""
     translator, step = load_translator(context, asked.step)
     try:
-        written = translator.written(asked.lines, UNKNOWN_SHOWN)
+        written = translator.written(asked.lines)
     except TooLongError as exc:
         raise UserError(f"line {exc.place + 1:,}: {exc}") from None
     if cut := [place + 1 for place, one in enumerate(written) if one.cut]:

@@ -11,7 +11,7 @@ from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.training.inference import load_translator
 from dist_embed.training.tasks import TranslateStream
-from dist_embed.training.translation import UNKNOWN_SHOWN, TooLongError
+from dist_embed.training.translation import TooLongError
 from dist_embed.training.worker import Context
 
 # That are translated together, where so many have come: lines of like length then share batches.
@@ -30,9 +30,9 @@ def translate_stream_task(context: Context, asked: TranslateStream) -> int:
     for first, lines in _as_they_come(context):
         refused: TooLongError | None = None
         try:
-            written = translator.written(lines, UNKNOWN_SHOWN)
+            written = translator.written(lines)
         except TooLongError as exc:
-            refused, written = exc, translator.written(lines[: exc.place], UNKNOWN_SHOWN)
+            refused, written = exc, translator.written(lines[: exc.place])
         context.reporter.emit({
             "kind": "translated", "lines": [one.shown for one in written],
             "cut": [number for number, one in enumerate(written, first) if one.cut],

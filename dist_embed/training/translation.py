@@ -17,7 +17,7 @@ from dist_embed.parallel.group import Group
 
 # Ids of sentences: `Tokenizer.encode`, or `encode_hashed` where the source has hashed rows.
 Encode = Callable[[list[str]], list[list[int]]]
-UNKNOWN_SHOWN = SPECIAL_TOKENS[UNKNOWN]
+_SHOWN = SPECIAL_TOKENS[UNKNOWN]
 
 
 class Written(NamedTuple):
@@ -85,18 +85,13 @@ class Translator:
         self._unknown_words = unknown_words
         self.settings = settings
 
-    def of(self, texts: list[str]) -> list[str]:
-        """Translations of ``texts``, in order, on every worker. One that is blank has a blank one:
-        the training data have no such pair, and the model would say something.
+    def written(self, texts: list[str], unknown: str = _SHOWN) -> list[Written]:
+        """Translations of ``texts``, in order, on every worker, each also with ``unknown`` for
+        every unknown word. A text that is blank has a blank one: the training data have no such
+        pair, and the model would say something.
 
-        Collective: equal texts everywhere.
-        """
-        return [written.shown for written in self.written(texts, UNKNOWN_SHOWN)]
-
-    def written(self, texts: list[str], unknown: str) -> list[Written]:
-        """Like `of`, each also with ``unknown`` for every unknown word. Collective, as `of` is.
-
-        Raises TooLongError on all workers, before any is translated.
+        Raises TooLongError on all workers, before any is translated. Collective: equal texts
+        everywhere.
         """
         group = self.group
         self._transformer.eval()

@@ -188,7 +188,7 @@ def echo(
 
 def echoed(group: Group, texts: list[str], search: Any = None, form: Form = "none") -> list[str]:
     words = [word for text in texts for word in text.split()]
-    return echo(group, words, search, form=form).of(texts)
+    return [one.shown for one in echo(group, words, search, form=form).written(texts)]
 
 
 def written_by_echo(group: Group, texts: list[str], words: list[str]) -> list[Written]:

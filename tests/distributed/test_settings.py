@@ -497,7 +497,8 @@ def translated(
         recorded(stack, calls, assemble, "Translator")
         translation = assemble.build_translator(config, translation_model, tokenizers)
     assert calls["Translator.settings"].too_long == "refuse"
-    return translation.of(texts), calls["Translator.encode"](texts)
+    shown = [one.shown for one in translation.written(texts)]
+    return shown, calls["Translator.encode"](texts)
 
 
 @pytest.mark.parametrize("replace_unknown", ["no", "copy", "lexicon"])

@@ -26,12 +26,12 @@ class Capitals:
         self.refuses = refuses
         self.asked: list[list[str]] = []
 
-    def written(self, lines: list[str], unknown: str) -> list[Written]:
+    def written(self, lines: list[str]) -> list[Written]:
         self.asked.append(lines)
         is_long = ["!" in line for line in lines]
         if self.refuses and any(is_long):
             raise TooLongError(is_long.index(True), 9, 3)
-        return [Written(a.upper(), unknown, b) for a, b in zip(lines, is_long, strict=True)]
+        return [Written(a.upper(), "", b) for a, b in zip(lines, is_long, strict=True)]
 
 
 def streamed(group: Group, answers: list[Any], refuses: bool = False) -> Any:

@@ -180,6 +180,7 @@ def test_lines_are_translated_once_though_a_worker_is_killed(
         assert process.stdout is not None
         print(*lines[:2], sep="\n", file=process.stdin, flush=True)
         first = [process.stdout.readline() for _ in range(2)]
+        assert all(first), process.communicate()
         _child(process, "RayTrainWorker").kill()
         rest, said = process.communicate("\n".join(lines[2:]), timeout=300)
     assert process.returncode == 0, said
