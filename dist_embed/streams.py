@@ -62,12 +62,16 @@ def write_out(content: bytes) -> None:
     """
     if sys.stdout is None:
         return
-    sys.stdout.flush()
-    if hasattr(sys.stdout, "buffer"):
-        sys.stdout.buffer.write(content)
-    else:  # a stream of a script's own
-        sys.stdout.write(content.decode("utf-8", "replace"))
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+        if hasattr(sys.stdout, "buffer"):
+            sys.stdout.buffer.write(content)
+        else:  # a stream of a script's own
+            sys.stdout.write(content.decode("utf-8", "replace"))
+        sys.stdout.flush()
+    except OSError as exc:
+        exc.filename = exc.filename or "standard output"  # of a full disk the system says no more
+        raise
 
 
 def say(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, get_args
 
@@ -15,25 +16,30 @@ from dist_embed.api.given import (
     texts_given,
 )
 from dist_embed.arguments import one_of, whole_number
+from dist_embed.cluster.feed import Feed
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.checks import check
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
+from dist_embed.data.lines_ahead import LinesAhead
 from dist_embed.errors import UserError
 from dist_embed.installed import WORKERS_NEED, require
-from dist_embed.model.settings import ReplaceUnknown
+from dist_embed.model.settings import ReplaceUnknown, TooLong
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.collector import collector_off
-from dist_embed.parallel.torchrun import under_torchrun
+from dist_embed.parallel.torchrun import is_first_process, under_torchrun
 from dist_embed.storage import uri as storage
+from dist_embed.streams import say
 from dist_embed.training.results import Evaluation, Translations
-from dist_embed.training.tasks import Evaluate, Task, Translate
+from dist_embed.training.tasks import Evaluate, Task, Translate, TranslateStream
 
 if TYPE_CHECKING:
     from dist_embed.api.trained_run import TrainedRun
 
 R = TypeVar("R")
+# An empty input, and one that cannot be read, are known by then: no workers are started for them.
+NONE_SECONDS = 0.5
 RunGiven: TypeAlias = "str | PathLike[str] | TrainedRun | Config"
 
 
@@ -94,6 +100,40 @@ def translate(
     return _on_workers(Translate(texts, step), run, launcher, on_event)
 
 
+def translate_stream(
+    config: Config,
+    lines: Iterable[str],
+    write: Callable[[list[str]], None],
+    *,
+    step: int | None = None,
+    launcher: LauncherChoice | None = None,
+) -> None:
+    """Translate lines as they come, for a command.
+
+    Args:
+        config: of the run, see `config_to_use`.
+        lines: read by a thread, some ahead.
+        write: takes translations, in order, as soon as they are there.
+        step: as for `evaluate`.
+        launcher: likewise.
+
+    Raises what `lines` and ``write`` do, and what `evaluate` does; what comes before a line that
+    cannot be read or is refused has been written then.
+    """
+    if not is_first_process():
+        lines = ()  # the first one's worker has them
+    ahead = LinesAhead(lines)
+    feed = Feed(ahead, write)
+    with closing(ahead):
+        if not under_torchrun() and ahead.are_none(NONE_SECONDS):
+            return
+        try:
+            _on_workers(TranslateStream(step_given(step)), config, launcher, None, feed)
+        finally:
+            if feed.cut:
+                say(config.search.told_of_cut(*feed.cut))
+
+
 def config_to_use(
     run_uri: str | PathLike[str],
     *,
@@ -101,6 +141,8 @@ def config_to_use(
     beam: int | None = None,
     candidates: int | Literal["auto"] | None = None,
     replace_unknown: ReplaceUnknown | None = None,
+    max_source_tokens: int | None = None,
+    too_long: TooLong | None = None,
 ) -> Config:
     """The configuration of a trained run, to use it on this machine and not to train it.
 
@@ -110,6 +152,8 @@ def config_to_use(
         beam: instead of ``search.beam``.
         candidates: instead of ``search.candidates``; 0: the whole vocabulary.
         replace_unknown: instead of ``search.replace_unknown``.
+        max_source_tokens: instead of ``search.max_source_tokens``.
+        too_long: instead of ``search.too_long``.
 
     Raises UserError.
     """
@@ -135,6 +179,11 @@ def config_to_use(
     if replace_unknown is not None:
         one_of("replace_unknown", replace_unknown, get_args(ReplaceUnknown))
         instead["replace_unknown"] = replace_unknown
+    if max_source_tokens is not None:
+        instead["max_source_tokens"] = whole_number("max_source_tokens", max_source_tokens, 1)
+    if too_long is not None:
+        one_of("too_long", too_long, get_args(TooLong))
+        instead["too_long"] = too_long
     config = config.model_copy(update={"search": config.search.model_copy(update=instead)})
     check(config)
     return config
@@ -142,18 +191,19 @@ def config_to_use(
 
 def _on_workers(
     task: Task[R], run: RunGiven, launcher: LauncherChoice | None,
-    on_event: Callable[[Event], None] | None,
+    on_event: Callable[[Event], None] | None, feed: Feed | None = None,
 ) -> R:  # fmt: skip
     """What workers give back that use a trained run."""
     on_event_given(on_event)
     require(*WORKERS_NEED)
     with quiet_environment(), shown_by(on_event, sys.stderr) as show:
-        return _launched(task, run, launcher, show)
+        return _launched(task, run, launcher, show, feed)
 
 
 def _launched(
-    task: Task[R], run: RunGiven, launcher: LauncherChoice | None, show: Callable[[Event], None]
-) -> R:
+    task: Task[R], run: RunGiven, launcher: LauncherChoice | None, show: Callable[[Event], None],
+    feed: Feed | None,
+) -> R:  # fmt: skip
     from dist_embed.api.trained_run import TrainedRun
     from dist_embed.cluster.fork_server import start_ahead
 
@@ -178,5 +228,5 @@ def _launched(
     del tokenizers  # not to be held beside the workers
     return launch(
         task, config, vocabulary_size=sizes, word_tables=word_tables, on_event=show,
-        launcher=launcher,
+        launcher=launcher, feed=feed,
     )  # fmt: skip

@@ -74,7 +74,8 @@ def measure_engine(
             tokens = [[source.token(i) for i in ids] for ids in source.encode(sources)]
             results = engine.translate_batch(
                 tokens, beam_size=config.search.beam, length_penalty=config.search.length_penalty,
-                max_batch_size=config.search.batch_sentences,
+                max_batch_size=config.search.batch_tokens, batch_type="tokens",
+                max_input_length=config.search.max_source_tokens,
             )  # fmt: skip
             ids = [[target.id_of(t) or 0 for t in result.hypotheses[0]] for result in results]
             written = target.decode(ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from dist_embed.cli.run_table import (
@@ -94,6 +93,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     from dist_embed.explore.flat_map import draw_map, flat_map
     from dist_embed.explore.map_page import map_page
     from dist_embed.observe.plot import ENDINGS, check_plot_path, without_letters
+    from dist_embed.storage import uri as storage
 
     check_plot_path(arguments.output, (*ENDINGS, ".html"))
     check_output(arguments.output)
@@ -103,7 +103,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     places = flat_map(vectors, arguments.method, seed=1)
     if arguments.output.endswith(".html"):
         page = map_page(places, words, vectors, described(table))
-        Path(arguments.output).write_text(page, encoding="utf-8")
+        storage.write_text(arguments.output, page)
     else:
         draw_map(arguments.output, places, words, described(table))
     print(f"{described(table)}: {len(words):,} words by {arguments.method} → {arguments.output}")

@@ -7,17 +7,16 @@ import os
 import shlex
 import sys
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_embed.cli.config import add_config_arguments
+from dist_embed.cli.lines import lines_from, lines_to
 from dist_embed.cli.trained_run import add_worker_options, check_output, run_config
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
-from dist_embed.errors import RunStopped, UserError
+from dist_embed.errors import RunStopped
 from dist_embed.parallel.stop import taken_signal
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
-from dist_embed.streams import write_out
 
 if TYPE_CHECKING:
     from dist_embed.training.results import Evaluation, TrainResult
@@ -52,7 +51,11 @@ def add_commands(commands: Any) -> None:
     translate = commands.add_parser("translate", help="translate lines of text with a run")
     _add_run_arguments(translate)
     translate.add_argument("--input", default="-", metavar="FILE", help="default: standard input")
-    translate.add_argument("--output", default="-", metavar="FILE", help="default: standard output")
+    translate.add_argument(
+        "--output", default="-", metavar="FILE",
+        help="written beside, and under its name once all is translated; default: standard "
+        "output, line by line as they are translated",
+    )  # fmt: skip
     translate.set_defaults(call=_translate)
 
     history = commands.add_parser("history", help="the course of a run: a row per validation")
@@ -142,8 +145,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     )  # fmt: skip
     _print_quality(found)
     if arguments.output:
-        text = "".join(f"{translation}\n" for translation in found.translations)
-        Path(arguments.output).write_text(text, encoding="utf-8")
+        with lines_to(arguments.output) as write:
+            write(found.translations)
 
 
 def _print_quality(found: Evaluation) -> None:
@@ -163,26 +166,15 @@ def _print_quality(found: Evaluation) -> None:
 
 
 def _translate(arguments: argparse.Namespace) -> None:
-    from dist_embed.api.inference import translate
-    from dist_embed.data.corpus import decoded_lines, read_lines
-    from dist_embed.observe.events import printable
+    from dist_embed.api.inference import translate_stream
 
     check_output(arguments.output)
-    for name, stream in (("input", sys.stdin), ("output", sys.stdout)):
-        if getattr(arguments, name) == "-" and stream is None:
-            raise UserError(f"--{name}: '-' is not allowed: standard {name} is closed")
-    config = run_config(arguments.run, arguments)
-    if arguments.input == "-":
-        texts = list(decoded_lines(sys.stdin.buffer, "standard input"))
-    else:
-        texts = list(read_lines(arguments.input))
-    found = translate(config, texts, step=arguments.step, launcher=arguments.launcher)
-    on_terminal = arguments.output == "-" and sys.stdout.isatty()
-    lines = "".join(f"{printable(line) if on_terminal else line}\n" for line in found)
-    if arguments.output == "-":
-        write_out(lines.encode())
-    else:
-        Path(arguments.output).write_text(lines, encoding="utf-8")
+    lines = lines_from(arguments.input)
+    with lines_to(arguments.output) as write:
+        translate_stream(
+            run_config(arguments.run, arguments), lines, write, step=arguments.step,
+            launcher=arguments.launcher,
+        )  # fmt: skip
 
 
 def _history(arguments: argparse.Namespace) -> None:

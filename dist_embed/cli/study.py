@@ -60,7 +60,7 @@ def _study(arguments: argparse.Namespace) -> None:
         text = _comparison(study, outcomes, page)
     else:
         text = _scaling(study, outcomes, page)
-    page.write_text(text, encoding="utf-8")
+    storage.write_text(str(page), text)
     print(f"→ {page}")
     failed = sum(outcome.row.get("state") == "failed" for outcome in outcomes)
     if failed:

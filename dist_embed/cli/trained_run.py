@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
+from dist_embed.storage.uri import check_new_file
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +28,10 @@ def add_worker_options(parser: argparse.ArgumentParser) -> None:
         "--replace-unknown", choices=("no", "copy", "lexicon"),
         help="instead of search.replace_unknown",
     )  # fmt: skip
+    parser.add_argument(
+        "--max-source-tokens", type=int, metavar="N", help="instead of search.max_source_tokens"
+    )
+    parser.add_argument("--too-long", choices=("cut", "refuse"), help="instead of search.too_long")
 
 
 def _candidates(text: str) -> int | str:
@@ -39,7 +44,8 @@ def run_config(run_uri: str, arguments: argparse.Namespace) -> Config:
 
     return config_to_use(
         run_uri, workers=arguments.workers, beam=arguments.beam, candidates=arguments.candidates,
-        replace_unknown=arguments.replace_unknown,
+        replace_unknown=arguments.replace_unknown, max_source_tokens=arguments.max_source_tokens,
+        too_long=arguments.too_long,
     )  # fmt: skip
 
 
@@ -51,5 +57,7 @@ def check_output(path: str | None) -> None:
         raise UserError(f"--output: {path!r} is not allowed: no such folder")
     if Path(path).is_dir():
         raise UserError(f"--output: {path!r} is not allowed: that is a folder")
-    if not os.access(path if Path(path).exists() else Path(path).parent, os.W_OK):
+    if Path(path).is_file() or not Path(path).exists():
+        check_new_file(path, "--output")
+    elif not os.access(path, os.W_OK):
         raise UserError(f"--output: {path!r} is not allowed: it may not be written")

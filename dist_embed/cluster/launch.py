@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from dist_embed.cluster.feed import Feed
 from dist_embed.cluster.settings import MAX_FAILURES, LauncherChoice
 from dist_embed.config.checks import check
 from dist_embed.config.paths import run_name
@@ -38,6 +39,7 @@ def launch(
     on_event: Callable[[Event], None],
     launcher: LauncherChoice | None = None,
     stop_seconds: float = 0.0,
+    feed: Feed | None = None,
 ) -> R:
     """Run ``task`` on the workers of ``config.cluster`` and return worker 0's result.
 
@@ -49,6 +51,7 @@ def launch(
         on_event: takes what is to be shown.
         launcher: instead of ``config.cluster.launcher``.
         stop_seconds: how long a task gets to end by itself when a signal asks it to; 0: none.
+        feed: of a task that asks for lines.
 
     Under ``torchrun`` (LOCAL_RANK and TORCHELASTIC_RUN_ID set) the process is a worker already and
     runs the task itself.
@@ -65,13 +68,17 @@ def launch(
     cluster = config.cluster
     log_folder = str(worker_log_folder(config.run.uri))
 
+    if feed is not None:
+        on_event = feed.taking(on_event)
+
     def arguments(device: str) -> tuple[Task[R], Config]:
         return task, _resolved(config, device)
 
     if task.trains and vocabulary_size:  # under torchrun worker 0 alone has it
         _check_step(config, vocabulary_size["target"], address)
     if under_torchrun():
-        return run_worker(*arguments(resolve_device(cluster.device)), on_event)
+        received = feed.receive if feed else None
+        return run_worker(*arguments(resolve_device(cluster.device)), on_event, received)
     if address is None:
         _check_machine(task, config, vocabulary_size, word_tables, resolve_device(cluster.device))
     if cluster.chosen_launcher(launcher) == "local":
@@ -86,6 +93,7 @@ def launch(
             stop_seconds=stop_seconds,
             save_seconds=config.checkpoint.drain_seconds if task.trains else 0.0,
             device=resolve_device(cluster.device),
+            feed=feed,
         )
     with collector_off():
         require("ray")
@@ -107,6 +115,7 @@ def launch(
         on_event=on_event,
         log_folder=log_folder,
         stop_seconds=stop_seconds,
+        feed=feed,
     )
 
 

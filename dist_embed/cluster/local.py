@@ -18,8 +18,9 @@ from dist_embed.cluster.failure import (
     raise_failure,
     stopped_too_late,
 )
+from dist_embed.cluster.feed import Feed
 from dist_embed.cluster.fork_server import worker_context
-from dist_embed.cluster.mailbox import Mailbox, sender
+from dist_embed.cluster.mailbox import Mailbox, receiver, sender
 from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
 from dist_embed.parallel.main_module import without_main_module
@@ -48,6 +49,7 @@ def launch_local(
     stop_seconds: float = 0.0,
     save_seconds: float = 0.0,
     device: str = "cpu",
+    feed: Feed | None = None,
 ) -> Any:
     """Run ``target(*args, emit)`` in ``num_workers`` processes; returns worker 0's result.
 
@@ -57,7 +59,8 @@ def launch_local(
     ``save_seconds`` for it; when one was killed, after `GRACE_SECONDS`, though a save may be
     under way; once worker 0 has told its result, after `FAREWELL_SECONDS`. With ``stop_seconds``
     a signal that asks this process to stop is passed on to the workers as SIGTERM, and they get
-    that long to end by themselves.
+    that long to end by themselves. With a ``feed`` it is ``target(*args, emit, receive)``, where
+    worker 0 receives what that answers.
 
     Raises:
         UserError: a worker raised one.
@@ -75,12 +78,14 @@ def launch_local(
                 opened = mailbox.opened(context, rank)
                 with opened as writer, deaf_children(), without_main_module():
                     process = context.Process(
-                        target=_child, args=(target, args, rank, num_workers, store.port, writer),
-                        daemon=True,
+                        target=_child, daemon=True,
+                        args=(target, args, rank, num_workers, store.port, writer, bool(feed)),
                     )  # fmt: skip
                     processes.append(process)
                     process.start()
-            return _watch(processes, mailbox, on_event, log_folder, stop_seconds, save_seconds)
+            return _watch(
+                processes, mailbox, on_event, log_folder, stop_seconds, save_seconds, feed
+            )
         finally:
             _end(processes)
 
@@ -92,6 +97,7 @@ def _watch(
     log_folder: str,
     stop_seconds: float,
     save_seconds: float,
+    feed: Feed | None = None,
 ) -> Any:
     """Pass on events until every worker is done or one has failed."""
     stop_until: float | None = None
@@ -105,6 +111,8 @@ def _watch(
             for process in processes:
                 process.terminate()
             on_event(asked_to_stop())  # afterwards: a terminal may stand still
+        if feed is not None and (answer := feed.answer()) is not None:
+            mailbox.answer(answer)
         # Look at the processes before the mailbox: what they sent before they ended is then in it.
         alive = any(process.is_alive() for process in processes)
         ended = [i for i, p in enumerate(processes) if p.exitcode not in (None, 0)]
@@ -164,6 +172,7 @@ def _child(
     num_workers: int,
     store_port: int,
     writer: Connection,
+    receives: bool,
 ) -> None:
     hear_sigterm()
     end_with_parent()
@@ -179,7 +188,7 @@ def _child(
     )
     emit = sender(writer)
     try:
-        value = target(*args, emit)
+        value = target(*args, emit, *([receiver(writer)] if receives else []))
         if rank == 0:
             emit({"kind": "result", "value": value})
     except BaseException as exc:

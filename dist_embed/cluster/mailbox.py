@@ -1,4 +1,4 @@
-"""What workers on this machine tell their launcher."""
+"""What workers on this machine tell their launcher, and what it answers."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._listeners: list[threading.Thread] = []
+        self._first: Connection | None = None
         self._rest_until: float | None = None
 
     @contextmanager
@@ -35,9 +36,11 @@ class Mailbox:
         """The end of a pipe for the worker of a rank; to be handed to its process within the block,
         after which that is the only one that holds it.
         """
-        reader, writer = context.Pipe(duplex=False)
+        reader, writer = context.Pipe()
         with writer:
             yield writer
+        if rank == 0:
+            self._first = reader
         listener = threading.Thread(target=self._listen, args=(reader, rank), daemon=True)
         listener.start()
         self._listeners.append(listener)
@@ -48,6 +51,12 @@ class Mailbox:
             return self._events.get(timeout=seconds)
         except queue.Empty:
             return None
+
+    def answer(self, answer: Event) -> None:
+        """To worker 0, which waits for it; whether that has ended is seen otherwise."""
+        assert self._first is not None
+        with suppress(OSError):
+            self._first.send(answer)
 
     def wait_for_the_rest(self) -> None:
         """Until all that ended workers have told can be got, at most `REST_SECONDS` in all."""
@@ -78,3 +87,12 @@ def sender(writer: Connection) -> Callable[[Event], None]:
             writer.send(event)
 
     return send
+
+
+def receiver(reader: Connection) -> Callable[[int, float], Event | None]:
+    """`Receive` of `training.worker`, by the pipe that the worker tells events with."""
+
+    def receive(number: int, seconds: float) -> Event | None:
+        return reader.recv() if reader.poll(seconds) else None
+
+    return receive

@@ -18,6 +18,7 @@ from dist_embed.cluster.failure import (
     asked_to_stop,
     stopped_too_late,
 )
+from dist_embed.cluster.feed import Feed
 from dist_embed.cluster.ray_aside import END_SECONDS, POLL_SECONDS, Aside, Rest
 from dist_embed.cluster.ray_controller import end_controllers
 from dist_embed.cluster.ray_node import Node, NodeLost
@@ -64,6 +65,10 @@ class Mail:
             self._asked = None
             return events
 
+    def answer(self, number: int, answer: Event) -> None:
+        """To worker 0 of that start."""
+        self._mailbox.answer.remote(number, answer)
+
     def stop(self, number: int) -> None:
         """Ask the workers of that start, and of those before, to stop."""
         self._mailbox.stop.remote(number)
@@ -78,12 +83,14 @@ class Surroundings:
         room: for workers.
         show: takes what is to be shown.
         stop_seconds: see `launch_ray`.
+        feed: likewise.
     """
 
     node: Node
     room: Room
     show: Callable[[Event], None]
     stop_seconds: float
+    feed: Feed | None = None
 
     def say(self, text: str) -> None:
         """Show a line."""
@@ -149,6 +156,7 @@ class Fit:
                     self._thread.join(POLL_SECONDS)
                     had_failed = self._has_failed()
                     self._take(POLL_SECONDS)
+                    self._answer()
                     self._stop()
                     if (had_failed and self._has_failed()) or self._is_overdue() or self.was_idle:
                         return None
@@ -176,6 +184,12 @@ class Fit:
             shown = self.start.take(event)
             if shown is not None:
                 self._around.show(shown)
+
+    def _answer(self) -> None:
+        """Give worker 0 what it has asked for, if it is there."""
+        feed = self._around.feed
+        if feed is not None and (answer := feed.answer()) is not None:
+            self._mail.answer(self.start.number, answer)
 
     @property
     def has_ended(self) -> bool:

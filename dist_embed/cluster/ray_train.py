@@ -23,6 +23,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dist_embed.cluster.failure import Failures
+from dist_embed.cluster.feed import Feed
 from dist_embed.cluster.ray_address import why_no_answer
 from dist_embed.cluster.ray_aside import END_SECONDS, POLL_SECONDS
 from dist_embed.cluster.ray_course import Course
@@ -76,6 +77,7 @@ def launch_ray(
     on_event: Callable[[Event], None],
     log_folder: str,
     stop_seconds: float = 0.0,
+    feed: Feed | None = None,
 ) -> Any:
     """Run ``target(*arguments(device), emit)`` in Ray Train workers; returns worker 0's result.
 
@@ -98,6 +100,8 @@ def launch_ray(
         log_folder: named in error messages.
         stop_seconds: a signal that asks this process to stop is passed on to the workers, which
             get this long to end by themselves; 0: it ends the process at once.
+        feed: then it is ``target(*arguments(device), emit, receive)``, where worker 0 receives what
+            that answers.
 
     Raises:
         UserError: a worker raised one, or the cluster has too little for the workers.
@@ -113,7 +117,7 @@ def launch_ray(
             min_workers, max_workers, timeout_seconds=timeout_seconds,
             replace_seconds=replace_seconds,
         )  # fmt: skip
-        around = Surroundings(node, room, on_event, stop_seconds)
+        around = Surroundings(node, room, on_event, stop_seconds, feed)
         said: list[str] = []
         around.aside(lambda rest: room.choose(device, said.append), node.check)
         for line in said:
@@ -127,11 +131,13 @@ def launch_ray(
         mailbox = around.aside(lambda rest: actor.remote(), node.check)
 
         def trainer(workers: int, number: int) -> DataParallelTrainer:
+            handed = work_for(
+                target, arguments("cuda" if use_gpu else "cpu"), mailbox, number, name,
+                receives=feed is not None,
+            )  # fmt: skip
             return _Trainer(
                 work,
-                train_loop_config=work_for(
-                    target, arguments("cuda" if use_gpu else "cpu"), mailbox, number, name
-                ),
+                train_loop_config=handed,
                 backend_config=GroupByEnvironment(),
                 scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu),
                 run_config=_run_config(name if number == 0 else f"{name}-{number}", storage_path),

@@ -7,8 +7,9 @@ functions import it.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
@@ -20,17 +21,21 @@ from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.stop import request_stop
 
 POLL_SECONDS = 1.0
+ANSWER_SECONDS = 0.2
 MAILBOX_SECONDS = 60.0
 
 
 def work_for(
-    target: Callable[..., Any], args: tuple[Any, ...], mailbox: Any, start: int, name: str
-) -> dict[str, Any]:
+    target: Callable[..., Any], args: tuple[Any, ...], mailbox: Any, start: int, name: str,
+    *, receives: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """What `work` is handed. ``target`` and its arguments are sealed: to open them means to import
     what they are made of, which Ray's controller has no use for.
     """
     sealed = cloudpickle.dumps((target, args))
-    return {"sealed": sealed, "mailbox": mailbox, "start": start, "name": name}
+    return {
+        "sealed": sealed, "mailbox": mailbox, "start": start, "name": name, "receives": receives
+    }  # fmt: skip
 
 
 def work(handed: dict[str, Any]) -> None:
@@ -44,6 +49,15 @@ def work(handed: dict[str, Any]) -> None:
     def tell(event: Event) -> None:
         ray.get(mailbox.put.remote(event | {"start": start}), timeout=MAILBOX_SECONDS)
 
+    def receive(number: int, seconds: float) -> Event | None:
+        give_up_at = time.monotonic() + seconds
+        while time.monotonic() < give_up_at:
+            asked = mailbox.answered.remote(start, number)
+            if (answer := ray.get(asked, timeout=MAILBOX_SECONDS)) is not None:
+                return cast(Event, answer)
+            time.sleep(ANSWER_SECONDS)
+        return None
+
     tell({"kind": "begin", "node": ray.get_runtime_context().get_node_id()})
     with collector_off():
         from dist_embed.cluster.failure import failure_event
@@ -55,7 +69,8 @@ def work(handed: dict[str, Any]) -> None:
     try:
         with collector_off():
             target, args = cloudpickle.loads(handed["sealed"])
-        value = target(*args, also_as_gauges(emit, handed["name"]))
+        received = [receive] if handed["receives"] else []
+        value = target(*args, also_as_gauges(emit, handed["name"]), *received)
     except Exception as exc:
         tell(failure_event(rank, exc))
         raise

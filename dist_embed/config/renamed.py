@@ -9,6 +9,8 @@ from dist_embed.errors import ConfigError
 from dist_embed.streams import say
 
 _SAVING = ("asynchronous", "low_memory")
+# A sentence of a search batch is read as so many: what was the default is today's.
+_TOKENS_OF_SENTENCE = 32
 
 
 @cache
@@ -23,6 +25,12 @@ def with_new_names(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     Raises:
         ConfigError: a key is given by both names, or with a value that it could not have.
     """
+    values, of_saving = _with_saving(values)
+    values, of_batches = _with_batch_tokens(values)
+    return values, of_saving + of_batches
+
+
+def _with_saving(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     section = values.get("checkpoint")
     if not isinstance(section, dict) or not section.keys() & set(_SAVING):
         return values, []
@@ -45,6 +53,25 @@ def with_new_names(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     return values | {"checkpoint": kept | {"saving": saving}}, [line]
 
 
+def _with_batch_tokens(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    section = values.get("search")
+    if not isinstance(section, dict) or "batch_sentences" not in section:
+        return values, []
+    now = "search.batch_tokens, the source tokens of a batch, has taken its place"
+    kept = dict(section)
+    sentences = kept.pop("batch_sentences")
+    if type(sentences) is not int or sentences < 1:
+        raise ConfigError(f"search.batch_sentences: {sentences!r} is not allowed: {now}")
+    if "batch_tokens" in kept:
+        raise ConfigError(f"search.batch_sentences: not allowed beside search.batch_tokens: {now}")
+    tokens = _TOKENS_OF_SENTENCE * sentences
+    line = (
+        f"search.batch_sentences={sentences}: batches have a budget of tokens now, and this is "
+        f"read as search.batch_tokens={tokens}"
+    )
+    return values | {"search": kept | {"batch_tokens": tokens}}, [line]
+
+
 def _now() -> str:
     return (
         "checkpoint.asynchronous and checkpoint.low_memory are one key now, checkpoint.saving: "
@@ -61,7 +88,14 @@ def with_old_names(values: dict[str, Any]) -> dict[str, Any]:
     checkpoint |= {"asynchronous": saving == "behind", "low_memory": saving == "in_place"}
     if cluster["launcher"] == "auto":
         cluster["launcher"] = "ray"
+    search = dict(values["search"])
+    if search["batch_tokens"] % _TOKENS_OF_SENTENCE == 0:
+        search["batch_sentences"] = search.pop("batch_tokens") // _TOKENS_OF_SENTENCE
+    if search["max_source_tokens"] == 1024 and search["too_long"] == "cut":
+        del search["max_source_tokens"], search["too_long"]
     data = dict(values["data"])
     if data["words"] is None:
         del data["words"]
-    return values | {"checkpoint": checkpoint, "cluster": cluster, "data": data}
+    return values | {
+        "checkpoint": checkpoint, "cluster": cluster, "data": data, "search": search
+    }  # fmt: skip

@@ -89,6 +89,7 @@ def export_ctranslate2(
         settings = {
             "beam_size": search.beam,
             "length_penalty": search.length_penalty,
+            "max_input_length": min(search.max_source_tokens, MAX_POSITIONS),
             # Ours follows from each sentence's length; the engine has one limit for all.
             "max_decoding_length": min(
                 int(search.max_length_ratio * config.data.max_tokens) + 10, MAX_POSITIONS

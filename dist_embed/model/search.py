@@ -15,6 +15,7 @@ from torch import Tensor
 from dist_embed.data.tokenizer import END, PAD, START
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.model.next_words import NextWords
+from dist_embed.model.search_batches import batches_within
 from dist_embed.model.settings import SearchSection
 from dist_embed.model.transformer import DecoderState, Transformer
 from dist_embed.parallel.collectives import stack_over_workers
@@ -61,9 +62,7 @@ class Searcher:
         Collective: every worker calls it, with as many sentences of its own as it likes, also none.
         """
         self._next.open(sources)
-        order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
-        size = self._settings.batch_sentences
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        batches = batches_within([len(ids) for ids in sources], self._settings.batch_tokens)
         rounds = int(self._from_every_worker(len(batches)).max())
         answers: list[list[int]] = [[] for _ in sources]
         for number in range(rounds):

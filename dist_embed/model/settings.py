@@ -21,6 +21,12 @@ from dist_embed.section import (
 
 ShareEmbeddings = Literal["none", "decoder", "all"]
 ReplaceUnknown = Literal["no", "copy", "lexicon"]
+TooLong = Literal["cut", "refuse"]
+# Those of sacrebleu 2.6.0.
+BleuTokenizer = Literal[
+    "13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "spm", "flores101", "flores200",
+    "spBLEU-1K", "none",
+]  # fmt: skip
 
 
 class ModelSection(Section):
@@ -79,7 +85,19 @@ class SearchSection(Section):
     max_length_ratio: Annotated[PositiveFloat, EXPERT] = Field(
         1.5, description="Longest translation: this × source tokens + 10."
     )
-    batch_sentences: PositiveInt = Field(64, description="Sentences searched at once, per worker.")
+    batch_tokens: PositiveInt = Field(
+        2048,
+        description="Source tokens searched at once, per worker, with end marks and padding: as "
+        "many sentences as fit, at least one. Each has `beam` hypotheses.",
+    )
+    max_source_tokens: PositiveInt = Field(
+        1024, description="Longest sentence that is translated, in source tokens."
+    )
+    too_long: TooLong = Field(
+        "cut",
+        description="What happens to longer ones: only the first `max_source_tokens` are "
+        "translated, and the sentences are counted; or it is an error. A training cuts.",
+    )
     candidates: Annotated[NonNegativeInt | Literal["auto"], EXPERT] = Field(
         "auto",
         description="Search only these many most frequent words of the target side and the likely "
@@ -97,13 +115,23 @@ class SearchSection(Section):
         description="What `<unk>` in a translation becomes: the source word it looks at (`copy`), "
         "or that word's translation where the lexicon has one (`lexicon`).",
     )
-    bleu_tokenize: Annotated[Literal["13a", "intl", "char", "none"], EXPERT] = Field(
+    bleu_tokenize: Annotated[BleuTokenizer, EXPERT] = Field(
         "13a",
-        description="sacrebleu's tokenizer; `none` for text that is tokenised. Whichever it is, an "
-        "unknown word counts as one token that matches nothing, and both sides are compared in the "
-        "run's form of text.",
+        description="sacrebleu's tokenizer; `none` for text that is tokenised. MeCab's need "
+        "`sacrebleu[ja]` or `sacrebleu[ko]`, those of pieces (`spm`, `flores`, `spBLEU`) "
+        "`sentencepiece` and a model, which is downloaded once. Whichever it is, an unknown word "
+        "counts as one that matches nothing, and both sides are compared in the run's form of "
+        "text.",
     )
 
     def longest(self, source_tokens: int) -> int:
         """Tokens of the longest translation, its end mark included."""
         return int(self.max_length_ratio * source_tokens) + 10
+
+    def told_of_cut(self, count: int, first: int) -> str:
+        """A line for the user: so many were too long and were cut, the first being this line."""
+        return (
+            f"lines with more than {self.max_source_tokens:,} source tokens "
+            f"(search.max_source_tokens): {count:,}, the first is line {first:,}; what is behind "
+            "was not translated"
+        )

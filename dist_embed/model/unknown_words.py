@@ -16,6 +16,7 @@ from torch import Tensor
 from dist_embed.data.tokenizer import END, PAD, START, UNKNOWN, Tokenizer
 from dist_embed.embedding.sharded_tables import ShardedTables
 from dist_embed.model.candidates import Translations
+from dist_embed.model.search_batches import batches_within
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.collectives import stack_over_workers
 
@@ -28,7 +29,8 @@ class UnknownWords:
         lookup: the tables.
         tokenizers: of ``source`` and ``target``, both of kind ``word``.
         translations: the lexicon; None: source words are copied.
-        batch_sentences: sentences looked at together.
+        batch_tokens: of the longer side of the sentences that are looked at together, with
+            padding.
     """
 
     def __init__(
@@ -37,13 +39,13 @@ class UnknownWords:
         lookup: ShardedTables,
         tokenizers: dict[str, Tokenizer],
         translations: Translations | None,
-        batch_sentences: int,
+        batch_tokens: int,
     ) -> None:
         self._model = model
         self._lookup = lookup
         self._source, self._target = tokenizers["source"], tokenizers["target"]
         self._translations = translations
-        self._batch_sentences = batch_sentences
+        self._batch_tokens = batch_tokens
 
     def texts(
         self, texts: list[str], sources: list[list[int]], answers: list[list[int]]
@@ -85,10 +87,12 @@ class UnknownWords:
         Collective.
         """
         device = self._lookup.group.device
-        size = self._batch_sentences
         # A sentence without source words has nothing to look at.
         places = [place for place in places if sources[place]]
-        batches = [places[i : i + size] for i in range(0, len(places), size)]
+        lengths = [max(len(sources[place]), len(answers[place])) for place in places]
+        batches = [
+            [places[i] for i in batch] for batch in batches_within(lengths, self._batch_tokens)
+        ]
         number = torch.tensor(len(batches), device=device)
         for turn in range(int(stack_over_workers(number, self._lookup.group).max())):
             batch = batches[turn] if turn < len(batches) else []
@@ -97,12 +101,16 @@ class UnknownWords:
             rows = self._lookup.lookup({"source": [source], "target": [target]})
             if not batch:
                 continue
-            lengths = torch.tensor([len(sources[place]) + 1 for place in batch], device=device)
+            source_lengths = torch.tensor(
+                [len(sources[place]) + 1 for place in batch], device=device
+            )
             weights = self._model.attention_over_source(
-                rows.vectors("source", 0), lengths, rows.vectors("target", 0)
+                rows.vectors("source", 0), source_lengths, rows.vectors("target", 0)
             )
             # The end mark is no word.
-            behind = torch.arange(source.shape[1], device=device) >= (lengths - 1).unsqueeze(1)
+            behind = torch.arange(source.shape[1], device=device) >= (source_lengths - 1).unsqueeze(
+                1
+            )
             best = weights.masked_fill(behind.unsqueeze(1), -1.0).argmax(2).tolist()
             yield batch, [row[: len(answers[p])] for row, p in zip(best, batch, strict=True)]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dist_embed.errors import UserError
 from dist_embed.installed import require
+from dist_embed.storage import uri as storage
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,7 +83,9 @@ def plot_into(path: str, *, width: float = 5.6, height: float = 3.6) -> Iterator
     with _figure(width, height, _STYLE) as figure:
         yield figure.add_subplot()
         nothing = {"Date": None, "Creator": None} if path.endswith(".svg") else {"Software": None}
-        figure.savefig(path, metadata=nothing)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=Path(path).suffix[1:], metadata=nothing)
+        storage.write_bytes(path, drawn.getvalue())
 
 
 def svg_of(draw: Callable[[Axes], None], *, width: float, height: float, name: str) -> str:

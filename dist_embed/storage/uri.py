@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import secrets
 import stat
@@ -274,17 +275,52 @@ def whole_file(uri: str) -> Iterator[IO[bytes]]:
     at_first = 0o666 if mode is None else 0o600
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, at_first)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with io.BufferedWriter(_Named(handle, path)) as file:
             if mode is not None:
                 os.fchmod(handle, stat.S_IMODE(mode))
             yield file
             file.flush()
-            os.fsync(handle)
+            with _named(path):
+                os.fsync(handle)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+class _Named(io.FileIO):
+    """An open file whose failed writes name it, as failed openings do: "No space left on device"
+    says little alone.
+    """
+
+    def __init__(self, handle: int, path: str) -> None:
+        super().__init__(handle, "wb")
+        self._path = path
+
+    def write(self, content: Any) -> int:
+        with _named(self._path):
+            return super().write(content)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        exc.filename = path
+        raise
+
+
+@contextmanager
+def output_file(path: str) -> Iterator[IO[bytes]]:
+    """`whole_file` of a local path; or what else has that name, as a named pipe, to write to."""
+    if not os.path.exists(path) or os.path.isfile(path):
+        with whole_file(path) as file:
+            yield file
+        return
+    with io.BufferedWriter(_Named(os.open(path, os.O_WRONLY), path)) as file:
+        yield file
 
 
 def check_new_file(uri: str, name: str) -> None:

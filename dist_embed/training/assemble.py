@@ -224,7 +224,7 @@ def build_translator(
         unknown_words = UnknownWords(
             translation_model.transformer, lookup, tokenizers,
             lexicon.translations if lexicon and search.replace_unknown == "lexicon" else None,
-            search.batch_sentences,
+            search.batch_tokens,
         )  # fmt: skip
     encode: Encode = tokenizers["source"].encode
     if config.tokenizer.oov_buckets:
@@ -233,7 +233,7 @@ def build_translator(
         )
     return Translator(
         translation_model.transformer, translation_model.group, searcher, encode,
-        tokenizers["target"], unknown_words,
+        tokenizers["target"], unknown_words, search,
     )  # fmt: skip
 
 

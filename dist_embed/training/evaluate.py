@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from dist_embed.data.loader import Loader, Position
 from dist_embed.data.token_blocks import index_of
 from dist_embed.data.token_shards import PreparedData, read_texts
+from dist_embed.errors import UserError
 from dist_embed.model.output import sharded_cross_entropy
 from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.errors import all_or_none
@@ -18,7 +20,7 @@ from dist_embed.run.metrics import SAMPLE_KEYS
 from dist_embed.training.assemble import TranslationModel
 from dist_embed.training.results import AgainstExact
 from dist_embed.training.scoring import Scorer, score_of_first
-from dist_embed.training.translation import Translator
+from dist_embed.training.translation import TooLongError, Translator
 
 # Of a split searched with candidate lists, that many sentences are searched among all words too.
 EXACT_SENTENCES = 100
@@ -123,10 +125,12 @@ def evaluate_translations(
     split: str,
     *,
     bleu_tokenize: str,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Quality:
     """Translate a held-out split; worker 0 scores it, see `Scorer`. The same on every worker.
 
-    Collective.
+    ``say`` takes a line about sentences that were too long. Raises UserError where they are
+    refused. Collective.
     """
     group, scorer = translator.group, None
     with all_or_none(group):
@@ -135,8 +139,13 @@ def evaluate_translations(
             scorer = Scorer(references, translator.target, bleu_tokenize=bleu_tokenize)
     unknown = same_text_from_first(scorer.unknown if scorer else "", group)
     started = time.perf_counter()
-    written = translator.written(sources, unknown)
+    try:
+        written = translator.written(sources, unknown)
+    except TooLongError as exc:
+        raise UserError(f"{split}, line {exc.place + 1:,}: {exc}") from None
     seconds = time.perf_counter() - started
+    if cut := [place for place, one in enumerate(written) if one.cut]:
+        say(f"{split}: {translator.settings.told_of_cut(len(cut), cut[0] + 1)}")
     scored = [one.marked for one in written]
     score = score_of_first(scorer, scored, group)
     return Quality(

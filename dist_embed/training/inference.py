@@ -10,6 +10,7 @@ from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.state import TrainingState
 from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.data.tokenizer_files import load_tokenizers
+from dist_embed.errors import UserError
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.run.data import (
     data_of_all,
@@ -32,6 +33,7 @@ from dist_embed.training.evaluate import (
 from dist_embed.training.results import AgainstExact, Evaluation, Translations
 from dist_embed.training.search_choice import search_choice
 from dist_embed.training.tasks import Evaluate, Translate
+from dist_embed.training.translation import TooLongError, Translator
 from dist_embed.training.worker import Context
 
 
@@ -52,7 +54,7 @@ def evaluate_task(context: Context, asked: Evaluate) -> Evaluation:
     quality = evaluate_translations(
         build_translator(config, translation_model, tokenizers, context.reporter.line),
         data_uri, data, split,
-        bleu_tokenize=config.search.bleu_tokenize,
+        bleu_tokenize=config.search.bleu_tokenize, say=context.reporter.line,
     )  # fmt: skip
     compared: AgainstExact | None = None
     if asked.against_exact and search_choice(config, translation_model.shard.num_rows).frequent:
@@ -88,12 +90,26 @@ def evaluate_task(context: Context, asked: Evaluate) -> Evaluation:
 
 def translate_task(context: Context, asked: Translate) -> Translations:
     """Translations of some lines by a run's checkpoint. Collective."""
+    translator, step = load_translator(context, asked.step)
+    try:
+        written = translator.written(asked.lines)
+    except TooLongError as exc:
+        raise UserError(f"line {exc.place + 1:,}: {exc}") from None
+    if cut := [place + 1 for place, one in enumerate(written) if one.cut]:
+        context.reporter.line(context.config.search.told_of_cut(len(cut), cut[0]))
+    return Translations(step, [one.shown for one in written])
+
+
+def load_translator(context: Context, step: int | None) -> tuple[Translator, int]:
+    """What translates by a run's checkpoint, and its step. ``step``: which; None: the best one.
+
+    Collective.
+    """
     with all_or_none(context.group):
         tokenizers = load_tokenizers(context.config.run.uri)
-    translation_model, step = _load_for_inference(context, tokenizers, asked.step)
+    translation_model, step = _load_for_inference(context, tokenizers, step)
     say = context.reporter.line
-    translator = build_translator(context.config, translation_model, tokenizers, say)
-    return Translations(step, translator.of(asked.lines))
+    return build_translator(context.config, translation_model, tokenizers, say), step
 
 
 def _load_for_inference(

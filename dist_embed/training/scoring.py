@@ -19,6 +19,7 @@ from dist_embed.data.tokenizer import Tokenizer
 from dist_embed.parallel.collectives import same_text_from_first, sum_numbers_over_workers
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
+from dist_embed.training.bleu import bleu_with
 
 PRIVATE_USE = range(0xE000, 0xF900)
 TURN_SECONDS = 0.5
@@ -47,7 +48,7 @@ class Scorer:
         target: the tokenizer of the translations. Its form of text and its lower case, where it
             makes one, which decides on composed letters too, are made of both sides; pieces of
             references are put together as it puts translations together.
-        bleu_tokenize: sacrebleu's tokenizer for BLEU.
+        bleu_tokenize: sacrebleu's tokenizer for BLEU, see `bleu_with`.
 
     Attributes:
         unknown: to be written for each unknown word in the translations: a character for private
@@ -57,10 +58,7 @@ class Scorer:
     def __init__(self, references: Sequence[str], target: Tokenizer, *, bleu_tokenize: str) -> None:
         self._form, self._lowercase = target.form, target.lowercase
         self._references = self._in_form(target.uncut(list(references)))
-        # force: sacrebleu warns about tokenised text, which bleu_tokenize=none asks for.
-        self._bleu = sacrebleu.BLEU(
-            tokenize=bleu_tokenize, lowercase=bool(self._lowercase), force=True
-        )
+        self._bleu = bleu_with(bleu_tokenize, lowercase=bool(self._lowercase))
         self._chrf = sacrebleu.CHRF(lowercase=bool(self._lowercase))
         held: set[str] = set().union(*self._references)
         self.unknown = next(sign for sign in map(chr, PRIVATE_USE) if sign not in held)

@@ -102,7 +102,7 @@ class Evaluate(Task[Evaluation]):
 
 @dataclass(frozen=True)
 class Translate(Task[Translations]):
-    """Translate lines of text.
+    """Translate lines of text that every worker has.
 
     Attributes:
         lines: of source text.
@@ -118,3 +118,21 @@ class Translate(Task[Translations]):
         from dist_embed.training.inference import translate_task
 
         return partial(translate_task, asked=self)
+
+
+@dataclass(frozen=True)
+class TranslateStream(Task[int]):
+    """Translate lines that worker 0 asks the launching process for. Gives the checkpoint's step.
+
+    Attributes:
+        step: of the checkpoint; None: the best one.
+    """
+
+    step: int | None = None
+    keeps_states: ClassVar[bool] = False
+
+    def function(self) -> Callable[[Context], int]:
+        """See `stream.translate_stream_task`."""
+        from dist_embed.training.stream import translate_stream_task
+
+        return partial(translate_stream_task, asked=self)

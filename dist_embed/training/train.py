@@ -37,6 +37,7 @@ from dist_embed.training.assemble import (
     build_translation_model,
     build_translator,
 )
+from dist_embed.training.bleu import bleu_with
 from dist_embed.training.describe import describe
 from dist_embed.training.evaluate import Quality, evaluate_translations, exact_loss
 from dist_embed.training.loop import LEFT_OUT, Hooks, train_loop
@@ -148,7 +149,14 @@ def _hooks(
     if held_out and config.train.translate_every:
         with all_or_none(context.group):
             tokenizers()
-        translator = build_translator(config, model, tokenizers(), context.reporter.line)
+            if context.group.is_first:  # which scores: not to fail at the first validation
+                bleu_with(config.search.bleu_tokenize)
+        # A long sentence is no reason to end a training at its first validation.
+        search = config.search.model_copy(update={"too_long": "cut"})
+        translator = build_translator(
+            config.model_copy(update={"search": search}), model, tokenizers(),
+            context.reporter.line,
+        )  # fmt: skip
         if config.train.neighbors_of:
             watched = WatchedWords(
                 config.train.neighbors_of, tokenizers()["source"], data,
@@ -162,7 +170,7 @@ def _hooks(
         assert translator is not None
         quality = evaluate_translations(
             translator, data.folder_uri, data, "validation",
-            bleu_tokenize=config.search.bleu_tokenize,
+            bleu_tokenize=config.search.bleu_tokenize, say=context.reporter.line,
         )  # fmt: skip
         return replace(quality, neighbors=watched.neighbors()) if watched else quality
 

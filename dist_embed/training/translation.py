@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Tokenizer
+from dist_embed.errors import UserError
 from dist_embed.model.search import Searcher
+from dist_embed.model.settings import SearchSection
 from dist_embed.model.transformer import Transformer
 from dist_embed.model.unknown_words import UnknownWords
 from dist_embed.parallel.collectives import gather_texts
@@ -15,6 +17,7 @@ from dist_embed.parallel.group import Group
 
 # Ids of sentences: `Tokenizer.encode`, or `encode_hashed` where the source has hashed rows.
 Encode = Callable[[list[str]], list[list[int]]]
+_SHOWN = SPECIAL_TOKENS[UNKNOWN]
 
 
 class Written(NamedTuple):
@@ -23,10 +26,27 @@ class Written(NamedTuple):
     Attributes:
         shown: to users; what is unknown is ``<unk>``.
         marked: the same, with what the caller wants in place of unknown words.
+        cut: whether only the beginning of the source text was translated, which is too long.
     """
 
     shown: str
     marked: str
+    cut: bool = False
+
+
+class TooLongError(UserError):
+    """A source text has more tokens than are translated.
+
+    Attributes:
+        place: of the first one, among those that were given.
+    """
+
+    def __init__(self, place: int, tokens: int, most: int) -> None:
+        super().__init__(
+            f"{tokens:,} source tokens are not allowed: at most {most:,} "
+            "(search.max_source_tokens; with search.too_long=cut those are translated)"
+        )
+        self.place = place
 
 
 class Translator:
@@ -39,10 +59,12 @@ class Translator:
         encode: how source texts become ids.
         target: see below.
         unknown_words: replaces unknown words of translations; None: they stay ``<unk>``.
+        settings: see below.
 
     Attributes:
         group: this worker and its peers.
         target: the target side's tokenizer.
+        settings: of the search; of them it keeps what is done with long texts.
     """
 
     def __init__(
@@ -53,6 +75,7 @@ class Translator:
         encode: Encode,
         target: Tokenizer,
         unknown_words: UnknownWords | None,
+        settings: SearchSection,
     ) -> None:
         self._transformer = transformer
         self.group = group
@@ -60,20 +83,19 @@ class Translator:
         self._encode = encode
         self.target = target
         self._unknown_words = unknown_words
+        self.settings = settings
 
-    def of(self, texts: list[str]) -> list[str]:
-        """Translations of ``texts``, in order, on every worker. One that is blank has a blank one:
-        the training data have no such pair, and the model would say something.
+    def written(self, texts: list[str], unknown: str = _SHOWN) -> list[Written]:
+        """Translations of ``texts``, in order, on every worker, each also with ``unknown`` for
+        every unknown word. A text that is blank has a blank one: the training data have no such
+        pair, and the model would say something.
 
-        Collective: equal texts everywhere.
+        Raises TooLongError on all workers, before any is translated. Collective: equal texts
+        everywhere.
         """
-        return [written.shown for written in self.written(texts, SPECIAL_TOKENS[UNKNOWN])]
-
-    def written(self, texts: list[str], unknown: str) -> list[Written]:
-        """Like `of`, each also with ``unknown`` for every unknown word. Collective, as `of` is."""
         group = self.group
         self._transformer.eval()
-        sources = self._encode(texts)
+        sources, is_cut = self._within_limit(self._encode(texts))
         # Neighbours in length go to different workers, so that all have equal work.
         spoken = [i for i, text in enumerate(texts) if sources[i] and text.strip()]
         order = sorted(spoken, key=lambda i: len(sources[i]))
@@ -94,6 +116,15 @@ class Translator:
         gathered = gather_texts(json.dumps(list(zip(mine, shown, marked, strict=True))), group)
         by_place = [Written("", "")] * len(texts)
         for part in gathered:
-            for place, *written in json.loads(part):
-                by_place[place] = Written(*written)
+            for place, shown_one, marked_one in json.loads(part):
+                by_place[place] = Written(shown_one, marked_one, is_cut[place])
         return by_place
+
+    def _within_limit(self, sources: list[list[int]]) -> tuple[list[list[int]], list[bool]]:
+        """The sources as far as they are translated, and which of them go on."""
+        most = self.settings.max_source_tokens
+        is_cut = [len(ids) > most for ids in sources]
+        if self.settings.too_long == "refuse" and any(is_cut):
+            place = is_cut.index(True)
+            raise TooLongError(place, len(sources[place]), most)
+        return [ids[:most] for ids in sources], is_cut

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
@@ -10,7 +11,7 @@ from typing import TypeVar
 import torch
 
 from dist_embed.config.schema import Config
-from dist_embed.observe.events import Emit, Reporter, silent_reporter
+from dist_embed.observe.events import Emit, Event, Reporter, silent_reporter
 from dist_embed.observe.quiet import redirect_output, worker_log_folder
 from dist_embed.parallel.allocator import keep_freed_memory
 from dist_embed.parallel.collector import collector_off
@@ -24,24 +25,32 @@ from dist_embed.training.step_seconds import threads_per_worker
 from dist_embed.training.tasks import Task
 
 R = TypeVar("R")
+# What the launching process answers on worker 0: the answer of a number, waited for so many seconds
+# at most; None: it is not there yet.
+Receive = Callable[[int, float], Event | None]
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a task gets: the configuration, this worker's place, and the line to the user."""
+    """What a task gets: the configuration, this worker's place, and the line to the user.
+
+    ``receive``: answers to events of worker 0, where the task asks for any.
+    """
 
     config: Config
     group: Group
     reporter: Reporter
+    receive: Receive | None = None
 
 
-def run_worker(task: Task[R], config: Config, emit: Emit) -> R:
+def run_worker(task: Task[R], config: Config, emit: Emit, receive: Receive | None = None) -> R:
     """Join the group, do ``task``, and return its result.
 
     Args:
         task: such as `dist_embed.training.tasks.Train`.
         config: of the run; for the device that was found.
         emit: takes worker 0's events, and from any worker who holds up the others.
+        receive: see `Context`.
 
     Collective. Whatever fails on one worker is raised on all of them.
     """
@@ -60,4 +69,4 @@ def run_worker(task: Task[R], config: Config, emit: Emit) -> R:
         hangs_named(group, config.cluster.hang_seconds, Reporter(emit).line),
     ):
         reporter = Reporter(emit) if group.is_first else silent_reporter()
-        return do(Context(config, group, reporter))
+        return do(Context(config, group, reporter, receive))

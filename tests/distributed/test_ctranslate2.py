@@ -215,7 +215,7 @@ def test_an_export_says_how_the_run_searches(tmp_path: Path) -> None:
     assert folder.stat().st_mode & 0o777 == 0o750
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o640}
     assert json.loads((folder / "translation.json").read_text()) == {
-        "beam_size": 3, "length_penalty": 0.7, "max_decoding_length": 101,
+        "beam_size": 3, "length_penalty": 0.7, "max_input_length": 1024, "max_decoding_length": 101,
     }  # fmt: skip
     about = json.loads((folder / "config.json").read_text())
     assert about == about | {

@@ -18,6 +18,8 @@ from dist_embed.data.loader import Loader, Position
 from dist_embed.data.settings import Form
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
 from dist_embed.data.tokenizer import UNKNOWN, Tokenizer
+from dist_embed.errors import UserError
+from dist_embed.model.settings import SearchSection
 from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.collectives import sum_numbers_over_workers as sum_over_all
 from dist_embed.parallel.errors import WorkerError
@@ -32,7 +34,7 @@ from dist_embed.training.evaluate import (
     exact_loss,
 )
 from dist_embed.training.scoring import Score, Scorer
-from dist_embed.training.translation import Translator, Written
+from dist_embed.training.translation import TooLongError, Translator, Written
 from tests.distributed.pool import WorkerPool
 from tests.distributed.reference import Reference
 from tests.distributed.tiny import Pairs, Sharded, Tiny, random_pairs
@@ -168,19 +170,25 @@ class Copied:
         return {i: texts[i].upper() for i, ids in enumerate(answers) if ids.count(UNKNOWN) == 2}
 
 
+USUAL = SearchSection()
+
+
 def echo(
-    group: Group, words: list[str], search: Any = None, replace: Any = None, form: Form = "none"
-) -> Translator:
+    group: Group, words: list[str], search: Any = None, replace: Any = None, form: Form = "none",
+    settings: SearchSection = USUAL,
+) -> Translator:  # fmt: skip
     tokenizer = Tokenizer.from_words(
         [f"▁{word}" for word in words], lowercase=False, split_punctuation=False, form=form
     )
     model: Any = torch.nn.Identity()
-    return Translator(model, group, search or Echo(), tokenizer.encode, tokenizer, replace)
+    return Translator(
+        model, group, search or Echo(), tokenizer.encode, tokenizer, replace, settings
+    )
 
 
 def echoed(group: Group, texts: list[str], search: Any = None, form: Form = "none") -> list[str]:
     words = [word for text in texts for word in text.split()]
-    return echo(group, words, search, form=form).of(texts)
+    return [one.shown for one in echo(group, words, search, form=form).written(texts)]
 
 
 def written_by_echo(group: Group, texts: list[str], words: list[str]) -> list[Written]:
@@ -212,7 +220,55 @@ def test_an_unknown_word_is_shown_as_one_and_marked(workers: WorkerPool, num_wor
     # The third is known by its letters, as any text of the corpus may be.
     texts = ["a x b", "b", "<unk>", "x x"]
     for found in workers.run(num_workers, written_by_echo, texts, ["a", "b", "<unk>"]):
-        assert found == [("a <unk> b", "a ? b"), ("b", "b"), ("<unk>", "<unk>"), ("X X", "X X")]
+        assert [(one.shown, one.marked) for one in found] == [
+            ("a <unk> b", "a ? b"), ("b", "b"), ("<unk>", "<unk>"), ("X X", "X X")
+        ]  # fmt: skip
+        assert not any(one.cut for one in found)
+
+
+def long_ones(group: Group, texts: list[str], too_long: Any) -> Any:
+    settings = SearchSection(max_source_tokens=3, too_long=too_long)
+    translator = echo(group, ["a", "b"], settings=settings)
+    try:
+        return [(one.shown, one.cut) for one in translator.written(texts, "?")]
+    except TooLongError as exc:
+        return exc.place, str(exc)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_what_is_too_long_is_cut_or_refused(workers: WorkerPool, num_workers: int) -> None:
+    texts = ["a b a", "b b b a a", "a", "a a a a"]
+    for found in workers.run(num_workers, long_ones, texts, "cut"):
+        assert found == [("a b a", False), ("b b b", True), ("a", False), ("a a a", True)]
+    for found in workers.run(num_workers, long_ones, texts, "refuse"):
+        place, said = found
+        assert place == 1
+        assert said.startswith("5 source tokens are not allowed: at most 3 (search.max_source_")
+
+
+def long_split(group: Group, folder: str, data: PreparedData, too_long: Any) -> Any:
+    settings = SearchSection(max_source_tokens=1, too_long=too_long)
+    translator = echo(group, ["source", *map(str, range(25))], settings=settings)
+    said: list[str] = []
+    try:
+        quality = evaluate_translations(
+            translator, folder, data, "validation", bleu_tokenize="13a", say=said.append
+        )
+    except UserError as exc:
+        return str(exc)
+    return quality.translations, said
+
+
+def test_a_held_out_sentence_that_is_cut_is_told(workers: WorkerPool, tmp_path: Path) -> None:
+    tiny = Tiny()
+    data = written(tmp_path, random_pairs(25, 6, tiny.source_rows, tiny.target_rows), tiny)
+    for translations, said in workers.run(2, long_split, str(tmp_path), data, "cut"):
+        assert translations == ["source"] * 25
+        (line,) = said
+        assert line.startswith("validation: lines with more than 1 source tokens")
+        assert ": 25, the first is line 1;" in line
+    for found in workers.run(2, long_split, str(tmp_path), data, "refuse"):
+        assert found.startswith("validation, line 1: 2 source tokens are not allowed")
 
 
 def scored_echo(group: Group, folder: str, data: PreparedData, fails: bool) -> Any:

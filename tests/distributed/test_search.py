@@ -38,7 +38,7 @@ def sharpen(parameter: torch.Tensor) -> None:
 
 def search(
     group: Group, beam: int, alpha: float, frequent: int = 0, lexicon: dict[int, list[int]] = NONE,
-    *, sentences: int = len(SOURCES), batch: int = 3,
+    *, sentences: int = len(SOURCES), batch: int = 10,
 ) -> dict[int, list[int]]:  # fmt: skip
     sharded = Sharded(TINY, group)
     sharded.transformer.eval()
@@ -50,7 +50,7 @@ def search(
             sharded.lookup, frequent, 2, partial(translations, lexicon), 4 * TINY.target_rows * beam
         )
     short = _ShortSettings(
-        beam=beam, length_penalty=alpha, max_length_ratio=1.0, batch_sentences=batch
+        beam=beam, length_penalty=alpha, max_length_ratio=1.0, batch_tokens=batch
     )
     searcher = Searcher(sharded.transformer, sharded.lookup, words, short)
     # Behind the searcher's back, as training changes them between two validations.
@@ -122,7 +122,7 @@ def test_the_answer_does_not_depend_on_the_number_of_workers(workers: WorkerPool
 @pytest.mark.parametrize("frequent", [0, 5])
 @pytest.mark.parametrize(
     ("sentences", "batch"),
-    [(len(SOURCES), 1), (2, 3), (0, 3)],
+    [(len(SOURCES), 1), (2, 10), (0, 10)],
     ids=["rounds differ", "fewer sentences than workers", "no sentence"],
 )
 def test_a_worker_without_sentences_takes_part(

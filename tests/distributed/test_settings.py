@@ -69,9 +69,9 @@ EXACT: Values = {
         "neighbors_of": ["the"],
     },
     "search": {
-        "beam": 2, "length_penalty": 0.7, "max_length_ratio": 0.4, "batch_sentences": 6,
-        "candidates": 9, "candidate_translations": 3, "replace_unknown": "lexicon",
-        "bleu_tokenize": "char",
+        "beam": 2, "length_penalty": 0.7, "max_length_ratio": 0.4, "batch_tokens": 60,
+        "max_source_tokens": 81, "candidates": 9, "candidate_translations": 3,
+        "replace_unknown": "lexicon", "bleu_tokenize": "char",
     },
     "checkpoint": {
         "every_steps": 23, "every_minutes": 37.0, "keep_last": 5, "keep_best": 4,
@@ -115,7 +115,8 @@ ARRIVE = {
     "train.accumulate": "Loader.accumulate", "train.batch_tokens": "Loader.batch_tokens",
     "search.beam": "Searcher.settings", "search.length_penalty": "Searcher.settings",
     "search.max_length_ratio": "Searcher.settings",
-    "search.batch_sentences": "Searcher.settings",
+    "search.batch_tokens": "Searcher.settings",
+    "search.max_source_tokens": "Translator.settings",
     "search.candidates": "CandidateWords.num_frequent",
     "search.candidate_translations": "CandidateWords.num_translations",
     "search.bleu_tokenize": "evaluate_translations.bleu_tokenize",
@@ -134,7 +135,7 @@ ARRIVE_TOO = {
     "checkpoint.drain_seconds": "train_loop.checkpoint",
     "checkpoint.saving": "load_newest.in_place",
     "train.clip_norm": "TrainStep.settings",
-    "search.batch_sentences": "UnknownWords.batch_sentences", "run.seed": "TrainStep.seed",
+    "search.batch_tokens": "UnknownWords.batch_tokens", "run.seed": "TrainStep.seed",
 }  # fmt: skip
 CONVERTED: dict[str, Callable[[Any], Any]] = {
     "model.logits_block_mib": lambda mib: int(mib * 2**20),
@@ -183,7 +184,7 @@ ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
           "min_coverage"])
         for role in _ROLES
     ],
-    "tests/distributed/test_settings.py": [("search", ["replace_unknown"])],
+    "tests/distributed/test_settings.py": [("search", ["replace_unknown", "too_long"])],
     "tests/integration/test_ray.py": [("cluster", ["launcher"])],
     "tests/unit/test_worker.py": [("cluster", ["hang_seconds"])],
     "tests/unit/test_kubernetes.py": [
@@ -290,7 +291,7 @@ def trained(group: Group, values: dict[str, Any], *, validate: bool = True) -> d
         recorded(stack, calls, resume, "Pruner", "Saver", "load_newest", "TrainingState")
         recorded(
             stack, calls, assemble, "ShardedTables", "Transformer", "OutputShard", "Searcher",
-            "CandidateWords", "UnknownWords",
+            "CandidateWords", "UnknownWords", "Translator",
         )  # fmt: skip
         stack.enter_context(mock.patch.object(training, "build_translation_model", build))
         stack.enter_context(mock.patch.object(training, "train_loop", loop))
@@ -494,14 +495,19 @@ def translated(
     with ExitStack() as stack:
         recorded(stack, calls, assemble, "Translator")
         translation = assemble.build_translator(config, translation_model, tokenizers)
-    return translation.of(texts), calls["Translator.encode"](texts)
+    assert calls["Translator.settings"].too_long == "refuse"
+    shown = [one.shown for one in translation.written(texts)]
+    return shown, calls["Translator.encode"](texts)
 
 
 @pytest.mark.parametrize("replace_unknown", ["no", "copy", "lexicon"])
 def test_unknown_words_become_what_is_configured(
     workers: WorkerPool, tmp_path: Path, data_uri: str, replace_unknown: str
 ) -> None:
-    search = {"replace_unknown": replace_unknown, "candidates": 9, "max_length_ratio": 1.75}
+    search = {
+        "replace_unknown": replace_unknown, "candidates": 9, "max_length_ratio": 1.75,
+        "too_long": "refuse",
+    }  # fmt: skip
     config = config_of(tmp_path, data_uri, {"model": {"width": 8, "heads": 2}, "search": search})
     Lexicon(data_uri).copy_to(config.run.uri)
     tokenizers = load_tokenizers(data_uri)

@@ -306,7 +306,7 @@ def check_search(sharded: Sharded) -> None:
         one.transformer.eval()
         searcher = Searcher(
             one.transformer, one.lookup, ExactWords(one.lookup, one.shard.in_float32()),
-            SearchSection(beam=3, length_penalty=1.0, max_length_ratio=1.0, batch_sentences=2),
+            SearchSection(beam=3, length_penalty=1.0, max_length_ratio=1.0, batch_tokens=8),
         )  # fmt: skip
         answers.append(searcher.translate([[4, 5], [6], [8, 8, 7, 4]]))
     assert answers[0] == answers[1]

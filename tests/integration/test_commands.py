@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -66,6 +67,35 @@ def test_the_whole_path(config: str, dist_embed: Command, tmp_path: Path) -> Non
     dist_embed("report", run, "--output", str(page))
     charts = {*re.findall(r'<figure id="([^"]+)"', page.read_text())}
     assert {"loss", "rate", "speed", "phases", "memory", "balance", "time"} <= charts
+
+
+def test_lines_are_translated_as_they_come(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    run, text, out = (str(tmp_path / name) for name in ("run", "text", "out"))
+    dist_embed("train", config)
+    os.mkfifo(text)
+    os.mkfifo(out)
+    found: list[str] = []
+
+    def converse() -> None:
+        with Path(out).open() as translated, Path(text).open("w") as given:
+            for line in ("the mabru nitesa the mostas .\n", "\n", "nitesa\n"):
+                given.write(line)
+                given.flush()
+                found.append(translated.readline())  # before there is a next one
+        # Nobody reads any more, and nothing is said of it.
+
+    reader = threading.Thread(target=converse, daemon=True)
+    reader.start()
+    said = dist_embed(
+        "translate", run, "--input", text, "--output", out, "--max-source-tokens", "3"
+    )
+    reader.join(60)
+    assert [line.endswith("\n") for line in found] == [True] * 3
+    assert found[1] == "\n"
+    assert "(search.max_source_tokens): 1, the first is line 1;" in said.stderr
+    assert "Traceback" not in said.stderr
 
 
 @pytest.mark.heavy

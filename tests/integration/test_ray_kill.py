@@ -163,3 +163,26 @@ def test_a_second_ctrl_c_ends_the_run_at_once(training: Training) -> None:
 def test_a_killed_command_leaves_no_process_behind(training: Training) -> None:
     with training.under_way() as process:
         process.kill()
+
+
+def test_lines_are_translated_once_though_a_worker_is_killed(
+    config: str, dist_embed: Command, tmp_path: Path
+) -> None:
+    dist_embed("train", config)
+    lines = ["the mabru nitesa the mostas .", "", "nitesa", "the mostas ."]
+    expected = dist_embed("translate", str(tmp_path / "run"), text="\n".join(lines)).stdout
+    with subprocess.Popen(
+        [sys.executable, "-m", "dist_embed.cli.main", "translate", str(tmp_path / "run"),
+         "--launcher", "ray"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(*lines[:2], sep="\n", file=process.stdin, flush=True)
+        first = [process.stdout.readline() for _ in range(2)]
+        assert all(first), process.communicate()
+        _child(process, "RayTrainWorker").kill()
+        rest, said = process.communicate("\n".join(lines[2:]), timeout=300)
+    assert process.returncode == 0, said
+    assert "workers are started again" in said
+    assert "".join(first) + rest == expected

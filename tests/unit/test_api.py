@@ -236,8 +236,9 @@ def test_a_run_is_used_by_its_folder_or_by_a_configuration_as_it_is(
     assert first == Evaluate("validation", 5, None, True)
     assert second == Evaluate("test", None, 7, False, str(Path("there").absolute()))
     sizes = {"source": 6, "target": 6}
-    assert local == {"vocabulary_size": sizes, "word_tables": False, "launcher": "local"}
-    assert how == {"vocabulary_size": sizes, "word_tables": False, "launcher": None}
+    given = {"vocabulary_size": sizes, "word_tables": False, "feed": None}
+    assert local == given | {"launcher": "local"}
+    assert how == given | {"launcher": None}
     # On this machine, whatever has trained it, without an optimizer's states.
     assert (by_folder.cluster.device, by_folder.embedding.optimizer) == ("auto", "sgd")
     assert as_it_is == trained

@@ -127,7 +127,7 @@ def given_to(command: str) -> dict[str, Any]:
             "rows": 1, "width": 1, "parts": 1, "folder": "f", "rounds": 1}),
         ("export r", {"run": "r", "split": "test", "step": None, "workers": None,
                       "launcher": "local", "beam": None, "candidates": None,
-                      "replace_unknown": None}),
+                      "replace_unknown": None, "max_source_tokens": None, "too_long": None}),
     ],
 )  # fmt: skip
 def test_options_and_their_defaults(command: str, options: dict[str, Any]) -> None:

@@ -804,7 +804,7 @@ def test_the_engine_is_judged_as_the_run_is(
     run = small_run(
         tmp_path, {"source": source, "target": target},
         {"source": torch.zeros(source.size, 4), "decoder": torch.zeros(target.size, 4)},
-        settings={"search": {"beam": 3, "length_penalty": 0.75, "batch_sentences": 9,
+        settings={"search": {"beam": 3, "length_penalty": 0.75, "batch_tokens": 9,
                              "bleu_tokenize": "none"},
                   "tokenizer": {"shared": False, "lowercase": True}},
     )  # fmt: skip
@@ -851,7 +851,10 @@ def test_the_engine_is_judged_as_the_run_is(
     assert engines == [how | {"compute_type": "float32"}, how | {"compute_type": "int8"}]
     tokens, options = asked[0]
     assert tokens == [[source.token(i) for i in ids] for ids in source.encode(["a b", "c"])]
-    assert options == {"beam_size": 3, "length_penalty": 0.75, "max_batch_size": 9}
+    assert options == {
+        "beam_size": 3, "length_penalty": 0.75, "max_batch_size": 9, "batch_type": "tokens",
+        "max_input_length": 1024,
+    }  # fmt: skip
     assert (first.kind, second.kind) == ("float32", "int8")
     assert (first.model_bytes, second.model_bytes) == (28, 7)
     assert first.same == 1

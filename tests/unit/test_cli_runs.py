@@ -5,21 +5,27 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
 
 from dist_embed.cli.main import main
+from dist_embed.cluster.feed import Feed
 from dist_embed.errors import RunFailed, RunStopped, StoreUnavailable, UserError
 from dist_embed.run.metrics import MetricsLog
-from dist_embed.training.results import AgainstExact, Evaluation, TrainResult, Translations
-from dist_embed.training.tasks import Evaluate, Train, Translate
+from dist_embed.training.results import AgainstExact, Evaluation, TrainResult
+from dist_embed.training.tasks import Evaluate, Train, TranslateStream
+from tests.unit.full_disk import full_disk
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
 from tests.unit.told_runs import told_run, whole_course
@@ -49,6 +55,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
 
         def launch(task: Any, config: Any, **how: Any) -> Any:
             how.pop("on_event")({"kind": "line", "text": f"{type(task).__name__} begins"})
+            if feed := how.pop("feed", None):
+                asking(feed, how)
             calls.append((task, config, how))
             if isinstance(answer, BaseException):
                 raise answer
@@ -62,6 +70,26 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
         return calls
 
     return answering
+
+
+def told() -> None:
+    """Workers have told a translation; for tests to wait in."""
+
+
+def asking(feed: Feed, how: dict[str, Any]) -> None:
+    """As workers do that translate `a` into `A`; the lines are noted."""
+    take, how["lines"] = feed.taking(print), []
+    for number in count():
+        take({"kind": "wanted", "number": number, "most": 2})
+        answer: Any = feed.receive(number, 30)
+        if not answer["lines"]:
+            return
+        how["lines"] += answer["lines"]
+        cut = [
+            number for number, line in enumerate(answer["lines"], answer["first"]) if "!" in line
+        ]
+        take({"kind": "translated", "lines": [x.upper() for x in answer["lines"]], "cut": cut})
+        told()
 
 
 @pytest.fixture
@@ -94,6 +122,11 @@ def test_evaluate(
     assert (config.search.beam, config.cluster.num_workers) == (7, 3)
     assert config.embedding.optimizer == "sgd"
 
+    with full_disk():
+        assert main(["evaluate", run_uri, *options]) != 0
+    assert f"No space left on device: '{out}'" in capsys.readouterr().err
+    assert out.read_text() == "ein\nzwei\n"
+
     compared = AgainstExact(sentences=100, bleu=10.125, exact_bleu=10.5, same=97)
     calls = launched(replace(QUALITY, against_exact=compared))
     assert main(["evaluate", run_uri, "--workers", "1", "--launcher", "ray"]) == 0
@@ -113,19 +146,29 @@ def test_translate(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls = launched(Translations(5, ["ä", "b"]))
+    calls = launched(5)
     texts = tmp_path / "in.txt"
-    texts.write_text("a b\nc\n")
+    texts.write_text("ä b\nc!\n")
     out = tmp_path / "out.txt"
     assert main(["translate", run_uri, "--input", str(texts), "--output", str(out)]) == 0
-    assert out.read_text(encoding="utf-8") == "ä\nb\n"
-    assert calls[-1][0] == Translate(["a b", "c"])
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\n\ny\n")))
-    assert main(["translate", run_uri, "--step", "5"]) == 0
-    assert calls[-1][0] == Translate(["x", "", "y"], 5)
-    assert capsys.readouterr().out == "ä\nb\n"
-    calls = launched(Translations(5, ["ä\x1b[2J"]))
-    for is_terminal, said in ((False, "ä\x1b[2J\n"), (True, "ä\\x1b[2J\n")):
+    assert out.read_text(encoding="utf-8") == "Ä B\nC!\n"
+    assert calls[-1][0] == TranslateStream()
+    assert calls[-1][2]["lines"] == ["ä b", "c!"]
+    told = "lines with more than 7 source tokens (search.max_source_tokens): 2, the first is line 3"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"x\n\ny!\nz!\n")))
+    capsys.readouterr()
+    options = ["--max-source-tokens", "7", "--too-long", "cut"]
+    assert main(["translate", run_uri, "--step", "5", *options]) == 0
+    assert calls[-1][0] == TranslateStream(5)
+    assert (calls[-1][1].search.max_source_tokens, calls[-1][1].search.too_long) == (7, "cut")
+    shown = capsys.readouterr()
+    assert shown.out == "X\n\nY!\nZ!\n"
+    assert told in shown.err
+    assert main(["translate", run_uri, "--too-long", "refuse", "--input", str(texts)]) == 0
+    assert calls[-1][1].search.too_long == "refuse"
+    capsys.readouterr()
+    texts.write_text("a\x1b[2j\n")
+    for is_terminal, said in ((False, "A\x1b[2J\n"), (True, "A\\x1b[2J\n")):
         monkeypatch.setattr(sys.stdout, "isatty", lambda found=is_terminal: found)
         assert main(["translate", run_uri, "--input", str(texts)]) == 0
         assert capsys.readouterr().out == said
@@ -137,7 +180,46 @@ def test_translate(
     for command in ("evaluate", "translate"):  # before any worker is started
         assert main([command, run_uri, "--output", str(tmp_path / "gone" / "x")]) == 2
         assert "no such folder" in capsys.readouterr().err
+    assert main(["translate", run_uri, "--input", str(tmp_path / "gone")]) == 2
+    assert "gone: no such file" in capsys.readouterr().err
     assert len(calls) == before
+
+
+def test_a_translation_that_fails_leaves_its_file_as_it_was(
+    launched: Launched, run_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(5)
+    texts, out = tmp_path / "in.txt", tmp_path / "out.txt"
+    texts.write_bytes(b"a\nb\nc \xff\n")
+    out.write_text("before\n")
+    assert main(["translate", run_uri, "--input", str(texts), "--output", str(out)]) == 2
+    assert f"{texts}, line 3: not valid UTF-8" in capsys.readouterr().err
+    assert out.read_text() == "before\n"
+    assert {path.name for path in tmp_path.iterdir() if "out" in path.name} == {"out.txt"}
+    # On standard output all before it is there.
+    assert main(["translate", run_uri, "--input", str(texts)]) == 2
+    assert capsys.readouterr().out == "A\nB\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_a_translation_quietly(
+    launched: Launched, run_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    launched(5)
+    texts, out = tmp_path / "in.txt", tmp_path / "out"
+    texts.write_text("a\n" * 20)
+    os.mkfifo(out)
+    read: list[str] = []
+
+    def first() -> None:
+        with out.open() as file:
+            read.append(file.readline())
+
+    reader = threading.Thread(target=first)
+    reader.start()
+    with patch("tests.unit.test_cli_runs.told", lambda: reader.join(30)):
+        assert main(["translate", run_uri, "--input", str(texts), "--output", str(out)]) == 0
+    assert read == ["A\n"]
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_history(run_uri: str, launched: Launched, capsys: pytest.CaptureFixture[str]) -> None:

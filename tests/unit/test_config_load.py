@@ -26,6 +26,7 @@ from dist_embed.config.renamed import say_once
 from dist_embed.config.schema import Config
 from dist_embed.data.settings import CorpusSection, DataSection, SyntheticSection
 from dist_embed.errors import ConfigError, UserError
+from dist_embed.model.settings import SearchSection
 from dist_embed.run.settings import RunSection
 from dist_embed.section import MAY_CHANGE, keys_marked, known_keys
 from dist_embed.training.settings import TrainSection
@@ -644,6 +645,23 @@ def test_a_renamed_key_is_said_to_the_user_once(
 def test_keys_of_before_that_cannot_be_read(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=f"checkpoint.{said}"):
         config_from_dict(LEAST | {"checkpoint": given})
+
+
+def test_a_batch_of_sentences_is_read_as_one_of_tokens(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(LEAST | {"search": {"beam": 3, "batch_sentences": 9}}))
+    config = load_config(str(path), say=said.append)
+    assert (config.search.batch_tokens, config.search.beam) == (9 * 32, 3)
+    (line,) = said
+    assert line.startswith(f"{path}: search.batch_sentences=9: ")
+    assert line.endswith("read as search.batch_tokens=288")
+    default = config_from_dict(LEAST | {"search": {"batch_sentences": 64}})
+    assert default.search == SearchSection()
+    for given in ({"batch_sentences": 9, "batch_tokens": 9}, *({"batch_sentences": n} for n in
+                  (0, -1, True, 1.5, "9", None))):  # fmt: skip
+        with pytest.raises(ConfigError, match=r"search\.batch_sentences: .*not allowed.*a batch"):
+            config_from_dict(LEAST | {"search": given})
 
 
 def test_a_file_is_named_by_text_or_path(tmp_path: Path) -> None:

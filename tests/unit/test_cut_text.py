@@ -23,6 +23,7 @@ from dist_embed.data.word_spills import WordSplitting, split_and_count
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.parallel.group import Group
 from dist_embed.training.evaluate import evaluate_translations
+from dist_embed.training.translation import Written
 from dist_embed.vectors.coverage import is_word
 from dist_embed.vectors.match import word_in
 from tests.unit.small_corpus import ODD, prepare, sentences, train_tokenizer, write_text
@@ -102,7 +103,7 @@ def test_references_are_scored_as_translations_are_written(pieces: Pieces, tmp_p
     tokens = read_tokens(data.folder_uri, data.splits["train"].shards)
     assert target.decode([list(sentences(tokens)[0][1])]) == [whole]
     translation = mock.Mock(target=target, group=ALONE)
-    translation.written.return_value = [mock.Mock(marked=whole, shown=whole)] * 3
+    translation.written.return_value = [Written(whole, whole)] * 3
     quality = evaluate_translations(
         translation, data.folder_uri, data, "validation", bleu_tokenize="none"
     )

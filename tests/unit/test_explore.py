@@ -46,6 +46,7 @@ from dist_embed.storage.parquet import read_parquet
 from dist_embed.vectors.file import VectorFile
 from dist_embed.vectors.formats import open_vectors
 from dist_embed.vectors.write import Block, write_vectors
+from tests.unit.full_disk import full_disk
 from tests.unit.printed_tables import cells
 from tests.unit.small_run import small_run, word_tokenizer
 from tests.unit.vector_entries import read
@@ -774,6 +775,25 @@ def test_labels_overlap_where_their_boxes_do() -> None:
     ]:  # fmt: skip
         assert flat_map_module._overlap(box, other) == flat_map_module._overlap(other, box)
         assert flat_map_module._overlap(box, other) == overlap
+
+
+def test_a_full_disk_leaves_what_is_there(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_embed.observe.quiet.quiet_screen", lambda: None)
+    page, folder = tmp_path / "map.html", tmp_path / "projector"
+    folder.mkdir()
+    for path in (page, folder / "vectors.tsv"):
+        path.write_text("before")
+    for command, file in (
+        (["plot", run, "--output", str(page), "--method", "pca"], page),
+        (["export", "projector", run, "--output", str(folder)], folder / "vectors.tsv"),
+    ):
+        with full_disk():
+            assert main(command) != 0
+        assert f"No space left on device: '{file}'" in capsys.readouterr().err
+        assert file.read_text() == "before"
+    assert [path.name for path in folder.iterdir()] == ["vectors.tsv"]
 
 
 def test_projector_files_have_a_line_for_each_word() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dist_embed.config.load import config_from_dict, config_to_yaml
+from dist_embed.config.renamed import with_old_names
 from dist_embed.data.preparation import data_digest
 from dist_embed.run.folder import fingerprint
 from dist_embed.study import planned as study_planned
@@ -88,6 +89,10 @@ def known_by(name: str) -> tuple[str, str, str, str]:
     text = text.replace("  words: null\n", "").replace("  neighbors_of: []\n", "")
     text = re.sub("  (replace|hang)_seconds: .*\n", "", text)
     text = text.replace("  max_failures: null\n", "  max_failures: 0\n")
+    text = text.replace(
+        "  batch_tokens: 2048\n  max_source_tokens: 1024\n  too_long: cut\n",
+        "  batch_sentences: 64\n",
+    )
     text = text.replace("  saving: behind\n", "  asynchronous: true\n  low_memory: false\n")
     return (
         fingerprint(config), data_digest(config), _digest(study, config),
@@ -100,3 +105,19 @@ def test_configurations_are_known_as_they_were(name: str, monkeypatch: pytest.Mo
     # Where validations were not saved anyway, a study's run is another one since the best are.
     monkeypatch.setattr(study_planned, "_BEST_IS_SAVED", study_planned.TRAINING)
     assert known_by(name) == KNOWN_BY[name]
+
+
+@pytest.mark.parametrize(
+    ("search", "known_as"),
+    [
+        ({"batch_sentences": 9}, {"batch_sentences": 9}),
+        ({"batch_tokens": 2000, "too_long": "refuse"},
+         {"batch_tokens": 2000, "max_source_tokens": 1024, "too_long": "refuse"}),
+    ],
+)  # fmt: skip
+def test_batches_of_a_search_are_known_as_they_were(search: Values, known_as: Values) -> None:
+    least: Values = {"run": {"uri": "runs/a"}, "train": {"max_steps": 9}}
+    values = config_from_dict(least | CONFIGURATIONS["least"] | {"search": search})
+    known = with_old_names(values.model_dump(mode="json"))["search"]
+    names = ("batch_sentences", "batch_tokens", "max_source_tokens", "too_long")
+    assert {name: known[name] for name in names if name in known} == known_as

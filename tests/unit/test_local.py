@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from dist_embed.cluster import local
+from dist_embed.cluster.feed import Feed
+from dist_embed.data.lines_ahead import LinesAhead
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import stop
 from dist_embed.parallel.peers import peers_end_with_this_worker, peers_have_time
@@ -51,12 +53,18 @@ class Workers:
     def terminate(self) -> None:
         self.course.append("told")
 
-    def watch(self, *, stop_seconds: float = 0.0, save_seconds: float = 0.0) -> Any:
+    def answer(self, answer: Any) -> None:
+        self.course.append(f"answered {answer['lines']}")
+
+    def watch(
+        self, *, stop_seconds: float = 0.0, save_seconds: float = 0.0, feed: Feed | None = None
+    ) -> Any:
         processes: list[Any] = [_Process(code, self) for code in self.codes]
         mailbox: Any = self
+        show: Any = lambda event: self.course.append(event["text"])  # noqa: E731
         return local._watch(
-            processes, mailbox, lambda event: self.course.append(event["text"]), "LOGS",
-            stop_seconds, save_seconds,
+            processes, mailbox, feed.taking(show) if feed else show, "LOGS", stop_seconds,
+            save_seconds, feed,
         )  # fmt: skip
 
 
@@ -173,6 +181,22 @@ def test_workers_are_asked_to_stop_before_the_terminal_is_told(
     assert [what.split(":")[0] for what in workers.course] == ["told", "told", "asked to stop"]
 
 
+def test_worker_0_is_answered_once_there_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {"kind": "wanted", "number": 0, "most": 9}
+    written: list[str] = []
+    ahead = LinesAhead(["a", "b"])
+    assert not ahead.are_none(30)
+    events = [
+        wanted, {"kind": "translated", "lines": ["A", "B"], "cut": []}, wanted | {"number": 1},
+        {"kind": "result", "value": 7},
+    ]  # fmt: skip
+    workers = Workers(monkeypatch, events, [0, 0])
+    ahead._thread.join(30)
+    assert workers.watch(feed=Feed(ahead, written.extend)) == 7
+    assert workers.course == ["answered ['a', 'b']", "answered []"]
+    assert written == ["A", "B"]
+
+
 def test_workers_are_started_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server of forks is deaf itself; processes that are started anew inherit this one's mask."""
     blocked: list[set[int]] = []
@@ -215,10 +239,11 @@ class Ended(Exception):
     """Instead of the end of a worker's process."""
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    ("rank", "fails", "receives"), [(0, False, True), (0, True, False), (2, False, False)]
+)
 def test_a_worker_knows_its_place_and_tells_its_result_or_failure(
-    monkeypatch: pytest.MonkeyPatch, rank: int, fails: bool
+    monkeypatch: pytest.MonkeyPatch, rank: int, fails: bool, receives: bool
 ) -> None:
     course: list[Any] = []
 
@@ -230,9 +255,12 @@ def test_a_worker_knows_its_place_and_tells_its_result_or_failure(
     monkeypatch.setattr(local, "os", system)
     for name in ("hear_sigterm", "end_with_parent"):
         monkeypatch.setattr(local, name, lambda name=name: course.append(name))
-    writer: Any = SimpleNamespace(send=course.append)
+    writer: Any = SimpleNamespace(
+        send=course.append, poll=lambda seconds: seconds > 1, recv=lambda: {"number": 3}
+    )
 
-    def target(first: int, second: int, emit: Any) -> int:
+    def target(first: int, second: int, emit: Any, *receive: Any) -> int:
+        assert [(one(3, 1.0), one(3, 2.0)) for one in receive] == [(None, {"number": 3})] * receives
         course.append(dict(system.environ))
         emit("a line")
         if fails:
@@ -240,7 +268,7 @@ def test_a_worker_knows_its_place_and_tells_its_result_or_failure(
         return first + second
 
     with pytest.raises(Ended) if fails else nullcontext():
-        local._child(target, (3, 4), rank, 5, 1234, writer)
+        local._child(target, (3, 4), rank, 5, 1234, writer, receives)
     before, environment, line, *rest = course[:2], *course[2:]
     assert before == ["hear_sigterm", "end_with_parent"]
     assert environment == {
@@ -285,13 +313,16 @@ def test_workers_are_numbered_and_given_what_the_launcher_was(
             print, (1, 2), num_workers=2, on_event=print, log_folder="LOGS", stop_seconds=3.0,
             save_seconds=4.0, device="cuda",
         )  # fmt: skip
-    assert [how["args"][:-1] for how in made] == [
+    assert [how["args"][:-2] for how in made] == [
         (print, (1, 2), rank, 2, 1234) for rank in range(2)
     ]
-    assert all(how["args"][-1].closed for how in made)  # here: the process has its own
+    assert all(how["args"][-2].closed for how in made)  # here: the process has its own
+    assert [how["args"][-1] for how in made] == [False, False]
     # Those of a launcher that is gone must not stay.
     assert all(how["target"] is local._child and how["daemon"] for how in made)
-    assert [(what[0], *what[2:]) for what in watched] == [([process] * 2, print, "LOGS", 3.0, 4.0)]
+    assert [(what[0], *what[2:]) for what in watched] == [
+        ([process] * 2, print, "LOGS", 3.0, 4.0, None)
+    ]
     assert devices == ["cuda"]
     assert course == ["started", "started", "killed", "killed"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dist_embed.cluster import mailbox as module
-from dist_embed.cluster.mailbox import Mailbox, sender
+from dist_embed.cluster.mailbox import Mailbox, receiver, sender
 
 FORK = multiprocessing.get_context("fork")
 
@@ -42,6 +42,12 @@ def leave_child(writer: Connection) -> None:
         signal.pause()
     sender(writer)({"kind": "line", "child": child})
     os._exit(0)
+
+
+def converse(writer: Connection) -> None:
+    emit, receive = sender(writer), receiver(writer)
+    emit({"kind": "line", "received": receive(0, 0.0)})
+    emit({"kind": "line", "received": receive(1, 60.0)})
 
 
 class Unreadable:
@@ -113,3 +119,16 @@ def test_what_cannot_be_read_is_a_failure_of_its_worker_and_the_next_is_heard(
     assert (failure["kind"], failure["teller"], failure["is_cause"]) == ("failure", 1, True)
     assert "no number" in failure["trace"]
     assert line == {"kind": "line", "text": "after it"}
+
+
+def test_worker_0_receives_what_it_is_answered(mailbox: Mailbox) -> None:
+    with mailbox.opened(FORK, 0) as writer:
+        process = FORK.Process(target=converse, args=(writer,), daemon=True)
+        process.start()
+    assert mailbox.get(30) == {"kind": "line", "received": None}
+    answer = {"number": 1, "lines": ["x" * 1_000_000]}
+    mailbox.answer(answer)
+    assert mailbox.get(30) == {"kind": "line", "received": answer}
+    process.join()
+    mailbox.wait_for_the_rest()
+    mailbox.answer(answer)  # nobody is there any more, which is seen otherwise

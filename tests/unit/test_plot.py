@@ -21,6 +21,7 @@ from dist_embed.observe.plot import (
     spread,
     without_letters,
 )
+from tests.unit.full_disk import full_disk
 
 FOUND = [
     Balance(rows, shards, 1.0, [1 + shards / 1e4, 1.0], [shards / 2 + rows / 1e7, 1.0])
@@ -43,6 +44,16 @@ def test_equal_data_gives_equal_bytes(tmp_path: Path, ending: str) -> None:
     assert first != other
     assert b"<dc:date>" not in first
     assert matplotlib.__version__.encode() not in first
+
+
+@pytest.mark.parametrize("ending", [".svg", ".png"])
+def test_a_full_disk_leaves_the_plot_that_is_there(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"plot{ending}"
+    path.write_bytes(b"before")
+    with full_disk(), pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        plot_balance(FOUND, str(path))
+    assert path.read_bytes() == b"before"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_global_state_stays_as_it_was(tmp_path: Path) -> None:

@@ -36,8 +36,11 @@ from dist_embed.cluster import (
     ray_worker,
 )
 from dist_embed.cluster.failure import Failures, Start
+from dist_embed.cluster.feed import Feed
 from dist_embed.cluster.ray_group import GroupByEnvironment
+from dist_embed.cluster.ray_mailbox import RayMailbox
 from dist_embed.cluster.ray_node import NodeLost
+from dist_embed.data.lines_ahead import LinesAhead
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import stop
 
@@ -120,6 +123,7 @@ class Launch:
         self.waits: Callable[[Callable[[float], None]], None] = lambda rest: None
         self.limit = 60.0
         self.stop_seconds = 60.0
+        self.feed: Feed | None = None
         self._budget = budget
         self._now: list[Scripted] = []
         monkeypatch.setattr(ray_fit, "stop_requested", lambda: self.stop)
@@ -177,16 +181,20 @@ class Launch:
         else:
             start.events += start.asked
 
+    def _answer(self, number: int, answer: dict[str, Any]) -> None:
+        self.course.append(f"start {number} hears {answer['lines']}")
+
     def run(self) -> Any:
-        mail: Any = SimpleNamespace(stop=self._stop, take=self._take)
+        mail: Any = SimpleNamespace(stop=self._stop, take=self._take, answer=self._answer)
         room: Any = SimpleNamespace(
             wait=self._wait, leaving=self._leaving, settle=self._settle, timeout_seconds=self.limit,
         )  # fmt: skip
         trainer: Any = self._trainer
         node: Any = self.node
-        around = ray_fit.Surroundings(
-            node, room, lambda event: self.course.append(event["text"]), self.stop_seconds
-        )
+        show: Any = lambda event: self.course.append(event["text"])  # noqa: E731
+        if self.feed:
+            show = self.feed.taking(show)
+        around = ray_fit.Surroundings(node, room, show, self.stop_seconds, self.feed)
         course = ray_course.Course(trainer, mail, around, Failures(self._budget), "LOGS")
         return course.run(2)
 
@@ -485,6 +493,38 @@ def test_where_what_runs_the_workers_is_lost_they_are_started_again(
     launch = Launch(monkeypatch, Scripted(BEGIN, ends=ValueError("of Ray's own")), budget=5)
     with pytest.raises(RunFailed, match=r"^Ray Train failed: ValueError: of Ray's own"):
         launch.run()
+
+
+def test_lines_that_lost_workers_had_are_given_to_those_after_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the lost ones tell late counts no more: a line is neither lost nor written twice."""
+
+    def wanted(start: int, number: int = 0) -> dict[str, Any]:
+        return {"kind": "wanted", "number": number, "most": 1, "start": start}
+
+    def made(start: int, line: str) -> dict[str, Any]:
+        return {"kind": "translated", "lines": [line], "cut": [], "start": start}
+
+    again = {"start": 1}
+    launch = Launch(
+        monkeypatch,
+        Scripted(BEGIN, wanted(0), made(0, "A"), wanted(0, 1), wanted(0, 2), ends=LOST),
+        Scripted(
+            BEGIN | again, made(0, "late"), wanted(1), made(1, "B"), wanted(1, 1), result(1),
+            ends=None,
+        ), budget=1,
+    )  # fmt: skip
+    written: list[str] = []
+    ahead = LinesAhead(["a", "b"])
+    ahead._thread.join(30)
+    launch.feed = Feed(ahead, written.extend)
+    assert launch.run() == Result(stopped=False)
+    assert [line for line in launch.course if "hears" in line] == [
+        "start 0 hears ['a']", "start 0 hears ['b']", "start 0 hears ['b']", "start 1 hears ['b']",
+        "start 1 hears []",
+    ]  # fmt: skip
+    assert written == ["A", "B"]
 
 
 def test_workers_that_ray_cannot_start_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -954,3 +994,30 @@ def test_a_worker_listens_for_the_request_while_there_is_a_launcher(
     listener.join(30)
     assert not listener.is_alive()
     assert stop.stop_requested() == asked
+
+
+def test_an_answer_is_for_the_start_that_has_asked_and_can_be_taken_again() -> None:
+    mailbox = RayMailbox()
+    assert mailbox.answered(0, 0) is None
+    answer = {"number": 3, "lines": ["a"]}
+    mailbox.answer(1, answer)
+    assert [mailbox.answered(1, 3) for _ in range(2)] == [answer] * 2
+    assert mailbox.answered(0, 3) is mailbox.answered(1, 2) is None
+
+
+@pytest.mark.usefixtures("get")
+def test_a_worker_asks_until_it_is_answered_or_its_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray_worker, "ANSWER_SECONDS", 0.01)
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
+    monkeypatch.setattr(
+        ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here")
+    )
+    mailbox = SimpleNamespace(put=remote(), answered=remote(None, None, {"number": 5}))
+
+    def work(emit: Any, receive: Any) -> None:
+        assert receive(5, 30.0) == {"number": 5}
+        assert receive(6, 0.05) is None
+
+    ray_worker.work(ray_worker.work_for(work, (), mailbox, 1, "night", receives=True))

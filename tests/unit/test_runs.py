@@ -35,6 +35,11 @@ from dist_embed.section import MAY_CHANGE, keys_marked
 from dist_embed.storage import uri as storage
 from tests.unit.small_corpus import Prepared, one_is_this_process
 
+# Options of a command that uses a run, by one worker and otherwise as it was trained.
+UNCHANGED = dict.fromkeys(
+    ("beam", "candidates", "replace_unknown", "max_source_tokens", "too_long")
+) | {"workers": 1}
+
 BASE = """
 data:
   num_processes: 1
@@ -86,7 +91,7 @@ def test_a_run_with_what_is_refused_by_now_can_still_be_used(tmp_path: Path) -> 
     }  # fmt: skip
     storage.write_text(f"{uri}/config.yaml", yaml.safe_dump(values))
     assert read_run_config(uri).train.translate_every == 2
-    options = Namespace(workers=1, beam=None, candidates=None, replace_unknown=None)
+    options = Namespace(**UNCHANGED)
     with pytest.raises(UserError, match=r"search.candidates: 2 is not allowed"):
         run_config(uri, options)
     options.candidates = 0
@@ -137,9 +142,7 @@ def test_a_run_trained_on_gpus_is_used_on_any_device(prepared: Prepared, tmp_pat
         "embedding.optimizer=adam", "embedding.exchange=bf16",
     )  # fmt: skip
     open_run(config, force=False)
-    used = run_config(
-        config.run.uri, Namespace(workers=1, beam=None, candidates=None, replace_unknown=None)
-    )
+    used = run_config(config.run.uri, Namespace(**UNCHANGED))
     on_cpu = used.cluster.model_copy(update={"device": "cpu"})
     check(used.model_copy(update={"cluster": on_cpu}))
     assert used.embedding.width == config.embedding.width

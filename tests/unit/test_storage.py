@@ -5,7 +5,9 @@ import errno
 import gzip
 import io
 import lzma
+import multiprocessing
 import os
+import resource
 import uuid
 import zipfile
 from collections.abc import Callable
@@ -31,6 +33,7 @@ from dist_embed.storage.compressed import (
     open_decompressed,
 )
 from dist_embed.storage.objects import ObjectStore
+from tests.unit.full_disk import full_disk
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -117,6 +120,41 @@ def test_failed_write_leaves_the_old_file_and_no_other(
     monkeypatch.undo()
     assert storage.read_bytes(uri) == b"old"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def write_more_than_allowed(path: str, writer: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    try:
+        storage.write_bytes(path, b"x" * 100_000)
+    except OSError as exc:
+        writer.send(str(exc))
+
+
+def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    fork = multiprocessing.get_context("fork")
+    reader, writer = fork.Pipe(duplex=False)
+    process = fork.Process(target=write_more_than_allowed, args=(str(path), writer))
+    process.start()
+    process.join()
+    assert reader.recv() == f"[Errno {errno.EFBIG}] File too large: {str(path)!r}"
+    with full_disk(), pytest.raises(OSError, match=f"No space left on device: '{path}'"):
+        storage.write_bytes(str(path), b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_output_goes_to_a_new_file_or_to_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for content in (b"new", b"newer"):
+        with storage.output_file(str(path)) as file:
+            file.write(content)
+        assert path.read_bytes() == content
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):  # noqa: SIM117
+        with storage.output_file("/dev/full") as file:
+            file.write(b"x")
+    assert Path("/dev/full").is_char_device()
 
 
 def test_only_regular_files_are_replaced(tmp_path: Path) -> None:

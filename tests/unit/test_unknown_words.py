@@ -87,7 +87,11 @@ class NoRows:
 
     group = Group(0, 1, 1, torch.device("cpu"), None)  # type: ignore[arg-type]
 
+    def __init__(self) -> None:
+        self.looked_up: list[tuple[int, ...]] = []  # shapes of target words
+
     def lookup(self, ids: dict[str, list[torch.Tensor]]) -> NoRows:
+        self.looked_up.append(tuple(ids["target"][0].shape))
         self.shapes = {role: tensors[0].shape for role, tensors in ids.items()}
         return self
 
@@ -95,9 +99,9 @@ class NoRows:
         return torch.zeros(*self.shapes[role], 4)
 
 
-@pytest.mark.parametrize("batch_sentences", [1, 10])
+@pytest.mark.parametrize("batch_tokens", [1, 100])
 @pytest.mark.parametrize("lexicon", [True, False])
-def test_unknown_words_become_what_they_look_at(batch_sentences: int, lexicon: bool) -> None:
+def test_unknown_words_become_what_they_look_at(batch_tokens: int, lexicon: bool) -> None:
     source = words("the cat saw Bob , and")
     target = words("die Katze sah , und")
     cat, katze = (t.encode([w])[0][0] for t, w in ((source, "cat"), (target, "Katze")))
@@ -116,10 +120,24 @@ def test_unknown_words_become_what_they_look_at(batch_sentences: int, lexicon: b
 
     replaced = UnknownWords(
         LooksAt({6: [0, 1, 2, 3, 4, 5], 1: [0]}), NoRows(),
-        {"source": source, "target": target}, translations if lexicon else None, batch_sentences,
+        {"source": source, "target": target}, translations if lexicon else None, batch_tokens,
     ).texts(texts, sources, answers)  # fmt: skip
     # The lexicon's files are read once, for the sentences with an unknown word.
     assert asked == ([[*sources[0], *sources[1]]] if lexicon else [])
     animal = "Katze" if lexicon else "cat"
     # The third has no unknown word, the fourth no source word to look at.
     assert replaced == {0: f"die {animal} sah Xu, Yo", 1: animal}
+
+
+@pytest.mark.parametrize(
+    ("batch_tokens", "together"), [(13, [(1, 6), (1, 6)]), (14, [(2, 6)]), (1, [(1, 6), (1, 6)])]
+)
+def test_the_longer_side_counts_for_a_batch(
+    batch_tokens: int, together: list[tuple[int, int]]
+) -> None:
+    source, target, tables = words("cat"), words("die Katze"), NoRows()
+    answers = [[UNKNOWN] * 6, [UNKNOWN] * 6]
+    UnknownWords(
+        LooksAt({1: [0] * 6}), tables, {"source": source, "target": target}, None, batch_tokens
+    ).texts(["cat", "cat"], source.encode(["cat", "cat"]), answers)  # fmt: skip
+    assert tables.looked_up == together

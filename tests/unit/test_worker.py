@@ -377,7 +377,7 @@ def test_a_checkpoint_is_scored_as_configured(
     assert asked["evaluate_translations"] == [
         (
             ("translation", "folder", data, "test"),
-            {"bleu_tokenize": "char"},
+            {"bleu_tokenize": "char", "say": context.reporter.line},
         )
     ]
     assert found == Evaluation(
