@@ -175,18 +175,17 @@ def test_a_damaged_file_is_named_in_one_line(folders: Folders) -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.timeout(3600)
-def test_every_damage_of_every_file_is_named_by_every_command(folders: Folders) -> None:
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_every_damaged_file_is_named_by_every_command(folders: Folders, damage: str) -> None:
     wrong = []
     for file in folders.files:
-        for damage in DAMAGES:
-            path = folders.damaged(file, damage)
-            in_data = "data" in file.parts
-            for command in folders.commands:
-                if in_data and command not in ("neighbors", "evaluate", "compare"):
-                    continue  # it does not look there
-                if answer := folders.wrong_answer(command, path):
-                    wrong.append((str(file), damage, command, answer))
+        path = folders.damaged(file, damage)
+        for command in folders.commands:
+            if "data" in file.parts and command not in ("neighbors", "evaluate", "compare"):
+                continue  # it does not look there
+            if answer := folders.wrong_answer(command, path):
+                wrong.append((str(file), command, answer))
     assert wrong == []
 
 
