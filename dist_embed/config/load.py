@@ -57,19 +57,20 @@ def load_config(
 
 
 def config_from_dict(
-    values: dict[str, Any], origin: str = "configuration", *, combinations: bool = True
+    values: dict[str, Any], origin: str = "configuration", *, of_run: bool = False
 ) -> Config:
     """A checked configuration from plain values, as `config_to_yaml` wrote them.
 
-    Without ``combinations`` each value is checked by itself alone: a later version may refuse what
-    a run was trained with, and the run is there all the same.
+    ``of_run``: a run was trained with it. An earlier version may have taken what is refused now,
+    and the run is there all the same: combinations are not looked at, and what is out of range is
+    taken as `dist_embed.config.out_of_range` says.
     """
     if _refers_to_nothing(values):
         # The same in a fiftieth of the time: a command on a run reads its configuration anew.
-        config = Config.model_validate(values, context=Reading(origin, lambda line: None))
+        config = Config.model_validate(values, context=Reading(origin, _unsaid, of_run))
     else:
-        config = _build(values, origin, lambda line: None)
-    if combinations:
+        config = _build(values, origin, _unsaid, of_run=of_run)
+    if not of_run:
         check(config)
     return config
 
@@ -128,7 +129,13 @@ def _changed(loaded: DictConfig, changes: list[tuple[str, str, Any]]) -> dict[st
     return found
 
 
-def _build(values: dict[str, Any], origin: str, say: Callable[[str], None]) -> Config:
+def _unsaid(line: str) -> None:
+    pass
+
+
+def _build(
+    values: dict[str, Any], origin: str, say: Callable[[str], None], *, of_run: bool = False
+) -> Config:
     """From values as they are written, with their references."""
     raw = {"run": {}, **values}  # without it the key that has to be there is named
     whole = _with_defaults(raw, Config)
@@ -139,7 +146,7 @@ def _build(values: dict[str, Any], origin: str, say: Callable[[str], None]) -> C
         reason = str(exc).split("\n")[0]
         raise ConfigError(f"{origin}: {exc.full_key or '?'}: {reason}") from exc
     written = _as_written(resolved, raw, Config, origin)
-    return Config.model_validate(written, context=Reading(origin, say))
+    return Config.model_validate(written, context=Reading(origin, say, of_run))
 
 
 def _with_defaults(values: dict[Any, Any], kind: type[BaseModel]) -> dict[Any, Any]:

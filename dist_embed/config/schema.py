@@ -10,6 +10,7 @@ from pydantic import ValidationError, ValidationInfo, ValidatorFunctionWrapHandl
 
 from dist_embed.checkpoint.settings import CheckpointSection
 from dist_embed.cluster.settings import ClusterSection
+from dist_embed.config.out_of_range import taken_all_the_same
 from dist_embed.config.renamed import say_once, with_new_names
 from dist_embed.data.settings import DataSection, TokenizerSection
 from dist_embed.embedding.settings import EmbeddingSection
@@ -29,10 +30,12 @@ class Reading:
     Attributes:
         origin: what messages call it.
         say: takes a line for each key that has another name now.
+        of_run: whether a run was trained with it, maybe by an earlier version.
     """
 
     origin: str = "configuration"
     say: Callable[[str], None] = say_once
+    of_run: bool = False
 
 
 class Config(Section):
@@ -63,6 +66,10 @@ class Config(Section):
                 reading.say(f"{reading.origin}: {line}")
             values = _with_data_uri(values)
         try:
+            if reading.of_run:
+                return taken_all_the_same(
+                    values, cls, validate, lambda line: say_once(f"{reading.origin}: {line}")
+                )
             return validate(values)
         except ValidationError as exc:
             raise ConfigError(mistakes(exc, cls, reading.origin)) from None

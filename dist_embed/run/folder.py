@@ -296,4 +296,4 @@ def read_run_config(run_uri: str) -> Config:
         raise UserError(f"no run in {run_uri!r}: that is a file, and a run is a folder") from None
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise UserError(f"{uri} is not a run's configuration: {exc!r}") from exc
-    return config_from_dict(values, uri, combinations=False)
+    return config_from_dict(values, uri, of_run=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 from argparse import Namespace
@@ -11,17 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from dist_embed.cli.trained_run import run_config
 from dist_embed.config.checks import check
-from dist_embed.config.load import config_to_yaml, load_config
+from dist_embed.config.load import config_from_dict, config_to_yaml, differences, load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.languages.inflected import InflectedLanguage
 from dist_embed.data.lexicon import Lexicon, ensure_lexicon
 from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
-from dist_embed.errors import UserError
+from dist_embed.errors import ConfigError, UserError
 from dist_embed.run.folder import (
     OtherVocabulary,
     check_run_folder,
@@ -102,6 +104,74 @@ def test_a_run_with_what_is_refused_by_now_can_still_be_used(tmp_path: Path) -> 
     options.beam, options.replace_unknown = 7, "copy"
     changed = run_config(uri, options).search
     assert (changed.candidates, changed.beam, changed.replace_unknown) == (0, 7, "copy")
+
+
+def test_a_run_with_values_that_are_out_of_range_now_is_read_and_goes_on(
+    prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = with_data(prepared, tmp_path)
+    run = config.run.uri
+    open_run(config, force=False)
+    add_checkpoint(run)
+    before = {
+        "checkpoint.timeout_seconds": 1e7, "checkpoint.retry_seconds": 1e9,
+        "cluster.hang_seconds": 1e9, "cluster.timeout_seconds": 0.05,
+        "search.length_penalty": 20.0, "search.beam": 2000,
+    }  # fmt: skip
+    now = {
+        "checkpoint.timeout_seconds": 2e6, "checkpoint.retry_seconds": 2e6,
+        "cluster.hang_seconds": 2e6, "cluster.timeout_seconds": 0.1,
+        "search.length_penalty": 10.0, "search.beam": 1000,
+    }  # fmt: skip
+
+    def put(changes: dict[str, float]) -> str:
+        values = config.model_dump()
+        for key, value in changes.items():
+            section, name = key.split(".")
+            values[section][name] = value
+        text = OmegaConf.to_yaml(OmegaConf.create(values))
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        seal = f"# SHA-256 of the lines above, as the run wrote them: {digest}\n"
+        (tmp_path / "run" / "config.yaml").write_text(text + seal)
+        return text + seal
+
+    text = put(before)
+    assert "timeout_seconds: 10000000.0" in text
+    found = read_run_config(run)
+    assert differences(config, found) == differences(config, load_config(
+        tmp_path / "c.yaml", {"run.uri": run, "data.uri": prepared.uri} | now
+    ))  # fmt: skip
+    assert fingerprint(found) == fingerprint(config)
+    said = capsys.readouterr().err
+    for key, value in before.items():
+        assert f"config.yaml: {key}={value} of an earlier version is out of range" in said
+    check_run_folder(config, prepared.data, force=False)
+    assert storage.read_text(f"{run}/config.yaml") == text
+    # What decides a result stays, for the run is known by it.
+    put({"embedding.eps": 2.0})
+    kept = read_run_config(run)
+    assert kept.embedding.eps == 2.0
+    assert fingerprint(kept) != fingerprint(config)
+    with pytest.raises(UserError, match=r"embedding.eps: 2.0 there, 1e-08 here"):
+        check_run_folder(config, prepared.data, force=False)
+    put({"search.beam": 2000, "search.too_long": 3})
+    with pytest.raises(ConfigError, match=r"search.too_long: 3 is not allowed"):
+        read_run_config(run)
+
+
+def test_a_number_of_workers_that_is_out_of_range_now_is_read(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    config = with_data(prepared, tmp_path)
+    values = config.model_dump()
+    values["cluster"]["num_workers"] = {"min": 1, "max": 10**6}
+    values["search"]["candidates"] = 10**13
+    taken = config_from_dict(values, of_run=True)
+    assert (taken.cluster.max_workers, taken.search.candidates) == (100_000, 10**12)
+    values["cluster"]["num_workers"] = 10**6
+    assert config_from_dict(values, of_run=True).cluster.num_workers == 100_000
+    with pytest.raises(ConfigError, match=r"num_workers: 1000000 is not allowed"):
+        config_from_dict(values)
 
 
 def open_run(config: Config, *, force: bool) -> None:
