@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from dist_embed.errors import UserError
+from dist_embed.passwords import masked
 
 
 def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -115,4 +116,5 @@ def shown(value: object) -> str:
 
 def begins(text: str, most: int = 200) -> str:
     """A text for a message, or how it begins."""
+    text = masked(text)  # a password that is cut would not be known for one
     return text if len(text) <= most else f"{text[:most]}…"

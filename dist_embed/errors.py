@@ -4,6 +4,8 @@ Errors of a part of the project (`CorpusError`, `CheckpointError`, …) are `Use
 defined there. What the system says of a file stays an `OSError`: it names the file.
 """
 
+from typing import Any
+
 from dist_embed.passwords import masked
 
 
@@ -12,8 +14,8 @@ class DistEmbedError(Exception):
     password.
     """
 
-    def __str__(self) -> str:
-        return masked(super().__str__())
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*(masked(one) if isinstance(one, str) else one for one in given))
 
 
 class UserError(DistEmbedError):

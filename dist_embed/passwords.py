@@ -1,16 +1,30 @@
-"""Passwords in URLs, which are shown nowhere and kept nowhere."""
+"""Passwords in URLs, and signatures that open them: shown nowhere, and passwords kept nowhere."""
 
 from __future__ import annotations
 
 import re
 
-# Behind one slash too: a path has no two.
-_PASSWORD = re.compile(r"(?<=:/)(/?[^/@:\s]*):([^/@\s]*)@")
+# Behind one slash too: a path has no two. Whatever an @ ends before the first slash is a password;
+# else, for it may hold slashes and blanks itself, what begins as no port does. Of several @ the
+# last counts: rather a part of a path is hidden than one of a password shown.
+_PASSWORD = re.compile(
+    r"""
+    (?<=:/)(/?(?!arn:)[^/:\s\[]*)  # a user; no name of Amazon's, and no address of IPv6
+    :(?:(?=[^/\s]*@) | (?!:|\d*(?:[/?#\s]|$)|\d+['",:;.)\]}]))  # not the :: of a chain
+    (?:\S*@ | (?:(?!://)[^@\n])*@(?:\S*@)?)
+    """,
+    re.VERBOSE,
+)
+# Of links to Amazon's, Google's and Azure's stores, and of other services'.
+_SECRET = re.compile(
+    r"([?&](?:sig|(?:x-(?:amz|goog)-)?signature|x-amz-security-token|(?:\w+_)?token)=)[^&#\s'\"]+",
+    re.IGNORECASE,
+)
 
 
 def masked(text: str) -> str:
-    """``text`` without the passwords of the URLs in it."""
-    return _PASSWORD.sub(r"\1:***@", text)
+    """``text`` without the passwords and signatures of the URLs in it."""
+    return _SECRET.sub(r"\1***", _PASSWORD.sub(r"\1:***@", text))
 
 
 def password_in(uri: str) -> str | None:

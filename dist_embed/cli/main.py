@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 from dist_embed.cli.old_spellings import (
     in_new_words,
@@ -32,6 +32,7 @@ from dist_embed.parallel.stop import (
     tell_launcher_in_the_end,
 )
 from dist_embed.parallel.torchrun import under_torchrun
+from dist_embed.passwords import masked
 from dist_embed.streams import end_of_output, results_alone, say, say_error
 
 _MODULES = (
@@ -65,6 +66,10 @@ class _Parser(argparse.ArgumentParser):
             "--quiet", action="store_true", default=argparse.SUPPRESS,
             help="no progress and no remarks: results and errors alone",
         )  # fmt: skip
+
+    def error(self, message: str) -> NoReturn:
+        """It repeats what was typed."""
+        super().error(masked(message))
 
 
 class _Version(argparse.Action):

@@ -813,8 +813,13 @@ def test_a_password_in_a_url_is_refused_and_not_shown(
     assert main(["evaluate", "sftp://me:secret@host/run"]) == 2
     with pytest.raises(UserError, match=r"sftp:/me:\*\*\*@host/run"):
         open_run(Path("sftp://me:secret@host/run"))
+    with pytest.raises(SystemExit):  # argparse repeats it
+        main(["sftp://me:secret@host/run"])
+    long = "a" * 80
+    assert main(["config", "show", str(file), f"sftp://me:{long}secret@host/run=1"]) == 2
     said = "".join(capsys.readouterr())
-    assert said.count("me:***@host") >= 3
+    assert said.count("me:***@host") >= 5
+    assert long not in said
     assert "secret" not in said
 
 

@@ -7,6 +7,7 @@ import io
 import lzma
 import multiprocessing
 import os
+import pickle
 import resource
 import socket
 import uuid
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import datetime, timezone
 from pathlib import Path
+from traceback import format_exception
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -26,6 +28,8 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from dist_embed.arguments import begins
+from dist_embed.checkpoint.manifest import CheckpointLate
 from dist_embed.data.proof import copy_proven
 from dist_embed.data.scratch import write_scratch
 from dist_embed.data.word_table import write_words
@@ -361,7 +365,14 @@ def test_no_client_keeps_listings(monkeypatch: pytest.MonkeyPatch, uri: str, pro
 @pytest.mark.parametrize(
     ("uri", "shown"),
     [("sftp://me:secret@host/run", "sftp://me:***@host/run"),
-     ("simplecache::https://me:s%40crt@host:80/x", "simplecache::https://me:***@host:80/x")],
+     ("simplecache::https://me:s%40crt@host:80/x", "simplecache::https://me:***@host:80/x"),
+     ("sftp://me:p@ss@host/x", "sftp://me:***@host/x"),
+     ("sftp://me:p/ss@host/x", "sftp://me:***@host/x"),
+     ("sftp://me:p@s/s@host/x", "sftp://me:***@host/x"),
+     ("sftp://me:p ss@host/x", "sftp://me:***@host/x"),
+     ("sftp://me:1234@host:22/x", "sftp://me:***@host:22/x"),
+     ("sftp://me@there:secret@host/x", "sftp://me@there:***@host/x"),
+     ("zip://f::https://me:s3/cret@host/x", "zip://f::https://me:***@host/x")],
 )  # fmt: skip
 def test_a_url_with_a_password_is_refused_and_not_shown(uri: str, shown: str) -> None:
     with pytest.raises(StorageError) as caught:
@@ -372,11 +383,37 @@ def test_a_url_with_a_password_is_refused_and_not_shown(uri: str, shown: str) ->
 
 
 @pytest.mark.parametrize(
-    "uri", ["abfss://container@account.dfs.core.windows.net/x", "http://host:80/a@b", "a:b@c", "s3://b"]
+    "uri",
+    ["abfss://container@account.dfs.core.windows.net/x", "http://host:80/a@b", "a:b@c", "s3://b",
+     "s3://bucket/a@b", "s3://bucket/a:b@c", "host:8080/x@y", "sftp://me@host:22/x@y",
+     "http://[fe80::1]:8080/x@y", "sftp://me@[::1]/x@y", "zip://a.txt::s3://b/c@d",
+     "s3://arn:aws:s3:us-east-1:123:accesspoint/x/a@b", "file:///a:b@c", "http://host:80: a@b",
+     "'http://host:80', a@b", "s3://bucket: a@b", "http://host/?a=b&signal=c"],
 )  # fmt: skip
 def test_what_is_no_password_is_let_be(uri: str) -> None:
     assert masked(uri) == uri
     assert password_in(uri) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["sig", "X-Amz-Signature", "X-Goog-Signature", "Signature", "token", "access_token",
+             "X-Amz-Security-Token"]
+)  # fmt: skip
+def test_a_signature_in_a_url_is_not_shown(name: str) -> None:
+    signed = f"https://host/x?sv=1&{name}=s3%2Bcret&se=2"
+    assert masked(f"no {signed}") == f"no https://host/x?sv=1&{name}=***&se=2"
+    assert masked(f"{{'https://host/x?{name}=s3cret'}}") == f"{{'https://host/x?{name}=***'}}"
+
+
+def test_an_error_holds_no_password_in_whatever_form() -> None:
+    for kind in (UserError, CheckpointLate):
+        error = kind("cannot read sftp://me:s3cret@host/x")
+        for one in (error, pickle.loads(pickle.dumps(error))):
+            assert type(one) is kind
+            assert str(one) == "cannot read sftp://me:***@host/x"
+            assert "s3cret" not in repr(one) + str(one.args) + "".join(format_exception(one))
+    long = "sftp://me:" + "s3cret" * 100 + "@host/x"
+    assert begins(f"x={long}", 40) == "x=sftp://me:***@host/x"
 
 
 @pytest.mark.parametrize(
