@@ -107,7 +107,7 @@ def _plot(arguments: argparse.Namespace) -> None:
     places = flat_map(vectors, arguments.method, seed=1)
     if arguments.output.endswith(".html"):
         page = map_page(places, words, vectors, described(table))
-        storage.write_text(arguments.output, page)
+        storage.write_given_text(arguments.output, page)
     else:
         draw_map(arguments.output, places, words, described(table))
     print(f"{described(table)}: {len(words):,} words by {arguments.method} → {arguments.output}")

@@ -108,7 +108,7 @@ def _projector(arguments: argparse.Namespace) -> None:
     )
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        storage.write_text(str(folder / name), text)
+        storage.write_given_text(str(folder / name), text)
     print(f"{described(table)}: {len(words):,} words → {folder}; tensorboard --logdir {folder}")
 
 

@@ -60,7 +60,7 @@ def _study(arguments: argparse.Namespace) -> None:
         text = _comparison(study, outcomes, page)
     else:
         text = _scaling(study, outcomes, page)
-    storage.write_text(str(page), text)
+    storage.write_given_text(str(page), text)
     print(f"→ {page}")
     failed = sum(outcome.row.get("state") == "failed" for outcome in outcomes)
     if failed:

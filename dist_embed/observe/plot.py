@@ -92,7 +92,7 @@ def plot_into(
         with warnings.catch_warnings():  # who draws words tells which it could not
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(drawn, format=Path(path).suffix[1:], metadata=nothing)
-        storage.write_bytes(path, drawn.getvalue())
+        storage.write_given_bytes(path, drawn.getvalue())
 
 
 def svg_of(draw: Callable[[Axes], None], *, width: float, height: float, name: str) -> str:

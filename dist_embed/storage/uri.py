@@ -380,10 +380,15 @@ def write_text(uri: str, text: str) -> None:
     write_bytes(uri, text.encode())
 
 
-def write_given_text(uri: str, text: str) -> None:
-    """Like `write_text`, into a file that a user has named: a link goes on leading to it."""
+def write_given_bytes(uri: str, data: bytes) -> None:
+    """Like `write_bytes`, into a file that a user has named: a link goes on leading to it."""
     with whole_file(uri) as file:
-        file.write(text.encode())
+        file.write(data)
+
+
+def write_given_text(uri: str, text: str) -> None:
+    """Like `write_given_bytes`, UTF-8."""
+    write_given_bytes(uri, text.encode())
 
 
 def sync_folder(folder: Path) -> None:

@@ -900,6 +900,12 @@ def test_the_commands_print_what_was_found(
     shown = tmp_path / "words.txt"
     shown.write_text("\n".join(SOURCE[:20]))
     glove = ["--format", "glove"]
+    # As by every program, what a link leads to is written.
+    links = {tmp_path / name: tmp_path / f"to-{Path(name).name}"
+             for name in ("m.html", "m.png", "p/vectors.tsv")}  # fmt: skip
+    (tmp_path / "p").mkdir()
+    for link, target in links.items():
+        link.symlink_to(target)
     for arguments, said in (
         (["neighbors", run, "s1", "東京", "--count", "2"], "東京"),
         (["analogy", run, "s1", "s2", "s3", "--role", "source"], "s1 is to s2 as s3 is to"),
@@ -911,6 +917,7 @@ def test_the_commands_print_what_was_found(
     ):
         assert main(arguments) == 0
         assert said in capsys.readouterr().out
+    assert all(link.is_symlink() and target.is_file() for link, target in links.items())
     assert len((tmp_path / "p" / "vectors.tsv").read_text().splitlines()) == 9
     # As a locale without letters has it: bytes that it cannot read.
     assert main(["neighbors", run, os.fsencode("東京").decode("ascii", "surrogateescape")]) == 0

@@ -1119,8 +1119,10 @@ def test_the_command_writes_the_page_of_a_study(
     assert page.read_text() == study_page(wanted, OUTCOMES, command=command, plot_name="page.svg")
     assert (tmp_path / "s" / "page.svg").exists()
     other = tmp_path / "other.md"
+    other.symlink_to("elsewhere.md")  # as every program, it writes what the link leads to
     assert main(["study", written(tmp_path, plot=None), "--output", str(other)]) == 0
-    assert "![" not in other.read_text()
+    assert "![" not in (tmp_path / "elsewhere.md").read_text()
+    assert other.is_symlink()
     assert not other.with_suffix(".svg").exists()
     for name in ("x.txt", "gone/x.md"):
         assert main(["study", given, "--output", str(tmp_path / name)]) == 2
