@@ -5,6 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
+
+_NAME = "PYTHONSAFEPATH"
+
+
+class _Within:
+    """The blocks that threads are in, and the variable as it was before the first."""
+
+    lock = Lock()
+    blocks = 0
+    before: str | None = None
 
 
 @contextmanager
@@ -14,13 +25,19 @@ def safe_path() -> Iterator[None]:
 
     `multiprocessing` and Ray start theirs by ``-c`` and by name, for which Python looks into the
     working folder first. What their parent finds, they find: it hands them its own ``sys.path``.
+    Of blocks of several threads the last that ends leaves the variable as it was.
     """
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
+    with _Within.lock:
+        if _Within.blocks == 0:
+            _Within.before = os.environ.get(_NAME)
+            os.environ[_NAME] = "1"
+        _Within.blocks += 1
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop("PYTHONSAFEPATH", None)
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+        with _Within.lock:
+            _Within.blocks -= 1
+            if _Within.blocks == 0:
+                os.environ.pop(_NAME, None)
+                if _Within.before is not None:
+                    os.environ[_NAME] = _Within.before

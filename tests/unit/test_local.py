@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +18,7 @@ from dist_embed.data.lines_ahead import LinesAhead
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import stop
 from dist_embed.parallel.peers import peers_end_with_this_worker, peers_have_time
+from dist_embed.parallel.safe_path import safe_path
 
 FAILURE = {
     "kind": "failure", "rank": 1, "teller": 1, "relayed": False, "is_cause": True,
@@ -141,6 +142,21 @@ def test_workers_that_are_started_anew_import_nothing_from_the_working_folder(
     with pytest.raises(Started, match="1"):
         local.launch_local(len, (), num_workers=1, on_event=print, log_folder="", device="cuda")
     assert "PYTHONSAFEPATH" not in os.environ
+
+
+@pytest.mark.parametrize("before", [None, "0"])
+def test_blocks_of_several_threads_leave_the_safe_path_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, before: str | None
+) -> None:
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    if before is not None:
+        monkeypatch.setenv("PYTHONSAFEPATH", before)
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(safe_path())
+        second.enter_context(safe_path())
+        first.close()  # as a thread that began first and ends first
+        assert os.environ["PYTHONSAFEPATH"] == "1"
+    assert os.environ.get("PYTHONSAFEPATH") == before
 
 
 def test_workers_that_do_not_stop_in_time_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
