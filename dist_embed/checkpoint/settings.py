@@ -59,7 +59,10 @@ class CheckpointSection(Section):
         2, description="Failed saves in a row that a run goes on with; a full disk stops it."
     )
     retry_seconds: Annotated[Seconds, NO_RESULT, EXPERT] = Field(
-        120.0, description="How long a call that an object store fails is repeated."
+        120.0,
+        description="How long a call that the checkpoints' store fails is repeated, seconds, while "
+        "a run trains. All other calls on stores, of prepared data for one, are repeated for 120 "
+        "s.",
     )
     timeout_seconds: Annotated[Timeout, NO_RESULT, EXPERT] = Field(
         1800.0,
