@@ -62,7 +62,7 @@ class Folders:
             "logs": [], "neighbors": [text.split()[0]],
             "export embeddings": ["--format", "word2vec", "--output", output],
             "export checkpoint": ["--output", output], "report": ["--output", f"{output}.html"],
-            "evaluate": [], "compare": [],
+            "evaluate": ["--workers", "1"], "compare": ["--workers", "1"],
         }  # fmt: skip
         self.files = sorted(
             path.relative_to(original)
