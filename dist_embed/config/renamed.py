@@ -13,6 +13,7 @@ _READING_BEFORE = {"quoting": "auto", "wrong_rows": "refuse", "max_line_bytes": 
 _SAVING = ("asynchronous", "low_memory")
 # A sentence of a search batch is read as so many: what was the default is today's.
 _TOKENS_OF_SENTENCE = 32
+_MOST_TOKENS = 10_000_000  # that `search.batch_tokens` may be
 
 
 @cache
@@ -66,7 +67,7 @@ def _with_batch_tokens(values: dict[str, Any]) -> tuple[dict[str, Any], list[str
         raise ConfigError(f"search.batch_sentences: {sentences!r} is not allowed: {now}")
     if "batch_tokens" in kept:
         raise ConfigError(f"search.batch_sentences: not allowed beside search.batch_tokens: {now}")
-    tokens = _TOKENS_OF_SENTENCE * sentences
+    tokens = min(_TOKENS_OF_SENTENCE * sentences, _MOST_TOKENS)
     line = (
         f"search.batch_sentences={sentences}: batches have a budget of tokens now, and this is "
         f"read as search.batch_tokens={tokens}"
