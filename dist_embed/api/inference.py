@@ -28,7 +28,7 @@ from dist_embed.model.settings import ReplaceUnknown, TooLong
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.collector import collector_off
-from dist_embed.parallel.torchrun import is_first_process, under_torchrun
+from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.storage import uri as storage
 from dist_embed.streams import say
 from dist_embed.training.results import Evaluation, Translations
@@ -117,15 +117,15 @@ def translate_stream(
         step: as for `evaluate`.
         launcher: likewise.
 
-    Raises what `lines` and ``write`` do, and what `evaluate` does; what comes before a line that
-    cannot be read or is refused has been written then.
+    Raises what `lines` and ``write`` do, and what `evaluate` does, and UserError under torchrun;
+    what comes before a line that cannot be read or is refused has been written then.
     """
-    if not is_first_process():
-        lines = ()  # the first one's worker has them
+    if under_torchrun():  # each process would read and write as this one does
+        raise UserError("translate starts workers of its own: call it without torchrun")
     ahead = LinesAhead(lines)
     feed = Feed(ahead, write)
     with closing(ahead):
-        if not under_torchrun() and ahead.are_none(NONE_SECONDS):
+        if ahead.are_none(NONE_SECONDS):
             return
         try:
             _on_workers(TranslateStream(step_given(step)), config, launcher, None, feed)

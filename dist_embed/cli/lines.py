@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from dist_embed.errors import UserError
-from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.streams import write_out
 
 # Bytes. What a search takes of a line, `search.max_source_tokens` says.
@@ -69,8 +68,6 @@ def lines_to(name: str) -> Iterator[Callable[[list[str]], None]]:
         raise UserError("--output: '-' is not allowed: standard output is closed")
     from dist_embed.observe.events import printable
 
-    if under_torchrun():  # this process is a worker, whose output goes to the run's log
-        sys.stdout = os.fdopen(os.dup(1), "w")
     on_terminal = sys.stdout.isatty()
     yield lambda lines: write_out(
         _encoded([printable(line) for line in lines] if on_terminal else lines)

@@ -7,13 +7,10 @@ where workers are started again, and nothing is lost or made twice.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from dist_embed.data.lines_ahead import LinesAhead
 from dist_embed.observe.events import Event
-
-POLL_SECONDS = 0.05
 
 
 class Feed:
@@ -64,13 +61,6 @@ class Feed:
             self._given = taken or []
         number, self._wanted = self._wanted["number"], None
         return {"number": number, "first": self._written + 1, "lines": [*self._given]}
-
-    def receive(self, number: int, seconds: float) -> Event | None:
-        """`Receive` of `training.worker`, for a worker 0 that is this process."""
-        give_up_at = time.monotonic() + seconds
-        while (answer := self.answer()) is None and time.monotonic() < give_up_at:
-            time.sleep(POLL_SECONDS)
-        return answer
 
     def _take(self, lines: list[str], cut: list[int]) -> None:
         self._write(lines)

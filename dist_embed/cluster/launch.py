@@ -78,8 +78,7 @@ def launch(
     if task.trains and vocabulary_size:  # under torchrun worker 0 alone has it
         _check_step(config, vocabulary_size["target"], address)
     if under_torchrun():
-        received = feed.receive if feed else None
-        return run_worker(*arguments(resolve_device(cluster.device)), on_event, received)
+        return run_worker(*arguments(resolve_device(cluster.device)), on_event)
     if address is None:
         _check_machine(task, config, vocabulary_size, word_tables, resolve_device(cluster.device))
     if cluster.chosen_launcher(launcher) == "local":

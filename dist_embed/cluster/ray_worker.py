@@ -9,12 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 import ray
 import ray.train
 from ray import cloudpickle
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
 from dist_embed.observe.events import Event
 from dist_embed.parallel.collector import collector_off
@@ -53,8 +54,10 @@ def work(handed: dict[str, Any]) -> None:
         give_up_at = time.monotonic() + seconds
         while time.monotonic() < give_up_at:
             asked = mailbox.answered.remote(start, number)
-            if (answer := ray.get(asked, timeout=MAILBOX_SECONDS)) is not None:
-                return cast(Event, answer)
+            with suppress(GetTimeoutError):  # it is asked again
+                left = max(ANSWER_SECONDS, give_up_at - time.monotonic())
+                if (answer := ray.get(asked, timeout=left)) is not None:
+                    return cast(Event, answer)
             time.sleep(ANSWER_SECONDS)
         return None
 

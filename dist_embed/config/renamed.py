@@ -8,9 +8,12 @@ from typing import Any
 from dist_embed.errors import ConfigError
 from dist_embed.streams import say
 
+# How text was read before there were settings for it.
+_READING_BEFORE = {"quoting": "auto", "wrong_rows": "refuse", "max_line_bytes": 2**20}
 _SAVING = ("asynchronous", "low_memory")
 # A sentence of a search batch is read as so many: what was the default is today's.
 _TOKENS_OF_SENTENCE = 32
+_MOST_TOKENS = 10_000_000  # that `search.batch_tokens` may be
 
 
 @cache
@@ -64,7 +67,7 @@ def _with_batch_tokens(values: dict[str, Any]) -> tuple[dict[str, Any], list[str
         raise ConfigError(f"search.batch_sentences: {sentences!r} is not allowed: {now}")
     if "batch_tokens" in kept:
         raise ConfigError(f"search.batch_sentences: not allowed beside search.batch_tokens: {now}")
-    tokens = _TOKENS_OF_SENTENCE * sentences
+    tokens = min(_TOKENS_OF_SENTENCE * sentences, _MOST_TOKENS)
     line = (
         f"search.batch_sentences={sentences}: batches have a budget of tokens now, and this is "
         f"read as search.batch_tokens={tokens}"
@@ -96,6 +99,7 @@ def with_old_names(values: dict[str, Any]) -> dict[str, Any]:
     data = dict(values["data"])
     if data["words"] is None:
         del data["words"]
+    data |= {split: _without_reading(data[split]) for split in ("train", "validation", "test")}
     tables = values["embedding"]["tables"]
     embedding = values["embedding"] | {
         "tables": {side: _without_prefix(table) for side, table in tables.items()}
@@ -104,6 +108,10 @@ def with_old_names(values: dict[str, Any]) -> dict[str, Any]:
         "checkpoint": checkpoint, "cluster": cluster, "data": data, "embedding": embedding,
         "search": search,
     }  # fmt: skip
+
+
+def _without_reading(text: dict[str, Any] | None) -> dict[str, Any] | None:
+    return text and {k: v for k, v in text.items() if (k, v) not in _READING_BEFORE.items()}
 
 
 def _without_prefix(table: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -194,7 +194,9 @@ class PreparedData:
         if found != UNPROVEN_FORMAT:
             values = unsealed(text)
         data = as_kind(cls, values)
-        if "train" not in data.splits or set(SIDES) - data.vocabulary_size.keys():
+        if found == UNPROVEN_FORMAT and (
+            "train" not in data.splits or set(SIDES) - data.vocabulary_size.keys()
+        ):
             raise ValueError("it has no training data, or no vocabulary of a side")
         return data
 

@@ -35,7 +35,7 @@ def exists(fs: fsspec.AbstractFileSystem, path: str) -> bool:
     # fsspec's own says that nothing does where the store does not answer.
     try:
         fs.info(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 

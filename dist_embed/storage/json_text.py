@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -21,11 +23,30 @@ def from_json(text: str | bytes) -> Any:
 
 def as_kind(kind: type[T], values: Any) -> T:
     """A dataclass, and those in it, from what JSON has for it. Raises ValueError, with the first
-    key that does not fit.
+    key that does not fit or that it has no field for: one of a later version may decide something.
     """
     try:
-        return TypeAdapter(kind).validate_python(values)
+        # As JSON: lists are tuples there, and nothing else is taken for another type.
+        made = TypeAdapter(kind).validate_json(json.dumps(values), strict=True)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
         raise ValueError(f"{where}: {first['input']!r:.80}: {first['msg']}") from None
+    for name in _unknown(made, values):
+        raise ValueError(f"{name}: not known to this version")
+    return made
+
+
+def _unknown(made: Any, values: Any) -> Iterator[str]:
+    """Keys of ``values`` that dataclasses made of them have no field for."""
+    if is_dataclass(made):
+        known = {field.name for field in fields(made)}
+        yield from (str(key) for key in values if key not in known)
+        for name in known & values.keys():
+            yield from _unknown(getattr(made, name), values[name])
+    elif isinstance(made, dict):
+        for key in made:
+            yield from _unknown(made[key], values.get(str(key)))
+    elif isinstance(made, (list, tuple)):
+        for one, value in zip(made, values, strict=True):
+            yield from _unknown(one, value)

@@ -45,7 +45,8 @@ def translate_stream_task(context: Context, asked: TranslateStream) -> int:
 def _as_they_come(context: Context) -> Iterator[tuple[int, list[str]]]:
     """Lines, the same on every worker, and the number of the first of them. Collective."""
     group, receive = context.group, context.receive
-    seconds = min(IDLE_SECONDS, context.config.cluster.timeout_seconds / 4)
+    cluster = context.config.cluster
+    seconds = min(IDLE_SECONDS, cluster.timeout_seconds / 4, cluster.hang_seconds / 4)
     for number in itertools.count():
         most = LINES_OF_WORKER * group.num_workers
         context.reporter.emit({"kind": "wanted", "number": number, "most": most})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import time
 from collections import Counter
 from contextlib import nullcontext
 from typing import Any
@@ -63,15 +64,25 @@ def tensors_held(group: Group, tiny: Tiny, fail: bool) -> list[Counter[str]]:
         for number in range(first, first + 5):
             with pytest.raises(RuntimeError, match="broken") if fail else nullcontext():
                 sharded.step(number, pairs)
-        gc.collect()
-        held.append(
-            Counter(
-                f"{one.dtype}, {one.ndim}-D"
-                for one in gc.get_objects()
-                if isinstance(one, torch.Tensor)
-            )
-        )
+        held.append(tensors_here())
     return held
+
+
+def tensors_here() -> Counter[str]:
+    """All of this process, once two looks agree: gloo's threads let go of what they have sent a
+    moment after it is waited for.
+    """
+    found, before = Counter[str](), None
+    while found != before:
+        before = found
+        time.sleep(0.1)
+        gc.collect()
+        found = Counter(
+            f"{one.dtype}, {one.ndim}-D"
+            for one in gc.get_objects()
+            if isinstance(one, torch.Tensor)
+        )
+    return found
 
 
 @pytest.mark.parametrize(("num_samples", "batch_negatives"), [(0, False), (9, False), (9, True)])

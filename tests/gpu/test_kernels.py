@@ -125,7 +125,7 @@ def test_rows_and_state_are_those_of_the_formulas(
     monkeypatch.setattr(lookup_module, "fill_initial_rows", lambda *_, **__: None)
     monkeypatch.setattr(lookup_module, "in_bags", in_uneven_bags)
     if kernel == "fbgemm":
-        monkeypatch.setattr(lookup_module, "CpuRows", lambda kernel: kernel.forward)
+        monkeypatch.setattr(lookup_module, "CpuRows", lambda kernel, width: kernel.forward)
     rows = sizes(width)
     lookup = ShardedTables(
         {table: Table(count, width) for table, count in rows.items()}, group, optimizer=optimizer,

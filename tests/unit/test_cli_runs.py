@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -81,7 +82,8 @@ def asking(feed: Feed, how: dict[str, Any]) -> None:
     take, how["lines"] = feed.taking(print), []
     for number in count():
         take({"kind": "wanted", "number": number, "most": 2})
-        answer: Any = feed.receive(number, 30)
+        while (answer := feed.answer()) is None:
+            time.sleep(0.01)
         if not answer["lines"]:
             return
         how["lines"] += answer["lines"]
@@ -199,6 +201,19 @@ def test_a_translation_that_fails_leaves_its_file_as_it_was(
     # On standard output all before it is there.
     assert main(["translate", run_uri, "--input", str(texts)]) == 2
     assert capsys.readouterr().out == "A\nB\n"
+
+
+def test_under_torchrun_a_translation_is_refused(
+    launched: Launched, run_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    calls, out = launched(5), tmp_path / "out.txt"
+    out.write_text("before\n")
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_RANK", "1"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert main(["translate", run_uri, "--input", str(out), "--output", str(out)]) == 2
+    assert "call it without torchrun" in capsys.readouterr().err
+    assert (out.read_text(), calls) == ("before\n", [])
 
 
 def test_a_reader_that_has_seen_enough_ends_a_translation_quietly(

@@ -26,7 +26,7 @@ from dist_embed.checkpoint.manifest import CheckpointDamaged, CheckpointError, M
 from dist_embed.cli.export import _checkpoint
 from dist_embed.cli.main import build_parser, main
 from dist_embed.data.proof import FileInfo, NotReached
-from dist_embed.data.token_shards import PreparedData
+from dist_embed.data.token_shards import PreparedData, Split
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.data.tokenizer_files import tokenizer_name
 from dist_embed.errors import StoreUnavailable, UserError
@@ -480,7 +480,8 @@ def test_counts_are_those_of_the_tables_side(
     for role, side in (("source", "source"), ("target", "target"), ("output", "target")):
         assert word_counts(RunTable(run, role)).tolist() == counts[side]  # type: ignore[arg-type]
     assert capsys.readouterr() == ("", "")
-    (data / "data.json").write_text(replace(prepared, format=1).to_json())
+    before = replace(prepared, format=1, splits={"train": Split()})
+    (data / "data.json").write_text(before.to_json())
     assert word_counts(RunTable(run, "source")).tolist() == counts["source"]
     assert "was prepared before data carried digests" in capsys.readouterr().err
     (data / "vocabulary.source.parquet").write_bytes(b"no table")

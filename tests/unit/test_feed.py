@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 
@@ -74,14 +73,6 @@ def test_lines_that_were_cut_are_counted() -> None:
     assert workers.feed.cut == (1, 3)
     workers.give_back(cut=(7, 8))
     assert workers.feed.cut == (3, 3)
-
-
-def test_a_worker_that_is_this_process_waits_for_a_while() -> None:
-    workers = Workers(["a"])
-    assert workers.feed.receive(0, 0.0) is None
-    workers.tell({"kind": "wanted", "number": 0, "most": 2})
-    answer: Any = workers.feed.receive(0, 30.0)
-    assert answer["lines"] == ["a"]
 
 
 def test_nothing_more_is_given_to_who_writes_into_nothing() -> None:

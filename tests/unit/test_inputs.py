@@ -14,7 +14,7 @@ import pytest
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import inputs, preparation
-from dist_embed.data.corpus import ParallelText
+from dist_embed.data.corpus import ParallelText, unwatched
 from dist_embed.data.inputs import Comparison, InputFile, compare_inputs, record_inputs
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepare import read_counts
@@ -373,7 +373,12 @@ def test_what_is_left_out_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "prepare_data", lambda *_, **more: data)
     said: list[str] = []
     preparation._prepare(
-        config_of(max_tokens=3, max_length_ratio=2), "folder", {}, said.append, ThisMachine(1)
+        config_of(max_tokens=3, max_length_ratio=2),
+        "folder",
+        {},
+        said.append,
+        ThisMachine(1),
+        unwatched,
     )
     assert said == [
         "train: 1,200 pairs, 9 target tokens "

@@ -38,7 +38,11 @@ def test_json_becomes_dataclasses() -> None:
     ("values", "said"),
     [({}, "parts: {}: "), ({"parts": -1}, "parts: -1: "), ({"parts": 10**40}, "parts: 1000"),
      ({"parts": "x" * 1000}, "parts: 'xxx"), ({"parts": 1, "files": [5]}, "files.0: 5: "),
-     ({"parts": 1, "names": {"a": []}}, r"names.a: \[\]: "), ([], r"the whole: \[\]: ")],
+     ({"parts": 1, "names": {"a": []}}, r"names.a: \[\]: "), ([], r"the whole: \[\]: "),
+     # What a later version may write, and what Python would take for another type.
+     ({"parts": 1, "whole": True}, "whole: not known"),
+     ({"parts": 1, "files": [{"size_bytes": 3, "sha256": "", "parity": 1}]}, "parity: not known"),
+     ({"parts": "1"}, "parts: '1': "), ({"parts": True}, "parts: True: ")],
 )  # fmt: skip
 def test_the_key_that_does_not_fit_is_named(values: object, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{said}") as told:

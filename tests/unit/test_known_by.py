@@ -87,6 +87,9 @@ def known_by(name: str) -> tuple[str, str, str, str]:
     text = re.sub(r"  submit:\n(    .*\n)*", "", config_to_yaml(config))
     text = text.replace("  launcher: auto\n", "  launcher: ray\n")
     text = text.replace("        prefix: ''\n", "")
+    text = text.replace(
+        "    quoting: auto\n    wrong_rows: refuse\n    max_line_bytes: 1048576\n", ""
+    )
     text = text.replace("  words: null\n", "").replace("  neighbors_of: []\n", "")
     text = re.sub("  (replace|hang)_seconds: .*\n", "", text)
     text = text.replace("  max_failures: null\n", "  max_failures: 0\n")

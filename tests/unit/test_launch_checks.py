@@ -10,16 +10,14 @@ import pytest
 import torch
 
 from dist_embed.cluster import launch as launching
-from dist_embed.cluster.feed import Feed
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.paths import with_absolute_paths
-from dist_embed.data.lines_ahead import LinesAhead
 from dist_embed.embedding.memory import CUDA_PROCESS_BYTES, GIB, READING_BYTES, tokenizer_bytes
 from dist_embed.errors import UserError
 from dist_embed.model.settings import ModelSection
 from dist_embed.observe.quiet import worker_log
 from dist_embed.training.needs import dense_parameters
-from dist_embed.training.tasks import Evaluate, Task, Train, TranslateStream
+from dist_embed.training.tasks import Evaluate, Task, Train
 
 VOCABULARY = {"source": 2**20, "target": 2**20}
 
@@ -164,15 +162,8 @@ def test_a_worker_of_torchrun_does_the_work_itself(monkeypatch: pytest.MonkeyPat
     result = launching.launch(
         Train("there"), config, vocabulary_size=VOCABULARY, on_event=print, stop_seconds=9.0
     )
-    ((task, resolved, on_event, receive),) = done
-    assert (result, task, on_event, receive) == ("result", Train("there"), print, None)
-    feed = Feed(LinesAhead(["a"]), print)
-    launching.launch(
-        TranslateStream(), config, vocabulary_size=VOCABULARY, on_event=print, feed=feed
-    )
-    *_, on_event, receive = done[-1]
-    on_event({"kind": "wanted", "number": 0, "most": 9})
-    assert receive(0, 30.0)["lines"] == ["a"]
+    ((task, resolved, on_event),) = done
+    assert (result, task, on_event) == ("result", Train("there"), print)
     assert resolved.cluster.device == "cpu"
     assert launching.cluster_address(config) is None
     for name in ("TORCHELASTIC_RUN_ID", "LOCAL_RANK"):
