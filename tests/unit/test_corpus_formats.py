@@ -164,6 +164,20 @@ def test_a_first_row_that_is_quoted_throughout_is_refused_where_it_is_text(put: 
     assert pairs(path, NUMBERED, quoting="none")[0] == ('"a"', '"b"')
 
 
+@pytest.mark.parametrize(
+    "text", ['"a\tb"\teine Katze\n', '"a\tb"\teine Katze\nx\ty\n', 'x\ty\n"a\tb"\teine Katze\n',
+             'x\ty\n"a\nb"\teine Katze\n'],
+)  # fmt: skip
+def test_quoted_cells_with_tabs_or_line_ends_are_not_cut(put: Put, text: str) -> None:
+    path = put("x.tsv", text)
+    assert "set quoting to csv" in refused(path, NUMBERED)
+    assert "set quoting to csv" in refused(path, NUMBERED, skip_wrong=True)
+    assert ("a b", "eine Katze") in [
+        (source.replace("\t", " "), target)
+        for source, target in pairs(path, NUMBERED, quoting="csv")
+    ]
+
+
 def test_quote_signs_are_text_where_that_is_said(put: Put) -> None:
     cell = '"He said ""yes"" ."'
     assert "line 2: looks quoted" in refused(put("x.tsv", f"source\ttarget\n{cell}\tx\n"))
@@ -174,8 +188,25 @@ def test_quote_signs_are_text_where_that_is_said(put: Put) -> None:
 def test_a_quote_without_an_end_is_told_by_where_it_begins(put: Put) -> None:
     path = put("x.csv", 'source,target\na,b\n"c,d\n' + "more,text\n" * 9)
     assert f"{path}, line 3: unexpected end of data" in refused(path)
-    message = refused(path, max_line_bytes=20, skip_wrong=True)
+    message = refused(path, max_line_bytes=20)
     assert f"{path}, line 3: the row that begins here is longer than max_line_bytes=20" in message
+    for limit in (20, 2**20):
+        found, count, _ = skipping(path, max_line_bytes=limit)
+        assert (found, count) == ([("a", "b"), *[("more", "text")] * 9], 1)
+
+
+@pytest.mark.parametrize("stray", ['"a,b', '"a\n\n"b"c,', '"a,b\n\xff'])
+@pytest.mark.parametrize("later", ['x,"y', '"quoted ""once""",y', 'x,y"'])
+def test_a_stray_quote_sign_takes_no_row_but_its_own(put: Put, stray: str, later: str) -> None:
+    rows = [f"a{i},b{i}" for i in range(100)]
+    lines = ["source,target", *rows, stray, *rows, later, *rows]
+    path = put("x.csv", ("\n".join(lines) + "\n").encode("latin-1"))
+    found, count, first = skipping(path)
+    expected = [tuple(row.split(",")) for row in rows]
+    assert found[:200] == expected * 2
+    assert found[-100:] == expected
+    assert count <= 4
+    assert f"{path}, line 102: " in first
 
 
 def test_a_long_cell_of_csv_is_read(put: Put) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import IO
 
 from dist_embed.data.settings import Quoting
@@ -48,26 +50,38 @@ def table_pairs(
     """
     is_quoted = quoting == "csv" or (quoting == "auto" and delimiter == ",")
     lines = lines_of(file, name, limit)
+    places: list[int] = []
+    width = 0
+
+    def fits(cells: list[str]) -> bool:
+        return len(cells) == width if width else len(cells) > max(places, default=-1)
+
     rows = _without_blank_end(
-        _quoted(lines, name, delimiter, limit) if is_quoted else _plain(lines, delimiter)
+        _quoted(lines, name, delimiter, limit, fits) if is_quoted else _plain(lines, delimiter)
     )
     must_tell = quoting == "auto" and not is_quoted
     if isinstance(columns[0], int) and isinstance(columns[1], int):
-        places, width = [columns[0] - 1, columns[1] - 1], 0
+        places = [columns[0] - 1, columns[1] - 1]
     else:
         _, header = next(rows, (1, []))
         if isinstance(header, WrongRow):
             raise header
         places, width = _places(name, header, columns, delimiter), len(header)
+    first: list[str] = []
     for number, cells in rows:
         if isinstance(cells, WrongRow):
             yield cells
-        elif must_tell and _looks_quoted(cells, number == 1):
+            continue
+        first = first or cells
+        if must_tell and (
+            _looks_quoted(cells, number == 1)
+            or (not width and cells not in _BLANK and _looks_cut(cells, first))
+        ):
             start = " | ".join(cells)[:80]
             raise CorpusError(f"{name}, line {number}: looks quoted ({start}): {_CHOOSE}")
         elif not width and cells in _BLANK:
             yield "", ""
-        elif len(cells) != width if width else len(cells) <= max(places):
+        elif not fits(cells):
             wanted = f"the header has {width}" if width else f"column {max(places) + 1} is wanted"
             hint = f"; {_CHOOSE}" if must_tell and any('"' in one for one in cells) else ""
             yield WrongRow(f"{name}, line {number}: {len(cells)} columns, {wanted}{hint}")
@@ -82,39 +96,50 @@ def _plain(lines: Iterator[str | WrongRow], delimiter: str) -> Iterator[tuple[in
 
 
 def _quoted(
-    lines: Iterator[str | WrongRow], name: str, delimiter: str, limit: int
-) -> Iterator[tuple[int, Cells]]:
-    wrong: list[WrongRow] = []
-    first, size = 1, 0
+    lines: Iterator[str | WrongRow], name: str, delimiter: str, limit: int,
+    fits: Callable[[list[str]], bool],
+) -> Iterator[tuple[int, Cells]]:  # fmt: skip
+    """Rows; what follows the first line of one that fails is read anew, for a quote sign too many
+    takes all lines up to the next one. One over several lines fails unless ``fits``.
+    """
+    row: list[str | WrongRow] = []
+    again: deque[str | WrongRow] = deque()
+    size = 0
 
     def fed() -> Iterator[str]:
         nonlocal size
-        for line in lines:
-            if isinstance(line, WrongRow):
-                wrong.append(line)
-                line = ""
-            size += len(line)
+        while (line := again.popleft() if again else next(lines, None)) is not None:
+            row.append(line)
+            text = line if isinstance(line, str) else ""
+            size += len(text)
             if size > limit:
-                raise CorpusError(
-                    f"{name}, line {first}: the row that begins here is {too_long(limit)}; does a "
-                    "quote sign have no end?"
+                raise csv.Error(
+                    f"the row that begins here is {too_long(limit)}; does a quote sign have no end?"
                 )
-            yield line + "\n"
+            yield text + "\n"
 
     # The module has one limit for all; ours is looked at above.
     csv.field_size_limit(max(csv.field_size_limit(), 2 * limit))
-    reader = csv.reader(fed(), delimiter=delimiter, strict=True)
+    first, reader = 1, None
     while True:
-        first, size = reader.line_num + 1, 0
-        cells: Cells | None
+        reader = reader or csv.reader(fed(), delimiter=delimiter, strict=True)
+        row.clear()
+        size = 0
+        cells: Cells
         try:
-            cells = next(reader, None)
+            if (found := next(reader, None)) is None:
+                return
+            cells, is_sound = found, len(row) == 1 or fits(found)
         except csv.Error as exc:
-            cells = WrongRow(f"{name}, line {first}: {exc}")
-        if cells is None:
-            return
-        yield first, wrong[0] if wrong else cells
-        wrong.clear()
+            cells, is_sound = WrongRow(f"{name}, line {first}: {exc}"), False
+        number = first
+        if is_sound:
+            cells = next((line for line in row if isinstance(line, WrongRow)), cells)
+            first += len(row)
+        else:
+            again.extendleft(reversed(row[1:]))
+            first, reader = first + 1, None
+        yield number, cells
 
 
 def _without_blank_end(rows: Iterator[tuple[int, Cells]]) -> Iterator[tuple[int, Cells]]:
@@ -137,6 +162,22 @@ def _looks_quoted(cells: Sequence[str], is_all: bool) -> bool:
         return True
     doubled = (one[1:-1] for one in quoted if '""' in one[1:-1])
     return any('"' not in one.replace('""', "") for one in doubled)
+
+
+def _looks_cut(cells: Sequence[str], first: Sequence[str]) -> bool:
+    """Whether a row has part of a quoted cell that was cut at a tab or at the end of a line: the
+    next cell of the ``first`` row ends it, or another row has another number of cells.
+    """
+    if cells is first:
+        return any(
+            _opens(one) and _opens(after[::-1]) and not _opens(after)
+            for one, after in pairwise(cells)
+        )
+    return len(cells) != len(first) and any(map(_opens, (*first, *cells)))
+
+
+def _opens(cell: str) -> bool:
+    return cell.startswith('"') and cell.count('"') % 2 == 1
 
 
 def _places(
