@@ -17,7 +17,7 @@ from dist_embed.data.text.rows import Column, CorpusError, Pair, WrongRow
 from dist_embed.data.text.tables import table_pairs
 from dist_embed.data.text.tmx import tmx_pairs
 from dist_embed.storage import uri as storage
-from dist_embed.storage.compressed import ENDINGS
+from dist_embed.storage.compressed import ENDINGS, OPEN_ERRORS, READ_ERRORS, name_of
 
 # Passes the pairs of a text on, and shows for what how many have been read.
 Watch = Callable[[str, Iterable[Pair]], Iterable[Pair]]
@@ -78,8 +78,10 @@ def expand(patterns: tuple[str, ...]) -> list[str]:
     for pattern in patterns:
         try:
             found = [pattern] if storage.exists(pattern) else storage.glob(pattern)
-        except ValueError as exc:
-            raise CorpusError(str(exc)) from exc
+        except FileNotFoundError:
+            found = []  # no archive of that name
+        except (*OPEN_ERRORS, *READ_ERRORS) as exc:
+            raise CorpusError(f"cannot read {pattern}: {exc}") from exc
         if not found:
             raise CorpusError(f"no file matches {pattern!r}")
         files += found
@@ -99,7 +101,7 @@ def _sound_pairs(corpus: ParallelText, skipped: Skipped) -> Iterator[Pair]:
 
 def _rows(corpus: ParallelText) -> Iterator[Pair | WrongRow]:
     for uri in expand(corpus.pairs):
-        if _own_name(uri).endswith(".zip"):
+        if name_of(uri).endswith(".zip"):
             yield from _zipped_rows(uri, corpus)
         else:
             with opened(uri) as file:
@@ -132,7 +134,7 @@ def _rows_of_file(
     file: IO[bytes], name: str, uri: str, corpus: ParallelText
 ) -> Iterator[Pair | WrongRow]:
     """``file``, whose ending is ``name``'s; messages call it ``uri``."""
-    name = _own_name(name)
+    name = name_of(name)
     for ending in ENDINGS:
         name = name.removesuffix(ending)
     how = (file, uri, corpus.columns, corpus.max_line_bytes)
@@ -144,8 +146,3 @@ def _rows_of_file(
         return tmx_pairs(*how)
     delimiter = "," if name.endswith(".csv") else "\t"
     return table_pairs(*how, delimiter=delimiter, quoting=corpus.quoting)
-
-
-def _own_name(uri: str) -> str:
-    """The file's, where it lies in an archive: ``zip://NAME::ARCHIVE``."""
-    return uri.partition("::")[0].lower()

@@ -28,7 +28,7 @@ _NAMES_SHOWN = 4
 
 def is_compressed(uri: str) -> bool:
     """Whether `open_decompressed` decompresses it by its ending."""
-    return _name(uri).endswith(ENDINGS)
+    return name_of(uri).endswith(ENDINGS)
 
 
 def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
@@ -37,7 +37,7 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
 
     Raises one of `OPEN_ERRORS`.
     """
-    ending = PurePosixPath(_name(uri)).suffix if ending is None else ending
+    ending = PurePosixPath(name_of(uri)).suffix if ending is None else ending
     if ending == ".zst":
         # pyarrow's reader tells a truncated file and reads several frames; zstandard's cannot.
         raw = pa.PythonFile(storage.open_file(uri), "r")
@@ -59,7 +59,8 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
     return io.BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file
 
 
-def _name(uri: str) -> str:
-    """The file's own, where it lies in an archive."""
+def name_of(uri: str) -> str:
+    """What tells a file's form by its ending: in lower case; where it lies in an archive, its own.
+    """
     name = uri.partition("::")[0] if storage.archive_of(uri) != uri else uri
     return name.lower()  # .GZ, as some systems write it

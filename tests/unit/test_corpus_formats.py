@@ -89,6 +89,18 @@ def test_tables_without_a_header_are_read_by_number(put: Put, name: str, ending:
     assert pairs(put(name + ending, content), columns) == expected
 
 
+def test_the_ending_of_a_chained_url_tells_the_form(put: Put) -> None:
+    path = put("train.CSV", "source,target\na,b\n")
+    assert pairs(f"simplecache::file://{path}") == [("a", "b")]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_that_cannot_be_read_is_one_line(put: Put, kind: str) -> None:
+    damaged = put("damaged", b"PK\x03\x04" + b"x" * 50)
+    assert "cannot read" in refused(f"{kind}://a.tsv::{damaged}")
+    assert "no file matches" in refused(f"{kind}://a.tsv::{damaged}.gone")
+
+
 def test_a_column_behind_the_last_is_named(put: Put) -> None:
     path = put("x.tsv", "a\tb\tc\nd\te\n")
     assert f"{path}, line 2: 2 columns, column 3 is wanted" in refused(path, (1, 3))
