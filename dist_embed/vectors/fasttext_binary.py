@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.vectors.file import BLOCK_BYTES, VectorFileError, Vectors, readable
+from dist_embed.vectors.file import BLOCK_BYTES, MAX_WIDTH, VectorFileError, Vectors, readable
 from dist_embed.vectors.stream import Forward, go_to, is_packed, open_stream, read_up_to
 from dist_embed.vectors.word_list import WordList
 
@@ -23,7 +23,6 @@ MAGIC = struct.pack("<i", 793712314)
 _VERSION = 12
 _END_OF_SENTENCE = "</s>"  # fastText gives it no n-grams
 _FNV_OFFSET, _FNV_PRIME = np.uint32(2166136261), np.uint32(16777619)
-_MAX_WIDTH = 2**16
 _MAX_WORD_BYTES = 2**16
 _ROW_SHIFT = 32
 _COPIED_ROWS = 2**13  # of the matrix, at once
@@ -135,7 +134,7 @@ class FastTextBinary:
             )
         self.width, self._num_buckets = settings[0], settings[8]
         self._shortest, self._longest = settings[9], settings[10]
-        if not (0 < self.width <= _MAX_WIDTH and self._num_buckets >= 0):
+        if not (0 < self.width <= MAX_WIDTH and self._num_buckets >= 0):
             raise VectorFileError(
                 f"{self.uri}: width {self.width} with {self._num_buckets} buckets is no model"
             )

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from dist_embed.vectors.file import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
+    MAX_WIDTH,
     VectorFileError,
     Vectors,
     readable,
@@ -56,10 +57,10 @@ class TextVectors:
         if has_header:
             first, end, _ = head.partition(b"\n")
             stated = parse_header(first)
-            if stated is None or not stated[1]:
+            if stated is None or not 0 < stated[1] <= MAX_WIDTH:
                 raise VectorFileError(
-                    f"{uri}, line 1: expected the number of words and the width, found "
-                    f"{first[:80].decode(errors='replace')!r}"
+                    f"{uri}, line 1: expected the number of words and the width (up to "
+                    f"{MAX_WIDTH:,}), found {first[:80].decode(errors='replace')!r}"
                 )
             self.num_stated, self.width = stated
             self._first_byte += len(first) + len(end)
@@ -216,7 +217,7 @@ class _TextSegment:
 def parse_header(line: bytes) -> tuple[int, int] | None:
     """Number and width from a first line; None where it is none."""
     fields = line.split()
-    if len(fields) != 2 or not all(text.isdigit() for text in fields):
+    if len(fields) != 2 or not all(text.isdigit() and len(text) < 19 for text in fields):
         return None
     return int(fields[0]), int(fields[1])
 

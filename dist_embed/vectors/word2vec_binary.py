@@ -8,12 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dist_embed.vectors.file import BLOCK_BYTES, HeldSegment, VectorFileError, readable
+from dist_embed.vectors.file import BLOCK_BYTES, MAX_WIDTH, HeldSegment, VectorFileError, readable
 from dist_embed.vectors.stream import Forward
 from dist_embed.vectors.text import parse_header
 
 _MAX_WORD_BYTES = 4096
-_MAX_WIDTH = 2**16
 
 
 class Word2VecBinary:
@@ -33,9 +32,9 @@ class Word2VecBinary:
         self.uri = uri
         with Forward(uri) as data:
             stated = parse_header(data.until(b"\n", _MAX_WORD_BYTES) or b"")
-        if stated is None or not 0 < stated[1] <= _MAX_WIDTH:
+        if stated is None or not 0 < stated[1] <= MAX_WIDTH:
             raise VectorFileError(
-                f"{uri}, line 1: expected the number of words and the width (up to {_MAX_WIDTH:,}) "
+                f"{uri}, line 1: expected the number of words and the width (up to {MAX_WIDTH:,}) "
                 "in digits"
             )
         self.num_stated: int | None

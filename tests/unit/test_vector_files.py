@@ -630,12 +630,20 @@ def test_a_mistake_far_behind_is_named_by_its_line(
                 read(file, num_parts)
 
 
-@pytest.mark.parametrize("first", ["3 0", "3", "a 1 2", "3 -2", "x" * 100 + " 1"])
+NO_HEADERS = ["3 0", "3", "3 65537", "3 " + "9" * 20, "9" * 5000 + " 2", "a 1 2", "3 -2"]
+
+
+@pytest.mark.parametrize("first", [*NO_HEADERS, "x" * 100 + " 1"])
 def test_a_header_that_was_promised_must_be_there(tmp_path: Path, first: str) -> None:
-    uri = saved(tmp_path, "v.vec", f"{first}\na 1 2\n".encode())
-    told = rf"v\.vec, line 1: expected the number of words and the width, found '{first[:80]}'$"
+    uri = saved(tmp_path, "v.vec", f"{first}\na 1 2 3\n".encode())
+    told = (
+        r"v\.vec, line 1: expected the number of words and the width \(up to 65,536\), found "
+        f"'{first[:80]}'$"
+    )
     with pytest.raises(VectorFileError, match=told):
         open_vectors(uri, "word2vec")
+    with pytest.raises(VectorFileError):
+        read_whole(uri)
 
 
 def test_a_matrix_without_rows_has_no_entries(tmp_path: Path) -> None:
