@@ -196,10 +196,15 @@ def _safetensors_matrix(file: IO[bytes], uri: str, wanted: str | None) -> _Matri
                 + f"it holds {', '.join(header) or 'nothing'}"
             )  # fmt: skip
         entry = matrices[names[0]]
+        if not all(type(one) is int and one >= 0 for one in entry["shape"] + entry["data_offsets"]):
+            raise ValueError(
+                f"{names[0]!r} has the shape {str(entry['shape'])[:80]} and the data_offsets "
+                f"{str(entry['data_offsets'])[:80]}; both are whole numbers from 0"
+            )
         rows, width = entry["shape"]
         begin, end = entry["data_offsets"]
         found = _Matrix(8 + size + begin, rows, width, _SAFETENSORS_TYPES[entry["dtype"]])
-        if rows < 0 or width < 1 or end - begin != math.prod((rows, width, found.itemsize)):
+        if width < 1 or end - begin != math.prod((rows, width, found.itemsize)):
             raise ValueError(f"{names[0]!r} has {end - begin} bytes for {rows} × {width}")
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise VectorFileError(f"{uri}: not a safetensors file: {exc}") from exc
