@@ -19,6 +19,7 @@ Vectors = NDArray[np.float32]
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Windows' editors begin a text with it
 # Read at once; the memory of a segment is a few times as much.
 BLOCK_BYTES = 4 * 2**20
+LONGEST_LINE = 2**24  # bytes, of a text
 MAX_WIDTH = 2**16  # that a header may state
 
 

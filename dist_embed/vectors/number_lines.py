@@ -9,15 +9,13 @@ from itertools import islice
 
 import pyarrow as pa
 
-from dist_embed.storage.compressed import READ_ERRORS
 from dist_embed.vectors.file import (
     BLOCK_BYTES,
-    BYTE_ORDER_MARK,
     HeldSegment,
     VectorFileError,
     Vectors,
 )
-from dist_embed.vectors.stream import open_stream
+from dist_embed.vectors.stream import lines_of, open_stream
 from dist_embed.vectors.text import parse_numbers
 from dist_embed.vectors.word_list import words_of
 
@@ -92,10 +90,5 @@ class NumberLines:
 
     def _lines(self) -> Iterator[bytes]:
         """Those that are not empty."""
-        try:
-            with open_stream(self.uri) as file:
-                for number, line in enumerate(file):
-                    if text := (line if number else line.removeprefix(BYTE_ORDER_MARK)).strip():
-                        yield text
-        except READ_ERRORS as exc:
-            raise VectorFileError(f"cannot read {self.uri}: {exc}") from exc
+        with open_stream(self.uri) as file:
+            yield from filter(None, map(bytes.strip, lines_of(file, self.uri)))

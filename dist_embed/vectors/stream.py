@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import IO
 
 from dist_embed.storage import uri as storage
 from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, open_decompressed
-from dist_embed.vectors.file import VectorFileError
+from dist_embed.vectors.file import BYTE_ORDER_MARK, LONGEST_LINE, VectorFileError
 
 _BUFFER_BYTES = 2**20
 # What compressed files begin with, and the ending that they should have.
@@ -75,6 +76,19 @@ def read_up_to(file: IO[bytes], count: int, uri: str) -> bytes:
             parts.append(data)
             count -= len(data)
     return b"".join(parts)
+
+
+def lines_of(file: IO[bytes], uri: str) -> Iterator[bytes]:
+    """The lines of an open text, with their ends and without a mark of the byte order.
+
+    Raises VectorFileError: it cannot be read, or a line has more bytes than `LONGEST_LINE`.
+    """
+    read = partial(file.readline, LONGEST_LINE + 1)
+    with _errors_named(uri):
+        for number, line in enumerate(iter(read, b""), start=1):
+            if len(line) > LONGEST_LINE:
+                raise VectorFileError(f"{uri}, line {number}: longer than {LONGEST_LINE:,} bytes")
+            yield line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
 
 
 class Forward:

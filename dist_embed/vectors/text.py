@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from dist_embed.vectors.file import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
+    LONGEST_LINE,
     MAX_WIDTH,
     VectorFileError,
     Vectors,
@@ -93,6 +94,7 @@ class TextVectors:
                 cut = data.rfind(b"\n") + 1
                 if not cut:
                     rest += data
+                    self._check_line(len(rest), offset)
                     continue
                 if number % num_parts == part:
                     yield offset, rest + data[:cut]
@@ -115,12 +117,18 @@ class TextVectors:
                 skipped = data.find(b"\n", 0, inside) + 1 if before else 0
                 if before and not skipped:
                     continue
+                last = data.rfind(b"\n", 0, inside - 1) + 1
                 while not (end := data.find(b"\n", inside - 1) + 1) and (
                     more := read_up_to(file, _TAIL_BYTES, self.uri)
                 ):
+                    self._check_line(len(data) - last, begin - before + last)
                     data += more
                 if (end or len(data)) > skipped:
                     yield begin - before + skipped, data[skipped : end or None]
+
+    def _check_line(self, size: int, offset: int) -> None:
+        if size > LONGEST_LINE:
+            raise VectorFileError(f"{self._place(offset, 0)}: longer than {LONGEST_LINE:,} bytes")
 
     def _segment(self, offset: int, block: bytes) -> _TextSegment:
         found = _TextSegment(self, offset)

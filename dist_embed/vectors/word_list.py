@@ -8,8 +8,8 @@ from array import array
 from collections.abc import Iterator
 from typing import IO
 
-from dist_embed.storage.compressed import READ_ERRORS
-from dist_embed.vectors.file import BYTE_ORDER_MARK, VectorFileError, readable
+from dist_embed.vectors.file import VectorFileError, readable
+from dist_embed.vectors.stream import lines_of
 
 
 class WordList:
@@ -50,17 +50,14 @@ def words_of(
     Raises:
         VectorFileError: it cannot be read, or has more words than ``most``.
     """
-    try:
-        given, in_columns = 0, False
-        for number, line in enumerate(file):
-            word = (line if number else line.removeprefix(BYTE_ORDER_MARK)).rstrip(b"\r\n")
-            if columns and not number and b"\t" in word:
-                in_columns = True
-                continue
-            if given != most:
-                given += 1
-                yield readable(word.partition(b"\t")[0] if in_columns else word)
-            elif word:
-                raise VectorFileError(f"{uri}: more words than the {most:,} rows beside it")
-    except READ_ERRORS as exc:
-        raise VectorFileError(f"cannot read {uri}: {exc}") from exc
+    given, in_columns = 0, False
+    for number, line in enumerate(lines_of(file, uri)):
+        word = line.rstrip(b"\r\n")
+        if columns and not number and b"\t" in word:
+            in_columns = True
+            continue
+        if given != most:
+            given += 1
+            yield readable(word.partition(b"\t")[0] if in_columns else word)
+        elif word:
+            raise VectorFileError(f"{uri}: more words than the {most:,} rows beside it")

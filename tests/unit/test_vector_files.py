@@ -432,7 +432,10 @@ def test_a_matrix_lies_where_its_header_says(tmp_path: Path) -> None:
         (safetensors({"x": entry([3, 2], [0, 23])}), "'x' has 23 bytes for 3 × 2"),
         (safetensors({"x": entry([3, 2], [1, 26])}), "'x' has 25 bytes for 3 × 2"),
         (safetensors({"x": entry([3, 0], [0, 0])}), "'x' has 0 bytes for 3 × 0"),
-        (safetensors({"x": entry([-1, 3], [12, 0])}), "'x' has -12 bytes for -1 × 3"),
+        (safetensors({"x": entry([-1, 3], [12, 0])}), "both are whole numbers from 0"),
+        (safetensors({"x": entry([3, 2], [-8, 16])}), r"data_offsets \[-8, 16\]; both are whole"),
+        (safetensors({"x": entry([3.0, 2.0], [0, 24])}), r"shape \[3.0, 2.0\] .*whole numbers"),
+        (safetensors({"x": entry([True, 6], [0, 24])}), r"shape \[True, 6\] .*whole numbers"),
         (safetensors({"x": {"shape": [1, 1]}}), "not a safetensors file"),
         (safetensors([]), "not a safetensors file"),
         (safetensors({"x": entry([3, 2], [0, 24])})[:30], "not a safetensors file"),
@@ -628,6 +631,35 @@ def test_a_mistake_far_behind_is_named_by_its_line(
             small.setattr(text, "BLOCK_BYTES", block)
             with pytest.raises(VectorFileError, match=rf"{name}, {said}"):
                 read(file, num_parts)
+
+
+@pytest.mark.parametrize("name", ["v.txt", "v.txt.gz"])
+def test_a_line_without_an_end_is_refused_by_its_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for module in (text, stream):
+        monkeypatch.setattr(module, "LONGEST_LINE", 300)
+    monkeypatch.setattr(text, "_TAIL_BYTES", 16)
+    long, pack = b"c" * 290, PACKED[name.removeprefix("v.txt")]
+    told = rf"{name}, line 4: longer than 300 bytes"
+    for count, is_read in ((1, True), (3, False)):
+        content = b"3 2\na 1 2\nb 3 4\n" + long * count + b" 5 6\nd 7 8\n"
+        file = as_file(open_vectors(saved(tmp_path, name, pack(content)), None))
+        with monkeypatch.context() as small:
+            small.setattr(text, "BLOCK_BYTES", 20)
+            for num_parts in (1, 3):
+                if is_read:
+                    assert read(file, num_parts)[0][2] == long.decode()
+                    continue
+                with pytest.raises(VectorFileError, match=told):
+                    read(file, num_parts)
+    numbers = saved(tmp_path, name, pack(b"1 2\n" * 3 + b"1" * 301))
+    with pytest.raises(VectorFileError, match=told):
+        read(as_file(open_vectors(numbers, "tsv", words=saved(tmp_path, "w", b"a\nb\nc\nd\n"))))
+    np.save(tmp_path / "v.npy", vectors_of(4, 2))
+    words = saved(tmp_path, name, pack(b"a\nb\nc\n" + b"d" * 301))
+    with pytest.raises(VectorFileError, match=told):
+        read(as_file(open_vectors(str(tmp_path / "v.npy"), None, words=words)))
 
 
 NO_HEADERS = ["3 0", "3", "3 65537", "3 " + "9" * 20, "9" * 5000 + " 2", "a 1 2", "3 -2"]
