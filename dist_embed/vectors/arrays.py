@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import math
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from tokenize import TokenError
 from typing import IO, Any, Literal
 
 import numpy as np
@@ -158,15 +160,17 @@ def _npy_matrix(file: IO[bytes], uri: str) -> _Matrix:
             if version == (1, 0)
             else npy_format.read_array_header_2_0
         )
-        shape, fortran_order, dtype = read(start)
-    except ValueError as exc:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of headers that Python 2 wrote
+            shape, fortran_order, dtype = read(start)
+    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as exc:
         raise VectorFileError(f"{uri}: not a .npy file: {exc}") from exc
     if dtype.hasobject:
         raise VectorFileError(
             f"{uri}: holds objects, pickled, which can run code: it is not read; save its matrix "
             "as numpy.save(FILE, numpy.stack(array).astype('float32'))"
         )
-    if len(shape) != 2 or not shape[1] or dtype.kind != "f" or dtype.itemsize > 8:
+    if len(shape) != 2 or shape[0] < 0 or shape[1] < 1 or dtype.kind != "f" or dtype.itemsize > 8:
         raise VectorFileError(
             f"{uri}: holds {dtype} of shape {shape}; expected a matrix of float16, float32 or "
             "float64"

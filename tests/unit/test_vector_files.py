@@ -275,6 +275,21 @@ def test_an_array_that_is_no_matrix_is_refused(tmp_path: Path, values: Any, said
         open_vectors(str(tmp_path / "v.npy"), None, words=words)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "header", ["{'descr': '<f4', 'shape': (2,", "{1: 2, 'descr': 3}", "(" * 500, "{[]: 1}",
+               "{'descr': '<f4', 'fortran_order': False, 'shape': (2, -2)}",
+               "{'descr': '<f4', 'fortran_order': False, 'shape': (-2L, 2L)}"],
+)  # fmt: skip
+def test_a_damaged_header_of_an_array_is_told(tmp_path: Path, header: str) -> None:
+    raw = header.encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(raw)) + raw + bytes(16)
+    uri, words = saved(tmp_path, "v.npy", content), saved(tmp_path, "words", b"a\nb\n")
+    with pytest.raises(VectorFileError) as caught:
+        open_vectors(uri, None, words=words)
+    assert str(caught.value).startswith(uri)
+
+
 def test_tabs_behind_a_word_with_spaces(tmp_path: Path) -> None:
     uri = saved(tmp_path, "v.txt", b"house\t1 2\nNew York\t3 4\nthe\t5 6\n")
     file = open_vectors(uri, "glove")
