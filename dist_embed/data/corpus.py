@@ -11,13 +11,13 @@ from dist_embed.data.settings import Quoting
 from dist_embed.data.text.aligned import aligned_lines
 from dist_embed.data.text.json_lines import json_pairs
 from dist_embed.data.text.lines import LONGEST_LINE, opened
-from dist_embed.data.text.members import archive_of, open_member, sides_among
+from dist_embed.data.text.members import archive_of, sides_among
 from dist_embed.data.text.parquet import parquet_pairs
 from dist_embed.data.text.rows import Column, CorpusError, Pair, WrongRow
 from dist_embed.data.text.tables import table_pairs
 from dist_embed.data.text.tmx import tmx_pairs
 from dist_embed.storage import uri as storage
-from dist_embed.storage.compressed import ENDINGS, OPEN_ERRORS, READ_ERRORS, name_of
+from dist_embed.storage.compressed import ENDINGS, OPEN_ERRORS, READ_ERRORS, name_of, open_member
 
 # Passes the pairs of a text on, and shows for what how many have been read.
 Watch = Callable[[str, Iterable[Pair]], Iterable[Pair]]

@@ -19,7 +19,10 @@ from dist_embed.storage import uri as storage
 
 ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".zip")
 # What opening raises, and what reading a damaged or truncated file does.
-OPEN_ERRORS = (OSError, ValueError, ImportError, zipfile.BadZipFile, tarfile.TarError)
+# RuntimeError: a .zip wants a password. NotImplementedError is one: a compression Python has not.
+OPEN_ERRORS = (
+    OSError, ValueError, ImportError, RuntimeError, zipfile.BadZipFile, tarfile.TarError,
+)  # fmt: skip
 READ_ERRORS = (
     OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError,
 )  # fmt: skip
@@ -50,7 +53,7 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
                 f"{len(names)} files in it; name one, as zip://NAME::{uri}, or unpack it"
                 + (f" ({', '.join(names[:_NAMES_SHOWN])}, …)" if names else "")
             )
-        return archive.open(names[0])
+        return open_member(archive, names[0])
     file: Any = storage.open_file(uri)
     if kind := get_compression(f"x{ending}", "infer"):
         return cast(IO[bytes], compr[kind](file, mode="rb"))
@@ -59,8 +62,16 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
     return io.BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file
 
 
+def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """A file of a ``.zip``. Raises one of `READ_ERRORS`."""
+    try:
+        member: Any = archive.open(name)
+    except RuntimeError as exc:
+        raise zipfile.BadZipFile(str(exc)) from exc
+    return io.BufferedReader(member)  # whose lines of limited length are not Python's
+
+
 def name_of(uri: str) -> str:
-    """What tells a file's form by its ending: in lower case; where it lies in an archive, its own.
-    """
+    """The name whose ending tells a file's form: in lower case, in an archive the file's own."""
     name = uri.partition("::")[0] if storage.archive_of(uri) != uri else uri
     return name.lower()  # .GZ, as some systems write it

@@ -18,7 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from dist_embed.data.corpus import ParallelText, Skipped, read_pairs
+from dist_embed.data.text.members import archive_of
 from dist_embed.data.text.rows import CorpusError, Pair
+from dist_embed.vectors.file import VectorFileError
+from dist_embed.vectors.formats import open_vectors
 
 NUMBERED = (1, 2)
 LANGUAGES = ("en", "de")
@@ -453,6 +456,32 @@ def test_a_zip_that_cannot_be_read_is_one_line(put: Put, tmp_path: Path) -> None
         for found in re.finditer(head, bytes(content)):
             content[found.start() + flags] |= 1
     assert "password required" in refused(put("x.zip", bytes(content)), LANGUAGES)
+
+
+@pytest.mark.parametrize(
+    ("places", "value", "said"), [((6, 8), 1, "password"), ((8, 10), 97, "compression method")]
+)
+def test_a_file_of_a_zip_that_cannot_be_opened_is_one_line(
+    put: Put, places: tuple[int, int], value: int, said: str
+) -> None:
+    content = bytearray(zipped(**{"x.tsv": "a\tb\n"}))
+    for head, place in zip((b"PK\x03\x04", b"PK\x01\x02"), places, strict=True):
+        content[content.rindex(head) + place] = value
+    path = put("x.zip", bytes(content))
+    inside = f"zip://folder/x.tsv::{path}"
+    assert said in refused(path, NUMBERED)
+    assert said in refused(inside, NUMBERED)
+    with pytest.raises(CorpusError, match=f"cannot read .*{said}"):
+        list(read_pairs(ParallelText(source=(path,), target=(path,))))
+    for uri in (path, inside):
+        with pytest.raises(VectorFileError, match=f"cannot read .*{said}"):
+            open_vectors(uri, None)
+
+
+def test_an_error_of_a_reader_is_none_of_the_archive(put: Put) -> None:
+    path = put("x.zip", zipped(**{"x.tsv": "a\tb\n"}))
+    with pytest.raises(RecursionError), archive_of(path):
+        raise RecursionError
 
 
 # Rows that cannot be read, and what has no end.

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import IO, Any
+from contextlib import ExitStack, contextmanager
 
 from dist_embed.data.text.rows import Column, CorpusError, listed
 from dist_embed.storage import uri as storage
 from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS
 
-# RuntimeError: it wants a password. NotImplementedError is one: a compression that Python has not.
-_ERRORS = (*OPEN_ERRORS, *READ_ERRORS, RuntimeError)
-
 
 @contextmanager
 def archive_of(uri: str) -> Iterator[zipfile.ZipFile]:
-    """An open ``.zip`` for the length of a block. Raises CorpusError."""
-    try:
-        with storage.open_file(uri) as file, zipfile.ZipFile(file) as archive:
+    """An open ``.zip`` for the length of a block.
+
+    Raises CorpusError, also for what goes wrong with the file in the block.
+    """
+    with ExitStack() as held:
+        try:
+            file = held.enter_context(storage.open_file(uri))
+            archive = held.enter_context(zipfile.ZipFile(file))
+        except OPEN_ERRORS as exc:
+            reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
+            raise CorpusError(f"cannot read {uri}: {reason}") from exc
+        try:
             yield archive
-    except _ERRORS as exc:
-        reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
-        raise CorpusError(f"cannot read {uri}: {reason}") from exc
-
-
-def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    """A file of an archive, to be read line by line."""
-    member: Any = archive.open(name)
-    return io.BufferedReader(member)  # whose lines of limited length are not Python's
+        except READ_ERRORS as exc:
+            raise CorpusError(f"cannot read {uri}: {exc}") from exc
 
 
 def sides_among(uri: str, names: Sequence[str], columns: tuple[Column, Column]) -> tuple[str, str]:
