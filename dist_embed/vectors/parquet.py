@@ -41,7 +41,8 @@ class ParquetVectors:
             kind = reader.schema.field(self._columns[1]).type
             self.width = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
             if not self.width and self.num_stated:
-                first = next(self._batches(reader, 0, 1)).column(1)
+                group = next(place for place, rows in enumerate(self._group_rows) if rows)
+                first = next(self._batches(reader, group, 1)).column(1)
                 self.width = len(first[0].as_py() or ())
         if not self.width:
             raise VectorFileError(f"{uri}: holds no vectors")
@@ -55,8 +56,7 @@ class ParquetVectors:
             for group in range(part, len(self._group_rows), num_parts):
                 origin = first[group]
                 for batch in self._batches(reader, group, at_once):
-                    texts = batch.column(0).cast(pa.large_binary()).to_pylist()
-                    words = [readable(text or b"") for text in texts]
+                    words = [readable(text or b"") for text in _as_bytes(batch.column(0))]
                     yield HeldSegment(self.uri, origin, words, self._rows(batch.column(1), origin))
                     origin += len(words)
 
@@ -98,10 +98,19 @@ class ParquetVectors:
 
 
 def _holds_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):  # as pandas' categories become
+        kind = kind.value_type
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
         or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
     )  # fmt: skip
+
+
+def _as_bytes(texts: pa.Array) -> list[bytes | None]:
+    if isinstance(texts, pa.DictionaryArray):
+        texts = texts.dictionary_decode()
+    found: list[bytes | None] = texts.cast(pa.large_binary()).to_pylist()
+    return found
 
 
 def _holds_numbers(kind: pa.DataType) -> bool:

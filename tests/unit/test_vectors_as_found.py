@@ -221,14 +221,21 @@ def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
 @pytest.mark.parametrize("lists", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2)])
 @pytest.mark.parametrize("texts", [pa.string(), pa.large_string(), pa.string_view(), pa.binary()])
+@pytest.mark.parametrize("in_dictionary", [False, True])
 def test_parquet_of_any_tool(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, lists: Any, texts: Any
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, lists: Any, texts: Any,
+    in_dictionary: bool,
+) -> None:  # fmt: skip
     monkeypatch.setattr(parquet, "BLOCK_BYTES", 16)
     words = ["a", None, "c"]
     rows = pa.array([row.astype(kind.to_pandas_dtype()) for row in VECTORS], lists(kind))
-    table = pa.table({"n": [1, 2, 3], "token": pa.array(words, texts), "embedding": rows})
-    pq.write_table(table, tmp_path / "v.parquet", row_group_size=2)
+    tokens = pa.array(words, texts)
+    if in_dictionary and texts != pa.string_view():  # of which Parquet holds no dictionary
+        tokens = tokens.dictionary_encode()
+    table = pa.table({"n": [1, 2, 3], "token": tokens, "embedding": rows})
+    with pq.ParquetWriter(tmp_path / "v.parquet", table.schema) as file:
+        file.write_table(table[:0])  # an empty row group
+        file.write_table(table, row_group_size=2)
     found, vectors = found_in(str(tmp_path / "v.parquet"))
     assert found == ["a", "", "c"]
     np.testing.assert_array_equal(vectors, VECTORS)
