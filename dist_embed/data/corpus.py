@@ -121,8 +121,12 @@ def _zipped_rows(uri: str, corpus: ParallelText) -> Iterator[Pair | WrongRow]:
     with archive_of(uri) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
         if len(names) == 1:
+            if name_of(names[0]).endswith(ENDINGS):
+                raise CorpusError(
+                    f"{uri}: {names[0]} in it is compressed too; give it as zip://{names[0]}::{uri}"
+                )
             with open_member(archive, names[0]) as file:
-                yield from _rows_of_file(file, names[0], uri, corpus)
+                yield from _rows_of_file(file, names[0], f"{uri}, {names[0]}", corpus)
             return
         sides = sides_among(uri, names, corpus.columns)
         with open_member(archive, sides[0]) as source, open_member(archive, sides[1]) as target:

@@ -445,6 +445,15 @@ def test_a_zip_with_one_file_is_read_as_that_file(put: Put) -> None:
     assert pairs(put("x.zip", zipped(**{"x.txt": "a\tb\n"})), NUMBERED) == [("a", "b")]
 
 
+def test_a_compressed_file_of_a_zip_is_named(put: Put) -> None:
+    path = put("x.zip", zipped(**{"x.csv.gz": gzip.compress(b"source,target\na,b\n")}))
+    inside = f"zip://folder/x.csv.gz::{path}"
+    assert f"give it as {inside}" in refused(path)
+    assert pairs(inside) == [("a", "b")]
+    path = put("x.zip", zipped(**{"x.csv": "source,target\na\n"}))
+    assert f"{path}, folder/x.csv, line 2: 1 columns" in refused(path)
+
+
 def test_a_zip_that_cannot_be_read_is_one_line(put: Put, tmp_path: Path) -> None:
     content = bytearray(zipped(**{"x.en": "a\n" * 99, "x.de": "b\n" * 99}))
     refused(put("x.zip", bytes(content[:-9])), LANGUAGES)
