@@ -261,6 +261,12 @@ def test_wrong_json_is_one_line(put: Put, row: str) -> None:
     assert f"{path}, line 2: " in first
 
 
+def test_wrong_json_is_told_by_its_line_alone(put: Put) -> None:
+    path = put("x.json", '[\n{"source": "a", "target": "b"}\n]\n')
+    told = "line 1: Expecting value, column 2; an object a line is expected"
+    assert refused(path) == f"{path}, {told}"
+
+
 @pytest.mark.parametrize("name", ["x.jsonl", "x.tmx", "x.parquet"])
 def test_columns_by_number_are_of_tables_alone(put: Put, name: str) -> None:
     assert "columns have names here, 1 and 2 are none" in refused(put(name, b""), NUMBERED)

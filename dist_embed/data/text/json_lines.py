@@ -27,5 +27,10 @@ def json_pairs(
                 if not isinstance(row, dict):
                     raise ValueError("no object; one a line is expected")
                 yield cell(nested(row, source), limit), cell(nested(row, target), limit)
+            except json.JSONDecodeError as exc:  # which knows of one line alone
+                yield WrongRow(
+                    f"{name}, line {number}: {exc.msg}, column {exc.colno}; an object a line is "
+                    "expected"
+                )
             except (ValueError, RecursionError) as exc:
                 yield WrongRow(f"{name}, line {number}: {exc}")
