@@ -526,6 +526,17 @@ def test_wrong_lines_of_either_side_take_the_other_with_them(put: Put) -> None:
     assert skipped.count == 2
 
 
+@pytest.mark.parametrize("end", ["\r\r\n", "\r" * 50 + "\n"])
+@pytest.mark.parametrize("size", [18, 19, 20])
+def test_the_end_of_a_line_at_the_limit_is_one(put: Put, end: str, size: int) -> None:
+    source, target = put("s", "a" * size + end + "b\n"), put("t", "x\ny\n")
+    corpus = ParallelText((source,), (target,), max_line_bytes=20)
+    assert list(read_pairs(corpus)) == [("a" * size, "x"), ("b", "y")]
+    source = put("s", "a" * 20 + "\r\rc\nb\n")
+    skipping = ParallelText((source,), (target,), max_line_bytes=20, skip_wrong=True)
+    assert list(read_pairs(skipping)) == [("b", "y")]
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])
 def test_a_line_of_just_the_limit_is_read(put: Put, end: str) -> None:
     path = put("s", "é" * 10 + end)

@@ -58,10 +58,12 @@ def lines_of(file: IO[bytes], name: str, limit: int, beyond: str = "") -> Iterat
     read = partial(file.readline, limit + 2)  # so that it fits with its end
     for number, line in enumerate(iter(read, b""), start=1):
         text = line.rstrip(b"\r\n")
-        if len(text) > limit:
+        is_long = len(text) > limit
+        while line and not line.endswith(b"\n"):  # the rest, which may be of the end alone
+            line = read()
+            is_long = is_long or bool(line.rstrip(b"\r\n"))
+        if is_long:
             yield WrongRow(f"{name}, line {number}: {beyond or too_long(limit)}")
-            while line and not line.endswith(b"\n"):
-                line = read()
             continue
         try:
             yield text.decode("utf-8-sig" if number == 1 else "utf-8")
