@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dist_embed.data.corpus import expand
 from dist_embed.data.text.lines import read_lines
+from dist_embed.data.text.rows import too_long
 from dist_embed.errors import UserError
 
 _BLOCK_CHARACTERS = 4_000_000
@@ -189,7 +190,7 @@ def _blocks(patterns: tuple[str, ...], longest: int) -> Iterator[Block]:
     lines: list[str] = []
     characters = 0
     for uri in expand(patterns):
-        for line in read_lines(uri, limit=longest):
+        for line in read_lines(uri, limit=longest, beyond=too_long(longest)):
             lines.append(line)
             characters += len(line)
             if characters >= _BLOCK_CHARACTERS:

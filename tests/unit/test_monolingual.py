@@ -77,5 +77,5 @@ def test_a_line_without_an_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.txt.gz"
     path.write_bytes(gzip.compress(b"a b\n" + b"c " * 500))
     assert len(read_monolingual(str(path), min_count=1, max_line_bytes=1000).ids) == 502
-    with pytest.raises(CorpusError, match=r"t\.txt\.gz, line 2: longer than 999 bytes"):
+    with pytest.raises(CorpusError, match=r"t\.txt\.gz, line 2: longer than max_line_bytes=999"):
         read_monolingual(str(path), min_count=1, max_line_bytes=999)

@@ -32,20 +32,23 @@ def opened(uri: str) -> Iterator[IO[bytes]]:
             raise CorpusError(f"cannot read {uri}: {exc}") from exc
 
 
-def read_lines(uri: str, *, limit: int = LONGEST_LINE) -> Iterator[str]:
-    """The lines of a text file, decompressed by its ending, without line ends.
+def read_lines(uri: str, *, limit: int = LONGEST_LINE, beyond: str = "") -> Iterator[str]:
+    """The lines of a text file, decompressed by its ending, without line ends; ``beyond`` is what
+    is wrong with longer ones.
 
     Raises:
         CorpusError: the file is missing or unreadable; a line is not UTF-8, or has more bytes than
             ``limit``.
     """
     with opened(uri) as file:
-        yield from decoded_lines(file, uri, limit=limit)
+        yield from decoded_lines(file, uri, limit=limit, beyond=beyond)
 
 
-def decoded_lines(file: IO[bytes], name: str, *, limit: int = LONGEST_LINE) -> Iterator[str]:
+def decoded_lines(
+    file: IO[bytes], name: str, *, limit: int = LONGEST_LINE, beyond: str = ""
+) -> Iterator[str]:
     """As `read_lines`, of an open file that messages call ``name``."""
-    for line in lines_of(file, name, limit, f"longer than {limit:,} bytes"):
+    for line in lines_of(file, name, limit, beyond or f"longer than {limit:,} bytes"):
         if isinstance(line, WrongRow):
             raise line
         yield line
