@@ -14,7 +14,7 @@ from fsspec.core import url_to_fs
 from dist_embed.errors import StorageError, StoreUnavailable
 from dist_embed.installed import missing_package
 from dist_embed.passwords import password_in
-from dist_embed.storage.retry import comes_from_the_store, first_line, is_refusal
+from dist_embed.storage.retry import ANSWERS, comes_from_the_store, first_line, is_refusal
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -59,7 +59,9 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
     except Exception as exc:  # as of ssh, which connects here
         if not comes_from_the_store(exc):
             raise
-        kind = StorageError if is_refusal(exc) else StoreUnavailable
+        # A key's file that is not there is refused as a wrong one is.
+        final = is_refusal(exc) or isinstance(exc, ANSWERS)
+        kind = StorageError if final else StoreUnavailable
         raise kind(f"cannot open {uri!r}: {first_line(exc)}") from exc
     if not retries:
         _try_once(client, fs)
@@ -103,7 +105,7 @@ def _options(client: str, retries: bool) -> dict[str, Any]:
 def _bound_sftp(fs: Any) -> None:
     """Give its answers a limit, and a connection that is lost another one."""
     connection = fs.client.get_transport()  # none where connecting has failed
-    if connection is None or not connection.is_active():
+    if connection is None or not connection.is_active() or fs.ftp.get_channel().closed:
         fs._connect()
     fs.ftp.get_channel().settimeout(READ_SECONDS)
 

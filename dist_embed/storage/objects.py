@@ -84,7 +84,9 @@ class ObjectStore:
 
     def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self.uri = uri
-        self._shared, self._root = filesystem(uri, retries=False)
+        self._shared, self._root = retried(
+            "connect to", uri, lambda: filesystem(uri, retries=False), retry_seconds
+        )
         self.is_local = isinstance(self._shared, LocalFileSystem)
         self._retry_seconds = retry_seconds
         self._ignores_conditions = False  # until `keeps_conditions` has found out

@@ -18,7 +18,7 @@ FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
 
 # What repeating does not change, and callers ask for.
-_ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 # HTTP's statuses of which the same holds, which nobody asks for. Not 400, for S3's time-outs and
 # bodies that were cut are among its; nor those of a store that is busy or changing.
 _REFUSALS = {401, 402, 403, 404, 405, 407, 410, 413, 414, 451, 501, 505, 507}
@@ -54,7 +54,7 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
     while True:
         try:
             return operation()
-        except _ANSWERS:
+        except ANSWERS:
             raise
         except (Exception, CancelledError) as exc:  # a client's, as its event loop ends
             if not comes_from_the_store(exc):
@@ -103,6 +103,7 @@ def first_line(exc: BaseException) -> str:
 
 def comes_from_the_store(exc: BaseException) -> bool:
     """Whether an error is a store's or its client's, and none of this program."""
-    return isinstance(exc, (OSError, TimeoutError, StoreUnavailable)) or any(
+    # EOFError is paramiko's, of a server that goes while one connects (5.1, transport.py).
+    return isinstance(exc, (OSError, EOFError, StoreUnavailable)) or any(
         kind.__module__.split(".")[0] in _CLIENTS for kind in type(exc).__mro__
     )

@@ -205,13 +205,13 @@ def used(environment: dict[str, str]) -> Iterator[None]:
             patched.setenv(name, value)
         patched.setattr(fsspec.config, "conf", {})
         fsspec.config.set_conf_env(fsspec.config.conf, environment)
-        _forget_clients()
+        forget_clients()
         try:
             yield
         finally:
-            _forget_clients()
+            forget_clients()
 
 
-def _forget_clients() -> None:
+def forget_clients() -> None:
     for client in fsspec.registry.values():
         client.clear_instance_cache()

@@ -8,18 +8,21 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.errors import StorageError, StoreUnavailable
+from dist_embed.storage import calls
 from dist_embed.storage import uri as storage
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.objects import ObjectStore
 from tests.integration.conftest import tiny_config
 from tests.stores.conftest import EachStore
-from tests.stores.kinds import WRONG, used
+from tests.stores.kinds import WRONG, forget_clients, used
+from tests.stores.s3_server import Server
 from tests.stores.two_checkpoints import NEWER, assert_holds, save, state_of
 
 
@@ -40,9 +43,7 @@ def test_files_are_written_found_and_removed(each_store: EachStore) -> None:
     assert [storage.read_range(deep, *r) for r in ((2, 4), (4, 99), (6, 8), (7, 9))] == [
         b"23", b"45", b"", b"",
     ]  # fmt: skip
-    with storage.open_file(storage.join(root, "pieces", "y.txt"), "wb") as file:
-        file.write(b"one ")
-        file.write(b"two")
+    storage.write_bytes(storage.join(root, "pieces", "y.txt"), b"one two")
     with storage.open_file(storage.join(root, "pieces", "y.txt")) as file:
         assert file.read() == b"one two"
     assert storage.names_in(root) == ["a", "pieces"]
@@ -195,6 +196,46 @@ def test_a_store_that_is_away_is_waited_for_as_long_as_is_said(each_store: EachS
             call()
         # Azure's library alone would go on for over a minute, gcsfs for half a one.
         assert time.monotonic() - started < 20
+
+
+def away_for(seconds: float, server: Server) -> threading.Timer:
+    server.kill()
+    back = threading.Timer(seconds, server.start)
+    back.start()
+    return back
+
+
+@pytest.mark.parametrize("each_store", ["sftp"], indirect=True)
+@pytest.mark.parametrize("method", ["cat_whole", "put_whole"])
+def test_a_server_that_goes_and_comes_is_connected_to_again(
+    each_store: EachStore, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    uri, original, goes = storage.join(each_store.root, "x"), getattr(calls, method), [1.0]
+    backs: list[threading.Timer] = []
+
+    def goes_within(*arguments: Any) -> Any:
+        if goes:
+            backs.append(away_for(goes.pop(), each_store.server))
+        return original(*arguments)
+
+    def use() -> None:
+        if method == "cat_whole":
+            assert storage.read_bytes(uri) == b"1"
+        else:
+            storage.write_bytes(uri, b"1")
+
+    storage.write_bytes(uri, b"1")
+    monkeypatch.setattr(calls, method, goes_within)
+    use()
+    assert len(backs) == 1
+    for _ in ("lost before", "never there"):
+        backs.append(away_for(1.0, each_store.server))
+        use()
+        forget_clients()
+    backs.append(away_for(1.0, each_store.server))
+    assert ObjectStore(each_store.root).names("d") == []
+    for back in backs:
+        back.join()
 
 
 @pytest.mark.heavy
