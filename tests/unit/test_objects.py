@@ -821,6 +821,19 @@ def test_where_conditions_are_ignored_create_looks_a_second_time(
     assert uri.names_in(remote.uri) == ["m"]  # no trial is left
 
 
+def test_a_trial_that_may_not_be_removed_answers_again(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removals = Calls(monkeypatch, "rm_file")
+    removals.errors = [PermissionError(errno.EACCES, "Access Denied")] * 2
+    for _ in range(2):
+        assert remote.keeps_conditions()
+        assert uri.names_in(remote.uri) == ["trial"]
+    assert remote.keeps_conditions()
+    assert uri.names_in(remote.uri) == []
+    assert removals.count == 3
+
+
 def test_a_store_that_is_away_is_no_empty_one(
     remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
