@@ -36,7 +36,8 @@ _MISCONFIGURED = {
 
 
 def retried(what: str, where: str, operation: Callable[[], T], seconds: float = RETRY_SECONDS) -> T:
-    """``operation()``, repeated with growing pauses for ``seconds`` while the store fails.
+    """``operation()``, repeated with growing pauses for ``seconds`` while the store fails; once
+    at least, unless that is 0: a try may take longer.
 
     Args:
         what: for the message, such as ``read`` or ``read x in``.
@@ -51,7 +52,9 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
     """
     give_up_at = time.monotonic() + seconds
     wait = FIRST_WAIT_SECONDS
+    tries = 0
     while True:
+        tries += 1
         try:
             return operation()
         except ANSWERS:
@@ -61,7 +64,7 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
                 raise
             if is_refusal(exc):
                 raise StorageError(f"cannot {what} {where}: {first_line(exc)}") from exc
-            if time.monotonic() + wait > give_up_at:
+            if (tries > 1 or not seconds) and time.monotonic() + wait > give_up_at:
                 raise StoreUnavailable(
                     f"could not {what} {where} within {seconds:.0f} s; "
                     f"the last error: {first_line(exc)}"

@@ -259,7 +259,12 @@ def write_bytes(uri: str, data: bytes) -> None:
         file.write(data)
 
 
-def _put(uri: str, put: Callable[[fsspec.AbstractFileSystem, str], object]) -> None:
+def _put(
+    uri: str,
+    put: Callable[[fsspec.AbstractFileSystem, str], object],
+    *,
+    client_repeats: bool = False,
+) -> None:
     """Write a whole file of a store by ``put``, which takes its client and where to."""
 
     def once(fs: fsspec.AbstractFileSystem, path: str) -> None:
@@ -268,7 +273,7 @@ def _put(uri: str, put: Callable[[fsspec.AbstractFileSystem, str], object]) -> N
         except FileNotFoundError as exc:
             raise calls.nowhere(uri, exc) from exc
 
-    _called("write", uri, once)
+    _called("write", uri, once, client_repeats=client_repeats)
 
 
 @contextmanager
@@ -286,7 +291,8 @@ def whole_file(uri: str, *, follow: bool = True) -> Iterator[IO[bytes]]:
             here = os.path.join(folder, "whole")
             with open(here, "w+b") as file:
                 yield file
-            _put(uri, lambda fs, where: fs.put_file(here, where))
+            # A large file takes many requests: not all of them again for one that fails.
+            _put(uri, lambda fs, where: fs.put_file(here, where), client_repeats=True)
         return
     path = str(local_path(uri))
     mode: int | None = None

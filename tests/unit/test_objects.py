@@ -641,6 +641,24 @@ def test_pauses_grow_and_end_within_the_limit(monkeypatch: pytest.MonkeyPatch) -
     assert len(set(clock.pauses)) == len(clock.pauses)
 
 
+@pytest.mark.parametrize(("seconds", "tries"), [(5.0, 2), (0.0, 1)])
+def test_what_takes_longer_than_its_limit_is_repeated_once(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, tries: int
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(retry, "time", clock)
+    calls = Calls(monkeypatch, "ls")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        clock.sleep(10.0)
+        raise OSError(errno.EBUSY, "busy")
+
+    calls.instead = fail
+    with pytest.raises(StoreUnavailable, match="busy"):
+        memory_store(retry_seconds=seconds).names("a")
+    assert calls.count == tries
+
+
 class NoCredentialsError(Exception):
     """As botocore's."""
 

@@ -344,6 +344,23 @@ def test_a_server_of_s3_is_asked_for_what_all_of_them_can(monkeypatch: pytest.Mo
     assert asked == [{}, {}]
 
 
+def test_a_file_that_takes_many_requests_is_put_by_a_client_that_repeats_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    def noted(uri: str, retries: bool = True) -> Any:
+        asked.append(retries)
+        return filesystem(uri, retries=retries)
+
+    monkeypatch.setattr(storage, "is_local", lambda uri: False)
+    monkeypatch.setattr(storage, "filesystem", noted)
+    with storage.whole_file("memory://parts/x") as file:
+        file.write(b"much")
+    storage.write_bytes("memory://parts/y", b"little")
+    assert asked == [True, False]
+
+
 @pytest.mark.parametrize(
     ("uri", "protocol"), [("s3://b/x", "s3"), ("blockcache::s3a://b/x", "s3a")]
 )  # fmt: skip
