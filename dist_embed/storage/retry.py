@@ -33,6 +33,9 @@ _MISCONFIGURED = {
     "ClientAuthenticationError", "AzureSigningError", "AuthenticationException",
     "BadHostKeyException", "ForbiddenOperation",
 }  # fmt: skip
+# Of these, what a renewal of credentials that has failed once looks like.
+_CREDENTIALS = {"NoCredentialsError", "ClientAuthenticationError"}
+CREDENTIAL_SECONDS = 8.0
 
 
 def retried(what: str, where: str, operation: Callable[[], T], seconds: float = RETRY_SECONDS) -> T:
@@ -47,10 +50,11 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
 
     Raises:
         StoreUnavailable: it failed to the end.
-        StorageError: the store refuses it, or credentials or settings are missing.
+        StorageError: the store refuses it, or settings are missing; after `CREDENTIAL_SECONDS` at
+            the most, where what it refuses may be credentials about to be renewed.
         FileNotFoundError, FileExistsError, …: what the store answered.
     """
-    give_up_at = time.monotonic() + seconds
+    started = time.monotonic()
     wait = FIRST_WAIT_SECONDS
     tries = 0
     while True:
@@ -62,9 +66,12 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
         except (Exception, CancelledError) as exc:  # a client's, as its event loop ends
             if not comes_from_the_store(exc):
                 raise
-            if is_refusal(exc):
+            late = time.monotonic() + wait - started
+            if is_refusal(exc) and not (
+                _may_be_renewed(exc) and late <= min(seconds, CREDENTIAL_SECONDS)
+            ):
                 raise StorageError(f"cannot {what} {where}: {first_line(exc)}") from exc
-            if (tries > 1 or not seconds) and time.monotonic() + wait > give_up_at:
+            if late > seconds and (tries > 1 or not seconds):
                 raise StoreUnavailable(
                     f"could not {what} {where} within {seconds:.0f} s; "
                     f"the last error: {first_line(exc)}"
@@ -96,6 +103,15 @@ def is_refusal(exc: BaseException) -> bool:
         or bool(kinds & _MISCONFIGURED)
         or status_of(exc) in _REFUSALS
     )
+
+
+def _may_be_renewed(exc: BaseException) -> bool:
+    """Whether a refusal may be of credentials whose renewal has failed."""
+    kinds = {kind.__name__ for kind in type(exc).__mro__}
+    if kinds & _CREDENTIALS:
+        return status_of(exc) != 403  # a key that the store itself refuses
+    # gcsfs's, of a token that has run out.
+    return status_of(exc) == 401 and "Invalid Credentials" in str(exc)
 
 
 def first_line(exc: BaseException) -> str:

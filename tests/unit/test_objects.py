@@ -682,8 +682,7 @@ HttpResponseError.__module__ = "azure.core.exceptions"
     [(HttpResponseError(401), StorageError), (HttpResponseError(403, "code"), StorageError),
      (HttpResponseError(404), StorageError), (OSError("Forbidden: http://x"), StorageError),
      (FileNotFoundError("gone"), FileNotFoundError), (PermissionError("403"), StorageError),
-     (ValueError("a mistake of ours"), ValueError), (KeyError("x"), KeyError),
-     (NoCredentialsError("Unable to locate credentials"), StorageError)],
+     (ValueError("a mistake of ours"), ValueError), (KeyError("x"), KeyError)],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )  # fmt: skip
 def test_what_repeating_does_not_change_counts_at_once(
@@ -701,6 +700,44 @@ def test_what_repeating_does_not_change_counts_at_once(
     if raised is StorageError:
         assert str(caught.value).startswith(f"cannot read x in {remote.uri}: ")
         assert "\n" not in str(caught.value)
+
+
+class ClientAuthenticationError(HttpResponseError):
+    """As azure's, of its token's server."""
+
+
+ClientAuthenticationError.__module__ = "azure.core.exceptions"
+
+
+class HttpError(Exception):
+    """As gcsfs's."""
+
+    code = 401
+
+
+HttpError.__module__ = "gcsfs.retry"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NoCredentialsError("Unable to locate credentials"), ClientAuthenticationError(400),
+     ClientAuthenticationError(401), HttpError("Invalid Credentials, 401")],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_credentials_get_some_seconds_to_be_renewed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(retry, "time", clock)
+    remote, calls = memory_store(), Calls(monkeypatch, "cat_file")
+    remote.put("x", [b"1"])
+    calls.errors = [error]
+    assert remote.read("x") == b"1"
+    calls.errors, clock.pauses = [error] * 1000, []
+    with pytest.raises(StorageError, match="cannot read x") as caught:
+        remote.read("x")
+    assert not isinstance(caught.value, StoreUnavailable)
+    assert 1 < sum(clock.pauses) <= retry.CREDENTIAL_SECONDS
 
 
 @pytest.mark.parametrize(
