@@ -95,7 +95,10 @@ def _options(client: str, retries: bool) -> dict[str, Any]:
             return options | {"requests_timeout": limits, "retry_timeout": CONNECT_SECONDS}
         return options | {"connection_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
     if client == "webdav":
-        options = {} if retries else {"retry": False}
+        # To connect, of a read, of a write, until a connection is free: else 5 s each.
+        options = {"timeout": (CONNECT_SECONDS, READ_SECONDS, READ_SECONDS, READ_SECONDS)}
+        if not retries:
+            options["retry"] = False
         # JSON, in fsspec's configuration and in the environment, has no pairs as httpx asks for.
         auth = fsspec.config.conf.get("webdav", {}).get("auth")
         return options | {"auth": tuple(auth)} if isinstance(auth, list) else options

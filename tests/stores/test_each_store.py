@@ -198,6 +198,14 @@ def test_a_store_that_is_away_is_waited_for_as_long_as_is_said(each_store: EachS
         assert time.monotonic() - started < 20
 
 
+@pytest.mark.parametrize("each_store", ["webdav"], indirect=True)
+@pytest.mark.parametrize("retries", [True, False])
+def test_a_slow_answer_of_webdav_is_waited_for(each_store: EachStore, retries: bool) -> None:
+    fs, _ = filesystem(each_store.root, retries=retries)
+    limits = fs.client.http.timeout.as_dict()
+    assert limits == {"connect": 10, "read": 60, "write": 60, "pool": 60}
+
+
 def away_for(seconds: float, server: Server) -> threading.Timer:
     server.kill()
     back = threading.Timer(seconds, server.start)
