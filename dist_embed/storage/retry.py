@@ -105,6 +105,11 @@ def is_refusal(exc: BaseException) -> bool:
     )
 
 
+def denies(exc: BaseException | None) -> bool:
+    """Whether a store's error says that this is not allowed to whoever asks."""
+    return isinstance(exc, PermissionError) or (exc is not None and status_of(exc) in (401, 403))
+
+
 def _may_be_renewed(exc: BaseException) -> bool:
     """Whether a refusal may be of credentials whose renewal has failed."""
     kinds = {kind.__name__ for kind in type(exc).__mro__}

@@ -29,7 +29,7 @@ from dist_embed.errors import NotWritable, StorageError, StoreUnavailable, UserE
 from dist_embed.storage import calls
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.local_file import NamedFile, named, regular
-from dist_embed.storage.retry import retried
+from dist_embed.storage.retry import denies, retried
 from dist_embed.storage.temporary import temporary_folder
 
 T = TypeVar("T")
@@ -289,7 +289,7 @@ def whole_file(uri: str, *, follow: bool = True) -> Iterator[IO[bytes]]:
     if not is_local(uri):
         with temporary_folder("dist_embed-file-") as folder:
             here = os.path.join(folder, "whole")
-            with open(here, "w+b") as file:
+            with named(here), open(here, "w+b") as file:
                 yield file
             # A large file takes many requests: not all of them again for one that fails.
             _put(uri, lambda fs, where: fs.put_file(here, where), client_repeats=True)
@@ -372,7 +372,8 @@ def check_writable(folder_uri: str, name: str) -> None:
     try:
         write_bytes(trial, b"")
     except (OSError, StorageError) as exc:
-        kind = NotWritable if isinstance(exc, OSError) else UserError
+        refused = isinstance(exc, OSError) or denies(exc.__cause__)
+        kind = NotWritable if refused else UserError
         raise kind(
             f"{name}: {folder_uri!r} is not allowed: nothing can be written there: {exc}"
         ) from exc

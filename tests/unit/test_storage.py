@@ -26,10 +26,11 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from dist_embed.cli.main import _code_of
 from dist_embed.data.proof import copy_proven
 from dist_embed.data.scratch import write_scratch
 from dist_embed.data.word_table import write_words
-from dist_embed.errors import StorageError, UserError
+from dist_embed.errors import NotWritable, StorageError, UserError
 from dist_embed.observe.quiet import open_log
 from dist_embed.passwords import masked, password_in
 from dist_embed.storage import clients, retry
@@ -292,6 +293,18 @@ def test_a_write_that_has_no_room_names_the_file(
         path.unlink(missing_ok=True)
         with pytest.raises(OSError, match=f"File too large: '{path}'"), full_disk():
             write()
+
+
+def test_a_file_on_its_way_to_a_store_that_has_no_room_is_named(
+    full_disk: Callable[[], AbstractContextManager[None]],
+) -> None:
+    def export() -> None:
+        with storage.whole_file("memory://room/x") as file, full_disk():
+            file.write(b"x" * 1000)
+            file.flush()
+
+    with pytest.raises(OSError, match="File too large: '.*/dist_embed-file-.*/whole'"):
+        export()
 
 
 def test_unknown_protocol_is_named() -> None:
@@ -649,8 +662,18 @@ def test_where_nothing_can_be_written_is_told_before(
     monkeypatch.setattr(MemoryFileSystem, "rm", refuse)
     storage.check_writable("memory://trials", "run.uri")  # that is no reason
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
-    with pytest.raises(UserError, match=r"^run\.uri: 'memory://trials' .*: Access Denied$"):
+    denied = r"^run\.uri: 'memory://trials' .*: Access Denied$"
+    with pytest.raises(NotWritable, match=denied) as told:
         storage.check_writable("memory://trials", "run.uri")
+    assert _code_of(told.value) == 1  # as on a disk
+
+    def nowhere(*_: Any, **more: Any) -> None:
+        raise FileNotFoundError("bucket")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", nowhere)
+    with pytest.raises(UserError, match=r"no such bucket") as absent:
+        storage.check_writable("memory://trials", "run.uri")
+    assert _code_of(absent.value) == 2
 
 
 class FarFile(AbstractBufferedFile):
