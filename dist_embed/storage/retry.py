@@ -22,6 +22,10 @@ ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryE
 # HTTP's statuses of which the same holds, which nobody asks for. Not 400, for S3's time-outs and
 # bodies that were cut are among its; nor those of a store that is busy or changing.
 _REFUSALS = {401, 402, 403, 404, 405, 407, 410, 413, 414, 451, 501, 505, 507}
+# S3's error codes of which it holds, with a status that does not tell: 400 or 301.
+_REFUSING_CODES = {
+    "InvalidToken", "AuthorizationHeaderMalformed", "PermanentRedirect", "InvalidBucketName",
+}  # fmt: skip
 # Packages whose exceptions come from talking to a store; not all of them are OSErrors.
 _CLIENTS = {
     "botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "google", "requests",
@@ -102,7 +106,16 @@ def is_refusal(exc: BaseException) -> bool:
         isinstance(exc, PermissionError)
         or bool(kinds & _MISCONFIGURED)
         or status_of(exc) in _REFUSALS
+        or _code_of_s3(exc) in _REFUSING_CODES
     )
+
+
+def _code_of_s3(exc: BaseException) -> str | None:
+    """The error code in a reply of S3."""
+    reply = getattr(exc, "response", None)
+    if isinstance(reply, dict):
+        return reply.get("Error", {}).get("Code")
+    return None if exc.__cause__ is None else _code_of_s3(exc.__cause__)
 
 
 def denies(exc: BaseException | None) -> bool:

@@ -15,9 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractFileSystem
+from s3fs.errors import translate_boto_error
 
 from dist_embed.errors import StorageError, StoreUnavailable
 from dist_embed.storage import objects, retry, uri
@@ -700,6 +702,23 @@ def test_what_repeating_does_not_change_counts_at_once(
     if raised is StorageError:
         assert str(caught.value).startswith(f"cannot read x in {remote.uri}: ")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("InvalidToken", 400), ("AuthorizationHeaderMalformed", 400), ("InvalidBucketName", 400),
+     ("PermanentRedirect", 301)],
+)  # fmt: skip
+def test_answers_of_s3_that_stay_the_same_count_at_once(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, code: str, status: int
+) -> None:
+    calls = Calls(monkeypatch, "cat_file")
+    reply = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    calls.errors = [translate_boto_error(ClientError(reply, "GetObject"))]
+    with pytest.raises(StorageError, match="cannot read x") as caught:
+        remote.read("x")
+    assert calls.count == 1
+    assert not isinstance(caught.value, StoreUnavailable)
 
 
 class ClientAuthenticationError(HttpResponseError):

@@ -303,7 +303,7 @@ def test_a_file_on_its_way_to_a_store_that_has_no_room_is_named(
             file.write(b"x" * 1000)
             file.flush()
 
-    with pytest.raises(OSError, match="File too large: '.*/dist_embed-file-.*/whole'"):
+    with pytest.raises(OSError, match=r"File too large: '.*/dist_embed-file-.*/whole'"):
         export()
 
 
