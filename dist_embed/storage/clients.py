@@ -14,7 +14,7 @@ from fsspec.core import url_to_fs
 from dist_embed.errors import StorageError, StoreUnavailable
 from dist_embed.installed import missing_package
 from dist_embed.passwords import password_in
-from dist_embed.storage.retry import ANSWERS, comes_from_the_store, first_line, is_refusal
+from dist_embed.storage.retry import ANSWERS, comes_from_the_store, in_a_line, is_refusal
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -62,7 +62,7 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
         # A key's file that is not there is refused as a wrong one is.
         final = is_refusal(exc) or isinstance(exc, ANSWERS)
         kind = StorageError if final else StoreUnavailable
-        raise kind(f"cannot open {uri!r}: {first_line(exc)}") from exc
+        raise kind(f"cannot open {uri!r}: {in_a_line(exc)}") from exc
     if not retries:
         _try_once(client, fs)
     return fs, path

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from dist_embed.errors import StorageError, StoreUnavailable
+from dist_embed.passwords import masked
 
 T = TypeVar("T")
 
@@ -74,11 +75,11 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
             if is_refusal(exc) and not (
                 _may_be_renewed(exc) and late <= min(seconds, CREDENTIAL_SECONDS)
             ):
-                raise StorageError(f"cannot {what} {where}: {first_line(exc)}") from exc
+                raise StorageError(f"cannot {what} {where}: {in_a_line(exc)}") from exc
             if late > seconds and (tries > 1 or not seconds):
                 raise StoreUnavailable(
                     f"could not {what} {where} within {seconds:.0f} s; "
-                    f"the last error: {first_line(exc)}"
+                    f"the last error: {in_a_line(exc)}"
                 ) from exc
         # Spread out: thousands of workers meet the same 503.
         time.sleep(wait * random.uniform(0.5, 1.0))
@@ -132,9 +133,10 @@ def _may_be_renewed(exc: BaseException) -> bool:
     return status_of(exc) == 401 and "Invalid Credentials" in str(exc)
 
 
-def first_line(exc: BaseException) -> str:
-    """An error in a line: some clients' hold the whole reply."""
-    text = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
+def in_a_line(exc: BaseException) -> str:
+    """An error in a line that is not too long: some clients' hold the whole reply."""
+    # Not cut within a password, which would then be shown.
+    text = masked(" ".join(str(exc).split()))
     return f"{type(exc).__name__}: {text[:500]}" if text else type(exc).__name__
 
 

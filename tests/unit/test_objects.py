@@ -24,6 +24,7 @@ from s3fs.errors import translate_boto_error
 from dist_embed.errors import StorageError, StoreUnavailable
 from dist_embed.storage import objects, retry, uri
 from dist_embed.storage.objects import ForeignObject, ObjectStore
+from dist_embed.storage.retry import in_a_line
 
 
 def memory_store(retry_seconds: float = 60.0) -> ObjectStore:
@@ -702,6 +703,18 @@ def test_what_repeating_does_not_change_counts_at_once(
     if raised is StorageError:
         assert str(caught.value).startswith(f"cannot read x in {remote.uri}: ")
         assert "\n" not in str(caught.value)
+
+
+def test_an_error_is_told_whole_in_a_line_without_passwords() -> None:
+    denied = OSError("Forbidden: https://storage/b/o/x\n\n  me has no storage.objects.get ")
+    assert (
+        in_a_line(denied)
+        == "OSError: Forbidden: https://storage/b/o/x me has no storage.objects.get"
+    )
+    cut = in_a_line(OSError("x" * 480 + " https://me:secret-password@host/x"))
+    assert "secret" not in cut
+    assert len(cut) <= len("OSError: ") + 500
+    assert in_a_line(OSError()) == "OSError"
 
 
 @pytest.mark.parametrize(
