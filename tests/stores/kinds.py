@@ -160,7 +160,8 @@ class Kind:
 def _packages(*names: str) -> Callable[[], str | None]:
     def missing() -> str | None:
         lacking = [name for name in names if not importlib.util.find_spec(name)]
-        return f"not installed: {', '.join(lacking)} (the extra `stores`)" if lacking else None
+        how = "pip install --no-deps -r launch/constraints/stores.txt"
+        return f"not installed: {', '.join(lacking)} ({how})" if lacking else None
 
     return missing
 
