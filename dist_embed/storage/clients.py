@@ -61,8 +61,8 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
             raise
         # A key's file that is not there is refused as a wrong one is.
         final = is_refusal(exc) or isinstance(exc, ANSWERS)
-        kind = StorageError if final else StoreUnavailable
-        raise kind(f"cannot open {uri!r}: {in_a_line(exc)}") from exc
+        error_type = StorageError if final else StoreUnavailable
+        raise error_type(f"cannot open {uri!r}: {in_a_line(exc)}") from exc
     if not retries:
         _try_once(client, fs)
     return fs, path

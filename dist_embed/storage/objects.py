@@ -29,7 +29,7 @@ from dist_embed.storage.calls import (
     files_below,
     is_in_place,
     names_in,
-    nowhere,
+    no_such_place,
     protocols,
     put_whole,
 )
@@ -283,7 +283,7 @@ class ObjectStore:
             else:
                 self._pipe_other(path, data, mode=mode)
         except FileNotFoundError as exc:
-            raise nowhere(self.uri, exc) from exc
+            raise no_such_place(self.uri, exc) from exc
 
     def _pipe_other(self, path: str, data: bytes, *, mode: str) -> None:
         try:

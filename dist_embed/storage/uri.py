@@ -271,7 +271,7 @@ def _put(
         try:
             calls.put_whole(fs, path, lambda where: put(fs, where))
         except FileNotFoundError as exc:
-            raise calls.nowhere(uri, exc) from exc
+            raise calls.no_such_place(uri, exc) from exc
 
     _called("write", uri, once, client_repeats=client_repeats)
 
