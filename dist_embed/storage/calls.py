@@ -117,6 +117,6 @@ def put_whole(fs: fsspec.AbstractFileSystem, path: str, put: Callable[[str], obj
         raise
 
 
-def nowhere(uri: str, exc: FileNotFoundError) -> StorageError:
+def no_such_place(uri: str, exc: FileNotFoundError) -> StorageError:
     """What is raised where a store has no place for what is written."""
     return StorageError(f"cannot write {uri}: there is no such bucket, container or share ({exc})")

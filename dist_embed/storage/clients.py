@@ -14,7 +14,7 @@ from fsspec.core import url_to_fs
 from dist_embed.errors import StorageError, StoreUnavailable
 from dist_embed.installed import missing_package
 from dist_embed.passwords import password_in
-from dist_embed.storage.retry import comes_from_the_store, first_line, is_refusal
+from dist_embed.storage.retry import ANSWERS, comes_from_the_store, in_a_line, is_refusal
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -61,8 +61,10 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
     except Exception as exc:  # as of ssh, which connects here
         if not comes_from_the_store(exc):
             raise
-        kind = StorageError if is_refusal(exc) else StoreUnavailable
-        raise kind(f"cannot open {uri!r}: {first_line(exc)}") from exc
+        # A key's file that is not there is refused as a wrong one is.
+        final = is_refusal(exc) or isinstance(exc, ANSWERS)
+        error_type = StorageError if final else StoreUnavailable
+        raise error_type(f"cannot open {uri!r}: {in_a_line(exc)}") from exc
     if not retries:
         _try_once(client, fs)
     return fs, path
@@ -95,7 +97,10 @@ def _options(client: str, retries: bool) -> dict[str, Any]:
             return options | {"requests_timeout": limits, "retry_timeout": CONNECT_SECONDS}
         return options | {"connection_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS}
     if client == "webdav":
-        options = {} if retries else {"retry": False}
+        # To connect, of a read, of a write, until a connection is free: else 5 s each.
+        options = {"timeout": (CONNECT_SECONDS, READ_SECONDS, READ_SECONDS, READ_SECONDS)}
+        if not retries:
+            options["retry"] = False
         # JSON, in fsspec's configuration and in the environment, has no pairs as httpx asks for.
         auth = fsspec.config.conf.get("webdav", {}).get("auth")
         return options | {"auth": tuple(auth)} if isinstance(auth, list) else options
@@ -105,7 +110,7 @@ def _options(client: str, retries: bool) -> dict[str, Any]:
 def _bound_sftp(fs: Any) -> None:
     """Give its answers a limit, and a connection that is lost another one."""
     connection = fs.client.get_transport()  # none where connecting has failed
-    if connection is None or not connection.is_active():
+    if connection is None or not connection.is_active() or fs.ftp.get_channel().closed:
         fs._connect()
     fs.ftp.get_channel().settimeout(READ_SECONDS)
 

@@ -21,7 +21,7 @@ def regular(path: str | Path, flags: int) -> int:
     Raises OSError, with the file's name.
     """
     try:
-        # O_NONBLOCK is nothing to a regular file.
+        # O_NONBLOCK changes nothing for a regular file, and a pipe is not waited for.
         handle = os.open(path, flags | os.O_NONBLOCK, 0o666)
     except OSError as exc:
         if exc.errno == errno.ENXIO:  # a pipe that nobody reads, a socket

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -30,7 +29,7 @@ from dist_embed.storage.calls import (
     files_below,
     is_in_place,
     names_in,
-    nowhere,
+    no_such_place,
     protocols,
     put_whole,
 )
@@ -84,7 +83,9 @@ class ObjectStore:
 
     def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self.uri = uri
-        self._shared, self._root = filesystem(uri, retries=False)
+        self._shared, self._root = retried(
+            "connect to", uri, lambda: filesystem(uri, retries=False), retry_seconds
+        )
         self.is_local = isinstance(self._shared, LocalFileSystem)
         self._retry_seconds = retry_seconds
         self._ignores_conditions = False  # until `keeps_conditions` has found out
@@ -121,10 +122,11 @@ class ObjectStore:
         """
         if self.is_local:
             return True
-        path = self._path(f"trial-{secrets.token_hex(8)}")
+        path = self._path("trial")
 
         def once() -> bool:
-            with suppress(FileExistsError):  # of a try whose reply was lost
+            # It is there where a reply was lost, and where it could not be removed.
+            with suppress(FileExistsError):
                 self._pipe(path, b"1", mode="create")
             try:
                 self._pipe(path, b"2", mode="create")
@@ -133,7 +135,8 @@ class ObjectStore:
             return False
 
         self._ignores_conditions = not self._retried("write a trial", once)
-        self.remove(path.rpartition("/")[2])
+        with suppress(StorageError):  # some may write and not remove
+            self.remove("trial")
         return not self._ignores_conditions
 
     def create(self, name: str, data: bytes) -> None:
@@ -280,7 +283,7 @@ class ObjectStore:
             else:
                 self._pipe_other(path, data, mode=mode)
         except FileNotFoundError as exc:
-            raise nowhere(self.uri, exc) from exc
+            raise no_such_place(self.uri, exc) from exc
 
     def _pipe_other(self, path: str, data: bytes, *, mode: str) -> None:
         try:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from dist_embed.errors import StorageError, StoreUnavailable
+from dist_embed.passwords import masked
 
 T = TypeVar("T")
 
@@ -18,10 +19,14 @@ FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
 
 # What repeating does not change, and callers ask for.
-_ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
+ANSWERS = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError)
 # HTTP's statuses of which the same holds, which nobody asks for. Not 400, for S3's time-outs and
 # bodies that were cut are among its; nor those of a store that is busy or changing.
 _REFUSALS = {401, 402, 403, 404, 405, 407, 410, 413, 414, 451, 501, 505, 507}
+# S3's error codes of which it holds, with a status that does not tell: 400 or 301.
+_REFUSING_CODES = {
+    "InvalidToken", "AuthorizationHeaderMalformed", "PermanentRedirect", "InvalidBucketName",
+}  # fmt: skip
 # Packages whose exceptions come from talking to a store; not all of them are OSErrors.
 _CLIENTS = {
     "botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "google", "requests",
@@ -33,10 +38,14 @@ _MISCONFIGURED = {
     "ClientAuthenticationError", "AzureSigningError", "AuthenticationException",
     "BadHostKeyException", "ForbiddenOperation",
 }  # fmt: skip
+# Of these, what a renewal of credentials that has failed once looks like.
+_CREDENTIALS = {"NoCredentialsError", "ClientAuthenticationError"}
+CREDENTIAL_SECONDS = 8.0
 
 
 def retried(what: str, where: str, operation: Callable[[], T], seconds: float = RETRY_SECONDS) -> T:
-    """``operation()``, repeated with growing pauses for ``seconds`` while the store fails.
+    """``operation()``, repeated with growing pauses for ``seconds`` while the store fails; once
+    at least, unless that is 0: a try may take longer.
 
     Args:
         what: for the message, such as ``read`` or ``read x in``.
@@ -46,25 +55,31 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
 
     Raises:
         StoreUnavailable: it failed to the end.
-        StorageError: the store refuses it, or credentials or settings are missing.
+        StorageError: the store refuses it, or settings are missing; after `CREDENTIAL_SECONDS` at
+            the most, where what it refuses may be credentials about to be renewed.
         FileNotFoundError, FileExistsError, …: what the store answered.
     """
-    give_up_at = time.monotonic() + seconds
+    started = time.monotonic()
     wait = FIRST_WAIT_SECONDS
+    tries = 0
     while True:
+        tries += 1
         try:
             return operation()
-        except _ANSWERS:
+        except ANSWERS:
             raise
         except (Exception, CancelledError) as exc:  # a client's, as its event loop ends
             if not comes_from_the_store(exc):
                 raise
-            if is_refusal(exc):
-                raise StorageError(f"cannot {what} {where}: {first_line(exc)}") from exc
-            if time.monotonic() + wait > give_up_at:
+            late = time.monotonic() + wait - started
+            if is_refusal(exc) and not (
+                _may_be_renewed(exc) and late <= min(seconds, CREDENTIAL_SECONDS)
+            ):
+                raise StorageError(f"cannot {what} {where}: {in_a_line(exc)}") from exc
+            if late > seconds and (tries > 1 or not seconds):
                 raise StoreUnavailable(
                     f"could not {what} {where} within {seconds:.0f} s; "
-                    f"the last error: {first_line(exc)}"
+                    f"the last error: {in_a_line(exc)}"
                 ) from exc
         # Spread out: thousands of workers meet the same 503.
         time.sleep(wait * random.uniform(0.5, 1.0))
@@ -92,17 +107,42 @@ def is_refusal(exc: BaseException) -> bool:
         isinstance(exc, PermissionError)
         or bool(kinds & _MISCONFIGURED)
         or status_of(exc) in _REFUSALS
+        or _code_of_s3(exc) in _REFUSING_CODES
     )
 
 
-def first_line(exc: BaseException) -> str:
-    """An error in a line: some clients' hold the whole reply."""
-    text = next((line.strip() for line in str(exc).splitlines() if line.strip()), "")
+def _code_of_s3(exc: BaseException) -> str | None:
+    """The error code in a reply of S3."""
+    reply = getattr(exc, "response", None)
+    if isinstance(reply, dict):
+        return reply.get("Error", {}).get("Code")
+    return None if exc.__cause__ is None else _code_of_s3(exc.__cause__)
+
+
+def denies(exc: BaseException | None) -> bool:
+    """Whether a store's error says that this is not allowed to whoever asks."""
+    return isinstance(exc, PermissionError) or (exc is not None and status_of(exc) in (401, 403))
+
+
+def _may_be_renewed(exc: BaseException) -> bool:
+    """Whether a refusal may be of credentials whose renewal has failed."""
+    kinds = {kind.__name__ for kind in type(exc).__mro__}
+    if kinds & _CREDENTIALS:
+        return status_of(exc) != 403  # a key that the store itself refuses
+    # gcsfs's, of a token that has run out.
+    return status_of(exc) == 401 and "Invalid Credentials" in str(exc)
+
+
+def in_a_line(exc: BaseException) -> str:
+    """An error in a line that is not too long: some clients' hold the whole reply."""
+    # Not cut within a password, which would then be shown.
+    text = masked(" ".join(str(exc).split()))
     return f"{type(exc).__name__}: {text[:500]}" if text else type(exc).__name__
 
 
 def comes_from_the_store(exc: BaseException) -> bool:
     """Whether an error is a store's or its client's, and none of this program."""
-    return isinstance(exc, (OSError, TimeoutError, StoreUnavailable)) or any(
+    # EOFError is paramiko's, of a server that goes while one connects (5.1, transport.py).
+    return isinstance(exc, (OSError, EOFError, StoreUnavailable)) or any(
         kind.__module__.split(".")[0] in _CLIENTS for kind in type(exc).__mro__
     )

@@ -25,11 +25,11 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.arguments import path_as_text
-from dist_embed.errors import NotWritable, StorageError, UserError
+from dist_embed.errors import NotWritable, StorageError, StoreUnavailable, UserError
 from dist_embed.storage import calls
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.local_file import NamedFile, named, regular
-from dist_embed.storage.retry import retried
+from dist_embed.storage.retry import denies, retried
 from dist_embed.storage.temporary import temporary_folder
 
 T = TypeVar("T")
@@ -74,7 +74,10 @@ def join(uri: str, *parts: str) -> str:
 
 def is_local(uri: str) -> bool:
     """Whether ``uri`` lies on this machine's file system."""
-    return isinstance(filesystem(uri)[0], LocalFileSystem)
+    try:
+        return isinstance(filesystem(uri)[0], LocalFileSystem)
+    except StoreUnavailable:  # a server that is away
+        return False
 
 
 def local_path(uri: str) -> Path:
@@ -126,25 +129,23 @@ def absolute(uri: str) -> str:
 
 def exists(uri: str) -> bool:
     """Whether a file or folder lies there."""
-    fs, path = filesystem(uri, retries=False)
 
-    def look() -> bool:
+    def look(fs: fsspec.AbstractFileSystem, path: str) -> bool:
         fs.invalidate_cache()
         return calls.exists(fs, path)
 
-    return _called(fs, "look at", uri, look)
+    return _called("look at", uri, look)
 
 
 def stamp(uri: str) -> Stamp:
     """A file's size and time. Raises FileNotFoundError, or StoreUnavailable."""
-    fs, path = filesystem(uri, retries=False)
 
-    def look() -> dict[str, Any]:
+    def look(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
         fs.invalidate_cache()
         info: dict[str, Any] = fs.info(path)
         return info
 
-    info = _called(fs, "look at", uri, look)
+    info = _called("look at", uri, look)
     size = info.get("size")
     text = next((str(info[key]) for key in (*_TIMES, *_TAGS) if info.get(key)), None)
     return Stamp(None if size is None else int(size), modified(info) or text)
@@ -177,23 +178,22 @@ def _parsed_time(text: str) -> datetime | None:
 def sha256_of(uri: str) -> str:
     """SHA-256 of a file's bytes as stored, in hex. Raises OSError, or StoreUnavailable."""
 
-    def read() -> str:
+    def read(fs: fsspec.AbstractFileSystem, path: str) -> str:
         digest = hashlib.sha256()
-        with open_file(uri) as file:
+        with _opened(fs, path, uri) as file:
             while block := file.read(_DIGEST_BLOCK_BYTES):
                 digest.update(block)
         return digest.hexdigest()
 
-    return _called(filesystem(uri)[0], "read", uri, read)
+    return _called("read", uri, read, client_repeats=True)
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises FileNotFoundError, or StoreUnavailable from an object store."""
-    fs, path = filesystem(uri, retries=False)
-    if isinstance(fs, LocalFileSystem):
-        with open(path, "rb", opener=regular) as file:
+    if is_local(uri):
+        with open(local_path(uri), "rb", opener=regular) as file:
             return file.read()
-    return _called(fs, "read", uri, lambda: calls.cat_whole(fs, path))
+    return _called("read", uri, calls.cat_whole)
 
 
 def read_given_text(uri: str) -> str:
@@ -203,12 +203,11 @@ def read_given_text(uri: str) -> str:
 
 def read_range(uri: str, start: int, end: int) -> bytes:
     """Bytes ``start`` to ``end`` of a file; fewer where it ends before. Raises as `read_bytes`."""
-    fs, path = filesystem(uri, retries=False)
-    if isinstance(fs, LocalFileSystem):
-        with open(path, "rb", opener=regular) as file:
+    if is_local(uri):
+        with open(local_path(uri), "rb", opener=regular) as file:
             file.seek(start)
             return file.read(max(0, end - start))
-    return _called(fs, "read", uri, lambda: calls.cat_range(fs, path, start, end))
+    return _called("read", uri, lambda fs, path: calls.cat_range(fs, path, start, end))
 
 
 def read_text(uri: str) -> str:
@@ -216,25 +215,26 @@ def read_text(uri: str) -> str:
     return read_bytes(uri).decode()
 
 
-def open_file(uri: str, mode: str = "rb", *, read_ahead: bool = True) -> IO[bytes]:
-    """An open file, to read or write it in pieces.
+def open_file(uri: str, *, read_ahead: bool = True) -> IO[bytes]:
+    """An open file, to read it in pieces.
 
     With ``read_ahead`` a store's client fetches more than was asked for, s3fs 50 MiB more.
     """
-    fs, path = filesystem(uri)
+    return _called(
+        "open", uri, lambda fs, path: _opened(fs, path, uri, read_ahead), client_repeats=True
+    )
+
+
+def _opened(
+    fs: fsspec.AbstractFileSystem, path: str, uri: str, read_ahead: bool = True
+) -> IO[bytes]:
+    """One try at `open_file`."""
     if isinstance(fs, LocalFileSystem):
-        if "w" in mode:
-            make_folder(Path(path).parent)
-        return open(path, mode, opener=regular)
-    if "w" in mode:
-        _called(fs, "write", uri, lambda: calls.make_parents(fs, path))
-    handle: IO[bytes]
+        return open(path, "rb", opener=regular)
     if not read_ahead:
         with suppress(TypeError):  # not all file systems have a cache that can be chosen
-            handle = _called(fs, "open", uri, lambda: fs.open(path, mode, cache_type="none"))
-            return _kept_open(handle, fs, uri)
-    handle = _called(fs, "open", uri, lambda: fs.open(path, mode))
-    return _kept_open(handle, fs, uri)
+            return _kept_open(fs.open(path, "rb", cache_type="none"), fs, uri)
+    return _kept_open(fs.open(path, "rb"), fs, uri)
 
 
 def _kept_open(handle: Any, fs: fsspec.AbstractFileSystem, uri: str) -> IO[bytes]:
@@ -252,24 +252,28 @@ def write_bytes(uri: str, data: bytes) -> None:
     store's put has the property already. For files of our own: a link in such a one's place is
     replaced, what it leads to is not.
     """
-    fs, path = filesystem(uri, retries=False)
-    if not isinstance(fs, LocalFileSystem):
-        _put(fs, uri, path, lambda where: fs.pipe_file(where, data))
+    if not is_local(uri):
+        _put(uri, lambda fs, where: fs.pipe_file(where, data))
         return
     with whole_file(uri, follow=False) as file:
         file.write(data)
 
 
-def _put(fs: fsspec.AbstractFileSystem, uri: str, path: str, put: Callable[[str], object]) -> None:
-    """Write a whole file of a store by ``put``, which takes where to."""
+def _put(
+    uri: str,
+    put: Callable[[fsspec.AbstractFileSystem, str], object],
+    *,
+    client_repeats: bool = False,
+) -> None:
+    """Write a whole file of a store by ``put``, which takes its client and where to."""
 
-    def once() -> None:
+    def once(fs: fsspec.AbstractFileSystem, path: str) -> None:
         try:
-            calls.put_whole(fs, path, put)
+            calls.put_whole(fs, path, lambda where: put(fs, where))
         except FileNotFoundError as exc:
-            raise calls.nowhere(uri, exc) from exc
+            raise calls.no_such_place(uri, exc) from exc
 
-    _called(fs, "write", uri, once)
+    _called("write", uri, once, client_repeats=client_repeats)
 
 
 @contextmanager
@@ -282,14 +286,15 @@ def whole_file(uri: str, *, follow: bool = True) -> Iterator[IO[bytes]]:
     leaves, and a link goes on leading to what is written; without ``follow`` the link itself is
     replaced.
     """
-    fs, path = filesystem(uri, retries=False)
-    if not isinstance(fs, LocalFileSystem):
+    if not is_local(uri):
         with temporary_folder("dist_embed-file-") as folder:
             here = os.path.join(folder, "whole")
-            with open(here, "w+b") as file:
+            with named(here), open(here, "w+b") as file:
                 yield file
-            _put(fs, uri, path, lambda where: fs.put_file(here, where))
+            # A large file takes many requests: not all of them again for one that fails.
+            _put(uri, lambda fs, where: fs.put_file(here, where), client_repeats=True)
         return
+    path = str(local_path(uri))
     mode: int | None = None
     # Before a link is read: the system may refuse to follow it (fs.protected_symlinks).
     with suppress(FileNotFoundError, NotADirectoryError):
@@ -367,7 +372,8 @@ def check_writable(folder_uri: str, name: str) -> None:
     try:
         write_bytes(trial, b"")
     except (OSError, StorageError) as exc:
-        kind = NotWritable if isinstance(exc, OSError) else UserError
+        refused = isinstance(exc, OSError) or denies(exc.__cause__)
+        kind = NotWritable if refused else UserError
         raise kind(
             f"{name}: {folder_uri!r} is not allowed: nothing can be written there: {exc}"
         ) from exc
@@ -416,49 +422,58 @@ def make_folder(folder: Path) -> None:
 
 def glob(uri: str) -> list[str]:
     """The files that a pattern with ``*``, ``?`` or ``[]`` names, sorted, as URIs like ``uri``."""
-    fs, path = filesystem(uri, retries=False)
-    sign = re.search(r"[*?[]", path)
-    if not sign:
-        return [uri]
-    if isinstance(fs, LocalFileSystem):
-        return sorted(fs.glob(path))
 
-    def look() -> list[str]:
+    def look(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
+        sign = re.search(r"[*?[]", path)
+        if not sign:
+            return [uri]
         fs.invalidate_cache()
-        return sorted(fs.glob(path))
+        found = sorted(fs.glob(path))
+        if isinstance(fs, LocalFileSystem):
+            return found
+        # A path need not tell which server it lies on: what is found takes the pattern's place.
+        fixed, pattern = path[: (cut := path.rfind("/", 0, sign.start()) + 1)], path[cut:]
+        return [uri.replace(pattern, name.removeprefix(fixed), 1) for name in found]
 
-    # A path need not tell which server it lies on: what has been found takes the pattern's place.
-    fixed, pattern = path[: (cut := path.rfind("/", 0, sign.start()) + 1)], path[cut:]
-    return [
-        uri.replace(pattern, found.removeprefix(fixed), 1)
-        for found in _called(fs, "list", uri, look)
-    ]
+    return _called("list", uri, look)
 
 
 def names_in(uri: str) -> list[str]:
     """The names of what lies in a folder, sorted; none where there is no such folder."""
-    fs, path = filesystem(uri, retries=False)
 
-    def look() -> list[str]:
+    def look(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
         found = calls.names_in(fs, path)
         return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
 
-    return _called(fs, "list", uri, look)
+    return _called("list", uri, look)
 
 
 def remove(uri: str) -> None:
     """Remove a file, or a folder with all below it; nothing happens where there is none."""
-    fs, path = filesystem(uri, retries=False)
 
-    def once() -> None:
+    def once(fs: fsspec.AbstractFileSystem, path: str) -> None:
         fs.invalidate_cache()
         with suppress(FileNotFoundError):
             if calls.exists(fs, path):
                 fs.rm(path, recursive=True)
 
-    _called(fs, "remove", uri, once)
+    _called("remove", uri, once)
 
 
-def _called(fs: fsspec.AbstractFileSystem, what: str, uri: str, operation: Callable[[], T]) -> T:
-    """On a local disk an error counts at once; an object store gets some time."""
-    return operation() if isinstance(fs, LocalFileSystem) else retried(what, uri, operation)
+def _called(
+    what: str,
+    uri: str,
+    operation: Callable[[fsspec.AbstractFileSystem, str], T],
+    *,
+    client_repeats: bool = False,
+) -> T:
+    """``operation`` with the client of ``uri`` and the path in it. On a local disk an error counts
+    at once; a store gets some time, and so does connecting to it.
+
+    With ``client_repeats`` its client repeats single requests too.
+    """
+
+    def once() -> T:
+        return operation(*filesystem(uri, retries=client_repeats))
+
+    return once() if is_local(uri) else retried(what, uri, once)

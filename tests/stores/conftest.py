@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -80,13 +81,15 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
         one.kill()
 
 
-@pytest.fixture(
-    params=[
-        # Other tests have a server of its kind by default.
-        pytest.param(name, marks=pytest.mark.heavy) if name == "s3-moto" else name
-        for name in KINDS
+def each_of(names: Iterable[str]) -> list[Any]:
+    """What `each_store` takes: kinds of stores, by name."""
+    # Other tests have a server of that kind by default.
+    return [
+        pytest.param(name, marks=pytest.mark.heavy) if name == "s3-moto" else name for name in names
     ]
-)
+
+
+@pytest.fixture(params=each_of(KINDS))
 def each_store(
     request: pytest.FixtureRequest, servers: Callable[[str], Server]
 ) -> Iterator[EachStore]:

@@ -160,7 +160,8 @@ class Kind:
 def _packages(*names: str) -> Callable[[], str | None]:
     def missing() -> str | None:
         lacking = [name for name in names if not importlib.util.find_spec(name)]
-        return f"not installed: {', '.join(lacking)} (the extra `stores`)" if lacking else None
+        how = "pip install --no-deps -r launch/constraints/stores.txt"
+        return f"not installed: {', '.join(lacking)} ({how})" if lacking else None
 
     return missing
 
@@ -205,13 +206,13 @@ def used(environment: dict[str, str]) -> Iterator[None]:
             patched.setenv(name, value)
         patched.setattr(fsspec.config, "conf", {})
         fsspec.config.set_conf_env(fsspec.config.conf, environment)
-        _forget_clients()
+        forget_clients()
         try:
             yield
         finally:
-            _forget_clients()
+            forget_clients()
 
 
-def _forget_clients() -> None:
+def forget_clients() -> None:
     for client in fsspec.registry.values():
         client.clear_instance_cache()

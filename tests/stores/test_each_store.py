@@ -8,19 +8,25 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 
 from dist_embed.checkpoint.load import load_newest
 from dist_embed.errors import StorageError, StoreUnavailable
+from dist_embed.storage import calls
 from dist_embed.storage import uri as storage
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.objects import ObjectStore
 from tests.integration.conftest import tiny_config
-from tests.stores.conftest import EachStore
-from tests.stores.kinds import WRONG, used
+from tests.stores.conftest import EachStore, each_of
+from tests.stores.kinds import KINDS, WRONG, forget_clients, used
+from tests.stores.s3_server import Server
 from tests.stores.two_checkpoints import NEWER, assert_holds, save, state_of
+
+# After so long a refusal is to be told that repeating does not change: a promise, no measurement.
+FINAL_SECONDS = 10.0
 
 
 def another_process(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -40,9 +46,7 @@ def test_files_are_written_found_and_removed(each_store: EachStore) -> None:
     assert [storage.read_range(deep, *r) for r in ((2, 4), (4, 99), (6, 8), (7, 9))] == [
         b"23", b"45", b"", b"",
     ]  # fmt: skip
-    with storage.open_file(storage.join(root, "pieces", "y.txt"), "wb") as file:
-        file.write(b"one ")
-        file.write(b"two")
+    storage.write_bytes(storage.join(root, "pieces", "y.txt"), b"one two")
     with storage.open_file(storage.join(root, "pieces", "y.txt")) as file:
         assert file.read() == b"one two"
     assert storage.names_in(root) == ["a", "pieces"]
@@ -144,17 +148,23 @@ def test_a_truncated_object_is_damage(each_store: EachStore, left: int) -> None:
     assert_holds(state, 5)
 
 
+@pytest.mark.parametrize(
+    "each_store",
+    # On webdav and sftp it is a folder like any other, which is made.
+    each_of(name for name in KINDS if name not in ("webdav", "sftp")),
+    indirect=True,
+)
 def test_a_place_that_is_not_there_is_told_at_once(each_store: EachStore) -> None:
     nowhere = each_store.bucket.replace("bucket", "no-such-bucket") + "/run"
-    if each_store.name in ("webdav", "sftp"):
-        return  # a folder like any other: it is made
     for write in (
         lambda: storage.write_bytes(storage.join(nowhere, "x"), b"1"),
         lambda: ObjectStore(nowhere).put("x", [b"1"]),
         lambda: ObjectStore(nowhere).create("x", b"1"),
     ):
+        started = time.monotonic()
         with pytest.raises(StorageError, match=nowhere) as caught:
             write()
+        assert time.monotonic() - started < FINAL_SECONDS
         assert not isinstance(caught.value, StoreUnavailable)
         assert "\n" not in str(caught.value)
     assert ObjectStore(nowhere).names("x") == []
@@ -162,11 +172,12 @@ def test_a_place_that_is_not_there_is_told_at_once(each_store: EachStore) -> Non
         ObjectStore(nowhere).read("x")
 
 
+@pytest.mark.parametrize(
+    "each_store", each_of(name for name, kind in KINDS.items() if kind.forbids), indirect=True
+)
 def test_a_wrong_key_is_told_at_once(
     each_store: EachStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if not each_store.kind.forbids:
-        return
     with used(each_store.server.environment_with(WRONG)):
         for use in (
             lambda: storage.write_bytes(storage.join(each_store.root, "x"), b"1"),
@@ -176,8 +187,10 @@ def test_a_wrong_key_is_told_at_once(
             lambda: ObjectStore(each_store.root).read("x"),
             lambda: ObjectStore(each_store.root).names("x"),
         ):
+            started = time.monotonic()
             with pytest.raises(StorageError, match=each_store.bucket) as caught:
                 use()
+            assert time.monotonic() - started < FINAL_SECONDS
             assert not isinstance(caught.value, StoreUnavailable)
     assert "Traceback" not in "".join(capfd.readouterr())
 
@@ -195,6 +208,54 @@ def test_a_store_that_is_away_is_waited_for_as_long_as_is_said(each_store: EachS
             call()
         # Azure's library alone would go on for over a minute, gcsfs for half a one.
         assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("each_store", ["webdav"], indirect=True)
+@pytest.mark.parametrize("retries", [True, False])
+def test_a_slow_answer_of_webdav_is_waited_for(each_store: EachStore, retries: bool) -> None:
+    fs, _ = filesystem(each_store.root, retries=retries)
+    limits = fs.client.http.timeout.as_dict()
+    assert limits == {"connect": 10, "read": 60, "write": 60, "pool": 60}
+
+
+def away_for(seconds: float, server: Server) -> threading.Timer:
+    server.kill()
+    back = threading.Timer(seconds, server.start)
+    back.start()
+    return back
+
+
+@pytest.mark.parametrize("each_store", ["sftp"], indirect=True)
+@pytest.mark.parametrize("method", ["cat_whole", "put_whole"])
+def test_a_server_that_goes_and_comes_is_connected_to_again(
+    each_store: EachStore, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    uri, original, goes = storage.join(each_store.root, "x"), getattr(calls, method), [1.0]
+    backs: list[threading.Timer] = []
+
+    def goes_within(*arguments: Any) -> Any:
+        if goes:
+            backs.append(away_for(goes.pop(), each_store.server))
+        return original(*arguments)
+
+    def use() -> None:
+        if method == "cat_whole":
+            assert storage.read_bytes(uri) == b"1"
+        else:
+            storage.write_bytes(uri, b"1")
+
+    storage.write_bytes(uri, b"1")
+    monkeypatch.setattr(calls, method, goes_within)
+    use()
+    assert len(backs) == 1
+    for _ in ("lost before", "never there"):
+        backs.append(away_for(1.0, each_store.server))
+        use()
+        forget_clients()
+    backs.append(away_for(1.0, each_store.server))
+    assert ObjectStore(each_store.root).names("d") == []
+    for back in backs:
+        back.join()
 
 
 @pytest.mark.heavy

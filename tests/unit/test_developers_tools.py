@@ -159,3 +159,24 @@ def test_ci_goes_on_without_packages_of_the_system(user: int, apt: str, tmp_path
             )
         )
         assert not calls.exists()
+
+
+def test_ci_ends_with_the_reason_where_its_environment_cannot_be_made(tmp_path: Path) -> None:
+    for name, text in {
+        ".ci/run": (ROOT / ".ci" / "run").read_text(),
+        "launch/setup.sh": "set -euo pipefail\necho no torch >&2\nfalse\necho went on\n",
+        "launch/test.sh": "echo tests\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("dirname", "readlink"):
+        (programs / name).symlink_to(f"/usr/bin/{name}")
+    for name in ("slurmctld", "munged", "chromium", "azurite-blob"):  # nothing is to be installed
+        (programs / name).symlink_to("/usr/bin/true")
+    done = subprocess.run(
+        ["/usr/bin/bash", ".ci/run"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={"PATH": str(programs)}, timeout=60,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr, done.returncode) == ("", "no torch\n", 1)

@@ -15,13 +15,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from fsspec.exceptions import FSTimeoutError
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractFileSystem
+from s3fs.errors import translate_boto_error
 
 from dist_embed.errors import StorageError, StoreUnavailable
 from dist_embed.storage import objects, retry, uri
 from dist_embed.storage.objects import ForeignObject, ObjectStore
+from dist_embed.storage.retry import in_a_line
 
 
 def memory_store(retry_seconds: float = 60.0) -> ObjectStore:
@@ -641,6 +644,24 @@ def test_pauses_grow_and_end_within_the_limit(monkeypatch: pytest.MonkeyPatch) -
     assert len(set(clock.pauses)) == len(clock.pauses)
 
 
+@pytest.mark.parametrize(("seconds", "tries"), [(5.0, 2), (0.0, 1)])
+def test_what_takes_longer_than_its_limit_is_repeated_once(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, tries: int
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(retry, "time", clock)
+    calls = Calls(monkeypatch, "ls")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        clock.sleep(10.0)
+        raise OSError(errno.EBUSY, "busy")
+
+    calls.instead = fail
+    with pytest.raises(StoreUnavailable, match="busy"):
+        memory_store(retry_seconds=seconds).names("a")
+    assert calls.count == tries
+
+
 class NoCredentialsError(Exception):
     """As botocore's."""
 
@@ -664,8 +685,7 @@ HttpResponseError.__module__ = "azure.core.exceptions"
     [(HttpResponseError(401), StorageError), (HttpResponseError(403, "code"), StorageError),
      (HttpResponseError(404), StorageError), (OSError("Forbidden: http://x"), StorageError),
      (FileNotFoundError("gone"), FileNotFoundError), (PermissionError("403"), StorageError),
-     (ValueError("a mistake of ours"), ValueError), (KeyError("x"), KeyError),
-     (NoCredentialsError("Unable to locate credentials"), StorageError)],
+     (ValueError("a mistake of ours"), ValueError), (KeyError("x"), KeyError)],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )  # fmt: skip
 def test_what_repeating_does_not_change_counts_at_once(
@@ -683,6 +703,73 @@ def test_what_repeating_does_not_change_counts_at_once(
     if raised is StorageError:
         assert str(caught.value).startswith(f"cannot read x in {remote.uri}: ")
         assert "\n" not in str(caught.value)
+
+
+def test_an_error_is_told_whole_in_a_line_without_passwords() -> None:
+    denied = OSError("Forbidden: https://storage/b/o/x\n\n  me has no storage.objects.get ")
+    assert (
+        in_a_line(denied)
+        == "OSError: Forbidden: https://storage/b/o/x me has no storage.objects.get"
+    )
+    cut = in_a_line(OSError("x" * 480 + " https://me:secret-password@host/x"))
+    assert "secret" not in cut
+    assert len(cut) <= len("OSError: ") + 500
+    assert in_a_line(OSError()) == "OSError"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("InvalidToken", 400), ("AuthorizationHeaderMalformed", 400), ("InvalidBucketName", 400),
+     ("PermanentRedirect", 301)],
+)  # fmt: skip
+def test_answers_of_s3_that_stay_the_same_count_at_once(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch, code: str, status: int
+) -> None:
+    calls = Calls(monkeypatch, "cat_file")
+    reply = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    calls.errors = [translate_boto_error(ClientError(reply, "GetObject"))]
+    with pytest.raises(StorageError, match="cannot read x") as caught:
+        remote.read("x")
+    assert calls.count == 1
+    assert not isinstance(caught.value, StoreUnavailable)
+
+
+class ClientAuthenticationError(HttpResponseError):
+    """As azure's, of its token's server."""
+
+
+ClientAuthenticationError.__module__ = "azure.core.exceptions"
+
+
+class HttpError(Exception):
+    """As gcsfs's."""
+
+    code = 401
+
+
+HttpError.__module__ = "gcsfs.retry"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [NoCredentialsError("Unable to locate credentials"), ClientAuthenticationError(400),
+     ClientAuthenticationError(401), HttpError("Invalid Credentials, 401")],
+    ids=lambda value: type(value).__name__,
+)  # fmt: skip
+def test_credentials_get_some_seconds_to_be_renewed(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(retry, "time", clock)
+    remote, calls = memory_store(), Calls(monkeypatch, "cat_file")
+    remote.put("x", [b"1"])
+    calls.errors = [error]
+    assert remote.read("x") == b"1"
+    calls.errors, clock.pauses = [error] * 1000, []
+    with pytest.raises(StorageError, match="cannot read x") as caught:
+        remote.read("x")
+    assert not isinstance(caught.value, StoreUnavailable)
+    assert 1 < sum(clock.pauses) <= retry.CREDENTIAL_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -819,6 +906,19 @@ def test_where_conditions_are_ignored_create_looks_a_second_time(
     assert pauses == [objects.SETTLE_SECONDS]
     remote.create("m/z", b"mine")
     assert uri.names_in(remote.uri) == ["m"]  # no trial is left
+
+
+def test_a_trial_that_may_not_be_removed_answers_again(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removals = Calls(monkeypatch, "rm_file")
+    removals.errors = [PermissionError(errno.EACCES, "Access Denied")] * 2
+    for _ in range(2):
+        assert remote.keeps_conditions()
+        assert uri.names_in(remote.uri) == ["trial"]
+    assert remote.keeps_conditions()
+    assert uri.names_in(remote.uri) == []
+    assert removals.count == 3
 
 
 def test_a_store_that_is_away_is_no_empty_one(

@@ -30,10 +30,11 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from dist_embed.arguments import begins
 from dist_embed.checkpoint.manifest import CheckpointLate
+from dist_embed.cli.main import _code_of
 from dist_embed.data.proof import copy_proven
 from dist_embed.data.scratch import write_scratch
 from dist_embed.data.word_table import write_words
-from dist_embed.errors import StorageError, UserError
+from dist_embed.errors import NotWritable, StorageError, UserError
 from dist_embed.observe.quiet import open_log
 from dist_embed.passwords import masked, password_in
 from dist_embed.storage import clients, retry
@@ -85,11 +86,9 @@ def test_a_file_system_that_takes_no_kind_of_cache_is_read(tmp_path: Path) -> No
         assert file.read() == b"text"
 
 
-def test_open_file_writes_and_reads_in_pieces(folder: str) -> None:
+def test_an_open_file_is_read_in_pieces(folder: str) -> None:
     uri = storage.join(folder, "new", "pieces.txt")
-    with storage.open_file(uri, "wb") as file:
-        file.write(b"one ")
-        file.write(b"two")
+    storage.write_bytes(uri, b"one two")
     with storage.open_file(uri) as file:
         assert [file.read(4), file.read()] == [b"one ", b"two"]
 
@@ -300,6 +299,18 @@ def test_a_write_that_has_no_room_names_the_file(
             write()
 
 
+def test_a_file_on_its_way_to_a_store_that_has_no_room_is_named(
+    full_disk: Callable[[], AbstractContextManager[None]],
+) -> None:
+    def export() -> None:
+        with storage.whole_file("memory://room/x") as file, full_disk():
+            file.write(b"x" * 1000)
+            file.flush()
+
+    with pytest.raises(OSError, match=r"File too large: '.*/dist_embed-file-.*/whole'"):
+        export()
+
+
 def test_unknown_protocol_is_named() -> None:
     with pytest.raises(StorageError, match=r"cannot open 'nope://x'.*nope"):
         filesystem("nope://x")
@@ -348,6 +359,23 @@ def test_a_server_of_s3_is_asked_for_what_all_of_them_can(monkeypatch: pytest.Mo
     for retries in (True, False):
         filesystem("memory://bucket/x", retries=retries)
     assert asked == [{}, {}]
+
+
+def test_a_file_that_takes_many_requests_is_put_by_a_client_that_repeats_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+
+    def noted(uri: str, retries: bool = True) -> Any:
+        asked.append(retries)
+        return filesystem(uri, retries=retries)
+
+    monkeypatch.setattr(storage, "is_local", lambda uri: False)
+    monkeypatch.setattr(storage, "filesystem", noted)
+    with storage.whole_file("memory://parts/x") as file:
+        file.write(b"much")
+    storage.write_bytes("memory://parts/y", b"little")
+    assert asked == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -671,8 +699,18 @@ def test_where_nothing_can_be_written_is_told_before(
     monkeypatch.setattr(MemoryFileSystem, "rm", refuse)
     storage.check_writable("memory://trials", "run.uri")  # that is no reason
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
-    with pytest.raises(UserError, match=r"^run\.uri: 'memory://trials' .*: Access Denied$"):
+    denied = r"^run\.uri: 'memory://trials' .*: Access Denied$"
+    with pytest.raises(NotWritable, match=denied) as told:
         storage.check_writable("memory://trials", "run.uri")
+    assert _code_of(told.value) == 1  # as on a disk
+
+    def nowhere(*_: Any, **more: Any) -> None:
+        raise FileNotFoundError("bucket")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", nowhere)
+    with pytest.raises(UserError, match=r"no such bucket") as absent:
+        storage.check_writable("memory://trials", "run.uri")
+    assert _code_of(absent.value) == 2
 
 
 class FarFile(AbstractBufferedFile):
@@ -698,7 +736,7 @@ def test_lines_of_a_far_file_do_not_cost_a_block_each(
 ) -> None:
     lines = [b"%d\n" % number for number in range(5000)]
     monkeypatch.setattr(FarStore, "content", packed(b"".join(lines)))
-    monkeypatch.setattr(storage, "filesystem", lambda uri: (FarStore(), uri))
+    monkeypatch.setattr(storage, "filesystem", lambda uri, **_: (FarStore(), uri))
     with open_decompressed(f"far{ending}") as file:
         assert list(file) == lines
 
